@@ -1,0 +1,34 @@
+# Thin: what is done is said in .ci/run and in README.rst, this only gives it short names.
+# Wants python3 with venv (on Debian: the package python3-venv).
+
+.PHONY: help test check lint docs demo bench
+help:
+	@echo "make test    run the tests;  ARGS='-k claim -x' goes to pytest"
+	@echo "make check   all that a change must pass (.ci/run)"
+	@echo "make lint    format, types, stairs and docstrings alone"
+	@echo "make docs    build the documentation into build/docs"
+	@echo "make demo    see it work"
+	@echo "make bench   measure it"
+
+.venv/made: setup.cfg pyproject.toml
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+test: .venv/made
+	.venv/bin/pytest $(ARGS)
+
+check:
+	.ci/run
+
+lint:
+	.ci/run lint
+
+docs:
+	.ci/run docs
+
+demo: .venv/made
+	.venv/bin/dtimer demo
+
+bench: .venv/made
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; .venv/bin/python "$$script"; done

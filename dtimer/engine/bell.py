@@ -1,0 +1,80 @@
+"""
+The bell: rung by anybody, waited for by one.
+
+A pipe and ``select``, because the wait is the library's punctuality: of the waits that
+CPython has, ``select`` overshoots least, and ``poll``, ``epoll`` and socket timeouts
+round up to whole milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+
+
+class Bell:
+    """Keeps a ring until it is cleared; many rings are one."""
+
+    def __init__(self) -> None:
+        # Reentrant, for a ring out of a signal handler that interrupted a ring.
+        self._lock = threading.RLock()
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        os.set_blocking(self._writer, False)
+        self._rung = False
+        self._open = True
+
+    @property
+    def descriptor(self) -> int:
+        """Readable while the bell is rung."""
+        return self._reader
+
+    def ring(self) -> None:
+        """Wake whoever waits, now or next; harmless after `close`."""
+        if self._rung:
+            return
+        with self._lock:
+            if self._open:
+                self._rung = True
+                # A full pipe is a rung bell.
+                with contextlib.suppress(BlockingIOError):
+                    os.write(self._writer, b"\0")
+
+    def clear(self) -> None:
+        """
+        Forget the rings so far.
+
+        A ring between the two steps is forgotten too: whoever clears the bell looks
+        for work afterwards, and finds what was rung for.
+        """
+        with contextlib.suppress(BlockingIOError):
+            while len(os.read(self._reader, 64)) == 64:
+                pass
+        self._rung = False
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a ring, at most *seconds*; return whether there was one."""
+        seconds = max(0.0, seconds)
+        try:
+            return bool(select.select([self._reader], [], [], seconds)[0])
+        except ValueError:
+            # A descriptor beyond 1023, which select cannot take.
+            poll = select.poll()
+            poll.register(self._reader, select.POLLIN)
+            return bool(poll.poll(seconds * 1000))
+
+    def close(self) -> None:
+        """Give the descriptors back. Nobody may be waiting."""
+        with self._lock:
+            if self._open:
+                self._open = False
+                self._rung = True
+                os.close(self._reader)
+                os.close(self._writer)
+
+    def __del__(self) -> None:
+        # Also in a forked child, which holds copies of its parent's descriptors.
+        if getattr(self, "_open", False):
+            self.close()

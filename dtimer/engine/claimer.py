@@ -1,0 +1,245 @@
+"""
+The claimer: the poll-fallback thread. Wait, take a turn, dispatch, repeat.
+
+Rule 1: nothing else in the process takes a turn. Whoever wants a claim rings the bell.
+
+Rule 2: this file does not know why it was woken. A wake, a poll, a freed hand and a
+leave all look alike, so none of them can be special.
+
+Rule 3: clear the bell, then claim. A ring that arrives during the claim is kept for the
+next turn; the other order loses it.
+
+Rule 4: a turn that was not answered is asked again as it was, until it is. So a lost
+reply delays its events by a try, and not by a lease.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from dtimer.engine.bell import Bell
+from dtimer.engine.dispatcher import Dispatcher
+from dtimer.engine.listener import Listener
+from dtimer.engine.service import Service
+from dtimer.model.claims import Turn, TurnRequest
+from dtimer.model.options import MOST_CLAIMS, Options
+
+_FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
+
+# The longest nap, whatever is asked for: a wait of ten years is many short ones.
+_LONGEST_NAP = 30.0
+
+# Heartbeats come this often in a lease: two may be lost.
+_BEATS = 3
+
+
+class Turns(Protocol):
+    """What the claimer asks of the store."""
+
+    def turn(self, request: TurnRequest) -> Turn:
+        """Take a turn, in one try."""
+        ...
+
+    def register(self) -> None:
+        """Register the node, again: its registration is gone."""
+        ...
+
+    def extend(self, held: list[tuple[str, int]], lease_us: int) -> list[bool]:
+        """Renew leases, and tell which are still held."""
+        ...
+
+    def trim(self) -> None:
+        """Drop the dead letters that are too many or too old."""
+        ...
+
+    def slow(self, error: BaseException | None) -> bool:
+        """Tell whether an error needs a person."""
+        ...
+
+
+class Claimer(Service):
+    """
+    Args:
+        name: The thread's.
+        turns: Asks the store.
+        bell: Waited for between turns.
+        listener: Tells whether the node hears.
+        dispatcher: Takes the claims.
+        options: The node's.
+        willing: Whether there is anybody to hand an event to.
+        changed: Told with None that Redis answers, or with the error that it does not.
+        announce: Has something emitted soon.
+        farewell: Called once, on this thread, at its very end.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        turns: Turns,
+        bell: Bell,
+        listener: Listener,
+        dispatcher: Dispatcher,
+        options: Options,
+        willing: Callable[[], bool],
+        changed: Callable[[Exception | None], None],
+        announce: Callable[..., None],
+        farewell: Callable[[], None],
+    ) -> None:
+        super().__init__(name, self._loop, changed)
+        self._turns = turns
+        self._bell = bell
+        self._listener = listener
+        self._dispatcher = dispatcher
+        self._options = options
+        self._willing = willing
+        self._changed = changed
+        self._announce = announce
+        self._farewell = farewell
+        self._seq = 0
+        self._request: TurnRequest | None = None
+        self._pause = _FIRST_PAUSE
+        self._next_beat = 0.0
+        self._give_up_at: float | None = None
+        #: Set when the first turn has been answered, or refused.
+        self.tried = threading.Event()
+        #: When a turn was last answered, on the monotonic clock.
+        self.answered: float | None = None
+        #: Why the last turn was not.
+        self.error: Exception | None = None
+
+    def stop_within(self, seconds: float | None) -> None:
+        """
+        Ask for the end: no new claims, running handlers end, all is settled.
+
+        What still runs after *seconds* is given back as it is; None waits for it.
+        """
+        if seconds is not None:
+            at = time.monotonic() + seconds
+            self._give_up_at = at if self._give_up_at is None else min(at, self._give_up_at)
+        self.stop()
+        self._bell.ring()
+
+    def _loop(self, stopping: threading.Event) -> None:
+        abandoned = False
+        while True:
+            self._bell.clear()
+            if stopping.is_set():
+                self._dispatcher.hand_back()
+                if not abandoned and self._overdue():
+                    abandoned = True
+                    self._dispatcher.abandon()
+            nap = self._take_turn(claiming=not stopping.is_set())
+            if stopping.is_set() and self._done(abandoned):
+                break
+            self._bell.wait(nap)
+        self._farewell()
+
+    def _overdue(self) -> bool:
+        return self._give_up_at is not None and time.monotonic() >= self._give_up_at
+
+    def _done(self, abandoned: bool) -> bool:
+        """Tell whether nothing is left to do, or, past the deadline, to be waited for."""
+        settled = not self._dispatcher.unsettled and self._request is None
+        if self._dispatcher.running and not abandoned:
+            return False
+        # A server that does not answer is not waited for past the deadline, nor for
+        # longer than one call may take where no deadline was given.
+        limit = self._give_up_at or (self.answered or 0.0) + self._options.timeout / 1e6
+        return settled or (self.error is not None and time.monotonic() >= limit)
+
+    def _take_turn(self, claiming: bool) -> float:
+        """Take one turn, and return how many seconds to nap after it."""
+        request = self._request = self._request or self._next_request(claiming)
+        sent = time.monotonic()
+        if request.echo:
+            # Before it is sent: it may be heard before this thread runs again.
+            self._listener.echo_sent()
+        try:
+            turn = self._turns.turn(request)
+            self._request = None
+            self._answered(request, turn, sent)
+            self._beat()
+        except Exception as e:
+            self._listener.echo_failed()
+            return self._failed(e)
+        return self._nap(request, turn, claiming)
+
+    def _next_request(self, claiming: bool) -> TurnRequest:
+        self._seq += 1
+        room = self._dispatcher.room() if claiming and self._willing() else 0
+        return TurnRequest(
+            seq=self._seq,
+            limit=room,
+            hears=self._listener.hears and claiming,
+            echo=self._listener.echo_due() <= 0,
+            settlements=self._dispatcher.take_settlements(),
+        )
+
+    def _answered(self, request: TurnRequest, turn: Turn, sent: float) -> None:
+        self.answered = time.monotonic()
+        self._pause = _FIRST_PAUSE
+        if turn.claims:
+            if not self._dispatcher.held():
+                self._next_beat = sent + self._options.lease / 1e6 / _BEATS
+            self._dispatcher.accept(turn.claims, sent)
+        self._dispatcher.settled(request.settlements, turn.results)
+        if self.error is not None or not self.tried.is_set():
+            self.error = None
+            self._changed(None)
+        self.tried.set()
+        for id, reason in turn.buried:
+            self._announce("expired" if reason == "expired" else "buried", id, reason)
+        if not turn.known:
+            self._turns.register()
+        if turn.buried or any(result.value == "d" for result in turn.results):
+            self._turns.trim()
+
+    def _beat(self) -> None:
+        """Renew the leases of what runs, when it is time."""
+        now = time.monotonic()
+        if now < self._next_beat:
+            return
+        self._next_beat = now + self._options.lease / 1e6 / _BEATS
+        holds = self._dispatcher.held()
+        for i in range(0, len(holds), MOST_CLAIMS):
+            part = holds[i : i + MOST_CLAIMS]
+            sent = time.monotonic()
+            kept = self._turns.extend([hold.key for hold in part], self._options.lease)
+            for hold, still in zip(part, kept, strict=True):
+                if still:
+                    hold.renewed(sent, self._options.lease)
+                elif not hold.settled:
+                    self._dispatcher.lose(hold)
+
+    def _failed(self, error: Exception) -> float:
+        if self.error is None or type(error) is not type(self.error):
+            self._changed(error)
+        self.error = error
+        self.tried.set()
+        if self._turns.slow(error):
+            return _SLOW_PAUSE
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        return random.uniform(self._pause / 2, self._pause)
+
+    def _nap(self, request: TurnRequest, turn: Turn, claiming: bool) -> float:
+        if self._dispatcher.unsettled:
+            return 0.0
+        if claiming and 0 < request.limit == len(turn.claims) and self._dispatcher.room():
+            return 0.0
+        now = time.monotonic()
+        # Jitter, so that nodes which started together do not poll together; downwards,
+        # so that the interval is a promise.
+        nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * random.uniform(0.75, 1)
+        if turn.wait_us is not None:
+            nap = min(nap, turn.wait_us / 1e6)
+        nap = min(nap, max(0.0, self._listener.echo_due()))
+        if self._dispatcher.running:
+            nap = min(nap, max(0.0, self._next_beat - now))
+        if not claiming and self._give_up_at is not None:
+            nap = min(nap, max(0.0, self._give_up_at - now))
+        return nap

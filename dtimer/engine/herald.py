@@ -1,0 +1,42 @@
+"""
+The herald: says aloud what happened, on a thread of its own.
+
+A listener of ``'error'`` may take its time, to write to a log far away. It must not do
+so on the thread that renews leases.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from dtimer.engine.service import Service
+
+# A listener that never returns must not fill the memory.
+_MOST = 10_000
+
+
+class Herald(Service):
+    """Emits, in order, what others announce."""
+
+    def __init__(self, name: str, emit: Callable[..., None]) -> None:
+        super().__init__(name, self._loop, lambda e: emit("error", e))
+        self._emit = emit
+        self._queue: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+
+    def announce(self, event: str, *arguments: Any) -> None:
+        """Have *event* emitted soon. Never blocks."""
+        if self._queue.qsize() < _MOST:
+            self._queue.put((event, *arguments))
+
+    def _loop(self, stopping: threading.Event) -> None:
+        # What was announced before the stop is still said.
+        while (said := self._queue.get()) is not None:
+            self._emit(*said)
+
+    def stop(self) -> None:
+        """End, once everything announced so far has been said."""
+        super().stop()
+        self._queue.put(None)

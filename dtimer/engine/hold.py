@@ -1,0 +1,148 @@
+"""A hold on one event in hand: who settles it, once, and until when it may be believed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from dtimer.model.claims import Claim, Result, Settlement, Verdict
+from dtimer.model.event import Event
+from dtimer.model.moments import Duration, duration_us
+from dtimer.model.options import Options
+from dtimer.model.retry import exponential, wait_us
+
+#: The part of a lease that is believed: the rest is for clocks that drift and for replies
+#: that take their time.
+_BELIEVED = 0.9
+
+
+class Ledger(Protocol):
+    """Where claims are settled at once, outside a turn."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[Result]:
+        """End claims, and tell what became of each."""
+        ...
+
+    def extend(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
+        """Renew leases, and tell which are still held."""
+        ...
+
+
+class Hold:
+    """
+    The hold on one claimed event: what `Event` asks, and what the dispatcher knows of it.
+
+    An event is settled by whoever comes first: the handler by asking, or the hand when
+    the handler has ended. The other finds it settled.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        options: Options,
+        ledger: Ledger,
+        ended: Callable[[Hold, Result], None],
+        sent: float,
+    ) -> None:
+        self.claim = claim
+        self.event: Event | None = None
+        self.started: float | None = None
+        self._options = options
+        self._ledger = ledger
+        self._ended = ended
+        self._lock = threading.Lock()
+        self._settled: Verdict | None = None
+        self._lost = False
+        self._believed_until = 0.0
+        self.renewed(sent, options.lease)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The id and the token, which together name a claim."""
+        return self.claim.id, self.claim.token
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """How the claim ends, once somebody has taken it on himself to end it."""
+        return self._settled
+
+    @property
+    def settled(self) -> bool:
+        """True once somebody has taken it on himself to end the claim."""
+        return self._settled is not None
+
+    def renewed(self, sent: float, lease_us: int) -> None:
+        """Note that a lease was granted by a request that went out at *sent*."""
+        self._believed_until = sent + lease_us / 1_000_000 * _BELIEVED
+
+    def lose(self) -> bool:
+        """Note that the server no longer counts us as the holder; True the first time."""
+        first = not self._lost
+        self._lost = True
+        return first
+
+    def take(self, verdict: Verdict) -> bool:
+        """Reserve the settling of this claim; False when somebody else has."""
+        with self._lock:
+            if self._settled is not None:
+                return False
+            self._settled = verdict
+            return True
+
+    def settlement(self, verdict: Verdict, *, wait: int = 0, error: str = "") -> Settlement:
+        """Write down how this claim ends."""
+        return Settlement(self.claim.id, self.claim.token, verdict, wait, error)
+
+    def backoff_us(self) -> tuple[int, Exception | None]:
+        """Return the wait before the next attempt, and what went wrong in asking for it."""
+        try:
+            return wait_us(self._options.backoff, self.claim.attempt), None
+        except Exception as e:
+            return wait_us(exponential, self.claim.attempt), e
+
+    def _settle(self, settlement: Settlement) -> Result | None:
+        if not self.take(settlement.verdict):
+            return None
+        try:
+            result = self._ledger.settle([settlement])[0]
+        except BaseException:
+            # It may be asked again; the lease decides when nobody does.
+            self._settled = None
+            raise
+        if result is Result.STALE:
+            self.lose()
+        self._ended(self, result)
+        return result
+
+    # What `Event` asks
+
+    def confirm(self) -> bool:
+        """See `Event.confirm`."""
+        result = self._settle(self.settlement(Verdict.CONFIRM))
+        if result is None:
+            return self._settled is Verdict.CONFIRM and not self._lost
+        return result is Result.DONE
+
+    def retry(self, delay: Duration | None) -> bool:
+        """See `Event.retry`."""
+        wait = self.backoff_us()[0] if delay is None else max(0, duration_us(delay, "delay"))
+        asked = self.settlement(Verdict.RETRY, wait=wait, error="the handler asked for a retry")
+        return self._settle(asked) is Result.DONE
+
+    def extend(self, ms: Duration) -> bool:
+        """See `Event.extend`."""
+        us = duration_us(ms, "ms")
+        if self.settled:
+            return False
+        sent = time.monotonic()
+        if not self._ledger.extend([self.key], max(0, us))[0]:
+            self.lose()
+            return False
+        self.renewed(sent, us)
+        return True
+
+    def lost(self) -> bool:
+        """See `Event.lease_lost`."""
+        return self._lost or (not self.settled and time.monotonic() > self._believed_until)

@@ -1,0 +1,123 @@
+"""
+Everything that can go wrong, in one tree: the type says whose fault it is.
+
+.. code-block:: text
+
+    DTimerError
+    ├── OptionError (ValueError)     you configured it wrongly: which option, what was given
+    ├── UsageError (RuntimeError)    you called it at the wrong time
+    ├── PayloadError (ValueError)    the payload cannot be written as JSON, or read back
+    │   └── PayloadTooLarge          … or is over the size limit
+    ├── EventExists (ValueError)     post(..., if_exists="error") met a pending event of that id
+    ├── HandlerError                 a handler raised; __cause__ is what it raised
+    ├── LeaseLost                    an event in hand was no longer ours
+    └── StoreError                   Redis refused or could not be reached
+        ├── OutcomeUnknown           … and may or may not have done what was asked
+        ├── NamespaceCorrupt         our keys hold something that is not ours
+        └── ScriptError              our Lua failed: a bug in dtimer
+
+Absence is a value and not an error: ``peek`` gives None, ``confirm`` gives False.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class DTimerError(Exception):
+    """The root: ``except DTimerError`` catches all that dtimer raises of its own."""
+
+
+class OptionError(DTimerError, ValueError):
+    """
+    An argument or an option is not acceptable.
+
+    Raised before any I/O. The text names the option, what was given and what is
+    expected.
+    """
+
+
+class UsageError(DTimerError, RuntimeError):
+    """A call came at the wrong time, for instance to a node that is leaving."""
+
+
+class PayloadError(DTimerError, ValueError):
+    """A payload is not a JSON object, or the bytes in Redis are not one."""
+
+
+class PayloadTooLarge(PayloadError):
+    """A payload is over the size limit; the text states both sizes in bytes."""
+
+
+class EventExists(DTimerError, ValueError):
+    """
+    ``post(..., if_exists="error")`` found a pending event of the same id.
+
+    Nothing was written. ``id`` is the id in question.
+    """
+
+    def __init__(self, id: str) -> None:
+        super().__init__(f"an event with the id {id!r} is pending already")
+        self.id = id
+
+
+class HandlerError(DTimerError):
+    """
+    A handler of ``'event'`` raised; emitted to ``'error'``, never raised.
+
+    ``__cause__`` is the handler's own exception. ``events`` are those of the batch
+    that were not confirmed yet, each of which is retried or dead-lettered; ``event``
+    is the first of them, or None when all had been confirmed.
+    """
+
+    def __init__(self, cause: BaseException, events: Sequence[Any]) -> None:
+        ids = ", ".join(repr(ev.id) for ev in events) or "no event left to fail"
+        super().__init__(f"a handler raised {type(cause).__name__}: {cause} ({ids})")
+        self.__cause__ = cause
+        self.events = list(events)
+
+    @property
+    def event(self) -> Any:
+        """The first event that failed, or None."""
+        return self.events[0] if self.events else None
+
+
+class LeaseLost(DTimerError):
+    """
+    An event that a handler held, or had just finished, was not ours any more.
+
+    Emitted to ``'error'``, never raised. Somebody else has been given the event, or
+    it was replaced; what the handler did stands, but was not recorded as done.
+    """
+
+    def __init__(self, id: str, node: str, token: int) -> None:
+        super().__init__(f"node {node!r} lost its lease on the event {id!r} (token {token})")
+        self.id = id
+        self.node = node
+        self.token = token
+
+
+class StoreError(DTimerError):
+    """
+    Redis could not be reached or refused: nothing was done.
+
+    ``__cause__`` is the client library's exception.
+    """
+
+
+class OutcomeUnknown(StoreError):
+    """
+    The deadline passed without a reply: it may or may not have been done.
+
+    Asking again with the same ``id`` is the way to be sure; a call repeated within
+    the deadline is recognised by the server and never acts twice.
+    """
+
+
+class NamespaceCorrupt(StoreError):
+    """A key of the namespace holds a foreign type or an unknown schema version."""
+
+
+class ScriptError(StoreError):
+    """A script failed on the server: a bug in dtimer, please report it."""

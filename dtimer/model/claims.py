@@ -1,0 +1,86 @@
+"""What passes between a node and the store in one turn, as plain data."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class Verdict(enum.Enum):
+    """How the claim on an event ends."""
+
+    CONFIRM = "confirm"
+    RETRY = "retry"
+    RELEASE = "release"
+    BURY = "bury"
+
+
+class Result(enum.Enum):
+    """What became of a settlement; the values are the letters that the scripts answer."""
+
+    DONE = "1"
+    STALE = "0"
+    DEAD = "d"
+    CANCELLED = "c"
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """
+    The end of one claim.
+
+    ``wait_us`` and ``error`` are for RETRY; ``reason`` and ``error`` for BURY.
+    """
+
+    id: str
+    token: int
+    verdict: Verdict
+    wait_us: int = 0
+    error: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An event under our lease, its payload still as stored bytes. Times in µs."""
+
+    id: str
+    token: int
+    attempt: int
+    due_us: int
+    claimed_us: int
+    max_retries: int
+    payload: bytes
+
+
+@dataclass(slots=True)
+class TurnRequest:
+    """
+    What a node asks in one turn. Asked again unchanged, with the same ``seq``, it does
+    not act twice: that is how a turn is repeated whose reply was lost.
+    """
+
+    seq: int
+    limit: int
+    hears: bool
+    echo: bool
+    settlements: list[Settlement] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """
+    What a node was answered.
+
+    ``wait_us`` is the time until it is worth asking again, None when only a wake or the
+    poll will tell. ``known`` is false when the node's registration is gone. ``results``
+    are in the order of the settlements. ``buried`` are the ids, with the reasons, of
+    events that were found unfit to be handed out.
+    """
+
+    now_us: int
+    wait_us: int | None
+    known: bool
+    results: list[Result]
+    claims: list[Claim]
+    buried: list[tuple[str, str]]

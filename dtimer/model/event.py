@@ -1,0 +1,253 @@
+"""The event as a handler meets it, and the records by which events are looked at."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dtimer.model.moments import Duration
+
+
+class Holder(Protocol):
+    """The hold of a node on one event that it claimed."""
+
+    def confirm(self) -> bool:
+        """Record the event as done."""
+        ...
+
+    def retry(self, delay: Duration | None) -> bool:
+        """Give it back, to be handed out again."""
+        ...
+
+    def extend(self, ms: Duration) -> bool:
+        """Renew its lease."""
+        ...
+
+    def lost(self) -> bool:
+        """Tell whether the lease is known, or must be feared, to be gone."""
+        ...
+
+
+class Event(dict[str, Any]):
+    """
+    A payload in hand: a dict that equals what was posted, with what a handler may ask.
+
+    Attributes:
+        id: The id under which it was posted.
+        due: When this attempt fell due, in ms since the epoch by the server's clock:
+            the time asked for, or after a failure the end of the backoff.
+        attempt: 1 the first time it is handed out, at most ``max_retries + 1``.
+        max_retries: How often it may be handed out again.
+        lateness_ms: From ``due`` to the claim, by the server's clock. Never negative.
+        token: Grows with every claim in the namespace. Where an effect must not be
+            undone by a holder that was presumed dead, store it and refuse lower ones
+            (a *fencing token*: M. Kleppmann, *How to do distributed locking*, 2016).
+    """
+
+    __slots__ = (
+        "_holder",
+        "attempt",
+        "due",
+        "id",
+        "lateness_ms",
+        "max_retries",
+        "token",
+    )
+
+    def __init__(
+        self,
+        payload: dict[str, Any],
+        *,
+        id: str,
+        due: float,
+        attempt: int,
+        max_retries: int,
+        lateness_ms: float,
+        token: int,
+        holder: Holder,
+    ) -> None:
+        super().__init__(payload)
+        self.id = id
+        self.due = due
+        self.attempt = attempt
+        self.max_retries = max_retries
+        self.lateness_ms = lateness_ms
+        self.token = token
+        self._holder = holder
+
+    @property
+    def lease_lost(self) -> bool:
+        """True when the event is, or by now may be, in other hands: stop, leave no trace."""
+        return self._holder.lost()
+
+    def confirm(self) -> bool:
+        """
+        Record the event as done, now; may be called from any thread.
+
+        Returns:
+            True when it is recorded, also when it was already, by us. False when the
+            lease was lost and somebody else has, or had, the event.
+
+        Raises:
+            StoreError: Redis could not be asked. Where the lease runs out meanwhile
+                the event is handed out again.
+        """
+        return self._holder.confirm()
+
+    def retry(self, delay: Duration | None = None) -> bool:
+        """
+        Give the event back, to be handed out again after *delay* (default: the backoff).
+
+        Returns:
+            True when it will be handed out again. False when it will not: the lease
+            was lost, it was cancelled, or its retries are spent and it is a dead
+            letter now.
+
+        Raises:
+            OptionError: *delay* is no duration.
+            StoreError: Redis could not be asked.
+        """
+        return self._holder.retry(delay)
+
+    def extend(self, ms: Duration) -> bool:
+        """
+        Hold the event for *ms* from now, for work that outlives its handler.
+
+        While a handler runs its events are renewed without this.
+
+        Returns:
+            False when the lease was lost already.
+
+        Raises:
+            OptionError: *ms* is no duration.
+            StoreError: Redis could not be asked.
+        """
+        return self._holder.extend(ms)
+
+    def __repr__(self) -> str:
+        return f"<Event {self.id!r} attempt {self.attempt}>"
+
+
+class State(enum.Enum):
+    """Where an event stands. An event that is gone has no record and no state."""
+
+    SCHEDULED = "scheduled"
+    """Waiting for its due time, the first one or that of a retry."""
+
+    IN_FLIGHT = "in_flight"
+    """Claimed: a node holds a lease on it."""
+
+    DEAD = "dead"
+    """Given up: it is among the dead letters."""
+
+
+class Cancelled(enum.Enum):
+    """
+    What ``cancel`` did. True means: this event will never start.
+
+    ``IN_FLIGHT`` is false because it has started; no retry of it will follow.
+    """
+
+    CANCELLED = "cancelled"
+    IN_FLIGHT = "in_flight"
+    NOT_FOUND = "not_found"
+
+    def __bool__(self) -> bool:
+        return self is Cancelled.CANCELLED
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """
+    One event as it stands in Redis.
+
+    ``due`` is in ms since the epoch; for an event in flight that of the attempt that
+    is running. ``attempt`` counts the starts so far. ``event`` is None when the
+    stored bytes are not a payload.
+    """
+
+    id: str
+    event: dict[str, Any] | None
+    due: float
+    state: State
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """
+    An event that was given up, and why.
+
+    ``reason`` is ``failed``, ``lease_lost``, ``expired``, ``corrupt`` or
+    ``payload_missing``; ``error`` the text of the last failure; ``died`` in ms since
+    the epoch. ``raw`` are the stored bytes, for when ``event`` is None because they
+    are not a payload.
+    """
+
+    id: str
+    event: dict[str, Any] | None
+    attempt: int
+    reason: str
+    error: str
+    died: float
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """
+    A node that has joined.
+
+    ``idle_ms`` is the time since it was last heard of; ``waiting`` tells whether it has
+    free hands and is on the roster.
+    """
+
+    id: str
+    incarnation: str
+    host: str
+    pid: int
+    joined: float
+    idle_ms: float
+    waiting: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """
+    The namespace in numbers.
+
+    ``overdue`` events are due and not in hand; ``oldest_overdue_ms`` is how late the
+    latest of them is already. ``totals`` count since the namespace was made: posted,
+    started, confirmed, retried, released, cancelled, died, expired, revived.
+    """
+
+    scheduled: int
+    in_flight: int
+    overdue: int
+    oldest_overdue_ms: float
+    dead: int
+    nodes: int
+    paused: bool
+    totals: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """
+    Whether this node makes progress, which a living thread alone does not prove.
+
+    ``ok`` is true when the node has joined, its last good claim is recent and it is not
+    deaf. ``claim_age_ms`` and ``heard_age_ms`` are the ages of the last good claim and of
+    the last message heard on its channel, None for never. ``deaf`` is true while wakes do
+    not arrive: events then come by the poll. ``stuck`` counts handlers over ``max_run``.
+    """
+
+    ok: bool
+    joined: bool
+    deaf: bool
+    claim_age_ms: float | None
+    heard_age_ms: float | None
+    handlers: int
+    stuck: int
+    error: str | None

@@ -1,0 +1,85 @@
+"""
+Durations and moments, as people give them and as the store keeps them.
+
+Public numbers are milliseconds. Inside, times are whole microseconds, and rounding
+is always up: an event may be late but never early.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+
+from dtimer.errors import OptionError
+
+#: A number of milliseconds, or a timedelta.
+Duration = int | float | timedelta
+
+#: Milliseconds since the epoch, or an aware datetime.
+Moment = int | float | datetime
+
+#: 100 years of 365.25 days. A longer delay is a slip of units and not a wish.
+LONGEST_US = 100 * 31_557_600 * 1_000_000
+
+#: September 2223: a score is a double, and counts microseconds exactly until 2255.
+LATEST_US = 8_006_399_337_000_000
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def duration_us(value: Duration, name: str) -> int:
+    """
+    Turn a duration into microseconds, rounded up; negative ones stay negative.
+
+    Raises:
+        OptionError: *value* is not a finite real number or a timedelta, or is
+            longer than 100 years.
+    """
+    if isinstance(value, timedelta):
+        us = value // _MICROSECOND
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise OptionError(
+            f"{name} must be a number of milliseconds or a timedelta, not {value!r}"
+            f" ({type(value).__name__})"
+        )
+    elif not math.isfinite(value):
+        raise OptionError(f"{name} must be finite, not {value!r}")
+    elif value > LONGEST_US // 1000:
+        raise OptionError(f"{name} is {value!r} ms, which is beyond 100 years; is the unit right?")
+    else:
+        us = math.ceil(value * 1000)
+    if us > LONGEST_US:
+        raise OptionError(f"{name} is {value!r}, which is beyond 100 years; is the unit right?")
+    return us
+
+
+def moment_us(value: Moment, name: str) -> int:
+    """
+    Turn a moment into microseconds since the epoch, rounded up.
+
+    Raises:
+        OptionError: a naive datetime, or no finite number, or beyond the year 2223.
+    """
+    if isinstance(value, datetime):
+        if value.tzinfo is None or value.utcoffset() is None:
+            raise OptionError(
+                f"{name} is a naive datetime, {value!r}; give it a tzinfo, for instance"
+                " datetime.now(timezone.utc)"
+            )
+        us = (value - _EPOCH) // _MICROSECOND
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        raise OptionError(
+            f"{name} must be an aware datetime or milliseconds since the epoch, not {value!r}"
+            f" ({type(value).__name__})"
+        )
+    elif not math.isfinite(value):
+        raise OptionError(f"{name} must be finite, not {value!r}")
+    else:
+        us = math.ceil(value * 1000)
+    if us > LATEST_US:
+        raise OptionError(
+            f"{name} is {value!r}, which is beyond the year 2223; milliseconds since the epoch"
+            " are expected"
+        )
+    return us

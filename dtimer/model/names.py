@@ -1,0 +1,109 @@
+"""Ids and namespaces: what may be a name, and the names that dtimer makes itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+
+from dtimer.errors import OptionError
+
+#: Ids are stored twice per event, so long ones cost memory twice.
+LONGEST_ID = 255
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.:~-]{1,64}\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+# In the order of ASCII, so that ids sort as the numbers that they spell.
+_ALPHABET = "-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
+
+# 2020-01-01. 42 bits of milliseconds from here reach the year 2159.
+_EPOCH_MS = 1_577_836_800_000
+
+
+def check_id(value: object, name: str = "id") -> str:
+    """
+    Return *value* when it may be an id: 1 to 255 bytes of UTF-8, no control characters.
+
+    Raises:
+        OptionError: it may not, and why.
+    """
+    if not isinstance(value, str):
+        raise OptionError(f"{name} must be a str, not {value!r} ({type(value).__name__})")
+    if not value:
+        raise OptionError(f"{name} must not be empty")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError as e:
+        raise OptionError(f"{name} {value!r} cannot be encoded as UTF-8: {e.reason}") from None
+    if size > LONGEST_ID:
+        raise OptionError(f"{name} has {size} bytes; at most {LONGEST_ID} are allowed")
+    if bad := _CONTROL.search(value):
+        raise OptionError(f"{name} {value!r} holds the control character {bad.group()!r}")
+    return value
+
+
+def check_namespace(value: object) -> str:
+    """
+    Return *value* when it may be a namespace.
+
+    The pattern keeps braces out: the namespace stands inside the hash tag of every
+    key, and a brace of its own would scatter the keys over a cluster.
+    """
+    if not isinstance(value, str) or not _NAMESPACE.match(value):
+        raise OptionError(
+            f"ns must be 1 to 64 characters of A-Z a-z 0-9 _ . : ~ and -, not {value!r}"
+        )
+    return value
+
+
+def _spell(number: int, length: int) -> str:
+    letters = []
+    for _ in range(length):
+        number, digit = divmod(number, 64)
+        letters.append(_ALPHABET[digit])
+    return "".join(reversed(letters))
+
+
+class Mint:
+    """
+    Makes short ids that sort by the time of their making.
+
+    Twelve characters: seven for the millisecond, five that start at random and
+    count up within it. Twelve is the most that Redis keeps in its 16-byte size class
+    (a string header takes four), and each id is kept twice. Ids of one mint strictly
+    ascend. Two mints may meet in one id, about once in 2**30 pairs of the same
+    millisecond; the post script sees that, and a new id is made.
+
+    The clock here orders ids and decides nothing else.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ms = 0
+        self._low = 0
+
+    def __call__(self) -> str:
+        """Return a new id, greater than any this mint made before."""
+        ms = time.time_ns() // 1_000_000 - _EPOCH_MS
+        with self._lock:
+            if ms > self._ms:
+                self._ms = ms
+                self._low = int.from_bytes(os.urandom(4), "big") & 0x3FFF_FFFF
+            else:
+                self._low += 1
+                if self._low > 0x3FFF_FFFF:
+                    self._ms += 1
+                    self._low = 0
+            ms, low = self._ms, self._low
+        return _spell(ms, 7) + _spell(low, 5)
+
+    def after_fork(self) -> None:
+        """Start anew in a forked child, which must not count on where its parent was."""
+        self.__init__()  # type: ignore[misc]
+
+
+def incarnation() -> str:
+    """Return the name of one life of a node: an id may be shared, this may not."""
+    return _spell(int.from_bytes(os.urandom(9), "big"), 12)

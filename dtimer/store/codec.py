@@ -1,0 +1,140 @@
+"""Between the plain data of the model and the arguments and replies of the scripts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from dtimer.errors import PayloadError
+from dtimer.model.claims import Claim, Result, Settlement, Turn, Verdict
+from dtimer.model.event import DeadLetter, NodeInfo, Record, State
+from dtimer.model.payload import decode
+
+# <expires µs or nothing>,<max_retries> and, for what later versions may add, more fields.
+_BODY = re.compile(rb"(\d*),(\d+)(?:,[^|]*)?\|")
+_LETTER = re.compile(rb"(\d+),(\w+),(\d+)\|")
+
+
+def text(raw: bytes) -> str:
+    """Decode an id or a text; what is not UTF-8 is somebody else's, and is shown escaped."""
+    return raw.decode(errors="backslashreplace")
+
+
+def split_body(raw: bytes | None) -> tuple[int, bytes] | None:
+    """Return max_retries and the payload's bytes; None when this is no body of ours."""
+    match = _BODY.match(raw or b"")
+    return None if match is None else (int(match[2]), (raw or b"")[match.end() :])
+
+
+def read_payload(raw: bytes | None) -> dict[str, Any] | None:
+    """Return the payload in a body, None when there is none that can be read."""
+    parts = split_body(raw)
+    if parts is None:
+        return None
+    try:
+        return decode(parts[1])
+    except PayloadError:
+        return None
+
+
+def settlement_arguments(settlements: Iterable[Settlement]) -> tuple[list[str], list[int]]:
+    """
+    Write settlements as arguments: the confirmed first, as the scripts want them.
+
+    Returns:
+        The arguments, and for each result in the reply's order the index of its
+        settlement.
+    """
+    confirms: list[str] = []
+    others: list[str] = []
+    first: list[int] = []
+    last: list[int] = []
+    for index, s in enumerate(settlements):
+        if s.verdict is Verdict.CONFIRM:
+            confirms += (s.id, str(s.token))
+            first.append(index)
+        else:
+            wait = s.reason if s.verdict is Verdict.BURY else str(s.wait_us)
+            others += (s.id, str(s.token), s.verdict.value, wait, s.error)
+            last.append(index)
+    return [str(len(first)), str(len(last)), *confirms, *others], first + last
+
+
+def read_results(letters: bytes, order: Sequence[int]) -> list[Result]:
+    """Bring the letters of a reply back into the order of the settlements."""
+    results = [Result.STALE] * len(order)
+    for letter, index in zip(letters.decode(), order, strict=True):
+        results[index] = Result(letter)
+    return results
+
+
+def _fives(flat: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    return (flat[i : i + 5] for i in range(0, len(flat), 5))
+
+
+def read_turn(reply: Sequence[Any], order: Sequence[int]) -> Turn:
+    """Read the reply of a turn. A body that cannot be split is left to fail at decoding."""
+    now, wait = int(reply[0]), int(reply[1])
+    claims = []
+    for id, token, attempt, due, body in _fives(reply[4]):
+        max_retries, payload = split_body(body) or (0, body or b"")
+        claims.append(
+            Claim(text(id), int(token), int(attempt), int(due), now, max_retries, payload)
+        )
+    buried = [(text(reply[5][i]), text(reply[5][i + 1])) for i in range(0, len(reply[5]), 2)]
+    return Turn(
+        now_us=now,
+        wait_us=None if wait < 0 else wait,
+        known=reply[2] == b"1",
+        results=read_results(reply[3], order),
+        claims=claims,
+        buried=buried,
+    )
+
+
+def read_record(id: str, reply: Sequence[Any]) -> Record | None:
+    """Read the reply of a peek."""
+    if not reply:
+        return None
+    state, due, attempt, raw = State(text(reply[0])), int(float(reply[1])), reply[2], reply[3]
+    if state is State.DEAD:
+        letter = read_letter(id, due, raw)
+        return Record(id, letter.event, letter.died, state, letter.attempt)
+    return Record(id, read_payload(raw), due / 1000, state, int(attempt))
+
+
+def read_letter(id: str, died_us: int, raw: bytes) -> DeadLetter:
+    """Read a dead letter; one that is not ours is shown as it is."""
+    match = _LETTER.match(raw)
+    if match is None:
+        return DeadLetter(id, None, 0, "corrupt", "", died_us / 1000, raw)
+    end = match.end() + int(match[3])
+    error, body = raw[match.end() : end], raw[end:]
+    return DeadLetter(
+        id=id,
+        event=read_payload(body),
+        attempt=int(match[1]),
+        reason=text(match[2]),
+        error=text(error),
+        died=died_us / 1000,
+        raw=body,
+    )
+
+
+def read_node(incarnation: bytes, who: bytes, idle: bytes, waiting: bytes) -> NodeInfo:
+    """Read one node of the list of nodes."""
+    joined, _, info = who.partition(b"|")
+    try:
+        about = decode(info)
+    except PayloadError:
+        about = {}
+    return NodeInfo(
+        id=str(about.get("id", "?")),
+        incarnation=text(incarnation),
+        host=str(about.get("host", "?")),
+        pid=int(about.get("pid", 0)),
+        joined=int(joined) / 1000 if joined.isdigit() else 0.0,
+        idle_ms=int(idle) / 1000,
+        waiting=waiting == b"1",
+    )

@@ -1,0 +1,95 @@
+"""
+What an exception of the client library means: was it done, and is it worth another try.
+
+Told by class name and by the prefix of the server's reply, because redis-py and valkey-py
+have unrelated classes of the same names, and because neither family is to be trusted:
+``TimeoutError`` is no ``ConnectionError``, a bad password is one, and the cluster's own
+errors are no ``RedisError`` at all.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from dtimer.errors import DTimerError, NamespaceCorrupt, ScriptError, StoreError
+
+
+class Fate(enum.Enum):
+    """What may be done about a failed call."""
+
+    RETRY = "nothing was done, try again"
+    UNKNOWN = "perhaps it was done, try the same again"
+    RECONNECT = "this server is the wrong one: connect anew, then try again"
+    REFUSED = "it was not done, and would not be a moment later"
+    NO_SCRIPT = "the server does not have the script"
+
+
+# The cluster client finds its way by itself and reports these when it has not.
+_TOPOLOGY = {
+    "ReadOnlyError",
+    "MovedError",
+    "AskError",
+    "TryAgainError",
+    "MasterDownError",
+    "ClusterDownError",
+    "ClusterError",
+    "RedisClusterException",
+    "SlotNotCoveredError",
+}
+_CONFIGURATION = {
+    "AuthenticationError",
+    "AuthenticationWrongNumberOfArgsError",
+    "AuthorizationError",
+    "NoPermissionError",
+    "InvalidPasswordError",
+}
+_TOPOLOGY_PREFIXES = ("READONLY", "MOVED", "ASK ", "TRYAGAIN", "MASTERDOWN", "CLUSTERDOWN")
+_PASSING_PREFIXES = ("LOADING", "BUSY ", "UNBLOCKED", "max number of clients")
+
+
+def names(error: BaseException) -> set[str]:
+    """Return the names of the classes of *error*."""
+    return {cls.__name__ for cls in type(error).__mro__}
+
+
+def fate(error: BaseException, sent: bool) -> Fate:
+    """Judge *error*, which came after the command was *sent*, or before."""
+    classes, text = names(error), str(error)
+    if "NoScriptError" in classes or text.startswith("NOSCRIPT"):
+        return Fate.NO_SCRIPT
+    if classes & _CONFIGURATION:
+        return Fate.REFUSED
+    if classes & _TOPOLOGY or text.startswith(_TOPOLOGY_PREFIXES):
+        return Fate.RECONNECT
+    if "BusyLoadingError" in classes or text.startswith(_PASSING_PREFIXES):
+        return Fate.RETRY
+    if "ResponseError" in classes or isinstance(error, DTimerError):
+        return Fate.REFUSED
+    if not sent:
+        return Fate.RETRY
+    return Fate.UNKNOWN
+
+
+def slow(error: BaseException | None) -> bool:
+    """Tell whether *error* needs a person: trying again soon would only hammer the server."""
+    return error is not None and bool(names(error) & _CONFIGURATION)
+
+
+def translate(error: BaseException, doing: str) -> StoreError:
+    """Make the error of our tree that says what the server refused."""
+    text = str(error)
+    if isinstance(error, StoreError):
+        return error
+    if text.startswith("DTCORRUPT "):
+        return NamespaceCorrupt(text.removeprefix("DTCORRUPT "))
+    if "WRONGTYPE" in text:
+        return NamespaceCorrupt(f"a key of the namespace holds a foreign type ({doing}: {text})")
+    if names(error) & _CONFIGURATION:
+        return StoreError(f"Redis refuses this client ({doing}): {text}")
+    if "ResponseError" not in names(error) or text.startswith(("OOM", "MISCONF", "NOREPLICAS")):
+        return StoreError(f"Redis refused to {doing}: {text}")
+    if text.startswith("-OOM") or "command not allowed when used memory" in text:
+        return StoreError(f"Redis is out of memory and refused to {doing}: {text}")
+    if "DTSTALE" in text or "user_script" in text or "Error running script" in text:
+        return ScriptError(f"a script failed ({doing}): {text}; please report this")
+    return StoreError(f"Redis refused to {doing}: {text}")

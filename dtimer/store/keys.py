@@ -1,0 +1,42 @@
+"""All the names in Redis, in one place."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Keys(NamedTuple):
+    """
+    The keys of a namespace, in the order in which every script receives them.
+
+    The prelude of the scripts explains each. They share one hash tag, so in a cluster
+    they live together. Another shard would get a tag of its own, ``ns#1``, which no
+    namespace can spell.
+    """
+
+    due: str
+    body: str
+    lease: str
+    tries: str
+    dead: str
+    graves: str
+    sys: str
+    memo_a: str
+    memo_b: str
+    nodes: str
+    alive: str
+    roster: str
+    promise: str
+
+    @classmethod
+    def of(cls, ns: str) -> Keys:
+        """Return the keys of the namespace *ns*."""
+        return cls._make(f"dtimer:{{{ns}}}:{field}" for field in cls._fields)
+
+    def wake(self, incarnation: str) -> str:
+        """Return the channel on which a node is told to come."""
+        return f"{self.due[:-3]}wake:{incarnation}"
+
+    def echo(self, incarnation: str) -> str:
+        """Return the channel on which a node hears itself, to know that it is not deaf."""
+        return f"{self.due[:-3]}echo:{incarnation}"

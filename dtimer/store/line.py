@@ -1,0 +1,179 @@
+"""
+Calls with a deadline: tried again by the kind of the error, and never acting twice.
+
+An operation has a name, ``lane:seq``. Lanes are used by one caller at a time and count
+upwards, and the scripts remember the last operation of each (``lua/parts/memo.lua``).
+So the same call may be sent again when its reply was lost, and one that arrives late,
+after its successor, does nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dtimer.errors import OutcomeUnknown, StoreError
+from dtimer.model.names import incarnation
+from dtimer.store.connect import Source
+from dtimer.store.faults import Fate, fate, translate
+from dtimer.store.keys import Keys
+from dtimer.store.scripts import Script, load
+from dtimer.store.wire import Argument, ClusterWire, Wire
+
+#: A deadline leaves room for this many tries that go unanswered.
+TRIES = 3
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
+_IDLE_LANES = 4
+
+
+@dataclass(slots=True)
+class Lane:
+    """A connection, and the name and number of the operations on it."""
+
+    wire: Wire | ClusterWire
+    name: str
+    seq: int = 0
+
+    def next(self) -> str:
+        """Return the name of the next operation."""
+        self.seq += 1
+        return f"{self.name}:{self.seq}"
+
+
+class Line:
+    """
+    Runs scripts on the keys of one namespace, from any thread.
+
+    Args:
+        source: Makes the connections.
+        keys: The namespace's.
+        timeout: The deadline of a call, in seconds.
+        now: None for the server's clock, or a function giving µs since the epoch.
+    """
+
+    def __init__(
+        self, source: Source, keys: Keys, timeout: float, now: Callable[[], int] | None
+    ) -> None:
+        self._source = source
+        self._keys = keys
+        self._timeout = timeout
+        self._now = now
+        self._lock = threading.Lock()
+        self._idle: list[Lane] = []
+
+    def _take(self) -> Lane:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return Lane(self._source.wire(self._keys), incarnation())
+
+    def _give(self, lane: Lane) -> None:
+        with self._lock:
+            if len(self._idle) < _IDLE_LANES:
+                self._idle.append(lane)
+                return
+        lane.wire.close()
+
+    def call(self, verb: str, *arguments: Argument, named: bool = False) -> Any:
+        """
+        Run the script of *verb* and return its reply, trying again until the deadline.
+
+        Args:
+            named: The verb changes things and must not do so twice.
+
+        Raises:
+            OutcomeUnknown: it may have been done, and no reply came in time.
+            StoreError: it was not done.
+        """
+        lane = self._take()
+        try:
+            return self._until(lane, load(verb), arguments, lane.next() if named else "")
+        finally:
+            self._give(lane)
+
+    def once(self, verb: str, *arguments: Argument, op: str = "") -> Any:
+        """
+        Run the script of *verb* in a single try, for a loop that will ask again.
+
+        Args:
+            op: The operation's name, the same in each try of it.
+
+        Raises:
+            Exception: whatever the client library raises, translated by nobody.
+        """
+        lane = self._take()
+        try:
+            return self._run(lane.wire, load(verb), [self._time(), op, *arguments])
+        except Exception as e:
+            if fate(e, lane.wire.sent) is Fate.RECONNECT:
+                lane.wire.close()
+            raise
+        finally:
+            self._give(lane)
+
+    def _time(self) -> str:
+        return "" if self._now is None else str(self._now())
+
+    @staticmethod
+    def _run(wire: Wire | ClusterWire, script: Script, arguments: Sequence[Argument]) -> Any:
+        try:
+            return wire.run(script, arguments)
+        except Exception as e:
+            if fate(e, wire.sent) is not Fate.NO_SCRIPT:
+                raise
+        # Nothing ran: a server that was restarted, promoted, or told SCRIPT FLUSH.
+        return wire.run(script, arguments, whole=True)
+
+    def _until(
+        self, lane: Lane, script: Script, arguments: Sequence[Argument], op: str
+    ) -> Any:
+        start = time.monotonic()
+        deadline = start + self._timeout
+        perhaps = False
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return self._run(lane.wire, script, [self._time(), op, *arguments])
+            except Exception as e:
+                what = fate(e, lane.wire.sent)
+                if what is Fate.REFUSED:
+                    raise translate(e, script.name) from e
+                if what is Fate.RECONNECT:
+                    lane.wire.close()
+                perhaps = perhaps or what is Fate.UNKNOWN
+                left = deadline - time.monotonic()
+                if left < pause + self._timeout / TRIES / 2:
+                    raise self._gave_up(script.name, e, perhaps and bool(op)) from e
+            # Full jitter, so that callers who failed together do not return together.
+            time.sleep(random.uniform(pause / 2, pause))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    def _gave_up(self, doing: str, error: Exception, perhaps: bool) -> StoreError:
+        within = f"within {self._timeout * 1000:.0f} ms"
+        if perhaps:
+            return OutcomeUnknown(
+                f"no reply to {doing} {within}: it may or may not have been done ({error})"
+            )
+        return StoreError(f"Redis could not be reached to {doing} {within}: {error}")
+
+    def close(self) -> None:
+        """Drop the idle connections. A later call makes new ones."""
+        with self._lock:
+            lanes, self._idle = self._idle, []
+        for lane in lanes:
+            lane.wire.close()
+
+    def after_fork(self) -> None:
+        """
+        Forget, in a forked child, the parent's connections and lanes, and its lock.
+
+        The library closes the descriptors of a connection without a word to the server
+        when it finds itself in another process.
+        """
+        self._lock = threading.Lock()
+        self._idle = []

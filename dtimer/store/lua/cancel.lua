@@ -1,0 +1,33 @@
+-- See to it that an event does not start, or not again.
+--
+-- Uses      guard memo events
+--
+-- ARGV[3]   id
+--
+-- Returns   cancelled: it will never start; in_flight: it has started, no retry will
+--           follow; not_found
+local id = ARGV[3]
+local done, stale = recall()
+if stale then return stale end
+if done then return done end
+
+local wrong = guard(DUE, BODY, LEASE, TRIES, SYS)
+if wrong then return wrong end
+
+local result = 'not_found'
+local lease = redis.call('HGET', LEASE, id)
+local token, attempt, due, _, node = parse_lease(lease)
+if token then
+  -- A lease that ended a moment ago counts as held: its holder may well be running.
+  redis.call('ZREM', PROMISE, '')
+  redis.call('HSET', LEASE, id, token .. ',' .. attempt .. ',' .. due .. ',c,' .. node)
+  result = 'in_flight'
+elseif redis.call('ZSCORE', DUE, id) then
+  remove(id)
+  count('cancelled', 1)
+  result = 'cancelled'
+else
+  redis.call('ZREM', PROMISE, '')
+end
+remember(result)
+return result

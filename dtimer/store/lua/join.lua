@@ -1,0 +1,23 @@
+-- Register a node, and forget those that have been silent for long.
+--
+-- Uses      guard
+--
+-- ARGV[3]   the node's incarnation
+-- ARGV[4]   who that is, as JSON: id, host, pid
+-- ARGV[5]   how long a silent node is remembered, in µs
+--
+-- Returns   how many nodes there are
+local wrong = guard(NODES, ALIVE, ROSTER, PROMISE)
+if wrong then return wrong end
+
+local silent = redis.call('ZRANGEBYSCORE', ALIVE, '-inf', digits(NOW - tonumber(ARGV[5])),
+  'LIMIT', 0, 200)
+if #silent > 0 then
+  redis.call('ZREM', ALIVE, unpack(silent))
+  redis.call('HDEL', NODES, unpack(silent))
+  redis.call('ZREM', ROSTER, unpack(silent))
+  redis.call('ZREM', PROMISE, unpack(silent))
+end
+redis.call('HSET', NODES, ARGV[3], digits(NOW) .. '|' .. ARGV[4])
+redis.call('ZADD', ALIVE, digits(NOW), ARGV[3])
+return redis.call('ZCARD', ALIVE)

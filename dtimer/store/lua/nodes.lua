@@ -1,0 +1,18 @@
+-- The nodes that have joined and were heard of lately.
+--
+-- ARGV[3]   how long a silent node is remembered, in µs
+--
+-- Returns   incarnation, who, last seen and 1 when on the roster, of each in turn
+local rows = {}
+local alive = redis.call('ZRANGEBYSCORE', ALIVE, '(' .. digits(NOW - tonumber(ARGV[3])), '+inf',
+  'WITHSCORES', 'LIMIT', 0, 1000)
+for i = 1, #alive, 2 do
+  local who = redis.call('HGET', NODES, alive[i])
+  if who then
+    local on = redis.call('ZSCORE', ROSTER, alive[i]) and '1' or '0'
+    for _, v in ipairs({alive[i], who, digits(NOW - tonumber(alive[i + 1])), on}) do
+      rows[#rows + 1] = v
+    end
+  end
+end
+return rows

@@ -1,0 +1,35 @@
+-- Adds to one of the totals that stats shows.
+local function count(what, n)
+  if n > 0 then redis.call('HINCRBY', SYS, 'n:' .. what, n) end
+end
+
+-- Take an event out of the living, wherever it stands. A ZREM first: Redis allows it
+-- when it is out of memory, and with it all that follows in the same script.
+local function remove(id)
+  redis.call('ZREM', DUE, id)
+  redis.call('HDEL', BODY, id)
+  redis.call('HDEL', LEASE, id)
+  redis.call('HDEL', TRIES, id)
+end
+
+-- Move an event to the dead letters, its stored bytes as they are.
+local function bury(id, attempt, reason, err)
+  local body = redis.call('HGET', BODY, id) or ''
+  remove(id)
+  redis.call('HSET', DEAD, id,
+    attempt .. ',' .. reason .. ',' .. #err .. '|' .. err .. body)
+  redis.call('ZADD', GRAVES, digits(NOW), id)
+  count('died', 1)
+  if reason == 'expired' then count('expired', 1) end
+end
+
+local function parse_lease(text)
+  local token, attempt, due, cancelled, node =
+    string.match(text or '', '^(%d+),(%d+),(%d+),(c?),(.*)$')
+  return token, tonumber(attempt), due, cancelled == 'c', node
+end
+
+local function parse_body(text)
+  local expires, max_retries = string.match(text or '', '^(%d*),(%d+)[,|]')
+  return tonumber(expires), tonumber(max_retries)
+end

@@ -1,0 +1,70 @@
+-- Confirm `confirms` events, and end the claims on `others` in other ways. The first
+-- ARGV is at `at`: ids and tokens of the confirmed in turn, then for each of the others
+-- id, token, verdict, wait in µs, error.
+--
+-- verdict   retry    hand it out again after the wait, or bury it when its retries are spent
+--           release  it never started: hand it back as if it had not been claimed
+--           bury     give it up; the wait is the reason instead
+--
+-- Returns a string of one letter each: 1 done, 0 not the holder, d dead letter now,
+-- c cancelled meanwhile and gone.
+local function settle(at, confirms, others)
+  local results = {}
+  if confirms > 0 then
+    local ids, gone = {}, {}
+    for i = 1, confirms do ids[i] = ARGV[at + 2 * i - 2] end
+    local leases = redis.call('HMGET', LEASE, unpack(ids))
+    local seen = {}
+    for i, id in ipairs(ids) do
+      local held = leases[i] and string.match(leases[i], '^(%d+),')
+      if held and held == ARGV[at + 2 * i - 1] and not seen[id] then
+        seen[id] = true
+        gone[#gone + 1] = id
+        results[i] = '1'
+      else
+        results[i] = '0'
+      end
+    end
+    if #gone > 0 then
+      redis.call('ZREM', DUE, unpack(gone))
+      redis.call('HDEL', LEASE, unpack(gone))
+      redis.call('HDEL', BODY, unpack(gone))
+      count('confirmed', #gone)
+    end
+    at = at + 2 * confirms
+  end
+  for i = 0, others - 1 do
+    local id, token, verdict = ARGV[at + 5 * i], ARGV[at + 5 * i + 1], ARGV[at + 5 * i + 2]
+    local wait, err = ARGV[at + 5 * i + 3], ARGV[at + 5 * i + 4]
+    local held, attempt, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
+    local result = '1'
+    if not held or held ~= token then
+      result = '0'
+    elseif cancelled then
+      remove(id)
+      count('cancelled', 1)
+      result = 'c'
+    elseif verdict == 'bury' then
+      bury(id, attempt, wait, err)
+      result = 'd'
+    elseif verdict == 'release' then
+      redis.call('ZADD', DUE, due, id)
+      redis.call('HDEL', LEASE, id)
+      if attempt > 1 then redis.call('HSET', TRIES, id, attempt - 1) end
+      count('released', 1)
+    else
+      local _, max_retries = parse_body(redis.call('HGET', BODY, id))
+      if attempt > (max_retries or 0) then
+        bury(id, attempt, 'failed', err)
+        result = 'd'
+      else
+        redis.call('ZADD', DUE, digits(NOW + tonumber(wait)), id)
+        redis.call('HDEL', LEASE, id)
+        redis.call('HSET', TRIES, id, attempt)
+        count('retried', 1)
+      end
+    end
+    results[#results + 1] = result
+  end
+  return table.concat(results)
+end

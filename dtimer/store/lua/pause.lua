@@ -1,0 +1,19 @@
+-- Stop handing events out, or go on, for the whole namespace.
+--
+-- Uses      guard rouse
+--
+-- ARGV[3]   1 to pause, 0 to resume
+--
+-- Returns   1 when that changed something, else 0
+local wrong = guard(SYS, ROSTER, PROMISE)
+if wrong then return wrong end
+
+local before = redis.call('HGET', SYS, 'paused') == '1'
+if ARGV[3] == '1' then
+  redis.call('HSET', SYS, 'paused', '1')
+else
+  redis.call('HDEL', SYS, 'paused')
+  local earliest = first_due()
+  if earliest then rouse(earliest, redis.call('ZCOUNT', DUE, '-inf', digits(NOW))) end
+end
+return before == (ARGV[3] == '1') and 0 or 1

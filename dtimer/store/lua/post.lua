@@ -1,0 +1,87 @@
+-- Store events, and wake somebody when the earliest due time moved closer.
+--
+-- Uses      guard memo rouse events
+--
+-- ARGV[3]   what to do about an id that is pending already: mint (refuse all: the id was
+--           made by us and must be new), replace, keep, error, earliest, latest
+-- ARGV[4]   and on, for each event in turn:
+--             id
+--             when     '+<µs>' from now, or '<µs>' since the epoch; the past means now
+--             expires  likewise, or ''
+--             rest     '<max_retries>|<payload>'
+--
+-- Returns   {letters, id}
+--   letters one per event: 1 stored, 0 the pending one was kept; or x when nothing was
+--           stored because `id` is pending already
+local policy = ARGV[3]
+
+local done, stale = recall()
+if stale then return stale end
+if done then
+  local letters, id = string.match(done, '^(%w*);(.*)$')
+  return {letters, id}
+end
+
+local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ROSTER, PROMISE)
+if wrong then return wrong end
+
+local function moment(text)
+  if string.sub(text, 1, 1) == '+' then return NOW + tonumber(string.sub(text, 2)) end
+  return tonumber(text)
+end
+
+-- When the pending event of this id is, or for one in flight was, due; nil for none.
+local function pending(id)
+  local score = redis.call('ZSCORE', DUE, id)
+  if not score then return nil end
+  local _, _, due = parse_lease(redis.call('HGET', LEASE, id))
+  return tonumber(due or score)
+end
+
+local scores, bodies, ids, letters = {}, {}, {}, {}
+local soonest, due_now = math.huge, 0
+for i = 4, #ARGV, 4 do
+  local id = ARGV[i]
+  local when = math.max(moment(ARGV[i + 1]), NOW)
+  local keep = false
+  if policy ~= 'replace' then
+    local there = pending(id)
+    if there and (policy == 'mint' or policy == 'error') then
+      remember('x;' .. id)
+      return {'x', id}
+    end
+    keep = there and (policy == 'keep'
+      or policy == 'earliest' and there <= when
+      or policy == 'latest' and there >= when)
+  end
+  letters[#letters + 1] = keep and '0' or '1'
+  if not keep then
+    local expires = ARGV[i + 2] ~= '' and digits(moment(ARGV[i + 2])) or ''
+    ids[#ids + 1] = id
+    scores[#scores + 1] = digits(when)
+    scores[#scores + 1] = id
+    bodies[#bodies + 1] = id
+    bodies[#bodies + 1] = expires .. ',' .. ARGV[i + 3]
+    soonest = math.min(soonest, when)
+    if when <= NOW then due_now = due_now + 1 end
+  end
+end
+
+if #ids > 0 then
+  -- The first write is one that Redis refuses when it is out of memory.
+  local added = redis.call('ZADD', DUE, unpack(scores))
+  redis.call('HSET', BODY, unpack(bodies))
+  if added < #ids then
+    redis.call('HDEL', LEASE, unpack(ids))
+    redis.call('HDEL', TRIES, unpack(ids))
+  end
+  if policy ~= 'mint' and redis.call('HDEL', DEAD, unpack(ids)) > 0 then
+    redis.call('ZREM', GRAVES, unpack(ids))
+  end
+  count('posted', #ids)
+  local earliest = first_due()
+  if soonest <= earliest or due_now > 0 then rouse(earliest, due_now) end
+end
+letters = table.concat(letters)
+remember(letters .. ';')
+return {letters, ''}

@@ -1,0 +1,33 @@
+-- Give a dead letter another life: due now, its attempts and its expiry forgotten.
+--
+-- Uses      guard memo rouse events
+--
+-- ARGV[3]   id
+--
+-- Returns   1; 0 when there is no such letter, or its body is no event
+local id = ARGV[3]
+local done, stale = recall()
+if stale then return stale end
+if done then return done end
+
+local wrong = guard(DUE, BODY, DEAD, GRAVES, SYS, ROSTER, PROMISE)
+if wrong then return wrong end
+
+local result = '0'
+local letter = redis.call('HGET', DEAD, id)
+if letter then
+  local length, start = string.match(letter, '^%d+,[%w_]+,(%d+)|()')
+  local body = length and string.sub(letter, start + tonumber(length)) or ''
+  local _, max_retries = parse_body(body)
+  if max_retries then
+    redis.call('ZADD', DUE, digits(NOW), id)
+    redis.call('HSET', BODY, id, (string.gsub(body, '^%d*,', ',', 1)))
+    redis.call('HDEL', DEAD, id)
+    redis.call('ZREM', GRAVES, id)
+    count('revived', 1)
+    rouse(first_due(), 1)
+    result = '1'
+  end
+end
+remember(result)
+return result

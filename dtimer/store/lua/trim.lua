@@ -1,0 +1,25 @@
+-- Drop dead letters that are too many or too old, a bounded number of them a call.
+--
+-- Uses      guard
+--
+-- ARGV[3]   how many may stay
+-- ARGV[4]   how old they may be, in µs; -1 for any age
+--
+-- Returns   how many were dropped: ask again while it is not 0
+local MOST = 500
+local wrong = guard(DEAD, GRAVES)
+if wrong then return wrong end
+
+local over = redis.call('ZCARD', GRAVES) - tonumber(ARGV[3])
+local ids = {}
+if over > 0 then
+  ids = redis.call('ZRANGE', GRAVES, 0, math.min(over, MOST) - 1)
+elseif tonumber(ARGV[4]) >= 0 then
+  ids = redis.call('ZRANGEBYSCORE', GRAVES, '-inf', digits(NOW - tonumber(ARGV[4])),
+    'LIMIT', 0, MOST)
+end
+if #ids > 0 then
+  redis.call('ZREM', GRAVES, unpack(ids))
+  redis.call('HDEL', DEAD, unpack(ids))
+end
+return #ids

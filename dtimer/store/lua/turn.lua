@@ -1,0 +1,178 @@
+-- One turn of a node: settle what it has finished, lease it what is due, and tell it when
+-- to ask again. Deciding that nobody else will come for the next event is part of it.
+--
+-- Uses      guard memo rouse events settle
+--
+-- ARGV[3]   the node's incarnation
+-- ARGV[4]   limit: how many events its free hands can start; 0 claims nothing
+-- ARGV[5]   lease length in µs
+-- ARGV[6]   'h' when the node hears wakes, 'e' to be sent an echo, or both, or ''
+-- ARGV[7]   number of confirmed events
+-- ARGV[8]   number of events settled in other ways
+-- ARGV[9]   and on: those events, as parts/settle.lua reads them
+--
+-- Returns   {now, wait, known, results, claims, buried}
+--   wait    µs until it is worth asking again; -1 when only a wake or the poll will tell
+--   known   1 when the node was registered; 0 asks it to register again
+--   results one letter per settled event, in their order (parts/settle.lua)
+--   claims  id, token, attempt, due and body of each claimed event in turn
+--   buried  id and reason of each event found unfit in turn
+local node, limit, lease, flags = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local hears = string.find(flags, 'h', 1, true)
+
+local function claimed_before(result)
+  -- The reply of this very turn was lost: give the same events again, those that are
+  -- still under the same tokens, under a lease that starts anew.
+  local results, token, list = string.match(result, '^(%w*);(%d+);(.*)$')
+  local claims = {}
+  token = tonumber(token)
+  for id in string.gmatch(list, '[^\n]+') do
+    local held, attempt, due = parse_lease(redis.call('HGET', LEASE, id))
+    if held == digits(token) then
+      redis.call('ZADD', DUE, 'XX', digits(NOW + lease), id)
+      for _, v in ipairs({id, held, tostring(attempt), due, redis.call('HGET', BODY, id)}) do
+        claims[#claims + 1] = v
+      end
+    end
+    token = token + 1
+  end
+  return {digits(NOW), '0', '1', results, claims, {}}
+end
+
+local done, stale = recall()
+if stale then return stale end
+if done then return claimed_before(done) end
+
+local earliest = first_due()
+local busy = tonumber(ARGV[7]) + tonumber(ARGV[8]) > 0
+if busy or (earliest and earliest <= NOW) then
+  local wrong = guard(BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ALIVE, ROSTER)
+  if wrong then return wrong end
+end
+
+redis.call('ZREM', PROMISE, node)
+local known = redis.call('ZADD', ALIVE, digits(NOW), node) == 0
+local results = ''
+if busy then
+  results = settle(9, tonumber(ARGV[7]), tonumber(ARGV[8]))
+  earliest = first_due()
+end
+if string.find(flags, 'e', 1, true) then
+  redis.call('PUBLISH', channel('echo', node), '')
+end
+
+local paused = false
+local due = {}
+local left = 0
+if earliest and earliest <= NOW then
+  paused = redis.call('HGET', SYS, 'paused') == '1'
+  if limit > 0 and not paused then
+    due = redis.call('ZRANGEBYSCORE', DUE, '-inf', digits(NOW), 'WITHSCORES', 'LIMIT', 0, limit)
+    -- Nodes that have been told to come get an event each, so that work is shared and a
+    -- quick node does not run away with all of it.
+    local told = redis.call('ZCOUNT', PROMISE, digits(NOW - GRACE), digits(NOW))
+    left = #due / 2
+    if told > 0 or left == limit then
+      left = redis.call('ZCOUNT', DUE, '-inf', digits(NOW))
+    end
+    while #due > 0 and #due / 2 > left - told do
+      due[#due] = nil
+      due[#due] = nil
+    end
+  elseif not paused then
+    left = redis.call('ZCOUNT', DUE, '-inf', digits(NOW))
+  end
+end
+
+local claims, buried, ids, taken = {}, {}, {}, 0
+local first_token = 0
+if #due > 0 then
+  for i = 1, #due, 2 do ids[#ids + 1] = due[i] end
+  local bodies = redis.call('HMGET', BODY, unpack(ids))
+  local leases = redis.call('HMGET', LEASE, unpack(ids))
+  local tries = redis.call('HMGET', TRIES, unpack(ids))
+  first_token = math.max(tonumber(redis.call('HGET', SYS, 'token') or '0') + 1, NOW)
+  local token = first_token
+  local scores, held, tried = {}, {}, {}
+  for i, id in ipairs(ids) do
+    local expires, max_retries = parse_body(bodies[i])
+    local last, attempt, _, cancelled, whose = parse_lease(leases[i])
+    if not last then attempt = tonumber(tries[i] or '0') or 0 end
+    local unfit, why = nil, ''
+    if not bodies[i] then
+      unfit = 'payload_missing'
+    elseif not max_retries then
+      unfit = 'corrupt'
+    elseif last and attempt > max_retries then
+      unfit, why = 'lease_lost', 'the lease of node ' .. whose .. ' ran out'
+    elseif expires and expires <= NOW then
+      unfit = 'expired'
+    end
+    if cancelled then
+      remove(id)
+      count('cancelled', 1)
+    elseif unfit then
+      bury(id, attempt, unfit, why)
+      buried[#buried + 1] = id
+      buried[#buried + 1] = unfit
+    else
+      if tries[i] then tried[#tried + 1] = id end
+      local text = digits(token)
+      scores[#scores + 1] = digits(NOW + lease)
+      scores[#scores + 1] = id
+      held[#held + 1] = id
+      held[#held + 1] = text .. ',' .. (attempt + 1) .. ',' .. due[2 * i] .. ',,' .. node
+      for _, v in ipairs({id, text, tostring(attempt + 1), due[2 * i], bodies[i]}) do
+        claims[#claims + 1] = v
+      end
+      taken = taken + 1
+      token = token + 1
+    end
+  end
+  if taken > 0 then
+    redis.call('ZADD', DUE, unpack(scores))
+    redis.call('HSET', LEASE, unpack(held))
+    if #tried > 0 then redis.call('HDEL', TRIES, unpack(tried)) end
+    redis.call('HSET', SYS, 'token', digits(token - 1))
+    count('started', taken)
+  end
+  left = left - #ids
+  earliest = first_due()
+end
+
+-- The roster: those with free hands, who took work at the tail.
+local free = limit - taken
+if free > 0 and hears then
+  if taken > 0 then
+    redis.call('ZADD', ROSTER, digits(NOW), node)
+  else
+    redis.call('ZADD', ROSTER, 'NX', digits(NOW), node)
+  end
+else
+  redis.call('ZREM', ROSTER, node)
+end
+
+local wait = -1
+if earliest and not paused then
+  local head = redis.call('ZRANGE', ROSTER, 0, 0)[1]
+  if head == node then
+    -- On duty. When events are due and yet left, they are kept for others who were told.
+    wait = earliest > NOW and earliest - NOW or GRACE
+    redis.call('ZADD', PROMISE, digits(NOW + wait), node)
+  elseif head then
+    rouse(earliest, left)
+    if left > 0 and free > 0 then wait = GRACE end
+  elseif free > 0 then
+    -- Nobody hears: each node that asks is its own alarm clock.
+    wait = math.max(0, earliest - NOW)
+  end
+end
+
+if taken > 0 or busy then
+  local list = {}
+  for i = 1, #claims, 5 do list[#list + 1] = claims[i] end
+  remember(results .. ';' .. digits(first_token) .. ';' .. table.concat(list, '\n'))
+else
+  remember(';0;')
+end
+return {digits(NOW), digits(wait), known and '1' or '0', results, claims, buried}

@@ -1,0 +1,43 @@
+"""
+The scripts: plain ``.lua`` files, one verb each, put together with the parts they use.
+
+No script is made by formatting strings: ids and payloads only ever travel as arguments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+# In the order of their dependence.
+_PARTS = ("guard", "memo", "rouse", "events", "settle")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A verb of the store: its source, and the SHA1 under which Redis caches it."""
+
+    name: str
+    source: bytes
+    sha: bytes
+
+
+def uses(source: str) -> set[str]:
+    """Return the names of the parts that a verb declares in its header."""
+    line = re.search(r"^-- Uses +(.+)$", source, re.MULTILINE)
+    return set(line.group(1).split()) if line else set()
+
+
+@cache
+def load(name: str) -> Script:
+    """Return the script of the verb *name*, prelude and parts included."""
+    folder = resources.files(__package__) / "lua"
+    verb = (folder / f"{name}.lua").read_text(encoding="utf-8")
+    used = uses(verb)
+    pieces = ["prelude", *(part for part in _PARTS if part in used)]
+    texts = [(folder / "parts" / f"{piece}.lua").read_text(encoding="utf-8") for piece in pieces]
+    source = "\n".join([*texts, verb]).encode()
+    return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())

@@ -1,0 +1,301 @@
+"""
+The verbs: each method is one script, or a bounded number of calls of one.
+
+Times are whole microseconds. Every method may be called from any thread, ends within the
+deadline, and raises a `StoreError` when Redis could not be asked, an `OutcomeUnknown`
+when it may have been done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dtimer.errors import EventExists, NamespaceCorrupt
+from dtimer.model.claims import Result, Settlement, Turn, TurnRequest
+from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, State, Stats
+from dtimer.store import codec, faults
+from dtimer.store.connect import Source
+from dtimer.store.ear import Ear
+from dtimer.store.keys import Keys
+from dtimer.store.line import Line
+from dtimer.store.scripts import load
+
+SCHEMA = "1"
+
+#: A node that has not asked for this long is forgotten.
+SILENT_US = 60_000_000
+
+_PAGE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """
+    One event to be stored: ``when`` and ``expires`` as the scripts read them, ``rest`` its
+    max_retries and payload.
+    """
+
+    id: str
+    when: str
+    expires: str
+    rest: str
+
+
+class Store:
+    """The state of one namespace, on one Redis."""
+
+    def __init__(
+        self,
+        source: Source,
+        ns: str,
+        *,
+        timeout: float,
+        ears: Source | None = None,
+        now: Callable[[], int] | None = None,
+    ) -> None:
+        self.keys = Keys.of(ns)
+        self._source = source
+        self._ears = ears or source
+        self._line = Line(source, self.keys, timeout, now)
+        self._now = now
+        self._opened = False
+
+    def open(self) -> None:
+        """
+        Make sure that the namespace is ours.
+
+        Raises:
+            NamespaceCorrupt: a foreign type under one of our keys, or a schema version
+                that this version of dtimer does not know.
+        """
+        if self._opened:
+            return
+        _, version = self._line.call("open", SCHEMA)
+        if codec.text(version) != SCHEMA:
+            raise NamespaceCorrupt(
+                f"the namespace has the schema version {codec.text(version)}, and this dtimer"
+                f" knows version {SCHEMA}: upgrade it"
+            )
+        self._opened = True
+
+    def _call(self, verb: str, *arguments: str, named: bool = False) -> Any:
+        self.open()
+        return self._line.call(verb, *arguments, named=named)
+
+    # Posting
+
+    @staticmethod
+    def _post_arguments(entries: Iterable[Entry], policy: str) -> list[str]:
+        arguments = [policy]
+        for e in entries:
+            arguments += (e.id, e.when, e.expires, e.rest)
+        return arguments
+
+    def post(self, entries: Sequence[Entry], policy: str) -> str:
+        """
+        Store *entries*, all in one script.
+
+        Returns:
+            The id that an id of our making collided with, or ``""``.
+
+        Raises:
+            EventExists: the policy is ``error`` and one is pending; nothing was stored.
+        """
+        letters, id = self._call("post", *self._post_arguments(entries, policy), named=True)
+        if letters == b"x" and policy == "error":
+            raise EventExists(codec.text(id))
+        return codec.text(id)
+
+    def post_in(self, pipe: Any, entries: Sequence[Entry], policy: str) -> None:
+        """
+        Add the posting of *entries* to a pipeline or MULTI of the caller's.
+
+        With its source and not by SHA1: a script missing half way through a MULTI could
+        not be made good.
+        """
+        now = "" if self._now is None else str(self._now())
+        arguments = self._post_arguments(entries, policy)
+        source = load("post").source
+        pipe.execute_command("EVAL", source, len(self.keys), *self.keys, now, "", *arguments)
+
+    # A node's turn
+
+    def turn(self, incarnation: str, request: TurnRequest, lease_us: int) -> Turn:
+        """
+        Settle, claim and learn when to ask again, in one try.
+
+        Raises:
+            Exception: of the client library or ours. The same request may be, and has to
+                be, asked again until it is answered.
+        """
+        settled, order = codec.settlement_arguments(request.settlements)
+        flags = ("h" if request.hears else "") + ("e" if request.echo else "")
+        reply = self._line.once(
+            "turn",
+            incarnation,
+            str(request.limit),
+            str(lease_us),
+            flags,
+            *settled,
+            op=f"{incarnation}:{request.seq}",
+        )
+        return codec.read_turn(reply, order)
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[Result]:
+        """End claims at once, and tell what became of each."""
+        arguments, order = codec.settlement_arguments(settlements)
+        reply = self._call("settle", *arguments, named=True)
+        return codec.read_results(reply, order)
+
+    def extend(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
+        """Renew leases, given as id and token, and tell which are still held."""
+        arguments: list[str] = []
+        for id, token in held:
+            arguments += (id, str(token))
+        letters: bytes = self._call("extend", str(lease_us), *arguments)
+        return [letter == ord("1") for letter in letters]
+
+    def join(self, incarnation: str, who: str) -> None:
+        """Register a node; *who* is a JSON object. Doing it again changes nothing."""
+        self._opened = False  # A server that lost everything has lost the schema too.
+        self._call("join", incarnation, who, str(SILENT_US))
+
+    def leave(self, incarnation: str) -> None:
+        """Take a node off every list."""
+        self._call("leave", incarnation)
+
+    def ear(self, incarnation: str) -> Ear:
+        """Return the node's subscription, not opened yet."""
+        return self._ears.ear(
+            self.keys, (self.keys.wake(incarnation), self.keys.echo(incarnation))
+        )
+
+    # Control
+
+    def cancel(self, id: str) -> Cancelled:
+        """See `DTimer.cancel`."""
+        return Cancelled(codec.text(self._call("cancel", id, named=True)))
+
+    def reschedule(self, id: str, when: str) -> bool:
+        """See `DTimer.reschedule`."""
+        return bool(self._call("reschedule", id, when, named=True) == b"1")
+
+    def peek(self, id: str) -> Record | None:
+        """See `DTimer.peek`."""
+        return codec.read_record(id, self._call("peek", id))
+
+    def upcoming(self, low: str, high: str) -> Iterator[Record]:
+        """Walk the scheduled events between two bounds, in due order, a page at a time."""
+        last, score = "", ""
+        seen: set[str] = set()
+        while True:
+            low_raw, high_raw, last_raw, score_raw, flat = self._call(
+                "upcoming", low, high, str(_PAGE), last, score
+            )
+            low, high, last = codec.text(low_raw), codec.text(high_raw), codec.text(last_raw)
+            if codec.text(score_raw) != score:
+                score, before, seen = codec.text(score_raw), seen, set()
+            else:
+                before = seen
+            for i in range(0, len(flat), 4):
+                id, due = codec.text(flat[i]), int(float(flat[i + 1]))
+                if id not in before:
+                    if str(due) == score:
+                        seen.add(id)
+                    event = codec.read_payload(flat[i + 3])
+                    yield Record(id, event, due / 1000, State.SCHEDULED, int(flat[i + 2]))
+            if not last:
+                return
+
+    def dead(self) -> Iterator[DeadLetter]:
+        """Walk the dead letters, the oldest first, a page at a time."""
+        last, score = "", ""
+        seen: set[str] = set()
+        while True:
+            flat = self._call("dead", str(_PAGE), last, score)
+            for i in range(0, len(flat), 3):
+                last, died = codec.text(flat[i]), int(float(flat[i + 1]))
+                if str(died) != score:
+                    score, seen = str(died), set()
+                if last not in seen:
+                    seen.add(last)
+                    yield codec.read_letter(last, died, flat[i + 2])
+            if len(flat) < 3 * _PAGE:
+                return
+
+    def revive(self, id: str) -> bool:
+        """See `DTimer.revive`."""
+        return bool(self._call("revive", id, named=True) == b"1")
+
+    def trim(self, limit: int, age_us: int) -> int:
+        """Drop the dead letters beyond *limit* or older than *age_us* (-1: of any age)."""
+        total = 0
+        while dropped := int(self._call("trim", str(limit), str(age_us))):
+            total += dropped
+        return total
+
+    def pause(self, on: bool) -> bool:
+        """Pause or resume the namespace; return whether that changed anything."""
+        return bool(self._call("pause", "1" if on else "0"))
+
+    def stats(self) -> Stats:
+        """See `DTimer.stats`."""
+        now, pending, leased, due, earliest, dead, nodes, paused, totals = self._call(
+            "stats", str(SILENT_US)
+        )
+        late = (int(now) - int(earliest)) / 1000 if int(earliest) >= 0 else 0.0
+        return Stats(
+            scheduled=int(pending) - int(leased),
+            in_flight=int(leased),
+            overdue=int(due),
+            oldest_overdue_ms=max(0.0, late),
+            dead=int(dead),
+            nodes=int(nodes),
+            paused=paused == b"1",
+            totals={
+                codec.text(totals[i]): int(totals[i + 1]) for i in range(0, len(totals), 2)
+            },
+        )
+
+    def nodes(self) -> list[NodeInfo]:
+        """See `DTimer.nodes`."""
+        flat = self._call("nodes", str(SILENT_US))
+        return [codec.read_node(*flat[i : i + 4]) for i in range(0, len(flat), 4)]
+
+    def about_server(self) -> dict[str, str]:
+        """Return what INFO says; empty where the server does not, or may not, say."""
+        try:
+            raw = self._source.command("INFO")
+        except Exception:
+            # The warnings that this serves are worth no failure: an emulation has no
+            # INFO, and a careful ACL forbids it.
+            return {}
+        lines = codec.text(raw).splitlines() if isinstance(raw, bytes) else []
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+    # Life and death
+
+    def close(self) -> None:
+        """Drop the connections. A later call makes new ones."""
+        self._line.close()
+
+    def release(self) -> None:
+        """Drop the connections, and with them the hold on an embedded server."""
+        self._line.close()
+        self._source.close()
+        if self._ears is not self._source:
+            self._ears.close()
+
+    def after_fork(self) -> None:
+        """Start anew in a forked child."""
+        self._line.after_fork()
+        self._source.after_fork()
+        if self._ears is not self._source:
+            self._ears.after_fork()
+
+    @staticmethod
+    def slow(error: BaseException | None) -> bool:
+        """Tell whether *error* is one that only a person can mend."""
+        return faults.slow(error)

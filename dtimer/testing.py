@@ -1,0 +1,97 @@
+"""
+For tests of those who use dtimer: a clock to be moved, and a net for what is emitted.
+
+.. code-block:: python
+
+    def test_reminder(redis_client):
+        clock = Clock()
+        timer = DTimer("test", redis_client, ns="test", now=clock)
+        caught = Catch(timer, "event")
+        with timer:
+            timer.post({"remind": "me"}, 86_400_000)
+            clock.tick(86_400_000)
+            assert {"remind": "me"} == caught.next()[0]
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from pyee.base import EventEmitter
+
+
+class Clock:
+    """
+    A clock that stands still until it is moved: for the option ``now``.
+
+    It is used in place of the server's clock, so give it to every node of the namespace.
+    Moving it wakes the nodes that have joined.
+
+    Args:
+        start: Milliseconds since the epoch; the present by default.
+    """
+
+    def __init__(self, start: float | None = None) -> None:
+        self._lock = threading.Lock()
+        self._ms = time.time() * 1000 if start is None else start
+        self._rings: list[weakref.WeakMethod[Callable[[], None]]] = []
+
+    def __call__(self) -> float:
+        """Return the time, in ms since the epoch."""
+        return self._ms
+
+    def tick(self, ms: float) -> None:
+        """Move on by *ms*, and wake the nodes that go by this clock."""
+        with self._lock:
+            self._ms += ms
+            rings = [ring for reference in self._rings if (ring := reference()) is not None]
+        for ring in rings:
+            ring()
+
+    def attach(self, ring: Callable[[], None]) -> None:
+        """Call *ring*, a bound method, whenever the clock is moved. Nodes do so by themselves."""
+        with self._lock:
+            self._rings = [r for r in self._rings if r() is not None]
+            self._rings.append(weakref.WeakMethod(ring))
+
+
+class Catch:
+    """
+    Collects what an emitter emits, for a test to take in order.
+
+    Args:
+        emitter: A `DTimer`, or any pyee emitter.
+        event: The name of the event to listen to.
+        patience: Seconds after which `next` gives up; only a failing test waits so long.
+    """
+
+    def __init__(self, emitter: EventEmitter, event: str, patience: float = 10) -> None:
+        self._caught: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._event = event
+        self._patience = patience
+        emitter.on(event, self._catch)
+
+    def _catch(self, *args: Any) -> None:
+        self._caught.put(args)
+
+    def next(self) -> Any:
+        """
+        Return the next that was emitted: its argument, or a tuple where it has several.
+
+        Raises:
+            AssertionError: nothing came in time.
+        """
+        try:
+            args = self._caught.get(timeout=self._patience)
+        except queue.Empty:
+            raise AssertionError(f"no {self._event!r} within {self._patience} s") from None
+        return args[0] if len(args) == 1 else args
+
+    def empty(self) -> bool:
+        """True when nothing is waiting to be taken."""
+        return self._caught.empty()

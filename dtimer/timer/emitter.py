@@ -1,0 +1,137 @@
+"""
+The emitter: pyee's, with every emission of ours in one guarded place.
+
+pyee stops at the first listener that raises, throws into the emitter, and raises an
+``'error'`` that nobody listens to. Here each listener is called, none throws into a
+thread of ours, and an error without a listener is logged.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+from pyee.base import EventEmitter
+
+from dtimer.errors import OptionError
+
+log = logging.getLogger("dtimer")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _check(event: object, f: object) -> None:
+    if not isinstance(event, str):
+        raise OptionError(f"the name of an event must be a str, not {event!r}")
+    if not callable(f):
+        raise OptionError(f"a listener of {event!r} must be callable, not {f!r}")
+    if inspect.iscoroutinefunction(f):
+        raise OptionError(
+            f"a listener of {event!r} must be a plain function: listeners are called on"
+            f" threads, and nobody would await {f!r}"
+        )
+
+
+class Emitter(EventEmitter):
+    """pyee's emitter, with guarded emissions. See the module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._guard = threading.local()
+
+    @overload
+    def on(self, event: str) -> Callable[[F], F]: ...
+    @overload
+    def on(self, event: str, f: F) -> F: ...
+    def on(self, event: str, f: F | None = None) -> F | Callable[[F], F]:
+        """
+        Register a listener, as a decorator or with the function given.
+
+        Raises:
+            OptionError: *f* is not callable, or is a coroutine function.
+        """
+        return self.listens_to(event) if f is None else self.add_listener(event, f)
+
+    def listens_to(self, event: str) -> Callable[[F], F]:
+        """Return a decorator that registers a listener of *event*. See `on`."""
+
+        def register(f: F) -> F:
+            return self.add_listener(event, f)
+
+        return register
+
+    def add_listener(self, event: str, f: F) -> F:
+        """Register *f* as a listener of *event*. See `on`."""
+        _check(event, f)
+        super().add_listener(event, f)
+        self._listening(event)
+        return f
+
+    @overload
+    def once(self, event: str) -> Callable[[F], F]: ...
+    @overload
+    def once(self, event: str, f: F) -> F: ...
+    def once(self, event: str, f: F | None = None) -> F | Callable[[F], F]:
+        """Register a listener that is removed when it is called. See `on`."""
+
+        def register(f: F) -> F:
+            _check(event, f)
+            super(Emitter, self).once(event, f)
+            self._listening(event)
+            return f
+
+        return register if f is None else register(f)
+
+    def remove_listener(self, event: str, f: Callable[..., Any]) -> None:
+        """Remove a listener; one that is not registered is no error."""
+        try:
+            super().remove_listener(event, f)
+        except KeyError:
+            # pyee up to 13 raises, from 14 on it does not.
+            return
+
+    def _listening(self, event: str) -> None:
+        """Called when *event* has one more listener."""
+
+    def _emit_run(
+        self, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        raised: list[BaseException] | None = getattr(self._guard, "raised", None)
+        if raised is None:
+            # An emission of the user's own: as pyee does it.
+            super()._emit_run(f, args, kwargs)
+            return
+        self._guard.raised = None
+        try:
+            f(*args, **kwargs)
+        except BaseException as e:
+            # Also SystemExit: it must not end a thread of ours unseen.
+            raised.append(e)
+        finally:
+            self._guard.raised = raised
+
+    def _emit_guarded(self, event: str, *args: Any) -> list[BaseException] | None:
+        """Call each listener of *event*; return what they raised, None if there is none."""
+        raised: list[BaseException] = []
+        self._guard.raised = raised
+        try:
+            called = self._call_handlers(event, args, {})
+        finally:
+            self._guard.raised = None
+        return raised if called else None
+
+    def _announce(self, event: str, *args: Any) -> None:
+        """Emit something of ours; what a listener of it raises is logged."""
+        raised = self._emit_guarded(event, *args)
+        if raised is None and event == "error":
+            log.error("%s", args[0], exc_info=args[0])
+        for error in raised or ():
+            log.error("a listener of %r raised", event, exc_info=error)
+
+    def _fresh_lock(self) -> None:
+        """Replace, in a forked child, the lock that a thread of the parent may hold."""
+        self._lock = threading.Lock()
+        self._guard = threading.local()

@@ -1,0 +1,284 @@
+"""
+One joined life of a node, from join to leave: the store and the engine, put together.
+
+A node that joins again is another life, with another incarnation, threads and bell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import warnings
+from typing import Protocol
+
+from dtimer.engine.bell import Bell
+from dtimer.engine.claimer import Claimer
+from dtimer.engine.dispatcher import Dispatcher
+from dtimer.engine.herald import Herald
+from dtimer.engine.listener import Listener
+from dtimer.errors import StoreError
+from dtimer.model.claims import Turn, TurnRequest
+from dtimer.model.event import Event, Health
+from dtimer.model.names import incarnation
+from dtimer.model.options import Options
+from dtimer.store.store import Store
+
+log = logging.getLogger("dtimer")
+
+# An echo after this much silence, in seconds, or five polls where those are quicker.
+_ECHO_EVERY = 5.0
+
+
+class Voice(Protocol):
+    """How a life reaches the emitter, which it must not keep alive."""
+
+    def handle(self, events: list[Event]) -> list[BaseException] | None:
+        """Call the listeners of ``'event'``."""
+        ...
+
+    def announce(self, event: str, *arguments: object) -> None:
+        """Emit something."""
+        ...
+
+    def willing(self) -> bool:
+        """Tell whether ``'event'`` has a listener."""
+        ...
+
+
+class _Turns:
+    """The store, as the claimer of this node asks it."""
+
+    def __init__(self, store: Store, incarnation: str, who: str, options: Options) -> None:
+        self._store = store
+        self._incarnation = incarnation
+        self._who = who
+        self._options = options
+        self.extend = store.extend
+        self.slow = store.slow
+
+    def turn(self, request: TurnRequest) -> Turn:
+        return self._store.turn(self._incarnation, request, self._options.lease)
+
+    def register(self) -> None:
+        self._store.join(self._incarnation, self._who)
+
+    def trim(self) -> None:
+        self._store.trim(self._options.dead_limit, self._options.dead_age)
+
+
+class Life:
+    """
+    The threads of a joined node, and its place in the namespace.
+
+    Args:
+        id: The node's.
+        options: The node's.
+        store: For everything but the subscription.
+        voice: Reaches the emitter.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        options: Options,
+        store: Store,
+        voice: Voice,
+    ) -> None:
+        self.incarnation = incarnation()
+        self._options = options
+        self._store = store
+        self._voice = voice
+        self._pid = os.getpid()
+        self._over = threading.Event()
+        #: True once the end has been asked for.
+        self.leaving = False
+        who = {"id": id, "host": socket.gethostname(), "pid": self._pid}
+        self._who = json.dumps(who)
+        self._turns = _Turns(store, self.incarnation, self._who, options)
+        self.bell = Bell()
+        self._herald = Herald(f"dtimer-herald-{id}", voice.announce)
+        self._reachable = True
+        self._hearing = True
+        timeout = options.timeout / 1e6
+        self._listener = Listener(
+            f"dtimer-listener-{id}",
+            ear=lambda: store.ear(self.incarnation),
+            ring=self.bell.ring,
+            changed=self._hearing_changed,
+            slow=store.slow,
+            echo_every=max(0.25, min(_ECHO_EVERY, 5 * options.poll_interval / 1e6)),
+            patience=timeout,
+        )
+        self._dispatcher = Dispatcher(
+            f"dtimer-{id}",
+            node=id,
+            options=options,
+            handle=voice.handle,
+            announce=self._herald.announce,
+            ring=self.bell.ring,
+            ledger=store,
+            quit=lambda: self.stop(None),
+        )
+        self._claimer = Claimer(
+            f"dtimer-claimer-{id}",
+            turns=self._turns,
+            bell=self.bell,
+            listener=self._listener,
+            dispatcher=self._dispatcher,
+            options=options,
+            willing=voice.willing,
+            changed=self._reach_changed,
+            announce=self._herald.announce,
+            farewell=self._farewell,
+        )
+
+    # Beginning
+
+    def start(self) -> None:
+        """
+        Register, subscribe, and take the first turn.
+
+        Raises:
+            StoreError: Redis is not there; nothing is left running.
+        """
+        try:
+            self._warn()
+            self._turns.register()
+        except BaseException:
+            self._listener.close()
+            self.bell.close()
+            self._store.release()
+            raise
+        # A clock of a test rings when it is moved.
+        if attach := getattr(self._options.now, "attach", None):
+            attach(self.bell.ring)
+        self._herald.start()
+        self._dispatcher.start()
+        self._listener.start()
+        # Subscribed before the first claim, so that no wake falls between. Where
+        # subscribing is not possible the node polls, and says so.
+        self._listener.tried.wait(2 * self._options.timeout / 1e6)
+        self._claimer.start()
+        self._claimer.tried.wait(2 * self._options.timeout / 1e6)
+        if self._claimer.answered is None:
+            error = self._claimer.error
+            self.stop(0)
+            self._claimer.join(self._options.timeout / 1e6)
+            raise StoreError(f"Redis went away while joining: {error}") from error
+        self._herald.announce("ready")
+
+    def _warn(self) -> None:
+        about = self._store.about_server()
+        policy = about.get("maxmemory_policy", "noeviction")
+        if policy != "noeviction":
+            _warn(
+                f"this Redis evicts keys when its memory is full (maxmemory-policy {policy}),"
+                " and may evict all pending events at once: set it to noeviction"
+            )
+        if about.get("role", "master") != "master":
+            _warn("this Redis is a replica, which takes no posts: connect to its master")
+        version = about.get("redis_version", "7").split(".")
+        if version[0].isdigit() and [int(n) for n in version[:2] if n.isdigit()] < [6, 2]:
+            _warn(f"this Redis is version {'.'.join(version)}; dtimer is made for 6.2 and later")
+
+    def _reach_changed(self, error: Exception | None) -> None:
+        if error is None:
+            self._herald.announce("connected")
+            self._reachable = True
+        else:
+            if self._reachable:
+                self._herald.announce("disconnected", error)
+            self._reachable = False
+            self._complain(error, "Redis does not answer; the node keeps trying")
+
+    def _hearing_changed(self, error: Exception | None) -> None:
+        was, self._hearing = self._hearing, error is None
+        if error is not None and was and self._reachable:
+            self._complain(error, "wakes do not arrive; events come by the poll")
+
+    def _complain(self, error: Exception, what: str) -> None:
+        complaint = StoreError(f"{what}: {error}")
+        complaint.__cause__ = error
+        self._herald.announce("error", complaint)
+
+    # End
+
+    def stop(self, timeout: float | None) -> None:
+        """Ask for the end, running handlers given *timeout* seconds. Does not wait."""
+        self.leaving = True
+        self._claimer.stop_within(timeout)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """
+        Wait for the end, and return whether it has come.
+
+        A thread of the node does not wait for itself: the end comes when it returns.
+        """
+        if self._claimer.current or self._dispatcher.current or self._herald.current:
+            return self._over.is_set()
+        return self._over.wait(timeout)
+
+    def _farewell(self) -> None:
+        """The last act of the claimer's thread."""
+        if self._claimer.error is None:
+            # Where Redis does not answer the registration ends by itself.
+            with contextlib.suppress(StoreError):
+                self._store.leave(self.incarnation)
+        self._listener.stop()
+        self._dispatcher.stop()
+        self._listener.join(self._options.timeout / 1e6)
+        self._herald.stop()
+        self._store.release()
+        # A hand may still be at work when the deadline has passed; it finds the door
+        # closed and goes.
+        self._dispatcher.join(0.0 if self._dispatcher.running else 1.0)
+        self._herald.join(1.0)
+        self.bell.close()
+        self._over.set()
+
+    # Looking
+
+    @property
+    def max_events(self) -> int:
+        """How many events are handed to a handler at a time, from the next batch on."""
+        return self._dispatcher.max_events
+
+    @max_events.setter
+    def max_events(self, value: int) -> None:
+        self._dispatcher.max_events = value
+        self.bell.ring()
+
+    @property
+    def over(self) -> bool:
+        """True when everything has ended."""
+        return self._over.is_set()
+
+    def health(self) -> Health:
+        """See `DTimer.health`."""
+        now = time.monotonic()
+        answered, heard = self._claimer.answered, self._listener.heard
+        age = None if answered is None else (now - answered) * 1000
+        # Between two turns lies a poll at most, then a try, then a pause.
+        fresh = age is not None and age < self._options.poll_interval / 1e3 + 1_000
+        deaf = not self._listener.hears
+        error = self._claimer.error
+        return Health(
+            ok=fresh and error is None and not deaf,
+            joined=True,
+            deaf=deaf,
+            claim_age_ms=age,
+            heard_age_ms=None if heard is None else (now - heard) * 1000,
+            handlers=self._dispatcher.running,
+            stuck=self._dispatcher.stuck(),
+            error=None if error is None else str(error),
+        )
+
+
+def _warn(text: str) -> None:
+    log.warning(text)
+    warnings.warn(text, RuntimeWarning, stacklevel=5)

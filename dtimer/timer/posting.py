@@ -1,0 +1,127 @@
+"""From the arguments of ``post`` to an entry of the store, all of it checked before any I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from dtimer.errors import OptionError
+from dtimer.model.moments import Duration, Moment, duration_us, moment_us
+from dtimer.model.names import Mint, check_id
+from dtimer.model.options import MOST_RETRIES, Options, check_count
+from dtimer.model.payload import encode
+from dtimer.store.store import Entry
+
+POLICIES = ("replace", "keep", "error", "earliest", "latest")
+
+#: Events in one script call, and about as many bytes of payload.
+_MOST_ENTRIES = 500
+_MOST_BYTES = 1_000_000
+
+_ARGUMENTS = {"ev", "delay", "at", "id", "max_retries", "expires", "if_exists"}
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """An entry, and what to do where one of its id is pending: ``mint`` for an id of ours."""
+
+    entry: Entry
+    policy: str
+
+
+def when(delay: Duration, at: Moment | None) -> str:
+    """Write a due time as the scripts read it: ``+µs`` from now, or µs since the epoch."""
+    if at is None:
+        return f"+{max(0, duration_us(delay, 'delay'))}"
+    if delay != 0:
+        raise OptionError(f"give either delay or at, not both (delay={delay!r}, at={at!r})")
+    return str(max(0, moment_us(at, "at")))
+
+
+def _expires(value: Duration | datetime | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return str(max(0, moment_us(value, "expires")))
+    us = duration_us(value, "expires")
+    if us <= 0:
+        raise OptionError(f"expires must lie ahead, not {value!r} ms from now")
+    return f"+{us}"
+
+
+def prepare(
+    options: Options,
+    mint: Mint,
+    ev: Mapping[str, Any],
+    delay: Duration = 0,
+    *,
+    at: Moment | None = None,
+    id: str | None = None,
+    max_retries: int | None = None,
+    expires: Duration | datetime | None = None,
+    if_exists: str = "replace",
+) -> Posting:
+    """
+    Check the arguments of ``post``, and write them down.
+
+    Raises:
+        OptionError: an argument is not acceptable.
+        PayloadError: the payload is not.
+    """
+    if if_exists not in POLICIES:
+        raise OptionError(f"if_exists must be one of {', '.join(POLICIES)}, not {if_exists!r}")
+    due = when(delay, at)
+    if max_retries is None:
+        max_retries = options.max_retries
+    else:
+        check_count(max_retries, "max_retries", 0, MOST_RETRIES)
+    body = f"{max_retries}|{encode(ev, options.max_payload)}"
+    if id is None:
+        return Posting(Entry(mint(), due, _expires(expires), body), "mint")
+    return Posting(Entry(check_id(id), due, _expires(expires), body), if_exists)
+
+
+def prepare_item(options: Options, mint: Mint, item: object) -> Posting:
+    """Check one item of ``post_many``: a pair, or a mapping of the arguments of ``post``."""
+    if isinstance(item, Mapping):
+        if unknown := sorted(map(str, set(item) - _ARGUMENTS)):
+            raise OptionError(
+                f"an item of post_many has no argument {unknown[0]!r}; there are"
+                f" {', '.join(sorted(_ARGUMENTS))}"
+            )
+        if "ev" not in item:
+            raise OptionError(f"an item of post_many lacks its ev: {item!r:.80}")
+        return prepare(options, mint, **item)
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return prepare(options, mint, item[0], item[1])
+    raise OptionError(
+        "an item of post_many must be a pair (ev, delay) or a mapping of the arguments of"
+        f" post, not {item!r:.80}"
+    )
+
+
+def chunks(postings: Iterable[Posting]) -> Iterator[tuple[str, list[Entry]]]:
+    """
+    Group postings into script calls: of one policy, no id twice, bounded.
+
+    Takes from *postings* only what the next chunk needs.
+    """
+    policy, entries, ids, size = "", [], set[str](), 0
+    for posting in postings:
+        entry = posting.entry
+        if entries and (
+            posting.policy != policy
+            or entry.id in ids
+            or len(entries) == _MOST_ENTRIES
+            or size + len(entry.rest) > _MOST_BYTES
+        ):
+            yield policy, entries
+            entries, ids, size = [], set(), 0
+        policy = posting.policy
+        entries.append(entry)
+        ids.add(entry.id)
+        size += len(entry.rest)
+    if entries:
+        yield policy, entries

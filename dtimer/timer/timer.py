@@ -1,0 +1,533 @@
+"""`DTimer`: post events, join to receive them, look at them and change them."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import itertools
+import logging
+import os
+import queue
+import signal
+import threading
+import warnings
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+from dtimer.errors import OptionError, UsageError
+from dtimer.model.event import (
+    Cancelled,
+    DeadLetter,
+    Event,
+    Health,
+    NodeInfo,
+    Record,
+    Stats,
+)
+from dtimer.model.moments import Duration, Moment, duration_us
+from dtimer.model.names import Mint, check_id
+from dtimer.model.options import check_count, check_max_events, validate
+from dtimer.store.connect import source
+from dtimer.store.line import TRIES
+from dtimer.store.store import Entry, Store
+from dtimer.timer.emitter import Emitter
+from dtimer.timer.life import Life
+from dtimer.timer.posting import chunks, prepare, prepare_item, when
+
+log = logging.getLogger("dtimer")
+
+
+class DTimer(Emitter):
+    """
+    A node of a distributed timer: posts events, and after `join` receives them.
+
+    An event posted now is handed, once its delay is over, to exactly one of the nodes
+    that have joined the same namespace. It is leased to that node until it is confirmed,
+    and handed out again when the node fails it or dies. The constructor starts nothing
+    and connects to nothing.
+
+    Emits ``'event'`` (a list of `Event`), ``'error'`` (an exception), and besides:
+    ``'ready'``, ``'connected'``, ``'disconnected'`` (the exception), ``'retry'`` and
+    ``'dead'`` (the `Event`), ``'buried'`` and ``'expired'`` (id and reason of an event
+    that never reached a handler), ``'lease_lost'`` (the `Event`).
+
+    Args:
+        id: Names the node for people. Two nodes may share it: each life of a node has an
+            incarnation of its own.
+        pub: A redis-py or valkey-py client (standalone, of Sentinel, ``RedisCluster``),
+            or a URL: ``redis://``, ``rediss://``, ``unix://``, ``embedded:``. None takes
+            ``DTIMER_URL``, or else ``redis://localhost:6379``. Its settings are used, and
+            connections of our own are made.
+        sub: The same for the subscription; *pub* by default.
+        options: By keyword. Times are milliseconds or timedeltas.
+
+            ``ns="dt"``
+                The namespace: nodes share events with those of the same one.
+            ``max_events=1``
+                The most events handed to a handler at a time, up to 100.
+            ``concurrency=1``
+                How many handlers run at a time, each on a thread, up to 1000.
+            ``max_retries=3``
+                How often an event posted by this node is handed out again. With 0 an
+                event is never started twice; unconfirmed it ends as a dead letter.
+            ``backoff``
+                The wait before a retry: ms, or a function of the attempt that failed.
+                By default 1 s, doubled each time up to an hour, half of it random.
+            ``lease=30_000``
+                How long a claim lasts unrenewed: the wait for the events of a node that
+                was killed. Running handlers renew theirs.
+            ``auto_confirm=True``
+                Confirm when the handler returns. Otherwise call ``ev.confirm()`` within
+                the lease, from any thread.
+            ``poll_interval=1_000``
+                How late an event may be when wakes are lost.
+            ``timeout=2_000``
+                The deadline of any one call.
+            ``max_run=None``
+                A handler that runs longer no longer renews its leases.
+            ``max_payload=262_144``
+                The largest payload, in bytes of JSON.
+            ``dead_limit=10_000``, ``dead_age=30 days``
+                How many dead letters are kept, and for how long.
+            ``exit_timeout=5_000``
+                How long the end of the interpreter waits for running handlers.
+            ``now=None``
+                For tests: a function giving epoch milliseconds, in place of the clock of
+                the server.
+
+    Raises:
+        OptionError: an option is unknown or out of range, or *pub* is no client.
+    """
+
+    def __init__(self, id: str, pub: Any = None, sub: Any = None, **options: Any) -> None:
+        super().__init__()
+        self._id = check_id(id)
+        self._options = validate(options)
+        now = self._options.now
+        timeout = self._options.timeout / 1e6
+        self._store = Store(
+            source(pub, timeout / TRIES),
+            self._options.ns,
+            timeout=timeout,
+            ears=None if sub is None else source(sub, timeout / TRIES),
+            now=None if now is None else lambda: round(now() * 1000),
+        )
+        self._mint = Mint()
+        self._life: Life | None = None
+        self._finalizer: Any = None
+        self._state = threading.Lock()
+        self._pid = os.getpid()
+        _timers.add(self)
+
+    @property
+    def id(self) -> str:
+        """The id given to the constructor."""
+        return self._id
+
+    @property
+    def ns(self) -> str:
+        """The namespace."""
+        return self._options.ns
+
+    @property
+    def max_events(self) -> int:
+        """The most events handed to a handler at a time. Setting it takes effect at once."""
+        return self._options.max_events
+
+    @max_events.setter
+    def max_events(self, value: int) -> None:
+        self._options = dataclasses.replace(self._options, max_events=check_max_events(value))
+        if self._life is not None:
+            self._life.max_events = value
+
+    def __repr__(self) -> str:
+        state = "joined" if self.joined else "not joined"
+        return f"<DTimer {self._id!r} of {self.ns!r}, {state}>"
+
+    # Joining and leaving
+
+    @property
+    def joined(self) -> bool:
+        """True between `join` and the end of `leave`."""
+        self._notice_fork()
+        return self._life is not None and not self._life.over
+
+    def join(self) -> None:
+        """
+        Start receiving: registered, subscribed and the first claim done when it returns.
+
+        Joining again changes nothing. After a fork the child has not joined, and may.
+
+        Raises:
+            StoreError: Redis is not there. Nothing is left running.
+            NamespaceCorrupt: the namespace holds what is not ours.
+            UsageError: called by a handler of this node while it leaves.
+        """
+        self._notice_fork()
+        with self._state:
+            life = self._life
+            if life is not None and life.leaving:
+                if not life.wait(None):
+                    raise UsageError("join() was called by a handler of the node that leaves")
+                life = None
+            if life is not None:
+                return
+            life = Life(self._id, self._options, self._store, _Voice(self))
+            life.start()
+            self._life = life
+            self._finalizer = weakref.finalize(self, _forgotten, life, self._id)
+            self._finalizer.atexit = False
+
+    def leave(self, timeout: Duration | None = None) -> None:
+        """
+        Stop receiving: no new claims, handlers end, what none has started is handed back.
+
+        May be called at any time, twice, from two threads, and by a handler: there it
+        returns at once, and the end comes when the handler does. Also called when the
+        interpreter exits.
+
+        Args:
+            timeout: How long running handlers may take. What still runs then is given
+                back, the attempt charged; its thread is left behind. None: for ever.
+
+        Raises:
+            OptionError: *timeout* is no duration.
+        """
+        seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6
+        self._notice_fork()
+        with self._state:
+            life = self._life
+            if life is None:
+                self._store.release()
+                return
+        life.stop(seconds)
+        patience = None if seconds is None else seconds + 2 * self._options.timeout / 1e6 + 1
+        if life.wait(patience):
+            with self._state:
+                if self._life is life:
+                    self._life = None
+                    self._finalizer.detach()
+
+    def __enter__(self) -> Self:
+        self.join()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.leave()
+
+    def run(self) -> None:
+        """
+        Join, block until SIGINT or SIGTERM, and leave: the body of a worker script.
+
+        The first signal lets running handlers end; the next is handled as it was before.
+        Away from the main thread no signal is caught, and it returns when another thread
+        makes the node leave.
+        """
+        caught: queue.SimpleQueue[int] = queue.SimpleQueue()
+        before = {}
+        self.join()
+        try:
+            if threading.current_thread() is threading.main_thread():
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    before[number] = signal.signal(number, lambda n, _: caught.put(n))
+            while self.joined:
+                with contextlib.suppress(queue.Empty):
+                    caught.get(timeout=0.5)
+                    break
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.leave()
+
+    # Posting
+
+    def post(
+        self,
+        ev: Mapping[str, Any],
+        delay: Duration = 0,
+        *,
+        at: Moment | None = None,
+        id: str | None = None,
+        max_retries: int | None = None,
+        expires: Duration | datetime | None = None,
+        if_exists: str = "replace",
+        pipe: Any = None,
+    ) -> str:
+        """
+        Post an event, to be handed to one node after *delay*.
+
+        Args:
+            ev: The payload, a JSON object of at most ``max_payload`` bytes.
+            delay: From now, by the server's clock; what is not positive means now.
+            at: A moment instead, in ms since the epoch or an aware datetime.
+            id: Names the event; made by us when None. Posting an id that is pending
+                replaces that event, even while it is being handled.
+            max_retries: Instead of the node's.
+            expires: From now, or an aware datetime: past it the event is not handed out
+                any more, and becomes a dead letter.
+            if_exists: What to do about a pending event of this *id*: ``replace`` it,
+                ``keep`` it, raise an ``error``, or let the ``earliest`` or the ``latest``
+                due time win.
+            pipe: A pipeline or MULTI of yours to post in: the event exists when that is
+                executed. Nothing is retried there.
+
+        Returns:
+            The id.
+
+        Raises:
+            OptionError, PayloadError: bad arguments; before any I/O.
+            EventExists: see *if_exists*.
+            OutcomeUnknown: no reply within the deadline.
+            StoreError: it was not posted.
+        """
+        self._notice_fork()
+        posting = prepare(
+            self._options,
+            self._mint,
+            ev,
+            delay,
+            at=at,
+            id=id,
+            max_retries=max_retries,
+            expires=expires,
+            if_exists=if_exists,
+        )
+        if pipe is not None:
+            if not callable(getattr(pipe, "execute_command", None)):
+                raise OptionError(f"pipe must be a pipeline of a Redis client, not {pipe!r:.80}")
+            self._store.post_in(pipe, [posting.entry], posting.policy)
+            return posting.entry.id
+        return self._post([posting.entry], posting.policy)[0]
+
+    def _post(self, entries: list[Entry], policy: str) -> list[str]:
+        while taken := self._store.post(entries, policy):
+            # Two mints met in one id; nothing of this call was stored.
+            entries = [
+                dataclasses.replace(e, id=self._mint()) if e.id == taken else e for e in entries
+            ]
+        return [e.id for e in entries]
+
+    def post_many(self, items: Iterable[Any]) -> list[str]:
+        """
+        Post many events, hundreds to a round trip.
+
+        Args:
+            items: Pairs ``(ev, delay)``, or mappings of the arguments of `post`. Read as
+                it goes, never the whole of it at once.
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            As `post`. Earlier chunks have been posted then; a note on the exception
+            says how many events.
+        """
+        self._notice_fork()
+        ids: list[str] = []
+        try:
+            postings = (prepare_item(self._options, self._mint, item) for item in items)
+            for policy, entries in chunks(postings):
+                ids += self._post(entries, policy)
+        except Exception as e:
+            e.add_note(f"post_many had posted {len(ids)} events before")
+            raise
+        return ids
+
+    # Control
+
+    def cancel(self, id: str) -> Cancelled:
+        """
+        See to it that an event never starts, or never again.
+
+        Returns:
+            ``CANCELLED``, which alone is true: it will never start. ``IN_FLIGHT``: it has
+            been handed out; no retry will follow. ``NOT_FOUND``: nothing is pending
+            under that id.
+        """
+        self._notice_fork()
+        return self._store.cancel(check_id(id))
+
+    def reschedule(
+        self, id: str, delay: Duration | None = None, *, at: Moment | None = None
+    ) -> bool:
+        """
+        Move a scheduled event, first time or retry, to another due time.
+
+        Returns:
+            False, and nothing is changed, when no event of that id is scheduled: it is
+            unknown, in flight, or dead.
+        """
+        self._notice_fork()
+        if delay is None and at is None:
+            raise OptionError("reschedule needs a delay or at")
+        return self._store.reschedule(check_id(id), when(delay or 0, at))
+
+    def peek(self, id: str) -> Record | None:
+        """Look at one event, scheduled, in flight or dead; None when there is none."""
+        self._notice_fork()
+        return self._store.peek(check_id(id))
+
+    def upcoming(
+        self,
+        offset: Duration | None = None,
+        duration: Duration | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Record]:
+        """
+        Walk the scheduled events in due order, a page at a time.
+
+        Events that are posted, moved or claimed meanwhile may be missed or not.
+
+        Args:
+            offset: Pass over what is due sooner than this from now. None begins with
+                what is overdue.
+            duration: Stop this long after the offset, or after now.
+            limit: Stop after so many.
+        """
+        self._notice_fork()
+        start = None if offset is None else duration_us(offset, "offset")
+        high = "+inf"
+        if duration is not None:
+            high = f"+{(start or 0) + duration_us(duration, 'duration')}"
+        if limit is not None:
+            check_count(limit, "limit", 0, 2**53)
+        records = self._store.upcoming("-inf" if start is None else f"+{start}", high)
+        return itertools.islice(records, limit)
+
+    def confirm(self, ev: Event) -> bool:
+        """Confirm an event in hand: the same as ``ev.confirm()``."""
+        if not isinstance(ev, Event):
+            raise OptionError(f"confirm takes an event that a handler was given, not {ev!r:.80}")
+        return ev.confirm()
+
+    def dead(self, limit: int | None = None) -> Iterator[DeadLetter]:
+        """Walk the dead letters, the oldest first, at most *limit* of them."""
+        self._notice_fork()
+        if limit is not None:
+            check_count(limit, "limit", 0, 2**53)
+        return itertools.islice(self._store.dead(), limit)
+
+    def revive(self, id: str) -> bool:
+        """
+        Give a dead letter another life: due now, attempts counted anew, no expiry.
+
+        Returns:
+            False when there is no such letter, or what it holds was never an event.
+        """
+        self._notice_fork()
+        return self._store.revive(check_id(id))
+
+    def purge_dead(self) -> int:
+        """Drop all dead letters; return how many."""
+        self._notice_fork()
+        return self._store.trim(0, -1)
+
+    def pause(self) -> bool:
+        """
+        Hand out nothing any more, in the whole namespace; what is in hand goes on.
+
+        Returns:
+            False when it was paused already.
+        """
+        self._notice_fork()
+        return self._store.pause(True)
+
+    def resume(self) -> bool:
+        """Go on after `pause`; False when it was not paused."""
+        self._notice_fork()
+        return self._store.pause(False)
+
+    def stats(self) -> Stats:
+        """Return the namespace in numbers."""
+        self._notice_fork()
+        return self._store.stats()
+
+    def nodes(self) -> list[NodeInfo]:
+        """Return the nodes that have joined and were heard of in the last minute."""
+        self._notice_fork()
+        return self._store.nodes()
+
+    def health(self) -> Health:
+        """Tell whether this node makes progress. Asks nobody, and never raises."""
+        self._notice_fork()
+        if self._life is None or self._life.over:
+            return Health(False, False, False, None, None, 0, 0, None)
+        return self._life.health()
+
+    # Behind the scenes
+
+    def _listening(self, event: str) -> None:
+        if event == "event" and (life := getattr(self, "_life", None)) is not None:
+            life.bell.ring()
+
+    def _notice_fork(self) -> None:
+        # Where a server forks past Python (uWSGI), no hook is called.
+        if self._pid != os.getpid():
+            self._after_fork()
+
+    def _after_fork(self) -> None:
+        if self._life is not None:
+            log.info("%r was joined by the parent process; join() in this one to receive", self)
+        self._pid = os.getpid()
+        self._state = threading.Lock()
+        self._life = None
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._fresh_lock()
+        self._mint.after_fork()
+        self._store.after_fork()
+
+
+class _Voice:
+    """How a life reaches its timer without keeping it alive."""
+
+    def __init__(self, timer: DTimer) -> None:
+        self._timer = weakref.ref(timer)
+
+    def handle(self, events: list[Event]) -> list[BaseException] | None:
+        timer = self._timer()
+        return None if timer is None else timer._emit_guarded("event", events)
+
+    def announce(self, event: str, *arguments: object) -> None:
+        timer = self._timer()
+        if timer is not None:
+            timer._announce(event, *arguments)
+
+    def willing(self) -> bool:
+        timer = self._timer()
+        return timer is not None and bool(timer.listeners("event"))
+
+
+_timers: weakref.WeakSet[DTimer] = weakref.WeakSet()
+
+
+def _forgotten(life: Life, id: str) -> None:
+    life.stop(0)
+    warnings.warn(
+        f"the node {id!r} was dropped while joined; call leave()", ResourceWarning, stacklevel=2
+    )
+
+
+def _leave_all() -> None:
+    for timer in list(_timers):
+        if timer._life is not None:
+            timer.leave(timer._options.exit_timeout / 1000)
+
+
+def _after_fork_in_child() -> None:
+    for timer in list(_timers):
+        timer._after_fork()
+
+
+atexit.register(_leave_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
