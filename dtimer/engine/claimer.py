@@ -166,7 +166,7 @@ class Claimer(Service):
             self._beat()
         except Exception as e:
             self._listener.echo_failed()
-            return self._failed(e)
+            return self._unanswered(e)
         return self._nap(request, turn, claiming)
 
     def _next_request(self, claiming: bool) -> TurnRequest:
@@ -216,7 +216,7 @@ class Claimer(Service):
                 elif not hold.settled:
                     self._dispatcher.lose(hold)
 
-    def _failed(self, error: Exception) -> float:
+    def _unanswered(self, error: Exception) -> float:
         if self.error is None or type(error) is not type(self.error):
             self._changed(error)
         self.error = error

@@ -74,8 +74,7 @@ def encode(payload: object, limit: int) -> str:
         raise PayloadError(f"the payload cannot be written as JSON: {e}") from e
     if len(text) > limit:
         raise PayloadTooLarge(
-            f"the payload has {len(text)} bytes of JSON; at most {limit} are allowed"
-            " (max_payload)"
+            f"the payload has {len(text)} bytes of JSON; at most {limit} are allowed (max_payload)"
         )
     return text
 

@@ -21,7 +21,7 @@ def exponential(attempt: int) -> float:
     Half of it is random, so that events which failed together do not come back
     together ("equal jitter", M. Brooker, *Exponential Backoff And Jitter*, 2015).
     """
-    full = min(LONGEST_MS, FIRST_MS * 2 ** min(attempt - 1, 30))
+    full = min(LONGEST_MS, FIRST_MS << min(attempt - 1, 30))
     return full / 2 + random.uniform(0, full / 2)
 
 

@@ -129,9 +129,7 @@ class Line:
         # Nothing ran: a server that was restarted, promoted, or told SCRIPT FLUSH.
         return wire.run(script, arguments, whole=True)
 
-    def _until(
-        self, lane: Lane, script: Script, arguments: Sequence[Argument], op: str
-    ) -> Any:
+    def _until(self, lane: Lane, script: Script, arguments: Sequence[Argument], op: str) -> Any:
         start = time.monotonic()
         deadline = start + self._timeout
         perhaps = False

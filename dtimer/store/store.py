@@ -168,9 +168,7 @@ class Store:
 
     def ear(self, incarnation: str) -> Ear:
         """Return the node's subscription, not opened yet."""
-        return self._ears.ear(
-            self.keys, (self.keys.wake(incarnation), self.keys.echo(incarnation))
-        )
+        return self._ears.ear(self.keys, (self.keys.wake(incarnation), self.keys.echo(incarnation)))
 
     # Control
 
@@ -236,7 +234,7 @@ class Store:
             total += dropped
         return total
 
-    def pause(self, on: bool) -> bool:
+    def pause(self, *, on: bool) -> bool:
         """Pause or resume the namespace; return whether that changed anything."""
         return bool(self._call("pause", "1" if on else "0"))
 
@@ -254,9 +252,7 @@ class Store:
             dead=int(dead),
             nodes=int(nodes),
             paused=paused == b"1",
-            totals={
-                codec.text(totals[i]): int(totals[i + 1]) for i in range(0, len(totals), 2)
-            },
+            totals={codec.text(totals[i]): int(totals[i + 1]) for i in range(0, len(totals), 2)},
         )
 
     def nodes(self) -> list[NodeInfo]:

@@ -70,11 +70,7 @@ class Emitter(EventEmitter):
         self._listening(event)
         return f
 
-    @overload
-    def once(self, event: str) -> Callable[[F], F]: ...
-    @overload
-    def once(self, event: str, f: F) -> F: ...
-    def once(self, event: str, f: F | None = None) -> F | Callable[[F], F]:
+    def once(self, event: str, f: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """Register a listener that is removed when it is called. See `on`."""
 
         def register(f: F) -> F:
@@ -113,7 +109,7 @@ class Emitter(EventEmitter):
         finally:
             self._guard.raised = raised
 
-    def _emit_guarded(self, event: str, *args: Any) -> list[BaseException] | None:
+    def emit_guarded(self, event: str, *args: Any) -> list[BaseException] | None:
         """Call each listener of *event*; return what they raised, None if there is none."""
         raised: list[BaseException] = []
         self._guard.raised = raised
@@ -123,9 +119,9 @@ class Emitter(EventEmitter):
             self._guard.raised = None
         return raised if called else None
 
-    def _announce(self, event: str, *args: Any) -> None:
+    def announce(self, event: str, *args: Any) -> None:
         """Emit something of ours; what a listener of it raises is logged."""
-        raised = self._emit_guarded(event, *args)
+        raised = self.emit_guarded(event, *args)
         if raised is None and event == "error":
             log.error("%s", args[0], exc_info=args[0])
         for error in raised or ():

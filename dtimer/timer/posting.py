@@ -108,7 +108,9 @@ def chunks(postings: Iterable[Posting]) -> Iterator[tuple[str, list[Entry]]]:
 
     Takes from *postings* only what the next chunk needs.
     """
-    policy, entries, ids, size = "", [], set[str](), 0
+    policy, size = "", 0
+    entries: list[Entry] = []
+    ids: set[str] = set()
     for posting in postings:
         entry = posting.entry
         if entries and (

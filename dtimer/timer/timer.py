@@ -1,11 +1,10 @@
-"""`DTimer`: post events, join to receive them, look at them and change them."""
+"""`DTimer`: a client that can also join, and then receives."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
 import dataclasses
-import itertools
 import logging
 import os
 import queue
@@ -13,35 +12,27 @@ import signal
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
-from dtimer.errors import OptionError, UsageError
+from dtimer.errors import UsageError
 from dtimer.model.event import (
-    Cancelled,
-    DeadLetter,
     Event,
     Health,
-    NodeInfo,
-    Record,
-    Stats,
 )
-from dtimer.model.moments import Duration, Moment, duration_us
-from dtimer.model.names import Mint, check_id
-from dtimer.model.options import check_count, check_max_events, validate
+from dtimer.model.moments import Duration, duration_us
+from dtimer.model.names import check_id
+from dtimer.model.options import check_max_events, validate
 from dtimer.store.connect import source
 from dtimer.store.line import TRIES
-from dtimer.store.store import Entry, Store
-from dtimer.timer.emitter import Emitter
+from dtimer.store.store import Store
+from dtimer.timer.client import Client
 from dtimer.timer.life import Life
-from dtimer.timer.posting import chunks, prepare, prepare_item, when
 
 log = logging.getLogger("dtimer")
 
 
-class DTimer(Emitter):
+class DTimer(Client):
     """
     A node of a distributed timer: posts events, and after `join` receives them.
 
@@ -104,23 +95,21 @@ class DTimer(Emitter):
     """
 
     def __init__(self, id: str, pub: Any = None, sub: Any = None, **options: Any) -> None:
-        super().__init__()
         self._id = check_id(id)
-        self._options = validate(options)
-        now = self._options.now
-        timeout = self._options.timeout / 1e6
-        self._store = Store(
+        valid = validate(options)
+        now = valid.now
+        timeout = valid.timeout / 1e6
+        store = Store(
             source(pub, timeout / TRIES),
-            self._options.ns,
+            valid.ns,
             timeout=timeout,
             ears=None if sub is None else source(sub, timeout / TRIES),
             now=None if now is None else lambda: round(now() * 1000),
         )
-        self._mint = Mint()
+        super().__init__(valid, store)
         self._life: Life | None = None
         self._finalizer: Any = None
         self._state = threading.Lock()
-        self._pid = os.getpid()
         _timers.add(self)
 
     @property
@@ -248,213 +237,7 @@ class DTimer(Emitter):
                 signal.signal(number, handler)
             self.leave()
 
-    # Posting
-
-    def post(
-        self,
-        ev: Mapping[str, Any],
-        delay: Duration = 0,
-        *,
-        at: Moment | None = None,
-        id: str | None = None,
-        max_retries: int | None = None,
-        expires: Duration | datetime | None = None,
-        if_exists: str = "replace",
-        pipe: Any = None,
-    ) -> str:
-        """
-        Post an event, to be handed to one node after *delay*.
-
-        Args:
-            ev: The payload, a JSON object of at most ``max_payload`` bytes.
-            delay: From now, by the server's clock; what is not positive means now.
-            at: A moment instead, in ms since the epoch or an aware datetime.
-            id: Names the event; made by us when None. Posting an id that is pending
-                replaces that event, even while it is being handled.
-            max_retries: Instead of the node's.
-            expires: From now, or an aware datetime: past it the event is not handed out
-                any more, and becomes a dead letter.
-            if_exists: What to do about a pending event of this *id*: ``replace`` it,
-                ``keep`` it, raise an ``error``, or let the ``earliest`` or the ``latest``
-                due time win.
-            pipe: A pipeline or MULTI of yours to post in: the event exists when that is
-                executed. Nothing is retried there.
-
-        Returns:
-            The id.
-
-        Raises:
-            OptionError, PayloadError: bad arguments; before any I/O.
-            EventExists: see *if_exists*.
-            OutcomeUnknown: no reply within the deadline.
-            StoreError: it was not posted.
-        """
-        self._notice_fork()
-        posting = prepare(
-            self._options,
-            self._mint,
-            ev,
-            delay,
-            at=at,
-            id=id,
-            max_retries=max_retries,
-            expires=expires,
-            if_exists=if_exists,
-        )
-        if pipe is not None:
-            if not callable(getattr(pipe, "execute_command", None)):
-                raise OptionError(f"pipe must be a pipeline of a Redis client, not {pipe!r:.80}")
-            self._store.post_in(pipe, [posting.entry], posting.policy)
-            return posting.entry.id
-        return self._post([posting.entry], posting.policy)[0]
-
-    def _post(self, entries: list[Entry], policy: str) -> list[str]:
-        while taken := self._store.post(entries, policy):
-            # Two mints met in one id; nothing of this call was stored.
-            entries = [
-                dataclasses.replace(e, id=self._mint()) if e.id == taken else e for e in entries
-            ]
-        return [e.id for e in entries]
-
-    def post_many(self, items: Iterable[Any]) -> list[str]:
-        """
-        Post many events, hundreds to a round trip.
-
-        Args:
-            items: Pairs ``(ev, delay)``, or mappings of the arguments of `post`. Read as
-                it goes, never the whole of it at once.
-
-        Returns:
-            The ids, in order.
-
-        Raises:
-            As `post`. Earlier chunks have been posted then; a note on the exception
-            says how many events.
-        """
-        self._notice_fork()
-        ids: list[str] = []
-        try:
-            postings = (prepare_item(self._options, self._mint, item) for item in items)
-            for policy, entries in chunks(postings):
-                ids += self._post(entries, policy)
-        except Exception as e:
-            e.add_note(f"post_many had posted {len(ids)} events before")
-            raise
-        return ids
-
-    # Control
-
-    def cancel(self, id: str) -> Cancelled:
-        """
-        See to it that an event never starts, or never again.
-
-        Returns:
-            ``CANCELLED``, which alone is true: it will never start. ``IN_FLIGHT``: it has
-            been handed out; no retry will follow. ``NOT_FOUND``: nothing is pending
-            under that id.
-        """
-        self._notice_fork()
-        return self._store.cancel(check_id(id))
-
-    def reschedule(
-        self, id: str, delay: Duration | None = None, *, at: Moment | None = None
-    ) -> bool:
-        """
-        Move a scheduled event, first time or retry, to another due time.
-
-        Returns:
-            False, and nothing is changed, when no event of that id is scheduled: it is
-            unknown, in flight, or dead.
-        """
-        self._notice_fork()
-        if delay is None and at is None:
-            raise OptionError("reschedule needs a delay or at")
-        return self._store.reschedule(check_id(id), when(delay or 0, at))
-
-    def peek(self, id: str) -> Record | None:
-        """Look at one event, scheduled, in flight or dead; None when there is none."""
-        self._notice_fork()
-        return self._store.peek(check_id(id))
-
-    def upcoming(
-        self,
-        offset: Duration | None = None,
-        duration: Duration | None = None,
-        limit: int | None = None,
-    ) -> Iterator[Record]:
-        """
-        Walk the scheduled events in due order, a page at a time.
-
-        Events that are posted, moved or claimed meanwhile may be missed or not.
-
-        Args:
-            offset: Pass over what is due sooner than this from now. None begins with
-                what is overdue.
-            duration: Stop this long after the offset, or after now.
-            limit: Stop after so many.
-        """
-        self._notice_fork()
-        start = None if offset is None else duration_us(offset, "offset")
-        high = "+inf"
-        if duration is not None:
-            high = f"+{(start or 0) + duration_us(duration, 'duration')}"
-        if limit is not None:
-            check_count(limit, "limit", 0, 2**53)
-        records = self._store.upcoming("-inf" if start is None else f"+{start}", high)
-        return itertools.islice(records, limit)
-
-    def confirm(self, ev: Event) -> bool:
-        """Confirm an event in hand: the same as ``ev.confirm()``."""
-        if not isinstance(ev, Event):
-            raise OptionError(f"confirm takes an event that a handler was given, not {ev!r:.80}")
-        return ev.confirm()
-
-    def dead(self, limit: int | None = None) -> Iterator[DeadLetter]:
-        """Walk the dead letters, the oldest first, at most *limit* of them."""
-        self._notice_fork()
-        if limit is not None:
-            check_count(limit, "limit", 0, 2**53)
-        return itertools.islice(self._store.dead(), limit)
-
-    def revive(self, id: str) -> bool:
-        """
-        Give a dead letter another life: due now, attempts counted anew, no expiry.
-
-        Returns:
-            False when there is no such letter, or what it holds was never an event.
-        """
-        self._notice_fork()
-        return self._store.revive(check_id(id))
-
-    def purge_dead(self) -> int:
-        """Drop all dead letters; return how many."""
-        self._notice_fork()
-        return self._store.trim(0, -1)
-
-    def pause(self) -> bool:
-        """
-        Hand out nothing any more, in the whole namespace; what is in hand goes on.
-
-        Returns:
-            False when it was paused already.
-        """
-        self._notice_fork()
-        return self._store.pause(True)
-
-    def resume(self) -> bool:
-        """Go on after `pause`; False when it was not paused."""
-        self._notice_fork()
-        return self._store.pause(False)
-
-    def stats(self) -> Stats:
-        """Return the namespace in numbers."""
-        self._notice_fork()
-        return self._store.stats()
-
-    def nodes(self) -> list[NodeInfo]:
-        """Return the nodes that have joined and were heard of in the last minute."""
-        self._notice_fork()
-        return self._store.nodes()
+    # Looking
 
     def health(self) -> Health:
         """Tell whether this node makes progress. Asks nobody, and never raises."""
@@ -469,22 +252,20 @@ class DTimer(Emitter):
         if event == "event" and (life := getattr(self, "_life", None)) is not None:
             life.bell.ring()
 
-    def _notice_fork(self) -> None:
-        # Where a server forks past Python (uWSGI), no hook is called.
-        if self._pid != os.getpid():
-            self._after_fork()
-
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Start anew in a forked child, which has not joined."""
         if self._life is not None:
             log.info("%r was joined by the parent process; join() in this one to receive", self)
-        self._pid = os.getpid()
         self._state = threading.Lock()
         self._life = None
         if self._finalizer is not None:
             self._finalizer.detach()
-        self._fresh_lock()
-        self._mint.after_fork()
-        self._store.after_fork()
+        super().after_fork()
+
+    def at_exit(self) -> None:
+        """Leave, within ``exit_timeout``: the interpreter is about to end."""
+        if self._life is not None:
+            self.leave(self._options.exit_timeout / 1000)
 
 
 class _Voice:
@@ -495,12 +276,12 @@ class _Voice:
 
     def handle(self, events: list[Event]) -> list[BaseException] | None:
         timer = self._timer()
-        return None if timer is None else timer._emit_guarded("event", events)
+        return None if timer is None else timer.emit_guarded("event", events)
 
     def announce(self, event: str, *arguments: object) -> None:
         timer = self._timer()
         if timer is not None:
-            timer._announce(event, *arguments)
+            timer.announce(event, *arguments)
 
     def willing(self) -> bool:
         timer = self._timer()
@@ -519,13 +300,12 @@ def _forgotten(life: Life, id: str) -> None:
 
 def _leave_all() -> None:
     for timer in list(_timers):
-        if timer._life is not None:
-            timer.leave(timer._options.exit_timeout / 1000)
+        timer.at_exit()
 
 
 def _after_fork_in_child() -> None:
     for timer in list(_timers):
-        timer._after_fork()
+        timer.after_fork()
 
 
 atexit.register(_leave_all)

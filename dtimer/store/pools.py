@@ -1,0 +1,116 @@
+"""
+Connections of our own, with the settings of the user's client.
+
+Its pool is left alone: a timer that shares a pool can be starved by it, and the
+library's defaults would run a script twice when a reply is lost, and decode what is no
+text.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from dtimer.errors import OptionError
+from dtimer.store.ear import Ear
+from dtimer.store.keys import Keys
+from dtimer.store.wire import Packer, Wire
+
+_LIBRARIES = ("redis", "valkey")
+
+# Settings that we make ourselves, or that have no meaning without the pool they were for.
+_OURS = {
+    "decode_responses",
+    "encoding_errors",
+    "event_dispatcher",
+    "health_check_interval",
+    "legacy_responses",
+    "protocol",
+    "retry",
+    "retry_on_error",
+    "retry_on_timeout",
+    "socket_connect_timeout",
+    "socket_timeout",
+}
+_OURS_PREFIXES = ("maint", "orig_", "oss_", "himport")
+
+
+def library(client: Any) -> str:
+    """
+    Return the name of the library, of those that we know, that *client* comes from.
+
+    Raises:
+        OptionError: from none of them.
+    """
+    for cls in type(client).__mro__:
+        root = cls.__module__.partition(".")[0]
+        if root in _LIBRARIES:
+            return root
+    raise OptionError(
+        f"pub must be a redis or valkey client or a URL, not {client!r:.80}"
+        f" ({type(client).__name__})"
+    )
+
+
+def settings(given: dict[str, Any], root: str, timeout: float) -> dict[str, Any]:
+    """Take over the user's settings but for those that are ours to make."""
+    retry = importlib.import_module(f"{root}.retry").Retry
+    no_backoff = importlib.import_module(f"{root}.backoff").NoBackoff
+    kept = {
+        name: value
+        for name, value in given.items()
+        if name not in _OURS and not name.startswith(_OURS_PREFIXES)
+    }
+    return kept | {
+        "protocol": 2,
+        "decode_responses": False,
+        # With an empty list of errors nothing at all is retried behind our back.
+        "retry": retry(no_backoff(), 0, supported_errors=()),
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "health_check_interval": 0,
+    }
+
+
+class PoolSource:
+    """Connections like those of a client with a pool: standalone, Sentinel, unix, fake."""
+
+    def __init__(self, client: Any, timeout: float) -> None:
+        pool = client.connection_pool
+        if inspect.iscoroutinefunction(pool.connection_class.connect):
+            raise OptionError(f"pub must be a synchronous client, not {type(client).__module__}'s")
+        self._class = pool.connection_class
+        self._settings = settings(pool.connection_kwargs, library(client), timeout)
+        # A Sentinel connection asks the pool of the client where the master is, and the
+        # pool must live for that. The client must too: its end would close the pool.
+        self._client = client
+
+    def connect(self) -> Any:
+        """Return a connection of the library, not connected yet."""
+        return self._class(**self._settings)
+
+    def wire(self, keys: Keys) -> Wire:
+        """See `Source.wire`."""
+        return Wire(self.connect, Packer(keys))
+
+    def ear(self, keys: Keys, channels: Sequence[str]) -> Ear:
+        """See `Source.ear`."""
+        return Ear(self.connect, channels)
+
+    def command(self, *words: str) -> Any:
+        """See `Source.command`."""
+        connection = self.connect()
+        try:
+            connection.connect()
+            connection.send_command(*words, check_health=False)
+            return connection.read_response(disable_decoding=True)
+        finally:
+            connection.disconnect()
+
+    def close(self) -> None:
+        """See `Source.close`: nothing is kept open here."""
+
+    def after_fork(self) -> None:
+        """See `Source.after_fork`: connections are never kept here."""

@@ -1,0 +1,250 @@
+"""What a timer can do without joining: post events, look at them and change them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from dtimer.errors import OptionError
+from dtimer.model.event import Cancelled, DeadLetter, Event, NodeInfo, Record, Stats
+from dtimer.model.moments import Duration, Moment, duration_us
+from dtimer.model.names import Mint, check_id
+from dtimer.model.options import Options, check_count
+from dtimer.store.store import Entry, Store
+from dtimer.timer.emitter import Emitter
+from dtimer.timer.posting import chunks, prepare, prepare_item, when
+
+
+class Client(Emitter):
+    """The half of `DTimer` that needs no threads."""
+
+    def __init__(self, options: Options, store: Store) -> None:
+        super().__init__()
+        self._options = options
+        self._store = store
+        self._mint = Mint()
+        self._pid = os.getpid()
+
+    def _notice_fork(self) -> None:
+        # Where a server forks past Python (uWSGI), no hook is called.
+        if self._pid != os.getpid():
+            self.after_fork()
+
+    def after_fork(self) -> None:
+        """Start anew in a forked child: fresh locks and connections, nothing inherited."""
+        self._pid = os.getpid()
+        self._fresh_lock()
+        self._mint.after_fork()
+        self._store.after_fork()
+
+    # Posting
+
+    def post(
+        self,
+        ev: Mapping[str, Any],
+        delay: Duration = 0,
+        *,
+        at: Moment | None = None,
+        id: str | None = None,
+        max_retries: int | None = None,
+        expires: Duration | datetime | None = None,
+        if_exists: str = "replace",
+        pipe: Any = None,
+    ) -> str:
+        """
+        Post an event, to be handed to one node after *delay*.
+
+        Args:
+            ev: The payload, a JSON object of at most ``max_payload`` bytes.
+            delay: From now, by the server's clock; what is not positive means now.
+            at: A moment instead, in ms since the epoch or an aware datetime.
+            id: Names the event; made by us when None. Posting an id that is pending
+                replaces that event, even while it is being handled.
+            max_retries: Instead of the node's.
+            expires: From now, or an aware datetime: past it the event is not handed out
+                any more, and becomes a dead letter.
+            if_exists: What to do about a pending event of this *id*: ``replace`` it,
+                ``keep`` it, raise an ``error``, or let the ``earliest`` or the ``latest``
+                due time win.
+            pipe: A pipeline or MULTI of yours to post in: the event exists when that is
+                executed. Nothing is retried there.
+
+        Returns:
+            The id.
+
+        Raises:
+            OptionError, PayloadError: bad arguments; before any I/O.
+            EventExists: see *if_exists*.
+            OutcomeUnknown: no reply within the deadline.
+            StoreError: it was not posted.
+        """
+        self._notice_fork()
+        posting = prepare(
+            self._options,
+            self._mint,
+            ev,
+            delay,
+            at=at,
+            id=id,
+            max_retries=max_retries,
+            expires=expires,
+            if_exists=if_exists,
+        )
+        if pipe is not None:
+            if not callable(getattr(pipe, "execute_command", None)):
+                raise OptionError(f"pipe must be a pipeline of a Redis client, not {pipe!r:.80}")
+            self._store.post_in(pipe, [posting.entry], posting.policy)
+            return posting.entry.id
+        return self._post([posting.entry], posting.policy)[0]
+
+    def _post(self, entries: list[Entry], policy: str) -> list[str]:
+        while taken := self._store.post(entries, policy):
+            # Two mints met in one id; nothing of this call was stored.
+            entries = [
+                dataclasses.replace(e, id=self._mint()) if e.id == taken else e for e in entries
+            ]
+        return [e.id for e in entries]
+
+    def post_many(self, items: Iterable[Any]) -> list[str]:
+        """
+        Post many events, hundreds to a round trip.
+
+        Args:
+            items: Pairs ``(ev, delay)``, or mappings of the arguments of `post`. Read as
+                it goes, never the whole of it at once.
+
+        Returns:
+            The ids, in order.
+
+        Raises:
+            As `post`. Earlier chunks have been posted then; a note on the exception
+            says how many events.
+        """
+        self._notice_fork()
+        ids: list[str] = []
+        try:
+            postings = (prepare_item(self._options, self._mint, item) for item in items)
+            for policy, entries in chunks(postings):
+                ids += self._post(entries, policy)
+        except Exception as e:
+            e.add_note(f"post_many had posted {len(ids)} events before")
+            raise
+        return ids
+
+    # Control
+
+    def cancel(self, id: str) -> Cancelled:
+        """
+        See to it that an event never starts, or never again.
+
+        Returns:
+            ``CANCELLED``, which alone is true: it will never start. ``IN_FLIGHT``: it has
+            been handed out; no retry will follow. ``NOT_FOUND``: nothing is pending
+            under that id.
+        """
+        self._notice_fork()
+        return self._store.cancel(check_id(id))
+
+    def reschedule(
+        self, id: str, delay: Duration | None = None, *, at: Moment | None = None
+    ) -> bool:
+        """
+        Move a scheduled event, first time or retry, to another due time.
+
+        Returns:
+            False, and nothing is changed, when no event of that id is scheduled: it is
+            unknown, in flight, or dead.
+        """
+        self._notice_fork()
+        if delay is None and at is None:
+            raise OptionError("reschedule needs a delay or at")
+        return self._store.reschedule(check_id(id), when(delay or 0, at))
+
+    def peek(self, id: str) -> Record | None:
+        """Look at one event, scheduled, in flight or dead; None when there is none."""
+        self._notice_fork()
+        return self._store.peek(check_id(id))
+
+    def upcoming(
+        self,
+        offset: Duration | None = None,
+        duration: Duration | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Record]:
+        """
+        Walk the scheduled events in due order, a page at a time.
+
+        Events that are posted, moved or claimed meanwhile may be missed or not.
+
+        Args:
+            offset: Pass over what is due sooner than this from now. None begins with
+                what is overdue.
+            duration: Stop this long after the offset, or after now.
+            limit: Stop after so many.
+        """
+        self._notice_fork()
+        start = None if offset is None else duration_us(offset, "offset")
+        high = "+inf"
+        if duration is not None:
+            high = f"+{(start or 0) + duration_us(duration, 'duration')}"
+        if limit is not None:
+            check_count(limit, "limit", 0, 2**53)
+        records = self._store.upcoming("-inf" if start is None else f"+{start}", high)
+        return itertools.islice(records, limit)
+
+    def confirm(self, ev: Event) -> bool:
+        """Confirm an event in hand: the same as ``ev.confirm()``."""
+        if not isinstance(ev, Event):
+            raise OptionError(f"confirm takes an event that a handler was given, not {ev!r:.80}")
+        return ev.confirm()
+
+    def dead(self, limit: int | None = None) -> Iterator[DeadLetter]:
+        """Walk the dead letters, the oldest first, at most *limit* of them."""
+        self._notice_fork()
+        if limit is not None:
+            check_count(limit, "limit", 0, 2**53)
+        return itertools.islice(self._store.dead(), limit)
+
+    def revive(self, id: str) -> bool:
+        """
+        Give a dead letter another life: due now, attempts counted anew, no expiry.
+
+        Returns:
+            False when there is no such letter, or what it holds was never an event.
+        """
+        self._notice_fork()
+        return self._store.revive(check_id(id))
+
+    def purge_dead(self) -> int:
+        """Drop all dead letters; return how many."""
+        self._notice_fork()
+        return self._store.trim(0, -1)
+
+    def pause(self) -> bool:
+        """
+        Hand out nothing any more, in the whole namespace; what is in hand goes on.
+
+        Returns:
+            False when it was paused already.
+        """
+        self._notice_fork()
+        return self._store.pause(on=True)
+
+    def resume(self) -> bool:
+        """Go on after `pause`; False when it was not paused."""
+        self._notice_fork()
+        return self._store.pause(on=False)
+
+    def stats(self) -> Stats:
+        """Return the namespace in numbers."""
+        self._notice_fork()
+        return self._store.stats()
+
+    def nodes(self) -> list[NodeInfo]:
+        """Return the nodes that have joined and were heard of in the last minute."""
+        self._notice_fork()
+        return self._store.nodes()

@@ -1,0 +1,240 @@
+"""Who is woken: the roster, the promises and the sharing, with time moved by hand."""
+
+from __future__ import annotations
+
+import pytest
+from peers import Now, Peer, post
+from soundness import assert_sound
+
+from dtimer.store.connect import source
+from dtimer.store.store import Entry, Store
+
+GRACE = 50  # ms, as in lua/parts/rouse.lua
+
+
+@pytest.fixture
+def now():
+    return Now()
+
+
+@pytest.fixture
+def store(client, namespace, now):
+    store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
+    yield store
+    assert_sound(client, store.keys)
+    store.close()
+
+
+class Wakes:
+    """Hears the wakes of all nodes of a namespace."""
+
+    def __init__(self, client, store):
+        self._client = client
+        self._pubsub = client.pubsub()
+        self._prefix = store.keys.wake("")
+        self._pubsub.psubscribe(self._prefix + "*")
+        assert self._pubsub.get_message(timeout=5)["type"] == "psubscribe"
+
+    def heard(self):
+        """Return who has been told to come since the last time, in order."""
+        # The server answers in order: when the end is heard, so is all before it.
+        self._client.publish(self._prefix + "end", "")
+        names = []
+        while True:
+            message = self._pubsub.get_message(timeout=5)
+            name = message["channel"].decode().removeprefix(self._prefix)
+            if name == "end":
+                return names
+            names.append(name)
+
+
+@pytest.fixture
+def wakes(client, store):
+    wakes = Wakes(client, store)
+    yield wakes
+    wakes._pubsub.close()
+
+
+@pytest.fixture
+def trio(store, now):
+    """Three nodes with a free hand, that enrolled in the order of their names."""
+    nodes = []
+    for name in "abc":
+        nodes.append(Peer(store, name))
+        nodes[-1].turn()
+        now.tick(1)
+    return nodes
+
+
+def test_one_node_is_told_of_a_post(store, trio, wakes):
+    """A post wakes the node on duty, and nobody else."""
+    post(store, "tea", 1_000)
+    assert ["a"] == wakes.heard()
+
+
+def test_later_posts_tell_nobody(store, trio, wakes):
+    """Only a post that moves the earliest due time closer wakes anybody."""
+    post(store, "tea", 1_000)
+    trio[0].turn()
+    wakes.heard()
+    post(store, "cake", 2_000)
+    assert [] == wakes.heard()
+    post(store, "milk", 500)
+    assert ["a"] == wakes.heard()
+
+
+def test_posts_before_the_answer_are_one_wake(store, trio, wakes):
+    """A node that has been told and has not come yet is not told again."""
+    for delay in (1_000, 900, 800):
+        post(store, f"e{delay}", delay)
+    assert ["a"] == wakes.heard()
+
+
+def test_duty_goes_round(store, trio, wakes, now):
+    """Who took work goes to the tail, and the next is told when to come."""
+    for i in range(6):
+        post(store, f"e{i}", 1_000 * (i + 1))
+    takers = []
+    for _ in range(6):
+        (name,) = wakes.heard()
+        node = trio["abc".index(name)]
+        turn = node.turn()
+        assert [] == turn.claims
+        now.us += turn.wait_us
+        (claim,) = node.claim()
+        node.confirm(claim)
+        node.turn()
+        takers.append(name)
+    assert list("abcabc") == takers
+
+
+def test_each_gets_one(store, trio, wakes):
+    """Events due at once go to one node each, also when one of them is quick."""
+    store.post([Entry(f"e{i}", "+0", "", "3|{}") for i in range(3)], "replace")
+    assert ["a", "b", "c"] == wakes.heard()
+    a, b, c = trio
+    (first,) = a.claim()
+    a.confirm(first)
+    kept = a.turn()
+    assert [] == kept.claims, "the rest is kept for those who were told"
+    assert GRACE * 1000 >= kept.wait_us
+    assert 1 == len(b.claim())
+    assert 1 == len(c.claim())
+
+
+def test_more_events_than_nodes_are_not_kept(store, trio):
+    """Nobody waits for others while there is work enough for all."""
+    store.post([Entry(f"e{i}", "+0", "", "3|{}") for i in range(10)], "replace")
+    a = trio[0]
+    (first,) = a.claim()
+    a.confirm(first)
+    assert 1 == len(a.claim())
+
+
+def test_the_silent_are_struck_off(store, trio, wakes, now, client):
+    """A node that was told and does not come loses its place, and the next is told."""
+    post(store, "tea", 0)
+    assert ["a"] == wakes.heard()
+    now.tick(GRACE + 1)
+    post(store, "cake", 0)
+    assert ["b"] == wakes.heard()
+    assert client.zscore(store.keys.roster, "a") is None
+
+
+def test_a_poll_takes_what_the_silent_left(store, trio, wakes, now):
+    """An overdue event goes to whoever polls, one grace after its due time at the latest."""
+    post(store, "tea", 1_000)
+    trio[0].turn()
+    now.tick(1_000)
+    polled = trio[2].turn()
+    assert [] == polled.claims, "the node on duty is expected this very moment"
+    now.us += polled.wait_us + 1
+    assert ["tea"] == [c.id for c in trio[2].claim()]
+
+
+def test_a_struck_off_node_comes_back_with_its_poll(store, trio, now, client):
+    """Being silent once is no disgrace: the next turn enrols the node again, at the tail."""
+    post(store, "tea", 0)
+    now.tick(GRACE + 1)
+    post(store, "cake", 0)
+    for id in ("tea", "cake"):
+        store.cancel(id)
+    trio[0].turn()
+    assert [b"b", b"c", b"a"] == client.zrange(store.keys.roster, 0, -1)
+
+
+def test_a_deaf_node_is_not_counted_on(store, wakes, now):
+    """A node that does not hear is never on duty; alone, it is its own alarm clock."""
+    deaf = Peer(store, "deaf", hears=False)
+    deaf.turn()
+    post(store, "tea", 700)
+    assert [] == wakes.heard()
+    assert 700_000 == deaf.turn().wait_us
+    hearing = Peer(store, "hearing")
+    assert 700_000 == hearing.turn().wait_us
+    assert deaf.turn().wait_us is None
+
+
+def test_leaving_hands_over_the_duty(store, trio, wakes):
+    """When the node on duty leaves, the next is told."""
+    post(store, "tea", 1_000)
+    trio[0].turn()
+    wakes.heard()
+    store.leave("a")
+    assert ["b"] == wakes.heard()
+
+
+def test_a_release_wakes_another(store, trio, wakes):
+    """What a leaving node hands back is somebody else's at once."""
+    post(store, "tea")
+    wakes.heard()
+    a, b, _ = trio
+    (claim,) = a.claim()
+    a.release(claim)
+    assert ["b"] == wakes.heard()
+    assert 1 == len(b.claim())
+
+
+def test_resume_wakes(store, trio, wakes):
+    """What fell due during a pause is announced when it ends."""
+    store.pause(on=True)
+    post(store, "tea")
+    assert ["a"] == wakes.heard()
+    trio[0].turn()
+    assert [] == wakes.heard()
+    store.pause(on=False)
+    assert ["a"] == wakes.heard()
+
+
+def test_the_busy_are_not_told(store, trio, wakes):
+    """A node without free hands is not on the roster."""
+    for node in trio:
+        node.turn(0)
+    post(store, "tea")
+    assert [] == wakes.heard()
+
+
+def test_registration_that_is_gone_is_noticed(store, trio, client):
+    """After a FLUSHALL a node's next turn tells it to register again."""
+    assert trio[0].turn().known
+    client.delete(*store.keys)
+    assert not trio[0].turn().known
+    store.join("a", "{}")
+    assert trio[0].turn().known
+
+
+def test_long_silent_nodes_are_forgotten(store, trio, now, client):
+    """Nodes that died long ago leave every list when another joins."""
+    now.tick(61_000)
+    Peer(store, "new")
+    assert ["new"] == [n.incarnation for n in store.nodes()]
+    assert {b"new"} == set(client.hkeys(store.keys.nodes))
+    assert 0 == client.zcard(store.keys.roster)
+
+
+def test_after_leaving_nothing_remains(store, trio, client):
+    """Nodes that left are on no list."""
+    for node in trio:
+        store.leave(node.name)
+    keys = store.keys
+    assert 0 == client.exists(keys.nodes, keys.alive, keys.roster, keys.promise)

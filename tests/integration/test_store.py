@@ -1,0 +1,593 @@
+"""The store on a real server, with time moved by hand: states, leases, tokens and retries."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from peers import LEASE, Now, Peer, post
+from soundness import assert_sound
+
+from dtimer.errors import EventExists, NamespaceCorrupt, StoreError
+from dtimer.model.claims import Result, Settlement, Verdict
+from dtimer.model.event import Cancelled, State
+from dtimer.store.connect import source
+from dtimer.store.store import Entry, Store
+
+
+@pytest.fixture
+def now():
+    return Now()
+
+
+@pytest.fixture
+def store(client, namespace, now):
+    store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
+    yield store
+    assert_sound(client, store.keys)
+    store.close()
+
+
+@pytest.fixture
+def node(store):
+    return Peer(store, "node")
+
+
+class TestClaim:
+    def test_never_early(self, store, node, now):
+        """An event cannot be claimed one µs before its due time, and can on it."""
+        post(store, "tea", 5_000)
+        now.tick(4_999.999)
+        turn = node.turn()
+        assert [] == turn.claims
+        assert 1 == turn.wait_us
+        now.tick(0.001)
+        (claim,) = node.claim()
+        assert "tea" == claim.id
+        assert claim.due_us == now.us
+
+    def test_oldest_first_and_bounded(self, store, node):
+        """A claim takes the oldest due events, and no more than the free hands."""
+        for i, id in enumerate("cab"):
+            post(store, id, -i)
+        posted = [c.id for c in node.claim(2)]
+        assert ["a", "b"] == posted, "equal due times go by id"
+        assert ["c"] == [c.id for c in node.claim(5)]
+
+    def test_no_free_hands_no_claim(self, store, node):
+        """A limit of zero claims nothing and changes nothing."""
+        post(store, "tea")
+        assert [] == node.claim(0)
+        assert ["tea"] == [c.id for c in node.claim(1)]
+
+    def test_leases_never_overlap(self, store, node, now):
+        """Until a lease ends nobody else gets the event; from its end on somebody does."""
+        other = Peer(store, "other")
+        post(store, "tea")
+        (first,) = node.claim()
+        now.tick(LEASE - 0.001)
+        assert [] == other.claim()
+        now.tick(0.001)
+        (second,) = other.claim()
+        assert (first.attempt, second.attempt) == (1, 2)
+        assert second.token > first.token
+
+    def test_tokens_grow_even_when_the_clock_falls_back(self, store, node, now):
+        """A later claim has a greater token, whatever the server's clock does."""
+        tokens = []
+        for id, tick in (("a", 0), ("b", -60_000), ("c", 20_000)):
+            now.tick(tick)
+            post(store, id)
+            tokens += [c.token for c in node.claim(3)]
+        assert 3 == len(tokens)
+        assert sorted(set(tokens)) == tokens
+
+    def test_extended_lease_holds(self, store, node, now):
+        """A renewed lease runs from the renewal; one that was lost cannot be renewed."""
+        other = Peer(store, "other")
+        post(store, "tea")
+        (claim,) = node.claim()
+        for _ in range(5):
+            now.tick(LEASE * 0.9)
+            assert [True] == store.extend([("tea", claim.token)], LEASE * 1000)
+        assert [] == other.claim()
+        now.tick(LEASE)
+        assert 1 == len(other.claim())
+        assert [False] == store.extend([("tea", claim.token)], LEASE * 1000)
+
+    def test_expired_is_not_handed_out(self, store, node, now):
+        """Past its expiry an event becomes a dead letter that says so."""
+        post(store, "news", 1_000, expires="+2000000")
+        now.tick(2_000)
+        turn = node.turn()
+        assert [] == turn.claims
+        assert [("news", "expired")] == turn.buried
+        (letter,) = store.dead()
+        assert ("news", "expired") == (letter.id, letter.reason)
+
+    def test_a_waiting_time_of_ten_years_is_exact(self, store, node, now):
+        """A due time far away is kept to the µs."""
+        ten_years = 315_576_000_000
+        post(store, "far", ten_years)
+        assert ten_years * 1000 == node.turn().wait_us
+
+
+class TestSettle:
+    def test_confirmed_is_gone(self, store, node, client):
+        """A confirmed event leaves nothing behind."""
+        post(store, "tea")
+        (claim,) = node.claim()
+        assert Result.DONE is node.confirm(claim)
+        assert store.peek("tea") is None
+        assert 0 == client.exists(store.keys.due, store.keys.body, store.keys.lease)
+
+    def test_stale_confirm_harms_nothing(self, store, node, now):
+        """The confirm of a lost lease is refused, and the new holder keeps the event."""
+        other = Peer(store, "other")
+        post(store, "tea")
+        (old,) = node.claim()
+        now.tick(LEASE)
+        (new,) = other.claim()
+        assert Result.STALE is node.confirm(old)
+        assert Result.STALE is node.fail(old)
+        assert Result.DONE is other.confirm(new)
+
+    def test_repost_while_running(self, store, node, now):
+        """Posting an id while it runs makes a new event; the old holder cannot touch it."""
+        post(store, "tea", payload='{"cup":1}')
+        (old,) = node.claim()
+        post(store, "tea", 50, payload='{"cup":2}')
+        assert Result.STALE is node.confirm(old)
+        now.tick(50)
+        (new,) = node.claim()
+        assert b'{"cup":2}' == new.payload
+        assert 1 == new.attempt
+
+    def test_retries_then_dead(self, store, node, now):
+        """Starts are at most max_retries + 1; then it is a dead letter with the last error."""
+        post(store, "tea", max_retries=2)
+        for attempt in (1, 2, 3):
+            (claim,) = node.claim()
+            assert attempt == claim.attempt
+            result = node.fail(claim, wait=100, error=f"boom {attempt}")
+            assert (Result.DEAD if attempt == 3 else Result.DONE) is result
+            assert [] == node.claim()
+            now.tick(100)
+        assert [] == node.claim()
+        (letter,) = store.dead()
+        assert (3, "failed", "boom 3", {}) == (
+            letter.attempt,
+            letter.reason,
+            letter.error,
+            letter.event,
+        )
+
+    def test_a_crash_is_an_attempt(self, store, node, now):
+        """An event whose holders all die ends as a dead letter and not as a loop."""
+        post(store, "poison", max_retries=1)
+        for _ in range(2):
+            assert 1 == len(node.claim())
+            now.tick(LEASE)
+        turn = node.turn()
+        assert [] == turn.claims
+        assert [("poison", "lease_lost")] == turn.buried
+
+    def test_at_most_once(self, store, node, now):
+        """With max_retries=0 nothing starts twice, and nothing is silently gone."""
+        post(store, "once", max_retries=0)
+        assert 1 == len(node.claim())
+        now.tick(LEASE)
+        assert [] == node.claim()
+        assert State.DEAD is store.peek("once").state
+
+    def test_release_charges_nothing(self, store, node, now):
+        """What was handed back unstarted is due at once, with the attempts it had."""
+        post(store, "tea", max_retries=0)
+        (claim,) = node.claim()
+        assert Result.DONE is node.release(claim)
+        (again,) = node.claim()
+        assert 1 == again.attempt
+        assert again.due_us == claim.due_us
+
+    def test_release_of_a_retry_keeps_its_attempts(self, store, node):
+        """Handing back the second attempt unstarted does not forget the first."""
+        post(store, "tea")
+        (first,) = node.claim()
+        node.fail(first)
+        (second,) = node.claim()
+        node.release(second)
+        (again,) = node.claim()
+        assert 2 == again.attempt
+
+    def test_one_turn_settles_many(self, store, node):
+        """Settlements of all kinds ride on one turn, and each is answered in its place."""
+        for id in "abcd":
+            post(store, id, max_retries=0 if id == "d" else 3)
+        a, b, c, d = node.claim(4)
+        turn = node.turn(
+            0,
+            Settlement("b", b.token, Verdict.RETRY, 1_000_000, "later"),
+            Settlement("a", a.token, Verdict.CONFIRM),
+            Settlement("d", d.token, Verdict.RETRY, 0, "spent"),
+            Settlement("c", c.token + 1, Verdict.CONFIRM),
+            Settlement("a", a.token, Verdict.CONFIRM),
+        )
+        assert [Result.DONE, Result.DONE, Result.DEAD, Result.STALE, Result.STALE] == turn.results
+        assert ["b"] == [r.id for r in store.upcoming("-inf", "+inf")]
+
+    def test_corrupt_payload_is_buried_by_its_holder(self, store, node):
+        """A holder that cannot read a payload gives it up with its raw bytes."""
+        post(store, "x", payload="not json")
+        (claim,) = node.claim()
+        verdict = Settlement("x", claim.token, Verdict.BURY, error="no", reason="corrupt")
+        assert [Result.DEAD] == store.settle([verdict])
+        (letter,) = store.dead()
+        assert letter.event is None
+        assert letter.raw.endswith(b"not json")
+
+
+class TestLostReplies:
+    def test_a_turn_asked_again(self, store, node, now):
+        """A turn whose reply was lost gives the same events again, and claims no others."""
+        for id in "abc":
+            post(store, id)
+        first = node.turn(2)
+        now.tick(700)
+        again = node.turn(2, again=True)
+        assert [(c.id, c.token, c.attempt) for c in first.claims] == [
+            (c.id, c.token, c.attempt) for c in again.claims
+        ]
+        now.tick(LEASE - 1)
+        left = Peer(store, "other").claim(9)
+        assert ["c"] == [c.id for c in left], "the leases run from the second reply"
+
+    def test_a_turn_asked_again_confirms_once(self, store, node):
+        """The results of a turn that is asked again are those of the first time."""
+        post(store, "tea")
+        (claim,) = node.claim()
+        verdict = Settlement("tea", claim.token, Verdict.CONFIRM)
+        assert [Result.DONE] == node.turn(0, verdict).results
+        assert [Result.DONE] == node.turn(0, verdict, again=True).results
+
+    def test_a_post_sent_again_after_it_was_handled(self, store, node):
+        """A post whose reply was lost, and whose event was handled meanwhile, acts once."""
+        arguments = Store._post_arguments([Entry("tea", "+0", "", "3|{}")], "replace")
+        first = store._line.once("post", *arguments, op="lane:1")
+        (claim,) = node.claim()
+        node.confirm(claim)
+        assert first == store._line.once("post", *arguments, op="lane:1")
+        assert store.peek("tea") is None
+
+    def test_an_older_operation_that_arrives_late_does_nothing(self, store):
+        """Once a lane has moved on, what it sent before is refused."""
+        new = Store._post_arguments([Entry("tea", "+0", "", '3|{"cup":2}')], "replace")
+        old = Store._post_arguments([Entry("tea", "+0", "", '3|{"cup":1}')], "replace")
+        store._line.once("post", *new, op="lane:2")
+        with pytest.raises(Exception, match="DTSTALE"):
+            store._line.once("post", *old, op="lane:1")
+        assert {"cup": 2} == store.peek("tea").event
+
+    @pytest.mark.parametrize("minutes", [0.5, 1.0, 1.4])
+    def test_remembered_over_the_turn_of_the_minute(self, store, now, minutes):
+        """A result is remembered for a minute at the least, and across the two hashes."""
+        now.us -= now.us % 60_000_000
+        now.tick(30_000)
+        post(store, "tea", 100)
+        assert "cancelled" == store._line.once("cancel", "tea", op="lane:7").decode()
+        now.tick(minutes * 60_000)
+        post(store, "tea", 100)
+        assert "cancelled" == store._line.once("cancel", "tea", op="lane:7").decode()
+        assert store.peek("tea") is not None
+
+    def test_the_memory_is_bounded(self, store, client, now):
+        """Lanes that are idle for two minutes are forgotten."""
+        for i in range(50):
+            store._line.once("cancel", "nothing", op=f"lane{i}:1")
+        for seq in (1, 2):
+            now.tick(60_000)
+            store._line.once("cancel", "nothing", op=f"last:{seq}")
+        keys = store.keys
+        assert 4 == client.hlen(keys.memo_a) + client.hlen(keys.memo_b)
+
+
+class TestPost:
+    @pytest.mark.parametrize(
+        ("policy", "due"), [("replace", 200), ("keep", 100), ("earliest", 100), ("latest", 200)]
+    )
+    def test_later_one_of_an_id_that_is_pending(self, store, now, policy, due):
+        """What a post of a pending id with a later due time does is for the poster to say."""
+        post(store, "tea", 100)
+        post(store, "tea", 200, policy=policy)
+        assert now.us / 1000 + due == store.peek("tea").due
+
+    @pytest.mark.parametrize(
+        ("policy", "due"), [("replace", 50), ("keep", 100), ("earliest", 50), ("latest", 100)]
+    )
+    def test_earlier_one_of_an_id_that_is_pending(self, store, now, policy, due):
+        """What a post of a pending id with an earlier due time does likewise."""
+        post(store, "tea", 100)
+        post(store, "tea", 50, policy=policy)
+        assert now.us / 1000 + due == store.peek("tea").due
+
+    def test_error_on_a_pending_id_stores_nothing(self, store):
+        """With if_exists="error" one pending id refuses the whole call."""
+        post(store, "b")
+        entries = [Entry(id, "+0", "", "3|{}") for id in "abc"]
+        with pytest.raises(EventExists) as caught:
+            store.post(entries, "error")
+        assert "b" == caught.value.id
+        assert store.peek("a") is None
+
+    def test_keep_while_in_flight(self, store, node):
+        """An event in flight is pending: keep keeps it, and its holder may confirm."""
+        post(store, "tea")
+        (claim,) = node.claim()
+        post(store, "tea", policy="keep")
+        assert Result.DONE is node.confirm(claim)
+        assert store.peek("tea") is None
+
+    def test_a_dead_letter_is_superseded(self, store, node):
+        """Posting the id of a dead letter makes it live, and the letter is gone."""
+        post(store, "tea", max_retries=0)
+        (claim,) = node.claim()
+        node.fail(claim)
+        post(store, "tea", 100)
+        assert State.SCHEDULED is store.peek("tea").state
+        assert [] == list(store.dead())
+
+    def test_replacing_forgets_the_attempts(self, store, node):
+        """A new event under an old id starts with its first attempt."""
+        post(store, "tea")
+        (claim,) = node.claim()
+        node.fail(claim, wait=10)
+        post(store, "tea")
+        assert 1 == node.claim()[0].attempt
+
+    def test_the_past_is_now(self, store, node, now):
+        """A moment that is over means now, and not late already."""
+        store.post([Entry("tea", str(now.us - 5_000_000), "", "3|{}")], "replace")
+        assert now.us == node.claim()[0].due_us
+
+
+class TestControl:
+    def test_cancelled_never_starts(self, store, node, now):
+        """A cancelled event is gone, and the answer is true."""
+        post(store, "tea", 100)
+        assert store.cancel("tea")
+        now.tick(100)
+        assert [] == node.claim()
+
+    def test_cancel_in_flight(self, store, node, now):
+        """An event in flight is not recalled, but no retry of it follows."""
+        for id in ("fails", "crashes"):
+            post(store, id)
+        fails, crashes = sorted(node.claim(2), key=lambda c: c.id, reverse=True)
+        for claim in (fails, crashes):
+            assert Cancelled.IN_FLIGHT is store.cancel(claim.id)
+        assert Result.CANCELLED is node.fail(fails)
+        now.tick(LEASE)
+        assert [] == node.claim(2)
+        assert [] == list(store.dead())
+
+    def test_cancel_in_flight_lets_the_holder_confirm(self, store, node):
+        """The holder of a cancelled event still records it as done."""
+        post(store, "tea")
+        (claim,) = node.claim()
+        store.cancel("tea")
+        assert Result.DONE is node.confirm(claim)
+
+    def test_cancel_of_the_waiting_for_retry(self, store, node, now):
+        """An event between two attempts can be cancelled like any that is scheduled."""
+        post(store, "tea")
+        (claim,) = node.claim()
+        node.fail(claim, wait=100)
+        assert Cancelled.CANCELLED is store.cancel("tea")
+        now.tick(100)
+        assert [] == node.claim()
+
+    def test_cancel_of_the_unknown_and_the_dead(self, store, node):
+        """Nothing pending under an id: not found, and dead letters stay."""
+        assert Cancelled.NOT_FOUND is store.cancel("nobody")
+        post(store, "tea", max_retries=0)
+        node.fail(node.claim()[0])
+        assert Cancelled.NOT_FOUND is store.cancel("tea")
+        assert 1 == len(list(store.dead()))
+
+    def test_reschedule(self, store, node, now):
+        """A scheduled event moves, first time or retry; its attempts stay."""
+        post(store, "tea", 100)
+        assert store.reschedule("tea", "+0")
+        (claim,) = node.claim()
+        node.fail(claim, wait=100)
+        assert store.reschedule("tea", "+50000")
+        now.tick(50)
+        assert 2 == node.claim()[0].attempt
+
+    def test_reschedule_creates_nothing(self, store, node):
+        """Unknown, in flight or dead: False, and nothing is made."""
+        assert not store.reschedule("ghost", "+0")
+        assert store.peek("ghost") is None
+        post(store, "tea", max_retries=0)
+        (claim,) = node.claim()
+        assert not store.reschedule("tea", "+0")
+        node.fail(claim)
+        assert not store.reschedule("tea", "+0")
+        assert [] == node.claim()
+
+    def test_peek_in_every_state(self, store, node, now):
+        """A record tells the state, the due time and the starts so far."""
+        post(store, "tea", 100, payload='{"cup":1}')
+        record = store.peek("tea")
+        assert (State.SCHEDULED, 0, {"cup": 1}) == (record.state, record.attempt, record.event)
+        now.tick(150)
+        (claim,) = node.claim()
+        record = store.peek("tea")
+        assert (State.IN_FLIGHT, 1) == (record.state, record.attempt)
+        assert record.due == now.us / 1000 - 50
+        node.fail(claim, wait=1_000)
+        record = store.peek("tea")
+        assert (State.SCHEDULED, 1) == (record.state, record.attempt)
+        assert record.due == now.us / 1000 + 1_000
+
+    def test_upcoming_walks_in_due_order_with_ties(self, store, node):
+        """Each scheduled event once, in due order, over many pages and many ties."""
+        entries = [Entry(f"e{i:04}", f"+{i // 250 * 1000}", "", "3|{}") for i in range(1000)]
+        store.post(entries[:500], "replace")
+        store.post(entries[500:], "replace")
+        node.claim(10)
+        walked = [r.id for r in store.upcoming("-inf", "+inf")]
+        assert [e.id for e in entries[10:]] == walked
+
+    def test_upcoming_survives_the_loss_of_its_place(self, store):
+        """When the last event of a page goes away, the next page misses and repeats none."""
+        entries = [Entry(f"e{i:04}", "+1000", "", "3|{}") for i in range(300)]
+        store.post(entries, "replace")
+        walk = store.upcoming("-inf", "+inf")
+        seen = [r.id for r in itertools.islice(walk, 100)]
+        store.cancel(seen[-1])
+        seen += [r.id for r in walk]
+        assert [e.id for e in entries] == seen
+
+    def test_upcoming_window(self, store):
+        """Offset and duration bound what is walked, both ends included."""
+        for ms in (100, 200, 300, 400):
+            post(store, str(ms), ms)
+        found = [r.id for r in store.upcoming("+200000", "+300000")]
+        assert ["200", "300"] == found
+
+    def test_pause_and_resume(self, store, node):
+        """A paused namespace hands nothing out, and lets what is in hand be confirmed."""
+        post(store, "a")
+        (claim,) = node.claim()
+        post(store, "b")
+        assert store.pause(on=True)
+        assert not store.pause(on=True)
+        assert [] == node.claim()
+        assert Result.DONE is node.confirm(claim)
+        assert store.stats().paused
+        assert store.pause(on=False)
+        assert ["b"] == [c.id for c in node.claim()]
+
+    def test_revive(self, store, node, now):
+        """A revived letter is due now, with all its attempts and without its expiry."""
+        post(store, "tea", max_retries=0, expires="+1000000", payload='{"cup":1}')
+        node.fail(node.claim()[0])
+        now.tick(2_000)
+        assert store.revive("tea")
+        assert not store.revive("tea")
+        (claim,) = node.claim()
+        assert (1, b'{"cup":1}') == (claim.attempt, claim.payload)
+
+    def test_dead_letters_are_bounded(self, store, node, now):
+        """Letters beyond the number or the age are dropped, the oldest first."""
+        for i in range(10):
+            post(store, f"e{i}", max_retries=0)
+            node.fail(node.claim()[0])
+            now.tick(1_000)
+        assert 4 == store.trim(6, 3_600_000_000)
+        assert ["e4", "e5", "e6", "e7", "e8", "e9"] == [letter.id for letter in store.dead()]
+        assert 3 == store.trim(100, 3_000_001)
+        assert 3 == store.trim(0, -1)
+
+    def test_dead_letters_are_walked_in_pages(self, store, node):
+        """Each letter once, however many died at the same µs."""
+        store.post([Entry(f"e{i:03}", "+0", "", "0|{}") for i in range(250)], "replace")
+        while claims := node.claim(100):
+            verdicts = [Settlement(c.id, c.token, Verdict.RETRY, 0, "x") for c in claims]
+            store.settle(verdicts)
+        ids = [letter.id for letter in store.dead()]
+        assert 250 == len(ids)
+        assert sorted(ids) == ids
+
+    def test_stats_count_each_state(self, store, node, now):
+        """The numbers are those of the states, and the totals those of what happened."""
+        for id, delay in (("a", 0), ("b", 0), ("c", 0), ("d", 5_000)):
+            post(store, id, delay, max_retries=0 if id == "a" else 3)
+        a, b = node.claim(2)
+        node.fail(a)
+        now.tick(1_500)
+        stats = store.stats()
+        assert (2, 1, 1, 1, 1) == (
+            stats.scheduled,
+            stats.in_flight,
+            stats.overdue,
+            stats.dead,
+            stats.nodes,
+        )
+        assert 1_500 == stats.oldest_overdue_ms
+        node.confirm(b)
+        totals = store.stats().totals
+        assert (4, 2, 1, 1) == (
+            totals["posted"],
+            totals["started"],
+            totals["confirmed"],
+            totals["died"],
+        )
+
+
+class TestForeignData:
+    def test_wrong_type_is_found_at_opening(self, client, namespace, now):
+        """A key of ours that holds something else is named, and nothing is written."""
+        store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
+        client.set(store.keys.lease, "x")
+        with pytest.raises(NamespaceCorrupt, match="lease holds a string"):
+            post(store, "tea")
+        assert [store.keys.lease.encode()] == client.keys(f"dtimer:{{{namespace}}}*")
+        store.close()
+
+    @pytest.mark.parametrize("field", ["due", "body", "dead", "sys", "memo_a", "roster"])
+    def test_wrong_type_later_writes_nothing(self, client, namespace, now, field):
+        """A key that turns foreign while we work is named too, before any write."""
+        store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
+        store.open()
+        keys = store.keys
+        client.delete(getattr(keys, field))
+        client.set(getattr(keys, field), "x")
+        with pytest.raises(NamespaceCorrupt):
+            post(store, "tea")
+        others = [k for k in keys if k not in (getattr(keys, field), keys.sys)]
+        assert 0 == client.exists(*others)
+        store.close()
+
+    def test_unknown_schema(self, client, namespace, now):
+        """A namespace of a later version is left alone."""
+        store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
+        client.hset(store.keys.sys, "v", "2")
+        with pytest.raises(NamespaceCorrupt, match="version 2"):
+            post(store, "tea")
+        store.close()
+
+    def test_foreign_members_do_not_stick(self, store, node, client):
+        """Members without a body or with a foreign one are buried, the rest is handed out."""
+        post(store, "good")
+        client.zadd(store.keys.due, {b"\xff\xfe": 1, "gibberish": 2})
+        client.hset(store.keys.body, "gibberish", b"\xff no body of ours")
+        turn = node.turn(10)
+        assert ["good"] == [c.id for c in turn.claims]
+        assert ["payload_missing", "corrupt"] == [reason for _, reason in turn.buried]
+        raws = [letter.raw for letter in store.dead()]
+        assert [b"\xff no body of ours", b""] == raws
+
+
+class TestOutOfMemory:
+    def test_posts_are_refused_and_work_goes_on(self, tcp_server, now):
+        """Out of memory a post fails whole; claims, confirms and cancels still work."""
+        client = tcp_server.client()
+        store = Store(source(tcp_server.url, 1.0), "oom", timeout=3.0, now=now)
+        node = Peer(store, "node")
+        for id in "abcd":
+            post(store, id)
+        client.config_set("maxmemory", 1)
+        with pytest.raises(StoreError, match="memory"):
+            post(store, "e")
+        assert store.peek("e") is None
+        a, b, c = node.claim(3)
+        assert Result.DONE is node.confirm(a)
+        assert Result.DONE is node.fail(b, wait=1_000)
+        assert Result.DONE is node.release(c)
+        assert store.cancel("d")
+        client.config_set("maxmemory", 0)
+        post(store, "e")
+        assert_sound(client, store.keys)
+        store.close()
+        client.close()

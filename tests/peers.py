@@ -1,0 +1,80 @@
+"""A store under a clock that the test moves, and a node as the store sees one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dtimer.model.claims import Claim, Result, Settlement, Turn, TurnRequest, Verdict
+from dtimer.store.store import Entry, Store
+
+LEASE = 30_000
+
+
+class Now:
+    """Microseconds since the epoch, moved by the test in milliseconds."""
+
+    def __init__(self) -> None:
+        self.us = 1_800_000_000_000_000
+
+    def __call__(self) -> int:
+        return self.us
+
+    def tick(self, ms: float) -> None:
+        """Move on by *ms*."""
+        self.us += round(ms * 1000)
+
+
+class Peer:
+    """A node as the store sees it: an incarnation that takes turns. No threads."""
+
+    def __init__(self, store: Store, name: str, *, hears: bool = True, join: bool = True) -> None:
+        self.store = store
+        self.name = name
+        self.hears = hears
+        self.seq = 0
+        if join:
+            store.join(name, "{}")
+
+    def turn(
+        self,
+        limit: int = 1,
+        *settlements: Settlement,
+        lease: int = LEASE,
+        again: bool = False,
+    ) -> Turn:
+        """Take a turn; *again* repeats the last one, as after a lost reply."""
+        self.seq += not again
+        request = TurnRequest(self.seq, limit, self.hears, False, list(settlements))
+        return self.store.turn(self.name, request, lease * 1000)
+
+    def claim(self, limit: int = 1, **options: Any) -> list[Claim]:
+        """Take a turn for what it claims."""
+        return self.turn(limit, **options).claims
+
+    def confirm(self, claim: Claim) -> Result:
+        """Confirm in a turn of its own."""
+        return self.turn(0, Settlement(claim.id, claim.token, Verdict.CONFIRM)).results[0]
+
+    def fail(self, claim: Claim, wait: float = 0, error: str = "boom") -> Result:
+        """Fail an event, to be retried after *wait* ms."""
+        verdict = Settlement(claim.id, claim.token, Verdict.RETRY, round(wait * 1000), error)
+        return self.turn(0, verdict).results[0]
+
+    def release(self, claim: Claim) -> Result:
+        """Hand an event back unstarted."""
+        return self.turn(0, Settlement(claim.id, claim.token, Verdict.RELEASE)).results[0]
+
+
+def post(
+    store: Store,
+    id: str,
+    delay: float = 0,
+    payload: str = "{}",
+    *,
+    policy: str = "replace",
+    expires: str = "",
+    max_retries: int = 3,
+) -> None:
+    """Post one event, *delay* in ms."""
+    entry = Entry(id, f"+{round(delay * 1000)}", expires, f"{max_retries}|{payload}")
+    store.post([entry], policy)

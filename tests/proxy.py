@@ -1,0 +1,305 @@
+"""
+A network that fails on request: a proxy of threads in front of a server.
+
+What is delivered later, in pieces or not yet, is a *mode*: of the whole proxy, for as long
+as it is set. What is done to a single reply is a *fault*: it strikes once.
+
+A socket is always shut down before it is closed: a close in one thread sends nothing as
+long as another thread is in ``recv`` on the same socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from servers import PATIENCE, Running, connect
+
+_RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: a close that throws away and resets
+
+
+@dataclass
+class _Fault:
+    kind: str
+    match: bytes
+    close: bool = True
+    length: int = 0
+
+
+@dataclass(eq=False)
+class _Link:
+    """One connection of a client, and ours to the server on its behalf."""
+
+    client: socket.socket
+    server: socket.socket
+    pumps: int = 2  # that still run; the last one closes the sockets
+    ended: bool = False
+    armed: _Fault | None = None  # its request was seen, so its reply is next
+    tail: bytes = b""  # of the requests, for a match that spans two reads
+    swallowing: bool = False  # the rest of a dropped reply
+    mute: bool = False  # the client gets no replies any more
+
+    def end(self, *, reset: bool) -> None:
+        """Have both pumps end; with *reset* the client then sees an error, not an end."""
+        self.ended = True
+        with contextlib.suppress(OSError):
+            self.server.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            if reset:
+                self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            # To shut down the writing half as well would be to say goodbye.
+            self.client.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
+
+
+class Proxy:
+    """
+    A TCP proxy in front of *server*, which passes everything on until told otherwise.
+
+    A context manager; after `close` there is no thread and no socket left of it.
+    """
+
+    def __init__(self, server: Running | str) -> None:
+        self._upstream = server if isinstance(server, str) else server.url
+        self._state = threading.Condition()
+        self._mode = "pass"
+        self._amount = 0.0
+        self._fault: _Fault | None = None
+        self._struck = threading.Event()
+        self._links: set[_Link] = set()
+        self._pumps: list[threading.Thread] = []
+        self.port = 0
+        self._open_door()
+
+    @property
+    def url(self) -> str:
+        """Where clients reach the server through this proxy."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def connections(self) -> int:
+        """How many connections pass through now."""
+        with self._state:
+            return sum(not link.ended for link in self._links)
+
+    # ------------------------------------------------------------------------------ modes
+
+    def heal(self) -> None:
+        """Pass everything on again, first of all what was held back."""
+        self._set("pass")
+
+    def blackhole(self) -> None:
+        """Take everything and deliver nothing, in both directions, as long as it lasts."""
+        self._set("blackhole")
+
+    def refuse(self) -> None:
+        """Refuse new connections. Those that there are go on; see `cut`."""
+        self._set("refuse")
+
+    def delay(self, ms: float) -> None:
+        """Deliver whatever is read *ms* later, in both directions."""
+        self._set("delay", ms / 1000)
+
+    def slice1(self) -> None:
+        """Deliver byte by byte."""
+        self._set("slice1")
+
+    def throttle(self, rate: float) -> None:
+        """Deliver no more than *rate* bytes a second, in each direction."""
+        self._set("throttle", rate)
+
+    # ----------------------------------------------------------------------------- events
+
+    def cut(self) -> None:
+        """Reset all connections that there are."""
+        for link in self._snapshot():
+            self._end(link, reset=True)
+
+    def half_close(self) -> None:
+        """End the server's half of all connections: requests still arrive, replies do not."""
+        with self._state:
+            for link in self._links:
+                link.mute = True
+                with contextlib.suppress(OSError):
+                    link.client.shutdown(socket.SHUT_WR)
+
+    # ----------------------------------------------------------------------------- faults
+
+    def drop_reply_once(self, match: bytes = b"", *, close: bool = True) -> None:
+        """
+        Swallow the next reply, then close its connection, or leave it in silence.
+
+        The server has done what was asked; the client cannot know.
+
+        Args:
+            match: Only the reply that follows on a request with these bytes in it.
+        """
+        self._plan(_Fault("drop", match, close=close))
+
+    def close_reply_once(self, match: bytes = b"") -> None:
+        """Deliver the next reply, and close its connection behind it."""
+        self._plan(_Fault("close", match))
+
+    def truncate_reply_once(self, length: int, match: bytes = b"") -> None:
+        """Deliver the first *length* bytes of the next reply, and close its connection."""
+        self._plan(_Fault("truncate", match, length=length))
+
+    def wait_dropped(self, timeout: float = PATIENCE) -> bool:
+        """Wait until the last planned fault has struck; return whether it has."""
+        return self._struck.wait(timeout)
+
+    # ---------------------------------------------------------------------------- the end
+
+    def close(self) -> None:
+        """End all connections, and everything else. Idempotent."""
+        self._shut_door()
+        for link in self._snapshot():
+            self._end(link)
+        for pump in self._pumps:
+            pump.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------ the machine
+
+    def _set(self, mode: str, amount: float = 0.0) -> None:
+        with self._state:
+            before, self._mode, self._amount = self._mode, mode, amount
+            self._state.notify_all()
+        if mode == "refuse" != before:
+            self._shut_door()
+        elif before == "refuse" != mode:
+            self._open_door()
+
+    def _plan(self, fault: _Fault) -> None:
+        with self._state:
+            self._struck.clear()
+            self._fault = fault
+
+    def _snapshot(self) -> list[_Link]:
+        with self._state:
+            return list(self._links)
+
+    def _end(self, link: _Link, *, reset: bool = False) -> None:
+        with self._state:
+            # The first to end it says how. Once it is gone its descriptors are another's.
+            if link in self._links and not link.ended:
+                link.end(reset=reset)
+                self._state.notify_all()
+
+    def _open_door(self) -> None:
+        self._door = socket.create_server(("127.0.0.1", self.port))
+        self.port = self._door.getsockname()[1]
+        self._bell, self._ring = socket.socketpair()
+        self._porter = threading.Thread(target=self._welcome, name="proxy-door", daemon=True)
+        self._porter.start()
+
+    def _shut_door(self) -> None:
+        if self._porter.is_alive():
+            self._ring.send(b"!")
+            self._porter.join()
+            for end in (self._door, self._bell, self._ring):
+                end.close()
+
+    def _welcome(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._door, self._bell], [], [])
+            if self._bell in ready:
+                return
+            client, _ = self._door.accept()
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                server = connect(self._upstream)
+            except OSError:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                client.close()
+                continue
+            server.settimeout(None)
+            link = _Link(client, server)
+            with self._state:
+                self._links.add(link)
+            self._pumps = [pump for pump in self._pumps if pump.is_alive()]
+            for work in (self._requests, self._replies):
+                pump = threading.Thread(
+                    target=self._pump, args=(work, link), name=f"proxy{work.__name__}", daemon=True
+                )
+                self._pumps.append(pump)
+                pump.start()
+
+    def _pump(self, work: Callable[[_Link], None], link: _Link) -> None:
+        try:
+            work(link)
+        except OSError:
+            pass  # the other end is gone, or we have ended the link: it ends either way
+        finally:
+            self._end(link)
+            with self._state:
+                link.pumps -= 1
+                if not link.pumps:
+                    self._links.remove(link)
+                    link.client.close()
+                    link.server.close()
+
+    def _requests(self, link: _Link) -> None:
+        while data := link.client.recv(65_536):
+            with self._state:
+                link.swallowing = False
+                seen = link.tail + data
+                if self._fault and self._fault.match in seen:
+                    link.armed = self._fault
+                link.tail = seen[-100:] if self._fault else b""
+            self._deliver(link, link.server, data)
+
+    def _replies(self, link: _Link) -> None:
+        while data := link.server.recv(65_536):
+            fault = self._due(link)
+            if fault and fault.kind == "drop":
+                link.swallowing = True
+            elif fault and fault.kind == "truncate":
+                data = data[: fault.length]
+            if not (link.swallowing or link.mute):
+                self._deliver(link, link.client, data)
+            if fault and fault.close:
+                self._end(link)
+            if fault:
+                self._struck.set()
+
+    def _due(self, link: _Link) -> _Fault | None:
+        """Return the fault that strikes the reply that is here now; it is spent then."""
+        with self._state:
+            fault = self._fault
+            if fault and (link.armed is fault or not fault.match):
+                self._fault = None
+                return fault
+            return None
+
+    def _deliver(self, link: _Link, sink: socket.socket, data: bytes) -> None:
+        with self._state:
+            if self._mode == "delay":
+                self._state.wait_for(lambda: link.ended or self._mode != "delay", self._amount)
+        rest = memoryview(data)
+        while rest:
+            with self._state:
+                self._state.wait_for(lambda: link.ended or self._mode != "blackhole")
+                mode, amount = self._mode, self._amount
+            size = len(rest)
+            if mode == "slice1":
+                size = 1
+            elif mode == "throttle":
+                size = max(1, int(amount / 50))
+            sink.sendall(rest[:size])
+            rest = rest[size:]
+            if mode == "throttle":
+                with self._state:
+                    self._state.wait_for(
+                        lambda: link.ended or self._mode != "throttle", size / amount
+                    )

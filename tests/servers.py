@@ -1,0 +1,286 @@
+"""
+Real servers for the tests, and how to wait for something without sleeping.
+
+Which server: the one that ``DTIMER_TEST_SERVER`` names by its path, else the first on the
+ladder of the embedded store. ``DTIMER_TEST_URL`` names one that runs already; it stands in
+where a test needs any server at all, not where a test ends or stops one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import unquote, urlsplit
+
+import redis
+
+from dtimer.store.embedded.binary import find_binary, missing
+
+PATIENCE = 10  # seconds; only a failing test ever waits this long
+
+# Below 55000, since a cluster's bus listens 10000 above; and below 32768, where the ports
+# begin that Linux gives to outgoing connections, so that a restart finds its port free.
+_PORTS = range(20_000, 32_000)
+
+# Becomes the server, which the kernel kills with the thread that started it. That cannot
+# be done in Popen's preexec_fn, which is not safe in a process that has threads.
+_TIED = """
+import ctypes, os, sys
+parent, *command = sys.argv[1:]
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() == int(parent):
+    os.execv(command[0], command)
+"""
+
+# Waits for the other end of its standard input to close, and kills the server then.
+_LEASH = """
+import os, sys
+sys.stdin.read()
+os.kill(int(sys.argv[1]), 9)
+"""
+
+
+def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> None:
+    """Return as soon as *condition* holds. For what has no signal of its own to wait for."""
+    deadline = time.monotonic() + patience
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {patience} s: {condition}"
+        pause.wait(0.005)
+
+
+def clear(client: Any, namespace: str) -> None:
+    """Remove the keys of every namespace whose name begins with *namespace*."""
+    for key in client.scan_iter(match=f"dtimer:{{{namespace}*", count=10_000):
+        client.delete(key)
+
+
+def server_binary() -> str:
+    """Return the path of the server to test with; it is an error that there is none."""
+    named = os.environ.get("DTIMER_TEST_SERVER")
+    if named and not os.access(named, os.X_OK):
+        raise FileNotFoundError(f"DTIMER_TEST_SERVER is {named!r}, which cannot be run")
+    found = named or find_binary()
+    if found is None:
+        raise missing()
+    return str(found)
+
+
+def connect(url: str, timeout: float = PATIENCE) -> socket.socket:
+    """Return a bare connection to the server at *url*."""
+    parts = urlsplit(url)
+    if parts.scheme != "unix":
+        return socket.create_connection((parts.hostname, parts.port or 6379), timeout)
+    line = socket.socket(socket.AF_UNIX)
+    line.settimeout(timeout)
+    try:
+        line.connect(unquote(parts.path))
+    except BaseException:
+        line.close()
+        raise
+    return line
+
+
+class Running:
+    """A server that runs, whoever started it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def client(self, **settings: Any) -> redis.Redis:
+        """Return a client, which the caller closes."""
+        return redis.Redis.from_url(self.url, **settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def any_server() -> Running:
+    """Return the server that ``DTIMER_TEST_URL`` names, else one of our own, started."""
+    if url := os.environ.get("DTIMER_TEST_URL"):
+        return Running(url)
+    server = Server()
+    server.start()
+    return server
+
+
+class Server(Running):
+    """
+    A server of our own, in a folder of its own, to be treated badly.
+
+    It keeps its folder and its address from one start to the next, and does not outlive
+    the test run, not even one that is killed. Used as a context it is started, and in
+    the end stopped and its folder removed.
+
+    Args:
+        tcp: Listen on a free port of the loopback interface, not on a unix socket.
+        appendonly: Keep an append-only file (fsync every second).
+        args: More of the server's command line.
+    """
+
+    def __init__(
+        self, *, tcp: bool = False, appendonly: bool = False, args: Sequence[str] = ()
+    ) -> None:
+        # A short path: that of a unix socket may have 103 bytes.
+        short = len(tempfile.gettempdir()) < 60
+        self.folder = Path(tempfile.mkdtemp(prefix="dt-", dir=None if short else "/tmp"))
+        self.tcp = tcp
+        self.port = 0
+        super().__init__("" if tcp else f"unix://{self.folder}/s")
+        self._appendonly = appendonly
+        self._args = list(args)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._leash: subprocess.Popen[bytes] | None = None
+        atexit.register(self.close)
+
+    @property
+    def pid(self) -> int:
+        """The process id of the running server."""
+        return self._running().pid
+
+    @property
+    def log(self) -> str:
+        """What the server said, from its first start on."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / "log").read_text(errors="replace")
+        return ""
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start the server, and *wait* until it answers. Data that load count as no answer."""
+        assert self._process is None, "it runs already"
+        choose = self.tcp and not self.port
+        for _ in range(20):
+            if choose:
+                self.port = _free_port()
+                self.url = f"redis://127.0.0.1:{self.port}/0"
+            self._spawn()
+            if not wait or (self._answers() and not (choose and self._is_another())):
+                return
+            said = self.log
+            self.kill9()
+            # Somebody else took the port between our look and the server's.
+            if not choose or "Address already in use" not in said:
+                break
+        raise AssertionError(f"the server did not start:\n{self.log[-3000:]}")
+
+    def stop(self) -> None:
+        """End the server in an orderly way; its data are kept as its options say."""
+        process = self._running()
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        finally:
+            self.kill9()
+
+    def kill9(self) -> None:
+        """End the server as a crash does."""
+        process = self._running()
+        process.kill()
+        process.wait()
+        self._process = None
+        if self._leash:
+            self._leash.kill()
+            self._leash.communicate()
+            self._leash = None
+
+    def pause(self) -> None:
+        """Freeze the server: its connections stay, and nothing is answered."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen server go on."""
+        self._running().send_signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Stop the server if it runs, and start it in the same folder at the same address."""
+        if self._process:
+            self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Have nothing left of the server."""
+        if self._process:
+            self.kill9()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        if not self._process:
+            self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        assert self._process, "it does not run"
+        return self._process
+
+    def _spawn(self) -> None:
+        command = [server_binary(), "--dir", str(self.folder), "--save", "", "--daemonize", "no"]
+        command += ["--appendonly", "yes" if self._appendonly else "no"]
+        command += ["--appendfsync", "everysec", "--repl-diskless-sync-delay", "0"]
+        if self.tcp:
+            command += ["--port", str(self.port), "--bind", "127.0.0.1"]
+        else:
+            command += ["--port", "0", "--unixsocket", f"{self.folder}/s"]
+        command += self._args
+        python = [sys.executable, "-I", "-S", "-c"]
+        # The kernel would take the end of another thread for ours.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        tied = sys.platform == "linux" and in_main_thread
+        if tied:
+            command = [*python, _TIED, str(os.getpid()), *command]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        if not tied:
+            leash = [*python, _LEASH, str(self._process.pid)]
+            self._leash = subprocess.Popen(leash, stdin=subprocess.PIPE, start_new_session=True)
+
+    def _answers(self) -> bool:
+        """Wait until the server answers a PING; False when it ends instead."""
+        process = self._running()
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), connect(self.url, 1) as line:
+                line.sendall(b"PING\r\n")
+                # With a password it answers as well, if not to us.
+                if line.recv(16).startswith((b"+PONG", b"-NOAUTH")):
+                    return process.poll() is None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.003)
+                return False
+        return False
+
+    def _is_another(self) -> bool:
+        """Return whether a server that answers is somebody else's, on the port we chose."""
+        with self.client() as client, contextlib.suppress(redis.AuthenticationError):
+            return bool(client.info("server")["process_id"] != self.pid)
+        return False
+
+
+def _free_port() -> int:
+    while True:
+        port = random.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
