@@ -1,0 +1,203 @@
+"""Whatever client or URL is given, a node posts and receives on connections of its own."""
+
+from __future__ import annotations
+
+import warnings
+
+import fakeredis
+import pytest
+import redis
+import redis.asyncio
+import valkey
+
+from dtimer import DTimer, NamespaceCorrupt, OptionError, StoreError
+from dtimer.testing import Catch
+
+PAYLOAD = {"a": [], "n": 9007199254740993, "u": "\ud800", "x": 1e22}
+
+
+def _round_trip(pub, namespace, sub=None):
+    node = DTimer("node", pub, sub, ns=namespace)
+    caught = Catch(node, "event")
+    with node:
+        id = node.post(PAYLOAD, 1)
+        (event,) = caught.next()
+        assert PAYLOAD == event
+        assert id == event.id
+    # Confirmed at the latest when the node has left.
+    assert 0 == node.stats().in_flight
+    node.leave()
+
+
+CLIENTS = {
+    "default": {},
+    "decoding": {"decode_responses": True},
+    "resp2": {"protocol": 2},
+    "resp3": {"protocol": 3},
+    "resp3-decoding": {"protocol": 3, "decode_responses": True},
+    "single": {"single_connection_client": True},
+    "small-pool": {"max_connections": 1},
+    "checked": {"health_check_interval": 1},
+    "impatient": {"socket_timeout": 0.001},
+    "retrying": {"retry_on_timeout": True},
+    "latin": {"encoding": "latin-1"},
+}
+
+
+@pytest.mark.parametrize("options", CLIENTS.values(), ids=CLIENTS)
+def test_settings_of_redis_clients(server, namespace, options):
+    """No setting of the user's client changes what arrives."""
+    if "max_connections" in options:
+        pool = redis.BlockingConnectionPool.from_url(server.url, **options, timeout=1)
+        client = redis.Redis.from_pool(pool)
+    else:
+        client = redis.Redis.from_url(server.url, **options)
+    with client:
+        _round_trip(client, namespace)
+
+
+@pytest.mark.parametrize("options", [{}, {"decode_responses": True}], ids=["bytes", "decoding"])
+def test_valkey_clients(server, namespace, options):
+    """A client of valkey-py does as well as one of redis-py."""
+    with valkey.Valkey.from_url(server.url, **options) as client:
+        _round_trip(client, namespace)
+
+
+def test_urls(server, tcp_server, namespace):
+    """A URL will do, over TCP and over a unix socket, and in valkey's spelling."""
+    for url in (server.url, tcp_server.url, tcp_server.url.replace("redis://", "valkey://")):
+        _round_trip(url, namespace)
+
+
+def test_a_client_for_the_subscription(server, tcp_server, namespace):
+    """The subscription may have a client of its own."""
+    with redis.Redis.from_url(tcp_server.url) as pub, redis.Redis.from_url(tcp_server.url) as sub:
+        _round_trip(pub, namespace, sub)
+
+
+def test_fakeredis(namespace):
+    """An emulation in the process serves users' unit tests."""
+    with fakeredis.FakeRedis() as client:
+        _round_trip(client, namespace)
+
+
+def test_embedded(namespace):
+    """With no server at hand one of our own is started."""
+    _round_trip("embedded:", namespace)
+
+
+def test_embedded_in_a_folder(namespace, tmp_path):
+    """An embedded server keeps its events on disk while nobody is there."""
+    url = f"embedded://{tmp_path}/data"
+    node = DTimer("first", url, ns=namespace)
+    id = node.post({"kept": True}, 60_000)
+    node.leave()
+    later = DTimer("second", url, ns=namespace)
+    assert {"kept": True} == later.peek(id).event
+    later.leave()
+
+
+def test_url_from_the_environment(server, namespace, monkeypatch):
+    """Without a client DTIMER_URL says where Redis is."""
+    monkeypatch.setenv("DTIMER_URL", server.url)
+    _round_trip(None, namespace)
+
+
+@pytest.mark.parametrize(
+    ("pub", "words"),
+    [
+        (42, "redis or valkey clients or URLs"),
+        (object(), "redis or valkey clients or URLs"),
+        ("http://localhost", "scheme 'http' is not known"),
+        ("localhost:6379", "is not known"),
+        ("redis://localhost:port", "cannot be understood"),
+        (redis.asyncio.Redis(), "synchronous"),
+        ("embedded://relative/path", "embedded"),
+    ],
+    ids=["number", "object", "http", "bare", "bad-port", "asyncio", "bad-embedded"],
+)
+def test_what_is_no_client(pub, words):
+    """What is no client is refused at construction."""
+    with pytest.raises(OptionError, match=words):
+        DTimer("node", pub)
+
+
+def test_the_users_pool_is_left_alone(server, namespace):
+    """Not one connection is taken out of the user's pool."""
+    with redis.Redis.from_url(server.url) as client:
+        _round_trip(client, namespace)
+        assert 0 == client.connection_pool._created_connections
+
+
+def test_eviction_is_warned_of(tcp_server):
+    """A policy that may evict pending events is named when a node joins."""
+    with tcp_server.client() as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+    node = DTimer("node", tcp_server.url)
+    with pytest.warns(RuntimeWarning, match="allkeys-lru"):
+        node.join()
+    node.leave()
+
+
+def test_a_replica_is_warned_of(tcp_server):
+    """A replica cannot serve, and joining one says so."""
+    with tcp_server.client() as client:
+        client.replicaof("127.0.0.1", 1)
+    node = DTimer("node", tcp_server.url, timeout=300)
+    with pytest.warns(RuntimeWarning, match="replica"), pytest.raises(StoreError, match="open"):
+        node.join()
+
+
+def test_a_server_that_says_nothing_about_itself(tcp_server):
+    """Where INFO is forbidden a node joins without a warning."""
+    with tcp_server.client() as client:
+        client.execute_command("ACL", "SETUSER", "quiet", "on", ">pw", "~*", "&*", "+@all", "-info")
+    url = tcp_server.url.replace("redis://", "redis://quiet:pw@")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _round_trip(url, "dt")
+
+
+def test_a_wrong_password_is_refused_at_once(tcp_server):
+    """Bad credentials are not tried again and again, and are not repeated in the message."""
+    with tcp_server.client() as client:
+        client.execute_command("ACL", "SETUSER", "tea", "on", ">right", "~*", "&*", "+@all")
+    node = DTimer("node", tcp_server.url.replace("redis://", "redis://tea:wrong@"))
+    with pytest.raises(StoreError, match="refuses this client") as caught:
+        node.join()
+    assert "wrong" not in str(caught.value).replace("WRONGPASS", "")
+
+
+def test_no_permission_to_subscribe(tcp_server):
+    """Without pub/sub a node says so, and events come by the poll."""
+    with tcp_server.client() as client:
+        client.execute_command(
+            "ACL", "SETUSER", "deaf", "on", ">pw", "~*", "resetchannels", "+@all", "-subscribe"
+        )
+    node = DTimer("node", tcp_server.url.replace("redis://", "redis://deaf:pw@"), poll_interval=50)
+    events, errors = Catch(node, "event"), Catch(node, "error")
+    with node:
+        assert "wakes do not arrive" in str(errors.next())
+        assert node.health().deaf
+        node.post({"by": "poll"})
+        assert {"by": "poll"} == events.next()[0]
+
+
+def test_nobody_there():
+    """A server that is not there is a StoreError within the deadline, and nothing is left."""
+    node = DTimer("node", "redis://127.0.0.1:1", timeout=200)
+    with pytest.raises(StoreError, match="could not be reached"):
+        node.join()
+    assert not node.joined
+    with pytest.raises(StoreError, match="could not be reached"):
+        node.post({})
+
+
+def test_a_foreign_namespace(client, server, namespace):
+    """A namespace that holds something else refuses to be joined or posted to."""
+    client.set(f"dtimer:{{{namespace}}}:due", "x")
+    node = DTimer("node", server.url, ns=namespace)
+    for call in (node.join, lambda: node.post({}), node.stats):
+        with pytest.raises(NamespaceCorrupt, match="due holds a string"):
+            call()
+    node.leave()

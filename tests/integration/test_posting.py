@@ -1,0 +1,224 @@
+"""Posting through the public face: what is accepted, what is refused before any I/O."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from dtimer import DTimer, EventExists, OptionError, PayloadError, PayloadTooLarge, State
+from dtimer.store.scripts import load
+from dtimer.testing import Clock
+
+
+@pytest.fixture
+def clock():
+    return Clock(1_800_000_000_000)
+
+
+@pytest.fixture
+def timer(server, namespace, clock):
+    timer = DTimer("poster", server.url, ns=namespace, now=clock)
+    yield timer
+    timer.leave()
+
+
+@pytest.fixture
+def nowhere():
+    """A timer for whom any I/O would take long and fail."""
+    return DTimer("poster", "redis://127.0.0.1:1", timeout=600_000)
+
+
+BAD_POSTS = {
+    "no dict": ((["list"],), {}, PayloadError),
+    "nan": (({"a": math.nan},), {}, PayloadError),
+    "bytes": (({"a": b""},), {}, PayloadError),
+    "keys": (({1: 1},), {}, PayloadError),
+    "too large": (({"a": "x" * 300_000},), {}, PayloadTooLarge),
+    "nan delay": (({}, math.nan), {}, OptionError),
+    "inf delay": (({}, math.inf), {}, OptionError),
+    "bool delay": (({}, True), {}, OptionError),
+    "str delay": (({}, "5"), {}, OptionError),
+    "long delay": (({}, 3_155_760_000_001), {}, OptionError),
+    "naive": (({},), {"at": datetime(2030, 1, 1)}, OptionError),  # noqa: DTZ001
+    "both": (({}, 5), {"at": 1_900_000_000_000}, OptionError),
+    "empty id": (({},), {"id": ""}, OptionError),
+    "long id": (({},), {"id": "x" * 256}, OptionError),
+    "control id": (({},), {"id": "a\nb"}, OptionError),
+    "bytes id": (({},), {"id": b"a"}, OptionError),
+    "policy": (({},), {"id": "a", "if_exists": "replaced"}, OptionError),
+    "retries": (({},), {"max_retries": -1}, OptionError),
+    "expired": (({},), {"expires": 0}, OptionError),
+    "naive expiry": (({},), {"expires": datetime(2030, 1, 1)}, OptionError),  # noqa: DTZ001
+    "pipe": (({},), {"pipe": object()}, OptionError),
+}
+
+
+@pytest.mark.parametrize(("args", "kwargs", "error"), BAD_POSTS.values(), ids=BAD_POSTS)
+def test_bad_posts_are_refused_before_any_io(nowhere, args, kwargs, error):
+    """A bad argument is a named error at once, with no server to be seen."""
+    with pytest.raises(error):
+        nowhere.post(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: t.cancel(""),
+        lambda t: t.cancel(5),
+        lambda t: t.reschedule("a"),
+        lambda t: t.reschedule("a", 1, at=1),
+        lambda t: t.reschedule("a", "1"),
+        lambda t: t.peek("\0"),
+        lambda t: t.revive(None),
+        lambda t: t.confirm({}),
+        lambda t: t.upcoming(offset="1"),
+        lambda t: t.upcoming(duration=math.nan),
+        lambda t: t.upcoming(limit=-1),
+        lambda t: t.dead(limit=1.5),
+        lambda t: t.leave("soon"),
+        lambda t: setattr(t, "max_events", 0),
+        lambda t: t.on("event", "no function"),
+        lambda t: t.on(5, print),
+        lambda t: t.post_many([5]),
+        lambda t: t.post_many([({}, 1, 2)]),
+        lambda t: t.post_many([{"delay": 1}]),
+        lambda t: t.post_many([{"ev": {}, "dealy": 1}]),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_io(nowhere, call):
+    """So is any other bad argument."""
+    with pytest.raises(OptionError):
+        call(nowhere)
+
+
+def test_coroutines_are_no_handlers(nowhere):
+    """An async function would never be awaited, and is refused."""
+
+    async def handler(events):
+        pass
+
+    with pytest.raises(OptionError, match="plain function"):
+        nowhere.on("event", handler)
+
+
+def test_when(timer, clock):
+    """Delays are counted from now, moments are as given, and what is over is now."""
+    now = clock()
+    moment = datetime.fromtimestamp(now / 1000 + 60, UTC)
+    for due, args in {
+        now + 1_500: {"delay": 1_500},
+        now + 1_500.5: {"delay": timedelta(milliseconds=1_500.5)},
+        now + 60_000: {"at": moment},
+        now + 7_000: {"at": now + 7_000},
+        now: {"delay": -5},
+    }.items():
+        assert due == timer.peek(timer.post({}, **args)).due
+    assert now == timer.peek(timer.post({}, at=5)).due
+
+
+def test_ids_are_made(timer):
+    """Ids made by us are distinct, and ascend."""
+    ids = [timer.post({}, 60_000) for _ in range(100)]
+    assert sorted(set(ids)) == ids
+
+
+def test_a_minted_id_that_is_taken_is_made_anew(timer, monkeypatch):
+    """Where two mints meet in one id neither event is lost."""
+    first = timer.post({"n": 1}, 60_000)
+    again = iter([first, first, "another"])
+    monkeypatch.setattr(timer, "_mint", lambda: next(again))
+    assert "another" == timer.post({"n": 2}, 60_000)
+    assert {"n": 1} == timer.peek(first).event
+
+
+def test_error_if_exists(timer):
+    """With if_exists="error" a pending id is an error that names it."""
+    timer.post({"n": 1}, 60_000, id="tea")
+    with pytest.raises(EventExists) as caught:
+        timer.post({"n": 2}, id="tea", if_exists="error")
+    assert "tea" == caught.value.id
+    assert {"n": 1} == timer.peek("tea").event
+
+
+def test_many(timer, client, namespace):
+    """Thousands of events take a few round trips, and ids come back in their order."""
+    before = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+    ids = timer.post_many(({"i": i}, 60_000 + i) for i in range(3_000))
+    after = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert 3_000 == len(set(ids))
+    assert [r.id for r in timer.upcoming()] == ids
+    assert after - before <= 12
+
+
+def test_many_reads_as_it_goes(timer, client):
+    """An endless iterable is posted chunk by chunk, and never held as a whole."""
+    taken = []
+
+    def items():
+        for i in itertools.count():
+            taken.append(i)
+            if i == 2_000:
+                assert timer.stats().scheduled >= 1_000
+                raise KeyError("the source is broken")
+            yield {"ev": {"i": i}, "delay": 60_000, "id": f"e{i}"}
+
+    with pytest.raises(KeyError) as caught:
+        timer.post_many(items())
+    assert any("had posted" in note for note in caught.value.__notes__)
+    assert timer.stats().scheduled <= 2_000
+
+
+def test_many_with_one_id_twice(timer):
+    """Items of one id are posted one after the other, each by its own rule."""
+    timer.post_many(
+        [
+            {"ev": {"n": 1}, "id": "tea", "delay": 100},
+            {"ev": {"n": 2}, "id": "tea", "delay": 200, "if_exists": "keep"},
+            {"ev": {"n": 3}, "id": "cake", "delay": 300},
+            {"ev": {"n": 4}, "id": "cake", "delay": 400},
+        ]
+    )
+    assert {"n": 1} == timer.peek("tea").event
+    assert {"n": 4} == timer.peek("cake").event
+
+
+@pytest.mark.parametrize("transaction", [True, False], ids=["multi", "pipeline"])
+def test_in_a_pipeline(timer, client, namespace, transaction):
+    """A post in the caller's pipeline exists when that is executed, and not before."""
+    with client.pipeline(transaction=transaction) as pipe:
+        pipe.set(f"dtimer:{{{namespace}}}:users-own", "1")
+        id = timer.post({"n": 1}, 60_000, pipe=pipe)
+        assert timer.peek(id) is None
+        pipe.execute()
+    assert {"n": 1} == timer.peek(id).event
+
+
+def test_in_a_pipeline_after_a_script_flush(timer, client):
+    """A server that has forgotten our scripts breaks no transaction."""
+    load("post")
+    with client.pipeline(transaction=True) as pipe:
+        client.script_flush()
+        timer.post({}, 60_000, id="tea", pipe=pipe)
+        pipe.execute()
+    assert State.SCHEDULED is timer.peek("tea").state
+
+
+def test_in_a_pipeline_that_is_dropped(timer, client):
+    """A transaction that is never executed posts nothing."""
+    with client.pipeline(transaction=True) as pipe:
+        id = timer.post({}, 60_000, pipe=pipe)
+        pipe.reset()
+    assert timer.peek(id) is None
+
+
+def test_upcoming_in_milliseconds(timer):
+    """Offset, duration and limit choose what is walked."""
+    for ms in (100, 200, 300, 400):
+        timer.post({}, ms, id=str(ms))
+    assert ["100", "200", "300", "400"] == [r.id for r in timer.upcoming()]
+    assert ["200", "300"] == [r.id for r in timer.upcoming(150, 200)]
+    assert ["300"] == [r.id for r in timer.upcoming(timedelta(milliseconds=300), limit=1)]
+    assert ["100"] == [r.id for r in timer.upcoming(duration=100)]
