@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -24,20 +25,22 @@ class EmbeddedSource:
         self._timeout = timeout
         self._source: PoolSource | None = None
         self._attachment: embedded.Attachment | None = None
+        self._lock = threading.Lock()
 
     def _attached(self) -> PoolSource:
-        if self._source is None:
-            if self._url == "embedded:" and not embedded.available():
-                self._source = _emulation(self._timeout)
-            else:
-                self._attachment = embedded.attach(self._url)
-                redis = importlib.import_module("redis")
-                client = redis.Redis(unix_socket_path=self._attachment.socket)
-                self._source = PoolSource(client, self._timeout)
-        elif self._attachment is not None:
-            # A connection is made because there was none, or because it broke.
-            self._attachment.renew()
-        return self._source
+        with self._lock:
+            if self._source is None:
+                if self._url == "embedded:" and not embedded.available():
+                    self._source = _emulation(self._timeout)
+                else:
+                    self._attachment = embedded.attach(self._url)
+                    redis = importlib.import_module("redis")
+                    client = redis.Redis(unix_socket_path=self._attachment.socket)
+                    self._source = PoolSource(client, self._timeout)
+            elif self._attachment is not None:
+                # A connection is made because there was none, or because it broke.
+                self._attachment.renew()
+            return self._source
 
     def _connect(self) -> Any:
         return self._attached().connect()
@@ -57,12 +60,14 @@ class EmbeddedSource:
 
     def close(self) -> None:
         """See `Source.close`."""
-        attachment, self._attachment, self._source = self._attachment, None, None
+        with self._lock:
+            attachment, self._attachment, self._source = self._attachment, None, None
         if attachment is not None:
             attachment.close()
 
     def after_fork(self) -> None:
         """See `Source.after_fork`: the hold on the server is inherited, and keeps it alive."""
+        self._lock = threading.Lock()
 
 
 # One for the process, so that all its timers meet.

@@ -34,6 +34,8 @@ def node(store):
 
 
 class TestClaim:
+    """What is claimed, when, and for how long."""
+
     def test_never_early(self, store, node, now):
         """An event cannot be claimed one µs before its due time, and can on it."""
         post(store, "tea", 5_000)
@@ -113,6 +115,8 @@ class TestClaim:
 
 
 class TestSettle:
+    """How a claim ends, and who may end it."""
+
     def test_confirmed_is_gone(self, store, node, client):
         """A confirmed event leaves nothing behind."""
         post(store, "tea")
@@ -227,6 +231,8 @@ class TestSettle:
 
 
 class TestLostReplies:
+    """What is sent again acts once."""
+
     def test_a_turn_asked_again(self, store, node, now):
         """A turn whose reply was lost gives the same events again, and claims no others."""
         for id in "abc":
@@ -291,6 +297,8 @@ class TestLostReplies:
 
 
 class TestPost:
+    """What a post does to what is there already."""
+
     @pytest.mark.parametrize(
         ("policy", "due"), [("replace", 200), ("keep", 100), ("earliest", 100), ("latest", 200)]
     )
@@ -350,6 +358,8 @@ class TestPost:
 
 
 class TestControl:
+    """Looking at events and changing them, in every state."""
+
     def test_cancelled_never_starts(self, store, node, now):
         """A cancelled event is gone, and the answer is true."""
         post(store, "tea", 100)
@@ -526,6 +536,8 @@ class TestControl:
 
 
 class TestForeignData:
+    """What is not ours is named or buried, and never stuck."""
+
     def test_wrong_type_is_found_at_opening(self, client, namespace, now):
         """A key of ours that holds something else is named, and nothing is written."""
         store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
@@ -570,6 +582,8 @@ class TestForeignData:
 
 
 class TestOutOfMemory:
+    """A full server refuses posts whole, and lets work go on."""
+
     def test_posts_are_refused_and_work_goes_on(self, tcp_server, now):
         """Out of memory a post fails whole; claims, confirms and cancels still work."""
         client = tcp_server.client()

@@ -32,6 +32,8 @@ json_values = st.recursive(
 
 
 class TestPayload:
+    """What may be a payload, and that it comes back equal."""
+
     @given(st.dictionaries(st.text(st.characters()), json_values))
     def test_comes_back_equal(self, payload):
         """Whatever JSON can say comes back equal, type by type, lone surrogates too."""
@@ -90,6 +92,8 @@ class TestPayload:
 
 
 class TestMoments:
+    """Durations and moments become whole µs, or are refused."""
+
     @pytest.mark.parametrize(
         ("value", "us"),
         [(1, 1_000), (1.5, 1_500), (0.0001, 1), (-5, -5_000), (timedelta(seconds=2), 2_000_000)],
@@ -140,6 +144,8 @@ class TestMoments:
 
 
 class TestNames:
+    """Ids and namespaces, and the ids that we make."""
+
     @pytest.mark.parametrize("id", ["a", "ü", "x" * 255, "a b", "{}:*", "\u2028", "🙂"])
     def test_ids(self, id):
         """Any text without control characters, up to 255 bytes, is an id."""
@@ -194,6 +200,8 @@ class TestNames:
 
 
 class TestOptions:
+    """Options are checked once, all of them, and by name."""
+
     def test_defaults_are_valid(self):
         """The defaults pass their own checks."""
         assert "dt" == validate({}).ns
@@ -241,6 +249,8 @@ class TestOptions:
 
 
 class TestBackoff:
+    """The wait before a retry."""
+
     @given(st.integers(1, 10_000))
     def test_exponential_stays_in_bounds(self, attempt):
         """The wait doubles, an hour at most, and at least half of it is certain."""

@@ -12,7 +12,6 @@ Nothing here knows redis: what is given is the path of a socket.
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,7 +19,7 @@ from typing import Self
 from dtimer.errors import StoreError
 from dtimer.store.embedded.binary import find_binary, missing, supported
 from dtimer.store.embedded.folder import check, check_folder, make_private, of_tree, state_folder
-from dtimer.store.embedded.hold import Hold, Registry
+from dtimer.store.embedded.hold import Registry
 from dtimer.store.embedded.premises import remove
 
 __all__ = ["Attachment", "attach", "attach_folder", "available", "check", "state_folder"]
@@ -38,10 +37,9 @@ class Attachment:
     forked, inherits nothing and must attach itself.
     """
 
-    def __init__(self, hold: Hold) -> None:
-        self._hold = hold
-        self._open = True
-        self._lock = threading.Lock()
+    def __init__(self, folder: Path, kind: str) -> None:
+        self._user = object()
+        self._hold = _registry.take(folder, kind, self._user)
 
     @property
     def socket(self) -> str:
@@ -67,16 +65,16 @@ class Attachment:
         Raises:
             StoreError: it could not be started, or this attachment is closed.
         """
-        if not self._open:
+        if not self._is_open():
             raise StoreError("this attachment to an embedded server is closed")
         return _registry.renew(self._hold)
 
     def close(self) -> None:
         """Leave the server. Idempotent."""
-        with self._lock:
-            if self._open:
-                self._open = False
-                _registry.release(self._hold)
+        _registry.release(self._hold, self._user)
+
+    def _is_open(self) -> bool:
+        return self._user in self._hold.users
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +88,7 @@ class Attachment:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Attachment to {str(self.folder)!r}{'' if self._open else ', closed'}>"
+        return f"<Attachment to {str(self.folder)!r}{'' if self._is_open() else ', closed'}>"
 
 
 def attach(url: str) -> Attachment:
@@ -117,7 +115,7 @@ def attach(url: str) -> Attachment:
     _check_platform()
     tree = of_tree()
     try:
-        return Attachment(_registry.take(tree, "memory"))
+        return Attachment(tree, "memory")
     except StoreError:
         # We may just have made it, for nothing.
         remove(str(tree))
@@ -139,7 +137,7 @@ def attach_folder(folder: str | os.PathLike[str]) -> Attachment:
     _check_platform()
     make_private(path)
     # Two names of one folder must meet in one hold.
-    return Attachment(_registry.take(Path(os.path.realpath(path)), "disk"))
+    return Attachment(Path(os.path.realpath(path)), "disk")
 
 
 def available() -> bool:

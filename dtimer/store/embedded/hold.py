@@ -25,12 +25,12 @@ from dtimer.store.embedded.premises import PATIENCE, SERVER, home, knock
 
 
 class Hold:
-    """The hold of this process on the server of one folder, counted."""
+    """The hold of this process on the server of one folder, and who needs it."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder = folder
         self.kind = kind
-        self.count = 0
+        self.users: set[object] = set()
         self._descriptor = -1
 
     @property
@@ -140,8 +140,8 @@ class Registry:
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._after_fork)
 
-    def take(self, folder: Path, kind: str) -> Hold:
-        """Return the hold on *folder*, one user more, its server up."""
+    def take(self, folder: Path, kind: str, user: object) -> Hold:
+        """Return the hold on *folder*, its server up, with *user* among those who need it."""
         with self._lock:
             hold = self._holds.get(folder) or Hold(folder, kind)
             if hold.kind != kind:
@@ -149,7 +149,7 @@ class Registry:
             if not hold.is_alive():
                 hold.take()
             self._holds[folder] = hold
-            hold.count += 1
+            hold.users.add(user)
             return hold
 
     def renew(self, hold: Hold) -> bool:
@@ -160,13 +160,14 @@ class Registry:
             hold.take()
             return True
 
-    def release(self, hold: Hold) -> None:
-        """Count one user less, and let go with the last."""
+    def release(self, hold: Hold, user: object) -> None:
+        """Strike out *user*, and let go with the last of them. Idempotent."""
         with self._lock:
-            hold.count -= 1
-            if hold.count == 0:
-                hold.drop()
-                del self._holds[hold.folder]
+            if user in hold.users:
+                hold.users.remove(user)
+                if not hold.users:
+                    hold.drop()
+                    del self._holds[hold.folder]
 
     def _after_fork(self) -> None:
         # Another thread may have had it when we were forked, and there are none here.

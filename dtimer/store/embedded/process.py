@@ -34,7 +34,9 @@ def arguments(binary: str, kind: str, folder: str, where: str) -> list[str]:
 def say(text: str) -> None:
     """Write a line to the log: the standard error, of the keeper and of its server."""
     line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} keeper {os.getpid()}: {text}\n"
-    os.write(2, line.encode(errors="replace"))
+    # A full disk is no reason to end.
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode(errors="replace"))
 
 
 class Process:
