@@ -233,7 +233,7 @@ class Server(Running):
         assert self._process, "it does not run"
         return self._process
 
-    def _spawn(self) -> None:
+    def _command(self) -> list[str]:
         command = [server_binary(), "--dir", str(self.folder), "--save", "", "--daemonize", "no"]
         command += ["--appendonly", "yes" if self._appendonly else "no"]
         command += ["--appendfsync", "everysec", "--repl-diskless-sync-delay", "0"]
@@ -241,7 +241,10 @@ class Server(Running):
             command += ["--port", str(self.port), "--bind", "127.0.0.1"]
         else:
             command += ["--port", "0", "--unixsocket", f"{self.folder}/s"]
-        command += self._args
+        return command + self._args
+
+    def _spawn(self) -> None:
+        command = self._command()
         python = [sys.executable, "-I", "-S", "-c"]
         # The kernel would take the end of another thread for ours.
         in_main_thread = threading.current_thread() is threading.main_thread()

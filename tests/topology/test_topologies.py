@@ -1,0 +1,72 @@
+"""Sentinel and Cluster, with real processes: a node joins, receives, and survives a failover."""
+
+from __future__ import annotations
+
+import pytest
+from servers import eventually
+
+from dtimer import DTimer
+from dtimer.testing import Catch
+
+pytestmark = pytest.mark.topology
+
+
+def test_a_client_made_by_sentinel(sentinel):
+    """A node whose client a Sentinel made posts to the master, and receives."""
+    client, _, _ = sentinel
+    node = DTimer("node", client.master_for("events"))
+    events = Catch(node, "event")
+    with node:
+        node.post({"n": 1}, 20)
+        assert {"n": 1} == events.next()[0]
+
+
+def test_a_failover_while_joined(sentinel):
+    """When the master dies the node follows the Sentinel to the next, and goes on."""
+    client, master, replica = sentinel
+    node = DTimer("node", client.master_for("events"), timeout=1_000, poll_interval=100)
+    events, lost, found = (Catch(node, e, 30) for e in ("event", "disconnected", "connected"))
+    node.on("error", lambda e: None)
+    with node:
+        found.next()
+        node.post({"n": 1}, id="before", at=4_000_000_000_000)
+        with replica.client() as copy:
+            eventually(lambda: copy.zscore("dtimer:{dt}:due", "before") is not None)
+        master.kill9()
+        lost.next()
+        found.next()
+        assert {"n": 1} == node.peek("before").event
+        node.post({"n": 2})
+        assert {"n": 2} == events.next()[0]
+
+
+def test_a_cluster(cluster):
+    """In a cluster a namespace lives on one server, and wakes arrive."""
+    client, _ = cluster
+    for ns in ("one", "two", "three", "four"):
+        node = DTimer("node", client, ns=ns, poll_interval=60_000)
+        other = DTimer("other", client, ns=ns)
+        events = Catch(node, "event")
+        with node:
+            other.post({"in": ns}, 20)
+            assert {"in": ns} == events.next()[0]
+            assert node.stats().totals["posted"] == 1
+        other.leave()
+
+
+def test_a_server_of_the_cluster_restarts(cluster):
+    """A node of a cluster outlives the server that holds its namespace."""
+    client, servers = cluster
+    node = DTimer("node", client, timeout=1_000, poll_interval=100)
+    events, lost, found = (Catch(node, e, 30) for e in ("event", "disconnected", "connected"))
+    node.on("error", lambda e: None)
+    with node:
+        found.next()
+        port = client.get_node_from_key("dtimer:{dt}:due").port
+        server = next(s for s in servers if s.port == port)
+        server.kill9()
+        lost.next()
+        server.start()
+        found.next()
+        node.post({"n": 2})
+        assert {"n": 2} == events.next()[0]
