@@ -1,0 +1,194 @@
+"""Nodes that are killed while they handle an event."""
+
+from __future__ import annotations
+
+import signal
+from collections import defaultdict
+from itertools import count, pairwise
+
+import pytest
+from fleet import Fleet, start_together
+from servers import eventually
+
+from dtimer import DTimer
+from dtimer.store.keys import Keys
+
+pytestmark = pytest.mark.acceptance
+
+LEASE = 2_000
+KILLS = 10
+OTHERS = 20  # ordinary events that are posted between two kills
+
+
+def server_ms(client):
+    """The server's clock, in ms since the epoch."""
+    seconds, micros = client.time()
+    return seconds * 1000 + micros / 1000
+
+
+def starts_by_id(fleet):
+    """All starts that were reported, by id, in the order of their attempts."""
+    starts = defaultdict(list)
+    for report in fleet.taken("start"):
+        starts[report.id].append(report)
+    return {id: sorted(reports, key=lambda r: r.attempt) for id, reports in starts.items()}
+
+
+@pytest.fixture
+def post(server, namespace):
+    """A timer that posts, looks, and never joins."""
+    timer = DTimer("poster", server.url, ns=namespace)
+    yield timer
+    timer.leave()
+
+
+class Supervised:
+    """Three nodes, each of which has a successor when it is killed."""
+
+    def __init__(self, fleet):
+        self.fleet = fleet
+        self.names = (f"node-{n}" for n in count(1))
+        start_together(fleet, [[next(self.names)] for _ in range(3)])
+
+    def kill(self, name):
+        self.fleet.kill9(name)
+        self.fleet.start(next(self.names), wait=False)
+
+
+@pytest.mark.slow
+def test_ten_kills_in_mid_handler(server, client, namespace, post):
+    """
+    Ten nodes are killed, each while it handles an event, and others take their place.
+
+    Every event is handled in the end. That of a killed node is handed out again once its
+    lease has run out and no sooner, and within a second of that. No event is started twice
+    but by such a lost lease, and each start has a larger token than the one before.
+    """
+    held, killed = [], {}
+    with Fleet(server.url, namespace, lease=LEASE) as fleet:
+        nodes = Supervised(fleet)
+        ordinary = []
+        for _ in range(KILLS):
+            ordinary += post.post_many([({}, 20 * n) for n in range(OTHERS)])
+            held.append(post.post({"hold": 1}))
+            start = fleet.next("start", id=held[-1])
+            assert 1 == start.attempt
+            nodes.kill(start.node)
+            killed[start.id] = server_ms(client)
+        for id in held:
+            assert 2 == fleet.next("end", id=id, patience=LEASE / 1000 + 20).attempt
+        eventually(lambda: not client.zcard(Keys.of(namespace).due))
+        starts = starts_by_id(fleet)
+
+    assert set(held + ordinary) == set(starts)
+    for id, reports in starts.items():
+        assert list(range(1, len(reports) + 1)) == [report.attempt for report in reports]
+        for before, after in pairwise(reports):
+            assert before.token < after.token
+            assert before.claimed + LEASE <= after.claimed, f"{id} had two holders"
+    for id in held:
+        assert starts[id][1].claimed <= killed[id] + LEASE + 1_000
+    stats = post.stats()
+    assert len(starts) == stats.totals["posted"] == stats.totals["confirmed"]
+    assert sum(map(len, starts.values())) == stats.totals["started"]
+    assert (0, 0) == (stats.totals["died"], stats.in_flight)
+
+
+def test_no_second_start_at_most_once(server, client, namespace, post):
+    """
+    An event with no retries whose node is killed is not started again: it becomes a dead
+    letter that says so, as soon as its lease has run out.
+    """
+    with Fleet(server.url, namespace, lease=500) as fleet:
+        nodes = Supervised(fleet)
+        id = post.post({"hold": 9}, max_retries=0)
+        nodes.kill(fleet.next("start", id=id).node)
+        eventually(lambda: post.stats().dead)
+        (letter,) = post.dead()
+        assert (id, 1, "lease_lost") == (letter.id, letter.attempt, letter.reason)
+        assert 1 == len(starts_by_id(fleet)[id])
+
+
+def test_an_event_that_kills_is_given_up(server, client, namespace, post):
+    """
+    An event on which every node that takes it is killed is started ``max_retries + 1``
+    times, and then is a dead letter: it does not go round for ever.
+    """
+    with Fleet(server.url, namespace, lease=500) as fleet:
+        nodes = Supervised(fleet)
+        id = post.post({"hold": 9}, max_retries=2)
+        for attempt in (1, 2, 3):
+            nodes.kill(fleet.next("start", id=id, attempt=attempt).node)
+        eventually(lambda: post.stats().dead)
+        (letter,) = post.dead()
+        assert (id, 3, "lease_lost") == (letter.id, letter.attempt, letter.reason)
+        assert 3 == len(starts_by_id(fleet)[id])
+
+
+@pytest.mark.slow
+def test_heartbeats_hold_a_long_handler(server, client, namespace, post):
+    """
+    A handler that runs for three times its lease keeps its event: it is renewed meanwhile,
+    so that nobody else starts it, and is confirmed in the end.
+    """
+    with Fleet(server.url, namespace, lease=2_000) as fleet:
+        start_together(fleet, [["node-1"], ["node-2"]])
+        id = post.post({"hold": 1})
+        start = fleet.next("start", id=id)
+        # No wait for time to pass, but for the first thing that happens after it.
+        post.post({}, at=start.claimed + 3 * 2_000)
+        later = fleet.next("start", patience=30)
+        assert later.node != start.node
+        fleet.go_on(start.node)
+        end = fleet.next("end", id=id)
+        assert (1, False) == (end.attempt, end.lost)
+        eventually(lambda: 2 == post.stats().totals["confirmed"])
+        assert 1 == len(starts_by_id(fleet)[id])
+
+
+def test_a_node_that_was_frozen(server, client, namespace, post):
+    """
+    A node is frozen while it handles an event, and its lease runs out: another handles the
+    event. Thawed, the first one is told that it has lost its lease, and what it confirms
+    then is void, with the event gone and with the event posted anew under the same id.
+    """
+    with Fleet(server.url, namespace, lease=1_000) as fleet:
+        start_together(fleet, [["node-1"], ["node-2"]])
+        post.post({"hold": 1}, id="own")
+        first = fleet.next("start")
+        fleet.signal(first.node, signal.SIGSTOP)
+        second = fleet.next("start")
+        assert ("own", 2) == (second.id, second.attempt)
+        assert first.node != second.node
+        assert first.claimed + 1_000 <= second.claimed
+        assert first.token < second.token
+        assert not fleet.next("end", node=second.node).lost
+        eventually(lambda: 1 == post.stats().totals["confirmed"])
+        post.post({"the": "newer"}, 3_600_000, id="own")
+
+        fleet.signal(first.node, signal.SIGCONT)
+        fleet.go_on(first.node)
+        assert fleet.next("end", node=first.node).lost
+        assert "LeaseLost" in fleet.next("error", node=first.node).text
+        assert 1 == post.stats().totals["confirmed"]
+        record = post.peek("own")
+        assert record
+        assert {"the": "newer"} == record.event
+
+
+def test_what_was_cancelled_does_not_start(server, client, namespace, post):
+    """
+    Events are cancelled just as they fall due. Each is handled or was cancelled, and none
+    is both.
+    """
+    with Fleet(server.url, namespace) as fleet:
+        start_together(fleet, [["node-1"], ["node-2"]])
+        ids = post.post_many([({}, n / 2) for n in range(600)])
+        cancelled = {id for id in ids if post.cancel(id)}
+        fleet.wait("end", len(ids) - len(cancelled))
+        eventually(lambda: not client.zcard(Keys.of(namespace).due))
+        started = set(starts_by_id(fleet))
+    assert set() == started & cancelled
+    assert set(ids) == started | cancelled
+    assert cancelled
+    assert started

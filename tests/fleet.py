@@ -1,0 +1,236 @@
+"""Nodes in processes of their own, from the side of the test. What they say is in `node`."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import node
+from servers import PATIENCE
+
+import dtimer
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a node said: which, what, and the rest by name."""
+
+    node: str
+    what: str
+    pid: int
+    more: dict[str, Any]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.more[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Fleet:
+    """
+    Nodes of one namespace, in processes of their own.
+
+    A context manager: in the end all of them leave, and none may have said anything on
+    its standard error, warnings included.
+
+    Args:
+        pub: The URL of their server.
+        ns: Their namespace.
+        sub: Another URL for their subscriptions.
+        options: Theirs, as for `DTimer`.
+    """
+
+    def __init__(self, pub: str, ns: str, *, sub: str | None = None, **options: Any) -> None:
+        self._pub = pub
+        self._sub = sub
+        self._options = {"ns": ns} | options
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._reader, False)
+        # Room for what is reported while the test looks elsewhere.
+        if sys.platform == "linux":
+            fcntl.fcntl(self._writer, fcntl.F_SETPIPE_SZ, 1 << 20)
+        self._rest = b""
+        self._heard: deque[Report] = deque()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the fleet
+        #: All that was ever reported, in order.
+        self.log: list[Report] = []
+
+    @property
+    def names(self) -> list[str]:
+        """The nodes that live."""
+        return list(self._processes)
+
+    def start(self, *names: str, join: bool = True, wait: bool = True, **more: Any) -> None:
+        """
+        Start one process in which all nodes of these names live.
+
+        Args:
+            join: Otherwise they are there to post.
+            wait: Return when all have joined.
+            more: Options, or ``sub``, of these nodes alone.
+        """
+        setting = {
+            "names": names,
+            "join": join,
+            "pub": self._pub,
+            "sub": more.pop("sub", self._sub),
+            "options": self._options | more,
+            "descriptor": self._writer,
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", node.__file__, json.dumps(setting)],
+            stdin=subprocess.PIPE,
+            stderr=self._complaints,
+            pass_fds=[self._writer],
+            # The package that is tested here, wherever that is.
+            env=os.environ | {"PYTHONPATH": str(Path(dtimer.__file__).parents[1])},
+        )
+        self._processes |= dict.fromkeys(names, process)
+        if join and wait:
+            self.wait("joined", len(names))
+
+    def kill9(self, name: str) -> None:
+        """End the process of a node as a crash does, and wait until it is gone."""
+        process = self._processes[name]
+        process.kill()
+        self._gone(process)
+
+    def signal(self, name: str, number: int) -> None:
+        """Send the process of a node a signal."""
+        self._processes[name].send_signal(number)
+
+    def _gone(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.wait()
+        self._processes = {n: p for n, p in self._processes.items() if p is not process}
+
+    def tell(self, name: str, do: str, **more: Any) -> None:
+        """Give the process of a node an order."""
+        stdin = self._processes[name].stdin
+        assert stdin
+        stdin.write(json.dumps({"do": do, **more}).encode() + b"\n")
+        stdin.flush()
+
+    def go_on(self, name: str, times: int = 1) -> None:
+        """Let so many handlers that hold, or will, go on."""
+        self.tell(name, "go on", times=times)
+
+    def leave(self, *names: str) -> list[Report]:
+        """Let these nodes leave, all of a process at a time, and return their last words."""
+        ending = {id(self._processes[n]): self._processes[n] for n in names}.values()
+        count = sum(p in ending for p in self._processes.values())
+        for process in ending:
+            assert process.stdin
+            process.stdin.close()
+        last = self.wait("left", count)
+        for process in ending:
+            self._gone(process)
+        return last
+
+    # ------------------------------------------------------------------------- what they say
+
+    def next(self, what: str, *, patience: float = PATIENCE, **match: Any) -> Report:
+        """
+        Return the next report of *what*, of those not taken yet, in which all of *match* holds.
+
+        Raises:
+            AssertionError: it did not come in time.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            for report in self._heard:
+                if report.what == what and all(
+                    getattr(report, name) == value for name, value in match.items()
+                ):
+                    self._heard.remove(report)
+                    return report
+            self._hear(what, deadline)
+
+    def wait(self, what: str, count: int, *, patience: float = PATIENCE) -> list[Report]:
+        """Take *count* reports of *what*, each with a patience of its own."""
+        return [self.next(what, patience=patience) for _ in range(count)]
+
+    def taken(self, what: str) -> list[Report]:
+        """Return all reports of *what* that there ever were, taken or not."""
+        self._read()
+        return [report for report in self.log if report.what == what]
+
+    def _hear(self, what: str, deadline: float) -> None:
+        left = max(0.0, deadline - time.monotonic())
+        ready, _, _ = select.select([self._reader], [], [], left)
+        assert ready or time.monotonic() < deadline, f"no {what!r}; {self._state()}"
+        self._read()
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self._reader, 1 << 16):
+                *lines, self._rest = (self._rest + data).split(b"\n")
+                reports = [_read_report(line) for line in lines]
+                self._heard.extend(reports)
+                self.log.extend(reports)
+
+    def _state(self) -> str:
+        dead = [n for n, p in self._processes.items() if p.poll() is not None]
+        said = [(r.node, r.what, r.more) for r in self.log[-5:]]
+        return f"dead: {dead}; last reports: {said}; stderr: {self._stderr()}"
+
+    def _stderr(self) -> str:
+        self._complaints.seek(0)
+        return self._complaints.read().decode(errors="replace")[-3000:]
+
+    # -------------------------------------------------------------------------------- the end
+
+    def close(self) -> None:
+        """Have no process left, however they are."""
+        for process in set(self._processes.values()):
+            process.kill()
+            self._gone(process)
+        for end in (self._reader, self._writer):
+            os.close(end)
+        self._complaints.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.leave(*self._processes)
+                assert "" == self._stderr()
+        finally:
+            self.close()
+
+
+def _read_report(line: bytes) -> Report:
+    said = json.loads(line)
+    return Report(said.pop("node"), said.pop("what"), said.pop("pid"), said)
+
+
+def names(prefix: str, count: int) -> list[str]:
+    """Return so many names."""
+    return [f"{prefix}-{i + 1}" for i in range(count)]
+
+
+def start_together(fleet: Fleet, each: Iterable[Sequence[str]], **more: Any) -> None:
+    """Start several processes at a time, with the nodes of *each*, and wait for all to join."""
+    count = 0
+    for group in each:
+        fleet.start(*group, wait=False, **more)
+        count += len(group)
+    fleet.wait("joined", count)

@@ -1,0 +1,121 @@
+"""
+A process of nodes, which say what they do, and do as they are told. Run by its path, by `fleet`.
+
+A report is one line of JSON, written by one ``os.write`` to a pipe that all processes of a
+fleet share. So it is whole even when its writer is killed right after, and the order of
+the reports is that of the writes. Orders come on standard input; its end means to leave.
+
+What a handler does is said by the payload: ``{"hold": n}`` has attempts up to the n-th wait
+for the order to go on, ``{"fail": n}`` has them raise, ``{"again": n}`` posts its own id anew
+n times, one from each handler, and ``{"take": ms}`` is work that takes its time. With
+``{"brief": true}`` only the start is reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import select
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dtimer import DTimer
+from dtimer.model.event import Event
+
+
+class Mouth:
+    """The pipe on which the nodes of this process report."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def say(self, node: str, what: str, **more: Any) -> None:
+        """Report, in one write."""
+        line = json.dumps({"node": node, "what": what, "pid": os.getpid()} | more) + "\n"
+        # A longer one need not be whole among those of others.
+        assert len(line) <= select.PIPE_BUF, line
+        os.write(self._descriptor, line.encode())
+
+
+def live(
+    name: str, setting: dict[str, Any], mouth: Mouth, going_on: queue.SimpleQueue[None]
+) -> DTimer:
+    """Make one node as the setting says, and have it report."""
+    timer = DTimer(name, setting["pub"], setting["sub"], **setting["options"])
+
+    def handle(events: list[Event]) -> None:
+        for ev in events:
+            mouth.say(
+                name,
+                "start",
+                id=ev.id,
+                attempt=ev.attempt,
+                token=ev.token,
+                due=ev.due,
+                claimed=ev.due + ev.lateness_ms,
+                batch=len(events),
+            )
+            if ev.get("again"):
+                timer.post(ev | {"again": ev["again"] - 1}, id=ev.id)
+            if "take" in ev:
+                threading.Event().wait(ev["take"] / 1000)
+            if ev.attempt <= ev.get("hold", 0):
+                going_on.get()
+            if ev.attempt <= ev.get("fail", 0):
+                raise RuntimeError("as the payload says")
+            if not ev.get("brief"):
+                mouth.say(name, "end", id=ev.id, attempt=ev.attempt, lost=ev.lease_lost)
+
+    timer.on("error", lambda e: mouth.say(name, "error", text=f"{type(e).__name__}: {e}"[:300]))
+    if setting["join"]:
+        timer.on("event", handle)
+        timer.join()
+        mouth.say(name, "joined")
+    return timer
+
+
+def obey(
+    order: dict[str, Any],
+    timers: Sequence[DTimer],
+    mouth: Mouth,
+    going_on: queue.SimpleQueue[None],
+) -> None:
+    """Carry out one order."""
+    if order["do"] == "go on":
+        for _ in range(order["times"]):
+            going_on.put(None)
+    elif order["do"] == "post":
+        mouth.say(timers[0].id, "posted", ids=timers[0].post_many(order["items"]))
+    elif order["do"] == "health":
+        for timer in timers:
+            mouth.say(timer.id, "health", **asdict(timer.health()))
+    elif order["do"] == "cpu":
+        mouth.say(timers[0].id, "cpu", seconds=time.process_time())
+    else:
+        raise ValueError(order)
+
+
+def main(text: str) -> None:
+    """Live as the text, a JSON object, says, until standard input ends."""
+    setting = json.loads(text)
+    mouth = Mouth(setting["descriptor"])
+    going_on: queue.SimpleQueue[None] = queue.SimpleQueue()
+    timers = [live(name, setting, mouth, going_on) for name in setting["names"]]
+    with contextlib.ExitStack() as leaving:
+        for timer in timers:
+            leaving.callback(timer.leave)
+        for line in sys.stdin:
+            obey(json.loads(line), timers, mouth, going_on)
+    threads = [thread.name for thread in threading.enumerate()]
+    for timer in timers:
+        mouth.say(timer.id, "left", threads=threads)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
