@@ -1,0 +1,109 @@
+"""The command ``dtimer``: its commands, and how each of them ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+
+import click
+
+import dtimer
+from dtimer.cli.demo.command import demo
+from dtimer.cli.events import cancel, post, stats, upcoming
+from dtimer.cli.exits import Exit
+from dtimer.cli.listen import listen
+from dtimer.cli.options import shared
+from dtimer.cli.output import Output
+from dtimer.errors import DTimerError, EventExists, StoreError
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""
+    \b
+    Exit codes:
+      0   done
+      1   the answer is no: no such event, or there is one already
+      2   the command was not understood; nothing was done
+      3   Redis could not be reached, or refused
+      4   the handler cannot be imported
+      5   too late to cancel: the event was handed out
+
+    \b
+    Example:
+      $ dtimer post '{"msg": "hello"}' 200ms
+    """,
+)
+@click.version_option(dtimer.__version__, prog_name="dtimer", message="%(prog)s %(version)s")
+@shared(environment=True)
+def app() -> None:
+    """
+    A distributed timer backed by Redis.
+
+    Post an event now; after its delay exactly one of the processes that listen receives
+    it. The server is the one that --url names, else redis://localhost:6379 if anything
+    answers there, else an embedded one that all your terminals share.
+    """
+
+
+for _command in (post, listen, upcoming, cancel, stats, demo):
+    app.add_command(_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line *arguments*, and return the exit code."""
+    # Known before the options are read, for what is wrong with them.
+    output = Output(as_json="--json" in arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows ASCII alone must not fail an event over a letter.
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
+    with _warnings_told(output):
+        try:
+            code = app.main(list(arguments), prog_name="dtimer", standalone_mode=False)
+        except click.ClickException as e:
+            if output.as_json:
+                output.failure(e)
+            else:
+                e.show()
+            return e.exit_code
+        except (click.Abort, KeyboardInterrupt):
+            return Exit.INTERRUPTED
+        except DTimerError as e:
+            output.failure(e)
+            if isinstance(e, EventExists):
+                return Exit.NO
+            return Exit.SERVER if isinstance(e, StoreError) else Exit.USAGE
+    return code if isinstance(code, int) else Exit.DONE
+
+
+class _Teller(logging.Handler):
+    def __init__(self, output: Output) -> None:
+        super().__init__(logging.WARNING)
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._output.notice((f"{record.levelname.lower()}: ", "yellow"), record.getMessage())
+
+
+@contextlib.contextmanager
+def _warnings_told(output: Output) -> Iterator[None]:
+    """
+    Say on stderr what dtimer logs, unless somebody else takes care of that.
+
+    What it warns of about a server it says twice, to a log and as a warning of Python's,
+    for programs that look at one of them. Here once is enough.
+    """
+    log = logging.getLogger("dtimer")
+    teller = _Teller(output)
+    teller.addFilter(lambda _: not logging.getLogger().handlers)
+    log.addHandler(teller)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            yield
+    finally:
+        log.removeHandler(teller)

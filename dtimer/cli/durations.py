@@ -1,0 +1,185 @@
+"""
+Durations and moments as people write them: a small grammar, and a strict one.
+
+.. code-block:: text
+
+    duration = number                        milliseconds, as everywhere in dtimer
+             | number unit { number unit }   1h30m, 200ms, 1.5s: the greatest unit first
+             | ISO 8601                      PT10M, P1DT2H, PT0.2S, P2W
+    unit     = w | d | h | m | s | ms
+    moment   = ISO 8601                      2030-01-31T09:00+01:00, 2030-01-31 09:00
+             | number                        milliseconds since the epoch
+
+Whatever is not in it is refused, never guessed at: an event that comes at a time that
+nobody meant is worse than a message.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import NamedTuple
+
+from dtimer.errors import OptionError
+from dtimer.model.moments import LATEST_US, LONGEST_US
+
+#: In microseconds, the greatest first.
+_UNITS = {
+    "w": 604_800_000_000,
+    "d": 86_400_000_000,
+    "h": 3_600_000_000,
+    "m": 60_000_000,
+    "s": 1_000_000,
+    "ms": 1_000,
+}
+_ORDER = list(_UNITS)
+_ISO_UNITS = {"W": "w", "D": "d", "TH": "h", "TM": "m", "TS": "s"}
+
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
+_PART = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)")
+_ISO = re.compile(r"P(?=[0-9T])[0-9A-Z.]+")
+_ISO_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)([A-Z])")
+_DATE_FIRST = re.compile(r"[0-9]{4}-")
+
+# March 1973. A smaller number of milliseconds is one of seconds, or a date without dashes.
+_FIRST_MS = 100_000_000_000
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Moment(NamedTuple):
+    """A moment, and whether it was written without a zone, so that the local one was assumed."""
+
+    at: datetime
+    assumed: bool
+
+
+def parse_duration(text: str) -> timedelta:
+    """
+    Read a duration, rounded up to the microsecond.
+
+    Raises:
+        OptionError: it is not one, and what one looks like.
+    """
+    words = text.strip()
+    if _NUMBER.fullmatch(words):
+        parts = [(words, "ms")]
+    elif words.startswith("P"):
+        parts = _iso_parts(words)
+    else:
+        parts = _parts(words)
+    us = Decimal(0)
+    left = list(_ORDER)
+    for index, (number, unit) in enumerate(parts):
+        if unit not in left:
+            raise _not_a_duration(text, "the greater unit comes first, and none comes twice")
+        if "." in number and index < len(parts) - 1:
+            raise _not_a_duration(text, "only its last number may have a fraction")
+        left = left[left.index(unit) + 1 :]
+        us += Decimal(number) * _UNITS[unit]
+    if us > LONGEST_US:
+        raise OptionError(f"{text!r} is beyond 100 years; is the unit right?")
+    return timedelta(microseconds=math.ceil(us))
+
+
+def _parts(words: str) -> list[tuple[str, str]]:
+    parts = []
+    at = 0
+    while at < len(words):
+        match = _PART.match(words, at)
+        if match is None:
+            raise _not_a_duration(words)
+        if match[2] not in _UNITS:
+            raise _not_a_duration(words, f"there is no unit {match[2]!r}")
+        parts.append((match[1], match[2]))
+        at = match.end()
+    if not parts:
+        raise _not_a_duration(words)
+    return parts
+
+
+def _iso_parts(words: str) -> list[tuple[str, str]]:
+    text = words.replace(",", ".")
+    days, t, times = text[1:].partition("T")
+    if not _ISO.fullmatch(text) or (t and not times):
+        raise _not_a_duration(words)
+    parts = []
+    for part, prefix in ((days, ""), (times, "T")):
+        at = 0
+        while at < len(part):
+            match = _ISO_PART.match(part, at)
+            unit = None if match is None else _ISO_UNITS.get(prefix + match[2])
+            if match is None or unit is None:
+                calendar = match is not None and prefix + match[2] in ("Y", "M")
+                why = "months and years have no fixed length" if calendar else ""
+                raise _not_a_duration(words, why)
+            parts.append((match[1], unit))
+            at = match.end()
+    return parts
+
+
+def _not_a_duration(text: str, why: str = "") -> OptionError:
+    because = f" ({why})" if why else ""
+    return OptionError(
+        f"{text!r} is no duration{because}; write 200 or 200ms, 10s, 10m, 1h30m, 2d or PT10M"
+    )
+
+
+def parse_moment(text: str) -> Moment:
+    """
+    Read a moment. Without a zone it is meant as the local time of this machine.
+
+    Raises:
+        OptionError: it is not one, and what one looks like.
+    """
+    words = text.strip()
+    if _NUMBER.fullmatch(words):
+        ms = Decimal(words)
+        if ms < _FIRST_MS:
+            raise OptionError(
+                f"{text!r} as milliseconds since the epoch is long past; for seconds put 000"
+                " behind them, a date needs its dashes: 2030-01-31"
+            )
+        if ms > LATEST_US // 1000:
+            raise OptionError(f"{text!r} as milliseconds since the epoch is beyond the year 2223")
+        return Moment(_EPOCH + timedelta(microseconds=math.ceil(ms * 1000)), assumed=False)
+    try:
+        if not _DATE_FIRST.match(words):
+            raise ValueError("no date")  # noqa: TRY301 - one message for both
+        at = datetime.fromisoformat(words)
+        if at.utcoffset() is not None:
+            return Moment(at, assumed=False)
+        return Moment(at.astimezone(), assumed=True)
+    except (ValueError, OverflowError, OSError):
+        raise OptionError(
+            f"{text!r} is no moment; write 2030-01-31T09:00+01:00, 2030-01-31 09:00 for the"
+            " local time, or milliseconds since the epoch"
+        ) from None
+
+
+def parse_expiry(text: str) -> timedelta | Moment:
+    """
+    Read when an event expires: a duration from now, or a moment if it begins with a date.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    return parse_moment(text) if _DATE_FIRST.match(text.strip()) else parse_duration(text)
+
+
+def spell(ms: float) -> str:
+    """Write a duration in the grammar above: without weeks, in its two greatest units."""
+    left = max(0, round(ms)) * 1000
+    if not left:
+        return "0ms"
+    words: list[str] = []
+    for unit, size in list(_UNITS.items())[1:]:
+        count, rest = divmod(left, size)
+        if count or words:
+            words.append(f"{count}{unit}" if count else "")
+            left = rest
+        if len(words) == 2:
+            break
+    return "".join(words)

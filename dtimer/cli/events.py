@@ -1,0 +1,224 @@
+"""The commands about events: ``post``, ``upcoming``, ``cancel``, ``stats``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from dtimer.cli.durations import Moment, spell
+from dtimer.cli.exits import Exit
+from dtimer.cli.options import shared
+from dtimer.cli.output import brief, moment, payload, visible
+from dtimer.cli.params import DURATION, EVENT, EXPIRY, ID, MOMENT
+from dtimer.cli.server import Settings, opened
+from dtimer.model.event import Cancelled, Record
+from dtimer.model.names import Mint
+from dtimer.model.options import validate
+from dtimer.timer.posting import POLICIES, prepare
+
+
+@click.command(
+    epilog="""
+    DELAY and --expires are written 200 or 200ms, 10s, 10m, 1h30m, 2d or PT10M; a number
+    alone counts milliseconds. --at and --expires take a moment: 2030-01-31T09:00+01:00,
+    or without a zone the local time. --at also takes milliseconds since the epoch.
+
+    \b
+    Examples:
+      $ dtimer post '{"msg": "hello"}' 200ms
+      $ dtimer post '{"msg": "tea"}' 4m --id tea --if-exists earliest
+      $ dtimer post '{"year": 2030}' --at 2030-01-01T00:00Z --expires 2030-01-02
+    """
+)
+@click.argument("event", type=EVENT)
+@click.argument("delay", type=DURATION, required=False)
+@click.option("--id", type=ID, help="Names the event; the id is printed.")
+@click.option("--at", type=MOMENT, help="When it is due, in place of DELAY.")
+@click.option("--max-retries", type=int, metavar="N", help="How often it may be handed out again.")
+@click.option("--expires", type=EXPIRY, help="Past this it is handed out no more.")
+@click.option(
+    "--if-exists",
+    type=click.Choice(POLICIES),
+    default="replace",
+    show_default=True,
+    help="What to do about a pending event of this id.",
+)
+@shared()
+@click.pass_obj
+def post(  # noqa: PLR0917 - click gives them by name
+    settings: Settings,
+    event: dict[str, Any],
+    delay: timedelta | None,
+    id: str | None,
+    at: Moment | None,
+    max_retries: int | None,
+    expires: timedelta | Moment | None,
+    if_exists: str,
+) -> None:
+    """Post EVENT, a JSON object, to be received by one node after DELAY (default: now)."""
+    if delay is not None and at is not None:
+        raise click.UsageError("give either DELAY or --at, not both")
+    given: dict[str, Any] = {
+        "at": None if at is None else at.at,
+        "id": id,
+        "max_retries": max_retries,
+        "expires": expires.at if isinstance(expires, Moment) else expires,
+        "if_exists": if_exists,
+    }
+    delay = timedelta(0) if delay is None else delay
+    # All of it is checked before a server is even looked for.
+    prepare(validate({"ns": settings.ns}), Mint(), event, delay or 0, **given)
+    for name, value in (("due", at), ("expires", expires)):
+        if isinstance(value, Moment) and value.assumed:
+            text = value.at.isoformat(" ")
+            settings.output.notice(f"{name} {text}, taken as local time", **{name: text})
+    with opened(settings) as timer:
+        id = timer.post(event, delay or 0, **given)
+    settings.output.result(id, id=id)
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer upcoming
+      $ dtimer upcoming --limit 3 --json
+    """
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="The most events to list.",
+)
+@shared()
+@click.pass_obj
+def upcoming(settings: Settings, limit: int) -> None:
+    """
+    List the events that are waiting, the first due first.
+
+    On a terminal as a table, elsewhere in columns held apart by tabs. What is in flight,
+    or dead, is not listed.
+    """
+    with opened(settings) as timer:
+        records = list(timer.upcoming(limit=limit + 1))
+    shown, more = records[:limit], len(records) > limit
+    if settings.as_json:
+        for record in shown:
+            fields = dataclasses.asdict(record) | {"state": record.state.value}
+            settings.output.result(**fields)
+    elif not sys.stdout.isatty():
+        for record in shown:
+            settings.output.result("\t".join(_cells(record)))
+    elif shown:
+        _print_table(settings, shown)
+    if not shown:
+        settings.output.notice(f"nothing is waiting in the namespace {settings.ns}")
+    elif more:
+        settings.output.notice(f"there are more than these {limit}: --limit shows them")
+
+
+def _ahead(record: Record) -> str:
+    ahead = record.due - time.time() * 1000
+    return f"in {spell(ahead)}" if ahead >= 0 else f"{spell(-ahead)} ago"
+
+
+def _cells(record: Record) -> list[str]:
+    about = (moment(record.due), _ahead(record), visible(record.id), str(record.attempt))
+    return [*about, payload(record.event)]
+
+
+def _print_table(settings: Settings, records: list[Record]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    console = settings.output.console(sys.stdout)
+    narrow = console.width < 120
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    rows = [_cells(record) for record in records]
+    if narrow:
+        rows = [[brief(record.due), *row[1:]] for record, row in zip(records, rows, strict=True)]
+    names = ("due", "", "id", "starts", "event")
+    # An id is shown whole, or it could not be copied; the event gets what is left.
+    longest = 20 if narrow else 40
+    widths = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
+    widths[2] = min(widths[2], longest)
+    widths[4] = max(8, console.width - sum(widths[:4]) - 2 * len(names))
+    for name, width in zip(names, widths, strict=True):
+        table.add_column(name, overflow="fold", width=width)
+    for row in rows:
+        event = Text(row[4])
+        event.truncate(widths[4], overflow="ellipsis")
+        table.add_row(row[0], Text(row[1], "dim"), Text(row[2], "cyan"), row[3], event)
+    console.print(table)
+
+
+_OUTCOMES = {
+    Cancelled.CANCELLED: (Exit.DONE, "cancelled: it will never start"),
+    Cancelled.IN_FLIGHT: (Exit.STARTED, "in flight: it has started; no retry of it will follow"),
+    Cancelled.NOT_FOUND: (Exit.NO, "not found: nothing is pending under this id"),
+}
+
+
+@click.command(
+    epilog="""
+    The exit code is 0 when it will never start, 5 when it has started already, and 1
+    when there is no such event.
+
+    \b
+    Examples:
+      $ dtimer post '{"msg": "tea"}' 4m --id tea
+      $ dtimer cancel tea
+    """
+)
+@click.argument("id", type=ID)
+@shared()
+@click.pass_obj
+def cancel(settings: Settings, id: str) -> int:
+    """See to it that the event ID never starts, or never again."""
+    with opened(settings) as timer:
+        outcome = timer.cancel(id)
+    code, text = _OUTCOMES[outcome]
+    settings.output.result(text, id=id, outcome=outcome.value)
+    return code
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer stats
+      $ dtimer stats --ns orders --json
+    """
+)
+@shared()
+@click.pass_obj
+def stats(settings: Settings) -> None:
+    """Show the namespace in numbers."""
+    with opened(settings) as timer:
+        numbers = timer.stats()
+    if settings.as_json:
+        settings.output.result(**{"ns": settings.ns} | dataclasses.asdict(numbers))
+        return
+    late = f", the oldest for {spell(numbers.oldest_overdue_ms)}" if numbers.overdue else ""
+    rows = {
+        "namespace": settings.ns + (" (paused)" if numbers.paused else ""),
+        "scheduled": numbers.scheduled,
+        "in flight": numbers.in_flight,
+        "overdue": f"{numbers.overdue}{late}",
+        "dead": numbers.dead,
+        "nodes": numbers.nodes,
+    }
+    for name, value in rows.items():
+        settings.output.result((f"{name:<12}", "dim"), str(value))
+    ever = [f"{name} {count}" for name, count in numbers.totals.items() if count]
+    settings.output.result((f"{'ever':<12}", "dim"), ", ".join(ever) or "nothing")

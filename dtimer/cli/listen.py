@@ -1,0 +1,155 @@
+"""The command ``listen``: a node, in the foreground, until it is told to leave."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from dtimer.cli.exits import Exit
+from dtimer.cli.handlers import Handler, load_handler
+from dtimer.cli.options import shared
+from dtimer.cli.output import Output, moment, payload, visible
+from dtimer.cli.params import ID
+from dtimer.cli.server import Settings, opened
+from dtimer.model.event import Event
+from dtimer.timer import DTimer
+
+
+@click.command(
+    epilog="""
+    With a handler each batch of events is given to it, as a list; it confirms them by
+    returning. If it raises, they are retried, and come back later.
+
+    Ctrl-C, or SIGTERM, has running handlers end and the node leave; once more has it
+    leave at once.
+
+    \b
+    Examples:
+      $ dtimer listen
+      $ dtimer listen --handler shop.mail:send --concurrency 4
+    """
+)
+@click.option("--handler", metavar="MODULE:FUNCTION", help="Called with each batch of events.")
+@click.option("--concurrency", type=int, default=1, metavar="N", help="Handlers at a time.")
+@click.option("--max-events", type=int, default=1, metavar="N", help="Events in a batch, at most.")
+@click.option("--id", type=ID, metavar="NODE", help="The node's name; host and pid by default.")
+@shared()
+@click.pass_obj
+def listen(
+    settings: Settings, handler: str | None, concurrency: int, max_events: int, id: str | None
+) -> int:
+    """Receive events, and print each."""
+    function = None if handler is None else load_handler(handler)
+    node = id or f"{socket.gethostname()}-{os.getpid()}"
+    with opened(settings, node, concurrency=concurrency, max_events=max_events) as timer:
+        return Watch(timer, settings.output, function).run()
+
+
+class Watch:
+    """What a listening node says, and its life from join to leave."""
+
+    def __init__(self, timer: DTimer, output: Output, handler: Handler | None) -> None:
+        self._timer = timer
+        self._output = output
+        self._handler = handler
+        self._lost_redis = False
+        timer.on("event", self._received)
+        timer.on("error", self._failed)
+        timer.on("disconnected", self._disconnected)
+        timer.on("connected", self._connected)
+        timer.on("dead", lambda ev: self._given_up(ev.id, f"failed, attempt {ev.attempt}"))
+        timer.on("buried", self._given_up)
+        timer.on("expired", self._given_up)
+
+    def run(self) -> int:
+        """Join, wait for a signal, and leave; return the exit code."""
+        with _signals() as caught:
+            self._timer.join()
+            self._output.notice(
+                f"{self._timer.id} joined the namespace {self._timer.ns}; Ctrl-C to leave",
+                node=self._timer.id,
+                ns=self._timer.ns,
+            )
+            told = False
+            while self._timer.joined and not told:
+                with contextlib.suppress(queue.Empty):
+                    caught.get(timeout=0.5)
+                    told = True
+        if told and (running := self._timer.health().handlers):
+            self._output.notice(f"leaving; handlers that still run: {running}", handlers=running)
+        # The next signal is not caught any more, and ends this at once.
+        self._timer.leave()
+        return Exit.DONE if told else Exit.NO
+
+    def _received(self, events: list[Event]) -> None:
+        for event in events:
+            try:
+                self._print(event)
+            except OSError:
+                self._output.mute()
+                # Without a handler to print it was all there was to do: it is retried.
+                if self._handler is None:
+                    self._timer.leave()
+                    raise
+        if self._handler is not None:
+            self._handler(events)
+
+    def _print(self, event: Event) -> None:
+        self._output.result(
+            (visible(event.id), "cyan"),
+            f"  due {moment(event.due)[11:]}",
+            f"  late {event.lateness_ms:.1f} ms",
+            (f"  attempt {event.attempt}", "yellow" if event.attempt > 1 else ""),
+            f"  {payload(event)}",
+            id=event.id,
+            event=dict(event),
+            attempt=event.attempt,
+            max_retries=event.max_retries,
+            due=event.due,
+            lateness_ms=event.lateness_ms,
+            token=event.token,
+            node=self._timer.id,
+        )
+
+    def _failed(self, error: Exception) -> None:
+        self._output.failure(error)
+
+    def _disconnected(self, error: Exception) -> None:
+        # The error itself is told as an error.
+        self._lost_redis = True
+
+    def _connected(self) -> None:
+        if self._lost_redis:
+            self._lost_redis = False
+            self._output.notice("Redis answers again")
+
+    def _given_up(self, id: str, reason: str) -> None:
+        self._output.notice(f"dead letter: {visible(id)} ({reason})", id=id, reason=reason)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[queue.SimpleQueue[Any]]:
+    """
+    Catch the signals that mean the end, from before the node joins.
+
+    Of a signal handler no more may be asked than this: a put into a SimpleQueue.
+    """
+    caught: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    before: dict[int, Any] = {}
+    try:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            # Under nohup a hang-up is to be ignored.
+            if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                before[number] = signal.signal(number, lambda n, _: caught.put(n))
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,62 @@
+"""The options that every command takes, before its name or after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from dtimer.cli.params import NAMESPACE
+from dtimer.cli.server import Settings
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Note a shared option. One after the command is read later, and so wins."""
+    settings = ctx.ensure_object(Settings)
+    if value is None or value is False:
+        return
+    if param.name == "url":
+        settings.url = value
+        settings.url_is_typed = ctx.get_parameter_source("url") is ParameterSource.COMMANDLINE
+    elif param.name == "ns":
+        settings.ns = value
+    else:
+        settings.as_json = True
+
+
+def shared(*, environment: bool = False, ns: bool = True) -> Callable[[Command], Command]:
+    """
+    Give a command the options that all commands take, for its `Settings`.
+
+    Args:
+        environment: Also read them from the environment: once, for the group.
+        ns: Not for a command that has a namespace of its own.
+    """
+
+    def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:
+        return click.option(*names, callback=_note, expose_value=False, **attributes)
+
+    def decorate(command: Command) -> Command:
+        command = option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")(
+            command
+        )
+        if ns:
+            command = option(
+                "--ns",
+                type=NAMESPACE,
+                envvar="DTIMER_NS" if environment else None,
+                metavar="NAME",
+                help="The namespace, dt by default (env DTIMER_NS).",
+            )(command)
+        return option(
+            "--url",
+            envvar="DTIMER_URL" if environment else None,
+            metavar="URL",
+            help="The server: redis://, rediss://, unix://, embedded:///folder (env DTIMER_URL).",
+        )(command)
+
+    return decorate

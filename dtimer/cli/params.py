@@ -1,0 +1,72 @@
+"""The kinds of arguments, each checked while the command line is read: before any I/O."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from dtimer.cli.durations import parse_duration, parse_expiry, parse_moment
+from dtimer.errors import OptionError
+from dtimer.model.names import check_id, check_namespace
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:
+    # Only newer versions of click have a generic one.
+    _ParamType = click.ParamType
+
+
+class Checked(_ParamType):
+    """
+    An argument that a function of ours reads; what it refuses is an error of usage.
+
+    Args:
+        name: For the help.
+        read: Turns the text into the value, or raises an `OptionError`.
+    """
+
+    def __init__(self, name: str, read: Callable[[str], Any]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read *value*; click calls this again on what it has returned."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._read(value)
+        except OptionError as e:
+            self.fail(str(e), param, ctx)
+
+
+def read_event(text: str) -> dict[str, Any]:
+    """
+    Read a payload from the command line.
+
+    Raises:
+        OptionError: it is not a JSON object.
+    """
+    try:
+        event = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as e:
+        raise OptionError(
+            f'{text!r:.80} is not JSON ({e}); in a shell: \'{{"msg": "hello"}}\''
+        ) from None
+    if not isinstance(event, dict):
+        raise OptionError(f'{text!r:.80} is not a JSON object; in a shell: \'{{"msg": "hello"}}\'')
+    return event
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON")
+
+
+EVENT = Checked("event", read_event)
+DURATION = Checked("duration", parse_duration)
+MOMENT = Checked("moment", parse_moment)
+EXPIRY = Checked("expiry", parse_expiry)
+ID = Checked("id", check_id)
+NAMESPACE = Checked("namespace", check_namespace)
