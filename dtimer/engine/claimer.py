@@ -56,6 +56,10 @@ class Turns(Protocol):
         """Drop the dead letters that are too many or too old."""
         ...
 
+    def supply(self, schedule: str) -> None:
+        """Bring a schedule more nominal times."""
+        ...
+
     def slow(self, error: BaseException | None) -> bool:
         """Tell whether an error needs a person."""
         ...
@@ -196,6 +200,8 @@ class Claimer(Service):
             self._announce("expired" if reason == "expired" else "buried", id, reason)
         if not turn.known:
             self._turns.register()
+        for schedule in turn.short:
+            self._turns.supply(schedule)
         if turn.buried or any(result.value == "d" for result in turn.results):
             self._turns.trim()
 

@@ -67,6 +67,9 @@ class _Turns:
     def register(self) -> None:
         self._store.join(self._incarnation, self._who)
 
+    def supply(self, schedule: str) -> None:
+        self._store.supply(schedule)
+
     def trim(self) -> None:
         self._store.trim(self._options.dead_limit, self._options.dead_age)
 

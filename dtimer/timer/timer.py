@@ -26,13 +26,13 @@ from dtimer.model.options import check_max_events, validate
 from dtimer.store.connect import source
 from dtimer.store.line import TRIES
 from dtimer.store.store import Store
-from dtimer.timer.client import Client
+from dtimer.timer.calendar import Calendar
 from dtimer.timer.life import Life
 
 log = logging.getLogger("dtimer")
 
 
-class DTimer(Client):
+class DTimer(Calendar):
     """
     A node of a distributed timer: posts events, and after `join` receives them.
 
