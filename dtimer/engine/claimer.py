@@ -74,7 +74,7 @@ class Claimer(Service):
         listener: Tells whether the node hears.
         dispatcher: Takes the claims.
         options: The node's.
-        willing: Whether there is anybody to hand an event to.
+        appetite: How many events there is anybody to hand to.
         changed: Told with None that Redis answers, or with the error that it does not.
         announce: Has something emitted soon.
         farewell: Called once, on this thread, at its very end.
@@ -89,7 +89,7 @@ class Claimer(Service):
         listener: Listener,
         dispatcher: Dispatcher,
         options: Options,
-        willing: Callable[[], bool],
+        appetite: Callable[[], int],
         changed: Callable[[Exception | None], None],
         announce: Callable[..., None],
         farewell: Callable[[], None],
@@ -100,7 +100,7 @@ class Claimer(Service):
         self._listener = listener
         self._dispatcher = dispatcher
         self._options = options
-        self._willing = willing
+        self._appetite = appetite
         self._changed = changed
         self._announce = announce
         self._farewell = farewell
@@ -175,7 +175,7 @@ class Claimer(Service):
 
     def _next_request(self, claiming: bool) -> TurnRequest:
         self._seq += 1
-        room = self._dispatcher.room() if claiming and self._willing() else 0
+        room = min(self._dispatcher.room(), self._appetite()) if claiming else 0
         return TurnRequest(
             seq=self._seq,
             limit=room,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dtimer.errors import PayloadError
@@ -69,20 +70,17 @@ def _fives(flat: Sequence[Any]) -> Iterable[Sequence[Any]]:
     return (flat[i : i + 5] for i in range(0, len(flat), 5))
 
 
-def _read_claim(id: str, token: int, attempt: int, due_us: int, now_us: int, body: bytes) -> Claim:
-    match = _BODY.match(body)
+def _split(claim: Claim) -> Claim:
+    """Read the head of the body off the payload; what is no body is left as it is."""
+    match = _BODY.match(claim.payload)
     if match is None:
-        return Claim(id, token, attempt, due_us, now_us, 0, body)
+        return claim
     occurs = match[3] is not None
-    return Claim(
-        id=id,
-        token=token,
-        attempt=attempt,
-        due_us=due_us,
-        claimed_us=now_us,
+    return replace(
+        claim,
         max_retries=int(match[2]),
-        payload=body[match.end() :],
-        schedule=id.rpartition("@")[0] if occurs else None,
+        payload=claim.payload[match.end() :],
+        schedule=claim.id.rpartition("@")[0] if occurs else None,
         nominal_us=int(match[3]) if occurs else None,
         missed=int(match[4]) if occurs else 0,
     )
@@ -93,7 +91,8 @@ def read_turn(reply: Sequence[Any], order: Sequence[int]) -> Turn:
     now, wait = int(reply[0]), int(reply[1])
     claims = []
     for id, token, attempt, due, body in _fives(reply[4]):
-        claims.append(_read_claim(text(id), int(token), int(attempt), int(due), now, body or b""))
+        claim = Claim(text(id), int(token), int(attempt), int(due), now, 0, body or b"")
+        claims.append(_split(claim))
     buried = [(text(reply[5][i]), text(reply[5][i + 1])) for i in range(0, len(reply[5]), 2)]
     return Turn(
         now_us=now,

@@ -45,8 +45,8 @@ class Voice(Protocol):
         """Emit something."""
         ...
 
-    def willing(self) -> bool:
-        """Tell whether ``'event'`` has a listener."""
+    def appetite(self) -> int:
+        """Tell how many events may be asked for now."""
         ...
 
 
@@ -134,7 +134,7 @@ class Life:
             listener=self._listener,
             dispatcher=self._dispatcher,
             options=options,
-            willing=voice.willing,
+            appetite=voice.appetite,
             changed=self._reach_changed,
             announce=self._herald.announce,
             farewell=self._farewell,
