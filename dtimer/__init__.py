@@ -24,6 +24,8 @@ from dtimer.model.event import (
     State,
     Stats,
 )
+from dtimer.model.recurrence import Schedule
+from dtimer.runat import RunAt
 from dtimer.timer import DTimer
 
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "PayloadError",
     "PayloadTooLarge",
     "Record",
+    "RunAt",
+    "Schedule",
     "ScriptError",
     "State",
     "Stats",

@@ -56,6 +56,10 @@ class Turns(Protocol):
         """Drop the dead letters that are too many or too old."""
         ...
 
+    def supply(self, schedule: str) -> None:
+        """Bring a schedule more nominal times."""
+        ...
+
     def slow(self, error: BaseException | None) -> bool:
         """Tell whether an error needs a person."""
         ...
@@ -70,7 +74,7 @@ class Claimer(Service):
         listener: Tells whether the node hears.
         dispatcher: Takes the claims.
         options: The node's.
-        willing: Whether there is anybody to hand an event to.
+        appetite: How many events there is anybody to hand to.
         changed: Told with None that Redis answers, or with the error that it does not.
         announce: Has something emitted soon.
         farewell: Called once, on this thread, at its very end.
@@ -85,7 +89,7 @@ class Claimer(Service):
         listener: Listener,
         dispatcher: Dispatcher,
         options: Options,
-        willing: Callable[[], bool],
+        appetite: Callable[[], int],
         changed: Callable[[Exception | None], None],
         announce: Callable[..., None],
         farewell: Callable[[], None],
@@ -96,7 +100,7 @@ class Claimer(Service):
         self._listener = listener
         self._dispatcher = dispatcher
         self._options = options
-        self._willing = willing
+        self._appetite = appetite
         self._changed = changed
         self._announce = announce
         self._farewell = farewell
@@ -171,7 +175,7 @@ class Claimer(Service):
 
     def _next_request(self, claiming: bool) -> TurnRequest:
         self._seq += 1
-        room = self._dispatcher.room() if claiming and self._willing() else 0
+        room = min(self._dispatcher.room(), self._appetite()) if claiming else 0
         return TurnRequest(
             seq=self._seq,
             limit=room,
@@ -196,6 +200,8 @@ class Claimer(Service):
             self._announce("expired" if reason == "expired" else "buried", id, reason)
         if not turn.known:
             self._turns.register()
+        for schedule in turn.short:
+            self._turns.supply(schedule)
         if turn.buried or any(result.value == "d" for result in turn.results):
             self._turns.trim()
 

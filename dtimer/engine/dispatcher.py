@@ -110,9 +110,7 @@ class Dispatcher:
             payload = decode(claim.payload)
         except PayloadError as e:
             hold.take(Verdict.BURY)
-            self._settle(
-                Settlement(*hold.key, Verdict.BURY, error=str(e), reason="corrupt")
-            )
+            self._settle(Settlement(*hold.key, Verdict.BURY, error=str(e), reason="corrupt"))
             return None
         hold.event = Event(
             payload,
@@ -123,6 +121,9 @@ class Dispatcher:
             lateness_ms=(claim.claimed_us - claim.due_us) / 1000,
             token=claim.token,
             holder=hold,
+            schedule=claim.schedule,
+            nominal=None if claim.nominal_us is None else claim.nominal_us / 1000,
+            missed=claim.missed,
         )
         return hold
 

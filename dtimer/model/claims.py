@@ -51,6 +51,9 @@ class Claim:
     claimed_us: int
     max_retries: int
     payload: bytes
+    schedule: str | None = None
+    nominal_us: int | None = None
+    missed: int = 0
 
 
 @dataclass(slots=True)
@@ -75,7 +78,8 @@ class Turn:
     ``wait_us`` is the time until it is worth asking again, None when only a wake or the
     poll will tell. ``known`` is false when the node's registration is gone. ``results``
     are in the order of the settlements. ``buried`` are the ids, with the reasons, of
-    events that were found unfit to be handed out.
+    events that were found unfit to be handed out. ``short`` are schedules that run out of
+    nominal times.
     """
 
     now_us: int
@@ -84,3 +88,4 @@ class Turn:
     results: list[Result]
     claims: list[Claim]
     buried: list[tuple[str, str]]
+    short: list[str] = field(default_factory=list)

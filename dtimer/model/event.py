@@ -43,6 +43,9 @@ class Event(dict[str, Any]):
         token: Grows with every claim in the namespace. Where an effect must not be
             undone by a holder that was presumed dead, store it and refuse lower ones
             (a *fencing token*: M. Kleppmann, *How to do distributed locking*, 2016).
+        schedule: The id of the schedule that it is an occurrence of, else None.
+        nominal: When the schedule says it is, in ms since the epoch; None.
+        missed: How many more nominal times it stands for, that were over already.
     """
 
     __slots__ = (
@@ -52,6 +55,9 @@ class Event(dict[str, Any]):
         "id",
         "lateness_ms",
         "max_retries",
+        "missed",
+        "nominal",
+        "schedule",
         "token",
     )
 
@@ -66,8 +72,14 @@ class Event(dict[str, Any]):
         lateness_ms: float,
         token: int,
         holder: Holder,
+        schedule: str | None = None,
+        nominal: float | None = None,
+        missed: int = 0,
     ) -> None:
         super().__init__(payload)
+        self.schedule = schedule
+        self.nominal = nominal
+        self.missed = missed
         self.id = id
         self.due = due
         self.attempt = attempt

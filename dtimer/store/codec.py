@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dtimer.errors import PayloadError
 from dtimer.model.claims import Claim, Result, Settlement, Turn, Verdict
 from dtimer.model.event import DeadLetter, NodeInfo, Record, State
 from dtimer.model.payload import decode
+from dtimer.model.recurrence import Schedule, definition_from_json
 
-# <expires µs or nothing>,<max_retries> and, for what later versions may add, more fields.
-_BODY = re.compile(rb"(\d*),(\d+)(?:,[^|]*)?\|")
+# <expires µs or nothing>,<max_retries>, of an occurrence s<nominal µs>,<missed> too, and
+# for what later versions may add, more fields.
+_BODY = re.compile(rb"(\d*),(\d+)(?:,s(\d+),(\d+))?(?:,[^|]*)?\|")
 _LETTER = re.compile(rb"(\d+),(\w+),(\d+)\|")
 
 
@@ -21,19 +24,13 @@ def text(raw: bytes) -> str:
     return raw.decode(errors="backslashreplace")
 
 
-def split_body(raw: bytes | None) -> tuple[int, bytes] | None:
-    """Return max_retries and the payload's bytes; None when this is no body of ours."""
-    match = _BODY.match(raw or b"")
-    return None if match is None else (int(match[2]), (raw or b"")[match.end() :])
-
-
 def read_payload(raw: bytes | None) -> dict[str, Any] | None:
     """Return the payload in a body, None when there is none that can be read."""
-    parts = split_body(raw)
-    if parts is None:
+    match = _BODY.match(raw or b"")
+    if match is None or raw is None:
         return None
     try:
-        return decode(parts[1])
+        return decode(raw[match.end() :])
     except PayloadError:
         return None
 
@@ -73,15 +70,29 @@ def _fives(flat: Sequence[Any]) -> Iterable[Sequence[Any]]:
     return (flat[i : i + 5] for i in range(0, len(flat), 5))
 
 
+def _split(claim: Claim) -> Claim:
+    """Read the head of the body off the payload; what is no body is left as it is."""
+    match = _BODY.match(claim.payload)
+    if match is None:
+        return claim
+    occurs = match[3] is not None
+    return replace(
+        claim,
+        max_retries=int(match[2]),
+        payload=claim.payload[match.end() :],
+        schedule=claim.id.rpartition("@")[0] if occurs else None,
+        nominal_us=int(match[3]) if occurs else None,
+        missed=int(match[4]) if occurs else 0,
+    )
+
+
 def read_turn(reply: Sequence[Any], order: Sequence[int]) -> Turn:
     """Read the reply of a turn. A body that cannot be split is left to fail at decoding."""
     now, wait = int(reply[0]), int(reply[1])
     claims = []
     for id, token, attempt, due, body in _fives(reply[4]):
-        max_retries, payload = split_body(body) or (0, body or b"")
-        claims.append(
-            Claim(text(id), int(token), int(attempt), int(due), now, max_retries, payload)
-        )
+        claim = Claim(text(id), int(token), int(attempt), int(due), now, 0, body or b"")
+        claims.append(_split(claim))
     buried = [(text(reply[5][i]), text(reply[5][i + 1])) for i in range(0, len(reply[5]), 2)]
     return Turn(
         now_us=now,
@@ -90,6 +101,7 @@ def read_turn(reply: Sequence[Any], order: Sequence[int]) -> Turn:
         results=read_results(reply[3], order),
         claims=claims,
         buried=buried,
+        short=[text(name) for name in reply[6]],
     )
 
 
@@ -102,6 +114,39 @@ def read_record(id: str, reply: Sequence[Any]) -> Record | None:
         letter = read_letter(id, due, raw)
         return Record(id, letter.event, letter.died, state, letter.attempt)
     return Record(id, read_payload(raw), due / 1000, state, int(attempt))
+
+
+def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
+    """Read the reply of a look at a schedule."""
+    if not reply:
+        return None
+    definition = definition_from_json(id, reply[0], reply[1])
+    beat = read_beat(reply[2])
+    return Schedule(
+        id=id,
+        event=decode(definition.payload.encode()),
+        interval=None if definition.every is None else definition.every / 1000,
+        cron=definition.cron,
+        tz=definition.tz,
+        misfire=definition.misfire,
+        overlap=definition.overlap,
+        jitter=definition.jitter / 1000,
+        due=int(float(reply[3])) / 1000 if reply[3] else None,
+        last=int(beat["last"]) / 1000 if beat["last"] else None,
+        left=int(beat["left"]) if beat["left"] else None,
+        paused=beat["paused"] == "1",
+    )
+
+
+_BEAT = (
+    "print", "every", "misfire", "overlap", "jitter", "stop", "left", "paused", "next", "last",
+    "running", "ahead", "final", "gap",
+)  # fmt: skip
+
+
+def read_beat(raw: bytes) -> dict[str, str]:
+    """Read where a schedule stands: the fields that lua/parts/plan.lua lists."""
+    return dict(zip(_BEAT, text(raw).split(";"), strict=False))
 
 
 def read_letter(id: str, died_us: int, raw: bytes) -> DeadLetter:

@@ -27,6 +27,9 @@ class Keys(NamedTuple):
     alive: str
     roster: str
     promise: str
+    defs: str
+    plans: str
+    beats: str
 
     @classmethod
     def of(cls, ns: str) -> Keys:

@@ -101,6 +101,12 @@ class Client(Emitter):
             return posting.entry.id
         return self._post([posting.entry], posting.policy)[0]
 
+    def post_in_line(self, id: str, at: Moment | None) -> None:
+        """Post an event without a payload, behind those of the same millisecond."""
+        self._notice_fork()
+        entry = prepare(self._options, self._mint, {}, at=at, id=id).entry
+        self._store.post([dataclasses.replace(entry, when=f"={entry.when}")], "replace")
+
     def _post(self, entries: list[Entry], policy: str) -> list[str]:
         while taken := self._store.post(entries, policy):
             # Two mints met in one id; nothing of this call was stored.

@@ -45,8 +45,8 @@ class Voice(Protocol):
         """Emit something."""
         ...
 
-    def willing(self) -> bool:
-        """Tell whether ``'event'`` has a listener."""
+    def appetite(self) -> int:
+        """Tell how many events may be asked for now."""
         ...
 
 
@@ -66,6 +66,9 @@ class _Turns:
 
     def register(self) -> None:
         self._store.join(self._incarnation, self._who)
+
+    def supply(self, schedule: str) -> None:
+        self._store.supply(schedule)
 
     def trim(self) -> None:
         self._store.trim(self._options.dead_limit, self._options.dead_age)
@@ -131,7 +134,7 @@ class Life:
             listener=self._listener,
             dispatcher=self._dispatcher,
             options=options,
-            willing=voice.willing,
+            appetite=voice.appetite,
             changed=self._reach_changed,
             announce=self._herald.announce,
             farewell=self._farewell,

@@ -22,17 +22,17 @@ from dtimer.model.event import (
 )
 from dtimer.model.moments import Duration, duration_us
 from dtimer.model.names import check_id
-from dtimer.model.options import check_max_events, validate
+from dtimer.model.options import MOST_CLAIMS, check_max_events, validate
 from dtimer.store.connect import source
 from dtimer.store.line import TRIES
 from dtimer.store.store import Store
-from dtimer.timer.client import Client
+from dtimer.timer.calendar import Calendar
 from dtimer.timer.life import Life
 
 log = logging.getLogger("dtimer")
 
 
-class DTimer(Client):
+class DTimer(Calendar):
     """
     A node of a distributed timer: posts events, and after `join` receives them.
 
@@ -246,6 +246,26 @@ class DTimer(Client):
             return Health(False, False, False, None, None, 0, 0, None)
         return self._life.health()
 
+    # For timers made of this one
+
+    def appetite(self) -> int:
+        """Return how many events may be asked for now, whatever hands are free."""
+        return MOST_CLAIMS if self.listeners("event") else 0
+
+    def deliver(self, events: list[Event]) -> list[BaseException] | None:
+        """
+        Hand events over, and return what that raised: they are confirmed when it is nothing.
+
+        Returns:
+            None when there was nobody to take them: they are given back, no attempt charged.
+        """
+        return self.emit_guarded("event", events)
+
+    def ring(self) -> None:
+        """Have the node ask for events now: its appetite may have grown."""
+        if self._life is not None:
+            self._life.bell.ring()
+
     # Behind the scenes
 
     def _listening(self, event: str) -> None:
@@ -276,16 +296,16 @@ class _Voice:
 
     def handle(self, events: list[Event]) -> list[BaseException] | None:
         timer = self._timer()
-        return None if timer is None else timer.emit_guarded("event", events)
+        return None if timer is None else timer.deliver(events)
 
     def announce(self, event: str, *arguments: object) -> None:
         timer = self._timer()
         if timer is not None:
             timer.announce(event, *arguments)
 
-    def willing(self) -> bool:
+    def appetite(self) -> int:
         timer = self._timer()
-        return timer is not None and bool(timer.listeners("event"))
+        return 0 if timer is None else timer.appetite()
 
 
 _timers: weakref.WeakSet[DTimer] = weakref.WeakSet()

@@ -1,6 +1,6 @@
 -- See to it that an event does not start, or not again.
 --
--- Uses      guard memo events
+-- Uses      guard memo events plan
 --
 -- ARGV[3]   id
 --
@@ -11,20 +11,23 @@ local done, stale = recall()
 if stale then return stale end
 if done then return done end
 
-local wrong = guard(DUE, BODY, LEASE, TRIES, SYS)
+local wrong = guard(DUE, BODY, LEASE, TRIES, SYS, PLANS, BEATS)
 if wrong then return wrong end
 
 local result = 'not_found'
 local lease = redis.call('HGET', LEASE, id)
-local token, attempt, due, _, node = parse_lease(lease)
+local token, attempt, due, _, node, flags = parse_lease(lease)
 if token then
   -- A lease that ended a moment ago counts as held: its holder may well be running.
   redis.call('ZREM', PROMISE, '')
-  redis.call('HSET', LEASE, id, token .. ',' .. attempt .. ',' .. due .. ',c,' .. node)
+  redis.call('HSET', LEASE, id, token .. ',' .. attempt .. ',' .. due .. ',c' .. flags .. ',' .. node)
   result = 'in_flight'
 elseif redis.call('ZSCORE', DUE, id) then
+  local schedule, nominal = named_by(id)
+  local beat = schedule and read_beat(schedule)
   remove(id)
   count('cancelled', 1)
+  if beat and beat.next == nominal then advance(schedule, beat, following(beat, nominal)) end
   result = 'cancelled'
 else
   redis.call('ZREM', PROMISE, '')

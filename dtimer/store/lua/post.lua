@@ -6,7 +6,8 @@
 --           made by us and must be new), replace, keep, error, earliest, latest
 -- ARGV[4]   and on, for each event in turn:
 --             id
---             when     '+<µs>' from now, or '<µs>' since the epoch; the past means now
+--             when     '+<µs>' from now, or '<µs>' since the epoch; the past means now.
+--                      After '=' it is moved behind what is due within the millisecond
 --             expires  likewise, or ''
 --             rest     '<max_retries>|<payload>'
 --
@@ -25,6 +26,17 @@ end
 local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ROSTER, PROMISE)
 if wrong then return wrong end
 
+local function in_line(when)
+  for _ = 1, 20 do
+    local last = redis.call(
+      'ZREVRANGEBYSCORE', DUE, digits(when + 999), digits(when), 'WITHSCORES', 'LIMIT', 0, 1)[2]
+    if not last then return when end
+    if tonumber(last) < when + 999 then return tonumber(last) + 1 end
+    when = when + 1000
+  end
+  return when
+end
+
 local function moment(text)
   if string.sub(text, 1, 1) == '+' then return NOW + tonumber(string.sub(text, 2)) end
   return tonumber(text)
@@ -42,7 +54,9 @@ local scores, bodies, ids, letters = {}, {}, {}, {}
 local soonest, due_now = math.huge, 0
 for i = 4, #ARGV, 4 do
   local id = ARGV[i]
-  local when = math.max(moment(ARGV[i + 1]), NOW)
+  local behind, text = string.match(ARGV[i + 1], '^(=?)(.*)$')
+  local when = math.max(moment(text), NOW)
+  if behind == '=' then when = in_line(when) end
   local keep = false
   if policy ~= 'replace' then
     local there = pending(id)

@@ -1,6 +1,6 @@
 -- Settle events outside a turn: a holder that wants to know at once.
 --
--- Uses      guard memo rouse events settle
+-- Uses      guard memo rouse events plan settle
 --
 -- ARGV[3]   number of confirmed events
 -- ARGV[4]   number of events settled in other ways
@@ -11,7 +11,8 @@ local done, stale = recall()
 if stale then return stale end
 if done then return done end
 
-local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ROSTER, PROMISE)
+local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ROSTER, PROMISE, PLANS,
+  BEATS)
 if wrong then return wrong end
 
 local before = first_due()

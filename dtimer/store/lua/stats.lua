@@ -9,7 +9,7 @@
 --   totals  name and count in turn, of what HINCRBY has counted
 local names = {
   'posted', 'started', 'confirmed', 'retried', 'released', 'cancelled', 'died', 'expired',
-  'revived',
+  'revived', 'coalesced', 'skipped',
 }
 local fields = {}
 for i, name in ipairs(names) do fields[i] = 'n:' .. name end

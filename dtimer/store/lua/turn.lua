@@ -1,7 +1,7 @@
 -- One turn of a node: settle what it has finished, lease it what is due, and tell it when
 -- to ask again. Deciding that nobody else will come for the next event is part of it.
 --
--- Uses      guard memo rouse events settle
+-- Uses      guard memo rouse events plan settle
 --
 -- ARGV[3]   the node's incarnation
 -- ARGV[4]   limit: how many events its free hands can start; 0 claims nothing
@@ -11,12 +11,13 @@
 -- ARGV[8]   number of events settled in other ways
 -- ARGV[9]   and on: those events, as parts/settle.lua reads them
 --
--- Returns   {now, wait, known, results, claims, buried}
+-- Returns   {now, wait, known, results, claims, buried, short}
 --   wait    µs until it is worth asking again; -1 when only a wake or the poll will tell
 --   known   1 when the node was registered; 0 asks it to register again
 --   results one letter per settled event, in their order (parts/settle.lua)
 --   claims  id, token, attempt, due and body of each claimed event in turn
 --   buried  id and reason of each event found unfit in turn
+--   short   schedules that run out of nominal times
 local node, limit, lease, flags = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local hears = string.find(flags, 'h', 1, true)
 
@@ -36,7 +37,7 @@ local function claimed_before(result)
     end
     token = token + 1
   end
-  return {digits(NOW), '0', '1', results, claims, {}}
+  return {digits(NOW), '0', '1', results, claims, {}, {}}
 end
 
 local done, stale = recall()
@@ -46,7 +47,7 @@ if done then return claimed_before(done) end
 local earliest = first_due()
 local busy = tonumber(ARGV[7]) + tonumber(ARGV[8]) > 0
 if busy or (earliest and earliest <= NOW) then
-  local wrong = guard(BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ALIVE, ROSTER)
+  local wrong = guard(BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ALIVE, ROSTER, PLANS, BEATS)
   if wrong then return wrong end
 end
 
@@ -84,7 +85,7 @@ if earliest and earliest <= NOW then
   end
 end
 
-local claims, buried, ids, taken = {}, {}, {}, 0
+local claims, buried, short, ids, taken = {}, {}, {}, {}, 0
 local first_token = 0
 if #due > 0 then
   for i = 1, #due, 2 do ids[#ids + 1] = due[i] end
@@ -95,8 +96,10 @@ if #due > 0 then
   local token = first_token
   local scores, held, tried = {}, {}, {}
   for i, id in ipairs(ids) do
+    local occurs = bodies[i] and string.find(bodies[i], '^%d*,%d+,s%d')
+    local flags, waits = occurs and 's' or '', false
     local expires, max_retries = parse_body(bodies[i])
-    local last, attempt, _, cancelled, whose = parse_lease(leases[i])
+    local last, attempt, _, cancelled, whose, marks = parse_lease(leases[i])
     if not last then attempt = tonumber(tries[i] or '0') or 0 end
     local unfit, why = nil, ''
     if not bodies[i] then
@@ -108,7 +111,19 @@ if #due > 0 then
     elseif expires and expires <= NOW then
       unfit = 'expired'
     end
-    if cancelled then
+    if occurs and not (last or cancelled or unfit) then
+      local starts, missed = meet(id)
+      waits = not starts
+      if missed and missed > 0 then
+        bodies[i] = string.gsub(bodies[i], '^(%d*,%d+,s%d+),%d+', '%1,' .. digits(missed), 1)
+        redis.call('HSET', BODY, id, bodies[i])
+      end
+    end
+    if occurs and is_short(named_by(id)) then short[#short + 1] = named_by(id) end
+    if waits then
+      -- Moved or dropped by its schedule.
+      flags = ''
+    elseif cancelled then
       remove(id)
       count('cancelled', 1)
     elseif unfit then
@@ -121,13 +136,14 @@ if #due > 0 then
       scores[#scores + 1] = digits(NOW + lease)
       scores[#scores + 1] = id
       held[#held + 1] = id
-      held[#held + 1] = text .. ',' .. (attempt + 1) .. ',' .. due[2 * i] .. ',,' .. node
+      held[#held + 1] = text .. ',' .. (attempt + 1) .. ',' .. due[2 * i] .. ',' .. flags .. ',' .. node
       for _, v in ipairs({id, text, tostring(attempt + 1), due[2 * i], bodies[i]}) do
         claims[#claims + 1] = v
       end
       taken = taken + 1
       token = token + 1
     end
+    if (cancelled or unfit) and string.find(marks or '', 's', 1, true) then ended(id) end
   end
   if taken > 0 then
     redis.call('ZADD', DUE, unpack(scores))
@@ -175,4 +191,4 @@ if taken > 0 or busy then
 else
   remember(';0;')
 end
-return {digits(NOW), digits(wait), known and '1' or '0', results, claims, buried}
+return {digits(NOW), digits(wait), known and '1' or '0', results, claims, buried, short}

@@ -24,9 +24,10 @@ local function bury(id, attempt, reason, err)
 end
 
 local function parse_lease(text)
-  local token, attempt, due, cancelled, node =
-    string.match(text or '', '^(%d+),(%d+),(%d+),(c?),(.*)$')
-  return token, tonumber(attempt), due, cancelled == 'c', node
+  local token, attempt, due, flags, node =
+    string.match(text or '', '^(%d+),(%d+),(%d+),([cs]*),(.*)$')
+  local cancelled = string.find(flags or '', 'c', 1, true) ~= nil
+  return token, tonumber(attempt), due, cancelled, node, flags
 end
 
 local function parse_body(text)

@@ -4,6 +4,7 @@ local TYPES = {
   [DUE] = 'zset', [BODY] = 'hash', [LEASE] = 'hash', [TRIES] = 'hash', [DEAD] = 'hash',
   [GRAVES] = 'zset', [SYS] = 'hash', [MEMO_A] = 'hash', [MEMO_B] = 'hash',
   [NODES] = 'hash', [ALIVE] = 'zset', [ROSTER] = 'zset', [PROMISE] = 'zset',
+  [DEFS] = 'hash', [PLANS] = 'hash', [BEATS] = 'hash',
 }
 
 -- Returns an error reply when one of the given keys is of a foreign type, else nil.

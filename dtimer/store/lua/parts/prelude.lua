@@ -4,7 +4,7 @@
 -- KEYS      the order of Keys in dtimer/store/keys.py
 --   due       sorted set: id -> when it is due, or its lease ends, in µs
 --   body      hash: id -> '<expires µs or nothing>,<max_retries>|<payload>'
---   lease     hash: id -> '<token>,<attempt>,<due>,<c when cancelled>,<incarnation>'
+--   lease     hash: id -> '<token>,<attempt>,<due>,<flags: c cancelled, s occurrence>,<incarnation>'
 --   tries     hash: id -> starts so far, of events that wait for a retry
 --   dead      hash: id -> '<attempt>,<reason>,<length of error>|<error><body>'
 --   graves    sorted set: id -> when it died, in µs
@@ -14,14 +14,17 @@
 --   alive     sorted set: incarnation -> when it last asked for work, in µs
 --   roster    sorted set: incarnation -> its place among those with free hands
 --   promise   sorted set: incarnation -> when it is expected to ask, in µs
+--   defs      hash: schedule -> its definition, as JSON that no script reads
+--   plans     hash: schedule -> '<max_retries>|<payload>' of its occurrences
+--   beats     hash: schedule -> where it stands (parts/plan.lua)
 --
 -- ARGV[1]   now, in µs since the epoch; '' asks this server's clock
 -- ARGV[2]   '<lane>:<seq>', the name of this operation; '' when it has none
 --
 -- An id is in exactly one of: due (and body), or dead (and graves). A missing reply is
 -- false and not nil, and 0 is true.
-local DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, MEMO_A, MEMO_B, NODES, ALIVE, ROSTER, PROMISE =
-  unpack(KEYS)
+local DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, MEMO_A, MEMO_B, NODES, ALIVE, ROSTER, PROMISE,
+  DEFS, PLANS, BEATS = unpack(KEYS)
 
 local NOW = tonumber(ARGV[1])
 if not NOW then

@@ -9,17 +9,18 @@
 -- Returns a string of one letter each: 1 done, 0 not the holder, d dead letter now,
 -- c cancelled meanwhile and gone.
 local function settle(at, confirms, others)
-  local results = {}
+  local results, occurrences = {}, {}
   if confirms > 0 then
     local ids, gone = {}, {}
     for i = 1, confirms do ids[i] = ARGV[at + 2 * i - 2] end
     local leases = redis.call('HMGET', LEASE, unpack(ids))
     local seen = {}
     for i, id in ipairs(ids) do
-      local held = leases[i] and string.match(leases[i], '^(%d+),')
+      local held, flags = string.match(leases[i] or '', '^(%d+),%d+,%d+,(%a*),')
       if held and held == ARGV[at + 2 * i - 1] and not seen[id] then
         seen[id] = true
         gone[#gone + 1] = id
+        if string.find(flags, 's', 1, true) then occurrences[#occurrences + 1] = id end
         results[i] = '1'
       else
         results[i] = '0'
@@ -36,7 +37,7 @@ local function settle(at, confirms, others)
   for i = 0, others - 1 do
     local id, token, verdict = ARGV[at + 5 * i], ARGV[at + 5 * i + 1], ARGV[at + 5 * i + 2]
     local wait, err = ARGV[at + 5 * i + 3], ARGV[at + 5 * i + 4]
-    local held, attempt, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
+    local held, attempt, due, cancelled, _, flags = parse_lease(redis.call('HGET', LEASE, id))
     local result = '1'
     if not held or held ~= token then
       result = '0'
@@ -65,6 +66,10 @@ local function settle(at, confirms, others)
       end
     end
     results[#results + 1] = result
+    if (result == 'c' or result == 'd') and string.find(flags, 's', 1, true) then
+      occurrences[#occurrences + 1] = id
+    end
   end
+  for _, id in ipairs(occurrences) do ended(id) end
   return table.concat(results)
 end

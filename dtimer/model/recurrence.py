@@ -1,0 +1,248 @@
+"""
+Recurring events: the definition of a schedule, and its nominal times.
+
+Cron is read by cronsim, which is right where daylight saving time begins and ends: what
+falls into the gap fires once, at the first instant after it, and what the clock shows
+twice fires once, when the hour is fixed. Here are only the names that it lacks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from cronsim import CronSim, CronSimError
+
+from dtimer.errors import OptionError
+from dtimer.model.moments import Duration, Moment, duration_us, moment_us
+from dtimer.model.options import check_count
+
+MISFIRES = {"coalesce": "c", "skip": "s", "all": "a"}
+OVERLAPS = {"queue": "q", "allow": "a", "skip": "s"}
+
+#: How many nominal times of a cron schedule are kept in Redis.
+AHEAD = 10
+
+#: More often than this is no schedule but a loop.
+SHORTEST_US = 10_000
+
+#: Schedule ids leave room for the nominal time that an occurrence's id ends with.
+LONGEST_SCHEDULE_ID = 230
+
+_NAMES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """
+    What a schedule is: an interval in µs, or a cron expression and its time zone.
+
+    ``start`` and ``stop`` are µs since the epoch, or None; ``max_retries`` and
+    ``payload`` are those of its occurrences.
+    """
+
+    id: str
+    every: int | None
+    cron: str | None
+    tz: str
+    start: int | None
+    stop: int | None
+    count: int | None
+    jitter: int
+    misfire: str
+    overlap: str
+    max_retries: int
+    payload: str
+
+    def to_json(self) -> str:
+        """Return the definition as JSON, the payload apart."""
+        fields = {n: getattr(self, n) for n in self.__slots__ if n not in ("id", "payload")}
+        return json.dumps(fields, separators=(",", ":"), sort_keys=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal definitions: declaring the same again changes nothing."""
+        text = self.to_json() + self.payload
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def nominals(self, after_us: int) -> Iterator[int]:
+        """Walk the nominal times of a cron schedule after a moment, in µs, up to its end."""
+        return _walk(self.cron or "", self.tz, max(after_us, (self.start or 0) - 1), self.stop)
+
+
+def definition_from_json(id: str, text: bytes, plan: bytes) -> Definition:
+    """Read a definition back."""
+    fields: dict[str, Any] = json.loads(text)
+    return Definition(id=id, payload=plan.partition(b"|")[2].decode(), **fields)
+
+
+def zone(name: object) -> ZoneInfo:
+    """
+    Return the time zone of a name.
+
+    Raises:
+        OptionError: there is none of that name on this machine.
+    """
+    if not isinstance(name, str):
+        raise OptionError(f"tz must be the name of a time zone, not {name!r}")
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as e:
+        raise OptionError(
+            f"there is no time zone {name!r} on this machine ({e}); pip install tzdata brings all"
+        ) from None
+
+
+def _walk(expression: str, tz: str, after_us: int, stop: int | None) -> Iterator[int]:
+    moment = datetime.fromtimestamp(after_us // 1_000_000, UTC).astimezone(ZoneInfo(tz))
+    for nominal in CronSim(_NAMES.get(expression, expression), moment):
+        us = (nominal.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(
+            microseconds=1
+        )
+        if us <= after_us:
+            continue
+        if stop is not None and us > stop:
+            return
+        yield us
+
+
+def check_cron(expression: object, tz: str) -> str:
+    """
+    Return a cron expression in its plain form when it can be read.
+
+    Raises:
+        OptionError: it cannot, and why.
+    """
+    if not isinstance(expression, str):
+        raise OptionError(f"a cron expression must be a str, not {expression!r}")
+    plain = " ".join(expression.split())
+    if plain.startswith("@") and plain.lower() not in _NAMES:
+        raise OptionError(f"there is no cron name {expression!r}; there are {', '.join(_NAMES)}")
+    plain = plain.lower() if plain.startswith("@") else plain
+    try:
+        next(_walk(plain, tz, 1_700_000_000_000_000, None))
+    except (CronSimError, StopIteration) as e:
+        raise OptionError(
+            f"the cron expression {expression!r} cannot be read ({e}); it has"
+            " five fields (minute hour day month weekday), or six with seconds first"
+        ) from None
+    return plain
+
+
+def _choice(value: object, name: str, among: dict[str, str]) -> str:
+    if value not in among:
+        raise OptionError(f"{name} must be one of {', '.join(among)}, not {value!r}")
+    return str(value)
+
+
+def define(
+    id: str,
+    *,
+    every: Duration | None = None,
+    cron: str | None = None,
+    tz: str = "UTC",
+    start: Moment | None,
+    end: Moment | None,
+    count: int | None,
+    jitter: Duration,
+    misfire: str,
+    overlap: str,
+    max_retries: int,
+    payload: str,
+) -> Definition:
+    """
+    Check the arguments of ``every`` and ``cron``, and write them down.
+
+    Raises:
+        OptionError: one of them is not acceptable.
+    """
+    interval = None
+    if every is not None:
+        interval = duration_us(every, "interval")
+        if interval < SHORTEST_US:
+            raise OptionError(f"interval must be {SHORTEST_US // 1000} ms at least, not {every!r}")
+    zone(tz)
+    if len(id.encode()) > LONGEST_SCHEDULE_ID:
+        raise OptionError(f"the id of a schedule may have {LONGEST_SCHEDULE_ID} bytes, not more")
+    spread = duration_us(jitter, "jitter")
+    if spread < 0:
+        raise OptionError(f"jitter must not be negative, not {jitter!r}")
+    begins = None if start is None else moment_us(start, "start")
+    ends = None if end is None else moment_us(end, "end")
+    if begins is not None and ends is not None and ends < begins:
+        raise OptionError(f"end {end!r} lies before start {start!r}")
+    return Definition(
+        id=id,
+        every=interval,
+        cron=None if cron is None else check_cron(cron, tz),
+        tz=tz,
+        start=begins,
+        stop=ends,
+        count=None if count is None else check_count(count, "count", 1, 2**53),
+        jitter=spread,
+        misfire=_choice(misfire, "misfire", MISFIRES),
+        overlap=_choice(overlap, "overlap", OVERLAPS),
+        max_retries=max_retries,
+        payload=payload,
+    )
+
+
+def ahead(definition: Definition, after_us: int, most: int = AHEAD) -> list[int]:
+    """Return the next nominal times of a cron schedule after a moment, at most *most*."""
+    return list(itertools.islice(definition.nominals(after_us), most))
+
+
+def ahead_of(definition: Definition, known_us: int, now_us: int) -> tuple[int, list[int]]:
+    """
+    Return the nominal times after the last known, those that are over left out but the last.
+
+    Returns:
+        How many were left out, and the times.
+    """
+    gap, times = 0, list[int]()
+    for nominal in definition.nominals(known_us):
+        if times and nominal <= now_us:
+            gap += 1
+            times = []
+        times.append(nominal)
+        if len(times) == AHEAD:
+            break
+    return gap, times
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """
+    A schedule as it stands in Redis. Times are ms, moments ms since the epoch.
+
+    ``interval`` or ``cron`` and ``tz`` define it; ``due`` is when its next occurrence is
+    due, None while it is paused, or when there is none; ``last`` the nominal time of the
+    last that was handed out; ``left`` how many are left of a limited number.
+    """
+
+    id: str
+    event: dict[str, Any]
+    interval: float | None
+    cron: str | None
+    tz: str
+    misfire: str
+    overlap: str
+    jitter: float
+    due: float | None
+    last: float | None
+    left: int | None
+    paused: bool

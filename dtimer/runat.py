@@ -1,0 +1,301 @@
+"""
+`RunAt`: a scheduled queue with the interface of a stream, over `DTimer`.
+
+A key is leased to its reader until the reader asks for the next one. So what the original
+called *Lost Work* is cured: the key of a reader that crashed goes to another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from dtimer.errors import DTimerError, OptionError, UsageError
+from dtimer.model.event import Event
+from dtimer.model.moments import Duration, Moment, duration_us
+from dtimer.model.names import check_id, incarnation
+from dtimer.timer.emitter import Emitter
+from dtimer.timer.timer import DTimer
+
+T = TypeVar("T")
+
+_FIELDS = ("runAt", "key")
+
+
+class Returned(DTimerError):
+    """A reader left its ``with`` block by an exception: its key is handed out again."""
+
+
+class _Read:
+    """A key in the hands of a reader, or, before it has come, the wait for it."""
+
+    def __init__(self) -> None:
+        self.event: Event | None = None
+        self.failure: BaseException | None = None
+        self.arrived = threading.Event()
+        self.done = threading.Event()
+
+
+class _Puller(DTimer):
+    """A timer that asks for no more events than readers wait for."""
+
+    def __init__(self, queue: RunAt, id: str, pub: Any, **options: Any) -> None:
+        super().__init__(id, pub, **options)
+        self._queue = queue
+
+    def appetite(self) -> int:
+        """See `DTimer.appetite`."""
+        return self._queue.wanted()
+
+    def deliver(self, events: list[Event]) -> list[BaseException] | None:
+        """See `DTimer.deliver`."""
+        return self._queue.deliver(events[0])
+
+
+def _client(redis: Any) -> Any:
+    if not isinstance(redis, Mapping):
+        return redis
+    if unknown := sorted(set(redis) - {"host", "port"}):
+        raise OptionError(f"redis takes a host and a port, not {unknown[0]!r}; or give a client")
+    host, port = redis.get("host", "localhost"), redis.get("port", 6379)
+    if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int):
+        raise OptionError(f"redis must have a host (str) and a port (int), not {dict(redis)!r}")
+    return f"redis://{host}:{port}"
+
+
+class RunAt(Emitter):
+    """
+    A scheduled queue of keys, written to, read from, iterated and piped like a stream.
+
+    Keys are unique: writing one again moves it. Many consumers may share a queue, and each
+    key goes to exactly one of them, in the order of ``runAt``; keys of the same
+    millisecond in the order of their writing, up to a thousand of them. A key is leased to
+    its reader, and the lease renewed, until it is confirmed: by asking for the next key, by
+    `confirm`, or by leaving the ``with`` block without an exception. The key of a reader
+    that dies is handed to another.
+
+    The constructor starts nothing. Reading, or listening to ``'data'``, joins the queue.
+    Emits ``'data'`` (a key), ``'error'`` (an exception), ``'end'``.
+
+    Args:
+        queue_name: Consumers of the same name share its keys.
+        interval: How late a key may be when pushes are lost, in ms; otherwise it is pushed.
+        redis: A client, a URL, or ``{"host": …, "port": …}``. See `DTimer`.
+        concurrency: How many keys this consumer may hold at a time, each by a thread.
+        options: Others of `DTimer`, such as ``lease``, ``max_retries`` and ``backoff``.
+
+    Raises:
+        OptionError: an option, or the client, is not acceptable.
+    """
+
+    def __init__(
+        self,
+        queue_name: str = "RunAt~default",
+        *,
+        interval: Duration = 100,
+        redis: Any = None,
+        concurrency: int = 1,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self._turns = threading.Lock()
+        self._waiting: deque[_Read] = deque()
+        self._held: dict[str, _Read] = {}
+        self._mine = threading.local()
+        self._stopped = False
+        self._ended = False
+        for name in ("ns", "max_events", "auto_confirm", "poll_interval"):
+            if name in options:
+                raise OptionError(f"RunAt has no option {name!r}")
+        self._timer = _Puller(
+            self,
+            f"runat-{incarnation()}",
+            _client(redis),
+            ns=queue_name,
+            poll_interval=interval,
+            concurrency=concurrency,
+            **options,
+        )
+        self._timer.on("error", lambda error: self.announce("error", error))
+
+    @property
+    def timer(self) -> DTimer:
+        """The timer underneath, with its `DTimer.peek`, `DTimer.dead` and `DTimer.stats`."""
+        return self._timer
+
+    # Writing
+
+    def write(self, job: Mapping[str, Any] | str, run_at: Moment | None = None) -> bool:
+        """
+        Schedule a key.
+
+        Args:
+            job: ``{"runAt": ms, "key": "x"}``, or the key.
+            run_at: When, if *job* is the key: ms since the epoch or an aware datetime. The
+                past, or none at all, is now.
+
+        Returns:
+            True, as a stream does that can take more.
+
+        Raises:
+            OptionError: no key, a key that is no string, or a ``runAt`` that is no moment.
+            StoreError: it was not written.
+        """
+        if isinstance(job, Mapping):
+            if unknown := sorted(map(str, set(job) - set(_FIELDS))):
+                raise OptionError(f"a job has runAt and key, not {unknown[0]!r}")
+            if "key" not in job:
+                raise OptionError(f"a job needs a key: {dict(job)!r:.80}")
+            if run_at is not None:
+                raise OptionError("give runAt in the job or as run_at, not both")
+            key, run_at = job["key"], job.get("runAt")
+        else:
+            key = job
+        self._timer.post_in_line(check_id(key, "key"), run_at)
+        return True
+
+    # Reading
+
+    def read(self, timeout: Duration | None = None) -> str | None:
+        """
+        Confirm the key that this thread read before, and return the next one.
+
+        Args:
+            timeout: In ms; None waits until there is one.
+
+        Returns:
+            The key; None when the time is over, or the queue was stopped.
+
+        Raises:
+            UsageError: the queue flows to a listener of ``'data'`` or through a pipe.
+            StoreError: Redis is not there.
+        """
+        seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6
+        if self.listeners("data"):
+            raise UsageError("this RunAt flows to its 'data' listeners; read from another")
+        self._finish()
+        if self._stopped:
+            return None
+        self._timer.join()
+        read = _Read()
+        with self._turns:
+            self._waiting.append(read)
+        self._timer.ring()
+        read.arrived.wait(seconds)
+        with self._turns:
+            if read.event is None:
+                with contextlib.suppress(ValueError):
+                    self._waiting.remove(read)
+                return None
+        self._mine.read = read
+        return read.event.id
+
+    def __iter__(self) -> Iterator[str]:
+        while (key := self.read()) is not None:
+            yield key
+
+    def confirm(self, key: str) -> bool:
+        """Confirm a key in hand now; False when it is not, or no longer, held here."""
+        with self._turns:
+            read = self._held.get(key)
+        if read is None or read.event is None:
+            return False
+        confirmed = read.event.confirm()
+        read.done.set()
+        return confirmed
+
+    def pipe(self, target: Callable[[str], Any] | Any) -> Any:
+        """
+        Have each key written to *target*, a callable or anything with ``write``; return it.
+
+        A key is confirmed when *target* has taken it, and handed out again when it raises.
+        Another `RunAt` makes a relay.
+        """
+        write = getattr(target, "write", None)
+        if not callable(write):
+            if not callable(target):
+                raise OptionError(f"pipe takes a callable or an object with write, not {target!r}")
+            write = target
+        self.on("data", write)
+        return target
+
+    def _listening(self, event: str) -> None:
+        if event == "data" and not self._stopped:
+            self._timer.join()
+            self._timer.ring()
+
+    # What the timer asks
+
+    def wanted(self) -> int:
+        """Return how many keys there are readers for."""
+        if self._stopped:
+            return 0
+        return 1_000 if self.listeners("data") else len(self._waiting)
+
+    def deliver(self, event: Event) -> list[BaseException] | None:
+        """Hand a key to a reader, and return when it is done with it."""
+        if self.listeners("data"):
+            return self.emit_guarded("data", event.id)
+        with self._turns:
+            if not self._waiting or self._stopped:
+                return None
+            read = self._waiting.popleft()
+            read.event = event
+            self._held[event.id] = read
+            read.arrived.set()
+        read.done.wait()
+        with self._turns:
+            if self._held.get(event.id) is read:
+                del self._held[event.id]
+        return [] if read.failure is None else [read.failure]
+
+    def _finish(self, failure: BaseException | None = None) -> None:
+        """End this thread's hold on the key that it read last."""
+        read: _Read | None = getattr(self._mine, "read", None)
+        if read is not None:
+            self._mine.read = None
+            read.failure = failure
+            read.done.set()
+
+    # The end
+
+    def stop(self, timeout: Duration | None = None) -> None:
+        """
+        Stop: iterations and reads end, what was not read is given back.
+
+        The key that the calling thread has read is confirmed; those of other threads are
+        waited for, at most *timeout*. Closes the connections that were opened here.
+        """
+        self._end(None, timeout)
+
+    def _end(self, failure: BaseException | None, timeout: Duration | None) -> None:
+        self._finish(failure)
+        with self._turns:
+            self._stopped = True
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            first, self._ended = not self._ended, True
+        for read in waiting:
+            read.arrived.set()
+        self._timer.leave(timeout)
+        if first:
+            self.announce("end")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        failure = None
+        if value is not None:
+            failure = Returned(f"the reader left by {type(value).__name__}: {value}")
+            failure.__cause__ = value
+        self._end(failure, None)

@@ -1,0 +1,196 @@
+-- Recurring events. A schedule has one occurrence pending at a time; the script that hands
+-- it out makes the next from the nominal time of that one, so no crash breaks the chain.
+-- A script cannot read cron: nodes keep the next few nominal times in `ahead`, and are told
+-- when it runs short. An occurrence is not handed out while the one after it is unknown.
+--
+-- An occurrence is an event of the id '<schedule>@<nominal µs>', whose body has the third
+-- field 's<nominal>,<missed>'.
+--
+-- A beat is '<fields>' joined by ';':
+--   print     fingerprint of the definition
+--   every     interval in µs, or '' for a list of nominal times
+--   misfire   c coalesce, s skip, a all
+--   overlap   q queue one, a allow, s skip
+--   jitter    in µs
+--   stop      no nominal time is after this; '' for none
+--   left      how many occurrences are left; '' for no limit
+--   paused    1 or ''
+--   next      nominal time of the pending occurrence; ''
+--   last      nominal time of the last that was handed out; ''
+--   running   the same, until that occurrence has ended; ''
+--   ahead     nominal times that follow, joined by ','
+--   final     1 when no more than these will follow; ''
+--   gap       how many are over and were left out of the list; ''
+local BEAT = {
+  'print', 'every', 'misfire', 'overlap', 'jitter', 'stop', 'left', 'paused', 'next', 'last',
+  'running', 'ahead', 'final', 'gap',
+}
+local MOST_BEHIND = 1000
+local SHORT = 4
+local REMIND = 1000000
+
+local function read_beat(schedule)
+  local text = redis.call('HGET', BEATS, schedule)
+  if not text then return nil end
+  local beat, i = {}, 1
+  for value in string.gmatch(text .. ';', '([^;]*);') do
+    beat[BEAT[i] or 'more'] = value
+    i = i + 1
+  end
+  return beat
+end
+
+local function write_beat(schedule, beat)
+  local values = {}
+  for i, name in ipairs(BEAT) do values[i] = beat[name] or '' end
+  redis.call('HSET', BEATS, schedule, table.concat(values, ';'))
+end
+
+local function occurrence(schedule, nominal)
+  return schedule .. '@' .. nominal
+end
+
+-- The schedule and the nominal time that an id names; nil for any other id.
+local function named_by(id)
+  return string.match(id, '^(.+)@(%d+)$')
+end
+
+-- Take the nominal time after `nominal` off the list, or count it; nil when there is none,
+-- or when it is not known yet.
+local function following(beat, nominal)
+  local after
+  if beat.every ~= '' then
+    after = tonumber(nominal) + tonumber(beat.every)
+  else
+    repeat
+      local first, rest = string.match(beat.ahead, '^(%d+),?(.*)$')
+      if not first then return nil end
+      beat.ahead = rest
+      after = tonumber(first)
+    until after > tonumber(nominal)
+  end
+  if beat.stop ~= '' and after > tonumber(beat.stop) then
+    beat.left = '0'
+    return nil
+  end
+  return after
+end
+
+-- More may follow than is known.
+local function open_ended(beat)
+  return beat.every == '' and beat.final ~= '1' and beat.left ~= '0'
+end
+
+-- Spread over the jitter, the same for the same nominal time whoever asks.
+local function spread(schedule, beat, nominal)
+  local width = tonumber(beat.jitter) or 0
+  if width == 0 then return 0 end
+  local mixed = nominal % 2147483647
+  for i = 1, #schedule do mixed = (mixed * 31 + string.byte(schedule, i)) % 2147483647 end
+  return (mixed * 48271) % 2147483647 % (width + 1)
+end
+
+-- Put the pending occurrence into the sorted set of truth.
+local function put(schedule, beat)
+  local plan = redis.call('HGET', PLANS, schedule)
+  if beat.next ~= '' and plan then
+    local max_retries, payload = string.match(plan, '^(%d+)|()')
+    local nominal = tonumber(beat.next)
+    local id = occurrence(schedule, beat.next)
+    redis.call('ZADD', DUE, digits(nominal + spread(schedule, beat, nominal)), id)
+    redis.call('HSET', BODY, id,
+      ',' .. max_retries .. ',s' .. beat.next .. ',0|' .. string.sub(plan, payload))
+  end
+end
+
+-- Go on from the pending occurrence to the next, having spent one of those that are left.
+local function advance(schedule, beat, after)
+  if beat.left ~= '' then beat.left = digits(math.max(0, tonumber(beat.left) - 1)) end
+  beat.next = after and beat.left ~= '0' and digits(after) or ''
+  put(schedule, beat)
+  write_beat(schedule, beat)
+end
+
+-- Decide about an occurrence that is due: true and how many it stands for besides itself
+-- when it may start now, false when it was moved or dropped.
+local function meet(id)
+  local schedule, nominal = named_by(id)
+  local beat = schedule and read_beat(schedule)
+  if not beat or beat.next ~= nominal then return true, 0 end
+
+  local runs = beat.running ~= '' and
+    redis.call('ZSCORE', DUE, occurrence(schedule, beat.running))
+  if runs and beat.overlap == 'q' then
+    -- Until that one has ended; and should its node die, until then.
+    redis.call('ZADD', DUE, digits(math.max(tonumber(runs), NOW) + REMIND), id)
+    return false
+  end
+
+  local latest, missed = tonumber(nominal), tonumber(beat.gap) or 0
+  local after = following(beat, latest)
+  local behind = runs and beat.overlap == 's' or beat.misfire ~= 'a'
+  if beat.every == '' then
+    while behind and after and after <= NOW do
+      missed = missed + 1
+      latest = after
+      after = following(beat, latest)
+    end
+    if not after and open_ended(beat) then
+      -- What follows is not known: until somebody has brought more.
+      redis.call('ZADD', DUE, digits(NOW + REMIND), id)
+      return false
+    end
+  elseif after and after <= NOW then
+    local every = tonumber(beat.every)
+    local over = math.floor((NOW - latest) / every)
+    if not behind then over = math.max(0, over - MOST_BEHIND) end
+    if behind or over > 0 then
+      missed = over
+      latest = latest + over * every
+      after = following(beat, latest)
+    end
+  end
+  beat.gap = ''
+
+  if runs and beat.overlap == 's' then
+    remove(id)
+    count('skipped', missed + 1)
+    advance(schedule, beat, after)
+    return false
+  end
+  if beat.misfire == 's' and missed > 0 then
+    -- Those whose successor is due as well are dropped; the latest is merely late.
+    remove(id)
+    count('skipped', missed)
+    if beat.every == '' and after then
+      beat.ahead = digits(after) .. (beat.ahead ~= '' and ',' .. beat.ahead or '')
+    end
+    beat.next = digits(latest)
+    put(schedule, beat)
+    write_beat(schedule, beat)
+    return false
+  end
+  count('coalesced', missed)
+  beat.last, beat.running = nominal, nominal
+  advance(schedule, beat, after)
+  return true, missed
+end
+
+-- An occurrence has ended, well or not: the next, if it was kept waiting, may start.
+local function ended(id)
+  local schedule, nominal = named_by(id)
+  local beat = schedule and read_beat(schedule)
+  if not beat or beat.running ~= nominal then return end
+  beat.running = ''
+  write_beat(schedule, beat)
+  if beat.next ~= '' and tonumber(beat.next) <= NOW then
+    redis.call('ZADD', DUE, 'XX', digits(NOW), occurrence(schedule, beat.next))
+  end
+end
+
+local function is_short(schedule)
+  local beat = read_beat(schedule)
+  if not beat or not open_ended(beat) then return false end
+  local _, commas = string.gsub(beat.ahead, ',', '')
+  return commas < SHORT
+end

@@ -1,0 +1,34 @@
+-- Bring a schedule more nominal times, unless somebody else has meanwhile.
+--
+-- Uses      guard rouse events plan
+--
+-- ARGV[3]   schedule
+-- ARGV[4]   the beat's fingerprint, and
+-- ARGV[5]   the last nominal time that was known, from which these go on
+-- ARGV[6]   nominal times, joined by ','
+-- ARGV[7]   how many before these are over and were left out
+-- ARGV[8]   1 when no more than these will follow, else ''
+--
+-- Returns   1 when they were taken
+local wrong = guard(DUE, BODY, SYS, PLANS, BEATS, ROSTER, PROMISE)
+if wrong then return wrong end
+
+local schedule = ARGV[3]
+local beat = read_beat(schedule)
+if not beat or beat.print ~= ARGV[4] then return 0 end
+local known = string.match(beat.ahead, '(%d+)$') or beat.next
+if known ~= ARGV[5] then return 0 end
+if beat.ahead == '' then
+  beat.ahead = ARGV[6]
+elseif ARGV[6] ~= '' then
+  beat.ahead = beat.ahead .. ',' .. ARGV[6]
+end
+beat.gap = digits((tonumber(beat.gap) or 0) + tonumber(ARGV[7]))
+beat.final = ARGV[8]
+write_beat(schedule, beat)
+if beat.next ~= '' and tonumber(beat.next) <= NOW then
+  -- It may have been waiting for this.
+  redis.call('ZADD', DUE, 'XX', digits(NOW), occurrence(schedule, beat.next))
+  rouse(first_due(), 1)
+end
+return 1

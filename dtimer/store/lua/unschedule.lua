@@ -1,0 +1,22 @@
+-- End a schedule. What is in flight of it runs on.
+--
+-- Uses      guard memo events plan
+--
+-- ARGV[3]   schedule
+--
+-- Returns   1, or 0 when there is no such schedule
+local done, stale = recall()
+if stale then return stale end
+if done then return done end
+local wrong = guard(DUE, BODY, LEASE, TRIES, SYS, DEFS, PLANS, BEATS)
+if wrong then return wrong end
+
+local beat = read_beat(ARGV[3])
+if beat then
+  if beat.next ~= '' then remove(occurrence(ARGV[3], beat.next)) end
+  redis.call('HDEL', DEFS, ARGV[3])
+  redis.call('HDEL', PLANS, ARGV[3])
+  redis.call('HDEL', BEATS, ARGV[3])
+end
+remember(beat and '1' or '0')
+return beat and '1' or '0'
