@@ -43,15 +43,18 @@ def duration_us(value: Duration, name: str) -> int:
             f"{name} must be a number of milliseconds or a timedelta, not {value!r}"
             f" ({type(value).__name__})"
         )
-    elif not math.isfinite(value):
-        raise OptionError(f"{name} must be finite, not {value!r}")
-    elif value > LONGEST_US // 1000:
-        raise OptionError(f"{name} is {value!r} ms, which is beyond 100 years; is the unit right?")
     else:
-        us = math.ceil(value * 1000)
-    if us > LONGEST_US:
-        raise OptionError(f"{name} is {value!r}, which is beyond 100 years; is the unit right?")
+        us = _ceil(value, name)
+    if abs(us) > LONGEST_US:
+        raise OptionError(f"{name} is {us / 1000:g} ms, beyond 100 years; is the unit right?")
     return us
+
+
+def _ceil(ms: float, name: str) -> int:
+    # Not isfinite, which cannot take a whole number of four hundred digits.
+    if not abs(ms) < 10**17:
+        raise OptionError(f"{name} must be finite, a number of milliseconds within all bounds")
+    return math.ceil(ms * 1000)
 
 
 def moment_us(value: Moment, name: str) -> int:
@@ -73,10 +76,8 @@ def moment_us(value: Moment, name: str) -> int:
             f"{name} must be an aware datetime or milliseconds since the epoch, not {value!r}"
             f" ({type(value).__name__})"
         )
-    elif not math.isfinite(value):
-        raise OptionError(f"{name} must be finite, not {value!r}")
     else:
-        us = math.ceil(value * 1000)
+        us = _ceil(value, name)
     if us > LATEST_US:
         raise OptionError(
             f"{name} is {value!r}, which is beyond the year 2223; milliseconds since the epoch"

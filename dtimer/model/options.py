@@ -63,7 +63,8 @@ DEFAULTS: dict[str, Any] = {
     "auto_confirm": True,
     # How late an event may be when every wake is lost.
     "poll_interval": 1_000,
-    # The deadline of any one call, tries and all.
+    # The deadline of any one call, tries and all. At most 30 s: the scripts remember what
+    # was done for a minute, so that it is not done twice.
     "timeout": 2_000,
     # A handler that runs longer than this stops renewing its lease. None: never.
     "max_run": None,
@@ -135,7 +136,7 @@ def validate(given: dict[str, Any]) -> Options:
         lease=_time(v["lease"], "lease", 100, _DAY_MS),
         auto_confirm=_flag(v["auto_confirm"], "auto_confirm"),
         poll_interval=_time(v["poll_interval"], "poll_interval", 10, 3_600_000),
-        timeout=_time(v["timeout"], "timeout", 50, 600_000),
+        timeout=_time(v["timeout"], "timeout", 50, 30_000),
         max_run=None if v["max_run"] is None else _time(v["max_run"], "max_run", 1, 30 * _DAY_MS),
         max_payload=check_count(v["max_payload"], "max_payload", 2, 64 * 1024 * 1024),
         dead_limit=check_count(v["dead_limit"], "dead_limit", 0, 10_000_000),

@@ -35,7 +35,8 @@ def _check(payload: Mapping[str, Any]) -> None:
     level: list[Any] = [payload]
     for _ in range(DEEPEST):
         deeper: list[Any] = []
-        for container in level:
+        # Each container once a level: one that is shared may be met very often.
+        for container in {id(c): c for c in level}.values():
             if isinstance(container, dict):
                 for key in container:
                     if not isinstance(key, str):

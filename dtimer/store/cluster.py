@@ -49,7 +49,7 @@ class ClusterSource:
         def connect() -> Any:
             cluster = self._cluster()
             node = cluster.get_node_from_key(keys.due)
-            pool = cluster.get_redis_connection(node).connection_pool
+            pool = getattr(cluster, f"get_{self._library}_connection")(node).connection_pool
             return pool.connection_class(
                 **settings(pool.connection_kwargs, self._library, self._timeout)
             )

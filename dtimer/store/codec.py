@@ -15,13 +15,22 @@ from dtimer.model.recurrence import Schedule, definition_from_json
 
 # <expires µs or nothing>,<max_retries>, of an occurrence s<nominal µs>,<missed> too, and
 # for what later versions may add, more fields.
-_BODY = re.compile(rb"(\d*),(\d+)(?:,s(\d+),(\d+))?(?:,[^|]*)?\|")
-_LETTER = re.compile(rb"(\d+),(\w+),(\d+)\|")
+# Numbers are bounded, because what a stranger has written there may be endless.
+_BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(?:,[^|]*)?\|")
+_LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
 
 
 def text(raw: bytes) -> str:
-    """Decode an id or a text; what is not UTF-8 is somebody else's, and is shown escaped."""
-    return raw.decode(errors="backslashreplace")
+    """Decode an id or a text; what is not UTF-8 is somebody else's, and goes back as it came."""
+    return raw.decode(errors="surrogateescape")
+
+
+def whole(raw: bytes) -> int:
+    """Read a number, a score say; what is none is somebody else's, and shown as 0."""
+    try:
+        return int(float(raw))
+    except (ValueError, OverflowError):
+        return 0
 
 
 def read_payload(raw: bytes | None) -> dict[str, Any] | None:
@@ -109,11 +118,11 @@ def read_record(id: str, reply: Sequence[Any]) -> Record | None:
     """Read the reply of a peek."""
     if not reply:
         return None
-    state, due, attempt, raw = State(text(reply[0])), int(float(reply[1])), reply[2], reply[3]
+    state, due, attempt, raw = State(text(reply[0])), whole(reply[1]), reply[2], reply[3]
     if state is State.DEAD:
         letter = read_letter(id, due, raw)
         return Record(id, letter.event, letter.died, state, letter.attempt)
-    return Record(id, read_payload(raw), due / 1000, state, int(attempt))
+    return Record(id, read_payload(raw), due / 1000, state, whole(attempt))
 
 
 def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
@@ -131,7 +140,7 @@ def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
         misfire=definition.misfire,
         overlap=definition.overlap,
         jitter=definition.jitter / 1000,
-        due=int(float(reply[3])) / 1000 if reply[3] else None,
+        due=whole(reply[3]) / 1000 if reply[3] else None,
         last=int(beat["last"]) / 1000 if beat["last"] else None,
         left=int(beat["left"]) if beat["left"] else None,
         paused=beat["paused"] == "1",
@@ -147,6 +156,12 @@ _BEAT = (
 def read_beat(raw: bytes) -> dict[str, str]:
     """Read where a schedule stands: the fields that lua/parts/plan.lua lists."""
     return dict(zip(_BEAT, text(raw).split(";"), strict=False))
+
+
+def read_scheduled(id: str, due: bytes, tries: bytes, body: bytes) -> Record:
+    """Read one event of a walk through the scheduled."""
+    due_ms, attempt = whole(due) / 1000, whole(tries)
+    return Record(id, read_payload(body), due_ms, State.SCHEDULED, attempt)
 
 
 def read_letter(id: str, died_us: int, raw: bytes) -> DeadLetter:

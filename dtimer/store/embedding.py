@@ -47,7 +47,7 @@ class EmbeddedSource:
 
     def wire(self, keys: Keys) -> Wire:
         """See `Source.wire`."""
-        return Wire(self._connect, Packer(keys))
+        return Wire(lambda: self._attached().timed(), Packer(keys))
 
     def ear(self, keys: Keys, channels: Sequence[str]) -> Ear:
         """See `Source.ear`."""

@@ -10,6 +10,7 @@ errors are no ``RedisError`` at all.
 from __future__ import annotations
 
 import enum
+import re
 
 from dtimer.errors import DTimerError, NamespaceCorrupt, ScriptError, StoreError
 
@@ -34,6 +35,7 @@ _TOPOLOGY = {
     "ClusterDownError",
     "ClusterError",
     "RedisClusterException",
+    "ValkeyClusterException",
     "SlotNotCoveredError",
 }
 _CONFIGURATION = {
@@ -43,8 +45,23 @@ _CONFIGURATION = {
     "NoPermissionError",
     "InvalidPasswordError",
 }
+_CONFIGURATION_PREFIXES = ("NOPERM", "NOAUTH", "WRONGPASS", "Protocol error: unauthenticated")
 _TOPOLOGY_PREFIXES = ("READONLY", "MOVED", "ASK ", "TRYAGAIN", "MASTERDOWN", "CLUSTERDOWN")
 _PASSING_PREFIXES = ("LOADING", "BUSY ", "UNBLOCKED", "max number of clients")
+
+
+# How a server reports what a command within a script was refused for: Redis 6.2, and 7.
+_WITHIN = re.compile(
+    r"(?:rror running script|user_script|script: ).*?-?\b"
+    r"(READONLY|MISCONF|NOREPLICAS|OOM|NOPERM|MASTERDOWN|LOADING|CLUSTERDOWN)\b"
+)
+
+
+def message(error: BaseException) -> str:
+    """Return what the server said, the refused command's words where a script ran into them."""
+    text = str(error)
+    within = _WITHIN.search(text)
+    return text[within.start(1) :] if within else text
 
 
 def names(error: BaseException) -> set[str]:
@@ -54,10 +71,10 @@ def names(error: BaseException) -> set[str]:
 
 def fate(error: BaseException, sent: bool) -> Fate:
     """Judge *error*, which came after the command was *sent*, or before."""
-    classes, text = names(error), str(error)
+    classes, text = names(error), message(error)
     if "NoScriptError" in classes or text.startswith("NOSCRIPT"):
         return Fate.NO_SCRIPT
-    if classes & _CONFIGURATION:
+    if slow(error):
         return Fate.REFUSED
     if classes & _TOPOLOGY or text.startswith(_TOPOLOGY_PREFIXES):
         return Fate.RECONNECT
@@ -72,23 +89,31 @@ def fate(error: BaseException, sent: bool) -> Fate:
 
 def slow(error: BaseException | None) -> bool:
     """Tell whether *error* needs a person: trying again soon would only hammer the server."""
-    return error is not None and bool(names(error) & _CONFIGURATION)
+    if error is None:
+        return False
+    refused = message(error).startswith(_CONFIGURATION_PREFIXES)
+    return refused or bool(names(error) & _CONFIGURATION)
+
+
+def before_the_script(error: BaseException) -> bool:
+    """Tell whether *error* came before our script could look whether it had run already."""
+    return slow(error)
 
 
 def translate(error: BaseException, doing: str) -> StoreError:
     """Make the error of our tree that says what the server refused."""
-    text = str(error)
+    text = message(error)
     if isinstance(error, StoreError):
         return error
     if text.startswith("DTCORRUPT "):
         return NamespaceCorrupt(text.removeprefix("DTCORRUPT "))
     if "WRONGTYPE" in text:
         return NamespaceCorrupt(f"a key of the namespace holds a foreign type ({doing}: {text})")
-    if names(error) & _CONFIGURATION:
+    if slow(error):
         return StoreError(f"Redis refuses this client ({doing}): {text}")
     if "ResponseError" not in names(error) or text.startswith(("OOM", "MISCONF", "NOREPLICAS")):
         return StoreError(f"Redis refused to {doing}: {text}")
-    if text.startswith("-OOM") or "command not allowed when used memory" in text:
+    if "command not allowed when used memory" in text:
         return StoreError(f"Redis is out of memory and refused to {doing}: {text}")
     if "DTSTALE" in text or "user_script" in text or "Error running script" in text:
         return ScriptError(f"a script failed ({doing}): {text}; please report this")

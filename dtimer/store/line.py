@@ -19,7 +19,7 @@ from typing import Any
 from dtimer.errors import OutcomeUnknown, StoreError
 from dtimer.model.names import incarnation
 from dtimer.store.connect import Source
-from dtimer.store.faults import Fate, fate, translate
+from dtimer.store.faults import Fate, before_the_script, fate, translate
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import Script, load
 from dtimer.store.wire import Argument, ClusterWire, Wire
@@ -28,7 +28,11 @@ from dtimer.store.wire import Argument, ClusterWire, Wire
 TRIES = 3
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
-_IDLE_LANES = 4
+# As many as there may be callers at a time; a new lane costs a connection and a memo.
+_IDLE_LANES = 64
+
+#: Verbs that change nothing: where no reply comes there is nothing to be unsure of.
+READS = {"peek", "upcoming", "dead", "nodes", "stats", "schedule", "schedules"}
 
 
 @dataclass(slots=True)
@@ -79,7 +83,11 @@ class Line:
                 return
         lane.wire.close()
 
-    def call(self, verb: str, *arguments: Argument, named: bool = False) -> Any:
+    def deadline(self) -> float:
+        """Return the deadline of a call that begins now, on the monotonic clock."""
+        return time.monotonic() + self._timeout
+
+    def call(self, verb: str, *arguments: Argument, deadline: float, named: bool = False) -> Any:
         """
         Run the script of *verb* and return its reply, trying again until the deadline.
 
@@ -92,7 +100,9 @@ class Line:
         """
         lane = self._take()
         try:
-            return self._until(lane, load(verb), arguments, lane.next() if named else "")
+            return self._until(
+                deadline, lane, load(verb), [lane.next() if named else "", *arguments]
+            )
         finally:
             self._give(lane)
 
@@ -108,7 +118,8 @@ class Line:
         """
         lane = self._take()
         try:
-            return self._run(lane.wire, load(verb), [self._time(), op, *arguments])
+            until = time.monotonic() + self._timeout / TRIES
+            return self._run(lane.wire, load(verb), [self._time(), op, *arguments], until)
         except Exception as e:
             if fate(e, lane.wire.sent) is Fate.RECONNECT:
                 lane.wire.close()
@@ -120,34 +131,38 @@ class Line:
         return "" if self._now is None else str(self._now())
 
     @staticmethod
-    def _run(wire: Wire | ClusterWire, script: Script, arguments: Sequence[Argument]) -> Any:
+    def _run(
+        wire: Wire | ClusterWire, script: Script, arguments: Sequence[Argument], until: float
+    ) -> Any:
         try:
-            return wire.run(script, arguments)
+            return wire.run(script, arguments, until)
         except Exception as e:
             if fate(e, wire.sent) is not Fate.NO_SCRIPT:
                 raise
         # Nothing ran: a server that was restarted, promoted, or told SCRIPT FLUSH.
-        return wire.run(script, arguments, whole=True)
+        return wire.run(script, arguments, until, whole=True)
 
-    def _until(self, lane: Lane, script: Script, arguments: Sequence[Argument], op: str) -> Any:
-        start = time.monotonic()
-        deadline = start + self._timeout
+    def _until(
+        self, deadline: float, lane: Lane, script: Script, arguments: Sequence[Argument]
+    ) -> Any:
         perhaps = False
         pause = _FIRST_PAUSE
+        one_try = self._timeout / TRIES
         while True:
+            until = min(deadline, time.monotonic() + one_try)
             try:
-                return self._run(lane.wire, script, [self._time(), op, *arguments])
+                return self._run(lane.wire, script, [self._time(), *arguments], until)
             except Exception as e:
                 what = fate(e, lane.wire.sent)
-                if what is Fate.REFUSED:
+                if what is Fate.REFUSED and not (perhaps and before_the_script(e)):
                     raise translate(e, script.name) from e
                 if what is Fate.RECONNECT:
                     lane.wire.close()
-                perhaps = perhaps or what is Fate.UNKNOWN
+                perhaps = perhaps or (what is Fate.UNKNOWN and script.name not in READS)
                 left = deadline - time.monotonic()
-                if left < pause + self._timeout / TRIES / 2:
-                    raise self._gave_up(script.name, e, perhaps and bool(op)) from e
-            # Full jitter, so that callers who failed together do not return together.
+                if what is Fate.REFUSED or left < pause + one_try / 2:
+                    raise self._gave_up(script.name, e, perhaps) from e
+            # Jitter, so that callers who failed together do not return together.
             time.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 2, _LONGEST_PAUSE)
 

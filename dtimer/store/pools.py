@@ -8,12 +8,14 @@ text.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from collections.abc import Sequence
 from typing import Any
 
 from dtimer.errors import OptionError
+from dtimer.store.deadline import with_deadline
 from dtimer.store.ear import Ear
 from dtimer.store.keys import Keys
 from dtimer.store.wire import Packer, Wire
@@ -74,6 +76,25 @@ def settings(given: dict[str, Any], root: str, timeout: float) -> dict[str, Any]
     }
 
 
+def _sentinel_pool(pool: Any, root: str, timeout: float) -> Any:
+    """Return a pool that asks the same Sentinels, by clients that wait no longer than ours."""
+    manager = copy.copy(pool.sentinel_manager)
+    manager.sentinels = []
+    for sentinel in pool.sentinel_manager.sentinels:
+        theirs = sentinel.connection_pool
+        ours = type(theirs)(
+            connection_class=theirs.connection_class,
+            **settings(theirs.connection_kwargs, root, timeout),
+        )
+        manager.sentinels.append(type(sentinel)(connection_pool=ours))
+    return type(pool)(
+        pool.service_name,
+        manager,
+        is_master=pool.is_master,
+        check_connection=pool.check_connection,
+    )
+
+
 class PoolSource:
     """Connections like those of a client with a pool: standalone, Sentinel, unix, fake."""
 
@@ -81,19 +102,27 @@ class PoolSource:
         pool = client.connection_pool
         if inspect.iscoroutinefunction(pool.connection_class.connect):
             raise OptionError(f"pub must be a synchronous client, not {type(client).__module__}'s")
+        root = library(client)
         self._class = pool.connection_class
-        self._settings = settings(pool.connection_kwargs, library(client), timeout)
-        # A Sentinel connection asks the pool of the client where the master is, and the
-        # pool must live for that. The client must too: its end would close the pool.
+        self._settings = settings(pool.connection_kwargs, root, timeout)
+        if hasattr(pool, "sentinel_manager"):
+            # Its connections ask this pool where the master is; it must live for that.
+            self._pool = _sentinel_pool(pool, root, timeout)
+            self._settings["connection_pool"] = self._pool.connection_kwargs["connection_pool"]
+        # The end of the client would close what it shares with us, such as credentials.
         self._client = client
 
     def connect(self) -> Any:
         """Return a connection of the library, not connected yet."""
         return self._class(**self._settings)
 
+    def timed(self) -> Any:
+        """Return a connection that keeps a deadline, not connected yet."""
+        return with_deadline(self._class)(**self._settings)
+
     def wire(self, keys: Keys) -> Wire:
         """See `Source.wire`."""
-        return Wire(self.connect, Packer(keys))
+        return Wire(self.timed, Packer(keys))
 
     def ear(self, keys: Keys, channels: Sequence[str]) -> Ear:
         """See `Source.ear`."""

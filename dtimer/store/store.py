@@ -8,31 +8,17 @@ when it may have been done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dtimer.errors import EventExists, NamespaceCorrupt
+from dtimer.errors import EventExists
 from dtimer.model.claims import Result, Settlement, Turn, TurnRequest
-from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, State, Stats
-from dtimer.model.recurrence import (
-    AHEAD,
-    MISFIRES,
-    OVERLAPS,
-    Definition,
-    Schedule,
-    ahead,
-    ahead_of,
-    definition_from_json,
-)
-from dtimer.store import codec, faults
-from dtimer.store.connect import Source
+from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, Stats
+from dtimer.store import codec
 from dtimer.store.ear import Ear
-from dtimer.store.keys import Keys
-from dtimer.store.line import Line
+from dtimer.store.plans import Plans
 from dtimer.store.scripts import load
-
-SCHEMA = "1"
 
 #: A node that has not asked for this long is forgotten.
 SILENT_US = 60_000_000
@@ -53,46 +39,8 @@ class Entry:
     rest: str
 
 
-class Store:
+class Store(Plans):
     """The state of one namespace, on one Redis."""
-
-    def __init__(
-        self,
-        source: Source,
-        ns: str,
-        *,
-        timeout: float,
-        ears: Source | None = None,
-        now: Callable[[], int] | None = None,
-    ) -> None:
-        self.keys = Keys.of(ns)
-        self._source = source
-        self._ears = ears or source
-        self._line = Line(source, self.keys, timeout, now)
-        self._now = now
-        self._opened = False
-
-    def open(self) -> None:
-        """
-        Make sure that the namespace is ours.
-
-        Raises:
-            NamespaceCorrupt: a foreign type under one of our keys, or a schema version
-                that this version of dtimer does not know.
-        """
-        if self._opened:
-            return
-        _, version = self._line.call("open", SCHEMA)
-        if codec.text(version) != SCHEMA:
-            raise NamespaceCorrupt(
-                f"the namespace has the schema version {codec.text(version)}, and this dtimer"
-                f" knows version {SCHEMA}: upgrade it"
-            )
-        self._opened = True
-
-    def _call(self, verb: str, *arguments: str, named: bool = False) -> Any:
-        self.open()
-        return self._line.call(verb, *arguments, named=named)
 
     # Posting
 
@@ -180,79 +128,6 @@ class Store:
         """Return the node's subscription, not opened yet."""
         return self._ears.ear(self.keys, (self.keys.wake(incarnation), self.keys.echo(incarnation)))
 
-    # Recurring events
-
-    def declare(self, definition: Definition) -> str:
-        """Declare a schedule; return ``new``, ``changed`` or ``same``."""
-        d = definition
-        first, times = "", list[int]()
-        if d.every is None:
-            standing = self._call("schedule", d.id)
-            last = codec.read_beat(standing[2])["last"] if standing else ""
-            # A start by the clock of this machine is only where the list begins: what is
-            # over by the server's clock is a misfire.
-            after = int(last or 0) or self.server_now()
-            times = ahead(d, after)
-        else:
-            first = f"+{d.every}" if d.start is None else str(d.start)
-        arguments = (
-            d.id,
-            d.fingerprint,
-            d.to_json(),
-            f"{d.max_retries}|{d.payload}",
-            "" if d.every is None else str(d.every),
-            MISFIRES[d.misfire],
-            OVERLAPS[d.overlap],
-            str(d.jitter),
-            first,
-            "" if d.stop is None else str(d.stop),
-            "" if d.count is None else str(d.count),
-            ",".join(map(str, times)),
-            "1" if d.every is None and len(times) < AHEAD else "",
-        )
-        return codec.text(self._call("declare", *arguments, named=True))
-
-    def server_now(self) -> int:
-        """Return the time of the server, in µs."""
-        return int(self._line.call("open", SCHEMA)[0])
-
-    def supply(self, id: str) -> bool:
-        """Bring a cron schedule more nominal times; True when they were taken."""
-        standing = self._call("schedule", id)
-        if not standing:
-            return False
-        definition = definition_from_json(id, standing[0], standing[1])
-        beat = codec.read_beat(standing[2])
-        known = beat["ahead"].rpartition(",")[2] or beat["next"]
-        if not known:
-            return False
-        now = self.server_now() if definition.misfire != "all" else 0
-        gap, times = ahead_of(definition, int(known), now)
-        arguments = (",".join(map(str, times)), str(gap), "" if len(times) >= AHEAD else "1")
-        return bool(self._call("supply", id, beat["print"], known, *arguments) == 1)
-
-    def schedule(self, id: str) -> Schedule | None:
-        """Look at one schedule."""
-        return codec.read_schedule(id, self._call("schedule", id))
-
-    def schedules(self) -> Iterator[Schedule]:
-        """Walk the schedules, by name."""
-        for id in sorted(codec.text(name) for name in self._call("schedules")):
-            if (schedule := self.schedule(id)) is not None:
-                yield schedule
-
-    def unschedule(self, id: str) -> bool:
-        """See `DTimer.unschedule`."""
-        return bool(self._call("unschedule", id, named=True) == b"1")
-
-    def suspend(self, id: str, *, on: bool) -> bool:
-        """Pause or resume one schedule; return whether that changed anything."""
-        return bool(self._call("suspend", id, "1" if on else "0"))
-
-    def run_now(self, id: str) -> str | None:
-        """See `DTimer.run_now`."""
-        return codec.text(self._call("run_now", id, named=True)) or None
-
     # Control
 
     def cancel(self, id: str) -> Cancelled:
@@ -281,12 +156,11 @@ class Store:
             else:
                 before = seen
             for i in range(0, len(flat), 4):
-                id, due = codec.text(flat[i]), int(float(flat[i + 1]))
+                id, due = codec.text(flat[i]), codec.text(flat[i + 1])
                 if id not in before:
-                    if str(due) == score:
+                    if due == score:
                         seen.add(id)
-                    event = codec.read_payload(flat[i + 3])
-                    yield Record(id, event, due / 1000, State.SCHEDULED, int(flat[i + 2]))
+                    yield codec.read_scheduled(id, *flat[i + 1 : i + 4])
             if not last:
                 return
 
@@ -297,12 +171,12 @@ class Store:
         while True:
             flat = self._call("dead", str(_PAGE), last, score)
             for i in range(0, len(flat), 3):
-                last, died = codec.text(flat[i]), int(float(flat[i + 1]))
-                if str(died) != score:
-                    score, seen = str(died), set()
+                last, died = codec.text(flat[i]), codec.text(flat[i + 1])
+                if died != score:
+                    score, seen = died, set()
                 if last not in seen:
                     seen.add(last)
-                    yield codec.read_letter(last, died, flat[i + 2])
+                    yield codec.read_letter(last, codec.whole(flat[i + 1]), flat[i + 2])
             if len(flat) < 3 * _PAGE:
                 return
 
@@ -311,15 +185,24 @@ class Store:
         return bool(self._call("revive", id, named=True) == b"1")
 
     def trim(self, limit: int, age_us: int) -> int:
-        """Drop the dead letters beyond *limit* or older than *age_us* (-1: of any age)."""
+        """
+        Drop some of the dead letters beyond *limit* or older than *age_us* (-1: of any age).
+
+        Returns:
+            How many were dropped: ask again while it is not 0.
+        """
+        return int(self._call("trim", str(limit), str(age_us), named=True))
+
+    def purge(self) -> int:
+        """Drop all dead letters; return how many."""
         total = 0
-        while dropped := int(self._call("trim", str(limit), str(age_us))):
+        while dropped := self.trim(0, -1):
             total += dropped
         return total
 
     def pause(self, *, on: bool) -> bool:
         """Pause or resume the namespace; return whether that changed anything."""
-        return bool(self._call("pause", "1" if on else "0"))
+        return bool(self._call("pause", "1" if on else "0", named=True) == b"1")
 
     def stats(self) -> Stats:
         """See `DTimer.stats`."""
@@ -335,46 +218,12 @@ class Store:
             dead=int(dead),
             nodes=int(nodes),
             paused=paused == b"1",
-            totals={codec.text(totals[i]): int(totals[i + 1]) for i in range(0, len(totals), 2)},
+            totals={
+                codec.text(totals[i]): codec.whole(totals[i + 1]) for i in range(0, len(totals), 2)
+            },
         )
 
     def nodes(self) -> list[NodeInfo]:
         """See `DTimer.nodes`."""
         flat = self._call("nodes", str(SILENT_US))
         return [codec.read_node(*flat[i : i + 4]) for i in range(0, len(flat), 4)]
-
-    def about_server(self) -> dict[str, str]:
-        """Return what INFO says; empty where the server does not, or may not, say."""
-        try:
-            raw = self._source.command("INFO")
-        except Exception:
-            # The warnings that this serves are worth no failure: an emulation has no
-            # INFO, and a careful ACL forbids it.
-            return {}
-        lines = codec.text(raw).splitlines() if isinstance(raw, bytes) else []
-        return dict(line.split(":", 1) for line in lines if ":" in line)
-
-    # Life and death
-
-    def close(self) -> None:
-        """Drop the connections. A later call makes new ones."""
-        self._line.close()
-
-    def release(self) -> None:
-        """Drop the connections, and with them the hold on an embedded server."""
-        self._line.close()
-        self._source.close()
-        if self._ears is not self._source:
-            self._ears.close()
-
-    def after_fork(self) -> None:
-        """Start anew in a forked child."""
-        self._line.after_fork()
-        self._source.after_fork()
-        if self._ears is not self._source:
-            self._ears.after_fork()
-
-    @staticmethod
-    def slow(error: BaseException | None) -> bool:
-        """Tell whether *error* is one that only a person can mend."""
-        return faults.slow(error)

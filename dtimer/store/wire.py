@@ -10,10 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dtimer.store.deadline import set_deadline
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import Script
 
 Argument = str | bytes
+
+
+def _raw(text: str) -> bytes:
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        # The words of an error may quote a payload's lone surrogates.
+        return text.encode(errors="backslashreplace")
 
 
 def _bulk(value: bytes) -> bytes:
@@ -37,7 +46,7 @@ class Packer:
             self._heads[script.name, whole] = head
         pieces = [b"*%d\r\n" % (3 + self._count + len(arguments)), head]
         for argument in arguments:
-            raw = argument.encode() if isinstance(argument, str) else argument
+            raw = _raw(argument) if isinstance(argument, str) else argument
             pieces.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
         return b"".join(pieces)
 
@@ -55,9 +64,13 @@ class Wire:
         self._connection: Any = None
         self.sent = False
 
-    def run(self, script: Script, arguments: Sequence[Argument], *, whole: bool = False) -> Any:
+    def run(
+        self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
+    ) -> Any:
         """
         Run *script* and return its reply, byte strings undecoded.
+
+        Ends at the moment *until* on the monotonic clock, however slowly bytes arrive.
 
         Whatever the library raises passes through; ``sent`` then tells whether the
         command may have reached the server. After anything but an error reply of the
@@ -69,7 +82,10 @@ class Wire:
         try:
             if self._connection is None:
                 self._connection = self._make()
+                set_deadline(self._connection, until)
                 self._connection.connect()
+            else:
+                set_deadline(self._connection, until)
             self.sent = True
             self._connection.send_packed_command([packed], check_health=False)
             reply = self._connection.read_response(disable_decoding=True)
@@ -97,13 +113,21 @@ class ClusterWire:
         self._keys = keys
         self.sent = False
 
-    def run(self, script: Script, arguments: Sequence[Argument], *, whole: bool = False) -> Any:
-        """Run *script* where its keys are. See `Wire.run`."""
+    def run(
+        self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
+    ) -> Any:
+        """Run *script* where its keys are. The client's time-outs bound it, and not *until*."""
+        del until
         self.sent = True
         verb, text = ("EVAL", script.source) if whole else ("EVALSHA", script.sha)
-        return self._client.execute_command(
-            verb, text, len(self._keys), *self._keys, *arguments, NEVER_DECODE=[]
-        )
+        words = [_raw(a) if isinstance(a, str) else a for a in arguments]
+        try:
+            return self._client.execute_command(
+                verb, text, len(self._keys), *self._keys, *words, NEVER_DECODE=[]
+            )
+        except Exception as e:
+            self.sent = "connecting to" not in str(e)
+            raise
 
     def close(self) -> None:
         """Nothing to drop: the connections belong to the cluster client."""

@@ -168,7 +168,7 @@ class Client(Emitter):
         self._notice_fork()
         if delay is None and at is None:
             raise OptionError("reschedule needs a delay or at")
-        return self._store.reschedule(check_id(id), when(delay or 0, at))
+        return self._store.reschedule(check_id(id), when(0 if delay is None else delay, at))
 
     def peek(self, id: str) -> Record | None:
         """Look at one event, scheduled, in flight or dead; None when there is none."""
@@ -228,7 +228,7 @@ class Client(Emitter):
     def purge_dead(self) -> int:
         """Drop all dead letters; return how many."""
         self._notice_fork()
-        return self._store.trim(0, -1)
+        return self._store.purge()
 
     def pause(self) -> bool:
         """

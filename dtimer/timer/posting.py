@@ -35,7 +35,7 @@ def when(delay: Duration, at: Moment | None) -> str:
     """Write a due time as the scripts read it: ``+µs`` from now, or µs since the epoch."""
     if at is None:
         return f"+{max(0, duration_us(delay, 'delay'))}"
-    if delay != 0:
+    if delay != 0 or isinstance(delay, bool):
         raise OptionError(f"give either delay or at, not both (delay={delay!r}, at={at!r})")
     return str(max(0, moment_us(at, "at")))
 

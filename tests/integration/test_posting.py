@@ -28,7 +28,7 @@ def timer(server, namespace, clock):
 @pytest.fixture
 def nowhere():
     """A timer for whom any I/O would take long and fail."""
-    return DTimer("poster", "redis://127.0.0.1:1", timeout=600_000)
+    return DTimer("poster", "redis://127.0.0.1:1", timeout=30_000)
 
 
 BAD_POSTS = {

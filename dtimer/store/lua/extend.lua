@@ -10,6 +10,8 @@
 local wrong = guard(DUE, LEASE)
 if wrong then return wrong end
 
+-- Redis allows this when it is out of memory, and with it what follows.
+redis.call('ZREM', DUE, '')
 local ids = {}
 for i = 4, #ARGV, 2 do ids[#ids + 1] = ARGV[i] end
 local leases = redis.call('HMGET', LEASE, unpack(ids))

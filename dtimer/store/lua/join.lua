@@ -10,6 +10,8 @@
 local wrong = guard(NODES, ALIVE, ROSTER, PROMISE)
 if wrong then return wrong end
 
+-- Redis allows this when it is out of memory, and with it what follows.
+redis.call('ZREM', PROMISE, ARGV[3])
 local silent = redis.call('ZRANGEBYSCORE', ALIVE, '-inf', digits(NOW - tonumber(ARGV[5])),
   'LIMIT', 0, 200)
 if #silent > 0 then

@@ -7,5 +7,10 @@
 -- Returns   {now, version found}
 local wrong = guard(unpack(KEYS))
 if wrong then return wrong end
-redis.call('HSETNX', SYS, 'v', ARGV[3])
-return {digits(NOW), redis.call('HGET', SYS, 'v')}
+local version = redis.call('HGET', SYS, 'v')
+if not version then
+  -- Only then: a full server, or a replica, takes no writes.
+  redis.call('HSET', SYS, 'v', ARGV[3])
+  version = ARGV[3]
+end
+return {digits(NOW), version}

@@ -1,10 +1,13 @@
 -- Stop handing events out, or go on, for the whole namespace.
 --
--- Uses      guard rouse
+-- Uses      guard memo rouse
 --
 -- ARGV[3]   1 to pause, 0 to resume
 --
 -- Returns   1 when that changed something, else 0
+local done, stale = recall()
+if stale then return stale end
+if done then return done end
 local wrong = guard(SYS, ROSTER, PROMISE)
 if wrong then return wrong end
 
@@ -16,4 +19,6 @@ else
   local earliest = first_due()
   if earliest then rouse(earliest, redis.call('ZCOUNT', DUE, '-inf', digits(NOW))) end
 end
-return before == (ARGV[3] == '1') and 0 or 1
+local result = before == (ARGV[3] == '1') and '0' or '1'
+remember(result)
+return result

@@ -46,7 +46,9 @@ end
 local function pending(id)
   local score = redis.call('ZSCORE', DUE, id)
   if not score then return nil end
-  local _, _, due = parse_lease(redis.call('HGET', LEASE, id))
+  local _, _, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
+  -- One that was cancelled in flight is as good as gone: no retry of it follows.
+  if cancelled then return nil end
   return tonumber(due or score)
 end
 

@@ -16,6 +16,7 @@ local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ROSTER, PROMISE,
 if wrong then return wrong end
 
 local before = first_due()
+-- Redis allows this when it is out of memory, and with it what follows.
 redis.call('ZREM', DUE, '')
 local results = settle(5, tonumber(ARGV[3]), tonumber(ARGV[4]))
 remember(results)

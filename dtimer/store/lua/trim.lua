@@ -1,12 +1,15 @@
 -- Drop dead letters that are too many or too old, a bounded number of them a call.
 --
--- Uses      guard
+-- Uses      guard memo
 --
 -- ARGV[3]   how many may stay
 -- ARGV[4]   how old they may be, in µs; -1 for any age
 --
 -- Returns   how many were dropped: ask again while it is not 0
 local MOST = 500
+local done, stale = recall()
+if stale then return stale end
+if done then return done end
 local wrong = guard(DEAD, GRAVES)
 if wrong then return wrong end
 
@@ -22,4 +25,5 @@ if #ids > 0 then
   redis.call('ZREM', GRAVES, unpack(ids))
   redis.call('HDEL', DEAD, unpack(ids))
 end
-return #ids
+remember(digits(#ids))
+return digits(#ids)

@@ -18,16 +18,18 @@
 --   claims  id, token, attempt, due and body of each claimed event in turn
 --   buried  id and reason of each event found unfit in turn
 --   short   schedules that run out of nominal times
+local FEW, MOST_BYTES = 10, 1000000
 local node, limit, lease, flags = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local hears = string.find(flags, 'h', 1, true)
 
 local function claimed_before(result)
   -- The reply of this very turn was lost: give the same events again, those that are
   -- still under the same tokens, under a lease that starts anew.
-  local results, token, list = string.match(result, '^(%w*);(%d+);(.*)$')
-  local claims = {}
-  token = tonumber(token)
-  for id in string.gmatch(list, '[^\n]+') do
+  local results, token, ids, rest = string.match(result, '^(%w*);(%d+);(%d+);(.*)$')
+  local list, claims, buried = uncounted(rest), {}, {}
+  token, ids = tonumber(token), tonumber(ids)
+  for i = 1, ids do
+    local id = list[i]
     local held, attempt, due = parse_lease(redis.call('HGET', LEASE, id))
     if held == digits(token) then
       redis.call('ZADD', DUE, 'XX', digits(NOW + lease), id)
@@ -37,7 +39,9 @@ local function claimed_before(result)
     end
     token = token + 1
   end
-  return {digits(NOW), '0', '1', results, claims, {}, {}}
+  for i = ids + 1, #list do buried[#buried + 1] = list[i] end
+  if string.find(flags, 'e', 1, true) then tell('echo', node) end
+  return {digits(NOW), '0', '1', results, claims, buried, {}}
 end
 
 local done, stale = recall()
@@ -52,14 +56,15 @@ if busy or (earliest and earliest <= NOW) then
 end
 
 redis.call('ZREM', PROMISE, node)
-local known = redis.call('ZADD', ALIVE, digits(NOW), node) == 0
+redis.call('ZADD', ALIVE, digits(NOW), node)
+local known = redis.call('HEXISTS', NODES, node) == 1
 local results = ''
 if busy then
   results = settle(9, tonumber(ARGV[7]), tonumber(ARGV[8]))
   earliest = first_due()
 end
 if string.find(flags, 'e', 1, true) then
-  redis.call('PUBLISH', channel('echo', node), '')
+  tell('echo', node)
 end
 
 local paused = false
@@ -86,13 +91,27 @@ if earliest and earliest <= NOW then
 end
 
 local claims, buried, short, ids, taken = {}, {}, {}, {}, 0
-local first_token = 0
+local first_token, spoiled = 0, 0
 if #due > 0 then
   for i = 1, #due, 2 do ids[#ids + 1] = due[i] end
-  local bodies = redis.call('HMGET', BODY, unpack(ids))
+  -- A few at a time, and no more when it is much: large payloads take long.
+  local bodies, bytes = {}, 0
+  for first = 1, #ids, FEW do
+    local last = math.min(first + FEW - 1, #ids)
+    for i, body in ipairs(redis.call('HMGET', BODY, unpack(ids, first, last))) do
+      bodies[first + i - 1] = body
+      bytes = bytes + #(body or '')
+    end
+    if bytes > MOST_BYTES then
+      for i = #ids, last + 1, -1 do ids[i] = nil end
+      break
+    end
+  end
   local leases = redis.call('HMGET', LEASE, unpack(ids))
   local tries = redis.call('HMGET', TRIES, unpack(ids))
-  first_token = math.max(tonumber(redis.call('HGET', SYS, 'token') or '0') + 1, NOW)
+  local last_token = tonumber(redis.call('HGET', SYS, 'token') or '0') or 0
+  if last_token > 9e15 then last_token = 0 end
+  first_token = math.max(last_token + 1, NOW)
   local token = first_token
   local scores, held, tried = {}, {}, {}
   for i, id in ipairs(ids) do
@@ -100,11 +119,11 @@ if #due > 0 then
     local flags, waits = occurs and 's' or '', false
     local expires, max_retries = parse_body(bodies[i])
     local last, attempt, _, cancelled, whose, marks = parse_lease(leases[i])
-    if not last then attempt = tonumber(tries[i] or '0') or 0 end
+    if not last then attempt = tonumber(string.match(tries[i] or '', '^%d%d?%d?%d?%d?%d?%d?$')) or 0 end
     local unfit, why = nil, ''
     if not bodies[i] then
       unfit = 'payload_missing'
-    elseif not max_retries then
+    elseif not max_retries or not string.find(due[2 * i], '^%d+$') then
       unfit = 'corrupt'
     elseif last and attempt > max_retries then
       unfit, why = 'lease_lost', 'the lease of node ' .. whose .. ' ran out'
@@ -153,6 +172,7 @@ if #due > 0 then
     count('started', taken)
   end
   left = left - #ids
+  spoiled = #ids - taken
   earliest = first_due()
 end
 
@@ -182,13 +202,12 @@ if earliest and not paused then
     -- Nobody hears: each node that asks is its own alarm clock.
     wait = math.max(0, earliest - NOW)
   end
+  -- What was unfit took the place of what is not: there may be more of it.
+  if spoiled > 0 and free > 0 and earliest <= NOW then wait = 0 end
 end
 
-if taken > 0 or busy then
-  local list = {}
-  for i = 1, #claims, 5 do list[#list + 1] = claims[i] end
-  remember(results .. ';' .. digits(first_token) .. ';' .. table.concat(list, '\n'))
-else
-  remember(';0;')
-end
+local list = {}
+for i = 1, #claims, 5 do list[#list + 1] = claims[i] end
+for _, v in ipairs(buried) do list[#list + 1] = v end
+remember(results .. ';' .. digits(first_token) .. ';' .. taken .. ';' .. counted(list))
 return {digits(NOW), digits(wait), known and '1' or '0', results, claims, buried, short}

@@ -1,6 +1,7 @@
 -- Adds to one of the totals that stats shows.
 local function count(what, n)
-  if n > 0 then redis.call('HINCRBY', SYS, 'n:' .. what, n) end
+  -- It comes after what it counts, which a foreign value there must not undo.
+  if n > 0 then redis.pcall('HINCRBY', SYS, 'n:' .. what, n) end
 end
 
 -- Take an event out of the living, wherever it stands. A ZREM first: Redis allows it
@@ -26,11 +27,13 @@ end
 local function parse_lease(text)
   local token, attempt, due, flags, node =
     string.match(text or '', '^(%d+),(%d+),(%d+),([cs]*),(.*)$')
-  local cancelled = string.find(flags or '', 'c', 1, true) ~= nil
+  if not token or #attempt > 8 or #token > 16 then return nil end
+  local cancelled = string.find(flags, 'c', 1, true) ~= nil
   return token, tonumber(attempt), due, cancelled, node, flags
 end
 
 local function parse_body(text)
   local expires, max_retries = string.match(text or '', '^(%d*),(%d+)[,|]')
+  if not expires or #expires > 17 or #max_retries > 7 then return nil end
   return tonumber(expires), tonumber(max_retries)
 end

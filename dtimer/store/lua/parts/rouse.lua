@@ -9,6 +9,11 @@ local function channel(kind, node)
   return string.sub(DUE, 1, -4) .. kind .. ':' .. node
 end
 
+-- A wake is only a hint: where it may not be sent, the work it comes with is done all the same.
+local function tell(kind, node)
+  redis.pcall('PUBLISH', channel(kind, node), '')
+end
+
 -- See to it that somebody comes for an event due at `earliest`, and one node for each of
 -- the `waiting` events that are due already.
 local function rouse(earliest, waiting)
@@ -23,14 +28,16 @@ local function rouse(earliest, waiting)
     else
       if not promise or promise > math.max(earliest, NOW) then
         redis.call('ZADD', PROMISE, digits(NOW), node)
-        redis.call('PUBLISH', channel('wake', node), '')
+        tell('wake', node)
       end
       expected = expected + 1
     end
   end
 end
 
--- The first of the sorted set of truth: its score, or nil.
+-- The first of the sorted set of truth: its score, or nil. What somebody else has put at
+-- infinity is never due.
 local function first_due()
-  return tonumber(redis.call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2])
+  local score = tonumber(redis.call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2])
+  return score ~= math.huge and score or nil
 end

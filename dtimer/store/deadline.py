@@ -1,0 +1,67 @@
+"""
+A deadline for a whole exchange, where a socket has one for each read.
+
+A server, or a proxy before it, that sends a byte now and then would otherwise keep a call
+for ever: the time-out of a socket begins anew with each byte.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import time
+from typing import Any
+
+
+class _Socket:
+    """A socket whose every step ends when the deadline of its connection does."""
+
+    def __init__(self, sock: socket.socket, connection: Any) -> None:
+        self._sock = sock
+        self._connection = connection
+
+    def _arm(self) -> None:
+        until = self._connection.until
+        if until is not None:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            self._sock.settimeout(left)
+
+    def recv(self, *args: Any) -> bytes:
+        self._arm()
+        return self._sock.recv(*args)
+
+    def recv_into(self, *args: Any) -> int:
+        self._arm()
+        return self._sock.recv_into(*args)
+
+    def sendall(self, *args: Any) -> None:
+        self._arm()
+        self._sock.sendall(*args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+@functools.cache
+def with_deadline(connection_class: type) -> type:
+    """Return the same class of connection, with a deadline: see `set_deadline`."""
+
+    class Connection(connection_class):  # type: ignore[misc]
+        until: float | None = None
+
+        def _connect(self) -> Any:
+            if self.until is not None:
+                self.socket_connect_timeout = max(0.001, self.until - time.monotonic())
+            sock = super()._connect()
+            # An emulation has no socket, and no deadline either.
+            return _Socket(sock, self) if isinstance(sock, socket.socket) else sock
+
+    Connection.__name__ = Connection.__qualname__ = connection_class.__name__
+    return Connection
+
+
+def set_deadline(connection: Any, until: float) -> None:
+    """Have *connection* give up at the moment *until*, on the monotonic clock."""
+    connection.until = until

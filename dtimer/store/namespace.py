@@ -1,0 +1,98 @@
+"""A namespace on a Redis: its keys, its opening, and calls of scripts on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dtimer.errors import NamespaceCorrupt
+from dtimer.store import codec, faults
+from dtimer.store.connect import Source
+from dtimer.store.keys import Keys
+from dtimer.store.line import Line
+
+SCHEMA = "1"
+
+
+class Namespace:
+    """What all verbs of the store stand on."""
+
+    def __init__(
+        self,
+        source: Source,
+        ns: str,
+        *,
+        timeout: float,
+        ears: Source | None = None,
+        now: Callable[[], int] | None = None,
+    ) -> None:
+        self.keys = Keys.of(ns)
+        self._source = source
+        self._ears = ears or source
+        self._line = Line(source, self.keys, timeout, now)
+        self._now = now
+        self._opened = False
+
+    def open(self) -> None:
+        """
+        Make sure that the namespace is ours.
+
+        Raises:
+            NamespaceCorrupt: a foreign type under one of our keys, or a schema version
+                that this version of dtimer does not know.
+        """
+        self._open(self._line.deadline())
+
+    def _open(self, deadline: float) -> None:
+        if self._opened:
+            return
+        _, version = self._line.call("open", SCHEMA, deadline=deadline)
+        if codec.text(version) != SCHEMA:
+            raise NamespaceCorrupt(
+                f"the namespace has the schema version {codec.text(version)}, and this dtimer"
+                f" knows version {SCHEMA}: upgrade it"
+            )
+        self._opened = True
+
+    def _call(self, verb: str, *arguments: str, named: bool = False) -> Any:
+        deadline = self._line.deadline()
+        self._open(deadline)
+        return self._line.call(verb, *arguments, named=named, deadline=deadline)
+
+    def about_server(self) -> dict[str, str]:
+        """Return what INFO says; empty where the server does not, or may not, say."""
+        try:
+            raw = self._source.command("INFO")
+        except Exception:
+            # The warnings that this serves are worth no failure: an emulation has no
+            # INFO, and a careful ACL forbids it.
+            return {}
+        if isinstance(raw, dict):
+            return {str(name): str(value) for name, value in raw.items()}
+        lines = codec.text(raw).splitlines() if isinstance(raw, bytes) else []
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+    # Life and death
+
+    def close(self) -> None:
+        """Drop the connections. A later call makes new ones."""
+        self._line.close()
+
+    def release(self) -> None:
+        """Drop the connections, and with them the hold on an embedded server."""
+        self._line.close()
+        self._source.close()
+        if self._ears is not self._source:
+            self._ears.close()
+
+    def after_fork(self) -> None:
+        """Start anew in a forked child."""
+        self._line.after_fork()
+        self._source.after_fork()
+        if self._ears is not self._source:
+            self._ears.after_fork()
+
+    @staticmethod
+    def slow(error: BaseException | None) -> bool:
+        """Tell whether *error* is one that only a person can mend."""
+        return faults.slow(error)

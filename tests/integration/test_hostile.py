@@ -1,0 +1,312 @@
+"""A hostile server and hostile data: nothing sticks, nothing is done by half."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import pytest
+from peers import LEASE, Now, Peer, post
+from proxy import Proxy
+from soundness import assert_sound
+
+from dtimer import DTimer, Health, OutcomeUnknown, StoreError
+from dtimer.model.claims import Result, Settlement, TurnRequest, Verdict
+from dtimer.store.connect import source
+from dtimer.store.store import Store
+from dtimer.testing import Catch
+
+
+@pytest.fixture
+def now():
+    return Now()
+
+
+@pytest.fixture
+def store(client, namespace, now):
+    store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def node(store):
+    return Peer(store, "node")
+
+
+class TestForbidden:
+    """What an ACL may forbid, and what goes on all the same."""
+
+    def test_a_producer_without_channels_posts(self, tcp_server, now):
+        """A wake that may not be sent does not undo the post that it comes with."""
+        with tcp_server.client() as client:
+            client.execute_command(
+                "ACL", "SETUSER", "mute", "on", ">pw", "~*", "resetchannels", "+@all"
+            )
+            admin = Store(source(client, 1.0), "dt", timeout=3.0, now=now)
+            node = Peer(admin, "node")
+            node.turn()
+            url = tcp_server.url.replace("redis://", "redis://mute:pw@")
+            mute = Store(source(url, 1.0), "dt", timeout=3.0, now=now)
+            post(mute, "tea")
+            peer = Peer(mute, "mute")
+            now.tick(60)
+            assert ["tea"] == [c.id for c in peer.claim()]
+            assert_sound(client, admin.keys)
+            mute.close()
+            admin.close()
+
+    def test_a_refusal_after_a_lost_reply_is_not_called_definite(self, tcp_server):
+        """When it may have been done before it was refused, that is what the error says."""
+        with Proxy(tcp_server.url) as proxy, tcp_server.client() as client:
+            client.execute_command("ACL", "SETUSER", "tea", "on", ">pw", "~*", "&*", "+@all")
+            url = proxy.url.replace("redis://", "redis://tea:pw@")
+            timer = DTimer("node", url, timeout=3_000)
+            timer.stats()
+            proxy.drop_reply_once(b"EVAL", close=False)
+            failed = []
+
+            def attempt():
+                try:
+                    timer.post({}, 60_000, id="tea")
+                except StoreError as e:
+                    failed.append(e)
+
+            thread = threading.Thread(target=attempt)
+            thread.start()
+            assert proxy.wait_dropped(10)
+            client.execute_command("ACL", "SETUSER", "tea", "off")
+            thread.join(10)
+            assert [OutcomeUnknown] == [type(e) for e in failed]
+            timer.leave()
+
+
+class TestFullMemory:
+    """Redis is out of memory: what frees it must work, from a fresh process too."""
+
+    @pytest.fixture
+    def full(self, tcp_server, now):
+        """A store with one event claimed, on a server that takes no more."""
+        client = tcp_server.client()
+        store = Store(source(tcp_server.url, 1.0), "dt", timeout=3.0, now=now)
+        node = Peer(store, "node")
+        post(store, "tea")
+        (claim,) = node.claim()
+        client.config_set("maxmemory", 1)
+        yield store, node, claim, tcp_server.url
+        store.close()
+        client.close()
+
+    def test_leases_are_renewed(self, full, now):
+        """A running event keeps its lease, and is not started again beside itself."""
+        store, _, claim, _ = full
+        now.tick(LEASE - 1)
+        assert [True] == store.extend([("tea", claim.token)], LEASE * 1000)
+        now.tick(LEASE - 1)
+        assert [] == Peer(store, "other").claim()
+
+    def test_a_fresh_process_joins_and_drains(self, full, now):
+        """A worker that is started now can join, claim, confirm, cancel and look."""
+        _, node, claim, url = full
+        fresh = Store(source(url, 1.0), "dt", timeout=3.0, now=now)
+        assert "tea" == fresh.peek("tea").id
+        node.release(claim)
+        peer = Peer(fresh, "fresh")
+        (again,) = peer.claim()
+        assert Result.DONE is peer.confirm(again)
+        fresh.cancel("tea")
+        fresh.close()
+
+
+FOREIGN = {
+    "endless number": ("body", b",%s|{}" % (b"9" * 5000)),
+    "endless expiry": ("body", b"%s,3|{}" % (b"9" * 5000)),
+    "infinite score": ("due", float("inf")),
+    "past score": ("due", float("-inf")),
+    "half a score": ("due", 1.5),
+    "tries": ("tries", b"nan"),
+    "many tries": ("tries", b"1e300"),
+    "token": ("token", b"abc"),
+    "huge token": ("token", b"100000000000000000"),
+    "totals": ("totals", b"many"),
+    "lease": ("lease", b"what,is,this"),
+    "long lease": ("lease", b"1,%s,1,,x" % (b"9" * 400)),
+}
+
+
+class TestForeign:
+    """What somebody else wrote into our keys."""
+
+    def test_unfit_events_do_not_hold_up_the_rest(self, store, node, now):
+        """However many have expired, a node with a free hand goes on at once."""
+        for i in range(30):
+            post(store, f"old{i}", i, expires="+100000")
+        now.tick(200)
+        post(store, "good")
+        turns = 0
+        while not (turn := node.turn()).claims:
+            assert 0 == turn.wait_us
+            turns += 1
+            assert turns <= 40
+        assert "good" == turn.claims[0].id
+        assert 30 == store.stats().totals["expired"]
+
+    @pytest.mark.parametrize(("field", "value"), FOREIGN.values(), ids=FOREIGN)
+    def test_nothing_sticks(self, store, node, client, field, value):
+        """Whatever stands in a record, the events beside it are handed out and confirmed."""
+        post(store, "bad")
+        post(store, "good")
+        keys = store.keys
+        if field == "due":
+            client.zadd(keys.due, {"bad": value})
+        elif field == "token":
+            client.hset(keys.sys, "token", value)
+        elif field == "totals":
+            for name in ("posted", "started", "confirmed", "died"):
+                client.hset(keys.sys, f"n:{name}", value)
+        else:
+            client.hset(getattr(keys, field), "bad", value)
+        claimed = []
+        for _ in range(4):
+            turn = node.turn(10)
+            claimed += [c.id for c in turn.claims]
+            node.turn(0, *[Settlement(c.id, c.token, Verdict.CONFIRM) for c in turn.claims])
+        assert "good" in claimed
+        assert store.peek("good") is None
+        store.peek("bad")
+        store.stats()
+        list(store.upcoming("-inf", "+inf"))
+        list(store.dead())
+        post(store, "next")
+        assert "next" in [c.id for c in node.claim(10)]
+
+    def test_a_binary_id_is_confirmed_like_any_other(self, store, node, client):
+        """An id that is no UTF-8 goes back as it came."""
+        client.zadd(store.keys.due, {b"\xff\x00": 1})
+        client.hset(store.keys.body, b"\xff\x00", b",3|{}")
+        (claim,) = node.claim()
+        assert Result.DONE is node.confirm(claim)
+        assert 0 == client.exists(store.keys.due)
+
+    def test_ids_with_newlines_survive_a_lost_reply(self, store, node, client):
+        """A turn that is asked again gives the same events, whatever their ids are made of."""
+        for i, id in enumerate([b"a\nb", b"", b"3:c"]):
+            client.zadd(store.keys.due, {id: i + 1})
+            client.hset(store.keys.body, id, b",3|{}")
+        first = node.turn(3)
+        again = node.turn(3, again=True)
+        assert [(c.id, c.token) for c in first.claims] == [(c.id, c.token) for c in again.claims]
+
+    def test_letters_of_a_fractional_time_are_walked_once(self, store, client):
+        """Paging ends, whatever the scores of the graves are."""
+        for i in range(150):
+            client.zadd(store.keys.graves, {f"e{i:03}": 1.5})
+            client.hset(store.keys.dead, f"e{i:03}", b"1,failed,0|")
+        assert 150 == len(list(store.dead()))
+
+
+class TestTurns:
+    """What a turn does besides claiming."""
+
+    def test_a_repeated_turn_sends_its_echo(self, store, node, client):
+        """The echo of a turn that is asked again is sent again: the first may be lost too."""
+        channel = store.keys.echo("node")
+        with client.pubsub() as pubsub:
+            pubsub.subscribe(channel)
+            assert pubsub.get_message(timeout=5)
+            for _ in range(2):
+                store.turn("node", TurnRequest(99, 0, True, True), LEASE * 1000)
+                assert "message" == pubsub.get_message(timeout=5)["type"]
+
+    def test_a_repeated_turn_names_the_buried(self, store, node, now):
+        """What was buried by a turn whose reply was lost is told by its repetition."""
+        post(store, "old", expires="+1000")
+        now.tick(10)
+        assert [("old", "expired")] == node.turn().buried
+        assert [("old", "expired")] == node.turn(again=True).buried
+
+    def test_a_failed_registration_is_asked_for_again(self, store, node, client):
+        """Until a node is registered, each of its turns says that it is not."""
+        client.hdel(store.keys.nodes, "node")
+        assert not node.turn().known
+        assert not node.turn().known
+
+    def test_claims_are_bounded_by_bytes(self, store, node):
+        """Large payloads are claimed a few at a time, so that no script takes long."""
+        for i in range(40):
+            post(store, f"e{i:02}", payload='{"a":"%s"}' % ("x" * 200_000))
+        assert len(node.claim(100)) <= 20
+        assert len(node.claim(100)) > 0
+
+    def test_keep_after_a_cancelled_flight(self, store, node, now):
+        """What was cancelled in flight is not pending: a post that keeps is not lost to it."""
+        post(store, "tea")
+        node.claim()
+        store.cancel("tea")
+        post(store, "tea", policy="keep", payload='{"new":1}')
+        now.tick(LEASE)
+        assert [b'{"new":1}'] == [c.payload for c in node.claim()]
+
+    def test_pausing_and_purging_act_once(self, store):
+        """A pause or a purge whose reply was lost answers as it did the first time."""
+        assert b"1" == store._line.once("pause", "1", op="lane:1")
+        assert b"1" == store._line.once("pause", "1", op="lane:1")
+
+
+class TestDeadlines:
+    """Every call ends, however the bytes arrive."""
+
+    def test_trickling_bytes(self):
+        """A server that sends a byte now and then keeps nobody beyond the deadline."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            ending = threading.Event()
+
+            def trickle():
+                lines = []
+                while not ending.is_set():
+                    try:
+                        line, _ = listener.accept()
+                    except OSError:
+                        return
+                    lines.append(line)
+                    threading.Thread(target=drip, args=(line,)).start()
+
+            def drip(line):
+                with line:
+                    while not ending.wait(0.05):
+                        try:
+                            line.sendall(b"*")
+                        except OSError:
+                            return
+
+            thread = threading.Thread(target=trickle)
+            thread.start()
+            timer = DTimer("node", f"redis://127.0.0.1:{listener.getsockname()[1]}", timeout=600)
+            began = time.monotonic()
+            with pytest.raises(StoreError):
+                timer.post({})
+            assert time.monotonic() - began < 5
+            ending.set()
+            listener.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+    def test_the_error_of_a_payload_with_a_lone_surrogate(self, server, namespace):
+        """An error that quotes what UTF-8 cannot carry is stored, and nothing is stuck."""
+        node = DTimer("node", server.url, ns=namespace, max_retries=0)
+        retried = Catch(node, "event")
+        node.on("error", lambda e: None)
+
+        @node.on("event")
+        def fail(events):
+            if "u" in events[0]:
+                raise ValueError("bad " + events[0]["u"])
+
+        with node:
+            node.post({"u": "\ud800"}, id="bad")
+            node.post({"n": 1}, 1)
+            retried.next()
+            assert {"n": 1} == retried.next()[0]
+            assert isinstance(node.health(), Health)
+        assert "\\ud800" in next(iter(node.dead())).error
+        node.leave()
