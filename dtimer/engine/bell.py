@@ -74,7 +74,13 @@ class Bell:
                 os.close(self._reader)
                 os.close(self._writer)
 
+    def after_fork(self) -> None:
+        """Close a forked child's copies, whatever its parent's threads were doing here."""
+        self._lock = threading.RLock()
+        self.close()
+
     def __del__(self) -> None:
-        # Also in a forked child, which holds copies of its parent's descriptors.
+        # Without the lock: nobody is left to be kept out, and in a forked child a thread
+        # may hold it that is not there.
         if getattr(self, "_open", False):
-            self.close()
+            self.after_fork()

@@ -9,8 +9,8 @@ leave all look alike, so none of them can be special.
 Rule 3: clear the bell, then claim. A ring that arrives during the claim is kept for the
 next turn; the other order loses it.
 
-Rule 4: a turn that was not answered is asked again as it was, until it is. So a lost
-reply delays its events by a try, and not by a lease.
+Rule 4: a turn that was not answered is asked again as it was, until it is, and the first
+time at once. So a lost reply delays its events by a try, and not by a lease.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Protocol
 
 from dtimer.engine.bell import Bell
 from dtimer.engine.dispatcher import Dispatcher
+from dtimer.engine.hold import Hold
 from dtimer.engine.listener import Listener
 from dtimer.engine.service import Service
 from dtimer.model.claims import Turn, TurnRequest
@@ -77,7 +78,7 @@ class Claimer(Service):
         appetite: How many events there is anybody to hand to.
         changed: Told with None that Redis answers, or with the error that it does not.
         announce: Has something emitted soon.
-        farewell: Called once, on this thread, at its very end.
+        farewell: Called once, on this thread, as the last thing it does.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Claimer(Service):
         announce: Callable[..., None],
         farewell: Callable[[], None],
     ) -> None:
-        super().__init__(name, self._loop, changed)
+        super().__init__(name, self._loop, lambda e: announce("error", e), farewell)
         self._turns = turns
         self._bell = bell
         self._listener = listener
@@ -103,10 +104,10 @@ class Claimer(Service):
         self._appetite = appetite
         self._changed = changed
         self._announce = announce
-        self._farewell = farewell
         self._seq = 0
         self._request: TurnRequest | None = None
         self._pause = _FIRST_PAUSE
+        self._told: set[type] = set()
         self._next_beat = 0.0
         self._give_up_at: float | None = None
         #: Set when the first turn has been answered, or refused.
@@ -138,10 +139,12 @@ class Claimer(Service):
                     abandoned = True
                     self._dispatcher.abandon()
             nap = self._take_turn(claiming=not stopping.is_set())
-            if stopping.is_set() and self._done(abandoned):
-                break
+            if stopping.is_set():
+                if self._done(abandoned):
+                    return
+                if (patience := self._patience()) > 0:
+                    nap = min(nap, patience)
             self._bell.wait(nap)
-        self._farewell()
 
     def _overdue(self) -> bool:
         return self._give_up_at is not None and time.monotonic() >= self._give_up_at
@@ -151,25 +154,39 @@ class Claimer(Service):
         settled = not self._dispatcher.unsettled and self._request is None
         if self._dispatcher.running and not abandoned:
             return False
-        # A server that does not answer is not waited for past the deadline, nor for
-        # longer than one call may take where no deadline was given.
+        return settled or (self.error is not None and self._patience() <= 0)
+
+    def _patience(self) -> float:
+        """
+        Return for how many seconds a server that does not answer is still waited for.
+
+        Not past the deadline, nor for longer than one call may take where none was given.
+        """
         limit = self._give_up_at or (self.answered or 0.0) + self._options.timeout / 1e6
-        return settled or (self.error is not None and time.monotonic() >= limit)
+        return limit - time.monotonic()
 
     def _take_turn(self, claiming: bool) -> float:
         """Take one turn, and return how many seconds to nap after it."""
+        asked_before = self._request is not None
         request = self._request = self._request or self._next_request(claiming)
         sent = time.monotonic()
-        if request.echo:
-            # Before it is sent: it may be heard before this thread runs again.
+        if request.echo and not asked_before:
+            # Before it is sent: it may be heard before this thread runs again. Where the
+            # first try got through, and only its reply was lost, no other echo will come.
             self._listener.echo_sent()
         try:
             turn = self._turns.turn(request)
-            self._request = None
+        except Exception as e:
+            self._listener.echo_failed()
+            if not asked_before and not self._turns.slow(e):
+                # A connection that was closed while it lay idle is nobody's business.
+                return 0.0
+            return self._unanswered(e)
+        self._request = None
+        try:
             self._answered(request, turn, sent)
             self._beat()
         except Exception as e:
-            self._listener.echo_failed()
             return self._unanswered(e)
         return self._nap(request, turn, claiming)
 
@@ -194,6 +211,7 @@ class Claimer(Service):
         self._dispatcher.settled(request.settlements, turn.results)
         if self.error is not None or not self.tried.is_set():
             self.error = None
+            self._told.clear()
             self._changed(None)
         self.tried.set()
         for id, reason in turn.buried:
@@ -210,20 +228,30 @@ class Claimer(Service):
         now = time.monotonic()
         if now < self._next_beat:
             return
+        # By the length of the lease: who asked for more than the rest keeps it.
+        groups: dict[int, list[Hold]] = {}
+        for hold in self._dispatcher.held():
+            groups.setdefault(hold.lease_us(now), []).append(hold)
+        for lease_us, holds in groups.items():
+            for i in range(0, len(holds), MOST_CLAIMS):
+                self._renew(holds[i : i + MOST_CLAIMS], lease_us)
+        # Not before: what could not be renewed is tried again at once, and not a third of
+        # a lease later.
         self._next_beat = now + self._options.lease / 1e6 / _BEATS
-        holds = self._dispatcher.held()
-        for i in range(0, len(holds), MOST_CLAIMS):
-            part = holds[i : i + MOST_CLAIMS]
-            sent = time.monotonic()
-            kept = self._turns.extend([hold.key for hold in part], self._options.lease)
-            for hold, still in zip(part, kept, strict=True):
-                if still:
-                    hold.renewed(sent, self._options.lease)
-                elif not hold.settled:
-                    self._dispatcher.lose(hold)
+
+    def _renew(self, holds: list[Hold], lease_us: int) -> None:
+        sent = time.monotonic()
+        kept = self._turns.extend([hold.key for hold in holds], lease_us)
+        for hold, still in zip(holds, kept, strict=True):
+            if still:
+                hold.renewed(sent, lease_us)
+            elif not hold.settled:
+                self._dispatcher.lose(hold)
 
     def _unanswered(self, error: Exception) -> float:
-        if self.error is None or type(error) is not type(self.error):
+        if type(error) not in self._told:
+            # Each kind once in an outage, however they take turns.
+            self._told.add(type(error))
             self._changed(error)
         self.error = error
         self.tried.set()

@@ -33,8 +33,10 @@ MOST_SETTLEMENTS = 250
 
 
 def describe(error: BaseException) -> str:
-    """Return the end of the traceback of *error*."""
-    return "".join(traceback.format_exception(error))[-_ERROR_TEXT:]
+    """Return the end of the traceback of *error*, in a form that can be stored."""
+    text = "".join(traceback.format_exception(error))[-_ERROR_TEXT:]
+    # A payload may hold lone surrogates, and with it the error of whoever quotes it.
+    return text.encode(errors="backslashreplace").decode()
 
 
 class Dispatcher:
@@ -74,6 +76,7 @@ class Dispatcher:
         self._inbox: queue.SimpleQueue[list[Hold] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._busy = 0
+        self._returning = False
         self._held: dict[int, Hold] = {}
         self._settlements: list[Settlement] = []
         self._hands = [
@@ -180,7 +183,8 @@ class Dispatcher:
         return self._busy
 
     def hand_back(self) -> None:
-        """Release what no hand has started."""
+        """Release what no hand has started, now and from now on."""
+        self._returning = True
         while True:
             try:
                 batch = self._inbox.get_nowait()
@@ -239,16 +243,18 @@ class Dispatcher:
     def _ended(self, hold: Hold, result: Result) -> None:
         with self._lock:
             self._held.pop(hold.claim.token, None)
-        if hold.event is None or result is Result.STALE:
+        if result is Result.STALE:
             return
-        if result is Result.DEAD:
+        if result is Result.DEAD and hold.event is None:
+            self._announce("buried", hold.claim.id, "corrupt")
+        elif result is Result.DEAD:
             self._announce("dead", hold.event)
         elif hold.verdict is Verdict.RETRY and result is Result.DONE:
             self._announce("retry", hold.event)
 
     def _work(self, stopping: threading.Event) -> None:
         while (batch := self._inbox.get()) is not None:
-            if stopping.is_set():
+            if self._returning:
                 self._release(batch)
                 continue
             try:
@@ -264,20 +270,21 @@ class Dispatcher:
         raised = self._handle(events)
         if raised is None:
             # The last listener went away after the claim.
-            for hold in batch:
-                if hold.take(Verdict.RELEASE):
-                    self._settle(hold.settlement(Verdict.RELEASE))
+            self._end(batch, Verdict.RELEASE)
         elif raised:
             self._fail(batch, raised)
         elif self._options.auto_confirm:
-            for hold in batch:
-                if hold.take(Verdict.CONFIRM):
-                    self._settle(hold.settlement(Verdict.CONFIRM))
+            self._end(batch, Verdict.CONFIRM)
         else:
             # Theirs to confirm now, with the lease as the limit: no more heartbeats.
             with self._lock:
                 for hold in batch:
                     self._held.pop(hold.claim.token, None)
+
+    def _end(self, batch: list[Hold], verdict: Verdict) -> None:
+        for hold in batch:
+            if hold.take(verdict):
+                self._settle(hold.settlement(verdict))
 
     def _fail(self, batch: list[Hold], raised: list[BaseException]) -> None:
         failed = [hold for hold in batch if hold.take(Verdict.RETRY)]

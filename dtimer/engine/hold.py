@@ -55,6 +55,7 @@ class Hold:
         self._lock = threading.Lock()
         self._settled: Verdict | None = None
         self._lost = False
+        self._extended_until = 0.0
         self._believed_until = 0.0
         self.renewed(sent, options.lease)
 
@@ -83,8 +84,16 @@ class Hold:
         self._lost = True
         return first
 
+    def lease_us(self, now: float) -> int:
+        """Return how long to renew the lease for: never for less than the handler asked."""
+        return max(self._options.lease, int((self._extended_until - now) * 1_000_000))
+
     def take(self, verdict: Verdict) -> bool:
-        """Reserve the settling of this claim; False when somebody else has."""
+        """
+        Reserve the settling of this claim; False when somebody else has.
+
+        Waits while somebody is at it: who fails leaves it to the next.
+        """
         with self._lock:
             if self._settled is not None:
                 return False
@@ -103,16 +112,19 @@ class Hold:
             return wait_us(exponential, self.claim.attempt), e
 
     def _settle(self, settlement: Settlement) -> Result | None:
-        if not self.take(settlement.verdict):
-            return None
-        try:
-            result = self._ledger.settle([settlement])[0]
-        except BaseException:
-            # It may be asked again; the lease decides when nobody does.
-            self._settled = None
-            raise
-        if result is Result.STALE:
-            self.lose()
+        # Locked until it is known how it went: where it fails, whoever waits takes over.
+        with self._lock:
+            if self._settled is not None:
+                return None
+            self._settled = settlement.verdict
+            try:
+                result = self._ledger.settle([settlement])[0]
+            except BaseException:
+                # It may be asked again; the lease decides when nobody does.
+                self._settled = None
+                raise
+            if result is Result.STALE:
+                self.lose()
         self._ended(self, result)
         return result
 
@@ -140,6 +152,7 @@ class Hold:
         if not self._ledger.extend([self.key], max(0, us))[0]:
             self.lose()
             return False
+        self._extended_until = sent + us / 1_000_000
         self.renewed(sent, us)
         return True
 

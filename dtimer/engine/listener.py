@@ -8,7 +8,8 @@ nothing for ever, so now and then the node has an echo sent to itself, along wit
 claim: heard in time it proves the way through the server, unheard it makes the node
 deaf, and the subscription is made anew.
 
-Rule 3: after each new subscription the bell is rung, for what was missed meanwhile.
+Rule 3: the bell is rung whenever a subscription ends, for the claimer to find out whether
+the server has gone with it, and after each new one, for what was missed meanwhile.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Listener(Service):
         echo_every: float,
         patience: float,
     ) -> None:
-        super().__init__(name, self._loop, changed)
+        super().__init__(name, self._loop, changed, self.close)
         self._ear = ear
         self._ring = ring
         self._changed = changed
@@ -78,11 +79,14 @@ class Listener(Service):
         self._echo_every = echo_every
         self._patience = patience
         self._stop_bell = Bell()
+        self._opened: Ear | None = None
         self._subscribed = False
         self._echo_sent: float | None = None
         self.heard: float | None = None
         #: True while wakes are proven to arrive.
         self.hears = False
+        #: Since when they do not, on the monotonic clock; None while they do.
+        self.deaf_since: float | None = None
         #: Set when the first attempt to subscribe has ended, well or not.
         self.tried = threading.Event()
 
@@ -113,8 +117,10 @@ class Listener(Service):
         while not stopping.is_set():
             began = time.monotonic()
             ear = self._ear()
+            rest = 0.0
             try:
                 ear.open()
+                self._opened = ear
                 self._subscribed, self._echo_sent = True, None
                 self.tried.set()
                 self._ring()
@@ -125,16 +131,22 @@ class Listener(Service):
                     pause = _FIRST_PAUSE
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 rest = _SLOW_PAUSE if self._slow(e) else random.uniform(pause / 2, pause)
-                self._stop_bell.wait(rest)
             finally:
                 self._subscribed = self.hears = False
+                self._opened = None
                 ear.close()
                 self.tried.set()
-        self.close()
+            self._stop_bell.wait(rest)
 
     def close(self) -> None:
-        """Give the descriptors back; for a listener that was never started."""
+        """Give the descriptors back; the thread does so at its end, if it was started."""
         self._stop_bell.close()
+
+    def after_fork(self) -> None:
+        """Close a forked child's copies, for which the thread that had them is missing."""
+        self._stop_bell.after_fork()
+        if self._opened is not None:
+            self._opened.close()
 
     def _listen(self, ear: Ear, stopping: threading.Event) -> None:
         while not stopping.is_set():
@@ -154,12 +166,18 @@ class Listener(Service):
             self._echo_sent = None
             if not self.hears:
                 self.hears = True
+                self.deaf_since = None
                 self._changed(None)
                 self._ring()
             elif any(":wake:" in channel for channel in channels):
                 self._ring()
 
     def _lost(self, error: Exception) -> None:
-        self._subscribed = False
-        self.hears = False
+        if self.deaf_since is None:
+            # An echo that was not heard shows that it was deaf before it was known to be.
+            sent = self._echo_sent if isinstance(error, Deaf) else None
+            self.deaf_since = sent or time.monotonic()
+        ended, self._subscribed, self.hears = self._subscribed, False, False
         self._changed(error)
+        if ended:
+            self._ring()

@@ -35,12 +35,40 @@ def _check(event: object, f: object) -> None:
         )
 
 
+class _Once:
+    """A listener to be called once, by whichever of many emitting threads comes first."""
+
+    def __init__(self, f: Callable[..., Any], remove: Callable[[], None]) -> None:
+        self._left = [f]
+        self._remove = remove
+
+    def take(self) -> Callable[..., Any] | None:
+        """Return the listener to the first who asks, and None to everybody else."""
+        try:
+            f = self._left.pop()
+        except IndexError:
+            return None
+        self._remove()
+        return f
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        if f := self.take():
+            f(*args, **kwargs)
+
+
+class _Guard(threading.local):
+    """What the guarded emission of this thread has come to; None outside of one."""
+
+    raised: list[BaseException] | None = None
+    called = False
+
+
 class Emitter(EventEmitter):
     """pyee's emitter, with guarded emissions. See the module."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._guard = threading.local()
+        self._guard = _Guard()
 
     @overload
     def on(self, event: str) -> Callable[[F], F]: ...
@@ -75,7 +103,10 @@ class Emitter(EventEmitter):
 
         def register(f: F) -> F:
             _check(event, f)
-            super(Emitter, self).once(event, f)
+            # Not pyee's: it does not tell whether it was called, so a batch of events would
+            # pass for handled where another hand had taken the only listener.
+            once = _Once(f, lambda: self.remove_listener(event, f))
+            self._add_event_handler(event, f, once)
             self._listening(event)
             return f
 
@@ -95,29 +126,33 @@ class Emitter(EventEmitter):
     def _emit_run(
         self, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        raised: list[BaseException] | None = getattr(self._guard, "raised", None)
+        raised = self._guard.raised
         if raised is None:
             # An emission of the user's own: as pyee does it.
             super()._emit_run(f, args, kwargs)
             return
+        listener = f.take() if isinstance(f, _Once) else f
+        if listener is None:
+            return
         self._guard.raised = None
         try:
-            f(*args, **kwargs)
+            listener(*args, **kwargs)
         except BaseException as e:
             # Also SystemExit: it must not end a thread of ours unseen.
             raised.append(e)
         finally:
             self._guard.raised = raised
+            self._guard.called = True
 
     def emit_guarded(self, event: str, *args: Any) -> list[BaseException] | None:
-        """Call each listener of *event*; return what they raised, None if there is none."""
+        """Call each listener of *event*; return what they raised, None if none was called."""
         raised: list[BaseException] = []
-        self._guard.raised = raised
+        self._guard.raised, self._guard.called = raised, False
         try:
-            called = self._call_handlers(event, args, {})
+            self._call_handlers(event, args, {})
         finally:
             self._guard.raised = None
-        return raised if called else None
+        return raised if self._guard.called else None
 
     def announce(self, event: str, *args: Any) -> None:
         """Emit something of ours; what a listener of it raises is logged."""
@@ -130,4 +165,4 @@ class Emitter(EventEmitter):
     def _fresh_lock(self) -> None:
         """Replace, in a forked child, the lock that a thread of the parent may hold."""
         self._lock = threading.Lock()
-        self._guard = threading.local()
+        self._guard = _Guard()

@@ -105,8 +105,10 @@ class Life:
         self._turns = _Turns(store, self.incarnation, self._who, options)
         self.bell = Bell()
         self._herald = Herald(f"dtimer-herald-{id}", voice.announce)
+        self._registered = False
         self._reachable = True
-        self._hearing = True
+        self._deafness: Exception | None = None
+        self._deaf_told = False
         timeout = options.timeout / 1e6
         self._listener = Listener(
             f"dtimer-listener-{id}",
@@ -152,11 +154,19 @@ class Life:
         try:
             self._warn()
             self._turns.register()
+            self._registered = True
+            self._set_off()
         except BaseException:
-            self._listener.close()
-            self.bell.close()
-            self._store.release()
+            # Also an interrupt by the user, or a process that can have no more threads.
+            self.stop(0)
+            if self._claimer.started:
+                self._claimer.join(2 * self._options.timeout / 1e6)
+            else:
+                self._farewell()
             raise
+        self._herald.announce("ready")
+
+    def _set_off(self) -> None:
         # A clock of a test rings when it is moved.
         if attach := getattr(self._options.now, "attach", None):
             attach(self.bell.ring)
@@ -170,10 +180,9 @@ class Life:
         self._claimer.tried.wait(2 * self._options.timeout / 1e6)
         if self._claimer.answered is None:
             error = self._claimer.error
-            self.stop(0)
-            self._claimer.join(self._options.timeout / 1e6)
             raise StoreError(f"Redis went away while joining: {error}") from error
-        self._herald.announce("ready")
+        if self._deafness is not None:
+            self._hearing_changed(self._deafness)
 
     def _warn(self) -> None:
         about = self._store.about_server()
@@ -200,8 +209,17 @@ class Life:
             self._complain(error, "Redis does not answer; the node keeps trying")
 
     def _hearing_changed(self, error: Exception | None) -> None:
-        was, self._hearing = self._hearing, error is None
-        if error is not None and was and self._reachable:
+        self._deafness = error
+        if error is None:
+            self._deaf_told = False
+            return
+        # Where Redis does not answer either, that is what there is to say, and the claimer
+        # says it. So this waits for a turn that was answered since.
+        answered, since = self._claimer.answered, self._listener.deaf_since
+        if answered is None or since is None or answered < since:
+            return
+        if not self._deaf_told:
+            self._deaf_told = True
             self._complain(error, "wakes do not arrive; events come by the poll")
 
     def _complain(self, error: Exception, what: str) -> None:
@@ -227,22 +245,32 @@ class Life:
         return self._over.wait(timeout)
 
     def _farewell(self) -> None:
-        """The last act of the claimer's thread."""
-        if self._claimer.error is None:
-            # Where Redis does not answer the registration ends by itself.
-            with contextlib.suppress(StoreError):
-                self._store.leave(self.incarnation)
-        self._listener.stop()
-        self._dispatcher.stop()
-        self._listener.join(self._options.timeout / 1e6)
-        self._herald.stop()
-        self._store.release()
-        # A hand may still be at work when the deadline has passed; it finds the door
-        # closed and goes.
-        self._dispatcher.join(0.0 if self._dispatcher.running else 1.0)
-        self._herald.join(1.0)
-        self.bell.close()
-        self._over.set()
+        """The last act of the claimer's thread, or of the caller where it never was."""
+        try:
+            if self._registered and self._claimer.error is None:
+                # Where Redis does not answer the registration ends by itself.
+                with contextlib.suppress(StoreError):
+                    self._store.leave(self.incarnation)
+            self._listener.stop()
+            self._dispatcher.stop()
+            self._herald.stop()
+            self._listener.join(self._options.timeout / 1e6)
+            # A hand may still be at work when the deadline has passed; it finds the door
+            # closed and goes.
+            self._dispatcher.join(0.0 if self._dispatcher.running else 1.0)
+            self._herald.join(1.0)
+            # Last, because listeners may post whatever they like until then.
+            self._store.release()
+        finally:
+            if not self._listener.started:
+                self._listener.close()
+            self.bell.close()
+            self._over.set()
+
+    def after_fork(self) -> None:
+        """Close, in a forked child, what the threads that it has not would have closed."""
+        self.bell.after_fork()
+        self._listener.after_fork()
 
     # Looking
 

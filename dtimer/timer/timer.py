@@ -16,10 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dtimer.errors import UsageError
-from dtimer.model.event import (
-    Event,
-    Health,
-)
+from dtimer.model.event import Event, Health
 from dtimer.model.moments import Duration, duration_us
 from dtimer.model.names import check_id
 from dtimer.model.options import MOST_CLAIMS, check_max_events, validate
@@ -109,7 +106,8 @@ class DTimer(Calendar):
         super().__init__(valid, store)
         self._life: Life | None = None
         self._finalizer: Any = None
-        self._state = threading.Lock()
+        # Reentrant, for a leave out of a signal handler that interrupted one.
+        self._state = threading.RLock()
         _timers.add(self)
 
     @property
@@ -157,19 +155,33 @@ class DTimer(Calendar):
             UsageError: called by a handler of this node while it leaves.
         """
         self._notice_fork()
-        with self._state:
-            life = self._life
-            if life is not None and life.leaving:
-                if not life.wait(None):
-                    raise UsageError("join() was called by a handler of the node that leaves")
-                life = None
-            if life is not None:
-                return
-            life = Life(self._id, self._options, self._store, _Voice(self))
-            life.start()
-            self._life = life
-            self._finalizer = weakref.finalize(self, _forgotten, life, self._id)
-            self._finalizer.atexit = False
+        while True:
+            with self._state:
+                life = self._life
+                if life is None or life.over:
+                    self._begin()
+                    return
+                if not life.leaving:
+                    return
+            # Not under the lock: the handler that is waited for may call leave itself.
+            if not life.wait(None):
+                raise UsageError("join() was called by a handler of the node that leaves")
+
+    def _begin(self) -> None:
+        self._forget_life()
+        life = Life(self._id, self._options, self._store, _Voice(self))
+        life.start()
+        self._life = life
+        self._finalizer = weakref.finalize(self, _forgotten, life, self._id)
+        self._finalizer.atexit = False
+        # What was set while it started; and it rings, for a listener that was added then.
+        life.max_events = self._options.max_events
+
+    def _forget_life(self) -> None:
+        self._life = None
+        if self._finalizer is not None:
+            self._finalizer.detach()
+            self._finalizer = None
 
     def leave(self, timeout: Duration | None = None) -> None:
         """
@@ -190,7 +202,9 @@ class DTimer(Calendar):
         self._notice_fork()
         with self._state:
             life = self._life
-            if life is None:
+            if life is None or life.over:
+                # What was posted without, or after, a life of its own.
+                self._forget_life()
                 self._store.release()
                 return
         life.stop(seconds)
@@ -198,8 +212,7 @@ class DTimer(Calendar):
         if life.wait(patience):
             with self._state:
                 if self._life is life:
-                    self._life = None
-                    self._finalizer.detach()
+                    self._forget_life()
 
     def __enter__(self) -> Self:
         self.join()
@@ -223,18 +236,20 @@ class DTimer(Calendar):
         """
         caught: queue.SimpleQueue[int] = queue.SimpleQueue()
         before = {}
-        self.join()
         try:
+            # First of all, for a signal that comes while it joins.
             if threading.current_thread() is threading.main_thread():
                 for number in (signal.SIGINT, signal.SIGTERM):
                     before[number] = signal.signal(number, lambda n, _: caught.put(n))
+            self.join()
             while self.joined:
                 with contextlib.suppress(queue.Empty):
                     caught.get(timeout=0.5)
                     break
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # None is one that was not installed by Python, which cannot put it back.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
             self.leave()
 
     # Looking
@@ -274,13 +289,12 @@ class DTimer(Calendar):
 
     def after_fork(self) -> None:
         """Start anew in a forked child, which has not joined."""
-        if self._life is not None:
-            log.info("%r was joined by the parent process; join() in this one to receive", self)
-        self._state = threading.Lock()
-        self._life = None
-        if self._finalizer is not None:
-            self._finalizer.detach()
         super().after_fork()
+        self._state = threading.RLock()
+        if self._life is not None:
+            self._life.after_fork()
+            self._forget_life()
+            log.info("%r was joined by the parent process; join() in this one to receive", self)
 
     def at_exit(self) -> None:
         """Leave, within ``exit_timeout``: the interpreter is about to end."""
@@ -312,6 +326,9 @@ _timers: weakref.WeakSet[DTimer] = weakref.WeakSet()
 
 
 def _forgotten(life: Life, id: str) -> None:
+    if life.leaving:
+        # By itself: a handler called leave, and nobody has waited for the end.
+        return
     life.stop(0)
     warnings.warn(
         f"the node {id!r} was dropped while joined; call leave()", ResourceWarning, stacklevel=2

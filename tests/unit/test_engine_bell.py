@@ -1,0 +1,189 @@
+"""The bell: no ring is lost, whoever rings it, and nobody is harmed by one."""
+
+from __future__ import annotations
+
+import collections
+import fcntl
+import os
+import resource
+import select
+import threading
+import time
+
+import pytest
+from servers import PATIENCE
+
+from dtimer.engine.bell import Bell
+
+
+@pytest.fixture
+def bell():
+    bell = Bell()
+    yield bell
+    bell.close()
+
+
+def readable(descriptor):
+    return bool(select.select([descriptor], [], [], 0)[0])
+
+
+class TestRinging:
+    """What a ring is, and how many of them."""
+
+    def test_a_ring_is_kept(self, bell):
+        """A ring that comes before the wait is not lost, and is there until it is cleared."""
+        assert not bell.wait(0)
+        bell.ring()
+        assert bell.wait(PATIENCE)
+        assert bell.wait(0)
+        bell.clear()
+        assert not bell.wait(0)
+
+    def test_many_rings_are_one(self, bell):
+        """However often it is rung, one clear() is enough, and no ring ever blocks."""
+        for _ in range(100_000):
+            bell.ring()
+        assert bell.wait(0)
+        bell.clear()
+        assert not bell.wait(0)
+
+    def test_a_full_pipe(self, bell):
+        """Rings that were written one by one, past the room of the pipe, are one as well."""
+        for _ in range(100_000):
+            bell._rung = False
+            bell.ring()
+        bell.clear()
+        assert not bell.wait(0)
+
+    def test_the_descriptor(self, bell):
+        """While it is rung its descriptor is readable: it can be waited for with others."""
+        assert not readable(bell.descriptor)
+        bell.ring()
+        assert readable(bell.descriptor)
+
+    def test_no_time_left(self, bell):
+        """A wait of no or of negative seconds returns at once."""
+        assert not bell.wait(-1)
+        bell.ring()
+        assert bell.wait(-1)
+
+    def test_no_ring_is_lost(self, bell):
+        """
+        Whoever puts something down and rings, is found: with clear() before the look, no
+        interleaving of many ringing threads leaves anything behind.
+        """
+        work = collections.deque()
+        count, ringers = 5_000, 4
+
+        def ring():
+            for n in range(count):
+                work.append(n)
+                bell.ring()
+
+        crew = [threading.Thread(target=ring) for _ in range(ringers)]
+        for thread in crew:
+            thread.start()
+        done = 0
+        while done < count * ringers:
+            assert bell.wait(PATIENCE), "a ring was lost"
+            bell.clear()
+            while work:
+                work.popleft()
+                done += 1
+        for thread in crew:
+            thread.join(PATIENCE)
+
+    def test_a_ring_within_a_ring(self, bell):
+        """A signal handler may ring the bell while it interrupts a ring."""
+        with bell._lock:
+            bell.ring()
+        assert bell.wait(0)
+
+
+class TestDescriptors:
+    """What it opens, and that it closes it."""
+
+    def test_beyond_select(self):
+        """With a descriptor over 1023, which select cannot take, it waits as well."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        high = 1_500
+        if hard != resource.RLIM_INFINITY and hard <= high:
+            high = hard - 1
+        assert high > 1_023, "this machine has no such descriptors"
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, high + 1), hard))
+        bell = Bell()
+        try:
+            low, bell._reader = bell._reader, fcntl.fcntl(bell._reader, fcntl.F_DUPFD, high)
+            os.close(low)
+            with pytest.raises(ValueError, match="out of range"):
+                select.select([bell.descriptor], [], [], 0)
+            began = time.monotonic()
+            assert not bell.wait(0.02)
+            assert time.monotonic() - began >= 0.02
+            bell.ring()
+            assert bell.wait(PATIENCE)
+            bell.clear()
+            assert not bell.wait(0)
+        finally:
+            bell.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    def test_closed(self, bell):
+        """After close() a ring is harmless, and so is another close()."""
+        bell.close()
+        bell.close()
+        bell.ring()
+
+    def test_closed_in_the_middle_of_rings(self):
+        """
+        A ring that meets a close() writes to nothing that is not ours: whoever gets the
+        freed descriptors finds no byte in them.
+        """
+        for _ in range(20):
+            bell = Bell()
+            start = threading.Barrier(4)
+            ring_no_more = threading.Event()
+
+            def ring(bell=bell, start=start, ring_no_more=ring_no_more):
+                start.wait(PATIENCE)
+                while not ring_no_more.is_set():
+                    bell.ring()
+                    if bell._open:
+                        # As if it had been cleared: the next ring writes again.
+                        bell._rung = False
+
+            crew = [threading.Thread(target=ring) for _ in range(3)]
+            for thread in crew:
+                thread.start()
+            start.wait(PATIENCE)
+            bell.close()
+            reader, writer = os.pipe()
+            ring_no_more.set()
+            for thread in crew:
+                thread.join(PATIENCE)
+            os.close(writer)
+            found = os.read(reader, 1)
+            os.close(reader)
+            assert b"" == found
+
+    def test_forgotten(self):
+        """A bell that is dropped closes its descriptors, even where its lock is held."""
+        bell = Bell()
+        descriptors = bell._reader, bell._writer
+        held, let_go = threading.Event(), threading.Event()
+        lock = bell._lock
+
+        def hold():
+            with lock:
+                held.set()
+                let_go.wait(PATIENCE)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        assert held.wait(PATIENCE)
+        del bell
+        for descriptor in descriptors:
+            with pytest.raises(OSError, match="Bad file"):
+                os.fstat(descriptor)
+        let_go.set()
+        holder.join(PATIENCE)

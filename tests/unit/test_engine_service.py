@@ -1,0 +1,163 @@
+"""The service: one thread, whose end nobody misses."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+import pytest
+from servers import PATIENCE
+
+from dtimer.engine.service import Service
+
+
+class Body:
+    """A body that does what it is told, run by run; then it waits for the end."""
+
+    def __init__(self, *runs):
+        self._runs = list(runs)
+        self.said = queue.SimpleQueue()
+        self.stoppings = []
+
+    def __call__(self, stopping):
+        self.stoppings.append(stopping)
+        self.said.put("body")
+        if self._runs:
+            self._runs.pop(0)(stopping)
+        else:
+            stopping.wait(PATIENCE)
+
+    def failed(self, error):
+        self.said.put(error)
+
+    def ended(self):
+        self.said.put("ended")
+
+    def next(self):
+        return self.said.get(timeout=PATIENCE)
+
+
+def fail(stopping):
+    raise MemoryError("no more")
+
+
+def fail_at_the_end(stopping):
+    assert stopping.wait(PATIENCE)
+    raise MemoryError("no more")
+
+
+def service(body):
+    return Service("dtimer-test", body, body.failed, body.ended)
+
+
+class TestLife:
+    """From start to join."""
+
+    def test_begins_and_ends(self):
+        """It runs its body on a thread of its name, a daemon, until it is stopped."""
+        body = Body()
+        service_ = service(body)
+        assert not service_.started
+        service_.start()
+        assert "body" == body.next()
+        (thread,) = (t for t in threading.enumerate() if t.name == "dtimer-test")
+        assert thread.daemon
+        assert not service_.join(0)
+        service_.stop()
+        assert service_.join(PATIENCE)
+        assert service_.started
+        assert "ended" == body.next()
+
+    def test_never_started(self):
+        """Stopping and joining one that was never started is harmless."""
+        service_ = service(Body())
+        service_.stop()
+        assert service_.join(PATIENCE)
+
+    def test_no_older_thread_is_revived(self):
+        """Each start has a stop of its own: an older thread stays stopped."""
+        body = Body()
+        service_ = service(body)
+        for _ in range(50):
+            service_.start()
+            service_.stop()
+            assert service_.join(PATIENCE)
+        assert 50 == len(set(body.stoppings))
+        assert all(stopping.is_set() for stopping in body.stoppings)
+
+    def test_does_not_wait_for_itself(self):
+        """join() by its own thread returns at once, and says that the end has not come."""
+        told = []
+        service_ = service(Body(lambda stopping: told.append((service_.current, service_.join()))))
+        service_.start()
+        assert service_.join(PATIENCE)
+        assert [(True, False)] == told
+        assert not service_.current
+
+    def test_no_thread_to_be_had(self, monkeypatch):
+        """Where no thread can be started that is raised, and the rest works all the same."""
+        service_ = service(Body())
+
+        def start(thread):
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError):
+            service_.start()
+        assert not service_.started
+        service_.stop()
+        assert service_.join(PATIENCE)
+
+
+class TestFailure:
+    """Bodies that raise."""
+
+    def test_begun_again(self):
+        """A body that raises is reported and begun again, within a second."""
+        body = Body(fail, fail)
+        service_ = service(body)
+        service_.start()
+        for _ in range(2):
+            assert "body" == body.next()
+            assert isinstance(body.next(), MemoryError)
+        assert "body" == body.next()
+        service_.stop()
+        assert service_.join(PATIENCE)
+        assert "ended" == body.next()
+
+    def test_begun_once_more_on_the_way_out(self):
+        """A body that raises when it is to end is begun once more, to end properly."""
+        body = Body(fail_at_the_end)
+        service_ = service(body)
+        service_.start()
+        assert "body" == body.next()
+        service_.stop()
+        assert isinstance(body.next(), MemoryError)
+        assert "body" == body.next()
+        assert "ended" == body.next()
+        assert service_.join(PATIENCE)
+
+    def test_the_end_comes_whatever_happens(self):
+        """A body that can do nothing but raise does not keep its thread from ending."""
+        body = Body(fail_at_the_end, fail, fail, fail)
+        service_ = service(body)
+        service_.start()
+        service_.stop()
+        assert service_.join(PATIENCE)
+        said = [body.next() for _ in range(5)]
+        assert ["body", "MemoryError", "body", "MemoryError", "ended"] == [
+            what if isinstance(what, str) else type(what).__name__ for what in said
+        ]
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_an_exit_is_an_end(self):
+        """What is no Exception ends the thread, and the last thing is done even so."""
+
+        def leave(stopping):
+            raise SystemExit
+
+        body = Body(leave)
+        service_ = service(body)
+        service_.start()
+        assert service_.join(PATIENCE)
+        assert ["body", "ended"] == [body.next(), body.next()]
