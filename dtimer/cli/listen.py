@@ -18,7 +18,7 @@ from dtimer.cli.options import shared
 from dtimer.cli.output import Output, moment, payload, visible
 from dtimer.cli.params import ID
 from dtimer.cli.server import Settings, opened
-from dtimer.model.event import Event
+from dtimer.model.event import DeadLetter, Event
 from dtimer.timer import DTimer
 
 
@@ -64,8 +64,7 @@ class Watch:
         timer.on("error", self._failed)
         timer.on("disconnected", self._disconnected)
         timer.on("connected", self._connected)
-        timer.on("dead", lambda ev: self._given_up(ev.id, f"failed, attempt {ev.attempt}"))
-        timer.on("buried", self._given_up)
+        timer.on("dead", self._given_up)
         timer.on("expired", self._given_up)
 
     def run(self) -> int:
@@ -130,8 +129,13 @@ class Watch:
             self._lost_redis = False
             self._output.notice("Redis answers again")
 
-    def _given_up(self, id: str, reason: str) -> None:
-        self._output.notice(f"dead letter: {visible(id)} ({reason})", id=id, reason=reason)
+    def _given_up(self, letter: DeadLetter) -> None:
+        self._output.notice(
+            f"dead letter: {visible(letter.id)} ({letter.reason}, attempt {letter.attempt})",
+            id=letter.id,
+            reason=letter.reason,
+            attempt=letter.attempt,
+        )
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ time at once. So a lost reply delays its events by a try, and not by a lease.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -178,6 +179,9 @@ class Claimer(Service):
             turn = self._turns.turn(request)
         except Exception as e:
             self._listener.echo_failed()
+            # What runs keeps its lease, also where no turn can be had.
+            with contextlib.suppress(Exception):
+                self._beat()
             if not asked_before and not self._turns.slow(e):
                 # A connection that was closed while it lay idle is nobody's business.
                 return 0.0
@@ -214,8 +218,8 @@ class Claimer(Service):
             self._told.clear()
             self._changed(None)
         self.tried.set()
-        for id, reason in turn.buried:
-            self._announce("expired" if reason == "expired" else "buried", id, reason)
+        for id, _ in turn.buried:
+            self._announce("buried", id)
         if not turn.known:
             self._turns.register()
         for schedule in turn.short:

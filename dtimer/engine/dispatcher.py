@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from dtimer.engine.hold import Hold, Ledger
@@ -149,10 +149,12 @@ class Dispatcher:
                 hold = self._held.get(settlement.token)
             if hold is None:
                 continue
-            if result is Result.STALE and settlement.verdict is not Verdict.RELEASE:
-                hold.lose()
+            stale = result is Result.STALE and settlement.verdict is not Verdict.RELEASE
+            # One that this process has posted anew, it has given up itself.
+            if stale and hold.lose() and not hold.superseded:
                 self._announce("lease_lost", hold.event)
-                self._announce("error", LeaseLost(settlement.id, self._node, settlement.token))
+                lost = LeaseLost(settlement.id, self._node, settlement.token)
+                self._announce("error", lost)
             self._ended(hold, result)
 
     def held(self) -> list[Hold]:
@@ -172,9 +174,15 @@ class Dispatcher:
         with self._lock:
             return sum(self._overran(h, now) for h in self._held.values())
 
+    def superseded(self, ids: Collection[str]) -> None:
+        """Note that this process has posted events of these ids anew."""
+        with self._lock:
+            for hold in self._held.values():
+                hold.superseded = hold.superseded or hold.claim.id in ids
+
     def lose(self, hold: Hold) -> None:
         """Note that a lease could not be renewed because it was somebody else's."""
-        if hold.lose():
+        if hold.lose() and not hold.superseded:
             self._announce("lease_lost", hold.event)
 
     @property
@@ -245,10 +253,8 @@ class Dispatcher:
             self._held.pop(hold.claim.token, None)
         if result is Result.STALE:
             return
-        if result is Result.DEAD and hold.event is None:
-            self._announce("buried", hold.claim.id, "corrupt")
-        elif result is Result.DEAD:
-            self._announce("dead", hold.event)
+        if result is Result.DEAD:
+            self._announce("buried", hold.claim.id)
         elif hold.verdict is Verdict.RETRY and result is Result.DONE:
             self._announce("retry", hold.event)
 

@@ -49,6 +49,8 @@ class Hold:
         self.claim = claim
         self.event: Event | None = None
         self.started: float | None = None
+        #: True once this process has posted the id anew: then to lose it is no surprise.
+        self.superseded = False
         self._options = options
         self._ledger = ledger
         self._ended = ended

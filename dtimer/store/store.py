@@ -109,10 +109,14 @@ class Store(Plans):
 
     def extend(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
         """Renew leases, given as id and token, and tell which are still held."""
-        arguments: list[str] = []
-        for id, token in held:
-            arguments += (id, str(token))
+        arguments = [str(word) for claim in held for word in claim]
         letters: bytes = self._call("extend", str(lease_us), *arguments)
+        return [letter == ord("1") for letter in letters]
+
+    def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
+        """Renew leases in one try, as `turn`: for a loop that will ask again."""
+        arguments = [str(word) for claim in held for word in claim]
+        letters: bytes = self._line.once("extend", str(lease_us), *arguments)
         return [letter == ord("1") for letter in letters]
 
     def join(self, incarnation: str, who: str) -> None:
@@ -179,6 +183,13 @@ class Store(Plans):
                     yield codec.read_letter(last, codec.whole(flat[i + 1]), flat[i + 2])
             if len(flat) < 3 * _PAGE:
                 return
+
+    def letter(self, id: str) -> DeadLetter | None:
+        """Return one dead letter; None when there is none of that id."""
+        reply = self._call("peek", id)
+        if not reply or reply[0] != b"dead":
+            return None
+        return codec.read_letter(id, codec.whole(reply[1]), reply[3])
 
     def revive(self, id: str) -> bool:
         """See `DTimer.revive`."""

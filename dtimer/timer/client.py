@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -107,7 +107,12 @@ class Client(Emitter):
         entry = prepare(self._options, self._mint, {}, at=at, id=id).entry
         self._store.post([dataclasses.replace(entry, when=f"={entry.when}")], "replace")
 
+    def _superseding(self, ids: Collection[str]) -> None:
+        """Called before events are posted under ids that may be pending."""
+
     def _post(self, entries: list[Entry], policy: str) -> list[str]:
+        if policy != "mint":
+            self._superseding({e.id for e in entries})
         while taken := self._store.post(entries, policy):
             # Two mints met in one id; nothing of this call was stored.
             entries = [

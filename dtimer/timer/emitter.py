@@ -35,6 +35,12 @@ def _check(event: object, f: object) -> None:
         )
 
 
+def _unawaited(f: Callable[..., Any], result: object) -> TypeError:
+    if inspect.iscoroutine(result):
+        result.close()
+    return TypeError(f"the listener {f!r} gave an awaitable, and nobody awaits it")
+
+
 class _Once:
     """A listener to be called once, by whichever of many emitting threads comes first."""
 
@@ -136,7 +142,8 @@ class Emitter(EventEmitter):
             return
         self._guard.raised = None
         try:
-            listener(*args, **kwargs)
+            if inspect.isawaitable(result := listener(*args, **kwargs)):
+                raised.append(_unawaited(listener, result))
         except BaseException as e:
             # Also SystemExit: it must not end a thread of ours unseen.
             raised.append(e)

@@ -14,7 +14,8 @@ import socket
 import threading
 import time
 import warnings
-from typing import Protocol
+from collections.abc import Collection
+from typing import Any
 
 from dtimer.engine.bell import Bell
 from dtimer.engine.claimer import Claimer
@@ -23,31 +24,16 @@ from dtimer.engine.herald import Herald
 from dtimer.engine.listener import Listener
 from dtimer.errors import StoreError
 from dtimer.model.claims import Turn, TurnRequest
-from dtimer.model.event import Event, Health
+from dtimer.model.event import Health
 from dtimer.model.names import incarnation
 from dtimer.model.options import Options
 from dtimer.store.store import Store
+from dtimer.timer.voice import Voice
 
 log = logging.getLogger("dtimer")
 
 # An echo after this much silence, in seconds, or five polls where those are quicker.
 _ECHO_EVERY = 5.0
-
-
-class Voice(Protocol):
-    """How a life reaches the emitter, which it must not keep alive."""
-
-    def handle(self, events: list[Event]) -> list[BaseException] | None:
-        """Call the listeners of ``'event'``."""
-        ...
-
-    def announce(self, event: str, *arguments: object) -> None:
-        """Emit something."""
-        ...
-
-    def appetite(self) -> int:
-        """Tell how many events may be asked for now."""
-        ...
 
 
 class _Turns:
@@ -58,7 +44,7 @@ class _Turns:
         self._incarnation = incarnation
         self._who = who
         self._options = options
-        self.extend = store.extend
+        self.extend = store.renew
         self.slow = store.slow
 
     def turn(self, request: TurnRequest) -> Turn:
@@ -104,7 +90,7 @@ class Life:
         self._who = json.dumps(who)
         self._turns = _Turns(store, self.incarnation, self._who, options)
         self.bell = Bell()
-        self._herald = Herald(f"dtimer-herald-{id}", voice.announce)
+        self._herald = Herald(f"dtimer-herald-{id}", self._say)
         self._registered = False
         self._reachable = True
         self._deafness: Exception | None = None
@@ -141,6 +127,21 @@ class Life:
             announce=self._herald.announce,
             farewell=self._farewell,
         )
+
+    def _say(self, event: str, *arguments: Any) -> None:
+        """Emit what was announced; on the herald's thread, which may ask Redis."""
+        if event != "buried":
+            self._voice.announce(event, *arguments)
+            return
+        with contextlib.suppress(StoreError):
+            # None: it was revived, purged or trimmed meanwhile, and is no news any more.
+            if letter := self._store.letter(arguments[0]):
+                kind = "expired" if letter.reason == "expired" else "dead"
+                self._voice.announce(kind, letter)
+
+    def superseded(self, ids: Collection[str]) -> None:
+        """Note that this process has posted events of these ids anew."""
+        self._dispatcher.superseded(ids)
 
     # Beginning
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
 import logging
-import os
 import queue
 import signal
 import threading
 import warnings
 import weakref
+from collections.abc import Collection
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,8 +22,10 @@ from dtimer.model.options import MOST_CLAIMS, check_max_events, validate
 from dtimer.store.connect import source
 from dtimer.store.line import TRIES
 from dtimer.store.store import Store
+from dtimer.timer import process
 from dtimer.timer.calendar import Calendar
 from dtimer.timer.life import Life
+from dtimer.timer.voice import WeakVoice
 
 log = logging.getLogger("dtimer")
 
@@ -40,8 +41,7 @@ class DTimer(Calendar):
 
     Emits ``'event'`` (a list of `Event`), ``'error'`` (an exception), and besides:
     ``'ready'``, ``'connected'``, ``'disconnected'`` (the exception), ``'retry'`` and
-    ``'dead'`` (the `Event`), ``'buried'`` and ``'expired'`` (id and reason of an event
-    that never reached a handler), ``'lease_lost'`` (the `Event`).
+    ``'lease_lost'`` (the `Event`), ``'dead'`` and ``'expired'`` (the `DeadLetter`).
 
     Args:
         id: Names the node for people. Two nodes may share it: each life of a node has an
@@ -108,7 +108,7 @@ class DTimer(Calendar):
         self._finalizer: Any = None
         # Reentrant, for a leave out of a signal handler that interrupted one.
         self._state = threading.RLock()
-        _timers.add(self)
+        process.watch(self)
 
     @property
     def id(self) -> str:
@@ -169,7 +169,7 @@ class DTimer(Calendar):
 
     def _begin(self) -> None:
         self._forget_life()
-        life = Life(self._id, self._options, self._store, _Voice(self))
+        life = Life(self._id, self._options, self._store, WeakVoice(self))
         life.start()
         self._life = life
         self._finalizer = weakref.finalize(self, _forgotten, life, self._id)
@@ -283,6 +283,10 @@ class DTimer(Calendar):
 
     # Behind the scenes
 
+    def _superseding(self, ids: Collection[str]) -> None:
+        if self._life is not None:
+            self._life.superseded(ids)
+
     def _listening(self, event: str) -> None:
         if event == "event" and (life := getattr(self, "_life", None)) is not None:
             life.bell.ring()
@@ -302,29 +306,6 @@ class DTimer(Calendar):
             self.leave(self._options.exit_timeout / 1000)
 
 
-class _Voice:
-    """How a life reaches its timer without keeping it alive."""
-
-    def __init__(self, timer: DTimer) -> None:
-        self._timer = weakref.ref(timer)
-
-    def handle(self, events: list[Event]) -> list[BaseException] | None:
-        timer = self._timer()
-        return None if timer is None else timer.deliver(events)
-
-    def announce(self, event: str, *arguments: object) -> None:
-        timer = self._timer()
-        if timer is not None:
-            timer.announce(event, *arguments)
-
-    def appetite(self) -> int:
-        timer = self._timer()
-        return 0 if timer is None else timer.appetite()
-
-
-_timers: weakref.WeakSet[DTimer] = weakref.WeakSet()
-
-
 def _forgotten(life: Life, id: str) -> None:
     if life.leaving:
         # By itself: a handler called leave, and nobody has waited for the end.
@@ -333,18 +314,3 @@ def _forgotten(life: Life, id: str) -> None:
     warnings.warn(
         f"the node {id!r} was dropped while joined; call leave()", ResourceWarning, stacklevel=2
     )
-
-
-def _leave_all() -> None:
-    for timer in list(_timers):
-        timer.at_exit()
-
-
-def _after_fork_in_child() -> None:
-    for timer in list(_timers):
-        timer.after_fork()
-
-
-atexit.register(_leave_all)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

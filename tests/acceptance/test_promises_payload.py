@@ -100,7 +100,7 @@ def test_it_is_told_as_it_was(server, namespace):
     timer.post(AWKWARD, 50, id=id, expires=1)
     dead: queue.SimpleQueue[str] = queue.SimpleQueue()
     timer.on("event", lambda _: None)
-    timer.on("expired", lambda expired, _: dead.put(expired))
+    timer.on("expired", lambda letter: dead.put(letter.id))
     with timer:
         assert id == dead.get(timeout=PATIENCE)
         (letter,) = timer.dead()

@@ -207,9 +207,7 @@ class TestJoin:
     def test_interrupted(self, make, monkeypatch):
         """An interrupt in the middle of join() leaves nothing behind."""
         timer = make()
-        monkeypatch.setattr(
-            "dtimer.engine.claimer.Claimer.tried", _Interrupted(), raising=False
-        )
+        monkeypatch.setattr("dtimer.engine.claimer.Claimer.tried", _Interrupted(), raising=False)
         with pytest.raises(KeyboardInterrupt):
             timer.join()
         monkeypatch.undo()
@@ -220,7 +218,7 @@ class TestJoin:
     def test_pubsub_is_forbidden(self, make, client, namespace, server):
         """A user who may not subscribe may join: events come by the poll, and it says so."""
         client.execute_command(
-            *"ACL SETUSER deafened on nopass ~* &* +@all -subscribe".split()
+            *["ACL", "SETUSER", "deafened", "on", "nopass", "~*", "&*", "+@all", "-subscribe"]
         )
         with server.client(username="deafened", password="x") as user:
             timer = make(url=user, poll_interval=50)
@@ -460,7 +458,7 @@ class TestLeave:
         eventually(lambda: timer._life.leaving)
         joining.start()
         # It has nothing to show while it waits but the lock that it must not hold.
-        eventually(lambda: joining.is_alive())
+        eventually(joining.is_alive)
         handler.go_on()
         handler.ended()
         leaving.join(PATIENCE)
@@ -479,7 +477,7 @@ class TestLeave:
 
         def again(ev):
             listener = timer._life._listener
-            eventually(lambda: listener._stopping.is_set())
+            eventually(listener._stopping.is_set)
             listener.join(PATIENCE)
             timer.post({}, LATER)
             posted.set()
@@ -637,7 +635,7 @@ class TestForgotten:
         timer.on("event", lambda events: there().leave())
         timer.join()
         timer.post({})
-        eventually(lambda: not timer.joined)
+        eventually(lambda: not there().joined)
         if again:
             timer.join()
             timer.leave()

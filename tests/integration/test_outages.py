@@ -100,7 +100,7 @@ class TestServerGone:
             node.post({"n": 2})
             assert [{"n": 2}] == caught.next()
         assert gone.empty()
-        assert errors.empty()
+        assert errors.empty(), errors.next()
         assert back.empty()
 
     def test_killed_while_a_handler_runs(self, node, own):

@@ -1,0 +1,63 @@
+"""How a joined life reaches its timer, without keeping it alive."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Protocol
+
+from dtimer.model.event import Event
+
+
+class Voice(Protocol):
+    """How a life reaches the emitter, which it must not keep alive."""
+
+    def handle(self, events: list[Event]) -> list[BaseException] | None:
+        """Call the listeners of ``'event'``."""
+        ...
+
+    def announce(self, event: str, *arguments: object) -> None:
+        """Emit something."""
+        ...
+
+    def appetite(self) -> int:
+        """Tell how many events may be asked for now."""
+        ...
+
+
+class Timer(Protocol):
+    """What there is to be reached."""
+
+    def deliver(self, events: list[Event]) -> list[BaseException] | None:
+        """Hand events over."""
+        ...
+
+    def announce(self, event: str, *arguments: object) -> None:
+        """Emit something."""
+        ...
+
+    def appetite(self) -> int:
+        """Tell how many events may be asked for now."""
+        ...
+
+
+class WeakVoice:
+    """See `Voice`: one whose timer is gone calls nobody, and wants nothing."""
+
+    def __init__(self, timer: Timer) -> None:
+        self._timer = weakref.ref(timer)
+
+    def handle(self, events: list[Event]) -> list[BaseException] | None:
+        """See `Voice.handle`."""
+        timer = self._timer()
+        return None if timer is None else timer.deliver(events)
+
+    def announce(self, event: str, *arguments: object) -> None:
+        """See `Voice.announce`."""
+        timer = self._timer()
+        if timer is not None:
+            timer.announce(event, *arguments)
+
+    def appetite(self) -> int:
+        """See `Voice.appetite`."""
+        timer = self._timer()
+        return 0 if timer is None else timer.appetite()
