@@ -1,0 +1,606 @@
+"""The claimer, turn by turn, with a store of the test's own and no server."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from servers import PATIENCE, eventually
+
+from dtimer.engine.bell import Bell
+from dtimer.engine.claimer import Claimer
+from dtimer.engine.dispatcher import Dispatcher
+from dtimer.errors import StoreError
+from dtimer.model.claims import Claim, Result, Turn, Verdict
+from dtimer.model.options import validate
+
+LONG = 3_600.0  # seconds; no test is there to see it
+YEAR_US = 365 * 86_400 * 1_000_000
+
+
+class Wrong(Exception):
+    """What the store here fails with."""
+
+
+class Refused(Exception):
+    """What a person has to mend."""
+
+
+def turn(*ids, wait=None, known=True, results=(), buried=()):
+    claims = [Claim(id, n, 1, 1_000, 1_000, 3, b"{}") for n, id in enumerate(ids, 1)]
+    return Turn(1_000, wait, known, list(results), claims, list(buried))
+
+
+class FakeTurns:
+    """A store that answers what the test has prepared, and else that nothing is due."""
+
+    def __init__(self):
+        self.asked = []
+        self.answers = []
+        self.extended = []
+        self.registered = 0
+        self.supplied = []
+        self.trimmed = 0
+        self.lost = set()  # ids whose lease is somebody else's
+        self.trouble = None  # raised by whatever is asked from now on
+        self.beaten = threading.Event()
+
+    def turn(self, request):
+        self.asked.append(request)
+        answer = self.trouble or (self.answers.pop(0) if self.answers else None)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer or turn(results=[Result.DONE] * len(request.settlements))
+
+    def register(self):
+        self.registered += 1
+
+    def extend(self, held, lease_us):
+        if self.trouble:
+            raise self.trouble
+        self.extended.append(([id for id, _ in held], lease_us))
+        self.beaten.set()
+        return [id not in self.lost for id, _ in held]
+
+    def trim(self):
+        self.trimmed += 1
+
+    def supply(self, schedule):
+        self.supplied.append(schedule)
+
+    def slow(self, error):
+        return isinstance(error, Refused)
+
+
+class FakeListener:
+    """A listener that hears as the test says."""
+
+    def __init__(self):
+        self.hears = True
+        self.due = LONG
+        self.echoes = []
+
+    def echo_due(self):
+        return self.due
+
+    def echo_sent(self):
+        self.echoes.append("sent")
+
+    def echo_failed(self):
+        self.echoes.append("failed")
+
+
+class Desk:
+    """A claimer, a real dispatcher, and the test around them."""
+
+    def __init__(self, **options):
+        self.options = validate(options)
+        self.turns = FakeTurns()
+        self.listener = FakeListener()
+        self.bell = Bell()
+        self.said = queue.SimpleQueue()
+        self.changes = queue.SimpleQueue()
+        self.begun = queue.SimpleQueue()
+        self.go_on = threading.Semaphore(0)
+        self.appetite = 100
+        self.farewells = 0
+        self.dispatcher = Dispatcher(
+            "dtimer-test",
+            node="test",
+            options=self.options,
+            handle=self._handle,
+            announce=lambda *what: self.said.put(what),
+            ring=self.bell.ring,
+            ledger=SimpleNamespace(),
+            quit=lambda: None,
+        )
+        self.claimer = Claimer(
+            "dtimer-claimer",
+            turns=self.turns,
+            bell=self.bell,
+            listener=self.listener,
+            dispatcher=self.dispatcher,
+            options=self.options,
+            appetite=lambda: self.appetite,
+            changed=self.changes.put,
+            announce=lambda *what: self.said.put(what),
+            farewell=self._farewell,
+        )
+
+    def _handle(self, events):
+        self.begun.put(events)
+        assert self.go_on.acquire(timeout=PATIENCE)
+        return []
+
+    def _farewell(self):
+        self.farewells += 1
+
+    def take(self, answer=None, *, claiming=True):
+        """Take one turn on the test's own thread, and return the nap that follows."""
+        if answer is not None:
+            self.turns.answers.append(answer)
+        return self.claimer._take_turn(claiming)
+
+    def told(self):
+        """The changes told of so far."""
+        return [self.changes.get() for _ in range(self.changes.qsize())]
+
+    def close(self):
+        self.go_on.release(1_000)
+        self.turns.trouble = None
+        self.claimer.stop_within(0)
+        assert self.claimer.join(PATIENCE)
+        self.dispatcher.stop()
+        assert self.dispatcher.join(PATIENCE)
+        self.bell.close()
+
+
+@pytest.fixture
+def desk():
+    made = []
+
+    def build(*, start=False, **options):
+        desk = Desk(**options)
+        made.append(desk)
+        desk.dispatcher.start()
+        if start:
+            desk.claimer.start()
+            assert desk.claimer.tried.wait(PATIENCE)
+        return desk
+
+    yield build
+    for each in made:
+        each.close()
+
+
+class TestRequest:
+    """What a turn asks for."""
+
+    def test_numbered(self, desk):
+        """Each new turn has the next number, and asks for what free hands can start."""
+        desk = desk(max_events=3, concurrency=2)
+        for _ in range(3):
+            desk.take()
+        assert [1, 2, 3] == [r.seq for r in desk.turns.asked]
+        assert {6} == {r.limit for r in desk.turns.asked}
+        assert {True} == {r.hears for r in desk.turns.asked}
+
+    def test_nobody_to_hand_anything_to(self, desk):
+        """Without a listener, and while it leaves, it claims nothing."""
+        desk = desk()
+        desk.appetite = 0
+        desk.take()
+        desk.appetite = 100
+        desk.take(claiming=False)
+        assert [0, 0] == [r.limit for r in desk.turns.asked]
+        assert [True, False] == [r.hears for r in desk.turns.asked]
+
+    def test_no_more_than_is_wanted(self, desk):
+        """It claims no more than there is an appetite for, whatever hands are free."""
+        desk = desk(max_events=5)
+        desk.appetite = 3
+        desk.take()
+        assert [3] == [r.limit for r in desk.turns.asked]
+
+    def test_busy_hands_claim_nothing(self, desk):
+        """While all hands are busy it claims nothing."""
+        desk = desk()
+        desk.take(turn("tea"))
+        desk.begun.get(timeout=PATIENCE)
+        desk.take()
+        assert [1, 0] == [r.limit for r in desk.turns.asked]
+
+    def test_a_lost_turn_is_asked_again(self, desk):
+        """
+        A turn that was not answered is asked again, unchanged and under its number, until
+        it is answered: the first time at once, then with growing pauses up to half a
+        second.
+        """
+        desk = desk()
+        desk.turns.trouble = Wrong()
+        naps = [desk.take() for _ in range(9)]
+        desk.turns.trouble = None
+        desk.take()
+        desk.take()
+        first, *again, other = desk.turns.asked
+        assert all(first is request for request in again)
+        assert (1, 2) == (first.seq, other.seq)
+        assert naps[0] == 0.0
+        assert 0.05 <= naps[1] <= 0.1
+        assert 0.25 <= naps[-1] <= 0.5
+        assert all(nap <= 0.5 for nap in naps)
+
+    def test_a_lost_turn_keeps_its_settlements(self, desk):
+        """What was to be settled in a lost turn is settled by it, once, and by no other."""
+        desk = desk()
+        desk.take(turn("tea"))
+        desk.begun.get(timeout=PATIENCE)
+        desk.go_on.release()
+        eventually(lambda: desk.dispatcher.running == 0)
+        desk.take(Wrong())
+        assert not desk.dispatcher.unsettled
+        desk.take()
+        desk.take()
+        settled = [[s.verdict for s in r.settlements] for r in desk.turns.asked]
+        assert [[], [Verdict.CONFIRM], [Verdict.CONFIRM], []] == settled
+
+    def test_an_echo(self, desk):
+        """An echo rides on a turn when one is due; it counts as sent before it is."""
+        desk = desk()
+        desk.take()
+        desk.listener.due = 0.0
+        desk.take()
+        assert [False, True] == [r.echo for r in desk.turns.asked]
+        assert ["sent"] == desk.listener.echoes
+
+    def test_an_echo_of_a_lost_turn(self, desk):
+        """
+        Of a lost turn it is not known whether its echo was sent: it is not waited for, nor
+        when the same turn is asked again and sends no other.
+        """
+        desk = desk()
+        desk.listener.due = 0.0
+        for _ in range(3):
+            desk.take(Wrong())
+        desk.listener.due = LONG
+        desk.take()
+        assert "sent" == desk.listener.echoes[0]
+        assert {"failed"} == set(desk.listener.echoes[1:])
+
+
+class TestAnswer:
+    """What follows from an answer."""
+
+    def test_unknown(self, desk):
+        """A node whose registration is gone registers again."""
+        desk = desk()
+        desk.take(turn())
+        assert 0 == desk.turns.registered
+        desk.take(turn(known=False))
+        assert 1 == desk.turns.registered
+
+    def test_buried(self, desk):
+        """What was found unfit is announced, and the dead letters are trimmed."""
+        desk = desk()
+        desk.take(turn(buried=[("tea", "expired"), ("egg", "lease_lost")]))
+        said = [desk.said.get_nowait() for _ in range(2)]
+        assert [("buried", "tea"), ("buried", "egg")] == said
+        assert 1 == desk.turns.trimmed
+        desk.take(turn())
+        assert 1 == desk.turns.trimmed
+
+    def test_schedules_that_run_short(self, desk):
+        """A schedule that runs out of nominal times is brought more."""
+        desk = desk()
+        answer = turn()
+        answer.short.append("daily")
+        desk.take(answer)
+        assert ["daily"] == desk.turns.supplied
+
+    def test_outages_are_told_once(self, desk):
+        """
+        Each kind of error is told once in an outage, however they take turns, and its end
+        once.
+        """
+        desk = desk()
+        desk.take()
+        assert [None] == desk.told()
+        for error in (Wrong(1), Wrong(2), ValueError(3), Wrong(4), ValueError(5)):
+            desk.take(error)
+        assert ["2", "3"] == [str(change) for change in desk.told()]
+        assert "5" == str(desk.claimer.error)
+        answered = desk.claimer.answered
+        desk.take()
+        desk.take()
+        assert [None] == desk.told()
+        assert desk.claimer.error is None
+        assert desk.claimer.answered > answered
+        desk.take(Wrong(6))
+        desk.take(Wrong(7))
+        assert ["7"] == [str(change) for change in desk.told()]
+
+    def test_a_single_failure_is_nobodys_business(self, desk):
+        """A turn that gets through when it is asked again at once is not talked about."""
+        desk = desk()
+        desk.take()
+        desk.told()
+        desk.take(Wrong())
+        assert desk.claimer.error is None
+        desk.take()
+        assert [] == desk.told()
+
+    def test_what_a_person_must_mend(self, desk):
+        """An error that needs a person is told at once, and not asked again soon."""
+        desk = desk()
+        assert 5.0 == desk.take(Refused("no"))
+        assert ["no"] == [str(change) for change in desk.told()]
+
+    def test_a_reply_that_cannot_be_dealt_with(self, desk):
+        """Trouble after the answer is told, and that answer is not asked for again."""
+        desk = desk()
+
+        def register():
+            raise StoreError("gone again")
+
+        desk.turns.register = register
+        desk.take(turn(known=False))
+        assert [None, "gone again"] == [e and str(e) for e in desk.told()]
+        desk.take()
+        assert [1, 2] == [r.seq for r in desk.turns.asked]
+
+
+class TestNap:
+    """How long it waits for a ring."""
+
+    def test_as_long_as_it_was_told(self, desk):
+        """Until the time that the turn named, when that is before the next poll."""
+        desk = desk(poll_interval=1_000)
+        assert 0.01 == desk.take(turn(wait=10_000))
+        assert 0.0 == desk.take(turn(wait=0))
+
+    def test_a_poll(self, desk):
+        """Otherwise about a poll interval, and never more than that: it is a promise."""
+        desk = desk(poll_interval=1_000)
+        naps = [desk.take(turn(wait=wait)) for wait in (None, YEAR_US) for _ in range(50)]
+        assert 0.75 <= min(naps) < max(naps) <= 1
+
+    def test_no_long_sleep(self, desk):
+        """Ten years are waited for in slices of half a minute at most."""
+        desk = desk(poll_interval=3_600_000)
+        assert desk.take(turn(wait=10 * YEAR_US)) <= 30
+
+    def test_an_echo_wanted(self, desk):
+        """It wakes to send an echo."""
+        desk = desk()
+        desk.listener.due = 0.25
+        assert 0.25 == desk.take()
+
+    def test_more_may_be_due(self, desk):
+        """A turn that gave all that was asked for is followed by another while there is room."""
+        desk = desk(concurrency=3, max_events=100)
+        ids = [str(n) for n in range(100)]
+        assert desk.take(turn(*ids[1:])) > 0
+        assert 0.0 == desk.take(turn(*ids))
+        assert [100, 100] == [r.limit for r in desk.turns.asked]
+
+    def test_something_to_settle(self, desk):
+        """What is to be settled is settled at once."""
+        desk = desk()
+        desk.take(turn("tea"))
+        desk.begun.get(timeout=PATIENCE)
+        desk.go_on.release()
+        eventually(lambda: desk.dispatcher.unsettled)
+        assert 0.0 == desk.claimer._nap(desk.turns.asked[0], turn(), True)
+
+    def test_a_heartbeat(self, desk):
+        """While a handler runs it wakes for the next heartbeat."""
+        desk = desk(lease=900, poll_interval=3_600_000)
+        assert 0.2 < desk.take(turn("tea")) <= 0.3
+
+
+class TestHeartbeats:
+    """Leases are renewed for as long as handlers run."""
+
+    def held(self, desk, *ids):
+        """Have these events in hand, and let their heartbeat be due."""
+        desk.take(turn(*ids))
+        desk.begun.get(timeout=PATIENCE)
+        desk.claimer._next_beat = 0.0
+
+    def test_each_third_of_a_lease(self, desk):
+        """What is held is renewed three times in a lease."""
+        desk = desk(max_events=2)
+        self.held(desk, "tea", "egg")
+        before = time.monotonic()
+        desk.take()
+        assert [(["tea", "egg"], 30_000_000)] == desk.turns.extended
+        assert before + 10 <= desk.claimer._next_beat <= time.monotonic() + 10
+        desk.take()
+        assert 1 == len(desk.turns.extended)
+
+    def test_without_being_rung(self, desk):
+        """The thread beats by itself."""
+        desk = desk(start=True, lease=100, poll_interval=3_600_000)
+        desk.turns.answers.append(turn("tea"))
+        desk.bell.ring()
+        desk.begun.get(timeout=PATIENCE)
+        for _ in range(3):
+            assert desk.turns.beaten.wait(PATIENCE)
+            desk.turns.beaten.clear()
+        assert (["tea"], 100_000) == desk.turns.extended[0]
+
+    def test_not_what_is_settled(self, desk):
+        """What is settled, or runs over max_run, is not renewed."""
+        desk = desk(max_events=3, max_run=10_000)
+        self.held(desk, "tea", "egg", "ham")
+        tea, egg, _ = desk.dispatcher.held()
+        tea.take(Verdict.CONFIRM)
+        egg.started -= 11
+        desk.take()
+        assert [(["ham"], 30_000_000)] == desk.turns.extended
+
+    def test_a_lease_that_is_lost(self, desk):
+        """A lease that could not be renewed is told of, once, and the others are kept."""
+        desk = desk(max_events=2)
+        self.held(desk, "tea", "egg")
+        tea, egg = desk.dispatcher.held()
+        desk.turns.lost.add("egg")
+        for _ in range(2):
+            desk.claimer._next_beat = 0.0
+            desk.take()
+        assert ("lease_lost", egg.event) == desk.said.get_nowait()
+        assert desk.said.empty()
+        assert egg.lost()
+        assert not tea.lost()
+
+    def test_one_that_fails_is_tried_again_at_once(self, desk):
+        """A heartbeat that failed is not put off until the next would be due."""
+        desk = desk()
+        self.held(desk, "tea")
+        extend, desk.turns.extend = desk.turns.extend, None
+        assert desk.take() <= 0.5
+        desk.turns.extend = extend
+        desk.take()
+        assert 1 == len(desk.turns.extended)
+
+    def test_without_turns(self, desk):
+        """What runs keeps its lease, also where no turn can be had."""
+        desk = desk()
+        self.held(desk, "tea")
+        desk.take(Wrong())
+        assert [(["tea"], 30_000_000)] == desk.turns.extended
+
+    def test_an_extension_is_kept(self, desk):
+        """Who has asked for longer than a lease is renewed for that long."""
+        desk = desk(max_events=2)
+        self.held(desk, "tea", "egg")
+        _, egg = desk.dispatcher.held()
+        egg._extended_until = time.monotonic() + 60
+        desk.take()
+        (tea, (ids, lease_us)) = desk.turns.extended
+        assert (["tea"], 30_000_000) == tea
+        assert ["egg"] == ids
+        assert 59_000_000 < lease_us <= 60_000_000
+
+    def test_many(self, desk):
+        """A heartbeat renews a hundred leases at a time."""
+        desk = desk(max_events=100, concurrency=3)
+        for n in range(3):
+            claims = [Claim(f"{n}-{i}", 100 * n + i, 1, 1, 1, 3, b"{}") for i in range(80)]
+            desk.take(Turn(1_000, None, True, [], claims, []))
+        desk.claimer._next_beat = 0.0
+        desk.take()
+        assert [100, 100, 40] == [len(ids) for ids, _ in desk.turns.extended]
+
+
+class TestEnd:
+    """The drain."""
+
+    def test_waits_for_handlers(self, desk):
+        """It ends when the handlers have, and what they did is settled; then it says farewell."""
+        desk = desk(start=True)
+        desk.turns.answers.append(turn("tea"))
+        desk.bell.ring()
+        desk.begun.get(timeout=PATIENCE)
+        asked = len(desk.turns.asked)
+        desk.claimer.stop_within(None)
+        eventually(lambda: len(desk.turns.asked) > asked)
+        assert not desk.claimer.join(0)
+        assert 0 == desk.farewells
+        desk.go_on.release()
+        assert desk.claimer.join(PATIENCE)
+        assert 1 == desk.farewells
+        assert [Verdict.CONFIRM] == [s.verdict for r in desk.turns.asked for s in r.settlements]
+        assert {0} == {r.limit for r in desk.turns.asked[asked:]}
+
+    def test_gives_up_at_its_deadline(self, desk):
+        """Past the deadline what still runs is given back, and it ends."""
+        desk = desk(start=True)
+        desk.turns.answers.append(turn("tea"))
+        desk.bell.ring()
+        desk.begun.get(timeout=PATIENCE)
+        desk.claimer.stop_within(0.05)
+        assert desk.claimer.join(PATIENCE)
+        assert [Verdict.RETRY] == [s.verdict for r in desk.turns.asked for s in r.settlements]
+
+    def test_the_nearest_deadline_counts(self, desk):
+        """Of several deadlines the nearest counts; a later or missing one changes nothing."""
+        desk = desk(start=True)
+        desk.turns.answers.append(turn("tea"))
+        desk.bell.ring()
+        desk.begun.get(timeout=PATIENCE)
+        for seconds in (LONG, 0.05, None, LONG):
+            desk.claimer.stop_within(seconds)
+        assert desk.claimer.join(PATIENCE)
+
+    def test_claims_of_a_lost_turn_go_back(self, desk):
+        """What a lost turn claimed is learned of while it leaves, and goes back unstarted."""
+        desk = desk(start=True)
+        desk.turns.trouble = Wrong()
+        desk.bell.ring()
+        eventually(lambda: desk.claimer.error)
+        desk.claimer.stop_within(None)
+        eventually(desk.claimer._stopping.is_set)
+        desk.turns.answers.append(turn("tea"))
+        desk.turns.trouble = None
+        desk.bell.ring()
+        assert desk.claimer.join(PATIENCE)
+        assert [Verdict.RELEASE] == [s.verdict for r in desk.turns.asked for s in r.settlements]
+        assert desk.begun.empty()
+
+    @pytest.mark.parametrize("trouble", [Wrong(), Refused()])
+    def test_a_server_that_does_not_answer(self, desk, trouble):
+        """
+        A server that does not answer is waited for until the deadline, without one for as
+        long as a call may take, whatever pause the error would ask for.
+        """
+        desk = desk(start=True, timeout=200)
+        desk.turns.trouble = trouble
+        desk.bell.ring()
+        eventually(lambda: desk.claimer.error)
+        began = time.monotonic()
+        desk.claimer.stop_within(None)
+        assert desk.claimer.join(PATIENCE)
+        assert time.monotonic() - began < 2
+        assert 1 == desk.farewells
+
+    def test_a_loop_that_breaks(self, desk):
+        """
+        An exception out of the loop is told to 'error', and the loop begins again within a
+        second, where it was.
+        """
+        desk = desk(start=True)
+        desk.told()
+        room, broken = desk.dispatcher.room, [MemoryError("no more")]
+
+        def fail():
+            if broken:
+                raise broken.pop()
+            return room()
+
+        desk.dispatcher.room = fail
+        desk.bell.ring()
+        what, error = desk.said.get(timeout=PATIENCE)
+        assert ("error", "no more") == (what, str(error))
+        asked = len(desk.turns.asked)
+        eventually(lambda: len(desk.turns.asked) > asked)
+        assert [] == desk.told(), "nothing is wrong with Redis"
+
+    def test_a_drain_that_breaks(self, desk):
+        """An exception on its way out does not keep it from the farewell."""
+        desk = desk(start=True)
+        hand_back, broken = desk.dispatcher.hand_back, [MemoryError("no more")]
+
+        def fail():
+            if broken:
+                raise broken.pop()
+            hand_back()
+
+        desk.dispatcher.hand_back = fail
+        desk.claimer.stop_within(None)
+        assert desk.claimer.join(PATIENCE)
+        assert 1 == desk.farewells
+        assert "error" == desk.said.get_nowait()[0]

@@ -1,0 +1,520 @@
+"""The dispatcher and its holds: what is held, by whom, and how each claim ends, once."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import queue
+import threading
+import time
+
+import pytest
+from servers import PATIENCE, eventually
+
+from dtimer.engine.dispatcher import MOST_SETTLEMENTS, Dispatcher
+from dtimer.errors import HandlerError, LeaseLost, OptionError, StoreError
+from dtimer.model.claims import Claim, Result, Verdict
+from dtimer.model.options import validate
+
+_tokens = itertools.count(1)
+
+
+def claim(payload=b"{}", *, id=None, attempt=1, max_retries=3):
+    token = next(_tokens)
+    return Claim(id or f"ev-{token}", token, attempt, 1_000, 3_000, max_retries, payload)
+
+
+class FakeLedger:
+    """Settles and extends as the test says."""
+
+    def __init__(self):
+        self.settled = []
+        self.extended = []
+        self.results = queue.SimpleQueue()
+        self.asked = threading.Event()
+        self.answer = None  # an event to wait for before it answers
+
+    def settle(self, settlements):
+        self.settled += settlements
+        self.asked.set()
+        if self.answer is not None:
+            assert self.answer.wait(PATIENCE)
+        result = Result.DONE if self.results.empty() else self.results.get()
+        if isinstance(result, Exception):
+            raise result
+        return [result]
+
+    def extend(self, held, lease_us):
+        self.extended.append((list(held), lease_us))
+        return [self.results.empty() or self.results.get()]
+
+
+class Office:
+    """A dispatcher, its handler in the hands of the test, and all that it says."""
+
+    def __init__(self, **options):
+        self.ledger = FakeLedger()
+        self.said = queue.SimpleQueue()
+        self.begun = queue.SimpleQueue()
+        self.go_on = threading.Semaphore(0)
+        self.raised = []
+        self.rings = 0
+        self.quits = 0
+        self.dispatcher = Dispatcher(
+            "dtimer-test",
+            node="test",
+            options=validate(options),
+            handle=self._handle,
+            announce=lambda *what: self.said.put(what),
+            ring=self._ring,
+            ledger=self.ledger,
+            quit=self._quit,
+        )
+
+    def _handle(self, events):
+        self.begun.put(events)
+        assert self.go_on.acquire(timeout=PATIENCE)
+        return self.raised
+
+    def _ring(self):
+        self.rings += 1
+
+    def _quit(self):
+        self.quits += 1
+
+    def begin(self, *claims):
+        """Have claims handled, and return the events of the first batch."""
+        self.dispatcher.accept(claims, time.monotonic())
+        return self.begun.get(timeout=PATIENCE)
+
+    def finish(self):
+        """Let the handlers end, and return what is to be settled."""
+        self.go_on.release(100)
+        eventually(lambda: self.dispatcher.running == 0)
+        return self.dispatcher.take_settlements()
+
+    def saying(self):
+        """What has been said so far."""
+        return [self.said.get() for _ in range(self.said.qsize())]
+
+
+@pytest.fixture
+def office():
+    made = []
+
+    def build(*, start=True, **options):
+        office = Office(**options)
+        made.append(office)
+        if start:
+            office.dispatcher.start()
+        return office
+
+    yield build
+    for each in made:
+        each.go_on.release(1_000)
+        each.dispatcher.stop()
+        assert each.dispatcher.join(PATIENCE)
+
+
+def summary(settlements):
+    return [(s.id, s.token, s.verdict) for s in settlements]
+
+
+class TestHands:
+    """Who starts what, and when."""
+
+    def test_room(self, office):
+        """There is room for what free hands can start: batches for hands, never over 100."""
+        office = office(concurrency=3, max_events=2)
+        dispatcher = office.dispatcher
+        assert 6 == dispatcher.room()
+        office.begin(*(claim() for _ in range(3)))
+        assert (2, 2) == (dispatcher.room(), dispatcher.running)
+        dispatcher.max_events = 80
+        assert 80 == dispatcher.room()
+        dispatcher.max_events = 1
+        dispatcher.accept([claim() for _ in range(4)], time.monotonic())
+        assert 0 == dispatcher.room()
+        office.finish()
+        assert 3 == dispatcher.room()
+        dispatcher.max_events = 100
+        assert 100 == dispatcher.room()
+
+    def test_batches(self, office):
+        """Claims are handed out in their order, max_events at a time."""
+        office = office(max_events=2)
+        claims = [claim(json.dumps({"n": n}).encode()) for n in range(5)]
+        first = office.begin(*claims)
+        office.go_on.release(3)
+        rest = [office.begun.get(timeout=PATIENCE) for _ in range(2)]
+        assert [[0, 1], [2, 3], [4]] == [[ev["n"] for ev in batch] for batch in [first, *rest]]
+        assert [(c.id, c.token, Verdict.CONFIRM) for c in claims] == summary(office.finish())
+
+    def test_the_event(self, office):
+        """An event has what the claim says of it; its lateness is what the server saw."""
+        office = office()
+        (ev,) = office.begin(claim(b'{"a":1}', id="tea", attempt=2, max_retries=7))
+        assert {"a": 1} == ev
+        assert ("tea", 2, 7, 1.0, 2.0) == (
+            ev.id,
+            ev.attempt,
+            ev.max_retries,
+            ev.due,
+            ev.lateness_ms,
+        )
+
+    def test_at_once_by_all_hands(self, office):
+        """As many handlers run at a time as there are hands."""
+        office = office(concurrency=5)
+        office.dispatcher.accept([claim() for _ in range(7)], time.monotonic())
+        for _ in range(5):
+            office.begun.get(timeout=PATIENCE)
+        assert 7 == office.dispatcher.running
+        assert office.begun.empty()
+        assert 7 == len(office.finish())
+
+    def test_a_free_hand_rings(self, office):
+        """When a hand gets free the bell is rung, its settlement being there to be taken."""
+        office = office()
+        found = []
+        office.dispatcher._ring = lambda: found.append(office.dispatcher.unsettled)
+        office.begin(claim())
+        office.finish()
+        eventually(lambda: [True] == found)
+
+    def test_nobody_to_handle(self, office):
+        """Where the last listener has gone, events are released, not confirmed."""
+        office = office()
+        office.raised = None
+        office.begin(claim())
+        (settlement,) = office.finish()
+        assert Verdict.RELEASE is settlement.verdict
+
+    def test_whatever_is_raised(self, office):
+        """A hand outlives what its handler raises, also where the node breaks on it."""
+        office = office()
+
+        def broken(events):
+            raise MemoryError
+
+        office.dispatcher._handle, handle = broken, office.dispatcher._handle
+        office.dispatcher.accept([claim()], time.monotonic())
+        what, error = office.said.get(timeout=PATIENCE)
+        assert ("error", MemoryError) == (what, type(error))
+        office.dispatcher._handle = handle
+        office.begin(claim())
+        assert 1 == len(office.finish())
+
+
+class TestHandingBack:
+    """What a node that leaves does with what it holds."""
+
+    def test_what_nobody_has_started(self, office):
+        """What waits for a hand is released, and the hands that run are left to end."""
+        office = office()
+        running, *waiting = (claim() for _ in range(3))
+        office.begin(running, *waiting)
+        office.dispatcher.hand_back()
+        assert [(c.id, c.token, Verdict.RELEASE) for c in waiting] == summary(
+            office.dispatcher.take_settlements()
+        )
+        assert [(running.id, running.token, Verdict.CONFIRM)] == summary(office.finish())
+
+    def test_what_comes_too_late(self, office):
+        """After hand_back() nothing is started any more, also where a hand is free."""
+        office = office()
+        office.dispatcher.hand_back()
+        late = claim()
+        office.dispatcher.accept([late], time.monotonic())
+        eventually(lambda: office.dispatcher.running == 0)
+        assert [(late.id, late.token, Verdict.RELEASE)] == summary(
+            office.dispatcher.take_settlements()
+        )
+        assert office.begun.empty()
+
+    def test_abandon(self, office):
+        """
+        What still runs is given back with its attempt charged; the handler can see it, its
+        confirm is void, and its end changes nothing.
+        """
+        office = office()
+        held = claim()
+        (ev,) = office.begin(held)
+        office.dispatcher.abandon()
+        (settlement,) = office.dispatcher.take_settlements()
+        assert (held.id, held.token, Verdict.RETRY) == summary([settlement])[0]
+        assert 0 == settlement.wait_us
+        assert "left" in settlement.error
+        assert ev.lease_lost
+        assert ev.confirm() is False
+        assert [] == office.finish()
+        office.dispatcher.abandon()
+        assert not office.dispatcher.unsettled
+
+    def test_stop(self, office):
+        """stop() sends each hand home when it has finished; join() tells whether all are."""
+        office = office(concurrency=2)
+        office.begin(claim())
+        office.dispatcher.stop()
+        assert not office.dispatcher.join(0)
+        office.go_on.release()
+        assert office.dispatcher.join(PATIENCE)
+        assert not office.dispatcher.current
+
+
+class TestSettling:
+    """Each claim ends once."""
+
+    def test_confirmed_by_the_handler(self, office):
+        """What the handler has confirmed itself its hand does not confirm again."""
+        office = office(max_events=2)
+        first, second = office.begin(claim(), claim())
+        assert first.confirm() is True
+        assert [(second.id, second.token, Verdict.CONFIRM)] == summary(office.finish())
+        assert [(first.id, first.token, Verdict.CONFIRM)] == summary(office.ledger.settled)
+
+    def test_a_confirm_that_fails_is_the_hands(self, office):
+        """A confirm that could not be recorded is recorded when the handler has ended."""
+        office = office()
+        (ev,) = office.begin(claim())
+        office.ledger.results.put(StoreError("no reply"))
+        with pytest.raises(StoreError):
+            ev.confirm()
+        assert [(ev.id, ev.token, Verdict.CONFIRM)] == summary(office.finish())
+
+    def test_a_confirm_under_way_when_the_handler_ends(self, office):
+        """
+        A handler ends while another thread confirms its event. When that fails the hand
+        confirms; nobody renews for ever what nobody works on.
+        """
+        office = office()
+        (ev,) = office.begin(claim())
+        office.ledger.answer = threading.Event()
+        office.ledger.results.put(StoreError("no reply"))
+        failed = []
+
+        def confirm():
+            try:
+                ev.confirm()
+            except StoreError as e:
+                failed.append(e)
+
+        other = threading.Thread(target=confirm)
+        other.start()
+        assert office.ledger.asked.wait(PATIENCE)
+        office.go_on.release()
+        office.ledger.answer.set()
+        other.join(PATIENCE)
+        eventually(lambda: office.dispatcher.running == 0)
+        assert 1 == len(failed)
+        assert [(ev.id, ev.token, Verdict.CONFIRM)] == summary(office.dispatcher.take_settlements())
+        assert [] == office.dispatcher.held()
+
+    def test_two_confirms_at_once(self, office):
+        """Of two threads that confirm at once the second waits for what comes of the first."""
+        office = office()
+        (ev,) = office.begin(claim())
+        office.ledger.answer = threading.Event()
+        office.ledger.results.put(Result.STALE)
+        told = []
+        crew = [threading.Thread(target=lambda: told.append(ev.confirm())) for _ in range(2)]
+        for thread in crew:
+            thread.start()
+        assert office.ledger.asked.wait(PATIENCE)
+        office.ledger.answer.set()
+        for thread in crew:
+            thread.join(PATIENCE)
+        assert [False, False] == told
+        assert 1 == len(office.ledger.settled)
+        assert [] == office.finish()
+
+    def test_what_a_turn_made_of_it(self, office):
+        """'retry', 'buried' and 'lease_lost' tell what became of the events of a batch."""
+        office = office(max_events=5)
+        office.raised = [ValueError("no")]
+        events = office.begin(*(claim() for _ in range(4)))
+        settlements = office.finish()
+        assert [Verdict.RETRY] * 4 == [s.verdict for s in settlements]
+        ((what, error),) = office.saying()
+        assert "error" == what
+        assert isinstance(error, HandlerError)
+        assert events == error.events
+        results = [Result.DONE, Result.DEAD, Result.CANCELLED, Result.STALE]
+        office.dispatcher.settled(settlements, results)
+        retry, buried, lost, error = office.saying()
+        assert ("retry", events[0]) == retry
+        assert ("buried", events[1].id) == buried
+        assert ("lease_lost", events[3]) == lost
+        assert isinstance(error[1], LeaseLost)
+        assert (events[3].id, "test", events[3].token) == (
+            error[1].id,
+            error[1].node,
+            error[1].token,
+        )
+        assert events[3].lease_lost
+        office.dispatcher.settled(settlements, results)
+        assert [] == office.saying()
+
+    def test_what_this_process_has_posted_anew(self, office):
+        """That an event is gone which this process replaced itself is no news to it."""
+        office = office(max_events=3)
+        events = office.begin(*(claim() for _ in range(3)))
+        office.dispatcher.superseded({events[0].id, events[1].id})
+        first = office.dispatcher.held()[0]
+        office.dispatcher.lose(first)
+        settlements = office.finish()
+        office.dispatcher.settled(settlements, [Result.STALE] * 3)
+        said = office.saying()
+        assert ["lease_lost", "error"] == [what for what, _ in said]
+        assert events[2] is said[0][1]
+        assert all(ev.lease_lost for ev in events)
+
+    def test_releasing_what_is_gone(self, office):
+        """That an event which was handed back was gone already is no news."""
+        office = office(start=False)
+        office.dispatcher.accept([claim()], time.monotonic())
+        office.dispatcher.hand_back()
+        settlements = office.dispatcher.take_settlements()
+        office.dispatcher.settled(settlements, [Result.STALE])
+        assert [] == office.saying()
+        assert [] == office.dispatcher.held()
+
+    def test_a_corrupt_payload(self, office):
+        """A payload that is none is buried unhandled, and 'buried' tells; the rest goes on."""
+        office = office(max_events=2)
+        bad = claim(b"\xff")
+        (good,) = office.begin(bad, claim())
+        (settlement,) = office.dispatcher.take_settlements()
+        assert (bad.id, Verdict.BURY, "corrupt") == (
+            settlement.id,
+            settlement.verdict,
+            settlement.reason,
+        )
+        office.dispatcher.settled([settlement], [Result.DEAD])
+        assert [("buried", bad.id)] == office.saying()
+        assert [(good.id, good.token, Verdict.CONFIRM)] == summary(office.finish())
+
+    def test_two_that_raise(self, office):
+        """The batch is retried once; 'error' gets each of the exceptions."""
+        office = office()
+        office.raised = [ValueError("one"), SystemExit("two")]
+        office.begin(claim())
+        (settlement,) = office.finish()
+        assert "ValueError: one" in settlement.error
+        assert [ValueError, SystemExit] == [type(e.__cause__) for _, e in office.saying()]
+        assert 1 == office.quits
+
+    def test_the_text_of_an_error(self, office):
+        """It is the end of the traceback, bounded, and can be written as UTF-8."""
+        office = office()
+        office.raised = [ValueError("\ud800" + "x" * 5_000 + "\udfff the end")]
+        office.begin(claim())
+        (settlement,) = office.finish()
+        assert settlement.error.encode().endswith(b"x\\udfff the end\n")
+        assert len(settlement.error) < 2_100
+
+    def test_many_at_once(self, office):
+        """No more settlements ride on a turn than a short script can take."""
+        office = office(start=False)
+        for _ in range(4):
+            office.dispatcher.accept([claim(b"") for _ in range(100)], time.monotonic())
+        assert MOST_SETTLEMENTS == len(office.dispatcher.take_settlements())
+        assert office.dispatcher.unsettled
+        assert 400 - MOST_SETTLEMENTS == len(office.dispatcher.take_settlements())
+        assert not office.dispatcher.unsettled
+
+
+class TestHolding:
+    """Which leases are renewed, and until when one may be believed."""
+
+    def test_what_runs_is_renewed(self, office):
+        """What runs, or is about to, is held; what is settled is not."""
+        office = office(max_events=2)
+        first, second = office.begin(claim(), claim(), claim())
+        assert 3 == len(office.dispatcher.held())
+        first.confirm()
+        assert [second.id] == [h.claim.id for h in office.dispatcher.held()][:1]
+        assert 2 == len(office.dispatcher.held())
+        office.finish()
+        assert [] == office.dispatcher.held()
+
+    def test_theirs_to_confirm(self, office):
+        """With auto_confirm=False nothing is renewed or settled once the handler is gone."""
+        office = office(auto_confirm=False)
+        (ev,) = office.begin(claim())
+        assert 1 == len(office.dispatcher.held())
+        assert [] == office.finish()
+        assert [] == office.dispatcher.held()
+        assert ev.confirm() is True
+
+    def test_max_run(self, office):
+        """What overruns max_run is renewed no more, and counts as stuck."""
+        office = office(max_run=10_000, max_events=2)
+        office.begin(claim(), claim())
+        assert (2, 0) == (len(office.dispatcher.held()), office.dispatcher.stuck())
+        for hold in office.dispatcher.held():
+            hold.started -= 11
+        assert (0, 2) == (len(office.dispatcher.held()), office.dispatcher.stuck())
+
+    def test_believed(self, office):
+        """A lease is believed for nine tenths of it, from the moment it was asked for."""
+        office = office(lease=10_000)
+        (ev,) = office.begin(claim())
+        (hold,) = office.dispatcher.held()
+        now = time.monotonic()
+        hold.renewed(now - 8.9, 10_000_000)
+        assert not ev.lease_lost
+        hold.renewed(now - 9.1, 10_000_000)
+        assert ev.lease_lost
+        hold.renewed(now, 10_000_000)
+        assert not ev.lease_lost
+        assert hold.lose()
+        assert not hold.lose()
+        assert ev.lease_lost
+
+    def test_a_lost_lease_is_told_once(self, office):
+        """That a lease could not be renewed is told once, however often it is found."""
+        office = office()
+        (ev,) = office.begin(claim())
+        (hold,) = office.dispatcher.held()
+        office.dispatcher.lose(hold)
+        office.dispatcher.lose(hold)
+        assert [("lease_lost", ev)] == office.saying()
+
+    def test_extend(self, office):
+        """ev.extend() renews at once, and later renewals ask for no less than it did."""
+        office = office(lease=10_000)
+        (ev,) = office.begin(claim())
+        (hold,) = office.dispatcher.held()
+        assert 10_000_000 == hold.lease_us(time.monotonic())
+        assert ev.extend(60_000) is True
+        assert [([(ev.id, ev.token)], 60_000_000)] == office.ledger.extended
+        now = time.monotonic()
+        assert 59_000_000 < hold.lease_us(now) <= 60_000_000
+        assert 29_000_000 < hold.lease_us(now + 30) <= 30_000_000
+        assert 10_000_000 == hold.lease_us(now + 55)
+        office.ledger.results.put(False)
+        assert ev.extend(1_000) is False
+        assert ev.lease_lost
+        with pytest.raises(OptionError):
+            ev.extend("long")
+
+    def test_extend_what_is_settled(self, office):
+        """What is settled cannot be extended, and nobody is asked."""
+        office = office()
+        (ev,) = office.begin(claim())
+        ev.confirm()
+        assert ev.extend(1_000) is False
+        assert [] == office.ledger.extended
+
+    def test_retry_with_a_bad_delay(self, office):
+        """A delay that is none is refused before anything is settled."""
+        office = office()
+        (ev,) = office.begin(claim())
+        with pytest.raises(OptionError):
+            ev.retry("soon")
+        assert ev.retry(1_500) is True
+        (settlement,) = office.ledger.settled
+        assert (Verdict.RETRY, 1_500_000) == (settlement.verdict, settlement.wait_us)
+        assert ev.confirm() is False
+        assert [("retry", ev)] == office.saying()
