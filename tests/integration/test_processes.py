@@ -1,0 +1,522 @@
+"""Nodes in processes that end, are ended, and fork."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from scripts import Script
+from servers import eventually
+from soundness import assert_sound
+
+from dtimer import State
+from dtimer.store.keys import Keys
+from dtimer.testing import Catch
+
+
+@pytest.fixture
+def script(server, namespace, client):
+    """Runs a program in the namespace of the test; nothing contradictory is left by it."""
+    running = []
+
+    def run(text, **options):
+        program = Script(server, namespace, text, **options)
+        running.append(program)
+        return program
+
+    yield run
+    for program in running:
+        program.__exit__()
+    assert_sound(client, Keys.of(namespace))
+
+
+# A handler that says when it begins, and goes on when it is told.
+GATED = """
+dt = timer(exit_timeout=8_000)
+
+@dt.on("event")
+def handle(events):
+    say("begun", events[0].id, events[0].attempt)
+    heard()
+    say("done")
+"""
+
+# One that never goes on.
+HANGING = GATED.replace("heard()", "threading.Event().wait()")
+
+
+def left_nothing(client, namespace):
+    """True when no node is registered."""
+    return not client.exists(Keys.of(namespace).nodes)
+
+
+class TestSignals:
+    """run(), the body of a worker script."""
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_the_first_lets_handlers_end(self, script, make, client, namespace, number):
+        """
+        SIGTERM, or SIGINT, lets the running handler end and be confirmed, claims nothing
+        more, and ends the program well, without a word.
+        """
+        program = script(GATED + "say('run'); dt.run(); say('over')")
+        poster = make("poster")
+        assert "run" == program.hear()
+        first = poster.post({})
+        assert f"begun {first} 1" == program.hear()
+        second = poster.post({})
+        program.signal(number)
+        eventually(lambda: not any(node.waiting for node in poster.nodes()))
+        program.tell()
+        assert ["done", "over"] == [program.hear() for _ in range(2)]
+        assert "" == program.end(0)
+        assert poster.peek(first) is None
+        assert (State.SCHEDULED, 0) == (poster.peek(second).state, poster.peek(second).attempt)
+        assert left_nothing(client, namespace)
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_the_second_is_as_ever(self, script, make, client, namespace, number):
+        """
+        A second signal does what it did before run(): the program ends though a handler
+        runs. What that had is handed out again.
+        """
+        program = script(
+            "import signal; note = signal.signal\n"
+            "def told(n, h):\n"
+            "    before = note(n, h)\n"
+            "    if n == signal.SIGTERM: say('back' if h is signal.SIG_DFL else 'ready')\n"
+            "    return before\n"
+            "signal.signal = told\n" + HANGING.replace("8_000", "0, lease=500") + "dt.run()"
+        )
+        other = make("other", poll_interval=50)
+        caught = Catch(other, "event")
+        assert "ready" == program.hear()
+        id = other.post({})
+        assert f"begun {id} 1" == program.hear()
+        program.signal(number)
+        assert "back" == program.hear()
+        program.signal(number)
+        complaint = program.end(-number)
+        assert ("KeyboardInterrupt" in complaint) == (number == signal.SIGINT)
+        with other:
+            (ev,) = caught.next()
+            assert (id, 2) == (ev.id, ev.attempt)
+        # Who was killed could not say goodbye; after a minute it would have been forgotten.
+        assert left_nothing(client, namespace) == (number == signal.SIGINT)
+        client.delete(Keys.of(namespace).nodes, Keys.of(namespace).alive)
+
+    def test_the_signals_are_put_back(self, script):
+        """After run() the signals are handled as before it, also by one not of Python's."""
+        program = script(
+            """
+            import signal
+            mine = lambda *_: None
+            signal.signal(signal.SIGTERM, mine)
+            getter, note = signal.getsignal, signal.signal
+            # As it is where a program that embeds Python has installed its own.
+            signal.signal = lambda n, h: None if n == signal.SIGINT and note(n, h) else note(n, h)
+            dt = timer()
+            dt.on("ready", lambda: os.kill(os.getpid(), signal.SIGTERM))
+            dt.run()
+            say(getter(signal.SIGTERM) is mine, getter(signal.SIGINT) is signal.SIG_DFL)
+            """
+        )
+        assert "True True" == program.hear()
+        assert "" == program.end(0)
+
+    def test_a_signal_while_it_joins(self, script, client, namespace):
+        """A signal that comes while run() joins is not lost: it leaves as soon as it has."""
+        program = script(
+            """
+            import signal
+            from dtimer.timer.life import Life
+            start = Life.start
+
+            def slow(life):
+                os.kill(os.getpid(), signal.SIGTERM)
+                start(life)
+                say("joined")
+
+            Life.start = slow
+            timer().run()
+            say("over")
+            """
+        )
+        assert ["joined", "over"] == [program.hear() for _ in range(2)]
+        assert "" == program.end(0)
+        assert left_nothing(client, namespace)
+
+    def test_a_handler_that_exits(self, script, make):
+        """sys.exit() in a handler ends run(): its event is retried, the program ends well."""
+        program = script(
+            """
+            dt = timer(backoff=0)
+            dt.on("error", lambda e: say(repr(e.__cause__)))
+            dt.on("event", lambda events: sys.exit(3))
+            dt.post({}, id="tea")
+            dt.run()
+            say("over")
+            """
+        )
+        assert ["SystemExit(3)", "over"] == [program.hear() for _ in range(2)]
+        assert "" == program.end(0)
+        assert 1 == make().peek("tea").attempt
+
+
+class TestExit:
+    """Programs that end without a leave()."""
+
+    @pytest.mark.parametrize(
+        "end", [("", 0), ("sys.exit(3)", 3), ("raise SystemExit", 0), ("1 / 0", 1)]
+    )
+    def test_while_joined(self, script, make, client, namespace, end):
+        """
+        A program that ends while its node is joined: the running handler ends first and is
+        confirmed, what is not started stays for others, the exit status is the program's
+        own, and no thread complains.
+        """
+        ending, status = end
+        program = script(
+            GATED
+            + "dt.post({}, id='first'); dt.join(); dt.post({}, id='second'); say('main is over')\n"
+            + ending
+        )
+        assert {"begun first 1", "main is over"} == {program.hear() for _ in range(2)}
+        other = make("other")
+        eventually(lambda: not any(node.waiting for node in other.nodes()))
+        program.tell()
+        assert "done" == program.hear()
+        complaint = program.end(status)
+        assert "ZeroDivisionError" in complaint if status == 1 else complaint == ""
+        assert other.peek("first") is None
+        assert (State.SCHEDULED, 0) == (other.peek("second").state, other.peek("second").attempt)
+        assert left_nothing(client, namespace)
+
+    def test_a_handler_that_hangs(self, script, make, client, namespace):
+        """
+        A handler that does not end within exit_timeout is not waited for: its event is
+        given back, the attempt charged, and the next node has it at once.
+        """
+        program = script(
+            HANGING.replace("8_000", "100") + "dt.post({}, id='tea'); dt.join(); heard()"
+        )
+        other = make("other")
+        caught = Catch(other, "event")
+        assert "begun tea 1" == program.hear()
+        program.tell()
+        assert "" == program.end(0)
+        assert left_nothing(client, namespace)
+        with other:
+            assert 2 == caught.next()[0].attempt
+
+    def test_several_nodes(self, script, client, namespace):
+        """All nodes of a program leave at its end, whatever their number."""
+        program = script(
+            """
+            timers = [timer(f"node-{n}") for n in range(5)]
+            for dt in timers:
+                dt.on("event", print)
+                dt.join()
+            say(len(timers[0].nodes()))
+            """
+        )
+        assert "5" == program.hear()
+        assert "" == program.end(0)
+        assert left_nothing(client, namespace)
+
+    def test_a_sample_under_scrutiny(self, script):
+        """
+        In the interpreter's development mode, with every warning an error, a node that
+        joins, receives and leaves has nothing to complain of.
+        """
+        program = script(
+            """
+            dt = timer()
+            done = threading.Event()
+            dt.on("event", lambda events: done.set())
+            for _ in range(2):
+                with dt:
+                    dt.post({"msg": "hello"}, 20)
+                    assert done.wait(10)
+                    done.clear()
+            say(sorted(t.name for t in threading.enumerate()))
+            """,
+            flags=("-X", "dev", "-W", "error"),
+        )
+        assert "['MainThread']" == program.hear()
+        assert "" == program.end(0)
+
+    def test_forgotten_under_scrutiny(self, script):
+        """A node that is never left ends with its program, in development mode as well."""
+        program = script(
+            """
+            dt = timer()
+            dt.on("event", lambda events: say("handled"))
+            dt.join()
+            dt.post({})
+            """,
+            flags=("-X", "dev", "-W", "error"),
+        )
+        said = program.end(0)
+        assert "" == said
+
+
+# Runs what is given in a forked child, and says how that ended.
+FORK = """
+def forked(act):
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            act()
+            status = 0
+        finally:
+            if status:
+                import traceback
+                traceback.print_exc()
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    say("child", os.waitstatus_to_exitcode(status))
+"""
+
+
+class TestFork:
+    """A child has no threads, fresh locks and connections, and has not joined."""
+
+    def test_after_join(self, script, make):
+        """
+        A child of a joined process has not joined; it may post, and may join and receive
+        under an incarnation of its own. The parent goes on as if nothing had been.
+        """
+        program = script(
+            FORK
+            + """
+dt = timer()
+gate, opener = os.pipe()
+
+@dt.on("event")
+def handle(events):
+    say(events[0]["to"], "by", "parent" if os.getpid() == parent else "child")
+    os.read(gate, 1)
+
+def nodes():
+    return {n.incarnation for n in dt.nodes()}
+
+parent = os.getpid()
+dt.join()
+before = nodes()
+
+def child():
+    say(dt.joined, dt.health().joined, [t.name for t in threading.enumerate()])
+    dt.leave()
+    dt.post({"to": "anybody"})
+    heard()
+    os.write(opener, b".")
+    dt.join()
+    assert len(nodes()) == 2 and before < nodes()
+    # One hand each, and neither lets go of its event before both have one.
+    dt.post_many([({"to": "both"}, 0)] * 2)
+    heard()
+    os.write(opener, b"..")
+    dt.leave()
+    assert not dt.joined
+    assert nodes() == before
+
+forked(child)
+assert dt.joined and nodes() == before
+os.write(opener, b".")
+dt.post({"to": "us"})
+heard()
+dt.leave()
+"""
+        )
+        assert "False False ['MainThread']" == program.hear()
+        assert "anybody by parent" == program.hear()
+        program.tell()
+        assert {"both by parent", "both by child"} == {program.hear() for _ in range(2)}
+        program.tell()
+        assert "child 0" == program.hear()
+        assert "us by parent" == program.hear()
+        program.tell()
+        assert "" == program.end(0)
+
+    def test_with_a_log(self, script):
+        """A log that takes everything does not keep a child from its fresh start."""
+        program = script(
+            FORK
+            + """
+import logging
+logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+dt = timer()
+dt.on("event", lambda events: say("handled"))
+dt.join()
+forked(lambda: say(dt.joined, dt._life))
+dt.leave()
+"""
+        )
+        said = [program.hear() for _ in range(3)]
+        assert any("was joined by the parent process" in line for line in said)
+        assert "False None" in said
+        assert "child 0" in said
+        assert "" == program.end(0)
+
+    def test_nothing_is_inherited(self, script):
+        """
+        A child closes its copies of the pipes and of the subscription of its parent's
+        node: what the parent ends is ended.
+        """
+        program = script(
+            FORK
+            + """
+dt = timer()
+dt.join()
+life = dt._life
+inherited = [life.bell._reader, life.bell._writer, life._listener._stop_bell._reader,
+             life._listener._stop_bell._writer, life._listener._opened._descriptor()]
+del life
+
+def child():
+    for descriptor in inherited:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            continue
+        raise AssertionError(descriptor)
+
+forked(child)
+dt.leave()
+"""
+        )
+        assert "child 0" == program.hear()
+        assert "" == program.end(0)
+
+    def test_a_fork_that_no_hook_saw(self, script):
+        """Where a server forks past Python, the first call notices that it is a child."""
+        program = script(
+            FORK
+            + """
+import ctypes
+dt = timer()
+dt.join()
+libc = ctypes.PyDLL(None)
+child = libc.fork()
+if not child:
+    try:
+        say(dt.joined, dt._life)
+        dt.post({})
+        dt.join()
+        dt.leave()
+        os._exit(0)
+    finally:
+        os._exit(1)
+_, status = os.waitpid(child, 0)
+say("child", status, dt.joined)
+dt.leave()
+"""
+        )
+        assert ["False None", "child 0 True"] == [program.hear() for _ in range(2)]
+        assert "" == program.end(0)
+
+    @pytest.mark.parametrize("joined", [False, True])
+    def test_while_threads_are_at_it(self, script, make, joined):
+        """
+        Forking in a loop, while other threads post and hands handle, blocks neither the
+        children, which post and leave, nor the parent; no event is lost or doubled.
+        """
+        program = script(
+            FORK
+            + f"""
+dt = timer(max_events=10, concurrency=2)
+dt.on("event", lambda events: None)
+# The first connection, whose library imports as it is made: whoever forks while another
+# thread imports leaves the child a module locked for ever, and Python does not mend that.
+dt.post({{}})
+if {joined}:
+    dt.join()
+ending = threading.Event()
+posted = []
+
+def post():
+    n = 0
+    while not ending.is_set():
+        dt.post({{"n": n}})
+        n += 1
+    posted.append(n)
+
+crew = [threading.Thread(target=post) for _ in range(3)]
+for thread in crew:
+    thread.start()
+
+def child():
+    dt.post({{"child": True}})
+    dt.leave()
+
+for _ in range(40):
+    forked(child)
+ending.set()
+for thread in crew:
+    thread.join()
+dt.leave()
+say(sum(posted) + 41)
+"""
+        )
+        assert ["child 0"] * 40 == [program.hear() for _ in range(40)]
+        total = int(program.hear())
+        assert "" == program.end(0)
+        timer = make(max_events=100)
+        timer.on("event", lambda events: None)
+        with timer:
+            eventually(lambda: timer.stats().totals.get("confirmed", 0) == total)
+        assert total == timer.stats().totals["posted"]
+
+    def test_multiprocessing(self, script):
+        """A child of multiprocessing (fork) may join, receive and leave, as its parent does."""
+        program = script(
+            """
+            import multiprocessing
+            dt = timer()
+            got = threading.Semaphore(0)
+            dt.on("event", lambda events: got.release())
+
+            def child():
+                assert not dt.joined
+                with dt:
+                    assert len(dt.nodes()) == 2
+                    say("two")
+                    heard()
+
+            with dt:
+                process = multiprocessing.get_context("fork").Process(target=child)
+                process.start()
+                process.join()
+                say("child", process.exitcode, len(dt.nodes()))
+                dt.post({})
+                assert got.acquire(timeout=10)
+            """
+        )
+        assert "two" == program.hear()
+        program.tell()
+        assert "child 0 1" == program.hear()
+        assert "" == program.end(0)
+
+    def test_in_a_handler(self, script):
+        """A handler may fork; its child ends by itself, and the handler is confirmed."""
+        program = script(
+            FORK
+            + """
+dt = timer()
+done = threading.Event()
+
+@dt.on("event")
+def handle(events):
+    forked(lambda: dt.post({"by": "child"}, 60_000, id="egg"))
+    done.set()
+
+with dt:
+    dt.post({}, id="tea")
+    assert done.wait(10)
+say(dt.peek("tea"), dt.peek("egg").event)
+"""
+        )
+        assert ["child 0", "None {'by': 'child'}"] == [program.hear() for _ in range(2)]
+        assert "" == program.end(0)
