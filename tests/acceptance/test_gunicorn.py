@@ -1,0 +1,190 @@
+"""A Flask app under gunicorn, loaded before its workers are forked."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers import PATIENCE, eventually
+
+import dtimer
+from dtimer.store.keys import Keys
+
+pytestmark = pytest.mark.acceptance
+
+APP = """
+import os
+import threading
+
+from dtimer import DTimer
+from flask import Flask, jsonify, request
+
+app = Flask(__name__)
+dt = DTimer(f"web-{os.getpid()}", os.environ["DTIMER_URL"], ns=os.environ["NS"])
+handled = []
+
+
+@dt.on("event")
+def handle(events):
+    handled.extend(ev["n"] for ev in events)
+    dt.post({"by": os.getpid()}, 3_600_000, id=f"done-{events[0]['n']}")
+
+
+@app.post("/remind/<int:n>")
+def remind(n):
+    return jsonify(id=dt.post({"n": n}, request.args.get("delay", 0, int)), by=os.getpid())
+
+
+@app.get("/health")
+def health():
+    return jsonify(ok=dt.health().ok, by=os.getpid())
+
+
+if os.environ.get("JOIN_EARLY"):
+    # In the master, before there are workers.
+    dt.join()
+"""
+
+SETTINGS = """
+import os
+
+preload_app = True
+workers = 2
+threads = 2
+bind = "unix:web"
+graceful_timeout = 5
+control_socket_disable = True
+
+
+def post_fork(server, worker):
+    from web import dt
+
+    assert not dt.joined
+    dt.join()
+
+
+def worker_exit(server, worker):
+    from web import dt
+
+    dt.leave()
+
+
+def on_exit(server):
+    from web import dt
+
+    dt.leave()
+"""
+
+
+class Unix(http.client.HTTPConnection):
+    """HTTP through a unix socket."""
+
+    def __init__(self, path):
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(self._path)
+
+
+class Web:
+    """gunicorn in a folder, with the app and its settings."""
+
+    def __init__(self, folder, server, ns, **environment):
+        (folder / "web.py").write_text(APP)
+        (folder / "settings.py").write_text(SETTINGS)
+        self._folder = folder
+        self._log = (folder / "log").open("wb")
+        root = Path(dtimer.__file__).parents[1]
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "default", "-m", "gunicorn", "-c", "settings.py", "web:app"],
+            cwd=folder,
+            env=os.environ
+            | {"DTIMER_URL": server.url, "NS": ns, "PYTHONPATH": str(root)}
+            | environment,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+
+    @property
+    def log(self):
+        return (self._folder / "log").read_text()
+
+    def ask(self, method, path):
+        """Ask one of the workers."""
+        connection = Unix(str(self._folder / "web"))
+        try:
+            connection.request(method, path)
+            answer = connection.getresponse()
+            assert 200 == answer.status, self.log
+            return json.loads(answer.read())
+        finally:
+            connection.close()
+
+    def answers(self):
+        assert self.process.poll() is None, self.log
+        return (self._folder / "web").exists()
+
+    def close(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._log.close()
+
+
+@pytest.fixture
+def web(tmp_path, server, namespace):
+    pytest.importorskip("gunicorn")
+    started = []
+
+    def start(**environment):
+        web = Web(tmp_path, server, namespace, **environment)
+        started.append(web)
+        eventually(web.answers, 2 * PATIENCE)
+        return web
+
+    yield start
+    for each in started:
+        each.close()
+
+
+@pytest.mark.parametrize("early", ["", "1"])
+def test_preloaded_workers(web, client, namespace, early):
+    """
+    With --preload and two workers each worker joins once, after the fork: events that one
+    posts are handled by both. So it is when the master had joined, too, before it forked.
+    SIGTERM ends all of them, and no registration remains.
+    """
+    keys = Keys.of(namespace)
+    site = web(JOIN_EARLY=early)
+    nodes = 3 if early else 2
+    eventually(lambda: client.zcard(keys.roster) == nodes)
+    pids = {json.loads(who.split(b"|", 1)[1])["pid"] for who in client.hvals(keys.nodes)}
+    assert nodes == len(pids)
+    assert (site.process.pid in pids) == bool(early)
+    assert site.ask("GET", "/health")["ok"]
+
+    done = set()
+    for n in range(60):
+        site.ask("POST", f"/remind/{n}")
+    eventually(lambda: client.hlen(keys.body) == 60 and client.hlen(keys.lease) == 0)
+    for body in client.hvals(keys.body):
+        done.add(json.loads(body.partition(b"|")[2])["by"])
+    assert pids == done
+
+    site.process.send_signal(signal.SIGTERM)
+    assert 0 == site.process.wait(2 * PATIENCE), site.log
+    assert not client.exists(keys.nodes), site.log
+    assert "Traceback" not in site.log
+    assert "ResourceWarning" not in site.log
