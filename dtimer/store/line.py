@@ -32,7 +32,18 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
 _IDLE_LANES = 64
 
 #: Verbs that change nothing: where no reply comes there is nothing to be unsure of.
-READS = {"peek", "upcoming", "dead", "nodes", "stats", "schedule", "schedules"}
+READS = {
+    "audit",
+    "dead",
+    "holders",
+    "nodes",
+    "peek",
+    "permissions",
+    "schedule",
+    "schedules",
+    "stats",
+    "upcoming",
+}
 
 
 @dataclass(slots=True)

@@ -1,0 +1,37 @@
+-- Look whether the keys agree with each other: their sizes, and a sample at random.
+--
+-- ARGV[3]   how many of each to look at
+--
+-- Returns   {due, bodies, dead, graves, leases, schedules, plans, strays}
+--   strays  what is wrong and the id, in turn: no_body (due without a body), no_due (a body
+--           that is never due), no_grave (a dead letter that no list shows), no_letter (a
+--           grave without its letter), no_event (a lease on nothing)
+local many = tonumber(ARGV[3])
+local strays = {}
+
+local function stray(what, id)
+  strays[#strays + 1] = what
+  strays[#strays + 1] = id
+end
+
+for _, id in ipairs(redis.call('ZRANDMEMBER', DUE, many)) do
+  if redis.call('HEXISTS', BODY, id) == 0 then stray('no_body', id) end
+end
+for _, id in ipairs(redis.call('ZRANDMEMBER', GRAVES, many)) do
+  if redis.call('HEXISTS', DEAD, id) == 0 then stray('no_letter', id) end
+end
+for _, pair in ipairs({{BODY, DUE, 'no_due'}, {DEAD, GRAVES, 'no_grave'}, {LEASE, DUE, 'no_event'}}) do
+  for _, id in ipairs(redis.call('HRANDFIELD', pair[1], many)) do
+    if not redis.call('ZSCORE', pair[2], id) then stray(pair[3], id) end
+  end
+end
+return {
+  redis.call('ZCARD', DUE),
+  redis.call('HLEN', BODY),
+  redis.call('HLEN', DEAD),
+  redis.call('ZCARD', GRAVES),
+  redis.call('HLEN', LEASE),
+  redis.call('HLEN', BEATS),
+  redis.call('HLEN', PLANS),
+  strays,
+}

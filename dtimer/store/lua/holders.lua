@@ -1,0 +1,21 @@
+-- Who holds the events that are in flight: all of them, or a sample where they are many.
+--
+-- Uses      events
+--
+-- ARGV[3]   how many to look at, at most
+--
+-- Returns   incarnation and how many of those looked at it holds, in turn
+local counts, names, reply = {}, {}, {}
+local held = redis.call('HRANDFIELD', LEASE, tonumber(ARGV[3]), 'WITHVALUES')
+for i = 2, #held, 2 do
+  local _, _, _, _, node = parse_lease(held[i])
+  if node then
+    if not counts[node] then names[#names + 1] = node end
+    counts[node] = (counts[node] or 0) + 1
+  end
+end
+for _, node in ipairs(names) do
+  reply[#reply + 1] = node
+  reply[#reply + 1] = counts[node]
+end
+return reply

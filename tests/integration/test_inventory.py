@@ -1,0 +1,188 @@
+"""The store's verbs for people: walks through everything, the audit, holders, permissions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from peers import LEASE, Now, Peer, post
+from soundness import assert_sound
+
+import dtimer.store
+from dtimer.store.connect import source
+from dtimer.store.inventory import Body, Inventory, read_body, write_body
+
+LUA = Path(dtimer.store.__file__).parent / "lua"
+
+
+@pytest.fixture
+def now():
+    return Now()
+
+
+@pytest.fixture
+def store(client, namespace, now):
+    store = Inventory(source(client, 1.0), namespace, timeout=3.0, now=now)
+    yield store
+    store.release()
+
+
+@pytest.fixture
+def sound(store, client):
+    """For the tests that leave the keys as they have to be."""
+    yield store
+    assert_sound(client, store.keys)
+
+
+class TestWalks:
+    """Everything that waits, and everything that has died."""
+
+    def test_all_that_waits(self, sound, now):
+        """Each scheduled event is met once, in due order, over many pages and equal times."""
+        for n in range(1_203):
+            post(sound, f"e-{n:04d}", n // 700)
+        assert [f"e-{n:04d}" for n in range(1_203)] == [e.id for e in sound.waiting()]
+        first = next(sound.waiting())
+        assert now.us == first.due_us
+        assert read_body(first.raw) is not None
+
+    def test_what_is_in_flight_is_passed_over(self, sound):
+        """An event that a node holds does not wait."""
+        post(sound, "tea")
+        post(sound, "milk", 1)
+        Peer(sound, "node").claim()
+        assert ["milk"] == [e.id for e in sound.waiting()]
+
+    def test_deaths_after_one(self, sound, client):
+        """Dead letters are walked from one on; an id that is none stands for a moment."""
+        for n in range(1_100):
+            client.hset(sound.keys.dead, f"d{n:04d}", b"1,failed,0|,3|{}")
+            client.zadd(sound.keys.graves, {f"d{n:04d}": 1_000 + n // 2})
+        ids = [f"d{n:04d}" for n in range(1_100)]
+        assert ids == [letter.id for letter in sound.died_after("\0", 0)]
+        assert ids[41:] == [letter.id for letter in sound.died_after("d0040", 1_020)]
+        assert ids[1_098:] == [letter.id for letter in sound.died_after("\0", 1_549)]
+
+    @pytest.mark.parametrize(
+        "body", [Body(None, 3, b"{}"), Body(1_800_000_000_000_123, 0, b'{"a":"|"}')]
+    )
+    def test_a_body_is_read_as_written(self, body):
+        """A body that is written and read is the same."""
+        assert body == read_body(write_body(body))
+
+    @pytest.mark.parametrize("raw", [b"", b"x", b"1|{}", b",|{}", b"\xff"])
+    def test_no_body(self, raw):
+        """What is no body is None."""
+        assert read_body(raw) is None
+
+
+class TestHolders:
+    """Who holds what is in flight."""
+
+    def test_counted_by_node(self, sound):
+        """Each incarnation is counted with what it holds, and nothing is counted twice."""
+        for n in range(5):
+            post(sound, f"e{n}")
+        one, other = Peer(sound, "one"), Peer(sound, "other")
+        one.claim(3)
+        other.claim(5)
+        assert [2, 3] == sorted(sound.holders().values())
+        assert 4 == sum(sound.holders(4).values())
+
+
+class TestRestore:
+    """Dead letters that come back."""
+
+    def test_neither_the_living_nor_the_dead_are_touched(self, sound, client):
+        """A letter whose id waits here, or is dead already, is left out."""
+        keys = sound.keys
+        client.hset(keys.dead, "old", b"1,failed,2|no,3|{}")
+        client.zadd(keys.graves, {"old": 7})
+        (letter,) = sound.died_after("\0", 0)
+        assert 0 == sound.restore([letter])
+        client.delete(keys.dead, keys.graves)
+        assert 1 == sound.restore([letter])
+        assert [letter] == list(sound.died_after("\0", 0))
+        client.delete(keys.dead, keys.graves)
+        post(sound, "old")
+        assert 0 == sound.restore([letter])
+        assert [] == list(sound.died_after("\0", 0))
+
+
+class TestAudit:
+    """Do the keys agree with each other."""
+
+    def test_sound(self, sound, now):
+        """A namespace that only dtimer has written to is sound, whatever its events do."""
+        assert sound.audit().sound
+        for n in range(9):
+            post(sound, f"e{n}", n)
+        Peer(sound, "node").claim(1)
+        now.tick(LEASE * 2)
+        Peer(sound, "other").claim(2)
+        audit = sound.audit()
+        assert audit.sound
+        assert (9, 9, 3) == (audit.due, audit.bodies, audit.leases)
+
+    @pytest.mark.parametrize(
+        ("kind", "what"),
+        [
+            ("body", "no_due"),
+            ("lease", "no_event"),
+            ("dead", "no_grave"),
+            ("due", "no_body"),
+            ("graves", "no_letter"),
+        ],
+    )
+    def test_strays(self, kind, what, store, client):
+        """What one key holds and its partner does not is found, and named."""
+        key = getattr(store.keys, kind)
+        if kind in {"due", "graves"}:
+            client.zadd(key, {"ghost": 1})
+        else:
+            client.hset(key, "ghost", "x")
+        audit = store.audit()
+        assert not audit.sound
+        assert [(what, "ghost")] == audit.strays
+
+    def test_sizes_are_compared_where_a_sample_misses(self, store, client):
+        """Among more events than are looked at, a difference of the sizes still tells."""
+        client.zadd(store.keys.due, {f"e{n}": n for n in range(500)})
+        client.hset(store.keys.body, mapping={f"e{n}": "x" for n in range(499)})
+        assert not store.audit(1).sound
+
+
+class TestPermissions:
+    """Each command is tried, and none does anything."""
+
+    def test_all_that_the_scripts_use(self):
+        """The list of what is tried has every command that any script calls, and no other."""
+        tried: set[str] = set()
+        used: set[str] = set()
+        for path in LUA.rglob("*.lua"):
+            text = path.read_text("utf-8")
+            used |= set(re.findall(r"redis\.p?call\(\s*'([A-Z]+)'", text))
+            if path.name == "permissions.lua":
+                tried = set(re.findall(r"^  \{'([A-Z]+)'", text, re.MULTILINE))
+        assert used == tried
+
+    def test_nothing_changes(self, sound, client):
+        """Trying changes no key."""
+        post(sound, "tea")
+        sound.permissions()
+        before = {key: client.dump(key) for key in sound.keys}
+        assert {} == sound.permissions()
+        assert before == {key: client.dump(key) for key in sound.keys}
+
+    def test_what_is_missing_is_named(self, tcp_server, namespace):
+        """A command that the user may not run is named, and all that are."""
+        with tcp_server.client() as admin:
+            admin.execute_command("ACL", "SETUSER", "poor", "on", ">x", "~*", "&*", "+@all")
+            admin.execute_command("ACL", "SETUSER", "poor", "-zrem", "-hincrby")
+        url = tcp_server.url.replace("redis://", "redis://poor:x@")
+        store = Inventory(source(url, 1.0), namespace, timeout=3.0)
+        try:
+            assert {"ZREM", "HINCRBY"} == set(store.permissions())
+        finally:
+            store.release()
