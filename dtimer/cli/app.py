@@ -11,12 +11,22 @@ from collections.abc import Iterator, Sequence
 import click
 
 import dtimer
+from dtimer.cli.change import peek, reschedule
+from dtimer.cli.completion import completion
 from dtimer.cli.demo.command import demo
+from dtimer.cli.doctor.command import doctor
 from dtimer.cli.events import cancel, post, stats, upcoming
 from dtimer.cli.exits import Exit
+from dtimer.cli.letters import dead, purge, revive
 from dtimer.cli.listen import listen
+from dtimer.cli.moving.export import export
+from dtimer.cli.moving.load import load
+from dtimer.cli.namespace import health, nodes, pause, resume
 from dtimer.cli.options import shared
 from dtimer.cli.output import Output
+from dtimer.cli.schedules import cron, every, run_now, schedules, unschedule
+from dtimer.cli.tail import tail
+from dtimer.cli.top.command import top
 from dtimer.errors import DTimerError, EventExists, StoreError
 
 
@@ -26,9 +36,9 @@ from dtimer.errors import DTimerError, EventExists, StoreError
     \b
     Exit codes:
       0   done
-      1   the answer is no: no such event, or there is one already
+      1   the answer is no: no such event, or one already; not healthy; warnings
       2   the command was not understood; nothing was done
-      3   Redis could not be reached, or refused
+      3   Redis could not be reached, or refused; doctor found errors
       4   the handler cannot be imported
       5   too late to cancel: the event was handed out
 
@@ -49,7 +59,15 @@ def app() -> None:
     """
 
 
-for _command in (post, listen, upcoming, cancel, stats, demo):
+_COMMANDS = (
+    *(post, peek, upcoming, reschedule, cancel),
+    *(every, cron, schedules, unschedule, run_now),
+    *(listen, nodes, stats, health, tail, top, pause, resume),
+    *(dead, revive, purge),
+    *(export, load),
+    *(doctor, demo, completion),
+)
+for _command in _COMMANDS:
     app.add_command(_command)
 
 
@@ -69,6 +87,8 @@ def run(arguments: Sequence[str]) -> int:
                 output.failure(e)
             else:
                 e.show()
+            return e.exit_code
+        except click.exceptions.Exit as e:
             return e.exit_code
         except (click.Abort, KeyboardInterrupt):
             return Exit.INTERRUPTED

@@ -9,6 +9,7 @@ Durations and moments as people write them: a small grammar, and a strict one.
     unit     = w | d | h | m | s | ms
     moment   = ISO 8601                      2030-01-31T09:00+01:00, 2030-01-31 09:00
              | number                        milliseconds since the epoch
+             | words                         tomorrow 9:00 (with the extra ``dates``)
 
 Whatever is not in it is refused, never guessed at: an event that comes at a time that
 nobody meant is worse than a message.
@@ -22,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
+from dtimer.cli import dates
 from dtimer.errors import OptionError
 from dtimer.model.moments import LATEST_US, LONGEST_US
 
@@ -153,20 +155,40 @@ def parse_moment(text: str) -> Moment:
             return Moment(at, assumed=False)
         return Moment(at.astimezone(), assumed=True)
     except (ValueError, OverflowError, OSError):
+        if (said := dates.read(words)) is not None:
+            return Moment(said, assumed=True)
         raise OptionError(
             f"{text!r} is no moment; write 2030-01-31T09:00+01:00, 2030-01-31 09:00 for the"
-            " local time, or milliseconds since the epoch"
+            " local time, milliseconds since the epoch, or day and hour in words: tomorrow 9:00"
         ) from None
 
 
 def parse_expiry(text: str) -> timedelta | Moment:
     """
-    Read when an event expires: a duration from now, or a moment if it begins with a date.
+    Read when an event expires: a duration from now, or a moment by date or in words.
 
     Raises:
         OptionError: it is neither.
     """
-    return parse_moment(text) if _DATE_FIRST.match(text.strip()) else parse_duration(text)
+    words = text.strip()
+    dated = _DATE_FIRST.match(words) or dates.in_words(words)
+    return parse_moment(text) if dated else parse_duration(text)
+
+
+def parse_when(text: str) -> timedelta | Moment:
+    """
+    Read a due time: like an expiry, and a number too great for a wait is a moment.
+
+    A number below 100 000 000 000 counts milliseconds from now (up to three years), and one
+    from there on those since the epoch (from 1973).
+
+    Raises:
+        OptionError: it is neither.
+    """
+    words = text.strip()
+    if _NUMBER.fullmatch(words) and Decimal(words) >= _FIRST_MS:
+        return parse_moment(text)
+    return parse_expiry(text)
 
 
 def spell(ms: float) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -16,9 +16,11 @@ from dtimer.cli.options import shared
 from dtimer.cli.output import brief, moment, payload, visible
 from dtimer.cli.params import DURATION, EVENT, EXPIRY, ID, MOMENT
 from dtimer.cli.server import Settings, opened
+from dtimer.cli.tables import Column, show
 from dtimer.model.event import Cancelled, Record
 from dtimer.model.names import Mint
 from dtimer.model.options import validate
+from dtimer.timer import DTimer
 from dtimer.timer.posting import POLICIES, prepare
 
 
@@ -26,7 +28,8 @@ from dtimer.timer.posting import POLICIES, prepare
     epilog="""
     DELAY and --expires are written 200 or 200ms, 10s, 10m, 1h30m, 2d or PT10M; a number
     alone counts milliseconds. --at and --expires take a moment: 2030-01-31T09:00+01:00,
-    or without a zone the local time. --at also takes milliseconds since the epoch.
+    or without a zone the local time; or, with the extra 'dates', words: 'tomorrow 9:00'.
+    --at also takes milliseconds since the epoch.
 
     \b
     Examples:
@@ -73,10 +76,7 @@ def post(  # noqa: PLR0917 - click gives them by name
     delay = timedelta(0) if delay is None else delay
     # All of it is checked before a server is even looked for.
     prepare(validate({"ns": settings.ns}), Mint(), event, delay or 0, **given)
-    for name, value in (("due", at), ("expires", expires)):
-        if isinstance(value, Moment) and value.assumed:
-            text = value.at.isoformat(" ")
-            settings.output.notice(f"{name} {text}, taken as local time", **{name: text})
+    tell_assumed(settings, due=at, expires=expires)
     with opened(settings) as timer:
         id = timer.post(event, delay or 0, **given)
     settings.output.result(id, id=id)
@@ -107,59 +107,58 @@ def upcoming(settings: Settings, limit: int) -> None:
     On a terminal as a table, elsewhere in columns held apart by tabs. What is in flight,
     or dead, is not listed.
     """
+    more = False
+
+    def some(timer: DTimer) -> Iterator[Record]:
+        nonlocal more
+        for count, record in enumerate(timer.upcoming(limit=limit + 1)):
+            if count == limit:
+                more = True
+            else:
+                yield record
+
     with opened(settings) as timer:
-        records = list(timer.upcoming(limit=limit + 1))
-    shown, more = records[:limit], len(records) > limit
-    if settings.as_json:
-        for record in shown:
-            fields = dataclasses.asdict(record) | {"state": record.state.value}
-            settings.output.result(**fields)
-    elif not sys.stdout.isatty():
-        for record in shown:
-            settings.output.result("\t".join(_cells(record)))
-    elif shown:
-        _print_table(settings, shown)
+        shown = show(settings, COLUMNS, some(timer), cells, fields)
     if not shown:
         settings.output.notice(f"nothing is waiting in the namespace {settings.ns}")
     elif more:
         settings.output.notice(f"there are more than these {limit}: --limit shows them")
 
 
-def _ahead(record: Record) -> str:
-    ahead = record.due - time.time() * 1000
-    return f"in {spell(ahead)}" if ahead >= 0 else f"{spell(-ahead)} ago"
+COLUMNS = (
+    Column("due"),
+    Column("", "dim"),
+    Column("id", "cyan", fold=True),
+    Column("starts"),
+    Column("event", rest=True),
+)
 
 
-def _cells(record: Record) -> list[str]:
-    about = (moment(record.due), _ahead(record), visible(record.id), str(record.attempt))
+def ahead(due: float, now: float) -> str:
+    """Write how far away a moment is."""
+    left = due - now
+    return f"in {spell(left)}" if left >= 0 else f"{spell(-left)} ago"
+
+
+def cells(record: Record, narrow: bool, now: float | None = None) -> list[str]:
+    """Write a record for people; *now* is that of this machine when None."""
+    now = time.time() * 1000 if now is None else now
+    due = brief(record.due) if narrow else moment(record.due)
+    about = (due, ahead(record.due, now), visible(record.id), str(record.attempt))
     return [*about, payload(record.event)]
 
 
-def _print_table(settings: Settings, records: list[Record]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.cells import cell_len
-    from rich.table import Table
-    from rich.text import Text
+def fields(record: Record) -> dict[str, Any]:
+    """Write a record for programs."""
+    return dataclasses.asdict(record) | {"state": record.state.value}
 
-    console = settings.output.console(sys.stdout)
-    narrow = console.width < 120
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    rows = [_cells(record) for record in records]
-    if narrow:
-        rows = [[brief(record.due), *row[1:]] for record, row in zip(records, rows, strict=True)]
-    names = ("due", "", "id", "starts", "event")
-    # An id is shown whole, or it could not be copied; the event gets what is left.
-    longest = 20 if narrow else 40
-    widths = [max(map(cell_len, column)) for column in zip(names, *rows, strict=True)]
-    widths[2] = min(widths[2], longest)
-    widths[4] = max(8, console.width - sum(widths[:4]) - 2 * len(names))
-    for name, width in zip(names, widths, strict=True):
-        table.add_column(name, overflow="fold", width=width)
-    for row in rows:
-        event = Text(row[4])
-        event.truncate(widths[4], overflow="ellipsis")
-        table.add_row(row[0], Text(row[1], "dim"), Text(row[2], "cyan"), row[3], event)
-    console.print(table)
+
+def tell_assumed(settings: Settings, **moments: object) -> None:
+    """Say which local times were understood where no zone was written."""
+    for name, value in moments.items():
+        if isinstance(value, Moment) and value.assumed:
+            text = value.at.isoformat(" ")
+            settings.output.notice(f"{name} {text}, taken as local time", **{name: text})
 
 
 _OUTCOMES = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from dtimer.cli.durations import parse_duration, parse_expiry, parse_moment
+from dtimer.cli.durations import parse_duration, parse_expiry, parse_moment, parse_when
 from dtimer.errors import OptionError
 from dtimer.model.names import check_id, check_namespace
 
@@ -68,5 +68,6 @@ EVENT = Checked("event", read_event)
 DURATION = Checked("duration", parse_duration)
 MOMENT = Checked("moment", parse_moment)
 EXPIRY = Checked("expiry", parse_expiry)
+WHEN = Checked("when", parse_when)
 ID = Checked("id", check_id)
 NAMESPACE = Checked("namespace", check_namespace)

@@ -19,11 +19,16 @@ from dtimer.errors import StoreError
 from dtimer.model.names import check_id
 from dtimer.model.options import validate
 from dtimer.store import embedded
-from dtimer.store.connect import DEFAULT_URL
+from dtimer.store.connect import DEFAULT_URL, source
+from dtimer.store.inventory import Inventory
+from dtimer.store.line import TRIES
 from dtimer.timer import DTimer
 
 #: Seconds. On its own machine a server accepts at once.
 _PATIENCE = 0.5
+
+#: Seconds: the deadline of a call to a store of the command line's own.
+TIMEOUT = 2.0
 
 
 @dataclass
@@ -84,6 +89,13 @@ def choose(settings: Settings) -> str:
     return f"embedded://{quote(folder)}"
 
 
+def named(settings: Settings) -> str:
+    """Return the URL, chosen once: a command must not end on two servers."""
+    if not settings.url:
+        settings.url = choose(settings)
+    return settings.url
+
+
 @contextlib.contextmanager
 def opened(settings: Settings, id: str = "cli", **options: Any) -> Iterator[DTimer]:
     """
@@ -95,7 +107,7 @@ def opened(settings: Settings, id: str = "cli", **options: Any) -> Iterator[DTim
     """
     check_id(id)
     validate({"ns": settings.ns} | options)
-    timer = DTimer(id, choose(settings), ns=settings.ns, **options)
+    timer = DTimer(id, named(settings), ns=settings.ns, **options)
     try:
         yield timer
     except BaseException:
@@ -103,3 +115,18 @@ def opened(settings: Settings, id: str = "cli", **options: Any) -> Iterator[DTim
         timer.leave(0)
         raise
     timer.leave()
+
+
+@contextlib.contextmanager
+def opened_store(settings: Settings, timeout: float = TIMEOUT) -> Iterator[Inventory]:
+    """
+    Give the store itself, for what a timer has no verb for.
+
+    Raises:
+        StoreError: there is no server.
+    """
+    store = Inventory(source(named(settings), timeout / TRIES), settings.ns, timeout=timeout)
+    try:
+        yield store
+    finally:
+        store.release()

@@ -1,10 +1,12 @@
 """Durations and moments, as people write them on the command line."""
 
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dtimer.cli.durations import parse_duration, parse_expiry, parse_moment, spell
+from dtimer.cli import dates
+from dtimer.cli.durations import parse_duration, parse_expiry, parse_moment, parse_when, spell
 from dtimer.errors import OptionError
 
 
@@ -160,8 +162,7 @@ class TestMoment:
         [
             "",
             "now",
-            "tomorrow 9:00",
-            "9:00",
+            "tomorrow",
             "2030-13-01",
             "2030-02-30T00:00",
             "2030-W01-1x",
@@ -195,3 +196,86 @@ def test_expiry_is_either():
     """An expiry that begins with a date is a moment, and otherwise a duration."""
     assert timedelta(minutes=10) == parse_expiry("10m")
     assert (datetime(2030, 1, 31, tzinfo=UTC), False) == parse_expiry("2030-01-31T00:00Z")
+
+
+def test_when_is_either():
+    """A due time is a duration or a moment; a number as great as ms since the epoch are is one."""
+    assert timedelta(minutes=10) == parse_when("10m")
+    assert timedelta(milliseconds=99_999_999_999) == parse_when("99999999999")
+    assert (datetime(2030, 1, 31, 8, tzinfo=UTC), False) == parse_when("1896076800000")
+    assert (datetime(2030, 1, 31, 8, tzinfo=UTC), False) == parse_when("2030-01-31T08:00Z")
+
+
+class TestWords:
+    """Moments in words, with the extra ``dates``."""
+
+    # A Sunday, local time.
+    NOW = datetime(2026, 11, 22, 10, 30, 5).astimezone()
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("tomorrow 9:00", (2026, 11, 23, 9)),
+            ("Tomorrow at 9am", (2026, 11, 23, 9)),
+            ("tomorrow noon", (2026, 11, 23, 12)),
+            ("today 18:00", (2026, 11, 22, 18)),
+            ("9:00", (2026, 11, 23, 9)),
+            ("friday 9:00", (2026, 11, 27, 9)),
+            ("31 Jan 9:00", (2027, 1, 31, 9)),
+            ("31 January 2030 9:00", (2030, 1, 31, 9)),
+            ("in 2 hours", (2026, 11, 22, 12, 30, 5)),
+        ],
+    )
+    def test_read(self, text, expected):
+        """A day and an hour in English are the next such moment, local time."""
+        assert datetime(*expected).astimezone() == dates.read(text, self.NOW)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "tomorrow",
+            "friday",
+            "in 3 days",
+            "tomorrow 25:00",
+            "march 9:00",
+            "01/02/2030 9:00",
+            "31.01.2030 9:00",
+            "2030-01-31 9:00",
+            "tomorow 9:00",
+            "x y z 9:00",
+            "10m",
+            "soon",
+            "",
+        ],
+    )
+    def test_nothing_is_borrowed(self, text):
+        """What leaves the hour or the day open, or could be two days, is refused."""
+        assert dates.read(text, self.NOW) is None
+
+    def test_not_what_is_over(self):
+        """A moment in words that lies behind is refused: nobody means it."""
+        with pytest.raises(OptionError, match="is over"):
+            dates.read("yesterday 9:00", self.NOW)
+
+    def test_without_the_extra(self, monkeypatch):
+        """Without dateparser the message says what to install, or what else to write."""
+        monkeypatch.setitem(sys.modules, "dateparser", None)
+        with pytest.raises(OptionError, match=r"pip install 'dtimer\[dates\]'.*2030-01-31"):
+            parse_moment("tomorrow 9:00")
+        with pytest.raises(OptionError, match="no moment"):
+            parse_moment("soon")
+
+    def test_only_where_nothing_else_is_meant(self, monkeypatch):
+        """ISO 8601, durations and numbers never get so far."""
+
+        def fail(*_):
+            raise AssertionError("read as words")
+
+        monkeypatch.setattr(dates, "read", fail)
+        for text in ("2030-01-31 09:00", "2030-01-31T08:00Z", "1896076800000"):
+            parse_moment(text)
+        assert timedelta(hours=2) == parse_expiry("2h")
+
+    def test_it_is_marked_as_assumed(self):
+        """What was read from words is said back to the user."""
+        assert parse_expiry("tomorrow 9:00").assumed

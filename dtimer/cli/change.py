@@ -1,0 +1,82 @@
+"""The commands about one event that is there already: ``peek`` and ``reschedule``."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import click
+
+from dtimer.cli.durations import Moment
+from dtimer.cli.events import ahead, fields, tell_assumed
+from dtimer.cli.exits import Exit
+from dtimer.cli.options import shared
+from dtimer.cli.output import moment, payload, visible
+from dtimer.cli.params import ID, WHEN
+from dtimer.cli.server import Settings, opened
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer post '{"msg": "tea"}' 4m --id tea
+      $ dtimer peek tea
+      $ dtimer peek tea --json
+    """
+)
+@click.argument("id", type=ID)
+@shared()
+@click.pass_obj
+def peek(settings: Settings, id: str) -> int:
+    """Look at the event ID, whether it waits, is in flight, or is dead."""
+    with opened(settings) as timer:
+        record = timer.peek(id)
+    if record is None:
+        settings.output.notice(f"there is no event {visible(id)}", id=id)
+        return Exit.NO
+    if settings.as_json:
+        settings.output.result(**fields(record))
+        return Exit.DONE
+    when = "died" if record.state.value == "dead" else "due"
+    rows = {
+        "id": visible(record.id),
+        "state": record.state.value.replace("_", " "),
+        when: f"{moment(record.due)} ({ahead(record.due, time.time() * 1000)})",
+        "starts": str(record.attempt),
+        "event": payload(record.event),
+    }
+    for name, value in rows.items():
+        settings.output.result((f"{name:<8}", "dim"), value)
+    return Exit.DONE
+
+
+@click.command(
+    epilog="""
+    WHEN is a wait from now or a moment: 200ms, 10m, 2h30m, PT10M, 2030-01-31T09:00+01:00,
+    '2030-01-31 09:00' for the local time, or with the extra 'dates' 'tomorrow 9:00'. A
+    number counts milliseconds: from now, or those since the epoch when it is so great
+    (100000000000 and more).
+
+    \b
+    Examples:
+      $ dtimer post '{"msg": "tea"}' 4m --id tea
+      $ dtimer reschedule tea 10m
+      $ dtimer reschedule tea 2030-01-31T09:00+01:00
+    """
+)
+@click.argument("id", type=ID)
+@click.argument("when", type=WHEN)
+@shared()
+@click.pass_obj
+def reschedule(settings: Settings, id: str, when: timedelta | Moment) -> int:
+    """Move the waiting event ID, first time or retry, to WHEN."""
+    tell_assumed(settings, due=when)
+    with opened(settings) as timer:
+        if isinstance(when, Moment):
+            moved = timer.reschedule(id, at=when.at)
+        else:
+            moved = timer.reschedule(id, when)
+    text = "moved" if moved else "not moved: no event is waiting under this id"
+    settings.output.result(text, id=id, moved=moved)
+    return Exit.DONE if moved else Exit.NO

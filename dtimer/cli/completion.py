@@ -1,0 +1,34 @@
+"""The command ``completion``: what a shell has to know to complete the others."""
+
+from __future__ import annotations
+
+import click
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command(
+    epilog="""
+    \b
+    To have it in every shell, put one of these lines where your shell starts:
+      eval "$(dtimer completion bash)"         ~/.bashrc
+      eval "$(dtimer completion zsh)"          ~/.zshrc
+      dtimer completion fish | source          ~/.config/fish/config.fish
+
+    \b
+    Examples:
+      $ dtimer completion bash
+      $ dtimer completion zsh
+    """
+)
+@click.argument("shell", type=click.Choice(SHELLS))
+@click.pass_context
+def completion(ctx: click.Context, shell: str) -> None:
+    """Print what makes SHELL complete the commands and options of dtimer."""
+    from click.shell_completion import get_completion_class
+
+    # Of the whole command line, and not of this command.
+    root = ctx.find_root()
+    made = get_completion_class(shell)
+    assert made is not None  # noqa: S101 - these three are click's own
+    click.echo(made(root.command, {}, "dtimer", "_DTIMER_COMPLETE").source())

@@ -1,0 +1,235 @@
+"""The checks that ask: each yields what it found, and raises nothing of Redis's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+
+from dtimer.cli.doctor import server
+from dtimer.cli.doctor.findings import Finding, Level, error, ok, warning
+from dtimer.errors import NamespaceCorrupt, StoreError
+from dtimer.model.names import incarnation
+from dtimer.store.codec import text
+from dtimer.store.faults import message, names, slow
+from dtimer.store.inventory import Audit, Inventory
+
+#: Seconds.
+_SKEW, _HEARING = 1.0, 2.0
+
+_STRAYS = {
+    "no_body": "due, but nothing is stored of it: it becomes a dead letter when it is due",
+    "no_due": "stored, but never due",
+    "no_grave": "dead, but on no list",
+    "no_letter": "on the list of the dead, but nothing is stored of it",
+    "no_event": "leased, but there is no such event",
+}
+
+
+def examine(store: Inventory, url: str) -> Iterator[Finding]:
+    """Examine the server and the namespace. Without a connection there is but that to say."""
+    found = connection(store, url)
+    yield found
+    if found.level is Level.ERROR:
+        return
+    info = store.about_server()
+    if info:
+        yield server.version(info)
+        yield server.role(info)
+        yield from server.persistence(info, _settings(store))
+        yield server.memory(info)
+    else:
+        yield warning(
+            "version",
+            "INFO may not be run: version, role, persistence and eviction are unknown",
+            "ACL SETUSER <user> +info, or look on the server",
+        )
+    yield hearing(store)
+    found = schema(store)
+    yield found
+    if found.level is Level.ERROR:
+        return
+    yield from permissions(store)
+    yield skew(store)
+    yield from orphans(store)
+
+
+def connection(store: Inventory, url: str) -> Finding:
+    """Does anybody answer, and to us."""
+    where = re.sub(r"//[^/@]*@", "//…@", url)
+    began = time.perf_counter()
+    try:
+        store.command("PING")
+    except Exception as e:
+        if "NOPERM" in message(e) or "NoPermissionError" in names(e):
+            return ok("connection", f"{where} answers, though not to PING")
+        if slow(e):
+            remedy = "put user and password into the URL: redis://user:password@host:6379"
+            return error("connection", f"{where} refuses this client: {message(e)}", remedy)
+        remedy = "is the server running, is the URL right, does a firewall stand between?"
+        return error("connection", f"{where} does not answer: {e}", remedy)
+    return ok("connection", f"{where} answers in {(time.perf_counter() - began) * 1000:.1f} ms")
+
+
+def _settings(store: Inventory) -> dict[str, str]:
+    settings = {}
+    for name in ("save", "appendfsync"):
+        with contextlib.suppress(Exception):  # Hosted servers have no CONFIG; INFO says the rest.
+            flat = store.command("CONFIG", "GET", name)
+            if isinstance(flat, list) and len(flat) == 2:
+                settings[name] = text(flat[1])
+    return settings
+
+
+def hearing(store: Inventory) -> Finding:
+    """Does what is published arrive."""
+    life = incarnation()
+    ear = store.ear(life)
+    remedy = "without it events are late by up to poll_interval (1 s), and none is lost; "
+    began = time.perf_counter()
+    try:
+        ear.open()
+        reading, writing = os.pipe()
+        try:
+            store.command("PUBLISH", store.keys.echo(life), "")
+            heard = ear.wait(_HEARING, reading) and bool(ear.hear())
+        finally:
+            os.close(reading)
+            os.close(writing)
+    except Exception as e:
+        pattern = store.keys.wake("*").removesuffix("wake:*") + "*"
+        remedy += f"ACL SETUSER <user> +subscribe +publish '&{pattern}'"
+        return warning("pub/sub", f"refused: {message(e)}", remedy)
+    finally:
+        ear.close()
+    if not heard:
+        remedy += "does a proxy stand between that knows no pub/sub?"
+        return warning("pub/sub", f"nothing was heard within {_HEARING:.0f} s", remedy)
+    took = (time.perf_counter() - began) * 1000
+    return ok("pub/sub", f"a message comes back in {took:.1f} ms")
+
+
+def schema(store: Inventory) -> Finding:
+    """Is the namespace ours, and of this version."""
+    try:
+        store.open()
+    except NamespaceCorrupt as e:
+        remedy = "choose another --ns, or upgrade dtimer where the version is the reason"
+        return error("schema", str(e), remedy)
+    except StoreError as e:
+        return error("schema", str(e), _remedy(store, str(e)))
+    return ok("schema", "the namespace is of the version that this dtimer knows")
+
+
+def _remedy(store: Inventory, refusal: str) -> str:
+    if "NOPERM" not in refusal and "permission" not in refusal:
+        return "see what the server says of it"
+    command = re.search(r"run the '(\w+)", refusal)
+    what = f"+{command[1]}" if command else "+eval +evalsha"
+    pattern = store.keys.due.removesuffix("due") + "*"
+    return f"ACL SETUSER <user> {what} '~{pattern}'"
+
+
+def permissions(store: Inventory) -> Iterator[Finding]:
+    """May this client run all that the scripts use: each command is tried."""
+    check = "permissions"
+    try:
+        refused = store.permissions()
+    except StoreError as e:
+        yield error(check, f"the commands cannot be tried: {e}", _remedy(store, str(e)))
+        return
+    if not refused:
+        yield ok(check, "every command that the scripts use may be run")
+        return
+    by_reason: dict[str, list[str]] = {}
+    for command, reason in refused.items():
+        by_reason.setdefault(_reason(reason), []).append(command)
+    for reason, commands in by_reason.items():
+        pattern = store.keys.due.removesuffix("due")
+        if reason == "key":
+            remedy = f"ACL SETUSER <user> '~{pattern}*'"
+            told = f"no permission for the keys {pattern}* ({', '.join(commands)})"
+        elif reason == "channel":
+            remedy = f"ACL SETUSER <user> '&{pattern}*'"
+            told = f"no permission for the channels {pattern}*"
+        elif reason == "command":
+            remedy = f"ACL SETUSER <user> {' '.join('+' + c.lower() for c in commands)}"
+            told = f"no permission for {', '.join(commands)}"
+        else:
+            remedy = "see what the server says of it"
+            told = f"{', '.join(commands)}: {reason}"
+        # A wake that cannot be sent makes events late; all else makes them impossible.
+        found = warning if commands == ["PUBLISH"] else error
+        yield found(check, told, remedy)
+
+
+def _reason(refusal: str) -> str:
+    """Tell what an ACL minds, in the words of Redis 6.2 or later; else as it is."""
+    if "can't run" in refusal or "permissions to run" in refusal:
+        return "command"
+    for what in ("channel", "key"):
+        if re.search(rf"access .*\b{what}", refusal):
+            return what
+    return refusal
+
+
+def skew(store: Inventory) -> Finding:
+    """How far apart are the server's clock and ours."""
+    before = time.time()
+    try:
+        now = store.server_now() / 1e6
+    except StoreError as e:
+        return warning("clock", f"the server does not tell its time: {e}", _remedy(store, str(e)))
+    after = time.time()
+    apart = now - (before + after) / 2
+    told = (
+        f"the server's is {abs(apart) * 1000:.0f} ms {'ahead of' if apart > 0 else 'behind'} ours"
+    )
+    if abs(apart) - (after - before) / 2 > _SKEW:
+        remedy = "run NTP on both: moments (--at) are as wrong as that, delays are not"
+        return warning("clock", told, remedy)
+    return ok("clock", told)
+
+
+def orphans(store: Inventory) -> Iterator[Finding]:
+    """Do the keys agree with each other."""
+    check = "orphans"
+    try:
+        audit = store.audit()
+    except StoreError as e:
+        yield warning(check, f"not looked for: {e}", "it takes a server of 6.2 or later")
+        return
+    if audit.sound:
+        yield ok(check, f"none among {audit.due} events and {audit.dead} dead letters")
+        return
+    for what, told in _STRAYS.items():
+        ids = [id for kind, id in audit.strays if kind == what]
+        if ids:
+            more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
+            yield warning(check, f"{ids[0]!r}{more}: {told}", _mend(store, what, ids[0]))
+    if not audit.strays:
+        yield warning(
+            check, _disagreement(audit), "somebody else writes to these keys; find out who"
+        )
+
+
+def _mend(store: Inventory, what: str, id: str) -> str:
+    keys = store.keys
+    command = {
+        "no_body": f"dtimer cancel {id}",
+        "no_due": f"HDEL {keys.body} {id}, or post it again",
+        "no_grave": f"HDEL {keys.dead} {id}",
+        "no_letter": f"ZREM {keys.graves} {id}",
+        "no_event": f"HDEL {keys.lease} {id}",
+    }[what]
+    return f"somebody else has written to these keys; {command}"
+
+
+def _disagreement(audit: Audit) -> str:
+    return (
+        f"{audit.due} are due and {audit.bodies} stored, {audit.leases} leased;"
+        f" {audit.dead} dead letters and {audit.graves} on their list;"
+        f" {audit.schedules} schedules and {audit.plans} payloads of theirs"
+    )

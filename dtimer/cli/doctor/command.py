@@ -1,0 +1,77 @@
+"""The command ``doctor``."""
+
+from __future__ import annotations
+
+import click
+
+from dtimer.cli.doctor.findings import Finding, Level
+from dtimer.cli.options import shared
+from dtimer.cli.output import visible
+from dtimer.cli.server import Settings, named, opened_store
+
+_MARKS = {
+    Level.OK: ("ok", "green"),
+    Level.WARNING: ("warning", "yellow"),
+    Level.ERROR: ("ERROR", "bold red"),
+}
+
+
+@click.command(
+    epilog="""
+    Nothing is changed. The exit code is 0 when all is well, 1 when there are warnings,
+    and 3 when there are errors.
+
+    \b
+    Examples:
+      $ dtimer doctor
+      $ dtimer doctor --json
+    """
+)
+@shared()
+@click.pass_obj
+def doctor(settings: Settings) -> int:
+    """
+    Examine the server and the namespace, and say what to do about what is wrong.
+
+    Looked at are the connection, the server's version, its role, persistence and eviction,
+    pub/sub, the schema, the permission to run each command that the scripts use, the
+    clocks, and whether the keys agree with each other.
+    """
+    from dtimer.cli.doctor.checks import examine
+
+    worst = Level.OK
+    with opened_store(settings) as store:
+        for finding in examine(store, named(settings)):
+            worst = max(worst, finding.level)
+            _tell(settings, finding)
+    return int(worst)
+
+
+def _tell(settings: Settings, finding: Finding) -> None:
+    word, style = _MARKS[finding.level]
+    parts: list[str | tuple[str, str]] = [(f"{word:<8}", style), f"{finding.check:<12}"]
+    indent = " " * 20
+    # Written out by us: a remedy that is copied must not be cut by a table.
+    lines = _wrapped(visible(finding.text))
+    parts.append(f"\n{indent}".join(lines))
+    if finding.remedy:
+        for i, line in enumerate(_wrapped(visible(finding.remedy), less=2)):
+            parts.append((f"\n{indent}{'  ' if i else '→ '}{line}", "cyan"))
+    settings.output.result(
+        *parts,
+        check=finding.check,
+        level=finding.level.name.lower(),
+        text=finding.text,
+        remedy=finding.remedy,
+    )
+
+
+def _wrapped(text: str, less: int = 0) -> list[str]:
+    import shutil
+    import sys
+    import textwrap
+
+    if not sys.stdout.isatty():
+        return [text]
+    width = shutil.get_terminal_size().columns - 20 - less
+    return textwrap.wrap(text, max(20, width), break_long_words=False, break_on_hyphens=False)

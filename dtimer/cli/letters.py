@@ -1,0 +1,134 @@
+"""The commands about dead letters: ``dead``, ``revive``, ``purge``."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from dtimer.cli.ask import sure, yes_option
+from dtimer.cli.events import ahead
+from dtimer.cli.exits import Exit
+from dtimer.cli.options import shared
+from dtimer.cli.output import brief, moment, payload, visible
+from dtimer.cli.params import ID
+from dtimer.cli.server import Settings, opened, opened_store
+from dtimer.cli.tables import Column, show
+from dtimer.model.event import DeadLetter
+
+_COLUMNS = (
+    Column("died"),
+    Column("", "dim"),
+    Column("id", "cyan", fold=True),
+    Column("starts"),
+    Column("reason", "yellow"),
+    Column("error and event", rest=True),
+)
+
+
+def letter_cells(letter: DeadLetter, narrow: bool) -> list[str]:
+    """Write a dead letter for people."""
+    died = brief(letter.died) if narrow else moment(letter.died)
+    about = f"{visible(letter.error)}  {payload(letter.event)}".strip()
+    ago = ahead(letter.died, time.time() * 1000 + 1)
+    return [died, ago, visible(letter.id), str(letter.attempt), letter.reason, about]
+
+
+def letter_fields(letter: DeadLetter) -> dict[str, Any]:
+    """Write a dead letter for programs; its bytes only where they are no payload."""
+    fields = dataclasses.asdict(letter)
+    raw = fields.pop("raw")
+    return fields if letter.event is not None else fields | {"raw": raw.decode(errors="replace")}
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer dead
+      $ dtimer dead --limit 3 --json
+    """
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="The most dead letters to list.",
+)
+@shared()
+@click.pass_obj
+def dead(settings: Settings, limit: int) -> None:
+    """List the dead letters, the oldest first: the events that were given up, and why."""
+    with opened(settings) as timer:
+        count = show(settings, _COLUMNS, timer.dead(limit=limit), letter_cells, letter_fields)
+        more = count == limit and timer.stats().dead > limit
+    if not count:
+        settings.output.notice(f"there are no dead letters in the namespace {settings.ns}")
+    elif more:
+        settings.output.notice(f"there are more than these {limit}: --limit shows them")
+
+
+@click.command(
+    epilog="""
+    The exit code is 1 when one of them could not be revived: there is no such letter, or
+    what it holds was never an event.
+
+    \b
+    Examples:
+      $ dtimer revive charge-17 charge-18
+      $ dtimer revive --all
+    """
+)
+@click.argument("ids", type=ID, nargs=-1, metavar="[ID]...")
+@click.option("--all", "every", is_flag=True, help="All that are dead by now.")
+@shared()
+@click.pass_obj
+def revive(settings: Settings, ids: tuple[str, ...], every: bool) -> int:
+    """Give dead letters another life: due now, attempts counted anew, no expiry."""
+    if bool(ids) == every:
+        raise click.UsageError("give either the ids of dead letters or --all")
+    revived, refused = 0, list[str]()
+    with opened(settings) as timer, opened_store(settings) as store:
+
+        def dead_by_now() -> Iterator[str]:
+            # What fails again meanwhile is not given life after life.
+            now = store.server_now() / 1000
+            for letter in timer.dead():
+                if letter.died > now:
+                    return
+                yield letter.id
+
+        for id in dead_by_now() if every else ids:
+            if timer.revive(id):
+                revived += 1
+            else:
+                refused.append(id)
+    for id in refused:
+        settings.output.notice(f"not revived: {visible(id)} is no dead letter, or no event", id=id)
+    settings.output.result(f"revived {revived}", revived=revived, refused=len(refused))
+    return Exit.NO if refused else Exit.DONE
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer purge --yes
+      $ dtimer purge --ns orders --yes --json
+    """
+)
+@yes_option
+@shared()
+@click.pass_obj
+def purge(settings: Settings, yes: bool) -> None:
+    """Drop all dead letters, for good."""
+    with opened(settings) as timer:
+        what = f"Drop all dead letters of the namespace {settings.ns}"
+        sure(what, yes=yes, count=lambda: timer.stats().dead)
+        dropped = timer.purge_dead()
+    settings.output.result(f"dropped {dropped}", dropped=dropped)

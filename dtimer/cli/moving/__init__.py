@@ -1,0 +1,1 @@
+"""``dtimer export`` and ``dtimer import``: a namespace as JSON lines, in flat memory."""

@@ -1,0 +1,257 @@
+"""
+The lines of an export, one JSON object each: what is written is what is read.
+
+.. code-block:: text
+
+    {"kind": "export", "version": 1, "ns": …, "at": …}
+    {"kind": "schedule", "id": …, "paused": …, "every" or "cron", …, "event": {…}}
+    {"kind": "event", "id": …, "due": …, "expires": …, "max_retries": …, "event": {…}}
+    {"kind": "dead", "id": …, "died": …, "attempt": …, "reason": …, "error": …, …}
+    {"kind": "end", "schedules": …, "events": …, "dead": …}
+
+Moments are ms since the epoch and durations ms, to three decimals. Payloads are
+copied as the bytes they are, where they can be: no digit of a number changes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from dtimer.cli.params import read_event
+from dtimer.errors import OptionError, PayloadError
+from dtimer.model.event import DeadLetter
+from dtimer.model.names import check_id
+from dtimer.model.options import MOST_RETRIES, check_count
+from dtimer.model.payload import decode, encode
+from dtimer.model.recurrence import Definition, define
+from dtimer.store.inventory import Body, Waiting, read_body, write_body
+
+VERSION = 1
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_REASON = re.compile(r"\w{1,40}", re.ASCII)
+_ENDLESS = 2**40
+
+#: What a schedule has of durations and moments.
+_TIMES = ("every", "jitter", "start", "stop")
+
+
+class BadLine(Exception):
+    """A line cannot be read; the text says why."""
+
+
+def _ms(us: int | None) -> str:
+    if us is None:
+        return "null"
+    return f"{us // 1000}.{us % 1000:03d}" if us % 1000 else str(us // 1000)
+
+
+def event_line(event: Waiting) -> bytes | None:
+    """Write a scheduled event; None when what is stored of it is no event."""
+    body = read_body(event.raw)
+    if body is None:
+        return None
+    try:
+        decode(body.payload)
+    except PayloadError:
+        return None
+    # A line end between the tokens of a payload that somebody else has written.
+    raw = b" ".join(body.payload.splitlines())
+    head = (
+        f'{{"kind": "event", "id": {json.dumps(event.id)}, "due": {_ms(event.due_us)}, "expires":'
+        f' {_ms(body.expires_us)}, "max_retries": {body.max_retries}, "event": '
+    )
+    return head.encode() + raw + b"}\n"
+
+
+def schedule_line(definition: Definition, *, paused: bool) -> bytes:
+    """Write a schedule."""
+    rule = json.loads(definition.to_json())
+    for name in _TIMES:
+        if rule[name] is not None:
+            rule[name] = rule[name] / 1000 if rule[name] % 1000 else rule[name] // 1000
+    event = json.loads(definition.payload)
+    line = {"kind": "schedule", "id": definition.id, "paused": paused} | rule | {"event": event}
+    return json.dumps(line).encode() + b"\n"
+
+
+def dead_line(letter: DeadLetter) -> bytes:
+    """Write a dead letter; where its bytes are no event, in base 64."""
+    body = read_body(letter.raw)
+    line: dict[str, Any] = {
+        "kind": "dead",
+        "id": letter.id,
+        "died": letter.died,
+        "attempt": letter.attempt,
+        "reason": letter.reason,
+        "error": letter.error,
+    }
+    if body is None or letter.event is None:
+        line["raw"] = base64.b64encode(letter.raw).decode()
+    else:
+        expires = None if body.expires_us is None else body.expires_us / 1000
+        line |= {"expires": expires, "max_retries": body.max_retries, "event": letter.event}
+    return json.dumps(line).encode() + b"\n"
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no JSON")
+
+
+# One decoder, reused: json.loads builds one for each call that has an argument.
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
+
+
+def read_line(raw: bytes) -> dict[str, Any]:
+    """
+    Read a line.
+
+    Raises:
+        BadLine: it is no JSON object of a known kind.
+    """
+    try:
+        line = _decode(raw.decode())
+    except (ValueError, RecursionError) as e:
+        raise BadLine(f"it is no JSON ({e})") from None
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        raise BadLine('it is no object with a "kind"')
+    return line
+
+
+def _us(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 10**13:
+        raise BadLine(f'"{name}" must be milliseconds, not {value!r}')
+    # A double holds them to less than half a microsecond.
+    return round(value * 1000)
+
+
+def _whole(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+        raise BadLine(f'"{name}" must be a whole number, not {value!r}')
+    return value
+
+
+def _get(line: dict[str, Any], name: str) -> Any:
+    try:
+        return line[name]
+    except KeyError:
+        raise BadLine(f'it has no "{name}"') from None
+
+
+def _after_epoch(us: int, name: str) -> datetime:
+    try:
+        return _EPOCH + timedelta(microseconds=us)
+    except OverflowError:
+        raise BadLine(f'"{name}" is beyond all bounds: {us!r}') from None
+
+
+def _when(value: object, name: str) -> datetime:
+    return _after_epoch(_us(value, name), name)
+
+
+def posting(line: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``post`` for the line of an event. An id that is there is kept."""
+    item = {
+        "ev": _get(line, "event"),
+        "at": _when(_get(line, "due"), "due"),
+        "id": _get(line, "id"),
+        "if_exists": "keep",
+    }
+    if line.get("expires") is not None:
+        item["expires"] = _when(line["expires"], "expires")
+    if line.get("max_retries") is not None:
+        item["max_retries"] = line["max_retries"]
+    return item
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule that was read, and whether it was paused."""
+
+    definition: Definition
+    paused: bool
+
+
+def schedule(line: dict[str, Any]) -> Plan:
+    """
+    Return the schedule of a line.
+
+    Raises:
+        BadLine: it is none.
+        OptionError: it is none that may be declared.
+    """
+    fields = {n: _get(line, n) for n in Definition.__slots__ if n != "payload"}
+    for name in _TIMES:
+        if fields[name] is not None:
+            fields[name] = _us(fields[name], name)
+    for name in ("count", "max_retries"):
+        if fields[name] is not None:
+            fields[name] = _whole(fields[name], name)
+    read = Definition(payload=encode(_get(line, "event"), _ENDLESS), **fields)
+    span = {n: None if fields[n] is None else _after_epoch(fields[n], n) for n in ("start", "stop")}
+    made = define(
+        check_id(read.id),
+        every=None if read.every is None else timedelta(microseconds=read.every),
+        cron=read.cron,
+        tz=read.tz,
+        start=span["start"],
+        end=span["stop"],
+        count=read.count,
+        jitter=timedelta(microseconds=read.jitter),
+        misfire=read.misfire,
+        overlap=read.overlap,
+        max_retries=read.max_retries,
+        payload=read.payload,
+    )
+    if made != read or (made.every is None) == (made.cron is None):
+        raise BadLine("it is no schedule that an export has written")
+    return Plan(made, bool(line.get("paused")))
+
+
+def letter(line: dict[str, Any]) -> DeadLetter:
+    """
+    Return the dead letter of a line.
+
+    Raises:
+        BadLine: it is none.
+    """
+    reason, error = str(_get(line, "reason")), str(line.get("error", ""))
+    try:
+        error.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        error = error.encode(errors="backslashreplace").decode()
+    if not _REASON.fullmatch(reason):
+        raise BadLine(f'"reason" must be one word, not {reason!r}')
+    if "raw" in line:
+        try:
+            raw = base64.b64decode(str(line["raw"]), validate=True)
+        except ValueError:
+            raise BadLine('"raw" is no base 64') from None
+    else:
+        expires = line.get("expires")
+        text = json.dumps(_get(line, "event"), separators=(",", ":"))
+        try:
+            read_event(text)
+        except OptionError as e:
+            raise BadLine(str(e)) from None
+        raw = write_body(
+            Body(
+                None if expires is None else _us(expires, "expires"),
+                check_count(_get(line, "max_retries"), "max_retries", 0, MOST_RETRIES),
+                text.encode(),
+            )
+        )
+    return DeadLetter(
+        id=check_id(_get(line, "id")),
+        event=None,
+        attempt=check_count(_get(line, "attempt"), "attempt", 0, 10**7),
+        reason=reason,
+        error=error,
+        died=_us(_get(line, "died"), "died") / 1000,
+        raw=raw,
+    )

@@ -1,0 +1,188 @@
+"""The commands about a whole namespace: ``pause``, ``resume``, ``nodes``, ``health``."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from dtimer.cli.durations import spell
+from dtimer.cli.exits import Exit
+from dtimer.cli.options import shared
+from dtimer.cli.output import brief, moment, visible
+from dtimer.cli.params import DURATION, ID
+from dtimer.cli.server import Settings, opened
+from dtimer.cli.tables import Column, show
+from dtimer.errors import StoreError
+from dtimer.model.event import NodeInfo, Stats
+
+
+def _switch(settings: Settings, schedule: str | None, *, on: bool) -> int:
+    done = "paused" if on else "resumed"
+    with opened(settings) as timer:
+        if schedule is None:
+            changed = timer.pause() if on else timer.resume()
+            about = f"the namespace {settings.ns}"
+        else:
+            change = timer.pause_schedule if on else timer.resume_schedule
+            changed = change(schedule)
+            about = f"the schedule {visible(schedule)}"
+            if not changed and timer.schedule(schedule) is None:
+                settings.output.notice(f"there is no schedule {visible(schedule)}", id=schedule)
+                return Exit.NO
+    was = "was paused already" if on else "was not paused"
+    text = f"{done} {about}" if changed else f"{about} {was}"
+    settings.output.result(text, ns=settings.ns, schedule=schedule, changed=changed)
+    return Exit.DONE
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer pause
+      $ dtimer pause --schedule report
+    """
+)
+@click.option("--schedule", type=ID, metavar="ID", help="This schedule alone.")
+@shared()
+@click.pass_obj
+def pause(settings: Settings, schedule: str | None) -> int:
+    """Hand out nothing any more; what is in hand goes on, and posting too."""
+    return _switch(settings, schedule, on=True)
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer resume
+      $ dtimer resume --schedule report
+    """
+)
+@click.option("--schedule", type=ID, metavar="ID", help="This schedule alone.")
+@shared()
+@click.pass_obj
+def resume(settings: Settings, schedule: str | None) -> int:
+    """Go on after a pause; what fell due meanwhile is handed out now."""
+    return _switch(settings, schedule, on=False)
+
+
+_NODES = (
+    Column("node", "cyan", fold=True),
+    Column("state"),
+    Column("heard of", "dim"),
+    Column("host", fold=True),
+    Column("pid"),
+    Column("joined", rest=True),
+)
+
+
+def node_cells(node: NodeInfo, narrow: bool) -> list[str]:
+    """Write a node for people."""
+    heard = f"{spell(node.idle_ms)} ago"
+    joined = brief(node.joined) if narrow else moment(node.joined)
+    state = "waiting" if node.waiting else "busy"
+    return [visible(node.id), state, heard, visible(node.host), str(node.pid), joined]
+
+
+@click.command(
+    epilog="""
+    A node that is waiting has free hands; a busy one has none. Nodes that have not been
+    heard of for a minute are forgotten.
+
+    \b
+    Examples:
+      $ dtimer nodes
+      $ dtimer nodes --json
+    """
+)
+@shared()
+@click.pass_obj
+def nodes(settings: Settings) -> None:
+    """List the nodes that have joined."""
+    with opened(settings) as timer:
+        found = sorted(timer.nodes(), key=lambda node: (node.id, node.incarnation))
+    if not show(settings, _NODES, found, node_cells, dataclasses.asdict):
+        settings.output.notice(f"no node has joined the namespace {settings.ns}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One of the things that have to be so, and how it is."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+def judge(stats: Stats, least_nodes: int, most_overdue_ms: float) -> list[Check]:
+    """Judge a namespace by its numbers."""
+    late = stats.oldest_overdue_ms if stats.overdue else 0.0
+    oldest = f"the oldest for {spell(late)}" if stats.overdue else "none"
+    return [
+        Check("not paused", not stats.paused, "paused" if stats.paused else "no"),
+        Check("nodes", stats.nodes >= least_nodes, f"{stats.nodes}, of {least_nodes} at least"),
+        Check(
+            "overdue",
+            late <= most_overdue_ms,
+            f"{oldest}, {spell(most_overdue_ms)} at most are allowed",
+        ),
+    ]
+
+
+@click.command(
+    epilog="""
+    The exit code is 0 when all is well and 1 when something is not, Redis being out of
+    reach included: made for a monitor, or the probe of a container.
+
+    \b
+    Examples:
+      $ dtimer health --min-nodes 0
+      $ dtimer health --min-nodes 0 --max-overdue 1m --json
+    """
+)
+@click.option(
+    "--max-overdue",
+    type=DURATION,
+    default="10s",
+    show_default=True,
+    metavar="DURATION",
+    help="How long an event may be due and not be in hand.",
+)
+@click.option(
+    "--min-nodes",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="So many nodes have to be there.",
+)
+@shared()
+@click.pass_obj
+def health(settings: Settings, max_overdue: timedelta, min_nodes: int) -> int:
+    """Tell whether the namespace is well: reachable, manned, punctual and not paused."""
+    began = time.monotonic()
+    numbers: dict[str, Any] = {}
+    try:
+        with opened(settings) as timer:
+            stats = timer.stats()
+    except StoreError as e:
+        checks = [Check("reachable", False, visible(str(e)))]
+    else:
+        took = (time.monotonic() - began) * 1000
+        checks = [Check("reachable", True, f"in {took:.1f} ms")]
+        checks += judge(stats, min_nodes, max_overdue / timedelta(milliseconds=1))
+        numbers = dataclasses.asdict(stats)
+    ok = all(check.ok for check in checks)
+    if settings.as_json:
+        told = {check.name.replace(" ", "_"): check.ok for check in checks}
+        settings.output.result(**{"ns": settings.ns, "ok": ok, "checks": told} | numbers)
+    else:
+        for check in checks:
+            word, style = ("ok", "green") if check.ok else ("BAD", "bold red")
+            settings.output.result((f"{word:<4}", style), f"{check.name:<11}", check.text)
+    return Exit.DONE if ok else Exit.NO

@@ -1,0 +1,218 @@
+"""The commands about recurring events: ``every``, ``cron``, ``schedules`` and the like."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import click
+
+from dtimer.cli.ask import sure, yes_option
+from dtimer.cli.durations import spell
+from dtimer.cli.events import ahead, tell_assumed
+from dtimer.cli.exits import Exit
+from dtimer.cli.options import shared
+from dtimer.cli.output import brief, moment, payload, visible
+from dtimer.cli.params import DURATION, EVENT, ID, MOMENT
+from dtimer.cli.server import Settings, opened
+from dtimer.cli.tables import Column, show
+from dtimer.model.options import validate
+from dtimer.model.payload import encode
+from dtimer.model.recurrence import MISFIRES, OVERLAPS, Schedule, define
+from dtimer.timer import DTimer
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _rules(command: Command) -> Command:
+    """Give a command the options that all schedules have."""
+    options = (
+        click.option("--id", type=ID, required=True, help="Names the schedule."),
+        click.option("--start", type=MOMENT, help="The first nominal time."),
+        click.option("--end", type=MOMENT, help="No nominal time lies after it."),
+        click.option("--count", type=int, metavar="N", help="So many occurrences, at most."),
+        click.option("--jitter", type=DURATION, default="0", help="Each is late by up to this."),
+        click.option(
+            "--misfire",
+            type=click.Choice(list(MISFIRES)),
+            default="coalesce",
+            show_default=True,
+            help="What becomes of occurrences that were missed.",
+        ),
+        click.option(
+            "--overlap",
+            type=click.Choice(list(OVERLAPS)),
+            default="queue",
+            show_default=True,
+            help="What to do while the one before still runs.",
+        ),
+        click.option("--max-retries", type=int, metavar="N", help="Of each occurrence."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _declare(
+    settings: Settings,
+    declare: Callable[[DTimer], Callable[..., str]],
+    rule: dict[str, Any],
+    event: dict[str, Any],
+    given: dict[str, Any],
+) -> None:
+    id = given.pop("id")
+    tell_assumed(settings, start=given["start"], end=given["end"])
+    for name in ("start", "end"):
+        given[name] = given[name] and given[name].at
+    # All of it is checked before a server is even looked for.
+    options = validate({"ns": settings.ns})
+    checked = given | {"max_retries": given["max_retries"] or 0}
+    define(id, **rule, **checked, payload=encode(event, options.max_payload))
+    first, *more = rule.items()
+    with opened(settings) as timer:
+        outcome = declare(timer)(first[1], event, id=id, **dict(more), **given)
+        schedule = timer.schedule(id)
+    due = None if schedule is None else schedule.due
+    told = "no occurrence is to come" if due is None else f"next {moment(due)}"
+    settings.output.result(f"{outcome}: {visible(id)}, {told}", id=id, outcome=outcome, due=due)
+
+
+@click.command(
+    epilog="""
+    Declaring the same again changes nothing; another declaration of the same id changes
+    the schedule.
+
+    \b
+    Examples:
+      $ dtimer every 10m '{"do": "sweep"}' --id sweep
+      $ dtimer every 1h '{"do": "count"}' --id count --jitter 30s --misfire skip
+    """
+)
+@click.argument("interval", type=DURATION)
+@click.argument("event", type=EVENT)
+@_rules
+@shared()
+@click.pass_obj
+def every(settings: Settings, /, interval: timedelta, event: dict[str, Any], **given: Any) -> None:
+    """Declare a schedule: EVENT, a JSON object, recurs every INTERVAL."""
+    _declare(settings, lambda timer: timer.every, {"every": interval}, event, given)
+
+
+@click.command(
+    epilog="""
+    EXPRESSION has five fields (minute, hour, day, month, weekday) or six (seconds
+    first), with names, lists, ranges, steps, L and #, or is @daily or its like.
+
+    \b
+    Examples:
+      $ dtimer cron '0 9 * * mon-fri' '{"n": 1}' --id report --tz Europe/Berlin
+      $ dtimer cron @daily '{"n": 2}' --id backup
+    """
+)
+@click.argument("expression")
+@click.argument("event", type=EVENT)
+@click.option("--tz", default="UTC", show_default=True, help="The zone that the fields are in.")
+@_rules
+@shared()
+@click.pass_obj
+def cron(
+    settings: Settings, /, expression: str, event: dict[str, Any], tz: str, **given: Any
+) -> None:
+    """Declare a schedule: EVENT, a JSON object, recurs by the calendar."""
+    rule = {"cron": expression, "tz": tz}
+    _declare(settings, lambda timer: timer.cron, rule, event, given)
+
+
+_COLUMNS = (
+    Column("id", "cyan", fold=True),
+    Column("rule", fold=True),
+    Column("next"),
+    Column("", "dim"),
+    Column("last"),
+    Column("event", rest=True),
+)
+
+
+def rule_of(schedule: Schedule) -> str:
+    """Write what a schedule recurs by."""
+    if schedule.cron is None:
+        return f"every {spell(schedule.interval or 0)}"
+    return schedule.cron if schedule.tz == "UTC" else f"{schedule.cron} {schedule.tz}"
+
+
+def _cells(schedule: Schedule, narrow: bool) -> list[str]:
+    write = brief if narrow else moment
+    due, away = "paused" if schedule.paused else "over", ""
+    if schedule.due is not None:
+        due, away = write(schedule.due), ahead(schedule.due, time.time() * 1000)
+    last = "never" if schedule.last is None else write(schedule.last)
+    event = payload(schedule.event)
+    return [visible(schedule.id), visible(rule_of(schedule)), due, away, last, event]
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer schedules
+      $ dtimer schedules --json
+    """
+)
+@shared()
+@click.pass_obj
+def schedules(settings: Settings) -> None:
+    """List the schedules: what they recur by, their next occurrence, and the last."""
+    with opened(settings) as timer:
+        if not show(settings, _COLUMNS, timer.schedules(), _cells, dataclasses.asdict):
+            settings.output.notice(f"there are no schedules in the namespace {settings.ns}")
+
+
+def _none(settings: Settings, id: str) -> int:
+    settings.output.notice(f"there is no schedule {visible(id)}", id=id)
+    return Exit.NO
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer every 10m '{"do": "sweep"}' --id sweep
+      $ dtimer unschedule sweep --yes
+    """
+)
+@click.argument("id", type=ID)
+@yes_option
+@shared()
+@click.pass_obj
+def unschedule(settings: Settings, id: str, yes: bool) -> int:
+    """End the schedule ID; what is in flight of it runs on."""
+    sure(f"End the schedule {visible(id)} of the namespace {settings.ns}", yes=yes)
+    with opened(settings) as timer:
+        if not timer.unschedule(id):
+            return _none(settings, id)
+    settings.output.result(f"ended {visible(id)}", id=id)
+    return Exit.DONE
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer every 10m '{"do": "sweep"}' --id sweep
+      $ dtimer run-now sweep
+    """
+)
+@click.argument("id", type=ID)
+@shared()
+@click.pass_obj
+def run_now(settings: Settings, id: str) -> int:
+    """Hand out one more occurrence of the schedule ID now; its id is printed."""
+    with opened(settings) as timer:
+        occurrence = timer.run_now(id)
+    if occurrence is None:
+        return _none(settings, id)
+    settings.output.result(visible(occurrence), id=occurrence, schedule=id)
+    return Exit.DONE

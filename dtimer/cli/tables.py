@@ -1,0 +1,96 @@
+"""Lists, as they are shown: a table on a terminal, tabs in a pipe, an object a line as JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from dtimer.cli.server import Settings
+
+Item = TypeVar("Item")
+
+#: Below so many columns a terminal is narrow, and moments are written short.
+WIDE = 120
+
+
+@dataclass(frozen=True)
+class Column:
+    """
+    A column of a table.
+
+    Args:
+        name: Its head.
+        style: Rich's.
+        fold: Shown whole, in several lines if need be: what has to be copied.
+        rest: Gets what the others leave, and is cut there. One column of a table.
+    """
+
+    name: str
+    style: str = ""
+    fold: bool = False
+    rest: bool = False
+
+
+def show(
+    settings: Settings,
+    columns: Sequence[Column],
+    items: Iterable[Item],
+    cells: Callable[[Item, bool], Sequence[str]],
+    fields: Callable[[Item], dict[str, Any]],
+) -> int:
+    """
+    Show *items* as the reader of standard output wants them, and return how many there were.
+
+    Args:
+        settings: Of the command.
+        columns: As many as there are cells.
+        items: Held all at once only for a terminal.
+        cells: The texts of an item, and whether they have to be short.
+        fields: The same for programs.
+    """
+    count = 0
+    if settings.as_json or not sys.stdout.isatty():
+        for item in items:
+            count += 1
+            if settings.as_json:
+                settings.output.result(**fields(item))
+            else:
+                settings.output.result("\t".join(cells(item, False)))
+        return count
+    console = settings.output.console(sys.stdout)
+    rows = [cells(item, console.width < WIDE) for item in items]
+    if rows:
+        console.print(table(columns, rows, console.width))
+    return len(rows)
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> Any:
+    """Return rich's table of *rows*, *width* columns wide at most."""
+    from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    heads = [column.name for column in columns]
+    widths = [max(map(cell_len, texts)) for texts in zip(heads, *rows, strict=True)]
+    longest = 40 if width >= WIDE else 20
+    for i, column in enumerate(columns):
+        if column.fold:
+            widths[i] = min(widths[i], longest)
+    taken = sum(w for w, c in zip(widths, columns, strict=True) if not c.rest)
+    for i, column in enumerate(columns):
+        if column.rest:
+            widths[i] = max(8, min(widths[i], width - taken - 2 * len(columns)))
+        made.add_column(column.name, overflow="fold", width=widths[i])
+    for row in rows:
+        texts = []
+        for text, column, most in zip(row, columns, widths, strict=True):
+            cell = Text(text, column.style)
+            if column.rest:
+                cell.truncate(most, overflow="ellipsis")
+            texts.append(cell)
+        made.add_row(*texts)
+    return made

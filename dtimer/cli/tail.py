@@ -1,0 +1,134 @@
+"""The command ``tail``: what happens in a namespace, as it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import click
+
+from dtimer.cli.letters import letter_fields
+from dtimer.cli.options import shared
+from dtimer.cli.output import Output, moment, payload, visible
+from dtimer.cli.params import DURATION
+from dtimer.cli.server import Settings, opened_store
+from dtimer.errors import StoreError
+from dtimer.model.event import DeadLetter
+from dtimer.store.inventory import Inventory
+
+
+@click.command(
+    epilog="""
+    It looks once a second, and tells what has changed since; what it saw first is not
+    told. Ctrl-C ends it.
+
+    \b
+    Examples:
+      $ dtimer tail
+      $ dtimer tail --json
+    """
+)
+@click.option(
+    "--interval", type=DURATION, default="1s", show_default=True, help="How often it looks."
+)
+@shared()
+@click.pass_obj
+def tail(settings: Settings, interval: timedelta) -> None:
+    """Follow what happens: how many were posted, started, confirmed, and who has died."""
+    seconds = max(0.05, interval.total_seconds())
+    with opened_store(settings) as store, contextlib.suppress(KeyboardInterrupt):
+        follow = Follow(store, settings.output)
+        follow.look()
+        settings.output.notice(f"following the namespace {settings.ns}; Ctrl-C to end")
+        repeat(follow.look, seconds, settings.output)
+
+
+def repeat(look: Callable[[], None], seconds: float, output: Output) -> None:
+    """Look again and again, whatever becomes of Redis meanwhile; only Ctrl-C ends it."""
+    never = threading.Event()
+    lost = False
+    while not never.wait(seconds):
+        try:
+            look()
+        except StoreError as e:
+            if not lost:
+                output.failure(e)
+            lost = True
+        else:
+            if lost:
+                output.notice("Redis answers again")
+            lost = False
+
+
+class Follow:
+    """What was seen last, and what is said of the difference."""
+
+    def __init__(self, store: Inventory, output: Output) -> None:
+        self._store = store
+        self._output = output
+        self._totals: dict[str, int] | None = None
+        self._paused = False
+        self._last, self._died = "", 0
+        self._seen: set[str] = set()
+
+    def look(self) -> None:
+        """Look, and tell what is new. The first time nothing is."""
+        stats = self._store.stats()
+        if self._totals is None:
+            # An id that nobody can have stands for a place in time.
+            self._last, self._died = "\0", self._store.server_now()
+            self._totals, self._paused = stats.totals, stats.paused
+            return
+        for letter in self._store.died_after(self._last, self._died):
+            died = round(letter.died * 1000)
+            if died != self._died:
+                self._last, self._died, self._seen = letter.id, died, set()
+            if letter.id not in self._seen:
+                self._seen.add(letter.id)
+                self._last = letter.id
+                self._tell_dead(letter)
+        if stats.paused != self._paused:
+            self._paused = stats.paused
+            word = "paused" if stats.paused else "resumed"
+            self._output.result(f"{self._now()}  {word}", kind=word, at=time.time() * 1000)
+        changes = {
+            name: count - self._totals.get(name, 0)
+            for name, count in stats.totals.items()
+            if count != self._totals.get(name, 0)
+        }
+        self._totals = stats.totals
+        if changes:
+            told = "  ".join(f"{name} {count:+d}" for name, count in changes.items())
+            standing = f"scheduled {stats.scheduled}, in flight {stats.in_flight}"
+            self._output.result(
+                (f"{self._now()}  ", "dim"),
+                told,
+                (f"  ({standing}, dead {stats.dead})", "dim"),
+                kind="totals",
+                at=time.time() * 1000,
+                changes=changes,
+                scheduled=stats.scheduled,
+                in_flight=stats.in_flight,
+                overdue=stats.overdue,
+                dead=stats.dead,
+                nodes=stats.nodes,
+            )
+
+    def _tell_dead(self, letter: DeadLetter) -> None:
+        self._output.result(
+            (f"{moment(letter.died)[11:]}  ", "dim"),
+            ("dead  ", "bold red"),
+            (visible(letter.id), "cyan"),
+            f"  {letter.reason}, starts {letter.attempt}  ",
+            (f"{visible(letter.error)}  ", "yellow"),
+            payload(letter.event),
+            kind="dead",
+            **letter_fields(letter),
+        )
+
+    @staticmethod
+    def _now() -> str:
+        return moment(time.time() * 1000)[11:]

@@ -1,0 +1,1 @@
+"""``dtimer top``: a namespace on one screen, once a second."""

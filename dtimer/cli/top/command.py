@@ -1,0 +1,137 @@
+"""The command ``top``."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import click
+
+from dtimer.cli.options import shared
+from dtimer.cli.server import Settings, opened_store
+from dtimer.cli.tail import repeat
+from dtimer.cli.top.sample import Frame, Sampler
+from dtimer.cli.top.screen import draw
+from dtimer.errors import StoreError
+
+#: Seconds between two looks.
+_EACH = 1.0
+
+#: Events listed where there is no screen to be filled, and on the tallest screen.
+_LISTED, _MOST = 10, 100
+
+#: Columns of a frame that goes into a pipe, and lines of one that is printed.
+_PIPE, _LINES = 160, 40
+
+
+@click.command(
+    epilog="""
+    q or Ctrl-C ends it. Where standard output is no terminal, one frame is printed.
+
+    \b
+    Examples:
+      $ dtimer top
+      $ dtimer top --once
+      $ dtimer top --json
+    """
+)
+@click.option("--once", is_flag=True, help="Print one frame, and end.")
+@shared()
+@click.pass_obj
+def top(settings: Settings, once: bool) -> None:
+    """
+    Watch a namespace: what is due, in flight and dead, the nodes, and what comes next.
+
+    With --json an object a second. Rates are of confirmed events; the line beside them is
+    the last minute.
+    """
+    with opened_store(settings) as store, contextlib.suppress(KeyboardInterrupt):
+        sampler = Sampler(store, settings.ns)
+        first = sampler.look(_LISTED if settings.as_json else _MOST)
+        if settings.as_json:
+            _objects(settings, sampler, first, once=once)
+        elif once or not sys.stdout.isatty():
+            _print(settings, first)
+        else:
+            _screen(settings, sampler, first)
+
+
+def _print(settings: Settings, frame: Frame) -> None:
+    from rich.console import Console
+
+    console = settings.output.console(sys.stdout)
+    if not sys.stdout.isatty():
+        console = Console(file=sys.stdout, width=_PIPE, color_system=None, highlight=False)
+    console.print(draw(frame, console.width, _LINES, encoding=console.encoding))
+
+
+def _objects(settings: Settings, sampler: Sampler, first: Frame, *, once: bool) -> None:
+    def tell(frame: Frame) -> None:
+        settings.output.result(**frame.for_programs())
+
+    tell(first)
+    if not once:
+        repeat(lambda: tell(sampler.look(_LISTED)), _EACH, settings.output)
+
+
+def _screen(settings: Settings, sampler: Sampler, frame: Frame) -> None:
+    from rich.live import Live
+
+    console = settings.output.console(sys.stdout)
+    with _keys() as ended, Live(console=console, screen=True, auto_refresh=False) as live:
+        note = ""
+        while True:
+            # The size is asked each time: a terminal may be resized.
+            size = (frame, console.width, console.height, note)
+            live.update(draw(*size, encoding=console.encoding), refresh=True)
+            if ended(_EACH):
+                return
+            try:
+                frame, note = sampler.look(_MOST), ""
+            except StoreError as e:
+                note = f"Redis does not answer: {e}"
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], bool]]:
+    """Give what waits so many seconds for q, without the echo and the line of a terminal."""
+    try:
+        import termios
+        import tty
+
+        descriptor = sys.stdin.fileno()
+        before = termios.tcgetattr(descriptor)
+    except (ImportError, ValueError, OSError, LookupError):
+        # No terminal to read from, or none of this kind: there is Ctrl-C.
+        yield _wait_only
+        return
+    except Exception as e:
+        if type(e).__name__ != "error":  # termios.error, which has no base of its own
+            raise
+        yield _wait_only
+        return
+    try:
+        tty.setcbreak(descriptor)
+        yield lambda seconds: _pressed_q(descriptor, seconds)
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _wait_only(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
+
+
+def _pressed_q(descriptor: int, seconds: float) -> bool:
+    import os
+
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        if select.select([descriptor], [], [], left)[0]:
+            keys = os.read(descriptor, 64)
+            if not keys or keys.lower().startswith(b"q"):
+                return True
+    return False

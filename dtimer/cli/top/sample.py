@@ -1,0 +1,99 @@
+"""What ``top`` sees: one look at a namespace, and what follows from the looks before."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections import deque
+from typing import Any
+
+from dtimer.cli.events import fields
+from dtimer.model.event import NodeInfo, Record, Stats
+from dtimer.store.inventory import Inventory
+
+#: Seconds of history: the sparkline's.
+MINUTE = 60
+
+#: Leases that are looked at to tell the nodes' shares; where there are more it is an estimate.
+_LEASES = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """
+    One look. ``rate`` counts confirmed events per second since the look before, and
+    ``history`` the rates of the last minute, the latest last.
+
+    ``held`` tells how many of the events in flight each incarnation holds; ``now`` is the
+    time of the server, in ms.
+    """
+
+    ns: str
+    now: float
+    stats: Stats
+    nodes: list[NodeInfo]
+    held: dict[str, int]
+    upcoming: list[Record]
+    rate: float
+    posted_rate: float
+    history: list[float]
+
+    def for_programs(self) -> dict[str, Any]:
+        """Return the frame as JSON can carry it."""
+        return {
+            "ns": self.ns,
+            "now": self.now,
+            **dataclasses.asdict(self.stats),
+            "events_per_second": round(self.rate, 3),
+            "posts_per_second": round(self.posted_rate, 3),
+            "history": [round(rate, 3) for rate in self.history],
+            "nodes": [
+                dataclasses.asdict(node) | {"in_flight": self.held.get(node.incarnation, 0)}
+                for node in self.nodes
+            ],
+            "upcoming": [fields(record) for record in self.upcoming],
+        }
+
+
+class Sampler:
+    """Looks, and remembers a minute of it."""
+
+    def __init__(self, store: Inventory, ns: str) -> None:
+        self._store = store
+        self._ns = ns
+        self._before: tuple[float, Stats] | None = None
+        self._history: deque[float] = deque(maxlen=MINUTE)
+
+    def look(self, upcoming: int) -> Frame:
+        """Look once: five calls, however many events there are."""
+        stats = self._store.stats()
+        at = time.monotonic()
+        rate = posted = 0.0
+        if self._before is not None:
+            then, old = self._before
+            seconds = max(at - then, 1e-3)
+            rate = self._grown(stats, old, "confirmed") / seconds
+            posted = self._grown(stats, old, "posted") / seconds
+            self._history.append(rate)
+        self._before = at, stats
+        held = self._store.holders(_LEASES)
+        looked = sum(held.values())
+        if looked < stats.in_flight and looked:
+            held = {name: round(n * stats.in_flight / looked) for name, n in held.items()}
+        return Frame(
+            ns=self._ns,
+            now=self._store.server_now() / 1000,
+            stats=stats,
+            nodes=sorted(self._store.nodes(), key=lambda node: (node.id, node.incarnation)),
+            held=held,
+            upcoming=list(itertools.islice(self._store.upcoming("-inf", "+inf"), upcoming)),
+            rate=rate,
+            posted_rate=posted,
+            history=list(self._history),
+        )
+
+    @staticmethod
+    def _grown(new: Stats, old: Stats, name: str) -> int:
+        # A server that lost everything counts anew.
+        return max(0, new.totals.get(name, 0) - old.totals.get(name, 0))

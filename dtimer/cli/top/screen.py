@@ -1,0 +1,120 @@
+"""How ``top`` draws what it sees, in the columns and lines that there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dtimer.cli.durations import spell
+from dtimer.cli.events import COLUMNS, cells
+from dtimer.cli.namespace import node_cells
+from dtimer.cli.output import moment
+from dtimer.cli.tables import WIDE, Column, table
+from dtimer.cli.top.sample import MINUTE, Frame
+
+_BLOCKS, _PLAIN = "▁▂▃▄▅▆▇█", "_.-:=+*#"
+
+#: Later than this an event is late, ms: twice what a lost wake costs.
+_LATE = 2_000
+
+_NODES = (
+    Column("node", "cyan", fold=True),
+    Column("in hand"),
+    Column("share"),
+    Column("state"),
+    Column("heard of", "dim"),
+    Column("host", fold=True),
+    Column("pid", rest=True),
+)
+
+
+def sparkline(history: list[float], width: int, blocks: str = _BLOCKS) -> str:
+    """Draw the last of *history*, as high as the highest; what is nothing is a space."""
+    shown = history[-width:]
+    highest = max(shown, default=0.0)
+    line = "".join(
+        blocks[min(len(blocks) - 1, int(rate / highest * len(blocks)))] if rate else " "
+        for rate in shown
+    )
+    return line.rjust(width)
+
+
+def plan(height: int, nodes: int) -> tuple[int, int]:
+    """Share the lines of a screen: how many upcoming events and how many nodes are shown."""
+    # The head takes six lines, each list two for its head and two around it, the foot one.
+    left = max(2, height - 6 - 8 - 1)
+    for_nodes = min(max(nodes, 1), max(1, left // 2))
+    return max(1, left - for_nodes), for_nodes
+
+
+def _head(frame: Frame, width: int, blocks: str) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    stats = frame.stats
+    late = stats.oldest_overdue_ms if stats.overdue else 0.0
+    title = Text.assemble(
+        ("dtimer ", "bold"), (frame.ns, "bold cyan"), f"   {moment(frame.now)[:19]} (server)"
+    )
+    if stats.paused:
+        title.append("   PAUSED", "bold yellow")
+    if not stats.nodes:
+        title.append("   NO NODE", "bold red")
+
+    numbers = (
+        ("due now", str(stats.overdue), "bold red" if late > _LATE else ""),
+        ("scheduled", str(stats.scheduled), ""),
+        ("in flight", str(stats.in_flight), "green" if stats.in_flight else ""),
+        ("dead", str(stats.dead), "red" if stats.dead else ""),
+        ("nodes", str(stats.nodes), ""),
+        (
+            "oldest overdue",
+            spell(late) if stats.overdue else "-",
+            "bold red" if late > _LATE else "",
+        ),
+    )
+    grid = Table.grid(padding=(0, 3, 0, 0))
+    for _ in numbers:
+        grid.add_column(no_wrap=True)
+    grid.add_row(*(Text(name, "dim") for name, _, _ in numbers))
+    grid.add_row(*(Text(value, style or "bold") for _, value, style in numbers))
+
+    label = f"{frame.rate:.1f} confirmed/s, {frame.posted_rate:.1f} posted/s "
+    room = max(10, min(MINUTE, width - len(label) - 14))
+    spark = sparkline(frame.history, room, blocks)
+    most = max(frame.history, default=0.0)
+    rates = Text.assemble(label, (spark, "green"), (f" most {most:.0f}/s", "dim"))
+    rates.truncate(width, overflow="crop")
+    return title, grid, rates
+
+
+def _share(frame: Frame, held: int) -> str:
+    return f"{held / frame.stats.in_flight:.0%}" if frame.stats.in_flight else "-"
+
+
+def draw(frame: Frame, width: int, height: int, note: str = "", *, encoding: str = "utf-8") -> Any:
+    """Draw a frame, at most *height* lines; *note* is what is wrong."""
+    from rich.console import Group
+    from rich.text import Text
+
+    events, most_nodes = plan(height, len(frame.nodes))
+    blocks = _BLOCKS if encoding.lower().startswith("utf") else _PLAIN
+    title, grid, rates = _head(frame, width, blocks)
+    parts: list[Any] = [title, Text(note, "bold red", no_wrap=True), grid, rates, ""]
+    rows = []
+    for node in frame.nodes[:most_nodes]:
+        id, state, heard, host, pid, _ = node_cells(node, True)
+        held = frame.held.get(node.incarnation, 0)
+        rows.append([id, str(held), _share(frame, held), state, heard, host, pid])
+    if rows:
+        parts += [table(_NODES, rows, width)]
+        if len(frame.nodes) > most_nodes:
+            parts.append(Text(f"and {len(frame.nodes) - most_nodes} more nodes", "dim"))
+    else:
+        parts.append(Text("no node has joined", "dim"))
+    parts.append("")
+    shown = [cells(record, width < WIDE, frame.now) for record in frame.upcoming[:events]]
+    if shown:
+        parts.append(table(COLUMNS, shown, width))
+    else:
+        parts.append(Text("nothing is waiting", "dim"))
+    return Group(*parts)

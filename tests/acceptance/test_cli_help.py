@@ -1,0 +1,100 @@
+"""The examples in the help of each command: they are run, and they work."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import signal
+import subprocess
+
+import pytest
+from servers import PATIENCE
+from shell import Program, environment, examples, runner
+
+from dtimer import DTimer
+from dtimer.cli.app import app
+from dtimer.cli.exits import Exit
+
+pytestmark = pytest.mark.acceptance
+
+#: Their examples are run where they are tested: they run until they are told to end.
+ELSEWHERE = {"listen", "demo"}
+ENDLESS = {"tail", "top"}
+
+#: What an example may end with besides 0: these depend on the server they meet.
+ALSO = {"doctor": {Exit.NO}}
+
+
+@pytest.fixture
+def run(server, namespace, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return runner(server, namespace, monkeypatch, capsys)
+
+
+@pytest.fixture
+def furnished(server, namespace, client):
+    """A namespace in which there is what the examples speak of."""
+    timer = DTimer("looker", server.url, ns=namespace)
+    timer.every(600_000, {}, id="report")
+    for id in ("charge-17", "charge-18"):
+        client.hset(f"dtimer:{{{namespace}}}:dead", id, b"1,failed,0|,3|{}")
+        client.zadd(f"dtimer:{{{namespace}}}:graves", {id: 1})
+    yield timer
+    timer.leave()
+
+
+@pytest.mark.parametrize("name", sorted(set(app.commands) - ELSEWHERE - ENDLESS))
+def test_each_example_works(name, run, furnished, client):
+    """The examples of a command succeed, one after the other, as they stand there."""
+    client.delete("dtimer:{orders}:sys", "dtimer:{orders}:due", "dtimer:{orders}:body")
+    found = examples(run(name, "--help").out)
+    assert found
+    for words in found:
+        # What follows is the shell's.
+        ran = run(*itertools.takewhile(">".__ne__, words))
+        assert ran.code in {Exit.DONE, *ALSO.get(name, ())}, (words, ran.err)
+
+
+@pytest.mark.parametrize("name", sorted(ENDLESS))
+def test_each_endless_example_works(name, run, furnished, server, namespace):
+    """Those that run until they are told to end say something, and end well on Ctrl-C."""
+    for words in examples(run(name, "--help").out):
+        with Program(*words, env=environment(server, namespace)) as program:
+            if name == "tail":
+                program.find("following", "stderr")
+            else:
+                program.find("dtimer|events_per_second")
+            if name == "top" and "--json" not in words:
+                # There is no terminal here: one frame is all.
+                assert 0 == program.process.wait(PATIENCE)
+            else:
+                assert 0 == program.end(signal.SIGINT)
+
+
+class TestCompletion:
+    """``dtimer completion``."""
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_it_is_a_script(self, shell, run):
+        """For each shell a script is printed that asks dtimer itself for what may follow."""
+        ran = run("completion", shell)
+        assert 0 == ran.code
+        assert "_DTIMER_COMPLETE" in ran.out
+        program = shutil.which(shell)
+        if program:
+            done = subprocess.run(
+                [program, "-n"], input=ran.out, text=True, check=False, timeout=PATIENCE
+            )
+            assert 0 == done.returncode
+
+    def test_it_completes(self, server, namespace):
+        """What the script asks is answered with commands, and with options."""
+        for words, index, expected in (
+            ("dtimer re", 1, "reschedule"),
+            ("dtimer top --", 2, "--once"),
+        ):
+            env = environment(server, namespace)
+            env |= {"_DTIMER_COMPLETE": "bash_complete", "COMP_WORDS": words}
+            with Program(env=env | {"COMP_CWORD": str(index)}) as program:
+                program.find(f"plain,{expected}")
+                assert 0 == program.process.wait(PATIENCE)

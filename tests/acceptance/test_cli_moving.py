@@ -1,0 +1,269 @@
+"""``dtimer export`` and ``import``: nothing is lost on the way, and nothing doubled."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+
+import pytest
+from servers import PATIENCE
+from shell import environment, runner
+from soundness import assert_sound
+
+from dtimer import DTimer
+from dtimer.store.connect import source
+from dtimer.store.inventory import Inventory
+from dtimer.store.keys import Keys
+
+pytestmark = pytest.mark.acceptance
+
+HOUR = 3_600_000
+DUE = 1_896_076_800_000.123
+
+#: Whole, but for an expression that is none.
+SCHEDULE = json.dumps(
+    dict.fromkeys(("every", "count", "start", "stop"))
+    | {"kind": "schedule", "id": "a", "cron": "x", "tz": "UTC", "event": {}, "paused": False}
+    | {"jitter": 0, "max_retries": 3, "misfire": "coalesce", "overlap": "queue"}
+)
+
+
+@pytest.fixture
+def run(server, namespace, monkeypatch, capsys):
+    return runner(server, namespace, monkeypatch, capsys)
+
+
+@pytest.fixture
+def other(namespace):
+    """Another namespace, removed with the first."""
+    return f"{namespace}-other"
+
+
+@pytest.fixture
+def timers(server, namespace, other, client):
+    """A timer in each of the two namespaces, which are sound in the end."""
+    made = [DTimer("looker", server.url, ns=ns) for ns in (namespace, other)]
+    yield made
+    for timer, ns in zip(made, (namespace, other), strict=True):
+        timer.leave()
+        assert_sound(client, Keys.of(ns))
+
+
+@pytest.fixture
+def inventories(server, namespace, other):
+    """The stores below them."""
+    made = [Inventory(source(server.url, 1.0), ns, timeout=3.0) for ns in (namespace, other)]
+    yield made
+    for store in made:
+        store.release()
+
+
+def content(store):
+    """All that is stored of the scheduled events."""
+    return [(e.id, e.due_us, e.raw) for e in store.waiting()]
+
+
+class TestThereAndBack:
+    """What was exported is what is imported."""
+
+    def test_events(self, run, timers, inventories, other, tmp_path):
+        """
+        Id, due time to the microsecond, expiry, retries and payload to the last digit arrive
+        in the other namespace; a second import changes nothing.
+        """
+        here, _ = timers
+        payload = {"a": [], "n": 9007199254740993, "u": "\ud800\n", "x": 1e22, "é": None}
+        here.post(payload, at=DUE, id="tea", max_retries=7, expires=9 * HOUR)
+        here.post_many(({"n": n}, HOUR) for n in range(1_100))
+        file = tmp_path / "all.jsonl"
+        assert 1_101 == run("export", file, "--json").objects[0]["events"]
+        for _ in range(2):
+            (told,) = run("import", file, "--ns", other, "--json").objects
+            assert (1_101, True) == (told["events"], told["whole"])
+            assert content(inventories[0]) == content(inventories[1])
+        assert 1_101 == timers[1].stats().totals["posted"]
+
+    def test_what_is_there_is_kept(self, run, timers, other, tmp_path):
+        """An id that is pending in the target is left as it is, and so is a schedule."""
+        here, there = timers
+        for timer, n in ((here, 1), (there, 2)):
+            timer.post({"n": n}, n * HOUR, id="tea")
+            timer.every(n * HOUR, {"n": n}, id="sweep")
+        file = tmp_path / "all.jsonl"
+        run("export", file)
+        assert 0 == run("import", file, "--ns", other).code
+        assert {"n": 2} == there.peek("tea").event
+        assert 2 * HOUR == there.schedule("sweep").interval
+
+    def test_schedules(self, run, timers, inventories, other, tmp_path):
+        """
+        A schedule arrives with its definition, to be declared again by programs as the same;
+        its pending occurrence is not taken along, the new one makes its own.
+        """
+        here, there = timers
+        rules = {"tz": "Europe/Berlin", "jitter": 1.5, "start": DUE, "max_retries": 1}
+        here.cron("0 9 * * *", {"n": 1}, id="report", **rules)
+        here.every(HOUR, {"n": 2}, id="sweep", count=3, misfire="all", overlap="skip")
+        here.pause_schedule("sweep")
+        file = tmp_path / "all.jsonl"
+        (told,) = run("export", file, "--json").objects
+        assert (2, 0) == (told["schedules"], told["events"])
+        run("import", file, "--ns", other)
+        first, second = ([d for d, _, _ in store.definitions()] for store in inventories)
+        assert first == second
+        assert here.schedule("report") == there.schedule("report")
+        assert there.schedule("sweep").paused
+        assert "same" == there.cron("0 9 * * *", {"n": 1}, id="report", **rules)
+
+    def test_dead_letters(self, run, timers, tmp_path, client, namespace):
+        """
+        With ``--dead`` dead letters arrive as such, those that are no events too, and do not
+        rise from the dead; without, they stay.
+        """
+        here, there = timers
+        other, keys = there.ns, Keys.of(namespace)
+        for id, letter in {
+            "tea": b"2,failed,7|no good,3|" + b'{"n":1}',
+            "odd": b"1,corrupt,0|\xff\x00",
+        }.items():
+            client.hset(keys.dead, id, letter)
+            client.zadd(keys.graves, {id: 1_800_000_000_000_123})
+        file = tmp_path / "all.jsonl"
+        run("export", file)
+        assert 0 == run("import", file, "--ns", other).code
+        assert 0 == there.stats().dead
+        run("export", file, "--dead", "--yes")
+        for _ in range(2):
+            assert 0 == run("import", file, "--ns", other).code
+            assert list(here.dead()) == list(there.dead())
+        assert 0 == there.stats().scheduled
+
+    def test_through_a_pipe(self, timers, server, namespace, other):
+        """Without a file it goes to stdout, and ``-`` is stdin."""
+        here, there = timers
+        here.post({"n": 1}, HOUR, id="tea")
+        command = (
+            f"{sys.executable} -m dtimer export | {sys.executable} -m dtimer import - --ns {other}"
+        )
+        env = environment(server, namespace)
+        done = subprocess.run(command, shell=True, check=False, env=env, timeout=PATIENCE)
+        assert 0 == done.returncode
+        assert {"n": 1} == there.peek("tea").event
+
+    def test_an_event_in_flight_is_told(self, run, timers, tmp_path, inventories):
+        """What is in flight is not exported, and that is said."""
+        here, _ = timers
+        began, go_on = threading.Event(), threading.Event()
+
+        @here.on("event")
+        def handle(events):
+            began.set()
+            go_on.wait(PATIENCE)
+
+        with here:
+            here.post({}, id="tea")
+            assert began.wait(PATIENCE)
+            ran = run("export", tmp_path / "all.jsonl", "--json")
+            go_on.set()
+        assert 0 == ran.objects[0]["events"]
+        assert 1 == json.loads(ran.err)["in_flight"]
+
+
+class TestFiles:
+    """A file that is not what it should be."""
+
+    def test_overwriting_asks(self, run, timers, tmp_path):
+        """An export asks before it overwrites a file; one that fails leaves it as it was."""
+        file = tmp_path / "all.jsonl"
+        file.write_text("mine")
+        assert 2 == run("export", file).code
+        assert 3 == run("export", file, "--yes", "--url", "redis://127.0.0.1:1").code
+        assert "mine" == file.read_text()
+        assert 0 == run("export", file, "--yes").code
+        assert [file] == list(tmp_path.iterdir())
+
+    def test_half_of_one(self, run, timers, other, tmp_path):
+        """A file that ends early is imported as far as it goes, with exit code 1."""
+        here, there = timers
+        here.post_many(({}, HOUR) for _ in range(3))
+        file = tmp_path / "all.jsonl"
+        run("export", file)
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(lines[:3]))
+        ran = run("import", file, "--ns", other, "--json")
+        assert (1, False) == (ran.code, ran.objects[0]["whole"])
+        assert 2 == there.stats().scheduled
+        file.write_text("".join(lines))
+        assert 0 == run("import", file, "--ns", other).code
+        assert 3 == there.stats().scheduled
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "x",
+            "[1]",
+            "{}",
+            '{"kind": "riddle"}',
+            '{"kind": "export", "version": 2}',
+            '{"kind": "event", "id": "a", "event": {}}',
+            '{"kind": "event", "id": "a", "due": "soon", "event": {}}',
+            '{"kind": "event", "id": "", "due": 1, "event": {}}',
+            '{"kind": "event", "id": "a", "due": 1, "event": []}',
+            '{"kind": "event", "id": "a", "due": 1e300, "event": {}}',
+            '{"kind": "event", "id": "a", "due": NaN, "event": {}}',
+            '{"kind": "event", "id": "a", "due": 1, "max_retries": -1, "event": {}}',
+            '{"kind": "dead", "id": "a", "died": 1, "attempt": 1, "reason": "a|b", "event": {}}',
+            '{"kind": "dead", "id": "a", "died": 1, "attempt": 1, "reason": "x", "raw": "?"}',
+            '{"kind": "schedule", "id": "a"}',
+            SCHEDULE,
+        ],
+    )
+    def test_a_bad_line(self, line, run, timers, tmp_path):
+        """Exit code 2 and the number of the line; what came before it has been imported."""
+        here, _ = timers
+        file = tmp_path / "all.jsonl"
+        good = '{"kind": "event", "id": "tea", "due": 1896076800000, "event": {}}'
+        file.write_text(f"{good}\n{line}\n")
+        ran = run("import", file)
+        assert 2 == ran.code
+        assert "line 2 cannot be imported" in ran.err
+        assert 1 == here.stats().scheduled
+
+    def test_no_file(self, run):
+        """A file that is not there is exit code 2."""
+        assert 2 == run("import", "/no/such/file").code
+
+
+@pytest.mark.slow
+def test_in_flat_memory(server, namespace, other, tmp_path):
+    """
+    Fifty thousand events need hardly more memory than none: nothing is held of what was read
+    or written. (A million were measured by hand; docs/cli.rst has the figures.)
+    """
+    line = '{"kind": "event", "id": "e-%d", "due": 1896076800000, "event": {"text": "%s"}}\n'
+    file, nothing = tmp_path / "many.jsonl", tmp_path / "nothing.jsonl"
+    with file.open("w") as out:
+        out.writelines(line % (n, "x" * 200) for n in range(50_000))
+    nothing.write_text("")
+    code = (
+        "import resource, sys; from dtimer.cli import main; main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+
+    def peak(*words):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=5 * PATIENCE,
+            env=environment(server, namespace),
+        )
+        return int(done.stdout.splitlines()[-1]) * (1 if sys.platform == "darwin" else 1024)
+
+    least = peak("import", nothing)
+    assert peak("import", file) - least < 12_000_000
+    assert peak("export", tmp_path / "out.jsonl") - least < 12_000_000
+    assert 50_002 == len((tmp_path / "out.jsonl").read_bytes().splitlines())

@@ -1,0 +1,106 @@
+"""``dtimer every``, ``cron``, ``schedules``, ``unschedule`` and ``run-now``."""
+
+from __future__ import annotations
+
+import pytest
+from shell import runner
+
+from dtimer import DTimer
+
+pytestmark = pytest.mark.acceptance
+
+
+@pytest.fixture
+def run(server, namespace, monkeypatch, capsys):
+    return runner(server, namespace, monkeypatch, capsys)
+
+
+@pytest.fixture
+def timer(server, namespace):
+    timer = DTimer("looker", server.url, ns=namespace)
+    yield timer
+    timer.leave()
+
+
+class TestDeclare:
+    """``every`` and ``cron``."""
+
+    def test_every(self, run, timer):
+        """An interval is declared once: the same again changes nothing, another changes it."""
+        words = ("every", "10m", '{"n": 1}', "--id", "sweep", "--json")
+        assert ["new", "same"] == [run(*words).objects[0]["outcome"] for _ in range(2)]
+        assert 600_000 == timer.schedule("sweep").interval
+        changed = run("every", "20m", '{"n": 1}', "--id", "sweep", "--json").objects
+        assert [("changed", timer.schedule("sweep").due)] == [
+            (c["outcome"], c["due"]) for c in changed
+        ]
+
+    def test_cron(self, run, timer):
+        """A cron expression is declared in its zone."""
+        words = ("--id", "report", "--tz", "Europe/Berlin")
+        assert 0 == run("cron", "0 9 * * mon-fri", '{"n": 1}', *words).code
+        schedule = timer.schedule("report")
+        assert ("0 9 * * mon-fri", "Europe/Berlin") == (schedule.cron, schedule.tz)
+
+    def test_its_options(self, run, timer):
+        """Start, count, jitter, misfire and overlap are those of the library."""
+        words = ("--start", "2030-01-31T00:00Z", "--count", 3, "--jitter", "1m")
+        run("every", "1h", "{}", "--id", "x", *words, "--misfire", "skip", "--overlap", "allow")
+        schedule = timer.schedule("x")
+        assert (3, 60_000.0, "skip", "allow") == (
+            schedule.left,
+            schedule.jitter,
+            schedule.misfire,
+            schedule.overlap,
+        )
+        assert 1_896_048_000_000 <= schedule.due <= 1_896_048_060_000
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("every", "1h", "{}"),
+            ("every", "1ms", "{}", "--id", "x"),
+            ("every", "soon", "{}", "--id", "x"),
+            ("every", "1h", "[]", "--id", "x"),
+            ("every", "1h", "{}", "--id", "x", "--misfire", "panic"),
+            ("every", "1h", "{}", "--id", "x", "--start", "2031-01-01", "--end", "2030-01-01"),
+            ("cron", "61 * * * *", "{}", "--id", "x"),
+            ("cron", "@sometimes", "{}", "--id", "x"),
+            ("cron", "@daily", "{}", "--id", "x", "--tz", "Mars/Olympus"),
+        ],
+        ids=" ".join,
+    )
+    def test_bad_input(self, words, run, monkeypatch):
+        """What cannot be meant is exit code 2, before a server is asked: there is none here."""
+        ran = run("--url", "redis://127.0.0.1:1", *words)
+        assert (2, "") == (ran.code, ran.out)
+
+
+class TestSchedules:
+    """What is done about schedules that are there."""
+
+    def test_listed(self, run, timer):
+        """Schedules are listed by name: rule, next, last, payload; as JSON all there is."""
+        assert "no schedules" in run("schedules").err
+        timer.every(5_400_000, {"n": 1}, id="b")
+        timer.cron("@daily", {}, id="a", tz="Asia/Tokyo")
+        timer.pause_schedule("a")
+        a, b = run("schedules").rows
+        assert ["a", "@daily Asia/Tokyo", "paused", "", "never", "{}"] == a
+        assert ["b", "every 1h30m", "never", '{"n": 1}'] == [*b[:2], *b[4:]]
+        assert [True, False] == [s["paused"] for s in run("schedules", "--json").objects]
+
+    def test_unschedule(self, run, timer):
+        """``unschedule`` asks, ends the schedule, and is 1 where there is none."""
+        timer.every(60_000, {}, id="sweep")
+        assert 2 == run("unschedule", "sweep").code
+        assert 0 == run("unschedule", "sweep", "--yes").code
+        assert timer.schedule("sweep") is None
+        assert 1 == run("unschedule", "sweep", "--yes").code
+
+    def test_run_now(self, run, timer):
+        """``run-now`` prints the id of one more occurrence, which waits; 1 without a schedule."""
+        timer.every(60_000, {"n": 1}, id="sweep")
+        ran = run("run-now", "sweep")
+        assert {"n": 1} == timer.peek(ran.out.strip()).event
+        assert 1 == run("run-now", "nothing").code

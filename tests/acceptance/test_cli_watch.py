@@ -1,0 +1,237 @@
+"""``dtimer tail`` and ``top``: what they say is what happens."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+
+import pytest
+from rich.console import Console
+from servers import PATIENCE, Server
+from shell import Program, Terminal, environment, runner
+
+from dtimer import DTimer
+from dtimer.cli.tail import Follow
+from dtimer.cli.top.sample import Frame, Sampler
+from dtimer.cli.top.screen import draw, plan, sparkline
+from dtimer.model.event import NodeInfo, Record, State, Stats
+from dtimer.store.connect import source
+from dtimer.store.inventory import Inventory
+
+pytestmark = pytest.mark.acceptance
+
+HOUR = 3_600_000
+
+
+@pytest.fixture
+def run(server, namespace, monkeypatch, capsys):
+    return runner(server, namespace, monkeypatch, capsys)
+
+
+@pytest.fixture
+def timer(server, namespace):
+    timer = DTimer("looker", server.url, ns=namespace)
+    yield timer
+    timer.leave()
+
+
+@pytest.fixture
+def store(server, namespace):
+    store = Inventory(source(server.url, 1.0), namespace, timeout=3.0)
+    yield store
+    store.release()
+
+
+class Said:
+    """Collects what would be printed."""
+
+    def __init__(self):
+        self.objects = []
+
+    def result(self, *_, **fields):
+        self.objects.append(fields)
+
+
+class TestTail:
+    """``dtimer tail``."""
+
+    def test_changes_are_told(self, store, timer):
+        """Only what is new since the last look is told, and each change once."""
+        timer.post({}, HOUR)
+        said = Said()
+        follow = Follow(store, said)
+        follow.look()
+        follow.look()
+        assert [] == said.objects
+        timer.post_many(({}, HOUR) for _ in range(3))
+        timer.pause()
+        follow.look()
+        follow.look()
+        assert ["paused", "totals"] == [o["kind"] for o in said.objects]
+        assert ({"posted": 3}, 4) == (said.objects[1]["changes"], said.objects[1]["scheduled"])
+
+    def test_deaths_are_told(self, store, timer, client):
+        """Each new dead letter is told once, also of those that died at the same moment."""
+        keys, said = store.keys, Said()
+
+        def die(id, at):
+            client.hset(keys.dead, id, b"1,failed,2|no,3|{}")
+            client.zadd(keys.graves, {id: at})
+
+        die("old", 1)
+        follow = Follow(store, said)
+        follow.look()
+        now = store.server_now()
+        for ids in (("b",), ("c", "d"), (), ("e",)):
+            for id in ids:
+                die(id, now)
+            follow.look()
+        assert ["b", "c", "d", "e"] == [o["id"] for o in said.objects]
+        assert ("failed", "no") == (said.objects[0]["reason"], said.objects[0]["error"])
+
+    def test_as_a_program(self, timer, server, namespace):
+        """As a program it prints lines until Ctrl-C, which is its ordinary end."""
+        env = environment(server, namespace)
+        with Program("tail", "--interval", "50ms", "--json", env=env) as program:
+            program.find("following", "stderr")
+            timer.post({}, HOUR)
+            assert {"posted": 1} == json.loads(program.find("totals"))["changes"]
+            assert 0 == program.end(signal.SIGINT)
+
+    def test_while_redis_is_away(self, namespace):
+        """It stays while Redis is away, says so once, and goes on."""
+        with Server(tcp=True) as server:
+            env = environment(server, namespace)
+            with Program("tail", "--interval", "50ms", env=env) as program:
+                program.find("following", "stderr")
+                server.kill9()
+                program.find("Error", "stderr")
+                server.start()
+                program.find("Redis answers again", "stderr")
+                assert 0 == program.end(signal.SIGINT)
+
+
+def frame(nodes=3, events=30, history=(), **changes):
+    """A frame of a busy namespace."""
+    stats = Stats(12_345, 7, 3, 90_500.0, 2, nodes, False, {"posted": 5})
+    who = [
+        NodeInfo(f"node-{n}", f"i{n}", "host.example", 4_000 + n, 1.8e12, 20.0, n % 2 == 0)
+        for n in range(nodes)
+    ]
+    waiting = [
+        Record(f"order-{n}", {"text": "x" * 200}, 1.8e12 + n, State.SCHEDULED, 0)
+        for n in range(events)
+    ]
+    known = {
+        "ns": "orders",
+        "now": 1.8e12,
+        "stats": stats,
+        "nodes": who,
+        "held": {"i0": 7},
+        "upcoming": waiting,
+        "rate": 12.5,
+        "posted_rate": 3.0,
+        "history": list(history),
+    }
+    return Frame(**known | changes)
+
+
+def drawn(frame, width, height, note=""):
+    console = Console(width=width, height=height, color_system=None)
+    with console.capture() as captured:
+        console.print(draw(frame, width, height, note))
+    return captured.get().splitlines()
+
+
+class TestTop:
+    """``dtimer top``."""
+
+    @pytest.mark.parametrize("width", [80, 160])
+    @pytest.mark.parametrize("height", [24, 50])
+    @pytest.mark.parametrize("nodes", [0, 3, 200])
+    def test_it_fits(self, width, height, nodes):
+        """A full frame is no wider and no higher than the screen, and shows all its parts."""
+        lines = drawn(frame(nodes, history=range(60)), width, height, "Redis does not answer")
+        assert width >= max(map(len, lines))
+        assert height >= len(lines)
+        text = "\n".join(lines)
+        for part in ("orders", "12345", "1m30s", "12.5 confirmed/s", "order-0", "does not answer"):
+            assert part in text
+        assert ("node-0" if nodes else "no node has joined") in text
+
+    def test_an_empty_one(self):
+        """An empty namespace is drawn as well."""
+        lines = drawn(frame(0, 0), 80, 24)
+        assert any("nothing is waiting" in line for line in lines)
+
+    @pytest.mark.parametrize(
+        ("history", "line"),
+        [
+            ([], "    "),
+            ([0.0], "    "),
+            ([1.0], "   █"),
+            ([0.0, 1.0, 2.0, 4.0, 8.0], "▂▃▅█"),
+        ],
+    )
+    def test_sparkline(self, history, line):
+        """The last rates, as high as the highest; where nothing happened there is nothing."""
+        assert line == sparkline(history, 4)
+
+    def test_lines_are_shared(self):
+        """On any screen there is a line for a node and one for an event."""
+        for height in range(1, 60):
+            for nodes in (0, 1, 50):
+                assert min(plan(height, nodes)) >= 1
+
+    def test_what_it_sees(self, store, timer):
+        """Totals become rates, and what is in flight is told by node."""
+        began, go_on = threading.Semaphore(0), threading.Event()
+
+        @timer.on("event")
+        def handle(events):
+            began.release()
+            go_on.wait(PATIENCE)
+
+        sampler = Sampler(store, timer.ns)
+        assert 0 == sampler.look(5).rate
+        timer.post_many(({"n": n}, HOUR) for n in range(9))
+        with timer:
+            timer.post({}, id="tea")
+            assert began.acquire(timeout=PATIENCE)
+            seen = sampler.look(5)
+            go_on.set()
+        assert (1, 5, 9) == (seen.stats.in_flight, len(seen.upcoming), seen.stats.scheduled)
+        assert seen.posted_rate > 0
+        assert [1] == [n["in_flight"] for n in seen.for_programs()["nodes"]]
+
+    def test_as_json(self, timer, server, namespace):
+        """With ``--json`` an object a second, until Ctrl-C, which is its ordinary end."""
+        timer.post({"n": 1}, HOUR, id="tea")
+        with Program("top", "--json", env=environment(server, namespace)) as program:
+            seen = [json.loads(program.find("events_per_second")) for _ in range(2)]
+            assert 0 == program.end(signal.SIGINT)
+        assert [1, 1] == [s["scheduled"] for s in seen]
+        assert [0, 1] == [len(s["history"]) for s in seen]
+        assert ["tea"] == [e["id"] for e in seen[0]["upcoming"]]
+
+    def test_once(self, run, timer):
+        """``--once`` prints one frame; as JSON one object."""
+        timer.post({"n": 1}, HOUR, id="tea")
+        assert "tea" in run("top", "--once").out
+        assert 1 == len(run("top", "--once", "--json").objects)
+        assert 3 == run("top", "--url", "redis://127.0.0.1:1").code
+
+    @pytest.mark.parametrize("columns", [80, 160])
+    @pytest.mark.parametrize("key", ["q", ""])
+    def test_at_a_terminal(self, columns, key, timer, server, namespace):
+        """At a terminal it draws until q or Ctrl-C, and leaves the terminal as it was."""
+        timer.post({"n": 1}, HOUR, id="tea")
+        env = environment(server, namespace)
+        with Terminal("top", env=env, columns=columns) as terminal:
+            terminal.find(r"tea")
+            if key:
+                terminal.type(key)
+            else:
+                terminal.process.send_signal(signal.SIGINT)
+            assert 0 == terminal.wait()

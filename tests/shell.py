@@ -1,0 +1,180 @@
+"""How tests give commands: in this process, or in one of their own, with or without a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import queue
+import re
+import select
+import shlex
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from servers import PATIENCE
+
+import dtimer
+from dtimer.cli import main
+
+
+@dataclass
+class Ran:
+    """What became of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def objects(self):
+        """The lines of standard output, read as JSON."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def rows(self):
+        """The lines of standard output, split at the tabs."""
+        return [line.split("\t") for line in self.out.splitlines()]
+
+
+def runner(server, namespace, monkeypatch, capsys):
+    """Return what runs a command in this process, on a server and in a namespace."""
+    monkeypatch.setenv("DTIMER_URL", server.url)
+    monkeypatch.setenv("DTIMER_NS", namespace)
+
+    def run(*words):
+        code = main([str(word) for word in words])
+        said = capsys.readouterr()
+        return Ran(int(code), said.out, said.err)
+
+    return run
+
+
+def examples(help):
+    """The commands in a help text that begin with a prompt."""
+    return [shlex.split(line)[2:] for line in re.findall(r"^ *(\$ dtimer .*)$", help, re.MULTILINE)]
+
+
+def environment(server, namespace):
+    """The environment of a command in a process of its own."""
+    paths = [str(Path(dtimer.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    own = {"DTIMER_URL": server.url, "DTIMER_NS": namespace, "TERM": "xterm-256color"}
+    own["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return os.environ | own
+
+
+class Program:
+    """``dtimer`` in a process of its own, which does not outlive the block."""
+
+    def __init__(self, *words, env):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dtimer", *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        self._lines: dict[str, queue.SimpleQueue[str | None]] = {}
+        self._threads = []
+        for name in ("stdout", "stderr"):
+            self._lines[name] = queue.SimpleQueue()
+            thread = threading.Thread(target=self._pump, args=(name,), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def _pump(self, name):
+        for line in getattr(self.process, name):
+            self._lines[name].put(line.rstrip("\n"))
+        self._lines[name].put(None)
+
+    def find(self, pattern, stream="stdout"):
+        """Return the next line in which *pattern* is found; those before it are passed over."""
+        passed = []
+        while (line := self._lines[stream].get(timeout=PATIENCE)) is not None:
+            if re.search(pattern, line):
+                return line
+            passed.append(line)
+        raise AssertionError(f"no {pattern!r} in {passed}")
+
+    def end(self, number=signal.SIGINT):
+        """Send a signal, and return the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+        for pipe in (self.process.stdout, self.process.stderr):
+            pipe.close()
+
+
+class Terminal:
+    """``dtimer`` at a terminal of so many columns and 24 lines, as a person sits at one."""
+
+    def __init__(self, *words, env, columns=80):
+        self._ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dtimer", *map(str, words)],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=env,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self.written = ""
+
+    def find(self, pattern):
+        """Return when *pattern* has been written; of escape sequences it sees nothing."""
+        deadline = time.monotonic() + PATIENCE
+        while not re.search(pattern, self.written):
+            assert time.monotonic() < deadline, f"no {pattern!r} in {self.written}"
+            if not self._read():
+                raise AssertionError(f"no {pattern!r} in {self.written}")
+
+    def _read(self):
+        if select.select([self._ours], [], [], 0.2)[0]:
+            try:
+                data = os.read(self._ours, 65_536)
+            except OSError:  # Linux says so when the other end is closed
+                data = b""
+            text = data.decode(errors="replace")
+            self.written += re.sub(r"\x1b[\[(][0-9;?]*[A-Za-z]", "", text).replace("\r", "")
+            return bool(data)
+        return True
+
+    def type(self, keys):
+        """Type something."""
+        os.write(self._ours, keys.encode())
+
+    def wait(self):
+        """Wait for the end, reading on; return the exit code."""
+        deadline = time.monotonic() + PATIENCE
+        while self._read() and self.process.poll() is None:
+            assert time.monotonic() < deadline, f"it does not end: {self.written}"
+        return self.process.wait(PATIENCE)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+        with contextlib.suppress(OSError):
+            os.close(self._ours)
