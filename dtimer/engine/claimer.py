@@ -25,6 +25,7 @@ from dtimer.engine.bell import Bell
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.listener import Listener
 from dtimer.engine.service import Service
+from dtimer.errors import OptionError
 from dtimer.model.claims import Turn, TurnRequest
 from dtimer.model.options import MOST_CLAIMS, Options
 
@@ -201,7 +202,11 @@ class Claimer(Service):
         if not turn.known:
             self._turns.register()
         for schedule in turn.short:
-            self._turns.supply(schedule)
+            try:
+                self._turns.supply(schedule)
+            except OptionError as e:
+                # A time zone that is not known here. Another node may know it.
+                self._announce("error", e)
         if turn.buried or any(result.value == "d" for result in turn.results):
             self._turns.trim()
 

@@ -15,24 +15,13 @@ from typing import Any
 from dtimer.errors import EventExists, NamespaceCorrupt
 from dtimer.model.claims import Result, Settlement, Turn, TurnRequest
 from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, State, Stats
-from dtimer.model.recurrence import (
-    AHEAD,
-    MISFIRES,
-    OVERLAPS,
-    Definition,
-    Schedule,
-    ahead,
-    ahead_of,
-    definition_from_json,
-)
 from dtimer.store import codec, faults
 from dtimer.store.connect import Source
 from dtimer.store.ear import Ear
 from dtimer.store.keys import Keys
 from dtimer.store.line import Line
+from dtimer.store.plans import SCHEMA, Plans
 from dtimer.store.scripts import load
-
-SCHEMA = "1"
 
 #: A node that has not asked for this long is forgotten.
 SILENT_US = 60_000_000
@@ -53,7 +42,7 @@ class Entry:
     rest: str
 
 
-class Store:
+class Store(Plans):
     """The state of one namespace, on one Redis."""
 
     def __init__(
@@ -180,84 +169,13 @@ class Store:
         """Return the node's subscription, not opened yet."""
         return self._ears.ear(self.keys, (self.keys.wake(incarnation), self.keys.echo(incarnation)))
 
-    # Recurring events
-
-    def declare(self, definition: Definition) -> str:
-        """Declare a schedule; return ``new``, ``changed`` or ``same``."""
-        d = definition
-        first, times = "", list[int]()
-        if d.every is None:
-            standing = self._call("schedule", d.id)
-            last = codec.read_beat(standing[2])["last"] if standing else ""
-            # A start by the clock of this machine is only where the list begins: what is
-            # over by the server's clock is a misfire.
-            after = int(last or 0) or self.server_now()
-            times = ahead(d, after)
-        else:
-            first = f"+{d.every}" if d.start is None else str(d.start)
-        arguments = (
-            d.id,
-            d.fingerprint,
-            d.to_json(),
-            f"{d.max_retries}|{d.payload}",
-            "" if d.every is None else str(d.every),
-            MISFIRES[d.misfire],
-            OVERLAPS[d.overlap],
-            str(d.jitter),
-            first,
-            "" if d.stop is None else str(d.stop),
-            "" if d.count is None else str(d.count),
-            ",".join(map(str, times)),
-            "1" if d.every is None and len(times) < AHEAD else "",
-        )
-        return codec.text(self._call("declare", *arguments, named=True))
-
-    def server_now(self) -> int:
-        """Return the time of the server, in µs."""
-        return int(self._line.call("open", SCHEMA)[0])
-
-    def supply(self, id: str) -> bool:
-        """Bring a cron schedule more nominal times; True when they were taken."""
-        standing = self._call("schedule", id)
-        if not standing:
-            return False
-        definition = definition_from_json(id, standing[0], standing[1])
-        beat = codec.read_beat(standing[2])
-        known = beat["ahead"].rpartition(",")[2] or beat["next"]
-        if not known:
-            return False
-        now = self.server_now() if definition.misfire != "all" else 0
-        gap, times = ahead_of(definition, int(known), now)
-        arguments = (",".join(map(str, times)), str(gap), "" if len(times) >= AHEAD else "1")
-        return bool(self._call("supply", id, beat["print"], known, *arguments) == 1)
-
-    def schedule(self, id: str) -> Schedule | None:
-        """Look at one schedule."""
-        return codec.read_schedule(id, self._call("schedule", id))
-
-    def schedules(self) -> Iterator[Schedule]:
-        """Walk the schedules, by name."""
-        for id in sorted(codec.text(name) for name in self._call("schedules")):
-            if (schedule := self.schedule(id)) is not None:
-                yield schedule
-
-    def unschedule(self, id: str) -> bool:
-        """See `DTimer.unschedule`."""
-        return bool(self._call("unschedule", id, named=True) == b"1")
-
-    def suspend(self, id: str, *, on: bool) -> bool:
-        """Pause or resume one schedule; return whether that changed anything."""
-        return bool(self._call("suspend", id, "1" if on else "0"))
-
-    def run_now(self, id: str) -> str | None:
-        """See `DTimer.run_now`."""
-        return codec.text(self._call("run_now", id, named=True)) or None
-
     # Control
 
     def cancel(self, id: str) -> Cancelled:
         """See `DTimer.cancel`."""
-        return Cancelled(codec.text(self._call("cancel", id, named=True)))
+        while (result := self._call("cancel", id, named=True)) == b"short":
+            self.supply(id.rpartition("@")[0])
+        return Cancelled(codec.text(result))
 
     def reschedule(self, id: str, when: str) -> bool:
         """See `DTimer.reschedule`."""

@@ -1,0 +1,102 @@
+"""The verbs that deal in schedules: the part of the store that knows the calendar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from dtimer.model.recurrence import (
+    AHEAD,
+    MISFIRES,
+    OVERLAPS,
+    Definition,
+    Schedule,
+    ahead,
+    ahead_of,
+    definition_from_json,
+    zone,
+)
+from dtimer.store import codec
+from dtimer.store.line import Line
+
+SCHEMA = "1"
+
+
+class Plans:
+    """The verbs of recurring events. See `Store`."""
+
+    _line: Line
+
+    def _call(self, verb: str, *arguments: str, named: bool = False) -> Any:
+        raise NotImplementedError
+
+    def declare(self, definition: Definition) -> str:
+        """Declare a schedule; return ``new``, ``changed`` or ``same``."""
+        d = definition
+        first, times = "", list[int]()
+        if d.every is None:
+            times = ahead(d, self.server_now())
+        else:
+            first = f"+{d.every}" if d.start is None else str(d.start)
+        arguments = (
+            d.id,
+            d.fingerprint,
+            d.to_json(),
+            f"{d.max_retries}|{d.payload}",
+            "" if d.every is None else str(d.every),
+            MISFIRES[d.misfire],
+            OVERLAPS[d.overlap],
+            str(d.jitter),
+            first,
+            "" if d.stop is None else str(d.stop),
+            "" if d.count is None else str(d.count),
+            ",".join(map(str, times)),
+            "1" if d.every is None and len(times) < AHEAD else "",
+        )
+        return codec.text(self._call("declare", *arguments, named=True))
+
+    def server_now(self) -> int:
+        """Return the time of the server, in µs."""
+        return int(self._line.call("open", SCHEMA)[0])
+
+    def supply(self, id: str) -> bool:
+        """
+        Bring a cron schedule more nominal times; True when they were taken.
+
+        Raises:
+            OptionError: its time zone is not known on this machine.
+        """
+        standing = self._call("schedule", id)
+        if not standing:
+            return False
+        definition = definition_from_json(id, standing[0], standing[1])
+        beat = codec.read_beat(standing[2])
+        known = beat["ahead"].rpartition(",")[2] or beat["next"]
+        if not known or definition.cron is None:
+            return False
+        zone(definition.tz)
+        gap, times, final = ahead_of(definition, int(known), self.server_now())
+        arguments = (",".join(map(str, times)), str(gap), "1" if final else "")
+        return bool(self._call("supply", id, beat["print"], known, *arguments) == 1)
+
+    def schedule(self, id: str) -> Schedule | None:
+        """Look at one schedule."""
+        return codec.read_schedule(id, self._call("schedule", id))
+
+    def schedules(self) -> Iterator[Schedule]:
+        """Walk the schedules, by name."""
+        for id in sorted(codec.text(name) for name in self._call("schedules")):
+            if (schedule := self.schedule(id)) is not None:
+                yield schedule
+
+    def unschedule(self, id: str) -> bool:
+        """See `DTimer.unschedule`."""
+        return bool(self._call("unschedule", id, named=True) == b"1")
+
+    def suspend(self, id: str, *, on: bool) -> bool:
+        """Pause or resume one schedule; return whether that changed anything."""
+        return bool(self._call("suspend", id, "1" if on else "0"))
+
+    def run_now(self, id: str) -> str | None:
+        """See `DTimer.run_now`."""
+        return codec.text(self._call("run_now", id, named=True)) or None
