@@ -16,10 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dtimer.errors import UsageError
-from dtimer.model.event import (
-    Event,
-    Health,
-)
+from dtimer.model.event import Event, Health
 from dtimer.model.moments import Duration, duration_us
 from dtimer.model.names import check_id
 from dtimer.model.options import MOST_CLAIMS, check_max_events, validate
@@ -256,8 +253,7 @@ class DTimer(Calendar):
         """
         Hand events over, and return what that raised: they are confirmed when it is nothing.
 
-        Returns:
-            None when there was nobody to take them: they are given back, no attempt charged.
+        None when there was nobody to take them: they are given back, no attempt charged.
         """
         return self.emit_guarded("event", events)
 
