@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ SHORTEST_US = 10_000
 
 #: Schedule ids leave room for the nominal time that an occurrence's id ends with.
 LONGEST_SCHEDULE_ID = 230
+
+_ONE_LONG = re.compile(r"(?<![^\s,])(\w+)-\1/\d+(?![^\s,])", re.IGNORECASE)
 
 _NAMES = {
     "@yearly": "0 0 1 1 *",
@@ -114,7 +117,8 @@ def zone(name: object) -> ZoneInfo:
 
 
 def _walk(expression: str, tz: str, after_us: int, stop: int | None) -> Iterator[int]:
-    plain = _NAMES.get(expression, expression)
+    # cronsim takes the range in 6-6/2 for a lone 6, from which a step would go on.
+    plain = _ONE_LONG.sub(r"\1", _NAMES.get(expression, expression))
     fixed = not any(field.startswith("*") for field in plain.split()[-5:-3])
     walk = walls.fixed if fixed else walls.real
     for seconds in walk(lambda wall: CronSim(plain, wall), ZoneInfo(tz), after_us // 1_000_000):
