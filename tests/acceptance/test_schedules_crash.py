@@ -132,6 +132,8 @@ def test_six_processes_killed_at_random(server, client, namespace):
 
     with DTimer("looker", server.url, ns=namespace) as looker:
         schedules = {schedule.id: schedule for schedule in looker.schedules()}
+        # Claimed by one that was leaving, and handed back.
+        handed_back = {record.id for record in looker.upcoming()}
     assert len(INTERVALS) + 1 == len(schedules)
     starts = coalesced = 0
     for id, schedule in schedules.items():
@@ -143,7 +145,8 @@ def test_six_processes_killed_at_random(server, client, namespace):
             coalesced += missed
             assert one + (missed + 1) * every == following, f"a gap, or a double, in {id}"
         last = round(schedule.last * 1000)
-        assert times[-1] + stood_for[id, times[-1]] * every == last, f"{id} lost its last"
+        coming = times[-1] + (stood_for[id, times[-1]] + 1) * every
+        assert coming > last or f"{id}@{coming}" in handed_back, f"{id} lost its last"
     unheard = sum(n == 0 for n in firsts.values())
     sys.stdout.write(
         f"{SECONDS:.0f} s, {kills} kills, {starts} occurrences started, {coalesced} coalesced,"
