@@ -109,13 +109,9 @@ def test_six_processes_killed_at_random(server, client, namespace):
         for i in range(6):
             orchestra.start(i)
         while time.monotonic() < deadline:
-            orchestra.listen(chance.uniform(0.05, 0.4))
+            orchestra.listen(chance.uniform(0.1, 0.6))
             i = chance.randrange(6)
-            if i in orchestra.playing:
-                orchestra.kill(i)
-            else:
-                orchestra.start(i)
-        for i in set(range(6)) - set(orchestra.playing):
+            orchestra.kill(i)
             orchestra.start(i)
         # What the last killed had in hand comes again when its lease has run out.
         orchestra.listen(3.5)
@@ -151,7 +147,7 @@ def test_six_processes_killed_at_random(server, client, namespace):
     sys.stdout.write(
         f"{SECONDS:.0f} s, {kills} kills, {starts} occurrences started, {coalesced} coalesced,"
         f" {unheard} whose first attempt died unheard, {len(said) - starts} started again,"
-        f" latest {max(s[-1] for s in said):.0f} ms\n"
+        f" first attempts at most {max(s[-1] for s in said if s[3] == 1):.0f} ms late\n"
     )
-    assert kills > SECONDS
+    assert kills > SECONDS / 2
     assert_sound(client, Keys.of(namespace))
