@@ -7,7 +7,6 @@ called *Lost Work* is cured: the key of a reader that crashed goes to another.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -23,11 +22,13 @@ from dtimer.timer.timer import DTimer
 
 T = TypeVar("T")
 
-_FIELDS = ("runAt", "key")
+
+#: How often, in seconds, a hand looks whether the reader of its key still lives.
+_LOOK = 1.0
 
 
 class Returned(DTimerError):
-    """A reader left its ``with`` block by an exception: its key is handed out again."""
+    """A reader left by an exception, or its thread ended: its key is handed out again."""
 
 
 class _Read:
@@ -36,6 +37,7 @@ class _Read:
     def __init__(self) -> None:
         self.event: Event | None = None
         self.failure: BaseException | None = None
+        self.reader = threading.current_thread()
         self.arrived = threading.Event()
         self.done = threading.Event()
 
@@ -54,6 +56,11 @@ class _Puller(DTimer):
     def deliver(self, events: list[Event]) -> list[BaseException] | None:
         """See `DTimer.deliver`."""
         return self._queue.deliver(events[0])
+
+    def after_fork(self) -> None:
+        """See `DTimer.after_fork`."""
+        super().after_fork()
+        self._queue.after_fork()
 
 
 def _client(redis: Any) -> Any:
@@ -102,11 +109,8 @@ class RunAt(Emitter):
         **options: Any,
     ) -> None:
         super().__init__()
-        self._turns = threading.Lock()
-        self._waiting: deque[_Read] = deque()
-        self._held: dict[str, _Read] = {}
-        self._mine = threading.local()
-        self._stopped = False
+        self.after_fork()
+        self._stopped = threading.Event()
         self._ended = False
         for name in ("ns", "max_events", "auto_confirm", "poll_interval"):
             if name in options:
@@ -127,6 +131,14 @@ class RunAt(Emitter):
         """The timer underneath, with its `DTimer.peek`, `DTimer.dead` and `DTimer.stats`."""
         return self._timer
 
+    def after_fork(self) -> None:
+        """Begin with no reader and no key in hand, as a forked child does."""
+        self._fresh_lock()
+        self._turns = threading.Lock()
+        self._waiting: deque[_Read] = deque()
+        self._held: dict[str, _Read] = {}
+        self._mine = threading.local()
+
     # Writing
 
     def write(self, job: Mapping[str, Any] | str, run_at: Moment | None = None) -> bool:
@@ -146,7 +158,7 @@ class RunAt(Emitter):
             StoreError: it was not written.
         """
         if isinstance(job, Mapping):
-            if unknown := sorted(map(str, set(job) - set(_FIELDS))):
+            if unknown := sorted(map(str, set(job) - {"runAt", "key"})):
                 raise OptionError(f"a job has runAt and key, not {unknown[0]!r}")
             if "key" not in job:
                 raise OptionError(f"a job needs a key: {dict(job)!r:.80}")
@@ -178,17 +190,18 @@ class RunAt(Emitter):
         if self.listeners("data"):
             raise UsageError("this RunAt flows to its 'data' listeners; read from another")
         self._finish()
-        if self._stopped:
+        if self._stopped.is_set() or not self._join():
             return None
-        self._timer.join()
         read = _Read()
         with self._turns:
+            if self._stopped.is_set():
+                return None
             self._waiting.append(read)
         self._timer.ring()
         read.arrived.wait(seconds)
         with self._turns:
             if read.event is None:
-                with contextlib.suppress(ValueError):
+                if read in self._waiting:
                     self._waiting.remove(read)
                 return None
         self._mine.read = read
@@ -205,6 +218,7 @@ class RunAt(Emitter):
         if read is None or read.event is None:
             return False
         confirmed = read.event.confirm()
+        self._done(key, read)
         read.done.set()
         return confirmed
 
@@ -224,15 +238,22 @@ class RunAt(Emitter):
         return target
 
     def _listening(self, event: str) -> None:
-        if event == "data" and not self._stopped:
-            self._timer.join()
+        if event == "data" and not self._stopped.is_set() and self._join():
             self._timer.ring()
+
+    def _join(self) -> bool:
+        """Join, unless the queue was stopped, be it meanwhile."""
+        self._timer.join()
+        if self._stopped.is_set():
+            # The stop may have come before this join, and so have had nothing to end.
+            self._timer.leave()
+        return not self._stopped.is_set()
 
     # What the timer asks
 
     def wanted(self) -> int:
         """Return how many keys there are readers for."""
-        if self._stopped:
+        if self._stopped.is_set():
             return 0
         return 1_000 if self.listeners("data") else len(self._waiting)
 
@@ -241,24 +262,31 @@ class RunAt(Emitter):
         if self.listeners("data"):
             return self.emit_guarded("data", event.id)
         with self._turns:
-            if not self._waiting or self._stopped:
+            if not self._waiting or self._stopped.is_set():
                 return None
             read = self._waiting.popleft()
             read.event = event
             self._held[event.id] = read
             read.arrived.set()
-        read.done.wait()
-        with self._turns:
-            if self._held.get(event.id) is read:
-                del self._held[event.id]
+        while not read.done.wait(_LOOK):
+            if not read.reader.is_alive():
+                read.failure = Returned(f"the thread {read.reader.name!r} ended with {event.id!r}")
+                break
+        self._done(event.id, read)
         return [] if read.failure is None else [read.failure]
+
+    def _done(self, key: str, read: _Read) -> None:
+        with self._turns:
+            if self._held.get(key) is read:
+                del self._held[key]
 
     def _finish(self, failure: BaseException | None = None) -> None:
         """End this thread's hold on the key that it read last."""
         read: _Read | None = getattr(self._mine, "read", None)
         if read is not None:
             self._mine.read = None
-            read.failure = failure
+            if not read.done.is_set():
+                read.failure = failure
             read.done.set()
 
     # The end
@@ -275,7 +303,7 @@ class RunAt(Emitter):
     def _end(self, failure: BaseException | None, timeout: Duration | None) -> None:
         self._finish(failure)
         with self._turns:
-            self._stopped = True
+            self._stopped.set()
             waiting = list(self._waiting)
             self._waiting.clear()
             first, self._ended = not self._ended, True
@@ -294,8 +322,7 @@ class RunAt(Emitter):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        failure = None
-        if value is not None:
-            failure = Returned(f"the reader left by {type(value).__name__}: {value}")
+        failure = value and Returned(f"the reader left by {type(value).__name__}: {value}")
+        if failure is not None:
             failure.__cause__ = value
         self._end(failure, None)

@@ -38,7 +38,7 @@ class Clock:
 
     def __init__(self, start: float | None = None) -> None:
         self._lock = threading.Lock()
-        self._ms = time.time() * 1000 if start is None else start
+        self._ms: float = round(time.time() * 1000) if start is None else start
         self._rings: list[weakref.WeakMethod[Callable[[], None]]] = []
 
     def __call__(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dtimer.store.codec import read_beat
 from dtimer.store.keys import Keys
 
 
@@ -26,6 +27,25 @@ def assert_sound(client: Any, keys: Keys) -> None:
     alive = set(client.zrange(keys.alive, 0, -1))
     assert promise <= roster, f"promises of nodes that are not on the roster: {promise - roster}"
     assert roster <= alive, f"nodes on the roster that nobody knows: {roster - alive}"
+    assert_recurring(client, keys, due)
     token = int(client.hget(keys.sys, "token") or 0)
     for value in client.hvals(keys.lease):
         assert int(value.split(b",")[0]) <= token, "a lease with a token from the future"
+
+
+def assert_recurring(client: Any, keys: Keys, due: set[bytes]) -> None:
+    """Assert that each chain goes on: an unpaused, unfinished schedule has one pending."""
+    beats = client.hgetall(keys.beats)
+    assert set(beats) == set(client.hkeys(keys.defs)) == set(client.hkeys(keys.plans))
+    leased = set(client.hkeys(keys.lease)) | set(client.hkeys(keys.tries))
+    for name, text in beats.items():
+        beat = read_beat(text)
+        pending = name + b"@" + beat["next"].encode()
+        if not beat["next"]:
+            finished = beat["left"] == "0" or (not beat["every"] and beat["final"] == "1")
+            assert finished, f"a chain that ended before its end: {text!r}"
+        elif beat["paused"] == "1":
+            assert pending not in due, f"pending of a schedule that is paused: {pending!r}"
+        else:
+            assert pending in due, f"a chain without its next: {text!r}"
+            assert pending not in leased, f"a next that has started: {pending!r}"

@@ -27,6 +27,7 @@ from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.hold import Hold
 from dtimer.engine.listener import Listener
 from dtimer.engine.service import Service
+from dtimer.errors import OptionError
 from dtimer.model.claims import Turn, TurnRequest
 from dtimer.model.options import MOST_CLAIMS, Options
 
@@ -223,7 +224,11 @@ class Claimer(Service):
         if not turn.known:
             self._turns.register()
         for schedule in turn.short:
-            self._turns.supply(schedule)
+            try:
+                self._turns.supply(schedule)
+            except OptionError as e:
+                # A time zone that is not known here. Another node may know it.
+                self._announce("error", e)
         if turn.buried or any(result.value == "d" for result in turn.results):
             self._turns.trim()
 
@@ -272,7 +277,7 @@ class Claimer(Service):
         now = time.monotonic()
         # Jitter, so that nodes which started together do not poll together; downwards,
         # so that the interval is a promise.
-        nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * random.uniform(0.75, 1)
+        nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * random.uniform(0.8, 0.95)
         if turn.wait_us is not None:
             nap = min(nap, turn.wait_us / 1e6)
         nap = min(nap, max(0.0, self._listener.echo_due()))

@@ -1,9 +1,8 @@
 """
 Recurring events: the definition of a schedule, and its nominal times.
 
-Cron is read by cronsim, which is right where daylight saving time begins and ends: what
-falls into the gap fires once, at the first instant after it, and what the clock shows
-twice fires once, when the hour is fixed. Here are only the names that it lacks.
+Cron is read by cronsim, as a calendar without time zones. What a wall clock means where
+daylight saving time begins and ends is told in ``walls.py``.
 """
 
 from __future__ import annotations
@@ -11,15 +10,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
 from dtimer.errors import OptionError
+from dtimer.model import walls
 from dtimer.model.moments import Duration, Moment, duration_us, moment_us
 from dtimer.model.options import check_count
 
@@ -29,11 +30,19 @@ OVERLAPS = {"queue": "q", "allow": "a", "skip": "s"}
 #: How many nominal times of a cron schedule are kept in Redis.
 AHEAD = 10
 
+#: ``misfire="all"`` makes good for no more than this. See also lua/parts/plan.lua.
+MOST_BEHIND = 1_000
+
+#: Nominal times that are looked at in one go, in a quarter of a second or so.
+MOST_WALKED = 20_000
+
 #: More often than this is no schedule but a loop.
 SHORTEST_US = 10_000
 
 #: Schedule ids leave room for the nominal time that an occurrence's id ends with.
 LONGEST_SCHEDULE_ID = 230
+
+_ONE_LONG = re.compile(r"(?<![^\s,])(\w+)-\1/\d+(?![^\s,])", re.IGNORECASE)
 
 _NAMES = {
     "@yearly": "0 0 1 1 *",
@@ -108,13 +117,12 @@ def zone(name: object) -> ZoneInfo:
 
 
 def _walk(expression: str, tz: str, after_us: int, stop: int | None) -> Iterator[int]:
-    moment = datetime.fromtimestamp(after_us // 1_000_000, UTC).astimezone(ZoneInfo(tz))
-    for nominal in CronSim(_NAMES.get(expression, expression), moment):
-        us = (nominal.astimezone(UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(
-            microseconds=1
-        )
-        if us <= after_us:
-            continue
+    # cronsim takes the range in 6-6/2 for a lone 6, from which a step would go on.
+    plain = _ONE_LONG.sub(r"\1", _NAMES.get(expression, expression))
+    fixed = not any(field.startswith("*") for field in plain.split()[-5:-3])
+    walk = walls.fixed if fixed else walls.real
+    for seconds in walk(lambda wall: CronSim(plain, wall), ZoneInfo(tz), after_us // 1_000_000):
+        us = seconds * 1_000_000
         if stop is not None and us > stop:
             return
         yield us
@@ -181,6 +189,8 @@ def define(
     spread = duration_us(jitter, "jitter")
     if spread < 0:
         raise OptionError(f"jitter must not be negative, not {jitter!r}")
+    if interval is not None and spread > interval:
+        raise OptionError(f"jitter must not be longer than the interval, not {jitter!r}")
     begins = None if start is None else moment_us(start, "start")
     ends = None if end is None else moment_us(end, "end")
     if begins is not None and ends is not None and ends < begins:
@@ -206,22 +216,35 @@ def ahead(definition: Definition, after_us: int, most: int = AHEAD) -> list[int]
     return list(itertools.islice(definition.nominals(after_us), most))
 
 
-def ahead_of(definition: Definition, known_us: int, now_us: int) -> tuple[int, list[int]]:
+def ahead_of(definition: Definition, known_us: int, now_us: int) -> tuple[int, list[int], bool]:
     """
-    Return the nominal times after the last known, those that are over left out but the last.
+    Return the nominal times after the last known, with no more that are over than are wanted.
+
+    The last that is over stands for those before it; of a schedule that makes good for
+    all, as many as are made good for at most are kept.
 
     Returns:
-        How many were left out, and the times.
+        How many were left out, the times, and whether no more will follow.
     """
-    gap, times = 0, list[int]()
-    for nominal in definition.nominals(known_us):
-        if times and nominal <= now_us:
-            gap += 1
-            times = []
-        times.append(nominal)
-        if len(times) == AHEAD:
+    most = MOST_BEHIND if definition.misfire == "all" else 1
+    over, future, gap, final = deque[int](), list[int](), 0, True
+    for walked, nominal in enumerate(definition.nominals(known_us)):
+        is_over = nominal + definition.jitter <= now_us
+        if len(over) + len(future) >= AHEAD and not is_over:
+            final = False
             break
-    return gap, times
+        if walked == MOST_WALKED:
+            # The rest next time: who waits for this has leases to renew.
+            return gap + len(over) - 1, [over[-1]], False
+        if not is_over:
+            future.append(nominal)
+            continue
+        if len(over) == most:
+            over.popleft()
+            gap += 1
+        over.append(nominal)
+    times = [*over, *future]
+    return gap, times[:AHEAD], final and len(times) <= AHEAD
 
 
 @dataclass(frozen=True, slots=True)

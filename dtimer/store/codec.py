@@ -149,7 +149,7 @@ def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
 
 _BEAT = (
     "print", "every", "misfire", "overlap", "jitter", "stop", "left", "paused", "next", "last",
-    "running", "ahead", "final", "gap",
+    "running", "ahead", "final", "gap", "anchor", "waits",
 )  # fmt: skip
 
 

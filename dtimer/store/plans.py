@@ -1,4 +1,4 @@
-"""The verbs of recurring events."""
+"""The verbs that deal in schedules: the part of the store that knows the calendar."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dtimer.model.recurrence import (
     ahead,
     ahead_of,
     definition_from_json,
+    zone,
 )
 from dtimer.store import codec
 from dtimer.store.namespace import SCHEMA, Namespace
@@ -26,12 +27,7 @@ class Plans(Namespace):
         d = definition
         first, times = "", list[int]()
         if d.every is None:
-            standing = self._call("schedule", d.id)
-            last = codec.read_beat(standing[2])["last"] if standing else ""
-            # A start by the clock of this machine is only where the list begins: what is
-            # over by the server's clock is a misfire.
-            after = int(last or 0) or self.server_now()
-            times = ahead(d, after)
+            times = ahead(d, self.server_now())
         else:
             first = f"+{d.every}" if d.start is None else str(d.start)
         arguments = (
@@ -56,18 +52,23 @@ class Plans(Namespace):
         return int(self._line.call("open", SCHEMA, deadline=self._line.deadline())[0])
 
     def supply(self, id: str) -> bool:
-        """Bring a cron schedule more nominal times; True when they were taken."""
+        """
+        Bring a cron schedule more nominal times; True when they were taken.
+
+        Raises:
+            OptionError: its time zone is not known on this machine.
+        """
         standing = self._call("schedule", id)
         if not standing:
             return False
         definition = definition_from_json(id, standing[0], standing[1])
         beat = codec.read_beat(standing[2])
         known = beat["ahead"].rpartition(",")[2] or beat["next"]
-        if not known:
+        if not known or definition.cron is None:
             return False
-        now = self.server_now() if definition.misfire != "all" else 0
-        gap, times = ahead_of(definition, int(known), now)
-        arguments = (",".join(map(str, times)), str(gap), "" if len(times) >= AHEAD else "1")
+        zone(definition.tz)
+        gap, times, final = ahead_of(definition, int(known), self.server_now())
+        arguments = (",".join(map(str, times)), str(gap), "1" if final else "")
         return bool(self._call("supply", id, beat["print"], known, *arguments) == 1)
 
     def schedule(self, id: str) -> Schedule | None:

@@ -136,7 +136,9 @@ class Store(Plans):
 
     def cancel(self, id: str) -> Cancelled:
         """See `DTimer.cancel`."""
-        return Cancelled(codec.text(self._call("cancel", id, named=True)))
+        while (result := self._call("cancel", id, named=True)) == b"short":
+            self.supply(id.rpartition("@")[0])
+        return Cancelled(codec.text(result))
 
     def reschedule(self, id: str, when: str) -> bool:
         """See `DTimer.reschedule`."""

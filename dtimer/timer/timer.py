@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from dtimer.errors import UsageError
 from dtimer.model.event import Event, Health
-from dtimer.model.moments import Duration, duration_us
+from dtimer.model.moments import Duration, duration_us, moment_us
 from dtimer.model.names import check_id
 from dtimer.model.options import MOST_CLAIMS, check_max_events, validate
 from dtimer.store.connect import source
@@ -101,7 +101,7 @@ class DTimer(Calendar):
             valid.ns,
             timeout=timeout,
             ears=None if sub is None else source(sub, timeout / TRIES),
-            now=None if now is None else lambda: round(now() * 1000),
+            now=None if now is None else lambda: moment_us(now(), "now"),
         )
         super().__init__(valid, store)
         self._life: Life | None = None
@@ -271,8 +271,7 @@ class DTimer(Calendar):
         """
         Hand events over, and return what that raised: they are confirmed when it is nothing.
 
-        Returns:
-            None when there was nobody to take them: they are given back, no attempt charged.
+        None when there was nobody to take them: they are given back, no attempt charged.
         """
         return self.emit_guarded("event", events)
 

@@ -17,7 +17,13 @@ SAMPLES = Path(__file__).parent / "samples"
 
 
 @pytest.mark.parametrize(
-    ("sample", "says"), [("quickstart", "hello, attempt 1\n"), ("reminder", "reminded\n")]
+    ("sample", "says"),
+    [
+        ("quickstart", "hello, attempt 1\n"),
+        ("reminder", "reminded\n"),
+        ("runat", "first\nmiddle\nlast\n"),
+        ("recurring", "sweep 1800000060000.0 4\n['report', 'sweep']\n"),
+    ],
 )
 def test_samples_of_the_docs(sample, says):
     """A sample runs as it stands, with warnings as errors, and prints what it should."""

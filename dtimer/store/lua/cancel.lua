@@ -5,7 +5,8 @@
 -- ARGV[3]   id
 --
 -- Returns   cancelled: it will never start; in_flight: it has started, no retry will
---           follow; not_found
+--           follow; not_found; short: nothing was done, since the occurrence after this one
+--           is not known, and the chain would end
 local id = ARGV[3]
 local done, stale = recall()
 if stale then return stale end
@@ -25,9 +26,13 @@ if token then
 elseif redis.call('ZSCORE', DUE, id) then
   local schedule, nominal = named_by(id)
   local beat = schedule and read_beat(schedule)
+  local pending = beat and beat.next == nominal
+  local after = pending and following(beat, nominal)
+  if pending and not after and open_ended(beat) then return 'short' end
   remove(id)
   count('cancelled', 1)
-  if beat and beat.next == nominal then advance(schedule, beat, following(beat, nominal)) end
+  if pending then advance(schedule, beat, after) end
+  ended(id)
   result = 'cancelled'
 else
   redis.call('ZREM', PROMISE, '')

@@ -38,23 +38,35 @@ else
     print = ARGV[4], every = ARGV[7], misfire = ARGV[8], overlap = ARGV[9], jitter = ARGV[10],
     stop = ARGV[12], left = ARGV[13], paused = old and old.paused or '', next = '',
     last = old and old.last or '', running = old and old.running or '', ahead = ARGV[14],
-    final = ARGV[15], gap = '',
+    final = ARGV[15], gap = '', anchor = '', waits = '',
   }
   redis.call('HSET', DEFS, schedule, ARGV[5])
   redis.call('HSET', PLANS, schedule, ARGV[6])
+  -- A change holds from now on. What is due already is still handed out, once, whatever the
+  -- change; and an interval that stays goes on as it did, or a schedule that is changed more
+  -- often than it recurs would never come round.
   local first
-  if beat.every ~= '' then
-    first = tonumber(ARGV[11])
-    if string.sub(ARGV[11], 1, 1) == '+' then first = NOW + tonumber(string.sub(ARGV[11], 2)) end
-    -- What was handed out under the old definition is not handed out again.
-    local over = math.max(tonumber(beat.last) or 0, old and NOW or 0)
-    if first <= over then
-      first = first + (math.floor((over - first) / beat.every) + 1) * tonumber(beat.every)
+  local every, start = tonumber(beat.every), tonumber(ARGV[11])
+  if old and old.next ~= '' and tonumber(old.next) <= NOW then first = tonumber(old.next) end
+  if every then
+    if string.sub(ARGV[11], 1, 1) == '+' then
+      start = NOW + every
+      if old and old.every == beat.every then
+        start = tonumber(old.anchor)
+      elseif old and old.last ~= '' then
+        start = tonumber(old.last) + every
+      end
     end
-    if beat.stop ~= '' and first > tonumber(beat.stop) then first, beat.left = nil, '0' end
+    beat.anchor = digits(start)
+    if not first and old and start <= NOW then
+      first = following(beat, NOW)
+    elseif not first then
+      first = start
+    end
   else
-    first = following(beat, beat.last ~= '' and beat.last or '0')
+    first = first or following(beat, beat.last ~= '' and beat.last or '0')
   end
+  if first and beat.stop ~= '' and first > tonumber(beat.stop) then first, beat.left = nil, '0' end
   beat.next = first and beat.left ~= '0' and digits(first) or ''
   if beat.paused == '' then put(schedule, beat) end
   write_beat(schedule, beat)

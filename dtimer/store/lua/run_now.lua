@@ -8,17 +8,25 @@
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
-local wrong = guard(DUE, BODY, SYS, PLANS, BEATS, ROSTER, PROMISE)
+local wrong = guard(DUE, BODY, DEAD, SYS, PLANS, BEATS, ROSTER, PROMISE)
 if wrong then return wrong end
 
-local beat = read_beat(ARGV[3])
+local schedule = ARGV[3]
+local beat = read_beat(schedule)
 local id = ''
 if beat then
-  local now = beat.next == digits(NOW) and digits(NOW + 1) or digits(NOW)
+  local now = NOW
+  while digits(now) == beat.next
+    or redis.call('HEXISTS', BODY, occurrence(schedule, digits(now))) == 1
+    or redis.call('HEXISTS', DEAD, occurrence(schedule, digits(now))) == 1 do
+    now = now + 1
+  end
+  now = digits(now)
   local extra = {next = now, jitter = '', every = '0', left = '', paused = ''}
-  put(ARGV[3], extra)
+  put(schedule, extra)
   count('posted', 1)
-  id = occurrence(ARGV[3], now)
+  id = occurrence(schedule, now)
+  redis.call('ZADD', DUE, digits(NOW), id)
   rouse(first_due(), 1)
 end
 remember(id)

@@ -26,9 +26,8 @@ end
 beat.gap = digits((tonumber(beat.gap) or 0) + tonumber(ARGV[7]))
 beat.final = ARGV[8]
 write_beat(schedule, beat)
-if beat.next ~= '' and tonumber(beat.next) <= NOW then
-  -- It may have been waiting for this.
-  redis.call('ZADD', DUE, 'XX', digits(NOW), occurrence(schedule, beat.next))
-  rouse(first_due(), 1)
-end
+-- The pending occurrence may have been waiting for this.
+go_on(schedule, beat)
+local earliest = first_due()
+if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
 return 1

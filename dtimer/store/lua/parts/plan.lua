@@ -16,14 +16,16 @@
 --   left      how many occurrences are left; '' for no limit
 --   paused    1 or ''
 --   next      nominal time of the pending occurrence; ''
---   last      nominal time of the last that was handed out; ''
---   running   the same, until that occurrence has ended; ''
+--   last      nominal time of the last that was handed out, or that it stood for; ''
+--   running   nominal time of the last that was handed out, until that has ended; ''
 --   ahead     nominal times that follow, joined by ','
 --   final     1 when no more than these will follow; ''
 --   gap       how many are over and were left out of the list; ''
+--   anchor    a nominal time of the interval, from which the others are counted
+--   waits     until when the pending occurrence was put off by `meet`; ''
 local BEAT = {
   'print', 'every', 'misfire', 'overlap', 'jitter', 'stop', 'left', 'paused', 'next', 'last',
-  'running', 'ahead', 'final', 'gap',
+  'running', 'ahead', 'final', 'gap', 'anchor', 'waits',
 }
 local MOST_BEHIND = 1000
 local SHORT = 4
@@ -60,7 +62,8 @@ end
 local function following(beat, nominal)
   local after
   if beat.every ~= '' then
-    after = tonumber(nominal) + tonumber(beat.every)
+    local every, anchor = tonumber(beat.every), tonumber(beat.anchor)
+    after = anchor + (math.floor((tonumber(nominal) - anchor) / every) + 1) * every
   else
     repeat
       local first, rest = string.match(beat.ahead, '^(%d+),?(.*)$')
@@ -87,7 +90,13 @@ local function spread(schedule, beat, nominal)
   if width == 0 then return 0 end
   local mixed = nominal % 2147483647
   for i = 1, #schedule do mixed = (mixed * 31 + string.byte(schedule, i)) % 2147483647 end
-  return (mixed * 48271) % 2147483647 % (width + 1)
+  -- Lehmer's generator; its first numbers after seeds that are close are close, too.
+  for _ = 1, 3 do mixed = mixed * 48271 % 2147483647 end
+  return math.floor(mixed / 2147483647 * (width + 1))
+end
+
+local function is_due(schedule, beat, nominal)
+  return nominal + spread(schedule, beat, nominal) <= NOW
 end
 
 -- Put the pending occurrence into the sorted set of truth.
@@ -107,8 +116,25 @@ end
 local function advance(schedule, beat, after)
   if beat.left ~= '' then beat.left = digits(math.max(0, tonumber(beat.left) - 1)) end
   beat.next = after and beat.left ~= '0' and digits(after) or ''
+  beat.waits = ''
   put(schedule, beat)
   write_beat(schedule, beat)
+end
+
+-- Put the pending occurrence off, in such a way that it is known who did: `go_on` does not
+-- pull at one that somebody else has moved.
+local function put_off(schedule, beat, id, when)
+  beat.waits = digits(when)
+  redis.call('ZADD', DUE, beat.waits, id)
+  write_beat(schedule, beat)
+end
+
+-- What the pending occurrence was put off for has come.
+local function go_on(schedule, beat)
+  local id = occurrence(schedule, beat.next)
+  if beat.waits ~= '' and tonumber(redis.call('ZSCORE', DUE, id)) == tonumber(beat.waits) then
+    redis.call('ZADD', DUE, 'XX', digits(NOW), id)
+  end
 end
 
 -- Decide about an occurrence that is due: true and how many it stands for besides itself
@@ -122,7 +148,7 @@ local function meet(id)
     redis.call('ZSCORE', DUE, occurrence(schedule, beat.running))
   if runs and beat.overlap == 'q' then
     -- Until that one has ended; and should its node die, until then.
-    redis.call('ZADD', DUE, digits(math.max(tonumber(runs), NOW) + REMIND), id)
+    put_off(schedule, beat, id, math.max(tonumber(runs), NOW) + REMIND)
     return false
   end
 
@@ -130,23 +156,28 @@ local function meet(id)
   local after = following(beat, latest)
   local behind = runs and beat.overlap == 's' or beat.misfire ~= 'a'
   if beat.every == '' then
-    while behind and after and after <= NOW do
+    while behind and after and is_due(schedule, beat, after) do
       missed = missed + 1
       latest = after
       after = following(beat, latest)
     end
     if not after and open_ended(beat) then
-      -- What follows is not known: until somebody has brought more.
-      redis.call('ZADD', DUE, digits(NOW + REMIND), id)
+      -- What follows is not known: until somebody has brought more. The last of those that
+      -- are over stays in the list, which so is short, and what is brought follows it.
+      if latest > tonumber(nominal) then
+        beat.ahead, beat.gap = digits(latest), digits(missed - 1)
+      end
+      put_off(schedule, beat, id, NOW + REMIND)
       return false
     end
-  elseif after and after <= NOW then
+  elseif after and is_due(schedule, beat, after) then
     local every = tonumber(beat.every)
-    local over = math.floor((NOW - latest) / every)
-    if not behind then over = math.max(0, over - MOST_BEHIND) end
-    if behind or over > 0 then
+    local over = math.floor((math.min(NOW, tonumber(beat.stop) or NOW) - after) / every) + 1
+    while not is_due(schedule, beat, after + (over - 1) * every) do over = over - 1 end
+    if not behind then over = over - (MOST_BEHIND - 1) end
+    if over > 0 then
       missed = over
-      latest = latest + over * every
+      latest = after + (over - 1) * every
       after = following(beat, latest)
     end
   end
@@ -165,13 +196,13 @@ local function meet(id)
     if beat.every == '' and after then
       beat.ahead = digits(after) .. (beat.ahead ~= '' and ',' .. beat.ahead or '')
     end
-    beat.next = digits(latest)
+    beat.next, beat.waits = digits(latest), ''
     put(schedule, beat)
     write_beat(schedule, beat)
     return false
   end
   count('coalesced', missed)
-  beat.last, beat.running = nominal, nominal
+  beat.last, beat.running = digits(latest), nominal
   advance(schedule, beat, after)
   return true, missed
 end
@@ -183,9 +214,7 @@ local function ended(id)
   if not beat or beat.running ~= nominal then return end
   beat.running = ''
   write_beat(schedule, beat)
-  if beat.next ~= '' and tonumber(beat.next) <= NOW then
-    redis.call('ZADD', DUE, 'XX', digits(NOW), occurrence(schedule, beat.next))
-  end
+  go_on(schedule, beat)
 end
 
 local function is_short(schedule)

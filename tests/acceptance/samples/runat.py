@@ -1,0 +1,16 @@
+import time
+
+from dtimer import RunAt
+
+with RunAt(redis="embedded:") as queue:
+    queue.read(timeout=0)  # nothing yet, but the server is up now
+
+    now = time.time() * 1000
+    queue.write({"runAt": now + 560, "key": "last"})
+    queue.write({"runAt": now + 409, "key": "middle"})
+    queue.write({"runAt": now + 333, "key": "first"})
+
+    for key in queue:
+        print(key)
+        if key == "last":
+            queue.stop()

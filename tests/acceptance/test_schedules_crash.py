@@ -1,0 +1,153 @@
+"""Schedules that are served by processes which are killed all the time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import random
+import select
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import metronome
+import pytest
+from soundness import assert_sound
+
+import dtimer
+from dtimer import DTimer
+from dtimer.store.keys import Keys
+
+#: How long processes are killed; a full run takes 60.
+SECONDS = float(os.environ.get("DTIMER_TEST_CRASHES", "6"))
+
+INTERVALS = [200, 300, 400, 500, 700, 900, 1_100, 1_500, 2_000]
+
+
+class Orchestra:
+    """Six processes that play the same schedules, and what they said."""
+
+    def __init__(self, url, ns):
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        if sys.platform == "linux":
+            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, 1 << 20)
+        self.setting = {
+            "url": url,
+            "ns": ns,
+            "descriptor": self.writer,
+            "intervals": INTERVALS,
+            "options": {"lease": 1_000, "concurrency": 4, "backoff": 0, "max_retries": 50},
+        }
+        self.playing = {}
+        self.rest = b""
+        self.said = []
+        self.kills = 0
+
+    def start(self, i):
+        setting = self.setting | {"name": f"m{i}"}
+        self.playing[i] = subprocess.Popen(
+            [sys.executable, "-W", "error", metronome.__file__, json.dumps(setting)],
+            stdin=subprocess.PIPE,
+            pass_fds=[self.writer],
+            env=os.environ | {"PYTHONPATH": str(Path(dtimer.__file__).parents[1])},
+        )
+
+    def kill(self, i):
+        self.playing[i].kill()
+        self.gone(i)
+        self.kills += 1
+
+    def gone(self, i):
+        process = self.playing.pop(i)
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        return process.wait()
+
+    def listen(self, seconds):
+        """Hear what is said for so long."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            if select.select([self.reader], [], [], left)[0]:
+                *lines, self.rest = (self.rest + os.read(self.reader, 1 << 16)).split(b"\n")
+                self.said += [json.loads(line) for line in lines]
+
+    def leave(self):
+        """Have all leave in good order."""
+        for process in self.playing.values():
+            process.stdin.close()
+        assert [0] * len(self.playing) == [self.gone(i) for i in list(self.playing)]
+        self.listen(0.2)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for i in list(self.playing):
+            self.kill(i)
+        os.close(self.reader)
+        os.close(self.writer)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(SECONDS + 60)
+def test_six_processes_killed_at_random(server, client, namespace):
+    """
+    Whoever dies when: each nominal time is started by one first attempt, or stood for by one.
+
+    A first attempt may not have been heard: its process was killed between the claim and the
+    handler. Then the same occurrence is started again, once its lease has run out.
+    """
+    chance = random.Random(SECONDS)
+    deadline = time.monotonic() + SECONDS
+    with Orchestra(server.url, namespace) as orchestra:
+        for i in range(6):
+            orchestra.start(i)
+        while time.monotonic() < deadline:
+            orchestra.listen(chance.uniform(0.1, 0.6))
+            i = chance.randrange(6)
+            orchestra.kill(i)
+            orchestra.start(i)
+        # What the last killed had in hand comes again when its lease has run out.
+        orchestra.listen(3.5)
+        orchestra.leave()
+        said = orchestra.said
+        kills = orchestra.kills
+
+    firsts = defaultdict(int)
+    stood_for = {}
+    for schedule, nominal, missed, attempt, *_ in said:
+        firsts[schedule, nominal] += attempt == 1
+        assert stood_for.setdefault((schedule, nominal), missed) == missed
+    assert set(firsts.values()) <= {0, 1}, "an occurrence with two first attempts"
+
+    with DTimer("looker", server.url, ns=namespace) as looker:
+        schedules = {schedule.id: schedule for schedule in looker.schedules()}
+        # Claimed by one that was leaving, and handed back.
+        handed_back = {record.id for record in looker.upcoming()}
+    assert len(INTERVALS) + 1 == len(schedules)
+    starts = coalesced = 0
+    for id, schedule in schedules.items():
+        every = int(id.split("-")[1]) * 1_000
+        times = sorted(nominal for name, nominal in stood_for if name == id)
+        starts += len(times)
+        for one, following in itertools.pairwise(times):
+            missed = stood_for[id, one]
+            coalesced += missed
+            assert one + (missed + 1) * every == following, f"a gap, or a double, in {id}"
+        last = round(schedule.last * 1000)
+        coming = times[-1] + (stood_for[id, times[-1]] + 1) * every
+        assert coming > last or f"{id}@{coming}" in handed_back, f"{id} lost its last"
+    unheard = sum(n == 0 for n in firsts.values())
+    sys.stdout.write(
+        f"{SECONDS:.0f} s, {kills} kills, {starts} occurrences started, {coalesced} coalesced,"
+        f" {unheard} whose first attempt died unheard, {len(said) - starts} started again,"
+        f" first attempts at most {max(s[-1] for s in said if s[3] == 1):.0f} ms late\n"
+    )
+    assert kills > SECONDS / 2
+    assert_sound(client, Keys.of(namespace))
