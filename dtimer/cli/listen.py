@@ -7,16 +7,20 @@ import os
 import queue
 import signal
 import socket
+import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import click
 
+from dtimer.cli import logs
 from dtimer.cli.exits import Exit
 from dtimer.cli.handlers import Handler, load_handler
+from dtimer.cli.logs import LEVELS
 from dtimer.cli.options import shared
 from dtimer.cli.output import Output, moment, payload, visible
-from dtimer.cli.params import ID
+from dtimer.cli.params import DURATION, ID
 from dtimer.cli.server import Settings, opened
 from dtimer.model.event import DeadLetter, Event
 from dtimer.timer import DTimer
@@ -28,35 +32,68 @@ from dtimer.timer import DTimer
     returning. If it raises, they are retried, and come back later.
 
     Ctrl-C, or SIGTERM, has running handlers end and the node leave; once more has it
-    leave at once.
+    leave at once. The exit code is then 0, or 1 when handlers were left behind (--drain),
+    or when the node left by itself.
+
+    In production: --log info --quiet, and --drain a little less than your supervisor
+    waits before it kills.
 
     \b
     Examples:
       $ dtimer listen
       $ dtimer listen --handler shop.mail:send --concurrency 4
+      $ dtimer listen --handler shop.mail:send --log info --quiet --drain 25s
     """
 )
 @click.option("--handler", metavar="MODULE:FUNCTION", help="Called with each batch of events.")
 @click.option("--concurrency", type=int, default=1, metavar="N", help="Handlers at a time.")
 @click.option("--max-events", type=int, default=1, metavar="N", help="Events in a batch, at most.")
 @click.option("--id", type=ID, metavar="NODE", help="The node's name; host and pid by default.")
+@click.option("--log", type=click.Choice(LEVELS), help="Log on stderr, with time and level.")
+@click.option("--quiet", "-q", is_flag=True, help="Do not print the events.")
+@click.option("--drain", type=DURATION, help="How long handlers may take to end; for ever.")
 @shared()
 @click.pass_obj
-def listen(
-    settings: Settings, handler: str | None, concurrency: int, max_events: int, id: str | None
+def listen(  # noqa: PLR0917 - click gives them by name
+    settings: Settings,
+    handler: str | None,
+    concurrency: int,
+    max_events: int,
+    id: str | None,
+    log: str | None,
+    quiet: bool,
+    drain: timedelta | None,
 ) -> int:
     """Receive events, and print each."""
+    if quiet and handler is None:
+        raise click.UsageError("without a --handler to print is all that is done: not --quiet")
+    output = settings.output
+    if log is not None:
+        # Before the handler is imported: what that logs, or sets up, is its own.
+        output = logs.start(log, as_json=settings.as_json)
     function = None if handler is None else load_handler(handler)
     node = id or f"{socket.gethostname()}-{os.getpid()}"
     with opened(settings, node, concurrency=concurrency, max_events=max_events) as timer:
-        return Watch(timer, settings.output, function).run()
+        return Watch(timer, output, function, quiet=quiet, drain=drain).run()
 
 
 class Watch:
     """What a listening node says, and its life from join to leave."""
 
-    def __init__(self, timer: DTimer, output: Output, handler: Handler | None) -> None:
+    def __init__(
+        self,
+        timer: DTimer,
+        output: Output,
+        handler: Handler | None,
+        *,
+        quiet: bool = False,
+        drain: timedelta | None = None,
+    ) -> None:
         self._timer = timer
+        self._quiet = quiet
+        self._drain = drain
+        self._lock = threading.Lock()
+        self._running = 0
         self._output = output
         self._handler = handler
         self._lost_redis = False
@@ -84,11 +121,15 @@ class Watch:
         if told and (running := self._timer.health().handlers):
             self._output.notice(f"leaving; handlers that still run: {running}", handlers=running)
         # The next signal is not caught any more, and ends this at once.
-        self._timer.leave()
+        self._timer.leave(self._drain)
+        # Of a life that is over the timer tells no more.
+        if left := self._running:
+            self._output.notice(f"handlers left behind: {left}", handlers=left)
+            return Exit.NO
         return Exit.DONE if told else Exit.NO
 
     def _received(self, events: list[Event]) -> None:
-        for event in events:
+        for event in () if self._quiet else events:
             try:
                 self._print(event)
             except OSError:
@@ -97,8 +138,15 @@ class Watch:
                 if self._handler is None:
                     self._timer.leave()
                     raise
-        if self._handler is not None:
+        if self._handler is None:
+            return
+        with self._lock:
+            self._running += 1
+        try:
             self._handler(events)
+        finally:
+            with self._lock:
+                self._running -= 1
 
     def _print(self, event: Event) -> None:
         self._output.result(

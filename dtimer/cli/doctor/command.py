@@ -18,7 +18,8 @@ _MARKS = {
 
 @click.command(
     epilog="""
-    Nothing is changed. The exit code is 0 when all is well, 1 when there are warnings,
+    Nothing is changed; a namespace that is new gets its version. The exit code is 0 when
+    all is well, 1 when there are warnings,
     and 3 when there are errors.
 
     \b

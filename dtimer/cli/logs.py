@@ -1,0 +1,67 @@
+"""What a node in production says: a log on stderr, each line with its time and level."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from dtimer.cli.output import Output, visible
+from dtimer.errors import HandlerError
+
+LEVELS = ("debug", "info", "warning", "error")
+
+_log = logging.getLogger("dtimer.cli")
+
+
+class _Lines(logging.Formatter):
+    """For people: a line, and a traceback below it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+
+class _Objects(logging.Formatter):
+    """For programs: an object a line, with its traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write *record* as JSON."""
+        told: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "text": record.getMessage(),
+        }
+        told |= getattr(record, "fields", {})
+        if record.exc_info:
+            told["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(told, default=repr)
+
+
+class Logged(Output):
+    """Output whose notices and failures go to the log; results go where they always go."""
+
+    def notice(self, *parts: str | tuple[str, str], **fields: Any) -> None:
+        """Log what happens on the way."""
+        text = "".join(part if isinstance(part, str) else part[0] for part in parts)
+        _log.info("%s", text, extra={"fields": fields})
+
+    def failure(self, error: BaseException) -> None:
+        """Log what went wrong; of a handler also where."""
+        cause = error.__cause__ if isinstance(error, HandlerError) else None
+        fields = {"error": type(error).__name__}
+        _log.error("%s", visible(str(error)), exc_info=cause, extra={"fields": fields})
+
+
+def start(level: str, *, as_json: bool) -> Logged:
+    """
+    Have everything logged on stderr from *level* on, what handlers log included.
+
+    A program that has set up logging before is left as it is.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Objects() if as_json else _Lines())
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+    return Logged(as_json=as_json)

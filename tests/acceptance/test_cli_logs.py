@@ -1,0 +1,112 @@
+"""``dtimer listen`` in production: its log, its silence, and how long it drains."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+from servers import PATIENCE
+from shell import Program, environment, runner
+
+from dtimer import DTimer
+
+pytestmark = pytest.mark.acceptance
+
+#: A handler that logs, and does as the event says.
+HANDLER = """
+import logging, threading
+def handle(events):
+    logging.getLogger("shop").info("got %s", events[0].id)
+    if events[0].get("fail"):
+        raise ValueError("no tea")
+    if events[0].get("hang"):
+        threading.Event().wait()
+"""
+
+
+@pytest.fixture
+def timer(server, namespace):
+    timer = DTimer("poster", server.url, ns=namespace)
+    yield timer
+    timer.leave()
+
+
+@pytest.fixture
+def listen(server, namespace, tmp_path, monkeypatch):
+    """Start a node with the handler above, and these options."""
+    (tmp_path / "shop.py").write_text(HANDLER)
+    monkeypatch.chdir(tmp_path)
+
+    def listen(*words):
+        words = ("listen", "--handler", "shop:handle", *words)
+        return Program(*words, env=environment(server, namespace))
+
+    return listen
+
+
+class TestLog:
+    """``--log``."""
+
+    def test_lines(self, listen, timer):
+        """Each line has time and level: of the node, of the handler, and of what it raised."""
+        with listen("--log", "info", "--quiet") as node:
+            node.find(r"^\d{4}-.* INFO +dtimer\.cli: .* joined the namespace", "stderr")
+            timer.post({"fail": 1}, id="tea", max_retries=0)
+            node.find(r"^\d{4}-.* INFO +shop: got tea$", "stderr")
+            node.find(r"^\d{4}-.* ERROR +dtimer\.cli: a handler raised ValueError", "stderr")
+            node.find("Traceback", "stderr")
+            assert 0 == node.end(signal.SIGTERM)
+            node.find("dead letter: tea", "stderr")
+
+    def test_objects(self, listen, timer):
+        """With ``--json`` each line is an object, the traceback inside it."""
+        with listen("--log", "info", "--quiet", "--json") as node:
+            node.find("joined", "stderr")
+            timer.post({"fail": 1}, id="tea")
+            told = json.loads(node.find("a handler raised", "stderr"))
+            assert 0 == node.end(signal.SIGTERM)
+        assert ("error", "dtimer.cli", "HandlerError") == (
+            told["level"],
+            told["logger"],
+            told["error"],
+        )
+        assert "no tea" in told["traceback"]
+
+    def test_a_level(self, listen, timer):
+        """What is below the level is not logged."""
+        with listen("--log", "error", "--quiet") as node:
+            timer.post({"fail": 1}, id="tea", max_retries=0)
+            assert "ERROR" in node.find("", "stderr")
+            assert 0 == node.end(signal.SIGTERM)
+
+
+class TestQuiet:
+    """``--quiet``."""
+
+    def test_events_are_not_printed(self, listen, timer):
+        """Nothing is printed on stdout; without a handler that makes no sense."""
+        with listen("--quiet", "--log", "info") as node:
+            timer.post({}, id="tea")
+            node.find("got tea", "stderr")
+            assert 0 == node.end(signal.SIGTERM)
+            with pytest.raises(AssertionError, match=r"in \[\]"):
+                node.find("")
+
+    def test_not_without_a_handler(self, server, namespace, monkeypatch, capsys):
+        """Without a handler it is an error of usage."""
+        assert 2 == runner(server, namespace, monkeypatch, capsys)("listen", "--quiet").code
+
+
+class TestDrain:
+    """``--drain``."""
+
+    def test_no_longer_than_that(self, listen, timer):
+        """A handler that hangs is left behind, its event given back, and the exit code is 1."""
+        with listen("--drain", "50ms", "--log", "info") as node:
+            timer.post({"hang": 1}, id="tea")
+            node.find("got tea", "stderr")
+            node.process.send_signal(signal.SIGTERM)
+            node.find("handlers left behind: 1", "stderr")
+            assert 1 == node.process.wait(PATIENCE)
+        assert "scheduled" == timer.peek("tea").state.value
