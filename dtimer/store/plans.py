@@ -87,7 +87,7 @@ class Plans(Namespace):
 
     def suspend(self, id: str, *, on: bool) -> bool:
         """Pause or resume one schedule; return whether that changed anything."""
-        return bool(self._call("suspend", id, "1" if on else "0"))
+        return bool(self._call("suspend", id, "1" if on else "0", named=True) == b"1")
 
     def run_now(self, id: str) -> str | None:
         """See `DTimer.run_now`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,9 @@ POLICIES = ("replace", "keep", "error", "earliest", "latest")
 #: Events in one script call, and about as many bytes of payload.
 _MOST_ENTRIES = 500
 _MOST_BYTES = 1_000_000
+
+# A schedule's chain runs on through the id of its pending occurrence (lua/parts/plan.lua).
+_OCCURRENCE = re.compile(r"@\d{16}\Z")
 
 _ARGUMENTS = {"ev", "delay", "at", "id", "max_retries", "expires", "if_exists"}
 
@@ -80,7 +84,11 @@ def prepare(
     body = f"{max_retries}|{encode(ev, options.max_payload)}"
     if id is None:
         return Posting(Entry(mint(), due, _expires(expires), body), "mint")
-    return Posting(Entry(check_id(id), due, _expires(expires), body), if_exists)
+    if _OCCURRENCE.search(check_id(id)):
+        raise OptionError(
+            f"the id {id!r} ends like that of an occurrence of a schedule; choose another"
+        )
+    return Posting(Entry(id, due, _expires(expires), body), if_exists)
 
 
 def prepare_item(options: Options, mint: Mint, item: object) -> Posting:

@@ -54,3 +54,11 @@ def test_the_example_of_the_readme(server, namespace, capsys, monkeypatch):
     assert {"msg": "hello"} == event
     assert event.lateness_ms >= 0
     assert f"hello {event.id} 1 " in capsys.readouterr().out
+
+
+def test_the_readme_shows_the_sample():
+    """What the README shows of RunAt is the sample that runs above, to the letter."""
+    readme = (ROOT / "README.rst").read_text()
+    sample = (SAMPLES / "runat.py").read_text()
+    shown = "".join(f"   {line}" if line.strip() else line for line in sample.splitlines(True))
+    assert shown in readme

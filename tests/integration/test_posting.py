@@ -47,6 +47,7 @@ BAD_POSTS = {
     "empty id": (({},), {"id": ""}, OptionError),
     "long id": (({},), {"id": "x" * 256}, OptionError),
     "control id": (({},), {"id": "a\nb"}, OptionError),
+    "id of an occurrence": (({},), {"id": "tick@1800000000000000"}, OptionError),
     "bytes id": (({},), {"id": b"a"}, OptionError),
     "policy": (({},), {"id": "a", "if_exists": "replaced"}, OptionError),
     "retries": (({},), {"max_retries": -1}, OptionError),

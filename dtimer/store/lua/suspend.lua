@@ -1,16 +1,22 @@
 -- Pause one schedule, or let it go on: what fell due meanwhile is a misfire.
 --
--- Uses      guard rouse events plan
+-- Uses      guard memo rouse events plan
 --
 -- ARGV[3]   schedule
 -- ARGV[4]   1 to pause, 0 to resume
 --
 -- Returns   1 when that changed something, else 0
+local done, stale = recall()
+if stale then return stale end
+if done then return done end
 local wrong = guard(DUE, BODY, LEASE, TRIES, SYS, PLANS, BEATS, ROSTER, PROMISE)
 if wrong then return wrong end
 
 local beat = read_beat(ARGV[3])
-if not beat or (beat.paused == '1') == (ARGV[4] == '1') then return 0 end
+if not beat or (beat.paused == '1') == (ARGV[4] == '1') then
+  remember('0')
+  return '0'
+end
 if ARGV[4] == '1' then
   if beat.next ~= '' then remove(occurrence(ARGV[3], beat.next)) end
   beat.paused = '1'
@@ -21,4 +27,5 @@ end
 write_beat(ARGV[3], beat)
 local earliest = first_due()
 if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
-return 1
+remember('1')
+return '1'

@@ -3,8 +3,6 @@ import time
 from dtimer import RunAt
 
 with RunAt(redis="embedded:") as queue:
-    queue.read(timeout=0)  # nothing yet, but the server is up now
-
     now = time.time() * 1000
     queue.write({"runAt": now + 560, "key": "last"})
     queue.write({"runAt": now + 409, "key": "middle"})
