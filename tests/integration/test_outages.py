@@ -8,7 +8,7 @@ import time
 
 import pytest
 from gated import Gated
-from leftovers import threads
+from leftovers import descriptors, threads
 from proxy import Proxy
 from servers import PATIENCE, Server, eventually
 from soundness import assert_sound
@@ -38,6 +38,7 @@ def asked(own):
 @pytest.fixture
 def node(own):
     """A node on that server, quick to see that something is wrong. Nothing is left of it."""
+    before = descriptors()
     timer = DTimer("node", own.url, ns=NS, timeout=600, poll_interval=200)
     yield timer
     timer.leave(0)
@@ -47,6 +48,7 @@ def node(own):
         # Nobody but this very client is connected.
         eventually(lambda: len(client.client_list()) == 1)
     eventually(lambda: not threads())
+    assert descriptors() <= before
 
 
 @pytest.fixture
