@@ -117,6 +117,21 @@ class TestThereAndBack:
         assert there.schedule("sweep").paused
         assert "same" == there.cron("0 9 * * *", {"n": 1}, id="report", **rules)
 
+    def test_an_occurrence_by_hand(self, run, timers, tmp_path):
+        """
+        An occurrence that its schedule will not make again is taken along as an event of an
+        id of its own, once, however often it is imported.
+        """
+        here, there = timers
+        here.every(HOUR, {"n": 1}, id="sweep")
+        id = here.run_now("sweep")
+        file = tmp_path / "all.jsonl"
+        run("export", file)
+        for _ in range(2):
+            assert 0 == run("import", file, "--ns", there.ns).code
+            moved, _ = there.upcoming()
+            assert (f"{id}.moved", {"n": 1}) == (moved.id, moved.event)
+
     def test_dead_letters(self, run, timers, tmp_path, client, namespace):
         """
         With ``--dead`` dead letters arrive as such, those that are no events too, and do not

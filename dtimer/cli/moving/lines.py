@@ -36,6 +36,7 @@ VERSION = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _REASON = re.compile(r"\w{1,40}", re.ASCII)
 _ENDLESS = 2**40
+_OCCURRENCE = re.compile(r"@\d{16}\Z")
 
 #: What a schedule has of durations and moments.
 _TIMES = ("every", "jitter", "start", "stop")
@@ -60,10 +61,13 @@ def event_line(event: Waiting) -> bytes | None:
         decode(body.payload)
     except PayloadError:
         return None
+    # An occurrence that is retried, or was made by hand, is an event like any other there;
+    # its id would be one of the schedule's, which nobody else may post.
+    id = f"{event.id}.moved" if _OCCURRENCE.search(event.id) else event.id
     # A line end between the tokens of a payload that somebody else has written.
     raw = b" ".join(body.payload.splitlines())
     head = (
-        f'{{"kind": "event", "id": {json.dumps(event.id)}, "due": {_ms(event.due_us)}, "expires":'
+        f'{{"kind": "event", "id": {json.dumps(id)}, "due": {_ms(event.due_us)}, "expires":'
         f' {_ms(body.expires_us)}, "max_retries": {body.max_retries}, "event": '
     )
     return head.encode() + raw + b"}\n"
