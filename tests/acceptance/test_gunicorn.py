@@ -145,7 +145,6 @@ class Web:
 
 @pytest.fixture
 def web(tmp_path, server, namespace):
-    pytest.importorskip("gunicorn")
     started = []
 
     def start(**environment):
