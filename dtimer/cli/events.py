@@ -17,7 +17,7 @@ from dtimer.cli.output import brief, moment, payload, visible
 from dtimer.cli.params import DURATION, EVENT, EXPIRY, ID, MOMENT
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
-from dtimer.model.event import Cancelled, Record
+from dtimer.model.event import Cancelled, Record, Stats
 from dtimer.model.names import Mint
 from dtimer.model.options import validate
 from dtimer.timer import DTimer
@@ -191,6 +191,13 @@ def cancel(settings: Settings, id: str) -> int:
     return code
 
 
+def numbers_for_programs(numbers: Stats) -> dict[str, Any]:
+    """Return the numbers as JSON can carry them, the histogram as its percentiles."""
+    told = dataclasses.asdict(numbers)
+    del told["lateness"]
+    return told | {"lateness_ms": {"p50": numbers.late(0.5), "p99": numbers.late(0.99)}}
+
+
 @click.command(
     epilog="""
     \b
@@ -206,7 +213,7 @@ def stats(settings: Settings) -> None:
     with opened(settings) as timer:
         numbers = timer.stats()
     if settings.as_json:
-        settings.output.result(**{"ns": settings.ns} | dataclasses.asdict(numbers))
+        settings.output.result(**{"ns": settings.ns} | numbers_for_programs(numbers))
         return
     late = f", the oldest for {spell(numbers.oldest_overdue_ms)}" if numbers.overdue else ""
     rows = {
@@ -217,6 +224,10 @@ def stats(settings: Settings) -> None:
         "dead": numbers.dead,
         "nodes": numbers.nodes,
     }
+    if numbers.late(0.5) is not None:
+        rows["lateness"] = (
+            f"p50 {numbers.late(0.5):.3g} ms, p99 {numbers.late(0.99):.3g} ms at most"
+        )
     for name, value in rows.items():
         settings.output.result((f"{name:<12}", "dim"), str(value))
     ever = [f"{name} {count}" for name, count in numbers.totals.items() if count]

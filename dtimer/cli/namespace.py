@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from dtimer.cli.durations import spell
+from dtimer.cli.events import numbers_for_programs
 from dtimer.cli.exits import Exit
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, moment, visible
@@ -176,7 +177,7 @@ def health(settings: Settings, max_overdue: timedelta, min_nodes: int) -> int:
         took = (time.monotonic() - began) * 1000
         checks = [Check("reachable", True, f"in {took:.1f} ms")]
         checks += judge(stats, min_nodes, max_overdue / timedelta(milliseconds=1))
-        numbers = dataclasses.asdict(stats)
+        numbers = numbers_for_programs(stats)
     ok = all(check.ok for check in checks)
     if settings.as_json:
         told = {check.name.replace(" ", "_"): check.ok for check in checks}

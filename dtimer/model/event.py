@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dtimer.model.lateness import percentile
 from dtimer.model.moments import Duration
 
 
@@ -231,7 +232,9 @@ class Stats:
 
     ``overdue`` events are due and not in hand; ``oldest_overdue_ms`` is how late the
     latest of them is already. ``totals`` count since the namespace was made: posted,
-    started, confirmed, retried, released, cancelled, died, expired, revived.
+    started, confirmed, retried, released, cancelled, died, expired, revived, and of
+    schedules coalesced and skipped. ``lateness`` is a histogram of how late events were
+    handed out; ``late(0.99)`` reads a percentile off it, in ms.
     """
 
     scheduled: int
@@ -242,6 +245,11 @@ class Stats:
     nodes: int
     paused: bool
     totals: dict[str, int]
+    lateness: tuple[int, ...] = ()
+
+    def late(self, share: float) -> float | None:
+        """Return the lateness in ms that *share* (0 to 1) of all starts did not exceed."""
+        return percentile(self.lateness, share)
 
 
 @dataclass(frozen=True, slots=True)

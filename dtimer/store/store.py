@@ -219,7 +219,7 @@ class Store(Plans):
 
     def stats(self) -> Stats:
         """See `DTimer.stats`."""
-        now, pending, leased, due, earliest, dead, nodes, paused, totals = self._call(
+        now, pending, leased, due, earliest, dead, nodes, paused, totals, lateness = self._call(
             "stats", str(SILENT_US)
         )
         late = (int(now) - int(earliest)) / 1000 if int(earliest) >= 0 else 0.0
@@ -231,6 +231,7 @@ class Store(Plans):
             dead=int(dead),
             nodes=int(nodes),
             paused=paused == b"1",
+            lateness=tuple(map(codec.whole, lateness)),
             totals={
                 codec.text(totals[i]): codec.whole(totals[i + 1]) for i in range(0, len(totals), 2)
             },

@@ -535,6 +535,21 @@ class TestControl:
         )
 
 
+class TestLateness:
+    """How late events were handed out is counted."""
+
+    def test_percentiles(self, store, node, now):
+        """The lateness of each claim is in the histogram, from which percentiles are read."""
+        for i in range(10):
+            post(store, f"e{i}", i)
+        now.tick(9)
+        assert 10 == len(node.claim(100))
+        stats = store.stats()
+        assert 10 == sum(stats.lateness)
+        assert 4 <= stats.late(0.5) <= 4 * 2**0.5 + 1
+        assert 9 <= stats.late(1.0) <= 9 * 2**0.5 + 1
+
+
 class TestForeignData:
     """What is not ours is named or buried, and never stuck."""
 

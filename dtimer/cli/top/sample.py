@@ -8,8 +8,9 @@ import time
 from collections import deque
 from typing import Any
 
-from dtimer.cli.events import fields
+from dtimer.cli.events import fields, numbers_for_programs
 from dtimer.model.event import NodeInfo, Record, Stats
+from dtimer.model.lateness import grown, percentile
 from dtimer.store.inventory import Inventory
 
 #: Seconds of history: the sparkline's.
@@ -26,7 +27,8 @@ class Frame:
     ``history`` the rates of the last minute, the latest last.
 
     ``held`` tells how many of the events in flight each incarnation holds; ``now`` is the
-    time of the server, in ms.
+    time of the server, in ms. ``late`` are p50 and p99 of the lateness in the last minute,
+    in ms, None where nothing was handed out.
     """
 
     ns: str
@@ -38,13 +40,15 @@ class Frame:
     rate: float
     posted_rate: float
     history: list[float]
+    late: tuple[float | None, float | None] = (None, None)
 
     def for_programs(self) -> dict[str, Any]:
         """Return the frame as JSON can carry it."""
         return {
             "ns": self.ns,
             "now": self.now,
-            **dataclasses.asdict(self.stats),
+            **numbers_for_programs(self.stats),
+            "lateness_ms": {"p50": self.late[0], "p99": self.late[1]},
             "events_per_second": round(self.rate, 3),
             "posts_per_second": round(self.posted_rate, 3),
             "history": [round(rate, 3) for rate in self.history],
@@ -64,6 +68,7 @@ class Sampler:
         self._ns = ns
         self._before: tuple[float, Stats] | None = None
         self._history: deque[float] = deque(maxlen=MINUTE)
+        self._lateness: deque[tuple[int, ...]] = deque(maxlen=MINUTE + 1)
 
     def look(self, upcoming: int) -> Frame:
         """Look once: five calls, however many events there are."""
@@ -77,6 +82,8 @@ class Sampler:
             posted = self._grown(stats, old, "posted") / seconds
             self._history.append(rate)
         self._before = at, stats
+        self._lateness.append(stats.lateness)
+        recent = grown(stats.lateness, self._lateness[0])
         held = self._store.holders(_LEASES)
         looked = sum(held.values())
         if looked < stats.in_flight and looked:
@@ -91,6 +98,7 @@ class Sampler:
             rate=rate,
             posted_rate=posted,
             history=list(self._history),
+            late=(percentile(recent, 0.5), percentile(recent, 0.99)),
         )
 
     @staticmethod

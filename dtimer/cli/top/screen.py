@@ -60,6 +60,7 @@ def _head(frame: Frame, width: int, blocks: str) -> Any:
     if not stats.nodes:
         title.append("   NO NODE", "bold red")
 
+    p50, p99 = (f"{ms:.3g} ms" if ms is not None else "-" for ms in frame.late)
     numbers = (
         ("due now", str(stats.overdue), "bold red" if late > _LATE else ""),
         ("scheduled", str(stats.scheduled), ""),
@@ -71,8 +72,10 @@ def _head(frame: Frame, width: int, blocks: str) -> Any:
             spell(late) if stats.overdue else "-",
             "bold red" if late > _LATE else "",
         ),
+        ("late p50", p50, ""),
+        ("late p99", p99, ""),
     )
-    grid = Table.grid(padding=(0, 3, 0, 0))
+    grid = Table.grid(padding=(0, 2, 0, 0))
     for _ in numbers:
         grid.add_column(no_wrap=True)
     grid.add_row(*(Text(name, "dim") for name, _, _ in numbers))

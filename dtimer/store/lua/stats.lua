@@ -4,9 +4,10 @@
 --
 -- ARGV[3]   how long a silent node is remembered, in µs
 --
--- Returns   {now, pending, leased, due, earliest or -1, dead, nodes, paused, totals}
+-- Returns   {now, pending, leased, due, earliest or -1, dead, nodes, paused, totals, lateness}
 --   due     those of `pending` whose time, or whose lease's end, has come
 --   totals  name and count in turn, of what HINCRBY has counted
+--   lateness  counts of the buckets (dtimer/model/lateness.py)
 local names = {
   'posted', 'started', 'confirmed', 'retried', 'released', 'cancelled', 'died', 'expired',
   'revived', 'coalesced', 'skipped',
@@ -19,6 +20,10 @@ for i, name in ipairs(names) do
   totals[2 * i - 1] = name
   totals[2 * i] = counts[i] or '0'
 end
+local buckets = {}
+for i = 0, 80 do buckets[i + 1] = 'n:late:' .. i end
+local lateness = redis.call('HMGET', SYS, unpack(buckets))
+for i = 1, #buckets do lateness[i] = lateness[i] or '0' end
 return {
   digits(NOW),
   redis.call('ZCARD', DUE),
@@ -29,4 +34,5 @@ return {
   redis.call('ZCOUNT', ALIVE, '(' .. digits(NOW - tonumber(ARGV[3])), '+inf'),
   redis.call('HGET', SYS, 'paused') or '0',
   totals,
+  lateness,
 }

@@ -18,7 +18,7 @@
 --   claims  id, token, attempt, due and body of each claimed event in turn
 --   buried  id and reason of each event found unfit in turn
 --   short   schedules that run out of nominal times
-local FEW, MOST_BYTES = 10, 1000000
+local FEW, MOST_BYTES, LATEST = 10, 1000000, 80
 local node, limit, lease, flags = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local hears = string.find(flags, 'h', 1, true)
 
@@ -113,7 +113,7 @@ if #due > 0 then
   if last_token > 9e15 then last_token = 0 end
   first_token = math.max(last_token + 1, NOW)
   local token = first_token
-  local scores, held, tried = {}, {}, {}
+  local scores, held, tried, lateness = {}, {}, {}, {}
   for i, id in ipairs(ids) do
     local occurs = bodies[i] and string.find(bodies[i], '^%d*,%d+,s%d')
     local flags, waits = occurs and 's' or '', false
@@ -159,6 +159,10 @@ if #due > 0 then
       for _, v in ipairs({id, text, tostring(attempt + 1), due[2 * i], bodies[i]}) do
         claims[#claims + 1] = v
       end
+      -- Two buckets to each doubling of the lateness in µs (dtimer/model/lateness.py).
+      local late = math.floor(2 * math.log(NOW - due[2 * i] + 1) / math.log(2))
+      late = math.min(LATEST, late)
+      lateness[late] = (lateness[late] or 0) + 1
       taken = taken + 1
       token = token + 1
     end
@@ -170,6 +174,7 @@ if #due > 0 then
     if #tried > 0 then redis.call('HDEL', TRIES, unpack(tried)) end
     redis.call('HSET', SYS, 'token', digits(token - 1))
     count('started', taken)
+    for bucket, n in pairs(lateness) do count('late:' .. bucket, n) end
   end
   left = left - #ids
   spoiled = #ids - taken

@@ -7,6 +7,7 @@ MONTH = 30 * 86_400_000
 
 
 def test_reminder():
+    """A reminder comes when its month is over."""
     clock = Clock()
     dt = DTimer("test", FakeRedis(), now=clock)
     events = Catch(dt, "event")
