@@ -22,6 +22,9 @@ from servers import PATIENCE
 
 import dtimer
 
+#: Seconds for processes to start, of which there may be many at a time.
+_STARTING = 40
+
 
 @dataclass(frozen=True)
 class Report:
@@ -101,7 +104,7 @@ class Fleet:
         )
         self._processes |= dict.fromkeys(names, process)
         if join and wait:
-            self.wait("joined", len(names))
+            self.wait("joined", len(names), patience=_STARTING)
 
     def kill9(self, name: str) -> None:
         """End the process of a node as a crash does, and wait until it is gone."""
@@ -233,4 +236,4 @@ def start_together(fleet: Fleet, each: Iterable[Sequence[str]], **more: Any) -> 
     for group in each:
         fleet.start(*group, wait=False, **more)
         count += len(group)
-    fleet.wait("joined", count)
+    fleet.wait("joined", count, patience=_STARTING)

@@ -188,9 +188,13 @@ def test_what_was_cancelled_does_not_start(server, client, namespace, post):
     """
     with Fleet(server.url, namespace) as fleet:
         start_together(fleet, [["node-1"], ["node-2"]])
-        ids = post.post_many([({}, n / 2) for n in range(600)])
+        # One that is early enough and one that is late enough, however slow this machine is.
+        ids = [post.post({})]
+        fleet.next("end")
+        ids += post.post_many([({}, n / 2) for n in range(600)])
+        ids.append(post.post({}, 3_600_000))
         cancelled = {id for id in ids if post.cancel(id)}
-        fleet.wait("end", len(ids) - len(cancelled))
+        fleet.wait("end", len(ids) - len(cancelled) - 1)
         eventually(lambda: not client.zcard(Keys.of(namespace).due))
         started = set(starts_by_id(fleet))
     assert set() == started & cancelled

@@ -430,7 +430,7 @@ dt.leave()
         program = script(
             FORK
             + f"""
-dt = timer(max_events=10, concurrency=2)
+dt = timer(max_events=10, concurrency=2, timeout=20_000)
 dt.on("event", lambda events: None)
 # The first connection, whose library imports as it is made: whoever forks while another
 # thread imports leaves the child a module locked for ever, and Python does not mend that.
