@@ -13,7 +13,6 @@ from servers import PATIENCE, Server, eventually
 
 from dtimer import DTimer
 from dtimer.model.lateness import BUCKETS
-from dtimer.model.lateness import BUCKETS
 from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 
