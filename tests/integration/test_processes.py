@@ -39,7 +39,7 @@ dt = timer(exit_timeout=8_000)
 def handle(events):
     say("begun", events[0].id, events[0].attempt)
     heard()
-    while not dt._life.leaving:
+    while not (dt._life and dt._life.leaving):
         threading.Event().wait(0.005)
     say("done")
 """
@@ -464,7 +464,8 @@ dt.leave()
 say(sum(posted) + 41)
 """
         )
-        assert ["child 0"] * 40 == [program.hear() for _ in range(40)]
+        children = [program.hear() for _ in range(40)]
+        assert ["child 0"] * 40 == children, program.end(None)
         total = int(program.hear())
         assert "" == program.end(0)
         timer = make(max_events=100)

@@ -153,12 +153,12 @@ class TestHearing:
 
     def test_nothing_but_noise(self, ears):
         """What comes on no channel of ours is not taken for hearing."""
-        ears = ears()
+        ears = ears(patience=0.02)
         ears.listener.start()
         ear = ears.next()
         ear.say([])
         waits = ear.waits
-        eventually(lambda: ear.waits > waits)
+        eventually(lambda: ear.waits > waits + 2)
         assert not ears.listener.hears
 
 
