@@ -31,4 +31,4 @@ demo: .venv/made
 	.venv/bin/dtimer demo
 
 bench: .venv/made
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; .venv/bin/python "$$script"; done
+	.venv/bin/python -m benchmarks $(ARGS)
