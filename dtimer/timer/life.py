@@ -32,6 +32,10 @@ from dtimer.timer.voice import Voice
 
 log = logging.getLogger("dtimer")
 
+# Waits are made of slices of so many seconds: Python handles a signal that comes a moment
+# before its main thread blocks only when that wakes again.
+_SLICE = 0.5
+
 # An echo after this much silence, in seconds, or five polls where those are quicker.
 _ECHO_EVERY = 5.0
 
@@ -243,7 +247,13 @@ class Life:
         """
         if self._claimer.current or self._dispatcher.current or self._herald.current:
             return self._over.is_set()
-        return self._over.wait(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
+            if self._over.wait(max(0.0, left)):
+                return True
+            if left < _SLICE:
+                return False
 
     def _farewell(self) -> None:
         """The last act of the claimer's thread, or of the caller where it never was."""
