@@ -41,12 +41,17 @@ class Left:
         self._client = client
         client.ping()
         gc.collect()
-        self._descriptors = descriptors()
         self._connections = connections(client)
+        self._client.connection_pool.disconnect()
+        self._descriptors = descriptors()
 
     def __str__(self) -> str:
         gc.collect()
-        new = {i: c for i, c in connections(self._client).items() if i not in self._connections}
+        # The asking one may be new: the server may have been restarted meanwhile.
+        known = {*self._connections, str(self._client.client_id())}
+        new = {i: c for i, c in connections(self._client).items() if i not in known}
+        # Its socket, which may be another than before.
+        self._client.connection_pool.disconnect()
         found = {
             "threads": threads(),
             "descriptors": sorted(descriptors() - self._descriptors),

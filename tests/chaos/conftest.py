@@ -1,0 +1,30 @@
+"""What the rows of the catalogue need: a server to be treated badly, and nodes under watch."""
+
+from __future__ import annotations
+
+import pytest
+from proxy import Proxy
+from servers import Server
+
+from chaos.expectations import Watch
+
+
+@pytest.fixture
+def own():
+    """A server of the test's own on a TCP port, that keeps what it acknowledged."""
+    with Server(tcp=True, appendonly=True) as server:
+        yield server
+
+
+@pytest.fixture
+def proxy(own):
+    """A way to that server that can be spoiled."""
+    with Proxy(own) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def watch(own, request):
+    """Nodes on that server, under watch: see `chaos.expectations`."""
+    with Watch(own, "chaos") as watch:
+        yield watch
