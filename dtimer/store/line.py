@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,11 @@ class Lane:
         return f"{self.name}:{self.seq}"
 
 
+def _hang_up(lanes: list[Lane]) -> None:
+    while lanes:
+        lanes.pop().wire.close()
+
+
 class Line:
     """
     Runs scripts on the keys of one namespace, from any thread.
@@ -79,7 +85,14 @@ class Line:
         self._timeout = timeout
         self._now = now
         self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
         self._idle: list[Lane] = []
+        # A line that is forgotten in a cycle: the collector may come to the sockets before
+        # it comes to their connections, and would call them unclosed.
+        self._finalizer = weakref.finalize(self, _hang_up, self._idle)
+        self._finalizer.atexit = False
 
     def _take(self) -> Lane:
         with self._lock:
@@ -188,9 +201,9 @@ class Line:
     def close(self) -> None:
         """Drop the idle connections. A later call makes new ones."""
         with self._lock:
-            lanes, self._idle = self._idle, []
-        for lane in lanes:
-            lane.wire.close()
+            lanes = list(self._idle)
+            self._idle.clear()
+        _hang_up(lanes)
 
     def after_fork(self) -> None:
         """
@@ -200,4 +213,5 @@ class Line:
         when it finds itself in another process.
         """
         self._lock = threading.Lock()
-        self._idle = []
+        self._finalizer.detach()
+        self._begin()

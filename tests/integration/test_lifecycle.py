@@ -657,6 +657,26 @@ class TestForgotten:
         assert gone() is None
         eventually(lambda: not threads())
 
+    def test_connections_end_before_their_sockets(self, make, server, namespace, clean):
+        """
+        A timer that only posted, and is forgotten in a cycle, has closed its connections
+        before the collector comes to any of its objects: it may come to a socket first,
+        which would then complain that nobody closed it.
+        """
+        seen = []
+
+        class Elder:
+            def __del__(self):
+                seen.append([lane.wire._connection for lane in self.timer._store._line._idle])
+
+        elder = Elder()
+        elder.timer = DTimer("forgotten", server.url, ns=namespace)
+        elder.timer.elder = elder
+        elder.timer.post({})
+        del elder
+        gc.collect()
+        assert [[]] == seen
+
     @pytest.mark.parametrize("again", [False, True])
     def test_left_by_a_handler(self, make, server, namespace, clean, again):
         """
