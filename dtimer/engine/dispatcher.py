@@ -1,5 +1,5 @@
 """
-The dispatcher: runs handlers on its hands, and knows what is held.
+The dispatcher: runs handlers on its hands, and keeps the book of what is held.
 
 Rule 1: no more is asked for than free hands can start now.
 
@@ -14,22 +14,20 @@ import queue
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from dtimer.engine.book import Book
 from dtimer.engine.hold import Hold, Ledger
 from dtimer.engine.service import Service
-from dtimer.errors import HandlerError, LeaseLost, PayloadError
-from dtimer.model.claims import Claim, Result, Settlement, Verdict
+from dtimer.errors import HandlerError, PayloadError
+from dtimer.model.claims import Claim, Settlement, Verdict
 from dtimer.model.event import Event
 from dtimer.model.options import MOST_CLAIMS, Options
 from dtimer.model.payload import decode
 
 # How much of a traceback is kept in a dead letter: its end, which names the culprit.
 _ERROR_TEXT = 2_000
-
-#: Settlements in one turn; a script must stay short.
-MOST_SETTLEMENTS = 250
 
 
 def describe(error: BaseException) -> str:
@@ -39,7 +37,7 @@ def describe(error: BaseException) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-class Dispatcher:
+class Dispatcher(Book):
     """
     Args:
         name: A prefix for the names of the threads.
@@ -65,21 +63,17 @@ class Dispatcher:
         ledger: Ledger,
         quit: Callable[[], None],
     ) -> None:
+        super().__init__(node, options, announce)
         self.max_events = options.max_events
-        self._node = node
-        self._options = options
         self._handle = handle
-        self._announce = announce
         self._ring = ring
         self._ledger = ledger
         self._quit = quit
         self._inbox: queue.SimpleQueue[list[Hold] | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
         self._busy = 0
         self._returning = False
-        self._held: dict[int, Hold] = {}
-        self._settlements: list[Settlement] = []
-        self._hands = [
+        #: One thread each.
+        self.hands = [
             Service(f"{name}-hand-{i + 1}", self._work, lambda e: announce("error", e))
             for i in range(options.concurrency)
         ]
@@ -88,7 +82,7 @@ class Dispatcher:
 
     def start(self) -> None:
         """Start the hands, all of them now: late in a process no thread can be started."""
-        for hand in self._hands:
+        for hand in self.hands:
             hand.start()
 
     def room(self) -> int:
@@ -98,21 +92,35 @@ class Dispatcher:
 
     def accept(self, claims: Sequence[Claim], sent: float) -> None:
         """Hand *claims*, asked for at the time *sent*, to the hands, oldest first."""
-        holds = [hold for claim in claims if (hold := self._hold(claim, sent)) is not None]
-        size = self.max_events
-        for i in range(0, len(holds), size):
+        holds: list[Hold] = []
+        size, handed = self.max_events, 0
+        try:
+            holds.extend(hold for claim in claims if (hold := self._hold(claim, sent)))
+            while handed < len(holds):
+                self._put(holds[handed : handed + size])
+                handed += size
+        except BaseException:
+            # Nobody will start the others: held, their leases would be renewed for ever.
+            self._forget(holds[handed:])
+            raise
+
+    def _put(self, batch: list[Hold]) -> None:
+        with self._lock:
+            self._busy += 1
+        try:
+            self._inbox.put(batch)
+        except BaseException:
             with self._lock:
-                self._busy += 1
-            self._inbox.put(holds[i : i + size])
+                self._busy -= 1
+            raise
 
     def _hold(self, claim: Claim, sent: float) -> Hold | None:
         hold = Hold(claim, self._options, self._ledger, self._ended, sent)
-        with self._lock:
-            self._held[claim.token] = hold
         try:
             payload = decode(claim.payload)
         except PayloadError as e:
             hold.take(Verdict.BURY)
+            self._hold_on(hold)
             self._settle(Settlement(*hold.key, Verdict.BURY, error=str(e), reason="corrupt"))
             return None
         hold.event = Event(
@@ -128,62 +136,8 @@ class Dispatcher:
             nominal=None if claim.nominal_us is None else claim.nominal_us / 1000,
             missed=claim.missed,
         )
+        self._hold_on(hold)
         return hold
-
-    def take_settlements(self) -> list[Settlement]:
-        """Return what is to be settled in the next turn."""
-        with self._lock:
-            taken = self._settlements[:MOST_SETTLEMENTS]
-            del self._settlements[:MOST_SETTLEMENTS]
-        return taken
-
-    @property
-    def unsettled(self) -> bool:
-        """True while something waits for a turn to be settled in."""
-        return bool(self._settlements)
-
-    def settled(self, settlements: Sequence[Settlement], results: Sequence[Result]) -> None:
-        """Note what a turn made of the settlements that were taken for it."""
-        for settlement, result in zip(settlements, results, strict=False):
-            with self._lock:
-                hold = self._held.get(settlement.token)
-            if hold is None:
-                continue
-            stale = result is Result.STALE and settlement.verdict is not Verdict.RELEASE
-            # One that this process has posted anew, it has given up itself.
-            if stale and hold.lose() and not hold.superseded:
-                self._announce("lease_lost", hold.event)
-                lost = LeaseLost(settlement.id, self._node, settlement.token)
-                self._announce("error", lost)
-            self._ended(hold, result)
-
-    def held(self) -> list[Hold]:
-        """Return the holds to be renewed: those of handlers that run, and not for too long."""
-        now = time.monotonic()
-        with self._lock:
-            holds = [h for h in self._held.values() if not h.settled]
-        return [h for h in holds if not self._overran(h, now)]
-
-    def _overran(self, hold: Hold, now: float) -> bool:
-        limit = self._options.max_run
-        return limit is not None and hold.started is not None and now > hold.started + limit / 1e6
-
-    def stuck(self) -> int:
-        """Return how many events are in the hands of handlers that overran ``max_run``."""
-        now = time.monotonic()
-        with self._lock:
-            return sum(self._overran(h, now) for h in self._held.values())
-
-    def superseded(self, ids: Collection[str]) -> None:
-        """Note that this process has posted events of these ids anew."""
-        with self._lock:
-            for hold in self._held.values():
-                hold.superseded = hold.superseded or hold.claim.id in ids
-
-    def lose(self, hold: Hold) -> None:
-        """Note that a lease could not be renewed because it was somebody else's."""
-        if hold.lose() and not hold.superseded:
-            self._announce("lease_lost", hold.event)
 
     @property
     def running(self) -> int:
@@ -199,13 +153,8 @@ class Dispatcher:
             except queue.Empty:
                 return
             if batch is not None:
-                self._release(batch)
-
-    def _release(self, batch: list[Hold]) -> None:
-        for hold in batch:
-            if hold.take(Verdict.RELEASE):
-                self._settle(hold.settlement(Verdict.RELEASE))
-        self._free()
+                self._end(batch, Verdict.RELEASE)
+                self._free()
 
     def abandon(self) -> None:
         """Give back what still runs, attempt charged: nobody waits for it any longer."""
@@ -219,14 +168,14 @@ class Dispatcher:
 
     def stop(self) -> None:
         """Send the hands home, each when it has finished what it does."""
-        for hand in self._hands:
+        for hand in self.hands:
             hand.stop()
             self._inbox.put(None)
 
     def join(self, timeout: float | None) -> bool:
         """Wait for the hands to be gone; return whether they are."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        for hand in self._hands:
+        for hand in self.hands:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not hand.join(left):
                 return False
@@ -235,38 +184,35 @@ class Dispatcher:
     @property
     def current(self) -> bool:
         """True on one of the hands."""
-        return any(hand.current for hand in self._hands)
+        return any(hand.current for hand in self.hands)
 
     # The hands' side
-
-    def _settle(self, settlement: Settlement) -> None:
-        with self._lock:
-            self._settlements.append(settlement)
 
     def _free(self) -> None:
         with self._lock:
             self._busy -= 1
         self._ring()
 
-    def _ended(self, hold: Hold, result: Result) -> None:
-        with self._lock:
-            self._held.pop(hold.claim.token, None)
-        if result is Result.STALE:
-            return
-        if result is Result.DEAD:
-            self._announce("buried", hold.claim.id)
-        elif hold.verdict is Verdict.RETRY and result is Result.DONE:
-            self._announce("retry", hold.event)
-
     def _work(self, stopping: threading.Event) -> None:
         while (batch := self._inbox.get()) is not None:
-            if self._returning:
-                self._release(batch)
-                continue
             try:
-                self._run(batch)
+                if self._returning:
+                    self._end(batch, Verdict.RELEASE)
+                else:
+                    self._run(batch)
+            except BaseException as e:
+                self._drop(batch, e)
+                raise
             finally:
                 self._free()
+
+    def _drop(self, batch: list[Hold], error: BaseException) -> None:
+        """Give back what a hand that failed, and not its handler, has not settled."""
+        # Taken, their leases are renewed no more, whatever happens here.
+        left = [hold for hold in batch if hold.take(Verdict.RETRY)]
+        text = describe(error)
+        for hold in left:
+            self._settle(hold.settlement(Verdict.RETRY, wait=hold.backoff_us()[0], error=text))
 
     def _run(self, batch: list[Hold]) -> None:
         started = time.monotonic()

@@ -66,7 +66,7 @@ class Listener(Service):
         *,
         ear: Callable[[], Ear],
         ring: Callable[[], None],
-        changed: Callable[[Exception | None], None],
+        changed: Callable[[BaseException | None], None],
         slow: Callable[[BaseException | None], bool],
         echo_every: float,
         patience: float,

@@ -2,19 +2,24 @@
 One named thread with a beginning and an end.
 
 Each start makes a stop event of its own and hands it to the body, so that no later start
-revives an older thread. A body that fails is reported and begun again: no thread of a
-node ends while the node has not. One that fails on its way out is begun once more, so
-that it may finish what it does last.
+revives an older thread. A body that fails, with whatever it is, is reported and begun
+again: no thread of a node ends while the node has not. One that fails on its way out is
+begun once more, so that it may finish what it does last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable
 
 # Long enough that a body which always fails does not spin, short enough to recover
 # within a second.
 _PAUSE = 0.25
+
+# A body that has run for this long has recovered: what fails it then is news again.
+_STEADY = 1.0
 
 
 class Service:
@@ -24,7 +29,7 @@ class Service:
     Args:
         name: The thread's.
         body: Runs until the event that it is given is set, then returns.
-        failed: Told of an exception that escaped the body.
+        failed: Told of what escaped the body, once of each kind until it has recovered.
         ended: Called last on the thread, however the body came to its end.
     """
 
@@ -32,7 +37,7 @@ class Service:
         self,
         name: str,
         body: Callable[[threading.Event], None],
-        failed: Callable[[Exception], None],
+        failed: Callable[[BaseException], None],
         ended: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
@@ -41,6 +46,11 @@ class Service:
         self._ended = ended
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._told: set[type] = set()
+        self._failure: BaseException | None = None
+        self._failed_at = 0.0
+        #: How often the body was begun again because it had failed.
+        self.failures = 0
 
     def start(self) -> None:
         """
@@ -74,10 +84,29 @@ class Service:
         last = stopping.is_set()
         try:
             self._body(stopping)
-        except Exception as e:
-            self._failed(e)
+        except BaseException as e:
+            # Also an exit: it is the process's to end, and not a thread's of ours.
+            self._note(e)
             return last
         return True
+
+    def _note(self, error: BaseException) -> None:
+        if self.failure is None:
+            self._told.clear()
+        self._failure, self._failed_at = error, time.monotonic()
+        self.failures += 1
+        if type(error) not in self._told:
+            self._told.add(type(error))
+            # Whoever cannot be told, for want of memory say, must not end the thread either.
+            with contextlib.suppress(Exception):
+                self._failed(error)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What the body last failed with; None once it has run steadily since."""
+        if time.monotonic() - self._failed_at > _PAUSE + _STEADY:
+            self._failure = None
+        return self._failure
 
     def stop(self) -> None:
         """Ask the body to end. Does not wait."""

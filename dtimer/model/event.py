@@ -261,6 +261,8 @@ class Health:
     deaf. ``claim_age_ms`` and ``heard_age_ms`` are the ages of the last good claim and of
     the last message heard on its channel, None for never. ``deaf`` is true while wakes do
     not arrive: events then come by the poll. ``stuck`` counts handlers over ``max_run``.
+    ``restarts`` counts how often a thread of the node was begun again because something
+    had escaped it; one that did so a moment ago makes ``ok`` false.
     """
 
     ok: bool
@@ -271,3 +273,4 @@ class Health:
     handlers: int
     stuck: int
     error: str | None
+    restarts: int = 0

@@ -22,12 +22,13 @@ from dtimer.engine.claimer import Claimer
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.herald import Herald
 from dtimer.engine.listener import Listener
+from dtimer.engine.service import Service
 from dtimer.errors import StoreError
-from dtimer.model.claims import Turn, TurnRequest
 from dtimer.model.event import Health
 from dtimer.model.names import incarnation
 from dtimer.model.options import Options
 from dtimer.store.store import Store
+from dtimer.timer.turns import Turns
 from dtimer.timer.voice import Voice
 
 log = logging.getLogger("dtimer")
@@ -38,30 +39,6 @@ _SLICE = 0.5
 
 # An echo after this much silence, in seconds, or five polls where those are quicker.
 _ECHO_EVERY = 5.0
-
-
-class _Turns:
-    """The store, as the claimer of this node asks it."""
-
-    def __init__(self, store: Store, incarnation: str, who: str, options: Options) -> None:
-        self._store = store
-        self._incarnation = incarnation
-        self._who = who
-        self._options = options
-        self.extend = store.renew
-        self.slow = store.slow
-
-    def turn(self, request: TurnRequest) -> Turn:
-        return self._store.turn(self._incarnation, request, self._options.lease)
-
-    def register(self) -> None:
-        self._store.join(self._incarnation, self._who)
-
-    def supply(self, schedule: str) -> None:
-        self._store.supply(schedule)
-
-    def trim(self) -> None:
-        self._store.trim(self._options.dead_limit, self._options.dead_age)
 
 
 class Life:
@@ -92,12 +69,12 @@ class Life:
         self.leaving = False
         who = {"id": id, "host": socket.gethostname(), "pid": self._pid}
         self._who = json.dumps(who)
-        self._turns = _Turns(store, self.incarnation, self._who, options)
+        self._turns = Turns(store, self.incarnation, self._who, options)
         self.bell = Bell()
         self._herald = Herald(f"dtimer-herald-{id}", self._say)
         self._registered = False
         self._reachable = True
-        self._deafness: Exception | None = None
+        self._deafness: BaseException | None = None
         self._deaf_told = False
         timeout = options.timeout / 1e6
         self._listener = Listener(
@@ -213,7 +190,7 @@ class Life:
             self._reachable = False
             self._complain(error, "Redis does not answer; the node keeps trying")
 
-    def _hearing_changed(self, error: Exception | None) -> None:
+    def _hearing_changed(self, error: BaseException | None) -> None:
         self._deafness = error
         if error is None:
             self._deaf_told = False
@@ -227,7 +204,7 @@ class Life:
             self._deaf_told = True
             self._complain(error, "wakes do not arrive; events come by the poll")
 
-    def _complain(self, error: Exception, what: str) -> None:
+    def _complain(self, error: BaseException, what: str) -> None:
         complaint = StoreError(f"{what}: {error}")
         complaint.__cause__ = error
         self._herald.announce("error", complaint)
@@ -300,6 +277,9 @@ class Life:
         """True when everything has ended."""
         return self._over.is_set()
 
+    def _services(self) -> list[Service]:
+        return [self._claimer, self._listener, self._herald, *self._dispatcher.hands]
+
     def health(self) -> Health:
         """See `DTimer.health`."""
         now = time.monotonic()
@@ -308,7 +288,8 @@ class Life:
         # Between two turns lies a poll at most, then a try, then a pause.
         fresh = age is not None and age < self._options.poll_interval / 1e3 + 1_000
         deaf = not self._listener.hears
-        error = self._claimer.error
+        failing = [s.failure for s in self._services() if s.failure is not None]
+        error = self._claimer.error or (failing[0] if failing else None)
         return Health(
             ok=fresh and error is None and not deaf,
             joined=True,
@@ -317,7 +298,8 @@ class Life:
             heard_age_ms=None if heard is None else (now - heard) * 1000,
             handlers=self._dispatcher.running,
             stuck=self._dispatcher.stuck(),
-            error=None if error is None else str(error),
+            error=None if error is None else str(error) or repr(error),
+            restarts=sum(s.failures for s in self._services()),
         )
 
 

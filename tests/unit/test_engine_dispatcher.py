@@ -11,7 +11,8 @@ import time
 import pytest
 from servers import PATIENCE, eventually
 
-from dtimer.engine.dispatcher import MOST_SETTLEMENTS, Dispatcher
+from dtimer.engine.book import MOST_SETTLEMENTS
+from dtimer.engine.dispatcher import Dispatcher
 from dtimer.errors import HandlerError, LeaseLost, OptionError, StoreError
 from dtimer.model.claims import Claim, Result, Verdict
 from dtimer.model.options import validate
@@ -191,19 +192,49 @@ class TestHands:
         assert Verdict.RELEASE is settlement.verdict
 
     def test_whatever_is_raised(self, office):
-        """A hand outlives what its handler raises, also where the node breaks on it."""
+        """
+        A hand outlives what its handler raises, also where the node breaks on it: then the
+        events are failed, or else they would be renewed, and never handled, for ever.
+        """
         office = office()
 
         def broken(events):
             raise MemoryError
 
         office.dispatcher._handle, handle = broken, office.dispatcher._handle
-        office.dispatcher.accept([claim()], time.monotonic())
+        first = claim()
+        office.dispatcher.accept([first], time.monotonic())
         what, error = office.said.get(timeout=PATIENCE)
         assert ("error", MemoryError) == (what, type(error))
         office.dispatcher._handle = handle
-        office.begin(claim())
-        assert 1 == len(office.finish())
+        second = claim()
+        office.begin(second)
+        assert [
+            (first.id, first.token, Verdict.RETRY),
+            (second.id, second.token, Verdict.CONFIRM),
+        ] == summary(office.finish())
+        assert [] == office.dispatcher.held()
+
+    def test_claims_that_cannot_be_handed_over(self, office, monkeypatch):
+        """
+        What fails on its way to the hands is held no more: nobody would start it, so its
+        lease has to end. The hands that there were are free again.
+        """
+        office = office(concurrency=3, start=False)
+        batches = []
+
+        class Full:
+            def put(self, batch):
+                if batches:
+                    raise MemoryError
+                batches.append(batch)
+
+        inbox, office.dispatcher._inbox = office.dispatcher._inbox, Full()
+        with pytest.raises(MemoryError):
+            office.dispatcher.accept([claim() for _ in range(3)], time.monotonic())
+        office.dispatcher._inbox = inbox
+        assert [batches[0]] == [office.dispatcher.held()]
+        assert 1 == office.dispatcher.running
 
 
 class TestHandingBack:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 
 import pytest
 from servers import PATIENCE
@@ -41,9 +42,26 @@ def fail(stopping):
     raise MemoryError("no more")
 
 
+def leave(stopping):
+    raise SystemExit
+
+
 def fail_at_the_end(stopping):
     assert stopping.wait(PATIENCE)
     raise MemoryError("no more")
+
+
+class Clock:
+    """A monotonic clock that the test moves."""
+
+    def __init__(self):
+        self.now = 1_000.0
+
+    def monotonic(self):
+        return self.now
+
+    def tick(self, seconds):
+        self.now += seconds
 
 
 def service(body):
@@ -114,13 +132,16 @@ class TestFailure:
 
     def test_begun_again(self):
         """A body that raises is reported and begun again, within a second."""
-        body = Body(fail, fail)
+        body = Body(fail, leave)
         service_ = service(body)
         service_.start()
-        for _ in range(2):
+        for kind in (MemoryError, SystemExit):
             assert "body" == body.next()
-            assert isinstance(body.next(), MemoryError)
+            assert isinstance(body.next(), kind)
+        began = time.monotonic()
         assert "body" == body.next()
+        assert time.monotonic() - began < 1
+        assert 2 == service_.failures
         service_.stop()
         assert service_.join(PATIENCE)
         assert "ended" == body.next()
@@ -144,20 +165,43 @@ class TestFailure:
         service_.start()
         service_.stop()
         assert service_.join(PATIENCE)
-        said = [body.next() for _ in range(5)]
-        assert ["body", "MemoryError", "body", "MemoryError", "ended"] == [
+        said = [body.next() for _ in range(4)]
+        assert ["body", "MemoryError", "body", "ended"] == [
             what if isinstance(what, str) else type(what).__name__ for what in said
         ]
 
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-    def test_an_exit_is_an_end(self):
-        """What is no Exception ends the thread, and the last thing is done even so."""
-
-        def leave(stopping):
-            raise SystemExit
-
-        body = Body(leave)
+    def test_told_once_of_each_kind(self, monkeypatch):
+        """
+        A body that keeps failing is no flood of reports: each kind is told once, and again
+        when the body has run steadily in between. Meanwhile it counts as failing.
+        """
+        clock = Clock()
+        monkeypatch.setattr("dtimer.engine.service.time", clock)
+        body = Body(fail, fail, leave, fail, lambda _: clock.tick(60) or fail(_))
         service_ = service(body)
+        assert service_.failure is None
         service_.start()
+        said = [body.next() for _ in range(9)]
+        assert ["body", MemoryError, "body", "body", SystemExit, "body", "body"] == [
+            what if isinstance(what, str) else type(what) for what in said[:7]
+        ]
+        assert [MemoryError, "body"] == [type(said[7]), said[8]], "an hour later it is news"
+        assert isinstance(service_.failure, MemoryError)
+        clock.tick(2)
+        assert service_.failure is None
+        assert 5 == service_.failures
+        service_.stop()
         assert service_.join(PATIENCE)
-        assert ["body", "ended"] == [body.next(), body.next()]
+
+    def test_whoever_cannot_be_told(self):
+        """A report that fails itself does not end the thread either."""
+
+        def deaf(error):
+            raise MemoryError("no more")
+
+        body = Body(fail)
+        service_ = Service("dtimer-test", body, deaf, body.ended)
+        service_.start()
+        assert ["body", "body"] == [body.next(), body.next()]
+        service_.stop()
+        assert service_.join(PATIENCE)

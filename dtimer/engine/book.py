@@ -1,0 +1,110 @@
+"""The book: which events the node holds, and which of their ends are to be told the store."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+
+from dtimer.engine.hold import Hold
+from dtimer.errors import LeaseLost
+from dtimer.model.claims import Result, Settlement, Verdict
+from dtimer.model.options import Options
+
+#: Settlements in one turn; a script must stay short.
+MOST_SETTLEMENTS = 250
+
+
+class Book:
+    """
+    Args:
+        node: The node's id, for messages.
+        options: The node's.
+        announce: Has something emitted soon.
+    """
+
+    def __init__(self, node: str, options: Options, announce: Callable[..., None]) -> None:
+        self._node = node
+        self._options = options
+        self._announce = announce
+        self._lock = threading.Lock()
+        self._held: dict[int, Hold] = {}
+        self._settlements: list[Settlement] = []
+
+    def _hold_on(self, hold: Hold) -> None:
+        with self._lock:
+            self._held[hold.claim.token] = hold
+
+    def _forget(self, holds: Sequence[Hold]) -> None:
+        with self._lock:
+            for hold in holds:
+                self._held.pop(hold.claim.token, None)
+
+    def _settle(self, settlement: Settlement) -> None:
+        with self._lock:
+            self._settlements.append(settlement)
+
+    def take_settlements(self) -> list[Settlement]:
+        """Return what is to be settled in the next turn."""
+        with self._lock:
+            taken = self._settlements[:MOST_SETTLEMENTS]
+            del self._settlements[:MOST_SETTLEMENTS]
+        return taken
+
+    @property
+    def unsettled(self) -> bool:
+        """True while something waits for a turn to be settled in."""
+        return bool(self._settlements)
+
+    def settled(self, settlements: Sequence[Settlement], results: Sequence[Result]) -> None:
+        """Note what a turn made of the settlements that were taken for it."""
+        for settlement, result in zip(settlements, results, strict=False):
+            with self._lock:
+                hold = self._held.get(settlement.token)
+            if hold is None:
+                continue
+            stale = result is Result.STALE and settlement.verdict is not Verdict.RELEASE
+            # One that this process has posted anew, it has given up itself.
+            if stale and hold.lose() and not hold.superseded:
+                self._announce("lease_lost", hold.event)
+                lost = LeaseLost(settlement.id, self._node, settlement.token)
+                self._announce("error", lost)
+            self._ended(hold, result)
+
+    def held(self) -> list[Hold]:
+        """Return the holds to be renewed: those of handlers that run, and not for too long."""
+        now = time.monotonic()
+        with self._lock:
+            holds = [h for h in self._held.values() if not h.settled]
+        return [h for h in holds if not self._overran(h, now)]
+
+    def _overran(self, hold: Hold, now: float) -> bool:
+        limit = self._options.max_run
+        return limit is not None and hold.started is not None and now > hold.started + limit / 1e6
+
+    def stuck(self) -> int:
+        """Return how many events are in the hands of handlers that overran ``max_run``."""
+        now = time.monotonic()
+        with self._lock:
+            return sum(self._overran(h, now) for h in self._held.values())
+
+    def superseded(self, ids: Collection[str]) -> None:
+        """Note that this process has posted events of these ids anew."""
+        with self._lock:
+            for hold in self._held.values():
+                hold.superseded = hold.superseded or hold.claim.id in ids
+
+    def lose(self, hold: Hold) -> None:
+        """Note that a lease could not be renewed because it was somebody else's."""
+        if hold.lose() and not hold.superseded:
+            self._announce("lease_lost", hold.event)
+
+    def _ended(self, hold: Hold, result: Result) -> None:
+        with self._lock:
+            self._held.pop(hold.claim.token, None)
+        if result is Result.STALE:
+            return
+        if result is Result.DEAD:
+            self._announce("buried", hold.claim.id)
+        elif hold.verdict is Verdict.RETRY and result is Result.DONE:
+            self._announce("retry", hold.event)
