@@ -28,6 +28,7 @@ from dtimer.engine.hold import Hold
 from dtimer.engine.listener import Listener
 from dtimer.engine.service import Service
 from dtimer.errors import OptionError
+from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Turn, TurnRequest
 from dtimer.model.options import MOST_CLAIMS, Options
 
@@ -135,6 +136,8 @@ class Claimer(Service):
         abandoned = False
         while True:
             self._bell.clear()
+            if armed:
+                reached("loop.claimer")
             if stopping.is_set():
                 self._dispatcher.hand_back()
                 if not abandoned and self._overdue():
@@ -177,6 +180,8 @@ class Claimer(Service):
             # first try got through, and only its reply was lost, no other echo will come.
             self._listener.echo_sent()
         try:
+            if armed:
+                self._points(request, asked_before)
             turn = self._turns.turn(request)
         except Exception as e:
             self._listener.echo_failed()
@@ -187,6 +192,8 @@ class Claimer(Service):
                 # A connection that was closed while it lay idle is nobody's business.
                 return 0.0
             return self._unanswered(e)
+        if armed:
+            reached("claim.answered")
         self._request = None
         try:
             self._answered(request, turn, sent)
@@ -194,6 +201,14 @@ class Claimer(Service):
         except Exception as e:
             return self._unanswered(e)
         return self._nap(request, turn, claiming)
+
+    @staticmethod
+    def _points(request: TurnRequest, asked_before: bool) -> None:
+        if asked_before:
+            reached("retry.sending")
+        if request.settlements:
+            reached("settle.sending")
+        reached("turn.asking")
 
     def _next_request(self, claiming: bool) -> TurnRequest:
         self._seq += 1
@@ -213,6 +228,8 @@ class Claimer(Service):
             if not self._dispatcher.held():
                 self._next_beat = sent + self._options.lease / 1e6 / _BEATS
             self._dispatcher.accept(turn.claims, sent)
+            if armed:
+                reached("claim.handed")
         self._dispatcher.settled(request.settlements, turn.results)
         if self.error is not None or not self.tried.is_set():
             self.error = None
@@ -249,6 +266,8 @@ class Claimer(Service):
         self._next_beat = now + self._options.lease / 1e6 / _BEATS
 
     def _renew(self, holds: list[Hold], lease_us: int) -> None:
+        if armed:
+            reached("beat.sending")
         sent = time.monotonic()
         kept = self._turns.extend([hold.key for hold in holds], lease_us)
         for hold, still in zip(holds, kept, strict=True):

@@ -21,6 +21,7 @@ from dtimer.engine.book import Book
 from dtimer.engine.hold import Hold, Ledger
 from dtimer.engine.service import Service
 from dtimer.errors import HandlerError, PayloadError
+from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Claim, Settlement, Verdict
 from dtimer.model.event import Event
 from dtimer.model.options import MOST_CLAIMS, Options
@@ -196,6 +197,8 @@ class Dispatcher(Book):
     def _work(self, stopping: threading.Event) -> None:
         while (batch := self._inbox.get()) is not None:
             try:
+                if armed:
+                    reached("loop.hand")
                 if self._returning:
                     self._end(batch, Verdict.RELEASE)
                 else:
@@ -219,7 +222,11 @@ class Dispatcher(Book):
         for hold in batch:
             hold.started = started
         events: list[Any] = [hold.event for hold in batch]
+        if armed:
+            reached("handler.before")
         raised = self._handle(events)
+        if armed:
+            reached("handler.after")
         if raised is None:
             # The last listener went away after the claim.
             self._end(batch, Verdict.RELEASE)

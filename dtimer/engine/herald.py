@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dtimer.engine.service import Service
+from dtimer.faultpoints import armed, reached
 
 # A listener that never returns must not fill the memory.
 _MOST = 10_000
@@ -34,6 +35,8 @@ class Herald(Service):
     def _loop(self, stopping: threading.Event) -> None:
         # What was announced before the stop is still said.
         while (said := self._queue.get()) is not None:
+            if armed:
+                reached("loop.herald")
             self._emit(*said)
 
     def stop(self) -> None:

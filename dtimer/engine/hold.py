@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Claim, Result, Settlement, Verdict
 from dtimer.model.event import Event
 from dtimer.model.moments import Duration, duration_us
@@ -120,6 +121,8 @@ class Hold:
                 return None
             self._settled = settlement.verdict
             try:
+                if armed:
+                    reached("settle.sending")
                 result = self._ledger.settle([settlement])[0]
             except BaseException:
                 # It may be asked again; the lease decides when nobody does.

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from dtimer.engine.bell import Bell
 from dtimer.engine.service import Service
+from dtimer.faultpoints import armed, reached
 
 _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
 
@@ -115,12 +116,16 @@ class Listener(Service):
     def _loop(self, stopping: threading.Event) -> None:
         pause = _FIRST_PAUSE
         while not stopping.is_set():
+            if armed:
+                reached("loop.listener")
             began = time.monotonic()
             ear = self._ear()
             rest = 0.0
             try:
                 ear.open()
                 self._opened = ear
+                if armed:
+                    reached("listener.subscribed")
                 self._subscribed, self._echo_sent = True, None
                 self.tried.set()
                 self._ring()

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtimer.errors import OutcomeUnknown, StoreError
+from dtimer.faultpoints import armed, reached
 from dtimer.model.names import incarnation
 from dtimer.store.connect import Source
 from dtimer.store.faults import Fate, before_the_script, fate, translate
@@ -189,6 +190,8 @@ class Line:
             # Jitter, so that callers who failed together do not return together.
             time.sleep(random.uniform(pause / 2, pause))
             pause = min(pause * 2, _LONGEST_PAUSE)
+            if armed:
+                reached("retry.sending")
 
     def _gave_up(self, doing: str, error: Exception, perhaps: bool) -> StoreError:
         within = f"within {self._timeout * 1000:.0f} ms"

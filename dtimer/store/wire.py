@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dtimer.faultpoints import armed, reached
 from dtimer.store.deadline import set_deadline
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import Script
@@ -88,6 +89,8 @@ class Wire:
                 set_deadline(self._connection, until)
             self.sent = True
             self._connection.send_packed_command([packed], check_health=False)
+            if armed:
+                reached("reply.reading")
             reply = self._connection.read_response(disable_decoding=True)
             clean = True
             return reply

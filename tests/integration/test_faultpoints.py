@@ -1,0 +1,49 @@
+"""The fault points of real nodes: each is come by, on the thread that the list says."""
+
+from __future__ import annotations
+
+import threading
+
+from gated import Gated
+from proxy import Proxy
+from servers import eventually
+
+from dtimer import faultpoints
+
+
+def test_each_is_reached(make, tcp_server):
+    """
+    A node that joins, loses a reply, handles an event with two heartbeats, settles one at
+    its handler's word and leaves comes by every fault point there is.
+    """
+    seen = {}
+
+    def watch(point):
+        faultpoints.armed[point] = lambda: seen.setdefault(point, threading.current_thread().name)
+
+    for point in faultpoints.POINTS:
+        watch(point)
+    try:
+        with Proxy(tcp_server) as proxy:
+            timer = make("node", proxy.url, lease=150, poll_interval=50, timeout=900)
+            gate = Gated(timer, then=lambda events: events[0].confirm())
+            timer.join()
+            proxy.drop_reply_once(b"stay")
+            timer.post({"stay": 1}, id="tea")
+            gate.begun()
+            eventually(lambda: "beat.sending" in seen)
+            gate.go_on()
+            gate.ended()
+            eventually(lambda: {"claim.handed", "handler.after"} <= set(seen))
+            timer.leave()
+    finally:
+        faultpoints.armed.clear()
+    assert set(faultpoints.POINTS) == set(seen)
+    threads = {point: name.split("-")[1] for point, name in seen.items() if "-" in name}
+    claimer = {"turn.asking", "claim.answered", "claim.handed", "beat.sending", "loop.claimer"}
+    assert {"claimer"} == {threads[point] for point in claimer}
+    assert {"dtimer-node-hand-1"} == {
+        seen[point] for point in ("handler.before", "handler.after", "settle.sending", "loop.hand")
+    }
+    assert ["listener"] * 2 == [threads["loop.listener"], threads["listener.subscribed"]]
+    assert "herald" == threads["loop.herald"]
