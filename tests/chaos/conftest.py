@@ -26,5 +26,8 @@ def proxy(own):
 @pytest.fixture
 def watch(own, request):
     """Nodes on that server, under watch: see `chaos.expectations`."""
+    if "proxy" in request.fixturenames:
+        # It is there before the watch and after it: the nodes leave through it.
+        request.getfixturevalue("proxy")
     with Watch(own, "chaos") as watch:
         yield watch

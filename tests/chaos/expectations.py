@@ -1,49 +1,60 @@
 """
 What is expected of every node, whatever fault strikes it: asserted once, for all rows.
 
-While the fault lasts: each error is told once, nothing spins, nothing connects in a storm,
-``health()`` says that something is wrong. When it is over: full service in time. In the end:
-nothing lost, nothing handled twice without a reason, the keys sound, and neither thread nor
-descriptor nor connection nor registration left behind.
+While the fault lasts: each error is told once, and told at all; nothing spins, nothing
+connects or asks in a storm, no thread ends; ``health()`` says that something is wrong. When
+it is over: full service in time, by wakes and not by the poll alone, on as many connections
+as before. In the end: nothing lost, nothing handled twice without a reason or early, the
+keys sound, and neither thread nor descriptor nor connection nor registration left behind.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self, TypeVar
 
 from leftovers import Left
 from servers import PATIENCE, Running, eventually
 from soundness import assert_sound
 
+from chaos.gauges import Cost, Gauges, resident
 from chaos.settings import (
+    CALL_LIMIT,
+    CALLS_ONCE,
+    CALLS_PER_EVENT,
+    CALLS_PER_SECOND,
     CONNECTS_ONCE,
     CONNECTS_PER_SECOND,
     CPU_ONCE,
     CPU_SHARE,
+    MOST_MEMORY,
     OPTIONS,
     RECOVERY_LIMIT,
 )
 from dtimer import DTimer
-from dtimer.errors import HandlerError
+from dtimer.errors import HandlerError, OutcomeUnknown
 from dtimer.store.keys import Keys
 
+T = TypeVar("T")
 
-def cpu_seconds(prefix: str = "dtimer-") -> float:
-    """Return the CPU time that the living threads with this prefix have used, or 0 if untold."""
-    used = 0.0
-    for thread in threading.enumerate():
-        if thread.name.startswith(prefix):
-            path = Path(f"/proc/self/task/{thread.native_id}/schedstat")
-            with contextlib.suppress(OSError):
-                used += int(path.read_text().split()[0]) / 1e9
-    return used
+#: Keys that there may be when all events are gone.
+_KEPT = ("sys", "memo_a", "memo_b")
+
+
+class Handled(NamedTuple):
+    """One handing out of an event."""
+
+    id: str
+    payload: dict[str, Any]
+    node: str
+    attempt: int
+    token: int
+    lateness_ms: float
+    at: float
 
 
 class Node:
@@ -53,11 +64,26 @@ class Node:
         self.timer = timer
         #: What was emitted, each with its moment on the monotonic clock, in order.
         self.said: list[tuple[float, str, Any]] = []
+        #: How often a wake, or a subscription made anew, has rung its bell.
+        self.rings = 0
         for name in ("error", "disconnected", "connected", "lease_lost", "retry", "dead"):
             timer.on(name, lambda what=None, name=name: self._say(name, what))
 
     def _say(self, name: str, what: Any) -> None:
         self.said.append((time.monotonic(), name, what))
+
+    def join(self) -> None:
+        """Have it join, and its rings counted."""
+        self.timer.join()
+        assert self.timer._life
+        listener = self.timer._life._listener
+        ring = listener._ring
+
+        def counted() -> None:
+            self.rings += 1
+            ring()
+
+        listener._ring = counted
 
     def heard(self, name: str, since: float = 0.0) -> list[Any]:
         """Return what was emitted under *name* since then."""
@@ -72,6 +98,52 @@ class Node:
     def id(self) -> str:
         """The node's."""
         return self.timer.id
+
+    def told_twice(self, since: float) -> list[str]:
+        """Return what it said again although nothing had changed: since it was last well."""
+        told: Counter[str] = Counter()
+        again = []
+        state = "connected"
+        for at, name, what in list(self.said):
+            if name == "connected":
+                told.clear()
+            if name == "error" and not isinstance(what, HandlerError):
+                kind = f"{str(what).partition(':')[0]} ({type(what.__cause__ or what).__name__})"
+                told[kind] += 1
+                if told[kind] > 1 and at >= since:
+                    again.append(kind)
+            if name in ("connected", "disconnected"):
+                if name == state == "disconnected" and at >= since:
+                    again.append(name)
+                state = name
+        return again
+
+
+class Fault:
+    """A fault that lasts, and what it is to those that it strikes: see `Watch.fault`."""
+
+    def __init__(self, struck: tuple[Node, ...], degraded: bool | None) -> None:
+        self.began = time.monotonic()
+        self.was_felt = False
+        self._struck = struck
+        self._degraded = degraded
+
+    def felt(self, seconds: float = 0.5) -> None:
+        """
+        Wait until the struck have told what is wrong and ``health()`` says that it is, and
+        until it has lasted so long that what spins, storms or repeats itself has shown.
+        """
+        self.was_felt = True
+        if self._degraded:
+            for node in self._struck:
+                eventually(lambda node=node: self._is_felt(node))
+                health = node.timer.health()
+                assert health.joined
+                assert health.error or health.deaf, health
+        eventually(lambda: time.monotonic() >= self.began + seconds)
+
+    def _is_felt(self, node: Node) -> bool:
+        return bool(not node.timer.health().ok and node.heard("error", self.began))
 
 
 class Watch:
@@ -90,28 +162,30 @@ class Watch:
         self.ns = ns
         self.keys = Keys.of(ns)
         self.nodes: list[Node] = []
-        #: Every handing out: id, payload, node, attempt, token, in order.
-        self.handled: list[tuple[str, dict[str, Any], str, int, int]] = []
+        #: Every handing out, in order.
+        self.handled: list[Handled] = []
         self.posted: dict[str, dict[str, Any]] = {}
         #: Ids that may be handed out more than once, or never, for a reason of the test's.
         self.excused: set[str] = set()
+        #: Ids of which nobody knows whether they were posted: never, or once.
+        self.perhaps: set[str] = set()
         #: True when the fault may have lost acknowledged writes.
         self.rollback = False
         self._numbers = itertools.count(1)
-        self._client = server.client(retry_on_error=[ConnectionError])
-        self._left = Left(self._client)
+        self.client = server.client(retry_on_error=[ConnectionError])
+        self.gauges = Gauges(self.client)
+        self._left = Left(self.client)
+        self._resident = resident()
         self._poster = DTimer("poster", server.url, ns=ns, timeout=PATIENCE * 1000)
 
     # ------------------------------------------------------------------------ the players
 
-    def node(
-        self, id: str = "node", url: str | None = None, sub: str | None = None, **options: Any
-    ) -> Node:
+    def node(self, id: str = "node", url: Any = None, sub: Any = None, **options: Any) -> Node:
         """
         Make a node that handles at once whatever it is handed, and have it join.
 
         Args:
-            url: Its way to the server, for example a proxy's.
+            url: Its way to the server, for example a proxy's, or a client.
             sub: Another way for its subscription.
             options: More than, or other than, `OPTIONS`. ``handler=`` is called with each
                 event before it counts as handled.
@@ -125,25 +199,60 @@ class Watch:
             for ev in events:
                 if handler:
                     handler(ev)
-                self.handled.append((ev.id, dict(ev), id, ev.attempt, ev.token))
+                self.handled.append(
+                    Handled(
+                        ev.id,
+                        dict(ev),
+                        id,
+                        ev.attempt,
+                        ev.token,
+                        ev.lateness_ms,
+                        time.monotonic(),
+                    )
+                )
 
         timer.on("event", handle)
-        timer.join()
+        node.join()
         self.healthy(node)
         return node
 
-    def post(self, delay: float = 0, timer: DTimer | None = None, **options: Any) -> str:
-        """Post an event that must be handled once, past the fault or through *timer*."""
-        ev = {"n": next(self._numbers)}
-        id = (timer or self._poster).post(ev, delay, **options)
+    def post(
+        self, delay: float = 0, timer: DTimer | None = None, *, more: Any = None, **options: Any
+    ) -> str:
+        """
+        Post an event that must be handled once, past the fault or through *timer*.
+
+        One whose outcome is unknown may be handled once. *more* goes into the payload.
+        """
+        ev = {"n": next(self._numbers)} | (more or {})
+        try:
+            id = (timer or self._poster).post(ev, delay, **options)
+        except OutcomeUnknown:
+            if "id" in options:
+                self.perhaps.add(options["id"])
+                self.posted[options["id"]] = ev
+            raise
         self.posted[id] = ev
         return id
 
+    def in_time(self, call: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Call it, and assert that it comes back within its deadline, well or not."""
+        began = time.monotonic()
+        try:
+            return call(*args, **options)
+        finally:
+            took = time.monotonic() - began
+            assert took <= CALL_LIMIT, f"the call took {took:.2f} s"
+
     # ------------------------------------------------------------------------ expectations
+
+    def times(self, id: str) -> int:
+        """Return how often an event has been handed out."""
+        return sum(handled.id == id for handled in list(self.handled))
 
     def wait_handled(self, *ids: str) -> None:
         """Wait until each of these has been handled."""
-        eventually(lambda: set(ids) <= {handled[0] for handled in self.handled})
+        eventually(lambda: set(ids) <= {handled.id for handled in list(self.handled)})
 
     def healthy(self, *nodes: Node) -> None:
         """Wait until these nodes, or all of them, say that they are well."""
@@ -151,63 +260,77 @@ class Watch:
             eventually(lambda timer=node.timer: timer.health().ok)
 
     @contextlib.contextmanager
-    def fault(self, *nodes: Node, degraded: bool = True, recovers: bool = True) -> Iterator[None]:
+    def fault(
+        self,
+        *nodes: Node,
+        degraded: bool | None = True,
+        recovers: bool = True,
+        outages: int = 1,
+    ) -> Iterator[Fault]:
         """
-        Inject a fault inside of this, and end it by the end of it.
+        Inject a fault inside of this, wait until it is `Fault.felt`, and end it.
 
         Args:
             nodes: Those that it strikes; all by default.
-            degraded: Their ``health()`` must say so before the fault ends.
+            degraded: Their ``health()`` must say so before the fault ends, and they must
+                have told why. False: they stay well, and say nothing. None: as it happens.
             recovers: Full service is demanded in time afterwards.
+            outages: How often it cuts a node off.
         """
         struck = nodes or tuple(self.nodes)
-        began, used = time.monotonic(), cpu_seconds()
-        connects = self._connects()
-        yield
-        if degraded:
+        before, posted = self.gauges.read(), len(self.posted)
+        fault = Fault(struck, degraded)
+        yield fault
+        if degraded and not fault.was_felt:
             for node in struck:
-                eventually(lambda timer=node.timer: not timer.health().ok)
-        lasted = time.monotonic() - began
-        # What proxies and the test itself use is not counted: other threads.
-        spent = cpu_seconds() - used
-        assert spent <= CPU_ONCE + CPU_SHARE * lasted * len(self.nodes), (
-            f"the nodes used {spent:.2f} s of CPU in {lasted:.2f} s"
-        )
-        self._told_once(struck, began)
+                eventually(lambda node=node: node.heard("error", before.at))
         if recovers:
             self.recovered(*struck)
-            made = self._connects() - connects
-            seconds = time.monotonic() - began
-            limit = len(self.nodes) * (CONNECTS_ONCE + CONNECTS_PER_SECOND * seconds)
-            # A server that restarted counts anew.
-            assert made <= limit, f"{made} connections in {seconds:.2f} s"
+            cost = self.gauges.since(before)
+            self._cheap(cost, len(self.posted) - posted)
+            eventually(lambda: self._connected() <= before.connections + 2 * len(self.nodes) + 1)
+        for node in struck:
+            assert [] == node.told_twice(before.at), node.said
+            gone = node.heard("disconnected", before.at)
+            assert len(gone) <= outages, f"node {node.id} was cut off {len(gone)} times: {gone}"
+            if degraded is False:
+                assert [] == gone
+                assert [] == node.heard("error", before.at)
+
+    def _connected(self) -> int:
+        return len(self.client.client_list())
+
+    def _cheap(self, cost: Cost, events: int) -> None:
+        nodes, seconds = len(self.nodes), cost.seconds
+        limits = {
+            # What proxies and the test itself use is not counted: other threads.
+            "cpu": nodes * (CPU_ONCE + CPU_SHARE * seconds),
+            "connects": nodes * (CONNECTS_ONCE + CONNECTS_PER_SECOND * seconds),
+            "calls": nodes * (CALLS_ONCE + CALLS_PER_SECOND * seconds) + CALLS_PER_EVENT * events,
+        }
+        over = {name: getattr(cost, name) for name in limits if getattr(cost, name) > limits[name]}
+        assert {} == over, f"in {seconds:.2f} s; the limits are {limits}"
+        assert set() == cost.ended, "threads of nodes that have not left"
+        # All that there is to say is said by events, and these are listened to.
+        assert [] == cost.lines
 
     def recovered(self, *nodes: Node) -> None:
-        """Assert full service within the time that a recovery may take from now on."""
+        """Assert full service, wakes included, within the time that a recovery may take."""
         ended = time.monotonic()
-        id = self.post()
-        self.wait_handled(id)
+        rings = [node.rings for node in self.nodes]
+        self.wait_handled(self.post())
         self.healthy(*nodes)
+        while rings == [node.rings for node in self.nodes]:
+            # Nobody was on duty yet, or the only one was awake anyway.
+            self.wait_handled(self.post())
+            assert time.monotonic() - ended <= RECOVERY_LIMIT, "no wake comes through"
         took = time.monotonic() - ended
         assert took <= RECOVERY_LIMIT, f"it took {took:.2f} s to recover"
-
-    def _told_once(self, nodes: tuple[Node, ...], since: float) -> None:
-        for node in nodes:
-            said = Counter(
-                type(e) for e in node.heard("error", since) if not isinstance(e, HandlerError)
-            )
-            again = {kind.__name__: n for kind, n in said.items() if n > 2}
-            assert {} == again, f"node {node.id} said the same again and again"
-            assert len(node.heard("disconnected", since)) <= 2, node.said
-
-    def _connects(self) -> int:
-        with contextlib.suppress(Exception):
-            return int(self._client.info("stats")["total_connections_received"])
-        return 0
 
     # ----------------------------------------------------------------------------- the end
 
     def __enter__(self) -> Self:
+        self.gauges.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -218,19 +341,21 @@ class Watch:
             if kind is None:
                 self._nothing_left()
         finally:
+            self.gauges.__exit__()
             self._poster.leave()
-            self._client.close()
+            self.client.close()
 
     def _nothing_lost(self) -> None:
-        wanted = {id: ev for id, ev in self.posted.items() if id not in self.excused}
+        wanted = {id for id in self.posted if id not in self.excused | self.perhaps}
         if not self.rollback and self.nodes:
             self.wait_handled(*wanted)
-        times = Counter(handled[0] for handled in self.handled)
-        twice = {id: n for id, n in times.items() if n > 1 and id in wanted}
+        times = Counter(handled.id for handled in self.handled)
+        twice = {id: n for id, n in times.items() if n > 1 and id not in self.excused}
         if not self.rollback:
             assert {} == twice, f"handled more than once: {self.handled}"
-        for id, ev, *_ in self.handled:
-            assert self.posted.get(id, ev) == ev, f"{id} was handed out with another payload"
+        for one in self.handled:
+            assert self.posted.get(one.id, one.payload) == one.payload, f"another payload: {one}"
+            assert one.lateness_ms >= 0, f"early: {one}"
 
     def _leave(self) -> None:
         for node in self.nodes:
@@ -245,6 +370,12 @@ class Watch:
             eventually(lambda: not str(self._left))
         left = str(self._left)
         assert not left, f"left behind: {left}"
+        grown = resident() - self._resident
+        assert grown < MOST_MEMORY, f"the process has grown by {grown} bytes"
         if not self.rollback:
-            assert_sound(self._client, self.keys)
-        assert [] == self._client.hvals(self.keys.nodes), "registrations left behind"
+            assert_sound(self.client, self.keys)
+        assert [] == self.client.hvals(self.keys.nodes), "registrations left behind"
+        if not self.excused and not self.perhaps and not self.rollback:
+            kept = {getattr(self.keys, name) for name in _KEPT}
+            there = {key for key in self.keys if self.client.exists(key)}
+            assert set() == there - kept, "keys left behind"

@@ -14,11 +14,24 @@ RECOVERY = 1.0
 #: Seconds in which a test demands it: two cores are shared with other tests.
 RECOVERY_LIMIT = 3 * RECOVERY
 
+#: Seconds in which a call has to come back, its deadline and a tenth; likewise times three.
+CALL_LIMIT = 3 * (OPTIONS["timeout"] / 1000 + 0.1)
+
 #: The share of a core that the threads of one node may use while a fault lasts, and the
 #: seconds that they may use besides, for what they do once.
-CPU_SHARE, CPU_ONCE = 0.10, 0.15
+CPU_SHARE, CPU_ONCE = 0.10, 0.10
 
-#: Connections that one node may open in a second while it cannot reach its server: its two
+#: Connections that one node may try in a second while it cannot reach its server: its two
 #: threads try again after 50 ms, 100 ms, 200 ms and so on up to 500 ms, less up to half.
 CONNECTS_PER_SECOND = 8
 CONNECTS_ONCE = 16
+
+#: Scripts that one node may call in a second: twice its polls (each 80 ms at the soonest)
+#: and heartbeats (each third of a lease). And besides, for what it does once, and for each
+#: event: wake, claim, confirm and the duty that goes round, twice.
+CALLS_PER_SECOND = 2 * (1000 / (0.8 * OPTIONS["poll_interval"]) + 3000 / OPTIONS["lease"])
+CALLS_ONCE = 30
+CALLS_PER_EVENT = 8
+
+#: Bytes that the process may grow by in one test of nodes that do next to nothing.
+MOST_MEMORY = 48_000_000
