@@ -26,6 +26,7 @@ from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 import redis
+from clocks import WrongClock
 
 from dtimer.store.embedded.binary import find_binary, missing
 
@@ -132,10 +133,16 @@ class Server(Running):
         tcp: Listen on a free port of the loopback interface, not on a unix socket.
         appendonly: Keep an append-only file (fsync every second).
         args: More of the server's command line.
+        clock: Let its clock be set.
     """
 
     def __init__(
-        self, *, tcp: bool = False, appendonly: bool = False, args: Sequence[str] = ()
+        self,
+        *,
+        tcp: bool = False,
+        appendonly: bool = False,
+        args: Sequence[str] = (),
+        clock: bool = False,
     ) -> None:
         # A short path: that of a unix socket may have 103 bytes.
         short = len(tempfile.gettempdir()) < 60
@@ -145,6 +152,7 @@ class Server(Running):
         super().__init__("" if tcp else f"unix://{self.folder}/s")
         self._appendonly = appendonly
         self._args = list(args)
+        self._clock = WrongClock() if clock else None
         self._process: subprocess.Popen[bytes] | None = None
         self._leash: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
@@ -208,6 +216,15 @@ class Server(Running):
         """Let a frozen server go on."""
         self._running().send_signal(signal.SIGCONT)
 
+    def set_clock(self, seconds: float) -> None:
+        """
+        Have the wall clock of the server, made with ``clock=True``, be off by so many seconds.
+
+        Its next command may still see the time before.
+        """
+        assert self._clock, "its clock cannot be set"
+        self._clock.set(seconds)
+
     def restart(self) -> None:
         """Stop the server if it runs, and start it in the same folder at the same address."""
         if self._process:
@@ -218,6 +235,8 @@ class Server(Running):
         """Have nothing left of the server."""
         if self._process:
             self.kill9()
+        if self._clock:
+            self._clock.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         atexit.unregister(self.close)
 
@@ -241,6 +260,9 @@ class Server(Running):
             command += ["--port", str(self.port), "--bind", "127.0.0.1"]
         else:
             command += ["--port", "0", "--unixsocket", f"{self.folder}/s"]
+        if self._clock:
+            # The allocator's own thread waits until a time, which to the kernel is another.
+            command += ["--jemalloc-bg-thread", "no"]
         return command + self._args
 
     def _spawn(self) -> None:
@@ -253,7 +275,12 @@ class Server(Running):
             command = [*python, _TIED, str(os.getpid()), *command]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | (self._clock.env if self._clock else {}),
+                start_new_session=True,
             )
         if not tied:
             leash = [*python, _LEASH, str(self._process.pid)]
