@@ -91,6 +91,10 @@ class Script:
         """Send a signal to the program alone."""
         self._process.send_signal(number)
 
+    def wait(self, patience: float = PATIENCE) -> int:
+        """Wait until the program is gone, with nothing told it; return its exit status."""
+        return self._process.wait(patience)
+
     def end(self, status: int | None = 0, patience: float = 2 * PATIENCE) -> str:
         """Wait for its end with this exit status (None: any); return what it complained of."""
         try:

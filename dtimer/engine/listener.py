@@ -72,7 +72,7 @@ class Listener(Service):
         echo_every: float,
         patience: float,
     ) -> None:
-        super().__init__(name, self._loop, changed, self.close)
+        super().__init__(name, self._loop, self._lost, self.close)
         self._ear = ear
         self._ring = ring
         self._changed = changed
@@ -116,12 +116,13 @@ class Listener(Service):
     def _loop(self, stopping: threading.Event) -> None:
         pause = _FIRST_PAUSE
         while not stopping.is_set():
-            if armed:
-                reached("loop.listener")
             began = time.monotonic()
-            ear = self._ear()
+            ear: Ear | None = None
             rest = 0.0
             try:
+                if armed:
+                    reached("loop.listener")
+                ear = self._ear()
                 ear.open()
                 self._opened = ear
                 if armed:
@@ -130,7 +131,8 @@ class Listener(Service):
                 self.tried.set()
                 self._ring()
                 self._listen(ear, stopping)
-            except Exception as e:
+            except BaseException as e:
+                # Whatever it is: who is deaf says so, and subscribes again.
                 self._lost(e)
                 if time.monotonic() - began > 10 * _LONGEST_PAUSE:
                     pause = _FIRST_PAUSE
@@ -139,7 +141,8 @@ class Listener(Service):
             finally:
                 self._subscribed = self.hears = False
                 self._opened = None
-                ear.close()
+                if ear is not None:
+                    ear.close()
                 self.tried.set()
             self._stop_bell.wait(rest)
 
@@ -155,6 +158,8 @@ class Listener(Service):
 
     def _listen(self, ear: Ear, stopping: threading.Event) -> None:
         while not stopping.is_set():
+            if armed:
+                reached("loop.listener")
             sent = self._echo_sent
             left = self._patience
             if sent is not None:
@@ -177,7 +182,7 @@ class Listener(Service):
             elif any(":wake:" in channel for channel in channels):
                 self._ring()
 
-    def _lost(self, error: Exception) -> None:
+    def _lost(self, error: BaseException) -> None:
         if self.deaf_since is None:
             # An echo that was not heard shows that it was deaf before it was known to be.
             sent = self._echo_sent if isinstance(error, Deaf) else None
