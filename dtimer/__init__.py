@@ -1,32 +1,37 @@
 """A distributed timer backed by Redis: post an event now, one process receives it in time."""
 
-from dtimer.errors import (
-    DTimerError,
-    EventExists,
-    HandlerError,
-    LeaseLost,
-    NamespaceCorrupt,
-    OptionError,
-    OutcomeUnknown,
-    PayloadError,
-    PayloadTooLarge,
-    ScriptError,
-    StoreError,
-    UsageError,
-)
-from dtimer.model.event import (
-    Cancelled,
-    DeadLetter,
-    Event,
-    Health,
-    NodeInfo,
-    Record,
-    State,
-    Stats,
-)
-from dtimer.model.recurrence import Schedule
-from dtimer.runat import RunAt
-from dtimer.timer import DTimer
+import importlib
+import typing
+
+# Imported when they are first asked for (PEP 562): `dtimer --version` needs none of them.
+if typing.TYPE_CHECKING:
+    from dtimer.errors import (
+        DTimerError,
+        EventExists,
+        HandlerError,
+        LeaseLost,
+        NamespaceCorrupt,
+        OptionError,
+        OutcomeUnknown,
+        PayloadError,
+        PayloadTooLarge,
+        ScriptError,
+        StoreError,
+        UsageError,
+    )
+    from dtimer.model.event import (
+        Cancelled,
+        DeadLetter,
+        Event,
+        Health,
+        NodeInfo,
+        Record,
+        State,
+        Stats,
+    )
+    from dtimer.model.recurrence import Schedule
+    from dtimer.runat import RunAt
+    from dtimer.timer import DTimer
 
 __all__ = [
     "Cancelled",
@@ -55,3 +60,32 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_ROOMS = {
+    "dtimer.model.event": (
+        "Cancelled",
+        "DeadLetter",
+        "Event",
+        "Health",
+        "NodeInfo",
+        "Record",
+        "State",
+        "Stats",
+    ),
+    "dtimer.model.recurrence": ("Schedule",),
+    "dtimer.runat": ("RunAt",),
+    "dtimer.timer": ("DTimer",),
+}
+_ROOM = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(_ROOM.get(name, "dtimer.errors")), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

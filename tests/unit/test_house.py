@@ -7,6 +7,8 @@ The stairs themselves (who may import whom) are a contract in setup.cfg, which
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -69,6 +71,18 @@ class TestModules:
             and name != "annotations"  # what ``from __future__`` leaves behind
         }
         assert public <= set(dtimer.__all__)
+
+    def test_importing_it_is_light(self):
+        """
+        ``import dtimer`` imports no module of ours but itself, and so `dtimer --version`
+        answers at once; each name is imported when it is first asked for.
+        """
+        code = (
+            "import sys, dtimer; print([m for m in sys.modules if m.startswith('dtimer.')]);"
+            " dtimer.DTimer; print('dtimer.timer' in sys.modules)"
+        )
+        said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
+        assert ["[]", "True"] == said.splitlines()
 
     def test_all_is_true(self):
         """Every name in ``__all__`` is there to be imported."""
