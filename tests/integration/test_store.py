@@ -285,6 +285,23 @@ class TestLostReplies:
         assert "cancelled" == store._line.once("cancel", "tea", op="lane:7").decode()
         assert store.peek("tea") is not None
 
+    @pytest.mark.parametrize("steps", [(3600,), (-3600,), (-60,), (-3600, 3600), (3600, -3600)])
+    def test_remembered_over_a_step_of_the_clock(self, store, node, now, steps):
+        """
+        A clock that is stepped, back or ahead, or there and back, before a call is tried
+        again does not have it done again, whatever others do meanwhile.
+        """
+        entry = Store._post_arguments([Entry("tea", "+0", "", "3|{}")], "mint")
+        stored = store._line.once("post", *entry, op="lane:1")
+        post(store, "egg")
+        first = node.turn(1)
+        for n, seconds in enumerate(steps):
+            now.tick(seconds * 1000)
+            post(store, f"other-{n}", 10_000_000)
+        assert stored == store._line.once("post", *entry, op="lane:1")
+        again = node.turn(1, again=True)
+        assert [c.token for c in first.claims] == [c.token for c in again.claims]
+
     def test_the_memory_is_bounded(self, store, client, now):
         """Lanes that are idle for two minutes are forgotten."""
         for i in range(50):

@@ -26,6 +26,7 @@ for _, words in ipairs({
   {'HRANDFIELD', BODY, '1'},
   {'HSET', SYS, 'v', ARGV[3]},
   {'PUBLISH', string.sub(DUE, 1, -4) .. 'echo:nobody', ''},
+  {'RENAME', SYS, SYS},
   {'TIME'},
   {'TYPE', DUE},
   {'ZADD', DUE, 'XX', '0', NOBODY},
