@@ -6,6 +6,7 @@ import typing
 # Imported when they are first asked for (PEP 562): `dtimer --version` needs none of them.
 if typing.TYPE_CHECKING:
     from dtimer.errors import (
+        ClockJump,
         DTimerError,
         EventExists,
         HandlerError,
@@ -35,6 +36,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = [
     "Cancelled",
+    "ClockJump",
     "DTimer",
     "DTimerError",
     "DeadLetter",

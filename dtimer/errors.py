@@ -11,6 +11,7 @@ Everything that can go wrong, in one tree: the type says whose fault it is.
     ├── EventExists (ValueError)     post(..., if_exists="error") met a pending event of that id
     ├── HandlerError                 a handler raised; __cause__ is what it raised
     ├── LeaseLost                    an event in hand was no longer ours
+    ├── ClockJump                    the server's clock was set while the node was joined
     └── StoreError                   Redis refused or could not be reached
         ├── OutcomeUnknown           … and may or may not have done what was asked
         ├── NamespaceCorrupt         our keys hold something that is not ours
@@ -96,6 +97,25 @@ class LeaseLost(DTimerError):
         self.id = id
         self.node = node
         self.token = token
+
+
+class ClockJump(DTimerError):
+    """
+    The clock of Redis went further, or less far, than time has passed for this node.
+
+    Emitted to ``'error'``, never raised. All due times and leases go by that clock: what
+    is due comes sooner by ``seconds`` than it would have, or later where they are
+    negative. Also told when another server with another clock has taken over, or when
+    this machine stood still without noticing.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        way = "ahead" if seconds > 0 else "back"
+        super().__init__(
+            f"the clock of Redis was put {way} by {abs(seconds):.1f} s, or this machine stood"
+            " still: events come by that clock"
+        )
+        self.seconds = seconds
 
 
 class StoreError(DTimerError):

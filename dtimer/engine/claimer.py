@@ -26,8 +26,9 @@ from dtimer.engine.bell import Bell
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.hold import Hold
 from dtimer.engine.listener import Listener
+from dtimer.engine.pace import Pace
 from dtimer.engine.service import Service
-from dtimer.errors import OptionError
+from dtimer.errors import ClockJump, OptionError
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Turn, TurnRequest
 from dtimer.model.options import MOST_CLAIMS, Options
@@ -107,6 +108,7 @@ class Claimer(Service):
         self._appetite = appetite
         self._changed = changed
         self._announce = announce
+        self._pace = Pace()
         self._seq = 0
         self._request: TurnRequest | None = None
         self._pause = _FIRST_PAUSE
@@ -224,6 +226,7 @@ class Claimer(Service):
     def _answered(self, request: TurnRequest, turn: Turn, sent: float) -> None:
         self.answered = time.monotonic()
         self._pause = _FIRST_PAUSE
+        self._mind_the_clock(turn, sent)
         if turn.claims:
             if not self._dispatcher.held():
                 self._next_beat = sent + self._options.lease / 1e6 / _BEATS
@@ -248,6 +251,17 @@ class Claimer(Service):
                 self._announce("error", e)
         if turn.buried or any(result.value == "d" for result in turn.results):
             self._turns.trim()
+
+    def _mind_the_clock(self, turn: Turn, sent: float) -> None:
+        jump = self._pace.jumped(turn.now_us / 1e6, time.monotonic() - sent)
+        if not jump or self._options.now is not None:
+            return
+        # Leases now end sooner than is believed here, or would last for too long: they are
+        # renewed at once. The server's word alone counts until they are.
+        for hold in self._dispatcher.held() if jump > 0 else ():
+            hold.doubt()
+        self._next_beat = 0.0
+        self._announce("error", ClockJump(jump))
 
     def _beat(self) -> None:
         """Renew the leases of what runs, when it is time."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from dtimer.engine.pace import lasting
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Claim, Result, Settlement, Verdict
 from dtimer.model.event import Event
@@ -79,7 +80,12 @@ class Hold:
 
     def renewed(self, sent: float, lease_us: int) -> None:
         """Note that a lease was granted by a request that went out at *sent*."""
-        self._believed_until = sent + lease_us / 1_000_000 * _BELIEVED
+        age = time.monotonic() - sent
+        self._believed_until = lasting() - age + lease_us / 1_000_000 * _BELIEVED
+
+    def doubt(self) -> None:
+        """Believe in the lease no more until it has been renewed."""
+        self._believed_until = 0.0
 
     def lose(self) -> bool:
         """Note that the server no longer counts us as the holder; True the first time."""
@@ -163,4 +169,4 @@ class Hold:
 
     def lost(self) -> bool:
         """See `Event.lease_lost`."""
-        return self._lost or (not self.settled and time.monotonic() > self._believed_until)
+        return self._lost or (not self.settled and lasting() > self._believed_until)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from servers import PATIENCE, eventually
 from dtimer.engine.bell import Bell
 from dtimer.engine.claimer import Claimer
 from dtimer.engine.dispatcher import Dispatcher
-from dtimer.errors import StoreError
+from dtimer.errors import ClockJump, StoreError
 from dtimer.model.claims import Claim, Result, Turn, Verdict
 from dtimer.model.options import validate
 
@@ -29,9 +30,10 @@ class Refused(Exception):
     """What a person has to mend."""
 
 
-def turn(*ids, wait=None, known=True, results=(), buried=()):
+def turn(*ids, wait=None, known=True, results=(), buried=(), ahead=0):
     claims = [Claim(id, n, 1, 1_000, 1_000, 3, b"{}") for n, id in enumerate(ids, 1)]
-    return Turn(1_000, wait, known, list(results), claims, list(buried))
+    now = round((time.monotonic() + ahead) * 1e6)
+    return Turn(now, wait, known, list(results), claims, list(buried))
 
 
 class FakeTurns:
@@ -485,12 +487,56 @@ class TestHeartbeats:
         assert ["egg"] == ids
         assert 59_000_000 < lease_us <= 60_000_000
 
+    def test_the_clock_was_put_ahead(self, desk):
+        """
+        When the server's clock was put ahead, leases may have ended: none is believed until
+        all are renewed, which is at once. It is told once.
+        """
+        desk = desk()
+        self.held(desk, "tea")
+        desk.claimer._next_beat = time.monotonic() + LONG
+        (tea,) = desk.dispatcher.held()
+        extend, desk.turns.extend = desk.turns.extend, None
+        desk.take(turn(ahead=3_600))
+        assert tea.lost()
+        desk.turns.extend = extend
+        desk.take(turn(ahead=3_600))
+        assert not tea.lost()
+        assert [(["tea"], 30_000_000)] == desk.turns.extended
+        kind, error = desk.said.get_nowait()
+        assert ("error", ClockJump) == (kind, type(error))
+        assert pytest.approx(3_600, abs=1) == error.seconds
+        assert desk.said.empty()
+
+    def test_the_clock_was_put_back(self, desk):
+        """
+        When it was put back, leases are renewed at once as well: they would last for as much
+        longer, should the node die.
+        """
+        desk = desk()
+        self.held(desk, "tea")
+        desk.claimer._next_beat = time.monotonic() + LONG
+        (tea,) = desk.dispatcher.held()
+        desk.take(turn(ahead=-3_600))
+        assert not tea.lost()
+        assert [(["tea"], 30_000_000)] == desk.turns.extended
+        assert pytest.approx(-3_600, abs=1) == desk.said.get_nowait()[1].seconds
+
+    def test_a_clock_of_the_test(self, desk):
+        """A clock given by ``now`` is moved on purpose, and nobody is told."""
+        desk = desk(now=lambda: 0)
+        self.held(desk, "tea")
+        desk.claimer._next_beat = time.monotonic() + LONG
+        desk.take(turn(ahead=3_600))
+        assert desk.said.empty()
+        assert [] == desk.turns.extended
+
     def test_many(self, desk):
         """A heartbeat renews a hundred leases at a time."""
         desk = desk(max_events=100, concurrency=3)
         for n in range(3):
             claims = [Claim(f"{n}-{i}", 100 * n + i, 1, 1, 1, 3, b"{}") for i in range(80)]
-            desk.take(Turn(1_000, None, True, [], claims, []))
+            desk.take(replace(turn(), claims=claims))
         desk.claimer._next_beat = 0.0
         desk.take()
         assert [100, 100, 40] == [len(ids) for ids, _ in desk.turns.extended]
