@@ -16,7 +16,6 @@ time at once. So a lost reply delays its events by a try, and not by a lease.
 from __future__ import annotations
 
 import contextlib
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from dtimer.engine.service import Service
 from dtimer.errors import ClockJump, OptionError
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Turn, TurnRequest
+from dtimer.model.jitter import between
 from dtimer.model.options import MOST_CLAIMS, Options
 
 _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
@@ -300,7 +300,7 @@ class Claimer(Service):
         if self._turns.slow(error):
             return _SLOW_PAUSE
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        return random.uniform(self._pause / 2, self._pause)
+        return between(self._pause / 2, self._pause)
 
     def _nap(self, request: TurnRequest, turn: Turn, claiming: bool) -> float:
         if self._dispatcher.unsettled:
@@ -310,7 +310,7 @@ class Claimer(Service):
         now = time.monotonic()
         # Jitter, so that nodes which started together do not poll together; downwards,
         # so that the interval is a promise.
-        nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * random.uniform(0.8, 0.95)
+        nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)
         if turn.wait_us is not None:
             nap = min(nap, turn.wait_us / 1e6)
         nap = min(nap, max(0.0, self._listener.echo_due()))

@@ -14,7 +14,6 @@ the server has gone with it, and after each new one, for what was missed meanwhi
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Protocol
 from dtimer.engine.bell import Bell
 from dtimer.engine.service import Service
 from dtimer.faultpoints import armed, reached
+from dtimer.model.jitter import between
 
 _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
 
@@ -137,7 +137,7 @@ class Listener(Service):
                 if time.monotonic() - began > 10 * _LONGEST_PAUSE:
                     pause = _FIRST_PAUSE
                 pause = min(pause * 2, _LONGEST_PAUSE)
-                rest = _SLOW_PAUSE if self._slow(e) else random.uniform(pause / 2, pause)
+                rest = _SLOW_PAUSE if self._slow(e) else between(pause / 2, pause)
             finally:
                 self._subscribed = self.hears = False
                 self._opened = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
+from dtimer.model.jitter import between
 from dtimer.model.moments import Duration, duration_us
 
 #: Milliseconds, or a function from the number of the attempt that failed to a duration.
@@ -22,7 +22,7 @@ def exponential(attempt: int) -> float:
     together ("equal jitter", M. Brooker, *Exponential Backoff And Jitter*, 2015).
     """
     full = min(LONGEST_MS, FIRST_MS << min(attempt - 1, 30))
-    return full / 2 + random.uniform(0, full / 2)
+    return full / 2 + between(0, full / 2)
 
 
 def wait_us(backoff: Backoff, attempt: int) -> int:

@@ -244,7 +244,9 @@ class TestLoss:
         assert ["refused", "refused"] == [str(ears.change()) for _ in range(2)]
         assert since == ears.listener.deaf_since
         for _ in range(2):
-            assert ears.next().closed
+            refused = ears.next()
+            # The listener tells of it a moment before.
+            eventually(lambda ear=refused: ear.closed)
         third = ears.next()
         third.say(["ns:echo:me"])
         assert ears.change() is None
