@@ -13,6 +13,7 @@ import enum
 import re
 
 from dtimer.errors import DTimerError, NamespaceCorrupt, ScriptError, StoreError
+from dtimer.store import access
 
 
 class Fate(enum.Enum):
@@ -89,10 +90,15 @@ def fate(error: BaseException, sent: bool) -> Fate:
 
 def slow(error: BaseException | None) -> bool:
     """Tell whether *error* needs a person: trying again soon would only hammer the server."""
+    if isinstance(error, StoreError) and error.__cause__ is not None:
+        error = error.__cause__
     if error is None:
         return False
-    refused = message(error).startswith(_CONFIGURATION_PREFIXES)
-    return refused or bool(names(error) & _CONFIGURATION)
+    text = message(error)
+    if text.startswith(_CONFIGURATION_PREFIXES) or names(error) & _CONFIGURATION:
+        return True
+    # What an ACL refuses within a script has neither the class nor the prefix.
+    return "ResponseError" in names(error) and access.refusal(text) is not None
 
 
 def before_the_script(error: BaseException) -> bool:

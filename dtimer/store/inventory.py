@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from dtimer.model.event import DeadLetter
 from dtimer.model.recurrence import Definition, definition_from_json
 from dtimer.store import codec
-from dtimer.store.namespace import SCHEMA
 from dtimer.store.store import Store
 
 #: Events in one page of a walk through all of them, about 1 ms of the server's time.
@@ -153,11 +152,6 @@ class Inventory(Store):
         strays = [(codec.text(flat[i]), codec.text(flat[i + 1])) for i in range(0, len(flat), 2)]
         due, bodies, dead, graves, leases, schedules, plans = map(int, sizes)
         return Audit(due, bodies, dead, graves, leases, schedules, plans, strays)
-
-    def permissions(self) -> dict[str, str]:
-        """Return the commands that this client may not run, or cannot, and why."""
-        flat = self._call("permissions", SCHEMA)
-        return {codec.text(flat[i]): codec.text(flat[i + 1]) for i in range(0, len(flat), 2)}
 
     def command(self, *words: str) -> object:
         """Run one command, on a connection of its own."""

@@ -9,7 +9,6 @@ after its successor, does nothing.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 import weakref
@@ -19,6 +18,7 @@ from typing import Any
 
 from dtimer.errors import OutcomeUnknown, StoreError
 from dtimer.faultpoints import armed, reached
+from dtimer.model.jitter import between
 from dtimer.model.names import incarnation
 from dtimer.store.connect import Source
 from dtimer.store.faults import Fate, before_the_script, fate, translate
@@ -112,12 +112,20 @@ class Line:
         """Return the deadline of a call that begins now, on the monotonic clock."""
         return time.monotonic() + self._timeout
 
-    def call(self, verb: str, *arguments: Argument, deadline: float, named: bool = False) -> Any:
+    def call(
+        self,
+        verb: str,
+        *arguments: Argument,
+        deadline: float,
+        named: bool = False,
+        whole: bool = False,
+    ) -> Any:
         """
         Run the script of *verb* and return its reply, trying again until the deadline.
 
         Args:
             named: The verb changes things and must not do so twice.
+            whole: Send the script itself, and not its name.
 
         Raises:
             OutcomeUnknown: it may have been done, and no reply came in time.
@@ -125,9 +133,8 @@ class Line:
         """
         lane = self._take()
         try:
-            return self._until(
-                deadline, lane, load(verb), [lane.next() if named else "", *arguments]
-            )
+            op = lane.next() if named else ""
+            return self._until(deadline, lane, load(verb), [op, *arguments], whole=whole)
         finally:
             self._give(lane)
 
@@ -157,10 +164,15 @@ class Line:
 
     @staticmethod
     def _run(
-        wire: Wire | ClusterWire, script: Script, arguments: Sequence[Argument], until: float
+        wire: Wire | ClusterWire,
+        script: Script,
+        arguments: Sequence[Argument],
+        until: float,
+        *,
+        whole: bool = False,
     ) -> Any:
         try:
-            return wire.run(script, arguments, until)
+            return wire.run(script, arguments, until, whole=whole)
         except Exception as e:
             if fate(e, wire.sent) is not Fate.NO_SCRIPT:
                 raise
@@ -168,7 +180,13 @@ class Line:
         return wire.run(script, arguments, until, whole=True)
 
     def _until(
-        self, deadline: float, lane: Lane, script: Script, arguments: Sequence[Argument]
+        self,
+        deadline: float,
+        lane: Lane,
+        script: Script,
+        arguments: Sequence[Argument],
+        *,
+        whole: bool,
     ) -> Any:
         perhaps = False
         pause = _FIRST_PAUSE
@@ -176,7 +194,7 @@ class Line:
         while True:
             until = min(deadline, time.monotonic() + one_try)
             try:
-                return self._run(lane.wire, script, [self._time(), *arguments], until)
+                return self._run(lane.wire, script, [self._time(), *arguments], until, whole=whole)
             except Exception as e:
                 what = fate(e, lane.wire.sent)
                 if what is Fate.REFUSED and not (perhaps and before_the_script(e)):
@@ -188,7 +206,7 @@ class Line:
                 if what is Fate.REFUSED or left < pause + one_try / 2:
                     raise self._gave_up(script.name, e, perhaps) from e
             # Jitter, so that callers who failed together do not return together.
-            time.sleep(random.uniform(pause / 2, pause))
+            time.sleep(between(pause / 2, pause))
             pause = min(pause * 2, _LONGEST_PAUSE)
             if armed:
                 reached("retry.sending")

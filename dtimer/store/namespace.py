@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from dtimer.errors import NamespaceCorrupt
-from dtimer.store import codec, faults
+from dtimer.errors import NamespaceCorrupt, StoreError
+from dtimer.store import access, codec, faults
 from dtimer.store.connect import Source
 from dtimer.store.keys import Keys
 from dtimer.store.line import Line
@@ -26,10 +26,12 @@ class Namespace:
         ears: Source | None = None,
         now: Callable[[], int] | None = None,
     ) -> None:
+        self.ns = ns
         self.keys = Keys.of(ns)
         self._source = source
         self._ears = ears or source
         self._line = Line(source, self.keys, timeout, now)
+        self._timeout = timeout
         self._now = now
         self._opened = False
 
@@ -58,6 +60,25 @@ class Namespace:
         deadline = self._line.deadline()
         self._open(deadline)
         return self._line.call(verb, *arguments, named=named, deadline=deadline)
+
+    def permissions(self) -> dict[str, str]:
+        """
+        Return the commands that this client may not run, or cannot, and why.
+
+        Raises:
+            StoreError: Redis could not be asked.
+        """
+        # With a time of its own, and whole: neither TIME nor EVALSHA may be what is refused.
+        line = Line(self._source, self.keys, self._timeout, lambda: 1)
+        try:
+            flat = line.call("permissions", deadline=line.deadline(), whole=True)
+        except StoreError as e:
+            if access.refusal(str(e)):
+                return {"EVAL": str(e)}
+            raise
+        finally:
+            line.close()
+        return {codec.text(flat[i]): codec.text(flat[i + 1]) for i in range(0, len(flat), 2)}
 
     def about_server(self) -> dict[str, str]:
         """Return what INFO says; empty where the server does not, or may not, say."""

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -28,10 +26,9 @@ from dtimer.model.event import Health
 from dtimer.model.names import incarnation
 from dtimer.model.options import Options
 from dtimer.store.store import Store
+from dtimer.timer import vetting
 from dtimer.timer.turns import Turns
 from dtimer.timer.voice import Voice
-
-log = logging.getLogger("dtimer")
 
 # Waits are made of slices of so many seconds: Python handles a signal that comes a moment
 # before its main thread blocks only when that wakes again.
@@ -134,9 +131,8 @@ class Life:
             StoreError: Redis is not there; nothing is left running.
         """
         try:
-            self._warn()
-            self._turns.register()
-            self._registered = True
+            vetting.server(self._store)
+            self._register()
             self._set_off()
         except BaseException:
             # Also an interrupt by the user, or a process that can have no more threads.
@@ -147,6 +143,17 @@ class Life:
                 self._farewell()
             raise
         self._herald.announce("ready")
+
+    def _register(self) -> None:
+        try:
+            self._turns.register()
+            self._registered = True
+        except StoreError as e:
+            if self._store.slow(e):
+                # The first thing that was refused may not be the only one.
+                vetting.permissions(self._store)
+            raise
+        vetting.permissions(self._store)
 
     def _set_off(self) -> None:
         # A clock of a test rings when it is moved.
@@ -165,20 +172,6 @@ class Life:
             raise StoreError(f"Redis went away while joining: {error}") from error
         if self._deafness is not None:
             self._hearing_changed(self._deafness)
-
-    def _warn(self) -> None:
-        about = self._store.about_server()
-        policy = about.get("maxmemory_policy", "noeviction")
-        if policy != "noeviction":
-            _warn(
-                f"this Redis evicts keys when its memory is full (maxmemory-policy {policy}),"
-                " and may evict all pending events at once: set it to noeviction"
-            )
-        if about.get("role", "master") != "master":
-            _warn("this Redis is a replica, which takes no posts: connect to its master")
-        version = about.get("redis_version", "7").split(".")
-        if version[0].isdigit() and [int(n) for n in version[:2] if n.isdigit()] < [6, 2]:
-            _warn(f"this Redis is version {'.'.join(version)}; dtimer is made for 6.2 and later")
 
     def _reach_changed(self, error: Exception | None) -> None:
         if error is None:
@@ -301,8 +294,3 @@ class Life:
             error=None if error is None else str(error) or repr(error),
             restarts=sum(s.failures for s in self._services()),
         )
-
-
-def _warn(text: str) -> None:
-    log.warning(text)
-    warnings.warn(text, RuntimeWarning, stacklevel=5)

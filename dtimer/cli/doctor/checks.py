@@ -12,6 +12,7 @@ from dtimer.cli.doctor import server
 from dtimer.cli.doctor.findings import Finding, Level, error, ok, warning
 from dtimer.errors import NamespaceCorrupt, StoreError
 from dtimer.model.names import incarnation
+from dtimer.store import access
 from dtimer.store.codec import text
 from dtimer.store.faults import message, names, slow
 from dtimer.store.inventory import Audit, Inventory
@@ -49,9 +50,11 @@ def examine(store: Inventory, url: str) -> Iterator[Finding]:
     yield hearing(store)
     found = schema(store)
     yield found
-    if found.level is Level.ERROR:
+    if found.level is Level.ERROR and access.refusal(found.text) is None:
         return
     yield from permissions(store)
+    if found.level is Level.ERROR:
+        return
     yield skew(store)
     yield from orphans(store)
 
@@ -99,8 +102,7 @@ def hearing(store: Inventory) -> Finding:
             os.close(reading)
             os.close(writing)
     except Exception as e:
-        pattern = store.keys.wake("*").removesuffix("wake:*") + "*"
-        remedy += f"ACL SETUSER <user> +subscribe +publish '&{pattern}'"
+        remedy += access.remedy(message(e), store.ns)
         return warning("pub/sub", f"refused: {message(e)}", remedy)
     finally:
         ear.close()
@@ -123,13 +125,8 @@ def schema(store: Inventory) -> Finding:
     return ok("schema", "the namespace is of the version that this dtimer knows")
 
 
-def _remedy(store: Inventory, refusal: str) -> str:
-    if "NOPERM" not in refusal and "permission" not in refusal:
-        return "see what the server says of it"
-    command = re.search(r"run the '(\w+)", refusal)
-    what = f"+{command[1]}" if command else "+eval +evalsha"
-    pattern = store.keys.due.removesuffix("due") + "*"
-    return f"ACL SETUSER <user> {what} '~{pattern}'"
+def _remedy(store: Inventory, refused: str) -> str:
+    return access.remedy(refused, store.ns) or "see what the server says of it"
 
 
 def permissions(store: Inventory) -> Iterator[Finding]:
@@ -140,39 +137,16 @@ def permissions(store: Inventory) -> Iterator[Finding]:
     except StoreError as e:
         yield error(check, f"the commands cannot be tried: {e}", _remedy(store, str(e)))
         return
+    missing = list(access.missing(refused, store.ns))
+    for m in missing:
+        # A wake that cannot be sent makes events late; all else makes calls impossible.
+        found = error if m.fatal or not m.late else warning
+        yield found(check, m.text, f"ACL SETUSER <user> {m.rule}")
+    for command, reason in refused.items():
+        if access.refusal(reason) is None:
+            yield error(check, f"{command}: {reason}", "see what the server says of it")
     if not refused:
         yield ok(check, "every command that the scripts use may be run")
-        return
-    by_reason: dict[str, list[str]] = {}
-    for command, reason in refused.items():
-        by_reason.setdefault(_reason(reason), []).append(command)
-    for reason, commands in by_reason.items():
-        pattern = store.keys.due.removesuffix("due")
-        if reason == "key":
-            remedy = f"ACL SETUSER <user> '~{pattern}*'"
-            told = f"no permission for the keys {pattern}* ({', '.join(commands)})"
-        elif reason == "channel":
-            remedy = f"ACL SETUSER <user> '&{pattern}*'"
-            told = f"no permission for the channels {pattern}*"
-        elif reason == "command":
-            remedy = f"ACL SETUSER <user> {' '.join('+' + c.lower() for c in commands)}"
-            told = f"no permission for {', '.join(commands)}"
-        else:
-            remedy = "see what the server says of it"
-            told = f"{', '.join(commands)}: {reason}"
-        # A wake that cannot be sent makes events late; all else makes them impossible.
-        found = warning if commands == ["PUBLISH"] else error
-        yield found(check, told, remedy)
-
-
-def _reason(refusal: str) -> str:
-    """Tell what an ACL minds, in the words of Redis 6.2 or later; else as it is."""
-    if "can't run" in refusal or "permissions to run" in refusal:
-        return "command"
-    for what in ("channel", "key"):
-        if re.search(rf"access .*\b{what}", refusal):
-            return what
-    return refusal
 
 
 def skew(store: Inventory) -> Finding:

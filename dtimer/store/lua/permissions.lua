@@ -1,7 +1,8 @@
 -- Try every command that the scripts use, each in a form that changes nothing. What this
 -- client may not run, or the server refuses for another reason, is told and not raised.
+-- Also in a namespace that is not open yet, and may be foreign.
 --
--- ARGV[3]   the schema version that is there
+-- ARGV[1]   never '': the prelude would ask for the time, which may be what is refused
 --
 -- Returns   command and what it was refused for, in turn; nothing when all went well
 local NOBODY = '\1nobody'
@@ -19,12 +20,10 @@ for _, words in ipairs({
   {'HDEL', BODY, NOBODY},
   {'HEXISTS', BODY, NOBODY},
   {'HGET', BODY, NOBODY},
-  {'HINCRBY', SYS, 'n:posted', '0'},
   {'HKEYS', BEATS},
   {'HLEN', BODY},
   {'HMGET', BODY, NOBODY},
   {'HRANDFIELD', BODY, '1'},
-  {'HSET', SYS, 'v', ARGV[3]},
   {'PUBLISH', string.sub(DUE, 1, -4) .. 'echo:nobody', ''},
   {'RENAME', SYS, SYS},
   {'TIME'},
@@ -39,11 +38,16 @@ for _, words in ipairs({
   {'ZREM', DUE, NOBODY},
   {'ZREVRANGEBYSCORE', DUE, '0', '0', 'LIMIT', '0', '1'},
   {'ZSCORE', DUE, NOBODY},
+  -- Last, since an HDEL has to follow.
+  {'HINCRBY', SYS, NOBODY, '0'},
+  {'HSET', SYS, NOBODY, ''},
 }) do
   local reply = redis.pcall(unpack(words))
   if type(reply) == 'table' and reply.err then
     refused[#refused + 1] = words[1]
     refused[#refused + 1] = reply.err
+  elseif words[3] == NOBODY and (words[1] == 'HINCRBY' or words[1] == 'HSET') then
+    redis.pcall('HDEL', SYS, NOBODY)
   end
 end
 return refused
