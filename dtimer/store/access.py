@@ -17,7 +17,7 @@ from dtimer.store.keys import Keys
 #: How scripts are called, and what those of a node run. Without any of these it cannot join.
 NODE = (
     *("eval", "evalsha"),
-    *("del", "hdel", "hexists", "hget", "hincrby", "hmget", "hset", "time", "type"),
+    *("hdel", "hexists", "hget", "hincrby", "hmget", "hset", "rename", "time", "type"),
     *("zadd", "zcard", "zcount", "zrange", "zrangebyscore", "zrem", "zscore"),
 )
 
@@ -33,7 +33,7 @@ EVERYTHING = (*NODE, *WAKES, *REST)
 #: For a client that posts, cancels, reschedules and peeks, and never joins.
 PRODUCER = (
     *("eval", "evalsha", "publish"),
-    *("del", "hdel", "hexists", "hget", "hincrby", "hmget", "hset", "time", "type"),
+    *("hdel", "hexists", "hget", "hincrby", "hmget", "hset", "rename", "time", "type"),
     *("zadd", "zrange", "zrem", "zrevrangebyscore", "zscore"),
 )
 

@@ -7,16 +7,8 @@
 -- Returns   command and what it was refused for, in turn; nothing when all went well
 local NOBODY = '\1nobody'
 
--- A key that is not there, to be deleted: of ours if there is one.
-local absent = string.sub(DUE, 1, -4) .. 'nothing'
-for _, key in ipairs(KEYS) do
-  local found = redis.pcall('TYPE', key)
-  if found.ok == 'none' then absent = key end
-end
-
 local refused = {}
 for _, words in ipairs({
-  {'DEL', absent},
   {'HDEL', BODY, NOBODY},
   {'HEXISTS', BODY, NOBODY},
   {'HGET', BODY, NOBODY},
@@ -25,7 +17,6 @@ for _, words in ipairs({
   {'HMGET', BODY, NOBODY},
   {'HRANDFIELD', BODY, '1'},
   {'PUBLISH', string.sub(DUE, 1, -4) .. 'echo:nobody', ''},
-  {'RENAME', SYS, SYS},
   {'TIME'},
   {'TYPE', DUE},
   {'ZADD', DUE, 'XX', '0', NOBODY},
@@ -38,16 +29,17 @@ for _, words in ipairs({
   {'ZREM', DUE, NOBODY},
   {'ZREVRANGEBYSCORE', DUE, '0', '0', 'LIMIT', '0', '1'},
   {'ZSCORE', DUE, NOBODY},
-  -- Last, since an HDEL has to follow.
+  -- These last: the key has to be there for the second, and an HDEL has to follow.
+  {'HSET', SYS, NOBODY, '0'},
+  {'RENAME', SYS, SYS},
   {'HINCRBY', SYS, NOBODY, '0'},
-  {'HSET', SYS, NOBODY, ''},
 }) do
   local reply = redis.pcall(unpack(words))
-  if type(reply) == 'table' and reply.err then
+  local wrong = type(reply) == 'table' and reply.err
+  if wrong and not string.find(wrong, 'no such key', 1, true) then
     refused[#refused + 1] = words[1]
-    refused[#refused + 1] = reply.err
-  elseif words[3] == NOBODY and (words[1] == 'HINCRBY' or words[1] == 'HSET') then
-    redis.pcall('HDEL', SYS, NOBODY)
+    refused[#refused + 1] = wrong
   end
 end
+redis.pcall('HDEL', SYS, NOBODY)
 return refused
