@@ -247,6 +247,28 @@ class TestLostReplies:
         left = Peer(store, "other").claim(9)
         assert ["c"] == [c.id for c in left], "the leases run from the second reply"
 
+    def test_a_turn_that_is_asked_again_for_too_long(self, store, node, now):
+        """
+        Who asks again and again, and a whole lease later still has no reply, has its events
+        handed back, no attempt charged: another node is told, and takes them.
+        """
+        other = Peer(store, "other")
+        post(store, "tea")
+        (claim,) = node.claim()
+        other.turn()
+        for _ in range(4):
+            now.tick(LEASE / 4)
+            assert [claim.token] == [c.token for c in node.turn(again=True).claims]
+        now.tick(1)
+        assert [] == node.turn(again=True).claims
+        assert [] == node.turn(again=True).claims
+        assert [] == node.claim(), "it is kept for the one that was told"
+        (taken,) = other.claim()
+        assert ("tea", 1) == (taken.id, taken.attempt)
+        assert Result.STALE is node.confirm(claim)
+        assert Result.DONE is other.confirm(taken)
+        assert 1 == store.stats().totals["released"]
+
     def test_a_turn_asked_again_confirms_once(self, store, node):
         """The results of a turn that is asked again are those of the first time."""
         post(store, "tea")
@@ -632,6 +654,8 @@ class TestOutOfMemory:
         assert Result.DONE is node.fail(b, wait=1_000)
         assert Result.DONE is node.release(c)
         assert store.cancel("d")
+        (again,) = node.claim()
+        assert [again.token] == [c.token for c in node.turn(again=True).claims]
         client.config_set("maxmemory", 0)
         post(store, "e")
         assert_sound(client, store.keys)

@@ -24,14 +24,23 @@ local hears = string.find(flags, 'h', 1, true)
 
 local function claimed_before(result)
   -- The reply of this very turn was lost: give the same events again, those that are
-  -- still under the same tokens, under a lease that starts anew.
+  -- still under the same tokens, under a lease that starts anew. But not for ever: who
+  -- asks again after a whole lease may be unable to receive them, and others are not.
   local results, token, ids, rest = string.match(result, '^(%w*);(%d+);(%d+);(.*)$')
-  local list, claims, buried = uncounted(rest), {}, {}
+  local list, claims, buried, back = uncounted(rest), {}, {}, 0
   token, ids = tonumber(token), tonumber(ids)
+  -- A token is the time of its claim, or one more than the token before.
+  local patience = token + lease
+  -- Redis allows this when it is out of memory, and with it what follows.
+  redis.call('ZREM', PROMISE, node)
   for i = 1, ids do
     local id = list[i]
-    local held, attempt, due = parse_lease(redis.call('HGET', LEASE, id))
-    if held == digits(token) then
+    local held, attempt, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
+    if held == digits(token) and NOW > patience and not cancelled
+      and tonumber(redis.call('ZSCORE', DUE, id) or 0) > NOW then
+      release(id, attempt, due)
+      back = back + 1
+    elseif held == digits(token) then
       redis.call('ZADD', DUE, 'XX', digits(NOW + lease), id)
       for _, v in ipairs({id, held, tostring(attempt), due, redis.call('HGET', BODY, id)}) do
         claims[#claims + 1] = v
@@ -40,6 +49,11 @@ local function claimed_before(result)
     token = token + 1
   end
   for i = ids + 1, #list do buried[#buried + 1] = list[i] end
+  if back > 0 then
+    -- Somebody else, if there is anybody.
+    redis.call('ZREM', ROSTER, node)
+    rouse(first_due(), back)
+  end
   if string.find(flags, 'e', 1, true) then tell('echo', node) end
   return {digits(NOW), '0', '1', results, claims, buried, {}}
 end

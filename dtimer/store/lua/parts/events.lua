@@ -13,6 +13,15 @@ local function remove(id)
   redis.call('HDEL', TRIES, id)
 end
 
+-- Hand a claimed event back as if it had not been claimed: due when it was, no attempt
+-- charged.
+local function release(id, attempt, due)
+  redis.call('ZADD', DUE, due, id)
+  redis.call('HDEL', LEASE, id)
+  if attempt > 1 then redis.call('HSET', TRIES, id, attempt - 1) end
+  count('released', 1)
+end
+
 -- Move an event to the dead letters, its stored bytes as they are.
 local function bury(id, attempt, reason, err)
   local body = redis.call('HGET', BODY, id) or ''

@@ -49,10 +49,7 @@ local function settle(at, confirms, others)
       bury(id, attempt, wait, err)
       result = 'd'
     elseif verdict == 'release' then
-      redis.call('ZADD', DUE, due, id)
-      redis.call('HDEL', LEASE, id)
-      if attempt > 1 then redis.call('HSET', TRIES, id, attempt - 1) end
-      count('released', 1)
+      release(id, attempt, due)
     else
       local _, max_retries = parse_body(redis.call('HGET', BODY, id))
       if attempt > (max_retries or 0) then
