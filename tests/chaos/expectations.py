@@ -53,8 +53,6 @@ class Handled(NamedTuple):
     node: str
     attempt: int
     token: int
-    lateness_ms: float
-    at: float
 
 
 class Node:
@@ -122,7 +120,7 @@ class Node:
 class Fault:
     """A fault that lasts, and what it is to those that it strikes: see `Watch.fault`."""
 
-    def __init__(self, struck: tuple[Node, ...], degraded: bool | None) -> None:
+    def __init__(self, struck: tuple[Node, ...], degraded: bool) -> None:
         self.began = time.monotonic()
         self.was_felt = False
         self._struck = struck
@@ -164,6 +162,8 @@ class Watch:
         self.nodes: list[Node] = []
         #: Every handing out, in order.
         self.handled: list[Handled] = []
+        #: How late each of these was, in ms, by the ids.
+        self.lateness: dict[str, list[float]] = {}
         self.posted: dict[str, dict[str, Any]] = {}
         #: Ids that may be handed out more than once, or never, for a reason of the test's.
         self.excused: set[str] = set()
@@ -199,17 +199,8 @@ class Watch:
             for ev in events:
                 if handler:
                     handler(ev)
-                self.handled.append(
-                    Handled(
-                        ev.id,
-                        dict(ev),
-                        id,
-                        ev.attempt,
-                        ev.token,
-                        ev.lateness_ms,
-                        time.monotonic(),
-                    )
-                )
+                self.lateness.setdefault(ev.id, []).append(ev.lateness_ms)
+                self.handled.append(Handled(ev.id, dict(ev), id, ev.attempt, ev.token))
 
         timer.on("event", handle)
         node.join()
@@ -250,6 +241,10 @@ class Watch:
         """Return how often an event has been handed out."""
         return sum(handled.id == id for handled in list(self.handled))
 
+    def latest(self, *ids: str) -> float:
+        """Return how late the latest of these was handed out, in ms."""
+        return max(max(self.lateness[id]) for id in ids or self.lateness)
+
     def wait_handled(self, *ids: str) -> None:
         """Wait until each of these has been handled."""
         eventually(lambda: set(ids) <= {handled.id for handled in list(self.handled)})
@@ -263,7 +258,8 @@ class Watch:
     def fault(
         self,
         *nodes: Node,
-        degraded: bool | None = True,
+        degraded: bool = True,
+        silent: bool = False,
         recovers: bool = True,
         outages: int = 1,
     ) -> Iterator[Fault]:
@@ -273,11 +269,13 @@ class Watch:
         Args:
             nodes: Those that it strikes; all by default.
             degraded: Their ``health()`` must say so before the fault ends, and they must
-                have told why. False: they stay well, and say nothing. None: as it happens.
+                have told why. False: they need not.
+            silent: They must stay reachable, and say nothing at all.
             recovers: Full service is demanded in time afterwards.
             outages: How often it cuts a node off.
         """
         struck = nodes or tuple(self.nodes)
+        degraded = degraded and not silent
         before, posted = self.gauges.read(), len(self.posted)
         fault = Fault(struck, degraded)
         yield fault
@@ -293,7 +291,7 @@ class Watch:
             assert [] == node.told_twice(before.at), node.said
             gone = node.heard("disconnected", before.at)
             assert len(gone) <= outages, f"node {node.id} was cut off {len(gone)} times: {gone}"
-            if degraded is False:
+            if silent:
                 assert [] == gone
                 assert [] == node.heard("error", before.at)
 
@@ -355,7 +353,8 @@ class Watch:
             assert {} == twice, f"handled more than once: {self.handled}"
         for one in self.handled:
             assert self.posted.get(one.id, one.payload) == one.payload, f"another payload: {one}"
-            assert one.lateness_ms >= 0, f"early: {one}"
+        early = {id: late for id, late in self.lateness.items() if min(late) < 0}
+        assert {} == early, f"handed out early: {early}"
 
     def _leave(self) -> None:
         for node in self.nodes:
@@ -378,4 +377,4 @@ class Watch:
         if not self.excused and not self.perhaps and not self.rollback:
             kept = {getattr(self.keys, name) for name in _KEPT}
             there = {key for key in self.keys if self.client.exists(key)}
-            assert set() == there - kept, "keys left behind"
+            assert set() == there - kept, f"keys left behind: {there - kept}"

@@ -47,6 +47,7 @@ def killed(watch, own):
         for incarnation, who in client.hgetall(watch.keys.nodes).items():
             if b'"killed"' in who:
                 client.hdel(watch.keys.nodes, incarnation)
+                client.zrem(watch.keys.alive, incarnation)
 
 
 class Failing:

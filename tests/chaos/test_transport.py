@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from gated import Gated
 from servers import eventually
 
+from chaos.held import Held
 from dtimer import DTimer
 
 pytestmark = pytest.mark.chaos
@@ -44,7 +44,7 @@ class TestOneReply:
     @staticmethod
     def one_post(watch, proxy, timer, strike):
         node = watch.node()
-        with watch.fault(degraded=False):
+        with watch.fault(silent=True):
             strike(proxy, b"kettle")
             id = watch.in_time(watch.post, 0, timer, more={"tea": "kettle"})
             assert proxy.wait_dropped()
@@ -70,7 +70,7 @@ class TestOneReply:
         node = watch.node(url=proxy.url, sub=watch.server.url, max_events=5)
         watch.post()
         eventually(lambda: len(watch.handled) == 1 and node.timer.stats().in_flight == 0)
-        with watch.fault(degraded=None):
+        with watch.fault(degraded=False):
             # A turn that claims is not told from others by its request: its reply is not
             # known before. So it is the next of all, that the events were there for.
             strike(proxy, node.timer._life.incarnation.encode())
@@ -97,9 +97,9 @@ class TestOneReply:
     @lost_or_silent
     def test_lost_of_a_confirm(self, watch, proxy, strike):
         """A confirm whose reply is lost was a confirm: no lost lease, no second start."""
-        node = watch.node(url=proxy.url, sub=watch.server.url)
-        handler = Gated(node.timer)
-        with watch.fault(degraded=None):
+        handler = Held()
+        node = watch.node(url=proxy.url, sub=watch.server.url, handler=handler)
+        with watch.fault(degraded=False):
             id = watch.post(id="saucer")
             handler.begun()
             strike(proxy, b"saucer")
