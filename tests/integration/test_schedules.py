@@ -299,6 +299,19 @@ class TestDeclaring:
         now.tick(5_000)
         assert [5] == nominals(serve(node))
 
+    @pytest.mark.parametrize("start", [None, START / 1000 + 1_000])
+    def test_a_change_after_the_clock_was_put_back(self, store, node, now, start):
+        """What was handed out before is not made again, though by the clock it lies ahead."""
+        declare(store, start=start)
+        now.tick(1_000)
+        assert [1] == nominals(serve(node))
+        now.tick(-600)
+        declare(store, start=start, payload='{"n":2}')
+        now.tick(1_000)
+        assert [] == serve(node)
+        now.tick(600)
+        assert [2] == nominals(serve(node))
+
     def test_a_change_of_a_running_one(self, store, node, now):
         """An occurrence in flight is confirmed as usual, and does not come again."""
         declare(store)

@@ -58,8 +58,10 @@ else
       end
     end
     beat.anchor = digits(start)
-    if not first and old and start <= NOW then
-      first = following(beat, NOW)
+    -- Not once more what was handed out before the clock was put back.
+    local over = math.max(NOW, tonumber(beat.last) or 0)
+    if not first and old and start <= over then
+      first = following(beat, over)
     elseif not first then
       first = start
     end
