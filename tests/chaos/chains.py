@@ -1,0 +1,225 @@
+"""
+One schedule: its occurrences, one after the other, none doubled and none left out.
+
+The chain is checked where it is certain: a schedule that was always declared alike, and was
+neither paused nor ended and declared again. With ``misfire="skip"`` and ``overlap="skip"``
+occurrences are dropped without a word, so there only the rhythm is held, and that none is doubled.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from chaos.clock import Clock
+from chaos.history import Operation
+from chaos.leases import Generation, Leases, stale_words
+from chaos.occurrences import OCCURRENCE, Chain
+from chaos.verdict import Bench
+from dtimer.model import recurrence
+
+
+class Chains:
+    """Checks schedules: I11, and what holds of any event for each occurrence."""
+
+    def __init__(self, bench: Bench, clock: Clock) -> None:
+        self._bench = bench
+        self._clock = clock
+        self._leases = Leases(bench, clock)
+        self._latest = bench.troubles.latest
+
+    def check(self, name: str, operations: list[Operation]) -> None:
+        """Check all that happened to one schedule and its occurrences."""
+        chain = Chain(name, operations)
+        for id in self._bench.pending or ():
+            if (match := OCCURRENCE.match(id)) and match[1] == name:
+                chain.pending.add(int(match[2]))
+        for id, letter in self._bench.buried.items():
+            if (match := OCCURRENCE.match(id)) and match[1] == name:
+                chain.occurrence(int(match[2])).letters.append(letter)
+        for nominal, gen in chain.occurrences.items():
+            self._occurrence(chain, nominal, gen)
+        if not chain.declarations:
+            return
+        stable = chain.stable(self._latest)
+        if stable is not None and not self._bench.forgotten(chain.declarations):
+            self._rhythm(chain, stable)
+
+    # ------------------------------------------------------------------- each occurrence by itself
+
+    def _occurrence(self, chain: Chain, nominal: int, gen: Generation) -> None:
+        bench = self._bench
+        gen.arrange()
+        gen.revived = any(op.ph != "no" for op in chain.revivals.get(nominal, ()))
+        declared = [d for d in chain.declarations if d.ph != "no"]
+        limits = {d.data.get("max_retries") for d in declared}
+        gen.origin = declared[0] if declared else None
+        gen.max_retries = limits.pop() if len(limits) == 1 else None
+        gen.alone = False
+        sums = {d.data.get("crc") for d in declared}
+        for run in gen.runs:
+            if not any(d.t <= run.t for d in declared):
+                bench.blame("I3", gen.id, "an occurrence of what was never declared", run)
+            elif None not in sums and run.data.get("crc") not in sums:
+                bench.blame("I10", gen.id, "another payload than was declared", gen.origin, run)
+            if run.data["srv"] < nominal and not chain.moves.get(nominal):
+                bench.blame("I1", gen.id, "claimed before its nominal time", run)
+        if len({run.data.get("missed") for run in gen.runs}) > 1:
+            text = "stands for more or fewer than when it was handed out first"
+            bench.blame("I11", gen.id, text, *gen.runs)
+        self._leases.check(gen)
+        stale_words(bench, gen.id, [gen])
+        self._cancelled(chain, nominal, gen)
+        self._fate(chain, nominal, gen)
+
+    def _cancelled(self, chain: Chain, nominal: int, gen: Generation) -> None:
+        for cancel in chain.cancels.get(nominal, ()):
+            if cancel.ph != "ok" or cancel.end is None or gen.revived:
+                continue
+            if cancel.data.get("outcome") == "NOT_FOUND":
+                # It may not have been made yet.
+                continue
+            for run in gen.runs:
+                if self._clock.claimed(run)[0] > cancel.end:
+                    self._bench.blame("I6", gen.id, "handed out after its cancel", cancel, run)
+
+    def _fate(self, chain: Chain, nominal: int, gen: Generation) -> None:
+        counts = self._bench.verdict.counts
+        if not (gen.runs or gen.letters):
+            return
+        counts["occurrences"] += 1
+        if gen.handled:
+            counts["handled"] += 1
+        elif gen.letters:
+            counts["dead"] += 1
+        elif any(c.data.get("outcome") != "NOT_FOUND" for c in chain.cancels.get(nominal, ())):
+            counts["cancelled"] += 1
+        elif self._bench.pending is None or nominal in chain.pending:
+            counts["pending"] += 1
+        else:
+            counts["lost"] += 1
+            self._bench.blame("I2", gen.id, "an occurrence that was started and lost", *gen.runs)
+
+    # ----------------------------------------------------------------------------------- the chain
+
+    def _rhythm(self, chain: Chain, stable: Operation) -> None:
+        bench, says = self._bench, stable.data
+        successor = _successor(chain.name, says)
+        met = sorted(chain.met())
+        if not met:
+            return
+        if says.get("every_us") is not None:
+            zero = says.get("start_us") or met[0]
+            off = [nominal for nominal in met if (nominal - zero) % says["every_us"]]
+        else:
+            off = [nominal for nominal in met if successor(nominal - 1, 0) != nominal]
+        if chain.extras:
+            # Those that were asked for besides have the times at which they were asked for.
+            met = [nominal for nominal in met if nominal not in off]
+            off = [] if chain.extras_unknown else [n for n in off if n not in chain.extras]
+        for nominal in off:
+            text = "not a nominal time of its schedule"
+            runs = chain.occurrence(nominal).runs
+            bench.blame("I11", chain.id(nominal), text, stable, *runs)
+        end = says.get("end_us")
+        for nominal in met:
+            if end is not None and nominal > end:
+                runs = chain.occurrence(nominal).runs
+                bench.blame("I11", chain.id(nominal), "after the schedule's end", stable, *runs)
+        started = [n for n in met if n in chain.occurrences and chain.occurrences[n].runs]
+        count = says.get("count")
+        if count is not None and len(started) - len(chain.extras) > count:
+            text = f"{len(started)} occurrences, with count={count}"
+            bench.blame("I11", chain.name, text, stable)
+        dropping = "skip" in (says.get("misfire"), says.get("overlap"))
+        if off or (chain.extras and says.get("every_us") is None):
+            return
+        if not dropping:
+            self._links(chain, stable, successor, met)
+        if says.get("overlap", "queue") == "queue":
+            self._one_by_one(chain, stable, started)
+        self._goes_on(chain, stable, met, started)
+
+    def _links(
+        self,
+        chain: Chain,
+        stable: Operation,
+        successor: Callable[[int, int], int | None],
+        met: list[int],
+    ) -> None:
+        """Find links that are missing, or covered twice."""
+        start = stable.data.get("start_us")
+        expected = start if stable.data.get("every_us") is not None else None
+        exact, last = expected is not None, None
+        for nominal in met:
+            if expected is not None and nominal != expected:
+                if chain.doubtful(nominal):
+                    continue
+                proof = [stable, *chain.occurrence(nominal).runs[:1]]
+                if last is not None:
+                    proof += chain.occurrence(last).runs[:1]
+                if nominal < expected:
+                    text = "handed out, though the one before stood for it"
+                    self._bench.blame("I11", chain.id(nominal), text, *proof)
+                elif exact:
+                    text = f"left out, and so up to {nominal}"
+                    self._bench.blame("I11", chain.id(expected), text, *proof)
+            gen = chain.occurrences.get(nominal)
+            runs = gen.runs if gen else []
+            missed = runs[-1].data.get("missed") or 0 if runs else 0
+            # Of one that nobody saw it is not known for how many it stood.
+            exact = bool(runs)
+            expected, last = successor(nominal, missed), nominal
+
+    def _one_by_one(self, chain: Chain, stable: Operation, started: list[int]) -> None:
+        """Find occurrences that started while the one before was still in hand."""
+        for before, nominal in itertools.pairwise(started):
+            earlier, later = chain.occurrences[before], chain.occurrences[nominal]
+            if len(earlier.runs) != 1 or earlier.letters or chain.cancels.get(before):
+                continue
+            first, run = earlier.runs[0], later.runs[0]
+            if (first.end is not None and first.end <= run.t) or before in chain.extras:
+                continue
+            settled = [w for w in earlier.words.get(first.data["tok"], ()) if w.op != "extend"]
+            if settled or self._bench.troubles.anywhere(first.t, run.t):
+                continue
+            text = "started while the one before was in hand, with overlap=queue"
+            self._bench.blame("I11", chain.id(nominal), text, stable, first, run)
+
+    def _goes_on(self, chain: Chain, stable: Operation, met: list[int], started: list[int]) -> None:
+        """Find chains that ended by themselves."""
+        if self._bench.pending is None or chain.ends or not started:
+            return
+        says = stable.data
+        if says.get("count") is not None or says.get("end_us") is not None:
+            return
+        if not any(nominal > started[-1] for nominal in chain.pending):
+            text = f"the chain ended: nothing is pending after {met[-1]}"
+            runs = chain.occurrences[started[-1]].runs
+            self._bench.blame("I11", chain.name, text, stable, *runs)
+
+
+def _successor(name: str, says: dict[str, Any]) -> Callable[[int, int], int | None]:
+    """Return what gives the nominal time after one, and so many more that are passed over."""
+    every = says.get("every_us")
+    if every is not None:
+        return lambda nominal, missed: nominal + (missed + 1) * every
+    definition = recurrence.define(
+        name,
+        cron=says["cron"],
+        tz=says.get("tz") or "UTC",
+        start=None,
+        end=None,
+        count=None,
+        jitter=0,
+        misfire="coalesce",
+        overlap="queue",
+        max_retries=0,
+        payload="{}",
+    )
+
+    def following(nominal: int, missed: int) -> int | None:
+        return next(itertools.islice(definition.nominals(nominal), missed, None), None)
+
+    return following

@@ -1,0 +1,200 @@
+"""
+Checks a recorded history for what dtimer promises.
+
+    PYTHONPATH=tests python -m chaos.checker FOLDER
+
+The history is read once, a process at a time, and put on shelves by what each operation concerns;
+then each id, schedule and key is checked by itself. So memory is bounded, and a million
+events take a minute or two. `INVARIANTS` lists what is looked for.
+
+Nothing is reported that a correct library could have done: what is unknown may have been
+done or not, and what overlapped may have been done in either order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from chaos.chains import Chains
+from chaos.clock import Clock
+from chaos.history import NOTES, History, Operation
+from chaos.keys import Keys
+from chaos.lives import Lives
+from chaos.occurrences import OCCURRENCE
+from chaos.shelves import Key, Shelves
+from chaos.table import as_json, as_text
+from chaos.troubles import SECOND, Troubles
+from chaos.verdict import Bench, Verdict
+
+#: How long after its deadline, in ns, a call may return.
+_SLACK = 100_000_000
+#: Calls of the library that have a deadline of one script each.
+_CALLS = {
+    "cancel",
+    "confirm",
+    "extend",
+    "post",
+    "release",
+    "reschedule",
+    "retry",
+    "revive",
+    "schedule",
+    "unschedule",
+    "write",
+}
+_OF_SCHEDULES = {"schedule", "unschedule", "run_now", "pause_schedule", "resume_schedule"}
+_COUNTED = _CALLS | {"run_now", "pause_schedule", "resume_schedule"}
+
+
+def check(
+    folder: str | os.PathLike[str],
+    *,
+    rollback: bool = False,
+    partial: bool = False,
+    aftermath: float = 2.0,
+    slack_ms: float = 100.0,
+) -> Verdict:
+    """
+    Check the history in *folder*.
+
+    Args:
+        rollback: A fault that loses acknowledged writes was injected: what the writes of
+            its time can explain is excused, and counted as that.
+        partial: The history need have no end: nothing is said of what is lost.
+        aftermath: For how many seconds a fault that ended may still be felt: the longest
+            pause between two tries, a poll, and a call.
+        slack_ms: How long after its deadline a call may return.
+
+    Raises:
+        HistoryError: it is no history.
+    """
+    history = History(folder)
+    troubles = Troubles(aftermath=round(aftermath * SECOND))
+    clock = Clock()
+    bench = Bench(troubles, rollback=rollback)
+    timed: list[Operation] = []
+    finals: list[Operation] = []
+    with Shelves() as shelves:
+        for op in history.operations():
+            troubles.saw(op)
+            clock.saw(op)
+            if op.op == "final":
+                finals.append(op)
+            elif op.op == "recovered":
+                bench.recovered(op)
+            elif op.op in _COUNTED:
+                bench.verdict.counts["unknown outcomes"] += op.unknown
+                _overtime(op, troubles, timed, round(slack_ms * 1e6))
+            if (key := _key(op)) is not None:
+                shelves.put(key, op)
+        troubles.close()
+        clock.close(stepped=troubles.stepped, ordered=not troubles.rollbacks)
+        for final in finals:
+            bench.ended(final)
+        if not finals and not partial:
+            bench.blame("I12", "", "the history has no end: there is no final record")
+        _late_calls(bench, timed)
+        _check_all(bench, clock, shelves)
+    verdict = bench.close()
+    _remarks(verdict, history, clock, troubles)
+    return verdict
+
+
+def _key(op: Operation) -> Key | None:
+    if op.id is None:
+        return None
+    if op.data.get("face") == "runat":
+        return ("key", op.id)
+    if op.op in _OF_SCHEDULES:
+        return ("schedule", op.id)
+    if op.op in NOTES and op.op not in ("auto", "dead", "expired"):
+        return None
+    if match := OCCURRENCE.match(op.id):
+        return ("schedule", match[1])
+    return ("id", op.id)
+
+
+def _check_all(bench: Bench, clock: Clock, shelves: Shelves) -> None:
+    rooms: dict[str, Lives | Chains | Keys] = {
+        "id": Lives(bench, clock),
+        "schedule": Chains(bench, clock),
+        "key": Keys(bench, clock),
+    }
+    unheard = set(bench.pending or ()) | set(bench.buried)
+    schedules = set()
+    for (kind, name), operations in shelves:
+        unheard.discard(name)
+        if kind == "schedule":
+            schedules.add(name)
+        rooms[kind].check(name, operations)
+    for id in sorted(unheard):
+        match = OCCURRENCE.match(id)
+        if not match or match[1] not in schedules:
+            bench.blame("I3", id, "there at the end, and nobody had made it", bench.buried.get(id))
+
+
+def _overtime(op: Operation, troubles: Troubles, timed: list[Operation], slack: int) -> None:
+    """Keep a call that took longer than it may, or never returned."""
+    if op.op not in _CALLS or op.data.get("burst"):
+        return
+    if op.end is None:
+        timed.append(op)
+        return
+    # The deadline of a process stands in its first record.
+    timeout = troubles.lives[op.p].timeout
+    if timeout is not None and op.end - op.t > timeout + slack:
+        timed.append(op)
+
+
+def _late_calls(bench: Bench, timed: list[Operation]) -> None:
+    troubles = bench.troubles
+    for op in timed:
+        life = troubles.lives[op.p]
+        if op.end is None:
+            if life.left is not None and life.killed is None:
+                text = f"{op.op} had not returned when its process left"
+                bench.blame("I16", op.id, text, op)
+            continue
+        if troubles.halted(op.p, op.t, op.end):
+            continue
+        text = f"{op.op} took {(op.end - op.t) / 1e6:.0f} ms, the deadline was"
+        bench.blame("I16", op.id, f"{text} {(life.timeout or 0) / 1e6:.0f} ms", op)
+
+
+def _remarks(verdict: Verdict, history: History, clock: Clock, troubles: Troubles) -> None:
+    verdict.counts["early"] = verdict.broken["I1"]
+    verdict.counts["lost"] += 0
+    verdict.counts["torn lines"] = history.torn
+    verdict.counts["records"] = history.lines
+    verdict.counts["processes"] = len(troubles.lives)
+    verdict.counts["killed"] = sum(life.killed is not None for life in troubles.lives.values())
+    if not clock.steady:
+        verdict.notes.append(
+            "the server's clock was stepped: delays are not held against the monotonic clock"
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check a kept history, print the table, and return 1 when a promise was broken."""
+    parser = argparse.ArgumentParser(
+        prog="python -m chaos.checker", description="Check a recorded history."
+    )
+    parser.add_argument("folder", type=Path, help="the history: a folder of *.jsonl files")
+    parser.add_argument(
+        "--rollback", action="store_true", help="acknowledged writes were lost on purpose"
+    )
+    parser.add_argument("--partial", action="store_true", help="the history has no end")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    options = parser.parse_args(arguments)
+    verdict = check(options.folder, rollback=options.rollback, partial=options.partial)
+    print(as_json(verdict) if options.json else as_text(verdict))  # noqa: T201
+    if not verdict.ok:
+        print(verdict, file=sys.stderr)  # noqa: T201
+    return 0 if verdict.ok else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,305 @@
+"""
+What happened, as each process saw it: written so that it survives ``kill -9``, read back whole.
+
+A history is a folder with one file for each process, in which each line is one record, a JSON
+object. A record is one ``os.write`` to a file opened with ``O_APPEND``: what the process had
+said when it was killed is there, and at most its last line is torn.
+
+``t`` is the monotonic clock in ns, which the processes of one host share; ``p`` names the process
+(``node-1.7812``); ``op`` says what is done and ``ph`` how far that is: ``inv`` (about to be),
+``ok``, ``no`` (refused for certain) or ``info`` (nobody knows). ``k`` pairs the two records of
+a call; a burst is one record of each for every item, under one ``k``. What has no duration is
+a note: see `NOTES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from dtimer.errors import DTimerError, OutcomeUnknown
+
+#: Operations that are told in one record.
+NOTES = {
+    "auto",
+    "dead",
+    "expired",
+    "fault",
+    "final",
+    "kill",
+    "lost",
+    "node",
+    "phase",
+    "recovered",
+    "retried",
+    "stall",
+}
+
+#: Threads of a process take the time before they write: so many lines may be out of order.
+_SWAPPED = 256
+
+_FRAME = ("op", "p", "t", "ph", "k", "id")
+
+
+class HistoryError(Exception):
+    """A history that cannot be read: a bad line, or an operation that breaks the format."""
+
+
+class Operation(NamedTuple):
+    """
+    One call, from its ``inv`` to its end, or a note.
+
+    ``ph`` is how it ended, ``open`` when no end was recorded, and then ``end`` is None. ``id``
+    is None where there is none. ``data`` holds what both records say besides.
+    """
+
+    op: str
+    p: str
+    t: int
+    end: int | None
+    ph: str
+    id: str | None
+    data: dict[str, Any]
+
+    @property
+    def unknown(self) -> bool:
+        """True when it may or may not have been done."""
+        return self.ph in ("open", "info")
+
+    def __str__(self) -> str:
+        lasted = "       open" if self.end is None else f"+{(self.end - self.t) / 1e6:7.3f} ms"
+        more = " ".join(f"{k}={v!r}" for k, v in self.data.items())
+        return f"{self.t / 1e9:.6f} {lasted} {self.p} {self.op} {self.ph} {self.id!r} {more}"
+
+
+def checksum(payload: Mapping[str, Any]) -> int:
+    """Return what stands for a payload in a history: the CRC-32 of its canonical JSON."""
+    return zlib.crc32(json.dumps(payload, sort_keys=True, separators=(",", ":")).encode())
+
+
+def run_of(ev: Any, lease_us: int) -> dict[str, Any]:
+    """Return what a ``run`` record says about an event that a handler was given."""
+    return {
+        "id": ev.id,
+        "n": ev.get("n"),
+        "tok": ev.token,
+        "att": ev.attempt,
+        "due": round(ev.due * 1000),
+        "srv": round((ev.due + ev.lateness_ms) * 1000),
+        "lease_us": lease_us,
+        "crc": checksum(ev),
+        **({"missed": ev.missed} if ev.schedule is not None else {}),
+    }
+
+
+class Writer:
+    """
+    Records what one process does, from any of its threads.
+
+    After a fork the child writes a file of its own.
+
+    Args:
+        folder: Where the history is; made when it is not there.
+        name: Of the process. The name in the records has its pid besides.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], name: str) -> None:
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._name = name
+        self._pid = 0
+        self._descriptor = -1
+        self._open()
+
+    def _open(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._pid = os.getpid()
+        for life in itertools.count(1):
+            # A pid may come again.
+            self.p = f"{self._name}.{self._pid}" + (f"-{life}" if life > 1 else "")
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with contextlib.suppress(FileExistsError):
+                self._descriptor = os.open(self._folder / f"{self.p}.jsonl", flags, 0o644)
+                break
+        self._calls = itertools.count(1)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        if os.write(self._descriptor, line) != len(line):
+            raise HistoryError(f"the disk took a part of a line only: {line[:100]!r}")
+
+    def _say(self, op: str, ph: str, k: int | None, fields: dict[str, Any]) -> None:
+        if self._pid != os.getpid():
+            self._open()
+        record = {"t": time.monotonic_ns(), "p": self.p, "op": op, "ph": ph}
+        if k is not None:
+            record["k"] = k
+        self._write(record | fields)
+
+    def inv(self, op: str, *, k: int | None = None, **fields: Any) -> int:
+        """Say that *op* is about to be done; return its ``k``. Give one to make a burst."""
+        if self._pid != os.getpid():
+            self._open()
+        k = next(self._calls) if k is None else k
+        self._say(op, "inv", k, fields)
+        return k
+
+    def end(self, op: str, k: int, ph: str = "ok", **fields: Any) -> None:
+        """Say how the call *k* ended."""
+        self._say(op, ph, k, fields)
+
+    def note(self, op: str, **fields: Any) -> None:
+        """Say something that has no duration."""
+        self._say(op, "ok", None, fields)
+
+    @contextlib.contextmanager
+    def call(self, op: str, **fields: Any) -> Iterator[dict[str, Any]]:
+        """
+        Record a call of the library and what becomes of it.
+
+        Yields:
+            What the end shall say besides, to be filled in.
+        """
+        k = self.inv(op, **fields)
+        said: dict[str, Any] = {}
+        try:
+            yield said
+        except BaseException as e:
+            # Any other than ours may have come at any moment.
+            refused = isinstance(e, DTimerError) and not isinstance(e, OutcomeUnknown)
+            self.end(op, k, "no" if refused else "info", error=f"{type(e).__name__}: {e}"[:200])
+            raise
+        self.end(op, k, "ok", **said)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0 and self._pid == os.getpid():
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class History:
+    """
+    A folder of records.
+
+    Attributes:
+        torn: Last lines that were cut short, found so far.
+        lines: Lines read so far.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self.torn = 0
+        self.lines = 0
+        self.files = sorted(self.folder.glob("*.jsonl"))
+        if not self.files:
+            raise HistoryError(f"there is no history in {self.folder}")
+
+    def records(self, path: Path) -> Iterator[dict[str, Any]]:
+        """
+        Read the records of one process, as they were written.
+
+        Raises:
+            HistoryError: a line that is whole is no record.
+        """
+        loads = json.loads
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    self.torn += 1
+                    return
+                try:
+                    record = loads(line)
+                    record["t"], record["p"], record["op"], record["ph"]
+                except (ValueError, TypeError, KeyError) as e:
+                    raise HistoryError(
+                        f"{path}:{number} is no record ({e!r}): {line[:200]!r}"
+                    ) from e
+                self.lines += 1
+                yield record
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Walk the records of all processes in the order of time."""
+        return heapq.merge(*map(self._sorted, self.files), key=itemgetter("t"))
+
+    def _sorted(self, path: Path) -> Iterator[dict[str, Any]]:
+        held: list[tuple[int, int, dict[str, Any]]] = []
+        for i, record in enumerate(self.records(path)):
+            heapq.heappush(held, (record["t"], i, record))
+            if len(held) > _SWAPPED:
+                yield heapq.heappop(held)[2]
+        while held:
+            yield heapq.heappop(held)[2]
+
+    def operations(self) -> Iterator[Operation]:
+        """Walk the calls and notes of one process after the other, in the order of their ends."""
+        for path in self.files:
+            yield from self._pair(path)
+
+    def _pair(self, path: Path) -> Iterator[Operation]:
+        begun: dict[tuple[str, int | None], list[dict[str, Any]]] = {}
+        for record in self.records(path):
+            op, ph = record["op"], record["ph"]
+            if op in NOTES:
+                yield _operation(record, record["t"], record["t"], "ok")
+                continue
+            call = (op, record.get("k"))
+            if ph == "inv":
+                if call[1] is None:
+                    raise HistoryError(f"{path}: an inv without a k: {record}")
+                others = begun.setdefault(call, [])
+                others.append(record)
+                if len(others) > 1:
+                    # One of many: it has no deadline of its own.
+                    others[0]["burst"] = record["burst"] = True
+                continue
+            waiting = begun.get(call)
+            if not waiting:
+                yield _operation(record, record["t"], record["t"], ph)
+                continue
+            for first in _ended(waiting, record):
+                yield _operation(first | record, first["t"], record["t"], ph)
+            if not waiting:
+                del begun[call]
+        for waiting in begun.values():
+            for record in waiting:
+                yield _operation(record, record["t"], None, "open")
+
+
+def _ended(waiting: list[dict[str, Any]], record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Take from those that wait under one ``k`` whichever *record* ends."""
+    if len(waiting) == 1:
+        return [waiting.pop()]
+    for name in ("n", "id"):
+        if name in record:
+            for i, first in enumerate(waiting):
+                if first.get(name) == record[name]:
+                    return [waiting.pop(i)]
+            return []
+    # It names none: it is the end of all.
+    ended = waiting.copy()
+    waiting.clear()
+    return ended
+
+
+def _operation(record: dict[str, Any], t: int, end: int | None, ph: str) -> Operation:
+    op, p, id = record["op"], record["p"], record.get("id")
+    for name in _FRAME:
+        record.pop(name, None)
+    return Operation(op, p, t, end, ph, id, record)

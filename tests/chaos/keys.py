@@ -1,0 +1,93 @@
+"""
+The keys of `RunAt`: written, read, and read once for each time that they were written.
+
+A reader sees nothing but the key, so neither which write it has nor its token is recorded.
+What is held is what can be told from that: no key is read that nobody wrote, or before any
+of its writes allows it; none is read more often than it was written, unless its reader
+died or was kept from its lease; and none is lost.
+"""
+
+from __future__ import annotations
+
+from chaos.clock import Clock
+from chaos.history import Operation
+from chaos.verdict import Bench
+
+_DRIFT = 1_000_000
+
+
+class Keys:
+    """Checks keys: I1, I2, I3 and I4."""
+
+    def __init__(self, bench: Bench, clock: Clock) -> None:
+        self._bench = bench
+        self._clock = clock
+
+    def check(self, key: str, operations: list[Operation]) -> None:
+        """Check all that happened to one key."""
+        bench, counts = self._bench, self._bench.verdict.counts
+        writes = [op for op in operations if op.op == "write" and op.ph != "no"]
+        reads = [op for op in operations if op.op == "read" and op.ph == "ok"]
+        reads.sort(key=lambda read: read.end or read.t)
+        failed = [op for op in operations if op.op in ("retry", "release") or op.ph == "no"]
+        counts["written"] += sum(write.ph == "ok" for write in writes)
+        counts["read"] += len(reads)
+        self._reasons(key, writes, reads, failed)
+        for read in reads:
+            at = read.end or read.t
+            known = [write for write in writes if write.t <= at]
+            if not known:
+                bench.blame("I3", key, "a key that nobody had written", read)
+                continue
+            dues = [w.t + max(0, w.data.get("delay_us") or 0) * 1000 for w in known]
+            if self._clock.steady and min(dues) - at > _DRIFT + (at - known[0].t) // 1000:
+                bench.blame("I1", key, "read before any write of it allows", *known, read)
+        self._last(key, writes, reads, operations)
+
+    def _reasons(
+        self,
+        key: str,
+        writes: list[Operation],
+        reads: list[Operation],
+        failed: list[Operation],
+    ) -> None:
+        redelivered = self._bench.verdict.redelivered
+        again = 0
+        for i, read in enumerate(reads):
+            at = read.end or read.t
+            if i - again < sum(write.t <= at for write in writes):
+                continue
+            again += 1
+            before = reads[i - 1] if i else None
+            reason = None
+            if before is not None:
+                since = before.end or before.t
+                if any(since <= (op.end or op.t) and op.t <= at for op in failed):
+                    reason = "failed"
+                reason = reason or self._bench.troubles.met(before.p, before.t, at)
+                # The claim may have been made for another reader of the same consumer.
+                reason = reason or self._bench.troubles.anywhere(before.t, at)
+            redelivered[f"read: {reason}" if reason else "unexplained"] += 1
+            if reason is None and before is not None:
+                text = "read more often than it was written, and nothing explains why"
+                self._bench.blame("I4", key, text, *writes, before, read)
+
+    def _last(
+        self,
+        key: str,
+        writes: list[Operation],
+        reads: list[Operation],
+        operations: list[Operation],
+    ) -> None:
+        acked = [write for write in writes if write.ph == "ok"]
+        if not acked or self._bench.pending is None or key in self._bench.pending:
+            return
+        last = max(acked, key=lambda write: write.t)
+        if any((read.end or read.t) >= last.t for read in reads) or key in self._bench.buried:
+            return
+        if any(op.op in ("dead", "expired") and op.t >= last.t for op in operations):
+            return
+        if any(op.op == "cancel" and op.ph != "no" for op in operations):
+            return
+        self._bench.verdict.counts["lost"] += 1
+        self._bench.blame("I2", key, "written, and never read after", last, *reads[-1:])

@@ -1,0 +1,323 @@
+"""
+The life of one id: its posts, cancels and moves, and the generations that they made.
+
+Calls overlap, so there may be many orders in which the server did them. What is found wrong
+here is wrong in each: one call came before another only if it had returned before the other
+began, and an id was claimed after something only if it cannot have been claimed before.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import itertools
+from collections.abc import Iterable
+
+from chaos.clock import Clock
+from chaos.history import HistoryError, Operation
+from chaos.leases import Generation, Leases, stale_words, token
+from chaos.troubles import FOREVER
+from chaos.verdict import Bench
+
+#: Whatever the id held before, these store what they are given, or raise.
+_DEFINITE = {"replace", "error"}
+#: A claim may seem so much earlier than it was, in ns: the two clocks' speeds may differ.
+_DRIFT = 1_000_000
+_WORDS = {"auto", "confirm", "extend", "release", "retry"}
+
+
+class Lives:
+    """Checks ids: I1, I2, I3, I6, I10 and I12, and each generation by itself."""
+
+    def __init__(self, bench: Bench, clock: Clock) -> None:
+        self._bench = bench
+        self._clock = clock
+        self._leases = Leases(bench, clock)
+        self._latest = bench.troubles.latest
+
+    def check(self, id: str, operations: list[Operation]) -> None:
+        """Check all that happened to one id."""
+        life = _Life(id, operations)
+        for op in life.strays:
+            self._stray(life, op)
+        gens = list(life.generations.values())
+        if (letter := self._bench.buried.get(id)) is not None:
+            life.bury(letter)
+        for gen in gens:
+            gen.arrange()
+            if gen.letters and gen.origin and gen.origin.ph == "no":
+                text = "a refused post became a dead letter"
+                self._bench.blame("I3", id, text, gen.origin, *gen.letters)
+            gen.revived = any(op.ph != "no" for op in life.revivals)
+        if len(gens) > 1:
+            self._order(life, gens)
+        stale_words(self._bench, id, gens)
+        for gen in gens:
+            self._leases.check(gen)
+            self._delivery(life, gen)
+            if life.cancels:
+                self._cancelled(life, gen)
+            self._fate(life, gen)
+        if self._bench.pending is not None and id in self._bench.pending:
+            self._pending(life, gens)
+
+    def _stray(self, life: _Life, op: Operation) -> None:
+        what = "was handed out" if op.op == "run" else "died"
+        text = f"n={op.data.get('n')!r} {what}, which was never posted under this id"
+        self._bench.blame("I3", life.id, text, op)
+
+    # ---------------------------------------------------------------------- one after the other
+
+    def effect(self, gen: Generation) -> int:
+        """Return the last moment at which the post of a generation was done."""
+        assert gen.origin
+        first = min((run.t for run in gen.runs), default=FOREVER)
+        return min(self._latest(gen.origin), first)
+
+    @staticmethod
+    def _stored(gen: Generation) -> bool:
+        """Tell whether a generation was stored for certain."""
+        post = gen.origin
+        assert post
+        definite = post.ph == "ok" and post.data.get("if_exists", "replace") in _DEFINITE
+        return definite or bool(gen.runs or gen.letters)
+
+    def _order(self, life: _Life, gens: list[Generation]) -> None:
+        """Find generations handed out after a later one had been acknowledged: I10."""
+        gens = [gen for gen in gens if gen.origin and gen.origin.ph != "no"]
+        done = {gen: self.effect(gen) for gen in gens}
+        if len(gens) < 2:
+            return
+        second, last = heapq.nlargest(2, gens, key=done.__getitem__)
+        gens.sort(key=lambda gen: gen.origin.t if gen.origin else 0)
+        begins = [gen.origin.t for gen in gens if gen.origin]
+        # From each on: the stored one whose post was over first.
+        soonest: list[tuple[int, Generation | None]] = [(FOREVER, None)]
+        for gen in reversed(gens):
+            this = (done[gen], gen) if self._stored(gen) else (FOREVER, None)
+            soonest.append(min(this, soonest[-1], key=lambda pair: pair[0]))
+        soonest.reverse()
+        for gen in gens:
+            assert gen.origin
+            gen.alone = max(done[g] for g in (last, second) if g is not gen) < gen.origin.t
+            at, newer = soonest[bisect.bisect_right(begins, done[gen])]
+            if newer is None:
+                continue
+            for run in gen.runs:
+                if self._clock.claimed(run)[0] > at:
+                    text = "an older generation was handed out after a newer one was stored"
+                    proof = (gen.origin, newer.origin, *newer.runs[:1], run)
+                    self._bench.blame("I10", life.id, text, *proof)
+        self._interleaved(life, gens, done)
+
+    def _interleaved(
+        self, life: _Life, gens: list[Generation], done: dict[Generation, int]
+    ) -> None:
+        """Find generations that took turns: each is current once, whatever the order."""
+        claims = sorted(
+            ((token(run), i, run) for i, gen in enumerate(gens) for run in gen.runs),
+            key=lambda claim: claim[0],
+        )
+        over: dict[int, Operation] = {}
+        newest: Operation | None = None
+        for (_, before, last), (_, i, run) in itertools.pairwise(claims):
+            if before == i:
+                continue
+            over[before] = last
+            post = gens[before].origin
+            if newest is None or (post and post.t > newest.t):
+                newest = post
+            mine = gens[i].origin
+            if i in over:
+                text = "a generation came back after another had been handed out"
+                self._bench.blame("I10", life.id, text, over[i], last, run)
+            elif newest and done[gens[i]] < newest.t:
+                text = "an older generation was claimed after a newer one"
+                self._bench.blame("I10", life.id, text, mine, newest, last, run)
+
+    def _cancelled(self, life: _Life, gen: Generation) -> None:
+        """Find claims after a cancel that answered, whatever it answered: I6."""
+        post = gen.origin
+        if post is None or post.ph != "ok" or post.end is None or gen.revived:
+            return
+        for cancel in life.cancels:
+            if cancel.ph != "ok" or cancel.end is None or cancel.t <= post.end:
+                continue
+            for run in gen.runs:
+                if self._clock.claimed(run)[0] > cancel.end:
+                    outcome = cancel.data.get("outcome")
+                    text = f"handed out after cancel had answered {outcome}"
+                    self._bench.blame("I6", life.id, text, post, cancel, run)
+            buried = [letter for letter in gen.letters if letter.op == "buried"]
+            if cancel.data.get("outcome") == "CANCELLED" and buried:
+                text = "cancelled, and a dead letter in the end"
+                self._bench.blame("I6", life.id, text, post, cancel, *buried)
+
+    # ------------------------------------------------------------------------- what was delivered
+
+    def _delivery(self, life: _Life, gen: Generation) -> None:
+        post = gen.origin
+        assert post
+        for run in gen.runs:
+            if post.ph == "no":
+                self._bench.blame("I3", life.id, "a refused post was handed out", post, run)
+            elif run.t < post.t:
+                self._bench.blame("I3", life.id, "handed out before it was posted", post, run)
+            crc = post.data.get("crc")
+            if crc is not None and run.data.get("crc") != crc:
+                self._bench.blame("I10", life.id, "another payload than was posted", post, run)
+        if gen.runs and not gen.revived and self._clock.steady:
+            self._punctual(life, gen, post)
+        expires = post.data.get("expires_us")
+        if expires is not None and not gen.revived:
+            self._expiry(life, gen, post, expires)
+
+    def _punctual(self, life: _Life, gen: Generation, post: Operation) -> None:
+        """Find handlers that began before the delay was over, by the monotonic clock alone."""
+        run = gen.runs[0]
+        delay = post.data.get("delay_us")
+        if run.data["att"] != 1 or delay is None:
+            return
+        setters = [post, *(m for m in life.moves if m.ph != "no" and m.data.get("moved", True))]
+        claimed, _ = self._clock.claimed(run)
+        certain = [op.t for op in setters if op.ph == "ok" and (op.end or 0) < claimed]
+        last = max(certain, default=0)
+        dues = [
+            op.t + max(0, op.data.get("delay_us") or 0) * 1000
+            for op in setters
+            if self._latest(op) >= last and op.t <= run.t
+        ]
+        if not dues:
+            return
+        # The clock of the server may run faster by a thousandth.
+        early = min(dues) - run.t
+        if early > _DRIFT + (run.t - post.t) // 1000:
+            text = f"its handler began {early / 1e6:.1f} ms before the delay was over"
+            self._bench.blame("I1", life.id, text, post, *life.moves, run)
+
+    def _expiry(self, life: _Life, gen: Generation, post: Operation, expires: int) -> None:
+        for run in gen.runs:
+            # Given again after a lost reply, it was claimed before: the token tells when.
+            at = min(run.data["srv"], token(run)) * 1000
+            if post.ph != "ok" or post.end is None or not self._clock.steady:
+                continue
+            if at > self._clock.server_ns(post.end)[1] + expires * 1000 + 10 * _DRIFT:
+                self._bench.blame("I3", life.id, "handed out after it had expired", post, run)
+        for letter in gen.letters:
+            early = post.t + expires * 1000 - letter.t
+            expired = letter.op == "expired" or letter.data.get("reason") == "expired"
+            if expired and early > _DRIFT and self._clock.steady:
+                self._bench.blame("I1", life.id, "expired too early", post, letter)
+
+    # ------------------------------------------------------------------------ what became of it
+
+    def _fate(self, life: _Life, gen: Generation) -> None:
+        counts = self._bench.verdict.counts
+        post = gen.origin
+        assert post
+        if post.ph == "no":
+            counts["refused"] += 1
+            return
+        if post.unknown and not (gen.runs or gen.letters):
+            return
+        if post.unknown:
+            counts["recovered"] += 1
+        counts["posted"] += 1
+        if gen.handled:
+            counts["handled"] += 1
+        elif gen.letters:
+            reasons = {letter.data.get("reason") or letter.op for letter in gen.letters}
+            counts["expired" if "expired" in reasons else "dead"] += 1
+        elif self._may_be_cancelled(life, post):
+            counts["cancelled"] += 1
+        elif not gen.alone or not self._stored(gen):
+            counts["superseded"] += 1
+        elif self._bench.pending is None or life.id in self._bench.pending:
+            counts["pending"] += 1
+        else:
+            counts["lost"] += 1
+            text = "acknowledged, and at the end neither done, dead, cancelled nor pending"
+            if gen.runs:
+                text += f"; started {len(gen.runs)} times"
+            self._bench.blame("I2", life.id, text, post, *gen.runs, *life.cancels)
+
+    def _may_be_cancelled(self, life: _Life, post: Operation) -> bool:
+        return any(
+            cancel.ph != "no"
+            and cancel.data.get("outcome") != "NOT_FOUND"
+            and self._latest(cancel) >= post.t
+            for cancel in life.cancels
+        )
+
+    def _pending(self, life: _Life, gens: Iterable[Generation]) -> None:
+        """Find ids that are pending at the end though nothing can be: I12."""
+        if life.revivals:
+            return
+        over: list[Operation | None] = []
+        for gen in gens:
+            post = gen.origin
+            assert post
+            confirm = gen.confirmed()
+            buried = [letter for letter in gen.letters if letter.op == "buried"]
+            cancels = [
+                cancel
+                for cancel in life.cancels
+                if cancel.ph == "ok" and post.end is not None and cancel.t > post.end
+                if cancel.data.get("outcome") != "IN_FLIGHT"
+            ]
+            if post.ph == "no":
+                continue
+            if confirm is None and not buried and (post.ph != "ok" or not cancels):
+                return
+            over += [post, confirm, *buried, *cancels]
+        self._bench.blame("I12", life.id, "pending at the end, and nothing of it can be", *over)
+
+
+class _Life:
+    """The operations on one id, sorted by what they are."""
+
+    def __init__(self, id: str, operations: list[Operation]) -> None:
+        self.id = id
+        self.generations: dict[int | None, Generation] = {}
+        self.cancels: list[Operation] = []
+        self.moves: list[Operation] = []
+        self.revivals: list[Operation] = []
+        self.strays: list[Operation] = []
+        rest = []
+        for op in operations:
+            if op.op == "post":
+                n = op.data.get("n")
+                if n in self.generations:
+                    raise HistoryError(f"two posts of {id!r} have the serial {n!r}")
+                self.generations[n] = Generation(id, op)
+            else:
+                rest.append(op)
+        for op in rest:
+            self._sort(op)
+
+    def _sort(self, op: Operation) -> None:
+        if op.op == "cancel":
+            self.cancels.append(op)
+        elif op.op == "reschedule":
+            self.moves.append(op)
+        elif op.op == "revive":
+            self.revivals.append(op)
+        elif (gen := self._whose(op)) is None:
+            if op.op == "run" or (op.op in ("dead", "expired") and op.data.get("n") is not None):
+                self.strays.append(op)
+        elif op.op == "run":
+            gen.runs.append(op)
+        elif op.op in _WORDS:
+            gen.words.setdefault(op.data["tok"], []).append(op)
+        elif op.op in ("dead", "expired"):
+            gen.letters.append(op)
+
+    def _whose(self, op: Operation) -> Generation | None:
+        if op.data.get("n") is None and op.op != "run" and len(self.generations) == 1:
+            return next(iter(self.generations.values()))
+        return self.generations.get(op.data.get("n"))
+
+    def bury(self, letter: Operation) -> None:
+        """Take a dead letter that was there at the end."""
+        if (gen := self._whose(letter)) is not None:
+            gen.letters.append(letter)

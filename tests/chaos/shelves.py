@@ -1,0 +1,86 @@
+"""Operations put by what they concern, on disk where there are many: memory stays bounded."""
+
+from __future__ import annotations
+
+import marshal
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any, Self
+
+from chaos.history import Operation
+
+#: What operations are put by: a kind and a name.
+Key = tuple[str, str]
+
+#: An operation of the main process holds some 1 kB in memory: so many at a time.
+_ROOM = 200_000
+
+
+class Shelves:
+    """
+    Takes operations in any order, and gives them back gathered by their key.
+
+    A context manager.
+
+    Args:
+        count: How many shelves: one is in memory at a time.
+        room: How many operations are held before they are written out.
+    """
+
+    def __init__(self, *, count: int = 64, room: int = _ROOM) -> None:
+        self._shelves: list[list[tuple[Any, ...]]] = [[] for _ in range(count)]
+        self._files: list[IO[bytes] | None] = [None] * count
+        self._room = room
+        self._held = 0
+
+    def put(self, key: Key, operation: Operation) -> None:
+        """Put *operation* to the others of *key*."""
+        self._shelves[hash(key) % len(self._shelves)].append((key, tuple(operation)))
+        self._held += 1
+        if self._held >= self._room:
+            self._write_out()
+
+    def _write_out(self) -> None:
+        for i, shelf in enumerate(self._shelves):
+            if shelf:
+                file = self._files[i]
+                if file is None:
+                    file = self._files[i] = tempfile.TemporaryFile()  # noqa: SIM115 - see close
+                marshal.dump(shelf, file)
+                shelf.clear()
+        self._held = 0
+
+    def __iter__(self) -> Iterator[tuple[Key, list[Operation]]]:
+        """Walk the keys, each with its operations in the order of their beginnings."""
+        for shelf, file in zip(self._shelves, self._files, strict=True):
+            gathered: dict[Key, list[Operation]] = {}
+            for key, fields in self._all(shelf, file):
+                gathered.setdefault(key, []).append(Operation(*fields))
+            for key, operations in gathered.items():
+                operations.sort(key=_beginning)
+                yield key, operations
+
+    @staticmethod
+    def _all(shelf: list[tuple[Any, ...]], file: IO[bytes] | None) -> Iterator[tuple[Any, ...]]:
+        if file is not None:
+            end = file.seek(0, 2)
+            file.seek(0)
+            while file.tell() < end:
+                yield from marshal.load(file)
+        yield from shelf
+
+    def close(self) -> None:
+        """Drop everything."""
+        for file in self._files:
+            if file is not None:
+                file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _beginning(operation: Operation) -> int:
+    return operation.t

@@ -1,0 +1,143 @@
+"""
+Histories told by hand, for the tests of the checker.
+
+Times are ms from the beginning of the story. The server's clock is right, unless a run says
+otherwise, and claims are made a millisecond before their handlers begin.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from chaos.checker import check
+from chaos.verdict import Verdict
+
+#: What the monotonic clock, in ns, and the server's, in µs, show when the story begins.
+MONO, SERVER = 5_000_000_000_000, 1_800_000_000_000_000
+
+LEASE = 600
+
+#: A poster, two nodes, and whoever injects the faults.
+POSTER, NODE, OTHER, SUPERVISOR = "poster.10", "node-1.11", "node-2.12", "supervisor.9"
+
+
+def server_us(at: float) -> int:
+    """Return the server's time at a moment of the story."""
+    return SERVER + round(at * 1000)
+
+
+class Story:
+    """
+    Told line by line, in any order; written when it is checked.
+
+    Args:
+        folder: Where it is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lines: dict[str, list[tuple[float, int, dict[str, Any]]]] = defaultdict(list)
+        self._order = itertools.count()
+        self._calls = itertools.count(1)
+        self._end: dict[str, Any] = {"pending": [], "dead": [], "sound": True}
+        self._over = 0.0
+
+    def say(self, p: str, at: float, op: str, ph: str = "ok", **fields: Any) -> None:
+        """Tell one record."""
+        record = {"t": MONO + round(at * 1e6), "p": p, "op": op, "ph": ph, **fields}
+        self._lines[p].append((at, next(self._order), record))
+        self._over = max(self._over, at)
+
+    def call(
+        self,
+        p: str,
+        op: str,
+        begin: float,
+        end: float | None,
+        ph: str = "ok",
+        *,
+        said: dict[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        """Tell a call, from its beginning to its end, or without one."""
+        k = next(self._calls)
+        self.say(p, begin, op, "inv", k=k, **fields)
+        if end is not None:
+            self.say(p, end, op, ph, k=k, **(said or {}))
+
+    def post(
+        self, id: str, n: int, at: float = 0, *, took: float | None = 2, ph: str = "ok", **more: Any
+    ) -> None:
+        """Tell a post, due at once and retried three times unless more is said."""
+        fields = {"delay_us": 0, "max_retries": 3, "crc": n, "if_exists": "replace"} | more
+        end = None if took is None else at + took
+        self.call(POSTER, "post", at, end, ph, id=id, n=n, **fields)
+
+    def run(
+        self,
+        id: str,
+        n: int | None,
+        at: float,
+        *,
+        took: float | None = 5,
+        ph: str = "ok",
+        p: str = NODE,
+        **more: Any,
+    ) -> int:
+        """Tell a run, and return its token."""
+        claimed = server_us(at - 1)
+        fields = {"tok": claimed, "att": 1, "due": claimed, "srv": claimed}
+        fields |= {"lease_us": LEASE * 1000, "crc": n}
+        fields |= more
+        self.call(p, "run", at, None if took is None else at + took, ph, id=id, n=n, **fields)
+        return int(fields["tok"])
+
+    def word(self, op: str, at: float, run: tuple[str, int, int], **more: Any) -> None:
+        """Tell what the holder of a run (its id, serial and token) said of it."""
+        fields = {"p": NODE, "accepted": True, "ph": "ok", "took": 2} | more
+        p, accepted, ph, took = (fields.pop(name) for name in ("p", "accepted", "ph", "took"))
+        id, n, tok = run
+        said = {} if accepted is None else {"accepted": accepted}
+        end = None if took is None else at + took
+        self.call(p, op, at, end, ph, said=said, id=id, n=n, tok=tok, **fields)
+
+    def cancel(self, id: str, at: float, outcome: str | None = "CANCELLED", **more: Any) -> None:
+        """Tell a cancel, of an unknown outcome when that is None."""
+        fields = {"took": 2, "p": POSTER} | more
+        end = None if fields["took"] is None else at + fields["took"]
+        ph, said = ("info", {}) if outcome is None else ("ok", {"outcome": outcome})
+        self.call(fields["p"], "cancel", at, end, ph, said=said, id=id)
+
+    def fault(self, name: str, begin: float, end: float, target: str = "srv") -> None:
+        """Tell a fault."""
+        for at, phase in ((begin, "begin"), (end, "end")):
+            self.say(SUPERVISOR, at, "fault", name=name, target=target, phase=phase)
+
+    def kill(self, p: str, at: float) -> None:
+        """Tell that a process was killed."""
+        self.say(SUPERVISOR, at, "kill", pid=int(p.rpartition(".")[2]))
+
+    def ends(self, **final: Any) -> None:
+        """Tell the end otherwise than with nothing left."""
+        self._end |= final
+
+    def write(self, *, final: bool = True) -> Path:
+        """Write it down, in a file for each process."""
+        # The server was asked for the time once: that places claims to a tenth of a ms.
+        said = {"srv": server_us(-5.05)}
+        self.call(SUPERVISOR, "clock", -5.1, -5, said=said)
+        if final:
+            self.say(SUPERVISOR, self._over + 60_000, "final", **self._end)
+        for p, lines in self._lines.items():
+            lines.sort(key=lambda line: line[:2])
+            text = "".join(json.dumps(record) + "\n" for _, _, record in lines)
+            (self._folder / f"{p}.jsonl").write_text(text)
+        return self._folder
+
+    def check(self, **options: Any) -> Verdict:
+        """Return the checker's verdict on it."""
+        return check(self.write(final=not options.get("partial", False)), **options)

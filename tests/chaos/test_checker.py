@@ -1,0 +1,622 @@
+"""The checker accepts what a correct library may do, however odd, and catches what it may not."""
+
+from __future__ import annotations
+
+import pytest
+
+from chaos import checker
+from chaos.story import LEASE, NODE, OTHER, POSTER, SUPERVISOR, Story, server_us
+
+EVERY = 200
+
+
+@pytest.fixture
+def story(tmp_path):
+    return Story(tmp_path)
+
+
+def accepted(story, **options):
+    """Hold that nothing is found wrong, and return the verdict."""
+    verdict = story.check(**options)
+    assert {} == verdict.broken, f"\n{verdict}"
+    return verdict
+
+
+def caught(story, invariant, words="", **options):
+    """Hold that this invariant, and this for the reason given, is found broken."""
+    verdict = story.check(**options)
+    texts = [str(v) for v in verdict.violations if v.invariant == invariant]
+    assert any(words in text for text in texts), f"no {invariant} {words!r} in:\n{verdict}"
+    return verdict
+
+
+def nominal(i):
+    """The i-th nominal time of the schedule of these stories, in µs."""
+    return server_us(1000 + i * EVERY)
+
+
+def declare(story, at=0, **more):
+    fields = {"every_us": EVERY * 1000, "start_us": nominal(0), "max_retries": 3, "crc": 7}
+    story.call(NODE, "schedule", at, at + 2, id="beat", **(fields | more))
+
+
+def beat(story, i, *, late=1, missed=0, **more):
+    """Tell the run of the i-th occurrence."""
+    at = 1000 + i * EVERY + late
+    fields = {"due": nominal(i), "srv": server_us(at - 0.5), "crc": 7, "missed": missed}
+    return story.run(f"beat@{nominal(i)}", None, at, **(fields | more))
+
+
+class TestOrdinary:
+    """What happens every day is accepted, and counted."""
+
+    def test_posted_and_handled(self, story):
+        """An event that was handled once is handled, and nothing else."""
+        story.post("a", 1)
+        story.run("a", 1, 10)
+        counts = accepted(story).counts
+        assert (1, 1, 0) == (counts["posted"], counts["handled"], counts["lost"])
+
+    def test_failed_and_retried(self, story):
+        """A failure explains the next run."""
+        story.post("a", 1)
+        story.run("a", 1, 10, ph="no")
+        story.run("a", 1, 80, p=OTHER, att=2)
+        assert {"failed": 1} == accepted(story).redelivered
+
+    def test_spent_and_dead(self, story):
+        """Retries that are spent end in a dead letter, seen when it dies or in the end."""
+        for id, n in (("a", 1), ("b", 2)):
+            story.post(id, n, max_retries=1)
+            story.run(id, n, 10 + n, ph="no")
+            story.run(id, n, 80 + n, ph="no", att=2)
+        story.say(NODE, 90, "dead", id="a", n=1, reason="failed", attempt=2)
+        story.ends(dead=[{"id": "b", "n": 2, "reason": "failed", "attempt": 2}])
+        assert 2 == accepted(story).counts["dead"]
+
+    def test_the_other_ends(self, story):
+        """Cancelled, superseded, expired, refused, unknown and pending are each told apart."""
+        story.post("cancelled", 1, delay_us=9_000_000)
+        story.cancel("cancelled", 10)
+        story.post("superseded", 2, delay_us=9_000_000)
+        story.post("superseded", 3, 10)
+        story.run("superseded", 3, 20)
+        story.post("expired", 4, delay_us=30_000, expires_us=20_000)
+        story.say(NODE, 40, "expired", id="expired", n=4, reason="expired")
+        story.post("refused", 5, ph="no")
+        story.post("unknown", 6, ph="info")
+        story.post("pending", 7, delay_us=900_000_000)
+        story.ends(pending=["pending"])
+        counts = accepted(story).counts
+        names = ["cancelled", "superseded", "expired", "refused", "pending"]
+        assert [1, 1, 1, 1, 1] == [counts[name] for name in names]
+        assert 1 == counts["unknown outcomes"]
+
+    def test_lateness_by_phase(self, story):
+        """Lateness is counted by the phase in which the run began."""
+        story.say(SUPERVISOR, 0, "phase", phase="healthy")
+        story.say(SUPERVISOR, 100, "phase", phase="faulty")
+        for n, at, late in ((1, 10, 1000), (2, 20, 3000), (3, 150, 50_000)):
+            story.post(str(n), n)
+            story.run(str(n), n, at, due=server_us(at - 1) - late)
+        lateness = accepted(story).lateness
+        assert (2, 1.0, 3.0) == (
+            lateness["healthy"].n,
+            lateness["healthy"].p50,
+            lateness["healthy"].max,
+        )
+        assert 50.0 == lateness["faulty"].p99
+
+
+class TestOddButLegal:
+    """What looks wrong and is not."""
+
+    def test_killed_in_a_handler(self, story):
+        """A run without an end explains the next one: its process was killed."""
+        story.post("a", 1)
+        story.run("a", 1, 10, took=None)
+        story.kill(NODE, 50)
+        story.run("a", 1, 700, p=OTHER, att=2)
+        assert {"killed": 1} == accepted(story).redelivered
+
+    def test_killed_before_the_handler(self, story):
+        """A claim that reached no handler shows as a missing attempt, and a kill explains it."""
+        story.post("a", 1)
+        story.say(NODE, 1, "node", phase="begin")
+        story.kill(NODE, 10)
+        story.run("a", 1, 700, p=OTHER, att=2)
+        accepted(story)
+
+    def test_killed_before_the_confirm(self, story):
+        """A handler that returned may not have been confirmed when its node was killed."""
+        story.post("a", 1)
+        story.run("a", 1, 10)
+        story.kill(NODE, 16)
+        story.run("a", 1, 700, p=OTHER, att=2)
+        assert {"killed": 1} == accepted(story).redelivered
+
+    def test_an_unknown_post_appears_later(self, story):
+        """A post of unknown outcome may be done after its call gave up, and counts then."""
+        story.post("a", 1, took=300, ph="info")
+        story.run("a", 1, 900)
+        assert 1 == accepted(story).counts["recovered"]
+
+    def test_an_unknown_post_supersedes(self, story):
+        """It may also have replaced an event that is never seen, while a fault lasts."""
+        story.fault("F22", 0, 2000)
+        story.post("a", 1, took=300, ph="info")
+        story.post("a", 2, 400)
+        accepted(story)
+
+    def test_reposted_in_flight(self, story):
+        """The older run goes on beside the newer one, and its confirm is refused."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10, took=100)
+        story.post("a", 2, 20)
+        story.run("a", 2, 30, p=OTHER)
+        story.say(NODE, 112, "auto", id="a", n=1, tok=tok, accepted=False)
+        accepted(story)
+
+    def test_reposted_by_its_handler(self, story):
+        """Posting its own id from a handler makes a generation of its own."""
+        story.post("a", 1)
+        story.run("a", 1, 10, took=50)
+        fields = {"n": 2, "delay_us": 0, "max_retries": 3, "crc": 2, "if_exists": "replace"}
+        story.call(NODE, "post", 20, 22, id="a", **fields)
+        story.run("a", 2, 25, p=OTHER)
+        assert 2 == accepted(story).counts["handled"]
+
+    def test_a_late_confirm_counts(self, story):
+        """A confirm after the lease's end counts until somebody else has claimed."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10, took=2 * LEASE)
+        story.word("confirm", 1000, ("a", 1, tok))
+        accepted(story)
+
+    def test_claimed_again_under_the_same_token(self, story):
+        """A turn whose reply was lost is given again: the token is older than the claim."""
+        story.post("a", 1)
+        story.run("a", 1, 300, tok=server_us(5), due=server_us(1))
+        accepted(story)
+
+    def test_paused_past_its_lease(self, story):
+        """A node that was stopped runs on beside the one that took its event."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10, took=1500)
+        story.fault("F52", 20, 1490, target="node-1")
+        story.run("a", 1, 700, p=OTHER, att=2)
+        story.say(NODE, 1515, "auto", id="a", n=1, tok=tok, accepted=False)
+        assert {"paused": 1} == accepted(story).redelivered
+
+    def test_a_stale_claim_begins_after_a_cancel(self, story):
+        """A node stopped between claim and handler may begin after the event was cancelled."""
+        story.post("a", 1)
+        story.fault("F52", 5, 2000, target="node-1")
+        story.run("a", 1, 700, p=OTHER, att=2, ph="no")
+        story.cancel("a", 720)
+        story.run("a", 1, 2010, tok=server_us(4), srv=server_us(4), due=server_us(1))
+        accepted(story)
+
+    def test_a_starved_machine(self, story):
+        """A stall that a process noticed explains a lease that ran out."""
+        story.post("a", 1)
+        story.run("a", 1, 10, took=1000)
+        story.say(NODE, 800, "stall", ms=700)
+        story.run("a", 1, 800, p=OTHER, att=2)
+        assert {"stalled": 1} == accepted(story).redelivered
+
+    def test_longer_than_max_run(self, story):
+        """A handler that overran ``max_run`` is no longer renewed."""
+        story.say(NODE, 0, "node", phase="begin", max_run_ms=300)
+        story.post("a", 1)
+        story.run("a", 1, 10, took=5000)
+        story.run("a", 1, 1000, p=OTHER, att=2)
+        assert {"overran": 1} == accepted(story).redelivered
+
+    def test_cancelled_in_flight(self, story):
+        """What was in flight when it was cancelled may end as it likes; nothing follows."""
+        story.post("a", 1)
+        story.run("a", 1, 10, took=50, ph="no")
+        story.cancel("a", 20, "IN_FLIGHT")
+        assert 1 == accepted(story).counts["cancelled"]
+
+    def test_an_unknown_cancel(self, story):
+        """A cancel of unknown outcome explains an event that is never seen, and one that is."""
+        for n, id in enumerate("ab"):
+            story.post(id, n, delay_us=500_000)
+            story.cancel(id, 10, None, took=300)
+        story.run("b", 1, 600)
+        accepted(story)
+
+    def test_concurrent_posts_have_no_order(self, story):
+        """Of two posts that overlapped either may have been the last."""
+        story.post("a", 1, 0, took=50)
+        story.post("a", 2, 10, took=5)
+        story.run("a", 1, 60)
+        accepted(story)
+
+    def test_kept_instead(self, story):
+        """A post that keeps what is pending may store nothing."""
+        story.post("a", 1, delay_us=30_000)
+        story.post("a", 2, 10, if_exists="keep")
+        story.run("a", 1, 40)
+        assert 1 == accepted(story).counts["superseded"]
+
+    def test_moved_to_an_earlier_time(self, story):
+        """A rescheduled event is due by its last move."""
+        story.post("a", 1, delay_us=900_000)
+        said = {"moved": True}
+        story.call(POSTER, "reschedule", 10, 12, said=said, id="a", delay_us=50_000)
+        story.run("a", 1, 70)
+        accepted(story)
+
+    def test_a_batch_has_one_k(self, story):
+        """The items of a burst share a ``k``, and each has its end."""
+        fields = {"delay_us": 0, "max_retries": 3, "if_exists": "replace", "k": 9_000}
+        for n in range(3):
+            story.say(POSTER, 0, "post", "inv", id=f"b{n}", n=n, crc=n, **fields)
+        for n in range(3):
+            story.say(POSTER, 9, "post", "ok", id=f"b{n}", n=n, k=9_000)
+            story.run(f"b{n}", n, 20 + n)
+        assert 3 == accepted(story).counts["handled"]
+
+    def test_the_server_clock_is_stepped(self, story):
+        """A clock set forward ends leases and delays sooner than the monotonic one."""
+        story.fault("F49", 5, 2000)
+        story.post("a", 1, delay_us=600_000)
+        ahead = server_us(60_000)
+        story.run("a", 1, 100, due=server_us(601), srv=ahead, tok=ahead)
+        verdict = accepted(story)
+        assert verdict.notes
+
+    def test_revived(self, story):
+        """A dead letter that was revived has its attempts anew."""
+        story.post("a", 1, max_retries=0)
+        story.run("a", 1, 10, ph="no")
+        story.say(NODE, 20, "dead", id="a", n=1, reason="failed", attempt=1)
+        story.call(POSTER, "revive", 30, 32, said={"revived": True}, id="a")
+        story.run("a", 1, 40)
+        accepted(story)
+
+
+class TestEvents:
+    """Each invariant of an event, broken in more than one way."""
+
+    def test_early_by_the_server(self, story):
+        """I1: claimed before it was due."""
+        story.post("a", 1)
+        story.run("a", 1, 10, due=server_us(500))
+        caught(story, "I1", "before it was due")
+
+    def test_early_by_the_host(self, story):
+        """I1: the handler began before the delay was over, whatever the record says of due."""
+        story.post("a", 1, delay_us=500_000)
+        story.run("a", 1, 300)
+        assert 1 == caught(story, "I1", "before the delay").counts["early"]
+
+    def test_early_after_a_move(self, story):
+        """I1: a move to later counts from its answer on."""
+        story.post("a", 1, delay_us=100_000)
+        said = {"moved": True}
+        story.call(POSTER, "reschedule", 10, 12, said=said, id="a", delay_us=500_000)
+        story.run("a", 1, 110)
+        caught(story, "I1", "before the delay")
+
+    def test_expired_early(self, story):
+        """I1: an event does not expire before its time."""
+        story.post("a", 1, expires_us=500_000)
+        story.say(NODE, 100, "expired", id="a", n=1, reason="expired")
+        caught(story, "I1", "expired too early")
+
+    def test_lost(self, story):
+        """I2: acknowledged, and nothing came of it."""
+        story.post("a", 1)
+        assert 1 == caught(story, "I2").counts["lost"]
+
+    def test_lost_in_a_handler(self, story):
+        """I2: started by a process that died, and never again."""
+        story.post("a", 1)
+        story.run("a", 1, 10, took=None)
+        story.kill(NODE, 20)
+        caught(story, "I2", "started 1 times")
+
+    def test_lost_after_a_failure(self, story):
+        """I2: failed, with retries left, and never again."""
+        story.post("a", 1)
+        story.run("a", 1, 10, ph="no")
+        caught(story, "I2")
+
+    def test_lost_at_most_once(self, story):
+        """I2: also what is started at most once ends somewhere."""
+        story.post("a", 1, max_retries=0)
+        story.run("a", 1, 10, took=None)
+        story.kill(NODE, 20)
+        caught(story, "I2")
+
+    def test_lost_though_an_older_one_ran(self, story):
+        """I2: a run of the older generation is none of the newer."""
+        story.post("a", 1)
+        story.run("a", 1, 10)
+        story.post("a", 2, 50)
+        caught(story, "I2", "n=2")
+
+    def test_lost_though_an_earlier_call_was_unknown(self, story):
+        """I2: an unknown call is over when all has been well for a while after it."""
+        story.post("a", 1, took=300, ph="info")
+        story.cancel("a", 400, None, took=300)
+        story.post("a", 2, 30_000)
+        caught(story, "I2", "n=2")
+
+    def test_unexpected(self, story):
+        """I3: what nobody posted, or was refused, or is not posted yet, is not handed out."""
+        story.run("nobody", 1, 10)
+        story.post("refused", 2, ph="no")
+        story.run("refused", 2, 20)
+        story.post("later", 3, 100)
+        story.run("later", 3, 50)
+        story.post("other", 4)
+        story.run("other", 99, 10)
+        verdict = caught(story, "I3")
+        assert {"nobody", "refused", "later", "other"} == {
+            v.id for v in verdict.violations if v.invariant == "I3"
+        }
+
+    def test_unexpected_in_the_end(self, story):
+        """I3: nothing is pending or dead that nobody made."""
+        story.ends(pending=["ghost"], dead=[{"id": "zombie", "n": 5, "reason": "failed"}])
+        story.post("a", 1)
+        story.run("a", 1, 10)
+        verdict = caught(story, "I3", "nobody had made it")
+        assert 2 == verdict.broken["I3"]
+
+    def test_expired_and_handed_out(self, story):
+        """I3: an event that has expired is not handed out any more."""
+        story.post("a", 1, expires_us=100_000)
+        story.run("a", 1, 300)
+        caught(story, "I3", "expired")
+
+    def test_handed_out_again_for_no_reason(self, story):
+        """I4: a second run that nothing explains."""
+        story.post("a", 1)
+        story.run("a", 1, 10)
+        story.run("a", 1, 700, p=OTHER, att=2)
+        verdict = caught(story, "I4", "nothing explains why")
+        assert {"unexplained": 1} == verdict.redelivered
+
+    def test_two_leases_overlap(self, story):
+        """I4: claimed before the lease could have run out, even though its node was killed."""
+        story.post("a", 1)
+        story.run("a", 1, 10, took=None)
+        story.kill(NODE, 20)
+        story.run("a", 1, 300, p=OTHER, att=2)
+        caught(story, "I4", "before the lease before it")
+
+    def test_a_fault_elsewhere_explains_nothing(self, story):
+        """I4: neither the other node's trouble, nor one long ago, nor one that harms no lease."""
+        story.fault("F52", 20, 400, target="node-2")
+        story.fault("F22", -30_000, -29_000)
+        story.fault("F28", 20, 400)
+        story.post("a", 1)
+        story.run("a", 1, 10)
+        story.run("a", 1, 700, p=OTHER, att=2)
+        caught(story, "I4", "nothing explains why")
+
+    def test_an_attempt_is_missing(self, story):
+        """I4: an attempt that reached no handler, and nothing went wrong."""
+        story.post("a", 1)
+        story.run("a", 1, 10, att=2)
+        caught(story, "I4", "reached no handler")
+
+    def test_one_claim_started_twice(self, story):
+        """I5: each claim is started once."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10)
+        story.run("a", 1, 30, p=OTHER, tok=tok)
+        caught(story, "I5", "started twice")
+
+    @pytest.mark.parametrize("op", ["confirm", "retry", "extend"])
+    def test_a_stale_holder_counts(self, story, op):
+        """I5: the word of a holder counts only until the next claim."""
+        story.post("a", 1)
+        story.fault("F52", 20, 700, target="node-1")
+        tok = story.run("a", 1, 10, took=1500)
+        story.run("a", 1, 700, p=OTHER, att=2, took=200)
+        story.word(op, 800, ("a", 1, tok))
+        caught(story, "I5", "after a newer claim")
+
+    def test_a_superseded_holder_counts(self, story):
+        """I5: neither does it count when the newer claim is of a newer generation."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10, took=200)
+        story.post("a", 2, 20)
+        story.run("a", 2, 30, p=OTHER)
+        story.word("confirm", 100, ("a", 1, tok))
+        caught(story, "I5", "after a newer claim")
+
+    def test_refused_for_no_reason(self, story):
+        """I5: the only holder is believed."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10, took=100)
+        story.word("confirm", 50, ("a", 1, tok), accepted=False)
+        story.post("b", 2)
+        tok = story.run("b", 2, 10)
+        story.say(NODE, 20, "auto", id="b", n=2, tok=tok, accepted=False)
+        verdict = caught(story, "I5", "for no reason")
+        assert 2 == verdict.broken["I5"]
+
+    def test_a_word_about_nothing(self, story):
+        """I5: there is no word about a claim that nobody had."""
+        story.post("a", 1)
+        story.run("a", 1, 10)
+        story.word("confirm", 12, ("a", 1, 12345))
+        caught(story, "I5", "nobody had")
+
+    @pytest.mark.parametrize("outcome", ["CANCELLED", "IN_FLIGHT", "NOT_FOUND"])
+    def test_claimed_after_a_cancel(self, story, outcome):
+        """I6: whatever a cancel answered, what was there before it does not start after it."""
+        story.post("a", 1)
+        story.run("a", 1, 10, ph="no")
+        story.cancel("a", 50, outcome)
+        story.run("a", 1, 100, att=2)
+        caught(story, "I6", outcome)
+
+    def test_cancelled_and_dead(self, story):
+        """I6: what was cancelled does not end among the dead letters."""
+        story.post("a", 1, delay_us=500_000)
+        story.cancel("a", 50)
+        story.ends(dead=[{"id": "a", "n": 1, "reason": "lease_lost", "attempt": 4}])
+        caught(story, "I6", "dead letter")
+
+    def test_confirmed_and_claimed(self, story):
+        """I7: what was confirmed is not handed out again, whatever went wrong besides."""
+        story.fault("F22", 20, 600)
+        story.post("a", 1)
+        tok = story.run("a", 1, 10)
+        story.word("confirm", 12, ("a", 1, tok))
+        story.run("a", 1, 700, p=OTHER, att=2)
+        caught(story, "I7", "claimed once more")
+
+    def test_confirmed_twice(self, story):
+        """I7: two holders are not both believed."""
+        story.fault("F52", 20, 700, target="node-1")
+        story.post("a", 1)
+        first = story.run("a", 1, 10, took=1500)
+        second = story.run("a", 1, 700, p=OTHER, att=2, took=500)
+        story.word("confirm", 690, ("a", 1, first))
+        story.word("confirm", 800, ("a", 1, second), p=OTHER)
+        caught(story, "I7", "two holders")
+
+    def test_confirmed_and_given_back(self, story):
+        """I7: one claim is settled in one way."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10, took=50)
+        story.word("confirm", 20, ("a", 1, tok))
+        story.word("retry", 30, ("a", 1, tok))
+        caught(story, "I7", "two ways")
+
+    def test_confirmed_and_dead(self, story):
+        """I7: what was confirmed is no dead letter."""
+        story.post("a", 1, max_retries=0)
+        tok = story.run("a", 1, 10)
+        story.word("confirm", 12, ("a", 1, tok))
+        story.ends(dead=[{"id": "a", "n": 1, "reason": "lease_lost", "attempt": 1}])
+        caught(story, "I7", "dead letter")
+
+    def test_too_many_starts(self, story):
+        """I8: no more starts than retries and one."""
+        story.post("a", 1, max_retries=1)
+        for i in range(3):
+            story.run("a", 1, 10 + 50 * i, ph="no" if i < 2 else "ok", att=i + 1)
+        caught(story, "I8", "started 3 times")
+
+    def test_attempts_that_do_not_grow(self, story):
+        """I8: each start is counted."""
+        story.post("a", 1)
+        story.run("a", 1, 10, ph="no")
+        story.run("a", 1, 80, att=1)
+        caught(story, "I8", "do not grow")
+
+    def test_dead_too_soon(self, story):
+        """I8: dead only when the retries are spent."""
+        story.post("a", 1)
+        story.run("a", 1, 10, ph="no")
+        story.ends(dead=[{"id": "a", "n": 1, "reason": "failed", "attempt": 1}])
+        caught(story, "I8", "after attempt 1")
+
+    def test_claimed_after_its_death(self, story):
+        """I8: the dead are not handed out."""
+        story.post("a", 1, max_retries=1)
+        story.run("a", 1, 10, ph="no")
+        story.say(NODE, 50, "dead", id="a", n=1, reason="failed", attempt=2)
+        story.run("a", 1, 100, att=2)
+        caught(story, "I8", "after its death")
+
+    def test_at_most_once(self, story):
+        """I9: with no retries there is no second start, whatever happens to the first."""
+        story.post("a", 1, max_retries=0)
+        story.run("a", 1, 10, took=None)
+        story.kill(NODE, 20)
+        story.run("a", 1, 700, p=OTHER, att=2)
+        caught(story, "I9", "max_retries=0")
+
+    def test_the_older_after_the_newer_was_stored(self, story):
+        """I10: after the answer to a post nothing older starts."""
+        story.post("a", 1, delay_us=50_000)
+        story.post("a", 2, 10, delay_us=900_000)
+        story.run("a", 1, 60)
+        story.run("a", 2, 920)
+        caught(story, "I10", "newer one was stored")
+
+    def test_the_older_under_a_newer_token(self, story):
+        """I10: nor after the newer one was claimed, though its post was never answered."""
+        story.fault("F49", 0, 5000)
+        story.post("a", 1)
+        story.post("a", 2, 10, took=None)
+        story.run("a", 2, 20)
+        story.run("a", 1, 21, p=OTHER)
+        caught(story, "I10", "claimed after a newer")
+
+    def test_generations_take_turns(self, story):
+        """I10: a generation that gave way does not come back, whatever their order was."""
+        story.post("a", 1, 0, took=50)
+        story.post("a", 2, 1, took=50)
+        story.run("a", 1, 60, ph="no")
+        story.run("a", 2, 70, ph="no")
+        story.run("a", 1, 80, att=2)
+        caught(story, "I10", "came back")
+
+    def test_another_payload(self, story):
+        """I10: what is delivered is what was posted, at each attempt."""
+        story.post("a", 1)
+        story.run("a", 1, 10, ph="no")
+        story.run("a", 1, 80, att=2, crc=999)
+        caught(story, "I10", "another payload")
+
+    def test_unsound(self, story):
+        """I12: the state at the end is sound, and there is one."""
+        story.post("a", 1)
+        story.run("a", 1, 10)
+        story.ends(sound=False)
+        caught(story, "I12", "contradict")
+
+    def test_no_end(self, story, tmp_path):
+        """I12: a history that stops in the middle shows nothing."""
+        story.post("a", 1)
+        folder = story.write(final=False)
+        assert {"I12": 1} == checker.check(folder).broken
+        assert {} == checker.check(folder, partial=True).broken
+
+    def test_pending_and_cannot_be(self, story):
+        """I12: what was confirmed or cancelled is not pending."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10)
+        story.word("confirm", 12, ("a", 1, tok))
+        story.post("b", 2, delay_us=900_000)
+        story.cancel("b", 10)
+        story.ends(pending=["a", "b"])
+        assert 2 == caught(story, "I12", "pending at the end").broken["I12"]
+
+    def test_handlers_overlap(self, story):
+        """I13: a second handler beside the first, with nothing wrong."""
+        story.post("a", 1)
+        story.run("a", 1, 10, took=2000)
+        story.run("a", 1, 700, p=OTHER, att=2)
+        caught(story, "I13", "while its handler ran")
+
+    def test_a_call_over_its_deadline(self, story):
+        """I16: a call comes back within its deadline, unless its process was stopped."""
+        story.say(POSTER, 0, "node", phase="begin", timeout_ms=300)
+        story.post("a", 1, 10, took=350)
+        story.post("b", 2, 1000, took=500)
+        story.post("c", 3, 5000, took=900)
+        story.fault("F52", 5100, 5700, target="poster")
+        for n, id in enumerate("abc", 1):
+            story.run(id, n, 6000 + n)
+        verdict = caught(story, "I16", "took 500 ms")
+        assert {"I16": 1} == verdict.broken
+
+    def test_a_call_that_never_returned(self, story):
+        """I16: a process that left by itself had no call under way."""
+        story.post("a", 1, took=None)
+        story.say(POSTER, 9000, "node", phase="end")
+        caught(story, "I16", "had not returned")

@@ -1,0 +1,285 @@
+"""
+What was done to the processes and the server: the reasons that a redelivery may have.
+
+A lease ends without its holder's doing only when something kept the holder from renewing
+it. So each redelivery after a handler that did not fail must meet one of these between the
+two claims: its process was killed, or left, or stopped; the server or the way to it was
+away; or the machine did not let it run.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from chaos.history import Operation
+
+FOREVER = 1 << 62
+SECOND = 1_000_000_000
+
+#: No lease can end of these: of a deaf ear, sliced bytes, a lost script, a client's clock.
+HARMLESS = {"F04", "F06", "F28", "F46", "F51"}
+#: The server's clock is stepped.
+CLOCKS = {"F49", "F50"}
+KILLS = {"F58", "F59"}
+PAUSES = {"F52", "F53", "F71", "F72"}
+#: Acknowledged writes may be lost.
+ROLLBACKS = {"F20", "F21", "F31", "F42", "F43"}
+#: All of them, not the last alone.
+WIPES = {"F21", "F31"}
+
+#: A write that is acknowledged is on the disk after so long, with ``appendfsync everysec``.
+UNSYNCED = 2 * SECOND
+
+
+@dataclass(slots=True)
+class Spell:
+    """A time in which something was wrong."""
+
+    begin: int
+    end: int
+    label: str
+
+
+@dataclass(slots=True)
+class Life:
+    """What is known of one process."""
+
+    first: int
+    last: int
+    left: int | None = None
+    killed: int | None = None
+    max_run: int | None = None
+    timeout: int | None = None
+    hanging: bool = False
+
+    def died_by(self, t: int) -> bool:
+        """Tell whether the process may have died before *t*."""
+        if self.killed is not None:
+            return self.killed <= t
+        # Or in the middle of something, and nobody has noted it.
+        return self.hanging and self.left is None and self.last <= t
+
+
+class _Spells:
+    """Spells that can be asked for the one that meets an interval."""
+
+    def __init__(self) -> None:
+        self._spells: list[Spell] = []
+        self._begins: list[int] = []
+        self._reach: list[int] = []
+
+    def add(self, spell: Spell) -> None:
+        self._spells.append(spell)
+
+    def close(self) -> None:
+        self._spells.sort(key=lambda s: s.begin)
+        self._begins = [s.begin for s in self._spells]
+        reach = 0
+        for spell in self._spells:
+            reach = max(reach, spell.end)
+            self._reach.append(reach)
+
+    def meeting(self, t0: int, t1: int) -> Spell | None:
+        return next(self.all_meeting(t0, t1), None)
+
+    def all_meeting(self, t0: int, t1: int) -> Iterator[Spell]:
+        i = bisect.bisect_right(self._begins, t1) - 1
+        while i >= 0 and self._reach[i] >= t0:
+            if self._spells[i].end >= t0:
+                yield self._spells[i]
+            i -= 1
+
+    def quiet(self, t: int) -> int:
+        """Return the first moment from *t* on that none of them meets."""
+        while (spell := self.meeting(t, t)) is not None and t < FOREVER:
+            t = spell.end + 1
+        return min(t, FOREVER)
+
+
+@dataclass
+class Troubles:
+    """
+    Gathers notes, and answers when all have been seen.
+
+    Args:
+        aftermath: How long, in ns, a fault that ended may still be felt.
+        grace: How long, in ns, a call whose outcome is unknown may take when all is well.
+    """
+
+    aftermath: int = 2 * SECOND
+    grace: int = 5 * SECOND
+    lives: dict[str, Life] = field(default_factory=dict)
+    fired: Counter[str] = field(default_factory=Counter)
+    phases: list[tuple[int, str]] = field(default_factory=list)
+    rollbacks: list[Spell] = field(default_factory=list)
+    stepped: bool = False
+
+    def __post_init__(self) -> None:
+        self._faults: list[Operation] = []
+        self._kills: list[Operation] = []
+        self._everywhere = _Spells()
+        self._of: dict[str, _Spells] = {}
+
+    # While the history is read
+
+    def saw(self, op: Operation) -> None:
+        """Take note of one operation, or note, of whichever process."""
+        life = self.lives.get(op.p)
+        last = op.end or op.t
+        if life is None:
+            life = self.lives[op.p] = Life(op.t, last)
+        life.first = min(life.first, op.t)
+        life.last = max(life.last, last)
+        if op.end is None:
+            life.hanging = True
+        if op.op == "fault":
+            self._faults.append(op)
+        elif op.op == "kill":
+            self._kills.append(op)
+        elif op.op == "phase":
+            self.phases.append((op.t, op.data["phase"]))
+        elif op.op == "stall":
+            # Whoever noticed: it may have been the machine.
+            spell = Spell(op.t - op.data["ms"] * 1_000_000, op.t + self.aftermath, "stalled")
+            self._everywhere.add(spell)
+        elif op.op == "node":
+            if op.data.get("phase") == "end":
+                life.left = op.t
+            for name in ("max_run", "timeout"):
+                if op.data.get(f"{name}_ms") is not None:
+                    setattr(life, name, round(op.data[f"{name}_ms"] * 1_000_000))
+
+    def close(self) -> None:
+        """Work out what the notes come to."""
+        self.phases.sort()
+        self._place_faults()
+        for kill in self._kills:
+            pid = str(kill.data["pid"])
+            mortal = [
+                (life.first, p)
+                for p, life in self.lives.items()
+                if life.first <= kill.t and pid_of(p) == pid
+            ]
+            if mortal:
+                self.lives[max(mortal)[1]].killed = kill.t - SECOND // 10
+        self._everywhere.close()
+        for spells in self._of.values():
+            spells.close()
+
+    def _place_faults(self) -> None:
+        names = {name_of(p) for p in self.lives}
+        begun: dict[tuple[str, str], Operation] = {}
+        for op in sorted(self._faults, key=lambda op: op.t):
+            what = (op.data["name"], str(op.data.get("target") or ""))
+            if op.data.get("phase") == "begin":
+                self.fired[what[0]] += 1
+                if what in begun:
+                    self._place(begun[what], op.t, names)
+                begun[what] = op
+            elif what in begun:
+                self._place(begun.pop(what), op.t, names)
+        for op in begun.values():
+            healed = [t for t, phase in self.phases if t > op.t and phase == "healed"]
+            self._place(op, healed[0] if healed else FOREVER, names)
+
+    def _place(self, begin: Operation, end: int, names: set[str]) -> None:
+        name, target = begin.data["name"], str(begin.data.get("target") or "")
+        if name in CLOCKS or begin.data.get("clock"):
+            self.stepped = True
+        if name in ROLLBACKS or begin.data.get("rollback"):
+            since = 0 if name in WIPES else begin.t - UNSYNCED
+            self.rollbacks.append(Spell(since, end + self.aftermath, name))
+        if name in HARMLESS:
+            return
+        label = f"outage {name}"
+        for kind, those in (("killed", KILLS), ("paused", PAUSES), ("clock", CLOCKS)):
+            if name in those:
+                label = kind
+        spell = Spell(begin.t, min(FOREVER, end + self.aftermath), label)
+        if target in names:
+            self._of.setdefault(target, _Spells()).add(spell)
+        elif target in self.lives:
+            self._of.setdefault(name_of(target), _Spells()).add(spell)
+        else:
+            self._everywhere.add(spell)
+
+    # When it has been read
+
+    def met(self, p: str, t0: int, t1: int) -> str | None:
+        """Return what kept process *p* from renewing a lease some time from *t0* to *t1*."""
+        life = self.lives[p]
+        if life.died_by(t1):
+            return "killed"
+        if life.left is not None and t0 <= life.left <= t1:
+            return "left"
+        own = self._of.get(name_of(p))
+        spell = (own and own.meeting(t0, t1)) or self._everywhere.meeting(t0, t1)
+        return spell.label if spell else None
+
+    def anywhere(self, t0: int, t1: int) -> str | None:
+        """Return what went wrong with any process some time from *t0* to *t1*."""
+        spell = self._everywhere.meeting(t0, t1)
+        for own in self._of.values():
+            spell = spell or own.meeting(t0, t1)
+        if spell:
+            return spell.label
+        for life in self.lives.values():
+            if life.died_by(t1) and (life.killed is None or life.killed >= t0 - SECOND):
+                return "killed"
+            if life.left is not None and t0 <= life.left <= t1:
+                return "left"
+        return None
+
+    def halted(self, p: str, t0: int, t1: int) -> bool:
+        """Tell whether process *p* may not have run some time from *t0* to *t1*."""
+        own = self._of.get(name_of(p))
+        return any(
+            spell.label in ("paused", "stalled", "killed")
+            for spells in (own, self._everywhere)
+            if spells
+            for spell in spells.all_meeting(t0, t1)
+        )
+
+    def latest(self, op: Operation) -> int:
+        """
+        Return the last moment at which *op* may have acted on the server.
+
+        One of an unknown outcome may lie in the buffers of something that is stopped, so
+        this is when all has been well for a while.
+        """
+        if not op.unknown and op.end is not None:
+            return op.end
+        return self.quiet((op.end or op.t) + self.grace)
+
+    def quiet(self, t: int) -> int:
+        """Return the first moment from *t* on at which nothing was wrong anywhere."""
+        while t < FOREVER:
+            before = t
+            t = self._everywhere.quiet(t)
+            for own in self._of.values():
+                t = own.quiet(t)
+            if t == before:
+                break
+        return t
+
+    def phase(self, t: int) -> str:
+        """Return the phase of the run at *t*."""
+        i = bisect.bisect_right(self.phases, (t, "\uffff")) - 1
+        return self.phases[i][1] if i >= 0 else "healthy"
+
+    def in_rollback(self, t0: int, t1: int) -> bool:
+        """Tell whether a time of lost writes meets the interval."""
+        return any(s.begin <= t1 and t0 <= s.end for s in self.rollbacks)
+
+
+def name_of(p: str) -> str:
+    """Return the name of a process without its pid."""
+    return p.rpartition(".")[0]
+
+
+def pid_of(p: str) -> str:
+    """Return the pid in the name of a process."""
+    return p.rpartition(".")[2].partition("-")[0]
