@@ -23,7 +23,7 @@ from dtimer.model.names import incarnation
 from dtimer.store.connect import Source
 from dtimer.store.faults import Fate, before_the_script, fate, translate
 from dtimer.store.keys import Keys
-from dtimer.store.scripts import Script, load
+from dtimer.store.scripts import Script, load, texts
 from dtimer.store.wire import Argument, ClusterWire, Wire
 
 #: A deadline leaves room for this many tries that go unanswered.
@@ -81,6 +81,7 @@ class Line:
     def __init__(
         self, source: Source, keys: Keys, timeout: float, now: Callable[[], int] | None
     ) -> None:
+        texts()
         self._source = source
         self._keys = keys
         self._timeout = timeout

@@ -32,12 +32,28 @@ def uses(source: str) -> set[str]:
 
 
 @cache
+def texts() -> dict[str, str]:
+    """
+    Return the text of every verb and, under ``parts/``, of every part.
+
+    Read all at once and before the first call: a process that runs must not need a file
+    later, when it may have no descriptor for it, or an upgrade may have put another there.
+    """
+    folder = resources.files(__package__) / "lua"
+    found = {}
+    for place, prefix in ((folder, ""), (folder / "parts", "parts/")):
+        for file in place.iterdir():
+            name, dot, kind = file.name.rpartition(".")
+            if dot and kind == "lua":
+                found[prefix + name] = file.read_text(encoding="utf-8")
+    return found
+
+
+@cache
 def load(name: str) -> Script:
     """Return the script of the verb *name*, prelude and parts included."""
-    folder = resources.files(__package__) / "lua"
-    verb = (folder / f"{name}.lua").read_text(encoding="utf-8")
+    verb = texts()[name]
     used = uses(verb)
     pieces = ["prelude", *(part for part in _PARTS if part in used)]
-    texts = [(folder / "parts" / f"{piece}.lua").read_text(encoding="utf-8") for piece in pieces]
-    source = "\n".join([*texts, verb]).encode()
+    source = "\n".join([*(texts()[f"parts/{piece}"] for piece in pieces), verb]).encode()
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
