@@ -64,6 +64,7 @@ class Node:
         self.said: list[tuple[float, str, Any]] = []
         #: How often a wake, or a subscription made anew, has rung its bell.
         self.rings = 0
+        self.incarnation = ""
         for name in ("error", "disconnected", "connected", "lease_lost", "retry", "dead"):
             timer.on(name, lambda what=None, name=name: self._say(name, what))
 
@@ -74,6 +75,7 @@ class Node:
         """Have it join, and its rings counted."""
         self.timer.join()
         assert self.timer._life
+        self.incarnation = self.timer._life.incarnation
         listener = self.timer._life._listener
         ring = listener._ring
 
@@ -171,6 +173,7 @@ class Watch:
         self.perhaps: set[str] = set()
         #: True when the fault may have lost acknowledged writes.
         self.rollback = False
+        self._forgotten: set[str] = set()
         self._numbers = itertools.count(1)
         self.client = server.client(retry_on_error=[ConnectionError])
         self.gauges = Gauges(self.client)
@@ -241,6 +244,12 @@ class Watch:
         """Return how often an event has been handed out."""
         return sum(handled.id == id for handled in list(self.handled))
 
+    def forget(self, node: Node) -> None:
+        """Take a node off the books that had to leave without a word to the server."""
+        self.nodes.remove(node)
+        self._forgotten.add(node.id)
+        self._poster._store.leave(node.incarnation)
+
     def latest(self, *ids: str) -> float:
         """Return how late the latest of these was handed out, in ms."""
         return max(max(self.lateness[id]) for id in ids or self.lateness)
@@ -308,7 +317,8 @@ class Watch:
         }
         over = {name: getattr(cost, name) for name in limits if getattr(cost, name) > limits[name]}
         assert {} == over, f"in {seconds:.2f} s; the limits are {limits}"
-        assert set() == cost.ended, "threads of nodes that have not left"
+        ended = {t for t in cost.ended if not any(id in t for id in self._forgotten)}
+        assert set() == ended, "threads of nodes that have not left"
         # All that there is to say is said by events, and these are listened to.
         assert [] == cost.lines
 

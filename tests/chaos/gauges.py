@@ -85,7 +85,8 @@ class Gauges:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self._connects = 0
+        #: How many connections threads of nodes have tried to make.
+        self.connects = 0
         self._lines = _Lines()
         self._before: Callable[..., Any] | None = None
 
@@ -95,7 +96,7 @@ class Gauges:
 
         def connect(sock: socket.socket, address: Any) -> None:
             if threading.current_thread().name.startswith(PREFIX):
-                self._connects += 1
+                self.connects += 1
             before(sock, address)
 
         socket.socket.connect = connect  # type: ignore[method-assign]
@@ -124,7 +125,7 @@ class Gauges:
             at=time.monotonic(),
             threads=threads,
             cpu=_cpu(threads),
-            connects=self._connects,
+            connects=self.connects,
             lines=len(self._lines.kept),
             run=self._client.info("server")["run_id"],
             calls=calls,
