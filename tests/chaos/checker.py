@@ -9,6 +9,22 @@ events take a minute or two. `INVARIANTS` lists what is looked for.
 
 Nothing is reported that a correct library could have done: what is unknown may have been
 done or not, and what overlapped may have been done in either order.
+
+The more a history says, the sharper the checker is. It reads besides the calls and runs:
+
+``node`` with ``phase`` ``begin`` or ``end``, at the beginning ``max_run_ms`` and ``timeout_ms``
+    How long a handler keeps its lease, and the deadline of the calls of this process (I16).
+``clock``, a call that ends with ``srv``, the server's ``TIME`` in µs
+    Places claims to a round trip. Without one, to the quickest event from post to handler.
+``stall``, ``kill``, ``fault``
+    The reasons that a redelivery may have; see `chaos.troubles`.
+``extend`` with ``ms``, ``retry``, ``release``, ``confirm``, ``auto``
+    What became of a claim. Where they are missing, less is known, and nothing is wrong.
+``revive``, ``run_now`` (its end with ``occurrence``, the id), ``pause_schedule``, ``unschedule``
+    Have to be told, or what follows from them is taken for a violation.
+``final``, once, by whoever ends the run
+    ``pending`` (all ids, in hand or not), ``dead`` (each with ``id``, ``n``, ``attempt``,
+    ``reason``) and ``sound``.
 """
 
 from __future__ import annotations

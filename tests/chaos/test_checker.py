@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from chaos import checker
+from chaos.history import HistoryError
 from chaos.story import LEASE, NODE, OTHER, POSTER, SUPERVISOR, Story, server_us
-
-EVERY = 200
+from chaos.table import as_json, as_text
 
 
 @pytest.fixture
@@ -28,23 +30,6 @@ def caught(story, invariant, words="", **options):
     texts = [str(v) for v in verdict.violations if v.invariant == invariant]
     assert any(words in text for text in texts), f"no {invariant} {words!r} in:\n{verdict}"
     return verdict
-
-
-def nominal(i):
-    """The i-th nominal time of the schedule of these stories, in µs."""
-    return server_us(1000 + i * EVERY)
-
-
-def declare(story, at=0, **more):
-    fields = {"every_us": EVERY * 1000, "start_us": nominal(0), "max_retries": 3, "crc": 7}
-    story.call(NODE, "schedule", at, at + 2, id="beat", **(fields | more))
-
-
-def beat(story, i, *, late=1, missed=0, **more):
-    """Tell the run of the i-th occurrence."""
-    at = 1000 + i * EVERY + late
-    fields = {"due": nominal(i), "srv": server_us(at - 0.5), "crc": 7, "missed": missed}
-    return story.run(f"beat@{nominal(i)}", None, at, **(fields | more))
 
 
 class TestOrdinary:
@@ -620,3 +605,124 @@ class TestEvents:
         story.post("a", 1, took=None)
         story.say(POSTER, 9000, "node", phase="end")
         caught(story, "I16", "had not returned")
+
+
+class TestRollback:
+    """Where acknowledged writes were lost on purpose, what that explains is excused, no more."""
+
+    def rolled_back(self, story):
+        story.fault("F42", 1000, 1500)
+
+    def test_lost_in_the_window(self, story):
+        """Posts that were acknowledged shortly before may be lost, and are counted as that."""
+        self.rolled_back(story)
+        story.post("a", 1, 900)
+        verdict = accepted(story, rollback=True)
+        assert {"I2": 1} == verdict.excused
+        assert 1 == verdict.counts["lost"]
+
+    def test_not_when_it_is_not_expected(self, story):
+        """The same history is broken where nothing was to be lost."""
+        self.rolled_back(story)
+        story.post("a", 1, 900)
+        caught(story, "I2")
+
+    def test_lost_long_before(self, story):
+        """What was acknowledged long before is kept by any rollback."""
+        self.rolled_back(story)
+        story.post("a", 1, -30_000)
+        caught(story, "I2", rollback=True)
+
+    def test_come_back(self, story):
+        """A cancel, a confirm and a newer post of the window may be undone."""
+        self.rolled_back(story)
+        for n, id in enumerate(("cancelled", "confirmed", "replaced"), 1):
+            story.post(id, n, -30_000, delay_us=30_900_000)
+        story.cancel("cancelled", 950)
+        story.post("replaced", 4, 950, delay_us=900_000_000)
+        tok = story.run("confirmed", 2, 960)
+        story.word("confirm", 962, ("confirmed", 2, tok))
+        story.run("cancelled", 1, 1600)
+        story.run("confirmed", 2, 1600, p=OTHER)
+        story.run("replaced", 3, 1610)
+        verdict = accepted(story, rollback=True)
+        assert {"I6", "I7", "I8", "I10", "I2", "I4"} >= set(verdict.excused)
+
+    def test_a_wipe_takes_all(self, story):
+        """What was there before a FLUSHALL is gone, however old."""
+        story.fault("F21", 1000, 1001)
+        story.post("a", 1, -30_000)
+        accepted(story, rollback=True)
+
+    def test_early_is_early(self, story):
+        """No rollback makes an event early."""
+        self.rolled_back(story)
+        story.post("a", 1, 5000, delay_us=900_000)
+        story.run("a", 1, 5200)
+        caught(story, "I1", rollback=True)
+
+
+class TestReport:
+    """What a person sees."""
+
+    @pytest.fixture
+    def broken(self, story):
+        story.say(SUPERVISOR, 0, "phase", phase="faulty")
+        story.fault("F22", 0, 100)
+        story.say(SUPERVISOR, 200, "recovered", fault="F22", ms=350)
+        story.post("a", 1)
+        story.run("a", 1, 10, ph="no")
+        story.run("a", 1, 80, att=2)
+        story.post("gone", 2, 5000)
+        return story
+
+    def test_the_table(self, broken):
+        """The table is aligned, and names the figures, faults and broken promises."""
+        text = as_text(broken.check())
+        lines = [line.split() for line in text.splitlines()]
+        for expected in (["lost", "1"], ["failed", "1"], ["unexplained", "0"], ["early", "0"]):
+            assert expected in lines
+        assert ["F22", "1", "1", "350.0", "350.0", "350.0"] in lines
+        assert ["I2", "nothing", "lost", "1"] in lines
+        ends = {len(line) for line in text.splitlines() if line.startswith(("posted", "lost"))}
+        assert 1 == len(ends)
+
+    def test_the_figures(self, broken):
+        """As JSON they can be kept and compared."""
+        figures = json.loads(as_json(broken.check()))
+        assert figures["ok"] is False
+        assert (2, 1) == (figures["counts"]["posted"], figures["counts"]["lost"])
+        assert {"I2": 1} == figures["violations"]
+        assert 350 == figures["recovery_ms"]["F22"]["p50"]
+
+    def test_the_proof(self, broken):
+        """A violation shows the records that prove it."""
+        text = str(broken.check())
+        assert "I2 (nothing lost): 'gone'" in text
+        assert "poster.10 post ok 'gone' n=2" in text
+
+    def test_many_of_a_kind(self, story):
+        """Of many violations a few are shown, and all are counted."""
+        for n in range(100):
+            story.post(str(n), n)
+        verdict = story.check()
+        assert 100 == verdict.broken["I2"]
+        assert len(verdict.violations) < 50
+        assert "I2: 100 violations in all" in str(verdict)
+
+    def test_the_command_line(self, broken, capsys):
+        """A kept history can be checked again, and the exit code says how it went."""
+        folder = broken.write()
+        assert 1 == checker.main([str(folder)])
+        out, err = capsys.readouterr()
+        assert "posted" in out
+        assert "nothing lost" in err
+        assert 1 == checker.main([str(folder), "--json"])
+        assert 1 == json.loads(capsys.readouterr().out)["counts"]["lost"]
+
+    def test_two_posts_of_one_serial(self, story):
+        """A history that contradicts itself is refused, and not judged."""
+        story.post("a", 1)
+        story.post("a", 1, 20)
+        with pytest.raises(HistoryError):
+            story.check()
