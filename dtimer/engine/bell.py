@@ -42,20 +42,28 @@ class Bell:
                 with contextlib.suppress(BlockingIOError):
                     os.write(self._writer, b"\0")
 
-    def clear(self) -> None:
-        """
-        Forget the rings so far.
+    def nudge(self) -> None:
+        """End a wait that may be too long by now, without a ring; harmless after `close`."""
+        with self._lock:
+            if self._open:
+                with contextlib.suppress(BlockingIOError):
+                    os.write(self._writer, b"\0")
 
-        A ring between the two steps is forgotten too: whoever clears the bell looks
-        for work afterwards, and finds what was rung for.
+    def clear(self) -> bool:
+        """
+        Forget the rings so far, and return whether there were any.
+
+        A ring between the steps is forgotten too: whoever clears the bell looks for work
+        afterwards, and finds what was rung for.
         """
         with contextlib.suppress(BlockingIOError):
             while len(os.read(self._reader, 64)) == 64:
                 pass
-        self._rung = False
+        rung, self._rung = self._rung, False
+        return rung
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a ring, at most *seconds*; return whether there was one."""
+        """Wait for a ring or a nudge, at most *seconds*; return whether there was one."""
         seconds = max(0.0, seconds)
         try:
             return bool(select.select([self._reader], [], [], seconds)[0])

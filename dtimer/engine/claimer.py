@@ -1,7 +1,8 @@
 """
 The claimer: the poll-fallback thread. Wait, take a turn, dispatch, repeat.
 
-Rule 1: nothing else in the process takes a turn. Whoever wants a claim rings the bell.
+Rule 1: turns are taken here, one at a time. Whoever wants a claim rings the bell; only a
+hand that has just become free may take the turn itself that it would ring for (`relay`).
 
 Rule 2: this file does not know why it was woken. A wake, a poll, a freed hand and a
 leave all look alike, so none of them can be special.
@@ -23,7 +24,7 @@ from typing import Protocol
 
 from dtimer.engine.bell import Bell
 from dtimer.engine.dispatcher import Dispatcher
-from dtimer.engine.hold import Hold
+from dtimer.engine.heart import Heart, Renewals
 from dtimer.engine.listener import Listener
 from dtimer.engine.pace import Pace
 from dtimer.engine.service import Service
@@ -31,18 +32,15 @@ from dtimer.errors import ClockJump, OptionError
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Turn, TurnRequest
 from dtimer.model.jitter import between
-from dtimer.model.options import MOST_CLAIMS, Options
+from dtimer.model.options import Options
 
 _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
 
 # The longest nap, whatever is asked for: a wait of ten years is many short ones.
 _LONGEST_NAP = 30.0
 
-# Heartbeats come this often in a lease: two may be lost.
-_BEATS = 3
 
-
-class Turns(Protocol):
+class Turns(Renewals, Protocol):
     """What the claimer asks of the store."""
 
     def turn(self, request: TurnRequest) -> Turn:
@@ -51,10 +49,6 @@ class Turns(Protocol):
 
     def register(self) -> None:
         """Register the node, again: its registration is gone."""
-        ...
-
-    def extend(self, held: list[tuple[str, int]], lease_us: int) -> list[bool]:
-        """Renew leases, and tell which are still held."""
         ...
 
     def trim(self) -> None:
@@ -113,8 +107,12 @@ class Claimer(Service):
         self._request: TurnRequest | None = None
         self._pause = _FIRST_PAUSE
         self._told: set[type] = set()
-        self._next_beat = 0.0
+        self._heart = Heart(turns, dispatcher, options.lease)
         self._give_up_at: float | None = None
+        # Held by whoever takes a turn.
+        self._turning = threading.Lock()
+        # When the next turn is to be taken, and until when the claimer sleeps.
+        self._next_turn = self._asleep_until = 0.0
         #: Set when the first turn has been answered, or refused.
         self.tried = threading.Event()
         #: When a turn was last answered, on the monotonic clock.
@@ -136,8 +134,9 @@ class Claimer(Service):
 
     def _loop(self, stopping: threading.Event) -> None:
         abandoned = False
+        self._next_turn = 0.0
         while True:
-            self._bell.clear()
+            rung = self._bell.clear()
             if armed:
                 reached("loop.claimer")
             if stopping.is_set():
@@ -145,13 +144,36 @@ class Claimer(Service):
                 if not abandoned and self._overdue():
                     abandoned = True
                     self._dispatcher.abandon()
-            nap = self._take_turn(claiming=not stopping.is_set())
-            if stopping.is_set():
-                if self._done(abandoned):
-                    return
-                if (patience := self._patience()) > 0:
-                    nap = min(nap, patience)
-            self._bell.wait(nap)
+            with self._turning:
+                # A nudge moves the hour, and is no reason to ask at once.
+                if rung or stopping.is_set() or time.monotonic() >= self._next_turn:
+                    nap = self._take_turn(claiming=not stopping.is_set())
+                    self._next_turn = time.monotonic() + nap
+                if stopping.is_set():
+                    if self._done(abandoned):
+                        return
+                    if (patience := self._patience()) > 0:
+                        self._next_turn = min(self._next_turn, time.monotonic() + patience)
+                self._asleep_until = self._next_turn
+            self._bell.wait(self._asleep_until - time.monotonic())
+
+    def relay(self) -> None:
+        """
+        Take a turn on the hand that has just become free, when nobody else takes one.
+
+        To wake the claimer, and be woken by it, would cost more than the turn itself.
+        """
+        if self.stopping or not self._turning.acquire(blocking=False):
+            self._bell.ring()
+            return
+        try:
+            nap = self._take_turn(claiming=True)
+            self._next_turn = time.monotonic() + nap
+            early = self._next_turn < self._asleep_until
+        finally:
+            self._turning.release()
+        if early:
+            self._bell.nudge()
 
     def _overdue(self) -> bool:
         return self._give_up_at is not None and time.monotonic() >= self._give_up_at
@@ -189,7 +211,7 @@ class Claimer(Service):
             self._listener.echo_failed()
             # What runs keeps its lease, also where no turn can be had.
             with contextlib.suppress(Exception):
-                self._beat()
+                self._heart.beat()
             if not asked_before and not self._turns.slow(e):
                 # A connection that was closed while it lay idle is nobody's business.
                 return 0.0
@@ -199,10 +221,10 @@ class Claimer(Service):
         self._request = None
         try:
             self._answered(request, turn, sent)
-            self._beat()
+            self._heart.beat()
         except Exception as e:
             return self._unanswered(e)
-        return self._nap(request, turn, claiming)
+        return self._nap(request, turn, sent, claiming)
 
     @staticmethod
     def _points(request: TurnRequest, asked_before: bool) -> None:
@@ -228,8 +250,7 @@ class Claimer(Service):
         self._pause = _FIRST_PAUSE
         self._mind_the_clock(turn, sent)
         if turn.claims:
-            if not self._dispatcher.held():
-                self._next_beat = sent + self._options.lease / 1e6 / _BEATS
+            self._heart.begin(sent)
             self._dispatcher.accept(turn.claims, sent)
             if armed:
                 reached("claim.handed")
@@ -260,35 +281,8 @@ class Claimer(Service):
         # renewed at once. The server's word alone counts until they are.
         for hold in self._dispatcher.held() if jump > 0 else ():
             hold.doubt()
-        self._next_beat = 0.0
+        self._heart.hasten()
         self._announce("error", ClockJump(jump))
-
-    def _beat(self) -> None:
-        """Renew the leases of what runs, when it is time."""
-        now = time.monotonic()
-        if now < self._next_beat:
-            return
-        # By the length of the lease: who asked for more than the rest keeps it.
-        groups: dict[int, list[Hold]] = {}
-        for hold in self._dispatcher.held():
-            groups.setdefault(hold.lease_us(now), []).append(hold)
-        for lease_us, holds in groups.items():
-            for i in range(0, len(holds), MOST_CLAIMS):
-                self._renew(holds[i : i + MOST_CLAIMS], lease_us)
-        # Not before: what could not be renewed is tried again at once, and not a third of
-        # a lease later.
-        self._next_beat = now + self._options.lease / 1e6 / _BEATS
-
-    def _renew(self, holds: list[Hold], lease_us: int) -> None:
-        if armed:
-            reached("beat.sending")
-        sent = time.monotonic()
-        kept = self._turns.extend([hold.key for hold in holds], lease_us)
-        for hold, still in zip(holds, kept, strict=True):
-            if still:
-                hold.renewed(sent, lease_us)
-            elif not hold.settled:
-                self._dispatcher.lose(hold)
 
     def _unanswered(self, error: Exception) -> float:
         if type(error) not in self._told:
@@ -302,7 +296,7 @@ class Claimer(Service):
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         return between(self._pause / 2, self._pause)
 
-    def _nap(self, request: TurnRequest, turn: Turn, claiming: bool) -> float:
+    def _nap(self, request: TurnRequest, turn: Turn, sent: float, claiming: bool) -> float:
         if self._dispatcher.unsettled:
             return 0.0
         if claiming and 0 < request.limit == len(turn.claims) and self._dispatcher.room():
@@ -312,10 +306,12 @@ class Claimer(Service):
         # so that the interval is a promise.
         nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)
         if turn.wait_us is not None:
-            nap = min(nap, turn.wait_us / 1e6)
+            # Counted from when it was asked: its answer was on the way as long as the next
+            # question will be.
+            nap = min(nap, max(0.0, turn.wait_us / 1e6 - (now - sent)))
         nap = min(nap, max(0.0, self._listener.echo_due()))
         if self._dispatcher.running:
-            nap = min(nap, max(0.0, self._next_beat - now))
+            nap = min(nap, max(0.0, self._heart.due - now))
         if not claiming and self._give_up_at is not None:
             nap = min(nap, max(0.0, self._give_up_at - now))
         return nap

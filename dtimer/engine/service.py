@@ -112,6 +112,11 @@ class Service:
         """Ask the body to end. Does not wait."""
         self._stopping.set()
 
+    @property
+    def stopping(self) -> bool:
+        """True once the end has been asked for."""
+        return self._stopping.is_set()
+
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the end; return whether it has come. At once for the thread itself."""
         thread = self._thread

@@ -89,7 +89,7 @@ class Life:
             options=options,
             handle=voice.handle,
             announce=self._herald.announce,
-            ring=self.bell.ring,
+            ring=self._relay,
             ledger=store,
             quit=lambda: self.stop(None),
         )
@@ -105,6 +105,9 @@ class Life:
             announce=self._herald.announce,
             farewell=self._farewell,
         )
+
+    def _relay(self) -> None:
+        self._claimer.relay()
 
     def _say(self, event: str, *arguments: Any) -> None:
         """Emit what was announced; on the herald's thread, which may ask Redis."""

@@ -650,8 +650,8 @@ class TestLease:
             until = score(id)
             claimer = timer._life._claimer
             for _ in range(2):
-                beat = claimer._next_beat
-                eventually(lambda beat=beat: claimer._next_beat > beat)
+                beat = claimer._heart.due
+                eventually(lambda beat=beat: claimer._heart.due > beat)
             assert score(id) > until - 1_000_000
             handler.go_on()
             handler.ended()

@@ -47,6 +47,18 @@ class TestRinging:
         bell.clear()
         assert not bell.wait(0)
 
+    def test_a_nudge_is_no_ring(self, bell):
+        """A nudge ends a wait, and is not taken for a ring when the bell is cleared."""
+        bell.nudge()
+        assert bell.wait(0)
+        assert not bell.clear()
+        assert not bell.wait(0)
+        bell.nudge()
+        bell.ring()
+        assert bell.clear()
+        bell.close()
+        bell.nudge()
+
     def test_a_full_pipe(self, bell):
         """Rings that were written one by one, past the room of the pipe, are one as well."""
         for _ in range(100_000):

@@ -115,7 +115,7 @@ class Desk:
             options=self.options,
             handle=self._handle,
             announce=lambda *what: self.said.put(what),
-            ring=self.bell.ring,
+            ring=self._ring,
             ledger=SimpleNamespace(),
             quit=lambda: None,
         )
@@ -137,6 +137,10 @@ class Desk:
         assert self.go_on.acquire(timeout=PATIENCE)
         return []
 
+    def _ring(self):
+        # Where the test itself takes the turns nobody else does.
+        (self.claimer.relay if self.claimer.started else self.bell.ring)()
+
     def _farewell(self):
         self.farewells += 1
 
@@ -145,6 +149,10 @@ class Desk:
         if answer is not None:
             self.turns.answers.append(answer)
         return self.claimer._take_turn(claiming)
+
+    def asleep(self):
+        """Wait until the claimer is done with its turn."""
+        eventually(lambda: self.claimer._asleep_until and not self.claimer._turning.locked())
 
     def told(self):
         """The changes told of so far."""
@@ -171,6 +179,7 @@ def desk():
         if start:
             desk.claimer.start()
             assert desk.claimer.tried.wait(PATIENCE)
+            desk.asleep()
         return desk
 
     yield build
@@ -359,9 +368,19 @@ class TestNap:
 
     def test_as_long_as_it_was_told(self, desk):
         """Until the time that the turn named, when that is before the next poll."""
-        desk = desk(poll_interval=1_000)
-        assert 0.01 == desk.take(turn(wait=10_000))
+        desk = desk(poll_interval=60_000)
+        assert 9 < desk.take(turn(wait=10_000_000)) <= 10
         assert 0.0 == desk.take(turn(wait=0))
+
+    def test_counted_from_the_question(self, desk):
+        """
+        The wait that a turn tells is counted from when it was asked for: the next question
+        will be as long on its way as this one was.
+        """
+        desk = desk(poll_interval=3_600_000)
+        request, answer = desk.claimer._next_request(True), turn(wait=10_000_000)
+        nap = desk.claimer._nap(request, answer, time.monotonic() - 4, True)
+        assert 5.5 < nap <= 6
 
     def test_a_poll(self, desk):
         """Otherwise about a poll interval, and never more than that: it is a promise."""
@@ -395,12 +414,73 @@ class TestNap:
         desk.begun.get(timeout=PATIENCE)
         desk.go_on.release()
         eventually(lambda: desk.dispatcher.unsettled)
-        assert 0.0 == desk.claimer._nap(desk.turns.asked[0], turn(), True)
+        assert 0.0 == desk.claimer._nap(desk.turns.asked[0], turn(), time.monotonic(), True)
 
     def test_a_heartbeat(self, desk):
         """While a handler runs it wakes for the next heartbeat."""
         desk = desk(lease=900, poll_interval=3_600_000)
         assert 0.2 < desk.take(turn("tea")) <= 0.3
+
+
+class TestRelay:
+    """A hand that has become free takes the turn that it would wake the claimer for."""
+
+    def test_on_the_hand(self, desk):
+        """
+        What a handler did is settled, and the next event claimed, on the thread of the hand
+        that has become free: the claimer sleeps through it.
+        """
+        desk = desk(start=True)
+        threads = queue.SimpleQueue()
+        ask = desk.turns.turn
+
+        def turn_on(request):
+            threads.put((threading.current_thread().name, len(request.settlements)))
+            return ask(request)
+
+        desk.turns.answers.append(turn("a"))
+        desk.bell.ring()
+        desk.begun.get(timeout=PATIENCE)
+        desk.asleep()
+        desk.turns.turn = turn_on
+        desk.turns.answers.append(turn("b", results=[Result.DONE]))
+        desk.go_on.release()
+        assert ["b"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
+        assert ("dtimer-test-hand-1", 1) == threads.get(timeout=PATIENCE)
+        assert threads.empty()
+
+    def test_the_claimer_sleeps_no_longer_than_that(self, desk):
+        """
+        The claimer wakes when the turn that a hand took said so, and a nudge by itself is
+        no reason to take another one before.
+        """
+        desk = desk(start=True, poll_interval=3_600_000)
+        desk.turns.answers.append(turn("a"))
+        desk.bell.ring()
+        desk.begun.get(timeout=PATIENCE)
+        desk.asleep()
+        desk.turns.answers.append(turn(wait=100_000, results=[Result.DONE]))
+        asked = len(desk.turns.asked)
+        before = time.monotonic()
+        desk.go_on.release()
+        eventually(lambda: len(desk.turns.asked) == asked + 2)
+        assert time.monotonic() - before >= 0.1
+
+    def test_while_the_claimer_is_at_it(self, desk):
+        """Where a turn is being taken already the claimer is rung, and takes another."""
+        desk = desk()
+        with desk.claimer._turning:
+            desk.claimer.relay()
+        assert [] == desk.turns.asked
+        assert desk.bell.wait(0)
+
+    def test_while_it_leaves(self, desk):
+        """A node that leaves claims nothing more, on no thread."""
+        desk = desk()
+        desk.claimer.stop()
+        desk.claimer.relay()
+        assert [] == desk.turns.asked
+        assert desk.bell.wait(0)
 
 
 class TestHeartbeats:
@@ -410,7 +490,7 @@ class TestHeartbeats:
         """Have these events in hand, and let their heartbeat be due."""
         desk.take(turn(*ids))
         desk.begun.get(timeout=PATIENCE)
-        desk.claimer._next_beat = 0.0
+        desk.claimer._heart.due = 0.0
 
     def test_each_third_of_a_lease(self, desk):
         """What is held is renewed three times in a lease."""
@@ -419,7 +499,7 @@ class TestHeartbeats:
         before = time.monotonic()
         desk.take()
         assert [(["tea", "egg"], 30_000_000)] == desk.turns.extended
-        assert before + 10 <= desk.claimer._next_beat <= time.monotonic() + 10
+        assert before + 10 <= desk.claimer._heart.due <= time.monotonic() + 10
         desk.take()
         assert 1 == len(desk.turns.extended)
 
@@ -451,7 +531,7 @@ class TestHeartbeats:
         tea, egg = desk.dispatcher.held()
         desk.turns.lost.add("egg")
         for _ in range(2):
-            desk.claimer._next_beat = 0.0
+            desk.claimer._heart.due = 0.0
             desk.take()
         assert ("lease_lost", egg.event) == desk.said.get_nowait()
         assert desk.said.empty()
@@ -494,7 +574,7 @@ class TestHeartbeats:
         """
         desk = desk()
         self.held(desk, "tea")
-        desk.claimer._next_beat = time.monotonic() + LONG
+        desk.claimer._heart.due = time.monotonic() + LONG
         (tea,) = desk.dispatcher.held()
         extend, desk.turns.extend = desk.turns.extend, None
         desk.take(turn(ahead=3_600))
@@ -515,7 +595,7 @@ class TestHeartbeats:
         """
         desk = desk()
         self.held(desk, "tea")
-        desk.claimer._next_beat = time.monotonic() + LONG
+        desk.claimer._heart.due = time.monotonic() + LONG
         (tea,) = desk.dispatcher.held()
         desk.take(turn(ahead=-3_600))
         assert not tea.lost()
@@ -526,7 +606,7 @@ class TestHeartbeats:
         """A clock given by ``now`` is moved on purpose, and nobody is told."""
         desk = desk(now=lambda: 0)
         self.held(desk, "tea")
-        desk.claimer._next_beat = time.monotonic() + LONG
+        desk.claimer._heart.due = time.monotonic() + LONG
         desk.take(turn(ahead=3_600))
         assert desk.said.empty()
         assert [] == desk.turns.extended
@@ -537,7 +617,7 @@ class TestHeartbeats:
         for n in range(3):
             claims = [Claim(f"{n}-{i}", 100 * n + i, 1, 1, 1, 3, b"{}") for i in range(80)]
             desk.take(replace(turn(), claims=claims))
-        desk.claimer._next_beat = 0.0
+        desk.claimer._heart.due = 0.0
         desk.take()
         assert [100, 100, 40] == [len(ids) for ids, _ in desk.turns.extended]
 
