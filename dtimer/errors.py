@@ -11,6 +11,8 @@ Everything that can go wrong, in one tree: the type says whose fault it is.
     ├── EventExists (ValueError)     post(..., if_exists="error") met a pending event of that id
     ├── HandlerError                 a handler raised; __cause__ is what it raised
     ├── LeaseLost                    an event in hand was no longer ours
+    ├── StateRollback                Redis has lost writes that it had acknowledged
+    ├── NotReplicated                posted, and not yet on as many replicas as asked for
     ├── ClockJump                    the server's clock was set while the node was joined
     └── StoreError                   Redis refused or could not be reached
         ├── OutcomeUnknown           … and may or may not have done what was asked
@@ -23,6 +25,7 @@ Absence is a value and not an error: ``peek`` gives None, ``confirm`` gives Fals
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -116,6 +119,63 @@ class ClockJump(DTimerError):
             " still: events come by that clock"
         )
         self.seconds = seconds
+
+
+def _clock(ms: float) -> str:
+    moment = datetime.fromtimestamp(ms / 1000, UTC)
+    return moment.isoformat(sep=" ", timespec="milliseconds").replace("+00:00", " UTC")
+
+
+class StateRollback(DTimerError):
+    """
+    Redis has lost writes that it had acknowledged: a failover to a replica that had not
+    heard of them, an append-only file cut short by a power failure, a FLUSHALL.
+
+    Emitted to ``'error'``, once for each time, by every timer that can tell; never raised.
+    Events posted in the window may be gone. Events that were confirmed, cancelled or replaced
+    in it may be handed out (again). The node has registered again by itself, and the
+    schedules that it declared are there again; post again what must not be lost.
+
+    ``since`` and ``until`` bound the window, in ms since the epoch by the clock of the server:
+    what was acknowledged before ``since`` is there, and what was after ``until`` is not
+    concerned. ``since`` is None when it is not known. ``wiped`` is true when nothing of the
+    namespace was left.
+    """
+
+    def __init__(self, since: float | None, until: float, *, wiped: bool) -> None:
+        if wiped:
+            lost = f"of the namespace, all that was written before {_clock(until)} is lost"
+        else:
+            begin = "a moment that is not known" if since is None else _clock(since)
+            lost = (
+                f"what was acknowledged between {begin} and {_clock(until)} may be lost, and"
+                " what was undone then may be back"
+            )
+        super().__init__(f"Redis has lost acknowledged writes: {lost} (server time)")
+        self.since = since
+        self.until = until
+        self.wiped = wiped
+
+
+class NotReplicated(DTimerError):
+    """
+    Events were posted, and within the deadline not known to be on enough replicas.
+
+    They are pending, and will be handed out unless the server is lost before its replicas
+    have heard of them. Posting them again, under the same ``ids``, waits again.
+
+    ``ids`` are those of the call, or of its last chunk; ``wanted`` is how many replicas were
+    asked for, ``acknowledged`` how many are known to have them.
+    """
+
+    def __init__(self, ids: Sequence[str], wanted: int, acknowledged: int) -> None:
+        which = f"{ids[0]!r} is" if len(ids) == 1 else f"{len(ids)} events are"
+        super().__init__(
+            f"{which} posted, and on {acknowledged} of {wanted} replicas as far as is known"
+        )
+        self.ids = list(ids)
+        self.wanted = wanted
+        self.acknowledged = acknowledged
 
 
 class StoreError(DTimerError):

@@ -225,6 +225,43 @@ class Server(Running):
         assert self._clock, "its clock cannot be set"
         self._clock.set(seconds)
 
+    def configure(self, **settings: object) -> None:
+        """Change settings of the running server: ``min_replicas_to_write=1``."""
+        with self.client() as client:
+            for name, value in settings.items():
+                client.config_set(name.replace("_", "-"), str(value))
+
+    def replica(self, port: int = 0) -> Server:
+        """
+        Return a server that is a replica of this one, started and in step.
+
+        To have writes lost, replicate through a proxy on *port* and let that deliver nothing. A
+        server that is merely paused gets them in the end: the kernel has kept them.
+        """
+        copy = Server(
+            tcp=True,
+            appendonly=self._appendonly,
+            args=[*self._args, "--replicaof", "127.0.0.1", str(port or self.port)],
+        )
+        copy.start()
+        with copy.client() as client:
+            eventually(lambda: client.info("replication")["master_link_status"] == "up")
+        # Up comes a moment before the master counts it as one.
+        with self.client() as client:
+            eventually(lambda: client.info("replication")["slave0"]["state"] == "online")
+        return copy
+
+    def promote(self) -> None:
+        """Make a master of this replica, with what it has heard so far."""
+        with self.client() as client:
+            client.execute_command("REPLICAOF", "NO", "ONE")
+
+    def truncate_aof(self, size: int) -> None:
+        """Cut *size* bytes off the end of the append-only file of the server, which is down."""
+        assert self._process is None, "it runs"
+        (tail,) = (self.folder / "appendonlydir").glob("*.incr.aof")
+        os.truncate(tail, max(0, tail.stat().st_size - size))
+
     def restart(self) -> None:
         """Stop the server if it runs, and start it in the same folder at the same address."""
         if self._process:

@@ -27,7 +27,7 @@ from dtimer.cli.output import Output
 from dtimer.cli.schedules import cron, every, run_now, schedules, unschedule
 from dtimer.cli.tail import tail
 from dtimer.cli.top.command import top
-from dtimer.errors import DTimerError, EventExists, StoreError
+from dtimer.errors import DTimerError, EventExists, NotReplicated, StoreError
 
 
 @click.group(
@@ -96,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
             output.failure(e)
             if isinstance(e, EventExists):
                 return Exit.NO
-            return Exit.SERVER if isinstance(e, StoreError) else Exit.USAGE
+            return Exit.SERVER if isinstance(e, StoreError | NotReplicated) else Exit.USAGE
     return code if isinstance(code, int) else Exit.DONE
 
 

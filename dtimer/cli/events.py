@@ -19,7 +19,7 @@ from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
 from dtimer.model.event import Cancelled, Record, Stats
 from dtimer.model.names import Mint
-from dtimer.model.options import validate
+from dtimer.model.options import MOST_REPLICAS, validate
 from dtimer.timer import DTimer
 from dtimer.timer.posting import POLICIES, prepare
 
@@ -51,6 +51,12 @@ from dtimer.timer.posting import POLICIES, prepare
     show_default=True,
     help="What to do about a pending event of this id.",
 )
+@click.option(
+    "--wait-replicas",
+    type=click.IntRange(0, MOST_REPLICAS),
+    metavar="N",
+    help="Wait until so many replicas have it; fail when they do not in time.",
+)
 @shared()
 @click.pass_obj
 def post(  # noqa: PLR0917 - click gives them by name
@@ -62,6 +68,7 @@ def post(  # noqa: PLR0917 - click gives them by name
     max_retries: int | None,
     expires: timedelta | Moment | None,
     if_exists: str,
+    wait_replicas: int | None,
 ) -> None:
     """Post EVENT, a JSON object, to be received by one node after DELAY (default: now)."""
     if delay is not None and at is not None:
@@ -78,7 +85,7 @@ def post(  # noqa: PLR0917 - click gives them by name
     prepare(validate({"ns": settings.ns}), Mint(), event, delay or 0, **given)
     tell_assumed(settings, due=at, expires=expires)
     with opened(settings) as timer:
-        id = timer.post(event, delay or 0, **given)
+        id = timer.post(event, delay or 0, **given, wait_replicas=wait_replicas)
     settings.output.result(id, id=id)
 
 

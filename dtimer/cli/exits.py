@@ -18,7 +18,7 @@ class Exit(enum.IntEnum):
     """The command cannot be understood. Nothing was done, nobody was asked."""
 
     SERVER = 3
-    """Redis could not be reached, or refused, or its answer was lost."""
+    """Redis could not be reached, or refused, or its answer was lost; or replicas are missing."""
 
     IMPORT = 4
     """Something cannot be imported: the handler, or the extra that the command line is."""

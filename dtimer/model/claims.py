@@ -79,7 +79,7 @@ class Turn:
     poll will tell. ``known`` is false when the node's registration is gone. ``results``
     are in the order of the settlements. ``buried`` are the ids, with the reasons, of
     events that were found unfit to be handed out. ``short`` are schedules that run out of
-    nominal times.
+    nominal times. The rest is for the witness (store/witness.py).
     """
 
     now_us: int
@@ -89,3 +89,6 @@ class Turn:
     claims: list[Claim]
     buried: list[tuple[str, str]]
     short: list[str] = field(default_factory=list)
+    heard: int | None = None
+    before: int | None = None
+    posted: int | None = None

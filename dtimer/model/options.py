@@ -25,6 +25,9 @@ MOST_HANDS = 1_000
 
 MOST_RETRIES = 1_000_000
 
+#: More than anybody has.
+MOST_REPLICAS = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -45,6 +48,7 @@ class Options:
     dead_age: int
     exit_timeout: int
     shards: int
+    wait_replicas: int
     now: Callable[[], float] | None
 
 
@@ -74,6 +78,8 @@ DEFAULTS: dict[str, Any] = {
     # How long the end of the interpreter waits for running handlers.
     "exit_timeout": 5_000,
     "shards": 1,
+    # How many replicas must have a post before it counts as one.
+    "wait_replicas": 0,
     # For tests: milliseconds since the epoch, instead of the clock of the server.
     "now": None,
 }
@@ -143,5 +149,6 @@ def validate(given: dict[str, Any]) -> Options:
         dead_age=_time(v["dead_age"], "dead_age", 0, 36_525 * _DAY_MS),
         exit_timeout=_time(v["exit_timeout"], "exit_timeout", 0, _DAY_MS),
         shards=1,
+        wait_replicas=check_count(v["wait_replicas"], "wait_replicas", 0, MOST_REPLICAS),
         now=v["now"],
     )

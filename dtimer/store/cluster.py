@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dtimer.store.deadline import with_deadline
 from dtimer.store.ear import Ear
 from dtimer.store.keys import Keys
 from dtimer.store.pools import library, settings
@@ -14,6 +15,9 @@ from dtimer.store.wire import ClusterWire
 
 class ClusterSource:
     """Connections to the server of a cluster that holds the keys of the namespace."""
+
+    #: Each of its servers may have some.
+    replicable = True
 
     def __init__(self, client: Any, timeout: float) -> None:
         self._library = library(client)
@@ -36,7 +40,7 @@ class ClusterSource:
 
     def wire(self, keys: Keys) -> ClusterWire:
         """See `Source.wire`."""
-        return ClusterWire(_Lazy(self._cluster), keys)
+        return ClusterWire(_Lazy(self._cluster), keys, self._beside)
 
     def ear(self, keys: Keys, channels: Sequence[str]) -> Ear:
         """
@@ -47,14 +51,21 @@ class ClusterSource:
         """
 
         def connect() -> Any:
-            cluster = self._cluster()
-            node = cluster.get_node_from_key(keys.due)
-            pool = getattr(cluster, f"get_{self._library}_connection")(node).connection_pool
-            return pool.connection_class(
-                **settings(pool.connection_kwargs, self._library, self._timeout)
-            )
+            pool = self._pool(self._cluster().get_node_from_key(keys.due))
+            return pool.connection_class(**self._like(pool))
 
         return Ear(connect, channels)
+
+    def _pool(self, node: Any) -> Any:
+        return getattr(self._cluster(), f"get_{self._library}_connection")(node).connection_pool
+
+    def _like(self, pool: Any) -> dict[str, Any]:
+        return settings(pool.connection_kwargs, self._library, self._timeout)
+
+    def _beside(self, node: Any) -> Any:
+        """Return a connection of our own to *node*, that keeps a deadline."""
+        pool = self._pool(node)
+        return with_deadline(pool.connection_class)(**self._like(pool))
 
     def command(self, *words: str) -> Any:
         """See `Source.command`."""
@@ -79,3 +90,6 @@ class _Lazy:
 
     def execute_command(self, *words: Any, **options: Any) -> Any:
         return self._get().execute_command(*words, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._get(), name)

@@ -12,6 +12,7 @@ from dtimer.model.claims import Claim, Result, Settlement, Turn, Verdict
 from dtimer.model.event import DeadLetter, NodeInfo, Record, State
 from dtimer.model.payload import decode
 from dtimer.model.recurrence import Schedule, definition_from_json
+from dtimer.store.witness import Standing
 
 # <expires µs or nothing>,<max_retries>, of an occurrence s<nominal µs>,<missed> too, and
 # for what later versions may add, more fields.
@@ -95,6 +96,17 @@ def _split(claim: Claim) -> Claim:
     )
 
 
+def _maybe(raw: bytes) -> int | None:
+    """Read a number that need not be there, and may be somebody else's."""
+    return int(raw) if raw.isdigit() and len(raw) < 18 else None
+
+
+def read_standing(reply: Sequence[Any]) -> Standing:
+    """Read the reply of an opening."""
+    now, _, born, token, posted = reply
+    return Standing(int(now), text(born), _maybe(token) or 0, _maybe(posted))
+
+
 def read_turn(reply: Sequence[Any], order: Sequence[int]) -> Turn:
     """Read the reply of a turn. A body that cannot be split is left to fail at decoding."""
     now, wait = int(reply[0]), int(reply[1])
@@ -111,6 +123,9 @@ def read_turn(reply: Sequence[Any], order: Sequence[int]) -> Turn:
         claims=claims,
         buried=buried,
         short=[text(name) for name in reply[6]],
+        heard=_maybe(reply[7]),
+        before=_maybe(reply[8]),
+        posted=_maybe(reply[9]),
     )
 
 

@@ -21,6 +21,11 @@ DEFAULT_URL = "redis://localhost:6379"
 class Source(Protocol):
     """Where connections come from. It makes them, and does not keep them."""
 
+    @property
+    def replicable(self) -> bool:
+        """False where there can be no replica to wait for."""
+        ...
+
     def wire(self, keys: Keys) -> Wire | ClusterWire:
         """Return a connection for scripts; it connects with its first call."""
         ...

@@ -19,6 +19,9 @@ from dtimer.store.wire import Packer, Wire
 class EmbeddedSource:
     """A server of our own, attached with the first connection and held until the end."""
 
+    #: It has no replicas.
+    replicable = False
+
     def __init__(self, url: str, timeout: float) -> None:
         embedded.check(url)
         self._url = url

@@ -9,6 +9,7 @@ after its successor, does nothing.
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 import weakref
@@ -30,6 +31,8 @@ from dtimer.store.wire import Argument, ClusterWire, Wire
 TRIES = 3
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
+# How late the server may be to notice that a time-out is over.
+_OVERSHOOT = 0.1
 # As many as there may be callers at a time; a new lane costs a connection and a memo.
 _IDLE_LANES = 64
 
@@ -48,11 +51,63 @@ READS = {
 }
 
 
+AnyWire = Wire | ClusterWire
+
+
+def _run(
+    wire: AnyWire,
+    script: Script,
+    arguments: Sequence[Argument],
+    until: float,
+    *,
+    whole: bool = False,
+) -> Any:
+    try:
+        return wire.run(script, arguments, until, whole=whole)
+    except Exception as e:
+        if fate(e, wire.sent) is not Fate.NO_SCRIPT:
+            raise
+    # Nothing ran: a server that was restarted, promoted, or told SCRIPT FLUSH.
+    return wire.run(script, arguments, until, whole=True)
+
+
+class Copied:
+    """
+    An operation, and how many replicas have it: two steps, of which the second may fail.
+
+    Tried again, both are: the operation is remembered by the server and does not act twice,
+    but is written anew, because a connection waits for the copies of its own writes.
+    """
+
+    def __init__(self, replicas: int, deadline: float) -> None:
+        self._replicas = replicas
+        self._deadline = deadline
+        #: True when the operation was done, for certain.
+        self.done = False
+        self.reply: Any = None
+        self.acknowledged = 0
+        #: Why nobody could be asked.
+        self.error: StoreError | None = None
+
+    def run(
+        self, wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float
+    ) -> None:
+        """Take both steps, on one connection."""
+        reply = _run(wire, script, arguments, until)
+        if not self.done:
+            # What a repetition says is shorter.
+            self.done, self.reply = True, reply
+        left = self._deadline - time.monotonic()
+        # The server looks a few times a second whose wait is over; the reply needs time, too.
+        wait = max(left / 4, 0.9 * left - _OVERSHOOT, 0.001)
+        self.acknowledged = wire.wait(self._replicas, round(wait * 1000), self._deadline)
+
+
 @dataclass(slots=True)
 class Lane:
     """A connection, and the name and number of the operations on it."""
 
-    wire: Wire | ClusterWire
+    wire: AnyWire
     name: str
     seq: int = 0
 
@@ -135,9 +190,32 @@ class Line:
         lane = self._take()
         try:
             op = lane.next() if named else ""
-            return self._until(deadline, lane, load(verb), [op, *arguments], whole=whole)
+            run = functools.partial(_run, whole=whole)
+            return self._until(deadline, lane, load(verb), [op, *arguments], run)
         finally:
             self._give(lane)
+
+    def call_copied(
+        self, verb: str, *arguments: Argument, deadline: float, replicas: int
+    ) -> Copied:
+        """
+        As `call` of what changes things, and wait until so many replicas have it.
+
+        Raises:
+            OutcomeUnknown: it may have been done, and no reply came in time.
+            StoreError: it was not done.
+        """
+        copied = Copied(replicas, deadline)
+        lane = self._take()
+        try:
+            self._until(deadline, lane, load(verb), [lane.next(), *arguments], copied.run)
+        except StoreError as e:
+            if not copied.done:
+                raise
+            copied.error = e
+        finally:
+            self._give(lane)
+        return copied
 
     def once(self, verb: str, *arguments: Argument, op: str = "") -> Any:
         """
@@ -152,7 +230,7 @@ class Line:
         lane = self._take()
         try:
             until = time.monotonic() + self._timeout / TRIES
-            return self._run(lane.wire, load(verb), [self._time(), op, *arguments], until)
+            return _run(lane.wire, load(verb), [self._time(), op, *arguments], until)
         except Exception as e:
             if fate(e, lane.wire.sent) is Fate.RECONNECT:
                 lane.wire.close()
@@ -163,31 +241,13 @@ class Line:
     def _time(self) -> str:
         return "" if self._now is None else str(self._now())
 
-    @staticmethod
-    def _run(
-        wire: Wire | ClusterWire,
-        script: Script,
-        arguments: Sequence[Argument],
-        until: float,
-        *,
-        whole: bool = False,
-    ) -> Any:
-        try:
-            return wire.run(script, arguments, until, whole=whole)
-        except Exception as e:
-            if fate(e, wire.sent) is not Fate.NO_SCRIPT:
-                raise
-        # Nothing ran: a server that was restarted, promoted, or told SCRIPT FLUSH.
-        return wire.run(script, arguments, until, whole=True)
-
     def _until(
         self,
         deadline: float,
         lane: Lane,
         script: Script,
         arguments: Sequence[Argument],
-        *,
-        whole: bool,
+        run: Callable[[AnyWire, Script, Sequence[Argument], float], Any],
     ) -> Any:
         perhaps = False
         pause = _FIRST_PAUSE
@@ -195,7 +255,7 @@ class Line:
         while True:
             until = min(deadline, time.monotonic() + one_try)
             try:
-                return self._run(lane.wire, script, [self._time(), *arguments], until, whole=whole)
+                return run(lane.wire, script, [self._time(), *arguments], until)
             except Exception as e:
                 what = fate(e, lane.wire.sent)
                 if what is Fate.REFUSED and not (perhaps and before_the_script(e)):

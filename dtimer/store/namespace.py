@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from dtimer.errors import NamespaceCorrupt, StoreError
+from dtimer.model.names import incarnation
 from dtimer.store import access, codec, faults
 from dtimer.store.connect import Source
 from dtimer.store.keys import Keys
-from dtimer.store.line import Line
+from dtimer.store.line import Copied, Line
+from dtimer.store.witness import Standing, Witness
 
 SCHEMA = "1"
 
@@ -34,6 +36,7 @@ class Namespace:
         self._timeout = timeout
         self._now = now
         self._opened = False
+        self.witness = Witness()
 
     def open(self) -> None:
         """
@@ -48,13 +51,23 @@ class Namespace:
     def _open(self, deadline: float) -> None:
         if self._opened:
             return
-        _, version = self._line.call("open", SCHEMA, deadline=deadline)
-        if codec.text(version) != SCHEMA:
+        before = self.witness.known
+        version, standing = self._stands(deadline)
+        if version != SCHEMA:
             raise NamespaceCorrupt(
-                f"the namespace has the schema version {codec.text(version)}, and this dtimer"
+                f"the namespace has the schema version {version}, and this dtimer"
                 f" knows version {SCHEMA}: upgrade it"
             )
         self._opened = True
+        self.witness.opened(before, standing)
+
+    def _stands(self, deadline: float) -> tuple[str, Standing]:
+        reply = self._line.call("open", SCHEMA, incarnation(), deadline=deadline)
+        return codec.text(reply[1]), codec.read_standing(reply)
+
+    def reopen(self) -> None:
+        """Have the next call look at the namespace anew: it may not be what it was."""
+        self._opened = False
 
     def _call(self, verb: str, *arguments: str, named: bool = False) -> Any:
         deadline = self._line.deadline()
@@ -80,6 +93,16 @@ class Namespace:
             line.close()
         return {codec.text(flat[i]): codec.text(flat[i + 1]) for i in range(0, len(flat), 2)}
 
+    def _call_copied(self, verb: str, *arguments: str, replicas: int) -> Copied:
+        deadline = self._line.deadline()
+        self._open(deadline)
+        return self._line.call_copied(verb, *arguments, deadline=deadline, replicas=replicas)
+
+    @property
+    def replicable(self) -> bool:
+        """False where there can be no replica to wait for."""
+        return self._source.replicable
+
     def about_server(self) -> dict[str, str]:
         """Return what INFO says; empty where the server does not, or may not, say."""
         try:
@@ -101,6 +124,9 @@ class Namespace:
 
     def release(self) -> None:
         """Drop the connections, and with them the hold on an embedded server."""
+        # Which may end with that, and all its data.
+        self.witness.forget()
+        self.reopen()
         self._line.close()
         self._source.close()
         if self._ears is not self._source:
@@ -108,6 +134,7 @@ class Namespace:
 
     def after_fork(self) -> None:
         """Start anew in a forked child."""
+        self.witness.after_fork()
         self._line.after_fork()
         self._source.after_fork()
         if self._ears is not self._source:

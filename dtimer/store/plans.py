@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from typing import Any
 
 from dtimer.model.recurrence import (
     AHEAD,
@@ -16,14 +18,37 @@ from dtimer.model.recurrence import (
     zone,
 )
 from dtimer.store import codec
-from dtimer.store.namespace import SCHEMA, Namespace
+from dtimer.store.namespace import Namespace
 
 
 class Plans(Namespace):
     """The verbs of recurring events: each method a script, or two."""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # What was declared from here, and when, on the monotonic clock.
+        self._declared: dict[str, tuple[Definition, float]] = {}
+
     def declare(self, definition: Definition) -> str:
         """Declare a schedule; return ``new``, ``changed`` or ``same``."""
+        result = self._declare(definition)
+        self._declared[definition.id] = (definition, time.monotonic())
+        return result
+
+    def redeclare(self, seconds: float | None) -> None:
+        """
+        Declare again what was declared from here in the last so many *seconds* (None: ever)
+        and is not there any more.
+
+        What was declared before is there, unless somebody has ended it since, who is right.
+        """
+        horizon = None if seconds is None else time.monotonic() - seconds
+        for id, (definition, declared) in list(self._declared.items()):
+            late = horizon is None or declared >= horizon
+            if late and not self._call("schedule", id):
+                self._declare(definition)
+
+    def _declare(self, definition: Definition) -> str:
         d = definition
         first, times = "", list[int]()
         if d.every is None:
@@ -49,7 +74,7 @@ class Plans(Namespace):
 
     def server_now(self) -> int:
         """Return the time of the server, in µs."""
-        return int(self._line.call("open", SCHEMA, deadline=self._line.deadline())[0])
+        return self._stands(self._line.deadline())[1].now
 
     def supply(self, id: str) -> bool:
         """
@@ -83,6 +108,7 @@ class Plans(Namespace):
 
     def unschedule(self, id: str) -> bool:
         """See `DTimer.unschedule`."""
+        self._declared.pop(id, None)
         return bool(self._call("unschedule", id, named=True) == b"1")
 
     def suspend(self, id: str, *, on: bool) -> bool:

@@ -112,6 +112,11 @@ class PoolSource:
         # The end of the client would close what it shares with us, such as credentials.
         self._client = client
 
+    @property
+    def replicable(self) -> bool:
+        """See `Source.replicable`: an emulation knows no replicas."""
+        return not self._class.__module__.startswith("fakeredis")
+
     def connect(self) -> Any:
         """Return a connection of the library, not connected yet."""
         return self._class(**self._settings)

@@ -8,11 +8,12 @@ when it may have been done.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dtimer.errors import EventExists
+from dtimer.errors import EventExists, NotReplicated, StoreError
 from dtimer.model.claims import Result, Settlement, Turn, TurnRequest
 from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, Stats
 from dtimer.store import codec
@@ -51,20 +52,42 @@ class Store(Plans):
             arguments += (e.id, e.when, e.expires, e.rest)
         return arguments
 
-    def post(self, entries: Sequence[Entry], policy: str) -> str:
+    def post(self, entries: Sequence[Entry], policy: str, replicas: int = 0) -> str:
         """
-        Store *entries*, all in one script.
+        Store *entries*, all in one script, and on so many *replicas*.
 
         Returns:
             The id that an id of our making collided with, or ``""``.
 
         Raises:
             EventExists: the policy is ``error`` and one is pending; nothing was stored.
+            NotReplicated: they were stored, on too few replicas.
         """
-        letters, id = self._call("post", *self._post_arguments(entries, policy), named=True)
-        if letters == b"x" and policy == "error":
-            raise EventExists(codec.text(id))
+        known = self.witness.known
+        arguments = self._post_arguments(entries, policy)
+        copied = None
+        if replicas:
+            copied = self._call_copied("post", *arguments, replicas=replicas)
+            letters, id, total = copied.reply
+        else:
+            letters, id, total = self._call("post", *arguments, named=True)
+        if total and not self.witness.posted(known, letters.count(b"1"), int(total)):
+            self._look_again()
+        if letters == b"x":
+            if policy == "error":
+                raise EventExists(codec.text(id))
+        elif copied and copied.acknowledged < replicas:
+            ids = [entry.id for entry in entries]
+            raise NotReplicated(ids, replicas, copied.acknowledged) from copied.error
         return codec.text(id)
+
+    def _look_again(self) -> None:
+        """Find out what became of the namespace, unless a turn will, which can tell more."""
+        if self.witness.known.heard is None:
+            self.reopen()
+            # The post was done. Where this cannot be, the next call does it.
+            with contextlib.suppress(StoreError):
+                self.open()
 
     def post_in(self, pipe: Any, entries: Sequence[Entry], policy: str) -> None:
         """
@@ -89,17 +112,21 @@ class Store(Plans):
                 be, asked again until it is answered.
         """
         settled, order = codec.settlement_arguments(request.settlements)
+        known = self.witness.known
         flags = ("h" if request.hears else "") + ("e" if request.echo else "")
         reply = self._line.once(
             "turn",
             incarnation,
             str(request.limit),
             str(lease_us),
-            flags,
+            flags + ("p" if self.witness.curious else ""),
+            "" if known.heard is None else str(known.heard),
             *settled,
             op=f"{incarnation}:{request.seq}",
         )
-        return codec.read_turn(reply, order)
+        turn = codec.read_turn(reply, order)
+        self.witness.turned(known, turn)
+        return turn
 
     def settle(self, settlements: Sequence[Settlement]) -> list[Result]:
         """End claims at once, and tell what became of each."""
@@ -121,7 +148,8 @@ class Store(Plans):
 
     def join(self, incarnation: str, who: str) -> None:
         """Register a node; *who* is a JSON object. Doing it again changes nothing."""
-        self._opened = False  # A server that lost everything has lost the schema too.
+        self.reopen()  # A server that lost everything has lost the schema too.
+        self.witness.registering()
         self._call("join", incarnation, who, str(SILENT_US))
 
     def leave(self, incarnation: str) -> None:

@@ -101,6 +101,24 @@ class Wire:
             if not clean:
                 self.close()
 
+    def wait(self, replicas: int, ms: int, until: float) -> int:
+        """
+        Wait until so many replicas have all that this connection has written, at most *ms*.
+
+        Returns:
+            How many have.
+        """
+        clean = False
+        try:
+            set_deadline(self._connection, until)
+            self._connection.send_command("WAIT", replicas, ms, check_health=False)
+            count = int(self._connection.read_response(disable_decoding=True))
+            clean = True
+            return count
+        finally:
+            if not clean:
+                self.close()
+
     def close(self) -> None:
         """Drop the connection; the next call makes another."""
         connection, self._connection = self._connection, None
@@ -111,9 +129,13 @@ class Wire:
 class ClusterWire:
     """The same for a cluster, where the library's client knows which server holds the keys."""
 
-    def __init__(self, client: Any, keys: Keys) -> None:
+    def __init__(self, client: Any, keys: Keys, beside: Callable[[Any], Any]) -> None:
         self._client = client
         self._keys = keys
+        self._make = beside
+        # The last call, and a connection to say it again on that then waits, with its node.
+        self._words: tuple[Any, ...] = ()
+        self._beside: tuple[Any, Any] | None = None
         self.sent = False
 
     def run(
@@ -124,13 +146,40 @@ class ClusterWire:
         self.sent = True
         verb, text = ("EVAL", script.source) if whole else ("EVALSHA", script.sha)
         words = [_raw(a) if isinstance(a, str) else a for a in arguments]
+        self._words = (verb, text, len(self._keys), *self._keys, *words)
         try:
-            return self._client.execute_command(
-                verb, text, len(self._keys), *self._keys, *words, NEVER_DECODE=[]
-            )
+            return self._client.execute_command(*self._words, NEVER_DECODE=[])
         except Exception as e:
             self.sent = "connecting to" not in str(e)
             raise
 
+    def wait(self, replicas: int, ms: int, until: float) -> int:
+        """
+        See `Wire.wait`: on a connection that has first repeated the last call.
+
+        The cluster client does not say on which connection that was done. It was named, and
+        so is not done twice, but written once more.
+        """
+        node = self._client.get_node_from_key(self._keys.due)
+        if self._beside is None or self._beside[0] != node.name:
+            self.close()
+            self._beside = (node.name, self._make(node))
+        connection = self._beside[1]
+        clean = False
+        try:
+            set_deadline(connection, until)
+            connection.send_command(*self._words, check_health=False)
+            connection.read_response(disable_decoding=True)
+            connection.send_command("WAIT", replicas, ms, check_health=False)
+            count = int(connection.read_response(disable_decoding=True))
+            clean = True
+            return count
+        finally:
+            if not clean:
+                self.close()
+
     def close(self) -> None:
-        """Nothing to drop: the connections belong to the cluster client."""
+        """Drop the connection for waiting; the others belong to the cluster client."""
+        beside, self._beside = self._beside, None
+        if beside is not None:
+            beside[1].disconnect()

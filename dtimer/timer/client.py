@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from dtimer.errors import OptionError
+from dtimer.errors import OptionError, StateRollback
 from dtimer.model.event import Cancelled, DeadLetter, Event, NodeInfo, Record, Stats
 from dtimer.model.moments import Duration, Moment, duration_us
 from dtimer.model.names import Mint, check_id
-from dtimer.model.options import Options, check_count
+from dtimer.model.options import MOST_REPLICAS, Options, check_count
 from dtimer.store.store import Entry, Store
 from dtimer.timer.emitter import Emitter
 from dtimer.timer.posting import chunks, prepare, prepare_item, when
@@ -26,8 +27,16 @@ class Client(Emitter):
         super().__init__()
         self._options = options
         self._store = store
+        if options.wait_replicas and not store.replicable:
+            raise OptionError("an embedded server has no replicas, for wait_replicas to wait for")
+        # Weakly: a store must not keep alive the timer that is to be found forgotten.
+        tell = weakref.WeakMethod(self._rolled_back)
+        store.witness.tell = lambda error: (told := tell()) and told(error)
         self._mint = Mint()
         self._pid = os.getpid()
+
+    def _rolled_back(self, error: StateRollback) -> None:
+        self.announce("error", error)
 
     def _notice_fork(self) -> None:
         # Where a server forks past Python (uWSGI), no hook is called.
@@ -54,6 +63,7 @@ class Client(Emitter):
         expires: Duration | datetime | None = None,
         if_exists: str = "replace",
         pipe: Any = None,
+        wait_replicas: int | None = None,
     ) -> str:
         """
         Post an event, to be handed to one node after *delay*.
@@ -71,7 +81,9 @@ class Client(Emitter):
                 ``keep`` it, raise an ``error``, or let the ``earliest`` or the ``latest``
                 due time win.
             pipe: A pipeline or MULTI of yours to post in: the event exists when that is
-                executed. Nothing is retried there.
+                executed. Nothing is retried there, and nothing waited for.
+            wait_replicas: Return when so many replicas have the event, instead of the node's.
+                That makes it likely to survive the loss of the master, and not certain.
 
         Returns:
             The id.
@@ -79,6 +91,7 @@ class Client(Emitter):
         Raises:
             OptionError, PayloadError: bad arguments; before any I/O.
             EventExists: see *if_exists*.
+            NotReplicated: it was posted, and is not known to be on enough replicas.
             OutcomeUnknown: no reply within the deadline.
             StoreError: it was not posted.
         """
@@ -97,9 +110,12 @@ class Client(Emitter):
         if pipe is not None:
             if not callable(getattr(pipe, "execute_command", None)):
                 raise OptionError(f"pipe must be a pipeline of a Redis client, not {pipe!r:.80}")
+            if wait_replicas:
+                raise OptionError("wait_replicas cannot wait in a pipe; send WAIT after it")
             self._store.post_in(pipe, [posting.entry], posting.policy)
             return posting.entry.id
-        return self._post([posting.entry], posting.policy)[0]
+        replicas = self._replicas(wait_replicas)
+        return self._post([posting.entry], posting.policy, replicas)[0]
 
     def post_in_line(self, id: str, at: Moment | None) -> None:
         """Post an event without a payload, behind those of the same millisecond."""
@@ -110,23 +126,32 @@ class Client(Emitter):
     def _superseding(self, ids: Collection[str]) -> None:
         """Called before events are posted under ids that may be pending."""
 
-    def _post(self, entries: list[Entry], policy: str) -> list[str]:
+    def _replicas(self, given: int | None) -> int:
+        if given is None:
+            return self._options.wait_replicas
+        check_count(given, "wait_replicas", 0, MOST_REPLICAS)
+        if given and not self._store.replicable:
+            raise OptionError("an embedded server has no replicas, for wait_replicas to wait for")
+        return given
+
+    def _post(self, entries: list[Entry], policy: str, replicas: int) -> list[str]:
         if policy != "mint":
             self._superseding({e.id for e in entries})
-        while taken := self._store.post(entries, policy):
+        while taken := self._store.post(entries, policy, replicas):
             # Two mints met in one id; nothing of this call was stored.
             entries = [
                 dataclasses.replace(e, id=self._mint()) if e.id == taken else e for e in entries
             ]
         return [e.id for e in entries]
 
-    def post_many(self, items: Iterable[Any]) -> list[str]:
+    def post_many(self, items: Iterable[Any], *, wait_replicas: int | None = None) -> list[str]:
         """
         Post many events, hundreds to a round trip.
 
         Args:
             items: Pairs ``(ev, delay)``, or mappings of the arguments of `post`. Read as
                 it goes, never the whole of it at once.
+            wait_replicas: See `post`; waited for after each round trip.
 
         Returns:
             The ids, in order.
@@ -136,11 +161,12 @@ class Client(Emitter):
             says how many events.
         """
         self._notice_fork()
+        replicas = self._replicas(wait_replicas)
         ids: list[str] = []
         try:
             postings = (prepare_item(self._options, self._mint, item) for item in items)
             for policy, entries in chunks(postings):
-                ids += self._post(entries, policy)
+                ids += self._post(entries, policy, replicas)
         except Exception as e:
             e.add_note(f"post_many had posted {len(ids)} events before")
             raise

@@ -21,7 +21,7 @@ from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.herald import Herald
 from dtimer.engine.listener import Listener
 from dtimer.engine.service import Service
-from dtimer.errors import StoreError
+from dtimer.errors import StateRollback, StoreError
 from dtimer.model.event import Health
 from dtimer.model.names import incarnation
 from dtimer.model.options import Options
@@ -119,6 +119,12 @@ class Life:
             if letter := self._store.letter(arguments[0]):
                 kind = "expired" if letter.reason == "expired" else "dead"
                 self._voice.announce(kind, letter)
+
+    def rolled_back(self, error: StateRollback) -> None:
+        """Say so, and set right soon what this node can set right."""
+        self._turns.rolled_back(error)
+        self._herald.announce("error", error)
+        self.bell.ring()
 
     def superseded(self, ids: Collection[str]) -> None:
         """Note that this process has posted events of these ids anew."""

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from types import TracebackType
 from typing import Any, Self
 
-from dtimer.errors import UsageError
+from dtimer.errors import StateRollback, UsageError
 from dtimer.model.event import Event, Health
 from dtimer.model.moments import Duration, duration_us, moment_us
 from dtimer.model.names import check_id
@@ -83,6 +83,8 @@ class DTimer(Calendar):
                 How many dead letters are kept, and for how long.
             ``exit_timeout=5_000``
                 How long the end of the interpreter waits for running handlers.
+            ``wait_replicas=0``
+                How many replicas must have a post before it returns. See `post`.
             ``now=None``
                 For tests: a function giving epoch milliseconds, in place of the clock of
                 the server.
@@ -285,6 +287,12 @@ class DTimer(Calendar):
     def _superseding(self, ids: Collection[str]) -> None:
         if self._life is not None:
             self._life.superseded(ids)
+
+    def _rolled_back(self, error: StateRollback) -> None:
+        if self._life is not None and not self._life.over:
+            self._life.rolled_back(error)
+        else:
+            super()._rolled_back(error)
 
     def _listening(self, event: str) -> None:
         if event == "event" and (life := getattr(self, "_life", None)) is not None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dtimer.errors import StateRollback
 from dtimer.model.claims import Turn, TurnRequest
 from dtimer.model.options import Options
 from dtimer.store.store import Store
+
+# Seconds by which a rollback may go back further than the clock of the server says.
+_SPARE = 2.0
 
 
 class Turns:
@@ -17,9 +21,21 @@ class Turns:
         self._options = options
         self.extend = store.renew
         self.slow = store.slow
+        # For how many seconds back schedules may be gone (None: for ever), of each rollback
+        # that nothing was done about yet.
+        self._gone: list[float | None] = []
+
+    def rolled_back(self, error: StateRollback) -> None:
+        """Have declared again, before the next turn, what was declared from here and is gone."""
+        since = None if error.wiped else error.since
+        self._gone.append(None if since is None else (error.until - since) / 1000 + _SPARE)
 
     def turn(self, request: TurnRequest) -> Turn:
         """See `dtimer.engine.claimer.Turns`, as for all of these."""
+        while self._gone:
+            # Where this fails it counts as the turn's failure, and is tried again.
+            self._store.redeclare(self._gone[0])
+            self._gone.pop(0)
         return self._store.turn(self._incarnation, request, self._options.lease)
 
     def register(self) -> None:

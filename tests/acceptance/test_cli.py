@@ -376,6 +376,15 @@ class TestServer:
         assert (3, "") == (ran.code, ran.out)
         assert "could not be reached" in ran.err
 
+    def test_no_replicas(self, run, timer):
+        """An event that is on too few replicas is posted, and the exit code is 3."""
+        arguments = ("post", "{}", "1h", "--id", "tea", "--wait-replicas")
+        assert 0 == run(*arguments, 0).code
+        ran = run(*arguments, 1)
+        assert (3, "") == (ran.code, ran.out)
+        assert "'tea' is posted, and on 0 of 1 replicas" in ran.err
+        assert timer.peek("tea")
+
     def test_unreachable_as_json(self, run):
         """With ``--json`` so is what is said of it."""
         ran = run("--url", NOBODY, "stats", "--json")

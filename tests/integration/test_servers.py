@@ -88,6 +88,55 @@ class TestServer:
         with Server(args=["--maxmemory", "50mb"]) as server, server.client() as client:
             assert 50 * 1024 * 1024 == client.info("memory")["maxmemory"]
 
+    def test_settings(self):
+        """They can be changed while it runs."""
+        with Server() as server, server.client() as client:
+            server.configure(min_replicas_to_write=1, maxmemory="1mb")
+            assert "1" == client.config_get("min-replicas-to-write")["min-replicas-to-write"]
+            assert "1048576" == client.config_get("maxmemory")["maxmemory"]
+
+    def test_a_replica(self):
+        """A replica has what its master has, and as a master of its own goes on from there."""
+        with Server(tcp=True) as master, master.client() as client:
+            client.set("a", 1)
+            with master.replica() as replica, replica.client() as copy:
+                assert b"1" == copy.get("a")
+                with pytest.raises(redis.ReadOnlyError):
+                    copy.set("a", 2)
+                client.set("a", 2)
+                assert 1 == client.wait(1, PATIENCE * 1000)
+                replica.promote()
+                copy.set("a", 3)
+                assert b"2" == client.get("a")
+
+    def test_writes_that_are_not_replicated(self):
+        """What a replica has not heard of is lost with its master."""
+        with (
+            Server(tcp=True) as master,
+            Proxy(master) as link,
+            master.replica(link.port) as replica,
+            master.client() as client,
+            replica.client() as copy,
+        ):
+            client.set("a", 1)
+            assert 1 == client.wait(1, PATIENCE * 1000)
+            link.blackhole()
+            client.set("a", 2)
+            assert 0 == client.wait(1, 20)
+            master.kill9()
+            replica.promote()
+            assert b"1" == copy.get("a")
+
+    def test_a_file_that_was_cut_short(self):
+        """A server that starts with the end of its file missing has lost its last writes."""
+        with Server(appendonly=True) as server, server.client() as client:
+            client.set("a", "first")
+            client.set("a", "second")
+            server.kill9()
+            server.truncate_aof(len("second") + 2)
+            server.start()
+            assert b"first" == client.get("a")
+
     def test_it_may_want_a_password(self):
         """A server that answers with a refusal is up."""
         locked = Server(args=["--requirepass", "secret"])

@@ -283,7 +283,8 @@ class TestLostReplies:
         first = store._line.once("post", *arguments, op="lane:1")
         (claim,) = node.claim()
         node.confirm(claim)
-        assert first == store._line.once("post", *arguments, op="lane:1")
+        letters, id, _ = first
+        assert [letters, id, b""] == store._line.once("post", *arguments, op="lane:1")
         assert store.peek("tea") is None
 
     def test_an_older_operation_that_arrives_late_does_nothing(self, store):
@@ -320,7 +321,7 @@ class TestLostReplies:
         for n, seconds in enumerate(steps):
             now.tick(seconds * 1000)
             post(store, f"other-{n}", 10_000_000)
-        assert stored == store._line.once("post", *entry, op="lane:1")
+        assert stored[:2] == store._line.once("post", *entry, op="lane:1")[:2]
         again = node.turn(1, again=True)
         assert [c.token for c in first.claims] == [c.token for c in again.claims]
 

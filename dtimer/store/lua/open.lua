@@ -3,14 +3,19 @@
 -- Uses      guard
 --
 -- ARGV[3]   the schema version
+-- ARGV[4]   a name for this making of the namespace, should it be made now
 --
--- Returns   {now, version found}
+-- Returns   {now, version found, that name, token, posted}
+--   token   the last that was given out, 0 for none
+--   posted  how many events were ever posted
 local wrong = guard(unpack(KEYS))
 if wrong then return wrong end
-local version = redis.call('HGET', SYS, 'v')
+local version, born, token, posted = unpack(
+  redis.call('HMGET', SYS, 'v', 'born', 'token', 'n:posted'))
 if not version then
   -- Only then: a full server, or a replica, takes no writes.
-  redis.call('HSET', SYS, 'v', ARGV[3])
+  born = ARGV[4]
+  redis.call('HSET', SYS, 'v', ARGV[3], 'born', born)
   version = ARGV[3]
 end
-return {digits(NOW), version}
+return {digits(NOW), version, born or '', token or '0', posted or '0'}

@@ -11,16 +11,22 @@
 --             expires  likewise, or ''
 --             rest     '<max_retries>|<payload>'
 --
--- Returns   {letters, id}
+-- Returns   {letters, id, posted}
 --   letters one per event: 1 stored, 0 the pending one was kept; or x when nothing was
 --           stored because `id` is pending already
+--   posted  how many events were ever posted, these included; '' where nothing was stored
+--           now
 local policy = ARGV[3]
 
 local done, stale = recall()
 if stale then return stale end
 if done then
+  -- Written anew, on the connection of this try: a WAIT counts from the last write of its
+  -- own. Redis allows a HDEL when it is out of memory, and with it what follows.
+  redis.call('HDEL', MEMO_A, '')
+  remember(done)
   local letters, id = string.match(done, '^(%w*);(.*)$')
-  return {letters, id}
+  return {letters, id, ''}
 end
 
 local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ROSTER, PROMISE)
@@ -64,7 +70,7 @@ for i = 4, #ARGV, 4 do
     local there = pending(id)
     if there and (policy == 'mint' or policy == 'error') then
       remember('x;' .. id)
-      return {'x', id}
+      return {'x', id, ''}
     end
     keep = there and (policy == 'keep'
       or policy == 'earliest' and there <= when
@@ -83,6 +89,7 @@ for i = 4, #ARGV, 4 do
   end
 end
 
+local posted = ''
 if #ids > 0 then
   -- The first write is one that Redis refuses when it is out of memory.
   local added = redis.call('ZADD', DUE, unpack(scores))
@@ -94,10 +101,10 @@ if #ids > 0 then
   if policy ~= 'mint' and redis.call('HDEL', DEAD, unpack(ids)) > 0 then
     redis.call('ZREM', GRAVES, unpack(ids))
   end
-  count('posted', #ids)
+  posted = count('posted', #ids)
   local earliest = first_due()
   if soonest <= earliest or due_now > 0 then rouse(earliest, due_now) end
 end
 letters = table.concat(letters)
 remember(letters .. ';')
-return {letters, ''}
+return {letters, '', posted}

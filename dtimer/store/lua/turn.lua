@@ -6,18 +6,24 @@
 -- ARGV[3]   the node's incarnation
 -- ARGV[4]   limit: how many events its free hands can start; 0 claims nothing
 -- ARGV[5]   lease length in µs
--- ARGV[6]   'h' when the node hears wakes, 'e' to be sent an echo, or both, or ''
--- ARGV[7]   number of confirmed events
--- ARGV[8]   number of events settled in other ways
--- ARGV[9]   and on: those events, as parts/settle.lua reads them
+-- ARGV[6]   'h' when the node hears wakes, 'e' to be sent an echo, 'p' to be told how many
+--           events were ever posted; together or ''
+-- ARGV[7]   when this node was last heard of, as it was told by its last turn; '' when it
+--           does not know
+-- ARGV[8]   number of confirmed events
+-- ARGV[9]   number of events settled in other ways
+-- ARGV[10]  and on: those events, as parts/settle.lua reads them
 --
--- Returns   {now, wait, known, results, claims, buried, short}
+-- Returns   {now, wait, known, results, claims, buried, short, heard, before, posted}
 --   wait    µs until it is worth asking again; -1 when only a wake or the poll will tell
 --   known   1 when the node was registered; 0 asks it to register again
 --   results one letter per settled event, in their order (parts/settle.lua)
 --   claims  id, token, attempt, due and body of each claimed event in turn
 --   buried  id and reason of each event found unfit in turn
 --   short   schedules that run out of nominal times
+--   heard   when this node was last heard of, for its next turn
+--   before  that before this turn, where it is not ARGV[7]: 0 for never; else ''
+--   posted  the total, or ''
 local FEW, MOST_BYTES, LATEST = 10, 1000000, 80
 local node, limit, lease, flags = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local hears = string.find(flags, 'h', 1, true)
@@ -26,7 +32,8 @@ local function claimed_before(result)
   -- The reply of this very turn was lost: give the same events again, those that are
   -- still under the same tokens, under a lease that starts anew. But not for ever: who
   -- asks again after a whole lease may be unable to receive them, and others are not.
-  local results, token, ids, rest = string.match(result, '^(%w*);(%d+);(%d+);(.*)$')
+  local results, before, token, ids, rest =
+    string.match(result, '^(%w*);(%d*);(%d+);(%d+);(.*)$')
   local list, claims, buried, back = uncounted(rest), {}, {}, 0
   token, ids = tonumber(token), tonumber(ids)
   -- A token is the time of its claim, or one more than the token before.
@@ -55,7 +62,9 @@ local function claimed_before(result)
     rouse(first_due(), back)
   end
   if string.find(flags, 'e', 1, true) then tell('echo', node) end
-  return {digits(NOW), '0', '1', results, claims, buried, {}}
+  -- It stays what the first try has written, for a third may yet be on its way.
+  local heard = redis.call('ZSCORE', ALIVE, node) or ''
+  return {digits(NOW), '0', '1', results, claims, buried, {}, heard, before, ''}
 end
 
 local done, stale = recall()
@@ -63,18 +72,27 @@ if stale then return stale end
 if done then return claimed_before(done) end
 
 local earliest = first_due()
-local busy = tonumber(ARGV[7]) + tonumber(ARGV[8]) > 0
+local busy = tonumber(ARGV[8]) + tonumber(ARGV[9]) > 0
 if busy or (earliest and earliest <= NOW) then
   local wrong = guard(BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ALIVE, ROSTER, PLANS, BEATS)
   if wrong then return wrong end
 end
 
 redis.call('ZREM', PROMISE, node)
-redis.call('ZADD', ALIVE, digits(NOW), node)
+-- What the node was told last is what has to be there: a server that has forgotten this
+-- turn's predecessor has forgotten what came after it, too (docs/decisions/10-rollbacks).
+-- To add the difference shows both, in the one command that it takes anyway.
+local before = ''
+local heard = tonumber(ARGV[7])
+if heard then
+  local found = tonumber(redis.call('ZADD', ALIVE, 'INCR', digits(NOW - heard), node))
+  if found ~= NOW then before = digits(math.max(0, found - (NOW - heard))) end
+end
+if not heard or before ~= '' then redis.call('ZADD', ALIVE, digits(NOW), node) end
 local known = redis.call('HEXISTS', NODES, node) == 1
 local results = ''
 if busy then
-  results = settle(9, tonumber(ARGV[7]), tonumber(ARGV[8]))
+  results = settle(10, tonumber(ARGV[8]), tonumber(ARGV[9]))
   earliest = first_due()
 end
 if string.find(flags, 'e', 1, true) then
@@ -228,5 +246,11 @@ end
 local list = {}
 for i = 1, #claims, 5 do list[#list + 1] = claims[i] end
 for _, v in ipairs(buried) do list[#list + 1] = v end
-remember(results .. ';' .. digits(first_token) .. ';' .. taken .. ';' .. counted(list))
-return {digits(NOW), digits(wait), known and '1' or '0', results, claims, buried, short}
+remember(
+  results .. ';' .. before .. ';' .. digits(first_token) .. ';' .. taken .. ';' .. counted(list))
+local posted = ''
+if string.find(flags, 'p', 1, true) then posted = redis.call('HGET', SYS, 'n:posted') or '0' end
+return {
+  digits(NOW), digits(wait), known and '1' or '0', results, claims, buried, short, digits(NOW),
+  before, posted,
+}

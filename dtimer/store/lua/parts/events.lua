@@ -1,7 +1,9 @@
--- Adds to one of the totals that stats shows.
+-- Adds to one of the totals that stats shows, and returns it; '' where it is no number.
 local function count(what, n)
+  if n == 0 then return '' end
   -- It comes after what it counts, which a foreign value there must not undo.
-  if n > 0 then redis.pcall('HINCRBY', SYS, 'n:' .. what, n) end
+  local total = redis.pcall('HINCRBY', SYS, 'n:' .. what, n)
+  return type(total) == 'number' and digits(total) or ''
 end
 
 -- Take an event out of the living, wherever it stands. A ZREM first: Redis allows it

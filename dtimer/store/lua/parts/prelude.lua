@@ -8,7 +8,7 @@
 --   tries     hash: id -> starts so far, of events that wait for a retry
 --   dead      hash: id -> '<attempt>,<reason>,<length of error>|<error><body>'
 --   graves    sorted set: id -> when it died, in µs
---   sys       hash: v (schema), token (the last), paused, totals
+--   sys       hash: v (schema), born (a name of its making), token (the last), paused, totals
 --   memo_a, memo_b  hashes: lane -> '<seq>:<result>' (parts/memo.lua)
 --   nodes     hash: incarnation -> who that is, as JSON
 --   alive     sorted set: incarnation -> when it last asked for work, in µs
