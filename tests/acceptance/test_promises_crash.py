@@ -151,6 +151,7 @@ def test_heartbeats_hold_a_long_handler(server, client, namespace, post):
         assert 1 == len(starts_by_id(fleet)[id])
 
 
+@pytest.mark.fault("F52")
 def test_a_node_that_was_frozen(server, client, namespace, post):
     """
     A node is frozen while it handles an event, and its lease runs out: another handles the

@@ -105,6 +105,7 @@ def test_coroutines_are_no_handlers(nowhere):
         nowhere.on("event", handler)
 
 
+@pytest.mark.fault("F56")
 def test_when(timer, clock):
     """Delays are counted from now, moments are as given, and what is over is now."""
     now = clock()

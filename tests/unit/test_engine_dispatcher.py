@@ -7,6 +7,7 @@ import json
 import queue
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from servers import PATIENCE, eventually
@@ -163,6 +164,11 @@ class TestHands:
             ev.due,
             ev.lateness_ms,
         )
+
+    def test_never_early(self, office):
+        """An event claimed before a step back of the clock, and told of after it, is not early."""
+        (ev,) = office().begin(replace(claim(), claimed_us=0))
+        assert 0 == ev.lateness_ms
 
     def test_at_once_by_all_hands(self, office):
         """As many handlers run at a time as there are hands."""
