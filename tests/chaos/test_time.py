@@ -297,7 +297,7 @@ def test_a_machine_that_was_suspended(watch, own, monkeypatch):
     waking a handler sees at once that its lease is in doubt, before anybody was asked; when the
     server says that the lease is still its own it goes on.
     """
-    node = watch.node(lease=9_000, poll_interval=MINUTE_MS)
+    node = watch.node(lease=3_000, poll_interval=MINUTE_MS)
     handler = Gated(node.timer)
     id = watch.post()
     (ev,) = handler.begun()
@@ -326,7 +326,7 @@ def test_a_clock_that_runs_slow(watch, own, monkeypatch):
     which another may have the event: a tenth of the lease is kept in reserve.
     """
     text = """
-    dt = timer("slow", lease=2_000, max_run=1, max_retries=3)
+    dt = timer("slow", lease=1_000, max_run=1, max_retries=3)
     dt.on("error", lambda error: None)
     @dt.on("event")
     def handle(events):
