@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from dtimer.errors import OptionError
+from dtimer.store import tls
 from dtimer.store.cluster import ClusterSource
 from dtimer.store.ear import Ear
 from dtimer.store.embedding import EmbeddedSource
@@ -59,9 +60,13 @@ def _from_url(url: str, timeout: float) -> Source:
     client = importlib.import_module("redis").Redis
     scheme = {"valkey": "redis", "valkeys": "rediss"}.get(scheme, scheme)
     try:
-        return PoolSource(client.from_url(f"{scheme}:{rest}"), timeout)
+        made = client.from_url(f"{scheme}:{rest}")
     except ValueError as e:
         raise OptionError(f"the URL cannot be understood: {e}") from None
+    if scheme == "rediss":
+        pool = made.connection_pool
+        pool.connection_kwargs = tls.verified(pool.connection_kwargs)
+    return PoolSource(made, timeout)
 
 
 def source(given: Any, timeout: float) -> Source:

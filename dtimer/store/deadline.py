@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import functools
 import socket
+import ssl
 import time
 from typing import Any
+
+from dtimer.store import tls
 
 
 class _Socket:
@@ -46,17 +49,45 @@ class _Socket:
 
 @functools.cache
 def with_deadline(connection_class: type) -> type:
-    """Return the same class of connection, with a deadline: see `set_deadline`."""
+    """
+    Return the same class of connection, with a deadline: see `set_deadline`.
+
+    And with words for what may be wrong when it cannot be made.
+    """
 
     class Connection(connection_class):  # type: ignore[misc]
         until: float | None = None
+        socket_timeout: float | None
+
+        def connect(self) -> None:
+            try:
+                super().connect()
+            except Exception as e:
+                if tls.hung_up(self, e):
+                    raise type(e)(f"{e} ({tls.PLAIN})") from e
+                raise
 
         def _connect(self) -> Any:
-            if self.until is not None:
-                self.socket_connect_timeout = max(0.001, self.until - time.monotonic())
-            sock = super()._connect()
+            if self.until is None:
+                return self._open()
+            # The second is for the handshake of TLS.
+            timeout = self.socket_timeout
+            left = max(0.001, self.until - time.monotonic())
+            self.socket_connect_timeout = self.socket_timeout = left
+            try:
+                sock = self._open()
+            finally:
+                self.socket_timeout = timeout
             # An emulation has no socket, and no deadline either.
             return _Socket(sock, self) if isinstance(sock, socket.socket) else sock
+
+        def _open(self) -> Any:
+            try:
+                return super()._connect()
+            except TimeoutError as e:
+                if tls.speaks_tls(self):
+                    raise ssl.SSLError(1, tls.SILENT) from e
+                raise
 
     Connection.__name__ = Connection.__qualname__ = connection_class.__name__
     return Connection

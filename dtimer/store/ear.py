@@ -64,13 +64,13 @@ class Ear:
         Raises:
             ConnectionError: (the library's) the subscription is over.
         """
-        heard = []
-        while True:
+        heard: list[str] = []
+        # What could be read may have been TLS's own business.
+        while self._connection.can_read(timeout=0):
             reply = self._connection.read_response(disable_decoding=True)
             if reply[0] == b"message":
                 heard.append(reply[1].decode())
-            if not self._connection.can_read(timeout=0):
-                return heard
+        return heard
 
     def close(self) -> None:
         """End the subscription; harmless when there is none."""

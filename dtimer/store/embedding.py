@@ -50,7 +50,7 @@ class EmbeddedSource:
 
     def wire(self, keys: Keys) -> Wire:
         """See `Source.wire`."""
-        return Wire(lambda: self._attached().timed(), Packer(keys))
+        return Wire(lambda: self._attached().connect(), Packer(keys))
 
     def ear(self, keys: Keys, channels: Sequence[str]) -> Ear:
         """See `Source.ear`."""

@@ -13,7 +13,7 @@ import enum
 import re
 
 from dtimer.errors import DTimerError, NamespaceCorrupt, ScriptError, StoreError
-from dtimer.store import access
+from dtimer.store import access, tls
 
 
 class Fate(enum.Enum):
@@ -97,6 +97,8 @@ def slow(error: BaseException | None) -> bool:
     text = message(error)
     if text.startswith(_CONFIGURATION_PREFIXES) or names(error) & _CONFIGURATION:
         return True
+    if tls.mistrusted(error):
+        return True
     # What an ACL refuses within a script has neither the class nor the prefix.
     return "ResponseError" in names(error) and access.refusal(text) is not None
 
@@ -115,6 +117,8 @@ def translate(error: BaseException, doing: str) -> StoreError:
         return NamespaceCorrupt(text.removeprefix("DTCORRUPT "))
     if "WRONGTYPE" in text:
         return NamespaceCorrupt(f"a key of the namespace holds a foreign type ({doing}: {text})")
+    if tls.mistrusted(error):
+        return StoreError(f"there is no trusted connection to Redis ({doing}): {text}")
     if slow(error):
         return StoreError(f"Redis refuses this client ({doing}): {text}")
     if "ResponseError" not in names(error) or text.startswith(("OOM", "MISCONF", "NOREPLICAS")):

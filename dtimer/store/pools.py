@@ -118,16 +118,12 @@ class PoolSource:
         return not self._class.__module__.startswith("fakeredis")
 
     def connect(self) -> Any:
-        """Return a connection of the library, not connected yet."""
-        return self._class(**self._settings)
-
-    def timed(self) -> Any:
-        """Return a connection that keeps a deadline, not connected yet."""
+        """Return a connection that can be given a deadline, not connected yet."""
         return with_deadline(self._class)(**self._settings)
 
     def wire(self, keys: Keys) -> Wire:
         """See `Source.wire`."""
-        return Wire(self.timed, Packer(keys))
+        return Wire(self.connect, Packer(keys))
 
     def ear(self, keys: Keys, channels: Sequence[str]) -> Ear:
         """See `Source.ear`."""
