@@ -15,6 +15,7 @@ from typing import Any
 from chaos.clock import Clock
 from chaos.history import Operation
 from chaos.leases import Generation, Leases, stale_words
+from chaos.lives import claimed_after
 from chaos.occurrences import OCCURRENCE, Chain
 from chaos.verdict import Bench
 from dtimer.model import recurrence
@@ -81,7 +82,7 @@ class Chains:
                 # It may not have been made yet.
                 continue
             for run in gen.runs:
-                if self._clock.claimed(run)[0] > cancel.end:
+                if claimed_after(self._clock, run, cancel):
                     self._bench.blame("I6", gen.id, "handed out after its cancel", cancel, run)
 
     def _fate(self, chain: Chain, nominal: int, gen: Generation) -> None:

@@ -24,6 +24,9 @@ from chaos.history import Operation
 #: Both ends give way by so much, in ns, for clocks that run at slightly different speeds.
 SLACK = 1_000_000
 
+#: A token may be ahead of the server's clock by so much, in µs, where very many are claimed.
+_AHEAD = 1_000
+
 #: Posts and runs that are kept to narrow it down.
 _MOST = 50_000
 
@@ -98,18 +101,30 @@ class Clock:
             self._ahead = ([b[0] for b in reversed(begun)], soonest[::-1])
 
     def claimed(self, run: Operation) -> tuple[int, int]:
-        """Return the moments between which the event of *run* was claimed, at the widest."""
-        earliest, latest = -(1 << 62), run.t
+        """
+        Return the moments between which the event of *run* was claimed, at the widest.
+
+        A claim whose reply was lost is given again under the same token, and ``srv`` is of
+        that time. Then it was still held, by the same holder, since it was claimed first.
+        """
+        latest = run.t
         if self.steady:
-            earliest = run.data["srv"] * 1000 - self._high
             latest = min(latest, run.data["srv"] * 1000 - self._low)
-        tokens, posted = self._behind
-        if i := bisect.bisect_right(tokens, run.data["tok"]):
-            earliest = max(earliest, posted[i - 1])
         tokens, begun = self._ahead
         if (i := bisect.bisect_left(tokens, run.data["tok"])) < len(tokens):
             latest = min(latest, begun[i])
-        return earliest, latest
+        return self._since(run, run.data["srv"]), latest
+
+    def first_claimed(self, run: Operation) -> int:
+        """Return the earliest moment at which the event of *run* may have been claimed first."""
+        return self._since(run, min(run.data["srv"], run.data["tok"] - _AHEAD))
+
+    def _since(self, run: Operation, srv: int) -> int:
+        earliest = srv * 1000 - self._high if self.steady else -(1 << 62)
+        tokens, posted = self._behind
+        if i := bisect.bisect_right(tokens, run.data["tok"]):
+            earliest = max(earliest, posted[i - 1])
+        return earliest
 
     def server_ns(self, t: int) -> tuple[int, int]:
         """Return the server's times, in ns, between which the moment *t* was, at the widest."""

@@ -143,9 +143,9 @@ class Lives:
         for cancel in life.cancels:
             if cancel.ph != "ok" or cancel.end is None or cancel.t <= post.end:
                 continue
+            outcome = cancel.data.get("outcome")
             for run in gen.runs:
-                if self._clock.claimed(run)[0] > cancel.end:
-                    outcome = cancel.data.get("outcome")
+                if claimed_after(self._clock, run, cancel):
                     text = f"handed out after cancel had answered {outcome}"
                     self._bench.blame("I6", life.id, text, post, cancel, run)
             buried = [letter for letter in gen.letters if letter.op == "buried"]
@@ -271,6 +271,16 @@ class Lives:
                 return
             over += [post, confirm, *buried, *cancels]
         self._bench.blame("I12", life.id, "pending at the end, and nothing of it can be", *over)
+
+
+def claimed_after(clock: Clock, run: Operation, cancel: Operation) -> bool:
+    """Tell whether a claim came after the answer to a cancel, and so should not have come."""
+    if cancel.end is None:
+        return False
+    # What was in flight goes on to be, also where the reply to its claim was lost.
+    in_flight = cancel.data.get("outcome") == "IN_FLIGHT"
+    since = clock.first_claimed(run) if in_flight else clock.claimed(run)[0]
+    return since > cancel.end
 
 
 class _Life:
