@@ -113,6 +113,10 @@ class Proxy:
         """Deliver no more than *rate* bytes a second, in each direction."""
         self._set("throttle", rate)
 
+    def lead_to(self, server: Running) -> None:
+        """Lead new connections to another *server*. Those that there are go on; see `cut`."""
+        self._upstream = server.url
+
     # ----------------------------------------------------------------------------- events
 
     def cut(self) -> None:

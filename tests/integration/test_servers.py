@@ -275,6 +275,16 @@ class TestModes:
             client.publish(namespace, "wake")
             assert b"wake" in line.recv(1000)
 
+    def test_lead_to(self, server, proxy, through):
+        """New connections lead to another server, and the others where they did."""
+        here = through.info("server")["process_id"]
+        with Server(tcp=True) as other:
+            proxy.lead_to(other)
+            assert here == through.info("server")["process_id"]
+            proxy.cut()
+            with client_of(proxy) as client:
+                assert other.pid == client.info("server")["process_id"]
+
     def test_blackhole(self, proxy, through):
         """
         In a black hole nothing is answered and nothing ends; when it heals, what was sent
