@@ -1,7 +1,7 @@
 # Thin: what is done is said in .ci/run and in README.rst, this only gives it short names.
 # Wants python3 with venv (on Debian: the package python3-venv).
 
-.PHONY: help test check lint docs demo bench
+.PHONY: help test check lint docs demo bench soak
 help:
 	@echo "make test    run the tests;  ARGS='-k claim -x' goes to pytest"
 	@echo "make check   all that a change must pass (.ci/run)"
@@ -9,6 +9,7 @@ help:
 	@echo "make docs    build the documentation into build/docs"
 	@echo "make demo    see it work"
 	@echo "make bench   measure it"
+	@echo "make soak    break everything around it, for MINUTES=1, by SEED=, until EVENTS= are posted"
 
 .venv/made: setup.cfg pyproject.toml
 	python3 -m venv .venv
@@ -32,3 +33,7 @@ demo: .venv/made
 
 bench: .venv/made
 	.venv/bin/python -m benchmarks $(ARGS)
+
+soak: .venv/made
+	PYTHONPATH=tests .venv/bin/python -X dev -m chaos.soak --minutes $(or $(MINUTES),1) \
+	    $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events $(EVENTS)) $(ARGS)

@@ -1,0 +1,145 @@
+"""Calls of the library, each recorded from its beginning to its end, however that comes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from chaos.history import Writer, checksum
+from dtimer import DTimer, RunAt
+from dtimer.errors import EventExists, OutcomeUnknown, StoreError
+from dtimer.model.event import Event
+
+
+class Calls:
+    """
+    Calls the library, and has each call recorded by *pen*.
+
+    A call that Redis refused, or of which nobody knows whether it was done, is no failure of
+    the one who made it. Anything else that is raised is, and ends the program.
+    """
+
+    def __init__(self, pen: Writer) -> None:
+        self._pen = pen
+
+    @contextlib.contextmanager
+    def _ended(self, op: str, k: int) -> Iterator[dict[str, Any]]:
+        """Record the end of a call that has begun; the caller adds to what is yielded."""
+        more: dict[str, Any] = {}
+        try:
+            yield more
+        except OutcomeUnknown as e:
+            self._pen.end(op, k, "info", why=str(e)[:200], **more)
+        except (StoreError, EventExists) as e:
+            self._pen.end(op, k, "no", why=f"{type(e).__name__}: {e}"[:200], **more)
+        else:
+            self._pen.end(op, k, "ok", **more)
+
+    def _recorded(self, op: str, **about: Any) -> contextlib.AbstractContextManager[dict[str, Any]]:
+        """Record a call, its beginning now and its end when that comes."""
+        return self._ended(op, self._pen.inv(op, **about))
+
+    @staticmethod
+    def _about(payload: dict[str, Any], delay: float, **options: Any) -> dict[str, Any]:
+        about = {
+            "id": options.get("id"),
+            "n": payload["n"],
+            "delay_us": round(max(0, delay) * 1000),
+            "max_retries": options.get("max_retries"),
+            "crc": checksum(payload),
+            "if_exists": options.get("if_exists", "replace"),
+        }
+        if "expires" in options:
+            about["expires_us"] = round(options["expires"] * 1000)
+        return about
+
+    def post(
+        self, timer: DTimer, payload: dict[str, Any], delay: float, **options: Any
+    ) -> str | None:
+        """Post; return the id, or None when it is not known to be posted."""
+        options.setdefault("max_retries", 3)
+        with self._recorded("post", **self._about(payload, delay, **options)) as end:
+            try:
+                end["id"] = timer.post(payload, delay, **options)
+            finally:
+                # One that was made for it is known even when its outcome is not.
+                end.setdefault("id", options.get("id") or getattr(timer._mint, "last", None))
+            return end["id"]
+        return None
+
+    def post_in(self, timer: DTimer, client: Any, each: Sequence[dict[str, Any]]) -> None:
+        """Post several in a MULTI of a client of ours; *each* are arguments of ``post``."""
+        begun = []
+        with client.pipeline(transaction=True) as pipe:
+            for item in each:
+                options = {"max_retries": 3, **item}
+                payload, delay = options.pop("ev"), options.pop("delay")
+                about = self._about(payload, delay, **options)
+                # Its deadline is the client's, not ours.
+                begun.append(self._pen.inv("post", burst=True, **about))
+                timer.post(payload, delay, pipe=pipe, **options)
+            try:
+                pipe.execute()
+            except Exception as e:
+                # Of the client, which does not tell whether it was done.
+                for k in begun:
+                    self._pen.end("post", k, "info", why=f"{type(e).__name__}: {e}"[:200])
+            else:
+                for k in begun:
+                    self._pen.end("post", k)
+
+    def post_many(self, timer: DTimer, each: Sequence[dict[str, Any]]) -> bool:
+        """Post several with ``post_many``; *each* are items of it. Return whether all are."""
+        k: int | None = None
+        for item in each:
+            k = self._pen.inv("post", k=k, **self._about(**{**item, "payload": item["ev"]}))
+        assert k is not None
+        with self._ended("post", k):
+            timer.post_many(each)
+            return True
+        return False
+
+    def cancel(self, timer: DTimer, id: str) -> None:
+        """Cancel."""
+        with self._recorded("cancel", id=id) as end:
+            end["outcome"] = timer.cancel(id).name
+
+    def reschedule(self, timer: DTimer, id: str, delay: float) -> None:
+        """Reschedule."""
+        with self._recorded("reschedule", id=id, delay_us=round(delay * 1000)) as end:
+            end["moved"] = timer.reschedule(id, delay)
+
+    def settle(self, op: str, ev: Event, call: Callable[[], bool]) -> None:
+        """Confirm, retry or extend an event in hand."""
+        with self._recorded(op, id=ev.id, n=ev.get("n"), tok=ev.token) as end:
+            end["accepted"] = call()
+
+    def every(
+        self, timer: DTimer, interval: float, payload: dict[str, Any], **options: Any
+    ) -> None:
+        """Declare a schedule."""
+        about = {"n": payload["n"], "crc": checksum(payload), **options}
+        with self._recorded("schedule", every_us=round(interval * 1000), **about) as end:
+            end["result"] = timer.every(interval, payload, **options)
+
+    def unschedule(self, timer: DTimer, id: str) -> None:
+        """End a schedule."""
+        with self._recorded("unschedule", id=id) as end:
+            end["found"] = timer.unschedule(id)
+
+    def write(self, queue: RunAt, key: str, delay: float) -> None:
+        """Write a key, for *delay* ms from now by the clock of this process."""
+        with self._recorded("write", face="runat", id=key, delay_us=round(delay * 1000)):
+            queue.write(key, time.time() * 1000 + delay)
+
+    def confirm_key(self, queue: RunAt, key: str) -> None:
+        """Confirm a key in hand."""
+        with self._recorded("confirm", face="runat", id=key) as end:
+            end["accepted"] = queue.confirm(key)
+
+    @staticmethod
+    def unless_away() -> contextlib.suppress:
+        """Pass over that Redis is away, where nothing is changed by asking."""
+        return contextlib.suppress(StoreError)

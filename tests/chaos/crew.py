@@ -1,0 +1,235 @@
+"""The processes of a soak, from the side of its supervisor: begun, begun again, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Self
+
+from proxy import Proxy
+from servers import Server, eventually
+
+import dtimer
+from chaos.history import Writer
+
+#: As whom all but the supervisor log in, so that they can be refused.
+USER, PASSWORD = "soak", "p-of-soak"
+
+#: Seconds in which a program has to end in good order. Handlers may hang for some of them.
+_ENDING = 30
+
+_FLAGS = ["-X", "dev", "-W", "error", "-W", "ignore:This process:DeprecationWarning"]
+
+
+class Member:
+    """
+    One place in the crew, filled by one process after another, all of the same name.
+
+    Args:
+        program: The module that it runs.
+        name: Its own.
+        setting: What it is told, besides what `Crew` adds.
+        ears: Give it another way to the server for its subscription.
+    """
+
+    def __init__(
+        self, program: str, name: str, setting: dict[str, Any], proxy: Proxy, ears: Proxy | None
+    ) -> None:
+        self.program = program
+        self.name = name
+        self.setting = setting
+        #: Its ways to the server, kept from one process to the next.
+        self.proxy = proxy
+        self.ears = ears
+        self.process: subprocess.Popen[bytes] | None = None
+        self.frozen = False
+        #: Resident memory in KiB, by seconds since the process began.
+        self.memory: dict[int, list[tuple[float, int]]] = defaultdict(list)
+        self.begun = 0.0
+
+    @property
+    def pid(self) -> int:
+        """The process's."""
+        assert self.process
+        return self.process.pid
+
+    def tell(self, **order: Any) -> None:
+        """Give the process an order; one that is dying does not hear it."""
+        assert self.process
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(order).encode() + b"\n")
+            self.process.stdin.flush()
+
+    def kill(self) -> None:
+        """End the process as a crash does."""
+        assert self.process
+        self.process.kill()
+
+    def freeze(self) -> None:
+        """Stop the process where it stands."""
+        self.frozen = True
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on, unless it has been succeeded meanwhile."""
+        if self.frozen:
+            self.frozen = False
+            os.kill(self.pid, signal.SIGCONT)
+
+    def sample(self) -> None:
+        """Note the memory that the process has resident."""
+        with contextlib.suppress(OSError, IndexError):
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
+            age = time.monotonic() - self.begun
+            self.memory[self.pid].append((age, pages * os.sysconf("SC_PAGE_SIZE") // 1024))
+
+
+class Crew:
+    """
+    All programs of a soak.
+
+    Args:
+        server: Theirs; each reaches it through a proxy of its own.
+        folder: Of the run: each leaves its history there, and what it complained of.
+        pen: Records the kills.
+        common: What each is told.
+        strict: Have the interpreter look for every fault of ours that it can.
+    """
+
+    def __init__(
+        self, server: Server, folder: Path, pen: Writer, common: dict[str, Any], *, strict: bool
+    ) -> None:
+        self._server = server
+        self._folder = folder
+        self._pen = pen
+        self._common = common
+        self._flags = _FLAGS if strict else _FLAGS[2:]
+        self._starts = 0
+        self.members: list[Member] = []
+        self.kills = 0
+        #: What went wrong with the processes themselves.
+        self.complaints: list[str] = []
+
+    def of(self, program: str) -> list[Member]:
+        """Return those that run *program*."""
+        return [m for m in self.members if m.program == program]
+
+    def add(self, program: str, name: str, *, ears: bool = False, **setting: Any) -> None:
+        """Have one more process."""
+        proxy, own_ears = Proxy(self._server), Proxy(self._server) if ears else None
+        setting["url"] = self._url(proxy)
+        if own_ears:
+            setting["sub"] = self._url(own_ears)
+        self.members.append(Member(program, name, self._common | setting, proxy, own_ears))
+        self._begin(self.members[-1])
+
+    @staticmethod
+    def _url(proxy: Proxy) -> str:
+        return f"redis://{USER}:{PASSWORD}@127.0.0.1:{proxy.port}/0"
+
+    def _begin(self, member: Member) -> None:
+        self._starts += 1
+        setting = member.setting | {"name": member.name, "start": self._starts}
+        tests = Path(__file__).resolve().parents[1]
+        root = Path(dtimer.__file__).resolve().parents[1]
+        with self._stderr(member).open("ab") as stderr:
+            member.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    *self._flags,
+                    "-m",
+                    f"chaos.{member.program}",
+                    json.dumps(setting),
+                ],
+                stdin=subprocess.PIPE,
+                stderr=stderr,
+                env=os.environ | {"PYTHONPATH": f"{tests}{os.pathsep}{root}"},
+            )
+        member.begun = time.monotonic()
+        member.frozen = False
+
+    def _stderr(self, member: Member) -> Path:
+        return self._folder / f"{member.name}.stderr"
+
+    def tend(self) -> None:
+        """Replace whoever has died."""
+        for member in self.members:
+            if member.process and member.process.poll() is not None:
+                self._buried(member)
+                self._begin(member)
+
+    def _buried(self, member: Member) -> None:
+        process = member.process
+        assert process
+        assert process.stdin
+        status = process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        member.process = None
+        if status == -signal.SIGKILL:
+            self.kills += 1
+            self._pen.note("kill", pid=process.pid, who=f"{member.name}.{process.pid}")
+        elif status:
+            self.complaints.append(f"{member.name}.{process.pid} ended with status {status}")
+
+    def sample(self) -> None:
+        """Note the memory of all."""
+        for member in self.members:
+            if member.process:
+                member.sample()
+
+    def dismiss(self, *programs: str) -> None:
+        """Have all that run these programs end in good order."""
+        leaving = [m for program in programs for m in self.of(program) if m.process]
+        for member in leaving:
+            assert member.process
+            assert member.process.stdin
+            with contextlib.suppress(BrokenPipeError):
+                member.process.stdin.close()
+        deadline = time.monotonic() + _ENDING
+        for member in leaving:
+            self._await(member, deadline)
+
+    def _await(self, member: Member, deadline: float) -> None:
+        process = member.process
+        assert process
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            # The stacks of all its threads go to its standard error.
+            process.send_signal(signal.SIGUSR1)
+            with contextlib.suppress(AssertionError):
+                eventually(lambda: self._stderr(member).stat().st_size, 1)
+            process.kill()
+            self.complaints.append(f"{member.name}.{process.pid} did not end in {_ENDING} s")
+        self._buried(member)
+
+    def stderr(self) -> dict[str, str]:
+        """Return what was said on standard error, by those who said anything."""
+        said = {m.name: self._stderr(m).read_text(errors="replace") for m in self.members}
+        return {name: text for name, text in said.items() if text}
+
+    def close(self) -> None:
+        """Have no process and no proxy left, however they are."""
+        for member in self.members:
+            if member.process:
+                member.process.kill()
+                member.process.communicate()
+                member.process = None
+            member.proxy.close()
+            if member.ears:
+                member.ears.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,130 @@
+"""
+A reader of the soak: threads that read the keys of a `RunAt`, and confirm them in every way.
+
+By asking for the next, by ``confirm``, and, now and then, not at all: by ending the thread,
+by leaving the queue through an exception, or, which the nemesis sees to, by being killed.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any
+
+from chaos.calls import Calls
+from chaos.mix import LEASE
+from chaos.program import Program, Thread
+from dtimer import RunAt
+from dtimer.errors import HandlerError, LeaseLost, StoreError
+
+
+class _Enough(Exception):
+    """The reason for which a reader goes away with a key in hand."""
+
+
+class Reading(Program):
+    """See the module. Besides: ``runat``, the name of the queue, and ``threads``."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.calls = Calls(self.pen)
+
+    def _make(self) -> RunAt:
+        setting = self.setting
+        options = {name: setting["options"][name] for name in ("lease", "timeout", "backoff")}
+        queue = RunAt(
+            setting["runat"],
+            redis=setting["url"],
+            interval=setting["options"]["poll_interval"],
+            concurrency=setting["threads"],
+            max_retries=50,
+            **options,
+        )
+        queue.on("error", self._error)
+        return queue
+
+    def _error(self, error: BaseException) -> None:
+        if not isinstance(error, HandlerError | LeaseLost):
+            self.pen.note("error", kind=type(error).__name__, text=str(error)[:300])
+
+    def _read(self, queue: RunAt, until: float) -> None:
+        """Read until then, or until it has had enough."""
+        while time.monotonic() < until and not self.ended.is_set():
+            k = self.pen.inv("read", face="runat")
+            try:
+                key = queue.read(300)
+            except StoreError as e:
+                self.pen.end("read", k, "no", why=f"{type(e).__name__}: {e}"[:200])
+                self.ended.wait(0.1)
+                continue
+            if key is None:
+                self.pen.end("read", k, id=None)
+                continue
+            self.pen.end("read", k, id=key, **_about(queue))
+            self._use(queue, key)
+
+    def _use(self, queue: RunAt, key: str) -> None:
+        chance = self.rng.random()
+        if chance < 0.02:
+            self.ended.wait(2 * LEASE / 1000)
+        elif chance < 0.03:
+            raise _Enough(key)
+        else:
+            threading.Event().wait(self.rng.uniform(0, 0.01))
+        if self.rng.random() < 0.3:
+            self.calls.confirm_key(queue, key)
+
+    def _life(self) -> None:
+        """Read for a while from one queue, with several threads, and leave it in some way."""
+        until = time.monotonic() + self.rng.uniform(0.5, 1.5) * self.setting["restless"]
+        failure: list[BaseException] = []
+
+        def body() -> None:
+            try:
+                self._read(queue, until)
+            except _Enough as e:
+                # The thread ends with a key in hand.
+                failure.append(e)
+
+        queue = self._make()
+        try:
+            with queue:
+                threads = [Thread(f"reader-{i}", body) for i in range(self.setting["threads"])]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.result()
+                if failure:
+                    raise failure[0]
+        except _Enough:
+            pass
+
+    def run(self) -> None:
+        """Read until standard input ends."""
+        watch = Thread("orders", self._watch)
+        watch.start()
+        while not self.ended.is_set():
+            self._life()
+        watch.result()
+        self.finish()
+
+    def _watch(self) -> None:
+        while not self.ended.is_set():
+            self.orders(1)
+
+
+def _about(queue: RunAt) -> dict[str, Any]:
+    """What the event under the key that this thread has just read knows, and the reader not."""
+    ev = queue._mine.read.event
+    return {
+        "tok": ev.token,
+        "att": ev.attempt,
+        "due": round(ev.due * 1000),
+        "srv": round((ev.due + ev.lateness_ms) * 1000),
+        "lease_us": LEASE * 1000,
+    }
+
+
+if __name__ == "__main__":
+    Reading(sys.argv[1]).run()

@@ -1,0 +1,351 @@
+"""
+The soak: posters, nodes, readers and schedules on one server, and a nemesis among them.
+
+    python -m chaos.soak --minutes 1 --seed 7        (make soak MINUTES=1 SEED=7)
+
+For a while all is well, then one thing after the other goes wrong, then all is healed. What
+was posted is drained, and the record of everything is checked for the promises. It fails when
+one is broken, when a process says anything on its standard error or leaves something behind,
+and when a fault was never injected: then it has shown less than it says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import itertools
+import random
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from servers import Server
+from soundness import assert_sound
+
+from chaos.checker import check
+from chaos.crew import PASSWORD, USER, Crew
+from chaos.findings import Findings
+from chaos.history import History, Writer
+from chaos.injections import Scene
+from chaos.mix import MAX_RUN
+from chaos.nemesis import Nemesis
+from chaos.pulse import Pulse
+from chaos.report import Report, growth, machine
+from chaos.settings import OPTIONS
+from dtimer import DTimer
+from dtimer.store.keys import Keys
+
+NS, RUNAT = "soak", "soak-runat"
+
+#: Seconds in which all is well: at the beginning, and between the nemesis and the drain.
+_BEFORE, _AFTER = 4.0, 4.0
+
+#: Without progress for so long, the drain has failed.
+_PATIENCE = 20.0
+
+#: What falls due within so many ms is waited for; the rest is far off on purpose.
+_NEAR = 300_000
+
+_TICK = 0.02
+
+#: Seconds after which the memory of a node should be as large as it gets.
+_WARM = 15.0
+
+#: By how many ms a call may pass its deadline, where more processes run than there are cores.
+_SLACK = 400
+
+#: For a million events it is the kills that matter; and what stops everything, stops everything.
+_BULK_WEIGHTS = {"F58": 6, "F59": 6}
+
+
+@dataclass
+class Plan:
+    """What to do, and where."""
+
+    minutes: float
+    seed: int
+    events: int = 0
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="dt-soak-")))
+
+    @property
+    def replay(self) -> str:
+        """The command that does the same again, as far as the same can be done again."""
+        events = f" EVENTS={self.events}" if self.events else ""
+        return f"make soak MINUTES={self.minutes:g} SEED={self.seed}{events}"
+
+
+class Soak:
+    """
+    One run: the server, the crew, the nemesis and the record.
+
+    A context manager, in which `run` is called once.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        rng = random.Random(plan.seed)
+        self.pen = Writer(plan.folder, "supervisor")
+        self._closing = contextlib.ExitStack()
+        self._closing.enter_context(self.pen)
+        self._closing.enter_context(Pulse(self.pen))
+        user = ["--user", USER, "on", f">{PASSWORD}", "~*", "&*", "+@all"]
+        more = ["--enable-debug-command", "yes", "--busy-reply-threshold", "100"]
+        self.server = Server(tcp=True, appendonly=True, clock=True, args=[*user, *more])
+        self._closing.enter_context(self.server)
+        self.admin: redis.Redis = self.server.client(socket_timeout=10)
+        self._closing.callback(self.admin.close)
+        # Asked in passing: who does not answer at once is not waited for.
+        self._hurried: redis.Redis = self.server.client(
+            socket_timeout=0.2, retry=Retry(NoBackoff(), 0)
+        )
+        self._closing.callback(self._hurried.close)
+        options = OPTIONS | {"ns": NS}
+        common = {
+            "seed": plan.seed,
+            "folder": str(plan.folder),
+            "runat": RUNAT,
+            "options": options,
+        }
+        self.crew = Crew(self.server, plan.folder, self.pen, common, strict=not plan.events)
+        self._closing.enter_context(self.crew)
+        scene = Scene(self.server, self.admin, self.crew, NS, random.Random(rng.random()))
+        weights = _BULK_WEIGHTS if plan.events else None
+        self.nemesis = Nemesis(scene, self.pen, rng, weights=weights)
+        #: What is wrong, besides what the history shows.
+        self.wrong: list[str] = []
+        #: The memory of the server, in bytes.
+        self.memory: list[int] = []
+        self._posted = 0
+        self._phases: list[float] = []
+        self._sampled = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    # ---------------------------------------------------------------------------- the run
+
+    def run(self) -> Report:
+        """Live through all phases, and tell what it came to."""
+        self._man()
+        self._phase("healthy")
+        self._last(_BEFORE)
+        self._phase("faulty")
+        self._last(60 * self.plan.minutes - _BEFORE - _AFTER, nemesis=True)
+        self.nemesis.heal()
+        self._phase("healed")
+        self._last(_AFTER)
+        self.crew.dismiss("posting")
+        self._drain()
+        self._phase("drained")
+        self.crew.dismiss("handling", "reading")
+        self._finish()
+        self._phase("checked")
+        return self._report()
+
+    def _report(self) -> Report:
+        found = Findings.of(History(self.plan.folder))
+        for strike, who, ms in found.recoveries():
+            self.pen.note("recovered", fault=strike.fault, who=who, ms=ms)
+        verdict = check(self.plan.folder, slack_ms=_SLACK)
+        self.wrong += found.bugs + found.left
+        if not any(strike.fault == "F66" for strike in found.strikes):
+            self.nemesis.struck.pop("F66", None)
+        if never := self.nemesis.never:
+            self.wrong.append(f"a vacuous run: never injected: {', '.join(never)}")
+        self._phase("told")
+        memory = {pid: kib for m in self.crew.of("handling") for pid, kib in m.memory.items()}
+        names = ["all well", "faults", "healed", "drain", "leave", "check"]
+        parts = zip(names, itertools.pairwise(self._phases), strict=False)
+        return Report(
+            self.plan.replay,
+            verdict,
+            took={name: end - begin for name, (begin, end) in parts},
+            struck=dict(self.nemesis.struck),
+            kills=self.crew.kills,
+            errors=dict(found.errors),
+            resources={
+                "memory of nodes": growth(memory, _WARM),
+                "memory of the server": f"{max(self.memory) >> 10} KiB at most,"
+                f" {self.memory[-1] >> 10} KiB in the end",
+            },
+            machine=machine(self.admin),
+            wrong=self.wrong,
+        )
+
+    def _man(self) -> None:
+        options = self.crew._common["options"] | {"max_run": MAX_RUN}
+        bulk = bool(self.plan.events)
+        for i in (1, 2, 3):
+            # One hand and one event at a time, several hands, several hands and many events.
+            own = [(4, 1), (8, 1), (4, 8)][i - 1] if not bulk else (4, 100)
+            self.crew.add(
+                "handling",
+                f"node-{i}",
+                ears=True,
+                options=options | {"concurrency": own[0], "max_events": own[1]},
+                restless=10 if i == 2 else 0,
+            )
+        for i in (1, 2):
+            self.crew.add("posting", f"poster-{i}", rate=60 if bulk else 40, bulk=bulk)
+        self.crew.add("reading", "reader-1", threads=2, restless=8)
+
+    def _phase(self, name: str) -> None:
+        self.pen.note("phase", phase=name)
+        self._phases.append(time.monotonic())
+
+    def _last(self, seconds: float, *, nemesis: bool = False) -> None:
+        """Let it go on for so long, or until enough has been posted."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._tick()
+            if nemesis:
+                self.nemesis.act()
+                if self._enough():
+                    return
+
+    def _tick(self) -> None:
+        self.crew.tend()
+        now = time.monotonic()
+        if now - self._sampled > 2:
+            self._sampled = now
+            self.crew.sample()
+            # It may not be there, or be of another mind.
+            with contextlib.suppress(redis.RedisError):
+                self.memory.append(int(self._hurried.info("memory")["used_memory"]))
+                self._posted = int(self._hurried.hget(Keys.of(NS).sys, "n:posted") or 0)
+        threading.Event().wait(_TICK)
+
+    def _enough(self) -> bool:
+        return 0 < self.plan.events <= self._posted
+
+    def _drain(self) -> None:
+        """Wait until nothing near is pending, as long as there is progress."""
+        with Looker(self.server, NS) as looker, Looker(self.server, RUNAT) as keys:
+            before, since = None, time.monotonic()
+            while True:
+                self._tick()
+                left = looker.left(), keys.left()
+                if left == (0, 0):
+                    return
+                progress = (left, self.admin.hget(Keys.of(NS).sys, "n:started"))
+                if progress != before:
+                    before, since = progress, time.monotonic()
+                elif time.monotonic() - since > _PATIENCE:
+                    self.wrong.append(f"it does not drain: {left} events are left")
+                    return
+
+    def _finish(self) -> None:
+        """Record what is left in the end."""
+        self.wrong += self.crew.complaints
+        self.wrong += [f"{name} said: {text[-2000:]}" for name, text in self.crew.stderr().items()]
+        pending: list[str] = []
+        letters: list[dict[str, Any]] = []
+        sound = True
+        for ns in (NS, RUNAT):
+            with Looker(self.server, ns) as looker:
+                trouble = looker.sound()
+                if trouble is not None:
+                    sound = False
+                    self.wrong.append(f"the keys of {ns} contradict each other: {trouble}")
+                pending += looker.pending()
+                letters += looker.letters()
+        self.pen.note("final", pending=pending, dead=letters, sound=sound)
+        self._leftovers()
+
+    def _leftovers(self) -> None:
+        known = {key.encode() for ns in (NS, RUNAT) for key in Keys.of(ns)}
+        leaked = sorted(set(self.admin.scan_iter(count=10_000)) - known)
+        if leaked:
+            self.wrong.append(f"keys were leaked: {leaked}")
+        self._hurried.close()
+        others = [c for c in self.admin.client_list() if c["id"] != str(self.admin.client_id())]
+        if others:
+            self.wrong.append(f"connections were left open: {others}")
+
+
+class Looker(DTimer):
+    """Looks at a namespace, straight through to the server."""
+
+    def __init__(self, server: Server, ns: str) -> None:
+        super().__init__("looker", server.url, ns=ns, timeout=10_000)
+        self._client = server.client()
+        self._keys = Keys.of(ns)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+        self._client.close()
+
+    def left(self) -> int:
+        """Return how many events there are in flight, or due before long."""
+        return self.stats().in_flight + sum(1 for _ in self.upcoming(duration=_NEAR))
+
+    def pending(self) -> list[str]:
+        """Return the ids of all that is pending."""
+        return [member.decode() for member, _ in self._client.zscan_iter(self._keys.due)]
+
+    def letters(self) -> list[dict[str, Any]]:
+        """Return the dead letters."""
+        return [
+            {
+                "id": letter.id,
+                "n": letter.event.get("n") if letter.event else None,
+                "attempt": letter.attempt,
+                "reason": letter.reason,
+            }
+            for letter in self.dead()
+        ]
+
+    def sound(self) -> str | None:
+        """Return what is wrong with the keys, or None."""
+        try:
+            assert_sound(self._client, self._keys)
+        except AssertionError as e:
+            return str(e)[:2000]
+        return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it as the command line says; return the status to exit with."""
+    parser = argparse.ArgumentParser(prog="python -m chaos.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0, help="how long it lasts, undrained")
+    parser.add_argument("--seed", type=int, default=None, help="decides what is done")
+    parser.add_argument("--events", type=int, default=0, help="end it when so many are posted")
+    parser.add_argument("--keep", action="store_true", help="keep the history of a run that passed")
+    given = parser.parse_args(arguments)
+    seed = random.randrange(10**6) if given.seed is None else given.seed
+    report = soak(Plan(given.minutes, seed, given.events), keep=given.keep)
+    print(report)  # noqa: T201
+    return 0 if report.passed else 1
+
+
+def soak(plan: Plan, *, keep: bool = False) -> Report:
+    """Run a plan, and return what it came to. Its folder is kept when it fails."""
+    faulthandler.enable()
+    with Soak(plan) as running:
+        report = running.run()
+    if keep or not report.passed:
+        (plan.folder / "report.json").write_text(report.as_json())
+        report.resources["history"] = f"{plan.folder} (python -m chaos.checker reads it)"
+    else:
+        shutil.rmtree(plan.folder)
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())
