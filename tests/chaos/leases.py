@@ -28,7 +28,17 @@ class Generation:
         origin: The post, or the declaration of the schedule; None when there is none.
     """
 
-    __slots__ = ("alone", "id", "letters", "max_retries", "origin", "revived", "runs", "words")
+    __slots__ = (
+        "alone",
+        "first",
+        "id",
+        "letters",
+        "max_retries",
+        "origin",
+        "revived",
+        "runs",
+        "words",
+    )
 
     def __init__(self, id: str, origin: Operation | None) -> None:
         self.id = id
@@ -39,8 +49,9 @@ class Generation:
         self.words: dict[int, list[Operation]] = {}
         self.letters: list[Operation] = []
         self.revived = False
-        #: No other post of the id can have come after it.
+        #: No other post of the id can have come after it; or before it.
         self.alone = True
+        self.first = True
 
     def arrange(self) -> None:
         """Put the runs in the order in which they were claimed."""
@@ -177,7 +188,11 @@ class Leases:
         life = self._troubles.lives[earlier.p]
         if life.max_run is not None and run.t - earlier.t >= life.max_run:
             return "overran"
-        return self._troubles.met(earlier.p, since, run.t)
+        until = run.t
+        if earlier.end is not None:
+            # What it came to was told the server at once, and heard before the lease was over.
+            until = min(until, earlier.end + earlier.data["lease_us"] * 1000)
+        return self._troubles.met(earlier.p, since, until)
 
     def _unseen(self, gen: Generation, earlier: Operation | None, run: Operation) -> None:
         since = earlier.t if earlier else gen.origin.t if gen.origin else 0

@@ -19,7 +19,7 @@ from chaos.leases import Generation, Leases, stale_words, token
 from chaos.troubles import FOREVER
 from chaos.verdict import Bench
 
-#: Whatever the id held before, these store what they are given, or raise.
+#: Whatever there was under the id, these store what they are given, or raise.
 _DEFINITE = {"replace", "error"}
 #: A claim may seem so much earlier than it was, in ns: the two clocks' speeds may differ.
 _DRIFT = 1_000_000
@@ -79,8 +79,8 @@ class Lives:
         """Tell whether a generation was stored for certain."""
         post = gen.origin
         assert post
-        definite = post.ph == "ok" and post.data.get("if_exists", "replace") in _DEFINITE
-        return definite or bool(gen.runs or gen.letters)
+        definite = gen.first or post.data.get("if_exists", "replace") in _DEFINITE
+        return (post.ph == "ok" and definite) or bool(gen.runs or gen.letters)
 
     def _order(self, life: _Life, gens: list[Generation]) -> None:
         """Find generations handed out after a later one had been acknowledged: I10."""
@@ -91,6 +91,8 @@ class Lives:
         second, last = heapq.nlargest(2, gens, key=done.__getitem__)
         gens.sort(key=lambda gen: gen.origin.t if gen.origin else 0)
         begins = [gen.origin.t for gen in gens if gen.origin]
+        for i, gen in enumerate(gens):
+            gen.first = not i and begins[1] > done[gen]
         # From each on: the stored one whose post was over first.
         soonest: list[tuple[int, Generation | None]] = [(FOREVER, None)]
         for gen in reversed(gens):

@@ -73,7 +73,12 @@ class Story:
         self, id: str, n: int, at: float = 0, *, took: float | None = 2, ph: str = "ok", **more: Any
     ) -> None:
         """Tell a post, due at once and retried three times unless more is said."""
-        fields = {"delay_us": 0, "max_retries": 3, "crc": n, "if_exists": "replace"} | more
+        fields: dict[str, Any] = {
+            "delay_us": 0,
+            "max_retries": 3,
+            "crc": n,
+            "if_exists": "replace",
+        } | more
         end = None if took is None else at + took
         self.call(POSTER, "post", at, end, ph, id=id, n=n, **fields)
 
@@ -90,7 +95,7 @@ class Story:
     ) -> int:
         """Tell a run, and return its token."""
         claimed = server_us(at - 1)
-        fields = {"tok": claimed, "att": 1, "due": claimed, "srv": claimed}
+        fields: dict[str, Any] = {"tok": claimed, "att": 1, "due": claimed, "srv": claimed}
         fields |= {"lease_us": LEASE * 1000, "crc": n}
         fields |= more
         self.call(p, "run", at, None if took is None else at + took, ph, id=id, n=n, **fields)
@@ -98,7 +103,7 @@ class Story:
 
     def word(self, op: str, at: float, run: tuple[str, int, int], **more: Any) -> None:
         """Tell what the holder of a run (its id, serial and token) said of it."""
-        fields = {"p": NODE, "accepted": True, "ph": "ok", "took": 2} | more
+        fields: dict[str, Any] = {"p": NODE, "accepted": True, "ph": "ok", "took": 2} | more
         p, accepted, ph, took = (fields.pop(name) for name in ("p", "accepted", "ph", "took"))
         id, n, tok = run
         said = {} if accepted is None else {"accepted": accepted}
@@ -107,9 +112,10 @@ class Story:
 
     def cancel(self, id: str, at: float, outcome: str | None = "CANCELLED", **more: Any) -> None:
         """Tell a cancel, of an unknown outcome when that is None."""
-        fields = {"took": 2, "p": POSTER} | more
+        fields: dict[str, Any] = {"took": 2, "p": POSTER} | more
         end = None if fields["took"] is None else at + fields["took"]
-        ph, said = ("info", {}) if outcome is None else ("ok", {"outcome": outcome})
+        ph = "info" if outcome is None else "ok"
+        said = {"outcome": outcome} if outcome else {}
         self.call(fields["p"], "cancel", at, end, ph, said=said, id=id)
 
     def fault(self, name: str, begin: float, end: float, target: str = "srv") -> None:

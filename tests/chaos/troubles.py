@@ -30,6 +30,8 @@ ROLLBACKS = {"F20", "F21", "F31", "F42", "F43"}
 #: All of them, not the last alone.
 WIPES = {"F21", "F31"}
 
+#: What a node gave up when it left it gave up so long before, at the most, in ns.
+_LEAVING = 5 * SECOND
 #: A write that is acknowledged is on the disk after so long, with ``appendfsync everysec``.
 UNSYNCED = 2 * SECOND
 
@@ -213,7 +215,7 @@ class Troubles:
         life = self.lives[p]
         if life.died_by(t1):
             return "killed"
-        if life.left is not None and t0 <= life.left <= t1:
+        if life.left is not None and t0 <= life.left <= t1 + _LEAVING:
             return "left"
         own = self._of.get(name_of(p))
         spell = (own and own.meeting(t0, t1)) or self._everywhere.meeting(t0, t1)
