@@ -316,7 +316,7 @@ class Watch:
             "calls": nodes * (CALLS_ONCE + CALLS_PER_SECOND * seconds) + CALLS_PER_EVENT * events,
         }
         over = {name: getattr(cost, name) for name in limits if getattr(cost, name) > limits[name]}
-        assert {} == over, f"in {seconds:.2f} s; the limits are {limits}"
+        assert {} == over, f"{over} in {seconds:.2f} s; the limits are {limits}"
         ended = {t for t in cost.ended if not any(id in t for id in self._forgotten)}
         assert set() == ended, "threads of nodes that have not left"
         # All that there is to say is said by events, and these are listened to.
@@ -342,11 +342,18 @@ class Watch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        patience = 0.0
         try:
             if kind is None:
                 self._nothing_lost()
-            self._leave()
-            if kind is None:
+                patience = PATIENCE
+        finally:
+            self._end(patience)
+
+    def _end(self, patience: float) -> None:
+        try:
+            self._leave(patience)
+            if patience:
                 self._nothing_left()
         finally:
             self.gauges.__exit__()
@@ -366,10 +373,10 @@ class Watch:
         early = {id: late for id, late in self.lateness.items() if min(late) < 0}
         assert {} == early, f"handed out early: {early}"
 
-    def _leave(self) -> None:
+    def _leave(self, patience: float) -> None:
         for node in self.nodes:
             asked = time.monotonic()
-            node.timer.leave(PATIENCE * 1000)
+            node.timer.leave(patience * 1000)
             took = time.monotonic() - asked
             assert took < PATIENCE, f"node {node.id} took {took:.1f} s to leave"
 

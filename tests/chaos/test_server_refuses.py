@@ -1,0 +1,160 @@
+"""The catalogue, F30 and F33 to F36: the server answers, and will not do it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from servers import eventually
+
+from chaos.held import Held
+from dtimer import DTimer, OutcomeUnknown, StoreError
+
+pytestmark = pytest.mark.chaos
+
+LATER = 3_600_000  # ms; no test is there to see it
+
+
+@pytest.fixture
+def caller(watch, own):
+    """Someone who only posts, and has a connection already."""
+    timer = DTimer("caller", own.url, ns=watch.ns, timeout=300)
+    timer.stats()
+    yield timer
+    timer.leave()
+
+
+@pytest.mark.fault("F30")
+def test_memory_is_full(watch, own, caller):
+    """
+    With memory full a post fails definitely and whole. Everything else goes on: what is
+    pending is claimed, confirmed, retried, cancelled and buried; leases are renewed, also
+    those of handlers that run longer; and a node can join. ``health()`` is well.
+    """
+    failed = []
+
+    def fail_once(ev):
+        if ev.get("fail") and ev.id not in failed:
+            failed.append(ev.id)
+            raise RuntimeError("as the test says")
+
+    held = Held()
+    node = watch.node(handler=lambda ev: held(ev) if ev.get("hold") else fail_once(ev))
+    long = watch.post(more={"hold": True})
+    (ev,) = held.begun()
+    pending = [watch.post(100), watch.post(100, more={"fail": True})]
+    cancelled = watch.post(LATER)
+    watch.excused |= {cancelled, pending[1]}
+    with watch.fault(degraded=False):
+        watch.client.config_set("maxmemory", 1)
+        for _ in range(3):
+            with pytest.raises(StoreError, match="out of memory") as caught:
+                watch.in_time(watch.post, 0, caller, id="refused")
+            assert not isinstance(caught.value, OutcomeUnknown)
+        assert caller.peek("refused") is None
+        assert caller.cancel(cancelled)
+        late = watch.node("late")
+        watch.wait_handled(*pending)
+        # For two leases.
+        eventually(lambda: node.timer.stats().totals["confirmed"] >= 2)
+        began = time.monotonic()
+        eventually(lambda: time.monotonic() > began + 1.2)
+        assert not ev.lease_lost
+        held.go_on(100)
+        watch.wait_handled(long)
+        eventually(lambda: caller.stats().in_flight == 0)
+        assert [True, True] == [n.timer.health().ok for n in (node, late)]
+        assert [] == node.errors + late.errors
+        watch.client.config_set("maxmemory", 0)
+    assert [] == node.heard("lease_lost") + node.heard("disconnected")
+
+
+@contextlib.contextmanager
+def _not_persisting(own, client):
+    """As after a snapshot that failed: its process was killed by somebody."""
+    client.config_set("save", "3600 1")
+    client.config_set("rdb-key-save-delay", 10_000_000)
+    client.set("filler", "x")
+    client.bgsave()
+    children = Path(f"/proc/{own.pid}/task/{own.pid}/children")
+    eventually(children.read_text)
+    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+    yield
+    client.config_set("rdb-key-save-delay", 0)
+    client.bgsave()
+    eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "ok")
+    client.delete("filler")
+
+
+@contextlib.contextmanager
+def _demoted(own, client):
+    client.replicaof("127.0.0.1", 1)
+    yield
+    client.replicaof("NO", "ONE")
+
+
+@contextlib.contextmanager
+def _orphaned(own, client):
+    client.config_set("replica-serve-stale-data", "no")
+    with _demoted(own, client):
+        yield
+    client.config_set("replica-serve-stale-data", "yes")
+
+
+@contextlib.contextmanager
+def _without_replicas(own, client):
+    client.config_set("min-replicas-to-write", 1)
+    yield
+    client.config_set("min-replicas-to-write", 0)
+
+
+#: What brings a refusal about, and its words.
+REFUSALS = {
+    "MISCONF": (_not_persisting, "MISCONF"),
+    "READONLY": (_demoted, "read only replica"),
+    "MASTERDOWN": (_orphaned, "Link with MASTER is down"),
+    "NOREPLICAS": (_without_replicas, "NOREPLICAS"),
+}
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        pytest.param("MISCONF", marks=pytest.mark.fault("F33")),
+        pytest.param("READONLY", marks=pytest.mark.fault("F34")),
+        pytest.param("MASTERDOWN", marks=pytest.mark.fault("F35")),
+        pytest.param("NOREPLICAS", marks=pytest.mark.fault("F36")),
+    ],
+)
+def test_writes_are_refused(watch, own, caller, word):
+    """
+    While a server refuses to write, posts fail definitely, with the server's own word for
+    it; the node says so once and tries again; one that leaves does so in time. What runs
+    meanwhile is confirmed when the server takes writes again.
+    """
+    held = Held()
+    node = watch.node(handler=held, lease=3_000, max_events=1)
+    running = watch.post()
+    held.begun()
+    pending = watch.post(200)
+    inject, words = REFUSALS[word]
+    with watch.fault() as fault, inject(own, watch.client):
+        with pytest.raises(StoreError, match=words) as caught:
+            watch.in_time(watch.post, 0, caller, id="refused")
+        assert not isinstance(caught.value, OutcomeUnknown)
+        tries = watch.gauges.connects
+        fault.felt()
+        assert words in str(node.timer.health().error)
+        held.go_on(1000)
+        if word in ("READONLY", "MASTERDOWN"):
+            # It is the wrong server, and another might be the right one.
+            assert watch.gauges.connects > tries
+    assert caller.peek("refused") is None
+    watch.wait_handled(running, pending)
+    eventually(lambda: caller.stats().in_flight == 0)
+    assert [] == node.heard("lease_lost")

@@ -1,0 +1,298 @@
+"""The catalogue, F19 to F29 but F20: the server dies, freezes, is busy, forgets and loads."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+from fleet import Fleet
+from servers import Server, eventually
+
+from chaos.expectations import Watch
+from chaos.held import Held
+from dtimer import DTimer, OutcomeUnknown, StoreError
+
+pytestmark = pytest.mark.chaos
+
+LATER = 3_600_000  # ms; no test is there to see it
+
+#: Runs on the server for so many ms, and lets nobody else.
+_SPIN = """
+local ending = os.clock() + tonumber(ARGV[1]) / 1000
+while os.clock() < ending do end
+"""
+
+
+# One command of an append-only file.
+_SET = b"*3\r\n$3\r\nSET\r\n$6\r\nfiller\r\n$1\r\nx\r\n"
+
+
+@pytest.fixture
+def caller(watch, own):
+    """Someone who only posts, and has a connection already."""
+    timer = DTimer("caller", own.url, ns=watch.ns, timeout=300)
+    timer.stats()
+    yield timer
+    timer.leave()
+
+
+class Foreign:
+    """A foreign client, that has the server run a script for a while; in a thread."""
+
+    def __init__(self, own, ms):
+        self._client = own.client(socket_timeout=30)
+        self._thread = threading.Thread(target=self._run, args=(ms,))
+        self._thread.start()
+
+    def _run(self, ms):
+        try:
+            self._client.eval(_SPIN, 0, ms)
+        except Exception as e:
+            self.error = e
+
+    def end(self):
+        self._thread.join()
+        self._client.close()
+
+
+@pytest.mark.fault("F19")
+def test_killed_and_restarted(watch, own):
+    """
+    A server that is killed and comes back from its append-only file has lost nothing that
+    was acknowledged: events that were due meanwhile, that are due later, and that were in
+    hand arrive once. It has lost the scripts, which are sent along again.
+    """
+    handler = Held()
+    node = watch.node(handler=handler, concurrency=3, lease=2_000)
+    running = watch.post()
+    handler.begun()
+    ids = [watch.post(n) for n in (200, 400, 1_500)]
+    with watch.fault() as fault:
+        own.kill9()
+        fault.felt()
+        handler.go_on(1000)
+        own.start()
+    watch.wait_handled(running, *ids)
+    eventually(lambda: node.timer.stats().totals["confirmed"] == len(watch.posted))
+    assert [] == node.heard("lease_lost")
+
+
+@pytest.mark.fault("F21")
+def test_everything_is_wiped(watch, own, caller):
+    """
+    Nodes whose server has forgotten everything register again with their next turn, and
+    are on duty for what is posted from then on. Events that were in hand are lost leases,
+    and told as such; what was pending is gone, and comes from no memory of theirs.
+    """
+    handler = Held()
+    node = watch.node(handler=handler, concurrency=2)
+    id, gone = watch.post(), watch.post(500)
+    (ev,) = handler.begun()
+    watch.excused |= {id, gone}
+    other = watch.node("other")
+    with watch.fault(degraded=False):
+        watch.client.flushall()
+        eventually(lambda: len(watch.client.hvals(watch.keys.nodes)) == 2)
+        eventually(lambda: ev.lease_lost)
+        handler.go_on(1000)
+        eventually(lambda: node.heard("lease_lost"))
+        assert ["node", "other"] == sorted(n.id for n in caller.nodes())
+    assert [id] == [ev.id for ev in node.heard("lease_lost")]
+    assert ["LeaseLost"] * len(node.errors) == [type(e).__name__ for e in node.errors]
+    assert [] == other.errors
+    assert 0 == watch.times(gone)
+
+
+@pytest.mark.fault("F22")
+def test_frozen(watch, own, caller):
+    """
+    A frozen server keeps what it is sent, and does it all when it goes on. So calls whose
+    outcome is unknown are done once or not at all, however often they were tried, and the
+    turns that a node has asked for again and again are one turn.
+    """
+    handler = Held()
+    node = watch.node(handler=handler)
+    handler.go_on(1000)
+    before = watch.post(100)
+    with watch.fault() as fault:
+        own.pause()
+        with pytest.raises(OutcomeUnknown):
+            watch.in_time(watch.post, 0, caller, id="perhaps")
+        with pytest.raises(StoreError, match="could not be reached") as caught:
+            # On a connection that could not be made: it was not sent.
+            watch.in_time(caller.pause)
+        assert not isinstance(caught.value, OutcomeUnknown)
+        with pytest.raises(StoreError, match="could not be reached"):
+            watch.in_time(caller.peek, before)
+        fault.felt(1.0)
+        own.resume()
+    assert not caller.resume(), "it was said that it had not been paused"
+    assert watch.times("perhaps") <= 1
+    watch.wait_handled(before)
+    eventually(lambda: node.timer.stats().in_flight == 0)
+    assert len(watch.handled) == node.timer.stats().totals["started"]
+
+
+@pytest.mark.fault("F23")
+def test_blocked(watch, own, caller):
+    """
+    A command of somebody else's that takes long is a freeze that ends: posts that it
+    delays beyond their deadline are done once, later events are late and not lost.
+    """
+    node = watch.node()
+    with watch.fault(degraded=False) as fault:
+        foreign = Foreign(own, 700)
+        eventually(lambda: not node.timer.health().ok)
+        with pytest.raises(OutcomeUnknown):
+            watch.in_time(watch.post, 0, caller, id="perhaps")
+        fault.felt(0.7)
+        foreign.end()
+    assert watch.times("perhaps") <= 1
+
+
+@pytest.mark.fault("F24")
+def test_busy(watch, own, caller):
+    """
+    While the server is BUSY calls fail definitely and within their deadline, the node says
+    so once, and the lease of what runs is renewed as soon as it may be.
+    """
+    watch.client.config_set("busy-reply-threshold", 50)
+    handler = Held()
+    node = watch.node(handler=handler, lease=1_500)
+    running = watch.post()
+    (ev,) = handler.begun()
+    with watch.fault() as fault:
+        foreign = Foreign(own, 60_000)
+        eventually(lambda: "BUSY" in str(node.timer.health().error))
+        with pytest.raises(StoreError, match="BUSY") as caught:
+            watch.in_time(watch.post, 0, caller)
+        assert not isinstance(caught.value, OutcomeUnknown)
+        fault.felt()
+        assert not ev.lease_lost
+        with own.client() as client:
+            client.script_kill()
+        foreign.end()
+        assert "kill" in str(foreign.error).lower()
+        eventually(lambda: not node.timer.health().error)
+        handler.go_on(1000)
+    watch.wait_handled(running)
+    assert [] == node.heard("lease_lost")
+
+
+@pytest.mark.fault("F25")
+@pytest.mark.parametrize("kind", ["WRITE", "ALL"])
+def test_a_short_pause(watch, own, caller, kind):
+    """A CLIENT PAUSE that is shorter than the deadlines is a delay, and nothing else."""
+    watch.node(timeout=3_000)
+    patient = DTimer("patient", own.url, ns=watch.ns)
+    patient.stats()
+    with watch.fault(silent=True):
+        watch.client.execute_command("CLIENT", "PAUSE", 300, kind)
+        began = time.monotonic()
+        id = watch.post(0, patient)
+        assert time.monotonic() - began > 0.2
+        watch.wait_handled(id)
+    patient.leave()
+
+
+@pytest.mark.fault("F25")
+@pytest.mark.parametrize("kind", ["WRITE", "ALL"])
+def test_a_long_pause(watch, own, caller, kind):
+    """One that is longer is an outage; what was sent into it is done once when it ends."""
+    node = watch.node()
+    with watch.fault() as fault:
+        watch.client.execute_command("CLIENT", "PAUSE", 900, kind)
+        with pytest.raises(OutcomeUnknown):
+            watch.in_time(watch.post, 0, caller, id="perhaps")
+        fault.felt()
+    assert watch.times("perhaps") <= 1
+    eventually(lambda: node.timer.stats().in_flight == 0)
+    assert len(watch.handled) == node.timer.stats().totals["started"]
+
+
+@pytest.mark.fault("F26")
+@pytest.mark.parametrize("kind", ["pubsub", "normal"])
+def test_connections_are_killed(watch, own, kind):
+    """
+    A subscription, or a command connection, that is killed is made anew without a word,
+    and a claim follows at once: what was posted in between waits for no poll.
+    """
+    node = watch.node(poll_interval=LATER)
+    with watch.fault(silent=True):
+        for _ in range(5):
+            heard = node.rings
+            watch.client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+            watch.wait_handled(watch.post())
+            eventually(lambda heard=heard: node.rings > heard)
+            watch.healthy()
+
+
+@pytest.mark.fault("F27")
+def test_a_slow_subscriber(own):
+    """
+    A node that is stopped while its wakes, or a stranger's flood of them, overflow the
+    server's buffer, is dropped by the server, and subscribes anew when it goes on.
+    """
+    with (
+        own.client() as client,
+        Fleet(own.url, "chaos", lease=600, poll_interval=LATER, timeout=300) as fleet,
+    ):
+        client.config_set("client-output-buffer-limit", "pubsub 32kb 16kb 1")
+        fleet.start("node")
+        fleet.start("poster", join=False)
+        fleet.signal("node", signal.SIGSTOP)
+        (incarnation,) = client.hkeys("dtimer:{chaos}:nodes")
+        channel = b"dtimer:{chaos}:wake:" + incarnation
+        eventually(lambda: not client.publish(channel, b"x" * 1_000_000))
+        fleet.signal("node", signal.SIGCONT)
+        for n in range(3):
+            fleet.tell("poster", "post", items=[[{"n": n}, 0]])
+            (id,) = fleet.next("posted").ids
+            assert 1 == fleet.next("end", id=id).attempt
+        eventually(lambda: client.publish(channel, b""))
+        assert [] == [r.text for r in fleet.taken("error")]
+
+
+@pytest.mark.fault("F28")
+def test_scripts_are_forgotten(watch, own, caller):
+    """SCRIPT FLUSH, again and again, is not noticed: the source is sent along once more."""
+    watch.node()
+    with watch.fault(silent=True):
+        ids = []
+        for _ in range(30):
+            watch.client.script_flush()
+            ids.append(watch.in_time(watch.post, 0, caller))
+        watch.wait_handled(*ids)
+    assert len(watch.posted) == caller.stats().totals["posted"]
+
+
+@pytest.mark.fault("F29")
+def test_loading():
+    """
+    A server that is loading its data executes nothing, and says so: posts fail definitely,
+    nodes wait, and are served when it has loaded.
+    """
+    # One microsecond, which takes fifty, at each of so many keys.
+    args = ["--key-load-delay", "-10"]
+    with Server(tcp=True, appendonly=True, args=args) as own, Watch(own, "chaos") as watch:
+        node = watch.node()
+        caller = DTimer("caller", own.url, ns=watch.ns, timeout=300)
+        before = watch.post(500)
+        with watch.fault() as fault:
+            own.kill9()
+            (log,) = own.folder.glob("appendonlydir/*.incr.aof")
+            with log.open("ab") as file:
+                file.write(_SET * 300_000)
+            own.start(wait=False)
+            eventually(lambda: "loading" in str(node.timer.health().error))
+            with pytest.raises(StoreError, match="loading") as caught:
+                watch.in_time(watch.post, 0, caller)
+            assert not isinstance(caught.value, OutcomeUnknown)
+            fault.felt()
+            watch.client.config_set("key-load-delay", 0)
+            eventually(lambda: not watch.client.info("persistence")["loading"])
+        watch.wait_handled(before)
+        watch.client.delete("filler")
+        caller.leave()
