@@ -386,7 +386,10 @@ class TestNodes:
         node.join()
         events.next()
         client.delete(*node._store.keys)
-        assert told.next().wiped
+        # One in hand just then is lost with the rest.
+        while isinstance(error := told.next(), LeaseLost):
+            pass
+        assert error.wiped
         eventually(lambda: ["beat"] == [s.id for s in node.schedules()])
         eventually(lambda: node.health().ok)
         while not events.empty():

@@ -71,8 +71,8 @@ local done, stale = recall()
 if stale then return stale end
 if done then return claimed_before(done) end
 
-local earliest = first_due()
 local busy = tonumber(ARGV[8]) + tonumber(ARGV[9]) > 0
+local earliest = not busy and first_due()
 if busy or (earliest and earliest <= NOW) then
   local wrong = guard(BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ALIVE, ROSTER, PLANS, BEATS)
   if wrong then return wrong end
@@ -99,26 +99,28 @@ if string.find(flags, 'e', 1, true) then
   tell('echo', node)
 end
 
-local paused = false
+local paused, last_token = false, 0
 local due = {}
+-- How many are due and will be left; nil where nobody has counted them.
 local left = 0
 if earliest and earliest <= NOW then
-  paused = redis.call('HGET', SYS, 'paused') == '1'
+  local system = redis.call('HMGET', SYS, 'paused', 'token')
+  paused, last_token = system[1] == '1', tonumber(system[2] or '0') or 0
+  left = nil
   if limit > 0 and not paused then
     due = redis.call('ZRANGEBYSCORE', DUE, '-inf', digits(NOW), 'WITHSCORES', 'LIMIT', 0, limit)
     -- Nodes that have been told to come get an event each, so that work is shared and a
     -- quick node does not run away with all of it.
     local told = redis.call('ZCOUNT', PROMISE, digits(NOW - GRACE), digits(NOW))
-    left = #due / 2
-    if told > 0 or left == limit then
+    if told > 0 then
       left = redis.call('ZCOUNT', DUE, '-inf', digits(NOW))
+      while #due > 0 and #due / 2 > left - told do
+        due[#due] = nil
+        due[#due] = nil
+      end
+    elseif #due / 2 < limit then
+      left = #due / 2
     end
-    while #due > 0 and #due / 2 > left - told do
-      due[#due] = nil
-      due[#due] = nil
-    end
-  elseif not paused then
-    left = redis.call('ZCOUNT', DUE, '-inf', digits(NOW))
   end
 end
 
@@ -141,7 +143,6 @@ if #due > 0 then
   end
   local leases = redis.call('HMGET', LEASE, unpack(ids))
   local tries = redis.call('HMGET', TRIES, unpack(ids))
-  local last_token = tonumber(redis.call('HGET', SYS, 'token') or '0') or 0
   if last_token > 9e15 then last_token = 0 end
   first_token = math.max(last_token + 1, NOW)
   local token = first_token
@@ -208,9 +209,8 @@ if #due > 0 then
     count('started', taken)
     for bucket, n in pairs(lateness) do count('late:' .. bucket, n) end
   end
-  left = left - #ids
+  left = left and left - #ids
   spoiled = #ids - taken
-  earliest = first_due()
 end
 
 -- The roster: those with free hands, who took work at the tail.
@@ -226,13 +226,15 @@ else
 end
 
 local wait = -1
+local head = earliest and not paused and redis.call('ZRANGE', ROSTER, 0, 0)[1]
+if #ids > 0 and (head or free > 0) then earliest = first_due() end
 if earliest and not paused then
-  local head = redis.call('ZRANGE', ROSTER, 0, 0)[1]
   if head == node then
     -- On duty. When events are due and yet left, they are kept for others who were told.
     wait = earliest > NOW and earliest - NOW or GRACE
     redis.call('ZADD', PROMISE, digits(NOW + wait), node)
   elseif head then
+    left = left or redis.call('ZCOUNT', DUE, '-inf', digits(NOW))
     rouse(earliest, left)
     if left > 0 and free > 0 then wait = GRACE end
   elseif free > 0 then
