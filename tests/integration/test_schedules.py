@@ -701,6 +701,27 @@ class TestControl:
         assert [] == serve(node)
         assert 0 == client.exists(store.keys.beats, store.keys.defs, store.keys.plans)
 
+    @pytest.mark.parametrize("end", ["in flight", "to be retried", "dead"])
+    def test_declared_again_with_the_same_start(self, store, node, now, client, end):
+        """
+        A schedule that is ended and declared again begins at its start again: that
+        occurrence is a new event, whatever had become of the older one.
+        """
+        start = START / 1_000 + 1_000
+        declare(store, start=start, max_retries=0 if end == "dead" else 3)
+        now.tick(1_000)
+        (old,) = node.claim()
+        if end != "in flight":
+            node.fail(old, wait=60_000)
+        store.unschedule("beat")
+        declare(store, start=start)
+        assert_sound(client, store.keys)
+        (new,) = node.claim()
+        assert (old.id, 1) == (new.id, new.attempt)
+        assert Result.STALE is node.confirm(old)
+        assert Result.DONE is node.confirm(new)
+        assert [] == list(store.dead())
+
     def test_unschedule_leaves_retries(self, store, node, now, kind):
         """An occurrence in flight has its retries though its schedule is gone."""
         declare(store, **kind)

@@ -8,7 +8,7 @@
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
-local wrong = guard(DUE, BODY, DEAD, SYS, PLANS, BEATS, ROSTER, PROMISE)
+local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, PLANS, BEATS, ROSTER, PROMISE)
 if wrong then return wrong end
 
 local schedule = ARGV[3]

@@ -99,16 +99,22 @@ local function is_due(schedule, beat, nominal)
   return nominal + spread(schedule, beat, nominal) <= NOW
 end
 
--- Put the pending occurrence into the sorted set of truth.
+-- Put the pending occurrence into the sorted set of truth, as a post does: what there was of
+-- its id, of a schedule that was ended and declared again, is superseded.
 local function put(schedule, beat)
   local plan = redis.call('HGET', PLANS, schedule)
   if beat.next ~= '' and plan then
     local max_retries, payload = string.match(plan, '^(%d+)|()')
     local nominal = tonumber(beat.next)
     local id = occurrence(schedule, beat.next)
-    redis.call('ZADD', DUE, digits(nominal + spread(schedule, beat, nominal)), id)
+    local added = redis.call('ZADD', DUE, digits(nominal + spread(schedule, beat, nominal)), id)
     redis.call('HSET', BODY, id,
       ',' .. max_retries .. ',s' .. beat.next .. ',0|' .. string.sub(plan, payload))
+    if added == 0 then
+      redis.call('HDEL', LEASE, id)
+      redis.call('HDEL', TRIES, id)
+    end
+    if redis.call('HDEL', DEAD, id) > 0 then redis.call('ZREM', GRAVES, id) end
   end
 end
 
