@@ -35,5 +35,5 @@ bench: .venv/made
 	.venv/bin/python -m benchmarks $(ARGS)
 
 soak: .venv/made
-	PYTHONPATH=tests .venv/bin/python -X dev -m chaos.soak --minutes $(or $(MINUTES),1) \
+	PYTHONPATH=tests .venv/bin/python -X dev -m chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) \
 	    $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events $(EVENTS)) $(ARGS)

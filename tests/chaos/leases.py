@@ -185,14 +185,17 @@ class Leases:
             text = f"claimed {short:.1f} ms before the lease before it could have run out"
             self._bench.blame("I4", gen.id, text, earlier, run)
         since, _ = self._clock.claimed(earlier)
-        life = self._troubles.lives[earlier.p]
-        if life.max_run is not None and run.t - earlier.t >= life.max_run:
-            return "overran"
         until = run.t
         if earlier.end is not None:
             # What it came to was told the server at once, and heard before the lease was over.
             until = min(until, earlier.end + earlier.data["lease_us"] * 1000)
-        return self._troubles.met(earlier.p, since, until)
+        met = self._troubles.met(earlier.p, since, until)
+        limit = self._troubles.lives[earlier.p].max_run
+        if limit is None or run.t - earlier.t < limit or met in ("killed", "left"):
+            return met
+        if earlier.end is None or earlier.end - earlier.t >= limit:
+            return "overran"
+        return met or "overran"
 
     def _unseen(self, gen: Generation, earlier: Operation | None, run: Operation) -> None:
         since = earlier.t if earlier else gen.origin.t if gen.origin else 0

@@ -52,7 +52,7 @@ _DEEDS: dict[str, float] = {
 }
 
 #: Many at a time must not keep the hands from the rest; nor kill their batches all the time.
-_BULK: dict[str, float] = {"ok": 9_975, "raise": 15, "confirm": 5, "nap": 1, "die": 1, "again": 3}
+_BULK: dict[str, float] = {"ok": 9_986, "raise": 4, "confirm": 5, "nap": 1, "die": 1, "again": 3}
 
 
 def _choose(rng: random.Random, weights: Mapping[str, float]) -> str:

@@ -63,7 +63,7 @@ class _Mint:
 
 
 class Posting(Program):
-    """See the module. Besides: ``rate`` (steps a second), ``bulk``, and ``runat``, a name."""
+    """See the module. Besides: ``rate`` (steps a second), ``bulk`` (events besides), and ``runat``, a name."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -225,7 +225,7 @@ class Posting(Program):
         rate = self.setting["rate"]
         while not self.ended.is_set():
             self.orders(self.rng.expovariate(rate))
-            if self.setting["bulk"]:
+            if self.rng.random() < self.setting["bulk"] / BURST / rate:
                 self.bulk()
             step = self.rng.choices(list(_STEPS), list(_STEPS.values()))[0]
             getattr(self, step)()

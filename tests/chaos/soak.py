@@ -64,8 +64,14 @@ _WARM = 15.0
 #: By how many ms a call may pass its deadline, where more processes run than there are cores.
 _SLACK = 400
 
+#: What each poster does in a second; bulk not counted.
+_STEPS = 40
+
+#: The part of the time in which posts get through, at the least.
+_SHARE = 0.5
+
 #: For a million events it is the kills that matter; and what stops everything, stops everything.
-_BULK_WEIGHTS = {"F58": 6, "F59": 6}
+_BULK_WEIGHTS = {"F58": 10, "F59": 10}
 
 
 @dataclass
@@ -76,6 +82,11 @@ class Plan:
     seed: int
     events: int = 0
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="dt-soak-")))
+
+    @property
+    def bulk(self) -> float:
+        """How many events are to be posted in bulk a second, for all of them to be posted."""
+        return self.events / (60 * self.minutes * _SHARE)
 
     @property
     def replay(self) -> str:
@@ -167,7 +178,7 @@ class Soak:
             self.wrong.append(f"a vacuous run: never injected: {', '.join(never)}")
         self._phase("told")
         memory = {pid: kib for m in self.crew.of("handling") for pid, kib in m.memory.items()}
-        names = ["all well", "faults", "healed", "drain", "leave", "check"]
+        names = ["all well", "faults", "healed, drained", "left", "checked"]
         parts = zip(names, itertools.pairwise(self._phases), strict=False)
         return Report(
             self.plan.replay,
@@ -189,8 +200,8 @@ class Soak:
         options = self.crew._common["options"] | {"max_run": MAX_RUN}
         bulk = bool(self.plan.events)
         for i in (1, 2, 3):
-            # One hand and one event at a time, several hands, several hands and many events.
-            own = [(4, 1), (8, 1), (4, 8)][i - 1] if not bulk else (4, 100)
+            # Hands, and events at a time.
+            own = (4, 100) if bulk else [(4, 1), (8, 1), (4, 8)][i - 1]
             self.crew.add(
                 "handling",
                 f"node-{i}",
@@ -199,7 +210,7 @@ class Soak:
                 restless=10 if i == 2 else 0,
             )
         for i in (1, 2):
-            self.crew.add("posting", f"poster-{i}", rate=60 if bulk else 40, bulk=bulk)
+            self.crew.add("posting", f"poster-{i}", rate=_STEPS, bulk=self.plan.bulk / 2)
         self.crew.add("reading", "reader-1", threads=2, restless=8)
 
     def _phase(self, name: str) -> None:
@@ -323,13 +334,14 @@ class Looker(DTimer):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it as the command line says; return the status to exit with."""
     parser = argparse.ArgumentParser(prog="python -m chaos.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=1.0, help="how long it lasts, undrained")
+    parser.add_argument("--minutes", type=float, help="how long it lasts at most: 1, or 15")
     parser.add_argument("--seed", type=int, default=None, help="decides what is done")
     parser.add_argument("--events", type=int, default=0, help="end it when so many are posted")
     parser.add_argument("--keep", action="store_true", help="keep the history of a run that passed")
     given = parser.parse_args(arguments)
     seed = random.randrange(10**6) if given.seed is None else given.seed
-    report = soak(Plan(given.minutes, seed, given.events), keep=given.keep)
+    minutes = given.minutes or (15.0 if given.events else 1.0)
+    report = soak(Plan(minutes, seed, given.events), keep=given.keep)
     print(report)  # noqa: T201
     return 0 if report.passed else 1
 
