@@ -28,16 +28,20 @@ class SentinelServer(Server):
 
 
 @contextlib.contextmanager
-def watched_by_sentinel() -> Iterator[tuple[Sentinel, Server, Server]]:
-    """A master, a replica of it that is in step, and a sentinel's client."""
+def watched_by_sentinel() -> Iterator[tuple[Sentinel, Server, Server, Server]]:
+    """A sentinel's client, a master, a replica of it that is in step, and the sentinel."""
     with contextlib.ExitStack() as stack:
         master = stack.enter_context(Server(tcp=True))
         replica = stack.enter_context(master.replica())
         watch = stack.enter_context(SentinelServer(master))
         client = Sentinel([("127.0.0.1", watch.port)], socket_timeout=1)
         stack.callback(lambda: [c.close() for c in client.sentinels])
-        eventually(lambda: client.sentinels[0].sentinel_slaves("events"))
-        yield client, master, replica
+        (asked,) = client.sentinels
+        # Before that there is none that it would promote.
+        eventually(
+            lambda: [s["master-link-status"] for s in asked.sentinel_slaves("events")] == ["ok"]
+        )
+        yield client, master, replica, watch
 
 
 @contextlib.contextmanager
@@ -61,3 +65,27 @@ def three_masters() -> Iterator[tuple[RedisCluster, list[Server]]]:
         nodes = [ClusterNode("127.0.0.1", s.port) for s in servers]
         with contextlib.closing(RedisCluster(startup_nodes=nodes)) as client:
             yield client, servers
+
+
+def migrate(servers: list[Server], source: Server, target: Server, slot: int) -> Iterator[None]:
+    """
+    Move a slot from one server of a cluster to another, as their operators do.
+
+    Yields before the first key, after each, and when all know of it.
+    """
+    with contextlib.ExitStack() as stack:
+        clients: dict[Server, Any] = {s: stack.enter_context(s.client()) for s in servers}
+
+        def cluster(server: Server, *words: object) -> Any:
+            return clients[server].execute_command("CLUSTER", *words)
+
+        ids = {server: cluster(server, "MYID").decode() for server in servers}
+        cluster(target, "SETSLOT", slot, "IMPORTING", ids[source])
+        cluster(source, "SETSLOT", slot, "MIGRATING", ids[target])
+        yield
+        while keys := cluster(source, "GETKEYSINSLOT", slot, 1):
+            clients[source].migrate("127.0.0.1", target.port, keys, 0, 5_000)
+            yield
+        for server in (target, source, *servers):
+            cluster(server, "SETSLOT", slot, "NODE", ids[target])
+        yield

@@ -104,10 +104,12 @@ class PoolSource:
             raise OptionError(f"pub must be a synchronous client, not {type(client).__module__}'s")
         root = library(client)
         self._class = pool.connection_class
+        self._sentinels: list[Any] = []
         self._settings = settings(pool.connection_kwargs, root, timeout)
         if hasattr(pool, "sentinel_manager"):
             # Its connections ask this pool where the master is; it must live for that.
             self._pool = _sentinel_pool(pool, root, timeout)
+            self._sentinels = self._pool.sentinel_manager.sentinels
             self._settings["connection_pool"] = self._pool.connection_kwargs["connection_pool"]
         # The end of the client would close what it shares with us, such as credentials.
         self._client = client
@@ -140,7 +142,9 @@ class PoolSource:
             connection.disconnect()
 
     def close(self) -> None:
-        """See `Source.close`: nothing is kept open here."""
+        """See `Source.close`: the connections to the Sentinels; a later question makes new ones."""
+        for sentinel in self._sentinels:
+            sentinel.connection_pool.disconnect()
 
     def after_fork(self) -> None:
         """See `Source.after_fork`: connections are never kept here."""

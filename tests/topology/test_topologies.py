@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from leftovers import nothing_left
 from servers import eventually
 
 from dtimer import DTimer
@@ -19,6 +20,17 @@ def test_a_client_made_by_sentinel(sentinel):
     with node:
         node.post({"n": 1}, 20)
         assert {"n": 1} == events.next()[0]
+
+
+def test_nothing_is_left_at_the_sentinel(sentinel):
+    """A node that leaves closes its connections to the Sentinels as well, and may join again."""
+    client, _, _ = sentinel
+    (asked,) = client.sentinels
+    node = DTimer("node", client.master_for("events"))
+    with nothing_left(asked):
+        for _ in range(2):
+            with node:
+                node.post({}, 10_000)
 
 
 def test_a_failover_while_joined(sentinel):
