@@ -6,6 +6,7 @@ import pytest
 from peers import Now, Peer, post
 from soundness import assert_sound
 
+from dtimer.model.recurrence import define
 from dtimer.store.connect import source
 from dtimer.store.store import Entry, Store
 
@@ -204,6 +205,84 @@ def test_resume_wakes(store, trio, wakes):
     assert [] == wakes.heard()
     store.pause(on=False)
     assert ["a"] == wakes.heard()
+
+
+def test_one_that_waited_for_a_cancelled_one_is_announced(store, trio, wakes, now):
+    """An occurrence that waited for the one before is announced when that is cancelled."""
+    definition = define(
+        "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="coalesce",
+        overlap="queue", max_retries=3, payload="{}",
+    )  # fmt: skip
+    store.declare(definition)
+    now.tick(1_000)
+    (first,) = trio[0].claim()
+    trio[0].fail(first, wait=60_000)
+    now.tick(1_000)
+    for node in (*trio, *trio):
+        assert [] == node.claim()
+    wakes.heard()
+    store.cancel(first.id)
+    assert 1 == len(wakes.heard())
+
+
+def test_one_that_follows_a_cancelled_one_is_announced(store, trio, wakes):
+    """Cancelling an occurrence that had been moved far away brings the next one closer."""
+    definition = define(
+        "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="coalesce",
+        overlap="queue", max_retries=3, payload="{}",
+    )  # fmt: skip
+    store.declare(definition)
+    (pending,) = store.upcoming("-inf", "+inf")
+    store.reschedule(pending.id, "+60000000")
+    trio[0].turn()
+    wakes.heard()
+    store.cancel(pending.id)
+    assert ["a"] == wakes.heard()
+
+
+def test_what_is_kept_for_nobody_is_asked_for_at_once(store, trio, now):
+    """
+    A node with free hands left is not made to wait for others where nobody was told: the
+    next of a chain that is behind comes at once, and so does what was too large for a turn.
+    """
+    definition = define(
+        "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="all",
+        overlap="allow", max_retries=3, payload="{}",
+    )  # fmt: skip
+    store.declare(definition)
+    for node in trio:
+        node.turn()
+    now.tick(3_500)
+    turn = trio[0].turn(5)
+    assert (1, 0) == (len(turn.claims), turn.wait_us)
+    store.unschedule("beat")
+    for i in range(12):
+        post(store, f"large-{i}", payload='{"n":"' + 200_000 * "x" + '"}')
+    now.tick(1_000)
+    turn = trio[0].turn(100)
+    assert (10, 0) == (len(turn.claims), turn.wait_us)
+
+
+def test_nobody_else_is_told_when_a_node_registers_again(store, trio, wakes, client):
+    """Who has promised to come keeps its promise when it registers once more."""
+    post(store, "tea", 1_000)
+    assert ["a"] == wakes.heard()
+    trio[0].turn()
+    before = client.zrange(store.keys.promise, 0, -1, withscores=True)
+    store.join("a", "{}")
+    assert before == client.zrange(store.keys.promise, 0, -1, withscores=True)
+
+
+def test_the_duty_of_the_forgotten_is_handed_over(store, trio, wakes, now):
+    """When the node on duty is forgotten for its silence, another is told."""
+    post(store, "tea", 90_000)
+    trio[0].turn()
+    now.tick(40_000)
+    trio[1].turn()
+    now.tick(40_000)
+    wakes.heard()
+    store.join("new", "{}")
+    assert ["b"] == wakes.heard()
 
 
 def test_the_busy_are_not_told(store, trio, wakes):

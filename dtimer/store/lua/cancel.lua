@@ -1,6 +1,6 @@
 -- See to it that an event does not start, or not again.
 --
--- Uses      guard memo events plan
+-- Uses      guard memo rouse events plan
 --
 -- ARGV[3]   id
 --
@@ -12,7 +12,8 @@ local done, stale = recall()
 if stale then return stale end
 if done then return done end
 
-local wrong = guard(DUE, BODY, LEASE, TRIES, SYS, PLANS, BEATS)
+local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, PLANS, BEATS,
+  ROSTER, PROMISE)
 if wrong then return wrong end
 
 local result = 'not_found'
@@ -33,6 +34,9 @@ elseif redis.call('ZSCORE', DUE, id) then
   count('cancelled', 1)
   if pending then advance(schedule, beat, after) end
   ended(id)
+  -- The next may have been waiting for the end of this one, which may have been moved far away.
+  local earliest = schedule and first_due()
+  if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
   result = 'cancelled'
 else
   redis.call('ZREM', PROMISE, '')

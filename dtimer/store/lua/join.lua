@@ -1,17 +1,17 @@
 -- Register a node, and forget those that have been silent for long.
 --
--- Uses      guard
+-- Uses      guard rouse
 --
 -- ARGV[3]   the node's incarnation
 -- ARGV[4]   who that is, as JSON: id, host, pid
 -- ARGV[5]   how long a silent node is remembered, in µs
 --
 -- Returns   how many nodes there are
-local wrong = guard(NODES, ALIVE, ROSTER, PROMISE)
+local wrong = guard(DUE, NODES, ALIVE, ROSTER, PROMISE)
 if wrong then return wrong end
 
 -- Redis allows this when it is out of memory, and with it what follows.
-redis.call('ZREM', PROMISE, ARGV[3])
+redis.call('ZREM', PROMISE, '')
 local silent = redis.call('ZRANGEBYSCORE', ALIVE, '-inf', digits(NOW - tonumber(ARGV[5])),
   'LIMIT', 0, 200)
 if #silent > 0 then
@@ -19,6 +19,9 @@ if #silent > 0 then
   redis.call('HDEL', NODES, unpack(silent))
   redis.call('ZREM', ROSTER, unpack(silent))
   redis.call('ZREM', PROMISE, unpack(silent))
+  -- One of them may have been on duty.
+  local earliest = first_due()
+  if earliest then rouse(earliest, 0) end
 end
 redis.call('HSET', NODES, ARGV[3], digits(NOW) .. '|' .. ARGV[4])
 redis.call('ZADD', ALIVE, digits(NOW), ARGV[3])

@@ -102,7 +102,7 @@ end
 local paused, last_token = false, 0
 local due = {}
 -- How many are due and will be left; nil where nobody has counted them.
-local left = 0
+local left, told = 0, 0
 if earliest and earliest <= NOW then
   local system = redis.call('HMGET', SYS, 'paused', 'token')
   paused, last_token = system[1] == '1', tonumber(system[2] or '0') or 0
@@ -111,7 +111,7 @@ if earliest and earliest <= NOW then
     due = redis.call('ZRANGEBYSCORE', DUE, '-inf', digits(NOW), 'WITHSCORES', 'LIMIT', 0, limit)
     -- Nodes that have been told to come get an event each, so that work is shared and a
     -- quick node does not run away with all of it.
-    local told = redis.call('ZCOUNT', PROMISE, digits(NOW - GRACE), digits(NOW))
+    told = redis.call('ZCOUNT', PROMISE, digits(NOW - GRACE), digits(NOW))
     if told > 0 then
       left = redis.call('ZCOUNT', DUE, '-inf', digits(NOW))
       while #due > 0 and #due / 2 > left - told do
@@ -228,10 +228,13 @@ end
 local wait = -1
 local head = earliest and not paused and redis.call('ZRANGE', ROSTER, 0, 0)[1]
 if #ids > 0 and (head or free > 0) then earliest = first_due() end
+-- There is more, and it is kept for nobody: what was unfit took the place of what is not, the
+-- claims had grown large, or an occurrence was followed by one that is due as well.
+local again = free > 0 and earliest and earliest <= NOW and (spoiled > 0 or told == 0)
 if earliest and not paused then
   if head == node then
     -- On duty. When events are due and yet left, they are kept for others who were told.
-    wait = earliest > NOW and earliest - NOW or GRACE
+    wait = again and 0 or earliest > NOW and earliest - NOW or GRACE
     redis.call('ZADD', PROMISE, digits(NOW + wait), node)
   elseif head then
     left = left or redis.call('ZCOUNT', DUE, '-inf', digits(NOW))
@@ -241,8 +244,7 @@ if earliest and not paused then
     -- Nobody hears: each node that asks is its own alarm clock.
     wait = math.max(0, earliest - NOW)
   end
-  -- What was unfit took the place of what is not: there may be more of it.
-  if spoiled > 0 and free > 0 and earliest <= NOW then wait = 0 end
+  if again then wait = 0 end
 end
 
 local list = {}
