@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import marshal
+import struct
 import tempfile
 from collections.abc import Iterator
 from typing import IO, Any, Self
@@ -12,8 +13,9 @@ from chaos.history import Operation
 #: What operations are put by: a kind and a name.
 Key = tuple[str, str]
 
-#: An operation of the main process holds some 1 kB in memory: so many at a time.
-_ROOM = 200_000
+#: An operation takes some 1 kB of memory: so many are held at a time.
+_ROOM = 50_000
+_LENGTH = struct.Struct("Q")
 
 
 class Shelves:
@@ -27,7 +29,7 @@ class Shelves:
         room: How many operations are held before they are written out.
     """
 
-    def __init__(self, *, count: int = 64, room: int = _ROOM) -> None:
+    def __init__(self, *, count: int = 128, room: int = _ROOM) -> None:
         self._shelves: list[list[tuple[Any, ...]]] = [[] for _ in range(count)]
         self._files: list[IO[bytes] | None] = [None] * count
         self._room = room
@@ -46,7 +48,8 @@ class Shelves:
                 file = self._files[i]
                 if file is None:
                     file = self._files[i] = tempfile.TemporaryFile()  # noqa: SIM115 - see close
-                marshal.dump(shelf, file)
+                packed = marshal.dumps(shelf)
+                file.write(_LENGTH.pack(len(packed)) + packed)
                 shelf.clear()
         self._held = 0
 
@@ -63,10 +66,10 @@ class Shelves:
     @staticmethod
     def _all(shelf: list[tuple[Any, ...]], file: IO[bytes] | None) -> Iterator[tuple[Any, ...]]:
         if file is not None:
-            end = file.seek(0, 2)
             file.seek(0)
-            while file.tell() < end:
-                yield from marshal.load(file)
+            while head := file.read(_LENGTH.size):
+                # Not by marshal.load, which reads a file byte by byte.
+                yield from marshal.loads(file.read(*_LENGTH.unpack(head)))
         yield from shelf
 
     def close(self) -> None:
