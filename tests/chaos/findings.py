@@ -15,7 +15,7 @@ from chaos.troubles import name_of
 SECOND = 1_000_000_000
 
 #: What a person has to see to is tried again after 5 s: it must not be hammered.
-_SLOW = {"F103": 5, "F104": 5}
+SLOW = {"F103": 5, "F104": 5}
 
 #: There is no end to be waited for: what was struck begins to recover at once.
 _AT_ONCE = {"F58", "F59"}
@@ -118,6 +118,6 @@ class Findings:
             other is not strike
             and other.target in (who, "server")
             and other.begin <= until
-            and other.end + (1 + _SLOW.get(other.fault, 0)) * SECOND >= since
+            and other.end + (1 + SLOW.get(other.fault, 0)) * SECOND >= since
             for other in self.strikes
         )

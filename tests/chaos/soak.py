@@ -29,19 +29,19 @@ from typing import Any, Self
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from servers import Server
+from servers import Server, eventually
 from soundness import assert_sound
 
 from chaos.checker import check
 from chaos.crew import PASSWORD, USER, Crew
-from chaos.findings import Findings
+from chaos.findings import SLOW, Findings
 from chaos.history import History, Writer
 from chaos.injections import Scene
 from chaos.mix import MAX_RUN
 from chaos.nemesis import Nemesis
 from chaos.pulse import Pulse
 from chaos.report import Report, growth, machine
-from chaos.settings import OPTIONS
+from chaos.settings import OPTIONS, RECOVERY_LIMIT
 from dtimer import DTimer
 from dtimer.store.keys import Keys
 
@@ -63,6 +63,9 @@ _WARM = 15.0
 
 #: By how many ms a call may pass its deadline, where more processes run than there are cores.
 _SLACK = 400
+
+#: Seconds for all processes to start.
+_STARTING = 30.0
 
 #: What each poster does in a second; bulk not counted.
 _STEPS = 40
@@ -151,6 +154,7 @@ class Soak:
     def run(self) -> Report:
         """Live through all phases, and tell what it came to."""
         self._man()
+        self._await_all()
         self._phase("healthy")
         self._last(_BEFORE)
         self._phase("faulty")
@@ -170,6 +174,8 @@ class Soak:
         found = Findings.of(History(self.plan.folder))
         for strike, who, ms in found.recoveries():
             self.pen.note("recovered", fault=strike.fault, who=who, ms=ms)
+            if ms > 1000 * (RECOVERY_LIMIT + SLOW.get(strike.fault, 0)):
+                self.wrong.append(f"{who} took {ms:.0f} ms to recover from {strike}")
         verdict = check(self.plan.folder, slack_ms=_SLACK)
         self.wrong += found.bugs + found.left
         if not any(strike.fault == "F66" for strike in found.strikes):
@@ -212,6 +218,12 @@ class Soak:
         for i in (1, 2):
             self.crew.add("posting", f"poster-{i}", rate=_STEPS, bulk=self.plan.bulk / 2)
         self.crew.add("reading", "reader-1", threads=2, restless=8)
+
+    def _await_all(self) -> None:
+        """Wait until everybody is at work."""
+        with Looker(self.server, NS) as looker, Looker(self.server, RUNAT) as keys:
+            eventually(lambda: len(looker.nodes()) == len(self.crew.of("handling")), _STARTING)
+            eventually(lambda: looker.stats().totals.get("posted") and keys.nodes(), _STARTING)
 
     def _phase(self, name: str) -> None:
         self.pen.note("phase", phase=name)
