@@ -196,7 +196,10 @@ class OutcomeUnknown(StoreError):
 
 
 class NamespaceCorrupt(StoreError):
-    """A key of the namespace holds a foreign type or an unknown schema version."""
+    """
+    A key of the namespace holds a foreign type, an unknown schema version, or a schedule
+    that cannot be read.
+    """
 
 
 class ScriptError(StoreError):

@@ -28,7 +28,7 @@ from dtimer.engine.heart import Heart, Renewals
 from dtimer.engine.listener import Listener
 from dtimer.engine.pace import Pace
 from dtimer.engine.service import Service
-from dtimer.errors import ClockJump, OptionError
+from dtimer.errors import ClockJump, NamespaceCorrupt, OptionError
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Turn, TurnRequest
 from dtimer.model.jitter import between
@@ -107,6 +107,7 @@ class Claimer(Service):
         self._request: TurnRequest | None = None
         self._pause = _FIRST_PAUSE
         self._told: set[type] = set()
+        self._unsupplied: set[str] = set()
         self._heart = Heart(turns, dispatcher, options.lease)
         self._give_up_at: float | None = None
         # Held by whoever takes a turn.
@@ -267,9 +268,13 @@ class Claimer(Service):
         for schedule in turn.short:
             try:
                 self._turns.supply(schedule)
-            except OptionError as e:
-                # A time zone that is not known here. Another node may know it.
-                self._announce("error", e)
+                self._unsupplied.discard(schedule)
+            except (OptionError, NamespaceCorrupt) as e:
+                # A time zone that is not known here, or a definition that somebody else has
+                # written. Another node may know better; it is asked for again every second.
+                if schedule not in self._unsupplied:
+                    self._unsupplied.add(schedule)
+                    self._announce("error", e)
         if turn.buried or any(result.value == "d" for result in turn.results):
             self._turns.trim()
 

@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
-from dtimer.errors import OptionError
+from dtimer.errors import NamespaceCorrupt, OptionError
 from dtimer.model import walls
 from dtimer.model.moments import Duration, Moment, duration_us, moment_us
 from dtimer.model.options import check_count
@@ -38,6 +38,9 @@ MOST_WALKED = 20_000
 
 #: More often than this is no schedule but a loop.
 SHORTEST_US = 10_000
+
+# Of what is read back: nobody writes more.
+_LONGEST_TEXT = 1_000
 
 #: Schedule ids leave room for the nominal time that an occurrence's id ends with.
 LONGEST_SCHEDULE_ID = 230
@@ -94,9 +97,36 @@ class Definition:
 
 
 def definition_from_json(id: str, text: bytes, plan: bytes) -> Definition:
-    """Read a definition back."""
-    fields: dict[str, Any] = json.loads(text)
-    return Definition(id=id, payload=plan.partition(b"|")[2].decode(), **fields)
+    """
+    Read a definition back.
+
+    Raises:
+        NamespaceCorrupt: somebody else has written it.
+    """
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        made = Definition(id=id, payload=plan.partition(b"|")[2].decode(), **fields)
+        _check_read(made)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise NamespaceCorrupt(
+            f"the schedule {id!r} cannot be read ({e!s:.200}): declare it again, or end it"
+        ) from None
+    return made
+
+
+def _check_read(d: Definition) -> None:
+    numbers = {n: getattr(d, n) for n in ("every", "start", "stop", "count", "jitter")}
+    for name, value in (numbers | {"max_retries": d.max_retries}).items():
+        optional = value is None and name not in ("jitter", "max_retries")
+        if not optional and (type(value) is not int or not 0 <= value < 2**62):
+            raise ValueError(f"{name} is no number")
+    texts: list[Any] = [d.tz, d.misfire, d.overlap] + ([] if d.cron is None else [d.cron])
+    if not all(isinstance(text, str) and len(text) <= _LONGEST_TEXT for text in texts):
+        raise ValueError("it is no text")
+    if d.misfire not in MISFIRES or d.overlap not in OVERLAPS:
+        raise ValueError("it has no policy that is known")
+    if (d.cron is None) is (d.every is None) or d.every == 0:
+        raise ValueError("it is neither an interval nor a cron schedule")
 
 
 def zone(name: object) -> ZoneInfo:

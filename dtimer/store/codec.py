@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from dtimer.errors import PayloadError
+from dtimer.errors import NamespaceCorrupt, PayloadError
 from dtimer.model.claims import Claim, Result, Settlement, Turn, Verdict
 from dtimer.model.event import DeadLetter, NodeInfo, Record, State
+from dtimer.model.names import LONGEST_ID
 from dtimer.model.payload import decode
 from dtimer.model.recurrence import Schedule, definition_from_json
 from dtimer.store.witness import Standing
@@ -141,14 +142,27 @@ def read_record(id: str, reply: Sequence[Any]) -> Record | None:
 
 
 def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
-    """Read the reply of a look at a schedule."""
+    """
+    Read the reply of a look at a schedule.
+
+    Raises:
+        NamespaceCorrupt: somebody else has written it.
+    """
     if not reply:
         return None
     definition = definition_from_json(id, reply[0], reply[1])
     beat = read_beat(reply[2])
+    try:
+        event = decode(definition.payload.encode())
+    except PayloadError as e:
+        raise NamespaceCorrupt(f"the payload of the schedule {id!r} cannot be read: {e}") from None
+    if not reply[4]:
+        raise NamespaceCorrupt(
+            f"where the schedule {id!r} stands cannot be read: declare it again, or end it"
+        )
     return Schedule(
         id=id,
-        event=decode(definition.payload.encode()),
+        event=event,
         interval=None if definition.every is None else definition.every / 1000,
         cron=definition.cron,
         tz=definition.tz,
@@ -205,11 +219,11 @@ def read_node(incarnation: bytes, who: bytes, idle: bytes, waiting: bytes) -> No
     except PayloadError:
         about = {}
     return NodeInfo(
-        id=str(about.get("id", "?")),
+        id=str(about.get("id", "?"))[:LONGEST_ID],
         incarnation=text(incarnation),
-        host=str(about.get("host", "?")),
-        pid=int(about.get("pid", 0)),
-        joined=int(joined) / 1000 if joined.isdigit() else 0.0,
-        idle_ms=int(idle) / 1000,
+        host=str(about.get("host", "?"))[:LONGEST_ID],
+        pid=pid if isinstance(pid := about.get("pid"), int) else 0,
+        joined=whole(joined) / 1000,
+        idle_ms=whole(idle) / 1000,
         waiting=waiting == b"1",
     )

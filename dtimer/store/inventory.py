@@ -107,8 +107,9 @@ class Inventory(Store):
             reply = self._call("schedule", name)
             if reply:
                 beat = codec.read_beat(reply[2])
-                pending = f"{name}@{beat['next']}"
-                yield definition_from_json(name, reply[0], reply[1]), beat["paused"] == "1", pending
+                pending = f"{name}@{beat.get('next', '')}"
+                paused = beat.get("paused") == "1"
+                yield definition_from_json(name, reply[0], reply[1]), paused, pending
 
     def died_after(self, last: str, died_us: int) -> Iterator[DeadLetter]:
         """

@@ -14,6 +14,7 @@ from dtimer.model.recurrence import (
     Schedule,
     ahead,
     ahead_of,
+    check_cron,
     definition_from_json,
     zone,
 )
@@ -81,7 +82,8 @@ class Plans(Namespace):
         Bring a cron schedule more nominal times; True when they were taken.
 
         Raises:
-            OptionError: its time zone is not known on this machine.
+            OptionError: its time zone is not known on this machine, or its expression is none.
+        NamespaceCorrupt: it cannot be read.
         """
         standing = self._call("schedule", id)
         if not standing:
@@ -89,9 +91,10 @@ class Plans(Namespace):
         definition = definition_from_json(id, standing[0], standing[1])
         beat = codec.read_beat(standing[2])
         known = beat["ahead"].rpartition(",")[2] or beat["next"]
-        if not known or definition.cron is None:
+        if not standing[4] or not known or definition.cron is None:
             return False
         zone(definition.tz)
+        check_cron(definition.cron, definition.tz)
         gap, times, final = ahead_of(definition, int(known), self.server_now())
         arguments = (",".join(map(str, times)), str(gap), "1" if final else "")
         return bool(self._call("supply", id, beat["print"], known, *arguments) == 1)

@@ -20,12 +20,12 @@ local policy = ARGV[3]
 
 local done, stale = recall()
 if stale then return stale end
-if done then
+local letters, id = string.match(done or '', '^(%w*);(.*)$')
+if letters then
   -- Written anew, on the connection of this try: a WAIT counts from the last write of its
   -- own. Redis allows a HDEL when it is out of memory, and with it what follows.
   redis.call('HDEL', MEMO_A, '')
   remember(done)
-  local letters, id = string.match(done, '^(%w*);(.*)$')
   return {letters, id, ''}
 end
 

@@ -34,8 +34,10 @@ local function claimed_before(result)
   -- asks again after a whole lease may be unable to receive them, and others are not.
   local results, before, token, ids, rest =
     string.match(result, '^(%w*);(%d*);(%d+);(%d+);(.*)$')
-  local list, claims, buried, back = uncounted(rest), {}, {}, 0
+  local list, claims, buried, back = uncounted(rest or ''), {}, {}, 0
   token, ids = tonumber(token), tonumber(ids)
+  -- Somebody else has written it.
+  if not ids or ids > #list or token > 9e15 then return nil end
   -- A token is the time of its claim, or one more than the token before.
   local patience = token + lease
   -- Redis allows this when it is out of memory, and with it what follows.
@@ -69,7 +71,8 @@ end
 
 local done, stale = recall()
 if stale then return stale end
-if done then return claimed_before(done) end
+local again = done and claimed_before(done)
+if again then return again end
 
 local busy = tonumber(ARGV[8]) + tonumber(ARGV[9]) > 0
 local earliest = not busy and first_due()

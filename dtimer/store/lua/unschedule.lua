@@ -12,11 +12,12 @@ local wrong = guard(DUE, BODY, LEASE, TRIES, SYS, DEFS, PLANS, BEATS)
 if wrong then return wrong end
 
 local beat = read_beat(ARGV[3])
-if beat then
-  if beat.next ~= '' then remove(occurrence(ARGV[3], beat.next)) end
+local known = beat ~= nil or redis.call('HEXISTS', BEATS, ARGV[3]) == 1
+if known then
+  if beat and beat.next ~= '' then remove(occurrence(ARGV[3], beat.next)) end
   redis.call('HDEL', DEFS, ARGV[3])
   redis.call('HDEL', PLANS, ARGV[3])
   redis.call('HDEL', BEATS, ARGV[3])
 end
-remember(beat and '1' or '0')
-return beat and '1' or '0'
+remember(known and '1' or '0')
+return known and '1' or '0'

@@ -38,7 +38,7 @@ end
 local function parse_lease(text)
   local token, attempt, due, flags, node =
     string.match(text or '', '^(%d+),(%d+),(%d+),([cs]*),(.*)$')
-  if not token or #attempt > 8 or #token > 16 then return nil end
+  if not token or #attempt > 8 or #token > 16 or #due > 17 then return nil end
   local cancelled = string.find(flags, 'c', 1, true) ~= nil
   return token, tonumber(attempt), due, cancelled, node, flags
 end

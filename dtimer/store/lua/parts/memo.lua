@@ -22,6 +22,8 @@ local function recall()
   local last = here[2] or redis.call('HGET', MEMO_B, memo_lane)
   if not last then return nil end
   local seq, result = string.match(last, '^(%d+):(.*)$')
+  -- Somebody else has written it.
+  if not seq or #seq > 15 then return nil end
   if tonumber(seq) == tonumber(memo_seq) then return result end
   if tonumber(seq) > tonumber(memo_seq) then
     return nil, redis.error_reply('DTSTALE a later operation of this lane has been done')
@@ -39,6 +41,7 @@ local function uncounted(text)
   local list, at = {}, 1
   while at <= #text do
     local length, start = string.match(text, '^(%d+):()', at)
+    if not length or #length > 9 then return list end
     list[#list + 1] = string.sub(text, start, start + length - 1)
     at = start + length
   end

@@ -27,17 +27,35 @@ local BEAT = {
   'print', 'every', 'misfire', 'overlap', 'jitter', 'stop', 'left', 'paused', 'next', 'last',
   'running', 'ahead', 'final', 'gap', 'anchor', 'waits',
 }
+-- What each has to look like; print may be anything.
+local LOOKS = {
+  every = '^%d*$', misfire = '^[csa]$', overlap = '^[qas]$', jitter = '^%d+$', stop = '^%d*$',
+  left = '^%d*$', paused = '^1?$', next = '^%d*$', last = '^%d*$', running = '^%d*$',
+  ahead = '^[%d,]*$', final = '^1?$', gap = '^%d*$', anchor = '^%d*$', waits = '^%d*$',
+}
+local SHORTEST = 10000
 local MOST_BEHIND = 1000
 local SHORT = 4
 local REMIND = 1000000
 
+-- nil when there is none, and when somebody else has written it: an occurrence of such a
+-- schedule is an event like any other, and the schedule waits to be declared again.
 local function read_beat(schedule)
   local text = redis.call('HGET', BEATS, schedule)
-  if not text then return nil end
+  if not text or #text > 4000 then return nil end
   local beat, i = {}, 1
   for value in string.gmatch(text .. ';', '([^;]*);') do
     beat[BEAT[i] or 'more'] = value
     i = i + 1
+  end
+  for name, looks in pairs(LOOKS) do
+    local value = beat[name] or '?'
+    if not string.find(value, looks) or (#value > 17 and name ~= 'ahead') then return nil end
+  end
+  local every = tonumber(beat.every)
+  -- A jitter beyond the interval would be walked through, step by step.
+  if every and (every < SHORTEST or every < tonumber(beat.jitter) or beat.anchor == '') then
+    return nil
   end
   return beat
 end
@@ -105,6 +123,7 @@ local function put(schedule, beat)
   local plan = redis.call('HGET', PLANS, schedule)
   if beat.next ~= '' and plan then
     local max_retries, payload = string.match(plan, '^(%d+)|()')
+    if not max_retries then return end
     local nominal = tonumber(beat.next)
     local id = occurrence(schedule, beat.next)
     local added = redis.call('ZADD', DUE, digits(nominal + spread(schedule, beat, nominal)), id)

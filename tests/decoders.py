@@ -1,0 +1,158 @@
+"""
+Everything that decodes bytes which somebody else may have written, each under one name.
+
+`attempt` is the truth that they are all held to: any bytes are read, or refused with an error
+that is documented. What is read is also written out and shown, since that must not fail either.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from dtimer.cli.moving import lines
+from dtimer.cli.moving.lines import BadLine
+from dtimer.errors import NamespaceCorrupt, OptionError, PayloadError
+from dtimer.model.lateness import percentile
+from dtimer.model.names import Mint
+from dtimer.model.options import validate
+from dtimer.model.payload import decode
+from dtimer.model.recurrence import ahead_of, check_cron, definition_from_json, zone
+from dtimer.store import access, codec, inventory
+from dtimer.store.inventory import Waiting
+from dtimer.timer.posting import prepare_item
+
+_OPTIONS = validate({})
+_MINT = Mint()
+
+_PLAN = b'3|{"a":1}'
+_DEFINITION = (
+    b'{"count":null,"cron":"*/5 * * * *","every":null,"jitter":0,"max_retries":3,'
+    b'"misfire":"coalesce","overlap":"queue","start":null,"stop":null,"tz":"UTC"}'
+)
+_BEAT = b"print;;c;q;0;;;;1800000000000000;;;1800000300000000;;;;"
+_NOW = 1_800_000_000_000_000
+
+
+def _payload(raw: bytes) -> object:
+    return decode(raw)
+
+
+def _body(raw: bytes) -> object:
+    body = inventory.read_body(raw)
+    waiting = Waiting("id", _NOW, 0, raw)
+    return body and (codec.read_payload(raw), inventory.write_body(body), lines.event_line(waiting))
+
+
+def _turn(raw: bytes) -> object:
+    claims = [b"id", b"1800000000000000", b"1", b"1800000000000000", raw]
+    turn = codec.read_turn(
+        [b"1800000000000000", b"-1", b"1", b"", claims, [raw, b"corrupt"], [raw], b"", b"", b""], []
+    )
+    return turn.claims[0].payload is not None and repr(turn)
+
+
+def _record(raw: bytes) -> object:
+    states = (b"scheduled", b"in_flight", b"dead")
+    records = [codec.read_record("id", [state, raw, raw, raw]) for state in states]
+    return [*records, codec.read_scheduled("id", raw, raw, raw)]
+
+
+def _letter(raw: bytes) -> object:
+    letter = codec.read_letter("id", 1, raw)
+    assert isinstance(json.loads(lines.dead_line(letter)), dict)
+    return letter.reason != "corrupt" and letter
+
+
+def _node(raw: bytes) -> object:
+    return codec.read_node(raw, raw, raw, raw)
+
+
+def _number(raw: bytes) -> object:
+    number = codec.whole(raw)
+    percentile([number, 1], 0.5)
+    return number
+
+
+def _schedule(raw: bytes) -> object:
+    """The bytes in each of the three places, the others being right."""
+    parts = [(raw, _PLAN, _BEAT), (_DEFINITION, raw, _BEAT), (_DEFINITION, _PLAN, raw)]
+    read = 0
+    for definition, plan, beat in parts:
+        try:
+            codec.read_schedule("id", [definition, plan, beat, raw, b"1" if beat is _BEAT else b""])
+            read += 1
+        except NamespaceCorrupt:
+            continue
+    return read
+
+
+def _definition(raw: bytes) -> object:
+    definition = definition_from_json("id", raw, _PLAN)
+    zone(definition.tz)
+    if definition.cron is not None:
+        check_cron(definition.cron, definition.tz)
+        ahead_of(definition, _NOW, _NOW)
+    return lines.schedule_line(definition, paused=False)
+
+
+def _line(raw: bytes) -> object:
+    line = lines.read_line(raw)
+    if line["kind"] == "event":
+        return prepare_item(_OPTIONS, _MINT, lines.posting(line))
+    if line["kind"] == "dead":
+        return lines.letter(line)
+    if line["kind"] == "schedule":
+        return lines.schedule(line).definition.to_json()
+    return line
+
+
+def _refusal(raw: bytes) -> object:
+    return access.remedy(codec.text(raw), "dt")
+
+
+#: Each with the errors that it is documented to raise.
+ALL: dict[str, tuple[Callable[[bytes], Any], tuple[type[Exception], ...]]] = {
+    "payload": (_payload, (PayloadError,)),
+    "body": (_body, ()),
+    "turn": (_turn, ()),
+    "record": (_record, ()),
+    "letter": (_letter, ()),
+    "node": (_node, ()),
+    "number": (_number, ()),
+    "schedule": (_schedule, ()),
+    "definition": (_definition, (NamespaceCorrupt, OptionError)),
+    "line": (_line, (BadLine, OptionError, PayloadError)),
+    "refusal": (_refusal, ()),
+}
+
+#: For each of them something that it reads.
+GOOD = {
+    "payload": b'{"a":[1,2.5,null]}',
+    "body": b',3|{"a":1}',
+    "turn": b',3|{"a":1}',
+    "record": b',3|{"a":1}',
+    "letter": b'1,failed,4|oops,3|{"a":1}',
+    "node": b'1800000000000000|{"id":"n","host":"h","pid":7}',
+    "number": b"1800000000000000",
+    "schedule": _DEFINITION,
+    "definition": _DEFINITION,
+    "line": b'{"kind":"event","id":"a","due":1800000000000.5,"event":{"a":1}}',
+    "refusal": b"this user has no permissions to run the 'zrem' command",
+}
+
+
+def attempt(name: str, raw: bytes) -> Any:
+    """Decode *raw*; None where it was refused as documented, and whatever else is raised passes."""
+    decode, refusals = ALL[name]
+    refused = None
+    try:
+        read = decode(raw)
+    except refusals as e:
+        refused = str(e)
+    if refused is None:
+        assert repr(read)
+        return read
+    assert len(refused) < 2_000, f"an error of {len(refused)} characters"
+    return None

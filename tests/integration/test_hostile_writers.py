@@ -1,0 +1,361 @@
+"""
+Somebody else writes into our keys: whatever it is, nodes go on, and nothing is lost in silence.
+
+Each test is a namespace on the real server in which all is well: an event of each state, a
+schedule, a node; then any bytes come to stand in any field of any key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+from peers import LEASE, Now, Peer, post
+
+from dtimer import NamespaceCorrupt
+from dtimer.errors import OptionError
+from dtimer.model.claims import Settlement, Verdict
+from dtimer.model.recurrence import define
+from dtimer.store.connect import source
+from dtimer.store.inventory import Inventory
+from dtimer.store.keys import Keys
+
+HASHES = ("body", "lease", "tries", "dead", "sys", "memo_a", "memo_b", "nodes", "defs", "plans")
+HASHES += ("beats",)
+ZSETS = ("due", "graves", "alive", "roster", "promise")
+
+#: Fields and members that mean something in each key, and some that do not.
+NAMES = {
+    "body": ["soon", "held", "failed", "tick@{next}"],
+    "lease": ["soon", "held", "failed", "tick@{next}"],
+    "tries": ["soon", "held", "failed"],
+    "dead": ["gone", "soon"],
+    "sys": ["token", "paused", "n:posted", "n:late:3", "n:died"],
+    "memo_a": ["w", "node", "other"],
+    "memo_b": ["w", "node", "other"],
+    "nodes": ["node", "other"],
+    "defs": ["tick", "tock"],
+    "plans": ["tick", "tock"],
+    "beats": ["tick", "tock"],
+    "due": ["soon", "held", "failed", "tick@{next}", "stray"],
+    "graves": ["gone", "soon", "stray"],
+    "alive": ["node", "other"],
+    "roster": ["node", "other"],
+    "promise": ["node", "other"],
+}
+
+_pieces = st.sampled_from(
+    [
+        b"1",
+        b"0",
+        b"9" * 20,
+        b"9" * 400,
+        b"-",
+        b".",
+        b",",
+        b";",
+        b"|",
+        b"@",
+        b":",
+        b"s",
+        b"c",
+        b"q",
+        b"a",
+        b"nan",
+        b"inf",
+        b"1e308",
+        b"0x10",
+        b"%",
+        b"%d",
+        b"{}",
+        b"[",
+        b"\x00",
+        b"\xff",
+        b"\n",
+        b",3|{}",
+        b",3,s1,0|{}",
+        b"1,1,1,s,node",
+        b"1,1,1,c,node",
+        b"print;",
+        b"60000000;",
+    ]
+)
+garbage = st.binary(max_size=60) | st.lists(_pieces, max_size=14).map(b"".join)
+
+
+@st.composite
+def mutated(draw):
+    """What to do to the value that is there: cut it, double it, or put something into it."""
+    at, what, length = draw(st.integers(0, 60)), draw(_pieces), draw(st.integers(0, 20))
+    return lambda value: value[:at] + what + value[at + length :]
+
+
+scores = st.sampled_from(
+    [float("inf"), float("-inf"), 0.0, -1.0, 1.5, 1e300, -1e300, 1e17, 9007199254740993.0, 1e-300]
+) | st.floats(allow_nan=False)
+
+
+class World:
+    """A namespace in which all is well, so far."""
+
+    def __init__(self, server, client):
+        self.client = client
+        self.now = Now()
+        self.ns = f"t-{uuid.uuid4().hex[:12]}"
+        self.store = Inventory(source(server.url, 3.0), self.ns, timeout=9.0, now=self.now)
+        self.keys = Keys.of(self.ns)
+        self.node = Peer(self.store, "node")
+        store = self.store
+        post(store, "gone", max_retries=0)
+        (claim,) = self.node.claim()
+        self.node.fail(claim)
+        post(store, "failed")
+        (claim,) = self.node.claim()
+        self.node.fail(claim, wait=5_000)
+        post(store, "held")
+        self.node.claim()
+        for id, cron in (("tick", None), ("tock", "*/5 * * * *")):
+            rule = {"every": 60_000} if cron is None else {"cron": cron, "tz": "Europe/Berlin"}
+            rest = {"start": None, "end": None, "count": None, "jitter": 0, "max_retries": 3}
+            d = define(id, **rule, **rest, misfire="coalesce", overlap="queue", payload="{}")
+            store.declare(d)
+        post(store, "soon", 1_000)
+        self.next = store.schedule("tick").due * 1000
+
+    def spoil(self, key, name, value):
+        """Have somebody else write *value*, or what it makes of the value that is there."""
+        name = name.format(next=round(self.next))
+        key = getattr(self.keys, key)
+        if isinstance(value, float):
+            self.client.zadd(key, {name: value})
+            return
+        if callable(value):
+            value = value(self.client.hget(key, name) or b"")
+        self.client.hset(key, name, value)
+
+    def goes_on(self):
+        """
+        Assert that a node goes on for as long as it takes all that there is to fall due, and
+        that people can look. Returns the ids that were handed out.
+        """
+        started = set()
+        post(self.store, "good", 2_000)
+        for step in (1_500, 1_000, 5_000, LEASE + 1, 60_000, LEASE + 1, 300_000, LEASE + 1):
+            self.now.tick(step)
+            for _ in range(60):
+                began = time.monotonic()
+                turn = self.node.turn(10)
+                assert time.monotonic() - began < 3, "a script took long"
+                self.supply(turn)
+                done = [Settlement(c.id, c.token, Verdict.CONFIRM) for c in turn.claims]
+                started |= {c.id for c in turn.claims}
+                if not (done or turn.buried):
+                    break
+                self.node.turn(0, *done)
+            else:
+                raise AssertionError(f"it spins: {turn}")
+        self.look()
+        post(self.store, "last")
+        started |= {c.id for c in self.node.claim(10)}
+        assert {"good", "last"} <= started
+        return started
+
+    def supply(self, turn):
+        """Bring the schedules that run short what they want, as a node does."""
+        for schedule in turn.short:
+            with contextlib.suppress(OptionError, NamespaceCorrupt):
+                self.store.supply(schedule)
+
+    def look(self):
+        """Do all that a person may do to look, or to mend."""
+        store = self.store
+        store.stats()
+        store.nodes()
+        store.holders()
+        store.audit()
+        store.waiting()
+        for walk in (store.upcoming("-inf", "+inf"), store.dead(), store.waiting()):
+            for _ in walk:
+                pass
+        for id in ("soon", "held", "failed", "gone", "stray", f"tick@{round(self.next)}"):
+            store.peek(id)
+        for id in ("tick", "tock"):
+            with contextlib.suppress(NamespaceCorrupt):
+                store.schedule(id)
+            store.suspend(id, on=True)
+            store.suspend(id, on=False)
+            store.run_now(id)
+            store.unschedule(id)
+            assert store.schedule(id) is None
+        for id in ("stray", "failed", "gone"):
+            store.cancel(id)
+            store.reschedule(id, "+1000")
+            store.revive(id)
+        store.purge()
+
+    def close(self):
+        self.client.delete(*self.keys)
+        self.store.close()
+
+
+@pytest.fixture
+def world(server, client):
+    """Makes a world for each example, and takes it away again."""
+    made = []
+
+    def make():
+        for old in made:
+            old.close()
+        made[:] = [World(server, client)]
+        return made[0]
+
+    yield make
+    for old in made:
+        old.close()
+
+
+def examples(n):
+    """So many examples, each with a server to ask."""
+    return settings(
+        max_examples=n,
+        deadline=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+        phases=[p for p in Phase if p is not Phase.explain],
+    )
+
+
+class TestHashes:
+    """Any bytes in any field of any hash."""
+
+    @pytest.mark.parametrize("key", HASHES)
+    @given(data=st.data())
+    @examples(25)
+    def test_any_value(self, world, key, data):
+        """A field holds anything, or nearly what it should: all other events are handed out."""
+        name = data.draw(st.sampled_from(NAMES[key]))
+        value = data.draw(garbage | mutated())
+        there = world()
+        there.spoil(key, name, value)
+        started = there.goes_on()
+        if key in ("memo_a", "memo_b", "nodes", "dead"):
+            assert {"soon", "held", "failed"} <= started
+
+    @given(data=st.data())
+    @examples(40)
+    def test_several_at_once(self, world, data):
+        """Several fields hold anything."""
+        there = world()
+        for _ in range(data.draw(st.integers(2, 6))):
+            key = data.draw(st.sampled_from(HASHES))
+            name = data.draw(st.sampled_from(NAMES[key]))
+            if (key, name) != ("sys", "paused"):
+                there.spoil(key, name, data.draw(garbage | mutated()))
+        there.goes_on()
+
+
+class TestZsets:
+    """Any score for any member."""
+
+    @pytest.mark.parametrize("key", ZSETS)
+    @given(data=st.data())
+    @examples(20)
+    def test_any_score(self, world, key, data):
+        """Whoever stands anywhere with any score: all other events are handed out."""
+        there = world()
+        there.spoil(key, data.draw(st.sampled_from(NAMES[key])), data.draw(scores))
+        there.goes_on()
+
+    @given(ids=st.lists(st.binary(max_size=300), min_size=1, max_size=20, unique=True))
+    @example([b"", b"\x00", b"\xff", b"a@1", b"@", b"x" * 300])
+    @examples(20)
+    def test_any_id(self, world, ids):
+        """Ids that are no text, with nothing stored of them, become dead letters."""
+        there = world()
+        for id in ids:
+            there.client.zadd(there.keys.due, {id: 1})
+        before = there.store.stats().dead
+        for _ in range(10):
+            there.node.turn(10)
+        assert before + len(ids) == there.store.stats().dead
+        there.goes_on()
+
+
+class TestTypes:
+    """A key of a foreign type."""
+
+    @pytest.mark.fault("F37")
+    @pytest.mark.parametrize("key", Keys._fields)
+    def test_it_is_named(self, world, key):
+        """
+        A node that meets one raises NamespaceCorrupt with the key's name, writes nothing by
+        half, and goes on when it is gone.
+        """
+        there = world()
+        name = getattr(there.keys, key)
+        held = there.client.dump(name)
+        there.client.delete(name)
+        there.client.set(name, "foreign")
+        there.store._opened = False
+        with pytest.raises(NamespaceCorrupt, match=key):
+            there.store.open()
+        assert b"foreign" == there.client.get(name)
+        there.client.delete(name)
+        if held:
+            there.client.restore(name, 0, held)
+        there.goes_on()
+
+
+FINDINGS = {
+    "an empty beat": ("beats", "tick", b""),
+    "half a beat": ("beats", "tick", b"print;60000000;c;q"),
+    "an endless list of times": ("beats", "tock", b"p;;c;q;0;;;;1;;;" + b"1," * 3_000 + b"2;;;;"),
+    "an interval of nothing": ("beats", "tick", b"p;0;a;q;0;;;;1;;;;;;1;"),
+    "a jitter without end": ("beats", "tick", b"p;10000;a;q;99999999999999999;;;;1;;;;;;1;"),
+    "an endless number": ("beats", "tick", b"p;" + b"9" * 400 + b";c;q;0;;;;1;;;;;;1;"),
+    "no retries in a plan": ("plans", "tick", b"{}"),
+    "an empty plan": ("plans", "tock", b""),
+    "a definition that is no JSON": ("defs", "tock", b"\xff"),
+    "a definition of another kind": ("defs", "tock", b"[]"),
+    "an expression that never comes": (
+        "defs",
+        "tock",
+        (
+            b'{"count":null,"cron":"0 0 30 2 *","every":null,"jitter":0,"max_retries":3,'
+            b'"misfire":"coalesce","overlap":"queue","start":null,"stop":null,"tz":"UTC"}'
+        ),
+    ),
+    "a memo without its number": ("memo_a", "node", b"what"),
+    "a memo of this very turn": ("memo_a", "node", b"%d:1;2;3"),
+    "a memo of many": ("memo_a", "node", b"%d:;;1;999999999;"),
+    "a lease due at the end of all days": ("lease", "held", b"1,1," + b"9" * 400 + b",,node"),
+    "a node that is no object": ("nodes", "node", b"1|[1]"),
+    "a node whose number is a list": ("nodes", "node", b'x|{"pid":[],"id":{}}'),
+}
+
+
+class TestFindings:
+    """What was found, once more each."""
+
+    @pytest.mark.parametrize(("key", "name", "value"), FINDINGS.values(), ids=FINDINGS)
+    def test_it_goes_on(self, world, key, name, value):
+        """A node goes on, and people can look, and mend."""
+        there = world()
+        if b"%d" in value:
+            value %= there.node.seq + 1
+        there.spoil(key, name, value)
+        if key == "memo_a":
+            # A turn that finds in the memo what nobody has written there.
+            there.node.turn(10)
+        there.goes_on()
+
+    def test_alive_for_ever(self, world):
+        """A node that was heard of in a time without end is listed, and nobody fails over it."""
+        there = world()
+        for score in (float("inf"), float("-inf")):
+            there.client.zadd(there.keys.alive, {"node": score})
+            assert len(there.store.nodes()) <= 1
+        there.goes_on()
