@@ -1,7 +1,7 @@
 # Thin: what is done is said in .ci/run and in README.rst, this only gives it short names.
 # Wants python3 with venv (on Debian: the package python3-venv).
 
-.PHONY: help test check lint docs demo bench soak
+.PHONY: help test check lint docs demo bench soak fuzz audit
 help:
 	@echo "make test    run the tests;  ARGS='-k claim -x' goes to pytest"
 	@echo "make check   all that a change must pass (.ci/run)"
@@ -9,6 +9,8 @@ help:
 	@echo "make docs    build the documentation into build/docs"
 	@echo "make demo    see it work"
 	@echo "make bench   measure it"
+	@echo "make fuzz    feed everything that decodes with what it was not made for, for SECONDS=60"
+	@echo "make audit   ask what is known to be wrong with all that is installed"
 	@echo "make soak    break everything around it, for MINUTES=1, by SEED=, until EVENTS= are posted"
 
 .venv/made: setup.cfg pyproject.toml
@@ -37,3 +39,10 @@ bench: .venv/made
 soak: .venv/made
 	PYTHONPATH=tests .venv/bin/python -X dev -m chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) \
 	    $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events $(EVENTS)) $(ARGS)
+
+fuzz: .venv/made
+	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	.venv/bin/python tests/chaos/fuzz.py $(or $(SECONDS),60) $(SEED)
+
+audit:
+	.ci/run audit
