@@ -120,6 +120,8 @@ def _check(
             clock.saw(op)
             if op.op == "final":
                 finals.append(op)
+            elif op.op == "post" and op.id is None and op.unknown:
+                bench.nameless[op.data["n"]] = op
             elif op.op == "recovered":
                 bench.recovered(op)
             elif op.op in _COUNTED:

@@ -283,7 +283,7 @@ class History:
 def _parsed(lines: bytes, path: Path, number: int) -> list[dict[str, Any]]:
     """Read whole lines, of which *number* came before; all at once where they are good."""
     with contextlib.suppress(ValueError):
-        records = json.loads(b"[%b]" % lines.replace(b"\n", b","))
+        records: list[Any] = json.loads(b"[%b]" % lines.replace(b"\n", b","))
         if len(records) == lines.count(b"\n") + 1 and all(map(_is_record, records)):
             return records
     records = []

@@ -39,6 +39,8 @@ class Keys:
             if not known:
                 bench.blame("I3", key, "a key that nobody had written", read)
                 continue
+            if read.data.get("srv", 1) < read.data.get("due", 0):
+                bench.blame("I1", key, "claimed before it was due", read)
             dues = [w.t + max(0, w.data.get("delay_us") or 0) * 1000 for w in known]
             if self._clock.steady and min(dues) - at > _DRIFT + (at - known[0].t) // 1000:
                 bench.blame("I1", key, "read before any write of it allows", *known, read)
@@ -52,25 +54,35 @@ class Keys:
         failed: list[Operation],
     ) -> None:
         redelivered = self._bench.verdict.redelivered
+        tokens: dict[int, Operation] = {}
         again = 0
         for i, read in enumerate(reads):
-            at = read.end or read.t
-            if i - again < sum(write.t <= at for write in writes):
+            if (tok := read.data.get("tok")) is not None:
+                if tok in tokens:
+                    self._bench.blame("I5", key, "one claim was read twice", tokens[tok], read)
+                tokens[tok] = read
+            # Of a later attempt it is known that it is no new write.
+            fresh = read.data.get("att", 1) == 1
+            written = sum(write.t <= (read.end or read.t) for write in writes)
+            if not written or (fresh and i - again < written):
                 continue
             again += 1
             before = reads[i - 1] if i else None
-            reason = None
-            if before is not None:
-                since = before.end or before.t
-                if any(since <= (op.end or op.t) and op.t <= at for op in failed):
-                    reason = "failed"
-                reason = reason or self._bench.troubles.met(before.p, before.t, at)
-                # The claim may have been made for another reader of the same consumer.
-                reason = reason or self._bench.troubles.anywhere(before.t, at)
+            reason = self._reason(before, read, failed) if before else None
+            if before is None:
+                reason = self._bench.troubles.anywhere(writes[0].t, read.end or read.t)
             redelivered[f"read: {reason}" if reason else "unexplained"] += 1
-            if reason is None and before is not None:
+            if reason is None:
                 text = "read more often than it was written, and nothing explains why"
                 self._bench.blame("I4", key, text, *writes, before, read)
+
+    def _reason(self, before: Operation, read: Operation, failed: list[Operation]) -> str | None:
+        since, until = before.end or before.t, read.end or read.t
+        if any(since <= (op.end or op.t) and op.t <= until for op in failed):
+            return "failed"
+        troubles = self._bench.troubles
+        # The claim may have been made for another reader of the same consumer.
+        return troubles.met(before.p, before.t, until) or troubles.anywhere(before.t, until)
 
     def _last(
         self,

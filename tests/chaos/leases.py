@@ -17,6 +17,8 @@ from chaos.troubles import FOREVER, Troubles
 from chaos.verdict import Bench
 
 _SETTLES = {"confirm", "retry", "release"}
+#: What a lane was answered last is remembered for so long, in ns, at the least.
+_MEMO = 60_000_000_000
 
 
 class Generation:
@@ -63,38 +65,36 @@ class Generation:
         words = self.words.get(run.data["tok"])
         return [word for word in words if word.op in ops] if words else []
 
-    def refused(self, run: Operation) -> bool:
-        """Tell whether the library told a run that its word did not count."""
-        return any(
-            word.ph == "ok" and not word.data.get("accepted", False)
-            for word in self.said(run, "auto", "confirm")
-        )
-
     def confirmed(self) -> Operation | None:
-        """Return a confirm that was accepted."""
+        """Return a confirm that was accepted, the handler's own or the hand's."""
         for words in self.words.values():
             for word in words:
                 if word.op == "confirm" and accepted(word):
+                    return word
+                if word.op == "auto" and word.data.get("result") == "DONE" and accepted(word):
                     return word
         return None
 
     @property
     def handled(self) -> bool:
         """True when it was done, as far as can be seen, and nothing need follow."""
-        if any(
-            word.op == "confirm" and (word.unknown or accepted(word))
-            for words in self.words.values()
-            for word in words
+        if self.confirmed() or any(
+            word.op == "confirm" and word.unknown for words in self.words.values() for word in words
         ):
             return True
+        if not self.runs:
+            return False
         # Of those that returned, the last: whatever came before was taken from its holder.
-        return bool(self.runs) and self.runs[-1].ph == "ok"
-
-    @property
-    def gave_up(self) -> bool:
-        """True when the handler of the last run may have asked for another, or raised."""
-        run = self.runs[-1]
-        return run.ph == "no" or bool(self.said(run, "retry", "release"))
+        last = self.runs[-1]
+        if last.ph != "ok" or last.end is None:
+            return False
+        given_back = any(word.ph == "ok" for word in self.said(last, "retry", "release"))
+        refused = any(
+            # What was confirmed long before is not remembered when it is asked again.
+            word.t - last.end < _MEMO and not accepted(word)
+            for word in self.said(last, "auto")
+        )
+        return not (given_back or refused)
 
 
 def token(run: Operation) -> int:
@@ -165,14 +165,14 @@ class Leases:
 
     @staticmethod
     def _given_back(gen: Generation, earlier: Operation, run: Operation) -> str | None:
-        if any(word.ph != "no" and word.t <= run.t for word in gen.said(earlier, "release")):
+        words = [word for word in gen.said(earlier, "retry", "release") if word.t <= run.t]
+        if any(word.op == "release" and word.ph != "no" for word in words):
             return "released"
-        for word in gen.said(earlier, "retry"):
-            if word.ph != "no" and word.t <= run.t and (word.unknown or accepted(word)):
-                return "retried"
-        if earlier.ph == "no" and earlier.end is not None and earlier.end <= run.t:
-            return "failed"
-        return None
+        failed = earlier.ph == "no" and earlier.end is not None and earlier.end <= run.t
+        if any(word.unknown or accepted(word) for word in words):
+            return "failed" if failed else "retried"
+        # Where it is told, nothing else can be: or else the failure itself tells.
+        return "failed" if failed and not words else None
 
     def _ran_out(self, gen: Generation, earlier: Operation, run: Operation) -> str | None:
         lease = min(
@@ -225,7 +225,8 @@ class Leases:
         bench = self._bench
         confirm = gen.confirmed()
         for letter in gen.letters:
-            reason, attempt = letter.data.get("reason"), letter.data.get("attempt")
+            reason = letter.data.get("reason")
+            attempt = letter.data.get("attempt", letter.data.get("att"))
             if gen.revived:
                 continue
             if (
@@ -251,6 +252,13 @@ class Leases:
             later = [run for run in gen.runs if token(run) > confirm.data["tok"]]
             if later:
                 bench.blame("I7", gen.id, "confirmed, and claimed once more", confirm, *later)
+        for words in gen.words.values():
+            for word in words:
+                over = word.data.get("result") in ("DEAD", "CANCELLED") and accepted(word)
+                later = [r for r in gen.runs if over and token(r) > word.data["tok"]]
+                if later and not gen.revived:
+                    text = f"{word.op} came to {word.data['result']}, and it was claimed once more"
+                    bench.blame("I8", gen.id, text, word, *later)
         counted: set[int] = set()
         for tok, words in gen.words.items():
             settled = {word.op for word in words if word.op in _SETTLES and accepted(word)}
@@ -308,7 +316,10 @@ def stale_words(bench: Bench, id: str, gens: list[Generation]) -> None:
     for gen in gens:
         for tok, words in gen.words.items():
             for word in words:
-                by = newer.get(tok)
-                if accepted(word) and by is not None and by.t < word.t:
+                by, since = newer.get(tok), word.t
+                if word.op == "auto":
+                    # It is noted when the answer has come. It was asked when the run was over.
+                    since = next((r.end or r.t for r in gen.runs if token(r) == tok), 0)
+                if accepted(word) and by is not None and by.t < since:
                     text = f"{word.op} counted after a newer claim"
                     bench.blame("I5", id, text, word, by)

@@ -13,8 +13,9 @@ import heapq
 import itertools
 from collections.abc import Iterable
 
+from chaos.biography import Biography
 from chaos.clock import Clock
-from chaos.history import HistoryError, Operation
+from chaos.history import Operation
 from chaos.leases import Generation, Leases, stale_words, token
 from chaos.troubles import FOREVER
 from chaos.verdict import Bench
@@ -23,7 +24,6 @@ from chaos.verdict import Bench
 _DEFINITE = {"replace", "error"}
 #: A claim may seem so much earlier than it was, in ns: the two clocks' speeds may differ.
 _DRIFT = 1_000_000
-_WORDS = {"auto", "confirm", "extend", "release", "retry"}
 
 
 class Lives:
@@ -37,7 +37,7 @@ class Lives:
 
     def check(self, id: str, operations: list[Operation]) -> None:
         """Check all that happened to one id."""
-        life = _Life(id, operations)
+        life = Biography(id, operations, self._bench.nameless)
         for op in life.strays:
             self._stray(life, op)
         gens = list(life.generations.values())
@@ -61,7 +61,7 @@ class Lives:
         if self._bench.pending is not None and id in self._bench.pending:
             self._pending(life, gens)
 
-    def _stray(self, life: _Life, op: Operation) -> None:
+    def _stray(self, life: Biography, op: Operation) -> None:
         what = "was handed out" if op.op == "run" else "died"
         text = f"n={op.data.get('n')!r} {what}, which was never posted under this id"
         self._bench.blame("I3", life.id, text, op)
@@ -82,7 +82,7 @@ class Lives:
         definite = gen.first or post.data.get("if_exists", "replace") in _DEFINITE
         return (post.ph == "ok" and definite) or bool(gen.runs or gen.letters)
 
-    def _order(self, life: _Life, gens: list[Generation]) -> None:
+    def _order(self, life: Biography, gens: list[Generation]) -> None:
         """Find generations handed out after a later one had been acknowledged: I10."""
         gens = [gen for gen in gens if gen.origin and gen.origin.ph != "no"]
         done = {gen: self.effect(gen) for gen in gens}
@@ -113,7 +113,7 @@ class Lives:
         self._interleaved(life, gens, done)
 
     def _interleaved(
-        self, life: _Life, gens: list[Generation], done: dict[Generation, int]
+        self, life: Biography, gens: list[Generation], done: dict[Generation, int]
     ) -> None:
         """Find generations that took turns: each is current once, whatever the order."""
         claims = sorted(
@@ -137,7 +137,7 @@ class Lives:
                 text = "an older generation was claimed after a newer one"
                 self._bench.blame("I10", life.id, text, mine, newest, last, run)
 
-    def _cancelled(self, life: _Life, gen: Generation) -> None:
+    def _cancelled(self, life: Biography, gen: Generation) -> None:
         """Find claims after a cancel that answered, whatever it answered: I6."""
         post = gen.origin
         if post is None or post.ph != "ok" or post.end is None or gen.revived:
@@ -157,7 +157,7 @@ class Lives:
 
     # ------------------------------------------------------------------------- what was delivered
 
-    def _delivery(self, life: _Life, gen: Generation) -> None:
+    def _delivery(self, life: Biography, gen: Generation) -> None:
         post = gen.origin
         assert post
         for run in gen.runs:
@@ -174,7 +174,7 @@ class Lives:
         if expires is not None and not gen.revived:
             self._expiry(life, gen, post, expires)
 
-    def _punctual(self, life: _Life, gen: Generation, post: Operation) -> None:
+    def _punctual(self, life: Biography, gen: Generation, post: Operation) -> None:
         """Find handlers that began before the delay was over, by the monotonic clock alone."""
         run = gen.runs[0]
         delay = post.data.get("delay_us")
@@ -197,7 +197,7 @@ class Lives:
             text = f"its handler began {early / 1e6:.1f} ms before the delay was over"
             self._bench.blame("I1", life.id, text, post, *life.moves, run)
 
-    def _expiry(self, life: _Life, gen: Generation, post: Operation, expires: int) -> None:
+    def _expiry(self, life: Biography, gen: Generation, post: Operation, expires: int) -> None:
         for run in gen.runs:
             # Given again after a lost reply, it was claimed before: the token tells when.
             at = min(run.data["srv"], token(run)) * 1000
@@ -213,7 +213,7 @@ class Lives:
 
     # ------------------------------------------------------------------------ what became of it
 
-    def _fate(self, life: _Life, gen: Generation) -> None:
+    def _fate(self, life: Biography, gen: Generation) -> None:
         counts = self._bench.verdict.counts
         post = gen.origin
         assert post
@@ -243,7 +243,7 @@ class Lives:
                 text += f"; started {len(gen.runs)} times"
             self._bench.blame("I2", life.id, text, post, *gen.runs, *life.cancels)
 
-    def _may_be_cancelled(self, life: _Life, post: Operation) -> bool:
+    def _may_be_cancelled(self, life: Biography, post: Operation) -> bool:
         return any(
             cancel.ph != "no"
             and cancel.data.get("outcome") != "NOT_FOUND"
@@ -251,7 +251,7 @@ class Lives:
             for cancel in life.cancels
         )
 
-    def _pending(self, life: _Life, gens: Iterable[Generation]) -> None:
+    def _pending(self, life: Biography, gens: Iterable[Generation]) -> None:
         """Find ids that are pending at the end though nothing can be: I12."""
         if life.revivals:
             return
@@ -283,53 +283,3 @@ def claimed_after(clock: Clock, run: Operation, cancel: Operation) -> bool:
     in_flight = cancel.data.get("outcome") == "IN_FLIGHT"
     since = clock.first_claimed(run) if in_flight else clock.claimed(run)[0]
     return since > cancel.end
-
-
-class _Life:
-    """The operations on one id, sorted by what they are."""
-
-    def __init__(self, id: str, operations: list[Operation]) -> None:
-        self.id = id
-        self.generations: dict[int | None, Generation] = {}
-        self.cancels: list[Operation] = []
-        self.moves: list[Operation] = []
-        self.revivals: list[Operation] = []
-        self.strays: list[Operation] = []
-        rest = []
-        for op in operations:
-            if op.op == "post":
-                n = op.data.get("n")
-                if n in self.generations:
-                    raise HistoryError(f"two posts of {id!r} have the serial {n!r}")
-                self.generations[n] = Generation(id, op)
-            else:
-                rest.append(op)
-        for op in rest:
-            self._sort(op)
-
-    def _sort(self, op: Operation) -> None:
-        if op.op == "cancel":
-            self.cancels.append(op)
-        elif op.op == "reschedule":
-            self.moves.append(op)
-        elif op.op == "revive":
-            self.revivals.append(op)
-        elif (gen := self._whose(op)) is None:
-            if op.op == "run" or (op.op in ("dead", "expired") and op.data.get("n") is not None):
-                self.strays.append(op)
-        elif op.op == "run":
-            gen.runs.append(op)
-        elif op.op in _WORDS:
-            gen.words.setdefault(op.data["tok"], []).append(op)
-        elif op.op in ("dead", "expired"):
-            gen.letters.append(op)
-
-    def _whose(self, op: Operation) -> Generation | None:
-        if op.data.get("n") is None and op.op != "run" and len(self.generations) == 1:
-            return next(iter(self.generations.values()))
-        return self.generations.get(op.data.get("n"))
-
-    def bury(self, letter: Operation) -> None:
-        """Take a dead letter that was there at the end."""
-        if (gen := self._whose(letter)) is not None:
-            gen.letters.append(letter)

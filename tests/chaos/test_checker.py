@@ -151,6 +151,32 @@ class TestOddButLegal:
         story.run("a", 2, 25, p=OTHER)
         assert 2 == accepted(story).counts["handled"]
 
+    def test_told_late_that_it_was_confirmed(self, story):
+        """The hand hears of its confirm when a newer generation runs already."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10)
+        story.post("a", 2, 20)
+        story.run("a", 2, 30, p=OTHER)
+        story.say(NODE, 40, "auto", id="a", n=1, tok=tok, accepted=True, result="DONE")
+        accepted(story)
+
+    def test_a_failure_that_was_told(self, story):
+        """A hand that fails its event asks for a retry; what that was answered is recorded."""
+        story.post("a", 1, max_retries=1)
+        tok = story.run("a", 1, 10, ph="no")
+        story.word("retry", 16, ("a", 1, tok), result="DONE")
+        tok = story.run("a", 1, 80, ph="no", att=2)
+        story.word("retry", 86, ("a", 1, tok), result="DEAD")
+        story.say(NODE, 90, "dead", id="a", n=1, reason="failed", att=2)
+        assert {"failed": 1} == accepted(story).redelivered
+
+    def test_a_post_whose_id_nobody_knows(self, story):
+        """The poster was killed in a call that was to make an id; its event appears."""
+        story.call(POSTER, "post", 0, None, n=1, delay_us=0, max_retries=3, crc=1)
+        story.kill(POSTER, 5)
+        story.run("made", 1, 10)
+        assert 1 == accepted(story).counts["recovered"]
+
     def test_a_late_confirm_counts(self, story):
         """A confirm after the lease's end counts until somebody else has claimed."""
         story.post("a", 1)
@@ -332,6 +358,21 @@ class TestEvents:
         story.post("a", 2, 30_000)
         caught(story, "I2", "n=2")
 
+    def test_lost_after_a_retry(self, story):
+        """I2: a handler that asked for a retry, and returned, has not handled its event."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10, took=20)
+        story.word("retry", 20, ("a", 1, tok))
+        caught(story, "I2")
+
+    def test_lost_when_refused(self, story):
+        """I2: a run whose confirm was refused has not handled its event either."""
+        story.post("a", 1)
+        story.fault("F52", 5, 900, target="node-1")
+        tok = story.run("a", 1, 10, took=900)
+        story.say(NODE, 920, "auto", id="a", n=1, tok=tok, accepted=False)
+        caught(story, "I2")
+
     def test_unexpected(self, story):
         """I3: what nobody posted, or was refused, or is not posted yet, is not handed out."""
         story.run("nobody", 1, 10)
@@ -461,6 +502,15 @@ class TestEvents:
         story.run("a", 1, 700, p=OTHER, att=2)
         caught(story, "I7", "claimed once more")
 
+    def test_confirmed_by_the_hand_and_claimed(self, story):
+        """I7: also where the hand was told so, and not the handler."""
+        story.fault("F22", 20, 600)
+        story.post("a", 1)
+        tok = story.run("a", 1, 10)
+        story.say(NODE, 17, "auto", id="a", n=1, tok=tok, accepted=True, result="DONE")
+        story.run("a", 1, 700, p=OTHER, att=2)
+        caught(story, "I7", "claimed once more")
+
     def test_confirmed_twice(self, story):
         """I7: two holders are not both believed."""
         story.fault("F52", 20, 700, target="node-1")
@@ -507,6 +557,23 @@ class TestEvents:
         story.run("a", 1, 10, ph="no")
         story.ends(dead=[{"id": "a", "n": 1, "reason": "failed", "attempt": 1}])
         caught(story, "I8", "after attempt 1")
+
+    @pytest.mark.parametrize("result", ["DEAD", "CANCELLED"])
+    def test_claimed_after_its_end(self, story, result):
+        """I8: what a failure came to is final."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10, ph="no")
+        story.word("retry", 16, ("a", 1, tok), result=result)
+        story.run("a", 1, 80, att=2)
+        caught(story, "I8", f"came to {result}")
+
+    def test_a_failure_that_was_refused_explains_nothing(self, story):
+        """I4: a holder whose retry was refused has not given it back."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10, ph="no")
+        story.word("retry", 16, ("a", 1, tok), accepted=False)
+        story.run("a", 1, 700, p=OTHER, att=2)
+        caught(story, "I4", "nothing explains why")
 
     def test_claimed_after_its_death(self, story):
         """I8: the dead are not handed out."""

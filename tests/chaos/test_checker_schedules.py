@@ -309,8 +309,8 @@ def write(story, key, at, *, n=1, delay_ms=0, ph="ok"):
     story.call(POSTER, "write", at, at + 2, ph, id=key, **fields)
 
 
-def read(story, key, at, *, p="reader.20"):
-    story.call(p, "read", at - 1, at, said={"id": key}, **RUNAT)
+def read(story, key, at, *, p="reader.20", **said):
+    story.call(p, "read", at - 1, at, said={"id": key} | said, **RUNAT)
 
 
 class TestKeys:
@@ -369,6 +369,28 @@ class TestKeys:
         read(story, "x", 10)
         read(story, "x", 700, p="reader.21")
         caught(story, "I4", "more often")
+
+    def test_read_again_though_it_was_moved(self, story):
+        """I4: a later attempt is a redelivery, however often the key was written."""
+        write(story, "x", 0)
+        write(story, "x", 5)
+        read(story, "x", 10, tok=1, att=1)
+        read(story, "x", 700, p="reader.21", tok=2, att=2)
+        caught(story, "I4", "more often")
+
+    def test_one_claim_read_twice(self, story):
+        """I5: each claim goes to one reader."""
+        write(story, "x", 0)
+        write(story, "x", 5)
+        read(story, "x", 10, tok=1)
+        read(story, "x", 20, p="reader.21", tok=1)
+        caught(story, "I5", "read twice")
+
+    def test_claimed_early(self, story):
+        """I1: claimed before it was due, by the server."""
+        write(story, "x", 0)
+        read(story, "x", 10, due=server_us(5), srv=server_us(4))
+        caught(story, "I1", "before it was due")
 
     def test_early(self, story):
         """I1: read before its time."""

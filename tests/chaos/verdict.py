@@ -126,6 +126,8 @@ class Bench:
         #: The end: ids that are pending, None when the history has no end; dead letters by id.
         self.pending: set[str] | None = None
         self.buried: dict[str, Operation] = {}
+        #: Posts whose id nobody knows, by their serial.
+        self.nameless: dict[int, Operation] = {}
 
     def blame(self, invariant: str, id: str | None, text: str, *proof: Operation | None) -> None:
         """Bring a violation."""
