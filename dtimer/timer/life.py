@@ -21,7 +21,7 @@ from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.herald import Herald
 from dtimer.engine.listener import Listener
 from dtimer.engine.service import Service
-from dtimer.errors import StateRollback, StoreError
+from dtimer.errors import StateRollback, StoreError, UsageError
 from dtimer.model.event import Health
 from dtimer.model.names import incarnation
 from dtimer.model.options import Options
@@ -178,6 +178,8 @@ class Life:
         self._claimer.tried.wait(2 * self._options.timeout / 1e6)
         if self._claimer.answered is None:
             error = self._claimer.error
+            if error is None:
+                raise UsageError("the threads of the node do not run, or far too slowly")
             raise StoreError(f"Redis went away while joining: {error}") from error
         if self._deafness is not None:
             self._hearing_changed(self._deafness)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import weakref
 from typing import Protocol
 
@@ -16,6 +17,17 @@ class Watched(Protocol):
 
     def after_fork(self) -> None:
         """This is a forked child, with none of its parent's threads."""
+
+
+def why_no_threads() -> str | None:
+    """Return why no thread would run beside the others in this process; None where they do."""
+    if not getattr(sys.modules.get("uwsgi"), "has_threads", True):
+        return "uWSGI runs no threads here: start it with enable-threads"
+    patched = getattr(sys.modules.get("eventlet.patcher"), "is_monkey_patched", None)
+    if patched is not None and patched("thread"):
+        # Its greenlets stop altogether where one of them waits for a SimpleQueue.
+        return "eventlet has replaced the threads, and does not go with them: use gevent, or none"
+    return None
 
 
 _watched: weakref.WeakSet[Watched] = weakref.WeakSet()

@@ -154,7 +154,8 @@ class DTimer(Calendar):
         Raises:
             StoreError: Redis is not there. Nothing is left running.
             NamespaceCorrupt: the namespace holds what is not ours.
-            UsageError: called by a handler of this node while it leaves.
+            UsageError: called by a handler of this node while it leaves, or where no thread
+                would run: uWSGI without enable-threads, eventlet.
         """
         self._notice_fork()
         while True:
@@ -170,6 +171,8 @@ class DTimer(Calendar):
                 raise UsageError("join() was called by a handler of the node that leaves")
 
     def _begin(self) -> None:
+        if reason := process.why_no_threads():
+            raise UsageError(f"a node needs threads. {reason}")
         self._forget_life()
         life = Life(self._id, self._options, self._store, WeakVoice(self))
         life.start()

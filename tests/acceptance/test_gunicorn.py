@@ -159,6 +159,7 @@ def web(tmp_path, server, namespace):
         each.close()
 
 
+@pytest.mark.fault("F62")
 @pytest.mark.parametrize("early", ["", "1"])
 def test_preloaded_workers(web, client, namespace, early):
     """

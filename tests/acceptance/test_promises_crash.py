@@ -60,6 +60,7 @@ class Supervised:
         self.fleet.start(next(self.names))
 
 
+@pytest.mark.fault("F59")
 @pytest.mark.slow
 def test_ten_kills_in_mid_handler(server, client, namespace, post):
     """
@@ -114,6 +115,7 @@ def test_no_second_start_at_most_once(server, client, namespace, post):
         assert 1 == len(starts_by_id(fleet)[id])
 
 
+@pytest.mark.fault("F59")
 def test_an_event_that_kills_is_given_up(server, client, namespace, post):
     """
     An event on which every node that takes it is killed is started ``max_retries + 1``
@@ -130,6 +132,7 @@ def test_an_event_that_kills_is_given_up(server, client, namespace, post):
         assert 3 == len(starts_by_id(fleet)[id])
 
 
+@pytest.mark.fault("F76")
 @pytest.mark.slow
 def test_heartbeats_hold_a_long_handler(server, client, namespace, post):
     """

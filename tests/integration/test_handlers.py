@@ -43,6 +43,7 @@ def takes_a_turn(timer):
 class TestFailure:
     """A handler that raises fails what it has not confirmed, and nothing else."""
 
+    @pytest.mark.fault("F74")
     def test_error_says_what_and_why(self, make):
         """
         'error' gets a HandlerError with the events that failed and the handler's own
@@ -62,6 +63,7 @@ class TestFailure:
             record = timer.peek(id)
             assert (State.SCHEDULED, 1) == (record.state, record.attempt)
 
+    @pytest.mark.fault("F74")
     def test_others_are_unaffected(self, make):
         """One event that fails does not keep the next from its handler."""
         timer = make(backoff=LATER)
@@ -115,6 +117,7 @@ class TestFailure:
         assert 1 == len(starts.next())
         assert starts.empty()
 
+    @pytest.mark.fault("F84")
     def test_the_payload_is_fresh_each_time(self, make):
         """What a handler does to a payload is not seen by the next attempt."""
         timer = make(backoff=0, max_retries=1)
@@ -207,6 +210,7 @@ class TestFailure:
 class TestListeners:
     """Who listens, and what follows from it."""
 
+    @pytest.mark.fault("F79")
     def test_all_listeners_run(self, make):
         """
         A listener that raises does not keep the others from the event; the batch has
@@ -266,6 +270,7 @@ class TestListeners:
         (left,) = ids - {taken[0][0].id}
         assert (State.SCHEDULED, 0) == (timer.peek(left).state, timer.peek(left).attempt)
 
+    @pytest.mark.fault("F75")
     def test_a_listener_of_error_that_raises(self, make, caplog):
         """A listener of 'error' that raises is logged, and the node goes on."""
         timer = make(backoff=0, max_retries=1)
@@ -279,6 +284,7 @@ class TestListeners:
         assert 2 == len(logged)
         assert all(r.exc_info[0] is ZeroDivisionError for r in logged)
 
+    @pytest.mark.fault("F75")
     def test_nobody_listens_to_error(self, make, caplog):
         """Without a listener of 'error' an error is logged, once."""
         timer = make(backoff=LATER)
@@ -291,6 +297,7 @@ class TestListeners:
         assert "a handler raised Boom: no" in record.message
         assert "Boom" in caplog.text
 
+    @pytest.mark.fault("F78")
     def test_nobody_listens_to_event(self, make):
         """
         A node without a listener of 'event' claims nothing and is not waited for; with
@@ -341,6 +348,7 @@ class TestListeners:
 class TestOwnEvent:
     """A handler that turns to its own event."""
 
+    @pytest.mark.fault("F80")
     def test_posts_its_own_id(self, make):
         """
         A handler may post its own id anew: the new event fires, and the end of the old
@@ -369,6 +377,7 @@ class TestOwnEvent:
         totals = timer.stats().totals
         assert (3, 3, 1) == (totals["posted"], totals["started"], totals["confirmed"])
 
+    @pytest.mark.fault("F80")
     def test_posts_its_own_id_and_returns(self, make):
         """
         The confirm that follows a handler's return does not touch its successor either; and
@@ -393,6 +402,7 @@ class TestOwnEvent:
         assert lost.empty()
         assert errors.empty()
 
+    @pytest.mark.fault("F81")
     def test_cancels_itself(self, make):
         """A handler that cancels its own event is told that it runs; no retry follows."""
         timer = make(backoff=0)
@@ -412,6 +422,7 @@ class TestOwnEvent:
         assert [Cancelled.IN_FLIGHT] == told
         assert retries.empty()
 
+    @pytest.mark.fault("F81")
     def test_reschedules_itself(self, make):
         """An event in flight cannot be moved: False, and the handler's return confirms it."""
         timer = make()
@@ -422,6 +433,7 @@ class TestOwnEvent:
             eventually(lambda: timer.peek(id) is None)
         assert [False] == told
 
+    @pytest.mark.fault("F82")
     def test_confirm_twice(self, make):
         """A second confirm is as true as the first, from whatever thread it comes."""
         timer = make()
@@ -444,6 +456,7 @@ class TestOwnEvent:
         assert [True, None, True] == told
         assert 1 == timer.stats().totals["confirmed"]
 
+    @pytest.mark.fault("F82")
     def test_confirm_after_the_lease_was_lost(self, make):
         """
         When somebody else has the event, confirm, retry and extend give False and change
@@ -506,6 +519,7 @@ class TestOwnEvent:
 class TestBatches:
     """Several events at a time."""
 
+    @pytest.mark.fault("F74")
     def test_only_the_unconfirmed_fail(self, make):
         """Of five events a handler confirms two and raises: the other three are retried."""
         timer = make(max_events=5, backoff=LATER)
@@ -524,6 +538,7 @@ class TestBatches:
             assert [1, 1, 1] == [timer.peek(id).attempt for id in ids[2:]]
         assert errors.empty()
 
+    @pytest.mark.fault("F83")
     def test_never_more_than_free_hands_can_start(self, make):
         """What is in flight is never more than the hands hold; the rest is others'."""
         timer = make(max_events=2, concurrency=2)
@@ -577,6 +592,7 @@ class TestLease:
         assert lost.empty()
         assert 1 == timer.stats().totals["started"]
 
+    @pytest.mark.fault("F77")
     def test_max_run_ends_the_heartbeats(self, make):
         """
         A handler that overruns max_run no longer keeps its event: somebody else gets it,
@@ -659,6 +675,7 @@ class TestLease:
             assert ev.confirm() is True
 
 
+@pytest.mark.fault("F61")
 @pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
 def test_a_handler_that_ends_the_process(make, end):
     """

@@ -102,6 +102,7 @@ class TestJoin:
                 assert [{"n": n}] == caught.next()
         assert 3 == len(lives)
 
+    @pytest.mark.fault("F70")
     def test_two_nodes_of_one_name(self, make):
         """An id may be shared: each of two nodes is registered, and holds its own leases."""
         one, two = make("same"), make("same")
@@ -309,6 +310,7 @@ class TestLeave:
         assert not timer.joined
         assert timer.peek(id) is None
 
+    @pytest.mark.fault("F60")
     def test_no_new_claims(self, make):
         """While a node leaves it claims nothing: what falls due then is others'."""
         timer, other = make("leaving"), make("other")
@@ -328,6 +330,7 @@ class TestLeave:
             leaving.join(PATIENCE)
         assert 0 == handler.waiting
 
+    @pytest.mark.fault("F60")
     def test_a_handler_that_hangs_is_given_up(self, make):
         """
         leave(timeout) gives back what still runs then, its attempt charged: the handler
@@ -402,6 +405,7 @@ class TestLeave:
             thread.join(PATIENCE)
             assert not thread.is_alive()
 
+    @pytest.mark.fault("F68")
     def test_by_a_handler(self, make):
         """
         A handler may call leave(): it returns at once, and the node ends when the handler
@@ -424,6 +428,7 @@ class TestLeave:
         with timer:
             assert timer.joined
 
+    @pytest.mark.fault("F68")
     @pytest.mark.parametrize("said", ["error", "retry", "connected", "ready"])
     def test_by_a_listener(self, make, said):
         """Whoever listens to an event of the node may call leave() there."""
@@ -529,6 +534,7 @@ class TestLeave:
             leaving.join(PATIENCE)
             assert posted.is_set()
 
+    @pytest.mark.fault("F60")
     def test_unstarted_claims_are_handed_back(self, make, server):
         """
         What was claimed and not started when the node was asked to leave, goes back at
@@ -573,6 +579,7 @@ class TestLeave:
         assert not running.is_alive()
 
 
+@pytest.mark.fault("F69")
 class TestStorms:
     """Again and again, and all at once."""
 
@@ -626,6 +633,7 @@ class TestStorms:
         assert list(range(400)) == sorted(caught)
 
 
+@pytest.mark.fault("F73")
 class TestForgotten:
     """Nodes that nobody made leave."""
 

@@ -56,6 +56,7 @@ def left_nothing(client, namespace):
 class TestSignals:
     """run(), the body of a worker script."""
 
+    @pytest.mark.fault("F60")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_the_first_lets_handlers_end(self, script, make, client, namespace, number):
         """
@@ -148,6 +149,7 @@ class TestSignals:
         assert "" == program.end(0)
         assert left_nothing(client, namespace)
 
+    @pytest.mark.fault("F61")
     def test_a_handler_that_exits(self, script, make):
         """sys.exit() in a handler ends run(): its event is retried, the program ends well."""
         program = script(
@@ -165,6 +167,7 @@ class TestSignals:
         assert 1 == make().peek("tea").attempt
 
 
+@pytest.mark.fault("F67")
 class TestExit:
     """Programs that end without a leave()."""
 
@@ -284,6 +287,7 @@ def forked(act):
 class TestFork:
     """A child has no threads, fresh locks and connections, and has not joined."""
 
+    @pytest.mark.fault("F62")
     def test_after_join(self, script, make):
         """
         A child of a joined process has not joined; it may post, and may join and receive
@@ -421,6 +425,7 @@ dt.leave()
         assert ["False None", "child 0", "True"] == [program.hear() for _ in range(3)]
         assert "" == program.end(0)
 
+    @pytest.mark.fault("F63")
     @pytest.mark.parametrize("joined", [False, True])
     def test_while_threads_are_at_it(self, script, make, joined):
         """
