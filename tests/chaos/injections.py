@@ -65,6 +65,12 @@ class Scene:
         return line
 
 
+def _stat(scene: Scene, name: str) -> int:
+    return int(scene.admin.info("stats")[name])
+
+
+OVERFLOWS = "client_output_buffer_limit_disconnections"
+
 #: By number: the injection, and whether it strikes the server, which one may do at a time.
 INJECTIONS: dict[str, tuple[Callable[[Scene], Injection], bool]] = {}
 
@@ -154,6 +160,17 @@ def delay(scene: Scene) -> Injection:
     yield True
 
 
+@_register("F08")
+def narrow(scene: Scene) -> Injection:
+    """Little gets through at a time."""
+    who = scene.anybody()
+    yield who.name, scene.for_(1, 2)
+    who.proxy.throttle(10_000)
+    yield
+    who.proxy.heal()
+    yield True
+
+
 @_register("F09")
 def refuse(scene: Scene) -> Injection:
     """One finds no server where it was."""
@@ -177,6 +194,29 @@ def cut_off(scene: Scene) -> Injection:
 
 
 # ------------------------------------------------------------------------------- the server
+
+
+@_register("F13", server=True)
+def drop_the_idle(scene: Scene) -> Injection:
+    """The server ends connections that are idle for a second."""
+    yield "server", scene.for_(1.5, 2.5)
+    scene.admin.config_set("timeout", 1)
+    yield
+    scene.admin.config_set("timeout", 0)
+    yield True
+
+
+@_register("F14", server=True)
+def too_many_clients(scene: Scene) -> Injection:
+    """The server has as many clients as it may, when all of them are to come again."""
+    yield "server", scene.for_(0.5, 1.5)
+    before = _stat(scene, "rejected_connections")
+    scene.admin.config_set("maxclients", 3)
+    scene.admin.client_kill_filter(_type="normal", skipme=True)
+    yield
+    struck = _stat(scene, "rejected_connections") > before
+    scene.admin.config_set("maxclients", 10_000)
+    yield struck
 
 
 @_register("F19", server=True)
@@ -259,7 +299,7 @@ def overflow(scene: Scene) -> Injection:
     asking = DTimer("nemesis", scene.server.url, ns=scene.ns, timeout=5_000)
     mine = [node.incarnation for node in asking.nodes() if node.id == who.name]
     asking.leave()
-    before = _overflows(scene)
+    before = _stat(scene, OVERFLOWS)
     who.ears.blackhole()
     for life in mine:
         for _ in range(12):
@@ -267,11 +307,7 @@ def overflow(scene: Scene) -> Injection:
     yield
     who.ears.heal()
     scene.admin.config_set(limit, "pubsub 32mb 8mb 60")
-    yield bool(mine) and _overflows(scene) > before
-
-
-def _overflows(scene: Scene) -> int:
-    return int(scene.admin.info("stats")["client_output_buffer_limit_disconnections"])
+    yield bool(mine) and _stat(scene, OVERFLOWS) > before
 
 
 @_register("F28", server=True)

@@ -74,7 +74,7 @@ class Nemesis:
 
     def _deal(self) -> str | None:
         """Return the next card, of those that may be played beside what is active."""
-        if len(self._deck) < len(self._cards) // 4:
+        if len(self._deck) < max(3, len(self._cards) // 4):
             more = self._rng.sample(self._cards, len(self._cards))
             self._deck.extend(more)
         names = {active.name for active in self._active}
@@ -104,7 +104,7 @@ class Nemesis:
         (self.struck if struck else self.missed)[active.name] += 1
         if not struck:
             # Once more, before long: whom it was to strike may have been down already.
-            self._deck.insert(2, active.name)
+            self._deck.insert(3, active.name)
 
     def heal(self) -> None:
         """End all that lasts."""

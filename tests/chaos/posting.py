@@ -63,7 +63,12 @@ class _Mint:
 
 
 class Posting(Program):
-    """See the module. Besides: ``rate`` (steps a second), ``bulk`` (events besides), and ``runat``, a name."""
+    """
+    See the module.
+
+    Its setting has besides: ``rate``, in steps a second; ``bulk``, in events a second that are
+    posted on top of that; and ``runat``, the name of a queue.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
