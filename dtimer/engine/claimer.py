@@ -108,6 +108,7 @@ class Claimer(Service):
         self._pause = _FIRST_PAUSE
         self._told: set[type] = set()
         self._unsupplied: set[str] = set()
+        self._registered = True
         self._heart = Heart(turns, dispatcher, options.lease)
         self._give_up_at: float | None = None
         # Held by whoever takes a turn.
@@ -221,10 +222,13 @@ class Claimer(Service):
             reached("claim.answered")
         self._request = None
         try:
-            self._answered(request, turn, sent)
-            self._heart.beat()
+            try:
+                self._answered(request, turn, sent)
+            finally:
+                self._heart.beat()
         except Exception as e:
             return self._unanswered(e)
+        self._well()
         return self._nap(request, turn, sent, claiming)
 
     @staticmethod
@@ -248,7 +252,6 @@ class Claimer(Service):
 
     def _answered(self, request: TurnRequest, turn: Turn, sent: float) -> None:
         self.answered = time.monotonic()
-        self._pause = _FIRST_PAUSE
         self._mind_the_clock(turn, sent)
         if turn.claims:
             self._heart.begin(sent)
@@ -256,15 +259,12 @@ class Claimer(Service):
             if armed:
                 reached("claim.handed")
         self._dispatcher.settled(request.settlements, turn.results)
-        if self.error is not None or not self.tried.is_set():
-            self.error = None
-            self._told.clear()
-            self._changed(None)
-        self.tried.set()
         for id, _ in turn.buried:
             self._announce("buried", id)
-        if not turn.known:
+        self._registered = self._registered and turn.known  # until it is done
+        if not self._registered:
             self._turns.register()
+            self._registered = True
         for schedule in turn.short:
             try:
                 self._turns.supply(schedule)
@@ -289,6 +289,15 @@ class Claimer(Service):
         self._heart.hasten()
         self._announce("error", ClockJump(jump))
 
+    def _well(self) -> None:
+        """Note that a turn and all that followed from it was done."""
+        self._pause = _FIRST_PAUSE
+        if self.error is not None or not self.tried.is_set():
+            self.error = None
+            self._told.clear()
+            self._changed(None)
+        self.tried.set()
+
     def _unanswered(self, error: Exception) -> float:
         if type(error) not in self._told:
             # Each kind once in an outage, however they take turns.
@@ -307,12 +316,10 @@ class Claimer(Service):
         if claiming and 0 < request.limit == len(turn.claims) and self._dispatcher.room():
             return 0.0
         now = time.monotonic()
-        # Jitter, so that nodes which started together do not poll together; downwards,
-        # so that the interval is a promise.
+        # Jitter, that nodes do not poll together; downwards: the interval is a promise.
         nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)
         if turn.wait_us is not None:
-            # Counted from when it was asked: its answer was on the way as long as the next
-            # question will be.
+            # Counted from the question: the next will be on its way for as long.
             nap = min(nap, max(0.0, turn.wait_us / 1e6 - (now - sent)))
         nap = min(nap, max(0.0, self._listener.echo_due()))
         if self._dispatcher.running:

@@ -624,6 +624,21 @@ class TestForeignData:
             post(store, "tea")
         store.close()
 
+    def test_a_later_version_while_joined(self, store, node, client):
+        """A node that met a later version is handed nothing more; what it holds it can end."""
+        post(store, "tea")
+        (claim,) = node.claim()
+        post(store, "egg")
+        client.hset(store.keys.sys, "v", "2")
+        turn = node.turn(9)
+        assert [] == turn.claims
+        assert not turn.known
+        assert Result.DONE is node.confirm(claim)
+        with pytest.raises(NamespaceCorrupt, match="version 2"):
+            store.join("node", "{}")
+        client.hset(store.keys.sys, "v", "1")
+        assert ["egg"] == [c.id for c in node.claim(9)]
+
     def test_foreign_members_do_not_stick(self, store, node, client):
         """Members without a body or with a foreign one are buried, the rest is handed out."""
         post(store, "good")

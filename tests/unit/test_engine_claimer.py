@@ -352,15 +352,68 @@ class TestAnswer:
     def test_a_reply_that_cannot_be_dealt_with(self, desk):
         """Trouble after the answer is told, and that answer is not asked for again."""
         desk = desk()
-
-        def register():
-            raise StoreError("gone again")
-
-        desk.turns.register = register
+        registered = _count_failures(desk, "register", 3)
         desk.take(turn(known=False))
-        assert [None, "gone again"] == [e and str(e) for e in desk.told()]
+        assert ["gone again"] == [str(change) for change in desk.told()]
         desk.take()
         assert [1, 2] == [r.seq for r in desk.turns.asked]
+        assert 2 == len(registered)
+
+    def test_a_registration_that_fails_is_one_outage(self, desk):
+        """
+        Until the node is registered it is not well, whatever the turns say in between; and
+        it keeps the leases of what runs.
+        """
+        desk = desk()
+        desk.take()
+        desk.told()
+        desk.take(turn("tea"))
+        desk.begun.get(timeout=PATIENCE)
+        registered = _count_failures(desk, "register", 3)
+        for answer in (turn(known=False), turn(), turn()):
+            desk.claimer._heart.due = 0.0
+            desk.take(answer)
+        assert ["gone again"] == [str(change) for change in desk.told()]
+        assert 3 == len(desk.turns.extended)
+        desk.take()
+        assert 4 == len(registered)
+        assert [None] == desk.told()
+        desk.take()
+        assert 4 == len(registered)
+        desk.go_on.release()
+
+    def test_heartbeats_that_fail_are_one_outage(self, desk):
+        """Turns that are answered meanwhile do not make it one outage each."""
+        desk = desk()
+        desk.take(turn("tea"))
+        desk.begun.get(timeout=PATIENCE)
+        desk.told()
+        beats = _count_failures(desk, "extend", 3)
+        desk.claimer._heart.due = 0.0
+        naps = [desk.take() for _ in range(3)]
+        assert 3 == len(beats)
+        assert ["gone again"] == [str(change) for change in desk.told()]
+        assert "gone again" == str(desk.claimer.error)
+        assert naps[2] > 0.15, "it is tried ever less often"
+        desk.take()
+        assert [None] == desk.told()
+        assert desk.claimer.error is None
+        desk.go_on.release()
+
+
+def _count_failures(desk, name, times):
+    """Have a method of the store fail so often, and its calls counted."""
+    made = []
+    method = getattr(desk.turns, name)
+
+    def failing(*arguments):
+        made.append(arguments)
+        if len(made) <= times:
+            raise StoreError("gone again")
+        return method(*arguments)
+
+    setattr(desk.turns, name, failing)
+    return made
 
 
 class TestNap:

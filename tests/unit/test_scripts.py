@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import resources
 
 from dtimer import DTimer
+from dtimer.store.namespace import SCHEMA
 from dtimer.store.scripts import load, texts
 
 
@@ -22,3 +23,8 @@ def test_no_file_is_read_once_a_timer_is_made(monkeypatch):
         patched.setattr(resources, "files", None)
         assert shas == {name: load(name).sha for name in verbs}
     timer.leave()
+
+
+def test_one_version():
+    """Scripts and package mean the same version of what is kept in Redis."""
+    assert f"local SCHEMA = '{SCHEMA}'\n" in texts()["parts/prelude"]

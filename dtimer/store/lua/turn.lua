@@ -16,7 +16,8 @@
 --
 -- Returns   {now, wait, known, results, claims, buried, short, heard, before, posted}
 --   wait    µs until it is worth asking again; -1 when only a wake or the poll will tell
---   known   1 when the node was registered; 0 asks it to register again
+--   known   1 when the node was registered; 0 asks it to register again, and so does
+--           a schema of another version
 --   results one letter per settled event, in their order (parts/settle.lua)
 --   claims  id, token, attempt, due and body of each claimed event in turn
 --   buried  id and reason of each event found unfit in turn
@@ -107,8 +108,12 @@ local due = {}
 -- How many are due and will be left; nil where nobody has counted them.
 local left, told = 0, 0
 if earliest and earliest <= NOW then
-  local system = redis.call('HMGET', SYS, 'paused', 'token')
-  paused, last_token = system[1] == '1', tonumber(system[2] or '0') or 0
+  local says, version, token = unpack(redis.call('HMGET', SYS, 'paused', 'v', 'token'))
+  -- What another version of dtimer keeps here is not for this one to hand out. To register
+  -- is refused with the reason.
+  local foreign = version and version ~= SCHEMA
+  known = known and not foreign
+  paused, last_token = foreign or says == '1', tonumber(token or '0') or 0
   left = nil
   if limit > 0 and not paused then
     due = redis.call('ZRANGEBYSCORE', DUE, '-inf', digits(NOW), 'WITHSCORES', 'LIMIT', 0, limit)

@@ -32,6 +32,9 @@ if not NOW then
   NOW = t[1] * 1000000 + t[2]
 end
 
+-- The version of all this (dtimer/store/namespace.py).
+local SCHEMA = '1'
+
 -- Lua writes large numbers with an exponent; Redis and people want digits.
 local function digits(n)
   return string.format('%.0f', n)
