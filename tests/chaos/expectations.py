@@ -36,7 +36,7 @@ from chaos.settings import (
     RECOVERY_LIMIT,
 )
 from dtimer import DTimer
-from dtimer.errors import HandlerError, OutcomeUnknown
+from dtimer.errors import HandlerError, OutcomeUnknown, StoreError
 from dtimer.store.keys import Keys
 
 T = TypeVar("T")
@@ -72,8 +72,8 @@ class Node:
         self.said.append((time.monotonic(), name, what))
 
     def join(self) -> None:
-        """Have it join, and its rings counted."""
-        self.timer.join()
+        """Have it join, however busy the machine is, and have its rings counted."""
+        eventually(self._joined)
         assert self.timer._life
         self.incarnation = self.timer._life.incarnation
         listener = self.timer._life._listener
@@ -84,6 +84,11 @@ class Node:
             ring()
 
         listener._ring = counted
+
+    def _joined(self) -> bool:
+        with contextlib.suppress(StoreError):
+            self.timer.join()
+        return self.timer.joined
 
     def heard(self, name: str, since: float = 0.0) -> list[Any]:
         """Return what was emitted under *name* since then."""
@@ -180,6 +185,8 @@ class Watch:
         self._left = Left(self.client)
         self._resident = resident()
         self._poster = DTimer("poster", server.url, ns=ns, timeout=PATIENCE * 1000)
+        # A rollback: it would be logged, where nobody listens.
+        self._poster.on("error", lambda _: None)
 
     # ------------------------------------------------------------------------ the players
 

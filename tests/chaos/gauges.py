@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from dtimer.store.ear import Ear
+from dtimer.store.wire import Wire
 
 PREFIX = "dtimer-"
 
@@ -50,14 +53,13 @@ class _Lines(logging.Handler):
 
 @dataclass(frozen=True)
 class Reading:
-    """What had been used up by then. ``run`` names the server's process."""
+    """What had been used up by then."""
 
     at: float
     threads: set[threading.Thread]
     cpu: float
     connects: int
     lines: int
-    run: str
     calls: int
     connections: int
 
@@ -77,33 +79,47 @@ class Cost:
 
 class Gauges:
     """
-    Counts what is tried, by whom it costs: the threads of nodes, and their server.
+    Counts what the threads of nodes use, and what they ask of their server.
 
-    A context manager. Connections are counted where they are tried, because a server that
-    is not there counts nothing.
+    A context manager. What is asked is counted where it is asked: a server that is not
+    there counts nothing, and one that is counts what the test itself asks as well.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
         #: How many connections threads of nodes have tried to make.
         self.connects = 0
+        #: How many scripts they have called, and subscriptions made, or tried to.
+        self.calls = 0
         self._lines = _Lines()
-        self._before: Callable[..., Any] | None = None
+        self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         logging.getLogger().addHandler(self._lines)
-        self._before = before = socket.socket.connect
-
-        def connect(sock: socket.socket, address: Any) -> None:
-            if threading.current_thread().name.startswith(PREFIX):
-                self.connects += 1
-            before(sock, address)
-
-        socket.socket.connect = connect  # type: ignore[method-assign]
+        self._count(socket.socket, "connect", "connects")
+        self._count(Wire, "run", "calls")
+        self._count(Ear, "open", "calls")
         return self
 
+    def _count(self, owner: type, name: str, what: str) -> None:
+        """Have the calls of a method counted, those by threads of nodes."""
+        before = getattr(owner, name)
+        inherited = name not in vars(owner)
+
+        @functools.wraps(before)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread().name.startswith(PREFIX):
+                setattr(self, what, getattr(self, what) + 1)
+            return before(*args, **kwargs)
+
+        setattr(owner, name, counted)
+        if inherited:
+            self._undo.callback(delattr, owner, name)
+        else:
+            self._undo.callback(setattr, owner, name, before)
+
     def __exit__(self, *_: object) -> None:
-        socket.socket.connect = self._before  # type: ignore[method-assign, assignment]
+        self._undo.close()
         logging.getLogger().removeHandler(self._lines)
 
     @property
@@ -113,13 +129,6 @@ class Gauges:
 
     def read(self) -> Reading:
         """Read everything; the server must answer."""
-        stats = self._client.info("commandstats")
-        # Those that the server refused as well: it was asked.
-        calls = sum(
-            stats[name]["calls"] + stats[name].get("rejected_calls", 0)
-            for name in ("cmdstat_evalsha", "cmdstat_eval", "cmdstat_subscribe")
-            if name in stats
-        )
         threads = node_threads()
         return Reading(
             at=time.monotonic(),
@@ -127,8 +136,7 @@ class Gauges:
             cpu=_cpu(threads),
             connects=self.connects,
             lines=len(self._lines.kept),
-            run=self._client.info("server")["run_id"],
-            calls=calls,
+            calls=self.calls,
             connections=len(self._client.client_list()),
         )
 
@@ -140,8 +148,7 @@ class Gauges:
             cpu=_cpu(before.threads) - before.cpu,
             connects=now.connects - before.connects,
             lines=self._lines.kept[before.lines :],
-            # A server that was started again counts from nothing.
-            calls=now.calls - (before.calls if now.run == before.run else 0),
+            calls=now.calls - before.calls,
             connections=now.connections,
             ended={t.name for t in before.threads if not t.is_alive()},
         )

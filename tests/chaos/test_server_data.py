@@ -1,0 +1,247 @@
+"""The catalogue, F31, F32 and F37 to F40: what the server keeps is taken away, or is foreign."""
+
+from __future__ import annotations
+
+import pytest
+from servers import eventually
+
+from chaos.held import Held
+from dtimer import DTimer, NamespaceCorrupt
+from dtimer.testing import Catch
+
+pytestmark = pytest.mark.chaos
+
+LATER = 3_600_000  # ms; no test is there to see it
+
+
+@pytest.fixture
+def caller(watch, own):
+    """Someone who only posts, and has a connection already."""
+    timer = DTimer("caller", own.url, ns=watch.ns, timeout=300)
+    # Where it is not listened to it would be logged.
+    timer.on("error", lambda _: None)
+    timer.stats()
+    yield timer
+    timer.leave()
+
+
+def _fill(client, megabytes, ttl=None):
+    """Have the server hold so much of somebody else's, which it may evict."""
+    with client.pipeline(transaction=False) as pipe:
+        for n in range(megabytes * 10):
+            pipe.set(f"filler:{n}", b"x" * 100_000, ex=ttl)
+        pipe.execute()
+
+
+def _limit(client, policy):
+    client.config_set("maxmemory-policy", policy)
+    client.config_set("maxmemory", client.info("memory")["used_memory"] + 3_000_000)
+
+
+class TestEvicted:
+    """A server that takes from the one to give to the other."""
+
+    @pytest.mark.fault("F31")
+    def test_everything_may_be(self, watch, own, caller):
+        """
+        Under allkeys-lru whole structures of a namespace vanish. That cannot be survived,
+        and joining warns of it; but the node is well afterwards, tries nothing again and
+        again, and each event is handled, gone, or a dead letter that lacks its payload.
+        """
+        node = watch.node()
+        ids = [watch.post(LATER, more={"x": "x" * 1000}) for _ in range(5)]
+        watch.excused |= set(ids)
+        with watch.fault(degraded=False):
+            _limit(watch.client, "allkeys-random")
+            while watch.client.exists(watch.keys.due, watch.keys.body) == 2:
+                _fill(watch.client, 6)
+            watch.client.config_set("maxmemory", 0)
+            for id in ids:
+                caller.reschedule(id, 0)
+            eventually(lambda: caller.stats().scheduled == 0)
+            eventually(lambda: len(watch.client.hvals(watch.keys.nodes)) == 1)
+        letters = {letter.id: letter for letter in caller.dead()}
+        assert set(letters) in (set(), set(ids))
+        assert {"payload_missing"} >= {letter.reason for letter in letters.values()}
+        eventually(lambda: len(letters) == len(node.heard("dead")))
+        caller.purge_dead()
+
+    @pytest.mark.fault("F31")
+    def test_payloads_are(self, watch, caller):
+        """
+        An event whose payload alone is gone becomes a dead letter, told of once, and holds
+        up nobody: those beside it are handed out.
+        """
+        node = watch.node(max_events=10)
+        lost = [watch.post(LATER) for _ in range(3)]
+        watch.excused |= set(lost)
+        with watch.fault(silent=True):
+            watch.client.hdel(watch.keys.body, *lost)
+            for id in lost:
+                assert caller.reschedule(id, 0)
+            kept = [watch.post() for _ in range(3)]
+            watch.wait_handled(*kept)
+            eventually(lambda: len(node.heard("dead")) == 3)
+        assert {(id, "payload_missing") for id in lost} == {
+            (letter.id, letter.reason) for letter in node.heard("dead")
+        }
+        assert 3 == caller.purge_dead()
+
+    @pytest.mark.fault("F31")
+    def test_it_is_warned_of(self, watch):
+        """A policy under which pending events may be evicted is named when a node joins."""
+        watch.client.config_set("maxmemory-policy", "allkeys-lru")
+        watch.node()
+        (line,) = watch.gauges.lines
+        assert "maxmemory-policy allkeys-lru" in line
+
+    @pytest.mark.fault("F32")
+    def test_only_what_expires(self, watch, caller):
+        """
+        Nothing that dtimer keeps has a time to live, so a policy that evicts only what has
+        one takes nothing of it: leases, dead letters, memory of what was done.
+        """
+        _limit(watch.client, "volatile-lru")
+        held = Held()
+        node = watch.node(handler=held)
+        running, pending = watch.post(), watch.post(100)
+        (ev,) = held.begun()
+        caller.every(LATER, {}, id="hourly")
+        with watch.fault(silent=True):
+            keys = [key for key in watch.keys if watch.client.exists(key)]
+            assert len(keys) > 8
+            assert {-1} == {watch.client.ttl(key) for key in keys}
+            _fill(watch.client, 10, ttl=3600)
+            assert watch.client.info("stats")["evicted_keys"] > 10
+            assert keys == [key for key in keys if watch.client.exists(key)]
+            assert not ev.lease_lost
+            held.go_on(1000)
+            watch.wait_handled(running, pending)
+        caller.unschedule("hourly")
+        watch.client.config_set("maxmemory", 0)
+        assert [] == node.heard("lease_lost")
+
+
+class TestForeign:
+    """Something in the namespace is not ours."""
+
+    @pytest.mark.fault("F37")
+    @pytest.mark.parametrize("field", ["due", "body", "lease", "nodes"])
+    def test_a_key(self, watch, caller, field):
+        """
+        A key of a foreign type is named by every call that meets it, which then writes
+        nothing at all; the node says so once, and goes on when the key is there again.
+        """
+        held = Held()
+        node = watch.node(concurrency=2, handler=lambda ev: ev.get("hold") and held(ev))
+        running = watch.post(more={"hold": True})
+        held.begun()
+        pending = [watch.post(300) for _ in range(3)]
+        keys = watch.keys
+        key = getattr(keys, field)
+        watched = [k for k in (keys.due, keys.body, keys.lease, keys.dead) if k != key]
+        with watch.fault() as fault:
+            before = [watch.client.dump(k) for k in watched]
+            watch.client.pipeline().rename(key, "kept").set(key, "foreign").execute()
+            if field != "nodes":
+                with pytest.raises(NamespaceCorrupt, match="holds a string"):
+                    watch.in_time(watch.post, 0, caller, id="refused")
+                assert before == [watch.client.dump(k) for k in watched]
+            held.go_on(1)
+            fault.felt(0.8)
+            assert b"foreign" == watch.client.get(key)
+            watch.client.pipeline().delete(key).rename("kept", key).execute()
+        watch.wait_handled(running, *pending)
+        assert [] == node.heard("lease_lost")
+
+    @pytest.mark.fault("F37")
+    def test_a_key_under_a_handler(self, watch):
+        """Where only heartbeats run into it that is one outage as well, and told of once."""
+        held = Held()
+        node = watch.node(handler=held, lease=900)
+        running = watch.post()
+        held.begun()
+        with watch.fault() as fault:
+            watch.client.pipeline().rename(watch.keys.lease, "kept").set(
+                watch.keys.lease, "foreign"
+            ).execute()
+            fault.felt(0.8)
+            assert 1 == len(node.errors)
+            watch.client.pipeline().delete(watch.keys.lease).rename(
+                "kept", watch.keys.lease
+            ).execute()
+            held.go_on(1000)
+        watch.wait_handled(running)
+
+    @pytest.mark.fault("F38")
+    def test_payloads(self, watch, caller):
+        """
+        What is no payload of ours becomes a dead letter with the bytes as they were, told
+        of once; it neither vanishes nor holds up what was claimed with it.
+        """
+        node = watch.node(max_events=20)
+        foreign = {
+            "text": b",3|not json",
+            "half": b',3|{"a":',
+            "bytes": b",3|\xff\xfe\x00",
+            "a list": b",3|[1]",
+            "deep": b",3|" + b"[" * 100_000,
+            "constant": b',3|{"a":NaN}',
+            "head": b"\xff no head of ours",
+            "nothing": b"",
+        }
+        with watch.fault(silent=True):
+            with watch.client.pipeline() as pipe:
+                for id, body in foreign.items():
+                    pipe.hset(watch.keys.body, id, body)
+                    pipe.zadd(watch.keys.due, {id: 1})
+                pipe.execute()
+            watch.wait_handled(*[watch.post() for _ in range(5)])
+            eventually(lambda: len(node.heard("dead")) >= len(foreign))
+            letters = node.heard("dead")
+            assert set(foreign) == {letter.id for letter in letters}
+            assert {("corrupt", None)} == {(le.reason, le.event) for le in letters}
+            assert foreign == {letter.id: letter.raw for letter in letters}
+        assert len(foreign) == caller.purge_dead()
+
+    @pytest.mark.fault("F39")
+    def test_another_version(self, watch, own, caller):
+        """
+        In a namespace of a later version this one is handed nothing: it says so once, and
+        serves again when the version is its own. Nobody new can join or post.
+        """
+        node = watch.node()
+        held = watch.post(150)
+        with watch.fault() as fault:
+            watch.client.hset(watch.keys.sys, "v", "2")
+            eventually(lambda: node.errors)
+            assert "version 2" in str(node.errors[0])
+            fresh = DTimer("fresh", own.url, ns=watch.ns)
+            for call in (fresh.join, lambda: fresh.post({}), fresh.stats):
+                with pytest.raises(NamespaceCorrupt, match="version 2, and this dtimer knows"):
+                    watch.in_time(call)
+            fresh.leave()
+            fault.felt(0.8)
+            assert 0 == watch.times(held)
+            watch.client.hset(watch.keys.sys, "v", "1")
+        watch.wait_handled(held)
+
+
+@pytest.mark.fault("F40")
+def test_the_last_event_is_gone(watch, caller):
+    """
+    When the last event is gone so are its keys. The next one makes them anew, and is
+    handed out as promptly as any other, by a wake.
+    """
+    watch.node(poll_interval=LATER)
+    with watch.fault(silent=True):
+        for _ in range(5):
+            id = watch.post()
+            watch.wait_handled(id)
+            assert watch.latest(id) < 500
+            eventually(lambda: 0 == watch.client.exists(watch.keys.due, watch.keys.lease))
+            assert 0 == watch.client.exists(watch.keys.body, watch.keys.tries, watch.keys.dead)
+        caught = Catch(caller, "error")
+        id = watch.post(more={"again": 1}, timer=caller)
+        watch.wait_handled(id)
+    assert caught.empty()
