@@ -30,13 +30,21 @@ def _refuse_constant(text: str) -> NoReturn:
 _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
 
 
-def _check(payload: Mapping[str, Any]) -> None:
-    """Refuse what json would quietly bend: keys that are no strings, and endless depth."""
+def _check(payload: Mapping[str, Any]) -> bool:
+    """
+    Refuse what json would quietly bend: keys that are no strings, and endless depth.
+
+    Returns:
+        Whether some container is met more than once on one level.
+    """
     level: list[Any] = [payload]
+    shared = False
     for _ in range(DEEPEST):
         deeper: list[Any] = []
         # Each container once a level: one that is shared may be met very often.
-        for container in {id(c): c for c in level}.values():
+        once = {id(c): c for c in level}
+        shared = shared or len(once) < len(level)
+        for container in once.values():
             if isinstance(container, dict):
                 for key in container:
                     if not isinstance(key, str):
@@ -48,9 +56,24 @@ def _check(payload: Mapping[str, Any]) -> None:
                 values = container
             deeper.extend(v for v in values if isinstance(v, dict | list | tuple))
         if not deeper:
-            return
+            return shared
         level = deeper
     raise PayloadError(f"the payload is nested deeper than {DEEPEST} levels, or contains itself")
+
+
+def _values(payload: Mapping[str, Any], limit: int) -> int:
+    """Count the values that would be written, shared ones each time, until over *limit*."""
+    count = 0
+    level: dict[int, tuple[Any, int]] = {0: (payload, 1)}
+    while level and count <= limit:
+        deeper: dict[int, tuple[Any, int]] = {}
+        for container, times in level.values():
+            count += times * len(container)
+            for v in container.values() if isinstance(container, dict) else container:
+                if isinstance(v, dict | list | tuple):
+                    deeper[id(v)] = v, times + deeper.get(id(v), (v, 0))[1]
+        level = deeper
+    return count
 
 
 def encode(payload: object, limit: int) -> str:
@@ -68,7 +91,12 @@ def encode(payload: object, limit: int) -> str:
         raise PayloadError(
             f"the payload must be a dict, not {payload!r:.80} ({type(payload).__name__})"
         )
-    _check(payload)
+    # A few lists, each holding the one before twice, may stand for more than there is memory.
+    if _check(payload) and (count := _values(payload, limit)) > limit:
+        raise PayloadTooLarge(
+            f"the payload has at least {count} values; at most {limit} bytes of JSON are allowed"
+            " (max_payload)"
+        )
     try:
         text = _encode(payload)
     except (TypeError, ValueError, RecursionError) as e:

@@ -82,6 +82,21 @@ class TestPayload:
         with pytest.raises(PayloadTooLarge, match=r"has 19 bytes .* at most 18"):
             encode({"a": "x" * 11}, 18)
 
+    def test_refuses_what_explodes(self):
+        """
+        A few containers that hold each other several times over, as YAML's anchors can make
+        them, are refused when they would be too large, and before anything is written.
+        """
+        small: dict = {"laugh": ["ha"]}
+        for _ in range(3):
+            small = {"twice": [small, small]}
+        assert small == decode(encode(small, LIMIT).encode())
+        large = small
+        for _ in range(30):
+            large = {"twice": [large, [large], large]}
+        with pytest.raises(PayloadTooLarge, match=f"at most {LIMIT} bytes"):
+            encode(large, LIMIT)
+
     @pytest.mark.parametrize(
         "raw", [b"", b"\xff", b"[]", b"1", b'{"a":NaN}', b"{" * 9, b'{"a":' * 100_000]
     )
