@@ -91,7 +91,7 @@ class Chains:
             return
         counts["occurrences"] += 1
         if gen.handled:
-            counts["handled"] += 1
+            counts["of them handled"] += 1
         elif gen.letters:
             counts["dead"] += 1
         elif any(c.data.get("outcome") != "NOT_FOUND" for c in chain.cancels.get(nominal, ())):
@@ -128,6 +128,7 @@ class Chains:
             if end is not None and nominal > end:
                 runs = chain.occurrence(nominal).runs
                 bench.blame("I11", chain.id(nominal), "after the schedule's end", stable, *runs)
+        bench.verdict.counts["in held chains"] += len(met)
         started = [n for n in met if n in chain.occurrences and chain.occurrences[n].runs]
         count = says.get("count")
         if count is not None and len(started) - len(chain.extras) > count:

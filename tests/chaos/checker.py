@@ -130,7 +130,7 @@ def _check(
             if (key := _key(op)) is not None:
                 shelves.put(key, op)
         troubles.close()
-        clock.close(stepped=troubles.stepped, ordered=not troubles.rollbacks)
+        clock.close(steps=troubles.steps, ordered=not troubles.rollbacks)
         for final in finals:
             bench.ended(final)
         if not finals and not partial:
@@ -212,7 +212,8 @@ def _remarks(verdict: Verdict, history: History, clock: Clock, troubles: Trouble
     verdict.counts["killed"] = sum(life.killed is not None for life in troubles.lives.values())
     if not clock.steady:
         verdict.notes.append(
-            "the server's clock was stepped: delays are not held against the monotonic clock"
+            "the server's clock did not keep its distance, and nobody says that it was stepped:"
+            " delays are not held against the monotonic clock"
         )
 
 

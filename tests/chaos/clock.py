@@ -5,9 +5,10 @@ A record of a run tells the server's time of its claim, and the token, but the h
 have begun long after. Two things place the claim between two moments, and neither believes
 that clocks agree:
 
-* the distance between the server's clock and the monotonic one, as long as nobody steps the
-  server's clock: a claim comes before its handler and after its post, and whoever records a
-  ``clock`` (its ``srv`` is the server's ``TIME`` in µs) narrows it to a round trip;
+* the distance between the server's clock and the monotonic one: a claim comes before its
+  handler and after its post, and whoever records a ``clock`` (its ``srv`` is the server's
+  ``TIME`` in µs) narrows it to a round trip. Where the server's clock is stepped there is
+  a distance for each time between two steps, and only who asked for the time knows it;
 * the tokens, which grow with each claim whatever the clock does: a claim is no earlier than
   the post of any event that was claimed under a lower token, and no later than the beginning
   of any handler under a higher one.
@@ -16,7 +17,10 @@ that clocks agree:
 from __future__ import annotations
 
 import bisect
+import itertools
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 from chaos.history import Operation
@@ -27,8 +31,23 @@ SLACK = 1_000_000
 #: A token may be ahead of the server's clock by so much, in µs, where very many are claimed.
 _AHEAD = 1_000
 
+#: A step lies so close to the record of it, in ns, on either side.
+_NEAR = 1_000_000_000
+
 #: Posts and runs that are kept to narrow it down.
 _MOST = 50_000
+
+_ALWAYS = 1 << 62
+
+
+@dataclass(slots=True)
+class Epoch:
+    """A time without a step: the server's clock less the monotonic one, at the least and most."""
+
+    begin: int
+    end: int
+    low: int = -_ALWAYS
+    high: int = _ALWAYS
 
 
 class Clock:
@@ -38,11 +57,13 @@ class Clock:
         self._mask = 0
         self._posts: dict[int, Operation] = {}
         self._runs: dict[int, Operation] = {}
-        self._low = -(1 << 62)
-        self._high = 1 << 62
+        self._asked: list[Operation] = []
+        self._low = -_ALWAYS
         self._ahead: tuple[list[int], list[int]] = ([], [])
         self._behind: tuple[list[int], list[int]] = ([], [])
-        #: Whether the server's clock has kept its distance.
+        self._epochs: list[Epoch] = []
+        self._begins: list[int] = []
+        #: Whether the server's clock has kept its distance, but for the steps that are known.
         self.steady = False
 
     def saw(self, op: Operation) -> None:
@@ -50,9 +71,8 @@ class Clock:
         if op.op == "run":
             self._low = max(self._low, op.data["srv"] * 1000 - op.t)
         elif op.op == "clock":
-            if op.ph == "ok" and op.end is not None:
-                self._low = max(self._low, op.data["srv"] * 1000 - op.end)
-                self._high = min(self._high, op.data["srv"] * 1000 + 1000 - op.t)
+            if op.ph == "ok":
+                self._asked.append(op)
             return
         if op.id is None or zlib.crc32(op.id.encode(errors="replace")) & self._mask:
             return
@@ -73,32 +93,56 @@ class Clock:
             ]:
                 del kept[name]
 
-    def close(self, *, stepped: bool, ordered: bool) -> None:
+    def close(self, *, steps: Sequence[int], ordered: bool) -> None:
         """
         Work out what they come to.
 
         Args:
-            stepped: The server's clock was stepped.
+            steps: When the server's clock was stepped, in order.
             ordered: Tokens grow, since no acknowledged write was lost.
         """
-        known, begun = [], []
+        known, begun, high = [], [], _ALWAYS
         for tok, run in self._runs.items():
             begun.append((tok, run.t))
             post = self._posts.get(run.data["n"])
-            if post is None or post.id != run.id:
-                continue
-            known.append((tok, post.t))
-            # Not from what was due: a library that gets that wrong must not hide it here.
-            self._high = min(self._high, run.data["srv"] * 1000 + 1000 - post.t)
-        self._low -= SLACK
-        self._high += SLACK
-        self.steady = not stepped and self._low <= self._high
+            if post is not None and post.id == run.id:
+                known.append((tok, post.t))
+                # Not from what was due: a library that gets that wrong must not hide it here.
+                high = min(high, run.data["srv"] * 1000 + 1000 - post.t)
+        edges = [-_ALWAYS, *steps, _ALWAYS]
+        self._epochs = [
+            Epoch(begin - _NEAR, end + _NEAR) for begin, end in itertools.pairwise(edges)
+        ]
+        self._begins = edges[:-1]
+        if not steps:
+            self._epochs[0].low, self._epochs[0].high = self._low, high
+        for op in self._asked:
+            self._narrow(op)
+        for epoch in self._epochs:
+            epoch.low -= SLACK
+            epoch.high += SLACK
+        self.steady = all(epoch.low <= epoch.high for epoch in self._epochs)
         if ordered:
             known.sort()
             begun.sort(reverse=True)
             self._behind = ([k[0] for k in known], list(accumulate((k[1] for k in known), max)))
             soonest = list(accumulate((b[1] for b in begun), min))
             self._ahead = ([b[0] for b in reversed(begun)], soonest[::-1])
+
+    def _narrow(self, op: Operation) -> None:
+        end = op.t if op.end is None else op.end
+        if (epoch := self._within(op.t, end)) is not None:
+            epoch.low = max(epoch.low, op.data["srv"] * 1000 - end)
+            epoch.high = min(epoch.high, op.data["srv"] * 1000 + 1000 - op.t)
+
+    def _within(self, t0: int, t1: int) -> Epoch | None:
+        """Return the time without a step that the interval is in; None when there may be one."""
+        epoch = self._epochs[bisect.bisect_right(self._begins, t0) - 1]
+        return epoch if epoch.begin + 2 * _NEAR <= t0 and t1 <= epoch.end - 2 * _NEAR else None
+
+    def kept_pace(self, t0: int, t1: int) -> bool:
+        """Tell whether the server's clock went on as the monotonic one did, all the time."""
+        return self.steady and self._within(t0, t1) is not None
 
     def claimed(self, run: Operation) -> tuple[int, int]:
         """
@@ -107,25 +151,39 @@ class Clock:
         A claim whose reply was lost is given again under the same token, and ``srv`` is of
         that time. Then it was still held, by the same holder, since it was claimed first.
         """
-        latest = run.t
-        if self.steady:
-            latest = min(latest, run.data["srv"] * 1000 - self._low)
+        earliest, placed = self._placed(run.data["srv"] * 1000, run.t)
+        latest = min(run.t, placed)
         tokens, begun = self._ahead
         if (i := bisect.bisect_left(tokens, run.data["tok"])) < len(tokens):
             latest = min(latest, begun[i])
-        return self._since(run, run.data["srv"]), latest
+        return max(earliest, self._after(run)), latest
 
     def first_claimed(self, run: Operation) -> int:
         """Return the earliest moment at which the event of *run* may have been claimed first."""
-        return self._since(run, min(run.data["srv"], run.data["tok"] - _AHEAD))
+        srv = min(run.data["srv"], run.data["tok"] - _AHEAD)
+        return max(self._placed(srv * 1000, run.t)[0], self._after(run))
 
-    def _since(self, run: Operation, srv: int) -> int:
-        earliest = srv * 1000 - self._high if self.steady else -(1 << 62)
+    def _after(self, run: Operation) -> int:
         tokens, posted = self._behind
-        if i := bisect.bisect_right(tokens, run.data["tok"]):
-            earliest = max(earliest, posted[i - 1])
-        return earliest
+        i = bisect.bisect_right(tokens, run.data["tok"])
+        return posted[i - 1] if i else -_ALWAYS
 
-    def server_ns(self, t: int) -> tuple[int, int]:
-        """Return the server's times, in ns, between which the moment *t* was, at the widest."""
-        return t + self._low, t + self._high
+    def _placed(self, srv: int, until: int) -> tuple[int, int]:
+        """Return between which moments the server's clock showed this, before *until*."""
+        if not self.steady:
+            return -_ALWAYS, until
+        if len(self._epochs) == 1:
+            return srv - self._epochs[0].high, srv - self._epochs[0].low
+        earliest, latest = _ALWAYS, -_ALWAYS
+        for epoch in self._epochs:
+            if epoch.begin > until:
+                break
+            first, last = max(srv - epoch.high, epoch.begin), min(srv - epoch.low, epoch.end)
+            if first <= last:
+                earliest, latest = min(earliest, first), max(latest, last)
+        return (earliest, latest) if earliest <= latest else (-_ALWAYS, until)
+
+    def latest_ns(self, t: int) -> int:
+        """Return the latest that the server's clock can have shown at *t*, in ns."""
+        epoch = self._within(t, t)
+        return t + (epoch.high if epoch else _ALWAYS)

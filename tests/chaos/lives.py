@@ -168,7 +168,7 @@ class Lives:
             crc = post.data.get("crc")
             if crc is not None and run.data.get("crc") != crc:
                 self._bench.blame("I10", life.id, "another payload than was posted", post, run)
-        if gen.runs and not gen.revived and self._clock.steady:
+        if gen.runs and not gen.revived and self._clock.kept_pace(post.t, gen.runs[0].t):
             self._punctual(life, gen, post)
         expires = post.data.get("expires_us")
         if expires is not None and not gen.revived:
@@ -201,14 +201,16 @@ class Lives:
         for run in gen.runs:
             # Given again after a lost reply, it was claimed before: the token tells when.
             at = min(run.data["srv"], token(run)) * 1000
-            if post.ph != "ok" or post.end is None or not self._clock.steady:
+            if post.ph != "ok" or post.end is None:
                 continue
-            if at > self._clock.server_ns(post.end)[1] + expires * 1000 + 10 * _DRIFT:
+            if not self._clock.kept_pace(post.t, run.t):
+                continue
+            if at > self._clock.latest_ns(post.end) + expires * 1000 + 10 * _DRIFT:
                 self._bench.blame("I3", life.id, "handed out after it had expired", post, run)
         for letter in gen.letters:
             early = post.t + expires * 1000 - letter.t
             expired = letter.op == "expired" or letter.data.get("reason") == "expired"
-            if expired and early > _DRIFT and self._clock.steady:
+            if expired and early > _DRIFT and self._clock.kept_pace(post.t, letter.t):
                 self._bench.blame("I1", life.id, "expired too early", post, letter)
 
     # ------------------------------------------------------------------------ what became of it

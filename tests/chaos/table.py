@@ -13,6 +13,8 @@ _COUNTS = (
     "posted",
     "handled",
     "occurrences",
+    "of them handled",
+    "in held chains",
     "lost",
     "early",
     "dead",
@@ -47,7 +49,7 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
     lines = [(name, f"{_number(verdict.counts[name]):>11}") for name in _COUNTS]
     reasons = sorted(verdict.redelivered.items(), key=lambda item: -item[1])
     explained = [(reason, n) for reason, n in reasons if reason != "unexplained"]
-    lines[3:3] = [
+    lines[5:5] = [
         ("redelivered", f"{_number(sum(verdict.redelivered.values())):>11}"),
         *((f"  {reason}", f"{_number(n):>11}") for reason, n in explained),
         ("  unexplained", f"{_number(verdict.redelivered['unexplained']):>11}"),

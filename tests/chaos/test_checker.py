@@ -277,8 +277,16 @@ class TestOddButLegal:
         story.post("a", 1, delay_us=600_000)
         ahead = server_us(60_000)
         story.run("a", 1, 100, due=server_us(601), srv=ahead, tok=ahead)
-        verdict = accepted(story)
-        assert verdict.notes
+        accepted(story)
+
+    def test_a_clock_that_nobody_stepped(self, story):
+        """A server's clock that jumps by itself is no proof of anything, and is told."""
+        story.post("a", 1, delay_us=600_000)
+        story.post("b", 2, 50)
+        ahead = server_us(60_000)
+        story.run("a", 1, 100, due=server_us(601), srv=ahead, tok=ahead)
+        story.run("b", 2, 200)
+        assert "distance" in accepted(story).notes[0]
 
     def test_revived(self, story):
         """A dead letter that was revived has its attempts anew."""
@@ -304,6 +312,13 @@ class TestEvents:
         story.post("a", 1, delay_us=500_000)
         story.run("a", 1, 300)
         assert 1 == caught(story, "I1", "before the delay").counts["early"]
+
+    def test_early_though_the_clock_was_stepped_before(self, story):
+        """I1: a step of the server's clock excuses what is under way, and not all that follows."""
+        story.fault("F49", -9000, -8000)
+        story.post("a", 1, delay_us=500_000)
+        story.run("a", 1, 300)
+        caught(story, "I1", "before the delay")
 
     def test_early_after_a_move(self, story):
         """I1: a move to later counts from its answer on."""

@@ -117,7 +117,8 @@ class Troubles:
     fired: Counter[str] = field(default_factory=Counter)
     phases: list[tuple[int, str]] = field(default_factory=list)
     rollbacks: list[Spell] = field(default_factory=list)
-    stepped: bool = False
+    #: When the server's clock was stepped.
+    steps: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._faults: list[Operation] = []
@@ -190,7 +191,8 @@ class Troubles:
     def _place(self, begin: Operation, end: int, names: set[str]) -> None:
         name, target = begin.data["name"], str(begin.data.get("target") or "")
         if name in CLOCKS or begin.data.get("clock"):
-            self.stepped = True
+            self.steps += [begin.t, end] if end < FOREVER else [begin.t]
+            self.steps.sort()
         if name in ROLLBACKS or begin.data.get("rollback"):
             since = 0 if name in WIPES else begin.t - UNSYNCED
             self.rollbacks.append(Spell(since, end + self.aftermath, name))
