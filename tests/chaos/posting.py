@@ -40,6 +40,12 @@ _STEPS: dict[str, float] = {
     "hostile": 5,
 }
 
+#: Declared alike by every poster at its start: of these each occurrence is accounted for.
+STEADY: dict[str, dict[str, str]] = {
+    "steady-coalesce": {"misfire": "coalesce", "overlap": "queue"},
+    "steady-all": {"misfire": "all", "overlap": "allow"},
+}
+
 #: Events in one millisecond.
 BURST = 500
 
@@ -228,14 +234,16 @@ class Posting(Program):
     def run(self) -> None:
         """Post until standard input ends; then end what goes on by itself."""
         rate = self.setting["rate"]
+        for id, policies in STEADY.items():
+            self.calls.every(self.timer, 250, {"n": 0, "do": "ok"}, id=id, **policies)
         while not self.ended.is_set():
             self.orders(self.rng.expovariate(rate))
             if self.rng.random() < self.setting["bulk"] / BURST / rate:
                 self.bulk()
             step = self.rng.choices(list(_STEPS), list(_STEPS.values()))[0]
             getattr(self, step)()
-        for i in range(3):
-            self.calls.unschedule(self.timer, self._schedule(i))
+        for id in (*map(self._schedule, range(3)), *STEADY):
+            self.calls.unschedule(self.timer, id)
         self.timer.leave()
         self.queue.stop()
         self.client.close()

@@ -58,6 +58,9 @@ _NEAR = 300_000
 
 _TICK = 0.02
 
+#: So often, in seconds, the server is asked for its time.
+_ASK = 0.5
+
 #: Seconds after which the memory of a node should be as large as it gets.
 _WARM = 15.0
 
@@ -142,6 +145,7 @@ class Soak:
         self._posted = 0
         self._phases: list[float] = []
         self._sampled = 0.0
+        self._asked = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -242,6 +246,12 @@ class Soak:
     def _tick(self) -> None:
         self.crew.tend()
         now = time.monotonic()
+        if now - self._asked > _ASK:
+            self._asked = now
+            # It tells the checker when claims were made, to a round trip.
+            with contextlib.suppress(redis.RedisError), self.pen.call("clock") as said:
+                seconds, us = self._hurried.time()
+                said["srv"] = seconds * 1_000_000 + us
         if now - self._sampled > 2:
             self._sampled = now
             self.crew.sample()
