@@ -19,17 +19,17 @@ import time
 from pathlib import Path
 from typing import Self
 
-_SOURCE = Path(__file__).parent / "chaos" / "shim" / "clock.c"
+_SOURCES = Path(__file__).parent / "chaos" / "shim"
 _FIELDS = struct.Struct("=qqq")  # as the source says
 
 
 @functools.cache
-def _library() -> str:
-    """Return the path of the library, compiled once a process. No compiler is an error."""
+def preloaded(name: str) -> str:
+    """Return the path of a library of ours, compiled once a process. No compiler is an error."""
     folder = tempfile.mkdtemp(prefix="dt-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = f"{folder}/clock.so"
-    command = ["cc", "-O2", "-shared", "-fPIC", "-o", path, str(_SOURCE)]
+    path = f"{folder}/{name}.so"
+    command = ["cc", "-O2", "-shared", "-fPIC", "-o", path, str(_SOURCES / f"{name}.c")]
     subprocess.run(command, check=True)
     return path
 
@@ -42,7 +42,7 @@ class WrongClock:
     """
 
     def __init__(self) -> None:
-        self._library = _library()
+        self._library = preloaded("clock")
         file, self._path = tempfile.mkstemp(prefix="dt-clock-")
         try:
             os.ftruncate(file, _FIELDS.size)

@@ -27,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 
 import redis
 from clocks import WrongClock
+from disks import Disk
 
 from dtimer.store.embedded.binary import find_binary, missing
 
@@ -134,6 +135,7 @@ class Server(Running):
         appendonly: Keep an append-only file (fsync every second).
         args: More of the server's command line.
         clock: Let its clock be set.
+        power: Let its power fail.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class Server(Running):
         appendonly: bool = False,
         args: Sequence[str] = (),
         clock: bool = False,
+        power: bool = False,
     ) -> None:
         # A short path: that of a unix socket may have 103 bytes.
         short = len(tempfile.gettempdir()) < 60
@@ -153,6 +156,7 @@ class Server(Running):
         self._appendonly = appendonly
         self._args = list(args)
         self._clock = WrongClock() if clock else None
+        self._disk = Disk() if power else None
         self._process: subprocess.Popen[bytes] | None = None
         self._leash: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
@@ -256,6 +260,12 @@ class Server(Running):
         with self.client() as client:
             client.execute_command("REPLICAOF", "NO", "ONE")
 
+    def lose_power(self) -> None:
+        """End the server, made with ``power=True``, and with it what is on no disk yet."""
+        assert self._disk, "its power cannot fail"
+        self.kill9()
+        self._disk.cut(self.folder)
+
     def truncate_aof(self, size: int) -> None:
         """Cut *size* bytes off the end of the append-only file of the server, which is down."""
         assert self._process is None, "it runs"
@@ -274,6 +284,8 @@ class Server(Running):
             self.kill9()
         if self._clock:
             self._clock.close()
+        if self._disk:
+            self._disk.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         atexit.unregister(self.close)
 
@@ -302,6 +314,14 @@ class Server(Running):
             command += ["--jemalloc-bg-thread", "no"]
         return command + self._args
 
+    @property
+    def _env(self) -> dict[str, str]:
+        clock = self._clock.env if self._clock else {}
+        disk = self._disk.env if self._disk else {}
+        both = {k: v for k, v in (clock | disk).items() if k != "LD_PRELOAD"}
+        libraries = [env["LD_PRELOAD"] for env in (clock, disk) if env]
+        return both | ({"LD_PRELOAD": ":".join(libraries)} if libraries else {})
+
     def _spawn(self) -> None:
         command = self._command()
         python = [sys.executable, "-I", "-S", "-c"]
@@ -316,7 +336,7 @@ class Server(Running):
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | (self._clock.env if self._clock else {}),
+                env=os.environ | self._env,
                 start_new_session=True,
             )
         if not tied:

@@ -106,6 +106,34 @@ class TestPowerLoss:
             eventually(lambda: {"old", "new"} == {node.id for node in old.timer.nodes()})
 
     @pytest.mark.fault("F20")
+    @pytest.mark.parametrize("fsync", ["always", "everysec"])
+    def test_what_was_on_no_disk(self, fsync):
+        """
+        With ``appendfsync always`` a power failure loses nothing that was acknowledged, and
+        nothing is told. With ``everysec`` something may be gone, and then it is told.
+        """
+        options = ["--appendfsync", fsync]
+        with (
+            Server(tcp=True, appendonly=True, args=options, power=True) as own,
+            Watch(own, "chaos") as watch,
+        ):
+            watch.rollback = True
+            node = watch.node()
+            ids = [node.timer.post({"n": n}, at=LATER) for n in range(200)]
+            turn_of(node)
+            with watch.fault(degraded=True) as fault:
+                own.lose_power()
+                fault.felt(0.1)
+                own.start()
+                watch.healthy()
+            gone = [id for id in ids if node.timer.peek(id) is None]
+            if fsync == "always":
+                assert [] == gone
+                assert [] == [e for e in node.errors if isinstance(e, StateRollback)]
+            elif gone:
+                assert not rollback_of(node).wiped or len(gone) == len(ids)
+
+    @pytest.mark.fault("F20")
     @pytest.mark.fault("F19")
     def test_nothing_lost(self, watch, own):
         """A server that restarts with all it had gives no cause to say so, time and again."""

@@ -137,6 +137,16 @@ class TestServer:
             server.start()
             assert b"first" == client.get("a")
 
+    @pytest.mark.parametrize(("fsync", "kept"), [("always", b"1"), ("no", None)])
+    def test_power_that_fails(self, fsync, kept):
+        """What was brought to the disk is there afterwards, and what was not is gone."""
+        args = ["--appendfsync", fsync]
+        with Server(appendonly=True, args=args, power=True) as server, server.client() as client:
+            client.set("a", 1)
+            server.lose_power()
+            server.start()
+            assert kept == client.get("a")
+
     def test_it_may_want_a_password(self):
         """A server that answers with a refusal is up."""
         locked = Server(args=["--requirepass", "secret"])

@@ -1,0 +1,220 @@
+"""
+What each setting of Redis is worth: a program that breaks servers, and counts what is gone.
+
+    PYTHONPATH=tests python -m chaos.durability [ROUNDS]
+
+One thread posts as fast as it can, and a node is joined; then the server is killed, or loses its
+power (all that no fsync has brought to the disk), or is replaced by its replica. What had
+been acknowledged and is gone is counted, over all rounds: the most events in a round, and
+how long before the fault the first of them was acknowledged. ``told`` counts the rounds with a
+loss after which the node or the poster said so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from proxy import Proxy
+from servers import Running, Server, eventually
+
+from chaos.settings import OPTIONS
+from dtimer import DTimer, NotReplicated, StateRollback, StoreError
+from dtimer.store.keys import Keys
+
+LATER = 4_000_000_000_000
+NS = "durability"
+
+
+@dataclass
+class Outcome:
+    """What became of one kind of fault under one setting."""
+
+    setting: str
+    fault: str
+    rounds: int = 0
+    acknowledged: int = 0
+    lossy: int = 0
+    told: int = 0
+    most: int = 0
+    window: float = 0.0
+    notes: set[str] = field(default_factory=set)
+
+    def row(self) -> str:
+        """Write it as a line of a table."""
+        return (
+            f"{self.setting:34} {self.fault:30} {self.rounds:3} {self.acknowledged:8}"
+            f" {self.lossy:6} {self.most:8} {self.window * 1000:9.0f} {self.told:5}"
+        )
+
+
+HEAD = (
+    f"{'setting':34} {'fault':30} {'n':>3} {'acked':>8} {'lossy':>6} {'most':>8}"
+    f" {'window ms':>9} {'told':>5}"
+)
+
+
+class Poster:
+    """Posts as fast as it can, on a thread, and notes what was acknowledged and when."""
+
+    def __init__(self, url: str, **options: object) -> None:
+        self.acknowledged: list[tuple[float, str]] = []
+        self.told: list[Exception] = []
+        self.timer = DTimer("poster", url, ns=NS, **{**OPTIONS, "timeout": 1_000, **options})
+        self.timer.on("error", self.told.append)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            with contextlib.suppress(StoreError, NotReplicated):
+                id = self.timer.post({}, at=LATER)
+                self.acknowledged.append((time.monotonic(), id))
+
+    def stop(self) -> None:
+        """Post no more."""
+        self._stopping.set()
+        self._thread.join()
+
+
+@contextlib.contextmanager
+def posting(url: str, **options: object) -> Iterator[tuple[Poster, list[Exception]]]:
+    """Have a poster and a node on the server at *url*."""
+    node = DTimer("node", url, ns=NS, **OPTIONS)
+    said: list[Exception] = []
+    node.on("error", said.append)
+    node.on("event", lambda _: None)
+    with node:
+        poster = Poster(url, **options)
+        try:
+            yield poster, said
+        finally:
+            poster.stop()
+            poster.timer.leave()
+
+
+def lasts(seconds: float) -> None:
+    """Return after so many seconds."""
+    until = time.monotonic() + seconds
+    eventually(lambda: time.monotonic() >= until, seconds + 10)
+
+
+def count(outcome: Outcome, url: str, poster: Poster, said: list[Exception], fault: float) -> None:
+    """Count what was acknowledged before the fault and is gone, once it is served again."""
+    before = [(at, id) for at, id in poster.acknowledged if at <= fault]
+    with Running(url).client() as client:
+        eventually(client.ping)
+        there = {id.decode() for id in client.zrange(Keys.of(NS).due, 0, -1)}
+    lost = [(at, id) for at, id in before if id not in there]
+    outcome.rounds += 1
+    outcome.acknowledged += len(before)
+    if lost:
+        outcome.lossy += 1
+        outcome.most = max(outcome.most, len(lost))
+        outcome.window = max(outcome.window, lost[-1][0] - lost[0][0])
+        # A poll, and what a node needs to find its server again.
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: any(isinstance(e, StateRollback) for e in said + poster.told), 3)
+        outcome.told += any(isinstance(e, StateRollback) for e in said + poster.told)
+    elif any(isinstance(e, StateRollback) for e in said + poster.told):
+        # A turn can be lost where no post is.
+        outcome.notes.add("told of a turn alone")
+
+
+SETTINGS: dict[str, list[str]] = {
+    "no persistence": [],
+    "RDB, save 2 1": ["--save", "2 1"],
+    "AOF, appendfsync everysec": ["--appendonly", "yes"],
+    "AOF, appendfsync always": ["--appendonly", "yes", "--appendfsync", "always"],
+}
+
+
+def alone(setting: str, fault: str, end: Callable[[Server], None], n: int) -> Outcome:
+    """Break a server that is alone, *n* times."""
+    outcome = Outcome(setting, fault)
+    for i in range(n):
+        with (
+            Server(tcp=True, args=SETTINGS[setting], power=True) as server,
+            posting(server.url) as (poster, said),
+        ):
+            lasts(3.2 + 0.37 * (i % 5))
+            fault_at = time.monotonic()
+            end(server)
+            poster.stop()
+            server.start()
+            count(outcome, server.url, poster, said, fault_at)
+    return outcome
+
+
+def pair(
+    setting: str, fault: str, n: int, *, cut_off: float = 0.0, lag: bool = False, wait: int = 0
+) -> Outcome:
+    """
+    Kill a master and promote its replica, *n* times.
+
+    Args:
+        cut_off: So many seconds before, the replica hears nothing any more.
+        lag: The master takes writes only while its replica answers.
+        wait: Posts wait for so many replicas.
+    """
+    outcome = Outcome(setting, fault)
+    for i in range(n):
+        with contextlib.ExitStack() as stack:
+            master = stack.enter_context(Server(tcp=True))
+            link = stack.enter_context(Proxy(master))
+            replica = stack.enter_context(master.replica(link.port))
+            address = stack.enter_context(Proxy(master))
+            if lag:
+                master.configure(min_replicas_to_write=1, min_replicas_max_lag=1)
+                with master.client() as client:
+                    eventually(lambda c=client: c.info("replication")["min_slaves_good_slaves"])
+            poster, said = stack.enter_context(posting(address.url, wait_replicas=wait))
+            lasts(1.0 + 0.13 * (i % 5))
+            if cut_off:
+                link.blackhole()
+                lasts(cut_off)
+            fault_at = time.monotonic()
+            master.kill9()
+            replica.promote()
+            address.lead_to(replica)
+            address.cut()
+            poster.stop()
+            count(outcome, replica.url, poster, said, fault_at)
+    return outcome
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def main(n: int) -> None:
+    """Print the table."""
+    with Server(tcp=True) as server, server.client() as client:
+        about = client.info("server")
+    version = about.get("valkey_version") or about["redis_version"]
+    name = "valkey" if "valkey_version" in about else "redis"
+    say(f"{name} {version}, Python {platform.python_version()}, {platform.platform()}\n")
+    say(HEAD)
+    for setting in SETTINGS:
+        say(alone(setting, "kill -9", Server.kill9, n).row())
+        say(alone(setting, "power lost", Server.lose_power, n).row())
+    say(pair("replica", "master killed", n).row())
+    say(pair("replica", "cut off 1 s, then killed", n, cut_off=1).row())
+    say(pair("replica", "cut off 5 s, then killed", n, cut_off=5).row())
+    lagging = "+ min-replicas-to-write 1, max-lag 1"
+    say(pair(lagging, "cut off 5 s, then killed", n, cut_off=5, lag=True).row())
+    waiting = "+ wait_replicas=1"
+    say(pair(waiting, "master killed", n, wait=1).row())
+    say(pair(waiting, "cut off 1 s, then killed", n, cut_off=1, wait=1).row())
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
