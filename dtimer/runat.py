@@ -161,7 +161,7 @@ class RunAt(Emitter):
             if unknown := sorted(map(str, set(job) - {"runAt", "key"})):
                 raise OptionError(f"a job has runAt and key, not {unknown[0]!r}")
             if "key" not in job:
-                raise OptionError(f"a job needs a key: {dict(job)!r:.80}")
+                raise OptionError("a job needs a key")
             if run_at is not None:
                 raise OptionError("give runAt in the job or as run_at, not both")
             key, run_at = job["key"], job.get("runAt")

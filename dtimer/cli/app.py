@@ -114,8 +114,7 @@ def _warnings_told(output: Output) -> Iterator[None]:
     """
     Say on stderr what dtimer logs, unless somebody else takes care of that.
 
-    What it warns of about a server it says twice, to a log and as a warning of Python's,
-    for programs that look at one of them. Here once is enough.
+    What it warns of as Python does, for programs and not for people, is left out.
     """
     log = logging.getLogger("dtimer")
     teller = _Teller(output)

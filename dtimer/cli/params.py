@@ -52,11 +52,9 @@ def read_event(text: str) -> dict[str, Any]:
     try:
         event = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as e:
-        raise OptionError(
-            f'{text!r:.80} is not JSON ({e}); in a shell: \'{{"msg": "hello"}}\''
-        ) from None
+        raise OptionError(f'it is not JSON ({e}); in a shell: \'{{"msg": "hello"}}\'') from None
     if not isinstance(event, dict):
-        raise OptionError(f'{text!r:.80} is not a JSON object; in a shell: \'{{"msg": "hello"}}\'')
+        raise OptionError('it is not a JSON object; in a shell: \'{"msg": "hello"}\'')
     return event
 
 

@@ -40,7 +40,7 @@ def duration_us(value: Duration, name: str) -> int:
         us = value // _MICROSECOND
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise OptionError(
-            f"{name} must be a number of milliseconds or a timedelta, not {value!r}"
+            f"{name} must be a number of milliseconds or a timedelta, not {value!r:.80}"
             f" ({type(value).__name__})"
         )
     else:
@@ -67,20 +67,20 @@ def moment_us(value: Moment, name: str) -> int:
     if isinstance(value, datetime):
         if value.tzinfo is None or value.utcoffset() is None:
             raise OptionError(
-                f"{name} is a naive datetime, {value!r}; give it a tzinfo, for instance"
+                f"{name} is a naive datetime, {value!r:.80}; give it a tzinfo, for instance"
                 " datetime.now(timezone.utc)"
             )
         us = (value - _EPOCH) // _MICROSECOND
     elif isinstance(value, bool) or not isinstance(value, int | float):
         raise OptionError(
-            f"{name} must be an aware datetime or milliseconds since the epoch, not {value!r}"
+            f"{name} must be an aware datetime or milliseconds since the epoch, not {value!r:.80}"
             f" ({type(value).__name__})"
         )
     else:
         us = _ceil(value, name)
     if us > LATEST_US:
         raise OptionError(
-            f"{name} is {value!r}, which is beyond the year 2223; milliseconds since the epoch"
+            f"{name} is {value!r:.80}, which is beyond the year 2223; milliseconds since the epoch"
             " are expected"
         )
     return us

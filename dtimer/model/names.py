@@ -34,17 +34,17 @@ def check_id(value: object, name: str = "id") -> str:
         OptionError: it may not, and why.
     """
     if not isinstance(value, str):
-        raise OptionError(f"{name} must be a str, not {value!r} ({type(value).__name__})")
+        raise OptionError(f"{name} must be a str, not {value!r:.80} ({type(value).__name__})")
     if not value:
         raise OptionError(f"{name} must not be empty")
     try:
         size = len(value.encode())
     except UnicodeEncodeError as e:
-        raise OptionError(f"{name} {value!r} cannot be encoded as UTF-8: {e.reason}") from None
+        raise OptionError(f"{name} {value!r:.80} cannot be encoded as UTF-8: {e.reason}") from None
     if size > LONGEST_ID:
         raise OptionError(f"{name} has {size} bytes; at most {LONGEST_ID} are allowed")
     if bad := _CONTROL.search(value):
-        raise OptionError(f"{name} {value!r} holds the control character {bad.group()!r}")
+        raise OptionError(f"{name} {value!r:.80} holds the control character {bad.group()!r}")
     return value
 
 
@@ -57,7 +57,7 @@ def check_namespace(value: object) -> str:
     """
     if not isinstance(value, str) or not _NAMESPACE.match(value):
         raise OptionError(
-            f"ns must be 1 to 64 characters of A-Z a-z 0-9 _ . : ~ and -, not {value!r}"
+            f"ns must be 1 to 64 characters of A-Z a-z 0-9 _ . : ~ and -, not {value!r:.80}"
         )
     return value
 

@@ -88,20 +88,20 @@ DEFAULTS: dict[str, Any] = {
 def check_count(value: object, name: str, low: int, high: int) -> int:
     """Return *value* when it is a whole number between *low* and *high*."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise OptionError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+        raise OptionError(f"{name} must be a whole number from {low} to {high}, not {value!r:.80}")
     return value
 
 
 def _time(value: Duration, name: str, low_ms: int, high_ms: int) -> int:
     us = duration_us(value, name)
     if not low_ms * 1000 <= us <= high_ms * 1000:
-        raise OptionError(f"{name} must be {low_ms} to {high_ms} ms, not {value!r}")
+        raise OptionError(f"{name} must be {low_ms} to {high_ms} ms, not {value!r:.80}")
     return us
 
 
 def _flag(value: object, name: str) -> bool:
     if not isinstance(value, bool):
-        raise OptionError(f"{name} must be True or False, not {value!r}")
+        raise OptionError(f"{name} must be True or False, not {value!r:.80}")
     return value
 
 

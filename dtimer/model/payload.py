@@ -49,7 +49,7 @@ def _check(payload: Mapping[str, Any]) -> bool:
                 for key in container:
                     if not isinstance(key, str):
                         raise PayloadError(
-                            f"payload keys must be strings, not {key!r} ({type(key).__name__})"
+                            f"payload keys must be strings, not {type(key).__name__}"
                         )
                 values: Any = container.values()
             else:
@@ -88,9 +88,8 @@ def encode(payload: object, limit: int) -> str:
         PayloadTooLarge: over *limit*.
     """
     if not isinstance(payload, dict):
-        raise PayloadError(
-            f"the payload must be a dict, not {payload!r:.80} ({type(payload).__name__})"
-        )
+        # Never the payload itself: it may be what nobody else should read.
+        raise PayloadError(f"the payload must be a dict, not {type(payload).__name__}")
     # A few lists, each holding the one before twice, may stand for more than there is memory.
     if _check(payload) and (count := _values(payload, limit)) > limit:
         raise PayloadTooLarge(

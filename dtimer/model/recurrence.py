@@ -183,7 +183,7 @@ def check_cron(expression: object, tz: str) -> str:
 
 def _choice(value: object, name: str, among: dict[str, str]) -> str:
     if value not in among:
-        raise OptionError(f"{name} must be one of {', '.join(among)}, not {value!r}")
+        raise OptionError(f"{name} must be one of {', '.join(among)}, not {value!r:.80}")
     return str(value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -17,6 +18,10 @@ from dtimer.store.pools import PoolSource
 from dtimer.store.wire import ClusterWire, Wire
 
 DEFAULT_URL = "redis://localhost:6379"
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+]{1,15}")
+_SETTING = re.compile(r"Invalid value for '(\w+)' in connection URL")
+_PLAIN = re.compile(r"[\w.:/\[\]%-]*")
 
 
 class Source(Protocol):
@@ -53,8 +58,10 @@ def _from_url(url: str, timeout: float) -> Source:
     if scheme == "embedded" and colon:
         return EmbeddedSource(url, timeout)
     if scheme not in ("redis", "rediss", "unix", "valkey", "valkeys"):
+        # What is no scheme may be a password.
+        named = f" {scheme!r}" if rest.startswith("//") and _SCHEME.fullmatch(scheme) else ""
         raise OptionError(
-            f"the URL scheme {scheme!r} is not known; use redis://, rediss://, unix://,"
+            f"the URL scheme{named} is not known; use redis://, rediss://, unix://,"
             " embedded: or embedded:///a/folder"
         )
     client = importlib.import_module("redis").Redis
@@ -62,11 +69,33 @@ def _from_url(url: str, timeout: float) -> Source:
     try:
         made = client.from_url(f"{scheme}:{rest}")
     except ValueError as e:
-        raise OptionError(f"the URL cannot be understood: {e}") from None
+        # Its words quote what stands where a port should, and that may be half a password.
+        setting = _SETTING.search(str(e))
+        wrong = f" (its {setting[1]})" if setting else ""
+        raise OptionError(
+            f"the URL cannot be understood{wrong}; it has to be redis://user:password@host:port/db,"
+            " and in user and password every : / ? # [ ] @ and % has to be written as %XX"
+        ) from None
     if scheme == "rediss":
         pool = made.connection_pool
         pool.connection_kwargs = tls.verified(pool.connection_kwargs)
     return PoolSource(made, timeout)
+
+
+def where(url: str) -> str:
+    """
+    Return what may be shown of *url*: where it leads, and neither user nor password.
+
+    Also of one that is wrong: nothing that may be a part of them.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme.startswith("embedded"):
+        return url
+    plain, _, settings = rest.partition("?")
+    _, user, place = plain.rpartition("@")
+    if "@" in settings or not _PLAIN.fullmatch(place) or not _SCHEME.fullmatch(scheme):
+        return "the server"
+    return f"{scheme}://{'…@' if user else ''}{place}"
 
 
 def source(given: Any, timeout: float) -> Source:
@@ -86,7 +115,7 @@ def source(given: Any, timeout: float) -> Source:
         return PoolSource(given, timeout)
     if hasattr(given, "nodes_manager"):
         return ClusterSource(given, timeout)
+    # Not what it is: it may have a password in it.
     raise OptionError(
-        f"pub and sub must be redis or valkey clients or URLs, not {given!r:.80}"
-        f" ({type(given).__name__})"
+        f"pub and sub must be redis or valkey clients or URLs, not {type(given).__name__}"
     )

@@ -8,12 +8,16 @@ for ever: the time-out of a socket begins anew with each byte.
 from __future__ import annotations
 
 import functools
+import re
 import socket
 import ssl
 import time
 from typing import Any
 
 from dtimer.store import tls
+
+# A server that does not know a command quotes its arguments.
+_QUOTED = re.compile(r",? with args beginning with")
 
 
 class _Socket:
@@ -63,6 +67,10 @@ def with_deadline(connection_class: type) -> type:
             try:
                 super().connect()
             except Exception as e:
+                quoted = _QUOTED.search(str(e))
+                if quoted:
+                    # What AUTH was called with.
+                    raise type(e)(str(e)[: quoted.start()]) from None
                 if tls.hung_up(self, e):
                     raise type(e)(f"{e} ({tls.PLAIN})") from e
                 raise

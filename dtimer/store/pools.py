@@ -50,10 +50,7 @@ def library(client: Any) -> str:
         root = cls.__module__.partition(".")[0]
         if root in _LIBRARIES:
             return root
-    raise OptionError(
-        f"pub must be a redis or valkey client or a URL, not {client!r:.80}"
-        f" ({type(client).__name__})"
-    )
+    raise OptionError(f"pub must be a redis or valkey client or a URL, not {type(client).__name__}")
 
 
 def settings(given: dict[str, Any], root: str, timeout: float) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def _expires(value: Duration | datetime | None) -> str:
         return str(max(0, moment_us(value, "expires")))
     us = duration_us(value, "expires")
     if us <= 0:
-        raise OptionError(f"expires must lie ahead, not {value!r} ms from now")
+        raise OptionError(f"expires must lie ahead, not {value!r:.80} ms from now")
     return f"+{us}"
 
 
@@ -94,19 +94,23 @@ def prepare(
 def prepare_item(options: Options, mint: Mint, item: object) -> Posting:
     """Check one item of ``post_many``: a pair, or a mapping of the arguments of ``post``."""
     if isinstance(item, Mapping):
-        if unknown := sorted(map(str, set(item) - _ARGUMENTS)):
+        if unknown := sorted(
+            n if isinstance(n, str) else type(n).__name__ for n in set(item) - _ARGUMENTS
+        ):
             raise OptionError(
                 f"an item of post_many has no argument {unknown[0]!r}; there are"
                 f" {', '.join(sorted(_ARGUMENTS))}"
             )
         if "ev" not in item:
-            raise OptionError(f"an item of post_many lacks its ev: {item!r:.80}")
+            raise OptionError(
+                f"an item of post_many lacks its ev; it has {', '.join(sorted(item)) or 'nothing'}"
+            )
         return prepare(options, mint, **item)
     if isinstance(item, tuple | list) and len(item) == 2:
         return prepare(options, mint, item[0], item[1])
     raise OptionError(
         "an item of post_many must be a pair (ev, delay) or a mapping of the arguments of"
-        f" post, not {item!r:.80}"
+        f" post, not {type(item).__name__}"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
 from collections.abc import Iterator
 
@@ -14,6 +13,7 @@ from dtimer.errors import NamespaceCorrupt, StoreError
 from dtimer.model.names import incarnation
 from dtimer.store import access
 from dtimer.store.codec import text
+from dtimer.store.connect import where
 from dtimer.store.faults import message, names, slow
 from dtimer.store.inventory import Audit, Inventory
 
@@ -61,19 +61,19 @@ def examine(store: Inventory, url: str) -> Iterator[Finding]:
 
 def connection(store: Inventory, url: str) -> Finding:
     """Does anybody answer, and to us."""
-    where = re.sub(r"//[^/@]*@", "//…@", url)
+    place = where(url)
     began = time.perf_counter()
     try:
         store.command("PING")
     except Exception as e:
         if "NOPERM" in message(e) or "NoPermissionError" in names(e):
-            return ok("connection", f"{where} answers, though not to PING")
+            return ok("connection", f"{place} answers, though not to PING")
         if slow(e):
             remedy = "put user and password into the URL: redis://user:password@host:6379"
-            return error("connection", f"{where} refuses this client: {message(e)}", remedy)
+            return error("connection", f"{place} refuses this client: {message(e)}", remedy)
         remedy = "is the server running, is the URL right, does a firewall stand between?"
-        return error("connection", f"{where} does not answer: {e}", remedy)
-    return ok("connection", f"{where} answers in {(time.perf_counter() - began) * 1000:.1f} ms")
+        return error("connection", f"{place} does not answer: {e}", remedy)
+    return ok("connection", f"{place} answers in {(time.perf_counter() - began) * 1000:.1f} ms")
 
 
 def _settings(store: Inventory) -> dict[str, str]:

@@ -26,9 +26,9 @@ def check(url: object) -> Path | None:
         OptionError: it is not such a URL. Nothing was looked at on the disk.
     """
     if not isinstance(url, str):
-        raise OptionError(f"the URL of a store must be a str, not {url!r} ({type(url).__name__})")
+        raise OptionError(f"the URL of a store must be a str, not {type(url).__name__}")
     if not url.startswith(SCHEME):
-        raise OptionError(f"{url!r} does not begin with {SCHEME!r}")
+        raise OptionError(f"the URL of an embedded server begins with {SCHEME!r}")
     rest = url.removeprefix(SCHEME)
     if not rest:
         return None
