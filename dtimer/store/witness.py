@@ -90,6 +90,9 @@ class Witness:
     def opened(self, before: Known, found: Standing) -> None:
         """Judge how the namespace stands, which is to be no less than was known *before*."""
         with self._lock:
+            if before.era != self.known.era:
+                # It may have been looked at before what somebody else has noticed since.
+                return
             error = self._judge(before, found)
             token, posted = found.token, found.posted or 0
             self.known = self.known._replace(
@@ -101,8 +104,6 @@ class Witness:
             self.tell(error)
 
     def _judge(self, before: Known, found: Standing) -> StateRollback | None:
-        if before.era != self.known.era:
-            return None
         wiped = bool(before.born) and found.born != before.born
         posted = before.posted if found.posted is None else found.posted
         if not (wiped or found.token < before.token or posted < before.posted or before.suspect):
@@ -132,7 +133,10 @@ class Witness:
         """Judge the answer to a turn, before which so much was known."""
         error = None
         with self._lock:
-            if asked.era == self.known.era and asked.heard is not None:
+            if asked.era != self.known.era:
+                self.known = self.known._replace(heard=None)
+                return
+            if asked.heard is not None:
                 less = turn.posted is not None and turn.posted < asked.posted
                 if turn.before is None and (less or asked.suspect):
                     error = self._gone_back(asked.heard, turn.now_us, wiped=False)

@@ -138,6 +138,28 @@ class TestNoticed:
         post(store, "sugar", 60_000)
         assert 1 == len(store.told)
 
+    def test_replies_from_before(self, client, store, node, now):
+        """A reply that was on its way when it was found out is believed by nobody, nor told."""
+        post(store, "tea", 60_000)
+        node.turn()
+        snapshot = Snapshot(client, store.keys)
+        now.tick(5)
+        before = store.witness.known
+        post(store, "milk", 60_000)
+        late_turn = node.turn()
+        _, late_standing = store._stands(store._line.deadline())
+        snapshot.restore()
+        node.turn()
+        assert 1 == len(store.told)
+        store.witness.turned(before, late_turn)
+        store.witness.opened(before, late_standing)
+        store.witness.posted(before, 1, 2)
+        node.turn()
+        store.join("node", "{}")
+        node.turn()
+        post(store, "honey", 60_000)
+        assert 1 == len(store.told), "told again"
+
     def test_wiped(self, client, store, node, now):
         """When everything is gone it says that, once the node registers again."""
         post(store, "tea", 60_000)
