@@ -8,7 +8,7 @@ help:
 	@echo "make lint    format, types, stairs and docstrings alone"
 	@echo "make docs    build the documentation into build/docs"
 	@echo "make demo    see it work"
-	@echo "make bench   measure it"
+	@echo "make bench   measure it, beside its peers;  ARGS='lateness drain --rounds 5'"
 	@echo "make fuzz    feed everything that decodes with what it was not made for, for SECONDS=60"
 	@echo "make audit   ask what is known to be wrong with all that is installed"
 	@echo "make soak    break everything around it, for MINUTES=1, by SEED=, until EVENTS= are posted"
@@ -34,7 +34,7 @@ demo: .venv/made
 	.venv/bin/dtimer demo
 
 bench: .venv/made
-	.venv/bin/python -m benchmarks $(ARGS)
+	.venv/bin/python -m benchmarks run $(ARGS)
 
 soak: .venv/made
 	PYTHONPATH=tests .venv/bin/python -X dev -m chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) \

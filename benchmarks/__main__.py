@@ -1,10 +1,154 @@
-"""Runs all measurements, one after the other."""
+"""The command line: ``python -m benchmarks``. Each command tells its own arguments."""
 
 from __future__ import annotations
 
-from benchmarks import drain, idle, lateness, posting
+import argparse
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import machine, pictures, tables
+from benchmarks.bench import Bench, Scale
+from benchmarks.contenders import CONTENDERS, Contender, choose
+from benchmarks.environments import CACHE, ENVIRONMENTS
+from benchmarks.results import Results, path_for
+from benchmarks.rounds import cells_of, run
+from benchmarks.server import Server
+from benchmarks.works import Work
+from benchmarks.works.drain import Drain
+from benchmarks.works.floors import Floors
+from benchmarks.works.growth import Growth
+from benchmarks.works.idle import Idle
+from benchmarks.works.lateness import Lateness
+from benchmarks.works.memory import Memory
+from benchmarks.works.posting import Posting
+from benchmarks.works.recovery import Recovery
+from benchmarks.works.startup import Startup
+
+WORKS: dict[str, Work] = {
+    work.name: work
+    for work in (
+        *(Floors(), Startup(), Lateness(), Posting(), Drain()),
+        *(Memory(), Idle(), Recovery(), Growth()),
+    )
+}
+
+#: How much is done to see that all of it works, in seconds and not in hours.
+_QUICK = Scale(factor=0.01, seconds=1.0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", help="measure works, print tables, write JSON and plots")
+    running.add_argument("works", nargs="*", choices=[*WORKS, []], help="default: all of them")
+    running.add_argument("--contenders", nargs="+", default=[], metavar="NAME")
+    running.add_argument("--rounds", type=int, default=3)
+    running.add_argument("--seed", type=int, default=None, help="decides order and moments")
+    running.add_argument("--quick", action="store_true", help="a hundredth, to see that it works")
+    running.add_argument("--only", nargs="+", default=[], metavar="NAME=VALUE", help="cells")
+    running.add_argument("--out", type=Path, default=CACHE / "results", help="for the JSON")
+    showing = commands.add_parser("show", help="print the tables of results again")
+    showing.add_argument("results", type=Path)
+    plotting = commands.add_parser("plot", help="draw results again")
+    plotting.add_argument("results", type=Path)
+    plotting.add_argument("folder", type=Path)
+    setting = commands.add_parser("setup", help="make the contenders' environments")
+    setting.add_argument("--contenders", nargs="+", default=[], metavar="NAME")
+    commands.add_parser("list", help="say which contenders and works there are")
+    return parser
+
+
+def _setup(contenders: list[Contender]) -> dict[str, str]:
+    """Make the environments. Return those that could not be made, with the reason."""
+    # The first is what the tool itself measures with.
+    wanted = ["dtimer", *(contender.environment for contender in contenders)]
+    failed = {}
+    for name in dict.fromkeys(wanted):
+        try:
+            if ENVIRONMENTS[name].make():
+                print(f"made {ENVIRONMENTS[name].folder}", file=sys.stderr)
+        except (OSError, subprocess.CalledProcessError) as e:
+            failed[name] = str(e)
+            print(f"cannot make {name}: {e}", file=sys.stderr)
+    return failed
+
+
+def _run(given: argparse.Namespace) -> None:
+    seed = random.randrange(10**6) if given.seed is None else given.seed
+    works = [WORKS[name] for name in given.works or WORKS]
+    contenders = choose(given.contenders)
+    failed = _setup(contenders)
+    contenders = [one for one in contenders if one.environment not in failed]
+    only = dict(one.split("=", 1) for one in given.only)
+    cells = [
+        cell
+        for cell in cells_of(works, contenders)
+        if all(str(cell.params.get(name, value)) == value for name, value in only.items())
+    ]
+    server = Server()
+    about = {
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "seed": seed,
+        "rounds": given.rounds,
+        "when": time.strftime("%Y-%m-%d %H:%M %Z"),
+        **machine.about(),
+        "server": server.version,
+        "sharing": f"all {machine.about()['cores']} cores: server, consumers, poster, this tool",
+        "load before": round(machine.load(), 2),
+        "left out": ", ".join(failed) or "nobody",
+        "contenders": [contender.id for contender in contenders],
+        "versions": machine.versions(contender.environment for contender in contenders),
+    }
+    results = Results(about, [])
+    path = path_for(given.out, [work.name for work in works])
+    try:
+        bench = Bench(server, _QUICK if given.quick else Scale())
+        for record in run(bench, works, cells, seed, given.rounds):
+            results.records.append(record)
+            results.write(path)
+    finally:
+        server.close()
+    about["load after"] = round(machine.load(), 2)
+    results.write(path)
+    _show(results)
+    drawn = pictures.draw(results, works, path.with_suffix(""))
+    print(f"\nwritten: {path}, and {len(drawn)} plots in {path.with_suffix('')}")
+
+
+def _show(results: Results) -> None:
+    for line in tables.heading(results.about):
+        print(line)
+    for name, work in WORKS.items():
+        if name in results.works:
+            print("", *tables.table(results, work), sep="\n")
+    print("", *tables.legend(results), sep="\n")
+
+
+def _list() -> None:
+    for contender in CONTENDERS:
+        pins = ", ".join(ENVIRONMENTS[contender.environment].pins)
+        print(f"{contender.id:24}  {contender.says}  [{pins}]")
+    print(f"works: {', '.join(WORKS)}")
+
+
+def main() -> None:
+    """Be the program."""
+    given = _parser().parse_args()
+    if given.command == "setup":
+        _setup(choose(given.contenders))
+    elif given.command == "list":
+        _list()
+    elif given.command == "run":
+        _run(given)
+    elif given.command == "show":
+        _show(Results.read(given.results))
+    else:
+        results = Results.read(given.results)
+        pictures.draw(results, [WORKS[name] for name in results.works], given.folder)
+
 
 if __name__ == "__main__":
-    for module in (lateness, posting, drain, idle):
-        module.main()
-        print()
+    main()

@@ -1,0 +1,67 @@
+"""This project, and the floors: what costs less than any timer could."""
+
+from __future__ import annotations
+
+from benchmarks.contenders.contender import DEFAULTS, FLOOR, TUNED, Contender
+
+OURS = (
+    Contender(
+        "dtimer",
+        DEFAULTS,
+        "dtimer",
+        "drive_dtimer.py",
+        "dtimer",
+        says="pip install dtimer, leased and confirmed",
+        most=5_000_000,
+        batches=(1, 10, 100),
+    ),
+    Contender(
+        "dtimer",
+        TUNED,
+        "dtimer-hiredis",
+        "drive_dtimer.py",
+        "dtimer",
+        says="with hiredis, leased and confirmed",
+        most=5_000_000,
+        batches=(1, 10, 100),
+    ),
+)
+
+_NO_CONSUMER = "asks, and consumes nothing"
+
+#: What nothing can be better than: see `benchmarks/peers/drive_floors.py`.
+FLOORS = (
+    Contender(
+        "bare wait",
+        FLOOR,
+        "dtimer",
+        "drive_floors.py",
+        says="select.select until the moment: no server, no event",
+        options={"kind": "wait"},
+        cannot=dict.fromkeys(
+            ("posting", "drain", "memory", "idle", "recovery", "stream"), "only waits"
+        ),
+        inside=True,
+    ),
+    Contender(
+        "bare EVALSHA",
+        FLOOR,
+        "dtimer",
+        "drive_floors.py",
+        "redis",
+        says="redis-py, a script that does nothing, with the keys and arguments of a post",
+        options={"kind": "call"},
+        cannot=dict.fromkeys(("lateness", "memory", "idle", "recovery", "stream"), _NO_CONSUMER),
+    ),
+    Contender(
+        "least scripts",
+        FLOOR,
+        "dtimer",
+        "drive_floors.py",
+        "redis",
+        says="the cheapest post, claim and confirm: a sorted set, a hash, nothing checked",
+        options={"kind": "least"},
+        most=1_000_000,
+        batches=(1, 10, 100),
+    ),
+)

@@ -1,0 +1,49 @@
+"""Drives docket: tasks with a moment, and one worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from docket import Docket, Worker
+from driving import AsyncPeer, main, moment, record
+
+
+async def handle(body: dict[str, Any]) -> None:
+    """Be the handler."""
+    record(body)
+
+
+class OneWorker(AsyncPeer):
+    """A docket of one task, or a worker of it; options in ms are made timedeltas."""
+
+    async def connect(self) -> None:
+        """See `AsyncPeer.connect`."""
+        self._docket = await Docket(name="bench", url=self.url).__aenter__()
+
+    def consume(self, ready: Callable[[], None]) -> None:
+        """See `Peer.consume`."""
+        options = {
+            name.removesuffix("_ms"): timedelta(milliseconds=value)
+            if name.endswith("_ms")
+            else value
+            for name, value in self.options.items()
+        }
+
+        async def work() -> None:
+            async with Docket(name="bench", url=self.url) as docket:
+                docket.register(handle)
+                async with Worker(docket, **options) as worker:
+                    ready()
+                    await worker.run_forever()
+
+        asyncio.run(work())
+
+    async def apost(self, body: dict[str, Any], due: int) -> None:
+        """See `AsyncPeer.apost`."""
+        await self._docket.add(handle, when=moment(due))(body)
+
+
+main(OneWorker)

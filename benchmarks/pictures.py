@@ -1,0 +1,86 @@
+"""Which plots are made of results: one of bars a work, and lines of what grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import plots
+from benchmarks.results import Results, Row
+from benchmarks.works import Work
+
+#: What the bars of a work show; contenders that have no such cell are compared by their last.
+_SHOWN = {
+    "lateness": {"nodes": 1, "stream": 0},
+    "drain": {"processes": 1},
+    "memory": {"pending": 100_000, "size": 50},
+    "idle": {"nodes": 1},
+}
+
+_GROWTH = {
+    "rates": ("events/s", ("post/s", "bulk/s", "drain 1/s", "drain 100/s")),
+    "lateness": ("ms", ("late p50", "late p99")),
+    "bytes": ("bytes an event", ("bytes",)),
+}
+
+
+def draw(results: Results, works: list[Work], folder: Path) -> list[Path]:
+    """Write all plots, and return where they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = {}
+    for work in works:
+        rows = list(results.rows(work.name).values())
+        if work.name == "growth":
+            made |= _growth(rows)
+            continue
+        ways = {row.params.get("way") for row in rows}
+        for way in sorted(ways, key=str):
+            chosen = [row for row in rows if row.params.get("way") == way]
+            name = f"{work.name}-{way}" if way else work.name
+            for figure in (work.main, "p99") if work.name == "lateness" else (work.main,):
+                extra = f"-{figure}" if figure != work.main else ""
+                made[f"{name}{extra}"] = _bars(work, chosen, figure, way)
+    paths = []
+    for name, text in made.items():
+        if text:
+            path = folder / f"{name}.svg"
+            path.write_text(text, "utf-8")
+            paths.append(path)
+    return paths
+
+
+def _bars(work: Work, rows: list[Row], figure: str, way: str | None) -> str:
+    shown = _SHOWN.get(work.name, {})
+    bars = []
+    for row in rows:
+        # A log scale has no place for what is early.
+        values = [value for value in row.main(figure).values() if value > 0]
+        if not values or any(row.params.get(name) != value for name, value in shown.items()):
+            continue
+        kind = plots.OURS if row.contender.ours else plots.PEER
+        colour = plots.FLOOR if row.contender.floor else kind
+        batch = row.params.get("batch", 1)
+        name = row.contender.id + (f", {batch} at a time" if batch > 1 else "")
+        value = sorted(values)[len(values) // 2]
+        bars.append(plots.Bar(name, value, min(values), max(values), colour))
+    if len(bars) < 2:
+        return ""
+    bars.sort(key=lambda bar: bar.value, reverse=work.more_is_better)
+    title = work.title.partition(":")[0] + (f", {way}" if way else "")
+    title += f", {figure}" if figure.startswith("p") and figure[1:].isdigit() else ""
+    return plots.bars(title, work.unit, bars)
+
+
+def _growth(rows: list[Row]) -> dict[str, str]:
+    made = {}
+    for name, (unit, figures) in _GROWTH.items():
+        series: dict[str, dict[float, float]] = {}
+        for row in rows:
+            who = row.contender.name if row.contender.floor else row.contender.id
+            if row.contender.floor or row.contender.id != "dtimer/tuned":
+                for figure, value in row.medians().items():
+                    if figure in figures and value > 0:
+                        line = series.setdefault(f"{who}: {figure}", {})
+                        line[row.params["pending"]] = value
+        if series:
+            made[f"growth-{name}"] = plots.lines(f"growth: {name}", "pending events", unit, series)
+    return made

@@ -1,0 +1,173 @@
+"""
+Plots as SVG, written by hand: bars of contenders, and lines of what grows.
+
+All colours lie in the middle between black and white, on a ground that is transparent, so that
+one picture is readable in a light page as in a dark one. Both kinds have logarithmic scales: the
+contenders lie orders of magnitude apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from xml.sax.saxutils import escape, quoteattr
+
+TEXT, FAINT = "#7d828a", "#8b9098"
+_GRID = {"stroke": FAINT, "stroke_opacity": 0.3}
+OURS, PEER, FLOOR = "#3d8bd4", "#a58a5c", "#5f9e78"
+_LINES = ("#3d8bd4", "#c2703d", "#5f9e78", "#a06bb8", "#b0893a", "#5b8f9e")
+
+_WIDTH = 720
+_FONT = 12
+_LETTER = 6.4  # the width of a letter of that size, on average
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A contender: its figure, and the lowest and the highest of the rounds."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    colour: str = PEER
+
+
+@dataclass
+class Drawing:
+    """Elements, collected; `text` is the whole picture."""
+
+    width: int
+    height: int
+    title: str
+    elements: list[str] = field(default_factory=list)
+
+    def add(self, tag: str, content: str = "", **attributes: object) -> None:
+        """Add an element. Underscores in names become dashes."""
+        said = "".join(
+            f" {name.replace('_', '-')}={quoteattr(_said(value))}"
+            for name, value in attributes.items()
+        )
+        self.elements.append(f"<{tag}{said}>{escape(content)}</{tag}>")
+
+    def words(self, x: float, y: float, content: str, **attributes: object) -> None:
+        """Add text."""
+        self.add("text", content, x=x, y=y, **{"fill": TEXT, **attributes})
+
+    @property
+    def text(self) -> str:
+        """The SVG."""
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}"'
+            f' width="{self.width}" height="{self.height}" role="img"'
+            f' font-family="system-ui, sans-serif" font-size="{_FONT}">'
+        )
+        return "\n".join([head, f"<title>{escape(self.title)}</title>", *self.elements, "</svg>\n"])
+
+
+def _said(value: object) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A logarithmic scale from one interval to another."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Return where a value stands."""
+        part = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+        return self.begin + min(1.0, part) * (self.end - self.begin)
+
+    @property
+    def decades(self) -> list[float]:
+        """The powers of ten that lie on it."""
+        first, last = (
+            math.ceil(math.log10(self.low) - 1e-9),
+            math.floor(math.log10(self.high) + 1e-9),
+        )
+        return [10.0**n for n in range(first, last + 1)]
+
+
+def around(values: Sequence[float], begin: float, end: float) -> Scale:
+    """Return a scale of whole decades that holds all of the values above zero."""
+    above = [value for value in values if value > 0] or [1.0]
+    low = 10.0 ** math.floor(math.log10(min(above)))
+    high = 10.0 ** math.ceil(math.log10(max(above)))
+    return Scale(low, max(high, 10 * low), begin, end)
+
+
+def short(value: float) -> str:
+    """Write a number as an axis has it: 20k, 1.5M, 0.4."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def bars(title: str, unit: str, contenders: Sequence[Bar]) -> str:
+    """Return a picture of horizontal bars, in the order that is given."""
+    left = 16 + _LETTER * max((len(bar.name) for bar in contenders), default=0)
+    right, top, step = _WIDTH - 64, 48, 22
+    height = top + step * len(contenders) + 30
+    drawing = Drawing(_WIDTH, height, title)
+    scale = around([x for bar in contenders for x in (bar.low, bar.high)], left, right)
+    drawing.words(8, 20, f"{title} ({unit}, logarithmic)", font_weight="bold")
+    bottom = height - 24
+    for decade in scale.decades:
+        x = scale(decade)
+        drawing.add("line", x1=x, y1=top - 8, x2=x, y2=bottom, **_GRID)
+        drawing.words(x, bottom + 16, short(decade), text_anchor="middle", fill=FAINT)
+    for n, bar in enumerate(contenders):
+        y, end = top + n * step, scale(bar.value)
+        drawing.words(left - 6, y + 11, bar.name, text_anchor="end")
+        drawing.add("rect", x=left, y=y, width=max(1.0, end - left), height=14, fill=bar.colour)
+        low, high, middle = scale(bar.low), scale(bar.high), y + 7
+        drawing.add("line", x1=low, y1=middle, x2=high, y2=middle, stroke=TEXT, stroke_width=2)
+        drawing.words(max(end, high) + 5, y + 11, short(bar.value))
+    return drawing.text
+
+
+def lines(title: str, across: str, unit: str, series: Mapping[str, Mapping[float, float]]) -> str:
+    """Return a picture of lines, each with its name at its end; both scales logarithmic."""
+    named = _LETTER * max((len(name) for name in series), default=0)
+    left, right, top, bottom = 56, _WIDTH - 24 - named, 44, 320
+    drawing = Drawing(_WIDTH, 372, title)
+    xs = [x for points in series.values() for x in points]
+    ys = [y for points in series.values() for y in points.values()]
+    along, up = around(xs, left, right), around(ys, bottom, top)
+    drawing.words(8, 20, f"{title} ({unit}, logarithmic)", font_weight="bold")
+    for decade in along.decades:
+        x = along(decade)
+        drawing.add("line", x1=x, y1=top, x2=x, y2=bottom, **_GRID)
+        drawing.words(x, bottom + 18, short(decade), text_anchor="middle", fill=FAINT)
+    for decade in up.decades:
+        y = up(decade)
+        drawing.add("line", x1=left, y1=y, x2=right, y2=y, **_GRID)
+        drawing.words(left - 6, y + 4, short(decade), text_anchor="end", fill=FAINT)
+    drawing.words((left + right) / 2, bottom + 40, across, text_anchor="middle")
+    ends = _apart({n: up(points[max(points)]) for n, points in series.items() if points})
+    for n, (name, points) in enumerate(series.items()):
+        colour = _LINES[n % len(_LINES)]
+        path = " ".join(f"{along(x):.1f},{up(y):.1f}" for x, y in sorted(points.items()))
+        drawing.add("polyline", points=path, fill="none", stroke=colour, stroke_width=2)
+        for x, y in points.items():
+            drawing.add("circle", cx=along(x), cy=up(y), r=3, fill=colour)
+        if points:
+            drawing.words(along(max(points)) + 8, ends[name] + 4, name, fill=colour)
+    return drawing.text
+
+
+def _apart(places: Mapping[str, float]) -> dict[str, float]:
+    """Move names apart that would stand on one another."""
+    found: dict[str, float] = {}
+    last = -math.inf
+    for name, y in sorted(places.items(), key=lambda one: one[1]):
+        last = max(y, last + _FONT + 2)
+        found[name] = last
+    return found

@@ -1,0 +1,123 @@
+"""Tables as text: aligned, with the spread of the rounds, the ratios and the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.results import Key, Results, Row, against
+from benchmarks.works import Work
+
+MISSING = "—"
+OURS = "dtimer/defaults"
+
+
+def number(value: float | None) -> str:
+    """Write a figure with as many digits as it is worth."""
+    if value is None:
+        return MISSING
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Return lines: the *left* columns to the left, the others to the right, a rule between."""
+    cells = [list(columns), *map(list, rows)]
+    widths = [max(len(row[n]) for row in cells) for n in range(len(columns))]
+    lines = []
+    for row in cells:
+        padded = (
+            cell.ljust(width) if n < left else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(padded).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines
+
+
+def table(results: Results, work: Work) -> list[str]:
+    """Return the table of one work, its notes below it."""
+    rows = results.rows(work.name)
+    names = list(dict.fromkeys(name for row in rows.values() for name in row.figures))
+    params = list(dict.fromkeys(name for row in rows.values() for name in row.params))
+    floors = [
+        c.id for c in CONTENDERS if c.floor and any(r.contender.id == c.id for r in rows.values())
+    ]
+    ours = any(row.contender.id == OURS for row in rows.values()) and len(rows) > 1
+    compared = ([OURS] if ours else []) + floors
+    heads = [f"of {name.partition('/')[0]}" for name in compared]
+    columns = ["contender", *params, *names, "lowest to highest", *heads]
+    lines = [
+        [
+            row.contender.id,
+            *(str(row.params.get(name, "")) for name in params),
+            *(number(row.medians().get(name)) for name in names),
+            _range(row, work.main),
+            *(number(_ratio(row, rows, work, name)) for name in compared),
+        ]
+        for row in rows.values()
+    ]
+    # Who cannot do it at all has a row all the same.
+    absent = [c.id for c in _taking_part(results) if work.name in c.cannot]
+    lines += [[name, *(MISSING for _ in columns[1:])] for name in absent]
+    return [
+        work.title,
+        *(f"  {line}" for line in aligned(columns, lines)),
+        *_notes(results, rows, work),
+    ]
+
+
+def _ratio(row: Row, rows: dict[Key, Row], work: Work, other: str) -> float | None:
+    params = row.params
+    if other == OURS and not row.contender.floor:
+        params = work.reference(params)
+    return against(row, rows, other, params, work.main)
+
+
+def _range(row: Row, name: str) -> str:
+    values = row.main(name).values()
+    return f"{number(min(values))} to {number(max(values))}" if values else MISSING
+
+
+def _notes(results: Results, rows: dict[Key, Row], work: Work) -> list[str]:
+    """Return what cannot be done, with the reason, and what went wrong."""
+    notes = []
+    for contender in _taking_part(results):
+        # The works of other tables are not told here.
+        parts = {work.name, *work.parts}
+        notes += [
+            f"  {MISSING} {contender.id}, {what}: {why}"
+            for what, why in contender.cannot.items()
+            if what in parts
+        ]
+    for row in rows.values():
+        where = " ".join(f"{name}={value}" for name, value in row.params.items())
+        notes += [f"  FAILED {row.contender.id} {where}: {e}" for e in dict.fromkeys(row.errors)]
+    return notes
+
+
+def _taking_part(results: Results) -> list[Contender]:
+    return [one for one in CONTENDERS if one.id in results.about.get("contenders", [])]
+
+
+def legend(results: Results) -> list[str]:
+    """Return who the contenders are, and of which version."""
+    versions = results.about.get("versions", {})
+    lines = []
+    for one in _taking_part(results):
+        version = versions.get(one.environment, {}).get(one.package, "")
+        lines.append((one.id, version, one.says))
+    return aligned(("contender", "version", "settings"), lines, left=3)
+
+
+def heading(about: dict[str, Any]) -> list[str]:
+    """Return what the figures are of, a fact a line."""
+    facts = {name: value for name, value in about.items() if name not in ("versions", "contenders")}
+    width = max(map(len, facts), default=0)
+    return [f"{name.ljust(width)}  {value}" for name, value in facts.items()]

@@ -1,0 +1,43 @@
+"""What the machine, the client and the language allow: measured in the same rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.bench import Bench, Cell
+from benchmarks.contenders import Contender
+from benchmarks.driver import Driver, Journal
+
+
+class Floors:
+    """
+    Round trips and scripts of redis-py, and by how much Python waits overshoot; in µs.
+
+    Run once with hiredis and once without, beside ours with its defaults and tuned.
+    """
+
+    name = "floors"
+    title = "floors: round trips and waits, µs"
+    main = "PING p50"
+    more_is_better = False
+    unit = "µs"
+    parts: tuple[str, ...] = ()
+
+    def cells(self, contender: Contender) -> Sequence[Cell]:
+        """See `Work.cells`."""
+        return [Cell(self.name, contender)] if contender.ours else []
+
+    def reference(self, params: dict[str, Any]) -> dict[str, Any]:
+        """See `Work.reference`."""
+        return params
+
+    def measure(self, bench: Bench, cell: Cell) -> dict[str, float]:
+        """See `Work.measure`."""
+        settings = {"url": bench.server.url, "count": max(20, int(2_000 * bench.scale.factor))}
+        environment, journal = cell.contender.environment, Journal()
+        try:
+            with Driver("measure_floors.py", environment, settings, journal.path) as driver:
+                return driver.answer()
+        finally:
+            journal.close()

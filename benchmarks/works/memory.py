@@ -1,0 +1,60 @@
+"""How many bytes of Redis a pending event takes, payload included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.bench import Bench, Cell
+from benchmarks.contenders import Contender
+
+COUNTS = (1_000, 100_000, 1_000_000, 5_000_000)
+SIZES = (50, 500)
+
+#: The standard that contenders are compared at, which all of them can be filled to.
+STANDARD = {"pending": 100_000, "size": 50}
+
+
+class Memory:
+    """The growth of ``used_memory``, scripts and connections left out, divided by the events."""
+
+    name = "memory"
+    title = "memory: bytes of Redis per pending event, payload included"
+    main = "bytes"
+    more_is_better = False
+    unit = "bytes"
+    parts: tuple[str, ...] = ()
+
+    def cells(self, contender: Contender) -> Sequence[Cell]:
+        """See `Work.cells`."""
+        if self.name in contender.cannot:
+            return []
+        # A slow one is not filled to what would take it an hour.
+        counts = {count for count in COUNTS if count <= contender.most}
+        counts.add(min(contender.most, STANDARD["pending"]))
+        return [
+            Cell(self.name, contender, {"pending": count, "size": size})
+            for count in sorted(counts)
+            for size in SIZES
+            if size == SIZES[0] or count <= STANDARD["pending"] or contender.ours
+        ]
+
+    def reference(self, params: dict[str, Any]) -> dict[str, Any]:
+        """See `Work.reference`."""
+        return {**STANDARD, "size": params["size"]}
+
+    def measure(self, bench: Bench, cell: Cell) -> dict[str, float]:
+        """See `Work.measure`."""
+        contender, size = cell.contender, cell.params["size"]
+        count = max(100, int(cell.params["pending"] * bench.scale.factor))
+        each = measure(bench, contender, count, size)
+        return {"bytes": each, "over the payload": each - size}
+
+
+def measure(bench: Bench, contender: Contender, count: int, size: int = 50) -> float:
+    """Make so many events pending, and return what each of them takes."""
+    # Once for the scripts and whatever else there is one of.
+    bench.fill(contender, 1, size)
+    before = bench.server.used_memory()
+    bench.fill(contender, count, size)
+    return (bench.server.used_memory() - before) / count
