@@ -15,10 +15,11 @@ from chaos.troubles import name_of
 SECOND = 1_000_000_000
 
 #: What a person has to see to is tried again after 5 s: it must not be hammered.
-SLOW = {"F103": 5, "F104": 5}
+#: And the successor of a process that was killed has to start first.
+SLOW = {"F103": 5, "F104": 5, "killed": 3}
 
-#: There is no end to be waited for: what was struck begins to recover at once.
-_AT_ONCE = {"F58", "F59"}
+#: What comes of these is told as ``killed``, counted from when the supervisor noticed.
+_DEATHS = {"F58", "F59"}
 
 #: Errors that a node must never emit, whatever is done to its server.
 _BUGS = {"ScriptError", "NamespaceCorrupt"}
@@ -69,6 +70,8 @@ class Findings:
         op, ph, who = record["op"], record["ph"], name_of(record["p"])
         if op == "fault":
             self._struck(record)
+        elif op == "kill":
+            self.strikes.append(Strike("killed", name_of(record["who"]), record["t"], record["t"]))
         elif op == "broken":
             self.strikes.append(Strike("F66", who, record["t"], record["t"]))
         elif op == "error":
@@ -87,8 +90,8 @@ class Findings:
     def _struck(self, record: dict[str, Any]) -> None:
         name, target, t = record["name"], record["target"], record["t"]
         if record["phase"] == "begin":
-            # Of a thread it counts from its failure.
-            if name != "F66":
+            # Of a thread it counts from its failure, and of a process from its death.
+            if name != "F66" and name not in _DEATHS:
                 self.strikes.append(Strike(name, target, t, t))
             return
         for strike in reversed(self.strikes):
@@ -105,7 +108,7 @@ class Findings:
         and what is told is that one's start. Left out is what another fault delayed.
         """
         for strike in self.strikes:
-            since = strike.begin if strike.fault in _AT_ONCE else strike.end
+            since = strike.end
             struck = list(self._service) if strike.target == "server" else [strike.target]
             for who in struck:
                 times = self._service.get(who, array("q"))

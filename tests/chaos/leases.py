@@ -179,12 +179,13 @@ class Leases:
             [earlier.data["lease_us"]]
             + [word.data["ms"] * 1000 for word in gen.said(earlier, "extend") if "ms" in word.data]
         )
+        since, _ = self._clock.claimed(earlier)
         ends = earlier.data["srv"] + lease
-        if run.data["srv"] < ends:
+        # Where its clock was put back, the server counted the rest of the lease anew.
+        if run.data["srv"] < ends and not self._troubles.stepped_in(since, run.t):
             short = (ends - run.data["srv"]) / 1000
             text = f"claimed {short:.1f} ms before the lease before it could have run out"
             self._bench.blame("I4", gen.id, text, earlier, run)
-        since, _ = self._clock.claimed(earlier)
         until = run.t
         if earlier.end is not None:
             # What it came to was told the server at once, and heard before the lease was over.

@@ -8,14 +8,19 @@ a run that lasts long enough has had all of them, and one that has not says whic
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from chaos import network_faults, process_faults, server_faults
 from chaos.history import Writer
-from chaos.injections import INJECTIONS, Injection, Scene
+from chaos.scene import INJECTIONS, Injection, Scene
+
+#: Where they are; to be imported is to be registered.
+BOOKS = (network_faults, process_faults, server_faults)
 
 #: Faults that may last at a time, and the seconds between two strikes.
 _MOST_ACTIVE = 3
@@ -98,8 +103,11 @@ class Nemesis:
         self._active.append(_Active(name, target, server, time.monotonic() + seconds, running))
 
     def _end(self, active: _Active) -> None:
-        self._active.remove(active)
         struck = next(active.injection)
+        if struck is None:
+            # It takes its time to end.
+            return
+        self._active.remove(active)
         self._pen.note("fault", name=active.name, target=active.target, phase="end", struck=struck)
         (self.struck if struck else self.missed)[active.name] += 1
         if not struck:
@@ -108,8 +116,11 @@ class Nemesis:
 
     def heal(self) -> None:
         """End all that lasts."""
-        for active in list(self._active):
-            self._end(active)
+        pause = threading.Event()
+        while self._active:
+            for active in list(self._active):
+                self._end(active)
+            pause.wait(0.01)
 
     @property
     def never(self) -> list[str]:

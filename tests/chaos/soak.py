@@ -30,19 +30,18 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import Server, eventually
-from soundness import assert_sound
 
 from chaos.checker import check
 from chaos.crew import PASSWORD, USER, Crew
 from chaos.findings import SLOW, Findings
 from chaos.history import History, Writer
-from chaos.injections import Scene
+from chaos.looker import Looker
 from chaos.mix import MAX_RUN
 from chaos.nemesis import Nemesis
 from chaos.pulse import Pulse
 from chaos.report import Report, growth, machine
+from chaos.scene import Scene
 from chaos.settings import OPTIONS, RECOVERY_LIMIT
-from dtimer import DTimer
 from dtimer.store.keys import Keys
 
 NS, RUNAT = "soak", "soak-runat"
@@ -52,9 +51,6 @@ _BEFORE, _AFTER = 4.0, 4.0
 
 #: Without progress for so long, the drain has failed.
 _PATIENCE = 20.0
-
-#: What falls due within so many ms is waited for; the rest is far off on purpose.
-_NEAR = 300_000
 
 _TICK = 0.02
 
@@ -313,50 +309,6 @@ class Soak:
         """Return the connections that the server has, besides the one that asks."""
         own = str(self.admin.client_id())
         return [client for client in self.admin.client_list() if client["id"] != own]
-
-
-class Looker(DTimer):
-    """Looks at a namespace, straight through to the server."""
-
-    def __init__(self, server: Server, ns: str) -> None:
-        super().__init__("looker", server.url, ns=ns, timeout=10_000)
-        self._client = server.client()
-        self._keys = Keys.of(ns)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.leave()
-        self._client.close()
-
-    def left(self) -> int:
-        """Return how many events there are in flight, or due before long."""
-        return self.stats().in_flight + sum(1 for _ in self.upcoming(duration=_NEAR))
-
-    def pending(self) -> list[str]:
-        """Return the ids of all that is pending."""
-        return [member.decode() for member, _ in self._client.zscan_iter(self._keys.due)]
-
-    def letters(self) -> list[dict[str, Any]]:
-        """Return the dead letters."""
-        return [
-            {
-                "id": letter.id,
-                "n": letter.event.get("n") if letter.event else None,
-                "attempt": letter.attempt,
-                "reason": letter.reason,
-            }
-            for letter in self.dead()
-        ]
-
-    def sound(self) -> str | None:
-        """Return what is wrong with the keys, or None."""
-        try:
-            assert_sound(self._client, self._keys)
-        except AssertionError as e:
-            return str(e)[:2000]
-        return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

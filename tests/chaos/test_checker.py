@@ -288,6 +288,15 @@ class TestOddButLegal:
         story.run("b", 2, 200)
         assert "distance" in accepted(story).notes[0]
 
+    def test_the_server_clock_is_put_back_while_a_handler_runs(self, story):
+        """What is left of a lease when it is renewed then ends at an earlier time than it had."""
+        story.post("a", 1)
+        story.fault("F50", 500, 600)
+        story.run("a", 1, 10, until=2_400, ph="no")
+        back = server_us(1_900 - 1_800)
+        story.run("a", 1, 1_900, att=2, srv=back, due=back, tok=server_us(2_000))
+        accepted(story)
+
     def test_revived(self, story):
         """A dead letter that was revived has its attempts anew."""
         story.post("a", 1, max_retries=0)

@@ -274,6 +274,11 @@ class Troubles:
         i = bisect.bisect_right(self.phases, (t, "\uffff")) - 1
         return self.phases[i][1] if i >= 0 else "healthy"
 
+    def stepped_in(self, t0: int, t1: int) -> bool:
+        """Tell whether the server's clock was set some time from *t0* to *t1*."""
+        # It is told a moment before.
+        return any(t0 - SECOND <= t <= t1 for t in self.steps)
+
     def in_rollback(self, t0: int, t1: int) -> bool:
         """Tell whether a time of lost writes meets the interval."""
         return any(s.begin <= t1 and t0 <= s.end for s in self.rollbacks)

@@ -1,0 +1,114 @@
+"""The faults of the network: see `chaos.scene`."""
+
+from __future__ import annotations
+
+from chaos.crew import Member
+from chaos.mix import LEASE
+from chaos.scene import Injection, Scene, injection
+
+
+@injection("F01")
+def lose_a_reply(scene: Scene) -> Injection:
+    """What was asked was done; the reply is swallowed, with its connection or without."""
+    who = scene.anybody()
+    yield who.name, scene.for_(1, 2)
+    who.proxy.drop_reply_once(close=scene.rng.random() < 0.7)
+    yield
+    yield who.proxy.wait_dropped(0)
+
+
+@injection("F02")
+def close_amid_a_reply(scene: Scene) -> Injection:
+    """The connection ends right behind a reply, or amid it."""
+    who = scene.anybody()
+    yield who.name, scene.for_(1, 2)
+    if scene.rng.random() < 0.3:
+        who.proxy.close_reply_once()
+    else:
+        who.proxy.truncate_reply_once(scene.rng.randint(0, 40))
+    yield
+    yield who.proxy.wait_dropped(0)
+
+
+def _blackhole(
+    scene: Scene, who: Member, seconds: float, *, ears: bool, commands: bool
+) -> Injection:
+    ways = [way for way, on in ((who.proxy, commands), (who.ears, ears)) if on and way]
+    yield who.name, seconds
+    for way in ways:
+        way.blackhole()
+    yield
+    for way in ways:
+        way.heal()
+    yield True
+
+
+@injection("F03")
+def blackhole_commands(scene: Scene) -> Injection:
+    """What somebody asks gets no answer, and no error either."""
+    return _blackhole(scene, scene.anybody(), scene.for_(0.3, 1.5), ears=False, commands=True)
+
+
+@injection("F04")
+def blackhole_ears(scene: Scene) -> Injection:
+    """A node hears nothing, and is not told."""
+    return _blackhole(scene, scene.node(), scene.for_(1, 2.5), ears=True, commands=False)
+
+
+@injection("F05")
+def reset(scene: Scene) -> Injection:
+    """All connections of one are reset, or half closed."""
+    who = scene.anybody()
+    ways = [way for way in (who.proxy, who.ears) if way]
+    yield who.name, scene.for_(0.3, 1)
+    for way in ways:
+        if scene.rng.random() < 0.5:
+            way.cut()
+        else:
+            way.half_close()
+    yield
+    yield True
+
+
+@injection("F07")
+def delay(scene: Scene) -> Injection:
+    """Everything takes its time on the way."""
+    who = scene.anybody()
+    yield who.name, scene.for_(1.5, 3)
+    who.proxy.delay(scene.rng.uniform(5, 30))
+    yield
+    who.proxy.heal()
+    yield True
+
+
+@injection("F08")
+def narrow(scene: Scene) -> Injection:
+    """Little gets through at a time."""
+    who = scene.anybody()
+    yield who.name, scene.for_(1, 2)
+    who.proxy.throttle(10_000)
+    yield
+    who.proxy.heal()
+    yield True
+
+
+@injection("F09")
+def refuse(scene: Scene) -> Injection:
+    """One finds no server where it was."""
+    who = scene.anybody()
+    ways = [way for way in (who.proxy, who.ears) if way]
+    yield who.name, scene.for_(0.5, 2)
+    for way in ways:
+        way.refuse()
+        way.cut()
+    yield
+    for way in ways:
+        way.heal()
+    yield True
+
+
+@injection("F12")
+def cut_off(scene: Scene) -> Injection:
+    """A node is cut off for longer than its leases last."""
+    seconds = scene.for_(2, 3.5) * LEASE / 1000
+    return _blackhole(scene, scene.node(), seconds, ears=True, commands=True)
