@@ -81,7 +81,10 @@ class Client(Emitter):
                 ``keep`` it, raise an ``error``, or let the ``earliest`` or the ``latest``
                 due time win.
             pipe: A pipeline or MULTI of yours to post in: the event exists when that is
-                executed. Nothing is retried there, and nothing waited for.
+                executed. Nothing is retried there, and nothing waited for, nor is
+                `EventExists` raised. The reply in its place is a list, which begins with
+                ``b"1"`` when the event was stored, ``b"0"`` when the pending one was kept,
+                and ``b"x"`` when *if_exists* is ``error`` and one is pending.
             wait_replicas: Return when so many replicas have the event, instead of the node's.
                 That makes it likely to survive the loss of the master, and not certain.
 
@@ -109,7 +112,9 @@ class Client(Emitter):
         )
         if pipe is not None:
             if not callable(getattr(pipe, "execute_command", None)):
-                raise OptionError(f"pipe must be a pipeline of a Redis client, not {pipe!r:.80}")
+                raise OptionError(
+                    f"pipe must be a pipeline of a Redis client, not {type(pipe).__name__}"
+                )
             if wait_replicas:
                 raise OptionError("wait_replicas cannot wait in a pipe; send WAIT after it")
             self._store.post_in(pipe, [posting.entry], posting.policy)

@@ -198,6 +198,20 @@ def test_in_a_pipeline(timer, client, namespace, transaction):
     assert {"n": 1} == timer.peek(id).event
 
 
+def test_what_a_pipeline_replies(timer, client):
+    """
+    The reply in the place of a post tells what became of it: stored, kept, or refused because
+    one is pending, which is no error there.
+    """
+    with client.pipeline(transaction=True) as pipe:
+        timer.post({"n": 1}, 60_000, id="tea", pipe=pipe)
+        timer.post({"n": 2}, 60_000, id="tea", if_exists="keep", pipe=pipe)
+        timer.post({"n": 3}, 60_000, id="tea", if_exists="error", pipe=pipe)
+        timer.post({"n": 4}, 60_000, pipe=pipe)
+        assert [b"1", b"0", b"x", b"1"] == [reply[0] for reply in pipe.execute()]
+    assert {"n": 1} == timer.peek("tea").event
+
+
 def test_in_a_pipeline_after_a_script_flush(timer, client):
     """A server that has forgotten our scripts breaks no transaction."""
     load("post")
