@@ -101,6 +101,17 @@ class TestNoticed:
         node.turn(again=True)
         assert 1 == len(store.told)
 
+    def test_the_same_turn_again(self, client, store, node, now):
+        """A turn that was answered, and is asked again all the same, tells nothing new."""
+        node.turn()
+        snapshot = Snapshot(client, store.keys)
+        now.tick(1)
+        node.turn()
+        snapshot.restore()
+        node.turn()
+        node.turn(again=True)
+        assert 1 == len(store.told)
+
     def test_only_a_post_is_gone(self, client, store, node, now):
         """A node misses a post of its own that came after its last turn."""
         node.turn()

@@ -67,6 +67,8 @@ local function claimed_before(result)
   if string.find(flags, 'e', 1, true) then tell('echo', node) end
   -- It stays what the first try has written, for a third may yet be on its way.
   local heard = redis.call('ZSCORE', ALIVE, node) or ''
+  -- Who knows that has had this answer, and is not told again.
+  if heard ~= '' and tonumber(heard) == tonumber(ARGV[7]) then before = '' end
   return {digits(NOW), '0', '1', results, claims, buried, {}, heard, before, ''}
 end
 
