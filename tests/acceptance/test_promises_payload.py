@@ -81,6 +81,7 @@ def reader(server, namespace):
         yield reader
 
 
+@pytest.mark.fault("F90")
 @pytest.mark.parametrize("payload", TRAPS, ids=lambda payload: next(iter(payload), "nothing"))
 def test_a_payload_arrives_as_it_was(reader, payload):
     """
@@ -124,6 +125,7 @@ def twice(server):
         client.delete(*client.scan_iter(match="dtimer:{hypothesis}:*"))
 
 
+@pytest.mark.fault("F88")
 @settings(
     max_examples=100,
     # How long a round trip takes says nothing about payloads.

@@ -44,6 +44,7 @@ CLIENTS = {
 }
 
 
+@pytest.mark.fault("F96")
 @pytest.mark.parametrize("options", CLIENTS.values(), ids=CLIENTS)
 def test_settings_of_redis_clients(server, namespace, options):
     """No setting of the user's client changes what arrives."""
@@ -56,6 +57,7 @@ def test_settings_of_redis_clients(server, namespace, options):
         _round_trip(client, namespace)
 
 
+@pytest.mark.fault("F96")
 @pytest.mark.parametrize("options", [{}, {"decode_responses": True}], ids=["bytes", "decoding"])
 def test_valkey_clients(server, namespace, options):
     """A client of valkey-py does as well as one of redis-py."""

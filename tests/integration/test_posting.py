@@ -57,6 +57,7 @@ BAD_POSTS = {
 }
 
 
+@pytest.mark.fault("F94")
 @pytest.mark.parametrize(("args", "kwargs", "error"), BAD_POSTS.values(), ids=BAD_POSTS)
 def test_bad_posts_are_refused_before_any_io(nowhere, args, kwargs, error):
     """A bad argument is a named error at once, with no server to be seen."""

@@ -34,6 +34,7 @@ json_values = st.recursive(
 class TestPayload:
     """What may be a payload, and that it comes back equal."""
 
+    @pytest.mark.fault("F88")
     @given(st.dictionaries(st.text(st.characters()), json_values))
     def test_comes_back_equal(self, payload):
         """Whatever JSON can say comes back equal, type by type, lone surrogates too."""
@@ -41,6 +42,7 @@ class TestPayload:
         assert payload == back
         assert repr(payload) == repr(back)
 
+    @pytest.mark.fault("F86")
     @pytest.mark.parametrize(
         "payload",
         [
@@ -63,6 +65,7 @@ class TestPayload:
         with pytest.raises(PayloadError, match="payload"):
             encode(payload, LIMIT)
 
+    @pytest.mark.fault("F86")
     def test_refuses_what_contains_itself(self):
         """A circle is refused, and so is what is nested beyond all reason."""
         circle: dict = {}
@@ -76,12 +79,14 @@ class TestPayload:
             encode(deep, LIMIT)
         assert deep["a"] == decode(encode(deep["a"], LIMIT).encode())
 
+    @pytest.mark.fault("F91")
     def test_refuses_too_much(self):
         """A payload over the limit is refused, and both sizes are named."""
         encode({"a": "x" * 10}, 18)
         with pytest.raises(PayloadTooLarge, match=r"has 19 bytes .* at most 18"):
             encode({"a": "x" * 11}, 18)
 
+    @pytest.mark.fault("F91")
     def test_refuses_what_explodes(self):
         """
         A few containers that hold each other several times over, as YAML's anchors can make
@@ -109,6 +114,7 @@ class TestPayload:
 class TestMoments:
     """Durations and moments become whole µs, or are refused."""
 
+    @pytest.mark.fault("F94")
     @pytest.mark.parametrize(
         ("value", "us"),
         [(1, 1_000), (1.5, 1_500), (0.0001, 1), (-5, -5_000), (timedelta(seconds=2), 2_000_000)],
@@ -117,6 +123,7 @@ class TestMoments:
         """Milliseconds and timedeltas become whole µs, rounded up."""
         assert us == duration_us(value, "delay")
 
+    @pytest.mark.fault("F94")
     @pytest.mark.parametrize(
         "value",
         [
@@ -143,6 +150,7 @@ class TestMoments:
         at = datetime.fromtimestamp(ms / 1000, timezone(timedelta(hours=5)))
         assert ms * 1000 == moment_us(ms, "at") == moment_us(at, "at")
 
+    @pytest.mark.fault("F95")
     @pytest.mark.parametrize(
         "value",
         [datetime(2030, 1, 1), math.nan, True, "2030-01-01", None, 1e300],  # noqa: DTZ001
@@ -161,11 +169,13 @@ class TestMoments:
 class TestNames:
     """Ids and namespaces, and the ids that we make."""
 
+    @pytest.mark.fault("F92")
     @pytest.mark.parametrize("id", ["a", "ü", "x" * 255, "a b", "{}:*", "\u2028", "🙂"])
     def test_ids(self, id):
         """Any text without control characters, up to 255 bytes, is an id."""
         assert id == check_id(id)
 
+    @pytest.mark.fault("F92")
     @pytest.mark.parametrize(
         "id", ["", "x" * 256, "ü" * 128, "a\n", "\0", "\x7f", "\x85", "\ud800", b"a", 1, None]
     )
@@ -174,11 +184,13 @@ class TestNames:
         with pytest.raises(OptionError, match="id"):
             check_id(id)
 
+    @pytest.mark.fault("F93")
     @pytest.mark.parametrize("ns", ["dt", "RunAt~default", "a.b:c-d_1", "x" * 64])
     def test_namespaces(self, ns):
         """Letters, digits and a little punctuation make a namespace."""
         assert ns == check_namespace(ns)
 
+    @pytest.mark.fault("F93")
     @pytest.mark.parametrize("ns", ["", "x" * 65, "}", "a}b", "*", "a b", "a\n", "ü", 1, None])
     def test_namespaces_refused(self, ns):
         """What could break the hash tag of the keys is refused."""
@@ -266,6 +278,7 @@ class TestOptions:
 class TestBackoff:
     """The wait before a retry."""
 
+    @pytest.mark.fault("F74")
     @given(st.integers(1, 10_000))
     def test_exponential_stays_in_bounds(self, attempt):
         """The wait doubles, an hour at most, and at least half of it is certain."""
