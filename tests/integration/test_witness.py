@@ -94,6 +94,7 @@ class TestNoticed:
         now.tick(1)
         node.turn()
         snapshot.restore()
+        now.tick(1)
         turned, store.witness.turned = store.witness.turned, lambda *_: None
         node.turn()
         store.witness.turned = turned
