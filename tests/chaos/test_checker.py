@@ -292,7 +292,7 @@ class TestOddButLegal:
         """What is left of a lease when it is renewed then ends at an earlier time than it had."""
         story.post("a", 1)
         story.fault("F50", 500, 600)
-        story.run("a", 1, 10, until=2_400, ph="no")
+        story.run("a", 1, 10, took=2_390, ph="no")
         back = server_us(1_900 - 1_800)
         story.run("a", 1, 1_900, att=2, srv=back, due=back, tok=server_us(2_000))
         accepted(story)
