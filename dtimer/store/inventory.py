@@ -103,7 +103,7 @@ class Inventory(Store):
 
     def definitions(self) -> Iterator[tuple[Definition, bool, str]]:
         """Walk the schedules: definition, whether it is paused, id of what is pending of it."""
-        for name in sorted(codec.text(raw) for raw in self._call("schedules")):
+        for name in self.schedule_ids():
             reply = self._call("schedule", name)
             if reply:
                 beat = codec.read_beat(reply[2])

@@ -103,9 +103,18 @@ class Plans(Namespace):
         """Look at one schedule."""
         return codec.read_schedule(id, self._call("schedule", id))
 
+    def schedule_ids(self) -> list[str]:
+        """Return the names of all schedules, in order."""
+        return sorted(codec.text(name) for name in self._call("schedules"))
+
     def schedules(self) -> Iterator[Schedule]:
-        """Walk the schedules, by name."""
-        for id in sorted(codec.text(name) for name in self._call("schedules")):
+        """
+        Walk the schedules, by name.
+
+        Raises:
+            NamespaceCorrupt: the next one cannot be read.
+        """
+        for id in self.schedule_ids():
             if (schedule := self.schedule(id)) is not None:
                 yield schedule
 

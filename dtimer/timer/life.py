@@ -25,6 +25,7 @@ from dtimer.errors import StateRollback, StoreError, UsageError
 from dtimer.model.event import Health
 from dtimer.model.names import incarnation
 from dtimer.model.options import Options
+from dtimer.store import access
 from dtimer.store.store import Store
 from dtimer.timer import vetting
 from dtimer.timer.turns import Turns
@@ -209,7 +210,8 @@ class Life:
             self._complain(error, "wakes do not arrive; events come by the poll")
 
     def _complain(self, error: BaseException, what: str) -> None:
-        complaint = StoreError(f"{what}: {error}")
+        rule = access.remedy(str(error), self._store.ns)
+        complaint = StoreError(f"{what}: {error}{f' ({rule})' if rule else ''}")
         complaint.__cause__ = error
         self._herald.announce("error", complaint)
 

@@ -96,6 +96,17 @@ class TestServers:
         client.hdel(f"dtimer:{{{namespace}}}:body", "ghost")
         assert "ok" == examined()[1]["orphans"]["level"]
 
+    def test_a_schedule_that_cannot_be_read(self, examined, run, client, namespace):
+        """It is named, with the command that ends it; what follows from it is told besides."""
+        run("every", "1h", "{}", "--id", "tick")
+        run("every", "1h", "{}", "--id", "tock")
+        client.hset(f"dtimer:{{{namespace}}}:beats", "tick", "what")
+        code, found = examined()
+        assert (3, "error") == (code, found["schedules"]["level"])
+        assert "'tick'" in found["schedules"]["text"]
+        assert 0 == run(*found["schedules"]["remedy"].split()[1:]).code
+        assert "schedules" not in examined()[1]
+
 
 class TestAccess:
     """A user who may not do all that is needed."""

@@ -440,3 +440,12 @@ def test_refusals_are_read_in_the_words_of_each_version():
         assert access.Refusal(kind, name) == access.refusal(text), text
     for other in ("OOM command not allowed", "DTCORRUPT the key dtimer:{access}:due holds", ""):
         assert access.refusal(other) is None
+
+
+def test_a_subscription_of_its_own(user, ns, guarded):
+    """Where the subscription has a client of its own, what that may not do is named as well."""
+    url = user(*access.rules(ns, ("subscribe",)).split(), "resetchannels")
+    node = DTimer("node", guarded.url, url, ns=ns)
+    errors = Catch(node, "error")
+    with node:
+        assert f"&dtimer:{{{ns}}}:*" in str(errors.next())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Iterator
 
@@ -56,6 +57,7 @@ def examine(store: Inventory, url: str) -> Iterator[Finding]:
     if found.level is Level.ERROR:
         return
     yield skew(store)
+    yield from schedules(store)
     yield from orphans(store)
 
 
@@ -165,6 +167,18 @@ def skew(store: Inventory) -> Finding:
         remedy = "run NTP on both: moments (--at) are as wrong as that, delays are not"
         return warning("clock", told, remedy)
     return ok("clock", told)
+
+
+def schedules(store: Inventory) -> Iterator[Finding]:
+    """Can each schedule be read; where all can, there is nothing to say."""
+    try:
+        for id in store.schedule_ids():
+            try:
+                store.schedule(id)
+            except NamespaceCorrupt as e:
+                yield error("schedules", str(e), f"dtimer unschedule {shlex.quote(id)} --yes")
+    except StoreError as e:
+        yield warning("schedules", f"not looked at: {e}", _remedy(store, str(e)))
 
 
 def orphans(store: Inventory) -> Iterator[Finding]:
