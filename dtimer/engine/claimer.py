@@ -279,7 +279,7 @@ class Claimer(Service):
             self._turns.trim()
 
     def _mind_the_clock(self, turn: Turn, sent: float) -> None:
-        jump = self._pace.jumped(turn.now_us / 1e6, time.monotonic() - sent)
+        jump = self._pace.jumped(turn.now_us / 1e6, sent)
         if not jump or self._options.now is not None:
             return
         # Leases now end sooner than is believed here, or would last for too long: they are

@@ -80,8 +80,10 @@ class Hold:
 
     def renewed(self, sent: float, lease_us: int) -> None:
         """Note that a lease was granted by a request that went out at *sent*."""
+        # In this order: a process that is stopped in between believes too little.
+        now = lasting()
         age = time.monotonic() - sent
-        self._believed_until = lasting() - age + lease_us / 1_000_000 * _BELIEVED
+        self._believed_until = now - age + lease_us / 1_000_000 * _BELIEVED
 
     def doubt(self) -> None:
         """Believe in the lease no more until it has been renewed."""

@@ -28,15 +28,17 @@ class Pace:
         # When the last answer was asked for, when it came, and what time it told.
         self._before: tuple[float, float, float] | None = None
 
-    def jumped(self, told: float, took: float) -> float:
+    def jumped(self, told: float, sent: float) -> float:
         """
         Return by how many seconds, at the least, the server's clock was set since last asked.
 
         Args:
             told: The server's time, of which an answer has just come.
-            took: The seconds since that was asked for.
+            sent: When that was asked for, on the monotonic clock.
         """
+        # In this order: a process that is stopped in between knows less, and nothing wrong.
         came = lasting()
+        took = time.monotonic() - sent
         before, self._before = self._before, (came - took, came, told)
         if before is None:
             return 0.0

@@ -16,6 +16,7 @@ def time(monkeypatch):
         now = 1_000.0
 
     monkeypatch.setattr(pace, "lasting", lambda: Here.now)
+    monkeypatch.setattr(pace.time, "monotonic", lambda: 0.0)
     return Here
 
 
@@ -38,12 +39,12 @@ def time(monkeypatch):
 def test_how_far_it_went(time, passed, took, went, jump):
     """What cannot be explained by the time that passed was a jump; less than a second is none."""
     pace = Pace()
-    assert 0 == pace.jumped(1_800_000_000, 0.01)
+    assert 0 == pace.jumped(1_800_000_000, -0.01)
     time.now += passed
-    assert pytest.approx(jump, abs=0.1) == pace.jumped(1_800_000_000 + went, took)
+    assert pytest.approx(jump, abs=0.1) == pace.jumped(1_800_000_000 + went, -took)
     # It is told once: from here on the new time is the time.
     time.now += 1
-    assert 0 == pace.jumped(1_800_000_000 + went + 1, 0.01)
+    assert 0 == pace.jumped(1_800_000_000 + went + 1, -0.01)
 
 
 def test_suspension_counts(monkeypatch):
