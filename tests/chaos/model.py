@@ -366,8 +366,10 @@ class Model:
         else:
             new.anchor = now + new.every
         if first is None:
-            over = old is not None and new.anchor <= now
-            first = new.after(now) if over else new.anchor
+            # What was handed out stays so, also where the clock was set back since.
+            reached = max(now, new.last or 0)
+            over = old is not None and new.anchor <= reached
+            first = new.after(reached) if over else new.anchor
         new.next = None if new.left == 0 else first
         self.schedules[name] = new
         self._put(name, new)

@@ -42,7 +42,7 @@ local function claimed_before(result)
   -- A token is the time of its claim, or one more than the token before.
   local patience = token + lease
   -- Redis allows this when it is out of memory, and with it what follows.
-  redis.call('ZREM', PROMISE, node)
+  redis.call('ZREM', PROMISE, '')
   for i = 1, ids do
     local id = list[i]
     local held, attempt, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
@@ -62,6 +62,7 @@ local function claimed_before(result)
   if back > 0 then
     -- Somebody else, if there is anybody.
     redis.call('ZREM', ROSTER, node)
+    redis.call('ZREM', PROMISE, node)
     rouse(first_due(), back)
   end
   if string.find(flags, 'e', 1, true) then tell('echo', node) end

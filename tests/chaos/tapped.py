@@ -1,0 +1,56 @@
+"""A way to a server on which each script that is sent can be watched, sent twice, or lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dtimer.store.connect import source
+from dtimer.store.scripts import Script
+
+#: Told the script and its arguments, and how to send them; returns what the caller sees.
+Tap = Callable[[Script, list[Any], Callable[[list[Any]], Any]], Any]
+
+
+class Lost(ConnectionError):
+    """What a client sees of a reply that does not come."""
+
+
+class TappedWire:
+    """A real connection, through a tap. Time may be the test's own, so it has no deadline."""
+
+    def __init__(self, wire: Any, tap: Tap) -> None:
+        self._wire = wire
+        self._tap = tap
+        self.sent = False
+
+    def run(
+        self, script: Script, arguments: Sequence[Any], until: float, *, whole: bool = False
+    ) -> Any:
+        """See `dtimer.store.wire.Wire`."""
+        self.sent = True
+
+        def send(words: list[Any]) -> Any:
+            return self._wire.run(script, words, time.monotonic() + 5, whole=whole)
+
+        return self._tap(script, list(arguments), send)
+
+    def close(self) -> None:
+        """Drop the connection."""
+        self._wire.close()
+
+
+class TappedSource:
+    """Connections to where a client leads, through a tap."""
+
+    def __init__(self, client: Any, tap: Tap) -> None:
+        self._source = source(client, 5.0)
+        self._tap = tap
+
+    def wire(self, keys: Any) -> TappedWire:
+        """See `dtimer.store.connect.Source`, as for all that is not here."""
+        return TappedWire(self._source.wire(keys), self._tap)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
