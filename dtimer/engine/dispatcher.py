@@ -197,18 +197,35 @@ class Dispatcher(Book):
 
     def _work(self, stopping: threading.Event) -> None:
         while (batch := self._inbox.get()) is not None:
-            try:
-                if armed:
-                    reached("loop.hand")
-                if self._returning:
-                    self._end(batch, Verdict.RELEASE)
-                else:
-                    self._run(batch)
-            except BaseException as e:
-                self._drop(batch, e)
-                raise
-            finally:
-                self._free()
+            self._take_up(batch)
+
+    def lend_a_hand(self) -> bool:
+        """
+        Run the next batch that waits for a hand, on the caller's own thread; False for none.
+
+        For whoever drives a node without threads, and steps it as he likes.
+        """
+        try:
+            batch = self._inbox.get_nowait()
+        except queue.Empty:
+            return False
+        if batch is not None:
+            self._take_up(batch)
+        return batch is not None
+
+    def _take_up(self, batch: list[Hold]) -> None:
+        try:
+            if armed:
+                reached("loop.hand")
+            if self._returning:
+                self._end(batch, Verdict.RELEASE)
+            else:
+                self._run(batch)
+        except BaseException as e:
+            self._drop(batch, e)
+            raise
+        finally:
+            self._free()
 
     def _drop(self, batch: list[Hold], error: BaseException) -> None:
         """Give back what a hand that failed, and not its handler, has not settled."""

@@ -35,9 +35,22 @@ class Herald(Service):
     def _loop(self, stopping: threading.Event) -> None:
         # What was announced before the stop is still said.
         while (said := self._queue.get()) is not None:
-            if armed:
-                reached("loop.herald")
-            self._emit(*said)
+            self._speak(said)
+
+    def _speak(self, said: tuple[Any, ...]) -> None:
+        if armed:
+            reached("loop.herald")
+        self._emit(*said)
+
+    def speak_up(self) -> bool:
+        """Say the next thing on the caller's own thread; False for none. See `lend_a_hand`."""
+        try:
+            said = self._queue.get_nowait()
+        except queue.Empty:
+            return False
+        if said is not None:
+            self._speak(said)
+        return said is not None
 
     def stop(self) -> None:
         """End, once everything announced so far has been said."""

@@ -243,6 +243,26 @@ class TestHands:
         assert 1 == office.dispatcher.running
 
 
+class TestWithoutThreads:
+    """A dispatcher whose hands were not started: the caller lends his."""
+
+    def test_one_batch_at_a_time(self, office):
+        """Each call runs one batch on the caller's thread, and says whether there was one."""
+        office = office(start=False, concurrency=2)
+        first, second = claim(), claim()
+        office.go_on.release(2)
+        assert not office.dispatcher.lend_a_hand()
+        office.dispatcher.accept([first, second], time.monotonic())
+        assert office.dispatcher.lend_a_hand()
+        assert [(first.id, first.token, Verdict.CONFIRM)] == summary(
+            office.dispatcher.take_settlements()
+        )
+        assert (1, 1) == (office.dispatcher.running, office.rings)
+        assert office.dispatcher.lend_a_hand()
+        assert not office.dispatcher.lend_a_hand()
+        assert 0 == office.dispatcher.running
+
+
 class TestHandingBack:
     """What a node that leaves does with what it holds."""
 

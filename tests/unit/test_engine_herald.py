@@ -88,3 +88,16 @@ def test_a_listener_that_hangs_fills_no_memory(monkeypatch):
     herald.stop()
     assert herald.join(PATIENCE)
     assert 11 == heard.said.qsize()
+
+
+def test_without_its_thread():
+    """Whoever drives a node without threads has it say one thing at a time, on his own."""
+    heard = Heard()
+    herald = Herald("dtimer-herald", heard.emit)
+    assert not herald.speak_up()
+    herald.announce("one")
+    herald.announce("two")
+    assert herald.speak_up()
+    assert (("one",), threading.current_thread().name) == heard.said.get(timeout=PATIENCE)
+    assert herald.speak_up()
+    assert not herald.speak_up()
