@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import redis
+
 from dtimer.store.connect import source
 from dtimer.store.scripts import Script
 
@@ -20,9 +22,10 @@ class Lost(ConnectionError):
 class TappedWire:
     """A real connection, through a tap. Time may be the test's own, so it has no deadline."""
 
-    def __init__(self, wire: Any, tap: Tap) -> None:
+    def __init__(self, wire: Any, tap: Tap, loads: bool) -> None:
         self._wire = wire
         self._tap = tap
+        self._loads = loads
         self.sent = False
 
     def run(
@@ -32,7 +35,13 @@ class TappedWire:
         self.sent = True
 
         def send(words: list[Any]) -> Any:
-            return self._wire.run(script, words, time.monotonic() + 5, whole=whole)
+            until = time.monotonic() + 5
+            try:
+                return self._wire.run(script, words, until, whole=whole)
+            except redis.exceptions.NoScriptError:
+                if not self._loads:
+                    raise
+            return self._wire.run(script, words, until, whole=True)
 
         return self._tap(script, list(arguments), send)
 
@@ -42,15 +51,24 @@ class TappedWire:
 
 
 class TappedSource:
-    """Connections to where a client leads, through a tap."""
+    """
+    Connections to where a client leads, through a tap.
 
-    def __init__(self, client: Any, tap: Tap) -> None:
+    Args:
+        client: A client of it.
+        tap: Every script goes through it.
+        loads: A script that the server does not know is loaded past the tap, so that it
+            comes by once, whatever the server knows.
+    """
+
+    def __init__(self, client: Any, tap: Tap, *, loads: bool = False) -> None:
         self._source = source(client, 5.0)
         self._tap = tap
+        self._loads = loads
 
     def wire(self, keys: Any) -> TappedWire:
         """See `dtimer.store.connect.Source`, as for all that is not here."""
-        return TappedWire(self._source.wire(keys), self._tap)
+        return TappedWire(self._source.wire(keys), self._tap, self._loads)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)

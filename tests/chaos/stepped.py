@@ -1,0 +1,546 @@
+"""
+Nodes without threads, driven step by step by a seeded scheduler against a real server.
+
+Each node is a whole `Life`, of which nothing was started: the scheduler takes its turns,
+lends it a hand, lets time pass, loses replies, delivers requests twice or late, and has it die
+at any fault point. While a handler runs the others go on, for as many steps as it takes.
+
+`Truth` looks at the server after every script, whose reply is lost or not, and asserts what
+is promised. Nothing is left to the clock or to chance: a seed says it all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import random
+import sys
+import types
+from collections.abc import Iterator
+from typing import Any, Self
+
+from chaos.tapped import Lost, TappedSource
+from dtimer import faultpoints
+from dtimer.errors import StoreError
+from dtimer.model.options import validate
+from dtimer.store.keys import Keys
+from dtimer.store.store import Entry, Store
+from dtimer.timer.life import Life
+
+#: In ms, as those of `chaos.settings`.
+OPTIONS: dict[str, Any] = {"lease": 600, "poll_interval": 100, "timeout": 300, "backoff": 40}
+IDS = ["tea", "egg", "bell", "post"]
+NODES = 3
+
+#: Where a node may die. Between sending and reading the tap has it die.
+CRASHES = [
+    "turn.asking",
+    "claim.answered",
+    "claim.handed",
+    "handler.before",
+    "handler.after",
+    "settle.sending",
+    "beat.sending",
+    "retry.sending",
+    "loop.hand",
+    "loop.herald",
+]
+
+
+class Crashed(BaseException):
+    """The process of a node has ended. Nothing of it may catch this and live on."""
+
+
+class Clock:
+    """All the time there is: the server's, and what stands in for the module ``time``."""
+
+    CLOCK_BOOTTIME = 7
+
+    def __init__(self) -> None:
+        self.us = 1_800_000_000_000_000
+
+    def monotonic(self) -> float:
+        return (self.us - 1_799_999_000_000_000) / 1e6
+
+    def clock_gettime(self, which: int) -> float:
+        return self.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        self.us += round(seconds * 1e6)
+
+    def tick(self, ms: float) -> None:
+        """Move on by *ms*."""
+        self.us += round(ms * 1000)
+
+
+def _lease(text: bytes) -> tuple[int, int, bool]:
+    token, attempt, _, flags, _ = text.split(b",", 4)
+    return int(token), int(attempt), b"c" in flags
+
+
+class Truth:
+    """What the server holds, followed from script to script, and held against the promises."""
+
+    def __init__(self, client: Any, keys: Keys, clock: Clock) -> None:
+        self._client = client
+        self._keys = keys
+        self._clock = clock
+        self.scores: dict[str, int] = {}
+        self.leases: dict[str, tuple[int, int, bool]] = {}
+        self.bodies: dict[str, tuple[int, int]] = {}
+        self.dead: dict[str, bytes] = {}
+        #: Of each token: whose claim, which generation of it, which attempt.
+        self.claims: dict[int, tuple[str, int, int]] = {}
+        #: Of each token: what its handler has come to.
+        self.outcomes: dict[int, str] = {}
+        #: How each generation ended.
+        self.ends: dict[int, str] = {}
+        self.cancelled: set[int] = set()
+
+    def look(self, script: str, arguments: list[Any]) -> None:
+        """Compare with what was there before *script* was run."""
+        keys, now = self._keys, self._clock.us
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.zrange(keys.due, 0, -1, withscores=True)
+            for key in (keys.lease, keys.body, keys.dead):
+                pipe.hgetall(key)
+            due, lease, body, dead = pipe.execute()
+        words = {w.decode() if isinstance(w, bytes) else w for w in arguments}
+        scores = {id.decode(): int(score) for id, score in due}
+        leases = {id.decode(): _lease(text) for id, text in lease.items()}
+        bodies = {id.decode(): _body(text) for id, text in body.items()}
+        letters = {id.decode(): text for id, text in dead.items()}
+        for id, held in sorted(leases.items(), key=lambda item: item[1]):
+            if held[0] not in self.claims:
+                self._claimed(id, held, bodies[id], words, now)
+        for id, (n, _) in self.bodies.items():
+            if id in bodies and bodies[id][0] != n:
+                assert script == "post", f"{id} was replaced by {script}"
+                self.ends.setdefault(n, "superseded")
+            elif id in letters and letters[id] != self.dead.get(id):
+                self.ends.setdefault(n, "dead")
+            elif id not in bodies:
+                self.ends.setdefault(n, self._end(script, id, n, words))
+        self.scores, self.leases, self.bodies, self.dead = scores, leases, bodies, letters
+
+    def _claimed(
+        self,
+        id: str,
+        held: tuple[int, int, bool],
+        body: tuple[int, int],
+        words: set[str],
+        now: int,
+    ) -> None:
+        token, attempt, _ = held
+        n, max_retries = body
+        before = self.leases.get(id)
+        settled = before is not None and str(before[0]) in words
+        if not settled and n == self.bodies[id][0]:
+            assert self.scores[id] <= now, f"{id} was claimed early, or from its holder"
+        assert token > max(self.claims, default=0), "a token that did not grow"
+        assert attempt <= max_retries + 1, f"{id} was started too often"
+        assert n not in self.cancelled, f"{id} was cancelled, and is claimed"
+        assert n not in self.ends, f"{id} was {self.ends.get(n)}, and is claimed"
+        self.claims[token] = (id, n, attempt)
+
+    def _end(self, script: str, id: str, n: int, words: set[str]) -> str:
+        if script == "cancel":
+            assert id in words, f"{id} went when something else was cancelled"
+            self.cancelled.add(n)
+            return "cancelled"
+        token, _, cancelled = self.leases.get(id, (0, 0, False))
+        assert token, f"{id} is gone by {script}, and nobody had claimed it"
+        if cancelled:
+            return "cancelled"
+        assert str(token) in words, f"{id} is gone by {script}, and its holder did not ask for it"
+        came_to = self.outcomes.get(token)
+        assert came_to in ("ok", "confirmed"), f"{id} is confirmed, but its handler: {came_to}"
+        return "confirmed"
+
+    def holds(self, id: str, token: int) -> bool:
+        """Tell whether a token is the holder's, and its lease has not ended."""
+        held = self.leases.get(id)
+        return held is not None and held[0] == token and self.scores[id] > self._clock.us
+
+
+def _body(text: bytes) -> tuple[int, int]:
+    head, _, payload = text.partition(b"|")
+    return json.loads(payload)["n"], int(head.split(b",")[1])
+
+
+class Node:
+    """A life without threads."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.dead = False
+        way: Any = TappedSource(world.client, self.tap, loads=True)
+        options = validate(
+            OPTIONS
+            | {
+                "ns": world.ns,
+                "max_events": world.rng.choice([1, 2]),
+                "concurrency": world.rng.choice([1, 2]),
+                "now": lambda: world.clock.us / 1000,
+            }
+        )
+        self.store = Store(way, world.ns, timeout=0.3, now=lambda: world.clock.us)
+        voice: Any = types.SimpleNamespace(
+            handle=self.handle,
+            announce=lambda event, *what: world.said.append((name, event, what)),
+            appetite=lambda: 100,
+        )
+        self.life = Life(name, options, self.store, voice)
+        self.life._listener.hears = world.rng.random() < 0.7
+        self.running = 0
+
+    def tap(self, script: Any, arguments: list[Any], send: Any) -> Any:
+        """Have the network, or the process, do its worst."""
+        if self.dead:
+            raise Crashed
+        reply = self.world.network(script, arguments, send)
+        if self.world.crashing is self and self.world.crash_at == "reply.reading":
+            self.die()
+        return reply
+
+    def die(self) -> None:
+        """End the process here and now."""
+        self.dead = True
+        self.world.crashing = None
+        raise Crashed
+
+    def close(self) -> None:
+        """Leave nothing behind in this process."""
+        self.store.close()
+        self.life.bell.close()
+        self.life._listener.close()
+
+    # ------------------------------------------------------------------- what it may be told
+
+    def turn(self) -> None:
+        """Take a turn, unless a hand of this node is taking one."""
+        self.life._claimer.relay()
+
+    def work(self) -> None:
+        """Run one batch to its end; the others go on meanwhile."""
+        if self.running < self.life._dispatcher._options.concurrency:
+            self.running += 1
+            try:
+                self.life._dispatcher.lend_a_hand()
+            finally:
+                self.running -= 1
+
+    def speak(self) -> None:
+        """Say the next of what there is to say."""
+        self.life._herald.speak_up()
+
+    def leave(self) -> None:
+        """Hand back what waits, settle what has ended, and go; what runs is left to its lease."""
+        try:
+            self.life._dispatcher.hand_back()
+            self.life._claimer._take_turn(claiming=False)
+            self.store.leave(self.life.incarnation)
+        finally:
+            self.dead = True
+
+    # ------------------------------------------------------------------------- what it does
+
+    def handle(self, events: list[Any]) -> list[BaseException] | None:
+        """Be the handler: takes its time, does something, and returns or raises."""
+        world, truth = self.world, self.world.truth
+        for ev in events:
+            assert ev.token in truth.claims, "started, and not claimed"
+            assert (ev.id, ev["n"], ev.attempt) == truth.claims[ev.token]
+            assert ev.token not in truth.outcomes, "the same claim was started twice"
+            truth.outcomes[ev.token] = "running"
+        for _ in range(0 if world.draining else world.rng.choice([0, 0, 1, 2, 5])):
+            world.step(within=self)
+            if self.dead:
+                raise Crashed
+        for ev in events:
+            self._believed(ev)
+        raised = not world.draining and world.rng.random() < 0.25
+        for ev in events:
+            truth.outcomes[ev.token] = "raised" if raised else "ok"
+            if not world.draining:
+                self._of_its_own(ev)
+        return [RuntimeError("as it was told")] if raised else []
+
+    def _believed(self, ev: Any) -> None:
+        superseded = self.world.truth.bodies.get(ev.id, (None,))[0] != ev["n"]
+        if not ev.lease_lost and not superseded:
+            assert self.world.truth.holds(ev.id, ev.token), f"{ev.id}: believed, and not held"
+
+    def _of_its_own(self, ev: Any) -> None:
+        world, truth = self.world, self.world.truth
+        kind = world.rng.choice(["", "", "", "", "confirm", "retry", "extend", "cancel", "again"])
+        before = truth.outcomes[ev.token]
+        with contextlib.suppress(StoreError):
+            if kind == "confirm":
+                truth.outcomes[ev.token] = "confirmed"
+                ev.confirm()
+            elif kind == "retry":
+                # Where it is not known to have been done, the handler's end decides.
+                truth.outcomes[ev.token] = "raised"
+                if not ev.retry(30):
+                    truth.outcomes[ev.token] = before
+            elif kind == "extend":
+                ev.extend(world.rng.choice([300, 1_500]))
+            elif kind == "cancel":
+                world.cancel(self.store, ev.id)
+            elif kind == "again":
+                world.post(self.store, ev.id)
+            return
+        truth.outcomes[ev.token] = before
+
+
+class World:
+    """
+    Three nodes, somebody who posts, a network and a clock.
+
+    A context manager: in it the library's clocks are the world's.
+
+    Args:
+        client: Leads to a real server.
+        ns: A namespace that nobody else uses.
+        seed: Decides everything.
+    """
+
+    def __init__(self, client: Any, ns: str, seed: int) -> None:
+        self.client = client
+        self.ns = ns
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.clock = Clock()
+        self.keys = Keys.of(ns)
+        self.truth = Truth(client, self.keys, self.clock)
+        self.said: list[tuple[str, str, tuple[Any, ...]]] = []
+        self.log: list[str] = []
+        self.draining = False
+        self.depth = 0
+        self.crashing: Node | None = None
+        self.crash_at = ""
+        #: Requests that the network has not delivered yet.
+        self.late: list[tuple[str, list[Any], Any]] = []
+        self.acked: dict[int, str] = {}
+        self.violations: list[AssertionError] = []
+        self.counts = dict.fromkeys(("lost", "twice", "late", "crash", "leave"), 0)
+        self._serials = itertools.count(1)
+        self._names = itertools.count(1)
+        self._stack = contextlib.ExitStack()
+        self.nodes: list[Node] = []
+
+    def __enter__(self) -> Self:
+        from dtimer.engine import book, claimer, dispatcher, heart, hold, pace, service
+        from dtimer.store import line, plans
+        from dtimer.timer import life
+
+        names = itertools.count(1)
+        for module in (book, claimer, dispatcher, heart, hold, pace, service, line, plans, life):
+            self._patch(module, "time", self.clock)
+        for module in (line, life):
+            self._patch(module, "incarnation", lambda: f"i{next(names):011d}")
+        for module in (line, claimer):
+            self._patch(module, "between", lambda low, high: (low + high) / 2)
+        self._stack.callback(faultpoints.armed.clear)
+        for point in CRASHES:
+            faultpoints.armed[point] = lambda point=point: self._point(point)
+        way: Any = TappedSource(self.client, self.network, loads=True)
+        self.poster = Store(way, self.ns, timeout=0.3, now=lambda: self.clock.us)
+        self._stack.callback(self.poster.close)
+        self.current: Node | None = None
+        for _ in range(NODES):
+            self._begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for node in self.nodes:
+            node.close()
+        self._stack.close()
+
+    def _patch(self, module: Any, name: str, value: Any) -> None:
+        self._stack.callback(setattr, module, name, getattr(module, name))
+        setattr(module, name, value)
+
+    def _begin(self) -> None:
+        node = Node(self, f"node-{next(self._names)}")
+        self.nodes.append(node)
+        self.do(node, node.life._turns.register)
+
+    # ------------------------------------------------------------------------------- faults
+
+    def network(self, script: Any, arguments: list[Any], send: Any) -> Any:
+        """Deliver a request: once, twice, later or never, and its reply or not."""
+        luck = 1.0 if self.draining else self.rng.random()
+        if luck < 0.04:
+            self.counts["late"] += 1
+            self.late.append((script.name, arguments, send))
+            self._give_up()
+        reply = self._deliver(script.name, arguments, send)
+        if luck < 0.12:
+            self.counts["lost"] += 1
+            self._give_up()
+        if luck < 0.15:
+            self.counts["twice"] += 1
+            with contextlib.suppress(Exception):
+                self._deliver(script.name, arguments, send)
+        return reply
+
+    def _deliver(self, name: str, arguments: list[Any], send: Any) -> Any:
+        try:
+            return send([str(self.clock.us), *arguments[1:]])
+        finally:
+            try:
+                self.truth.look(name, arguments)
+            except AssertionError as e:
+                # An engine survives whatever comes from its store.
+                self.violations.append(e)
+
+    def _give_up(self) -> None:
+        # Of a reset the client knows at once, of silence when a third of its time is over.
+        self.clock.tick(self.rng.choice([0, 100]))
+        raise Lost("as it was told")
+
+    def _point(self, point: str) -> None:
+        if self.crashing is not None and self.crashing is self.current and self.crash_at == point:
+            self.log.append(f"{self.crashing.name} dies at {point}")
+            self.crashing.die()
+
+    # -------------------------------------------------------------------------------- steps
+
+    def do(self, node: Node, what: Any) -> None:
+        """Have a node do something; what it dies of is nobody else's."""
+        before, self.current = self.current, node
+        try:
+            what()
+        except Crashed:
+            assert node.dead, "somebody died another's death"
+        except StoreError:
+            pass
+        finally:
+            self.current = before
+            if self.violations:
+                raise self.violations[0]
+            if node.dead and node.running == 0 and node in self.nodes:
+                self.nodes.remove(node)
+                node.close()
+
+    def step(self, within: Node | None = None) -> None:
+        """Have something happen to somebody."""
+        self.depth += 1
+        try:
+            self._step()
+        finally:
+            self.depth -= 1
+        if self.violations:
+            raise self.violations[0]
+
+    def _step(self) -> None:
+        alive = [node for node in self.nodes if not node.dead]
+        while len(alive) < NODES:
+            self._begin()
+            alive = [node for node in self.nodes if not node.dead]
+        node = self.rng.choice(alive)
+        luck = self.rng.random()
+        if luck < 0.34:
+            self._log(node, "turn")
+            self.do(node, node.turn)
+        elif luck < 0.56:
+            if self.depth < 4:
+                self._log(node, "work")
+                self.do(node, node.work)
+        elif luck < 0.60:
+            self.do(node, node.speak)
+        elif luck < 0.76:
+            ms = self.rng.choice([0.001, 1, 20, 50, 100, 200, 300, 599, 601, 700])
+            self.log.append(f"{ms} ms pass")
+            self.clock.tick(ms)
+        elif luck < 0.90:
+            self._somebody_posts()
+        elif luck < 0.94:
+            self._late()
+        elif luck < 0.98:
+            self.crashing = node
+            self.crash_at = self.rng.choice([*CRASHES, "reply.reading"])
+            self.counts["crash"] += 1
+            self.log.append(f"{node.name} is to die at {self.crash_at}")
+        elif node.running == 0:
+            self.counts["leave"] += 1
+            self._log(node, "leave")
+            self.do(node, node.leave)
+
+    def _log(self, node: Node, what: str) -> None:
+        self.log.append(f"{node.name} {what}")
+
+    def _late(self) -> None:
+        if self.late:
+            name, arguments, send = self.late.pop(self.rng.randrange(len(self.late)))
+            self.log.append(f"a {name} arrives late")
+            # It was overtaken, and is refused.
+            with contextlib.suppress(Exception):
+                self._deliver(name, arguments, send)
+
+    def _somebody_posts(self) -> None:
+        id = self.rng.choice(IDS)
+        luck = self.rng.random()
+        with contextlib.suppress(StoreError):
+            if luck < 0.7:
+                self.post(self.poster, id)
+            elif luck < 0.85:
+                self.cancel(self.poster, id)
+            else:
+                self.log.append(f"reschedule {id}")
+                self.poster.reschedule(id, f"+{self.rng.choice([0, 50_000, 400_000])}")
+
+    def post(self, store: Store, id: str) -> None:
+        """Post a new generation; it must come to an end once this has returned."""
+        n = next(self._serials)
+        delay = self.rng.choice([0, 0, 1_000, 40_000, 300_000])
+        retries = self.rng.choice([0, 1, 3])
+        self.log.append(f"post {id} n={n} in {delay} us, {retries} retries")
+        store.post([Entry(id, f"+{delay}", "", f'{retries}|{{"n":{n}}}')], "replace")
+        self.acked[n] = id
+
+    def cancel(self, store: Store, id: str) -> None:
+        """Cancel what is there: told that it is cancelled, it never starts."""
+        there = self.truth.bodies.get(id)
+        self.log.append(f"cancel {id}")
+        if store.cancel(id).value == "cancelled" and there is not None:
+            assert self.truth.ends.get(there[0]) in ("cancelled", "superseded")
+
+    # ---------------------------------------------------------------------------------- end
+
+    def drain(self) -> None:
+        """With nothing going wrong any more, see everything to its end."""
+        self.draining, self.crashing = True, None
+        self.late.clear()
+        for node in [n for n in self.nodes if n.dead]:
+            self.nodes.remove(node)
+            node.close()
+        self._begin()
+        for _ in range(400):
+            for node in list(self.nodes):
+                self.do(node, node.turn)
+                self.do(node, node.work)
+                self.do(node, node.speak)
+            if not self.truth.bodies and not any(n.life._dispatcher.running for n in self.nodes):
+                break
+            self.clock.tick(20)
+        assert {} == self.truth.bodies, f"left: {self.truth.bodies} {self.truth.leases}"
+        for node in self.nodes:
+            self.do(node, node.turn)
+            assert not node.life._dispatcher.held(), "held, and gone"
+        unaccounted = {n: id for n, id in self.acked.items() if n not in self.truth.ends}
+        assert {} == unaccounted, "acknowledged, and lost"
+
+
+@contextlib.contextmanager
+def told(world: World) -> Iterator[None]:
+    """Say, when something fails, what had happened before."""
+    try:
+        yield
+    except BaseException:
+        sys.stderr.write("\n".join([*world.log[-60:], ""]))
+        raise
