@@ -131,8 +131,10 @@ class Calls:
 
     def write(self, queue: RunAt, key: str, delay: float) -> None:
         """Write a key, for *delay* ms from now by the clock of this process."""
-        with self._recorded("write", face="runat", id=key, delay_us=round(delay * 1000)):
-            queue.write(key, time.time() * 1000 + delay)
+        run_at = time.time() * 1000 + delay
+        # The server may have another clock, and it is that one which decides.
+        with self._recorded("write", face="runat", id=key, at_us=int(run_at * 1000)):
+            queue.write(key, run_at)
 
     def confirm_key(self, queue: RunAt, key: str) -> None:
         """Confirm a key in hand."""

@@ -41,6 +41,11 @@ class Keys:
                 continue
             if read.data.get("srv", 1) < read.data.get("due", 0):
                 bench.blame("I1", key, "claimed before it was due", read)
+            moments = [w.data.get("at_us") for w in known]
+            if None not in moments:
+                if read.data.get("srv", min(moments)) < min(moments):
+                    bench.blame("I1", key, "read before the time that was asked for", *known, read)
+                continue
             dues = [w.t + max(0, w.data.get("delay_us") or 0) * 1000 for w in known]
             kept = self._clock.kept_pace(min(write.t for write in known), at)
             if kept and min(dues) - at > _DRIFT + (at - known[0].t) // 1000:

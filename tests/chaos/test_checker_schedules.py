@@ -304,8 +304,8 @@ class TestBrokenChains:
         caught(story, "I10", "payload")
 
 
-def write(story, key, at, *, n=1, delay_ms=0, ph="ok"):
-    fields = {"n": n, "delay_us": delay_ms * 1000} | RUNAT
+def write(story, key, at, *, n=1, delay_ms=0, ph="ok", **more):
+    fields = {"n": n, "delay_us": delay_ms * 1000} | RUNAT | more
     story.call(POSTER, "write", at, at + 2, ph, id=key, **fields)
 
 
@@ -339,6 +339,17 @@ class TestKeys:
         story.kill("reader.20", 20)
         read(story, "x", 700, p="reader.21")
         assert {"read: killed": 1} == accepted(story).redelivered
+
+    @pytest.mark.parametrize("early_us", [0, 1])
+    def test_written_for_a_moment(self, story, early_us):
+        """I1: by the server's clock a key is read at its moment or later, whoever's is ahead."""
+        moment = server_us(900)
+        write(story, "x", 0, at_us=moment)
+        read(story, "x", 10, srv=moment - early_us, due=moment - early_us)
+        if early_us:
+            caught(story, "I1", "before the time that was asked for")
+        else:
+            accepted(story)
 
     def test_unread_at_the_end(self, story):
         """A key that is not due may be pending."""
