@@ -23,6 +23,7 @@ from dtimer.model.recurrence import define
 from dtimer.store.connect import source
 from dtimer.store.inventory import Inventory
 from dtimer.store.keys import Keys
+from dtimer.testing import Catch
 
 HASHES = ("body", "lease", "tries", "dead", "sys", "memo_a", "memo_b", "nodes", "defs", "plans")
 HASHES += ("beats",)
@@ -359,3 +360,22 @@ class TestFindings:
             there.client.zadd(there.keys.alive, {"node": score})
             assert len(there.store.nodes()) <= 1
         there.goes_on()
+
+
+def test_a_body_that_nobody_can_receive(make, client):
+    """
+    What is larger than any payload may be becomes a dead letter, cut short and saying so, and
+    the events behind it are handed out.
+    """
+    node = make(poll_interval=100, timeout=3_000)
+    caught, dead = Catch(node, "event"), Catch(node, "dead")
+    keys = node._store.keys
+    client.hset(keys.body, "huge", b',3|{"a":"%s"}' % (b"x" * 65 * 1024 * 1024))
+    client.zadd(keys.due, {"huge": 1})
+    with node:
+        node.post({"n": 1})
+        assert {"n": 1} == caught.next()[0]
+        letter = dead.next()
+    assert ("huge", "corrupt", 1024 * 1024) == (letter.id, letter.reason, len(letter.raw))
+    assert "bytes are stored of it" in letter.error
+    assert caught.empty()

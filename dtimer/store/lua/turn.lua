@@ -167,10 +167,10 @@ if #due > 0 then
     local unfit, why = nil, ''
     if not bodies[i] then
       unfit = 'payload_missing'
-    elseif not max_retries or not string.find(due[2 * i], '^%d+$') then
+    elseif not max_retries or not string.find(due[2 * i], '^%d+$') or #bodies[i] > MOST_BODY then
       unfit = 'corrupt'
     elseif last and attempt > max_retries then
-      unfit, why = 'lease_lost', 'the lease of node ' .. whose .. ' ran out'
+      unfit, why = 'lease_lost', 'the lease of node ' .. string.sub(whose, 1, 255) .. ' ran out'
     elseif expires and expires <= NOW then
       unfit = 'expired'
     end

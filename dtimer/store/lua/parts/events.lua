@@ -24,9 +24,17 @@ local function release(id, attempt, due)
   count('released', 1)
 end
 
+-- Larger than any payload that may be posted (dtimer/model/options.py), so nobody could be
+-- sure to receive it; and how much of it is kept.
+local MOST_BODY, KEPT = 64 * 1024 * 1024 + 1000, 1024 * 1024
+
 -- Move an event to the dead letters, its stored bytes as they are.
 local function bury(id, attempt, reason, err)
   local body = redis.call('HGET', BODY, id) or ''
+  if #body > MOST_BODY then
+    err = #body .. ' bytes are stored of it, of which the first ' .. KEPT .. ' are kept'
+    body = string.sub(body, 1, KEPT)
+  end
   remove(id)
   redis.call('HSET', DEAD, id,
     attempt .. ',' .. reason .. ',' .. #err .. '|' .. err .. body)
