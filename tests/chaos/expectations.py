@@ -15,7 +15,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from leftovers import Left
 from servers import PATIENCE, Running, eventually
@@ -35,120 +35,15 @@ from chaos.settings import (
     OPTIONS,
     RECOVERY_LIMIT,
 )
+from chaos.watched import Fault, Handled, Node
 from dtimer import DTimer
-from dtimer.errors import HandlerError, OutcomeUnknown, StoreError
+from dtimer.errors import OutcomeUnknown
 from dtimer.store.keys import Keys
 
 T = TypeVar("T")
 
 #: Keys that there may be when all events are gone.
 _KEPT = ("sys", "memo_a", "memo_b")
-
-
-class Handled(NamedTuple):
-    """One handing out of an event."""
-
-    id: str
-    payload: dict[str, Any]
-    node: str
-    attempt: int
-    token: int
-
-
-class Node:
-    """A node under watch: what it was handed, and what it said."""
-
-    def __init__(self, timer: DTimer) -> None:
-        self.timer = timer
-        #: What was emitted, each with its moment on the monotonic clock, in order.
-        self.said: list[tuple[float, str, Any]] = []
-        #: How often a wake, or a subscription made anew, has rung its bell.
-        self.rings = 0
-        self.incarnation = ""
-        for name in ("error", "disconnected", "connected", "lease_lost", "retry", "dead"):
-            timer.on(name, lambda what=None, name=name: self._say(name, what))
-
-    def _say(self, name: str, what: Any) -> None:
-        self.said.append((time.monotonic(), name, what))
-
-    def join(self) -> None:
-        """Have it join, however busy the machine is, and have its rings counted."""
-        eventually(self._joined)
-        assert self.timer._life
-        self.incarnation = self.timer._life.incarnation
-        listener = self.timer._life._listener
-        ring = listener._ring
-
-        def counted() -> None:
-            self.rings += 1
-            ring()
-
-        listener._ring = counted
-
-    def _joined(self) -> bool:
-        with contextlib.suppress(StoreError):
-            self.timer.join()
-        return self.timer.joined
-
-    def heard(self, name: str, since: float = 0.0) -> list[Any]:
-        """Return what was emitted under *name* since then."""
-        return [what for at, said, what in list(self.said) if said == name and at >= since]
-
-    @property
-    def errors(self) -> list[Exception]:
-        """The errors emitted that are not a handler's own."""
-        return [e for e in self.heard("error") if not isinstance(e, HandlerError)]
-
-    @property
-    def id(self) -> str:
-        """The node's."""
-        return self.timer.id
-
-    def told_twice(self, since: float) -> list[str]:
-        """Return what it said again although nothing had changed: since it was last well."""
-        told: Counter[str] = Counter()
-        again = []
-        state = "connected"
-        for at, name, what in list(self.said):
-            if name == "connected":
-                told.clear()
-            if name == "error" and not isinstance(what, HandlerError):
-                kind = f"{str(what).partition(':')[0]} ({type(what.__cause__ or what).__name__})"
-                told[kind] += 1
-                if told[kind] > 1 and at >= since:
-                    again.append(kind)
-            if name in ("connected", "disconnected"):
-                if name == state == "disconnected" and at >= since:
-                    again.append(name)
-                state = name
-        return again
-
-
-class Fault:
-    """A fault that lasts, and what it is to those that it strikes: see `Watch.fault`."""
-
-    def __init__(self, struck: tuple[Node, ...], degraded: bool) -> None:
-        self.began = time.monotonic()
-        self.was_felt = False
-        self._struck = struck
-        self._degraded = degraded
-
-    def felt(self, seconds: float = 0.5) -> None:
-        """
-        Wait until the struck have told what is wrong and ``health()`` says that it is, and
-        until it has lasted so long that what spins, storms or repeats itself has shown.
-        """
-        self.was_felt = True
-        if self._degraded:
-            for node in self._struck:
-                eventually(lambda node=node: self._is_felt(node))
-                health = node.timer.health()
-                assert health.joined
-                assert health.error or health.deaf, health
-        eventually(lambda: time.monotonic() >= self.began + seconds)
-
-    def _is_felt(self, node: Node) -> bool:
-        return bool(not node.timer.health().ok and node.heard("error", self.began))
 
 
 class Watch:
@@ -332,9 +227,10 @@ class Watch:
     def recovered(self, *nodes: Node) -> None:
         """Assert full service, wakes included, within the time that a recovery may take."""
         ended = time.monotonic()
-        rings = [node.rings for node in self.nodes]
         self.wait_handled(self.post())
         self.healthy(*nodes)
+        # Not before: a subscription made anew rings as well.
+        rings = [node.rings for node in self.nodes]
         while rings == [node.rings for node in self.nodes]:
             # Nobody was on duty yet, or the only one was awake anyway.
             self.wait_handled(self.post())

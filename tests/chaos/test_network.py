@@ -89,10 +89,11 @@ class TestBroken:
             sub=own.url if which == "command" else proxy.url,
         )
         with watch.fault(degraded=False):
-            for _ in range(5):
+            for _ in range(3):
                 (proxy.cut if how == "reset" else proxy.half_close)()
-                watch.wait_handled(watch.post(), watch.post(20))
-                watch.healthy()
+                ids = [watch.post(), watch.post(20)]
+                watch.recovered()
+                watch.wait_handled(*ids)
         assert [] == node.errors
 
     @pytest.mark.fault("F05")
