@@ -269,6 +269,8 @@ class History:
                 continue
             waiting = begun.get(call)
             if not waiting:
+                if call[1] is not None:
+                    raise HistoryError(f"{path}: the end of a call that had not begun: {record}")
                 yield _operation(record, record["t"], record["t"], ph)
                 continue
             for first in _ended(waiting, record):

@@ -187,6 +187,12 @@ class TestHistory:
         with pytest.raises(HistoryError):
             operations(tmp_path)
 
+    def test_an_end_without_a_beginning(self, tmp_path):
+        """A call that ends and had not begun is an error: something was not recorded."""
+        write(tmp_path, {"op": "run", "ph": "ok", "k": 7})
+        with pytest.raises(HistoryError, match="had not begun"):
+            operations(tmp_path)
+
 
 class TestShelves:
     """Operations are gathered by what they concern, few or many."""
