@@ -107,9 +107,11 @@ _ALL = (
     Environment("huey", ("huey==3.5.4", REDIS, HIREDIS)),
     Environment("arq", ("arq==0.28.0", HIREDIS)),
     # It needs typing_extensions and does not say so.
-    Environment("saq", ("saq[redis]==0.26.4", HIREDIS, "typing_extensions")),
+    Environment("saq", ("saq[redis]==0.26.4", HIREDIS, "typing_extensions==4.16.0")),
     Environment("apscheduler", ("apscheduler==3.11.3", REDIS, HIREDIS)),
-    Environment("redis-timers", ("faststream-redis-timers==0.5.4", "faststream[redis]", HIREDIS)),
+    Environment(
+        "redis-timers", ("faststream-redis-timers==0.5.4", "faststream[redis]==0.7.8", HIREDIS)
+    ),
     Environment("docket", ("pydocket==0.27.0", HIREDIS)),
 )
 

@@ -21,8 +21,7 @@ import redis
 from driving import Item, Peer, main, now_us, record, record_all
 from least import POST, POST_MANY, TURN
 
-#: As many keys as a post of ours has.
-_KEYS = 13
+from dtimer.store.keys import Keys
 
 _KEYS_OF_LEAST = ("bench:due", "bench:body")
 _LEASE = 30_000_000
@@ -56,22 +55,22 @@ class Call(Peer):
         super().__init__(settings)
         self._client: Any = redis.Redis.from_url(self.url)
         self._sha = self._client.script_load("return 1")
-        self._words = [f"dtimer:{{bench}}:{n}" for n in range(_KEYS)]
+        self._keys = Keys.of("bench")
 
     def _arguments(self, body: dict[str, Any], due: int) -> list[str]:
-        words = [*self._words, "", "abcdefghijkl:1", "mint", "abcdefghijkl", str(due)]
+        words = [*self._keys, "", "abcdefghijkl:1", "mint", "abcdefghijkl", str(due)]
         return [*words, "3|" + json.dumps(body, separators=(",", ":"))]
 
     def post(self, body: dict[str, Any], due: int) -> None:
         """See `Peer.post`."""
-        self._client.evalsha(self._sha, _KEYS, *self._arguments(body, due))
+        self._client.evalsha(self._sha, len(self._keys), *self._arguments(body, due))
 
     def post_in_bulk(self, items: Sequence[Item]) -> None:
         """See `Peer.post_in_bulk`: a call an event, 500 calls in flight."""
         for start in range(0, len(items), 500):
             with self._client.pipeline(transaction=False) as pipe:
                 for item in items[start : start + 500]:
-                    pipe.evalsha(self._sha, _KEYS, *self._arguments(*item))
+                    pipe.evalsha(self._sha, len(self._keys), *self._arguments(*item))
                 pipe.execute()
 
 
