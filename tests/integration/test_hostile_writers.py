@@ -8,6 +8,7 @@ schedule, a node; then any bytes come to stand in any field of any key.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import uuid
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from peers import LEASE, Now, Peer, post
+from servers import eventually
 
 from dtimer import NamespaceCorrupt
 from dtimer.errors import OptionError
@@ -379,3 +381,38 @@ def test_a_body_that_nobody_can_receive(make, client):
     assert ("huge", "corrupt", 1024 * 1024) == (letter.id, letter.reason, len(letter.raw))
     assert "bytes are stored of it" in letter.error
     assert caught.empty()
+
+
+def test_leases_are_kept_whatever_a_schedule_says(make, client):
+    """
+    A schedule that nobody can supply, because its expression never comes round, is told of,
+    and what runs meanwhile keeps its lease.
+    """
+    node = make(lease=600, poll_interval=50, concurrency=2)
+    keys = node._store.keys
+    errors, lost, done = Catch(node, "error"), Catch(node, "lease_lost"), threading.Event()
+    attempts = []
+
+    @node.on("event")
+    def handle(events):
+        if events[0].id == "long":
+            attempts.append(events[0].attempt)
+            assert done.wait(30)
+
+    with node:
+        node.cron("* * * * * *", {}, id="tick")
+        fields = client.hget(keys.beats, "tick").split(b";")
+        fields[11] = fields[11].split(b",")[0]
+        client.hset(keys.beats, "tick", b";".join(fields))
+        rule = client.hget(keys.defs, "tick").replace(b"* * * * * *", b"0 0 30 2 *")
+        client.hset(keys.defs, "tick", rule)
+        node.post({}, id="long")
+        assert "cannot be read" in str(errors.next())
+        ends = set()
+        eventually(lambda: ends.add(client.zscore(keys.due, "long")) or len(ends) > 6)
+        done.set()
+        eventually(lambda: node.peek("long") is None)
+        node.unschedule("tick")
+    assert [1] == attempts
+    assert lost.empty()
+    assert errors.empty()

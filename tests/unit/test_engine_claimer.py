@@ -14,7 +14,7 @@ from servers import PATIENCE, eventually
 from dtimer.engine.bell import Bell
 from dtimer.engine.claimer import Claimer
 from dtimer.engine.dispatcher import Dispatcher
-from dtimer.errors import ClockJump, StoreError
+from dtimer.errors import ClockJump, NamespaceCorrupt, StoreError
 from dtimer.model.claims import Claim, Result, Turn, Verdict
 from dtimer.model.options import validate
 
@@ -45,6 +45,7 @@ class FakeTurns:
         self.extended = []
         self.registered = 0
         self.supplied = []
+        self.unfit = set()  # schedules that no node can supply
         self.trimmed = 0
         self.lost = set()  # ids whose lease is somebody else's
         self.trouble = None  # raised by whatever is asked from now on
@@ -72,6 +73,8 @@ class FakeTurns:
 
     def supply(self, schedule):
         self.supplied.append(schedule)
+        if schedule in self.unfit:
+            raise NamespaceCorrupt(f"{schedule} cannot be read")
 
     def slow(self, error):
         return isinstance(error, Refused)
@@ -310,6 +313,29 @@ class TestAnswer:
         answer.short.append("daily")
         desk.take(answer)
         assert ["daily"] == desk.turns.supplied
+
+    def test_a_schedule_that_cannot_be_supplied(self, desk):
+        """
+        It is told once, not in every turn, and once more when it went well in between; all else
+        of the turn is done, and it counts as answered.
+        """
+        desk = desk()
+        desk.turns.unfit = {"bad"}
+        for _ in range(3):
+            answer = turn()
+            answer.short.extend(["bad", "good"])
+            desk.take(answer)
+        assert ["bad", "good"] * 3 == desk.turns.supplied
+        assert desk.claimer.error is None
+        said = desk.said.get_nowait()
+        assert ("error", "bad cannot be read") == (said[0], str(said[1]))
+        assert desk.said.empty()
+        for unfit in (set(), {"bad"}):
+            desk.turns.unfit = unfit
+            answer = turn()
+            answer.short.append("bad")
+            desk.take(answer)
+        assert "error" == desk.said.get_nowait()[0]
 
     def test_outages_are_told_once(self, desk):
         """
