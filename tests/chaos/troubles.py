@@ -53,6 +53,7 @@ class Life:
     last: int
     left: int | None = None
     killed: int | None = None
+    gone: int = FOREVER
     max_run: int | None = None
     timeout: int | None = None
     hanging: bool = False
@@ -167,7 +168,9 @@ class Troubles:
                 if life.first <= kill.t and pid_of(p) == pid
             ]
             if mortal:
-                self.lives[max(mortal)[1]].killed = kill.t - SECOND // 10
+                # Noted when somebody noticed, which may be long after its last word.
+                life = self.lives[max(mortal)[1]]
+                life.killed, life.gone = min(kill.t, life.last), kill.t
         self._everywhere.close()
         for spells in self._of.values():
             spells.close()
@@ -231,7 +234,7 @@ class Troubles:
         if spell:
             return spell.label
         for life in self.lives.values():
-            if life.died_by(t1) and (life.killed is None or life.killed >= t0 - SECOND):
+            if life.died_by(t1) and life.gone >= t0:
                 return "killed"
             if life.left is not None and t0 <= life.left <= t1:
                 return "left"
