@@ -32,6 +32,7 @@ class Peer:
         self.name = name
         self.hears = hears
         self.seq = 0
+        self.asked = 0
         if join:
             store.join(name, "{}")
 
@@ -44,7 +45,8 @@ class Peer:
     ) -> Turn:
         """Take a turn; *again* repeats the last one, as after a lost reply."""
         self.seq += not again
-        request = TurnRequest(self.seq, limit, self.hears, False, list(settlements))
+        self.asked = self.asked + 1 if again else 0
+        request = TurnRequest(self.seq, limit, self.hears, False, list(settlements), self.asked)
         return self.store.turn(self.name, request, lease * 1000)
 
     def claim(self, limit: int = 1, **options: Any) -> list[Claim]:

@@ -198,23 +198,24 @@ class Claimer(Service):
 
     def _take_turn(self, claiming: bool) -> float:
         """Take one turn, and return how many seconds to nap after it."""
-        asked_before = self._request is not None
-        request = self._request = self._request or self._next_request(claiming)
+        if self._request is None:
+            self._request = self._next_request(claiming)
+        else:
+            self._request.asked += 1
+        request = self._request
         sent = time.monotonic()
-        if request.echo and not asked_before:
+        if request.echo and not request.asked:
             # Before it is sent: it may be heard before this thread runs again. Where the
             # first try got through, and only its reply was lost, no other echo will come.
             self._listener.echo_sent()
         try:
-            if armed:
-                self._points(request, asked_before)
             turn = self._turns.turn(request)
         except Exception as e:
             self._listener.echo_failed()
             # What runs keeps its lease, also where no turn can be had.
             with contextlib.suppress(Exception):
                 self._heart.beat()
-            if not asked_before and not self._turns.slow(e):
+            if not request.asked and not self._turns.slow(e):
                 # A connection that was closed while it lay idle is nobody's business.
                 return 0.0
             return self._unanswered(e)
@@ -230,14 +231,6 @@ class Claimer(Service):
             return self._unanswered(e)
         self._well()
         return self._nap(request, turn, sent, claiming)
-
-    @staticmethod
-    def _points(request: TurnRequest, asked_before: bool) -> None:
-        if asked_before:
-            reached("retry.sending")
-        if request.settlements:
-            reached("settle.sending")
-        reached("turn.asking")
 
     def _next_request(self, claiming: bool) -> TurnRequest:
         self._seq += 1

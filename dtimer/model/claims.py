@@ -60,7 +60,8 @@ class Claim:
 class TurnRequest:
     """
     What a node asks in one turn. Asked again unchanged, with the same ``seq``, it does
-    not act twice: that is how a turn is repeated whose reply was lost.
+    not act twice: that is how a turn is repeated whose reply was lost. ``asked`` counts
+    how often it was asked before.
     """
 
     seq: int
@@ -68,6 +69,7 @@ class TurnRequest:
     hears: bool
     echo: bool
     settlements: list[Settlement] = field(default_factory=list)
+    asked: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,7 @@ class Store(Plans):
         settled, order = codec.settlement_arguments(request.settlements)
         known = self.witness.known
         flags = ("h" if request.hears else "") + ("e" if request.echo else "")
+        flags += str(request.asked or "")
         reply = self._line.once(
             "turn",
             incarnation,

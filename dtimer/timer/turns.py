@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dtimer.errors import StateRollback
+from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Turn, TurnRequest
 from dtimer.model.options import Options
 from dtimer.store.store import Store
@@ -32,11 +33,21 @@ class Turns:
 
     def turn(self, request: TurnRequest) -> Turn:
         """See `dtimer.engine.claimer.Turns`, as for all of these."""
+        if armed:
+            self._points(request)
         while self._gone:
             # Where this fails it counts as the turn's failure, and is tried again.
             self._store.redeclare(self._gone[0])
             self._gone.pop(0)
         return self._store.turn(self._incarnation, request, self._options.lease)
+
+    @staticmethod
+    def _points(request: TurnRequest) -> None:
+        if request.asked:
+            reached("retry.sending")
+        if request.settlements:
+            reached("settle.sending")
+        reached("turn.asking")
 
     def register(self) -> None:
         """Register the node."""

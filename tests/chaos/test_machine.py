@@ -502,13 +502,11 @@ class Machine(RuleBasedStateMachine):
         self.line.same(script, reply, again)
         if script.name != "turn":
             return
+        # It was overtaken, or doubled: who holds what it told of goes on holding it.
         renewed = {int(token) for token in again[4][1::5]}
         for id, token in zip(reply[4][0::5], reply[4][1::5], strict=True):
-            if int(token) in renewed:
-                assert self.model.extend(self.now.us, id.decode(), int(token), LEASE)
-            elif self.now.us - at >= LEASE:
-                # Who asks again after a whole lease cannot receive it, it seems.
-                self.model.settle(self.now.us, id.decode(), int(token), "release")
+            still = self.model.extend(self.now.us, id.decode(), int(token), LEASE)
+            assert still == (int(token) in renewed)
 
     # ------------------------------------------------------------------------------ invariants
 

@@ -9,7 +9,7 @@ from peers import LEASE, Now, Peer, post
 from soundness import assert_sound
 
 from dtimer.errors import EventExists, NamespaceCorrupt, StoreError
-from dtimer.model.claims import Result, Settlement, Verdict
+from dtimer.model.claims import Result, Settlement, TurnRequest, Verdict
 from dtimer.model.event import Cancelled, State
 from dtimer.store.connect import source
 from dtimer.store.store import Entry, Store
@@ -268,6 +268,22 @@ class TestLostReplies:
         assert Result.STALE is node.confirm(claim)
         assert Result.DONE is other.confirm(taken)
         assert 1 == store.stats().totals["released"]
+
+    def test_a_try_that_was_overtaken_hands_nothing_back(self, store, node, now):
+        """
+        A try of a turn that arrives when a later one has been answered says nothing about
+        what was received: the events are not given to others, though a lease is over.
+        """
+        other = Peer(store, "other")
+        post(store, "tea")
+        (claim,) = node.claim()
+        now.tick(LEASE + 1)
+        assert [claim.token] == [c.token for c in node.turn(again=True).claims]
+        for asked in (0, 1):
+            overtaken = TurnRequest(node.seq, 1, True, False, [], asked)
+            store.turn(node.name, overtaken, LEASE * 1000)
+            assert [] == other.claim()
+        assert Result.DONE is node.confirm(claim)
 
     def test_a_turn_asked_again_confirms_once(self, store, node):
         """The results of a turn that is asked again are those of the first time."""

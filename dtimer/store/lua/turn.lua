@@ -7,7 +7,8 @@
 -- ARGV[4]   limit: how many events its free hands can start; 0 claims nothing
 -- ARGV[5]   lease length in µs
 -- ARGV[6]   'h' when the node hears wakes, 'e' to be sent an echo, 'p' to be told how many
---           events were ever posted; together or ''
+--           events were ever posted; together or ''. And how often this very turn was asked
+--           for before, when it was
 -- ARGV[7]   when this node was last heard of, as it was told by its last turn; '' when it
 --           does not know
 -- ARGV[8]   number of confirmed events
@@ -28,25 +29,28 @@
 local FEW, MOST_BYTES, LATEST = 10, 1000000, 80
 local node, limit, lease, flags = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local hears = string.find(flags, 'h', 1, true)
+local asked = tonumber(string.match(flags, '%d+') or 0)
 
 local function claimed_before(result)
   -- The reply of this very turn was lost: give the same events again, those that are
   -- still under the same tokens, under a lease that starts anew. But not for ever: who
   -- asks again after a whole lease may be unable to receive them, and others are not.
-  local results, before, token, ids, rest =
-    string.match(result, '^(%w*);(%d*);(%d+);(%d+);(.*)$')
+  local results, before, last, token, ids, rest =
+    string.match(result, '^(%w*);(%d*);(%d+);(%d+);(%d+);(.*)$')
   local list, claims, buried, back = uncounted(rest or ''), {}, {}, 0
   token, ids = tonumber(token), tonumber(ids)
   -- Somebody else has written it.
   if not ids or ids > #list or token > 9e15 then return nil end
-  -- A token is the time of its claim, or one more than the token before.
-  local patience = token + lease
+  -- A token is the time of its claim, or one more than the token before. What was answered
+  -- to a later try may have been received: then this one has come too late to say otherwise.
+  local impatient = NOW > token + lease and asked > tonumber(last)
+  local rest_of_memo = ';' .. digits(token) .. ';' .. ids .. ';' .. rest
   -- Redis allows this when it is out of memory, and with it what follows.
   redis.call('ZREM', PROMISE, '')
   for i = 1, ids do
     local id = list[i]
     local held, attempt, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
-    if held == digits(token) and NOW > patience and not cancelled
+    if held == digits(token) and impatient and not cancelled
       and tonumber(redis.call('ZSCORE', DUE, id) or 0) > NOW then
       release(id, attempt, due)
       back = back + 1
@@ -66,6 +70,7 @@ local function claimed_before(result)
     rouse(first_due(), back)
   end
   if string.find(flags, 'e', 1, true) then tell('echo', node) end
+  if asked > tonumber(last) then remember(results .. ';' .. before .. ';' .. asked .. rest_of_memo) end
   -- It stays what the first try has written, for a third may yet be on its way.
   local heard = redis.call('ZSCORE', ALIVE, node) or ''
   -- Who knows that has had this answer, and is not told again.
@@ -262,7 +267,7 @@ local list = {}
 for i = 1, #claims, 5 do list[#list + 1] = claims[i] end
 for _, v in ipairs(buried) do list[#list + 1] = v end
 remember(
-  results .. ';' .. before .. ';' .. digits(first_token) .. ';' .. taken .. ';' .. counted(list))
+  results .. ';' .. before .. ';' .. asked .. ';' .. digits(first_token) .. ';' .. taken .. ';' .. counted(list))
 local posted = ''
 if string.find(flags, 'p', 1, true) then posted = redis.call('HGET', SYS, 'n:posted') or '0' end
 return {
