@@ -18,7 +18,7 @@ from chaos.story import MONO
 seeds = st.integers(0, 2**32)
 #: A failing seed says all: there is nothing to make smaller, and nothing to remember.
 tried = settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -47,7 +47,7 @@ class TestCorrectRuns:
     def test_trouble_is_what_they_have(self):
         """The runs are not vacuous: each explanation of a redelivery is met, and every end."""
         redelivered, counts = set(), set()
-        for seed in range(60):
+        for seed in range(40):
             verdict = verdict_on(Rehearsal(seed).play())
             redelivered |= set(+verdict.redelivered)
             counts |= set(+verdict.counts)
@@ -281,11 +281,11 @@ class TestChangedRuns:
     def test_each_change_is_caught(self, change, names):
         """Whatever the run was like otherwise."""
         caught = 0
-        for seed in range(25):
+        for seed in range(12):
             # Trouble of its time may explain a claim that is made once more.
             doctor = Doctor(Rehearsal(seed, trouble=change is not later).play(), seed)
             if change(doctor):
                 verdict = verdict_on(doctor.records)
                 assert names & set(verdict.broken), f"seed {seed}, {change.__name__}:\n{verdict}"
                 caught += 1
-        assert caught >= 5
+        assert caught >= 3
