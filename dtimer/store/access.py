@@ -38,6 +38,13 @@ PRODUCER = (
 )
 
 
+#: How the client library finds its way in a cluster, besides; ``asking`` while slots move.
+CLUSTER = ("asking", "cluster|slots", "command")
+
+#: All that it asks of a Sentinel, by a user of its own there.
+SENTINEL = ("sentinel|masters",)
+
+
 def pattern(ns: str) -> str:
     """Return the pattern that the keys, and the channels, of a namespace match."""
     return Keys.of(ns).due.removesuffix("due") + "*"

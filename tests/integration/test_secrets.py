@@ -14,10 +14,12 @@ from urllib.parse import quote
 
 import pytest
 import redis
+import trustme
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from servers import Server, eventually
 from shell import runner
+from tls import TlsServer, certificate
 
 from dtimer import DTimer, DTimerError, RunAt
 from dtimer.store.connect import where
@@ -174,6 +176,28 @@ class TestCredentials:
     def test_no_url(self, told, given):
         """What is no client and no URL, and may well hold a password, is not shown."""
         tried(told, lambda: DTimer("node", given, timeout=300))
+
+    def test_a_certificate_that_is_not_trusted(self, told):
+        """A handshake that fails, and a server that speaks no TLS at all."""
+        with TlsServer(certificate(trustme.CA())) as server:
+            for url in (
+                server.url(),
+                server.url().replace("rediss://", "redis://"),
+                server.plain.url.replace("redis://", "rediss://"),
+            ):
+                known = url.replace("://", f"://{USER}:{PASSWORD}@")
+                tried(told, lambda url=known: DTimer("node", url, timeout=900))
+
+    @pytest.mark.parametrize(
+        "denied", ["-eval -evalsha", "-zscore -time", "-subscribe", "~other:*"]
+    )
+    def test_what_an_acl_refuses(self, told, tcp_server, denied):
+        """The server itself names the user whom it refuses; the password nobody does."""
+        with tcp_server.client() as admin:
+            rules = ["~dtimer:*" if "~" not in denied else "~x", "&*", "+@all", *denied.split()]
+            admin.execute_command("ACL", "SETUSER", "known", "reset", "on", f">{PASSWORD}", *rules)
+        url = tcp_server.url.replace("redis://", f"redis://known:{PASSWORD}@")
+        tried(told, lambda: DTimer("node", url, timeout=900))
 
     def test_a_client_of_another_kind(self, told):
         """An object with a pool, of a library that is not known, is not shown."""
