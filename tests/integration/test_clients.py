@@ -131,6 +131,7 @@ def test_the_users_pool_is_left_alone(server, namespace):
         assert 0 == client.connection_pool._created_connections
 
 
+@pytest.mark.fault("F31")
 def test_eviction_is_warned_of(tcp_server, caplog):
     """
     A policy that may evict pending events is named when a node joins, each time: in one
@@ -148,6 +149,7 @@ def test_eviction_is_warned_of(tcp_server, caplog):
         assert ("dtimer", True) == (told.name, "allkeys-lru" in told.getMessage())
 
 
+@pytest.mark.fault("F34")
 def test_a_replica_is_warned_of(tcp_server, caplog):
     """A replica cannot serve, and joining one says so."""
     with tcp_server.client() as client:
@@ -193,6 +195,7 @@ def test_no_permission_to_subscribe(tcp_server):
         assert {"by": "poll"} == events.next()[0]
 
 
+@pytest.mark.fault("F09")
 def test_nobody_there():
     """A server that is not there is a StoreError within the deadline, and nothing is left."""
     node = DTimer("node", "redis://127.0.0.1:1", timeout=200)
@@ -203,6 +206,7 @@ def test_nobody_there():
         node.post({})
 
 
+@pytest.mark.fault("F37")
 def test_a_foreign_namespace(client, server, namespace):
     """A namespace that holds something else refuses to be joined or posted to."""
     client.set(f"dtimer:{{{namespace}}}:due", "x")

@@ -82,6 +82,7 @@ class TestForbidden:
             timer.leave()
 
 
+@pytest.mark.fault("F30")
 class TestFullMemory:
     """Redis is out of memory: what frees it must work, from a fresh process too."""
 
@@ -138,6 +139,7 @@ FOREIGN = {
 class TestForeign:
     """What somebody else wrote into our keys."""
 
+    @pytest.mark.fault("F38")
     def test_unfit_events_do_not_hold_up_the_rest(self, store, node, now):
         """However many have expired, a node with a free hand goes on at once."""
         for i in range(30):
@@ -257,6 +259,7 @@ class TestTurns:
 class TestDeadlines:
     """Every call ends, however the bytes arrive."""
 
+    @pytest.mark.fault("F06")
     def test_trickling_bytes(self):
         """A server that sends a byte now and then keeps nobody beyond the deadline."""
         with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -17,7 +17,6 @@ from dtimer import DTimer, LeaseLost, StateRollback, StoreError
 from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 
-LATER = 3_600_000  # ms; no test is there to see it
 NS = "outage"
 
 
@@ -69,6 +68,7 @@ def joined(timer):
 class TestServerGone:
     """The server dies, freezes, or forgets."""
 
+    @pytest.mark.fault("F19")
     def test_killed_and_restarted(self, node, own):
         """
         A server that is killed is told of once: 'disconnected' and one 'error'. Within a
@@ -105,6 +105,7 @@ class TestServerGone:
         assert errors.empty(), errors.next()
         assert back.empty()
 
+    @pytest.mark.fault("F19")
     def test_killed_while_a_handler_runs(self, node, own):
         """
         A handler that runs through an outage keeps its event when the lease has not ended
@@ -125,6 +126,7 @@ class TestServerGone:
             assert 1 == node.stats().totals["started"]
             assert 1 == node.stats().totals["confirmed"]
 
+    @pytest.mark.fault("F09")
     def test_leaving_without_a_server(self, node, own):
         """With the server gone leave() returns in bounded time all the same."""
         node.on("error", lambda _: None)
@@ -141,42 +143,7 @@ class TestServerGone:
             # It could not say goodbye; after a minute it would have been forgotten.
             client.flushall()
 
-    def test_frozen(self, node, own):
-        """
-        While a server is frozen nothing is believed of it; when it goes on, so does the
-        node, and what was posted arrives once.
-        """
-        caught = Catch(node, "event")
-        gone = Catch(node, "disconnected")
-        node.on("error", lambda _: None)
-        with joined(node):
-            node.post({"n": 1}, 300)
-            own.pause()
-            gone.next()
-            assert not node.health().ok
-            with pytest.raises(StoreError):
-                node.post({"n": 2}, LATER, id="perhaps")
-            own.resume()
-            assert [{"n": 1}] == caught.next()
-            node.post({"n": 3}, id="perhaps")
-            assert [{"n": 3}] == caught.next()
-            eventually(lambda: node.health().ok)
-            assert 2 == node.stats().totals["started"]
-
-    def test_flushed(self, node, own, asked):
-        """
-        A node whose server loses everything registers again by itself, and receives what
-        is posted from then on. health() is well: nothing is wrong with the node.
-        """
-        caught = Catch(node, "event")
-        with joined(node):
-            asked.flushall()
-            eventually(lambda: [n for n in node.nodes() if n.id == "node" and n.waiting])
-            node.post({"n": 1})
-            assert [{"n": 1}] == caught.next()
-            assert node.health().ok
-            assert b"1" == asked.hget(Keys.of(NS).sys, "v")
-
+    @pytest.mark.fault("F21")
     def test_flushed_under_a_handler(self, node, asked):
         """
         An event that was lost while its handler ran is a lost lease, and told as one: the
@@ -196,45 +163,6 @@ class TestServerGone:
             assert id == found[LeaseLost].id
             assert node.peek(id) is None
 
-    def test_scripts_flushed(self, node, asked):
-        """SCRIPT FLUSH is not noticed: the scripts are sent along again."""
-        caught, errors = Catch(node, "event"), Catch(node, "error")
-        with joined(node):
-            for n in range(3):
-                asked.script_flush()
-                node.post({"n": n})
-                assert [{"n": n}] == caught.next()
-            assert node.health().ok
-        assert errors.empty()
-
-    def test_subscription_killed(self, node, asked):
-        """
-        CLIENT KILL TYPE pubsub: the subscription is made anew, silently, and wakes come
-        through it.
-        """
-        caught, errors = Catch(node, "event"), Catch(node, "error")
-        with joined(node):
-            for n in range(3):
-                heard = node._life._listener.heard
-                asked.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-                eventually(lambda heard=heard: node._life._listener.heard > heard)
-                eventually(lambda: node.health().ok)
-                node.post({"n": n})
-                assert [{"n": n}] == caught.next()
-        assert errors.empty()
-
-    def test_connections_killed(self, node, asked):
-        """CLIENT KILL TYPE normal: the node connects anew, and nothing is lost or doubled."""
-        caught = Catch(node, "event")
-        node.on("error", lambda _: None)
-        with joined(node):
-            for n in range(5):
-                node.post({"n": n})
-                asked.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            assert [[{"n": n}] for n in range(5)] == [caught.next() for _ in range(5)]
-            eventually(lambda: node.health().ok and node.stats().totals["confirmed"] == 5)
-            assert 5 == node.stats().totals["started"]
-
 
 def _count(thing, name):
     """Have the calls of a method counted from now on, in the list that is returned."""
@@ -252,43 +180,7 @@ def _count(thing, name):
 class TestWay:
     """The server is well, and the way to it is not."""
 
-    def test_only_wakes_are_lost(self, make, server, proxy):
-        """
-        With the subscription black-holed, and nothing else, the node knows that it is deaf
-        and says so once; events arrive by the poll. When the way is open it hears again.
-        """
-        timer = DTimer("deaf", server.url, proxy.url, ns=make().ns, timeout=300, poll_interval=50)
-        caught, errors = Catch(timer, "event"), Catch(timer, "error")
-        with joined(timer):
-            proxy.blackhole()
-            assert "wakes do not arrive" in str(errors.next())
-            health = timer.health()
-            assert (True, False) == (health.deaf, health.ok)
-            assert health.error is None
-            timer.post({"n": 1})
-            assert [{"n": 1}] == caught.next()
-            # A few attempts to subscribe later it has still been said once.
-            made = _count(timer._store, "ear")
-            eventually(lambda: len(made) > 2)
-            assert errors.empty()
-            proxy.heal()
-            eventually(lambda: timer.health().ok)
-            assert not timer.health().deaf
-            assert timer.health().heard_age_ms < PATIENCE * 1000
-        assert errors.empty()
-
-    def test_half_closed_subscription(self, make, server, proxy):
-        """A subscription whose server end was closed is made anew, and wakes come again."""
-        timer = DTimer("deaf", server.url, proxy.url, ns=make().ns, poll_interval=LATER)
-        caught = Catch(timer, "event")
-        with joined(timer):
-            heard = timer._life._listener.heard
-            proxy.half_close()
-            eventually(lambda: timer._life._listener.heard > heard)
-            eventually(lambda: timer.health().ok and timer.nodes()[0].waiting)
-            timer.post({"n": 1})
-            assert [{"n": 1}] == caught.next()
-
+    @pytest.mark.fault("F12")
     def test_black_hole(self, make, proxy):
         """
         A node whose connections lead nowhere notices within its timeout, and its leave()
@@ -322,70 +214,7 @@ class TestWay:
         # It could not say goodbye; after a minute it would have been forgotten.
         other._store.leave(incarnation)
 
-    def test_the_reply_of_a_claim_is_lost(self, make, proxy):
-        """
-        When the reply of a claim is lost, the same events are handed out with the next
-        try, not with the end of their lease, and that is still their first attempt.
-        """
-        timer = make("node", proxy.url, max_events=5, poll_interval=LATER)
-        other = make("other")
-        caught = Catch(timer, "event")
-        timer.on("error", lambda _: None)
-        with joined(timer):
-            proxy.drop_reply_once(timer._life.incarnation.encode())
-            ids = other.post_many([({"n": n}, 0) for n in range(3)])
-            assert proxy.wait_dropped()
-            began = time.monotonic()
-            taken = []
-            while len(taken) < 3:
-                taken += caught.next()
-            assert time.monotonic() - began < 5, "that was the lease, or luck"
-            assert [(id, 1) for id in ids] == [(ev.id, ev.attempt) for ev in taken]
-            eventually(lambda: other.stats().totals.get("confirmed") == 3)
-            assert 3 == other.stats().totals["started"]
-        assert caught.empty()
-
-    @pytest.mark.parametrize("close", [True, False])
-    def test_the_reply_of_a_confirm_is_lost(self, make, proxy, close):
-        """
-        When the reply of a confirm is lost it is asked again, and found to be done: no
-        lost lease, no second start.
-        """
-        timer = make("node", proxy.url, timeout=600)
-        other = make("other")
-        lost = Catch(timer, "lease_lost")
-        handler = Gated(timer)
-        timer.on("error", lambda _: None)
-        with joined(timer):
-            other.post({}, id="tea")
-            handler.begun()
-            eventually(lambda: timer._life._claimer._bell.wait(0) is False)
-            proxy.drop_reply_once(b"tea", close=close)
-            handler.go_on()
-            assert proxy.wait_dropped()
-            eventually(lambda: timer.health().ok)
-            assert other.peek("tea") is None
-        assert lost.empty()
-        totals = other.stats().totals
-        assert (1, 1) == (totals["started"], totals["confirmed"])
-
-    @pytest.mark.parametrize("fault", ["drop", "silence", "truncate"])
-    def test_the_reply_of_a_post_is_lost(self, make, proxy, fault):
-        """A post whose reply is lost or cut short is tried again, and acts once."""
-        poster, other = make("poster", proxy.url, timeout=900), make("other")
-        caught = Catch(other, "event")
-        poster.post({}, LATER, id="open")
-        if fault == "truncate":
-            proxy.truncate_reply_once(3, b"kettle")
-        else:
-            proxy.drop_reply_once(b"kettle", close=fault == "drop")
-        id = poster.post({"tea": "kettle"})
-        assert proxy.wait_dropped()
-        with other:
-            assert id == caught.next()[0].id
-        assert caught.empty()
-        assert 2 == other.stats().totals["posted"]
-
+    @pytest.mark.fault("F01")
     def test_a_lost_reply_is_no_deafness(self, make, proxy, server):
         """
         The echo comes with a turn. When the reply of that turn is lost the echo was heard

@@ -230,6 +230,7 @@ class TestSettle:
         assert letter.raw.endswith(b"not json")
 
 
+@pytest.mark.fault("F01")
 class TestLostReplies:
     """What is sent again acts once."""
 
@@ -606,6 +607,7 @@ class TestLateness:
         assert 9 <= stats.late(1.0) <= 9 * 2**0.5 + 1
 
 
+@pytest.mark.fault("F37")
 class TestForeignData:
     """What is not ours is named or buried, and never stuck."""
 
@@ -632,6 +634,7 @@ class TestForeignData:
         assert 0 == client.exists(*others)
         store.close()
 
+    @pytest.mark.fault("F39")
     def test_unknown_schema(self, client, namespace, now):
         """A namespace of a later version is left alone."""
         store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
@@ -640,6 +643,7 @@ class TestForeignData:
             post(store, "tea")
         store.close()
 
+    @pytest.mark.fault("F39")
     def test_a_later_version_while_joined(self, store, node, client):
         """A node that met a later version is handed nothing more; what it holds it can end."""
         post(store, "tea")
@@ -667,6 +671,7 @@ class TestForeignData:
         assert [b"\xff no body of ours", b""] == raws
 
 
+@pytest.mark.fault("F30")
 class TestOutOfMemory:
     """A full server refuses posts whole, and lets work go on."""
 
