@@ -19,13 +19,17 @@ import time
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 _SOURCES = Path(__file__).parent / "chaos" / "shim"
 _FIELDS = struct.Struct("=qqq")  # as the source says
 
 
 @functools.cache
 def preloaded(name: str) -> str:
-    """Return the path of a library of ours, compiled once a process. No compiler is an error."""
+    """Return the path of a library of ours, compiled once a process."""
+    if shutil.which("cc") is None and os.environ.get("CI", "false") in ("", "0", "false"):
+        pytest.skip("what is preloaded has to be compiled, and there is no cc")
     folder = tempfile.mkdtemp(prefix="dt-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = f"{folder}/{name}.so"
