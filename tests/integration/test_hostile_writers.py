@@ -37,7 +37,7 @@ NAMES = {
     "lease": ["soon", "held", "failed", "tick@{next}"],
     "tries": ["soon", "held", "failed"],
     "dead": ["gone", "soon"],
-    "sys": ["token", "paused", "n:posted", "n:late:3", "n:died"],
+    "sys": ["token", "n:posted", "n:late:3", "n:died"],
     "memo_a": ["w", "node", "other"],
     "memo_b": ["w", "node", "other"],
     "nodes": ["node", "other"],
@@ -236,7 +236,7 @@ class TestHashes:
 
     @pytest.mark.parametrize("key", HASHES)
     @given(data=st.data())
-    @examples(25)
+    @examples(15)
     def test_any_value(self, world, key, data):
         """A field holds anything, or nearly what it should: all other events are handed out."""
         name = data.draw(st.sampled_from(NAMES[key]))
@@ -248,15 +248,14 @@ class TestHashes:
             assert {"soon", "held", "failed"} <= started
 
     @given(data=st.data())
-    @examples(40)
+    @examples(30)
     def test_several_at_once(self, world, data):
         """Several fields hold anything."""
         there = world()
         for _ in range(data.draw(st.integers(2, 6))):
             key = data.draw(st.sampled_from(HASHES))
             name = data.draw(st.sampled_from(NAMES[key]))
-            if (key, name) != ("sys", "paused"):
-                there.spoil(key, name, data.draw(garbage | mutated()))
+            there.spoil(key, name, data.draw(garbage | mutated()))
         there.goes_on()
 
 
@@ -313,6 +312,8 @@ class TestTypes:
 
 
 FINDINGS = {
+    # A 1 there would be a pause like any other.
+    "no pause": ("sys", "paused", b"what"),
     "an empty beat": ("beats", "tick", b""),
     "half a beat": ("beats", "tick", b"print;60000000;c;q"),
     "an endless list of times": ("beats", "tock", b"p;;c;q;0;;;;1;;;" + b"1," * 3_000 + b"2;;;;"),

@@ -186,7 +186,7 @@ class TestCredentials:
                 server.plain.url.replace("redis://", "rediss://"),
             ):
                 known = url.replace("://", f"://{USER}:{PASSWORD}@")
-                tried(told, lambda url=known: DTimer("node", url, timeout=900))
+                tried(told, lambda url=known: DTimer("node", url, timeout=300))
 
     @pytest.mark.parametrize(
         "denied", ["-eval -evalsha", "-zscore -time", "-subscribe", "~other:*"]
