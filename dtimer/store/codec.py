@@ -104,8 +104,8 @@ def _maybe(raw: bytes) -> int | None:
 
 def read_standing(reply: Sequence[Any]) -> Standing:
     """Read the reply of an opening."""
-    now, _, born, token, posted = reply
-    return Standing(int(now), text(born), _maybe(token) or 0, _maybe(posted))
+    now, _, born, token, posted, struck = reply
+    return Standing(int(now), text(born), _maybe(token) or 0, _maybe(posted), _maybe(struck))
 
 
 def read_turn(reply: Sequence[Any], order: Sequence[int]) -> Turn:

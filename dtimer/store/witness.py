@@ -5,7 +5,8 @@ Redis loses acknowledged writes from a moment on: a file that was cut short, a r
 had not heard of them yet, a FLUSHALL. So whoever knows of one write that is gone knows that
 all after it are. What each knows for certain is what itself was told; it costs no command:
 
-* a node, when it was last heard of: only its own turns write that;
+* a node, when it was last heard of: only its own turns write that, and it is struck off only
+  after long silence, which is counted;
 * whoever posts, how many events were posted in all: it never goes down;
 * everybody, under what name the namespace was made.
 
@@ -31,7 +32,9 @@ class Known(NamedTuple):
 
     ``era`` counts the rollbacks that were noticed: what was known before one is void.
     ``heard`` is when this node was last heard of, None where that is not known.
-    ``suspect`` says that less was found already, by a call that could not tell more.
+    ``suspect`` says that less was found already, by a call that could not tell more, and
+    ``missing`` that the node was not registered any more. Silent ones are struck off, and
+    ``struck`` is how many were until this was looked at last.
     """
 
     era: int = 0
@@ -40,15 +43,18 @@ class Known(NamedTuple):
     posted: int = 0
     heard: int | None = None
     suspect: bool = False
+    missing: bool = False
+    struck: int | None = None
 
 
 class Standing(NamedTuple):
-    """How a namespace stood when it was opened; ``posted`` is None where that is no number."""
+    """How a namespace stood when it was opened. A total is None where that is no number."""
 
     now: int
     born: str
     token: int
     posted: int | None
+    struck: int | None
 
 
 class Witness:
@@ -99,6 +105,8 @@ class Witness:
                 born=found.born,
                 token=max(self.known.token, token if token <= _MOST_TOKEN else 0),
                 posted=max(self.known.posted, posted),
+                missing=False,
+                struck=found.struck,
             )
         if error:
             self.tell(error)
@@ -106,7 +114,10 @@ class Witness:
     def _judge(self, before: Known, found: Standing) -> StateRollback | None:
         wiped = bool(before.born) and found.born != before.born
         posted = before.posted if found.posted is None else found.posted
-        if not (wiped or found.token < before.token or posted < before.posted or before.suspect):
+        # Nobody was struck off since, and so not this node: it is forgotten.
+        forgotten = before.missing and found.struck is not None and found.struck == before.struck
+        less = found.token < before.token or posted < before.posted
+        if not (wiped or less or forgotten or before.suspect):
             return None
         # Since when is not known: others may have counted on from where it went back to.
         return self._gone_back(None, found.now, wiped=wiped)
@@ -145,7 +156,8 @@ class Witness:
                 # A node that is not known at all registers, and so opens the namespace.
                 elif turn.posted is not None and not less:
                     self._counted = max(self._counted, asked.posted)
-            self.known = self.known._replace(heard=turn.heard)
+            missing = asked.heard is not None and turn.before == 0 and not error
+            self.known = self.known._replace(heard=turn.heard, missing=missing)
             if turn.claims and self.known.token < turn.claims[-1].token <= _MOST_TOKEN:
                 self.known = self.known._replace(token=turn.claims[-1].token)
         if error:

@@ -215,6 +215,23 @@ class TestNoticed:
         store.join("node", "{}")
         assert [(None, False)] == [(error.since, error.wiped) for error in store.told]
 
+    def test_forgotten(self, client, make_store, now):
+        """A node that knows of nothing but itself, and is gone, was forgotten with the rest."""
+        make_store().join("old", "{}")
+        store = make_store()
+        store.open()
+        snapshot = Snapshot(client, store.keys)
+        node = Peer(store, "node")
+        node.turn()
+        node.turn()
+        snapshot.restore()
+        assert not node.turn().known
+        store.join("node", "{}")
+        (error,) = store.told
+        assert (None, ms(now.us), False) == (error.since, error.until, error.wiped)
+        node.turn()
+        assert 1 == len(store.told)
+
     def test_after_a_fork(self, client, store):
         """A forked child knows what its parent knew, whatever thread of that was at it."""
         post(store, "tea", 60_000)

@@ -1,13 +1,13 @@
 -- Register a node, and forget those that have been silent for long.
 --
--- Uses      guard rouse
+-- Uses      guard rouse events
 --
 -- ARGV[3]   the node's incarnation
 -- ARGV[4]   who that is, as JSON: id, host, pid
 -- ARGV[5]   how long a silent node is remembered, in µs
 --
 -- Returns   how many nodes there are
-local wrong = guard(DUE, NODES, ALIVE, ROSTER, PROMISE)
+local wrong = guard(DUE, SYS, NODES, ALIVE, ROSTER, PROMISE)
 if wrong then return wrong end
 
 -- Redis allows this when it is out of memory, and with it what follows.
@@ -19,6 +19,8 @@ if #silent > 0 then
   redis.call('HDEL', NODES, unpack(silent))
   redis.call('ZREM', ROSTER, unpack(silent))
   redis.call('ZREM', PROMISE, unpack(silent))
+  -- So that who finds himself gone knows whether it can have been for this.
+  count('struck', #silent)
   -- One of them may have been on duty.
   local earliest = first_due()
   if earliest then rouse(earliest, 0) end

@@ -5,17 +5,18 @@
 -- ARGV[3]   the schema version
 -- ARGV[4]   a name for this making of the namespace, should it be made now
 --
--- Returns   {now, version found, that name, token, posted}
+-- Returns   {now, version found, that name, token, posted, struck}
 --   token   the last that was given out, 0 for none
 --   posted  how many events were ever posted
+--   struck  how many nodes were ever struck off for their silence
 local wrong = guard(unpack(KEYS))
 if wrong then return wrong end
-local version, born, token, posted = unpack(
-  redis.call('HMGET', SYS, 'v', 'born', 'token', 'n:posted'))
+local version, born, token, posted, struck = unpack(
+  redis.call('HMGET', SYS, 'v', 'born', 'token', 'n:posted', 'n:struck'))
 if not version then
   -- Only then: a full server, or a replica, takes no writes.
   born = ARGV[4]
   redis.call('HSET', SYS, 'v', ARGV[3], 'born', born)
   version = ARGV[3]
 end
-return {digits(NOW), version, born or '', token or '0', posted or '0'}
+return {digits(NOW), version, born or '', token or '0', posted or '0', struck or '0'}
