@@ -1,7 +1,7 @@
 # Thin: what is done is said in .ci/run and in README.rst, this only gives it short names.
 # Wants python3 with venv (on Debian: the package python3-venv).
 
-.PHONY: help test check lint docs demo bench soak fuzz audit
+.PHONY: help test check lint docs demo bench soak fuzz audit mutants
 help:
 	@echo "make test    run the tests;  ARGS='-k claim -x' goes to pytest"
 	@echo "make check   all that a change must pass (.ci/run)"
@@ -11,6 +11,7 @@ help:
 	@echo "make bench   measure it, beside its peers;  ARGS='lateness drain --rounds 5'"
 	@echo "make fuzz    feed everything that decodes with what it was not made for, for SECONDS=60"
 	@echo "make audit   ask what is known to be wrong with all that is installed"
+	@echo "make mutants plant known bugs, and see which test notices each;  ARGS='-k token'"
 	@echo "make soak    break everything around it, for MINUTES=1, by SEED=, until EVENTS= are posted"
 
 .venv/made: setup.cfg pyproject.toml
@@ -35,6 +36,9 @@ demo: .venv/made
 
 bench: .venv/made
 	.venv/bin/python -m benchmarks run $(ARGS)
+
+mutants: .venv/made
+	PYTHONPATH=tests .venv/bin/python -m chaos.mutants $(ARGS)
 
 soak: .venv/made
 	PYTHONPATH=tests .venv/bin/python -X dev -m chaos.soak $(if $(MINUTES),--minutes $(MINUTES)) \

@@ -1,0 +1,181 @@
+"""
+Plants known bugs in copies of the library, and sees whether the tests notice each.
+
+    make mutants
+    make mutants ARGS="-k token"        those whose names contain the word
+
+For each mutant the tests that ought to notice are run until one fails. One that survives is
+a test that is missing, and the exit status is 1. A change that cannot be made, because its
+text is not there exactly once, is an error before anything is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chaos.mutations import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "dtimer"
+
+#: Seconds for one selection of tests; a mutant that makes them hang is noticed, too.
+_PATIENCE = 300
+_HUNG = "(it hung)"
+
+_ELSEWHERE = 99
+# A plugin of pytest, that lies beside the copy: nothing else may be tested by mistake.
+_GUARD = f"""
+import os, sys
+import pytest
+
+def pytest_collection_finish(session):
+    library = sys.modules.get("dtimer")
+    if library and os.path.dirname(os.path.dirname(library.__file__)) != os.path.dirname(__file__):
+        pytest.exit("another library", returncode={_ELSEWHERE})
+"""
+
+
+class Unfit(Exception):
+    """The library has changed, and the mutant has not."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one mutant; ``killer`` is the test that noticed, None for none."""
+
+    mutant: Mutant
+    killer: str | None
+    seconds: float
+
+
+def plant(mutant: Mutant, package: Path) -> None:
+    """
+    Make the changes of *mutant* in a copy of the package.
+
+    Raises:
+        Unfit: a text is not there exactly once.
+    """
+    for change in mutant.changes:
+        path = package / change.file
+        text = path.read_text("utf-8") if path.exists() else ""
+        if (times := text.count(change.old)) != 1:
+            raise Unfit(
+                f"{mutant.name!r}: its text is {times} times in {change.file}: {change.old!r:.100}"
+            )
+        path.write_text(text.replace(change.old, change.new), "utf-8")
+
+
+def _copy(folder: Path) -> Path:
+    return Path(
+        shutil.copytree(PACKAGE, folder / "dtimer", ignore=shutil.ignore_patterns("__pycache__"))
+    )
+
+
+def check(mutants: Sequence[Mutant], folder: Path) -> None:
+    """Raise `Unfit` for the first of *mutants* that cannot be planted."""
+    for i, mutant in enumerate(mutants):
+        plant(mutant, _copy(folder / str(i)))
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(folder), str(ROOT / "tests")])
+    return os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _first_failure(said: str) -> str:
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+    hung = re.search(r"^(tests\S+::\S+).*?Timeout|Timeout", said, re.DOTALL)
+    return found[1] if found else _HUNG if hung else "(it could not be run)"
+
+
+def try_out(mutant: Mutant) -> Outcome:
+    """Plant a mutant in a copy of the package, and run its tests until one fails."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutant-") as name:
+        folder = Path(name)
+        plant(mutant, _copy(folder))
+        (folder / "planted.py").write_text(_GUARD, "utf-8")
+        for tests in mutant.tests:
+            killer = _run(folder, tests)
+            if killer is not None:
+                return Outcome(mutant, killer, time.monotonic() - began)
+    return Outcome(mutant, None, time.monotonic() - began)
+
+
+def _run(folder: Path, tests: str) -> str | None:
+    command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-n0"]
+    # The project's own path would lead to the library as it is.
+    command += ["-p", "no:cacheprovider", "-p", "planted", "-o", "pythonpath=tests", tests]
+    process = subprocess.Popen(
+        command,
+        env=_environment(folder),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, _ = process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        process.communicate()
+        return _HUNG
+    if process.returncode == _ELSEWHERE:
+        raise RuntimeError(f"the tests did not use the copy in {folder}")
+    if process.returncode == 0:
+        return None
+    return _first_failure(said)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Return what became of each, as text."""
+    width = max(len(outcome.mutant.name) for outcome in outcomes)
+    lines = [
+        f"{o.mutant.name:<{width}}  {o.seconds:6.1f} s  {o.killer or 'SURVIVED'}" for o in outcomes
+    ]
+    survivors = sum(o.killer is None for o in outcomes)
+    lines.append(
+        f"{len(outcomes)} mutants, {len(outcomes) - survivors} killed, {survivors} survived"
+    )
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main(words: Sequence[str], mutants: Sequence[Mutant] = MUTANTS) -> int:
+    """Try them out, print the table, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="make mutants", description=__doc__.split("\n\n")[0])
+    parser.add_argument("-k", default="", help="only those whose names contain this")
+    parser.add_argument("-j", type=int, default=2, help="how many at a time (2)")
+    given = parser.parse_args(words)
+    chosen = [mutant for mutant in mutants if given.k in mutant.name]
+    if not chosen:
+        parser.error(f"no mutant is named like {given.k!r}")
+    with tempfile.TemporaryDirectory(prefix="mutants-") as name:
+        check(chosen, Path(name))
+    outcomes = []
+    with concurrent.futures.ThreadPoolExecutor(given.j) as pool:
+        for outcome in pool.map(try_out, chosen):
+            outcomes.append(outcome)
+            _say(table([outcome]).splitlines()[0])
+    _say("\n" + table(outcomes))
+    return int(any(outcome.killer is None for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,533 @@
+"""
+Bugs to be planted: each a name, what it breaks, where, and the tests that ought to notice.
+
+A change is an exact text and what takes its place. Where the library has changed so that a
+text is no longer there, once, the mutant is to be written anew: `test_mutants` says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_STORE = "tests/integration/test_store.py"
+_DUTY = "tests/integration/test_duty.py"
+_SCHEDULES = "tests/integration/test_schedules.py"
+_HANDLERS = "tests/integration/test_handlers.py"
+_HOSTILE = "tests/integration/test_hostile.py"
+_CLAIMER = "tests/unit/test_engine_claimer.py"
+_DISPATCHER = "tests/unit/test_engine_dispatcher.py"
+_LISTENER = "tests/unit/test_engine_listener.py"
+_SERVICE = "tests/unit/test_engine_service.py"
+_OUTAGES = "tests/integration/test_outages.py"
+_MACHINE = "tests/chaos/test_machine.py"
+_ORDERS = "tests/chaos/test_interleavings.py"
+_TURN = "store/lua/turn.lua"
+_POST = "store/lua/post.lua"
+_SETTLE = "store/lua/parts/settle.lua"
+_RECALL = "local done, stale = recall()"
+_FORGETS = "recall()\nlocal done, stale"
+
+
+@dataclass(frozen=True)
+class Change:
+    """In a file of the package, one text in place of another."""
+
+    file: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A planted bug; *tests* are run in order until one fails."""
+
+    name: str
+    changes: tuple[Change, ...]
+    tests: tuple[str, ...]
+
+
+def _mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
+    return Mutant(name, (Change(file, old, new),), tests)
+
+
+MUTANTS = [
+    # ------------------------------------------------------------------------- who may say so
+    _mutant(
+        "a confirm needs no token",
+        _SETTLE,
+        "if held and held == ARGV[at + 2 * i - 1] and not seen[id] then",
+        "if held and not seen[id] then",
+        _STORE,
+    ),
+    _mutant(
+        "a retry needs no token",
+        _SETTLE,
+        "if not held or held ~= token then",
+        "if not held or (held ~= token and verdict ~= 'retry') then",
+        _STORE,
+    ),
+    _mutant(
+        "a release needs no token",
+        _SETTLE,
+        "if not held or held ~= token then",
+        "if not held or (held ~= token and verdict ~= 'release') then",
+        _STORE,
+        _MACHINE,
+    ),
+    _mutant(
+        "an extension needs no token",
+        "store/lua/extend.lua",
+        "if leases[i] and string.match(leases[i], '^(%d+),') == ARGV[2 * i + 3] then",
+        "if leases[i] then",
+        _STORE,
+    ),
+    _mutant(
+        "a heartbeat says yes to who has lost the lease",
+        "store/lua/extend.lua",
+        "letters[i] = '0'",
+        "letters[i] = '1'",
+        _STORE,
+    ),
+    _mutant(
+        "tokens follow the clock back",
+        _TURN,
+        "first_token = math.max(last_token + 1, NOW)",
+        "first_token = NOW",
+        _STORE,
+    ),
+    _mutant(
+        "a try that was overtaken hands back what is being handled",
+        _TURN,
+        "NOW > token + lease and asked > tonumber(last)",
+        "NOW > token + lease",
+        _STORE,
+        _ORDERS,
+    ),
+    _mutant(
+        "a lease is believed for longer than it lasts",
+        "engine/hold.py",
+        "_BELIEVED = 0.9",
+        "_BELIEVED = 1.5",
+        _DISPATCHER,
+        _ORDERS,
+    ),
+    _mutant(
+        "a claim may be settled by several",
+        "engine/hold.py",
+        "            if self._settled is not None:\n                return False\n",
+        "",
+        _DISPATCHER,
+    ),
+    # --------------------------------------------------------------------------------- time
+    _mutant(
+        "the client's clock in place of the server's",
+        "store/line.py",
+        'return "" if self._now is None else str(self._now())',
+        "return str(time.time_ns() // 1000 if self._now is None else self._now())",
+        "tests/chaos/test_time.py",
+    ),
+    _mutant(
+        "claimed a millisecond early",
+        _TURN,
+        "due = redis.call('ZRANGEBYSCORE', DUE, '-inf', digits(NOW), 'WITHSCORES'",
+        "due = redis.call('ZRANGEBYSCORE', DUE, '-inf', digits(NOW + 1000), 'WITHSCORES'",
+        _STORE,
+        _MACHINE,
+    ),
+    Mutant(
+        "times are rounded down",
+        (
+            Change("model/moments.py", "return math.ceil(ms * 1000)", "return int(ms * 1000)"),
+            Change(
+                "model/moments.py",
+                "us = value // _MICROSECOND",
+                "us = value // _MICROSECOND // 1000 * 1000",
+            ),
+        ),
+        ("tests/unit/test_model.py",),
+    ),
+    _mutant(
+        "leases are not renewed",
+        "engine/heart.py",
+        "if now < self.due:",
+        "if now:",
+        _CLAIMER,
+        _HANDLERS,
+    ),
+    _mutant(
+        "operations are remembered for ever",
+        "store/lua/parts/memo.lua",
+        "if math.abs(age) < WINDOW then",
+        "if memo_since then",
+        _STORE,
+    ),
+    # ---------------------------------------------------------------------- nothing acts twice
+    _mutant("a post is not recognised", _POST, _RECALL, _FORGETS, _STORE),
+    _mutant("a cancel is not recognised", "store/lua/cancel.lua", _RECALL, _FORGETS, _STORE),
+    _mutant("a claim is not recognised", _TURN, _RECALL, _FORGETS, _STORE),
+    _mutant("a settlement is not recognised", "store/lua/settle.lua", _RECALL, _FORGETS, _MACHINE),
+    _mutant("a revival is not recognised", "store/lua/revive.lua", _RECALL, _FORGETS, _MACHINE),
+    _mutant(
+        "what arrives late is done",
+        "store/lua/parts/memo.lua",
+        "if tonumber(seq) > tonumber(memo_seq) then",
+        "if false then",
+        _STORE,
+    ),
+    _mutant(
+        "a turn that was not answered is given up",
+        "engine/claimer.py",
+        "            self._listener.echo_failed()\n",
+        "            self._listener.echo_failed()\n            self._request = None\n",
+        _CLAIMER,
+        _ORDERS,
+    ),
+    # ------------------------------------------------------------------------ nothing is lost
+    _mutant(
+        "removed when it is claimed",
+        _TURN,
+        "redis.call('ZADD', DUE, unpack(scores))",
+        "for i = 2, #scores, 2 do redis.call('ZREM', DUE, scores[i]) end",
+        _STORE,
+    ),
+    _mutant(
+        "a post in flight is confirmed away with the older one",
+        _POST,
+        "    redis.call('HDEL', LEASE, unpack(ids))\n",
+        "",
+        _STORE,
+    ),
+    _mutant(
+        "a replacement keeps the older body",
+        _POST,
+        "redis.call('HSET', BODY, unpack(bodies))",
+        "for i = 1, #bodies, 2 do\n"
+        "    if redis.call('HEXISTS', BODY, bodies[i]) == 0 then\n"
+        "      redis.call('HSET', BODY, bodies[i], bodies[i + 1])\n"
+        "    end\n"
+        "  end",
+        _STORE,
+        _MACHINE,
+    ),
+    _mutant(
+        "an event that cannot be decoded drops its batch",
+        "engine/dispatcher.py",
+        "            hold.take(Verdict.BURY)\n",
+        "            raise\n",
+        _DISPATCHER,
+        _HOSTILE,
+    ),
+    _mutant(
+        "a dead letter loses its payload",
+        "store/lua/parts/events.lua",
+        "attempt .. ',' .. reason .. ',' .. #err .. '|' .. err .. body)",
+        "attempt .. ',' .. reason .. ',' .. #err .. '|' .. err)",
+        _STORE,
+    ),
+    _mutant(
+        "the youngest dead letters are trimmed",
+        "store/lua/trim.lua",
+        "ids = redis.call('ZRANGE', GRAVES, 0, math.min(over, MOST) - 1)",
+        "ids = redis.call('ZRANGE', GRAVES, -math.min(over, MOST), -1)",
+        _STORE,
+        _MACHINE,
+    ),
+    _mutant(
+        "a handler that raises is confirmed",
+        "engine/dispatcher.py",
+        "        elif raised:\n            self._fail(batch, raised)\n",
+        "",
+        _DISPATCHER,
+    ),
+    _mutant(
+        "the events of a hand that failed are held for ever",
+        "engine/dispatcher.py",
+        "            self._drop(batch, e)\n            raise\n",
+        "            raise\n",
+        _DISPATCHER,
+        "tests/chaos/test_threads.py",
+    ),
+    _mutant(
+        "a post that memory is too full for is half written",
+        _POST,
+        "  local added = redis.call('ZADD', DUE, unpack(scores))\n",
+        "  redis.call('HDEL', TRIES, ids[1])\n"
+        "  local added = redis.call('ZADD', DUE, unpack(scores))\n",
+        _STORE,
+        _HOSTILE,
+        "tests/chaos/test_server_refuses.py",
+    ),
+    _mutant(
+        "foreign types are not looked for",
+        "store/lua/parts/guard.lua",
+        "if found ~= 'none' and found ~= kind(key) then",
+        "if false then",
+        _STORE,
+    ),
+    _mutant(
+        "rollbacks are not noticed",
+        "store/witness.py",
+        "if not (wiped or found.token < before.token or posted < before.posted or before.suspect):",
+        "if not wiped:",
+        "tests/integration/test_witness.py",
+        "tests/chaos/test_rollbacks.py",
+    ),
+    # --------------------------------------------------------------------- what was posted
+    _mutant(
+        "payloads are read and written by the script",
+        _TURN,
+        "for _, v in ipairs({id, text, tostring(attempt + 1), due[2 * i], bodies[i]}) do",
+        "local function again(head, payload)\n"
+        "        local fine, read = pcall(cjson.decode, payload)\n"
+        "        return fine and head .. cjson.encode(read) or head .. payload\n"
+        "      end\n"
+        "      local body = string.gsub(bodies[i], '^([^|]*|)(.*)$', again)\n"
+        "      for _, v in ipairs({id, text, tostring(attempt + 1), due[2 * i], body}) do",
+        "tests/acceptance/test_promises_payload.py",
+        _MACHINE,
+    ),
+    _mutant(
+        "a payload is decoded once for all attempts",
+        "model/payload.py",
+        "def decode(",
+        "@__import__('functools').cache\ndef decode(",
+        _HANDLERS,
+        "tests/unit/test_model.py",
+    ),
+    # ------------------------------------------------------------------------------ attempts
+    _mutant(
+        "a lost lease is not counted",
+        _TURN,
+        "held[#held + 1] = text .. ',' .. (attempt + 1) .. ','",
+        "held[#held + 1] = text .. ',' .. (last and attempt or attempt + 1) .. ','",
+        _STORE,
+    ),
+    _mutant(
+        "one retry too many after a lost lease",
+        _TURN,
+        "elseif last and attempt > max_retries then",
+        "elseif last and attempt > max_retries + 1 then",
+        _STORE,
+    ),
+    _mutant(
+        "one retry too few after a failure",
+        _SETTLE,
+        "if attempt > (max_retries or 0) then",
+        "if attempt >= (max_retries or 0) then",
+        _STORE,
+    ),
+    _mutant(
+        "what is handed back unstarted is charged",
+        "store/lua/parts/events.lua",
+        "if attempt > 1 then redis.call('HSET', TRIES, id, attempt - 1) end",
+        "redis.call('HSET', TRIES, id, attempt)",
+        _STORE,
+    ),
+    _mutant(
+        "nothing is handed back by who leaves",
+        "engine/dispatcher.py",
+        "                self._end(batch, Verdict.RELEASE)\n                self._free()\n",
+        "                self._free()\n",
+        _DISPATCHER,
+        "tests/integration/test_lifecycle.py",
+    ),
+    _mutant(
+        "what has expired is handed out",
+        _TURN,
+        "elseif expires and expires <= NOW then",
+        "elseif expires and expires < 0 then",
+        _STORE,
+    ),
+    # ------------------------------------------------------------------------------- cancel
+    _mutant(
+        "a cancelled event is retried",
+        _SETTLE,
+        "    elseif cancelled then\n",
+        "    elseif cancelled and verdict == 'bury' then\n",
+        _STORE,
+    ),
+    _mutant(
+        "what runs is said to be cancelled",
+        "store/lua/cancel.lua",
+        "result = 'in_flight'",
+        "result = 'cancelled'",
+        _STORE,
+    ),
+    # ------------------------------------------------------------------- who comes, and when
+    _mutant(
+        "a wake is relied on",
+        "engine/claimer.py",
+        "nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)",
+        "nap = _LONGEST_NAP",
+        _CLAIMER,
+    ),
+    _mutant(
+        "the poll is stretched",
+        "engine/claimer.py",
+        "nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)",
+        "nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * 8",
+        _CLAIMER,
+    ),
+    _mutant(
+        "what a wake says is trusted",
+        "store/ear.py",
+        "heard.append(reply[1].decode())",
+        "heard.append(reply[2].decode())",
+        "tests/integration/test_hostile_wakes.py",
+        _OUTAGES,
+        "tests/integration/test_lifecycle.py",
+    ),
+    Mutant(
+        "nothing is claimed after a subscription",
+        (
+            Change(
+                "engine/listener.py",
+                "                self.tried.set()\n                self._ring()\n",
+                "                self.tried.set()\n",
+            ),
+            Change(
+                "engine/listener.py",
+                "                self._changed(None)\n                self._ring()\n",
+                "                self._changed(None)\n",
+            ),
+        ),
+        (_LISTENER,),
+    ),
+    _mutant(
+        "the deaf are not noticed",
+        "engine/listener.py",
+        '                    raise Deaf("the subscription does not hear its own echo")\n',
+        "                    self._echo_sent = None\n",
+        _LISTENER,
+    ),
+    _mutant(
+        "the silent keep the duty",
+        "store/lua/parts/rouse.lua",
+        "if promise and NOW > promise + GRACE then",
+        "if false then",
+        _DUTY,
+    ),
+    _mutant(
+        "a promise outlives its turn",
+        _TURN,
+        "\nredis.call('ZREM', PROMISE, node)\n",
+        "\nredis.call('ZREM', PROMISE, '')\n",
+        _DUTY,
+        _MACHINE,
+    ),
+    _mutant(
+        "a node with free hands waits for nobody",
+        _TURN,
+        "and (spoiled > 0 or told == 0)",
+        "and spoiled > 0",
+        _DUTY,
+    ),
+    _mutant(
+        "a pause is not kept",
+        _TURN,
+        "paused, last_token = foreign or says == '1',",
+        "paused, last_token = foreign,",
+        _STORE,
+        _DUTY,
+        _MACHINE,
+    ),
+    # ------------------------------------------------------------------------------ schedules
+    _mutant(
+        "the next is counted from now",
+        "store/lua/parts/plan.lua",
+        "after = anchor + (math.floor((tonumber(nominal) - anchor) / every) + 1) * every",
+        "after = NOW + every",
+        _SCHEDULES,
+    ),
+    _mutant(
+        "occurrences overlap whatever is said",
+        "store/lua/parts/plan.lua",
+        "if runs and beat.overlap == 'q' then",
+        "if false then",
+        _SCHEDULES,
+    ),
+    _mutant(
+        "a limited number does not end",
+        "store/lua/parts/plan.lua",
+        "if beat.left ~= '' then beat.left = digits(math.max(0, tonumber(beat.left) - 1)) end",
+        "",
+        _SCHEDULES,
+    ),
+    _mutant(
+        "a schedule that begins again meets its past",
+        "store/lua/parts/plan.lua",
+        "    if added == 0 then\n",
+        "    if false then\n",
+        _SCHEDULES,
+    ),
+    # --------------------------------------------------------------------------------- calls
+    _mutant(
+        "a script that was forgotten is not brought",
+        "store/line.py",
+        "        if fate(e, wire.sent) is not Fate.NO_SCRIPT:\n            raise\n",
+        "        raise\n",
+        _OUTAGES,
+        _STORE,
+    ),
+    _mutant(
+        "errors of the client library come through",
+        "store/line.py",
+        "raise self._gave_up(script.name, e, perhaps) from e",
+        "raise",
+        "tests/integration/test_clients.py",
+        _OUTAGES,
+    ),
+    _mutant(
+        "a call goes on past its deadline",
+        "store/line.py",
+        "left < pause + one_try / 2:",
+        "left < -2:",
+        _OUTAGES,
+        "tests/chaos/test_transport_connecting.py",
+    ),
+    _mutant(
+        "an unknown outcome is called a failure",
+        "store/line.py",
+        "        if perhaps:\n",
+        "        if False:\n",
+        _OUTAGES,
+        _HOSTILE,
+    ),
+    _mutant(
+        "an error tells the password",
+        "store/line.py",
+        'return StoreError(f"Redis could not be reached to {doing} {within}: {error}")',
+        'return StoreError(f"no way to {doing}: {vars(self._source)} "\n'
+        "            f\"{getattr(getattr(self._source, '_pool', 0), 'connection_kwargs', 0)}\")",
+        "tests/integration/test_secrets.py",
+    ),
+    # ------------------------------------------------------------------- processes, threads
+    _mutant(
+        "a fork is not noticed",
+        "timer/process.py",
+        "    os.register_at_fork(after_in_child=_after_fork_in_child)\n",
+        "    pass\n",
+        "tests/integration/test_processes.py",
+    ),
+    _mutant(
+        "a thread dies of an exit",
+        "engine/service.py",
+        "        except BaseException as e:\n            # Also an exit",
+        "        except Exception as e:\n            # Also an exit",
+        _SERVICE,
+    ),
+    _mutant(
+        "a thread that fails is not begun again",
+        "engine/service.py",
+        "            self._note(e)\n            return last\n",
+        "            self._note(e)\n",
+        _SERVICE,
+    ),
+    _mutant(
+        "the listener ends with its subscription",
+        "engine/listener.py",
+        "                self._lost(e)\n                if time",
+        "                self._lost(e)\n                return\n                if time",
+        _LISTENER,
+    ),
+]
