@@ -50,11 +50,19 @@ class Plans(Namespace):
                 self._declare(definition)
 
     def _declare(self, definition: Definition) -> str:
-        d = definition
-        first, times = "", list[int]()
-        if d.every is None:
-            times = ahead(d, self.server_now())
-        else:
+        if definition.every is not None:
+            return self._declare_with(definition, [])
+        result = self._declare_with(definition, ahead(definition, self.server_now()))
+        while result.startswith("behind:"):
+            # The server's clock was put back: these have been handed out.
+            result = self._declare_with(
+                definition, ahead(definition, int(result.partition(":")[2]))
+            )
+        return result
+
+    def _declare_with(self, d: Definition, times: list[int]) -> str:
+        first = ""
+        if d.every is not None:
             first = f"+{d.every}" if d.start is None else str(d.start)
         arguments = (
             d.id,

@@ -291,6 +291,24 @@ class TestDeclaring:
         now.tick(60_000)
         assert [6] == nominals(serve(node), MINUTE)
 
+    @pytest.mark.fault("F50")
+    @pytest.mark.parametrize("back", [1, 5, 60, 3_600])
+    def test_a_changed_cron_after_the_clock_was_put_back(self, store, node, now, back):
+        """
+        A cron schedule that is changed after the server's clock was put back, however far, goes
+        on behind what was handed out before, and hands out none of it again.
+        """
+        declare(store, cron="* * * * * *")
+        now.tick(3_000)
+        assert [1] == nominals(serve(node)), "and it stands for 2 and 3"
+        now.tick(-1_000 * back)
+        assert "changed" == declare(store, cron="* * * * * *", payload='{"n":2}')
+        assert [] == serve(node)
+        now.tick(1_000 * back)
+        assert [] == serve(node)
+        now.tick(1_000)
+        assert [4] == nominals(serve(node))
+
     def test_interval_to_cron_and_back(self, store, node, now):
         """A schedule may change its kind; there is never more than one occurrence pending."""
         declare(store)

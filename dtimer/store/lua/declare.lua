@@ -16,7 +16,8 @@
 -- ARGV[14]  the next nominal times of a list, joined by ','
 -- ARGV[15]  1 when no more than these will follow, else ''
 --
--- Returns   new, changed or same
+-- Returns   new, changed or same; or behind:<µs>, and nothing was done, where all of the list
+--           lies before what was handed out last, at that time: others are wanted
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
@@ -34,6 +35,12 @@ if old and old.print == ARGV[4] then
     put(schedule, old)
   end
 else
+  -- Of a clock that was put back: times that lie before what was handed out are of no use, and
+  -- without others the chain would end.
+  local latest = tonumber(string.match(ARGV[14], '(%d+)$'))
+  if ARGV[7] == '' and ARGV[15] ~= '1' and latest and old and latest <= (tonumber(old.last) or 0) then
+    return 'behind:' .. old.last
+  end
   if old and old.next ~= '' then remove(occurrence(schedule, old.next)) end
   local beat = {
     print = ARGV[4], every = ARGV[7], misfire = ARGV[8], overlap = ARGV[9], jitter = ARGV[10],
