@@ -466,6 +466,19 @@ class TestOverlap:
         assert [2] == nominals(turn.claims)
         assert 2 == turn.claims[0].missed
 
+    def test_queue_after_the_clock_was_put_back(self, store, node, now):
+        """What waited for the one before is not early, though that has ended."""
+        declare(store)
+        now.tick(1_000)
+        (first,) = node.claim()
+        now.tick(1_000)
+        assert [] == node.claim()
+        now.tick(-600)
+        node.confirm(first)
+        assert [] == node.claim()
+        now.tick(600)
+        assert [2] == nominals(node.claim())
+
     def test_queue_waits_for_retries(self, store, node, now):
         """An occurrence that waits for its retry still runs."""
         declare(store)

@@ -158,7 +158,10 @@ end
 local function go_on(schedule, beat)
   local id = occurrence(schedule, beat.next)
   if beat.waits ~= '' and tonumber(redis.call('ZSCORE', DUE, id)) == tonumber(beat.waits) then
-    redis.call('ZADD', DUE, 'XX', digits(NOW), id)
+    -- The clock may have been put back meanwhile, and it be not due any more.
+    local nominal = tonumber(beat.next)
+    redis.call('ZADD', DUE, 'XX',
+      digits(math.max(NOW, nominal + spread(schedule, beat, nominal))), id)
   end
 end
 
