@@ -111,18 +111,38 @@ class Calls:
         with self._recorded("reschedule", id=id, delay_us=round(delay * 1000)) as end:
             end["moved"] = timer.reschedule(id, delay)
 
-    def settle(self, op: str, ev: Event, call: Callable[[], bool]) -> None:
+    def settle(self, op: str, ev: Event, call: Callable[[], bool], **more: Any) -> None:
         """Confirm, retry or extend an event in hand."""
-        with self._recorded(op, id=ev.id, n=ev.get("n"), tok=ev.token) as end:
+        with self._recorded(op, id=ev.id, n=ev.get("n"), tok=ev.token, **more) as end:
             end["accepted"] = call()
 
-    def every(
-        self, timer: DTimer, interval: float, payload: dict[str, Any], **options: Any
+    def declare(
+        self,
+        timer: DTimer,
+        payload: dict[str, Any],
+        *,
+        every: float | None = None,
+        cron: str | None = None,
+        **options: Any,
     ) -> None:
-        """Declare a schedule."""
-        about = {"n": payload["n"], "crc": checksum(payload), **options}
-        with self._recorded("schedule", every_us=round(interval * 1000), **about) as end:
-            end["result"] = timer.every(interval, payload, **options)
+        """Declare a schedule of an interval, or by the calendar."""
+        when = {"cron": cron} if every is None else {"every_us": round(every * 1000)}
+        about = {"n": payload["n"], "crc": checksum(payload), **when, **options}
+        with self._recorded("schedule", **about) as end:
+            if every is None:
+                end["result"] = timer.cron(cron, payload, **options)
+            else:
+                end["result"] = timer.every(every, payload, **options)
+
+    def run_now(self, timer: DTimer, id: str) -> None:
+        """Have one more occurrence of a schedule."""
+        with self._recorded("run_now", id=id) as end:
+            end["occurrence"] = timer.run_now(id)
+
+    def revive(self, timer: DTimer, id: str) -> None:
+        """Give a dead letter another life."""
+        with self._recorded("revive", id=id) as end:
+            end["revived"] = timer.revive(id)
 
     def unschedule(self, timer: DTimer, id: str) -> None:
         """End a schedule."""

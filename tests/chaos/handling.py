@@ -33,7 +33,12 @@ from dtimer.model.event import DeadLetter, Event
 
 
 class Handling(Program):
-    """See the module. Besides: ``sub``, the URL of the subscription, and ``restless``."""
+    """
+    See the module.
+
+    Its setting has besides: ``sub``, the URL of the subscription; ``restless``, after how many
+    seconds it leaves and joins again; and ``immortal``.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -136,7 +141,7 @@ class Handling(Program):
 
     def do_extend(self, ev: Event) -> None:
         """Hold it for longer, and need that."""
-        self.calls.settle("extend", ev, lambda: ev.extend(2 * LEASE))
+        self.calls.settle("extend", ev, lambda: ev.extend(2 * LEASE), ms=2 * LEASE)
         self._wait(1.5 * LEASE)
 
     def do_nap(self, ev: Event) -> None:
@@ -163,8 +168,10 @@ class Handling(Program):
         self.calls.reschedule(self.timer, ev["whom"], 100)
 
     def do_die(self, ev: Event) -> None:
-        """Take the whole process along."""
+        """Take the whole process along, unless it is the one whose memory is watched."""
         if ev.attempt <= ev["times"]:
+            if self.setting["immortal"]:
+                raise RuntimeError("not this one")
             os.kill(os.getpid(), signal.SIGKILL)
 
     def do_fork(self, ev: Event) -> None:

@@ -36,14 +36,18 @@ _STEPS: dict[str, float] = {
     "reschedule": 7,
     "burst": 0.25,
     "schedule": 2,
+    "run_now": 0.5,
+    "revive": 0.5,
     "write": 6,
     "hostile": 5,
 }
 
 #: Declared alike by every poster at its start: of these each occurrence is accounted for.
-STEADY: dict[str, dict[str, str]] = {
-    "steady-coalesce": {"misfire": "coalesce", "overlap": "queue"},
-    "steady-all": {"misfire": "all", "overlap": "allow"},
+STEADY: dict[str, dict[str, Any]] = {
+    "steady-coalesce": {"every": 250, "misfire": "coalesce", "overlap": "queue"},
+    "steady-all": {"every": 250, "misfire": "all", "overlap": "allow"},
+    "steady-cron": {"cron": "* * * * * *", "misfire": "coalesce", "overlap": "queue"},
+    "steady-cron-all": {"cron": "*/2 * * * * *", "misfire": "all", "overlap": "allow"},
 }
 
 #: Events in one millisecond.
@@ -178,17 +182,29 @@ class Posting(Program):
         if self.rng.random() < 0.15:
             self.calls.unschedule(self.timer, id)
             return
-        self.calls.every(
+        self.calls.declare(
             self.timer,
-            self.rng.choice([200, 300, 500, 700]),
             {"n": self.serial(), "do": self.rng.choice(["ok"] * 8 + ["nap"])},
             id=id,
+            every=self.rng.choice([200, 300, 500, 700]),
             misfire=self.rng.choice(["coalesce", "skip", "all"]),
             overlap=self.rng.choice(["queue", "allow", "skip"]),
         )
 
     def _schedule(self, i: int) -> str:
         return f"{self.name}-every-{i}"
+
+    def run_now(self) -> None:
+        """Have one more occurrence of a schedule."""
+        self.calls.run_now(self.timer, self._schedule(self.rng.randrange(3)))
+
+    def revive(self) -> None:
+        """Give a dead letter another life."""
+        letters = []
+        with self.calls.unless_away():
+            letters = [letter.id for letter in self.timer.dead(limit=50)]
+        if letters:
+            self.calls.revive(self.timer, self.rng.choice(letters))
 
     def write(self) -> None:
         """Write a key, or move one."""
@@ -235,7 +251,7 @@ class Posting(Program):
         """Post until standard input ends; then end what goes on by itself."""
         rate = self.setting["rate"]
         for id, policies in STEADY.items():
-            self.calls.every(self.timer, 250, {"n": 0, "do": "ok"}, id=id, **policies)
+            self.calls.declare(self.timer, {"n": 0, "do": "ok"}, id=id, **policies)
         while not self.ended.is_set():
             self.orders(self.rng.expovariate(rate))
             if self.rng.random() < self.setting["bulk"] / BURST / rate:

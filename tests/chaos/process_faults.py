@@ -20,7 +20,7 @@ def freeze_a_node(scene: Scene) -> Injection:
 @injection("F58")
 def die_at_a_point(scene: Scene) -> Injection:
     """A node dies where it is worst: between what the server did and what it knows of it."""
-    who = scene.node()
+    who = scene.mortal("handling")
     process = who.process
     assert process
     yield who.name, scene.for_(1, 2)
@@ -43,7 +43,7 @@ DEATHS = [
 @injection("F59")
 def kill_somebody(scene: Scene) -> Injection:
     """Somebody dies, whatever he is doing."""
-    who = scene.anybody()
+    who = scene.mortal()
     yield who.name, scene.for_(0.2, 0.5)
     who.kill()
     yield

@@ -51,6 +51,11 @@ class Scene:
         """Choose a node."""
         return self.rng.choice(self.crew.of("handling"))
 
+    def mortal(self, program: str | None = None) -> Member:
+        """Choose one of those that may be killed."""
+        members = self.crew.of(program) if program else self.crew.members
+        return self.rng.choice([m for m in members if not m.setting.get("immortal")])
+
     def for_(self, low: float, high: float) -> float:
         """Choose a duration in seconds."""
         return self.rng.uniform(low, high)

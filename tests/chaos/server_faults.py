@@ -137,7 +137,7 @@ def overflow(scene: Scene) -> Injection:
     before = stat(scene, OVERFLOWS)
     who.ears.blackhole()
     for life in mine:
-        for _ in range(12):
+        for _ in range(24):
             scene.admin.publish(keys.wake(life), "x" * 1_000_000)
     yield
     who.ears.heal()

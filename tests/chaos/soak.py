@@ -205,15 +205,17 @@ class Soak:
     def _man(self) -> None:
         options = self.crew._common["options"] | {"max_run": MAX_RUN}
         bulk = bool(self.plan.events)
-        for i in (1, 2, 3):
+        for i in (1, 2, 3, 4):
             # Hands, and events at a time.
-            own = (4, 100) if bulk else [(4, 1), (8, 1), (4, 8)][i - 1]
+            own = (4, 100) if bulk else [(4, 1), (8, 1), (4, 8), (2, 1)][i - 1]
             self.crew.add(
                 "handling",
                 f"node-{i}",
                 ears=True,
                 options=options | {"concurrency": own[0], "max_events": own[1]},
                 restless=10 if i == 2 else 0,
+                # One lives long enough for its memory to be watched.
+                immortal=i == 4,
             )
         for i in (1, 2):
             self.crew.add("posting", f"poster-{i}", rate=_STEPS, bulk=self.plan.bulk / 2)
