@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from benchmarks import machine, pictures, tables
-from benchmarks.bench import Bench, Scale
+from benchmarks.bench import FULL, Bench, Scale
 from benchmarks.contenders import CONTENDERS, Contender, choose
 from benchmarks.environments import CACHE, ENVIRONMENTS
 from benchmarks.results import Results, path_for
@@ -93,6 +93,7 @@ def _run(given: argparse.Namespace) -> None:
         "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
         "seed": seed,
         "rounds": given.rounds,
+        "scale": "quick" if given.quick else FULL,
         "when": time.strftime("%Y-%m-%d %H:%M %Z"),
         **machine.about(),
         "server": server.version,
@@ -125,6 +126,7 @@ def _show(results: Results) -> None:
         if name in results.works:
             print("", *tables.table(results, work), sep="\n")
     print("", *tables.legend(results), sep="\n")
+    print("", *tables.judgement(results), sep="\n")
 
 
 def _list() -> None:

@@ -15,6 +15,9 @@ from benchmarks.server import Server
 #: Seconds that consumers are given after they say that they consume, to come to rest.
 SETTLE = 1.0
 
+#: The scale that is published, and that targets are for, by its name.
+FULL = "full"
+
 _HOUR = 3_600_000_000
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.bench import FULL
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.results import Key, Results, Row, against
+from benchmarks.targets import judge
 from benchmarks.works import Work
 
 MISSING = "—"
@@ -17,8 +19,8 @@ def number(value: float | None) -> str:
     """Write a figure with as many digits as it is worth."""
     if value is None:
         return MISSING
-    if value == 0:
-        return "0"
+    if value == 0 or isinstance(value, int):
+        return f"{value:,.0f}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     if abs(value) >= 100:
@@ -56,7 +58,7 @@ def table(results: Results, work: Work) -> list[str]:
     lines = [
         [
             row.contender.id,
-            *(str(row.params.get(name, "")) for name in params),
+            *(_param(row.params.get(name, "")) for name in params),
             *(number(row.medians().get(name)) for name in names),
             _range(row, work.main),
             *(number(_ratio(row, rows, work, name)) for name in compared),
@@ -78,6 +80,10 @@ def _ratio(row: Row, rows: dict[Key, Row], work: Work, other: str) -> float | No
     if other == OURS and not row.contender.floor:
         params = work.reference(params)
     return against(row, rows, other, params, work.main)
+
+
+def _param(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _range(row: Row, name: str) -> str:
@@ -111,9 +117,25 @@ def legend(results: Results) -> list[str]:
     versions = results.about.get("versions", {})
     lines = []
     for one in _taking_part(results):
-        version = versions.get(one.environment, {}).get(one.package, "")
-        lines.append((one.id, version, one.says))
+        known = {name.lower(): number for name, number in versions.get(one.environment, {}).items()}
+        lines.append((one.id, known.get(one.package, ""), one.says))
     return aligned(("contender", "version", "settings"), lines, left=3)
+
+
+def judgement(results: Results) -> list[str]:
+    """Return the targets that the results can be held to, and whether they are met."""
+    if results.about.get("scale") != FULL:
+        return ["A run of this scale is not held to any target."]
+    rows = [
+        (
+            target.what,
+            f"{'at most' if target.most else 'at least'} {number(target.bound)}",
+            number(value),
+            "met" if target.met(value) else "MISSED",
+        )
+        for target, value in judge(results)
+    ]
+    return aligned(("target, by dtimer/defaults", "bound", "reached", ""), rows)
 
 
 def heading(about: dict[str, Any]) -> list[str]:

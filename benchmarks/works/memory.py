@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.bench import Bench, Cell
 from benchmarks.contenders import Contender
+from benchmarks.contenders.contender import TUNED
 
 COUNTS = (1_000, 100_000, 1_000_000, 5_000_000)
 SIZES = (50, 500)
@@ -27,7 +28,8 @@ class Memory:
 
     def cells(self, contender: Contender) -> Sequence[Cell]:
         """See `Work.cells`."""
-        if self.name in contender.cannot:
+        # How a peer is tuned does not change what it stores.
+        if self.name in contender.cannot or (contender.setting == TUNED and not contender.ours):
             return []
         # A slow one is not filled to what would take it an hour.
         counts = {count for count in COUNTS if count <= contender.most}

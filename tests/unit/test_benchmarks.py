@@ -21,6 +21,7 @@ from benchmarks.pictures import draw
 from benchmarks.results import Results, against, key
 from benchmarks.rounds import cells_of, order
 from benchmarks.server import tally
+from benchmarks.targets import judge
 from benchmarks.works import drain, lateness
 
 OURS, PEER, FLOOR = "dtimer/defaults", "Huey/defaults", "bare EVALSHA/floor"
@@ -33,7 +34,7 @@ def record(round, contender, figures, work="posting", error=None, **params):
 
 
 def results(*records):
-    about = {"seed": 1, "contenders": [c.id for c in CONTENDERS], "versions": {}}
+    about = {"seed": 1, "scale": "full", "contenders": [c.id for c in CONTENDERS], "versions": {}}
     return Results(about, list(records))
 
 
@@ -232,6 +233,50 @@ class TestTables:
         rows = run.rows("drain")
         row = rows[key(OURS, {"batch": 100, "processes": 1})]
         assert 4 == against(row, rows, FLOOR, row.params, "events/s")
+
+
+class TestTargets:
+    """Whether results reach what they are meant to."""
+
+    def test_a_target_is_judged_by_what_was_measured(self):
+        """A bound is met or missed by the median of the rounds; what was not run is not judged."""
+        alone = {"nodes": 1, "stream": 0}
+        run = results(
+            *(
+                record(n, OURS, {"p50": p50}, "lateness", **alone)
+                for n, p50 in enumerate((0.5, 0.7, 9))
+            )
+        )
+        assert [("lateness p50, ms", 0.7, True)] == [
+            (target.what, value, target.met(value)) for target, value in judge(run)
+        ]
+        run.records[1]["figures"]["p50"] = 2.0
+        assert [False] == [target.met(value) for target, value in judge(run)]
+        assert "MISSED" in "".join(tables.judgement(run))
+
+    def test_ahead_of_the_best_peer(self):
+        """Ahead is ahead of the best, within rounds; floors and the early do not count as peers."""
+        alone = {"nodes": 1, "stream": 0}
+        run = results(
+            *(
+                record(0, who, {"p50": p50}, "lateness", **alone)
+                for who, p50 in (
+                    (OURS, 2.0),
+                    (PEER, 500.0),
+                    ("Celery/tuned", 4.0),
+                    ("RQ/tuned", -300.0),
+                    ("bare wait/floor", 0.2),
+                )
+            )
+        )
+        found = {target.what: value for target, value in judge(run)}
+        assert 0.5 == found["lateness p50, of the best peer's"]
+
+    def test_a_quick_run_is_not_judged(self):
+        """A hundredth of the work says nothing about targets."""
+        run = results(record(0, OURS, {"p50": 9.0}, "lateness", nodes=1, stream=0))
+        run.about["scale"] = "quick"
+        assert 1 == len(tables.judgement(run))
 
 
 class TestResults:

@@ -1,0 +1,200 @@
+"""
+What dtimer is meant to reach, and whether results reach it.
+
+A target is judged by the results of one run alone, and only where that run has measured what
+it takes: ratios within rounds, everything else by the median of the rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.contenders import Contender
+from benchmarks.contenders.python import PYTHON
+from benchmarks.figures import middle, ratio
+from benchmarks.results import Results, Row, key
+
+_OURS = "dtimer/defaults"
+_CALL, _NPM = "bare EVALSHA/floor", "npm dtimer/tuned"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound, and how what it bounds is read off results: None when they do not have it."""
+
+    what: str
+    bound: float
+    read: Callable[[Results], float | None]
+    most: bool = True  # whether the bound is the most that it may be, or the least
+
+    def met(self, value: float) -> bool:
+        """Return whether a value is within the bound."""
+        return value <= self.bound if self.most else value >= self.bound
+
+
+def _row(results: Results, work: str, who: str, params: dict[str, Any]) -> Row | None:
+    return results.rows(work).get(key(who, params))
+
+
+def _figure(work: str, figure: str, who: str = _OURS, **params: Any) -> Callable[..., Any]:
+    """Read the median of a figure of ours."""
+
+    def read(results: Results) -> float | None:
+        row = _row(results, work, who, params)
+        rounds = row.main(figure) if row else None
+        return middle(rounds) if rounds else None
+
+    return read
+
+
+def _worst(work: str, figure: str, **params: Any) -> Callable[..., Any]:
+    """Read the greatest that a figure of ours was in any round."""
+
+    def read(results: Results) -> float | None:
+        row = _row(results, work, _OURS, params)
+        return max(row.main(figure).values(), default=None) if row else None
+
+    return read
+
+
+def _times(
+    work: str, figure: str, mine: dict[str, Any], other: str, theirs: dict[str, Any]
+) -> Callable[..., Any]:
+    """Read how many times another's figure ours is."""
+
+    def read(results: Results) -> float | None:
+        row, base = _row(results, work, _OURS, mine), _row(results, work, other, theirs)
+        return ratio(row.main(figure), base.main(figure)) if row and base else None
+
+    return read
+
+
+def _times_the_best(
+    work: str, figure: str, mine: dict[str, Any], peers: Callable[[Contender], bool], *, most: bool
+) -> Callable[..., Any]:
+    """Read how many times that of the nearest peer a figure of ours is."""
+
+    def read(results: Results) -> float | None:
+        row = _row(results, work, _OURS, mine)
+        free = {"batch"}  # a peer has batches of its own
+        alike = {name: value for name, value in mine.items() if name not in free}
+        found = [
+            times
+            for other in results.rows(work).values()
+            if row
+            and peers(other.contender)
+            and all(other.params.get(name) == value for name, value in alike.items())
+            and (times := ratio(row.main(figure), other.main(figure))) is not None
+            # Who is early is not ahead.
+            and times > 0
+        ]
+        if not found:
+            return None
+        return max(found) if most else min(found)
+
+    return read
+
+
+def _peer(one: Contender) -> bool:
+    return not one.ours and not one.floor
+
+
+def _python(one: Contender) -> bool:
+    return one in PYTHON
+
+
+_ALONE = {"nodes": 1, "stream": 0}
+_MANY = {"nodes": 32, "stream": 0}
+_ONE, _TEN, _HUNDRED = ({"batch": batch, "processes": 1} for batch in (1, 10, 100))
+
+_RATE = "events/s"
+
+TARGETS = (
+    Target("lateness p50, ms", 0.8, _figure("lateness", "p50", **_ALONE)),
+    Target("lateness p99, ms", 2.5, _figure("lateness", "p99", **_ALONE)),
+    Target("early events", 0, _worst("lateness", "early", **_ALONE)),
+    *(
+        Target(
+            f"lateness {part}, of the best peer's",
+            1,
+            _times_the_best("lateness", part, _ALONE, _peer, most=True),
+        )
+        for part in ("p50", "p99")
+    ),
+    *(
+        Target(
+            f"lateness {part} with 32 nodes, of that with one",
+            1.5,
+            _times("lateness", part, _MANY, _OURS, _ALONE),
+        )
+        for part in ("p50", "p99")
+    ),
+    Target(
+        "posting one by one, of a bare EVALSHA",
+        0.8,
+        _times("posting", _RATE, {"way": "one"}, _CALL, {"way": "one"}),
+        most=False,
+    ),
+    Target("posting in bulk, events/s", 40_000, _figure("posting", _RATE, way="bulk"), most=False),
+    Target(
+        "posting in bulk, of the best Python peer",
+        8,
+        _times_the_best("posting", _RATE, {"way": "bulk"}, _python, most=False),
+        most=False,
+    ),
+    Target(
+        "drain one at a time, of a bare EVALSHA",
+        0.55,
+        _times("drain", _RATE, _ONE, _CALL, _ONE),
+        most=False,
+    ),
+    Target("drain by 10, events/s", 20_000, _figure("drain", _RATE, **_TEN), most=False),
+    Target("drain by 100, events/s", 30_000, _figure("drain", _RATE, **_HUNDRED), most=False),
+    Target(
+        "drain by 100, of a bare EVALSHA",
+        3.5,
+        _times("drain", _RATE, _HUNDRED, _CALL, _ONE),
+        most=False,
+    ),
+    Target(
+        "drain by 100, of npm dtimer with confirms",
+        3,
+        _times("drain", _RATE, _HUNDRED, _NPM, {"batch": 1000, "processes": 1}),
+        most=False,
+    ),
+    Target(
+        "drain by 100, of the best Python peer",
+        15,
+        _times_the_best("drain", _RATE, _HUNDRED, _python, most=False),
+        most=False,
+    ),
+    Target(
+        "bytes over the payload, 1 M pending",
+        200,
+        _figure("memory", "over the payload", pending=1_000_000, size=50),
+    ),
+    Target("idle, commands of the node a second", 2, _figure("idle", "calls/s", nodes=1)),
+    Target("idle, all commands a second", 12, _figure("idle", "commands/s", nodes=1)),
+    Target("idle, % of a core", 0.5, _figure("idle", "cpu %", nodes=1)),
+    *(
+        Target(
+            f"growth: {figure} at 5 M pending, of that at 1 k",
+            0.5,
+            _times("growth", figure, {"pending": 5_000_000}, _OURS, {"pending": 1_000}),
+            most=False,
+        )
+        for figure in ("post/s", "drain 1/s", "drain 100/s")
+    ),
+    Target("recovery of 100 000, s", 8, _figure("recovery", "seconds", batch=100)),
+    Target("a foreign GET meanwhile, p99 ms", 10, _figure("recovery", "GET p99 ms", batch=100)),
+    Target("import dtimer, of import redis", 1.3, _figure("startup", "of import redis")),
+    Target("dtimer --version, ms", 150, _figure("startup", "dtimer --version")),
+)
+
+
+def judge(results: Results) -> list[tuple[Target, float]]:
+    """Return the targets that these results can be held to, each with what was reached."""
+    values = ((target, target.read(results)) for target in TARGETS)
+    return [(target, value) for target, value in values if value is not None]
