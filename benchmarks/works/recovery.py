@@ -33,7 +33,8 @@ class Recovery:
         """See `Work.cells`."""
         if self.name in contender.cannot:
             return []
-        return [Cell(self.name, contender, {"batch": n}) for n in {1, max(contender.batches)}]
+        batches = sorted({contender.batches[0], contender.batches[-1]})
+        return [Cell(self.name, contender, {"batch": batch}) for batch in batches]
 
     def reference(self, params: dict[str, Any]) -> dict[str, Any]:
         """See `Work.reference`."""
