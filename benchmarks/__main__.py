@@ -43,7 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="measure works, print tables, write JSON and plots")
-    running.add_argument("works", nargs="*", choices=[*WORKS, []], help="default: all of them")
+    running.add_argument(
+        "works",
+        nargs="*",
+        choices=[*WORKS, []],
+        metavar="WORK",
+        help=f"of {', '.join(WORKS)}; default: all",
+    )
     running.add_argument("--contenders", nargs="+", default=[], metavar="NAME")
     running.add_argument("--rounds", type=int, default=3)
     running.add_argument("--seed", type=int, default=None, help="decides order and moments")
