@@ -64,7 +64,7 @@ class Book:
             if hold is None:
                 continue
             stale = result is Result.STALE and settlement.verdict is not Verdict.RELEASE
-            # One that this process has posted anew, it has given up itself.
+            # One that this process has posted anew, or ended, it has given up itself.
             if stale and hold.lose() and not hold.superseded:
                 self._announce("lease_lost", hold.event)
                 lost = LeaseLost(settlement.id, self._node, settlement.token)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dtimer.engine.pace import lasting
+from dtimer.errors import OutcomeUnknown
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Claim, Result, Settlement, Verdict
 from dtimer.model.event import Event
@@ -51,7 +52,8 @@ class Hold:
         self.claim = claim
         self.event: Event | None = None
         self.started: float | None = None
-        #: True once this process has posted the id anew: then to lose it is no surprise.
+        #: True once this process has posted the id anew, or may have ended the claim without
+        #: hearing of it: then to lose it is no surprise.
         self.superseded = False
         self._options = options
         self._ledger = ledger
@@ -132,9 +134,10 @@ class Hold:
                 if armed:
                     reached("settle.sending")
                 result = self._ledger.settle([settlement])[0]
-            except BaseException:
+            except BaseException as e:
                 # It may be asked again; the lease decides when nobody does.
                 self._settled = None
+                self.superseded = self.superseded or isinstance(e, OutcomeUnknown)
                 raise
             if result is Result.STALE:
                 self.lose()

@@ -42,6 +42,8 @@ READS = {
     "dead",
     "holders",
     "nodes",
+    # It writes nothing that anybody asked for; what was asked for comes after it.
+    "open",
     "peek",
     "permissions",
     "schedule",
