@@ -18,7 +18,7 @@ from proxy import Proxy
 from scripts import Script
 from servers import PATIENCE, Server, eventually
 
-from dtimer import ClockJump, DTimer, State
+from dtimer import ClockJump, DTimer, State, StateRollback
 from dtimer.engine import pace
 from dtimer.testing import Catch
 
@@ -61,8 +61,9 @@ def set_clock(watch, own):
 
 
 def jumps(node):
-    """The seconds of the jumps that a node has told of."""
-    return [round(e.seconds) for e in node.heard("error") if isinstance(e, ClockJump)]
+    """The seconds of the jumps that a node has told of, none of which it took for a rollback."""
+    assert not [error for error in node.errors if isinstance(error, StateRollback)]
+    return [round(error.seconds) for error in node.errors if isinstance(error, ClockJump)]
 
 
 class TestWrongClocks:
