@@ -16,13 +16,22 @@ from clocks import preloaded
 
 
 class Disk:
-    """What the processes that are started with `env` have brought to their disk."""
+    """
+    What the processes that are started with `env` have brought to their disk.
 
-    def __init__(self) -> None:
+    Args:
+        slow: How much longer each fsync takes, in ms.
+    """
+
+    def __init__(self, slow: int = 0) -> None:
         file, self._path = tempfile.mkstemp(prefix="dt-disk-")
         os.close(file)
         #: What the environment of such a process has to hold.
-        self.env = {"LD_PRELOAD": preloaded("disk"), "DTIMER_TEST_DISK": self._path}
+        self.env = {
+            "LD_PRELOAD": preloaded("disk"),
+            "DTIMER_TEST_DISK": self._path,
+            "DTIMER_TEST_DISK_MS": str(slow),
+        }
 
     def cut(self, folder: Path) -> int:
         """

@@ -35,7 +35,7 @@ class TestServers:
 
     def test_all_is_well(self, examined):
         """A server with an append-only file: nothing to complain of, exit code 0."""
-        with Server(appendonly=True) as server:
+        with Server(appendonly=True, args=["--appendfsync", "everysec"]) as server:
             code, found = examined("--url", server.url)
         assert (0, {"ok"}) == (code, {f["level"] for f in found.values()})
         assert {

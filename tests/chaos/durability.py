@@ -130,17 +130,19 @@ def count(outcome: Outcome, url: str, poster: Poster, said: list[Exception], fau
 SETTINGS: dict[str, list[str]] = {
     "no persistence": [],
     "RDB, save 2 1": ["--save", "2 1"],
-    "AOF, appendfsync everysec": ["--appendonly", "yes"],
+    "AOF, appendfsync everysec": ["--appendonly", "yes", "--appendfsync", "everysec"],
     "AOF, appendfsync always": ["--appendonly", "yes", "--appendfsync", "always"],
 }
 
 
-def alone(setting: str, fault: str, end: Callable[[Server], None], n: int) -> Outcome:
-    """Break a server that is alone, *n* times."""
+def alone(
+    setting: str, fault: str, end: Callable[[Server], None], n: int, fsync_ms: int = 0
+) -> Outcome:
+    """Break a server that is alone, *n* times; its disk may be slow."""
     outcome = Outcome(setting, fault)
     for i in range(n):
         with (
-            Server(tcp=True, args=SETTINGS[setting], power=True) as server,
+            Server(tcp=True, args=SETTINGS[setting], power=True, fsync_ms=fsync_ms) as server,
             posting(server.url) as (poster, said),
         ):
             lasts(3.2 + 0.37 * (i % 5))
@@ -206,6 +208,9 @@ def main(n: int) -> None:
     for setting in SETTINGS:
         say(alone(setting, "kill -9", Server.kill9, n).row())
         say(alone(setting, "power lost", Server.lose_power, n).row())
+    everysec = "AOF, appendfsync everysec"
+    say(alone(everysec, "fsync takes 1.5 s, kill -9", Server.kill9, n, 1_500).row())
+    say(alone(everysec, "fsync takes 1.5 s, power lost", Server.lose_power, n, 1_500).row())
     say(pair("replica", "master killed", n).row())
     say(pair("replica", "cut off 1 s, then killed", n, cut_off=1).row())
     say(pair("replica", "cut off 5 s, then killed", n, cut_off=5).row())

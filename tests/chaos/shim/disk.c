@@ -3,6 +3,7 @@
  *
  * A line "<inode> <size>" goes to the file that DTIMER_TEST_DISK names (tests/disks.py): the
  * size that the file had before, since what is written meanwhile need not have been taken along.
+ * Each takes as many ms longer as DTIMER_TEST_DISK_MS says.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -13,15 +14,19 @@
 #include <unistd.h>
 
 static int notes = -1;
+static useconds_t slow;
 
 __attribute__((constructor)) static void open_notes(void) {
     const char *path = getenv("DTIMER_TEST_DISK");
+    const char *ms = getenv("DTIMER_TEST_DISK_MS");
     if (path) notes = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    if (ms) slow = (useconds_t)atoi(ms) * 1000;
 }
 
 static int synced(long number, int file) {
     struct stat before;
     int known = fstat(file, &before) == 0;
+    if (slow) usleep(slow);
     int status = (int)syscall(number, file);
     if (!status && known && notes >= 0) {
         char line[64];
