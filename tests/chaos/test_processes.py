@@ -226,6 +226,7 @@ class TestStarved:
     """The machine has no memory or no time for the process."""
 
     @pytest.mark.fault("F72")
+    @pytest.mark.skipif(sys.platform != "linux", reason="the kernel keeps to the limit there")
     def test_no_memory(self, watch, script):
         """
         A handler that runs into the limit of its memory has failed like any other: the event is
