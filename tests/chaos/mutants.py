@@ -83,9 +83,15 @@ def _copy(folder: Path) -> Path:
 
 
 def check(mutants: Sequence[Mutant], folder: Path) -> None:
-    """Raise `Unfit` for the first of *mutants* that cannot be planted."""
+    """Raise `Unfit` when some of *mutants* cannot be planted: it names each."""
+    unfit = []
     for i, mutant in enumerate(mutants):
-        plant(mutant, _copy(folder / str(i)))
+        try:
+            plant(mutant, _copy(folder / str(i)))
+        except Unfit as e:
+            unfit.append(str(e))
+    if unfit:
+        raise Unfit("; ".join(unfit))
 
 
 def _environment(folder: Path) -> dict[str, str]:

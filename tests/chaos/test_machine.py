@@ -369,6 +369,25 @@ class Machine(RuleBasedStateMachine):
         (result,) = self.store.settle([Settlement(id, token, verdict, wait, "why", "corrupt")])
         assert expected == _RESULTS[result]
 
+    def stale(self) -> list[tuple[str, int]]:
+        """Claims on events that are in flight, by others now."""
+        pending = self.model.pending
+        flying = {id: pending[id].token for id, *_ in self.claims if id in pending}
+        return [(i, t) for i, t, _ in self.claims if flying.get(i) not in (None, t)]
+
+    @precondition(lambda self: self.stale())
+    @rule(data=st.data(), verdict=st.sampled_from(list(Verdict)), at_once=st.booleans())
+    def settle_too_late(self, data, verdict, at_once):
+        """Who lost its lease to another ends that claim, or renews it: nothing changes."""
+        id, token = data.draw(st.sampled_from(self.stale()), label="claim")
+        self.begin(None)
+        assert [False] == self.store.extend([(id, token)], 2 * LEASE)
+        late = Settlement(id, token, verdict, 0, "why", "corrupt")
+        if at_once:
+            assert [Result.STALE] == self.store.settle([late])
+        else:
+            self.take("deaf", 0, [late], None)
+
     @precondition(lambda self: self.claims)
     @rule(
         indices=st.lists(st.integers(0, 6), min_size=1, max_size=3, unique=True),
@@ -618,7 +637,7 @@ def _beat(text: bytes) -> tuple[Any, ...]:
     return (*numbers, beat["paused"] == "1")
 
 
-@pytest.mark.timeout(0 if EXAMPLES else 120)
+@pytest.mark.timeout(0 if EXAMPLES else 240)
 def test_the_store_keeps_its_promises(server):
     """Whatever is asked, by whom and when, the store does what the model says."""
 

@@ -134,6 +134,7 @@ class TestSettle:
         (new,) = other.claim()
         assert Result.STALE is node.confirm(old)
         assert Result.STALE is node.fail(old)
+        assert Result.STALE is node.release(old)
         assert Result.DONE is other.confirm(new)
 
     def test_repost_while_running(self, store, node, now):
