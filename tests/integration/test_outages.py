@@ -256,3 +256,19 @@ def _hold_for_echo(timer, proxy, turns):
     assert proxy.wait_dropped()
     store.turn = turn
     assert turns
+
+
+def test_an_event_is_buried_while_memory_is_full(node, own, asked):
+    """A node that buries an event with memory full has nothing else to complain of."""
+    said, dead = [], Catch(node, "dead")
+    node.on("disconnected", said.append)
+    node.on("event", lambda events: 1 / 0)
+    node.join()
+    node.post({}, 100, id="a", max_retries=0)
+    asked.config_set("maxmemory", 1)
+    assert "a" == dead.next().id
+    # That it was buried is told before the dead letters are counted.
+    buried = time.monotonic()
+    eventually(lambda: node.health().claim_age_ms < (time.monotonic() - buried) * 1000)
+    asked.config_set("maxmemory", 0)
+    assert [] == said

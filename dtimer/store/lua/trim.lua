@@ -24,6 +24,9 @@ end
 if #ids > 0 then
   redis.call('ZREM', GRAVES, unpack(ids))
   redis.call('HDEL', DEAD, unpack(ids))
+else
+  -- Redis allows this when it is out of memory, and with it what follows.
+  redis.call('ZREM', GRAVES, '')
 end
 remember(digits(#ids))
 return digits(#ids)
