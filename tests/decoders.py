@@ -46,10 +46,8 @@ def _body(raw: bytes) -> object:
 
 
 def _turn(raw: bytes) -> object:
-    claims = [b"id", b"1800000000000000", b"1", b"1800000000000000", raw]
-    turn = codec.read_turn(
-        [b"1800000000000000", b"-1", b"1", b"", claims, [raw, b"corrupt"], [raw], b"", b"", b""], []
-    )
+    claim = b"1800000000000000,1,1800000000000000,2|id" + raw
+    turn = codec.read_turn([b"1800000000000000;-1;1;;;;;1;1", claim, raw, b"corrupt", raw], [])
     return turn.claims[0].payload is not None and repr(turn)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from dtimer.errors import NamespaceCorrupt, PayloadError
@@ -77,23 +76,29 @@ def read_results(letters: bytes, order: Sequence[int]) -> list[Result]:
     return results
 
 
-def _fives(flat: Sequence[Any]) -> Iterable[Sequence[Any]]:
-    return (flat[i : i + 5] for i in range(0, len(flat), 5))
-
-
-def _split(claim: Claim) -> Claim:
-    """Read the head of the body off the payload; what is no body is left as it is."""
-    match = _BODY.match(claim.payload)
+def _read_claim(raw: bytes, now: int) -> Claim:
+    """Read a claim, and the head of the body off its payload; what is no body is left as it is."""
+    mark, _, rest = raw.partition(b"|")
+    token, attempt, due, length = mark.split(b",")
+    end = int(length)
+    id, body = text(rest[:end]), rest[end:]
+    match = _BODY.match(body)
     if match is None:
-        return claim
-    occurs = match[3] is not None
-    return replace(
-        claim,
-        max_retries=int(match[2]),
-        payload=claim.payload[match.end() :],
-        schedule=claim.id.rpartition("@")[0] if occurs else None,
-        nominal_us=int(match[3]) if occurs else None,
-        missed=int(match[4]) if occurs else 0,
+        return Claim(id, int(token), int(attempt), int(due), now, 0, body)
+    retries, payload = int(match[2]), body[match.end() :]
+    if match[3] is None:
+        return Claim(id, int(token), int(attempt), int(due), now, retries, payload)
+    return Claim(
+        id,
+        int(token),
+        int(attempt),
+        int(due),
+        now,
+        retries,
+        payload,
+        schedule=id.rpartition("@")[0],
+        nominal_us=int(match[3]),
+        missed=int(match[4]),
     )
 
 
@@ -108,25 +113,22 @@ def read_standing(reply: Sequence[Any]) -> Standing:
     return Standing(int(now), text(born), _maybe(token) or 0, _maybe(posted), _maybe(struck))
 
 
-def read_turn(reply: Sequence[Any], order: Sequence[int]) -> Turn:
+def read_turn(reply: Sequence[bytes], order: Sequence[int]) -> Turn:
     """Read the reply of a turn. A body that cannot be split is left to fail at decoding."""
-    now, wait = int(reply[0]), int(reply[1])
-    claims = []
-    for id, token, attempt, due, body in _fives(reply[4]):
-        claim = Claim(text(id), int(token), int(attempt), int(due), now, 0, body or b"")
-        claims.append(_split(claim))
-    buried = [(text(reply[5][i]), text(reply[5][i + 1])) for i in range(0, len(reply[5]), 2)]
+    head = reply[0].split(b";")
+    now, wait, taken, buried = int(head[0]), int(head[1]), 1 + int(head[7]), int(head[8])
+    rest = [text(raw) for raw in reply[taken:]]
     return Turn(
         now_us=now,
         wait_us=None if wait < 0 else wait,
-        known=reply[2] == b"1",
-        results=read_results(reply[3], order),
-        claims=claims,
-        buried=buried,
-        short=[text(name) for name in reply[6]],
-        heard=_maybe(reply[7]),
-        before=_maybe(reply[8]),
-        posted=_maybe(reply[9]),
+        known=head[2] == b"1",
+        results=read_results(head[3], order),
+        claims=[_read_claim(raw, now) for raw in reply[1:taken]],
+        buried=[(rest[2 * i], rest[2 * i + 1]) for i in range(buried)],
+        short=rest[2 * buried :],
+        heard=_maybe(head[4]),
+        before=_maybe(head[5]),
+        posted=_maybe(head[6]),
     )
 
 

@@ -37,9 +37,9 @@ from soundness import assert_sound
 from chaos.model import Event, Model, Schedule
 from chaos.tapped import TappedSource
 from dtimer.errors import EventExists
-from dtimer.model.claims import Result, Settlement, Verdict
+from dtimer.model.claims import Result, Settlement, Turn, Verdict
 from dtimer.model.recurrence import define
-from dtimer.store.codec import read_beat
+from dtimer.store.codec import read_beat, read_turn
 from dtimer.store.store import Entry, Store
 
 pytestmark = pytest.mark.chaos
@@ -75,6 +75,11 @@ payloads = st.sampled_from(["{}", '{"n":1}', '{"a":[],"b":12345678901234567890,"
 replies = st.sampled_from([None, None, None, 0, 700_000])
 
 
+def _turn(reply: list[bytes]) -> Turn:
+    """Read the reply of a turn, its results in their own order."""
+    return read_turn(reply, range(len(reply[0].split(b";")[3])))
+
+
 class Lossy:
     """Has a script run twice when its reply is to be lost, and remembers what was sent."""
 
@@ -102,9 +107,10 @@ class Lossy:
         """Assert that an operation that is done once more says what it said before."""
         if script.name == "turn":
             # What is still held comes again; the results and the unfit are as they were.
-            assert reply[3] == again[3]
-            assert reply[5] == again[5]
-            assert set(reply[4][1::5]) >= set(again[4][1::5])
+            was, now = _turn(reply), _turn(again)
+            assert was.results == now.results
+            assert was.buried == now.buried
+            assert {claim.token for claim in was.claims} >= {claim.token for claim in now.claims}
         elif script.name == "post":
             assert reply[:2] == again[:2]
         else:
@@ -522,10 +528,10 @@ class Machine(RuleBasedStateMachine):
         if script.name != "turn":
             return
         # It was overtaken, or doubled: who holds what it told of goes on holding it.
-        renewed = {int(token) for token in again[4][1::5]}
-        for id, token in zip(reply[4][0::5], reply[4][1::5], strict=True):
-            still = self.model.extend(self.now.us, id.decode(), int(token), LEASE)
-            assert still == (int(token) in renewed)
+        renewed = {claim.token for claim in _turn(again).claims}
+        for claim in _turn(reply).claims:
+            still = self.model.extend(self.now.us, claim.id, claim.token, LEASE)
+            assert still == (claim.token in renewed)
 
     # ------------------------------------------------------------------------------ invariants
 

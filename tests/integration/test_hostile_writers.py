@@ -314,6 +314,7 @@ class TestTypes:
 FINDINGS = {
     # A 1 there would be a pause like any other.
     "no pause": ("sys", "paused", b"what"),
+    "an occurrence of nothing": ("body", "soon", b",0,s0,0|{}"),
     "an empty beat": ("beats", "tick", b""),
     "half a beat": ("beats", "tick", b"print;60000000;c;q"),
     "an endless list of times": ("beats", "tock", b"p;;c;q;0;;;;1;;;" + b"1," * 3_000 + b"2;;;;"),

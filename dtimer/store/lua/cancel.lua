@@ -25,15 +25,15 @@ if token then
   redis.call('HSET', LEASE, id, token .. ',' .. attempt .. ',' .. due .. ',c' .. flags .. ',' .. node)
   result = 'in_flight'
 elseif redis.call('ZSCORE', DUE, id) then
-  local schedule, nominal = named_by(id)
-  local beat = schedule and read_beat(schedule)
+  local schedule, nominal = plan().named_by(id)
+  local beat = schedule and plan().read_beat(schedule)
   local pending = beat and beat.next == nominal
-  local after = pending and following(beat, nominal)
-  if pending and not after and open_ended(beat) then return 'short' end
+  local after = pending and plan().following(beat, nominal)
+  if pending and not after and plan().open_ended(beat) then return 'short' end
   remove(id)
   count('cancelled', 1)
-  if pending then advance(schedule, beat, after) end
-  ended(id)
+  if pending then plan().advance(schedule, beat, after) end
+  plan().ended(id)
   -- The next may have been waiting for the end of this one, which may have been moved far away.
   local earliest = schedule and first_due()
   if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end

@@ -26,13 +26,13 @@ local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, DEFS, PLANS, BEA
 if wrong then return wrong end
 
 local schedule = ARGV[3]
-local old = read_beat(schedule)
+local old = plan().read_beat(schedule)
 local result = 'same'
 if old and old.print == ARGV[4] then
   -- Nothing changes; but a chain that was broken by hand goes on.
   if old.paused == '' and old.next ~= ''
-    and not redis.call('ZSCORE', DUE, occurrence(schedule, old.next)) then
-    put(schedule, old)
+    and not redis.call('ZSCORE', DUE, plan().occurrence(schedule, old.next)) then
+    plan().put(schedule, old)
   end
 else
   -- Of a clock that was put back: times that lie before what was handed out are of no use, and
@@ -41,7 +41,7 @@ else
   if ARGV[7] == '' and ARGV[15] ~= '1' and latest and old and latest <= (tonumber(old.last) or 0) then
     return 'behind:' .. old.last
   end
-  if old and old.next ~= '' then remove(occurrence(schedule, old.next)) end
+  if old and old.next ~= '' then remove(plan().occurrence(schedule, old.next)) end
   local beat = {
     print = ARGV[4], every = ARGV[7], misfire = ARGV[8], overlap = ARGV[9], jitter = ARGV[10],
     stop = ARGV[12], left = ARGV[13], paused = old and old.paused or '', next = '',
@@ -69,17 +69,17 @@ else
     -- Not once more what was handed out before the clock was put back.
     local over = math.max(NOW, tonumber(beat.last) or 0)
     if not first and old and start <= over then
-      first = following(beat, over)
+      first = plan().following(beat, over)
     elseif not first then
       first = start
     end
   else
-    first = first or following(beat, beat.last ~= '' and beat.last or '0')
+    first = first or plan().following(beat, beat.last ~= '' and beat.last or '0')
   end
   if first and beat.stop ~= '' and first > tonumber(beat.stop) then first, beat.left = nil, '0' end
   beat.next = first and beat.left ~= '0' and digits(first) or ''
-  if beat.paused == '' then put(schedule, beat) end
-  write_beat(schedule, beat)
+  if beat.paused == '' then plan().put(schedule, beat) end
+  plan().write_beat(schedule, beat)
   result = old and 'changed' or 'new'
 end
 local earliest = first_due()

@@ -12,20 +12,20 @@ local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, PLANS, BEATS, RO
 if wrong then return wrong end
 
 local schedule = ARGV[3]
-local beat = read_beat(schedule)
+local beat = plan().read_beat(schedule)
 local id = ''
 if beat then
   local now = NOW
   while digits(now) == beat.next
-    or redis.call('HEXISTS', BODY, occurrence(schedule, digits(now))) == 1
-    or redis.call('HEXISTS', DEAD, occurrence(schedule, digits(now))) == 1 do
+    or redis.call('HEXISTS', BODY, plan().occurrence(schedule, digits(now))) == 1
+    or redis.call('HEXISTS', DEAD, plan().occurrence(schedule, digits(now))) == 1 do
     now = now + 1
   end
   now = digits(now)
   local extra = {next = now, jitter = '', every = '0', left = '', paused = ''}
-  put(schedule, extra)
+  plan().put(schedule, extra)
   count('posted', 1)
-  id = occurrence(schedule, now)
+  id = plan().occurrence(schedule, now)
   redis.call('ZADD', DUE, digits(NOW), id)
   rouse(first_due(), 1)
 end

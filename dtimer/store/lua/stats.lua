@@ -29,7 +29,7 @@ return {
   redis.call('ZCARD', DUE),
   redis.call('HLEN', LEASE),
   redis.call('ZCOUNT', DUE, '-inf', digits(NOW)),
-  digits(first_due() or -1),
+  digits(math.floor(first_due() or -1)),
   redis.call('ZCARD', GRAVES),
   redis.call('ZCOUNT', ALIVE, '(' .. digits(NOW - tonumber(ARGV[3])), '+inf'),
   redis.call('HGET', SYS, 'paused') or '0',

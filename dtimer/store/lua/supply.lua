@@ -14,7 +14,7 @@ local wrong = guard(DUE, BODY, SYS, PLANS, BEATS, ROSTER, PROMISE)
 if wrong then return wrong end
 
 local schedule = ARGV[3]
-local beat = read_beat(schedule)
+local beat = plan().read_beat(schedule)
 if not beat or beat.print ~= ARGV[4] then return 0 end
 local known = string.match(beat.ahead, '(%d+)$') or beat.next
 if known ~= ARGV[5] then return 0 end
@@ -25,9 +25,9 @@ elseif ARGV[6] ~= '' then
 end
 beat.gap = digits((tonumber(beat.gap) or 0) + tonumber(ARGV[7]))
 beat.final = ARGV[8]
-write_beat(schedule, beat)
+plan().write_beat(schedule, beat)
 -- The pending occurrence may have been waiting for this.
-go_on(schedule, beat)
+plan().go_on(schedule, beat)
 local earliest = first_due()
 if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
 return 1

@@ -12,19 +12,19 @@ if done then return done end
 local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, PLANS, BEATS, ROSTER, PROMISE)
 if wrong then return wrong end
 
-local beat = read_beat(ARGV[3])
+local beat = plan().read_beat(ARGV[3])
 if not beat or (beat.paused == '1') == (ARGV[4] == '1') then
   remember('0')
   return '0'
 end
 if ARGV[4] == '1' then
-  if beat.next ~= '' then remove(occurrence(ARGV[3], beat.next)) end
+  if beat.next ~= '' then remove(plan().occurrence(ARGV[3], beat.next)) end
   beat.paused = '1'
 else
   beat.paused = ''
-  put(ARGV[3], beat)
+  plan().put(ARGV[3], beat)
 end
-write_beat(ARGV[3], beat)
+plan().write_beat(ARGV[3], beat)
 local earliest = first_due()
 if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
 remember('1')

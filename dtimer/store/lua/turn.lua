@@ -1,7 +1,7 @@
 -- One turn of a node: settle what it has finished, lease it what is due, and tell it when
 -- to ask again. Deciding that nobody else will come for the next event is part of it.
 --
--- Uses      guard memo rouse events plan settle
+-- Uses      guard memo rouse events again plan settle
 --
 -- ARGV[3]   the node's incarnation
 -- ARGV[4]   limit: how many events its free hands can start; 0 claims nothing
@@ -15,73 +15,28 @@
 -- ARGV[9]   number of events settled in other ways
 -- ARGV[10]  and on: those events, as parts/settle.lua reads them
 --
--- Returns   {now, wait, known, results, claims, buried, short, heard, before, posted}
+-- Returns   {head, claim, ..., id, reason, ..., schedule, ...}
+--   head    'now;wait;known;results;heard;before;posted;<number of claims>;<number of buried>'
+--   claim   '<token>,<attempt>,<due>,<length of id>|<id><body>', one for each claimed event
+--   id      of each event found unfit in turn, and the reason
+--   schedule  those that run out of nominal times
+-- where
 --   wait    µs until it is worth asking again; -1 when only a wake or the poll will tell
 --   known   1 when the node was registered; 0 asks it to register again, and so does
 --           a schema of another version
 --   results one letter per settled event, in their order (parts/settle.lua)
---   claims  id, token, attempt, due and body of each claimed event in turn
---   buried  id and reason of each event found unfit in turn
---   short   schedules that run out of nominal times
 --   heard   when this node was last heard of, for its next turn
---   before  that before this turn, where it is not ARGV[7]: 0 for never; else ''
+--   before  when it was heard of before this turn, where it is not ARGV[7]: 0 for never; else ''
 --   posted  the total, or ''
 local FEW, MOST_BYTES, LATEST = 10, 1000000, 80
 local node, limit, lease, flags = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local hears = string.find(flags, 'h', 1, true)
 local asked = tonumber(string.match(flags, '%d+') or 0)
 
-local function claimed_before(result)
-  -- The reply of this very turn was lost: give the same events again, those that are
-  -- still under the same tokens, under a lease that starts anew. But not for ever: who
-  -- asks again after a whole lease may be unable to receive them, and others are not.
-  local results, before, last, token, ids, rest =
-    string.match(result, '^(%w*);(%d*);(%d+);(%d+);(%d+);(.*)$')
-  local list, claims, buried, back = uncounted(rest or ''), {}, {}, 0
-  token, ids = tonumber(token), tonumber(ids)
-  -- Somebody else has written it.
-  if not ids or ids > #list or token > 9e15 then return nil end
-  -- A token is the time of its claim, or one more than the token before. What was answered
-  -- to a later try may have been received: then this one has come too late to say otherwise.
-  local impatient = NOW > token + lease and asked > tonumber(last)
-  local rest_of_memo = ';' .. digits(token) .. ';' .. ids .. ';' .. rest
-  -- Redis allows this when it is out of memory, and with it what follows.
-  redis.call('ZREM', PROMISE, '')
-  for i = 1, ids do
-    local id = list[i]
-    local held, attempt, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
-    if held == digits(token) and impatient and not cancelled
-      and tonumber(redis.call('ZSCORE', DUE, id) or 0) > NOW then
-      release(id, attempt, due)
-      back = back + 1
-    elseif held == digits(token) then
-      redis.call('ZADD', DUE, 'XX', digits(NOW + lease), id)
-      for _, v in ipairs({id, held, tostring(attempt), due, redis.call('HGET', BODY, id)}) do
-        claims[#claims + 1] = v
-      end
-    end
-    token = token + 1
-  end
-  for i = ids + 1, #list do buried[#buried + 1] = list[i] end
-  if back > 0 then
-    -- Somebody else, if there is anybody.
-    redis.call('ZREM', ROSTER, node)
-    redis.call('ZREM', PROMISE, node)
-    rouse(first_due(), back)
-  end
-  if string.find(flags, 'e', 1, true) then tell('echo', node) end
-  if asked > tonumber(last) then remember(results .. ';' .. before .. ';' .. asked .. rest_of_memo) end
-  -- It stays what the first try has written, for a third may yet be on its way.
-  local heard = redis.call('ZSCORE', ALIVE, node) or ''
-  -- Who knows that has had this answer, and is not told again.
-  if heard ~= '' and tonumber(heard) == tonumber(ARGV[7]) then before = '' end
-  return {digits(NOW), '0', '1', results, claims, buried, {}, heard, before, ''}
-end
-
 local done, stale = recall()
 if stale then return stale end
-local again = done and claimed_before(done)
-if again then return again end
+local answer = done and answer_again(done)
+if answer then return answer end
 
 local busy = tonumber(ARGV[8]) + tonumber(ARGV[9]) > 0
 local earliest = not busy and first_due()
@@ -90,6 +45,7 @@ if busy or (earliest and earliest <= NOW) then
   if wrong then return wrong end
 end
 
+local now = digits(NOW)
 redis.call('ZREM', PROMISE, node)
 -- What the node was told last is what has to be there: a server that has forgotten this
 -- turn's predecessor has forgotten what came after it, too (docs/decisions/10-rollbacks).
@@ -100,7 +56,7 @@ if heard then
   local found = tonumber(redis.call('ZADD', ALIVE, 'INCR', digits(NOW - heard), node))
   if found ~= NOW then before = digits(math.max(0, found - (NOW - heard))) end
 end
-if not heard or before ~= '' then redis.call('ZADD', ALIVE, digits(NOW), node) end
+if not heard or before ~= '' then redis.call('ZADD', ALIVE, now, node) end
 local known = redis.call('HEXISTS', NODES, node) == 1
 local results = ''
 if busy then
@@ -124,12 +80,12 @@ if earliest and earliest <= NOW then
   paused, last_token = foreign or says == '1', tonumber(token or '0') or 0
   left = nil
   if limit > 0 and not paused then
-    due = redis.call('ZRANGEBYSCORE', DUE, '-inf', digits(NOW), 'WITHSCORES', 'LIMIT', 0, limit)
+    due = redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
     -- Nodes that have been told to come get an event each, so that work is shared and a
     -- quick node does not run away with all of it.
-    told = redis.call('ZCOUNT', PROMISE, digits(NOW - GRACE), digits(NOW))
+    told = redis.call('ZCOUNT', PROMISE, digits(NOW - GRACE), now)
     if told > 0 then
-      left = redis.call('ZCOUNT', DUE, '-inf', digits(NOW))
+      left = redis.call('ZCOUNT', DUE, '-inf', now)
       while #due > 0 and #due / 2 > left - told do
         due[#due] = nil
         due[#due] = nil
@@ -140,8 +96,10 @@ if earliest and earliest <= NOW then
   end
 end
 
-local claims, buried, short, ids, taken = {}, {}, {}, {}, 0
+local reply, buried, short, ids, taken = {''}, {}, {}, {}, 0
 local first_token, spoiled = 0, 0
+-- What is remembered of this turn: the ids, so written that a foreign one may hold anything.
+local given = {}
 if #due > 0 then
   for i = 1, #due, 2 do ids[#ids + 1] = due[i] end
   -- A few at a time, and no more when it is much: large payloads take long.
@@ -162,13 +120,16 @@ if #due > 0 then
   if last_token > 9e15 then last_token = 0 end
   first_token = math.max(last_token + 1, NOW)
   local token = first_token
+  local lease_end = digits(NOW + lease)
   local scores, held, tried, lateness = {}, {}, {}, {}
   for i, id in ipairs(ids) do
     local occurs = bodies[i] and string.find(bodies[i], '^%d*,%d+,s%d')
     local flags, waits = occurs and 's' or '', false
     local expires, max_retries = parse_body(bodies[i])
     local last, attempt, _, cancelled, whose, marks = parse_lease(leases[i])
-    if not last then attempt = tonumber(string.match(tries[i] or '', '^%d%d?%d?%d?%d?%d?%d?$')) or 0 end
+    if not last then
+      attempt = tries[i] and tonumber(string.match(tries[i], '^%d%d?%d?%d?%d?%d?%d?$')) or 0
+    end
     local unfit, why = nil, ''
     if not bodies[i] then
       unfit = 'payload_missing'
@@ -180,14 +141,17 @@ if #due > 0 then
       unfit = 'expired'
     end
     if occurs and not (last or cancelled or unfit) then
-      local starts, missed = meet(id)
+      local starts, missed = plan().meet(id)
       waits = not starts
       if missed and missed > 0 then
         bodies[i] = string.gsub(bodies[i], '^(%d*,%d+,s%d+),%d+', '%1,' .. digits(missed), 1)
         redis.call('HSET', BODY, id, bodies[i])
       end
     end
-    if occurs and is_short(named_by(id)) then short[#short + 1] = named_by(id) end
+    if occurs then
+      local schedule = plan().named_by(id)
+      if schedule and plan().is_short(schedule) then short[#short + 1] = schedule end
+    end
     if waits then
       -- Moved or dropped by its schedule.
       flags = ''
@@ -200,14 +164,15 @@ if #due > 0 then
       buried[#buried + 1] = unfit
     else
       if tries[i] then tried[#tried + 1] = id end
-      local text = digits(token)
-      scores[#scores + 1] = digits(NOW + lease)
+      -- Digits throughout: to let Lua write a number costs as much as half a command.
+      local mark = digits(token) .. ',' .. digits(attempt + 1) .. ',' .. due[2 * i] .. ','
+      local length = digits(#id)
+      scores[#scores + 1] = lease_end
       scores[#scores + 1] = id
       held[#held + 1] = id
-      held[#held + 1] = text .. ',' .. (attempt + 1) .. ',' .. due[2 * i] .. ',' .. flags .. ',' .. node
-      for _, v in ipairs({id, text, tostring(attempt + 1), due[2 * i], bodies[i]}) do
-        claims[#claims + 1] = v
-      end
+      held[#held + 1] = mark .. flags .. ',' .. node
+      reply[#reply + 1] = mark .. length .. '|' .. id .. bodies[i]
+      given[#given + 1] = length .. ':' .. id
       -- Two buckets to each doubling of the lateness in µs (dtimer/model/lateness.py).
       local late = math.floor(2 * math.log(NOW - due[2 * i] + 1) / math.log(2))
       late = math.min(LATEST, late)
@@ -215,7 +180,7 @@ if #due > 0 then
       taken = taken + 1
       token = token + 1
     end
-    if (cancelled or unfit) and string.find(marks or '', 's', 1, true) then ended(id) end
+    if (cancelled or unfit) and string.find(marks or '', 's', 1, true) then plan().ended(id) end
   end
   if taken > 0 then
     redis.call('ZADD', DUE, unpack(scores))
@@ -233,9 +198,9 @@ end
 local free = limit - taken
 if free > 0 and hears then
   if taken > 0 then
-    redis.call('ZADD', ROSTER, digits(NOW), node)
+    redis.call('ZADD', ROSTER, now, node)
   else
-    redis.call('ZADD', ROSTER, 'NX', digits(NOW), node)
+    redis.call('ZADD', ROSTER, 'NX', now, node)
   end
 else
   redis.call('ZREM', ROSTER, node)
@@ -253,7 +218,7 @@ if earliest and not paused then
     wait = again and 0 or earliest > NOW and earliest - NOW or GRACE
     redis.call('ZADD', PROMISE, digits(NOW + wait), node)
   elseif head then
-    left = left or redis.call('ZCOUNT', DUE, '-inf', digits(NOW))
+    left = left or redis.call('ZCOUNT', DUE, '-inf', now)
     rouse(earliest, left)
     if left > 0 and free > 0 then wait = GRACE end
   elseif free > 0 then
@@ -263,14 +228,18 @@ if earliest and not paused then
   if again then wait = 0 end
 end
 
-local list = {}
-for i = 1, #claims, 5 do list[#list + 1] = claims[i] end
-for _, v in ipairs(buried) do list[#list + 1] = v end
-remember(
-  results .. ';' .. before .. ';' .. asked .. ';' .. digits(first_token) .. ';' .. taken .. ';' .. counted(list))
+for _, text in ipairs(buried) do
+  reply[#reply + 1] = text
+  given[#given + 1] = #text .. ':' .. text
+end
+for _, schedule in ipairs(short) do reply[#reply + 1] = schedule end
+remember(table.concat(
+  {results, before, digits(asked), digits(first_token), digits(taken), table.concat(given)}, ';'))
 local posted = ''
-if string.find(flags, 'p', 1, true) then posted = redis.call('HGET', SYS, 'n:posted') or '0' end
-return {
-  digits(NOW), digits(wait), known and '1' or '0', results, claims, buried, short, digits(NOW),
-  before, posted,
-}
+if string.find(flags, 'p', 1, true) then
+  posted = string.match(redis.call('HGET', SYS, 'n:posted') or '0', '^%d+$') or ''
+end
+reply[1] = table.concat(
+  {now, digits(wait), known and '1' or '0', results, now, before, posted, digits(taken),
+   digits(#buried / 2)}, ';')
+return reply

@@ -11,10 +11,10 @@ if done then return done end
 local wrong = guard(DUE, BODY, LEASE, TRIES, SYS, DEFS, PLANS, BEATS)
 if wrong then return wrong end
 
-local beat = read_beat(ARGV[3])
+local beat = plan().read_beat(ARGV[3])
 local known = beat ~= nil or redis.call('HEXISTS', BEATS, ARGV[3]) == 1
 if known then
-  if beat and beat.next ~= '' then remove(occurrence(ARGV[3], beat.next)) end
+  if beat and beat.next ~= '' then remove(plan().occurrence(ARGV[3], beat.next)) end
   redis.call('HDEL', DEFS, ARGV[3])
   redis.call('HDEL', PLANS, ARGV[3])
   redis.call('HDEL', BEATS, ARGV[3])

@@ -30,24 +30,6 @@ local function recall()
   end
 end
 
--- Write strings so that any can be read back: a foreign id may hold whatever it likes.
-local function counted(list)
-  local pieces = {}
-  for i, text in ipairs(list) do pieces[i] = #text .. ':' .. text end
-  return table.concat(pieces)
-end
-
-local function uncounted(text)
-  local list, at = {}, 1
-  while at <= #text do
-    local length, start = string.match(text, '^(%d+):()', at)
-    if not length or #length > 9 then return list end
-    list[#list + 1] = string.sub(text, start, start + length - 1)
-    at = start + length
-  end
-  return list
-end
-
 local function remember(result)
   if not memo_lane then return end
   local last = memo_seq .. ':' .. result

@@ -35,7 +35,9 @@ end
 -- The version of all this (dtimer/store/namespace.py).
 local SCHEMA = '1'
 
--- Lua writes large numbers with an exponent; Redis and people want digits.
+-- Lua writes large numbers with an exponent; Redis and people want digits. Where a long has
+-- 64 bits %d writes them, at a fifth of the cost of %.0f, which is that of a command.
+local WHOLE = string.format('%d', 9007199254740991) == '9007199254740991' and '%d' or '%.0f'
 local function digits(n)
-  return string.format('%.0f', n)
+  return string.format(WHOLE, n)
 end

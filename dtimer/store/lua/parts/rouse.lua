@@ -5,13 +5,9 @@
 local GRACE = 50000
 local MOST_TOLD = 16
 
-local function channel(kind, node)
-  return string.sub(DUE, 1, -4) .. kind .. ':' .. node
-end
-
 -- A wake is only a hint: where it may not be sent, the work it comes with is done all the same.
 local function tell(kind, node)
-  redis.pcall('PUBLISH', channel(kind, node), '')
+  redis.pcall('PUBLISH', string.sub(DUE, 1, -4) .. kind .. ':' .. node, '')
 end
 
 -- See to it that somebody comes for an event due at `earliest`, and one node for each of

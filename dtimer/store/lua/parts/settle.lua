@@ -67,6 +67,6 @@ local function settle(at, confirms, others)
       occurrences[#occurrences + 1] = id
     end
   end
-  for _, id in ipairs(occurrences) do ended(id) end
+  for _, id in ipairs(occurrences) do plan().ended(id) end
   return table.concat(results)
 end
