@@ -50,17 +50,27 @@ def test_a_long_pause(watch, own, caller, kind):
         watch.client.execute_command("CLIENT", "PAUSE", 900, kind)
         with pytest.raises(OutcomeUnknown):
             watch.in_time(watch.post, 0, caller, id="perhaps")
-        fresh = DTimer("fresh", own.url, ns=watch.ns, timeout=300)
-        for call in (fresh.stats, lambda: fresh.post({})):
-            # It had to look at the namespace first, so nothing of it was sent.
-            with pytest.raises(StoreError, match="could not be reached") as caught:
-                watch.in_time(call)
-            assert not isinstance(caught.value, OutcomeUnknown)
-        fresh.leave()
         fault.felt()
     assert watch.times("perhaps") <= 1
     eventually(lambda: node.timer.stats().in_flight == 0)
     assert len(watch.handled) == node.timer.stats().totals["started"]
+
+
+@pytest.mark.fault("F25")
+def test_a_first_call(watch, own):
+    """
+    A timer looks at the namespace before its first call. Where that is not answered nothing
+    of the call has been sent, and it is said to have failed, not that nobody knows.
+    """
+    fresh = DTimer("fresh", own.url, ns=watch.ns, timeout=300)
+    watch.client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+    for call in (fresh.stats, lambda: fresh.post({})):
+        with pytest.raises(StoreError, match="could not be reached") as caught:
+            watch.in_time(call)
+        assert not isinstance(caught.value, OutcomeUnknown)
+    watch.client.execute_command("CLIENT", "UNPAUSE")
+    assert 0 == fresh.stats().totals["posted"]
+    fresh.leave()
 
 
 @pytest.mark.fault("F26")
@@ -92,7 +102,7 @@ def test_a_slow_subscriber(own):
     ):
         client.config_set("client-output-buffer-limit", "pubsub 32kb 16kb 1")
         fleet.start("node")
-        fleet.start("poster", join=False)
+        fleet.start("poster", join=False, timeout=5_000)
         fleet.signal("node", signal.SIGSTOP)
         (incarnation,) = client.hkeys("dtimer:{chaos}:nodes")
         channel = b"dtimer:{chaos}:wake:" + incarnation
