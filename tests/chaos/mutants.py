@@ -100,7 +100,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _first_failure(said: str) -> str:
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", said, re.MULTILINE)
     hung = re.search(r"^(tests\S+::\S+).*?Timeout|Timeout", said, re.DOTALL)
     return found[1] if found else _HUNG if hung else "(it could not be run)"
 

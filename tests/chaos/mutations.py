@@ -166,7 +166,7 @@ MUTANTS = [
     _mutant("a cancel is not recognised", "store/lua/cancel.lua", _RECALL, _FORGETS, _STORE),
     _mutant("a claim is not recognised", _TURN, _RECALL, _FORGETS, _STORE),
     _mutant("a settlement is not recognised", "store/lua/settle.lua", _RECALL, _FORGETS, _MACHINE),
-    _mutant("a revival is not recognised", "store/lua/revive.lua", _RECALL, _FORGETS, _MACHINE),
+    _mutant("a revival is not recognised", "store/lua/revive.lua", _RECALL, _FORGETS, _STORE),
     _mutant(
         "what arrives late is done",
         "store/lua/parts/memo.lua",

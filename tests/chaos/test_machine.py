@@ -255,7 +255,8 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), reply=replies)
     def revive(self, data, reply):
         """Give a dead letter another life."""
-        id = self.some(data)
+        dead = sorted(self.model.dead)
+        id = data.draw(st.sampled_from(dead), label="id") if dead else self.some(data)
         now = self.begin(reply)
         if self.model.revive(now, id):
             self.cancelled.discard(id)

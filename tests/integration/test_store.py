@@ -541,8 +541,9 @@ class TestControl:
         post(store, "tea", max_retries=0, expires="+1000000", payload='{"cup":1}')
         node.fail(node.claim()[0])
         now.tick(2_000)
-        assert store.revive("tea")
+        assert b"1" == store._line.once("revive", "tea", op="lane:1")
         assert not store.revive("tea")
+        assert b"1" == store._line.once("revive", "tea", op="lane:1"), "its reply was lost"
         (claim,) = node.claim()
         assert (1, b'{"cup":1}') == (claim.attempt, claim.payload)
 

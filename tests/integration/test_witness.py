@@ -150,6 +150,24 @@ class TestNoticed:
         post(store, "sugar", 60_000)
         assert 1 == len(store.told)
 
+    @pytest.mark.parametrize("gone", ["a post", "a claim"])
+    def test_looked_at_anew(self, client, store, node, gone):
+        """Who looks at the namespace anew finds out what is gone, whatever it asks."""
+        post(store, "tea")
+        snapshot = Snapshot(client, store.keys)
+        if gone == "a post":
+            post(store, "egg")
+        else:
+            assert 1 == len(node.claim())
+        snapshot.restore()
+        store.reopen()
+        store.peek("tea")
+        (error,) = store.told
+        assert not error.wiped
+        store.reopen()
+        store.peek("tea")
+        assert 1 == len(store.told), "told again"
+
     def test_replies_from_before(self, client, store, node, now):
         """A reply that was on its way when it was found out is believed by nobody, nor told."""
         post(store, "tea", 60_000)
