@@ -71,16 +71,19 @@ def _bars(work: Work, rows: list[Row], figure: str, way: str | None) -> str:
 
 
 def _growth(rows: list[Row]) -> dict[str, str]:
+    """Draw ours, and dashed in the same colours what is the least that there could be."""
     made = {}
     for name, (unit, figures) in _GROWTH.items():
-        series: dict[str, dict[float, float]] = {}
-        for row in rows:
-            who = row.contender.name if row.contender.floor else row.contender.id
-            if row.contender.floor or row.contender.id != "dtimer/tuned":
-                for figure, value in row.medians().items():
-                    if figure in figures and value > 0:
-                        line = series.setdefault(f"{who}: {figure}", {})
-                        line[row.params["pending"]] = value
-        if series:
-            made[f"growth-{name}"] = plots.lines(f"growth: {name}", "pending events", unit, series)
+        drawn = []
+        for who in ("dtimer/defaults", "least scripts/floor"):
+            mine = [row for row in rows if row.contender.id == who]
+            for colour, figure in zip(plots.COLOURS, figures, strict=False):
+                medians = {row.params["pending"]: row.medians().get(figure, 0) for row in mine}
+                points = {x: y for x, y in medians.items() if y > 0}
+                if points:
+                    floor = mine[0].contender.floor
+                    label = f"{figure}, floor" if floor else figure
+                    drawn.append(plots.Line(label, points, colour, floor))
+        if drawn:
+            made[f"growth-{name}"] = plots.lines(f"growth: {name}", "pending events", unit, drawn)
     return made

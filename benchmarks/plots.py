@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape, quoteattr
 TEXT, FAINT = "#7d828a", "#8b9098"
 _GRID = {"stroke": FAINT, "stroke_opacity": 0.3}
 OURS, PEER, FLOOR = "#3d8bd4", "#a58a5c", "#5f9e78"
-_LINES = ("#3d8bd4", "#c2703d", "#5f9e78", "#a06bb8", "#b0893a", "#5b8f9e")
+COLOURS = ("#3d8bd4", "#c2703d", "#5f9e78", "#a06bb8", "#b0893a", "#5b8f9e")
 
 _WIDTH = 720
 _FONT = 12
@@ -32,6 +32,16 @@ class Bar:
     low: float
     high: float
     colour: str = PEER
+
+
+@dataclass(frozen=True)
+class Line:
+    """Something that grows: its points, and how it is drawn."""
+
+    name: str
+    points: Mapping[float, float]
+    colour: str
+    dashed: bool = False
 
 
 @dataclass
@@ -133,33 +143,32 @@ def bars(title: str, unit: str, contenders: Sequence[Bar]) -> str:
     return drawing.text
 
 
-def lines(title: str, across: str, unit: str, series: Mapping[str, Mapping[float, float]]) -> str:
-    """Return a picture of lines, each with its name at its end; both scales logarithmic."""
-    named = _LETTER * max((len(name) for name in series), default=0)
+def lines(title: str, across: str, unit: str, drawn: Sequence[Line]) -> str:
+    """Return a picture of lines, their names beside their ends; both scales logarithmic."""
+    named = _LETTER * max((len(line.name) for line in drawn), default=0)
     left, right, top, bottom = 56, _WIDTH - 24 - named, 44, 320
     drawing = Drawing(_WIDTH, 372, title)
-    xs = [x for points in series.values() for x in points]
-    ys = [y for points in series.values() for y in points.values()]
-    along, up = around(xs, left, right), around(ys, bottom, top)
+    xs = [x for line in drawn for x in line.points]
+    along = Scale(min(xs), max(*xs, 10 * min(xs)), left, right)
+    up = around([y for line in drawn for y in line.points.values()], bottom, top)
     drawing.words(8, 20, f"{title} ({unit}, logarithmic)", font_weight="bold")
-    for decade in along.decades:
-        x = along(decade)
-        drawing.add("line", x1=x, y1=top, x2=x, y2=bottom, **_GRID)
-        drawing.words(x, bottom + 18, short(decade), text_anchor="middle", fill=FAINT)
+    for x in sorted(set(xs)):
+        drawing.add("line", x1=along(x), y1=top, x2=along(x), y2=bottom, **_GRID)
+        drawing.words(along(x), bottom + 18, short(x), text_anchor="middle", fill=FAINT)
     for decade in up.decades:
         y = up(decade)
         drawing.add("line", x1=left, y1=y, x2=right, y2=y, **_GRID)
         drawing.words(left - 6, y + 4, short(decade), text_anchor="end", fill=FAINT)
     drawing.words((left + right) / 2, bottom + 40, across, text_anchor="middle")
-    ends = _apart({n: up(points[max(points)]) for n, points in series.items() if points})
-    for n, (name, points) in enumerate(series.items()):
-        colour = _LINES[n % len(_LINES)]
-        path = " ".join(f"{along(x):.1f},{up(y):.1f}" for x, y in sorted(points.items()))
-        drawing.add("polyline", points=path, fill="none", stroke=colour, stroke_width=2)
-        for x, y in points.items():
-            drawing.add("circle", cx=along(x), cy=up(y), r=3, fill=colour)
-        if points:
-            drawing.words(along(max(points)) + 8, ends[name] + 4, name, fill=colour)
+    ends = _apart({line.name: up(line.points[max(line.points)]) for line in drawn})
+    for line in drawn:
+        path = " ".join(f"{along(x):.1f},{up(y):.1f}" for x, y in sorted(line.points.items()))
+        dashes = {"stroke_dasharray": "5 4"} if line.dashed else {}
+        style = {"fill": "none", "stroke": line.colour, "stroke_width": 2, **dashes}
+        drawing.add("polyline", points=path, **style)
+        for x, y in line.points.items():
+            drawing.add("circle", cx=along(x), cy=up(y), r=3, fill=line.colour)
+        drawing.words(right + 8, ends[line.name] + 4, line.name, fill=line.colour)
     return drawing.text
 
 

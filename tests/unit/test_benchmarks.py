@@ -318,9 +318,9 @@ class TestPlots:
 
     def test_names_of_lines_do_not_overlap(self):
         """Lines that end at one place have their names below one another."""
-        same = {name: {1.0: 5.0, 10.0: 5.0} for name in "abc"}
+        same = [plots.Line(name, {1.0: 5.0, 10.0: 5.0}, "red") for name in "abc"]
         root = ET.fromstring(plots.lines("t", "x", "y", same))
-        places = [float(e.get("y")) for e in root.findall(".//{*}text") if e.text in same]
+        places = [float(e.get("y")) for e in root.findall(".//{*}text") if e.text in list("abc")]
         assert 3 == len({math.floor(y) for y in places})
         assert all(b - a >= 12 for a, b in zip(sorted(places), sorted(places)[1:], strict=False))
 
