@@ -58,7 +58,7 @@ _TICK = 0.02
 _ASK = 0.5
 
 #: Seconds after which the memory of a node should be as large as it gets.
-_WARM = 15.0
+_WARM = 60.0
 
 #: By how many ms a call may pass its deadline, where more processes run than there are cores.
 _SLACK = 400
