@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from leftovers import nothing_left
-from servers import eventually
+from servers import Server, eventually
 
-from dtimer import DTimer
+from dtimer import DTimer, NotReplicated
 from dtimer.testing import Catch
 
 pytestmark = pytest.mark.topology
@@ -64,6 +64,34 @@ def test_a_cluster(cluster):
             assert {"in": ns} == events.next()[0]
             assert node.stats().totals["posted"] == 1
         other.leave()
+
+
+def test_replicas_in_a_cluster(cluster):
+    """A post that waits for a replica waits for one of the server that holds the namespace."""
+    client, servers = cluster
+    port = client.get_node_from_key("dtimer:{dt}:due").port
+    node = DTimer("node", client, timeout=2_000)
+    with pytest.raises(NotReplicated) as raised:
+        node.post({"n": 1}, 10_000, wait_replicas=1)
+    assert 0 == raised.value.acknowledged
+    options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"]
+    with Server(tcp=True, args=options) as replica, replica.client() as asked:
+        (master,) = (s for s in servers if s.port == port)
+        with master.client() as known:
+            id = known.execute_command("CLUSTER", "MYID").decode()
+        asked.execute_command("CLUSTER", "MEET", "127.0.0.1", port)
+        eventually(lambda: id in str(asked.execute_command("CLUSTER", "NODES")))
+        asked.execute_command("CLUSTER", "REPLICATE", id)
+        eventually(lambda: asked.info("replication").get("master_link_status") == "up")
+        event = node.post({"n": 2}, 10_000, wait_replicas=1)
+        asked.execute_command("READONLY")
+        assert asked.zscore("dtimer:{dt}:due", event) is not None
+        replica.pause()
+        with pytest.raises(NotReplicated):
+            node.post({"n": 3}, 10_000, wait_replicas=1)
+        replica.resume()
+    assert 3 == node.stats().totals["posted"]
+    node.leave()
 
 
 def test_a_server_of_the_cluster_restarts(cluster):
