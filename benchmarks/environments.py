@@ -68,7 +68,7 @@ class Environment:
 
     def _pip(self) -> None:
         subprocess.run([sys.executable, "-m", "venv", self.folder], check=True)
-        pip = [self.folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+        pip = [*self.command, "-m", "pip", "--disable-pip-version-check"]
         what = [*(["-e", str(ROOT)] if self.ours else []), *self.pins]
         subprocess.run([*pip, "install", "--quiet", *what], check=True, stderr=subprocess.DEVNULL)
 

@@ -26,7 +26,7 @@ _GROWTH = {
 def draw(results: Results, works: list[Work], folder: Path) -> list[Path]:
     """Write all plots, and return where they are."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = {}
+    made: dict[str, str] = {}
     for work in works:
         rows = list(results.rows(work.name).values())
         if work.name == "growth":
@@ -72,7 +72,7 @@ def _bars(work: Work, rows: list[Row], figure: str, way: str | None) -> str:
 
 def _growth(rows: list[Row]) -> dict[str, str]:
     """Draw ours, and dashed in the same colours what is the least that there could be."""
-    made = {}
+    made: dict[str, str] = {}
     for name, (unit, figures) in _GROWTH.items():
         drawn = []
         for who in ("dtimer/defaults", "least scripts/floor"):

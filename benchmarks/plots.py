@@ -53,7 +53,7 @@ class Drawing:
     title: str
     elements: list[str] = field(default_factory=list)
 
-    def add(self, tag: str, content: str = "", **attributes: object) -> None:
+    def add(self, tag: str, content: str = "", /, **attributes: object) -> None:
         """Add an element. Underscores in names become dashes."""
         said = "".join(
             f" {name.replace('_', '-')}={quoteattr(_said(value))}"
@@ -61,7 +61,7 @@ class Drawing:
         )
         self.elements.append(f"<{tag}{said}>{escape(content)}</{tag}>")
 
-    def words(self, x: float, y: float, content: str, **attributes: object) -> None:
+    def words(self, x: float, y: float, content: str, /, **attributes: object) -> None:
         """Add text."""
         self.add("text", content, x=x, y=y, **{"fill": TEXT, **attributes})
 

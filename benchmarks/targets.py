@@ -38,18 +38,18 @@ def _row(results: Results, work: str, who: str, params: dict[str, Any]) -> Row |
     return results.rows(work).get(key(who, params))
 
 
-def _figure(work: str, figure: str, who: str = _OURS, **params: Any) -> Callable[..., Any]:
+def _figure(work: str, figure: str, params: dict[str, Any]) -> Callable[..., Any]:
     """Read the median of a figure of ours."""
 
     def read(results: Results) -> float | None:
-        row = _row(results, work, who, params)
+        row = _row(results, work, _OURS, params)
         rounds = row.main(figure) if row else None
         return middle(rounds) if rounds else None
 
     return read
 
 
-def _worst(work: str, figure: str, **params: Any) -> Callable[..., Any]:
+def _worst(work: str, figure: str, params: dict[str, Any]) -> Callable[..., Any]:
     """Read the greatest that a figure of ours was in any round."""
 
     def read(results: Results) -> float | None:
@@ -112,9 +112,9 @@ _ONE, _TEN, _HUNDRED = ({"batch": batch, "processes": 1} for batch in (1, 10, 10
 _RATE = "events/s"
 
 TARGETS = (
-    Target("lateness p50, ms", 0.8, _figure("lateness", "p50", **_ALONE)),
-    Target("lateness p99, ms", 2.5, _figure("lateness", "p99", **_ALONE)),
-    Target("early events", 0, _worst("lateness", "early", **_ALONE)),
+    Target("lateness p50, ms", 0.8, _figure("lateness", "p50", _ALONE)),
+    Target("lateness p99, ms", 2.5, _figure("lateness", "p99", _ALONE)),
+    Target("early events", 0, _worst("lateness", "early", _ALONE)),
     *(
         Target(
             f"lateness {part}, of the best peer's",
@@ -137,7 +137,9 @@ TARGETS = (
         _times("posting", _RATE, {"way": "one"}, _CALL, {"way": "one"}),
         most=False,
     ),
-    Target("posting in bulk, events/s", 40_000, _figure("posting", _RATE, way="bulk"), most=False),
+    Target(
+        "posting in bulk, events/s", 40_000, _figure("posting", _RATE, {"way": "bulk"}), most=False
+    ),
     Target(
         "posting in bulk, of the best Python peer",
         8,
@@ -150,8 +152,8 @@ TARGETS = (
         _times("drain", _RATE, _ONE, _CALL, _ONE),
         most=False,
     ),
-    Target("drain by 10, events/s", 20_000, _figure("drain", _RATE, **_TEN), most=False),
-    Target("drain by 100, events/s", 30_000, _figure("drain", _RATE, **_HUNDRED), most=False),
+    Target("drain by 10, events/s", 20_000, _figure("drain", _RATE, _TEN), most=False),
+    Target("drain by 100, events/s", 30_000, _figure("drain", _RATE, _HUNDRED), most=False),
     Target(
         "drain by 100, of a bare EVALSHA",
         3.5,
@@ -173,11 +175,11 @@ TARGETS = (
     Target(
         "bytes over the payload, 1 M pending",
         200,
-        _figure("memory", "over the payload", pending=1_000_000, size=50),
+        _figure("memory", "over the payload", {"pending": 1_000_000, "size": 50}),
     ),
-    Target("idle, commands of the node a second", 2, _figure("idle", "calls/s", nodes=1)),
-    Target("idle, all commands a second", 12, _figure("idle", "commands/s", nodes=1)),
-    Target("idle, % of a core", 0.5, _figure("idle", "cpu %", nodes=1)),
+    Target("idle, commands of the node a second", 2, _figure("idle", "calls/s", {"nodes": 1})),
+    Target("idle, all commands a second", 12, _figure("idle", "commands/s", {"nodes": 1})),
+    Target("idle, % of a core", 0.5, _figure("idle", "cpu %", {"nodes": 1})),
     *(
         Target(
             f"growth: {figure} at 5 M pending, of that at 1 k",
@@ -187,10 +189,12 @@ TARGETS = (
         )
         for figure in ("post/s", "drain 1/s", "drain 100/s")
     ),
-    Target("recovery of 100 000, s", 8, _figure("recovery", "seconds", batch=100)),
-    Target("a foreign GET meanwhile, p99 ms", 10, _figure("recovery", "GET p99 ms", batch=100)),
-    Target("import dtimer, of import redis", 1.3, _figure("startup", "of import redis")),
-    Target("dtimer --version, ms", 150, _figure("startup", "dtimer --version")),
+    Target("recovery of 100 000, s", 8, _figure("recovery", "seconds", {"batch": 100})),
+    Target(
+        "a foreign GET meanwhile, p99 ms", 10, _figure("recovery", "GET p99 ms", {"batch": 100})
+    ),
+    Target("import dtimer, of import redis", 1.3, _figure("startup", "of import redis", {})),
+    Target("dtimer --version, ms", 150, _figure("startup", "dtimer --version", {})),
 )
 
 

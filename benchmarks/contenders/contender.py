@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-DEFAULTS, TUNED, FLOOR = "defaults", "tuned", "floor"
-
-Setting = Literal["defaults", "tuned", "floor"]
+DEFAULTS: Final = "defaults"
+TUNED: Final = "tuned"
+FLOOR: Final = "floor"
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Contender:
     """
 
     name: str
-    setting: Setting
+    setting: Literal["defaults", "tuned", "floor"]
     environment: str
     driver: str
     package: str = ""
