@@ -10,6 +10,11 @@ from servers import Server, any_server, clear
 from dtimer.errors import StoreError
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the slow ones, so that no core is left with one when the others are done."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def server():
     """The server of this test worker, on a unix socket. Without one nothing is tested."""

@@ -49,6 +49,7 @@ def run(client, seed, steps=STEPS):
         clear(client, ns)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("seeds", _ranges(), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 def test_whatever_the_order(client, seeds):

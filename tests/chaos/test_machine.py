@@ -644,6 +644,7 @@ def _beat(text: bytes) -> tuple[Any, ...]:
     return (*numbers, beat["paused"] == "1")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(0 if EXAMPLES else 240)
 def test_the_store_keeps_its_promises(server):
     """Whatever is asked, by whom and when, the store does what the model says."""
