@@ -97,9 +97,9 @@ MUTANTS = [
     ),
     _mutant(
         "a try that was overtaken hands back what is being handled",
-        _TURN,
-        "NOW > token + lease and asked > tonumber(last)",
-        "NOW > token + lease",
+        "store/lua/parts/again.lua",
+        "local impatient = latest and NOW > first + lease",
+        "local impatient = NOW > first + lease",
         _STORE,
         _ORDERS,
     ),
@@ -129,7 +129,7 @@ MUTANTS = [
     _mutant(
         "claimed a millisecond early",
         _TURN,
-        "due = redis.call('ZRANGEBYSCORE', DUE, '-inf', digits(NOW), 'WITHSCORES'",
+        "due = redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'WITHSCORES'",
         "due = redis.call('ZRANGEBYSCORE', DUE, '-inf', digits(NOW + 1000), 'WITHSCORES'",
         _STORE,
         _MACHINE,
@@ -276,13 +276,13 @@ MUTANTS = [
     _mutant(
         "payloads are read and written by the script",
         _TURN,
-        "for _, v in ipairs({id, text, tostring(attempt + 1), due[2 * i], bodies[i]}) do",
+        "reply[#reply + 1] = mark .. length .. '|' .. id .. bodies[i]",
         "local function again(head, payload)\n"
         "        local fine, read = pcall(cjson.decode, payload)\n"
         "        return fine and head .. cjson.encode(read) or head .. payload\n"
         "      end\n"
         "      local body = string.gsub(bodies[i], '^([^|]*|)(.*)$', again)\n"
-        "      for _, v in ipairs({id, text, tostring(attempt + 1), due[2 * i], body}) do",
+        "      reply[#reply + 1] = mark .. length .. '|' .. id .. body",
         "tests/acceptance/test_promises_payload.py",
         _MACHINE,
     ),
@@ -298,8 +298,8 @@ MUTANTS = [
     _mutant(
         "a lost lease is not counted",
         _TURN,
-        "held[#held + 1] = text .. ',' .. (attempt + 1) .. ','",
-        "held[#held + 1] = text .. ',' .. (last and attempt or attempt + 1) .. ','",
+        "digits(token) .. ',' .. digits(attempt + 1) .. ','",
+        "digits(token) .. ',' .. digits(last and attempt or attempt + 1) .. ','",
         _STORE,
     ),
     _mutant(
