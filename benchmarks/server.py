@@ -55,7 +55,8 @@ class Server:
                 stdin=subprocess.DEVNULL,
             )
         atexit.register(self.close)
-        self.client: Any = redis.Redis.from_url(self.url)
+        # To forget five millions takes longer than a client waits by default.
+        self.client: Any = redis.Redis.from_url(self.url, socket_timeout=120)
         self._wait()
 
     @property

@@ -13,7 +13,7 @@ main(async ({ url, role, batch, options }) => {
   const leased = options.maxRetries > 0;
   const settings = options.maxEvents ? { maxEvents: batch > 1 ? batch : options.maxEvents } : {};
   const timer = role === 'consume'
-    ? new DTimer('node', connect(), connect(), settings)
+    ? new DTimer(`node-${process.pid}`, connect(), connect(), settings)
     : new DTimer('poster', connect(), null, settings);
   const post = (body, due) => timer.post(
     leased ? { ...body, maxRetries: options.maxRetries } : body, delayTo(due),
