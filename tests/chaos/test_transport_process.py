@@ -23,7 +23,7 @@ LATER = 3_600_000  # ms; no test is there to see it
 # told, and whether its threads are those that they were.
 _STARVED = """
 import resource, time
-node = timer(lease=600, poll_interval=100, timeout=300)
+node = timer(lease=600, poll_interval=100, timeout=1_000)
 told = []
 node.on("error", lambda e: (told.append(e), say("error", e)))
 node.on("event", lambda events: say("event", events[0]["n"]))
