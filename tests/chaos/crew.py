@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -114,6 +115,7 @@ class Crew:
         self._flags = _FLAGS if strict else _FLAGS[2:]
         self._starts = 0
         self.members: list[Member] = []
+        self._watches: list[threading.Thread] = []
         self.kills = 0
         #: What went wrong with the processes themselves.
         self.complaints: list[str] = []
@@ -155,6 +157,15 @@ class Crew:
             )
         member.begun = time.monotonic()
         member.frozen = False
+        # On a thread: the checker has to know when, whatever the supervisor is busy with.
+        watch = threading.Thread(target=self._watch, args=(member.name, member.process))
+        watch.start()
+        self._watches.append(watch)
+
+    def _watch(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        """Record the death of a process when it comes."""
+        if process.wait() == -signal.SIGKILL:
+            self._pen.note("kill", pid=process.pid, who=f"{name}.{process.pid}")
 
     def _stderr(self, member: Member) -> Path:
         return self._folder / f"{member.name}.stderr"
@@ -176,7 +187,6 @@ class Crew:
         member.process = None
         if status == -signal.SIGKILL:
             self.kills += 1
-            self._pen.note("kill", pid=process.pid, who=f"{member.name}.{process.pid}")
         elif status:
             self.complaints.append(f"{member.name}.{process.pid} ended with status {status}")
 
@@ -227,6 +237,8 @@ class Crew:
             member.proxy.close()
             if member.ears:
                 member.ears.close()
+        for watch in self._watches:
+            watch.join()
 
     def __enter__(self) -> Self:
         return self
