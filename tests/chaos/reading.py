@@ -69,6 +69,8 @@ class Reading(Program):
         if chance < 0.02:
             self.ended.wait(2 * LEASE / 1000)
         elif chance < 0.03:
+            # Of this thread nobody hears any more, so the key is handed out again.
+            self.pen.note("retry", face="runat", id=key, accepted=True)
             raise _Enough(key)
         else:
             threading.Event().wait(self.rng.uniform(0, 0.01))
