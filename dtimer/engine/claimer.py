@@ -17,6 +17,7 @@ time at once. So a lost reply delays its events by a try, and not by a lease.
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -103,6 +104,7 @@ class Claimer(Service):
         self._changed = changed
         self._announce = announce
         self._pace = Pace()
+        self._pid = os.getpid()
         self._seq = 0
         self._request: TurnRequest | None = None
         self._pause = _FIRST_PAUSE
@@ -165,7 +167,9 @@ class Claimer(Service):
 
         To wake the claimer, and be woken by it, would cost more than the turn itself.
         """
-        if self.stopping or not self._turning.acquire(blocking=False):
+        # In a child that a handler has forked, this hand is the parent's no more.
+        ours = os.getpid() == self._pid
+        if not ours or self.stopping or not self._turning.acquire(blocking=False):
             self._bell.ring()
             return
         try:

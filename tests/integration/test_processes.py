@@ -530,3 +530,37 @@ say(dt.peek("tea"), dt.peek("egg").event)
         )
         assert ["child 0", "None {'by': 'child'}"] == [program.hear() for _ in range(2)]
         assert "" == program.end(0)
+
+    def test_out_of_a_handler(self, script):
+        """
+        A child that goes on where a handler forked takes no turn in its parent's name: what is
+        due is not claimed by a process that nobody knows of.
+        """
+        program = script(
+            FORK
+            + """
+dt = timer()
+done = threading.Event()
+
+@dt.on("event")
+def handle(events):
+    if events[0].id == "egg":
+        return
+    dt.post({}, id="egg")
+    child = os.fork()
+    if child == 0:
+        # Its hand goes home after this.
+        dispatcher._inbox.put(None)
+        return
+    os.waitpid(child, 0)
+    say(dt.peek("egg").state.value)
+    done.set()
+
+with dt:
+    dispatcher = dt._life._dispatcher
+    dt.post({}, id="tea")
+    assert done.wait(10)
+"""
+        )
+        assert "scheduled" == program.hear()
+        assert "" == program.end(0)
