@@ -49,4 +49,4 @@ fuzz: .venv/made
 	.venv/bin/python tests/chaos/fuzz.py $(or $(SECONDS),60) $(SEED)
 
 audit:
-	.ci/run audit
+	AUDIT=strict .ci/run audit
