@@ -67,7 +67,11 @@ class TestVeryManyDue:
         each once. Other clients of the server hardly notice, and a handler that runs
         meanwhile keeps its lease.
         """
-        with Watch(own, "chaos") as watch, Script(own, "chaos", _FOREIGN) as foreign:
+        held, go_on = threading.Event(), threading.Event()
+        with contextlib.ExitStack() as stack:
+            watch = stack.enter_context(Watch(own, "chaos"))
+            foreign = stack.enter_context(Script(own, "chaos", _FOREIGN))
+            stack.callback(go_on.set)
             assert "ready" == foreign.hear()
             poster = DTimer("bulk", own.url, ns="chaos", timeout=10_000)
             poster.pause()
@@ -75,7 +79,6 @@ class TestVeryManyDue:
             watch.client.config_resetstat()
             times: Counter[str] = Counter()
             attempts: set[int] = set()
-            held, go_on = threading.Event(), threading.Event()
 
             def handle(events):
                 times.update(ev.id for ev in events)
@@ -85,15 +88,18 @@ class TestVeryManyDue:
                 held.set()
                 assert go_on.wait(60)
 
-            slow = watch.node("slow", handler=hold, max_events=1)
-            drain = DTimer("drain", own.url, ns="chaos", **OPTIONS | {"max_events": 100})
+            # Shorter leases than it takes; and calls that wait for a machine with much to do.
+            patient = {"lease": 2_000, "timeout": 5_000}
+            slow = watch.node("slow", handler=hold, max_events=1, **patient)
+            drain = DTimer("drain", own.url, ns="chaos", max_events=100, **patient)
             errors = Catch(drain, "error")
             drain.on("event", handle)
             poster.resume()
             with drain:
                 assert held.wait(PATIENCE)
                 eventually(lambda: len(times) == MANY - 1, 50)
-                assert poster.stats().in_flight == 1
+                # All others have been confirmed, and it is still held.
+                eventually(lambda: poster.stats().in_flight == 1)
             foreign.tell("stop")
             asked, p99, _ = map(float, foreign.hear().split())
             go_on.set()
