@@ -320,10 +320,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="decides what is done")
     parser.add_argument("--events", type=int, default=0, help="end it when so many are posted")
     parser.add_argument("--keep", action="store_true", help="keep the history of a run that passed")
+    parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
     given = parser.parse_args(arguments)
     seed = random.randrange(10**6) if given.seed is None else given.seed
     minutes = given.minutes or (15.0 if given.events else 1.0)
     report = soak(Plan(minutes, seed, given.events), keep=given.keep)
+    if given.json:
+        given.json.write_text(report.as_json() + "\n")
     print(report)  # noqa: T201
     return 0 if report.passed else 1
 
