@@ -72,6 +72,9 @@ _STEPS = 40
 #: The part of the time in which posts get through, at the least.
 _SHARE = 0.5
 
+#: How much longer it may take to post as many as are asked for, in times of what was planned.
+_OVERTIME = 3
+
 #: For a million events it is the kills that matter; and what stops everything, stops everything.
 _BULK_WEIGHTS = {"F58": 10, "F59": 10}
 
@@ -158,7 +161,7 @@ class Soak:
         self._phase("healthy")
         self._last(_BEFORE)
         self._phase("faulty")
-        self._last(60 * self.plan.minutes - _BEFORE - _AFTER, nemesis=True)
+        self._suffer(60 * self.plan.minutes - _BEFORE - _AFTER)
         self.nemesis.heal()
         self._phase("healed")
         self._last(_AFTER)
@@ -231,15 +234,21 @@ class Soak:
         self.pen.note("phase", phase=name)
         self._phases.append(time.monotonic())
 
-    def _last(self, seconds: float, *, nemesis: bool = False) -> None:
-        """Let it go on for so long, or until enough has been posted."""
+    def _last(self, seconds: float) -> None:
+        """Let it go on for so long."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self._tick()
-            if nemesis:
-                self.nemesis.act()
-                if self._enough():
-                    return
+
+    def _suffer(self, seconds: float) -> None:
+        """Let it go on with the nemesis for so long, or until enough has been posted."""
+        until = time.monotonic() + seconds
+        while self._posted < self.plan.events if self.plan.events else time.monotonic() < until:
+            self._tick()
+            self.nemesis.act()
+            if time.monotonic() > until + _OVERTIME * seconds:
+                self.wrong.append(f"only {self._posted} events were posted")
+                return
 
     def _tick(self) -> None:
         self.crew.tend()
@@ -258,9 +267,6 @@ class Soak:
                 self.memory.append(int(self._hurried.info("memory")["used_memory"]))
                 self._posted = int(self._hurried.hget(Keys.of(NS).sys, "n:posted") or 0)
         threading.Event().wait(_TICK)
-
-    def _enough(self) -> bool:
-        return 0 < self.plan.events <= self._posted
 
     def _drain(self) -> None:
         """Wait until nothing near is pending, as long as there is progress."""
@@ -316,14 +322,16 @@ class Soak:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it as the command line says; return the status to exit with."""
     parser = argparse.ArgumentParser(prog="python -m chaos.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, help="how long it lasts at most: 1, or 15")
+    parser.add_argument(
+        "--minutes", type=float, help="how long it lasts: 1; or, with events, 10 or so"
+    )
     parser.add_argument("--seed", type=int, default=None, help="decides what is done")
     parser.add_argument("--events", type=int, default=0, help="end it when so many are posted")
     parser.add_argument("--keep", action="store_true", help="keep the history of a run that passed")
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
     given = parser.parse_args(arguments)
     seed = random.randrange(10**6) if given.seed is None else given.seed
-    minutes = given.minutes or (15.0 if given.events else 1.0)
+    minutes = given.minutes or (10.0 if given.events else 1.0)
     report = soak(Plan(minutes, seed, given.events), keep=given.keep)
     if given.json:
         given.json.write_text(report.as_json() + "\n")
