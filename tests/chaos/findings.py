@@ -15,10 +15,9 @@ from chaos.troubles import name_of
 SECOND = 1_000_000_000
 
 #: What a person has to see to is tried again after 5 s: it must not be hammered.
-#: And the successor of a process that was killed has to start first.
-SLOW = {"F103": 5, "F104": 5, "killed": 3}
+SLOW = {"F103": 5, "F104": 5}
 
-#: What comes of these is told as ``killed``, counted from when the supervisor noticed.
+#: What comes of these is told as ``killed``, counted from the beginning of the successor.
 _DEATHS = {"F58", "F59"}
 
 #: Errors that a node must never emit, whatever is done to its server.
@@ -52,6 +51,8 @@ class Findings:
     strikes: list[Strike] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        # When processes of a name began.
+        self._begun: dict[str, list[int]] = defaultdict(list)
         # When somebody was of service.
         self._service: dict[str, array[int]] = defaultdict(lambda: array("q"))
 
@@ -64,6 +65,11 @@ class Findings:
                 found._saw(record)
         for times in found._service.values():
             times[:] = array("q", sorted(times))
+        for strike in found.strikes:
+            if strike.fault == "killed":
+                # Nobody can be of service before the successor has begun.
+                later = [t for t in found._begun[strike.target] if t > strike.begin]
+                strike.end = min(later, default=strike.begin)
         return found
 
     def _saw(self, record: dict[str, Any]) -> None:
@@ -80,7 +86,9 @@ class Findings:
                 self.bugs.append(f"{record['p']} emitted {record['kind']}: {record['text']}")
         elif op == "log" and record["level"] in ("ERROR", "CRITICAL"):
             self.bugs.append(f"{record['p']} logged: {record['text']}")
-        elif op == "node" and record["phase"] == "end":
+        elif op == "node" and record["phase"] == "begin":
+            self._begun[who].append(record["t"])
+        elif op == "node":
             for what in ("threads", "descriptors"):
                 if record[what]:
                     self.left.append(f"{record['p']} left {what}: {record[what]}")

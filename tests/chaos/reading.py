@@ -69,8 +69,6 @@ class Reading(Program):
         if chance < 0.02:
             self.ended.wait(2 * LEASE / 1000)
         elif chance < 0.03:
-            # Of this thread nobody hears any more, so the key is handed out again.
-            self.pen.note("retry", face="runat", id=key, accepted=True)
             raise _Enough(key)
         else:
             threading.Event().wait(self.rng.uniform(0, 0.01))
@@ -86,8 +84,11 @@ class Reading(Program):
             try:
                 self._read(queue, until)
             except _Enough as e:
-                # The thread ends with a key in hand.
                 failure.append(e)
+            # What this thread has in hand nobody confirms, so it is handed out again.
+            read = getattr(queue._mine, "read", None)
+            if read is not None and not read.done.is_set():
+                self.pen.note("retry", face="runat", id=read.event.id, accepted=True)
 
         queue = self._make()
         try:

@@ -147,6 +147,21 @@ class TestFindings:
             if strike.fault == "F22"
         ]
 
+    def test_who_was_not_there_does_not_recover(self, tmp_path):
+        """A node that was killed and whose successor still starts is late for another reason."""
+        self.write(
+            tmp_path,
+            "supervisor.1",
+            (10**9, '"op":"kill","ph":"ok","pid":2,"who":"node-1.2"'),
+            self.fault(8 * 10**9, "begin"),
+            self.fault(9 * 10**9, "end"),
+        )
+        begin = '"op":"node","ph":"ok","phase":"begin"'
+        run = '"op":"run","ph":"inv","k":1'
+        self.write(tmp_path, "node-1.3", (12 * 10**9, begin), (13 * 10**9, run))
+        told = [(s.fault, ms) for s, _, ms in Findings.of(History(tmp_path)).recoveries()]
+        assert [("killed", 1000.0)] == told
+
     def test_what_is_left_behind_is_found(self, tmp_path):
         """A thread that is there after the end of a program is a finding, and so is a bug."""
         node = '"op":"node","ph":"ok","phase":"end","descriptors":[],"threads":["dtimer-herald"]'
