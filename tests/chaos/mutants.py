@@ -119,14 +119,20 @@ def try_out(mutant: Mutant) -> Outcome:
     return Outcome(mutant, None, time.monotonic() - began)
 
 
-def _run(folder: Path, tests: str) -> str | None:
+def _command(tests: str, *more: str) -> list[str]:
     command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-n0"]
+    command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
     # The project's own path would lead to the library as it is.
-    command += ["-p", "no:cacheprovider", "-p", "planted", "-o", "pythonpath=tests", tests]
+    command += ["-p", "no:cacheprovider", "-p", "planted", "-o", "pythonpath=tests"]
+    return [*command, *more, str(ROOT / tests)]
+
+
+def _run(folder: Path, tests: str) -> str | None:
     process = subprocess.Popen(
-        command,
+        _command(tests),
         env=_environment(folder),
-        cwd=ROOT,
+        # A program that a test starts finds its library in its own folder first.
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -142,7 +148,25 @@ def _run(folder: Path, tests: str) -> str | None:
         raise RuntimeError(f"the tests did not use the copy in {folder}")
     if process.returncode == 0:
         return None
-    return _first_failure(said)
+    killer = _first_failure(said)
+    if "::" not in killer and killer != _HUNG and not _can_run(tests):
+        raise RuntimeError(f"{tests} cannot be run, with no mutant either:\n{said[-2000:]}")
+    return killer
+
+
+def _can_run(tests: str) -> bool:
+    with tempfile.TemporaryDirectory(prefix="sound-") as name:
+        folder = Path(name)
+        _copy(folder)
+        (folder / "planted.py").write_text(_GUARD, "utf-8")
+        process = subprocess.run(
+            _command(tests, "--collect-only"),
+            env=_environment(folder),
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+    return process.returncode == 0
 
 
 def table(outcomes: Sequence[Outcome]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from chaos import mutants
@@ -69,3 +71,18 @@ def test_a_survivor_is_told(capsys):
     assert "SURVIVED" in said
     assert said.rstrip().endswith("2 mutants, 1 killed, 1 survived")
     assert _QUICK in said, "the test that killed the other"
+
+
+def test_programs_have_the_mutant_too(capsys):
+    """A program that a test starts in a process of its own runs the copy as well."""
+    forgetful = next(m for m in MUTANTS if m.name == "a fork is not noticed")
+    only = "tests/integration/test_processes.py::TestFork::test_nothing_is_inherited"
+    assert 0 == main([], [replace(forgetful, tests=(only,))])
+    assert only in capsys.readouterr().out
+
+
+def test_tests_that_cannot_be_run():
+    """Tests that fail without a mutant, too, kill none: to take that for a kill is an error."""
+    gone = "tests/unit/test_gone.py"
+    with pytest.raises(RuntimeError, match="cannot be run, with no mutant either"):
+        main([], [mutant("BUCKETS = 81", "BUCKETS = 82", gone)])
