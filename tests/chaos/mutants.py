@@ -102,7 +102,10 @@ def _environment(folder: Path) -> dict[str, str]:
 def _first_failure(said: str) -> str:
     found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", said, re.MULTILINE)
     hung = re.search(r"^(tests\S+::\S+).*?Timeout|Timeout", said, re.DOTALL)
-    return found[1] if found else _HUNG if hung else "(it could not be run)"
+    if found:
+        # Named from the folder of the copy.
+        return re.sub(r"^.*?(?=tests/)", "", found[1])
+    return _HUNG if hung else "(it could not be run)"
 
 
 def try_out(mutant: Mutant) -> Outcome:
