@@ -30,6 +30,10 @@ class DriverError(Exception):
     """A driver ended, or said nothing for too long. Tells the end of what it wrote to stderr."""
 
 
+class NobodyCame(Exception):
+    """Not one handler was called, so there is nothing to rate."""
+
+
 @dataclass(frozen=True, slots=True)
 class Handled:
     """One call of a handler for one event; all in µs since the epoch."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.bench import Bench, Cell, now_us, post
 from benchmarks.contenders import Contender
-from benchmarks.driver import Driver, Journal
+from benchmarks.driver import Driver, Journal, NobodyCame
 
 _EVENTS = 100_000
 _LATEST = 20  # seconds without a handler
@@ -58,7 +58,9 @@ class Recovery:
                 meanwhile = foreign.ask({})
                 handled = team.journal.read()
         journal.close()
-        last = max((one.at for one in handled), default=now_us()) / 1e6
+        if not handled:
+            raise NobodyCame(f"none of {count} events was handled")
+        last = max(one.at for one in handled) / 1e6
         # A consumer may have begun before it said so.
         seconds = max(1e-3, last - min(ready, min(one.at for one in handled) / 1e6))
         return {

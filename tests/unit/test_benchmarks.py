@@ -14,7 +14,7 @@ from benchmarks import plots, tables
 from benchmarks.__main__ import WORKS
 from benchmarks.bench import Cell, Scale
 from benchmarks.contenders import CONTENDERS, choose
-from benchmarks.driver import PEERS, Handled
+from benchmarks.driver import PEERS, Handled, NobodyCame
 from benchmarks.environments import ENVIRONMENTS
 from benchmarks.figures import each_second, middle, quantile, ratio, spread
 from benchmarks.pictures import draw
@@ -152,6 +152,11 @@ class TestSummaries:
         assert 1000 == found["events/s"]
         assert 500 == pytest.approx(found["from due"], rel=0.01)
         assert (101, 1, 0) == (found["first ms"], found["missing"], found["twice"])
+
+    def test_a_drain_of_nothing(self):
+        """A contender that handled nothing has no rate, and that is told as what it is."""
+        with pytest.raises(NobodyCame, match="none of 7 events"):
+            drain.summary([], 7, 0)
 
 
 class TestMonitor:
