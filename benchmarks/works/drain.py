@@ -67,8 +67,8 @@ def measure(
     with bench.team(contender, processes, batch) as team, bench.poster(contender, team) as poster:
         time.sleep(SETTLE)
         # The first of them pays for the connection, which says nothing about the rest.
-        for _ in range(2):
-            probe = poster.ask(post(contender, _PROBE, far()))
+        poster.ask(post(contender, _PROBE, far()))
+        probe = poster.ask(post(contender, _PROBE, far()))
         due = now_us() + round(1e6 * (1 + 2 * count * probe["seconds"] / _PROBE))
         poster.ask(post(contender, count, due))
         left = (due - now_us()) / 1e6
