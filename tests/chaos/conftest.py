@@ -7,6 +7,8 @@ from proxy import Proxy
 from servers import Server
 
 from chaos.expectations import Watch
+from chaos.story import Story
+from dtimer import DTimer
 
 
 @pytest.fixture
@@ -31,3 +33,18 @@ def watch(own, request):
         request.getfixturevalue("proxy")
     with Watch(own, "chaos") as watch:
         yield watch
+
+
+@pytest.fixture
+def caller(watch, own):
+    """Someone who only posts, and has a connection already."""
+    timer = DTimer("caller", own.url, ns=watch.ns, timeout=300)
+    timer.stats()
+    yield timer
+    timer.leave()
+
+
+@pytest.fixture
+def story(tmp_path):
+    """A history to be told by hand."""
+    return Story(tmp_path)

@@ -147,3 +147,18 @@ class Story:
     def check(self, **options: Any) -> Verdict:
         """Return the checker's verdict on it."""
         return check(self.write(final=not options.get("partial", False)), **options)
+
+
+def accepted(story: Story, **options: Any) -> Verdict:
+    """Hold that nothing is found wrong, and return the verdict."""
+    verdict = story.check(**options)
+    assert {} == verdict.broken, f"\n{verdict}"
+    return verdict
+
+
+def caught(story: Story, invariant: str, words: str = "", **options: Any) -> Verdict:
+    """Hold that this invariant, and this for the reason given, is found broken."""
+    verdict = story.check(**options)
+    texts = [str(v) for v in verdict.violations if v.invariant == invariant]
+    assert any(words in text for text in texts), f"no {invariant} {words!r} in:\n{verdict}"
+    return verdict

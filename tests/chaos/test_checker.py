@@ -8,28 +8,17 @@ import pytest
 
 from chaos import checker
 from chaos.history import HistoryError
-from chaos.story import LEASE, NODE, OTHER, POSTER, SUPERVISOR, Story, server_us
+from chaos.story import (
+    LEASE,
+    NODE,
+    OTHER,
+    POSTER,
+    SUPERVISOR,
+    accepted,
+    caught,
+    server_us,
+)
 from chaos.table import as_json, as_text
-
-
-@pytest.fixture
-def story(tmp_path):
-    return Story(tmp_path)
-
-
-def accepted(story, **options):
-    """Hold that nothing is found wrong, and return the verdict."""
-    verdict = story.check(**options)
-    assert {} == verdict.broken, f"\n{verdict}"
-    return verdict
-
-
-def caught(story, invariant, words="", **options):
-    """Hold that this invariant, and this for the reason given, is found broken."""
-    verdict = story.check(**options)
-    texts = [str(v) for v in verdict.violations if v.invariant == invariant]
-    assert any(words in text for text in texts), f"no {invariant} {words!r} in:\n{verdict}"
-    return verdict
 
 
 class TestOrdinary:

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from chaos.story import NODE, OTHER, POSTER, Story, server_us
+from chaos.story import NODE, OTHER, POSTER, accepted, caught, server_us
 
 EVERY = 200
 FIRST = 1000
 
 RUNAT = {"face": "runat"}
-
-
-@pytest.fixture
-def story(tmp_path):
-    return Story(tmp_path)
 
 
 def nominal(i):
@@ -41,19 +36,6 @@ def beat(story, i, *, late=1, missed=0, **more):
 def ends(story, i):
     """Tell that the i-th is pending at the end."""
     story.ends(pending=[occurrence(i)])
-
-
-def accepted(story, **options):
-    verdict = story.check(**options)
-    assert {} == verdict.broken, f"\n{verdict}"
-    return verdict
-
-
-def caught(story, invariant, words="", **options):
-    verdict = story.check(**options)
-    texts = [str(v) for v in verdict.violations if v.invariant == invariant]
-    assert any(words in text for text in texts), f"no {invariant} {words!r} in:\n{verdict}"
-    return verdict
 
 
 class TestLegalChains:

@@ -16,15 +16,6 @@ pytestmark = pytest.mark.chaos
 LATER = 3_600_000  # ms; no test is there to see it
 
 
-@pytest.fixture
-def caller(watch, own):
-    """Someone who only posts, and has a connection already."""
-    timer = DTimer("caller", own.url, ns=watch.ns, timeout=300)
-    timer.stats()
-    yield timer
-    timer.leave()
-
-
 @pytest.mark.fault("F25")
 @pytest.mark.parametrize("kind", ["WRITE", "ALL"])
 def test_a_short_pause(watch, own, caller, kind):

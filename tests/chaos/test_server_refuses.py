@@ -12,20 +12,11 @@ import pytest
 from servers import eventually
 
 from chaos.held import Held
-from dtimer import DTimer, OutcomeUnknown, StoreError
+from dtimer import OutcomeUnknown, StoreError
 
 pytestmark = pytest.mark.chaos
 
 LATER = 3_600_000  # ms; no test is there to see it
-
-
-@pytest.fixture
-def caller(watch, own):
-    """Someone who only posts, and has a connection already."""
-    timer = DTimer("caller", own.url, ns=watch.ns, timeout=300)
-    timer.stats()
-    yield timer
-    timer.leave()
 
 
 @pytest.mark.fault("F30")

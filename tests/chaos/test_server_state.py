@@ -19,15 +19,6 @@ pytestmark = pytest.mark.chaos
 _SET = b"*3\r\n$3\r\nSET\r\n$6\r\nfiller\r\n$1\r\nx\r\n"
 
 
-@pytest.fixture
-def caller(watch, own):
-    """Someone who only posts, and has a connection already."""
-    timer = DTimer("caller", own.url, ns=watch.ns, timeout=300)
-    timer.stats()
-    yield timer
-    timer.leave()
-
-
 class Foreign:
     """
     A foreign client that has the server run a script without an end; in a thread.
