@@ -323,7 +323,7 @@ class World:
         self.crashing: Node | None = None
         self.crash_at = ""
         #: Requests that the network has not delivered yet.
-        self.late: list[tuple[str, list[Any], Any]] = []
+        self.late: list[tuple[Any, list[Any]]] = []
         self.acked: dict[int, str] = {}
         self.violations: list[AssertionError] = []
         self.counts = dict.fromkeys(("lost", "twice", "late", "crash", "leave"), 0)
@@ -350,6 +350,11 @@ class World:
         way: Any = TappedSource(self.client, self.network, loads=True)
         self.poster = Store(way, self.ns, timeout=0.3, now=lambda: self.clock.us)
         self._stack.callback(self.poster.close)
+        # What comes late comes on a connection of its own: its sender's may be closed by then,
+        # and would be made anew for nobody to close.
+        astray: Any = TappedSource(self.client, lambda _, words, send: send(words), loads=True)
+        self.astray = astray.wire(self.keys)
+        self._stack.callback(self.astray.close)
         self.current: Node | None = None
         for _ in range(NODES):
             self._begin()
@@ -376,7 +381,7 @@ class World:
         luck = 1.0 if self.draining else self.rng.random()
         if luck < 0.04:
             self.counts["late"] += 1
-            self.late.append((script.name, arguments, send))
+            self.late.append((script, arguments))
             self._give_up()
         reply = self._deliver(script.name, arguments, send)
         if luck < 0.12:
@@ -476,11 +481,13 @@ class World:
 
     def _late(self) -> None:
         if self.late:
-            name, arguments, send = self.late.pop(self.rng.randrange(len(self.late)))
-            self.log.append(f"a {name} arrives late")
+            script, arguments = self.late.pop(self.rng.randrange(len(self.late)))
+            self.log.append(f"a {script.name} arrives late")
             # It was overtaken, and is refused.
             with contextlib.suppress(Exception):
-                self._deliver(name, arguments, send)
+                self._deliver(
+                    script.name, arguments, lambda words: self.astray.run(script, words, 0.0)
+                )
 
     def _somebody_posts(self) -> None:
         id = self.rng.choice(IDS)
