@@ -18,6 +18,7 @@ from dtimer import DTimer, RunAt, StoreError
 from dtimer.store import access
 from dtimer.store.connect import source
 from dtimer.store.inventory import Inventory
+from dtimer.store.keys import Keys
 from dtimer.store.scripts import load
 from dtimer.testing import Catch
 
@@ -365,6 +366,35 @@ class TestMissing:
         user(*rules)
         store.leave("node")
         store.close()
+
+    @pytest.mark.fault("F104")
+    @pytest.mark.parametrize("command", ["zadd", "zrem", "hset", "hdel"])
+    def test_no_schedule_is_changed_by_half(self, command, user, ns, admin):
+        """
+        Where a command is taken away that a change of a schedule needs, the change is refused and
+        nothing of it is done: the pending occurrence is there, and the next will follow.
+        """
+        rules = access.rules(ns).split()
+        timer = DTimer("timer", user(*rules), ns=ns, timeout=300)
+        timer.every(300_000, {"n": 1}, id="beat")
+        keys = [key for key in Keys.of(ns) if admin.exists(key)]
+        before = {key: admin.dump(key) for key in keys}
+        (id,) = admin.zrange(Keys.of(ns).due, 0, -1)
+        user(*rules, f"-{command}")
+        for change in (
+            lambda: timer.every(420_000, {"n": 2}, id="beat"),
+            lambda: timer.pause_schedule("beat"),
+            lambda: timer.cancel(id.decode()),
+        ):
+            with pytest.raises(StoreError, match="refuses this client"):
+                change()
+            assert before == {key: admin.dump(key) for key in Keys.of(ns) if admin.exists(key)}
+        if command != "zrem":
+            with pytest.raises(StoreError, match="refuses this client"):
+                timer.every(420_000, {"n": 2}, id="another")
+            assert before == {key: admin.dump(key) for key in Keys.of(ns) if admin.exists(key)}
+        user(*rules)
+        timer.leave()
 
     def test_the_self_test_changes_nothing(self, guarded, admin, ns):
         """Not even in a namespace that is new, or of another version, or foreign."""

@@ -29,7 +29,10 @@ elseif redis.call('ZSCORE', DUE, id) then
   local beat = schedule and plan().read_beat(schedule)
   local pending = beat and beat.next == nominal
   local after = pending and plan().following(beat, nominal)
-  if pending and not after and plan().open_ended(beat) then return 'short' end
+  if pending then
+    if not after and plan().open_ended(beat) then return 'short' end
+    plan().sure_to_go_on(schedule, beat)
+  end
   remove(id)
   count('cancelled', 1)
   if pending then plan().advance(schedule, beat, after) end

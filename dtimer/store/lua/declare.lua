@@ -41,7 +41,14 @@ else
   if ARGV[7] == '' and ARGV[15] ~= '1' and latest and old and latest <= (tonumber(old.last) or 0) then
     return 'behind:' .. old.last
   end
-  if old and old.next ~= '' then remove(plan().occurrence(schedule, old.next)) end
+  if old and old.next ~= '' then
+    plan().sure_to_go_on(schedule, old)
+    remove(plan().occurrence(schedule, old.next))
+  else
+    -- What may not be done is refused before anything is.
+    redis.call('ZADD', DUE, 'XX', '0', '')
+    redis.call('HDEL', BODY, '')
+  end
   local beat = {
     print = ARGV[4], every = ARGV[7], misfire = ARGV[8], overlap = ARGV[9], jitter = ARGV[10],
     stop = ARGV[12], left = ARGV[13], paused = old and old.paused or '', next = '',

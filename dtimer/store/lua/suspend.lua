@@ -18,7 +18,10 @@ if not beat or (beat.paused == '1') == (ARGV[4] == '1') then
   return '0'
 end
 if ARGV[4] == '1' then
-  if beat.next ~= '' then remove(plan().occurrence(ARGV[3], beat.next)) end
+  if beat.next ~= '' then
+    plan().sure_to_go_on(ARGV[3], beat)
+    remove(plan().occurrence(ARGV[3], beat.next))
+  end
   beat.paused = '1'
 else
   beat.paused = ''
