@@ -15,40 +15,10 @@ import time
 from typing import Any
 
 from dtimer.store import tls
+from dtimer.store.sockets import Socket
 
 # A server that does not know a command quotes its arguments.
 _QUOTED = re.compile(r",? with args beginning with")
-
-
-class _Socket:
-    """A socket whose every step ends when the deadline of its connection does."""
-
-    def __init__(self, sock: socket.socket, connection: Any) -> None:
-        self._sock = sock
-        self._connection = connection
-
-    def _arm(self) -> None:
-        until = self._connection.until
-        if until is not None:
-            left = until - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("timed out")
-            self._sock.settimeout(left)
-
-    def recv(self, *args: Any) -> bytes:
-        self._arm()
-        return self._sock.recv(*args)
-
-    def recv_into(self, *args: Any) -> int:
-        self._arm()
-        return self._sock.recv_into(*args)
-
-    def sendall(self, *args: Any) -> None:
-        self._arm()
-        self._sock.sendall(*args)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
 
 
 @functools.cache
@@ -58,9 +28,13 @@ def with_deadline(connection_class: type) -> type:
 
     And with words for what may be wrong when it cannot be made.
     """
+    # What somebody has made of the library's class may read or write in a way of its own.
+    steps = (getattr(connection_class, name) for name in ("send_packed_command", "read_response"))
+    plain = all(step.__module__.startswith(("redis.", "valkey.")) for step in steps)
 
     class Connection(connection_class):  # type: ignore[misc]
         until: float | None = None
+        straight: Socket | None = None
         socket_timeout: float | None
 
         def connect(self) -> None:
@@ -87,7 +61,11 @@ def with_deadline(connection_class: type) -> type:
             finally:
                 self.socket_timeout = timeout
             # An emulation has no socket, and no deadline either.
-            return _Socket(sock, self) if isinstance(sock, socket.socket) else sock
+            if not isinstance(sock, socket.socket):
+                return sock
+            ours = Socket(sock, self)
+            self.straight = ours if plain else None
+            return ours
 
         def _open(self) -> Any:
             try:
@@ -104,3 +82,9 @@ def with_deadline(connection_class: type) -> type:
 def set_deadline(connection: Any, until: float) -> None:
     """Have *connection* give up at the moment *until*, on the monotonic clock."""
     connection.until = until
+
+
+def straight(connection: Any) -> Socket | None:
+    """Return the socket of *connection*, where calls may be made on it past the library."""
+    found: Socket | None = getattr(connection, "straight", None)
+    return found

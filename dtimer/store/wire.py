@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dtimer.faultpoints import armed, reached
-from dtimer.store.deadline import set_deadline
+from dtimer.store.deadline import set_deadline, straight
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import Script
+from dtimer.store.sockets import Socket
 
 Argument = str | bytes
 
@@ -63,6 +64,7 @@ class Wire:
         self._make = connect
         self._packer = packer
         self._connection: Any = None
+        self._socket: Socket | None = None
         self.sent = False
 
     def run(
@@ -81,17 +83,16 @@ class Wire:
         packed = self._packer.pack(script, arguments, whole=whole)
         clean = False
         try:
-            if self._connection is None:
-                self._connection = self._make()
-                set_deadline(self._connection, until)
-                self._connection.connect()
+            connection = self._connection
+            if connection is None:
+                connection = self._connection = self._make()
+                set_deadline(connection, until)
+                connection.connect()
+                self._socket = straight(connection)
             else:
-                set_deadline(self._connection, until)
+                set_deadline(connection, until)
             self.sent = True
-            self._connection.send_packed_command([packed], check_health=False)
-            if armed:
-                reached("reply.reading")
-            reply = self._connection.read_response(disable_decoding=True)
+            reply = self._exchange(connection, packed)
             clean = True
             return reply
         except Exception as e:
@@ -100,6 +101,27 @@ class Wire:
         finally:
             if not clean:
                 self.close()
+
+    def _exchange(self, connection: Any, packed: bytes) -> Any:
+        sock = self._socket
+        if sock is None or not sock.straight:
+            connection.send_packed_command([packed], check_health=False)
+            if armed:
+                reached("reply.reading")
+            return connection.read_response(disable_decoding=True)
+        try:
+            sock.sendall(packed)
+        except OSError as e:
+            sock.fail(e)
+            connection.send_packed_command([packed], check_health=False)
+        if armed:
+            reached("reply.reading")
+        try:
+            reply = sock.bulk()
+        except OSError as e:
+            sock.fail(e)
+            reply = None
+        return connection.read_response(disable_decoding=True) if reply is None else reply
 
     def wait(self, replicas: int, ms: int, until: float) -> int:
         """
@@ -121,7 +143,7 @@ class Wire:
 
     def close(self) -> None:
         """Drop the connection; the next call makes another."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._socket = self._connection, None, None
         if connection is not None:
             connection.disconnect()
 
