@@ -143,12 +143,13 @@ class Claimer(Service):
             rung = self._bell.clear()
             if armed:
                 reached("loop.claimer")
-            if stopping.is_set():
-                self._dispatcher.hand_back()
-                if not abandoned and self._overdue():
-                    abandoned = True
-                    self._dispatcher.abandon()
             with self._turning:
+                # Not while a hand takes a turn: what it claims would be given back by nobody.
+                if stopping.is_set():
+                    self._dispatcher.hand_back()
+                    if not abandoned and self._overdue():
+                        abandoned = True
+                        self._dispatcher.abandon()
                 # A nudge moves the hour, and is no reason to ask at once.
                 if rung or stopping.is_set() or time.monotonic() >= self._next_turn:
                     nap = self._take_turn(claiming=not stopping.is_set())
@@ -168,14 +169,16 @@ class Claimer(Service):
         To wake the claimer, and be woken by it, would cost more than the turn itself.
         """
         # In a child that a handler has forked, this hand is the parent's no more.
-        ours = os.getpid() == self._pid
-        if not ours or self.stopping or not self._turning.acquire(blocking=False):
+        if os.getpid() != self._pid or not self._turning.acquire(blocking=False):
             self._bell.ring()
             return
         try:
-            nap = self._take_turn(claiming=True)
-            self._next_turn = time.monotonic() + nap
-            early = self._next_turn < self._asleep_until
+            # At the end everything may have been given back already.
+            early = self.stopping
+            if not early:
+                nap = self._take_turn(claiming=True)
+                self._next_turn = time.monotonic() + nap
+                early = self._next_turn < self._asleep_until
         finally:
             self._turning.release()
         if early:

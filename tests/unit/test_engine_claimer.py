@@ -561,6 +561,40 @@ class TestRelay:
         assert [] == desk.turns.asked
         assert desk.bell.wait(0)
 
+    def test_the_end_waits_for_it(self, desk):
+        """
+        What a hand claims while the node is told to leave at once is given back like all the
+        rest: not left to its lease, with nobody to hand it to.
+        """
+        desk = desk(start=True)
+        desk.turns.answers.append(turn("tea"))
+        desk.bell.ring()
+        desk.begun.get(timeout=PATIENCE)
+        desk.asleep()
+        asked, answer = threading.Event(), threading.Event()
+        ask = desk.turns.turn
+
+        def turn_on(request):
+            if threading.current_thread() is hand:
+                asked.set()
+                assert answer.wait(PATIENCE)
+            return ask(request)
+
+        desk.turns.turn = turn_on
+        late = turn("egg")
+        late.claims[0] = replace(late.claims[0], token=2)
+        desk.turns.answers.append(late)
+        hand = threading.Thread(target=desk.claimer.relay)
+        hand.start()
+        assert asked.wait(PATIENCE)
+        desk.claimer.stop_within(0)
+        eventually(lambda: not desk.bell._rung)
+        answer.set()
+        hand.join(PATIENCE)
+        assert desk.claimer.join(PATIENCE)
+        settled = [(s.id, s.verdict) for request in desk.turns.asked for s in request.settlements]
+        assert [("egg", Verdict.RELEASE), ("tea", Verdict.RETRY)] == sorted(settled)
+
 
 class TestHeartbeats:
     """Leases are renewed for as long as handlers run."""
