@@ -58,8 +58,8 @@ class Call(Peer):
         self._keys = Keys.of("bench")
 
     def _arguments(self, body: dict[str, Any], due: int) -> list[str]:
-        words = [*self._keys, "", "abcdefghijkl:1", "mint", "abcdefghijkl", str(due)]
-        return [*words, "3|" + json.dumps(body, separators=(",", ":"))]
+        words = [*self._keys, "", "abcdefghijkl:1", "abcdefghijkl", str(due)]
+        return [*words, ",3|" + json.dumps(body, separators=(",", ":"))]
 
     def post(self, body: dict[str, Any], due: int) -> None:
         """See `Peer.post`."""

@@ -24,8 +24,8 @@ NODE = (
 #: Without these events come by the poll.
 WAKES = ("publish", "subscribe")
 
-#: What else the scripts run: for RunAt, and for people who look.
-REST = ("hkeys", "hlen", "hrandfield", "zrandmember", "zrank", "zrevrangebyscore")
+#: What else the scripts run: for post_many and RunAt, and for people who look.
+REST = ("hkeys", "hlen", "hrandfield", "zmscore", "zrandmember", "zrank", "zrevrangebyscore")
 
 #: All that a node needs, and all that the verbs of DTimer, RunAt and the command line do.
 EVERYTHING = (*NODE, *WAKES, *REST)
@@ -34,7 +34,7 @@ EVERYTHING = (*NODE, *WAKES, *REST)
 PRODUCER = (
     *("eval", "evalsha", "publish"),
     *("hdel", "hexists", "hget", "hincrby", "hmget", "hset", "rename", "time", "type"),
-    *("zadd", "zrange", "zrem", "zrevrangebyscore", "zscore"),
+    *("zadd", "zmscore", "zrange", "zrem", "zrevrangebyscore", "zscore"),
 )
 
 

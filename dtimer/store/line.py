@@ -261,13 +261,13 @@ class Line:
             except Exception as e:
                 what = fate(e, lane.wire.sent)
                 if what is Fate.REFUSED and not (perhaps and before_the_script(e)):
-                    raise translate(e, script.name) from e
+                    raise translate(e, script.doing) from e
                 if what is Fate.RECONNECT:
                     lane.wire.close()
                 perhaps = perhaps or (what is Fate.UNKNOWN and script.name not in READS)
                 left = deadline - time.monotonic()
                 if what is Fate.REFUSED or left < pause + one_try / 2:
-                    raise self._gave_up(script.name, e, perhaps) from e
+                    raise self._gave_up(script.doing, e, perhaps) from e
             # Jitter, so that callers who failed together do not return together.
             time.sleep(between(pause / 2, pause))
             pause = min(pause * 2, _LONGEST_PAUSE)

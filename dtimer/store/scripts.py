@@ -24,10 +24,15 @@ class Script:
     source: bytes
     sha: bytes
 
+    @property
+    def doing(self) -> str:
+        """What it does, for the words of an error."""
+        return "post" if self.name == "mint" else self.name
 
-def uses(source: str) -> set[str]:
-    """Return the names of the parts that a verb declares in its header."""
-    line = re.search(r"^-- Uses +(.+)$", source, re.MULTILINE)
+
+def uses(source: str, when: str = "Uses") -> set[str]:
+    """Return the names of the parts that a verb declares in its header, after *when*."""
+    line = re.search(rf"^-- {when} +(.+)$", source, re.MULTILINE)
     return set(line.group(1).split()) if line else set()
 
 
@@ -51,9 +56,25 @@ def texts() -> dict[str, str]:
 
 @cache
 def load(name: str) -> Script:
-    """Return the script of the verb *name*, prelude and parts included."""
+    """
+    Return the script of the verb *name*, prelude and parts included.
+
+    To make the functions of a part costs a call as much as a command of Redis. So a verb may
+    name parts that it seldom needs after ``Later``: its function ``later`` makes them, and
+    returns from each the one that is named like it.
+    """
     verb = texts()[name]
-    used = uses(verb)
-    pieces = ["prelude", *(part for part in _PARTS if part in used)]
-    source = "\n".join([*(texts()[f"parts/{piece}"] for piece in pieces), verb]).encode()
+    pieces = _parts("prelude", *_ordered(uses(verb)))
+    if later := _ordered(uses(verb, "Later")):
+        returned = f"return {', '.join(later)}"
+        pieces += ["local function later()", *_parts(*later), returned, "end"]
+    source = "\n".join([*pieces, verb]).encode()
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
+
+
+def _ordered(names: set[str]) -> list[str]:
+    return [part for part in _PARTS if part in names]
+
+
+def _parts(*names: str) -> list[str]:
+    return [texts()[f"parts/{name}"] for name in names]

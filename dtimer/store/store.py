@@ -46,11 +46,12 @@ class Store(Plans):
     # Posting
 
     @staticmethod
-    def _post_arguments(entries: Iterable[Entry], policy: str) -> list[str]:
-        arguments = [policy]
+    def _posting(entries: Iterable[Entry], policy: str) -> tuple[str, list[str]]:
+        """Return the script that stores *entries*, and its arguments."""
+        arguments = [] if policy == "mint" else [policy]
         for e in entries:
-            arguments += (e.id, e.when, e.expires, e.rest)
-        return arguments
+            arguments += (e.id, e.when, f"{e.expires},{e.rest}")
+        return "mint" if policy == "mint" else "post", arguments
 
     def post(self, entries: Sequence[Entry], policy: str, replicas: int = 0) -> str:
         """
@@ -64,15 +65,18 @@ class Store(Plans):
             NotReplicated: they were stored, on too few replicas.
         """
         known = self.witness.known
-        arguments = self._post_arguments(entries, policy)
+        verb, arguments = self._posting(entries, policy)
         copied = None
         if replicas:
-            copied = self._call_copied("post", *arguments, replicas=replicas)
-            letters, id, total = copied.reply
+            copied = self._call_copied(verb, *arguments, replicas=replicas)
+            reply = copied.reply
         else:
-            letters, id, total = self._call("post", *arguments, named=True)
-        if total and not self.witness.posted(known, letters.count(b"1"), int(total)):
-            self._look_again()
+            reply = self._call(verb, *arguments, named=True)
+        letters, total, id = reply.split(b";", 2)
+        if total:
+            stored = len(entries) if policy == "mint" else letters.count(b"1")
+            if not self.witness.posted(known, stored, int(total)):
+                self._look_again()
         if letters == b"x":
             if policy == "error":
                 raise EventExists(codec.text(id))
@@ -97,8 +101,8 @@ class Store(Plans):
         not be made good.
         """
         now = "" if self._now is None else str(self._now())
-        arguments = self._post_arguments(entries, policy)
-        source = load("post").source
+        verb, arguments = self._posting(entries, policy)
+        source = load(verb).source
         pipe.execute_command("EVAL", source, len(self.keys), *self.keys, now, "", *arguments)
 
     # A node's turn

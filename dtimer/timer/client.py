@@ -82,9 +82,9 @@ class Client(Emitter):
                 due time win.
             pipe: A pipeline or MULTI of yours to post in: the event exists when that is
                 executed. Nothing is retried there, and nothing waited for, nor is
-                `EventExists` raised. The reply in its place is a list, which begins with
-                ``b"1"`` when the event was stored, ``b"0"`` when the pending one was kept,
-                and ``b"x"`` when *if_exists* is ``error`` and one is pending.
+                `EventExists` raised. The reply in its place is a string, which begins with
+                ``1`` when the event was stored, ``0`` when the pending one was kept, and
+                ``x`` when *if_exists* is ``error`` and one is pending.
             wait_replicas: Return when so many replicas have the event, instead of the node's.
                 That makes it likely to survive the loss of the master, and not certain.
 

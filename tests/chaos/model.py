@@ -113,7 +113,9 @@ class Model:
             if behind:
                 when = self.in_line(when)
             there = self.pending.get(event.id)
-            if there is not None and there.token is not None and there.cancelled:
+            gone = there is not None and there.token is not None and there.cancelled
+            # An id that we make is new, or it is not taken.
+            if gone and policy != "mint":
                 there = None
             if there is not None and policy in ("mint", "error"):
                 return [], event.id

@@ -23,6 +23,8 @@ _MACHINE = "tests/chaos/test_machine.py"
 _ORDERS = "tests/chaos/test_interleavings.py"
 _TURN = "store/lua/turn.lua"
 _POST = "store/lua/post.lua"
+_MINT = "store/lua/mint.lua"
+_MINTED = "tests/integration/test_minted.py"
 _SETTLE = "store/lua/parts/settle.lua"
 _RECALL = "local done, stale = recall()"
 _FORGETS = "recall()\nlocal done, stale"
@@ -163,6 +165,7 @@ MUTANTS = [
     ),
     # ---------------------------------------------------------------------- nothing acts twice
     _mutant("a post is not recognised", _POST, _RECALL, _FORGETS, _STORE),
+    _mutant("a post without a name is not recognised", _MINT, _RECALL, _FORGETS, _STORE),
     _mutant("a cancel is not recognised", "store/lua/cancel.lua", _RECALL, _FORGETS, _STORE),
     _mutant("a claim is not recognised", _TURN, _RECALL, _FORGETS, _STORE),
     _mutant("a settlement is not recognised", "store/lua/settle.lua", _RECALL, _FORGETS, _MACHINE),
@@ -196,6 +199,13 @@ MUTANTS = [
         "    redis.call('HDEL', LEASE, unpack(ids))\n",
         "",
         _STORE,
+    ),
+    _mutant(
+        "an id that was made replaces the event that has it by chance",
+        _MINT,
+        "redis.pcall('ZADD', DUE, 'NX', digits(soonest), id)",
+        "redis.pcall('ZADD', DUE, digits(soonest), id)",
+        _MINTED,
     ),
     _mutant(
         "a replacement keeps the older body",
@@ -256,6 +266,13 @@ MUTANTS = [
         _STORE,
         _HOSTILE,
         "tests/chaos/test_server_refuses.py",
+    ),
+    _mutant(
+        "what was written before a foreign type was met is left",
+        _MINT,
+        "    redis.call('ZREM', DUE, unpack(ids))\n",
+        "",
+        _MINTED,
     ),
     _mutant(
         "foreign types are not looked for",
@@ -472,7 +489,7 @@ MUTANTS = [
     _mutant(
         "errors of the client library come through",
         "store/line.py",
-        "raise self._gave_up(script.name, e, perhaps) from e",
+        "raise self._gave_up(script.doing, e, perhaps) from e",
         "raise",
         "tests/integration/test_clients.py",
         _OUTAGES,

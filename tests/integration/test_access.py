@@ -27,7 +27,7 @@ VERBS = sorted(path.stem for path in LUA.glob("*.lua"))
 
 #: What a node asks for from join to leave, whatever its program does besides.
 NODES = ("open", "join", "leave", "turn", "settle", "extend", "supply", "trim", "peek", "schedule")
-PRODUCERS = ("open", "post", "cancel", "reschedule", "peek")
+PRODUCERS = ("open", "post", "mint", "cancel", "reschedule", "peek")
 
 #: What a client library sends by itself, and a script is called with; doctor's questions.
 ASIDE = {"auth", "hello", "client|setinfo", "client|info", "ping", "info", "config|get", "command"}

@@ -56,6 +56,12 @@ def wakes(client, store):
     wakes._pubsub.close()
 
 
+@pytest.fixture(params=["mint", "replace"])
+def policy(request):
+    """Events without a name of their own are posted by another script than those with one."""
+    return request.param
+
+
 @pytest.fixture
 def trio(store, now):
     """Three nodes with a free hand, that enrolled in the order of their names."""
@@ -67,27 +73,27 @@ def trio(store, now):
     return nodes
 
 
-def test_one_node_is_told_of_a_post(store, trio, wakes):
+def test_one_node_is_told_of_a_post(store, trio, wakes, policy):
     """A post wakes the node on duty, and nobody else."""
-    post(store, "tea", 1_000)
+    post(store, "tea", 1_000, policy=policy)
     assert ["a"] == wakes.heard()
 
 
-def test_later_posts_tell_nobody(store, trio, wakes):
+def test_later_posts_tell_nobody(store, trio, wakes, policy):
     """Only a post that moves the earliest due time closer wakes anybody."""
-    post(store, "tea", 1_000)
+    post(store, "tea", 1_000, policy=policy)
     trio[0].turn()
     wakes.heard()
-    post(store, "cake", 2_000)
+    post(store, "cake", 2_000, policy=policy)
     assert [] == wakes.heard()
-    post(store, "milk", 500)
+    post(store, "milk", 500, policy=policy)
     assert ["a"] == wakes.heard()
 
 
-def test_posts_before_the_answer_are_one_wake(store, trio, wakes):
+def test_posts_before_the_answer_are_one_wake(store, trio, wakes, policy):
     """A node that has been told and has not come yet is not told again."""
     for delay in (1_000, 900, 800):
-        post(store, f"e{delay}", delay)
+        post(store, f"e{delay}", delay, policy=policy)
     assert ["a"] == wakes.heard()
 
 
@@ -109,9 +115,22 @@ def test_duty_goes_round(store, trio, wakes, now):
     assert list("abcabc") == takers
 
 
-def test_each_gets_one(store, trio, wakes):
+def test_the_earliest_of_several(store, trio, wakes, policy):
+    """Of events that are posted together the earliest decides, wherever it stands among them."""
+    post(store, "tea", 1_000)
+    trio[0].turn()
+    wakes.heard()
+    for first, told in ((1_001, []), (999, ["a"])):
+        delays = (5_000, first, 5_000, 4_000)
+        entries = [Entry(f"{first}-{n}", f"+{d}000", "", "3|{}") for n, d in enumerate(delays)]
+        store.post(entries, policy)
+        assert told == wakes.heard()
+    assert 999_000 == trio[0].turn().wait_us
+
+
+def test_each_gets_one(store, trio, wakes, policy):
     """Events due at once go to one node each, also when one of them is quick."""
-    store.post([Entry(f"e{i}", "+0", "", "3|{}") for i in range(3)], "replace")
+    store.post([Entry(f"e{i}", "+0", "", "3|{}") for i in range(3)], policy)
     assert ["a", "b", "c"] == wakes.heard()
     a, b, c = trio
     (first,) = a.claim()
@@ -132,12 +151,13 @@ def test_more_events_than_nodes_are_not_kept(store, trio):
     assert 1 == len(a.claim())
 
 
-def test_the_silent_are_struck_off(store, trio, wakes, now, client):
+@pytest.mark.usefixtures("trio")
+def test_the_silent_are_struck_off(store, wakes, now, client, policy):
     """A node that was told and does not come loses its place, and the next is told."""
-    post(store, "tea", 0)
+    post(store, "tea", 0, policy=policy)
     assert ["a"] == wakes.heard()
     now.tick(GRACE + 1)
-    post(store, "cake", 0)
+    post(store, "cake", 0, policy=policy)
     assert ["b"] == wakes.heard()
     assert client.zscore(store.keys.roster, "a") is None
 

@@ -209,17 +209,20 @@ def test_what_a_pipeline_replies(timer, client):
         timer.post({"n": 2}, 60_000, id="tea", if_exists="keep", pipe=pipe)
         timer.post({"n": 3}, 60_000, id="tea", if_exists="error", pipe=pipe)
         timer.post({"n": 4}, 60_000, pipe=pipe)
-        assert [b"1", b"0", b"x", b"1"] == [reply[0] for reply in pipe.execute()]
+        assert [b"1", b"0", b"x", b"1"] == [reply[:1] for reply in pipe.execute()]
     assert {"n": 1} == timer.peek("tea").event
 
 
 def test_in_a_pipeline_after_a_script_flush(timer, client):
     """A server that has forgotten our scripts breaks no transaction."""
     load("post")
+    load("mint")
     with client.pipeline(transaction=True) as pipe:
         client.script_flush()
         timer.post({}, 60_000, id="tea", pipe=pipe)
+        made = timer.post({}, 60_000, pipe=pipe)
         pipe.execute()
+    assert State.SCHEDULED is timer.peek(made).state
     assert State.SCHEDULED is timer.peek("tea").state
 
 

@@ -295,23 +295,25 @@ class TestLostReplies:
         assert [Result.DONE] == node.turn(0, verdict).results
         assert [Result.DONE] == node.turn(0, verdict, again=True).results
 
-    def test_a_post_sent_again_after_it_was_handled(self, store, node):
+    @pytest.mark.parametrize("policy", ["mint", "replace"])
+    def test_a_post_sent_again_after_it_was_handled(self, store, node, policy):
         """A post whose reply was lost, and whose event was handled meanwhile, acts once."""
-        arguments = Store._post_arguments([Entry("tea", "+0", "", "3|{}")], "replace")
-        first = store._line.once("post", *arguments, op="lane:1")
+        verb, arguments = Store._posting([Entry("tea", "+0", "", "3|{}")], policy)
+        assert b"1;1;" == store._line.once(verb, *arguments, op="lane:1")
         (claim,) = node.claim()
         node.confirm(claim)
-        letters, id, _ = first
-        assert [letters, id, b""] == store._line.once("post", *arguments, op="lane:1")
+        assert b"1;;" == store._line.once(verb, *arguments, op="lane:1")
         assert store.peek("tea") is None
 
-    def test_an_older_operation_that_arrives_late_does_nothing(self, store):
+    @pytest.mark.parametrize("policy", ["mint", "replace"])
+    def test_an_older_operation_that_arrives_late_does_nothing(self, store, policy):
         """Once a lane has moved on, what it sent before is refused."""
-        new = Store._post_arguments([Entry("tea", "+0", "", '3|{"cup":2}')], "replace")
-        old = Store._post_arguments([Entry("tea", "+0", "", '3|{"cup":1}')], "replace")
-        store._line.once("post", *new, op="lane:2")
+        verb, new = Store._posting([Entry("tea", "+0", "", '3|{"cup":2}')], policy)
+        _, old = Store._posting([Entry("egg", "+0", "", '3|{"cup":1}')], policy)
+        store._line.once(verb, *new, op="lane:2")
         with pytest.raises(Exception, match="DTSTALE"):
-            store._line.once("post", *old, op="lane:1")
+            store._line.once(verb, *old, op="lane:1")
+        assert store.peek("egg") is None
         assert {"cup": 2} == store.peek("tea").event
 
     @pytest.mark.parametrize("minutes", [0.5, 1.0, 1.4])
@@ -332,14 +334,14 @@ class TestLostReplies:
         A clock that is stepped, back or ahead, or there and back, before a call is tried
         again does not have it done again, whatever others do meanwhile.
         """
-        entry = Store._post_arguments([Entry("tea", "+0", "", "3|{}")], "mint")
-        stored = store._line.once("post", *entry, op="lane:1")
+        verb, entry = Store._posting([Entry("tea", "+0", "", "3|{}")], "mint")
+        store._line.once(verb, *entry, op="lane:1")
         post(store, "egg")
         first = node.turn(1)
         for n, seconds in enumerate(steps):
             now.tick(seconds * 1000)
             post(store, f"other-{n}", 10_000_000)
-        assert stored[:2] == store._line.once("post", *entry, op="lane:1")[:2]
+        assert b"1;;" == store._line.once(verb, *entry, op="lane:1")
         again = node.turn(1, again=True)
         assert [c.token for c in first.claims] == [c.token for c in again.claims]
 

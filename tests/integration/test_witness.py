@@ -338,9 +338,10 @@ class TestNotNoticed:
             node.claim()
             now.tick(1)
             node.turn(again=True)
-        arguments = Store._post_arguments([Entry("milk", "+0", "", "3|{}")], "replace")
-        store._line.once("post", *arguments, op="lane:1")
-        store._line.once("post", *arguments, op="lane:1")
+        for policy in ("replace", "mint"):
+            verb, arguments = Store._posting([Entry(f"milk-{policy}", "+0", "", "3|{}")], policy)
+            store._line.once(verb, *arguments, op=f"{policy}:1")
+            store._line.once(verb, *arguments, op=f"{policy}:1")
         post(store, "honey")
         node.turn()
 

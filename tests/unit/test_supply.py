@@ -68,14 +68,18 @@ class TestScripts:
     """The scripts are constant text."""
 
     def test_the_text_is_that_of_the_files(self):
-        """A script is its parts and its verb, whole and one after the other, and nothing else."""
+        """
+        A script is its parts and its verb, whole and one after the other, and nothing else but
+        the two ends of the function that makes what is seldom needed.
+        """
+        ends = {"mint": ["local function later()", "return guard, rouse", "end"]}
         for verb in VERBS:
             rest = load(verb).source.decode()
             parts = PACKAGE / "store" / "lua" / "parts"
             files = [*sorted(parts.glob("*.lua")), PACKAGE / "store" / "lua" / f"{verb}.lua"]
             for path in files:
                 rest = rest.replace(path.read_text("utf-8"), "", 1)
-            assert "" == rest.strip(), verb
+            assert ends.get(verb, []) == [line for line in rest.splitlines() if line], verb
 
     def test_the_same_in_every_process(self):
         """Whatever the process, its seed of hashes and its environment: the same SHA1s."""

@@ -22,6 +22,7 @@ for _, words in ipairs({
   {'ZADD', DUE, 'XX', '0', NOBODY},
   {'ZCARD', DUE},
   {'ZCOUNT', DUE, '0', '0'},
+  {'ZMSCORE', DUE, NOBODY},
   {'ZRANDMEMBER', DUE, '1'},
   {'ZRANGE', DUE, '0', '0'},
   {'ZRANGEBYSCORE', DUE, '0', '0', 'LIMIT', '0', '1'},

@@ -1,17 +1,17 @@
--- Store events, and wake somebody when the earliest due time moved closer.
+-- Store events under ids that somebody has chosen, and wake somebody when the earliest due
+-- time moved closer. Those that have none are stored by mint.lua.
 --
 -- Uses      guard memo rouse events
 --
--- ARGV[3]   what to do about an id that is pending already: mint (refuse all: the id was
---           made by us and must be new), replace, keep, error, earliest, latest
+-- ARGV[3]   what to do about an id that is pending already: replace, keep, error,
+--           earliest, latest
 -- ARGV[4]   and on, for each event in turn:
 --             id
---             when     '+<µs>' from now, or '<µs>' since the epoch; the past means now.
---                      After '=' it is moved behind what is due within the millisecond
---             expires  likewise, or ''
---             rest     '<max_retries>|<payload>'
+--             when  '+<µs>' from now, or '<µs>' since the epoch; the past means now.
+--                   After '=' it is moved behind what is due within the millisecond
+--             body  '<expires>,<max_retries>|<payload>', where it expires likewise or ''
 --
--- Returns   {letters, id, posted}
+-- Returns   '<letters>;<posted>;<id>'
 --   letters one per event: 1 stored, 0 the pending one was kept; or x when nothing was
 --           stored because `id` is pending already
 --   posted  how many events were ever posted, these included; '' where nothing was stored
@@ -26,12 +26,10 @@ if letters then
   -- own. Redis allows a HDEL when it is out of memory, and with it what follows.
   redis.call('HDEL', MEMO_A, '')
   remember(done)
-  return {letters, id, ''}
+  return letters .. ';;' .. id
 end
 
--- No more than is written below: a post is what is called most.
-local wrong = guard(DUE, BODY, SYS)
-if not wrong and policy ~= 'mint' then wrong = guard(LEASE, TRIES, DEAD, GRAVES) end
+local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS)
 if wrong then return wrong end
 
 local function in_line(when)
@@ -50,6 +48,11 @@ local function moment(text)
   return tonumber(text)
 end
 
+local function body(text)
+  local after, rest = string.match(text, '^%+(%d+)(.*)$')
+  return after and digits(NOW + after) .. rest or text
+end
+
 -- When the pending event of this id is, or for one in flight was, due; nil for none.
 local function pending(id)
   local score = redis.call('ZSCORE', DUE, id)
@@ -62,7 +65,7 @@ end
 
 local scores, bodies, ids, letters = {}, {}, {}, {}
 local soonest, due_now = math.huge, 0
-for i = 4, #ARGV, 4 do
+for i = 4, #ARGV, 3 do
   local id = ARGV[i]
   local behind, text = string.match(ARGV[i + 1], '^(=?)(.*)$')
   local when = math.max(moment(text), NOW)
@@ -70,9 +73,9 @@ for i = 4, #ARGV, 4 do
   local keep = false
   if policy ~= 'replace' then
     local there = pending(id)
-    if there and (policy == 'mint' or policy == 'error') then
+    if there and policy == 'error' then
       remember('x;' .. id)
-      return {'x', id, ''}
+      return 'x;;' .. id
     end
     keep = there and (policy == 'keep'
       or policy == 'earliest' and there <= when
@@ -80,12 +83,11 @@ for i = 4, #ARGV, 4 do
   end
   letters[#letters + 1] = keep and '0' or '1'
   if not keep then
-    local expires = ARGV[i + 2] ~= '' and digits(moment(ARGV[i + 2])) or ''
     ids[#ids + 1] = id
     scores[#scores + 1] = digits(when)
     scores[#scores + 1] = id
     bodies[#bodies + 1] = id
-    bodies[#bodies + 1] = expires .. ',' .. ARGV[i + 3]
+    bodies[#bodies + 1] = body(ARGV[i + 2])
     soonest = math.min(soonest, when)
     if when <= NOW then due_now = due_now + 1 end
   end
@@ -106,7 +108,7 @@ if #ids > 0 then
     redis.call('HDEL', LEASE, unpack(ids))
     redis.call('HDEL', TRIES, unpack(ids))
   end
-  if policy ~= 'mint' and redis.call('HDEL', DEAD, unpack(ids)) > 0 then
+  if redis.call('HDEL', DEAD, unpack(ids)) > 0 then
     redis.call('ZREM', GRAVES, unpack(ids))
   end
   posted = count('posted', #ids)
@@ -114,4 +116,4 @@ if #ids > 0 then
 end
 letters = table.concat(letters)
 remember(letters .. ';')
-return {letters, '', posted}
+return letters .. ';' .. posted .. ';'

@@ -5,12 +5,14 @@ local function kind(key)
   return sorted and 'zset' or 'hash'
 end
 
--- Returns an error reply when one of the given keys is of a foreign type, else nil.
+-- Returns an error reply when one of the given keys is of a foreign type, or may not be looked
+-- at, else nil.
 local function guard(...)
   for _, key in ipairs({...}) do
-    local found = redis.call('TYPE', key).ok
+    local reply = redis.pcall('TYPE', key)
+    local found = reply.ok
     if found ~= 'none' and found ~= kind(key) then
-      return redis.error_reply(
+      return reply.err and reply or redis.error_reply(
         'DTCORRUPT the key ' .. key .. ' holds a ' .. found .. ', not a ' .. kind(key))
     end
   end

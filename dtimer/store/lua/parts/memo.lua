@@ -24,7 +24,7 @@ local function recall()
   local seq, result = string.match(last, '^(%d+):(.*)$')
   -- Somebody else has written it.
   if not seq or #seq > 15 then return nil end
-  if tonumber(seq) == tonumber(memo_seq) then return result end
+  if seq == memo_seq then return result end
   if tonumber(seq) > tonumber(memo_seq) then
     return nil, redis.error_reply('DTSTALE a later operation of this lane has been done')
   end

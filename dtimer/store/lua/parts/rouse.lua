@@ -34,6 +34,6 @@ end
 -- The first of the sorted set of truth: its score, or nil. What somebody else has put at
 -- infinity is never due.
 local function first_due()
-  local score = tonumber(redis.call('ZRANGE', DUE, 0, 0, 'WITHSCORES')[2])
+  local score = tonumber(redis.call('ZRANGE', DUE, '0', '0', 'WITHSCORES')[2])
   return score ~= math.huge and score or nil
 end
