@@ -46,8 +46,9 @@ def _body(raw: bytes) -> object:
 
 
 def _turn(raw: bytes) -> object:
-    claim = b"1800000000000000,1,1800000000000000,2|id" + raw
-    turn = codec.read_turn([b"1800000000000000;-1;1;;;;;1;1", claim, raw, b"corrupt", raw], [])
+    claim = b"1800000000000000,1,1800000000000000,2,%d|id%b" % (len(raw), raw)
+    words = b"".join(b"%d:%b" % (len(word), word) for word in (raw, b"corrupt", raw))
+    turn = codec.read_turn(b"1800000000000000;-1;1;;;;;1;1;1|" + claim + words, [])
     return turn.claims[0].payload is not None and repr(turn)
 
 

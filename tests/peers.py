@@ -42,11 +42,14 @@ class Peer:
         *settlements: Settlement,
         lease: int = LEASE,
         again: bool = False,
+        ahead: float = 0,
     ) -> Turn:
-        """Take a turn; *again* repeats the last one, as after a lost reply."""
+        """Take a turn; *again* repeats the last one, as after a lost reply; *ahead* in ms."""
         self.seq += not again
         self.asked = self.asked + 1 if again else 0
-        request = TurnRequest(self.seq, limit, self.hears, False, list(settlements), self.asked)
+        request = TurnRequest(
+            self.seq, limit, self.hears, False, list(settlements), self.asked, round(ahead * 1000)
+        )
         return self.store.turn(self.name, request, lease * 1000)
 
     def claim(self, limit: int = 1, **options: Any) -> list[Claim]:

@@ -30,6 +30,7 @@ class Book:
         self._lock = threading.Lock()
         self._held: dict[int, Hold] = {}
         self._settlements: list[Settlement] = []
+        self._unsettled_since = 0.0
 
     def _hold_on(self, hold: Hold) -> None:
         with self._lock:
@@ -42,6 +43,8 @@ class Book:
 
     def _settle(self, settlement: Settlement) -> None:
         with self._lock:
+            if not self._settlements:
+                self._unsettled_since = time.monotonic()
             self._settlements.append(settlement)
 
     def take_settlements(self) -> list[Settlement]:
@@ -58,11 +61,15 @@ class Book:
 
     def settled(self, settlements: Sequence[Settlement], results: Sequence[Result]) -> None:
         """Note what a turn made of the settlements that were taken for it."""
-        for settlement, result in zip(settlements, results, strict=False):
-            with self._lock:
-                hold = self._held.get(settlement.token)
-            if hold is None:
-                continue
+        told: list[tuple[Settlement, Result, Hold]] = []
+        with self._lock:
+            for settlement, result in zip(settlements, results, strict=False):
+                hold = self._held.pop(settlement.token, None)
+                # Most are confirmed, of which there is nothing more to say.
+                plain = result is Result.DONE and settlement.verdict is Verdict.CONFIRM
+                if hold is not None and not plain:
+                    told.append((settlement, result, hold))
+        for settlement, result, hold in told:
             stale = result is Result.STALE and settlement.verdict is not Verdict.RELEASE
             # One that this process has posted anew, or ended, it has given up itself.
             if stale and hold.lose() and not hold.superseded:

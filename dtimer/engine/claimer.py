@@ -21,14 +21,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from dtimer.engine.bell import Bell
 from dtimer.engine.dispatcher import Dispatcher
-from dtimer.engine.heart import Heart, Renewals
+from dtimer.engine.heart import Heart
 from dtimer.engine.listener import Listener
 from dtimer.engine.pace import Pace
 from dtimer.engine.service import Service
+from dtimer.engine.turns import Turns
 from dtimer.errors import ClockJump, NamespaceCorrupt, OptionError
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Turn, TurnRequest
@@ -39,30 +39,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
 
 # The longest nap, whatever is asked for: a wait of ten years is many short ones.
 _LONGEST_NAP = 30.0
-
-
-class Turns(Renewals, Protocol):
-    """What the claimer asks of the store."""
-
-    def turn(self, request: TurnRequest) -> Turn:
-        """Take a turn, in one try."""
-        ...
-
-    def register(self) -> None:
-        """Register the node, again: its registration is gone."""
-        ...
-
-    def trim(self) -> None:
-        """Drop the dead letters that are too many or too old."""
-        ...
-
-    def supply(self, schedule: str) -> None:
-        """Bring a schedule more nominal times."""
-        ...
-
-    def slow(self, error: BaseException | None) -> bool:
-        """Tell whether an error needs a person."""
-        ...
 
 
 class Claimer(Service):
@@ -150,6 +126,7 @@ class Claimer(Service):
                     if not abandoned and self._overdue():
                         abandoned = True
                         self._dispatcher.abandon()
+                self._dispatcher.start_due()
                 # A nudge moves the hour, and is no reason to ask at once.
                 if rung or stopping.is_set() or time.monotonic() >= self._next_turn:
                     nap = self._take_turn(claiming=not stopping.is_set())
@@ -159,8 +136,13 @@ class Claimer(Service):
                         return
                     if (patience := self._patience()) > 0:
                         self._next_turn = min(self._next_turn, time.monotonic() + patience)
-                self._asleep_until = self._next_turn
+                self._asleep_until = self._next_step()
             self._bell.wait(self._asleep_until - time.monotonic())
+
+    def _next_step(self) -> float:
+        """Return when there is something to do: a turn, or to start what was claimed ahead."""
+        due = self._dispatcher.next_start()
+        return self._next_turn if due is None else min(due, self._next_turn)
 
     def relay(self) -> None:
         """
@@ -176,9 +158,14 @@ class Claimer(Service):
             # At the end everything may have been given back already.
             early = self.stopping
             if not early:
-                nap = self._take_turn(claiming=True)
-                self._next_turn = time.monotonic() + nap
-                early = self._next_turn < self._asleep_until
+                self._dispatcher.start_due()
+                wait = self._dispatcher.linger()
+                if wait is None:
+                    wait = self._take_turn(claiming=True)
+                    self._next_turn = time.monotonic() + wait
+                else:
+                    self._next_turn = min(self._next_turn, time.monotonic() + wait)
+                early = self._next_step() < self._asleep_until
         finally:
             self._turning.release()
         if early:
@@ -241,10 +228,11 @@ class Claimer(Service):
 
     def _next_request(self, claiming: bool) -> TurnRequest:
         self._seq += 1
-        room = min(self._dispatcher.room(), self._appetite()) if claiming else 0
+        wanted = self._dispatcher.wanted(self._appetite()) if claiming else (0, 0)
         return TurnRequest(
             seq=self._seq,
-            limit=room,
+            limit=wanted[0],
+            ahead_us=wanted[1],
             hears=self._listener.hears and claiming,
             echo=self._listener.echo_due() <= 0,
             settlements=self._dispatcher.take_settlements(),
@@ -253,9 +241,11 @@ class Claimer(Service):
     def _answered(self, request: TurnRequest, turn: Turn, sent: float) -> None:
         self.answered = time.monotonic()
         self._mind_the_clock(turn, sent)
+        overdue = bool(turn.claims) and turn.claims[-1].due_us <= turn.now_us
+        self._dispatcher.prefetch.answered(request.limit, len(turn.claims), overdue=overdue)
         if turn.claims:
             self._heart.begin(sent)
-            self._dispatcher.accept(turn.claims, sent)
+            self._dispatcher.accept(turn.claims, sent, self.answered)
             if armed:
                 reached("claim.handed")
         self._dispatcher.settled(request.settlements, turn.results)
@@ -313,7 +303,8 @@ class Claimer(Service):
     def _nap(self, request: TurnRequest, turn: Turn, sent: float, claiming: bool) -> float:
         if self._dispatcher.unsettled:
             return 0.0
-        if claiming and 0 < request.limit == len(turn.claims) and self._dispatcher.room():
+        spare = self._dispatcher.room() - len(self._dispatcher.early)
+        if claiming and 0 < request.limit == len(turn.claims) and spare > 0:
             return 0.0
         now = time.monotonic()
         # Jitter, that nodes do not poll together; downwards: the interval is a promise.

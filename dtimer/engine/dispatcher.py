@@ -1,122 +1,123 @@
 """
-The dispatcher: runs handlers on its hands, and keeps the book of what is held.
+The dispatcher: gives the hands what was claimed, when it is due and they are free.
 
-Rule 1: no more is asked for than free hands can start now.
+Rule 1: no more is asked for than free hands can start now, or soon where they are quick.
 
-Rule 2: a claim ends once: by the handler's own word, or else when its hand is done.
-
-Rule 3: a hand never dies. Whatever a handler raises is the handler's failure.
+Rule 2: what was claimed ahead of its time, or of a hand's, takes no hand until then; and finds
+it none, it is given back.
 """
 
 from __future__ import annotations
 
 import queue
-import threading
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
-from dtimer.engine.book import Book
-from dtimer.engine.hold import Hold, Ledger
-from dtimer.engine.service import Service
-from dtimer.errors import HandlerError, PayloadError
-from dtimer.faultpoints import armed, reached
+from dtimer.engine.book import MOST_SETTLEMENTS
+from dtimer.engine.hands import Hands
+from dtimer.engine.hold import Hold, believed_until
+from dtimer.engine.prefetch import IN_ADVANCE
+from dtimer.errors import PayloadError
 from dtimer.model.claims import Claim, Settlement, Verdict
 from dtimer.model.event import Event
-from dtimer.model.options import MOST_CLAIMS, Options
+from dtimer.model.options import MOST_CLAIMS
 from dtimer.model.payload import decode
 
-# How much of a traceback is kept in a dead letter: its end, which names the culprit.
-_ERROR_TEXT = 2_000
 
-
-def describe(error: BaseException) -> str:
-    """Return the end of the traceback of *error*, in a form that can be stored."""
-    text = "".join(traceback.format_exception(error))[-_ERROR_TEXT:]
-    # A payload may hold lone surrogates, and with it the error of whoever quotes it.
-    return text.encode(errors="backslashreplace").decode()
-
-
-class Dispatcher(Book):
-    """
-    Args:
-        name: A prefix for the names of the threads.
-        node: The node's id, for messages.
-        options: The node's.
-        handle: Calls every listener of ``'event'`` with a list of events; returns what
-            they raised, or None when there was nobody to call.
-        announce: Has something emitted soon.
-        ring: Rings the claimer's bell: a hand is free, or something is to be settled.
-        ledger: Settles outside a turn.
-        quit: Called when a handler raised SystemExit or KeyboardInterrupt.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        node: str,
-        options: Options,
-        handle: Callable[[list[Event]], list[BaseException] | None],
-        announce: Callable[..., None],
-        ring: Callable[[], None],
-        ledger: Ledger,
-        quit: Callable[[], None],
-    ) -> None:
-        super().__init__(node, options, announce)
-        self.max_events = options.max_events
-        self._handle = handle
-        self._ring = ring
-        self._ledger = ledger
-        self._quit = quit
-        self._inbox: queue.SimpleQueue[list[Hold] | None] = queue.SimpleQueue()
-        self._busy = 0
-        self._returning = False
-        #: One thread each.
-        self.hands = [
-            Service(f"{name}-hand-{i + 1}", self._work, lambda e: announce("error", e))
-            for i in range(options.concurrency)
-        ]
-
-    # The claimer's side
-
-    def start(self) -> None:
-        """Start the hands, all of them now: late in a process no thread can be started."""
-        for hand in self.hands:
-            hand.start()
+class Dispatcher(Hands):
+    """What the claimer asks of the hands."""
 
     def room(self) -> int:
         """Return how many events free hands can start now."""
         free = self._options.concurrency - self._busy
         return max(0, min(free * self.max_events, MOST_CLAIMS))
 
-    def accept(self, claims: Sequence[Claim], sent: float) -> None:
-        """Hand *claims*, asked for at the time *sent*, to the hands, oldest first."""
+    def wanted(self, appetite: int) -> tuple[int, int]:
+        """
+        Return how many events to claim, and how many µs ahead.
+
+        Args:
+            appetite: How many there is anybody to hand to.
+        """
+        room = min(self.room(), appetite)
+        # Each of those that wait for their time will want a hand. Until then the hands are free
+        # for what is due before.
+        spare = room - len(self.early)
+        if spare <= 0:
+            return room, 0
+        batches = self.prefetch.batches
+        if batches > 1:
+            return min(spare * batches, appetite, MOST_CLAIMS), 0
+        return spare, self.early.ahead_us
+
+    def accept(self, claims: Sequence[Claim], sent: float, came: float) -> None:
+        """
+        Hand *claims* to the hands, oldest first, or keep them until they are due.
+
+        They were asked for at the time *sent*, and the answer *came* when it did.
+        """
+        believed = believed_until(sent, self._options.lease)
         holds: list[Hold] = []
-        size, handed = self.max_events, 0
         try:
-            holds.extend(hold for claim in claims if (hold := self._hold(claim, sent)))
-            while handed < len(holds):
-                self._put(holds[handed : handed + size])
-                handed += size
+            holds.extend(hold for claim in claims if (hold := self._hold(claim, believed)))
         except BaseException:
-            # Nobody will start the others: held, their leases would be renewed for ever.
-            self._forget(holds[handed:])
+            # Nobody will start them: held, their leases would be renewed for ever.
+            self._forget(holds)
             raise
+        if self._returning:
+            self._end(holds, Verdict.RELEASE)
+            return
+        for hold in holds:
+            self.early.add(hold, came)
+        self.start_due()
 
-    def _put(self, batch: list[Hold]) -> None:
-        with self._lock:
-            self._busy += 1
-        try:
-            self._inbox.put(batch)
-        except BaseException:
-            with self._lock:
-                self._busy -= 1
-            raise
+    def start_due(self) -> None:
+        """Hand to free hands what was kept and is due now; give back what finds none."""
+        while self.early and self._busy < self._options.concurrency:
+            batch = self.early.take(self.max_events)
+            if not batch:
+                return
+            # The machine may have been suspended meanwhile.
+            if any(hold.lost() for hold in batch):
+                self._end(batch, Verdict.RELEASE)
+                continue
+            try:
+                self._put(batch)
+            except BaseException:
+                self._forget(batch)
+                raise
+        if self.early and (late := self.early.give_up()):
+            self._end(late, Verdict.RELEASE)
 
-    def _hold(self, claim: Claim, sent: float) -> Hold | None:
-        hold = Hold(claim, self._options, self._ledger, self._ended, sent)
+    def linger(self) -> float | None:
+        """
+        Return for how many seconds what is settled may wait for more of it; None for not at all.
+
+        While hands go on with what they have, a turn for each event would cost more than the event.
+        """
+        waited = time.monotonic() - self._unsettled_since
+        busy = self._busy == self._options.concurrency
+        if busy and waited < IN_ADVANCE and len(self._settlements) < MOST_SETTLEMENTS:
+            return IN_ADVANCE - waited
+        return None
+
+    def next_start(self) -> float | None:
+        """Return when to call that next, on the monotonic clock; None for not at all."""
+        due = self.early.next
+        if due is None or self._busy < self._options.concurrency:
+            return due
+        # A hand that becomes free calls it, too.
+        return due + self.early.patience
+
+    def superseded(self, ids: Collection[str]) -> None:
+        """See `Book.superseded`; what has not been started yet is not started any more."""
+        super().superseded(ids)
+        if self.early and (gone := self.early.clear(ids)):
+            self._end(gone, Verdict.RELEASE)
+            self._ring()
+
+    def _hold(self, claim: Claim, believed: float) -> Hold | None:
+        hold = Hold(claim, self._options, self._ledger, self._ended, believed)
         try:
             payload = decode(claim.payload)
         except PayloadError as e:
@@ -141,14 +142,10 @@ class Dispatcher(Book):
         self._hold_on(hold)
         return hold
 
-    @property
-    def running(self) -> int:
-        """How many hands are busy, or about to be."""
-        return self._busy
-
     def hand_back(self) -> None:
         """Release what no hand has started, now and from now on."""
         self._returning = True
+        self._end(self.early.clear(), Verdict.RELEASE)
         while True:
             try:
                 batch = self._inbox.get_nowait()
@@ -167,111 +164,3 @@ class Dispatcher(Book):
                 hold.lose()
                 error = "the node left while the handler was running"
                 self._settle(hold.settlement(Verdict.RETRY, error=error))
-
-    def stop(self) -> None:
-        """Send the hands home, each when it has finished what it does."""
-        for hand in self.hands:
-            hand.stop()
-            self._inbox.put(None)
-
-    def join(self, timeout: float | None) -> bool:
-        """Wait for the hands to be gone; return whether they are."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        for hand in self.hands:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not hand.join(left):
-                return False
-        return True
-
-    @property
-    def current(self) -> bool:
-        """True on one of the hands."""
-        return any(hand.current for hand in self.hands)
-
-    # The hands' side
-
-    def _free(self) -> None:
-        with self._lock:
-            self._busy -= 1
-        self._ring()
-
-    def _work(self, stopping: threading.Event) -> None:
-        while (batch := self._inbox.get()) is not None:
-            self._take_up(batch)
-
-    def lend_a_hand(self) -> bool:
-        """
-        Run the next batch that waits for a hand, on the caller's own thread; False for none.
-
-        For whoever drives a node without threads, and steps it as he likes.
-        """
-        try:
-            batch = self._inbox.get_nowait()
-        except queue.Empty:
-            return False
-        if batch is not None:
-            self._take_up(batch)
-        return batch is not None
-
-    def _take_up(self, batch: list[Hold]) -> None:
-        try:
-            if armed:
-                reached("loop.hand")
-            if self._returning:
-                self._end(batch, Verdict.RELEASE)
-            else:
-                self._run(batch)
-        except BaseException as e:
-            self._drop(batch, e)
-            raise
-        finally:
-            self._free()
-
-    def _drop(self, batch: list[Hold], error: BaseException) -> None:
-        """Give back what a hand that failed, and not its handler, has not settled."""
-        # Taken, their leases are renewed no more, whatever happens here.
-        left = [hold for hold in batch if hold.take(Verdict.RETRY)]
-        text = describe(error)
-        for hold in left:
-            self._settle(hold.settlement(Verdict.RETRY, wait=hold.backoff_us()[0], error=text))
-
-    def _run(self, batch: list[Hold]) -> None:
-        started = time.monotonic()
-        for hold in batch:
-            hold.started = started
-        events: list[Any] = [hold.event for hold in batch]
-        if armed:
-            reached("handler.before")
-        raised = self._handle(events)
-        if armed:
-            reached("handler.after")
-        if raised is None:
-            # The last listener went away after the claim.
-            self._end(batch, Verdict.RELEASE)
-        elif raised:
-            self._fail(batch, raised)
-        elif self._options.auto_confirm:
-            self._end(batch, Verdict.CONFIRM)
-        else:
-            # Theirs to confirm now, with the lease as the limit: no more heartbeats.
-            with self._lock:
-                for hold in batch:
-                    self._held.pop(hold.claim.token, None)
-
-    def _end(self, batch: list[Hold], verdict: Verdict) -> None:
-        for hold in batch:
-            if hold.take(verdict):
-                self._settle(hold.settlement(verdict))
-
-    def _fail(self, batch: list[Hold], raised: list[BaseException]) -> None:
-        failed = [hold for hold in batch if hold.take(Verdict.RETRY)]
-        text = describe(raised[0])
-        for hold in failed:
-            wait, trouble = hold.backoff_us()
-            if trouble is not None:
-                self._announce("error", trouble)
-            self._settle(hold.settlement(Verdict.RETRY, wait=wait, error=text))
-        for error in raised:
-            self._announce("error", HandlerError(error, [hold.event for hold in failed]))
-            if not isinstance(error, Exception):
-                self._quit()

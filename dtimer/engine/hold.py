@@ -33,6 +33,14 @@ class Ledger(Protocol):
         ...
 
 
+def believed_until(sent: float, lease_us: int) -> float:
+    """Return until when to believe in a lease that was asked for at *sent*."""
+    # In this order: a process that is stopped in between believes too little.
+    now = lasting()
+    age = time.monotonic() - sent
+    return now - age + lease_us / 1_000_000 * _BELIEVED
+
+
 class Hold:
     """
     The hold on one claimed event: what `Event` asks, and what the dispatcher knows of it.
@@ -47,7 +55,7 @@ class Hold:
         options: Options,
         ledger: Ledger,
         ended: Callable[[Hold, Result], None],
-        sent: float,
+        believed_until: float,
     ) -> None:
         self.claim = claim
         self.event: Event | None = None
@@ -62,8 +70,7 @@ class Hold:
         self._settled: Verdict | None = None
         self._lost = False
         self._extended_until = 0.0
-        self._believed_until = 0.0
-        self.renewed(sent, options.lease)
+        self._believed_until = believed_until
 
     @property
     def key(self) -> tuple[str, int]:
@@ -82,10 +89,7 @@ class Hold:
 
     def renewed(self, sent: float, lease_us: int) -> None:
         """Note that a lease was granted by a request that went out at *sent*."""
-        # In this order: a process that is stopped in between believes too little.
-        now = lasting()
-        age = time.monotonic() - sent
-        self._believed_until = now - age + lease_us / 1_000_000 * _BELIEVED
+        self._believed_until = believed_until(sent, lease_us)
 
     def doubt(self) -> None:
         """Believe in the lease no more until it has been renewed."""

@@ -24,7 +24,8 @@ class Result(enum.Enum):
     CANCELLED = "c"
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, these two: one of each is made for every event, and frozen ones take thrice as long.
+@dataclass(slots=True)
 class Settlement:
     """
     The end of one claim.
@@ -40,7 +41,7 @@ class Settlement:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Claim:
     """An event under our lease, its payload still as stored bytes. Times in µs."""
 
@@ -61,7 +62,8 @@ class TurnRequest:
     """
     What a node asks in one turn. Asked again unchanged, with the same ``seq``, it does
     not act twice: that is how a turn is repeated whose reply was lost. ``asked`` counts
-    how often it was asked before.
+    how often it was asked before. What falls due within ``ahead_us`` may be claimed, too, and
+    is to be kept until then.
     """
 
     seq: int
@@ -70,6 +72,7 @@ class TurnRequest:
     echo: bool
     settlements: list[Settlement] = field(default_factory=list)
     asked: int = 0
+    ahead_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

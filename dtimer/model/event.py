@@ -40,7 +40,8 @@ class Event(dict[str, Any]):
             the time asked for, or after a failure the end of the backoff.
         attempt: 1 the first time it is handed out, at most ``max_retries + 1``.
         max_retries: How often it may be handed out again.
-        lateness_ms: From ``due`` to the claim, by the server's clock. Never negative.
+        lateness_ms: From ``due`` to the claim, by the server's clock; for one that was claimed
+            before, to the moment at which it was given to a hand. Never negative.
         token: Grows with every claim in the namespace. Where an effect must not be
             undone by a holder that was presumed dead, store it and refuse lower ones
             (a *fencing token*: M. Kleppmann, *How to do distributed locking*, 2016).

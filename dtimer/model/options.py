@@ -39,6 +39,7 @@ class Options:
     max_retries: int
     backoff: Backoff
     lease: int
+    look_ahead: int
     auto_confirm: bool
     poll_interval: int
     timeout: int
@@ -64,6 +65,10 @@ DEFAULTS: dict[str, Any] = {
     # The wait for the events of a node that was killed. Running handlers renew theirs
     # every third of it, so it need not cover the slowest handler.
     "lease": 30_000,
+    # How long before it is due an event may be claimed, and kept by the node until then: a
+    # claim takes a round trip, which would be lateness. From then on it counts as in flight,
+    # and cannot be cancelled. 0: it is claimed when it is due.
+    "look_ahead": 20,
     "auto_confirm": True,
     # How late an event may be when every wake is lost.
     "poll_interval": 1_000,
@@ -140,6 +145,7 @@ def validate(given: dict[str, Any]) -> Options:
         max_retries=check_count(v["max_retries"], "max_retries", 0, MOST_RETRIES),
         backoff=v["backoff"],
         lease=_time(v["lease"], "lease", 100, _DAY_MS),
+        look_ahead=_time(v["look_ahead"], "look_ahead", 0, 1_000),
         auto_confirm=_flag(v["auto_confirm"], "auto_confirm"),
         poll_interval=_time(v["poll_interval"], "poll_interval", 10, 3_600_000),
         timeout=_time(v["timeout"], "timeout", 50, 30_000),

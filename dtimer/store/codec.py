@@ -18,6 +18,8 @@ from dtimer.store.witness import Standing
 # for what later versions may add, more fields.
 # Numbers are bounded, because what a stranger has written there may be endless.
 _BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(?:,[^|]*)?\|")
+_CLAIM = re.compile(rb"(\d+),(\d+),(\d+),(\d+),(\d+)\|")
+_RESULTS = {ord(result.value): result for result in Result}
 _LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
 
 
@@ -71,35 +73,40 @@ def settlement_arguments(settlements: Iterable[Settlement]) -> tuple[list[str], 
 def read_results(letters: bytes, order: Sequence[int]) -> list[Result]:
     """Bring the letters of a reply back into the order of the settlements."""
     results = [Result.STALE] * len(order)
-    for letter, index in zip(letters.decode(), order, strict=True):
-        results[index] = Result(letter)
+    for letter, index in zip(letters, order, strict=True):
+        results[index] = _RESULTS[letter]
     return results
 
 
-def _read_claim(raw: bytes, now: int) -> Claim:
-    """Read a claim, and the head of the body off its payload; what is no body is left as it is."""
-    mark, _, rest = raw.partition(b"|")
-    token, attempt, due, length = mark.split(b",")
-    end = int(length)
-    id, body = text(rest[:end]), rest[end:]
-    match = _BODY.match(body)
+def _read_claim(reply: bytes, at: int, now: int) -> tuple[Claim, int]:
+    """
+    Read the claim that begins *at* a place, and tell where it ends.
+
+    The head of the body is read off its payload; what is no body is left as it is.
+    """
+    mark = _CLAIM.match(reply, at)
+    if mark is None:
+        raise ValueError("the reply to a turn is cut short")
+    token, attempt, due, id_length, body_length = map(int, mark.groups())
+    start = mark.end() + id_length
+    end = start + body_length
+    id = text(reply[mark.end() : start])
+    match = _BODY.match(reply, start, end)
     if match is None:
-        return Claim(id, int(token), int(attempt), int(due), now, 0, body)
-    retries, payload = int(match[2]), body[match.end() :]
-    if match[3] is None:
-        return Claim(id, int(token), int(attempt), int(due), now, retries, payload)
-    return Claim(
-        id,
-        int(token),
-        int(attempt),
-        int(due),
-        now,
-        retries,
-        payload,
-        schedule=id.rpartition("@")[0],
-        nominal_us=int(match[3]),
-        missed=int(match[4]),
-    )
+        return Claim(id, token, attempt, due, now, 0, reply[start:end]), end
+    _, retries, nominal, missed = match.groups()
+    claim = Claim(id, token, attempt, due, now, int(retries), reply[match.end() : end])
+    if nominal is not None:
+        claim.schedule = id.rpartition("@")[0]
+        claim.nominal_us, claim.missed = int(nominal), int(missed)
+    return claim, end
+
+
+def _read_text(reply: bytes, at: int) -> tuple[str, int]:
+    """Read the text that begins *at* a place, and tell where it ends."""
+    colon = reply.index(b":", at)
+    end = colon + 1 + int(reply[at:colon])
+    return text(reply[colon + 1 : end]), end
 
 
 def _maybe(raw: bytes) -> int | None:
@@ -113,17 +120,26 @@ def read_standing(reply: Sequence[Any]) -> Standing:
     return Standing(int(now), text(born), _maybe(token) or 0, _maybe(posted), _maybe(struck))
 
 
-def read_turn(reply: Sequence[bytes], order: Sequence[int]) -> Turn:
+def read_turn(reply: bytes, order: Sequence[int]) -> Turn:
     """Read the reply of a turn. A body that cannot be split is left to fail at decoding."""
-    head = reply[0].split(b";")
-    now, wait, taken, buried = int(head[0]), int(head[1]), 1 + int(head[7]), int(head[8])
-    rest = [text(raw) for raw in reply[taken:]]
+    at = reply.index(b"|")
+    head = reply[:at].split(b";")
+    at += 1
+    now, wait, buried, short = int(head[0]), int(head[1]), int(head[8]), int(head[9])
+    claims: list[Claim] = []
+    rest: list[str] = []
+    for _ in range(int(head[7])):
+        claim, at = _read_claim(reply, at, now)
+        claims.append(claim)
+    for _ in range(2 * buried + short):
+        word, at = _read_text(reply, at)
+        rest.append(word)
     return Turn(
         now_us=now,
         wait_us=None if wait < 0 else wait,
         known=head[2] == b"1",
         results=read_results(head[3], order),
-        claims=[_read_claim(raw, now) for raw in reply[1:taken]],
+        claims=claims,
         buried=[(rest[2 * i], rest[2 * i + 1]) for i in range(buried)],
         short=rest[2 * buried :],
         heard=_maybe(head[4]),

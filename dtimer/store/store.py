@@ -126,6 +126,7 @@ class Store(Plans):
             str(lease_us),
             flags + ("p" if self.witness.curious else ""),
             "" if known.heard is None else str(known.heard),
+            str(request.ahead_us),
             *settled,
             op=f"{incarnation}:{request.seq}",
         )

@@ -185,8 +185,8 @@ class Client(Emitter):
 
         Returns:
             ``CANCELLED``, which alone is true: it will never start. ``IN_FLIGHT``: it has
-            been handed out; no retry will follow. ``NOT_FOUND``: nothing is pending
-            under that id.
+            been handed out, up to ``look_ahead`` before it is due; no retry will follow.
+            ``NOT_FOUND``: nothing is pending under that id.
         """
         self._notice_fork()
         return self._store.cancel(check_id(id))

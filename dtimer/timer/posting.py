@@ -81,14 +81,15 @@ def prepare(
         max_retries = options.max_retries
     else:
         check_count(max_retries, "max_retries", 0, MOST_RETRIES)
-    body = f"{max_retries}|{encode(ev, options.max_payload)}"
+    payload = encode(ev, options.max_payload)
     if id is None:
-        return Posting(Entry(mint(), due, _expires(expires), body), "mint")
+        return Posting(Entry(mint(), due, _expires(expires), f"{max_retries}|{payload}"), "mint")
     if _OCCURRENCE.search(check_id(id)):
         raise OptionError(
             f"the id {id!r} ends like that of an occurrence of a schedule; choose another"
         )
-    return Posting(Entry(id, due, _expires(expires), body), if_exists)
+    # Marked, because it may be posted anew until it is due (lua/turn.lua).
+    return Posting(Entry(id, due, _expires(expires), f"{max_retries},n|{payload}"), if_exists)
 
 
 def prepare_item(options: Options, mint: Mint, item: object) -> Posting:

@@ -68,6 +68,9 @@ class DTimer(Calendar):
             ``lease=30_000``
                 How long a claim lasts unrenewed: the wait for the events of a node that
                 was killed. Running handlers renew theirs.
+            ``look_ahead=20``
+                How long before it is due an event without an id of your own may be claimed
+                and kept: it is hardly late, but cannot be cancelled any more. 0: never.
             ``auto_confirm=True``
                 Confirm when the handler returns. Otherwise call ``ev.confirm()`` within
                 the lease, from any thread.

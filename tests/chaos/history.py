@@ -89,6 +89,12 @@ def checksum(payload: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(payload, sort_keys=True, separators=(",", ":")).encode())
 
 
+def claimed_us(ev: Any) -> int:
+    """Return the server's time of the claim: an event may have been kept by its node since."""
+    claim = getattr(ev._holder, "claim", None)
+    return round((ev.due + ev.lateness_ms) * 1000) if claim is None else claim.claimed_us
+
+
 def run_of(ev: Any, lease_us: int) -> dict[str, Any]:
     """Return what a ``run`` record says about an event that a handler was given."""
     return {
@@ -97,7 +103,7 @@ def run_of(ev: Any, lease_us: int) -> dict[str, Any]:
         "tok": ev.token,
         "att": ev.attempt,
         "due": round(ev.due * 1000),
-        "srv": round((ev.due + ev.lateness_ms) * 1000),
+        "srv": claimed_us(ev),
         "lease_us": lease_us,
         "crc": checksum(ev),
         **({"missed": ev.missed} if ev.schedule is not None else {}),

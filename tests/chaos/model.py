@@ -240,40 +240,62 @@ class Model:
         return sorted(found, key=lambda e: (e.score, e.id.encode()))
 
     def take(
-        self, now: int, node: str, limit: int, lease: int, told: int
+        self, now: int, node: str, limit: int, lease: int, told: int, *, ahead: int
     ) -> tuple[list[Event], list[tuple[str, str]], bool]:
         """
         Claim; returns the events handed out, the unfit with their reasons, and whether the
         node was known. The caller gives out the tokens, in order.
+
+        What is due within *ahead* is claimed as well, unless it is to be judged when it is due:
+        the end of a lease, of an event's life, or an occurrence.
         """
         known = node in self.nodes
         self.asked[node] = now
         if self.paused:
             return [], [], known
-        due = self.due(now)
+        due = self.due(now + ahead)
         claims: list[Event] = []
-        buried = []
-        for event in due[: max(0, min(limit, len(due) - told))]:
-            if event.token is not None and event.cancelled:
-                del self.pending[event.id]
-                self.ended(now, event.id)
-            elif event.token is not None and event.starts > event.max_retries:
-                self._bury(now, event, "lease_lost")
-                buried.append((event.id, "lease_lost"))
-                self.ended(now, event.id)
-            elif event.expires is not None and event.expires <= now:
-                held = event.token is not None
-                self._bury(now, event, "expired")
-                buried.append((event.id, "expired"))
-                if held:
-                    self.ended(now, event.id)
-            elif event.token is not None or self._meet(now, event):
-                event.due = event.score
-                event.starts += 1
-                event.cancelled = False
-                event.lease_end = now + lease
-                claims.append(event)
+        buried: list[tuple[str, str]] = []
+        for id in [e.id for e in due[: max(0, min(limit, len(due) - told))]]:
+            # A schedule may just have put another in its place.
+            event = self.pending.get(id)
+            if event and (event.score <= now or self._simple(event, now + ahead)):
+                self._hand_out(now, event, lease, claims, buried)
         return claims, buried, known
+
+    def _simple(self, event: Event, horizon: int) -> bool:
+        """Whether an event is to be handed out when it is due, and that is by the *horizon*."""
+        expires = event.expires is not None and event.expires <= event.score
+        judged = event.token is not None or expires or self._scheduled(event.id)[0]
+        return event.score <= horizon and not judged
+
+    def _hand_out(
+        self,
+        now: int,
+        event: Event,
+        lease: int,
+        claims: list[Event],
+        buried: list[tuple[str, str]],
+    ) -> None:
+        held = event.token is not None
+        if held and event.cancelled:
+            del self.pending[event.id]
+            self.ended(now, event.id)
+        elif held and event.starts > event.max_retries:
+            self._bury(now, event, "lease_lost")
+            buried.append((event.id, "lease_lost"))
+            self.ended(now, event.id)
+        elif event.expires is not None and event.expires <= now:
+            self._bury(now, event, "expired")
+            buried.append((event.id, "expired"))
+            if held:
+                self.ended(now, event.id)
+        elif held or self._meet(now, event):
+            event.due = event.score
+            event.starts += 1
+            event.cancelled = False
+            event.lease_end = now + lease
+            claims.append(event)
 
     def join(self, now: int, node: str) -> None:
         """Register a node, and forget the silent."""

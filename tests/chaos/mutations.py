@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 _STORE = "tests/integration/test_store.py"
 _DUTY = "tests/integration/test_duty.py"
+_AHEAD = "tests/integration/test_ahead.py"
 _SCHEDULES = "tests/integration/test_schedules.py"
 _HANDLERS = "tests/integration/test_handlers.py"
 _HOSTILE = "tests/integration/test_hostile.py"
@@ -131,10 +132,53 @@ MUTANTS = [
     _mutant(
         "claimed a millisecond early",
         _TURN,
-        "due = redis.call('ZRANGEBYSCORE', DUE, '-inf', now, 'WITHSCORES'",
-        "due = redis.call('ZRANGEBYSCORE', DUE, '-inf', digits(NOW + 1000), 'WITHSCORES'",
+        "local ahead, confirms, others = tonumber(ARGV[8]),",
+        "local ahead, confirms, others = tonumber(ARGV[8]) + 1000,",
         _STORE,
         _MACHINE,
+    ),
+    _mutant(
+        "what was claimed ahead starts at once",
+        "engine/early.py",
+        "at = came + left / 1e6 if 0 < left <= self.ahead_us else came",
+        "at = came",
+        _DISPATCHER,
+    ),
+    _mutant(
+        "a lease is taken over before it has ended",
+        _TURN,
+        "ahead or last or mark or unfit",
+        "ahead or mark or unfit",
+        _AHEAD,
+        _MACHINE,
+    ),
+    _mutant(
+        "an event that may yet be replaced is claimed ahead",
+        _TURN,
+        "ahead or last or mark or unfit",
+        "ahead or last or occurs or unfit",
+        _AHEAD,
+    ),
+    _mutant(
+        "what no hand has begun is kept from others",
+        "engine/dispatcher.py",
+        "            self._end(late, Verdict.RELEASE)\n",
+        "            pass\n",
+        _DISPATCHER,
+    ),
+    _mutant(
+        "a node that leaves keeps what it claimed ahead",
+        "engine/dispatcher.py",
+        "        self._end(self.early.clear(), Verdict.RELEASE)\n",
+        "",
+        _DISPATCHER,
+    ),
+    _mutant(
+        "the settlements of quick handlers wait for a slow one",
+        "engine/claimer.py",
+        "self._next_turn = min(self._next_turn, time.monotonic() + wait)",
+        "pass",
+        _CLAIMER,
     ),
     Mutant(
         "times are rounded down",
@@ -244,14 +288,14 @@ MUTANTS = [
     ),
     _mutant(
         "a handler that raises is confirmed",
-        "engine/dispatcher.py",
+        "engine/hands.py",
         "        elif raised:\n            self._fail(batch, raised)\n",
         "",
         _DISPATCHER,
     ),
     _mutant(
         "the events of a hand that failed are held for ever",
-        "engine/dispatcher.py",
+        "engine/hands.py",
         "            self._drop(batch, e)\n            raise\n",
         "            raise\n",
         _DISPATCHER,
@@ -293,13 +337,13 @@ MUTANTS = [
     _mutant(
         "payloads are read and written by the script",
         _TURN,
-        "reply[#reply + 1] = mark .. length .. '|' .. id .. bodies[i]",
+        "reply[#reply + 1] = mark .. length .. ',' .. digits(#body) .. '|' .. id .. body",
         "local function again(head, payload)\n"
         "        local fine, read = pcall(cjson.decode, payload)\n"
         "        return fine and head .. cjson.encode(read) or head .. payload\n"
         "      end\n"
-        "      local body = string.gsub(bodies[i], '^([^|]*|)(.*)$', again)\n"
-        "      reply[#reply + 1] = mark .. length .. '|' .. id .. body",
+        "      body = string.gsub(body, '^([^|]*|)(.*)$', again)\n"
+        "      reply[#reply + 1] = mark .. length .. ',' .. digits(#body) .. '|' .. id .. body",
         "tests/acceptance/test_promises_payload.py",
         _MACHINE,
     ),
@@ -322,8 +366,8 @@ MUTANTS = [
     _mutant(
         "one retry too many after a lost lease",
         _TURN,
-        "elseif last and attempt > max_retries then",
-        "elseif last and attempt > max_retries + 1 then",
+        "if holder and attempt > max_retries then",
+        "if holder and attempt > max_retries + 1 then",
         _STORE,
     ),
     _mutant(
@@ -351,7 +395,7 @@ MUTANTS = [
     _mutant(
         "what has expired is handed out",
         _TURN,
-        "elseif expires and expires <= NOW then",
+        "if expires and expires <= NOW then",
         "elseif expires and expires < 0 then",
         _STORE,
     ),
@@ -427,7 +471,7 @@ MUTANTS = [
     _mutant(
         "a promise outlives its turn",
         _TURN,
-        "\nredis.call('ZREM', PROMISE, node)\n",
+        "\n  redis.call('ZREM', PROMISE, node)\n",
         "\nredis.call('ZREM', PROMISE, '')\n",
         _DUTY,
         _MACHINE,
@@ -435,8 +479,8 @@ MUTANTS = [
     _mutant(
         "a node with free hands waits for nobody",
         _TURN,
-        "and (spoiled > 0 or told == 0)",
-        "and spoiled > 0",
+        "and (#ids > taken + held_back or told == 0)",
+        "and #ids > taken + held_back",
         _DUTY,
     ),
     _mutant(

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 from chaos.calls import Calls
+from chaos.history import claimed_us
 from chaos.mix import LEASE
 from chaos.program import Program, Thread
 from dtimer import RunAt
@@ -124,7 +125,7 @@ def _about(queue: RunAt) -> dict[str, Any]:
         "tok": ev.token,
         "att": ev.attempt,
         "due": round(ev.due * 1000),
-        "srv": round((ev.due + ev.lateness_ms) * 1000),
+        "srv": claimed_us(ev),
         "lease_us": LEASE * 1000,
     }
 

@@ -293,8 +293,11 @@ def test_slower_than_posts(watch):
     held.go_on(10_000)
     watch.wait_handled(*ids)
     order = [ids.index(handled.id) for handled in watch.handled]
-    # Two hands may pass each other.
-    assert all(abs(place - n) <= 2 for n, place in enumerate(order))
+    # Two hands may pass each other, each of which goes forwards: so no three go backwards.
+    passed = [0] * len(order)
+    for n, place in enumerate(order):
+        passed[n] = 1 + max((passed[i] for i in range(n) if order[i] > place), default=0)
+    assert max(passed) <= 2
 
 
 @pytest.mark.fault("F84")

@@ -71,13 +71,15 @@ ticks = st.sampled_from(
 )
 steps_back = st.sampled_from([1, 1_000, 2_000_000, 45_000_000, 3_600_000_000])
 payloads = st.sampled_from(["{}", '{"n":1}', '{"a":[],"b":12345678901234567890,"c":"x|y/z"}'])
+#: How far ahead a turn claims.
+aheads = st.sampled_from([0, 0, 1_000, 20_000, 100_000])
 #: What becomes of a reply: it arrives, or it is lost, and this much later asked for again.
 replies = st.sampled_from([None, None, None, 0, 700_000])
 
 
-def _turn(reply: list[bytes]) -> Turn:
+def _turn(reply: bytes) -> Turn:
     """Read the reply of a turn, its results in their own order."""
-    return read_turn(reply, range(len(reply[0].split(b";")[3])))
+    return read_turn(reply, range(len(reply.split(b";", 4)[3])))
 
 
 class Lossy:
@@ -296,20 +298,21 @@ class Machine(RuleBasedStateMachine):
         ),
         hears=st.booleans(),
         reply=replies,
+        ahead=aheads,
     )
-    def turn(self, name, limit, settled, hears, reply):
+    def turn(self, name, limit, settled, hears, *, reply, ahead):
         """A node settles what it likes, of its own or of others, and claims what is due."""
         settlements = []
         for index, verdict, wait in settled if self.claims else []:
             id, token, _ = self.pick(index)
             settlements.append(Settlement(id, token, verdict, wait, "why", "corrupt"))
         self.peers[name].hears = hears and name != "deaf"
-        self.take(name, limit, settlements, reply)
+        self.take(name, limit, settlements, reply, ahead)
 
-    @rule(name=nodes, limit=st.sampled_from([1, 3]))
-    def claim(self, name, limit):
+    @rule(name=nodes, limit=st.sampled_from([1, 3]), ahead=aheads)
+    def claim(self, name, limit, ahead):
         """A node claims, and nothing goes wrong."""
-        self.take(name, limit, [], None)
+        self.take(name, limit, [], None, ahead)
 
     @precondition(lambda self: self.claims)
     @rule(index=st.integers(0, 2))
@@ -319,7 +322,12 @@ class Machine(RuleBasedStateMachine):
         self.take(name, 0, [Settlement(id, token, Verdict.CONFIRM)], None)
 
     def take(
-        self, name: str, limit: int, settlements: list[Settlement], reply: int | None
+        self,
+        name: str,
+        limit: int,
+        settlements: list[Settlement],
+        reply: int | None,
+        ahead: int = 0,
     ) -> int | None:
         """Take a turn in both worlds; return how long it is worth waiting."""
         now = self.begin(reply)
@@ -331,15 +339,16 @@ class Machine(RuleBasedStateMachine):
         promises.pop(name.encode(), None)
         told = sum(now - GRACE <= at <= now for at in promises.values())
         held = {id: (e.token, e.lease_end) for id, e in model.pending.items() if e.token}
-        claims, buried, known = model.take(now, name, limit, LEASE, told)
-        turn = peer.turn(limit, *settlements, lease=LEASE // 1000)
+        claims, buried, known = model.take(now, name, limit, LEASE, told, ahead=ahead)
+        turn = peer.turn(limit, *settlements, lease=LEASE // 1000, ahead=ahead / 1000)
         assert expected == [_RESULTS[result] for result in turn.results]
         assert buried == turn.buried
-        if reply is None:
+        if reply is None and not (settlements or claims):
+            # With work at hand nobody looks.
             assert known == turn.known
         assert [e.id for e in claims] == [c.id for c in turn.claims]
         for event, claim in zip(claims, turn.claims, strict=True):
-            self.claimed(now, event, claim, held.get(event.id))
+            self.claimed(now, event, claim, held.get(event.id), ahead)
             event.token = claim.token
             # Asked for again it is a lease that starts anew.
             event.lease_end = self.now.us + LEASE
@@ -351,9 +360,11 @@ class Machine(RuleBasedStateMachine):
             assert promised >= now + turn.wait_us, "a promise that the node does not know of"
         return turn.wait_us
 
-    def claimed(self, now: int, event: Event, claim: Any, held: tuple[int, int] | None) -> None:
+    def claimed(
+        self, now: int, event: Event, claim: Any, held: tuple[int, int] | None, ahead: int
+    ) -> None:
         """Assert of one claim what is promised of all."""
-        assert claim.due_us <= now, "early"
+        assert claim.due_us <= now + ahead, "early"
         assert held is None or held[1] <= now, "two holders"
         assert claim.token > max(self.tokens, default=0), "a token that did not grow"
         self.tokens.append(claim.token)

@@ -596,6 +596,111 @@ class TestRelay:
         assert [("egg", Verdict.RELEASE), ("tea", Verdict.RETRY)] == sorted(settled)
 
 
+class TestAhead:
+    """What was claimed ahead of its time is waited for by the claimer."""
+
+    @staticmethod
+    def early(ms, *ids):
+        """A turn whose claims are due so many ms later."""
+        answer = turn(*ids)
+        claims = [replace(c, due_us=c.claimed_us + ms * 1000) for c in answer.claims]
+        return replace(answer, claims=claims)
+
+    def test_asked_for(self, desk):
+        """
+        As many are asked for as hands will be free then; a hand that is promised is asked for
+        again only for what is due now.
+        """
+        desk = desk(concurrency=2, poll_interval=3_600_000)
+        assert desk.take(self.early(10, "a")) > 0
+        assert desk.take(self.early(10)) > 0
+        answer = self.early(10, "b")
+        answer.claims[0] = replace(answer.claims[0], token=2)
+        desk.take(answer)
+        desk.take()
+        assert [(2, 20_000), (1, 20_000), (1, 20_000), (2, 0)] == [
+            (request.limit, request.ahead_us) for request in desk.turns.asked
+        ]
+
+    def test_no_turn_for_its_sake(self, desk):
+        """A hand that is promised is no reason to ask at once for more."""
+        desk = desk(poll_interval=3_600_000)
+        assert desk.take(self.early(10, "a")) > 0
+
+    def test_started_in_time(self, desk):
+        """It begins when it is due, without another turn."""
+        desk = desk(start=True, poll_interval=3_600_000)
+        asked = len(desk.turns.asked)
+        before = time.monotonic()
+        desk.turns.answers.append(self.early(20, "a"))
+        desk.bell.ring()
+        assert ["a"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
+        assert time.monotonic() - before >= 0.02
+        assert asked + 1 == len(desk.turns.asked)
+
+    def test_claimed_by_a_hand(self, desk):
+        """What a hand has claimed ahead does not wait for the claimer's next turn."""
+        desk = desk(start=True, poll_interval=3_600_000)
+        desk.turns.answers.append(turn("a"))
+        desk.bell.ring()
+        desk.begun.get(timeout=PATIENCE)
+        desk.asleep()
+        answer = self.early(20, "b")
+        answer.claims[0] = replace(answer.claims[0], token=2)
+        desk.turns.answers.append(replace(answer, results=[Result.DONE]))
+        asked = len(desk.turns.asked)
+        desk.go_on.release()
+        assert ["b"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
+        assert asked + 1 == len(desk.turns.asked)
+
+
+class TestPrefetch:
+    """More than one batch for a hand, where events are overdue."""
+
+    def test_asked_for(self, desk):
+        """After turns that got all that they asked for, more is asked for, and nothing ahead."""
+        desk = desk(max_events=3, poll_interval=3_600_000)
+        for first in (0, 3):
+            answer = turn(*(str(n) for n in range(first, first + 3)))
+            for n, c in enumerate(answer.claims):
+                c.token = first + n + 1
+            desk.turns.answers.append(answer)
+            desk.go_on.release()
+            desk.take()
+            eventually(lambda: not desk.dispatcher.running)
+        desk.take()
+        assert [(3, 20_000), (6, 0), (3, 20_000)] == [
+            (request.limit, request.ahead_us) for request in desk.turns.asked
+        ]
+
+    def test_no_more_than_is_wanted(self, desk):
+        """Never more than there is anybody to hand to, nor than a script may claim."""
+        desk = desk(max_events=30)
+        for _ in range(5):
+            desk.dispatcher.prefetch.answered(1, 1, overdue=True)
+        desk.appetite = 1_000
+        assert 100 == desk.claimer._next_request(True).limit
+        desk.appetite = 40
+        assert 40 == desk.claimer._next_request(True).limit
+
+    def test_settled_while_a_slow_one_runs(self, desk):
+        """
+        What a quick handler has done is settled soon, also while its hand is busy with the
+        next one: that may take long.
+        """
+        desk = desk(start=True, poll_interval=3_600_000)
+        answer = turn("quick", "slow")
+        answer.claims[1].token = 2
+        desk.turns.answers.append(answer)
+        desk.bell.ring()
+        desk.begun.get(timeout=PATIENCE)
+        desk.asleep()
+        desk.go_on.release()
+        assert ["slow"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
+        eventually(lambda: any(request.settlements for request in desk.turns.asked))
+        assert ["quick"] == [s.id for request in desk.turns.asked for s in request.settlements]
+
+
 class TestHeartbeats:
     """Leases are renewed for as long as handlers run."""
 

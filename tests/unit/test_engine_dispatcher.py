@@ -8,12 +8,15 @@ import queue
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from servers import PATIENCE, eventually
 
 from dtimer.engine.book import MOST_SETTLEMENTS
 from dtimer.engine.dispatcher import Dispatcher
+from dtimer.engine.early import ahead_us
+from dtimer.engine.pace import lasting
 from dtimer.errors import HandlerError, LeaseLost, OptionError, StoreError
 from dtimer.model.claims import Claim, Result, Verdict
 from dtimer.model.options import validate
@@ -54,7 +57,8 @@ class FakeLedger:
 class Office:
     """A dispatcher, its handler in the hands of the test, and all that it says."""
 
-    def __init__(self, **options):
+    def __init__(self, clock, **options):
+        self.clock = clock
         self.ledger = FakeLedger()
         self.said = queue.SimpleQueue()
         self.begun = queue.SimpleQueue()
@@ -80,13 +84,19 @@ class Office:
 
     def _ring(self):
         self.rings += 1
+        # As the claimer does, and the hand in its place.
+        self.dispatcher.start_due()
 
     def _quit(self):
         self.quits += 1
 
+    def accept(self, *claims):
+        """Have claims handed over, or kept, as an answer of this moment brought them."""
+        self.dispatcher.accept(claims, self.clock.now, self.clock.now)
+
     def begin(self, *claims):
         """Have claims handled, and return the events of the first batch."""
-        self.dispatcher.accept(claims, time.monotonic())
+        self.accept(*claims)
         return self.begun.get(timeout=PATIENCE)
 
     def finish(self):
@@ -101,11 +111,19 @@ class Office:
 
 
 @pytest.fixture
-def office():
+def clock(monkeypatch):
+    """The monotonic clock of what is kept until it is due, moved by the test."""
+    clock = SimpleNamespace(now=time.monotonic())
+    monkeypatch.setattr("dtimer.engine.early.time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+@pytest.fixture
+def office(clock):
     made = []
 
     def build(*, start=True, **options):
-        office = Office(**options)
+        office = Office(clock, **options)
         made.append(office)
         if start:
             office.dispatcher.start()
@@ -135,7 +153,7 @@ class TestHands:
         dispatcher.max_events = 80
         assert 80 == dispatcher.room()
         dispatcher.max_events = 1
-        dispatcher.accept([claim() for _ in range(4)], time.monotonic())
+        office.accept(*[claim() for _ in range(4)])
         assert 0 == dispatcher.room()
         office.finish()
         assert 3 == dispatcher.room()
@@ -167,16 +185,16 @@ class TestHands:
 
     def test_never_early(self, office):
         """An event claimed before a step back of the clock, and told of after it, is not early."""
-        (ev,) = office().begin(replace(claim(), claimed_us=0))
+        (ev,) = office().begin(replace(claim(), claimed_us=-3_600_000_000))
         assert 0 == ev.lateness_ms
 
     def test_at_once_by_all_hands(self, office):
         """As many handlers run at a time as there are hands."""
         office = office(concurrency=5)
-        office.dispatcher.accept([claim() for _ in range(7)], time.monotonic())
+        office.accept(*[claim() for _ in range(7)])
         for _ in range(5):
             office.begun.get(timeout=PATIENCE)
-        assert 7 == office.dispatcher.running
+        assert (5, 2) == (office.dispatcher.running, len(office.dispatcher.early))
         assert office.begun.empty()
         assert 7 == len(office.finish())
 
@@ -209,7 +227,7 @@ class TestHands:
 
         office.dispatcher._handle, handle = broken, office.dispatcher._handle
         first = claim()
-        office.dispatcher.accept([first], time.monotonic())
+        office.accept(first)
         what, error = office.said.get(timeout=PATIENCE)
         assert ("error", MemoryError) == (what, type(error))
         office.dispatcher._handle = handle
@@ -223,8 +241,8 @@ class TestHands:
 
     def test_claims_that_cannot_be_handed_over(self, office, monkeypatch):
         """
-        What fails on its way to the hands is held no more: nobody would start it, so its
-        lease has to end. The hands that there were are free again.
+        What fails on its way to a hand is held no more: nobody would start it, so its lease has
+        to end. That hand is free again, for what comes after it.
         """
         office = office(concurrency=3, start=False)
         batches = []
@@ -236,11 +254,14 @@ class TestHands:
                 batches.append(batch)
 
         inbox, office.dispatcher._inbox = office.dispatcher._inbox, Full()
+        first, second, third = claim(), claim(), claim()
         with pytest.raises(MemoryError):
-            office.dispatcher.accept([claim() for _ in range(3)], time.monotonic())
+            office.accept(first, second, third)
         office.dispatcher._inbox = inbox
-        assert [batches[0]] == [office.dispatcher.held()]
+        assert [first.id, third.id] == [hold.claim.id for hold in office.dispatcher.held()]
         assert 1 == office.dispatcher.running
+        office.dispatcher.start_due()
+        assert third is inbox.get_nowait()[0].claim
 
 
 class TestWithoutThreads:
@@ -252,7 +273,7 @@ class TestWithoutThreads:
         first, second = claim(), claim()
         office.go_on.release(2)
         assert not office.dispatcher.lend_a_hand()
-        office.dispatcher.accept([first, second], time.monotonic())
+        office.accept(first, second)
         assert office.dispatcher.lend_a_hand()
         assert [(first.id, first.token, Verdict.CONFIRM)] == summary(
             office.dispatcher.take_settlements()
@@ -282,7 +303,7 @@ class TestHandingBack:
         office = office()
         office.dispatcher.hand_back()
         late = claim()
-        office.dispatcher.accept([late], time.monotonic())
+        office.accept(late)
         eventually(lambda: office.dispatcher.running == 0)
         assert [(late.id, late.token, Verdict.RELEASE)] == summary(
             office.dispatcher.take_settlements()
@@ -429,7 +450,7 @@ class TestSettling:
     def test_releasing_what_is_gone(self, office):
         """That an event which was handed back was gone already is no news."""
         office = office(start=False)
-        office.dispatcher.accept([claim()], time.monotonic())
+        office.accept(claim())
         office.dispatcher.hand_back()
         settlements = office.dispatcher.take_settlements()
         office.dispatcher.settled(settlements, [Result.STALE])
@@ -474,7 +495,7 @@ class TestSettling:
         """No more settlements ride on a turn than a short script can take."""
         office = office(start=False)
         for _ in range(4):
-            office.dispatcher.accept([claim(b"") for _ in range(100)], time.monotonic())
+            office.accept(*[claim(b"") for _ in range(100)])
         assert MOST_SETTLEMENTS == len(office.dispatcher.take_settlements())
         assert office.dispatcher.unsettled
         assert 400 - MOST_SETTLEMENTS == len(office.dispatcher.take_settlements())
@@ -575,3 +596,117 @@ class TestHolding:
         assert (Verdict.RETRY, 1_500_000) == (settlement.verdict, settlement.wait_us)
         assert ev.confirm() is False
         assert [("retry", ev)] == office.saying()
+
+
+def ahead(ms, **more):
+    """A claim that is due so many ms after it was made."""
+    made = claim(**more)
+    return replace(made, due_us=made.claimed_us + round(ms * 1000))
+
+
+class TestAhead:
+    """What was claimed ahead of its time."""
+
+    def test_when_it_is_due(self, office, clock):
+        """It is handed out when the time that it had left has passed since the reply."""
+        office = office()
+        office.accept(ahead(15, id="tea"))
+        came = clock.now
+        assert came + 0.015 == pytest.approx(office.dispatcher.next_start(), abs=1e-6)
+        clock.now = came + 0.0149
+        office.dispatcher.start_due()
+        assert (0, 1) == (office.dispatcher.running, len(office.dispatcher.early))
+        clock.now = came + 0.0152
+        office.dispatcher.start_due()
+        (ev,) = office.begun.get(timeout=PATIENCE)
+        assert "tea" == ev.id
+        assert pytest.approx(0.2, abs=0.01) == ev.lateness_ms
+        assert None is office.dispatcher.next_start()
+
+    def test_takes_no_hand_until_then(self, office, clock):
+        """Until then its hand is free for what is due before."""
+        office = office()
+        office.accept(ahead(15, id="later"))
+        assert 1 == office.dispatcher.room()
+        (ev,) = office.begin(claim(id="now"))
+        assert "now" == ev.id
+
+    def test_together(self, office, clock):
+        """What has become due by then is handed out together, as much as a handler takes."""
+        office = office(max_events=2)
+        office.accept(*[ahead(ms, id=f"{ms}") for ms in (5, 3, 4)])
+        clock.now += 0.006
+        office.dispatcher.start_due()
+        assert ["3", "4"] == [ev.id for ev in office.begun.get(timeout=PATIENCE)]
+
+    def test_waits_for_a_hand(self, office, clock):
+        """Due while all hands are busy it waits for one."""
+        office = office()
+        office.accept(ahead(5, id="later"))
+        office.begin(claim(id="now"))
+        clock.now += 0.006
+        office.dispatcher.start_due()
+        assert 1 == len(office.dispatcher.early)
+        office.go_on.release()
+        assert ["later"] == [ev.id for ev in office.begun.get(timeout=PATIENCE)]
+
+    def test_not_for_long(self, office, clock):
+        """For a hand it waits as long as it may be claimed ahead, and then goes back uncharged."""
+        office = office(look_ahead=20)
+        office.accept(ahead(5, id="later"))
+        office.begin(claim(id="now"))
+        clock.now += 0.025
+        assert clock.now == pytest.approx(office.dispatcher.next_start(), abs=1e-6)
+        clock.now += 0.001
+        office.dispatcher.start_due()
+        (settlement,) = office.dispatcher.take_settlements()
+        assert ("later", Verdict.RELEASE) == (settlement.id, settlement.verdict)
+        assert None is office.dispatcher.next_start()
+
+    def test_after_a_long_sleep(self, office, clock, monkeypatch):
+        """A machine that was suspended meanwhile does not start what may be another's by now."""
+        office = office(lease=1_000)
+        office.accept(ahead(5, id="tea"))
+        past = lasting() + 2.0
+        monkeypatch.setattr("dtimer.engine.hold.lasting", lambda: past)
+        clock.now += 0.006
+        office.dispatcher.start_due()
+        (settlement,) = office.dispatcher.take_settlements()
+        assert ("tea", Verdict.RELEASE) == (settlement.id, settlement.verdict)
+        assert 0 == office.dispatcher.running
+
+    def test_at_the_end(self, office, clock):
+        """A node that leaves gives it back, also what it is told of later."""
+        office = office()
+        office.accept(ahead(5, id="one"))
+        office.dispatcher.hand_back()
+        office.accept(ahead(5, id="two"))
+        eventually(lambda: office.dispatcher.running == 0)
+        settled = office.dispatcher.take_settlements()
+        assert [("one", Verdict.RELEASE), ("two", Verdict.RELEASE)] == [
+            (s.id, s.verdict) for s in settled
+        ]
+
+    def test_posted_anew(self, office, clock):
+        """What this process posts anew before it was started is not started any more."""
+        office = office()
+        office.accept(ahead(5, id="a"), ahead(6, id="b"))
+        office.dispatcher.superseded(["a"])
+        assert (1, 1) == (office.rings, len(office.dispatcher.early))
+        clock.now += 0.007
+        office.dispatcher.start_due()
+        assert ["b"] == [ev.id for ev in office.begun.get(timeout=PATIENCE)]
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({}, 20_000),
+            ({"look_ahead": 5}, 5_000),
+            ({"look_ahead": 0}, 0),
+            ({"lease": 100}, 10_000),
+            ({"now": lambda: 0.0}, 0),
+        ],
+    )
+    def test_how_far(self, options, expected):
+        """As far as the option says; a tenth of a lease at most; never by a test's clock."""
+        assert expected == ahead_us(validate(options))

@@ -11,14 +11,15 @@ local done, stale = recall()
 if stale then return stale end
 if done then return done end
 
-local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ROSTER, PROMISE, PLANS,
-  BEATS)
+local wrong = guard(DUE, ROSTER, PROMISE)
 if wrong then return wrong end
 
 local before = first_due()
 -- Redis allows this when it is out of memory, and with it what follows.
 redis.call('ZREM', DUE, '')
-local results = settle(5, tonumber(ARGV[3]), tonumber(ARGV[4]))
+local results
+results, wrong = settle(5, tonumber(ARGV[3]), tonumber(ARGV[4]))
+if wrong then return wrong end
 remember(results)
 local earliest = first_due()
 if earliest and before and earliest < before then

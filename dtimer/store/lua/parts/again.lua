@@ -28,7 +28,7 @@ local function answer_again(done)
   local impatient = latest and NOW > first + lease
   -- Redis allows this when it is out of memory, and with it what follows.
   redis.call('ZREM', PROMISE, '')
-  local reply, back = {''}, 0
+  local reply, claims, back = {''}, 0, 0
   for i = 1, ids do
     local id = list[i]
     local held, attempt, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
@@ -39,13 +39,14 @@ local function answer_again(done)
         back = back + 1
       else
         redis.call('ZADD', DUE, 'XX', digits(NOW + lease), id)
-        reply[#reply + 1] = table.concat({held, digits(attempt), due, digits(#id)}, ',') .. '|' ..
-          id .. (redis.call('HGET', BODY, id) or '')
+        local body = redis.call('HGET', BODY, id) or ''
+        claims = claims + 1
+        reply[#reply + 1] = table.concat(
+          {held, digits(attempt), due, digits(#id), digits(#body)}, ',') .. '|' .. id .. body
       end
     end
   end
-  local given = #reply - 1
-  for i = ids + 1, #list do reply[#reply + 1] = list[i] end
+  for i = ids + 1, #list do reply[#reply + 1] = digits(#list[i]) .. ':' .. list[i] end
   if back > 0 then
     -- Somebody else, if there is anybody.
     redis.call('ZREM', ROSTER, node)
@@ -60,7 +61,7 @@ local function answer_again(done)
   local heard = redis.call('ZSCORE', ALIVE, node) or ''
   -- Who knows that has had this answer, and is not told again.
   if heard ~= '' and tonumber(heard) == tonumber(ARGV[7]) then before = '' end
-  reply[1] = table.concat({digits(NOW), '0', '1', results, heard, before, '', digits(given),
-    digits(math.floor((#list - ids) / 2))}, ';')
-  return reply
+  reply[1] = table.concat({digits(NOW), '0', '1', results, heard, before, '', digits(claims),
+    digits(math.floor((#list - ids) / 2)), '0'}, ';') .. '|'
+  return table.concat(reply)
 end

@@ -51,8 +51,14 @@ local function parse_lease(text)
   return token, tonumber(attempt), due, cancelled, node, flags
 end
 
+-- The third that is returned is 's' for an occurrence of a schedule, and 'n' for an event whose id
+-- is a name that somebody has given it.
 local function parse_body(text)
-  local expires, max_retries = string.match(text or '', '^(%d*),(%d+)[,|]')
+  local expires, max_retries, comma, mark = string.match(text or '', '^(%d*),(%d+)(,?)(.)')
   if not expires or #expires > 17 or #max_retries > 7 then return nil end
-  return tonumber(expires), tonumber(max_retries)
+  if comma == '' then
+    if mark ~= '|' then return nil end
+    return tonumber(expires), tonumber(max_retries)
+  end
+  return tonumber(expires), tonumber(max_retries), mark
 end

@@ -1,5 +1,6 @@
 -- There is no rollback: a script that meets a foreign type half way has written the
--- half before it. So whoever writes checks first.
+-- half before it. So whoever writes checks first: by asking for the type, or by a command that
+-- it needs anyway and that would fail.
 local function kind(key)
   local sorted = key == DUE or key == GRAVES or key == ALIVE or key == ROSTER or key == PROMISE
   return sorted and 'zset' or 'hash'
@@ -16,4 +17,11 @@ local function guard(...)
         'DTCORRUPT the key ' .. key .. ' holds a ' .. found .. ', not a ' .. kind(key))
     end
   end
+end
+
+-- Run a verb. Where it fails because a key is of a foreign type, the error reply says which.
+local function named(verb)
+  local done, result = pcall(verb)
+  if done then return result end
+  return guard(unpack(KEYS)) or error(result, 0)
 end

@@ -3,7 +3,8 @@
 --
 -- KEYS      the order of Keys in dtimer/store/keys.py
 --   due       sorted set: id -> when it is due, or its lease ends, in µs
---   body      hash: id -> '<expires µs or nothing>,<max_retries>|<payload>'
+--   body      hash: id -> '<expires µs or nothing>,<max_retries>[,<mark>]|<payload>', where the
+--             mark is n of an id that was given by a user, and of an occurrence see parts/plan.lua
 --   lease     hash: id -> '<token>,<attempt>,<due>,<flags: c cancelled, s occurrence>,<incarnation>'
 --   tries     hash: id -> starts so far, of events that wait for a retry
 --   dead      hash: id -> '<attempt>,<reason>,<length of error>|<error><body>'

@@ -31,9 +31,14 @@ local function rouse(earliest, waiting)
   end
 end
 
--- The first of the sorted set of truth: its score, or nil. What somebody else has put at
--- infinity is never due.
-local function first_due()
-  local score = tonumber(redis.call('ZRANGE', DUE, '0', '0', 'WITHSCORES')[2])
+-- A score as a number, or nil where it is none: what somebody else has put at infinity is never
+-- due.
+local function soonest(score)
+  score = tonumber(score)
   return score ~= math.huge and score or nil
+end
+
+-- The first score of the sorted set of truth, or nil.
+local function first_due()
+  return soonest(redis.call('ZRANGE', DUE, '0', '0', 'WITHSCORES')[2])
 end

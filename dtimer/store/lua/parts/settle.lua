@@ -7,9 +7,12 @@
 --           bury     give it up; the wait is the reason instead
 --
 -- Returns a string of one letter each: 1 done, 0 not the holder, d dead letter now,
--- c cancelled meanwhile and gone.
+-- c cancelled meanwhile and gone. Or else nil and an error reply, and nothing was done.
 local function settle(at, confirms, others)
   local results, occurrences = {}, {}
+  local wrong = others > 0
+    and guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ROSTER, PROMISE, PLANS, BEATS)
+  if wrong then return nil, wrong end
   if confirms > 0 then
     local ids, gone = {}, {}
     for i = 1, confirms do ids[i] = ARGV[at + 2 * i - 2] end
@@ -26,10 +29,13 @@ local function settle(at, confirms, others)
         results[i] = '0'
       end
     end
+    if #occurrences > 0 then wrong = guard(DUE, BODY, TRIES, DEAD, GRAVES, PLANS, BEATS) end
+    if wrong then return nil, wrong end
     if #gone > 0 then
+      -- The leases last: where a key is of a foreign type, the same may be asked again.
+      redis.call('HDEL', BODY, unpack(gone))
       redis.call('ZREM', DUE, unpack(gone))
       redis.call('HDEL', LEASE, unpack(gone))
-      redis.call('HDEL', BODY, unpack(gone))
       count('confirmed', #gone)
     end
     at = at + 2 * confirms

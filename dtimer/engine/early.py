@@ -1,0 +1,90 @@
+"""
+What was claimed ahead of its time, until that has come; and ahead of a hand's.
+
+A claim takes a round trip, which to an event that is due is lateness. So a turn also claims what
+falls due within the next moments, and the node waits for the rest of it here. It cannot be early:
+the time that is left was told by a script that had run before its reply came, and is counted from
+the reply.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Collection
+
+from dtimer.engine.hold import Hold
+from dtimer.model.options import Options
+
+# The part of a lease that may go by before a handler begins.
+_OF_A_LEASE = 10
+
+
+def ahead_us(options: Options) -> int:
+    """Return how far ahead a node of these *options* claims, in µs."""
+    # A clock that is told by hand does not go on while a thread waits.
+    return 0 if options.now else min(options.look_ahead, options.lease // _OF_A_LEASE)
+
+
+class Early:
+    """Holds in the order in which they are due. For any thread."""
+
+    def __init__(self, options: Options) -> None:
+        self.ahead_us = ahead_us(options)
+        #: For how many seconds what is due is kept for a hand; by then another node may have one.
+        self.patience = self.ahead_us / 1e6
+        self._lock = threading.Lock()
+        self._order = itertools.count()
+        # In the order of their due times, however long the replies that brought them took.
+        self._heap: list[tuple[int, int, float, Hold]] = []
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, hold: Hold, came: float) -> None:
+        """Keep *hold*, of which an answer told that *came* at that time on the monotonic clock."""
+        due = hold.claim.due_us
+        left = due - hold.claim.claimed_us
+        # More was never asked for: the server's clock was put back since it was claimed.
+        at = came + left / 1e6 if 0 < left <= self.ahead_us else came
+        with self._lock:
+            heapq.heappush(self._heap, (due, next(self._order), at, hold))
+
+    @property
+    def next(self) -> float | None:
+        """When the first of them is to start, on the monotonic clock; None without any."""
+        try:
+            return self._heap[0][2]
+        except IndexError:
+            return None
+
+    def take(self, most: int) -> list[Hold]:
+        """Return those that are due, at *most* so many, and forget them."""
+        taken: list[Hold] = []
+        now = time.monotonic()
+        with self._lock:
+            while self._heap and len(taken) < most and self._heap[0][2] <= now:
+                _, _, at, hold = heapq.heappop(self._heap)
+                if hold.event is not None:
+                    hold.event.lateness_ms += (now - at) * 1000
+                taken.append(hold)
+        return taken
+
+    def give_up(self) -> list[Hold]:
+        """Return those that have been due for too long, and forget them."""
+        late = time.monotonic() - self.patience
+        given: list[Hold] = []
+        with self._lock:
+            while self._heap and self._heap[0][2] <= late:
+                given.append(heapq.heappop(self._heap)[3])
+        return given
+
+    def clear(self, ids: Collection[str] | None = None) -> list[Hold]:
+        """Return those of these *ids*, or all of them, and forget them."""
+        with self._lock:
+            gone = [e[3] for e in self._heap if ids is None or e[3].claim.id in ids]
+            self._heap = [e for e in self._heap if ids is not None and e[3].claim.id not in ids]
+            heapq.heapify(self._heap)
+        return gone

@@ -1,0 +1,48 @@
+"""
+How many batches a turn claims for each hand: more than one where events are overdue and handlers
+are quick.
+
+A turn takes as long as many a handler does, and its cost is that of one script however much it
+claims. But what a node has claimed no other node can have, so it is no more than the hands get
+done within a few milliseconds, and it is begun with one: whether there is more than that, and how
+long handlers take, is seen first.
+"""
+
+from __future__ import annotations
+
+import threading
+
+#: For so many seconds the hands may have work in advance; and settlements wait no longer for a
+#: turn while they do.
+IN_ADVANCE = 0.005
+
+_MOST = 64
+
+
+class Prefetch:
+    """For any thread."""
+
+    def __init__(self, *, allowed: bool) -> None:
+        self._allowed = allowed
+        self._lock = threading.Lock()
+        self._streak = 1
+        # What a batch takes: as long as the longest of late.
+        self._took = 0.0
+
+    def took(self, seconds: float) -> None:
+        """Note how long a hand was busy with a batch."""
+        with self._lock:
+            self._took = max(seconds, 0.9 * self._took)
+
+    def answered(self, limit: int, claimed: int, *, overdue: bool) -> None:
+        """Note how much of what a turn asked for it was given, and whether that was overdue."""
+        if limit:
+            full = self._allowed and overdue and claimed == limit
+            self._streak = min(2 * self._streak, _MOST) if full else 1
+
+    @property
+    def batches(self) -> int:
+        """How many batches to claim for each free hand."""
+        if self._streak == 1:
+            return 1
+        return max(1, min(self._streak, int(IN_ADVANCE / max(self._took, 1e-6))))

@@ -1,0 +1,32 @@
+"""What the engine asks of the store."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from dtimer.engine.heart import Renewals
+from dtimer.model.claims import Turn, TurnRequest
+
+
+class Turns(Renewals, Protocol):
+    """What the claimer asks of the store."""
+
+    def turn(self, request: TurnRequest) -> Turn:
+        """Take a turn, in one try."""
+        ...
+
+    def register(self) -> None:
+        """Register the node, again: its registration is gone."""
+        ...
+
+    def trim(self) -> None:
+        """Drop the dead letters that are too many or too old."""
+        ...
+
+    def supply(self, schedule: str) -> None:
+        """Bring a schedule more nominal times."""
+        ...
+
+    def slow(self, error: BaseException | None) -> bool:
+        """Tell whether an error needs a person."""
+        ...
