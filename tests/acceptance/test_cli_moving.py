@@ -61,8 +61,8 @@ def inventories(server, namespace, other):
 
 
 def content(store):
-    """All that is stored of the scheduled events."""
-    return [(e.id, e.due_us, e.raw) for e in store.waiting()]
+    """All that is stored of the scheduled events, but for whether we made their ids."""
+    return [(e.id, e.due_us, e.raw.replace(b",n|", b"|", 1)) for e in store.waiting()]
 
 
 class TestThereAndBack:

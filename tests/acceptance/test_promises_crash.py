@@ -88,15 +88,17 @@ def test_ten_kills_in_mid_handler(server, client, namespace, post):
 
     assert set(held + ordinary) == set(starts)
     for id, reports in starts.items():
-        assert list(range(1, len(reports) + 1)) == [report.attempt for report in reports]
+        # A node may have been killed while it kept an event until it was due: an attempt, too.
+        assert 1 <= reports[0].attempt
         for before, after in pairwise(reports):
+            assert before.attempt < after.attempt
             assert before.token < after.token
             assert before.claimed + LEASE <= after.claimed, f"{id} had two holders"
     for id in held:
         assert starts[id][1].claimed <= killed[id] + LEASE + 1_000
     stats = post.stats()
     assert len(starts) == stats.totals["posted"] == stats.totals["confirmed"]
-    assert sum(map(len, starts.values())) == stats.totals["started"]
+    assert sum(reports[-1].attempt for reports in starts.values()) == stats.totals["started"]
     assert (0, 0) == (stats.totals["died"], stats.in_flight)
 
 
