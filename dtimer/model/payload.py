@@ -43,6 +43,10 @@ def _decode(text: str) -> Any:
     return _decoder.decode(text)
 
 
+# What holds nothing else.
+_SCALARS = {str, int, float, bool, type(None)}
+
+
 def _check(payload: Mapping[str, Any]) -> bool:
     """
     Refuse what json would quietly bend: keys that are no strings, and endless depth.
@@ -50,6 +54,9 @@ def _check(payload: Mapping[str, Any]) -> bool:
     Returns:
         Whether some container is met more than once on one level.
     """
+    # Most are like this. A class of somebody's own may be anything, and is looked at below.
+    if _SCALARS.issuperset(map(type, payload.values())) and {str}.issuperset(map(type, payload)):
+        return False
     level: list[Any] = [payload]
     shared = False
     for _ in range(DEEPEST):

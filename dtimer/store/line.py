@@ -9,7 +9,6 @@ after its successor, does nothing.
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 import weakref
@@ -56,20 +55,17 @@ READS = {
 AnyWire = Wire | ClusterWire
 
 
-def _run(
-    wire: AnyWire,
-    script: Script,
-    arguments: Sequence[Argument],
-    until: float,
-    *,
-    whole: bool = False,
-) -> Any:
+def _run(wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float) -> Any:
     try:
-        return wire.run(script, arguments, until, whole=whole)
+        return wire.run(script, arguments, until)
     except Exception as e:
         if fate(e, wire.sent) is not Fate.NO_SCRIPT:
             raise
     # Nothing ran: a server that was restarted, promoted, or told SCRIPT FLUSH.
+    return _run_whole(wire, script, arguments, until)
+
+
+def _run_whole(wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float) -> Any:
     return wire.run(script, arguments, until, whole=True)
 
 
@@ -192,8 +188,8 @@ class Line:
         lane = self._take()
         try:
             op = lane.next() if named else ""
-            run = functools.partial(_run, whole=whole)
-            return self._until(deadline, lane, load(verb), [op, *arguments], run)
+            run = _run_whole if whole else _run
+            return self._until(deadline, lane, load(verb), (op, *arguments), run)
         finally:
             self._give(lane)
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dtimer.errors import EventExists, NotReplicated, StoreError
 from dtimer.model.claims import Result, Settlement, Turn, TurnRequest
@@ -27,8 +26,7 @@ SILENT_US = 60_000_000
 _PAGE = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """
     One event to be stored: ``when`` and ``expires`` as the scripts read them, ``rest`` its
     max_retries and payload.

@@ -46,11 +46,19 @@ class Packer:
             verb, text = (b"EVAL", script.source) if whole else (b"EVALSHA", script.sha)
             head = _bulk(verb) + _bulk(text) + self._keys
             self._heads[script.name, whole] = head
-        pieces = [b"*%d\r\n" % (3 + self._count + len(arguments)), head]
-        for argument in arguments:
-            raw = _raw(argument) if isinstance(argument, str) else argument
-            pieces.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
-        return b"".join(pieces)
+        return b"".join((b"*%d\r\n" % (3 + self._count + len(arguments)), head, _pack(arguments)))
+
+
+def _pack(arguments: Sequence[Argument]) -> bytes:
+    pieces: list[Any] = []
+    for argument in arguments:
+        pieces += (f"${len(argument)}\r\n", argument, "\r\n")
+    try:
+        # Nearly always all is ASCII, and so the bytes as many as the characters.
+        return "".join(pieces).encode("ascii")
+    except (UnicodeEncodeError, TypeError):
+        raw = (_raw(a) if isinstance(a, str) else a for a in arguments)
+        return b"".join(map(_bulk, raw))
 
 
 class Wire:

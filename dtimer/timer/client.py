@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import weakref
@@ -126,7 +125,7 @@ class Client(Emitter):
         """Post an event without a payload, behind those of the same millisecond."""
         self._notice_fork()
         entry = prepare(self._options, self._mint, {}, at=at, id=id).entry
-        self._store.post([dataclasses.replace(entry, when=f"={entry.when}")], "replace")
+        self._store.post([entry._replace(when=f"={entry.when}")], "replace")
 
     def _superseding(self, ids: Collection[str]) -> None:
         """Called before events are posted under ids that may be pending."""
@@ -144,9 +143,7 @@ class Client(Emitter):
             self._superseding({e.id for e in entries})
         while taken := self._store.post(entries, policy, replicas):
             # Two mints met in one id; nothing of this call was stored.
-            entries = [
-                dataclasses.replace(e, id=self._mint()) if e.id == taken else e for e in entries
-            ]
+            entries = [e._replace(id=self._mint()) if e.id == taken else e for e in entries]
         return [e.id for e in entries]
 
     def post_many(self, items: Iterable[Any], *, wait_replicas: int | None = None) -> list[str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from dtimer.errors import OptionError
 from dtimer.model.moments import Duration, Moment, duration_us, moment_us
@@ -27,8 +26,7 @@ _OCCURRENCE = re.compile(r"@\d{16}\Z")
 _ARGUMENTS = {"ev", "delay", "at", "id", "max_retries", "expires", "if_exists"}
 
 
-@dataclass(frozen=True, slots=True)
-class Posting:
+class Posting(NamedTuple):
     """An entry, and what to do where one of its id is pending: ``mint`` for an id of ours."""
 
     entry: Entry
