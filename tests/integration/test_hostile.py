@@ -9,6 +9,7 @@ import time
 import pytest
 from peers import LEASE, Now, Peer, post
 from proxy import Proxy
+from redis.exceptions import ResponseError
 from soundness import assert_sound
 
 from dtimer import DTimer, Health, OutcomeUnknown, StoreError
@@ -227,6 +228,33 @@ class TestTurns:
         now.tick(10)
         assert [("old", "expired")] == node.turn().buried
         assert [("old", "expired")] == node.turn(again=True).buried
+
+    @pytest.mark.parametrize(
+        "key",
+        ["due", "body", "lease", "tries", "sys", "memo_a", "nodes", "alive", "roster", "promise"],
+    )
+    def test_what_was_settled_before_a_foreign_key_was_met(self, store, node, client, key):
+        """
+        A turn that meets a key of a foreign type, at whatever point, names it; asked again when
+        the key has been put right it tells that its event was confirmed, and nobody has lost it.
+        """
+        post(store, "tea")
+        (claim,) = node.claim()
+        post(store, "egg")
+        confirm = Settlement("tea", claim.token, Verdict.CONFIRM)
+        name = getattr(store.keys, key)
+        kept = client.dump(name)
+        client.set(name, "foreign")
+        with pytest.raises(ResponseError, match=name):
+            node.turn(1, confirm)
+        client.delete(name)
+        if kept:
+            client.restore(name, 0, kept)
+        turn = node.turn(1, confirm, again=True)
+        assert [Result.DONE] == turn.results
+        assert ["egg"] == [c.id for c in turn.claims or node.claim()]
+        assert not client.hexists(store.keys.body, "tea")
+        assert_sound(client, store.keys)
 
     def test_a_failed_registration_is_asked_for_again(self, store, node, client):
         """Until a node is registered, each of its turns says that it is not."""

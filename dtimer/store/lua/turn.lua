@@ -55,8 +55,12 @@ local function fault_of(body, score, max_retries, holder, attempt, expires)
   if expires and expires <= NOW then return 'expired', '' end
 end
 
--- No key is asked for its type: each is read, or soft, before anything is written that lasts.
--- DEAD, GRAVES, PLANS and BEATS are looked at when they are needed, which is seldom.
+-- Once the settlements are done: their results, and as `before` of the reply says.
+local settled, was
+
+-- No key is asked for its type: each is read, or soft, before anything is claimed. What is settled
+-- before that is remembered. DEAD, GRAVES, PLANS and BEATS are looked at when they are needed,
+-- which is seldom.
 local function take_turn()
   local done, stale = recall()
   if stale then return stale end
@@ -84,6 +88,7 @@ local function take_turn()
     local wrong
     results, wrong = settle(11, confirms, others)
     if wrong then return wrong end
+    settled, was = results, before
   end
   if echo then tell('echo', node) end
 
@@ -314,4 +319,12 @@ local function take_turn()
   return table.concat(reply)
 end
 
-return named(take_turn)
+-- What was settled is not settled again where the claims have failed: asked again, the turn tells
+-- of it, and the next one of the failure.
+local function failed()
+  if settled then
+    remember(table.concat({settled, was, digits(asked), '0', '0', ''}, ';'))
+  end
+end
+
+return named(take_turn, failed)

@@ -19,9 +19,11 @@ local function guard(...)
   end
 end
 
--- Run a verb. Where it fails because a key is of a foreign type, the error reply says which.
-local function named(verb)
+-- Run a verb. Where it fails because a key is of a foreign type, the error reply says which;
+-- `failed`, if it is given, sees to what was done before that.
+local function named(verb, failed)
   local done, result = pcall(verb)
   if done then return result end
+  if failed then failed() end
   return guard(unpack(KEYS)) or error(result, 0)
 end
