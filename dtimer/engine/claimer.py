@@ -126,9 +126,9 @@ class Claimer(Service):
                     if not abandoned and self._overdue():
                         abandoned = True
                         self._dispatcher.abandon()
-                self._dispatcher.start_due()
+                back = self._dispatcher.start_due()
                 # A nudge moves the hour, and is no reason to ask at once.
-                if rung or stopping.is_set() or time.monotonic() >= self._next_turn:
+                if rung or back or stopping.is_set() or time.monotonic() >= self._next_turn:
                     nap = self._take_turn(claiming=not stopping.is_set())
                     self._next_turn = time.monotonic() + nap
                 if stopping.is_set():
@@ -311,9 +311,13 @@ class Claimer(Service):
         nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)
         if turn.wait_us is not None:
             # Counted from the question: the next will be on its way for as long.
-            nap = min(nap, max(0.0, turn.wait_us / 1e6 - (now - sent)))
+            wait = turn.wait_us / 1e6 - (now - sent)
+            if spare > 0:
+                # Who asks for nothing ahead is told when it is due, and the next turn will.
+                wait -= (self._dispatcher.early.ahead_us - request.ahead_us) / 2e6
+            nap = min(nap, max(0.0, wait))
         nap = min(nap, max(0.0, self._listener.echo_due()))
-        if self._dispatcher.running:
+        if self._dispatcher.running or self._dispatcher.early:
             nap = min(nap, max(0.0, self._heart.due - now))
         if not claiming and self._give_up_at is not None:
             nap = min(nap, max(0.0, self._give_up_at - now))

@@ -71,15 +71,22 @@ class Dispatcher(Hands):
             self.early.add(hold, came)
         self.start_due()
 
-    def start_due(self) -> None:
-        """Hand to free hands what was kept and is due now; give back what finds none."""
+    def start_due(self) -> bool:
+        """
+        Hand to free hands what was kept and is due now; give back what finds none.
+
+        Returns:
+            Whether something is given back, by a turn that is to be taken at once.
+        """
+        back = False
         while self.early and self._busy < self._options.concurrency:
             batch = self.early.take(self.max_events)
             if not batch:
-                return
+                return back
             # The machine may have been suspended meanwhile.
             if any(hold.lost() for hold in batch):
                 self._end(batch, Verdict.RELEASE)
+                back = True
                 continue
             try:
                 self._put(batch)
@@ -88,6 +95,8 @@ class Dispatcher(Hands):
                 raise
         if self.early and (late := self.early.give_up()):
             self._end(late, Verdict.RELEASE)
+            back = True
+        return back
 
     def linger(self) -> float | None:
         """
@@ -109,12 +118,18 @@ class Dispatcher(Hands):
         # A hand that becomes free calls it, too.
         return due + self.early.patience
 
-    def superseded(self, ids: Collection[str]) -> None:
-        """See `Book.superseded`; what has not been started yet is not started any more."""
-        super().superseded(ids)
-        if self.early and (gone := self.early.clear(ids)):
-            self._end(gone, Verdict.RELEASE)
-            self._ring()
+    def drop(self, ids: Collection[str]) -> bool:
+        """
+        Give back what was kept of these ids: this process has posted them anew.
+
+        Not before it has: given back, it may be claimed again at once.
+
+        Returns:
+            Whether there was any, and a turn is to be taken soon.
+        """
+        gone = self.early.clear(ids) if self.early else []
+        self._end(gone, Verdict.RELEASE)
+        return bool(gone)
 
     def _hold(self, claim: Claim, believed: float) -> Hold | None:
         hold = Hold(claim, self._options, self._ledger, self._ended, believed)

@@ -18,7 +18,7 @@ from typing import Any
 from dtimer.engine.book import Book
 from dtimer.engine.early import Early
 from dtimer.engine.hold import Hold, Ledger
-from dtimer.engine.prefetch import Prefetch
+from dtimer.engine.prefetch import IN_ADVANCE, Prefetch
 from dtimer.engine.service import Service
 from dtimer.errors import HandlerError
 from dtimer.faultpoints import armed, reached
@@ -73,7 +73,7 @@ class Hands(Book):
         #: What was claimed ahead of its time, or of a hand's.
         self.early = Early(options)
         #: How much of that may be.
-        self.prefetch = Prefetch(allowed=self.early.patience > 0)
+        self.prefetch = Prefetch(allowed=self.early.patience >= IN_ADVANCE)
         self._busy = 0
         self._returning = False
         #: One thread each.

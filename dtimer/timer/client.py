@@ -127,8 +127,8 @@ class Client(Emitter):
         entry = prepare(self._options, self._mint, {}, at=at, id=id).entry
         self._store.post([entry._replace(when=f"={entry.when}")], "replace")
 
-    def _superseding(self, ids: Collection[str]) -> None:
-        """Called before events are posted under ids that may be pending."""
+    def _superseding(self, ids: Collection[str], *, posted: bool) -> None:
+        """Called before events are posted under ids that may be pending, and after that."""
 
     def _replicas(self, given: int | None) -> int:
         if given is None:
@@ -140,7 +140,14 @@ class Client(Emitter):
 
     def _post(self, entries: list[Entry], policy: str, replicas: int) -> list[str]:
         if policy != "mint":
-            self._superseding({e.id for e in entries})
+            ids = {e.id for e in entries}
+            self._superseding(ids, posted=False)
+            try:
+                self._store.post(entries, policy, replicas)
+            finally:
+                # Also where it is not known whether they were.
+                self._superseding(ids, posted=True)
+            return [e.id for e in entries]
         while taken := self._store.post(entries, policy, replicas):
             # Two mints met in one id; nothing of this call was stored.
             entries = [e._replace(id=self._mint()) if e.id == taken else e for e in entries]

@@ -127,9 +127,13 @@ class Life:
         self._herald.announce("error", error)
         self.bell.ring()
 
-    def superseded(self, ids: Collection[str]) -> None:
-        """Note that this process has posted events of these ids anew."""
-        self._dispatcher.superseded(ids)
+    def superseding(self, ids: Collection[str], *, posted: bool) -> None:
+        """Note that this process posts, or has posted, events of these ids anew."""
+        if not posted:
+            self._dispatcher.superseded(ids)
+        elif self._dispatcher.drop(ids):
+            # Not a turn on this thread, as on a hand's: it is the poster's own.
+            self.bell.ring()
 
     # Beginning
 

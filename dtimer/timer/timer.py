@@ -290,9 +290,9 @@ class DTimer(Calendar):
 
     # Behind the scenes
 
-    def _superseding(self, ids: Collection[str]) -> None:
+    def _superseding(self, ids: Collection[str], *, posted: bool) -> None:
         if self._life is not None:
-            self._life.superseded(ids)
+            self._life.superseding(ids, posted=posted)
 
     def _rolled_back(self, error: StateRollback) -> None:
         if self._life is not None and not self._life.over:

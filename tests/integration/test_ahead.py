@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import queue
 
 import pytest
 from peers import LEASE, Now, Peer, post
+from servers import PATIENCE, eventually
 from soundness import assert_sound
 
 from dtimer import DTimer
@@ -150,6 +152,30 @@ class TestWhat:
         store.declare(second(now, '{"new":1}', start=now.us - 5_000_000, misfire="skip"))
         (claim,) = node.claim(3)
         assert (f"tick@{now.us}", {"new": 1}) == (claim.id, json.loads(claim.payload))
+
+
+class TestKept:
+    """What a node keeps until it is due."""
+
+    @pytest.mark.parametrize("after", [300, 1_500])
+    def test_posted_anew(self, make, after):
+        """
+        An event that its own process posts anew while it is kept is not started: the new one is,
+        once, when that is due.
+        """
+        timer = make(look_ahead=1_000, poll_interval=60_000)
+        caught = queue.SimpleQueue()
+        timer.on("event", lambda events: caught.put([ev["n"] for ev in events]))
+        troubles = []
+        timer.on("error", troubles.append)
+        timer.join()
+        for n in range(3):
+            id = timer.post({"n": n}, 500)
+            eventually(lambda: timer.stats().in_flight)
+            timer.post({"n": n + 100}, after, id=id)
+            assert [n + 100] == caught.get(timeout=PATIENCE)
+        assert caught.empty()
+        assert [] == troubles
 
 
 class TestDuty:

@@ -533,7 +533,7 @@ class TestRelay:
         The claimer wakes when the turn that a hand took said so, and a nudge by itself is
         no reason to take another one before.
         """
-        desk = desk(start=True, poll_interval=3_600_000)
+        desk = desk(start=True, poll_interval=3_600_000, look_ahead=0)
         desk.turns.answers.append(turn("a"))
         desk.bell.ring()
         desk.begun.get(timeout=PATIENCE)
@@ -653,6 +653,32 @@ class TestAhead:
         assert ["b"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
         assert asked + 1 == len(desk.turns.asked)
 
+    def test_given_back_at_once(self, desk):
+        """What found no hand is given back then, for another node: not when the poll comes."""
+        desk = desk(start=True, poll_interval=3_600_000, look_ahead=500)
+        answer = self.early(500, "later")
+        answer.claims[0] = replace(answer.claims[0], token=2)
+        desk.turns.answers += [answer, turn("now")]
+        for _ in range(2):
+            asked = len(desk.turns.asked)
+            desk.bell.ring()
+            eventually(lambda asked=asked: len(desk.turns.asked) > asked)
+            desk.asleep()
+        assert ["now"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
+        eventually(lambda: any(request.settlements for request in desk.turns.asked), 5)
+        assert [("later", Verdict.RELEASE)] == [
+            (s.id, s.verdict) for request in desk.turns.asked for s in request.settlements
+        ]
+
+    def test_its_heart_beats(self, desk):
+        """Its lease is renewed in time, however far away the next turn is."""
+        desk = desk(start=True, lease=300, poll_interval=3_600_000)
+        desk.turns.answers.append(self.early(20, "a"))
+        desk.bell.ring()
+        desk.begun.get(timeout=PATIENCE)
+        assert desk.turns.beaten.wait(PATIENCE)
+        assert (["a"], 300_000) == desk.turns.extended[0]
+
 
 class TestPrefetch:
     """More than one batch for a hand, where events are overdue."""
@@ -672,6 +698,25 @@ class TestPrefetch:
         assert [(3, 20_000), (6, 0), (3, 20_000)] == [
             (request.limit, request.ahead_us) for request in desk.turns.asked
         ]
+
+    def test_ahead_again(self, desk):
+        """
+        When there was no more, the node comes ahead of what is due next as ever: or one event
+        that was overdue would have the next claimed when it is due, and so all that follow.
+        """
+        desk = desk(poll_interval=3_600_000)
+        desk.go_on.release()
+        desk.take(turn("a"))
+        eventually(lambda: not desk.dispatcher.running)
+        nap = desk.take(turn(wait=100_000, results=[Result.DONE]))
+        assert [(1, 20_000), (2, 0)] == [(r.limit, r.ahead_us) for r in desk.turns.asked]
+        assert 0.05 < nap <= 0.09
+
+    def test_not_for_those_who_may_not_wait(self, desk):
+        """Nothing is claimed in advance of a hand that would be given back before it was free."""
+        desk = desk(look_ahead=4)
+        desk.dispatcher.prefetch.answered(1, 1, overdue=True)
+        assert 1 == desk.claimer._next_request(True).limit
 
     def test_no_more_than_is_wanted(self, desk):
         """Never more than there is anybody to hand to, nor than a script may claim."""
