@@ -53,21 +53,27 @@ class Calls:
         }
         if "expires" in options:
             about["expires_us"] = round(options["expires"] * 1000)
+        if options.get("minted"):
+            about["minted"] = True
         return about
 
-    def post(
-        self, timer: DTimer, payload: dict[str, Any], delay: float, **options: Any
-    ) -> str | None:
-        """Post; return the id, or None when it is not known to be posted."""
+    @staticmethod
+    def _asked(options: dict[str, Any]) -> dict[str, Any]:
+        """Return what the library is asked: an id that its mint has made it is not given."""
+        if not options.get("minted"):
+            return options
+        return {name: value for name, value in options.items() if name not in ("id", "minted")}
+
+    def post(self, timer: DTimer, payload: dict[str, Any], delay: float, **options: Any) -> None:
+        """
+        Post, under an ``id``, which is ``minted`` where the mint of *timer* will make just that.
+
+        A history has to know it before: of a poster that is killed nothing more is heard.
+        """
         options.setdefault("max_retries", 3)
         with self._recorded("post", **self._about(payload, delay, **options)) as end:
-            try:
-                end["id"] = timer.post(payload, delay, **options)
-            finally:
-                # One that was made for it is known even when its outcome is not.
-                end.setdefault("id", options.get("id") or getattr(timer._mint, "last", None))
-            return end["id"]
-        return None
+            # Another one than was drawn where two mints have met in it.
+            end["id"] = timer.post(payload, delay, **self._asked(options))
 
     def post_in(self, timer: DTimer, client: Any, each: Sequence[dict[str, Any]]) -> None:
         """Post several in a MULTI of a client of ours; *each* are arguments of ``post``."""
@@ -79,7 +85,7 @@ class Calls:
                 about = self._about(payload, delay, **options)
                 # Its deadline is the client's, not ours.
                 begun.append(self._pen.inv("post", burst=True, **about))
-                timer.post(payload, delay, pipe=pipe, **options)
+                timer.post(payload, delay, pipe=pipe, **self._asked(options))
             try:
                 pipe.execute()
             except Exception as e:
@@ -97,7 +103,7 @@ class Calls:
             k = self._pen.inv("post", k=k, **self._about(**{**item, "payload": item["ev"]}))
         assert k is not None
         with self._ended("post", k):
-            timer.post_many(each)
+            timer.post_many(map(self._asked, each))
             return True
         return False
 

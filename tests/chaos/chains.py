@@ -66,7 +66,7 @@ class Chains:
                 bench.blame("I10", gen.id, "another payload than was declared", gen.origin, run)
             # Another attempt comes when it may, though the clock was put back since the first.
             first = run.data["att"] == 1
-            if first and run.data["srv"] < nominal and not chain.moves.get(nominal):
+            if first and self._clock.shown_us(run) < nominal and not chain.moves.get(nominal):
                 bench.blame("I1", gen.id, "claimed before its nominal time", run)
         if len({run.data.get("missed") for run in gen.runs}) > 1:
             text = "stands for more or fewer than when it was handed out first"

@@ -14,6 +14,9 @@ The more a history says, the sharper the checker is. It reads besides the calls 
 
 ``node`` with ``phase`` ``begin`` or ``end``, at the beginning ``max_run_ms`` and ``timeout_ms``
     How long a handler keeps its lease, and the deadline of the calls of this process (I16).
+``post`` with ``minted``, and ``run`` with ``ahead_us``
+    Of an event whose id the library has made: it may be claimed so long before it is due, to be
+    kept until then. Without them nothing may.
 ``clock``, a call that ends with ``srv``, the server's ``TIME`` in µs
     Places claims to a round trip. Without one, to the quickest event from post to handler.
 ``stall``, ``kill``, ``fault``

@@ -163,6 +163,19 @@ class Clock:
         srv = min(run.data["srv"], run.data["tok"] - _AHEAD)
         return max(self._placed(srv * 1000, run.t)[0], self._after(run))
 
+    def shown_us(self, run: Operation) -> int:
+        """
+        Return the latest that the server's clock can have shown when a run was claimed first.
+
+        That is ``srv``, or less. But where a clock was put back, and the reply was lost, the
+        answer that was given again tells a time before that of the claim: the token has that.
+        """
+        srv: int = run.data["srv"]
+        # A read is told when it is over.
+        until = run.t if run.op == "run" else run.end or run.t
+        stepped = bisect.bisect_right(self._begins, until) > 1
+        return max(srv, run.data.get("tok", srv)) if stepped else srv
+
     def _after(self, run: Operation) -> int:
         tokens, posted = self._behind
         i = bisect.bisect_right(tokens, run.data["tok"])

@@ -23,7 +23,7 @@ from typing import Any
 
 from chaos.calls import Calls
 from chaos.history import run_of
-from chaos.mix import LEASE, MAX_RUN
+from chaos.mix import AHEAD, LEASE, MAX_RUN
 from chaos.program import Program
 from dtimer import DTimer
 from dtimer.errors import HandlerError, LeaseLost, StoreError
@@ -105,7 +105,7 @@ class Handling(Program):
 
     def handle(self, events: list[Event]) -> None:
         """Handle a batch, as its payloads say."""
-        runs = [self.pen.inv("run", **run_of(ev, LEASE * 1000)) for ev in events]
+        runs = [self.pen.inv("run", **run_of(ev, LEASE * 1000, AHEAD * 1000)) for ev in events]
         ended = "no"
         try:
             for ev in events:

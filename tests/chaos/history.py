@@ -95,8 +95,12 @@ def claimed_us(ev: Any) -> int:
     return round((ev.due + ev.lateness_ms) * 1000) if claim is None else claim.claimed_us
 
 
-def run_of(ev: Any, lease_us: int) -> dict[str, Any]:
-    """Return what a ``run`` record says about an event that a handler was given."""
+def run_of(ev: Any, lease_us: int, ahead_us: int = 0) -> dict[str, Any]:
+    """
+    Return what a ``run`` record says about an event that a handler was given.
+
+    By a node whose leases last for *lease_us*, and who may claim *ahead_us* before it is due.
+    """
     return {
         "id": ev.id,
         "n": ev.get("n"),
@@ -104,7 +108,9 @@ def run_of(ev: Any, lease_us: int) -> dict[str, Any]:
         "att": ev.attempt,
         "due": round(ev.due * 1000),
         "srv": claimed_us(ev),
+        "late_us": round(ev.lateness_ms * 1000),
         "lease_us": lease_us,
+        "ahead_us": ahead_us,
         "crc": checksum(ev),
         **({"missed": ev.missed} if ev.schedule is not None else {}),
     }

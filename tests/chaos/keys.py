@@ -39,7 +39,7 @@ class Keys:
             if not known:
                 bench.blame("I3", key, "a key that nobody had written", read)
                 continue
-            if read.data.get("srv", 1) < read.data.get("due", 0):
+            if "srv" in read.data and self._clock.shown_us(read) < read.data.get("due", 0):
                 bench.blame("I1", key, "claimed before it was due", read)
             moments = [w.data.get("at_us") for w in known]
             if None not in moments:

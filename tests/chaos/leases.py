@@ -109,7 +109,7 @@ def accepted(word: Operation) -> bool:
 
 
 class Leases:
-    """Checks generations: I4, I5, I7, I8, I9, I13, and that no claim was before its due time."""
+    """Checks generations: I4, I5, I7, I8, I9, I13, and that no claim was before its time."""
 
     def __init__(self, bench: Bench, clock: Clock) -> None:
         self._bench = bench
@@ -120,8 +120,8 @@ class Leases:
         """Check one generation, all of whose operations are there."""
         runs = gen.runs
         for run in runs:
-            if run.data["srv"] < run.data["due"]:
-                self._bench.blame("I1", gen.id, "claimed before it was due", run)
+            if (ahead := run.data["due"] - self._clock.shown_us(run)) > 0:
+                self._ahead(gen, run, ahead)
             self._bench.late(run)
         if len(runs) > 1:
             for earlier, run in itertools.pairwise(runs):
@@ -134,6 +134,21 @@ class Leases:
             self._words(gen)
         if gen.letters:
             self._deaths(gen)
+
+    def _ahead(self, gen: Generation, run: Operation, ahead: int) -> None:
+        """Check a claim that was made so many µs before the event was due."""
+        bench, due = self._bench, run.data["due"]
+        bench.verdict.counts["claimed ahead"] += 1
+        if gen.origin is None or not gen.origin.data.get("minted"):
+            # It may be replaced until then.
+            bench.blame("I1", gen.id, "claimed before it was due", gen.origin, run)
+        elif ahead > run.data.get("ahead_us", 0):
+            text = f"claimed {ahead / 1000:.1f} ms before it was due, which is too far ahead"
+            bench.blame("I1", gen.id, text, gen.origin, run)
+        left = due * 1000 - self._clock.latest_ns(run.t)
+        if left > 0 and self._clock.kept_pace(self._clock.claimed(run)[0], run.t):
+            text = f"its handler began {left / 1e6:.1f} ms before it was due by the server's clock"
+            bench.blame("I1", gen.id, text, gen.origin, run)
 
     # ------------------------------------------------------------------------- claim after claim
 
@@ -151,6 +166,9 @@ class Leases:
         if reason is None:
             # Then its lease ran out.
             reason = self._ran_out(gen, earlier, run)
+            if not skipped and self._clock.shown_us(run) < run.data["due"]:
+                text = "claimed ahead of the end of the lease before it"
+                bench.blame("I4", gen.id, text, earlier, run)
         elif skipped:
             self._unseen(gen, earlier, run)
         bench.verdict.redelivered[reason or "unexplained"] += 1

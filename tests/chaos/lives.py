@@ -201,6 +201,9 @@ class Lives:
         for run in gen.runs:
             # Given again after a lost reply, it was claimed before: the token tells when.
             at = min(run.data["srv"], token(run)) * 1000
+            if self._clock.shown_us(run) < run.data["due"]:
+                # Claimed ahead, it is kept until then.
+                at = run.data["due"] * 1000
             if post.ph != "ok" or post.end is None:
                 continue
             if not self._clock.kept_pace(post.t, run.t):

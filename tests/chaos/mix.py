@@ -13,6 +13,9 @@ from chaos.settings import OPTIONS
 
 LEASE = OPTIONS["lease"]
 
+#: Milliseconds by which a node may claim an event too early, and has to keep it then.
+AHEAD = 20
+
 #: Milliseconds after which a handler's leases are no longer renewed.
 MAX_RUN = 3 * LEASE
 
@@ -59,9 +62,17 @@ def _choose(rng: random.Random, weights: Mapping[str, float]) -> str:
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-def deed(rng: random.Random, near: Sequence[str], *, bulk: bool = False) -> dict[str, Any]:
-    """Choose what the handler of an event does; *near* are ids that it may meddle with."""
+def deed(
+    rng: random.Random, near: Sequence[str], *, bulk: bool = False, minted: bool = False
+) -> dict[str, Any]:
+    """
+    Choose what the handler of an event does; *near* are ids that it may meddle with.
+
+    An id that was *minted* it does not post anew: that is for who has named it himself.
+    """
     do = _choose(rng, _BULK if bulk else _DEEDS)
+    if do == "again" and minted:
+        do = "ok"
     if do == "ok" and not bulk:
         return {"do": "ok", "ms": rng.choice([0, 0, rng.uniform(0, 20)])}
     if do in ("raise", "retry"):
@@ -80,10 +91,15 @@ def deed(rng: random.Random, near: Sequence[str], *, bulk: bool = False) -> dict
 
 
 def payload(
-    rng: random.Random, n: int, near: Sequence[str] = (), *, bulk: bool = False
+    rng: random.Random,
+    n: int,
+    near: Sequence[str] = (),
+    *,
+    bulk: bool = False,
+    minted: bool = False,
 ) -> dict[str, Any]:
-    """Make the payload of the generation *n*."""
-    made = {"n": n, **deed(rng, near, bulk=bulk)}
+    """Make the payload of the generation *n*; see `deed`."""
+    made = {"n": n, **deed(rng, near, bulk=bulk, minted=minted)}
     if not bulk and rng.random() < 0.3:
         made["luggage"] = rng.choice(_LUGGAGE)
     return made

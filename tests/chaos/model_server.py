@@ -15,6 +15,9 @@ from chaos.occurrences import OCCURRENCE
 
 _REMIND = 1_000_000
 
+#: How far ahead it is claimed, in µs, what is to be handed out whatever comes.
+AHEAD = 20_000
+
 
 @dataclass(slots=True)
 class Stored:
@@ -31,6 +34,7 @@ class Stored:
     attempt: int = 0
     due: int = 0
     cancelled: bool = False
+    minted: bool = False
 
 
 @dataclass(slots=True)
@@ -71,6 +75,7 @@ class Server:
             return {}
         expires = says.get("expires_us")
         event = Stored(says["n"], says["crc"], says["max_retries"], 0)
+        event.minted = says.get("minted", False)
         event.expires = None if expires is None else now + expires
         self._put(id, event, now + max(0, says["delay_us"]))
         self.dead.pop(id, None)
@@ -106,7 +111,8 @@ class Server:
             return {"revived": False}
         letter = self.dead.pop(id)
         old = self.bodies[id]
-        self._put(id, Stored(letter["n"], old.crc, old.max_retries, 0), now)
+        event = Stored(letter["n"], old.crc, old.max_retries, 0, minted=old.minted)
+        self._put(id, event, now)
         return {"revived": True}
 
     def _bury(self, id: str, event: Stored, attempt: int, reason: str) -> dict[str, Any]:
@@ -144,13 +150,17 @@ class Server:
     def claim(
         self, now: int, lease: int, limit: int = 1
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Lease what is due; return the claims, and the letters of what was unfit."""
+        """Lease what is due, or soon is; return the claims, and the letters of what was unfit."""
         claims: list[dict[str, Any]] = []
         letters: list[dict[str, Any]] = []
-        while self.queue and self.queue[0][0] <= now and len(claims) < limit:
+        left: list[tuple[int, str]] = []
+        while self.queue and self.queue[0][0] <= now + AHEAD and len(claims) < limit:
             score, id = heapq.heappop(self.queue)
             event = self.events.get(id)
             if event is None or event.score != score:
+                continue
+            if score > now and not self._simple(event, score):
+                left.append((score, id))
                 continue
             attempt = event.tries if event.token is None else event.attempt
             unfit = None
@@ -172,7 +182,15 @@ class Server:
                 event.token, event.attempt, event.due = self.token, attempt + 1, score
                 self._put(id, event, now + lease)
                 claims.append(self._as_claim(now, id, event))
+        for waiting in left:
+            heapq.heappush(self.queue, waiting)
         return claims, letters
+
+    @staticmethod
+    def _simple(event: Stored, score: int) -> bool:
+        """Tell whether there is nothing to be decided when the event is due."""
+        lives = event.expires is None or event.expires > score
+        return event.minted and event.token is None and lives
 
     @staticmethod
     def _as_claim(now: int, id: str, event: Stored) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -26,7 +27,6 @@ from dtimer.errors import OptionError, PayloadError
 _STEPS: dict[str, float] = {
     "post": 42,
     "post_once": 12,
-    "post_minted": 5,
     "post_expiring": 4,
     "post_far": 0.5,
     "post_if": 7,
@@ -50,6 +50,10 @@ STEADY: dict[str, dict[str, Any]] = {
     "steady-cron-all": {"cron": "*/2 * * * * *", "misfire": "all", "overlap": "allow"},
 }
 
+#: The part of the posts that may have any id whose id is left to the library: such events are
+#: claimed ahead of their time. The others, of which some are posted anew, are not.
+_MINTED = 0.4
+
 #: Events in one millisecond.
 BURST = 500
 
@@ -61,15 +65,19 @@ _BACKLOG = 6_000
 
 
 class _Mint:
-    """Makes ids, and remembers the last: of a post of unknown outcome nothing else is known."""
+    """Gives a timer the ids that were drawn of its own mint before, for the record of its posts."""
 
-    def __init__(self, mint: Any) -> None:
+    def __init__(self, mint: Callable[[], str]) -> None:
         self._mint = mint
-        self.last: str | None = None
+        self._drawn: deque[str] = deque()
+
+    def draw(self) -> str:
+        """Return the id that will be made for the next post, or for the one after those drawn."""
+        self._drawn.append(self._mint())
+        return self._drawn[-1]
 
     def __call__(self) -> str:
-        self.last = self._mint()
-        return self.last
+        return self._drawn.popleft() if self._drawn else self._mint()
 
 
 class Posting(Program):
@@ -86,57 +94,67 @@ class Posting(Program):
         url, options = setting["url"], setting["options"]
         self.calls = Calls(self.pen)
         self.timer = DTimer(self.name, url, **options)
-        self.timer._mint = _Mint(self.timer._mint)
+        self.mint = _Mint(self.timer._mint)
+        self.timer._mint = self.mint
         self.queue = RunAt(setting["runat"], redis=url, timeout=options["timeout"])
         # It must not try again by itself: what it did would be done twice.
         self.client = redis.Redis.from_url(url, socket_timeout=1, retry=Retry(NoBackoff(), 0))
         self.recent: deque[str] = deque(maxlen=40)
+        #: Those of which the library has made the id: they are never posted anew.
+        self.minted: deque[str] = deque(maxlen=20)
         self.keys: deque[str] = deque(maxlen=10)
 
     # -------------------------------------------------------------------------- the steps
 
-    def _new(self) -> tuple[dict[str, Any], str]:
+    def _new(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return a payload, and the options that say under which id to post it."""
+        if self.rng.random() < _MINTED:
+            payload = mix.payload(self.rng, self.serial(), self._near(), minted=True)
+            self.minted.append(self.mint.draw())
+            return payload, {"id": self.minted[-1], "minted": True}
+        payload, id = self._named()
+        return payload, {"id": id}
+
+    def _named(self) -> tuple[dict[str, Any], str]:
         n = self.serial()
-        payload = mix.payload(self.rng, n, list(self.recent))
+        payload = mix.payload(self.rng, n, self._near())
         # Some ids are shared by all posters, and wanted again and again.
         id = f"{self.name}-{n}" if self.rng.random() < 0.95 else f"hot-{self.rng.randrange(20)}"
         self.recent.append(id)
         return payload, id
+
+    def _near(self) -> list[str]:
+        """Return what was posted a moment ago, and may be cancelled or moved."""
+        return [*self.recent, *self.minted]
 
     def _delay(self) -> float:
         return self.rng.choice([0, self.rng.uniform(0, 50), self.rng.uniform(0, 2_000)])
 
     def post(self) -> None:
         """Post in the ordinary way."""
-        payload, id = self._new()
-        self.calls.post(self.timer, payload, self._delay(), id=id)
+        payload, named = self._new()
+        self.calls.post(self.timer, payload, self._delay(), **named)
 
     def post_once(self) -> None:
         """Post at most once."""
-        payload, id = self._new()
-        self.calls.post(self.timer, payload, self._delay(), id=id, max_retries=0)
-
-    def post_minted(self) -> None:
-        """Post without an id."""
-        payload, _ = self._new()
-        if id := self.calls.post(self.timer, payload, self._delay()):
-            self.recent.append(id)
+        payload, named = self._new()
+        self.calls.post(self.timer, payload, self._delay(), **named, max_retries=0)
 
     def post_expiring(self) -> None:
         """Post what will be of no use a moment later."""
-        payload, id = self._new()
+        payload, named = self._new()
         delay = self._delay()
         expires = delay + self.rng.choice([1, 50, 1_000])
-        self.calls.post(self.timer, payload, delay, id=id, expires=expires)
+        self.calls.post(self.timer, payload, delay, **named, expires=expires)
 
     def post_far(self) -> None:
         """Post what nobody will live to see."""
-        payload, id = self._new()
+        payload, id = self._named()
         self.calls.post(self.timer, payload, FAR, id=f"far-{id}")
 
     def post_if(self) -> None:
         """Post on a condition."""
-        payload, id = self._new()
+        payload, id = self._named()
         policy = self.rng.choice(["keep", "error", "earliest", "latest"])
         id = self.rng.choice([id, *self.recent])
         self.calls.post(self.timer, payload, self._delay(), id=id, if_exists=policy)
@@ -145,36 +163,40 @@ class Posting(Program):
         """Post several in a MULTI of our own."""
         each = []
         for _ in range(self.rng.randint(1, 3)):
-            payload, id = self._new()
-            each.append({"ev": payload, "delay": self._delay(), "id": id})
+            payload, named = self._new()
+            each.append({"ev": payload, "delay": self._delay(), **named})
         self.calls.post_in(self.timer, self.client, each)
 
     def post_again(self) -> None:
         """Post anew what was posted a moment ago."""
-        payload, id = self._new()
+        payload, id = self._named()
         self.calls.post(self.timer, payload, self._delay(), id=self.rng.choice([id, *self.recent]))
 
     def cancel(self) -> None:
         """Cancel what was posted a moment ago."""
-        if self.recent:
-            self.calls.cancel(self.timer, self.rng.choice(self.recent))
+        if near := self._near():
+            self.calls.cancel(self.timer, self.rng.choice(near))
 
     def reschedule(self) -> None:
         """Move what was posted a moment ago."""
-        if self.recent:
-            self.calls.reschedule(self.timer, self.rng.choice(self.recent), self._delay())
+        if near := self._near():
+            self.calls.reschedule(self.timer, self.rng.choice(near), self._delay())
 
     def burst(self) -> None:
         """Post many for the same moment."""
         delay = self.rng.uniform(0, 1_000)
+        minted = self.rng.random() < _MINTED
         items = []
         for _ in range(BURST):
             n = self.serial()
             payload = {"n": n, "do": "ok"}
-            items.append(
-                {"ev": payload, "delay": delay, "id": f"{self.name}-{n}", "max_retries": 3}
-            )
+            named = self._one_of_many(n, minted=minted)
+            items.append({"ev": payload, "delay": delay, **named, "max_retries": 3})
         self.calls.post_many(self.timer, items)
+
+    def _one_of_many(self, n: int, *, minted: bool) -> dict[str, Any]:
+        """Say under which id to post it: all of a burst alike, so that one call draws them all."""
+        return {"id": self.mint.draw(), "minted": True} if minted else {"id": f"{self.name}-{n}"}
 
     def schedule(self) -> None:
         """Declare a schedule, the same or another, or end it."""
@@ -231,15 +253,16 @@ class Posting(Program):
         with self.calls.unless_away():
             if self.timer.stats().overdue > _BACKLOG:
                 return
+        minted = self.rng.random() < _MINTED
         items = []
         for _ in range(BURST):
             n = self.serial()
-            payload = mix.payload(self.rng, n, bulk=True)
+            payload = mix.payload(self.rng, n, bulk=True, minted=minted)
             items.append(
                 {
                     "ev": payload,
                     "delay": self.rng.uniform(0, 500),
-                    "id": f"{self.name}-{n}",
+                    **self._one_of_many(n, minted=minted),
                     "max_retries": 20,
                 }
             )

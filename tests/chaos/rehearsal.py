@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from chaos.model_server import AHEAD
 from chaos.stage import MS, TIMEOUT, Process, Record, Stage
 
 LEASE = 600 * MS
@@ -37,6 +38,8 @@ class Rehearsal(Stage):
         self._draining = False
         self._names = [f"node-{i + 1}" for i in range(nodes)]
         self._ids = [f"e{i}" for i in range(max(4, posts // 3))]
+        # Of the library's making, each posted once.
+        self._minted: list[str] = []
         self._poster = Process("poster.10")
         self._nodes: dict[str, Process] = {}
 
@@ -59,10 +62,13 @@ class Rehearsal(Stage):
             self._drain()
             return
         pick = self.random.random()
-        id = self.random.choice(self._ids)
+        id = self.random.choice(self._ids + self._minted[-4:])
         again = self._post_later
-        if pick < 0.7:
-            self._post(self._poster, id, again)
+        if pick < 0.25:
+            self._minted.append(f"m{len(self._minted)}")
+            self._post(self._poster, self._minted[-1], again, minted=True)
+        elif pick < 0.7:
+            self._post(self._poster, self.random.choice(self._ids), again)
         elif pick < 0.82:
             cancel = lambda: self.server.cancel(self.us(), id)  # noqa: E731
             self.call(self._poster, "cancel", cancel, again, id=id)
@@ -81,11 +87,15 @@ class Rehearsal(Stage):
         return self.random.choice([-5, 0, 0, 5, 50, 300]) * 1000
 
     def _post(
-        self, process: Process, id: str, then: Callable[[Record | None], None] | None
+        self,
+        process: Process,
+        id: str,
+        then: Callable[[Record | None], None] | None,
+        **more: bool,
     ) -> None:
         self._left -= 1
         n = next(self._serial)
-        says: Record = {"n": n, "crc": n * 7, "delay_us": self._delay()}
+        says: Record = {"n": n, "crc": n * 7, "delay_us": self._delay(), **more}
         says["max_retries"] = self.random.choice([0, 1, 3, 3])
         says["if_exists"] = self.random.choice(["replace"] * 8 + ["keep", "error"])
         if self.chance(0.1):
@@ -171,7 +181,10 @@ class Rehearsal(Stage):
         for letter in letters:
             self.say(node, "expired" if letter["reason"] == "expired" else "dead", **letter)
         if claims:
-            self.after(self.random.uniform(0, 1), node, lambda: self._handle(node, claims[0]))
+            # Counted from the answer, as long as was left when it was given.
+            left = max(0, claims[0]["due"] - claims[0]["srv"]) / 1000
+            wait = left + self.random.uniform(0, 1)
+            self.after(wait, node, lambda: self._handle(node, claims[0]))
             return
         node.busy = False
         if not (self._draining and not self.server.events and not node.settling):
@@ -182,7 +195,7 @@ class Rehearsal(Stage):
 
     def _handle(self, node: Process, run: Record) -> None:
         k = next(self.k)
-        self.say(node, "run", "inv", k=k, lease_us=LEASE // 1000, **run)
+        self.say(node, "run", "inv", k=k, lease_us=LEASE // 1000, ahead_us=AHEAD, **run)
         took = self.random.choice([0, 1, 5, 20, 20, 100, 900])
         held = {"settled": False}
         which = {name: run[name] for name in ("id", "n", "tok")}
@@ -222,7 +235,7 @@ class Rehearsal(Stage):
                 word("confirm", "confirm")
             elif pick < 0.12:
                 word("retry", "retry")
-            elif pick < 0.18 and run["n"] is not None:
+            elif pick < 0.18 and run["n"] is not None and run["id"] not in self._minted:
                 self._post(node, run["id"], lambda _: end())
             elif pick < 0.21:
                 self._kill(node.p.partition(".")[0])

@@ -181,6 +181,8 @@ class Soak:
                 self.wrong.append(f"{who} took {ms:.0f} ms to recover from {strike}")
         verdict = check(self.plan.folder, slack_ms=_SLACK)
         self.wrong += found.bugs + found.left
+        if not verdict.counts["claimed ahead"]:
+            self.wrong.append("a vacuous run: nothing was claimed ahead of its time")
         if not any(strike.fault == "F66" for strike in found.strikes):
             self.nemesis.struck.pop("F66", None)
         if never := self.nemesis.never:

@@ -19,7 +19,7 @@ from chaos.verdict import Verdict
 #: What the monotonic clock, in ns, and the server's, in µs, show when the story begins.
 MONO, SERVER = 5_000_000_000_000, 1_800_000_000_000_000
 
-LEASE = 600
+LEASE, AHEAD = 600, 20
 
 #: A poster, two nodes, and whoever injects the faults.
 POSTER, NODE, OTHER, SUPERVISOR = "poster.10", "node-1.11", "node-2.12", "supervisor.9"
@@ -100,6 +100,12 @@ class Story:
         fields |= more
         self.call(p, "run", at, None if took is None else at + took, ph, id=id, n=n, **fields)
         return int(fields["tok"])
+
+    def ahead(self, id: str, n: int, at: float, *, due: float, by: float, **more: Any) -> int:
+        """Tell a run of an event that was claimed so many ms before it was *due*."""
+        claimed = server_us(due - by)
+        fields = {"due": server_us(due), "srv": claimed, "tok": claimed, "ahead_us": AHEAD * 1000}
+        return self.run(id, n, at, **fields | more)
 
     def word(self, op: str, at: float, run: tuple[str, int, int], **more: Any) -> None:
         """Tell what the holder of a run (its id, serial and token) said of it."""

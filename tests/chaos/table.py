@@ -15,6 +15,7 @@ _COUNTS = (
     "occurrences",
     "of them handled",
     "in held chains",
+    "claimed ahead",
     "lost",
     "early",
     "dead",

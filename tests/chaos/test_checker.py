@@ -250,6 +250,51 @@ class TestOddButLegal:
         story.run("a", 1, 70)
         accepted(story)
 
+    def test_claimed_ahead(self, story):
+        """An event whose id the library has made is claimed ahead, and kept until it is due."""
+        story.post("a", 1, delay_us=50_000, minted=True)
+        story.ahead("a", 1, 53, due=51, by=20)
+        story.post("b", 2)
+        story.run("b", 2, 60)
+        verdict = accepted(story)
+        assert 1 == verdict.counts["claimed ahead"]
+
+    def test_another_attempt_is_claimed_ahead(self, story):
+        """So is what was given back, and has to wait for its next attempt."""
+        story.post("a", 1, minted=True)
+        story.run("a", 1, 10, ph="no")
+        story.ahead("a", 1, 101, due=100, by=20, p=OTHER, att=2)
+        assert {"failed": 1} == accepted(story).redelivered
+
+    def test_the_lease_of_what_was_claimed_ahead(self, story):
+        """It begins with the claim, and not when the event is due."""
+        story.post("a", 1, delay_us=50_000, minted=True)
+        story.ahead("a", 1, 52, due=51, by=19, took=None)
+        story.kill(NODE, 60)
+        story.run("a", 1, 32 + LEASE + 2, p=OTHER, att=2)
+        assert {"killed": 1} == accepted(story).redelivered
+
+    def test_late_by_what_its_node_says(self, story):
+        """What was claimed ahead is late from when it was due until a hand had it."""
+        story.post("a", 1, delay_us=50_000, minted=True)
+        story.ahead("a", 1, 53, due=51, by=20, late_us=1_500)
+        assert 1.5 == accepted(story).lateness["healthy"].max
+
+    def test_given_again_after_the_clock_was_put_back(self, story):
+        """The second answer tells a time before it was due; the token tells when it was claimed."""
+        story.post("a", 1, delay_us=900_000)
+        story.fault("F50", 910, 2_000)
+        story.run("a", 1, 1_000, due=server_us(901), tok=server_us(902), srv=server_us(-800))
+        accepted(story)
+
+    def test_kept_while_the_clock_is_put_back(self, story):
+        """It begins when its node has waited, whatever the server's clock shows by then."""
+        story.post("a", 1, delay_us=50_000, minted=True)
+        story.fault("F50", 60, 9_000)
+        story.call(SUPERVISOR, "clock", 1_300, 1_300.1, said={"srv": server_us(-500)})
+        story.ahead("a", 1, 1_500, due=51, by=15)
+        accepted(story)
+
     def test_a_batch_has_one_k(self, story):
         """The items of a burst share a ``k``, and each has its end."""
         fields = {"delay_us": 0, "max_retries": 3, "if_exists": "replace", "k": 9_000}
@@ -304,6 +349,47 @@ class TestEvents:
         story.post("a", 1)
         story.run("a", 1, 10, due=server_us(500))
         caught(story, "I1", "before it was due")
+
+    def test_a_named_event_claimed_ahead(self, story):
+        """I1: what has a name of the user's is his to replace until it is due."""
+        story.post("a", 1, delay_us=50_000)
+        story.ahead("a", 1, 52, due=51, by=5)
+        caught(story, "I1", "claimed before it was due")
+
+    def test_a_named_event_posted_under_an_id_that_was_made(self, story):
+        """I1: it is the last post that says whether the id was given."""
+        story.post("a", 1, minted=True)
+        story.run("a", 1, 10)
+        story.post("a", 2, 20, delay_us=50_000)
+        story.ahead("a", 2, 72, due=71, by=5)
+        caught(story, "I1", "claimed before it was due")
+
+    @pytest.mark.parametrize("more", [{"by": 20.001}, {"by": 5, "ahead_us": 0}])
+    def test_claimed_too_far_ahead(self, story, more):
+        """I1: no node claims further ahead than it was told to."""
+        story.post("a", 1, delay_us=50_000, minted=True)
+        story.ahead("a", 1, 52, due=51, **more)
+        caught(story, "I1", "too far ahead")
+
+    def test_begun_early_though_claimed_ahead_in_time(self, story):
+        """I1: what was claimed ahead does not begin before it is due, by the server's clock."""
+        story.post("a", 1, minted=True)
+        story.ahead("a", 1, 50, due=54, by=15)
+        caught(story, "I1", "before it was due by the server's clock")
+
+    def test_claimed_ahead_of_the_end_of_a_lease(self, story):
+        """I4: a lease that was renewed is over when it ends, and not a moment before."""
+        story.post("a", 1, minted=True)
+        story.run("a", 1, 10, took=None)
+        story.kill(NODE, 500)
+        story.ahead("a", 1, 1_001, due=1_000, by=10, p=OTHER, att=2)
+        caught(story, "I4", "ahead of the end of the lease")
+
+    def test_expired_and_claimed_ahead(self, story):
+        """I3: what will have expired when it is due is not handed out at all."""
+        story.post("a", 1, delay_us=100_000, expires_us=85_000, minted=True)
+        story.ahead("a", 1, 102, due=101, by=20)
+        caught(story, "I3", "expired")
 
     def test_early_by_the_host(self, story):
         """I1: the handler began before the delay was over, whatever the record says of due."""

@@ -247,6 +247,24 @@ class TestBrokenChains:
         ends(story, 1)
         caught(story, "I1", "nominal time")
 
+    def test_claimed_ahead(self, story):
+        """I1: nor is it claimed ahead, as an event is: what it stands for is decided then."""
+        declare(story, minted=True)
+        beat(story, 0)
+        beat(story, 1, srv=nominal(1) - 5_000, tok=nominal(1) - 5_000, ahead_us=20_000)
+        ends(story, 2)
+        caught(story, "I1", "nominal time")
+
+    def test_another_attempt_claimed_ahead(self, story):
+        """I1: which is so of each of its attempts."""
+        declare(story)
+        beat(story, 0, ph="no")
+        due = nominal(0) + 80_000
+        early = {"due": due, "srv": due - 5_000, "tok": due - 5_000, "ahead_us": 20_000}
+        beat(story, 0, late=81, att=2, **early)
+        ends(story, 1)
+        caught(story, "I1", "claimed before it was due")
+
     def test_again_for_no_reason(self, story):
         """I4: an occurrence has leases like any event."""
         declare(story)

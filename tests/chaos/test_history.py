@@ -127,11 +127,12 @@ class TestWriter:
         due = 1_795_311_246_189_837
         more = {"attempt": 2, "max_retries": 3, "token": 9, "holder": None}
         ev = Event({"n": 5, "x": [1]}, id="a", due=due / 1000, lateness_ms=1.234, **more)
-        run = run_of(ev, 600_000)
+        run = run_of(ev, 600_000, 20_000)
         assert (due, due + 1234, 2, 9, 5) == tuple(
             run[k] for k in ("due", "srv", "att", "tok", "n")
         )
         assert checksum({"x": [1], "n": 5}) == run["crc"]
+        assert (1234, 600_000, 20_000) == (run["late_us"], run["lease_us"], run["ahead_us"])
 
     def test_a_stall_is_noted(self, tmp_path):
         """A process that did not get to run says so itself."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from chaos.checker import check
 from chaos.rehearsal import Rehearsal
-from chaos.story import MONO
+from chaos.story import MONO, SERVER
 
 seeds = st.integers(0, 2**32)
 #: A failing seed says all: there is nothing to make smaller, and nothing to remember.
@@ -53,6 +53,7 @@ class TestCorrectRuns:
             counts |= set(+verdict.counts)
         assert {"failed", "killed", "retried", "paused", "outage F22", "revived"} <= redelivered
         assert {"dead", "expired", "cancelled", "superseded", "recovered", "refused"} <= counts
+        assert {"claimed ahead"} <= counts
 
     def test_without_trouble_nothing_is_explained_away(self):
         """In a run in which nothing goes wrong second runs are those of failures."""
@@ -122,9 +123,30 @@ def payload(doctor):
 
 
 def early(doctor):
-    """A claim before its due time."""
-    found = doctor.pick("run")
+    """A claim before its due time, of an event that has a name."""
+    found = doctor.pick("run", lambda inv, end: not minted(inv))
     return found and found[0].update(due=found[0]["srv"] + 1) is None
+
+
+def minted(inv):
+    return inv["id"].startswith("m")
+
+
+def too_early(doctor):
+    """A claim further ahead than any node was told to look."""
+    found = doctor.pick("run", lambda inv, end: minted(inv))
+    return found and found[0].update(due=found[0]["srv"] + 20_001) is None
+
+
+def unkept(doctor):
+    """A handler that begins as soon as its event has been claimed, ahead of its time."""
+    found = doctor.pick("run", lambda inv, end: inv["due"] - inv["srv"] > 5_000)
+    if found:
+        inv, end = found
+        end["t"] -= inv["t"]
+        inv["t"] = MONO + (inv["srv"] - SERVER) * 1000 + 500_000
+        end["t"] += inv["t"]
+    return found
 
 
 def sooner(doctor):
@@ -267,6 +289,8 @@ class TestChangedRuns:
             (later, {"I4"}),
             (payload, {"I10"}),
             (early, {"I1"}),
+            (too_early, {"I1"}),
+            (unkept, {"I1"}),
             (sooner, {"I1"}),
             (twice, {"I5"}),
             (unknown, {"I3"}),

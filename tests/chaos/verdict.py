@@ -77,7 +77,7 @@ class Verdict:
         excused: How many were put down to a rollback.
         counts: The figures of the table.
         redelivered: Runs beyond the first of an event, by what explains them.
-        lateness: From due to claimed, by the phase of the run.
+        lateness: From due to a hand, by the phase of the run.
         recovery: From the end of a fault to service, by fault.
         fired: How often each fault was injected.
         notes: What a reader should know besides.
@@ -149,9 +149,9 @@ class Bench:
         )
 
     def late(self, run: Operation) -> None:
-        """Count how late an event was claimed."""
-        ms = (run.data["srv"] - run.data["due"]) / 1000
-        self._late[self.troubles.phase(run.t)].append(ms)
+        """Count how late an event was; where the node does not tell, how late it was claimed."""
+        us = run.data.get("late_us", run.data["srv"] - run.data["due"])
+        self._late[self.troubles.phase(run.t)].append(us / 1000)
 
     def recovered(self, note: Operation) -> None:
         """Count how long it took from the end of a fault to service."""
