@@ -90,6 +90,8 @@ def test_a_post_that_is_interrupted(watch, own, error):
     watch.node()
     caller = DTimer("caller", own.url, ns=watch.ns)
     watch.post(timer=caller)
+    # So that the server knows the script, and does what it is told.
+    watch.post(timer=caller, id="whole")
     here = threading.current_thread()
     watch.perhaps.add("cut")
 
