@@ -312,9 +312,9 @@ class Claimer(Service):
         if turn.wait_us is not None:
             # Counted from the question: the next will be on its way for as long.
             wait = turn.wait_us / 1e6 - (now - sent)
-            if spare > 0:
-                # Who asks for nothing ahead is told when it is due, and the next turn will.
-                wait -= (self._dispatcher.early.ahead_us - request.ahead_us) / 2e6
+            # Who asks for nothing ahead is told when it is due; perhaps the next turn will.
+            ahead_us = self._dispatcher.wanted(self._appetite())[1]
+            wait -= max(0, ahead_us - request.ahead_us) / 2e6
             nap = min(nap, max(0.0, wait))
         nap = min(nap, max(0.0, self._listener.echo_due()))
         if self._dispatcher.running or self._dispatcher.early:

@@ -712,6 +712,14 @@ class TestPrefetch:
         assert [(1, 20_000), (2, 0)] == [(r.limit, r.ahead_us) for r in desk.turns.asked]
         assert 0.05 < nap <= 0.09
 
+    def test_no_haste_for_a_reader_who_is_promised(self, desk):
+        """Where the next turn will not ask ahead, either, none is taken ahead for it."""
+        desk = desk(concurrency=2, poll_interval=3_600_000, look_ahead=1_000)
+        desk.appetite = 1
+        desk.take(TestAhead.early(1_000, "a"))
+        assert 0 < desk.take(turn(wait=400_000))
+        assert [(1, 1_000_000), (1, 0)] == [(r.limit, r.ahead_us) for r in desk.turns.asked]
+
     def test_not_for_those_who_may_not_wait(self, desk):
         """Nothing is claimed in advance of a hand that would be given back before it was free."""
         desk = desk(look_ahead=4)
