@@ -58,7 +58,7 @@ def live(
                 attempt=ev.attempt,
                 token=ev.token,
                 due=ev.due,
-                claimed=ev.due + ev.lateness_ms,
+                claimed=ev._holder.claim.claimed_us / 1000,
                 batch=len(events),
             )
             if ev.get("again"):

@@ -103,6 +103,11 @@ def slow(error: BaseException | None) -> bool:
     return "ResponseError" in names(error) and access.refusal(text) is not None
 
 
+def overtaken(error: BaseException) -> bool:
+    """Tell whether the server remembers a later operation of the same lane."""
+    return "DTSTALE" in message(error)
+
+
 def before_the_script(error: BaseException) -> bool:
     """Tell whether *error* came before our script could look whether it had run already."""
     return slow(error)

@@ -17,6 +17,7 @@ from dtimer.model.claims import Result, Settlement, Turn, TurnRequest
 from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, Stats
 from dtimer.store import codec
 from dtimer.store.ear import Ear
+from dtimer.store.faults import overtaken
 from dtimer.store.plans import Plans
 from dtimer.store.scripts import load
 
@@ -40,6 +41,11 @@ class Entry(NamedTuple):
 
 class Store(Plans):
     """The state of one namespace, on one Redis."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Under which name the turns of a node are remembered, where not under its own.
+        self._lanes: dict[str, str] = {}
 
     # Posting
 
@@ -117,8 +123,7 @@ class Store(Plans):
         known = self.witness.known
         flags = ("h" if request.hears else "") + ("e" if request.echo else "")
         flags += str(request.asked or "")
-        reply = self._line.once(
-            "turn",
+        arguments = (
             incarnation,
             str(request.limit),
             str(lease_us),
@@ -126,8 +131,17 @@ class Store(Plans):
             "" if known.heard is None else str(known.heard),
             str(request.ahead_us),
             *settled,
-            op=f"{incarnation}:{request.seq}",
         )
+        lane = self._lanes.get(incarnation, incarnation)
+        try:
+            reply = self._line.once("turn", *arguments, op=f"{lane}:{request.seq}")
+        except Exception as e:
+            if not overtaken(e):
+                raise
+            # A node has one turn at a time, and this is its latest: what is remembered under
+            # its name is somebody else's, and would keep it from its turns for minutes.
+            lane = self._lanes[incarnation] = f"{incarnation}-{request.seq}"
+            reply = self._line.once("turn", *arguments, op=f"{lane}:{request.seq}")
         turn = codec.read_turn(reply, order)
         self.witness.turned(known, turn)
         return turn

@@ -287,6 +287,15 @@ class TestLostReplies:
             assert [] == other.claim()
         assert Result.DONE is node.confirm(claim)
 
+    @pytest.mark.fault("F37")
+    def test_a_number_that_somebody_else_raised(self, store, node, client):
+        """A node whose turns are said to be over already has its turns all the same, each once."""
+        client.hset(store.keys.memo_a, node.name, "999999999999999:1;2;3")
+        post(store, "tea")
+        (claim,) = node.claim()
+        assert [claim.token] == [c.token for c in node.turn(again=True).claims]
+        assert Result.DONE is node.confirm(claim)
+
     def test_a_turn_asked_again_confirms_once(self, store, node):
         """The results of a turn that is asked again are those of the first time."""
         post(store, "tea")
