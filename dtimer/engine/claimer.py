@@ -245,7 +245,8 @@ class Claimer(Service):
         self._dispatcher.prefetch.answered(request.limit, len(turn.claims), overdue=overdue)
         if turn.claims:
             self._heart.begin(sent)
-            self._dispatcher.accept(turn.claims, sent, self.answered)
+            # Not later than need be: what was claimed ahead is as late as this.
+            self._dispatcher.accept(turn.claims, sent, turn.came or self.answered)
             if armed:
                 reached("claim.handed")
         self._dispatcher.settled(request.settlements, turn.results)

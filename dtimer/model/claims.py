@@ -84,7 +84,8 @@ class Turn:
     poll will tell. ``known`` is false when the node's registration is gone. ``results``
     are in the order of the settlements. ``buried`` are the ids, with the reasons, of
     events that were found unfit to be handed out. ``short`` are schedules that run out of
-    nominal times. The rest is for the witness (store/witness.py).
+    nominal times. ``came`` is when the answer had arrived, on the monotonic clock. The rest is
+    for the witness (store/witness.py).
     """
 
     now_us: int
@@ -97,3 +98,4 @@ class Turn:
     heard: int | None = None
     before: int | None = None
     posted: int | None = None
+    came: float | None = None

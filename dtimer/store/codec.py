@@ -120,8 +120,12 @@ def read_standing(reply: Sequence[Any]) -> Standing:
     return Standing(int(now), text(born), _maybe(token) or 0, _maybe(posted), _maybe(struck))
 
 
-def read_turn(reply: bytes, order: Sequence[int]) -> Turn:
-    """Read the reply of a turn. A body that cannot be split is left to fail at decoding."""
+def read_turn(reply: bytes, order: Sequence[int], came: float | None = None) -> Turn:
+    """
+    Read the reply of a turn, which *came* when it did.
+
+    A body that cannot be split is left to fail at decoding.
+    """
     at = reply.index(b"|")
     head = reply[:at].split(b";")
     at += 1
@@ -145,6 +149,7 @@ def read_turn(reply: bytes, order: Sequence[int]) -> Turn:
         heard=_maybe(head[4]),
         before=_maybe(head[5]),
         posted=_maybe(head[6]),
+        came=came,
     )
 
 

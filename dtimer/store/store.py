@@ -9,6 +9,7 @@ when it may have been done.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -142,7 +143,8 @@ class Store(Plans):
             # its name is somebody else's, and would keep it from its turns for minutes.
             lane = self._lanes[incarnation] = f"{incarnation}-{request.seq}"
             reply = self._line.once("turn", *arguments, op=f"{lane}:{request.seq}")
-        turn = codec.read_turn(reply, order)
+        came = time.monotonic()
+        turn = codec.read_turn(reply, order, came)
         self.witness.turned(known, turn)
         return turn
 
