@@ -47,7 +47,7 @@ class Dispatcher(Hands):
             return room, 0
         batches = self.prefetch.batches
         if batches > 1:
-            return min(spare * batches, appetite, MOST_CLAIMS), 0
+            return min(spare * batches, appetite - len(self.early), MOST_CLAIMS), 0
         return spare, self.early.ahead_us
 
     def accept(self, claims: Sequence[Claim], sent: float, came: float) -> None:

@@ -26,13 +26,13 @@ class Prefetch:
         self._allowed = allowed
         self._lock = threading.Lock()
         self._streak = 1
-        # What a batch takes: as long as the longest of late.
-        self._took = 0.0
+        # What a batch takes: as long as the longest of late. None before one has ended.
+        self._took: float | None = None
 
     def took(self, seconds: float) -> None:
         """Note how long a hand was busy with a batch."""
         with self._lock:
-            self._took = max(seconds, 0.9 * self._took)
+            self._took = max(seconds, 0.9 * (self._took or 0.0))
 
     def answered(self, limit: int, claimed: int, *, overdue: bool) -> None:
         """Note how much of what a turn asked for it was given, and whether that was overdue."""
@@ -43,6 +43,7 @@ class Prefetch:
     @property
     def batches(self) -> int:
         """How many batches to claim for each free hand."""
-        if self._streak == 1:
+        took = self._took
+        if self._streak == 1 or took is None:
             return 1
-        return max(1, min(self._streak, int(IN_ADVANCE / max(self._took, 1e-6))))
+        return max(1, min(self._streak, int(IN_ADVANCE / max(took, 1e-6))))

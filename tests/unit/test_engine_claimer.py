@@ -729,6 +729,7 @@ class TestPrefetch:
     def test_no_more_than_is_wanted(self, desk):
         """Never more than there is anybody to hand to, nor than a script may claim."""
         desk = desk(max_events=30)
+        desk.dispatcher.prefetch.took(1e-6)
         for _ in range(5):
             desk.dispatcher.prefetch.answered(1, 1, overdue=True)
         desk.appetite = 1_000

@@ -23,6 +23,14 @@ def test_one_at_first(prefetch):
     assert 1 == prefetch.batches
 
 
+def test_not_before_a_handler_has_ended(prefetch):
+    """How quick handlers are is seen first: the first may run for an hour."""
+    full(prefetch, 6)
+    assert 1 == prefetch.batches
+    prefetch.took(1e-6)
+    assert 64 == prefetch.batches
+
+
 def test_grows_with_the_backlog(prefetch):
     """Twice as many after each turn that got all that it asked for, up to a bound."""
     prefetch.took(1e-6)
