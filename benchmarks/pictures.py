@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import plots
+from benchmarks.figures import middle
 from benchmarks.results import Results, Row
 from benchmarks.works import Work
 
@@ -53,15 +54,15 @@ def _bars(work: Work, rows: list[Row], figure: str, way: str | None) -> str:
     bars = []
     for row in rows:
         # A log scale has no place for what is early.
-        values = [value for value in row.main(figure).values() if value > 0]
-        if not values or any(row.params.get(name) != value for name, value in shown.items()):
+        rounds = {n: value for n, value in row.main(figure).items() if value > 0}
+        if not rounds or any(row.params.get(name) != value for name, value in shown.items()):
             continue
         kind = plots.OURS if row.contender.ours else plots.PEER
         colour = plots.FLOOR if row.contender.floor else kind
         batch = row.params.get("batch", 1)
         name = row.contender.id + (f", {batch} at a time" if batch > 1 else "")
-        value = sorted(values)[len(values) // 2]
-        bars.append(plots.Bar(name, value, min(values), max(values), colour))
+        low, high = min(rounds.values()), max(rounds.values())
+        bars.append(plots.Bar(name, middle(rounds), low, high, colour))
     if len(bars) < 2:
         return ""
     bars.sort(key=lambda bar: bar.value, reverse=work.more_is_better)

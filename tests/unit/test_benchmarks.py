@@ -346,6 +346,15 @@ class TestPlots:
         bars = ET.parse(tmp_path / "lateness.svg")
         assert 2 == len(list(bars.findall(".//{*}rect")))
 
+    def test_a_bar_is_the_median(self, tmp_path):
+        """A bar is as long as its table says: the median of the rounds, also of two."""
+        late = [
+            record(n, who, {"p50": at, "p99": at}, "lateness", nodes=1, stream=0)
+            for n, who, at in ((0, OURS, 1.0), (1, OURS, 2.0), (0, PEER, 9.0), (1, PEER, 9.0))
+        ]
+        draw(results(*late), [WORKS["lateness"]], tmp_path)
+        assert ">1.5<" in (tmp_path / "lateness.svg").read_text("utf-8")
+
 
 def test_a_cell_says_what_it_is():
     """Progress names the work, the circumstances and the contender."""
