@@ -59,6 +59,7 @@ def live(
                 token=ev.token,
                 due=ev.due,
                 claimed=ev._holder.claim.claimed_us / 1000,
+                began=ev.due + ev.lateness_ms,
                 batch=len(events),
             )
             if ev.get("again"):

@@ -150,7 +150,7 @@ class TestBell:
                 (id,) = fleet.next("posted").ids
                 started = fleet.next("start")
                 assert id == started.id
-                assert started.due <= started.claimed
+                assert started.due <= started.began
 
     def test_a_sooner_event_rings(self, server, namespace):
         """A node that waits for an event far off is told of a sooner one."""

@@ -34,10 +34,12 @@ def script(server, namespace, client):
 # it ended before, the next event would be claimed.
 GATED = """
 dt = timer(exit_timeout=8_000)
+begun = threading.Event()
 
 @dt.on("event")
 def handle(events):
     say("begun", events[0].id, events[0].attempt)
+    begun.set()
     heard()
     while not (dt._life and dt._life.leaving):
         threading.Event().wait(0.005)
@@ -181,12 +183,14 @@ class TestExit:
         own, and no thread complains.
         """
         ending, status = end
+        # Not before the handler has begun: what has not is given back, and nobody waits for it.
         program = script(
             GATED
-            + "dt.post({}, id='first'); dt.join(); dt.post({}, id='second'); say('main is over')\n"
+            + "dt.post({}, id='first'); dt.join(); dt.post({}, id='second'); begun.wait()\n"
+            + "say('main is over')\n"
             + ending
         )
-        assert {"begun first 1", "main is over"} == {program.hear() for _ in range(2)}
+        assert ["begun first 1", "main is over"] == [program.hear() for _ in range(2)]
         other = make("other")
         program.tell()
         assert "done" == program.hear()
