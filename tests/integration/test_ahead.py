@@ -6,31 +6,16 @@ import json
 import queue
 
 import pytest
-from peers import LEASE, Now, Peer, post
+from peers import LEASE, Peer, post
 from servers import PATIENCE, eventually
-from soundness import assert_sound
 
 from dtimer import DTimer
 from dtimer.model.claims import Settlement, Verdict
 from dtimer.model.recurrence import define
-from dtimer.store.connect import source
-from dtimer.store.store import Entry, Store
+from dtimer.store.store import Entry
 
 AHEAD = 20
 LEAD = AHEAD / 2
-
-
-@pytest.fixture
-def now():
-    return Now()
-
-
-@pytest.fixture
-def store(client, namespace, now):
-    store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
-    yield store
-    assert_sound(client, store.keys)
-    store.close()
 
 
 @pytest.fixture

@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from peers import Now, Peer, post
-from soundness import assert_sound
+from peers import Peer, post
 
 from dtimer.model.recurrence import define
-from dtimer.store.connect import source
-from dtimer.store.store import Entry, Store
+from dtimer.store.store import Entry
 
 GRACE = 50  # ms, as in lua/parts/rouse.lua
-
-
-@pytest.fixture
-def now():
-    return Now()
-
-
-@pytest.fixture
-def store(client, namespace, now):
-    store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
-    yield store
-    assert_sound(client, store.keys)
-    store.close()
 
 
 class Wakes:

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from peers import LEASE, Now, Peer, post
+from peers import LEASE, Peer, post
 from proxy import Proxy
 from redis.exceptions import ResponseError
 from soundness import assert_sound
@@ -20,20 +20,10 @@ from dtimer.testing import Catch
 
 
 @pytest.fixture
-def now():
-    return Now()
-
-
-@pytest.fixture
 def store(client, namespace, now):
     store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
     yield store
     store.close()
-
-
-@pytest.fixture
-def node(store):
-    return Peer(store, "node")
 
 
 class TestForbidden:

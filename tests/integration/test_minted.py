@@ -6,7 +6,7 @@ import re
 
 import pytest
 import redis
-from peers import Now, Peer, post
+from peers import Peer, post
 from soundness import assert_sound
 
 from dtimer.errors import NamespaceCorrupt, StoreError
@@ -15,11 +15,6 @@ from dtimer.store.connect import source
 from dtimer.store.store import Entry, Store
 
 HOUR = 3_600_000_000
-
-
-@pytest.fixture
-def now():
-    return Now()
 
 
 @pytest.fixture

@@ -23,24 +23,6 @@ MINUTE = 60 * SECOND
 START = Now().us
 
 
-@pytest.fixture
-def now():
-    return Now()
-
-
-@pytest.fixture
-def store(client, namespace, now):
-    store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
-    yield store
-    assert_sound(client, store.keys)
-    store.close()
-
-
-@pytest.fixture
-def node(store):
-    return Peer(store, "node")
-
-
 def definition(id="beat", **options):
     """A definition; every second, where neither ``every`` nor ``cron`` is given."""
     given = {

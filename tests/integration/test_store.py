@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from peers import LEASE, Now, Peer, post
+from peers import LEASE, Peer, post
 from soundness import assert_sound
 
 from dtimer.errors import EventExists, NamespaceCorrupt, StoreError
@@ -13,24 +13,6 @@ from dtimer.model.claims import Result, Settlement, TurnRequest, Verdict
 from dtimer.model.event import Cancelled, State
 from dtimer.store.connect import source
 from dtimer.store.store import Entry, Store
-
-
-@pytest.fixture
-def now():
-    return Now()
-
-
-@pytest.fixture
-def store(client, namespace, now):
-    store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
-    yield store
-    assert_sound(client, store.keys)
-    store.close()
-
-
-@pytest.fixture
-def node(store):
-    return Peer(store, "node")
 
 
 class TestClaim:
