@@ -8,6 +8,7 @@ and it is slow, and the count is exact.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -120,12 +121,16 @@ def interpreted(server: Running, keys: Keys) -> Iterator[Counter]:
     counter = Counter(server)
     names = [key.encode() for key in keys]
 
-    def run(wire, script, arguments, until, *, whole=False):
+    replies: dict[Wire, Any] = {}
+
+    def send(wire, script, arguments, until, *, whole=False):
         wire.sent = True
-        return counter.run(script.source, names, [_word(part) for part in arguments])
+        words = [_word(part) for part in arguments]
+        replies[wire] = functools.partial(counter.run, script.source, names, words)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Wire, "run", run)
+        patch.setattr(Wire, "send", send)
+        patch.setattr(Wire, "receive", lambda wire, until: replies.pop(wire)())
         try:
             yield counter
         finally:

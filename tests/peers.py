@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from dtimer.model.claims import Claim, Result, Settlement, Turn, TurnRequest, Verdict
@@ -50,7 +51,8 @@ class Peer:
         request = TurnRequest(
             self.seq, limit, self.hears, False, list(settlements), self.asked, round(ahead * 1000)
         )
-        return self.store.turn(self.name, request, lease * 1000)
+        turn = self.store.turn(self.name, request, lease * 1000)
+        return dataclasses.replace(turn, claims=list(turn.claims))
 
     def claim(self, limit: int = 1, **options: Any) -> list[Claim]:
         """Take a turn for what it claims."""

@@ -22,20 +22,20 @@ import threading
 import time
 from collections.abc import Callable
 
+from dtimer.engine.answers import Answers
 from dtimer.engine.bell import Bell
 from dtimer.engine.dispatcher import Dispatcher
+from dtimer.engine.exchange import Exchange
 from dtimer.engine.heart import Heart
 from dtimer.engine.listener import Listener
-from dtimer.engine.pace import Pace
+from dtimer.engine.prefetch import IN_ADVANCE
+from dtimer.engine.reach import Reach
 from dtimer.engine.service import Service
 from dtimer.engine.turns import Turns
-from dtimer.errors import ClockJump, NamespaceCorrupt, OptionError
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Turn, TurnRequest
 from dtimer.model.jitter import between
 from dtimer.model.options import Options
-
-_FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
 
 # The longest nap, whatever is asked for: a wait of ten years is many short ones.
 _LONGEST_NAP = 30.0
@@ -77,28 +77,28 @@ class Claimer(Service):
         self._dispatcher = dispatcher
         self._options = options
         self._appetite = appetite
-        self._changed = changed
-        self._announce = announce
-        self._pace = Pace()
+        #: Whether the store answers.
+        self.reach = Reach(turns.slow, changed)
         self._pid = os.getpid()
         self._seq = 0
-        self._request: TurnRequest | None = None
-        self._pause = _FIRST_PAUSE
-        self._told: set[type] = set()
-        self._unsupplied: set[str] = set()
-        self._registered = True
+        self._exchange = Exchange(turns, listener)
         self._heart = Heart(turns, dispatcher, options.lease)
+        self._answers = Answers(
+            turns=turns,
+            dispatcher=dispatcher,
+            heart=self._heart,
+            announce=announce,
+            paced=options.now is None,
+        )
         self._give_up_at: float | None = None
+        # Set by a hand that has become free while a turn was taken.
+        self._freed = False
         # Held by whoever takes a turn.
         self._turning = threading.Lock()
         # When the next turn is to be taken, and until when the claimer sleeps.
         self._next_turn = self._asleep_until = 0.0
-        #: Set when the first turn has been answered, or refused.
-        self.tried = threading.Event()
         #: When a turn was last answered, on the monotonic clock.
         self.answered: float | None = None
-        #: Why the last turn was not.
-        self.error: Exception | None = None
 
     def stop_within(self, seconds: float | None) -> None:
         """
@@ -127,10 +127,14 @@ class Claimer(Service):
                         abandoned = True
                         self._dispatcher.abandon()
                 back = self._dispatcher.start_due()
-                # A nudge moves the hour, and is no reason to ask at once.
-                if rung or back or stopping.is_set() or time.monotonic() >= self._next_turn:
-                    nap = self._take_turn(claiming=not stopping.is_set())
-                    self._next_turn = time.monotonic() + nap
+                freed, self._freed = self._freed, False
+                if rung or back or stopping.is_set():
+                    self._take_turns(claiming=not stopping.is_set(), fresh=True)
+                elif freed:
+                    self._go_on()
+                elif time.monotonic() >= self._next_turn:
+                    # A nudge moves the hour, and is no reason to ask at once.
+                    self._take_turns()
                 if stopping.is_set():
                     if self._done(abandoned):
                         return
@@ -151,35 +155,54 @@ class Claimer(Service):
         To wake the claimer, and be woken by it, would cost more than the turn itself.
         """
         # In a child that a handler has forked, this hand is the parent's no more.
-        if os.getpid() != self._pid or not self._turning.acquire(blocking=False):
+        if os.getpid() != self._pid:
             self._bell.ring()
+            return
+        if not self._turning.acquire(blocking=False):
+            self._freed = True
+            self._bell.nudge()
             return
         try:
             # At the end everything may have been given back already.
             early = self.stopping
             if not early:
                 self._dispatcher.start_due()
-                wait = self._dispatcher.linger()
-                if wait is None:
-                    wait = self._take_turn(claiming=True)
-                    self._next_turn = time.monotonic() + wait
-                else:
-                    self._next_turn = min(self._next_turn, time.monotonic() + wait)
+                self._go_on()
                 early = self._next_step() < self._asleep_until
         finally:
             self._turning.release()
         if early:
             self._bell.nudge()
 
+    def _go_on(self) -> None:
+        """Take a turn for a hand that has become free, unless there is something left for it."""
+        wait = self._dispatcher.linger()
+        if wait is None:
+            self._take_turns()
+        else:
+            self._next_turn = min(self._next_turn, time.monotonic() + wait)
+
+    def _take_turns(self, *, claiming: bool = True, fresh: bool = False) -> None:
+        """
+        Take a turn: the one that is under way, where there is one.
+
+        Where it has to be *fresh*, or leaves something to do at once, another after that.
+        """
+        early = self._exchange.under_way
+        nap = self._take_turn(claiming)
+        if early and self._exchange.request is None and (fresh or nap <= 0):
+            nap = self._take_turn(claiming)
+        self._next_turn = time.monotonic() + nap
+
     def _overdue(self) -> bool:
         return self._give_up_at is not None and time.monotonic() >= self._give_up_at
 
     def _done(self, abandoned: bool) -> bool:
         """Tell whether nothing is left to do, or, past the deadline, to be waited for."""
-        settled = not self._dispatcher.unsettled and self._request is None
+        settled = not self._dispatcher.unsettled and self._exchange.request is None
         if self._dispatcher.running and not abandoned:
             return False
-        return settled or (self.error is not None and self._patience() <= 0)
+        return settled or (self.reach.error is not None and self._patience() <= 0)
 
     def _patience(self) -> float:
         """
@@ -192,118 +215,81 @@ class Claimer(Service):
 
     def _take_turn(self, claiming: bool) -> float:
         """Take one turn, and return how many seconds to nap after it."""
-        if self._request is None:
-            self._request = self._next_request(claiming)
-        else:
-            self._request.asked += 1
-        request = self._request
-        sent = time.monotonic()
-        if request.echo and not request.asked:
-            # Before it is sent: it may be heard before this thread runs again. Where the
-            # first try got through, and only its reply was lost, no other echo will come.
-            self._listener.echo_sent()
+        exchange = self._exchange
+        request = exchange.request or self._request(claiming)
         try:
-            turn = self._turns.turn(request)
+            turn = exchange.answer(request)
         except Exception as e:
-            self._listener.echo_failed()
             # What runs keeps its lease, also where no turn can be had.
             with contextlib.suppress(Exception):
                 self._heart.beat()
             if not request.asked and not self._turns.slow(e):
                 # A connection that was closed while it lay idle is nobody's business.
                 return 0.0
-            return self._unanswered(e)
+            return self.reach.failed(e)
         if armed:
             reached("claim.answered")
-        self._request = None
+        sent, self.answered = exchange.sent, time.monotonic()
+        # Without a look at the claims, where nothing was asked for ahead of its time.
+        overdue = len(turn.claims) > 0 and (
+            not request.ahead_us or turn.claims[-1].due_us <= turn.now_us
+        )
+        self._dispatcher.prefetch.answered(request.limit, len(turn.claims), overdue=overdue)
+        lost = claiming and self._ask_meanwhile(request, turn)
         try:
             try:
-                self._answered(request, turn, sent)
+                self._answers.take(request, turn, sent, turn.came or self.answered)
             finally:
                 self._heart.beat()
         except Exception as e:
-            return self._unanswered(e)
-        self._well()
+            return self.reach.failed(e)
+        self.reach.answered()
+        if exchange.under_way:
+            return IN_ADVANCE
+        if lost:
+            return 0.0
+        self._dispatcher.reposts.end()
         return self._nap(request, turn, sent, claiming)
 
-    def _next_request(self, claiming: bool) -> TurnRequest:
-        self._seq += 1
+    def _ask_meanwhile(self, request: TurnRequest, turn: Turn) -> bool:
+        """
+        Ask for more, where there is, before what has come is handed out: the server is at work
+        on it meanwhile.
+
+        Returns:
+            Whether it could not be sent, and is to be asked again.
+        """
+        if not turn.known or turn.buried or turn.short:
+            return False
+        limit = self._dispatcher.wanted_meanwhile(request.limit, len(turn.claims), self._appetite())
+        if limit:
+            try:
+                self._exchange.ask(self._next_request(limit, hears=False))
+            except Exception:
+                # What is wrong will be seen then.
+                return True
+        return False
+
+    def _request(self, claiming: bool) -> TurnRequest:
         wanted = self._dispatcher.wanted(self._appetite()) if claiming else (0, 0)
+        return self._next_request(*wanted, hears=self._listener.hears and claiming)
+
+    def _next_request(self, limit: int, ahead_us: int = 0, *, hears: bool) -> TurnRequest:
+        self._seq += 1
+        if limit:
+            self._dispatcher.reposts.begin()
         return TurnRequest(
             seq=self._seq,
-            limit=wanted[0],
-            ahead_us=wanted[1],
-            hears=self._listener.hears and claiming,
+            limit=limit,
+            ahead_us=ahead_us,
+            hears=hears,
             echo=self._listener.echo_due() <= 0,
             settlements=self._dispatcher.take_settlements(),
         )
 
-    def _answered(self, request: TurnRequest, turn: Turn, sent: float) -> None:
-        self.answered = time.monotonic()
-        self._mind_the_clock(turn, sent)
-        overdue = bool(turn.claims) and turn.claims[-1].due_us <= turn.now_us
-        self._dispatcher.prefetch.answered(request.limit, len(turn.claims), overdue=overdue)
-        if turn.claims:
-            self._heart.begin(sent)
-            # Not later than need be: what was claimed ahead is as late as this.
-            self._dispatcher.accept(turn.claims, sent, turn.came or self.answered)
-            if armed:
-                reached("claim.handed")
-        self._dispatcher.settled(request.settlements, turn.results)
-        for id, _ in turn.buried:
-            self._announce("buried", id)
-        self._registered = self._registered and turn.known  # until it is done
-        if not self._registered:
-            self._turns.register()
-            self._registered = True
-        for schedule in turn.short:
-            try:
-                self._turns.supply(schedule)
-                self._unsupplied.discard(schedule)
-            except (OptionError, NamespaceCorrupt) as e:
-                # A time zone that is not known here, or a definition that somebody else has
-                # written. Another node may know better; it is asked for again every second.
-                if schedule not in self._unsupplied:
-                    self._unsupplied.add(schedule)
-                    self._announce("error", e)
-        if turn.buried or any(result.value == "d" for result in turn.results):
-            self._turns.trim()
-
-    def _mind_the_clock(self, turn: Turn, sent: float) -> None:
-        jump = self._pace.jumped(turn.now_us / 1e6, sent)
-        if not jump or self._options.now is not None:
-            return
-        # Leases now end sooner than is believed here, or would last for too long: they are
-        # renewed at once. The server's word alone counts until they are.
-        for hold in self._dispatcher.held() if jump > 0 else ():
-            hold.doubt()
-        self._heart.hasten()
-        self._announce("error", ClockJump(jump))
-
-    def _well(self) -> None:
-        """Note that a turn and all that followed from it was done."""
-        self._pause = _FIRST_PAUSE
-        if self.error is not None or not self.tried.is_set():
-            self.error = None
-            self._told.clear()
-            self._changed(None)
-        self.tried.set()
-
-    def _unanswered(self, error: Exception) -> float:
-        if type(error) not in self._told:
-            # Each kind once in an outage, however they take turns.
-            self._told.add(type(error))
-            self._changed(error)
-        self.error = error
-        self.tried.set()
-        if self._turns.slow(error):
-            return _SLOW_PAUSE
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        return between(self._pause / 2, self._pause)
-
     def _nap(self, request: TurnRequest, turn: Turn, sent: float, claiming: bool) -> float:
         if self._dispatcher.unsettled:
-            return 0.0
+            return self._dispatcher.linger() or 0.0
         spare = self._dispatcher.room() - len(self._dispatcher.early)
         if claiming and 0 < request.limit == len(turn.claims) and spare > 0:
             return 0.0

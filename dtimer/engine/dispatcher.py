@@ -50,6 +50,19 @@ class Dispatcher(Hands):
             return min(spare * batches, appetite - len(self.early), MOST_CLAIMS), 0
         return spare, self.early.ahead_us
 
+    def wanted_meanwhile(self, asked: int, claimed: int, appetite: int) -> int:
+        """
+        Return how many events to claim while the hands are busy with those just claimed.
+
+        Args:
+            asked: How many were asked for, and
+            claimed: were claimed.
+            appetite: How many there is anybody to hand to.
+        """
+        most = self._options.concurrency * self.max_events * self.prefetch.meanwhile
+        left = appetite - self._busy * self.max_events - len(self.early) - claimed
+        return max(0, min(most, 2 * asked, left, MOST_CLAIMS))
+
     def accept(self, claims: Sequence[Claim], sent: float, came: float) -> None:
         """
         Hand *claims* to the hands, oldest first, or keep them until they are due.
@@ -69,6 +82,9 @@ class Dispatcher(Hands):
             return
         for hold in holds:
             self.early.add(hold, came)
+        if self.reposts:
+            # Now that whoever posts finds them here: one of the two sees the other.
+            self._end(self.early.clear(self.reposts), Verdict.RELEASE)
         self.start_due()
 
     def start_due(self) -> bool:
@@ -122,11 +138,13 @@ class Dispatcher(Hands):
         """
         Give back what was kept of these ids: this process has posted them anew.
 
-        Not before it has: given back, it may be claimed again at once.
+        Not before it has: given back, it may be claimed again at once. The same becomes of what
+        is still on its way here.
 
         Returns:
             Whether there was any, and a turn is to be taken soon.
         """
+        self.reposts.add(ids)
         gone = self.early.clear(ids) if self.early else []
         self._end(gone, Verdict.RELEASE)
         return bool(gone)

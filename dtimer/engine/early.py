@@ -13,7 +13,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Container
 
 from dtimer.engine.hold import Hold
 from dtimer.model.options import Options
@@ -81,7 +81,7 @@ class Early:
                 given.append(heapq.heappop(self._heap)[3])
         return given
 
-    def clear(self, ids: Collection[str] | None = None) -> list[Hold]:
+    def clear(self, ids: Container[str] | None = None) -> list[Hold]:
         """Return those of these *ids*, or all of them, and forget them."""
         with self._lock:
             gone = [e[3] for e in self._heap if ids is None or e[3].claim.id in ids]

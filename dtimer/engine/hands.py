@@ -19,6 +19,7 @@ from dtimer.engine.book import Book
 from dtimer.engine.early import Early
 from dtimer.engine.hold import Hold, Ledger
 from dtimer.engine.prefetch import IN_ADVANCE, Prefetch
+from dtimer.engine.reposts import Reposts
 from dtimer.engine.service import Service
 from dtimer.errors import HandlerError
 from dtimer.faultpoints import armed, reached
@@ -74,6 +75,8 @@ class Hands(Book):
         self.early = Early(options)
         #: How much of that may be.
         self.prefetch = Prefetch(allowed=self.early.patience >= IN_ADVANCE)
+        #: What is not to be handed out though it was claimed.
+        self.reposts = Reposts()
         self._busy = 0
         self._returning = False
         #: One thread each.

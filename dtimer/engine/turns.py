@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from dtimer.engine.heart import Renewals
@@ -11,8 +12,8 @@ from dtimer.model.claims import Turn, TurnRequest
 class Turns(Renewals, Protocol):
     """What the claimer asks of the store."""
 
-    def turn(self, request: TurnRequest) -> Turn:
-        """Take a turn, in one try."""
+    def ask(self, request: TurnRequest) -> Callable[[], Turn]:
+        """Ask for a turn, in one try; return what waits for the answer and returns it."""
         ...
 
     def register(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -85,17 +86,18 @@ class Turn:
     are in the order of the settlements. ``buried`` are the ids, with the reasons, of
     events that were found unfit to be handed out. ``short`` are schedules that run out of
     nominal times. ``came`` is when the answer had arrived, on the monotonic clock. The rest is
-    for the witness (store/witness.py).
+    for the witness (store/witness.py); ``token`` is the last that was given out.
     """
 
     now_us: int
     wait_us: int | None
     known: bool
     results: list[Result]
-    claims: list[Claim]
+    claims: Sequence[Claim]
     buried: list[tuple[str, str]]
     short: list[str] = field(default_factory=list)
     heard: int | None = None
     before: int | None = None
     posted: int | None = None
     came: float | None = None
+    token: int = 0

@@ -19,6 +19,8 @@ from dtimer.model.retry import Backoff, exponential, wait_us
 
 #: A script call claims no more than this, or every other client of that Redis waits.
 MOST_CLAIMS = 100
+#: How many events are wanted by who takes whatever comes.
+ANY_NUMBER = 1 << 62
 
 #: Each hand is a thread.
 MOST_HANDS = 1_000

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
 
 from dtimer.errors import NamespaceCorrupt, PayloadError
 from dtimer.model.claims import Claim, Result, Settlement, Turn, Verdict
@@ -102,6 +102,51 @@ def _read_claim(reply: bytes, at: int, now: int) -> tuple[Claim, int]:
     return claim, end
 
 
+class Claims(Sequence[Claim]):
+    """
+    The claims in the reply to a turn, read when they are looked at and not before.
+
+    How many there are is known at once, and so whether to ask for more: that can be on its way
+    while these are read.
+    """
+
+    def __init__(self, reply: bytes, at: int, count: int, now: int) -> None:
+        self._reply = reply
+        self._at = at
+        self._count = count
+        self._now = now
+        self._read: list[Claim] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Claim: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Claim]: ...
+    def __getitem__(self, index: int | slice) -> Claim | list[Claim]:
+        return self.read()[0][index]
+
+    def __iter__(self) -> Iterator[Claim]:
+        return iter(self.read()[0])
+
+    def read(self) -> tuple[list[Claim], int]:
+        """Return the claims, and where they end."""
+        if self._read is None:
+            claims: list[Claim] = []
+            for _ in range(self._count):
+                claim, self._at = _read_claim(self._reply, self._at, self._now)
+                claims.append(claim)
+            self._read = claims
+        return self._read, self._at
+
+
+def _last_token(reply: bytes, at: int, count: int) -> int:
+    """Return the greatest token that was given out, or a little less where some were left out."""
+    mark = _CLAIM.match(reply, at) if count else None
+    return int(mark[1]) + count - 1 if mark else 0
+
+
 def _read_text(reply: bytes, at: int) -> tuple[str, int]:
     """Read the text that begins *at* a place, and tell where it ends."""
     colon = reply.index(b":", at)
@@ -130,20 +175,22 @@ def read_turn(reply: bytes, order: Sequence[int], came: float | None = None) -> 
     head = reply[:at].split(b";")
     at += 1
     now, wait, buried, short = int(head[0]), int(head[1]), int(head[8]), int(head[9])
-    claims: list[Claim] = []
+    count = int(head[7])
+    claims = Claims(reply, at, count, now)
+    token = _last_token(reply, at, count)
     rest: list[str] = []
-    for _ in range(int(head[7])):
-        claim, at = _read_claim(reply, at, now)
-        claims.append(claim)
-    for _ in range(2 * buried + short):
-        word, at = _read_text(reply, at)
-        rest.append(word)
+    if buried or short:
+        _, at = claims.read()
+        for _ in range(2 * buried + short):
+            word, at = _read_text(reply, at)
+            rest.append(word)
     return Turn(
         now_us=now,
         wait_us=None if wait < 0 else wait,
         known=head[2] == b"1",
         results=read_results(head[3], order),
         claims=claims,
+        token=token,
         buried=[(rest[2 * i], rest[2 * i + 1]) for i in range(buried)],
         short=rest[2 * buried :],
         heard=_maybe(head[4]),

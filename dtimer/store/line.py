@@ -24,14 +24,13 @@ from dtimer.store.connect import Source
 from dtimer.store.faults import Fate, before_the_script, fate, translate
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import Script, load, texts
-from dtimer.store.wire import Argument, ClusterWire, Wire
+from dtimer.store.tries import AnyWire, Asked, Copied, run, run_whole
+from dtimer.store.wire import Argument
 
 #: A deadline leaves room for this many tries that go unanswered.
 TRIES = 3
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
-# How late the server may be to notice that a time-out is over.
-_OVERSHOOT = 0.1
 # As many as there may be callers at a time; a new lane costs a connection and a memo.
 _IDLE_LANES = 64
 
@@ -50,55 +49,6 @@ READS = {
     "stats",
     "upcoming",
 }
-
-
-AnyWire = Wire | ClusterWire
-
-
-def _run(wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float) -> Any:
-    try:
-        return wire.run(script, arguments, until)
-    except Exception as e:
-        if fate(e, wire.sent) is not Fate.NO_SCRIPT:
-            raise
-    # Nothing ran: a server that was restarted, promoted, or told SCRIPT FLUSH.
-    return _run_whole(wire, script, arguments, until)
-
-
-def _run_whole(wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float) -> Any:
-    return wire.run(script, arguments, until, whole=True)
-
-
-class Copied:
-    """
-    An operation, and how many replicas have it: two steps, of which the second may fail.
-
-    Tried again, both are: the operation is remembered by the server and does not act twice,
-    but is written anew, because a connection waits for the copies of its own writes.
-    """
-
-    def __init__(self, replicas: int, deadline: float) -> None:
-        self._replicas = replicas
-        self._deadline = deadline
-        #: True when the operation was done, for certain.
-        self.done = False
-        self.reply: Any = None
-        self.acknowledged = 0
-        #: Why nobody could be asked.
-        self.error: StoreError | None = None
-
-    def run(
-        self, wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float
-    ) -> None:
-        """Take both steps, on one connection."""
-        reply = _run(wire, script, arguments, until)
-        if not self.done:
-            # What a repetition says is shorter.
-            self.done, self.reply = True, reply
-        left = self._deadline - time.monotonic()
-        # The server looks a few times a second whose wait is over; the reply needs time, too.
-        wait = max(left / 4, 0.9 * left - _OVERSHOOT, 0.001)
-        self.acknowledged = wire.wait(self._replicas, round(wait * 1000), self._deadline)
 
 
 @dataclass(slots=True)
@@ -162,6 +112,10 @@ class Line:
                 return
         lane.wire.close()
 
+    def _one_try(self) -> float:
+        """Return the deadline of a single try that begins now."""
+        return time.monotonic() + self._timeout / TRIES
+
     def deadline(self) -> float:
         """Return the deadline of a call that begins now, on the monotonic clock."""
         return time.monotonic() + self._timeout
@@ -188,8 +142,8 @@ class Line:
         lane = self._take()
         try:
             op = lane.next() if named else ""
-            run = _run_whole if whole else _run
-            return self._until(deadline, lane, load(verb), (op, *arguments), run)
+            one = run_whole if whole else run
+            return self._until(deadline, lane, load(verb), (op, *arguments), one)
         finally:
             self._give(lane)
 
@@ -215,9 +169,9 @@ class Line:
             self._give(lane)
         return copied
 
-    def once(self, verb: str, *arguments: Argument, op: str = "") -> Any:
+    def ask(self, verb: str, *arguments: Argument, op: str = "") -> Asked:
         """
-        Run the script of *verb* in a single try, for a loop that will ask again.
+        Have the script of *verb* run, in a single try, for a loop that will ask again.
 
         Args:
             op: The operation's name, the same in each try of it.
@@ -226,15 +180,17 @@ class Line:
             Exception: whatever the client library raises, translated by nobody.
         """
         lane = self._take()
-        try:
-            until = time.monotonic() + self._timeout / TRIES
-            return _run(lane.wire, load(verb), [self._time(), op, *arguments], until)
-        except Exception as e:
-            if fate(e, lane.wire.sent) is Fate.RECONNECT:
+
+        def end(broken: bool) -> None:
+            if broken:
                 lane.wire.close()
-            raise
-        finally:
             self._give(lane)
+
+        return Asked(lane.wire, load(verb), [self._time(), op, *arguments], self._one_try, end)
+
+    def once(self, verb: str, *arguments: Argument, op: str = "") -> Any:
+        """Return the answer to `ask`."""
+        return self.ask(verb, *arguments, op=op).answer()
 
     def _time(self) -> str:
         return "" if self._now is None else str(self._now())

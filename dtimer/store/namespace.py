@@ -10,7 +10,8 @@ from dtimer.model.names import incarnation
 from dtimer.store import access, codec, faults
 from dtimer.store.connect import Source
 from dtimer.store.keys import Keys
-from dtimer.store.line import Copied, Line
+from dtimer.store.line import Line
+from dtimer.store.tries import Copied
 from dtimer.store.witness import Standing, Witness
 
 SCHEMA = "1"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dtimer.errors import EventExists, NotReplicated, StoreError
@@ -113,12 +113,19 @@ class Store(Plans):
     # A node's turn
 
     def turn(self, incarnation: str, request: TurnRequest, lease_us: int) -> Turn:
+        """Return the answer to `ask`."""
+        return self.ask(incarnation, request, lease_us)()
+
+    def ask(self, incarnation: str, request: TurnRequest, lease_us: int) -> Callable[[], Turn]:
         """
-        Settle, claim and learn when to ask again, in one try.
+        Have the server settle, claim and tell when to ask again, in one try.
+
+        Returns:
+            What waits for the answer, and returns it. To be called once.
 
         Raises:
-            Exception: of the client library or ours. The same request may be, and has to
-                be, asked again until it is answered.
+            Exception: of the client library or ours, here or there. The same request may be,
+                and has to be, asked again until it is answered.
         """
         settled, order = codec.settlement_arguments(request.settlements)
         known = self.witness.known
@@ -134,19 +141,24 @@ class Store(Plans):
             *settled,
         )
         lane = self._lanes.get(incarnation, incarnation)
-        try:
-            reply = self._line.once("turn", *arguments, op=f"{lane}:{request.seq}")
-        except Exception as e:
-            if not overtaken(e):
-                raise
-            # A node has one turn at a time, and this is its latest: what is remembered under
-            # its name is somebody else's, and would keep it from its turns for minutes.
-            lane = self._lanes[incarnation] = f"{incarnation}-{request.seq}"
-            reply = self._line.once("turn", *arguments, op=f"{lane}:{request.seq}")
-        came = time.monotonic()
-        turn = codec.read_turn(reply, order, came)
-        self.witness.turned(known, turn)
-        return turn
+        asked = self._line.ask("turn", *arguments, op=f"{lane}:{request.seq}")
+
+        def answer() -> Turn:
+            try:
+                reply = asked.answer()
+            except Exception as e:
+                if not overtaken(e):
+                    raise
+                # A node has one turn at a time, and this is its latest: what is remembered
+                # under its name is somebody else's, and would keep it from its turns for minutes.
+                own = self._lanes[incarnation] = f"{incarnation}-{request.seq}"
+                reply = self._line.once("turn", *arguments, op=f"{own}:{request.seq}")
+            came = time.monotonic()
+            turn = codec.read_turn(reply, order, came)
+            self.witness.turned(known, turn)
+            return turn
+
+        return answer
 
     def settle(self, settlements: Sequence[Settlement]) -> list[Result]:
         """End claims at once, and tell what became of each."""

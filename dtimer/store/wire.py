@@ -79,7 +79,7 @@ class Wire:
         self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
     ) -> Any:
         """
-        Run *script* and return its reply, byte strings undecoded.
+        Run *script* and return its reply, byte strings undecoded: `send`, and `receive`.
 
         Ends at the moment *until* on the monotonic clock, however slowly bytes arrive.
 
@@ -87,6 +87,13 @@ class Wire:
         command may have reached the server. After anything but an error reply of the
         server the connection is dropped, so that no reply is ever read by the next.
         """
+        self.send(script, arguments, until, whole=whole)
+        return self.receive(until)
+
+    def send(
+        self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
+    ) -> None:
+        """Have *script* run. Its reply is to be received before anything else is sent."""
         self.sent = False
         packed = self._packer.pack(script, arguments, whole=whole)
         clean = False
@@ -100,36 +107,50 @@ class Wire:
             else:
                 set_deadline(connection, until)
             self.sent = True
-            reply = self._exchange(connection, packed)
+            self._put(connection, packed)
+            clean = True
+        finally:
+            if not clean:
+                self.close()
+
+    def receive(self, until: float) -> Any:
+        """Return the reply to what was sent."""
+        clean = False
+        try:
+            set_deadline(self._connection, until)
+            if armed:
+                reached("reply.reading")
+            reply = self._get(self._connection)
             clean = True
             return reply
         except Exception as e:
-            clean = self.sent and any(c.__name__ == "ResponseError" for c in type(e).__mro__)
+            clean = any(c.__name__ == "ResponseError" for c in type(e).__mro__)
             raise
         finally:
             if not clean:
                 self.close()
 
-    def _exchange(self, connection: Any, packed: bytes) -> Any:
+    def _put(self, connection: Any, packed: bytes) -> None:
         sock = self._socket
-        if sock is None or not sock.straight:
-            connection.send_packed_command([packed], check_health=False)
-            if armed:
-                reached("reply.reading")
-            return connection.read_response(disable_decoding=True)
-        try:
-            sock.sendall(packed)
-        except OSError as e:
-            sock.fail(e)
-            connection.send_packed_command([packed], check_health=False)
-        if armed:
-            reached("reply.reading")
-        try:
-            reply = sock.bulk()
-        except OSError as e:
-            sock.fail(e)
-            reply = None
-        return connection.read_response(disable_decoding=True) if reply is None else reply
+        if sock is not None and sock.straight:
+            try:
+                sock.sendall(packed)
+                return
+            except OSError as e:
+                sock.fail(e)
+        connection.send_packed_command([packed], check_health=False)
+
+    def _get(self, connection: Any) -> Any:
+        sock = self._socket
+        if sock is not None and sock.straight:
+            try:
+                reply = sock.bulk()
+            except OSError as e:
+                sock.fail(e)
+                reply = None
+            if reply is not None:
+                return reply
+        return connection.read_response(disable_decoding=True)
 
     def wait(self, replicas: int, ms: int, until: float) -> int:
         """
@@ -172,11 +193,22 @@ class ClusterWire:
         self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
     ) -> Any:
         """Run *script* where its keys are. The client's time-outs bound it, and not *until*."""
+        self.send(script, arguments, until, whole=whole)
+        return self.receive(until)
+
+    def send(
+        self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
+    ) -> None:
+        """See `Wire.send`: the client of a cluster sends only when it waits for the reply."""
         del until
         self.sent = True
         verb, text = ("EVAL", script.source) if whole else ("EVALSHA", script.sha)
         words = [_raw(a) if isinstance(a, str) else a for a in arguments]
         self._words = (verb, text, len(self._keys), *self._keys, *words)
+
+    def receive(self, until: float) -> Any:
+        """See `Wire.receive`."""
+        del until
         try:
             return self._client.execute_command(*self._words, NEVER_DECODE=[])
         except Exception as e:

@@ -158,8 +158,8 @@ class Witness:
                     self._counted = max(self._counted, asked.posted)
             missing = asked.heard is not None and turn.before == 0 and not error
             self.known = self.known._replace(heard=turn.heard, missing=missing)
-            if turn.claims and self.known.token < turn.claims[-1].token <= _MOST_TOKEN:
-                self.known = self.known._replace(token=turn.claims[-1].token)
+            if self.known.token < turn.token <= _MOST_TOKEN:
+                self.known = self.known._replace(token=turn.token)
         if error:
             self.tell(error)
 

@@ -180,9 +180,9 @@ class Life:
         # subscribing is not possible the node polls, and says so.
         self._listener.tried.wait(2 * self._options.timeout / 1e6)
         self._claimer.start()
-        self._claimer.tried.wait(2 * self._options.timeout / 1e6)
+        self._claimer.reach.tried.wait(2 * self._options.timeout / 1e6)
         if self._claimer.answered is None:
-            error = self._claimer.error
+            error = self._claimer.reach.error
             if error is None:
                 raise UsageError("the threads of the node do not run, or far too slowly")
             raise StoreError(f"Redis went away while joining: {error}") from error
@@ -245,7 +245,7 @@ class Life:
     def _farewell(self) -> None:
         """The last act of the claimer's thread, or of the caller where it never was."""
         try:
-            if self._registered and self._claimer.error is None:
+            if self._registered and self._claimer.reach.error is None:
                 # Where Redis does not answer the registration ends by itself.
                 with contextlib.suppress(StoreError):
                     self._store.leave(self.incarnation)
@@ -299,7 +299,7 @@ class Life:
         fresh = age is not None and age < self._options.poll_interval / 1e3 + 1_000
         deaf = not self._listener.hears
         failing = [s.failure for s in self._services() if s.failure is not None]
-        error = self._claimer.error or (failing[0] if failing else None)
+        error = self._claimer.reach.error or (failing[0] if failing else None)
         return Health(
             ok=fresh and error is None and not deaf,
             joined=True,

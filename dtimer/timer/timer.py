@@ -18,7 +18,7 @@ from dtimer.errors import StateRollback, UsageError
 from dtimer.model.event import Event, Health
 from dtimer.model.moments import Duration, duration_us, moment_us
 from dtimer.model.names import check_id
-from dtimer.model.options import MOST_CLAIMS, check_max_events, validate
+from dtimer.model.options import ANY_NUMBER, check_max_events, validate
 from dtimer.store.connect import source
 from dtimer.store.line import TRIES
 from dtimer.store.store import Store
@@ -273,7 +273,7 @@ class DTimer(Calendar):
 
     def appetite(self) -> int:
         """Return how many events may be asked for now, whatever hands are free."""
-        return MOST_CLAIMS if self.listeners("event") else 0
+        return ANY_NUMBER if self.listeners("event") else 0
 
     def deliver(self, events: list[Event]) -> list[BaseException] | None:
         """

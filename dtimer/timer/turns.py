@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dtimer.errors import StateRollback
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Turn, TurnRequest
@@ -31,15 +33,15 @@ class Turns:
         since = None if error.wiped else error.since
         self._gone.append(None if since is None else (error.until - since) / 1000 + _SPARE)
 
-    def turn(self, request: TurnRequest) -> Turn:
-        """See `dtimer.engine.claimer.Turns`, as for all of these."""
+    def ask(self, request: TurnRequest) -> Callable[[], Turn]:
+        """See `dtimer.engine.turns.Turns`, as for all of these."""
         if armed:
             self._points(request)
         while self._gone:
             # Where this fails it counts as the turn's failure, and is tried again.
             self._store.redeclare(self._gone[0])
             self._gone.pop(0)
-        return self._store.turn(self._incarnation, request, self._options.lease)
+        return self._store.ask(self._incarnation, request, self._options.lease)
 
     @staticmethod
     def _points(request: TurnRequest) -> None:

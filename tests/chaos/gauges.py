@@ -97,7 +97,7 @@ class Gauges:
     def __enter__(self) -> Self:
         logging.getLogger().addHandler(self._lines)
         self._count(socket.socket, "connect", "connects")
-        self._count(Wire, "run", "calls")
+        self._count(Wire, "send", "calls")
         self._count(Ear, "open", "calls")
         return self
 

@@ -223,11 +223,48 @@ MUTANTS = [
     ),
     _mutant(
         "a turn that was not answered is given up",
-        "engine/claimer.py",
-        "            self._listener.echo_failed()\n",
-        "            self._listener.echo_failed()\n            self._request = None\n",
+        "engine/exchange.py",
+        "            turn = answer()\n        except BaseException:\n",
+        "            turn = answer()\n        except BaseException:\n"
+        "            self.request = None\n",
         _CLAIMER,
         _ORDERS,
+    ),
+    _mutant(
+        "the answer of a turn is believed for as long as the next one",
+        "engine/claimer.py",
+        "self._answers.take(request, turn, sent, ",
+        "self._answers.take(request, turn, exchange.sent, ",
+        _CLAIMER,
+    ),
+    _mutant(
+        "what is replaced on its way here is handed out",
+        "engine/dispatcher.py",
+        "            self._end(self.early.clear(self.reposts), Verdict.RELEASE)\n",
+        "            pass\n",
+        _CLAIMER,
+    ),
+    _mutant(
+        "a hand that is free during a turn is not noticed",
+        "engine/claimer.py",
+        "            self._freed = True\n            self._bell.nudge()\n",
+        "",
+        _CLAIMER,
+    ),
+    _mutant(
+        "a wake during a turn is answered by what was asked before it",
+        "engine/claimer.py",
+        "(fresh or nap <= 0)",
+        "nap <= 0",
+        _CLAIMER,
+    ),
+    _mutant(
+        "more is asked for while handlers take long",
+        "engine/prefetch.py",
+        " or took > IN_ADVANCE:",
+        ":",
+        _CLAIMER,
+        "tests/unit/test_engine_prefetch.py",
     ),
     # ------------------------------------------------------------------------ nothing is lost
     _mutant(
@@ -524,7 +561,7 @@ MUTANTS = [
     # --------------------------------------------------------------------------------- calls
     _mutant(
         "a script that was forgotten is not brought",
-        "store/line.py",
+        "store/tries.py",
         "        if fate(e, wire.sent) is not Fate.NO_SCRIPT:\n            raise\n",
         "        raise\n",
         _OUTAGES,

@@ -240,7 +240,7 @@ class Node:
         """Hand back what waits, settle what has ended, and go; what runs is left to its lease."""
         try:
             self.life._dispatcher.hand_back()
-            self.life._claimer._take_turn(claiming=False)
+            self.life._claimer._take_turns(claiming=False, fresh=True)
             self.store.leave(self.life.incarnation)
         finally:
             self.dead = True
@@ -333,16 +333,18 @@ class World:
         self.nodes: list[Node] = []
 
     def __enter__(self) -> Self:
-        from dtimer.engine import book, claimer, dispatcher, heart, hold, pace, service
-        from dtimer.store import line, plans
+        from dtimer.engine import book, claimer, dispatcher, exchange, heart, hold, pace, reach
+        from dtimer.engine import service as services
+        from dtimer.store import line, plans, tries
         from dtimer.timer import life
 
         names = itertools.count(1)
-        for module in (book, claimer, dispatcher, heart, hold, pace, service, line, plans, life):
+        engine = (book, claimer, dispatcher, exchange, heart, hold, pace, services)
+        for module in (*engine, line, plans, tries, life):
             self._patch(module, "time", self.clock)
         for module in (line, life):
             self._patch(module, "incarnation", lambda: f"i{next(names):011d}")
-        for module in (line, claimer):
+        for module in (line, claimer, reach):
             self._patch(module, "between", lambda low, high: (low + high) / 2)
         self._stack.callback(faultpoints.armed.clear)
         for point in CRASHES:

@@ -27,13 +27,35 @@ class TappedWire:
         self._tap = tap
         self._loads = loads
         self.sent = False
+        self._reply: tuple[Any, Exception | None] = None, None
 
     def run(
         self, script: Script, arguments: Sequence[Any], until: float, *, whole: bool = False
     ) -> Any:
-        """See `dtimer.store.wire.Wire`."""
-        self.sent = True
+        """See `dtimer.store.wire.Wire`, as for the others."""
+        self.send(script, arguments, until, whole=whole)
+        return self.receive(until)
 
+    def send(
+        self, script: Script, arguments: Sequence[Any], until: float, *, whole: bool = False
+    ) -> None:
+        """The server is done before anything else happens, and the reply waits to be read."""
+        del until
+        self.sent = True
+        try:
+            self._reply = self._exchange(script, arguments, whole=whole), None
+        except Exception as e:
+            self._reply = None, e
+
+    def receive(self, until: float) -> Any:
+        """What came of it."""
+        del until
+        reply, error = self._reply
+        if error is not None:
+            raise error
+        return reply
+
+    def _exchange(self, script: Script, arguments: Sequence[Any], *, whole: bool) -> Any:
         def send(words: list[Any]) -> Any:
             until = time.monotonic() + 5
             try:

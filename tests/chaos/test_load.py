@@ -250,7 +250,7 @@ class TestCredentials:
     @pytest.fixture
     def soon(self, monkeypatch):
         """What needs a person is tried again every second, not every five."""
-        monkeypatch.setattr("dtimer.engine.claimer._SLOW_PAUSE", 1.0)
+        monkeypatch.setattr("dtimer.engine.reach._SLOW_PAUSE", 1.0)
         monkeypatch.setattr("dtimer.engine.listener._SLOW_PAUSE", 1.0)
 
     @pytest.fixture

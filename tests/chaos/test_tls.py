@@ -150,7 +150,7 @@ class TestWrong:
         A node whose server shows a wrong certificate says so once, is not well, hammers
         nobody, and goes on by itself when it is mended.
         """
-        for module in ("claimer", "listener"):
+        for module in ("reach", "listener"):
             monkeypatch.setattr(f"dtimer.engine.{module}._SLOW_PAUSE", SLOW)
         node = make(server.url(ssl_ca_certs=trusted))
         caught, errors = Catch(node, "event"), Catch(node, "error")

@@ -174,7 +174,7 @@ class TestJoin:
     def test_it_goes_away_in_the_middle(self, make, monkeypatch, client, namespace):
         """When Redis goes away between registering and the first turn, join() says so."""
         timer = make(timeout=300)
-        monkeypatch.setattr(timer._store, "turn", _raiser(ConnectionError("gone")))
+        monkeypatch.setattr(timer._store, "ask", _raiser(ConnectionError("gone")))
         with pytest.raises(StoreError, match="went away while joining: gone"):
             timer.join()
         monkeypatch.undo()
@@ -209,7 +209,7 @@ class TestJoin:
     def test_interrupted(self, make, monkeypatch):
         """An interrupt in the middle of join() leaves nothing behind."""
         timer = make()
-        monkeypatch.setattr("dtimer.engine.claimer.Claimer.tried", _Interrupted(), raising=False)
+        monkeypatch.setattr("dtimer.engine.reach.Reach.tried", _Interrupted(), raising=False)
         with pytest.raises(KeyboardInterrupt):
             timer.join()
         monkeypatch.undo()

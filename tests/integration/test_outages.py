@@ -89,7 +89,7 @@ class TestServerGone:
             assert health.joined
             assert health.error
             # Several tries later, by either thread, there is nothing more to be said.
-            tries = _count(node._store, "turn"), _count(node._store, "ear")
+            tries = _count(node._store, "ask"), _count(node._store, "ear")
             eventually(lambda: all(len(made) > 3 for made in tries))
             assert gone.empty()
             assert errors.empty()
@@ -225,7 +225,7 @@ class TestWay:
         timer.on("event", lambda _: None)
         with joined(timer):
             made = _count(timer._store, "ear")
-            turns = _count(timer._store, "turn")
+            turns = _count(timer._store, "ask")
             for _ in range(3):
                 seen = len(turns)
                 _hold_for_echo(timer, proxy, turns)
@@ -242,19 +242,19 @@ def _next(caught):
 def _hold_for_echo(timer, proxy, turns):
     """Have the reply of the next turn that asks for an echo dropped."""
     store = timer._store
-    turn = store.turn
+    ask = store.ask
     dropped = threading.Event()
 
     def look(incarnation, request, lease_us):
         if request.echo and not dropped.is_set():
             dropped.set()
             proxy.drop_reply_once(f"{incarnation}:{request.seq}".encode())
-        return turn(incarnation, request, lease_us)
+        return ask(incarnation, request, lease_us)
 
-    store.turn = look
+    store.ask = look
     assert dropped.wait(PATIENCE)
     assert proxy.wait_dropped()
-    store.turn = turn
+    store.ask = ask
     assert turns
 
 

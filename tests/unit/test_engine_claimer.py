@@ -14,6 +14,8 @@ from servers import PATIENCE, eventually
 from dtimer.engine.bell import Bell
 from dtimer.engine.claimer import Claimer
 from dtimer.engine.dispatcher import Dispatcher
+from dtimer.engine.pace import lasting
+from dtimer.engine.prefetch import IN_ADVANCE
 from dtimer.errors import ClockJump, NamespaceCorrupt, StoreError
 from dtimer.model.claims import Claim, Result, Turn, Verdict
 from dtimer.model.options import validate
@@ -49,10 +51,16 @@ class FakeTurns:
         self.trimmed = 0
         self.lost = set()  # ids whose lease is somebody else's
         self.trouble = None  # raised by whatever is asked from now on
+        self.deaf = []  # raised where it is asked, and not where it answers
         self.beaten = threading.Event()
 
-    def turn(self, request):
+    def ask(self, request):
         self.asked.append(request)
+        if self.deaf:
+            raise self.deaf.pop()
+        return lambda: self.turn(request)
+
+    def turn(self, request):
         answer = self.trouble or (self.answers.pop(0) if self.answers else None)
         if isinstance(answer, BaseException):
             raise answer
@@ -181,7 +189,7 @@ def desk():
         desk.dispatcher.start()
         if start:
             desk.claimer.start()
-            assert desk.claimer.tried.wait(PATIENCE)
+            assert desk.claimer.reach.tried.wait(PATIENCE)
             desk.asleep()
         return desk
 
@@ -326,7 +334,7 @@ class TestAnswer:
             answer.short.extend(["bad", "good"])
             desk.take(answer)
         assert ["bad", "good"] * 3 == desk.turns.supplied
-        assert desk.claimer.error is None
+        assert desk.claimer.reach.error is None
         said = desk.said.get_nowait()
         assert ("error", "bad cannot be read") == (said[0], str(said[1]))
         assert desk.said.empty()
@@ -348,12 +356,12 @@ class TestAnswer:
         for error in (Wrong(1), Wrong(2), ValueError(3), Wrong(4), ValueError(5)):
             desk.take(error)
         assert ["2", "3"] == [str(change) for change in desk.told()]
-        assert "5" == str(desk.claimer.error)
+        assert "5" == str(desk.claimer.reach.error)
         answered = desk.claimer.answered
         desk.take()
         desk.take()
         assert [None] == desk.told()
-        assert desk.claimer.error is None
+        assert desk.claimer.reach.error is None
         assert desk.claimer.answered > answered
         desk.take(Wrong(6))
         desk.take(Wrong(7))
@@ -365,7 +373,7 @@ class TestAnswer:
         desk.take()
         desk.told()
         desk.take(Wrong())
-        assert desk.claimer.error is None
+        assert desk.claimer.reach.error is None
         desk.take()
         assert [] == desk.told()
 
@@ -419,11 +427,11 @@ class TestAnswer:
         naps = [desk.take() for _ in range(3)]
         assert 3 == len(beats)
         assert ["gone again"] == [str(change) for change in desk.told()]
-        assert "gone again" == str(desk.claimer.error)
+        assert "gone again" == str(desk.claimer.reach.error)
         assert naps[2] > 0.15, "it is tried ever less often"
         desk.take()
         assert [None] == desk.told()
-        assert desk.claimer.error is None
+        assert desk.claimer.reach.error is None
         desk.go_on.release()
 
 
@@ -457,7 +465,7 @@ class TestNap:
         will be as long on its way as this one was.
         """
         desk = desk(poll_interval=3_600_000)
-        request, answer = desk.claimer._next_request(True), turn(wait=10_000_000)
+        request, answer = desk.claimer._request(True), turn(wait=10_000_000)
         nap = desk.claimer._nap(request, answer, time.monotonic() - 4, True)
         assert 5.5 < nap <= 6
 
@@ -724,7 +732,7 @@ class TestPrefetch:
         """Nothing is claimed in advance of a hand that would be given back before it was free."""
         desk = desk(look_ahead=4)
         desk.dispatcher.prefetch.answered(1, 1, overdue=True)
-        assert 1 == desk.claimer._next_request(True).limit
+        assert 1 == desk.claimer._request(True).limit
 
     def test_no_more_than_is_wanted(self, desk):
         """Never more than there is anybody to hand to, nor than a script may claim."""
@@ -733,9 +741,9 @@ class TestPrefetch:
         for _ in range(5):
             desk.dispatcher.prefetch.answered(1, 1, overdue=True)
         desk.appetite = 1_000
-        assert 100 == desk.claimer._next_request(True).limit
+        assert 100 == desk.claimer._request(True).limit
         desk.appetite = 40
-        assert 40 == desk.claimer._next_request(True).limit
+        assert 40 == desk.claimer._request(True).limit
 
     def test_settled_while_a_slow_one_runs(self, desk):
         """
@@ -753,6 +761,156 @@ class TestPrefetch:
         assert ["slow"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
         eventually(lambda: any(request.settlements for request in desk.turns.asked))
         assert ["quick"] == [s.id for request in desk.turns.asked for s in request.settlements]
+
+
+def several(first, count):
+    """A turn that claims so many overdue events, of these tokens."""
+    answer = turn(*(str(n) for n in range(first, first + count)))
+    for n, claim in enumerate(answer.claims):
+        claim.token = first + n
+    return answer
+
+
+class TestMeanwhile:
+    """In a backlog of quick events the store is at work on the next turn while the hands are."""
+
+    @pytest.fixture
+    def backlog(self, desk):
+        """A node in such a backlog: its first two turns were given all that they asked for."""
+        desk = desk(poll_interval=3_600_000)
+        desk.dispatcher.prefetch.took(1e-6)
+        desk.turns.answers += [several(1, 1), several(2, 2), several(4, 4), several(8, 8)]
+        desk.go_on.release()
+        desk.take()
+        eventually(lambda: not desk.dispatcher.running)
+        assert [1] == [r.limit for r in desk.turns.asked]
+        desk.take()
+        return desk
+
+    def test_asked(self, backlog):
+        """
+        The next turn is on its way before what this one has claimed was handed out. It asks for
+        twice as many, ahead of nothing, and does not offer hands that are not free.
+        """
+        assert ["1"] == [ev.id for ev in backlog.begun.get(timeout=PATIENCE)]
+        assert backlog.claimer._exchange.under_way
+        *_, last = backlog.turns.asked
+        assert (3, 4, 0, False) == (last.seq, last.limit, last.ahead_us, last.hears)
+        assert 2 == len(backlog.turns.answers), "nobody has read the answer"
+
+    def test_what_was_done_before_is_settled_by_it(self, backlog):
+        """The confirms of one batch ride on the question that is asked before the next."""
+        assert ["1"] == [ev.id for ev in backlog.begun.get(timeout=PATIENCE)]
+        assert [[], ["1"], []] == [[s.id for s in r.settlements] for r in backlog.turns.asked]
+        assert ["2"] == [ev.id for ev in backlog.begun.get(timeout=PATIENCE)]
+        backlog.go_on.release()
+        eventually(lambda: not backlog.dispatcher.running)
+        backlog.take()
+        assert ["2"] == [s.id for s in backlog.turns.asked[-1].settlements]
+        assert (4, 8) == (backlog.turns.asked[-1].seq, backlog.turns.asked[-1].limit)
+
+    def test_not_for_long(self, backlog):
+        """
+        Where no hand comes for the answer the claimer does, within milliseconds: what it has
+        claimed is not to lie there.
+        """
+        assert 0 < backlog.claimer._take_turn(True) <= IN_ADVANCE
+
+    def test_no_more_than_there_is_anybody_for(self, backlog):
+        """Those on their way and those in hand are not more than are wanted together."""
+        backlog.appetite = 9
+        backlog.take()
+        # One is in hand, one is kept, four have come, so three may be asked for.
+        assert 3 == backlog.turns.asked[-1].limit
+
+    def test_not_after_one_event(self, desk):
+        """One event that was due says nothing of a second."""
+        desk = desk(poll_interval=3_600_000)
+        desk.dispatcher.prefetch.took(1e-6)
+        desk.take(several(1, 1))
+        assert not desk.claimer._exchange.under_way
+
+    def test_not_when_handlers_take_long(self, desk):
+        """What waits for a slow hand is better left to other nodes."""
+        desk = desk(poll_interval=3_600_000)
+        desk.dispatcher.prefetch.took(1.0)
+        desk.go_on.release(3)
+        for n in range(3):
+            desk.take(several(n + 1, 1))
+            eventually(lambda: not desk.dispatcher.running)
+        assert not desk.claimer._exchange.under_way
+
+    @pytest.mark.parametrize("odd", [{"known": False}, {"buried": [("9", "expired")]}])
+    def test_first_things_first(self, backlog, odd):
+        """Nothing is asked before a registration was renewed, or what is odd was seen to."""
+        backlog.turns.answers[:] = [replace(several(4, 4), **odd)]
+        backlog.take()
+        assert not backlog.claimer._exchange.under_way
+
+    def test_leases_count_from_their_own_question(self, backlog):
+        """How long a claim is believed in does not depend on what was asked after it."""
+        sent = backlog.claimer._exchange.sent
+        backlog.claimer._exchange.sent = sent - 20
+        backlog.take()
+        late = backlog.dispatcher.early.clear({"4"})
+        assert [-20] == [round(hold._believed_until - lasting() - 27) for hold in late]
+
+    def test_rung_meanwhile(self, backlog):
+        """The one on its way is read first; the bell wants one that is asked for afterwards."""
+        backlog.turns.answers[:] = [turn(), turn("new")]
+        backlog.turns.answers[1].claims[0].token = 99
+        backlog.claimer._take_turns(fresh=True)
+        assert [3, 4] == [r.seq for r in backlog.turns.asked[2:]]
+        assert backlog.dispatcher.early.clear({"new"})
+
+    def test_the_end(self, backlog):
+        """What comes with the last answer of a node that leaves is given back."""
+        backlog.dispatcher.hand_back()
+        backlog.claimer._take_turns(claiming=False, fresh=True)
+        backlog.take(claiming=False)
+        given = {s.id for r in backlog.turns.asked for s in r.settlements if s.id in "4567"}
+        assert {"4", "5", "6", "7"} == given
+        assert [0, 0] == [r.limit for r in backlog.turns.asked[3:]]
+
+    def test_it_cannot_be_sent(self, backlog):
+        """It is asked again at once, as it was, and nobody is told of a first failure."""
+        backlog.told()
+        backlog.turns.deaf.append(Wrong("closed"))
+        assert 0.0 == backlog.take()
+        assert not backlog.claimer._exchange.under_way
+        backlog.take()
+        assert backlog.turns.asked[-3] is backlog.turns.asked[-2]
+        assert (4, 1) == (backlog.turns.asked[-2].seq, backlog.turns.asked[-2].asked)
+        assert [] == backlog.told()
+
+    def test_its_answer_is_lost(self, backlog):
+        """A lost answer is asked for again, and what has been handed out stays so."""
+        backlog.turns.answers.insert(0, Wrong("gone"))
+        assert 0.0 == backlog.take()
+        assert 1 == len(backlog.dispatcher.early)
+        backlog.take()
+        assert [(3, 1), (3, 1), (4, 0)] == [(r.seq, r.asked) for r in backlog.turns.asked[2:]]
+
+    def test_posted_anew_meanwhile(self, backlog):
+        """
+        What this process has posted anew while a claim of it was on its way is not handed out as
+        it was: the claim is given back.
+        """
+        assert not backlog.dispatcher.drop({"5", "6"})
+        backlog.take()
+        assert not backlog.dispatcher.early.clear({"5", "6"})
+        backlog.take()
+        released = [s.id for s in backlog.turns.asked[-1].settlements]
+        assert ["5", "6"] == released
+
+    def test_a_hand_is_free_while_a_turn_is_taken(self, desk):
+        """The claimer sees to it when that turn is over; no turn is asked for in vain."""
+        desk = desk(start=True, poll_interval=3_600_000)
+        asked = len(desk.turns.asked)
+        with desk.claimer._turning:
+            desk.claimer.relay()
+            assert desk.claimer._freed
+        eventually(lambda: len(desk.turns.asked) == asked + 1)
 
 
 class TestHeartbeats:
@@ -939,7 +1097,7 @@ class TestEnd:
         desk = desk(start=True)
         desk.turns.trouble = Wrong()
         desk.bell.ring()
-        eventually(lambda: desk.claimer.error)
+        eventually(lambda: desk.claimer.reach.error)
         desk.claimer.stop_within(None)
         eventually(desk.claimer._stopping.is_set)
         desk.turns.answers.append(turn("tea"))
@@ -958,7 +1116,7 @@ class TestEnd:
         desk = desk(start=True, timeout=200)
         desk.turns.trouble = trouble
         desk.bell.ring()
-        eventually(lambda: desk.claimer.error)
+        eventually(lambda: desk.claimer.reach.error)
         began = time.monotonic()
         desk.claimer.stop_within(None)
         assert desk.claimer.join(PATIENCE)

@@ -63,6 +63,19 @@ def test_no_more_than_is_soon_done(prefetch):
     full(prefetch, 6)
     prefetch.took(IN_ADVANCE / 4)
     assert 4 == prefetch.batches
+    prefetch.took(IN_ADVANCE * 5)
+    assert 1 == prefetch.batches
+
+
+def test_an_accident(prefetch):
+    """
+    One that took a little longer was waiting for the interpreter, which says nothing of the next;
+    two in a row are slow handlers.
+    """
+    full(prefetch, 6)
+    prefetch.took(IN_ADVANCE / 4)
+    prefetch.took(IN_ADVANCE * 3)
+    assert 4 == prefetch.batches
     prefetch.took(IN_ADVANCE * 3)
     assert 1 == prefetch.batches
 
@@ -84,3 +97,21 @@ def test_not_where_it_cannot_be_given_back():
     prefetch.took(1e-6)
     full(prefetch, 6)
     assert 1 == prefetch.batches
+
+
+def test_meanwhile(prefetch):
+    """
+    While a batch is in hand more is claimed only in a backlog, of which two full turns tell, and
+    where hands are quick.
+    """
+    full(prefetch, 6)
+    assert 0 == prefetch.meanwhile
+    prefetch.took(1e-6)
+    assert 64 == prefetch.meanwhile
+    prefetch.answered(10, 9, overdue=True)
+    full(prefetch, 1)
+    assert 0 == prefetch.meanwhile
+    full(prefetch, 1)
+    assert 4 == prefetch.meanwhile
+    prefetch.took(IN_ADVANCE * 5)
+    assert 0 == prefetch.meanwhile
