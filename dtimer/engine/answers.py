@@ -49,7 +49,7 @@ class Answers:
         if turn.claims:
             self._heart.begin(sent)
             # Not later than need be: what was claimed ahead is as late as this.
-            self._dispatcher.accept(turn.claims, sent, came)
+            self._dispatcher.accept(request.seq, turn.claims, sent, came)
             if armed:
                 reached("claim.handed")
         self._dispatcher.settled(request.settlements, turn.results)

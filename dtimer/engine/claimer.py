@@ -263,8 +263,11 @@ class Claimer(Service):
             return False
         limit = self._dispatcher.wanted_meanwhile(request.limit, len(turn.claims), self._appetite())
         if limit:
+            request = self._next_request(limit, hears=False)
+            # Its answer will lie unread for longer than it is on its way.
+            self._dispatcher.reposts.begin(request.seq)
             try:
-                self._exchange.ask(self._next_request(limit, hears=False))
+                self._exchange.ask(request)
             except Exception:
                 # What is wrong will be seen then.
                 return True
@@ -276,8 +279,6 @@ class Claimer(Service):
 
     def _next_request(self, limit: int, ahead_us: int = 0, *, hears: bool) -> TurnRequest:
         self._seq += 1
-        if limit:
-            self._dispatcher.reposts.begin()
         return TurnRequest(
             seq=self._seq,
             limit=limit,

@@ -63,11 +63,12 @@ class Dispatcher(Hands):
         left = appetite - self._busy * self.max_events - len(self.early) - claimed
         return max(0, min(most, 2 * asked, left, MOST_CLAIMS))
 
-    def accept(self, claims: Sequence[Claim], sent: float, came: float) -> None:
+    def accept(self, seq: int, claims: Sequence[Claim], sent: float, came: float) -> None:
         """
         Hand *claims* to the hands, oldest first, or keep them until they are due.
 
-        They were asked for at the time *sent*, and the answer *came* when it did.
+        They were asked for by the turn *seq*, at the time *sent*, and the answer *came* when it
+        did.
         """
         believed = believed_until(sent, self._options.lease)
         holds: list[Hold] = []
@@ -82,9 +83,9 @@ class Dispatcher(Hands):
             return
         for hold in holds:
             self.early.add(hold, came)
-        if self.reposts:
+        if gone := self.reposts.since(seq):
             # Now that whoever posts finds them here: one of the two sees the other.
-            self._end(self.early.clear(self.reposts), Verdict.RELEASE)
+            self._end(self.early.clear(gone), Verdict.RELEASE)
         self.start_due()
 
     def start_due(self) -> bool:
@@ -138,13 +139,11 @@ class Dispatcher(Hands):
         """
         Give back what was kept of these ids: this process has posted them anew.
 
-        Not before it has: given back, it may be claimed again at once. The same becomes of what
-        is still on its way here.
+        Not before it has: given back, it may be claimed again at once.
 
         Returns:
             Whether there was any, and a turn is to be taken soon.
         """
-        self.reposts.add(ids)
         gone = self.early.clear(ids) if self.early else []
         self._end(gone, Verdict.RELEASE)
         return bool(gone)

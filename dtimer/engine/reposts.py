@@ -1,8 +1,8 @@
 """
-What this process posts anew while claims are on their way to it.
+What this process posts anew while claims wait to be read by it.
 
-A claim of such an id may be of what was replaced. Given back it does no harm: what is stale is
-ignored, and what is not is claimed again at once.
+A claim that was asked for before is, most likely, of what was replaced. Given back it does no
+harm: what is stale is ignored, and what is not is claimed again at once.
 """
 
 from __future__ import annotations
@@ -12,33 +12,37 @@ from collections.abc import Collection
 
 
 class Reposts:
-    """For any thread."""
+    """For any thread. Questions are numbered upwards; their answers come in that order."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._earlier: set[str] = set()
-        # None while no claim is on its way.
-        self._ids: set[str] | None = None
+        # The last question that asked for claims; None while no claim is on its way.
+        self._asked: int | None = None
+        # Of each id the last question that had been asked before it was posted.
+        self._ids: dict[str, int] = {}
 
-    def begin(self) -> None:
+    def begin(self, seq: int) -> None:
         """Note that claims are asked for. Those of the question before may not be here yet."""
         with self._lock:
-            self._earlier, self._ids = self._ids or set(), set()
+            self._asked = seq
+            if self._ids:
+                self._ids = {id: asked for id, asked in self._ids.items() if asked >= seq - 1}
 
     def end(self) -> None:
         """Note that no claims are on their way any more."""
         with self._lock:
-            self._earlier, self._ids = set(), None
+            self._asked = None
+            self._ids.clear()
 
     def add(self, ids: Collection[str]) -> None:
-        """Note what has just been posted anew."""
+        """Note what is about to be posted anew."""
         with self._lock:
-            if self._ids is not None:
-                self._ids.update(ids)
+            if self._asked is not None:
+                self._ids.update(dict.fromkeys(ids, self._asked))
 
-    def __bool__(self) -> bool:
-        return bool(self._ids or self._earlier)
-
-    def __contains__(self, id: object) -> bool:
+    def since(self, seq: int) -> set[str]:
+        """Return what was posted anew after a question was asked."""
+        if not self._ids:
+            return set()
         with self._lock:
-            return id in self._earlier or id in (self._ids or ())
+            return {id for id, asked in self._ids.items() if asked >= seq}

@@ -131,6 +131,7 @@ class Life:
         """Note that this process posts, or has posted, events of these ids anew."""
         if not posted:
             self._dispatcher.superseded(ids)
+            self._dispatcher.reposts.add(ids)
         elif self._dispatcher.drop(ids):
             # Not a turn on this thread, as on a hand's: it is the poster's own.
             self.bell.ring()

@@ -240,7 +240,7 @@ MUTANTS = [
     _mutant(
         "what is replaced on its way here is handed out",
         "engine/dispatcher.py",
-        "            self._end(self.early.clear(self.reposts), Verdict.RELEASE)\n",
+        "            self._end(self.early.clear(gone), Verdict.RELEASE)\n",
         "            pass\n",
         _CLAIMER,
     ),

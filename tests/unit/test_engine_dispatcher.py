@@ -92,7 +92,7 @@ class Office:
 
     def accept(self, *claims):
         """Have claims handed over, or kept, as an answer of this moment brought them."""
-        self.dispatcher.accept(claims, self.clock.now, self.clock.now)
+        self.dispatcher.accept(1, claims, self.clock.now, self.clock.now)
 
     def begin(self, *claims):
         """Have claims handled, and return the events of the first batch."""

@@ -9,21 +9,26 @@ def test_only_while_something_is_on_its_way():
     """A process that posts for hours between two turns remembers nothing of it."""
     reposts = Reposts()
     reposts.add(["tea"])
-    assert not reposts
-    reposts.begin()
+    assert set() == reposts.since(0)
+    reposts.begin(1)
     reposts.add(["egg"])
-    assert ["egg"] == [id for id in ("tea", "egg") if id in reposts]
+    assert {"egg"} == reposts.since(1)
     reposts.end()
-    assert not reposts
-    assert "egg" not in reposts
+    assert set() == reposts.since(0)
 
 
-def test_until_the_claims_of_its_time_have_come():
-    """When the next are asked for, those of the question before are not handed out yet."""
+def test_by_the_question():
+    """
+    What was posted while one question was on its way concerns its answer, also when the next one
+    has been asked already; and not that of the next, which was asked later.
+    """
     reposts = Reposts()
-    reposts.begin()
+    reposts.begin(1)
     reposts.add(["tea"])
-    reposts.begin()
-    assert "tea" in reposts
-    reposts.begin()
-    assert "tea" not in reposts
+    reposts.begin(2)
+    assert {"tea"} == reposts.since(1)
+    reposts.add(["egg"])
+    assert {"tea", "egg"} == reposts.since(1)
+    assert {"egg"} == reposts.since(2)
+    reposts.begin(3)
+    assert {"egg"} == reposts.since(1), "nobody will ask for that any more"
