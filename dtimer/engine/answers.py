@@ -10,7 +10,7 @@ from dtimer.engine.pace import Pace
 from dtimer.engine.turns import Turns
 from dtimer.errors import ClockJump, NamespaceCorrupt, OptionError
 from dtimer.faultpoints import armed, reached
-from dtimer.model.claims import Turn, TurnRequest
+from dtimer.model.claims import Result, Turn, TurnRequest
 
 
 class Answers:
@@ -42,14 +42,20 @@ class Answers:
         self._unsupplied: set[str] = set()
         self._registered = True
 
-    def take(self, request: TurnRequest, turn: Turn, sent: float, came: float) -> None:
-        """Do all that the answer to *request*, which was *sent* and *came* then, asks for."""
+    def take(
+        self, request: TurnRequest, turn: Turn, sent: float, came: float, *, lay: bool
+    ) -> None:
+        """
+        Do all that the answer to *request* asks for, which was *sent* and *came* then.
+
+        Where it *lay* unread, nobody knows since when.
+        """
         if self._pace is not None and (jump := self._pace.jumped(turn.now_us / 1e6, sent)):
             self._clock_jumped(jump)
         if turn.claims:
             self._heart.begin(sent)
             # Not later than need be: what was claimed ahead is as late as this.
-            self._dispatcher.accept(request.seq, turn.claims, sent, came)
+            self._dispatcher.accept(request.seq, turn.claims, sent, came, lay=lay)
             if armed:
                 reached("claim.handed")
         self._dispatcher.settled(request.settlements, turn.results)
@@ -69,7 +75,7 @@ class Answers:
                 if schedule not in self._unsupplied:
                     self._unsupplied.add(schedule)
                     self._announce("error", e)
-        if turn.buried or any(result.value == "d" for result in turn.results):
+        if turn.buried or Result.DEAD in turn.results:
             self._turns.trim()
 
     def _clock_jumped(self, jump: float) -> None:

@@ -32,20 +32,21 @@ class Book:
         self._settlements: list[Settlement] = []
         self._unsettled_since = 0.0
 
-    def _hold_on(self, hold: Hold) -> None:
+    def _hold_on(self, holds: Sequence[Hold]) -> None:
         with self._lock:
-            self._held[hold.claim.token] = hold
+            for hold in holds:
+                self._held[hold.claim.token] = hold
 
     def _forget(self, holds: Sequence[Hold]) -> None:
         with self._lock:
             for hold in holds:
                 self._held.pop(hold.claim.token, None)
 
-    def _settle(self, settlement: Settlement) -> None:
+    def _settle(self, settlements: Sequence[Settlement]) -> None:
         with self._lock:
             if not self._settlements:
                 self._unsettled_since = time.monotonic()
-            self._settlements.append(settlement)
+            self._settlements += settlements
 
     def take_settlements(self) -> list[Settlement]:
         """Return what is to be settled in the next turn."""

@@ -21,6 +21,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from dtimer.engine.answers import Answers
 from dtimer.engine.bell import Bell
@@ -39,6 +40,16 @@ from dtimer.model.options import Options
 
 # The longest nap, whatever is asked for: a wait of ten years is many short ones.
 _LONGEST_NAP = 30.0
+
+
+class _Unread(NamedTuple):
+    """An answer: to what, sent when, here since when, and whether it lay before it was read."""
+
+    request: TurnRequest
+    turn: Turn
+    sent: float
+    came: float
+    lay: bool
 
 
 class Claimer(Service):
@@ -80,8 +91,9 @@ class Claimer(Service):
         #: Whether the store answers.
         self.reach = Reach(turns.slow, changed)
         self._pid = os.getpid()
-        self._seq = 0
-        self._exchange = Exchange(turns, listener)
+        self._exchange = Exchange(turns, listener, dispatcher, appetite)
+        # What was answered, and is still to be handed out.
+        self._unread: _Unread | None = None
         self._heart = Heart(turns, dispatcher, options.lease)
         self._answers = Answers(
             turns=turns,
@@ -199,7 +211,8 @@ class Claimer(Service):
 
     def _done(self, abandoned: bool) -> bool:
         """Tell whether nothing is left to do, or, past the deadline, to be waited for."""
-        settled = not self._dispatcher.unsettled and self._exchange.request is None
+        asked = self._exchange.request is not None or self._unread is not None
+        settled = not (asked or self._dispatcher.unsettled)
         if self._dispatcher.running and not abandoned:
             return False
         return settled or (self.reach.error is not None and self._patience() <= 0)
@@ -215,10 +228,17 @@ class Claimer(Service):
 
     def _take_turn(self, claiming: bool) -> float:
         """Take one turn, and return how many seconds to nap after it."""
+        if self._unread is not None:
+            return self._hand_out(self._unread, claiming)
         exchange = self._exchange
-        request = exchange.request or self._request(claiming)
+        lay = exchange.under_way
+        request = exchange.next(claiming)
         try:
             turn = exchange.answer(request)
+            more = exchange.wanted_meanwhile(request, turn) if claiming else 0
+            if not more:
+                # While it can be asked for again.
+                turn.claims[:]
         except Exception as e:
             # What runs keeps its lease, also where no turn can be had.
             with contextlib.suppress(Exception):
@@ -227,72 +247,47 @@ class Claimer(Service):
                 # A connection that was closed while it lay idle is nobody's business.
                 return 0.0
             return self.reach.failed(e)
+        self.answered = time.monotonic()
+        self._unread = _Unread(request, turn, exchange.sent, turn.came or self.answered, lay)
+        exchange.done()
         if armed:
             reached("claim.answered")
-        sent, self.answered = exchange.sent, time.monotonic()
-        # Without a look at the claims, where nothing was asked for ahead of its time.
-        overdue = len(turn.claims) > 0 and (
-            not request.ahead_us or turn.claims[-1].due_us <= turn.now_us
-        )
-        self._dispatcher.prefetch.answered(request.limit, len(turn.claims), overdue=overdue)
-        lost = claiming and self._ask_meanwhile(request, turn)
+        if more:
+            exchange.ask_meanwhile(more)
+        return self._hand_out(self._unread, claiming)
+
+    def _hand_out(self, answer: _Unread, claiming: bool) -> float:
+        """See to what was answered, and return how many seconds to nap after that."""
+        request, turn, sent, came, lay = answer
+        under_way = self._exchange.under_way
         try:
+            turn.claims[:]
+            # Where that has failed, it is read the next time.
+            self._unread = None
             try:
-                self._answers.take(request, turn, sent, turn.came or self.answered)
+                self._answers.take(request, turn, sent, came, lay=lay)
             finally:
                 self._heart.beat()
         except Exception as e:
-            return self.reach.failed(e)
+            pause = self.reach.failed(e)
+            return min(pause, IN_ADVANCE) if under_way else pause
         self.reach.answered()
-        if exchange.under_way:
+        if under_way:
             return IN_ADVANCE
-        if lost:
+        if self._exchange.request is not None:
+            # It could not be sent: what is wrong will be seen when it is asked again.
             return 0.0
         self._dispatcher.reposts.end()
         return self._nap(request, turn, sent, claiming)
-
-    def _ask_meanwhile(self, request: TurnRequest, turn: Turn) -> bool:
-        """
-        Ask for more, where there is, before what has come is handed out: the server is at work
-        on it meanwhile.
-
-        Returns:
-            Whether it could not be sent, and is to be asked again.
-        """
-        if not turn.known or turn.buried or turn.short:
-            return False
-        limit = self._dispatcher.wanted_meanwhile(request.limit, len(turn.claims), self._appetite())
-        if limit:
-            request = self._next_request(limit, hears=False)
-            # Its answer will lie unread for longer than it is on its way.
-            self._dispatcher.reposts.begin(request.seq)
-            try:
-                self._exchange.ask(request)
-            except Exception:
-                # What is wrong will be seen then.
-                return True
-        return False
-
-    def _request(self, claiming: bool) -> TurnRequest:
-        wanted = self._dispatcher.wanted(self._appetite()) if claiming else (0, 0)
-        return self._next_request(*wanted, hears=self._listener.hears and claiming)
-
-    def _next_request(self, limit: int, ahead_us: int = 0, *, hears: bool) -> TurnRequest:
-        self._seq += 1
-        return TurnRequest(
-            seq=self._seq,
-            limit=limit,
-            ahead_us=ahead_us,
-            hears=hears,
-            echo=self._listener.echo_due() <= 0,
-            settlements=self._dispatcher.take_settlements(),
-        )
 
     def _nap(self, request: TurnRequest, turn: Turn, sent: float, claiming: bool) -> float:
         if self._dispatcher.unsettled:
             return self._dispatcher.linger() or 0.0
         spare = self._dispatcher.room() - len(self._dispatcher.early)
         if claiming and 0 < request.limit == len(turn.claims) and spare > 0:
+            return 0.0
+        if claiming and spare > 0 and self._listener.hears and not request.hears:
+            # It has not offered its hands yet: nobody would wake it.
             return 0.0
         now = time.monotonic()
         # Jitter, that nodes do not poll together; downwards: the interval is a promise.

@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from dtimer.engine.book import MOST_SETTLEMENTS
 from dtimer.engine.hands import Hands
 from dtimer.engine.hold import Hold, believed_until
+from dtimer.engine.pace import lasting
 from dtimer.engine.prefetch import IN_ADVANCE
 from dtimer.errors import PayloadError
 from dtimer.model.claims import Claim, Settlement, Verdict
@@ -59,30 +60,31 @@ class Dispatcher(Hands):
             claimed: were claimed.
             appetite: How many there is anybody to hand to.
         """
-        most = self._options.concurrency * self.max_events * self.prefetch.meanwhile
-        left = appetite - self._busy * self.max_events - len(self.early) - claimed
-        return max(0, min(most, 2 * asked, left, MOST_CLAIMS))
+        # Not that many for each hand: what is quick is at work in the interpreter, all of the time.
+        most = self.max_events * self.prefetch.meanwhile
+        left = appetite - self._busy * self.max_events - claimed
+        return max(0, min(min(most, left) - len(self.early), 2 * asked, MOST_CLAIMS))
 
-    def accept(self, seq: int, claims: Sequence[Claim], sent: float, came: float) -> None:
+    def accept(
+        self, seq: int, claims: Sequence[Claim], sent: float, came: float, *, lay: bool = False
+    ) -> None:
         """
         Hand *claims* to the hands, oldest first, or keep them until they are due.
 
         They were asked for by the turn *seq*, at the time *sent*, and the answer *came* when it
-        did.
+        did. Where it *lay* unread it was here before.
         """
         believed = believed_until(sent, self._options.lease)
-        holds: list[Hold] = []
-        try:
-            holds.extend(hold for claim in claims if (hold := self._hold(claim, believed)))
-        except BaseException:
-            # Nobody will start them: held, their leases would be renewed for ever.
-            self._forget(holds)
-            raise
+        # Not held before all are made: of what nobody starts leases would be renewed for ever.
+        holds = [hold for claim in claims if (hold := self._hold(claim, believed))]
+        for hold in holds if lay else ():
+            if hold.event is not None:
+                hold.event.lateness_ms += (came - sent) * 1000
+        self._hold_on(holds)
         if self._returning:
             self._end(holds, Verdict.RELEASE)
             return
-        for hold in holds:
-            self.early.add(hold, came)
+        self.early.add(holds, came)
         if gone := self.reposts.since(seq):
             # Now that whoever posts finds them here: one of the two sees the other.
             self._end(self.early.clear(gone), Verdict.RELEASE)
@@ -101,7 +103,8 @@ class Dispatcher(Hands):
             if not batch:
                 return back
             # The machine may have been suspended meanwhile.
-            if any(hold.lost() for hold in batch):
+            now = lasting()
+            if any(hold.lost(now) for hold in batch):
                 self._end(batch, Verdict.RELEASE)
                 back = True
                 continue
@@ -112,6 +115,7 @@ class Dispatcher(Hands):
                 raise
         if self.early and (late := self.early.give_up()):
             self._end(late, Verdict.RELEASE)
+            self.prefetch.too_much()
             back = True
         return back
 
@@ -154,8 +158,8 @@ class Dispatcher(Hands):
             payload = decode(claim.payload)
         except PayloadError as e:
             hold.take(Verdict.BURY)
-            self._hold_on(hold)
-            self._settle(Settlement(*hold.key, Verdict.BURY, error=str(e), reason="corrupt"))
+            self._hold_on([hold])
+            self._settle([Settlement(*hold.key, Verdict.BURY, error=str(e), reason="corrupt")])
             return None
         hold.event = Event(
             payload,
@@ -171,7 +175,6 @@ class Dispatcher(Hands):
             nominal=None if claim.nominal_us is None else claim.nominal_us / 1000,
             missed=claim.missed,
         )
-        self._hold_on(hold)
         return hold
 
     def hand_back(self) -> None:
@@ -195,4 +198,4 @@ class Dispatcher(Hands):
             if hold.take(Verdict.RETRY):
                 hold.lose()
                 error = "the node left while the handler was running"
-                self._settle(hold.settlement(Verdict.RETRY, error=error))
+                self._settle([hold.settlement(Verdict.RETRY, error=error)])

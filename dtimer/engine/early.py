@@ -13,7 +13,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 from dtimer.engine.hold import Hold
 from dtimer.model.options import Options
@@ -43,14 +43,15 @@ class Early:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def add(self, hold: Hold, came: float) -> None:
-        """Keep *hold*, of which an answer told that *came* at that time on the monotonic clock."""
-        due = hold.claim.due_us
-        left = due - hold.claim.claimed_us
-        # More was never asked for: the server's clock was put back since it was claimed.
-        at = came + left / 1e6 if 0 < left <= self.ahead_us else came
+    def add(self, holds: Sequence[Hold], came: float) -> None:
+        """Keep *holds*, of which an answer told that *came* at that time on the monotonic clock."""
         with self._lock:
-            heapq.heappush(self._heap, (due, next(self._order), at, hold))
+            for hold in holds:
+                due = hold.claim.due_us
+                left = due - hold.claim.claimed_us
+                # More was never asked for: the server's clock was put back since it was claimed.
+                at = came + left / 1e6 if 0 < left <= self.ahead_us else came
+                heapq.heappush(self._heap, (due, next(self._order), at, hold))
 
     @property
     def next(self) -> float | None:

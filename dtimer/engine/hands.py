@@ -168,7 +168,8 @@ class Hands(Book):
         left = [hold for hold in batch if hold.take(Verdict.RETRY)]
         text = describe(error)
         for hold in left:
-            self._settle(hold.settlement(Verdict.RETRY, wait=hold.backoff_us()[0], error=text))
+            wait = hold.backoff_us()[0]
+            self._settle([hold.settlement(Verdict.RETRY, wait=wait, error=text)])
 
     def _run(self, batch: list[Hold]) -> None:
         started = time.monotonic()
@@ -195,9 +196,7 @@ class Hands(Book):
                     self._held.pop(hold.claim.token, None)
 
     def _end(self, batch: list[Hold], verdict: Verdict) -> None:
-        for hold in batch:
-            if hold.take(verdict):
-                self._settle(hold.settlement(verdict))
+        self._settle([hold.settlement(verdict) for hold in batch if hold.take(verdict)])
 
     def _fail(self, batch: list[Hold], raised: list[BaseException]) -> None:
         failed = [hold for hold in batch if hold.take(Verdict.RETRY)]
@@ -206,7 +205,7 @@ class Hands(Book):
             wait, trouble = hold.backoff_us()
             if trouble is not None:
                 self._announce("error", trouble)
-            self._settle(hold.settlement(Verdict.RETRY, wait=wait, error=text))
+            self._settle([hold.settlement(Verdict.RETRY, wait=wait, error=text)])
         for error in raised:
             self._announce("error", HandlerError(error, [hold.event for hold in failed]))
             if not isinstance(error, Exception):

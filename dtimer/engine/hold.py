@@ -176,6 +176,8 @@ class Hold:
         self.renewed(sent, us)
         return True
 
-    def lost(self) -> bool:
-        """See `Event.lease_lost`."""
-        return self._lost or (not self.settled and lasting() > self._believed_until)
+    def lost(self, now: float | None = None) -> bool:
+        """See `Event.lease_lost`; *now* is that of `lasting`, for who asks of many at once."""
+        if self._lost or self._settled is not None:
+            return self._lost
+        return (lasting() if now is None else now) > self._believed_until

@@ -19,8 +19,6 @@ IN_ADVANCE = 0.005
 _MOST = 64
 # Two turns in a row that were given all that they asked for.
 _BACKLOG = 4
-# Seconds that a thread may have to wait for others: a few times the switch interval of Python.
-_ACCIDENT = 4 * IN_ADVANCE
 
 
 class Prefetch:
@@ -32,17 +30,17 @@ class Prefetch:
         self._streak = 1
         # What a batch takes: as long as the longest of late. None before one has ended.
         self._took: float | None = None
-        self._last = 0.0
 
     def took(self, seconds: float) -> None:
         """Note how long a hand was busy with a batch."""
         with self._lock:
-            took, self._last = self._last, seconds
-            # One that took a little longer is an accident: so does a thread that has to wait for
-            # the interpreter. Two are none.
-            if seconds > _ACCIDENT or self._took is None:
-                took = seconds
-            self._took = max(min(took, seconds), 0.9 * (self._took or 0.0))
+            self._took = max(seconds, 0.9 * (self._took or 0.0))
+
+    def too_much(self) -> None:
+        """Note that hands did not come to what they had in advance."""
+        with self._lock:
+            self._streak = 1
+            self._took = 2 * (self._took or IN_ADVANCE)
 
     def answered(self, limit: int, claimed: int, *, overdue: bool) -> None:
         """Note how much of what a turn asked for it was given, and whether that was overdue."""

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from dtimer.engine.heart import Renewals
-from dtimer.model.claims import Turn, TurnRequest
+from dtimer.model.claims import Answer, TurnRequest
 
 
 class Turns(Renewals, Protocol):
     """What the claimer asks of the store."""
 
-    def ask(self, request: TurnRequest) -> Callable[[], Turn]:
+    def ask(self, request: TurnRequest) -> Answer:
         """Ask for a turn, in one try; return what waits for the answer and returns it."""
         ...
 

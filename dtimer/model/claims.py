@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 
 class Verdict(enum.Enum):
@@ -101,3 +102,11 @@ class Turn:
     posted: int | None = None
     came: float | None = None
     token: int = 0
+
+
+class Answer(Protocol):
+    """What waits for the answer to a turn that was asked for, and returns it."""
+
+    def __call__(self, *, lay: bool) -> Turn:
+        """Return it; *lay* tells whether something else was done since it was asked for."""
+        ...

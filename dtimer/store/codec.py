@@ -133,11 +133,12 @@ class Claims(Sequence[Claim]):
     def read(self) -> tuple[list[Claim], int]:
         """Return the claims, and where they end."""
         if self._read is None:
-            claims: list[Claim] = []
+            # Again from the beginning, where it has failed.
+            claims, at = [], self._at
             for _ in range(self._count):
-                claim, self._at = _read_claim(self._reply, self._at, self._now)
+                claim, at = _read_claim(self._reply, at, self._now)
                 claims.append(claim)
-            self._read = claims
+            self._at, self._read = at, claims
         return self._read, self._at
 
 

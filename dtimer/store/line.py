@@ -9,7 +9,7 @@ after its successor, does nothing.
 
 from __future__ import annotations
 
-import threading
+import contextlib
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -66,8 +66,9 @@ class Lane:
 
 
 def _hang_up(lanes: list[Lane]) -> None:
-    while lanes:
-        lanes.pop().wire.close()
+    with contextlib.suppress(IndexError):
+        while True:
+            lanes.pop().wire.close()
 
 
 class Line:
@@ -89,7 +90,6 @@ class Line:
         self._keys = keys
         self._timeout = timeout
         self._now = now
-        self._lock = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
@@ -100,20 +100,13 @@ class Line:
         self._finalizer.atexit = False
 
     def _take(self) -> Lane:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-        return Lane(self._source.wire(self._keys), incarnation())
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return Lane(self._source.wire(self._keys), incarnation())
 
-    def _give(self, lane: Lane) -> None:
-        with self._lock:
-            if len(self._idle) < _IDLE_LANES:
-                self._idle.append(lane)
-                return
-        lane.wire.close()
-
-    def _one_try(self) -> float:
-        """Return the deadline of a single try that begins now."""
+    def one_try(self) -> float:
+        """Return when a try is over that begins now."""
         return time.monotonic() + self._timeout / TRIES
 
     def deadline(self) -> float:
@@ -145,7 +138,12 @@ class Line:
             one = run_whole if whole else run
             return self._until(deadline, lane, load(verb), (op, *arguments), one)
         finally:
-            self._give(lane)
+            # No function of ours: a signal's handler that raises would do so before its first
+            # line, and nobody would have the lane.
+            if len(self._idle) < _IDLE_LANES:
+                self._idle.append(lane)
+            else:
+                lane.wire.close()
 
     def call_copied(
         self, verb: str, *arguments: Argument, deadline: float, replicas: int
@@ -166,7 +164,10 @@ class Line:
                 raise
             copied.error = e
         finally:
-            self._give(lane)
+            if len(self._idle) < _IDLE_LANES:
+                self._idle.append(lane)
+            else:
+                lane.wire.close()
         return copied
 
     def ask(self, verb: str, *arguments: Argument, op: str = "") -> Asked:
@@ -182,11 +183,12 @@ class Line:
         lane = self._take()
 
         def end(broken: bool) -> None:
-            if broken:
+            if broken or len(self._idle) >= _IDLE_LANES:
                 lane.wire.close()
-            self._give(lane)
+            if len(self._idle) < _IDLE_LANES:
+                self._idle.append(lane)
 
-        return Asked(lane.wire, load(verb), [self._time(), op, *arguments], self._one_try, end)
+        return Asked(lane.wire, load(verb), [self._time(), op, *arguments], self.one_try(), end)
 
     def once(self, verb: str, *arguments: Argument, op: str = "") -> Any:
         """Return the answer to `ask`."""
@@ -236,18 +238,14 @@ class Line:
 
     def close(self) -> None:
         """Drop the idle connections. A later call makes new ones."""
-        with self._lock:
-            lanes = list(self._idle)
-            self._idle.clear()
-        _hang_up(lanes)
+        _hang_up(self._idle)
 
     def after_fork(self) -> None:
         """
-        Forget, in a forked child, the parent's connections and lanes, and its lock.
+        Forget, in a forked child, the parent's connections and lanes.
 
         The library closes the descriptors of a connection without a word to the server
         when it finds itself in another process.
         """
-        self._lock = threading.Lock()
         self._finalizer.detach()
         self._begin()

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dtimer.errors import EventExists, NotReplicated, StoreError
-from dtimer.model.claims import Result, Settlement, Turn, TurnRequest
+from dtimer.model.claims import Answer, Result, Settlement, Turn, TurnRequest
 from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, Stats
 from dtimer.store import codec
 from dtimer.store.ear import Ear
@@ -114,14 +114,15 @@ class Store(Plans):
 
     def turn(self, incarnation: str, request: TurnRequest, lease_us: int) -> Turn:
         """Return the answer to `ask`."""
-        return self.ask(incarnation, request, lease_us)()
+        return self.ask(incarnation, request, lease_us)(lay=False)
 
-    def ask(self, incarnation: str, request: TurnRequest, lease_us: int) -> Callable[[], Turn]:
+    def ask(self, incarnation: str, request: TurnRequest, lease_us: int) -> Answer:
         """
         Have the server settle, claim and tell when to ask again, in one try.
 
         Returns:
-            What waits for the answer, and returns it. To be called once.
+            What waits for the answer, and returns it. To be called once, and told whether
+            something else was done first: then the wait begins now.
 
         Raises:
             Exception: of the client library or ours, here or there. The same request may be,
@@ -143,9 +144,9 @@ class Store(Plans):
         lane = self._lanes.get(incarnation, incarnation)
         asked = self._line.ask("turn", *arguments, op=f"{lane}:{request.seq}")
 
-        def answer() -> Turn:
+        def answer(*, lay: bool) -> Turn:
             try:
-                reply = asked.answer()
+                reply = asked.answer(self._line.one_try() if lay else None)
             except Exception as e:
                 if not overtaken(e):
                     raise

@@ -19,8 +19,13 @@ AnyWire = Wire | ClusterWire
 
 def run(wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float) -> Any:
     """Run a script by its name, or whole where the server does not know it."""
-    wire.send(script, arguments, until)
-    return receive(wire, script, arguments, until)
+    try:
+        return wire.run(script, arguments, until)
+    except Exception as e:
+        if fate(e, wire.sent) is not Fate.NO_SCRIPT:
+            raise
+    # Nothing ran: a server that was restarted, promoted, or told SCRIPT FLUSH.
+    return run_whole(wire, script, arguments, until)
 
 
 def receive(wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float) -> Any:
@@ -30,7 +35,6 @@ def receive(wire: AnyWire, script: Script, arguments: Sequence[Argument], until:
     except Exception as e:
         if fate(e, wire.sent) is not Fate.NO_SCRIPT:
             raise
-    # Nothing ran: a server that was restarted, promoted, or told SCRIPT FLUSH.
     return run_whole(wire, script, arguments, until)
 
 
@@ -79,7 +83,7 @@ class Asked:
         wire: Nobody else's until then.
         script: To be run.
         arguments: Its arguments.
-        deadline: Tells when a try is over that begins now.
+        until: When the try is over, on the monotonic clock.
         end: Called when the wire is free again, and with whether it leads to the wrong server.
     """
 
@@ -88,16 +92,16 @@ class Asked:
         wire: AnyWire,
         script: Script,
         arguments: Sequence[Argument],
-        deadline: Callable[[], float],
+        until: float,
         end: Callable[[bool], None],
     ) -> None:
         self._wire = wire
         self._script = script
         self._arguments = arguments
-        self._deadline = deadline
+        self._until = until
         self._end = end
         try:
-            wire.send(script, arguments, deadline())
+            wire.send(script, arguments, until)
         except BaseException as e:
             self._over(e)
             raise
@@ -105,16 +109,18 @@ class Asked:
     def _over(self, error: BaseException | None) -> None:
         self._end(error is not None and fate(error, self._wire.sent) is Fate.RECONNECT)
 
-    def answer(self) -> Any:
+    def answer(self, until: float | None = None) -> Any:
         """
-        Return the reply, waiting for it as long as a try may take.
+        Return the reply, waiting for it until the try is over, or *until* another moment.
 
         Raises:
             Exception: whatever the client library raises, translated by nobody.
         """
         error: BaseException | None = None
         try:
-            return receive(self._wire, self._script, self._arguments, self._deadline())
+            if until is None:
+                until = self._until
+            return receive(self._wire, self._script, self._arguments, until)
         except BaseException as e:
             error = e
             raise

@@ -31,6 +31,11 @@ def _bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
+def _is_a_reply(error: BaseException) -> bool:
+    """Tell whether an error is what the server has answered: the connection is as good as ever."""
+    return any(c.__name__ == "ResponseError" for c in type(error).__mro__)
+
+
 class Packer:
     """Packs calls on the keys of one namespace into the bytes of the protocol (RESP)."""
 
@@ -87,8 +92,14 @@ class Wire:
         command may have reached the server. After anything but an error reply of the
         server the connection is dropped, so that no reply is ever read by the next.
         """
-        self.send(script, arguments, until, whole=whole)
-        return self.receive(until)
+        try:
+            self.send(script, arguments, until, whole=whole)
+            return self.receive(until)
+        except BaseException as e:
+            # Also where it came between the two, as out of the handler of a signal.
+            if not (self.sent and _is_a_reply(e)):
+                self.close()
+            raise
 
     def send(
         self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
@@ -107,7 +118,15 @@ class Wire:
             else:
                 set_deadline(connection, until)
             self.sent = True
-            self._put(connection, packed)
+            sock = self._socket
+            if sock is None or not sock.straight:
+                connection.send_packed_command([packed], check_health=False)
+            else:
+                try:
+                    sock.sendall(packed)
+                except OSError as e:
+                    sock.fail(e)
+                    connection.send_packed_command([packed], check_health=False)
             clean = True
         finally:
             if not clean:
@@ -116,41 +135,27 @@ class Wire:
     def receive(self, until: float) -> Any:
         """Return the reply to what was sent."""
         clean = False
+        connection, sock = self._connection, self._socket
         try:
-            set_deadline(self._connection, until)
+            set_deadline(connection, until)
             if armed:
                 reached("reply.reading")
-            reply = self._get(self._connection)
+            reply = None
+            if sock is not None and sock.straight:
+                try:
+                    reply = sock.bulk()
+                except OSError as e:
+                    sock.fail(e)
+            if reply is None:
+                reply = connection.read_response(disable_decoding=True)
             clean = True
             return reply
         except Exception as e:
-            clean = any(c.__name__ == "ResponseError" for c in type(e).__mro__)
+            clean = _is_a_reply(e)
             raise
         finally:
             if not clean:
                 self.close()
-
-    def _put(self, connection: Any, packed: bytes) -> None:
-        sock = self._socket
-        if sock is not None and sock.straight:
-            try:
-                sock.sendall(packed)
-                return
-            except OSError as e:
-                sock.fail(e)
-        connection.send_packed_command([packed], check_health=False)
-
-    def _get(self, connection: Any) -> Any:
-        sock = self._socket
-        if sock is not None and sock.straight:
-            try:
-                reply = sock.bulk()
-            except OSError as e:
-                sock.fail(e)
-                reply = None
-            if reply is not None:
-                return reply
-        return connection.read_response(disable_decoding=True)
 
     def wait(self, replicas: int, ms: int, until: float) -> int:
         """

@@ -139,7 +139,7 @@ class Client(Emitter):
         return given
 
     def _post(self, entries: list[Entry], policy: str, replicas: int) -> list[str]:
-        if policy != "mint":
+        if policy == "replace":
             ids = {e.id for e in entries}
             self._superseding(ids, posted=False)
             try:
@@ -147,6 +147,10 @@ class Client(Emitter):
             finally:
                 # Also where it is not known whether they were.
                 self._superseding(ids, posted=True)
+            return [e.id for e in entries]
+        if policy != "mint":
+            # What is pending under these ids stays as it is.
+            self._store.post(entries, policy, replicas)
             return [e.id for e in entries]
         while taken := self._store.post(entries, policy, replicas):
             # Two mints met in one id; nothing of this call was stored.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from dtimer.errors import StateRollback
 from dtimer.faultpoints import armed, reached
-from dtimer.model.claims import Turn, TurnRequest
+from dtimer.model.claims import Answer, TurnRequest
 from dtimer.model.options import Options
 from dtimer.store.store import Store
 
@@ -33,7 +31,7 @@ class Turns:
         since = None if error.wiped else error.since
         self._gone.append(None if since is None else (error.until - since) / 1000 + _SPARE)
 
-    def ask(self, request: TurnRequest) -> Callable[[], Turn]:
+    def ask(self, request: TurnRequest) -> Answer:
         """See `dtimer.engine.turns.Turns`, as for all of these."""
         if armed:
             self._points(request)

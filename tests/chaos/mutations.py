@@ -224,8 +224,8 @@ MUTANTS = [
     _mutant(
         "a turn that was not answered is given up",
         "engine/exchange.py",
-        "            turn = answer()\n        except BaseException:\n",
-        "            turn = answer()\n        except BaseException:\n"
+        "            return answer(lay=lay)\n        except BaseException:\n",
+        "            return answer(lay=lay)\n        except BaseException:\n"
         "            self.request = None\n",
         _CLAIMER,
         _ORDERS,
@@ -234,7 +234,7 @@ MUTANTS = [
         "the answer of a turn is believed for as long as the next one",
         "engine/claimer.py",
         "self._answers.take(request, turn, sent, ",
-        "self._answers.take(request, turn, exchange.sent, ",
+        "self._answers.take(request, turn, self._exchange.sent, ",
         _CLAIMER,
     ),
     _mutant(
@@ -257,6 +257,34 @@ MUTANTS = [
         "(fresh or nap <= 0)",
         "nap <= 0",
         _CLAIMER,
+    ),
+    _mutant(
+        "more is asked for while what was claimed lies there",
+        "engine/dispatcher.py",
+        "min(min(most, left) - len(self.early), ",
+        "min(most, left, ",
+        _CLAIMER,
+    ),
+    _mutant(
+        "hands are not offered after a backlog",
+        "engine/claimer.py",
+        "if claiming and spare > 0 and self._listener.hears and not request.hears:",
+        "if False:",
+        _CLAIMER,
+    ),
+    _mutant(
+        "an answer that cannot be read is forgotten",
+        "engine/claimer.py",
+        "            if not more:\n",
+        "            if False:\n",
+        _CLAIMER,
+    ),
+    _mutant(
+        "what had to be given back is claimed again as much",
+        "engine/dispatcher.py",
+        "            self.prefetch.too_much()\n",
+        "",
+        _DISPATCHER,
     ),
     _mutant(
         "more is asked for while handlers take long",
@@ -562,8 +590,8 @@ MUTANTS = [
     _mutant(
         "a script that was forgotten is not brought",
         "store/tries.py",
-        "        if fate(e, wire.sent) is not Fate.NO_SCRIPT:\n            raise\n",
-        "        raise\n",
+        "        if fate(e, wire.sent) is not Fate.NO_SCRIPT:\n            raise\n    # Nothing",
+        "        raise\n    # Nothing",
         _OUTAGES,
         _STORE,
     ),

@@ -319,7 +319,7 @@ def test_a_machine_that_was_suspended(watch, own, monkeypatch, set_clock):
     awake = pace.lasting
     slept = [0.0]
     # Where they are used: nobody may have looked at one and not at the other.
-    for module in ("pace", "hold"):
+    for module in ("pace", "hold", "dispatcher"):
         monkeypatch.setattr(f"dtimer.engine.{module}.lasting", lambda: awake() + slept[0])
     set_clock(30)
     slept[0] = 30.0

@@ -137,6 +137,17 @@ def test_a_minted_id_that_is_taken_is_made_anew(timer, monkeypatch):
     assert {"n": 1} == timer.peek(first).event
 
 
+@pytest.mark.parametrize(("policy", "gives_up"), [("replace", True), ("keep", False)])
+def test_what_is_in_hand_is_given_up_only_for_what_replaces_it(
+    timer, monkeypatch, policy, gives_up
+):
+    """What a post leaves as it is this process goes on with: it is not given back for that."""
+    told = []
+    monkeypatch.setattr(timer, "_superseding", lambda ids, *, posted: told.append(posted))
+    timer.post({}, 60_000, id="tea", if_exists=policy)
+    assert ([False, True] if gives_up else []) == told
+
+
 def test_error_if_exists(timer):
     """With if_exists="error" a pending id is an error that names it."""
     timer.post({"n": 1}, 60_000, id="tea")

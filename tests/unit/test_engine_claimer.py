@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -58,7 +59,7 @@ class FakeTurns:
         self.asked.append(request)
         if self.deaf:
             raise self.deaf.pop()
-        return lambda: self.turn(request)
+        return lambda *, lay: self.turn(request)
 
     def turn(self, request):
         answer = self.trouble or (self.answers.pop(0) if self.answers else None)
@@ -465,7 +466,7 @@ class TestNap:
         will be as long on its way as this one was.
         """
         desk = desk(poll_interval=3_600_000)
-        request, answer = desk.claimer._request(True), turn(wait=10_000_000)
+        request, answer = desk.claimer._exchange.next(True), turn(wait=10_000_000)
         nap = desk.claimer._nap(request, answer, time.monotonic() - 4, True)
         assert 5.5 < nap <= 6
 
@@ -732,7 +733,7 @@ class TestPrefetch:
         """Nothing is claimed in advance of a hand that would be given back before it was free."""
         desk = desk(look_ahead=4)
         desk.dispatcher.prefetch.answered(1, 1, overdue=True)
-        assert 1 == desk.claimer._request(True).limit
+        assert 1 == desk.claimer._exchange.next(True).limit
 
     def test_no_more_than_is_wanted(self, desk):
         """Never more than there is anybody to hand to, nor than a script may claim."""
@@ -741,9 +742,9 @@ class TestPrefetch:
         for _ in range(5):
             desk.dispatcher.prefetch.answered(1, 1, overdue=True)
         desk.appetite = 1_000
-        assert 100 == desk.claimer._request(True).limit
+        assert 100 == desk.claimer._exchange.next(True).limit
         desk.appetite = 40
-        assert 40 == desk.claimer._request(True).limit
+        assert 40 == desk.claimer._exchange.next(True).limit
 
     def test_settled_while_a_slow_one_runs(self, desk):
         """
@@ -761,6 +762,20 @@ class TestPrefetch:
         assert ["slow"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
         eventually(lambda: any(request.settlements for request in desk.turns.asked))
         assert ["quick"] == [s.id for request in desk.turns.asked for s in request.settlements]
+
+
+class Unreadable(list):
+    """Claims for which there is no memory, at first."""
+
+    def __init__(self, claims):
+        super().__init__(claims)
+        self.failures = 1
+
+    def __getitem__(self, index):
+        if self.failures:
+            self.failures -= 1
+            raise MemoryError
+        return super().__getitem__(index)
 
 
 def several(first, count):
@@ -805,9 +820,10 @@ class TestMeanwhile:
         assert ["2"] == [ev.id for ev in backlog.begun.get(timeout=PATIENCE)]
         backlog.go_on.release()
         eventually(lambda: not backlog.dispatcher.running)
+        backlog.dispatcher.prefetch._took = 1e-6
         backlog.take()
         assert ["2"] == [s.id for s in backlog.turns.asked[-1].settlements]
-        assert (4, 8) == (backlog.turns.asked[-1].seq, backlog.turns.asked[-1].limit)
+        assert (4, 7) == (backlog.turns.asked[-1].seq, backlog.turns.asked[-1].limit)
 
     def test_not_for_long(self, backlog):
         """
@@ -879,8 +895,9 @@ class TestMeanwhile:
         assert 0.0 == backlog.take()
         assert not backlog.claimer._exchange.under_way
         backlog.take()
-        assert backlog.turns.asked[-3] is backlog.turns.asked[-2]
-        assert (4, 1) == (backlog.turns.asked[-2].seq, backlog.turns.asked[-2].asked)
+        first, second = (r for r in backlog.turns.asked if r.seq == 4)
+        assert first is second
+        assert 1 == first.asked
         assert [] == backlog.told()
 
     def test_its_answer_is_lost(self, backlog):
@@ -900,8 +917,69 @@ class TestMeanwhile:
         backlog.take()
         assert not backlog.dispatcher.early.clear({"5", "6"})
         backlog.take()
-        released = [s.id for s in backlog.turns.asked[-1].settlements]
-        assert ["5", "6"] == released
+        backlog.take()
+        settled = [s for r in backlog.turns.asked for s in r.settlements if s.id in "56"]
+        assert [("5", Verdict.RELEASE), ("6", Verdict.RELEASE)] == [
+            (s.id, s.verdict) for s in settled
+        ]
+
+    def test_a_hand_that_does_not_move(self, backlog):
+        """
+        While a handler runs and runs, what was claimed before that was seen is all: a node does
+        not claim and give back for as long.
+        """
+        tokens = itertools.count(100)
+        del backlog.turns.answers[:]
+        backlog.turns.turn = lambda r: several(next(tokens), r.limit)
+        backlog.dispatcher.prefetch._took = 1e-6
+        for _ in range(8):
+            next(tokens)
+            backlog.take()
+        assert not backlog.claimer._exchange.under_way
+        asked = len(backlog.turns.asked)
+        assert len(backlog.dispatcher.early) <= 2 * 64
+        backlog.take()
+        assert [0] == [r.limit for r in backlog.turns.asked[asked:]]
+
+    def test_its_hands_are_offered_when_there_is_no_more(self, desk):
+        """
+        The last turn of a backlog was asked for without an offer of hands. Where nothing is left
+        to be settled by another, that is asked for at once, or no wake would come.
+        """
+        desk = desk(poll_interval=3_600_000)
+        desk.claimer._exchange.ask_meanwhile(1)
+        desk.claimer._take_turns()
+        assert [False, True] == [r.hears for r in desk.turns.asked]
+
+    def test_it_cannot_be_read(self, desk):
+        """An answer that cannot be read is one that did not come, and is asked for again."""
+        desk = desk(poll_interval=3_600_000, look_ahead=0)
+        answer = turn("tea")
+        assert 0.0 == desk.take(replace(answer, claims=Unreadable(answer.claims)))
+        desk.take(answer)
+        assert [(1, 1), (1, 1)] == [(r.seq, r.asked) for r in desk.turns.asked]
+        assert ["tea"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
+
+    def test_it_cannot_be_read_meanwhile(self, backlog):
+        """
+        Where the next turn was asked for already the answer is kept, because it cannot be asked
+        for again, and handed out when it can be read.
+        """
+        answer = several(4, 4)
+        backlog.turns.answers[0] = replace(answer, claims=Unreadable(answer.claims))
+        assert 0 < backlog.take() <= IN_ADVANCE
+        assert backlog.claimer._exchange.under_way
+        assert 1 == len(backlog.dispatcher.early)
+        backlog.take()
+        assert {"4", "5", "6", "7"} <= {h.claim.id for h in backlog.dispatcher.early.clear()}
+        assert not backlog.claimer._unread
+
+    def test_how_late_it_is(self, backlog):
+        """An event is told how late it is, the time that its claim lay unread included."""
+        backlog.claimer._exchange.sent -= 2
+        backlog.take()
+        late = [h.event.lateness_ms for h in backlog.dispatcher.early.clear({"4", "7"})]
+        assert [2000, 2000] == pytest.approx(late, abs=500)
 
     def test_a_hand_is_free_while_a_turn_is_taken(self, desk):
         """The claimer sees to it when that turn is over; no turn is asked for in vain."""

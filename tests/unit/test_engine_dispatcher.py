@@ -663,12 +663,26 @@ class TestAhead:
         assert ("later", Verdict.RELEASE) == (settlement.id, settlement.verdict)
         assert None is office.dispatcher.next_start()
 
+    def test_given_back_is_too_much(self, office, clock):
+        """Where something had to be given back less is claimed for each hand from then on."""
+        office = office(look_ahead=20)
+        prefetch = office.dispatcher.prefetch
+        for _ in range(6):
+            prefetch.answered(1, 1, overdue=True)
+        prefetch.took(1e-6)
+        office.accept(ahead(5, id="later"))
+        office.begin(claim(id="now"))
+        assert prefetch.batches > 1
+        clock.now += 0.026
+        assert office.dispatcher.start_due()
+        assert 1 == prefetch.batches
+
     def test_after_a_long_sleep(self, office, clock, monkeypatch):
         """A machine that was suspended meanwhile does not start what may be another's by now."""
         office = office(lease=1_000)
         office.accept(ahead(5, id="tea"))
         past = lasting() + 2.0
-        monkeypatch.setattr("dtimer.engine.hold.lasting", lambda: past)
+        monkeypatch.setattr("dtimer.engine.dispatcher.lasting", lambda: past)
         clock.now += 0.006
         assert office.dispatcher.start_due()
         (settlement,) = office.dispatcher.take_settlements()

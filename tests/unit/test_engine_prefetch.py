@@ -67,17 +67,14 @@ def test_no_more_than_is_soon_done(prefetch):
     assert 1 == prefetch.batches
 
 
-def test_an_accident(prefetch):
-    """
-    One that took a little longer was waiting for the interpreter, which says nothing of the next;
-    two in a row are slow handlers.
-    """
+def test_too_much(prefetch):
+    """What had to be given back tells that the hands are slower than they seemed."""
     full(prefetch, 6)
-    prefetch.took(IN_ADVANCE / 4)
-    prefetch.took(IN_ADVANCE * 3)
-    assert 4 == prefetch.batches
-    prefetch.took(IN_ADVANCE * 3)
+    prefetch.took(IN_ADVANCE / 8)
+    prefetch.too_much()
     assert 1 == prefetch.batches
+    full(prefetch, 6)
+    assert 4 == prefetch.batches
 
 
 def test_slowness_is_remembered(prefetch):
