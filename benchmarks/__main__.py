@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shlex
 import subprocess
 import sys
 import time
@@ -96,7 +97,7 @@ def _run(given: argparse.Namespace) -> None:
     ]
     server = Server()
     about = {
-        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "seed": seed,
         "rounds": given.rounds,
         "scale": "quick" if given.quick else FULL,

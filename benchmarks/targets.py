@@ -163,7 +163,7 @@ TARGETS = (
     Target(
         "drain by 100, of npm dtimer with confirms",
         3,
-        _times("drain", _RATE, _HUNDRED, _NPM, {"batch": 1000, "processes": 1}),
+        _times("drain", _RATE, _HUNDRED, _NPM, _HUNDRED),
         most=False,
     ),
     Target(

@@ -20,10 +20,10 @@ NODE = (
         "npm-dtimer",
         "drive_npm_dtimer.js",
         "dtimer",
-        says="maxRetries 1 and confirm(), so leased; maxEvents 1000",
+        says="maxRetries 1 and confirm(), so leased; maxEvents 1000, or the batch that is said",
         options={"maxRetries": 1, "maxEvents": 1000},
         most=1_000_000,
-        batches=(1000,),
+        batches=(100, 1000),
     ),
     Contender(
         "runat loop",

@@ -64,7 +64,7 @@ class Exchange:
             limit=limit,
             ahead_us=ahead_us,
             hears=hears,
-            echo=self._listener.echo_due() <= 0,
+            echo=self._listener.echo_wanted,
             settlements=self._dispatcher.take_settlements(),
         )
 

@@ -24,6 +24,9 @@ from dtimer.engine.service import Service
 from dtimer.faultpoints import armed, reached
 from dtimer.model.jitter import between
 
+# The part of the time between echoes by which one may be early.
+_EARLY = 5
+
 _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
 
 
@@ -98,6 +101,11 @@ class Listener(Service):
         if not self.hears or self.heard is None:
             return 0.0
         return max(0.0, self.heard + self._echo_every - time.monotonic())
+
+    @property
+    def echo_wanted(self) -> bool:
+        """Whether a turn that is taken now should send one, lest it takes a turn of its own."""
+        return self.echo_due() <= self._echo_every / _EARLY
 
     def echo_sent(self) -> None:
         """Note that an echo is on its way, and wait for it from now on."""

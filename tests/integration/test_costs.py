@@ -65,7 +65,7 @@ COSTS: dict[str, Cost] = {
     "claim again after the lease": Cost(1, 18, 864, 647, 164),
     "extend": Cost(1, 5, 156, 573, 7),
     "extend, 100 at a time": Cost(1, 104, 4215, 4732, 108),
-    "poll, nothing due": Cost(1, 8, 439, 647, 55),
+    "poll, nothing due": Cost(1, 7, 432, 647, 55),
     "cancel": Cost(1, 20, 475, 551, 15),
     "reschedule": Cost(1, 10, 250, 569, 7),
     "peek": Cost(1, 4, 78, 536, 110),

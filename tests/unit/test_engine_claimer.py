@@ -100,6 +100,10 @@ class FakeListener:
     def echo_due(self):
         return self.due
 
+    @property
+    def echo_wanted(self):
+        return self.due <= 0
+
     def echo_sent(self):
         self.echoes.append("sent")
 

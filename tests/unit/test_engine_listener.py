@@ -185,6 +185,23 @@ class TestEcho:
         listener.heard -= 20
         assert 0.0 == listener.echo_due()
 
+    def test_rather_early_than_alone(self, ears):
+        """
+        It is sent by a turn that is taken a little before it is due: so it seldom needs one of
+        its own, which an idle node would be dearer by.
+        """
+        ears = ears(echo_every=10.0)
+        listener = ears.listener
+        proven(ears)
+        assert not listener.echo_wanted
+        listener.heard -= 7
+        assert not listener.echo_wanted
+        listener.heard -= 2
+        assert listener.echo_wanted
+        assert 0 < listener.echo_due() < 2
+        listener.echo_sent()
+        assert not listener.echo_wanted
+
     def test_an_echo_that_does_not_come(self, ears):
         """
         An echo that is not heard in time makes the node deaf from the time on at which it

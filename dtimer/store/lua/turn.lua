@@ -261,7 +261,7 @@ local function take_turn()
       redis.call('ZADD', ROSTER, now, node)
       head = first ~= node and first or second ~= node and second or node
     else
-      redis.call('ZADD', ROSTER, 'NX', now, node)
+      if not listed then redis.call('ZADD', ROSTER, 'NX', now, node) end
       head = first or node
     end
   else
