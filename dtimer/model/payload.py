@@ -140,7 +140,7 @@ def decode(raw: bytes) -> dict[str, Any]:
         raise PayloadError(f"the stored payload is not JSON: {e}") from e
     if not isinstance(payload, dict):
         raise PayloadError(f"the stored payload is a {type(payload).__name__}, not a JSON object")
-    # So many brackets are needed to be too deep; most payloads have fewer.
-    if raw.count(b"[") + raw.count(b"{") > DEEPEST:
+    # So many brackets are needed to be too deep, and each is closed; most payloads have fewer.
+    if len(raw) > 2 * DEEPEST and raw.count(b"[") + raw.count(b"{") > DEEPEST:
         _check(payload)
     return payload

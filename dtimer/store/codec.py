@@ -78,28 +78,33 @@ def read_results(letters: bytes, order: Sequence[int]) -> list[Result]:
     return results
 
 
-def _read_claim(reply: bytes, at: int, now: int) -> tuple[Claim, int]:
+def _read_claims(reply: bytes, at: int, count: int, now: int) -> tuple[list[Claim], int]:
     """
-    Read the claim that begins *at* a place, and tell where it ends.
+    Read so many claims, the first of which begins *at* a place, and tell where the last ends.
 
-    The head of the body is read off its payload; what is no body is left as it is.
+    The head of a body is read off its payload; what is no body is left as it is.
     """
-    mark = _CLAIM.match(reply, at)
-    if mark is None:
-        raise ValueError("the reply to a turn is cut short")
-    token, attempt, due, id_length, body_length = map(int, mark.groups())
-    start = mark.end() + id_length
-    end = start + body_length
-    id = text(reply[mark.end() : start])
-    match = _BODY.match(reply, start, end)
-    if match is None:
-        return Claim(id, token, attempt, due, now, 0, reply[start:end]), end
-    _, retries, nominal, missed = match.groups()
-    claim = Claim(id, token, attempt, due, now, int(retries), reply[match.end() : end])
-    if nominal is not None:
-        claim.schedule = id.rpartition("@")[0]
-        claim.nominal_us, claim.missed = int(nominal), int(missed)
-    return claim, end
+    claims: list[Claim] = []
+    for _ in range(count):
+        mark = _CLAIM.match(reply, at)
+        if mark is None:
+            raise ValueError("the reply to a turn is cut short")
+        token, attempt, due, id_length, body_length = map(int, mark.groups())
+        start = mark.end()
+        end = start + id_length
+        raw = reply[start:end]
+        id = raw.decode() if raw.isascii() else text(raw)
+        at = end + body_length
+        body = _BODY.match(reply, end, at)
+        if body is None:
+            claims.append(Claim(id, token, attempt, due, now, 0, reply[end:at]))
+            continue
+        claim = Claim(id, token, attempt, due, now, int(body[2]), reply[body.end() : at])
+        if body[3] is not None:
+            claim.schedule = id.rpartition("@")[0]
+            claim.nominal_us, claim.missed = int(body[3]), int(body[4])
+        claims.append(claim)
+    return claims, at
 
 
 class Claims(Sequence[Claim]):
@@ -133,12 +138,8 @@ class Claims(Sequence[Claim]):
     def read(self) -> tuple[list[Claim], int]:
         """Return the claims, and where they end."""
         if self._read is None:
-            # Again from the beginning, where it has failed.
-            claims, at = [], self._at
-            for _ in range(self._count):
-                claim, at = _read_claim(self._reply, at, self._now)
-                claims.append(claim)
-            self._at, self._read = at, claims
+            # All or nothing: again from the beginning, where it has failed.
+            self._read, self._at = _read_claims(self._reply, self._at, self._count, self._now)
         return self._read, self._at
 
 
