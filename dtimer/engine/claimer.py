@@ -200,7 +200,7 @@ class Claimer(Service):
 
         Where it has to be *fresh*, or leaves something to do at once, another after that.
         """
-        early = self._exchange.under_way
+        early = self._exchange.under_way or self._unread is not None
         nap = self._take_turn(claiming)
         if early and self._exchange.request is None and (fresh or nap <= 0):
             nap = self._take_turn(claiming)
@@ -269,6 +269,9 @@ class Claimer(Service):
             finally:
                 self._heart.beat()
         except Exception as e:
+            if self._unread is not None:
+                with contextlib.suppress(Exception):
+                    self._heart.beat()
             pause = self.reach.failed(e)
             return min(pause, IN_ADVANCE) if under_way else pause
         self.reach.answered()

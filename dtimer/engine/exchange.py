@@ -107,7 +107,13 @@ class Exchange:
         # Without a look at the claims, where nothing was asked for ahead of its time.
         overdue = count > 0 and (not request.ahead_us or turn.claims[-1].due_us <= turn.now_us)
         self._dispatcher.prefetch.answered(request.limit, count, overdue=overdue)
-        if not turn.known or turn.buried or turn.short or Result.DEAD in turn.results:
+        if (
+            self._turns.busy
+            or not turn.known
+            or turn.buried
+            or turn.short
+            or Result.DEAD in turn.results
+        ):
             # These are to be seen to first, which takes a call.
             return 0
         return self._dispatcher.wanted_meanwhile(request.limit, count, self._appetite())
@@ -119,8 +125,8 @@ class Exchange:
         Where it cannot be sent it is to be asked again, and then it will be seen what is wrong.
         """
         # Hands that will be free are not offered: a wake would find them busy.
-        request = self._new(limit, hears=False)
         # Its answer will lie unread for longer than it is on its way.
-        self._dispatcher.reposts.begin(request.seq)
+        self._dispatcher.reposts.begin(self._seq + 1)
+        request = self._new(limit, hears=False)
         with contextlib.suppress(Exception):
             self._answer = self._send(request)

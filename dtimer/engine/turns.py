@@ -15,6 +15,11 @@ class Turns(Renewals, Protocol):
         """Ask for a turn, in one try; return what waits for the answer and returns it."""
         ...
 
+    @property
+    def busy(self) -> bool:
+        """Whether something that may take long is to be done before the next turn is asked for."""
+        ...
+
     def register(self) -> None:
         """Register the node, again: its registration is gone."""
         ...

@@ -180,15 +180,18 @@ class Line:
         Raises:
             Exception: whatever the client library raises, translated by nobody.
         """
+        script, words = load(verb), [self._time(), op, *arguments]
         lane = self._take()
 
         def end(broken: bool) -> None:
-            if broken or len(self._idle) >= _IDLE_LANES:
+            if broken:
                 lane.wire.close()
             if len(self._idle) < _IDLE_LANES:
                 self._idle.append(lane)
+            else:
+                lane.wire.close()
 
-        return Asked(lane.wire, load(verb), [self._time(), op, *arguments], self.one_try(), end)
+        return Asked(lane.wire, script, words, self.one_try(), end)
 
     def once(self, verb: str, *arguments: Argument, op: str = "") -> Any:
         """Return the answer to `ask`."""

@@ -9,7 +9,7 @@ from typing import Any
 from dtimer.errors import StoreError
 from dtimer.store.faults import Fate, fate
 from dtimer.store.scripts import Script
-from dtimer.store.wire import Argument, ClusterWire, Wire
+from dtimer.store.wire import Argument, ClusterWire, Wire, is_a_reply
 
 # How late the server may be to notice that a time-out is over.
 _OVERSHOOT = 0.1
@@ -84,7 +84,7 @@ class Asked:
         script: To be run.
         arguments: Its arguments.
         until: When the try is over, on the monotonic clock.
-        end: Called when the wire is free again, and with whether it leads to the wrong server.
+        end: Called when the wire is free again, and with whether it is to be closed.
     """
 
     def __init__(
@@ -107,7 +107,10 @@ class Asked:
             raise
 
     def _over(self, error: BaseException | None) -> None:
-        self._end(error is not None and fate(error, self._wire.sent) is Fate.RECONNECT)
+        # What was broken off may have left a reply unread, for the next call to take for its own.
+        replied = error is None or is_a_reply(error)
+        misled = error is not None and fate(error, self._wire.sent) is Fate.RECONNECT
+        self._end(misled or not replied)
 
     def answer(self, until: float | None = None) -> Any:
         """

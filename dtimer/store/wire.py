@@ -31,7 +31,7 @@ def _bulk(value: bytes) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
-def _is_a_reply(error: BaseException) -> bool:
+def is_a_reply(error: BaseException) -> bool:
     """Tell whether an error is what the server has answered: the connection is as good as ever."""
     return any(c.__name__ == "ResponseError" for c in type(error).__mro__)
 
@@ -97,7 +97,7 @@ class Wire:
             return self.receive(until)
         except BaseException as e:
             # Also where it came between the two, as out of the handler of a signal.
-            if not (self.sent and _is_a_reply(e)):
+            if not (self.sent and is_a_reply(e)):
                 self.close()
             raise
 
@@ -151,7 +151,7 @@ class Wire:
             clean = True
             return reply
         except Exception as e:
-            clean = _is_a_reply(e)
+            clean = is_a_reply(e)
             raise
         finally:
             if not clean:

@@ -139,7 +139,7 @@ class Client(Emitter):
         return given
 
     def _post(self, entries: list[Entry], policy: str, replicas: int) -> list[str]:
-        if policy == "replace":
+        if policy in {"replace", "latest", "earliest"}:
             ids = {e.id for e in entries}
             self._superseding(ids, posted=False)
             try:

@@ -41,6 +41,11 @@ class Turns:
             self._gone.pop(0)
         return self._store.ask(self._incarnation, request, self._options.lease)
 
+    @property
+    def busy(self) -> bool:
+        """Whether there are schedules to be declared again first."""
+        return bool(self._gone)
+
     @staticmethod
     def _points(request: TurnRequest) -> None:
         if request.asked:

@@ -137,7 +137,10 @@ def test_a_minted_id_that_is_taken_is_made_anew(timer, monkeypatch):
     assert {"n": 1} == timer.peek(first).event
 
 
-@pytest.mark.parametrize(("policy", "gives_up"), [("replace", True), ("keep", False)])
+@pytest.mark.parametrize(
+    ("policy", "gives_up"),
+    [("replace", True), ("latest", True), ("earliest", True), ("keep", False), ("error", False)],
+)
 def test_what_is_in_hand_is_given_up_only_for_what_replaces_it(
     timer, monkeypatch, policy, gives_up
 ):

@@ -52,6 +52,7 @@ class FakeTurns:
         self.trimmed = 0
         self.lost = set()  # ids whose lease is somebody else's
         self.trouble = None  # raised by whatever is asked from now on
+        self.busy = False
         self.deaf = []  # raised where it is asked, and not where it answers
         self.beaten = threading.Event()
 
