@@ -65,9 +65,10 @@ class Lane:
         return f"{self.name}:{self.seq}"
 
 
-def _hang_up(lanes: list[Lane]) -> None:
-    with contextlib.suppress(IndexError):
-        while True:
+def _hang_up(lanes: list[Lane], keep: int = 0) -> None:
+    while len(lanes) > keep:
+        # Others take from it, too.
+        with contextlib.suppress(IndexError):
             lanes.pop().wire.close()
 
 
@@ -138,12 +139,10 @@ class Line:
             one = run_whole if whole else run
             return self._until(deadline, lane, load(verb), (op, *arguments), one)
         finally:
-            # No function of ours: a signal's handler that raises would do so before its first
+            # By no function of ours: a signal's handler that raises would do so before its first
             # line, and nobody would have the lane.
-            if len(self._idle) < _IDLE_LANES:
-                self._idle.append(lane)
-            else:
-                lane.wire.close()
+            self._idle.append(lane)
+            _hang_up(self._idle, _IDLE_LANES)
 
     def call_copied(
         self, verb: str, *arguments: Argument, deadline: float, replicas: int
@@ -164,10 +163,8 @@ class Line:
                 raise
             copied.error = e
         finally:
-            if len(self._idle) < _IDLE_LANES:
-                self._idle.append(lane)
-            else:
-                lane.wire.close()
+            self._idle.append(lane)
+            _hang_up(self._idle, _IDLE_LANES)
         return copied
 
     def ask(self, verb: str, *arguments: Argument, op: str = "") -> Asked:
@@ -186,10 +183,8 @@ class Line:
         def end(broken: bool) -> None:
             if broken:
                 lane.wire.close()
-            if len(self._idle) < _IDLE_LANES:
-                self._idle.append(lane)
-            else:
-                lane.wire.close()
+            self._idle.append(lane)
+            _hang_up(self._idle, _IDLE_LANES)
 
         return Asked(lane.wire, script, words, self.one_try(), end)
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from peers import LEASE, Now, Peer, post
+from peers import LEASE, Peer, post
 from soundness import assert_sound
 
 import dtimer.store
@@ -14,11 +14,6 @@ from dtimer.store.connect import source
 from dtimer.store.inventory import Body, Inventory, read_body, write_body
 
 LUA = Path(dtimer.store.__file__).parent / "lua"
-
-
-@pytest.fixture
-def now():
-    return Now()
 
 
 @pytest.fixture
