@@ -145,8 +145,9 @@ class Emitter(EventEmitter):
             if inspect.isawaitable(result := listener(*args, **kwargs)):
                 raised.append(_unawaited(listener, result))
         except BaseException as e:
-            # Also SystemExit: it must not end a thread of ours unseen.
-            raised.append(e)
+            # Also SystemExit: it must not end a thread of ours unseen. Its traceback begins with
+            # the listener: this frame would only hide the user's own.
+            raised.append(e.with_traceback(e.__traceback__ and e.__traceback__.tb_next))
         finally:
             self._guard.raised = raised
             self._guard.called = True

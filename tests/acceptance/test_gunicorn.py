@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import blocks
 from servers import PATIENCE, eventually
 
 import dtimer
@@ -54,9 +55,10 @@ if os.environ.get("JOIN_EARLY"):
     dt.join()
 """
 
-SETTINGS = """
-import os
+# What the README shows, to the letter, is what joins and leaves here.
+(JOINING,) = (b.text for b in blocks("python") if "post_fork" in b.text and b.page == "README.rst")
 
+SETTINGS = f"""
 preload_app = True
 workers = 2
 threads = 2
@@ -64,22 +66,17 @@ bind = "unix:web"
 graceful_timeout = 5
 control_socket_disable = True
 
-
-def post_fork(server, worker):
-    from web import dt
-
-    assert not dt.joined
-    dt.join()
+{JOINING}
 
 
-def worker_exit(server, worker):
-    from web import dt
+def pre_request(worker, request):
+    from shop.timers import dt
 
-    dt.leave()
+    assert dt.joined
 
 
 def on_exit(server):
-    from web import dt
+    from shop.timers import dt
 
     dt.leave()
 """
@@ -103,12 +100,14 @@ class Web:
 
     def __init__(self, folder, server, ns, **environment):
         (folder / "web.py").write_text(APP)
-        (folder / "settings.py").write_text(SETTINGS)
+        (folder / "shop").mkdir()
+        (folder / "shop" / "timers.py").write_text("from web import dt\n")
+        (folder / "gunicorn.conf.py").write_text(SETTINGS)
         self._folder = folder
         self._log = (folder / "log").open("wb")
         root = Path(dtimer.__file__).parents[1]
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "default", "-m", "gunicorn", "-c", "settings.py", "web:app"],
+            [sys.executable, "-W", "default", "-m", "gunicorn", "web:app"],
             cwd=folder,
             env=os.environ
             | {"DTIMER_URL": server.url, "NS": ns, "PYTHONPATH": str(root)}

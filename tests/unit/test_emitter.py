@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 
 import pytest
 from servers import PATIENCE
@@ -94,6 +95,15 @@ class TestEmitting:
         assert emitter.emit_guarded("tea") is None
         emitter.on("tea", lambda: None)
         assert [] == emitter.emit_guarded("tea")
+
+    def test_a_traceback_begins_with_the_listener(self, emitter):
+        """
+        The first frame of what a listener raised is the listener's own, so that its reader meets
+        no line of the library, in a log and in a dead letter.
+        """
+        emitter.on("tea", fail)
+        (error,) = emitter.emit_guarded("tea")
+        assert ["fail"] == [frame.name for frame in traceback.extract_tb(error.__traceback__)]
 
     def test_all_are_called(self, emitter):
         """A listener that raises, whatever it is, does not keep the others from theirs."""
