@@ -32,6 +32,7 @@ if typing.TYPE_CHECKING:
         State,
         Stats,
     )
+    from dtimer.model.names import EventId
     from dtimer.model.recurrence import Schedule
     from dtimer.runat import RunAt
     from dtimer.timer import DTimer
@@ -44,6 +45,7 @@ __all__ = [
     "DeadLetter",
     "Event",
     "EventExists",
+    "EventId",
     "HandlerError",
     "Health",
     "LeaseLost",
@@ -78,6 +80,7 @@ _ROOMS = {
         "State",
         "Stats",
     ),
+    "dtimer.model.names": ("EventId",),
     "dtimer.model.recurrence": ("Schedule",),
     "dtimer.runat": ("RunAt",),
     "dtimer.timer": ("DTimer",),

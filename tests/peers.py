@@ -81,7 +81,7 @@ def post(
     policy: str = "replace",
     expires: str = "",
     max_retries: int = 3,
-) -> None:
-    """Post one event, *delay* in ms."""
+) -> bool:
+    """Post one event, *delay* in ms; return whether it was stored."""
     entry = Entry(id, f"+{round(delay * 1000)}", expires, f"{max_retries}|{payload}")
-    store.post([entry], policy)
+    return not store.post([entry], policy).kept

@@ -49,7 +49,7 @@ from dtimer.timer.posting import POLICIES, prepare
     type=click.Choice(POLICIES),
     default="replace",
     show_default=True,
-    help="What to do about a pending event of this id.",
+    help="What to do about an existing event of this id.",
 )
 @click.option(
     "--wait-replicas",
@@ -85,8 +85,12 @@ def post(  # noqa: PLR0917 - click gives them by name
     prepare(validate({"ns": settings.ns}), Mint(), event, delay or 0, **given)
     tell_assumed(settings, due=at, expires=expires)
     with opened(settings) as timer:
-        id = timer.post(event, delay or 0, **given, wait_replicas=wait_replicas)
-    settings.output.result(id, id=id)
+        posted = timer.post(event, delay or 0, **given, wait_replicas=wait_replicas)
+    settings.output.result(str(posted), id=str(posted), stored=posted.stored)
+    if not posted.stored:
+        settings.output.notice(
+            f"not stored: an event with the id {visible(posted)} exists already and was kept"
+        )
 
 
 @click.command(

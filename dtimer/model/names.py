@@ -7,6 +7,8 @@ import os
 import re
 import threading
 import time
+from collections.abc import Iterable
+from typing import Any, Self
 
 from dtimer.errors import OptionError
 
@@ -24,6 +26,46 @@ _TO_SORTED = bytes.maketrans(
 
 # 2020-01-01. 42 bits of milliseconds from here reach the year 2159.
 _EPOCH_MS = 1_577_836_800_000
+
+
+class EventId(str):  # noqa: SLOT000 - a slot has no default, and nearly all are stored
+    """
+    The id of an event, as ``post`` returns it, and whether that post stored the event.
+
+    A ``str`` in every other respect: it compares, hashes, pickles and copies like one.
+
+    Attributes:
+        stored: False if ``if_exists`` kept an existing event of this id, so that the event of
+            this post will not be delivered. None if it was posted in a pipe of the caller's,
+            whose reply says so.
+    """
+
+    #: Of the class, so that only an id that was not stored carries a value of its own.
+    stored: bool | None = True
+
+    def __new__(cls, id: str, *, stored: bool | None = True) -> Self:
+        """Make an id that says whether its event was *stored*."""
+        self = super().__new__(cls, id)
+        if stored is not True:
+            self.stored = stored
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle, and copy, by any protocol."""
+        return _event_id, (str(self), self.stored)
+
+
+def _event_id(id: str, stored: bool | None) -> EventId:
+    return EventId(id, stored=stored)
+
+
+def event_ids(ids: Iterable[str], kept: frozenset[str]) -> list[EventId]:
+    """Return the ids of a post, of which those that are in *kept* were not stored."""
+    if kept:
+        return [EventId(id, stored=id not in kept) for id in ids]
+    # Past the constructor, which costs a bulk post a few percent.
+    make = str.__new__
+    return [make(EventId, id) for id in ids]
 
 
 def check_id(value: object, name: str = "id") -> str:

@@ -40,6 +40,21 @@ class Entry(NamedTuple):
     rest: str
 
 
+class Posted(NamedTuple):
+    """
+    What a post came to.
+
+    ``taken`` is the id that an id of our making collided with, and then nothing was stored, or
+    ``""``. ``kept`` are the ids whose existing event was kept instead.
+    """
+
+    taken: str
+    kept: frozenset[str]
+
+
+_NONE_KEPT: frozenset[str] = frozenset()
+
+
 class Store(Plans):
     """The state of one namespace, on one Redis."""
 
@@ -58,15 +73,15 @@ class Store(Plans):
             arguments += (e.id, e.when, f"{e.expires},{e.rest}")
         return "mint" if policy == "mint" else "post", arguments
 
-    def post(self, entries: Sequence[Entry], policy: str, replicas: int = 0) -> str:
+    def post(self, entries: Sequence[Entry], policy: str, replicas: int = 0) -> Posted:
         """
         Store *entries*, all in one script, and on so many *replicas*.
 
         Returns:
-            The id that an id of our making collided with, or ``""``.
+            Which were kept from being stored.
 
         Raises:
-            EventExists: the policy is ``error`` and one is pending; nothing was stored.
+            EventExists: the policy is ``error`` and one exists; nothing was stored.
             NotReplicated: they were stored, on too few replicas.
         """
         known = self.witness.known
@@ -88,7 +103,11 @@ class Store(Plans):
         elif copied and copied.acknowledged < replicas:
             ids = [entry.id for entry in entries]
             raise NotReplicated(ids, replicas, copied.acknowledged) from copied.error
-        return codec.text(id)
+        kept = _NONE_KEPT
+        if b"0" in letters:
+            pairs = zip(entries, letters, strict=True)
+            kept = frozenset(entry.id for entry, letter in pairs if letter == ord("0"))
+        return Posted(codec.text(id), kept)
 
     def _look_again(self) -> None:
         """Find out what became of the namespace, unless a turn will, which can tell more."""

@@ -12,7 +12,7 @@ from typing import Any
 from dtimer.errors import OptionError, StateRollback
 from dtimer.model.event import Cancelled, DeadLetter, Event, NodeInfo, Record, Stats
 from dtimer.model.moments import Duration, Moment, duration_us
-from dtimer.model.names import Mint, check_id
+from dtimer.model.names import EventId, Mint, check_id, event_ids
 from dtimer.model.options import MOST_REPLICAS, Options, check_count
 from dtimer.store.store import Entry, Store
 from dtimer.timer.emitter import Emitter
@@ -63,7 +63,7 @@ class Client(Emitter):
         if_exists: str = "replace",
         pipe: Any = None,
         wait_replicas: int | None = None,
-    ) -> str:
+    ) -> EventId:
         """
         Post an event, to be handed to one node after *delay*.
 
@@ -76,9 +76,11 @@ class Client(Emitter):
             max_retries: Instead of the node's.
             expires: From now, or an aware datetime: past it the event is not handed out
                 any more, and becomes a dead letter.
-            if_exists: What to do about a pending event of this *id*: ``replace`` it,
+            if_exists: What to do about an existing event of this *id*: ``replace`` it,
                 ``keep`` it, raise an ``error``, or let the ``earliest`` or the ``latest``
-                due time win.
+                due time win. An event in flight exists for ``keep`` and ``error``. The
+                other three supersede it: its confirm is refused, it is not retried, and the
+                new event may start while the old handler still runs.
             pipe: A pipeline or MULTI of yours to post in: the event exists when that is
                 executed. Nothing is retried there, and nothing waited for, nor is
                 `EventExists` raised. The reply in its place is a string, which begins with
@@ -88,7 +90,8 @@ class Client(Emitter):
                 That makes it likely to survive the loss of the master, and not certain.
 
         Returns:
-            The id.
+            The id, a ``str``. Its ``stored`` is False if *if_exists* kept an existing event,
+            and this one will not be delivered; None if it was posted in a *pipe*.
 
         Raises:
             OptionError, PayloadError: bad arguments; before any I/O.
@@ -117,7 +120,7 @@ class Client(Emitter):
             if wait_replicas:
                 raise OptionError("wait_replicas cannot wait in a pipe; send WAIT after it")
             self._store.post_in(pipe, [posting.entry], posting.policy)
-            return posting.entry.id
+            return EventId(posting.entry.id, stored=None)
         replicas = self._replicas(wait_replicas)
         return self._post([posting.entry], posting.policy, replicas)[0]
 
@@ -138,26 +141,28 @@ class Client(Emitter):
             raise OptionError("an embedded server has no replicas, for wait_replicas to wait for")
         return given
 
-    def _post(self, entries: list[Entry], policy: str, replicas: int) -> list[str]:
+    def _post(self, entries: list[Entry], policy: str, replicas: int) -> list[EventId]:
+        if policy == "mint":
+            while taken := self._store.post(entries, policy, replicas).taken:
+                # Two mints met in one id; nothing of this call was stored.
+                entries = [e._replace(id=self._mint()) if e.id == taken else e for e in entries]
+            return event_ids((e.id for e in entries), frozenset())
+        kept = self._post_named(entries, policy, replicas)
+        return event_ids((e.id for e in entries), kept)
+
+    def _post_named(self, entries: list[Entry], policy: str, replicas: int) -> frozenset[str]:
         if policy in {"replace", "latest", "earliest"}:
             ids = {e.id for e in entries}
             self._superseding(ids, posted=False)
             try:
-                self._store.post(entries, policy, replicas)
+                return self._store.post(entries, policy, replicas).kept
             finally:
                 # Also where it is not known whether they were.
                 self._superseding(ids, posted=True)
-            return [e.id for e in entries]
-        if policy != "mint":
-            # What is pending under these ids stays as it is.
-            self._store.post(entries, policy, replicas)
-            return [e.id for e in entries]
-        while taken := self._store.post(entries, policy, replicas):
-            # Two mints met in one id; nothing of this call was stored.
-            entries = [e._replace(id=self._mint()) if e.id == taken else e for e in entries]
-        return [e.id for e in entries]
+        # What exists under these ids stays as it is.
+        return self._store.post(entries, policy, replicas).kept
 
-    def post_many(self, items: Iterable[Any], *, wait_replicas: int | None = None) -> list[str]:
+    def post_many(self, items: Iterable[Any], *, wait_replicas: int | None = None) -> list[EventId]:
         """
         Post many events, hundreds to a round trip.
 
@@ -167,7 +172,7 @@ class Client(Emitter):
             wait_replicas: See `post`; waited for after each round trip.
 
         Returns:
-            The ids, in order.
+            The ids, in order, as `post` returns them.
 
         Raises:
             As `post`. Earlier chunks have been posted then; a note on the exception
@@ -175,7 +180,7 @@ class Client(Emitter):
         """
         self._notice_fork()
         replicas = self._replicas(wait_replicas)
-        ids: list[str] = []
+        ids: list[EventId] = []
         try:
             postings = (prepare_item(self._options, self._mint, item) for item in items)
             for policy, entries in chunks(postings):

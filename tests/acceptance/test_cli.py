@@ -147,7 +147,7 @@ class TestPost:
         """``--id``, ``--at``, ``--expires`` and ``--max-retries`` are those of ``post``."""
         words = ("--id", "tea", "--at", "2030-01-31T09:00+01:00", "--max-retries", 7)
         ran = run("post", "{}", *words, "--expires", "2030-02-01T00:00Z", "--json")
-        assert [{"id": "tea"}] == ran.objects
+        assert [{"id": "tea", "stored": True}] == ran.objects
         assert 1_896_076_800_000 == timer.peek("tea").due
 
     def test_if_exists(self, run, timer):
@@ -156,7 +156,11 @@ class TestPost:
         refused = run("post", '{"n": 2}', "1h", "--id", "tea", "--if-exists", "error")
         assert 1 == refused.code
         assert "pending already" in refused.err
-        assert 0 == run("post", '{"n": 3}', "1h", "--id", "tea", "--if-exists", "keep").code
+        kept = run("post", '{"n": 3}', "1h", "--id", "tea", "--if-exists", "keep")
+        assert (0, "tea") == (kept.code, kept.out.strip())
+        assert "not stored: an event with the id tea exists already and was kept" in kept.err
+        told = run("post", "{}", "1h", "--id", "tea", "--if-exists", "keep", "--json")
+        assert {"id": "tea", "stored": False} in told.objects
         assert {"n": 1} == timer.peek("tea").event
         assert 0 == run("post", '{"n": 4}', "1h", "--id", "tea").code
         assert {"n": 4} == timer.peek("tea").event

@@ -73,7 +73,8 @@ class Calls:
         options.setdefault("max_retries", 3)
         with self._recorded("post", **self._about(payload, delay, **options)) as end:
             # Another one than was drawn where two mints have met in it.
-            end["id"] = timer.post(payload, delay, **self._asked(options))
+            posted = timer.post(payload, delay, **self._asked(options))
+            end["id"], end["stored"] = posted, posted.stored
 
     def post_in(self, timer: DTimer, client: Any, each: Sequence[dict[str, Any]]) -> None:
         """Post several in a MULTI of a client of ours; *each* are arguments of ``post``."""

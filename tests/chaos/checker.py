@@ -17,6 +17,8 @@ The more a history says, the sharper the checker is. It reads besides the calls 
 ``post`` with ``minted``, and ``run`` with ``ahead_us``
     Of an event whose id the library has made: it may be claimed so long before it is due, to be
     kept until then. Without them nothing may.
+``post``, whose end says ``stored``
+    False where an existing event was kept. Without it a post on a condition may have been either.
 ``clock``, a call that ends with ``srv``, the server's ``TIME`` in µs
     Places claims to a round trip. Without one, to the quickest event from post to handler.
 ``stall``, ``kill``, ``fault``

@@ -11,12 +11,12 @@ from __future__ import annotations
 import bisect
 import heapq
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from chaos.biography import Biography
 from chaos.clock import Clock
 from chaos.history import Operation
-from chaos.leases import Generation, Leases, stale_words, token
+from chaos.leases import Generation, Leases, accepted, stale_words, token
 from chaos.troubles import FOREVER
 from chaos.verdict import Bench
 
@@ -51,6 +51,9 @@ class Lives:
             gen.revived = any(op.ph != "no" for op in life.revivals)
         if len(gens) > 1:
             self._order(life, gens)
+        for gen in gens:
+            if gen.origin and gen.origin.data.get("stored") is False:
+                self._kept(life, gen, gens)
         stale_words(self._bench, id, gens)
         for gen in gens:
             self._leases.check(gen)
@@ -80,11 +83,12 @@ class Lives:
         post = gen.origin
         assert post
         definite = gen.first or post.data.get("if_exists", "replace") in _DEFINITE
-        return (post.ph == "ok" and definite) or bool(gen.runs or gen.letters)
+        definite = post.data.get("stored", definite)
+        return (post.ph == "ok" and bool(definite)) or bool(gen.runs or gen.letters)
 
     def _order(self, life: Biography, gens: list[Generation]) -> None:
         """Find generations handed out after a later one had been acknowledged: I10."""
-        gens = [gen for gen in gens if gen.origin and gen.origin.ph != "no"]
+        gens = [gen for gen in gens if gen.origin and may_be_stored(gen.origin)]
         done = {gen: self.effect(gen) for gen in gens}
         if len(gens) < 2:
             return
@@ -136,6 +140,23 @@ class Lives:
             elif newest and done[gens[i]] < newest.t:
                 text = "an older generation was claimed after a newer one"
                 self._bench.blame("I10", life.id, text, mine, newest, last, run)
+
+    def _kept(self, life: Biography, gen: Generation, gens: list[Generation]) -> None:
+        """Find posts that were dropped, or not, against what they said: I2."""
+        post = gen.origin
+        assert post
+        assert post.end is not None
+        if gen.runs or gen.letters:
+            text = "said not to be stored, and it was"
+            self._bench.blame("I2", life.id, text, post, *gen.runs, *gen.letters)
+        policy = post.data.get("if_exists", "replace")
+        before = [g.origin for g in gens if g is not gen and g.origin and may_be_stored(g.origin)]
+        if policy in _DEFINITE or not any(other.t < post.end for other in before):
+            self._bench.blame("I2", life.id, "dropped for an event that cannot exist", post)
+        if policy in ("earliest", "latest"):
+            for run, confirm in held_throughout(self._clock, gens, post):
+                text = "dropped for an event in flight, whose confirm ended both"
+                self._bench.blame("I2", life.id, text, post, run, confirm)
 
     def _cancelled(self, life: Biography, gen: Generation) -> None:
         """Find claims after a cancel that answered, whatever it answered: I6."""
@@ -278,6 +299,28 @@ class Lives:
                 return
             over += [post, confirm, *buried, *cancels]
         self._bench.blame("I12", life.id, "pending at the end, and nothing of it can be", *over)
+
+
+def may_be_stored(post: Operation) -> bool:
+    """Tell whether a post was not refused, and no existing event kept instead."""
+    return post.ph != "no" and post.data.get("stored") is not False
+
+
+def held_throughout(
+    clock: Clock, gens: Iterable[Generation], post: Operation
+) -> Iterator[tuple[Operation, Operation]]:
+    """
+    Yield the claims that lasted all the time that a post took, with the confirm that proves it.
+
+    A confirm is accepted only from the holder of the last claim, and an id is in one state at a
+    time.
+    """
+    for gen in gens:
+        for run in gen.runs:
+            if clock.claimed(run)[1] < post.t:
+                for confirm in gen.said(run, "confirm"):
+                    if accepted(confirm) and post.end is not None and confirm.t > post.end:
+                        yield run, confirm
 
 
 def claimed_after(clock: Clock, run: Operation, cancel: Operation) -> bool:

@@ -113,10 +113,12 @@ class Model:
             if behind:
                 when = self.in_line(when)
             there = self.pending.get(event.id)
-            gone = there is not None and there.token is not None and there.cancelled
-            # An id that we make is new, or it is not taken.
-            if gone and policy != "mint":
-                there = None
+            if there is not None and there.token is not None:
+                # An id that we make is new, or it is not taken.
+                gone = there.cancelled and policy != "mint"
+                # What is in flight has no due time to compare.
+                if gone or policy in ("earliest", "latest"):
+                    there = None
             if there is not None and policy in ("mint", "error"):
                 return [], event.id
             kept = there is not None and (

@@ -68,18 +68,24 @@ class Server:
     def post(self, now: int, id: str, says: dict[str, Any]) -> dict[str, Any] | None:
         """Store an event; None when it is refused."""
         there = self.events.get(id)
-        pending = there is not None and not there.cancelled
-        if says["if_exists"] == "error" and pending:
-            return None
-        if says["if_exists"] == "keep" and pending:
-            return {}
+        due = now + max(0, says["delay_us"])
+        if there is not None and not there.cancelled:
+            policy = says["if_exists"]
+            if policy == "error":
+                return None
+            # What is in flight has no due time to compare.
+            waits = there.token is None
+            sooner = waits and policy == "earliest" and there.score <= due
+            later = waits and policy == "latest" and there.score >= due
+            if policy == "keep" or sooner or later:
+                return {"stored": False}
         expires = says.get("expires_us")
         event = Stored(says["n"], says["crc"], says["max_retries"], 0)
         event.minted = says.get("minted", False)
         event.expires = None if expires is None else now + expires
-        self._put(id, event, now + max(0, says["delay_us"]))
+        self._put(id, event, due)
         self.dead.pop(id, None)
-        return {}
+        return {"stored": True}
 
     def cancel(self, now: int, id: str) -> dict[str, Any]:
         """See to it that an event does not start."""

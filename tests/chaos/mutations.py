@@ -310,6 +310,22 @@ MUTANTS = [
         _STORE,
     ),
     _mutant(
+        "a post that loses against an event in flight is dropped",
+        _POST,
+        "return true, not token and tonumber(score)",
+        "return true, tonumber(score)",
+        _STORE,
+        _MACHINE,
+    ),
+    _mutant(
+        "an event that was kept is called stored",
+        "store/store.py",
+        'if b"0" in letters:',
+        'if b"2" in letters:',
+        _STORE,
+        _MACHINE,
+    ),
+    _mutant(
         "an id that was made replaces the event that has it by chance",
         _MINT,
         "redis.pcall('ZADD', DUE, 'NX', digits(soonest), id)",

@@ -97,7 +97,9 @@ class Rehearsal(Stage):
         n = next(self._serial)
         says: Record = {"n": n, "crc": n * 7, "delay_us": self._delay(), **more}
         says["max_retries"] = self.random.choice([0, 1, 3, 3])
-        says["if_exists"] = self.random.choice(["replace"] * 8 + ["keep", "error"])
+        says["if_exists"] = self.random.choice(
+            ["replace"] * 8 + ["keep", "error", "earliest", "latest"]
+        )
         if self.chance(0.1):
             says["expires_us"] = self.random.choice([20_000, 400_000])
         post = lambda: self.server.post(self.us(), id, says)  # noqa: E731

@@ -72,7 +72,12 @@ class Story:
     def post(
         self, id: str, n: int, at: float = 0, *, took: float | None = 2, ph: str = "ok", **more: Any
     ) -> None:
-        """Tell a post, due at once and retried three times unless more is said."""
+        """
+        Tell a post, due at once and retried three times unless more is said.
+
+        Its end says whether it was ``stored`` if that is given.
+        """
+        said = {"stored": more.pop("stored")} if "stored" in more else None
         fields: dict[str, Any] = {
             "delay_us": 0,
             "max_retries": 3,
@@ -80,7 +85,7 @@ class Story:
             "if_exists": "replace",
         } | more
         end = None if took is None else at + took
-        self.call(POSTER, "post", at, end, ph, id=id, n=n, **fields)
+        self.call(POSTER, "post", at, end, ph, said=said, id=id, n=n, **fields)
 
     def run(
         self,

@@ -242,6 +242,22 @@ class TestOddButLegal:
         story.run("a", 1, 40)
         assert 1 == accepted(story).counts["superseded"]
 
+    def test_kept_and_said_so(self, story):
+        """A post that said it was not stored has no say in what becomes of the other."""
+        story.post("a", 1, delay_us=30_000)
+        story.post("a", 2, 10, if_exists="keep", stored=False)
+        story.run("a", 1, 40)
+        assert 1 == accepted(story).counts["superseded"]
+
+    def test_superseded_by_an_earlier_one_in_flight(self, story):
+        """A conditional post supersedes an event in flight, and that one's confirm is refused."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10, took=100)
+        story.post("a", 2, 20, if_exists="earliest", delay_us=10_000, stored=True)
+        story.word("confirm", 50, ("a", 1, tok), accepted=False)
+        story.run("a", 2, 60, p=OTHER)
+        accepted(story)
+
     def test_moved_to_an_earlier_time(self, story):
         """A rescheduled event is due by its last move."""
         story.post("a", 1, delay_us=900_000)
@@ -417,6 +433,33 @@ class TestEvents:
         story.post("a", 1, expires_us=500_000)
         story.say(NODE, 100, "expired", id="a", n=1, reason="expired")
         caught(story, "I1", "expired too early")
+
+    def test_lost_beside_a_post_that_was_not_stored(self, story):
+        """I2: a post that said it was not stored supersedes nothing."""
+        story.post("a", 1, delay_us=30_000)
+        story.post("a", 2, 10, if_exists="keep", stored=False)
+        assert 1 == caught(story, "I2").counts["lost"]
+
+    @pytest.mark.parametrize("policy", ["earliest", "latest"])
+    def test_dropped_for_an_event_in_flight(self, story, policy):
+        """I2: a confirm ended the event and, with it, a post that was compared with it."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10, took=100)
+        story.post("a", 2, 20, if_exists=policy, delay_us=10_000, stored=False)
+        story.word("confirm", 50, ("a", 1, tok))
+        caught(story, "I2", "dropped for an event in flight")
+
+    def test_kept_an_event_that_cannot_exist(self, story):
+        """I2: a post that found its id free, and was dropped all the same."""
+        story.post("a", 1, if_exists="keep", stored=False)
+        caught(story, "I2", "cannot exist")
+
+    def test_not_stored_and_handed_out(self, story):
+        """I2: a post said that it was not stored, and its poster posts again."""
+        story.post("a", 1, delay_us=30_000)
+        story.post("a", 2, 10, if_exists="keep", stored=False)
+        story.run("a", 2, 40)
+        caught(story, "I2", "it was")
 
     def test_lost(self, story):
         """I2: acknowledged, and nothing came of it."""

@@ -305,11 +305,14 @@ class TestChangedRuns:
     def test_each_change_is_caught(self, change, names):
         """Whatever the run was like otherwise."""
         caught = 0
-        for seed in range(12):
+        # Some changes fit one run in five.
+        for seed in range(40):
             # Trouble of its time may explain a claim that is made once more.
             doctor = Doctor(Rehearsal(seed, trouble=change is not later).play(), seed)
             if change(doctor):
                 verdict = verdict_on(doctor.records)
                 assert names & set(verdict.broken), f"seed {seed}, {change.__name__}:\n{verdict}"
                 caught += 1
+            if caught == 8:
+                break
         assert caught >= 3

@@ -8,7 +8,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dtimer import DTimer, EventExists, OptionError, PayloadError, PayloadTooLarge, State
+from dtimer import (
+    DTimer,
+    EventExists,
+    EventId,
+    OptionError,
+    PayloadError,
+    PayloadTooLarge,
+    State,
+)
 from dtimer.store.scripts import load
 from dtimer.testing import Clock
 
@@ -149,6 +157,38 @@ def test_what_is_in_hand_is_given_up_only_for_what_replaces_it(
     monkeypatch.setattr(timer, "_superseding", lambda ids, *, posted: told.append(posted))
     timer.post({}, 60_000, id="tea", if_exists=policy)
     assert ([False, True] if gives_up else []) == told
+
+
+def test_says_whether_it_was_stored(timer):
+    """A post that keeps an existing event is not delivered, and only `.stored` shows it."""
+    first = timer.post({"n": 1}, 60_000, id="tea", if_exists="keep")
+    second = timer.post({"n": 2}, 60_000, id="tea", if_exists="keep")
+    assert ("tea", "tea") == (first, second)
+    assert (True, False) == (first.stored, second.stored)
+    assert timer.post({}, 60_000).stored
+    assert timer.post({}, 60_000, id="tea").stored
+
+
+@pytest.mark.parametrize(("policy", "stored"), [("earliest", False), ("latest", True)])
+def test_says_whether_its_due_time_won(timer, policy, stored):
+    """A post whose due time lost against an event that waits is not stored, and says so."""
+    timer.post({"n": 1}, 60_000, id="tea")
+    assert stored is timer.post({"n": 2}, 90_000, id="tea", if_exists=policy).stored
+
+
+def test_many_say_which_were_stored(timer):
+    """`post_many` tells it of each event, in the order of the items."""
+    timer.post({}, 60_000, id="b")
+    keep = {"ev": {}, "delay": 60_000, "if_exists": "keep"}
+    ids = timer.post_many([keep | {"id": id} for id in "abc"] + [({}, 60_000)])
+    assert [True, False, True, True] == [id.stored for id in ids]
+    assert {EventId} == set(map(type, ids))
+
+
+def test_in_a_pipe_it_is_not_known_yet(timer, client):
+    """Nothing is stored before the caller executes the pipe, so `.stored` claims neither."""
+    with client.pipeline(transaction=True) as pipe:
+        assert timer.post({}, 60_000, id="tea", if_exists="keep", pipe=pipe).stored is None
 
 
 def test_error_if_exists(timer):

@@ -378,12 +378,80 @@ class TestPost:
         assert store.peek("a") is None
 
     def test_keep_while_in_flight(self, store, node):
-        """An event in flight is pending: keep keeps it, and its holder may confirm."""
+        """An event in flight exists: keep keeps it and says so, and its holder may confirm."""
         post(store, "tea")
         (claim,) = node.claim()
-        post(store, "tea", policy="keep")
+        assert not post(store, "tea", policy="keep")
         assert Result.DONE is node.confirm(claim)
         assert store.peek("tea") is None
+
+    @pytest.mark.parametrize("delay", [-100, 100], ids=["sooner", "later"])
+    @pytest.mark.parametrize("policy", ["replace", "earliest", "latest"])
+    def test_supersedes_an_event_in_flight(self, store, node, now, policy, delay):
+        """
+        An event in flight has no due time to compare: the post is stored, and the old holder's
+        confirm is refused. If it was kept, its confirm would take the new event with it.
+        """
+        post(store, "tea")
+        (old,) = node.claim()
+        now.tick(200)
+        assert post(store, "tea", delay, '{"n":2}', policy=policy)
+        assert Result.STALE is node.confirm(old)
+        now.tick(max(0, delay))
+        (new,) = node.claim()
+        assert (b'{"n":2}', 1) == (new.payload, new.attempt)
+
+    @pytest.mark.parametrize("policy", ["replace", "earliest", "latest"])
+    def test_a_superseded_event_is_not_retried(self, store, node, policy):
+        """The failure of a superseded holder changes nothing of the event that superseded it."""
+        post(store, "tea")
+        (old,) = node.claim()
+        assert post(store, "tea", 100, '{"n":2}', policy=policy)
+        assert Result.STALE is node.fail(old)
+        assert {"n": 2} == store.peek("tea").event
+        assert State.SCHEDULED is store.peek("tea").state
+
+    @pytest.mark.parametrize(
+        ("policy", "delay", "stored"),
+        [
+            ("earliest", 50, True),
+            ("earliest", 150, False),
+            ("latest", 50, False),
+            ("latest", 150, True),
+        ],
+    )
+    def test_compares_with_an_event_that_waits_for_its_retry(
+        self, store, node, policy, delay, stored
+    ):
+        """Between two attempts an event waits: its retry's due time is compared."""
+        post(store, "tea")
+        (claim,) = node.claim()
+        node.fail(claim, wait=100)
+        assert stored is post(store, "tea", delay, policy=policy)
+        assert (0 if stored else 1) == store.peek("tea").attempt
+
+    @pytest.mark.parametrize("policy", ["keep", "error", "earliest", "latest"])
+    def test_an_event_cancelled_in_flight_is_in_the_way_of_no_post(self, store, node, policy):
+        """It is not retried, so a post that kept it would be lost."""
+        post(store, "tea")
+        node.claim()
+        store.cancel("tea")
+        assert post(store, "tea", policy=policy)
+
+    def test_says_which_of_several_were_kept(self, store):
+        """One call tells the fate of each of its events."""
+        post(store, "b", 100)
+        entries = [Entry(id, "+200000", "", "3|{}") for id in "abc"]
+        assert {"b"} == store.post(entries, "keep").kept
+
+    def test_says_again_what_was_kept_when_the_reply_was_lost(self, store):
+        """A repeated call tells what the first try did, not what it would do now."""
+        post(store, "tea", 100)
+        words = ("keep", "tea", "+0", ",3|{}")
+        first = store._line.once("post", *words, op="lane:1")
+        store.cancel("tea")
+        assert first == store._line.once("post", *words, op="lane:1")
+        assert b"0;;" == first
 
     def test_a_dead_letter_is_superseded(self, store, node):
         """Posting the id of a dead letter makes it live, and the letter is gone."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import pickle
 import threading
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 from dtimer.errors import OptionError, PayloadError, PayloadTooLarge
 from dtimer.model.event import Cancelled
 from dtimer.model.moments import duration_us, moment_us
-from dtimer.model.names import Mint, check_id, check_namespace
+from dtimer.model.names import EventId, Mint, check_id, check_namespace
 from dtimer.model.options import DEFAULTS, validate
 from dtimer.model.payload import decode, encode
 from dtimer.model.retry import exponential, wait_us
@@ -224,6 +227,31 @@ class TestNames:
         for thread in threads:
             thread.join()
         assert len(set(made)) == 16_000
+
+
+class TestEventId:
+    """The id that a post returns: a string that knows whether its event was stored."""
+
+    @pytest.mark.parametrize("stored", [True, False, None])
+    def test_is_a_string(self, stored):
+        """It stands wherever the id itself may: in sets, in JSON, in another call."""
+        id = EventId("tea", stored=stored)
+        assert {"tea"} == {id, "tea"}
+        assert '"tea"' == json.dumps(id)
+        assert id is check_id(id)
+
+    @pytest.mark.parametrize("stored", [True, False, None])
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+    def test_pickles(self, stored, protocol):
+        """It comes back from another process as it was."""
+        id = EventId("tea", stored=stored)
+        back = pickle.loads(pickle.dumps(id, protocol))
+        assert (EventId, "tea", stored) == (type(back), back, back.stored)
+
+    @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy])
+    def test_copies(self, make):
+        """A copy says the same."""
+        assert make(EventId("tea", stored=False)).stored is False
 
 
 class TestOptions:

@@ -154,7 +154,7 @@ class Play:
             timer.stats()  # Before any node is started: is there a server?
             with Cast(self._tally.nodes, self._url, self._ns, LEASE) as cast:
                 self._await_nodes(cast)
-                self._tally.posted = timer.post_many(_events())
+                self._tally.posted = [*timer.post_many(_events())]
                 self._view.note(
                     f"{since(self._seconds)}posted {EVENTS} events, due within"
                     f" {LAST / 1000:g} s, to {NODES} node processes"

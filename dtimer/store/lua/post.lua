@@ -3,8 +3,9 @@
 --
 -- Uses      guard memo rouse events
 --
--- ARGV[3]   what to do about an id that is pending already: replace, keep, error,
---           earliest, latest
+-- ARGV[3]   what to do about an id that exists already: replace, keep, error, earliest,
+--           latest. The last two compare due times with an event that waits, and supersede one
+--           in flight
 -- ARGV[4]   and on, for each event in turn:
 --             id
 --             when  '+<µs>' from now, or '<µs>' since the epoch; the past means now.
@@ -12,8 +13,8 @@
 --             body  '<expires>,<max_retries>|<payload>', where it expires likewise or ''
 --
 -- Returns   '<letters>;<posted>;<id>'
---   letters one per event: 1 stored, 0 the pending one was kept; or x when nothing was
---           stored because `id` is pending already
+--   letters one per event: 1 stored, 0 not stored because an existing one was kept; or x when
+--           nothing was stored because `id` is pending already
 --   posted  how many events were ever posted, these included; '' where nothing was stored
 --           now
 local policy = ARGV[3]
@@ -53,14 +54,14 @@ local function body(text)
   return after and digits(NOW + after) .. rest or text
 end
 
--- When the pending event of this id is, or for one in flight was, due; nil for none.
-local function pending(id)
+-- Returns whether an event of this id exists and, if it waits, when it is due.
+local function existing(id)
   local score = redis.call('ZSCORE', DUE, id)
-  if not score then return nil end
-  local _, _, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
-  -- One that was cancelled in flight is as good as gone: no retry of it follows.
-  if cancelled then return nil end
-  return tonumber(due or score)
+  if not score then return false end
+  local token, _, _, cancelled = parse_lease(redis.call('HGET', LEASE, id))
+  -- An event that was cancelled in flight counts as gone, because it is not retried.
+  if cancelled then return false end
+  return true, not token and tonumber(score)
 end
 
 local scores, bodies, ids, letters = {}, {}, {}, {}
@@ -72,14 +73,16 @@ for i = 4, #ARGV, 3 do
   if behind == '=' then when = in_line(when) end
   local keep = false
   if policy ~= 'replace' then
-    local there = pending(id)
-    if there and policy == 'error' then
+    local exists, due = existing(id)
+    if exists and policy == 'error' then
       remember('x;' .. id)
       return 'x;;' .. id
     end
-    keep = there and (policy == 'keep'
-      or policy == 'earliest' and there <= when
-      or policy == 'latest' and there >= when)
+    -- An event in flight has no due time to compare: it is superseded, or this post would be
+    -- lost if its handler returns.
+    keep = exists and policy == 'keep'
+      or due and policy == 'earliest' and due <= when
+      or due and policy == 'latest' and due >= when
   end
   letters[#letters + 1] = keep and '0' or '1'
   if not keep then
