@@ -132,22 +132,25 @@ class Claimer(Service):
             if armed:
                 reached("loop.claimer")
             with self._turning:
+                # Read once a round: a stop that comes later, during a claim, is obeyed by the
+                # next round, which first gives back what that claim brought.
+                leaving = stopping.is_set()
                 # Not while a hand takes a turn: what it claims would be given back by nobody.
-                if stopping.is_set():
+                if leaving:
                     self._dispatcher.hand_back()
                     if not abandoned and self._overdue():
                         abandoned = True
                         self._dispatcher.abandon()
                 back = self._dispatcher.start_due()
                 freed, self._freed = self._freed, False
-                if rung or back or stopping.is_set():
-                    self._take_turns(claiming=not stopping.is_set(), fresh=True)
+                if rung or back or leaving:
+                    self._take_turns(claiming=not leaving, fresh=True)
                 elif freed:
                     self._go_on()
                 elif time.monotonic() >= self._next_turn:
                     # A nudge moves the hour, and is no reason to ask at once.
                     self._take_turns()
-                if stopping.is_set():
+                if leaving:
                     if self._done(abandoned):
                         return
                     if (patience := self._patience()) > 0:
@@ -211,10 +214,11 @@ class Claimer(Service):
 
     def _done(self, abandoned: bool) -> bool:
         """Tell whether nothing is left to do, or, past the deadline, to be waited for."""
-        asked = self._exchange.request is not None or self._unread is not None
-        settled = not (asked or self._dispatcher.unsettled)
+        # First of all: a handler that returns is settled before it counts as ended.
         if self._dispatcher.running and not abandoned:
             return False
+        asked = self._exchange.request is not None or self._unread is not None
+        settled = not (asked or self._dispatcher.unsettled or self._dispatcher.early)
         return settled or (self.reach.error is not None and self._patience() <= 0)
 
     def _patience(self) -> float:

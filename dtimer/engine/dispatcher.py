@@ -111,7 +111,9 @@ class Dispatcher(Hands):
             try:
                 self._put(batch)
             except BaseException:
+                # Renewed no more, whatever happens here; and no other node waits for the lease.
                 self._forget(batch)
+                self._end(batch, Verdict.RELEASE)
                 raise
         if self.early and (late := self.early.give_up()):
             self._end(late, Verdict.RELEASE)

@@ -173,6 +173,31 @@ MUTANTS = [
         "",
         _DISPATCHER,
     ),
+    Mutant(
+        "a node that is told to leave during a claim keeps what that brings",
+        (
+            Change(
+                "engine/claimer.py",
+                "if leaving:\n                    if self._done(abandoned):",
+                "if stopping.is_set():\n                    if self._done(abandoned):",
+            ),
+            Change("engine/claimer.py", "unsettled or self._dispatcher.early)", "unsettled)"),
+        ),
+        (_CLAIMER,),
+    ),
+    Mutant(
+        "a handler that returns while its node ends is not confirmed",
+        (
+            Change(
+                "engine/claimer.py",
+                "        if self._dispatcher.running and not abandoned:\n",
+                "        waits = self._dispatcher.unsettled\n"
+                "        if self._dispatcher.running and not abandoned:\n",
+            ),
+            Change("engine/claimer.py", "(asked or self._dispatcher.unsettled", "(asked or waits"),
+        ),
+        (_CLAIMER,),
+    ),
     _mutant(
         "the settlements of quick handlers wait for a slow one",
         "engine/claimer.py",

@@ -17,6 +17,7 @@ from proxy import Proxy
 from servers import PATIENCE, Server, eventually
 
 from dtimer import DTimer, OptionError, State, StoreError, UsageError
+from dtimer.faultpoints import arm
 from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 from dtimer.timer.life import Life
@@ -566,6 +567,24 @@ class TestLeave:
                 assert 1 == ev.attempt
             assert started.empty()
             assert 1 == other.stats().totals["released"]
+
+    @pytest.mark.parametrize("point", ["turn.asking", "claim.answered", "claim.handed"])
+    def test_releases_what_is_claimed_while_it_is_told_to_leave(self, make, point):
+        """
+        A leave that comes at any moment of a claim strands nothing: the event waits for another
+        node at its own due time, uncharged, and not for the end of a lease.
+        """
+        timer = make(look_ahead=1_000, lease=LATER, poll_interval=LATER)
+        said = Catch(timer, "event")
+        timer.join()
+        life = timer._life
+        with arm(point, lambda: life.stop(None)):
+            id = timer.post({}, 900, max_retries=0)
+            eventually(lambda: life.over)
+        record = timer.peek(id)
+        assert (State.SCHEDULED, 0) == (record.state, record.attempt)
+        assert [] == [letter.id for letter in timer.dead()]
+        assert said.empty()
 
     def test_run_returns_when_another_thread_leaves(self, make):
         """run() on a thread of its own blocks until somebody makes the node leave."""

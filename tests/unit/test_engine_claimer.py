@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -18,6 +19,7 @@ from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.pace import lasting
 from dtimer.engine.prefetch import IN_ADVANCE
 from dtimer.errors import ClockJump, NamespaceCorrupt, StoreError
+from dtimer.faultpoints import arm
 from dtimer.model.claims import Claim, Result, Turn, Verdict
 from dtimer.model.options import validate
 
@@ -1189,6 +1191,90 @@ class TestEnd:
         assert desk.claimer.join(PATIENCE)
         assert [Verdict.RELEASE] == [s.verdict for r in desk.turns.asked for s in r.settlements]
         assert desk.begun.empty()
+
+    @pytest.mark.parametrize("point", ["turn.asking", "claim.answered", "claim.handed"])
+    def test_releases_what_it_claims_while_it_is_told_to_stop(self, desk, point):
+        """
+        A stop that comes at any moment of a claim finds events that no handler thread has: they
+        are released before the thread ends, not left to their leases.
+        """
+        desk = desk(start=True, poll_interval=3_600_000)
+        ask = desk.turns.turn
+
+        def stop():
+            desk.claimer.stop_within(None)
+            desk.turns.turn = ask
+
+        def stopped(request):
+            stop()
+            return ask(request)
+
+        desk.turns.answers.append(TestAhead.early(20, "tea"))
+        with contextlib.ExitStack() as planted:
+            if point == "turn.asking":
+                desk.turns.turn = stopped
+            else:
+                planted.enter_context(arm(point, stop))
+            desk.bell.ring()
+            assert desk.claimer.join(PATIENCE)
+        settled = [(s.id, s.verdict) for r in desk.turns.asked for s in r.settlements]
+        assert [("tea", Verdict.RELEASE)] == settled
+        assert desk.begun.empty()
+
+    def test_settles_a_handler_that_ends_while_it_looks_whether_one_runs(self, desk):
+        """
+        A handler that returns between two looks of the claimer, at what is to be settled and at
+        what runs, is confirmed before the thread ends.
+        """
+        desk = desk(start=True)
+        desk.turns.answers.append(turn("tea"))
+        desk.bell.ring()
+        desk.begun.get(timeout=PATIENCE)
+        desk.asleep()
+        done, looking = desk.claimer._done, []
+
+        class Ending(Dispatcher):
+            """Lets the handler return while the claimer looks at what is to be settled."""
+
+            @property
+            def unsettled(self):
+                seen = super().unsettled
+                if looking and self.running:
+                    desk.go_on.release()
+                    eventually(lambda: not self.running)
+                return seen
+
+        def look(abandoned):
+            looking.append(True)
+            try:
+                return done(abandoned)
+            finally:
+                looking.clear()
+                desk.go_on.release()
+
+        desk.dispatcher.__class__ = Ending
+        desk.claimer._done = look
+        desk.claimer.stop_within(None)
+        assert desk.claimer.join(PATIENCE)
+        assert [Verdict.CONFIRM] == [s.verdict for r in desk.turns.asked for s in r.settlements]
+
+    def test_releases_a_batch_that_cannot_be_handed_over(self, desk):
+        """Where there is no memory to hand a batch over it is released, not left to its lease."""
+        desk = desk()
+        put, broken = desk.dispatcher._inbox.put, [MemoryError("no more")]
+        desk.dispatcher._inbox = SimpleNamespace(
+            put=lambda batch: put(batch) if batch is None or not broken else self._fail(broken),
+            get_nowait=desk.dispatcher._inbox.get_nowait,
+        )
+        desk.take(turn("tea"))
+        desk.take()
+        settled = [(s.id, s.verdict) for r in desk.turns.asked for s in r.settlements]
+        assert [("tea", Verdict.RELEASE)] == settled
+        assert [] == desk.dispatcher.held()
+
+    @staticmethod
+    def _fail(broken):
+        raise broken.pop()
 
     @pytest.mark.parametrize("trouble", [Wrong(), Refused()])
     def test_a_server_that_does_not_answer(self, desk, trouble):
