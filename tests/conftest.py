@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import uuid
 
 import pytest
-from servers import Server, any_server, clear
+from hypothesis import HealthCheck, settings
+from servers import LIMIT, PATIENCE, Server, any_server, clear
 
 from dtimer.errors import StoreError
+from dtimer.testing import Catch
+
+# Both go by the time that an example takes, and a busy machine takes its time.
+settings.register_profile("dtimer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dtimer")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """Set the limit of a test, and what the programs of the tests inherit."""
+    if "DTIMER_TEST_TIMEOUT" in os.environ and config.getoption("timeout", None) is None:
+        config.option.timeout = LIMIT
+    # What a `Catch` of the tests waits for takes as long as anything else does here.
+    Catch.__init__.__defaults__ = (PATIENCE,)
+    # A job in the background of a script ignores SIGINT, and one under nohup SIGHUP. A program
+    # inherits what is ignored, so the programs of the tests would ignore the tests' signals.
+    # A handler is not inherited. This one does nothing: pytest goes on ignoring the signal.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+def pytest_xdist_auto_num_workers():
+    """Return the number of processes for ``-n auto``: two for each core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 2 * (cores or 1)
 
 
 def pytest_collection_modifyitems(items):

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import node
-from servers import PATIENCE
+from servers import LIMIT, PATIENCE
 
 import dtimer
 
 #: Seconds for processes to start, of which there may be many at a time.
-_STARTING = 40
+_STARTING = 2 * LIMIT // 3
 
 
 @dataclass(frozen=True)

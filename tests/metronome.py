@@ -3,7 +3,8 @@ A process that declares schedules and says what it is handed, a line of JSON eac
 
 Its arguments are a JSON object: ``name``, ``url``, ``ns``, ``descriptor`` (of a pipe that all
 share; a line is one write, and so whole even when its writer is killed right after),
-``intervals`` and ``options``. It leaves when its standard input ends.
+``intervals`` and ``options``. When it has joined it says its process id. It leaves when its
+standard input ends.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def main(text: str) -> None:
     timer.on("event", handle)
     declare(timer, setting["intervals"])
     with timer:
+        os.write(setting["descriptor"], json.dumps({"joined": os.getpid()}).encode() + b"\n")
         sys.stdin.read()
 
 

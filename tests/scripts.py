@@ -16,9 +16,11 @@ from servers import PATIENCE
 import dtimer
 
 # What every program begins with. What is said is one write: it is whole whoever else speaks.
-_PREAMBLE = """
+_PREAMBLE = f"""
 import os, sys, threading
 from dtimer import DTimer
+
+PATIENCE = {PATIENCE}
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + chr(10)).encode())

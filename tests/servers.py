@@ -4,6 +4,9 @@ Real servers for the tests, and how to wait for something without sleeping.
 Which server: the one that ``DTIMER_TEST_SERVER`` names by its path, else the first on the
 ladder of the embedded store. ``DTIMER_TEST_URL`` names one that runs already; it stands in
 where a test needs any server at all, not where a test ends or stops one.
+
+``DTIMER_TEST_TIMEOUT`` is the limit of a test in seconds, 60 by default. A slow or busy machine
+needs a higher one. Every patience below grows with it.
 """
 
 from __future__ import annotations
@@ -31,7 +34,15 @@ from disks import Disk
 
 from dtimer.store.embedded.binary import find_binary, missing
 
-PATIENCE = 10  # seconds; only a failing test ever waits this long
+#: Seconds after which a test is ended as one that hangs.
+LIMIT = int(os.environ.get("DTIMER_TEST_TIMEOUT", "60"))
+
+#: Seconds to wait for a signal. Only a failing test waits this long.
+PATIENCE = LIMIT // 4
+
+#: Seconds in which something has to happen that takes milliseconds, where its failure would take
+#: longer than this. The assertion tells one from the other, and does not measure the machine.
+PROMPT = LIMIT / 15
 
 # Below 55000, since a cluster's bus listens 10000 above; and below 32768, where the ports
 # begin that Linux gives to outgoing connections, so that a restart finds its port free.

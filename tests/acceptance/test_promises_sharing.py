@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 import pytest
@@ -58,16 +59,17 @@ class TestShares:
     @pytest.mark.parametrize("delay", [0, 200])
     def test_a_backlog_is_shared(self, eight, post, delay):
         """
-        Of a thousand events due at once each of eight nodes handles its share, within 25 %.
+        Of 320 events due at once each of eight nodes handles its share, within 25 %.
 
-        Handlers take their time here. Where they take none at all, what a node gets of the
-        backlog is what it gets of the processor, and that is not dtimer's to share out.
+        Handlers take their time here, far more than an event takes of the processor. Where they
+        take none at all, what a node gets of the backlog is what it gets of the processor, and
+        that is not dtimer's to share out.
         """
-        post.post_many([({"brief": True, "take": 10}, delay)] * 1000)
-        shares = Counter(report.node for report in eight.wait("start", 1000))
+        post.post_many([({"brief": True, "take": 100}, delay)] * 320)
+        shares = Counter(report.node for report in eight.wait("start", 320))
         assert set(EIGHT) == set(shares)
-        assert 94 <= min(shares.values())
-        assert max(shares.values()) <= 156
+        assert 30 <= min(shares.values())
+        assert max(shares.values()) <= 50
 
     def test_a_stream_goes_round(self, eight, post, client, namespace):
         """
@@ -88,6 +90,7 @@ class TestShares:
 EVENTS = 100
 
 
+@functools.cache
 def cost(count):
     """What *count* idle nodes cost while events are posted and handled one by one."""
     ns = "cost"

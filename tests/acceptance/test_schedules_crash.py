@@ -17,6 +17,7 @@ from pathlib import Path
 
 import metronome
 import pytest
+from servers import LIMIT, eventually
 from soundness import assert_sound
 
 import dtimer
@@ -48,6 +49,7 @@ class Orchestra:
         self.rest = b""
         self.said = []
         self.kills = 0
+        self.pids = set()
 
     def start(self, i):
         setting = self.setting | {"name": f"m{i}"}
@@ -69,20 +71,39 @@ class Orchestra:
             process.stdin.close()
         return process.wait()
 
+    @property
+    def joined(self):
+        """The numbers of the processes that play by now."""
+        return {i for i, process in self.playing.items() if process.pid in self.pids}
+
     def listen(self, seconds):
         """Hear what is said for so long."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if select.select([self.reader], [], [], left)[0]:
-                *lines, self.rest = (self.rest + os.read(self.reader, 1 << 16)).split(b"\n")
-                self.said += [json.loads(line) for line in lines]
+                self.hear()
+
+    def hear(self):
+        """Hear what has been said."""
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.reader, 1 << 16):
+                *lines, self.rest = (self.rest + data).split(b"\n")
+                for report in map(json.loads, lines):
+                    if isinstance(report, dict):
+                        self.pids.add(report["joined"])
+                    else:
+                        self.said.append(report)
+
+    def listen_until(self, condition):
+        """Hear what is said until *condition* holds."""
+        eventually(lambda: self.hear() or condition())
 
     def leave(self):
         """Have all leave in good order."""
         for process in self.playing.values():
             process.stdin.close()
         assert [0] * len(self.playing) == [self.gone(i) for i in list(self.playing)]
-        self.listen(0.2)
+        self.hear()
 
     def __enter__(self):
         return self
@@ -95,7 +116,7 @@ class Orchestra:
 
 
 @pytest.mark.acceptance
-@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.timeout(SECONDS + LIMIT)
 def test_six_processes_killed_at_random(server, client, namespace):
     """
     Whoever dies when: each nominal time is started by one first attempt, or stood for by one.
@@ -108,13 +129,18 @@ def test_six_processes_killed_at_random(server, client, namespace):
     with Orchestra(server.url, namespace) as orchestra:
         for i in range(6):
             orchestra.start(i)
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or orchestra.kills < SECONDS:
             orchestra.listen(chance.uniform(0.1, 0.6))
-            i = chance.randrange(6)
+            # On a busy machine a process takes long to start. One that has not joined proves
+            # nothing by its end.
+            orchestra.listen_until(lambda: orchestra.joined)
+            i = chance.choice(sorted(orchestra.joined))
             orchestra.kill(i)
             orchestra.start(i)
         # What the last killed had in hand comes again when its lease has run out.
-        orchestra.listen(3.5)
+        orchestra.listen_until(lambda: len(orchestra.joined) == 6)
+        keys = Keys.of(namespace)
+        orchestra.listen_until(lambda: client.hlen(keys.lease) == client.hlen(keys.tries) == 0)
         orchestra.leave()
         said = orchestra.said
         kills = orchestra.kills
@@ -149,5 +175,5 @@ def test_six_processes_killed_at_random(server, client, namespace):
         f" {unheard} whose first attempt died unheard, {len(said) - starts} started again,"
         f" first attempts at most {max(s[-1] for s in said if s[3] == 1):.0f} ms late\n"
     )
-    assert kills > SECONDS / 2
-    assert_sound(client, Keys.of(namespace))
+    assert kills >= SECONDS
+    assert_sound(client, keys)

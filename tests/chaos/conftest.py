@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from proxy import Proxy
-from servers import Server
+from servers import PATIENCE, Server
 
 from chaos.expectations import Watch
+from chaos.settings import HASTY
 from chaos.story import Story
 from dtimer import DTimer
 
@@ -37,8 +38,17 @@ def watch(own, request):
 
 @pytest.fixture
 def caller(watch, own):
-    """Someone who only posts, and has a connection already."""
-    timer = DTimer("caller", own.url, ns=watch.ns, timeout=300)
+    """Someone who only posts, has a connection already, and waits for every reply."""
+    timer = DTimer("caller", own.url, ns=watch.ns, timeout=PATIENCE * 1000)
+    timer.stats()
+    yield timer
+    timer.leave()
+
+
+@pytest.fixture
+def hasty(watch, own):
+    """Someone who only posts, has a connection already, and gives up soon."""
+    timer = DTimer("hasty", own.url, ns=watch.ns, **HASTY)
     timer.stats()
     yield timer
     timer.leave()

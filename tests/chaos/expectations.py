@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar
 
 from leftovers import Left
-from servers import PATIENCE, Running, eventually
+from servers import PATIENCE, PROMPT, Running, eventually
 from soundness import assert_sound
 
 from chaos.gauges import Cost, Gauges, resident
@@ -32,8 +32,7 @@ from chaos.settings import (
     CPU_ONCE,
     CPU_SHARE,
     MOST_MEMORY,
-    OPTIONS,
-    RECOVERY_LIMIT,
+    PATIENT,
 )
 from chaos.watched import Fault, Handled, Node
 from dtimer import DTimer
@@ -92,11 +91,11 @@ class Watch:
         Args:
             url: Its way to the server, for example a proxy's, or a client.
             sub: Another way for its subscription.
-            options: More than, or other than, `OPTIONS`. ``handler=`` is called with each
+            options: More than, or other than, `PATIENT`. ``handler=`` is called with each
                 event before it counts as handled.
         """
         handler = options.pop("handler", None)
-        timer = DTimer(id, url or self.server.url, sub, **{"ns": self.ns} | OPTIONS | options)
+        timer = DTimer(id, url or self.server.url, sub, **{"ns": self.ns} | PATIENT | options)
         node = Node(timer)
         self.nodes.append(node)
 
@@ -234,9 +233,9 @@ class Watch:
         while rings == [node.rings for node in self.nodes]:
             # Nobody was on duty yet, or the only one was awake anyway.
             self.wait_handled(self.post())
-            assert time.monotonic() - ended <= RECOVERY_LIMIT, "no wake comes through"
+            assert time.monotonic() - ended <= PROMPT, "no wake comes through"
         took = time.monotonic() - ended
-        assert took <= RECOVERY_LIMIT, f"it took {took:.2f} s to recover"
+        assert took <= PROMPT, f"it took {took:.2f} s to recover"
 
     # ----------------------------------------------------------------------------- the end
 

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-#: Of every node, so that a lease ends, a poll comes and a call gives up within a second.
+from servers import PROMPT
+
+#: Of the nodes of a soak: a lease ends, a poll comes and a call gives up within a second.
 OPTIONS: dict[str, Any] = {"lease": 600, "poll_interval": 100, "timeout": 300, "backoff": 50}
+
+#: Of the nodes of a row. A busy machine delays replies and heartbeats. A row that injects one
+#: fault must not see a second one, so its calls and leases outlast such a delay.
+PATIENT: dict[str, Any] = OPTIONS | {"lease": 1_000, "timeout": 3_000}
+
+#: More for a row in which a reply never comes: the test waits for this deadline.
+HASTY: dict[str, Any] = {"timeout": 900}
 
 #: Seconds from the end of a fault to full service: the longest pause between two tries
 #: (500 ms), a poll (100 ms), and a call that has to give up first (100 ms a try).
 RECOVERY = 1.0
 
-#: Seconds in which a test demands it: two cores are shared with other tests.
+#: Seconds in which a soak demands it: more processes run than there are cores.
 RECOVERY_LIMIT = 3 * RECOVERY
 
-#: Seconds in which a call has to come back, its deadline and a tenth; likewise times three.
-CALL_LIMIT = 3 * (OPTIONS["timeout"] / 1000 + 0.1)
+#: Seconds in which a call of a row has to come back.
+CALL_LIMIT = PATIENT["timeout"] / 1000 + PROMPT
 
 #: The share of a core that the threads of one node may use while a fault lasts, and the
 #: seconds that they may use besides, for what they do once.

@@ -17,7 +17,7 @@ from topologies import migrate, three_masters, watched_by_sentinel
 
 import dtimer.store
 from chaos.expectations import Watch
-from chaos.settings import OPTIONS
+from chaos.settings import PATIENT
 from dtimer import DTimer, StateRollback, StoreError
 from dtimer.store.keys import Keys
 from dtimer.testing import Catch
@@ -57,7 +57,7 @@ class TestPlanned:
         ):
             watch.rollback = True
             node = watch.node(url=client.master_for("events"))
-            timer = DTimer("poster", client.master_for("events"), ns=watch.ns, **OPTIONS)
+            timer = DTimer("poster", client.master_for("events"), ns=watch.ns, **PATIENT)
             told = Catch(timer, "error")
             kept = [timer.post({"n": n}, 500, id=f"kept-{n}") for n in range(10)]
             with master.client() as asked:
@@ -112,7 +112,7 @@ class TestSplitBrain:
         master, link, replica = pair
         with Proxy(master) as way, Watch(replica, "chaos") as watch:
             watch.rollback = True
-            cut_off = DTimer("cut off", way.url, ns=watch.ns, auto_confirm=False, **OPTIONS)
+            cut_off = DTimer("cut off", way.url, ns=watch.ns, auto_confirm=False, **PATIENT)
             events, errors = Catch(cut_off, "event"), Catch(cut_off, "error")
             cut_off.join()
             cut_off.post({"n": 1}, at=LATER, id="shared")
@@ -187,7 +187,7 @@ class TestCluster:
                 source.kill9()
 
     def _move(self, watch, client, steps):
-        timer = DTimer("poster", client, ns=watch.ns, **OPTIONS)
+        timer = DTimer("poster", client, ns=watch.ns, **PATIENT)
         node = watch.node(url=client)
         pending = [watch.post(400, timer) for _ in range(20)]
         timer.post({"n": 0}, at=LATER, id="stays")
@@ -217,7 +217,7 @@ class TestCluster:
             port = client.get_node_from_key(Keys.of("chaos").due).port
             server = next(s for s in servers if s.port == port)
             other = next(s for s in servers if s is not server)
-            timer = DTimer("node", client, ns="chaos", **OPTIONS)
+            timer = DTimer("node", client, ns="chaos", **PATIENT)
             events, errors = Catch(timer, "event"), Catch(timer, "error")
             with timer:
                 server.kill9()
@@ -367,7 +367,7 @@ class TestWrongServer:
         """Joining on a replica fails, and says why."""
         _, _, replica = pair
         with Watch(replica, "chaos") as watch:
-            timer = DTimer("node", replica.url, ns=watch.ns, **OPTIONS)
+            timer = DTimer("node", replica.url, ns=watch.ns, **PATIENT)
             timer.on("event", lambda _: None)
             with pytest.raises(StoreError, match=r"read only replica|READONLY"):
                 watch.in_time(timer.join)
@@ -381,7 +381,7 @@ class TestWrongServer:
     def test_a_client_of_sentinel_for_replicas(self):
         """So does a client that a Sentinel made for reading."""
         with watched_by_sentinel() as (client, _, _, _):
-            timer = DTimer("node", client.slave_for("events"), **OPTIONS)
+            timer = DTimer("node", client.slave_for("events"), **PATIENT)
             with pytest.raises((StoreError, redis.RedisError)):
                 timer.join()
             assert not timer.joined

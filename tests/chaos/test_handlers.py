@@ -9,7 +9,7 @@ import pytest
 from servers import PATIENCE, eventually
 
 from chaos.held import Held
-from chaos.settings import OPTIONS
+from chaos.settings import PATIENT
 from dtimer import Cancelled, HandlerError, State
 
 pytestmark = pytest.mark.chaos
@@ -82,7 +82,7 @@ def test_longer_than_the_lease(watch):
     (ev,) = held.begun()
     with watch.fault(degraded=False, recovers=False):
         first = watch.client.zscore(watch.keys.due, id)
-        more = 3 * OPTIONS["lease"] * 1000
+        more = 3 * PATIENT["lease"] * 1000
         eventually(lambda: watch.client.zscore(watch.keys.due, id) > first + more)
         assert not ev.lease_lost
         held.go_on(10_000)

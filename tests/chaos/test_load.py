@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import statistics
 import threading
 import time
 from collections import Counter
@@ -15,11 +16,11 @@ import redis
 from meters import Meter
 from peers import Now, Peer
 from scripts import Script
-from servers import PATIENCE, eventually
+from servers import LIMIT, PATIENCE, PROMPT, eventually
 from soundness import assert_sound
 
 from chaos.expectations import Watch
-from chaos.settings import OPTIONS
+from chaos.settings import PATIENT
 from dtimer import DTimer
 from dtimer.store.connect import source
 from dtimer.store.keys import Keys
@@ -31,9 +32,9 @@ LATER = 4_000_000_000_000
 #: Events of the rows that are about many: the figures of the docs are from a million.
 MANY = int(os.environ.get("DTIMER_TEST_MANY", "100000"))
 
-#: Milliseconds that another client of the server may wait, at the 99th percentile; times
-#: three, as two cores are shared with other tests.
-FOREIGN_P99 = 3 * 20
+#: Milliseconds that another client of the server may wait, in the median: ten times what it
+#: waits on a quiet machine. A percentile near the end would be that of the machine.
+FOREIGN = 15 * PROMPT
 
 # Another client of that server: how long each of its questions takes, until it is told to stop.
 _FOREIGN = """
@@ -47,7 +48,7 @@ while not select.select([sys.stdin], [], [], 0.002)[0]:
     client.get("foreign")
     took.append((time.perf_counter() - began) * 1000)
 took.sort()
-say(len(took), took[int(len(took) * 0.99)], took[-1])
+say(len(took), took[len(took) // 2])
 """
 
 
@@ -73,7 +74,7 @@ class TestVeryManyDue:
             foreign = stack.enter_context(Script(own, "chaos", _FOREIGN))
             stack.callback(go_on.set)
             assert "ready" == foreign.hear()
-            poster = DTimer("bulk", own.url, ns="chaos", timeout=10_000)
+            poster = DTimer("bulk", own.url, ns="chaos", timeout=PATIENCE * 1000)
             poster.pause()
             poster.post_many(({}, 0) for _ in range(MANY))
             watch.client.config_resetstat()
@@ -86,10 +87,10 @@ class TestVeryManyDue:
 
             def hold(ev):
                 held.set()
-                assert go_on.wait(60)
+                assert go_on.wait(LIMIT)
 
             # Shorter leases than it takes; and calls that wait for a machine with much to do.
-            patient = {"lease": 2_000, "timeout": 5_000}
+            patient = {"lease": 2_000, "timeout": PATIENCE * 1000}
             slow = watch.node("slow", handler=hold, max_events=1, **patient)
             drain = DTimer("drain", own.url, ns="chaos", max_events=100, **patient)
             errors = Catch(drain, "error")
@@ -97,11 +98,11 @@ class TestVeryManyDue:
             poster.resume()
             with drain:
                 assert held.wait(PATIENCE)
-                eventually(lambda: len(times) == MANY - 1, 50)
+                eventually(lambda: len(times) == MANY - 1, LIMIT - 10)
                 # All others have been confirmed, and it is still held.
                 eventually(lambda: poster.stats().in_flight == 1)
             foreign.tell("stop")
-            asked, p99, _ = map(float, foreign.hear().split())
+            asked, median = map(float, foreign.hear().split())
             go_on.set()
             eventually(lambda: not poster.stats().in_flight)
             poster.leave()
@@ -111,7 +112,7 @@ class TestVeryManyDue:
             assert errors.empty()
             assert [] == slow.errors
             assert asked > 10
-            assert p99 < FOREIGN_P99
+            assert median < FOREIGN
             slowest = watch.client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"]
             assert slowest < 20_000
 
@@ -141,7 +142,7 @@ class TestHerd:
                 count = meter.read()
             # Told of the post, or on duty already, and the next in line; and some echoes.
             assert len(count.wakes) <= 2 * 10
-            assert count.calls <= 8 * 10 + 2 * len(count.echoes) + 2 * PATIENCE
+            assert count.calls <= 8 * 10 + 2 * len(count.echoes) + 20
             assert 10 == len(handled)
 
 
@@ -155,7 +156,8 @@ class TestVeryManyPending:
         few, takes about as long, and nobody walks through all of them.
         """
         with Watch(own, "chaos") as watch:
-            timer = DTimer("bulk", own.url, ns="chaos", timeout=20_000)
+            timer = DTimer("bulk", own.url, ns="chaos", timeout=2 * PATIENCE * 1000)
+            watch.server.configure(slowlog_log_slower_than=0, slowlog_max_len=10_000)
             before = self._measure(watch, timer)
             memory = watch.client.info("memory")["used_memory"]
             timer.post_many(({"n": n}, 10_000_000 + n) for n in range(MANY))
@@ -169,13 +171,13 @@ class TestVeryManyPending:
             began = time.monotonic()
             assert 10 == len(list(timer.upcoming(limit=10)))
             assert timer.stats().scheduled == MANY
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < PROMPT
             watch.client.flushall()
             timer.leave()
             watch.rollback = True
 
     def _measure(self, watch, timer):
-        """Return the commands of a few calls, and µs of the server for a script."""
+        """Return the commands of a few calls, and the median of the server's µs for a script."""
         node = watch.node(f"node-{len(watch.nodes)}", poll_interval=60_000)
         # With nothing to wake or renew meanwhile.
         eventually(lambda: node.timer._life._listener.hears)
@@ -183,15 +185,22 @@ class TestVeryManyPending:
             if n == 1:
                 # The first connects, and brings the scripts along.
                 watch.client.config_resetstat()
+                watch.client.slowlog_reset()
             timer.post({"n": 1}, at=LATER, id="measured")
             timer.reschedule("measured", at=LATER - 1_000)
             timer.peek("measured")
             timer.cancel("measured")
         stats = watch.client.info("commandstats")
+        # Not the mean: a busy machine interrupts one script of a hundred for many times as long.
+        took = [
+            slow["duration"]
+            for slow in watch.client.slowlog_get(10_000)
+            if slow["command"].startswith(b"EVALSHA")
+        ]
         node.timer.leave()
         # An echo may fall into it, or not.
         kinds = {name.removeprefix("cmdstat_") for name in stats} - {"publish"}
-        return kinds, stats["cmdstat_evalsha"]["usec_per_call"]
+        return kinds, statistics.median(took)
 
 
 class TestHotId:
@@ -206,9 +215,9 @@ class TestHotId:
         watch.client.config_resetstat()
         for n in range(1, 1_001):
             if n % 2:
-                assert timer.reschedule("hot", 60_000 + n % 7)
+                assert timer.reschedule("hot", 600_000 + n % 7)
             else:
-                timer.post({"n": n}, 60_000 + n % 7, id="hot")
+                timer.post({"n": n}, 600_000 + n % 7, id="hot")
         ran = commands(watch.client)
         assert 1 == watch.client.hlen(watch.keys.body) == watch.client.zcard(watch.keys.due)
         assert 0 == watch.client.hlen(watch.keys.tries) == watch.client.hlen(watch.keys.lease)
@@ -373,7 +382,7 @@ class TestComingAndGoing:
         def come_and_go(name):
             try:
                 for _ in range(50):
-                    with DTimer(name, watch.server.url, ns=watch.ns, **OPTIONS):
+                    with DTimer(name, watch.server.url, ns=watch.ns, **PATIENT):
                         pass
             except BaseException as e:
                 failed.append(e)
@@ -433,7 +442,7 @@ class TestKilledAmidABulk:
         Of each chunk all events are there after a restart, or none; what was acknowledged is
         there. Killed at a moment that the seed gives.
         """
-        timer = DTimer("bulk", own.url, ns=watch.ns, timeout=1_000)
+        timer = DTimer("bulk", own.url, ns=watch.ns, timeout=PATIENT["timeout"])
         acknowledged = []
         begun = threading.Event()
 

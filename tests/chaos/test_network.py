@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
-from servers import eventually
+from servers import PATIENCE, PROMPT, eventually
 
 from chaos.held import Held
+from chaos.settings import HASTY, PATIENT
 from dtimer import DTimer, OutcomeUnknown, StoreError
 
 pytestmark = pytest.mark.chaos
@@ -18,7 +19,7 @@ LATER = 3_600_000  # ms; no test is there to see it
 @pytest.fixture
 def caller(watch, proxy):
     """Someone who only posts, through the proxy, and has a connection already."""
-    timer = DTimer("caller", proxy.url, ns=watch.ns, timeout=300)
+    timer = DTimer("caller", proxy.url, ns=watch.ns, **HASTY)
     timer.stats()
     yield timer
     timer.leave()
@@ -34,7 +35,7 @@ class TestBlackHole:
         a post may have been done. The node says so once, tries ever less often, and when
         the way is open again what was sent into the hole has not been done twice.
         """
-        node = watch.node(url=proxy.url, sub=own.url)
+        node = watch.node(url=proxy.url, sub=own.url, **HASTY)
         with watch.fault() as fault:
             proxy.blackhole()
             with pytest.raises(OutcomeUnknown):
@@ -56,7 +57,7 @@ class TestBlackHole:
         A node that hears nothing finds out by its echo, says so once and is not well; its
         events come by the poll, late by one interval and no more.
         """
-        node = watch.node(url=own.url, sub=proxy.url)
+        node = watch.node(url=own.url, sub=proxy.url, **HASTY)
         with watch.fault() as fault:
             proxy.blackhole()
             id = watch.post()
@@ -68,7 +69,7 @@ class TestBlackHole:
             assert ["wakes do not arrive"] == [str(e).partition(";")[0] for e in node.errors]
             ids = [watch.post() for _ in range(5)]
             watch.wait_handled(*ids)
-            assert watch.latest(*ids) < 3 * 100
+            assert watch.latest(*ids) < PROMPT * 1000
             proxy.heal()
         assert [] == node.heard("disconnected")
 
@@ -115,8 +116,8 @@ class TestBad:
     def test_byte_by_byte(self, watch, proxy):
         """Bytes that arrive one by one make the same replies."""
         # A whole script may go this way.
-        watch.node(url=proxy.url, max_events=10, timeout=3_000)
-        caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=3_000)
+        watch.node(url=proxy.url, max_events=10, timeout=PATIENCE * 1000)
+        caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=PATIENCE * 1000)
         with watch.fault(silent=True):
             proxy.slice1()
             ids = [
@@ -135,21 +136,22 @@ class TestBad:
         event from everybody else, and events are late by the round trips and no more.
         """
         handler = Held()
-        node = watch.node(url=proxy.url, timeout=2_000, lease=900, concurrency=2, handler=handler)
+        lease = PATIENT["lease"]
+        node = watch.node(url=proxy.url, concurrency=2, handler=handler)
         long = watch.post()
         (ev,) = handler.begun()
         other = watch.node("other")
         other.timer.remove_listener("event", other.timer.listeners("event")[0])
         with watch.fault(node, silent=True):
-            proxy.delay(75)
+            proxy.delay(lease / 12)
             began = time.monotonic()
-            eventually(lambda: time.monotonic() > began + 1.8)
+            eventually(lambda: time.monotonic() > began + 2 * lease / 1000)
             assert not ev.lease_lost
             handler.go_on(100)
             watch.wait_handled(long)
             ids = [watch.post() for _ in range(5)]
             watch.wait_handled(*ids)
-            assert watch.latest(*ids) < 3 * 5 * 150
+            assert watch.latest(*ids) < PROMPT * 1000
             proxy.heal()
         assert [] == node.heard("lease_lost")
 
@@ -166,7 +168,7 @@ class TestBad:
                 watch.in_time(watch.post, 0, caller, more={"much": "x" * 200_000}, id="perhaps")
             ids = [watch.post() for _ in range(5)]
             watch.wait_handled(*ids)
-            assert watch.latest(*ids) < 3 * 100
+            assert watch.latest(*ids) < PROMPT * 1000
             proxy.heal()
 
     @pytest.mark.fault("F08")
@@ -193,7 +195,7 @@ def test_one_node_is_cut_off(watch, proxy):
     says then is that it has lost the lease.
     """
     handler = Held()
-    lost = watch.node("lost", proxy.url, handler=handler)
+    lost = watch.node("lost", proxy.url, handler=handler, **HASTY)
     id = watch.post()
     (ev,) = handler.begun()
     other = watch.node("other")
@@ -204,7 +206,7 @@ def test_one_node_is_cut_off(watch, proxy):
         assert not ev.lease_lost
         watch.wait_handled(id)
         # From the last heartbeat that came through, which may be a third of a lease ago.
-        assert time.monotonic() - began > 0.6 * 2 / 3 - 0.1
+        assert time.monotonic() - began > PATIENT["lease"] / 1000 * 2 / 3 - 0.1
         assert other.id == watch.handled[-1].node
         assert ev.lease_lost
         with pytest.raises(StoreError):

@@ -13,7 +13,7 @@ from leftovers import threads
 from scripts import Script
 from servers import PATIENCE, eventually
 
-from chaos.settings import OPTIONS
+from chaos.settings import PATIENT
 from dtimer import DTimer, UsageError
 from dtimer.engine.service import Service
 from dtimer.faultpoints import arm
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.chaos
 # Joins, and says what its handler is given and what it is told.
 _NODE = f"""
 import ctypes, resource, signal
-dt = timer("script", **{OPTIONS!r})
+dt = timer("script", **{PATIENT!r})
 dt.on("error", lambda e: say("error", type(e).__name__, type(e.__cause__).__name__))
 
 @dt.on("event")
@@ -174,7 +174,7 @@ say([t.name for t in threading.enumerate()])
         )
         assert "joined" == program.hear()
         watch.excused |= {"long", "next"}
-        watch.post(id="long", more={"wait": 2 * OPTIONS["lease"] / 1000})
+        watch.post(id="long", more={"wait": 2 * PATIENT["lease"] / 1000})
         assert ["begun 1", "ended False"] == [program.hear() for _ in range(2)]
         program.tell()
         watch.post(id="next")

@@ -7,8 +7,9 @@ import time
 
 import pytest
 from fleet import Fleet
-from servers import eventually
+from servers import PATIENCE, eventually
 
+from chaos.settings import HASTY
 from dtimer import DTimer, OutcomeUnknown, StoreError
 
 pytestmark = pytest.mark.chaos
@@ -20,28 +21,26 @@ LATER = 3_600_000  # ms; no test is there to see it
 @pytest.mark.parametrize("kind", ["WRITE", "ALL"])
 def test_a_short_pause(watch, own, caller, kind):
     """A CLIENT PAUSE that is shorter than the deadlines is a delay, and nothing else."""
-    watch.node(timeout=3_000)
-    patient = DTimer("patient", own.url, ns=watch.ns)
-    patient.stats()
+    watch.node(timeout=PATIENCE * 1000)
     with watch.fault(silent=True):
         watch.client.execute_command("CLIENT", "PAUSE", 300, kind)
         began = time.monotonic()
-        id = watch.post(0, patient)
+        id = watch.post(0, caller)
         assert time.monotonic() - began > 0.2
         watch.wait_handled(id)
-    patient.leave()
 
 
 @pytest.mark.fault("F25")
 @pytest.mark.parametrize("kind", ["WRITE", "ALL"])
-def test_a_long_pause(watch, own, caller, kind):
+def test_a_long_pause(watch, own, hasty, kind):
     """One that is longer is an outage; what was sent into it is done once when it ends."""
-    node = watch.node()
+    node = watch.node(**HASTY)
     with watch.fault() as fault:
-        watch.client.execute_command("CLIENT", "PAUSE", 900, kind)
+        watch.client.execute_command("CLIENT", "PAUSE", LATER, kind)
         with pytest.raises(OutcomeUnknown):
-            watch.in_time(watch.post, 0, caller, id="perhaps")
+            watch.in_time(watch.post, 0, hasty, id="perhaps")
         fault.felt()
+        watch.client.execute_command("CLIENT", "UNPAUSE")
     assert watch.times("perhaps") <= 1
     eventually(lambda: node.timer.stats().in_flight == 0)
     assert len(watch.handled) == node.timer.stats().totals["started"]
@@ -53,7 +52,7 @@ def test_a_first_call(watch, own):
     A timer looks at the namespace before its first call. Where that is not answered nothing
     of the call has been sent, and it is said to have failed, not that nobody knows.
     """
-    fresh = DTimer("fresh", own.url, ns=watch.ns, timeout=300)
+    fresh = DTimer("fresh", own.url, ns=watch.ns, **HASTY)
     watch.client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
     for call in (fresh.stats, lambda: fresh.post({})):
         with pytest.raises(StoreError, match="could not be reached") as caught:
@@ -89,11 +88,11 @@ def test_a_slow_subscriber(own):
     """
     with (
         own.client() as client,
-        Fleet(own.url, "chaos", lease=600, poll_interval=LATER, timeout=300) as fleet,
+        Fleet(own.url, "chaos", poll_interval=LATER, timeout=PATIENCE * 1000) as fleet,
     ):
         client.config_set("client-output-buffer-limit", "pubsub 32kb 16kb 1")
         fleet.start("node")
-        fleet.start("poster", join=False, timeout=5_000)
+        fleet.start("poster", join=False, timeout=PATIENCE * 1000)
         fleet.signal("node", signal.SIGSTOP)
         (incarnation,) = client.hkeys("dtimer:{chaos}:nodes")
         channel = b"dtimer:{chaos}:wake:" + incarnation

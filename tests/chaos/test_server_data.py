@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from servers import eventually
+from servers import PATIENCE, PROMPT, eventually
 
 from chaos.held import Held
 from dtimer import DTimer, NamespaceCorrupt
@@ -17,7 +17,7 @@ LATER = 3_600_000  # ms; no test is there to see it
 @pytest.fixture
 def caller(watch, own):
     """Someone who only posts, and has a connection already."""
-    timer = DTimer("caller", own.url, ns=watch.ns, timeout=300)
+    timer = DTimer("caller", own.url, ns=watch.ns, timeout=PATIENCE * 1000)
     # Where it is not listened to it would be logged.
     timer.on("error", lambda _: None)
     timer.stats()
@@ -160,7 +160,7 @@ class TestForeign:
     def test_a_key_under_a_handler(self, watch):
         """Where only heartbeats run into it that is one outage as well, and told of once."""
         held = Held()
-        node = watch.node(handler=held, lease=900)
+        node = watch.node(handler=held, lease=3_000)
         running = watch.post()
         held.begun()
         with watch.fault() as fault:
@@ -240,7 +240,7 @@ def test_the_last_event_is_gone(watch, caller):
         for _ in range(5):
             id = watch.post()
             watch.wait_handled(id)
-            assert watch.latest(id) < 500
+            assert watch.latest(id) < PROMPT * 1000
             eventually(lambda: 0 == watch.client.exists(watch.keys.due, watch.keys.lease))
             assert 0 == watch.client.exists(watch.keys.body, watch.keys.tries, watch.keys.dead)
         caught = Catch(caller, "error")

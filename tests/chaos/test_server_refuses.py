@@ -12,6 +12,7 @@ import pytest
 from servers import eventually
 
 from chaos.held import Held
+from chaos.settings import PATIENT
 from dtimer import OutcomeUnknown, StoreError
 
 pytestmark = pytest.mark.chaos
@@ -53,7 +54,7 @@ def test_memory_is_full(watch, own, caller):
         # For two leases.
         eventually(lambda: node.timer.stats().totals["confirmed"] >= 2)
         began = time.monotonic()
-        eventually(lambda: time.monotonic() > began + 1.2)
+        eventually(lambda: time.monotonic() > began + 2 * PATIENT["lease"] / 1000)
         assert not ev.lease_lost
         held.go_on(100)
         watch.wait_handled(long)
@@ -129,7 +130,7 @@ def test_writes_are_refused(watch, own, caller, word):
     meanwhile is confirmed when the server takes writes again.
     """
     held = Held()
-    node = watch.node(handler=held, lease=3_000, max_events=1)
+    node = watch.node(handler=held, lease=6_000, max_events=1)
     running = watch.post()
     held.begun()
     pending = watch.post(200)

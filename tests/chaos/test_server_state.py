@@ -11,6 +11,7 @@ from servers import PATIENCE, Server, eventually
 
 from chaos.expectations import Watch
 from chaos.held import Held
+from chaos.settings import HASTY
 from dtimer import DTimer, LeaseLost, OutcomeUnknown, StateRollback, StoreError
 
 pytestmark = pytest.mark.chaos
@@ -29,7 +30,7 @@ class Foreign:
 
     def __init__(self, own, busy):
         self._own = own
-        self._client = own.client(socket_timeout=30)
+        self._client = own.client(socket_timeout=PATIENCE)
         self._client.config_set("busy-reply-threshold", busy)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -40,7 +41,7 @@ class Foreign:
 
     def end(self):
         """Kill the script, as soon as the server lets anybody do so."""
-        with self._own.client(socket_timeout=30) as client:
+        with self._own.client(socket_timeout=PATIENCE) as client:
             client.script_kill()
         self._thread.join()
         self._client.close()
@@ -54,7 +55,7 @@ def test_killed_and_restarted(watch, own):
     hand arrive once. It has lost the scripts, which are sent along again.
     """
     handler = Held()
-    node = watch.node(handler=handler, concurrency=3, lease=2_000)
+    node = watch.node(handler=handler, concurrency=3, lease=6_000)
     running = watch.post()
     handler.begun()
     ids = [watch.post(n) for n in (200, 400, 1_500)]
@@ -96,26 +97,26 @@ def test_everything_is_wiped(watch, own, caller):
 
 
 @pytest.mark.fault("F22")
-def test_frozen(watch, own, caller):
+def test_frozen(watch, own, caller, hasty):
     """
     A frozen server keeps what it is sent, and does it all when it goes on. So calls whose
     outcome is unknown are done once or not at all, however often they were tried, and the
     turns that a node has asked for again and again are one turn.
     """
     handler = Held()
-    node = watch.node(handler=handler)
+    node = watch.node(handler=handler, **HASTY)
     handler.go_on(1000)
     before = watch.post(100)
     with watch.fault() as fault:
         own.pause()
         with pytest.raises(OutcomeUnknown):
-            watch.in_time(watch.post, 0, caller, id="perhaps")
+            watch.in_time(watch.post, 0, hasty, id="perhaps")
         with pytest.raises(StoreError, match="could not be reached") as caught:
             # On a connection that could not be made: it was not sent.
-            watch.in_time(caller.pause)
+            watch.in_time(hasty.pause)
         assert not isinstance(caught.value, OutcomeUnknown)
         with pytest.raises(StoreError, match="could not be reached"):
-            watch.in_time(caller.peek, before)
+            watch.in_time(hasty.peek, before)
         fault.felt(1.0)
         own.resume()
     assert not caller.resume(), "it was said that it had not been paused"
@@ -142,7 +143,7 @@ def test_frozen_under_a_confirm(watch, own):
             said.put(e)
             assert going_on.wait(PATIENCE)
 
-    node = watch.node(handler=confirm)
+    node = watch.node(handler=confirm, **HASTY)
     # The script is there now: without it, what is done after the freeze would be nothing.
     watch.post()
     assert said.get(timeout=PATIENCE)
@@ -160,17 +161,18 @@ def test_frozen_under_a_confirm(watch, own):
 
 
 @pytest.mark.fault("F23")
-def test_blocked(watch, own, caller):
+def test_blocked(watch, own, hasty):
     """
     A command of somebody else's that takes long is a freeze that ends: posts that it
     delays beyond their deadline are done once, later events are late and not lost.
     """
-    node = watch.node()
+    node = watch.node(**HASTY)
     with watch.fault(degraded=False) as fault:
-        foreign = Foreign(own, busy=700)
+        # Longer than the deadlines, and than a machine is busy with something else.
+        foreign = Foreign(own, busy=3_000)
         eventually(lambda: not node.timer.health().ok)
         with pytest.raises(OutcomeUnknown):
-            watch.in_time(watch.post, 0, caller, id="perhaps")
+            watch.in_time(watch.post, 0, hasty, id="perhaps")
         fault.felt(0.7)
         foreign.end()
     assert watch.times("perhaps") <= 1
@@ -183,7 +185,7 @@ def test_busy(watch, own, caller):
     so once, and the lease of what runs is renewed as soon as it may be.
     """
     handler = Held()
-    node = watch.node(handler=handler, lease=1_500)
+    node = watch.node(handler=handler, lease=6_000)
     running = watch.post()
     (ev,) = handler.begun()
     with watch.fault() as fault:
@@ -211,7 +213,7 @@ def test_loading():
     args = ["--key-load-delay", "-10"]
     with Server(tcp=True, appendonly=True, args=args) as own, Watch(own, "chaos") as watch:
         node = watch.node()
-        caller = DTimer("caller", own.url, ns=watch.ns, timeout=300)
+        caller = DTimer("caller", own.url, ns=watch.ns, timeout=PATIENCE * 1000)
         before = watch.post(500)
         with watch.fault() as fault:
             own.kill9()

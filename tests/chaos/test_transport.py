@@ -6,6 +6,7 @@ import pytest
 from servers import eventually
 
 from chaos.held import Held
+from chaos.settings import PATIENT
 from dtimer import DTimer
 
 pytestmark = pytest.mark.chaos
@@ -36,7 +37,7 @@ class TestOneReply:
     @pytest.fixture
     def timer(self, watch, proxy):
         """Someone who posts and looks through the proxy, and has a connection already."""
-        timer = DTimer("caller", proxy.url, ns=watch.ns, timeout=900)
+        timer = DTimer("caller", proxy.url, ns=watch.ns, timeout=PATIENT["timeout"])
         timer.stats()
         yield timer
         timer.leave()

@@ -8,9 +8,9 @@ import time
 
 import pytest
 import redis
-from servers import eventually
+from servers import PROMPT, eventually
 
-from chaos.settings import CALL_LIMIT
+from chaos.settings import CALL_LIMIT, HASTY
 from dtimer import DTimer, OutcomeUnknown, StoreError
 
 pytestmark = pytest.mark.chaos
@@ -29,7 +29,7 @@ class TestRefused:
         lost. Who posts meanwhile is told by the deadline that it was not done.
         """
         node = watch.node()
-        caller = DTimer("caller", own.url, ns=watch.ns, timeout=300)
+        caller = DTimer("caller", own.url, ns=watch.ns, **HASTY)
         before = watch.post(500)
         with watch.fault() as fault:
             own.kill9()
@@ -68,11 +68,11 @@ class TestRefused:
         Where connections are neither accepted nor refused the connect has a deadline of its
         own: calls come back in time, and so does leave().
         """
-        node, stuck = watch.node(), watch.node("stuck")
+        node, stuck = watch.node(**HASTY), watch.node("stuck", **HASTY)
         with watch.fault(node) as fault:
             own.kill9()
             with _full(own.port):
-                caller = DTimer("caller", own.url, ns=watch.ns, timeout=300)
+                caller = DTimer("caller", own.url, ns=watch.ns, **HASTY)
                 with pytest.raises(StoreError, match="could not be reached"):
                     watch.in_time(caller.post, {})
                 with pytest.raises(StoreError, match="could not be reached"):
@@ -146,7 +146,7 @@ class TestNames:
         host, and not the password.
         """
         node = watch.node(url=url)
-        caller = DTimer("caller", url, ns=watch.ns, timeout=300)
+        caller = DTimer("caller", url, ns=watch.ns, **HASTY)
         with watch.fault() as fault:
             names.port = None
             proxy.cut()
@@ -189,7 +189,7 @@ class TestDropped:
             # No poll would find it for an hour.
             id = watch.post()
             watch.wait_handled(id)
-            assert watch.latest(id) < 500
+            assert watch.latest(id) < PROMPT * 1000
         assert [] == node.errors
 
     @pytest.mark.fault("F14")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from scripts import Script
-from servers import eventually
+from servers import PATIENCE, eventually
 
 from chaos.held import Held
 from dtimer import DTimer
@@ -23,7 +23,7 @@ LATER = 3_600_000  # ms; no test is there to see it
 # told, and whether its threads are those that they were.
 _STARVED = """
 import resource, time
-node = timer(lease=600, poll_interval=100, timeout=1_000)
+node = timer(poll_interval=100)
 told = []
 node.on("error", lambda e: (told.append(e), say("error", e)))
 node.on("event", lambda events: say("event", events[0]["n"]))
@@ -141,7 +141,7 @@ class TestSignals:
     @pytest.mark.fault("F18")
     def test_one_that_returns(self, watch, own, proxy):
         """A call during which signals come and go waits on, and is answered."""
-        caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=2_000)
+        caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=PATIENCE * 1000)
         caller.stats()
         heard = []
         before = signal.signal(signal.SIGALRM, lambda *_: heard.append(1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from peers import Peer, post
+from servers import PATIENCE
 
 from dtimer.model.recurrence import define
 from dtimer.store.store import Entry
@@ -19,7 +20,7 @@ class Wakes:
         self._pubsub = client.pubsub()
         self._prefix = store.keys.wake("")
         self._pubsub.psubscribe(self._prefix + "*")
-        assert self._pubsub.get_message(timeout=5)["type"] == "psubscribe"
+        assert self._pubsub.get_message(timeout=PATIENCE)["type"] == "psubscribe"
 
     def heard(self):
         """Return who has been told to come since the last time, in order."""
@@ -27,7 +28,7 @@ class Wakes:
         self._client.publish(self._prefix + "end", "")
         names = []
         while True:
-            message = self._pubsub.get_message(timeout=5)
+            message = self._pubsub.get_message(timeout=PATIENCE)
             name = message["channel"].decode().removeprefix(self._prefix)
             if name == "end":
                 return names

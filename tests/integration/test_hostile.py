@@ -10,6 +10,7 @@ import pytest
 from peers import LEASE, Peer, post
 from proxy import Proxy
 from redis.exceptions import ResponseError
+from servers import PATIENCE, PROMPT
 from soundness import assert_sound
 
 from dtimer import DTimer, Health, OutcomeUnknown, StoreError
@@ -68,7 +69,7 @@ class TestForbidden:
             thread.start()
             assert proxy.wait_dropped(10)
             client.execute_command("ACL", "SETUSER", "tea", "off")
-            thread.join(10)
+            thread.join(PATIENCE)
             assert [OutcomeUnknown] == [type(e) for e in failed]
             timer.leave()
 
@@ -207,10 +208,10 @@ class TestTurns:
         channel = store.keys.echo("node")
         with client.pubsub() as pubsub:
             pubsub.subscribe(channel)
-            assert pubsub.get_message(timeout=5)
+            assert pubsub.get_message(timeout=PATIENCE)
             for _ in range(2):
                 store.turn("node", TurnRequest(99, 0, True, True), LEASE * 1000)
-                assert "message" == pubsub.get_message(timeout=5)["type"]
+                assert "message" == pubsub.get_message(timeout=PATIENCE)["type"]
 
     def test_a_repeated_turn_names_the_buried(self, store, node, now):
         """What was buried by a turn whose reply was lost is told by its repetition."""
@@ -307,10 +308,10 @@ class TestDeadlines:
             began = time.monotonic()
             with pytest.raises(StoreError):
                 timer.post({})
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < PROMPT
             ending.set()
             listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+        thread.join(PATIENCE)
 
     def test_the_error_of_a_payload_with_a_lone_surrogate(self, server, namespace):
         """An error that quotes what UTF-8 cannot carry is stored, and nothing is stuck."""

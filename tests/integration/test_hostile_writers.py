@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from peers import LEASE, Now, Peer, post
-from servers import eventually
+from servers import PATIENCE, PROMPT, eventually
 
 from dtimer import NamespaceCorrupt
 from dtimer.errors import OptionError
@@ -152,7 +152,7 @@ class World:
             for _ in range(60):
                 began = time.monotonic()
                 turn = self.node.turn(10)
-                assert time.monotonic() - began < 3, "a script took long"
+                assert time.monotonic() - began < PROMPT, "a script took long"
                 self.supply(turn)
                 done = [Settlement(c.id, c.token, Verdict.CONFIRM) for c in turn.claims]
                 started |= {c.id for c in turn.claims}
@@ -371,7 +371,7 @@ def test_a_body_that_nobody_can_receive(make, client):
     What is larger than any payload may be becomes a dead letter, cut short and saying so, and
     the events behind it are handed out.
     """
-    node = make(poll_interval=100, timeout=3_000)
+    node = make(poll_interval=100, timeout=3 * PATIENCE * 1000)
     caught, dead = Catch(node, "event"), Catch(node, "dead")
     keys = node._store.keys
     client.hset(keys.body, "huge", b',3|{"a":"%s"}' % (b"x" * 65 * 1024 * 1024))
@@ -399,7 +399,7 @@ def test_leases_are_kept_whatever_a_schedule_says(make, client):
     def handle(events):
         if events[0].id == "long":
             attempts.append(events[0].attempt)
-            assert done.wait(30)
+            assert done.wait(2 * PATIENCE)
 
     with node:
         node.cron("* * * * * *", {}, id="tick")

@@ -245,7 +245,7 @@ class TestExit:
             for _ in range(2):
                 with dt:
                     dt.post({"msg": "hello"}, 20)
-                    assert done.wait(10)
+                    assert done.wait(PATIENCE)
                     done.clear()
             say(sorted(t.name for t in threading.enumerate()))
             """,
@@ -505,7 +505,7 @@ say(sum(posted) + 41)
                 process.join()
                 say("child", process.exitcode, len(dt.nodes()))
                 dt.post({})
-                assert got.acquire(timeout=10)
+                assert got.acquire(timeout=PATIENCE)
             """
         )
         assert "two" == program.hear()
@@ -528,7 +528,7 @@ def handle(events):
 
 with dt:
     dt.post({}, id="tea")
-    assert done.wait(10)
+    assert done.wait(PATIENCE)
 say(dt.peek("tea"), dt.peek("egg").event)
 """
         )
@@ -563,7 +563,7 @@ def handle(events):
 with dt:
     dispatcher = dt._life._dispatcher
     dt.post({}, id="tea")
-    assert done.wait(10)
+    assert done.wait(PATIENCE)
 """
         )
         assert "scheduled" == program.hear()

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import threading
 import time
 from types import SimpleNamespace
 
@@ -194,20 +193,20 @@ class TestJournal:
         journal.path.write_bytes(whole + whole[:31])
         assert 1 == len(journal)
 
-    def test_patience_is_for_the_next_one(self, journal):
+    def test_patience_is_for_the_next_one(self, journal, monkeypatch):
         """Waiting goes on as long as records come, and ends when none does."""
+        clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
 
-        def write():
-            with journal.path.open("ab", buffering=0) as file:
-                for n in range(4):
-                    pause.wait(0.15)
-                    file.write(tool._RECORD.pack(n, 0, 0, 0))
+        def sleep(seconds):
+            clock.now += seconds
+            # Four records, 0.4 s apart.
+            while len(journal) < min(4, int(clock.now / 0.4)):
+                with journal.path.open("ab") as file:
+                    file.write(tool._RECORD.pack(len(journal), 0, 0, 0))
 
-        pause = threading.Event()
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
-            assert journal.wait(4, patience=0.5)
-        finally:
-            writer.join()
-        assert not journal.wait(5, patience=0.1)
+        clock.sleep = sleep
+        monkeypatch.setattr(tool, "time", clock)
+        assert journal.wait(4, patience=0.5)
+        assert 1.6 <= clock.now < 1.7
+        assert not journal.wait(5, patience=0.5)
+        assert 2.1 <= clock.now < 2.2

@@ -29,8 +29,12 @@ json_values = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters()),
-    lambda children: st.lists(children) | st.dictionaries(st.text(st.characters()), children),
+    | st.text(st.characters(), max_size=20),
+    lambda children: (
+        st.lists(children, max_size=4)
+        | st.dictionaries(st.text(st.characters(), max_size=10), children, max_size=4)
+    ),
+    max_leaves=12,
 )
 
 
@@ -38,7 +42,7 @@ class TestPayload:
     """What may be a payload, and that it comes back equal."""
 
     @pytest.mark.fault("F88")
-    @given(st.dictionaries(st.text(st.characters()), json_values))
+    @given(st.dictionaries(st.text(st.characters(), max_size=10), json_values, max_size=4))
     def test_comes_back_equal(self, payload):
         """Whatever JSON can say comes back equal, type by type, lone surrogates too."""
         back = decode(encode(payload, 10**9).encode())
