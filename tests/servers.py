@@ -40,6 +40,9 @@ LIMIT = int(os.environ.get("DTIMER_TEST_TIMEOUT", "60"))
 #: Seconds to wait for a signal. Only a failing test waits this long.
 PATIENCE = LIMIT // 4
 
+#: The longest deadline that a call may have, in ms: for a server that answers, however slowly.
+LONGEST_CALL = 30_000
+
 #: Seconds in which something has to happen that takes milliseconds, where its failure would take
 #: longer than this. The assertion tells one from the other, and does not measure the machine.
 PROMPT = LIMIT / 15

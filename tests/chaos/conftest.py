@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from proxy import Proxy
-from servers import PATIENCE, Server
+from servers import LONGEST_CALL, Server
 
 from chaos.expectations import Watch
 from chaos.settings import HASTY
@@ -39,7 +39,7 @@ def watch(own, request):
 @pytest.fixture
 def caller(watch, own):
     """Someone who only posts, has a connection already, and waits for every reply."""
-    timer = DTimer("caller", own.url, ns=watch.ns, timeout=PATIENCE * 1000)
+    timer = DTimer("caller", own.url, ns=watch.ns, timeout=LONGEST_CALL)
     timer.stats()
     yield timer
     timer.leave()

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar
 
 from leftovers import Left
-from servers import PATIENCE, PROMPT, Running, eventually
+from servers import LONGEST_CALL, PATIENCE, PROMPT, Running, eventually
 from soundness import assert_sound
 
 from chaos.gauges import Cost, Gauges, resident
@@ -78,7 +78,7 @@ class Watch:
         self.gauges = Gauges(self.client)
         self._left = Left(self.client)
         self._resident = resident()
-        self._poster = DTimer("poster", server.url, ns=ns, timeout=PATIENCE * 1000)
+        self._poster = DTimer("poster", server.url, ns=ns, timeout=LONGEST_CALL)
         # A rollback: it would be logged, where nobody listens.
         self._poster.on("error", lambda _: None)
 

@@ -16,7 +16,7 @@ import redis
 from meters import Meter
 from peers import Now, Peer
 from scripts import Script
-from servers import LIMIT, PATIENCE, PROMPT, eventually
+from servers import LIMIT, LONGEST_CALL, PATIENCE, PROMPT, eventually
 from soundness import assert_sound
 
 from chaos.expectations import Watch
@@ -74,7 +74,7 @@ class TestVeryManyDue:
             foreign = stack.enter_context(Script(own, "chaos", _FOREIGN))
             stack.callback(go_on.set)
             assert "ready" == foreign.hear()
-            poster = DTimer("bulk", own.url, ns="chaos", timeout=PATIENCE * 1000)
+            poster = DTimer("bulk", own.url, ns="chaos", timeout=LONGEST_CALL)
             poster.pause()
             poster.post_many(({}, 0) for _ in range(MANY))
             watch.client.config_resetstat()
@@ -90,7 +90,7 @@ class TestVeryManyDue:
                 assert go_on.wait(LIMIT)
 
             # Shorter leases than it takes; and calls that wait for a machine with much to do.
-            patient = {"lease": 2_000, "timeout": PATIENCE * 1000}
+            patient = {"lease": 2_000, "timeout": LONGEST_CALL}
             slow = watch.node("slow", handler=hold, max_events=1, **patient)
             drain = DTimer("drain", own.url, ns="chaos", max_events=100, **patient)
             errors = Catch(drain, "error")
@@ -156,7 +156,7 @@ class TestVeryManyPending:
         few, takes about as long, and nobody walks through all of them.
         """
         with Watch(own, "chaos") as watch:
-            timer = DTimer("bulk", own.url, ns="chaos", timeout=2 * PATIENCE * 1000)
+            timer = DTimer("bulk", own.url, ns="chaos", timeout=LONGEST_CALL)
             watch.server.configure(slowlog_log_slower_than=0, slowlog_max_len=10_000)
             before = self._measure(watch, timer)
             memory = watch.client.info("memory")["used_memory"]

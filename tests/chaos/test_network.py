@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from servers import PATIENCE, PROMPT, eventually
+from servers import LONGEST_CALL, PROMPT, eventually
 
 from chaos.held import Held
 from chaos.settings import HASTY, PATIENT
@@ -116,8 +116,8 @@ class TestBad:
     def test_byte_by_byte(self, watch, proxy):
         """Bytes that arrive one by one make the same replies."""
         # A whole script may go this way.
-        watch.node(url=proxy.url, max_events=10, timeout=PATIENCE * 1000)
-        caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=PATIENCE * 1000)
+        watch.node(url=proxy.url, max_events=10, timeout=LONGEST_CALL)
+        caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=LONGEST_CALL)
         with watch.fault(silent=True):
             proxy.slice1()
             ids = [

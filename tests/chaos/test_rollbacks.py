@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 from proxy import Proxy
-from servers import PATIENCE, PROMPT, Server, eventually
+from servers import LONGEST_CALL, PATIENCE, PROMPT, Server, eventually
 
 from chaos.expectations import Watch
 from chaos.settings import PATIENT
@@ -121,7 +121,7 @@ class TestPowerLoss:
             watch.rollback = True
             node = watch.node()
             # Patient: the disk may be slow.
-            poster = DTimer("poster", own.url, ns=watch.ns, timeout=PATIENCE * 1000)
+            poster = DTimer("poster", own.url, ns=watch.ns, timeout=LONGEST_CALL)
             ids = [poster.post({"n": n}, at=LATER) for n in range(100)]
             poster.leave()
             turn_of(node)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from fleet import Fleet
-from servers import PATIENCE, eventually
+from servers import LONGEST_CALL, PROMPT, eventually
 
 from chaos.settings import HASTY
 from dtimer import DTimer, OutcomeUnknown, StoreError
@@ -21,7 +21,7 @@ LATER = 3_600_000  # ms; no test is there to see it
 @pytest.mark.parametrize("kind", ["WRITE", "ALL"])
 def test_a_short_pause(watch, own, caller, kind):
     """A CLIENT PAUSE that is shorter than the deadlines is a delay, and nothing else."""
-    watch.node(timeout=PATIENCE * 1000)
+    watch.node(timeout=LONGEST_CALL)
     with watch.fault(silent=True):
         watch.client.execute_command("CLIENT", "PAUSE", 300, kind)
         began = time.monotonic()
@@ -36,7 +36,9 @@ def test_a_long_pause(watch, own, hasty, kind):
     """One that is longer is an outage; what was sent into it is done once when it ends."""
     node = watch.node(**HASTY)
     with watch.fault() as fault:
-        watch.client.execute_command("CLIENT", "PAUSE", LATER, kind)
+        # No command gets through one of ALL, not even the one that ends it.
+        lasts = LATER if kind == "WRITE" else HASTY["timeout"] + round(1_000 * PROMPT)
+        watch.client.execute_command("CLIENT", "PAUSE", lasts, kind)
         with pytest.raises(OutcomeUnknown):
             watch.in_time(watch.post, 0, hasty, id="perhaps")
         fault.felt()
@@ -88,11 +90,11 @@ def test_a_slow_subscriber(own):
     """
     with (
         own.client() as client,
-        Fleet(own.url, "chaos", poll_interval=LATER, timeout=PATIENCE * 1000) as fleet,
+        Fleet(own.url, "chaos", poll_interval=LATER, timeout=LONGEST_CALL) as fleet,
     ):
         client.config_set("client-output-buffer-limit", "pubsub 32kb 16kb 1")
         fleet.start("node")
-        fleet.start("poster", join=False, timeout=PATIENCE * 1000)
+        fleet.start("poster", join=False, timeout=LONGEST_CALL)
         fleet.signal("node", signal.SIGSTOP)
         (incarnation,) = client.hkeys("dtimer:{chaos}:nodes")
         channel = b"dtimer:{chaos}:wake:" + incarnation

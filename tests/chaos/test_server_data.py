@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from servers import PATIENCE, PROMPT, eventually
+from servers import LONGEST_CALL, PROMPT, eventually
 
 from chaos.held import Held
 from dtimer import DTimer, NamespaceCorrupt
@@ -17,7 +17,7 @@ LATER = 3_600_000  # ms; no test is there to see it
 @pytest.fixture
 def caller(watch, own):
     """Someone who only posts, and has a connection already."""
-    timer = DTimer("caller", own.url, ns=watch.ns, timeout=PATIENCE * 1000)
+    timer = DTimer("caller", own.url, ns=watch.ns, timeout=LONGEST_CALL)
     # Where it is not listened to it would be logged.
     timer.on("error", lambda _: None)
     timer.stats()

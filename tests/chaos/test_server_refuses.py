@@ -123,7 +123,7 @@ REFUSALS = {
         pytest.param("NOREPLICAS", marks=pytest.mark.fault("F36")),
     ],
 )
-def test_writes_are_refused(watch, own, caller, word):
+def test_writes_are_refused(watch, own, caller, hasty, word):
     """
     While a server refuses to write, posts fail definitely, with the server's own word for
     it; the node says so once and tries again; one that leaves does so in time. What runs
@@ -137,7 +137,7 @@ def test_writes_are_refused(watch, own, caller, word):
     inject, words = REFUSALS[word]
     with watch.fault() as fault, inject(own, watch.client):
         with pytest.raises(StoreError, match=words) as caught:
-            watch.in_time(watch.post, 0, caller, id="refused")
+            watch.in_time(watch.post, 0, hasty, id="refused")
         assert not isinstance(caught.value, OutcomeUnknown)
         tries = watch.gauges.connects
         fault.felt()

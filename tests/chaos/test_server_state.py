@@ -30,7 +30,7 @@ class Foreign:
 
     def __init__(self, own, busy):
         self._own = own
-        self._client = own.client(socket_timeout=PATIENCE)
+        self._client = own.client(socket_timeout=2 * PATIENCE)
         self._client.config_set("busy-reply-threshold", busy)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -41,7 +41,7 @@ class Foreign:
 
     def end(self):
         """Kill the script, as soon as the server lets anybody do so."""
-        with self._own.client(socket_timeout=PATIENCE) as client:
+        with self._own.client(socket_timeout=2 * PATIENCE) as client:
             client.script_kill()
         self._thread.join()
         self._client.close()
@@ -179,7 +179,7 @@ def test_blocked(watch, own, hasty):
 
 
 @pytest.mark.fault("F24")
-def test_busy(watch, own, caller):
+def test_busy(watch, own, hasty):
     """
     While the server is BUSY calls fail definitely and within their deadline, the node says
     so once, and the lease of what runs is renewed as soon as it may be.
@@ -192,7 +192,7 @@ def test_busy(watch, own, caller):
         foreign = Foreign(own, busy=50)
         eventually(lambda: "BUSY" in str(node.timer.health().error))
         with pytest.raises(StoreError, match="BUSY") as caught:
-            watch.in_time(watch.post, 0, caller)
+            watch.in_time(watch.post, 0, hasty)
         assert not isinstance(caught.value, OutcomeUnknown)
         fault.felt()
         assert not ev.lease_lost
@@ -213,7 +213,7 @@ def test_loading():
     args = ["--key-load-delay", "-10"]
     with Server(tcp=True, appendonly=True, args=args) as own, Watch(own, "chaos") as watch:
         node = watch.node()
-        caller = DTimer("caller", own.url, ns=watch.ns, timeout=PATIENCE * 1000)
+        caller = DTimer("caller", own.url, ns=watch.ns, **HASTY)
         before = watch.post(500)
         with watch.fault() as fault:
             own.kill9()

@@ -12,7 +12,7 @@ import pytest
 import redis
 import trustme
 from leftovers import nothing_left
-from servers import PATIENCE, PROMPT, Running, eventually
+from servers import LONGEST_CALL, PATIENCE, PROMPT, Running, eventually
 from tls import ADDRESS, TlsServer, certificate
 
 from chaos.settings import CONNECTS_ONCE, CONNECTS_PER_SECOND, PATIENT
@@ -126,7 +126,7 @@ class TestWrong:
 
     def test_a_call(self, server, trusted, make, wrong):
         """A call raises at once what OpenSSL minds, and says that nothing was done."""
-        timer = make(server.url(ssl_ca_certs=trusted), timeout=600_000)
+        timer = make(server.url(ssl_ca_certs=trusted), timeout=LONGEST_CALL)
         began = time.monotonic()
         with pytest.raises(StoreError, match=wrong) as caught:
             timer.post({})

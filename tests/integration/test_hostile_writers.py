@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from peers import LEASE, Now, Peer, post
-from servers import PATIENCE, PROMPT, eventually
+from servers import LONGEST_CALL, PATIENCE, PROMPT, eventually
 
 from dtimer import NamespaceCorrupt
 from dtimer.errors import OptionError
@@ -371,7 +371,7 @@ def test_a_body_that_nobody_can_receive(make, client):
     What is larger than any payload may be becomes a dead letter, cut short and saying so, and
     the events behind it are handed out.
     """
-    node = make(poll_interval=100, timeout=3 * PATIENCE * 1000)
+    node = make(poll_interval=100, timeout=LONGEST_CALL)
     caught, dead = Catch(node, "event"), Catch(node, "dead")
     keys = node._store.keys
     client.hset(keys.body, "huge", b',3|{"a":"%s"}' % (b"x" * 65 * 1024 * 1024))
