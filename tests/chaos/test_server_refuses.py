@@ -12,7 +12,7 @@ import pytest
 from servers import eventually
 
 from chaos.held import Held
-from chaos.settings import PATIENT
+from chaos.settings import HASTY, PATIENT
 from dtimer import OutcomeUnknown, StoreError
 
 pytestmark = pytest.mark.chaos
@@ -130,7 +130,7 @@ def test_writes_are_refused(watch, own, caller, hasty, word):
     meanwhile is confirmed when the server takes writes again.
     """
     held = Held()
-    node = watch.node(handler=held, lease=6_000, max_events=1)
+    node = watch.node(handler=held, lease=6_000, max_events=1, **HASTY)
     running = watch.post()
     held.begun()
     pending = watch.post(200)
@@ -145,7 +145,7 @@ def test_writes_are_refused(watch, own, caller, hasty, word):
         held.go_on(1000)
         if word in ("READONLY", "MASTERDOWN"):
             # It is the wrong server, and another might be the right one.
-            assert watch.gauges.connects > tries
+            eventually(lambda: watch.gauges.connects > tries)
     assert caller.peek("refused") is None
     watch.wait_handled(running, pending)
     eventually(lambda: caller.stats().in_flight == 0)
