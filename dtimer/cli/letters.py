@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -15,7 +14,7 @@ from dtimer.cli.exits import Exit
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, moment, payload, visible
 from dtimer.cli.params import ID
-from dtimer.cli.server import Settings, opened, opened_store
+from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
 from dtimer.model.event import DeadLetter
 
@@ -93,17 +92,8 @@ def revive(settings: Settings, ids: tuple[str, ...], every: bool) -> int:
     if bool(ids) == every:
         raise click.UsageError("give either the ids of dead letters or --all")
     revived, refused = 0, list[str]()
-    with opened(settings) as timer, opened_store(settings) as store:
-
-        def dead_by_now() -> Iterator[str]:
-            # What fails again meanwhile is not given life after life.
-            now = store.server_now() / 1000
-            for letter in timer.dead():
-                if letter.died > now:
-                    return
-                yield letter.id
-
-        for id in dead_by_now() if every else ids:
+    with opened(settings) as timer:
+        for id in (letter.id for letter in timer.dead()) if every else ids:
             if timer.revive(id):
                 revived += 1
             else:

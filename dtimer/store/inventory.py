@@ -2,7 +2,7 @@
 What a person asks of a namespace and no node does: all of it, who holds what, is it sound.
 
 Whole namespaces are walked in flat memory: nothing is remembered of what was met, so an
-event may be met twice when others move meanwhile, and never a second time for long.
+event that another process moves meanwhile may be met twice.
 """
 
 from __future__ import annotations
@@ -89,17 +89,8 @@ class Inventory(Store):
 
     def waiting(self) -> Iterator[Waiting]:
         """Walk the scheduled events in due order, with all that is stored of them."""
-        last, score = "", ""
-        while True:
-            _, _, last_raw, score_raw, flat = self._call(
-                "upcoming", "-inf", "+inf", str(_PAGE), last, score
-            )
-            for i in range(0, len(flat), 4):
-                id, due, tries, raw = flat[i : i + 4]
-                yield Waiting(codec.text(id), codec.whole(due), codec.whole(tries), raw)
-            last, score = codec.text(last_raw), codec.text(score_raw)
-            if not last:
-                return
+        for id, due, tries, raw in self._walks.upcoming(self._call, "-inf", "+inf", _PAGE):
+            yield Waiting(id, codec.whole(due), codec.whole(tries), raw)
 
     def definitions(self) -> Iterator[tuple[Definition, bool, str]]:
         """Walk the schedules: definition, whether it is paused, id of what is pending of it."""
@@ -116,16 +107,11 @@ class Inventory(Store):
         Walk the dead letters from one on, the oldest first: itself is passed over.
 
         Args:
-            last: Its id. One that is not there stands for none.
+            last: Its id, which need not be there any more.
             died_us: When it died.
         """
-        while True:
-            flat = self._call("dead", str(_PAGE), last, str(died_us))
-            for i in range(0, len(flat), 3):
-                last, died_us = codec.text(flat[i]), codec.whole(flat[i + 1])
-                yield codec.read_letter(last, died_us, flat[i + 2])
-            if len(flat) < 3 * _PAGE:
-                return
+        for id, died, letter in self._walks.dead(self._call, _PAGE, str(died_us), last):
+            yield codec.read_letter(id, died, letter)
 
     def restore(self, letters: Sequence[DeadLetter]) -> int:
         """
@@ -140,7 +126,11 @@ class Inventory(Store):
             head = b"%d,%b,%d|" % (letter.attempt, letter.reason.encode(), len(error))
             text = (head + error + letter.raw).decode(errors="surrogateescape")
             arguments += (letter.id, str(round(letter.died * 1000)), text)
-        return int(self._call("restore", *arguments, named=True))
+        try:
+            return int(self._call("restore", *arguments, named=True))
+        finally:
+            for letter in letters:
+                self._walks.restored(letter.id, round(letter.died * 1000))
 
     def holders(self, most: int = 500) -> dict[str, int]:
         """Return how many events each incarnation holds, of at most so many looked at."""

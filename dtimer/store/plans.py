@@ -20,6 +20,7 @@ from dtimer.model.recurrence import (
 )
 from dtimer.store import codec
 from dtimer.store.namespace import Namespace
+from dtimer.store.walks import Walks
 
 
 class Plans(Namespace):
@@ -29,10 +30,16 @@ class Plans(Namespace):
         super().__init__(*arguments, **options)
         # What was declared from here, and when, on the monotonic clock.
         self._declared: dict[str, tuple[Definition, float]] = {}
+        self._walks = Walks(self._now)
 
     def declare(self, definition: Definition) -> str:
         """Declare a schedule; return ``new``, ``changed`` or ``same``."""
-        result = self._declare(definition)
+        result = ""
+        try:
+            result = self._declare(definition)
+        finally:
+            if result != "same":
+                self._walks.declared(definition.id)
         self._declared[definition.id] = (definition, time.monotonic())
         return result
 
@@ -133,8 +140,16 @@ class Plans(Namespace):
 
     def suspend(self, id: str, *, on: bool) -> bool:
         """Pause or resume one schedule; return whether that changed anything."""
-        return bool(self._call("suspend", id, "1" if on else "0", named=True) == b"1")
+        changed = True
+        try:
+            changed = bool(self._call("suspend", id, "1" if on else "0", named=True) == b"1")
+            return changed
+        finally:
+            if changed and not on:
+                self._walks.declared(id)
 
     def run_now(self, id: str) -> str | None:
         """See `DTimer.run_now`."""
-        return codec.text(self._call("run_now", id, named=True)) or None
+        made = codec.text(self._call("run_now", id, named=True))
+        self._walks.put(made, "+0")
+        return made or None

@@ -86,13 +86,17 @@ class Store(Plans):
         """
         known = self.witness.known
         verb, arguments = self._posting(entries, policy)
-        copied = None
-        if replicas:
-            copied = self._call_copied(verb, *arguments, replicas=replicas)
-            reply = copied.reply
-        else:
-            reply = self._call(verb, *arguments, named=True)
-        letters, total, id = reply.split(b";", 2)
+        copied, letters = None, b""
+        try:
+            if replicas:
+                copied = self._call_copied(verb, *arguments, replicas=replicas)
+                reply = copied.reply
+            else:
+                reply = self._call(verb, *arguments, named=True)
+            letters, total, id = reply.split(b";", 2)
+        finally:
+            if self._walks.under_way and letters != b"x":
+                self._note(entries, letters)
         if total:
             stored = len(entries) if policy == "mint" else letters.count(b"1")
             if not self.witness.posted(known, stored, int(total)):
@@ -108,6 +112,12 @@ class Store(Plans):
             pairs = zip(entries, letters, strict=True)
             kept = frozenset(entry.id for entry, letter in pairs if letter == ord("0"))
         return Posted(codec.text(id), kept)
+
+    def _note(self, entries: Iterable[Entry], letters: bytes = b"") -> None:
+        """Tell the walks what was posted: all of *entries* unless *letters* say otherwise."""
+        for i, e in enumerate(entries):
+            if letters[i : i + 1] != b"0":
+                self._walks.put(e.id, e.when)
 
     def _look_again(self) -> None:
         """Find out what became of the namespace, unless a turn will, which can tell more."""
@@ -127,6 +137,7 @@ class Store(Plans):
         now = "" if self._now is None else str(self._now())
         verb, arguments = self._posting(entries, policy)
         source = load(verb).source
+        self._note(entries)
         pipe.execute_command("EVAL", source, len(self.keys), *self.keys, now, "", *arguments)
 
     # A node's turn
@@ -222,49 +233,28 @@ class Store(Plans):
 
     def reschedule(self, id: str, when: str) -> bool:
         """See `DTimer.reschedule`."""
-        return bool(self._call("reschedule", id, when, named=True) == b"1")
+        moved = True
+        try:
+            moved = bool(self._call("reschedule", id, when, named=True) == b"1")
+            return moved
+        finally:
+            # Also if it is not known whether it was.
+            if moved:
+                self._walks.put(id, when)
 
     def peek(self, id: str) -> Record | None:
         """See `DTimer.peek`."""
         return codec.read_record(id, self._call("peek", id))
 
     def upcoming(self, low: str, high: str) -> Iterator[Record]:
-        """Walk the scheduled events between two bounds, in due order, a page at a time."""
-        last, score = "", ""
-        seen: set[str] = set()
-        while True:
-            low_raw, high_raw, last_raw, score_raw, flat = self._call(
-                "upcoming", low, high, str(_PAGE), last, score
-            )
-            low, high, last = codec.text(low_raw), codec.text(high_raw), codec.text(last_raw)
-            if codec.text(score_raw) != score:
-                score, before, seen = codec.text(score_raw), seen, set()
-            else:
-                before = seen
-            for i in range(0, len(flat), 4):
-                id, due = codec.text(flat[i]), codec.text(flat[i + 1])
-                if id not in before:
-                    if due == score:
-                        seen.add(id)
-                    yield codec.read_scheduled(id, *flat[i + 1 : i + 4])
-            if not last:
-                return
+        """Walk the scheduled events between two bounds, in due order. See `Walks`."""
+        for met in self._walks.upcoming(self._call, low, high, _PAGE):
+            yield codec.read_scheduled(*met)
 
     def dead(self) -> Iterator[DeadLetter]:
-        """Walk the dead letters, the oldest first, a page at a time."""
-        last, score = "", ""
-        seen: set[str] = set()
-        while True:
-            flat = self._call("dead", str(_PAGE), last, score)
-            for i in range(0, len(flat), 3):
-                last, died = codec.text(flat[i]), codec.text(flat[i + 1])
-                if died != score:
-                    score, seen = died, set()
-                if last not in seen:
-                    seen.add(last)
-                    yield codec.read_letter(last, codec.whole(flat[i + 1]), flat[i + 2])
-            if len(flat) < 3 * _PAGE:
-                return
+        """Walk the dead letters, the oldest first. See `Walks`."""
+        for id, died_us, letter in self._walks.dead(self._call, _PAGE):
+            yield codec.read_letter(id, died_us, letter)
 
     def letter(self, id: str) -> DeadLetter | None:
         """Return one dead letter; None when there is none of that id."""
@@ -275,7 +265,13 @@ class Store(Plans):
 
     def revive(self, id: str) -> bool:
         """See `DTimer.revive`."""
-        return bool(self._call("revive", id, named=True) == b"1")
+        revived = True
+        try:
+            revived = bool(self._call("revive", id, named=True) == b"1")
+            return revived
+        finally:
+            if revived:
+                self._walks.put(id, "+0")
 
     def trim(self, limit: int, age_us: int) -> int:
         """

@@ -233,7 +233,11 @@ class Client(Emitter):
         """
         Walk the scheduled events in due order, a page at a time.
 
-        Events that are posted, moved or claimed meanwhile may be missed or not.
+        The walk begins with the first `next`, and ends at the last (due, id) that exists then.
+        So a loop may post, move, cancel and revive. What this timer posts, moves, revives or
+        declares meanwhile, to a place before that end, is passed over. At most one pending
+        occurrence of each schedule is yielded. Events that other processes change meanwhile may
+        or may not appear.
 
         Args:
             offset: Pass over what is due sooner than this from now. None begins with
@@ -258,7 +262,12 @@ class Client(Emitter):
         return ev.confirm()
 
     def dead(self, limit: int | None = None) -> Iterator[DeadLetter]:
-        """Walk the dead letters, the oldest first, at most *limit* of them."""
+        """
+        Walk the dead letters, the oldest first, at most *limit* of them.
+
+        The walk ends at the last letter that exists when it begins, so a loop may revive what
+        it meets.
+        """
         self._notice_fork()
         if limit is not None:
             check_count(limit, "limit", 0, 2**53)

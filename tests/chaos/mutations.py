@@ -23,6 +23,7 @@ _OUTAGES = "tests/integration/test_outages.py"
 _MACHINE = "tests/chaos/test_machine.py"
 _ORDERS = "tests/chaos/test_interleavings.py"
 _TURN = "store/lua/turn.lua"
+_WALKS = "tests/integration/test_walks.py"
 _POST = "store/lua/post.lua"
 _MINT = "store/lua/mint.lua"
 _MINTED = "tests/integration/test_minted.py"
@@ -626,6 +627,36 @@ MUTANTS = [
         "    if added == 0 then\n",
         "    if false then\n",
         _SCHEDULES,
+    ),
+    # --------------------------------------------------------------------------------- walks
+    _mutant(
+        "a walk has no end but that of the set",
+        "store/lua/upcoming.lua",
+        "if comes_after(score, id, end_score, end_id) then break end",
+        "",
+        _WALKS,
+    ),
+    _mutant(
+        "a walk meets what its loop has moved",
+        "store/walks.py",
+        "    if event in walk.passed:\n        return False\n",
+        "",
+        _WALKS,
+        _MACHINE,
+    ),
+    _mutant(
+        "a walk meets occurrence after occurrence",
+        "store/walks.py",
+        "        if schedule in walk.schedules:\n            return False\n",
+        "",
+        _WALKS,
+    ),
+    _mutant(
+        "a page has as many bytes as its events have",
+        "store/lua/upcoming.lua",
+        "if i == limit or bytes > MOST_PAGE then",
+        "if i == limit then",
+        _WALKS,
     ),
     # --------------------------------------------------------------------------------- calls
     _mutant(

@@ -14,8 +14,10 @@ minutes.
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -289,6 +291,41 @@ class Machine(RuleBasedStateMachine):
         self.begin(reply)
         assert (self.model.paused != on) == self.store.pause(on=on)
         self.model.paused = on
+
+    # ---------------------------------------------------------------------------------- walks
+
+    def walk(self) -> Iterator[str]:
+        """Walk what is scheduled, two to a page; one that does not end is cut short."""
+        met = self.store._walks.upcoming(self.store._call, "-inf", "+inf", 2)
+        return itertools.islice((event.id for event in met), 50)
+
+    @rule(span=spans)
+    def put_all_off(self, span):
+        """Move each event that a walk meets: each is met once, in due order."""
+        self.begin(None)
+        waiting = sorted(
+            (e.score, e.id.encode()) for e in self.model.pending.values() if e.token is None
+        )
+        met = []
+        for id in self.walk():
+            met.append(id.encode())
+            assert self.model.reschedule(self.now.us, id, self.now.us + span)
+            assert self.store.reschedule(id, f"+{span}")
+        assert [id for _, id in waiting] == met
+
+    @rule()
+    def cancel_all(self):
+        """Cancel each event that a walk meets: the walk ends, and meets none twice."""
+        self.begin(None)
+        waiting = {e.id for e in self.model.pending.values() if e.token is None}
+        met = []
+        for id in self.walk():
+            met.append(id)
+            assert self.model.cancel(self.now.us, id) == self.store.cancel(id).value
+            self.cancelled.add(id)
+        assert len(met) == len(set(met))
+        # The next occurrence may come sooner than the one that was cancelled in its place.
+        assert {id for id in waiting if "@" not in id} <= set(met)
 
     # ---------------------------------------------------------------------------------- turns
 

@@ -1,54 +1,67 @@
 -- One page of the scheduled events, in due order. Those in flight are passed over.
 --
--- ARGV[3]   not due before, in µs since the epoch or '+<µs>' from now; '-inf' for all
--- ARGV[4]   not due after, likewise; '+inf' for all
--- ARGV[5]   how many to look at
--- ARGV[6]   the last id of the page before; '' for the first page
--- ARGV[7]   and its score
+-- Uses      events plan walk
 --
--- Returns   {low, high, last id, last score, events}
---   low, high the bounds as absolute scores, to be given again for the next page
+-- ARGV[3]   how many to look at
+-- ARGV[4]   not due before, in µs since the epoch or '+<µs>' from now; '-inf' for all
+-- ARGV[5]   not due after, likewise; '+inf' for all
+-- ARGV[6]   the score at which the page before ended; '' for the first page
+-- ARGV[7]   and the id
+-- ARGV[8]   the score at which the walk ends, as the first page has returned it; there ''
+-- ARGV[9]   and the id
+--
+-- Returns   {now, end score, end id, last score, last id, events}
+--   end       the last place that existed when the walk began; '' when there was none
 --   last      where this page ended; '' when there is no more
---   events    id, due, tries and body of each in turn
+--   events    id, due, tries, body and mark of each in turn: the mark is p for the pending
+--             occurrence of a schedule, else ''
 local function bound(text)
   if string.match(text, '^%+%-?%d') then return digits(NOW + tonumber(string.sub(text, 2))) end
   return text
 end
 
-local low, high = bound(ARGV[3]), bound(ARGV[4])
 local from
+local end_score, end_id = ARGV[8], ARGV[9]
 if ARGV[6] == '' then
-  from = redis.call('ZCOUNT', DUE, '-inf', '(' .. low)
-  if low == '-inf' then from = 0 end
+  local low = bound(ARGV[4])
+  from = low == '-inf' and 0 or redis.call('ZCOUNT', DUE, '-inf', '(' .. low)
+  end_score, end_id = last_place(DUE, bound(ARGV[5]))
 else
-  -- Where the last one has moved or gone meanwhile, start again at its score: the
-  -- caller drops those that it has seen.
-  local score = redis.call('ZSCORE', DUE, ARGV[6])
-  if score == ARGV[7] then
-    from = redis.call('ZRANK', DUE, ARGV[6]) + 1
-  else
-    from = redis.call('ZCOUNT', DUE, '-inf', '(' .. ARGV[7])
-  end
+  from = rank_after(DUE, ARGV[6], ARGV[7])
 end
 
-local limit = tonumber(ARGV[5])
-local page = redis.call('ZRANGE', DUE, from, from + limit - 1, 'WITHSCORES')
-local ids, events = {}, {}
-local last, last_score = '', ''
+local limit = tonumber(ARGV[3])
+local page = end_score == '' and {}
+  or redis.call('ZRANGE', DUE, from, from + limit - 1, 'WITHSCORES')
+local ids = {}
 for i = 1, #page, 2 do ids[#ids + 1] = page[i] end
-if #ids > 0 then
-  local leases = redis.call('HMGET', LEASE, unpack(ids))
-  local tries = redis.call('HMGET', TRIES, unpack(ids))
-  local bodies = redis.call('HMGET', BODY, unpack(ids))
-  local top = high == '+inf' and math.huge or tonumber(high)
-  for i, id in ipairs(ids) do
-    if tonumber(page[2 * i]) > top then break end
-    if not leases[i] then
-      for _, v in ipairs({id, page[2 * i], tries[i] or '0', bodies[i] or ''}) do
-        events[#events + 1] = v
-      end
+if #ids == 0 then return {digits(NOW), end_score, end_id, '', '', {}} end
+
+local function mark_of(id, body)
+  local _, _, mark = parse_body(body)
+  if mark ~= 's' then return '' end
+  local schedule, nominal = plan().named_by(id)
+  local beat = schedule and plan().read_beat(schedule)
+  return beat and beat.next == nominal and 'p' or ''
+end
+
+local leases = redis.call('HMGET', LEASE, unpack(ids))
+local tries = redis.call('HMGET', TRIES, unpack(ids))
+local events, bytes = {}, 0
+local last_score, last_id = '', ''
+for i, id in ipairs(ids) do
+  local score = page[2 * i]
+  if comes_after(score, id, end_score, end_id) then break end
+  if not leases[i] then
+    local body = redis.call('HGET', BODY, id) or ''
+    for _, v in ipairs({id, score, tries[i] or '0', body, mark_of(id, body)}) do
+      events[#events + 1] = v
     end
-    if i == limit then last, last_score = id, page[2 * i] end
+    bytes = bytes + #body
+  end
+  if i == limit or bytes > MOST_PAGE then
+    last_score, last_id = score, id
+    break
   end
 end
-return {low, high, last, last_score, events}
+return {digits(NOW), end_score, end_id, last_score, last_id, events}

@@ -1,0 +1,166 @@
+"""
+Walks through events and dead letters: where each ends, and what it passes over.
+
+A walk ends at the last (due, id) that existed when it began. A loop over it may so post, move
+and revive what it meets: the walk passes over what this timer has put at a place before that
+end. The pending occurrence of a schedule makes the next when it is cancelled, so a walk yields
+one of each schedule at most.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from dtimer.store import codec
+
+# What a walk remembers needlessly costs memory; what it forgets, it would meet again. So the
+# estimate of the server's time may be wrong by this much, in µs.
+_SPARE_US = 1_000_000
+
+
+class Met(NamedTuple):
+    """A scheduled event that a walk has met: the id, and the rest as it is stored."""
+
+    id: str
+    due: bytes
+    tries: bytes
+    body: bytes
+
+
+class Walk:
+    """One walk that is under way."""
+
+    def __init__(self, clock: Callable[[], int] | None) -> None:
+        self._clock = clock
+        self._server, self._mine = 0, 0.0
+        #: The score of the place at which the walk ends.
+        self.end = 0.0
+        #: What the walk does not yield any more: ids, and names of schedules.
+        self.passed: set[str] = set()
+        self.schedules: set[str] = set()
+
+    def looked(self, now: bytes, end: bytes) -> None:
+        """Note the server's time and the end of the walk, as a page has told them."""
+        self._server, self._mine = int(now), time.monotonic()
+        self.end = float(end or 0)
+
+    def reaches(self, when: str) -> bool:
+        """Tell whether an event that is put at *when*, as a post says it, may be met."""
+        if self._clock is None:
+            now = self._server + round((time.monotonic() - self._mine) * 1e6)
+        else:
+            now = self._clock()
+        text = when.removeprefix("=")
+        us = now + int(text[1:]) if text.startswith("+") else max(now, int(text))
+        return us <= self.end + _SPARE_US
+
+
+class Walks:
+    """
+    The walks of one timer that are under way, and what it changes meanwhile.
+
+    No lock is taken: a signal handler may post in the middle of anything here.
+
+    Args:
+        clock: None for the server's clock, or a function giving µs since the epoch.
+    """
+
+    def __init__(self, clock: Callable[[], int] | None) -> None:
+        self._clock = clock
+        self._events: dict[int, Walk] = {}
+        self._letters: dict[int, Walk] = {}
+
+    def upcoming(self, call: Callable[..., Any], low: str, high: str, page: int) -> Iterator[Met]:
+        """
+        Walk the scheduled events between two bounds, in due order, a page at a time.
+
+        Args:
+            call: Run a script and return its reply.
+            low: The least score, as the script reads it.
+            high: The greatest.
+            page: How many events to look at in one call.
+        """
+        walk = Walk(self._clock)
+        end, last = ("", ""), ("", "")
+        try:
+            while True:
+                now, end_score, end_id, last_score, last_id, flat = call(
+                    "upcoming", str(page), low, high, *last, *end
+                )
+                walk.looked(now, end_score)
+                self._events[id(walk)] = walk
+                end = codec.text(end_score), codec.text(end_id)
+                last = codec.text(last_score), codec.text(last_id)
+                for i in range(0, len(flat), 5):
+                    met = Met(codec.text(flat[i]), *flat[i + 1 : i + 4])
+                    if _is_new(walk, met.id, pending=bool(flat[i + 4])):
+                        yield met
+                if not last[0]:
+                    return
+        finally:
+            self._events.pop(id(walk), None)
+
+    def dead(
+        self, call: Callable[..., Any], page: int, died: str = "", last: str = ""
+    ) -> Iterator[tuple[str, int, bytes]]:
+        """
+        Walk the dead letters, the oldest first: id, when it died in µs, and the letter.
+
+        Args:
+            call: Run a script and return its reply.
+            page: How many letters to ask for in one call.
+            died: Begin after the letter that died then; ``""`` for the first.
+            last: And has this id.
+        """
+        walk = Walk(self._clock)
+        end = ("", "")
+        try:
+            while True:
+                now, end_score, end_id, more, flat = call("dead", str(page), died, last, *end)
+                walk.looked(now, end_score)
+                self._letters[id(walk)] = walk
+                end = codec.text(end_score), codec.text(end_id)
+                for i in range(0, len(flat), 3):
+                    last, died = codec.text(flat[i]), codec.text(flat[i + 1])
+                    if last not in walk.passed:
+                        yield last, codec.whole(flat[i + 1]), flat[i + 2]
+                if not more:
+                    return
+        finally:
+            self._letters.pop(id(walk), None)
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a walk through scheduled events is under way."""
+        return bool(self._events)
+
+    def put(self, event: str, when: str) -> None:
+        """Note that this timer has posted or moved an event to *when*, or may have."""
+        for walk in list(self._events.values()):
+            if walk.reaches(when):
+                walk.passed.add(event)
+
+    def declared(self, schedule: str) -> None:
+        """Note that this timer has made the pending occurrence of a schedule, or may have."""
+        for walk in list(self._events.values()):
+            walk.schedules.add(schedule)
+
+    def restored(self, letter: str, died_us: int) -> None:
+        """Note that this timer has put a dead letter back, or may have."""
+        for walk in list(self._letters.values()):
+            # A letter is put at the time of its death, also where that is long ago.
+            if died_us <= walk.end:
+                walk.passed.add(letter)
+
+
+def _is_new(walk: Walk, event: str, *, pending: bool) -> bool:
+    if event in walk.passed:
+        return False
+    if pending:
+        schedule = event.rpartition("@")[0]
+        if schedule in walk.schedules:
+            return False
+        walk.schedules.add(schedule)
+    return True
