@@ -17,6 +17,8 @@ from dtimer.errors import DTimerError, OptionError, UsageError
 from dtimer.model.event import Event
 from dtimer.model.moments import Duration, Moment, duration_us
 from dtimer.model.names import check_id, incarnation
+from dtimer.model.stream import timer_options
+from dtimer.timer import listeners
 from dtimer.timer.emitter import Emitter
 from dtimer.timer.timer import DTimer
 
@@ -63,17 +65,6 @@ class _Puller(DTimer):
         self._queue.after_fork()
 
 
-def _client(redis: Any) -> Any:
-    if not isinstance(redis, Mapping):
-        return redis
-    if unknown := sorted(set(redis) - {"host", "port"}):
-        raise OptionError(f"redis takes a host and a port, not {unknown[0]!r}; or give a client")
-    host, port = redis.get("host", "localhost"), redis.get("port", 6379)
-    if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int):
-        raise OptionError(f"redis must have a host (str) and a port (int), not {dict(redis)!r}")
-    return f"redis://{host}:{port}"
-
-
 class RunAt(Emitter):
     """
     A scheduled queue of keys, written to, read from, iterated and piped like a stream.
@@ -99,6 +90,8 @@ class RunAt(Emitter):
         OptionError: an option, or the client, is not acceptable.
     """
 
+    emits = listeners.STREAM
+
     def __init__(
         self,
         queue_name: str = "RunAt~default",
@@ -112,17 +105,9 @@ class RunAt(Emitter):
         self.after_fork()
         self._stopped = threading.Event()
         self._ended = False
-        for name in ("ns", "max_events", "auto_confirm", "poll_interval"):
-            if name in options:
-                raise OptionError(f"RunAt has no option {name!r}")
+        pub, options = timer_options(queue_name, interval, redis, options)
         self._timer = _Puller(
-            self,
-            f"runat-{incarnation()}",
-            _client(redis),
-            ns=queue_name,
-            poll_interval=interval,
-            concurrency=concurrency,
-            **options,
+            self, f"runat-{incarnation()}", pub, concurrency=concurrency, **options
         )
         self._timer.on("error", lambda error: self.announce("error", error))
 

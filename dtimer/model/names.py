@@ -75,6 +75,10 @@ def check_id(value: object, name: str = "id") -> str:
     Raises:
         OptionError: it may not, and why.
     """
+    if isinstance(value, dict):
+        # Not the payload itself: it may be what nobody else should read.
+        hint = f"; give its id, ev.{name}" if hasattr(value, name) else ""
+        raise OptionError(f"{name} must be a str, not {type(value).__name__}{hint}")
     if not isinstance(value, str):
         raise OptionError(f"{name} must be a str, not {value!r:.80} ({type(value).__name__})")
     if not value:
@@ -90,18 +94,42 @@ def check_id(value: object, name: str = "id") -> str:
     return value
 
 
-def check_namespace(value: object) -> str:
+def check_node(value: object) -> str:
+    """
+    Return *value* when it may be the id of a node.
+
+    Raises:
+        OptionError: it may not; the text says so if it is the client, or its URL, that came
+            first. Neither is quoted, because there may be a password in it.
+    """
+    if isinstance(value, str) and "://" not in value:
+        return check_id(value)
+    given = "a URL" if isinstance(value, str) else type(value).__name__
+    raise OptionError(
+        f"the id of the node comes first, a str, and then the client or its URL, as in"
+        f" DTimer('node-1', redis.Redis()); the id is not {given}"
+    )
+
+
+def check_namespace(value: object, name: str = "ns") -> str:
     """
     Return *value* when it may be a namespace.
 
     The pattern keeps braces out: the namespace stands inside the hash tag of every
     key, and a brace of its own would scatter the keys over a cluster.
+
+    Raises:
+        OptionError: it may not.
     """
-    if not isinstance(value, str) or not _NAMESPACE.match(value):
-        raise OptionError(
-            f"ns must be 1 to 64 characters of A-Z a-z 0-9 _ . : ~ and -, not {value!r:.80}"
-        )
-    return value
+    if isinstance(value, str) and _NAMESPACE.match(value):
+        return value
+    if not isinstance(value, str):
+        given = type(value).__name__
+    else:
+        given = "a URL" if "://" in value else f"{value!r:.80}"
+    raise OptionError(
+        f"{name} must be 1 to 64 characters of A-Z a-z 0-9 _ . : ~ and -, not {given}"
+    )
 
 
 def _spell(number: int) -> str:

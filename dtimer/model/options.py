@@ -6,13 +6,13 @@ Validated once, before any I/O, into one frozen object with times in microsecond
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from dtimer.errors import OptionError
+from dtimer.model import hints
 from dtimer.model.moments import Duration, duration_us
 from dtimer.model.names import check_namespace
 from dtimer.model.retry import Backoff, exponential, wait_us
@@ -102,7 +102,9 @@ def check_count(value: object, name: str, low: int, high: int) -> int:
 def _time(value: Duration, name: str, low_ms: int, high_ms: int) -> int:
     us = duration_us(value, name)
     if not low_ms * 1000 <= us <= high_ms * 1000:
-        raise OptionError(f"{name} must be {low_ms} to {high_ms} ms, not {value!r:.80}")
+        raise OptionError(
+            f"{name} must be {low_ms} to {high_ms} ms, not {value!r:.80}; numbers are milliseconds"
+        )
     return us
 
 
@@ -110,6 +112,11 @@ def _flag(value: object, name: str) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"{name} must be True or False, not {value!r:.80}")
     return value
+
+
+def check_poll_interval(value: Duration, name: str = "poll_interval") -> int:
+    """Return *value* in microseconds when nodes may poll that often."""
+    return _time(value, name, 10, 3_600_000)
 
 
 def check_max_events(value: object) -> int:
@@ -130,8 +137,7 @@ def validate(given: dict[str, Any]) -> Options:
     """
     for name in given:
         if name not in DEFAULTS:
-            near = difflib.get_close_matches(name, DEFAULTS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(DEFAULTS)}"
+            hint = hints.meant(name, ("pub", "sub", *DEFAULTS), hints.OPTIONS)
             raise OptionError(f"there is no option {name!r}{hint}")
     v = DEFAULTS | given
     if not callable(v["backoff"]):
@@ -149,7 +155,7 @@ def validate(given: dict[str, Any]) -> Options:
         lease=_time(v["lease"], "lease", 100, _DAY_MS),
         look_ahead=_time(v["look_ahead"], "look_ahead", 0, 1_000),
         auto_confirm=_flag(v["auto_confirm"], "auto_confirm"),
-        poll_interval=_time(v["poll_interval"], "poll_interval", 10, 3_600_000),
+        poll_interval=check_poll_interval(v["poll_interval"]),
         timeout=_time(v["timeout"], "timeout", 50, 30_000),
         max_run=None if v["max_run"] is None else _time(v["max_run"], "max_run", 1, 30 * _DAY_MS),
         max_payload=check_count(v["max_payload"], "max_payload", 2, 64 * 1024 * 1024),

@@ -13,6 +13,7 @@ from json.scanner import make_scanner
 from typing import Any, NoReturn
 
 from dtimer.errors import PayloadError, PayloadTooLarge
+from dtimer.model import payload_errors
 
 #: Nested deeper than this, a payload is a mistake, or contains itself.
 DEEPEST = 100
@@ -68,9 +69,7 @@ def _check(payload: Mapping[str, Any]) -> bool:
             if isinstance(container, dict):
                 for key in container:
                     if not isinstance(key, str):
-                        raise PayloadError(
-                            f"payload keys must be strings, not {type(key).__name__}"
-                        )
+                        raise payload_errors.bad_key(payload)
                 values: Any = container.values()
             else:
                 values = container
@@ -78,7 +77,7 @@ def _check(payload: Mapping[str, Any]) -> bool:
         if not deeper:
             return shared
         level = deeper
-    raise PayloadError(f"the payload is nested deeper than {DEEPEST} levels, or contains itself")
+    raise payload_errors.too_deep(payload, DEEPEST)
 
 
 def _values(payload: Mapping[str, Any], limit: int) -> int:
@@ -104,7 +103,8 @@ def encode(payload: object, limit: int) -> str:
 
     Raises:
         PayloadError: not a dict, a key that is no string, a value that JSON has no
-            word for (NaN, infinity, bytes, datetime, set …), or nested too deeply.
+            word for (NaN, infinity, bytes, datetime, set …), or nested too deeply. The text
+            names where it is, and its type, never the value.
         PayloadTooLarge: over *limit*.
     """
     if not isinstance(payload, dict):
@@ -119,7 +119,7 @@ def encode(payload: object, limit: int) -> str:
     try:
         text = _encode(payload)
     except (TypeError, ValueError, RecursionError) as e:
-        raise PayloadError(f"the payload cannot be written as JSON: {e}") from e
+        raise payload_errors.bad_value(payload, e) from e
     if len(text) > limit:
         raise PayloadTooLarge(
             f"the payload has {len(text)} bytes of JSON; at most {limit} are allowed (max_payload)"

@@ -11,16 +11,18 @@ import hashlib
 import itertools
 import json
 import re
+import zoneinfo
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
 from dtimer.errors import NamespaceCorrupt, OptionError
-from dtimer.model import walls
+from dtimer.model import hints, walls
 from dtimer.model.moments import Duration, Moment, duration_us, moment_us
 from dtimer.model.options import check_count
 
@@ -129,21 +131,30 @@ def _check_read(d: Definition) -> None:
         raise ValueError("it is neither an interval nor a cron schedule")
 
 
-def zone(name: object) -> ZoneInfo:
+def zone(given: object) -> ZoneInfo:
     """
-    Return the time zone of a name.
+    Return a time zone that has a name, given by that or as a ``ZoneInfo``.
 
     Raises:
         OptionError: there is none of that name on this machine.
     """
+    name = "UTC" if given is UTC else given.key if isinstance(given, ZoneInfo) else given
     if not isinstance(name, str):
-        raise OptionError(f"tz must be the name of a time zone, not {name!r}")
+        raise OptionError(
+            f"tz must be a ZoneInfo with a key, or the name of a time zone such as"
+            f" 'Europe/Berlin', not {given!r:.80}"
+        )
     try:
         return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as e:
-        raise OptionError(
-            f"there is no time zone {name!r} on this machine ({e}); pip install tzdata brings all"
-        ) from None
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        known = zoneinfo.available_timezones()
+        if near := hints.nearest(name, known):
+            hint = f"did you mean {near!r}?"
+        elif known:
+            hint = "a name looks like 'Europe/Berlin' or 'UTC'"
+        else:
+            hint = "it has none at all: pip install tzdata brings them"
+        raise OptionError(f"there is no time zone {name!r:.80} on this machine; {hint}") from None
 
 
 def _walk(expression: str, tz: str, after_us: int, stop: int | None) -> Iterator[int]:
@@ -183,7 +194,9 @@ def check_cron(expression: object, tz: str) -> str:
 
 def _choice(value: object, name: str, among: dict[str, str]) -> str:
     if value not in among:
-        raise OptionError(f"{name} must be one of {', '.join(among)}, not {value!r:.80}")
+        near = hints.nearest(str(value), among, hints.POLICIES)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise OptionError(f"{name} must be one of {', '.join(among)}, not {value!r:.80}{hint}")
     return str(value)
 
 
@@ -192,7 +205,7 @@ def define(
     *,
     every: Duration | None = None,
     cron: str | None = None,
-    tz: str = "UTC",
+    tz: str | ZoneInfo = "UTC",
     start: Moment | None,
     end: Moment | None,
     count: int | None,
@@ -201,9 +214,12 @@ def define(
     overlap: str,
     max_retries: int,
     payload: str,
+    stepped: bool = False,
 ) -> Definition:
     """
     Check the arguments of ``every`` and ``cron``, and write them down.
+
+    *stepped* is that of `moment_us`.
 
     Raises:
         OptionError: one of them is not acceptable.
@@ -212,8 +228,11 @@ def define(
     if every is not None:
         interval = duration_us(every, "interval")
         if interval < SHORTEST_US:
-            raise OptionError(f"interval must be {SHORTEST_US // 1000} ms at least, not {every!r}")
-    zone(tz)
+            raise OptionError(
+                f"interval must be {SHORTEST_US // 1000} ms at least, not {every!r}; numbers are"
+                " milliseconds, so every second is 1_000, and every minute 60_000"
+            )
+    name = zone(tz).key
     if len(id.encode()) > LONGEST_SCHEDULE_ID:
         raise OptionError(f"the id of a schedule may have {LONGEST_SCHEDULE_ID} bytes, not more")
     spread = duration_us(jitter, "jitter")
@@ -221,15 +240,15 @@ def define(
         raise OptionError(f"jitter must not be negative, not {jitter!r}")
     if interval is not None and spread > interval:
         raise OptionError(f"jitter must not be longer than the interval, not {jitter!r}")
-    begins = None if start is None else moment_us(start, "start")
-    ends = None if end is None else moment_us(end, "end")
+    begins = None if start is None else moment_us(start, "start", stepped=stepped)
+    ends = None if end is None else moment_us(end, "end", stepped=stepped)
     if begins is not None and ends is not None and ends < begins:
         raise OptionError(f"end {end!r} lies before start {start!r}")
     return Definition(
         id=id,
         every=interval,
-        cron=None if cron is None else check_cron(cron, tz),
-        tz=tz,
+        cron=None if cron is None else check_cron(cron, name),
+        tz=name,
         start=begins,
         stop=ends,
         count=None if count is None else check_count(count, "count", 1, 2**53),

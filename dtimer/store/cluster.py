@@ -12,6 +12,9 @@ from dtimer.store.keys import Keys
 from dtimer.store.pools import library, settings
 from dtimer.store.wire import ClusterWire
 
+# So many of its servers are named in a message.
+_NAMED = 3
+
 
 class ClusterSource:
     """Connections to the server of a cluster that holds the keys of the namespace."""
@@ -37,6 +40,13 @@ class ClusterSource:
                 startup_nodes=[node(host, port) for host, port in self._nodes], **self._settings
             )
         return self._client
+
+    @property
+    def place(self) -> str:
+        """See `Source.place`."""
+        named = [f"{host}:{port}" for host, port in self._nodes[:_NAMED]]
+        more = ", …" if len(self._nodes) > _NAMED else ""
+        return f"the cluster of {', '.join(named)}{more}"
 
     def wire(self, keys: Keys) -> ClusterWire:
         """See `Source.wire`."""

@@ -32,6 +32,11 @@ class Source(Protocol):
         """False where there can be no replica to wait for."""
         ...
 
+    @property
+    def place(self) -> str:
+        """Where it leads, for messages: host and port, and neither user nor password."""
+        ...
+
     def wire(self, keys: Keys) -> Wire | ClusterWire:
         """Return a connection for scripts; it connects with its first call."""
         ...

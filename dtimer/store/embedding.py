@@ -30,6 +30,11 @@ class EmbeddedSource:
         self._attachment: embedded.Attachment | None = None
         self._lock = threading.Lock()
 
+    @property
+    def place(self) -> str:
+        """See `Source.place`."""
+        return self._url
+
     def _attached(self) -> PoolSource:
         with self._lock:
             if self._source is None:

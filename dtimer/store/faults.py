@@ -113,8 +113,15 @@ def before_the_script(error: BaseException) -> bool:
     return slow(error)
 
 
-def translate(error: BaseException, doing: str) -> StoreError:
-    """Make the error of our tree that says what the server refused."""
+def translate(error: BaseException, doing: str, place: str) -> StoreError:
+    """
+    Make the error of our tree that says what the server refused.
+
+    Args:
+        error: What the client library raised.
+        doing: What was to be done.
+        place: Where the server is.
+    """
     text = message(error)
     if isinstance(error, StoreError):
         return error
@@ -123,13 +130,13 @@ def translate(error: BaseException, doing: str) -> StoreError:
     if "WRONGTYPE" in text:
         return NamespaceCorrupt(f"a key of the namespace holds a foreign type ({doing}: {text})")
     if tls.mistrusted(error):
-        return StoreError(f"there is no trusted connection to Redis ({doing}): {text}")
+        return StoreError(f"there is no trusted connection to Redis at {place} ({doing}): {text}")
     if slow(error):
-        return StoreError(f"Redis refuses this client ({doing}): {text}")
+        return StoreError(f"Redis at {place} refuses this client ({doing}): {text}")
     if "ResponseError" not in names(error) or text.startswith(("OOM", "MISCONF", "NOREPLICAS")):
-        return StoreError(f"Redis refused to {doing}: {text}")
+        return StoreError(f"Redis at {place} refused to {doing}: {text}")
     if "command not allowed when used memory" in text:
-        return StoreError(f"Redis is out of memory and refused to {doing}: {text}")
+        return StoreError(f"Redis at {place} is out of memory and refused to {doing}: {text}")
     if "DTSTALE" in text or "user_script" in text or "Error running script" in text:
         return ScriptError(f"a script failed ({doing}): {text}; please report this")
-    return StoreError(f"Redis refused to {doing}: {text}")
+    return StoreError(f"Redis at {place} refused to {doing}: {text}")

@@ -213,7 +213,7 @@ class Line:
             except Exception as e:
                 what = fate(e, lane.wire.sent)
                 if what is Fate.REFUSED and not (perhaps and before_the_script(e)):
-                    raise translate(e, script.doing) from e
+                    raise translate(e, script.doing, self._source.place) from e
                 if what is Fate.RECONNECT:
                     lane.wire.close()
                 perhaps = perhaps or (what is Fate.UNKNOWN and script.name not in READS)
@@ -230,9 +230,11 @@ class Line:
         within = f"within {self._timeout * 1000:.0f} ms"
         if perhaps:
             return OutcomeUnknown(
-                f"no reply to {doing} {within}: it may or may not have been done ({error})"
+                f"no reply to {doing} {within} from Redis at {self._source.place}: it may or may"
+                f" not have been done ({error})"
             )
-        return StoreError(f"Redis could not be reached to {doing} {within}: {error}")
+        place = self._source.place
+        return StoreError(f"Redis at {place} could not be reached to {doing} {within}: {error}")
 
     def close(self) -> None:
         """Drop the idle connections. A later call makes new ones."""

@@ -100,6 +100,11 @@ class Namespace:
         return self._line.call_copied(verb, *arguments, deadline=deadline, replicas=replicas)
 
     @property
+    def place(self) -> str:
+        """Where the server is: host and port, and neither user nor password."""
+        return self._source.place
+
+    @property
     def replicable(self) -> bool:
         """False where there can be no replica to wait for."""
         return self._source.replicable

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dtimer.errors import OptionError
@@ -73,6 +73,13 @@ def settings(given: dict[str, Any], root: str, timeout: float) -> dict[str, Any]
     }
 
 
+def endpoint(given: Mapping[str, Any]) -> str:
+    """Return where the settings of a connection lead to: a socket, or host and port."""
+    if "path" in given:
+        return f"unix:{given['path']}"
+    return f"{given.get('host', 'localhost')}:{given.get('port', 6379)}"
+
+
 def _sentinel_pool(pool: Any, root: str, timeout: float) -> Any:
     """Return a pool that asks the same Sentinels, by clients that wait no longer than ours."""
     manager = copy.copy(pool.sentinel_manager)
@@ -115,6 +122,16 @@ class PoolSource:
     def replicable(self) -> bool:
         """See `Source.replicable`: an emulation knows no replicas."""
         return not self._class.__module__.startswith("fakeredis")
+
+    @property
+    def place(self) -> str:
+        """See `Source.place`."""
+        if self._sentinels:
+            asked = [endpoint(s.connection_pool.connection_kwargs) for s in self._sentinels]
+            return f"master {self._pool.service_name!r} of the Sentinels {', '.join(asked)}"
+        if not self.replicable:
+            return "an emulation"
+        return endpoint(self._settings)
 
     def connect(self) -> Any:
         """Return a connection that can be given a deadline, not connected yet."""

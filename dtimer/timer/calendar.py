@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from dtimer.errors import OptionError
 from dtimer.model.moments import Duration, Moment
@@ -41,7 +42,9 @@ class Calendar(Client):
         ``ev.nominal`` and ``ev.missed`` tell where they come from.
 
         Args:
-            interval: 10 ms at least.
+            interval: 10 ms at least. **A number is milliseconds**: ``every(60, …)`` is not a
+                minute but nearly seventeen times a second. Write ``60_000`` or
+                ``timedelta(minutes=1)``.
             ev: The payload of each occurrence.
             id: Names the schedule, up to 230 bytes.
             start: The first nominal time; one interval from the first declaration when None.
@@ -84,7 +87,7 @@ class Calendar(Client):
         ev: Mapping[str, Any],
         *,
         id: str,
-        tz: str = "UTC",
+        tz: str | ZoneInfo = "UTC",
         start: Moment | None = None,
         end: Moment | None = None,
         count: int | None = None,
@@ -100,7 +103,7 @@ class Calendar(Client):
             expression: Five fields (minute, hour, day, month, weekday) or six (seconds
                 first), with names, lists, ranges, steps, ``L`` and ``#``, or ``@daily`` and
                 its like.
-            tz: The name of the time zone that the fields are in.
+            tz: The time zone that the fields are in: its name, or a ``ZoneInfo``.
         """
         if expression is None:
             raise OptionError("cron needs an expression")
@@ -127,6 +130,7 @@ class Calendar(Client):
             check_id(id),
             max_retries=check_count(retries, "max_retries", 0, MOST_RETRIES),
             payload=encode(ev, self._options.max_payload),
+            stepped=self._options.now is not None,
             **fields,
         )
         return self._store.declare(definition)

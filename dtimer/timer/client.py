@@ -127,8 +127,9 @@ class Client(Emitter):
     def post_in_line(self, id: str, at: Moment | None) -> None:
         """Post an event without a payload, behind those of the same millisecond."""
         self._notice_fork()
-        entry = prepare(self._options, self._mint, {}, at=at, id=id).entry
-        self._store.post([entry._replace(when=f"={entry.when}")], "replace")
+        due = when(0, at, stepped=self._options.now is not None, name="runAt")
+        entry = prepare(self._options, self._mint, {}, id=id).entry
+        self._store.post([entry._replace(when=f"={due}")], "replace")
 
     def _superseding(self, ids: Collection[str], *, posted: bool) -> None:
         """Called before events are posted under ids that may be pending, and after that."""
@@ -217,7 +218,8 @@ class Client(Emitter):
         self._notice_fork()
         if delay is None and at is None:
             raise OptionError("reschedule needs a delay or at")
-        return self._store.reschedule(check_id(id), when(0 if delay is None else delay, at))
+        due = when(0 if delay is None else delay, at, stepped=self._options.now is not None)
+        return self._store.reschedule(check_id(id), due)
 
     def peek(self, id: str) -> Record | None:
         """Look at one event, scheduled, in flight or dead; None when there is none."""

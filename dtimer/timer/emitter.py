@@ -11,28 +11,16 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar, overload
 
 from pyee.base import EventEmitter
 
-from dtimer.errors import OptionError
+from dtimer.timer import listeners
 
 log = logging.getLogger("dtimer")
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _check(event: object, f: object) -> None:
-    if not isinstance(event, str):
-        raise OptionError(f"the name of an event must be a str, not {event!r}")
-    if not callable(f):
-        raise OptionError(f"a listener of {event!r} must be callable, not {f!r}")
-    if inspect.iscoroutinefunction(f):
-        raise OptionError(
-            f"a listener of {event!r} must be a plain function: listeners are called on"
-            f" threads, and nobody would await {f!r}"
-        )
 
 
 def _unawaited(f: Callable[..., Any], result: object) -> TypeError:
@@ -72,6 +60,9 @@ class _Guard(threading.local):
 class Emitter(EventEmitter):
     """pyee's emitter, with guarded emissions. See the module."""
 
+    #: What is emitted, and with which arguments; None: whatever a user likes.
+    emits: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
+
     def __init__(self) -> None:
         super().__init__()
         self._guard = _Guard()
@@ -85,12 +76,14 @@ class Emitter(EventEmitter):
         Register a listener, as a decorator or with the function given.
 
         Raises:
-            OptionError: *f* is not callable, or is a coroutine function.
+            OptionError: nothing is emitted by that name, or *f* is not callable, is a coroutine
+                function, or cannot take the arguments that it would be called with.
         """
         return self.listens_to(event) if f is None else self.add_listener(event, f)
 
     def listens_to(self, event: str) -> Callable[[F], F]:
         """Return a decorator that registers a listener of *event*. See `on`."""
+        listeners.check_name(event, self.emits)
 
         def register(f: F) -> F:
             return self.add_listener(event, f)
@@ -99,16 +92,17 @@ class Emitter(EventEmitter):
 
     def add_listener(self, event: str, f: F) -> F:
         """Register *f* as a listener of *event*. See `on`."""
-        _check(event, f)
+        listeners.check(event, f, self.emits)
         super().add_listener(event, f)
         self._listening(event)
         return f
 
     def once(self, event: str, f: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """Register a listener that is removed when it is called. See `on`."""
+        listeners.check_name(event, self.emits)
 
         def register(f: F) -> F:
-            _check(event, f)
+            listeners.check(event, f, self.emits)
             # Not pyee's: it does not tell whether it was called, so a batch of events would
             # pass for handled where another hand had taken the only listener.
             once = _Once(f, lambda: self.remove_listener(event, f))

@@ -198,7 +198,9 @@ class Life:
             if self._reachable:
                 self._herald.announce("disconnected", error)
             self._reachable = False
-            self._complain(error, "Redis does not answer; the node keeps trying")
+            self._complain(
+                error, f"Redis at {self._store.place} does not answer; the node keeps trying"
+            )
 
     def _hearing_changed(self, error: BaseException | None) -> None:
         self._deafness = error

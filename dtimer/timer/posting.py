@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from dtimer.errors import OptionError
+from dtimer.model import hints
 from dtimer.model.moments import Duration, Moment, duration_us, moment_us
 from dtimer.model.names import Mint, check_id
 from dtimer.model.options import MOST_RETRIES, Options, check_count
@@ -33,13 +34,21 @@ class Posting(NamedTuple):
     policy: str
 
 
-def when(delay: Duration, at: Moment | None) -> str:
-    """Write a due time as the scripts read it: ``+µs`` from now, or µs since the epoch."""
+def when(delay: Duration, at: Moment | None, *, stepped: bool, name: str = "at") -> str:
+    """
+    Write a due time as the scripts read it: ``+µs`` from now, or µs since the epoch.
+
+    Args:
+        delay: From now; what is not positive means now.
+        at: A moment instead; one that is over means now.
+        stepped: See `moment_us`.
+        name: What a message calls *at*.
+    """
     if at is None:
         return f"+{max(0, duration_us(delay, 'delay'))}"
     if delay != 0 or isinstance(delay, bool):
         raise OptionError(f"give either delay or at, not both (delay={delay!r}, at={at!r})")
-    return str(max(0, moment_us(at, "at")))
+    return str(max(0, moment_us(at, name, stepped=stepped)))
 
 
 def _expires(value: Duration | datetime | None) -> str:
@@ -73,8 +82,12 @@ def prepare(
         PayloadError: the payload is not.
     """
     if if_exists not in POLICIES:
-        raise OptionError(f"if_exists must be one of {', '.join(POLICIES)}, not {if_exists!r}")
-    due = when(delay, at)
+        near = hints.nearest(str(if_exists), POLICIES, hints.POLICIES)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise OptionError(
+            f"if_exists must be one of {', '.join(POLICIES)}, not {if_exists!r:.80}{hint}"
+        )
+    due = when(delay, at, stepped=options.now is not None)
     if max_retries is None:
         max_retries = options.max_retries
     else:
@@ -90,20 +103,22 @@ def prepare(
     return Posting(Entry(id, due, _expires(expires), f"{max_retries},n|{payload}"), if_exists)
 
 
+def _names(item: Mapping[Any, Any]) -> list[str]:
+    return sorted(n if isinstance(n, str) else type(n).__name__ for n in item)
+
+
 def prepare_item(options: Options, mint: Mint, item: object) -> Posting:
     """Check one item of ``post_many``: a pair, or a mapping of the arguments of ``post``."""
     if isinstance(item, Mapping):
-        if unknown := sorted(
-            n if isinstance(n, str) else type(n).__name__ for n in set(item) - _ARGUMENTS
-        ):
-            raise OptionError(
-                f"an item of post_many has no argument {unknown[0]!r}; there are"
-                f" {', '.join(sorted(_ARGUMENTS))}"
-            )
         if "ev" not in item:
+            given = ", ".join(_names(item)) or "nothing"
             raise OptionError(
-                f"an item of post_many lacks its ev; it has {', '.join(sorted(item)) or 'nothing'}"
+                "an item of post_many lacks its payload: it is a pair (ev, delay) or a mapping such"
+                f" as {{'ev': …, 'delay': …}}, and this one has {given}"
             )
+        if unknown := [name for name in _names(item) if name not in _ARGUMENTS]:
+            hint = hints.meant(unknown[0], sorted(_ARGUMENTS), hints.POSTING)
+            raise OptionError(f"an item of post_many has no argument {unknown[0]!r}{hint}")
         return prepare(options, mint, **item)
     if isinstance(item, tuple | list) and len(item) == 2:
         return prepare(options, mint, item[0], item[1])

@@ -17,12 +17,12 @@ from typing import Any, Self
 from dtimer.errors import StateRollback, UsageError
 from dtimer.model.event import Event, Health
 from dtimer.model.moments import Duration, duration_us, moment_us
-from dtimer.model.names import check_id
+from dtimer.model.names import check_node
 from dtimer.model.options import ANY_NUMBER, check_max_events, validate
 from dtimer.store.connect import source
 from dtimer.store.line import TRIES
 from dtimer.store.store import Store
-from dtimer.timer import process
+from dtimer.timer import listeners, process
 from dtimer.timer.calendar import Calendar
 from dtimer.timer.life import Life
 from dtimer.timer.voice import WeakVoice
@@ -89,15 +89,16 @@ class DTimer(Calendar):
             ``wait_replicas=0``
                 How many replicas must have a post before it returns. See `post`.
             ``now=None``
-                For tests: a function giving epoch milliseconds, in place of the clock of
-                the server.
+                For tests: a function giving epoch ms, in place of the server's clock.
 
     Raises:
         OptionError: an option is unknown or out of range, or *pub* is no client.
     """
 
+    emits = listeners.TIMER
+
     def __init__(self, id: str, pub: Any = None, sub: Any = None, **options: Any) -> None:
-        self._id = check_id(id)
+        self._id = check_node(id)
         valid = validate(options)
         now = valid.now
         timeout = valid.timeout / 1e6
@@ -106,7 +107,7 @@ class DTimer(Calendar):
             valid.ns,
             timeout=timeout,
             ears=None if sub is None else source(sub, timeout / TRIES),
-            now=None if now is None else lambda: moment_us(now(), "now"),
+            now=None if now is None else lambda: moment_us(now(), "now", stepped=True),
         )
         super().__init__(valid, store)
         self._life: Life | None = None
@@ -137,8 +138,7 @@ class DTimer(Calendar):
             self._life.max_events = value
 
     def __repr__(self) -> str:
-        state = "joined" if self.joined else "not joined"
-        return f"<DTimer {self._id!r} of {self.ns!r}, {state}>"
+        return f"<DTimer {self._id!r} of {self.ns!r}, {'' if self.joined else 'not '}joined>"
 
     # Joining and leaving
 

@@ -289,7 +289,7 @@ class TestTrouble:
         with Server(appendonly=True) as server:
             listener = listening("--url", server.url)
             server.kill9()
-            listener.err.find("Error: Redis does not answer")
+            listener.err.find(r"Error: Redis at \S+ does not answer")
             server.start()
             listener.err.find("Redis answers again")
             timer = DTimer("poster", server.url, ns=env["DTIMER_NS"])

@@ -694,7 +694,7 @@ MUTANTS = [
     _mutant(
         "an error tells the password",
         "store/line.py",
-        'return StoreError(f"Redis could not be reached to {doing} {within}: {error}")',
+        'return StoreError(f"Redis at {place} could not be reached to {doing} {within}: {error}")',
         'return StoreError(f"no way to {doing}: {vars(self._source)} "\n'
         "            f\"{getattr(getattr(self._source, '_pool', 0), 'connection_kwargs', 0)}\")",
         "tests/integration/test_secrets.py",

@@ -88,8 +88,12 @@ class TestPayloads:
         deep: list = []
         for _ in range(100_000):
             deep = [deep]
-        for payload in (mine, {"deep": deep}):
-            with pytest.raises(PayloadError, match="deeper than 100 levels"):
+        for payload, words in (
+            (mine, "^the payload contains itself"),
+            ({"not": 1, "list": [mine["list"]]}, r"^payload\['list'\]\[0\] contains itself"),
+            ({"deep": deep}, r"deeper than 100 levels, at payload\['deep'\]\[0\]\[0\].*…$"),
+        ):
+            with pytest.raises(PayloadError, match=words):
                 nowhere.post(payload)
 
     @pytest.mark.fault("F87")

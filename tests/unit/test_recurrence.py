@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import random
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -88,7 +88,7 @@ class TestDefining:
             {"tz": "../etc/passwd"},
             {"tz": ""},
             {"tz": None},
-            {"tz": UTC},
+            {"tz": timezone(timedelta(hours=1))},
         ],
     )
     def test_bad_options(self, options):

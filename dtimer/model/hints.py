@@ -1,0 +1,122 @@
+"""What was probably meant by a name that does not exist."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+
+#: What other libraries call our options.
+OPTIONS = {
+    "acks_late": "auto_confirm",
+    "ack": "auto_confirm",
+    "attempts": "max_retries",
+    "batch": "max_events",
+    "batch_size": "max_events",
+    "client": "pub",
+    "clock": "now",
+    "connection": "pub",
+    "count": "max_events",
+    "heartbeat": "lease",
+    "invisibility": "lease",
+    "job_timeout": "max_run",
+    "max_attempts": "max_retries",
+    "max_jobs": "concurrency",
+    "max_tries": "max_retries",
+    "max_workers": "concurrency",
+    "namespace": "ns",
+    "poll": "poll_interval",
+    "prefetch": "max_events",
+    "prefetch_count": "max_events",
+    "prefix": "ns",
+    "queue": "ns",
+    "queue_name": "ns",
+    "redis": "pub",
+    "replicas": "wait_replicas",
+    "retries": "max_retries",
+    "retry": "max_retries",
+    "retry_delay": "backoff",
+    "task_timeout": "max_run",
+    "threads": "concurrency",
+    "time_limit": "max_run",
+    "tries": "max_retries",
+    "url": "pub",
+    "visibility_timeout": "lease",
+    "worker_concurrency": "concurrency",
+    "workers": "concurrency",
+}
+
+#: And the arguments of ``post``.
+POSTING = {
+    "args": "ev",
+    "attempts": "max_retries",
+    "body": "ev",
+    "countdown": "delay",
+    "data": "ev",
+    "date": "at",
+    "delay_ms": "delay",
+    "due": "at",
+    "eta": "at",
+    "event": "ev",
+    "event_id": "id",
+    "expire": "expires",
+    "job_id": "id",
+    "jobId": "id",
+    "key": "id",
+    "kwargs": "ev",
+    "message": "ev",
+    "msg": "ev",
+    "name": "id",
+    "payload": "ev",
+    "retries": "max_retries",
+    "run_at": "at",
+    "runAt": "at",
+    "run_date": "at",
+    "scheduled_at": "at",
+    "task_id": "id",
+    "tries": "max_retries",
+    "ttl": "expires",
+    "when": "at",
+}
+
+#: And the policies.
+POLICIES = {
+    "abort": "error",
+    "fail": "error",
+    "fire_once": "coalesce",
+    "ignore": "keep",
+    "latest_only": "skip",
+    "merge": "coalesce",
+    "none": "skip",
+    "once": "coalesce",
+    "overwrite": "replace",
+    "parallel": "allow",
+    "raise": "error",
+    "update": "replace",
+    "upsert": "replace",
+    "wait": "queue",
+}
+
+
+def nearest(
+    given: str, among: Collection[str], words: Mapping[str, str] | None = None
+) -> str | None:
+    """
+    Return the name that *given* was probably meant to be, or None.
+
+    Args:
+        given: The name that does not exist.
+        among: The names that do.
+        words: What other libraries call them.
+    """
+    other = (words or {}).get(given)
+    if other in among:
+        return other
+    folded = {name.casefold(): name for name in among}
+    near = difflib.get_close_matches(given.casefold(), folded, n=1)
+    return folded[near[0]] if near else None
+
+
+def meant(given: object, among: Collection[str], words: Mapping[str, str] | None = None) -> str:
+    """Return the end of a message: what was probably meant, or else what there is."""
+    near = nearest(given, among, words) if isinstance(given, str) else None
+    return f"; did you mean {near!r}?" if near else f"; there are {', '.join(among)}"

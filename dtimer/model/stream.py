@@ -1,0 +1,64 @@
+"""The options of ``RunAt``, which are those of the timer beneath it by other names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dtimer.errors import OptionError
+from dtimer.model import hints
+from dtimer.model.moments import Duration
+from dtimer.model.names import check_namespace
+from dtimer.model.options import DEFAULTS, check_poll_interval
+
+# What a stream decides by itself, or calls by another name.
+_ITS_OWN = {"ns", "max_events", "auto_confirm", "poll_interval"}
+_NAMES = ("queue_name", "interval", "redis", *(name for name in DEFAULTS if name not in _ITS_OWN))
+_CALLED = {"ns": "queue_name", "poll_interval": "interval", "pub": "redis"}
+_WORDS = {word: _CALLED.get(name, name) for word, name in hints.OPTIONS.items()} | _CALLED
+
+
+def timer_options(
+    queue_name: object, interval: Duration, redis: object, options: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """
+    Return the client and the options of the timer beneath a stream.
+
+    Raises:
+        OptionError: one of them is not acceptable; the text calls it by the stream's name for it.
+    """
+    for name in options:
+        if name not in _NAMES:
+            raise OptionError(f"RunAt has no option {name!r}{hints.meant(name, _NAMES, _WORDS)}")
+    if not isinstance(queue_name, str) or "://" in queue_name:
+        given = "a URL" if isinstance(queue_name, str) else type(queue_name).__name__
+        raise OptionError(
+            f"queue_name comes first, a str, and the client as redis=, as in"
+            f" RunAt('reminders', redis=…); queue_name is not {given}"
+        )
+    its_own = {
+        "ns": check_namespace(queue_name, "queue_name"),
+        "poll_interval": interval,
+    }
+    check_poll_interval(interval, "interval")
+    return _client(redis), its_own | options
+
+
+def _client(redis: Any) -> Any:
+    """Return what a timer takes for *redis*."""
+    if not isinstance(redis, Mapping):
+        if redis is None or isinstance(redis, str) or hasattr(redis, "connection_pool"):
+            return redis
+        if hasattr(redis, "nodes_manager"):
+            return redis
+        # Not what it is: it may have a password in it.
+        raise OptionError(
+            "redis must be a redis or valkey client, a URL, or {'host': …, 'port': …}, not"
+            f" {type(redis).__name__}"
+        )
+    if unknown := sorted(map(str, set(redis) - {"host", "port"})):
+        raise OptionError(f"redis takes a host and a port, not {unknown[0]!r}; or give a client")
+    host, port = redis.get("host", "localhost"), redis.get("port", 6379)
+    if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int):
+        raise OptionError(f"redis must have a host (str) and a port (int), not {dict(redis)!r}")
+    return f"redis://{host}:{port}"

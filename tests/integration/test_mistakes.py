@@ -1,0 +1,465 @@
+"""
+The mistakes of a beginner, and what each is told: a table.
+
+A mistake that raises nothing is found at night, so each of these raises where it is made, before
+anything is sent, with what was given, what is expected and what to do.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import math
+import time
+import zoneinfo
+
+import pytest
+import redis
+import redis.asyncio
+
+from dtimer import DTimer, OptionError, PayloadError, PayloadTooLarge, RunAt, StoreError
+from dtimer.testing import Clock
+
+BERLIN = "Europe/Berlin"
+
+
+async def _later(events):
+    pass
+
+
+def _nothing():
+    pass
+
+
+class _Twice:
+    def __call__(self, events, more):
+        pass
+
+
+# What was done to a timer that has not joined, and whose server is never asked; what it says.
+POSTING = [
+    ("a string for a payload", lambda t: t.post("hello", 200), "payload must be a dict, not str"),
+    ("a list for a payload", lambda t: t.post([1], 200), "payload must be a dict, not list"),
+    (
+        "a datetime in a payload",
+        lambda t: t.post({"order": {"at": dt.datetime.now(dt.UTC)}}),
+        (
+            "payload['order']['at'] is of type datetime, which JSON has no word for; write"
+            " value.isoformat(), or milliseconds since the epoch"
+        ),
+    ),
+    (
+        "keys that are numbers",
+        lambda t: t.post({"a": [{1: 2}]}),
+        "payload keys must be strings, not int, in payload['a'][0]; write str(key)",
+    ),
+    (
+        "no number",
+        lambda t: t.post({"a": [0.5, math.nan]}),
+        "payload['a'][1] is NaN or infinite, which JSON has no word for; write None",
+    ),
+    (
+        "a Decimal",
+        lambda t: t.post({"a": decimal.Decimal(1)}),
+        "payload['a'] is of type Decimal, which JSON has no word for; write str(value)",
+    ),
+    (
+        "bytes",
+        lambda t: t.post({"a": b"x"}),
+        "payload['a'] is of type bytes, which JSON has no word for; write value.decode(), or",
+    ),
+    (
+        "a large payload",
+        lambda t: t.post({"a": "x" * 300_000}),
+        "the payload has 300008 bytes of JSON; at most 262144 are allowed (max_payload)",
+    ),
+    (
+        "a delay in words",
+        lambda t: t.post({}, "200"),
+        "delay must be a number of milliseconds or a timedelta, not '200' (str)",
+    ),
+    (
+        "a moment for a delay",
+        lambda t: t.post({}, dt.datetime(2030, 1, 1, tzinfo=dt.UTC)),
+        "(datetime); a moment is given as at=",
+    ),
+    (
+        "a duration for a moment",
+        lambda t: t.post({}, at=dt.timedelta(hours=1)),
+        "(timedelta); add it to datetime.now(timezone.utc)",
+    ),
+    (
+        "a moment without a zone",
+        lambda t: t.post({}, at=dt.datetime(2030, 1, 1)),  # noqa: DTZ001 - the point
+        "at is a naive datetime, datetime.datetime(2030, 1, 1, 0, 0); give it a tzinfo",
+    ),
+    (
+        "a moment in seconds",
+        lambda t: t.post({}, at=time.time()),
+        "which looks like seconds; multiply by 1000, because numbers are milliseconds",
+    ),
+    (
+        "another moment in seconds",
+        lambda t: t.reschedule("x", at=time.time()),
+        "which looks like seconds; multiply by 1000",
+    ),
+    (
+        "both",
+        lambda t: t.post({}, 5, at=1_800_000_000_000),
+        "give either delay or at, not both (delay=5, at=1800000000000)",
+    ),
+    ("no delay", lambda t: t.post({}, None), "delay must be a number of milliseconds"),
+    ("a number for an id", lambda t: t.post({}, id=17), "id must be a str, not 17 (int)"),
+    (
+        "a policy of another library",
+        lambda t: t.post({}, id="17", if_exists="ignore"),
+        "not 'ignore'; did you mean 'keep'?",
+    ),
+    (
+        "a delay of two hundred years",
+        lambda t: t.post({}, dt.timedelta(days=365 * 200)),
+        "beyond 100 years; is the unit right?",
+    ),
+    (
+        "payloads alone",
+        lambda t: t.post_many([{"a": 1}]),
+        (
+            "an item of post_many lacks its payload: it is a pair (ev, delay) or a mapping such as"
+            " {'ev': …, 'delay': …}, and this one has a"
+        ),
+    ),
+    (
+        "a slip in an item",
+        lambda t: t.post_many([{"ev": {}, "idd": "x"}]),
+        "an item of post_many has no argument 'idd'; did you mean 'id'?",
+    ),
+    (
+        "a word of another library in an item",
+        lambda t: t.post_many([{"ev": {}, "countdown": 5}]),
+        "an item of post_many has no argument 'countdown'; did you mean 'delay'?",
+    ),
+]
+
+LISTENING = [
+    (
+        "a name that is almost one",
+        lambda t: t.on("events"),
+        "nothing is ever emitted as 'events'; did you mean 'event'?",
+    ),
+    (
+        "another way to register",
+        lambda t: t.once("events", print),
+        "nothing is ever emitted as 'events'; did you mean 'event'?",
+    ),
+    (
+        "a name of another library",
+        lambda t: t.on("failed", print),
+        "nothing is ever emitted as 'failed'; did you mean 'error'?",
+    ),
+    ("any other", lambda t: t.on("tea", print), "emitted as 'tea'; there are event, error, ready"),
+    (
+        "no parentheses",
+        lambda t: t.on(_nothing),
+        "on takes the name of what is listened to: @timer.on('event'), and not @timer.on",
+    ),
+    ("a coroutine", lambda t: t.on("event")(_later), "must be a plain function"),
+    ("no function", lambda t: t.on("event", 5), "a listener of 'event' must be callable, not 5"),
+    (
+        "a listener without an argument",
+        lambda t: t.on("event", _nothing),
+        (
+            "a listener of 'event' is called with one argument, a list of events, which _nothing()"
+            " does not take: too many positional arguments"
+        ),
+    ),
+    (
+        "a listener with two",
+        lambda t: t.on("error", _Twice()),
+        (
+            "a listener of 'error' is called with one argument, an exception, which"
+            " _Twice(events, more) does not take: missing a required argument: 'more'"
+        ),
+    ),
+    (
+        "a listener of what has no argument",
+        lambda t: t.on("ready", lambda timer: None),
+        "a listener of 'ready' is called with no argument, which <lambda>(timer) does not take",
+    ),
+]
+
+SCHEDULES = [
+    (
+        "an interval in hundredths",
+        lambda t: t.every(5, {}, id="x"),
+        (
+            "interval must be 10 ms at least, not 5; numbers are milliseconds, so every second is"
+            " 1_000, and every minute 60_000"
+        ),
+    ),
+    (
+        "a slip in a policy",
+        lambda t: t.every(60_000, {}, id="x", misfire="skp"),
+        "misfire must be one of coalesce, skip, all, not 'skp'; did you mean 'skip'?",
+    ),
+    (
+        "a start in seconds",
+        lambda t: t.every(60_000, {}, id="x", start=time.time()),
+        "which looks like seconds; multiply by 1000",
+    ),
+    (
+        "four fields",
+        lambda t: t.cron("* * * *", {}, id="y"),
+        "the cron expression '* * * *' cannot be read (Wrong number of fields); it has five",
+    ),
+    (
+        "minute 61",
+        lambda t: t.cron("61 * * * *", {}, id="y"),
+        "the cron expression '61 * * * *' cannot be read (Bad minute)",
+    ),
+    (
+        "a slip in a zone",
+        lambda t: t.cron("0 9 * * *", {}, id="y", tz="Europe/Berlinn"),
+        "there is no time zone 'Europe/Berlinn' on this machine; did you mean 'Europe/Berlin'?",
+    ),
+    (
+        "an offset for a zone",
+        lambda t: t.cron("0 9 * * *", {}, id="y", tz="+01:00"),
+        "there is no time zone '+01:00' on this machine; a name looks like 'Europe/Berlin' or",
+    ),
+]
+
+CONTROL = [
+    ("no id", lambda t: t.cancel(None), "id must be a str, not None (NoneType)"),
+    ("a payload for an id", lambda t: t.cancel({"pin": 1234}), "id must be a str, not dict"),
+    (
+        "an id where an event is wanted",
+        lambda t: t.confirm("x"),
+        "confirm takes an event that a handler was given, not 'x'",
+    ),
+    ("moved to nowhere", lambda t: t.reschedule("x"), "reschedule needs a delay or at"),
+    ("another number for an id", lambda t: t.peek(5), "id must be a str, not 5 (int)"),
+    (
+        "handlers of nothing",
+        lambda t: setattr(t, "max_events", 0),
+        "max_events must be a whole number from 1 to 100, not 0",
+    ),
+]
+
+MAKING = [
+    (
+        "the client first",
+        lambda: DTimer(redis.Redis()),
+        (
+            "the id of the node comes first, a str, and then the client or its URL, as in"
+            " DTimer('node-1', redis.Redis()); the id is not Redis"
+        ),
+    ),
+    (
+        "the URL first",
+        lambda: DTimer("redis://:secret@localhost"),
+        (
+            "the id of the node comes first, a str, and then the client or its URL, as in"
+            " DTimer('node-1', redis.Redis()); the id is not a URL"
+        ),
+    ),
+    ("an option misspelt", lambda: DTimer("n", leese=5), "did you mean 'lease'?"),
+    ("a long word", lambda: DTimer("n", namespace="x"), "did you mean 'ns'?"),
+    ("a word of Celery", lambda: DTimer("n", prefetch=1), "did you mean 'max_events'?"),
+    ("a word of RQ", lambda: DTimer("n", retries=1), "did you mean 'max_retries'?"),
+    ("a word of Huey", lambda: DTimer("n", workers=1), "did you mean 'concurrency'?"),
+    ("a word of SQS", lambda: DTimer("n", visibility_timeout=1), "did you mean 'lease'?"),
+    ("a word for the client", lambda: DTimer("n", url="redis://x"), "did you mean 'pub'?"),
+    (
+        "a duration in words",
+        lambda: DTimer("n", lease="30s"),
+        "lease must be a number of milliseconds or a timedelta, not '30s' (str)",
+    ),
+    (
+        "a lease in seconds",
+        lambda: DTimer("n", lease=30),
+        "lease must be 100 to 86400000 ms, not 30; numbers are milliseconds",
+    ),
+    (
+        "a number in words",
+        lambda: DTimer("n", concurrency="4"),
+        "concurrency must be a whole number from 1 to 1000, not '4'",
+    ),
+    ("a space", lambda: DTimer("n", ns="my app"), "ns must be 1 to 64 characters of A-Z a-z"),
+    ("no scheme", lambda: DTimer("n", "localhost:6379"), "the URL scheme is not known; use redis:"),
+    ("a strange scheme", lambda: DTimer("n", "http://x"), "the URL scheme 'http' is not known;"),
+    ("no client", lambda: DTimer("n", 42), "must be redis or valkey clients or URLs, not int"),
+    (
+        "an asyncio client",
+        lambda: DTimer("n", redis.asyncio.Redis()),
+        "pub must be a synchronous client, not redis.asyncio.client's",
+    ),
+    (
+        "replicas of a server that has none",
+        lambda: DTimer("n", "embedded:", wait_replicas=1),
+        "an embedded server has no replicas, for wait_replicas to wait for",
+    ),
+    (
+        "a stream's client first",
+        lambda: RunAt(redis.Redis()),
+        (
+            "queue_name comes first, a str, and the client as redis=, as in"
+            " RunAt('reminders', redis=…); queue_name is not Redis"
+        ),
+    ),
+    ("a stream's URL first", lambda: RunAt("redis://:secret@x"), "queue_name is not a URL"),
+    ("a stream's space", lambda: RunAt("my queue"), "queue_name must be 1 to 64 characters"),
+    (
+        "a timer's word for a stream's",
+        lambda: RunAt(poll_interval=5),
+        "RunAt has no option 'poll_interval'; did you mean 'interval'?",
+    ),
+    ("another", lambda: RunAt(ns="x"), "RunAt has no option 'ns'; did you mean 'queue_name'?"),
+    ("and another", lambda: RunAt(pub=1), "RunAt has no option 'pub'; did you mean 'redis'?"),
+    ("its interval", lambda: RunAt(interval=1), "interval must be 10 to 3600000 ms, not 1"),
+    ("its client", lambda: RunAt(redis=42), "redis must be a redis or valkey client, a URL, or"),
+    (
+        "its client's database",
+        lambda: RunAt(redis={"host": "x", "db": 1}),
+        "redis takes a host and a port, not 'db'; or give a client",
+    ),
+    (
+        "its seconds",
+        lambda: RunAt().write("k", time.time()),
+        "which looks like seconds; multiply by 1000",
+    ),
+    (
+        "its seconds in a job",
+        lambda: RunAt().write({"key": "k", "runAt": time.time()}),
+        "runAt is 1",
+    ),
+    (
+        "its job",
+        lambda: RunAt().write({"run_at": 1, "key": "a"}),
+        "a job has runAt and key, not 'run_at'",
+    ),
+    (
+        "its name for what comes",
+        lambda: RunAt().on("event", print),
+        "nothing is ever emitted as 'event'; did you mean 'data'?",
+    ),
+    (
+        "its reader",
+        lambda: RunAt().on("data", _nothing),
+        "a listener of 'data' is called with one argument, a key, which _nothing() does not take",
+    ),
+]
+
+
+def each(table):
+    return pytest.mark.parametrize(
+        ("mistake", "says"), [row[1:] for row in table], ids=[row[0] for row in table]
+    )
+
+
+class TestBeforeAnythingIsSent:
+    """Mistakes that are told without a server: this address has none."""
+
+    @each(POSTING + LISTENING + SCHEDULES + CONTROL)
+    def test_with_a_timer(self, mistake, says):
+        """The error says what was given, and what to write instead."""
+        with pytest.raises((OptionError, PayloadError, PayloadTooLarge)) as caught:
+            mistake(DTimer("n", "redis://no.such.host.invalid"))
+        assert says in str(caught.value)
+
+    @each(MAKING)
+    def test_of_its_maker(self, mistake, says):
+        """An option that is wrong is told by the name that its user knows it by."""
+        with pytest.raises(OptionError) as caught:
+            mistake()
+        assert says in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+
+class TestMoments:
+    """What reads as a present moment in seconds is refused, and nothing else."""
+
+    @pytest.mark.parametrize("at", [499_999_999, 5_000_000_001, 0, 1, -5, 1_800_000_000_000])
+    def test_other_numbers_are_moments(self, server, namespace, at):
+        """
+        A moment that is over means now, as in the seed, whose first key is written for the
+        start of the universe.
+        """
+        timer = DTimer("n", server.url, ns=namespace)
+        assert "x" == timer.post({}, at=at, id="x")
+        timer.leave()
+
+    @pytest.mark.parametrize("at", [500_000_000, 5_000_000_000, 1_796_040_493.5])
+    def test_seconds_are_refused(self, at):
+        """From 1985 to 2128, both included, whole or not."""
+        with pytest.raises(OptionError, match="looks like seconds; multiply by 1000"):
+            DTimer("n").post({}, at=at)
+
+    def test_a_clock_of_a_test_may_begin_anywhere(self, server, namespace):
+        """With the option ``now`` nothing is refused: a test's own time has its own beginning."""
+        timer = DTimer("n", server.url, ns=namespace, now=Clock(1_000_000_000))
+        timer.post({}, at=1_000_000_500, id="x")
+        timer.every(60_000, {}, id="y", start=1_000_000_000)
+        assert 1_000_000_500 == timer.peek("x").due
+        assert timer.reschedule("x", at=1_000_000_700)
+        timer.leave()
+
+    def test_a_zone_is_a_zone(self, server, namespace):
+        """A ``ZoneInfo`` is as good as its name: it is the same schedule."""
+        timer = DTimer("n", server.url, ns=namespace)
+        assert "new" == timer.cron("0 9 * * *", {}, id="y", tz=zoneinfo.ZoneInfo(BERLIN))
+        assert "same" == timer.cron("0 9 * * *", {}, id="y", tz=BERLIN)
+        assert BERLIN == timer.schedule("y").tz
+        timer.leave()
+
+
+class TestListeners:
+    """What is refused is only what could never be called."""
+
+    @pytest.mark.parametrize(
+        "f",
+        [print, [].append, dict, max, lambda *all: None, lambda events, more=1: None],
+        ids=["print", "append", "dict", "max", "any", "default"],
+    )
+    def test_what_may_listen(self, f):
+        """
+        Whatever takes the argument may listen, and so may a builtin that does not tell what
+        it takes.
+        """
+        timer = DTimer("n")
+        assert f is timer.on("event", f)
+        assert [f] == timer.listeners("event")
+
+
+class TestConnecting:
+    """An error of a connection names the place, and never the password."""
+
+    @pytest.mark.parametrize(
+        ("path", "says"),
+        [
+            ("", "refuses this client"),
+            ("/99", "refused to open: DB index is out of range"),
+        ],
+    )
+    def test_what_the_server_refuses(self, tcp_server, path, says):
+        """Host and port are in it: a program may know several servers."""
+        password = "" if path else ":secret@"
+        url = f"redis://{password}127.0.0.1:{tcp_server.port}{path}"
+        with pytest.raises(StoreError) as caught:
+            DTimer("n", url).join()
+        assert f"Redis at 127.0.0.1:{tcp_server.port} {says}" in str(caught.value)
+        assert "secret" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("url", "place"),
+        [
+            ("redis://:secret@localhost:1", "localhost:1"),
+            ("redis://me:secret@127.0.0.1:1/0", "127.0.0.1:1"),
+            ("unix:///no/such/socket?password=secret", "unix:/no/such/socket"),
+        ],
+    )
+    def test_where_nobody_answers(self, url, place):
+        """An address without a server is named as it was understood."""
+        with pytest.raises(StoreError) as caught:
+            DTimer("n", url, timeout=300).join()
+        assert f"Redis at {place} could not be reached to" in str(caught.value)
+        assert "secret" not in str(caught.value)
