@@ -24,13 +24,42 @@ Absence is a value and not an error: ``peek`` gives None, ``confirm`` gives Fals
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 
 class DTimerError(Exception):
-    """The root: ``except DTimerError`` catches all that dtimer raises of its own."""
+    """
+    The root: ``except DTimerError`` catches all that dtimer raises of its own.
+
+    An error survives pickle and copy with its text, its attributes and its notes, and with its
+    ``__cause__`` if that survives them.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how the error is made again: not by its constructor, which takes no text."""
+        return _made_again, (type(self), self.args, _portable(self.__cause__)), self.__dict__
+
+
+def _made_again(
+    kind: type[DTimerError], arguments: tuple[Any, ...], cause: BaseException | None
+) -> DTimerError:
+    error = kind.__new__(kind, *arguments)
+    if cause is not None:
+        error.__cause__ = cause
+    return error
+
+
+def _portable(cause: BaseException | None) -> BaseException | None:
+    """Return *cause* if it survives a pickle: one that does not must not take the error along."""
+    try:
+        # Bytes of this very process.
+        pickle.loads(pickle.dumps(cause))  # noqa: S301
+    except Exception:
+        return None
+    return cause
 
 
 class OptionError(DTimerError, ValueError):

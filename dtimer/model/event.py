@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dtimer.errors import UsageError
 from dtimer.model.lateness import percentile
 from dtimer.model.moments import Duration
 
@@ -30,9 +31,46 @@ class Holder(Protocol):
         ...
 
 
+class _Detached:
+    """The hold of a copy, which holds nothing."""
+
+    def confirm(self) -> bool:
+        """See `Holder.confirm`."""
+        raise self._error()
+
+    def retry(self, delay: Duration | None) -> bool:
+        """See `Holder.retry`."""
+        del delay
+        raise self._error()
+
+    def extend(self, ms: Duration) -> bool:
+        """See `Holder.extend`."""
+        del ms
+        raise self._error()
+
+    def lost(self) -> bool:
+        """See `Holder.lost`."""
+        raise self._error()
+
+    @staticmethod
+    def _error() -> UsageError:
+        return UsageError(
+            "this event is a copy and holds no lease: settle the event that the handler was given"
+        )
+
+
+def detached(payload: dict[str, Any], fields: dict[str, Any]) -> Event:
+    """Return an event that holds no lease: what a pickle or a deep copy of one comes back as."""
+    return Event(payload, holder=_Detached(), **fields)
+
+
 class Event(dict[str, Any]):
     """
     A payload in hand: a dict that equals what was posted, with what a handler may ask.
+
+    A pickled or deep-copied event comes back detached: it has the payload and the attributes,
+    and its verbs raise a `UsageError`, because the lease stays with the event that was given to
+    the handler.
 
     Attributes:
         id: The id under which it was posted.
@@ -141,6 +179,17 @@ class Event(dict[str, Any]):
 
     def __repr__(self) -> str:
         return f"<Event {self.id!r} attempt {self.attempt}>"
+
+    def __copy__(self) -> Event:
+        """Return the same event in another dict: it holds the same lease."""
+        return Event(dict(self), holder=self._holder, **self._fields())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how the event is made again, detached."""
+        return detached, (dict(self), self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__ if name != "_holder"}
 
 
 class State(enum.Enum):

@@ -12,7 +12,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
 from pyee.base import EventEmitter
 
@@ -66,6 +66,14 @@ class Emitter(EventEmitter):
     def __init__(self) -> None:
         super().__init__()
         self._guard = _Guard()
+
+    def __reduce__(self) -> NoReturn:
+        """Say that it cannot be pickled or copied, before something within it says so."""
+        name = type(self).__name__
+        raise TypeError(
+            f"a {name} cannot be pickled or copied: it has connections, locks and threads of its"
+            f" own. Make a {name} in each process, or have the process inherit it by a fork"
+        )
 
     @overload
     def on(self, event: str) -> Callable[[F], F]: ...

@@ -23,6 +23,7 @@ _OUTAGES = "tests/integration/test_outages.py"
 _MACHINE = "tests/chaos/test_machine.py"
 _ORDERS = "tests/chaos/test_interleavings.py"
 _TURN = "store/lua/turn.lua"
+_PICKLE = "tests/unit/test_pickle.py"
 _WALKS = "tests/integration/test_walks.py"
 _POST = "store/lua/post.lua"
 _MINT = "store/lua/mint.lua"
@@ -657,6 +658,21 @@ MUTANTS = [
         "if i == limit or bytes > MOST_PAGE then",
         "if i == limit then",
         _WALKS,
+    ),
+    # ------------------------------------------------------------------------ other processes
+    _mutant(
+        "an error is made again by its constructor",
+        "errors.py",
+        "return _made_again, (type(self), self.args, _portable(self.__cause__)), self.__dict__",
+        "return type(self), self.args, self.__dict__",
+        _PICKLE,
+    ),
+    _mutant(
+        "a copy of an event goes along with its lease",
+        "model/event.py",
+        "return detached, (dict(self), self._fields())",
+        "return Event.__copy__, (self,)",
+        _PICKLE,
     ),
     # --------------------------------------------------------------------------------- calls
     _mutant(
