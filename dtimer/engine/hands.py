@@ -191,9 +191,9 @@ class Hands(Book):
             self._end(batch, Verdict.CONFIRM)
         else:
             # Theirs to confirm now, with the lease as the limit: no more heartbeats.
-            with self._lock:
-                for hold in batch:
-                    self._held.pop(hold.claim.token, None)
+            self._forget(batch)
+            for hold in batch:
+                hold.running = False
 
     def _end(self, batch: list[Hold], verdict: Verdict) -> None:
         self._settle([hold.settlement(verdict) for hold in batch if hold.take(verdict)])

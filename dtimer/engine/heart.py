@@ -70,5 +70,8 @@ class Heart:
         for hold, still in zip(holds, kept, strict=True):
             if still:
                 hold.renewed(sent, lease_us)
+                if (longer := hold.lease_us(sent)) > lease_us and not hold.settled:
+                    # Its handler has asked for more since this was sent, and this undid it.
+                    self._renew([hold], longer)
             elif not hold.settled:
                 self._book.lose(hold)

@@ -28,8 +28,10 @@ class Ledger(Protocol):
         """End claims, and tell what became of each."""
         ...
 
-    def extend(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
-        """Renew leases, and tell which are still held."""
+    def extend(
+        self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
+    ) -> list[bool]:
+        """Renew leases, and tell which are still held; *at_least*: shorten none."""
         ...
 
 
@@ -63,6 +65,8 @@ class Hold:
         #: True once this process has posted the id anew, or may have ended the claim without
         #: hearing of it: then to lose it is no surprise.
         self.superseded = False
+        #: True until the handler has returned and left the settling to others.
+        self.running = True
         self._options = options
         self._ledger = ledger
         self._ended = ended
@@ -165,15 +169,28 @@ class Hold:
 
     def extend(self, ms: Duration) -> bool:
         """See `Event.extend`."""
-        us = duration_us(ms, "ms")
+        us = max(0, duration_us(ms, "ms"))
         if self.settled:
             return False
-        sent = time.monotonic()
-        if not self._ledger.extend([self.key], max(0, us))[0]:
+        # While a handler runs its heartbeats hold the event: it may ask for more, not for less.
+        running, before, sent = self.running, self._extended_until, time.monotonic()
+        until = sent + us / 1_000_000
+        # Before it is sent: a heartbeat that is on its way meanwhile finds the wish when it
+        # is answered, and is sent again.
+        wish = self._extended_until = max(before, until) if running else until
+        try:
+            held = self._ledger.extend([self.key], us, at_least=running)[0]
+        except OutcomeUnknown:
+            raise
+        except BaseException:
+            if self._extended_until == wish:
+                self._extended_until = before
+            raise
+        if not held:
             self.lose()
             return False
-        self._extended_until = sent + us / 1_000_000
-        self.renewed(sent, us)
+        believed = believed_until(sent, us)
+        self._believed_until = max(believed, self._believed_until) if running else believed
         return True
 
     def lost(self, now: float | None = None) -> bool:

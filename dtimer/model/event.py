@@ -166,7 +166,9 @@ class Event(dict[str, Any]):
         """
         Hold the event for *ms* from now, for work that outlives its handler.
 
-        While a handler runs its events are renewed without this.
+        While a handler runs its events are renewed without this, and the lease is never
+        shortened: the event is held for at least what is left of it. Once the handler has
+        returned, with ``auto_confirm=False``, it is held for *ms* exactly.
 
         Returns:
             False when the lease was lost already.

@@ -197,10 +197,17 @@ class Store(Plans):
         reply = self._call("settle", *arguments, named=True)
         return codec.read_results(reply, order)
 
-    def extend(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
-        """Renew leases, given as id and token, and tell which are still held."""
+    def extend(
+        self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
+    ) -> list[bool]:
+        """
+        Renew leases, given as id and token, and tell which are still held.
+
+        With *at_least* a lease that lasts longer is left as it is.
+        """
         arguments = [str(word) for claim in held for word in claim]
-        letters: bytes = self._call("extend", str(lease_us), *arguments)
+        sign = "+" if at_least else ""
+        letters: bytes = self._call("extend", f"{sign}{lease_us}", *arguments)
         return [letter == ord("1") for letter in letters]
 
     def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:

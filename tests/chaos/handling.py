@@ -140,8 +140,8 @@ class Handling(Program):
         self._wait(30)
 
     def do_extend(self, ev: Event) -> None:
-        """Hold it for longer, and need that."""
-        self.calls.settle("extend", ev, lambda: ev.extend(2 * LEASE), ms=2 * LEASE)
+        """Hold it for longer, or for less than is left, and need it for longer than a lease."""
+        self.calls.settle("extend", ev, lambda: ev.extend(ev["of"]), ms=ev["of"])
         self._wait(1.5 * LEASE)
 
     def do_nap(self, ev: Event) -> None:

@@ -193,9 +193,15 @@ class Leases:
         return "failed" if failed and not words else None
 
     def _ran_out(self, gen: Generation, earlier: Operation, run: Operation) -> str | None:
+        over = FOREVER if earlier.end is None else earlier.end
+        # While its handler runs an extension shortens nothing.
         lease = min(
             [earlier.data["lease_us"]]
-            + [word.data["ms"] * 1000 for word in gen.said(earlier, "extend") if "ms" in word.data]
+            + [
+                word.data["ms"] * 1000
+                for word in gen.said(earlier, "extend")
+                if "ms" in word.data and word.t >= over
+            ]
         )
         since, _ = self._clock.claimed(earlier)
         ends = earlier.data["srv"] + lease

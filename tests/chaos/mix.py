@@ -81,6 +81,9 @@ def deed(
         return {"do": do.removeprefix("always "), "times": 1_000}
     if do == "die":
         return {"do": do, "times": 1}
+    if do == "extend":
+        # For less than is left as well, which must shorten nothing.
+        return {"do": do, "of": rng.choice([2 * LEASE, LEASE / 6])}
     if do == "again":
         return {"do": do, "times": rng.randint(1, 3)}
     if do == "meddle":

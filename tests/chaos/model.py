@@ -226,12 +226,12 @@ class Model:
             self.ended(now, id)
         return results
 
-    def extend(self, now: int, id: str, token: int, lease: int) -> bool:
-        """Renew a lease."""
+    def extend(self, now: int, id: str, token: int, lease: int, *, at_least: bool = False) -> bool:
+        """Renew a lease; *at_least*: shorten it not."""
         event = self.pending.get(id)
         if event is None or event.token != token:
             return False
-        event.lease_end = now + lease
+        event.lease_end = max(event.lease_end * at_least, now + lease)
         return True
 
     # --------------------------------------------------------------------------------- a turn

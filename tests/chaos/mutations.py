@@ -220,6 +220,28 @@ MUTANTS = [
         ("tests/unit/test_model.py",),
     ),
     _mutant(
+        "an extension shortens the lease of a handler that runs",
+        "engine/hold.py",
+        "at_least=running)[0]",
+        "at_least=False)[0]",
+        _DISPATCHER,
+        _HANDLERS,
+    ),
+    _mutant(
+        "the server shortens a lease at its holder's wish",
+        "store/lua/extend.lua",
+        "if left > ends and left < 9e15 then ends = left end",
+        "",
+        _STORE,
+    ),
+    _mutant(
+        "a heartbeat undoes the extension that it met",
+        "engine/heart.py",
+        "                    self._renew([hold], longer)\n",
+        "                    pass\n",
+        _CLAIMER,
+    ),
+    _mutant(
         "leases are not renewed",
         "engine/heart.py",
         "if now < self.due:",

@@ -797,6 +797,22 @@ class TestEvents:
         story.run("a", 1, 700, p=OTHER, att=2)
         caught(story, "I13", "while its handler ran")
 
+    def test_a_short_extension_ends_no_lease(self, story):
+        """I4: a handler that asks for less than is left of its lease keeps what is left."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10, took=2000)
+        story.word("extend", 20, ("a", 1, tok), ms=100)
+        story.run("a", 1, 200, p=OTHER, att=2)
+        caught(story, "I4", "before the lease before it could have run out")
+
+    def test_a_short_extension_after_the_handler_ends_the_lease_sooner(self, story):
+        """I4: once the handler has returned the lease is as long as its holder says."""
+        story.post("a", 1)
+        tok = story.run("a", 1, 10)
+        story.word("extend", 20, ("a", 1, tok), ms=100)
+        story.run("a", 1, 200, p=OTHER, att=2)
+        assert "I4" not in [v.invariant for v in story.check().violations if "before" in v.text]
+
     def test_a_call_over_its_deadline(self, story):
         """I16: a call comes back within its deadline, unless its process was stopped."""
         story.say(POSTER, 0, "node", phase="begin", timeout_ms=300)

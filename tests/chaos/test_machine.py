@@ -453,17 +453,20 @@ class Machine(RuleBasedStateMachine):
     @rule(
         indices=st.lists(st.integers(0, 6), min_size=1, max_size=3, unique=True),
         lease=st.sampled_from([LEASE, LEASE, 2 * LEASE, 1_000]),
+        at_least=st.booleans(),
         reply=replies,
     )
-    def extend(self, indices, lease, reply):
-        """A heartbeat: leases are renewed for their holders, and for nobody else."""
+    def extend(self, indices, lease, at_least, reply):
+        """A heartbeat, or a holder's wish: leases are renewed for their holders alone."""
         held = [self.pick(index)[:2] for index in indices]
         self.begin(reply)
         # Nobody is told when a holder gives up early: its lease may be made shorter.
         self.by_poll |= lease < LEASE
-        renewed = self.store.extend(held, lease)
+        renewed = self.store.extend(held, lease, at_least=at_least)
         # Asked for again it does the same again.
-        assert [self.model.extend(self.now.us, *claim, lease) for claim in held] == renewed
+        assert renewed == [
+            self.model.extend(self.now.us, *claim, lease, at_least=at_least) for claim in held
+        ]
 
     # ------------------------------------------------------------------------------- schedules
 

@@ -674,6 +674,23 @@ class TestLease:
             assert not ev.lease_lost
             assert ev.confirm() is True
 
+    def test_a_short_extension_does_not_let_another_node_start_the_event(self, make, score):
+        """
+        ev.extend() of a handler that runs is no way to lose the event: it holds it for at least
+        what is left of its lease, for which its node renews it anyway.
+        """
+        timer = make(lease=LATER)
+        handler = Gated(timer)
+        with timer:
+            id = timer.post({})
+            (ev,) = handler.begun()
+            until = score(id)
+            assert ev.extend(1) is True
+            assert until == score(id)
+            assert not ev.lease_lost
+            handler.go_on()
+            handler.ended()
+
 
 @pytest.mark.fault("F61")
 @pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])

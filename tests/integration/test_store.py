@@ -79,6 +79,29 @@ class TestClaim:
         assert 1 == len(other.claim())
         assert [False] == store.extend([("tea", claim.token)], LEASE * 1000)
 
+    def test_an_extension_of_at_least_so_much_shortens_nothing(self, store, node, now, client):
+        """
+        At a holder's own wish a lease is never shortened. A heartbeat does shorten it: after the
+        server's clock was put back it would last for too long.
+        """
+        post(store, "tea")
+        (claim,) = node.claim()
+        held, ends = [("tea", claim.token)], now.us + LEASE * 1000
+        for us, expected in ((1_000, ends), (LEASE * 2_000, now.us + LEASE * 2_000)):
+            assert [True] == store.extend(held, us, at_least=True)
+            assert expected == client.zscore(store.keys.due, "tea")
+        now.tick(-3_600_000)
+        assert [True] == store.extend(held, LEASE * 1000)
+        assert now.us + LEASE * 1000 == client.zscore(store.keys.due, "tea")
+
+    def test_an_extension_of_a_lease_that_somebody_has_spoilt(self, store, node, now, client):
+        """A score that no lease can have is replaced."""
+        post(store, "tea")
+        (claim,) = node.claim()
+        client.zadd(store.keys.due, {"tea": "inf"})
+        assert [True] == store.extend([("tea", claim.token)], LEASE * 1000, at_least=True)
+        assert now.us + LEASE * 1000 == client.zscore(store.keys.due, "tea")
+
     def test_expired_is_not_handed_out(self, store, node, now):
         """Past its expiry an event becomes a dead letter that says so."""
         post(store, "news", 1_000, expires="+2000000")

@@ -1082,6 +1082,27 @@ class TestHeartbeats:
         assert ["egg"] == ids
         assert 59_000_000 < lease_us <= 60_000_000
 
+    def test_an_extension_that_a_heartbeat_overtook_is_sent_again(self, desk):
+        """
+        A heartbeat that was on its way while the handler asked for more has shortened that:
+        what was asked for is renewed at once, for the handler may return before the next.
+        """
+        desk = desk()
+        self.held(desk, "tea")
+        (tea,) = desk.dispatcher.held()
+        extend = desk.turns.extend
+
+        def overtaken(held, lease_us):
+            desk.turns.extend = extend
+            tea._extended_until = time.monotonic() + 60
+            return extend(held, lease_us)
+
+        desk.turns.extend = overtaken
+        desk.take()
+        first, second = desk.turns.extended
+        assert (["tea"], 30_000_000) == first
+        assert 59_000_000 < second[1] < 61_000_000
+
     def test_the_clock_was_put_ahead(self, desk):
         """
         When the server's clock was put ahead, leases may have ended: none is believed until

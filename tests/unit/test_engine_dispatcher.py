@@ -17,7 +17,7 @@ from dtimer.engine.book import MOST_SETTLEMENTS
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.early import ahead_us
 from dtimer.engine.pace import lasting
-from dtimer.errors import HandlerError, LeaseLost, OptionError, StoreError
+from dtimer.errors import HandlerError, LeaseLost, OptionError, OutcomeUnknown, StoreError
 from dtimer.model.claims import Claim, Result, Verdict
 from dtimer.model.options import validate
 
@@ -35,8 +35,10 @@ class FakeLedger:
     def __init__(self):
         self.settled = []
         self.extended = []
+        self.at_least = []  # of each extension, whether it must not shorten
         self.results = queue.SimpleQueue()
         self.asked = threading.Event()
+        self.trouble = None  # raised by extensions
         self.answer = None  # an event to wait for before it answers
 
     def settle(self, settlements):
@@ -49,8 +51,11 @@ class FakeLedger:
             raise result
         return [result]
 
-    def extend(self, held, lease_us):
+    def extend(self, held, lease_us, *, at_least=False):
         self.extended.append((list(held), lease_us))
+        self.at_least.append(at_least)
+        if self.trouble is not None:
+            raise self.trouble
         return [self.results.empty() or self.results.get()]
 
 
@@ -576,6 +581,46 @@ class TestHolding:
         assert ev.lease_lost
         with pytest.raises(OptionError):
             ev.extend("long")
+
+    def test_an_extension_shortens_nothing_while_the_handler_runs(self, office):
+        """
+        A handler that asks for less than is left of its lease keeps what is left: or a second
+        node would start the event while the first still works on it. The server decides what
+        is left; here the belief in it, and what the next heartbeat asks for, stay.
+        """
+        office = office(lease=10_000)
+        (ev,) = office.begin(claim())
+        (hold,) = office.dispatcher.held()
+        assert ev.extend(60_000) is True
+        believed = hold._believed_until
+        assert ev.extend(300) is True
+        assert [True, True] == office.ledger.at_least
+        assert believed == hold._believed_until
+        assert 59_000_000 < hold.lease_us(time.monotonic())
+
+    def test_an_extension_is_exact_once_the_handler_has_returned(self, office):
+        """Work that outlives its handler holds the event for as long as it says, and no longer."""
+        office = office(lease=10_000, auto_confirm=False)
+        (ev,) = office.begin(claim())
+        (hold,) = office.dispatcher.held()
+        office.finish()
+        assert ev.extend(60_000) is True
+        assert ev.extend(300) is True
+        assert [False, False] == office.ledger.at_least
+        assert hold._believed_until < lasting() + 1
+        assert 10_000_000 == hold.lease_us(time.monotonic())
+
+    @pytest.mark.parametrize("error", [StoreError("no"), OutcomeUnknown("perhaps")])
+    def test_an_extension_that_was_not_done_is_not_renewed(self, office, error):
+        """Heartbeats hold the event for longer only if the extension may have been done."""
+        office = office(lease=10_000)
+        (ev,) = office.begin(claim())
+        (hold,) = office.dispatcher.held()
+        office.ledger.trouble = error
+        with pytest.raises(type(error)):
+            ev.extend(60_000)
+        unknown = isinstance(error, OutcomeUnknown)
+        assert unknown == (hold.lease_us(time.monotonic()) > 10_000_000)
 
     def test_extend_what_is_settled(self, office):
         """What is settled cannot be extended, and nobody is asked."""
