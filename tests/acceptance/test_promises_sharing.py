@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import uuid
 from collections import Counter
 
 import pytest
 from fleet import Fleet, names, start_together
 from meters import Meter
-from servers import Server, eventually
+from servers import Server, clear, eventually
 
 from dtimer import DTimer
 from dtimer.store.keys import Keys
@@ -18,21 +19,32 @@ pytestmark = pytest.mark.acceptance
 EIGHT = names("node", 8)
 
 
-@pytest.fixture
-def post(server, namespace):
-    """A timer that posts and never joins."""
-    timer = DTimer("poster", server.url, ns=namespace)
-    yield timer
-    timer.leave()
-
-
-@pytest.fixture
-def eight(server, namespace, post):
-    """Eight nodes, each in a process, all idle."""
-    with Fleet(server.url, namespace) as fleet:
+@pytest.fixture(scope="module")
+def crew(server):
+    """Eight nodes, each in a process, and a timer that posts and never joins."""
+    ns = f"t-{uuid.uuid4().hex[:12]}"
+    post = DTimer("poster", server.url, ns=ns)
+    with Fleet(server.url, ns) as fleet:
         start_together(fleet, [[name] for name in EIGHT])
-        idle(post, 8)
-        yield fleet
+        yield fleet, post
+    post.leave()
+    with server.client() as client:
+        clear(client, ns)
+
+
+@pytest.fixture
+def post(crew):
+    """The timer that posts, when nothing is left of the test before."""
+    _, post = crew
+    eventually(lambda: not post.stats().in_flight)
+    idle(post, 8)
+    return post
+
+
+@pytest.fixture
+def eight(crew, post):
+    """The eight nodes, all idle."""
+    return crew[0]
 
 
 def idle(timer, count):
@@ -71,17 +83,17 @@ class TestShares:
         assert 30 <= min(shares.values())
         assert max(shares.values()) <= 50
 
-    def test_a_stream_goes_round(self, eight, post, client, namespace):
+    def test_a_stream_goes_round(self, eight, post, client):
         """
         Of events that come one after the other each of eight nodes handles its share,
         within 25 %: who took one goes to the tail of the roster.
         """
-        due = Keys.of(namespace).due
+        due = Keys.of(post.ns).due
+        shares: Counter[str] = Counter()
         for _ in range(400):
             post.post({"brief": True})
-            eight.next("start")
+            shares[eight.next("start").node] += 1
             eventually(lambda: not client.zcard(due))
-        shares = Counter(report.node for report in eight.taken("start"))
         assert set(EIGHT) == set(shares)
         assert 38 <= min(shares.values())
         assert max(shares.values()) <= 62

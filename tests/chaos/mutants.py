@@ -85,11 +85,16 @@ def _copy(folder: Path) -> Path:
 def check(mutants: Sequence[Mutant], folder: Path) -> None:
     """Raise `Unfit` when some of *mutants* cannot be planted: it names each."""
     unfit = []
-    for i, mutant in enumerate(mutants):
+    package = _copy(folder)
+    for mutant in mutants:
         try:
-            plant(mutant, _copy(folder / str(i)))
+            plant(mutant, package)
         except Unfit as e:
             unfit.append(str(e))
+        # One copy does for all of them.
+        for change in mutant.changes:
+            if (PACKAGE / change.file).exists():
+                shutil.copy(PACKAGE / change.file, package / change.file)
     if unfit:
         raise Unfit("; ".join(unfit))
 
