@@ -55,6 +55,10 @@ class _Puller(DTimer):
         """See `DTimer.appetite`."""
         return self._queue.wanted()
 
+    def listens(self) -> bool:
+        """See `DTimer.listens`: its readers do."""
+        return True
+
     def deliver(self, events: list[Event]) -> list[BaseException] | None:
         """See `DTimer.deliver`."""
         return self._queue.deliver(events[0])
@@ -222,8 +226,8 @@ class RunAt(Emitter):
         self.on("data", write)
         return target
 
-    def _listening(self, event: str) -> None:
-        if event == "data" and not self._stopped.is_set() and self._join():
+    def _listening(self, event: str, *, more: bool) -> None:
+        if more and event == "data" and not self._stopped.is_set() and self._join():
             self._timer.ring()
 
     def _join(self) -> bool:

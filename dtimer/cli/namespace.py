@@ -87,12 +87,14 @@ def node_cells(node: NodeInfo, narrow: bool) -> list[str]:
     heard = f"{spell(node.idle_ms)} ago"
     joined = brief(node.joined) if narrow else moment(node.joined)
     state = "waiting" if node.waiting else "busy"
+    state = state if node.listening else "no listener"
     return [visible(node.id), state, heard, visible(node.host), str(node.pid), joined]
 
 
 @click.command(
     epilog="""
-    A node that is waiting has free hands; a busy one has none. Nodes that have not been
+    A node that is waiting has free threads; a busy one has none. One without a listener has
+    joined, but its program has registered no handler of events. Nodes that have not been
     heard of for a minute are forgotten.
 
     \b

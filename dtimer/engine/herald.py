@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,18 +27,42 @@ class Herald(Service):
         super().__init__(name, self._loop, lambda e: emit("error", e))
         self._emit = emit
         self._queue: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+        # What is to be called, and when, on the monotonic clock.
+        self._later: tuple[float, Callable[[], None]] | None = None
 
     def announce(self, event: str, *arguments: Any) -> None:
         """Have *event* emitted soon. Never blocks."""
         if self._queue.qsize() < _MOST:
             self._queue.put((event, *arguments))
 
+    def later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Have *call* called on this thread in so many seconds, in place of one that waits."""
+        self._later = (time.monotonic() + seconds, call)
+        # Nothing to be said: the wait is for a new moment.
+        self._queue.put(())
+
     def _loop(self, stopping: threading.Event) -> None:
         # What was announced before the stop is still said.
-        while (said := self._queue.get()) is not None:
+        while (said := self._next()) is not None:
             self._speak(said)
 
+    def _next(self) -> tuple[Any, ...] | None:
+        """Wait for the next announcement; what is due to be called meanwhile is called."""
+        while (later := self._later) is not None:
+            left = later[0] - time.monotonic()
+            if left <= 0:
+                self._later = None
+                later[1]()
+                continue
+            try:
+                return self._queue.get(timeout=left)
+            except queue.Empty:
+                continue
+        return self._queue.get()
+
     def _speak(self, said: tuple[Any, ...]) -> None:
+        if not said:
+            return
         if armed:
             reached("loop.herald")
         self._emit(*said)

@@ -265,7 +265,8 @@ class NodeInfo:
     A node that has joined.
 
     ``idle_ms`` is the time since it was last heard of; ``waiting`` tells whether it has
-    free hands and is on the roster.
+    free hands and is on the roster; ``listening`` is False for one that has had no listener of
+    ``'event'`` for a second, and so receives nothing.
     """
 
     id: str
@@ -275,6 +276,7 @@ class NodeInfo:
     joined: float
     idle_ms: float
     waiting: bool
+    listening: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +315,7 @@ class Health:
     deaf. ``claim_age_ms`` and ``heard_age_ms`` are the ages of the last good claim and of
     the last message heard on its channel, None for never. ``deaf`` is true while wakes do
     not arrive: events then come by the poll. ``stuck`` counts handlers over ``max_run``.
+    ``listening`` is False while there is no listener of ``'event'``: the node then claims nothing.
     ``restarts`` counts how often a thread of the node was begun again because something
     had escaped it; one that did so a moment ago makes ``ok`` false.
     """
@@ -326,3 +329,4 @@ class Health:
     stuck: int
     error: str | None
     restarts: int = 0
+    listening: bool = True

@@ -298,4 +298,5 @@ def read_node(incarnation: bytes, who: bytes, idle: bytes, waiting: bytes) -> No
         joined=whole(joined) / 1000,
         idle_ms=whole(idle) / 1000,
         waiting=waiting == b"1",
+        listening=about.get("listening") is not False,
     )

@@ -222,6 +222,10 @@ class Store(Plans):
         self.witness.registering()
         self._call("join", incarnation, who, str(SILENT_US))
 
+    def describe(self, incarnation: str, who: str) -> None:
+        """Change what a registered node says of itself; one that has left stays away."""
+        self._call("join", incarnation, who, str(SILENT_US), "1")
+
     def leave(self, incarnation: str) -> None:
         """Take a node off every list."""
         self._call("leave", incarnation)

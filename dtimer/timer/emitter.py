@@ -102,7 +102,7 @@ class Emitter(EventEmitter):
         """Register *f* as a listener of *event*. See `on`."""
         listeners.check(event, f, self.emits)
         super().add_listener(event, f)
-        self._listening(event)
+        self._listening(event, more=True)
         return f
 
     def once(self, event: str, f: Callable[..., Any] | None = None) -> Callable[..., Any]:
@@ -115,7 +115,7 @@ class Emitter(EventEmitter):
             # pass for handled where another hand had taken the only listener.
             once = _Once(f, lambda: self.remove_listener(event, f))
             self._add_event_handler(event, f, once)
-            self._listening(event)
+            self._listening(event, more=True)
             return f
 
         return register if f is None else register(f)
@@ -127,9 +127,10 @@ class Emitter(EventEmitter):
         except KeyError:
             # pyee up to 13 raises, from 14 on it does not.
             return
+        self._listening(event, more=False)
 
-    def _listening(self, event: str) -> None:
-        """Called when *event* has one more listener."""
+    def _listening(self, event: str, *, more: bool) -> None:
+        """Called when *event* has one *more* listener, or one less."""
 
     def _emit_run(
         self, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -7,9 +7,7 @@ A node that joins again is another life, with another incarnation, threads and b
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Collection
@@ -28,6 +26,7 @@ from dtimer.model.options import Options
 from dtimer.store import access
 from dtimer.store.store import Store
 from dtimer.timer import vetting
+from dtimer.timer.presence import PATIENCE, Presence
 from dtimer.timer.turns import Turns
 from dtimer.timer.voice import Voice
 
@@ -65,9 +64,8 @@ class Life:
         self._over = threading.Event()
         #: True once the end has been asked for.
         self.leaving = False
-        who = {"id": id, "host": socket.gethostname(), "pid": self._pid}
-        self._who = json.dumps(who)
-        self._turns = Turns(store, self.incarnation, self._who, options)
+        self._presence = Presence(id, voice.listens)
+        self._turns = Turns(store, self.incarnation, self._presence.entry, options)
         self.bell = Bell()
         self._herald = Herald(f"dtimer-herald-{id}", self._say)
         self._registered = False
@@ -158,6 +156,18 @@ class Life:
                 self._farewell()
             raise
         self._herald.announce("ready")
+        self._herald.later(PATIENCE, self._show_listening)
+
+    def listened(self, *, more: bool) -> None:
+        """Note that there is one more listener of ``'event'``, or one less."""
+        self.bell.ring()
+        if not more or not self._presence.listening:
+            self._herald.later(0.0 if more else PATIENCE, self._show_listening)
+
+    def _show_listening(self) -> None:
+        if not self.leaving and self._presence.outdated():
+            with contextlib.suppress(StoreError):
+                self._store.describe(self.incarnation, self._presence.entry())
 
     def _register(self) -> None:
         try:
@@ -313,4 +323,5 @@ class Life:
             stuck=self._dispatcher.stuck(),
             error=None if error is None else str(error) or repr(error),
             restarts=sum(s.failures for s in self._services()),
+            listening=self._voice.listens(),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import warnings
 import weakref
 from typing import Protocol
 
@@ -28,6 +29,26 @@ def why_no_threads() -> str | None:
         # Its greenlets stop altogether where one of them waits for a SimpleQueue.
         return "eventlet has replaced the threads, and does not go with them: use gevent, or none"
     return None
+
+
+class Ending(Protocol):
+    """A life, as it is met when its timer is gone."""
+
+    leaving: bool
+
+    def stop(self, timeout: float | None) -> None:
+        """Ask for the end."""
+
+
+def forgotten(life: Ending, id: str) -> None:
+    """End what a timer has left behind that was dropped while joined, and say so."""
+    if life.leaving:
+        # By itself: a handler called leave, and nobody has waited for the end.
+        return
+    life.stop(0)
+    warnings.warn(
+        f"the node {id!r} was dropped while joined; call leave()", ResourceWarning, stacklevel=2
+    )
 
 
 _watched: weakref.WeakSet[Watched] = weakref.WeakSet()

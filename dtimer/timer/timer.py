@@ -8,7 +8,6 @@ import logging
 import queue
 import signal
 import threading
-import warnings
 import weakref
 from collections.abc import Collection
 from types import TracebackType
@@ -180,7 +179,7 @@ class DTimer(Calendar):
         life = Life(self._id, self._options, self._store, WeakVoice(self))
         life.start()
         self._life = life
-        self._finalizer = weakref.finalize(self, _forgotten, life, self._id)
+        self._finalizer = weakref.finalize(self, process.forgotten, life, self._id)
         self._finalizer.atexit = False
         # What was set while it started; and it rings, for a listener that was added then.
         life.max_events = self._options.max_events
@@ -275,6 +274,10 @@ class DTimer(Calendar):
         """Return how many events may be asked for now, whatever hands are free."""
         return ANY_NUMBER if self.listeners("event") else 0
 
+    def listens(self) -> bool:
+        """Tell whether there is a listener that takes events."""
+        return bool(self.listeners("event"))
+
     def deliver(self, events: list[Event]) -> list[BaseException] | None:
         """
         Hand events over, and return what that raised: they are confirmed when it is nothing.
@@ -300,9 +303,9 @@ class DTimer(Calendar):
         else:
             super()._rolled_back(error)
 
-    def _listening(self, event: str) -> None:
+    def _listening(self, event: str, *, more: bool) -> None:
         if event == "event" and (life := getattr(self, "_life", None)) is not None:
-            life.bell.ring()
+            life.listened(more=more)
 
     def after_fork(self) -> None:
         """Start anew in a forked child, which has not joined."""
@@ -317,13 +320,3 @@ class DTimer(Calendar):
         """Leave, within ``exit_timeout``: the interpreter is about to end."""
         if self._life is not None:
             self.leave(self._options.exit_timeout / 1000)
-
-
-def _forgotten(life: Life, id: str) -> None:
-    if life.leaving:
-        # By itself: a handler called leave, and nobody has waited for the end.
-        return
-    life.stop(0)
-    warnings.warn(
-        f"the node {id!r} was dropped while joined; call leave()", ResourceWarning, stacklevel=2
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dtimer.errors import StateRollback
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Answer, TurnRequest
@@ -15,7 +17,9 @@ _SPARE = 2.0
 class Turns:
     """The store, as the claimer of this node asks it."""
 
-    def __init__(self, store: Store, incarnation: str, who: str, options: Options) -> None:
+    def __init__(
+        self, store: Store, incarnation: str, who: Callable[[], str], options: Options
+    ) -> None:
         self._store = store
         self._incarnation = incarnation
         self._who = who
@@ -56,7 +60,7 @@ class Turns:
 
     def register(self) -> None:
         """Register the node."""
-        self._store.join(self._incarnation, self._who)
+        self._store.join(self._incarnation, self._who())
 
     def supply(self, schedule: str) -> None:
         """Bring a schedule more nominal times."""

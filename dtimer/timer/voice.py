@@ -23,6 +23,10 @@ class Voice(Protocol):
         """Tell how many events may be asked for now."""
         ...
 
+    def listens(self) -> bool:
+        """Tell whether there is a listener that takes events."""
+        ...
+
 
 class Timer(Protocol):
     """What there is to be reached."""
@@ -37,6 +41,10 @@ class Timer(Protocol):
 
     def appetite(self) -> int:
         """Tell how many events may be asked for now."""
+        ...
+
+    def listens(self) -> bool:
+        """Tell whether there is a listener that takes events."""
         ...
 
 
@@ -61,3 +69,8 @@ class WeakVoice:
         """See `Voice.appetite`."""
         timer = self._timer()
         return 0 if timer is None else timer.appetite()
+
+    def listens(self) -> bool:
+        """See `Voice.listens`."""
+        timer = self._timer()
+        return timer is None or timer.listens()

@@ -16,6 +16,8 @@ import zoneinfo
 import pytest
 import redis
 import redis.asyncio
+from servers import eventually
+from shell import runner
 
 from dtimer import DTimer, OptionError, PayloadError, PayloadTooLarge, RunAt, StoreError
 from dtimer.testing import Clock
@@ -463,3 +465,49 @@ class TestConnecting:
             DTimer("n", url, timeout=300).join()
         assert f"Redis at {place} could not be reached to" in str(caught.value)
         assert "secret" not in str(caught.value)
+
+
+class TestNoListener:
+    """A node that joined, and whose program has registered no listener of ``'event'``."""
+
+    def test_the_list_of_nodes_says_so(self, server, namespace, caplog):
+        """
+        A second after it has joined it is logged, and shown to everybody: the node receives
+        nothing, which would otherwise look as if nothing had been posted.
+        """
+        timer = DTimer("lonely", server.url, ns=namespace)
+        with timer:
+            (joined,) = timer.nodes()
+            assert not timer.health().listening
+            eventually(lambda: not timer.nodes()[0].listening)
+            assert "the node 'lonely' has joined but has no listener of 'event'" in caplog.text
+            timer.on("event", print)
+            assert timer.health().listening
+            eventually(lambda: timer.nodes()[0].listening)
+            assert joined.joined == timer.nodes()[0].joined
+            timer.remove_listener("event", print)
+            eventually(lambda: not timer.nodes()[0].listening)
+        assert [] == timer.nodes()
+
+    def test_a_stream_that_nobody_reads_is_no_mistake(self, server, namespace):
+        """A queue that was joined by a reader listens, also while no reader waits."""
+        with RunAt(namespace, redis=server.url) as queue:
+            assert queue.read(timeout=0) is None
+            assert queue.timer.health().listening
+
+    def test_a_node_that_has_left_is_not_brought_back(self, server, namespace):
+        """What a node says of itself a moment after it has left makes no entry."""
+        timer = DTimer("gone", server.url, ns=namespace)
+        timer._store.describe("incarnation", "{}")
+        assert [] == timer.nodes()
+        timer.leave()
+
+    def test_the_command_line_shows_it(self, server, namespace, monkeypatch, capsys):
+        """``dtimer nodes`` and ``dtimer top`` name the state."""
+        dtimer = runner(server, namespace, monkeypatch, capsys)
+        timer = DTimer("lonely", server.url, ns=namespace)
+        with timer:
+            eventually(lambda: not timer.nodes()[0].listening)
+            assert "no listener" == dtimer("nodes").rows[0][1]
+            assert dtimer("nodes", "--json").objects[0]["listening"] is False
+            assert "no listener" in dtimer("top").out

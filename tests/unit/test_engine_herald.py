@@ -101,3 +101,33 @@ def test_without_its_thread():
     assert (("one",), threading.current_thread().name) == heard.said.get(timeout=PATIENCE)
     assert herald.speak_up()
     assert not herald.speak_up()
+
+
+def test_what_is_called_later_is_called_by_its_own_thread():
+    """A call that was put off comes on the herald's thread, between announcements, and once."""
+    heard = Heard()
+    herald = Herald("dtimer-herald", heard.emit)
+    herald.start()
+    herald.later(0.0, lambda: heard.emit("later"))
+    assert (("later",), "dtimer-herald") == heard.said.get(timeout=PATIENCE)
+    herald.announce("number", 1)
+    assert ("number", 1) == heard.next()
+    herald.stop()
+    assert herald.join(PATIENCE)
+    assert heard.said.empty()
+
+
+def test_the_last_that_is_put_off_replaces_the_one_before():
+    """Only the last call that was put off comes, and none keeps the thread from its end."""
+    heard = Heard()
+    herald = Herald("dtimer-herald", heard.emit)
+    herald.later(0.0, lambda: heard.emit("replaced"))
+    herald.later(0.0, lambda: heard.emit("called"))
+    herald.start()
+    assert ("called",) == heard.next()
+    herald.later(3_600.0, lambda: heard.emit("never"))
+    herald.announce("number", 1)
+    assert ("number", 1) == heard.next()
+    herald.stop()
+    assert herald.join(PATIENCE)
+    assert heard.said.empty()

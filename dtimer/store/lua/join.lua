@@ -5,6 +5,7 @@
 -- ARGV[3]   the node's incarnation
 -- ARGV[4]   who that is, as JSON: id, host, pid
 -- ARGV[5]   how long a silent node is remembered, in µs
+-- ARGV[6]   1: change who it is where it is registered, and register nobody
 --
 -- Returns   how many nodes there are
 local wrong = guard(DUE, SYS, NODES, ALIVE, ROSTER, PROMISE)
@@ -25,6 +26,10 @@ if #silent > 0 then
   local earliest = first_due()
   if earliest then rouse(earliest, 0) end
 end
-redis.call('HSET', NODES, ARGV[3], digits(NOW) .. '|' .. ARGV[4])
+local was = redis.call('HGET', NODES, ARGV[3])
+if ARGV[6] == '1' and not was then return redis.call('ZCARD', ALIVE) end
+-- A node that says more of itself joined when it did.
+local since = was and was:match('^%d+') or digits(NOW)
+redis.call('HSET', NODES, ARGV[3], since .. '|' .. ARGV[4])
 redis.call('ZADD', ALIVE, digits(NOW), ARGV[3])
 return redis.call('ZCARD', ALIVE)
