@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 
 # In the order of their dependence.
-_PARTS = ("guard", "memo", "rouse", "events", "again", "plan", "settle", "walk")
+_PARTS = ("guard", "memo", "rouse", "events", "again", "plan", "retime", "settle", "walk")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ _MACHINE = "tests/chaos/test_machine.py"
 _ORDERS = "tests/chaos/test_interleavings.py"
 _TURN = "store/lua/turn.lua"
 _PICKLE = "tests/unit/test_pickle.py"
+_TABLES = "tests/integration/test_new_tables.py"
 _WALKS = "tests/integration/test_walks.py"
 _POST = "store/lua/post.lua"
 _MINT = "store/lua/mint.lua"
@@ -650,6 +651,27 @@ MUTANTS = [
         "    if added == 0 then\n",
         "    if false then\n",
         _SCHEDULES,
+    ),
+    _mutant(
+        "new tables of a time zone are not taken over",
+        "store/lua/declare.lua",
+        "if retime(schedule, old, ARGV[14], ARGV[15]) then result = 'changed' end",
+        "",
+        _TABLES,
+    ),
+    _mutant(
+        "an occurrence comes by the old law and by the new",
+        "store/lua/parts/retime.lua",
+        "if belongs_to(before, known[1]) then table.remove(fresh, 1) end",
+        "",
+        _TABLES,
+    ),
+    _mutant(
+        "new tables undo what a user has moved",
+        "store/lua/parts/retime.lua",
+        "if moved and (usual or beat.paused == '1') then",
+        "if moved then",
+        _TABLES,
     ),
     # --------------------------------------------------------------------------------- walks
     _mutant(

@@ -1,6 +1,6 @@
 -- Declare a schedule: new, changed, or, as every process does at its start, once more.
 --
--- Uses      guard memo rouse events plan
+-- Uses      guard memo rouse events plan retime
 --
 -- ARGV[3]   schedule
 -- ARGV[4]   fingerprint of the definition
@@ -17,7 +17,9 @@
 -- ARGV[15]  1 when no more than these will follow, else ''
 --
 -- Returns   new, changed or same; or behind:<µs>, and nothing was done, where all of the list
---           lies before what was handed out last, at that time: others are wanted
+--           lies before what was handed out last, at that time: others are wanted. Also changed
+--           if the definition is the same and its nominal times are not: the tables of its time
+--           zone are others
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
@@ -29,11 +31,12 @@ local schedule = ARGV[3]
 local old = plan().read_beat(schedule)
 local result = 'same'
 if old and old.print == ARGV[4] then
-  -- Nothing changes; but a chain that was broken by hand goes on.
+  -- A chain that was broken by hand goes on.
   if old.paused == '' and old.next ~= ''
     and not redis.call('ZSCORE', DUE, plan().occurrence(schedule, old.next)) then
     plan().put(schedule, old)
   end
+  if retime(schedule, old, ARGV[14], ARGV[15]) then result = 'changed' end
 else
   -- Of a clock that was put back: times that lie before what was handed out are of no use, and
   -- without others the chain would end.

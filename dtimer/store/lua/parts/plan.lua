@@ -276,6 +276,7 @@ local function plan()
     following = following,
     open_ended = open_ended,
     put = put,
+    spread = spread,
     sure_to_go_on = sure_to_go_on,
     advance = advance,
     go_on = go_on,

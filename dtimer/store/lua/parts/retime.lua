@@ -1,0 +1,69 @@
+-- The nominal times of a cron schedule that is declared once more, where they differ from those that
+-- are kept: the tables of its time zone are others now. Only what lies ahead is compared, over the
+-- stretch that both lists cover.
+
+-- Return the times of a list that lie between two others, the later included.
+local function times_within(list, low, high)
+  local within = {}
+  for time in string.gmatch(list, '%d+') do
+    time = tonumber(time)
+    if time > low and time <= high then within[#within + 1] = time end
+  end
+  return within
+end
+
+-- Return until when a list tells of all times.
+local function told_until(list, final)
+  return final == '1' and math.huge or tonumber(string.match(list, '(%d+)$') or 0)
+end
+
+local function written(...)
+  local texts = {}
+  for _, times in ipairs({...}) do
+    for _, time in ipairs(times) do texts[#texts + 1] = digits(time) end
+  end
+  return table.concat(texts, ',')
+end
+
+-- Take `times` in place of those that are kept; return whether they differ. The pending occurrence
+-- moves with them if it is not due yet and nobody has moved it.
+local function retime(schedule, beat, times, final)
+  if beat.every ~= '' or beat.next == '' then return false end
+  local pending, last = tonumber(beat.next), tonumber(beat.last)
+  local kept = beat.ahead == '' and beat.next or beat.next .. ',' .. beat.ahead
+  local over = math.max(NOW, last or 0)
+  local high = math.min(told_until(kept, beat.final), told_until(times, final))
+  local known = times_within(kept, over, math.huge)
+  local fresh = times_within(times, over, math.huge)
+  if written(times_within(kept, over, high)) == written(times_within(times, over, high)) then
+    return false
+  end
+
+  -- Laws change by an hour or so. So the first of the new times may be that of an occurrence which
+  -- has come already, by its older time: that does not come twice.
+  local before = pending <= over and pending or last
+  local function belongs_to(one, another)
+    return fresh[1] and one and another
+      and math.abs(fresh[1] - one) < math.abs(fresh[1] - another)
+  end
+  if belongs_to(before, known[1]) then table.remove(fresh, 1) end
+
+  local ahead = times_within(beat.ahead, 0, over)
+  -- Or that of the next but one, if the new time of the pending occurrence is over: it comes late,
+  -- by its older time, rather than not at all.
+  if pending > over and not belongs_to(known[2], pending) then
+    local moved = table.remove(fresh, 1)
+    local id = plan().occurrence(schedule, beat.next)
+    local score = tonumber(redis.call('ZSCORE', DUE, id))
+    local usual = score == pending + plan().spread(schedule, beat, pending)
+    if moved and (usual or beat.paused == '1') then
+      plan().sure_to_go_on(schedule, beat)
+      remove(id)
+      beat.next, beat.waits = digits(moved), ''
+      if beat.paused == '' then plan().put(schedule, beat) end
+    end
+  end
+  beat.ahead, beat.final = written(ahead, fresh), final
+  plan().write_beat(schedule, beat)
+  return true
+end

@@ -1,0 +1,204 @@
+"""Cron schedules that are declared again when the law of their time zone has changed."""
+
+from __future__ import annotations
+
+import struct
+import zoneinfo
+
+import pytest
+from peers import Now, Peer
+
+from dtimer.model.recurrence import AHEAD, define
+
+HOUR = 3_600_000_000
+DAY = 24 * HOUR
+#: 15 January 2027, 0:00 UTC; `Now` begins at 8:00.
+MIDNIGHT = Now().us - 8 * HOUR
+
+
+@pytest.fixture
+def law(tmp_path):
+    """Write the tables of a zone of the test: how many hours it is ahead of UTC."""
+    paths = zoneinfo.TZPATH
+    zoneinfo.reset_tzpath([str(tmp_path), *paths])
+    (tmp_path / "Test").mkdir()
+
+    def write(hours):
+        # As RFC 8536 has it: no transition, one offset, and its abbreviation.
+        counts = struct.pack(">6l", 0, 0, 0, 0, 1, 4)
+        rule = struct.pack(">lBB", hours * 3600, 0, 0) + b"LMT\0"
+        (tmp_path / "Test" / "Here").write_bytes(b"TZif" + bytes(16) + counts + rule)
+        zoneinfo.ZoneInfo.clear_cache()
+
+    yield write
+    zoneinfo.reset_tzpath(paths)
+    zoneinfo.ZoneInfo.clear_cache()
+
+
+@pytest.fixture(autouse=True)
+def midnight(now):
+    """The test begins in the small hours."""
+    now.us = MIDNIGHT
+
+
+def declare(store, cron="0 9 * * *", **options):
+    """Declare a schedule of the zone of the test, every day at nine by default."""
+    given = {
+        "start": None, "end": None, "count": None, "jitter": 0, "misfire": "coalesce",
+        "overlap": "queue", "max_retries": 3, "payload": "{}",
+    }  # fmt: skip
+    return store.declare(define("nine", cron=cron, tz="Test/Here", **(given | options)))
+
+
+def due(store):
+    """When the pending occurrences are due, in hours after the beginning of the test."""
+    return [(r.due * 1000 - MIDNIGHT) / HOUR for r in store.upcoming("-inf", "+inf")]
+
+
+def days(node, now, many=3):
+    """Serve for so many days, hour by hour; return when each occurrence came, in hours."""
+    came = []
+    for _ in range(many * 24):
+        turn = node.turn(10)
+        came += [(claim.claimed_us - MIDNIGHT) / HOUR for claim in turn.claims]
+        for claim in turn.claims:
+            node.confirm(claim)
+        for schedule in turn.short:
+            node.store.supply(schedule)
+        now.us += HOUR
+    return came
+
+
+@pytest.mark.parametrize("laws", [(3, 4), (4, 3)])
+def test_all_nominal_times_follow_the_new_law(store, node, now, law, laws):
+    """The pending occurrence moves, and so do those that follow, without one lost or doubled."""
+    old, new = laws
+    law(old)
+    assert "new" == declare(store)
+    assert [9 - old] == due(store)
+    law(new)
+    assert "changed" == declare(store)
+    assert [9 - new] == due(store)
+    assert [day * 24 + 9 - new for day in range(15)] == days(node, now, 15)
+
+
+def test_the_same_law_changes_nothing(store, now, law, client):
+    """A process that starts later knows later times; over what both know these are the same."""
+    law(3)
+    declare(store)
+    for _ in range(AHEAD + 3):
+        before = client.hgetall(store.keys.beats)
+        assert "same" == declare(store)
+        assert before == client.hgetall(store.keys.beats)
+        now.us += DAY - HOUR
+
+
+@pytest.mark.parametrize("cron", ["30 2 * * *", "*/20 * * * *", "0 */3 * * *", "15 1,2 * * sun"])
+@pytest.mark.parametrize("change", [1_805_007_600, 1_825_567_200], ids=["spring", "autumn"])
+def test_a_change_of_the_clock_is_no_change_of_the_law(store, node, now, cron, change):
+    """The same tables give the same times from any moment, also around a change of the clock."""
+    beat = define(
+        "nine", cron=cron, tz="America/New_York", start=None, end=None, count=None, jitter=0,
+        misfire="coalesce", overlap="queue", max_retries=3, payload="{}",
+    )  # fmt: skip
+    now.us = change * 1_000_000 - 9 * HOUR
+    assert "new" == store.declare(beat)
+    for _ in range(40):
+        now.us += HOUR // 2
+        turn = node.turn(10)
+        for claim in turn.claims:
+            node.confirm(claim)
+        for schedule in turn.short:
+            store.supply(schedule)
+        assert "same" == store.declare(beat)
+
+
+def test_an_occurrence_that_came_by_the_old_law_does_not_come_again(store, node, now, law):
+    """Today's has come at five; by the new law it would be at six."""
+    law(4)
+    declare(store)
+    now.us += 5 * HOUR
+    node.confirm(node.claim()[0])
+    law(3)
+    assert "changed" == declare(store)
+    assert [24 + 6, 48 + 6] == days(node, now)
+
+
+def test_an_occurrence_that_is_due_stays(store, node, now, law):
+    """What is due and not handed out yet is handed out once, and not once more an hour later."""
+    law(4)
+    declare(store)
+    now.us += 5 * HOUR
+    law(3)
+    assert "changed" == declare(store)
+    assert [5, 24 + 6, 48 + 6] == days(node, now)
+
+
+def test_an_occurrence_whose_new_time_is_over_comes_by_the_old_one(store, node, now, law):
+    """Tables that come between the new time and the old one cost no occurrence."""
+    law(3)
+    declare(store)
+    now.us += 5 * HOUR + HOUR // 2
+    law(4)
+    assert "changed" == declare(store)
+    assert [6] == due(store)
+    assert [6.5, 24 + 5.5, 48 + 5.5] == days(node, now)
+
+
+@pytest.mark.parametrize("laws", [(3, 4), (4, 3)])
+def test_a_user_who_moved_the_pending_one_is_right(store, node, now, law, laws):
+    """The occurrence stays where it was put, and stands for that of the same day."""
+    old, new = laws
+    law(old)
+    declare(store)
+    (record,) = store.upcoming("-inf", "+inf")
+    assert store.reschedule(record.id, str(MIDNIGHT + 8 * HOUR))
+    law(new)
+    assert "changed" == declare(store)
+    assert [8] == due(store)
+    assert [8, 24 + 9 - new, 48 + 9 - new] == days(node, now)
+
+
+def test_with_jitter(store, now, law):
+    """A pending occurrence that its jitter has put off is where its schedule put it."""
+    law(3)
+    declare(store, jitter=600_000)
+    assert [6] != due(store)
+    law(4)
+    assert "changed" == declare(store, jitter=600_000)
+    (hours,) = due(store)
+    assert 5 <= hours <= 5 + 1 / 6
+
+
+def test_while_it_is_paused(store, law):
+    """A paused schedule has nothing pending; resumed, it goes by the new law."""
+    law(3)
+    declare(store)
+    store.suspend("nine", on=True)
+    law(4)
+    assert "changed" == declare(store)
+    assert [] == due(store)
+    store.suspend("nine", on=False)
+    assert [5] == due(store)
+
+
+def test_a_limited_number_stays_limited(store, node, now, law):
+    """New tables give no occurrence more, and take none."""
+    law(3)
+    declare(store, count=2)
+    law(4)
+    assert "changed" == declare(store, count=2)
+    assert [5, 24 + 5] == days(node, now, 5)
+
+
+def test_two_laws_in_turn(store, node, now, law):
+    """Where some processes have the new tables and some do not, the last declaration holds."""
+    law(3)
+    declare(store)
+    Peer(store, "another")
+    came = []
+    for ahead in (4, 3, 4):
+        law(ahead)
+        assert "changed" == declare(store)
+        came += days(node, now, 1)
+    assert [5, 24 + 6, 48 + 5] == came
