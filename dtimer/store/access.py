@@ -38,8 +38,8 @@ PRODUCER = (
 )
 
 
-#: How the client library finds its way in a cluster, besides; ``asking`` while slots move.
-CLUSTER = ("asking", "cluster|slots", "command")
+#: Besides, in a cluster: how the way is found, and what the client library asks when it is made.
+CLUSTER = ("cluster|slots", "command")
 
 #: All that it asks of a Sentinel, by a user of its own there.
 SENTINEL = ("sentinel|masters",)

@@ -1,16 +1,33 @@
-"""A cluster: the library's client knows which server holds the keys, and follows them."""
+"""
+A cluster: which of its servers has the keys, and connections of ours that follow them.
+
+The library's own client for clusters is not used for calls. It keeps no deadline, because it asks
+every server for the topology after an error, each for as long as a call may take. And it replaces
+the time-out of a call by what that question came to, so that a call that may have been done looks
+like one that never was.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections.abc import Sequence
 from typing import Any
 
-from dtimer.store.deadline import with_deadline
+from dtimer.store.deadline import set_deadline, with_deadline
 from dtimer.store.ear import Ear
+from dtimer.store.faults import Fate, fate, slow
 from dtimer.store.keys import Keys
 from dtimer.store.pools import library, settings
-from dtimer.store.wire import ClusterWire
+from dtimer.store.scripts import Script
+from dtimer.store.wire import Argument, Packer, Wire, is_a_reply
+
+Address = tuple[str, int]
+
+#: A slot that moves on while a call follows it is asked for again by the next try.
+_MOST_REDIRECTIONS = 5
 
 # So many of its servers are named in a message.
 _NAMED = 3
@@ -23,23 +40,103 @@ class ClusterSource:
     replicable = True
 
     def __init__(self, client: Any, timeout: float) -> None:
-        self._library = library(client)
-        self._class = type(client)
-        self._nodes = [(node.host, node.port) for node in client.get_nodes()]
-        given = client.get_connection_kwargs()
-        self._settings = settings(given, self._library, timeout)
-        for name in ("host", "port", "db", "redis_connect_func", "connection_pool_class"):
+        root = library(client)
+        nodes = client.get_nodes()
+        pool = getattr(client, f"get_{root}_connection")(nodes[0]).connection_pool
+        self._class = with_deadline(pool.connection_class)
+        self._settings = settings(pool.connection_kwargs, root, timeout)
+        for name in ("host", "port", "redis_connect_func", "valkey_connect_func"):
             self._settings.pop(name, None)
+        self._remap = client.nodes_manager.address_remap
         self._timeout = timeout
-        self._client: Any = None
+        self._slot_of = importlib.import_module(f"{root}.crc").key_slot
+        self._unreachable = importlib.import_module(f"{root}.exceptions").ConnectionError
+        self._startup: list[Address] = [(node.host, node.port) for node in nodes]
+        #: The servers that are known, in the order in which they are asked.
+        self._nodes = self._startup
+        self._homes: dict[int, Address] = {}
+        self._lock = threading.RLock()
 
-    def _cluster(self) -> Any:
-        if self._client is None:
-            node = importlib.import_module(f"{self._library}.cluster").ClusterNode
-            self._client = self._class(
-                startup_nodes=[node(host, port) for host, port in self._nodes], **self._settings
-            )
-        return self._client
+    def connection(self, address: Address) -> Any:
+        """Return a connection to one server that can be given a deadline, not connected yet."""
+        host, port = address
+        return self._class(**self._settings, host=host, port=port)
+
+    def home(self, keys: Keys, until: float) -> Address:
+        """
+        Return the server that holds *keys*, asking one server after the other if it is not known.
+
+        Ends at the moment *until* on the monotonic clock, however many servers hang.
+
+        Raises:
+            Exception: (the library's) no server could be asked, or none holds them.
+        """
+        slot = self._slot_of(keys.due.encode())
+        found = self._homes.get(slot)
+        if found is not None:
+            return found
+        # One thread asks, and the others take its answer.
+        if not self._lock.acquire(timeout=max(0, until - time.monotonic())):
+            raise self._unreachable("the servers of the cluster do not answer in time")
+        try:
+            found = self._homes.get(slot)
+            if found is None:
+                found = self._homes[slot] = self._look_up(slot, until)
+            return found
+        finally:
+            self._lock.release()
+
+    def _look_up(self, slot: int, until: float) -> Address:
+        error: Exception | None = None
+        nodes = self._nodes.copy()
+        for i, address in enumerate(nodes):
+            left = until - time.monotonic()
+            try:
+                # A server that hangs leaves time for those after it.
+                ranges = self._ask(address, until - left + left / (len(nodes) - i))
+            except Exception as e:
+                if slow(e):
+                    raise
+                error = e
+                continue
+            named = [self._address(server, address) for _, _, *all in ranges for server in all]
+            self._nodes = [*dict.fromkeys([address, *named, *self._startup])]
+            for first, last, master, *_ in ranges:
+                if first <= slot <= last:
+                    return self._address(master, address)
+        why = error or "none holds the slot of the namespace"
+        raise self._unreachable(f"no server of the cluster knows the way: {why}") from error
+
+    def _ask(self, address: Address, until: float) -> Any:
+        connection = self.connection(address)
+        try:
+            set_deadline(connection, until)
+            connection.connect()
+            connection.send_command("CLUSTER", "SLOTS", check_health=False)
+            return connection.read_response(disable_decoding=True)
+        finally:
+            connection.disconnect()
+
+    def _address(self, server: Sequence[Any], asked: Address) -> Address:
+        # Without a name of its own a server is where it was asked.
+        host = server[0].decode() if server[0] else asked[0]
+        return self._mapped(host, int(server[1]))
+
+    def _mapped(self, host: str, port: int) -> Address:
+        mapped: Address = self._remap((host, port)) if self._remap else (host, port)
+        return mapped
+
+    def doubt(self, keys: Keys, home: Address) -> None:
+        """Have the next call ask where *keys* are, and *home* after the other servers."""
+        slot = self._slot_of(keys.due.encode())
+        if self._homes.get(slot) == home:
+            self._homes.pop(slot, None)
+            self._nodes = [*(node for node in self._nodes if node != home), home]
+
+    def moved(self, keys: Keys, error: Any, home: Address) -> None:
+        """Remember the server that *error* names in the place of *home*."""
+        address = self._mapped(error.host or home[0], error.port)
+        self._homes[self._slot_of(keys.due.encode())] = address
 
     @property
     def place(self) -> str:
@@ -50,7 +147,7 @@ class ClusterSource:
 
     def wire(self, keys: Keys) -> ClusterWire:
         """See `Source.wire`."""
-        return ClusterWire(_Lazy(self._cluster), keys, self._beside)
+        return ClusterWire(self, keys)
 
     def ear(self, keys: Keys, channels: Sequence[str]) -> Ear:
         """
@@ -61,45 +158,106 @@ class ClusterSource:
         """
 
         def connect() -> Any:
-            pool = self._pool(self._cluster().get_node_from_key(keys.due))
-            return pool.connection_class(**self._like(pool))
+            until = time.monotonic() + self._timeout
+            # There may be no calls here that would notice that the keys have moved.
+            self.doubt(keys, self.home(keys, until))
+            return self.connection(self.home(keys, until))
 
         return Ear(connect, channels)
 
-    def _pool(self, node: Any) -> Any:
-        return getattr(self._cluster(), f"get_{self._library}_connection")(node).connection_pool
-
-    def _like(self, pool: Any) -> dict[str, Any]:
-        return settings(pool.connection_kwargs, self._library, self._timeout)
-
-    def _beside(self, node: Any) -> Any:
-        """Return a connection of our own to *node*, that keeps a deadline."""
-        pool = self._pool(node)
-        return with_deadline(pool.connection_class)(**self._like(pool))
-
     def command(self, *words: str) -> Any:
-        """See `Source.command`."""
-        return self._cluster().execute_command(*words, target_nodes="random", NEVER_DECODE=[])
+        """See `Source.command`: run by the first server that is known."""
+        connection = self.connection(self._nodes[0])
+        try:
+            connection.connect()
+            connection.send_command(*words, check_health=False)
+            return connection.read_response(disable_decoding=True)
+        finally:
+            connection.disconnect()
 
     def close(self) -> None:
-        """See `Source.close`."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        """See `Source.close`: connections are never kept here."""
 
     def after_fork(self) -> None:
         """See `Source.after_fork`."""
-        self._client = None
+        self._lock = threading.RLock()
 
 
-class _Lazy:
-    """The cluster client, made with the first call: making it connects."""
+class ClusterWire:
+    """
+    A `Wire` to whichever server of a cluster holds the keys.
 
-    def __init__(self, get: Callable[[], Any]) -> None:
-        self._get = get
+    Not for two threads at a time.
+    """
 
-    def execute_command(self, *words: Any, **options: Any) -> Any:
-        return self._get().execute_command(*words, **options)
+    def __init__(self, source: ClusterSource, keys: Keys) -> None:
+        self._source = source
+        self._keys = keys
+        self._packer = Packer(keys)
+        # All of this is there once a call was sent.
+        self._home: Any = None
+        self._wire: Any = None
+        self._words: Any = None
+        self.sent = False
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._get(), name)
+    def run(
+        self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
+    ) -> Any:
+        """See `Wire.run`."""
+        try:
+            self.send(script, arguments, until, whole=whole)
+            return self.receive(until)
+        except BaseException as e:
+            if not (self.sent and is_a_reply(e)):
+                self.close()
+            raise
+
+    def send(
+        self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
+    ) -> None:
+        """See `Wire.send`."""
+        self.sent = False
+        self._words = (script, arguments, whole)
+        home = self._source.home(self._keys, until)
+        if self._wire is None or home != self._home:
+            self.close()
+            self._home = home
+            self._wire = Wire(functools.partial(self._source.connection, home), self._packer)
+        try:
+            self._wire.send(script, arguments, until, whole=whole)
+        except Exception:
+            self._source.doubt(self._keys, home)
+            raise
+        finally:
+            self.sent = self._wire.sent
+
+    def receive(self, until: float) -> Any:
+        """
+        See `Wire.receive`: follows the keys where the server says that they have moved.
+
+        While they move there is nowhere to go. A script needs all of them in one place, which
+        the next server refuses (TRYAGAIN) until it has them all; so ASK is not followed.
+        """
+        for left in reversed(range(_MOST_REDIRECTIONS)):
+            try:
+                return self._wire.receive(until)
+            except Exception as e:
+                if type(e).__name__ != "MovedError" or not left:
+                    if not is_a_reply(e) or fate(e, sent=True) is Fate.RECONNECT:
+                        self._source.doubt(self._keys, self._home)
+                    raise
+                self._source.moved(self._keys, e, self._home)
+                script, arguments, whole = self._words
+                self.send(script, arguments, until, whole=whole)
+        raise AssertionError("the last redirection is raised")
+
+    def wait(self, replicas: int, ms: int, until: float) -> int:
+        """See `Wire.wait`."""
+        count: int = self._wire.wait(replicas, ms, until)
+        return count
+
+    def close(self) -> None:
+        """See `Wire.close`."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 from dtimer.errors import OptionError
 from dtimer.store import tls
-from dtimer.store.cluster import ClusterSource
+from dtimer.store.cluster import ClusterSource, ClusterWire
 from dtimer.store.ear import Ear
 from dtimer.store.embedding import EmbeddedSource
 from dtimer.store.keys import Keys
 from dtimer.store.pools import PoolSource
-from dtimer.store.wire import ClusterWire, Wire
+from dtimer.store.wire import Wire
 
 DEFAULT_URL = "redis://localhost:6379"
 

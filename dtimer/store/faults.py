@@ -108,11 +108,6 @@ def overtaken(error: BaseException) -> bool:
     return "DTSTALE" in message(error)
 
 
-def before_the_script(error: BaseException) -> bool:
-    """Tell whether *error* came before our script could look whether it had run already."""
-    return slow(error)
-
-
 def translate(error: BaseException, doing: str, place: str) -> StoreError:
     """
     Make the error of our tree that says what the server refused.

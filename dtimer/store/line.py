@@ -21,7 +21,7 @@ from dtimer.faultpoints import armed, reached
 from dtimer.model.jitter import between
 from dtimer.model.names import incarnation
 from dtimer.store.connect import Source
-from dtimer.store.faults import Fate, before_the_script, fate, translate
+from dtimer.store.faults import Fate, fate, message, translate
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import Script, load, texts
 from dtimer.store.tries import AnyWire, Asked, Copied, run, run_whole
@@ -212,13 +212,21 @@ class Line:
                 return run(lane.wire, script, [self._time(), *arguments], until)
             except Exception as e:
                 what = fate(e, lane.wire.sent)
-                if what is Fate.REFUSED and not (perhaps and before_the_script(e)):
+                # Once an earlier try may have been done, no refusal of a later one is definite:
+                # most come before the script can look whether it was.
+                if what is Fate.REFUSED and not perhaps:
                     raise translate(e, script.doing, self._source.place) from e
                 if what is Fate.RECONNECT:
                     lane.wire.close()
                 perhaps = perhaps or (what is Fate.UNKNOWN and script.name not in READS)
                 left = deadline - time.monotonic()
-                if what is Fate.REFUSED or left < pause + one_try / 2:
+                if what is Fate.REFUSED:
+                    raise OutcomeUnknown(
+                        f"no reply to {script.doing} from Redis at {self._source.place}, and the"
+                        f" same was refused when sent again: it may or may not have been done"
+                        f" ({message(e)})"
+                    ) from e
+                if left < pause + one_try / 2:
                     raise self._gave_up(script.doing, e, perhaps) from e
             # Jitter, so that callers who failed together do not return together.
             time.sleep(between(pause / 2, pause))

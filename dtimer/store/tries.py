@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dtimer.errors import StoreError
+from dtimer.store.cluster import ClusterWire
 from dtimer.store.faults import Fate, fate
 from dtimer.store.scripts import Script
-from dtimer.store.wire import Argument, ClusterWire, Wire, is_a_reply
+from dtimer.store.wire import Argument, Wire, is_a_reply
 
 # How late the server may be to notice that a time-out is over.
 _OVERSHOOT = 0.1

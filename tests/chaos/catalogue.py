@@ -55,7 +55,7 @@ FAULTS: dict[str, str] = {
     "F41": "a planned failover by Sentinel",
     "F42": "a failover that loses writes",
     "F43": "two masters at once",
-    "F44": "the slots of a cluster move, a server of it dies",
+    "F44": "the slots of a cluster move, a server of it dies or hangs",
     "F45": "keys in different slots",
     "F46": "publishing in a cluster",
     "F47": "the subscription stays with a demoted or cut off server",

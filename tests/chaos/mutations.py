@@ -20,6 +20,8 @@ _DISPATCHER = "tests/unit/test_engine_dispatcher.py"
 _LISTENER = "tests/unit/test_engine_listener.py"
 _SERVICE = "tests/unit/test_engine_service.py"
 _OUTAGES = "tests/integration/test_outages.py"
+_REFUSES = "tests/chaos/test_server_refuses.py::TestAfterALostReply"
+_AVAILABILITY = "tests/chaos/test_availability.py"
 _MACHINE = "tests/chaos/test_machine.py"
 _ORDERS = "tests/chaos/test_interleavings.py"
 _TURN = "store/lua/turn.lua"
@@ -258,6 +260,20 @@ MUTANTS = [
         _STORE,
     ),
     # ---------------------------------------------------------------------- nothing acts twice
+    _mutant(
+        "a refusal after a lost reply is called definite",
+        "store/line.py",
+        "if what is Fate.REFUSED and not perhaps:",
+        "if what is Fate.REFUSED:",
+        _REFUSES,
+    ),
+    _mutant(
+        "what a server of a cluster was sent is forgotten when it hangs",
+        "store/cluster.py",
+        "self.sent = self._wire.sent",
+        "self.sent = False",
+        f"{_AVAILABILITY}::TestCluster::test_servers_hang",
+    ),
     _mutant("a post is not recognised", _POST, _RECALL, _FORGETS, _STORE),
     _mutant("a post without a name is not recognised", _MINT, _RECALL, _FORGETS, _STORE),
     _mutant("a cancel is not recognised", "store/lua/cancel.lua", _RECALL, _FORGETS, _STORE),

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import re
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from topologies import migrate, three_masters, watched_by_sentinel
 
 import dtimer.store
 from chaos.expectations import Watch
-from chaos.settings import PATIENT
-from dtimer import DTimer, StateRollback, StoreError
+from chaos.settings import CALL_LIMIT, HASTY, PATIENT
+from dtimer import DTimer, OutcomeUnknown, StateRollback, StoreError
 from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 
@@ -236,6 +237,90 @@ class TestCluster:
                 while {"n": 2} != events.next()[0]:
                     pass
 
+    @pytest.mark.fault("F44")
+    @pytest.mark.parametrize("which", ["all", "its own"])
+    def test_servers_hang(self, which):
+        """
+        A server that hangs may have been sent a post and do it later. So the outcome is unknown,
+        and that is said within the deadline, however many servers do not answer the question
+        where the keys are now. When they answer again the node goes on by itself.
+        """
+        with three_masters() as (client, servers):
+            port = client.get_node_from_key(Keys.of("chaos").due).port
+            hanging = [s for s in servers if which == "all" or s.port == port]
+            timer = DTimer("node", client, ns="chaos", **PATIENT | HASTY)
+            events, errors = Catch(timer, "event"), Catch(timer, "error")
+            with timer:
+                timer.post({"n": 0})
+                assert {"n": 0} == events.next()[0]
+                for server in hanging:
+                    server.pause()
+                began = time.monotonic()
+                with pytest.raises(OutcomeUnknown):
+                    timer.post({"n": 1}, at=LATER, id="perhaps")
+                assert time.monotonic() - began <= CALL_LIMIT
+                errors.next()
+                for server in hanging:
+                    server.resume()
+                eventually(lambda: timer.health().ok)
+                timer.post({"n": 2}, id="perhaps")
+                assert {"n": 2} == events.next()[0]
+
+    @pytest.mark.fault("F44")
+    def test_servers_hang_before_the_first_call(self):
+        """Nothing was sent but the question where to send it: that is definite, and in time."""
+        with three_masters() as (client, servers):
+            timer = DTimer("node", client, ns="chaos", **PATIENT | HASTY)
+            for server in servers:
+                server.pause()
+            began = time.monotonic()
+            with pytest.raises(StoreError) as caught:
+                timer.post({"n": 1})
+            assert time.monotonic() - began <= CALL_LIMIT
+            assert not isinstance(caught.value, OutcomeUnknown)
+            for server in servers:
+                server.resume()
+            timer.leave()
+
+    @pytest.mark.fault("F44")
+    def test_follows_the_keys_within_one_try(self):
+        """
+        A server that no longer holds the keys names the one that does. A node follows in the
+        same try: a turn has only one, and would report an outage.
+        """
+        with three_masters() as (client, servers):
+            slot = key_slot(Keys.of("chaos").due.encode())
+            port = client.get_node_from_key(Keys.of("chaos").due).port
+            source = next(s for s in servers if s.port == port)
+            target = servers[servers.index(source) - 1]
+            steps = migrate(servers, source, target, slot)
+            timer = DTimer("poster", client, ns="chaos", timeout=PATIENCE * 1000)
+            timer.post({"n": 1}, at=LATER, id="moved")
+            for _ in steps:
+                pass
+            assert b"scheduled" == timer._store._line.once("peek", "moved")[0]
+            timer.leave()
+
+    @pytest.mark.fault("F44")
+    def test_eight_threads_find_the_way_by_one_question(self):
+        """The first calls of several threads ask once where the keys are, and share the answer."""
+        with three_masters() as (client, servers):
+            timer = DTimer("poster", client, ns="chaos", timeout=PATIENCE * 1000)
+            at_once = threading.Barrier(8)
+
+            def post():
+                at_once.wait(PATIENCE)
+                timer.post({}, at=LATER)
+
+            threads = [threading.Thread(target=post) for _ in range(8)]
+            before = _asked_for_slots(servers)
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert 1 == _asked_for_slots(servers) - before
+            timer.leave()
+
     @pytest.mark.fault("F46")
     def test_a_subscription_on_another_server(self):
         """
@@ -255,6 +340,15 @@ class TestCluster:
                         other.post({"n": n}, 20)
                         assert {"n": n} == events.next()[0]
                 other.leave()
+
+
+def _asked_for_slots(servers):
+    """Return how often these servers were asked which of them has which slots."""
+    asked = 0
+    for server in servers:
+        with server.client() as client:
+            asked += client.info("commandstats").get("cmdstat_cluster|slots", {"calls": 0})["calls"]
+    return asked
 
 
 _CALL = re.compile(r"redis\.p?call\(\s*'([A-Z]+)'\s*(?:,\s*([^\n]*))?")

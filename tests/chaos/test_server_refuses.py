@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from servers import eventually
+import redis
+from proxy import Proxy
+from servers import PATIENCE, eventually
 
 from chaos.held import Held
 from chaos.settings import HASTY, PATIENT
-from dtimer import OutcomeUnknown, StoreError
+from chaos.tapped import Lost, TappedSource
+from dtimer import DTimer, OutcomeUnknown, StoreError
+from dtimer.faultpoints import arm
+from dtimer.store.store import Entry, Store
 
 pytestmark = pytest.mark.chaos
 
@@ -150,3 +156,59 @@ def test_writes_are_refused(watch, own, caller, hasty, word):
     watch.wait_handled(running, pending)
     eventually(lambda: caller.stats().in_flight == 0)
     assert [] == node.heard("lease_lost")
+
+
+class TestAfterALostReply:
+    """A call whose first reply was lost, and which is refused when it is sent again."""
+
+    @pytest.mark.fault("F36")
+    def test_a_post_that_was_stored(self, own, namespace):
+        """
+        The post was stored, and its repetition is refused before the script can look (its replica
+        has gone meanwhile). To call that definite would have its poster post again.
+        """
+        with Proxy(own) as way, own.client() as client:
+            timer = DTimer("poster", way.url, ns=namespace, timeout=PATIENCE * 1000)
+            timer.post({"n": 0}, LATER, id="known")
+            way.drop_reply_once(b"tea")
+            refuse = functools.partial(client.config_set, "min-replicas-to-write", 1)
+            with arm("retry.sending", refuse), pytest.raises(OutcomeUnknown, match="NOREPLICAS"):
+                timer.post({"n": 1}, LATER, id="tea")
+            assert {"n": 1} == timer.peek("tea").event
+            timer.leave()
+
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            "NOREPLICAS Not enough good replicas to write.",
+            "MISCONF Redis is configured to save RDB snapshots",
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "NOPERM this user has no permissions to run the 'evalsha' command",
+            "DTCORRUPT the key due holds a string, not a zset",
+            "WRONGTYPE Operation against a key holding the wrong kind of value",
+            "DTSTALE a later operation of this lane has been done",
+            "ERR anything else",
+        ],
+        ids=lambda text: text.split()[0],
+    )
+    def test_no_refusal_is_definite(self, server, namespace, refusal):
+        """Whatever the second try is refused for, the first was done, and its caller is told so."""
+        tries = []
+
+        def tap(script, arguments, send):
+            if script.name != "post":
+                return send(arguments)
+            tries.append(script.name)
+            if len(tries) > 1:
+                raise redis.ResponseError(refusal)
+            send(arguments)
+            raise Lost
+
+        with server.client() as client:
+            way = TappedSource(client, tap, loads=True)
+            store = Store(way, namespace, timeout=PATIENCE)
+            with pytest.raises(OutcomeUnknown, match=refusal.split()[0]):
+                store.post([Entry("tea", "+60000000", "", "3|{}")], "replace")
+            assert store.peek("tea")
+            store.close()
+        assert 2 == len(tries)
