@@ -118,7 +118,9 @@ class Running:
 
     def client(self, **settings: Any) -> redis.Redis:
         """Return a client, which the caller closes."""
-        return redis.Redis.from_url(self.url, **settings)
+        # The library gives up after 5 s, from version 8 on.
+        patient = {"socket_timeout": 2 * PATIENCE, "socket_connect_timeout": 2 * PATIENCE}
+        return redis.Redis.from_url(self.url, **patient | settings)
 
     def __enter__(self) -> Self:
         return self

@@ -756,8 +756,7 @@ MUTANTS = [
         "store/line.py",
         "left < pause + one_try / 2:",
         "left < -2:",
-        _OUTAGES,
-        "tests/chaos/test_transport_connecting.py",
+        "tests/unit/test_store_line.py",
     ),
     _mutant(
         "an unknown outcome is called a failure",

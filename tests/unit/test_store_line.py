@@ -1,0 +1,87 @@
+"""Calls with a deadline: how often they are tried, and when they end."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import redis
+
+from dtimer import OutcomeUnknown, StoreError
+from dtimer.store.keys import Keys
+from dtimer.store.line import TRIES, Line
+
+TIMEOUT = 3.0
+
+
+class Stepped:
+    """A clock that the tries and the pauses of a call move."""
+
+    def __init__(self):
+        self.now = 1_000.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of the calls."""
+    clock = Stepped()
+    monkeypatch.setattr("dtimer.store.line.time", clock)
+    return clock
+
+
+@pytest.fixture
+def line():
+    """A line to a server that is not there."""
+    wire = SimpleNamespace(sent=True, close=lambda: None)
+    source = SimpleNamespace(wire=lambda keys: wire, place="nowhere")
+    return Line(source, Keys.of("x"), TIMEOUT, None)
+
+
+class TestDeadline:
+    """A call ends by its deadline, however its tries end."""
+
+    def test_ends_at_its_deadline_if_no_try_is_answered(self, clock, line, monkeypatch):
+        """
+        Each try is given its part of the time, the last one what is left. The call ends at the
+        deadline and not later, so that its caller can rely on it.
+        """
+        given = []
+
+        def unanswered(wire, script, words, until):
+            given.append(until - clock.now)
+            clock.now = max(clock.now, until)
+            raise redis.TimeoutError("no reply")
+
+        monkeypatch.setattr("dtimer.store.line.run", unanswered)
+        deadline = line.deadline()
+        with pytest.raises(OutcomeUnknown):
+            line.call("cancel", "id", deadline=deadline, named=True)
+        assert deadline == clock.now
+        assert TRIES == len(given)
+        assert max(given) <= TIMEOUT / TRIES + 1e-6
+
+    def test_ends_by_its_deadline_if_each_try_is_refused(self, clock, line, monkeypatch):
+        """
+        Refused connections cost no time, so the call is tried again after pauses that grow. It
+        gives up when no try would fit any more, and not after the deadline.
+        """
+        tried = []
+
+        def refused(wire, script, words, until):
+            tried.append(clock.now)
+            wire.sent = False
+            raise redis.ConnectionError("refused")
+
+        monkeypatch.setattr("dtimer.store.line.run", refused)
+        deadline = line.deadline()
+        with pytest.raises(StoreError) as caught:
+            line.call("cancel", "id", deadline=deadline, named=True)
+        assert not isinstance(caught.value, OutcomeUnknown)
+        assert deadline - TIMEOUT / TRIES <= clock.now <= deadline
+        assert len(tried) > TRIES
