@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dtimer.errors import UsageError
+from dtimer.model.detached import detached
 from dtimer.model.lateness import percentile
 from dtimer.model.moments import Duration
 
@@ -29,39 +29,6 @@ class Holder(Protocol):
     def lost(self) -> bool:
         """Tell whether the lease is known, or must be feared, to be gone."""
         ...
-
-
-class _Detached:
-    """The hold of a copy, which holds nothing."""
-
-    def confirm(self) -> bool:
-        """See `Holder.confirm`."""
-        raise self._error()
-
-    def retry(self, delay: Duration | None) -> bool:
-        """See `Holder.retry`."""
-        del delay
-        raise self._error()
-
-    def extend(self, ms: Duration) -> bool:
-        """See `Holder.extend`."""
-        del ms
-        raise self._error()
-
-    def lost(self) -> bool:
-        """See `Holder.lost`."""
-        raise self._error()
-
-    @staticmethod
-    def _error() -> UsageError:
-        return UsageError(
-            "this event is a copy and holds no lease: settle the event that the handler was given"
-        )
-
-
-def detached(payload: dict[str, Any], fields: dict[str, Any]) -> Event:
-    """Return an event that holds no lease: what a pickle or a deep copy of one comes back as."""
-    return Event(payload, holder=_Detached(), **fields)
 
 
 class Event(dict[str, Any]):
@@ -188,7 +155,7 @@ class Event(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how the event is made again, detached."""
-        return detached, (dict(self), self._fields())
+        return detached, (type(self), dict(self), self._fields())
 
     def _fields(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__ if name != "_holder"}

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from dtimer.errors import NamespaceCorrupt, PayloadError
 from dtimer.model.claims import Claim, Result, Settlement, Turn, Verdict
-from dtimer.model.event import DeadLetter, NodeInfo, Record, State
+from dtimer.model.event import DeadLetter, NodeInfo, Record, State, Stats
 from dtimer.model.names import LONGEST_ID
 from dtimer.model.payload import decode
 from dtimer.model.recurrence import Schedule, definition_from_json
@@ -280,6 +280,23 @@ def read_letter(id: str, died_us: int, raw: bytes) -> DeadLetter:
         error=text(error),
         died=died_us / 1000,
         raw=body,
+    )
+
+
+def read_stats(reply: Sequence[Any]) -> Stats:
+    """Read the namespace in numbers."""
+    now, pending, leased, due, earliest, dead, nodes, paused, totals, lateness = reply
+    late = (int(now) - int(earliest)) / 1000 if int(earliest) >= 0 else 0.0
+    return Stats(
+        scheduled=int(pending) - int(leased),
+        in_flight=int(leased),
+        overdue=int(due),
+        oldest_overdue_ms=max(0.0, late),
+        dead=int(dead),
+        nodes=int(nodes),
+        paused=paused == b"1",
+        lateness=tuple(map(whole, lateness)),
+        totals={text(totals[i]): whole(totals[i + 1]) for i in range(0, len(totals), 2)},
     )
 
 

@@ -96,7 +96,7 @@ class Store(Plans):
             letters, total, id = reply.split(b";", 2)
         finally:
             if self._walks.under_way and letters != b"x":
-                self._note(entries, letters)
+                self._walks.posted(entries, letters)
         if total:
             stored = len(entries) if policy == "mint" else letters.count(b"1")
             if not self.witness.posted(known, stored, int(total)):
@@ -112,12 +112,6 @@ class Store(Plans):
             pairs = zip(entries, letters, strict=True)
             kept = frozenset(entry.id for entry, letter in pairs if letter == ord("0"))
         return Posted(codec.text(id), kept)
-
-    def _note(self, entries: Iterable[Entry], letters: bytes = b"") -> None:
-        """Tell the walks what was posted: all of *entries* unless *letters* say otherwise."""
-        for i, e in enumerate(entries):
-            if letters[i : i + 1] != b"0":
-                self._walks.put(e.id, e.when)
 
     def _look_again(self) -> None:
         """Find out what became of the namespace, unless a turn will, which can tell more."""
@@ -137,7 +131,7 @@ class Store(Plans):
         now = "" if self._now is None else str(self._now())
         verb, arguments = self._posting(entries, policy)
         source = load(verb).source
-        self._note(entries)
+        self._walks.posted(entries)
         pipe.execute_command("EVAL", source, len(self.keys), *self.keys, now, "", *arguments)
 
     # A node's turn
@@ -306,23 +300,7 @@ class Store(Plans):
 
     def stats(self) -> Stats:
         """See `DTimer.stats`."""
-        now, pending, leased, due, earliest, dead, nodes, paused, totals, lateness = self._call(
-            "stats", str(SILENT_US)
-        )
-        late = (int(now) - int(earliest)) / 1000 if int(earliest) >= 0 else 0.0
-        return Stats(
-            scheduled=int(pending) - int(leased),
-            in_flight=int(leased),
-            overdue=int(due),
-            oldest_overdue_ms=max(0.0, late),
-            dead=int(dead),
-            nodes=int(nodes),
-            paused=paused == b"1",
-            lateness=tuple(map(codec.whole, lateness)),
-            totals={
-                codec.text(totals[i]): codec.whole(totals[i + 1]) for i in range(0, len(totals), 2)
-            },
-        )
+        return codec.read_stats(self._call("stats", str(SILENT_US)))
 
     def nodes(self) -> list[NodeInfo]:
         """See `DTimer.nodes`."""

@@ -10,8 +10,8 @@ one of each schedule at most.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 from dtimer.store import codec
 
@@ -27,6 +27,20 @@ class Met(NamedTuple):
     due: bytes
     tries: bytes
     body: bytes
+
+
+class Placed(Protocol):
+    """An event and where it is put, as a post says it."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        ...
+
+    @property
+    def when(self) -> str:
+        """Its due time."""
+        ...
 
 
 class Walk:
@@ -135,6 +149,12 @@ class Walks:
     def under_way(self) -> bool:
         """Whether a walk through scheduled events is under way."""
         return bool(self._events)
+
+    def posted(self, entries: Iterable[Placed], letters: bytes = b"") -> None:
+        """Note what this timer has posted: all of *entries* unless *letters* say otherwise."""
+        for i, entry in enumerate(entries):
+            if letters[i : i + 1] != b"0":
+                self.put(entry.id, entry.when)
 
     def put(self, event: str, when: str) -> None:
         """Note that this timer has posted or moved an event to *when*, or may have."""

@@ -730,7 +730,7 @@ MUTANTS = [
     _mutant(
         "a copy of an event goes along with its lease",
         "model/event.py",
-        "return detached, (dict(self), self._fields())",
+        "return detached, (type(self), dict(self), self._fields())",
         "return Event.__copy__, (self,)",
         _PICKLE,
     ),

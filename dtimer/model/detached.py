@@ -1,0 +1,43 @@
+"""What a pickled or deep-copied event comes back as: one that holds no lease."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from dtimer.errors import UsageError
+from dtimer.model.moments import Duration
+
+T = TypeVar("T")
+
+
+class _NoHold:
+    """The hold of a copy, which holds nothing. See `dtimer.model.event.Holder`."""
+
+    def confirm(self) -> bool:
+        """See `Holder.confirm`."""
+        raise self._error()
+
+    def retry(self, delay: Duration | None) -> bool:
+        """See `Holder.retry`."""
+        del delay
+        raise self._error()
+
+    def extend(self, ms: Duration) -> bool:
+        """See `Holder.extend`."""
+        del ms
+        raise self._error()
+
+    def lost(self) -> bool:
+        """See `Holder.lost`."""
+        raise self._error()
+
+    @staticmethod
+    def _error() -> UsageError:
+        return UsageError(
+            "this event is a copy and holds no lease: settle the event that the handler was given"
+        )
+
+
+def detached(kind: type[T], payload: dict[str, Any], fields: dict[str, Any]) -> T:
+    """Return an event of a class that has a payload and attributes, and no lease."""
+    return kind(payload, holder=_NoHold(), **fields)  # type: ignore[call-arg]
