@@ -176,20 +176,22 @@ class Client(Emitter):
             The ids, in order, as `post` returns them.
 
         Raises:
-            As `post`. Earlier chunks have been posted then; a note on the exception
-            says how many events.
+            As `post`. Some of the other events have been posted then; a note on the
+            exception says how many. Events of one id go out in the order of their items;
+            others may not.
         """
         self._notice_fork()
         replicas = self._replicas(wait_replicas)
-        ids: list[EventId] = []
+        ids: dict[int, EventId] = {}
         try:
             postings = (prepare_item(self._options, self._mint, item) for item in items)
-            for policy, entries in chunks(postings):
-                ids += self._post(entries, policy, replicas)
+            for chunk in chunks(postings):
+                posted = self._post(chunk.entries, chunk.policy, replicas)
+                ids.update(zip(chunk.places, posted, strict=True))
         except Exception as e:
             e.add_note(f"post_many had posted {len(ids)} events before")
             raise
-        return ids
+        return [ids[place] for place in range(len(ids))]
 
     # Control
 

@@ -128,28 +128,50 @@ def prepare_item(options: Options, mint: Mint, item: object) -> Posting:
     )
 
 
-def chunks(postings: Iterable[Posting]) -> Iterator[tuple[str, list[Entry]]]:
+class Chunk:
+    """Entries of one policy that go out in one script call, and their places among the items."""
+
+    __slots__ = ("entries", "places", "policy", "size")
+
+    def __init__(self, policy: str) -> None:
+        self.policy = policy
+        self.entries: list[Entry] = []
+        self.places: list[int] = []
+        #: Bytes of payload, about.
+        self.size = 0
+
+    def takes(self, entry: Entry) -> bool:
+        """Return whether there is room for *entry*."""
+        if not self.entries:
+            return True
+        return len(self.entries) < _MOST_ENTRIES and self.size + len(entry.rest) <= _MOST_BYTES
+
+    def add(self, place: int, entry: Entry) -> None:
+        """Add the entry of the item at *place*."""
+        self.places.append(place)
+        self.entries.append(entry)
+        self.size += len(entry.rest)
+
+
+def chunks(postings: Iterable[Posting]) -> Iterator[Chunk]:
     """
     Group postings into script calls: of one policy, no id twice, bounded.
 
-    Takes from *postings* only what the next chunk needs.
+    One chunk a policy is open at a time, so that items with and without ids in turn do not take
+    a call each. If one is full, or an id comes again, all of them go out: an id is posted in the
+    order of its items, and no item of an endless source waits for its end.
+
+    Takes from *postings* only what the next chunks need.
     """
-    policy, size = "", 0
-    entries: list[Entry] = []
+    opened: dict[str, Chunk] = {}
     ids: set[str] = set()
-    for posting in postings:
-        entry = posting.entry
-        if entries and (
-            posting.policy != policy
-            or entry.id in ids
-            or len(entries) == _MOST_ENTRIES
-            or size + len(entry.rest) > _MOST_BYTES
-        ):
-            yield policy, entries
-            entries, ids, size = [], set(), 0
-        policy = posting.policy
-        entries.append(entry)
+    for place, (entry, policy) in enumerate(postings):
+        chunk = opened.get(policy)
+        if entry.id in ids or (chunk is not None and not chunk.takes(entry)):
+            yield from opened.values()
+            opened, ids, chunk = {}, set(), None
+        if chunk is None:
+            chunk = opened[policy] = Chunk(policy)
+        chunk.add(place, entry)
         ids.add(entry.id)
-        size += len(entry.rest)
-    if entries:
-        yield policy, entries
+    yield from opened.values()

@@ -22,6 +22,7 @@ _SERVICE = "tests/unit/test_engine_service.py"
 _OUTAGES = "tests/integration/test_outages.py"
 _REFUSES = "tests/chaos/test_server_refuses.py::TestAfterALostReply"
 _AVAILABILITY = "tests/chaos/test_availability.py"
+_POSTING = "tests/integration/test_posting.py"
 _MACHINE = "tests/chaos/test_machine.py"
 _ORDERS = "tests/chaos/test_interleavings.py"
 _TURN = "store/lua/turn.lua"
@@ -382,6 +383,13 @@ MUTANTS = [
         "return true, tonumber(score)",
         _STORE,
         _MACHINE,
+    ),
+    _mutant(
+        "an id that comes again under another policy overtakes the first",
+        "timer/posting.py",
+        "if entry.id in ids or (chunk is not None and not chunk.takes(entry)):",
+        "if chunk is not None and (entry in chunk.entries or not chunk.takes(entry)):",
+        _POSTING,
     ),
     _mutant(
         "an event that was kept is called stored",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -31,6 +33,26 @@ def timer(server, namespace, clock):
     timer = DTimer("poster", server.url, ns=namespace, now=clock)
     yield timer
     timer.leave()
+
+
+@pytest.fixture
+def calls(timer, monkeypatch):
+    """Counts the scripts that the timer runs, by their verbs."""
+
+    @contextlib.contextmanager
+    def counting():
+        made = Counter()
+        run = timer._store._line.call
+
+        def call(verb, *arguments, **options):
+            made[verb] += 1
+            return run(verb, *arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(timer._store._line, "call", call)
+            yield made
+
+    return counting
 
 
 @pytest.fixture
@@ -226,6 +248,72 @@ def test_many_reads_as_it_goes(timer, client):
         timer.post_many(items())
     assert any("had posted" in note for note in caught.value.__notes__)
     assert timer.stats().scheduled <= 2_000
+
+
+def test_many_with_and_without_ids_in_turn(timer, calls):
+    """
+    A mix takes a call for each policy and not one for each item, and the ids come back in the order
+    of the items.
+    """
+    timer.stats()
+    items = [
+        ({}, 60_000) if i % 2 else {"ev": {"i": i}, "delay": 60_000, "id": f"e{i}"}
+        for i in range(600)
+    ]
+    with calls() as made:
+        ids = timer.post_many(items)
+    assert {"post": 1, "mint": 1} == made
+    assert [i % 2 == 0 for i in range(600)] == [id.startswith("e") for id in ids]
+    assert [f"e{i}" for i in range(0, 600, 2)] == ids[::2]
+    assert ids[1::2] == sorted(set(ids[1::2]))
+    assert all(timer.peek(id) for id in ids)
+
+
+def test_many_of_several_policies(timer, calls):
+    """Each policy has a call of its own, and each id tells what became of its item."""
+    for id in "ab":
+        timer.post({}, 60_000, id=id)
+    items = [
+        {"ev": {"n": n}, "delay": 90_000, "id": id, "if_exists": policy}
+        for n, (id, policy) in enumerate(
+            [("a", "keep"), ("b", "latest"), ("c", "keep"), ("d", "earliest"), ("e", "keep")]
+        )
+    ]
+    with calls() as made:
+        ids = timer.post_many(items)
+    assert {"post": 3} == made
+    assert ["a", "b", "c", "d", "e"] == ids
+    assert [False, True, True, True, True] == [id.stored for id in ids]
+
+
+def test_many_of_one_id_by_several_policies(timer):
+    """Items of one id are posted in their order, whatever lies open between them."""
+    ids = timer.post_many(
+        [
+            {"ev": {"n": 1}, "id": "tea", "delay": 100},
+            {"ev": {"n": 2}, "id": "other", "delay": 100, "if_exists": "keep"},
+            {"ev": {"n": 3}, "id": "tea", "delay": 100, "if_exists": "keep"},
+            {"ev": {"n": 4}, "id": "other", "delay": 100},
+        ]
+    )
+    assert [True, True, False, True] == [id.stored for id in ids]
+    assert {"n": 1} == timer.peek("tea").event
+    assert {"n": 4} == timer.peek("other").event
+
+
+def test_the_first_of_an_endless_mix_is_posted(timer):
+    """An item whose policy is rare goes out with the others, and does not wait for the end."""
+
+    def items():
+        yield {"ev": {}, "delay": 60_000, "id": "rare"}
+        for i in itertools.count():
+            if i == 2_000:
+                assert timer.peek("rare")
+                raise KeyError("the source is broken")
+            yield {}, 60_000
+
+    with pytest.raises(KeyError):
+        timer.post_many(items())
 
 
 def test_many_with_one_id_twice(timer):

@@ -155,8 +155,8 @@ class _Reader:
     def flush(self) -> None:
         """Post what was read."""
         if self._events:
-            for policy, entries in chunks(self._events):
-                self._store.post(entries, policy)
+            for chunk in chunks(self._events):
+                self._store.post(chunk.entries, chunk.policy)
             self.counts["events"] += len(self._events)
             self._events = []
         for at in range(0, len(self._letters), _LETTERS):
