@@ -31,6 +31,8 @@ class Book:
         self._held: dict[int, Hold] = {}
         self._settlements: list[Settlement] = []
         self._unsettled_since = 0.0
+        # Whether the last turn could not take all of them.
+        self._left_over = False
 
     def _hold_on(self, holds: Sequence[Hold]) -> None:
         with self._lock:
@@ -53,6 +55,7 @@ class Book:
         with self._lock:
             taken = self._settlements[:MOST_SETTLEMENTS]
             del self._settlements[:MOST_SETTLEMENTS]
+            self._left_over = bool(self._settlements)
         return taken
 
     @property

@@ -3,8 +3,11 @@ The dispatcher: gives the hands what was claimed, when it is due and they are fr
 
 Rule 1: no more is asked for than free hands can start now, or soon where they are quick.
 
-Rule 2: what was claimed ahead of its time, or of a hand's, takes no hand until then; and finds
-it none, it is given back.
+Rule 2: what was claimed ahead of its time, or of a hand's, takes no hand until then. If no hand
+is free then, it is released soon, or, without another node, after a second.
+
+Rule 3: one thread starts events in the order of their due times. If one of them is released,
+everything that was claimed after it is released too, and claimed again by the turn that does so.
 """
 
 from __future__ import annotations
@@ -40,6 +43,9 @@ class Dispatcher(Hands):
         Args:
             appetite: How many there is anybody to hand to.
         """
+        if self._calling_back and len(self._settlements) > MOST_SETTLEMENTS:
+            # What is not released by this turn must not be overtaken by what it claims.
+            return 0, 0
         room = min(self.room(), appetite)
         # Each of those that wait for their time will want a hand. Until then the hands are free
         # for what is due before.
@@ -60,6 +66,8 @@ class Dispatcher(Hands):
             claimed: were claimed.
             appetite: How many there is anybody to hand to.
         """
+        if self._calling_back:
+            return 0
         # Not that many for each hand: what is quick is at work in the interpreter, all of the time.
         most = self.max_events * self.prefetch.meanwhile
         left = appetite - self._busy * self.max_events - claimed
@@ -97,7 +105,8 @@ class Dispatcher(Hands):
         Returns:
             Whether something is given back, by a turn that is to be taken at once.
         """
-        back = False
+        # Also what an answer has just brought that was on its way.
+        back = self._call_back() if self._calling_back else False
         while self.early and self._busy < self._options.concurrency:
             batch = self.early.take(self.max_events)
             if not batch:
@@ -105,7 +114,7 @@ class Dispatcher(Hands):
             # The machine may have been suspended meanwhile.
             now = lasting()
             if any(hold.lost(now) for hold in batch):
-                self._end(batch, Verdict.RELEASE)
+                self._release(batch)
                 back = True
                 continue
             try:
@@ -115,11 +124,44 @@ class Dispatcher(Hands):
                 self._forget(batch)
                 self._end(batch, Verdict.RELEASE)
                 raise
-        if self.early and (late := self.early.give_up()):
-            self._end(late, Verdict.RELEASE)
+        if not (self.early and self.early.overdue(self.early.patience)):
+            self._behind = False
+            return back
+        if not self._behind:
+            self._behind = True
             self.prefetch.too_much()
+        if late := self.early.give_up(self._patience(ask=True)):
+            self._release(late)
             back = True
         return back
+
+    def _patience(self, *, ask: bool) -> float:
+        """Return for how many seconds what is due is kept for a hand; *ask* if others are there."""
+        early = self.early
+        if early.alone_patience == early.patience:
+            return early.patience
+        alone = self._peers.none() if ask else self._peers.known_none
+        return early.alone_patience if alone else early.patience
+
+    def _release(self, holds: list[Hold]) -> None:
+        """Release the oldest of what is kept; on one thread all the rest with it."""
+        self._end(holds, Verdict.RELEASE)
+        if self._in_order:
+            self._calling_back = True
+            self._call_back()
+
+    def _call_back(self) -> bool:
+        """Release all that is kept; return whether there was any."""
+        gone = self.early.clear()
+        self._end(gone, Verdict.RELEASE)
+        return bool(gone)
+
+    def take_settlements(self) -> list[Settlement]:
+        """See `Book.take_settlements`."""
+        taken = super().take_settlements()
+        if not self._left_over:
+            self._calling_back = False
+        return taken
 
     def linger(self) -> float | None:
         """
@@ -139,7 +181,7 @@ class Dispatcher(Hands):
         if due is None or self._busy < self._options.concurrency:
             return due
         # A hand that becomes free calls it, too.
-        return due + self.early.patience
+        return due + self._patience(ask=False)
 
     def drop(self, ids: Collection[str]) -> bool:
         """

@@ -18,6 +18,10 @@ from collections.abc import Container, Sequence
 from dtimer.engine.hold import Hold
 from dtimer.model.options import Options
 
+# For so many seconds a node without others keeps what is due and finds no handler thread. To
+# release it would be to claim it again; but until then it cannot be cancelled or moved.
+_ALONE = 1.0
+
 # The part of a lease that may go by before a handler begins.
 _OF_A_LEASE = 10
 
@@ -35,10 +39,14 @@ class Early:
         self.ahead_us = ahead_us(options)
         #: For how many seconds what is due is kept for a hand; by then another node may have one.
         self.patience = self.ahead_us / 1e6
+        #: The same where no other node is there.
+        self.alone_patience = max(
+            self.patience, min(_ALONE, options.lease / 1e6 / _OF_A_LEASE) if self.ahead_us else 0
+        )
         self._lock = threading.Lock()
         self._order = itertools.count()
         # In the order of their due times, however long the replies that brought them took.
-        self._heap: list[tuple[int, int, float, Hold]] = []
+        self._heap: list[tuple[int, str, int, float, Hold]] = []
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -51,13 +59,14 @@ class Early:
                 left = due - hold.claim.claimed_us
                 # More was never asked for: the server's clock was put back since it was claimed.
                 at = came + left / 1e6 if 0 < left <= self.ahead_us else came
-                heapq.heappush(self._heap, (due, next(self._order), at, hold))
+                entry = (due, hold.claim.id, next(self._order), at, hold)
+                heapq.heappush(self._heap, entry)
 
     @property
     def next(self) -> float | None:
         """When the first of them is to start, on the monotonic clock; None without any."""
         try:
-            return self._heap[0][2]
+            return self._heap[0][3]
         except IndexError:
             return None
 
@@ -66,26 +75,31 @@ class Early:
         taken: list[Hold] = []
         now = time.monotonic()
         with self._lock:
-            while self._heap and len(taken) < most and self._heap[0][2] <= now:
-                _, _, at, hold = heapq.heappop(self._heap)
+            while self._heap and len(taken) < most and self._heap[0][3] <= now:
+                _, _, _, at, hold = heapq.heappop(self._heap)
                 if hold.event is not None:
                     hold.event.lateness_ms += (now - at) * 1000
                 taken.append(hold)
         return taken
 
-    def give_up(self) -> list[Hold]:
-        """Return those that have been due for too long, and forget them."""
-        late = time.monotonic() - self.patience
+    def overdue(self, seconds: float) -> bool:
+        """Tell whether any has been due for so long."""
+        due = self.next
+        return due is not None and due <= time.monotonic() - seconds
+
+    def give_up(self, seconds: float) -> list[Hold]:
+        """Return those that have been due for so long, and forget them."""
+        late = time.monotonic() - seconds
         given: list[Hold] = []
         with self._lock:
-            while self._heap and self._heap[0][2] <= late:
-                given.append(heapq.heappop(self._heap)[3])
+            while self._heap and self._heap[0][3] <= late:
+                given.append(heapq.heappop(self._heap)[4])
         return given
 
     def clear(self, ids: Container[str] | None = None) -> list[Hold]:
         """Return those of these *ids*, or all of them, and forget them."""
         with self._lock:
-            gone = [e[3] for e in self._heap if ids is None or e[3].claim.id in ids]
-            self._heap = [e for e in self._heap if ids is not None and e[3].claim.id not in ids]
+            gone = [e[4] for e in self._heap if ids is None or e[1] in ids]
+            self._heap = [e for e in self._heap if ids is not None and e[1] not in ids]
             heapq.heapify(self._heap)
         return gone

@@ -18,6 +18,7 @@ from typing import Any
 from dtimer.engine.book import Book
 from dtimer.engine.early import Early
 from dtimer.engine.hold import Hold, Ledger
+from dtimer.engine.peers import Peers
 from dtimer.engine.prefetch import IN_ADVANCE, Prefetch
 from dtimer.engine.reposts import Reposts
 from dtimer.engine.service import Service
@@ -48,6 +49,7 @@ class Hands(Book):
             they raised, or None when there was nobody to call.
         announce: Has something emitted soon.
         ring: Rings the claimer's bell: a hand is free, or something is to be settled.
+        alone: Asks whether no other node has joined.
         ledger: Settles outside a turn.
         quit: Called when a handler raised SystemExit or KeyboardInterrupt.
     """
@@ -61,6 +63,7 @@ class Hands(Book):
         handle: Callable[[list[Event]], list[BaseException] | None],
         announce: Callable[..., None],
         ring: Callable[[], None],
+        alone: Callable[[], bool],
         ledger: Ledger,
         quit: Callable[[], None],
     ) -> None:
@@ -77,6 +80,13 @@ class Hands(Book):
         self.prefetch = Prefetch(allowed=self.early.patience >= IN_ADVANCE)
         #: What is not to be handed out though it was claimed.
         self.reposts = Reposts()
+        self._peers = Peers(alone)
+        # One thread starts events in the order of their due times.
+        self._in_order = options.concurrency == 1
+        # True from a release by that thread until a turn carries all that was claimed before it.
+        self._calling_back = False
+        # Whether what is kept has waited too long for a hand.
+        self._behind = False
         self._busy = 0
         self._returning = False
         #: One thread each.
@@ -185,6 +195,8 @@ class Hands(Book):
         if raised is None:
             # The last listener went away after the claim.
             self._end(batch, Verdict.RELEASE)
+            # In this order: a turn may carry it in between, and then too much is called back.
+            self._calling_back = self._in_order
         elif raised:
             self._fail(batch, raised)
         elif self._options.auto_confirm:

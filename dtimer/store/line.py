@@ -36,6 +36,7 @@ _IDLE_LANES = 64
 
 #: Verbs that change nothing: where no reply comes there is nothing to be unsure of.
 READS = {
+    "alone",
     "audit",
     "dead",
     "holders",

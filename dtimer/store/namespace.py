@@ -16,6 +16,9 @@ from dtimer.store.witness import Standing, Witness
 
 SCHEMA = "1"
 
+#: A node that has not asked for this long is forgotten.
+SILENT_US = 60_000_000
+
 
 class Namespace:
     """What all verbs of the store stand on."""
@@ -74,6 +77,10 @@ class Namespace:
         deadline = self._line.deadline()
         self._open(deadline)
         return self._line.call(verb, *arguments, named=named, deadline=deadline)
+
+    def alone(self, incarnation: str) -> bool:
+        """Tell, in one try, whether no other node has joined and was heard of lately."""
+        return bool(self._line.once("alone", incarnation, str(SILENT_US)))
 
     def permissions(self) -> dict[str, str]:
         """

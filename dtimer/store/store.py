@@ -19,11 +19,9 @@ from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, Stats
 from dtimer.store import codec
 from dtimer.store.ear import Ear
 from dtimer.store.faults import overtaken
+from dtimer.store.namespace import SILENT_US
 from dtimer.store.plans import Plans
 from dtimer.store.scripts import load
-
-#: A node that has not asked for this long is forgotten.
-SILENT_US = 60_000_000
 
 _PAGE = 100
 

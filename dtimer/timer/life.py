@@ -89,6 +89,7 @@ class Life:
             handle=voice.handle,
             announce=self._herald.announce,
             ring=self._relay,
+            alone=self._turns.alone,
             ledger=store,
             quit=lambda: self.stop(None),
         )

@@ -58,6 +58,10 @@ class Turns:
             reached("settle.sending")
         reached("turn.asking")
 
+    def alone(self) -> bool:
+        """Tell whether no other node has joined."""
+        return self._store.alone(self._incarnation)
+
     def register(self) -> None:
         """Register the node."""
         self._store.join(self._incarnation, self._who())

@@ -516,6 +516,45 @@ class TestOwnEvent:
         assert "asked for a retry" in letter.error
 
 
+class TestOrder:
+    """A node with one thread, and a backlog."""
+
+    @pytest.mark.parametrize("others", [False, True], ids=["alone", "among others"])
+    def test_one_thread_starts_a_backlog_in_the_order_of_due_times(self, make, monkeypatch, others):
+        """
+        One handler that takes long among quick ones changes no order: what was claimed in advance
+        is kept, or, where other nodes are there, released as a whole.
+        """
+        monkeypatch.setattr("dtimer.store.store.Store.alone", lambda *_: not others)
+        count, slow = 300, 150
+        timer = make()
+        timer.post_many(({"n": n}, 0) for n in range(count))
+        seen, over = [], threading.Event()
+
+        def handle(events):
+            (ev,) = events
+            seen.append(ev["n"])
+            if ev["n"] == slow:
+                # Until the claimer has seen that it takes long, and has released what it will.
+                eventually(lambda: timer._life)
+                dispatcher, claimer = timer._life._dispatcher, timer._life._claimer
+                eventually(lambda: dispatcher._behind or not dispatcher.early)
+                asked = claimer.answered
+                timer._life.bell.ring()
+                eventually(lambda: claimer.answered > asked)
+            if len(seen) == count:
+                over.set()
+
+        timer.on("event", handle)
+        with timer:
+            assert over.wait(3 * PATIENCE)
+            eventually(lambda: timer.stats().in_flight == 0)
+        totals = timer.stats().totals
+        assert list(range(count)) == seen
+        if not others:
+            assert (count, 0) == (totals["started"], totals["released"]), "claimed but once"
+
+
 class TestBatches:
     """Several events at a time."""
 

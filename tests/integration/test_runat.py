@@ -460,6 +460,24 @@ class TestFlowing:
         eventually(lambda: not queue.timer.joined)
         assert state(queue, "tea") is None
 
+    def test_keys_flow_in_order_whatever_one_of_them_takes(self, make, monkeypatch):
+        """A key for which the listener takes long changes no order, also among other consumers."""
+        monkeypatch.setattr("dtimer.store.store.Store.alone", lambda *_: False)
+        queue, said = make(), queues.SimpleQueue()
+        keys = [f"{n:03d}" for n in range(120)]
+        for key in keys:
+            queue.write(key)
+
+        def take(key):
+            said.put(key)
+            if key == "060":
+                eventually(lambda: queue.timer._life)
+                dispatcher = queue.timer._life._dispatcher
+                eventually(lambda: dispatcher._behind or not dispatcher.early)
+
+        queue.on("data", take)
+        assert keys == [said.get(timeout=PATIENCE) for _ in keys]
+
 
 class TestStopping:
     """The end of a queue."""

@@ -79,6 +79,21 @@ class TestClaim:
         assert 1 == len(other.claim())
         assert [False] == store.extend([("tea", claim.token)], LEASE * 1000)
 
+    def test_alone(self, store, node, now):
+        """A node is alone while no other is heard of: one that left or fell silent is none."""
+        assert store.alone(node.name)
+        other = Peer(store, "other")
+        assert not store.alone(node.name)
+        assert not store.alone("somebody")
+        store.leave("other")
+        assert store.alone(node.name)
+        Peer(store, "other")
+        now.tick(60_001)
+        node.turn()
+        assert store.alone(node.name)
+        other.turn()
+        assert not store.alone(node.name)
+
     def test_an_extension_of_at_least_so_much_shortens_nothing(self, store, node, now, client):
         """
         At a holder's own wish a lease is never shortened. A heartbeat does shorten it: after the

@@ -52,6 +52,7 @@ class FakeTurns:
         self.supplied = []
         self.unfit = set()  # schedules that no node can supply
         self.trimmed = 0
+        self.lone = False  # whether no other node is there
         self.lost = set()  # ids whose lease is somebody else's
         self.trouble = None  # raised by whatever is asked from now on
         self.busy = False
@@ -79,6 +80,9 @@ class FakeTurns:
         self.extended.append(([id for id, _ in held], lease_us))
         self.beaten.set()
         return [id not in self.lost for id, _ in held]
+
+    def alone(self):
+        return self.lone
 
     def trim(self):
         self.trimmed += 1
@@ -135,6 +139,7 @@ class Desk:
             handle=self._handle,
             announce=lambda *what: self.said.put(what),
             ring=self._ring,
+            alone=self.turns.alone,
             ledger=SimpleNamespace(),
             quit=lambda: None,
         )
@@ -947,6 +952,21 @@ class TestMeanwhile:
         assert len(backlog.dispatcher.early) <= 2 * 64
         backlog.take()
         assert [0] == [r.limit for r in backlog.turns.asked[asked:]]
+
+    def test_a_release_takes_with_it_what_is_on_its_way(self, backlog):
+        """
+        Events that a slow handler keeps waiting are released, and with them those that the next
+        answer brings: with one thread the later ones would start before the earlier.
+        """
+        backlog.turns.lone = False
+        del backlog.turns.answers[1:]
+        backlog.dispatcher.early.patience = 0.0
+        for _ in range(4):
+            backlog.claimer._dispatcher.start_due()
+            backlog.take()
+        released = [s.id for r in backlog.turns.asked for s in r.settlements if s.id != "1"]
+        assert ["3", "4", "5", "6", "7"] == sorted(released)
+        assert not backlog.dispatcher.early
 
     def test_its_hands_are_offered_when_there_is_no_more(self, desk):
         """

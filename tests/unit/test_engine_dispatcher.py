@@ -26,7 +26,7 @@ _tokens = itertools.count(1)
 
 def claim(payload=b"{}", *, id=None, attempt=1, max_retries=3):
     token = next(_tokens)
-    return Claim(id or f"ev-{token}", token, attempt, 1_000, 3_000, max_retries, payload)
+    return Claim(id or f"ev-{token:06}", token, attempt, 1_000, 3_000, max_retries, payload)
 
 
 class FakeLedger:
@@ -70,6 +70,7 @@ class Office:
         self.go_on = threading.Semaphore(0)
         self.raised = []
         self.rings = 0
+        self.alone = [False] * 100  # what the store answers to who asks whether others are there
         self.quits = 0
         self.dispatcher = Dispatcher(
             "dtimer-test",
@@ -78,6 +79,7 @@ class Office:
             handle=self._handle,
             announce=lambda *what: self.said.put(what),
             ring=self._ring,
+            alone=lambda: self.alone.pop(0),
             ledger=self.ledger,
             quit=self._quit,
         )
@@ -119,7 +121,9 @@ class Office:
 def clock(monkeypatch):
     """The monotonic clock of what is kept until it is due, moved by the test."""
     clock = SimpleNamespace(now=time.monotonic())
-    monkeypatch.setattr("dtimer.engine.early.time", SimpleNamespace(monotonic=lambda: clock.now))
+    stepped = SimpleNamespace(monotonic=lambda: clock.now)
+    for module in ("early", "peers"):
+        monkeypatch.setattr(f"dtimer.engine.{module}.time", stepped)
     return clock
 
 
@@ -649,6 +653,82 @@ def ahead(ms, **more):
     return replace(made, due_us=made.claimed_us + round(ms * 1000))
 
 
+class TestInOrder:
+    """One thread starts events in the order of their due times, whatever is released."""
+
+    @pytest.mark.parametrize(("threads", "released"), [(1, "abc"), (2, "ab")])
+    def test_a_release_takes_with_it_what_is_due_later(self, office, clock, threads, released):
+        """
+        What was claimed after the event that is released would start before it. With several
+        threads there is no order to keep, and each event is kept as long as any other.
+        """
+        office = office(look_ahead=20, concurrency=threads)
+        office.accept(*(claim(id=f"0{n}") for n in range(threads)), claim(id="a"), claim(id="b"))
+        clock.now += 0.02
+        office.dispatcher.early.add([hold_of(office, ahead(0, id="c"))], clock.now)
+        assert office.dispatcher.start_due()
+        settlements = office.dispatcher.take_settlements()
+        assert list(released) == sorted(s.id for s in settlements)
+        assert {Verdict.RELEASE} == {s.verdict for s in settlements}
+
+    def test_a_release_takes_with_it_what_is_on_its_way(self, office, clock):
+        """
+        What a claim brings that was sent before the release is later, too. What is claimed by
+        the turn that carries the release is not: there the server chooses in order.
+        """
+        office = office(look_ahead=20)
+        office.begin(claim())
+        office.accept(claim(id="a"))
+        clock.now += 0.02
+        assert office.dispatcher.start_due()
+        assert 0 == office.dispatcher.wanted_meanwhile(1, 1, 100)
+        office.accept(claim(id="b"))
+        assert ["a", "b"] == [s.id for s in office.dispatcher.take_settlements()]
+        office.accept(claim(id="c"))
+        assert 1 == len(office.dispatcher.early)
+
+    def test_claims_nothing_before_all_is_released(self, office, clock):
+        """Where a turn cannot carry all that is released, it claims nothing."""
+        office = office(look_ahead=20)
+        office.accept(*(claim() for _ in range(MOST_SETTLEMENTS + 2)))
+        clock.now += 0.02
+        assert office.dispatcher.start_due()
+        office.go_on.release()
+        eventually(lambda: not office.dispatcher.running)
+        assert (0, 0) == office.dispatcher.wanted(100)
+        office.dispatcher.take_settlements()
+        assert 1 == office.dispatcher.wanted(100)[0]
+        office.accept(claim(id="still on its way"))
+        assert not office.dispatcher.early
+        office.dispatcher.take_settlements()
+        office.accept(claim())
+        assert office.dispatcher.running
+
+    def test_an_event_without_a_listener_takes_with_it_the_rest(self, office, clock):
+        """A batch that found no listener is released; if one comes, it does not come too late."""
+        office = office(look_ahead=20)
+        office.begin(claim(id="a"))
+        office.accept(claim(id="b"))
+        office.raised = None
+        assert ["a", "b"] == [s.id for s in office.finish()]
+
+    def test_ties_go_by_id(self, office):
+        """Events of one due time start in the order of their ids, whichever was claimed first."""
+        office = office(max_events=3)
+        office.begin(claim())
+        for id in "cab":
+            office.accept(claim(id=id))
+        office.go_on.release()
+        assert ["a", "b", "c"] == [ev.id for ev in office.begun.get(timeout=PATIENCE)]
+
+
+def hold_of(office, made):
+    """A hold on a claim, as the dispatcher makes it."""
+    hold = office.dispatcher._hold(made, lasting() + 100)
+    office.dispatcher._hold_on([hold])
+    return hold
+
+
 class TestAhead:
     """What was claimed ahead of its time."""
 
@@ -708,6 +788,45 @@ class TestAhead:
         assert ("later", Verdict.RELEASE) == (settlement.id, settlement.verdict)
         assert None is office.dispatcher.next_start()
 
+    def test_keeps_it_for_a_second_without_another_node(self, office, clock):
+        """
+        A node without others keeps what finds no hand: released, it would come back to this
+        node, by two more turns. Not for ever, because until then it cannot be cancelled.
+        """
+        office = office(look_ahead=20)
+        office.alone = [True, True]
+        office.begin(claim())
+        office.accept(claim(id="kept"))
+        for seconds in (0.03, 0.96):
+            clock.now += seconds
+            assert not office.dispatcher.start_due()
+        assert clock.now + 0.01 == pytest.approx(office.dispatcher.next_start(), abs=1e-6)
+        clock.now += 0.02
+        assert office.dispatcher.start_due()
+        assert ["kept"] == [s.id for s in office.dispatcher.take_settlements()]
+        assert 1 == len(office.alone), "it is asked once in a second"
+
+    def test_releases_it_as_soon_as_another_node_is_there(self, office, clock):
+        """What is kept is released to a node that has joined meanwhile, within a second."""
+        office = office(look_ahead=20)
+        office.begin(claim())
+        office.accept(claim())
+        clock.now += 0.02
+        office.alone = [True, False]
+        assert not office.dispatcher.start_due()
+        office.dispatcher._peers._believed_until = clock.now
+        assert office.dispatcher.start_due()
+        assert 1 == len(office.dispatcher.take_settlements())
+
+    def test_releases_it_if_the_store_does_not_say_who_is_there(self, office, clock):
+        """Where it cannot be asked whether others are there, others may be there."""
+        office = office(look_ahead=20)
+        office.alone = []
+        office.begin(claim())
+        office.accept(claim())
+        clock.now += 0.02
+        assert office.dispatcher.start_due()
+
     def test_given_back_is_too_much(self, office, clock):
         """Where something had to be given back less is claimed for each hand from then on."""
         office = office(look_ahead=20)
@@ -721,6 +840,19 @@ class TestAhead:
         clock.now += 0.026
         assert office.dispatcher.start_due()
         assert 1 == prefetch.batches
+
+    def test_what_is_kept_is_too_much_once(self, office, clock):
+        """What is kept for a slow handler is too much: once, however often that is seen."""
+        office = office(look_ahead=20)
+        office.alone = [True]
+        office.begin(claim())
+        office.accept(claim(), claim())
+        clock.now += 0.02
+        office.dispatcher.start_due()
+        took = office.dispatcher.prefetch._took
+        for _ in range(5):
+            office.dispatcher.start_due()
+        assert took == office.dispatcher.prefetch._took
 
     def test_after_a_long_sleep(self, office, clock, monkeypatch):
         """A machine that was suspended meanwhile does not start what may be another's by now."""
