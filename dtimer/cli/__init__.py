@@ -23,7 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         import dtimer
 
-        print(f"dtimer {dtimer.__version__}")
+        try:
+            print(f"dtimer {dtimer.__version__}", flush=True)
+        except OSError as e:
+            from dtimer.cli.output import Output, unwritable
+
+            return unwritable(e, Output(as_json=False))
         return Exit.DONE
     if any(importlib.util.find_spec(name) is None for name in ("click", "rich")):
         print(

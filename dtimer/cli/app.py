@@ -17,13 +17,14 @@ from dtimer.cli.demo.command import demo
 from dtimer.cli.doctor.command import doctor
 from dtimer.cli.events import cancel, post, stats, upcoming
 from dtimer.cli.exits import Exit
+from dtimer.cli.groups import Grouped
 from dtimer.cli.letters import dead, purge, revive
 from dtimer.cli.listen import listen
 from dtimer.cli.moving.export import export
 from dtimer.cli.moving.load import load
 from dtimer.cli.namespace import health, nodes, pause, resume
 from dtimer.cli.options import shared
-from dtimer.cli.output import Output
+from dtimer.cli.output import Output, unwritable
 from dtimer.cli.schedules import cron, every, run_now, schedules, unschedule
 from dtimer.cli.tail import tail
 from dtimer.cli.top.command import top
@@ -31,6 +32,7 @@ from dtimer.errors import DTimerError, EventExists, NotReplicated, StoreError
 
 
 @click.group(
+    cls=Grouped,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""
     \b
@@ -40,7 +42,8 @@ from dtimer.errors import DTimerError, EventExists, NotReplicated, StoreError
       2   the command was not understood; nothing was done
       3   Redis could not be reached, or refused; doctor found errors
       4   the handler cannot be imported
-      5   too late to cancel: the event was handed out
+      5   too late to cancel: the event was delivered
+      6   the output could not be written: a full disk, for example
 
     \b
     Example:
@@ -59,16 +62,17 @@ def app() -> None:
     """
 
 
-_COMMANDS = (
-    *(post, peek, upcoming, reschedule, cancel),
-    *(every, cron, schedules, unschedule, run_now),
-    *(listen, nodes, stats, health, tail, top, pause, resume),
-    *(dead, revive, purge),
-    *(export, load),
-    *(doctor, demo, completion),
+app.fill(
+    {
+        "Events": (post, upcoming, peek, reschedule, cancel),
+        "Workers": (listen, nodes),
+        "Schedules": (every, cron, schedules, run_now, unschedule),
+        "Dead letters": (dead, revive, purge),
+        "Watching": (stats, top, tail, health, doctor),
+        "The namespace": (pause, resume, export, load),
+        "Getting started": (demo, completion),
+    }
 )
-for _command in _COMMANDS:
-    app.add_command(_command)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -92,6 +96,8 @@ def run(arguments: Sequence[str]) -> int:
             return e.exit_code
         except (click.Abort, KeyboardInterrupt):
             return Exit.INTERRUPTED
+        except OSError as e:
+            return unwritable(e, output)
         except DTimerError as e:
             output.failure(e)
             if isinstance(e, EventExists):

@@ -29,7 +29,7 @@ from dtimer.cli.server import Settings, opened
 @shared()
 @click.pass_obj
 def peek(settings: Settings, id: str) -> int:
-    """Look at the event ID, whether it waits, is in flight, or is dead."""
+    """Show the event ID: waiting, in flight or dead."""
     with opened(settings) as timer:
         record = timer.peek(id)
     if record is None:

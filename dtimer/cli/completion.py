@@ -24,7 +24,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print what makes SHELL complete the commands and options of dtimer."""
+    """Print the script that makes SHELL complete commands."""
     from click.shell_completion import get_completion_class
 
     # Of the whole command line, and not of this command.

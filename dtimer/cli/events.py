@@ -13,7 +13,7 @@ import click
 from dtimer.cli.durations import Moment, spell
 from dtimer.cli.exits import Exit
 from dtimer.cli.options import shared
-from dtimer.cli.output import brief, moment, payload, visible
+from dtimer.cli.output import brief, lateness, moment, payload, visible
 from dtimer.cli.params import DURATION, EVENT, EXPIRY, ID, MOMENT
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
@@ -70,7 +70,11 @@ def post(  # noqa: PLR0917 - click gives them by name
     if_exists: str,
     wait_replicas: int | None,
 ) -> None:
-    """Post EVENT, a JSON object, to be received by one node after DELAY (default: now)."""
+    """
+    Post EVENT, a JSON object, for one node to receive after DELAY.
+
+    Without a DELAY, and without --at, it is due now.
+    """
     if delay is not None and at is not None:
         raise click.UsageError("give either DELAY or --at, not both")
     given: dict[str, Any] = {
@@ -194,7 +198,11 @@ _OUTCOMES = {
 @shared()
 @click.pass_obj
 def cancel(settings: Settings, id: str) -> int:
-    """See to it that the event ID never starts, or never again."""
+    """
+    Cancel the event ID: it never starts, or is not retried.
+
+    An event that is running is not stopped.
+    """
     with opened(settings) as timer:
         outcome = timer.cancel(id)
     code, text = _OUTCOMES[outcome]
@@ -235,10 +243,9 @@ def stats(settings: Settings) -> None:
         "dead": numbers.dead,
         "nodes": numbers.nodes,
     }
-    if numbers.late(0.5) is not None:
-        rows["lateness"] = (
-            f"p50 {numbers.late(0.5):.3g} ms, p99 {numbers.late(0.99):.3g} ms at most"
-        )
+    p50, p99 = numbers.late(0.5), numbers.late(0.99)
+    if p50 is not None and p99 is not None:
+        rows["lateness"] = f"p50 {lateness(p50)}, p99 {lateness(p99)} at most"
     for name, value in rows.items():
         settings.output.result((f"{name:<12}", "dim"), str(value))
     ever = [f"{name} {count}" for name, count in numbers.totals.items() if count]

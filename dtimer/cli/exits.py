@@ -26,5 +26,8 @@ class Exit(enum.IntEnum):
     STARTED = 5
     """Too late to cancel: the event has been handed out. No retry of it will follow."""
 
+    OUTPUT = 6
+    """The output could not be written: a full disk, for example. What was asked for may be done."""
+
     INTERRUPTED = 130
     """Ended by Ctrl-C, as a shell counts it."""

@@ -62,7 +62,11 @@ def letter_fields(letter: DeadLetter) -> dict[str, Any]:
 @shared()
 @click.pass_obj
 def dead(settings: Settings, limit: int) -> None:
-    """List the dead letters, the oldest first: the events that were given up, and why."""
+    """
+    List the dead letters, the oldest first.
+
+    These are the events that were given up, and why.
+    """
     with opened(settings) as timer:
         count = show(settings, _COLUMNS, timer.dead(limit=limit), letter_cells, letter_fields)
         more = count == limit and timer.stats().dead > limit
@@ -88,7 +92,11 @@ def dead(settings: Settings, limit: int) -> None:
 @shared()
 @click.pass_obj
 def revive(settings: Settings, ids: tuple[str, ...], every: bool) -> int:
-    """Give dead letters another life: due now, attempts counted anew, no expiry."""
+    """
+    Give dead letters another life, due now.
+
+    Attempts are counted from the start, and they do not expire.
+    """
     if bool(ids) == every:
         raise click.UsageError("give either the ids of dead letters or --all")
     revived, refused = 0, list[str]()

@@ -19,10 +19,11 @@ from dtimer.cli.exits import Exit
 from dtimer.cli.handlers import Handler, load_handler
 from dtimer.cli.logs import LEVELS
 from dtimer.cli.options import shared
-from dtimer.cli.output import Output, moment, payload, visible
+from dtimer.cli.output import Output, clock, lateness, payload, unwritable, visible
 from dtimer.cli.params import DURATION, ID
-from dtimer.cli.server import Settings, opened
+from dtimer.cli.server import Settings, named, opened
 from dtimer.model.event import DeadLetter, Event
+from dtimer.store.connect import where
 from dtimer.timer import DTimer
 
 
@@ -74,7 +75,8 @@ def listen(  # noqa: PLR0917 - click gives them by name
     function = None if handler is None else load_handler(handler)
     node = id or f"{socket.gethostname()}-{os.getpid()}"
     with opened(settings, node, concurrency=concurrency, max_events=max_events) as timer:
-        return Watch(timer, output, function, quiet=quiet, drain=drain).run()
+        watch = Watch(timer, output, function, quiet=quiet, drain=drain)
+        return watch.run(where(named(settings)))
 
 
 class Watch:
@@ -97,6 +99,8 @@ class Watch:
         self._output = output
         self._handler = handler
         self._lost_redis = False
+        # The exit code of an output that has failed.
+        self._unwritable: int | None = None
         timer.on("event", self._received)
         timer.on("error", self._failed)
         timer.on("disconnected", self._disconnected)
@@ -104,14 +108,16 @@ class Watch:
         timer.on("dead", self._given_up)
         timer.on("expired", self._given_up)
 
-    def run(self) -> int:
-        """Join, wait for a signal, and leave; return the exit code."""
+    def run(self, place: str) -> int:
+        """Join, wait for a signal, and leave; return the exit code. *place* is the server's."""
         with _signals() as caught:
             self._timer.join()
             self._output.notice(
-                f"{self._timer.id} joined the namespace {self._timer.ns}; Ctrl-C to leave",
+                f"{self._timer.id} joined the namespace {self._timer.ns} on {place};"
+                " Ctrl-C to leave",
                 node=self._timer.id,
                 ns=self._timer.ns,
+                server=place,
             )
             told = False
             while self._timer.joined and not told:
@@ -126,14 +132,16 @@ class Watch:
         if left := self._running:
             self._output.notice(f"handlers left behind: {left}", handlers=left)
             return Exit.NO
+        if self._unwritable is not None and self._handler is None:
+            return self._unwritable
         return Exit.DONE if told else Exit.NO
 
     def _received(self, events: list[Event]) -> None:
         for event in () if self._quiet else events:
             try:
                 self._print(event)
-            except OSError:
-                self._output.mute()
+            except OSError as e:
+                self._unwritable = unwritable(e, self._output)
                 # Without a handler to print it was all there was to do: it is retried.
                 if self._handler is None:
                     self._timer.leave()
@@ -151,8 +159,8 @@ class Watch:
     def _print(self, event: Event) -> None:
         self._output.result(
             (visible(event.id), "cyan"),
-            f"  due {moment(event.due)[11:]}",
-            f"  late {event.lateness_ms:.1f} ms",
+            f"  due {clock(event.due)}",
+            f"  late {lateness(event.lateness_ms)}",
             (f"  attempt {event.attempt}", "yellow" if event.attempt > 1 else ""),
             f"  {payload(event)}",
             id=event.id,
@@ -166,7 +174,8 @@ class Watch:
         )
 
     def _failed(self, error: Exception) -> None:
-        self._output.failure(error)
+        if self._unwritable is None or not isinstance(error.__cause__, OSError):
+            self._output.failure(error)
 
     def _disconnected(self, error: Exception) -> None:
         # The error itself is told as an error.

@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from dtimer.cli.output import Output, visible
+from dtimer.cli.output import Output, moment, visible
 from dtimer.errors import HandlerError
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -21,6 +21,10 @@ class _Lines(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's
+        """Write the time with its offset: logs are read in other zones than they are written."""
+        return moment(record.created * 1000)
 
 
 class _Objects(logging.Formatter):

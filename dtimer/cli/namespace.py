@@ -52,7 +52,11 @@ def _switch(settings: Settings, schedule: str | None, *, on: bool) -> int:
 @shared()
 @click.pass_obj
 def pause(settings: Settings, schedule: str | None) -> int:
-    """Hand out nothing any more; what is in hand goes on, and posting too."""
+    """
+    Stop delivering events; posting still works.
+
+    Handlers that run end as they would.
+    """
     return _switch(settings, schedule, on=True)
 
 
@@ -68,7 +72,7 @@ def pause(settings: Settings, schedule: str | None) -> int:
 @shared()
 @click.pass_obj
 def resume(settings: Settings, schedule: str | None) -> int:
-    """Go on after a pause; what fell due meanwhile is handed out now."""
+    """Deliver events again; what fell due meanwhile comes now."""
     return _switch(settings, schedule, on=False)
 
 
@@ -120,6 +124,8 @@ class Check:
     name: str
     ok: bool
     text: str
+    #: What programs know it by, if that is something else.
+    key: str = ""
 
 
 def judge(stats: Stats, least_nodes: int, most_overdue_ms: float) -> list[Check]:
@@ -127,7 +133,7 @@ def judge(stats: Stats, least_nodes: int, most_overdue_ms: float) -> list[Check]
     late = stats.oldest_overdue_ms if stats.overdue else 0.0
     oldest = f"the oldest for {spell(late)}" if stats.overdue else "none"
     return [
-        Check("not paused", not stats.paused, "paused" if stats.paused else "no"),
+        Check("paused", not stats.paused, "yes" if stats.paused else "no", "not_paused"),
         Check("nodes", stats.nodes >= least_nodes, f"{stats.nodes}, of {least_nodes} at least"),
         Check(
             "overdue",
@@ -167,7 +173,12 @@ def judge(stats: Stats, least_nodes: int, most_overdue_ms: float) -> list[Check]
 @shared()
 @click.pass_obj
 def health(settings: Settings, max_overdue: timedelta, min_nodes: int) -> int:
-    """Tell whether the namespace is well: reachable, manned, punctual and not paused."""
+    """
+    Check that events are delivered; the exit code says it.
+
+    The server is reachable, there are nodes, nothing is overdue for long, and the namespace is
+    not paused.
+    """
     began = time.monotonic()
     numbers: dict[str, Any] = {}
     try:
@@ -182,7 +193,7 @@ def health(settings: Settings, max_overdue: timedelta, min_nodes: int) -> int:
         numbers = numbers_for_programs(stats)
     ok = all(check.ok for check in checks)
     if settings.as_json:
-        told = {check.name.replace(" ", "_"): check.ok for check in checks}
+        told = {check.key or check.name: check.ok for check in checks}
         settings.output.result(**{"ns": settings.ns, "ok": ok, "checks": told} | numbers)
     else:
         for check in checks:

@@ -7,6 +7,7 @@ for terminals; with ``--json`` every line, on either stream, is one JSON object.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -16,6 +17,8 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from dtimer.cli.durations import spell
+from dtimer.cli.exits import Exit
 from dtimer.errors import HandlerError
 
 #: A text, or a text and the style that rich is to give it.
@@ -36,17 +39,57 @@ def payload(event: dict[str, Any] | None) -> str:
     return visible(json.dumps(event, ensure_ascii=False))
 
 
-def moment(ms: float) -> str:
-    """Write a moment as local time, to the millisecond."""
-    at = datetime.fromtimestamp(ms / 1000, tz=UTC).astimezone()
-    return at.isoformat(" ", "milliseconds")[:23]
+def moment(ms: float, timespec: str = "milliseconds") -> str:
+    """Write a moment as local time with its offset, which ``--at`` reads back."""
+    return _local(ms).isoformat(" ", timespec)
+
+
+def clock(ms: float) -> str:
+    """Write the time of day of a moment, with its offset."""
+    return _short(moment(ms)[11:])
 
 
 def brief(ms: float) -> str:
-    """Write a moment in 16 characters: the time if it is today, else the day and the minute."""
-    text = moment(ms)
-    today = moment(time.time() * 1000)[:10]
-    return text[11:] if text.startswith(today) else text[:16]
+    """Write a moment in 22 characters: the time if it is today, else the day and the minute."""
+    today = _local(time.time() * 1000).date() == _local(ms).date()
+    return _short(moment(ms, "seconds")[11:] if today else moment(ms, "minutes"))
+
+
+def _local(ms: float) -> datetime:
+    return datetime.fromtimestamp(ms / 1000, tz=UTC).astimezone()
+
+
+def _short(text: str) -> str:
+    """Write an offset of whole hours as ISO 8601 allows, in two digits: +01, and Z for none."""
+    if text.endswith("+00:00"):
+        return text[:-6] + "Z"
+    return text.removesuffix(":00") if text[-6] in "+-" else text
+
+
+def lateness(ms: float) -> str:
+    """Write how late something was: 0.64 ms, 12 ms, 1.5 s, 1m7s."""
+    if ms < 10_000:
+        return f"{ms:.3g} ms" if ms < 999.5 else f"{ms / 1000:.3g} s"
+    return spell(ms)
+
+
+def unwritable(error: OSError, output: Output) -> int:
+    """
+    Say in one line that the output could not be written, and return the exit code.
+
+    A reader that has gone, as of ``dtimer upcoming | head``, is no error to tell of.
+    """
+    # What is left in the buffer would be tried again at the end, and tell of it once more.
+    with contextlib.suppress(OSError, ValueError):
+        output.mute()
+    if isinstance(error, BrokenPipeError):
+        return Exit.NO
+    why = error.strerror or str(error)
+    place = "the output" if error.filename is None else repr(error.filename)
+    # Standard error may be what is full.
+    with contextlib.suppress(OSError):
+        output.failure(OSError(f"cannot write {place}: {why}"))
+    return Exit.OUTPUT
 
 
 class Output:

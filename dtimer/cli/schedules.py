@@ -97,7 +97,7 @@ def _declare(
 @shared()
 @click.pass_obj
 def every(settings: Settings, /, interval: timedelta, event: dict[str, Any], **given: Any) -> None:
-    """Declare a schedule: EVENT, a JSON object, recurs every INTERVAL."""
+    """Declare a schedule: EVENT recurs every INTERVAL."""
     _declare(settings, lambda timer: timer.every, {"every": interval}, event, given)
 
 
@@ -121,7 +121,7 @@ def every(settings: Settings, /, interval: timedelta, event: dict[str, Any], **g
 def cron(
     settings: Settings, /, expression: str, event: dict[str, Any], tz: str, **given: Any
 ) -> None:
-    """Declare a schedule: EVENT, a JSON object, recurs by the calendar."""
+    """Declare a schedule: EVENT recurs by the calendar."""
     rule = {"cron": expression, "tz": tz}
     _declare(settings, lambda timer: timer.cron, rule, event, given)
 
@@ -164,7 +164,7 @@ def _cells(schedule: Schedule, narrow: bool) -> list[str]:
 @shared()
 @click.pass_obj
 def schedules(settings: Settings) -> None:
-    """List the schedules: what they recur by, their next occurrence, and the last."""
+    """List the schedules, and when each is due next."""
     with opened(settings) as timer:
         if not show(settings, _COLUMNS, timer.schedules(), _cells, dataclasses.asdict):
             settings.output.notice(f"there are no schedules in the namespace {settings.ns}")
@@ -188,7 +188,7 @@ def _none(settings: Settings, id: str) -> int:
 @shared()
 @click.pass_obj
 def unschedule(settings: Settings, id: str, yes: bool) -> int:
-    """End the schedule ID; what is in flight of it runs on."""
+    """End the schedule ID; what runs of it is not stopped."""
     sure(f"End the schedule {visible(id)} of the namespace {settings.ns}", yes=yes)
     with opened(settings) as timer:
         if not timer.unschedule(id):
@@ -209,7 +209,11 @@ def unschedule(settings: Settings, id: str, yes: bool) -> int:
 @shared()
 @click.pass_obj
 def run_now(settings: Settings, id: str) -> int:
-    """Hand out one more occurrence of the schedule ID now; its id is printed."""
+    """
+    Deliver one more occurrence of the schedule ID now.
+
+    The id of the occurrence is printed.
+    """
     with opened(settings) as timer:
         occurrence = timer.run_now(id)
     if occurrence is None:

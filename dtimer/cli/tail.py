@@ -12,7 +12,7 @@ import click
 
 from dtimer.cli.letters import letter_fields
 from dtimer.cli.options import shared
-from dtimer.cli.output import Output, moment, payload, visible
+from dtimer.cli.output import Output, clock, payload, visible
 from dtimer.cli.params import DURATION
 from dtimer.cli.server import Settings, opened_store
 from dtimer.errors import StoreError
@@ -37,7 +37,11 @@ from dtimer.store.inventory import Inventory
 @shared()
 @click.pass_obj
 def tail(settings: Settings, interval: timedelta) -> None:
-    """Follow what happens: how many were posted, started, confirmed, and who has died."""
+    """
+    Follow what happens, line by line.
+
+    How many events were posted, started and confirmed, and which became dead letters.
+    """
     seconds = max(0.05, interval.total_seconds())
     with opened_store(settings) as store, contextlib.suppress(KeyboardInterrupt):
         follow = Follow(store, settings.output)
@@ -119,7 +123,7 @@ class Follow:
 
     def _tell_dead(self, letter: DeadLetter) -> None:
         self._output.result(
-            (f"{moment(letter.died)[11:]}  ", "dim"),
+            (f"{clock(letter.died)}  ", "dim"),
             ("dead  ", "bold red"),
             (visible(letter.id), "cyan"),
             f"  {letter.reason}, starts {letter.attempt}  ",
@@ -131,4 +135,4 @@ class Follow:
 
     @staticmethod
     def _now() -> str:
-        return moment(time.time() * 1000)[11:]
+        return clock(time.time() * 1000)

@@ -284,7 +284,7 @@ class TestUpcoming:
         timer.post({"n": 1}, HOUR, id="sooner")
         rows = [line.split("\t") for line in run("upcoming").out.splitlines()]
         assert [["sooner", "0", '{"n": 1}'], ["later", "0", '{"n": 2}']] == [r[2:] for r in rows]
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}", rows[0][0])
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", rows[0][0])
         assert re.fullmatch(r"in (59m\d+s|1h)", rows[0][1])
 
     def test_as_json(self, run, timer):

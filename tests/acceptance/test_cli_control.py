@@ -226,7 +226,7 @@ class TestHealth:
         ("changes", "bad"),
         [
             ({}, []),
-            ({"paused": True}, ["not paused"]),
+            ({"paused": True}, ["paused"]),
             ({"nodes": 0}, ["nodes"]),
             ({"overdue": 1, "oldest_overdue_ms": 1_000.0}, []),
             ({"overdue": 1, "oldest_overdue_ms": 1_000.1}, ["overdue"]),
@@ -235,6 +235,15 @@ class TestHealth:
     def test_judgement(self, changes, bad):
         """A pause, too few nodes, or an event due for longer than allowed is not well."""
         assert bad == [c.name for c in judge(stats(**changes), 1, 1_000) if not c.ok]
+
+    def test_in_words(self, run, timer):
+        """A line says what it judges and how that is: ``paused  no`` is well, ``yes`` is not."""
+        timer.pause()
+        ran = run("health", "--min-nodes", "0")
+        assert "BAD paused     yes" in ran.out.splitlines()
+        assert run("health", "--json").objects[0]["checks"]["not_paused"] is False
+        timer.resume()
+        assert "ok  paused     no" in run("health", "--min-nodes", "0").out.splitlines()
 
     def test_unreachable(self, run):
         """1, and not 3, where Redis cannot be reached: that is what was asked."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import NamedTuple
 import pytest
 from pages import ROOT, blocks
 from servers import PATIENCE
+from shell import Program
 
 pytestmark = pytest.mark.acceptance
 
@@ -227,6 +229,39 @@ def test_the_first_program_prints_what_the_readme_shows(tcp_server, tmp_path):
         finally:
             program.kill()
     assert (shapes(shown), 0) == (shapes(said + rest), program.returncode)
+
+
+def said_by(line):
+    """What a line says, whatever node, server, time and lateness it names."""
+    line = re.sub(r"^\S+ joined", "NODE joined", line)
+    line = re.sub(r"redis://[^;]*", "URL", line)
+    return re.sub(r"due \S+  late \S+ m?s", "due TIME  late MS", shapes(line))
+
+
+def test_two_terminals_show_what_the_readme_shows(tcp_server):
+    """One terminal listens, another posts: both print what the README shows below its command."""
+    (listen, post) = (
+        b.text.splitlines()
+        for b in blocks("console")
+        if b.page == "README.rst" and b.text.startswith(("$ dtimer listen", "$ dtimer post"))
+    )
+    env = environment(DTIMER_URL=tcp_server.url)
+    words = [shlex.split(lines[0])[2:] for lines in (listen, post)]
+    with Program(*words[0], env=env) as first:
+        joined = first.find("joined", "stderr")
+        posted = subprocess.run(
+            [sys.executable, "-m", "dtimer", *words[1]],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+            env=env,
+        )
+        received = first.find(".")
+        assert 0 == first.end()
+    assert [said_by(line) for line in listen[1:]] == [said_by(joined), said_by(received)]
+    assert [said_by(line) for line in post[1:]] == [said_by(posted.stdout.rstrip())]
+    assert received.startswith(posted.stdout.rstrip())
 
 
 def test_the_readme_shows_the_sample_of_runat():

@@ -27,7 +27,9 @@ from dtimer.cli.server import Settings
 @click.pass_obj
 def demo(settings: Settings) -> int:
     """
-    See it work, in ten seconds: three nodes, 400 events, and one node killed.
+    See it work, in ten seconds.
+
+    Three nodes, 400 events, and one node killed.
 
     Three node processes join a namespace of their own, on a private embedded server or
     on the one that --url names. One of them is killed with SIGKILL while it handles an

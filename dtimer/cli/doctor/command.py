@@ -32,7 +32,7 @@ _MARKS = {
 @click.pass_obj
 def doctor(settings: Settings) -> int:
     """
-    Examine the server and the namespace, and say what to do about what is wrong.
+    Examine server and namespace, and say what to do.
 
     Looked at are the connection, the server's version, its role, persistence and eviction,
     pub/sub, the schema, the permission to run each command that the scripts use, the

@@ -43,7 +43,9 @@ _PIPE, _LINES = 160, 40
 @click.pass_obj
 def top(settings: Settings, once: bool) -> None:
     """
-    Watch a namespace: what is due, in flight and dead, the nodes, and what comes next.
+    Watch the namespace on one screen.
+
+    What is due, in flight and dead, the nodes, and what comes next.
 
     With --json an object a second. Rates are of confirmed events; the line beside them is
     the last minute.

@@ -7,7 +7,7 @@ from typing import Any
 from dtimer.cli.durations import spell
 from dtimer.cli.events import COLUMNS, cells
 from dtimer.cli.namespace import node_cells
-from dtimer.cli.output import moment
+from dtimer.cli.output import lateness, moment
 from dtimer.cli.tables import WIDE, Column, table
 from dtimer.cli.top.sample import MINUTE, Frame
 
@@ -53,14 +53,14 @@ def _head(frame: Frame, width: int, blocks: str) -> Any:
     stats = frame.stats
     late = stats.oldest_overdue_ms if stats.overdue else 0.0
     title = Text.assemble(
-        ("dtimer ", "bold"), (frame.ns, "bold cyan"), f"   {moment(frame.now)[:19]} (server)"
+        ("dtimer ", "bold"), (frame.ns, "bold cyan"), f"   {moment(frame.now, 'seconds')} (server)"
     )
     if stats.paused:
         title.append("   PAUSED", "bold yellow")
     if not stats.nodes:
         title.append("   NO NODE", "bold red")
 
-    p50, p99 = (f"{ms:.3g} ms" if ms is not None else "-" for ms in frame.late)
+    p50, p99 = (lateness(ms) if ms is not None else "-" for ms in frame.late)
     numbers = (
         ("due now", str(stats.overdue), "bold red" if late > _LATE else ""),
         ("scheduled", str(stats.scheduled), ""),

@@ -1,0 +1,99 @@
+"""How the command line writes moments and lateness, and how its help is laid out."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+import click
+import pytest
+from shell import Ran
+
+from dtimer.cli import main
+from dtimer.cli.app import app
+from dtimer.cli.durations import parse_moment
+from dtimer.cli.output import brief, clock, lateness, moment
+
+#: Friday, 15 January 2027, 8:00 UTC.
+MS = 1_800_000_000_123
+
+
+@pytest.fixture
+def zone(monkeypatch):
+    """Sets the zone of this machine, for the test."""
+
+    def choose(name):
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield choose
+    monkeypatch.undo()
+    time.tzset()
+
+
+class TestMoments:
+    """A time without its zone is another time to its next reader."""
+
+    @pytest.mark.parametrize(
+        ("tz", "whole", "short"),
+        [
+            ("UTC", "2027-01-15 08:00:00.123+00:00", "08:00:00.123Z"),
+            ("Europe/Berlin", "2027-01-15 09:00:00.123+01:00", "09:00:00.123+01"),
+            ("America/New_York", "2027-01-15 03:00:00.123-05:00", "03:00:00.123-05"),
+            ("Asia/Kolkata", "2027-01-15 13:30:00.123+05:30", "13:30:00.123+05:30"),
+            ("Pacific/Apia", "2027-01-15 21:00:00.123+13:00", "21:00:00.123+13"),
+        ],
+    )
+    def test_with_its_offset(self, tz, whole, short, zone):
+        """Each has its offset; whole, it can be given to ``--at`` again."""
+        zone(tz)
+        assert (whole, short) == (moment(MS), clock(MS))
+        assert datetime.fromtimestamp(MS / 1000, UTC) == parse_moment(moment(MS)).at
+        assert not parse_moment(moment(MS)).assumed
+
+    def test_in_narrow_columns(self, zone):
+        """Of today the time, of another day the minute: either in 22 characters, with its zone."""
+        zone("Asia/Kolkata")
+        assert "2027-01-15 13:30+05:30" == brief(MS)
+        now = time.time() * 1000
+        assert moment(now, "seconds")[11:] == brief(now)
+        zone("UTC")
+        assert "2027-01-15 08:00Z" == brief(MS)
+
+
+@pytest.mark.parametrize(
+    ("ms", "text"),
+    [
+        (0, "0 ms"),
+        (0.6412, "0.641 ms"),
+        (67.1, "67.1 ms"),
+        (999.4, "999 ms"),
+        (999.6, "1 s"),
+        (1_234, "1.23 s"),
+        (67_100, "1m7s"),
+        (86_400_000 * 3, "3d"),
+    ],
+)
+def test_lateness_is_written_for_people(ms, text):
+    """A minute of lateness is read at once: it was ``6.71e+04 ms``."""
+    assert text == lateness(ms)
+
+
+class TestHelp:
+    """``dtimer --help`` is read on a terminal of 80 columns."""
+
+    def test_each_command_fits_its_line(self, capsys, monkeypatch):
+        """Every summary is whole: none is cut, and none takes two lines."""
+        monkeypatch.setenv("COLUMNS", "80")
+        code = main(["--help"])
+        ran = Ran(code, *capsys.readouterr())
+        lines = ran.out.splitlines()
+        assert [] == [line for line in lines if "..." in line.replace("[ARGS]...", "")]
+        assert max(map(len, lines)) <= 80
+        for name, command in app.commands.items():
+            (line,) = (x for x in lines if x.split()[:1] == [name])
+            assert line.endswith(command.get_short_help_str(80))
+
+    def test_each_command_has_a_heading(self):
+        """A command that no heading lists would be missing from the help."""
+        assert set(app.commands) == set(app.list_commands(click.Context(app)))
