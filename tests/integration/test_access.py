@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from servers import Server, eventually
+from servers import LONGEST_CALL, Server, eventually
 from shell import runner
 
 import dtimer
@@ -375,7 +375,7 @@ class TestMissing:
         nothing of it is done: the pending occurrence is there, and the next will follow.
         """
         rules = access.rules(ns).split()
-        timer = DTimer("timer", user(*rules), ns=ns, timeout=300)
+        timer = DTimer("timer", user(*rules), ns=ns, timeout=LONGEST_CALL)
         timer.every(300_000, {"n": 1}, id="beat")
         keys = [key for key in Keys.of(ns) if admin.exists(key)]
         before = {key: admin.dump(key) for key in keys}

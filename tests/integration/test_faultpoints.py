@@ -25,7 +25,7 @@ def test_each_is_reached(make, tcp_server):
         watch(point)
     try:
         with Proxy(tcp_server) as proxy:
-            timer = make("node", proxy.url, lease=150, poll_interval=50, timeout=900)
+            timer = make("node", proxy.url, lease=900, poll_interval=50, timeout=3_000)
             gate = Gated(timer, then=lambda events: events[0].confirm())
             timer.join()
             proxy.drop_reply_once(b"stay")

@@ -15,7 +15,7 @@ from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 
 LATER = 3_600_000  # ms; no test is there to see it
-SHORT = 300  # ms; a lease whose heartbeats can be watched
+SHORT = 900  # ms; a lease whose heartbeats can be watched
 
 
 class Boom(Exception):
@@ -462,7 +462,7 @@ class TestOwnEvent:
         When somebody else has the event, confirm, retry and extend give False and change
         nothing, and lease_lost is true.
         """
-        timer = make(auto_confirm=False, lease=100, poll_interval=50, backoff=0)
+        timer = make(auto_confirm=False, lease=1_500, poll_interval=50, backoff=0)
         caught = Catch(timer, "event")
         with timer:
             id = timer.post({})

@@ -390,7 +390,7 @@ def test_leases_are_kept_whatever_a_schedule_says(make, client):
     A schedule that nobody can supply, because its expression never comes round, is told of,
     and what runs meanwhile keeps its lease.
     """
-    node = make(lease=600, poll_interval=50, concurrency=2)
+    node = make(lease=1_200, poll_interval=50, concurrency=2)
     keys = node._store.keys
     errors, lost, done = Catch(node, "error"), Catch(node, "lease_lost"), threading.Event()
     attempts = []

@@ -174,7 +174,7 @@ class TestJoin:
 
     def test_it_goes_away_in_the_middle(self, make, monkeypatch, client, namespace):
         """When Redis goes away between registering and the first turn, join() says so."""
-        timer = make(timeout=300)
+        timer = make(timeout=3_000)
         monkeypatch.setattr(timer._store, "ask", _raiser(ConnectionError("gone")))
         with pytest.raises(StoreError, match="went away while joining: gone"):
             timer.join()

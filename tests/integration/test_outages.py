@@ -38,7 +38,7 @@ def asked(own):
 def node(own):
     """A node on that server, quick to see that something is wrong. Nothing is left of it."""
     before = descriptors()
-    timer = DTimer("node", own.url, ns=NS, timeout=600, poll_interval=200)
+    timer = DTimer("node", own.url, ns=NS, timeout=3_000, poll_interval=200)
     yield timer
     timer.leave(0)
     with own.client() as client:
@@ -220,7 +220,7 @@ class TestWay:
         The echo comes with a turn. When the reply of that turn is lost the echo was heard
         all the same: the subscription is not thrown away for it.
         """
-        timer = DTimer("node", proxy.url, server.url, ns=make().ns, timeout=300, poll_interval=50)
+        timer = DTimer("node", proxy.url, server.url, ns=make().ns, timeout=3_000, poll_interval=50)
         caught = Catch(timer, "error")
         timer.on("event", lambda _: None)
         with joined(timer):
