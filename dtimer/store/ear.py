@@ -50,11 +50,13 @@ class Ear:
         """
         descriptor = self._descriptor()
         if descriptor is None:
-            readable, _, _ = select.select([also], [], [], min(seconds, self._SLICE))
-            return not readable and bool(self._connection.can_read(timeout=0))
+            seconds = min(seconds, self._SLICE)
         poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
         poll.register(also, select.POLLIN)
+        if descriptor is None:
+            interrupted = poll.poll(seconds * 1000)
+            return not interrupted and bool(self._connection.can_read(timeout=0))
+        poll.register(descriptor, select.POLLIN)
         return any(fd == descriptor for fd, _ in poll.poll(seconds * 1000))
 
     def hear(self) -> list[str]:

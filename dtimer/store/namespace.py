@@ -10,7 +10,7 @@ from dtimer.model.names import incarnation
 from dtimer.store import access, codec, faults
 from dtimer.store.connect import Source
 from dtimer.store.keys import Keys
-from dtimer.store.line import Line
+from dtimer.store.line import READS, Line
 from dtimer.store.tries import Copied
 from dtimer.store.witness import Standing, Witness
 
@@ -52,11 +52,24 @@ class Namespace:
         """
         self._open(self._line.deadline())
 
-    def _open(self, deadline: float) -> None:
+    def look(self) -> bool:
+        """
+        Return whether the namespace exists, and write nothing.
+
+        Raises:
+            NamespaceCorrupt: as `open`.
+        """
+        self._open(self._line.deadline(), make=False)
+        return self._opened
+
+    def _open(self, deadline: float, *, make: bool = True) -> None:
         if self._opened:
             return
         before = self.witness.known
-        version, standing = self._stands(deadline)
+        version, standing = self._stands(deadline, make=make)
+        if not version:
+            self.witness.opened(before, standing)
+            return
         if version != SCHEMA:
             raise NamespaceCorrupt(
                 f"the namespace has the schema version {version}, and this dtimer"
@@ -65,8 +78,9 @@ class Namespace:
         self._opened = True
         self.witness.opened(before, standing)
 
-    def _stands(self, deadline: float) -> tuple[str, Standing]:
-        reply = self._line.call("open", SCHEMA, incarnation(), deadline=deadline)
+    def _stands(self, deadline: float, *, make: bool) -> tuple[str, Standing]:
+        name = incarnation() if make else ""
+        reply = self._line.call("open", SCHEMA, name, deadline=deadline)
         return codec.text(reply[1]), codec.read_standing(reply)
 
     def reopen(self) -> None:
@@ -75,7 +89,7 @@ class Namespace:
 
     def _call(self, verb: str, *arguments: str, named: bool = False) -> Any:
         deadline = self._line.deadline()
-        self._open(deadline)
+        self._open(deadline, make=verb not in READS)
         return self._line.call(verb, *arguments, named=named, deadline=deadline)
 
     def alone(self, incarnation: str) -> bool:

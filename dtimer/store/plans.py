@@ -90,7 +90,7 @@ class Plans(Namespace):
 
     def server_now(self) -> int:
         """Return the time of the server, in µs."""
-        return self._stands(self._line.deadline())[1].now
+        return self._stands(self._line.deadline(), make=False)[1].now
 
     def supply(self, id: str) -> bool:
         """

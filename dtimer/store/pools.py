@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,11 @@ _OURS = {
     "socket_connect_timeout",
     "socket_timeout",
 }
+# A NAT or a firewall forgets a connection that is silent for some minutes, and tells neither end:
+# the next call would wait for a whole try. So the kernel asks after 30 s of silence, and closes
+# the connection after 30 s without an answer. (macOS has another name for the first.)
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
+
 _OURS_PREFIXES = ("maint", "orig_", "oss_", "himport")
 
 
@@ -62,6 +68,14 @@ def settings(given: dict[str, Any], root: str, timeout: float) -> dict[str, Any]
         for name, value in given.items()
         if name not in _OURS and not name.startswith(_OURS_PREFIXES)
     }
+    if "path" not in given:
+        kept["socket_keepalive"] = True
+        if not isinstance(kept.get("socket_keepalive_options"), dict):
+            kept["socket_keepalive_options"] = {
+                getattr(socket, name): value
+                for name, value in _KEEPALIVE.items()
+                if hasattr(socket, name)
+            }
     return kept | {
         "protocol": 2,
         "decode_responses": False,

@@ -20,6 +20,7 @@ from dtimer.store import codec
 from dtimer.store.ear import Ear
 from dtimer.store.faults import overtaken
 from dtimer.store.namespace import SILENT_US
+from dtimer.store.piped import Piped
 from dtimer.store.plans import Plans
 from dtimer.store.scripts import load
 
@@ -58,6 +59,7 @@ class Store(Plans):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._piped = Piped()
         # Under which name the turns of a node are remembered, where not under its own.
         self._lanes: dict[str, str] = {}
 
@@ -123,14 +125,15 @@ class Store(Plans):
         """
         Add the posting of *entries* to a pipeline or MULTI of the caller's.
 
-        With its source and not by SHA1: a script missing half way through a MULTI could
-        not be made good.
+        With its source where it is the first of its kind in the pipeline, and by its SHA1 after
+        that. By SHA1 alone it might be missing half way through a MULTI, which nobody could make
+        good.
         """
         now = "" if self._now is None else str(self._now())
         verb, arguments = self._posting(entries, policy)
-        source = load(verb).source
+        words = self._piped.words(pipe, load(verb))
         self._walks.posted(entries)
-        pipe.execute_command("EVAL", source, len(self.keys), *self.keys, now, "", *arguments)
+        pipe.execute_command(*words, len(self.keys), *self.keys, now, "", *arguments)
 
     # A node's turn
 

@@ -23,6 +23,7 @@ _OUTAGES = "tests/integration/test_outages.py"
 _REFUSES = "tests/chaos/test_server_refuses.py::TestAfterALostReply"
 _AVAILABILITY = "tests/chaos/test_availability.py"
 _POSTING = "tests/integration/test_posting.py"
+_READING = "tests/integration/test_reading.py"
 _MACHINE = "tests/chaos/test_machine.py"
 _ORDERS = "tests/chaos/test_interleavings.py"
 _TURN = "store/lua/turn.lua"
@@ -419,6 +420,13 @@ MUTANTS = [
         "if entry.id in ids or (chunk is not None and not chunk.takes(entry)):",
         "if chunk is not None and (entry in chunk.entries or not chunk.takes(entry)):",
         _POSTING,
+    ),
+    _mutant(
+        "a reader makes a namespace",
+        "store/namespace.py",
+        "make=verb not in READS",
+        "make=True",
+        _READING,
     ),
     _mutant(
         "an event that was kept is called stored",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import warnings
 
 import fakeredis
@@ -11,6 +13,8 @@ import redis.asyncio
 import valkey
 
 from dtimer import DTimer, NamespaceCorrupt, OptionError, StoreError
+from dtimer.store.connect import source
+from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 
 PAYLOAD = {"a": [], "n": 9007199254740993, "u": "\ud800", "x": 1e22}
@@ -215,3 +219,56 @@ def test_a_foreign_namespace(client, server, namespace):
         with pytest.raises(NamespaceCorrupt, match="due holds a string"):
             call()
     node.leave()
+
+
+#: Silence on a connection, in seconds, after which the kernel asks whether the other end is there.
+IDLE = 30
+
+
+@pytest.mark.parametrize("library", [redis, valkey], ids=["redis", "valkey"])
+def test_connections_are_kept_alive(tcp_server, library):
+    """
+    A firewall or a NAT forgets a connection that is silent, and the next call on it would wait for
+    a reply that cannot come. So the kernel says something now and then on each of ours.
+    """
+    client = getattr(library, library.__name__.capitalize())(port=tcp_server.port)
+    keys = Keys.of("dt")
+    way = source(client, 5.0)
+    for connection in (way.wire(keys)._make(), way.ear(keys, ["wake"])._make()):
+        connection.connect()
+        assert 1 == connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert IDLE == connection._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+        connection.disconnect()
+    client.close()
+
+
+def test_the_users_own_times_of_keeping_alive(tcp_server):
+    """Who knows the network better has set them on the client, and keeps them."""
+    options = {socket.TCP_KEEPIDLE: 77}
+    with redis.Redis(
+        port=tcp_server.port, socket_keepalive=True, socket_keepalive_options=options
+    ) as client:
+        connection = source(client, 5.0).wire(Keys.of("dt"))._make()
+        connection.connect()
+        assert 77 == connection._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+        connection.disconnect()
+
+
+def test_an_emulation_with_many_descriptors(namespace, monkeypatch):
+    """
+    A node on fakeredis hears also where its pipe has a descriptor above 1023, which ``select`` does
+    not take.
+    """
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    many = []
+    try:
+        while not many or many[-1] < 1100:
+            many.append(os.dup(0))
+        with fakeredis.FakeRedis() as client:
+            _round_trip(client, namespace)
+    finally:
+        for descriptor in many:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -255,7 +255,7 @@ def test_many_with_and_without_ids_in_turn(timer, calls):
     A mix takes a call for each policy and not one for each item, and the ids come back in the order
     of the items.
     """
-    timer.stats()
+    timer.post({}, 60_000)
     items = [
         ({}, 60_000) if i % 2 else {"ev": {"i": i}, "delay": 60_000, "id": f"e{i}"}
         for i in range(600)
@@ -328,6 +328,38 @@ def test_many_with_one_id_twice(timer):
     )
     assert {"n": 1} == timer.peek("tea").event
     assert {"n": 4} == timer.peek("cake").event
+
+
+@pytest.mark.parametrize("transaction", [True, False], ids=["multi", "pipeline"])
+def test_a_pipeline_carries_a_script_once(timer, client, transaction):
+    """
+    The first post of its kind carries the script, which would be 7 kB with each, also where the
+    server has forgotten all scripts; the others name it. So it is again once the pipeline is used
+    anew.
+    """
+    with client.pipeline(transaction=transaction) as pipe:
+        for n in range(2):
+            client.script_flush()
+            for i in range(3):
+                timer.post({}, 60_000, id=f"{n}-{i}", pipe=pipe)
+                timer.post({}, 60_000, pipe=pipe)
+            verbs = [words[0] for words, _ in pipe.command_stack]
+            assert ["EVAL"] * 2 + ["EVALSHA"] * 4 == verbs
+            assert [b"1"] * 6 == [reply[:1] for reply in pipe.execute()]
+    assert 12 == timer.stats().scheduled
+
+
+def test_a_pipeline_that_watches_carries_the_script_when_it_is_needed(timer, client):
+    """What is executed at once, after WATCH, is not in the pipeline: a post in MULTI carries it."""
+    with client.pipeline() as pipe:
+        pipe.watch("nothing")
+        timer.post({}, 60_000, id="at once", pipe=pipe)
+        pipe.multi()
+        client.script_flush()
+        timer.post({}, 60_000, id="together", pipe=pipe)
+        pipe.execute()
+    assert timer.peek("at once")
+    assert timer.peek("together")
 
 
 @pytest.mark.parametrize("transaction", [True, False], ids=["multi", "pipeline"])

@@ -177,7 +177,7 @@ class TestNoticed:
         before = store.witness.known
         post(store, "milk", 60_000)
         late_turn = node.turn()
-        _, late_standing = store._stands(store._line.deadline())
+        _, late_standing = store._stands(store._line.deadline(), make=True)
         snapshot.restore()
         node.turn()
         assert 1 == len(store.told)

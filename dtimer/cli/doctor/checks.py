@@ -118,12 +118,14 @@ def hearing(store: Inventory) -> Finding:
 def schema(store: Inventory) -> Finding:
     """Is the namespace ours, and of this version."""
     try:
-        store.open()
+        there = store.look()
     except NamespaceCorrupt as e:
         remedy = "choose another --ns, or upgrade dtimer where the version is the reason"
         return error("schema", str(e), remedy)
     except StoreError as e:
         return error("schema", str(e), _remedy(store, str(e)))
+    if not there:
+        return ok("schema", "there is no such namespace yet: nothing was posted to it")
     return ok("schema", "the namespace is of the version that this dtimer knows")
 
 

@@ -1,0 +1,59 @@
+"""Commands that only read: they leave nothing behind, wherever they look."""
+
+from __future__ import annotations
+
+import pytest
+
+from dtimer import DTimer, State
+from dtimer.store.keys import Keys
+
+READING = {
+    "peek": lambda timer: timer.peek("tea"),
+    "upcoming": lambda timer: list(timer.upcoming()),
+    "dead": lambda timer: list(timer.dead()),
+    "stats": lambda timer: timer.stats(),
+    "nodes": lambda timer: timer.nodes(),
+    "schedules": lambda timer: list(timer.schedules()),
+    "schedule": lambda timer: timer.schedule("tick"),
+}
+
+
+@pytest.fixture
+def timer(server, namespace):
+    timer = DTimer("reader", server.url, ns=namespace)
+    yield timer
+    timer.leave()
+
+
+def kept(client, namespace):
+    """Return the keys of the namespace that exist."""
+    return {key for key in Keys.of(namespace) if client.exists(key)}
+
+
+@pytest.mark.parametrize("read", READING.values(), ids=READING)
+def test_writes_nothing_where_nothing_is(timer, client, namespace, read):
+    """A look at a mistyped namespace makes no namespace of that name."""
+    for _ in range(2):
+        read(timer)
+    assert set() == kept(client, namespace)
+
+
+def test_makes_the_namespace_with_the_first_write(timer, client, namespace):
+    """A timer that has looked at an empty namespace makes it when it posts."""
+    assert timer.peek("tea") is None
+    timer.post({}, 60_000, id="tea")
+    assert client.hget(Keys.of(namespace).sys, "v")
+    assert client.hget(Keys.of(namespace).sys, "born")
+    assert State.SCHEDULED is timer.peek("tea").state
+
+
+def test_asks_once_where_something_is(timer, server, namespace, client):
+    """Of a namespace that exists a reader makes sure once, and not with each call."""
+    timer.post({}, 60_000, id="tea")
+    reader = DTimer("another", server.url, ns=namespace)
+    reader.peek("tea")
+    before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    for _ in range(3):
+        reader.peek("tea")
+    assert 3 == client.info("commandstats")["cmdstat_evalsha"]["calls"] - before
+    reader.leave()
