@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from servers import LIMIT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.acceptance,
     pytest.mark.index,
     pytest.mark.slow,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(5 * LIMIT),
 ]
 
 

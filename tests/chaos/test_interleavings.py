@@ -15,7 +15,7 @@ import uuid
 
 import pytest
 from leftovers import connections
-from servers import clear, eventually
+from servers import LIMIT, clear, eventually
 from soundness import assert_sound
 
 from chaos.stepped import World, told
@@ -52,7 +52,7 @@ def run(client, seed, steps=STEPS):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(3 * LIMIT)
 @pytest.mark.parametrize("seeds", _ranges(), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 def test_whatever_the_order(client, seeds):
     """

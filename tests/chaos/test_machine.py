@@ -33,7 +33,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from peers import Now, Peer
-from servers import clear
+from servers import LIMIT, clear
 from soundness import assert_sound
 
 from chaos.model import Event, Model, Schedule
@@ -702,7 +702,7 @@ def _beat(text: bytes) -> tuple[Any, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if EXAMPLES else 240)
+@pytest.mark.timeout(0 if EXAMPLES else 4 * LIMIT)
 def test_the_store_keeps_its_promises(server):
     """Whatever is asked, by whom and when, the store does what the model says."""
 

@@ -7,6 +7,7 @@ import random
 import sys
 
 import pytest
+from servers import LIMIT
 
 from chaos.soak import Plan, soak
 
@@ -16,7 +17,7 @@ SEED = int(os.environ.get("DTIMER_TEST_SEED", "0")) or random.randrange(1, 10**6
 
 @pytest.mark.chaos
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(3 * LIMIT)
 def test_everything_at_once_for_a_minute():
     """
     Posters, nodes, readers and schedules keep every promise while each fault there is strikes
