@@ -37,6 +37,9 @@ from dtimer.store.embedded.binary import find_binary, missing
 #: Seconds after which a test is ended as one that hangs.
 LIMIT = int(os.environ.get("DTIMER_TEST_TIMEOUT", "60"))
 
+#: By how much slower the machine may be than one that does little else.
+SLOWNESS = LIMIT / 60
+
 #: Seconds to wait for a signal. Only a failing test waits this long.
 PATIENCE = LIMIT // 4
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from servers import PROMPT
+from servers import PROMPT, SLOWNESS
 
 #: Of the nodes of a soak: a lease ends, a poll comes and a call gives up within a second.
 OPTIONS: dict[str, Any] = {"lease": 600, "poll_interval": 100, "timeout": 300, "backoff": 50}
@@ -21,7 +21,7 @@ HASTY: dict[str, Any] = {"timeout": 900}
 RECOVERY = 1.0
 
 #: Seconds in which a soak demands it: more processes run than there are cores.
-RECOVERY_LIMIT = 3 * RECOVERY
+RECOVERY_LIMIT = 3 * RECOVERY * SLOWNESS
 
 #: Seconds in which a call of a row has to come back.
 CALL_LIMIT = PATIENT["timeout"] / 1000 + PROMPT

@@ -29,7 +29,7 @@ from typing import Any, Self
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from servers import Server, eventually
+from servers import SLOWNESS, Server, eventually
 
 from chaos.checker import check
 from chaos.crew import PASSWORD, USER, Crew
@@ -50,7 +50,7 @@ NS, RUNAT = "soak", "soak-runat"
 _BEFORE, _AFTER = 4.0, 4.0
 
 #: Without progress for so long, the drain has failed.
-_PATIENCE = 20.0
+_PATIENCE = 20.0 * SLOWNESS
 
 _TICK = 0.02
 
@@ -61,7 +61,7 @@ _ASK = 0.5
 _WARM = 60.0
 
 #: By how many ms a call may pass its deadline, where more processes run than there are cores.
-_SLACK = 400
+_SLACK = round(400 * SLOWNESS)
 
 #: Seconds for all processes to start.
 _STARTING = 30.0
