@@ -19,7 +19,7 @@ from dtimer.model.names import Mint
 from dtimer.model.options import validate
 from dtimer.model.payload import decode
 from dtimer.model.recurrence import ahead_of, check_cron, definition_from_json, zone
-from dtimer.store import access, codec, inventory
+from dtimer.store import access, codec, inventory, overview
 from dtimer.store.inventory import Waiting
 from dtimer.timer.posting import prepare_item
 
@@ -65,7 +65,7 @@ def _letter(raw: bytes) -> object:
 
 
 def _node(raw: bytes) -> object:
-    return codec.read_node(raw, raw, raw, raw)
+    return overview.read_node(raw, raw, raw, raw)
 
 
 def _number(raw: bytes) -> object:

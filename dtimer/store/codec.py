@@ -8,8 +8,7 @@ from typing import Any, overload
 
 from dtimer.errors import NamespaceCorrupt, PayloadError
 from dtimer.model.claims import Claim, Result, Settlement, Turn, Verdict
-from dtimer.model.event import DeadLetter, NodeInfo, Record, State, Stats
-from dtimer.model.names import LONGEST_ID
+from dtimer.model.event import DeadLetter, Record, State
 from dtimer.model.payload import decode
 from dtimer.model.recurrence import Schedule, definition_from_json
 from dtimer.store.witness import Standing
@@ -19,6 +18,7 @@ from dtimer.store.witness import Standing
 # Numbers are bounded, because what a stranger has written there may be endless.
 _BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(?:,[^|]*)?\|")
 _CLAIM = re.compile(rb"(\d+),(\d+),(\d+),(\d+),(\d+)\|")
+_DECLARED = re.compile(rb"new|changed|same|behind:\d{1,17}")
 _RESULTS = {ord(result.value): result for result in Result}
 _LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
 
@@ -45,6 +45,14 @@ def read_payload(raw: bytes | None) -> dict[str, Any] | None:
         return decode(raw[match.end() :])
     except PayloadError:
         return None
+
+
+def read_posted(reply: bytes) -> tuple[bytes, int | None, str]:
+    """Read what a post came to: its letters, how many were ever posted, an id that was taken."""
+    letters, total, id = reply.split(b";", 2)
+    if letters != b"x" and letters.strip(b"01"):
+        raise ValueError("letters of another alphabet")
+    return letters, int(total) if total else None, text(id)
 
 
 def settlement_arguments(settlements: Iterable[Settlement]) -> tuple[list[str], list[int]]:
@@ -213,6 +221,21 @@ def read_record(id: str, reply: Sequence[Any]) -> Record | None:
     return Record(id, read_payload(raw), due / 1000, state, whole(attempt))
 
 
+def read_standing_plan(reply: Sequence[Any]) -> tuple[bytes, bytes, dict[str, str], bool] | None:
+    """Read where a schedule stands: its definition, its plan, and its beat, if that is readable."""
+    if not reply:
+        return None
+    definition, plan, beat, _, readable = reply
+    return definition, plan, read_beat(beat), bool(readable)
+
+
+def read_declared(reply: bytes) -> str:
+    """Read what became of a declaration."""
+    if not _DECLARED.fullmatch(reply):
+        raise ValueError("an outcome that is not known")
+    return text(reply)
+
+
 def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
     """
     Read the reply of a look at a schedule.
@@ -280,40 +303,4 @@ def read_letter(id: str, died_us: int, raw: bytes) -> DeadLetter:
         error=text(error),
         died=died_us / 1000,
         raw=body,
-    )
-
-
-def read_stats(reply: Sequence[Any]) -> Stats:
-    """Read the namespace in numbers."""
-    now, pending, leased, due, earliest, dead, nodes, paused, totals, lateness = reply
-    late = (int(now) - int(earliest)) / 1000 if int(earliest) >= 0 else 0.0
-    return Stats(
-        scheduled=int(pending) - int(leased),
-        in_flight=int(leased),
-        overdue=int(due),
-        oldest_overdue_ms=max(0.0, late),
-        dead=int(dead),
-        nodes=int(nodes),
-        paused=paused == b"1",
-        lateness=tuple(map(whole, lateness)),
-        totals={text(totals[i]): whole(totals[i + 1]) for i in range(0, len(totals), 2)},
-    )
-
-
-def read_node(incarnation: bytes, who: bytes, idle: bytes, waiting: bytes) -> NodeInfo:
-    """Read one node of the list of nodes."""
-    joined, _, info = who.partition(b"|")
-    try:
-        about = decode(info)
-    except PayloadError:
-        about = {}
-    return NodeInfo(
-        id=str(about.get("id", "?"))[:LONGEST_ID],
-        incarnation=text(incarnation),
-        host=str(about.get("host", "?"))[:LONGEST_ID],
-        pid=pid if isinstance(pid := about.get("pid"), int) else 0,
-        joined=whole(joined) / 1000,
-        idle_ms=whole(idle) / 1000,
-        waiting=waiting == b"1",
-        listening=about.get("listening") is not False,
     )

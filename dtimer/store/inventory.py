@@ -10,10 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dtimer.model.event import DeadLetter
 from dtimer.model.recurrence import Definition, definition_from_json
 from dtimer.store import codec
+from dtimer.store.replies import pairs
 from dtimer.store.store import Store
 
 #: Events in one page of a walk through all of them, about 1 ms of the server's time.
@@ -89,18 +91,17 @@ class Inventory(Store):
 
     def waiting(self) -> Iterator[Waiting]:
         """Walk the scheduled events in due order, with all that is stored of them."""
-        for id, due, tries, raw in self._walks.upcoming(self._call, "-inf", "+inf", _PAGE):
+        for id, due, tries, raw in self._walks.upcoming(self._ask, "-inf", "+inf", _PAGE):
             yield Waiting(id, codec.whole(due), codec.whole(tries), raw)
 
     def definitions(self) -> Iterator[tuple[Definition, bool, str]]:
         """Walk the schedules: definition, whether it is paused, id of what is pending of it."""
         for name in self.schedule_ids():
-            reply = self._call("schedule", name)
-            if reply:
-                beat = codec.read_beat(reply[2])
+            if standing := self._ask(codec.read_standing_plan, "schedule", name):
+                text, plan, beat, _ = standing
                 pending = f"{name}@{beat.get('next', '')}"
                 paused = beat.get("paused") == "1"
-                yield definition_from_json(name, reply[0], reply[1]), paused, pending
+                yield definition_from_json(name, text, plan), paused, pending
 
     def died_after(self, last: str, died_us: int) -> Iterator[DeadLetter]:
         """
@@ -110,7 +111,7 @@ class Inventory(Store):
             last: Its id, which need not be there any more.
             died_us: When it died.
         """
-        for id, died, letter in self._walks.dead(self._call, _PAGE, str(died_us), last):
+        for id, died, letter in self._walks.dead(self._ask, _PAGE, str(died_us), last):
             yield codec.read_letter(id, died, letter)
 
     def restore(self, letters: Sequence[DeadLetter]) -> int:
@@ -127,22 +128,27 @@ class Inventory(Store):
             text = (head + error + letter.raw).decode(errors="surrogateescape")
             arguments += (letter.id, str(round(letter.died * 1000)), text)
         try:
-            return int(self._call("restore", *arguments, named=True))
+            return self._ask(int, "restore", *arguments, named=True)
         finally:
             for letter in letters:
                 self._walks.restored(letter.id, round(letter.died * 1000))
 
     def holders(self, most: int = 500) -> dict[str, int]:
         """Return how many events each incarnation holds, of at most so many looked at."""
-        flat = self._call("holders", str(most))
-        return {codec.text(flat[i]): int(flat[i + 1]) for i in range(0, len(flat), 2)}
+        return self._ask(
+            lambda flat: {codec.text(node): int(n) for node, n in pairs(flat)}, "holders", str(most)
+        )
 
     def audit(self, most: int = 100) -> Audit:
         """Look whether the keys agree with each other, at a sample of each."""
-        *sizes, flat = self._call("audit", str(most))
-        strays = [(codec.text(flat[i]), codec.text(flat[i + 1])) for i in range(0, len(flat), 2)]
-        due, bodies, dead, graves, leases, schedules, plans = map(int, sizes)
-        return Audit(due, bodies, dead, graves, leases, schedules, plans, strays)
+
+        def read(reply: Any) -> Audit:
+            *sizes, flat = reply
+            strays = [(codec.text(what), codec.text(id)) for what, id in pairs(flat)]
+            due, bodies, dead, graves, leases, schedules, plans = map(int, sizes)
+            return Audit(due, bodies, dead, graves, leases, schedules, plans, strays)
+
+        return self._ask(read, "audit", str(most))
 
     def command(self, *words: str) -> object:
         """Run one command, on a connection of its own."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from dtimer.errors import NamespaceCorrupt, StoreError
 from dtimer.model.names import incarnation
@@ -11,6 +11,7 @@ from dtimer.store import access, codec, faults
 from dtimer.store.connect import Source
 from dtimer.store.keys import Keys
 from dtimer.store.line import READS, Line
+from dtimer.store.replies import pairs, understood
 from dtimer.store.tries import Copied
 from dtimer.store.witness import Standing, Witness
 
@@ -18,6 +19,8 @@ SCHEMA = "1"
 
 #: A node that has not asked for this long is forgotten.
 SILENT_US = 60_000_000
+
+T = TypeVar("T")
 
 
 class Namespace:
@@ -81,7 +84,7 @@ class Namespace:
     def _stands(self, deadline: float, *, make: bool) -> tuple[str, Standing]:
         name = incarnation() if make else ""
         reply = self._line.call("open", SCHEMA, name, deadline=deadline)
-        return codec.text(reply[1]), codec.read_standing(reply)
+        return understood("open", lambda r: (codec.text(r[1]), codec.read_standing(r)), reply)
 
     def reopen(self) -> None:
         """Have the next call look at the namespace anew: it may not be what it was."""
@@ -95,6 +98,10 @@ class Namespace:
     def alone(self, incarnation: str) -> bool:
         """Tell, in one try, whether no other node has joined and was heard of lately."""
         return bool(self._line.once("alone", incarnation, str(SILENT_US)))
+
+    def _ask(self, read: Callable[[Any], T], verb: str, *arguments: str, named: bool = False) -> T:
+        """Call a script, and *read* its reply."""
+        return understood(verb, read, self._call(verb, *arguments, named=named))
 
     def permissions(self) -> dict[str, str]:
         """
@@ -113,7 +120,11 @@ class Namespace:
             raise
         finally:
             line.close()
-        return {codec.text(flat[i]): codec.text(flat[i + 1]) for i in range(0, len(flat), 2)}
+        return understood(
+            "permissions",
+            lambda flat: {codec.text(command): codec.text(why) for command, why in pairs(flat)},
+            flat,
+        )
 
     def _call_copied(self, verb: str, *arguments: str, replicas: int) -> Copied:
         deadline = self._line.deadline()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from dtimer.errors import NamespaceCorrupt, StoreError
 from dtimer.model.recurrence import (
     AHEAD,
     MISFIRES,
@@ -20,6 +21,7 @@ from dtimer.model.recurrence import (
 )
 from dtimer.store import codec
 from dtimer.store.namespace import Namespace
+from dtimer.store.replies import flag
 from dtimer.store.walks import Walks
 
 
@@ -59,9 +61,11 @@ class Plans(Namespace):
     def _declare(self, definition: Definition) -> str:
         if definition.every is not None:
             return self._declare_with(definition, [])
+        until = self._line.deadline()
         result = self._declare_with(definition, ahead(definition, self.server_now()))
         while result.startswith("behind:"):
             # The server's clock was put back: these have been handed out.
+            self._in_time(until, definition.id)
             result = self._declare_with(
                 definition, ahead(definition, int(result.partition(":")[2]))
             )
@@ -86,7 +90,7 @@ class Plans(Namespace):
             ",".join(map(str, times)),
             "1" if d.every is None and len(times) < AHEAD else "",
         )
-        return codec.text(self._call("declare", *arguments, named=True))
+        return self._ask(codec.read_declared, "declare", *arguments, named=True)
 
     def server_now(self) -> int:
         """Return the time of the server, in µs."""
@@ -100,27 +104,42 @@ class Plans(Namespace):
             OptionError: its time zone is not known on this machine, or its expression is none.
         NamespaceCorrupt: it cannot be read.
         """
-        standing = self._call("schedule", id)
-        if not standing:
+        standing = self._ask(codec.read_standing_plan, "schedule", id)
+        if standing is None:
             return False
-        definition = definition_from_json(id, standing[0], standing[1])
-        beat = codec.read_beat(standing[2])
+        text, payload, beat, readable = standing
+        definition = definition_from_json(id, text, payload)
+        if not readable:
+            return False
         known = beat["ahead"].rpartition(",")[2] or beat["next"]
-        if not standing[4] or not known or definition.cron is None:
+        if not known:
             return False
+        if definition.cron is None:
+            raise NamespaceCorrupt(
+                f"where the schedule {id!r} stands is not of its definition: declare it again,"
+                " or end it"
+            )
         zone(definition.tz)
         check_cron(definition.cron, definition.tz)
         gap, times, final = ahead_of(definition, int(known), self.server_now())
         arguments = (",".join(map(str, times)), str(gap), "1" if final else "")
-        return bool(self._call("supply", id, beat["print"], known, *arguments) == 1)
+        return self._ask(flag, "supply", id, beat["print"], known, *arguments)
+
+    def _in_time(self, until: float, id: str) -> None:
+        """Raise a `StoreError` if it is later than *until*: nothing was done about a schedule."""
+        if time.monotonic() >= until:
+            raise StoreError(
+                f"the next times of the schedule {id!r} could not be told within"
+                f" {self._timeout * 1000:.0f} ms: nothing was done"
+            )
 
     def schedule(self, id: str) -> Schedule | None:
         """Look at one schedule."""
-        return codec.read_schedule(id, self._call("schedule", id))
+        return self._ask(lambda reply: codec.read_schedule(id, reply), "schedule", id)
 
     def schedule_ids(self) -> list[str]:
         """Return the names of all schedules, in order."""
-        return sorted(codec.text(name) for name in self._call("schedules"))
+        return self._ask(lambda flat: sorted(map(codec.text, flat)), "schedules")
 
     def schedules(self) -> Iterator[Schedule]:
         """
@@ -136,13 +155,13 @@ class Plans(Namespace):
     def unschedule(self, id: str) -> bool:
         """See `DTimer.unschedule`."""
         self._declared.pop(id, None)
-        return bool(self._call("unschedule", id, named=True) == b"1")
+        return self._ask(flag, "unschedule", id, named=True)
 
     def suspend(self, id: str, *, on: bool) -> bool:
         """Pause or resume one schedule; return whether that changed anything."""
         changed = True
         try:
-            changed = bool(self._call("suspend", id, "1" if on else "0", named=True) == b"1")
+            changed = self._ask(flag, "suspend", id, "1" if on else "0", named=True)
             return changed
         finally:
             if changed and not on:
@@ -150,6 +169,6 @@ class Plans(Namespace):
 
     def run_now(self, id: str) -> str | None:
         """See `DTimer.run_now`."""
-        made = codec.text(self._call("run_now", id, named=True))
+        made = self._ask(codec.text, "run_now", id, named=True)
         self._walks.put(made, "+0")
         return made or None

@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 from dtimer.errors import EventExists, NotReplicated, StoreError
 from dtimer.model.claims import Answer, Result, Settlement, Turn, TurnRequest
 from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, Stats
-from dtimer.store import codec
+from dtimer.store import codec, overview
 from dtimer.store.ear import Ear
 from dtimer.store.faults import overtaken
 from dtimer.store.namespace import SILENT_US
 from dtimer.store.piped import Piped
 from dtimer.store.plans import Plans
+from dtimer.store.replies import flag, letters, understood
 from dtimer.store.scripts import load
 
 _PAGE = 100
@@ -86,32 +87,31 @@ class Store(Plans):
         """
         known = self.witness.known
         verb, arguments = self._posting(entries, policy)
-        copied, letters = None, b""
+        copied, marks = None, b""
         try:
             if replicas:
                 copied = self._call_copied(verb, *arguments, replicas=replicas)
-                reply = copied.reply
+                marks, total, id = understood(verb, codec.read_posted, copied.reply)
             else:
-                reply = self._call(verb, *arguments, named=True)
-            letters, total, id = reply.split(b";", 2)
+                marks, total, id = self._ask(codec.read_posted, verb, *arguments, named=True)
         finally:
-            if self._walks.under_way and letters != b"x":
-                self._walks.posted(entries, letters)
+            if self._walks.under_way and marks != b"x":
+                self._walks.posted(entries, marks)
         if total:
-            stored = len(entries) if policy == "mint" else letters.count(b"1")
-            if not self.witness.posted(known, stored, int(total)):
+            stored = len(entries) if policy == "mint" else marks.count(b"1")
+            if not self.witness.posted(known, stored, total):
                 self._look_again()
-        if letters == b"x":
+        if marks == b"x":
             if policy == "error":
-                raise EventExists(codec.text(id))
+                raise EventExists(id)
         elif copied and copied.acknowledged < replicas:
             ids = [entry.id for entry in entries]
             raise NotReplicated(ids, replicas, copied.acknowledged) from copied.error
         kept = _NONE_KEPT
-        if b"0" in letters:
-            pairs = zip(entries, letters, strict=True)
-            kept = frozenset(entry.id for entry, letter in pairs if letter == ord("0"))
-        return Posted(codec.text(id), kept)
+        if b"0" in marks:
+            stored_or_not = zip(entries, marks, strict=False)
+            kept = frozenset(e.id for e, mark in stored_or_not if mark == ord("0"))
+        return Posted(id, kept)
 
     def _look_again(self) -> None:
         """Find out what became of the namespace, unless a turn will, which can tell more."""
@@ -180,7 +180,7 @@ class Store(Plans):
                 own = self._lanes[incarnation] = f"{incarnation}-{request.seq}"
                 reply = self._line.once("turn", *arguments, op=f"{own}:{request.seq}")
             came = time.monotonic()
-            turn = codec.read_turn(reply, order, came)
+            turn = understood("turn", lambda r: codec.read_turn(r, order, came), reply)
             self.witness.turned(known, turn)
             return turn
 
@@ -189,8 +189,7 @@ class Store(Plans):
     def settle(self, settlements: Sequence[Settlement]) -> list[Result]:
         """End claims at once, and tell what became of each."""
         arguments, order = codec.settlement_arguments(settlements)
-        reply = self._call("settle", *arguments, named=True)
-        return codec.read_results(reply, order)
+        return self._ask(lambda r: codec.read_results(r, order), "settle", *arguments, named=True)
 
     def extend(
         self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
@@ -202,14 +201,13 @@ class Store(Plans):
         """
         arguments = [str(word) for claim in held for word in claim]
         sign = "+" if at_least else ""
-        letters: bytes = self._call("extend", f"{sign}{lease_us}", *arguments)
-        return [letter == ord("1") for letter in letters]
+        return self._ask(lambda r: letters(r, len(held)), "extend", f"{sign}{lease_us}", *arguments)
 
     def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
         """Renew leases in one try, as `turn`: for a loop that will ask again."""
         arguments = [str(word) for claim in held for word in claim]
-        letters: bytes = self._line.once("extend", str(lease_us), *arguments)
-        return [letter == ord("1") for letter in letters]
+        reply = self._line.once("extend", str(lease_us), *arguments)
+        return understood("extend", lambda r: letters(r, len(held)), reply)
 
     def join(self, incarnation: str, who: str) -> None:
         """Register a node; *who* is a JSON object. Doing it again changes nothing."""
@@ -233,15 +231,25 @@ class Store(Plans):
 
     def cancel(self, id: str) -> Cancelled:
         """See `DTimer.cancel`."""
-        while (result := self._call("cancel", id, named=True)) == b"short":
-            self.supply(id.rpartition("@")[0])
-        return Cancelled(codec.text(result))
+        until, schedule = self._line.deadline(), id.rpartition("@")[0]
+        while (result := self._cancel(id)) is None:
+            self._in_time(until, schedule)
+            self.supply(schedule)
+        return result
+
+    def _cancel(self, id: str) -> Cancelled | None:
+        """Cancel an event; None, and nothing is done, if its schedule lacks nominal times."""
+
+        def read(reply: bytes) -> Cancelled | None:
+            return None if reply == b"short" else Cancelled(codec.text(reply))
+
+        return self._ask(read, "cancel", id, named=True)
 
     def reschedule(self, id: str, when: str) -> bool:
         """See `DTimer.reschedule`."""
         moved = True
         try:
-            moved = bool(self._call("reschedule", id, when, named=True) == b"1")
+            moved = self._ask(flag, "reschedule", id, when, named=True)
             return moved
         finally:
             # Also if it is not known whether it was.
@@ -250,30 +258,33 @@ class Store(Plans):
 
     def peek(self, id: str) -> Record | None:
         """See `DTimer.peek`."""
-        return codec.read_record(id, self._call("peek", id))
+        return self._ask(lambda r: codec.read_record(id, r), "peek", id)
 
     def upcoming(self, low: str, high: str) -> Iterator[Record]:
         """Walk the scheduled events between two bounds, in due order. See `Walks`."""
-        for met in self._walks.upcoming(self._call, low, high, _PAGE):
+        for met in self._walks.upcoming(self._ask, low, high, _PAGE):
             yield codec.read_scheduled(*met)
 
     def dead(self) -> Iterator[DeadLetter]:
         """Walk the dead letters, the oldest first. See `Walks`."""
-        for id, died_us, letter in self._walks.dead(self._call, _PAGE):
+        for id, died_us, letter in self._walks.dead(self._ask, _PAGE):
             yield codec.read_letter(id, died_us, letter)
 
     def letter(self, id: str) -> DeadLetter | None:
         """Return one dead letter; None when there is none of that id."""
-        reply = self._call("peek", id)
-        if not reply or reply[0] != b"dead":
-            return None
-        return codec.read_letter(id, codec.whole(reply[1]), reply[3])
+
+        def read(reply: Sequence[Any]) -> DeadLetter | None:
+            if not reply or reply[0] != b"dead":
+                return None
+            return codec.read_letter(id, codec.whole(reply[1]), reply[3])
+
+        return self._ask(read, "peek", id)
 
     def revive(self, id: str) -> bool:
         """See `DTimer.revive`."""
         revived = True
         try:
-            revived = bool(self._call("revive", id, named=True) == b"1")
+            revived = self._ask(flag, "revive", id, named=True)
             return revived
         finally:
             if revived:
@@ -286,7 +297,7 @@ class Store(Plans):
         Returns:
             How many were dropped: ask again while it is not 0.
         """
-        return int(self._call("trim", str(limit), str(age_us), named=True))
+        return self._ask(int, "trim", str(limit), str(age_us), named=True)
 
     def purge(self) -> int:
         """Drop all dead letters; return how many."""
@@ -297,13 +308,12 @@ class Store(Plans):
 
     def pause(self, *, on: bool) -> bool:
         """Pause or resume the namespace; return whether that changed anything."""
-        return bool(self._call("pause", "1" if on else "0", named=True) == b"1")
+        return self._ask(flag, "pause", "1" if on else "0", named=True)
 
     def stats(self) -> Stats:
         """See `DTimer.stats`."""
-        return codec.read_stats(self._call("stats", str(SILENT_US)))
+        return self._ask(overview.read_stats, "stats", str(SILENT_US))
 
     def nodes(self) -> list[NodeInfo]:
         """See `DTimer.nodes`."""
-        flat = self._call("nodes", str(SILENT_US))
-        return [codec.read_node(*flat[i : i + 4]) for i in range(0, len(flat), 4)]
+        return self._ask(overview.read_nodes, "nodes", str(SILENT_US))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+from dtimer.errors import StoreError
 from dtimer.store import codec
 
 # What a walk remembers needlessly costs memory; what it forgets, it would meet again. So the
@@ -27,6 +28,41 @@ class Met(NamedTuple):
     due: bytes
     tries: bytes
     body: bytes
+
+
+class _Page(NamedTuple):
+    """One page of a walk: the server's time, two places (score and id), and what it has."""
+
+    now: int
+    end: tuple[str, str]
+    last: tuple[str, str]
+    met: list[Any]
+
+
+def _read_events(reply: Any) -> _Page:
+    now, end_score, end_id, last_score, last_id, flat = reply
+    end, last = (codec.text(end_score), codec.text(end_id)), codec.text(last_score)
+    float(end[0] or 0)
+    return _Page(
+        int(now),
+        end,
+        (last, codec.text(last_id)),
+        [
+            (Met(codec.text(flat[i]), *flat[i + 1 : i + 4]), bool(flat[i + 4]))
+            for i in range(0, len(flat), 5)
+        ],
+    )
+
+
+def _read_letters(reply: Any) -> _Page:
+    now, end_score, end_id, more, flat = reply
+    end = codec.text(end_score), codec.text(end_id)
+    float(end[0] or 0)
+    met = [
+        (codec.text(flat[i]), codec.whole(flat[i + 1]), flat[i + 2]) for i in range(0, len(flat), 3)
+    ]
+    last = (codec.text(flat[-2]), met[-1][0]) if more else ("", "")
+    return _Page(int(now), end, last, met)
 
 
 class Placed(Protocol):
@@ -55,10 +91,10 @@ class Walk:
         self.passed: set[str] = set()
         self.schedules: set[str] = set()
 
-    def looked(self, now: bytes, end: bytes) -> None:
+    def looked(self, page: _Page) -> None:
         """Note the server's time and the end of the walk, as a page has told them."""
-        self._server, self._mine = int(now), time.monotonic()
-        self.end = float(end or 0)
+        self._server, self._mine = page.now, time.monotonic()
+        self.end = float(page.end[0] or 0)
 
     def reaches(self, when: str) -> bool:
         """Tell whether an event that is put at *when*, as a post says it, may be met."""
@@ -86,12 +122,12 @@ class Walks:
         self._events: dict[int, Walk] = {}
         self._letters: dict[int, Walk] = {}
 
-    def upcoming(self, call: Callable[..., Any], low: str, high: str, page: int) -> Iterator[Met]:
+    def upcoming(self, ask: Callable[..., Any], low: str, high: str, page: int) -> Iterator[Met]:
         """
         Walk the scheduled events between two bounds, in due order, a page at a time.
 
         Args:
-            call: Run a script and return its reply.
+            ask: Run a script and read its reply.
             low: The least score, as the script reads it.
             high: The greatest.
             page: How many events to look at in one call.
@@ -100,47 +136,43 @@ class Walks:
         end, last = ("", ""), ("", "")
         try:
             while True:
-                now, end_score, end_id, last_score, last_id, flat = call(
-                    "upcoming", str(page), low, high, *last, *end
-                )
-                walk.looked(now, end_score)
+                size = str(page)
+                seen: _Page = ask(_read_events, "upcoming", size, low, high, *last, *end)
+                walk.looked(seen)
                 self._events[id(walk)] = walk
-                end = codec.text(end_score), codec.text(end_id)
-                last = codec.text(last_score), codec.text(last_id)
-                for i in range(0, len(flat), 5):
-                    met = Met(codec.text(flat[i]), *flat[i + 1 : i + 4])
-                    if _is_new(walk, met.id, pending=bool(flat[i + 4])):
-                        yield met
+                end, last = seen.end, _further(last, seen.last)
+                for event, pending in seen.met:
+                    if _is_new(walk, event.id, pending=pending):
+                        yield event
                 if not last[0]:
                     return
         finally:
             self._events.pop(id(walk), None)
 
     def dead(
-        self, call: Callable[..., Any], page: int, died: str = "", last: str = ""
+        self, ask: Callable[..., Any], page: int, died: str = "", last: str = ""
     ) -> Iterator[tuple[str, int, bytes]]:
         """
         Walk the dead letters, the oldest first: id, when it died in µs, and the letter.
 
         Args:
-            call: Run a script and return its reply.
+            ask: Run a script and read its reply.
             page: How many letters to ask for in one call.
             died: Begin after the letter that died then; ``""`` for the first.
             last: And has this id.
         """
         walk = Walk(self._clock)
-        end = ("", "")
+        end, place = ("", ""), (died, last)
         try:
             while True:
-                now, end_score, end_id, more, flat = call("dead", str(page), died, last, *end)
-                walk.looked(now, end_score)
+                seen: _Page = ask(_read_letters, "dead", str(page), *place, *end)
+                walk.looked(seen)
                 self._letters[id(walk)] = walk
-                end = codec.text(end_score), codec.text(end_id)
-                for i in range(0, len(flat), 3):
-                    last, died = codec.text(flat[i]), codec.text(flat[i + 1])
-                    if last not in walk.passed:
-                        yield last, codec.whole(flat[i + 1]), flat[i + 2]
-                if not more:
+                end, place = seen.end, _further(place, seen.last)
+                for letter in seen.met:
+                    if letter[0] not in walk.passed:
+                        yield letter
+                if not place[0]:
                     return
         finally:
             self._letters.pop(id(walk), None)
@@ -173,6 +205,13 @@ class Walks:
             # A letter is put at the time of its death, also where that is long ago.
             if died_us <= walk.end:
                 walk.passed.add(letter)
+
+
+def _further(place: tuple[str, str], last: tuple[str, str]) -> tuple[str, str]:
+    """Return where a page has ended; what ends where it began would be asked for for ever."""
+    if last[0] and last == place:
+        raise StoreError("Redis answered a walk with a page that does not go on from the last one")
+    return last
 
 
 def _is_new(walk: Walk, event: str, *, pending: bool) -> bool:

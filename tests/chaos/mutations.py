@@ -29,6 +29,7 @@ _ORDERS = "tests/chaos/test_interleavings.py"
 _TURN = "store/lua/turn.lua"
 _PICKLE = "tests/unit/test_pickle.py"
 _TABLES = "tests/integration/test_new_tables.py"
+_NONSENSE = "tests/unit/test_nonsense.py"
 _WALKS = "tests/integration/test_walks.py"
 _POST = "store/lua/post.lua"
 _MINT = "store/lua/mint.lua"
@@ -431,7 +432,7 @@ MUTANTS = [
     _mutant(
         "an event that was kept is called stored",
         "store/store.py",
-        'if b"0" in letters:',
+        'if b"0" in marks:',
         'if b"2" in letters:',
         _STORE,
         _MACHINE,
@@ -763,6 +764,28 @@ MUTANTS = [
         "if i == limit or bytes > MOST_PAGE then",
         "if i == limit then",
         _WALKS,
+    ),
+    # -------------------------------------------------------------------------- other writers
+    _mutant(
+        "events are kept for strangers",
+        _TURN,
+        "if who then told = told + 1 end",
+        "told = told + 1",
+        _DUTY,
+    ),
+    _mutant(
+        "a reply that is nonsense comes through as what reading it raises",
+        "store/replies.py",
+        "except _MALFORMED as e:",
+        "except ArithmeticError as e:",
+        _NONSENSE,
+    ),
+    _mutant(
+        "a cancel asks for more times for ever",
+        "store/plans.py",
+        "        if definition.cron is None:\n            raise NamespaceCorrupt(",
+        "        if definition.cron is None:\n            return False\n            raise _(",
+        "tests/integration/test_hostile_writers.py",
     ),
     # ------------------------------------------------------------------------ other processes
     _mutant(

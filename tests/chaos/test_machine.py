@@ -296,7 +296,7 @@ class Machine(RuleBasedStateMachine):
 
     def walk(self) -> Iterator[str]:
         """Walk what is scheduled, two to a page; one that does not end is cut short."""
-        met = self.store._walks.upcoming(self.store._call, "-inf", "+inf", 2)
+        met = self.store._walks.upcoming(self.store._ask, "-inf", "+inf", 2)
         return itertools.islice((event.id for event in met), 50)
 
     @rule(span=spans)
@@ -376,7 +376,8 @@ class Machine(RuleBasedStateMachine):
         )
         promises = dict(self.client.zrange(keys.promise, 0, -1, withscores=True))
         promises.pop(name.encode(), None)
-        told = sum(now - GRACE <= at <= now for at in promises.values())
+        registered = self.client.hkeys(keys.nodes)
+        told = sum(n in registered and now - GRACE <= at <= now for n, at in promises.items())
         held = {id: (e.token, e.lease_end) for id, e in model.pending.items() if e.token}
         claims, buried, known = model.take(now, name, limit, LEASE, told, ahead=ahead)
         turn = peer.turn(limit, *settlements, lease=LEASE // 1000, ahead=ahead / 1000)

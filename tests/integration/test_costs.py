@@ -66,7 +66,7 @@ COSTS: dict[str, Cost] = {
     "extend": Cost(1, 5, 172, 573, 7),
     "extend, 100 at a time": Cost(1, 104, 4033, 4732, 108),
     "poll, nothing due": Cost(1, 7, 432, 647, 55),
-    "cancel": Cost(1, 20, 475, 551, 15),
+    "cancel": Cost(1, 20, 476, 551, 15),
     "reschedule": Cost(1, 10, 250, 569, 7),
     "peek": Cost(1, 4, 78, 536, 110),
 }

@@ -137,6 +137,22 @@ def test_more_events_than_nodes_are_not_kept(store, trio):
     assert 1 == len(a.claim())
 
 
+@pytest.mark.parametrize("key", ["promise", "roster"])
+def test_no_event_is_kept_for_a_stranger(store, client, now, key, policy):
+    """
+    A name that is no registered node's, among the promises or on the roster, does not keep a lone
+    event from the node that polls, however many there are.
+    """
+    node = Peer(store, "node")
+    node.turn()
+    score = now.us if key == "promise" else 0
+    client.zadd(getattr(store.keys, key), {f"stranger-{n}": score + n for n in range(1_000)})
+    now.tick(10)
+    post(store, "tea", policy=policy)
+    assert ["tea"] == [claim.id for claim in node.claim()]
+    client.delete(store.keys.promise, store.keys.roster)
+
+
 @pytest.mark.usefixtures("trio")
 def test_the_silent_are_struck_off(store, wakes, now, client, policy):
     """A node that was told and does not come loses its place, and the next is told."""

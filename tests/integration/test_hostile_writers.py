@@ -357,6 +357,22 @@ class TestFindings:
             there.node.turn(10)
         there.goes_on()
 
+    def test_a_definition_of_another_kind(self, world):
+        """
+        Cancelling an occurrence whose next times cannot be told ends: a definition that somebody
+        has put in the place of a cron schedule's has no times to tell.
+        """
+        there = world()
+        keys, store = there.keys, there.store
+        (id,) = (r.id for r in store.upcoming("-inf", "+inf") if r.id.startswith("tock@"))
+        fields = there.client.hget(keys.beats, "tock").split(b";")
+        fields[11] = b""
+        there.client.hset(keys.beats, "tock", b";".join(fields))
+        there.client.hset(keys.defs, "tock", there.client.hget(keys.defs, "tick"))
+        with pytest.raises(NamespaceCorrupt, match="declare it again"):
+            store.cancel(id)
+        assert store.unschedule("tock")
+
     def test_alive_for_ever(self, world):
         """A node that was heard of in a time without end is listed, and nobody fails over it."""
         there = world()

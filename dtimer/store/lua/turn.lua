@@ -115,6 +115,13 @@ local function take_turn()
       -- quick node does not run away with all of it.
       told = redis.call('ZCOUNT', PROMISE, digits(NOW - GRACE), now)
       if told > 0 then
+        -- Only registered ones: for strangers among the promises events would be kept for ever.
+        local names = redis.call(
+          'ZRANGEBYSCORE', PROMISE, digits(NOW - GRACE), now, 'LIMIT', '0', '100')
+        told = 0
+        for _, who in ipairs(redis.call('HMGET', NODES, unpack(names))) do
+          if who then told = told + 1 end
+        end
         left = redis.call('ZCOUNT', DUE, '-inf', horizon)
         while #due > 0 and #due / 2 > left - told do
           due[#due] = nil

@@ -1,0 +1,55 @@
+"""Replies about a namespace as a whole: its numbers, and its nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dtimer.errors import PayloadError
+from dtimer.model.event import NodeInfo, Stats
+from dtimer.model.names import LONGEST_ID
+from dtimer.model.payload import decode
+from dtimer.store import codec
+
+
+def read_stats(reply: Sequence[Any]) -> Stats:
+    """Read the namespace in numbers."""
+    now, pending, leased, due, earliest, dead, nodes, paused, totals, lateness = reply
+    late = (int(now) - int(earliest)) / 1000 if int(earliest) >= 0 else 0.0
+    return Stats(
+        scheduled=int(pending) - int(leased),
+        in_flight=int(leased),
+        overdue=int(due),
+        oldest_overdue_ms=max(0.0, late),
+        dead=int(dead),
+        nodes=int(nodes),
+        paused=paused == b"1",
+        lateness=tuple(map(codec.whole, lateness)),
+        totals={
+            codec.text(totals[i]): codec.whole(totals[i + 1]) for i in range(0, len(totals), 2)
+        },
+    )
+
+
+def read_nodes(flat: Sequence[Any]) -> list[NodeInfo]:
+    """Read the list of nodes."""
+    return [read_node(*flat[i : i + 4]) for i in range(0, len(flat), 4)]
+
+
+def read_node(incarnation: bytes, who: bytes, idle: bytes, waiting: bytes) -> NodeInfo:
+    """Read one node of the list of nodes."""
+    joined, _, info = who.partition(b"|")
+    try:
+        about = decode(info)
+    except PayloadError:
+        about = {}
+    return NodeInfo(
+        id=str(about.get("id", "?"))[:LONGEST_ID],
+        incarnation=codec.text(incarnation),
+        host=str(about.get("host", "?"))[:LONGEST_ID],
+        pid=pid if isinstance(pid := about.get("pid"), int) else 0,
+        joined=codec.whole(joined) / 1000,
+        idle_ms=codec.whole(idle) / 1000,
+        waiting=waiting == b"1",
+        listening=about.get("listening") is not False,
+    )

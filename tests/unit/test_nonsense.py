@@ -1,0 +1,156 @@
+"""A server that answers nonsense: every call raises an error of dtimer, and every call ends."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from dtimer import DTimer, OutcomeUnknown, StoreError
+from dtimer.model.claims import Settlement, TurnRequest, Verdict
+from dtimer.store import line
+from dtimer.store.connect import source
+from dtimer.store.inventory import Inventory
+
+#: What the script `open` says of a namespace that is sound.
+OPENED = [b"1800000000000000", b"1", b"a-name", b"0", b"0", b"0"]
+
+NONSENSE = [
+    None, True, 0, 1, -1, 10**30, 1.5, "text",
+    b"", b"x", b"1", b"1;2", b"11;x;", b"x;;other", b"2;;", b"\xff;|", b"short", b"behind:x",
+    b"1;2;1;;4;5;6;1;0;0|", b"1;2;1;1;;;;9;9;9|", b"1;2;1;;;;;1;0;0|1,1,1,9,9|",
+    [], [None], [[]], [b"a"], [b"x"] * 3, [b"x"] * 4, [b"x"] * 5, [b"x"] * 6, [1] * 10,
+    [None] * 10, [b"1"] * 5, [b"1"] * 6, [b"1"] * 8, [b"1"] * 10,
+    [b"1", b"9", b"id", b"", b"", [b"a"]], [b"1", b"9", b"id", b"", b"", [None] * 5],
+    [b"1", b"9", b"id", b"1", [b"a"]], [b"1", b"9", b"id", b"1", []],
+    [b"dead", b"1", b"1", None], [b"{}", b"3|{}", b"a;b", b"", b"1"], [b"[", b"|", b"", b"", b""],
+    {}, {b"a": b"b"},
+]  # fmt: skip
+
+CLAIM = Settlement("id", 7, Verdict.CONFIRM)
+
+CALLS = {
+    "post": lambda s, t: t.post({}),
+    "post, named": lambda s, t: t.post({}, id="id", if_exists="keep"),
+    "post_many": lambda s, t: t.post_many([({}, 0), ({}, 1)]),
+    "cancel": lambda s, t: t.cancel("id"),
+    "reschedule": lambda s, t: t.reschedule("id", 5),
+    "peek": lambda s, t: t.peek("id"),
+    "upcoming": lambda s, t: t.upcoming(),
+    "dead": lambda s, t: t.dead(),
+    "revive": lambda s, t: t.revive("id"),
+    "pause": lambda s, t: t.pause(),
+    "resume": lambda s, t: t.resume(),
+    "stats": lambda s, t: t.stats(),
+    "nodes": lambda s, t: t.nodes(),
+    "every": lambda s, t: t.every(1_000, {}, id="id"),
+    "cron": lambda s, t: t.cron("0 9 * * *", {}, id="id"),
+    "schedules": lambda s, t: t.schedules(),
+    "schedule": lambda s, t: t.schedule("id"),
+    "unschedule": lambda s, t: t.unschedule("id"),
+    "run_now": lambda s, t: t.run_now("id"),
+    "pause_schedule": lambda s, t: t.pause_schedule("id"),
+    "settle": lambda s, t: s.settle([CLAIM]),
+    "extend": lambda s, t: s.extend([("id", 7)], 1_000),
+    "renew": lambda s, t: s.renew([("id", 7)], 1_000),
+    "turn": lambda s, t: list(
+        s.turn("node", TurnRequest(1, 1, True, False, [CLAIM]), 1_000).results
+    ),
+    "trim": lambda s, t: s.trim(0, -1),
+    "supply": lambda s, t: s.supply("id"),
+    "letter": lambda s, t: s.letter("id"),
+    "waiting": lambda s, t: s.waiting(),
+    "definitions": lambda s, t: s.definitions(),
+    "died_after": lambda s, t: s.died_after("id", 5),
+    "holders": lambda s, t: s.holders(),
+    "audit": lambda s, t: s.audit(),
+    "permissions": lambda s, t: s.permissions(),
+    "join": lambda s, t: s.join("node", "{}"),
+}  # fmt: skip
+
+
+class Told:
+    """What a script was asked, and the answer that waits."""
+
+    def __init__(self, reply):
+        self.reply = reply
+
+    def answer(self, until=None):
+        """Return it."""
+        return self.reply
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Have every script but the given say something; nothing is connected to."""
+
+    def say(reply, opened=OPENED):
+        def run(wire, script, arguments, until):
+            return opened if script.name == "open" else reply
+
+        monkeypatch.setattr(line, "run", run)
+        monkeypatch.setattr(line, "run_whole", run)
+        monkeypatch.setattr(line, "Asked", lambda *_: Told(reply))
+
+    return say
+
+
+def outcome(call, timeout=300):
+    """What a call comes to: an error of ours, or None."""
+    timer = DTimer("node", "redis://127.0.0.1:1", timeout=timeout)
+    store = Inventory(source("redis://127.0.0.1:1", 0.1), "dt", timeout=timeout / 1000)
+    try:
+        result = call(store, timer)
+        if isinstance(result, Iterator):
+            assert len(list(itertools.islice(result, 1_000))) < 1_000
+    except StoreError as e:
+        return e
+    finally:
+        timer.leave()
+        store.release()
+    return None
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_raises_an_error_of_dtimer(told, name):
+    """No reply makes a call raise what a program does not expect of it, nor go on for ever."""
+    for reply in NONSENSE:
+        told(reply)
+        outcome(CALLS[name])
+
+
+@pytest.mark.parametrize("name", ["post", "peek", "settle", "cron"])
+def test_an_opening_that_is_nonsense(told, name):
+    """The first script of a timer looks at the namespace: its reply is read with the same care."""
+    for reply in NONSENSE:
+        if reply == [b"1"] * 6:
+            continue  # A namespace might look like this.
+        told(b"1;1;", opened=reply)
+        assert isinstance(outcome(CALLS[name]), StoreError)
+
+
+@pytest.mark.parametrize("name", ["post", "cancel", "settle", "unschedule", "every"])
+def test_what_changes_things_may_have_been_done(told, name):
+    """A post that is answered with nonsense may have been stored: the error says so."""
+    told([b"nonsense"])
+    error = outcome(CALLS[name])
+    assert isinstance(error, OutcomeUnknown)
+    assert "answered" in str(error)
+    assert "nonsense" not in str(error), "a reply may have payloads in it"
+
+
+@pytest.mark.parametrize("name", ["peek", "upcoming", "stats", "schedules"])
+def test_what_only_looks_was_not_done(told, name):
+    """There is nothing to be unsure of where nothing changes."""
+    told(redis)
+    assert StoreError is type(outcome(CALLS[name]))
+
+
+@pytest.mark.parametrize("reply", [b"short", b"behind:1800000000000000"])
+def test_a_loop_ends_with_the_deadline(told, reply):
+    """A server that asks for more nominal times again and again does not keep the caller."""
+    told(reply)
+    name = "cancel" if reply == b"short" else "cron"
+    assert isinstance(outcome(CALLS[name], timeout=50), StoreError)
