@@ -31,6 +31,9 @@ from dtimer.model.options import Options
 # How much of a traceback is kept in a dead letter: its end, which names the culprit.
 _ERROR_TEXT = 2_000
 
+# Seconds between two looks at which hands are left.
+_SLICE = 0.01
+
 
 def describe(error: BaseException) -> str:
     """Return the end of the traceback of *error*, in a form that can be stored."""
@@ -128,6 +131,17 @@ class Hands(Book):
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not hand.join(left):
                 return False
+        return True
+
+    def join_idle(self, timeout: float) -> bool:
+        """Wait until no hand is left but those that still run a handler; return whether so."""
+        deadline = time.monotonic() + timeout
+        alive = self.hands
+        while len(alive := [hand for hand in alive if not hand.join(0)]) > self._busy:
+            if time.monotonic() >= deadline:
+                return False
+            # Any of them: which one runs a handler is not known.
+            alive[-1].join(_SLICE)
         return True
 
     @property

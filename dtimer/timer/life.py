@@ -26,6 +26,7 @@ from dtimer.model.options import Options
 from dtimer.store import access
 from dtimer.store.store import Store
 from dtimer.timer import vetting
+from dtimer.timer.ledger import Ledger
 from dtimer.timer.presence import PATIENCE, Presence
 from dtimer.timer.turns import Turns
 from dtimer.timer.voice import Voice
@@ -90,7 +91,7 @@ class Life:
             announce=self._herald.announce,
             ring=self._relay,
             alone=self._turns.alone,
-            ledger=store,
+            ledger=Ledger(store, self._over.is_set, voice),
             quit=lambda: self.stop(None),
         )
         self._claimer = Claimer(
@@ -267,9 +268,8 @@ class Life:
             self._dispatcher.stop()
             self._herald.stop()
             self._listener.join(self._options.timeout / 1e6)
-            # A hand may still be at work when the deadline has passed; it finds the door
-            # closed and goes.
-            self._dispatcher.join(0.0 if self._dispatcher.running else 1.0)
+            # A hand may still be at work when the deadline has passed; the others end now.
+            self._dispatcher.join_idle(max(1.0, self._options.timeout / 1e6))
             self._herald.join(1.0)
             # Last, because listeners may post whatever they like until then.
             self._store.release()

@@ -210,9 +210,7 @@ class DTimer(Calendar):
         with self._state:
             life = self._life
             if life is None or life.over:
-                # What was posted without, or after, a life of its own.
-                self._forget_life()
-                self._store.release()
+                self.let_go()
                 return
         life.stop(seconds)
         patience = None if seconds is None else seconds + 2 * self._options.timeout / 1e6 + 1
@@ -220,6 +218,13 @@ class DTimer(Calendar):
             with self._state:
                 if self._life is life:
                     self._forget_life()
+
+    def let_go(self) -> None:
+        """Close what calls have opened without, or after, a life of their own."""
+        with self._state:
+            if self._life is None or self._life.over:
+                self._forget_life()
+                self._store.release()
 
     def __enter__(self) -> Self:
         self.join()

@@ -27,6 +27,10 @@ class Voice(Protocol):
         """Tell whether there is a listener that takes events."""
         ...
 
+    def let_go(self) -> bool:
+        """Close the connections of a timer that has not joined; False if there is none any more."""
+        ...
+
 
 class Timer(Protocol):
     """What there is to be reached."""
@@ -45,6 +49,10 @@ class Timer(Protocol):
 
     def listens(self) -> bool:
         """Tell whether there is a listener that takes events."""
+        ...
+
+    def let_go(self) -> None:
+        """Close the connections, unless it has joined."""
         ...
 
 
@@ -74,3 +82,10 @@ class WeakVoice:
         """See `Voice.listens`."""
         timer = self._timer()
         return timer is None or timer.listens()
+
+    def let_go(self) -> bool:
+        """See `Voice.let_go`."""
+        timer = self._timer()
+        if timer is not None:
+            timer.let_go()
+        return timer is not None

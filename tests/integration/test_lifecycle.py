@@ -12,7 +12,7 @@ import weakref
 
 import pytest
 from gated import Gated
-from leftovers import nothing_left, threads
+from leftovers import descriptors, nothing_left, threads
 from proxy import Proxy
 from servers import PATIENCE, PROMPT, Server, eventually
 
@@ -585,6 +585,26 @@ class TestLeave:
         assert (State.SCHEDULED, 0) == (record.state, record.attempt)
         assert [] == [letter.id for letter in timer.dead()]
         assert said.empty()
+
+    def test_a_word_about_an_event_after_it_leaves_nothing_open(self, make):
+        """
+        What is confirmed after the node has left, by work that outlived its handler, is recorded;
+        the connection that this takes is closed again, for no second leave will do it.
+        """
+        before = descriptors()
+        timer = make(auto_confirm=False)
+        said = Catch(timer, "event")
+        timer.post_many([({}, 0), ({}, 0)])
+        timer.join()
+        (first,), (second,) = said.next(), said.next()
+        timer.leave()
+        assert first.extend(LATER) is True
+        assert second.confirm() is True
+        assert set() == descriptors() - before
+        timer.join()
+        assert first.confirm() is True
+        assert timer.health().joined, "a node that has joined again keeps its connections"
+        del timer
 
     def test_run_returns_when_another_thread_leaves(self, make):
         """run() on a thread of its own blocks until somebody makes the node leave."""

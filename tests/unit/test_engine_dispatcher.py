@@ -348,6 +348,29 @@ class TestHandingBack:
         assert office.dispatcher.join(PATIENCE)
         assert not office.dispatcher.current
 
+    def test_waits_for_idle_threads_beside_one_that_runs_a_handler(self, office):
+        """
+        A handler that is given up leaves its own thread behind, and no other: those that are
+        idle are waited for, however long the machine takes to end them.
+        """
+        office = office(concurrency=3)
+        office.begin(claim())
+        gate, ending = threading.Event(), queue.SimpleQueue()
+        for hand in office.dispatcher.hands:
+
+            def ended():
+                ending.put(None)
+                assert gate.wait(PATIENCE)
+
+            hand._ended = ended
+        office.dispatcher.stop()
+        for _ in range(2):
+            ending.get(timeout=PATIENCE)
+        assert not office.dispatcher.join_idle(0)
+        gate.set()
+        assert office.dispatcher.join_idle(PATIENCE)
+        assert 1 == sum(not hand.join(0) for hand in office.dispatcher.hands)
+
 
 class TestSettling:
     """Each claim ends once."""

@@ -1,0 +1,47 @@
+"""Settling of claims at the word of a holder, which may come when its node has left."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+from dtimer.model.claims import Result, Settlement
+from dtimer.store.store import Store
+from dtimer.timer.voice import Voice
+
+
+class Ledger:
+    """
+    The store, as the holders of events ask it.
+
+    Args:
+        store: The node's.
+        over: Tells whether the life that claimed has ended: nothing closes later what is opened
+            then.
+        voice: Reaches the timer, which may have joined again.
+    """
+
+    def __init__(self, store: Store, over: Callable[[], bool], voice: Voice) -> None:
+        self._store = store
+        self._over = over
+        self._voice = voice
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[Result]:
+        """See `dtimer.store.store.Store.settle`."""
+        with self._closing():
+            return self._store.settle(settlements)
+
+    def extend(
+        self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
+    ) -> list[bool]:
+        """See `dtimer.store.store.Store.extend`."""
+        with self._closing():
+            return self._store.extend(held, lease_us, at_least=at_least)
+
+    @contextlib.contextmanager
+    def _closing(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            if self._over() and not self._voice.let_go():
+                self._store.release()
