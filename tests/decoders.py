@@ -18,7 +18,8 @@ from dtimer.model.lateness import percentile
 from dtimer.model.names import Mint
 from dtimer.model.options import validate
 from dtimer.model.payload import decode
-from dtimer.model.recurrence import ahead_of, check_cron, definition_from_json, zone
+from dtimer.model.recurrence import ahead_of, check_cron, definition_from_json
+from dtimer.model.zones import zone
 from dtimer.store import access, codec, inventory, overview
 from dtimer.store.inventory import Waiting
 from dtimer.timer.posting import prepare_item

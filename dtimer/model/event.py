@@ -97,7 +97,7 @@ class Event(dict[str, Any]):
 
     @property
     def lease_lost(self) -> bool:
-        """True when the event is, or by now may be, in other hands: stop, leave no trace."""
+        """True if another node has the event, or by now may have it. Stop, and leave no trace."""
         return self._holder.lost()
 
     def confirm(self) -> bool:
@@ -119,7 +119,7 @@ class Event(dict[str, Any]):
         Give the event back, to be handed out again after *delay* (default: the backoff).
 
         Returns:
-            True when it will be handed out again. False when it will not: the lease
+            True if it will be handed out again. False if it will not, because the lease
             was lost, it was cancelled, or its retries are spent and it is a dead
             letter now.
 
@@ -168,10 +168,10 @@ class State(enum.Enum):
     """Waiting for its due time, the first one or that of a retry."""
 
     IN_FLIGHT = "in_flight"
-    """Claimed: a node holds a lease on it."""
+    """Claimed by a node, which holds a lease on it."""
 
     DEAD = "dead"
-    """Given up: it is among the dead letters."""
+    """Given up, and among the dead letters."""
 
 
 class Cancelled(enum.Enum):
@@ -194,9 +194,12 @@ class Record:
     """
     One event as it stands in Redis.
 
-    ``due`` is in ms since the epoch; for an event in flight that of the attempt that
-    is running. ``attempt`` counts the starts so far. ``event`` is None when the
-    stored bytes are not a payload.
+    Attributes:
+        id: The id under which it was posted.
+        event: The payload; None if the stored bytes are not one.
+        due: In ms since the epoch; for an event in flight that of the running attempt.
+        state: Where it stands.
+        attempt: How many times it has been started so far.
     """
 
     id: str
@@ -211,10 +214,14 @@ class DeadLetter:
     """
     An event that was given up, and why.
 
-    ``reason`` is ``failed``, ``lease_lost``, ``expired``, ``corrupt`` or
-    ``payload_missing``; ``error`` the text of the last failure; ``died`` in ms since
-    the epoch. ``raw`` are the stored bytes, for when ``event`` is None because they
-    are not a payload.
+    Attributes:
+        id: The id under which it was posted.
+        event: The payload; None if the stored bytes are not one.
+        attempt: How many times it was started.
+        reason: ``failed``, ``lease_lost``, ``expired``, ``corrupt`` or ``payload_missing``.
+        error: The text of the last failure, with its traceback if a handler raised.
+        died: When it was given up, in ms since the epoch.
+        raw: The stored bytes, also if they are not a payload.
     """
 
     id: str
@@ -231,9 +238,16 @@ class NodeInfo:
     """
     A node that has joined.
 
-    ``idle_ms`` is the time since it was last heard of; ``waiting`` tells whether it has
-    free hands and is on the roster; ``listening`` is False for one that has had no listener of
-    ``'event'`` for a second, and so receives nothing.
+    Attributes:
+        id: The id given to its constructor, for people.
+        incarnation: Names this one life of it, from join to leave.
+        host: The name of its machine.
+        pid: Its process.
+        joined: Since when, in ms since the epoch.
+        idle_ms: The time since it was last heard of.
+        waiting: Whether it has a free thread, and would be woken for the next event.
+        listening: False if it has had no listener of ``'event'`` for a second, and so receives
+            nothing.
     """
 
     id: str
@@ -251,11 +265,18 @@ class Stats:
     """
     The namespace in numbers.
 
-    ``overdue`` events are due and not in hand; ``oldest_overdue_ms`` is how late the
-    latest of them is already. ``totals`` count since the namespace was made: posted,
-    started, confirmed, retried, released, cancelled, died, expired, revived, and of
-    schedules coalesced and skipped. ``lateness`` is a histogram of how late events were
-    handed out; ``late(0.99)`` reads a percentile off it, in ms.
+    Attributes:
+        scheduled: Events that wait for their due time.
+        in_flight: Events that a node has claimed.
+        overdue: Events that are due and that no node has claimed.
+        oldest_overdue_ms: How late the latest of these is already.
+        dead: Dead letters.
+        nodes: Nodes that have joined.
+        paused: Whether delivery is paused.
+        totals: Counts since the namespace was made, of posted, started, confirmed, retried,
+            released, cancelled, died, expired and revived events, and of coalesced and skipped
+            occurrences.
+        lateness: A histogram of how late events were handed out, which `late` reads.
     """
 
     scheduled: int
@@ -278,13 +299,18 @@ class Health:
     """
     Whether this node makes progress, which a living thread alone does not prove.
 
-    ``ok`` is true when the node has joined, its last good claim is recent and it is not
-    deaf. ``claim_age_ms`` and ``heard_age_ms`` are the ages of the last good claim and of
-    the last message heard on its channel, None for never. ``deaf`` is true while wakes do
-    not arrive: events then come by the poll. ``stuck`` counts handlers over ``max_run``.
-    ``listening`` is False while there is no listener of ``'event'``: the node then claims nothing.
-    ``restarts`` counts how often a thread of the node was begun again because something
-    had escaped it; one that did so a moment ago makes ``ok`` false.
+    Attributes:
+        ok: The node has joined, its last good claim is recent, no thread failed a moment ago,
+            and it is not deaf.
+        joined: Whether it has joined.
+        deaf: Wakes do not arrive, so events come by the poll.
+        claim_age_ms: The age of the last good claim; None for never.
+        heard_age_ms: The age of the last message on its channel; None for never.
+        handlers: How many handlers run.
+        stuck: How many of these have run longer than ``max_run``.
+        error: What Redis, or a thread of the node, last failed with; None if all is well.
+        restarts: How often a thread was started again because something had escaped it.
+        listening: False while there is no listener of ``'event'``. The node then claims nothing.
     """
 
     ok: bool

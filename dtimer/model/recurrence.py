@@ -11,13 +11,11 @@ import hashlib
 import itertools
 import json
 import re
-import zoneinfo
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
@@ -25,6 +23,7 @@ from dtimer.errors import NamespaceCorrupt, OptionError
 from dtimer.model import hints, walls
 from dtimer.model.moments import Duration, Moment, duration_us, moment_us
 from dtimer.model.options import check_count
+from dtimer.model.zones import zone
 
 MISFIRES = {"coalesce": "c", "skip": "s", "all": "a"}
 OVERLAPS = {"queue": "q", "allow": "a", "skip": "s"}
@@ -129,32 +128,6 @@ def _check_read(d: Definition) -> None:
         raise ValueError("it has no policy that is known")
     if (d.cron is None) is (d.every is None) or d.every == 0:
         raise ValueError("it is neither an interval nor a cron schedule")
-
-
-def zone(given: object) -> ZoneInfo:
-    """
-    Return a time zone that has a name, given by that or as a ``ZoneInfo``.
-
-    Raises:
-        OptionError: there is none of that name on this machine.
-    """
-    name = "UTC" if given is UTC else given.key if isinstance(given, ZoneInfo) else given
-    if not isinstance(name, str):
-        raise OptionError(
-            f"tz must be a ZoneInfo with a key, or the name of a time zone such as"
-            f" 'Europe/Berlin', not {given!r:.80}"
-        )
-    try:
-        return ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        known = zoneinfo.available_timezones()
-        if near := hints.nearest(name, known):
-            hint = f"did you mean {near!r}?"
-        elif known:
-            hint = "a name looks like 'Europe/Berlin' or 'UTC'"
-        else:
-            hint = "it has none at all: pip install tzdata brings them"
-        raise OptionError(f"there is no time zone {name!r:.80} on this machine; {hint}") from None
 
 
 def _walk(expression: str, tz: str, after_us: int, stop: int | None) -> Iterator[int]:
@@ -301,9 +274,19 @@ class Schedule:
     """
     A schedule as it stands in Redis. Times are ms, moments ms since the epoch.
 
-    ``interval`` or ``cron`` and ``tz`` define it; ``due`` is when its next occurrence is
-    due, None while it is paused, or when there is none; ``last`` the nominal time of the
-    last that was handed out; ``left`` how many are left of a limited number.
+    Attributes:
+        id: Its id.
+        event: The payload of its occurrences.
+        interval: Between two occurrences; None for a cron schedule.
+        cron: The expression; None for an interval.
+        tz: The time zone of the expression.
+        misfire: Its policy for occurrences that were missed.
+        overlap: Its policy for an occurrence that is due while another runs.
+        jitter: The most that an occurrence is due after its nominal time.
+        due: When the next occurrence is due; None while it is paused, or if there is none.
+        last: The nominal time of the last that was handed out, or None.
+        left: How many are left of a limited number, or None.
+        paused: Whether it is paused.
     """
 
     id: str

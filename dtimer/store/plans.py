@@ -17,8 +17,8 @@ from dtimer.model.recurrence import (
     ahead_of,
     check_cron,
     definition_from_json,
-    zone,
 )
+from dtimer.model.zones import zone
 from dtimer.store import codec
 from dtimer.store.namespace import Namespace
 from dtimer.store.replies import flag

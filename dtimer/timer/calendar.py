@@ -52,9 +52,9 @@ class Calendar(Client):
             count: How many occurrences, at most.
             jitter: Each is due up to this much after its nominal time.
             misfire: What becomes of occurrences whose successor is due already, after an
-                outage: ``coalesce`` hands out one that stands for all of them
-                (``ev.missed``), ``skip`` drops them, ``all`` hands each out, a thousand at
-                most.
+                outage: ``coalesce`` delivers the oldest, which stands for all of them
+                (``ev.missed``); ``skip`` delivers the latest, late, and drops those before it;
+                ``all`` delivers each, a thousand at most.
             overlap: When the one before still runs: ``queue`` keeps one waiting, ``allow``
                 starts it, ``skip`` drops it.
             max_retries: Of each occurrence, instead of the node's.

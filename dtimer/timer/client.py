@@ -207,9 +207,9 @@ class Client(Emitter):
         See to it that an event never starts, or never again.
 
         Returns:
-            ``CANCELLED``, which alone is true: it will never start. ``IN_FLIGHT``: it has
+            ``CANCELLED``, which alone is true, if it will never start. ``IN_FLIGHT`` if it has
             been handed out, up to ``look_ahead`` before it is due; no retry will follow.
-            ``NOT_FOUND``: nothing is pending under that id.
+            ``NOT_FOUND`` if nothing is pending under that id.
         """
         self._notice_fork()
         return self._store.cancel(check_id(id))
@@ -221,8 +221,8 @@ class Client(Emitter):
         Move a scheduled event, first time or retry, to another due time.
 
         Returns:
-            False, and nothing is changed, when no event of that id is scheduled: it is
-            unknown, in flight, or dead.
+            True if it was moved. False, and nothing is changed, if no event of that id is
+            scheduled, because it is unknown, in flight or dead.
         """
         self._notice_fork()
         if delay is None and at is None:
