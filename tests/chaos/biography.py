@@ -53,6 +53,8 @@ class Biography:
                 self.strays.append(op)
         elif op.op == "run":
             gen.runs.append(op)
+        elif op.op == "claim":
+            gen.claims.append(op)
         elif op.op in _WORDS:
             gen.words.setdefault(op.data["tok"], []).append(op)
         elif op.op in ("dead", "expired"):

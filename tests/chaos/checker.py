@@ -21,6 +21,8 @@ The more a history says, the sharper the checker is. It reads besides the calls 
     False where an existing event was kept. Without it a post on a condition may have been either.
 ``clock``, a call that ends with ``srv``, the server's ``TIME`` in µs
     Places claims to a round trip. Without one, to the quickest event from post to handler.
+``claim``, by a node that records its claims, and ``leave``
+    What a node had claimed and not started when it left in good order (I17).
 ``stall``, ``kill``, ``fault``
     The reasons that a redelivery may have; see `chaos.troubles`.
 ``extend`` with ``ms``, ``retry``, ``release``, ``confirm``, ``auto``
@@ -29,7 +31,7 @@ The more a history says, the sharper the checker is. It reads besides the calls 
     Have to be told, or what follows from them is taken for a violation.
 ``final``, once, by whoever ends the run
     ``pending`` (all ids, in hand or not), ``dead`` (each with ``id``, ``n``, ``attempt``,
-    ``reason``) and ``sound``.
+    ``reason``, ``error``) and ``sound``.
 """
 
 from __future__ import annotations
@@ -154,7 +156,7 @@ def _key(op: Operation) -> Key | None:
         return ("key", op.id)
     if op.op in _OF_SCHEDULES:
         return ("schedule", op.id)
-    if op.op in NOTES and op.op not in ("auto", "dead", "expired"):
+    if op.op in NOTES and op.op not in ("auto", "claim", "dead", "expired"):
         return None
     if match := OCCURRENCE.match(op.id):
         return ("schedule", match[1])

@@ -28,8 +28,9 @@ from chaos.program import Program
 from dtimer import DTimer
 from dtimer.errors import HandlerError, LeaseLost, StoreError
 from dtimer.faultpoints import armed
-from dtimer.model.claims import Result, Settlement, Verdict
+from dtimer.model.claims import Claim, Result, Settlement, Verdict
 from dtimer.model.event import DeadLetter, Event
+from dtimer.model.payload import decode
 
 
 class Handling(Program):
@@ -37,12 +38,14 @@ class Handling(Program):
     See the module.
 
     Its setting has besides: ``sub``, the URL of the subscription; ``restless``, after how many
-    seconds it leaves and joins again; and ``immortal``.
+    seconds it leaves and joins again; ``graceful``, to leave without a time-out, mostly during a
+    claim, and to record what it claims; and ``immortal``.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self.calls = Calls(self.pen)
+        self._lease: int = self.setting["options"]["lease"]
         self.timer = self._make()
 
     def _make(self) -> DTimer:
@@ -63,7 +66,8 @@ class Handling(Program):
 
     def _letter(self, op: str, letter: DeadLetter) -> None:
         n = letter.event.get("n") if letter.event else None
-        self.pen.note(op, id=letter.id, n=n, att=letter.attempt, reason=letter.reason)
+        about = {"att": letter.attempt, "reason": letter.reason, "error": letter.error[:300]}
+        self.pen.note(op, id=letter.id, n=n, **about)
 
     def _error(self, error: BaseException) -> None:
         if not isinstance(error, HandlerError | LeaseLost):
@@ -101,11 +105,28 @@ class Handling(Program):
 
         dispatcher.take_settlements, dispatcher.settled = taken, answered
 
+    def _watch_claims(self) -> None:
+        """Have recorded what is claimed, whether or not a handler is given it."""
+        life: Any = self.timer._life
+        accept, lease_us = life._dispatcher.accept, round(self._lease * 1000)
+
+        def accepted(seq: int, claims: Sequence[Claim], *rest: Any, **more: Any) -> None:
+            for c in claims:
+                n = decode(c.payload).get("n")
+                about = {"id": c.id, "n": n, "tok": c.token, "att": c.attempt, "due": c.due_us}
+                about |= {"srv": c.claimed_us, "lease_us": lease_us, "by": life.incarnation}
+                self.pen.note("claim", **about)
+            accept(seq, claims, *rest, **more)
+
+        life._dispatcher.accept = accepted
+
     # ---------------------------------------------------------------------- what it does
 
     def handle(self, events: list[Event]) -> None:
         """Handle a batch, as its payloads say."""
-        runs = [self.pen.inv("run", **run_of(ev, LEASE * 1000, AHEAD * 1000)) for ev in events]
+        runs = [
+            self.pen.inv("run", **run_of(ev, self._lease * 1000, AHEAD * 1000)) for ev in events
+        ]
         ended = "no"
         try:
             for ev in events:
@@ -224,12 +245,31 @@ class Handling(Program):
                 self.listen(0.1)
             else:
                 self._watch_settlements()
+                if self.setting["graceful"]:
+                    self._watch_claims()
                 return
 
     def leave(self, timeout: float | None) -> None:
         """Leave."""
         with self.pen.call("leave", timeout=timeout):
             self.timer.leave(timeout)
+
+    def _be_told_to_leave(self) -> None:
+        """Have the node told so at some moment of its next claim, or at none in particular."""
+        point = self.rng.choice(["turn.asking", "claim.answered", "claim.handed", None])
+        life = self.timer._life
+        if point is None or life is None:
+            return
+
+        def stop() -> None:
+            if armed.pop(point, None):
+                life.stop(None)
+
+        armed[point] = stop
+        until = time.monotonic() + 1
+        while not (life.leaving or self.ended.is_set()) and time.monotonic() < until:
+            self.listen(0.005)
+        armed.pop(point, None)
 
     def listen(self, seconds: float) -> None:
         """Obey for so long."""
@@ -244,7 +284,12 @@ class Handling(Program):
             self.join()
             restless = self.setting["restless"]
             self.listen(self.rng.uniform(0.5, 1.5) * restless if restless else 1e6)
-            if not self.ended.is_set():
+            if self.ended.is_set():
+                break
+            if self.setting["graceful"]:
+                self._be_told_to_leave()
+                self.leave(None)
+            else:
                 self.leave(self.rng.choice([None, 300]))
         self.leave(None)
         self.finish()

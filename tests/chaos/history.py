@@ -31,6 +31,7 @@ from dtimer.errors import DTimerError, OutcomeUnknown
 #: Operations that are told in one record.
 NOTES = {
     "auto",
+    "claim",
     "dead",
     "expired",
     "fault",

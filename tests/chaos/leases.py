@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 
 from chaos.clock import Clock
+from chaos.departures import Departures
 from chaos.history import Operation
 from chaos.troubles import FOREVER, Troubles
 from chaos.verdict import Bench
@@ -32,6 +33,7 @@ class Generation:
 
     __slots__ = (
         "alone",
+        "claims",
         "first",
         "id",
         "letters",
@@ -48,6 +50,8 @@ class Generation:
         self.max_retries: int | None = origin.data.get("max_retries") if origin else None
         #: In the order of their tokens, once `arrange` was called.
         self.runs: list[Operation] = []
+        #: What nodes that record their claims have claimed, started or not.
+        self.claims: list[Operation] = []
         self.words: dict[int, list[Operation]] = {}
         self.letters: list[Operation] = []
         self.revived = False
@@ -109,12 +113,13 @@ def accepted(word: Operation) -> bool:
 
 
 class Leases:
-    """Checks generations: I4, I5, I7, I8, I9, I13, and that no claim was before its time."""
+    """Checks generations: I4, I5, I7, I8, I9, I13, I17, and that no claim was before its time."""
 
     def __init__(self, bench: Bench, clock: Clock) -> None:
         self._bench = bench
         self._clock = clock
         self._troubles: Troubles = bench.troubles
+        self._departures = Departures(bench, clock)
 
     def check(self, gen: Generation) -> None:
         """Check one generation, all of whose operations are there."""
@@ -134,6 +139,8 @@ class Leases:
             self._words(gen)
         if gen.letters:
             self._deaths(gen)
+        if gen.claims:
+            self._departures.check(gen)
 
     def _ahead(self, gen: Generation, run: Operation, ahead: int) -> None:
         """Check a claim that was made so many µs before the event was due."""

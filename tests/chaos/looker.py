@@ -45,6 +45,7 @@ class Looker(DTimer):
                 "n": letter.event.get("n") if letter.event else None,
                 "attempt": letter.attempt,
                 "reason": letter.reason,
+                "error": letter.error[:300],
             }
             for letter in self.dead()
         ]

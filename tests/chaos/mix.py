@@ -13,6 +13,10 @@ from chaos.settings import OPTIONS
 
 LEASE = OPTIONS["lease"]
 
+#: Of a node that leaves in good order, again and again: an event that it left leased would be late
+#: by so much, for which nothing else is to blame.
+LONG_LEASE = 10 * LEASE
+
 #: Milliseconds by which a node may claim an event too early, and has to keep it then.
 AHEAD = 20
 

@@ -76,6 +76,8 @@ class Chain:
         gen = self.occurrence(nominal)
         if op.op == "run":
             gen.runs.append(op)
+        elif op.op == "claim":
+            gen.claims.append(op)
         elif op.op in _WORDS:
             gen.words.setdefault(op.data["tok"], []).append(op)
         elif op.op in ("dead", "expired"):

@@ -36,7 +36,7 @@ from chaos.crew import PASSWORD, USER, Crew
 from chaos.findings import SLOW, Findings
 from chaos.history import History, Writer
 from chaos.looker import Looker
-from chaos.mix import MAX_RUN
+from chaos.mix import LONG_LEASE, MAX_RUN
 from chaos.nemesis import Nemesis
 from chaos.pulse import Pulse
 from chaos.report import Report, growth, machine
@@ -63,8 +63,8 @@ _WARM = 60.0
 #: By how many ms a call may pass its deadline, where more processes run than there are cores.
 _SLACK = round(400 * SLOWNESS)
 
-#: Seconds for all processes to start.
-_STARTING = 30.0
+#: Seconds for all processes to start, on a machine that has more to do than it can.
+_STARTING = 120.0
 
 #: What each poster does in a second; bulk not counted.
 _STEPS = 40
@@ -183,6 +183,8 @@ class Soak:
         self.wrong += found.bugs + found.left
         if not verdict.counts["claimed ahead"]:
             self.wrong.append("a vacuous run: nothing was claimed ahead of its time")
+        if not verdict.counts["left unstarted"]:
+            self.wrong.append("a vacuous run: no node left with a claim that it had not started")
         if not any(strike.fault == "F66" for strike in found.strikes):
             self.nemesis.struck.pop("F66", None)
         if never := self.nemesis.never:
@@ -219,9 +221,20 @@ class Soak:
                 ears=True,
                 options=options | {"concurrency": own[0], "max_events": own[1]},
                 restless=10 if i == 2 else 0,
+                graceful=False,
                 # One lives long enough for its memory to be watched.
                 immortal=i == 4,
             )
+        self.crew.add(
+            "handling",
+            "node-5",
+            ears=True,
+            options=options | {"lease": LONG_LEASE, "concurrency": 2},
+            restless=1.5,
+            graceful=True,
+            # What dies takes its leases along, and the drain would wait for them.
+            immortal=True,
+        )
         for i in (1, 2):
             self.crew.add("posting", f"poster-{i}", rate=_STEPS, bulk=self.plan.bulk / 2)
         self.crew.add("reading", "reader-1", threads=2, restless=8)

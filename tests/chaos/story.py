@@ -112,6 +112,19 @@ class Story:
         fields = {"due": server_us(due), "srv": claimed, "tok": claimed, "ahead_us": AHEAD * 1000}
         return self.run(id, n, at, **fields | more)
 
+    def claim(self, id: str, n: int, at: float, *, lease: float = 6_000, **more: Any) -> int:
+        """Tell a claim of a node that records its claims, and return its token."""
+        claimed = server_us(at)
+        fields: dict[str, Any] = {"p": NODE, "tok": claimed, "att": 1, "due": claimed}
+        fields |= {"srv": claimed, "lease_us": round(lease * 1000), "by": "incarnation-1"}
+        fields |= more
+        self.say(fields.pop("p"), at, "claim", id=id, n=n, **fields)
+        return int(fields["tok"])
+
+    def leave(self, begin: float, end: float | None, p: str = NODE, **more: Any) -> None:
+        """Tell a leave, without a time-out unless one is given."""
+        self.call(p, "leave", begin, end, **{"timeout": None} | more)
+
     def word(self, op: str, at: float, run: tuple[str, int, int], **more: Any) -> None:
         """Tell what the holder of a run (its id, serial and token) said of it."""
         fields: dict[str, Any] = {"p": NODE, "accepted": True, "ph": "ok", "took": 2} | more

@@ -16,6 +16,7 @@ _COUNTS = (
     "of them handled",
     "in held chains",
     "claimed ahead",
+    "left unstarted",
     "lost",
     "early",
     "dead",

@@ -813,6 +813,60 @@ class TestEvents:
         story.run("a", 1, 200, p=OTHER, att=2)
         assert "I4" not in [v.invariant for v in story.check().violations if "before" in v.text]
 
+    def left_leased(self, story, **leave):
+        """A node claims, leaves, and another has the event when the lease of the claim ends."""
+        story.post("a", 1)
+        story.claim("a", 1, 100)
+        story.leave(**{"begin": 90, "end": 110} | leave)
+        story.run("a", 1, 6_105, p=OTHER, att=2, due=server_us(6_100))
+
+    def test_left_leased(self, story):
+        """I17: what a node had claimed when it left is not late by its lease."""
+        self.left_leased(story)
+        caught(story, "I17", "6000 ms late")
+
+    def test_left_leased_until_the_last_renewal(self, story):
+        """I17: nor by a lease that was renewed before the node had gone."""
+        story.post("a", 1)
+        story.claim("a", 1, 100)
+        story.leave(2_000, 2_200)
+        story.run("a", 1, 8_110, p=OTHER, att=2, due=server_us(8_100))
+        caught(story, "I17", "ms late")
+
+    def test_left_to_die(self, story):
+        """I17: nor a dead letter that was never started."""
+        story.post("a", 1, max_retries=0)
+        story.claim("a", 1, 100)
+        story.leave(90, 110)
+        error = "the lease of node incarnation-1 ran out"
+        story.ends(dead=[{"id": "a", "n": 1, "reason": "lease_lost", "attempt": 1, "error": error}])
+        caught(story, "I17", "never started")
+
+    @pytest.mark.parametrize("leave", [{"timeout": 300}, {"end": None}, {"end": 95}])
+    def test_left_leased_for_a_reason(self, story, leave):
+        """A leave that gives up, or has not ended, and one before the claim, promise nothing."""
+        self.left_leased(story, **leave)
+        assert "I17" not in story.check().broken
+
+    def test_left_leased_in_an_outage(self, story):
+        """A node that cannot reach the server while it leaves can release nothing."""
+        story.fault("F22", 95, 105)
+        self.left_leased(story)
+        assert "I17" not in story.check().broken
+
+    def test_released_by_a_node_that_left(self, story):
+        """What is released starts elsewhere, uncharged; if that node dies, it is charged to it."""
+        for n, id in enumerate(("started", "released", "died elsewhere"), 1):
+            story.post(id, n)
+            tok = story.claim(id, n, 100)
+        story.run("started", 1, 101, tok=tok)
+        story.leave(90, 110)
+        story.run("released", 2, 120, p=OTHER)
+        story.kill("node-3.13", 300)
+        story.say("node-3.13", 200, "node", phase="begin")
+        story.run("died elsewhere", 3, 905, p=OTHER, att=2, due=server_us(900))
+        assert 2 == accepted(story).counts["left unstarted"]
+
     def test_a_call_over_its_deadline(self, story):
         """I16: a call comes back within its deadline, unless its process was stopped."""
         story.say(POSTER, 0, "node", phase="begin", timeout_ms=300)

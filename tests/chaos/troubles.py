@@ -57,6 +57,8 @@ class Life:
     max_run: int | None = None
     timeout: int | None = None
     hanging: bool = False
+    #: The calls of ``leave``, in no order.
+    leaves: list[Operation] = field(default_factory=list)
 
     def died_by(self, t: int) -> bool:
         """Tell whether the process may have died before *t*."""
@@ -139,6 +141,8 @@ class Troubles:
         life.last = max(life.last, last)
         if op.end is None:
             life.hanging = True
+        if op.op == "leave":
+            life.leaves.append(op)
         if op.op == "fault":
             self._faults.append(op)
         elif op.op == "kill":

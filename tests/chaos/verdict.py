@@ -27,6 +27,7 @@ INVARIANTS = {
     "I12": "the end is sound",
     "I13": "no handler runs beside another that still has its lease",
     "I16": "each call ends within its deadline",
+    "I17": "a node that leaves releases what it has not started",
 }
 
 #: Of each invariant so many violations are kept with their proof; all are counted.

@@ -1,0 +1,63 @@
+"""What a node that left in good order had claimed and not started: it must have released that."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chaos.clock import Clock
+from chaos.history import Operation
+from chaos.verdict import Bench
+
+if TYPE_CHECKING:
+    from chaos.leases import Generation
+
+
+class Departures:
+    """Checks the claims of nodes that left by a ``leave`` without a time-out: I17."""
+
+    def __init__(self, bench: Bench, clock: Clock) -> None:
+        self._bench = bench
+        self._clock = clock
+        self._troubles = bench.troubles
+
+    def check(self, gen: Generation) -> None:
+        """Check the claims of one generation, whose runs are in the order of their tokens."""
+        for claim in gen.claims:
+            leave = self._end(claim)
+            tokens = [run.data["tok"] for run in gen.runs]
+            if leave is None or gen.revived or claim.data["tok"] in tokens:
+                continue
+            self._bench.verdict.counts["left unstarted"] += 1
+            later = next((run for run in gen.runs if run.data["tok"] > claim.data["tok"]), None)
+            if later is not None and self._waited(claim, leave, later):
+                late = (later.data["due"] - claim.data["due"]) / 1000
+                text = f"{late:.0f} ms late: its lease was left to a node that had gone"
+                self._bench.blame("I17", gen.id, text, gen.origin, claim, leave, later)
+            for letter in gen.letters:
+                if claim.data["by"] in str(letter.data.get("error")):
+                    text = "dead and never started: its lease was left to a node that had gone"
+                    self._bench.blame("I17", gen.id, text, gen.origin, claim, leave, letter)
+
+    def _end(self, claim: Operation) -> Operation | None:
+        """Return the leave that ended the life that claimed, if nothing was in its way."""
+        leaves = self._troubles.lives[claim.p].leaves
+        later = [leave for leave in leaves if leave.end is None or leave.end > claim.t]
+        leave = min(later, key=lambda leave: leave.t, default=None)
+        if leave is None or leave.end is None or leave.ph != "ok":
+            return None
+        if leave.data.get("timeout") is not None:
+            return None
+        met = self._troubles.met(claim.p, claim.t, leave.end)
+        return leave if met in (None, "left") else None
+
+    def _waited(self, claim: Operation, leave: Operation, later: Operation) -> bool:
+        """Tell whether a run had to wait until the lease of a claim ended, and was charged."""
+        assert leave.end is not None
+        if later.data["att"] <= claim.data["att"]:
+            return False
+        if self._troubles.stepped_in(claim.t, later.t):
+            return False
+        # The lease was granted by the claim, or renewed until the node had gone.
+        lease = claim.data["lease_us"]
+        last = self._clock.latest_ns(leave.end) // 1000 + lease
+        return bool(claim.data["srv"] + lease <= later.data["due"] <= last)
