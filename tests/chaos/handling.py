@@ -50,7 +50,7 @@ class Handling(Program):
 
     def _make(self) -> DTimer:
         setting = self.setting
-        timer = DTimer(self.name, setting["url"], setting["sub"], **setting["options"])
+        timer = DTimer(self.name, self.way, setting["sub"], **setting["options"])
         timer.on("event", self.handle)
         timer.on("error", self._error)
         timer.on("lease_lost", lambda ev: self._note("lost", ev))

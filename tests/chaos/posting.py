@@ -93,10 +93,10 @@ class Posting(Program):
         setting = self.setting
         url, options = setting["url"], setting["options"]
         self.calls = Calls(self.pen)
-        self.timer = DTimer(self.name, url, **options)
+        self.timer = DTimer(self.name, self.way, **options)
         self.mint = _Mint(self.timer._mint)
         self.timer._mint = self.mint
-        self.queue = RunAt(setting["runat"], redis=url, timeout=options["timeout"])
+        self.queue = RunAt(setting["runat"], redis=self.way, timeout=options["timeout"])
         # It must not try again by itself: what it did would be done twice.
         self.client = redis.Redis.from_url(url, socket_timeout=1, retry=Retry(NoBackoff(), 0))
         self.recent: deque[str] = deque(maxlen=40)

@@ -25,6 +25,7 @@ from typing import Any
 
 from leftovers import descriptors, threads
 
+from chaos import cluster
 from chaos.history import Writer
 from chaos.pulse import Pulse
 
@@ -35,7 +36,7 @@ class Program:
 
     Its setting has ``name``, ``start`` (how often a program was started before, over all of
     them), ``seed``, ``folder`` (of the history), ``url``, ``ns`` and ``options`` (of timers),
-    and whatever else the program wants.
+    and whatever else the program wants; in a cluster ``home``, the port of the server there.
     """
 
     def __init__(self, text: str) -> None:
@@ -56,6 +57,12 @@ class Program:
         self.pen.note("node", phase="begin", start=self.start, rss=rss(), **self._limits())
         self._pulse = Pulse(self.pen)
         self._pulse.__enter__()
+        self._clients: list[Any] = []
+        #: What timers are given: a URL, or a client of the cluster.
+        self.way: Any = self.setting["url"]
+        if "home" in self.setting:
+            self.way = cluster.client(self.way, self.setting["home"], self.ended)
+            self._clients.append(self.way)
 
     def _limits(self) -> dict[str, Any]:
         options = self.setting["options"]
@@ -81,6 +88,8 @@ class Program:
     def finish(self) -> None:
         """Record the end, and what is left of a program that has closed all it had opened."""
         self._pulse.__exit__()
+        for client in self._clients:
+            client.close()
         deadline = time.monotonic() + 5
         pause = threading.Event()
         while (threads() or descriptors() - self._before) and time.monotonic() < deadline:

@@ -36,7 +36,7 @@ class Reading(Program):
         options = {name: setting["options"][name] for name in ("lease", "timeout", "backoff")}
         queue = RunAt(
             setting["runat"],
-            redis=setting["url"],
+            redis=self.way,
             interval=setting["options"]["poll_interval"],
             concurrency=setting["threads"],
             max_retries=50,

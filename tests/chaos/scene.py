@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,8 @@ class Scene:
     rng: random.Random
     #: By how many seconds the clock of the server is ahead.
     ahead: float = 0.0
+    #: The other servers of its cluster.
+    others: Sequence[Server] = ()
 
     def step(self, seconds: float) -> None:
         """Put the clock of the server on, or back."""

@@ -62,6 +62,9 @@ def kill_the_server(scene: Scene) -> Injection:
 def _answers(scene: Scene) -> bool:
     """Tell whether the server has read its file, and answers."""
     try:
+        if scene.others:
+            # It takes writes two seconds after that it began, and not before.
+            return bool(scene.admin.cluster("INFO")["cluster_state"] == "ok")
         return bool(scene.admin.ping())
     except (redis.ConnectionError, redis.TimeoutError):
         return False
@@ -247,4 +250,16 @@ def deny(scene: Scene) -> Injection:
         scene.admin.client_kill_filter(_type="pubsub", skipme=True)
     yield
     scene.admin.execute_command("ACL", "SETUSER", USER, *ALLOWED)
+    yield True
+
+
+@injection("F44")
+def hang_the_others(scene: Scene) -> Injection:
+    """The other servers of the cluster stop where they stand, beside whatever else goes wrong."""
+    yield "others", scene.for_(1.0, 3.0)
+    for other in scene.others:
+        other.pause()
+    yield
+    for other in scene.others:
+        other.resume()
     yield True

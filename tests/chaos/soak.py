@@ -31,6 +31,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from servers import SLOWNESS, Server, eventually
 
+from chaos import cluster
 from chaos.checker import check
 from chaos.crew import PASSWORD, USER, Crew
 from chaos.findings import SLOW, Findings
@@ -40,7 +41,7 @@ from chaos.mix import LONG_LEASE, MAX_RUN
 from chaos.nemesis import Nemesis
 from chaos.pulse import Pulse
 from chaos.report import Report, growth, machine
-from chaos.scene import Scene
+from chaos.scene import INJECTIONS, Scene
 from chaos.settings import OPTIONS, RECOVERY_LIMIT
 from dtimer.store.keys import Keys
 
@@ -86,6 +87,8 @@ class Plan:
     minutes: float
     seed: int
     events: int = 0
+    #: Have the server be one of a cluster, whose others hang now and then.
+    cluster: bool = False
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="dt-soak-")))
 
     @property
@@ -97,7 +100,8 @@ class Plan:
     def replay(self) -> str:
         """The command that does the same again, as far as the same can be done again."""
         events = f" EVENTS={self.events}" if self.events else ""
-        return f"make soak MINUTES={self.minutes:g} SEED={self.seed}{events}"
+        more = " ARGS=--cluster" if self.cluster else ""
+        return f"make soak MINUTES={self.minutes:g} SEED={self.seed}{events}{more}"
 
 
 class Soak:
@@ -116,8 +120,12 @@ class Soak:
         self._closing.enter_context(Pulse(self.pen))
         user = ["--user", USER, "on", f">{PASSWORD}", "~*", "&*", "+@all"]
         more = ["--enable-debug-command", "yes", "--busy-reply-threshold", "100"]
-        self.server = Server(tcp=True, appendonly=True, clock=True, args=[*user, *more])
+        args = [*user, *more, *(cluster.ARGS if plan.cluster else ())]
+        self.server = Server(tcp=True, appendonly=True, clock=True, args=args)
         self._closing.enter_context(self.server)
+        others: list[Server] = []
+        if plan.cluster:
+            others = self._closing.enter_context(cluster.joined(self.server, args))
         self.admin: redis.Redis = self.server.client(socket_timeout=10)
         self._closing.callback(self.admin.close)
         # Asked in passing: who does not answer at once is not waited for.
@@ -135,8 +143,12 @@ class Soak:
         self.crew = Crew(self.server, plan.folder, self.pen, common, strict=not plan.events)
         self._closing.enter_context(self.crew)
         scene = Scene(self.server, self.admin, self.crew, NS, random.Random(rng.random()))
+        scene.others = others
         weights = _BULK_WEIGHTS if plan.events else None
-        self.nemesis = Nemesis(scene, self.pen, rng, weights=weights)
+        # A server of a cluster cannot be told to be a replica; without others none can hang.
+        never = "F34" if plan.cluster else "F44"
+        faults = [name for name in INJECTIONS if name != never]
+        self.nemesis = Nemesis(scene, self.pen, rng, faults, weights=weights)
         #: What is wrong, besides what the history shows.
         self.wrong: list[str] = []
         #: The memory of the server, in bytes.
@@ -212,6 +224,8 @@ class Soak:
     def _man(self) -> None:
         options = self.crew._common["options"] | {"max_run": MAX_RUN}
         bulk = bool(self.plan.events)
+        # Half of them find their way by the cluster.
+        home = {"home": self.server.port} if self.plan.cluster else {}
         for i in (1, 2, 3, 4):
             # Hands, and events at a time.
             own = (4, 100) if bulk else [(4, 1), (8, 1), (4, 8), (2, 1)][i - 1]
@@ -224,6 +238,7 @@ class Soak:
                 graceful=False,
                 # One lives long enough for its memory to be watched.
                 immortal=i == 4,
+                **(home if i > 2 else {}),
             )
         self.crew.add(
             "handling",
@@ -236,8 +251,10 @@ class Soak:
             immortal=True,
         )
         for i in (1, 2):
-            self.crew.add("posting", f"poster-{i}", rate=_STEPS, bulk=self.plan.bulk / 2)
-        self.crew.add("reading", "reader-1", threads=2, restless=8)
+            own_way = home if i == 2 else {}
+            bulk_rate = self.plan.bulk / 2
+            self.crew.add("posting", f"poster-{i}", rate=_STEPS, bulk=bulk_rate, **own_way)
+        self.crew.add("reading", "reader-1", threads=2, restless=8, **home)
 
     def _await_all(self) -> None:
         """Wait until everybody is at work."""
@@ -344,10 +361,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--events", type=int, default=0, help="end it when so many are posted")
     parser.add_argument("--keep", action="store_true", help="keep the history of a run that passed")
     parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
+    parser.add_argument(
+        "--cluster", action="store_true", help="on a cluster, whose other servers hang at times"
+    )
     given = parser.parse_args(arguments)
     seed = random.randrange(10**6) if given.seed is None else given.seed
     minutes = given.minutes or (10.0 if given.events else 1.0)
-    report = soak(Plan(minutes, seed, given.events), keep=given.keep)
+    report = soak(Plan(minutes, seed, given.events, cluster=given.cluster), keep=given.keep)
     if given.json:
         given.json.write_text(report.as_json() + "\n")
     print(report)  # noqa: T201

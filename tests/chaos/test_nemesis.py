@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import threading
 
 import pytest
+from proxy import Proxy
+from servers import LONGEST_CALL, Server
 
-from chaos import nemesis
+from chaos import cluster, nemesis
 from chaos.findings import Findings
 from chaos.history import History, Writer
 from chaos.nemesis import Nemesis
+from dtimer import DTimer
 
 
 class Scripted:
@@ -170,3 +175,26 @@ class TestFindings:
         found = Findings.of(History(tmp_path))
         assert ["node-1.2 left threads: ['dtimer-herald']"] == found.left
         assert 1 == len(found.bugs)
+
+
+def test_the_cluster_of_a_soak(namespace):
+    """
+    A program of a soak reaches its server through its own proxy, also when the others of the
+    cluster hang: the client names the server, and the address that it is given is replaced.
+    """
+    with (
+        Server(tcp=True, args=cluster.ARGS) as server,
+        cluster.joined(server, cluster.ARGS) as others,
+        Proxy(server) as way,
+        contextlib.closing(cluster.client(way.url, server.port, threading.Event())) as client,
+    ):
+        timer = DTimer("poster", client, ns=namespace, timeout=LONGEST_CALL)
+        timer.post({"n": 1}, 3_600_000, id="tea")
+        for other in others:
+            other.pause()
+        assert way.connections
+        way.cut()
+        assert {"n": 1} == timer.peek("tea").event
+        for other in others:
+            other.resume()
+        timer.leave()
