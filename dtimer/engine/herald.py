@@ -27,13 +27,20 @@ class Herald(Service):
         super().__init__(name, self._loop, lambda e: emit("error", e))
         self._emit = emit
         self._queue: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+        #: How many announcements were dropped because listeners had fallen too far behind.
+        self.dropped = 0
+        # Re-entrant: the handler of a signal may announce something, too.
+        self._counting = threading.RLock()
         # What is to be called, and when, on the monotonic clock.
         self._later: tuple[float, Callable[[], None]] | None = None
 
     def announce(self, event: str, *arguments: Any) -> None:
-        """Have *event* emitted soon. Never blocks."""
+        """Have *event* emitted soon. Never blocks; what is too much is dropped and counted."""
         if self._queue.qsize() < _MOST:
             self._queue.put((event, *arguments))
+        else:
+            with self._counting:
+                self.dropped += 1
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Have *call* called on this thread in so many seconds, in place of one that waits."""

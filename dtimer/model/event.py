@@ -311,6 +311,8 @@ class Health:
         error: What Redis, or a thread of the node, last failed with; None if all is well.
         restarts: How often a thread was started again because something had escaped it.
         listening: False while there is no listener of ``'event'``. The node then claims nothing.
+        dropped: How many emissions other than ``'event'`` were dropped, because listeners were
+            10 000 behind. ``dead()`` still has the dead letters.
     """
 
     ok: bool
@@ -323,3 +325,4 @@ class Health:
     error: str | None
     restarts: int = 0
     listening: bool = True
+    dropped: int = 0

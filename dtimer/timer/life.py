@@ -325,4 +325,5 @@ class Life:
             error=None if error is None else str(error) or repr(error),
             restarts=sum(s.failures for s in self._services()),
             listening=self._voice.listens(),
+            dropped=self._herald.dropped,
         )

@@ -204,6 +204,17 @@ class TestMeeting:
             call(ours.socket, "SET", "tea", "kettle")
         assert call(theirs, "GET", "tea") == b"kettle"
 
+    @pytest.mark.parametrize("name", [premises.LOG, premises.LOCK])
+    def test_a_symbolic_link_is_not_followed(self, folder, tmp_path, name):
+        """A link in the folder does not make the keeper write into another file of its user."""
+        folder.mkdir(0o700)
+        victim = tmp_path / "victim"
+        victim.write_text("untouched")
+        (folder / name).symlink_to(victim)
+        with pytest.raises(StoreError):
+            embedded.attach_folder(folder)
+        assert "untouched" == victim.read_text()
+
     def test_another_kind_is_refused(self, folder, monkeypatch):
         """Nobody who asked for a server in memory is given one that keeps its data."""
         folder = folder.with_name("dtimer-timers")

@@ -186,6 +186,12 @@ class TestJoin:
         # The registration that could not be taken back is forgotten after a while.
         client.delete(Keys.of(namespace).nodes, Keys.of(namespace).alive)
 
+    def test_health_counts_what_was_not_emitted(self, make, monkeypatch):
+        """What listeners never hear of, because they are too far behind, shows in health()."""
+        monkeypatch.setattr("dtimer.engine.herald._MOST", 0)
+        with make() as timer:
+            assert timer.health().dropped > 0, "'ready' was announced"
+
     @pytest.mark.parametrize("which", ["herald", "hand-2", "listener", "claimer"])
     def test_no_more_threads(self, make, monkeypatch, which):
         """A process that can start no more threads gets that error, and nothing is left."""

@@ -68,7 +68,7 @@ def test_an_emission_that_raises():
 
 
 def test_a_listener_that_hangs_fills_no_memory(monkeypatch):
-    """Announcing never blocks, and beyond a bound what nobody hears is dropped."""
+    """Announcing never blocks, and beyond a bound what nobody hears is dropped, and counted."""
     monkeypatch.setattr(module, "_MOST", 10)
     hanging, go_on = threading.Event(), threading.Event()
     heard = Heard()
@@ -88,6 +88,7 @@ def test_a_listener_that_hangs_fills_no_memory(monkeypatch):
     herald.stop()
     assert herald.join(PATIENCE)
     assert 11 == heard.said.qsize()
+    assert 990 == herald.dropped
 
 
 def test_without_its_thread():

@@ -200,7 +200,8 @@ def main(folder: str, kind: str, binary: str, tied: str = "tied") -> None:
         door.setblocking(False)
         door.bind(path)
         door.listen(128)
-        log = os.open(os.path.join(folder, LOG), os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        log = os.open(os.path.join(folder, LOG), flags, 0o600)
     except FileNotFoundError:
         return  # the folder was removed under our feet; whoever wanted it makes it again
     except OSError as e:
