@@ -8,12 +8,13 @@ called *Lost Work* is cured: the key of a reader that crashed goes to another.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from dtimer.errors import DTimerError, OptionError, UsageError
+from dtimer.engine.flag import Flag
+from dtimer.engine.readers import Readers, Reading, Returned
+from dtimer.errors import OptionError, UsageError
 from dtimer.model.event import Event
 from dtimer.model.moments import Duration, Moment, duration_us
 from dtimer.model.names import check_id, incarnation
@@ -23,25 +24,6 @@ from dtimer.timer.emitter import Emitter
 from dtimer.timer.timer import DTimer
 
 T = TypeVar("T")
-
-
-#: How often, in seconds, a hand looks whether the reader of its key still lives.
-_LOOK = 1.0
-
-
-class Returned(DTimerError):
-    """A reader left by an exception, or its thread ended: its key is handed out again."""
-
-
-class _Read:
-    """A key in the hands of a reader, or, before it has come, the wait for it."""
-
-    def __init__(self) -> None:
-        self.event: Event | None = None
-        self.failure: BaseException | None = None
-        self.reader = threading.current_thread()
-        self.arrived = threading.Event()
-        self.done = threading.Event()
 
 
 class _Puller(DTimer):
@@ -107,8 +89,9 @@ class RunAt(Emitter):
     ) -> None:
         super().__init__()
         self.after_fork()
-        self._stopped = threading.Event()
-        self._ended = False
+        self._stopped = Flag()
+        # Has one item until 'end' is emitted: whoever removes that does.
+        self._unsaid = [True]
         pub, options = timer_options(queue_name, interval, redis, options)
         self._timer = _Puller(
             self, f"runat-{incarnation()}", pub, concurrency=concurrency, **options
@@ -122,10 +105,7 @@ class RunAt(Emitter):
 
     def after_fork(self) -> None:
         """Begin with no reader and no key in hand, as a forked child does."""
-        self._fresh_lock()
-        self._turns = threading.Lock()
-        self._waiting: deque[_Read] = deque()
-        self._held: dict[str, _Read] = {}
+        self._readers = Readers()
         self._mine = threading.local()
 
     # Writing
@@ -165,6 +145,9 @@ class RunAt(Emitter):
         """
         Confirm the key that this thread read before, and return the next one.
 
+        An exception that interrupts it, such as KeyboardInterrupt or one out of a signal handler,
+        takes no key along: one that has just come is released, no attempt charged.
+
         Args:
             timeout: In ms; None waits until there is one.
 
@@ -181,20 +164,16 @@ class RunAt(Emitter):
         self._finish()
         if self._stopped.is_set() or not self._join():
             return None
-        read = _Read()
-        with self._turns:
-            if self._stopped.is_set():
+        reading = Reading()
+        try:
+            self._readers.read(reading, seconds, self._timer.ring, self._stopped)
+            if reading.event is None or reading.forsaken:
                 return None
-            self._waiting.append(read)
-        self._timer.ring()
-        read.arrived.wait(seconds)
-        with self._turns:
-            if read.event is None:
-                if read in self._waiting:
-                    self._waiting.remove(read)
-                return None
-        self._mine.read = read
-        return read.event.id
+            self._mine.read = reading
+            return reading.event.id
+        except BaseException:
+            self._readers.forsake(reading)
+            raise
 
     def __iter__(self) -> Iterator[str]:
         while (key := self.read()) is not None:
@@ -202,14 +181,7 @@ class RunAt(Emitter):
 
     def confirm(self, key: str) -> bool:
         """Confirm a key in hand now; False when it is not, or no longer, held here."""
-        with self._turns:
-            read = self._held.get(key)
-        if read is None or read.event is None:
-            return False
-        confirmed = read.event.confirm()
-        self._done(key, read)
-        read.done.set()
-        return confirmed
+        return self._readers.confirm(key)
 
     def pipe(self, target: Callable[[str], Any] | Any) -> Any:
         """
@@ -233,6 +205,9 @@ class RunAt(Emitter):
     def _join(self) -> bool:
         """Join, unless the queue was stopped, be it meanwhile."""
         self._timer.join()
+        if self._timer.nesting.joining_here:
+            # No key would come before that thread goes on.
+            raise UsageError("a signal handler cannot read while it interrupts the joining")
         if self._stopped.is_set():
             # The stop may have come before this join, and so have had nothing to end.
             self._timer.leave()
@@ -244,34 +219,17 @@ class RunAt(Emitter):
         """Return how many keys there are readers for."""
         if self._stopped.is_set():
             return 0
-        return 1_000 if self.listeners("data") else len(self._waiting)
+        return 1_000 if self.listeners("data") else len(self._readers)
 
     def deliver(self, event: Event) -> list[BaseException] | None:
         """Hand a key to a reader, and return when it is done with it."""
         if self.listeners("data"):
             return self.emit_guarded("data", event.id)
-        with self._turns:
-            if not self._waiting or self._stopped.is_set():
-                return None
-            read = self._waiting.popleft()
-            read.event = event
-            self._held[event.id] = read
-            read.arrived.set()
-        while not read.done.wait(_LOOK):
-            if not read.reader.is_alive():
-                read.failure = Returned(f"the thread {read.reader.name!r} ended with {event.id!r}")
-                break
-        self._done(event.id, read)
-        return [] if read.failure is None else [read.failure]
-
-    def _done(self, key: str, read: _Read) -> None:
-        with self._turns:
-            if self._held.get(key) is read:
-                del self._held[key]
+        return self._readers.hand_over(event, self._stopped)
 
     def _finish(self, failure: BaseException | None = None) -> None:
         """End this thread's hold on the key that it read last."""
-        read: _Read | None = getattr(self._mine, "read", None)
+        read: Reading | None = getattr(self._mine, "read", None)
         if read is not None:
             self._mine.read = None
             if not read.done.is_set():
@@ -291,16 +249,14 @@ class RunAt(Emitter):
 
     def _end(self, failure: BaseException | None, timeout: Duration | None) -> None:
         self._finish(failure)
-        with self._turns:
-            self._stopped.set()
-            waiting = list(self._waiting)
-            self._waiting.clear()
-            first, self._ended = not self._ended, True
-        for read in waiting:
-            read.arrived.set()
+        self._stopped.set()
+        self._readers.send_away()
         self._timer.leave(timeout)
-        if first:
-            self.announce("end")
+        try:
+            self._unsaid.pop()
+        except IndexError:
+            return
+        self.announce("end")
 
     def __enter__(self) -> Self:
         return self

@@ -11,43 +11,62 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import threading
+
+
+class _Pipe:
+    """Two descriptors, which end with the last reference to them: so no call has a stale one."""
+
+    __slots__ = ("reader", "writer")
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        os.set_blocking(self.writer, False)
+
+    def write(self) -> None:
+        # A full pipe is a rung bell; a forked child has closed it.
+        with contextlib.suppress(OSError):
+            os.write(self.writer, b"\0")
+
+    def close(self) -> None:
+        ends, self.reader, self.writer = (self.reader, self.writer), -1, -1
+        for descriptor in ends:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+    __del__ = close
 
 
 class Bell:
-    """Keeps a ring until it is cleared; many rings are one."""
+    """
+    Keeps a ring until it is cleared; many rings are one.
+
+    Without a lock, because a signal handler that interrupts a ring may leave, and so wait for the
+    thread that closes the bell.
+    """
 
     def __init__(self) -> None:
-        # Reentrant, for a ring out of a signal handler that interrupted a ring.
-        self._lock = threading.RLock()
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
+        self._pipe: _Pipe | None = _Pipe()
         self._rung = False
-        self._open = True
 
     @property
     def descriptor(self) -> int:
-        """Readable while the bell is rung."""
-        return self._reader
+        """Readable while the bell is rung; -1 once it is closed."""
+        pipe = self._pipe
+        return -1 if pipe is None else pipe.reader
 
     def ring(self) -> None:
         """Wake whoever waits, now or next; harmless after `close`."""
         if self._rung:
             return
-        with self._lock:
-            if self._open:
-                self._rung = True
-                # A full pipe is a rung bell.
-                with contextlib.suppress(BlockingIOError):
-                    os.write(self._writer, b"\0")
+        if (pipe := self._pipe) is not None:
+            self._rung = True
+            pipe.write()
 
     def nudge(self) -> None:
         """End a wait that may be too long by now, without a ring; harmless after `close`."""
-        with self._lock:
-            if self._open:
-                with contextlib.suppress(BlockingIOError):
-                    os.write(self._writer, b"\0")
+        if (pipe := self._pipe) is not None:
+            pipe.write()
 
     def clear(self) -> bool:
         """
@@ -56,8 +75,9 @@ class Bell:
         A ring between the steps is forgotten too: whoever clears the bell looks for work
         afterwards, and finds what was rung for.
         """
+        pipe = self._pipe
         with contextlib.suppress(BlockingIOError):
-            while len(os.read(self._reader, 64)) == 64:
+            while pipe is not None and len(os.read(pipe.reader, 64)) == 64:
                 pass
         rung, self._rung = self._rung, False
         return rung
@@ -65,30 +85,25 @@ class Bell:
     def wait(self, seconds: float) -> bool:
         """Wait for a ring or a nudge, at most *seconds*; return whether there was one."""
         seconds = max(0.0, seconds)
+        pipe = self._pipe
+        if pipe is None:
+            return False
         try:
-            return bool(select.select([self._reader], [], [], seconds)[0])
+            return bool(select.select([pipe.reader], [], [], seconds)[0])
         except ValueError:
             # A descriptor beyond 1023, which select cannot take.
             poll = select.poll()
-            poll.register(self._reader, select.POLLIN)
+            poll.register(pipe.reader, select.POLLIN)
             return bool(poll.poll(seconds * 1000))
 
     def close(self) -> None:
         """Give the descriptors back. Nobody may be waiting."""
-        with self._lock:
-            if self._open:
-                self._open = False
-                self._rung = True
-                os.close(self._reader)
-                os.close(self._writer)
+        self._rung = True
+        self._pipe = None
 
     def after_fork(self) -> None:
-        """Close a forked child's copies, whatever its parent's threads were doing here."""
-        self._lock = threading.RLock()
+        """Close a forked child's copies, to which frames of its parent's threads refer."""
+        pipe = self._pipe
         self.close()
-
-    def __del__(self) -> None:
-        # Without the lock: nobody is left to be kept out, and in a forked child a thread
-        # may hold it that is not there.
-        if getattr(self, "_open", False):
-            self.after_fork()
+        if pipe is not None:
+            pipe.close()

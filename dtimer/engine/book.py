@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
@@ -17,6 +16,11 @@ MOST_SETTLEMENTS = 250
 
 class Book:
     """
+    What the node holds, for any thread and without a lock.
+
+    Each change is one step of the interpreter: a signal handler may post while a post is
+    interrupted here, and may leave, which waits for threads that need the book.
+
     Args:
         node: The node's id, for messages.
         options: The node's.
@@ -27,7 +31,6 @@ class Book:
         self._node = node
         self._options = options
         self._announce = announce
-        self._lock = threading.Lock()
         self._held: dict[int, Hold] = {}
         self._settlements: list[Settlement] = []
         self._unsettled_since = 0.0
@@ -35,27 +38,24 @@ class Book:
         self._left_over = False
 
     def _hold_on(self, holds: Sequence[Hold]) -> None:
-        with self._lock:
-            for hold in holds:
-                self._held[hold.claim.token] = hold
+        for hold in holds:
+            self._held[hold.claim.token] = hold
 
     def _forget(self, holds: Sequence[Hold]) -> None:
-        with self._lock:
-            for hold in holds:
-                self._held.pop(hold.claim.token, None)
+        for hold in holds:
+            self._held.pop(hold.claim.token, None)
 
     def _settle(self, settlements: Sequence[Settlement]) -> None:
-        with self._lock:
-            if not self._settlements:
-                self._unsettled_since = time.monotonic()
-            self._settlements += settlements
+        if not self._settlements:
+            self._unsettled_since = time.monotonic()
+        self._settlements.extend(settlements)
 
     def take_settlements(self) -> list[Settlement]:
         """Return what is to be settled in the next turn."""
-        with self._lock:
-            taken = self._settlements[:MOST_SETTLEMENTS]
-            del self._settlements[:MOST_SETTLEMENTS]
-            self._left_over = bool(self._settlements)
+        taken = self._settlements[:MOST_SETTLEMENTS]
+        # And not more, though more may have come meanwhile.
+        del self._settlements[: len(taken)]
+        self._left_over = bool(self._settlements)
         return taken
 
     @property
@@ -66,13 +66,12 @@ class Book:
     def settled(self, settlements: Sequence[Settlement], results: Sequence[Result]) -> None:
         """Note what a turn made of the settlements that were taken for it."""
         told: list[tuple[Settlement, Result, Hold]] = []
-        with self._lock:
-            for settlement, result in zip(settlements, results, strict=False):
-                hold = self._held.pop(settlement.token, None)
-                # Most are confirmed, of which there is nothing more to say.
-                plain = result is Result.DONE and settlement.verdict is Verdict.CONFIRM
-                if hold is not None and not plain:
-                    told.append((settlement, result, hold))
+        for settlement, result in zip(settlements, results, strict=False):
+            hold = self._held.pop(settlement.token, None)
+            # Most are confirmed, of which there is nothing more to say.
+            plain = result is Result.DONE and settlement.verdict is Verdict.CONFIRM
+            if hold is not None and not plain:
+                told.append((settlement, result, hold))
         for settlement, result, hold in told:
             stale = result is Result.STALE and settlement.verdict is not Verdict.RELEASE
             # One that this process has posted anew, or ended, it has given up itself.
@@ -85,9 +84,7 @@ class Book:
     def held(self) -> list[Hold]:
         """Return the holds to be renewed: those of handlers that run, and not for too long."""
         now = time.monotonic()
-        with self._lock:
-            holds = [h for h in self._held.values() if not h.settled]
-        return [h for h in holds if not self._overran(h, now)]
+        return [h for h in list(self._held.values()) if not (h.settled or self._overran(h, now))]
 
     def _overran(self, hold: Hold, now: float) -> bool:
         limit = self._options.max_run
@@ -96,14 +93,13 @@ class Book:
     def stuck(self) -> int:
         """Return how many events are in the hands of handlers that overran ``max_run``."""
         now = time.monotonic()
-        with self._lock:
-            return sum(self._overran(h, now) for h in self._held.values())
+        return sum(self._overran(h, now) for h in list(self._held.values()))
 
     def superseded(self, ids: Collection[str]) -> None:
         """Note that this process has posted events of these ids anew."""
-        with self._lock:
-            for hold in self._held.values():
-                hold.superseded = hold.superseded or hold.claim.id in ids
+        for hold in list(self._held.values()):
+            if hold.claim.id in ids:
+                hold.superseded = True
 
     def lose(self, hold: Hold) -> None:
         """Note that a lease could not be renewed because it was somebody else's."""
@@ -111,8 +107,7 @@ class Book:
             self._announce("lease_lost", hold.event)
 
     def _ended(self, hold: Hold, result: Result) -> None:
-        with self._lock:
-            self._held.pop(hold.claim.token, None)
+        self._held.pop(hold.claim.token, None)
         if result is Result.STALE:
             return
         if result is Result.DEAD:

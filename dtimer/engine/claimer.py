@@ -27,6 +27,7 @@ from dtimer.engine.answers import Answers
 from dtimer.engine.bell import Bell
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.exchange import Exchange
+from dtimer.engine.flag import Flag
 from dtimer.engine.heart import Heart
 from dtimer.engine.listener import Listener
 from dtimer.engine.prefetch import IN_ADVANCE
@@ -124,7 +125,7 @@ class Claimer(Service):
         self.stop()
         self._bell.ring()
 
-    def _loop(self, stopping: threading.Event) -> None:
+    def _loop(self, stopping: Flag) -> None:
         abandoned = False
         self._next_turn = 0.0
         while True:

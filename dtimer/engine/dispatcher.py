@@ -236,9 +236,7 @@ class Dispatcher(Hands):
 
     def abandon(self) -> None:
         """Give back what still runs, attempt charged: nobody waits for it any longer."""
-        with self._lock:
-            holds = list(self._held.values())
-        for hold in holds:
+        for hold in list(self._held.values()):
             if hold.take(Verdict.RETRY):
                 hold.lose()
                 error = "the node left while the handler was running"

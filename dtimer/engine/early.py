@@ -9,9 +9,9 @@ the reply.
 
 from __future__ import annotations
 
-import heapq
+import bisect
+import contextlib
 import itertools
-import threading
 import time
 from collections.abc import Container, Sequence
 
@@ -32,8 +32,17 @@ def ahead_us(options: Options) -> int:
     return 0 if options.now else min(options.look_ahead, options.lease // _OF_A_LEASE)
 
 
+#: When it is due by the server, its id, a number that no other has, when it is to start, and it.
+_Entry = tuple[int, str, int, float, Hold]
+
+
 class Early:
-    """Holds in the order in which they are due. For any thread."""
+    """
+    Holds in the order in which they are due. For any thread, without a lock.
+
+    Each hold is kept and removed by one step of the interpreter, and belongs to the caller that
+    has removed it. So a signal handler that interrupts a change may make another.
+    """
 
     def __init__(self, options: Options) -> None:
         self.ahead_us = ahead_us(options)
@@ -43,30 +52,27 @@ class Early:
         self.alone_patience = max(
             self.patience, min(_ALONE, options.lease / 1e6 / _OF_A_LEASE) if self.ahead_us else 0
         )
-        self._lock = threading.Lock()
         self._order = itertools.count()
         # In the order of their due times, however long the replies that brought them took.
-        self._heap: list[tuple[int, str, int, float, Hold]] = []
+        self._kept: list[_Entry] = []
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._kept)
 
     def add(self, holds: Sequence[Hold], came: float) -> None:
         """Keep *holds*, of which an answer told that *came* at that time on the monotonic clock."""
-        with self._lock:
-            for hold in holds:
-                due = hold.claim.due_us
-                left = due - hold.claim.claimed_us
-                # More was never asked for: the server's clock was put back since it was claimed.
-                at = came + left / 1e6 if 0 < left <= self.ahead_us else came
-                entry = (due, hold.claim.id, next(self._order), at, hold)
-                heapq.heappush(self._heap, entry)
+        for hold in holds:
+            due = hold.claim.due_us
+            left = due - hold.claim.claimed_us
+            # More was never asked for: the server's clock was put back since it was claimed.
+            at = came + left / 1e6 if 0 < left <= self.ahead_us else came
+            bisect.insort(self._kept, (due, hold.claim.id, next(self._order), at, hold))
 
     @property
     def next(self) -> float | None:
         """When the first of them is to start, on the monotonic clock; None without any."""
         try:
-            return self._heap[0][3]
+            return self._kept[0][3]
         except IndexError:
             return None
 
@@ -74,12 +80,11 @@ class Early:
         """Return those that are due, at *most* so many, and forget them."""
         taken: list[Hold] = []
         now = time.monotonic()
-        with self._lock:
-            while self._heap and len(taken) < most and self._heap[0][3] <= now:
-                _, _, _, at, hold = heapq.heappop(self._heap)
-                if hold.event is not None:
-                    hold.event.lateness_ms += (now - at) * 1000
-                taken.append(hold)
+        while len(taken) < most and (first := self._remove_first(now)):
+            _, _, _, at, hold = first
+            if hold.event is not None:
+                hold.event.lateness_ms += (now - at) * 1000
+            taken.append(hold)
         return taken
 
     def overdue(self, seconds: float) -> bool:
@@ -91,15 +96,33 @@ class Early:
         """Return those that have been due for so long, and forget them."""
         late = time.monotonic() - seconds
         given: list[Hold] = []
-        with self._lock:
-            while self._heap and self._heap[0][3] <= late:
-                given.append(heapq.heappop(self._heap)[4])
+        while first := self._remove_first(late):
+            given.append(first[4])
         return given
 
     def clear(self, ids: Container[str] | None = None) -> list[Hold]:
         """Return those of these *ids*, or all of them, and forget them."""
-        with self._lock:
-            gone = [e[4] for e in self._heap if ids is None or e[1] in ids]
-            self._heap = [e for e in self._heap if ids is not None and e[1] not in ids]
-            heapq.heapify(self._heap)
-        return gone
+        wanted = [e for e in list(self._kept) if ids is None or e[1] in ids]
+        return [entry[4] for entry in wanted if self._remove(entry)]
+
+    def _remove_first(self, by: float) -> _Entry | None:
+        """Remove and return the first entry if it was to start *by* then."""
+        while True:
+            with contextlib.suppress(IndexError):
+                first = self._kept[0]
+                if first[3] > by:
+                    return None
+                if self._remove(first):
+                    return first
+                # A signal handler, or another thread, has removed it meanwhile.
+                continue
+            return None
+
+    def _remove(self, entry: _Entry) -> bool:
+        """Remove an entry; False if it is not there any more."""
+        try:
+            # No two entries have the same number, so holds are never compared.
+            self._kept.remove(entry)
+        except ValueError:
+            return False
+        return True

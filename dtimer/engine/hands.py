@@ -17,6 +17,7 @@ from typing import Any
 
 from dtimer.engine.book import Book
 from dtimer.engine.early import Early
+from dtimer.engine.flag import Flag
 from dtimer.engine.hold import Hold, Ledger
 from dtimer.engine.peers import Peers
 from dtimer.engine.prefetch import IN_ADVANCE, Prefetch
@@ -91,6 +92,8 @@ class Hands(Book):
         # Whether what is kept has waited too long for a hand.
         self._behind = False
         self._busy = 0
+        # Only for that: no code of a user's waits for it, nor for a thread that does.
+        self._counting = threading.Lock()
         self._returning = False
         #: One thread each.
         self.hands = [
@@ -104,12 +107,12 @@ class Hands(Book):
             hand.start()
 
     def _put(self, batch: list[Hold]) -> None:
-        with self._lock:
+        with self._counting:
             self._busy += 1
         try:
             self._inbox.put(batch)
         except BaseException:
-            with self._lock:
+            with self._counting:
                 self._busy -= 1
             raise
 
@@ -150,11 +153,11 @@ class Hands(Book):
         return any(hand.current for hand in self.hands)
 
     def _free(self) -> None:
-        with self._lock:
+        with self._counting:
             self._busy -= 1
         self._ring()
 
-    def _work(self, stopping: threading.Event) -> None:
+    def _work(self, stopping: Flag) -> None:
         while (batch := self._inbox.get()) is not None:
             self._take_up(batch)
 

@@ -8,11 +8,11 @@ so on the thread that renews leases.
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from dtimer.engine.flag import Flag
 from dtimer.engine.service import Service
 from dtimer.faultpoints import armed, reached
 
@@ -48,7 +48,7 @@ class Herald(Service):
         # Nothing to be said: the wait is for a new moment.
         self._queue.put(())
 
-    def _loop(self, stopping: threading.Event) -> None:
+    def _loop(self, stopping: Flag) -> None:
         # What was announced before the stop is still said.
         while (said := self._next()) is not None:
             self._speak(said)

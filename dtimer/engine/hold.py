@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from dtimer.engine.flag import Flag
 from dtimer.engine.pace import lasting
-from dtimer.errors import OutcomeUnknown
+from dtimer.errors import OutcomeUnknown, StoreError
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Claim, Result, Settlement, Verdict
 from dtimer.model.event import Event
@@ -43,6 +44,21 @@ def believed_until(sent: float, lease_us: int) -> float:
     return now - age + lease_us / 1_000_000 * _BELIEVED
 
 
+_UNUSED = Flag()
+
+
+class _End:
+    """Who settles a claim, and how; with the *thread* while that asks the store, or without."""
+
+    __slots__ = ("over", "thread", "verdict")
+
+    def __init__(self, verdict: Verdict, thread: int | None = None) -> None:
+        self.verdict = verdict
+        self.thread = thread
+        #: Set when the store has answered, or has not.
+        self.over = _UNUSED if thread is None else Flag()
+
+
 class Hold:
     """
     The hold on one claimed event: what `Event` asks, and what the dispatcher knows of it.
@@ -70,11 +86,16 @@ class Hold:
         self._options = options
         self._ledger = ledger
         self._ended = ended
-        self._lock = threading.Lock()
-        self._settled: Verdict | None = None
+        # Under its only key, who settles the claim: whoever comes first, in one step.
+        self._end: dict[str, _End] = {}
         self._lost = False
         self._extended_until = 0.0
         self._believed_until = believed_until
+
+    @property
+    def _patience(self) -> float:
+        # A call of the store ends before.
+        return 2 * self._options.timeout / 1e6
 
     @property
     def key(self) -> tuple[str, int]:
@@ -84,12 +105,13 @@ class Hold:
     @property
     def verdict(self) -> Verdict | None:
         """How the claim ends, once somebody has taken it on himself to end it."""
-        return self._settled
+        end = self._end.get("by")
+        return None if end is None else end.verdict
 
     @property
     def settled(self) -> bool:
         """True once somebody has taken it on himself to end the claim."""
-        return self._settled is not None
+        return bool(self._end)
 
     def renewed(self, sent: float, lease_us: int) -> None:
         """Note that a lease was granted by a request that went out at *sent*."""
@@ -113,13 +135,17 @@ class Hold:
         """
         Reserve the settling of this claim; False when somebody else has.
 
-        Waits while somebody is at it: who fails leaves it to the next.
+        Waits while another thread is at it: if that fails, this one may.
         """
-        with self._lock:
-            if self._settled is not None:
+        return self._reserve(_End(verdict))
+
+    def _reserve(self, end: _End) -> bool:
+        while (by := self._end.setdefault("by", end)) is not end:
+            # Not for ever: a signal handler may have interrupted that thread, and wait for this
+            # one. The lease decides then.
+            if by.thread in (None, threading.get_ident()) or not by.over.wait(self._patience):
                 return False
-            self._settled = verdict
-            return True
+        return True
 
     def settlement(self, verdict: Verdict, *, wait: int = 0, error: str = "") -> Settlement:
         """Write down how this claim ends."""
@@ -133,22 +159,28 @@ class Hold:
             return wait_us(exponential, self.claim.attempt), e
 
     def _settle(self, settlement: Settlement) -> Result | None:
-        # Locked until it is known how it went: where it fails, whoever waits takes over.
-        with self._lock:
-            if self._settled is not None:
+        end = _End(settlement.verdict, threading.get_ident())
+        by = self._end.get("by")
+        if by is not None and by.thread == end.thread:
+            raise OutcomeUnknown("the call that this one interrupts is settling the event")
+        try:
+            if not self._reserve(end):
                 return None
-            self._settled = settlement.verdict
-            try:
-                if armed:
-                    reached("settle.sending")
-                result = self._ledger.settle([settlement])[0]
-            except BaseException as e:
-                # It may be asked again; the lease decides when nobody does.
-                self._settled = None
-                self.superseded = self.superseded or isinstance(e, OutcomeUnknown)
-                raise
+            if armed:
+                reached("settle.sending")
+            result = self._ledger.settle([settlement])[0]
             if result is Result.STALE:
                 self.lose()
+            end.thread = None
+        except BaseException as e:
+            if self._end.get("by") is end:
+                # It may be asked again; the lease decides when nobody does.
+                self._end.pop("by")
+                refused = isinstance(e, StoreError) and not isinstance(e, OutcomeUnknown)
+                self.superseded = self.superseded or not refused
+            raise
+        finally:
+            end.over.set()
         self._ended(self, result)
         return result
 
@@ -158,7 +190,7 @@ class Hold:
         """See `Event.confirm`."""
         result = self._settle(self.settlement(Verdict.CONFIRM))
         if result is None:
-            return self._settled is Verdict.CONFIRM and not self._lost
+            return self.verdict is Verdict.CONFIRM and not self._lost
         return result is Result.DONE
 
     def retry(self, delay: Duration | None) -> bool:
@@ -195,6 +227,6 @@ class Hold:
 
     def lost(self, now: float | None = None) -> bool:
         """See `Event.lease_lost`; *now* is that of `lasting`, for who asks of many at once."""
-        if self._lost or self._settled is not None:
+        if self._lost or self._end:
             return self._lost
         return (lasting() if now is None else now) > self._believed_until

@@ -14,12 +14,12 @@ the server has gone with it, and after each new one, for what was missed meanwhi
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
 from dtimer.engine.bell import Bell
+from dtimer.engine.flag import Flag
 from dtimer.engine.service import Service
 from dtimer.faultpoints import armed, reached
 from dtimer.model.jitter import between
@@ -92,7 +92,7 @@ class Listener(Service):
         #: Since when they do not, on the monotonic clock; None while they do.
         self.deaf_since: float | None = None
         #: Set when the first attempt to subscribe has ended, well or not.
-        self.tried = threading.Event()
+        self.tried = Flag()
 
     def echo_due(self) -> float:
         """Return the seconds until an echo is wanted; the claimer sends it, then says so."""
@@ -121,7 +121,7 @@ class Listener(Service):
         super().stop()
         self._stop_bell.ring()
 
-    def _loop(self, stopping: threading.Event) -> None:
+    def _loop(self, stopping: Flag) -> None:
         pause = _FIRST_PAUSE
         while not stopping.is_set():
             began = time.monotonic()
@@ -164,7 +164,7 @@ class Listener(Service):
         if self._opened is not None:
             self._opened.close()
 
-    def _listen(self, ear: Ear, stopping: threading.Event) -> None:
+    def _listen(self, ear: Ear, stopping: Flag) -> None:
         while not stopping.is_set():
             if armed:
                 reached("loop.listener")

@@ -10,8 +10,6 @@ long handlers take, is seen first.
 
 from __future__ import annotations
 
-import threading
-
 #: For so many seconds the hands may have work in advance; and settlements wait no longer for a
 #: turn while they do.
 IN_ADVANCE = 0.005
@@ -22,25 +20,22 @@ _BACKLOG = 4
 
 
 class Prefetch:
-    """For any thread."""
+    """For any thread, without a lock: of two notes at the same time one may be lost."""
 
     def __init__(self, *, allowed: bool) -> None:
         self._allowed = allowed
-        self._lock = threading.Lock()
         self._streak = 1
         # What a batch takes: as long as the longest of late. None before one has ended.
         self._took: float | None = None
 
     def took(self, seconds: float) -> None:
         """Note how long a hand was busy with a batch."""
-        with self._lock:
-            self._took = max(seconds, 0.9 * (self._took or 0.0))
+        self._took = max(seconds, 0.9 * (self._took or 0.0))
 
     def too_much(self) -> None:
         """Note that hands did not come to what they had in advance."""
-        with self._lock:
-            self._streak = 1
-            self._took = 2 * (self._took or IN_ADVANCE)
+        self._streak = 1
+        self._took = 2 * (self._took or IN_ADVANCE)
 
     def answered(self, limit: int, claimed: int, *, overdue: bool) -> None:
         """Note how much of what a turn asked for it was given, and whether that was overdue."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
+from dtimer.engine.flag import Flag
 from dtimer.model.jitter import between
 
 _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
@@ -29,7 +29,7 @@ class Reach:
         self._pause = _FIRST_PAUSE
         self._told: set[type] = set()
         #: Set when the first turn has been answered, or refused.
-        self.tried = threading.Event()
+        self.tried = Flag()
         #: Why the last turn was not answered.
         self.error: Exception | None = None
 

@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from dtimer.engine.flag import Flag
+
 # Long enough that a body which always fails does not spin, short enough to recover
 # within a second.
 _PAUSE = 0.25
@@ -36,7 +38,7 @@ class Service:
     def __init__(
         self,
         name: str,
-        body: Callable[[threading.Event], None],
+        body: Callable[[Flag], None],
         failed: Callable[[BaseException], None],
         ended: Callable[[], None] = lambda: None,
     ) -> None:
@@ -44,7 +46,7 @@ class Service:
         self._body = body
         self._failed = failed
         self._ended = ended
-        self._stopping = threading.Event()
+        self._stopping = Flag()
         self._thread: threading.Thread | None = None
         self._told: set[type] = set()
         self._failure: BaseException | None = None
@@ -60,7 +62,7 @@ class Service:
             RuntimeError: the process can have no more threads. It may be stopped and
                 joined all the same.
         """
-        self._stopping = threading.Event()
+        self._stopping = Flag()
         # Daemon: the interpreter would otherwise wait for it before it runs the
         # exit handler that ends it.
         self._thread = threading.Thread(
@@ -72,14 +74,14 @@ class Service:
             self._thread = None
             raise
 
-    def _run(self, stopping: threading.Event) -> None:
+    def _run(self, stopping: Flag) -> None:
         try:
             while not self._run_body(stopping):
                 stopping.wait(_PAUSE)
         finally:
             self._ended()
 
-    def _run_body(self, stopping: threading.Event) -> bool:
+    def _run_body(self, stopping: Flag) -> bool:
         """Run the body; return whether that is to be left at it."""
         last = stopping.is_set()
         try:

@@ -28,7 +28,8 @@ class EmbeddedSource:
         self._timeout = timeout
         self._source: PoolSource | None = None
         self._attachment: embedded.Attachment | None = None
-        self._lock = threading.Lock()
+        # Reentrant, for a call out of a signal handler that interrupted one.
+        self._lock = threading.RLock()
 
     @property
     def place(self) -> str:
@@ -36,18 +37,29 @@ class EmbeddedSource:
         return self._url
 
     def _attached(self) -> PoolSource:
+        source, attachment = self._source, self._attachment
+        if source is None:
+            return self._attach()
+        if attachment is not None:
+            # A connection is made because there was none, or because it broke.
+            attachment.renew()
+        return source
+
+    def _attach(self) -> PoolSource:
         with self._lock:
             if self._source is None:
                 if self._url == "embedded:" and not embedded.available():
                     self._source = _emulation(self._timeout)
                 else:
-                    self._attachment = embedded.attach(self._url)
+                    attachment = embedded.attach(self._url)
+                    if self._attachment is not None:
+                        # A signal handler that interrupted this has attached, too.
+                        attachment.close()
+                        attachment = self._attachment
+                    self._attachment = attachment
                     redis = importlib.import_module("redis")
-                    client = redis.Redis(unix_socket_path=self._attachment.socket)
+                    client = redis.Redis(unix_socket_path=attachment.socket)
                     self._source = PoolSource(client, self._timeout)
-            elif self._attachment is not None:
-                # A connection is made because there was none, or because it broke.
-                self._attachment.renew()
             return self._source
 
     def _connect(self) -> Any:
@@ -68,14 +80,13 @@ class EmbeddedSource:
 
     def close(self) -> None:
         """See `Source.close`."""
-        with self._lock:
-            attachment, self._attachment, self._source = self._attachment, None, None
+        attachment, self._attachment, self._source = self._attachment, None, None
         if attachment is not None:
             attachment.close()
 
     def after_fork(self) -> None:
         """See `Source.after_fork`: the hold on the server is inherited, and keeps it alive."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 # One for the process, so that all its timers meet.

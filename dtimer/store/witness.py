@@ -15,7 +15,6 @@ Nothing here compares a clock with another, or with itself.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,25 +25,60 @@ from dtimer.model.claims import Turn
 _MOST_TOKEN = 9_000_000_000_000_000
 
 
+class _Era:
+    """
+    The time between two rollbacks, and what is known in it.
+
+    Without a lock, because a signal handler that interrupts a note may post, or leave, which waits
+    for threads that take notes, too. Each field is stored by itself, so a note never undoes one of
+    another field, and what is noted late of an era that has ended is noted where nothing looks.
+    """
+
+    __slots__ = (
+        "born",
+        "counted",
+        "heard",
+        "missing",
+        "posted",
+        "struck",
+        "suspect",
+        "token",
+        "untold",
+    )
+
+    def __init__(self) -> None:
+        self.born = ""
+        self.token = 0
+        self.posted = 0
+        self.heard: int | None = None
+        self.suspect = False
+        self.missing = False
+        self.struck: int | None = None
+        # The total up to which turns have found everything there.
+        self.counted = 0
+        # Has one item until a rollback is noticed: whoever removes that tells of it.
+        self.untold = [True]
+
+
 class Known(NamedTuple):
     """
     What was known when a call was sent: no less may be found by it.
 
-    ``era`` counts the rollbacks that were noticed: what was known before one is void.
+    ``era`` ends with each rollback that is noticed: what was known before one is void.
     ``heard`` is when this node was last heard of, None where that is not known.
     ``suspect`` says that less was found already, by a call that could not tell more, and
     ``missing`` that the node was not registered any more. Silent ones are struck off, and
     ``struck`` is how many were until this was looked at last.
     """
 
-    era: int = 0
-    born: str = ""
-    token: int = 0
-    posted: int = 0
-    heard: int | None = None
-    suspect: bool = False
-    missing: bool = False
-    struck: int | None = None
+    era: _Era
+    born: str
+    token: int
+    posted: int
+    heard: int | None
+    suspect: bool
+    missing: bool
+    struck: int | None
 
 
 class Standing(NamedTuple):
@@ -63,51 +97,44 @@ class Witness:
     def __init__(self) -> None:
         #: Called with the error, on the thread that noticed.
         self.tell: Callable[[StateRollback], object] = id
-        self._lock = threading.Lock()
-        # The total up to which turns have found everything there.
-        self._counted = 0
-        #: What is known now; to be read before a call is sent.
-        self.known = Known()
+        self._era = _Era()
+
+    @property
+    def known(self) -> Known:
+        """What is known now; to be read before a call is sent."""
+        e = self._era
+        return Known(e, e.born, e.token, e.posted, e.heard, e.suspect, e.missing, e.struck)
 
     def after_fork(self) -> None:
-        """Fresh locks; what was known still holds, but for the node, which is the parent's."""
-        self._lock = threading.Lock()
-        self.known = self.known._replace(heard=None)
+        """What was known still holds in a child, but for the node, which is the parent's."""
+        self._era.heard = None
 
     def forget(self) -> None:
         """Know nothing any more: whatever is met next is right."""
-        with self._lock:
-            self._void()
-
-    def _void(self) -> None:
-        self.known = Known(era=self.known.era + 1)
-        self._counted = 0
+        self._era = _Era()
 
     @property
     def curious(self) -> bool:
         """True when more was posted from here than any turn was asked about."""
-        return self.known.posted > self._counted
+        return self._era.posted > self._era.counted
 
     def registering(self) -> None:
         """The node is about to register: when it was heard of will change."""
-        with self._lock:
-            self.known = self.known._replace(heard=None)
+        self._era.heard = None
 
     def opened(self, before: Known, found: Standing) -> None:
         """Judge how the namespace stands, which is to be no less than was known *before*."""
-        with self._lock:
-            if before.era != self.known.era:
-                # It may have been looked at before what somebody else has noticed since.
-                return
-            error = self._judge(before, found)
-            token, posted = found.token, found.posted or 0
-            self.known = self.known._replace(
-                born=found.born,
-                token=max(self.known.token, token if token <= _MOST_TOKEN else 0),
-                posted=max(self.known.posted, posted),
-                missing=False,
-                struck=found.struck,
-            )
+        if before.era is not self._era:
+            # It may have been looked at before what somebody else has noticed since.
+            return
+        error = self._judge(before, found)
+        token, era = found.token, self._era
+        era.born = found.born
+        if era.token < token <= _MOST_TOKEN:
+            era.token = token
+        era.posted = max(era.posted, found.posted or 0)
+        era.missing = False
+        era.struck = found.struck
         if error:
             self.tell(error)
 
@@ -120,7 +147,7 @@ class Witness:
         if not (wiped or less or forgotten or before.suspect):
             return None
         # Since when is not known: others may have counted on from where it went back to.
-        return self._gone_back(None, found.now, wiped=wiped)
+        return self._gone_back(before.era, None, found.now, wiped=wiped)
 
     def posted(self, before: Known, stored: int, total: int) -> bool:
         """
@@ -130,40 +157,46 @@ class Witness:
             False when it is less than it has to be: the namespace is to be opened anew, or
             the next turn to be waited for, which can tell more.
         """
-        with self._lock:
-            if before.era != self.known.era:
-                return True
-            if total - stored < before.posted:
-                self.known = self.known._replace(suspect=True)
-                return False
-            if total > self.known.posted:
-                self.known = self.known._replace(posted=total)
+        era = before.era
+        if era is not self._era:
             return True
+        if total - stored < before.posted:
+            era.suspect = True
+            return False
+        era.posted = max(era.posted, total)
+        return True
 
     def turned(self, asked: Known, turn: Turn) -> None:
         """Judge the answer to a turn, before which so much was known."""
+        if asked.era is not self._era:
+            self._era.heard = None
+            return
         error = None
-        with self._lock:
-            if asked.era != self.known.era:
-                self.known = self.known._replace(heard=None)
-                return
-            if asked.heard is not None:
-                less = turn.posted is not None and turn.posted < asked.posted
-                if turn.before is None and (less or asked.suspect):
-                    error = self._gone_back(asked.heard, turn.now_us, wiped=False)
-                elif turn.before and turn.before < asked.heard:
-                    error = self._gone_back(turn.before, turn.now_us, wiped=False)
-                # A node that is not known at all registers, and so opens the namespace.
-                elif turn.posted is not None and not less:
-                    self._counted = max(self._counted, asked.posted)
-            missing = asked.heard is not None and turn.before == 0 and not error
-            self.known = self.known._replace(heard=turn.heard, missing=missing)
-            if self.known.token < turn.token <= _MOST_TOKEN:
-                self.known = self.known._replace(token=turn.token)
+        if asked.heard is not None:
+            less = turn.posted is not None and turn.posted < asked.posted
+            if turn.before is None and (less or asked.suspect):
+                error = self._gone_back(asked.era, asked.heard, turn.now_us, wiped=False)
+            elif turn.before and turn.before < asked.heard:
+                error = self._gone_back(asked.era, turn.before, turn.now_us, wiped=False)
+            # A node that is not known at all registers, and so opens the namespace.
+            elif turn.posted is not None and not less:
+                asked.era.counted = max(asked.era.counted, asked.posted)
+        era = self._era
+        era.missing = asked.heard is not None and turn.before == 0 and not error
+        era.heard = turn.heard
+        if era.token < turn.token <= _MOST_TOKEN:
+            era.token = turn.token
         if error:
             self.tell(error)
 
-    def _gone_back(self, since: int | None, until: int, *, wiped: bool) -> StateRollback:
-        self._void()
+    def _gone_back(
+        self, ended: _Era, since: int | None, until: int, *, wiped: bool
+    ) -> StateRollback | None:
+        try:
+            ended.untold.pop()
+        except IndexError:
+            # Another call has noticed it, and tells.
+            return None
+        self._era = _Era()
         ms = None if since is None else since / 1000
         return StateRollback(ms, until / 1000, wiped=wiped)

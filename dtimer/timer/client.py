@@ -46,9 +46,8 @@ class Client(Emitter):
             self.after_fork()
 
     def after_fork(self) -> None:
-        """Start anew in a forked child: fresh locks and connections, nothing inherited."""
+        """Start anew in a forked child: connections and locks of its own, nothing inherited."""
         self._pid = os.getpid()
-        self._fresh_lock()
         self._mint.after_fork()
         self._store.after_fork()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
@@ -50,22 +49,19 @@ class _Once:
             f(*args, **kwargs)
 
 
-class _Guard(threading.local):
-    """What the guarded emission of this thread has come to; None outside of one."""
-
-    raised: list[BaseException] | None = None
-    called = False
-
-
 class Emitter(EventEmitter):
-    """pyee's emitter, with guarded emissions. See the module."""
+    """
+    pyee's emitter, with guarded emissions. See the module.
+
+    pyee's lock is not used: a signal handler that interrupts a call of this one may add a listener,
+    or leave, which waits for threads that emit. Each change is one step of the interpreter
+    instead, and the listeners of an event name are never dropped together with the name.
+    """
+
+    _events: dict[str, dict[Callable[..., Any], Callable[..., Any]]]  # type: ignore[assignment]
 
     #: What is emitted, and with which arguments; None: whatever a user likes.
     emits: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._guard = _Guard()
 
     def __reduce__(self) -> NoReturn:
         """Say that it cannot be pickled or copied, before something within it says so."""
@@ -122,48 +118,63 @@ class Emitter(EventEmitter):
 
     def remove_listener(self, event: str, f: Callable[..., Any]) -> None:
         """Remove a listener; one that is not registered is no error."""
-        try:
-            super().remove_listener(event, f)
-        except KeyError:
-            # pyee up to 13 raises, from 14 on it does not.
-            return
+        self._of(event).pop(f, None)
         self._listening(event, more=False)
+
+    def remove_all_listeners(self, event: str | None = None) -> None:
+        """Remove all listeners of *event*, or of every event."""
+        for found in list(self._events.values()) if event is None else [self._of(event)]:
+            found.clear()
+
+    def listeners(self, event: str) -> list[Callable[..., Any]]:
+        """Return the listeners of *event*, in the order in which they are called."""
+        return list(self._of(event))
+
+    def event_names(self) -> set[str]:
+        """Return the names that have a listener."""
+        return {name for name, found in list(self._events.items()) if found}
+
+    def _of(self, event: str) -> dict[Callable[..., Any], Callable[..., Any]]:
+        return self._events.get(event) or {}
+
+    def _add_event_handler(self, event: str, k: Callable[..., Any], v: Callable[..., Any]) -> None:
+        self.emit("new_listener", event, k)
+        self._events.setdefault(event, {})[k] = v
 
     def _listening(self, event: str, *, more: bool) -> None:
         """Called when *event* has one *more* listener, or one less."""
 
-    def _emit_run(
-        self, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        raised = self._guard.raised
-        if raised is None:
-            # An emission of the user's own: as pyee does it.
-            super()._emit_run(f, args, kwargs)
-            return
+    def _call_handlers(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        # An emission of the user's own: as pyee does it.
+        called = False
+        for f in list(self._of(event).values()):
+            self._emit_run(f, args, kwargs)
+            called = True
+        return called
+
+    def emit_guarded(self, event: str, *args: Any) -> list[BaseException] | None:
+        """Call each listener of *event*; return what they raised, None if none was called."""
+        raised: list[BaseException] = []
+        called = False
+        for f in list(self._of(event).values()):
+            called = self._call_guarded(f, args, raised) or called
+        return raised if called else None
+
+    def _call_guarded(
+        self, f: Callable[..., Any], args: tuple[Any, ...], raised: list[BaseException]
+    ) -> bool:
+        """Call a listener, note what it raises, and return False if another thread has taken it."""
         listener = f.take() if isinstance(f, _Once) else f
         if listener is None:
-            return
-        self._guard.raised = None
+            return False
         try:
-            if inspect.isawaitable(result := listener(*args, **kwargs)):
+            if inspect.isawaitable(result := listener(*args)):
                 raised.append(_unawaited(listener, result))
         except BaseException as e:
             # Also SystemExit: it must not end a thread of ours unseen. Its traceback begins with
             # the listener: this frame would only hide the user's own.
             raised.append(e.with_traceback(e.__traceback__ and e.__traceback__.tb_next))
-        finally:
-            self._guard.raised = raised
-            self._guard.called = True
-
-    def emit_guarded(self, event: str, *args: Any) -> list[BaseException] | None:
-        """Call each listener of *event*; return what they raised, None if none was called."""
-        raised: list[BaseException] = []
-        self._guard.raised, self._guard.called = raised, False
-        try:
-            self._call_handlers(event, args, {})
-        finally:
-            self._guard.raised = None
-        return raised if self._guard.called else None
+        return True
 
     def announce(self, event: str, *args: Any) -> None:
         """Emit something of ours; what a listener of it raises is logged."""
@@ -172,8 +183,3 @@ class Emitter(EventEmitter):
             log.error("%s", args[0], exc_info=args[0])
         for error in raised or ():
             log.error("a listener of %r raised", event, exc_info=error)
-
-    def _fresh_lock(self) -> None:
-        """Replace, in a forked child, the lock that a thread of the parent may hold."""
-        self._lock = threading.Lock()
-        self._guard = _Guard()

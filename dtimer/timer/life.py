@@ -16,6 +16,7 @@ from typing import Any
 from dtimer.engine.bell import Bell
 from dtimer.engine.claimer import Claimer
 from dtimer.engine.dispatcher import Dispatcher
+from dtimer.engine.flag import Flag
 from dtimer.engine.herald import Herald
 from dtimer.engine.listener import Listener
 from dtimer.engine.service import Service
@@ -23,17 +24,13 @@ from dtimer.errors import StateRollback, StoreError, UsageError
 from dtimer.model.event import Health
 from dtimer.model.names import incarnation
 from dtimer.model.options import Options
-from dtimer.store import access
 from dtimer.store.store import Store
 from dtimer.timer import vetting
+from dtimer.timer.contact import Contact
 from dtimer.timer.ledger import Ledger
 from dtimer.timer.presence import PATIENCE, Presence
 from dtimer.timer.turns import Turns
 from dtimer.timer.voice import Voice
-
-# Waits are made of slices of so many seconds: Python handles a signal that comes a moment
-# before its main thread blocks only when that wakes again.
-_SLICE = 0.5
 
 # An echo after this much silence, in seconds, or five polls where those are quicker.
 _ECHO_EVERY = 5.0
@@ -62,23 +59,28 @@ class Life:
         self._store = store
         self._voice = voice
         self._pid = os.getpid()
-        self._over = threading.Event()
-        #: True once the end has been asked for.
-        self.leaving = False
+        self._over = Flag()
+        # The thread that starts it, which cannot wait for its end meanwhile.
+        self._starter: int | None = threading.get_ident()
+        #: Whether all has been started, and whether the end has been asked for.
+        self.begun = self.leaving = False
         self._presence = Presence(id, voice.listens)
         self._turns = Turns(store, self.incarnation, self._presence.entry, options)
         self.bell = Bell()
         self._herald = Herald(f"dtimer-herald-{id}", self._say)
         self._registered = False
-        self._reachable = True
-        self._deafness: BaseException | None = None
-        self._deaf_told = False
+        self._contact = Contact(
+            store,
+            self._herald.announce,
+            answered=lambda: self._claimer.answered,
+            deaf_since=lambda: self._listener.deaf_since,
+        )
         timeout = options.timeout / 1e6
         self._listener = Listener(
             f"dtimer-listener-{id}",
             ear=lambda: store.ear(self.incarnation),
             ring=self.bell.ring,
-            changed=self._hearing_changed,
+            changed=self._contact.hearing_changed,
             slow=store.slow,
             echo_every=max(0.25, min(_ECHO_EVERY, 5 * options.poll_interval / 1e6)),
             patience=timeout,
@@ -102,7 +104,7 @@ class Life:
             dispatcher=self._dispatcher,
             options=options,
             appetite=voice.appetite,
-            changed=self._reach_changed,
+            changed=self._contact.reach_changed,
             announce=self._herald.announce,
             farewell=self._farewell,
         )
@@ -142,13 +144,18 @@ class Life:
         """
         Register, subscribe, and take the first turn.
 
+        Ends early if the end is asked for meanwhile, as by a signal handler that interrupts it.
+
         Raises:
             StoreError: Redis is not there; nothing is left running.
         """
         try:
-            vetting.server(self._store)
-            self._register()
-            self._set_off()
+            for step in (self._register, self._set_off, self._first_turn):
+                if self.leaving:
+                    break
+                step()
+            if self.leaving and not self._claimer.started:
+                self._farewell()
         except BaseException:
             # Also an interrupt by the user, or a process that can have no more threads.
             self.stop(0)
@@ -157,8 +164,12 @@ class Life:
             else:
                 self._farewell()
             raise
-        self._herald.announce("ready")
-        self._herald.later(PATIENCE, self._show_listening)
+        finally:
+            self._starter = None
+        if not self.leaving:
+            self.begun = True
+            self._herald.announce("ready")
+            self._herald.later(PATIENCE, self._show_listening)
 
     def listened(self, *, more: bool) -> None:
         """Note that there is one more listener of ``'event'``, or one less."""
@@ -172,6 +183,7 @@ class Life:
                 self._store.describe(self.incarnation, self._presence.entry())
 
     def _register(self) -> None:
+        vetting.server(self._store)
         try:
             self._turns.register()
             self._registered = True
@@ -192,70 +204,42 @@ class Life:
         # Subscribed before the first claim, so that no wake falls between. Where
         # subscribing is not possible the node polls, and says so.
         self._listener.tried.wait(2 * self._options.timeout / 1e6)
+
+    def _first_turn(self) -> None:
         self._claimer.start()
+        if self.leaving:
+            # Asked for before the thread had the flag that stops it.
+            self._claimer.stop()
+            return
         self._claimer.reach.tried.wait(2 * self._options.timeout / 1e6)
-        if self._claimer.answered is None:
+        if self._claimer.answered is None and not self.leaving:
             error = self._claimer.reach.error
             if error is None:
                 raise UsageError("the threads of the node do not run, or far too slowly")
             raise StoreError(f"Redis went away while joining: {error}") from error
-        if self._deafness is not None:
-            self._hearing_changed(self._deafness)
-
-    def _reach_changed(self, error: Exception | None) -> None:
-        if error is None:
-            self._herald.announce("connected")
-            self._reachable = True
-        else:
-            if self._reachable:
-                self._herald.announce("disconnected", error)
-            self._reachable = False
-            self._complain(
-                error, f"Redis at {self._store.place} does not answer; the node keeps trying"
-            )
-
-    def _hearing_changed(self, error: BaseException | None) -> None:
-        self._deafness = error
-        if error is None:
-            self._deaf_told = False
-            return
-        # Where Redis does not answer either, that is what there is to say, and the claimer
-        # says it. So this waits for a turn that was answered since.
-        answered, since = self._claimer.answered, self._listener.deaf_since
-        if answered is None or since is None or answered < since:
-            return
-        if not self._deaf_told:
-            self._deaf_told = True
-            self._complain(error, "wakes do not arrive; events come by the poll")
-
-    def _complain(self, error: BaseException, what: str) -> None:
-        rule = access.remedy(str(error), self._store.ns)
-        complaint = StoreError(f"{what}: {error}{f' ({rule})' if rule else ''}")
-        complaint.__cause__ = error
-        self._herald.announce("error", complaint)
+        self._contact.say_if_deaf()
 
     # End
 
     def stop(self, timeout: float | None) -> None:
         """Ask for the end, running handlers given *timeout* seconds. Does not wait."""
-        self.leaving = True
         self._claimer.stop_within(timeout)
+        # Only then: a join() out of a signal handler would wait for an end that nobody brings.
+        self.leaving = True
+        if self._starter is not None:
+            self._claimer.stop_within(None)  # It may have been started meanwhile.
 
     def wait(self, timeout: float | None = None) -> bool:
         """
         Wait for the end, and return whether it has come.
 
-        A thread of the node does not wait for itself: the end comes when it returns.
+        A thread of the node does not wait for itself, nor does the one that starts it: the end
+        comes when it returns.
         """
-        if self._claimer.current or self._dispatcher.current or self._herald.current:
+        own = (self._claimer, self._dispatcher, self._herald, self._listener)
+        if self._starter == threading.get_ident() or any(part.current for part in own):
             return self._over.is_set()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = _SLICE if deadline is None else min(_SLICE, deadline - time.monotonic())
-            if self._over.wait(max(0.0, left)):
-                return True
-            if left < _SLICE:
-                return False
+        return self._over.wait(timeout)
 
     def _farewell(self) -> None:
         """The last act of the claimer's thread, or of the caller where it never was."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
-import queue
-import signal
 import threading
 import weakref
 from collections.abc import Collection
@@ -21,9 +18,10 @@ from dtimer.model.options import ANY_NUMBER, check_max_events, validate
 from dtimer.store.connect import source
 from dtimer.store.line import TRIES
 from dtimer.store.store import Store
-from dtimer.timer import listeners, process
+from dtimer.timer import listeners, process, signals
 from dtimer.timer.calendar import Calendar
 from dtimer.timer.life import Life
+from dtimer.timer.nesting import Nesting
 from dtimer.timer.voice import WeakVoice
 
 log = logging.getLogger("dtimer")
@@ -113,6 +111,7 @@ class DTimer(Calendar):
         self._finalizer: Any = None
         # Reentrant, for a leave out of a signal handler that interrupted one.
         self._state = threading.RLock()
+        self.nesting = Nesting()
         process.watch(self)
 
     @property
@@ -145,13 +144,14 @@ class DTimer(Calendar):
     def joined(self) -> bool:
         """True between `join` and the end of `leave`."""
         self._notice_fork()
-        return self._life is not None and not self._life.over
+        return self._life is not None and self._life.begun and not self._life.over
 
     def join(self) -> None:
         """
         Start receiving: registered, subscribed and the first claim done when it returns.
 
-        Joining again changes nothing. After a fork the child has not joined, and may.
+        Joining again changes nothing. After a fork the child has not joined, and may. If a
+        signal handler that interrupts this calls `leave`, the node has left when this returns.
 
         Raises:
             StoreError: Redis is not there. Nothing is left running.
@@ -159,43 +159,49 @@ class DTimer(Calendar):
             UsageError: called by a handler of this node while it leaves, or where no thread
                 would run: uWSGI without enable-threads, eventlet.
         """
+        leaves = self.nesting.leaves
         self._notice_fork()
         while True:
             with self._state:
-                life = self._life
-                if life is None or life.over:
-                    self._begin()
+                if self.nesting.joining_here:
                     return
+                with self.nesting.joining:
+                    life = self._life
+                    if life is None or life.over:
+                        life = self._begin(leaves)
+                        break
                 if not life.leaving:
                     return
             # Not under the lock: the handler that is waited for may call leave itself.
             if not life.wait(None):
                 raise UsageError("join() was called by a handler of the node that leaves")
+        if life.leaving:
+            life.wait(None)
 
-    def _begin(self) -> None:
+    def _begin(self, leaves: int) -> Life:
         if reason := process.why_no_threads():
             raise UsageError(f"a node needs threads. {reason}")
-        self._forget_life()
+        if self._finalizer is not None:
+            self._finalizer.detach()
         life = Life(self._id, self._options, self._store, WeakVoice(self))
-        life.start()
+        # Known before it starts, for a leave() that interrupts that.
         self._life = life
+        if self.nesting.leaves != leaves:
+            life.leaving = True
+        life.start()
         self._finalizer = weakref.finalize(self, process.forgotten, life, self._id)
         self._finalizer.atexit = False
         # What was set while it started; and it rings, for a listener that was added then.
         life.max_events = self._options.max_events
-
-    def _forget_life(self) -> None:
-        self._life = None
-        if self._finalizer is not None:
-            self._finalizer.detach()
-            self._finalizer = None
+        return life
 
     def leave(self, timeout: Duration | None = None) -> None:
         """
         Stop receiving: no new claims, handlers end, what none has started is handed back.
 
-        May be called at any time, twice, from two threads, and by a handler: there it
-        returns at once, and the end comes when the handler does. Also called when the
+        May be called at any time, twice, from two threads, by a signal handler, and by a
+        handler of events: there it returns at once, and the end comes when the handler does.
+        The same goes for a signal handler that interrupts `join`. Also called when the
         interpreter exits.
 
         Args:
@@ -206,24 +212,23 @@ class DTimer(Calendar):
             OptionError: *timeout* is no duration.
         """
         seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6
+        self.nesting.left()
         self._notice_fork()
         with self._state:
             life = self._life
             if life is None or life.over:
                 self.let_go()
                 return
+        self._end(life, seconds)
+
+    def _end(self, life: Life, seconds: float | None) -> None:
         life.stop(seconds)
-        patience = None if seconds is None else seconds + 2 * self._options.timeout / 1e6 + 1
-        if life.wait(patience):
-            with self._state:
-                if self._life is life:
-                    self._forget_life()
+        life.wait(None if seconds is None else seconds + 2 * self._options.timeout / 1e6 + 1)
 
     def let_go(self) -> None:
         """Close what calls have opened without, or after, a life of their own."""
         with self._state:
             if self._life is None or self._life.over:
-                self._forget_life()
                 self._store.release()
 
     def __enter__(self) -> Self:
@@ -242,34 +247,25 @@ class DTimer(Calendar):
         """
         Join, block until SIGINT or SIGTERM, and leave: the body of a worker script.
 
-        The first signal lets running handlers end; the next is handled as it was before.
-        Away from the main thread no signal is caught, and it returns when another thread
-        makes the node leave.
+        The first signal lets running handlers end. The next ends the wait for them: what they
+        have is given back, the attempt charged, and when the node has left the signal is handled
+        as it was before. A SIGINT that was ignored stays ignored, as in a shell's background job.
+        Away from the main thread no signal is caught, and it returns when another thread makes
+        the node leave.
         """
-        caught: queue.SimpleQueue[int] = queue.SimpleQueue()
-        before = {}
-        try:
-            # First of all, for a signal that comes while it joins.
-            if threading.current_thread() is threading.main_thread():
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    before[number] = signal.signal(number, lambda n, _: caught.put(n))
-            self.join()
-            while self.joined:
-                with contextlib.suppress(queue.Empty):
-                    caught.get(timeout=0.5)
-                    break
-        finally:
-            for number, handler in before.items():
-                # None is one that was not installed by Python, which cannot put it back.
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-            self.leave()
+        signals.run(self)
+
+    def hurry(self) -> None:
+        """Have a `leave` that waits for handlers wait no longer."""
+        if self._life is not None:
+            self._life.stop(0)
 
     # Looking
 
     def health(self) -> Health:
         """Tell whether this node makes progress. Asks nobody, and never raises."""
         self._notice_fork()
-        if self._life is None or self._life.over:
+        if self._life is None or not self.joined:
             return Health(False, False, False, None, None, 0, 0, None)
         return self._life.health()
 
@@ -299,11 +295,12 @@ class DTimer(Calendar):
     # Behind the scenes
 
     def _superseding(self, ids: Collection[str], *, posted: bool) -> None:
-        if self._life is not None:
-            self._life.superseding(ids, posted=posted)
+        life = self._life
+        if life is not None and not life.over:
+            life.superseding(ids, posted=posted)
 
     def _rolled_back(self, error: StateRollback) -> None:
-        if self._life is not None and not self._life.over:
+        if self._life is not None and self.joined:
             self._life.rolled_back(error)
         else:
             super()._rolled_back(error)
@@ -316,12 +313,17 @@ class DTimer(Calendar):
         """Start anew in a forked child, which has not joined."""
         super().after_fork()
         self._state = threading.RLock()
-        if self._life is not None:
-            self._life.after_fork()
-            self._forget_life()
+        self.nesting = Nesting()
+        life, self._life = self._life, None
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        if life is not None and not life.over:
+            life.after_fork()
             log.info("%r was joined by the parent process; join() in this one to receive", self)
 
     def at_exit(self) -> None:
         """Leave, within ``exit_timeout``: the interpreter is about to end."""
-        if self._life is not None:
-            self.leave(self._options.exit_timeout / 1000)
+        life = self._life
+        if life is not None and not life.over:
+            # By no lock, which another thread may have for as long as it likes.
+            self._end(life, self._options.exit_timeout / 1e6)

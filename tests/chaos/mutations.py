@@ -125,8 +125,8 @@ MUTANTS = [
     _mutant(
         "a claim may be settled by several",
         "engine/hold.py",
-        "            if self._settled is not None:\n                return False\n",
-        "",
+        '        while (by := self._end.setdefault("by", end)) is not end:\n',
+        '        while (by := self._end.setdefault("by", end)) is None:\n',
         _DISPATCHER,
     ),
     # --------------------------------------------------------------------------------- time

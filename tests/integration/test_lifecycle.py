@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import queue
 import threading
 import time
 import warnings
@@ -379,38 +378,6 @@ class TestLeave:
         patient.join(PATIENCE)
         assert not patient.is_alive()
         handler.go_on()
-
-    def test_a_signal_is_not_slept_over(self, make):
-        """
-        However long leave() may take, its thread wakes now and then: Python would else
-        handle a signal that came just before it blocked when the handler ends, or never.
-        """
-        timer = make()
-        handler = Gated(timer)
-        timer.join()
-        timer.post({})
-        handler.begun()
-        over = timer._life._over
-        waits = queue.SimpleQueue()
-
-        class Watched:
-            def wait(self, seconds=None):
-                waits.put(seconds)
-                return over.wait(seconds)
-
-            is_set, set = over.is_set, over.set
-
-        timer._life._over = Watched()
-        leaving = threading.Thread(target=timer.leave)
-        leaving.start()
-        assert all(waits.get(timeout=PATIENCE) <= 1 for _ in range(2))
-        hurrying = threading.Thread(target=timer.leave, args=(60_000,))
-        hurrying.start()
-        assert all(waits.get(timeout=PATIENCE) <= 1 for _ in range(2))
-        handler.go_on()
-        for thread in (leaving, hurrying):
-            thread.join(PATIENCE)
-            assert not thread.is_alive()
 
     @pytest.mark.fault("F68")
     def test_by_a_handler(self, make):

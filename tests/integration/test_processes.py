@@ -80,35 +80,61 @@ class TestSignals:
         assert left_nothing(client, namespace)
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_the_second_is_as_ever(self, script, make, client, namespace, number):
+    def test_a_second_signal_ends_the_wait_for_handlers(
+        self, script, make, client, namespace, number
+    ):
         """
-        A second signal does what it did before run(): the program ends though a handler
-        runs. What that had is handed out again.
+        A second signal gives back at once what a running handler has, and then does what it did
+        before run(). The node has left by then: a program that is stopped by an impatient person
+        must not make others wait for a lease.
         """
         program = script(
-            "import signal; note = signal.signal\n"
-            "def told(n, h):\n"
-            "    before = note(n, h)\n"
-            "    if n == signal.SIGTERM: say('back' if h is signal.SIG_DFL else 'ready')\n"
-            "    return before\n"
-            "signal.signal = told\n" + HANGING.replace("8_000", "0, lease=500") + "dt.run()"
+            HANGING
+            + """
+def watch():
+    while not (dt._life and dt._life.leaving):
+        threading.Event().wait(0.005)
+    say("leaving")
+
+threading.Thread(target=watch, daemon=True).start()
+dt.run()
+"""
         )
-        other = make("other", poll_interval=50)
+        other = make("other")
         caught = Catch(other, "event")
-        assert "ready" == program.hear()
         id = other.post({})
         assert f"begun {id} 1" == program.hear()
         program.signal(number)
-        assert "back" == program.hear()
+        assert "leaving" == program.hear()
         program.signal(number)
         complaint = program.end(-number)
         assert ("KeyboardInterrupt" in complaint) == (number == signal.SIGINT)
+        assert left_nothing(client, namespace)
         with other:
             (ev,) = caught.next()
             assert (id, 2) == (ev.id, ev.attempt)
-        # Who was killed could not say goodbye; after a minute it would have been forgotten.
-        assert left_nothing(client, namespace) == (number == signal.SIGINT)
-        client.delete(Keys.of(namespace).nodes, Keys.of(namespace).alive)
+
+    def test_an_ignored_interrupt_stays_ignored(self, script, make):
+        """
+        run() does not catch a SIGINT that its parent has set to be ignored: a shell does so for
+        a job in the background, at which no Ctrl-C is aimed.
+        """
+        program = script(
+            """
+            import signal
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            dt = timer()
+            dt.on("ready", lambda: say("ready", signal.getsignal(signal.SIGINT) is signal.SIG_IGN))
+            dt.on("event", lambda events: say("handled"))
+            dt.run()
+            """
+        )
+        assert "ready True" == program.hear()
+        program.signal(signal.SIGINT)
+        make("poster").post({})
+        assert "handled" == program.hear()
+        program.signal(signal.SIGTERM)
+        assert "" == program.end(0)
 
     def test_the_signals_are_put_back(self, script):
         """After run() the signals are handled as before it, also by one not of Python's."""
@@ -380,8 +406,9 @@ dt.leave()
 dt = timer()
 dt.join()
 life = dt._life
-inherited = [life.bell._reader, life.bell._writer, life._listener._stop_bell._reader,
-             life._listener._stop_bell._writer, life._listener._opened._descriptor()]
+inherited = [life.bell._pipe.reader, life.bell._pipe.writer,
+             life._listener._stop_bell._pipe.reader, life._listener._stop_bell._pipe.writer,
+             life._listener._opened._descriptor()]
 del life
 
 def child():

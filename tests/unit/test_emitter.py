@@ -214,11 +214,3 @@ class TestOnce:
         for n in range(3):
             assert [] == emitter.emit_guarded("tea", n)
         assert [0, 1, 2] == called
-
-
-def test_in_a_forked_child(emitter):
-    """A lock that a thread of the parent holds is replaced: nobody there would let it go."""
-    emitter.on("tea", lambda: None)
-    assert emitter._lock.acquire(timeout=PATIENCE)
-    emitter._fresh_lock()
-    assert [] == emitter.emit_guarded("tea")

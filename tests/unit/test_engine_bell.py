@@ -129,10 +129,18 @@ class TestRinging:
             assert bell.wait(0)
             bell.clear()
 
-    def test_a_ring_within_a_ring(self, bell):
-        """A signal handler may ring the bell while it interrupts a ring."""
-        with bell._lock:
-            bell.ring()
+    def test_a_ring_within_a_ring(self, bell, monkeypatch):
+        """A signal handler may ring the bell, and may clear it, while it interrupts a ring."""
+        write = os.write
+        again = iter([bell.ring, bell.clear])
+
+        def meanwhile(descriptor, data):
+            for act in again:
+                act()
+            return write(descriptor, data)
+
+        monkeypatch.setattr(os, "write", meanwhile)
+        bell.ring()
         assert bell.wait(0)
 
 
@@ -149,7 +157,8 @@ class TestDescriptors:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, high + 1), hard))
         bell = Bell()
         try:
-            low, bell._reader = bell._reader, fcntl.fcntl(bell._reader, fcntl.F_DUPFD, high)
+            pipe = bell._pipe
+            low, pipe.reader = pipe.reader, fcntl.fcntl(pipe.reader, fcntl.F_DUPFD, high)
             os.close(low)
             with pytest.raises(ValueError, match="out of range"):
                 select.select([bell.descriptor], [], [], 0)
@@ -170,54 +179,49 @@ class TestDescriptors:
         bell.close()
         bell.ring()
 
-    def test_closed_in_the_middle_of_a_ring(self, bell):
+    def test_closed_in_the_middle_of_a_ring(self, bell, monkeypatch):
         """
-        A ring that meets a close() writes to nothing that is not ours: whoever gets the
-        freed descriptors finds no byte in them.
+        A ring that meets a close() writes to nothing that is not ours: the descriptors are
+        closed when no call uses them any more, so nobody is given them before.
         """
-        lock = bell._lock
-        found = []
+        write = os.write
+        descriptors = {bell._pipe.reader, bell._pipe.writer}
+        others = []
 
-        class Late:
-            """The lock, which another thread gets first, and closes the bell."""
+        def meanwhile(descriptor, data):
+            bell.close()
+            others.extend(os.pipe())
+            return write(descriptor, data)
 
-            def __enter__(self):
-                bell._lock = lock
-                bell.close()
-                reader, writer = os.pipe()
-                found.extend((reader, writer))
-                lock.acquire()
-
-            def __exit__(self, *_):
-                lock.release()
-
-        descriptors = {bell._reader, bell._writer}
-        bell._lock = Late()
+        monkeypatch.setattr(os, "write", meanwhile)
         bell.ring()
-        reader, writer = found
-        assert descriptors == {reader, writer}, "they were freed, and given out again"
+        for descriptor in descriptors:
+            with pytest.raises(OSError, match="Bad file"):
+                os.fstat(descriptor)
+        reader, writer = others
         os.close(writer)
         assert b"" == os.read(reader, 1)
         os.close(reader)
+        assert descriptors.isdisjoint(others)
 
     def test_forgotten(self):
-        """A bell that is dropped closes its descriptors, even where its lock is held."""
+        """A bell that is dropped closes its descriptors."""
         bell = Bell()
-        descriptors = bell._reader, bell._writer
-        held, let_go = threading.Event(), threading.Event()
-        lock = bell._lock
-
-        def hold():
-            with lock:
-                held.set()
-                let_go.wait(PATIENCE)
-
-        holder = threading.Thread(target=hold)
-        holder.start()
-        assert held.wait(PATIENCE)
+        descriptors = bell._pipe.reader, bell._pipe.writer
         del bell
         for descriptor in descriptors:
             with pytest.raises(OSError, match="Bad file"):
                 os.fstat(descriptor)
-        let_go.set()
-        holder.join(PATIENCE)
+
+    def test_in_a_forked_child(self, bell):
+        """
+        after_fork() closes the descriptors at once: in a child the frames of the parent's threads
+        are not there to end, and so never let go of them.
+        """
+        descriptors = bell._pipe.reader, bell._pipe.writer
+        a_thread_of_the_parent = bell._pipe
+        bell.after_fork()
+        for descriptor in descriptors:
+            with pytest.raises(OSError, match="Bad file"):
+                os.fstat(descriptor)
+        a_thread_of_the_parent.write()

@@ -328,7 +328,7 @@ class TestLoss:
         ears.listener._stop_bell = Bell()
         ears.listener.after_fork()
         assert 2 == ear.closed
-        assert not ears.listener._stop_bell._open
+        assert ears.listener._stop_bell._pipe is None
 
 
 def test_it_never_asks_for_a_thread_twice():
@@ -340,4 +340,4 @@ def test_it_never_asks_for_a_thread_twice():
     ]
     ears.listener.stop()
     assert ears.listener.join(PATIENCE)
-    assert not ears.listener._stop_bell._open
+    assert ears.listener._stop_bell._pipe is None

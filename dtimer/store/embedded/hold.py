@@ -8,6 +8,7 @@ and the server goes on until the last copy is closed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from dtimer.errors import StoreError
@@ -66,6 +68,8 @@ class Hold:
                     continue
                 with hold:
                     if self._hear_out(hold):
+                        # A signal handler that interrupted this may have taken hold, too.
+                        self.drop()
                         self._descriptor = hold.detach()
                         return
             except OSError as e:
@@ -74,9 +78,9 @@ class Hold:
 
     def drop(self) -> None:
         """Let go of the server. Copies of the hold in other processes remain."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
     def _hear_out(self, hold: socket.socket) -> bool:
         """Wait for the keeper's word. False when it left instead, as the last before us did."""
@@ -135,26 +139,31 @@ class Registry:
     """Every hold of this process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._holds: dict[Path, Hold] = {}
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._after_fork)
 
     def take(self, folder: Path, kind: str, user: object) -> Hold:
         """Return the hold on *folder*, its server up, with *user* among those who need it."""
-        with self._lock:
-            hold = self._holds.get(folder) or Hold(folder, kind)
+        with self._locked():
+            hold = self._holds.setdefault(folder, Hold(folder, kind))
             if hold.kind != kind:
                 raise hold.error(f"there is one of the other kind, {hold.kind}")
-            if not hold.is_alive():
-                hold.take()
-            self._holds[folder] = hold
             hold.users.add(user)
+            try:
+                if not hold.is_alive():
+                    hold.take()
+            except BaseException:
+                self._strike_out(hold, user)
+                raise
             return hold
 
     def renew(self, hold: Hold) -> bool:
         """Hold the server again if its keeper is gone; return whether it was."""
-        with self._lock:
+        if hold.is_alive():
+            return False
+        with self._locked():
             if hold.is_alive():
                 return False
             hold.take()
@@ -162,16 +171,33 @@ class Registry:
 
     def release(self, hold: Hold, user: object) -> None:
         """Strike out *user*, and let go with the last of them. Idempotent."""
-        with self._lock:
-            if user in hold.users:
-                hold.users.remove(user)
-                if not hold.users:
-                    hold.drop()
-                    del self._holds[hold.folder]
+        with self._locked():
+            self._strike_out(hold, user)
+
+    def _strike_out(self, hold: Hold, user: object) -> None:
+        hold.users.discard(user)
+        if not hold.users and self._holds.get(hold.folder) is hold:
+            hold.drop()
+            self._holds.pop(hold.folder, None)
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """
+        Take the lock, which is reentrant, or raise a `StoreError`.
+
+        Not for ever: a signal handler may have interrupted the thread that has it, and wait for
+        the one that calls.
+        """
+        if not self._lock.acquire(timeout=4 * PATIENCE):
+            raise StoreError("no embedded server: another thread starts one, and it takes too long")
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _after_fork(self) -> None:
         # Another thread may have had it when we were forked, and there are none here.
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
 
 def _interpreter() -> str:

@@ -1,0 +1,192 @@
+"""
+Calls of the library that a signal handler interrupts with calls of the library (law 14).
+
+The handler runs at one bytecode after the other of the library's own frames. Only a sample of them
+is tried in a suite that has to be fast; ``DTIMER_TEST_BYTECODES=1`` tries each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from interrupted import Interruption, each_bytecode
+from leftovers import nothing_left, threads
+from servers import eventually
+
+from dtimer import Cancelled, RunAt, State, UsageError
+
+LATER = 3_600_000  # ms; no test is there to see it
+
+#: About so many samples of each call, of some hundred to some thousand bytecodes.
+STRIDES = {"post": 83, "post an id": 97, "cancel": 61, "join": 331, "leave": 29, "exit": 29}
+
+
+def calls(timer):
+    """Calls of *timer* by their names, each to be made while it is joined or not, as it needs."""
+    return {
+        "post": lambda: timer.post({"by": "outer"}, LATER),
+        "post an id": lambda: timer.post({"by": "outer"}, LATER, id="tea"),
+        "cancel": lambda: timer.cancel("egg"),
+        "join": timer.join,
+        "leave": timer.leave,
+        "exit": timer.at_exit,
+    }
+
+
+@pytest.fixture
+def timer(make, client):
+    """A timer that hands events to a listener; what it leaves behind is looked for."""
+    timer = make("node", poll_interval=60_000)
+    timer.on("event", lambda events: None)
+    return timer
+
+
+@pytest.mark.slow
+class TestSignalHandlers:
+    """What a handler may call, whatever it interrupts."""
+
+    @pytest.mark.parametrize("call", STRIDES)
+    def test_it_may_post_and_cancel(self, timer, call):
+        """
+        A handler that posts, cancels and looks does all of it, and so does the call that it
+        interrupts. Neither waits for the other, which would be for ever.
+        """
+        posted = []
+
+        def handler():
+            timer.post({"by": "handler"}, LATER, id="tea")
+            posted.append(timer.post({"by": "handler"}, LATER))
+            posted.append(timer.post({"by": "handler"}, LATER))
+            timer.cancel(posted[-1])
+            timer.health()
+
+        for n in each_bytecode(STRIDES[call]):
+            if call == "join":
+                timer.leave()
+            else:
+                timer.join()
+            timer.post({}, LATER, id="egg")
+            posted.clear()
+            interruption = Interruption(n, handler)
+            result = interruption.during(calls(timer)[call])
+            if interruption.where is None:
+                break
+            kept, dropped = posted
+            assert timer.peek(kept) is not None, interruption.where
+            assert timer.peek(dropped) is None, interruption.where
+            assert timer.peek("tea") is not None, interruption.where
+            if call == "post":
+                assert result not in (kept, dropped), interruption.where
+                assert {"by": "outer"} == timer.peek(result).event, interruption.where
+                timer.cancel(result)
+            if call == "cancel":
+                assert Cancelled.CANCELLED is result, interruption.where
+            assert timer.joined == (call not in ("leave", "exit")), interruption.where
+            timer.cancel_all = [timer.cancel(id) for id in (kept, "tea", "egg")]
+        assert n >= 2 * STRIDES[call], "it was hardly interrupted"
+
+    @pytest.mark.parametrize("call", STRIDES)
+    def test_it_may_leave(self, timer, client, call):
+        """
+        A handler that leaves ends the node, whatever it interrupts: a leave() that came while
+        join() was at work is not lost, and none waits for a thread that waits for it.
+        """
+        with nothing_left(client):
+            for n in each_bytecode(STRIDES[call]):
+                if call != "join":
+                    timer.join()
+                interruption = Interruption(n, timer.leave)
+                interruption.during(calls(timer)[call])
+                if interruption.where is None:
+                    break
+                # The first bytecodes of join() come before it has begun.
+                assert not timer.joined or (call == "join" and n < 10), interruption.where
+                timer.leave()
+                eventually(lambda: not threads())
+            timer.leave()
+        assert [] == timer.nodes()
+        assert n >= 2 * STRIDES[call], "it was hardly interrupted"
+
+    @pytest.mark.parametrize("call", ["leave", "exit", "post an id"])
+    def test_it_may_join(self, timer, call):
+        """A handler that joins does not undo, or hang, the call that it interrupts."""
+        for n in each_bytecode(STRIDES[call]):
+            timer.join()
+            interruption = Interruption(n, timer.join)
+            interruption.during(calls(timer)[call])
+            if interruption.where is None:
+                break
+            timer.join()
+            eventually(lambda: timer.health().ok)
+        assert n >= 2 * STRIDES[call], "it was hardly interrupted"
+
+
+class Alarm(Exception):
+    """What a signal handler raises."""
+
+
+def ring():
+    raise Alarm
+
+
+@pytest.fixture
+def queue(server, namespace, clean):
+    queue = RunAt(namespace, redis=server.url, interval=60_000, lease=600_000)
+    yield queue
+    queue.stop(0)
+
+
+@pytest.mark.slow
+class TestReading:
+    """A reader that is interrupted."""
+
+    @pytest.mark.parametrize("there", [True, False])
+    def test_an_exception_takes_no_key_along(self, queue, there):
+        """
+        A read() that an exception breaks off, at any bytecode, takes no key along: the next
+        read() has it at once, and not when a lease of ten minutes ends.
+        """
+        queue.read(timeout=0)
+        for n in each_bytecode(127):
+            if there:
+                queue.write(f"k{n}")
+            interruption = Interruption(n, ring)
+            read = None
+            with contextlib.suppress(Alarm):
+                read = interruption.during(lambda: queue.read(timeout=20))
+            if interruption.where is None:
+                break
+            if not there:
+                queue.write(f"k{n}")
+            if read is None:
+                read = queue.read(timeout=20_000)
+            assert f"k{n}" == read, interruption.where
+            assert queue.confirm(read), interruption.where
+        if there and n == 0:
+            pytest.fail("it was not interrupted")
+
+    def test_a_handler_may_write_read_and_stop(self, server, namespace, clean):
+        """A handler may use the queue that its thread reads from, and may stop it."""
+        for n in each_bytecode(701):
+            queue = RunAt(namespace, redis=server.url, interval=60_000)
+            found = []
+
+            def handler(queue=queue, found=found):
+                queue.write("milk")
+                with contextlib.suppress(UsageError):
+                    # Where it interrupts the joining no key can come.
+                    found.append(queue.read(timeout=1))
+                queue.stop()
+
+            interruption = Interruption(n, handler)
+            found.append(interruption.during(lambda queue=queue: queue.read(timeout=1)))
+            queue.stop()
+            if interruption.where is None:
+                break
+            left = queue.timer.peek("milk")
+            assert ("milk" in found) == (left is None), interruption.where
+            assert left is None or State.SCHEDULED is left.state, interruption.where
+            queue.timer.cancel("milk")
+            queue.stop()
+        assert n > 701

@@ -1,0 +1,502 @@
+"""
+What a signal handler may do in the middle of whatever it interrupts (law 14).
+
+Each part that a caller's thread changes is interrupted at every bytecode by a call of the same
+part: nothing waits for its own thread, and nothing is lost or found twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+
+import pytest
+from interrupted import Interruption, each_bytecode
+from servers import PATIENCE
+
+from dtimer import OutcomeUnknown
+from dtimer.engine.bell import Bell
+from dtimer.engine.book import Book
+from dtimer.engine.early import Early
+from dtimer.engine.flag import Flag
+from dtimer.engine.hold import Hold
+from dtimer.engine.readers import Readers, Reading
+from dtimer.engine.reposts import Reposts
+from dtimer.model.claims import Claim, Result, Settlement, Verdict
+from dtimer.model.names import Mint
+from dtimer.model.options import validate
+from dtimer.store.witness import Standing, Witness
+from dtimer.timer.emitter import Emitter
+
+OPTIONS = validate({})
+
+
+class Ledger:
+    """A store that settles whatever it is asked to, or fails."""
+
+    def __init__(self):
+        self.settled = []
+        self.failures = []
+
+    def settle(self, settlements):
+        if self.failures:
+            raise self.failures.pop()
+        self.settled += settlements
+        return [Result.DONE] * len(settlements)
+
+    def extend(self, held, lease_us):
+        return [True] * len(held)
+
+
+def a_hold(token, ledger=None, id=None):
+    claim = Claim(id or f"e{token}", token, 1, 1_000 * token, 1_000 * token, 3, b"{}")
+    return Hold(claim, OPTIONS, ledger or Ledger(), lambda hold, result: None, 0.0)
+
+
+def test_ids_ascend_and_no_two_are_equal():
+    """
+    A handler that posts takes an id of its own, and those that are made later are greater than
+    both: an id that is made twice would replace an event.
+    """
+    mint = Mint()
+    for n in each_bytecode():
+        before, inner = mint(), []
+        interruption = Interruption(n, lambda inner=inner: inner.append(mint()))
+        outer = interruption.during(mint)
+        if interruption.where is None:
+            break
+        after = mint()
+        assert 4 == len({before, outer, after, *inner}), interruption.where
+        assert before < min(outer, *inner), interruption.where
+        assert after > max(outer, *inner), interruption.where
+    assert n > 10
+
+
+class TestEarly:
+    """Events that are kept until they are due: each is removed by one caller."""
+
+    @pytest.mark.parametrize("inner", ["clear", "clear one", "take", "give up", "add"])
+    @pytest.mark.parametrize("outer", ["clear", "clear one", "take", "give up", "add"])
+    def test_each_event_is_removed_once(self, outer, inner):
+        """
+        Whatever interrupts whatever, an event is neither lost, which holds its lease for ever, nor
+        removed by two, which starts it after it was given back.
+        """
+        for n in each_bytecode():
+            early = Early(OPTIONS)
+            tokens = itertools.count(100)
+            added, gone = [], []
+
+            def act(
+                name, early=early, tokens=tokens, added=added, gone=gone
+            ):  # each round has its own
+                if name == "add":
+                    more = [a_hold(next(tokens)) for _ in range(2)]
+                    added.extend(more)
+                    early.add(more, 0.0)
+                elif name == "clear":
+                    gone.extend(early.clear())
+                elif name == "clear one":
+                    gone.extend(early.clear({"e2"}))
+                else:
+                    gone.extend(early.take(2) if name == "take" else early.give_up(0))
+
+            kept = [a_hold(i) for i in range(4)]
+            early.add(kept, 0.0)
+            interruption = Interruption(n, lambda act=act: act(inner))
+            interruption.during(lambda act=act: act(outer))
+            if interruption.where is None:
+                break
+            gone += early.clear()
+            assert sorted(h.claim.token for h in kept + added) == sorted(
+                h.claim.token for h in gone
+            ), interruption.where
+            assert 0 == len(early)
+        assert n > 10
+
+
+class TestReposts:
+    """What is posted while claims are on their way."""
+
+    @pytest.mark.parametrize("outer", ["begin", "since", "add"])
+    def test_what_the_handler_posts_is_noted(self, outer):
+        """A note that is taken in the middle of another call is found by the next look."""
+        for n in each_bytecode():
+            reposts = Reposts()
+            reposts.begin(1)
+            reposts.add(["old"])
+            reposts.begin(2)
+            acts = {
+                "begin": lambda r=reposts: r.begin(3),
+                "since": lambda r=reposts: r.since(2),
+                "add": lambda r=reposts: r.add(["more"]),
+            }
+            interruption = Interruption(n, lambda r=reposts: r.add(["tea", "old"]))
+            interruption.during(acts[outer])
+            if interruption.where is None:
+                break
+            assert {"tea", "old"} <= reposts.since(2), interruption.where
+        assert n > 5
+
+
+class TestBook:
+    """What the node holds, and what is to be settled."""
+
+    @pytest.mark.parametrize("outer", ["take", "settle"])
+    def test_no_settlement_is_lost_or_told_twice(self, outer):
+        """A settlement that is noted while others are taken for a turn goes with the next."""
+        for n in each_bytecode():
+            book = Book("node", OPTIONS, lambda *a: None)
+            book._settle([Settlement("a", 1, Verdict.CONFIRM)])
+            taken = []
+            acts = {
+                "take": lambda b=book, t=taken: t.extend(b.take_settlements()),
+                "settle": lambda b=book: b._settle([Settlement("b", 2, Verdict.CONFIRM)]),
+            }
+            interruption = Interruption(
+                n, lambda b=book: b._settle([Settlement("c", 3, Verdict.CONFIRM)])
+            )
+            interruption.during(acts[outer])
+            if interruption.where is None:
+                break
+            taken += book.take_settlements()
+            expected = [1, 3] if outer == "take" else [1, 2, 3]
+            assert expected == sorted(s.token for s in taken), interruption.where
+        assert n > 5
+
+    @pytest.mark.parametrize("outer", ["superseded", "held", "stuck"])
+    def test_what_is_held_may_change_meanwhile(self, outer):
+        """A handler may end a claim, and post, while all claims are looked at."""
+        for n in each_bytecode():
+            book = Book("node", OPTIONS, lambda *a: None)
+            holds = [a_hold(i) for i in range(3)]
+            book._hold_on(holds)
+            acts = {
+                "superseded": lambda b=book: b.superseded({"e1"}),
+                "held": book.held,
+                "stuck": book.stuck,
+            }
+
+            def handler(book=book, holds=holds):
+                book._forget(holds[:1])
+                book._hold_on([a_hold(7)])
+                book.superseded({"e2"})
+
+            interruption = Interruption(n, handler)
+            interruption.during(acts[outer])
+            if interruption.where is None:
+                break
+            assert holds[2].superseded, interruption.where
+            assert {1, 2, 7} == {h.claim.token for h in book.held()}
+        assert n > 5
+
+
+class TestHold:
+    """Who settles a claim."""
+
+    def test_one_of_two_takes_it(self):
+        """Two that want to settle a claim, one within the other, do not both think they did."""
+        for n in each_bytecode():
+            hold, won = a_hold(1), []
+            interruption = Interruption(n, lambda h=hold, w=won: w.append(h.take(Verdict.RELEASE)))
+            won.append(interruption.during(lambda h=hold: h.take(Verdict.CONFIRM)))
+            if interruption.where is None:
+                break
+            assert [False, True] == sorted(won), interruption.where
+        assert n > 5
+
+    def test_a_confirm_within_a_confirm(self):
+        """
+        A confirm that interrupts a confirm of the same event either does it, or finds it done, or
+        says that it cannot know; it neither waits for ever nor says what may be wrong.
+        """
+        said = set()
+        for n in each_bytecode():
+            ledger = Ledger()
+            hold, inner = a_hold(1, ledger), []
+
+            def handler(hold=hold, inner=inner):
+                try:
+                    inner.append(hold.confirm())
+                except OutcomeUnknown:
+                    inner.append("unknown")
+
+            interruption = Interruption(n, handler)
+            outer = interruption.during(hold.confirm)
+            if interruption.where is None:
+                break
+            assert outer is True, interruption.where
+            assert inner in ([True], ["unknown"]), interruption.where
+            assert 1 == len(ledger.settled), interruption.where
+            said.add(inner[0])
+        assert {True, "unknown"} == said
+
+    def test_who_fails_leaves_it_to_the_next(self):
+        """A settling that an exception breaks off, wherever, can be done by the next caller."""
+
+        class Alarm(Exception):
+            pass
+
+        def ring():
+            raise Alarm
+
+        for n in each_bytecode():
+            ledger = Ledger()
+            hold = a_hold(1, ledger)
+            interruption = Interruption(n, ring)
+            with contextlib.suppress(Alarm):
+                interruption.during(hold.confirm)
+            if interruption.where is None:
+                break
+            locked = []
+            other = threading.Thread(
+                target=lambda h=hold, x=locked: x.append(h.take(Verdict.RETRY))
+            )
+            other.start()
+            other.join(PATIENCE)
+            assert not other.is_alive(), interruption.where
+            # Settled by the one or by the other, and not by both.
+            assert locked, interruption.where
+        assert n > 20
+
+
+class TestFlag:
+    """What threads wait for."""
+
+    def test_set_within_a_set_or_a_wait(self):
+        """A handler may set the flag that its thread sets, or waits for: the wait ends."""
+        for n in each_bytecode():
+            flag = Flag()
+            interruption = Interruption(n, flag.set)
+            interruption.during(flag.set)
+            if interruption.where is None:
+                break
+            assert flag.is_set()
+        assert n > 3
+        for n in each_bytecode():
+            flag = Flag()
+            interruption = Interruption(n, flag.set)
+            # It would not end before a failing test does.
+            if n < 20:
+                assert interruption.during(lambda f=flag: f.wait(PATIENCE)), interruption.where
+            else:
+                interruption.during(lambda f=flag: f.wait(0.001))
+            if interruption.where is None:
+                break
+        assert n > 20
+
+    def test_it_wakes_every_thread(self):
+        """All threads that wait are woken, and none is when the time is over."""
+        flag = Flag()
+        woken = []
+        threads = [
+            threading.Thread(target=lambda: woken.append(flag.wait(PATIENCE))) for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        assert not flag.wait(0.01)
+        flag.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert [True] * 3 == woken
+        assert [] == flag._waiters
+
+    def test_a_wait_is_made_of_slices(self, monkeypatch):
+        """
+        However long a wait may take, its thread wakes now and then: Python would else handle a
+        signal that came just before it blocked when the wait ends, or never.
+        """
+        flag, waits = Flag(), []
+        lock = threading.Lock
+
+        class Watched:
+            def __init__(self):
+                self._lock = lock()
+
+            def acquire(self, timeout=-1):
+                waits.append(timeout)
+                if len(waits) == 4:
+                    flag.set()
+                return self._lock.acquire(timeout=min(timeout, 0.001)) if timeout > 0 else True
+
+            def release(self):
+                pass
+
+        monkeypatch.setattr(threading, "Lock", Watched)
+        assert flag.wait()
+        assert all(0 < seconds <= 1 for seconds in waits[1:])
+
+    def test_an_exception_leaves_nothing_locked(self):
+        """A set, or a wait, that an exception breaks off leaves the flag as good as it was."""
+
+        class Alarm(Exception):
+            pass
+
+        def ring():
+            raise Alarm
+
+        for name in ("set", "wait"):
+            for n in each_bytecode():
+                flag = Flag()
+                interruption = Interruption(n, ring)
+                with contextlib.suppress(Alarm):
+                    interruption.during(
+                        lambda f=flag, name=name: f.set() if name == "set" else f.wait(0)
+                    )
+                if interruption.where is None:
+                    break
+                flag.set()
+                assert flag.wait(0)
+
+
+class TestReaders:
+    """Who waits for a key."""
+
+    def test_an_interrupted_reader_is_gone(self):
+        """
+        A reader that an exception interrupts is handed no key any more: one that came would be
+        held, and its lease renewed, for ever.
+        """
+
+        class Alarm(Exception):
+            pass
+
+        def ring():
+            raise Alarm
+
+        class Key:
+            id = "k"
+
+        def read(readers, reading, stopped):
+            try:
+                readers.read(reading, 0.001, lambda: None, stopped)
+            except BaseException:
+                readers.forsake(reading)
+                raise
+
+        for n in each_bytecode():
+            readers, reading, stopped = Readers(), Reading(), Flag()
+            interruption = Interruption(n, ring)
+            with contextlib.suppress(Alarm):
+                interruption.during(lambda r=(readers, reading, stopped): read(*r))
+            if interruption.where is None:
+                break
+            assert 0 == len(readers), interruption.where
+            assert readers.hand_over(Key(), stopped) is None, interruption.where
+        assert n > 20
+
+    def test_a_key_that_has_come_is_released(self):
+        """A key that an interrupted reader was handed already is given back, uncharged."""
+
+        class Key:
+            id = "k"
+
+        readers, reading, stopped = Readers(), Reading(), Flag()
+        handed = []
+
+        def begun():
+            hand = threading.Thread(target=lambda: handed.append(readers.hand_over(Key(), stopped)))
+            hand.start()
+            assert reading.arrived.wait(PATIENCE)
+            readers.forsake(reading)
+            hand.join(PATIENCE)
+
+        readers.read(reading, 0, begun, stopped)
+        assert [None] == handed
+        assert not readers.confirm("k")
+
+
+class TestEmitter:
+    """Listeners that come and go."""
+
+    @pytest.mark.parametrize("outer", ["on", "remove", "emit", "once"])
+    def test_a_listener_that_comes_meanwhile_is_there(self, outer):
+        """A listener that a handler registers is neither lost nor called by nobody."""
+        for n in each_bytecode():
+            emitter, called = Emitter(), []
+            first = lambda called=called: called.append("first")  # noqa: E731
+            emitter.on("tea", first)
+            acts = {
+                "on": lambda e=emitter: e.on("tea", lambda: None),
+                "once": lambda e=emitter: e.once("tea", lambda: None),
+                "remove": lambda e=emitter, f=first: e.remove_listener("tea", f),
+                "emit": lambda e=emitter: e.emit_guarded("tea"),
+            }
+            late = lambda called=called: called.append("late")  # noqa: E731
+            interruption = Interruption(n, lambda e=emitter, f=late: e.on("tea", f))
+            interruption.during(acts[outer])
+            if interruption.where is None:
+                break
+            called.clear()
+            assert [] == emitter.emit_guarded("tea"), interruption.where
+            assert "late" in called, interruption.where
+        assert n > 5
+
+    def test_an_emission_within_an_emission(self):
+        """What listeners raise is told by the emission that called them, and by no other."""
+        for n in each_bytecode():
+            emitter = Emitter()
+            emitter.on("tea", lambda: 1 / 0)
+            emitter.on("milk", lambda: None)
+            inner = []
+            interruption = Interruption(
+                n, lambda e=emitter, i=inner: i.append(e.emit_guarded("milk"))
+            )
+            outer = interruption.during(lambda e=emitter: e.emit_guarded("tea"))
+            if interruption.where is None:
+                break
+            assert [ZeroDivisionError] == [type(e) for e in outer], interruption.where
+            assert [[]] == inner, interruption.where
+        assert n > 5
+
+
+class TestWitness:
+    """What was acknowledged, and whether it is there."""
+
+    def test_a_loss_is_told_once(self):
+        """Two that notice the same loss, one within the other, tell of it once."""
+        less = Standing(2, "a", 1, 1, 0)
+        for n in each_bytecode():
+            witness, told = Witness(), []
+            witness.tell = told.append
+            before = witness.known
+            witness.opened(before, Standing(1, "a", 5, 5, 0))
+            known = witness.known
+            interruption = Interruption(n, lambda w=witness, k=known: w.opened(k, less))
+            interruption.during(lambda w=witness, k=known: w.opened(k, less))
+            if interruption.where is None:
+                break
+            assert 1 == len(told), interruption.where
+            # What was known before is void, so the next look finds nothing wrong.
+            witness.opened(witness.known, less)
+            assert 1 == len(told), interruption.where
+        assert n > 20
+
+    def test_the_total_never_goes_down(self):
+        """What a handler has posted is known afterwards, whatever it interrupted."""
+        for n in each_bytecode():
+            witness = Witness()
+            known = witness.known
+            interruption = Interruption(n, lambda w=witness, k=known: w.posted(k, 1, 7))
+            interruption.during(lambda w=witness, k=known: w.posted(k, 1, 3))
+            if interruption.where is None:
+                break
+            assert witness.known.posted in (3, 7), interruption.where
+            assert witness.posted(witness.known, 1, 8)
+        assert n > 5
+
+
+def test_a_bell_is_rung_by_whoever_interrupts():
+    """A handler may ring, nudge, and close a bell in the middle of each of these."""
+    for inner, outer in itertools.product(("ring", "nudge", "close"), repeat=2):
+        for n in each_bytecode():
+            bell = Bell()
+            interruption = Interruption(n, getattr(bell, inner))
+            interruption.during(getattr(bell, outer))
+            if interruption.where is None:
+                break
+            if "close" not in (inner, outer):
+                assert bell.wait(0), interruption.where
+            bell.close()
+        assert n > 2
