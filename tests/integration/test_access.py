@@ -414,7 +414,7 @@ class TestMissing:
 def joined(url, ns, caplog):
     """Join and post; return what was said: raised, emitted as an error, or logged."""
     caplog.clear()
-    node = DTimer("node", url, ns=ns, poll_interval=50, timeout=900)
+    node = DTimer("node", url, ns=ns, poll_interval=50, timeout=LONGEST_CALL)
     errors = Catch(node, "error")
     caught = Catch(node, "event")
     try:
