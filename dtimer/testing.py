@@ -20,9 +20,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from typing import Any
 
 from pyee.base import EventEmitter
+
+from dtimer.model.moments import Duration, Moment, moment_us
 
 
 class Clock:
@@ -33,11 +36,16 @@ class Clock:
     Moving it wakes the nodes that have joined.
 
     Args:
-        start: Milliseconds since the epoch; the present by default.
+        start: Milliseconds since the epoch, or an aware datetime; the present by default.
+
+    Raises:
+        OptionError: *start* is not a moment.
     """
 
-    def __init__(self, start: float | None = None) -> None:
+    def __init__(self, start: Moment | None = None) -> None:
         self._lock = threading.Lock()
+        if isinstance(start, datetime):
+            start = moment_us(start, "start") / 1000
         self._ms: float = round(time.time() * 1000) if start is None else start
         self._rings: list[weakref.WeakMethod[Callable[[], None]]] = []
 
@@ -45,8 +53,10 @@ class Clock:
         """Return the time, in ms since the epoch."""
         return self._ms
 
-    def tick(self, ms: float) -> None:
-        """Move on by *ms*, and wake the nodes that go by this clock."""
+    def tick(self, ms: Duration) -> None:
+        """Move on by *ms*, or a timedelta, and wake the nodes that go by this clock."""
+        if isinstance(ms, timedelta):
+            ms /= timedelta(milliseconds=1)
         with self._lock:
             self._ms += ms
             rings = [ring for reference in self._rings if (ring := reference()) is not None]

@@ -89,6 +89,17 @@ def check(event: object, f: object, emits: Mapping[str, tuple[str, ...]] | None)
         _check_signature(name, f, emits[name])
 
 
+def explained(raised: list[BaseException] | None) -> list[BaseException] | None:
+    """Return what handlers raised, with a note where one took the list of events for one event."""
+    for error in raised or ():
+        text = str(error)
+        indexed = isinstance(error, TypeError) and text.startswith("list indices must be")
+        asked = isinstance(error, AttributeError) and text.startswith("'list' object has no")
+        if (indexed or asked) and (trace := error.__traceback__) and trace.tb_next is None:
+            error.add_note("a handler is called with a list of events: for ev in events: …")
+    return raised
+
+
 def _check_signature(event: str, f: Callable[..., Any], arguments: tuple[str, ...]) -> None:
     try:
         signature = inspect.signature(f)

@@ -285,7 +285,7 @@ class DTimer(Calendar):
 
         None when there was nobody to take them: they are given back, no attempt charged.
         """
-        return self.emit_guarded("event", events)
+        return listeners.explained(self.emit_guarded("event", events))
 
     def ring(self) -> None:
         """Have the node ask for events now: its appetite may have grown."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import json
 import math
 import time
 import zoneinfo
@@ -20,7 +21,7 @@ from servers import eventually
 from shell import runner
 
 from dtimer import DTimer, OptionError, PayloadError, PayloadTooLarge, RunAt, StoreError
-from dtimer.testing import Clock
+from dtimer.testing import Catch, Clock
 
 BERLIN = "Europe/Berlin"
 
@@ -430,6 +431,52 @@ class TestListeners:
         timer = DTimer("n")
         assert f is timer.on("event", f)
         assert [f] == timer.listeners("event")
+
+
+class TestHandling:
+    """A handler that takes the list of events for one event."""
+
+    @pytest.mark.parametrize("wrong", [lambda ev: ev["order"], lambda ev: ev.id])
+    def test_a_list_taken_for_an_event(self, server, namespace, wrong):
+        """The traceback ends with what the handler was called with."""
+        timer = DTimer("n", server.url, ns=namespace, max_retries=0)
+        died = Catch(timer, "dead")
+        errors = Catch(timer, "error")
+        timer.on("event", wrong)
+        with timer:
+            timer.post({"order": 17})
+            note = "a handler is called with a list of events: for ev in events: …"
+            assert note in died.next().error
+            assert [note] == errors.next().__cause__.__notes__
+
+    def test_other_lists_are_not_spoken_of(self, server, namespace):
+        """What went wrong further down has its own list."""
+
+        def deep(events):
+            json.loads("[]", object_hook=None)["order"]
+
+        def deeper(events):
+            deep(events)
+
+        timer = DTimer("n", server.url, ns=namespace, max_retries=0)
+        errors = Catch(timer, "error")
+        timer.on("event", deeper)
+        with timer:
+            timer.post({})
+            assert not hasattr(errors.next().__cause__, "__notes__")
+
+
+class TestTime:
+    """Where a duration is taken a timedelta is too, and where a moment is an aware datetime."""
+
+    def test_the_clock_of_a_test(self):
+        """The clock of a test, too."""
+        clock = Clock(dt.datetime(2030, 1, 1, tzinfo=dt.UTC))
+        clock.tick(dt.timedelta(minutes=1))
+        clock.tick(500)
+        assert dt.datetime(2030, 1, 1, 0, 1, 0, 500_000, dt.UTC).timestamp() * 1000 == clock()
+        with pytest.raises(OptionError, match="start is a naive datetime"):
+            Clock(dt.datetime(2030, 1, 1))  # noqa: DTZ001 - the point
 
 
 class TestConnecting:
