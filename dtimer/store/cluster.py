@@ -92,8 +92,9 @@ class ClusterSource:
         for i, address in enumerate(nodes):
             left = until - time.monotonic()
             try:
-                # A server that hangs leaves time for those after it.
-                ranges = self._ask(address, until - left + left / (len(nodes) - i))
+                # A server that hangs leaves half of the time to those after it.
+                last = i == len(nodes) - 1
+                ranges = self._ask(address, until if last else until - left / 2)
             except Exception as e:
                 if slow(e):
                     raise
@@ -101,8 +102,8 @@ class ClusterSource:
                 continue
             named = [self._address(server, address) for _, _, *all in ranges for server in all]
             self._nodes = [*dict.fromkeys([address, *named, *self._startup])]
-            for first, last, master, *_ in ranges:
-                if first <= slot <= last:
+            for low, high, master, *_ in ranges:
+                if low <= slot <= high:
                     return self._address(master, address)
         why = error or "none holds the slot of the namespace"
         raise self._unreachable(f"no server of the cluster knows the way: {why}") from error

@@ -151,10 +151,12 @@ class Calls:
         with self._recorded("revive", id=id) as end:
             end["revived"] = timer.revive(id)
 
-    def unschedule(self, timer: DTimer, id: str) -> None:
-        """End a schedule."""
+    def unschedule(self, timer: DTimer, id: str) -> bool:
+        """End a schedule; return whether that was answered."""
         with self._recorded("unschedule", id=id) as end:
             end["found"] = timer.unschedule(id)
+            return True
+        return False
 
     def write(self, queue: RunAt, key: str, delay: float) -> None:
         """Write a key, for *delay* ms from now by the clock of this process."""

@@ -282,7 +282,9 @@ class Posting(Program):
             step = self.rng.choices(list(_STEPS), list(_STEPS.values()))[0]
             getattr(self, step)()
         for id in (*map(self._schedule, range(3)), *STEADY):
-            self.calls.unschedule(self.timer, id)
+            # One that goes on would keep the run from its end.
+            while not self.calls.unschedule(self.timer, id):
+                pass
         self.timer.leave()
         self.queue.stop()
         self.client.close()
