@@ -8,6 +8,7 @@ so on the thread that renews leases.
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
