@@ -243,7 +243,7 @@ class Client(Emitter):
         """
         Walk the scheduled events in due order, a page at a time.
 
-        The walk begins with the first `next`, and ends at the last (due, id) that exists then.
+        The walk begins with the first ``next()``, and ends at the last (due, id) that exists then.
         So a loop may post, move, cancel and revive. What this timer posts, moves, revives or
         declares meanwhile, to a place before that end, is passed over. At most one pending
         occurrence of each schedule is yielded. Events that other processes change meanwhile may
