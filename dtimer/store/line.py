@@ -96,6 +96,8 @@ class Line:
 
     def _begin(self) -> None:
         self._idle: list[Lane] = []
+        # Those in use, too: a forked child closes them, and the calls that use them are not there.
+        self._wires: weakref.WeakSet[AnyWire] = weakref.WeakSet()
         # A line that is forgotten in a cycle: the collector may come to the sockets before
         # it comes to their connections, and would call them unclosed.
         self._finalizer = weakref.finalize(self, _hang_up, self._idle)
@@ -105,7 +107,9 @@ class Line:
         try:
             return self._idle.pop()
         except IndexError:
-            return Lane(self._source.wire(self._keys), incarnation())
+            wire = self._source.wire(self._keys)
+            self._wires.add(wire)
+            return Lane(wire, incarnation())
 
     def one_try(self) -> float:
         """Return when a try is over that begins now."""
@@ -251,10 +255,13 @@ class Line:
 
     def after_fork(self) -> None:
         """
-        Forget, in a forked child, the parent's connections and lanes.
+        Close, in a forked child, its copies of the parent's connections, and forget the lanes.
 
         The library closes the descriptors of a connection without a word to the server
         when it finds itself in another process.
         """
         self._finalizer.detach()
+        for wire in list(self._wires):
+            with contextlib.suppress(Exception):
+                wire.close()
         self._begin()

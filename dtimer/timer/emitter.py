@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
 from pyee.base import EventEmitter
 
-from dtimer.timer import listeners
+from dtimer.timer import listeners, process
 
 log = logging.getLogger("dtimer")
 
@@ -167,10 +168,16 @@ class Emitter(EventEmitter):
         listener = f.take() if isinstance(f, _Once) else f
         if listener is None:
             return False
+        pid = os.getpid()
         try:
-            if inspect.isawaitable(result := listener(*args)):
+            result = listener(*args)
+            if os.getpid() != pid:
+                process.end_child(None)
+            if inspect.isawaitable(result):
                 raised.append(_unawaited(listener, result))
         except BaseException as e:
+            if os.getpid() != pid:
+                process.end_child(e)
             # Also SystemExit: it must not end a thread of ours unseen. Its traceback begins with
             # the listener: this frame would only hide the user's own.
             raised.append(e.with_traceback(e.__traceback__ and e.__traceback__.tb_next))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import traceback
 import warnings
 import weakref
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 
 class Watched(Protocol):
@@ -29,6 +30,41 @@ def why_no_threads() -> str | None:
         # Its greenlets stop altogether where one of them waits for a SimpleQueue.
         return "eventlet has replaced the threads, and does not go with them: use gevent, or none"
     return None
+
+
+def end_child(error: BaseException | None) -> NoReturn:
+    """
+    End this process, which a listener has forked, now that the listener has ended.
+
+    It has one thread, the copy of one of the library's, with nothing to go back to: the work of
+    that thread is the parent's. As in a child of ``multiprocessing`` nothing that was registered
+    with ``atexit`` is called, because the parent has registered it.
+
+    Args:
+        error: What the listener has raised: ``SystemExit`` has the exit status.
+    """
+    status = 1
+    try:
+        if error is None:
+            status = 0
+        elif isinstance(error, SystemExit):
+            status = _status(error.code)
+        else:
+            traceback.print_exception(error)
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    finally:
+        os._exit(status)
+
+
+def _status(code: object) -> int:
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)  # noqa: T201 - as the interpreter does
+    return 1
 
 
 class Ending(Protocol):

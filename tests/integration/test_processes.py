@@ -595,3 +595,112 @@ with dt:
         )
         assert "scheduled" == program.hear()
         assert "" == program.end(0)
+
+
+# A handler that forks; what its child does, the test says. It tells how that ended.
+FORKING = """
+dt = timer(backoff=0)
+main = os.getpid()
+dt.on("error", lambda e: say("error", os.getpid() == main, repr(e)))
+
+@dt.on("event")
+def handle(events):
+    child = os.fork()
+    if not child:
+        {child}
+        return
+    say("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+dt.on("event", lambda events: say("next", os.getpid() == main))
+dt.join()
+id = dt.post({{}})
+heard()
+dt.leave()
+say("left", dt.peek(id))
+"""
+
+
+class TestForkedByAHandler:
+    """A child that a handler forks: a thread of the library's goes on in it, and no other."""
+
+    @pytest.mark.parametrize(
+        ("child", "status", "word"),
+        [
+            ("pass", 0, ""),
+            ("sys.exit()", 0, ""),
+            ("sys.exit(3)", 3, ""),
+            ("sys.exit('over')", 1, "over"),
+            ("raise RuntimeError('in the child')", 1, "RuntimeError: in the child"),
+            ("os._exit(4)", 4, ""),
+        ],
+    )
+    def test_it_ends_when_the_handler_ends(self, script, child, status, word):
+        """
+        The child ends with the handler, with the exit status that a program would have: a child
+        that went on would be waited for by its parent for ever, its lease renewed. It calls no
+        other listener, and in the parent the event is confirmed.
+        """
+        program = script(FORKING.format(child=child))
+        assert [f"child {status}", "next True"] == [program.hear() for _ in range(2)]
+        program.tell()
+        assert "left None" == program.hear()
+        complaint = program.end(0)
+        assert word in complaint if word else complaint == ""
+
+    def test_what_it_prints_is_not_lost(self, script):
+        """What the child has printed is written when it ends."""
+        program = script(FORKING.format(child="print('printed in the child')"))
+        said = {program.hear() for _ in range(3)}
+        assert {"child 0", "next True", "printed in the child"} == said
+        program.tell()
+        assert "left None" == program.hear()
+        assert "" == program.end(0)
+
+
+def test_a_child_closes_the_sockets_of_its_parent_at_once(script):
+    """
+    After a fork no socket of the parent is open in the child, one of a call that another thread
+    has under way included: the server would otherwise see a connection that the parent has closed
+    as open for as long as the child lives.
+    """
+    program = script(
+        """
+        import gc, stat
+        from dtimer.faultpoints import arm
+        gc.disable()
+
+        def sockets():
+            found = []
+            for name in os.listdir("/proc/self/fd"):
+                try:
+                    if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                        found.append(int(name))
+                except OSError:
+                    pass
+            return found
+
+        before = set(sockets())
+        dt = timer()
+        dt.join()
+        busy, go_on = threading.Event(), threading.Event()
+
+        def wait():
+            if threading.current_thread().name == "busy":
+                busy.set()
+                go_on.wait()
+
+        with arm("reply.reading", wait):
+            thread = threading.Thread(target=dt.post, args=({}, 3_600_000), name="busy")
+            thread.start()
+            busy.wait()
+            child = os.fork()
+            if not child:
+                os._exit(len(set(sockets()) - before))
+            say("left open", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            go_on.set()
+            thread.join()
+        dt.leave()
+        """
+    )
+    assert "left open 0" == program.hear()
+    assert "" == program.end(0)
