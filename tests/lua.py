@@ -123,14 +123,14 @@ def interpreted(server: Running, keys: Keys) -> Iterator[Counter]:
 
     replies: dict[Wire, Any] = {}
 
-    def send(wire, script, arguments, until, *, whole=False):
+    def send(wire, script, arguments, until, limit=None, *, whole=False):
         wire.sent = True
         words = [_word(part) for part in arguments]
         replies[wire] = functools.partial(counter.run, script.source, names, words)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Wire, "send", send)
-        patch.setattr(Wire, "receive", lambda wire, until: replies.pop(wire)())
+        patch.setattr(Wire, "receive", lambda wire, until, limit=None: replies.pop(wire)())
         try:
             yield counter
         finally:

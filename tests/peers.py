@@ -44,13 +44,22 @@ class Peer:
         lease: int = LEASE,
         again: bool = False,
         ahead: float = 0,
+        most: int | None = None,
+        strict: bool = False,
     ) -> Turn:
-        """Take a turn; *again* repeats the last one, as after a lost reply; *ahead* in ms."""
+        """
+        Take a turn; *again* repeats the last one, as after a lost reply; *ahead* in ms.
+
+        Args:
+            most: The bytes that a slow connection is good for, and
+            strict: for the first event, too.
+        """
         self.seq += not again
         self.asked = self.asked + 1 if again else 0
         request = TurnRequest(
-            self.seq, limit, self.hears, False, list(settlements), self.asked, round(ahead * 1000)
-        )
+            self.seq, limit, self.hears, False, list(settlements), self.asked, round(ahead * 1000),
+            most, strict,
+        )  # fmt: skip
         turn = self.store.turn(self.name, request, lease * 1000)
         return dataclasses.replace(turn, claims=list(turn.claims))
 

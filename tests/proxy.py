@@ -11,6 +11,7 @@ long as another thread is in ``recv`` on the same socket.
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import socket
 import struct
@@ -44,6 +45,7 @@ class _Link:
     tail: bytes = b""  # of the requests, for a match that spans two reads
     swallowing: bool = False  # the rest of a dropped reply
     mute: bool = False  # the client gets no replies any more
+    delivered: int = 0  # bytes of the reply to the last request
 
     def end(self, *, reset: bool) -> None:
         """Have both pumps end; with *reset* the client then sees an error, not an end."""
@@ -112,6 +114,10 @@ class Proxy:
     def throttle(self, rate: float) -> None:
         """Deliver no more than *rate* bytes a second, in each direction."""
         self._set("throttle", rate)
+
+    def choke(self, size: int) -> None:
+        """Deliver the first *size* bytes of each reply, and withhold the rest of it."""
+        self._set("choke", size)
 
     def lead_to(self, server: Running) -> None:
         """Lead new connections to another *server*. Those that there are go on; see `cut`."""
@@ -257,6 +263,7 @@ class Proxy:
         while data := link.client.recv(65_536):
             with self._state:
                 link.swallowing = False
+                link.delivered = 0
                 seen = link.tail + data
                 if self._fault and self._fault.match in seen:
                     link.armed = self._fault
@@ -286,6 +293,9 @@ class Proxy:
                 return fault
             return None
 
+    def _bound(self) -> float:
+        return self._amount if self._mode == "choke" else math.inf
+
     def _deliver(self, link: _Link, sink: socket.socket, data: bytes) -> None:
         with self._state:
             if self._mode == "delay":
@@ -295,7 +305,13 @@ class Proxy:
             with self._state:
                 self._state.wait_for(lambda: link.ended or self._mode != "blackhole")
                 mode, amount = self._mode, self._amount
+                if mode == "choke" and sink is link.client:
+                    self._state.wait_for(lambda: link.ended or link.delivered < self._bound())
+                    mode, amount = self._mode, self._bound() - link.delivered
             size = len(rest)
+            if mode == "choke" and sink is link.client:
+                size = int(min(size, max(1, amount)))
+                link.delivered += size
             if mode == "slice1":
                 size = 1
             elif mode == "throttle":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
 
@@ -12,6 +14,10 @@ from dtimer.model.options import Options
 
 #: Settlements in one turn; a script must stay short.
 MOST_SETTLEMENTS = 250
+
+# And characters of the errors in them, because a slow connection takes long to send those. A few
+# are always less (engine/hands.py).
+_MOST_TEXT, _FEW = 50_000, 20
 
 
 class Book:
@@ -53,6 +59,9 @@ class Book:
     def take_settlements(self) -> list[Settlement]:
         """Return what is to be settled in the next turn."""
         taken = self._settlements[:MOST_SETTLEMENTS]
+        if len(taken) > _FEW:
+            sizes = itertools.accumulate([len(s.error) for s in taken])
+            del taken[max(1, bisect.bisect_right(list(sizes), _MOST_TEXT)) :]
         # And not more, though more may have come meanwhile.
         del self._settlements[: len(taken)]
         self._left_over = bool(self._settlements)

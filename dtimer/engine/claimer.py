@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from dtimer.engine.answers import Answers
 from dtimer.engine.bell import Bell
+from dtimer.engine.capacity import Capacity
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.exchange import Exchange
 from dtimer.engine.flag import Flag
@@ -92,7 +93,9 @@ class Claimer(Service):
         #: Whether the store answers.
         self.reach = Reach(turns.slow, changed)
         self._pid = os.getpid()
-        self._exchange = Exchange(turns, listener, dispatcher, appetite)
+        #: How much the connection is good for.
+        self.capacity = Capacity(options, announce)
+        self._exchange = Exchange(turns, listener, dispatcher, appetite, self.capacity)
         # What was answered, and is still to be handed out.
         self._unread: _Unread | None = None
         self._heart = Heart(turns, dispatcher, options.lease)
@@ -248,6 +251,10 @@ class Claimer(Service):
             # What runs keeps its lease, also where no turn can be had.
             with contextlib.suppress(Exception):
                 self._heart.beat()
+            if exchange.broke(request, e):
+                # Redis is there: a join need not wait until all that was claimed has arrived.
+                self.reach.answered()
+                return 0.0
             if not request.asked and not self._turns.slow(e):
                 # A connection that was closed while it lay idle is nobody's business.
                 return 0.0

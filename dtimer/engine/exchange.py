@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
+from dtimer.engine.capacity import Capacity
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.listener import Listener
 from dtimer.engine.turns import Turns
@@ -25,6 +26,7 @@ class Exchange:
         listener: Told of echoes that a turn has sent.
         dispatcher: Tells what to claim, and what to settle.
         appetite: How many events there is anybody to hand to.
+        capacity: Bounds what is claimed.
     """
 
     def __init__(
@@ -33,11 +35,13 @@ class Exchange:
         listener: Listener,
         dispatcher: Dispatcher,
         appetite: Callable[[], int],
+        capacity: Capacity,
     ) -> None:
         self._turns = turns
         self._listener = listener
         self._dispatcher = dispatcher
         self._appetite = appetite
+        self._capacity = capacity
         self._seq = 0
         self._answer: Answer | None = None
         #: The turn that has not been answered; None when all have.
@@ -53,13 +57,16 @@ class Exchange:
     def next(self, claiming: bool) -> TurnRequest:
         """Return the turn that was not answered, or else a new one, not sent yet."""
         if self.request is not None:
+            if not (claiming or self.under_way):
+                # The node leaves: what this turn has claimed goes back, unseen.
+                self.request.most_bytes, self.request.strict = 0, True
             return self.request
         limit, ahead_us = self._dispatcher.wanted(self._appetite()) if claiming else (0, 0)
         return self._new(limit, ahead_us, hears=self._listener.hears and claiming)
 
     def _new(self, limit: int, ahead_us: int = 0, *, hears: bool) -> TurnRequest:
         self._seq += 1
-        return TurnRequest(
+        request = TurnRequest(
             seq=self._seq,
             limit=limit,
             ahead_us=ahead_us,
@@ -67,6 +74,9 @@ class Exchange:
             echo=self._listener.echo_wanted,
             settlements=self._dispatcher.take_settlements(),
         )
+        if self._capacity.most is not None:
+            self._capacity.bound(request)
+        return request
 
     def _send(self, request: TurnRequest) -> Answer:
         if request is self.request:
@@ -92,10 +102,21 @@ class Exchange:
         lay = self._answer is not None
         answer, self._answer = self._answer or self._send(request), None
         try:
-            return answer(lay=lay)
+            turn = answer(lay=lay)
         except BaseException:
             self._listener.echo_failed()
             raise
+        if self._capacity.most is not None:
+            took = None if lay else time.monotonic() - self.sent
+            self._capacity.received(request, turn, took)
+        return turn
+
+    def broke(self, request: TurnRequest, error: Exception) -> bool:
+        """Tell whether the answer broke off while it arrived; then *request* asks for less."""
+        broke = self._capacity.broke(request, error)
+        if broke:
+            self._capacity.bound(request)
+        return broke
 
     def done(self) -> None:
         """Note that the answer was read, as far as it has to be."""

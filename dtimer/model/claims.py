@@ -7,6 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from dtimer.errors import StoreError
+
+
+class BrokenReply(StoreError):
+    """
+    The reply to a turn broke off.
+
+    ``arrived`` bytes of it had come, and it was ``slow`` if the time for it ran out.
+    """
+
+    arrived = 0
+    slow = False
+
 
 class Verdict(enum.Enum):
     """How the claim on an event ends."""
@@ -66,6 +79,10 @@ class TurnRequest:
     not act twice: that is how a turn is repeated whose reply was lost. ``asked`` counts
     how often it was asked before. What falls due within ``ahead_us`` may be claimed, too, and
     is to be kept until then.
+
+    ``most_bytes`` is for a slow connection: the stored bytes of all events after the first fit into
+    so many, and those of the first too when it is ``strict``. None leaves it to the store. A turn
+    that is asked again may ask for fewer: the rest of what it had claimed is released.
     """
 
     seq: int
@@ -75,6 +92,8 @@ class TurnRequest:
     settlements: list[Settlement] = field(default_factory=list)
     asked: int = 0
     ahead_us: int = 0
+    most_bytes: int | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -308,7 +308,8 @@ class Health:
         heard_age_ms: The age of the last message on its channel; None for never.
         handlers: How many handlers run.
         stuck: How many of these have run longer than ``max_run``.
-        error: What Redis, or a thread of the node, last failed with; None if all is well.
+        error: What Redis, or a thread of the node, last failed with, or that the connection is too
+            slow for what was claimed; None if all is well.
         restarts: How often a thread was started again because something had escaped it.
         listening: False while there is no listener of ``'event'``. The node then claims nothing.
         dropped: How many emissions other than ``'event'`` were dropped, because listeners were

@@ -200,24 +200,39 @@ class ClusterWire:
         self._wire: Any = None
         self._words: Any = None
         self.sent = False
+        #: See `Wire.arrived`.
+        self.arrived = 0
 
     def run(
-        self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
+        self,
+        script: Script,
+        arguments: Sequence[Argument],
+        until: float,
+        limit: float | None = None,
+        *,
+        whole: bool = False,
     ) -> Any:
         """See `Wire.run`."""
         try:
-            self.send(script, arguments, until, whole=whole)
-            return self.receive(until)
+            self.send(script, arguments, until, limit, whole=whole)
+            return self.receive(until, limit)
         except BaseException as e:
             if not (self.sent and is_a_reply(e)):
                 self.close()
             raise
 
     def send(
-        self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
+        self,
+        script: Script,
+        arguments: Sequence[Argument],
+        until: float,
+        limit: float | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
         """See `Wire.send`."""
         self.sent = False
+        self.arrived = 0
         self._words = (script, arguments, whole)
         home = self._source.home(self._keys, until)
         if self._wire is None or home != self._home:
@@ -225,14 +240,14 @@ class ClusterWire:
             self._home = home
             self._wire = Wire(functools.partial(self._source.connection, home), self._packer)
         try:
-            self._wire.send(script, arguments, until, whole=whole)
+            self._wire.send(script, arguments, until, limit, whole=whole)
         except Exception:
             self._source.doubt(self._keys, home)
             raise
         finally:
             self.sent = self._wire.sent
 
-    def receive(self, until: float) -> Any:
+    def receive(self, until: float, limit: float | None = None) -> Any:
         """
         See `Wire.receive`: follows the keys where the server says that they have moved.
 
@@ -241,15 +256,16 @@ class ClusterWire:
         """
         for left in reversed(range(_MOST_REDIRECTIONS)):
             try:
-                return self._wire.receive(until)
+                return self._wire.receive(until, limit)
             except Exception as e:
+                self.arrived = self._wire.arrived
                 if type(e).__name__ != "MovedError" or not left:
                     if not is_a_reply(e) or fate(e, sent=True) is Fate.RECONNECT:
                         self._source.doubt(self._keys, self._home)
                     raise
                 self._source.moved(self._keys, e, self._home)
                 script, arguments, whole = self._words
-                self.send(script, arguments, until, whole=whole)
+                self.send(script, arguments, until, limit, whole=whole)
         raise AssertionError("the last redirection is raised")
 
     def wait(self, replicas: int, ms: int, until: float) -> int:

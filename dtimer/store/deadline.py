@@ -34,6 +34,8 @@ def with_deadline(connection_class: type) -> type:
 
     class Connection(connection_class):  # type: ignore[misc]
         until: float | None = None
+        limit: float | None = None
+        ours: Socket | None = None
         straight: Socket | None = None
         socket_timeout: float | None
 
@@ -63,9 +65,9 @@ def with_deadline(connection_class: type) -> type:
             # An emulation has no socket, and no deadline either.
             if not isinstance(sock, socket.socket):
                 return sock
-            ours = Socket(sock, self)
-            self.straight = ours if plain else None
-            return ours
+            self.ours = Socket(sock, self)
+            self.straight = self.ours if plain else None
+            return self.ours
 
         def _open(self) -> Any:
             try:
@@ -79,12 +81,23 @@ def with_deadline(connection_class: type) -> type:
     return Connection
 
 
-def set_deadline(connection: Any, until: float) -> None:
-    """Have *connection* give up at the moment *until*, on the monotonic clock."""
+def set_deadline(connection: Any, until: float, limit: float | None = None) -> None:
+    """
+    Have *connection* give up at the moment *until*, on the monotonic clock.
+
+    Or, while bytes are on the move, at the moment *limit*.
+    """
     connection.until = until
+    connection.limit = until if limit is None else limit
 
 
 def straight(connection: Any) -> Socket | None:
     """Return the socket of *connection*, where calls may be made on it past the library."""
     found: Socket | None = getattr(connection, "straight", None)
     return found
+
+
+def arrived(connection: Any) -> int:
+    """Return how many bytes of a reply that took several reads have arrived on *connection*."""
+    ours: Socket | None = getattr(connection, "ours", None)
+    return 0 if ours is None else ours.arrived

@@ -13,6 +13,7 @@ import enum
 import re
 
 from dtimer.errors import DTimerError, NamespaceCorrupt, ScriptError, StoreError
+from dtimer.model.claims import BrokenReply
 from dtimer.store import access, tls
 
 
@@ -101,6 +102,13 @@ def slow(error: BaseException | None) -> bool:
         return True
     # What an ACL refuses within a script has neither the class nor the prefix.
     return "ResponseError" in names(error) and access.refusal(text) is not None
+
+
+def broken_reply(error: BaseException, arrived: int) -> BrokenReply:
+    """Make the error for a reply that broke off with *error* when so many bytes had *arrived*."""
+    made = BrokenReply(f"a reply broke off after {arrived} bytes: {message(error)}")
+    made.arrived, made.slow = arrived, "TimeoutError" in names(error)
+    return made
 
 
 def overtaken(error: BaseException) -> bool:

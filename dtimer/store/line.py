@@ -111,10 +111,6 @@ class Line:
             self._wires.add(wire)
             return Lane(wire, incarnation())
 
-    def one_try(self) -> float:
-        """Return when a try is over that begins now."""
-        return time.monotonic() + self._timeout / TRIES
-
     def deadline(self) -> float:
         """Return the deadline of a call that begins now, on the monotonic clock."""
         return time.monotonic() + self._timeout
@@ -172,12 +168,14 @@ class Line:
             _hang_up(self._idle, _IDLE_LANES)
         return copied
 
-    def ask(self, verb: str, *arguments: Argument, op: str = "") -> Asked:
+    def ask(self, verb: str, *arguments: Argument, op: str = "", longest: float = 0.0) -> Asked:
         """
         Have the script of *verb* run, in a single try, for a loop that will ask again.
 
         Args:
             op: The operation's name, the same in each try of it.
+            longest: For how many seconds the try may last while its reply arrives, within the
+                deadline of a call.
 
         Raises:
             Exception: whatever the client library raises, translated by nobody.
@@ -191,7 +189,9 @@ class Line:
             self._idle.append(lane)
             _hang_up(self._idle, _IDLE_LANES)
 
-        return Asked(lane.wire, script, words, self.one_try(), end)
+        lasts = self._timeout / TRIES
+        longest = max(lasts, min(longest, self._timeout))
+        return Asked(lane.wire, script, words, lasts=lasts, longest=longest, end=end)
 
     def once(self, verb: str, *arguments: Argument, op: str = "") -> Any:
         """Return the answer to `ask`."""
@@ -206,7 +206,7 @@ class Line:
         lane: Lane,
         script: Script,
         arguments: Sequence[Argument],
-        run: Callable[[AnyWire, Script, Sequence[Argument], float], Any],
+        run: Callable[[AnyWire, Script, Sequence[Argument], float, float], Any],
     ) -> Any:
         perhaps = False
         pause = _FIRST_PAUSE
@@ -214,7 +214,8 @@ class Line:
         while True:
             until = min(deadline, time.monotonic() + one_try)
             try:
-                return run(lane.wire, script, [self._time(), *arguments], until)
+                # While bytes are on the move a try lasts: another would begin from the start.
+                return run(lane.wire, script, [self._time(), *arguments], until, deadline)
             except Exception as e:
                 what = fate(e, lane.wire.sent)
                 # Once an earlier try may have been done, no refusal of a later one is definite:

@@ -18,7 +18,7 @@ from dtimer.model.claims import Answer, Result, Settlement, Turn, TurnRequest
 from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, Stats
 from dtimer.store import codec, overview
 from dtimer.store.ear import Ear
-from dtimer.store.faults import overtaken
+from dtimer.store.faults import broken_reply, overtaken
 from dtimer.store.namespace import SILENT_US
 from dtimer.store.piped import Piped
 from dtimer.store.plans import Plans
@@ -157,6 +157,8 @@ class Store(Plans):
         known = self.witness.known
         flags = ("h" if request.hears else "") + ("e" if request.echo else "")
         flags += str(request.asked or "")
+        if request.most_bytes is not None:
+            flags += f",{request.most_bytes}{'!' if request.strict else ''}"
         arguments = (
             incarnation,
             str(request.limit),
@@ -167,12 +169,16 @@ class Store(Plans):
             *settled,
         )
         lane = self._lanes.get(incarnation, incarnation)
-        asked = self._line.ask("turn", *arguments, op=f"{lane}:{request.seq}")
+        # No longer than until leases are to be renewed, which the same thread does.
+        longest = lease_us / 3e6
+        asked = self._line.ask("turn", *arguments, op=f"{lane}:{request.seq}", longest=longest)
 
         def answer(*, lay: bool) -> Turn:
             try:
-                reply = asked.answer(self._line.one_try() if lay else None)
+                reply = asked.answer(lay=lay)
             except Exception as e:
+                if asked.arrived:
+                    raise broken_reply(e, asked.arrived) from e
                 if not overtaken(e):
                     raise
                 # A node has one turn at a time, and this is its latest: what is remembered

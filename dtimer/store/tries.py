@@ -18,30 +18,36 @@ _OVERSHOOT = 0.1
 AnyWire = Wire | ClusterWire
 
 
-def run(wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float) -> Any:
+def run(
+    wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float, limit: float
+) -> Any:
     """Run a script by its name, or whole where the server does not know it."""
     try:
-        return wire.run(script, arguments, until)
+        return wire.run(script, arguments, until, limit)
     except Exception as e:
         if fate(e, wire.sent) is not Fate.NO_SCRIPT:
             raise
     # Nothing ran: a server that was restarted, promoted, or told SCRIPT FLUSH.
-    return run_whole(wire, script, arguments, until)
+    return run_whole(wire, script, arguments, until, limit)
 
 
-def receive(wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float) -> Any:
+def receive(
+    wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float, limit: float
+) -> Any:
     """Return the reply to a script that was sent, as `run` does."""
     try:
-        return wire.receive(until)
+        return wire.receive(until, limit)
     except Exception as e:
         if fate(e, wire.sent) is not Fate.NO_SCRIPT:
             raise
-    return run_whole(wire, script, arguments, until)
+    return run_whole(wire, script, arguments, until, limit)
 
 
-def run_whole(wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float) -> Any:
+def run_whole(
+    wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float, limit: float
+) -> Any:
     """Run a script that is sent itself, and not its name."""
-    return wire.run(script, arguments, until, whole=True)
+    return wire.run(script, arguments, until, limit, whole=True)
 
 
 class Copied:
@@ -63,10 +69,15 @@ class Copied:
         self.error: StoreError | None = None
 
     def run(
-        self, wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float
+        self,
+        wire: AnyWire,
+        script: Script,
+        arguments: Sequence[Argument],
+        until: float,
+        limit: float,
     ) -> None:
         """Take both steps, on one connection."""
-        reply = run(wire, script, arguments, until)
+        reply = run(wire, script, arguments, until, limit)
         if not self.done:
             # What a repetition says is shorter.
             self.done, self.reply = True, reply
@@ -84,7 +95,8 @@ class Asked:
         wire: Nobody else's until then.
         script: To be run.
         arguments: Its arguments.
-        until: When the try is over, on the monotonic clock.
+        lasts: For how many seconds the try lasts where no byte of the reply arrives, and
+        longest: for how many where some do.
         end: Called when the wire is free again, and with whether it is to be closed.
     """
 
@@ -93,16 +105,22 @@ class Asked:
         wire: AnyWire,
         script: Script,
         arguments: Sequence[Argument],
-        until: float,
+        *,
+        lasts: float,
+        longest: float,
         end: Callable[[bool], None],
     ) -> None:
         self._wire = wire
         self._script = script
         self._arguments = arguments
-        self._until = until
+        self._lasts = lasts
+        self._longest = longest
+        self._began = time.monotonic()
         self._end = end
+        #: How many bytes had arrived of a reply that broke off; 0 where none did.
+        self.arrived = 0
         try:
-            wire.send(script, arguments, until)
+            wire.send(script, arguments, self._began + lasts, self._began + longest)
         except BaseException as e:
             self._over(e)
             raise
@@ -113,20 +131,24 @@ class Asked:
         misled = error is not None and fate(error, self._wire.sent) is Fate.RECONNECT
         self._end(misled or not replied)
 
-    def answer(self, until: float | None = None) -> Any:
+    def answer(self, *, lay: bool = False) -> Any:
         """
-        Return the reply, waiting for it until the try is over, or *until* another moment.
+        Return the reply, waiting for it until the try is over.
+
+        Where something else was done since it was sent, and it *lay*, the try begins now.
 
         Raises:
             Exception: whatever the client library raises, translated by nobody.
         """
         error: BaseException | None = None
         try:
-            if until is None:
-                until = self._until
-            return receive(self._wire, self._script, self._arguments, until)
+            began = time.monotonic() if lay else self._began
+            until, limit = began + self._lasts, began + self._longest
+            return receive(self._wire, self._script, self._arguments, until, limit)
         except BaseException as e:
             error = e
+            # Before the wire is another caller's.
+            self.arrived = self._wire.arrived
             raise
         finally:
             self._over(error)

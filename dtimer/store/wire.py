@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dtimer.faultpoints import armed, reached
-from dtimer.store.deadline import set_deadline, straight
+from dtimer.store.deadline import arrived, set_deadline, straight
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import Script
-from dtimer.store.sockets import Socket
+from dtimer.store.sockets import LARGE, Socket
 
 Argument = str | bytes
 
@@ -78,23 +78,33 @@ class Wire:
         self._packer = packer
         self._connection: Any = None
         self._socket: Socket | None = None
+        self._until = 0.0
         self.sent = False
+        #: How many bytes had arrived of a reply that broke off; 0 where none did.
+        self.arrived = 0
 
     def run(
-        self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
+        self,
+        script: Script,
+        arguments: Sequence[Argument],
+        until: float,
+        limit: float | None = None,
+        *,
+        whole: bool = False,
     ) -> Any:
         """
         Run *script* and return its reply, byte strings undecoded: `send`, and `receive`.
 
-        Ends at the moment *until* on the monotonic clock, however slowly bytes arrive.
+        Ends at the moment *until* on the monotonic clock; while bytes are on the move at the
+        moment *limit*, however slowly they do.
 
         Whatever the library raises passes through; ``sent`` then tells whether the
         command may have reached the server. After anything but an error reply of the
         server the connection is dropped, so that no reply is ever read by the next.
         """
         try:
-            self.send(script, arguments, until, whole=whole)
-            return self.receive(until)
+            self.send(script, arguments, until, limit, whole=whole)
+            return self.receive(until, limit)
         except BaseException as e:
             # Also where it came between the two, as out of the handler of a signal.
             if not (self.sent and is_a_reply(e)):
@@ -102,21 +112,32 @@ class Wire:
             raise
 
     def send(
-        self, script: Script, arguments: Sequence[Argument], until: float, *, whole: bool = False
+        self,
+        script: Script,
+        arguments: Sequence[Argument],
+        until: float,
+        limit: float | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
         """Have *script* run. Its reply is to be received before anything else is sent."""
         self.sent = False
+        self.arrived = 0
         packed = self._packer.pack(script, arguments, whole=whole)
+        self._until = 0.0
+        if limit is not None and len(packed) >= LARGE:
+            # Much of it may be in the buffers of this machine when it counts as sent.
+            until = self._until = (until + limit) / 2
         clean = False
         try:
             connection = self._connection
             if connection is None:
                 connection = self._connection = self._make()
-                set_deadline(connection, until)
+                set_deadline(connection, until, limit)
                 connection.connect()
                 self._socket = straight(connection)
             else:
-                set_deadline(connection, until)
+                set_deadline(connection, until, limit)
             self.sent = True
             sock = self._socket
             if sock is None or not sock.straight:
@@ -132,12 +153,12 @@ class Wire:
             if not clean:
                 self.close()
 
-    def receive(self, until: float) -> Any:
+    def receive(self, until: float, limit: float | None = None) -> Any:
         """Return the reply to what was sent."""
         clean = False
         connection, sock = self._connection, self._socket
         try:
-            set_deadline(connection, until)
+            set_deadline(connection, max(until, self._until), limit)
             if armed:
                 reached("reply.reading")
             reply = None
@@ -152,6 +173,8 @@ class Wire:
             return reply
         except Exception as e:
             clean = is_a_reply(e)
+            if not clean:
+                self.arrived = arrived(connection)
             raise
         finally:
             if not clean:

@@ -212,7 +212,8 @@ class Life:
             self._claimer.stop()
             return
         self._claimer.reach.tried.wait(2 * self._options.timeout / 1e6)
-        if self._claimer.answered is None and not self.leaving:
+        reached = self._claimer.answered is not None or self._claimer.capacity.error is not None
+        if not (reached or self.leaving):
             error = self._claimer.reach.error
             if error is None:
                 raise UsageError("the threads of the node do not run, or far too slowly")
@@ -297,7 +298,8 @@ class Life:
         fresh = age is not None and age < self._options.poll_interval / 1e3 + 1_000
         deaf = not self._listener.hears
         failing = [s.failure for s in self._services() if s.failure is not None]
-        error = self._claimer.reach.error or (failing[0] if failing else None)
+        slow = self._claimer.capacity.error
+        error = self._claimer.reach.error or slow or (failing[0] if failing else None)
         return Health(
             ok=fresh and error is None and not deaf,
             joined=True,

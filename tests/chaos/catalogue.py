@@ -124,6 +124,7 @@ FAULTS: dict[str, str] = {
     "F105": "two applications in one namespace or in two databases",
     "F106": "nodes come and go by the hundreds",
     "F107": "the server is killed amid a large script",
+    "F108": "a reply takes longer to arrive than a try may last",
 }
 
 #: Why a fault is not injected here, by its number. Each is told of in the docs as well.

@@ -39,6 +39,8 @@ _LUGGAGE: list[Any] = [
     True,
     {"": {"nested": [1, [2, [3, {"": None}]]]}},
     "x" * 2_000,
+    # Too large for a connection of which little is left (F108).
+    "x" * 30_000,
 ]
 
 #: What a handler does, by weight. What takes long is rare, or no hand would be free.

@@ -14,6 +14,7 @@ _DUTY = "tests/integration/test_duty.py"
 _AHEAD = "tests/integration/test_ahead.py"
 _SCHEDULES = "tests/integration/test_schedules.py"
 _HANDLERS = "tests/integration/test_handlers.py"
+_SLOW = "tests/integration/test_slow_connections.py"
 _HOSTILE = "tests/integration/test_hostile.py"
 _CLAIMER = "tests/unit/test_engine_claimer.py"
 _DISPATCHER = "tests/unit/test_engine_dispatcher.py"
@@ -322,11 +323,48 @@ MUTANTS = [
     _mutant(
         "a turn that was not answered is given up",
         "engine/exchange.py",
-        "            return answer(lay=lay)\n        except BaseException:\n",
-        "            return answer(lay=lay)\n        except BaseException:\n"
+        "            turn = answer(lay=lay)\n        except BaseException:\n",
+        "            turn = answer(lay=lay)\n        except BaseException:\n"
         "            self.request = None\n",
         _CLAIMER,
         _ORDERS,
+    ),
+    _mutant(
+        "a reply that broke off is asked for as it was",
+        "engine/exchange.py",
+        "            self._capacity.bound(request)\n        return broke",
+        "            pass\n        return broke",
+        _CLAIMER,
+        _SLOW,
+    ),
+    _mutant(
+        "a claim that is too large for its node is kept from others",
+        "store/lua/parts/again.lua",
+        "(impatient and running or not fits)",
+        "impatient and running",
+        _SLOW,
+    ),
+    _mutant(
+        "payloads are loaded before they are measured",
+        _TURN,
+        "if bytes > most and i > 1 then",
+        "if bytes > most and i == #ids then",
+        _SLOW,
+    ),
+    _mutant(
+        "an event that is too large for a node stops what comes after it",
+        "engine/capacity.py",
+        "if too_large:",
+        "if False:",
+        _CLAIMER,
+        "tests/chaos/test_network.py",
+    ),
+    _mutant(
+        "a reply that arrives slowly is cut off",
+        "store/sockets.py",
+        "if self._moving:",
+        "if False:",
+        "tests/unit/test_store_wire.py",
     ),
     _mutant(
         "the answer of a turn is believed for as long as the next one",

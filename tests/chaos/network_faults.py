@@ -92,6 +92,17 @@ def narrow(scene: Scene) -> Injection:
     yield True
 
 
+@injection("F108")
+def choke(scene: Scene) -> Injection:
+    """Of each reply to one no more arrives than is little for a claim."""
+    who = scene.anybody()
+    yield who.name, scene.for_(2, 4)
+    who.proxy.choke(20_000)
+    yield
+    who.proxy.heal()
+    yield True
+
+
 @injection("F09")
 def refuse(scene: Scene) -> Injection:
     """One finds no server where it was."""

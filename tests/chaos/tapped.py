@@ -27,29 +27,42 @@ class TappedWire:
         self._tap = tap
         self._loads = loads
         self.sent = False
+        self.arrived = 0
         self._reply: tuple[Any, Exception | None] = None, None
 
     def run(
-        self, script: Script, arguments: Sequence[Any], until: float, *, whole: bool = False
+        self,
+        script: Script,
+        arguments: Sequence[Any],
+        until: float,
+        limit: float | None = None,
+        *,
+        whole: bool = False,
     ) -> Any:
         """See `dtimer.store.wire.Wire`, as for the others."""
-        self.send(script, arguments, until, whole=whole)
-        return self.receive(until)
+        self.send(script, arguments, until, limit, whole=whole)
+        return self.receive(until, limit)
 
     def send(
-        self, script: Script, arguments: Sequence[Any], until: float, *, whole: bool = False
+        self,
+        script: Script,
+        arguments: Sequence[Any],
+        until: float,
+        limit: float | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
         """The server is done before anything else happens, and the reply waits to be read."""
-        del until
+        del until, limit
         self.sent = True
         try:
             self._reply = self._exchange(script, arguments, whole=whole), None
         except Exception as e:
             self._reply = None, e
 
-    def receive(self, until: float) -> Any:
+    def receive(self, until: float, limit: float | None = None) -> Any:
         """What came of it."""
-        del until
+        del until, limit
         reply, error = self._reply
         if error is not None:
             raise error

@@ -187,6 +187,68 @@ class TestBad:
             proxy.heal()
 
 
+@pytest.mark.fault("F108")
+class TestChoked:
+    """Of each reply no more arrives than a part: what is asked for has to fit into that."""
+
+    @pytest.fixture
+    def choked(self, watch, proxy, own):
+        """A node whose replies end after 100 kB, and which is about to claim six times that."""
+        node = watch.node("choked", proxy.url, own.url, max_events=20, **HASTY)
+        node.timer.pause()
+        ids = [watch.post(more={"much": "x" * 50_000}) for _ in range(12)]
+        proxy.choke(100_000)
+        node.timer.resume()
+        return node, ids
+
+    def test_asks_for_less(self, watch, proxy, choked):
+        """Every event arrives, once and on its first attempt, and Redis does not count as away."""
+        node, ids = choked
+        with watch.fault(degraded=False):
+            watch.wait_handled(*ids)
+            proxy.heal()
+        assert {1} == {h.attempt for h in watch.handled}
+        (error,) = node.errors
+        assert "the connection is too slow for what is claimed" in str(error)
+        assert [] == node.heard("disconnected")
+
+    def test_passes_over_what_is_too_large(self, watch, proxy, own):
+        """
+        An event that can never arrive stops nothing behind it, and another node has it; the
+        node says that it is not well as long as it leaves events to others.
+        """
+        node = watch.node("choked", proxy.url, own.url, max_events=20, **HASTY)
+        node.timer.pause()
+        large = watch.post(more={"much": "x" * 200_000})
+        small = [watch.post() for _ in range(5)]
+        with watch.fault(node) as fault:
+            proxy.choke(100_000)
+            node.timer.resume()
+            watch.wait_handled(*small)
+            fault.felt()
+            assert "left to other nodes" in str(node.timer.health().error)
+            assert 0 == watch.times(large)
+            other = watch.node("other")
+            watch.wait_handled(large)
+            assert other.id == next(h.node for h in watch.handled if h.id == large)
+            proxy.heal()
+        assert {1} == {h.attempt for h in watch.handled}
+
+    def test_joins_though_the_first_claim_is_large(self, watch, proxy, own):
+        """A node that is handed more than can arrive has joined, and starts what does arrive."""
+        ids = [watch.post(more={"much": "x" * 50_000}) for _ in range(12)]
+        proxy.choke(100_000)
+        timer = DTimer("choked", proxy.url, own.url, ns=watch.ns, max_events=20, **HASTY)
+        seen: set[str] = set()
+        timer.on("event", lambda events: seen.update(ev.id for ev in events))
+        timer.on("error", lambda _: None)
+        timer.join()
+        assert timer.joined
+        eventually(lambda: seen == set(ids))
+        timer.leave()
+        assert 0 == timer.stats().in_flight
+
+
 @pytest.mark.fault("F12")
 def test_one_node_is_cut_off(watch, proxy):
     """

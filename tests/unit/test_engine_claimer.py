@@ -20,7 +20,7 @@ from dtimer.engine.pace import lasting
 from dtimer.engine.prefetch import IN_ADVANCE
 from dtimer.errors import ClockJump, NamespaceCorrupt, StoreError
 from dtimer.faultpoints import arm
-from dtimer.model.claims import Claim, Result, Turn, Verdict
+from dtimer.model.claims import BrokenReply, Claim, Result, Turn, Verdict
 from dtimer.model.options import validate
 
 LONG = 3_600.0  # seconds; no test is there to see it
@@ -304,6 +304,123 @@ class TestRequest:
         desk.take()
         assert "sent" == desk.listener.echoes[0]
         assert {"failed"} == set(desk.listener.echoes[1:])
+
+
+def broken(arrived, *, slow=True):
+    error = BrokenReply("it broke off")
+    error.arrived, error.slow = arrived, slow
+    return error
+
+
+class TestSlowConnection:
+    """A reply that broke off while it arrived is not asked for again as large as it was."""
+
+    @staticmethod
+    def asked(desk):
+        """What the turns have asked for: each when it was sent."""
+        found = []
+        ask = desk.turns.ask
+
+        def note(request):
+            found.append((request.seq, request.most_bytes, request.strict))
+            return ask(request)
+
+        desk.turns.ask = note
+        return found
+
+    def test_asks_at_once_for_half_of_what_arrived(self, desk):
+        """The same turn is asked again, so that nothing it has claimed is lost by it."""
+        desk = desk()
+        asked = self.asked(desk)
+        assert 0.0 == desk.take(broken(100_000))
+        desk.take()
+        assert [(1, None, False), (1, 50_000, False)] == asked
+
+    def test_passes_over_what_is_too_large_alone(self, desk):
+        """A second failure is the first event's own: larger ones are left for the others."""
+        desk = desk()
+        asked = self.asked(desk)
+        for _ in range(2):
+            desk.take(broken(100_000))
+        desk.take()
+        desk.take(turn("tea"))
+        assert [(1, 50_000, False), (1, 50_000, True), (2, 50_000, True)] == asked[1:]
+
+    def test_tries_what_was_too_large_when_a_lease_has_passed(self, desk):
+        """The connection may be quicker by then; where it is not, one failure is enough."""
+        desk = desk()
+        asked = self.asked(desk)
+        for _ in range(2):
+            desk.take(broken(100_000))
+        desk.take()
+        desk.claimer.capacity._strict_since -= 30.0
+        desk.take(broken(100_000))
+        desk.take()
+        assert [(2, 50_000, False), (2, 50_000, True)] == asked[3:]
+
+    def test_asks_for_more_while_answers_are_quick(self, desk):
+        """A connection that is quick again is asked for as much as any other."""
+        desk = desk()
+        asked = self.asked(desk)
+        desk.take(broken(600_000))
+        desk.take(turn("tea"))
+        assert desk.claimer.capacity.error is None
+        for _ in range(2):
+            desk.take(turn("tea"))
+        assert [300_000, 600_000, None] == [most for _, most, _ in asked[1:]]
+
+    def test_asks_for_no_more_while_they_are_not(self, desk):
+        """What takes half of a try leaves no room for twice as much."""
+        desk = desk(lease=300)
+        asked = self.asked(desk)
+        desk.take(broken(100_000))
+        capacity = desk.claimer.capacity
+        capacity.received(desk.claimer._exchange.request, turn("tea"), 0.05)
+        capacity.received(desk.claimer._exchange.request, turn("tea"), None)
+        desk.take()
+        assert 50_000 == asked[-1][1]
+
+    def test_asks_for_something_however_little_arrived(self, desk):
+        """A connection that stalled after a few bytes is not taken for one that carries none."""
+        desk = desk()
+        asked = self.asked(desk)
+        desk.take(broken(20))
+        desk.take()
+        assert 10_000 == asked[-1][1]
+
+    def test_tells_once_and_is_not_well(self, desk):
+        """An error says what is wrong, ``health()`` as long as it is, and Redis is not away."""
+        desk = desk()
+        desk.take(broken(100_000))
+        capacity = desk.claimer.capacity
+        assert "fewer events are claimed at a time" in str(capacity.error)
+        desk.take(broken(100_000))
+        assert "more than 50000 bytes are left to other nodes" in str(capacity.error)
+        # Handed back, or passed over, is not received.
+        desk.take()
+        desk.take(turn("tea"))
+        assert capacity.error
+        assert ["error"] == [desk.said.get()[0] for _ in range(desk.said.qsize())]
+        assert [None] == desk.told()
+        assert desk.claimer.reach.tried.is_set()
+
+    def test_a_connection_that_was_reset_is_not_slow(self, desk):
+        """The first time, what ended amid a reply is asked for as it was, silently; then less."""
+        desk = desk()
+        asked = self.asked(desk)
+        desk.take(broken(100_000, slow=False))
+        assert 0 == desk.said.qsize()
+        desk.take(broken(100_000, slow=False))
+        desk.take()
+        assert [None, None, 50_000] == [most for _, most, _ in asked]
+
+    def test_a_node_that_leaves_receives_nothing_more(self, desk):
+        """What the turn has claimed is handed back without being sent: it would not start."""
+        desk = desk()
+        asked = self.asked(desk)
+        desk.take(broken(100_000))
+        desk.take(claiming=False)
+        assert [(1, 0, True)] == asked[1:]
 
 
 class TestAnswer:

@@ -18,7 +18,7 @@ from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.early import ahead_us
 from dtimer.engine.pace import lasting
 from dtimer.errors import HandlerError, LeaseLost, OptionError, OutcomeUnknown, StoreError
-from dtimer.model.claims import Claim, Result, Verdict
+from dtimer.model.claims import Claim, Result, Settlement, Verdict
 from dtimer.model.options import validate
 
 _tokens = itertools.count(1)
@@ -532,6 +532,19 @@ class TestSettling:
         assert office.dispatcher.unsettled
         assert 400 - MOST_SETTLEMENTS == len(office.dispatcher.take_settlements())
         assert not office.dispatcher.unsettled
+
+    def test_bounds_the_bytes_of_the_errors_in_a_turn(self, office):
+        """A slow connection sends the errors of a large batch in several turns, and all of them."""
+        dispatcher = office(start=False).dispatcher
+        given = [Settlement(str(n), n, Verdict.RETRY, error="x" * 2_000) for n in range(60)]
+        dispatcher._settle(given)
+        taken = [dispatcher.take_settlements() for _ in range(3)]
+        assert [25, 25, 10] == [len(each) for each in taken]
+        assert given == [s for each in taken for s in each]
+        dispatcher._settle(
+            [Settlement(str(n), n, Verdict.RETRY, error="x" * 90_000) for n in range(21)]
+        )
+        assert 1 == len(dispatcher.take_settlements())
 
 
 class TestHolding:

@@ -53,7 +53,8 @@ class TestDeadline:
         """
         given = []
 
-        def unanswered(wire, script, words, until):
+        def unanswered(wire, script, words, until, limit):
+            assert deadline == limit, "while bytes are on the move"
             given.append(until - clock.now)
             clock.now = max(clock.now, until)
             raise redis.TimeoutError("no reply")
@@ -73,7 +74,7 @@ class TestDeadline:
         """
         tried = []
 
-        def refused(wire, script, words, until):
+        def refused(wire, script, words, until, limit):
             tried.append(clock.now)
             wire.sent = False
             raise redis.ConnectionError("refused")

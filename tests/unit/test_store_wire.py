@@ -45,6 +45,7 @@ class Scripted(socket.socket):
         self.timeouts = []
         self.asked = []
         self.full = None
+        self.sizes = []
 
     def settimeout(self, seconds):
         self.timeouts.append(seconds)
@@ -52,6 +53,11 @@ class Scripted(socket.socket):
     def sendall(self, data, *_):
         if self.full:
             raise self.full
+
+    def send(self, data, *_):
+        self.sizes.append(len(data))
+        self.sendall(data)
+        return len(data)
 
     def recv(self, size, *_):
         self.asked.append(size)
@@ -99,10 +105,10 @@ class Line:
         self.made += 1
         return self.socket
 
-    def ask(self, until=None):
+    def ask(self, until=None, limit=None, id="id"):
         if until is None:
             until = time.monotonic() + 100
-        return self.wire.run(load("peek"), ["", "", "id"], until)
+        return self.wire.run(load("peek"), ["", "", id], until, limit)
 
     def __enter__(self):
         return self
@@ -297,6 +303,74 @@ class TestDeadlines:
             line.wire._connection._sock.settimeout(0)
             line.ask(1003.0)
             assert [3.0, 0, 3.0] == line.socket.timeouts
+
+
+class TestSlow:
+    """While bytes are on the move a try lasts, up to its limit: another would begin anew."""
+
+    @pytest.fixture
+    def clock(self, monkeypatch):
+        """A clock that goes on by a second with each look at it."""
+        clock = itertools.count(1000.0)
+        monkeypatch.setattr("dtimer.store.sockets.time.monotonic", clock.__next__)
+        return clock
+
+    @pytest.mark.usefixtures("clock")
+    @pytest.mark.parametrize("head", [b"$40\r\n", b"*1\r\n$40\r\n"])
+    def test_waits_for_what_arrives(self, head):
+        """A reply that arrives steadily is read to its end, though the try was to end before."""
+        with Line(head, *[b"1"] * 40, b"\r\n") as line:
+            assert line.ask(1003.0, 1100.0) in (b"1" * 40, [b"1" * 40])
+
+    @pytest.mark.usefixtures("clock")
+    @pytest.mark.parametrize("head", [b"$99999\r\n", b"*9\r\n$99\r\n"])
+    def test_not_beyond_the_limit(self, head):
+        """A server that sends a byte now and then keeps nobody beyond the deadline of a call."""
+        with Line(head, *[b"1"] * 2000) as line:
+            with pytest.raises(redis.TimeoutError):
+                line.ask(1003.0, 1100.0)
+            assert 50 < len(line.socket.asked) <= 100
+
+    @pytest.mark.usefixtures("clock")
+    def test_no_longer_in_silence(self):
+        """Between two bytes no more time is given than there was for the first."""
+        with Line(b"$9\r\n", b"123", b"456", b"789\r\n") as line:
+            line.ask(1010.0, 1100.0)
+            assert max(line.socket.timeouts) < 10.0
+
+    @pytest.mark.usefixtures("clock")
+    def test_silence_before_the_first_byte(self):
+        """A server that says nothing is given up when the try is over."""
+        with Line(TimeoutError("timed out")) as line:
+            with pytest.raises(redis.TimeoutError):
+                line.ask(1010.0, 1100.0)
+            assert max(line.socket.timeouts) < 10.0
+            assert 0 == line.wire.arrived
+
+    @pytest.mark.parametrize("parser", PARSERS)
+    @pytest.mark.parametrize("head", [b"$99\r\n", b"*1\r\n$99\r\n"])
+    def test_tells_how_much_arrived(self, parser, head):
+        """Whoever asks again knows what the connection was good for."""
+        with Line(head, b"1" * 30, TimeoutError("timed out"), parser=parser) as line:
+            with pytest.raises(redis.TimeoutError):
+                line.ask()
+            assert line.wire.arrived == len(head) + 30
+
+    @pytest.mark.usefixtures("clock")
+    def test_sends_as_long_as_it_is_taken(self):
+        """A large request is sent in pieces, each of which may take its time."""
+        with Line(b"$2\r\nok\r\n") as line:
+            assert b"ok" == line.ask(1004.0, 1100.0, "x" * 5_000_000)
+            assert len(line.socket.sizes) > 10
+            assert max(line.socket.sizes) <= 262_144
+
+    def test_waits_longer_for_the_reply_to_much(self, monkeypatch):
+        """When it counts as sent much of a large request may yet be under way."""
+        monkeypatch.setattr("dtimer.store.sockets.time.monotonic", lambda: 1000.0)
+        with Line(*[b"$2\r\nok\r\n"] * 2) as line:
+            line.ask(1002.0, 1006.0)
+            line.ask(1002.0, 1006.0, "x" * 100_000)
+            assert [2.0, 4.0] == line.socket.timeouts
 
 
 class Careful(redis.Connection):

@@ -7,8 +7,10 @@
 -- ARGV[4]   limit: how many events its free hands can start; 0 claims nothing
 -- ARGV[5]   lease length in µs
 -- ARGV[6]   'h' when the node hears wakes, 'e' to be sent an echo, 'p' to be told how many
---           events were ever posted; together or ''. And how often this very turn was asked
---           for before, when it was
+--           events were ever posted; together or ''. How often this very turn was asked
+--           for before, when it was. And ',<bytes>' for a node with a slow connection: all
+--           bodies after the first fit into so many bytes, 1000000 when it is not given; with a
+--           '!' behind it the first does, too, and larger ones are passed over
 -- ARGV[7]   when this node was last heard of, as it was told by its last turn; '' when it
 --           does not know
 -- ARGV[8]   how far ahead it claims, in µs: what falls due in that time is handed out as well,
@@ -32,15 +34,19 @@
 --   heard   when this node was last heard of, for its next turn
 --   before  when it was heard of before this turn, where it is not ARGV[7]: 0 for never; else ''
 --   posted  the total, or ''
-local FEW, MOST_BYTES, LATEST = 10, 1000000, 80
+local MOST_BYTES, MOST_PASSED, LATEST = 1000000, 100, 80
 local node, limit, lease, flags = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local ahead, confirms, others = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
-local hears, echo, curious, asked = flags == 'h', false, false, 0
+local hears, echo, curious, asked, most, strict = flags == 'h', false, false, 0, MOST_BYTES, false
 if not hears and flags ~= '' then
   hears = string.find(flags, 'h', 1, true)
   echo = string.find(flags, 'e', 1, true)
   curious = string.find(flags, 'p', 1, true)
-  asked = tonumber(string.match(flags, '%d+') or 0)
+  asked = tonumber(string.match(flags, '^%a*(%d+)') or 0)
+  if #flags > 3 then
+    most = tonumber(string.match(flags, ',(%d+)') or most)
+    strict = string.find(flags, '!', 1, true)
+  end
 end
 
 -- What makes an event unfit to be handed out, or nil.
@@ -53,6 +59,19 @@ local function fault_of(body, score, max_retries, holder, attempt, expires)
     return 'lease_lost', 'the lease of node ' .. string.sub(holder, 1, 255) .. ' ran out'
   end
   if expires and expires <= NOW then return 'expired', '' end
+end
+
+-- What is due by the horizon and small enough to be received: at most `limit` ids and scores.
+local function fitting(horizon, limit, most)
+  local found, due = {}, redis.call('ZRANGEBYSCORE', DUE, '-inf', horizon, 'WITHSCORES',
+    'LIMIT', '0', digits(limit + MOST_PASSED))
+  for i = 1, #due, 2 do
+    if #found < 2 * limit and redis.call('HSTRLEN', BODY, due[i]) <= most then
+      found[#found + 1] = due[i]
+      found[#found + 1] = due[i + 1]
+    end
+  end
+  return found
 end
 
 -- Once the settlements are done: their results, and as `before` of the reply says.
@@ -130,6 +149,11 @@ local function take_turn()
       elseif #due / 2 < limit then
         left = #due / 2
       end
+      if strict then
+        -- Those that would not get through are left for others, who are told of them.
+        due, left = fitting(horizon, limit, most), redis.call('ZCOUNT', DUE, '-inf', horizon)
+        most = math.min(most, MOST_BYTES)
+      end
     end
   end
 
@@ -141,23 +165,21 @@ local function take_turn()
   local given = {}
   if #due > 0 then
     for i = 1, #due, 2 do ids[#ids + 1] = due[i] end
-    -- A few at a time, and no more when it is much: large payloads take long.
+    -- Each is measured before it is loaded, because a payload may be of any size: the first is
+    -- always handed out, and of the others what the bytes allow.
     local bodies, bytes
     if #ids == 1 then
       bodies = redis.call('HMGET', BODY, ids[1])
     else
-      bodies, bytes = {}, 0
-      for first = 1, #ids, FEW do
-        local last = math.min(first + FEW - 1, #ids)
-        for i, body in ipairs(redis.call('HMGET', BODY, unpack(ids, first, last))) do
-          bodies[first + i - 1] = body
-          bytes = bytes + #(body or '')
-        end
-        if bytes > MOST_BYTES then
-          for i = #ids, last + 1, -1 do ids[i] = nil end
+      bytes = 0
+      for i, id in ipairs(ids) do
+        bytes = bytes + redis.call('HSTRLEN', BODY, id)
+        if bytes > most and i > 1 then
+          for last = #ids, i, -1 do ids[last] = nil end
           break
         end
       end
+      bodies = redis.call('HMGET', BODY, unpack(ids))
     end
     local leases = redis.call('HMGET', LEASE, unpack(ids))
     local tries = redis.call('HMGET', TRIES, unpack(ids))
@@ -278,7 +300,7 @@ local function take_turn()
 
   local wait = -1
   if #ids > 0 and (head or free > 0) then
-    if limit == 1 and taken == 1 and not occurred then
+    if limit == 1 and taken == 1 and not occurred and not strict then
       earliest = soonest(math.min(soonest(top[4]) or math.huge, NOW + lease))
     else
       earliest = first_due()
@@ -287,7 +309,7 @@ local function take_turn()
   -- There is more, and it is kept for nobody: what was unfit took the place of what is not, the
   -- claims had grown large, or an occurrence was followed by one that is due as well.
   local again = free > 0 and earliest and earliest <= NOW
-    and (#ids > taken + held_back or told == 0)
+    and (#ids > taken + held_back or told == 0) and not (strict and taken == 0)
   if earliest and not paused then
     -- Half of what it may claim ahead, so that it is in time for all of that. What is in sight
     -- and was left is to be asked for when it is due.
@@ -303,7 +325,7 @@ local function take_turn()
       if left > 0 and free > 0 then wait = GRACE end
     elseif free > 0 then
       -- Nobody hears: each node that asks is its own alarm clock.
-      wait = math.max(0, coming)
+      wait = math.max(strict and GRACE or 0, coming)
     end
     if again or trouble then wait = 0 end
   end

@@ -1,7 +1,7 @@
 -- The answer to a turn that was taken before: the reply was lost, or it was asked for twice. The
 -- same events, those that are still under the same tokens, under a lease that starts anew. But
 -- not for ever: who asks again after a whole lease may be unable to receive them, and others
--- are not.
+-- are not. And no more than ARGV[6] allows: what is over that many bytes is released at once.
 --
 -- `done` is what the turn has remembered: its results, when the node was heard of before it
 -- where that was news, how often it had been asked for, the first token, the number of claims,
@@ -9,7 +9,9 @@
 -- or nil when somebody else has written that.
 local function answer_again(done)
   local node, lease, flags = ARGV[3], tonumber(ARGV[5]), ARGV[6]
-  local asked = tonumber(string.match(flags, '%d+') or 0)
+  local asked = tonumber(string.match(flags, '^%a*(%d+)') or 0)
+  local most, strict = string.match(flags, ',(%d+)(!?)')
+  most = tonumber(most or math.huge)
   local results, before, last, token, ids, texts =
     string.match(done, '^(%w*);(%d*);(%d+);(%d+);(%d+);(.*)$')
   local list, at = {}, 1
@@ -28,16 +30,19 @@ local function answer_again(done)
   local impatient = latest and NOW > first + lease
   -- Redis allows this when it is out of memory, and with it what follows.
   redis.call('ZREM', PROMISE, '')
-  local reply, claims, back = {''}, 0, 0
+  local reply, claims, back, bytes = {''}, 0, 0, 0
   for i = 1, ids do
     local id = list[i]
     local held, attempt, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
     if held == digits(first + i - 1) then
-      if impatient and not cancelled
-        and tonumber(redis.call('ZSCORE', DUE, id) or 0) > NOW then
+      local size = redis.call('HSTRLEN', BODY, id)
+      local fits = bytes + size <= most or (claims == 0 and strict ~= '!')
+      local running = tonumber(redis.call('ZSCORE', DUE, id) or 0) > NOW
+      if latest and not cancelled and (impatient and running or not fits) then
         release(id, attempt, due)
         back = back + 1
-      else
+      elseif fits then
+        bytes = bytes + size
         redis.call('ZADD', DUE, 'XX', digits(NOW + lease), id)
         local body = redis.call('HGET', BODY, id) or ''
         claims = claims + 1
