@@ -131,6 +131,8 @@ def test_a_node_without_a_handler(watch):
     """
     mute = watch.node("mute")
     mute.timer.remove_all_listeners("event")
+    # It says so once, and has nothing else to say.
+    eventually(lambda: any("no listener" in line for line in watch.gauges.lines))
     watch.node("other")
     ids = [watch.post() for _ in range(30)]
     with watch.fault(degraded=False):

@@ -142,6 +142,7 @@ class TestBad:
         (ev,) = handler.begun()
         other = watch.node("other")
         other.timer.remove_listener("event", other.timer.listeners("event")[0])
+        eventually(lambda: any("no listener" in line for line in watch.gauges.lines))
         with watch.fault(node, silent=True):
             proxy.delay(lease / 12)
             began = time.monotonic()

@@ -147,6 +147,12 @@ def test_frozen_under_a_confirm(watch, own):
     # The script is there now: without it, what is done after the freeze would be nothing.
     watch.post()
     assert said.get(timeout=PATIENCE)
+    # Whichever connection the confirm takes is there, too: one that would have to be made first
+    # could not be, and then the confirm is known not to have been done.
+    line = node.timer._store._line
+    for lane in [line._take() for _ in range(4)]:
+        line._idle.append(lane)
+        node.timer.peek("nothing")
     with watch.fault() as fault:
         id = watch.post(more={"freeze": True})
         assert isinstance(said.get(timeout=PATIENCE), OutcomeUnknown)
