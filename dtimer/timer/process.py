@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 import weakref
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 
 class Watched(Protocol):
@@ -21,14 +21,47 @@ class Watched(Protocol):
         """This is a forked child, with none of its parent's threads."""
 
 
-def why_no_threads() -> str | None:
-    """Return why no thread would run beside the others in this process; None where they do."""
-    if not getattr(sys.modules.get("uwsgi"), "has_threads", True):
+def why_no_node() -> str | None:
+    """Return why no node can join in this process; None where one can."""
+    if sys.platform == "win32":
+        return (
+            "dtimer's nodes do not run on Windows, where select cannot wait for a pipe;"
+            " posting works. Join on Linux, macOS, or in WSL"
+        )
+    return _why_not_uwsgi(sys.modules.get("uwsgi")) or _why_not_patched()
+
+
+def _why_not_uwsgi(uwsgi: Any) -> str | None:
+    if not getattr(uwsgi, "has_threads", True):
         return "uWSGI runs no threads here: start it with enable-threads"
+    asked = {
+        name: getattr(uwsgi, name, lambda: None)()
+        for name in ("worker_id", "masterpid", "mule_id", "i_am_the_spooler")
+    }
+    if asked["worker_id"] != 0 or asked["mule_id"] or asked["i_am_the_spooler"]:
+        return None
+    if asked["masterpid"] or getattr(uwsgi, "numproc", 1) > 1:
+        # The workers would inherit the locks of its threads, and not the threads.
+        return (
+            "this process of uWSGI is about to fork its workers: join in each of them, in a"
+            " function with @postfork (of uwsgidecorators), or load the application there with"
+            " lazy-apps = true"
+        )
+    return None
+
+
+def _why_not_patched() -> str | None:
     patched = getattr(sys.modules.get("eventlet.patcher"), "is_monkey_patched", None)
-    if patched is not None and patched("thread"):
+    if patched is not None and any(map(patched, ("thread", "socket", "select"))):
         # Its greenlets stop altogether where one of them waits for a SimpleQueue.
-        return "eventlet has replaced the threads, and does not go with them: use gevent, or none"
+        return "eventlet has replaced what threads wait with: use gevent, or none"
+    patched = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
+    waits = ("socket", "select", "queue")
+    if patched is not None and any(map(patched, waits)) and not patched("threading"):
+        return (
+            "gevent has replaced sockets and not threads, so a thread that waits stops the"
+            " others: call gevent.monkey.patch_all() without thread=False, or no patch at all"
+        )
     return None
 
 

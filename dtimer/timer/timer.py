@@ -156,8 +156,9 @@ class DTimer(Calendar):
         Raises:
             StoreError: Redis is not there. Nothing is left running.
             NamespaceCorrupt: the namespace holds what is not ours.
-            UsageError: called by a handler of this node while it leaves, or where no thread
-                would run: uWSGI without enable-threads, eventlet.
+            UsageError: called by a handler of this node while it leaves, or where no node can
+                join: uWSGI before it forks or without threads, eventlet, gevent's
+                ``thread=False``, Windows.
         """
         leaves = self.nesting.leaves
         self._notice_fork()
@@ -179,8 +180,8 @@ class DTimer(Calendar):
             life.wait(None)
 
     def _begin(self, leaves: int) -> Life:
-        if reason := process.why_no_threads():
-            raise UsageError(f"a node needs threads. {reason}")
+        if reason := process.why_no_node():
+            raise UsageError(f"no node can join in this process: {reason}")
         if self._finalizer is not None:
             self._finalizer.detach()
         life = Life(self._id, self._options, self._store, WeakVoice(self))
@@ -259,8 +260,6 @@ class DTimer(Calendar):
         """Have a `leave` that waits for handlers wait no longer."""
         if self._life is not None:
             self._life.stop(0)
-
-    # Looking
 
     def health(self) -> Health:
         """Tell whether this node makes progress. Asks nobody, and never raises."""

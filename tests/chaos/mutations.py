@@ -20,6 +20,7 @@ _CLAIMER = "tests/unit/test_engine_claimer.py"
 _DISPATCHER = "tests/unit/test_engine_dispatcher.py"
 _LISTENER = "tests/unit/test_engine_listener.py"
 _SERVICE = "tests/unit/test_engine_service.py"
+_INTERRUPTIONS = "tests/unit/test_interruptions.py"
 _OUTAGES = "tests/integration/test_outages.py"
 _REFUSES = "tests/chaos/test_server_refuses.py::TestAfterALostReply"
 _AVAILABILITY = "tests/chaos/test_availability.py"
@@ -908,5 +909,55 @@ MUTANTS = [
         "                self._lost(e)\n                if time",
         "                self._lost(e)\n                return\n                if time",
         _LISTENER,
+    ),
+    # ----------------------------------------------------------------- signal handlers and forks
+    _mutant(
+        "a handler's join begins another life within a join",
+        "timer/timer.py",
+        "                if self.nesting.joining_here:\n                    return\n",
+        "",
+        "tests/integration/test_interruptions.py",
+    ),
+    _mutant(
+        "a leave within a join is lost",
+        "timer/life.py",
+        "        self.leaving = True\n        if self._starter is not None:\n",
+        "        self.leaving = self._starter is None\n        if False:\n",
+        "tests/integration/test_interruptions.py",
+    ),
+    _mutant(
+        "an interrupted reader stays",
+        "engine/readers.py",
+        "        reading.forsaken = True\n        self._withdraw(reading)\n",
+        "        reading.forsaken = True\n",
+        _INTERRUPTIONS,
+    ),
+    _mutant(
+        "the key of an interrupted reader is charged",
+        "engine/readers.py",
+        "        if reading.forsaken:\n            return None\n",
+        "",
+        _INTERRUPTIONS,
+    ),
+    _mutant(
+        "a settlement that comes while others are taken is lost",
+        "engine/book.py",
+        "        del self._settlements[: len(taken)]\n",
+        "        self._settlements.clear()\n",
+        _INTERRUPTIONS,
+    ),
+    _mutant(
+        "a child goes on when its listener has ended",
+        "timer/emitter.py",
+        "            if os.getpid() != pid:\n                process.end_child(None)\n",
+        "",
+        "tests/integration/test_processes.py",
+    ),
+    _mutant(
+        "a child keeps the connections of calls under way",
+        "store/line.py",
+        "                wire.close()\n        self._begin()\n",
+        "                pass\n        self._begin()\n",
+        "tests/integration/test_processes.py",
     ),
 ]

@@ -149,6 +149,81 @@ class TestThreads:
             node.join()
         node.leave()
 
+    @pytest.mark.fault("F64")
+    @pytest.mark.parametrize(
+        ("state", "refused"),
+        [
+            ({"worker_id": 0, "masterpid": 17, "numproc": 1}, True),
+            ({"worker_id": 0, "masterpid": 0, "numproc": 4}, True),
+            ({"worker_id": 0, "masterpid": 0, "numproc": 1}, False),
+            ({"worker_id": 2, "masterpid": 17, "numproc": 4}, False),
+            ({"worker_id": 0, "masterpid": 17, "numproc": 4, "mule_id": 1}, False),
+            ({"worker_id": 0, "masterpid": 17, "numproc": 4, "i_am_the_spooler": True}, False),
+        ],
+    )
+    def test_uwsgi_before_it_forks(self, own, monkeypatch, state, refused):
+        """
+        join() in a process of uWSGI that forks its workers later says where to join instead: in
+        the workers the locks of its threads would be held by nobody, for ever.
+        """
+        told = {k: v if k == "numproc" else (lambda v=v: v) for k, v in state.items()}
+        monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(has_threads=1, **told))
+        node = DTimer("node", own.url)
+        if refused:
+            with pytest.raises(UsageError, match=r"@postfork.* lazy-apps"):
+                node.join()
+        else:
+            node.join()
+        assert node.joined != refused
+        node.leave()
+
+    @pytest.mark.fault("F65")
+    @pytest.mark.parametrize(
+        ("patched", "refused"),
+        [
+            ({"socket", "select", "queue"}, True),
+            ({"socket", "select", "queue", "threading"}, False),
+            ({"signal"}, False),
+        ],
+    )
+    def test_gevent_without_threads(self, own, monkeypatch, patched, refused):
+        """
+        Where gevent has replaced sockets and not threads join() says so: a thread that waits for
+        the one would stop the others.
+        """
+        monkey = SimpleNamespace(is_module_patched=lambda name: name in patched)
+        monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
+        node = DTimer("node", own.url)
+        if refused:
+            with pytest.raises(UsageError, match="thread=False"):
+                node.join()
+        else:
+            node.join()
+        assert node.joined != refused
+        node.leave()
+
+    @pytest.mark.fault("F65")
+    def test_gevent_without_threads_for_real(self, script):
+        """patch_all(thread=False) of gevent is told from patch_all()."""
+        program = script(
+            "from gevent import monkey; monkey.patch_all(thread=False)\n"
+            "from dtimer import UsageError\n"
+            "try: timer().join()\n"
+            "except UsageError as e: say('gevent' in str(e))\n"
+        )
+        assert "True" == program.hear()
+        assert "" == program.end(0)
+
+    def test_windows(self, own, monkeypatch):
+        """On Windows join() says that it is not supported there, and a post works."""
+        node = DTimer("node", own.url)
+        monkeypatch.setattr(sys, "platform", "win32")
+        with pytest.raises(UsageError, match="Windows"):
+            node.join()
+        node.post({}, 1_000)
+        monkeypatch.undo()
+        node.leave()
+
     @pytest.mark.fault("F65")
     def test_gevent(self, watch, script):
         """
