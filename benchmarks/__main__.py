@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks import machine, pictures, tables
 from benchmarks.bench import FULL, Bench, Scale
+from benchmarks.compare import compare
 from benchmarks.contenders import CONTENDERS, Contender, choose
 from benchmarks.environments import CACHE, ENVIRONMENTS
 from benchmarks.results import Results, path_for
@@ -64,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     plotting.add_argument("folder", type=Path)
     setting = commands.add_parser("setup", help="make the contenders' environments")
     setting.add_argument("--contenders", nargs="+", default=[], metavar="NAME")
+    comparing = commands.add_parser("compare", help="compare the CPU an event of two checkouts")
+    comparing.add_argument("base", type=Path)
+    comparing.add_argument("head", type=Path)
+    comparing.add_argument("--rounds", type=int, default=15)
     commands.add_parser("list", help="say which contenders and works there are")
     return parser
 
@@ -150,6 +155,8 @@ def main() -> None:
         _setup(choose(given.contenders))
     elif given.command == "list":
         _list()
+    elif given.command == "compare":
+        compare(given.base, given.head, given.rounds)
     elif given.command == "run":
         _run(given)
     elif given.command == "show":
