@@ -124,8 +124,9 @@ class Emitter(EventEmitter):
 
     def remove_all_listeners(self, event: str | None = None) -> None:
         """Remove all listeners of *event*, or of every event."""
-        for found in list(self._events.values()) if event is None else [self._of(event)]:
-            found.clear()
+        for name in list(self._events) if event is None else [event]:
+            self._of(name).clear()
+            self._listening(name, more=False)
 
     def listeners(self, event: str) -> list[Callable[..., Any]]:
         """Return the listeners of *event*, in the order in which they are called."""

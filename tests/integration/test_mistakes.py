@@ -532,7 +532,7 @@ class TestNoListener:
             assert timer.health().listening
             eventually(lambda: timer.nodes()[0].listening)
             assert joined.joined == timer.nodes()[0].joined
-            timer.remove_listener("event", print)
+            timer.remove_all_listeners()
             eventually(lambda: not timer.nodes()[0].listening)
         assert [] == timer.nodes()
 
