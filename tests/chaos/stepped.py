@@ -191,6 +191,8 @@ class Node:
             handle=self.handle,
             announce=lambda event, *what: world.said.append((name, event, what)),
             appetite=lambda: 100,
+            listens=lambda: True,
+            let_go=lambda: True,
         )
         self.life = Life(name, options, self.store, voice)
         self.life._listener.hears = world.rng.random() < 0.7
