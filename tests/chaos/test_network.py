@@ -36,6 +36,8 @@ class TestBlackHole:
         the way is open again what was sent into the hole has not been done twice.
         """
         node = watch.node(url=proxy.url, sub=own.url, **HASTY)
+        # The namespace exists by now: the post has not to open it first.
+        caller.stats()
         with watch.fault() as fault:
             proxy.blackhole()
             with pytest.raises(OutcomeUnknown):
