@@ -13,7 +13,7 @@ import pytest
 import redis
 from proxy import Proxy
 from redis.crc import key_slot
-from servers import PATIENCE, Server, eventually
+from servers import LONGEST_CALL, PATIENCE, Server, eventually
 from topologies import migrate, three_masters, watched_by_sentinel
 
 import dtimer.store
@@ -294,7 +294,7 @@ class TestCluster:
             source = next(s for s in servers if s.port == port)
             target = servers[servers.index(source) - 1]
             steps = migrate(servers, source, target, slot)
-            timer = DTimer("poster", client, ns="chaos", timeout=PATIENCE * 1000)
+            timer = DTimer("poster", client, ns="chaos", timeout=LONGEST_CALL)
             timer.post({"n": 1}, at=LATER, id="moved")
             for _ in steps:
                 pass
@@ -305,7 +305,7 @@ class TestCluster:
     def test_eight_threads_find_the_way_by_one_question(self):
         """The first calls of several threads ask once where the keys are, and share the answer."""
         with three_masters() as (client, servers):
-            timer = DTimer("poster", client, ns="chaos", timeout=PATIENCE * 1000)
+            timer = DTimer("poster", client, ns="chaos", timeout=LONGEST_CALL)
             at_once = threading.Barrier(8)
 
             def post():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 from proxy import Proxy
-from servers import PATIENCE, eventually
+from servers import LONGEST_CALL, PATIENCE, eventually
 
 from chaos.held import Held
 from chaos.settings import HASTY, PATIENT
@@ -168,7 +168,7 @@ class TestAfterALostReply:
         has gone meanwhile). To call that definite would have its poster post again.
         """
         with Proxy(own) as way, own.client() as client:
-            timer = DTimer("poster", way.url, ns=namespace, timeout=PATIENCE * 1000)
+            timer = DTimer("poster", way.url, ns=namespace, timeout=LONGEST_CALL)
             timer.post({"n": 0}, LATER, id="known")
             way.drop_reply_once(b"tea")
             refuse = functools.partial(client.config_set, "min-replicas-to-write", 1)
