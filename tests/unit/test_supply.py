@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import dtimer
-from dtimer.store.scripts import load
+from dtimer.store.scripts import _code, load
 
 PACKAGE = Path(dtimer.__file__).parent
 VERBS = sorted(path.stem for path in (PACKAGE / "store" / "lua").glob("*.lua"))
@@ -59,7 +59,9 @@ def test_nothing_is_executed_that_came_as_data():
             if isinstance(node, ast.Import | ast.ImportFrom):
                 named = {name.name.partition(".")[0] for name in node.names}
                 named.add((getattr(node, "module", "") or "").partition(".")[0])
-                assert not named & forbidden, path
+                # An error finds out whether its cause can be pickled: it loads what it has dumped.
+                allowed = {"pickle"} if path == PACKAGE / "errors.py" else set()
+                assert not named & forbidden - allowed, path
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id not in calls, f"{path}:{node.lineno}"
 
@@ -69,7 +71,7 @@ class TestScripts:
 
     def test_the_text_is_that_of_the_files(self):
         """
-        A script is its parts and its verb, whole and one after the other, and nothing else but
+        A script is the code of its parts and its verb, one after the other, and nothing else but
         the two ends of the function that makes what is seldom needed.
         """
         ends = {"mint": ["local function later()", "return guard, rouse", "end"]}
@@ -78,7 +80,7 @@ class TestScripts:
             parts = PACKAGE / "store" / "lua" / "parts"
             files = [*sorted(parts.glob("*.lua")), PACKAGE / "store" / "lua" / f"{verb}.lua"]
             for path in files:
-                rest = rest.replace(path.read_text("utf-8"), "", 1)
+                rest = rest.replace(_code(path.read_text("utf-8")), "", 1)
             assert ends.get(verb, []) == [line for line in rest.splitlines() if line], verb
 
     def test_the_same_in_every_process(self):
