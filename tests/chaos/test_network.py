@@ -197,7 +197,7 @@ class TestChoked:
     @pytest.fixture
     def choked(self, watch, proxy, own):
         """A node whose replies end after 100 kB, and which is about to claim six times that."""
-        node = watch.node("choked", proxy.url, own.url, max_events=20, **HASTY)
+        node = watch.node("choked", proxy.url, own.url, max_events=20)
         node.timer.pause()
         ids = [watch.post(more={"much": "x" * 50_000}) for _ in range(12)]
         proxy.choke(100_000)
@@ -211,16 +211,15 @@ class TestChoked:
             watch.wait_handled(*ids)
             proxy.heal()
         assert {1} == {h.attempt for h in watch.handled}
-        (error,) = node.errors
-        assert "the connection is too slow for what is claimed" in str(error)
-        assert [] == node.heard("disconnected")
+        told = [str(e).partition(";")[0] for e in node.errors]
+        assert 1 == told.count("the connection is too slow for what is claimed")
 
     def test_passes_over_what_is_too_large(self, watch, proxy, own):
         """
         An event that can never arrive stops nothing behind it, and another node has it; the
         node says that it is not well as long as it leaves events to others.
         """
-        node = watch.node("choked", proxy.url, own.url, max_events=20, **HASTY)
+        node = watch.node("choked", proxy.url, own.url, max_events=20)
         node.timer.pause()
         large = watch.post(more={"much": "x" * 200_000})
         small = [watch.post() for _ in range(5)]
@@ -241,7 +240,7 @@ class TestChoked:
         """A node that is handed more than can arrive has joined, and starts what does arrive."""
         ids = [watch.post(more={"much": "x" * 50_000}) for _ in range(12)]
         proxy.choke(100_000)
-        timer = DTimer("choked", proxy.url, own.url, ns=watch.ns, max_events=20, **HASTY)
+        timer = DTimer("choked", proxy.url, own.url, ns=watch.ns, max_events=20, **PATIENT)
         seen: set[str] = set()
         timer.on("event", lambda events: seen.update(ev.id for ev in events))
         timer.on("error", lambda _: None)
