@@ -108,6 +108,20 @@ class TestSignalHandlers:
         assert [] == timer.nodes()
         assert n >= 2 * STRIDES[call], "it was hardly interrupted"
 
+    def test_a_join_within_a_join_is_the_same(self, timer, client):
+        """A handler that joins while join() is at work begins no second life beside the first."""
+        with nothing_left(client):
+            for n in each_bytecode(STRIDES["join"]):
+                interruption = Interruption(n, timer.join)
+                interruption.during(timer.join)
+                assert timer.joined
+                timer.leave()
+                eventually(lambda: not threads())
+                if interruption.where is None:
+                    break
+        assert [] == timer.nodes()
+        timer.leave()
+
     @pytest.mark.parametrize("call", ["leave", "exit", "post an id"])
     def test_it_may_join(self, timer, call):
         """A handler that joins does not undo, or hang, the call that it interrupts."""
