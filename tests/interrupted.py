@@ -7,6 +7,7 @@ and at the bytecode that a test names.
 
 from __future__ import annotations
 
+import dis
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +23,10 @@ _PACKAGE = str(Path(dtimer.__file__).parent)
 STRIDE = int(os.environ.get("DTIMER_TEST_BYTECODES", "0"))
 
 
+# After these the interpreter looks whether a signal has come.
+_HANDLING = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
+
+
 class Interruption:
     """
     Calls *handler* once, before the bytecode number *at* that this thread runs in the library.
@@ -29,10 +34,16 @@ class Interruption:
     Args:
         at: Counted from 0.
         handler: What the handler of the signal does. What it raises is raised there.
+        raises: Count only the bytecodes before which the interpreter handles signals: not, for
+            example, the one after a lock is taken by ``with``, where an exception would leave it
+            taken.
     """
 
-    def __init__(self, at: int, handler: Callable[[], object]) -> None:
+    def __init__(self, at: int, handler: Callable[[], object], *, raises: bool = False) -> None:
         self._left = at
+        self._raises = raises
+        # Whether the frame's last bytecode was one after which signals are handled.
+        self._after: dict[FrameType, bool] = {}
         self._handler = handler
         #: Where it was, once it has been.
         self.where: str | None = None
@@ -59,6 +70,11 @@ class Interruption:
             frame.f_trace_opcodes = False
             return None
         if event == "opcode":
+            name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            handled = self._after.get(frame, False)
+            self._after[frame] = name.startswith(_HANDLING)
+            if self._raises and not handled:
+                return self._step
             if not self._left:
                 name = Path(frame.f_code.co_filename).stem
                 self.where = f"{name}.{frame.f_code.co_qualname}:{frame.f_lineno}"

@@ -162,10 +162,10 @@ class TestReading:
         read() has it at once, and not when a lease of ten minutes ends.
         """
         queue.read(timeout=0)
-        for n in each_bytecode(127):
+        for n in each_bytecode(23):
             if there:
                 queue.write(f"k{n}")
-            interruption = Interruption(n, ring)
+            interruption = Interruption(n, ring, raises=True)
             read = None
             with contextlib.suppress(Alarm):
                 read = interruption.during(lambda: queue.read(timeout=20))
