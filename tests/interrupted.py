@@ -42,8 +42,9 @@ class Interruption:
     def __init__(self, at: int, handler: Callable[[], object], *, raises: bool = False) -> None:
         self._left = at
         self._raises = raises
-        # Whether the frame's last bytecode was one after which signals are handled.
-        self._after: dict[FrameType, bool] = {}
+        # Whether a frame's last bytecode was one after which signals are handled. By its id: a
+        # frame that is kept keeps what is to be found gone.
+        self._after: dict[int, bool] = {}
         self._handler = handler
         #: Where it was, once it has been.
         self.where: str | None = None
@@ -61,6 +62,7 @@ class Interruption:
         del event, arg
         if self.where is not None or not frame.f_code.co_filename.startswith(_PACKAGE):
             return None
+        self._after.pop(id(frame), None)
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return self._step
 
@@ -71,8 +73,8 @@ class Interruption:
             return None
         if event == "opcode":
             name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-            handled = self._after.get(frame, False)
-            self._after[frame] = name.startswith(_HANDLING)
+            handled = self._after.get(id(frame), False)
+            self._after[id(frame)] = name.startswith(_HANDLING)
             if self._raises and not handled:
                 return self._step
             if not self._left:
