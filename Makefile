@@ -1,18 +1,18 @@
-# Thin: what is done is said in .ci/run and in README.rst, this only gives it short names.
-# Wants python3 with venv (on Debian: the package python3-venv).
+# Short names for commands that .ci/run and README.rst define.
+# Needs python3 with venv (on Debian: the package python3-venv).
 
 .PHONY: help test check lint docs demo bench soak fuzz audit mutants
 help:
 	@echo "make test    run the tests;  ARGS='-k claim -x' goes to pytest"
-	@echo "make check   all that a change must pass (.ci/run)"
-	@echo "make lint    format, types, stairs and docstrings alone"
+	@echo "make check   run all checks that a change must pass (.ci/run)"
+	@echo "make lint    check format, types, layers and docstrings"
 	@echo "make docs    build the documentation into build/docs"
-	@echo "make demo    see it work"
-	@echo "make bench   measure it, beside its peers;  ARGS='lateness drain --rounds 5'"
-	@echo "make fuzz    feed everything that decodes with what it was not made for, for SECONDS=60"
-	@echo "make audit   ask what is known to be wrong with all that is installed"
+	@echo "make demo    run the demo"
+	@echo "make bench   measure dtimer and its peers;  ARGS='lateness drain --rounds 5'"
+	@echo "make fuzz    feed random bytes to every decoder, for SECONDS=60"
+	@echo "make audit   look for known vulnerabilities in the installed packages"
 	@echo "make mutants plant known bugs, and see which test notices each;  ARGS='-k token'"
-	@echo "make soak    break everything around it, for MINUTES=1, by SEED=, until EVENTS= are posted"
+	@echo "make soak    break everything around dtimer, for MINUTES=1, by SEED=, until EVENTS= are posted"
 
 .venv/made: setup.cfg pyproject.toml
 	python3 -m venv .venv

@@ -1,4 +1,4 @@
-"""What the README and the pages of the docs show: their samples, as a reader would copy them."""
+"""Extracts the samples of the README and the docs, as a reader would copy them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.rst", *sorted((ROOT / "docs").rglob("*.rst"))]
 
-# A block, and the lines below it that are indented or empty; options of it (":language:") are not
-# part of it.
+# A block, and the indented or empty lines below it. Its options (":language:") do not belong to the
+# sample.
 _BLOCK = re.compile(
     r"^\.\. (code-block|literalinclude):: (\S+)\n((?:   :.*\n)*)((?: +\S.*\n|\n)*)", re.MULTILINE
 )
 
 
 class Block(NamedTuple):
-    """A sample, the page that shows it, and the language that the page names."""
+    """A sample, the page that shows it, and the language that the page gives."""
 
     page: str
     language: str
@@ -26,7 +26,7 @@ class Block(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the page and the first line: the name of a case."""
+        """Return the page and the first line, which name a case."""
         return f"{self.page}: {self.text.partition(chr(10))[0]}"
 
 

@@ -1,4 +1,4 @@
-"""The catalogue itself: complete, shown by tests, and told of in the docs."""
+"""The catalogue itself is complete, is shown by tests, and agrees with the docs."""
 
 from __future__ import annotations
 
@@ -40,6 +40,12 @@ def test_each_row_is_shown(number):
 def test_no_mark_is_of_nothing():
     """A test is marked with a number that the catalogue has, and so is a reason."""
     assert set() == {*marked(), *NOT_INJECTED} - set(FAULTS)
+
+
+def test_the_readme_gives_the_number_of_rows():
+    """The README says how many faults are injected: a reader may check the number."""
+    text = " ".join((ROOT / "README.rst").read_text("utf-8").split())
+    assert [str(len(FAULTS))] == re.findall(r"each of (\d+) faults", text)
 
 
 def test_each_row_is_told_of():

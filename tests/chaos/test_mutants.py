@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -31,6 +32,12 @@ def test_their_names_are_their_own():
     assert len(names) == len(set(names))
     files = {test.partition("::")[0] for m in MUTANTS for test in m.tests}
     assert [] == [name for name in sorted(files) if not (mutants.ROOT / name).exists()]
+
+
+def test_the_readme_gives_their_number():
+    """The README says how many bugs `make mutants` plants: a reader may check the number."""
+    text = (mutants.ROOT / "README.rst").read_text("utf-8")
+    assert [str(len(MUTANTS))] == re.findall(r"plants (\d+) known bugs", text)
 
 
 @pytest.mark.parametrize("old", ["no such text", "import"])
