@@ -1,8 +1,8 @@
 """
-Clocks that are wrong: a preloaded library tells a process, and it alone, another time.
+Make the clock of a process wrong: a preloaded library reports another time to that process only.
 
-Of the server it is the wall clock that decides, and of a node the monotonic one. The wait of
-a process for a time to pass is the kernel's, and stays true.
+The server decides by its wall clock, a node by its monotonic clock. Waits are timed by the kernel,
+so they keep their true length.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from typing import Self
 import pytest
 
 _SOURCES = Path(__file__).parent / "chaos" / "shim"
-_FIELDS = struct.Struct("=qqq")  # as the source says
+_FIELDS = struct.Struct("=qqq")  # the layout in clock.c
 
 
 @functools.cache
 def preloaded(name: str) -> str:
-    """Return the path of a library of ours, compiled once a process."""
+    """Return the path of a library of the test suite, compiled once a process."""
     if shutil.which("cc") is None and os.environ.get("CI", "false") in ("", "0", "false"):
-        pytest.skip("what is preloaded has to be compiled, and there is no cc")
+        pytest.skip("the preloaded library must be compiled, and there is no cc")
     folder = tempfile.mkdtemp(prefix="dt-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = f"{folder}/{name}.so"
@@ -40,9 +40,9 @@ def preloaded(name: str) -> str:
 
 class WrongClock:
     """
-    The clock of the processes that are started with `env`: right, until it is set.
+    The clock of all processes started with `env`: right, until it is set.
 
-    A context manager; processes that have been started keep the time they had last.
+    A context manager. Processes that outlive it keep the offset that was set last.
     """
 
     def __init__(self) -> None:
@@ -53,23 +53,23 @@ class WrongClock:
             self._fields = mmap.mmap(file, _FIELDS.size)
         finally:
             os.close(file)
-        #: What the environment of such a process has to hold.
+        #: Variables for the environment of such a process.
         self.env = {"LD_PRELOAD": self._library, "DTIMER_TEST_CLOCK": self._path}
 
     def set(self, seconds: float = 0.0, *, slow: float = 0.0) -> None:
         """
-        Set it from here on.
+        Set the clock, from now on.
 
         Args:
-            seconds: By which the wall clock is ahead; negative when it is behind.
-            slow: The part of each second that passes unseen on all clocks, the monotonic
-                one included; negative for a clock that runs fast.
+            seconds: How far the wall clock is ahead; negative if it is behind.
+            slow: The fraction of each second that no clock shows, not even the monotonic one;
+                negative for clocks that run fast.
         """
         fields = (round(seconds * 1e9), round(slow * 1e9), time.monotonic_ns())
         _FIELDS.pack_into(self._fields, 0, *fields)
 
     def close(self) -> None:
-        """Have nothing left of it."""
+        """Remove the shared memory."""
         self._fields.close()
         Path(self._path).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""What every test may ask for: a real server, a client, a namespace of its own."""
+"""Fixtures for every test: a real server, a client, a namespace of the test's own."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from servers import LIMIT, PATIENCE, Server, any_server, clear
 from dtimer.errors import StoreError
 from dtimer.testing import Catch
 
-# Both go by the time that an example takes, and a busy machine takes its time.
+# The deadline and the health check measure an example, which is slow on a busy machine.
 settings.register_profile("dtimer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dtimer")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
-    """Set the limit of a test, and what the programs of the tests inherit."""
+    """Set the time limit of a test, and the signal handling that child processes inherit."""
     if "DTIMER_TEST_TIMEOUT" in os.environ and config.getoption("timeout", None) is None:
         config.option.timeout = LIMIT
-    # What a `Catch` of the tests waits for takes as long as anything else does here.
+    # On a slow machine, events that a `Catch` waits for are slow too.
     Catch.__init__.__defaults__ = (PATIENCE,)
-    # A job in the background of a script ignores SIGINT, and one under nohup SIGHUP. A program
-    # inherits what is ignored, so the programs of the tests would ignore the tests' signals.
-    # A handler is not inherited. This one does nothing: pytest goes on ignoring the signal.
+    # If pytest runs in a script's background, it ignores SIGINT; under nohup, SIGHUP. Child
+    # processes inherit that, and would then ignore the signals that the tests send them.
+    # A handler is not inherited. This one does nothing, so pytest still ignores the signal.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
 
 
 def pytest_xdist_auto_num_workers():
-    """Return the number of processes for ``-n auto``: two for each core."""
+    """Return the number of processes for ``-n auto``: two a core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return 2 * (cores or 1)
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the slow ones, so that no core is left with one when the others are done."""
+    """Run slow tests first, so that no slow test is still running when all others are done."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")
 def server():
-    """The server of this test worker, on a unix socket. Without one nothing is tested."""
+    """The server of this pytest worker, on a unix socket. Without a server, every test fails."""
     try:
         server = any_server()
     except (StoreError, OSError) as e:
@@ -57,14 +57,14 @@ def server():
 
 @pytest.fixture
 def client(server):
-    """A client of the server, which speaks bytes."""
+    """A client of the server that returns bytes."""
     with server.client() as client:
         yield client
 
 
 @pytest.fixture
 def namespace(client):
-    """A name that nobody else uses, whose keys are removed in the end."""
+    """A namespace that no other test uses. Its keys are removed after the test."""
     name = f"t-{uuid.uuid4().hex[:12]}"
     yield name
     clear(client, name)
@@ -72,6 +72,6 @@ def namespace(client):
 
 @pytest.fixture
 def tcp_server():
-    """A server of the test's own, on a TCP port."""
+    """A server of this test's own, on a TCP port."""
     with Server(tcp=True) as server:
         yield server

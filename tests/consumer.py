@@ -1,9 +1,8 @@
 """
-A process that reads a `RunAt` queue and says what it read, one key a line. Run by its path.
+Read a `RunAt` queue and print each key on a line. Run as a process, by path.
 
-Its arguments are a JSON object: ``url``, ``queue``, the ``options`` of the queue, and
-``hold``, a key in whose possession it stops doing anything at all. It says ``ready`` when it
-reads, and ends when it reads the key ``end``.
+The argument is a JSON object: ``url``, ``queue``, the ``options`` of the queue, and ``hold``, the
+key after which the process stalls. It prints ``ready`` once it reads, and exits at the key ``end``.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from dtimer import RunAt
 
 
 def main(text: str) -> None:
-    """Read as the text says."""
+    """Read the queue that *text*, a JSON object, describes."""
     setting = json.loads(text)
 
     def say(line: str) -> None:

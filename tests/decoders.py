@@ -1,8 +1,8 @@
 """
-Everything that decodes bytes which somebody else may have written, each under one name.
+Every decoder of bytes that another program may have written, each under a name.
 
-`attempt` is the truth that they are all held to: any bytes are read, or refused with an error
-that is documented. What is read is also written out and shown, since that must not fail either.
+`attempt` checks the promise of all of them: any bytes are decoded, or refused with a documented
+error. The decoded value is also encoded and printed, because that must not fail either.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _number(raw: bytes) -> object:
 
 
 def _schedule(raw: bytes) -> object:
-    """The bytes in each of the three places, the others being right."""
+    """Decode *raw* in each of the three places, with correct bytes in the other two."""
     parts = [(raw, _PLAN, _BEAT), (_DEFINITION, raw, _BEAT), (_DEFINITION, _PLAN, raw)]
     read = 0
     for definition, plan, beat in parts:
@@ -112,7 +112,7 @@ def _refusal(raw: bytes) -> object:
     return access.remedy(codec.text(raw), "dt")
 
 
-#: Each with the errors that it is documented to raise.
+#: The decoders by name, each with the errors that it is documented to raise.
 ALL: dict[str, tuple[Callable[[bytes], Any], tuple[type[Exception], ...]]] = {
     "payload": (_payload, (PayloadError,)),
     "body": (_body, ()),
@@ -127,7 +127,7 @@ ALL: dict[str, tuple[Callable[[bytes], Any], tuple[type[Exception], ...]]] = {
     "refusal": (_refusal, ()),
 }
 
-#: For each of them something that it reads.
+#: Valid bytes for each decoder.
 GOOD = {
     "payload": b'{"a":[1,2.5,null]}',
     "body": b',3|{"a":1}',
@@ -144,7 +144,15 @@ GOOD = {
 
 
 def attempt(name: str, raw: bytes) -> Any:
-    """Decode *raw*; None where it was refused as documented, and whatever else is raised passes."""
+    """
+    Decode *raw*.
+
+    Returns:
+        The decoded value, or None if *raw* was refused with a documented error.
+
+    Raises:
+        Exception: any error that is not documented.
+    """
     decode, refusals = ALL[name]
     refused = None
     try:

@@ -1,9 +1,8 @@
 """
-Power failures: a preloaded library notes what a server has brought to its disk.
+Simulate power failures: a preloaded library records which writes a server has synced to disk.
 
-After the server is killed its files are cut to what the last fsync of each had seen. So it
-is with a file system that keeps nothing else: the worst that is allowed, and not what would
-happen each time.
+After the server is killed, each of its files is cut to its size at its last fsync. This is the
+worst that a file system may do; a real power failure often loses less.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from clocks import preloaded
 
 class Disk:
     """
-    What the processes that are started with `env` have brought to their disk.
+    The data that the processes started with `env` have synced to disk.
 
     Args:
-        slow: How much longer each fsync takes, in ms.
+        slow: The time added to each fsync, in ms.
     """
 
     def __init__(self, slow: int = 0) -> None:
         file, self._path = tempfile.mkstemp(prefix="dt-disk-")
         os.close(file)
-        #: What the environment of such a process has to hold.
+        #: Variables for the environment of such a process.
         self.env = {
             "LD_PRELOAD": preloaded("disk"),
             "DTIMER_TEST_DISK": self._path,
@@ -35,10 +34,10 @@ class Disk:
 
     def cut(self, folder: Path) -> int:
         """
-        Cut the files in *folder* to what is on the disk.
+        Cut the files in *folder* to the data that was synced.
 
         Returns:
-            How many bytes were lost.
+            The number of bytes lost.
         """
         safe: dict[int, int] = {}
         for line in Path(self._path).read_text().splitlines():
@@ -56,5 +55,5 @@ class Disk:
         return lost
 
     def close(self) -> None:
-        """Have nothing left of it."""
+        """Remove the record of synced files."""
         Path(self._path).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Nodes in processes of their own, from the side of the test. What they say is in `node`."""
+"""Run nodes in separate processes, and read their reports. Module `node` is the other side."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from servers import LIMIT, PATIENCE
 
 import dtimer
 
-#: Seconds for processes to start, of which there may be many at a time.
+#: Seconds for processes to start; a test may start many at a time.
 _STARTING = 2 * LIMIT // 3
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a node said: which, what, and the rest by name."""
+    """A report of a node: the node's name, the kind of report, and the other fields by name."""
 
     node: str
     what: str
@@ -44,16 +44,16 @@ class Report:
 
 class Fleet:
     """
-    Nodes of one namespace, in processes of their own.
+    Nodes of one namespace, in separate processes.
 
-    A context manager: in the end all of them leave, and none may have said anything on
-    its standard error, warnings included.
+    A context manager. On exit all nodes leave, and the test fails if any process wrote to standard
+    error, warnings included.
 
     Args:
-        pub: The URL of their server.
-        ns: Their namespace.
-        sub: Another URL for their subscriptions.
-        options: Theirs, as for `DTimer`.
+        pub: The URL of the server.
+        ns: The namespace.
+        sub: Another URL for subscriptions.
+        options: Options of `DTimer` for all nodes.
     """
 
     def __init__(self, pub: str, ns: str, *, sub: str | None = None, **options: Any) -> None:
@@ -62,29 +62,29 @@ class Fleet:
         self._options = {"ns": ns} | options
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
-        # Room for what is reported while the test looks elsewhere.
+        # Reports must not block the nodes while the test does not read.
         if sys.platform == "linux":
             fcntl.fcntl(self._writer, fcntl.F_SETPIPE_SZ, 1 << 20)
         self._rest = b""
         self._heard: deque[Report] = deque()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the fleet
-        #: All that was ever reported, in order.
+        #: All reports so far, in order.
         self.log: list[Report] = []
 
     @property
     def names(self) -> list[str]:
-        """The nodes that live."""
+        """The nodes whose processes are alive."""
         return list(self._processes)
 
     def start(self, *names: str, join: bool = True, wait: bool = True, **more: Any) -> None:
         """
-        Start one process in which all nodes of these names live.
+        Start one process with one node for each name.
 
         Args:
-            join: Otherwise they are there to post.
-            wait: Return when all have joined.
-            more: Options, or ``sub``, of these nodes alone.
+            join: Join the namespace. Otherwise the nodes only post.
+            wait: Return once all have joined.
+            more: Options, or ``sub``, of these nodes only.
         """
         setting = {
             "names": names,
@@ -99,7 +99,7 @@ class Fleet:
             stdin=subprocess.PIPE,
             stderr=self._complaints,
             pass_fds=[self._writer],
-            # The package that is tested here, wherever that is.
+            # Import the package that this test imported, not an installed one.
             env=os.environ | {"PYTHONPATH": str(Path(dtimer.__file__).parents[1])},
         )
         self._processes |= dict.fromkeys(names, process)
@@ -107,13 +107,13 @@ class Fleet:
             self.wait("joined", len(names), patience=_STARTING)
 
     def kill9(self, name: str) -> None:
-        """End the process of a node as a crash does, and wait until it is gone."""
+        """Kill the process of a node, as a crash would, and wait for its end."""
         process = self._processes[name]
         process.kill()
         self._gone(process)
 
     def signal(self, name: str, number: int) -> None:
-        """Send the process of a node a signal."""
+        """Send a signal to the process of a node."""
         self._processes[name].send_signal(number)
 
     def _gone(self, process: subprocess.Popen[bytes]) -> None:
@@ -124,18 +124,18 @@ class Fleet:
         self._processes = {n: p for n, p in self._processes.items() if p is not process}
 
     def tell(self, name: str, do: str, **more: Any) -> None:
-        """Give the process of a node an order."""
+        """Send an order to the process of a node."""
         stdin = self._processes[name].stdin
         assert stdin
         stdin.write(json.dumps({"do": do, **more}).encode() + b"\n")
         stdin.flush()
 
     def go_on(self, name: str, times: int = 1) -> None:
-        """Let so many handlers that hold, or will, go on."""
+        """Let *times* handlers continue that wait at a ``hold``, now or later."""
         self.tell(name, "go on", times=times)
 
     def leave(self, *names: str) -> list[Report]:
-        """Let these nodes leave, all of a process at a time, and return their last words."""
+        """Make the processes of these nodes leave; return the last report of each node."""
         ending = {id(self._processes[n]): self._processes[n] for n in names}.values()
         count = sum(p in ending for p in self._processes.values())
         for process in ending:
@@ -146,14 +146,14 @@ class Fleet:
             self._gone(process)
         return last
 
-    # ------------------------------------------------------------------------- what they say
+    # -------------------------------------------------------------------------------- reports
 
     def next(self, what: str, *, patience: float = PATIENCE, **match: Any) -> Report:
         """
-        Return the next report of *what*, of those not taken yet, in which all of *match* holds.
+        Take the next report of kind *what* whose fields equal *match*.
 
         Raises:
-            AssertionError: it did not come in time.
+            AssertionError: no such report came in time.
         """
         deadline = time.monotonic() + patience
         while True:
@@ -166,11 +166,11 @@ class Fleet:
             self._hear(what, deadline)
 
     def wait(self, what: str, count: int, *, patience: float = PATIENCE) -> list[Report]:
-        """Take *count* reports of *what*, each with a patience of its own."""
+        """Take *count* reports of kind *what*, waiting up to *patience* seconds for each."""
         return [self.next(what, patience=patience) for _ in range(count)]
 
     def taken(self, what: str) -> list[Report]:
-        """Return all reports of *what* that there ever were, taken or not."""
+        """Return all reports of kind *what* so far, taken or not."""
         self._read()
         return [report for report in self.log if report.what == what]
 
@@ -200,7 +200,7 @@ class Fleet:
     # -------------------------------------------------------------------------------- the end
 
     def close(self) -> None:
-        """Have no process left, however they are."""
+        """Kill the processes that are left."""
         for process in set(self._processes.values()):
             process.kill()
             self._gone(process)
@@ -226,12 +226,12 @@ def _read_report(line: bytes) -> Report:
 
 
 def names(prefix: str, count: int) -> list[str]:
-    """Return so many names."""
+    """Return *count* names: ``prefix-1``, ``prefix-2`` and so on."""
     return [f"{prefix}-{i + 1}" for i in range(count)]
 
 
 def start_together(fleet: Fleet, each: Iterable[Sequence[str]], **more: Any) -> None:
-    """Start several processes at a time, with the nodes of *each*, and wait for all to join."""
+    """Start one process for each group of nodes, all at the same time; wait for all to join."""
     count = 0
     for group in each:
         fleet.start(*group, wait=False, **more)

@@ -1,4 +1,4 @@
-"""A handler that a test holds by the hand."""
+"""A handler that a test steps through."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from servers import PATIENCE
 
 class Gated:
     """
-    Tells when it has been called, and returns when it is let go on.
+    A handler that waits, once called, until the test lets it return.
 
     Args:
-        timer: Whose ``'event'`` it listens to.
-        then: Called with the events before it returns.
+        timer: The node whose events it handles.
+        then: Called with the events before the handler returns.
     """
 
     def __init__(self, timer: Any, then: Any = lambda events: None) -> None:
@@ -34,18 +34,18 @@ class Gated:
             self._ended.put(events)
 
     def begun(self) -> list[Any]:
-        """Wait for the next call, and return its events."""
+        """Wait for the next call of the handler; return its events."""
         return self._begun.get(timeout=PATIENCE)
 
     def go_on(self, times: int = 1) -> None:
-        """Let *times* calls return, those to come included."""
+        """Let *times* calls return, future calls included."""
         self._go_on.release(times)
 
     def ended(self) -> list[Any]:
-        """Wait for the next call to return, and return its events."""
+        """Wait until the next call has returned; return its events."""
         return self._ended.get(timeout=PATIENCE)
 
     @property
     def waiting(self) -> int:
-        """How many calls have begun that nobody has asked for."""
+        """The number of calls that have begun and were not yet taken by `begun`."""
         return self._begun.qsize()

@@ -1,8 +1,8 @@
 """
-Interrupts a call at one bytecode of the library after the other, as a signal does.
+Interrupt a call of the library at each of its bytecodes in turn, as a signal would.
 
-A signal's handler runs between two bytecodes of the main thread. A trace function does the same,
-and at the bytecode that a test names.
+A signal handler runs between two bytecodes of the main thread. A trace function does too, and
+at the bytecode that a test chooses.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ import dtimer
 
 _PACKAGE = str(Path(dtimer.__file__).parent)
 
-#: One bytecode in so many is tried; ``DTIMER_TEST_BYTECODES=1`` tries each.
+#: The step between the bytecodes that are tried. ``DTIMER_TEST_BYTECODES=1`` tries each one.
 STRIDE = int(os.environ.get("DTIMER_TEST_BYTECODES", "0"))
 
 
-# After these the interpreter looks whether a signal has come.
+# After these bytecodes the interpreter checks for signals.
 _HANDLING = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
 
 
 class Interruption:
     """
-    Calls *handler* once, before the bytecode number *at* that this thread runs in the library.
+    Calls *handler* once, before this thread runs its bytecode number *at* within the library.
 
     Args:
-        at: Counted from 0.
-        handler: What the handler of the signal does. What it raises is raised there.
-        raises: Count only the bytecodes before which the interpreter handles signals: not, for
-            example, the one after a lock is taken by ``with``, where an exception would leave it
-            taken.
+        at: The number of the bytecode, from 0.
+        handler: The signal handler. Its exceptions are raised in the interrupted code.
+        raises: Count only the bytecodes before which the interpreter handles signals. This leaves
+            out, for example, the one after ``with`` takes a lock: an exception there would leave
+            the lock taken.
     """
 
     def __init__(self, at: int, handler: Callable[[], object], *, raises: bool = False) -> None:
         self._left = at
         self._raises = raises
-        # Whether a frame's last bytecode was one after which signals are handled. By its id: a
-        # frame that is kept keeps what is to be found gone.
+        # By id of the frame: True if the interpreter handles signals after its last bytecode. The
+        # frame itself would keep objects alive whose end the tests wait for.
         self._after: dict[int, bool] = {}
         self._handler = handler
-        #: Where it was, once it has been.
+        #: Where the call was interrupted; None before that.
         self.where: str | None = None
 
     def during(self, act: Callable[[], Any]) -> Any:
-        """Call *act*, interrupted, and return what it returns."""
+        """Call *act*, interrupt it, and return its result."""
         before = sys.gettrace()
         sys.settrace(self._enter)
         try:
@@ -87,10 +87,10 @@ class Interruption:
 
 def each_bytecode(stride: int = 1) -> Iterator[int]:
     """
-    Count up, for a test that stops when its call has fewer bytecodes.
+    Yield the numbers of the bytecodes to try. The test stops when its call has no more bytecodes.
 
     Args:
-        stride: One bytecode in so many, unless the environment says otherwise.
+        stride: The step between two numbers, unless the environment sets another.
     """
     n = 0
     while True:

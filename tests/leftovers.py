@@ -1,4 +1,4 @@
-"""What a node must not leave behind: threads, descriptors, connections, registrations."""
+"""Check that a node leaves nothing behind: no thread, no descriptor, no connection."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ _FOLDER = "/proc/self/fd"
 
 
 def threads() -> list[str]:
-    """Return the names of the threads of nodes that run."""
+    """Return the names of all threads of nodes in this process."""
     return sorted(t.name for t in threading.enumerate() if t.name.startswith("dtimer-"))
 
 
 def descriptors() -> set[str]:
-    """Return what the open descriptors lead to; nothing where the kernel does not tell."""
+    """Return the open descriptors and their targets; empty on a system without ``/proc``."""
     found = set()
     for name in os.listdir(_FOLDER) if os.path.isdir(_FOLDER) else ():
-        # Gone already: the one that this very listing was made with.
+        # The descriptor that listed the folder is closed already.
         with contextlib.suppress(OSError):
             found.add(f"{name} {os.readlink(f'{_FOLDER}/{name}')}")
     return found
 
 
 def connections(client: Any) -> dict[str, str]:
-    """Return the connections that a server has, by their ids, the asking one included."""
+    """Return the connections of a server by id, including the client's own."""
     return {c["id"]: f"{c['name']} {c['cmd']} {c['flags']}" for c in client.client_list()}
 
 
 class Left:
-    """What there is now that there was not when this was made."""
+    """Threads, descriptors and connections that did not exist when this object was made."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
@@ -47,10 +47,10 @@ class Left:
 
     def __str__(self) -> str:
         gc.collect()
-        # The asking one may be new: the server may have been restarted meanwhile.
+        # This client's own connection may be new: the server may have been restarted.
         known = {*self._connections, str(self._client.client_id())}
         new = {i: c for i, c in connections(self._client).items() if i not in known}
-        # Its socket, which may be another than before.
+        # Close this client's own socket: it would count as a new descriptor.
         self._client.connection_pool.disconnect()
         found = {
             "threads": threads(),
@@ -62,7 +62,7 @@ class Left:
 
 @contextlib.contextmanager
 def nothing_left(client: Any) -> Iterator[None]:
-    """Fail when what runs inside leaves a thread, a descriptor or a connection."""
+    """Fail if the body leaves a thread, a descriptor or a connection behind."""
     left = Left(client)
     yield
     try:

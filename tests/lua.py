@@ -1,8 +1,8 @@
 """
-Scripts run out of their server, in the same Lua, so that their instructions can be counted.
+Run scripts outside the server, in the same version of Lua, to count their instructions.
 
-Only the language is ours: every command of a script goes to the real server. It is not atomic
-and it is slow, and the count is exact.
+Only Lua runs here: each Redis command of a script goes to the real server. Such a run is slow and
+not atomic, but the count is exact.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from servers import Running, connect
 from dtimer.store.keys import Keys
 from dtimer.store.wire import Wire
 
-# The hook is called before each instruction of the virtual machine, those of C functions
-# that are called from it not counted.
+# Lua calls the hook before each instruction of its virtual machine. Work inside C functions
+# is not counted.
 _COUNT = b"""
 local sethook = debug.sethook
 local n = 0
@@ -37,7 +37,7 @@ end
 
 
 class Counter:
-    """What scripts took since the last reading."""
+    """Counts the Lua instructions that scripts run."""
 
     def __init__(self, server: Running) -> None:
         self._line = connect(server.url)
@@ -50,7 +50,7 @@ class Counter:
         return counted
 
     def run(self, source: bytes, keys: list[bytes], arguments: list[bytes]) -> Any:
-        """Run a script as a server does, and return its reply as a client would get it."""
+        """Run a script as a server does; return its reply as a client receives it."""
         lua = LuaRuntime(encoding=None, unpack_returned_tuples=True)
         lua.globals()[b"KEYS"] = lua.table_from(keys)
         lua.globals()[b"ARGV"] = lua.table_from(arguments)
@@ -72,7 +72,7 @@ class Counter:
         return self._reply(lua)
 
     def _reply(self, lua: LuaRuntime) -> Any:
-        """Read a reply, as a script is given it."""
+        """Read a reply; return it as the value that a script receives."""
         line = self._file.readline()
         kind, rest = line[:1], line[1:-2]
         if kind == b"-":
@@ -95,7 +95,7 @@ class Counter:
             return lua.table_from({b"err": str(e).encode()})
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._file.close()
         self._line.close()
 
@@ -107,7 +107,7 @@ def _word(value: Any) -> bytes:
 
 
 def _said(reply: Any) -> Any:
-    """Give the reply of a script to a client."""
+    """Convert the reply of a script to the value that a client receives."""
     if lua_type(reply) != "table":
         return int(reply) if isinstance(reply, int | float) and reply is not False else reply
     if error := reply[b"err"]:
@@ -117,7 +117,7 @@ def _said(reply: Any) -> Any:
 
 @contextlib.contextmanager
 def interpreted(server: Running, keys: Keys) -> Iterator[Counter]:
-    """Have the scripts of a namespace run here for a while, and give what counts them."""
+    """Run the scripts of a namespace in this process during the context; yield the counter."""
     counter = Counter(server)
     names = [key.encode() for key in keys]
 

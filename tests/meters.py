@@ -1,4 +1,4 @@
-"""What nodes cost their server, and whom they wake: counted by the server, and overheard."""
+"""Measure the load of nodes on a server and their wakes, by its counters and by pub/sub."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dtimer.store.keys import Keys
 @dataclass(frozen=True)
 class Count:
     """
-    What happened between two readings of a `Meter`.
+    The activity between two readings of a `Meter`.
 
-    ``calls`` are scripts that clients called, ``inside`` commands that scripts ran, each by
-    its name. ``wakes`` are the nodes that were woken, in order, ``echoes`` those that were
-    sent an echo.
+    ``calls`` is the number of scripts that clients called. ``inside`` counts the commands that
+    scripts ran, by name. ``wakes`` lists the nodes that were woken, in order; ``echoes`` lists the
+    nodes that were sent an echo.
     """
 
     calls: int
@@ -29,9 +29,9 @@ class Count:
 
 class Meter:
     """
-    Reads the counters of a server, and hears all that is published in a namespace.
+    Reads the counters of a server, and receives all messages published in a namespace.
 
-    A context manager. The server must have no other guests.
+    A context manager. The server must have no other users.
     """
 
     def __init__(self, server: Running, ns: str) -> None:
@@ -51,7 +51,7 @@ class Meter:
         self._client.close()
 
     def read(self) -> Count:
-        """Return what happened since the last reading."""
+        """Return the activity since the last reading."""
         stats, now = self._stats(), self._now()
         grown = {name: n - self._last.get(name, 0) for name, n in stats.items()}
         grown = {name: n for name, n in grown.items() if n}
@@ -67,7 +67,7 @@ class Meter:
         return count
 
     def wait_published(self) -> None:
-        """Wait until something is published, which is not counted then: a sign of time passing."""
+        """Wait for one message, as a sign that time has passed. That message is not counted."""
         self._message()
 
     def _now(self) -> float:
@@ -76,7 +76,7 @@ class Meter:
 
     def _stats(self) -> dict[str, int]:
         stats: Any = self._client.info("commandstats")
-        # Our own are asked for by no script.
+        # Commands of this meter, which no script runs.
         ours = {"info", "time", "ping", "psubscribe", "client", "select"}
         names = {name: name.removeprefix("cmdstat_") for name in stats}
         return {names[n]: stats[n]["calls"] for n in stats if names[n] not in ours}
@@ -87,7 +87,7 @@ class Meter:
         return message
 
     def _heard(self) -> list[tuple[str, str]]:
-        # The server keeps the order: when the end is heard, so is all that came before it.
+        # Pub/sub keeps the order: everything published before the end mark arrives before it.
         self._client.publish(f"{self._prefix}end:", "")
         heard: list[tuple[str, str]] = []
         while True:

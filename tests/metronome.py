@@ -1,10 +1,10 @@
 """
-A process that declares schedules and says what it is handed, a line of JSON each. Run by its path.
+Declare schedules and report each delivered event as a line of JSON. Run as a process, by path.
 
-Its arguments are a JSON object: ``name``, ``url``, ``ns``, ``descriptor`` (of a pipe that all
-share; a line is one write, and so whole even when its writer is killed right after),
-``intervals`` and ``options``. When it has joined it says its process id. It leaves when its
-standard input ends.
+The argument is a JSON object: ``name``, ``url``, ``ns``, ``descriptor``, ``intervals`` and
+``options``. The descriptor is a pipe that all processes share. Each line is one write, so it is
+complete even if the process is killed right after. Once joined, the process reports its process
+id. It leaves when its standard input ends.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dtimer.model.event import Event
 
 
 def declare(timer: DTimer, intervals: list[int]) -> None:
-    """Declare the schedules: one of seconds by cron, the others by interval."""
+    """Declare the schedules: one for each interval, and one by cron for each second."""
     for interval in intervals:
         timer.every(interval, {}, id=f"every-{interval}", overlap="allow")
     timer.cron("* * * * * *", {}, id="cron-1000", overlap="allow")
 
 
 def main(text: str) -> None:
-    """Live as the text says."""
+    """Run the node that *text*, a JSON object, describes, until standard input ends."""
     setting: dict[str, Any] = json.loads(text)
     timer = DTimer(setting["name"], setting["url"], ns=setting["ns"], **setting["options"])
 
@@ -36,7 +36,7 @@ def main(text: str) -> None:
             said = [ev.schedule, round((ev.nominal or 0) * 1000), ev.missed, ev.attempt, ev.due]
             os.write(setting["descriptor"], json.dumps([*said, ev.lateness_ms]).encode() + b"\n")
 
-            # Work that takes its time: some are killed in the middle of it.
+            # Take 30 ms, so that some processes are killed inside the handler.
             threading.Event().wait(0.03)
 
     timer.on("event", handle)

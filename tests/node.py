@@ -1,14 +1,17 @@
 """
-A process of nodes, which say what they do, and do as they are told. Run by its path, by `fleet`.
+Run nodes that report their actions and take orders. Run as a process, by path, by `fleet`.
 
 A report is one line of JSON, written by one ``os.write`` to a pipe that all processes of a
-fleet share. So it is whole even when its writer is killed right after, and the order of
-the reports is that of the writes. Orders come on standard input; its end means to leave.
+fleet share. So it is complete even if the process is killed right after, and the order of the
+reports is the order of the writes. Orders come on standard input; its end means to leave.
 
-What a handler does is said by the payload: ``{"hold": n}`` has attempts up to the n-th wait
-for the order to go on, ``{"fail": n}`` has them raise, ``{"again": n}`` posts its own id anew
-n times, one from each handler, and ``{"take": ms}`` is work that takes its time. With
-``{"brief": true}`` only the start is reported.
+The payload says what the handler does:
+
+- ``{"hold": n}``: attempts up to the n-th wait for an order to go on.
+- ``{"fail": n}``: attempts up to the n-th raise.
+- ``{"again": n}``: the handler posts its own id again, n times in total, once each time it runs.
+- ``{"take": ms}``: the handler takes this long.
+- ``{"brief": true}``: only the start is reported.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class Mouth:
     def say(self, node: str, what: str, **more: Any) -> None:
         """Report, in one write."""
         line = json.dumps({"node": node, "what": what, "pid": os.getpid()} | more) + "\n"
-        # A longer one need not be whole among those of others.
+        # A pipe may mix a longer line with lines of other processes.
         assert len(line) <= select.PIPE_BUF, line
         os.write(self._descriptor, line.encode())
 
@@ -46,7 +49,7 @@ class Mouth:
 def live(
     name: str, setting: dict[str, Any], mouth: Mouth, going_on: queue.SimpleQueue[None]
 ) -> DTimer:
-    """Make one node as the setting says, and have it report."""
+    """Make the node *name* as the setting says; join, if the setting says so."""
     timer = DTimer(name, setting["pub"], setting["sub"], **setting["options"])
 
     def handle(events: list[Event]) -> None:
@@ -103,7 +106,7 @@ def obey(
 
 
 def main(text: str) -> None:
-    """Live as the text, a JSON object, says, until standard input ends."""
+    """Run the nodes that *text*, a JSON object, describes, until standard input ends."""
     setting = json.loads(text)
     mouth = Mouth(setting["descriptor"])
     going_on: queue.SimpleQueue[None] = queue.SimpleQueue()

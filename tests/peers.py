@@ -1,4 +1,4 @@
-"""A store under a clock that the test moves, and a node as the store sees one."""
+"""A clock that the test moves, and a node as the store sees it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEASE = 30_000
 
 
 class Now:
-    """Microseconds since the epoch, moved by the test in milliseconds."""
+    """A clock: microseconds since the epoch, moved by the test in milliseconds."""
 
     def __init__(self) -> None:
         self.us = 1_800_000_000_000_000
@@ -21,12 +21,12 @@ class Now:
         return self.us
 
     def tick(self, ms: float) -> None:
-        """Move on by *ms*."""
+        """Move the clock forward by *ms*."""
         self.us += round(ms * 1000)
 
 
 class Peer:
-    """A node as the store sees it: an incarnation that takes turns. No threads."""
+    """A node as the store sees it: an incarnation that claims. It has no threads."""
 
     def __init__(self, store: Store, name: str, *, hears: bool = True, join: bool = True) -> None:
         self.store = store
@@ -48,11 +48,13 @@ class Peer:
         strict: bool = False,
     ) -> Turn:
         """
-        Take a turn; *again* repeats the last one, as after a lost reply; *ahead* in ms.
+        Claim once.
 
         Args:
-            most: The bytes that a slow connection is good for, and
-            strict: for the first event, too.
+            again: Send the last claim again, as after a lost reply.
+            ahead: How far ahead of its due time an event may be claimed, in ms.
+            most: The largest reply, in bytes, for a slow connection.
+            strict: Apply *most* to the first event too.
         """
         self.seq += not again
         self.asked = self.asked + 1 if again else 0
@@ -64,20 +66,20 @@ class Peer:
         return dataclasses.replace(turn, claims=list(turn.claims))
 
     def claim(self, limit: int = 1, **options: Any) -> list[Claim]:
-        """Take a turn for what it claims."""
+        """Claim once; return the claimed events."""
         return self.turn(limit, **options).claims
 
     def confirm(self, claim: Claim) -> Result:
-        """Confirm in a turn of its own."""
+        """Confirm an event by a claim for nothing."""
         return self.turn(0, Settlement(claim.id, claim.token, Verdict.CONFIRM)).results[0]
 
     def fail(self, claim: Claim, wait: float = 0, error: str = "boom") -> Result:
-        """Fail an event, to be retried after *wait* ms."""
+        """Fail an event, with a retry after *wait* ms."""
         verdict = Settlement(claim.id, claim.token, Verdict.RETRY, round(wait * 1000), error)
         return self.turn(0, verdict).results[0]
 
     def release(self, claim: Claim) -> Result:
-        """Hand an event back unstarted."""
+        """Release an event that was not started."""
         return self.turn(0, Settlement(claim.id, claim.token, Verdict.RELEASE)).results[0]
 
 
@@ -91,6 +93,6 @@ def post(
     expires: str = "",
     max_retries: int = 3,
 ) -> bool:
-    """Post one event, *delay* in ms; return whether it was stored."""
+    """Post one event with a delay in ms; return True if it was stored."""
     entry = Entry(id, f"+{round(delay * 1000)}", expires, f"{max_retries}|{payload}")
     return not store.post([entry], policy).kept

@@ -1,11 +1,11 @@
 """
-A network that fails on request: a proxy of threads in front of a server.
+A network that fails on request: a threaded proxy in front of a server.
 
-What is delivered later, in pieces or not yet, is a *mode*: of the whole proxy, for as long
-as it is set. What is done to a single reply is a *fault*: it strikes once.
+A *mode* (delay, blackhole and others) applies to the whole proxy until another is set. A *fault*
+applies to a single reply, once.
 
-A socket is always shut down before it is closed: a close in one thread sends nothing as
-long as another thread is in ``recv`` on the same socket.
+A socket is always shut down before it is closed. A close in one thread sends nothing while
+another thread is in ``recv`` on the same socket.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Self
 
 from servers import PATIENCE, Running, connect
 
-_RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: a close that throws away and resets
+_RESET = struct.pack("ii", 1, 0)  # for SO_LINGER: close discards unsent data and sends a reset
 
 
 @dataclass
@@ -35,35 +35,35 @@ class _Fault:
 
 @dataclass(eq=False)
 class _Link:
-    """One connection of a client, and ours to the server on its behalf."""
+    """A connection of a client, and the proxy's connection to the server for it."""
 
     client: socket.socket
     server: socket.socket
-    pumps: int = 2  # that still run; the last one closes the sockets
+    pumps: int = 2  # threads that still run; the last one closes the sockets
     ended: bool = False
-    armed: _Fault | None = None  # its request was seen, so its reply is next
-    tail: bytes = b""  # of the requests, for a match that spans two reads
-    swallowing: bool = False  # the rest of a dropped reply
-    mute: bool = False  # the client gets no replies any more
-    delivered: int = 0  # bytes of the reply to the last request
+    armed: _Fault | None = None  # its request was seen, so it applies to the next reply
+    tail: bytes = b""  # the end of the requests, for a match that spans two reads
+    swallowing: bool = False  # dropping the rest of a reply
+    mute: bool = False  # the client gets no more replies
+    delivered: int = 0  # bytes delivered of the reply to the last request
 
     def end(self, *, reset: bool) -> None:
-        """Have both pumps end; with *reset* the client then sees an error, not an end."""
+        """Make both pumps end. With *reset* the client sees an error, not an end of file."""
         self.ended = True
         with contextlib.suppress(OSError):
             self.server.shutdown(socket.SHUT_RDWR)
         with contextlib.suppress(OSError):
             if reset:
                 self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            # To shut down the writing half as well would be to say goodbye.
+            # Shutting down the writing half too would send an orderly end first.
             self.client.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
 
 
 class Proxy:
     """
-    A TCP proxy in front of *server*, which passes everything on until told otherwise.
+    A TCP proxy in front of *server* that passes everything on until a mode or fault is set.
 
-    A context manager; after `close` there is no thread and no socket left of it.
+    A context manager. `close` ends all threads and closes all sockets.
     """
 
     def __init__(self, server: Running | str) -> None:
@@ -80,31 +80,31 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Where clients reach the server through this proxy."""
+        """The URL at which clients reach the server through this proxy."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def connections(self) -> int:
-        """How many connections pass through now."""
+        """The number of open connections."""
         with self._state:
             return sum(not link.ended for link in self._links)
 
     # ------------------------------------------------------------------------------ modes
 
     def heal(self) -> None:
-        """Pass everything on again, first of all what was held back."""
+        """Pass everything on again, the data held back first."""
         self._set("pass")
 
     def blackhole(self) -> None:
-        """Take everything and deliver nothing, in both directions, as long as it lasts."""
+        """Read and hold back everything, in both directions."""
         self._set("blackhole")
 
     def refuse(self) -> None:
-        """Refuse new connections. Those that there are go on; see `cut`."""
+        """Refuse new connections. Open ones continue; see `cut`."""
         self._set("refuse")
 
     def delay(self, ms: float) -> None:
-        """Deliver whatever is read *ms* later, in both directions."""
+        """Deliver everything *ms* later, in both directions."""
         self._set("delay", ms / 1000)
 
     def slice1(self) -> None:
@@ -112,26 +112,26 @@ class Proxy:
         self._set("slice1")
 
     def throttle(self, rate: float) -> None:
-        """Deliver no more than *rate* bytes a second, in each direction."""
+        """Deliver at most *rate* bytes a second, in each direction."""
         self._set("throttle", rate)
 
     def choke(self, size: int) -> None:
-        """Deliver the first *size* bytes of each reply, and withhold the rest of it."""
+        """Deliver the first *size* bytes of each reply, and hold back the rest."""
         self._set("choke", size)
 
     def lead_to(self, server: Running) -> None:
-        """Lead new connections to another *server*. Those that there are go on; see `cut`."""
+        """Connect new clients to another *server*. Open connections continue; see `cut`."""
         self._upstream = server.url
 
     # ----------------------------------------------------------------------------- events
 
     def cut(self) -> None:
-        """Reset all connections that there are."""
+        """Reset all open connections."""
         for link in self._snapshot():
             self._end(link, reset=True)
 
     def half_close(self) -> None:
-        """End the server's half of all connections: requests still arrive, replies do not."""
+        """Close the server's half of all connections: requests still arrive, replies do not."""
         with self._state:
             for link in self._links:
                 link.mute = True
@@ -142,31 +142,32 @@ class Proxy:
 
     def drop_reply_once(self, match: bytes = b"", *, close: bool = True) -> None:
         """
-        Swallow the next reply, then close its connection, or leave it in silence.
+        Drop the next reply, then close its connection, or keep it open and silent.
 
-        The server has done what was asked; the client cannot know.
+        The server has executed the request; the client cannot know.
 
         Args:
-            match: Only the reply that follows on a request with these bytes in it.
+            match: Wait for a request with these bytes, and drop the reply that follows it.
+            close: Close the connection after the dropped reply.
         """
         self._plan(_Fault("drop", match, close=close))
 
     def close_reply_once(self, match: bytes = b"") -> None:
-        """Deliver the next reply, and close its connection behind it."""
+        """Deliver the next reply, then close its connection."""
         self._plan(_Fault("close", match))
 
     def truncate_reply_once(self, length: int, match: bytes = b"") -> None:
-        """Deliver the first *length* bytes of the next reply, and close its connection."""
+        """Deliver the first *length* bytes of the next reply, then close its connection."""
         self._plan(_Fault("truncate", match, length=length))
 
     def wait_dropped(self, timeout: float = PATIENCE) -> bool:
-        """Wait until the last planned fault has struck; return whether it has."""
+        """Wait until the last planned fault has struck; return False if it did not in time."""
         return self._struck.wait(timeout)
 
-    # ---------------------------------------------------------------------------- the end
+    # ------------------------------------------------------------------------------ close
 
     def close(self) -> None:
-        """End all connections, and everything else. Idempotent."""
+        """Close all connections and end all threads. Idempotent."""
         self._shut_door()
         for link in self._snapshot():
             self._end(link)
@@ -179,7 +180,7 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # ------------------------------------------------------------------------ the machine
+    # --------------------------------------------------------------------------- internals
 
     def _set(self, mode: str, amount: float = 0.0) -> None:
         with self._state:
@@ -201,7 +202,8 @@ class Proxy:
 
     def _end(self, link: _Link, *, reset: bool = False) -> None:
         with self._state:
-            # The first to end it says how. Once it is gone its descriptors are another's.
+            # The first call decides about the reset. Once the link is removed, its descriptor
+            # numbers may belong to other sockets.
             if link in self._links and not link.ended:
                 link.end(reset=reset)
                 self._state.notify_all()
@@ -249,7 +251,7 @@ class Proxy:
         try:
             work(link)
         except OSError:
-            pass  # the other end is gone, or we have ended the link: it ends either way
+            pass  # the peer is gone, or the proxy ended the link: it ends either way
         finally:
             self._end(link)
             with self._state:
@@ -285,7 +287,7 @@ class Proxy:
                 self._struck.set()
 
     def _due(self, link: _Link) -> _Fault | None:
-        """Return the fault that strikes the reply that is here now; it is spent then."""
+        """Take the fault that applies to the current reply, if there is one."""
         with self._state:
             fault = self._fault
             if fault and (link.armed is fault or not fault.match):

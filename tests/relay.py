@@ -14,10 +14,10 @@ from servers import connect
 
 class Relay:
     """
-    Counts what one client after the other sends and is sent.
+    Counts the bytes that clients, one after the other, send and receive.
 
-    A context manager. A request is counted before the server has it, and a reply before
-    the client has it: who has been answered finds all of it counted.
+    A context manager. A request is counted before the server receives it, and a reply before the
+    client does. So a client that has its reply finds all bytes counted.
     """
 
     def __init__(self, url: str) -> None:

@@ -1,4 +1,4 @@
-"""Programs of users, run in processes of their own, and talked with through their pipes."""
+"""Run programs as users would write them, in separate processes, and talk to them by pipes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from servers import PATIENCE
 
 import dtimer
 
-# What every program begins with. What is said is one write: it is whole whoever else speaks.
+# The head of every program. A line is one write, so other writers cannot split it.
 _PREAMBLE = f"""
 import os, sys, threading
 from dtimer import DTimer
@@ -35,15 +35,15 @@ def timer(id="script", **options):
 
 class Script:
     """
-    A program that runs, with warnings as errors.
+    A running program, with warnings as errors.
 
-    A context manager; nothing of the program outlives it.
+    A context manager. On exit the program and its children are killed.
 
     Args:
-        server: Given to the program as its first argument, by its URL.
-        ns: Given to it as its second.
-        text: The program. It may say things, hear what it is told, and make a timer.
-        flags: Of the interpreter.
+        server: The server whose URL is the program's first argument.
+        ns: The program's second argument.
+        text: The program. It may call ``say``, ``heard`` and ``timer``.
+        flags: Flags of the interpreter.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Script:
     ) -> None:
         program = _PREAMBLE + textwrap.dedent(text)
         root = Path(dtimer.__file__).parents[1]
-        # Forking with threads is what some of these are about (3.12 and later warn).
+        # Some of these programs fork with threads on purpose; Python 3.12 and later warn.
         flags += ("-W", "ignore:This process:DeprecationWarning")
         self._process = subprocess.Popen(
             [sys.executable, *flags, "-c", program, server.url, ns],
@@ -66,51 +66,57 @@ class Script:
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """The process id."""
         return self._process.pid
 
     def hear(self, patience: float = PATIENCE) -> str:
-        """Return the next line that the program says."""
+        """Return the next line of the program's output."""
         assert self._process.stdout
         deadline = time.monotonic() + patience
         while b"\n" not in self._rest:
             left = deadline - time.monotonic()
-            assert left > 0, f"it does not say a word; before: {self._rest!r}"
+            assert left > 0, f"the program prints nothing; so far: {self._rest!r}"
             if select.select([self._process.stdout], [], [], left)[0]:
                 more = os.read(self._process.stdout.fileno(), 65_536)
-                assert more, f"it has ended:\n{self.end(None)}"
+                assert more, f"the program has ended:\n{self.end(None)}"
                 self._rest += more
         line, _, self._rest = self._rest.partition(b"\n")
         return line.decode()
 
     def tell(self, word: str = "") -> None:
-        """Say a line to the program."""
+        """Send a line to the program's standard input."""
         assert self._process.stdin
         self._process.stdin.write(word.encode() + b"\n")
         self._process.stdin.flush()
 
     def signal(self, number: int) -> None:
-        """Send a signal to the program alone."""
+        """Send a signal to the program, not to its children."""
         self._process.send_signal(number)
 
     def wait(self, patience: float = PATIENCE) -> int:
-        """Wait until the program is gone, with nothing told it; return its exit status."""
+        """Wait until the program ends by itself; return its exit status."""
         return self._process.wait(patience)
 
     def end(self, status: int | None = 0, patience: float = 2 * PATIENCE) -> str:
-        """Wait for its end with this exit status (None: any); return what it complained of."""
+        """
+        Close standard input and wait for the end of the program; return its standard error.
+
+        Args:
+            status: The expected exit status; None accepts any.
+            patience: Seconds to wait.
+        """
         try:
             _, complaint = self._process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
             self.kill()
             _, complaint = self._process.communicate()
-            raise AssertionError(f"it does not end:\n{complaint.decode()}") from None
+            raise AssertionError(f"the program does not end:\n{complaint.decode()}") from None
         text = complaint.decode()
         assert status in (None, self._process.returncode), (self._process.returncode, text)
         return text
 
     def kill(self) -> None:
-        """Kill the program, and its children with it."""
+        """Kill the program and its children."""
         try:
             os.killpg(self._process.pid, 9)
         except ProcessLookupError:

@@ -1,12 +1,12 @@
 """
-Real servers for the tests, and how to wait for something without sleeping.
+Real servers for the tests, and how to wait for a condition without sleeping.
 
-Which server: the one that ``DTIMER_TEST_SERVER`` names by its path, else the first on the
-ladder of the embedded store. ``DTIMER_TEST_URL`` names one that runs already; it stands in
-where a test needs any server at all, not where a test ends or stops one.
+``DTIMER_TEST_SERVER`` is the path of the server to run. By default it is the server that the
+embedded store would find first. ``DTIMER_TEST_URL`` is the URL of a server that already runs. Tests
+that need any server use it; tests that stop or kill a server still start their own.
 
-``DTIMER_TEST_TIMEOUT`` is the limit of a test in seconds, 60 by default. A slow or busy machine
-needs a higher one. Every patience below grows with it.
+``DTIMER_TEST_TIMEOUT`` is the time limit of a test in seconds, 60 by default. A slow or busy
+machine needs a higher one. Every patience below grows with it.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from disks import Disk
 
 from dtimer.store.embedded.binary import find_binary, missing
 
-#: Seconds after which a test is ended as one that hangs.
+#: Seconds after which a test counts as hanging and fails.
 LIMIT = int(os.environ.get("DTIMER_TEST_TIMEOUT", "60"))
 
-#: By how much slower the machine may be than one that does little else.
+#: How much slower the machine may be than an idle one.
 SLOWNESS = LIMIT / 60
 
 #: Seconds to wait for a signal. Only a failing test waits this long.
 PATIENCE = LIMIT // 4
 
-#: The longest deadline that a call may have, in ms: for a server that answers, however slowly.
+#: The longest deadline that a call may have, in ms. For calls that a slow server must answer.
 LONGEST_CALL = 30_000
 
-#: Seconds in which something has to happen that takes milliseconds, where its failure would take
-#: longer than this. The assertion tells one from the other, and does not measure the machine.
+#: Seconds for an action that takes milliseconds if it works and longer than this if it fails.
+#: Such an assertion tells one from the other; it does not measure the machine.
 PROMPT = LIMIT / 15
 
-# Below 55000, since a cluster's bus listens 10000 above; and below 32768, where the ports
-# begin that Linux gives to outgoing connections, so that a restart finds its port free.
+# Below 55000, because a cluster's bus listens 10000 above. Below 32768, where Linux begins to take
+# ports for outgoing connections, so that a server finds its port free again after a restart.
 _PORTS = range(20_000, 32_000)
 
-# Becomes the server, which the kernel kills with the thread that started it. That cannot
-# be done in Popen's preexec_fn, which is not safe in a process that has threads.
+# Becomes the server, after asking the kernel to kill it with the thread that started it.
+# Popen's preexec_fn could do that too, but is not safe in a process that has threads.
 _TIED = """
 import ctypes, os, sys
 parent, *command = sys.argv[1:]
@@ -64,7 +64,7 @@ if os.getppid() == int(parent):
     os.execv(command[0], command)
 """
 
-# Waits for the other end of its standard input to close, and kills the server then.
+# Waits for the end of standard input, then kills the server.
 _LEASH = """
 import os, sys
 sys.stdin.read()
@@ -73,7 +73,7 @@ os.kill(int(sys.argv[1]), 9)
 
 
 def eventually(condition: Callable[[], object], patience: float = PATIENCE) -> None:
-    """Return as soon as *condition* holds. For what has no signal of its own to wait for."""
+    """Return as soon as *condition* holds. For conditions that no signal announces."""
     deadline = time.monotonic() + patience
     pause = threading.Event()
     while not condition():
@@ -88,10 +88,10 @@ def clear(client: Any, namespace: str) -> None:
 
 
 def server_binary() -> str:
-    """Return the path of the server to test with; it is an error that there is none."""
+    """Return the path of the server to test with; raise if there is none."""
     named = os.environ.get("DTIMER_TEST_SERVER")
     if named and not os.access(named, os.X_OK):
-        raise FileNotFoundError(f"DTIMER_TEST_SERVER is {named!r}, which cannot be run")
+        raise FileNotFoundError(f"DTIMER_TEST_SERVER is {named!r}, which is not executable")
     found = named or find_binary()
     if found is None:
         raise missing()
@@ -114,14 +114,14 @@ def connect(url: str, timeout: float = PATIENCE) -> socket.socket:
 
 
 class Running:
-    """A server that runs, whoever started it."""
+    """A running server, started by the tests or by the user."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def client(self, **settings: Any) -> redis.Redis:
-        """Return a client, which the caller closes."""
-        # The library gives up after 5 s, from version 8 on.
+        """Return a client. The caller closes it."""
+        # From version 8 on, redis-py gives up after 5 s by default.
         patient = {"socket_timeout": 2 * PATIENCE, "socket_connect_timeout": 2 * PATIENCE}
         return redis.Redis.from_url(self.url, **patient | settings)
 
@@ -133,7 +133,7 @@ class Running:
 
 
 def any_server() -> Running:
-    """Return the server that ``DTIMER_TEST_URL`` names, else one of our own, started."""
+    """Return the server that ``DTIMER_TEST_URL`` names; start a server if it is not set."""
     if url := os.environ.get("DTIMER_TEST_URL"):
         return Running(url)
     server = Server()
@@ -143,19 +143,18 @@ def any_server() -> Running:
 
 class Server(Running):
     """
-    A server of our own, in a folder of its own, to be treated badly.
+    A server that a test may stop, kill, freeze or cut off, in a folder of its own.
 
-    It keeps its folder and its address from one start to the next, and does not outlive
-    the test run, not even one that is killed. Used as a context it is started, and in
-    the end stopped and its folder removed.
+    The server keeps its folder and its address over restarts. It never outlives the test run, even
+    if the run is killed. A context manager: on exit the server is killed and its folder removed.
 
     Args:
         tcp: Listen on a free port of the loopback interface, not on a unix socket.
-        appendonly: Keep an append-only file: a server that is killed has lost nothing.
-        args: More of the server's command line.
-        clock: Let its clock be set.
-        power: Let its power fail.
-        fsync_ms: How slow its disk is; only with *power*.
+        appendonly: Keep an append-only file, so that a killed server loses nothing.
+        args: More arguments of the server's command line.
+        clock: Allow `set_clock`.
+        power: Allow `lose_power`.
+        fsync_ms: The time added to each fsync; only with *power*.
     """
 
     def __init__(
@@ -168,7 +167,7 @@ class Server(Running):
         power: bool = False,
         fsync_ms: int = 0,
     ) -> None:
-        # A short path: that of a unix socket may have 103 bytes.
+        # The path of a unix socket may have at most 103 bytes.
         short = len(tempfile.gettempdir()) < 60
         self.folder = Path(tempfile.mkdtemp(prefix="dt-", dir=None if short else "/tmp"))
         self.tcp = tcp
@@ -189,14 +188,14 @@ class Server(Running):
 
     @property
     def log(self) -> str:
-        """What the server said, from its first start on."""
+        """The server's log since its first start."""
         with contextlib.suppress(FileNotFoundError):
             return (self.folder / "log").read_text(errors="replace")
         return ""
 
     def start(self, *, wait: bool = True) -> None:
-        """Start the server, and *wait* until it answers. Data that load count as no answer."""
-        assert self._process is None, "it runs already"
+        """Start the server, and *wait* until it answers and has loaded its data."""
+        assert self._process is None, "the server is already running"
         choose = self.tcp and not self.port
         for _ in range(20):
             if choose:
@@ -207,13 +206,13 @@ class Server(Running):
                 return
             said = self.log
             self.kill9()
-            # Somebody else took the port between our look and the server's.
+            # Try another port if another process took this one after `_free_port` found it free.
             if not choose or "Address already in use" not in said:
                 break
         raise AssertionError(f"the server did not start:\n{self.log[-3000:]}")
 
     def stop(self) -> None:
-        """End the server in an orderly way; its data are kept as its options say."""
+        """Stop the server in an orderly way. Its data survive if its options say so."""
         process = self._running()
         process.send_signal(signal.SIGCONT)
         process.terminate()
@@ -223,7 +222,7 @@ class Server(Running):
             self.kill9()
 
     def kill9(self) -> None:
-        """End the server as a crash does."""
+        """Kill the server, as a crash would."""
         process = self._running()
         process.kill()
         process.wait()
@@ -234,34 +233,34 @@ class Server(Running):
             self._leash = None
 
     def pause(self) -> None:
-        """Freeze the server: its connections stay, and nothing is answered."""
+        """Freeze the server: its connections stay open, but it does not answer."""
         self._running().send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a frozen server go on."""
+        """Unfreeze the server."""
         self._running().send_signal(signal.SIGCONT)
 
     def set_clock(self, seconds: float) -> None:
         """
-        Have the wall clock of the server, made with ``clock=True``, be off by so many seconds.
+        Set the wall clock of a server made with ``clock=True`` this far ahead of the true time.
 
-        Its next command may still see the time before.
+        The server's next command may still see the previous time.
         """
-        assert self._clock, "its clock cannot be set"
+        assert self._clock, "the clock can only be set with clock=True"
         self._clock.set(seconds)
 
     def configure(self, **settings: object) -> None:
-        """Change settings of the running server: ``min_replicas_to_write=1``."""
+        """Change settings of the running server, such as ``min_replicas_to_write=1``."""
         with self.client() as client:
             for name, value in settings.items():
                 client.config_set(name.replace("_", "-"), str(value))
 
     def replica(self, port: int = 0) -> Server:
         """
-        Return a server that is a replica of this one, started and in step.
+        Start a replica of this server, wait until it is in sync, and return it.
 
-        To have writes lost, replicate through a proxy on *port* and let that deliver nothing. A
-        server that is merely paused gets them in the end: the kernel has kept them.
+        To lose writes, replicate through a proxy on *port* and set it to ``blackhole``. A replica
+        that is only paused receives the writes later: the kernel buffers them.
         """
         copy = Server(
             tcp=True,
@@ -271,25 +270,25 @@ class Server(Running):
         copy.start()
         with copy.client() as client:
             eventually(lambda: client.info("replication")["master_link_status"] == "up")
-        # Up comes a moment before the master counts it as one.
+        # The link is up a moment before the master counts the replica.
         with self.client() as client:
             eventually(lambda: client.info("replication")["slave0"]["state"] == "online")
         return copy
 
     def promote(self) -> None:
-        """Make a master of this replica, with what it has heard so far."""
+        """Make this replica a master, with the data it has received so far."""
         with self.client() as client:
             client.execute_command("REPLICAOF", "NO", "ONE")
 
     def lose_power(self) -> None:
-        """End the server, made with ``power=True``, and with it what is on no disk yet."""
-        assert self._disk, "its power cannot fail"
+        """Kill a server made with ``power=True``, and drop all data that it has not synced."""
+        assert self._disk, "the power can only fail with power=True"
         self.kill9()
         self._disk.cut(self.folder)
 
     def truncate_aof(self, size: int) -> None:
-        """Cut *size* bytes off the end of the append-only file of the server, which is down."""
-        assert self._process is None, "it runs"
+        """Cut *size* bytes off the end of the append-only file. The server must be stopped."""
+        assert self._process is None, "the server is running"
         (tail,) = (self.folder / "appendonlydir").glob("*.incr.aof")
         os.truncate(tail, max(0, tail.stat().st_size - size))
 
@@ -300,7 +299,7 @@ class Server(Running):
         self.start()
 
     def close(self) -> None:
-        """Have nothing left of the server."""
+        """Kill the server, and remove its folder."""
         if self._process:
             self.kill9()
         if self._clock:
@@ -319,20 +318,21 @@ class Server(Running):
         self.close()
 
     def _running(self) -> subprocess.Popen[bytes]:
-        assert self._process, "it does not run"
+        assert self._process, "the server is not running"
         return self._process
 
     def _command(self) -> list[str]:
         command = [server_binary(), "--dir", str(self.folder), "--save", "", "--daemonize", "no"]
         command += ["--appendonly", "yes" if self._appendonly else "no"]
-        # Not every second: while the disk is busy with that, writes would wait in the server.
+        # Without fsync: while the disk is busy, the server would delay all writes.
         command += ["--appendfsync", "no", "--repl-diskless-sync-delay", "0"]
         if self.tcp:
             command += ["--port", str(self.port), "--bind", "127.0.0.1"]
         else:
             command += ["--port", "0", "--unixsocket", f"{self.folder}/s"]
         if self._clock:
-            # The allocator's own thread waits until a time, which to the kernel is another.
+            # The allocator's thread waits until a moment on the faked clock, but the kernel
+            # measures by the true one.
             command += ["--jemalloc-bg-thread", "no"]
         return command + self._args
 
@@ -347,7 +347,7 @@ class Server(Running):
     def _spawn(self) -> None:
         command = self._command()
         python = [sys.executable, "-I", "-S", "-c"]
-        # The kernel would take the end of another thread for ours.
+        # The kernel would kill the server when the starting thread ends, not the process.
         in_main_thread = threading.current_thread() is threading.main_thread()
         tied = sys.platform == "linux" and in_main_thread
         if tied:
@@ -366,13 +366,13 @@ class Server(Running):
             self._leash = subprocess.Popen(leash, stdin=subprocess.PIPE, start_new_session=True)
 
     def _answers(self) -> bool:
-        """Wait until the server answers a PING; False when it ends instead."""
+        """Wait until the server answers a PING; return False if it ends instead."""
         process = self._running()
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), connect(self.url, 1) as line:
                 line.sendall(b"PING\r\n")
-                # With a password it answers as well, if not to us.
+                # A server with a password refuses the PING, but it is up.
                 if line.recv(16).startswith((b"+PONG", b"-NOAUTH")):
                     return process.poll() is None
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -381,7 +381,7 @@ class Server(Running):
         return False
 
     def _is_another(self) -> bool:
-        """Return whether a server that answers is somebody else's, on the port we chose."""
+        """Return True if another process's server answers on the chosen port."""
         with self.client() as client, contextlib.suppress(redis.AuthenticationError):
             return bool(client.info("server")["process_id"] != self.pid)
         return False

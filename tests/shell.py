@@ -1,4 +1,4 @@
-"""How tests give commands: in this process, or in one of their own, with or without a terminal."""
+"""Run commands: in this process, or in a separate one, with or without a terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dtimer.cli import main
 
 @dataclass
 class Ran:
-    """What became of a command."""
+    """The result of a command."""
 
     code: int
     out: str
@@ -37,17 +37,17 @@ class Ran:
 
     @property
     def objects(self):
-        """The lines of standard output, read as JSON."""
+        """The lines of standard output, decoded as JSON."""
         return [json.loads(line) for line in self.out.splitlines()]
 
     @property
     def rows(self):
-        """The lines of standard output, split at the tabs."""
+        """The lines of standard output, split at tabs."""
         return [line.split("\t") for line in self.out.splitlines()]
 
 
 def runner(server, namespace, monkeypatch, capsys):
-    """Return what runs a command in this process, on a server and in a namespace."""
+    """Return a function that runs a command in this process, for this server and namespace."""
     monkeypatch.setenv("DTIMER_URL", server.url)
     monkeypatch.setenv("DTIMER_NS", namespace)
 
@@ -60,12 +60,12 @@ def runner(server, namespace, monkeypatch, capsys):
 
 
 def examples(help):
-    """The commands in a help text that begin with a prompt."""
+    """Return the commands of a help text that follow a ``$`` prompt."""
     return [shlex.split(line)[2:] for line in re.findall(r"^ *(\$ dtimer .*)$", help, re.MULTILINE)]
 
 
 def environment(server, namespace):
-    """The environment of a command in a process of its own."""
+    """Return the environment for a command in a separate process."""
     paths = [str(Path(dtimer.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     own = {"DTIMER_URL": server.url, "DTIMER_NS": namespace, "TERM": "xterm-256color"}
     own["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -73,7 +73,7 @@ def environment(server, namespace):
 
 
 class Program:
-    """``dtimer`` in a process of its own, which does not outlive the block."""
+    """``dtimer`` in a separate process, which is killed at the end of the context."""
 
     def __init__(self, *words, env):
         self.process = subprocess.Popen(
@@ -98,7 +98,7 @@ class Program:
         self._lines[name].put(None)
 
     def find(self, pattern, stream="stdout"):
-        """Return the next line in which *pattern* is found; those before it are passed over."""
+        """Return the next line that contains *pattern*; skip the lines before it."""
         passed = []
         while (line := self._lines[stream].get(timeout=PATIENCE)) is not None:
             if re.search(pattern, line):
@@ -107,7 +107,7 @@ class Program:
         raise AssertionError(f"no {pattern!r} in {passed}")
 
     def end(self, number=signal.SIGINT):
-        """Send a signal, and return the exit code."""
+        """Send a signal; return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
@@ -124,7 +124,7 @@ class Program:
 
 
 class Terminal:
-    """``dtimer`` at a terminal of so many columns and 24 lines, as a person sits at one."""
+    """``dtimer`` at a terminal of 24 lines, as a person would use it."""
 
     def __init__(self, *words, env, columns=80):
         self._ours, theirs = pty.openpty()
@@ -141,7 +141,7 @@ class Terminal:
         self.written = ""
 
     def find(self, pattern):
-        """Return when *pattern* has been written; of escape sequences it sees nothing."""
+        """Wait until *pattern* has been written. Escape sequences are removed before."""
         deadline = time.monotonic() + PATIENCE
         while not re.search(pattern, self.written):
             assert time.monotonic() < deadline, f"no {pattern!r} in {self.written}"
@@ -152,7 +152,7 @@ class Terminal:
         if select.select([self._ours], [], [], 0.2)[0]:
             try:
                 data = os.read(self._ours, 65_536)
-            except OSError:  # Linux says so when the other end is closed
+            except OSError:  # Linux raises this once the other end is closed
                 data = b""
             text = data.decode(errors="replace")
             self.written += re.sub(r"\x1b[\[(][0-9;?]*[A-Za-z]", "", text).replace("\r", "")
@@ -160,14 +160,14 @@ class Terminal:
         return True
 
     def type(self, keys):
-        """Type something."""
+        """Type *keys* at the terminal."""
         os.write(self._ours, keys.encode())
 
     def wait(self):
-        """Wait for the end, reading on; return the exit code."""
+        """Read until the command ends; return the exit code."""
         deadline = time.monotonic() + PATIENCE
         while self._read() and self.process.poll() is None:
-            assert time.monotonic() < deadline, f"it does not end: {self.written}"
+            assert time.monotonic() < deadline, f"the command does not end: {self.written}"
         return self.process.wait(PATIENCE)
 
     def __enter__(self):

@@ -1,4 +1,4 @@
-"""A namespace as it was, to be put back: what a failover that loses writes comes to."""
+"""Restore a namespace to an earlier state: the effect of a failover that loses writes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dtimer.store.keys import Keys
 
 class Snapshot:
     """
-    The keys of a namespace as they are when this is made.
+    The keys of a namespace at the moment this object is made.
 
-    Writes are lost from a moment on, and never one in the middle: so is it here.
+    As in a real failover, `restore` loses all writes after that moment and none before it.
     """
 
     def __init__(self, client: Any, keys: Keys) -> None:
@@ -23,7 +23,7 @@ class Snapshot:
             self._values = pipe.execute()
 
     def restore(self) -> None:
-        """Put everything back, all at once."""
+        """Restore all keys in one transaction."""
         with self._client.pipeline() as pipe:
             for key, value in zip(self._keys, self._values, strict=True):
                 if value is None:

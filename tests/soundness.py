@@ -1,4 +1,4 @@
-"""The checker that runs after each test of the store: is every event in exactly one state."""
+"""Check, after each test of the store, that every event is in exactly one state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def assert_sound(client: Any, keys: Keys) -> None:
     promise = set(client.zrange(keys.promise, 0, -1))
     alive = set(client.zrange(keys.alive, 0, -1))
     assert promise <= roster, f"promises of nodes that are not on the roster: {promise - roster}"
-    assert roster <= alive, f"nodes on the roster that nobody knows: {roster - alive}"
+    assert roster <= alive, f"nodes on the roster without a session: {roster - alive}"
     assert_recurring(client, keys, due)
     token = int(client.hget(keys.sys, "token") or 0)
     for value in client.hvals(keys.lease):
@@ -34,7 +34,7 @@ def assert_sound(client: Any, keys: Keys) -> None:
 
 
 def assert_recurring(client: Any, keys: Keys, due: set[bytes]) -> None:
-    """Assert that each chain goes on: an unpaused, unfinished schedule has one pending."""
+    """Assert that each schedule that is neither paused nor finished has one pending event."""
     beats = client.hgetall(keys.beats)
     assert set(beats) == set(client.hkeys(keys.defs)) == set(client.hkeys(keys.plans))
     leased = set(client.hkeys(keys.lease)) | set(client.hkeys(keys.tries))
@@ -43,9 +43,9 @@ def assert_recurring(client: Any, keys: Keys, due: set[bytes]) -> None:
         pending = name + b"@" + beat["next"].encode()
         if not beat["next"]:
             finished = beat["left"] == "0" or (not beat["every"] and beat["final"] == "1")
-            assert finished, f"a chain that ended before its end: {text!r}"
+            assert finished, f"a schedule that ended too early: {text!r}"
         elif beat["paused"] == "1":
-            assert pending not in due, f"pending of a schedule that is paused: {pending!r}"
+            assert pending not in due, f"a pending event of a paused schedule: {pending!r}"
         else:
-            assert pending in due, f"a chain without its next: {text!r}"
-            assert pending not in leased, f"a next that has started: {pending!r}"
+            assert pending in due, f"a schedule without its next event: {text!r}"
+            assert pending not in leased, f"a next event that has started: {pending!r}"

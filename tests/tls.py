@@ -1,8 +1,8 @@
 """
-A server that speaks TLS, with a certificate that the test chooses, and may change.
+A server that speaks TLS, with a certificate that the test chooses and can change.
 
-The server of the tests itself where it can (``DTIMER_TEST_SERVER`` may name one that can);
-else Python's own TLS in front of it.
+If the server of the tests was built with TLS, it speaks TLS itself; ``DTIMER_TEST_SERVER`` may name
+such a server. Otherwise Python's TLS runs in front of it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any, Self
 import trustme
 from servers import Running, Server, server_binary
 
-#: Where it listens, and the name in a certificate that fits.
+#: The address of the server, and the name in a valid certificate.
 ADDRESS = "127.0.0.1"
 
 
 def certificate(
     authority: trustme.CA, name: str = ADDRESS, *, expired: bool = False
 ) -> trustme.LeafCert:
-    """Have *authority* certify a server by this name."""
+    """Return a certificate by *authority* for a server of this name."""
     until = dt.datetime(2020, 1, 1, tzinfo=dt.UTC) if expired else None
     since = dt.datetime(2019, 1, 1, tzinfo=dt.UTC)
     return authority.issue_cert(name, not_before=since, not_after=until)
@@ -44,7 +44,7 @@ def _files(folder: Path, leaf: trustme.LeafCert) -> tuple[str, str]:
 
 @functools.cache
 def can_speak_tls() -> bool:
-    """Tell whether the server of the tests was built with TLS."""
+    """Return True if the server of the tests was built with TLS."""
     wrong = [server_binary(), "--port", "0", "--tls-port", "1", "--tls-cert-file", "/"]
     said = subprocess.run(wrong, capture_output=True, text=True, timeout=30, check=False)
     return "TLS support" not in said.stdout and "Bad directive" not in said.stderr
@@ -76,7 +76,7 @@ class Native:
 
     @property
     def accepted(self) -> int:
-        """How many connections it has had."""
+        """The number of connections accepted so far."""
         with self.plain.client() as client:
             return int(client.info("stats")["total_connections_received"])
 
@@ -86,7 +86,7 @@ class Native:
 
 
 class Front:
-    """TLS in front of a server that has none: each connection on two threads."""
+    """TLS in front of a server without it, with two threads a connection."""
 
     def __init__(self, leaf: trustme.LeafCert) -> None:
         self._server = Server(tcp=True)
@@ -121,15 +121,15 @@ class Front:
             line.settimeout(10)
             tls = self._context.wrap_socket(line, server_side=True)
         except OSError:
-            # What is not TLS, or does not like the certificate, is hung up on.
+            # The client does not speak TLS, or refuses the certificate.
             line.close()
             return
         tls.settimeout(None)
         server = socket.create_connection((ADDRESS, self._server.port))
         with self._lock:
             self._ends |= {tls, server}
-        # A TLS socket may not be read and written by two threads at once without care; here
-        # the one reads and the other writes, which OpenSSL's locks in Python allow.
+        # Two threads may share a TLS socket here: one only reads, the other only writes, and
+        # Python locks the OpenSSL object.
         back = threading.Thread(target=self._copy, args=(server, tls), daemon=True)
         back.start()
         self._copy(tls, server)
@@ -164,9 +164,9 @@ class Front:
 
 class TlsServer:
     """
-    A server behind TLS. A context manager.
+    A server with TLS. A context manager.
 
-    ``plain`` is the same server without, ``url`` the way with.
+    ``plain`` is the same server without TLS; ``url`` returns the URL with TLS.
     """
 
     def __init__(self, leaf: trustme.LeafCert) -> None:
@@ -175,13 +175,13 @@ class TlsServer:
         self.present = self._side.present
 
     def url(self, **query: str) -> str:
-        """Return the URL, with these settings of the client library."""
+        """Return the URL, with these settings of redis-py."""
         asked = "&".join(f"{name}={value}" for name, value in query.items())
         return f"rediss://{ADDRESS}:{self._side.port}/0?{asked}"
 
     @property
     def accepted(self) -> int:
-        """How many connections came, shaken hands or not."""
+        """The number of connections so far, including those whose handshake failed."""
         return self._side.accepted
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Servers that know of each other: a cluster, and a master with a replica and a sentinel."""
+"""Set up Redis Cluster (three masters) and Sentinel (a master with a replica)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from servers import Server, eventually, server_binary
 
 
 class SentinelServer(Server):
-    """A sentinel that watches one master, alone and impatient."""
+    """A sentinel that watches one master, decides alone, and fails over after 0.5 s."""
 
     def __init__(self, master: Server) -> None:
         super().__init__(tcp=True)
@@ -29,7 +29,7 @@ class SentinelServer(Server):
 
 @contextlib.contextmanager
 def watched_by_sentinel() -> Iterator[tuple[Sentinel, Server, Server, Server]]:
-    """A sentinel's client, a master, a replica of it that is in step, and the sentinel."""
+    """Yield a client of Sentinel, a master, a replica of it in sync, and the sentinel."""
     with contextlib.ExitStack() as stack:
         master = stack.enter_context(Server(tcp=True))
         replica = stack.enter_context(master.replica())
@@ -37,7 +37,7 @@ def watched_by_sentinel() -> Iterator[tuple[Sentinel, Server, Server, Server]]:
         client = Sentinel([("127.0.0.1", watch.port)], socket_timeout=1)
         stack.callback(lambda: [c.close() for c in client.sentinels])
         (asked,) = client.sentinels
-        # Before that there is none that it would promote.
+        # Wait for the replica: until then the sentinel has no candidate to promote.
         eventually(
             lambda: [s["master-link-status"] for s in asked.sentinel_slaves("events")] == ["ok"]
         )
@@ -46,7 +46,7 @@ def watched_by_sentinel() -> Iterator[tuple[Sentinel, Server, Server, Server]]:
 
 @contextlib.contextmanager
 def three_masters() -> Iterator[tuple[RedisCluster, list[Server]]]:
-    """A cluster of three masters, and a client of it."""
+    """Yield a client of a cluster, and its three masters."""
     options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"]
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(Server(tcp=True, args=options)) for _ in range(3)]
@@ -69,9 +69,9 @@ def three_masters() -> Iterator[tuple[RedisCluster, list[Server]]]:
 
 def migrate(servers: list[Server], source: Server, target: Server, slot: int) -> Iterator[None]:
     """
-    Move a slot from one server of a cluster to another, as their operators do.
+    Move a slot from one server of a cluster to another, as operators do.
 
-    Yields before the first key, after each, and when all know of it.
+    Yields before the first key, after each key, and when all servers know the new owner.
     """
     with contextlib.ExitStack() as stack:
         clients: dict[Server, Any] = {s: stack.enter_context(s.client()) for s in servers}

@@ -1,4 +1,4 @@
-"""Servers that know of each other, as fixtures."""
+"""Fixtures for Sentinel and Cluster."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from topologies import three_masters, watched_by_sentinel
 
 @pytest.fixture
 def sentinel():
-    """A master, a replica of it that is in step, and a sentinel's client."""
+    """A client of Sentinel, a master, and a replica of it in sync."""
     with watched_by_sentinel() as found:
         yield found[:3]
 
 
 @pytest.fixture
 def cluster():
-    """A cluster of three masters, and a client of it."""
+    """A client of a cluster, and its three masters."""
     with three_masters() as found:
         yield found

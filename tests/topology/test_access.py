@@ -1,4 +1,4 @@
-"""The permissions of the Redis user where several servers know of each other."""
+"""The permissions that the Redis user needs under Sentinel and Cluster."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.topology
 
 
 def allow(client, name, *rules):
-    """Have a server know a user with these rules."""
+    """Create a user with these rules on a server."""
     client.execute_command("ACL", "SETUSER", name, "reset", "on", ">x", *rules)
 
 
 def works(client):
-    """Assert that a node joins, hears, and is handed what is posted; and leaves."""
+    """Assert that a node joins, hears wakes, receives a posted event, and leaves."""
     node = DTimer("node", client, poll_interval=60_000)
     caught, errors = Catch(node, "event"), Catch(node, "error")
     with node:
@@ -35,12 +35,12 @@ def works(client):
 
 
 def plus(commands):
-    """The rules that allow these commands."""
+    """Return the rules that allow these commands."""
     return [f"+{command}" for command in commands]
 
 
-def test_a_cluster(cluster):
-    """The line for one server, and what the library needs to find its way: nothing more."""
+def test_a_node_works_in_a_cluster_with_the_documented_permissions_only(cluster):
+    """A cluster needs the rules for one server, and the commands that find the right server."""
     _, servers = cluster
     for server in servers:
         with server.client() as admin:
@@ -50,8 +50,8 @@ def test_a_cluster(cluster):
         works(client)
 
 
-def test_sentinel(sentinel):
-    """The line for the master, and one command of each Sentinel."""
+def test_a_node_works_under_sentinel_with_the_documented_permissions_only(sentinel):
+    """The rules for one server suffice on the master; a Sentinel must allow one command."""
     watching, master, _ = sentinel
     (asked,) = watching.sentinels
     with master.client() as admin:
@@ -69,8 +69,8 @@ def test_sentinel(sentinel):
         each.close()
 
 
-def test_the_documentation():
-    """What the documentation says of them is what was tried."""
+def test_the_docs_list_the_permissions_that_these_tests_use():
+    """An administrator copies the rules from the docs, so they must be the tested ones."""
     text = (Path(dtimer.__file__).parents[1] / "docs" / "security.rst").read_text()
     assert ", ".join(f"``{rule}``" for rule in plus(access.CLUSTER)) in text
     assert f"``-@all {' '.join(plus(access.SENTINEL))}``" in text

@@ -1,4 +1,4 @@
-"""Sentinel and Cluster, with real processes: a node joins, receives, and survives a failover."""
+"""Nodes under Sentinel and Cluster, with real servers: they join, receive, survive a failover."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dtimer.testing import Catch
 pytestmark = pytest.mark.topology
 
 
-def test_a_client_made_by_sentinel(sentinel):
-    """A node whose client a Sentinel made posts to the master, and receives."""
+def test_a_node_posts_and_receives_through_a_client_of_sentinel(sentinel):
+    """The node must ask the Sentinel for the master, as the client does."""
     client, _, _ = sentinel
     node = DTimer("node", client.master_for("events"))
     events = Catch(node, "event")
@@ -22,8 +22,8 @@ def test_a_client_made_by_sentinel(sentinel):
         assert {"n": 1} == events.next()[0]
 
 
-def test_nothing_is_left_at_the_sentinel(sentinel):
-    """A node that leaves closes its connections to the Sentinels as well, and may join again."""
+def test_leave_closes_the_connections_to_the_sentinels(sentinel):
+    """A node that joins and leaves repeatedly must not collect connections."""
     client, _, _ = sentinel
     (asked,) = client.sentinels
     node = DTimer("node", client.master_for("events"))
@@ -33,8 +33,8 @@ def test_nothing_is_left_at_the_sentinel(sentinel):
                 node.post({}, 10_000)
 
 
-def test_a_failover_while_joined(sentinel):
-    """When the master dies the node follows the Sentinel to the next, and goes on."""
+def test_a_node_continues_on_the_new_master_after_a_failover(sentinel):
+    """The node asks the Sentinel again when the connection breaks, and finds its events there."""
     client, master, replica = sentinel
     node = DTimer("node", client.master_for("events"), timeout=1_000, poll_interval=100)
     events, lost, found = (Catch(node, e, 30) for e in ("event", "disconnected", "connected"))
@@ -52,8 +52,8 @@ def test_a_failover_while_joined(sentinel):
         assert {"n": 2} == events.next()[0]
 
 
-def test_a_cluster(cluster):
-    """In a cluster a namespace lives on one server, and wakes arrive."""
+def test_a_namespace_of_a_cluster_is_on_one_server_and_wakes_arrive(cluster):
+    """All keys of a namespace have one hash tag, and pub/sub reaches every server of a cluster."""
     client, _ = cluster
     for ns in ("one", "two", "three", "four"):
         node = DTimer("node", client, ns=ns, poll_interval=60_000)
@@ -66,8 +66,8 @@ def test_a_cluster(cluster):
         other.leave()
 
 
-def test_replicas_in_a_cluster(cluster):
-    """A post that waits for a replica waits for one of the server that holds the namespace."""
+def test_wait_replicas_counts_the_replicas_of_the_server_that_holds_the_namespace(cluster):
+    """Replicas of other servers of the cluster do not make the event durable."""
     client, servers = cluster
     port = client.get_node_from_key("dtimer:{dt}:due").port
     node = DTimer("node", client, timeout=2_000)
@@ -94,8 +94,8 @@ def test_replicas_in_a_cluster(cluster):
     node.leave()
 
 
-def test_a_server_of_the_cluster_restarts(cluster):
-    """A node of a cluster outlives the server that holds its namespace."""
+def test_a_node_survives_a_restart_of_the_server_that_holds_its_namespace(cluster):
+    """Without this, one restarted server would need a restart of every node."""
     client, servers = cluster
     node = DTimer("node", client, timeout=1_000, poll_interval=100)
     events, lost, found = (Catch(node, e, 30) for e in ("event", "disconnected", "connected"))
