@@ -1,4 +1,7 @@
-"""Real nodes, a store under a clock of the test, and the check that nothing is left of them."""
+"""
+Fixtures: real nodes, a store whose clock the test moves, and checks that nothing is left
+behind.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from dtimer.store.store import Store
 
 @pytest.fixture
 def clean(client):
-    """Nothing is left of the nodes of this test, here or on the server."""
+    """Check that the nodes of this test leave nothing behind, in this process or on the server."""
     with nothing_left(client):
         yield
 
@@ -23,8 +26,8 @@ def clean(client):
 @pytest.fixture
 def make(server, client, namespace, clean):
     """
-    Make timers in the namespace of this test. They are made to leave in the end, and
-    must leave behind neither a trace of themselves nor a contradiction.
+    Make timers in the namespace of this test. After the test each timer leaves, no node remains
+    registered, and the keys of the namespace agree with each other.
     """
     made = []
 
@@ -43,13 +46,13 @@ def make(server, client, namespace, clean):
 
 @pytest.fixture
 def now():
-    """The time of `store`, moved by the test."""
+    """The clock of `store`: it moves only when the test moves it."""
     return Now()
 
 
 @pytest.fixture
 def store(client, namespace, now):
-    """A store of the namespace of this test, whose keys agree with each other in the end."""
+    """A store of the test's namespace. After the test its keys must agree with each other."""
     store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
     yield store
     assert_sound(client, store.keys)
@@ -58,5 +61,5 @@ def store(client, namespace, now):
 
 @pytest.fixture
 def node(store):
-    """A node of that store, without threads."""
+    """A node of `store`, without threads."""
     return Peer(store, "node")

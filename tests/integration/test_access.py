@@ -1,4 +1,7 @@
-"""The permissions of the Redis user: the least that is enough, and each that is missing named."""
+"""
+The permissions of the Redis user: the documented list is sufficient and minimal, and a missing
+permission is named.
+"""
 
 from __future__ import annotations
 
@@ -25,16 +28,16 @@ from dtimer.testing import Catch
 LUA = Path(dtimer.__file__).parent / "store" / "lua"
 VERBS = sorted(path.stem for path in LUA.glob("*.lua"))
 
-#: What a node asks for from join to leave, whatever its program does besides.
+#: The scripts that every node calls between join and leave, regardless of its program.
 NODES = ("open", "join", "leave", "turn", "settle", "extend", "supply", "trim", "peek", "schedule")
 PRODUCERS = ("open", "post", "mint", "cancel", "reschedule", "peek")
 
-#: What a client library sends by itself, and a script is called with; doctor's questions.
+#: Commands that a client library sends by itself, that call a script, or that doctor sends.
 ASIDE = {"auth", "hello", "client|setinfo", "client|info", "ping", "info", "config|get", "command"}
 
 
 def run_by(*verbs):
-    """The commands that the scripts of these verbs run."""
+    """Return the commands that the scripts of these verbs run."""
     found = set()
     for verb in verbs:
         text = load(verb).source.decode()
@@ -42,31 +45,34 @@ def run_by(*verbs):
     return {command.lower() for command in found}
 
 
-class TestTheList:
-    """The list in the library is the truth of the scripts."""
+class TestCommandList:
+    """The command list in the library matches what the scripts run."""
 
-    def test_everything(self):
-        """What the scripts run, and what calls them and listens: no more and no less."""
+    def test_all_commands_are_those_of_the_scripts_and_of_the_client(self):
+        """
+        The full list holds the commands of all scripts, those that call scripts, and
+        SUBSCRIBE.
+        """
         assert run_by(*VERBS) | {"eval", "evalsha", "subscribe"} == set(access.EVERYTHING)
         assert len(access.EVERYTHING) == len(set(access.EVERYTHING))
 
-    def test_a_node(self):
-        """What no node can do without is what the scripts of its own life run."""
+    def test_the_nodes_list_is_what_its_scripts_run(self):
+        """The list of a node holds exactly what the scripts of a node run, without PUBLISH."""
         assert run_by(*NODES) - {"publish"} | {"eval", "evalsha"} == set(access.NODE)
 
-    def test_a_producer(self):
-        """A producer's list is what posting, cancelling, moving and peeking run."""
+    def test_the_producers_list_is_what_its_scripts_run(self):
+        """The list of a producer holds what posting, cancelling, rescheduling and peeking run."""
         assert run_by(*PRODUCERS) | {"eval", "evalsha"} == set(access.PRODUCER)
 
-    def test_each_is_tried(self):
-        """The self-test tries each command that a script runs."""
+    def test_the_self_test_tries_every_command(self):
+        """The self-test tries every command that some script runs, so it can report each one."""
         text = (LUA / "permissions.lua").read_text()
         tried = {c.lower() for c in re.findall(r"^  \{'([A-Z]+)'", text, re.MULTILINE)}
         assert run_by(*VERBS) == tried
 
     @pytest.mark.parametrize("name", ["SECURITY.rst", "docs/security.rst"])
-    def test_the_documentation(self, name):
-        """The lines that the documentation shows are those that the list makes."""
+    def test_the_documented_rules_are_those_of_the_library(self, name):
+        """The ACL rules in the documentation are those that the library produces."""
         text = " ".join((LUA.parents[2] / name).read_text().split())
         assert f"ACL SETUSER dtimer reset on >PASSWORD {access.rules('dt')}" in text
         if name.startswith("docs"):
@@ -76,7 +82,7 @@ class TestTheList:
 
 @pytest.fixture(scope="module")
 def guarded():
-    """A server on TCP, for users of its own."""
+    """A TCP server on which tests create their own users."""
     with Server(tcp=True) as server:
         yield server
 
@@ -95,7 +101,7 @@ def ns():
 
 @pytest.fixture
 def user(guarded, admin):
-    """Makes a user with these rules alone; returns its URL."""
+    """Return a function that creates a user with only these rules and returns the user's URL."""
 
     def make(*rules, name="poor"):
         admin.execute_command("ACL", "SETUSER", name, "reset", "on", ">x", *rules)
@@ -106,7 +112,7 @@ def user(guarded, admin):
 
 @pytest.fixture
 def command(guarded, ns, monkeypatch, capsys):
-    """Runs a command of the command line as a user."""
+    """Return a function that runs a command of the command line as a user."""
     run = runner(guarded, ns, monkeypatch, capsys)
 
     def call(url, *words, code=0):
@@ -119,7 +125,7 @@ def command(guarded, ns, monkeypatch, capsys):
 
 
 def refused(admin):
-    """What the server has refused, but for what client libraries try by themselves."""
+    """Return what the server refused, except what client libraries try by themselves."""
     return [
         entry["object"]
         for entry in admin.acl_log()
@@ -128,7 +134,7 @@ def refused(admin):
 
 
 def drive(url, ns):
-    """Do all there is to do as a node, and as a stream."""
+    """Use every operation of a node and of a stream."""
     node = DTimer("node", url, ns=ns, backoff=1, poll_interval=50, lease=600)
     caught, retried = Catch(node, "event"), Catch(node, "retry")
     heard = Catch(node, "error")
@@ -179,7 +185,7 @@ def drive(url, ns):
 
 
 def administer(url, command, tmp_path):
-    """Do all there is to do as a person at the command line."""
+    """Use every operation that a person has at the command line."""
     file = tmp_path / "events.jsonl"
     for words in (
         ["post", '{"n": 1}', "1h", "--id", "cli"],
@@ -205,24 +211,26 @@ def administer(url, command, tmp_path):
 
 
 def iter_empty(caught):
-    """What was caught and not taken."""
+    """Yield what was caught and not taken yet."""
     while not caught.empty():
         yield caught.next()
 
 
-class TestTheLine:
-    """A user with exactly that line."""
+class TestDocumentedRules:
+    """A user with exactly the documented rules."""
 
     @pytest.fixture
     def ours(self, user, ns):
-        """Its URL: of the namespace, and of the stream beside it."""
+        """The URL of a user with the rules of the namespace and of the stream in the test."""
         rules = access.rules(ns).split()
         return user(*rules, *access.rules(f"{ns}:stream").split()[:3:2])
 
-    def test_everything_works_and_all_of_it_is_used(self, ours, ns, admin, command, tmp_path):
+    def test_the_rules_are_sufficient_and_every_command_is_used(
+        self, ours, ns, admin, command, tmp_path
+    ):
         """
-        All that DTimer, RunAt and the command line do is allowed by it; nothing is refused on
-        the way; and each command of it is used.
+        DTimer, RunAt and the command line work with these rules: the server refuses nothing. Every
+        command in the rules is used, so none is superfluous.
         """
         admin.config_resetstat()
         before = set(admin.info("commandstats"))
@@ -236,17 +244,18 @@ class TestTheLine:
         }
         assert set(access.EVERYTHING) - used == set()
 
-    def test_doctor_finds_nothing_missing(self, ours, command):
-        """Of the permissions, the pub/sub and the schema it says that they are well."""
-        ran = command(ours, "doctor", "--json", code=1)  # the server of the test keeps nothing
+    def test_doctor_reports_no_missing_permission(self, ours, command):
+        """Doctor reports that permissions, pub/sub and schema are in order."""
+        # the test server does not persist its data, which doctor reports
+        ran = command(ours, "doctor", "--json", code=1)
         found = {f["check"]: f["level"] for f in ran.objects}
         assert ["ok"] * 5 == [
             found[c] for c in ("connection", "pub/sub", "schema", "permissions", "clock")
         ]
 
     @pytest.mark.parametrize("protocol", [2, 3])
-    def test_with_either_protocol(self, ours, ns, protocol):
-        """A client that speaks RESP2, or RESP3, is served the same."""
+    def test_both_protocols_work(self, ours, ns, protocol):
+        """A client that speaks RESP2 or RESP3 works with these rules."""
         with redis.Redis.from_url(ours, protocol=protocol) as client:
             node = DTimer("node", client, ns=ns)
             caught = Catch(node, "event")
@@ -280,31 +289,34 @@ class TestTheLine:
         ],
         ids=" ".join,
     )
-    def test_nothing_else_is_allowed(self, ours, guarded, words):
-        """Other commands, keys and channels are refused, also from within a script."""
+    def test_other_commands_keys_and_channels_are_refused(self, ours, guarded, words):
+        """The rules allow no other command, key or channel, not even from within a script."""
         with redis.Redis.from_url(ours) as client:
             with pytest.raises(redis.ResponseError, match=r"permission"):
                 client.execute_command(*words)
             with pytest.raises(redis.ResponseError, match=r"permission|can't|not allowed"):
                 client.eval("return redis.call(unpack(ARGV))", 0, *words)
 
-    def test_the_namespace_of_another_is_refused(self, ours, ns):
-        """A node of a namespace that its user is not for does not join, and names the keys."""
+    def test_joining_another_namespace_is_refused_and_the_keys_are_named(self, ours, ns):
+        """
+        A node cannot join a namespace that its user has no rules for. The error names the key
+        pattern.
+        """
         node = DTimer("node", ours, ns="other")
         with pytest.raises(StoreError, match=re.escape("~dtimer:{other}:*")):
             node.join()
         node.leave()
 
 
-class TestMissing:
-    """Each permission, taken away."""
+class TestMissingPermission:
+    """The documented rules with one permission removed."""
 
     @pytest.mark.fault("F104")
     @pytest.mark.parametrize("command", access.EVERYTHING)
-    def test_a_command(self, command, user, ns, caplog, guarded):
+    def test_a_missing_command_is_named(self, command, user, ns, caplog, guarded):
         """
-        Without any one command a node does not join, or works and says what it cannot do; the
-        command is named, and so is the rule that allows it.
+        Without a command of the node list, join fails. Without another command, the node works and
+        reports what it cannot do. The message names the command and the rule that allows it.
         """
         url = user(*access.rules(ns).split(), f"-{command}")
         told = joined(url, ns, caplog)
@@ -312,8 +324,8 @@ class TestMissing:
         assert (command in access.NODE) is told.startswith("StoreError")
 
     @pytest.mark.parametrize("name", access.EVERYTHING)
-    def test_doctor_names_it(self, name, user, ns, command):
-        """The remedy of doctor is the rule that allows the command."""
+    def test_doctor_names_a_missing_command(self, name, user, ns, command):
+        """The remedy that doctor prints is the rule that allows the command."""
         url = user(*access.rules(ns).split(), f"-{name}")
         late = name in access.WAKES
         ran = command(url, "doctor", "--json", code=1 if late else 3)
@@ -321,8 +333,11 @@ class TestMissing:
         assert any(re.search(rf"\+{name}\b", f["remedy"]) for f in bad), bad
 
     @pytest.mark.fault("F104")
-    def test_the_keys(self, user, ns, caplog, command):
-        """Without its keys a node does not join; their pattern is named, by doctor too."""
+    def test_a_missing_key_pattern_is_named(self, user, ns, caplog, command):
+        """
+        Without access to its keys a node cannot join. The error and doctor name the key
+        pattern.
+        """
         rules = access.rules(ns).split()
         url = user(*rules[1:], "~other:*")
         told = joined(url, ns, caplog)
@@ -332,8 +347,11 @@ class TestMissing:
         assert any(rules[0] in f["remedy"] for f in ran.objects)
 
     @pytest.mark.fault("F104")
-    def test_the_channels(self, user, ns, caplog, command):
-        """Without its channels a node polls; their pattern is named, by doctor too."""
+    def test_a_missing_channel_pattern_is_named(self, user, ns, caplog, command):
+        """
+        Without access to its channels a node polls. The error and doctor name the channel
+        pattern.
+        """
         rules = access.rules(ns).split()
         url = user(*[rule for rule in rules if not rule.startswith("&")])
         told = joined(url, ns, caplog)
@@ -341,18 +359,18 @@ class TestMissing:
         ran = command(url, "doctor", "--json", code=1)
         assert any(f"&dtimer:{{{ns}}}:*" in f["remedy"] for f in ran.objects)
 
-    def test_several(self, user, ns, caplog):
-        """All that is missing is named at once, not one a try."""
+    def test_all_missing_commands_are_named_at_once(self, user, ns, caplog):
+        """The error names all missing commands, so that the user need not fix them one by one."""
         url = user(*access.rules(ns).split(), "-zrem", "-hset", "-time", "-publish")
         told = joined(url, ns, caplog)
         for name in ("zrem", "hset", "time"):
             assert f"+{name}" in told
 
     @pytest.mark.fault("F104")
-    def test_taken_away_later_it_is_not_hammered(self, user, ns, guarded):
+    def test_a_permission_revoked_later_is_retried_slowly(self, user, ns, guarded):
         """
-        A refusal within a script needs a person like any other: it is told with the words of
-        the server, and the next try may wait.
+        Only a person can fix a refusal that occurs within a script. The error quotes the server,
+        and the store marks it as one to retry slowly.
         """
         rules = access.rules(ns).split()
         url = user(*rules)
@@ -369,10 +387,10 @@ class TestMissing:
 
     @pytest.mark.fault("F104")
     @pytest.mark.parametrize("command", ["zadd", "zrem", "hset", "hdel"])
-    def test_no_schedule_is_changed_by_half(self, command, user, ns, admin):
+    def test_a_refused_change_of_a_schedule_changes_nothing(self, command, user, ns, admin):
         """
-        Where a command is taken away that a change of a schedule needs, the change is refused and
-        nothing of it is done: the pending occurrence is there, and the next will follow.
+        If a change of a schedule needs a command that has been revoked, the change is refused as a
+        whole. The pending occurrence stays, and the next one will follow it.
         """
         rules = access.rules(ns).split()
         timer = DTimer("timer", user(*rules), ns=ns, timeout=LONGEST_CALL)
@@ -397,7 +415,10 @@ class TestMissing:
         timer.leave()
 
     def test_the_self_test_changes_nothing(self, guarded, admin, ns):
-        """Not even in a namespace that is new, or of another version, or foreign."""
+        """
+        The self-test writes nothing, even in a namespace that is new, foreign or of another
+        version.
+        """
         store = Inventory(source(guarded.url, 1.0), ns, timeout=3.0)
         keys = store.keys
         assert {} == store.permissions()
@@ -412,7 +433,7 @@ class TestMissing:
 
 
 def joined(url, ns, caplog):
-    """Join and post; return what was said: raised, emitted as an error, or logged."""
+    """Join and post; return the text that was raised, emitted as an error, or logged."""
     caplog.clear()
     node = DTimer("node", url, ns=ns, poll_interval=50, timeout=LONGEST_CALL)
     errors = Catch(node, "error")
@@ -436,8 +457,11 @@ def joined(url, ns, caplog):
 class TestProducer:
     """A user that posts and never joins."""
 
-    def test_all_that_a_producer_does(self, user, ns, admin, guarded):
-        """It posts, moves, cancels and peeks; a node of another user is woken by it."""
+    def test_the_producers_rules_are_sufficient(self, user, ns, admin, guarded):
+        """
+        A producer can post, reschedule, cancel and peek. Its posts wake a node of another
+        user.
+        """
         url = user(*access.rules(ns, access.PRODUCER).split(), name="producer")
         node = DTimer("node", guarded.url, ns=ns, poll_interval=30_000)
         caught = Catch(node, "event")
@@ -454,8 +478,8 @@ class TestProducer:
         assert [] == refused(admin)
         producer.leave()
 
-    def test_it_cannot_join(self, user, ns):
-        """It is told what it lacks for that."""
+    def test_a_producer_cannot_join(self, user, ns):
+        """The error names the permission that joining needs."""
         url = user(*access.rules(ns, access.PRODUCER).split(), name="producer")
         node = DTimer("producer", url, ns=ns)
         with pytest.raises(StoreError, match=r"\+zrangebyscore"):
@@ -463,8 +487,8 @@ class TestProducer:
         node.leave()
 
 
-def test_refusals_are_read_in_the_words_of_each_version():
-    """Redis 6.2, 7.0 and 7.2 say it in three ways, by itself and within a script."""
+def test_the_refusals_of_each_redis_version_are_recognized():
+    """Redis 6.2, 7.0 and 7.2 word a refusal differently, and again differently within a script."""
     said = json.loads((Path(__file__).parent / "refusals.json").read_text())
     for text, (kind, name) in said.items():
         assert access.Refusal(kind, name) == access.refusal(text), text
@@ -472,8 +496,11 @@ def test_refusals_are_read_in_the_words_of_each_version():
         assert access.refusal(other) is None
 
 
-def test_a_subscription_of_its_own(user, ns, guarded):
-    """Where the subscription has a client of its own, what that may not do is named as well."""
+def test_a_refused_subscription_on_a_second_client_is_named(user, ns, guarded):
+    """
+    If the subscription has its own client, the permission which that client lacks is named
+    too.
+    """
     url = user(*access.rules(ns, ("subscribe",)).split(), "resetchannels")
     node = DTimer("node", guarded.url, url, ns=ns)
     errors = Catch(node, "error")

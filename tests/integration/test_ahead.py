@@ -1,4 +1,4 @@
-"""What a turn claims ahead of its time, and what not, with time moved by hand."""
+"""Look-ahead: which events one claim takes before they are due, with time moved by the test."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def ids(turn):
 
 
 def second(now, payload="{}", *, start=None, misfire="coalesce"):
-    """A schedule named tick, of a second."""
+    """Return the specification of a schedule named tick that occurs every second."""
     return define(
         "tick",
         every=1_000,
@@ -43,11 +43,11 @@ def second(now, payload="{}", *, start=None, misfire="coalesce"):
     )
 
 
-class TestWhat:
-    """What is claimed before it is due."""
+class TestLookAheadClaim:
+    """Which events a claim takes before they are due."""
 
-    def test_within_the_horizon(self, store, node, now):
-        """What is due within the time asked for is claimed, to the microsecond, and no more."""
+    def test_takes_events_up_to_exactly_the_horizon(self, store, node, now):
+        """A claim takes events that are due within the horizon, exact to the microsecond."""
         post(store, "now")
         post(store, "soon", AHEAD)
         post(store, "later", AHEAD + 0.001)
@@ -58,20 +58,23 @@ class TestWhat:
         now.tick(0.001)
         assert ["later"] == ids(node.turn(5, ahead=AHEAD))
 
-    def test_by_one(self, store, node):
-        """A single hand takes the first, and is told of the second."""
+    def test_one_free_thread_takes_one_event(self, store, node):
+        """
+        A claim for one thread takes the first event, and its reply says when the second is
+        due.
+        """
         post(store, "one", 5)
         post(store, "two", 40)
         turn = node.turn(1, ahead=AHEAD)
         assert (["one"], 40_000) == (ids(turn), turn.wait_us)
 
-    def test_not_unasked(self, store, node):
-        """Nothing is claimed ahead that was not asked for."""
+    def test_takes_nothing_early_unless_asked(self, store, node):
+        """Without a horizon, a claim takes no event before it is due."""
         post(store, "soon", 1)
         assert [] == ids(node.turn(5))
 
-    def test_not_the_end_of_a_lease(self, store, node, now):
-        """A lease is taken over when it has run out, and not a microsecond before."""
+    def test_does_not_take_over_a_lease_early(self, store, node, now):
+        """A claim takes over an expired lease, but not one microsecond before it expires."""
         post(store, "tea")
         node.claim()
         now.tick(LEASE - 0.001)
@@ -80,8 +83,11 @@ class TestWhat:
         now.tick(0.001)
         assert ["tea"] == ids(node.turn(1, ahead=AHEAD))
 
-    def test_not_an_occurrence(self, store, node, now):
-        """An occurrence is judged by its misfire and overlap when it is due."""
+    def test_does_not_take_an_occurrence_early(self, store, node, now):
+        """
+        A claim leaves an occurrence until it is due, because misfire and overlap are decided
+        then.
+        """
         store.declare(second(now, start=now.us + 1_000_000))
         now.tick(1_000 - AHEAD / 2)
         turn = node.turn(1, ahead=AHEAD)
@@ -89,47 +95,55 @@ class TestWhat:
         now.tick(AHEAD / 2)
         assert 1 == len(node.turn(1, ahead=AHEAD).claims)
 
-    def test_not_what_ends_before_it_begins(self, store, node, now):
-        """What will have expired by the time it is due is buried then, and never claimed."""
+    def test_leaves_an_event_that_expires_before_it_is_due(self, store, node, now):
+        """An event that expires before it is due is buried when it is due, and never claimed."""
         post(store, "tea", 10, expires=f"+{10_000}")
         turn = node.turn(1, ahead=AHEAD)
         assert ([], []) == (ids(turn), turn.buried)
         now.tick(10)
         assert [("tea", "expired")] == node.turn(1, ahead=AHEAD).buried
 
-    def test_not_what_may_be_replaced(self, store, node, now):
-        """An event whose id the user gave is his to replace, move and cancel until it is due."""
+    def test_leaves_an_event_with_a_users_id(self, store, node, now):
+        """
+        A claim leaves an event whose id the user chose: until it is due, the user may replace,
+        reschedule or cancel it.
+        """
         store.post([Entry("tea", "+10000", "", "3,n|{}")], "replace")
         turn = node.turn(1, ahead=AHEAD)
         assert ([], 10_000) == (ids(turn), turn.wait_us)
         now.tick(10)
         assert ["tea"] == ids(node.turn(1, ahead=AHEAD))
 
-    def test_whose_id_it_is(self, client, namespace, now, node):
-        """Which ids are the user's is known from how it was posted."""
+    def test_tells_generated_ids_from_users_ids(self, client, namespace, now, node):
+        """
+        A claim takes events with generated ids early, and leaves those whose id the user
+        gave.
+        """
         timer = DTimer("poster", client, ns=namespace, now=lambda: now.us / 1000)
         timer.post({}, 10, id="tea")
         made = timer.post({}, 10)
         assert [made] == ids(node.turn(5, ahead=AHEAD))
 
-    def test_not_the_unfit(self, store, node, client, now):
-        """What is unfit is buried when it is due; until then it may be posted anew."""
+    def test_buries_a_corrupt_event_only_when_it_is_due(self, store, node, client, now):
+        """A corrupt event is buried when it is due; until then a post may replace it."""
         post(store, "tea", 10)
         client.hset(store.keys.body, "tea", "what")
         assert ([], []) == (ids(turn := node.turn(1, ahead=AHEAD)), turn.buried)
         now.tick(10)
         assert [("tea", "corrupt")] == node.turn(1, ahead=AHEAD).buried
 
-    def test_paused(self, store, node):
-        """Nothing is claimed ahead in a namespace that is paused."""
+    def test_takes_nothing_while_paused(self, store, node):
+        """A claim takes nothing early in a paused namespace."""
         post(store, "tea", 10)
         store.pause(on=True)
         assert [] == ids(node.turn(1, ahead=AHEAD))
 
-    def test_what_was_put_in_its_place(self, store, node, now):
+    def test_an_occurrence_that_replaces_an_event_is_delivered_with_its_own_payload(
+        self, store, node, now
+    ):
         """
-        An event in whose place a schedule has put an occurrence, in this very turn, is handed
-        out as that occurrence: with its payload.
+        If the claim itself replaces a due event by an occurrence of a schedule, the claim delivers
+        that occurrence with its new payload.
         """
         store.declare(second(now, '{"old":1}', start=now.us + 1_000_000))
         assert f"tick@{now.us}" == store.run_now("tick")
@@ -139,14 +153,14 @@ class TestWhat:
         assert (f"tick@{now.us}", {"new": 1}) == (claim.id, json.loads(claim.payload))
 
 
-class TestKept:
-    """What a node keeps until it is due."""
+class TestLookAheadQueue:
+    """Events that a node claimed early and keeps until they are due."""
 
     @pytest.mark.parametrize("after", [300, 1_500])
-    def test_posted_anew(self, make, after):
+    def test_a_replaced_event_is_not_started(self, make, after):
         """
-        An event that its own process posts anew while it is kept is not started: the new one is,
-        once, when that is due.
+        If the process replaces an event that it keeps, the old event is not started. The new one
+        starts once, when it is due.
         """
         timer = make(look_ahead=1_000, poll_interval=60_000)
         caught = queue.SimpleQueue()
@@ -163,35 +177,41 @@ class TestKept:
         assert [] == troubles
 
 
-class TestDuty:
-    """Who comes when."""
+class TestLookAheadOnDuty:
+    """Which node is on duty if nodes claim early."""
 
-    def test_in_time(self, store, node, now):
-        """The node on duty is to come half of its horizon before the event, and finds it."""
+    def test_the_node_on_duty_is_told_to_come_half_a_horizon_early(self, store, node, now):
+        """
+        The reply tells the node on duty to claim half of its horizon before the event, and that
+        claim finds the event.
+        """
         post(store, "tea", 1_000)
         turn = node.turn(1, ahead=AHEAD)
         assert 1000 * (1_000 - LEAD) == turn.wait_us
         now.tick(1_000 - LEAD)
         assert ["tea"] == ids(node.turn(1, ahead=AHEAD))
 
-    def test_alone(self, store, node, client):
-        """Where nobody else is there, who claimed ahead stays on duty for what comes before."""
+    def test_a_lone_node_stays_on_duty_after_an_early_claim(self, store, node, client):
+        """
+        If no other node is there, the node that claimed early stays on duty for earlier
+        events.
+        """
         post(store, "tea", AHEAD)
         assert ["tea"] == ids(node.turn(1, ahead=AHEAD))
         assert [b"a"] == client.zrange(store.keys.roster, 0, -1)
         post(store, "urgent")
         assert ["urgent"] == ids(node.turn(1))
 
-    def test_not_alone(self, store, node, client):
-        """Where somebody else has a free hand, he is on duty."""
+    def test_another_free_node_goes_on_duty_after_an_early_claim(self, store, node, client):
+        """If another node has a free thread, that node goes on duty."""
         node.turn()
         Peer(store, "b").turn()
         post(store, "tea", AHEAD)
         assert ["tea"] == ids(node.turn(1, ahead=AHEAD))
         assert [b"b"] == client.zrange(store.keys.roster, 0, -1)
 
-    def test_share(self, store, node):
-        """Of as many events as nodes, each node gets one before they are due."""
+    def test_each_node_gets_one_of_as_many_events(self, store, node):
+        """With as many events as nodes, each node claims one before they are due."""
         others = [Peer(store, name) for name in "bcd"]
         for peer in (node, *others):
             peer.turn()
@@ -201,8 +221,11 @@ class TestDuty:
             ids(peer.turn(1, ahead=AHEAD)) for peer in (node, *others)
         ]
 
-    def test_given_back(self, store, node, now):
-        """Given back before it is due, it is due when it was, with no attempt charged."""
+    def test_an_event_released_early_keeps_its_due_time_and_attempts(self, store, node, now):
+        """
+        An event that a node releases before it is due keeps its due time, and no attempt is
+        charged.
+        """
         post(store, "tea", AHEAD)
         (claim,) = node.turn(1, ahead=AHEAD).claims
         node.turn(0, Settlement(claim.id, claim.token, Verdict.RELEASE))

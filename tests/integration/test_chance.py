@@ -1,4 +1,4 @@
-"""Chance: what dtimer leaves to it is drawn from a source of its own."""
+"""Random numbers: dtimer draws them from its own source."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dtimer.model.jitter import between
 from dtimer.testing import Catch
 
 
-def test_the_users_generator_is_left_alone(make, tcp_server):
+def test_the_random_module_is_not_used(make, tcp_server):
     """
-    A node that polls, retries, loses its server and finds it again draws nothing from the
-    random module: a user's seeded test gets the same numbers with it and without.
+    A node that polls, retries, loses its server and finds it again draws nothing from the random
+    module. A user's seeded test therefore gets the same numbers with dtimer and without it.
     """
     with Proxy(tcp_server) as proxy:
         node = make(url=proxy.url, poll_interval=20, timeout=300)
@@ -48,8 +48,11 @@ def test_the_users_generator_is_left_alone(make, tcp_server):
         assert before == random.getstate()
 
 
-def test_children_differ():
-    """Children of one process do not draw alike, as they would from a generator they inherit."""
+def test_forked_children_draw_different_numbers():
+    """
+    Forked children draw different numbers. With an inherited generator they would draw the
+    same.
+    """
     reading, writing = os.pipe()
     for _ in range(2):
         if (child := os.fork()) == 0:
@@ -61,8 +64,8 @@ def test_children_differ():
         assert 2 == len(set(told.read().split()))
 
 
-def test_within_its_bounds():
-    """What is drawn lies between the bounds, and is not always the same."""
+def test_numbers_are_random_and_within_the_bounds():
+    """The numbers lie between the bounds and differ from each other."""
     drawn = {between(2.0, 3.0) for _ in range(100)}
     assert len(drawn) > 50
     assert all(2 <= number <= 3 for number in drawn)

@@ -1,4 +1,4 @@
-"""Whatever client or URL is given, a node posts and receives on connections of its own."""
+"""A node posts and receives over its own connections, with any kind of client or URL."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _round_trip(pub, namespace, sub=None):
         (event,) = caught.next()
         assert PAYLOAD == event
         assert id == event.id
-    # Confirmed at the latest when the node has left.
+    # By the time the node has left, the event must be confirmed.
     assert 0 == node.stats().in_flight
     node.leave()
 
@@ -50,8 +50,8 @@ CLIENTS = {
 
 @pytest.mark.fault("F96")
 @pytest.mark.parametrize("options", CLIENTS.values(), ids=CLIENTS)
-def test_settings_of_redis_clients(server, namespace, options):
-    """No setting of the user's client changes what arrives."""
+def test_client_settings_do_not_change_a_payload(server, namespace, options):
+    """No setting of the user's client changes the payload that arrives."""
     if "max_connections" in options:
         pool = redis.BlockingConnectionPool.from_url(server.url, **options, timeout=1)
         client = redis.Redis.from_pool(pool)
@@ -63,37 +63,37 @@ def test_settings_of_redis_clients(server, namespace, options):
 
 @pytest.mark.fault("F96")
 @pytest.mark.parametrize("options", [{}, {"decode_responses": True}], ids=["bytes", "decoding"])
-def test_valkey_clients(server, namespace, options):
-    """A client of valkey-py does as well as one of redis-py."""
+def test_valkey_clients_work(server, namespace, options):
+    """A client of valkey-py works as well as one of redis-py."""
     with valkey.Valkey.from_url(server.url, **options) as client:
         _round_trip(client, namespace)
 
 
-def test_urls(server, tcp_server, namespace):
-    """A URL will do, over TCP and over a unix socket, and in valkey's spelling."""
+def test_redis_unix_and_valkey_urls_work(server, tcp_server, namespace):
+    """A URL may lead to TCP or to a unix socket, and may have the valkey scheme."""
     for url in (server.url, tcp_server.url, tcp_server.url.replace("redis://", "valkey://")):
         _round_trip(url, namespace)
 
 
-def test_a_client_for_the_subscription(server, tcp_server, namespace):
-    """The subscription may have a client of its own."""
+def test_the_subscription_may_have_its_own_client(server, tcp_server, namespace):
+    """A node accepts a second client for the subscription."""
     with redis.Redis.from_url(tcp_server.url) as pub, redis.Redis.from_url(tcp_server.url) as sub:
         _round_trip(pub, namespace, sub)
 
 
-def test_fakeredis(namespace):
-    """An emulation in the process serves users' unit tests."""
+def test_fakeredis_works(namespace):
+    """An in-process emulation works, so users can write unit tests with fakeredis."""
     with fakeredis.FakeRedis() as client:
         _round_trip(client, namespace)
 
 
-def test_embedded(namespace):
-    """With no server at hand one of our own is started."""
+def test_embedded_url_starts_a_server(namespace):
+    """The URL ``embedded:`` starts a server in memory."""
     _round_trip("embedded:", namespace)
 
 
-def test_embedded_in_a_folder(namespace, tmp_path):
-    """An embedded server keeps its events on disk while nobody is there."""
+def test_an_embedded_server_in_a_folder_keeps_its_events(namespace, tmp_path):
+    """An embedded server in a folder keeps its events on disk while no process uses it."""
     url = f"embedded://{tmp_path}/data"
     node = DTimer("first", url, ns=namespace)
     id = node.post({"kept": True}, 60_000)
@@ -103,8 +103,8 @@ def test_embedded_in_a_folder(namespace, tmp_path):
     later.leave()
 
 
-def test_url_from_the_environment(server, namespace, monkeypatch):
-    """Without a client DTIMER_URL says where Redis is."""
+def test_dtimer_url_is_the_default(server, namespace, monkeypatch):
+    """Without a client or URL, a node connects to the Redis at ``DTIMER_URL``."""
     monkeypatch.setenv("DTIMER_URL", server.url)
     _round_trip(None, namespace)
 
@@ -122,31 +122,31 @@ def test_url_from_the_environment(server, namespace, monkeypatch):
     ],
     ids=["number", "object", "http", "bare", "bad-port", "asyncio", "bad-embedded"],
 )
-def test_what_is_no_client(pub, words):
-    """What is no client is refused at construction."""
+def test_an_unusable_client_is_refused_at_construction(pub, words):
+    """The constructor refuses an argument that is neither a known client nor a valid URL."""
     with pytest.raises(OptionError, match=words):
         DTimer("node", pub)
 
 
-def test_the_users_pool_is_left_alone(server, namespace):
-    """Not one connection is taken out of the user's pool."""
+def test_the_users_pool_is_not_used(server, namespace):
+    """A node takes no connection from the user's pool."""
     with redis.Redis.from_url(server.url) as client:
         _round_trip(client, namespace)
         assert 0 == client.connection_pool._created_connections
 
 
 @pytest.mark.fault("F31")
-def test_eviction_is_warned_of(tcp_server, caplog):
+def test_each_join_logs_an_eviction_policy(tcp_server, caplog):
     """
-    A policy that may evict pending events is named when a node joins, each time: in one
-    voice, the log, because it is the server's fault and not the program's.
+    Each join logs a policy that may evict pending events. The log is the only place that reports
+    it, because the server is at fault and not the program.
     """
     with tcp_server.client() as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
     node = DTimer("node", tcp_server.url)
     for _ in range(2):
         caplog.clear()
-        # With the warnings of the tests as errors, one of Python's would end this.
+        # The test suite turns warnings into errors, so a Python warning would end this test.
         node.join()
         node.leave()
         (told,) = [r for r in caplog.records if r.levelname == "WARNING"]
@@ -154,8 +154,8 @@ def test_eviction_is_warned_of(tcp_server, caplog):
 
 
 @pytest.mark.fault("F34")
-def test_a_replica_is_warned_of(tcp_server, caplog):
-    """A replica cannot serve, and joining one says so."""
+def test_joining_a_replica_fails_and_names_it(tcp_server, caplog):
+    """A replica cannot serve a node; the log says that the server is one."""
     with tcp_server.client() as client:
         client.replicaof("127.0.0.1", 1)
     node = DTimer("node", tcp_server.url, timeout=300)
@@ -164,8 +164,8 @@ def test_a_replica_is_warned_of(tcp_server, caplog):
     assert "replica" in caplog.text
 
 
-def test_a_server_that_says_nothing_about_itself(tcp_server):
-    """Where INFO is forbidden a node joins without a warning."""
+def test_a_node_joins_without_a_warning_if_info_is_forbidden(tcp_server):
+    """If the user may not run INFO, a node joins without a warning."""
     with tcp_server.client() as client:
         client.execute_command("ACL", "SETUSER", "quiet", "on", ">pw", "~*", "&*", "+@all", "-info")
     url = tcp_server.url.replace("redis://", "redis://quiet:pw@")
@@ -174,8 +174,8 @@ def test_a_server_that_says_nothing_about_itself(tcp_server):
         _round_trip(url, "dt")
 
 
-def test_a_wrong_password_is_refused_at_once(tcp_server):
-    """Bad credentials are not tried again and again, and are not repeated in the message."""
+def test_a_wrong_password_fails_at_once(tcp_server):
+    """Bad credentials are not tried repeatedly, and the error does not repeat the password."""
     with tcp_server.client() as client:
         client.execute_command("ACL", "SETUSER", "tea", "on", ">right", "~*", "&*", "+@all")
     node = DTimer("node", tcp_server.url.replace("redis://", "redis://tea:wrong@"))
@@ -184,8 +184,8 @@ def test_a_wrong_password_is_refused_at_once(tcp_server):
     assert "wrong" not in str(caught.value).replace("WRONGPASS", "")
 
 
-def test_no_permission_to_subscribe(tcp_server):
-    """Without pub/sub a node says so, and events come by the poll."""
+def test_a_node_without_permission_to_subscribe_polls(tcp_server):
+    """Without pub/sub a node reports that wakes do not arrive, and the poll delivers its events."""
     with tcp_server.client() as client:
         client.execute_command(
             "ACL", "SETUSER", "deaf", "on", ">pw", "~*", "resetchannels", "+@all", "-subscribe"
@@ -200,8 +200,11 @@ def test_no_permission_to_subscribe(tcp_server):
 
 
 @pytest.mark.fault("F09")
-def test_nobody_there():
-    """A server that is not there is a StoreError within the deadline, and nothing is left."""
+def test_an_unreachable_server_is_a_store_error():
+    """
+    If no server listens, join and post raise a StoreError within the deadline, and the node has not
+    joined.
+    """
     node = DTimer("node", "redis://127.0.0.1:1", timeout=200)
     with pytest.raises(StoreError, match="could not be reached"):
         node.join()
@@ -211,8 +214,8 @@ def test_nobody_there():
 
 
 @pytest.mark.fault("F37")
-def test_a_foreign_namespace(client, server, namespace):
-    """A namespace that holds something else refuses to be joined or posted to."""
+def test_a_foreign_namespace_is_refused(client, server, namespace):
+    """If the keys of a namespace hold foreign data, joining, posting and reading are refused."""
     client.set(f"dtimer:{{{namespace}}}:due", "x")
     node = DTimer("node", server.url, ns=namespace)
     for call in (node.join, lambda: node.post({}), node.stats):
@@ -221,15 +224,15 @@ def test_a_foreign_namespace(client, server, namespace):
     node.leave()
 
 
-#: Silence on a connection, in seconds, after which the kernel asks whether the other end is there.
+#: The seconds of silence on a connection after which the kernel probes the other end.
 IDLE = 30
 
 
 @pytest.mark.parametrize("library", [redis, valkey], ids=["redis", "valkey"])
-def test_connections_are_kept_alive(tcp_server, library):
+def test_connections_use_tcp_keepalive(tcp_server, library):
     """
-    A firewall or a NAT forgets a connection that is silent, and the next call on it would wait for
-    a reply that cannot come. So the kernel says something now and then on each of ours.
+    A firewall or a NAT forgets a silent connection, and the next call on it would wait for a reply
+    that cannot come. Kernel probes keep each connection alive.
     """
     client = getattr(library, library.__name__.capitalize())(port=tcp_server.port)
     keys = Keys.of("dt")
@@ -242,8 +245,11 @@ def test_connections_are_kept_alive(tcp_server, library):
     client.close()
 
 
-def test_the_users_own_times_of_keeping_alive(tcp_server):
-    """Who knows the network better has set them on the client, and keeps them."""
+def test_the_users_keepalive_times_are_kept(tcp_server):
+    """
+    Keepalive times that the user set on the client are copied, because the user knows the
+    network.
+    """
     options = {socket.TCP_KEEPIDLE: 77}
     with redis.Redis(
         port=tcp_server.port, socket_keepalive=True, socket_keepalive_options=options
@@ -254,10 +260,10 @@ def test_the_users_own_times_of_keeping_alive(tcp_server):
         connection.disconnect()
 
 
-def test_an_emulation_with_many_descriptors(namespace, monkeypatch):
+def test_fakeredis_wakes_arrive_with_descriptors_above_1023(namespace, monkeypatch):
     """
-    A node on fakeredis hears also where its pipe has a descriptor above 1023, which ``select`` does
-    not take.
+    A node on fakeredis is woken even if its pipe has a descriptor above 1023, which ``select`` does
+    not accept.
     """
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,9 +1,9 @@
 """
-What each operation costs the server and the wire, counted and not timed, to the byte.
+Count what each operation costs the server and the network: commands, instructions and bytes.
 
-A change that makes something dearer, or cheaper, fails here and prints the line that is true
-now. Whoever meant the change puts that line in the place of the old one, and says why in the
-message of the commit. All of them at once:
+A change that makes an operation more expensive, or cheaper, fails here and prints the line that
+is true now. If the change is intended, replace the old line and give the reason in the commit
+message. To print all lines at once:
 
     .venv/bin/pytest -n0 tests/integration/test_costs.py | grep -o 'it is now .*'
 """
@@ -35,11 +35,11 @@ BODY = '3|{"i":12345,"due":1800000000000000,"k":"abcdefghij"}'
 @dataclass(frozen=True)
 class Cost:
     """
-    Script calls that a client made, commands and instructions of Lua that these ran, and bytes
-    sent and received.
+    The cost of an operation: script calls by the client, commands and Lua instructions run by those
+    scripts, and bytes sent and received.
 
-    The bytes are those of a namespace of four letters; 16 of each call are the time, which is
-    told by hand here and which a user's call leaves to the server.
+    The bytes are for a namespace with a name of four letters. Each call includes 16 bytes for the
+    time, which the test sends and which a user's call leaves to the server.
     """
 
     calls: int
@@ -71,17 +71,17 @@ COSTS: dict[str, Cost] = {
     "peek": Cost(1, 4, 78, 536, 110),
 }
 
-#: Bytes per pending event, of an id of ours and 52 bytes of payload: what MEMORY USAGE says of all
-#: keys. Each server has hashes and sorted sets of its own; a hundredth more or less is none.
+#: Bytes per pending event with a generated id and a payload of 52 bytes: MEMORY USAGE of all keys.
+#: Servers store hashes and sorted sets differently; a difference of one percent is accepted.
 MEMORY = {"valkey 9": 163.1, "redis 7": 236.7}
 
-#: What one lone event costs, from its post to its confirm, in a namespace of so many nodes that
-#: wait: script calls, and nodes woken.
+#: The cost of one lone event from its post to its confirm, by the number of waiting nodes: script
+#: calls, and nodes woken.
 LONE = {1: (3, 1), 2: (4, 2), 8: (4, 2)}
 
 
 class Case:
-    """A store under a clock that stands still, a node that has joined it, and its counters."""
+    """A store under a stopped clock, a node that has joined, and counters of its costs."""
 
     def __init__(self, server: Server, relay: Relay, meter: Meter, client) -> None:
         self.now = Now()
@@ -98,14 +98,14 @@ class Case:
         return [entry.id for entry in entries]
 
     def claimed(self, count=1):
-        """Return claims on events posted for it, all others gone."""
+        """Post events and return the claims on them; no other events are pending."""
         self.post(count)
         claims = self.node.claim(count)
         assert count == len(claims)
         return claims
 
     def cost(self, operation) -> Cost:
-        """Return what an operation costs, after what it needs has been made."""
+        """Prepare an operation, run it once, and return what it cost."""
         act = operation(self)
         self.meter.read()
         self.relay.read()
@@ -210,14 +210,14 @@ OPERATIONS = {
 
 @pytest.fixture(scope="module")
 def server():
-    """A server without other guests: all that it counts is ours."""
+    """A server that no other test uses, so that its counters count only this module."""
     with Server() as server:
         yield server
 
 
 @pytest.fixture
 def case(server):
-    """Counters at rest, in an empty namespace."""
+    """An empty namespace with counters at zero."""
     with server.client() as client:
         client.flushall()
     with (
@@ -231,23 +231,27 @@ def case(server):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_an_operation_costs_what_it_did(case, name):
-    """No operation costs more commands, calls or bytes than its line of the table says."""
+def test_an_operation_costs_exactly_its_line(case, name):
+    """
+    An operation costs exactly the commands, calls and bytes that its line of the table
+    states.
+    """
     operation = OPERATIONS[name]
-    # The first time scripts are loaded, connections made and memos begun.
+    # The first run loads scripts, opens connections and starts sessions, which would distort the
+    # count.
     operation(case)()
     case.now.tick(1)
     found = case.cost(operation)
     assert COSTS.get(name) == found, f'it is now    "{name}": Cost{astuple(found)},'
 
 
-def test_every_line_is_of_an_operation():
-    """The table has a line for each operation, and none for what is gone."""
+def test_every_operation_has_a_line():
+    """The table has one line for each operation and no others."""
     assert list(OPERATIONS) == list(COSTS)
 
 
-def test_a_pending_event_takes_the_memory_that_it_did(case, server):
-    """An event that waits takes no more of Redis than it did, payload, id and index included."""
+def test_the_memory_of_a_pending_event_is_unchanged(case, server):
+    """A pending event takes as much memory as the table states, with payload, id and index."""
     count = 10_000
     with server.client() as client:
         for _ in range(count // 500):
@@ -261,10 +265,11 @@ def test_a_pending_event_takes_the_memory_that_it_did(case, server):
 
 
 @pytest.mark.parametrize("nodes", LONE)
-def test_a_lone_event_costs_what_it_did(nodes):
-    """However many nodes wait, one event makes so many calls of scripts and wakes so many nodes."""
+def test_the_cost_of_a_lone_event_is_unchanged(nodes):
+    """The script calls and wakes for one event stay as in the table, however many nodes wait."""
     due, found = Keys.of("cost").due, []
-    # An idle node's echoes are of its own time: it has them once in five seconds.
+    # An idle node checks its subscription by an echo every five seconds, which is not a cost of the
+    # event.
     with Server() as server, server.client() as client, Meter(server, "cost") as meter:
         poster = DTimer("poster", server.url, ns="cost")
         with Fleet(server.url, "cost", poll_interval=60_000) as fleet:
@@ -278,6 +283,6 @@ def test_a_lone_event_costs_what_it_did(nodes):
                 count = meter.read()
                 found.append((count.calls - len(count.echoes), len(count.wakes)))
         poster.leave()
-    # A node that is late once comes once in vain, so the most frequent is taken.
+    # A node that is late makes one claim in vain, so take the most frequent count.
     usual = statistics.mode(found)
     assert LONE[nodes] == usual, f"it is now    {nodes}: {usual}   (of {found})"

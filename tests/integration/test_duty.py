@@ -1,4 +1,4 @@
-"""Who is woken: the roster, the promises and the sharing, with time moved by hand."""
+"""Which node is woken: the roster, the expected nodes and sharing, with time moved by the test."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from servers import PATIENCE
 from dtimer.model.recurrence import define
 from dtimer.store.store import Entry
 
-GRACE = 50  # ms, as in lua/parts/rouse.lua
+GRACE = 50  # ms, as in the Lua part that wakes a node
 
 
 class Wakes:
-    """Hears the wakes of all nodes of a namespace."""
+    """A subscriber to the wakes of all nodes of a namespace."""
 
     def __init__(self, client, store):
         self._client = client
@@ -23,8 +23,8 @@ class Wakes:
         assert self._pubsub.get_message(timeout=PATIENCE)["type"] == "psubscribe"
 
     def heard(self):
-        """Return who has been told to come since the last time, in order."""
-        # The server answers in order: when the end is heard, so is all before it.
+        """Return the nodes that were woken since the last call, in order."""
+        # The server sends in order: when the end mark arrives, all earlier wakes have arrived.
         self._client.publish(self._prefix + "end", "")
         names = []
         while True:
@@ -44,13 +44,13 @@ def wakes(client, store):
 
 @pytest.fixture(params=["mint", "replace"])
 def policy(request):
-    """Events without a name of their own are posted by another script than those with one."""
+    """Events with a generated id are posted by a different script than those with a user's id."""
     return request.param
 
 
 @pytest.fixture
 def trio(store, now):
-    """Three nodes with a free hand, that enrolled in the order of their names."""
+    """Three nodes with one free thread each, enrolled in the order of their names."""
     nodes = []
     for name in "abc":
         nodes.append(Peer(store, name))
@@ -59,14 +59,14 @@ def trio(store, now):
     return nodes
 
 
-def test_one_node_is_told_of_a_post(store, trio, wakes, policy):
-    """A post wakes the node on duty, and nobody else."""
+def test_a_post_wakes_only_the_node_on_duty(store, trio, wakes, policy):
+    """A post wakes the node on duty and no other."""
     post(store, "tea", 1_000, policy=policy)
     assert ["a"] == wakes.heard()
 
 
-def test_later_posts_tell_nobody(store, trio, wakes, policy):
-    """Only a post that moves the earliest due time closer wakes anybody."""
+def test_a_post_wakes_only_if_it_is_due_first(store, trio, wakes, policy):
+    """Only a post that is due before all others wakes a node."""
     post(store, "tea", 1_000, policy=policy)
     trio[0].turn()
     wakes.heard()
@@ -76,15 +76,18 @@ def test_later_posts_tell_nobody(store, trio, wakes, policy):
     assert ["a"] == wakes.heard()
 
 
-def test_posts_before_the_answer_are_one_wake(store, trio, wakes, policy):
-    """A node that has been told and has not come yet is not told again."""
+def test_a_woken_node_is_not_woken_again_before_it_claims(store, trio, wakes, policy):
+    """A node that was woken and has not claimed yet is not woken again."""
     for delay in (1_000, 900, 800):
         post(store, f"e{delay}", delay, policy=policy)
     assert ["a"] == wakes.heard()
 
 
-def test_duty_goes_round(store, trio, wakes, now):
-    """Who took work goes to the tail, and the next is told when to come."""
+def test_duty_rotates(store, trio, wakes, now):
+    """
+    A node that claims an event moves to the tail of the roster, and the next is told when to
+    come.
+    """
     for i in range(6):
         post(store, f"e{i}", 1_000 * (i + 1))
     takers = []
@@ -101,8 +104,11 @@ def test_duty_goes_round(store, trio, wakes, now):
     assert list("abcabc") == takers
 
 
-def test_the_earliest_of_several(store, trio, wakes, policy):
-    """Of events that are posted together the earliest decides, wherever it stands among them."""
+def test_the_earliest_of_several_posts_decides(store, trio, wakes, policy):
+    """
+    If events are posted together, the earliest decides whether to wake, at any position
+    among them.
+    """
     post(store, "tea", 1_000)
     trio[0].turn()
     wakes.heard()
@@ -114,22 +120,22 @@ def test_the_earliest_of_several(store, trio, wakes, policy):
     assert 999_000 == trio[0].turn().wait_us
 
 
-def test_each_gets_one(store, trio, wakes, policy):
-    """Events due at once go to one node each, also when one of them is quick."""
+def test_each_node_gets_one_of_several_due_events(store, trio, wakes, policy):
+    """Events that are due together go to one node each, even if the first node is done quickly."""
     store.post([Entry(f"e{i}", "+0", "", "3|{}") for i in range(3)], policy)
     assert ["a", "b", "c"] == wakes.heard()
     a, b, c = trio
     (first,) = a.claim()
     a.confirm(first)
     kept = a.turn()
-    assert [] == kept.claims, "the rest is kept for those who were told"
+    assert [] == kept.claims, "the rest is reserved for the woken nodes"
     assert GRACE * 1000 >= kept.wait_us
     assert 1 == len(b.claim())
     assert 1 == len(c.claim())
 
 
-def test_more_events_than_nodes_are_not_kept(store, trio):
-    """Nobody waits for others while there is work enough for all."""
+def test_events_are_not_reserved_if_there_are_more_than_nodes(store, trio):
+    """A node does not wait for others while there is enough work for all nodes."""
     store.post([Entry(f"e{i}", "+0", "", "3|{}") for i in range(10)], "replace")
     a = trio[0]
     (first,) = a.claim()
@@ -138,10 +144,10 @@ def test_more_events_than_nodes_are_not_kept(store, trio):
 
 
 @pytest.mark.parametrize("key", ["promise", "roster"])
-def test_no_event_is_kept_for_a_stranger(store, client, now, key, policy):
+def test_no_event_is_reserved_for_an_unknown_node(store, client, now, key, policy):
     """
-    A name that is no registered node's, among the promises or on the roster, does not keep a lone
-    event from the node that polls, however many there are.
+    Names of unregistered nodes, among the expected nodes or on the roster, do not keep a lone event
+    from the node that polls, however many they are.
     """
     node = Peer(store, "node")
     node.turn()
@@ -154,8 +160,8 @@ def test_no_event_is_kept_for_a_stranger(store, client, now, key, policy):
 
 
 @pytest.mark.usefixtures("trio")
-def test_the_silent_are_struck_off(store, wakes, now, client, policy):
-    """A node that was told and does not come loses its place, and the next is told."""
+def test_a_silent_node_is_removed_and_the_next_woken(store, wakes, now, client, policy):
+    """A node that was woken and does not claim loses its place, and the next node is woken."""
     post(store, "tea", 0, policy=policy)
     assert ["a"] == wakes.heard()
     now.tick(GRACE + 1)
@@ -164,19 +170,19 @@ def test_the_silent_are_struck_off(store, wakes, now, client, policy):
     assert client.zscore(store.keys.roster, "a") is None
 
 
-def test_a_poll_takes_what_the_silent_left(store, trio, wakes, now):
-    """An overdue event goes to whoever polls, one grace after its due time at the latest."""
+def test_a_poll_claims_an_event_that_a_silent_node_left(store, trio, wakes, now):
+    """An overdue event goes to any node that polls, at most one grace after its due time."""
     post(store, "tea", 1_000)
     trio[0].turn()
     now.tick(1_000)
     polled = trio[2].turn()
-    assert [] == polled.claims, "the node on duty is expected this very moment"
+    assert [] == polled.claims, "the node on duty is expected at this moment"
     now.us += polled.wait_us + 1
     assert ["tea"] == [c.id for c in trio[2].claim()]
 
 
-def test_a_struck_off_node_comes_back_with_its_poll(store, trio, now, client):
-    """Being silent once is no disgrace: the next turn enrols the node again, at the tail."""
+def test_a_removed_node_enrols_again_with_its_next_claim(store, trio, now, client):
+    """The next claim of a node that was removed for its silence enrols it again, at the tail."""
     post(store, "tea", 0)
     now.tick(GRACE + 1)
     post(store, "cake", 0)
@@ -186,8 +192,8 @@ def test_a_struck_off_node_comes_back_with_its_poll(store, trio, now, client):
     assert [b"b", b"c", b"a"] == client.zrange(store.keys.roster, 0, -1)
 
 
-def test_a_deaf_node_is_not_counted_on(store, wakes, now):
-    """A node that does not hear is never on duty; alone, it is its own alarm clock."""
+def test_a_deaf_node_is_never_on_duty(store, wakes, now):
+    """A node that does not hear wakes is never on duty. If it is alone, it is told when to come."""
     deaf = Peer(store, "deaf", hears=False)
     deaf.turn()
     post(store, "tea", 700)
@@ -198,8 +204,8 @@ def test_a_deaf_node_is_not_counted_on(store, wakes, now):
     assert deaf.turn().wait_us is None
 
 
-def test_leaving_hands_over_the_duty(store, trio, wakes):
-    """When the node on duty leaves, the next is told."""
+def test_leaving_passes_the_duty_on(store, trio, wakes):
+    """When the node on duty leaves, the next is woken."""
     post(store, "tea", 1_000)
     trio[0].turn()
     wakes.heard()
@@ -207,8 +213,8 @@ def test_leaving_hands_over_the_duty(store, trio, wakes):
     assert ["b"] == wakes.heard()
 
 
-def test_a_release_wakes_another(store, trio, wakes):
-    """What a leaving node hands back is somebody else's at once."""
+def test_a_release_wakes_another_node(store, trio, wakes):
+    """An event that a leaving node releases is offered to another node at once."""
     post(store, "tea")
     wakes.heard()
     a, b, _ = trio
@@ -218,8 +224,8 @@ def test_a_release_wakes_another(store, trio, wakes):
     assert 1 == len(b.claim())
 
 
-def test_resume_wakes(store, trio, wakes):
-    """What fell due during a pause is announced when it ends."""
+def test_resume_wakes_for_events_that_became_due(store, trio, wakes):
+    """When a pause ends, a node is woken for what became due during it."""
     store.pause(on=True)
     post(store, "tea")
     assert ["a"] == wakes.heard()
@@ -229,8 +235,8 @@ def test_resume_wakes(store, trio, wakes):
     assert ["a"] == wakes.heard()
 
 
-def test_one_that_waited_for_a_cancelled_one_is_announced(store, trio, wakes, now):
-    """An occurrence that waited for the one before is announced when that is cancelled."""
+def test_cancelling_wakes_for_an_occurrence_that_waited(store, trio, wakes, now):
+    """If an occurrence waits for the previous one and that one is cancelled, a node is woken."""
     definition = define(
         "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="coalesce",
         overlap="queue", max_retries=3, payload="{}",
@@ -247,8 +253,11 @@ def test_one_that_waited_for_a_cancelled_one_is_announced(store, trio, wakes, no
     assert 1 == len(wakes.heard())
 
 
-def test_one_that_follows_a_cancelled_one_is_announced(store, trio, wakes):
-    """Cancelling an occurrence that had been moved far away brings the next one closer."""
+def test_cancelling_wakes_for_the_next_occurrence(store, trio, wakes):
+    """
+    Cancelling an occurrence that had been rescheduled far ahead brings the next one closer, so a
+    node is woken.
+    """
     definition = define(
         "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="coalesce",
         overlap="queue", max_retries=3, payload="{}",
@@ -262,10 +271,10 @@ def test_one_that_follows_a_cancelled_one_is_announced(store, trio, wakes):
     assert ["a"] == wakes.heard()
 
 
-def test_what_is_kept_for_nobody_is_asked_for_at_once(store, trio, now):
+def test_a_node_is_told_to_claim_again_at_once_if_nothing_is_reserved(store, trio, now):
     """
-    A node with free hands left is not made to wait for others where nobody was told: the
-    next of a chain that is behind comes at once, and so does what was too large for a turn.
+    If no other node was woken, a node with free threads claims again at once. It gets the next of a
+    chain of missed occurrences, or the events that exceeded the size limit of one claim.
     """
     definition = define(
         "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="all",
@@ -285,8 +294,8 @@ def test_what_is_kept_for_nobody_is_asked_for_at_once(store, trio, now):
     assert (4, 0) == (len(turn.claims), turn.wait_us), "a million bytes"
 
 
-def test_nobody_else_is_told_when_a_node_registers_again(store, trio, wakes, client):
-    """Who has promised to come keeps its promise when it registers once more."""
+def test_registering_again_wakes_no_other_node(store, trio, wakes, client):
+    """A node that is expected at a certain time stays expected when it registers again."""
     post(store, "tea", 1_000)
     assert ["a"] == wakes.heard()
     trio[0].turn()
@@ -295,8 +304,8 @@ def test_nobody_else_is_told_when_a_node_registers_again(store, trio, wakes, cli
     assert before == client.zrange(store.keys.promise, 0, -1, withscores=True)
 
 
-def test_the_duty_of_the_forgotten_is_handed_over(store, trio, wakes, now):
-    """When the node on duty is forgotten for its silence, another is told."""
+def test_forgetting_the_node_on_duty_passes_the_duty_on(store, trio, wakes, now):
+    """When the node on duty is forgotten because it was silent, another is woken."""
     post(store, "tea", 90_000)
     trio[0].turn()
     now.tick(40_000)
@@ -307,16 +316,16 @@ def test_the_duty_of_the_forgotten_is_handed_over(store, trio, wakes, now):
     assert ["b"] == wakes.heard()
 
 
-def test_the_busy_are_not_told(store, trio, wakes):
-    """A node without free hands is not on the roster."""
+def test_a_busy_node_is_not_woken(store, trio, wakes):
+    """A node without a free thread is not on the roster."""
     for node in trio:
         node.turn(0)
     post(store, "tea")
     assert [] == wakes.heard()
 
 
-def test_registration_that_is_gone_is_noticed(store, trio, client):
-    """After a FLUSHALL a node's next turn tells it to register again."""
+def test_a_node_is_told_that_its_registration_is_gone(store, trio, client):
+    """After a FLUSHALL, the reply to a node's next claim tells it to register again."""
     assert trio[0].turn().known
     client.delete(*store.keys)
     assert not trio[0].turn().known
@@ -324,8 +333,8 @@ def test_registration_that_is_gone_is_noticed(store, trio, client):
     assert trio[0].turn().known
 
 
-def test_long_silent_nodes_are_forgotten(store, trio, now, client):
-    """Nodes that died long ago leave every list when another joins."""
+def test_a_join_forgets_long_silent_nodes(store, trio, now, client):
+    """When a node joins, nodes that died long ago are removed from every list."""
     now.tick(61_000)
     Peer(store, "new")
     assert ["new"] == [n.incarnation for n in store.nodes()]
@@ -333,8 +342,8 @@ def test_long_silent_nodes_are_forgotten(store, trio, now, client):
     assert 0 == client.zcard(store.keys.roster)
 
 
-def test_after_leaving_nothing_remains(store, trio, client):
-    """Nodes that left are on no list."""
+def test_a_node_that_left_is_on_no_list(store, trio, client):
+    """Nodes that have left are on no list."""
     for node in trio:
         store.leave(node.name)
     keys = store.keys

@@ -1,4 +1,4 @@
-"""The fault points of real nodes: each is come by, on the thread that the list says."""
+"""The fault points of real nodes: each is reached, on the thread that the list names."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from servers import eventually
 from dtimer import faultpoints
 
 
-def test_each_is_reached(make, tcp_server):
+def test_every_fault_point_is_reached(make, tcp_server):
     """
-    A node that joins, loses a reply, handles an event with two heartbeats, settles one at
-    its handler's word and leaves comes by every fault point there is.
+    A node joins, loses a reply, handles an event during two heartbeats, confirms it in its handler
+    and leaves. On the way it reaches every fault point.
     """
     seen = {}
 
