@@ -1,4 +1,4 @@
-"""The claimer, turn by turn, with a store of the test's own and no server."""
+"""The claimer, claim by claim, with a fake store and without a server."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from dtimer.faultpoints import arm
 from dtimer.model.claims import BrokenReply, Claim, Result, Turn, Verdict
 from dtimer.model.options import validate
 
-LONG = 3_600.0  # seconds; no test is there to see it
+LONG = 3_600.0  # seconds: longer than any test
 YEAR_US = 365 * 86_400 * 1_000_000
 
 
 class Wrong(Exception):
-    """What the store here fails with."""
+    """An error of the fake store."""
 
 
 class Refused(Exception):
-    """What a person has to mend."""
+    """An error that only a person can fix."""
 
 
 def turn(*ids, wait=None, known=True, results=(), buried=(), ahead=0):
@@ -42,7 +42,7 @@ def turn(*ids, wait=None, known=True, results=(), buried=(), ahead=0):
 
 
 class FakeTurns:
-    """A store that answers what the test has prepared, and else that nothing is due."""
+    """A store that gives the replies the test has prepared; without one, nothing is due."""
 
     def __init__(self):
         self.asked = []
@@ -52,11 +52,11 @@ class FakeTurns:
         self.supplied = []
         self.unfit = set()  # schedules that no node can supply
         self.trimmed = 0
-        self.lone = False  # whether no other node is there
-        self.lost = set()  # ids whose lease is somebody else's
-        self.trouble = None  # raised by whatever is asked from now on
+        self.lone = False  # True if this node is alone
+        self.lost = set()  # ids whose lease another node has
+        self.trouble = None  # raised by every call from now on
         self.busy = False
-        self.deaf = []  # raised where it is asked, and not where it answers
+        self.deaf = []  # raised when a claim is sent, not when it is answered
         self.beaten = threading.Event()
 
     def ask(self, request):
@@ -97,7 +97,7 @@ class FakeTurns:
 
 
 class FakeListener:
-    """A listener that hears as the test says."""
+    """A listener that hears, or does not, as the test says."""
 
     def __init__(self):
         self.hears = True
@@ -119,7 +119,7 @@ class FakeListener:
 
 
 class Desk:
-    """A claimer, a real dispatcher, and the test around them."""
+    """A claimer and a real dispatcher, with a fake store and listener around them."""
 
     def __init__(self, **options):
         self.options = validate(options)
@@ -162,24 +162,24 @@ class Desk:
         return []
 
     def _ring(self):
-        # Where the test itself takes the turns nobody else does.
+        # If the test claims on its own thread, no other thread may.
         (self.claimer.relay if self.claimer.started else self.bell.ring)()
 
     def _farewell(self):
         self.farewells += 1
 
     def take(self, answer=None, *, claiming=True):
-        """Take one turn on the test's own thread, and return the nap that follows."""
+        """Claim once on the test's own thread; return the seconds until the next claim."""
         if answer is not None:
             self.turns.answers.append(answer)
         return self.claimer._take_turn(claiming)
 
     def asleep(self):
-        """Wait until the claimer is done with its turn."""
+        """Wait until the claimer has finished its claim and sleeps."""
         eventually(lambda: self.claimer._asleep_until and not self.claimer._turning.locked())
 
     def told(self):
-        """The changes told of so far."""
+        """Return the changes reported so far."""
         return [self.changes.get() for _ in range(self.changes.qsize())]
 
     def close(self):
@@ -211,11 +211,11 @@ def desk():
         each.close()
 
 
-class TestRequest:
-    """What a turn asks for."""
+class TestClaimRequest:
+    """The request of a claim."""
 
-    def test_numbered(self, desk):
-        """Each new turn has the next number, and asks for what free hands can start."""
+    def test_numbers_claims_and_asks_for_as_much_as_free_threads_can_start(self, desk):
+        """Each new claim needs a new number, by which the server recognises a repetition."""
         desk = desk(max_events=3, concurrency=2)
         for _ in range(3):
             desk.take()
@@ -223,8 +223,8 @@ class TestRequest:
         assert {6} == {r.limit for r in desk.turns.asked}
         assert {True} == {r.hears for r in desk.turns.asked}
 
-    def test_nobody_to_hand_anything_to(self, desk):
-        """Without a listener, and while it leaves, it claims nothing."""
+    def test_asks_for_nothing_without_a_listener_and_while_leaving(self, desk):
+        """An event claimed then could not start on this node, and would be late on another."""
         desk = desk()
         desk.appetite = 0
         desk.take()
@@ -233,26 +233,25 @@ class TestRequest:
         assert [0, 0] == [r.limit for r in desk.turns.asked]
         assert [True, False] == [r.hears for r in desk.turns.asked]
 
-    def test_no_more_than_is_wanted(self, desk):
-        """It claims no more than there is an appetite for, whatever hands are free."""
+    def test_asks_for_no_more_than_the_demand(self, desk):
+        """The demand limits a claim even if more handler threads are free."""
         desk = desk(max_events=5)
         desk.appetite = 3
         desk.take()
         assert [3] == [r.limit for r in desk.turns.asked]
 
-    def test_busy_hands_claim_nothing(self, desk):
-        """While all hands are busy it claims nothing."""
+    def test_asks_for_nothing_while_all_threads_are_busy(self, desk):
+        """Other nodes may have free threads."""
         desk = desk()
         desk.take(turn("tea"))
         desk.begun.get(timeout=PATIENCE)
         desk.take()
         assert [1, 0] == [r.limit for r in desk.turns.asked]
 
-    def test_a_lost_turn_is_asked_again(self, desk):
+    def test_repeats_a_lost_claim_until_it_is_answered(self, desk):
         """
-        A turn that was not answered is asked again, unchanged and under its number, until
-        it is answered: the first time at once, then with growing pauses up to half a
-        second.
+        The request is repeated unchanged, under its number, so the server recognises it. The first
+        repetition is immediate; then the pauses grow up to half a second.
         """
         desk = desk()
         desk.turns.trouble = Wrong()
@@ -268,8 +267,8 @@ class TestRequest:
         assert 0.25 <= naps[-1] <= 0.5
         assert all(nap <= 0.5 for nap in naps)
 
-    def test_a_lost_turn_keeps_its_settlements(self, desk):
-        """What was to be settled in a lost turn is settled by it, once, and by no other."""
+    def test_repeats_the_settlements_of_a_lost_claim(self, desk):
+        """The settlements of a lost claim are sent with its repetition, and with no other claim."""
         desk = desk()
         desk.take(turn("tea"))
         desk.begun.get(timeout=PATIENCE)
@@ -282,8 +281,11 @@ class TestRequest:
         settled = [[s.verdict for s in r.settlements] for r in desk.turns.asked]
         assert [[], [Verdict.CONFIRM], [Verdict.CONFIRM], []] == settled
 
-    def test_an_echo(self, desk):
-        """An echo rides on a turn when one is due; it counts as sent before it is."""
+    def test_sends_an_echo_when_one_is_due(self, desk):
+        """
+        An echo proves that the node hears. The listener counts it as sent before the request is, so
+        that it cannot arrive unexpected.
+        """
         desk = desk()
         desk.take()
         desk.listener.due = 0.0
@@ -291,10 +293,10 @@ class TestRequest:
         assert [False, True] == [r.echo for r in desk.turns.asked]
         assert ["sent"] == desk.listener.echoes
 
-    def test_an_echo_of_a_lost_turn(self, desk):
+    def test_expects_no_echo_of_a_lost_claim(self, desk):
         """
-        Of a lost turn it is not known whether its echo was sent: it is not waited for, nor
-        when the same turn is asked again and sends no other.
+        The server may not have sent the echo of a lost claim, and a repetition sends no other.
+        Waiting for it would make the node look deaf.
         """
         desk = desk()
         desk.listener.due = 0.0
@@ -313,11 +315,11 @@ def broken(arrived, *, slow=True):
 
 
 class TestSlowConnection:
-    """A reply that broke off while it arrived is not asked for again as large as it was."""
+    """A claim whose reply broke off midway is repeated for a smaller reply."""
 
     @staticmethod
     def asked(desk):
-        """What the turns have asked for: each when it was sent."""
+        """Record the number and the size limit of each claim as it is sent."""
         found = []
         ask = desk.turns.ask
 
@@ -328,16 +330,19 @@ class TestSlowConnection:
         desk.turns.ask = note
         return found
 
-    def test_asks_at_once_for_half_of_what_arrived(self, desk):
-        """The same turn is asked again, so that nothing it has claimed is lost by it."""
+    def test_repeats_the_claim_for_half_of_the_bytes_that_arrived(self, desk):
+        """Repeating the same claim means that none of its events is lost."""
         desk = desk()
         asked = self.asked(desk)
         assert 0.0 == desk.take(broken(100_000))
         desk.take()
         assert [(1, None, False), (1, 50_000, False)] == asked
 
-    def test_passes_over_what_is_too_large_alone(self, desk):
-        """A second failure is the first event's own: larger ones are left for the others."""
+    def test_skips_an_event_that_is_too_large_by_itself(self, desk):
+        """
+        If the smaller reply fails too, the first event itself is too large: it is left to other
+        nodes.
+        """
         desk = desk()
         asked = self.asked(desk)
         for _ in range(2):
@@ -346,8 +351,8 @@ class TestSlowConnection:
         desk.take(turn("tea"))
         assert [(1, 50_000, False), (1, 50_000, True), (2, 50_000, True)] == asked[1:]
 
-    def test_tries_what_was_too_large_when_a_lease_has_passed(self, desk):
-        """The connection may be quicker by then; where it is not, one failure is enough."""
+    def test_tries_a_too_large_event_again_after_a_lease(self, desk):
+        """The connection may be faster by then. If it is not, a single failure is enough."""
         desk = desk()
         asked = self.asked(desk)
         for _ in range(2):
@@ -358,8 +363,8 @@ class TestSlowConnection:
         desk.take()
         assert [(2, 50_000, False), (2, 50_000, True)] == asked[3:]
 
-    def test_asks_for_more_while_answers_are_quick(self, desk):
-        """A connection that is quick again is asked for as much as any other."""
+    def test_doubles_the_limit_with_each_quick_reply_until_it_is_gone(self, desk):
+        """A connection that has recovered must not stay limited."""
         desk = desk()
         asked = self.asked(desk)
         desk.take(broken(600_000))
@@ -369,8 +374,8 @@ class TestSlowConnection:
             desk.take(turn("tea"))
         assert [300_000, 600_000, None] == [most for _, most, _ in asked[1:]]
 
-    def test_asks_for_no_more_while_they_are_not(self, desk):
-        """What takes half of a try leaves no room for twice as much."""
+    def test_keeps_the_limit_if_a_reply_takes_half_of_the_time_allowed(self, desk):
+        """A reply of twice the size would not arrive in time."""
         desk = desk(lease=300)
         asked = self.asked(desk)
         desk.take(broken(100_000))
@@ -380,23 +385,26 @@ class TestSlowConnection:
         desk.take()
         assert 50_000 == asked[-1][1]
 
-    def test_asks_for_something_however_little_arrived(self, desk):
-        """A connection that stalled after a few bytes is not taken for one that carries none."""
+    def test_asks_for_10_kb_even_if_only_a_few_bytes_arrived(self, desk):
+        """A connection that stalled after a few bytes may still carry a reply."""
         desk = desk()
         asked = self.asked(desk)
         desk.take(broken(20))
         desk.take()
         assert 10_000 == asked[-1][1]
 
-    def test_tells_once_and_is_not_well(self, desk):
-        """An error says what is wrong, ``health()`` as long as it is, and Redis is not away."""
+    def test_reports_a_slow_connection_once_and_in_health(self, desk):
+        """
+        The error explains the problem once; ``health()`` shows it as long as it lasts. Redis still
+        counts as connected.
+        """
         desk = desk()
         desk.take(broken(100_000))
         capacity = desk.claimer.capacity
         assert "fewer events are claimed at a time" in str(capacity.error)
         desk.take(broken(100_000))
         assert "more than 50000 bytes are left to other nodes" in str(capacity.error)
-        # Handed back, or passed over, is not received.
+        # A reply without events does not prove that the connection is fast again.
         desk.take()
         desk.take(turn("tea"))
         assert capacity.error
@@ -404,8 +412,11 @@ class TestSlowConnection:
         assert [None] == desk.told()
         assert desk.claimer.reach.tried.is_set()
 
-    def test_a_connection_that_was_reset_is_not_slow(self, desk):
-        """The first time, what ended amid a reply is asked for as it was, silently; then less."""
+    def test_repeats_a_reset_claim_unchanged_the_first_time(self, desk):
+        """
+        A reset says nothing about the speed of the connection. Only a second failure halves the
+        reply.
+        """
         desk = desk()
         asked = self.asked(desk)
         desk.take(broken(100_000, slow=False))
@@ -414,8 +425,8 @@ class TestSlowConnection:
         desk.take()
         assert [None, None, 50_000] == [most for _, most, _ in asked]
 
-    def test_a_node_that_leaves_receives_nothing_more(self, desk):
-        """What the turn has claimed is handed back without being sent: it would not start."""
+    def test_asks_for_no_events_in_a_repetition_while_leaving(self, desk):
+        """The claimed events are released instead of sent, because they would not start."""
         desk = desk()
         asked = self.asked(desk)
         desk.take(broken(100_000))
@@ -423,19 +434,19 @@ class TestSlowConnection:
         assert [(1, 0, True)] == asked[1:]
 
 
-class TestAnswer:
-    """What follows from an answer."""
+class TestReply:
+    """The actions that follow from a reply."""
 
-    def test_unknown(self, desk):
-        """A node whose registration is gone registers again."""
+    def test_registers_again_if_the_server_does_not_know_the_node(self, desk):
+        """Otherwise the node would stay unknown, and would not be woken."""
         desk = desk()
         desk.take(turn())
         assert 0 == desk.turns.registered
         desk.take(turn(known=False))
         assert 1 == desk.turns.registered
 
-    def test_buried(self, desk):
-        """What was found unfit is announced, and the dead letters are trimmed."""
+    def test_announces_buried_events_and_trims_the_dead_letters(self, desk):
+        """A reply without buried events trims nothing."""
         desk = desk()
         desk.take(turn(buried=[("tea", "expired"), ("egg", "lease_lost")]))
         said = [desk.said.get_nowait() for _ in range(2)]
@@ -444,19 +455,16 @@ class TestAnswer:
         desk.take(turn())
         assert 1 == desk.turns.trimmed
 
-    def test_schedules_that_run_short(self, desk):
-        """A schedule that runs out of nominal times is brought more."""
+    def test_adds_times_to_a_schedule_that_runs_short(self, desk):
+        """Otherwise the schedule would stop when its times are used up."""
         desk = desk()
         answer = turn()
         answer.short.append("daily")
         desk.take(answer)
         assert ["daily"] == desk.turns.supplied
 
-    def test_a_schedule_that_cannot_be_supplied(self, desk):
-        """
-        It is told once, not in every turn, and once more when it went well in between; all else
-        of the turn is done, and it counts as answered.
-        """
+    def test_reports_an_unreadable_schedule_once_until_it_is_readable(self, desk):
+        """The rest of the reply is applied, and the claim counts as answered."""
         desk = desk()
         desk.turns.unfit = {"bad"}
         for _ in range(3):
@@ -475,11 +483,8 @@ class TestAnswer:
             desk.take(answer)
         assert "error" == desk.said.get_nowait()[0]
 
-    def test_outages_are_told_once(self, desk):
-        """
-        Each kind of error is told once in an outage, however they take turns, and its end
-        once.
-        """
+    def test_reports_each_kind_of_error_once_an_outage_and_its_end_once(self, desk):
+        """Two errors that alternate must not fill the log."""
         desk = desk()
         desk.take()
         assert [None] == desk.told()
@@ -497,8 +502,8 @@ class TestAnswer:
         desk.take(Wrong(7))
         assert ["7"] == [str(change) for change in desk.told()]
 
-    def test_a_single_failure_is_nobodys_business(self, desk):
-        """A turn that gets through when it is asked again at once is not talked about."""
+    def test_reports_nothing_if_the_first_repetition_succeeds(self, desk):
+        """Such a failure, a closed connection for example, has no effect."""
         desk = desk()
         desk.take()
         desk.told()
@@ -507,14 +512,14 @@ class TestAnswer:
         desk.take()
         assert [] == desk.told()
 
-    def test_what_a_person_must_mend(self, desk):
-        """An error that needs a person is told at once, and not asked again soon."""
+    def test_reports_a_refusal_at_once_and_repeats_it_after_5_s(self, desk):
+        """Only a person can fix it, so quick repetitions would not help."""
         desk = desk()
         assert 5.0 == desk.take(Refused("no"))
         assert ["no"] == [str(change) for change in desk.told()]
 
-    def test_a_reply_that_cannot_be_dealt_with(self, desk):
-        """Trouble after the answer is told, and that answer is not asked for again."""
+    def test_reports_a_failure_after_the_reply_without_repeating_the_claim(self, desk):
+        """The claim itself was answered; repeating it would return the same events again."""
         desk = desk()
         registered = _count_failures(desk, "register", 3)
         desk.take(turn(known=False))
@@ -525,8 +530,8 @@ class TestAnswer:
 
     def test_a_registration_that_fails_is_one_outage(self, desk):
         """
-        Until the node is registered it is not well, whatever the turns say in between; and
-        it keeps the leases of what runs.
+        Replies between the failed attempts do not end the outage. Meanwhile the node still renews
+        its leases.
         """
         desk = desk()
         desk.take()
@@ -547,7 +552,7 @@ class TestAnswer:
         desk.go_on.release()
 
     def test_heartbeats_that_fail_are_one_outage(self, desk):
-        """Turns that are answered meanwhile do not make it one outage each."""
+        """Replies between the failed heartbeats do not end the outage."""
         desk = desk()
         desk.take(turn("tea"))
         desk.begun.get(timeout=PATIENCE)
@@ -558,7 +563,7 @@ class TestAnswer:
         assert 3 == len(beats)
         assert ["gone again"] == [str(change) for change in desk.told()]
         assert "gone again" == str(desk.claimer.reach.error)
-        assert naps[2] > 0.15, "it is tried ever less often"
+        assert naps[2] > 0.15, "the pauses do not grow"
         desk.take()
         assert [None] == desk.told()
         assert desk.claimer.reach.error is None
@@ -566,7 +571,7 @@ class TestAnswer:
 
 
 def _count_failures(desk, name, times):
-    """Have a method of the store fail so often, and its calls counted."""
+    """Make a method of the store fail the first *times* calls; return the list of its calls."""
     made = []
     method = getattr(desk.turns, name)
 
@@ -580,52 +585,56 @@ def _count_failures(desk, name, times):
     return made
 
 
-class TestNap:
-    """How long it waits for a ring."""
+class TestNextClaim:
+    """The seconds until the next claim."""
 
-    def test_as_long_as_it_was_told(self, desk):
-        """Until the time that the turn named, when that is before the next poll."""
+    def test_waits_until_the_due_time_in_the_reply(self, desk):
+        """The reply names the next due time; the poll would come later."""
         desk = desk(poll_interval=60_000)
         assert 9 < desk.take(turn(wait=10_000_000)) <= 10
         assert 0.0 == desk.take(turn(wait=0))
 
-    def test_counted_from_the_question(self, desk):
+    def test_counts_the_wait_from_when_the_request_was_sent(self, desk):
         """
-        The wait that a turn tells is counted from when it was asked for: the next question
-        will be as long on its way as this one was.
+        The next request will take as long to arrive as this one did, so it must
+        leave earlier.
         """
         desk = desk(poll_interval=3_600_000)
         request, answer = desk.claimer._exchange.next(True), turn(wait=10_000_000)
         nap = desk.claimer._nap(request, answer, time.monotonic() - 4, True)
         assert 5.5 < nap <= 6
 
-    def test_a_poll(self, desk):
-        """Otherwise about a poll interval, and never more than that: it is a promise."""
+    def test_polls_after_75_to_100_percent_of_poll_interval(self, desk):
+        """
+        The interval is a documented limit.
+
+        The variation keeps nodes from polling at the same moment.
+        """
         desk = desk(poll_interval=1_000)
         naps = [desk.take(turn(wait=wait)) for wait in (None, YEAR_US) for _ in range(50)]
         assert 0.75 <= min(naps) < max(naps) <= 1
 
-    def test_no_long_sleep(self, desk):
-        """Ten years are waited for in slices of half a minute at most."""
+    def test_never_waits_longer_than_30_s(self, desk):
+        """A longer sleep would depend on the clock over years."""
         desk = desk(poll_interval=3_600_000)
         assert desk.take(turn(wait=10 * YEAR_US)) <= 30
 
-    def test_an_echo_wanted(self, desk):
-        """It wakes to send an echo."""
+    def test_wakes_to_send_an_echo(self, desk):
+        """A deaf node must notice this even if no event is due."""
         desk = desk()
         desk.listener.due = 0.25
         assert 0.25 == desk.take()
 
-    def test_more_may_be_due(self, desk):
-        """A turn that gave all that was asked for is followed by another while there is room."""
+    def test_claims_again_at_once_after_a_full_reply(self, desk):
+        """A full reply means that more events may be due, and threads are still free."""
         desk = desk(concurrency=3, max_events=100)
         ids = [str(n) for n in range(100)]
         assert desk.take(turn(*ids[1:])) > 0
         assert 0.0 == desk.take(turn(*ids))
         assert [100, 100] == [r.limit for r in desk.turns.asked]
 
-    def test_something_to_settle(self, desk):
-        """What is to be settled is settled at once."""
+    def test_claims_at_once_if_a_settlement_waits(self, desk):
+        """A confirm that waits for the poll would risk a second delivery if the node dies."""
         desk = desk()
         desk.take(turn("tea"))
         desk.begun.get(timeout=PATIENCE)
@@ -633,20 +642,17 @@ class TestNap:
         eventually(lambda: desk.dispatcher.unsettled)
         assert 0.0 == desk.claimer._nap(desk.turns.asked[0], turn(), time.monotonic(), True)
 
-    def test_a_heartbeat(self, desk):
-        """While a handler runs it wakes for the next heartbeat."""
+    def test_wakes_for_the_next_heartbeat_while_a_handler_runs(self, desk):
+        """Otherwise the lease would expire before the next claim."""
         desk = desk(lease=900, poll_interval=3_600_000)
         assert 0.2 < desk.take(turn("tea")) <= 0.3
 
 
-class TestRelay:
-    """A hand that has become free takes the turn that it would wake the claimer for."""
+class TestClaimInline:
+    """A handler thread that becomes free claims by itself instead of waking the claimer."""
 
-    def test_on_the_hand(self, desk):
-        """
-        What a handler did is settled, and the next event claimed, on the thread of the hand
-        that has become free: the claimer sleeps through it.
-        """
+    def test_the_free_thread_settles_and_claims_while_the_claimer_sleeps(self, desk):
+        """This saves two thread switches an event."""
         desk = desk(start=True)
         threads = queue.SimpleQueue()
         ask = desk.turns.turn
@@ -666,11 +672,8 @@ class TestRelay:
         assert ("dtimer-test-hand-1", 1) == threads.get(timeout=PATIENCE)
         assert threads.empty()
 
-    def test_the_claimer_sleeps_no_longer_than_that(self, desk):
-        """
-        The claimer wakes when the turn that a hand took said so, and a nudge by itself is
-        no reason to take another one before.
-        """
+    def test_the_claimer_wakes_when_the_inline_reply_said(self, desk):
+        """A nudge alone must not cause an earlier claim."""
         desk = desk(start=True, poll_interval=3_600_000, look_ahead=0)
         desk.turns.answers.append(turn("a"))
         desk.bell.ring()
@@ -683,27 +686,24 @@ class TestRelay:
         eventually(lambda: len(desk.turns.asked) == asked + 2)
         assert time.monotonic() - before >= 0.1
 
-    def test_while_the_claimer_is_at_it(self, desk):
-        """Where a turn is being taken already the claimer is rung, and takes another."""
+    def test_rings_the_bell_if_a_claim_is_under_way(self, desk):
+        """The claimer then claims once more for the free thread."""
         desk = desk()
         with desk.claimer._turning:
             desk.claimer.relay()
         assert [] == desk.turns.asked
         assert desk.bell.wait(0)
 
-    def test_while_it_leaves(self, desk):
-        """A node that leaves claims nothing more, on no thread."""
+    def test_claims_nothing_while_the_node_leaves(self, desk):
+        """An event claimed then would not start."""
         desk = desk()
         desk.claimer.stop()
         desk.claimer.relay()
         assert [] == desk.turns.asked
         assert desk.bell.wait(0)
 
-    def test_the_end_waits_for_it(self, desk):
-        """
-        What a hand claims while the node is told to leave at once is given back like all the
-        rest: not left to its lease, with nobody to hand it to.
-        """
+    def test_the_claimer_ends_after_an_inline_claim_and_releases_its_events(self, desk):
+        """Otherwise the events would wait for the end of their lease. No thread would run them."""
         desk = desk(start=True)
         desk.turns.answers.append(turn("tea"))
         desk.bell.ring()
@@ -734,20 +734,20 @@ class TestRelay:
         assert [("egg", Verdict.RELEASE), ("tea", Verdict.RETRY)] == sorted(settled)
 
 
-class TestAhead:
-    """What was claimed ahead of its time is waited for by the claimer."""
+class TestLookAhead:
+    """The claimer starts events that it claimed ahead of their due time."""
 
     @staticmethod
     def early(ms, *ids):
-        """A turn whose claims are due so many ms later."""
+        """Return a reply whose events are due *ms* later."""
         answer = turn(*ids)
         claims = [replace(c, due_us=c.claimed_us + ms * 1000) for c in answer.claims]
         return replace(answer, claims=claims)
 
-    def test_asked_for(self, desk):
+    def test_asks_ahead_only_for_threads_that_are_not_promised(self, desk):
         """
-        As many are asked for as hands will be free then; a hand that is promised is asked for
-        again only for what is due now.
+        A thread that already has an event claimed ahead is offered only for events that are due
+        now.
         """
         desk = desk(concurrency=2, poll_interval=3_600_000)
         assert desk.take(self.early(10, "a")) > 0
@@ -760,13 +760,13 @@ class TestAhead:
             (request.limit, request.ahead_us) for request in desk.turns.asked
         ]
 
-    def test_no_turn_for_its_sake(self, desk):
-        """A hand that is promised is no reason to ask at once for more."""
+    def test_does_not_claim_at_once_for_a_promised_thread(self, desk):
+        """The thread will be busy soon, so another claim would bring nothing."""
         desk = desk(poll_interval=3_600_000)
         assert desk.take(self.early(10, "a")) > 0
 
-    def test_started_in_time(self, desk):
-        """It begins when it is due, without another turn."""
+    def test_starts_an_event_when_it_is_due_without_another_claim(self, desk):
+        """Looking ahead is meant to save the round trip at the due time."""
         desk = desk(start=True, poll_interval=3_600_000)
         asked = len(desk.turns.asked)
         before = time.monotonic()
@@ -776,8 +776,8 @@ class TestAhead:
         assert time.monotonic() - before >= 0.02
         assert asked + 1 == len(desk.turns.asked)
 
-    def test_claimed_by_a_hand(self, desk):
-        """What a hand has claimed ahead does not wait for the claimer's next turn."""
+    def test_starts_an_event_that_a_handler_thread_claimed_ahead(self, desk):
+        """The event must not wait for the claimer's next claim."""
         desk = desk(start=True, poll_interval=3_600_000)
         desk.turns.answers.append(turn("a"))
         desk.bell.ring()
@@ -791,8 +791,8 @@ class TestAhead:
         assert ["b"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
         assert asked + 1 == len(desk.turns.asked)
 
-    def test_given_back_at_once(self, desk):
-        """What found no hand is given back then, for another node: not when the poll comes."""
+    def test_releases_an_event_as_soon_as_its_thread_is_taken(self, desk):
+        """Another node may have a free thread. Waiting for the poll would make the event late."""
         desk = desk(start=True, poll_interval=3_600_000, look_ahead=500)
         answer = self.early(500, "later")
         answer.claims[0] = replace(answer.claims[0], token=2)
@@ -808,8 +808,8 @@ class TestAhead:
             (s.id, s.verdict) for request in desk.turns.asked for s in request.settlements
         ]
 
-    def test_its_heart_beats(self, desk):
-        """Its lease is renewed in time, however far away the next turn is."""
+    def test_renews_the_lease_of_a_running_event_without_claims(self, desk):
+        """The next claim may be an hour away."""
         desk = desk(start=True, lease=300, poll_interval=3_600_000)
         desk.turns.answers.append(self.early(20, "a"))
         desk.bell.ring()
@@ -818,11 +818,14 @@ class TestAhead:
         assert (["a"], 300_000) == desk.turns.extended[0]
 
 
-class TestPrefetch:
-    """More than one batch for a hand, where events are overdue."""
+class TestBatching:
+    """Claims for more than one batch a thread, when events are overdue."""
 
-    def test_asked_for(self, desk):
-        """After turns that got all that they asked for, more is asked for, and nothing ahead."""
+    def test_asks_for_more_after_full_replies_and_nothing_ahead(self, desk):
+        """
+        In a backlog, larger claims save round trips. Events ahead of their time would take threads
+        from due ones.
+        """
         desk = desk(max_events=3, poll_interval=3_600_000)
         for first in (0, 3):
             answer = turn(*(str(n) for n in range(first, first + 3)))
@@ -837,10 +840,10 @@ class TestPrefetch:
             (request.limit, request.ahead_us) for request in desk.turns.asked
         ]
 
-    def test_ahead_again(self, desk):
+    def test_looks_ahead_again_when_the_backlog_has_ended(self, desk):
         """
-        When there was no more, the node comes ahead of what is due next as ever: or one event
-        that was overdue would have the next claimed when it is due, and so all that follow.
+        Otherwise a single overdue event would make every following event be claimed only when it is
+        due.
         """
         desk = desk(poll_interval=3_600_000)
         desk.go_on.release()
@@ -850,22 +853,25 @@ class TestPrefetch:
         assert [(1, 20_000), (2, 0)] == [(r.limit, r.ahead_us) for r in desk.turns.asked]
         assert 0.05 < nap <= 0.09
 
-    def test_no_haste_for_a_reader_who_is_promised(self, desk):
-        """Where the next turn will not ask ahead, either, none is taken ahead for it."""
+    def test_does_not_hurry_for_a_claim_that_cannot_look_ahead(self, desk):
+        """If all demand is promised, the next claim will not look ahead either."""
         desk = desk(concurrency=2, poll_interval=3_600_000, look_ahead=1_000)
         desk.appetite = 1
-        desk.take(TestAhead.early(1_000, "a"))
+        desk.take(TestLookAhead.early(1_000, "a"))
         assert 0 < desk.take(turn(wait=400_000))
         assert [(1, 1_000_000), (1, 0)] == [(r.limit, r.ahead_us) for r in desk.turns.asked]
 
-    def test_not_for_those_who_may_not_wait(self, desk):
-        """Nothing is claimed in advance of a hand that would be given back before it was free."""
+    def test_asks_for_one_if_events_must_be_released_before_a_thread_is_free(self, desk):
+        """
+        With a short look-ahead, an event claimed in advance would be released before it could
+        start.
+        """
         desk = desk(look_ahead=4)
         desk.dispatcher.prefetch.answered(1, 1, overdue=True)
         assert 1 == desk.claimer._exchange.next(True).limit
 
-    def test_no_more_than_is_wanted(self, desk):
-        """Never more than there is anybody to hand to, nor than a script may claim."""
+    def test_asks_for_at_most_the_demand_and_100(self, desk):
+        """A script claims at most 100 events."""
         desk = desk(max_events=30)
         desk.dispatcher.prefetch.took(1e-6)
         for _ in range(5):
@@ -875,11 +881,8 @@ class TestPrefetch:
         desk.appetite = 40
         assert 40 == desk.claimer._exchange.next(True).limit
 
-    def test_settled_while_a_slow_one_runs(self, desk):
-        """
-        What a quick handler has done is settled soon, also while its hand is busy with the
-        next one: that may take long.
-        """
+    def test_settles_a_quick_event_while_the_next_one_of_its_batch_runs(self, desk):
+        """The next event may take long. A crash in the meantime would repeat the finished one."""
         desk = desk(start=True, poll_interval=3_600_000)
         answer = turn("quick", "slow")
         answer.claims[1].token = 2
@@ -894,7 +897,7 @@ class TestPrefetch:
 
 
 class Unreadable(list):
-    """Claims for which there is no memory, at first."""
+    """Claims that raise MemoryError when they are first read."""
 
     def __init__(self, claims):
         super().__init__(claims)
@@ -908,19 +911,19 @@ class Unreadable(list):
 
 
 def several(first, count):
-    """A turn that claims so many overdue events, of these tokens."""
+    """Return a reply with *count* overdue events, whose tokens count up from *first*."""
     answer = turn(*(str(n) for n in range(first, first + count)))
     for n, claim in enumerate(answer.claims):
         claim.token = first + n
     return answer
 
 
-class TestMeanwhile:
-    """In a backlog of quick events the store is at work on the next turn while the hands are."""
+class TestPipelining:
+    """In a backlog of quick events the server works on the next claim while handlers run."""
 
     @pytest.fixture
     def backlog(self, desk):
-        """A node in such a backlog: its first two turns were given all that they asked for."""
+        """A node in such a backlog: its first two claims were filled."""
         desk = desk(poll_interval=3_600_000)
         desk.dispatcher.prefetch.took(1e-6)
         desk.turns.answers += [several(1, 1), several(2, 2), several(4, 4), several(8, 8)]
@@ -931,19 +934,19 @@ class TestMeanwhile:
         desk.take()
         return desk
 
-    def test_asked(self, backlog):
+    def test_sends_the_next_claim_before_starting_events(self, backlog):
         """
-        The next turn is on its way before what this one has claimed was handed out. It asks for
-        twice as many, ahead of nothing, and does not offer hands that are not free.
+        The request doubles the limit and does not look ahead. It sends `hears=False`, because no
+        thread is free.
         """
         assert ["1"] == [ev.id for ev in backlog.begun.get(timeout=PATIENCE)]
         assert backlog.claimer._exchange.under_way
         *_, last = backlog.turns.asked
         assert (3, 4, 0, False) == (last.seq, last.limit, last.ahead_us, last.hears)
-        assert 2 == len(backlog.turns.answers), "nobody has read the answer"
+        assert 2 == len(backlog.turns.answers), "the reply was read"
 
-    def test_what_was_done_before_is_settled_by_it(self, backlog):
-        """The confirms of one batch ride on the question that is asked before the next."""
+    def test_settles_one_batch_with_the_claim_sent_before_the_next(self, backlog):
+        """Otherwise each confirm would need a request of its own."""
         assert ["1"] == [ev.id for ev in backlog.begun.get(timeout=PATIENCE)]
         assert [[], ["1"], []] == [[s.id for s in r.settlements] for r in backlog.turns.asked]
         assert ["2"] == [ev.id for ev in backlog.begun.get(timeout=PATIENCE)]
@@ -954,29 +957,26 @@ class TestMeanwhile:
         assert ["2"] == [s.id for s in backlog.turns.asked[-1].settlements]
         assert (4, 7) == (backlog.turns.asked[-1].seq, backlog.turns.asked[-1].limit)
 
-    def test_not_for_long(self, backlog):
-        """
-        Where no hand comes for the answer the claimer does, within milliseconds: what it has
-        claimed is not to lie there.
-        """
+    def test_reads_the_reply_within_milliseconds_if_no_thread_does(self, backlog):
+        """The claimed events must not wait in an unread reply."""
         assert 0 < backlog.claimer._take_turn(True) <= IN_ADVANCE
 
-    def test_no_more_than_there_is_anybody_for(self, backlog):
-        """Those on their way and those in hand are not more than are wanted together."""
+    def test_counts_events_under_way_against_the_demand(self, backlog):
+        """Events in an unread reply and running events together stay within the demand."""
         backlog.appetite = 9
         backlog.take()
-        # One is in hand, one is kept, four have come, so three may be asked for.
+        # One runs, one waits, four have arrived: three more may be asked for.
         assert 3 == backlog.turns.asked[-1].limit
 
-    def test_not_after_one_event(self, desk):
-        """One event that was due says nothing of a second."""
+    def test_sends_nothing_ahead_after_a_single_event(self, desk):
+        """A single due event does not make a backlog."""
         desk = desk(poll_interval=3_600_000)
         desk.dispatcher.prefetch.took(1e-6)
         desk.take(several(1, 1))
         assert not desk.claimer._exchange.under_way
 
-    def test_not_when_handlers_take_long(self, desk):
-        """What waits for a slow hand is better left to other nodes."""
+    def test_sends_nothing_ahead_if_handlers_are_slow(self, desk):
+        """Events that would wait for a slow thread are better left to other nodes."""
         desk = desk(poll_interval=3_600_000)
         desk.dispatcher.prefetch.took(1.0)
         desk.go_on.release(3)
@@ -986,30 +986,30 @@ class TestMeanwhile:
         assert not desk.claimer._exchange.under_way
 
     @pytest.mark.parametrize("odd", [{"known": False}, {"buried": [("9", "expired")]}])
-    def test_first_things_first(self, backlog, odd):
-        """Nothing is asked before a registration was renewed, or what is odd was seen to."""
+    def test_sends_nothing_ahead_of_a_registration_or_buried_events(self, backlog, odd):
+        """An unknown node must register before it claims again."""
         backlog.turns.answers[:] = [replace(several(4, 4), **odd)]
         backlog.take()
         assert not backlog.claimer._exchange.under_way
 
-    def test_leases_count_from_their_own_question(self, backlog):
-        """How long a claim is believed in does not depend on what was asked after it."""
+    def test_counts_a_lease_from_its_own_request(self, backlog):
+        """The request sent after it must not make the node trust the lease for longer."""
         sent = backlog.claimer._exchange.sent
         backlog.claimer._exchange.sent = sent - 20
         backlog.take()
         late = backlog.dispatcher.early.clear({"4"})
         assert [-20] == [round(hold._believed_until - lasting() - 27) for hold in late]
 
-    def test_rung_meanwhile(self, backlog):
-        """The one on its way is read first; the bell wants one that is asked for afterwards."""
+    def test_a_ring_causes_another_claim_after_the_one_under_way(self, backlog):
+        """The claim under way may have passed the server before the event was posted."""
         backlog.turns.answers[:] = [turn(), turn("new")]
         backlog.turns.answers[1].claims[0].token = 99
         backlog.claimer._take_turns(fresh=True)
         assert [3, 4] == [r.seq for r in backlog.turns.asked[2:]]
         assert backlog.dispatcher.early.clear({"new"})
 
-    def test_the_end(self, backlog):
-        """What comes with the last answer of a node that leaves is given back."""
+    def test_releases_the_events_of_the_last_reply_when_leaving(self, backlog):
+        """Otherwise they would wait for the end of their lease."""
         backlog.dispatcher.hand_back()
         backlog.claimer._take_turns(claiming=False, fresh=True)
         backlog.take(claiming=False)
@@ -1017,8 +1017,8 @@ class TestMeanwhile:
         assert {"4", "5", "6", "7"} == given
         assert [0, 0] == [r.limit for r in backlog.turns.asked[3:]]
 
-    def test_it_cannot_be_sent(self, backlog):
-        """It is asked again at once, as it was, and nobody is told of a first failure."""
+    def test_repeats_an_unsent_claim_at_once_and_silently(self, backlog):
+        """A first failure is not reported, as with any other claim."""
         backlog.told()
         backlog.turns.deaf.append(Wrong("closed"))
         assert 0.0 == backlog.take()
@@ -1029,19 +1029,16 @@ class TestMeanwhile:
         assert 1 == first.asked
         assert [] == backlog.told()
 
-    def test_its_answer_is_lost(self, backlog):
-        """A lost answer is asked for again, and what has been handed out stays so."""
+    def test_repeats_a_claim_whose_reply_was_lost(self, backlog):
+        """Events that were already passed to threads stay there."""
         backlog.turns.answers.insert(0, Wrong("gone"))
         assert 0.0 == backlog.take()
         assert 1 == len(backlog.dispatcher.early)
         backlog.take()
         assert [(3, 1), (3, 1), (4, 0)] == [(r.seq, r.asked) for r in backlog.turns.asked[2:]]
 
-    def test_posted_anew_meanwhile(self, backlog):
-        """
-        What this process has posted anew while a claim of it was on its way is not handed out as
-        it was: the claim is given back.
-        """
+    def test_releases_an_event_that_this_process_replaced_meanwhile(self, backlog):
+        """The reply under way still has the old event, which must not start."""
         backlog.dispatcher.reposts.add({"5", "6"})
         backlog.take()
         assert not backlog.dispatcher.early.clear({"5", "6"})
@@ -1052,11 +1049,8 @@ class TestMeanwhile:
             (s.id, s.verdict) for s in settled
         ]
 
-    def test_a_hand_that_does_not_move(self, backlog):
-        """
-        While a handler runs and runs, what was claimed before that was seen is all: a node does
-        not claim and give back for as long.
-        """
+    def test_stops_claiming_while_a_handler_does_not_return(self, backlog):
+        """Otherwise the node would claim and release events for as long as the handler runs."""
         tokens = itertools.count(100)
         del backlog.turns.answers[:]
         backlog.turns.turn = lambda r: several(next(tokens), r.limit)
@@ -1070,11 +1064,8 @@ class TestMeanwhile:
         backlog.take()
         assert [0] == [r.limit for r in backlog.turns.asked[asked:]]
 
-    def test_a_release_takes_with_it_what_is_on_its_way(self, backlog):
-        """
-        Events that a slow handler keeps waiting are released, and with them those that the next
-        answer brings: with one thread the later ones would start before the earlier.
-        """
+    def test_a_release_includes_the_events_of_the_next_reply(self, backlog):
+        """With one thread, the later events would otherwise start before the earlier ones."""
         backlog.turns.lone = False
         del backlog.turns.answers[1:]
         backlog.dispatcher.early.patience = 0.0
@@ -1085,18 +1076,18 @@ class TestMeanwhile:
         assert ["3", "4", "5", "6", "7"] == sorted(released)
         assert not backlog.dispatcher.early
 
-    def test_its_hands_are_offered_when_there_is_no_more(self, desk):
+    def test_offers_its_threads_again_when_the_backlog_has_ended(self, desk):
         """
-        The last turn of a backlog was asked for without an offer of hands. Where nothing is left
-        to be settled by another, that is asked for at once, or no wake would come.
+        The last claim of a backlog was sent with `hears=False`. Without another claim no wake would
+        come.
         """
         desk = desk(poll_interval=3_600_000)
         desk.claimer._exchange.ask_meanwhile(1)
         desk.claimer._take_turns()
         assert [False, True] == [r.hears for r in desk.turns.asked]
 
-    def test_it_cannot_be_read(self, desk):
-        """An answer that cannot be read is one that did not come, and is asked for again."""
+    def test_repeats_a_claim_whose_reply_cannot_be_read(self, desk):
+        """The events are claimed; only a repetition returns them again."""
         desk = desk(poll_interval=3_600_000, look_ahead=0)
         answer = turn("tea")
         assert 0.0 == desk.take(replace(answer, claims=Unreadable(answer.claims)))
@@ -1104,11 +1095,8 @@ class TestMeanwhile:
         assert [(1, 1), (1, 1)] == [(r.seq, r.asked) for r in desk.turns.asked]
         assert ["tea"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
 
-    def test_it_cannot_be_read_meanwhile(self, backlog):
-        """
-        Where the next turn was asked for already the answer is kept, because it cannot be asked
-        for again, and handed out when it can be read.
-        """
+    def test_keeps_an_unreadable_reply_if_the_next_claim_was_sent(self, backlog):
+        """The server would not answer the earlier claim again. The reply is kept and read later."""
         answer = several(4, 4)
         backlog.turns.answers[0] = replace(answer, claims=Unreadable(answer.claims))
         assert 0 < backlog.take() <= IN_ADVANCE
@@ -1118,15 +1106,15 @@ class TestMeanwhile:
         assert {"4", "5", "6", "7"} <= {h.claim.id for h in backlog.dispatcher.early.clear()}
         assert not backlog.claimer._unread
 
-    def test_how_late_it_is(self, backlog):
-        """An event is told how late it is, the time that its claim lay unread included."""
+    def test_lateness_includes_the_time_in_an_unread_reply(self, backlog):
+        """Users would otherwise see an event as punctual that waited for seconds."""
         backlog.claimer._exchange.sent -= 2
         backlog.take()
         late = [h.event.lateness_ms for h in backlog.dispatcher.early.clear({"4", "7"})]
         assert [2000, 2000] == pytest.approx(late, abs=500)
 
-    def test_a_hand_is_free_while_a_turn_is_taken(self, desk):
-        """The claimer sees to it when that turn is over; no turn is asked for in vain."""
+    def test_claims_once_for_a_thread_freed_during_a_claim(self, desk):
+        """The claimer claims when the current claim is over. A ring would cost a second claim."""
         desk = desk(start=True, poll_interval=3_600_000)
         asked = len(desk.turns.asked)
         with desk.claimer._turning:
@@ -1136,16 +1124,16 @@ class TestMeanwhile:
 
 
 class TestHeartbeats:
-    """Leases are renewed for as long as handlers run."""
+    """Leases are renewed as long as handlers run."""
 
     def held(self, desk, *ids):
-        """Have these events in hand, and let their heartbeat be due."""
+        """Deliver these events, and make their heartbeat due."""
         desk.take(turn(*ids))
         desk.begun.get(timeout=PATIENCE)
         desk.claimer._heart.due = 0.0
 
-    def test_each_third_of_a_lease(self, desk):
-        """What is held is renewed three times in a lease."""
+    def test_renews_every_third_of_a_lease(self, desk):
+        """Two heartbeats may fail before the lease expires."""
         desk = desk(max_events=2)
         self.held(desk, "tea", "egg")
         before = time.monotonic()
@@ -1155,8 +1143,8 @@ class TestHeartbeats:
         desk.take()
         assert 1 == len(desk.turns.extended)
 
-    def test_without_being_rung(self, desk):
-        """The thread beats by itself."""
+    def test_renews_without_a_ring(self, desk):
+        """The thread must wake for a heartbeat by itself."""
         desk = desk(start=True, lease=100, poll_interval=3_600_000)
         desk.turns.answers.append(turn("tea"))
         desk.bell.ring()
@@ -1166,8 +1154,8 @@ class TestHeartbeats:
             desk.turns.beaten.clear()
         assert (["tea"], 100_000) == desk.turns.extended[0]
 
-    def test_not_what_is_settled(self, desk):
-        """What is settled, or runs over max_run, is not renewed."""
+    def test_does_not_renew_settled_events_or_those_over_max_run(self, desk):
+        """A renewal would keep the event from other nodes."""
         desk = desk(max_events=3, max_run=10_000)
         self.held(desk, "tea", "egg", "ham")
         tea, egg, _ = desk.dispatcher.held()
@@ -1176,8 +1164,8 @@ class TestHeartbeats:
         desk.take()
         assert [(["ham"], 30_000_000)] == desk.turns.extended
 
-    def test_a_lease_that_is_lost(self, desk):
-        """A lease that could not be renewed is told of, once, and the others are kept."""
+    def test_reports_a_lost_lease_once_and_renews_the_others(self, desk):
+        """The handler must learn that another node may run the event."""
         desk = desk(max_events=2)
         self.held(desk, "tea", "egg")
         tea, egg = desk.dispatcher.held()
@@ -1190,8 +1178,8 @@ class TestHeartbeats:
         assert egg.lost()
         assert not tea.lost()
 
-    def test_one_that_fails_is_tried_again_at_once(self, desk):
-        """A heartbeat that failed is not put off until the next would be due."""
+    def test_repeats_a_failed_heartbeat_soon(self, desk):
+        """Waiting for the next regular heartbeat could lose the lease."""
         desk = desk()
         self.held(desk, "tea")
         extend, desk.turns.extend = desk.turns.extend, None
@@ -1200,15 +1188,15 @@ class TestHeartbeats:
         desk.take()
         assert 1 == len(desk.turns.extended)
 
-    def test_without_turns(self, desk):
-        """What runs keeps its lease, also where no turn can be had."""
+    def test_renews_leases_while_claims_fail(self, desk):
+        """A running handler must not lose its lease because a claim fails."""
         desk = desk()
         self.held(desk, "tea")
         desk.take(Wrong())
         assert [(["tea"], 30_000_000)] == desk.turns.extended
 
-    def test_an_extension_is_kept(self, desk):
-        """Who has asked for longer than a lease is renewed for that long."""
+    def test_renews_an_extended_lease_for_the_rest_of_its_extension(self, desk):
+        """A regular heartbeat would shorten the lease that the handler asked for."""
         desk = desk(max_events=2)
         self.held(desk, "tea", "egg")
         _, egg = desk.dispatcher.held()
@@ -1219,10 +1207,10 @@ class TestHeartbeats:
         assert ["egg"] == ids
         assert 59_000_000 < lease_us <= 60_000_000
 
-    def test_an_extension_that_a_heartbeat_overtook_is_sent_again(self, desk):
+    def test_sends_an_extension_again_if_a_heartbeat_overtook_it(self, desk):
         """
-        A heartbeat that was on its way while the handler asked for more has shortened that:
-        what was asked for is renewed at once, for the handler may return before the next.
+        The heartbeat was under way when the handler extended the lease, and shortened it again. The
+        handler may return before the next heartbeat, so the extension is sent at once.
         """
         desk = desk()
         self.held(desk, "tea")
@@ -1240,10 +1228,10 @@ class TestHeartbeats:
         assert (["tea"], 30_000_000) == first
         assert 59_000_000 < second[1] < 61_000_000
 
-    def test_the_clock_was_put_ahead(self, desk):
+    def test_trusts_no_lease_until_renewed_if_the_server_clock_jumped_ahead(self, desk):
         """
-        When the server's clock was put ahead, leases may have ended: none is believed until
-        all are renewed, which is at once. It is told once.
+        Leases may have expired by the new clock. They are renewed at once, and the jump is reported
+        once.
         """
         desk = desk()
         self.held(desk, "tea")
@@ -1261,11 +1249,8 @@ class TestHeartbeats:
         assert pytest.approx(3_600, abs=1) == error.seconds
         assert desk.said.empty()
 
-    def test_the_clock_was_put_back(self, desk):
-        """
-        When it was put back, leases are renewed at once as well: they would last for as much
-        longer, should the node die.
-        """
+    def test_renews_leases_at_once_if_the_server_clock_jumped_back(self, desk):
+        """If the node died, its leases would otherwise last longer by the size of the jump."""
         desk = desk()
         self.held(desk, "tea")
         desk.claimer._heart.due = time.monotonic() + LONG
@@ -1275,8 +1260,8 @@ class TestHeartbeats:
         assert [(["tea"], 30_000_000)] == desk.turns.extended
         assert pytest.approx(-3_600, abs=1) == desk.said.get_nowait()[1].seconds
 
-    def test_a_clock_of_the_test(self, desk):
-        """A clock given by ``now`` is moved on purpose, and nobody is told."""
+    def test_ignores_jumps_of_a_clock_given_by_now(self, desk):
+        """Tests move such a clock on purpose."""
         desk = desk(now=lambda: 0)
         self.held(desk, "tea")
         desk.claimer._heart.due = time.monotonic() + LONG
@@ -1284,8 +1269,8 @@ class TestHeartbeats:
         assert desk.said.empty()
         assert [] == desk.turns.extended
 
-    def test_many(self, desk):
-        """A heartbeat renews a hundred leases at a time."""
+    def test_renews_at_most_100_leases_a_call(self, desk):
+        """A script that renewed all of them would block the server."""
         desk = desk(max_events=100, concurrency=3)
         for n in range(3):
             claims = [Claim(f"{n}-{i}", 100 * n + i, 1, 1, 1, 3, b"{}") for i in range(80)]
@@ -1295,11 +1280,11 @@ class TestHeartbeats:
         assert [100, 100, 40] == [len(ids) for ids, _ in desk.turns.extended]
 
 
-class TestEnd:
+class TestLeaving:
     """The drain."""
 
-    def test_waits_for_handlers(self, desk):
-        """It ends when the handlers have, and what they did is settled; then it says farewell."""
+    def test_waits_for_handlers_and_settles_before_it_ends(self, desk):
+        """`on_stopped` is called last, when all results are stored."""
         desk = desk(start=True)
         desk.turns.answers.append(turn("tea"))
         desk.bell.ring()
@@ -1315,8 +1300,8 @@ class TestEnd:
         assert [Verdict.CONFIRM] == [s.verdict for r in desk.turns.asked for s in r.settlements]
         assert {0} == {r.limit for r in desk.turns.asked[asked:]}
 
-    def test_gives_up_at_its_deadline(self, desk):
-        """Past the deadline what still runs is given back, and it ends."""
+    def test_returns_running_events_for_a_retry_at_the_deadline(self, desk):
+        """The process may end then, so another node must run them."""
         desk = desk(start=True)
         desk.turns.answers.append(turn("tea"))
         desk.bell.ring()
@@ -1325,8 +1310,8 @@ class TestEnd:
         assert desk.claimer.join(PATIENCE)
         assert [Verdict.RETRY] == [s.verdict for r in desk.turns.asked for s in r.settlements]
 
-    def test_the_nearest_deadline_counts(self, desk):
-        """Of several deadlines the nearest counts; a later or missing one changes nothing."""
+    def test_the_nearest_of_several_deadlines_counts(self, desk):
+        """A second call of leave() must not prolong the first."""
         desk = desk(start=True)
         desk.turns.answers.append(turn("tea"))
         desk.bell.ring()
@@ -1335,8 +1320,8 @@ class TestEnd:
             desk.claimer.stop_within(seconds)
         assert desk.claimer.join(PATIENCE)
 
-    def test_claims_of_a_lost_turn_go_back(self, desk):
-        """What a lost turn claimed is learned of while it leaves, and goes back unstarted."""
+    def test_releases_the_events_of_a_lost_claim(self, desk):
+        """The node learns of these events only while it leaves, and does not start them."""
         desk = desk(start=True)
         desk.turns.trouble = Wrong()
         desk.bell.ring()
@@ -1351,10 +1336,10 @@ class TestEnd:
         assert desk.begun.empty()
 
     @pytest.mark.parametrize("point", ["turn.asking", "claim.answered", "claim.handed"])
-    def test_releases_what_it_claims_while_it_is_told_to_stop(self, desk, point):
+    def test_releases_events_claimed_while_it_is_told_to_stop(self, desk, point):
         """
-        A stop that comes at any moment of a claim finds events that no handler thread has: they
-        are released before the thread ends, not left to their leases.
+        A stop at any moment of a claim finds events that no handler thread has. They are released
+        before the thread ends, or they would wait for the end of their lease.
         """
         desk = desk(start=True, poll_interval=3_600_000)
         ask = desk.turns.turn
@@ -1367,7 +1352,7 @@ class TestEnd:
             stop()
             return ask(request)
 
-        desk.turns.answers.append(TestAhead.early(20, "tea"))
+        desk.turns.answers.append(TestLookAhead.early(20, "tea"))
         with contextlib.ExitStack() as planted:
             if point == "turn.asking":
                 desk.turns.turn = stopped
@@ -1379,10 +1364,10 @@ class TestEnd:
         assert [("tea", Verdict.RELEASE)] == settled
         assert desk.begun.empty()
 
-    def test_settles_a_handler_that_ends_while_it_looks_whether_one_runs(self, desk):
+    def test_settles_a_handler_that_ends_during_the_check_for_running_ones(self, desk):
         """
-        A handler that returns between two looks of the claimer, at what is to be settled and at
-        what runs, is confirmed before the thread ends.
+        The claimer checks for unsettled events, then for running ones. A handler that returns
+        between the two checks is still confirmed before the thread ends.
         """
         desk = desk(start=True)
         desk.turns.answers.append(turn("tea"))
@@ -1392,7 +1377,7 @@ class TestEnd:
         done, looking = desk.claimer._done, []
 
         class Ending(Dispatcher):
-            """Lets the handler return while the claimer looks at what is to be settled."""
+            """Lets the handler return while the claimer checks for unsettled events."""
 
             @property
             def unsettled(self):
@@ -1416,8 +1401,8 @@ class TestEnd:
         assert desk.claimer.join(PATIENCE)
         assert [Verdict.CONFIRM] == [s.verdict for r in desk.turns.asked for s in r.settlements]
 
-    def test_releases_a_batch_that_cannot_be_handed_over(self, desk):
-        """Where there is no memory to hand a batch over it is released, not left to its lease."""
+    def test_releases_a_batch_if_enqueueing_it_fails(self, desk):
+        """Without memory for the queue entry, the events would wait for the end of their lease."""
         desk = desk()
         put, broken = desk.dispatcher._inbox.put, [MemoryError("no more")]
         desk.dispatcher._inbox = SimpleNamespace(
@@ -1435,10 +1420,10 @@ class TestEnd:
         raise broken.pop()
 
     @pytest.mark.parametrize("trouble", [Wrong(), Refused()])
-    def test_a_server_that_does_not_answer(self, desk, trouble, monkeypatch):
+    def test_stops_waiting_for_a_silent_server_at_the_deadline(self, desk, trouble, monkeypatch):
         """
-        A server that does not answer is waited for until the deadline, without one for as
-        long as a call may take, whatever pause the error would ask for.
+        Without a deadline it waits as long as a call may take. The pause after a refusal does not
+        prolong this.
         """
         monkeypatch.setattr("dtimer.engine.reach._SLOW_PAUSE", 10.0 * LIMIT)
         desk = desk(start=True, timeout=200)
@@ -1451,11 +1436,8 @@ class TestEnd:
         assert time.monotonic() - began < PROMPT
         assert 1 == desk.farewells
 
-    def test_a_loop_that_breaks(self, desk):
-        """
-        An exception out of the loop is told to 'error', and the loop begins again within a
-        second, where it was.
-        """
+    def test_reports_an_exception_of_the_loop_and_continues_within_a_second(self, desk):
+        """The thread must survive any exception, or the node would silently stop claiming."""
         desk = desk(start=True)
         desk.told()
         room, broken = desk.dispatcher.room, [MemoryError("no more")]
@@ -1471,10 +1453,10 @@ class TestEnd:
         assert ("error", "no more") == (what, str(error))
         asked = len(desk.turns.asked)
         eventually(lambda: len(desk.turns.asked) > asked)
-        assert [] == desk.told(), "nothing is wrong with Redis"
+        assert [] == desk.told(), "reported an outage of Redis"
 
-    def test_a_drain_that_breaks(self, desk):
-        """An exception on its way out does not keep it from the farewell."""
+    def test_calls_on_stopped_even_if_the_drain_raises(self, desk):
+        """leave() waits for this call."""
         desk = desk(start=True)
         hand_back, broken = desk.dispatcher.hand_back, [MemoryError("no more")]
 
