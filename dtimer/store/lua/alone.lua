@@ -1,11 +1,11 @@
--- Tell whether no other node has joined and was heard of lately.
+-- Return whether no other node has joined and claimed recently.
 --
 -- Uses      guard
 --
 -- ARGV[3]   the node's incarnation
 -- ARGV[4]   how long a silent node is remembered, in µs
 --
--- Returns   1 when there is no other, else 0
+-- Returns   1 if it is alone, else 0
 local wrong = guard(ALIVE)
 if wrong then return wrong end
 

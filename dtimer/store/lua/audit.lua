@@ -1,11 +1,12 @@
--- Look whether the keys agree with each other: their sizes, and a sample at random.
+-- Check that the keys agree with each other: return their sizes, and the faults found in a random
+-- sample.
 --
--- ARGV[3]   how many of each to look at
+-- ARGV[3]   how many members of each key to check
 --
 -- Returns   {due, bodies, dead, graves, leases, schedules, plans, strays}
---   strays  what is wrong and the id, in turn: no_body (due without a body), no_due (a body
---           that is never due), no_grave (a dead letter that no list shows), no_letter (a
---           grave without its letter), no_event (a lease on nothing)
+--   strays  fault and id, for each fault: no_body (due without a body), no_due (a body that is
+--           never due), no_grave (a dead letter that graves does not list), no_letter (an entry
+--           of graves without its letter), no_event (a lease without an event)
 local many = tonumber(ARGV[3])
 local strays = {}
 

@@ -1,12 +1,12 @@
--- See to it that an event does not start, or not again.
+-- Cancel an event: it does not start or, if it is running, is not retried.
 --
 -- Uses      guard memo rouse events plan
 --
 -- ARGV[3]   id
 --
--- Returns   cancelled: it will never start; in_flight: it has started, no retry will
---           follow; not_found; short: nothing was done, since the occurrence after this one
---           is not known, and the chain would end
+-- Returns   cancelled: it will never start; in_flight: it has started and will not be retried;
+--           not_found; short: nothing was done, because the next occurrence is not known and
+--           the chain would end
 local id = ARGV[3]
 local done, stale = recall()
 if stale then return stale end
@@ -20,7 +20,7 @@ local result = 'not_found'
 local lease = redis.call('HGET', LEASE, id)
 local token, attempt, due, _, node, flags = parse_lease(lease)
 if token then
-  -- A lease that ended a moment ago counts as held: its holder may well be running.
+  -- A lease that ended a moment ago counts as held, because its handler may still be running.
   redis.call('ZREM', PROMISE, '')
   redis.call('HSET', LEASE, id, token .. ',' .. attempt .. ',' .. due .. ',c' .. flags .. ',' .. node)
   result = 'in_flight'
@@ -37,7 +37,7 @@ elseif redis.call('ZSCORE', DUE, id) then
   count('cancelled', 1)
   if pending then plan().advance(schedule, beat, after) end
   plan().ended(id)
-  -- The next may have been waiting for the end of this one, which may have been moved far away.
+  -- The next occurrence may have waited for this one to end, even if this one was moved far away.
   local earliest = schedule and first_due()
   if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
   result = 'cancelled'

@@ -1,17 +1,17 @@
--- One page of the dead letters, the oldest first.
+-- Return one page of the dead letters, oldest first.
 --
 -- Uses      walk
 --
--- ARGV[3]   how many
--- ARGV[4]   when the last one of the page before died, in µs; '' for the first page
--- ARGV[5]   and its id
--- ARGV[6]   the score at which the walk ends, as the first page has returned it; there ''
--- ARGV[7]   and the id
+-- ARGV[3]   how many letters
+-- ARGV[4]   when the last letter of the previous page died, in µs; '' for the first page
+-- ARGV[5]   its id
+-- ARGV[6]   end score, as the first page returned it; '' for the first page
+-- ARGV[7]   end id, likewise
 --
 -- Returns   {now, end score, end id, more, letters}
---   end       the last place that existed when the walk began; '' when there was none
---   more      1 when the walk goes on after the last letter of this page, else ''
---   letters   id, died and letter of each in turn
+--   end       the last position that existed when the first page was read; '' if there was none
+--   more      1 if another page follows, else ''
+--   letters   id, time of death and letter of each
 local end_score, end_id = ARGV[6], ARGV[7]
 if end_score == '' then end_score, end_id = last_place(GRAVES, '+inf') end
 local from = ARGV[4] == '' and 0 or rank_after(GRAVES, ARGV[4], ARGV[5])

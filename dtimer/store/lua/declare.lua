@@ -1,25 +1,26 @@
--- Declare a schedule: new, changed, or, as every process does at its start, once more.
+-- Declare a schedule: a new one, a changed one, or an unchanged one, as every process does when it
+-- starts.
 --
 -- Uses      guard memo rouse events plan retime
 --
 -- ARGV[3]   schedule
 -- ARGV[4]   fingerprint of the definition
 -- ARGV[5]   definition, as JSON that no script reads
--- ARGV[6]   max_retries and payload of its occurrences, as in a body
+-- ARGV[6]   '<max_retries>|<payload>' of its occurrences
 -- ARGV[7]   interval in µs; '' for a list of nominal times
 -- ARGV[8]   misfire: c, s or a
 -- ARGV[9]   overlap: q, a or s
 -- ARGV[10]  jitter in µs
 -- ARGV[11]  the first nominal time of an interval: µs, or '+<µs>' from now
--- ARGV[12]  no nominal time is after this, in µs; '' for none
+-- ARGV[12]  the last moment at which a nominal time may be, in µs; '' for none
 -- ARGV[13]  how many occurrences; '' for no limit
 -- ARGV[14]  the next nominal times of a list, joined by ','
--- ARGV[15]  1 when no more than these will follow, else ''
+-- ARGV[15]  1 if no other times will follow these, else ''
 --
--- Returns   new, changed or same; or behind:<µs>, and nothing was done, where all of the list
---           lies before what was handed out last, at that time: others are wanted. Also changed
---           if the definition is the same and its nominal times are not: the tables of its time
---           zone are others
+-- Returns   new, changed or same. An unchanged definition whose nominal times have changed,
+--           because its time zone has, is also changed.
+--           behind:<µs> if the whole list is not after the last nominal time that was claimed,
+--           which is returned. Nothing was done, and the caller must send later times
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
@@ -31,15 +32,15 @@ local schedule = ARGV[3]
 local old = plan().read_beat(schedule)
 local result = 'same'
 if old and old.print == ARGV[4] then
-  -- A chain that was broken by hand goes on.
+  -- Repair a chain whose pending occurrence was removed by hand.
   if old.paused == '' and old.next ~= ''
     and not redis.call('ZSCORE', DUE, plan().occurrence(schedule, old.next)) then
     plan().put(schedule, old)
   end
   if retime(schedule, old, ARGV[14], ARGV[15]) then result = 'changed' end
 else
-  -- Of a clock that was put back: times that lie before what was handed out are of no use, and
-  -- without others the chain would end.
+  -- The clock was set back. Times before the last claimed occurrence are useless, and without
+  -- later ones the chain would end.
   local latest = tonumber(string.match(ARGV[14], '(%d+)$'))
   if ARGV[7] == '' and ARGV[15] ~= '1' and latest and old and latest <= (tonumber(old.last) or 0) then
     return 'behind:' .. old.last
@@ -48,7 +49,8 @@ else
     plan().sure_to_go_on(schedule, old)
     remove(plan().occurrence(schedule, old.next))
   else
-    -- What may not be done is refused before anything is.
+    -- Try the commands that change something, so that a missing permission fails before any
+    -- change.
     redis.call('ZADD', DUE, 'XX', '0', '')
     redis.call('HDEL', BODY, '')
   end
@@ -60,9 +62,9 @@ else
   }
   redis.call('HSET', DEFS, schedule, ARGV[5])
   redis.call('HSET', PLANS, schedule, ARGV[6])
-  -- A change holds from now on. What is due already is still handed out, once, whatever the
-  -- change; and an interval that stays goes on as it did, or a schedule that is changed more
-  -- often than it recurs would never come round.
+  -- A change applies from now on. An occurrence that is due already still comes, once, after any
+  -- change. An unchanged interval keeps its rhythm. Otherwise a schedule that is changed more
+  -- often than it recurs would never run.
   local first
   local every, start = tonumber(beat.every), tonumber(ARGV[11])
   if old and old.next ~= '' and tonumber(old.next) <= NOW then first = tonumber(old.next) end
@@ -76,7 +78,7 @@ else
       end
     end
     beat.anchor = digits(start)
-    -- Not once more what was handed out before the clock was put back.
+    -- Do not repeat occurrences that were claimed before the clock was set back.
     local over = math.max(NOW, tonumber(beat.last) or 0)
     if not first and old and start <= over then
       first = plan().following(beat, over)

@@ -1,18 +1,18 @@
--- Renew leases: the heartbeat of running handlers, or one event at its holder's request.
--- Asked again it does the same again, so it needs no memo.
+-- Renew leases: as the heartbeat of running handlers, or for one event at its handler's request.
+-- A second call has the same effect, so the result is not remembered.
 --
 -- Uses      guard
 --
--- ARGV[3]   lease length in µs, from now; with a '+' before it a lease that lasts longer is left
---           as it is: a holder's wish never shortens its lease, a heartbeat does, after the
---           server's clock was put back
--- ARGV[4]   and on: id and token of each event in turn
+-- ARGV[3]   lease length in µs, from now. With a leading '+', a lease that lasts longer is not
+--           changed. A handler's request has the '+', so it never shortens its lease. A
+--           heartbeat may shorten one, after the server's clock was set back
+-- ARGV[4]   and on: id and token of each event
 --
--- Returns   a string of one letter each: 1 renewed, 0 not the holder any more
+-- Returns   one letter for each: 1 renewed, 0 not held under this token any more
 local wrong = guard(DUE, LEASE)
 if wrong then return wrong end
 
--- Redis allows this when it is out of memory, and with it what follows.
+-- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
 redis.call('ZREM', DUE, '')
 local least = string.sub(ARGV[3], 1, 1) == '+'
 local asked = NOW + tonumber(string.match(ARGV[3], '%d+'))

@@ -1,10 +1,10 @@
--- Who holds the events that are in flight: all of them, or a sample where they are many.
+-- Return which nodes hold the events in flight: of all events, or of a sample if there are many.
 --
 -- Uses      events
 --
--- ARGV[3]   how many to look at, at most
+-- ARGV[3]   how many events to look at, at most
 --
--- Returns   incarnation and how many of those looked at it holds, in turn
+-- Returns   incarnation and number of sampled events of each holder
 local counts, names, reply = {}, {}, {}
 local held = redis.call('HRANDFIELD', LEASE, tonumber(ARGV[3]), 'WITHVALUES')
 for i = 2, #held, 2 do

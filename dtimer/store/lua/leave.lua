@@ -1,10 +1,10 @@
--- Take a node off every list, and see that somebody else comes for the next event.
+-- Remove a node from every list, and make sure that another one comes for the next event.
 --
 -- Uses      guard rouse
 --
 -- ARGV[3]   the node's incarnation
 --
--- Returns   1 when it was registered, else 0
+-- Returns   1 if it was registered, else 0
 local wrong = guard(NODES, ALIVE, ROSTER, PROMISE)
 if wrong then return wrong end
 

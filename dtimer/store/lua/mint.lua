@@ -1,32 +1,31 @@
--- Store events under ids that were made for them, and wake somebody when the earliest due
--- time moved closer.
+-- Store events under generated ids. Wake a node if the earliest due time has moved closer.
 --
 -- Uses      memo
 -- Later     guard rouse
 --
 -- ARGV[3]   id
--- ARGV[4]   when: '+<µs>' from now, or '<µs>' since the epoch; the past means now
--- ARGV[5]   body: '<expires>,<max_retries>|<payload>', where it expires likewise or ''
---           and so on, for each event in turn
+-- ARGV[4]   when: '+<µs>' from now, or '<µs>' since the epoch; a past time means now
+-- ARGV[5]   body: '<expires>,<max_retries>|<payload>', where expires is '' or like `when`
+--           and so on, three for each event
 --
 -- Returns   '<letter>;<posted>;<id>'
---   letter  1 when all were stored; x when none was, because `id` is pending already
---   posted  how many events were ever posted, these included; '' where nothing was stored
---           now
+--   letter  1 if all were stored; x if none was, because `id` is pending already
+--   posted  how many events were ever posted, including these; '' if nothing was stored now
 local done, stale = recall()
 if stale then return stale end
 if done then
   local letter, id = string.match(done, '^([1x]);(.*)$')
   if letter then
-    -- Written anew, on the connection of this try: a WAIT counts from the last write of its
-    -- own. Redis allows a HDEL when it is out of memory, and with it what follows.
+    -- Write the result again on the connection of this attempt, because WAIT counts from the last
+    -- write of its own connection. Redis allows an HDEL when it is out of memory, and then the
+    -- HSET too.
     redis.call('HDEL', MEMO_A, '')
     remember(done)
     return letter .. ';;' .. id
   end
 end
 
--- Of text that begins with a plus sign.
+-- Return whether a text begins with a plus sign.
 local function relative(text)
   return string.byte(text) == 43
 end
@@ -41,9 +40,9 @@ local function body(text)
   return digits(NOW + after) .. rest
 end
 
--- To look for foreign types first would cost as much as all this. So they are met, and what
--- was written before is taken back. The first write is one that Redis refuses when it is out
--- of memory.
+-- Checking the types of the keys first would cost as much as the post. Instead, a write that
+-- meets a wrong type fails, and the writes before it are undone. Redis refuses the first write
+-- when it is out of memory, so nothing is half stored then.
 local count, soonest, due_now, added, stored, taken = (#ARGV - 2) / 3, math.huge, 0, nil, nil, nil
 if count == 1 then
   local id = ARGV[3]
@@ -60,7 +59,7 @@ else
   local text, when, score
   for i = 1, count do
     local id = ARGV[3 * i]
-    -- Often all have the same.
+    -- The events of a batch often have the same time.
     if ARGV[3 * i + 1] ~= text then
       text = ARGV[3 * i + 1]
       when = moment(text)
@@ -87,7 +86,7 @@ end
 local wrong = type(added) == 'table' and added or type(stored) == 'table' and stored
 local posted, wakes = '', false
 if not wrong then
-  -- Whoever is on duty has promised to come for what was the earliest.
+  -- If another event is earlier, the node on duty has promised to come for it.
   local head = redis.pcall('ZRANGE', DUE, '0', '0', 'WITHSCORES')
   wakes = due_now > 0 or tonumber(head[2]) == soonest
   wrong = head.err and head or wakes and later()(ROSTER, PROMISE)
@@ -97,7 +96,7 @@ if not wrong then
   if type(total) == 'number' then
     posted = digits(total)
   else
-    -- That somebody else has put there what is no number, must not undo a post.
+    -- A foreign value in the total must not undo a post. A SYS of the wrong type does.
     wrong = later()(SYS)
   end
 end

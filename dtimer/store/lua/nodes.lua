@@ -1,8 +1,9 @@
--- The nodes that have joined and were heard of lately.
+-- Return the nodes that have joined and claimed recently.
 --
 -- ARGV[3]   how long a silent node is remembered, in µs
 --
--- Returns   incarnation, who, last seen and 1 when on the roster, of each in turn
+-- Returns   of each: incarnation, registration ('<joined µs>|<JSON>'), µs since its last claim,
+--           and 1 if it is on the roster, else 0
 local rows = {}
 local alive = redis.call('ZRANGEBYSCORE', ALIVE, '(' .. digits(NOW - tonumber(ARGV[3])), '+inf',
   'WITHSCORES', 'LIMIT', 0, 1000)

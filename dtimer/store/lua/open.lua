@@ -1,23 +1,24 @@
--- Make sure that the namespace is ours and of a schema that this version knows.
+-- Check the types of all keys of a namespace, create it if that is requested, and return its state.
 --
--- A caller that only reads makes none, so that a mistyped name leaves no key behind.
+-- A caller that only reads does not create it, so a mistyped name leaves no key behind.
 --
 -- Uses      guard
 --
 -- ARGV[3]   the schema version
--- ARGV[4]   a name for this making of the namespace, should it be made now; '' makes none
+-- ARGV[4]   a random name for the namespace if it must be created; '' to create none
 --
--- Returns   {now, version found, that name, token, posted, struck}
---   version '' when there is no namespace, and none was made
---   token   the last that was given out, 0 for none
+-- Returns   {now, version, name, token, posted, struck}
+--   version '' if the namespace does not exist and was not created
+--   name    the random name that it was created with
+--   token   the last one issued, 0 for none
 --   posted  how many events were ever posted
---   struck  how many nodes were ever struck off for their silence
+--   struck  how many nodes were ever removed because they were silent
 local wrong = guard(unpack(KEYS))
 if wrong then return wrong end
 local version, born, token, posted, struck = unpack(
   redis.call('HMGET', SYS, 'v', 'born', 'token', 'n:posted', 'n:struck'))
 if not version and ARGV[4] ~= '' then
-  -- Only then: a full server, or a replica, takes no writes.
+  -- Write in this case only, because a full server or a replica refuses writes.
   born = ARGV[4]
   redis.call('HSET', SYS, 'v', ARGV[3], 'born', born)
   version = ARGV[3]

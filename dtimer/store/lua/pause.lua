@@ -1,10 +1,10 @@
--- Stop handing events out, or go on, for the whole namespace.
+-- Pause or resume a whole namespace. While it is paused, no event is claimed.
 --
 -- Uses      guard memo rouse
 --
 -- ARGV[3]   1 to pause, 0 to resume
 --
--- Returns   1 when that changed something, else 0
+-- Returns   1 if that changed something, else 0
 local done, stale = recall()
 if stale then return stale end
 if done then return done end

@@ -1,10 +1,10 @@
--- Look at one event, wherever it stands.
+-- Return one event, in any state.
 --
 -- Uses      events
 --
 -- ARGV[3]   id
 --
--- Returns   {} when there is none, or {state, due, attempt, body or dead letter}
+-- Returns   {state, due, attempt, body or dead letter}; {} if the event does not exist
 local id = ARGV[3]
 local score = redis.call('ZSCORE', DUE, id)
 if score then

@@ -1,10 +1,10 @@
--- Try every command that the scripts use, each in a form that changes nothing. What this
--- client may not run, or the server refuses for another reason, is told and not raised.
--- Also in a namespace that is not open yet, and may be foreign.
+-- Try every command that the scripts use, in a form that changes nothing. A command that this
+-- client may not run, or that the server refuses for another reason, is returned and not raised.
+-- The namespace need not be open yet, and may be foreign.
 --
--- ARGV[1]   never '': the prelude would ask for the time, which may be what is refused
+-- ARGV[1]   never '', or the prelude would call TIME, which may be the refused command
 --
--- Returns   command and what it was refused for, in turn; nothing when all went well
+-- Returns   command and error of each that was refused; nothing if all are permitted
 local NOBODY = '\1nobody'
 
 local refused = {}
@@ -30,7 +30,7 @@ for _, words in ipairs({
   {'ZREM', DUE, NOBODY},
   {'ZREVRANGEBYSCORE', DUE, '0', '0', 'LIMIT', '0', '1'},
   {'ZSCORE', DUE, NOBODY},
-  -- These last: the key has to be there for the second, and an HDEL has to follow.
+  -- These come last: RENAME needs an existing key, and an HDEL must undo the HSET.
   {'HSET', SYS, NOBODY, '0'},
   {'RENAME', SYS, SYS},
   {'HINCRBY', SYS, NOBODY, '0'},

@@ -1,30 +1,29 @@
--- Store events under ids that somebody has chosen, and wake somebody when the earliest due
--- time moved closer. Those that have none are stored by mint.lua.
+-- Store events under ids that the user chose. Wake a node if the earliest due time has moved
+-- closer. Events with generated ids are stored by lua/mint.lua.
 --
 -- Uses      guard memo rouse events
 --
--- ARGV[3]   what to do about an id that exists already: replace, keep, error, earliest,
---           latest. The last two compare due times with an event that waits, and supersede one
---           in flight
--- ARGV[4]   and on, for each event in turn:
+-- ARGV[3]   what to do if the id exists: replace, keep, error, earliest, latest. The last two
+--           compare due times with an event that waits, and replace an event in flight
+-- ARGV[4]   and on, three for each event:
 --             id
---             when  '+<µs>' from now, or '<µs>' since the epoch; the past means now.
---                   After '=' it is moved behind what is due within the millisecond
---             body  '<expires>,<max_retries>|<payload>', where it expires likewise or ''
+--             when  '+<µs>' from now, or '<µs>' since the epoch; a past time means now.
+--                   With a leading '=', the event is put behind those due in that millisecond
+--             body  '<expires>,<max_retries>|<payload>', where expires is '' or like `when`
 --
 -- Returns   '<letters>;<posted>;<id>'
---   letters one per event: 1 stored, 0 not stored because an existing one was kept; or x when
---           nothing was stored because `id` is pending already
---   posted  how many events were ever posted, these included; '' where nothing was stored
---           now
+--   letters one per event: 1 stored, 0 not stored because an existing one was kept. Or a
+--           single x: nothing was stored because `id` exists already
+--   posted  how many events were ever posted, including these; '' if nothing was stored now
 local policy = ARGV[3]
 
 local done, stale = recall()
 if stale then return stale end
 local letters, id = string.match(done or '', '^(%w*);(.*)$')
 if letters then
-  -- Written anew, on the connection of this try: a WAIT counts from the last write of its
-  -- own. Redis allows a HDEL when it is out of memory, and with it what follows.
+  -- Write the result again on the connection of this attempt, because WAIT counts from the last
+  -- write of its own connection. Redis allows an HDEL when it is out of memory, and then the HSET
+  -- too.
   redis.call('HDEL', MEMO_A, '')
   remember(done)
   return letters .. ';;' .. id
@@ -54,7 +53,7 @@ local function body(text)
   return after and digits(NOW + after) .. rest or text
 end
 
--- Returns whether an event of this id exists and, if it waits, when it is due.
+-- Return whether an event with this id exists and, if it waits, when it is due.
 local function existing(id)
   local score = redis.call('ZSCORE', DUE, id)
   if not score then return false end
@@ -78,8 +77,8 @@ for i = 4, #ARGV, 3 do
       remember('x;' .. id)
       return 'x;;' .. id
     end
-    -- An event in flight has no due time to compare: it is superseded, or this post would be
-    -- lost if its handler returns.
+    -- An event in flight has no due time to compare. It is replaced, or this post would be lost
+    -- when its handler returns.
     keep = exists and policy == 'keep'
       or due and policy == 'earliest' and due <= when
       or due and policy == 'latest' and due >= when
@@ -98,13 +97,13 @@ end
 
 local posted = ''
 if #ids > 0 then
-  -- Whoever is on duty has promised to come for what was the earliest; where that was put
-  -- off just now, he finds out.
+  -- The node on duty has promised to come for the event that was earliest. If this post moved
+  -- that event to a later time, the node finds out when it comes.
   local earliest = math.min(first_due() or math.huge, soonest)
   local wakes = soonest == earliest or due_now > 0
   wrong = wakes and guard(ROSTER, PROMISE)
   if wrong then return wrong end
-  -- The first write is one that Redis refuses when it is out of memory.
+  -- Begin with a write that Redis refuses when it is out of memory, so nothing is half stored.
   local added = redis.call('ZADD', DUE, unpack(scores))
   redis.call('HSET', BODY, unpack(bodies))
   if added < #ids then

@@ -1,12 +1,12 @@
--- Move a scheduled event to another time. One in flight has started already, and a dead
--- one is not scheduled: neither is touched.
+-- Move a scheduled event to another time. An event in flight has already started, and a dead letter
+-- is not scheduled, so neither is changed.
 --
 -- Uses      guard memo rouse
 --
 -- ARGV[3]   id
--- ARGV[4]   when: '+<µs>' from now, or '<µs>' since the epoch; the past means now
+-- ARGV[4]   when: '+<µs>' from now, or '<µs>' since the epoch; a past time means now
 --
--- Returns   1 when it was moved, else 0
+-- Returns   1 if it was moved, else 0
 local id = ARGV[3]
 local done, stale = recall()
 if stale then return stale end

@@ -1,12 +1,12 @@
--- Put dead letters back that were taken along from elsewhere. One whose id is pending here,
--- or dead already, is left out: so doing it again changes nothing.
+-- Put back dead letters that were exported before, perhaps from another namespace. A letter whose
+-- id is pending or dead here is skipped, so a second call changes nothing.
 --
 -- Uses      guard memo
 --
--- ARGV[3] and on, for each letter in turn:
+-- ARGV[3]   and on, three for each letter:
 --             id
 --             died     in µs since the epoch
---             letter   as the hash of dead letters has it
+--             letter   in the format of the hash of dead letters
 --
 -- Returns   how many were put back
 local done, stale = recall()

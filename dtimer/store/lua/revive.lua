@@ -1,10 +1,10 @@
--- Give a dead letter another life: due now, its attempts and its expiry forgotten.
+-- Make a dead letter a pending event again: due now, without its past attempts and its expiry.
 --
 -- Uses      guard memo rouse events
 --
 -- ARGV[3]   id
 --
--- Returns   1; 0 when there is no such letter, or its body is no event
+-- Returns   1; 0 if the letter does not exist, or if its body is not an event
 local id = ARGV[3]
 local done, stale = recall()
 if stale then return stale end

@@ -1,10 +1,10 @@
--- Hand out one more occurrence of a schedule, besides those it makes by itself.
+-- Create one more occurrence of a schedule, due now, in addition to its regular ones.
 --
 -- Uses      guard memo rouse events plan
 --
 -- ARGV[3]   schedule
 --
--- Returns   the id of the occurrence, or '' when there is no such schedule
+-- Returns   the id of the occurrence; '' if it does not exist
 local done, stale = recall()
 if stale then return stale end
 if done then return done end

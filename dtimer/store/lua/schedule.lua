@@ -1,11 +1,11 @@
--- Look at one schedule.
+-- Return one schedule.
 --
 -- Uses      events plan
 --
 -- ARGV[3]   schedule
 --
--- Returns   {} when there is none, or {definition, plan, beat, due of the pending or '', 1 when
---           the beat can be read, else ''}
+-- Returns   {definition, plan, beat, due time of the pending occurrence or '', 1 if the beat can
+--           be read, else ''}; {} if it does not exist
 local text = redis.call('HGET', BEATS, ARGV[3])
 if not text then return {} end
 local beat = plan().read_beat(ARGV[3])

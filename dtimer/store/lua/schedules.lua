@@ -1,6 +1,6 @@
--- The names of all schedules. They are what programs declare, so not many.
+-- Return the names of all schedules. They are few, because programs declare them.
 --
--- ARGV[2]   nothing more is asked for
+-- ARGV[2]   the last argument; it is common to all scripts
 --
--- Returns   the names, in no order
+-- Returns   the names, in no particular order
 return redis.call('HKEYS', BEATS)

@@ -1,12 +1,12 @@
--- Settle events outside a turn: a holder that wants to know at once.
+-- Settle events immediately, outside a claim, for a handler that waits for the outcome.
 --
 -- Uses      guard memo rouse events plan settle
 --
 -- ARGV[3]   number of confirmed events
 -- ARGV[4]   number of events settled in other ways
--- ARGV[5]   and on: those events, as parts/settle.lua reads them
+-- ARGV[5]   and on: those events, in the format of parts/settle.lua
 --
--- Returns   one letter per event, in their order (parts/settle.lua)
+-- Returns   one letter per event, in order (parts/settle.lua)
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
@@ -15,7 +15,7 @@ local wrong = guard(DUE, ROSTER, PROMISE)
 if wrong then return wrong end
 
 local before = first_due()
--- Redis allows this when it is out of memory, and with it what follows.
+-- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
 redis.call('ZREM', DUE, '')
 local results
 results, wrong = settle(5, tonumber(ARGV[3]), tonumber(ARGV[4]))

@@ -1,13 +1,13 @@
--- The namespace in numbers, none of which takes longer with more events.
+-- Return the numbers of a namespace. The time to read them does not grow with the number of events.
 --
 -- Uses      rouse
 --
 -- ARGV[3]   how long a silent node is remembered, in µs
 --
 -- Returns   {now, pending, leased, due, earliest or -1, dead, nodes, paused, totals, lateness}
---   due     those of `pending` whose time, or whose lease's end, has come
---   totals  name and count in turn, of what HINCRBY has counted
---   lateness  counts of the buckets (dtimer/model/lateness.py)
+--   due     how many of `pending` are due, or have a lease that has ended
+--   totals  name and number of each total
+--   lateness  the number in each bucket (dtimer/model/lateness.py)
 local names = {
   'posted', 'started', 'confirmed', 'retried', 'released', 'cancelled', 'died', 'expired',
   'revived', 'coalesced', 'skipped',

@@ -1,15 +1,15 @@
--- Bring a schedule more nominal times, unless somebody else has meanwhile.
+-- Add nominal times to a schedule, unless another node has added some meanwhile.
 --
 -- Uses      guard rouse events plan
 --
 -- ARGV[3]   schedule
--- ARGV[4]   the beat's fingerprint, and
--- ARGV[5]   the last nominal time that was known, from which these go on
+-- ARGV[4]   fingerprint of the definition that they were computed from
+-- ARGV[5]   the last nominal time that the caller knew; these follow it
 -- ARGV[6]   nominal times, joined by ','
--- ARGV[7]   how many before these are over and were left out
--- ARGV[8]   1 when no more than these will follow, else ''
+-- ARGV[7]   how many past times before these were left out
+-- ARGV[8]   1 if no other times will follow these, else ''
 --
--- Returns   1 when they were taken
+-- Returns   1 if they were added, else 0
 local wrong = guard(DUE, BODY, SYS, PLANS, BEATS, ROSTER, PROMISE)
 if wrong then return wrong end
 
@@ -26,7 +26,7 @@ end
 beat.gap = digits((tonumber(beat.gap) or 0) + tonumber(ARGV[7]))
 beat.final = ARGV[8]
 plan().write_beat(schedule, beat)
--- The pending occurrence may have been waiting for this.
+-- The pending occurrence may have waited for these times.
 plan().go_on(schedule, beat)
 local earliest = first_due()
 if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end

@@ -1,11 +1,11 @@
--- Pause one schedule, or let it go on: what fell due meanwhile is a misfire.
+-- Pause or resume one schedule. An occurrence that falls due during the pause is a misfire.
 --
 -- Uses      guard memo rouse events plan
 --
 -- ARGV[3]   schedule
 -- ARGV[4]   1 to pause, 0 to resume
 --
--- Returns   1 when that changed something, else 0
+-- Returns   1 if that changed something, else 0
 local done, stale = recall()
 if stale then return stale end
 if done then return done end

@@ -1,11 +1,11 @@
--- Drop dead letters that are too many or too old, a bounded number of them a call.
+-- Delete dead letters that are too many or too old, a limited number in one call.
 --
 -- Uses      guard memo
 --
 -- ARGV[3]   how many may stay
 -- ARGV[4]   how old they may be, in µs; -1 for any age
 --
--- Returns   how many were dropped: ask again while it is not 0
+-- Returns   how many were deleted; call again until it is 0
 local MOST = 500
 local done, stale = recall()
 if stale then return stale end
@@ -25,7 +25,8 @@ if #ids > 0 then
   redis.call('ZREM', GRAVES, unpack(ids))
   redis.call('HDEL', DEAD, unpack(ids))
 else
-  -- Redis allows this when it is out of memory, and with it what follows.
+  -- This ZREM removes nothing. Redis allows it when out of memory, and with it the result's
+  -- write.
   redis.call('ZREM', GRAVES, '')
 end
 remember(digits(#ids))

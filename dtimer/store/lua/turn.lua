@@ -1,39 +1,42 @@
--- One turn of a node: settle what it has finished, lease it what is due, and tell it when
--- to ask again. Deciding that nobody else will come for the next event is part of it.
+-- Serve one claim of a node: settle the events it has finished, lease it due events, and say when
+-- it should claim again. To do so, the script decides which node is on duty for the next event.
 --
 -- Uses      guard memo rouse events again plan settle
 --
 -- ARGV[3]   the node's incarnation
--- ARGV[4]   limit: how many events its free hands can start; 0 claims nothing
+-- ARGV[4]   limit: how many events its free handler threads can start; 0 claims nothing
 -- ARGV[5]   lease length in µs
--- ARGV[6]   'h' when the node hears wakes, 'e' to be sent an echo, 'p' to be told how many
---           events were ever posted; together or ''. How often this very turn was asked
---           for before, when it was. And ',<bytes>' for a node with a slow connection: all
---           bodies after the first fit into so many bytes, 1000000 when it is not given; with a
---           '!' behind it the first does, too, and larger ones are passed over
--- ARGV[7]   when this node was last heard of, as it was told by its last turn; '' when it
---           does not know
--- ARGV[8]   how far ahead it claims, in µs: what falls due in that time is handed out as well,
---           and the node keeps it until it is due
+-- ARGV[6]   '' or, in this order, any of
+--             h         the node can hear wakes
+--             e         publish an echo to the node
+--             p         return how many events were ever posted
+--             <number>  how many times this claim was sent before
+--             ,<bytes>  for a slow connection: how many bytes of bodies to return, 1000000 if
+--                       not given. The first event may exceed it alone
+--             !         apply that limit to the first event too, and skip larger events
+-- ARGV[7]   `heard` of the reply to this node's last claim; '' if the node does not know it
+-- ARGV[8]   look-ahead in µs: events that fall due within it are claimed too, and the node keeps
+--           them until they are due
 -- ARGV[9]   number of confirmed events
 -- ARGV[10]  number of events settled in other ways
--- ARGV[11]  and on: those events, as parts/settle.lua reads them
+-- ARGV[11]  and on: those events, in the format of parts/settle.lua
 --
--- Returns   '<head>|<claim>...<text>...', one string, because each element of a reply costs a
---           client as much as an event's payload does
+-- Returns   '<head>|<claim>...<text>...', one string, because a client spends as much on each
+--           element of a reply as on the payload of an event
 --   head    'now;wait;known;results;heard;before;posted;<claims>;<buried>;<short>'
---   claim   '<token>,<attempt>,<due>,<length of id>,<length of body>|<id><body>', one for each
---           claimed event
---   text    '<length>:<text>': of each event found unfit the id and the reason in turn, then
---           the schedules that run out of nominal times
+--   claim   '<token>,<attempt>,<due>,<length of id>,<length of body>|<id><body>' for each
+--           leased event
+--   text    '<length>:<text>': id and reason of each event that was buried, then each schedule
+--           that runs short of nominal times
 -- where
---   wait    µs until it is worth asking again; -1 when only a wake or the poll will tell
---   known   1 when the node was registered; 0 asks it to register again, and so does
---           a schema of another version
---   results one letter per settled event, in their order (parts/settle.lua)
---   heard   when this node was last heard of, for its next turn
---   before  when it was heard of before this turn, where it is not ARGV[7]: 0 for never; else ''
---   posted  the total, or ''
+--   wait    µs until the node should claim again; -1 if it should wait for a wake or its poll
+--   known   1 if the node is registered; 0 if it must register again, also because the
+--           namespace has the schema of another version
+--   results one letter per settled event, in order (parts/settle.lua)
+--   heard   when this node last claimed, for ARGV[7] of its next claim
+--   before  if ARGV[7] is not what the server had recorded: what it had, 0 for nothing; else ''
+--   posted  how many events were ever posted; '' if not requested
+--   claims, buried, short  how many of each follow
 local MOST_BYTES, MOST_PASSED, LATEST = 1000000, 100, 80
 local node, limit, lease, flags = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local ahead, confirms, others = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
@@ -49,7 +52,7 @@ if not hears and flags ~= '' then
   end
 end
 
--- What makes an event unfit to be handed out, or nil.
+-- Return why an event must be buried, as a reason and an error text; nil if it may start.
 local function fault_of(body, score, max_retries, holder, attempt, expires)
   if not body then return 'payload_missing', '' end
   if not max_retries or not string.find(score, '^%d+$') or #body > MOST_BODY then
@@ -61,7 +64,8 @@ local function fault_of(body, score, max_retries, holder, attempt, expires)
   if expires and expires <= NOW then return 'expired', '' end
 end
 
--- What is due by the horizon and small enough to be received: at most `limit` ids and scores.
+-- Return ids and scores of at most `limit` events that are due by the horizon and that have at
+-- most `most` bytes.
 local function fitting(horizon, limit, most)
   local found, due = {}, redis.call('ZRANGEBYSCORE', DUE, '-inf', horizon, 'WITHSCORES',
     'LIMIT', '0', digits(limit + MOST_PASSED))
@@ -74,12 +78,13 @@ local function fitting(horizon, limit, most)
   return found
 end
 
--- Once the settlements are done: their results, and as `before` of the reply says.
+-- Set once the settlements are done: their results, and `before` of the reply.
 local settled, was
 
--- No key is asked for its type: each is read, or soft, before anything is claimed. What is settled
--- before that is remembered. DEAD, GRAVES, PLANS and BEATS are looked at when they are needed,
--- which is seldom.
+-- The types of the keys are not checked first. Each key is read, or receives a harmless write,
+-- before any event is claimed, so a wrong type makes the claim fail in time. Settlements made
+-- before such a failure are remembered. DEAD, GRAVES, PLANS and BEATS are checked when they are
+-- needed, which is rare.
 local function take_turn()
   local done, stale = recall()
   if stale then return stale end
@@ -88,11 +93,11 @@ local function take_turn()
 
   local now = digits(NOW)
   local first, second = unpack(redis.call('ZRANGE', ROSTER, '0', '1'))
-  -- Redis allows this when it is out of memory, and with it what follows.
+  -- Redis allows a ZREM when it is out of memory, and then allows all later writes of the script.
   redis.call('ZREM', PROMISE, node)
-  -- What the node was told last is what has to be there: a server that has forgotten this
-  -- turn's predecessor has forgotten what came after it, too (docs/decisions/10-rollbacks).
-  -- To add the difference shows both, in the one command that it takes anyway.
+  -- The server must still have what it told this node last. If it has lost the previous claim, it
+  -- has lost all later writes too (docs/decisions/10-rollbacks). Adding the difference makes the
+  -- score NOW if the server has it, so the check costs no extra command.
   local before = ''
   local heard = tonumber(ARGV[7])
   if heard then
@@ -111,18 +116,20 @@ local function take_turn()
   end
   if echo then tell('echo', node) end
 
-  -- One more than a single hand takes, to know what comes after it.
+  -- Read one event more than a claim by a single handler thread takes, to know when the next is
+  -- due.
   local top = redis.call('ZRANGE', DUE, '0', limit > 0 and '1' or '0', 'WITHSCORES')
   local earliest = soonest(top[2])
   local horizon = digits(NOW + ahead)
   local paused, last_token = false, 0
   local due = {}
-  -- How many are due by the horizon and will be left; nil where nobody has counted them.
+  -- `left` is how many events are due by the horizon and stay unclaimed, nil if not counted.
+  -- `told` is how many nodes have been told to come.
   local left, told = 0, 0
   if earliest and earliest <= NOW + ahead then
     local says, version, token = unpack(redis.call('HMGET', SYS, 'paused', 'v', 'token'))
-    -- What another version of dtimer keeps here is not for this one to hand out. To register
-    -- is refused with the reason.
+    -- Events that another version of dtimer has stored are not claimed. The node tries to
+    -- register again, and that is refused with the reason.
     local foreign = version and version ~= SCHEMA
     known = known and not foreign
     paused, last_token = foreign or says == '1', tonumber(token or '0') or 0
@@ -130,11 +137,12 @@ local function take_turn()
     if limit > 0 and not paused then
       due = limit == 1 and {top[1], top[2]}
         or redis.call('ZRANGEBYSCORE', DUE, '-inf', horizon, 'WITHSCORES', 'LIMIT', '0', ARGV[4])
-      -- Nodes that have been told to come get an event each, so that work is shared and a
-      -- quick node does not run away with all of it.
+      -- Keep one event for each node that has been told to come. Otherwise a fast node would take
+      -- all of the work.
       told = redis.call('ZCOUNT', PROMISE, digits(NOW - GRACE), now)
       if told > 0 then
-        -- Only registered ones: for strangers among the promises events would be kept for ever.
+        -- Count registered nodes only. Events would be kept for ever for unknown names in
+        -- PROMISE.
         local names = redis.call(
           'ZRANGEBYSCORE', PROMISE, digits(NOW - GRACE), now, 'LIMIT', '0', '100')
         told = 0
@@ -150,7 +158,8 @@ local function take_turn()
         left = #due / 2
       end
       if strict then
-        -- Those that would not get through are left for others, who are told of them.
+        -- Events that this node cannot receive are left for other nodes, which are told about
+        -- them.
         due, left = fitting(horizon, limit, most), redis.call('ZCOUNT', DUE, '-inf', horizon)
         most = math.min(most, MOST_BYTES)
       end
@@ -158,15 +167,16 @@ local function take_turn()
   end
 
   local reply, buried, short, ids = {''}, {}, {}, {}
-  -- How many were claimed; of these, before they are due; how many were left until they are.
+  -- How many events were claimed, were left until they are due, and were claimed early.
   local taken, held_back, early = 0, 0, 0
   local first_token, trouble, checked, occurred = 0, nil, false, false
-  -- What is remembered of this turn: the ids, so written that a foreign one may hold anything.
+  -- The ids to remember for this claim, each with its length, because a foreign id may hold any
+  -- byte.
   local given = {}
   if #due > 0 then
     for i = 1, #due, 2 do ids[#ids + 1] = due[i] end
-    -- Each is measured before it is loaded, because a payload may be of any size: the first is
-    -- always handed out, and of the others what the bytes allow.
+    -- Measure each body before loading it, because a payload may be of any size. The first is
+    -- always loaded, and the others while the total stays within the limit.
     local bodies, bytes
     if #ids == 1 then
       bodies = redis.call('HMGET', BODY, ids[1])
@@ -191,7 +201,7 @@ local function take_turn()
     for i, id in ipairs(ids) do
       local body, score = bodies[i], due[2 * i]
       if occurred then
-        -- A schedule may just have put another occurrence in the place of this event.
+        -- An occurrence earlier in this batch may just have replaced this event. Read it again.
         score = redis.call('ZSCORE', DUE, id) or 'inf'
         body, leases[i] = redis.call('HGET', BODY, id), redis.call('HGET', LEASE, id)
         tries[i] = redis.call('HGET', TRIES, id)
@@ -207,9 +217,9 @@ local function take_turn()
       end
       local unfit, why = fault_of(body, score, max_retries, last and whose, attempt, expires)
       local at = tonumber(score)
-      -- Ahead of its time only what is simply to be handed out then: the end of a lease, of a
-      -- life or of an interval is to be judged when it has come, and what has a name of the
-      -- user's may be replaced by him until then.
+      -- Claim ahead only events that will simply start when they are due. An expired lease, an
+      -- expiry and an occurrence must be judged at their time. An event whose id the user chose
+      -- may be replaced until then.
       local leave = at > NOW
         and (at > NOW + ahead or last or mark or unfit or (expires and expires <= at))
       if leave then
@@ -232,7 +242,7 @@ local function take_turn()
         local schedule = plan().named_by(id)
         if schedule and plan().is_short(schedule) then short[#short + 1] = schedule end
       end
-      -- Those that wait were moved or dropped by their schedule.
+      -- An occurrence that waits has been moved or removed by its schedule.
       if not (leave or waits) then
         if cancelled then
           remove(id)
@@ -243,7 +253,8 @@ local function take_turn()
           buried[#buried + 1] = unfit
         else
           if tries[i] then tried[#tried + 1] = id end
-          -- Digits throughout: to let Lua write a number costs as much as half a command.
+          -- Format numbers with `digits`. Letting Lua convert one costs as much as half a
+          -- command.
           local mark = digits(token) .. ',' .. digits(attempt + 1) .. ',' .. score .. ','
           local length = digits(#id)
           scores[#scores + 1] = lease_end
@@ -256,7 +267,8 @@ local function take_turn()
             early = early + 1
             at = NOW
           end
-          -- Two buckets to each doubling of the lateness in µs (dtimer/model/lateness.py).
+          -- Count in two buckets for each doubling of the lateness in µs
+          -- (dtimer/model/lateness.py).
           local late = math.min(LATEST, math.floor(2 * math.log(NOW - at + 1) / math.log(2)))
           lateness[late] = (lateness[late] or 0) + 1
           taken = taken + 1
@@ -277,8 +289,9 @@ local function take_turn()
   end
   if trouble and not busy and taken == 0 then return trouble end
 
-  -- The roster: those with free hands, who took work at the tail. Where nobody else is on it,
-  -- a node that claimed ahead stays: its hands are free until then.
+  -- Put this node on the roster if it has free handler threads, at the tail if it took work. If
+  -- no other node is listed, a node that only claimed ahead stays: its threads are free until
+  -- then.
   local free = limit - taken
   local alone = (not first or first == node) and (not second or second == node)
   local reserve = free <= 0 and early > 0 and alone
@@ -306,17 +319,19 @@ local function take_turn()
       earliest = first_due()
     end
   end
-  -- There is more, and it is kept for nobody: what was unfit took the place of what is not, the
-  -- claims had grown large, or an occurrence was followed by one that is due as well.
+  -- Claim again at once if events are due that are not kept for other nodes. Either buried events
+  -- took the place of others, or the bodies reached the limit, or the next occurrence is due
+  -- already.
   local again = free > 0 and earliest and earliest <= NOW
     and (#ids > taken + held_back or told == 0) and not (strict and taken == 0)
   if earliest and not paused then
-    -- Half of what it may claim ahead, so that it is in time for all of that. What is in sight
-    -- and was left is to be asked for when it is due.
+    -- Come half of the look-ahead before the event is due, to claim it and those behind it in
+    -- time. An event that is nearer than that has been left on purpose, so come when it is due.
     local lead = reserve and 0 or math.floor(ahead / 2)
     local coming = earliest - NOW > lead and earliest - NOW - lead or earliest - NOW
     if head == node then
-      -- On duty. When events are due and yet left, they are kept for others who were told.
+      -- This node is on duty. Events that are due and unclaimed are kept for nodes that were told
+      -- to come.
       wait = again and 0 or earliest > NOW and coming or GRACE
       redis.call('ZADD', PROMISE, digits(NOW + wait), node)
     elseif head then
@@ -324,7 +339,7 @@ local function take_turn()
       rouse(earliest, left)
       if left > 0 and free > 0 then wait = GRACE end
     elseif free > 0 then
-      -- Nobody hears: each node that asks is its own alarm clock.
+      -- No node can be woken, so each node that claims is told when to come back.
       wait = math.max(strict and GRACE or 0, coming)
     end
     if again or trouble then wait = 0 end
@@ -348,8 +363,8 @@ local function take_turn()
   return table.concat(reply)
 end
 
--- What was settled is not settled again where the claims have failed: asked again, the turn tells
--- of it, and the next one of the failure.
+-- If claiming fails after the settlements, remember their results. When this claim is sent again,
+-- the reply has the results, and the node's next claim fails with the error.
 local function failed()
   if settled then
     remember(table.concat({settled, was, digits(asked), '0', '0', ''}, ';'))

@@ -1,10 +1,10 @@
--- End a schedule. What is in flight of it runs on.
+-- End a schedule. An occurrence in flight runs on.
 --
 -- Uses      guard memo events plan
 --
 -- ARGV[3]   schedule
 --
--- Returns   1, or 0 when there is no such schedule
+-- Returns   1; 0 if it does not exist
 local done, stale = recall()
 if stale then return stale end
 if done then return done end

@@ -1,20 +1,20 @@
--- One page of the scheduled events, in due order. Those in flight are passed over.
+-- Return one page of the scheduled events, in order of due time. Events in flight are skipped.
 --
 -- Uses      events plan walk
 --
--- ARGV[3]   how many to look at
--- ARGV[4]   not due before, in µs since the epoch or '+<µs>' from now; '-inf' for all
--- ARGV[5]   not due after, likewise; '+inf' for all
--- ARGV[6]   the score at which the page before ended; '' for the first page
--- ARGV[7]   and the id
--- ARGV[8]   the score at which the walk ends, as the first page has returned it; there ''
--- ARGV[9]   and the id
+-- ARGV[3]   how many events to look at
+-- ARGV[4]   the earliest due time: µs since the epoch, or '+<µs>' from now; '-inf' for no bound
+-- ARGV[5]   the latest due time, likewise; '+inf' for no bound
+-- ARGV[6]   the score at which the previous page ended; '' for the first page
+-- ARGV[7]   its id
+-- ARGV[8]   end score, as the first page returned it; '' for the first page
+-- ARGV[9]   end id, likewise
 --
 -- Returns   {now, end score, end id, last score, last id, events}
---   end       the last place that existed when the walk began; '' when there was none
---   last      where this page ended; '' when there is no more
---   events    id, due, tries, body and mark of each in turn: the mark is p for the pending
---             occurrence of a schedule, else ''
+--   end       the last position that existed when the first page was read; '' if there was none
+--   last      where this page ended; '' if no other page follows
+--   events    id, due, tries, body and mark of each. The mark is p for the pending occurrence
+--             of a schedule, else ''
 local function bound(text)
   if string.match(text, '^%+%-?%d') then return digits(NOW + tonumber(string.sub(text, 2))) end
   return text

@@ -1,12 +1,14 @@
--- The answer to a turn that was taken before: the reply was lost, or it was asked for twice. The
--- same events, those that are still under the same tokens, under a lease that starts anew. But
--- not for ever: who asks again after a whole lease may be unable to receive them, and others
--- are not. And no more than ARGV[6] allows: what is over that many bytes is released at once.
+-- Answer a claim that was made before: its reply was lost, or the node sent it twice.
 --
--- `done` is what the turn has remembered: its results, when the node was heard of before it
--- where that was news, how often it had been asked for, the first token, the number of claims,
--- and the ids of those and of what it buried, as <length>:<text>. Returns the reply of the turn,
--- or nil when somebody else has written that.
+-- The reply has the same events, as far as the node still holds them under the same tokens, and
+-- their leases start over. If a whole lease has passed since the first attempt, the node may be
+-- unable to receive them, so they are released for other nodes. Events that exceed the limit in
+-- ARGV[6] are released at once.
+--
+-- done      what was remembered: '<results>;<before>;<resends>;<first token>;<claims>;<texts>'.
+--           <before> is as in the reply. <texts> is '<length>:<text>' of each claimed id, then of
+--           id and reason of each event that was buried
+-- Returns   the reply to the claim (lua/turn.lua); nil if dtimer has not written `done`
 local function answer_again(done)
   local node, lease, flags = ARGV[3], tonumber(ARGV[5]), ARGV[6]
   local asked = tonumber(string.match(flags, '^%a*(%d+)') or 0)
@@ -24,11 +26,11 @@ local function answer_again(done)
   local first
   first, ids = tonumber(token), tonumber(ids)
   if not ids or ids > #list or first > 9e15 then return nil end
-  -- A token is the time of its claim, or one more than the token before. What was answered
-  -- to a later try may have been received: then this one has come too late to say otherwise.
+  -- A token is the server's time, or the previous token plus one. If a later attempt was
+  -- answered, that reply may have been received, and this one must not contradict it.
   local latest = asked > tonumber(last)
   local impatient = latest and NOW > first + lease
-  -- Redis allows this when it is out of memory, and with it what follows.
+  -- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
   redis.call('ZREM', PROMISE, '')
   local reply, claims, back, bytes = {''}, 0, 0, 0
   for i = 1, ids do
@@ -53,7 +55,7 @@ local function answer_again(done)
   end
   for i = ids + 1, #list do reply[#reply + 1] = digits(#list[i]) .. ':' .. list[i] end
   if back > 0 then
-    -- Somebody else, if there is anybody.
+    -- Take this node off the roster, so that another one is told to come, if there is one.
     redis.call('ZREM', ROSTER, node)
     redis.call('ZREM', PROMISE, node)
     rouse(first_due(), back)
@@ -62,9 +64,9 @@ local function answer_again(done)
   if latest then
     remember(table.concat({results, before, digits(asked), token, digits(ids), texts}, ';'))
   end
-  -- It stays what the first try has written, for a third may yet be on its way.
+  -- Leave ALIVE as the first attempt has set it, because a third attempt may be on its way.
   local heard = redis.call('ZSCORE', ALIVE, node) or ''
-  -- Who knows that has had this answer, and is not told again.
+  -- If the node sends this time, it has received this reply before. Do not report `before` twice.
   if heard ~= '' and tonumber(heard) == tonumber(ARGV[7]) then before = '' end
   reply[1] = table.concat({digits(NOW), '0', '1', results, heard, before, '', digits(claims),
     digits(math.floor((#list - ids) / 2)), '0'}, ';') .. '|'

@@ -1,13 +1,13 @@
--- Adds to one of the totals that stats shows, and returns it; '' where it is no number.
+-- Add to one of the totals that stats.lua returns. Return the total, or '' if it is not a number.
 local function count(what, n)
   if n == 0 then return '' end
-  -- It comes after what it counts, which a foreign value there must not undo.
+  -- The change has been made already, so a foreign value in the total must not fail the script.
   local total = redis.pcall('HINCRBY', SYS, 'n:' .. what, n)
   return type(total) == 'number' and digits(total) or ''
 end
 
--- Take an event out of the living, wherever it stands. A ZREM first: Redis allows it
--- when it is out of memory, and with it all that follows in the same script.
+-- Remove an event, whether it is scheduled or in flight. Redis allows a ZREM when it is out of
+-- memory, and then allows all later writes of the script.
 local function remove(id)
   redis.call('ZREM', DUE, id)
   redis.call('HDEL', BODY, id)
@@ -15,8 +15,7 @@ local function remove(id)
   redis.call('HDEL', TRIES, id)
 end
 
--- Hand a claimed event back as if it had not been claimed: due when it was, no attempt
--- charged.
+-- Undo a claim: the event is due when it was before, and the attempt is not charged.
 local function release(id, attempt, due)
   redis.call('ZADD', DUE, due, id)
   redis.call('HDEL', LEASE, id)
@@ -24,11 +23,11 @@ local function release(id, attempt, due)
   count('released', 1)
 end
 
--- Larger than any payload that may be posted (dtimer/model/options.py), so nobody could be
--- sure to receive it; and how much of it is kept.
+-- A body above MOST_BODY is larger than any payload that may be posted (dtimer/model/options.py),
+-- and a node might not be able to receive it. Its dead letter keeps the first KEPT bytes.
 local MOST_BODY, KEPT = 64 * 1024 * 1024 + 1000, 1024 * 1024
 
--- Move an event to the dead letters, its stored bytes as they are.
+-- Move an event to the dead letters. Its stored bytes stay as they are.
 local function bury(id, attempt, reason, err)
   local body = redis.call('HGET', BODY, id) or ''
   if #body > MOST_BODY then
@@ -51,8 +50,7 @@ local function parse_lease(text)
   return token, tonumber(attempt), due, cancelled, node, flags
 end
 
--- The third that is returned is 's' for an occurrence of a schedule, and 'n' for an event whose id
--- is a name that somebody has given it.
+-- The third result is 's' for an occurrence of a schedule, and 'n' for an id that the user chose.
 local function parse_body(text)
   local expires, max_retries, comma, mark = string.match(text or '', '^(%d*),(%d+)(,?)(.)')
   if not expires or #expires > 17 or #max_retries > 7 then return nil end

@@ -1,13 +1,12 @@
--- There is no rollback: a script that meets a foreign type half way has written the
--- half before it. So whoever writes checks first: by asking for the type, or by a command that
--- it needs anyway and that would fail.
+-- Redis does not roll back. If a script fails half way because a key has the wrong type, its
+-- earlier writes stay. So a script checks types before its first write: with TYPE, or with a
+-- command that it needs anyway and that fails on a wrong type.
 local function kind(key)
   local sorted = key == DUE or key == GRAVES or key == ALIVE or key == ROSTER or key == PROMISE
   return sorted and 'zset' or 'hash'
 end
 
--- Returns an error reply when one of the given keys is of a foreign type, or may not be looked
--- at, else nil.
+-- Return an error reply if one of the given keys has the wrong type or may not be read, else nil.
 local function guard(...)
   for _, key in ipairs({...}) do
     local reply = redis.pcall('TYPE', key)
@@ -19,8 +18,8 @@ local function guard(...)
   end
 end
 
--- Run a verb. Where it fails because a key is of a foreign type, the error reply says which;
--- `failed`, if it is given, sees to what was done before that.
+-- Run a verb. If it fails because a key has the wrong type, return an error reply that names the
+-- key. `failed`, if given, is called first, to remember what was done before the failure.
 local function named(verb, failed)
   local done, result = pcall(verb)
   if done then return result end

@@ -1,20 +1,19 @@
--- What the last operation of each lane came to, so that one whose reply was lost is
--- recognised when it is tried again, and one that arrives after its successor is not
--- done at all (sessions, as in D. Ongaro, *Consensus: Bridging Theory and Practice*,
--- 2014, section 6.3). A lane is a connection's worth of operations, one at a time.
+-- Remember the result of the last operation of each session. If the reply was lost and the client
+-- sends the operation again, it is recognised and returns the same result. An operation that
+-- arrives after its successor is refused. A session is a sequence of operations, one at a time,
+-- as in D. Ongaro, *Consensus: Bridging Theory and Practice*, 2014, section 6.3.
 --
--- Two hashes: the first holds what was done since the time in its field w, and after a
--- minute becomes the second, what that held being forgotten. So a result is remembered for
--- a minute at the least, far beyond any deadline, and idle lanes are forgotten without a
--- timer and without a key that expires. Nothing is looked up by the time, nor dropped
--- because it was set back: a clock that is stepped between two tries must not have an
--- operation done twice.
+-- There are two hashes. MEMO_A holds the operations since the time in its field w. After a minute
+-- it replaces MEMO_B, whose results are forgotten. So a result is remembered for at least a
+-- minute, far longer than any deadline, and idle sessions are forgotten without a timer and
+-- without a key that expires. Look-ups ignore the time, and nothing is dropped if the clock is
+-- set back: a clock step between two attempts must not let an operation act twice.
 local WINDOW = 60000000
 local memo_lane, memo_seq = string.match(ARGV[2], '^(.+):(%d+)$')
 local memo_since
 
--- Returns the result when this very operation was done before, or else nil; and as a
--- second value the error reply when the lane has moved on.
+-- Return the result if this operation was done before, else nil. The second result is an error
+-- reply if the session has done a later operation.
 local function recall()
   if not memo_lane then return nil end
   local here = redis.call('HMGET', MEMO_A, 'w', memo_lane)
@@ -22,7 +21,7 @@ local function recall()
   local last = here[2] or redis.call('HGET', MEMO_B, memo_lane)
   if not last then return nil end
   local seq, result = string.match(last, '^(%d+):(.*)$')
-  -- Somebody else has written it.
+  -- Not written by dtimer.
   if not seq or #seq > 15 then return nil end
   if seq == memo_seq then return result end
   if tonumber(seq) > tonumber(memo_seq) then

@@ -1,31 +1,32 @@
--- Recurring events. A schedule has one occurrence pending at a time; the script that hands
--- it out makes the next from the nominal time of that one, so no crash breaks the chain.
--- A script cannot read cron: nodes keep the next few nominal times in `ahead`, and are told
--- when it runs short. An occurrence is not handed out while the one after it is unknown.
+-- Recurring events. A schedule has one pending occurrence at a time. The script that claims it
+-- creates the next one from its nominal time, so a crash cannot break the chain.
+-- A script cannot evaluate a cron expression. Nodes store the next few nominal times in `ahead`,
+-- and the reply to a claim names the schedules that run short of them. An occurrence is not
+-- claimed while the time of the next one is unknown.
 --
--- An occurrence is an event of the id '<schedule>@<nominal µs>', whose body has the third
--- field 's<nominal>,<missed>'.
+-- An occurrence is an event with the id '<schedule>@<nominal µs>'. The third field of its body is
+-- 's<nominal>,<missed>'.
 --
--- A beat is '<fields>' joined by ';':
+-- The state of a schedule, a `beat`, is these fields, joined by ';':
 --   print     fingerprint of the definition
---   every     interval in µs, or '' for a list of nominal times
+--   every     interval in µs; '' if the schedule has a list of nominal times
 --   misfire   c coalesce, s skip, a all
 --   overlap   q queue one, a allow, s skip
 --   jitter    in µs
---   stop      no nominal time is after this; '' for none
+--   stop      the last moment at which a nominal time may be; '' for none
 --   left      how many occurrences are left; '' for no limit
 --   paused    1 or ''
 --   next      nominal time of the pending occurrence; ''
---   last      nominal time of the last that was handed out, or that it stood for; ''
---   running   nominal time of the last that was handed out, until that has ended; ''
+--   last      nominal time of the last claimed occurrence, or the last of those it stood for; ''
+--   running   nominal time of the last claimed occurrence, until it has ended; ''
 --   ahead     nominal times that follow, joined by ','
---   final     1 when no more than these will follow; ''
---   gap       how many are over and were left out of the list; ''
---   anchor    a nominal time of the interval, from which the others are counted
---   waits     until when the pending occurrence was put off by `meet`; ''
+--   final     1 if no other times will follow these; ''
+--   gap       how many past times were left out of the list; ''
+--   anchor    one nominal time of the interval, from which the others are computed
+--   waits     the time to which `put_off` has moved the pending occurrence; ''
 --
--- Few events are occurrences, so these functions are made when one is met: to make them costs
--- as much as ten commands.
+-- Few events are occurrences, so these functions are created when a script meets the first one.
+-- Creating them costs as much as ten commands.
 local plans_made
 local function plan()
   if plans_made then return plans_made end
@@ -33,7 +34,7 @@ local function plan()
     'print', 'every', 'misfire', 'overlap', 'jitter', 'stop', 'left', 'paused', 'next', 'last',
     'running', 'ahead', 'final', 'gap', 'anchor', 'waits',
   }
-  -- What each has to look like; print may be anything.
+  -- The pattern of each field; `print` may be anything.
   local LOOKS = {
     every = '^%d*$', misfire = '^[csa]$', overlap = '^[qas]$', jitter = '^%d+$', stop = '^%d*$',
     left = '^%d*$', paused = '^1?$', next = '^%d*$', last = '^%d*$', running = '^%d*$',
@@ -44,8 +45,9 @@ local function plan()
   local SHORT = 4
   local REMIND = 1000000
 
-  -- nil when there is none, and when somebody else has written it: an occurrence of such a
-  -- schedule is an event like any other, and the schedule waits to be declared again.
+  -- Return the state of a schedule; nil if there is none or dtimer has not written it. An
+  -- occurrence of such a schedule is an ordinary event, and the schedule rests until it is
+  -- declared again.
   local function read_beat(schedule)
     local text = redis.call('HGET', BEATS, schedule)
     if not text or #text > 4000 then return nil end
@@ -59,7 +61,8 @@ local function plan()
       if not string.find(value, looks) or (#value > 17 and name ~= 'ahead') then return nil end
     end
     local every = tonumber(beat.every)
-    -- A jitter beyond the interval would be walked through, step by step.
+    -- If the jitter were longer than the interval, `meet` would take one step for each interval
+    -- in it.
     if every and (every < SHORTEST or every < tonumber(beat.jitter) or beat.anchor == '') then
       return nil
     end
@@ -76,13 +79,13 @@ local function plan()
     return schedule .. '@' .. nominal
   end
 
-  -- The schedule and the nominal time that an id names; nil for any other id.
+  -- Return the schedule and the nominal time that an id contains; nil if it is not an occurrence.
   local function named_by(id)
     return string.match(id, '^(.+)@(%d+)$')
   end
 
-  -- Take the nominal time after `nominal` off the list, or count it; nil when there is none,
-  -- or when it is not known yet.
+  -- Return the nominal time after `nominal`, computed from the interval or taken off the list.
+  -- Return nil if there is none, or if it is not known yet.
   local function following(beat, nominal)
     local after
     if beat.every ~= '' then
@@ -103,18 +106,18 @@ local function plan()
     return after
   end
 
-  -- More may follow than is known.
+  -- Return whether there may be more nominal times than the list has.
   local function open_ended(beat)
     return beat.every == '' and beat.final ~= '1' and beat.left ~= '0'
   end
 
-  -- Spread over the jitter, the same for the same nominal time whoever asks.
+  -- Return the jitter of a nominal time: the same value on every call.
   local function spread(schedule, beat, nominal)
     local width = tonumber(beat.jitter) or 0
     if width == 0 then return 0 end
     local mixed = nominal % 2147483647
     for i = 1, #schedule do mixed = (mixed * 31 + string.byte(schedule, i)) % 2147483647 end
-    -- Lehmer's generator; its first numbers after seeds that are close are close, too.
+    -- Lehmer's generator. Its first results are close for close seeds, so use the third.
     for _ = 1, 3 do mixed = mixed * 48271 % 2147483647 end
     return math.floor(mixed / 2147483647 * (width + 1))
   end
@@ -123,8 +126,8 @@ local function plan()
     return nominal + spread(schedule, beat, nominal) <= NOW
   end
 
-  -- Put the pending occurrence into the sorted set of truth, as a post does: what there was of
-  -- its id, of a schedule that was ended and declared again, is superseded.
+  -- Store the pending occurrence in DUE, as a post does. An event with the same id is replaced:
+  -- it may be left from a schedule that was ended and declared again.
   local function put(schedule, beat)
     local plan = redis.call('HGET', PLANS, schedule)
     if beat.next ~= '' and plan then
@@ -143,10 +146,10 @@ local function plan()
     end
   end
 
-  -- Whoever takes the pending occurrence away asks for this first: without one of the commands
-  -- that put the next in its place, because a permission was taken away, say, it would end half
-  -- way, and with it the chain. Nothing changes here. A ZREM first: Redis allows it when it is out
-  -- of memory, and with it what follows.
+  -- Try the commands that replace the pending occurrence by the next one, before it is removed.
+  -- They change nothing here. If one is refused, because a permission was taken away for example,
+  -- the script fails now and not half way, where the chain would break. Redis allows a ZREM when
+  -- it is out of memory, and then allows all later writes of the script.
   local function sure_to_go_on(schedule, beat)
     redis.call('ZREM', DUE, '')
     redis.call('ZADD', DUE, 'XX', '0', '')
@@ -154,7 +157,7 @@ local function plan()
     write_beat(schedule, beat)
   end
 
-  -- Go on from the pending occurrence to the next, having spent one of those that are left.
+  -- Make `after` the pending occurrence in place of the current one, which uses up one of `left`.
   local function advance(schedule, beat, after)
     if beat.left ~= '' then beat.left = digits(math.max(0, tonumber(beat.left) - 1)) end
     beat.next = after and beat.left ~= '0' and digits(after) or ''
@@ -163,27 +166,27 @@ local function plan()
     write_beat(schedule, beat)
   end
 
-  -- Put the pending occurrence off, in such a way that it is known who did: `go_on` does not
-  -- pull at one that somebody else has moved.
+  -- Move the pending occurrence to a later time and record that time. With it, `go_on` leaves an
+  -- occurrence alone that was rescheduled since.
   local function put_off(schedule, beat, id, when)
     beat.waits = digits(when)
     redis.call('ZADD', DUE, beat.waits, id)
     write_beat(schedule, beat)
   end
 
-  -- What the pending occurrence was put off for has come.
+  -- Let the pending occurrence start now, if it is still at the time to which `put_off` moved it.
   local function go_on(schedule, beat)
     local id = occurrence(schedule, beat.next)
     if beat.waits ~= '' and tonumber(redis.call('ZSCORE', DUE, id)) == tonumber(beat.waits) then
-      -- The clock may have been put back meanwhile, and it be not due any more.
+      -- If the clock was set back meanwhile, the occurrence may not be due any more.
       local nominal = tonumber(beat.next)
       redis.call('ZADD', DUE, 'XX',
         digits(math.max(NOW, nominal + spread(schedule, beat, nominal))), id)
     end
   end
 
-  -- Decide about an occurrence that is due: true and how many it stands for besides itself
-  -- when it may start now, false when it was moved or dropped.
+  -- Decide about an occurrence that is due. If it may start now, return true and the number of
+  -- missed occurrences that it also stands for. If it was moved or dropped, return false.
   local function meet(id)
     local schedule, nominal = named_by(id)
     local beat = schedule and read_beat(schedule)
@@ -192,7 +195,7 @@ local function plan()
     local runs = beat.running ~= '' and
       redis.call('ZSCORE', DUE, occurrence(schedule, beat.running))
     if runs and beat.overlap == 'q' then
-      -- Until that one has ended; and should its node die, until then.
+      -- Wait for the running occurrence to end. If its node dies, wait for its lease to end.
       put_off(schedule, beat, id, math.max(tonumber(runs), NOW) + REMIND)
       return false
     end
@@ -207,8 +210,8 @@ local function plan()
         after = following(beat, latest)
       end
       if not after and open_ended(beat) then
-        -- What follows is not known: until somebody has brought more. The last of those that
-        -- are over stays in the list, which so is short, and what is brought follows it.
+        -- The next nominal time is unknown. Wait until a node adds more. Keep the last of the
+        -- past times in the list, so that it is short and the added times follow it.
         if latest > tonumber(nominal) then
           beat.ahead, beat.gap = digits(latest), digits(missed - 1)
         end
@@ -235,7 +238,7 @@ local function plan()
       return false
     end
     if beat.misfire == 's' and missed > 0 then
-      -- Those whose successor is due as well are dropped; the latest is merely late.
+      -- Drop each occurrence whose successor is due as well. The latest is not missed, only late.
       remove(id)
       count('skipped', missed)
       if beat.every == '' and after then
@@ -252,7 +255,8 @@ local function plan()
     return true, missed
   end
 
-  -- An occurrence has ended, well or not: the next, if it was kept waiting, may start.
+  -- Record that an occurrence has ended, whether it succeeded or not. The next may start if it
+  -- waited.
   local function ended(id)
     local schedule, nominal = named_by(id)
     local beat = schedule and read_beat(schedule)

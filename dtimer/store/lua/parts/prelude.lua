@@ -1,29 +1,31 @@
--- Prepended to every script (dtimer/store/scripts.py). Names the shared inputs once,
--- so that no script counts KEYS for itself.
+-- Comes before every script (dtimer/store/scripts.py). Names the inputs that all scripts share, so
+-- that a script need not index KEYS.
 --
--- KEYS      the order of Keys in dtimer/store/keys.py
---   due       sorted set: id -> when it is due, or its lease ends, in µs
---   body      hash: id -> '<expires µs or nothing>,<max_retries>[,<mark>]|<payload>', where the
---             mark is n of an id that was given by a user, and of an occurrence see parts/plan.lua
---   lease     hash: id -> '<token>,<attempt>,<due>,<flags: c cancelled, s occurrence>,<incarnation>'
---   tries     hash: id -> starts so far, of events that wait for a retry
+-- KEYS      in the order of Keys in dtimer/store/keys.py
+--   due       sorted set: id -> when it is due or, if leased, when its lease ends, in µs
+--   body      hash: id -> '<expires µs or nothing>,<max_retries>[,<mark>]|<payload>'. The mark is
+--             n if a user chose the id; parts/plan.lua describes that of an occurrence
+--   lease     hash: id -> '<token>,<attempt>,<due>,<flags>,<incarnation>', where the flags are c
+--             for cancelled and s for an occurrence
+--   tries     hash: id -> how often it was started, for events that wait for a retry
 --   dead      hash: id -> '<attempt>,<reason>,<length of error>|<error><body>'
---   graves    sorted set: id -> when it died, in µs
---   sys       hash: v (schema), born (a name of its making), token (the last), paused, totals
---   memo_a, memo_b  hashes: lane -> '<seq>:<result>' (parts/memo.lua)
---   nodes     hash: incarnation -> who that is, as JSON
---   alive     sorted set: incarnation -> when it last asked for work, in µs
---   roster    sorted set: incarnation -> its place among those with free hands
---   promise   sorted set: incarnation -> when it is expected to ask, in µs
+--   graves    sorted set: id -> when it became a dead letter, in µs
+--   sys       hash: v (schema), born (random name of the namespace), token (the last one
+--             issued), paused, totals
+--   memo_a, memo_b  hashes: session -> '<seq>:<result>' (parts/memo.lua)
+--   nodes     hash: incarnation -> '<joined µs>|<id, host and pid as JSON>'
+--   alive     sorted set: incarnation -> when it last claimed, in µs
+--   roster    sorted set: incarnation -> its place among the nodes with free handler threads
+--   promise   sorted set: incarnation -> when it is expected to claim, in µs
 --   defs      hash: schedule -> its definition, as JSON that no script reads
 --   plans     hash: schedule -> '<max_retries>|<payload>' of its occurrences
---   beats     hash: schedule -> where it stands (parts/plan.lua)
+--   beats     hash: schedule -> its state (parts/plan.lua)
 --
--- ARGV[1]   now, in µs since the epoch; '' asks this server's clock
--- ARGV[2]   '<lane>:<seq>', the name of this operation; '' when it has none
+-- ARGV[1]   now, in µs since the epoch; '' to read the server's clock
+-- ARGV[2]   '<session>:<seq>', the name of this operation; '' if it has none
 --
--- An id is in exactly one of: due (and body), or dead (and graves). A missing reply is
--- false and not nil, and 0 is true.
+-- An id is either in due and body, or in dead and graves, never in both. In Lua, a missing reply
+-- is false and not nil, and 0 is true.
 local DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, MEMO_A, MEMO_B, NODES, ALIVE, ROSTER, PROMISE,
   DEFS, PLANS, BEATS = unpack(KEYS)
 
@@ -33,11 +35,11 @@ if not NOW then
   NOW = t[1] * 1000000 + t[2]
 end
 
--- The version of all this (dtimer/store/namespace.py).
+-- The version of the stored formats (dtimer/store/namespace.py).
 local SCHEMA = '1'
 
--- Lua writes large numbers with an exponent; Redis and people want digits. Where a long has
--- 64 bits %d writes them, at a fifth of the cost of %.0f, which is that of a command.
+-- Format a whole number without the exponent that Lua gives to large ones. Where a C long has 64
+-- bits, use %d: it takes a fifth of the time of %.0f, which takes as long as a command.
 local WHOLE = string.format('%d', 9007199254740991) == '9007199254740991' and '%d' or '%.0f'
 local function digits(n)
   return string.format(WHOLE, n)

@@ -1,8 +1,8 @@
--- The nominal times of a cron schedule that is declared once more, where they differ from those that
--- are kept: the tables of its time zone are others now. Only what lies ahead is compared, over the
--- stretch that both lists cover.
+-- Compare the nominal times of a cron schedule that is declared again with those that are stored.
+-- If they differ, the data of its time zone has changed, and the new times replace the stored
+-- ones. Only future times are compared, over the period that both lists cover.
 
--- Return the times of a list that lie between two others, the later included.
+-- Return the times of a list that are after `low` and not after `high`.
 local function times_within(list, low, high)
   local within = {}
   for time in string.gmatch(list, '%d+') do
@@ -12,7 +12,7 @@ local function times_within(list, low, high)
   return within
 end
 
--- Return until when a list tells of all times.
+-- Return the moment up to which a list has all nominal times.
 local function told_until(list, final)
   return final == '1' and math.huge or tonumber(string.match(list, '(%d+)$') or 0)
 end
@@ -25,8 +25,8 @@ local function written(...)
   return table.concat(texts, ',')
 end
 
--- Take `times` in place of those that are kept; return whether they differ. The pending occurrence
--- moves with them if it is not due yet and nobody has moved it.
+-- Store `times` in place of the known ones. Return whether they differ. The pending occurrence
+-- moves with them, unless it is due already or was rescheduled.
 local function retime(schedule, beat, times, final)
   if beat.every ~= '' or beat.next == '' then return false end
   local pending, last = tonumber(beat.next), tonumber(beat.last)
@@ -39,8 +39,8 @@ local function retime(schedule, beat, times, final)
     return false
   end
 
-  -- Laws change by an hour or so. So the first of the new times may be that of an occurrence which
-  -- has come already, by its older time: that does not come twice.
+  -- Time zones change by about an hour. So the first new time may be that of an occurrence that
+  -- has already come at its old time. It must not come twice.
   local before = pending <= over and pending or last
   local function belongs_to(one, another)
     return fresh[1] and one and another
@@ -49,8 +49,8 @@ local function retime(schedule, beat, times, final)
   if belongs_to(before, known[1]) then table.remove(fresh, 1) end
 
   local ahead = times_within(beat.ahead, 0, over)
-  -- Or that of the next but one, if the new time of the pending occurrence is over: it comes late,
-  -- by its older time, rather than not at all.
+  -- Or the new time of the pending occurrence is over, and the first new time is that of the one
+  -- after it. Then the pending occurrence comes late, at its old time, rather than not at all.
   if pending > over and not belongs_to(known[2], pending) then
     local moved = table.remove(fresh, 1)
     local id = plan().occurrence(schedule, beat.next)

@@ -1,17 +1,18 @@
--- Who comes for the next event. The roster lists the nodes with free hands, the longest
--- waiting first; the head is on duty. A promise is the time at which a node will ask by
--- itself, or, once it has been told to come, the time of the telling. A node that is
--- silent for a grace after its promise is struck off; its own poll brings it back.
+-- Decide which node comes for the next event. The roster lists the nodes with free handler
+-- threads, longest waiting first. The head is on duty. PROMISE holds the time at which a node
+-- will claim by itself or, after a wake, the time of the wake. If a node is silent for GRACE
+-- after that time, it is struck off the roster. Its next poll brings it back.
 local GRACE = 50000
 local MOST_TOLD = 16
 
--- A wake is only a hint: where it may not be sent, the work it comes with is done all the same.
+-- A wake is only a hint. If the client may not publish it, the rest of the script must still be
+-- done.
 local function tell(kind, node)
   redis.pcall('PUBLISH', string.sub(DUE, 1, -4) .. kind .. ':' .. node, '')
 end
 
--- See to it that somebody comes for an event due at `earliest`, and one node for each of
--- the `waiting` events that are due already.
+-- Make sure that a node comes for an event due at `earliest`, and one node for each of the
+-- `waiting` events that are due already.
 local function rouse(earliest, waiting)
   local wanted = math.max(1, math.min(waiting, MOST_TOLD))
   local expected = 0
@@ -31,14 +32,14 @@ local function rouse(earliest, waiting)
   end
 end
 
--- A score as a number, or nil where it is none: what somebody else has put at infinity is never
+-- Return a score as a number, or nil. A foreign score of infinity counts as none: it is never
 -- due.
 local function soonest(score)
   score = tonumber(score)
   return score ~= math.huge and score or nil
 end
 
--- The first score of the sorted set of truth, or nil.
+-- Return the earliest score in DUE, or nil.
 local function first_due()
   return soonest(redis.call('ZRANGE', DUE, '0', '0', 'WITHSCORES')[2])
 end

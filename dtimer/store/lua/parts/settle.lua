@@ -1,13 +1,14 @@
--- Confirm `confirms` events, and end the claims on `others` in other ways. The first
--- ARGV is at `at`: ids and tokens of the confirmed in turn, then for each of the others
--- id, token, verdict, wait in µs, error.
+-- Settle `confirms` confirmed events, and `others` that end in other ways. Their arguments begin
+-- at ARGV[at]: id and token of each confirmed event, then id, token, verdict, wait in µs and error
+-- of each of the others.
 --
--- verdict   retry    hand it out again after the wait, or bury it when its retries are spent
---           release  it never started: hand it back as if it had not been claimed
---           bury     give it up; the wait is the reason instead
+-- verdict   retry    start it again after the wait; bury it if it has no attempt left
+--           release  undo a claim that was never started
+--           bury     move it to the dead letters; the wait holds the reason instead
 --
--- Returns a string of one letter each: 1 done, 0 not the holder, d dead letter now,
--- c cancelled meanwhile and gone. Or else nil and an error reply, and nothing was done.
+-- Returns   one letter for each: 1 done, 0 not held under this token, d now a dead letter,
+--           c cancelled meanwhile and removed. If a key has the wrong type: nil and an error
+--           reply, and nothing has been done
 local function settle(at, confirms, others)
   local results, occurrences = {}, {}
   local wrong = others > 0
@@ -32,7 +33,8 @@ local function settle(at, confirms, others)
     if #occurrences > 0 then wrong = guard(DUE, BODY, TRIES, DEAD, GRAVES, PLANS, BEATS) end
     if wrong then return nil, wrong end
     if #gone > 0 then
-      -- The leases last: where a key is of a foreign type, the same may be asked again.
+      -- Delete the leases last. If a key has the wrong type, the same settlement can be sent
+      -- again.
       redis.call('HDEL', BODY, unpack(gone))
       redis.call('ZREM', DUE, unpack(gone))
       redis.call('HDEL', LEASE, unpack(gone))

@@ -1,11 +1,11 @@
--- Where a walk through a sorted set goes on, and where it ends: at a place (score, id), which is
--- one whether an event is still there or not.
+-- Page through a sorted set. A position is a score and an id, and holds even after its event is
+-- gone.
 
--- A page ends here, although it could have more: large payloads take long.
+-- End a page at this many bytes, even if more would follow, because large payloads take long.
 local MOST_PAGE = 1000000
 
--- Tell whether the first place comes after the second, in the order of a sorted set. Ids of one
--- score go by their bytes; Lua's own comparison goes by the locale of the server.
+-- Return whether the first position comes after the second, in the order of a sorted set. Ids of
+-- equal score are compared by bytes. Lua would compare them by the server's locale.
 local function comes_after(score, id, other_score, other_id)
   score, other_score = tonumber(score), tonumber(other_score)
   if score ~= other_score then return score > other_score end
@@ -16,7 +16,7 @@ local function comes_after(score, id, other_score, other_id)
   return #id > #other_id
 end
 
--- Return the rank of the first that comes after a place.
+-- Return the rank of the first member after a position.
 local function rank_after(key, score, id)
   if redis.call('ZSCORE', key, id) == score then return redis.call('ZRANK', key, id) + 1 end
   local low = redis.call('ZCOUNT', key, '-inf', '(' .. score)
@@ -29,7 +29,7 @@ local function rank_after(key, score, id)
   return low
 end
 
--- Return the score and the id of the last place up to a score; '' and '' for none.
+-- Return score and id of the last member up to a score; '' and '' if there is none.
 local function last_place(key, high)
   local last = redis.call(
     'ZREVRANGEBYSCORE', key, high, '-inf', 'WITHSCORES', 'LIMIT', '0', '1')
