@@ -1,1 +1,1 @@
-"""The wing that knows threads, and knows no Redis: it asks for turns, and has hands."""
+"""The layer that has threads and knows nothing of Redis: it claims events and runs handlers."""

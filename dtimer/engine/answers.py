@@ -1,4 +1,4 @@
-"""What follows from the answer to a turn, beside the next one."""
+"""Apply the reply to a claim: everything that follows from it, except the next claim."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dtimer.model.claims import Result, Turn, TurnRequest
 
 class Answers:
     """
-    For one thread at a time.
+    Applies the replies to claims. Used by one thread at a time.
 
     Args:
-        turns: Asks the store.
-        dispatcher: Takes the claims.
-        heart: Told that leases begin.
-        announce: Has something emitted soon.
-        paced: Whether the server's clock is to go at the pace of this machine's.
+        turns: The store, as the engine uses it.
+        dispatcher: Receives the claimed events.
+        heart: Is informed when leases begin.
+        announce: Queues something to be emitted on the callback thread.
+        paced: Report a server clock that jumps against this machine's. False for a test's clock.
     """
 
     def __init__(
@@ -46,22 +46,28 @@ class Answers:
         self, request: TurnRequest, turn: Turn, sent: float, came: float, *, lay: bool
     ) -> None:
         """
-        Do all that the answer to *request* asks for, which was *sent* and *came* then.
+        Apply the reply to *request*.
 
-        Where it *lay* unread, nobody knows since when.
+        Args:
+            request: The claim's request.
+            turn: Its reply.
+            sent: When the request was sent, on the monotonic clock.
+            came: When the reply was received, on the monotonic clock.
+            lay: The reply may have arrived earlier than *came* and waited unread.
         """
         if self._pace is not None and (jump := self._pace.jumped(turn.now_us / 1e6, sent)):
             self._clock_jumped(jump)
         if turn.claims:
             self._heart.begin(sent)
-            # Not later than need be: what was claimed ahead is as late as this.
+            # First of all: a delay here makes every event late that was claimed ahead of time.
             self._dispatcher.accept(request.seq, turn.claims, sent, came, lay=lay)
             if armed:
                 reached("claim.handed")
         self._dispatcher.settled(request.settlements, turn.results)
         for id, _ in turn.buried:
             self._announce("buried", id)
-        self._registered = self._registered and turn.known  # until it is done
+        # Stays False until register() has succeeded.
+        self._registered = self._registered and turn.known
         if not self._registered:
             self._turns.register()
             self._registered = True
@@ -70,8 +76,8 @@ class Answers:
                 self._turns.supply(schedule)
                 self._unsupplied.discard(schedule)
             except (OptionError, NamespaceCorrupt) as e:
-                # A time zone that is not known here, or a definition that somebody else has
-                # written. Another node may know better; it is asked for again every second.
+                # This machine lacks the time zone, or another version wrote the definition.
+                # Another node may succeed. Until then the server asks again every second.
                 if schedule not in self._unsupplied:
                     self._unsupplied.add(schedule)
                     self._announce("error", e)
@@ -79,8 +85,8 @@ class Answers:
             self._turns.trim()
 
     def _clock_jumped(self, jump: float) -> None:
-        # Leases now end sooner than is believed here, or would last for too long: they are
-        # renewed at once. The server's word alone counts until they are.
+        # Leases now end earlier than this node expects, or last too long: renew them at once.
+        # After a jump forwards, rely on no lease before the server has renewed it.
         for hold in self._dispatcher.held() if jump > 0 else ():
             hold.doubt()
         self._heart.hasten()

@@ -1,9 +1,9 @@
 """
-The bell: rung by anybody, waited for by one.
+The bell: any thread rings it, one thread waits for it.
 
-A pipe and ``select``, because the wait is the library's punctuality: of the waits that
-CPython has, ``select`` overshoots least, and ``poll``, ``epoll`` and socket timeouts
-round up to whole milliseconds.
+The bell is a pipe, and the wait is a ``select``, because the accuracy of this wait limits the
+punctuality of all events. Of CPython's waits, ``select`` overshoots least; ``poll``, ``epoll``
+and socket timeouts round up to whole milliseconds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import select
 
 
 class _Pipe:
-    """Two descriptors, which end with the last reference to them: so no call has a stale one."""
+    """Two descriptors, closed with the last reference to them, so that no call uses a stale one."""
 
     __slots__ = ("reader", "writer")
 
@@ -24,7 +24,7 @@ class _Pipe:
         os.set_blocking(self.writer, False)
 
     def write(self) -> None:
-        # A full pipe is a rung bell; a forked child has closed it.
+        # A full pipe already wakes the waiting thread. In a forked child the pipe is closed.
         with contextlib.suppress(OSError):
             os.write(self.writer, b"\0")
 
@@ -39,10 +39,10 @@ class _Pipe:
 
 class Bell:
     """
-    Keeps a ring until it is cleared; many rings are one.
+    Keeps a ring until the bell is cleared. Many rings count as one.
 
-    Without a lock, because a signal handler that interrupts a ring may leave, and so wait for the
-    thread that closes the bell.
+    The bell has no lock. A signal handler that interrupts a ring may leave the namespace, and
+    then waits for the thread that closes the bell: a lock would make that a deadlock.
     """
 
     def __init__(self) -> None:
@@ -51,12 +51,12 @@ class Bell:
 
     @property
     def descriptor(self) -> int:
-        """Readable while the bell is rung; -1 once it is closed."""
+        """The descriptor that is readable while the bell is rung; -1 after `close`."""
         pipe = self._pipe
         return -1 if pipe is None else pipe.reader
 
     def ring(self) -> None:
-        """Wake whoever waits, now or next; harmless after `close`."""
+        """End the current wait, or the next one. Does nothing after `close`."""
         if self._rung:
             return
         if (pipe := self._pipe) is not None:
@@ -64,16 +64,20 @@ class Bell:
             pipe.write()
 
     def nudge(self) -> None:
-        """End a wait that may be too long by now, without a ring; harmless after `close`."""
+        """
+        End the current wait without ringing, so that its length is computed again.
+
+        Does nothing after `close`.
+        """
         if (pipe := self._pipe) is not None:
             pipe.write()
 
     def clear(self) -> bool:
         """
-        Forget the rings so far, and return whether there were any.
+        Forget the rings so far; return whether there were any.
 
-        A ring between the steps is forgotten too: whoever clears the bell looks for work
-        afterwards, and finds what was rung for.
+        A ring between the steps of this call is forgotten, too. That is safe, because the caller
+        looks for work after it has cleared the bell, and finds the work of that ring.
         """
         pipe = self._pipe
         with contextlib.suppress(BlockingIOError):
@@ -83,7 +87,7 @@ class Bell:
         return rung
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a ring or a nudge, at most *seconds*; return whether there was one."""
+        """Wait at most *seconds* for a ring or a nudge; return whether one came."""
         seconds = max(0.0, seconds)
         pipe = self._pipe
         if pipe is None:
@@ -91,18 +95,22 @@ class Bell:
         try:
             return bool(select.select([pipe.reader], [], [], seconds)[0])
         except ValueError:
-            # A descriptor beyond 1023, which select cannot take.
+            # The descriptor is above 1023, the highest that select accepts.
             poll = select.poll()
             poll.register(pipe.reader, select.POLLIN)
             return bool(poll.poll(seconds * 1000))
 
     def close(self) -> None:
-        """Give the descriptors back. Nobody may be waiting."""
+        """Close the descriptors. Must not be called while a thread waits."""
         self._rung = True
         self._pipe = None
 
     def after_fork(self) -> None:
-        """Close a forked child's copies, to which frames of its parent's threads refer."""
+        """
+        Close a forked child's copies of the descriptors.
+
+        `close` alone would not: copied frames of the parent's threads still refer to them.
+        """
         pipe = self._pipe
         self.close()
         if pipe is not None:

@@ -1,4 +1,4 @@
-"""The book: which events the node holds, and which of their ends are to be told the store."""
+"""The leases that a node holds, and the settlements that it has yet to send to the store."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from dtimer.errors import LeaseLost
 from dtimer.model.claims import Result, Settlement, Verdict
 from dtimer.model.options import Options
 
-#: Settlements in one turn; a script must stay short.
+#: The most settlements that one claim carries, because a script must stay short.
 MOST_SETTLEMENTS = 250
 
-# And characters of the errors in them, because a slow connection takes long to send those. A few
-# are always less (engine/hands.py).
+# The most characters of error text in them, because a slow connection takes long to send these.
+# Few settlements always stay below it: the handler pool bounds each text (engine/hands.py).
 _MOST_TEXT, _FEW = 50_000, 20
 
 
 class Book:
     """
-    What the node holds, for any thread and without a lock.
+    Keeps the node's leases and unsent settlements. Safe for any thread, without a lock.
 
-    Each change is one step of the interpreter: a signal handler may post while a post is
-    interrupted here, and may leave, which waits for threads that need the book.
+    Every change is one step of the interpreter. A signal handler that interrupts a post here may
+    post itself, or leave, which waits for threads that need this table: a lock would deadlock.
 
     Args:
         node: The node's id, for messages.
-        options: The node's.
-        announce: Has something emitted soon.
+        options: The node's options.
+        announce: Queues something to be emitted on the callback thread.
     """
 
     def __init__(self, node: str, options: Options, announce: Callable[..., None]) -> None:
@@ -40,7 +40,7 @@ class Book:
         self._held: dict[int, Hold] = {}
         self._settlements: list[Settlement] = []
         self._unsettled_since = 0.0
-        # Whether the last turn could not take all of them.
+        # Whether the last claim could not carry all settlements.
         self._left_over = False
 
     def _hold_on(self, holds: Sequence[Hold]) -> None:
@@ -57,33 +57,33 @@ class Book:
         self._settlements.extend(settlements)
 
     def take_settlements(self) -> list[Settlement]:
-        """Return what is to be settled in the next turn."""
+        """Remove and return the settlements that the next claim carries."""
         taken = self._settlements[:MOST_SETTLEMENTS]
         if len(taken) > _FEW:
             sizes = itertools.accumulate([len(s.error) for s in taken])
             del taken[max(1, bisect.bisect_right(list(sizes), _MOST_TEXT)) :]
-        # And not more, though more may have come meanwhile.
+        # By their number: other threads may have added settlements meanwhile.
         del self._settlements[: len(taken)]
         self._left_over = bool(self._settlements)
         return taken
 
     @property
     def unsettled(self) -> bool:
-        """True while something waits for a turn to be settled in."""
+        """True while settlements wait for a claim to carry them."""
         return bool(self._settlements)
 
     def settled(self, settlements: Sequence[Settlement], results: Sequence[Result]) -> None:
-        """Note what a turn made of the settlements that were taken for it."""
+        """Record the outcomes of the settlements that a claim carried."""
         told: list[tuple[Settlement, Result, Hold]] = []
         for settlement, result in zip(settlements, results, strict=False):
             hold = self._held.pop(settlement.token, None)
-            # Most are confirmed, of which there is nothing more to say.
+            # The common case: a confirm that was accepted needs no more work.
             plain = result is Result.DONE and settlement.verdict is Verdict.CONFIRM
             if hold is not None and not plain:
                 told.append((settlement, result, hold))
         for settlement, result, hold in told:
             stale = result is Result.STALE and settlement.verdict is not Verdict.RELEASE
-            # One that this process has posted anew, or ended, it has given up itself.
+            # Not an error if this process itself replaced or settled the event.
             if stale and hold.lose() and not hold.superseded:
                 self._announce("lease_lost", hold.event)
                 lost = LeaseLost(settlement.id, self._node, settlement.token)
@@ -91,7 +91,7 @@ class Book:
             self._ended(hold, result)
 
     def held(self) -> list[Hold]:
-        """Return the holds to be renewed: those of handlers that run, and not for too long."""
+        """Return the unsettled leases, except those whose handler overran ``max_run``."""
         now = time.monotonic()
         return [h for h in list(self._held.values()) if not (h.settled or self._overran(h, now))]
 
@@ -100,18 +100,18 @@ class Book:
         return limit is not None and hold.started is not None and now > hold.started + limit / 1e6
 
     def stuck(self) -> int:
-        """Return how many events are in the hands of handlers that overran ``max_run``."""
+        """Return how many events have handlers that have run longer than ``max_run``."""
         now = time.monotonic()
         return sum(self._overran(h, now) for h in list(self._held.values()))
 
     def superseded(self, ids: Collection[str]) -> None:
-        """Note that this process has posted events of these ids anew."""
+        """Record that this process replaces the events of these ids."""
         for hold in list(self._held.values()):
             if hold.claim.id in ids:
                 hold.superseded = True
 
     def lose(self, hold: Hold) -> None:
-        """Note that a lease could not be renewed because it was somebody else's."""
+        """Record that the server refused to renew a lease: this node no longer holds it."""
         if hold.lose() and not hold.superseded:
             self._announce("lease_lost", hold.event)
 

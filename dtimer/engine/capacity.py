@@ -1,4 +1,4 @@
-"""How much of a claim the connection is good for, learned from replies that broke off."""
+"""Limit the size of claims to what the connection can carry, learned from interrupted replies."""
 
 from __future__ import annotations
 
@@ -9,58 +9,59 @@ from dtimer.errors import StoreError
 from dtimer.model.claims import BrokenReply, Turn, TurnRequest
 from dtimer.model.options import Options
 
-# What any connection is asked to carry within a try, and what the store sends unasked.
+# Bytes: the lowest limit, which any connection must carry within one try, and the store's default.
 _LEAST, _USUAL = 10_000, 1_000_000
 
-# A reply that takes a smaller part of the time for a try leaves room for one of twice its size.
+# If a reply takes less than this fraction (1/4) of a try's time, the limit is doubled.
 _QUICK = 4
 
 
 class Capacity:
     """
-    Bounds the bytes that a turn claims, after the reply to one broke off while bytes arrived.
+    Limits the bytes that a claim asks for, once a reply has broken off while bytes arrived.
 
-    The turn is asked again for half of what arrived. If that breaks off as well, its first event
-    alone is too large: for the length of a lease larger ones are passed over, so that what comes
-    after them is not kept waiting, and other nodes can have them.
+    The claim is sent again, with a limit of half the bytes that arrived. If that reply breaks off
+    as well, the first event alone is too large. For the length of a lease, claims then skip
+    larger events: the events behind them need not wait, and other nodes can claim the large ones.
 
-    For one thread at a time.
+    Used by one thread at a time.
 
     Args:
-        options: The node's.
-        announce: Has something emitted soon.
+        options: The node's options.
+        announce: Queues something to be emitted on the callback thread.
     """
 
     def __init__(self, options: Options, announce: Callable[..., None]) -> None:
         self._announce = announce
         self._pause = options.lease / 1e6
-        # A try lasts about as long while its reply arrives (store/store.py).
+        # About the longest that a try may take while its reply arrives (store/store.py).
         self._longest = min(options.timeout, options.lease / 3) / 1e6
-        #: How many bytes to ask for; None as long as nothing is known against the usual.
+        #: The limit in bytes; None for the store's default.
         self.most: int | None = None
-        # Since when larger ones are passed over, and the last turn whose reply broke off.
+        # Since when claims skip larger events, and the number of the last interrupted claim.
         self._strict_since: float | None = None
         self._broken = 0
-        # Once until it is as good as any: between two failures it may do for a claim or two.
+        # Reported once until the default limit is reached again. A claim or two may succeed
+        # between two failures, so a success is no reason to report the next failure.
         self._told = False
-        #: Why less than the usual is asked for; None again when a claim has arrived whole.
+        #: Why the limit is low; None again as soon as a claim's reply has arrived completely.
         self.error: Exception | None = None
 
     def bound(self, request: TurnRequest) -> None:
-        """Ask in *request* for no more than the connection is good for."""
+        """Put the current limit into *request*."""
         request.most_bytes = self.most
         since = self._strict_since
         request.strict = since is not None and time.monotonic() < since + self._pause
 
     def broke(self, request: TurnRequest, error: Exception) -> bool:
         """
-        Note that *request* was not answered, because of *error*.
+        Record that *error* prevented the reply to *request*; lower the limit if necessary.
 
         Returns:
-            True if less is to be asked for, because the answer had begun to arrive.
+            True if the limit was lowered, because the reply had begun to arrive.
         """
         if not isinstance(error, BrokenReply) or not (error.slow or request.asked):
-            # A connection that was reset amid a reply says nothing of its speed.
+            # A connection that was reset during its first reply need not be slow.
             return False
         self.most = max(_LEAST, error.arrived // 2)
         too_large = self._broken == request.seq or self._strict_since is not None
@@ -69,7 +70,7 @@ class Capacity:
         if too_large:
             self._strict_since = time.monotonic()
             less = f"events of more than {self.most} bytes are left to other nodes for a while"
-        told = StoreError(f"the connection is too slow for what is claimed; {less}: {error}")
+        told = StoreError(f"the connection is too slow for the claimed events; {less}: {error}")
         told.__cause__ = error
         self.error = told
         if not self._told:
@@ -79,19 +80,20 @@ class Capacity:
 
     def received(self, request: TurnRequest, turn: Turn, took: float | None) -> None:
         """
-        Note that *turn* has arrived, in so many seconds where that is known.
+        Record that the reply to *request* has arrived completely; raise the limit if it was quick.
 
         Args:
-            request: What was asked.
-            turn: The answer.
-            took: None where the reply lay unread, for nobody knows how long.
+            request: The claim's request.
+            turn: Its reply.
+            took: The seconds from sending to receiving. None if the reply waited unread, because
+                its arrival time is then unknown.
         """
         if self.most is None:
             return
         if turn.claims and took is not None and took < self._longest / _QUICK:
             self.most *= 2
         if request.strict or (request.asked and not turn.claims):
-            # What was passed over, or handed back, has not arrived.
+            # Large events were skipped, or released unread: a small reply proves nothing.
             return
         self._strict_since = self.error = None
         if self.most >= _USUAL:

@@ -212,7 +212,7 @@ class TestChoked:
             proxy.heal()
         assert {1} == {h.attempt for h in watch.handled}
         told = [str(e).partition(";")[0] for e in node.errors]
-        assert 1 == told.count("the connection is too slow for what is claimed")
+        assert 1 == told.count("the connection is too slow for the claimed events")
 
     def test_passes_over_what_is_too_large(self, watch, proxy, own):
         """
