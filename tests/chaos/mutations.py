@@ -1,8 +1,9 @@
 """
-Bugs to be planted: each a name, what it breaks, where, and the tests that ought to notice.
+The bugs that ``make mutants`` plants: a name, the change of text, and the tests that should fail.
 
-A change is an exact text and what takes its place. Where the library has changed so that a
-text is no longer there, once, the mutant is to be written anew: `test_mutants` says so.
+Each change replaces an exact text. `test_mutants` fails if the library has changed so that a text
+is not found exactly once; the mutant must then be adapted. ``docs/mutants.rst`` lists the names in
+the same order.
 """
 
 from __future__ import annotations
@@ -95,21 +96,21 @@ MUTANTS = [
         _STORE,
     ),
     _mutant(
-        "a heartbeat says yes to who has lost the lease",
+        "a heartbeat renews a lost lease",
         "store/lua/extend.lua",
         "letters[i] = '0'",
         "letters[i] = '1'",
         _STORE,
     ),
     _mutant(
-        "tokens follow the clock back",
+        "tokens go back with the clock",
         _TURN,
         "first_token = math.max(last_token + 1, NOW)",
         "first_token = NOW",
         _STORE,
     ),
     _mutant(
-        "a try that was overtaken hands back what is being handled",
+        "an overtaken attempt releases events that are being handled",
         "store/lua/parts/again.lua",
         "local impatient = latest and NOW > first + lease",
         "local impatient = NOW > first + lease",
@@ -117,7 +118,7 @@ MUTANTS = [
         _ORDERS,
     ),
     _mutant(
-        "a lease is believed for longer than it lasts",
+        "a node relies on a lease for longer than its length",
         "engine/hold.py",
         "_BELIEVED = 0.9",
         "_BELIEVED = 1.5",
@@ -125,7 +126,7 @@ MUTANTS = [
         _ORDERS,
     ),
     _mutant(
-        "a claim may be settled by several",
+        "two parties may settle one lease",
         "engine/hold.py",
         '        while (by := self._end.setdefault("by", end)) is not end:\n',
         '        while (by := self._end.setdefault("by", end)) is None:\n',
@@ -133,14 +134,14 @@ MUTANTS = [
     ),
     # --------------------------------------------------------------------------------- time
     _mutant(
-        "the client's clock in place of the server's",
+        "due times follow the client's clock",
         "store/line.py",
         'return "" if self._now is None else str(self._now())',
         "return str(time.time_ns() // 1000 if self._now is None else self._now())",
         "tests/chaos/test_time.py",
     ),
     _mutant(
-        "claimed a millisecond early",
+        "events are claimed a millisecond early",
         _TURN,
         "local ahead, confirms, others = tonumber(ARGV[8]),",
         "local ahead, confirms, others = tonumber(ARGV[8]) + 1000,",
@@ -148,14 +149,14 @@ MUTANTS = [
         _MACHINE,
     ),
     _mutant(
-        "what was claimed ahead starts at once",
+        "an event claimed ahead starts at once",
         "engine/early.py",
         "at = came + left / 1e6 if 0 < left <= self.ahead_us else came",
         "at = came",
         _DISPATCHER,
     ),
     _mutant(
-        "a lease is taken over before it has ended",
+        "a lease is taken over before it has expired",
         _TURN,
         "ahead or last or mark or unfit",
         "ahead or mark or unfit",
@@ -163,42 +164,42 @@ MUTANTS = [
         _MACHINE,
     ),
     _mutant(
-        "an event that may yet be replaced is claimed ahead",
+        "an event with an id of the user's own is claimed ahead",
         _TURN,
         "ahead or last or mark or unfit",
         "ahead or last or occurs or unfit",
         _AHEAD,
     ),
     _mutant(
-        "what no hand has begun is kept from others",
+        "a due event without a free thread is not released",
         "engine/dispatcher.py",
         "            self._release(late)\n",
         "            pass\n",
         _DISPATCHER,
     ),
     _mutant(
-        "a node that leaves keeps what it claimed ahead",
+        "a node that leaves keeps the events that it claimed ahead",
         "engine/dispatcher.py",
         "        self._end(self.early.clear(), Verdict.RELEASE)\n",
         "",
         _DISPATCHER,
     ),
     _mutant(
-        "what was claimed after an event that is released starts before it",
+        "an event claimed after a released one starts before it",
         "engine/dispatcher.py",
         "            self._calling_back = True\n            self._call_back()\n",
         "            pass\n",
         _DISPATCHER,
     ),
     _mutant(
-        "what was on its way when an event was released starts before it",
+        "an event that is on its way while another is released starts before it",
         "engine/dispatcher.py",
         "back = self._call_back() if self._calling_back else False",
         "back = False",
         _DISPATCHER,
     ),
     _mutant(
-        "a node without others releases to itself",
+        "the only node of a namespace releases events to itself",
         "engine/dispatcher.py",
         "alone = self._peers.none() if ask else self._peers.known_none",
         "alone = False",
@@ -206,14 +207,14 @@ MUTANTS = [
         _HANDLERS,
     ),
     _mutant(
-        "a node is alone among others",
+        "a node counts as the only one although there are others",
         "store/lua/alone.lua",
         "return others <= 0 and 1 or 0",
         "return 1",
         _STORE,
     ),
     Mutant(
-        "a node that is told to leave during a claim keeps what that brings",
+        "a node that is told to leave during a claim keeps the claimed events",
         (
             Change(
                 "engine/claimer.py",
@@ -225,7 +226,7 @@ MUTANTS = [
         (_CLAIMER,),
     ),
     Mutant(
-        "a handler that returns while its node ends is not confirmed",
+        "an event whose handler returns while its node ends is not confirmed",
         (
             Change(
                 "engine/claimer.py",
@@ -257,7 +258,7 @@ MUTANTS = [
         ("tests/unit/test_model.py",),
     ),
     _mutant(
-        "an extension shortens the lease of a handler that runs",
+        "an extension shortens the lease of a running handler",
         "engine/hold.py",
         "at_least=running)[0]",
         "at_least=False)[0]",
@@ -265,14 +266,14 @@ MUTANTS = [
         _HANDLERS,
     ),
     _mutant(
-        "the server shortens a lease at its holder's wish",
+        "the server lets an extension shorten a lease",
         "store/lua/extend.lua",
         "if left > ends and left < 9e15 then ends = left end",
         "",
         _STORE,
     ),
     _mutant(
-        "a heartbeat undoes the extension that it met",
+        "a heartbeat undoes a concurrent extension",
         "engine/heart.py",
         "                    self._renew([hold], longer)\n",
         "                    pass\n",
@@ -295,34 +296,44 @@ MUTANTS = [
     ),
     # ---------------------------------------------------------------------- nothing acts twice
     _mutant(
-        "a refusal after a lost reply is called definite",
+        "a refusal after a lost reply is reported as definite",
         "store/line.py",
         "if what is Fate.REFUSED and not perhaps:",
         "if what is Fate.REFUSED:",
         _REFUSES,
     ),
     _mutant(
-        "what a server of a cluster was sent is forgotten when it hangs",
+        "requests sent to a hanging server of a cluster are forgotten",
         "store/cluster.py",
         "self.sent = self._wire.sent",
         "self.sent = False",
         f"{_AVAILABILITY}::TestCluster::test_servers_hang",
     ),
-    _mutant("a post is not recognised", _POST, _RECALL, _FORGETS, _STORE),
-    _mutant("a post without a name is not recognised", _MINT, _RECALL, _FORGETS, _STORE),
-    _mutant("a cancel is not recognised", "store/lua/cancel.lua", _RECALL, _FORGETS, _STORE),
-    _mutant("a claim is not recognised", _TURN, _RECALL, _FORGETS, _STORE),
-    _mutant("a settlement is not recognised", "store/lua/settle.lua", _RECALL, _FORGETS, _MACHINE),
-    _mutant("a revival is not recognised", "store/lua/revive.lua", _RECALL, _FORGETS, _STORE),
+    _mutant("a repeated post is not recognised", _POST, _RECALL, _FORGETS, _STORE),
+    _mutant("a repeated post without an id is not recognised", _MINT, _RECALL, _FORGETS, _STORE),
     _mutant(
-        "what arrives late is done",
+        "a repeated cancel is not recognised", "store/lua/cancel.lua", _RECALL, _FORGETS, _STORE
+    ),
+    _mutant("a repeated claim is not recognised", _TURN, _RECALL, _FORGETS, _STORE),
+    _mutant(
+        "a repeated settlement is not recognised",
+        "store/lua/settle.lua",
+        _RECALL,
+        _FORGETS,
+        _MACHINE,
+    ),
+    _mutant(
+        "a repeated revive is not recognised", "store/lua/revive.lua", _RECALL, _FORGETS, _STORE
+    ),
+    _mutant(
+        "an older operation that arrives late is executed",
         "store/lua/parts/memo.lua",
         "if tonumber(seq) > tonumber(memo_seq) then",
         "if false then",
         _STORE,
     ),
     _mutant(
-        "a turn that was not answered is given up",
+        "a claim without a reply is given up",
         "engine/exchange.py",
         "            turn = answer(lay=lay)\n        except BaseException:\n",
         "            turn = answer(lay=lay)\n        except BaseException:\n"
@@ -331,7 +342,7 @@ MUTANTS = [
         _ORDERS,
     ),
     _mutant(
-        "a reply that broke off is asked for as it was",
+        "a claim whose reply broke off is repeated with the same size",
         "engine/exchange.py",
         "            self._capacity.bound(request)\n        return broke",
         "            pass\n        return broke",
@@ -339,7 +350,7 @@ MUTANTS = [
         _SLOW,
     ),
     _mutant(
-        "a claim that is too large for its node is kept from others",
+        "a claim that is too large for its node is not released",
         "store/lua/parts/again.lua",
         "(impatient and running or not fits)",
         "impatient and running",
@@ -353,7 +364,7 @@ MUTANTS = [
         _SLOW,
     ),
     _mutant(
-        "an event that is too large for a node stops what comes after it",
+        "an event that is too large for a node blocks the events after it",
         "engine/capacity.py",
         "if too_large:",
         "if False:",
@@ -368,63 +379,63 @@ MUTANTS = [
         "tests/unit/test_store_wire.py",
     ),
     _mutant(
-        "the answer of a turn is believed for as long as the next one",
+        "the leases of one claim are trusted as long as those of the next",
         "engine/claimer.py",
         "self._answers.take(request, turn, sent, ",
         "self._answers.take(request, turn, self._exchange.sent, ",
         _CLAIMER,
     ),
     _mutant(
-        "what is replaced on its way here is handed out",
+        "an event that is replaced during its claim is delivered",
         "engine/dispatcher.py",
         "            self._end(self.early.clear(gone), Verdict.RELEASE)\n",
         "            pass\n",
         _CLAIMER,
     ),
     _mutant(
-        "a hand that is free during a turn is not noticed",
+        "a handler thread that becomes free during a claim is not noticed",
         "engine/claimer.py",
         "            self._freed = True\n            self._bell.nudge()\n",
         "",
         _CLAIMER,
     ),
     _mutant(
-        "a wake during a turn is answered by what was asked before it",
+        "a wake during a claim counts as answered by that claim",
         "engine/claimer.py",
         "(fresh or nap <= 0)",
         "nap <= 0",
         _CLAIMER,
     ),
     _mutant(
-        "more is asked for while what was claimed lies there",
+        "more events are claimed while claimed ones are waiting",
         "engine/dispatcher.py",
         "min(min(most, left) - len(self.early), ",
         "min(most, left, ",
         _CLAIMER,
     ),
     _mutant(
-        "hands are not offered after a backlog",
+        "free handler threads are not reported after a backlog",
         "engine/claimer.py",
         "if claiming and spare > 0 and self._listener.hears and not request.hears:",
         "if False:",
         _CLAIMER,
     ),
     _mutant(
-        "an answer that cannot be read is forgotten",
+        "a claim whose reply cannot be read is not repeated",
         "engine/claimer.py",
         "            if not more:\n",
         "            if False:\n",
         _CLAIMER,
     ),
     _mutant(
-        "what had to be given back is claimed again as much",
+        "after a release the next claim is as large as before",
         "engine/dispatcher.py",
         "            self.prefetch.too_much()\n",
         "",
         _DISPATCHER,
     ),
     _mutant(
-        "more is asked for while handlers take long",
+        "more events are claimed while handlers are slow",
         "engine/prefetch.py",
         " or took > IN_ADVANCE:",
         ":",
@@ -433,21 +444,21 @@ MUTANTS = [
     ),
     # ------------------------------------------------------------------------ nothing is lost
     _mutant(
-        "removed when it is claimed",
+        "an event is removed when it is claimed",
         _TURN,
         "redis.call('ZADD', DUE, unpack(scores))",
         "for i = 2, #scores, 2 do redis.call('ZREM', DUE, scores[i]) end",
         _STORE,
     ),
     _mutant(
-        "a post in flight is confirmed away with the older one",
+        "a confirm removes the event that replaced the confirmed one",
         _POST,
         "    redis.call('HDEL', LEASE, unpack(ids))\n",
         "",
         _STORE,
     ),
     _mutant(
-        "a post that loses against an event in flight is dropped",
+        "a post with the id of a running event is dropped",
         _POST,
         "return true, not token and tonumber(score)",
         "return true, tonumber(score)",
@@ -455,21 +466,21 @@ MUTANTS = [
         _MACHINE,
     ),
     _mutant(
-        "an id that comes again under another policy overtakes the first",
+        "two posts of one id with different policies change their order",
         "timer/posting.py",
         "if entry.id in ids or (chunk is not None and not chunk.takes(entry)):",
         "if chunk is not None and (entry in chunk.entries or not chunk.takes(entry)):",
         _POSTING,
     ),
     _mutant(
-        "a reader makes a namespace",
+        "a reading call creates a namespace",
         "store/namespace.py",
         "make=verb not in READS",
         "make=True",
         _READING,
     ),
     _mutant(
-        "an event that was kept is called stored",
+        "a post that kept an existing event returns stored",
         "store/store.py",
         'if b"0" in marks:',
         'if b"2" in letters:',
@@ -477,14 +488,14 @@ MUTANTS = [
         _MACHINE,
     ),
     _mutant(
-        "an id that was made replaces the event that has it by chance",
+        "a generated id replaces an event that has it by chance",
         _MINT,
         "redis.pcall('ZADD', DUE, 'NX', digits(soonest), id)",
         "redis.pcall('ZADD', DUE, digits(soonest), id)",
         _MINTED,
     ),
     _mutant(
-        "a replacement keeps the older body",
+        "a replacement keeps the old payload",
         _POST,
         "redis.call('HSET', BODY, unpack(bodies))",
         "for i = 1, #bodies, 2 do\n"
@@ -496,7 +507,7 @@ MUTANTS = [
         _MACHINE,
     ),
     _mutant(
-        "an event that cannot be decoded drops its batch",
+        "an event that cannot be decoded drops the rest of its batch",
         "engine/dispatcher.py",
         "            hold.take(Verdict.BURY)\n",
         "            raise\n",
@@ -511,7 +522,7 @@ MUTANTS = [
         _STORE,
     ),
     _mutant(
-        "the youngest dead letters are trimmed",
+        "the newest dead letters are trimmed",
         "store/lua/trim.lua",
         "ids = redis.call('ZRANGE', GRAVES, 0, math.min(over, MOST) - 1)",
         "ids = redis.call('ZRANGE', GRAVES, -math.min(over, MOST), -1)",
@@ -519,14 +530,14 @@ MUTANTS = [
         _MACHINE,
     ),
     _mutant(
-        "a handler that raises is confirmed",
+        "an event whose handler raised is confirmed",
         "engine/hands.py",
         "        elif raised:\n            self._fail(batch, raised)\n",
         "",
         _DISPATCHER,
     ),
     _mutant(
-        "the events of a hand that failed are held for ever",
+        "the events of a failed handler thread are kept for ever",
         "engine/hands.py",
         "            self._drop(batch, e)\n            raise\n",
         "            raise\n",
@@ -534,7 +545,7 @@ MUTANTS = [
         "tests/chaos/test_threads.py",
     ),
     _mutant(
-        "a post that memory is too full for is half written",
+        "a post is half written when memory is full",
         _POST,
         "  local added = redis.call('ZADD', DUE, unpack(scores))\n",
         "  redis.call('HDEL', TRIES, ids[1])\n"
@@ -544,21 +555,21 @@ MUTANTS = [
         "tests/chaos/test_server_refuses.py",
     ),
     _mutant(
-        "what was written before a foreign type was met is left",
+        "a post without an id writes before it has checked the types of the keys",
         _MINT,
         "    redis.call('ZREM', DUE, unpack(ids))\n",
         "",
         _MINTED,
     ),
     _mutant(
-        "foreign types are not looked for",
+        "foreign types are not checked",
         "store/lua/parts/guard.lua",
         "if found ~= 'none' and found ~= kind(key) then",
         "if false then",
         _STORE,
     ),
     _mutant(
-        "rollbacks are not noticed",
+        "rollbacks are not detected",
         "store/witness.py",
         "less = found.token < before.token or posted < before.posted",
         "less = False",
@@ -567,7 +578,7 @@ MUTANTS = [
     ),
     # --------------------------------------------------------------------- what was posted
     _mutant(
-        "payloads are read and written by the script",
+        "the script decodes and encodes payloads",
         _TURN,
         "reply[#reply + 1] = mark .. length .. ',' .. digits(#body) .. '|' .. id .. body",
         "local function again(head, payload)\n"
@@ -610,14 +621,14 @@ MUTANTS = [
         _STORE,
     ),
     _mutant(
-        "what is handed back unstarted is charged",
+        "a release counts as an attempt",
         "store/lua/parts/events.lua",
         "if attempt > 1 then redis.call('HSET', TRIES, id, attempt - 1) end",
         "redis.call('HSET', TRIES, id, attempt)",
         _STORE,
     ),
     _mutant(
-        "nothing is handed back by who leaves",
+        "a node that leaves releases nothing",
         "engine/dispatcher.py",
         "                self._end(batch, Verdict.RELEASE)\n                self._free()\n",
         "                self._free()\n",
@@ -625,7 +636,7 @@ MUTANTS = [
         "tests/integration/test_lifecycle.py",
     ),
     _mutant(
-        "what has expired is handed out",
+        "an expired event is delivered",
         _TURN,
         "if expires and expires <= NOW then",
         "elseif expires and expires < 0 then",
@@ -640,7 +651,7 @@ MUTANTS = [
         _STORE,
     ),
     _mutant(
-        "what runs is said to be cancelled",
+        "the cancel of a running event returns CANCELLED",
         "store/lua/cancel.lua",
         "result = 'in_flight'",
         "result = 'cancelled'",
@@ -648,21 +659,21 @@ MUTANTS = [
     ),
     # ------------------------------------------------------------------- who comes, and when
     _mutant(
-        "a wake is relied on",
+        "a node relies on wakes instead of the poll",
         "engine/claimer.py",
         "nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)",
         "nap = _LONGEST_NAP",
         _CLAIMER,
     ),
     _mutant(
-        "the poll is stretched",
+        "the poll interval is stretched",
         "engine/claimer.py",
         "nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)",
         "nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * 8",
         _CLAIMER,
     ),
     _mutant(
-        "what a wake says is trusted",
+        "the content of a wake is used",
         "store/ear.py",
         "heard.append(reply[1].decode())",
         "heard.append(reply[2].decode())",
@@ -671,7 +682,7 @@ MUTANTS = [
         "tests/integration/test_lifecycle.py",
     ),
     Mutant(
-        "nothing is claimed after a subscription",
+        "no claim follows a subscription",
         (
             Change(
                 "engine/listener.py",
@@ -687,21 +698,21 @@ MUTANTS = [
         (_LISTENER,),
     ),
     _mutant(
-        "the deaf are not noticed",
+        "a deaf node is not noticed",
         "engine/listener.py",
         '                    raise Deaf("the subscription does not hear its own echo")\n',
         "                    self._echo_sent = None\n",
         _LISTENER,
     ),
     _mutant(
-        "the silent keep the duty",
+        "a silent node stays on duty",
         "store/lua/parts/rouse.lua",
         "if promise and NOW > promise + GRACE then",
         "if false then",
         _DUTY,
     ),
     _mutant(
-        "a promise outlives its turn",
+        "a node stays expected after its claim",
         _TURN,
         "\n  redis.call('ZREM', PROMISE, node)\n",
         "\nredis.call('ZREM', PROMISE, '')\n",
@@ -709,14 +720,14 @@ MUTANTS = [
         _MACHINE,
     ),
     _mutant(
-        "a node with free hands waits for nobody",
+        "a node with free threads is not told to ask for events that no node is expected for",
         _TURN,
         "and (#ids > taken + held_back or told == 0)",
         "and #ids > taken + held_back",
         _DUTY,
     ),
     _mutant(
-        "a pause is not kept",
+        "a paused namespace delivers events",
         _TURN,
         "paused, last_token = foreign or says == '1',",
         "paused, last_token = foreign,",
@@ -726,49 +737,49 @@ MUTANTS = [
     ),
     # ------------------------------------------------------------------------------ schedules
     _mutant(
-        "the next is counted from now",
+        "the next occurrence is counted from now",
         "store/lua/parts/plan.lua",
         "after = anchor + (math.floor((tonumber(nominal) - anchor) / every) + 1) * every",
         "after = NOW + every",
         _SCHEDULES,
     ),
     _mutant(
-        "occurrences overlap whatever is said",
+        "occurrences overlap in spite of the overlap policy",
         "store/lua/parts/plan.lua",
         "if runs and beat.overlap == 'q' then",
         "if false then",
         _SCHEDULES,
     ),
     _mutant(
-        "a limited number does not end",
+        "a schedule with a count does not end",
         "store/lua/parts/plan.lua",
         "if beat.left ~= '' then beat.left = digits(math.max(0, tonumber(beat.left) - 1)) end",
         "",
         _SCHEDULES,
     ),
     _mutant(
-        "a schedule that begins again meets its past",
+        "a schedule that is declared again repeats its past",
         "store/lua/parts/plan.lua",
         "    if added == 0 then\n",
         "    if false then\n",
         _SCHEDULES,
     ),
     _mutant(
-        "new tables of a time zone are not taken over",
+        "new time zone tables are not applied",
         "store/lua/declare.lua",
         "if retime(schedule, old, ARGV[14], ARGV[15]) then result = 'changed' end",
         "",
         _TABLES,
     ),
     _mutant(
-        "an occurrence comes by the old law and by the new",
+        "an occurrence comes by the old and by the new time zone table",
         "store/lua/parts/retime.lua",
         "if belongs_to(before, known[1]) then table.remove(fresh, 1) end",
         "",
         _TABLES,
     ),
     _mutant(
-        "new tables undo what a user has moved",
+        "new time zone tables undo a user's reschedule",
         "store/lua/parts/retime.lua",
         "if moved and (usual or beat.paused == '1') then",
         "if moved then",
@@ -776,14 +787,14 @@ MUTANTS = [
     ),
     # --------------------------------------------------------------------------------- walks
     _mutant(
-        "a walk has no end but that of the set",
+        "an iteration does not stop at the end that it saw first",
         "store/lua/upcoming.lua",
         "if comes_after(score, id, end_score, end_id) then break end",
         "",
         _WALKS,
     ),
     _mutant(
-        "a walk meets what its loop has moved",
+        "an iteration yields events that its loop has moved",
         "store/walks.py",
         "    if event in walk.passed:\n        return False\n",
         "",
@@ -791,14 +802,14 @@ MUTANTS = [
         _MACHINE,
     ),
     _mutant(
-        "a walk meets occurrence after occurrence",
+        "an iteration yields occurrence after occurrence",
         "store/walks.py",
         "        if schedule in walk.schedules:\n            return False\n",
         "",
         _WALKS,
     ),
     _mutant(
-        "a page has as many bytes as its events have",
+        "a page is not limited in bytes",
         "store/lua/upcoming.lua",
         "if i == limit or bytes > MOST_PAGE then",
         "if i == limit then",
@@ -806,21 +817,21 @@ MUTANTS = [
     ),
     # -------------------------------------------------------------------------- other writers
     _mutant(
-        "events are kept for strangers",
+        "events are kept for unregistered nodes",
         _TURN,
         "if who then told = told + 1 end",
         "told = told + 1",
         _DUTY,
     ),
     _mutant(
-        "a reply that is nonsense comes through as what reading it raises",
+        "a malformed reply raises the exception of its parser",
         "store/replies.py",
         "except _MALFORMED as e:",
         "except ArithmeticError as e:",
         _NONSENSE,
     ),
     _mutant(
-        "a cancel asks for more times for ever",
+        "a cancel asks for more nominal times for ever",
         "store/plans.py",
         "        if definition.cron is None:\n            raise NamespaceCorrupt(",
         "        if definition.cron is None:\n            return False\n            raise _(",
@@ -828,14 +839,14 @@ MUTANTS = [
     ),
     # ------------------------------------------------------------------------ other processes
     _mutant(
-        "an error is made again by its constructor",
+        "an error is unpickled by its constructor",
         "errors.py",
         "return _made_again, (type(self), self.args, _portable(self.__cause__)), self.__dict__",
         "return type(self), self.args, self.__dict__",
         _PICKLE,
     ),
     _mutant(
-        "a copy of an event goes along with its lease",
+        "a copy of an event takes the lease with it",
         "model/event.py",
         "return detached, (type(self), dict(self), self._fields())",
         "return Event.__copy__, (self,)",
@@ -843,7 +854,7 @@ MUTANTS = [
     ),
     # --------------------------------------------------------------------------------- calls
     _mutant(
-        "a script that was forgotten is not brought",
+        "a script that the server has forgotten is not sent again",
         "store/tries.py",
         "        if fate(e, wire.sent) is not Fate.NO_SCRIPT:\n            raise\n    # Nothing",
         "        raise\n    # Nothing",
@@ -851,7 +862,7 @@ MUTANTS = [
         _STORE,
     ),
     _mutant(
-        "errors of the client library come through",
+        "errors of the client library reach the caller",
         "store/line.py",
         "raise self._gave_up(script.doing, e, perhaps) from e",
         "raise",
@@ -866,7 +877,7 @@ MUTANTS = [
         "tests/unit/test_store_line.py",
     ),
     _mutant(
-        "an unknown outcome is called a failure",
+        "an unknown outcome is reported as a failure",
         "store/line.py",
         "        if perhaps:\n",
         "        if False:\n",
@@ -874,7 +885,7 @@ MUTANTS = [
         _HOSTILE,
     ),
     _mutant(
-        "an error tells the password",
+        "an error text contains the password",
         "store/line.py",
         'return StoreError(f"Redis at {place} could not be reached to {doing} {within}: {error}")',
         'return StoreError(f"no way to {doing}: {vars(self._source)} "\n'
@@ -890,14 +901,14 @@ MUTANTS = [
         "tests/integration/test_processes.py",
     ),
     _mutant(
-        "a thread dies of an exit",
+        "SystemExit ends a thread",
         "engine/service.py",
         "        except BaseException as e:\n            # Also an exit",
         "        except Exception as e:\n            # Also an exit",
         _SERVICE,
     ),
     _mutant(
-        "a thread that fails is not begun again",
+        "a failed thread is not restarted",
         "engine/service.py",
         "            self._note(e)\n            return last\n",
         "            self._note(e)\n",
@@ -912,7 +923,7 @@ MUTANTS = [
     ),
     # ----------------------------------------------------------------- signal handlers and forks
     _mutant(
-        "a handler's join begins another life within a join",
+        "a signal handler's join starts a second node within a join",
         "timer/timer.py",
         "                if self.nesting.joining_here:\n                    return\n",
         "",
@@ -926,35 +937,35 @@ MUTANTS = [
         "tests/integration/test_interruptions.py",
     ),
     _mutant(
-        "an interrupted reader stays",
+        "an interrupted reader stays registered",
         "engine/readers.py",
         "        reading.forsaken = True\n        self._withdraw(reading)\n",
         "        reading.forsaken = True\n",
         _INTERRUPTIONS,
     ),
     _mutant(
-        "the key of an interrupted reader is charged",
+        "the key of an interrupted reader counts as an attempt",
         "engine/readers.py",
         "        if reading.forsaken:\n            return None\n",
         "",
         _INTERRUPTIONS,
     ),
     _mutant(
-        "a settlement that comes while others are taken is lost",
+        "a settlement added while others are collected is lost",
         "engine/book.py",
         "        del self._settlements[: len(taken)]\n",
         "        self._settlements.clear()\n",
         _INTERRUPTIONS,
     ),
     _mutant(
-        "a child goes on when its listener has ended",
+        "a forked child goes on after its listener has returned",
         "timer/emitter.py",
         "            if os.getpid() != pid:\n                process.end_child(None)\n",
         "",
         "tests/integration/test_processes.py",
     ),
     _mutant(
-        "a child keeps the connections of calls under way",
+        "a forked child keeps the connections of its parent's calls",
         "store/line.py",
         "                wire.close()\n        self._begin()\n",
         "                pass\n        self._begin()\n",

@@ -34,6 +34,15 @@ def test_their_names_are_their_own():
     assert [] == [name for name in sorted(files) if not (mutants.ROOT / name).exists()]
 
 
+def test_the_page_lists_each_mutant_in_order():
+    """``docs/mutants.rst`` has a row for each mutant, and gives their number."""
+    text = (mutants.ROOT / "docs" / "mutants.rst").read_text("utf-8")
+    row = r"^   \* - (.+)\n     - ``(?:unit|integration|acceptance|chaos)/"
+    rows = re.findall(row, text, re.MULTILINE)
+    assert [m.name for m in MUTANTS] == rows
+    assert [str(len(MUTANTS))] == re.findall(r"^There are (\d+)\.", text, re.MULTILINE)
+
+
 def test_the_readme_gives_their_number():
     """The README says how many bugs `make mutants` plants: a reader may check the number."""
     text = (mutants.ROOT / "README.rst").read_text("utf-8")
