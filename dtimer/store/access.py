@@ -17,7 +17,7 @@ from dtimer.store.keys import Keys
 #: How scripts are called, and what those of a node run. Without any of these it cannot join.
 NODE = (
     *("eval", "evalsha"),
-    *("hdel", "hexists", "hget", "hincrby", "hmget", "hset", "rename", "time", "type"),
+    *("hdel", "hexists", "hget", "hincrby", "hmget", "hset", "hstrlen", "rename", "time", "type"),
     *("zadd", "zcard", "zcount", "zrange", "zrangebyscore", "zrem", "zscore"),
 )
 

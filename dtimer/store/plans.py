@@ -102,7 +102,7 @@ class Plans(Namespace):
 
         Raises:
             OptionError: its time zone is not known on this machine, or its expression is none.
-        NamespaceCorrupt: it cannot be read.
+            NamespaceCorrupt: its definition cannot be read, or does not fit its state.
         """
         standing = self._ask(codec.read_standing_plan, "schedule", id)
         if standing is None:
@@ -112,7 +112,8 @@ class Plans(Namespace):
         if not readable:
             return False
         known = beat["ahead"].rpartition(",")[2] or beat["next"]
-        if not known:
+        if not known or beat["every"]:
+            # Only a cron schedule has a list of nominal times.
             return False
         if definition.cron is None:
             raise NamespaceCorrupt(

@@ -36,20 +36,29 @@ def watch(own, request):
         yield watch
 
 
+LATER = 4_000_000_000_000
+
+
+def _poster(watch, own, id, **options):
+    """Return a timer that is connected and has opened the namespace, so that no post of a test must."""
+    timer = DTimer(id, own.url, ns=watch.ns, **options)
+    # Reading commands do not open a namespace.
+    timer.cancel(id)
+    return timer
+
+
 @pytest.fixture
 def caller(watch, own):
-    """Someone who only posts, has a connection already, and waits for every reply."""
-    timer = DTimer("caller", own.url, ns=watch.ns, timeout=LONGEST_CALL)
-    timer.stats()
+    """A timer that only posts, and waits for every reply."""
+    timer = _poster(watch, own, "caller", timeout=LONGEST_CALL)
     yield timer
     timer.leave()
 
 
 @pytest.fixture
 def hasty(watch, own):
-    """Someone who only posts, has a connection already, and gives up soon."""
-    timer = DTimer("hasty", own.url, ns=watch.ns, **HASTY)
-    timer.stats()
+    """A timer that only posts, and gives up soon."""
+    timer = _poster(watch, own, "hasty", **HASTY)
     yield timer
     timer.leave()
 

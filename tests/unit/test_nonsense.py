@@ -74,10 +74,12 @@ CALLS = {
 class Told:
     """What a script was asked, and the answer that waits."""
 
+    arrived = 0
+
     def __init__(self, reply):
         self.reply = reply
 
-    def answer(self, until=None):
+    def answer(self, *, lay=False):
         """Return it."""
         return self.reply
 
@@ -87,12 +89,12 @@ def told(monkeypatch):
     """Have every script but the given say something; nothing is connected to."""
 
     def say(reply, opened=OPENED):
-        def run(wire, script, arguments, until):
+        def run(wire, script, arguments, until, limit):
             return opened if script.name == "open" else reply
 
         monkeypatch.setattr(line, "run", run)
         monkeypatch.setattr(line, "run_whole", run)
-        monkeypatch.setattr(line, "Asked", lambda *_: Told(reply))
+        monkeypatch.setattr(line, "Asked", lambda *_, **__: Told(reply))
 
     return say
 

@@ -14,6 +14,15 @@ from dtimer.store.line import TRIES, Line
 TIMEOUT = 3.0
 
 
+class Wire:
+    """A connection that has sent the request."""
+
+    sent = True
+
+    def close(self):
+        """Nothing is open."""
+
+
 class Stepped:
     """A clock that the tries and the pauses of a call move."""
 
@@ -38,7 +47,7 @@ def clock(monkeypatch):
 @pytest.fixture
 def line():
     """A line to a server that is not there."""
-    wire = SimpleNamespace(sent=True, close=lambda: None)
+    wire = Wire()
     source = SimpleNamespace(wire=lambda keys: wire, place="nowhere")
     return Line(source, Keys.of("x"), TIMEOUT, None)
 

@@ -16,6 +16,7 @@ for _, words in ipairs({
   {'HLEN', BODY},
   {'HMGET', BODY, NOBODY},
   {'HRANDFIELD', BODY, '1'},
+  {'HSTRLEN', BODY, NOBODY},
   {'PUBLISH', string.sub(DUE, 1, -4) .. 'echo:nobody', ''},
   {'TIME'},
   {'TYPE', DUE},
