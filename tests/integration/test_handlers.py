@@ -1,4 +1,4 @@
-"""What becomes of an event in the hands of a handler, whatever the handler does."""
+"""An event in a handler: failures, listeners, its own calls, batches and its lease."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dtimer import Cancelled, HandlerError, OptionError, State
 from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 
-LATER = 3_600_000  # ms; no test is there to see it
-SHORT = 900  # ms; a lease whose heartbeats can be watched
+LATER = 3_600_000  # ms; longer than any test
+SHORT = 900  # ms; a lease so short that a test can watch its heartbeats
 
 
 class Boom(Exception):
-    """What the handlers here raise."""
+    """The exception that handlers raise in these tests."""
 
 
 def boom(events):
@@ -28,12 +28,15 @@ def boom(events):
 
 @pytest.fixture
 def score(client, namespace):
-    """The score of an event in the sorted set of truth: when it is due, or its lease ends."""
+    """
+    Return a function that returns an event's score in ``due``: its due time or the end of its
+    lease.
+    """
     return lambda name: client.zscore(Keys.of(namespace).due, name)
 
 
 def takes_a_turn(timer):
-    """Have the node ask once more, and wait for the answer."""
+    """Make the node claim once more, and wait for the reply."""
     claimer = timer._life._claimer
     before = claimer.answered
     timer._life.bell.ring()
@@ -41,13 +44,13 @@ def takes_a_turn(timer):
 
 
 class TestFailure:
-    """A handler that raises fails what it has not confirmed, and nothing else."""
+    """If a handler raises, every event of its batch that it has not confirmed fails."""
 
     @pytest.mark.fault("F74")
-    def test_error_says_what_and_why(self, make):
+    def test_error_and_retry_are_emitted_with_the_events(self, make):
         """
-        'error' gets a HandlerError with the events that failed and the handler's own
-        exception as its cause, 'retry' each event that will come again.
+        'error' gets a HandlerError with the failed events and the handler's exception as its cause.
+        'retry' gets each event that will be started again.
         """
         timer = make(backoff=LATER)
         errors, retries = Catch(timer, "error"), Catch(timer, "retry")
@@ -64,8 +67,8 @@ class TestFailure:
             assert (State.SCHEDULED, 1) == (record.state, record.attempt)
 
     @pytest.mark.fault("F74")
-    def test_others_are_unaffected(self, make):
-        """One event that fails does not keep the next from its handler."""
+    def test_other_events_are_not_affected(self, make):
+        """An event that fails does not keep the next event from its handler."""
         timer = make(backoff=LATER)
         good = Catch(timer, "retry")
 
@@ -81,10 +84,10 @@ class TestFailure:
             eventually(lambda: timer.peek(fine) is None)
         assert {"retried": 1, "confirmed": 1}.items() <= timer.stats().totals.items()
 
-    def test_spent_retries_end_among_the_dead_letters(self, make):
+    def test_an_event_that_used_up_its_retries_becomes_a_dead_letter(self, make):
         """
-        An event is started max_retries + 1 times at most, then it is a dead letter with
-        the number of its starts and the text of its last error; 'dead' says so.
+        An event is started at most max_retries + 1 times. Then it becomes a dead letter with the
+        number of its starts and the text of its last error, and 'dead' is emitted.
         """
         timer = make(backoff=0, max_retries=2)
         starts, retries, dead = (Catch(timer, name) for name in ("event", "retry", "dead"))
@@ -105,8 +108,8 @@ class TestFailure:
             assert "Boom: no" in letter.error
         assert retries.empty()
 
-    def test_at_most_once(self, make):
-        """With max_retries=0 an event that fails is a dead letter after its only start."""
+    def test_an_event_without_retries_starts_once(self, make):
+        """With max_retries=0 an event that fails becomes a dead letter after its only start."""
         timer = make(backoff=0)
         starts, dead = Catch(timer, "event"), Catch(timer, "dead")
         timer.on("event", boom)
@@ -118,8 +121,8 @@ class TestFailure:
         assert starts.empty()
 
     @pytest.mark.fault("F84")
-    def test_the_payload_is_fresh_each_time(self, make):
-        """What a handler does to a payload is not seen by the next attempt."""
+    def test_each_attempt_gets_a_fresh_payload(self, make):
+        """A change that a handler makes to a payload is not visible to the next attempt."""
         timer = make(backoff=0, max_retries=1)
         dead = Catch(timer, "dead")
         seen = []
@@ -137,8 +140,8 @@ class TestFailure:
             dead.next()
         assert [{"list": []}, {"list": []}] == seen
 
-    def test_backoff_is_asked_with_the_attempt(self, make):
-        """A backoff that is a function gets the number of the attempt that failed."""
+    def test_a_backoff_function_gets_the_attempt(self, make):
+        """A backoff function is called with the number of the attempt that failed."""
         asked = []
         timer = make(backoff=lambda attempt: asked.append(attempt) or 0, max_retries=2)
         dead = Catch(timer, "dead")
@@ -149,10 +152,10 @@ class TestFailure:
             dead.next()
         assert [1, 2, 3] == asked
 
-    def test_a_backoff_that_raises(self, make):
+    def test_a_backoff_that_raises_is_replaced_by_the_default(self, make):
         """
-        A backoff that raises is told to 'error' like everything else, and the event waits
-        as it would by default.
+        If the backoff function raises, 'error' gets the exception and the event waits for the
+        default backoff.
         """
 
         def backoff(attempt):
@@ -168,10 +171,10 @@ class TestFailure:
             retries.next()
             assert State.SCHEDULED is timer.peek(id).state
 
-    def test_an_error_that_no_encoding_can_carry(self, make):
+    def test_an_error_text_with_a_lone_surrogate_is_stored(self, make):
         """
-        The text of an error may quote a lone surrogate of the payload: the event is
-        retried and the node goes on.
+        The text of an error may quote a lone surrogate of the payload, which UTF-8 cannot encode.
+        The event is retried and the node continues.
         """
         timer = make(backoff=0, max_retries=1)
         dead = Catch(timer, "dead")
@@ -187,8 +190,8 @@ class TestFailure:
             (letter,) = timer.dead()
             assert "Boom: \\ud800" in letter.error
 
-    def test_an_error_that_cannot_be_shown(self, make):
-        """An exception whose own str() raises fails its event, and no thread with it."""
+    def test_an_exception_that_cannot_be_formatted_fails_only_its_event(self, make):
+        """If str() of the handler's exception raises, the event fails and no thread ends."""
 
         class Shy(Exception):
             def __str__(self):
@@ -208,13 +211,13 @@ class TestFailure:
 
 
 class TestListeners:
-    """Who listens, and what follows from it."""
+    """Listeners of a node's events, and the effect of having none."""
 
     @pytest.mark.fault("F79")
-    def test_all_listeners_run(self, make):
+    def test_all_listeners_run_if_one_raises(self, make):
         """
-        A listener that raises does not keep the others from the event; the batch has
-        failed, and 'error' gets each exception.
+        If one listener raises, the others still get the event. The batch fails, and 'error' gets
+        each exception.
         """
         timer = make(backoff=LATER)
         before, after = Catch(timer, "event"), None
@@ -227,8 +230,11 @@ class TestListeners:
             assert [Boom, ZeroDivisionError] == [type(errors.next().__cause__) for _ in range(2)]
             assert id == before.next()[0].id == after.next()[0].id == retries.next().id
 
-    def test_once(self, make):
-        """A listener by once() gets one batch; without another the node claims no more."""
+    def test_a_once_listener_gets_one_batch(self, make):
+        """
+        A once() listener gets one batch. Without another listener, the node claims no more
+        events.
+        """
         timer = make()
         caught = []
         heard = threading.Event()
@@ -246,17 +252,17 @@ class TestListeners:
             assert 0 == timer.peek(second).attempt
         assert [[{"n": 1}]] == caught
 
-    def test_once_and_many_hands(self, make):
+    def test_a_second_thread_releases_its_event_if_the_once_listener_is_gone(self, make):
         """
-        Of two hands that emit at the same time one finds the once() listener gone: its
-        event is handed back, not confirmed.
+        If two handler threads emit at the same time, one of them finds the once() listener gone. It
+        releases its event and does not confirm it.
         """
         timer = make(concurrency=2)
         both = threading.Barrier(2)
         run = timer._emit_run
 
         def together(f, args, kwargs):
-            # Both have found the listener before either calls it.
+            # Both threads must have seen the listener before either of them calls it.
             if threading.current_thread().name.startswith("dtimer-node-hand"):
                 both.wait(PATIENCE)
             run(f, args, kwargs)
@@ -271,8 +277,8 @@ class TestListeners:
         assert (State.SCHEDULED, 0) == (timer.peek(left).state, timer.peek(left).attempt)
 
     @pytest.mark.fault("F75")
-    def test_a_listener_of_error_that_raises(self, make, caplog):
-        """A listener of 'error' that raises is logged, and the node goes on."""
+    def test_a_raising_listener_of_error_is_logged(self, make, caplog):
+        """If a listener of 'error' raises, that is logged and the node continues."""
         timer = make(backoff=0, max_retries=1)
         dead = Catch(timer, "dead")
         timer.on("event", boom)
@@ -285,8 +291,8 @@ class TestListeners:
         assert all(r.exc_info[0] is ZeroDivisionError for r in logged)
 
     @pytest.mark.fault("F75")
-    def test_nobody_listens_to_error(self, make, caplog):
-        """Without a listener of 'error' an error is logged, once."""
+    def test_an_error_without_a_listener_is_logged_once(self, make, caplog):
+        """If 'error' has no listener, the error is logged once."""
         timer = make(backoff=LATER)
         retries = Catch(timer, "retry")
         timer.on("event", boom)
@@ -298,10 +304,10 @@ class TestListeners:
         assert "Boom" in caplog.text
 
     @pytest.mark.fault("F78")
-    def test_nobody_listens_to_event(self, make):
+    def test_a_node_without_a_listener_claims_nothing(self, make):
         """
-        A node without a listener of 'event' claims nothing and is not waited for; with
-        the first listener it begins to claim, at once.
+        A node without a listener of 'event' claims nothing, and is not registered as waiting. With
+        its first listener it claims at once.
         """
         timer = make(poll_interval=LATER)
         with timer:
@@ -312,8 +318,8 @@ class TestListeners:
             caught = Catch(timer, "event")
             assert id == caught.next()[0].id
 
-    def test_the_last_listener_goes(self, make):
-        """When its last listener has gone, a node claims nothing any more."""
+    def test_a_node_stops_claiming_when_its_last_listener_is_removed(self, make):
+        """After its last listener has been removed, a node claims nothing more."""
         timer = make(poll_interval=LATER)
         caught = Gated(timer)
         with timer:
@@ -326,10 +332,10 @@ class TestListeners:
             takes_a_turn(timer)
             assert 0 == timer.peek(second).attempt
 
-    def test_a_corrupt_event_is_told(self, make, client, namespace):
+    def test_a_corrupt_event_becomes_a_dead_letter(self, make, client, namespace):
         """
-        What somebody else wrote into our keys becomes a dead letter with its bytes, and
-        'dead' tells; the next event is handled.
+        A record that another program has written into the keys becomes a dead letter with its
+        bytes, and 'dead' is emitted. The next event is handled.
         """
         timer = make()
         caught, dead = Catch(timer, "event"), Catch(timer, "dead")
@@ -346,13 +352,13 @@ class TestListeners:
 
 
 class TestOwnEvent:
-    """A handler that turns to its own event."""
+    """A handler that calls the timer about its own event."""
 
     @pytest.mark.fault("F80")
-    def test_posts_its_own_id(self, make):
+    def test_a_handler_may_replace_its_own_event(self, make):
         """
-        A handler may post its own id anew: the new event fires, and the end of the old
-        one does not touch it.
+        A handler may post its own id again: the new event is delivered, and the end of the old one
+        does not affect it.
         """
         timer = make()
         seen = []
@@ -378,10 +384,10 @@ class TestOwnEvent:
         assert (3, 3, 1) == (totals["posted"], totals["started"], totals["confirmed"])
 
     @pytest.mark.fault("F80")
-    def test_posts_its_own_id_and_returns(self, make):
+    def test_a_handler_that_replaces_its_event_and_returns_is_not_a_lost_lease(self, make):
         """
-        The confirm that follows a handler's return does not touch its successor either; and
-        as the process did it itself, nobody is told that a lease was lost.
+        The confirm after the handler's return does not affect the new event. No lost lease is
+        reported, because the process replaced the event itself.
         """
         timer = make()
         seen = []
@@ -403,8 +409,11 @@ class TestOwnEvent:
         assert errors.empty()
 
     @pytest.mark.fault("F81")
-    def test_cancels_itself(self, make):
-        """A handler that cancels its own event is told that it runs; no retry follows."""
+    def test_a_handler_that_cancels_its_event_gets_in_flight(self, make):
+        """
+        A handler that cancels its own event is told that the event is in flight; it is not
+        retried.
+        """
         timer = make(backoff=0)
         told = []
         errors, retries = Catch(timer, "error"), Catch(timer, "retry")
@@ -423,8 +432,11 @@ class TestOwnEvent:
         assert retries.empty()
 
     @pytest.mark.fault("F81")
-    def test_reschedules_itself(self, make):
-        """An event in flight cannot be moved: False, and the handler's return confirms it."""
+    def test_an_event_in_flight_cannot_be_rescheduled(self, make):
+        """
+        An event in flight cannot be rescheduled: the result is False, and the handler's return
+        confirms it.
+        """
         timer = make()
         told = []
         timer.on("event", lambda events: told.append(timer.reschedule(events[0].id, LATER)))
@@ -434,8 +446,8 @@ class TestOwnEvent:
         assert [False] == told
 
     @pytest.mark.fault("F82")
-    def test_confirm_twice(self, make):
-        """A second confirm is as true as the first, from whatever thread it comes."""
+    def test_a_second_confirm_returns_true(self, make):
+        """A second confirm returns True like the first, on any thread."""
         timer = make()
         told = []
         done = threading.Event()
@@ -457,10 +469,10 @@ class TestOwnEvent:
         assert 1 == timer.stats().totals["confirmed"]
 
     @pytest.mark.fault("F82")
-    def test_confirm_after_the_lease_was_lost(self, make):
+    def test_calls_on_a_lost_lease_return_false(self, make):
         """
-        When somebody else has the event, confirm, retry and extend give False and change
-        nothing, and lease_lost is true.
+        If another node holds the event, confirm, retry and extend return False and change nothing,
+        and lease_lost is true.
         """
         timer = make(auto_confirm=False, lease=1_500, poll_interval=50, backoff=0)
         caught = Catch(timer, "event")
@@ -477,10 +489,10 @@ class TestOwnEvent:
             assert State.IN_FLIGHT is timer.peek(id).state
             assert second.confirm() is True
 
-    def test_retry_on_request(self, make):
+    def test_retry_settles_the_event(self, make):
         """
-        ev.retry(delay) gives the event back for later, attempt charged, and what the
-        handler does afterwards changes nothing about that.
+        ev.retry(delay) schedules the event again and charges the attempt. A later confirm or
+        failure of the handler does not change that.
         """
         timer = make()
         told = []
@@ -502,8 +514,8 @@ class TestOwnEvent:
         with pytest.raises(OptionError):
             timer.confirm({})
 
-    def test_retry_when_they_are_spent(self, make):
-        """ev.retry() that makes a dead letter of the event gives False."""
+    def test_retry_returns_false_if_no_retries_are_left(self, make):
+        """ev.retry() returns False if it makes the event a dead letter."""
         timer = make(max_retries=0)
         told = []
         dead = Catch(timer, "dead")
@@ -517,13 +529,13 @@ class TestOwnEvent:
 
 
 class TestOrder:
-    """A node with one thread, and a backlog."""
+    """A node with one thread and a backlog."""
 
     @pytest.mark.parametrize("others", [False, True], ids=["alone", "among others"])
-    def test_one_thread_starts_a_backlog_in_the_order_of_due_times(self, make, monkeypatch, others):
+    def test_one_thread_starts_a_backlog_in_order_of_due_time(self, make, monkeypatch, others):
         """
-        One handler that takes long among quick ones changes no order: what was claimed in advance
-        is kept, or, where other nodes are there, released as a whole.
+        A slow handler among fast ones does not change the order. Events claimed in advance are kept
+        or, if there are other nodes, released together.
         """
         monkeypatch.setattr("dtimer.store.store.Store.alone", lambda *_: not others)
         count, slow = 300, 150
@@ -535,7 +547,8 @@ class TestOrder:
             (ev,) = events
             seen.append(ev["n"])
             if ev["n"] == slow:
-                # Until the claimer has seen that it takes long, and has released what it will.
+                # Wait until the claimer has noticed the slow handler and has released what it will
+                # release.
                 eventually(lambda: timer._life)
                 dispatcher, claimer = timer._life._dispatcher, timer._life._claimer
                 eventually(lambda: dispatcher._behind or not dispatcher.early)
@@ -556,11 +569,11 @@ class TestOrder:
 
 
 class TestBatches:
-    """Several events at a time."""
+    """Several events for one handler call."""
 
     @pytest.mark.fault("F74")
-    def test_only_the_unconfirmed_fail(self, make):
-        """Of five events a handler confirms two and raises: the other three are retried."""
+    def test_only_the_unconfirmed_events_fail(self, make):
+        """If a handler confirms two of five events and raises, the other three are retried."""
         timer = make(max_events=5, backoff=LATER)
         errors, retries = Catch(timer, "error"), Catch(timer, "retry")
 
@@ -578,8 +591,11 @@ class TestBatches:
         assert errors.empty()
 
     @pytest.mark.fault("F83")
-    def test_never_more_than_free_hands_can_start(self, make):
-        """What is in flight is never more than the hands hold; the rest is others'."""
+    def test_no_more_events_are_claimed_than_free_threads_can_start(self, make):
+        """
+        The handler threads' capacity limits the events in flight; other nodes can claim the
+        rest.
+        """
         timer = make(max_events=2, concurrency=2)
         handler = Gated(timer)
         timer.post_many([({}, 0)] * 9)
@@ -592,8 +608,8 @@ class TestBatches:
             handler.go_on(9)
             eventually(lambda: timer.stats().totals.get("confirmed") == 9)
 
-    def test_max_events_changes_on_the_way(self, make):
-        """max_events, set while the node runs, holds from the next batch on."""
+    def test_max_events_may_change_while_joined(self, make):
+        """If max_events is set while the node runs, it applies from the next batch."""
         timer = make()
         handler = Gated(timer)
         with timer:
@@ -609,12 +625,12 @@ class TestBatches:
 
 
 class TestLease:
-    """How long an event stays in one hand."""
+    """How long a node holds an event."""
 
-    def test_heartbeats_hold_what_runs(self, make, score):
+    def test_heartbeats_keep_the_lease_of_a_running_handler(self, make, score):
         """
-        A handler that outlives its lease several times keeps its event: the lease on the
-        server moves on by heartbeats, and nobody else is handed the event.
+        A handler that runs for several leases keeps its event: heartbeats renew the lease on the
+        server, and no other node gets the event.
         """
         timer = make(lease=SHORT)
         lost = Catch(timer, "lease_lost")
@@ -634,8 +650,8 @@ class TestLease:
     @pytest.mark.fault("F77")
     def test_max_run_ends_the_heartbeats(self, make):
         """
-        A handler that overruns max_run no longer keeps its event: somebody else gets it,
-        the handler can see that, and health() counts it as stuck.
+        After max_run a handler no longer keeps its event: another node gets it, the handler sees
+        lease_lost, and health() counts the handler as stuck.
         """
         timer = make("slow", lease=SHORT, max_run=SHORT, max_retries=5)
         handler = Gated(timer)
@@ -654,10 +670,10 @@ class TestLease:
                 assert again.confirm() is True
                 handler.go_on()
 
-    def test_confirmed_later_by_another_thread(self, make):
+    def test_another_thread_may_confirm_later(self, make):
         """
-        With auto_confirm=False the handler's return confirms nothing: that is done later,
-        by any thread, within the lease.
+        With auto_confirm=False the handler's return confirms nothing. Any thread may confirm later,
+        within the lease.
         """
         timer = make(auto_confirm=False)
         caught = Catch(timer, "event")
@@ -671,10 +687,10 @@ class TestLease:
             assert timer.peek(id) is None
             assert ev.confirm() is True
 
-    def test_the_lease_is_the_limit_of_a_late_confirm(self, make, score):
+    def test_an_event_not_confirmed_within_its_lease_is_delivered_again(self, make, score):
         """
-        With auto_confirm=False the heartbeats end with the handler: what is not confirmed
-        within the lease is handed out again.
+        With auto_confirm=False heartbeats end with the handler. An event that is not confirmed
+        within its lease is delivered again.
         """
         timer = make(auto_confirm=False, lease=SHORT, poll_interval=50)
         handler = Gated(timer)
@@ -691,10 +707,10 @@ class TestLease:
             assert second.confirm() is True
             handler.go_on()
 
-    def test_extend_is_not_undone_by_a_heartbeat(self, make, score):
+    def test_a_heartbeat_does_not_shorten_an_extension(self, make, score):
         """
-        ev.extend() holds the event for as long as it says, also when the handler goes on
-        and heartbeats follow.
+        ev.extend() keeps the event for the given time, even if the handler continues and heartbeats
+        follow.
         """
         timer = make(auto_confirm=False, lease=SHORT)
         handler = Gated(timer)
@@ -715,8 +731,8 @@ class TestLease:
 
     def test_a_short_extension_does_not_let_another_node_start_the_event(self, make, score):
         """
-        ev.extend() of a handler that runs is no way to lose the event: it holds it for at least
-        what is left of its lease, for which its node renews it anyway.
+        A running handler cannot lose its event by a short ev.extend(): the lease keeps at least its
+        remaining time, because the node renews it anyway.
         """
         timer = make(lease=LATER)
         handler = Gated(timer)
@@ -733,10 +749,10 @@ class TestLease:
 
 @pytest.mark.fault("F61")
 @pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
-def test_a_handler_that_ends_the_process(make, end):
+def test_a_handler_that_raises_system_exit_makes_the_node_leave(make, end):
     """
-    SystemExit and KeyboardInterrupt fail the batch like any exception, and make the node
-    leave: no thread dies unseen.
+    SystemExit and KeyboardInterrupt fail the batch like any exception and make the node leave. A
+    thread that ended silently would leave a node that does nothing.
     """
     timer = make(backoff=LATER)
     errors = Catch(timer, "error")

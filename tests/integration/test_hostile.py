@@ -1,4 +1,4 @@
-"""A hostile server and hostile data: nothing sticks, nothing is done by half."""
+"""A hostile server and hostile data: no event gets stuck, and no operation is done by half."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def store(client, namespace, now):
 
 
 class TestForbidden:
-    """What an ACL may forbid, and what goes on all the same."""
+    """Commands that an ACL forbids, and operations that work without them."""
 
     def test_a_producer_without_channels_posts(self, tcp_server, now):
-        """A wake that may not be sent does not undo the post that it comes with."""
+        """A wake that may not be published does not undo the post."""
         with tcp_server.client() as client:
             client.execute_command(
                 "ACL", "SETUSER", "mute", "on", ">pw", "~*", "resetchannels", "+@all"
@@ -49,8 +49,11 @@ class TestForbidden:
             mute.close()
             admin.close()
 
-    def test_a_refusal_after_a_lost_reply_is_not_called_definite(self, tcp_server):
-        """When it may have been done before it was refused, that is what the error says."""
+    def test_a_refusal_after_a_lost_reply_is_outcome_unknown(self, tcp_server):
+        """
+        If the server may have acted before it refused, the error says that the outcome is
+        unknown.
+        """
         with Proxy(tcp_server.url) as proxy, tcp_server.client() as client:
             client.execute_command("ACL", "SETUSER", "tea", "on", ">pw", "~*", "&*", "+@all")
             url = proxy.url.replace("redis://", "redis://tea:pw@")
@@ -77,11 +80,11 @@ class TestForbidden:
 
 @pytest.mark.fault("F30")
 class TestFullMemory:
-    """Redis is out of memory: what frees it must work, from a fresh process too."""
+    """If Redis is out of memory, operations that free memory must work, even in a new process."""
 
     @pytest.fixture
     def full(self, tcp_server, now):
-        """A store with one event claimed, on a server that takes no more."""
+        """A store with one claimed event, on a server that accepts no more data."""
         client = tcp_server.client()
         store = Store(source(tcp_server.url, 1.0), "dt", timeout=3.0, now=now)
         node = Peer(store, "node")
@@ -93,15 +96,15 @@ class TestFullMemory:
         client.close()
 
     def test_leases_are_renewed(self, full, now):
-        """A running event keeps its lease, and is not started again beside itself."""
+        """A running event keeps its lease, and so is not started a second time."""
         store, _, claim, _ = full
         now.tick(LEASE - 1)
         assert [True] == store.extend([("tea", claim.token)], LEASE * 1000)
         now.tick(LEASE - 1)
         assert [] == Peer(store, "other").claim()
 
-    def test_a_fresh_process_joins_and_drains(self, full, now):
-        """A worker that is started now can join, claim, confirm, cancel and look."""
+    def test_a_new_process_can_join_and_drain(self, full, now):
+        """A process that starts now can join, claim, confirm, cancel and peek."""
         _, node, claim, url = full
         fresh = Store(source(url, 1.0), "dt", timeout=3.0, now=now)
         assert "tea" == fresh.peek("tea").id
@@ -130,11 +133,11 @@ FOREIGN = {
 
 
 class TestForeign:
-    """What somebody else wrote into our keys."""
+    """Data that another program has written into the keys."""
 
     @pytest.mark.fault("F38")
-    def test_unfit_events_do_not_hold_up_the_rest(self, store, node, now):
-        """However many have expired, a node with a free hand goes on at once."""
+    def test_expired_events_do_not_delay_the_rest(self, store, node, now):
+        """A node with a free thread claims again at once, however many events have expired."""
         for i in range(30):
             post(store, f"old{i}", i, expires="+100000")
         now.tick(200)
@@ -148,8 +151,11 @@ class TestForeign:
         assert 30 == store.stats().totals["expired"]
 
     @pytest.mark.parametrize(("field", "value"), FOREIGN.values(), ids=FOREIGN)
-    def test_nothing_sticks(self, store, node, client, field, value):
-        """Whatever stands in a record, the events beside it are handed out and confirmed."""
+    def test_a_foreign_value_does_not_block_other_events(self, store, node, client, field, value):
+        """
+        If a record holds any foreign value, the other events are still delivered and
+        confirmed.
+        """
         post(store, "bad")
         post(store, "good")
         keys = store.keys
@@ -176,16 +182,16 @@ class TestForeign:
         post(store, "next")
         assert "next" in [c.id for c in node.claim(10)]
 
-    def test_a_binary_id_is_confirmed_like_any_other(self, store, node, client):
-        """An id that is no UTF-8 goes back as it came."""
+    def test_a_binary_id_is_confirmed(self, store, node, client):
+        """An id that is not UTF-8 is sent back unchanged, so its event can be confirmed."""
         client.zadd(store.keys.due, {b"\xff\x00": 1})
         client.hset(store.keys.body, b"\xff\x00", b",3|{}")
         (claim,) = node.claim()
         assert Result.DONE is node.confirm(claim)
         assert 0 == client.exists(store.keys.due)
 
-    def test_ids_with_newlines_survive_a_lost_reply(self, store, node, client):
-        """A turn that is asked again gives the same events, whatever their ids are made of."""
+    def test_ids_with_any_characters_survive_a_lost_reply(self, store, node, client):
+        """A claim that is sent again returns the same events, with any characters in their ids."""
         for i, id in enumerate([b"a\nb", b"", b"3:c"]):
             client.zadd(store.keys.due, {id: i + 1})
             client.hset(store.keys.body, id, b",3|{}")
@@ -193,19 +199,22 @@ class TestForeign:
         again = node.turn(3, again=True)
         assert [(c.id, c.token) for c in first.claims] == [(c.id, c.token) for c in again.claims]
 
-    def test_letters_of_a_fractional_time_are_walked_once(self, store, client):
-        """Paging ends, whatever the scores of the graves are."""
+    def test_dead_letters_with_fractional_scores_are_listed_once(self, store, client):
+        """Paging through dead letters ends with any scores."""
         for i in range(150):
             client.zadd(store.keys.graves, {f"e{i:03}": 1.5})
             client.hset(store.keys.dead, f"e{i:03}", b"1,failed,0|")
         assert 150 == len(list(store.dead()))
 
 
-class TestTurns:
-    """What a turn does besides claiming."""
+class TestClaim:
+    """Parts of a claim other than the events."""
 
-    def test_a_repeated_turn_sends_its_echo(self, store, node, client):
-        """The echo of a turn that is asked again is sent again: the first may be lost too."""
+    def test_a_repeated_claim_sends_its_echo_again(self, store, node, client):
+        """
+        A claim that is sent again publishes its echo again, because the first echo may be
+        lost too.
+        """
         channel = store.keys.echo("node")
         with client.pubsub() as pubsub:
             pubsub.subscribe(channel)
@@ -214,8 +223,11 @@ class TestTurns:
                 store.turn("node", TurnRequest(99, 0, True, True), LEASE * 1000)
                 assert "message" == pubsub.get_message(timeout=PATIENCE)["type"]
 
-    def test_a_repeated_turn_names_the_buried(self, store, node, now):
-        """What was buried by a turn whose reply was lost is told by its repetition."""
+    def test_a_repeated_claim_names_the_buried_events(self, store, node, now):
+        """
+        If the reply to a claim was lost, its repetition names the events that the claim
+        buried.
+        """
         post(store, "old", expires="+1000")
         now.tick(10)
         assert [("old", "expired")] == node.turn().buried
@@ -225,10 +237,13 @@ class TestTurns:
         "key",
         ["due", "body", "lease", "tries", "sys", "memo_a", "nodes", "alive", "roster", "promise"],
     )
-    def test_what_was_settled_before_a_foreign_key_was_met(self, store, node, client, key):
+    def test_a_claim_that_met_a_foreign_key_reports_its_settlements_when_repeated(
+        self, store, node, client, key
+    ):
         """
-        A turn that meets a key of a foreign type, at whatever point, names it; asked again when
-        the key has been put right it tells that its event was confirmed, and nobody has lost it.
+        A claim that meets a key of a foreign type, at any point, names the key. When it is sent
+        again after the key has been repaired, it reports the event as confirmed, and the event is
+        not lost.
         """
         post(store, "tea")
         (claim,) = node.claim()
@@ -248,21 +263,27 @@ class TestTurns:
         assert not client.hexists(store.keys.body, "tea")
         assert_sound(client, store.keys)
 
-    def test_a_failed_registration_is_asked_for_again(self, store, node, client):
-        """Until a node is registered, each of its turns says that it is not."""
+    def test_every_claim_of_an_unregistered_node_says_so(self, store, node, client):
+        """
+        Until a node is registered, each reply says that it is not, because registering may
+        fail.
+        """
         client.hdel(store.keys.nodes, "node")
         assert not node.turn().known
         assert not node.turn().known
 
     def test_claims_are_bounded_by_bytes(self, store, node):
-        """Large payloads are claimed a few at a time, so that no script takes long."""
+        """Large payloads are claimed a few at a time, so that no script runs long."""
         for i in range(40):
             post(store, f"e{i:02}", payload='{"a":"%s"}' % ("x" * 200_000))
         assert len(node.claim(100)) <= 20
         assert len(node.claim(100)) > 0
 
-    def test_keep_after_a_cancelled_flight(self, store, node, now):
-        """What was cancelled in flight is not pending: a post that keeps is not lost to it."""
+    def test_keep_does_not_keep_an_event_cancelled_in_flight(self, store, node, now):
+        """
+        An event cancelled in flight is not pending, so a post with ``keep`` is stored and
+        not lost.
+        """
         post(store, "tea")
         node.claim()
         store.cancel("tea")
@@ -270,18 +291,18 @@ class TestTurns:
         now.tick(LEASE)
         assert [b'{"new":1}'] == [c.payload for c in node.claim()]
 
-    def test_pausing_and_purging_act_once(self, store):
-        """A pause or a purge whose reply was lost answers as it did the first time."""
+    def test_a_repeated_pause_acts_once(self, store):
+        """A pause whose reply was lost returns the first result when it is sent again."""
         assert b"1" == store._line.once("pause", "1", op="lane:1")
         assert b"1" == store._line.once("pause", "1", op="lane:1")
 
 
 class TestDeadlines:
-    """Every call ends, however the bytes arrive."""
+    """Every call ends by its deadline, even if single bytes keep arriving."""
 
     @pytest.mark.fault("F06")
-    def test_trickling_bytes(self):
-        """A server that sends a byte now and then keeps nobody beyond the deadline."""
+    def test_trickling_bytes_do_not_extend_a_deadline(self):
+        """A server that sends single bytes does not delay a call beyond its deadline."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             ending = threading.Event()
 
@@ -314,8 +335,8 @@ class TestDeadlines:
             listener.shutdown(socket.SHUT_RDWR)
         thread.join(PATIENCE)
 
-    def test_the_error_of_a_payload_with_a_lone_surrogate(self, server, namespace):
-        """An error that quotes what UTF-8 cannot carry is stored, and nothing is stuck."""
+    def test_an_error_that_quotes_a_lone_surrogate_is_stored(self, server, namespace):
+        """An error text that UTF-8 cannot encode is stored, and the node continues."""
         node = DTimer("node", server.url, ns=namespace, max_retries=0)
         retried = Catch(node, "event")
         node.on("error", lambda e: None)

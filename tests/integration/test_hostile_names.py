@@ -1,4 +1,4 @@
-"""Whatever a user is made to pass on: refused before any I/O, or carried faithfully."""
+"""Any id, payload or namespace is refused before any I/O, or carried unchanged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ quick = settings(
 
 
 def assert_short(error):
-    """What is refused is not repeated at length."""
+    """Assert that the error does not repeat a long value."""
     assert len(str(error)) < 2_000
 
 
@@ -43,8 +43,8 @@ def timer(make):
 @example("x" * 255)
 @example("é" * 128)
 @quick
-def test_any_id(timer, client, id):
-    """An id is refused with an OptionError, or names one event and nothing else."""
+def test_any_id_is_refused_or_names_one_event(timer, client, id):
+    """An id is refused with an OptionError, or names exactly one event."""
     if id is None:
         return
     keys = set(client.scan_iter(count=10_000))
@@ -63,8 +63,8 @@ def test_any_id(timer, client, id):
 
 @given(payload=st.dictionaries(st.text(), _json, max_size=5) | _anything | _json)
 @quick
-def test_any_payload(timer, payload):
-    """A payload is refused with a PayloadError, or comes back equal, and of the same types."""
+def test_any_payload_is_refused_or_returned_unchanged(timer, payload):
+    """A payload is refused with a PayloadError, or comes back equal and with the same types."""
     try:
         id = timer.post(payload, 3_600_000)
     except PayloadError as e:
@@ -81,8 +81,8 @@ def test_any_payload(timer, payload):
 @example("a b")
 @example("a\n")
 @quick
-def test_any_namespace(ns):
-    """A namespace is refused, or its keys share one hash tag and end as they should."""
+def test_any_namespace_is_refused_or_makes_valid_keys(ns):
+    """A namespace is refused, or its keys share one hash tag and end in a known field."""
     try:
         timer = DTimer("node", "redis://127.0.0.1:1", ns=ns)
     except OptionError as e:
@@ -95,8 +95,8 @@ def test_any_namespace(ns):
         assert field[1:].isidentifier()
 
 
-def test_an_id_that_would_be_code_is_handed_out(make):
-    """What looks like a script, a key or a pattern is an id like any other to a node."""
+def test_an_id_that_looks_like_code_is_delivered(make):
+    """An id that looks like a script, a key or a pattern is delivered like any other."""
     node = make()
     heard = []
     node.on("event", lambda events: heard.extend(ev.id for ev in events))

@@ -1,4 +1,4 @@
-"""Somebody else publishes on our channels: whatever it says, nobody acts on more than that."""
+"""Another program publishes on the channels: any message is at most a wake."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dtimer.testing import Catch
 
 @pytest.fixture
 def node(make):
-    """A joined node that hears, and handles what it is handed."""
+    """A joined node that hears wakes and handles events."""
     node = make(poll_interval=30_000, timeout=3_000)
     node.caught, node.errors = Catch(node, "event"), Catch(node, "error")
     node.join()
@@ -21,14 +21,14 @@ def node(make):
 
 
 def channels(client, namespace):
-    """The channels that the nodes of a namespace listen to."""
+    """Return the channels that the nodes of a namespace are subscribed to."""
     found = client.pubsub_channels(f"dtimer:{{{namespace}}}:*")
     assert len(found) == 2
     return found
 
 
 def works(node):
-    """Assert that the node is well, and handed what is posted, by a wake and not by a poll."""
+    """Assert that the node is healthy and gets a posted event by a wake, not by a poll."""
     node.post({"n": 1}, 1)
     assert {"n": 1} == node.caught.next()[0]
     assert node.health().ok
@@ -36,7 +36,7 @@ def works(node):
 
 
 class TestWakes:
-    """Any bytes, large ones, and many."""
+    """Any bytes, large messages, and many messages."""
 
     @given(said=st.lists(st.binary(max_size=200), min_size=1, max_size=10))
     @settings(
@@ -44,8 +44,8 @@ class TestWakes:
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
-    def test_any_bytes(self, node, client, namespace, said):
-        """What a wake says is not looked at: nothing is handed out early, nothing breaks."""
+    def test_the_content_of_a_wake_is_ignored(self, node, client, namespace, said):
+        """A node ignores the content of a wake: no event is delivered early, and nothing fails."""
         node.post({"far": 1}, 3_600_000, id="far")
         for message in said:
             for channel in channels(client, namespace):
@@ -54,16 +54,16 @@ class TestWakes:
         assert "far" == node.peek("far").id
         assert node.caught.empty()
 
-    def test_a_large_one(self, node, client, namespace):
-        """Megabytes are read past."""
+    def test_a_wake_of_megabytes_is_skipped(self, node, client, namespace):
+        """A message of several megabytes has no effect."""
         for channel in channels(client, namespace):
             client.publish(channel, b"x" * 4_000_000)
         works(node)
 
-    def test_a_flood(self, node, client, namespace):
+    def test_a_flood_of_wakes_causes_few_claims(self, node, client, namespace):
         """
-        Twenty thousand wakes at once are far fewer looks for work, and the node keeps up with
-        what it has to do.
+        Twenty thousand wakes at once cause far fewer claims, and the node keeps up with its
+        work.
         """
         before = node._life._claimer._exchange._seq
         with client.pipeline(transaction=False) as pipe:

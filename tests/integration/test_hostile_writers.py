@@ -1,8 +1,8 @@
 """
-Somebody else writes into our keys: whatever it is, nodes go on, and nothing is lost in silence.
+Another program writes into the keys: nodes continue, and no loss goes unreported.
 
-Each test is a namespace on the real server in which all is well: an event of each state, a
-schedule, a node; then any bytes come to stand in any field of any key.
+Each test starts with a sound namespace on a real server: an event in each state, a schedule and a
+node. Then arbitrary bytes are written into some field of some key.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HASHES = ("body", "lease", "tries", "dead", "sys", "memo_a", "memo_b", "nodes", 
 HASHES += ("beats",)
 ZSETS = ("due", "graves", "alive", "roster", "promise")
 
-#: Fields and members that mean something in each key, and some that do not.
+#: Fields and members that have a meaning in each key, and some that have none.
 NAMES = {
     "body": ["soon", "held", "failed", "tick@{next}"],
     "lease": ["soon", "held", "failed", "tick@{next}"],
@@ -92,7 +92,7 @@ garbage = st.binary(max_size=60) | st.lists(_pieces, max_size=14).map(b"".join)
 
 @st.composite
 def mutated(draw):
-    """What to do to the value that is there: cut it, double it, or put something into it."""
+    """Draw a change of the existing value: cut it, or insert something into it."""
     at, what, length = draw(st.integers(0, 60)), draw(_pieces), draw(st.integers(0, 20))
     return lambda value: value[:at] + what + value[at + length :]
 
@@ -103,7 +103,7 @@ scores = st.sampled_from(
 
 
 class World:
-    """A namespace in which all is well, so far."""
+    """A namespace that is sound until the test spoils it."""
 
     def __init__(self, server, client):
         self.client = client
@@ -130,7 +130,10 @@ class World:
         self.next = store.schedule("tick").due * 1000
 
     def spoil(self, key, name, value):
-        """Have somebody else write *value*, or what it makes of the value that is there."""
+        """
+        Write *value* as another program would; if it is a function, write its result for the old
+        value.
+        """
         name = name.format(next=round(self.next))
         key = getattr(self.keys, key)
         if isinstance(value, float):
@@ -142,8 +145,8 @@ class World:
 
     def goes_on(self):
         """
-        Assert that a node goes on for as long as it takes all that there is to fall due, and
-        that people can look. Returns the ids that were handed out.
+        Assert that a node continues until everything in the namespace has become due, and that all
+        inspections work. Return the ids that were delivered.
         """
         started = set()
         post(self.store, "good", 2_000)
@@ -168,13 +171,13 @@ class World:
         return started
 
     def supply(self, turn):
-        """Bring the schedules that run short what they want, as a node does."""
+        """Compute the missing times of schedules, as a node does."""
         for schedule in turn.short:
             with contextlib.suppress(OptionError, NamespaceCorrupt):
                 self.store.supply(schedule)
 
     def look(self):
-        """Do all that a person may do to look, or to mend."""
+        """Call everything that a person may use to inspect or repair."""
         store = self.store
         store.stats()
         store.nodes()
@@ -207,7 +210,7 @@ class World:
 
 @pytest.fixture
 def world(server, client):
-    """Makes a world for each example, and takes it away again."""
+    """Return a function that makes a namespace for each example and removes the previous one."""
     made = []
 
     def make():
@@ -222,7 +225,7 @@ def world(server, client):
 
 
 def examples(n):
-    """So many examples, each with a server to ask."""
+    """Return settings for *n* examples, each of which needs a server."""
     return settings(
         max_examples=n,
         deadline=None,
@@ -237,8 +240,8 @@ class TestHashes:
     @pytest.mark.parametrize("key", HASHES)
     @given(data=st.data())
     @examples(15)
-    def test_any_value(self, world, key, data):
-        """A field holds anything, or nearly what it should: all other events are handed out."""
+    def test_any_value_leaves_other_events_delivered(self, world, key, data):
+        """If a field holds any bytes, or nearly valid ones, all other events are delivered."""
         name = data.draw(st.sampled_from(NAMES[key]))
         value = data.draw(garbage | mutated())
         there = world()
@@ -249,8 +252,8 @@ class TestHashes:
 
     @given(data=st.data())
     @examples(30)
-    def test_several_at_once(self, world, data):
-        """Several fields hold anything."""
+    def test_several_spoilt_fields_leave_other_events_delivered(self, world, data):
+        """If several fields hold any bytes, all other events are delivered."""
         there = world()
         for _ in range(data.draw(st.integers(2, 6))):
             key = data.draw(st.sampled_from(HASHES))
@@ -265,8 +268,8 @@ class TestZsets:
     @pytest.mark.parametrize("key", ZSETS)
     @given(data=st.data())
     @examples(20)
-    def test_any_score(self, world, key, data):
-        """Whoever stands anywhere with any score: all other events are handed out."""
+    def test_any_score_leaves_other_events_delivered(self, world, key, data):
+        """If a member of a sorted set has any score, all other events are delivered."""
         there = world()
         there.spoil(key, data.draw(st.sampled_from(NAMES[key])), data.draw(scores))
         there.goes_on()
@@ -274,8 +277,8 @@ class TestZsets:
     @given(ids=st.lists(st.binary(max_size=300), min_size=1, max_size=20, unique=True))
     @example([b"", b"\x00", b"\xff", b"a@1", b"@", b"x" * 300])
     @examples(20)
-    def test_any_id(self, world, ids):
-        """Ids that are no text, with nothing stored of them, become dead letters."""
+    def test_ids_without_a_record_become_dead_letters(self, world, ids):
+        """Ids that are not text and have no record become dead letters."""
         there = world()
         for id in ids:
             there.client.zadd(there.keys.due, {id: 1})
@@ -291,10 +294,10 @@ class TestTypes:
 
     @pytest.mark.fault("F37")
     @pytest.mark.parametrize("key", Keys._fields)
-    def test_it_is_named(self, world, key):
+    def test_a_key_of_a_foreign_type_is_named(self, world, key):
         """
-        A node that meets one raises NamespaceCorrupt with the key's name, writes nothing by
-        half, and goes on when it is gone.
+        If a key has a foreign type, the node raises NamespaceCorrupt with the key's name and writes
+        nothing. After the key has been removed, the node continues.
         """
         there = world()
         name = getattr(there.keys, key)
@@ -312,7 +315,7 @@ class TestTypes:
 
 
 FINDINGS = {
-    # A 1 there would be a pause like any other.
+    # With 1 instead, this would be a valid pause.
     "no pause": ("sys", "paused", b"what"),
     "an occurrence of nothing": ("body", "soon", b",0,s0,0|{}"),
     "an empty beat": ("beats", "tick", b""),
@@ -343,24 +346,25 @@ FINDINGS = {
 
 
 class TestFindings:
-    """What was found, once more each."""
+    """Values that once caused a fault."""
 
     @pytest.mark.parametrize(("key", "name", "value"), FINDINGS.values(), ids=FINDINGS)
-    def test_it_goes_on(self, world, key, name, value):
-        """A node goes on, and people can look, and mend."""
+    def test_a_spoilt_value_does_not_stop_a_node(self, world, key, name, value):
+        """With the spoilt value a node continues, and people can inspect and repair."""
         there = world()
         if b"%d" in value:
             value %= there.node.seq + 1
         there.spoil(key, name, value)
         if key == "memo_a":
-            # A turn that finds in the memo what nobody has written there.
+            # Make a claim that finds a foreign entry in its session.
             there.node.turn(10)
         there.goes_on()
 
-    def test_a_definition_of_another_kind(self, world):
+    def test_cancelling_an_occurrence_without_next_times_ends(self, world):
         """
-        Cancelling an occurrence whose next times cannot be told ends: a definition that somebody
-        has put in the place of a cron schedule's has no times to tell.
+        If another program has replaced the definition of a cron schedule by an interval's, there
+        are not any next times. Cancelling an occurrence then ends with an error, and unschedule
+        works.
         """
         there = world()
         keys, store = there.keys, there.store
@@ -373,8 +377,11 @@ class TestFindings:
             store.cancel(id)
         assert store.unschedule("tock")
 
-    def test_alive_for_ever(self, world):
-        """A node that was heard of in a time without end is listed, and nobody fails over it."""
+    def test_an_infinite_heartbeat_time_is_no_error(self, world):
+        """
+        A node whose last heartbeat has an infinite time is listed or ignored, and no call
+        fails.
+        """
         there = world()
         for score in (float("inf"), float("-inf")):
             there.client.zadd(there.keys.alive, {"node": score})
@@ -382,10 +389,10 @@ class TestFindings:
         there.goes_on()
 
 
-def test_a_body_that_nobody_can_receive(make, client):
+def test_a_payload_above_the_limit_becomes_a_dead_letter(make, client):
     """
-    What is larger than any payload may be becomes a dead letter, cut short and saying so, and
-    the events behind it are handed out.
+    A record larger than any allowed payload becomes a dead letter that is truncated and says so.
+    The events behind it are delivered.
     """
     node = make(poll_interval=100, timeout=LONGEST_CALL)
     caught, dead = Catch(node, "event"), Catch(node, "dead")
@@ -401,10 +408,10 @@ def test_a_body_that_nobody_can_receive(make, client):
     assert caught.empty()
 
 
-def test_leases_are_kept_whatever_a_schedule_says(make, client):
+def test_a_schedule_without_times_does_not_cost_leases(make, client):
     """
-    A schedule that nobody can supply, because its expression never comes round, is told of,
-    and what runs meanwhile keeps its lease.
+    If the expression of a schedule never matches, that is reported, and running events keep their
+    leases.
     """
     node = make(lease=1_200, poll_interval=50, concurrency=2)
     keys = node._store.keys

@@ -1,8 +1,8 @@
 """
 Calls of the library that a signal handler interrupts with calls of the library (law 14).
 
-The handler runs at one bytecode after the other of the library's own frames. Only a sample of them
-is tried in a suite that has to be fast; ``DTIMER_TEST_BYTECODES=1`` tries each.
+The signal handler runs at one bytecode after another of the library's own frames. The suite tries
+only a sample, to be fast; ``DTIMER_TEST_BYTECODES=1`` tries each bytecode.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from servers import eventually
 
 from dtimer import Cancelled, RunAt, State, UsageError
 
-LATER = 3_600_000  # ms; no test is there to see it
+LATER = 3_600_000  # ms; longer than any test
 
-#: About so many samples of each call, of some hundred to some thousand bytecodes.
+#: Steps between the tried bytecodes: a call has some hundred to some thousand of them.
 STRIDES = {"post": 83, "post an id": 97, "cancel": 61, "join": 331, "leave": 29, "exit": 29}
 
 
 def calls(timer):
-    """Calls of *timer* by their names, each to be made while it is joined or not, as it needs."""
+    """
+    Return calls of *timer* by name, each to be made while it is joined or not, as it
+    requires.
+    """
     return {
         "post": lambda: timer.post({"by": "outer"}, LATER),
         "post an id": lambda: timer.post({"by": "outer"}, LATER, id="tea"),
@@ -36,7 +39,7 @@ def calls(timer):
 
 @pytest.fixture
 def timer(make, client):
-    """A timer that hands events to a listener; what it leaves behind is looked for."""
+    """A timer with a listener. The fixture ``make`` checks what it leaves behind."""
     timer = make("node", poll_interval=60_000)
     timer.on("event", lambda events: None)
     return timer
@@ -44,13 +47,13 @@ def timer(make, client):
 
 @pytest.mark.slow
 class TestSignalHandlers:
-    """What a handler may call, whatever it interrupts."""
+    """Calls that a signal handler may make during any other call."""
 
     @pytest.mark.parametrize("call", STRIDES)
-    def test_it_may_post_and_cancel(self, timer, call):
+    def test_a_handler_may_post_and_cancel(self, timer, call):
         """
-        A handler that posts, cancels and looks does all of it, and so does the call that it
-        interrupts. Neither waits for the other, which would be for ever.
+        A signal handler can post, cancel and read, and the interrupted call completes too. If one
+        waited for the other, both would wait for ever.
         """
         posted = []
 
@@ -87,10 +90,10 @@ class TestSignalHandlers:
         assert n >= 2 * STRIDES[call], "it was hardly interrupted"
 
     @pytest.mark.parametrize("call", STRIDES)
-    def test_it_may_leave(self, timer, client, call):
+    def test_a_handler_may_leave(self, timer, client, call):
         """
-        A handler that leaves ends the node, whatever it interrupts: a leave() that came while
-        join() was at work is not lost, and none waits for a thread that waits for it.
+        A signal handler that leaves ends the node, during any call. A leave() during join() is not
+        lost, and no two threads wait for each other.
         """
         with nothing_left(client):
             for n in each_bytecode(STRIDES[call]):
@@ -100,7 +103,7 @@ class TestSignalHandlers:
                 interruption.during(calls(timer)[call])
                 if interruption.where is None:
                     break
-                # The first bytecodes of join() come before it has begun.
+                # At the first bytecodes join() has not begun yet.
                 assert not timer.joined or (call == "join" and n < 10), interruption.where
                 timer.leave()
                 eventually(lambda: not threads())
@@ -108,8 +111,8 @@ class TestSignalHandlers:
         assert [] == timer.nodes()
         assert n >= 2 * STRIDES[call], "it was hardly interrupted"
 
-    def test_a_join_within_a_join_is_the_same(self, timer, client):
-        """A handler that joins while join() is at work begins no second life beside the first."""
+    def test_a_join_within_a_join_starts_one_node(self, timer, client):
+        """A signal handler that joins during join() does not start a second node."""
         with nothing_left(client):
             for n in each_bytecode(STRIDES["join"]):
                 interruption = Interruption(n, timer.join)
@@ -123,8 +126,8 @@ class TestSignalHandlers:
         timer.leave()
 
     @pytest.mark.parametrize("call", ["leave", "exit", "post an id"])
-    def test_it_may_join(self, timer, call):
-        """A handler that joins does not undo, or hang, the call that it interrupts."""
+    def test_a_handler_may_join(self, timer, call):
+        """A signal handler that joins neither undoes nor blocks the interrupted call."""
         for n in each_bytecode(STRIDES[call]):
             timer.join()
             interruption = Interruption(n, timer.join)
@@ -137,7 +140,7 @@ class TestSignalHandlers:
 
 
 class Alarm(Exception):
-    """What a signal handler raises."""
+    """The exception that the signal handler raises."""
 
 
 def ring():
@@ -153,13 +156,13 @@ def queue(server, namespace, clean):
 
 @pytest.mark.slow
 class TestReading:
-    """A reader that is interrupted."""
+    """A read that is interrupted."""
 
     @pytest.mark.parametrize("there", [True, False])
-    def test_an_exception_takes_no_key_along(self, queue, there):
+    def test_an_interrupted_read_loses_no_key(self, queue, there):
         """
-        A read() that an exception breaks off, at any bytecode, takes no key along: the next
-        read() has it at once, and not when a lease of ten minutes ends.
+        A read() that an exception ends, at any bytecode, does not keep a key: the next read()
+        returns it at once, and not when a lease of ten minutes ends.
         """
         queue.read(timeout=0)
         for n in each_bytecode(23):
@@ -181,7 +184,7 @@ class TestReading:
             pytest.fail("it was not interrupted")
 
     def test_a_handler_may_write_read_and_stop(self, server, namespace, clean):
-        """A handler may use the queue that its thread reads from, and may stop it."""
+        """A signal handler may use the queue that its thread reads from, and may stop it."""
         for n in each_bytecode(701):
             queue = RunAt(namespace, redis=server.url, interval=60_000)
             found = []
@@ -189,7 +192,7 @@ class TestReading:
             def handler(queue=queue, found=found):
                 queue.write("milk")
                 with contextlib.suppress(UsageError):
-                    # Where it interrupts the joining no key can come.
+                    # If the handler interrupts the join, no key can be read.
                     found.append(queue.read(timeout=1))
                 queue.stop()
 

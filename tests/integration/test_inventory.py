@@ -1,4 +1,4 @@
-"""The store's verbs for people: walks through everything, the audit, holders, permissions."""
+"""The store's administrative verbs: walks, the audit, lease holders, restoring and permissions."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ def store(client, namespace, now):
 
 @pytest.fixture
 def sound(store, client):
-    """For the tests that leave the keys as they have to be."""
+    """The store, for tests that leave its keys sound."""
     yield store
     assert_sound(client, store.keys)
 
 
 class TestWalks:
-    """Everything that waits, and everything that has died."""
+    """All pending events, and all dead letters."""
 
-    def test_all_that_waits(self, sound, now):
-        """Each scheduled event is met once, in due order, over many pages and equal times."""
+    def test_every_pending_event_is_listed_once_in_due_order(self, sound, now):
+        """
+        Each scheduled event is listed once, in due order, over many pages and with equal due
+        times.
+        """
         for n in range(1_203):
             post(sound, f"e-{n:04d}", n // 700)
         assert [f"e-{n:04d}" for n in range(1_203)] == [e.id for e in sound.waiting()]
@@ -42,15 +45,18 @@ class TestWalks:
         assert now.us == first.due_us
         assert read_body(first.raw) is not None
 
-    def test_what_is_in_flight_is_passed_over(self, sound):
-        """An event that a node holds does not wait."""
+    def test_events_in_flight_are_skipped(self, sound):
+        """An event that a node holds is not pending."""
         post(sound, "tea")
         post(sound, "milk", 1)
         Peer(sound, "node").claim()
         assert ["milk"] == [e.id for e in sound.waiting()]
 
-    def test_deaths_after_one(self, sound, client):
-        """Dead letters are walked from one on; an id that is none stands for a moment."""
+    def test_dead_letters_are_listed_from_a_given_one(self, sound, client):
+        """
+        Dead letters are listed from after a given one. An id that does not exist stands for its
+        time alone.
+        """
         for n in range(1_100):
             client.hset(sound.keys.dead, f"d{n:04d}", b"1,failed,0|,3|{}")
             client.zadd(sound.keys.graves, {f"d{n:04d}": 1_000 + n // 2})
@@ -62,21 +68,21 @@ class TestWalks:
     @pytest.mark.parametrize(
         "body", [Body(None, 3, b"{}"), Body(1_800_000_000_000_123, 0, b'{"a":"|"}')]
     )
-    def test_a_body_is_read_as_written(self, body):
-        """A body that is written and read is the same."""
+    def test_a_record_is_read_as_written(self, body):
+        """A record that is written and read again is equal."""
         assert body == read_body(write_body(body))
 
     @pytest.mark.parametrize("raw", [b"", b"x", b"1|{}", b",|{}", b"\xff"])
-    def test_no_body(self, raw):
-        """What is no body is None."""
+    def test_an_invalid_record_is_none(self, raw):
+        """Bytes that are not a valid record are read as None."""
         assert read_body(raw) is None
 
 
 class TestHolders:
-    """Who holds what is in flight."""
+    """The number of events in flight by node."""
 
-    def test_counted_by_node(self, sound):
-        """Each incarnation is counted with what it holds, and nothing is counted twice."""
+    def test_leases_are_counted_by_incarnation(self, sound):
+        """Each incarnation is counted with the events that it holds, each event once."""
         for n in range(5):
             post(sound, f"e{n}")
         one, other = Peer(sound, "one"), Peer(sound, "other")
@@ -87,10 +93,10 @@ class TestHolders:
 
 
 class TestRestore:
-    """Dead letters that come back."""
+    """Restoring dead letters."""
 
-    def test_neither_the_living_nor_the_dead_are_touched(self, sound, client):
-        """A letter whose id waits here, or is dead already, is left out."""
+    def test_pending_and_dead_ids_are_skipped(self, sound, client):
+        """A dead letter whose id is pending, or is a dead letter already, is not restored."""
         keys = sound.keys
         client.hset(keys.dead, "old", b"1,failed,2|no,3|{}")
         client.zadd(keys.graves, {"old": 7})
@@ -106,10 +112,10 @@ class TestRestore:
 
 
 class TestAudit:
-    """Do the keys agree with each other."""
+    """The check that the keys agree with each other."""
 
-    def test_sound(self, sound, now):
-        """A namespace that only dtimer has written to is sound, whatever its events do."""
+    def test_a_namespace_written_by_dtimer_is_sound(self, sound, now):
+        """A namespace that only dtimer has written to is sound, in all states of its events."""
         assert sound.audit().sound
         for n in range(9):
             post(sound, f"e{n}", n)
@@ -130,8 +136,8 @@ class TestAudit:
             ("graves", "no_letter"),
         ],
     )
-    def test_strays(self, kind, what, store, client):
-        """What one key holds and its partner does not is found, and named."""
+    def test_an_entry_without_its_partner_is_named(self, kind, what, store, client):
+        """An entry that is in one key and missing in its partner is found and named."""
         key = getattr(store.keys, kind)
         if kind in {"due", "graves"}:
             client.zadd(key, {"ghost": 1})
@@ -141,18 +147,18 @@ class TestAudit:
         assert not audit.sound
         assert [(what, "ghost")] == audit.strays
 
-    def test_sizes_are_compared_where_a_sample_misses(self, store, client):
-        """Among more events than are looked at, a difference of the sizes still tells."""
+    def test_sizes_reveal_a_difference_outside_the_sample(self, store, client):
+        """If the sample is smaller than the keys, a difference of their sizes is still found."""
         client.zadd(store.keys.due, {f"e{n}": n for n in range(500)})
         client.hset(store.keys.body, mapping={f"e{n}": "x" for n in range(499)})
         assert not store.audit(1).sound
 
 
 class TestPermissions:
-    """Each command is tried, and none does anything."""
+    """The self-test tries each command and changes nothing."""
 
-    def test_all_that_the_scripts_use(self):
-        """The list of what is tried has every command that any script calls, and no other."""
+    def test_every_command_of_the_scripts_is_tried(self):
+        """The self-test tries exactly the commands that some script calls."""
         tried: set[str] = set()
         used: set[str] = set()
         for path in LUA.rglob("*.lua"):
@@ -162,16 +168,16 @@ class TestPermissions:
                 tried = set(re.findall(r"^  \{'([A-Z]+)'", text, re.MULTILINE))
         assert used == tried
 
-    def test_nothing_changes(self, sound, client):
-        """Trying changes no key."""
+    def test_no_key_changes(self, sound, client):
+        """The self-test changes no key."""
         post(sound, "tea")
         sound.permissions()
         before = {key: client.dump(key) for key in sound.keys}
         assert {} == sound.permissions()
         assert before == {key: client.dump(key) for key in sound.keys}
 
-    def test_what_is_missing_is_named(self, tcp_server, namespace):
-        """A command that the user may not run is named, and all that are."""
+    def test_all_missing_commands_are_named(self, tcp_server, namespace):
+        """The self-test names every command that the user may not run."""
         with tcp_server.client() as admin:
             admin.execute_command("ACL", "SETUSER", "poor", "on", ">x", "~*", "&*", "+@all")
             admin.execute_command("ACL", "SETUSER", "poor", "-zrem", "-hincrby")

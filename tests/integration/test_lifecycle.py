@@ -1,4 +1,4 @@
-"""Joining and leaving: what a node is while it is there, and that nothing is left of it."""
+"""Joining and leaving: what a joined node provides, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 from dtimer.timer.life import Life
 
-LATER = 3_600_000  # ms; no test is there to see it
+LATER = 3_600_000  # ms; longer than any test
 
 
 def together(count, act):
-    """Call *act* with its number on so many threads that start at once; raise what they raise."""
+    """Call *act* with a number on *count* threads that start together; raise what they raise."""
     start = threading.Barrier(count)
     raised = []
 
@@ -47,12 +47,12 @@ def together(count, act):
 
 
 class TestJoin:
-    """What holds when join() returns."""
+    """The state after join() has returned."""
 
-    def test_registered_subscribed_and_claimed(self, make, client, namespace):
+    def test_join_registers_subscribes_and_claims(self, make, client, namespace):
         """
-        When join() returns the node is registered and subscribed, and what was due has
-        been claimed.
+        After join() the node is registered and subscribed, and has claimed the events that were
+        due.
         """
         timer = make("tea")
         handler = Gated(timer)
@@ -68,8 +68,8 @@ class TestJoin:
         eventually(lambda: timer.health().ok)
         handler.go_on()
 
-    def test_it_says_ready(self, make):
-        """'connected' and 'ready' are emitted once each by a join."""
+    def test_join_emits_connected_and_ready_once(self, make):
+        """A join emits 'connected' and 'ready' once each; a second join emits nothing."""
         timer = make()
         said = [Catch(timer, name) for name in ("connected", "ready")]
         timer.join()
@@ -79,8 +79,8 @@ class TestJoin:
             assert () == caught.next()
             assert caught.empty()
 
-    def test_again_changes_nothing(self, make):
-        """Joining a node that has joined changes nothing, and one leave ends it."""
+    def test_joining_twice_changes_nothing(self, make):
+        """Joining a joined node changes nothing, and one leave ends it."""
         timer = make()
         timer.join()
         (before,) = timer.nodes()
@@ -90,8 +90,11 @@ class TestJoin:
         timer.leave()
         assert not timer.joined
 
-    def test_after_leave_it_is_another_life(self, make):
-        """A node that has left may join again: under another incarnation, and it receives."""
+    def test_a_node_may_join_again_as_a_new_incarnation(self, make):
+        """
+        A node that has left may join again; it then has a new incarnation and receives
+        events.
+        """
         timer = make()
         caught = Catch(timer, "event")
         lives = set()
@@ -103,8 +106,8 @@ class TestJoin:
         assert 3 == len(lives)
 
     @pytest.mark.fault("F70")
-    def test_two_nodes_of_one_name(self, make):
-        """An id may be shared: each of two nodes is registered, and holds its own leases."""
+    def test_two_nodes_may_share_an_id(self, make):
+        """Two nodes with the same id are registered separately, and each holds its own leases."""
         one, two = make("same"), make("same")
         first, second = Gated(one), Gated(two)
         with one, two:
@@ -117,8 +120,8 @@ class TestJoin:
             second.go_on()
             eventually(lambda: one.stats().totals.get("confirmed") == 2)
 
-    def test_what_changes_meanwhile_holds(self, make, monkeypatch):
-        """max_events that is set while the node joins holds from then on."""
+    def test_max_events_set_during_join_applies(self, make, monkeypatch):
+        """A value of max_events that is set while the node joins applies from then on."""
         timer = make()
         told = threading.Event()
 
@@ -138,10 +141,10 @@ class TestJoin:
             timer.post_many([({}, 0)] * 4)
             assert 4 == len(Catch(timer, "event").next())
 
-    def test_nobody_there(self, make, namespace):
+    def test_join_fails_cleanly_without_a_server(self, make, namespace):
         """
-        Where Redis is not, join() raises a StoreError within its deadline, and leaves
-        neither a thread nor a descriptor behind.
+        If no server listens, join() raises a StoreError within its deadline and leaves no thread or
+        descriptor behind.
         """
         with Server(tcp=True) as gone:
             url = gone.url
@@ -154,10 +157,10 @@ class TestJoin:
         assert [] == threads()
         timer.leave()
 
-    def test_nobody_answers(self, server, clean, namespace):
+    def test_join_fails_cleanly_if_the_server_does_not_answer(self, server, clean, namespace):
         """
-        Where connections are taken and nothing is answered, join() gives up as well:
-        nothing is left, and the node may join when the way is open.
+        If the server accepts connections and does not answer, join() fails within its deadline and
+        leaves nothing behind. The node can join once the server answers.
         """
         with Proxy(server) as proxy:
             proxy.blackhole()
@@ -171,8 +174,13 @@ class TestJoin:
             with timer:
                 assert timer.joined
 
-    def test_it_goes_away_in_the_middle(self, make, monkeypatch, client, namespace):
-        """When Redis goes away between registering and the first turn, join() says so."""
+    def test_join_fails_if_redis_goes_away_after_registering(
+        self, make, monkeypatch, client, namespace
+    ):
+        """
+        If Redis goes away between the registration and the first claim, join() raises that
+        error.
+        """
         timer = make(timeout=3_000)
         monkeypatch.setattr(timer._store, "ask", _raiser(ConnectionError("gone")))
         with pytest.raises(StoreError, match="went away while joining: gone"):
@@ -182,18 +190,22 @@ class TestJoin:
         assert [] == threads()
         with timer:
             assert timer.joined
-        # The registration that could not be taken back is forgotten after a while.
+        # Remove the registration by hand; the node could not, and it would expire only after a
+        # minute.
         client.delete(Keys.of(namespace).nodes, Keys.of(namespace).alive)
 
     def test_health_counts_what_was_not_emitted(self, make, monkeypatch):
-        """What listeners never hear of, because they are too far behind, shows in health()."""
+        """Items that are dropped because listeners are too slow are counted in health()."""
         monkeypatch.setattr("dtimer.engine.herald._MOST", 0)
         with make() as timer:
             assert timer.health().dropped > 0, "'ready' was announced"
 
     @pytest.mark.parametrize("which", ["herald", "hand-2", "listener", "claimer"])
-    def test_no_more_threads(self, make, monkeypatch, which):
-        """A process that can start no more threads gets that error, and nothing is left."""
+    def test_join_fails_cleanly_if_no_thread_can_be_started(self, make, monkeypatch, which):
+        """
+        If the process cannot start another thread, join() raises that error and leaves nothing
+        behind.
+        """
         timer = make(concurrency=3)
         start = threading.Thread.start
 
@@ -212,8 +224,8 @@ class TestJoin:
         with timer:
             assert timer.joined
 
-    def test_interrupted(self, make, monkeypatch):
-        """An interrupt in the middle of join() leaves nothing behind."""
+    def test_an_interrupted_join_leaves_nothing_behind(self, make, monkeypatch):
+        """A KeyboardInterrupt during join() leaves no thread and no registration behind."""
         timer = make()
         monkeypatch.setattr("dtimer.engine.reach.Reach.tried", _Interrupted(), raising=False)
         with pytest.raises(KeyboardInterrupt):
@@ -223,8 +235,11 @@ class TestJoin:
         assert [] == timer.nodes()
         assert [] == threads()
 
-    def test_pubsub_is_forbidden(self, make, client, namespace, server):
-        """A user who may not subscribe may join: events come by the poll, and it says so."""
+    def test_a_user_who_may_not_subscribe_may_join(self, make, client, namespace, server):
+        """
+        A user without permission to subscribe may join. The poll delivers events, and 'error' says
+        why.
+        """
         client.execute_command(
             *["ACL", "SETUSER", "deafened", "on", "nopass", "~*", "&*", "+@all", "-subscribe"]
         )
@@ -248,7 +263,7 @@ def _raiser(error):
 
 
 class _Interrupted:
-    """Stands where a thread waits, and is interrupted there."""
+    """Replaces the attribute that a thread waits for, and raises a KeyboardInterrupt there."""
 
     def wait(self, timeout=None):
         raise KeyboardInterrupt
@@ -264,12 +279,12 @@ class _Interrupted:
 
 
 class TestLeave:
-    """What holds when leave() returns, and who may call it when."""
+    """The state after leave() has returned, and from where it may be called."""
 
-    def test_nothing_is_left(self, make, client, namespace):
+    def test_leave_leaves_nothing_behind(self, make, client, namespace):
         """
-        After leave() there is no thread, descriptor, connection or registration; all
-        events gone, a handful of keys remains however many there were.
+        After leave() no thread, descriptor, connection or registration remains. Once all events are
+        confirmed only three keys remain, however many events there were.
         """
         timer = make(max_events=50)
         with nothing_left(client), timer:
@@ -280,8 +295,8 @@ class TestLeave:
         keys = client.keys(f"dtimer:{{{namespace}}}:*")
         assert {b"sys", b"memo_a", b"memo_b"} >= {key.rpartition(b":")[2] for key in keys}
 
-    def test_at_any_time(self, make):
-        """leave() is legal before join, and any number of times."""
+    def test_leave_is_allowed_at_any_time(self, make):
+        """leave() may be called before join, and repeatedly."""
         timer = make()
         timer.leave()
         timer.leave(0)
@@ -291,8 +306,8 @@ class TestLeave:
         with pytest.raises(OptionError):
             timer.leave("soon")
 
-    def test_posting_needs_no_joining(self, make, client):
-        """A timer that has left may post; leave() then drops that connection too."""
+    def test_leave_closes_the_connection_of_a_later_post(self, make, client):
+        """A timer that has left may post. Another leave() closes the connection of that post."""
         timer = make()
         with timer:
             pass
@@ -300,8 +315,8 @@ class TestLeave:
             timer.post({}, LATER)
             timer.leave()
 
-    def test_running_handlers_end_first(self, make):
-        """leave() waits for the handler that runs, and its event is confirmed."""
+    def test_leave_waits_for_running_handlers(self, make):
+        """leave() waits for the running handler, and its event is confirmed."""
         timer = make()
         handler = Gated(timer)
         timer.join()
@@ -317,8 +332,8 @@ class TestLeave:
         assert timer.peek(id) is None
 
     @pytest.mark.fault("F60")
-    def test_no_new_claims(self, make):
-        """While a node leaves it claims nothing: what falls due then is others'."""
+    def test_a_leaving_node_claims_nothing(self, make):
+        """A leaving node claims nothing: another node gets what becomes due."""
         timer, other = make("leaving"), make("other")
         handler = Gated(timer)
         caught = Catch(other, "event")
@@ -337,10 +352,11 @@ class TestLeave:
         assert 0 == handler.waiting
 
     @pytest.mark.fault("F60")
-    def test_a_handler_that_hangs_is_given_up(self, make):
+    def test_leave_with_a_timeout_releases_a_hanging_handlers_event(self, make):
         """
-        leave(timeout) gives back what still runs then, its attempt charged: the handler
-        can see that, its confirm is void, and the next node has the event at once.
+        leave(timeout) gives up events whose handlers still run, with the attempt charged. The
+        handler sees lease_lost, its confirm has no effect, and the next node gets the event at
+        once.
         """
         timer, other = make("hanging"), make("other", auto_confirm=False)
         handler = Gated(timer)
@@ -364,8 +380,8 @@ class TestLeave:
         handler.ended()
         eventually(lambda: not threads())
 
-    def test_a_shorter_timeout_counts(self, make):
-        """A second leave() with a timeout hurries the first, which had none."""
+    def test_a_second_leave_may_shorten_the_wait(self, make):
+        """A second leave() with a timeout shortens the wait of a first one without."""
         timer = make()
         handler = Gated(timer)
         timer.join()
@@ -380,10 +396,10 @@ class TestLeave:
         handler.go_on()
 
     @pytest.mark.fault("F68")
-    def test_by_a_handler(self, make):
+    def test_a_handler_may_leave(self, make):
         """
-        A handler may call leave(): it returns at once, and the node ends when the handler
-        has, its event confirmed.
+        In a handler leave() returns at once. The node ends after the handler has returned, with its
+        event confirmed.
         """
         timer = make()
         told = []
@@ -404,8 +420,8 @@ class TestLeave:
 
     @pytest.mark.fault("F68")
     @pytest.mark.parametrize("said", ["error", "retry", "connected", "ready"])
-    def test_by_a_listener(self, make, said):
-        """Whoever listens to an event of the node may call leave() there."""
+    def test_a_listener_may_leave(self, make, said):
+        """A listener of any emitted event may call leave()."""
         timer = make(backoff=LATER)
         done = threading.Event()
 
@@ -420,10 +436,10 @@ class TestLeave:
         assert done.wait(PATIENCE)
         eventually(lambda: not timer.joined)
 
-    def test_joining_from_a_handler_that_left(self, make):
+    def test_join_in_a_handler_of_a_leaving_node_is_an_error(self, make):
         """
-        join() by a handler of a node that leaves would wait for that very handler: it is
-        a UsageError. The handler may call it on a node that stays, where it means nothing.
+        In a handler of a leaving node, join() would wait for that handler itself, so it is a
+        UsageError. On a node that stays joined, join() has no effect.
         """
         timer = make()
         told = []
@@ -442,8 +458,8 @@ class TestLeave:
         eventually(lambda: not timer.joined)
         assert 1 == len(told)
 
-    def test_two_threads(self, make):
-        """Two threads may leave at once: both return when the node has ended."""
+    def test_two_threads_may_leave_at_once(self, make):
+        """If two threads leave at once, both calls return after the node has ended."""
         for _ in range(10):
             timer = make()
             timer.join()
@@ -454,10 +470,10 @@ class TestLeave:
 
             together(2, leave)
 
-    def test_while_another_thread_joins_again(self, make):
+    def test_leave_and_join_on_several_threads_do_not_deadlock(self, make):
         """
-        One thread leaves, another wants to join again, and the handler that both wait for
-        calls leave() as well: none of them waits for ever.
+        If a thread leaves, another joins again, and the handler that both wait for calls leave()
+        too, none of the three waits for ever.
         """
         timer = make()
         handler = Gated(timer, lambda events: timer.leave())
@@ -469,7 +485,7 @@ class TestLeave:
         leaving.start()
         eventually(lambda: timer._life.leaving)
         joining.start()
-        # It has nothing to show while it waits but the lock that it must not hold.
+        # The joining thread waits for a lock and shows no other sign, so check only that it runs.
         eventually(joining.is_alive)
         handler.go_on()
         handler.ended()
@@ -479,11 +495,8 @@ class TestLeave:
         assert not joining.is_alive()
         assert timer.joined
 
-    def test_a_listener_may_post_to_the_last(self, make, client):
-        """
-        What a listener of the node does with it while it leaves, leaves no connection
-        behind either.
-        """
+    def test_a_listener_may_post_while_the_node_leaves(self, make, client):
+        """A listener that posts while the node leaves does not leave a connection behind."""
         timer = make(backoff=LATER)
         posted = threading.Event()
 
@@ -509,13 +522,13 @@ class TestLeave:
             assert posted.is_set()
 
     @pytest.mark.fault("F60")
-    def test_unstarted_claims_are_handed_back(self, make, server):
+    def test_leave_releases_claimed_events_that_have_not_started(self, make, server):
         """
-        What was claimed and not started when the node was asked to leave, goes back at
-        once and unused: the next node has it, as its first attempt.
+        Events that were claimed and not started before leave() are released at once, with no
+        attempt charged. The next node starts each as its first attempt.
 
-        The reply of the claim is lost, and the way is closed until the node leaves; so
-        the claim is learned of, by asking again, only then.
+        The reply of the claim is lost, and the proxy refuses connections until the node leaves. So
+        the node learns of the claim only then, by sending it again.
         """
         with Proxy(server) as proxy:
             timer, other = make("leaving", proxy.url, poll_interval=LATER), make("other")
@@ -530,7 +543,7 @@ class TestLeave:
             life = timer._life
             leaving = threading.Thread(target=timer.leave)
             leaving.start()
-            # By now whatever it claims is handed back, and not before.
+            # From now on, and not before, the node releases every event that it claims.
             eventually(lambda: life._dispatcher._returning)
             proxy.heal()
             leaving.join(PATIENCE)
@@ -542,10 +555,10 @@ class TestLeave:
             assert 1 == other.stats().totals["released"]
 
     @pytest.mark.parametrize("point", ["turn.asking", "claim.answered", "claim.handed"])
-    def test_releases_what_is_claimed_while_it_is_told_to_leave(self, make, point):
+    def test_leave_releases_events_that_are_claimed_meanwhile(self, make, point):
         """
-        A leave that comes at any moment of a claim strands nothing: the event waits for another
-        node at its own due time, uncharged, and not for the end of a lease.
+        A leave at any moment of a claim leaves no event to wait for the end of a lease. The event
+        keeps its due time, with no attempt charged.
         """
         timer = make(look_ahead=1_000, lease=LATER, poll_interval=LATER)
         said = Catch(timer, "event")
@@ -559,10 +572,10 @@ class TestLeave:
         assert [] == [letter.id for letter in timer.dead()]
         assert said.empty()
 
-    def test_a_word_about_an_event_after_it_leaves_nothing_open(self, make):
+    def test_a_confirm_after_leave_closes_its_connection(self, make):
         """
-        What is confirmed after the node has left, by work that outlived its handler, is recorded;
-        the connection that this takes is closed again, for no second leave will do it.
+        Work that outlives its handler may confirm or extend an event after the node has left. The
+        call closes its connection again, because no second leave would do so.
         """
         before = descriptors()
         timer = make(auto_confirm=False)
@@ -579,8 +592,8 @@ class TestLeave:
         assert timer.health().joined, "a node that has joined again keeps its connections"
         del timer
 
-    def test_run_returns_when_another_thread_leaves(self, make):
-        """run() on a thread of its own blocks until somebody makes the node leave."""
+    def test_run_returns_if_another_thread_leaves(self, make):
+        """run() blocks its thread until another thread makes the node leave."""
         timer = make()
         ready = Catch(timer, "ready")
         running = threading.Thread(target=timer.run)
@@ -593,10 +606,13 @@ class TestLeave:
 
 @pytest.mark.fault("F69")
 class TestStorms:
-    """Again and again, and all at once."""
+    """Repeated and concurrent joins, leaves and posts."""
 
-    def test_again_and_again(self, make, client):
-        """Two hundred lives of one node leave nothing behind, and each of them works."""
+    def test_two_hundred_joins_leave_nothing_behind(self, make, client):
+        """
+        After a node has joined and left two hundred times nothing is left, and it still receives
+        events.
+        """
         timer = make()
         caught = Catch(timer, "event")
         with timer:
@@ -610,8 +626,8 @@ class TestStorms:
                 timer.leave(0)
         assert [] == timer.nodes()
 
-    def test_all_at_once(self, make, client):
-        """Ten threads that join and leave one node as they like neither hang nor fail."""
+    def test_ten_threads_may_join_and_leave_concurrently(self, make, client):
+        """Ten threads that join and leave one node in any order neither hang nor fail."""
         timer = make()
         timer.on("event", lambda events: None)
 
@@ -628,8 +644,8 @@ class TestStorms:
             with timer:
                 eventually(lambda: timer.stats().totals.get("confirmed") == 500)
 
-    def test_posts_from_many_threads(self, make, client):
-        """What many threads post through one timer arrives whole, each event once."""
+    def test_concurrent_posts_each_arrive_once(self, make, client):
+        """The posts of many threads through one timer all arrive, each once."""
         timer = make(max_events=100, concurrency=2)
         caught = []
         timer.on("event", lambda events: caught.extend(ev["n"] for ev in events))
@@ -647,12 +663,12 @@ class TestStorms:
 
 @pytest.mark.fault("F73")
 class TestForgotten:
-    """Nodes that nobody made leave."""
+    """Timers that are garbage-collected without leave()."""
 
-    def test_dropped_while_joined(self, make, server, namespace, clean):
+    def test_a_dropped_joined_timer_warns_and_ends(self, make, server, namespace, clean):
         """
-        A joined timer that is garbage warns with a ResourceWarning, and its threads end
-        as if it had left.
+        When a joined timer is collected, a ResourceWarning is issued and its threads end as after
+        leave().
         """
         timer = DTimer("dropped", server.url, ns=namespace)
         timer.join()
@@ -664,8 +680,10 @@ class TestForgotten:
         eventually(lambda: not threads())
         assert [] == make().nodes()
 
-    def test_dropped_in_a_cycle(self, make, server, namespace, clean):
-        """A listener that refers to its timer does not keep a forgotten one alive."""
+    def test_a_listener_that_refers_to_its_timer_does_not_keep_it(
+        self, make, server, namespace, clean
+    ):
+        """A listener that refers to its timer does not keep a dropped timer alive."""
         timer = DTimer("dropped", server.url, ns=namespace)
         timer.on("event", lambda events, timer=timer: None)
         timer.once("error", lambda error, timer=timer: None)
@@ -677,11 +695,13 @@ class TestForgotten:
         assert gone() is None
         eventually(lambda: not threads())
 
-    def test_connections_end_before_their_sockets(self, make, server, namespace, clean):
+    def test_a_collected_timer_closes_its_connections_before_their_sockets(
+        self, make, server, namespace, clean
+    ):
         """
-        A timer that only posted, and is forgotten in a cycle, has closed its connections
-        before the collector comes to any of its objects: it may come to a socket first,
-        which would then complain that nobody closed it.
+        A timer in a reference cycle closes its connections before any of its objects is finalized.
+        Otherwise the collector may finalize a socket first, which then warns that it was not
+        closed.
         """
         seen = []
 
@@ -698,10 +718,12 @@ class TestForgotten:
         assert [[]] == seen
 
     @pytest.mark.parametrize("again", [False, True])
-    def test_left_by_a_handler(self, make, server, namespace, clean, again):
+    def test_a_timer_that_a_handler_made_leave_does_not_warn(
+        self, make, server, namespace, clean, again
+    ):
         """
-        A node that a handler made leave was not forgotten: its end as garbage is no
-        occasion for a warning, not even after another life.
+        A timer whose handler called leave() is not a dropped one, so its collection does not warn,
+        even after another join.
         """
         timer = DTimer("left", server.url, ns=namespace)
         there = weakref.ref(timer)

@@ -1,4 +1,4 @@
-"""Posts of events that have no name: stored whole or not at all, whatever is met half way."""
+"""Posts with generated ids: stored as a whole or not at all, if an error occurs half-way."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def entries(count, delay=0):
 
 @pytest.fixture
 def poor(client, server, store, now):
-    """Makes a store of a user who may not run a command."""
+    """Return a function that makes a store whose user may not run a given command."""
     made = []
 
     def make(command):
@@ -48,21 +48,21 @@ def poor(client, server, store, now):
 
 
 def kept(client, keys):
-    """What there is under the keys of events, and the totals."""
+    """Return the contents of all keys except the sessions' memory."""
     return {key: client.dump(key) for key in keys if key not in (keys.memo_a, keys.memo_b)}
 
 
 @pytest.mark.parametrize("count", [1, 3])
-class TestWhole:
-    """One event, or several in one call."""
+class TestAllOrNothing:
+    """A single event, or several in one call."""
 
     @pytest.mark.fault("F37")
     @pytest.mark.parametrize("delay", [0, HOUR])
     @pytest.mark.parametrize("field", ["due", "body", "sys", "memo_a", "roster", "promise"])
-    def test_a_foreign_key(self, client, store, field, count, delay):
+    def test_a_foreign_key_makes_the_post_fail_as_a_whole(self, client, store, field, count, delay):
         """
-        A post that meets a key of a foreign type stores nothing, and what it had written
-        before is gone; a key that it has no need of does not hinder it.
+        A post that meets a key of a foreign type stores nothing and undoes what it has written. A
+        foreign key that the post does not need has no effect.
         """
         store.post(entries(9)[5:], "mint")
         if field in ("roster", "promise"):
@@ -81,8 +81,8 @@ class TestWhole:
             store.post(entries(count, delay), "mint")
         assert before == kept(client, keys)
 
-    def test_the_only_ones(self, client, store, count):
-        """So it is in a namespace where there is nothing yet."""
+    def test_a_foreign_key_in_an_empty_namespace_leaves_nothing(self, client, store, count):
+        """In an empty namespace, too, nothing remains of a post that meets a foreign key."""
         store.open()
         client.set(store.keys.body, "foreign")
         with pytest.raises(NamespaceCorrupt, match="body holds a string, not a hash"):
@@ -91,11 +91,13 @@ class TestWhole:
 
     @pytest.mark.fault("F104")
     @pytest.mark.parametrize("command", ["zadd", "hset", "zrange", "type", "zmscore"])
-    def test_a_command_is_refused(self, client, store, poor, command, count):
-        """A post stores nothing where a command is refused that it needs."""
+    def test_a_refused_command_makes_the_post_fail_as_a_whole(
+        self, client, store, poor, command, count
+    ):
+        """If the user may not run a command that a post needs, the post stores nothing."""
         post(store, "early", 60_000)
         before = kept(client, store.keys)
-        # Types are looked at where somebody is to be told.
+        # The script checks types only if it has a node to wake.
         delay = 0 if command == "type" else HOUR
         if command == "zmscore" and count == 1:
             poor(command).post(entries(count, delay), "mint")
@@ -105,8 +107,11 @@ class TestWhole:
         assert before == kept(client, store.keys)
 
     @pytest.mark.parametrize("state", ["scheduled", "in flight", "cancelled in flight"])
-    def test_an_id_that_is_taken(self, client, store, count, state):
-        """An id that there is already is told, nothing is stored, and that event is as it was."""
+    def test_a_taken_id_is_reported_and_nothing_stored(self, client, store, count, state):
+        """
+        If a generated id exists already, it is reported, nothing is stored, and that event is
+        unchanged.
+        """
         node = Peer(store, "node")
         (taken,) = entries(count)[-1:]
         store.post([taken], "mint")
@@ -118,8 +123,11 @@ class TestWhole:
         assert taken.id == store.post(entries(count, HOUR), "mint").taken
         assert before == kept(client, store.keys)
 
-    def test_an_id_that_was_taken(self, store, count):
-        """What was told of a taken id is told again to who asks again, whatever is pending now."""
+    def test_a_repeated_post_reports_the_taken_id_again(self, store, count):
+        """
+        A post that is sent again reports the taken id again, even if that event is gone by
+        now.
+        """
         (taken,) = entries(count)[-1:]
         store.post([taken], "mint")
         verb, arguments = Store._posting(entries(count), "mint")
@@ -129,16 +137,16 @@ class TestWhole:
         assert [] == list(store.upcoming("-inf", "+inf"))
 
     @pytest.mark.parametrize("delay", [0, HOUR])
-    def test_expiry(self, store, now, count, delay):
-        """When events expire is told from now, or by a moment; it is kept as the moment."""
+    def test_an_expiry_is_stored_as_a_time(self, store, now, count, delay):
+        """An expiry may be relative or absolute; it is stored as an absolute time."""
         for expires in ("+5000", str(now.us + 5000)):
             posted = [Entry(f"{expires}-{n}", f"+{delay}", expires, "3|{}") for n in range(count)]
             store.post(posted, "mint")
             bodies = store._source.command("HVALS", store.keys.body)
             assert {b"%d,3|{}" % (now.us + 5000)} == set(bodies)
 
-    def test_a_total_that_is_no_number(self, client, store, count):
-        """What somebody has put in the place of the total does not hinder a post."""
+    def test_an_invalid_total_does_not_prevent_a_post(self, client, store, count):
+        """If another program has overwritten the total, a post still works."""
         store.post(entries(9)[5:], "mint")
         client.hset(store.keys.sys, "n:posted", "many")
         store.post(entries(count), "mint")

@@ -1,4 +1,4 @@
-"""The store on a real server, with time moved by hand: states, leases, tokens and retries."""
+"""The store on a real server, with time moved by the test: states, leases, tokens and retries."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from dtimer.store.store import Entry, Store
 
 
 class TestClaim:
-    """What is claimed, when, and for how long."""
+    """Which events are claimed, when, and for how long."""
 
     def test_never_early(self, store, node, now):
-        """An event cannot be claimed one µs before its due time, and can on it."""
+        """An event can be claimed at its due time and not one microsecond earlier."""
         post(store, "tea", 5_000)
         now.tick(4_999.999)
         turn = node.turn()
@@ -31,21 +31,24 @@ class TestClaim:
         assert claim.due_us == now.us
 
     def test_oldest_first_and_bounded(self, store, node):
-        """A claim takes the oldest due events, and no more than the free hands."""
+        """A claim takes the events that were due first, and no more than its limit."""
         for i, id in enumerate("cab"):
             post(store, id, -i)
         posted = [c.id for c in node.claim(2)]
         assert ["a", "b"] == posted, "equal due times go by id"
         assert ["c"] == [c.id for c in node.claim(5)]
 
-    def test_no_free_hands_no_claim(self, store, node):
-        """A limit of zero claims nothing and changes nothing."""
+    def test_a_limit_of_zero_claims_nothing(self, store, node):
+        """A claim with a limit of zero, as from a busy node, claims nothing and changes nothing."""
         post(store, "tea")
         assert [] == node.claim(0)
         assert ["tea"] == [c.id for c in node.claim(1)]
 
     def test_leases_never_overlap(self, store, node, now):
-        """Until a lease ends nobody else gets the event; from its end on somebody does."""
+        """
+        Until a lease ends, no other node gets the event. From its end another node can claim
+        it.
+        """
         other = Peer(store, "other")
         post(store, "tea")
         (first,) = node.claim()
@@ -56,8 +59,8 @@ class TestClaim:
         assert (first.attempt, second.attempt) == (1, 2)
         assert second.token > first.token
 
-    def test_tokens_grow_even_when_the_clock_falls_back(self, store, node, now):
-        """A later claim has a greater token, whatever the server's clock does."""
+    def test_tokens_grow_even_if_the_clock_is_set_back(self, store, node, now):
+        """A later claim has a greater token, even if the server's clock is set back."""
         tokens = []
         for id, tick in (("a", 0), ("b", -60_000), ("c", 20_000)):
             now.tick(tick)
@@ -67,7 +70,7 @@ class TestClaim:
         assert sorted(set(tokens)) == tokens
 
     def test_extended_lease_holds(self, store, node, now):
-        """A renewed lease runs from the renewal; one that was lost cannot be renewed."""
+        """An extended lease lasts from the extension. A lost lease cannot be extended."""
         other = Peer(store, "other")
         post(store, "tea")
         (claim,) = node.claim()
@@ -79,8 +82,11 @@ class TestClaim:
         assert 1 == len(other.claim())
         assert [False] == store.extend([("tea", claim.token)], LEASE * 1000)
 
-    def test_alone(self, store, node, now):
-        """A node is alone while no other is heard of: one that left or fell silent is none."""
+    def test_a_node_is_alone_if_no_other_is_alive(self, store, node, now):
+        """
+        A node is alone if no other node has been heard from. Nodes that left or fell silent do not
+        count.
+        """
         assert store.alone(node.name)
         other = Peer(store, "other")
         assert not store.alone(node.name)
@@ -94,10 +100,10 @@ class TestClaim:
         other.turn()
         assert not store.alone(node.name)
 
-    def test_an_extension_of_at_least_so_much_shortens_nothing(self, store, node, now, client):
+    def test_extend_at_least_never_shortens_a_lease(self, store, node, now, client):
         """
-        At a holder's own wish a lease is never shortened. A heartbeat does shorten it: after the
-        server's clock was put back it would last for too long.
+        An extension that a handler requests never shortens a lease. A heartbeat may shorten it:
+        after the server's clock was set back, the lease would last too long.
         """
         post(store, "tea")
         (claim,) = node.claim()
@@ -109,16 +115,16 @@ class TestClaim:
         assert [True] == store.extend(held, LEASE * 1000)
         assert now.us + LEASE * 1000 == client.zscore(store.keys.due, "tea")
 
-    def test_an_extension_of_a_lease_that_somebody_has_spoilt(self, store, node, now, client):
-        """A score that no lease can have is replaced."""
+    def test_extending_replaces_an_invalid_score(self, store, node, now, client):
+        """If another program has overwritten the end of a lease, an extension sets a valid one."""
         post(store, "tea")
         (claim,) = node.claim()
         client.zadd(store.keys.due, {"tea": "inf"})
         assert [True] == store.extend([("tea", claim.token)], LEASE * 1000, at_least=True)
         assert now.us + LEASE * 1000 == client.zscore(store.keys.due, "tea")
 
-    def test_expired_is_not_handed_out(self, store, node, now):
-        """Past its expiry an event becomes a dead letter that says so."""
+    def test_an_expired_event_is_not_delivered(self, store, node, now):
+        """An event past its expiry becomes a dead letter with the reason "expired"."""
         post(store, "news", 1_000, expires="+2000000")
         now.tick(2_000)
         turn = node.turn()
@@ -127,17 +133,17 @@ class TestClaim:
         (letter,) = store.dead()
         assert ("news", "expired") == (letter.id, letter.reason)
 
-    def test_a_waiting_time_of_ten_years_is_exact(self, store, node, now):
-        """A due time far away is kept to the µs."""
+    def test_a_wait_of_ten_years_is_exact(self, store, node, now):
+        """A due time far ahead is exact to the microsecond."""
         ten_years = 315_576_000_000
         post(store, "far", ten_years)
         assert ten_years * 1000 == node.turn().wait_us
 
 
 class TestSettle:
-    """How a claim ends, and who may end it."""
+    """How a claim is settled, and by whom."""
 
-    def test_confirmed_is_gone(self, store, node, client):
+    def test_a_confirmed_event_is_gone(self, store, node, client):
         """A confirmed event leaves nothing behind."""
         post(store, "tea")
         (claim,) = node.claim()
@@ -158,7 +164,10 @@ class TestSettle:
         assert Result.DONE is other.confirm(new)
 
     def test_repost_while_running(self, store, node, now):
-        """Posting an id while it runs makes a new event; the old holder cannot touch it."""
+        """
+        Posting the id of a running event makes a new event, which the old holder cannot
+        settle.
+        """
         post(store, "tea", payload='{"cup":1}')
         (old,) = node.claim()
         post(store, "tea", 50, payload='{"cup":2}')
@@ -169,7 +178,10 @@ class TestSettle:
         assert 1 == new.attempt
 
     def test_retries_then_dead(self, store, node, now):
-        """Starts are at most max_retries + 1; then it is a dead letter with the last error."""
+        """
+        An event starts at most max_retries + 1 times. Then it is a dead letter with its last
+        error.
+        """
         post(store, "tea", max_retries=2)
         for attempt in (1, 2, 3):
             (claim,) = node.claim()
@@ -188,7 +200,10 @@ class TestSettle:
         )
 
     def test_a_crash_is_an_attempt(self, store, node, now):
-        """An event whose holders all die ends as a dead letter and not as a loop."""
+        """
+        An event whose holders all die becomes a dead letter instead of being retried for
+        ever.
+        """
         post(store, "poison", max_retries=1)
         for _ in range(2):
             assert 1 == len(node.claim())
@@ -198,7 +213,10 @@ class TestSettle:
         assert [("poison", "lease_lost")] == turn.buried
 
     def test_at_most_once(self, store, node, now):
-        """With max_retries=0 nothing starts twice, and nothing is silently gone."""
+        """
+        With max_retries=0 an event does not start twice, and a lost one is kept as a dead
+        letter.
+        """
         post(store, "once", max_retries=0)
         assert 1 == len(node.claim())
         now.tick(LEASE)
@@ -206,7 +224,10 @@ class TestSettle:
         assert State.DEAD is store.peek("once").state
 
     def test_release_charges_nothing(self, store, node, now):
-        """What was handed back unstarted is due at once, with the attempts it had."""
+        """
+        An event that was released before it started is due at once, with the same attempts as
+        before.
+        """
         post(store, "tea", max_retries=0)
         (claim,) = node.claim()
         assert Result.DONE is node.release(claim)
@@ -214,8 +235,8 @@ class TestSettle:
         assert 1 == again.attempt
         assert again.due_us == claim.due_us
 
-    def test_release_of_a_retry_keeps_its_attempts(self, store, node):
-        """Handing back the second attempt unstarted does not forget the first."""
+    def test_releasing_a_retry_keeps_its_attempts(self, store, node):
+        """Releasing the second attempt before it starts does not forget the first attempt."""
         post(store, "tea")
         (first,) = node.claim()
         node.fail(first)
@@ -224,8 +245,11 @@ class TestSettle:
         (again,) = node.claim()
         assert 2 == again.attempt
 
-    def test_one_turn_settles_many(self, store, node):
-        """Settlements of all kinds ride on one turn, and each is answered in its place."""
+    def test_one_claim_settles_many(self, store, node):
+        """
+        A claim request carries settlements of all kinds, and its reply has the outcomes in
+        order.
+        """
         for id in "abcd":
             post(store, id, max_retries=0 if id == "d" else 3)
         a, b, c, d = node.claim(4)
@@ -240,8 +264,11 @@ class TestSettle:
         assert [Result.DONE, Result.DONE, Result.DEAD, Result.STALE, Result.STALE] == turn.results
         assert ["b"] == [r.id for r in store.upcoming("-inf", "+inf")]
 
-    def test_corrupt_payload_is_buried_by_its_holder(self, store, node):
-        """A holder that cannot read a payload gives it up with its raw bytes."""
+    def test_a_corrupt_payload_is_buried_by_its_holder(self, store, node):
+        """
+        A holder that cannot read a payload buries the event; the dead letter keeps the raw
+        bytes.
+        """
         post(store, "x", payload="not json")
         (claim,) = node.claim()
         verdict = Settlement("x", claim.token, Verdict.BURY, error="no", reason="corrupt")
@@ -253,10 +280,13 @@ class TestSettle:
 
 @pytest.mark.fault("F01")
 class TestLostReplies:
-    """What is sent again acts once."""
+    """A request that is sent again acts once."""
 
-    def test_a_turn_asked_again(self, store, node, now):
-        """A turn whose reply was lost gives the same events again, and claims no others."""
+    def test_a_repeated_claim_returns_the_same_events(self, store, node, now):
+        """
+        If the reply to a claim was lost, its repetition returns the same events and claims no
+        others.
+        """
         for id in "abc":
             post(store, id)
         first = node.turn(2)
@@ -269,10 +299,10 @@ class TestLostReplies:
         left = Peer(store, "other").claim(9)
         assert ["c"] == [c.id for c in left], "the leases run from the second reply"
 
-    def test_a_turn_that_is_asked_again_for_too_long(self, store, node, now):
+    def test_a_claim_repeated_for_longer_than_a_lease_releases_its_events(self, store, node, now):
         """
-        Who asks again and again, and a whole lease later still has no reply, has its events
-        handed back, no attempt charged: another node is told, and takes them.
+        If a node repeats a claim for a whole lease, it apparently cannot receive the reply. Its
+        events are released with no attempt charged, and another node is woken and claims them.
         """
         other = Peer(store, "other")
         post(store, "tea")
@@ -291,10 +321,10 @@ class TestLostReplies:
         assert Result.DONE is other.confirm(taken)
         assert 1 == store.stats().totals["released"]
 
-    def test_a_try_that_was_overtaken_hands_nothing_back(self, store, node, now):
+    def test_an_overtaken_repetition_releases_nothing(self, store, node, now):
         """
-        A try of a turn that arrives when a later one has been answered says nothing about
-        what was received: the events are not given to others, though a lease is over.
+        A repetition that arrives after a later one was answered says nothing about what the node
+        received. The node keeps its events, although a lease has passed.
         """
         other = Peer(store, "other")
         post(store, "tea")
@@ -308,16 +338,19 @@ class TestLostReplies:
         assert Result.DONE is node.confirm(claim)
 
     @pytest.mark.fault("F37")
-    def test_a_number_that_somebody_else_raised(self, store, node, client):
-        """A node whose turns are said to be over already has its turns all the same, each once."""
+    def test_a_raised_sequence_number_does_not_block_a_node(self, store, node, client):
+        """
+        If another program has raised a node's sequence number, the node can still claim, and each
+        claim acts once.
+        """
         client.hset(store.keys.memo_a, node.name, "999999999999999:1;2;3")
         post(store, "tea")
         (claim,) = node.claim()
         assert [claim.token] == [c.token for c in node.turn(again=True).claims]
         assert Result.DONE is node.confirm(claim)
 
-    def test_a_turn_asked_again_confirms_once(self, store, node):
-        """The results of a turn that is asked again are those of the first time."""
+    def test_a_repeated_claim_confirms_once(self, store, node):
+        """A repeated claim returns the outcomes of the first time."""
         post(store, "tea")
         (claim,) = node.claim()
         verdict = Settlement("tea", claim.token, Verdict.CONFIRM)
@@ -325,8 +358,11 @@ class TestLostReplies:
         assert [Result.DONE] == node.turn(0, verdict, again=True).results
 
     @pytest.mark.parametrize("policy", ["mint", "replace"])
-    def test_a_post_sent_again_after_it_was_handled(self, store, node, policy):
-        """A post whose reply was lost, and whose event was handled meanwhile, acts once."""
+    def test_a_repeated_post_after_its_event_was_handled_acts_once(self, store, node, policy):
+        """
+        If the reply to a post was lost and its event was handled since, sending the post again adds
+        nothing.
+        """
         verb, arguments = Store._posting([Entry("tea", "+0", "", "3|{}")], policy)
         assert b"1;1;" == store._line.once(verb, *arguments, op="lane:1")
         (claim,) = node.claim()
@@ -335,8 +371,11 @@ class TestLostReplies:
         assert store.peek("tea") is None
 
     @pytest.mark.parametrize("policy", ["mint", "replace"])
-    def test_an_older_operation_that_arrives_late_does_nothing(self, store, policy):
-        """Once a lane has moved on, what it sent before is refused."""
+    def test_an_older_operation_that_arrives_late_is_refused(self, store, policy):
+        """
+        After a session has sent its next operation, an earlier operation that arrives late is
+        refused.
+        """
         verb, new = Store._posting([Entry("tea", "+0", "", '3|{"cup":2}')], policy)
         _, old = Store._posting([Entry("egg", "+0", "", '3|{"cup":1}')], policy)
         store._line.once(verb, *new, op="lane:2")
@@ -346,8 +385,8 @@ class TestLostReplies:
         assert {"cup": 2} == store.peek("tea").event
 
     @pytest.mark.parametrize("minutes", [0.5, 1.0, 1.4])
-    def test_remembered_over_the_turn_of_the_minute(self, store, now, minutes):
-        """A result is remembered for a minute at the least, and across the two hashes."""
+    def test_results_are_remembered_over_the_rotation_of_the_hashes(self, store, now, minutes):
+        """A result is remembered for at least a minute, across the rotation of the two hashes."""
         now.us -= now.us % 60_000_000
         now.tick(30_000)
         post(store, "tea", 100)
@@ -358,10 +397,10 @@ class TestLostReplies:
         assert store.peek("tea") is not None
 
     @pytest.mark.parametrize("steps", [(3600,), (-3600,), (-60,), (-3600, 3600), (3600, -3600)])
-    def test_remembered_over_a_step_of_the_clock(self, store, node, now, steps):
+    def test_results_are_remembered_over_a_step_of_the_clock(self, store, node, now, steps):
         """
-        A clock that is stepped, back or ahead, or there and back, before a call is tried
-        again does not have it done again, whatever others do meanwhile.
+        If the clock is stepped back, ahead, or both before a call is sent again, the call still
+        acts once, even if other nodes are active meanwhile.
         """
         verb, entry = Store._posting([Entry("tea", "+0", "", "3|{}")], "mint")
         store._line.once(verb, *entry, op="lane:1")
@@ -374,8 +413,8 @@ class TestLostReplies:
         again = node.turn(1, again=True)
         assert [c.token for c in first.claims] == [c.token for c in again.claims]
 
-    def test_the_memory_is_bounded(self, store, client, now):
-        """Lanes that are idle for two minutes are forgotten."""
+    def test_session_memory_is_bounded(self, store, client, now):
+        """Sessions that have been idle for two minutes are forgotten."""
         for i in range(50):
             store._line.once("cancel", "nothing", op=f"lane{i}:1")
         for seq in (1, 2):
@@ -386,13 +425,16 @@ class TestLostReplies:
 
 
 class TestPost:
-    """What a post does to what is there already."""
+    """The effect of a post on an existing event."""
 
     @pytest.mark.parametrize(
         ("policy", "due"), [("replace", 200), ("keep", 100), ("earliest", 100), ("latest", 200)]
     )
-    def test_later_one_of_an_id_that_is_pending(self, store, now, policy, due):
-        """What a post of a pending id with a later due time does is for the poster to say."""
+    def test_a_later_post_of_a_pending_id_follows_its_policy(self, store, now, policy, due):
+        """
+        If a pending id is posted with a later due time, the policy decides which due time
+        applies.
+        """
         post(store, "tea", 100)
         post(store, "tea", 200, policy=policy)
         assert now.us / 1000 + due == store.peek("tea").due
@@ -400,14 +442,17 @@ class TestPost:
     @pytest.mark.parametrize(
         ("policy", "due"), [("replace", 50), ("keep", 100), ("earliest", 50), ("latest", 100)]
     )
-    def test_earlier_one_of_an_id_that_is_pending(self, store, now, policy, due):
-        """What a post of a pending id with an earlier due time does likewise."""
+    def test_an_earlier_post_of_a_pending_id_follows_its_policy(self, store, now, policy, due):
+        """
+        If a pending id is posted with an earlier due time, the policy decides which due time
+        applies.
+        """
         post(store, "tea", 100)
         post(store, "tea", 50, policy=policy)
         assert now.us / 1000 + due == store.peek("tea").due
 
     def test_error_on_a_pending_id_stores_nothing(self, store):
-        """With if_exists="error" one pending id refuses the whole call."""
+        """With if_exists="error" one pending id makes the whole call fail."""
         post(store, "b")
         entries = [Entry(id, "+0", "", "3|{}") for id in "abc"]
         with pytest.raises(EventExists) as caught:
@@ -416,7 +461,7 @@ class TestPost:
         assert store.peek("a") is None
 
     def test_keep_while_in_flight(self, store, node):
-        """An event in flight exists: keep keeps it and says so, and its holder may confirm."""
+        """``keep`` keeps an event in flight, returns False, and its holder can confirm it."""
         post(store, "tea")
         (claim,) = node.claim()
         assert not post(store, "tea", policy="keep")
@@ -427,8 +472,8 @@ class TestPost:
     @pytest.mark.parametrize("policy", ["replace", "earliest", "latest"])
     def test_supersedes_an_event_in_flight(self, store, node, now, policy, delay):
         """
-        An event in flight has no due time to compare: the post is stored, and the old holder's
-        confirm is refused. If it was kept, its confirm would take the new event with it.
+        An event in flight has no due time to compare, so the post is stored and the old holder's
+        confirm is refused. If the old event were kept, its confirm would remove the new one.
         """
         post(store, "tea")
         (old,) = node.claim()
@@ -441,7 +486,7 @@ class TestPost:
 
     @pytest.mark.parametrize("policy", ["replace", "earliest", "latest"])
     def test_a_superseded_event_is_not_retried(self, store, node, policy):
-        """The failure of a superseded holder changes nothing of the event that superseded it."""
+        """A failure of the superseded holder does not change the new event."""
         post(store, "tea")
         (old,) = node.claim()
         assert post(store, "tea", 100, '{"n":2}', policy=policy)
@@ -461,7 +506,7 @@ class TestPost:
     def test_compares_with_an_event_that_waits_for_its_retry(
         self, store, node, policy, delay, stored
     ):
-        """Between two attempts an event waits: its retry's due time is compared."""
+        """Between two attempts an event is pending: the due time of its retry is compared."""
         post(store, "tea")
         (claim,) = node.claim()
         node.fail(claim, wait=100)
@@ -469,21 +514,27 @@ class TestPost:
         assert (0 if stored else 1) == store.peek("tea").attempt
 
     @pytest.mark.parametrize("policy", ["keep", "error", "earliest", "latest"])
-    def test_an_event_cancelled_in_flight_is_in_the_way_of_no_post(self, store, node, policy):
-        """It is not retried, so a post that kept it would be lost."""
+    def test_an_event_cancelled_in_flight_does_not_block_a_post(self, store, node, policy):
+        """
+        An event that was cancelled in flight is not retried. A post that kept it would be
+        lost.
+        """
         post(store, "tea")
         node.claim()
         store.cancel("tea")
         assert post(store, "tea", policy=policy)
 
     def test_says_which_of_several_were_kept(self, store):
-        """One call tells the fate of each of its events."""
+        """The reply to one call names which of its events were kept."""
         post(store, "b", 100)
         entries = [Entry(id, "+200000", "", "3|{}") for id in "abc"]
         assert {"b"} == store.post(entries, "keep").kept
 
-    def test_says_again_what_was_kept_when_the_reply_was_lost(self, store):
-        """A repeated call tells what the first try did, not what it would do now."""
+    def test_a_repeated_post_returns_the_first_result(self, store):
+        """
+        A post that is sent again returns what it did the first time, not what it would do
+        now.
+        """
         post(store, "tea", 100)
         words = ("keep", "tea", "+0", ",3|{}")
         first = store._line.once("post", *words, op="lane:1")
@@ -491,8 +542,8 @@ class TestPost:
         assert first == store._line.once("post", *words, op="lane:1")
         assert b"0;;" == first
 
-    def test_a_dead_letter_is_superseded(self, store, node):
-        """Posting the id of a dead letter makes it live, and the letter is gone."""
+    def test_a_post_replaces_a_dead_letter(self, store, node):
+        """Posting the id of a dead letter makes a live event and removes the dead letter."""
         post(store, "tea", max_retries=0)
         (claim,) = node.claim()
         node.fail(claim)
@@ -500,32 +551,32 @@ class TestPost:
         assert State.SCHEDULED is store.peek("tea").state
         assert [] == list(store.dead())
 
-    def test_replacing_forgets_the_attempts(self, store, node):
-        """A new event under an old id starts with its first attempt."""
+    def test_replacing_resets_the_attempts(self, store, node):
+        """A new event with an old id starts with its first attempt."""
         post(store, "tea")
         (claim,) = node.claim()
         node.fail(claim, wait=10)
         post(store, "tea")
         assert 1 == node.claim()[0].attempt
 
-    def test_the_past_is_now(self, store, node, now):
-        """A moment that is over means now, and not late already."""
+    def test_a_due_time_in_the_past_is_now(self, store, node, now):
+        """A due time in the past means now, so that the event does not count as late."""
         store.post([Entry("tea", str(now.us - 5_000_000), "", "3|{}")], "replace")
         assert now.us == node.claim()[0].due_us
 
 
 class TestControl:
-    """Looking at events and changing them, in every state."""
+    """Reading and changing events in every state."""
 
-    def test_cancelled_never_starts(self, store, node, now):
-        """A cancelled event is gone, and the answer is true."""
+    def test_a_cancelled_event_never_starts(self, store, node, now):
+        """A cancelled event is gone, and the result is true."""
         post(store, "tea", 100)
         assert store.cancel("tea")
         now.tick(100)
         assert [] == node.claim()
 
     def test_cancel_in_flight(self, store, node, now):
-        """An event in flight is not recalled, but no retry of it follows."""
+        """An event that is cancelled in flight still runs, but is not retried."""
         for id in ("fails", "crashes"):
             post(store, id)
         fails, crashes = sorted(node.claim(2), key=lambda c: c.id, reverse=True)
@@ -536,15 +587,15 @@ class TestControl:
         assert [] == node.claim(2)
         assert [] == list(store.dead())
 
-    def test_cancel_in_flight_lets_the_holder_confirm(self, store, node):
-        """The holder of a cancelled event still records it as done."""
+    def test_the_holder_of_a_cancelled_event_may_confirm(self, store, node):
+        """The holder of an event that was cancelled in flight can still record it as done."""
         post(store, "tea")
         (claim,) = node.claim()
         store.cancel("tea")
         assert Result.DONE is node.confirm(claim)
 
-    def test_cancel_of_the_waiting_for_retry(self, store, node, now):
-        """An event between two attempts can be cancelled like any that is scheduled."""
+    def test_an_event_that_waits_for_its_retry_can_be_cancelled(self, store, node, now):
+        """An event between two attempts can be cancelled like any pending event."""
         post(store, "tea")
         (claim,) = node.claim()
         node.fail(claim, wait=100)
@@ -552,16 +603,19 @@ class TestControl:
         now.tick(100)
         assert [] == node.claim()
 
-    def test_cancel_of_the_unknown_and_the_dead(self, store, node):
-        """Nothing pending under an id: not found, and dead letters stay."""
+    def test_cancelling_an_unknown_or_dead_id_is_not_found(self, store, node):
+        """If no event with this id is pending, the result is "not found". Dead letters stay."""
         assert Cancelled.NOT_FOUND is store.cancel("nobody")
         post(store, "tea", max_retries=0)
         node.fail(node.claim()[0])
         assert Cancelled.NOT_FOUND is store.cancel("tea")
         assert 1 == len(list(store.dead()))
 
-    def test_reschedule(self, store, node, now):
-        """A scheduled event moves, first time or retry; its attempts stay."""
+    def test_reschedule_moves_a_pending_event(self, store, node, now):
+        """
+        A pending event moves, whether it waits for its first attempt or a retry. Its
+        attempts stay.
+        """
         post(store, "tea", 100)
         assert store.reschedule("tea", "+0")
         (claim,) = node.claim()
@@ -571,7 +625,10 @@ class TestControl:
         assert 2 == node.claim()[0].attempt
 
     def test_reschedule_creates_nothing(self, store, node):
-        """Unknown, in flight or dead: False, and nothing is made."""
+        """
+        For an unknown id, an event in flight or a dead letter the result is False, and nothing
+        changes.
+        """
         assert not store.reschedule("ghost", "+0")
         assert store.peek("ghost") is None
         post(store, "tea", max_retries=0)
@@ -582,7 +639,7 @@ class TestControl:
         assert [] == node.claim()
 
     def test_peek_in_every_state(self, store, node, now):
-        """A record tells the state, the due time and the starts so far."""
+        """A record states the event's state, due time and number of starts."""
         post(store, "tea", 100, payload='{"cup":1}')
         record = store.peek("tea")
         assert (State.SCHEDULED, 0, {"cup": 1}) == (record.state, record.attempt, record.event)
@@ -596,8 +653,11 @@ class TestControl:
         assert (State.SCHEDULED, 1) == (record.state, record.attempt)
         assert record.due == now.us / 1000 + 1_000
 
-    def test_upcoming_walks_in_due_order_with_ties(self, store, node):
-        """Each scheduled event once, in due order, over many pages and many ties."""
+    def test_upcoming_lists_in_due_order_with_ties(self, store, node):
+        """
+        Each scheduled event is listed once, in due order, over many pages and many equal due
+        times.
+        """
         entries = [Entry(f"e{i:04}", f"+{i // 250 * 1000}", "", "3|{}") for i in range(1000)]
         store.post(entries[:500], "replace")
         store.post(entries[500:], "replace")
@@ -605,8 +665,11 @@ class TestControl:
         walked = [r.id for r in store.upcoming("-inf", "+inf")]
         assert [e.id for e in entries[10:]] == walked
 
-    def test_upcoming_survives_the_loss_of_its_place(self, store):
-        """When the last event of a page goes away, the next page misses and repeats none."""
+    def test_upcoming_continues_if_the_last_event_of_a_page_is_removed(self, store):
+        """
+        If the last event of a page is removed, the next page neither skips nor repeats an
+        event.
+        """
         entries = [Entry(f"e{i:04}", "+1000", "", "3|{}") for i in range(300)]
         store.post(entries, "replace")
         walk = store.upcoming("-inf", "+inf")
@@ -615,15 +678,15 @@ class TestControl:
         seen += [r.id for r in walk]
         assert [e.id for e in entries] == seen
 
-    def test_upcoming_window(self, store):
-        """Offset and duration bound what is walked, both ends included."""
+    def test_upcoming_lists_a_window(self, store):
+        """Offset and duration limit the listed events; both ends are included."""
         for ms in (100, 200, 300, 400):
             post(store, str(ms), ms)
         found = [r.id for r in store.upcoming("+200000", "+300000")]
         assert ["200", "300"] == found
 
     def test_pause_and_resume(self, store, node):
-        """A paused namespace hands nothing out, and lets what is in hand be confirmed."""
+        """A paused namespace delivers no events, and its claimed events can be confirmed."""
         post(store, "a")
         (claim,) = node.claim()
         post(store, "b")
@@ -636,7 +699,7 @@ class TestControl:
         assert ["b"] == [c.id for c in node.claim()]
 
     def test_revive(self, store, node, now):
-        """A revived letter is due now, with all its attempts and without its expiry."""
+        """A revived dead letter is due now, with all its retries and without its expiry."""
         post(store, "tea", max_retries=0, expires="+1000000", payload='{"cup":1}')
         node.fail(node.claim()[0])
         now.tick(2_000)
@@ -647,7 +710,7 @@ class TestControl:
         assert (1, b'{"cup":1}') == (claim.attempt, claim.payload)
 
     def test_dead_letters_are_bounded(self, store, node, now):
-        """Letters beyond the number or the age are dropped, the oldest first."""
+        """Dead letters beyond the maximum number or age are removed, the oldest first."""
         for i in range(10):
             post(store, f"e{i}", max_retries=0)
             node.fail(node.claim()[0])
@@ -657,8 +720,8 @@ class TestControl:
         assert 3 == store.trim(100, 3_000_001)
         assert 3 == store.trim(0, -1)
 
-    def test_dead_letters_are_walked_in_pages(self, store, node):
-        """Each letter once, however many died at the same µs."""
+    def test_dead_letters_are_listed_in_pages(self, store, node):
+        """Each dead letter is listed once, even if many events died in the same microsecond."""
         store.post([Entry(f"e{i:03}", "+0", "", "0|{}") for i in range(250)], "replace")
         while claims := node.claim(100):
             verdicts = [Settlement(c.id, c.token, Verdict.RETRY, 0, "x") for c in claims]
@@ -668,7 +731,7 @@ class TestControl:
         assert sorted(ids) == ids
 
     def test_stats_count_each_state(self, store, node, now):
-        """The numbers are those of the states, and the totals those of what happened."""
+        """The counts match the events' states, and the totals match what has happened."""
         for id, delay in (("a", 0), ("b", 0), ("c", 0), ("d", 5_000)):
             post(store, id, delay, max_retries=0 if id == "a" else 3)
         a, b = node.claim(2)
@@ -694,10 +757,10 @@ class TestControl:
 
 
 class TestLateness:
-    """How late events were handed out is counted."""
+    """The histogram of how late events are delivered."""
 
-    def test_percentiles(self, store, node, now):
-        """The lateness of each claim is in the histogram, from which percentiles are read."""
+    def test_percentiles_come_from_the_histogram(self, store, node, now):
+        """The histogram counts the lateness of each claim, and percentiles are computed from it."""
         for i in range(10):
             post(store, f"e{i}", i)
         now.tick(9)
@@ -710,10 +773,10 @@ class TestLateness:
 
 @pytest.mark.fault("F37")
 class TestForeignData:
-    """What is not ours is named or buried, and never stuck."""
+    """Foreign data are named or buried, and do not block other events."""
 
     def test_wrong_type_is_found_at_opening(self, client, namespace, now):
-        """A key of ours that holds something else is named, and nothing is written."""
+        """If a key of the namespace has a wrong type, it is named and nothing is written."""
         store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
         client.set(store.keys.lease, "x")
         with pytest.raises(NamespaceCorrupt, match="lease holds a string"):
@@ -722,8 +785,8 @@ class TestForeignData:
         store.close()
 
     @pytest.mark.parametrize("field", ["due", "body", "dead", "sys", "memo_a", "roster"])
-    def test_wrong_type_later_writes_nothing(self, client, namespace, now, field):
-        """A key that turns foreign while we work is named too, before any write."""
+    def test_a_wrong_type_found_later_writes_nothing(self, client, namespace, now, field):
+        """If a key gets a wrong type after opening, it is named too, before any write."""
         store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
         store.open()
         keys = store.keys
@@ -736,8 +799,8 @@ class TestForeignData:
         store.close()
 
     @pytest.mark.fault("F39")
-    def test_unknown_schema(self, client, namespace, now):
-        """A namespace of a later version is left alone."""
+    def test_a_later_schema_is_refused(self, client, namespace, now):
+        """A namespace that a later version has written is not used."""
         store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
         client.hset(store.keys.sys, "v", "2")
         with pytest.raises(NamespaceCorrupt, match="version 2"):
@@ -745,8 +808,8 @@ class TestForeignData:
         store.close()
 
     @pytest.mark.fault("F39")
-    def test_a_later_version_while_joined(self, store, node, client):
-        """A node that met a later version is handed nothing more; what it holds it can end."""
+    def test_a_later_schema_while_joined_ends_claims(self, store, node, client):
+        """A node that meets a later schema claims nothing more, and can still settle its events."""
         post(store, "tea")
         (claim,) = node.claim()
         post(store, "egg")
@@ -760,8 +823,11 @@ class TestForeignData:
         client.hset(store.keys.sys, "v", "1")
         assert ["egg"] == [c.id for c in node.claim(9)]
 
-    def test_foreign_members_do_not_stick(self, store, node, client):
-        """Members without a body or with a foreign one are buried, the rest is handed out."""
+    def test_foreign_members_are_buried(self, store, node, client):
+        """
+        Members with a missing or foreign record are buried, and the other events are
+        delivered.
+        """
         post(store, "good")
         client.zadd(store.keys.due, {b"\xff\xfe": 1, "gibberish": 2})
         client.hset(store.keys.body, "gibberish", b"\xff no body of ours")
@@ -774,10 +840,13 @@ class TestForeignData:
 
 @pytest.mark.fault("F30")
 class TestOutOfMemory:
-    """A full server refuses posts whole, and lets work go on."""
+    """A server out of memory refuses posts as a whole, and events can still be handled."""
 
     def test_posts_are_refused_and_work_goes_on(self, tcp_server, now):
-        """Out of memory a post fails whole; claims, confirms and cancels still work."""
+        """
+        If Redis is out of memory, a post fails as a whole; claims, confirms and cancels
+        still work.
+        """
         client = tcp_server.client()
         store = Store(source(tcp_server.url, 1.0), "oom", timeout=3.0, now=now)
         node = Peer(store, "node")
