@@ -1,4 +1,4 @@
-"""Limit the size of claims to what the connection can carry, learned from interrupted replies."""
+"""Limit the size of claims on a slow connection, as learned from interrupted replies."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Capacity:
         self._strict_since: float | None = None
         self._broken = 0
         # Reported once until the default limit is reached again. A claim or two may succeed
-        # between two failures, so a success is no reason to report the next failure.
+        # between two failures, so a success does not reset this flag.
         self._told = False
         #: Why the limit is low; None again as soon as a claim's reply has arrived completely.
         self.error: Exception | None = None

@@ -1,17 +1,17 @@
 """
-The claimer: the poll-fallback thread. Wait, take a turn, dispatch, repeat.
+The claimer: the thread that waits on the bell, claims, dispatches and repeats.
 
-Rule 1: turns are taken here, one at a time. Whoever wants a claim rings the bell; only a
-hand that has just become free may take the turn itself that it would ring for (`relay`).
+Rule 1: all claims are made here, one at a time. A component that wants a claim rings the bell.
+One exception: a handler thread that has just become free may make its claim itself (`relay`).
 
-Rule 2: this file does not know why it was woken. A wake, a poll, a freed hand and a
-leave all look alike, so none of them can be special.
+Rule 2: the claimer does not know why the bell rang. A wake, the poll, a free handler thread and
+a leave look alike, so no case needs code of its own.
 
-Rule 3: clear the bell, then claim. A ring that arrives during the claim is kept for the
-next turn; the other order loses it.
+Rule 3: clear the bell first, then claim. A ring that arrives during the claim then starts the
+next claim. In the other order the ring would be lost.
 
-Rule 4: a turn that was not answered is asked again as it was, until it is, and the first
-time at once. So a lost reply delays its events by a try, and not by a lease.
+Rule 4: a claim whose reply is lost is sent again unchanged until a reply arrives, the first time
+at once. So a lost reply delays its events by one try, not by a whole lease.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from dtimer.model.claims import Turn, TurnRequest
 from dtimer.model.jitter import between
 from dtimer.model.options import Options
 
-# The longest nap, whatever is asked for: a wait of ten years is many short ones.
+# The longest single wait, in seconds. A longer poll interval becomes several waits.
 _LONGEST_NAP = 30.0
 
 
 class _Unread(NamedTuple):
-    """An answer: to what, sent when, here since when, and whether it lay before it was read."""
+    """A received reply that is still to be applied. The fields are those of `Answers.take`."""
 
     request: TurnRequest
     turn: Turn
@@ -56,17 +56,19 @@ class _Unread(NamedTuple):
 
 class Claimer(Service):
     """
+    Runs the claim loop on a thread of its own.
+
     Args:
-        name: The thread's.
-        turns: Asks the store.
-        bell: Waited for between turns.
-        listener: Tells whether the node hears.
-        dispatcher: Takes the claims.
-        options: The node's.
-        appetite: How many events there is anybody to hand to.
-        changed: Told with None that Redis answers, or with the error that it does not.
-        announce: Has something emitted soon.
-        farewell: Called once, on this thread, as the last thing it does.
+        name: The name of the thread.
+        turns: The store, as the engine uses it.
+        bell: Ends the wait between two claims.
+        listener: Knows whether wakes reach this node.
+        dispatcher: Receives the claimed events.
+        options: The node's options.
+        appetite: Returns how many events the listeners or readers can take.
+        changed: Called with None when Redis begins to answer, and with the error when it fails.
+        announce: Queues something to be emitted on the callback thread.
+        farewell: Called once, as the last action of this thread.
     """
 
     def __init__(
@@ -93,10 +95,10 @@ class Claimer(Service):
         #: Whether the store answers.
         self.reach = Reach(turns.slow, changed)
         self._pid = os.getpid()
-        #: How much the connection is good for.
+        #: How large a claim the connection can carry.
         self.capacity = Capacity(options, announce)
         self._exchange = Exchange(turns, listener, dispatcher, appetite, self.capacity)
-        # What was answered, and is still to be handed out.
+        # The reply that is still to be applied.
         self._unread: _Unread | None = None
         self._heart = Heart(turns, dispatcher, options.lease)
         self._answers = Answers(
@@ -107,20 +109,21 @@ class Claimer(Service):
             paced=options.now is None,
         )
         self._give_up_at: float | None = None
-        # Set by a hand that has become free while a turn was taken.
+        # Set by a handler thread that became free while another thread claimed.
         self._freed = False
-        # Held by whoever takes a turn.
+        # Held by the thread that claims.
         self._turning = threading.Lock()
-        # When the next turn is to be taken, and until when the claimer sleeps.
+        # The time of the next claim, and the time at which the claimer's wait ends.
         self._next_turn = self._asleep_until = 0.0
-        #: When a turn was last answered, on the monotonic clock.
+        #: When the last reply to a claim was received, on the monotonic clock.
         self.answered: float | None = None
 
     def stop_within(self, seconds: float | None) -> None:
         """
-        Ask for the end: no new claims, running handlers end, all is settled.
+        Ask the claimer to end: it claims no more, waits for running handlers and settles all.
 
-        What still runs after *seconds* is given back as it is; None waits for it.
+        If handlers still run after *seconds*, their events are retried and the attempt counts.
+        None waits for the handlers without a limit.
         """
         if seconds is not None:
             at = time.monotonic() + seconds
@@ -136,10 +139,9 @@ class Claimer(Service):
             if armed:
                 reached("loop.claimer")
             with self._turning:
-                # Read once a round: a stop that comes later, during a claim, is obeyed by the
-                # next round, which first gives back what that claim brought.
+                # Read once a round: a stop during a claim must first release that claim's events.
                 leaving = stopping.is_set()
-                # Not while a hand takes a turn: what it claims would be given back by nobody.
+                # Under the lock: events that a handler thread claims now would not be released.
                 if leaving:
                     self._dispatcher.hand_back()
                     if not abandoned and self._overdue():
@@ -152,7 +154,7 @@ class Claimer(Service):
                 elif freed:
                     self._go_on()
                 elif time.monotonic() >= self._next_turn:
-                    # A nudge moves the hour, and is no reason to ask at once.
+                    # The time is checked, because a nudge ends the wait but asks for no claim.
                     self._take_turns()
                 if leaving:
                     if self._done(abandoned):
@@ -163,17 +165,17 @@ class Claimer(Service):
             self._bell.wait(self._asleep_until - time.monotonic())
 
     def _next_step(self) -> float:
-        """Return when there is something to do: a turn, or to start what was claimed ahead."""
+        """Return when to act next: to claim, or to start an event that was claimed ahead."""
         due = self._dispatcher.next_start()
         return self._next_turn if due is None else min(due, self._next_turn)
 
     def relay(self) -> None:
         """
-        Take a turn on the hand that has just become free, when nobody else takes one.
+        Claim on the handler thread that has just become free, unless another thread claims now.
 
-        To wake the claimer, and be woken by it, would cost more than the turn itself.
+        Waking the claimer, to be woken by it in turn, would cost more than the claim itself.
         """
-        # In a child that a handler has forked, this hand is the parent's no more.
+        # In a child that a handler has forked, this thread does not belong to the node.
         if os.getpid() != self._pid:
             self._bell.ring()
             return
@@ -182,7 +184,7 @@ class Claimer(Service):
             self._bell.nudge()
             return
         try:
-            # At the end everything may have been given back already.
+            # A stopping claimer may have released its events already, and must not claim.
             early = self.stopping
             if not early:
                 self._dispatcher.start_due()
@@ -194,7 +196,7 @@ class Claimer(Service):
             self._bell.nudge()
 
     def _go_on(self) -> None:
-        """Take a turn for a hand that has become free, unless there is something left for it."""
+        """Claim for a thread that became free, or wait a moment for more settlements to send."""
         wait = self._dispatcher.linger()
         if wait is None:
             self._take_turns()
@@ -203,9 +205,10 @@ class Claimer(Service):
 
     def _take_turns(self, *, claiming: bool = True, fresh: bool = False) -> None:
         """
-        Take a turn: the one that is under way, where there is one.
+        Receive the reply that is under way, or else claim.
 
-        Where it has to be *fresh*, or leaves something to do at once, another after that.
+        Claim once more after a reply that was under way, if the caller needs a *fresh* claim or
+        if that reply demands another claim at once.
         """
         early = self._exchange.under_way or self._unread is not None
         nap = self._take_turn(claiming)
@@ -217,8 +220,8 @@ class Claimer(Service):
         return self._give_up_at is not None and time.monotonic() >= self._give_up_at
 
     def _done(self, abandoned: bool) -> bool:
-        """Tell whether nothing is left to do, or, past the deadline, to be waited for."""
-        # First of all: a handler that returns is settled before it counts as ended.
+        """Return True if nothing is left to do, or the wait for the server is over."""
+        # Handlers first: one that ends between the two checks adds its settlement before.
         if self._dispatcher.running and not abandoned:
             return False
         asked = self._exchange.request is not None or self._unread is not None
@@ -227,15 +230,16 @@ class Claimer(Service):
 
     def _patience(self) -> float:
         """
-        Return for how many seconds a server that does not answer is still waited for.
+        Return for how many more seconds a leaving node waits for a server that does not answer.
 
-        Not past the deadline, nor for longer than one call may take where none was given.
+        The wait ends at the deadline of the leave. Without a deadline it ends one ``timeout``
+        after the last reply.
         """
         limit = self._give_up_at or (self.answered or 0.0) + self._options.timeout / 1e6
         return limit - time.monotonic()
 
     def _take_turn(self, claiming: bool) -> float:
-        """Take one turn, and return how many seconds to nap after it."""
+        """Make one claim; return the seconds to wait after it."""
         if self._unread is not None:
             return self._hand_out(self._unread, claiming)
         exchange = self._exchange
@@ -245,18 +249,18 @@ class Claimer(Service):
             turn = exchange.answer(request)
             more = exchange.wanted_meanwhile(request, turn) if claiming else 0
             if not more:
-                # While it can be asked for again.
+                # Parse the claims now: if that fails, the claim can still be sent again.
                 turn.claims[:]
         except Exception as e:
-            # What runs keeps its lease, also where no turn can be had.
+            # Renew the leases of running handlers, also while claims fail.
             with contextlib.suppress(Exception):
                 self._heart.beat()
             if exchange.broke(request, e):
-                # Redis is there: a join need not wait until all that was claimed has arrived.
+                # Redis answers, if slowly: a join need not wait for the complete reply.
                 self.reach.answered()
                 return 0.0
             if not request.asked and not self._turns.slow(e):
-                # A connection that was closed while it lay idle is nobody's business.
+                # Do not report the first failure: the server may have closed an idle connection.
                 return 0.0
             return self.reach.failed(e)
         self.answered = time.monotonic()
@@ -269,12 +273,12 @@ class Claimer(Service):
         return self._hand_out(self._unread, claiming)
 
     def _hand_out(self, answer: _Unread, claiming: bool) -> float:
-        """See to what was answered, and return how many seconds to nap after that."""
+        """Apply a reply; return the seconds to wait after it."""
         request, turn, sent, came, lay = answer
         under_way = self._exchange.under_way
         try:
             turn.claims[:]
-            # Where that has failed, it is read the next time.
+            # Not before: if parsing fails, the reply is kept and parsed again next time.
             self._unread = None
             try:
                 self._answers.take(request, turn, sent, came, lay=lay)
@@ -290,7 +294,7 @@ class Claimer(Service):
         if under_way:
             return IN_ADVANCE
         if self._exchange.request is not None:
-            # It could not be sent: what is wrong will be seen when it is asked again.
+            # The next request could not be sent. Sending it again will show why.
             return 0.0
         self._dispatcher.reposts.end()
         return self._nap(request, turn, sent, claiming)
@@ -302,15 +306,16 @@ class Claimer(Service):
         if claiming and 0 < request.limit == len(turn.claims) and spare > 0:
             return 0.0
         if claiming and spare > 0 and self._listener.hears and not request.hears:
-            # It has not offered its hands yet: nobody would wake it.
+            # The server does not know yet that this node is on duty, and would not wake it.
             return 0.0
         now = time.monotonic()
-        # Jitter, that nodes do not poll together; downwards: the interval is a promise.
+        # Jitter keeps nodes from polling together. It only shortens the guaranteed interval.
         nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)
         if turn.wait_us is not None:
-            # Counted from the question: the next will be on its way for as long.
+            # Counted from the sending, because the next claim will travel for as long.
             wait = turn.wait_us / 1e6 - (now - sent)
-            # Who asks for nothing ahead is told when it is due; perhaps the next turn will.
+            # The reply gives the time for a claim that looks as far ahead as this one did. The
+            # next may look further ahead, and can then be sent earlier.
             ahead_us = self._dispatcher.wanted(self._appetite())[1]
             wait -= max(0, ahead_us - request.ahead_us) / 2e6
             nap = min(nap, max(0.0, wait))

@@ -1,13 +1,15 @@
 """
-The dispatcher: gives the hands what was claimed, when it is due and they are free.
+The dispatcher: gives claimed events to free handler threads when they are due.
 
-Rule 1: no more is asked for than free hands can start now, or soon where they are quick.
+Rule 1: a claim asks for no more events than free threads can start now. If handlers are quick, it
+also asks for those that the threads can start soon.
 
-Rule 2: what was claimed ahead of its time, or of a hand's, takes no hand until then. If no hand
-is free then, it is released soon, or, without another node, after a second.
+Rule 2: an event that was claimed ahead occupies no thread before it is due. If no thread is free
+then, the event is released soon. A node without other nodes releases it after a second.
 
-Rule 3: one thread starts events in the order of their due times. If one of them is released,
-everything that was claimed after it is released too, and claimed again by the turn that does so.
+Rule 3: a single handler thread starts events in the order of their due times. If one of them is
+released, all events that were claimed after it are released, too. The claim that carries these
+settlements claims them again.
 """
 
 from __future__ import annotations
@@ -29,26 +31,27 @@ from dtimer.model.payload import decode
 
 
 class Dispatcher(Hands):
-    """What the claimer asks of the hands."""
+    """Decides how many events to claim, when to start them, and when to release them."""
 
     def room(self) -> int:
-        """Return how many events free hands can start now."""
+        """Return how many events the free handler threads can start now."""
         free = self._options.concurrency - self._busy
         return max(0, min(free * self.max_events, MOST_CLAIMS))
 
     def wanted(self, appetite: int) -> tuple[int, int]:
         """
-        Return how many events to claim, and how many µs ahead.
+        Return how many events to claim, and how far ahead of their due time, in µs.
 
         Args:
-            appetite: How many there is anybody to hand to.
+            appetite: How many events the listeners or readers can take.
         """
         if self._calling_back and len(self._settlements) > MOST_SETTLEMENTS:
-            # What is not released by this turn must not be overtaken by what it claims.
+            # This claim cannot carry all releases. Later events that it claims would be started
+            # before those that are not released yet.
             return 0, 0
         room = min(self.room(), appetite)
-        # Each of those that wait for their time will want a hand. Until then the hands are free
-        # for what is due before.
+        # Every event in the look-ahead queue will need a thread once it is due. Until then the
+        # threads may run events that are due earlier.
         spare = room - len(self.early)
         if spare <= 0:
             return room, 0
@@ -59,16 +62,17 @@ class Dispatcher(Hands):
 
     def wanted_meanwhile(self, asked: int, claimed: int, appetite: int) -> int:
         """
-        Return how many events to claim while the hands are busy with those just claimed.
+        Return how many events to claim while the threads run those that were just claimed.
 
         Args:
-            asked: How many were asked for, and
-            claimed: were claimed.
-            appetite: How many there is anybody to hand to.
+            asked: How many events the last claim asked for.
+            claimed: How many it got.
+            appetite: How many events the listeners or readers can take.
         """
         if self._calling_back:
             return 0
-        # Not that many for each hand: what is quick is at work in the interpreter, all of the time.
+        # For one thread, not for each of them: quick handlers mostly hold the interpreter lock,
+        # so that only one runs at a time.
         most = self.max_events * self.prefetch.meanwhile
         left = appetite - self._busy * self.max_events - claimed
         return max(0, min(min(most, left) - len(self.early), 2 * asked, MOST_CLAIMS))
@@ -77,13 +81,19 @@ class Dispatcher(Hands):
         self, seq: int, claims: Sequence[Claim], sent: float, came: float, *, lay: bool = False
     ) -> None:
         """
-        Hand *claims* to the hands, oldest first, or keep them until they are due.
+        Give *claims* to the handler threads, oldest first, or keep them until they are due.
 
-        They were asked for by the turn *seq*, at the time *sent*, and the answer *came* when it
-        did. Where it *lay* unread it was here before.
+        Args:
+            seq: The number of the claim that they belong to.
+            claims: The claimed events.
+            sent: When the claim was sent, on the monotonic clock.
+            came: When its reply was received, on the monotonic clock.
+            lay: The reply may have arrived earlier than *came* and waited unread. The wait then
+                counts as lateness.
         """
         believed = believed_until(sent, self._options.lease)
-        # Not held before all are made: of what nobody starts leases would be renewed for ever.
+        # Add the leases only when all are complete: if this fails half-way, the heartbeat would
+        # renew for ever leases whose events are never started.
         holds = [hold for claim in claims if (hold := self._hold(claim, believed))]
         for hold in holds if lay else ():
             if hold.event is not None:
@@ -94,24 +104,25 @@ class Dispatcher(Hands):
             return
         self.early.add(holds, came)
         if gone := self.reposts.since(seq):
-            # Now that whoever posts finds them here: one of the two sees the other.
+            # After they were added: a post from now on finds them in the queue, and the ids of
+            # earlier posts are found here. In the other order a post in between is missed.
             self._end(self.early.clear(gone), Verdict.RELEASE)
         self.start_due()
 
     def start_due(self) -> bool:
         """
-        Hand to free hands what was kept and is due now; give back what finds none.
+        Give due events to free handler threads; release those that waited too long for one.
 
         Returns:
-            Whether something is given back, by a turn that is to be taken at once.
+            True if events are released, so that a claim should be made at once to do so.
         """
-        # Also what an answer has just brought that was on its way.
+        # Includes events of a reply that was under way when the others were released.
         back = self._call_back() if self._calling_back else False
         while self.early and self._busy < self._options.concurrency:
             batch = self.early.take(self.max_events)
             if not batch:
                 return back
-            # The machine may have been suspended meanwhile.
+            # Leases may have expired here, if the machine was suspended.
             now = lasting()
             if any(hold.lost(now) for hold in batch):
                 self._release(batch)
@@ -120,7 +131,8 @@ class Dispatcher(Hands):
             try:
                 self._put(batch)
             except BaseException:
-                # Renewed no more, whatever happens here; and no other node waits for the lease.
+                # Stop renewing the leases, even if the release below fails. The release spares
+                # other nodes the wait for the leases to expire.
                 self._forget(batch)
                 self._end(batch, Verdict.RELEASE)
                 raise
@@ -136,7 +148,11 @@ class Dispatcher(Hands):
         return back
 
     def _patience(self, *, ask: bool) -> float:
-        """Return for how many seconds what is due is kept for a hand; *ask* if others are there."""
+        """
+        Return for how many seconds a due event waits for a thread before it is released.
+
+        *ask* the store whether there are other nodes, or use its last reply only.
+        """
         early = self.early
         if early.alone_patience == early.patience:
             return early.patience
@@ -144,14 +160,14 @@ class Dispatcher(Hands):
         return early.alone_patience if alone else early.patience
 
     def _release(self, holds: list[Hold]) -> None:
-        """Release the oldest of what is kept; on one thread all the rest with it."""
+        """Release *holds*; with a single handler thread also all events of the look-ahead queue."""
         self._end(holds, Verdict.RELEASE)
         if self._in_order:
             self._calling_back = True
             self._call_back()
 
     def _call_back(self) -> bool:
-        """Release all that is kept; return whether there was any."""
+        """Release all events of the look-ahead queue; return whether there were any."""
         gone = self.early.clear()
         self._end(gone, Verdict.RELEASE)
         return bool(gone)
@@ -165,9 +181,9 @@ class Dispatcher(Hands):
 
     def linger(self) -> float | None:
         """
-        Return for how many seconds what is settled may wait for more of it; None for not at all.
+        Return for how many seconds settlements may wait for others; None to send them now.
 
-        While hands go on with what they have, a turn for each event would cost more than the event.
+        While all threads are busy, a claim for each settlement would cost more than the event.
         """
         waited = time.monotonic() - self._unsettled_since
         busy = self._busy == self._options.concurrency
@@ -176,21 +192,21 @@ class Dispatcher(Hands):
         return None
 
     def next_start(self) -> float | None:
-        """Return when to call that next, on the monotonic clock; None for not at all."""
+        """Return when to call `start_due` next, on the monotonic clock; None if it need not be."""
         due = self.early.next
         if due is None or self._busy < self._options.concurrency:
             return due
-        # A hand that becomes free calls it, too.
+        # All threads are busy. A thread that becomes free calls `start_due` itself.
         return due + self._patience(ask=False)
 
     def drop(self, ids: Collection[str]) -> bool:
         """
-        Give back what was kept of these ids: this process has posted them anew.
+        Release the events of the look-ahead queue that this process has just replaced.
 
-        Not before it has: given back, it may be claimed again at once.
+        Must be called after the post: an event released before it could be claimed again at once.
 
         Returns:
-            Whether there was any, and a turn is to be taken soon.
+            True if there were any, so that a claim should be made soon to release them.
         """
         gone = self.early.clear(ids) if self.early else []
         self._end(gone, Verdict.RELEASE)
@@ -211,7 +227,8 @@ class Dispatcher(Hands):
             due=claim.due_us / 1000,
             attempt=claim.attempt,
             max_retries=claim.max_retries,
-            # A claim that is answered anew after the clock was put back tells the new time.
+            # Not negative: if a claim is sent again after the server's clock was set back, its
+            # reply has the new time.
             lateness_ms=max(0, claim.claimed_us - claim.due_us) / 1000,
             token=claim.token,
             holder=hold,
@@ -222,7 +239,7 @@ class Dispatcher(Hands):
         return hold
 
     def hand_back(self) -> None:
-        """Release what no hand has started, now and from now on."""
+        """Release all events that no handler has started, now and from now on."""
         self._returning = True
         self._end(self.early.clear(), Verdict.RELEASE)
         while True:
@@ -235,7 +252,7 @@ class Dispatcher(Hands):
                 self._free()
 
     def abandon(self) -> None:
-        """Give back what still runs, attempt charged: nobody waits for it any longer."""
+        """Retry the events of handlers that still run; the attempt counts. The node leaves now."""
         for hold in list(self._held.values()):
             if hold.take(Verdict.RETRY):
                 hold.lose()

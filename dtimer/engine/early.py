@@ -1,10 +1,10 @@
 """
-What was claimed ahead of its time, until that has come; and ahead of a hand's.
+The look-ahead queue: events that wait for their due time, or for a free handler thread.
 
-A claim takes a round trip, which to an event that is due is lateness. So a turn also claims what
-falls due within the next moments, and the node waits for the rest of it here. It cannot be early:
-the time that is left was told by a script that had run before its reply came, and is counted from
-the reply.
+A claim takes a round trip, which makes an event late that is already due. So a claim also takes
+events that fall due within the next milliseconds, and the node waits for their due time here.
+No event starts early: the script computes the time that is left, and the node counts it from the
+arrival of the reply, which is later.
 """
 
 from __future__ import annotations
@@ -18,66 +18,70 @@ from collections.abc import Container, Sequence
 from dtimer.engine.hold import Hold
 from dtimer.model.options import Options
 
-# For so many seconds a node without others keeps what is due and finds no handler thread. To
-# release it would be to claim it again; but until then it cannot be cancelled or moved.
+# The seconds that a due event waits for a handler thread on a node without other nodes. The same
+# node would claim a released event again. The wait is limited, because the event cannot be
+# cancelled or rescheduled meanwhile.
 _ALONE = 1.0
 
-# The part of a lease that may go by before a handler begins.
+# At most this fraction (1/10) of a lease may pass before the handler starts.
 _OF_A_LEASE = 10
 
 
 def ahead_us(options: Options) -> int:
     """Return how far ahead a node of these *options* claims, in µs."""
-    # A clock that is told by hand does not go on while a thread waits.
+    # A test's clock does not advance while a thread waits, so an event would start early.
     return 0 if options.now else min(options.look_ahead, options.lease // _OF_A_LEASE)
 
 
-#: When it is due by the server, its id, a number that no other has, when it is to start, and it.
+#: The due time on the server's clock in µs, the id, a unique number, the moment to start on the
+#: monotonic clock, and the lease.
 _Entry = tuple[int, str, int, float, Hold]
 
 
 class Early:
     """
-    Holds in the order in which they are due. For any thread, without a lock.
+    Keeps leases in the order of their due times. Safe for any thread, without a lock.
 
-    Each hold is kept and removed by one step of the interpreter, and belongs to the caller that
-    has removed it. So a signal handler that interrupts a change may make another.
+    A lease is added or removed in one step of the interpreter, and belongs to the caller that
+    removed it. So a signal handler may change the queue while it interrupts another change.
     """
 
     def __init__(self, options: Options) -> None:
         self.ahead_us = ahead_us(options)
-        #: For how many seconds what is due is kept for a hand; by then another node may have one.
+        #: The seconds that a due event waits for a thread; then another node may have one free.
         self.patience = self.ahead_us / 1e6
-        #: The same where no other node is there.
+        #: The same for a node without other nodes.
         self.alone_patience = max(
             self.patience, min(_ALONE, options.lease / 1e6 / _OF_A_LEASE) if self.ahead_us else 0
         )
         self._order = itertools.count()
-        # In the order of their due times, however long the replies that brought them took.
+        # Ordered by the server's due times. The moments to start also depend on the time that a
+        # reply took, and could be in another order.
         self._kept: list[_Entry] = []
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def add(self, holds: Sequence[Hold], came: float) -> None:
-        """Keep *holds*, of which an answer told that *came* at that time on the monotonic clock."""
+        """Add *holds*, whose reply was received at *came* on the monotonic clock."""
         for hold in holds:
             due = hold.claim.due_us
             left = due - hold.claim.claimed_us
-            # More was never asked for: the server's clock was put back since it was claimed.
+            # No claim looks further ahead than ahead_us. If more time is left, the server's
+            # clock was set back after the claim, and the event starts now.
             at = came + left / 1e6 if 0 < left <= self.ahead_us else came
             bisect.insort(self._kept, (due, hold.claim.id, next(self._order), at, hold))
 
     @property
     def next(self) -> float | None:
-        """When the first of them is to start, on the monotonic clock; None without any."""
+        """When the first event starts, on the monotonic clock; None if the queue is empty."""
         try:
             return self._kept[0][3]
         except IndexError:
             return None
 
     def take(self, most: int) -> list[Hold]:
-        """Return those that are due, at *most* so many, and forget them."""
+        """Remove and return the leases of at *most* that many due events."""
         taken: list[Hold] = []
         now = time.monotonic()
         while len(taken) < most and (first := self._remove_first(now)):
@@ -88,12 +92,12 @@ class Early:
         return taken
 
     def overdue(self, seconds: float) -> bool:
-        """Tell whether any has been due for so long."""
+        """Return whether the first event has been due for *seconds*."""
         due = self.next
         return due is not None and due <= time.monotonic() - seconds
 
     def give_up(self, seconds: float) -> list[Hold]:
-        """Return those that have been due for so long, and forget them."""
+        """Remove and return the leases of events that have been due for *seconds*."""
         late = time.monotonic() - seconds
         given: list[Hold] = []
         while first := self._remove_first(late):
@@ -101,12 +105,12 @@ class Early:
         return given
 
     def clear(self, ids: Container[str] | None = None) -> list[Hold]:
-        """Return those of these *ids*, or all of them, and forget them."""
+        """Remove and return the leases of these *ids*, or all of them."""
         wanted = [e for e in list(self._kept) if ids is None or e[1] in ids]
         return [entry[4] for entry in wanted if self._remove(entry)]
 
     def _remove_first(self, by: float) -> _Entry | None:
-        """Remove and return the first entry if it was to start *by* then."""
+        """Remove and return the first entry if it starts no later than *by*; else return None."""
         while True:
             with contextlib.suppress(IndexError):
                 first = self._kept[0]
@@ -114,14 +118,14 @@ class Early:
                     return None
                 if self._remove(first):
                     return first
-                # A signal handler, or another thread, has removed it meanwhile.
+                # A signal handler, or another thread, has removed the entry meanwhile.
                 continue
             return None
 
     def _remove(self, entry: _Entry) -> bool:
-        """Remove an entry; False if it is not there any more."""
+        """Remove an entry; return False if another caller has already removed it."""
         try:
-            # No two entries have the same number, so holds are never compared.
+            # Each entry has a number of its own, so leases are never compared.
             self._kept.remove(entry)
         except ValueError:
             return False

@@ -1,7 +1,7 @@
 """
-The exchange of a node with the store: one turn at a time, asked again until it is answered.
+The pipeline of claims: one request at a time, sent again until its reply arrives.
 
-Between the question and its answer the store is at work, and whoever asked may be, too.
+While the server works on a request, the node may dispatch the events of the reply before.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from dtimer.model.claims import Answer, Result, Turn, TurnRequest
 
 class Exchange:
     """
-    For one thread at a time.
+    Builds and sends the requests of claims and receives their replies.
+
+    Used by one thread at a time.
 
     Args:
-        turns: Asks the store.
-        listener: Told of echoes that a turn has sent.
-        dispatcher: Tells what to claim, and what to settle.
-        appetite: How many events there is anybody to hand to.
-        capacity: Bounds what is claimed.
+        turns: The store, as the engine uses it.
+        listener: Waits for the echoes that claims send.
+        dispatcher: Decides how much to claim, and has the settlements.
+        appetite: Returns how many events the listeners or readers can take.
+        capacity: Limits the bytes of a claim.
     """
 
     def __init__(
@@ -44,21 +46,21 @@ class Exchange:
         self._capacity = capacity
         self._seq = 0
         self._answer: Answer | None = None
-        #: The turn that has not been answered; None when all have.
+        #: The request whose reply has not been received; None if there is none.
         self.request: TurnRequest | None = None
-        #: When it was sent.
+        #: When a request was last sent, on the monotonic clock.
         self.sent = 0.0
 
     @property
     def under_way(self) -> bool:
-        """True when a turn was sent and its answer, which may be here by now, was not read."""
+        """True if a request was sent and its reply, which may have arrived, is still unread."""
         return self._answer is not None
 
     def next(self, claiming: bool) -> TurnRequest:
-        """Return the turn that was not answered, or else a new one, not sent yet."""
+        """Return the request that still needs a reply, or else a new one, which is not sent yet."""
         if self.request is not None:
             if not (claiming or self.under_way):
-                # The node leaves: what this turn has claimed goes back, unseen.
+                # The node leaves: the server releases the events of this claim, unread.
                 self.request.most_bytes, self.request.strict = 0, True
             return self.request
         limit, ahead_us = self._dispatcher.wanted(self._appetite()) if claiming else (0, 0)
@@ -84,8 +86,9 @@ class Exchange:
         self.request = request
         self.sent = time.monotonic()
         if request.echo and not request.asked:
-            # Before it is sent: it may be heard before this thread runs again. Where the
-            # first try got through, and only its reply was lost, no other echo will come.
+            # Before the request is sent, because the echo may be heard before this thread runs
+            # again. Only for the first try: if its reply alone was lost, the server sends no
+            # second echo.
             self._listener.echo_sent()
         try:
             return self._turns.ask(request)
@@ -95,9 +98,9 @@ class Exchange:
 
     def answer(self, request: TurnRequest) -> Turn:
         """
-        Wait for the answer to *request*, which is sent first where it is not under way.
+        Wait for the reply to *request*, and send the request first unless it is under way.
 
-        Until it is `done` the same request is to be asked again.
+        Until `done` is called, `next` returns the same request, to be sent again.
         """
         lay = self._answer is not None
         answer, self._answer = self._answer or self._send(request), None
@@ -112,20 +115,20 @@ class Exchange:
         return turn
 
     def broke(self, request: TurnRequest, error: Exception) -> bool:
-        """Tell whether the answer broke off while it arrived; then *request* asks for less."""
+        """If the reply broke off while it arrived, lower the limit of *request* and return True."""
         broke = self._capacity.broke(request, error)
         if broke:
             self._capacity.bound(request)
         return broke
 
     def done(self) -> None:
-        """Note that the answer was read, as far as it has to be."""
+        """Record that the reply was received, so that the request is not sent again."""
         self.request = None
 
     def wanted_meanwhile(self, request: TurnRequest, turn: Turn) -> int:
-        """Return how many events to ask for before those that have come are handed out."""
+        """Return how many events to claim before the events of *turn* are dispatched."""
         count = len(turn.claims)
-        # Without a look at the claims, where nothing was asked for ahead of its time.
+        # If the claim did not look ahead, all its events were due, and no claim is parsed here.
         overdue = count > 0 and (not request.ahead_us or turn.claims[-1].due_us <= turn.now_us)
         self._dispatcher.prefetch.answered(request.limit, count, overdue=overdue)
         if (
@@ -135,18 +138,18 @@ class Exchange:
             or turn.short
             or Result.DEAD in turn.results
         ):
-            # These are to be seen to first, which takes a call.
+            # Each of these needs a call to the store first.
             return 0
         return self._dispatcher.wanted_meanwhile(request.limit, count, self._appetite())
 
     def ask_meanwhile(self, limit: int) -> None:
         """
-        Ask for more: the server is at work on it while what has come is handed out.
+        Send the next request, so that the server works on it while events are dispatched.
 
-        Where it cannot be sent it is to be asked again, and then it will be seen what is wrong.
+        An error is ignored here: `next` returns the request again, and sending it shows the error.
         """
-        # Hands that will be free are not offered: a wake would find them busy.
-        # Its answer will lie unread for longer than it is on its way.
+        # Send `hears=False`: all threads are busy, so a wake would find none free. Start tracking
+        # re-posts first, because this reply will wait unread.
         self._dispatcher.reposts.begin(self._seq + 1)
         request = self._new(limit, hears=False)
         with contextlib.suppress(Exception):

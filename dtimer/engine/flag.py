@@ -1,9 +1,9 @@
 """
-A flag that any thread waits for and any code sets: also a signal handler that interrupts either.
+A flag that threads wait for, and that any code may set, even a signal handler.
 
-``threading.Event`` keeps a lock of Python code. A signal handler that interrupts ``set`` and calls
-it again waits for its own thread, and an exception out of a handler leaves the lock taken. Here
-every change is one step of the interpreter.
+``threading.Event`` holds a lock while it runs Python code. If a signal handler interrupts ``set``
+and calls it again, it waits for its own thread. If the handler raises, the lock stays locked.
+Here every change is one step of the interpreter.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import contextlib
 import threading
 import time
 
-# Python handles a signal that comes just before its main thread blocks only when that thread
-# wakes again; and a `set` that was interrupted by an exception may have missed somebody.
+# Waits are cut into slices of this many seconds. If a signal comes just before the main thread
+# blocks, Python handles it only when that thread wakes. And a `set` that an exception interrupted
+# may have left a thread waiting.
 _SLICE = 0.5
 
 
 class Flag:
-    """Set once, and never cleared."""
+    """Can be set, and is never cleared."""
 
     __slots__ = ("_set", "_waiters")
 
@@ -27,19 +28,19 @@ class Flag:
         self._waiters: list[threading.Lock] = []
 
     def is_set(self) -> bool:
-        """Return whether it has been set."""
+        """Return whether the flag has been set."""
         return self._set
 
     def set(self) -> None:
-        """Set it, and wake every thread that waits."""
+        """Set the flag, and wake every thread that waits for it."""
         self._set = True
         for waiter in list(self._waiters):
-            # Released already: by another call of this.
+            # Another call of `set` has already released this waiter.
             with contextlib.suppress(RuntimeError):
                 waiter.release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it is set, at most *timeout* seconds; return whether it is."""
+        """Wait at most *timeout* seconds for the flag to be set; return whether it is."""
         if self._set or (timeout is not None and timeout <= 0):
             return self._set
         end = None if timeout is None else time.monotonic() + timeout
