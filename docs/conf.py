@@ -10,7 +10,7 @@ project = "dtimer"
 author = "dtimer contributors"
 copyright = author
 
-# Read, not imported: pages build also where the package cannot be imported.
+# Read the version as text, so that the pages also build if the package cannot be imported.
 _found = re.search(
     r'^__version__(?:: \w+)? = "([^"]+)"',
     (ROOT / "dtimer/__init__.py").read_text("utf-8"),
@@ -26,7 +26,7 @@ extensions = [
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["_build"]
-# Docstrings say `name` for a name near by.
+# Docstrings write `name` for a nearby name.
 default_role = "literal"
 
 autodoc_member_order = "bysource"
@@ -35,7 +35,7 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
-# Links into other projects' pages want the network, so they are asked for: DOCS_INTERSPHINX=1.
+# Links to other projects' pages need the network, so they are optional: DOCS_INTERSPHINX=1.
 if os.environ.get("DOCS_INTERSPHINX") == "1":
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {

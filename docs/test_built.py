@@ -1,7 +1,7 @@
 """
-What the built reference says: run by ``.ci/run docs`` on the pages that it has built.
+Check the built reference. ``.ci/run docs`` runs this file on the pages that it has built.
 
-Not among the tests in ``tests/``: Sphinx is no part of what these need.
+This file is not in ``tests/``, because those tests do not need Sphinx.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ RECORDS = [
     if dataclasses.is_dataclass(getattr(dtimer, name))
 ]
 
-# "str", "bool | None", "list[str]", "Iterator[Record]", and no sentence.
+# "str", "bool | None", "list[str]", "Iterator[Record]", but not a sentence.
 _ONE = r"[A-Za-z_.]+(\[[\w\[\]., |…]+\])?"
 _TYPE = re.compile(rf"{_ONE}( \| {_ONE})*")
 _FIELD = re.compile(
@@ -30,24 +30,24 @@ _FIELD = re.compile(
 
 
 def page(name):
-    """The text of a built page."""
+    """Return the text of a built page."""
     return (BUILT / f"{name}.html").read_text("utf-8")
 
 
 def plain(text):
-    """The text of a piece of HTML."""
+    """Return the text of a piece of HTML."""
     return html.unescape(re.sub(r"<[^>]+>", "", text)).strip()
 
 
 def fields():
-    """Each field of the reference that is set as a type."""
+    """Return each field of the reference that is set as a type."""
     return [plain(text) for _, text in _FIELD.findall(page("reference"))]
 
 
-def test_each_return_type_is_a_type():
+def test_sets_only_types_as_types():
     """
-    What Sphinx sets as a type is one. It takes for a type what precedes a colon in the first
-    line of ``Returns:``, and of the docstring of an attribute, so half a sentence was set as one.
+    Every text that Sphinx sets as a type is a type. Sphinx takes the text before a colon as one, in
+    the first line of ``Returns:`` and of an attribute's docstring. So it once set half sentences.
     """
     assert "Returns" in page("reference")
     assert [] == [text for text in fields() if not _TYPE.fullmatch(text)]
@@ -65,14 +65,14 @@ def test_each_return_type_is_a_type():
         ("Given up", False),
     ],
 )
-def test_what_a_type_looks_like(text, is_type):
-    """The check above tells a type from the beginning of a sentence."""
+def test_tells_a_type_from_a_sentence(text, is_type):
+    """The pattern of the check above matches types, and not the beginnings of sentences."""
     assert is_type is bool(_TYPE.fullmatch(text))
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
-def test_each_attribute_of_a_record_is_explained(record):
-    """The reference has an entry for each attribute of what the calls return, with its text."""
+def test_explains_each_attribute_of_a_record(record):
+    """The reference has an entry with a text for each attribute of the records that calls return."""
     text = page("reference")
     for field in dataclasses.fields(record):
         found = re.search(

@@ -1,8 +1,8 @@
 """
-The samples of the README and the docs run, as a reader would run them, and print what they should.
+The samples of the README and the docs run as a reader would run them, and print the expected text.
 
-Each is a program of its own: the sample to the letter, after the lines that it takes for granted
-and before those that show what it did.
+Each sample is a program: the unchanged sample, with lines before it that it takes for granted, and
+lines after it that show its effect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shell import Program
 
 pytestmark = pytest.mark.acceptance
 
-# A node on a real server of its own, private to the program.
+# A node on a real server, private to the program.
 NODE = """\
 from dtimer import DTimer
 
@@ -86,14 +86,14 @@ with RunAt("second-floor") as upstairs:
 
 
 class Case(NamedTuple):
-    """What stands before and after a sample, and what the whole of it prints."""
+    """The lines before and after a sample, and the output of the whole program."""
 
     says: str
     before: str = ""
     after: str = ""
 
 
-#: By the page and the first line. What is shown by a page and missing here fails a test below.
+#: By the page and the first line. If a sample of a page is missing here, a test below fails.
 CASES = {
     "README.rst: import time": Case("first\nmiddle\nlast\n"),
     'README.rst: @dt.on("event")': Case(
@@ -147,11 +147,10 @@ with dt:
     ),
 }
 
-# Run elsewhere: until a signal below, and by gunicorn in test_gunicorn.py.
+# Run in other tests: the first until a signal (below), the second by gunicorn (test_gunicorn.py).
 OTHERWISE = {"README.rst: import redis", "README.rst: # gunicorn.conf.py, also with preload_app"}
 
-# The program's own text stays as the page shows it: only the port that a client takes when none is
-# given is another.
+# The program stays as the page shows it. Only the default port of a client is changed.
 ELSEWHERE = """\
 import redis, runpy, sys
 
@@ -169,14 +168,14 @@ def environment(**more):
 
 
 def shapes(text):
-    """What was said, whatever ids and figures are in it."""
+    """Return the text with its ids and figures replaced by placeholders."""
     return re.sub(r"\b[\w-]{12}\b", "ID", re.sub(r"\b\d+\.\d+\b", "MS", text))
 
 
 def test_every_sample_is_run():
     """
-    Each Python sample of the README and the docs is run by a test, under the name by which a
-    reader would find it: a page with a new one, or a changed one, says so here.
+    A test runs each Python sample of the README and the docs, under its page and first line. If a
+    page gets a new or changed sample, this test fails until a case runs it.
     """
     shown = {block.name for block in blocks("python")}
     assert shown == set(CASES) | OTHERWISE
@@ -185,8 +184,8 @@ def test_every_sample_is_run():
 @pytest.mark.parametrize(
     "block", [b for b in blocks("python") if b.name not in OTHERWISE], ids=lambda b: b.name
 )
-def test_prints_what_it_should(block, tcp_server, tmp_path):
-    """A sample runs as it stands, with warnings as errors, and prints what it should."""
+def test_a_sample_prints_the_expected_text(block, tcp_server, tmp_path):
+    """A reader who copies a sample sees it run, without a warning, and print the expected text."""
     case = CASES[block.name]
     program = tmp_path / "program.py"
     program.write_text(case.before + block.text + case.after)
@@ -204,9 +203,8 @@ def test_prints_what_it_should(block, tcp_server, tmp_path):
 
 def test_the_first_program_prints_what_the_readme_shows(tcp_server, tmp_path):
     """
-    A newcomer copies the first program, runs it, and sees the line that the README shows below
-    it; Ctrl-C ends it without a word. A program that printed nothing and exited with 0 was what
-    the README once began with.
+    A newcomer copies the first program, runs it, and sees the line that the README shows below it.
+    Ctrl-C ends it silently. The README's first program once printed nothing and exited with 0.
     """
     (first,) = (b for b in blocks("python") if b.name == "README.rst: import redis")
     prompt, _, shown = next(b.text for b in blocks("console") if "hello.py" in b.text).partition(
@@ -232,14 +230,14 @@ def test_the_first_program_prints_what_the_readme_shows(tcp_server, tmp_path):
 
 
 def said_by(line):
-    """What a line says, whatever node, server, time and lateness it names."""
+    """Return a line with node, server, time and lateness replaced by placeholders."""
     line = re.sub(r"^\S+ joined", "NODE joined", line)
     line = re.sub(r"redis://[^;]*", "URL", line)
     return re.sub(r"due \S+  late \S+ m?s", "due TIME  late MS", shapes(line))
 
 
 def test_two_terminals_show_what_the_readme_shows(tcp_server):
-    """One terminal listens, another posts: both print what the README shows below its command."""
+    """One terminal listens, another posts. Both print the lines that the README shows."""
     (listen, post) = (
         b.text.splitlines()
         for b in blocks("console")
@@ -264,13 +262,13 @@ def test_two_terminals_show_what_the_readme_shows(tcp_server):
     assert received.startswith(posted.stdout.rstrip())
 
 
-def test_the_readme_shows_the_sample_of_runat():
-    """What the README shows of RunAt is the sample that the page of RunAt shows, to the letter."""
+def test_the_readme_and_the_page_of_runat_show_the_same_sample():
+    """The README shows the sample of the page of RunAt unchanged, so the two cannot differ."""
     sample = (Path(__file__).parent / "samples" / "runat.py").read_text()
     assert sample in {block.text for block in blocks("python") if block.page == "README.rst"}
 
 
-def test_the_sample_of_a_test_is_one(tmp_path):
-    """The test that the quickstart shows is one that a test runner finds."""
+def test_a_test_runner_finds_the_test_of_the_quickstart():
+    """The quickstart shows a test. A reader's test runner must find it by its name."""
     names = runpy.run_path(str(Path(__file__).parent / "samples" / "reminder.py"))
     assert callable(names["test_reminder"])
