@@ -72,7 +72,7 @@ def test_tells_a_type_from_a_sentence(text, is_type):
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
 def test_explains_each_attribute_of_a_record(record):
-    """The reference has an entry with a text for each attribute of the records that calls return."""
+    """The reference explains each attribute of the records that calls return."""
     text = page("reference")
     for field in dataclasses.fields(record):
         found = re.search(
