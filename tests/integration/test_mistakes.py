@@ -1,8 +1,8 @@
 """
-The mistakes of a beginner, and what each is told: a table.
+A table of beginners' mistakes and of the error for each.
 
-A mistake that raises nothing is found at night, so each of these raises where it is made, before
-anything is sent, with what was given, what is expected and what to do.
+A mistake that raises no error is found in production, so each of these raises where it is made,
+before any I/O. The error says what was given, what is expected and what to do.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Twice:
         pass
 
 
-# What was done to a timer that has not joined, and whose server is never asked; what it says.
+# The timer has not joined, and its server is never contacted. Each row: name, call, error.
 POSTING = [
     ("a string for a payload", lambda t: t.post("hello", 200), "payload must be a dict, not str"),
     ("a list for a payload", lambda t: t.post([1], 200), "payload must be a dict, not list"),
@@ -360,18 +360,18 @@ def each(table):
 
 
 class TestBeforeAnythingIsSent:
-    """Mistakes that are told without a server: this address has none."""
+    """Mistakes that are reported without a server; the address in these tests has none."""
 
     @each(POSTING + LISTENING + SCHEDULES + CONTROL)
     def test_with_a_timer(self, mistake, says):
-        """The error says what was given, and what to write instead."""
+        """The error says what was given and what to write instead."""
         with pytest.raises((OptionError, PayloadError, PayloadTooLarge)) as caught:
             mistake(DTimer("n", "redis://no.such.host.invalid"))
         assert says in str(caught.value)
 
     @each(MAKING)
     def test_of_its_maker(self, mistake, says):
-        """An option that is wrong is told by the name that its user knows it by."""
+        """The error names a wrong option by the name that the user knows, and shows no password."""
         with pytest.raises(OptionError) as caught:
             mistake()
         assert says in str(caught.value)
@@ -379,13 +379,13 @@ class TestBeforeAnythingIsSent:
 
 
 class TestMoments:
-    """What reads as a present moment in seconds is refused, and nothing else."""
+    """A number that reads as the current time in seconds is refused, and no other number."""
 
     @pytest.mark.parametrize("at", [499_999_999, 5_000_000_001, 0, 1, -5, 1_800_000_000_000])
     def test_other_numbers_are_moments(self, server, namespace, at):
         """
-        A moment that is over means now, as in the seed, whose first key is written for the
-        start of the universe.
+        A time in the past means now. The original library's first example writes a key for
+        time 1.
         """
         timer = DTimer("n", server.url, ns=namespace)
         assert "x" == timer.post({}, at=at, id="x")
@@ -393,12 +393,18 @@ class TestMoments:
 
     @pytest.mark.parametrize("at", [500_000_000, 5_000_000_000, 1_796_040_493.5])
     def test_seconds_are_refused(self, at):
-        """From 1985 to 2128, both included, whole or not."""
+        """
+        Numbers that are times between 1985 and 2128 in seconds are refused, both limits
+        included.
+        """
         with pytest.raises(OptionError, match="looks like seconds; multiply by 1000"):
             DTimer("n").post({}, at=at)
 
     def test_a_clock_of_a_test_may_begin_anywhere(self, server, namespace):
-        """With the option ``now`` nothing is refused: a test's own time has its own beginning."""
+        """
+        With the option ``now`` no time is refused, because a test's clock may start at any
+        time.
+        """
         timer = DTimer("n", server.url, ns=namespace, now=Clock(1_000_000_000))
         timer.post({}, at=1_000_000_500, id="x")
         timer.every(60_000, {}, id="y", start=1_000_000_000)
@@ -407,7 +413,7 @@ class TestMoments:
         timer.leave()
 
     def test_a_zone_is_a_zone(self, server, namespace):
-        """A ``ZoneInfo`` is as good as its name: it is the same schedule."""
+        """A ``ZoneInfo`` and its name declare the same schedule."""
         timer = DTimer("n", server.url, ns=namespace)
         assert "new" == timer.cron("0 9 * * *", {}, id="y", tz=zoneinfo.ZoneInfo(BERLIN))
         assert "same" == timer.cron("0 9 * * *", {}, id="y", tz=BERLIN)
@@ -416,7 +422,7 @@ class TestMoments:
 
 
 class TestListeners:
-    """What is refused is only what could never be called."""
+    """A listener is refused only if it could never be called."""
 
     @pytest.mark.parametrize(
         "f",
@@ -425,8 +431,8 @@ class TestListeners:
     )
     def test_what_may_listen(self, f):
         """
-        Whatever takes the argument may listen, and so may a builtin that does not tell what
-        it takes.
+        A function that accepts the argument may listen, and so may a builtin without a
+        signature.
         """
         timer = DTimer("n")
         assert f is timer.on("event", f)
@@ -434,11 +440,11 @@ class TestListeners:
 
 
 class TestHandling:
-    """A handler that takes the list of events for one event."""
+    """A handler that mistakes the list of events for one event."""
 
     @pytest.mark.parametrize("wrong", [lambda ev: ev["order"], lambda ev: ev.id])
     def test_a_list_taken_for_an_event(self, server, namespace, wrong):
-        """The traceback ends with what the handler was called with."""
+        """The traceback ends with a note that a handler is called with a list."""
         timer = DTimer("n", server.url, ns=namespace, max_retries=0)
         died = Catch(timer, "dead")
         errors = Catch(timer, "error")
@@ -450,7 +456,7 @@ class TestHandling:
             assert [note] == errors.next().__cause__.__notes__
 
     def test_other_lists_are_not_spoken_of(self, server, namespace):
-        """What went wrong further down has its own list."""
+        """An error deeper in the program concerns another list and gets no note."""
 
         def deep(events):
             json.loads("[]", object_hook=None)["order"]
@@ -467,10 +473,13 @@ class TestHandling:
 
 
 class TestTime:
-    """Where a duration is taken a timedelta is too, and where a moment is an aware datetime."""
+    """A duration may be a timedelta, and a time may be an aware datetime."""
 
     def test_the_clock_of_a_test(self):
-        """The clock of a test, too."""
+        """
+        The clock for tests accepts an aware datetime and a timedelta, and refuses a naive
+        datetime.
+        """
         clock = Clock(dt.datetime(2030, 1, 1, tzinfo=dt.UTC))
         clock.tick(dt.timedelta(minutes=1))
         clock.tick(500)
@@ -480,7 +489,7 @@ class TestTime:
 
 
 class TestConnecting:
-    """An error of a connection names the place, and never the password."""
+    """A connection error names the address and never the password."""
 
     @pytest.mark.parametrize(
         ("path", "says"),
@@ -490,7 +499,7 @@ class TestConnecting:
         ],
     )
     def test_what_the_server_refuses(self, tcp_server, path, says):
-        """Host and port are in it: a program may know several servers."""
+        """The error names host and port, because a program may use several servers."""
         password = "" if path else ":secret@"
         url = f"redis://{password}127.0.0.1:{tcp_server.port}{path}"
         with pytest.raises(StoreError) as caught:
@@ -507,7 +516,7 @@ class TestConnecting:
         ],
     )
     def test_where_nobody_answers(self, url, place):
-        """An address without a server is named as it was understood."""
+        """If no server answers, the error names the address as dtimer understood it."""
         with pytest.raises(StoreError) as caught:
             DTimer("n", url, timeout=300).join()
         assert f"Redis at {place} could not be reached to" in str(caught.value)
@@ -515,12 +524,12 @@ class TestConnecting:
 
 
 class TestNoListener:
-    """A node that joined, and whose program has registered no listener of ``'event'``."""
+    """A joined node whose program has registered no listener of ``'event'``."""
 
     def test_the_list_of_nodes_says_so(self, server, namespace, caplog):
         """
-        A second after it has joined it is logged, and shown to everybody: the node receives
-        nothing, which would otherwise look as if nothing had been posted.
+        A second after the join, the log and the list of nodes say that the node has no listener.
+        Without that hint it would seem that no event had been posted.
         """
         timer = DTimer("lonely", server.url, ns=namespace)
         with timer:
@@ -537,20 +546,20 @@ class TestNoListener:
         assert [] == timer.nodes()
 
     def test_a_stream_that_nobody_reads_is_no_mistake(self, server, namespace):
-        """A queue that was joined by a reader listens, also while no reader waits."""
+        """A queue that a reader has joined counts as listening, even while no reader waits."""
         with RunAt(namespace, redis=server.url) as queue:
             assert queue.read(timeout=0) is None
             assert queue.timer.health().listening
 
     def test_a_node_that_has_left_is_not_brought_back(self, server, namespace):
-        """What a node says of itself a moment after it has left makes no entry."""
+        """If a node describes itself after it has left, it is not registered again."""
         timer = DTimer("gone", server.url, ns=namespace)
         timer._store.describe("incarnation", "{}")
         assert [] == timer.nodes()
         timer.leave()
 
     def test_the_command_line_shows_it(self, server, namespace, monkeypatch, capsys):
-        """``dtimer nodes`` and ``dtimer top`` name the state."""
+        """``dtimer nodes`` and ``dtimer top`` show that a node has no listener."""
         dtimer = runner(server, namespace, monkeypatch, capsys)
         timer = DTimer("lonely", server.url, ns=namespace)
         with timer:

@@ -1,4 +1,4 @@
-"""Cron schedules that are declared again when the law of their time zone has changed."""
+"""Cron schedules that are declared again after the rules of their time zone have changed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MIDNIGHT = Now().us - 8 * HOUR
 
 @pytest.fixture
 def law(tmp_path):
-    """Write the tables of a zone of the test: how many hours it is ahead of UTC."""
+    """Return a function that writes the table of a zone with a given offset from UTC in hours."""
     paths = zoneinfo.TZPATH
     zoneinfo.reset_tzpath([str(tmp_path), *paths])
     (tmp_path / "Test").mkdir()
 
     def write(hours):
-        # As RFC 8536 has it: no transition, one offset, and its abbreviation.
+        # The format of RFC 8536: no transitions, one offset and its abbreviation.
         counts = struct.pack(">6l", 0, 0, 0, 0, 1, 4)
         rule = struct.pack(">lBB", hours * 3600, 0, 0) + b"LMT\0"
         (tmp_path / "Test" / "Here").write_bytes(b"TZif" + bytes(16) + counts + rule)
@@ -37,12 +37,12 @@ def law(tmp_path):
 
 @pytest.fixture(autouse=True)
 def midnight(now):
-    """The test begins in the small hours."""
+    """Start the test at midnight UTC."""
     now.us = MIDNIGHT
 
 
 def declare(store, cron="0 9 * * *", **options):
-    """Declare a schedule of the zone of the test, every day at nine by default."""
+    """Declare a schedule in the zone of the test, every day at nine by default."""
     given = {
         "start": None, "end": None, "count": None, "jitter": 0, "misfire": "coalesce",
         "overlap": "queue", "max_retries": 3, "payload": "{}",
@@ -51,12 +51,12 @@ def declare(store, cron="0 9 * * *", **options):
 
 
 def due(store):
-    """When the pending occurrences are due, in hours after the beginning of the test."""
+    """Return when pending occurrences are due, in hours after the start of the test."""
     return [(r.due * 1000 - MIDNIGHT) / HOUR for r in store.upcoming("-inf", "+inf")]
 
 
 def days(node, now, many=3):
-    """Serve for so many days, hour by hour; return when each occurrence came, in hours."""
+    """Claim every hour for some days; return when each occurrence was claimed, in hours."""
     came = []
     for _ in range(many * 24):
         turn = node.turn(10)
@@ -71,7 +71,7 @@ def days(node, now, many=3):
 
 @pytest.mark.parametrize("laws", [(3, 4), (4, 3)])
 def test_all_nominal_times_follow_the_new_law(store, node, now, law, laws):
-    """The pending occurrence moves, and so do those that follow, without one lost or doubled."""
+    """The pending occurrence moves, and later ones follow. No occurrence is lost or doubled."""
     old, new = laws
     law(old)
     assert "new" == declare(store)
@@ -83,7 +83,10 @@ def test_all_nominal_times_follow_the_new_law(store, node, now, law, laws):
 
 
 def test_the_same_law_changes_nothing(store, now, law, client):
-    """A process that starts later knows later times; over what both know these are the same."""
+    """
+    A process that starts later computes later times. The times that both know are equal, so the
+    declaration changes nothing.
+    """
     law(3)
     declare(store)
     for _ in range(AHEAD + 3):
@@ -96,7 +99,7 @@ def test_the_same_law_changes_nothing(store, now, law, client):
 @pytest.mark.parametrize("cron", ["30 2 * * *", "*/20 * * * *", "0 */3 * * *", "15 1,2 * * sun"])
 @pytest.mark.parametrize("change", [1_805_007_600, 1_825_567_200], ids=["spring", "autumn"])
 def test_a_change_of_the_clock_is_no_change_of_the_law(store, node, now, cron, change):
-    """The same tables give the same times from any moment, also around a change of the clock."""
+    """The same table gives the same times from any moment, even around a daylight saving change."""
     beat = define(
         "nine", cron=cron, tz="America/New_York", start=None, end=None, count=None, jitter=0,
         misfire="coalesce", overlap="queue", max_retries=3, payload="{}",
@@ -114,7 +117,10 @@ def test_a_change_of_the_clock_is_no_change_of_the_law(store, node, now, cron, c
 
 
 def test_an_occurrence_that_came_by_the_old_law_does_not_come_again(store, node, now, law):
-    """Today's has come at five; by the new law it would be at six."""
+    """
+    Today's occurrence came at five. By the new table it would be due at six, and it does not come
+    again.
+    """
     law(4)
     declare(store)
     now.us += 5 * HOUR
@@ -125,7 +131,10 @@ def test_an_occurrence_that_came_by_the_old_law_does_not_come_again(store, node,
 
 
 def test_an_occurrence_that_is_due_stays(store, node, now, law):
-    """What is due and not handed out yet is handed out once, and not once more an hour later."""
+    """
+    An occurrence that is due and not claimed yet is delivered once, and not again an hour
+    later.
+    """
     law(4)
     declare(store)
     now.us += 5 * HOUR
@@ -135,7 +144,7 @@ def test_an_occurrence_that_is_due_stays(store, node, now, law):
 
 
 def test_an_occurrence_whose_new_time_is_over_comes_by_the_old_one(store, node, now, law):
-    """Tables that come between the new time and the old one cost no occurrence."""
+    """If the table changes between the new and the old time, the occurrence is not lost."""
     law(3)
     declare(store)
     now.us += 5 * HOUR + HOUR // 2
@@ -147,7 +156,7 @@ def test_an_occurrence_whose_new_time_is_over_comes_by_the_old_one(store, node, 
 
 @pytest.mark.parametrize("laws", [(3, 4), (4, 3)])
 def test_a_user_who_moved_the_pending_one_is_right(store, node, now, law, laws):
-    """The occurrence stays where it was put, and stands for that of the same day."""
+    """A pending occurrence that the user rescheduled keeps its time, and counts as that day's."""
     old, new = laws
     law(old)
     declare(store)
@@ -160,7 +169,10 @@ def test_a_user_who_moved_the_pending_one_is_right(store, node, now, law, laws):
 
 
 def test_with_jitter(store, now, law):
-    """A pending occurrence that its jitter has put off is where its schedule put it."""
+    """
+    A pending occurrence that is delayed by jitter counts as one at its scheduled time, and
+    moves.
+    """
     law(3)
     declare(store, jitter=600_000)
     assert [6] != due(store)
@@ -171,7 +183,10 @@ def test_with_jitter(store, now, law):
 
 
 def test_while_it_is_paused(store, law):
-    """A paused schedule has nothing pending; resumed, it goes by the new law."""
+    """
+    A paused schedule has no pending occurrence. After it is resumed, it follows the new
+    table.
+    """
     law(3)
     declare(store)
     store.suspend("nine", on=True)
@@ -183,7 +198,7 @@ def test_while_it_is_paused(store, law):
 
 
 def test_a_limited_number_stays_limited(store, node, now, law):
-    """New tables give no occurrence more, and take none."""
+    """A new table neither adds nor removes an occurrence of a limited number."""
     law(3)
     declare(store, count=2)
     law(4)
@@ -192,7 +207,7 @@ def test_a_limited_number_stays_limited(store, node, now, law):
 
 
 def test_two_laws_in_turn(store, node, now, law):
-    """Where some processes have the new tables and some do not, the last declaration holds."""
+    """If only some processes have the new table, the last declaration applies."""
     law(3)
     declare(store)
     Peer(store, "another")

@@ -1,4 +1,4 @@
-"""Nodes whose Redis fails them: what they say, and how they recover by themselves."""
+"""Nodes during an outage of Redis: what they report, and how they recover without help."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ NS = "outage"
 
 @pytest.fixture
 def own():
-    """A server of the test's own, to be treated badly, that keeps what it acknowledged."""
+    """A server for one test to damage, which keeps acknowledged data."""
     with Server(appendonly=True) as server:
         yield server
 
 
 @pytest.fixture
 def asked(own):
-    """A client of that server, which survives what the test does to it."""
+    """A client of that server that survives the outages of the test."""
     with own.client(retry_on_error=[ConnectionError]) as client:
         yield client
 
 
 @pytest.fixture
 def node(own):
-    """A node on that server, quick to see that something is wrong. Nothing is left of it."""
+    """A node on that server that detects a fault quickly and leaves nothing behind."""
     before = descriptors()
     timer = DTimer("node", own.url, ns=NS, timeout=3_000, poll_interval=200)
     yield timer
@@ -44,7 +44,7 @@ def node(own):
     with own.client() as client:
         assert_sound(client, Keys.of(NS))
         assert [] == client.hvals(Keys.of(NS).nodes)
-        # Nobody but this very client is connected.
+        # Only this client is connected.
         eventually(lambda: len(client.client_list()) == 1)
     eventually(lambda: not threads())
     assert descriptors() <= before
@@ -52,28 +52,27 @@ def node(own):
 
 @pytest.fixture
 def proxy(server, clean):
-    """A way to the common server that can be spoiled."""
+    """A proxy to the shared server."""
     with Proxy(server) as proxy:
         yield proxy
 
 
 @contextlib.contextmanager
 def joined(timer):
-    """The node, joined, hearing and on duty; it leaves in the end."""
+    """Join, wait until the node hears wakes and waits for work; leave at the end."""
     with timer:
         eventually(lambda: timer.health().ok and timer.nodes()[0].waiting)
         yield timer
 
 
 class TestServerGone:
-    """The server dies, freezes, or forgets."""
+    """The server is killed or loses its data."""
 
     @pytest.mark.fault("F19")
     def test_killed_and_restarted(self, node, own):
         """
-        A server that is killed is told of once: 'disconnected' and one 'error'. Within a
-        second of its return the node is back by itself, and what was acknowledged before
-        arrives.
+        A killed server is reported once, by 'disconnected' and one 'error'. Soon after the restart
+        the node is connected again, and acknowledged events are delivered.
         """
         caught, errors, gone, back = (
             Catch(node, name) for name in ("event", "error", "disconnected", "connected")
@@ -88,7 +87,7 @@ class TestServerGone:
             assert not health.ok
             assert health.joined
             assert health.error
-            # Several tries later, by either thread, there is nothing more to be said.
+            # After several more attempts by both threads, nothing else must be reported.
             tries = _count(node._store, "ask"), _count(node._store, "ear")
             eventually(lambda: all(len(made) > 3 for made in tries))
             assert gone.empty()
@@ -108,8 +107,8 @@ class TestServerGone:
     @pytest.mark.fault("F19")
     def test_killed_while_a_handler_runs(self, node, own):
         """
-        A handler that runs through an outage keeps its event when the lease has not ended
-        meanwhile, and its return is recorded when the server is back.
+        A handler that runs during an outage keeps its event if the lease has not ended. Its return
+        is recorded after the restart.
         """
         node.on("error", lambda _: None)
         gone = Catch(node, "disconnected")
@@ -128,7 +127,7 @@ class TestServerGone:
 
     @pytest.mark.fault("F09")
     def test_leaving_without_a_server(self, node, own):
-        """With the server gone leave() returns in bounded time all the same."""
+        """If the server is gone, leave() still returns within a bounded time."""
         node.on("error", lambda _: None)
         node.on("event", lambda _: None)
         with joined(node):
@@ -140,14 +139,14 @@ class TestServerGone:
             assert [] == threads()
         own.start()
         with own.client() as client:
-            # It could not say goodbye; after a minute it would have been forgotten.
+            # The node could not unregister; it would be forgotten after a minute.
             client.flushall()
 
     @pytest.mark.fault("F21")
     def test_flushed_under_a_handler(self, node, asked):
         """
-        An event that was lost while its handler ran is a lost lease, and told as one: the
-        handler's work is not recorded, and nothing comes of it.
+        If an event is lost while its handler runs, a lost lease is reported. The handler's work is
+        not recorded.
         """
         lost, errors = Catch(node, "lease_lost"), Catch(node, "error")
         handler = Gated(node)
@@ -157,7 +156,7 @@ class TestServerGone:
             asked.flushall()
             handler.go_on()
             assert id == lost.next().id
-            # A poll may have found out before, that everything is gone.
+            # A poll may report before this that all data are gone.
             found = {type(error): error for error in (errors.next(), errors.next())}
             assert {LeaseLost, StateRollback} == set(found)
             assert id == found[LeaseLost].id
@@ -165,7 +164,7 @@ class TestServerGone:
 
 
 def _count(thing, name):
-    """Have the calls of a method counted from now on, in the list that is returned."""
+    """Count the calls of a method from now on, in the list that is returned."""
     made = []
     method = getattr(thing, name)
 
@@ -178,13 +177,13 @@ def _count(thing, name):
 
 
 class TestWay:
-    """The server is well, and the way to it is not."""
+    """The server works, and the network to it does not."""
 
     @pytest.mark.fault("F12")
     def test_black_hole(self, make, proxy):
         """
-        A node whose connections lead nowhere notices within its timeout, and its leave()
-        returns in bounded time; another node gets what it held when the lease has ended.
+        A node whose connections get no answer notices within its timeout, and its leave() returns
+        within a bounded time. Another node gets its event when the lease has ended.
         """
         timer = make("lost", proxy.url, timeout=300, lease=600)
         other = make("other", poll_interval=50)
@@ -211,14 +210,14 @@ class TestWay:
             handler.go_on()
             handler.ended()
             proxy.heal()
-        # It could not say goodbye; after a minute it would have been forgotten.
+        # The node could not unregister; it would be forgotten after a minute.
         other._store.leave(incarnation)
 
     @pytest.mark.fault("F01")
     def test_a_lost_reply_is_no_deafness(self, make, proxy, server):
         """
-        The echo comes with a turn. When the reply of that turn is lost the echo was heard
-        all the same: the subscription is not thrown away for it.
+        An echo is published with a claim. If the reply to that claim is lost, the echo still
+        arrived, so the node must not replace its subscription.
         """
         timer = DTimer("node", proxy.url, server.url, ns=make().ns, timeout=3_000, poll_interval=50)
         caught = Catch(timer, "error")
@@ -240,7 +239,7 @@ def _next(caught):
 
 
 def _hold_for_echo(timer, proxy, turns):
-    """Have the reply of the next turn that asks for an echo dropped."""
+    """Drop the reply of the next claim that requests an echo."""
     store = timer._store
     ask = store.ask
     dropped = threading.Event()
@@ -259,7 +258,7 @@ def _hold_for_echo(timer, proxy, turns):
 
 
 def test_an_event_is_buried_while_memory_is_full(node, own, asked):
-    """A node that buries an event with memory full has nothing else to complain of."""
+    """A node can bury an event while Redis is out of memory, and reports no outage."""
     said, dead = [], Catch(node, "dead")
     node.on("disconnected", said.append)
     node.on("event", lambda events: 1 / 0)
@@ -267,7 +266,7 @@ def test_an_event_is_buried_while_memory_is_full(node, own, asked):
     node.post({}, 100, id="a", max_retries=0)
     asked.config_set("maxmemory", 1)
     assert "a" == dead.next().id
-    # That it was buried is told before the dead letters are counted.
+    # The burial is emitted before the dead letters are counted, so wait for a later claim.
     buried = time.monotonic()
     eventually(lambda: node.health().claim_age_ms < (time.monotonic() - buried) * 1000)
     asked.config_set("maxmemory", 0)

@@ -1,4 +1,4 @@
-"""Posting through the public face: what is accepted, what is refused before any I/O."""
+"""Posting through the public API: accepted arguments, and errors raised before any I/O."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def timer(server, namespace, clock):
 
 @pytest.fixture
 def calls(timer, monkeypatch):
-    """Counts the scripts that the timer runs, by their verbs."""
+    """Return a context manager that counts the timer's script calls by verb."""
 
     @contextlib.contextmanager
     def counting():
@@ -57,7 +57,7 @@ def calls(timer, monkeypatch):
 
 @pytest.fixture
 def nowhere():
-    """A timer for whom any I/O would take long and fail."""
+    """A timer whose address has no server: any I/O would take long and fail."""
     return DTimer("poster", "redis://127.0.0.1:1", timeout=30_000)
 
 
@@ -90,7 +90,7 @@ BAD_POSTS = {
 @pytest.mark.fault("F94")
 @pytest.mark.parametrize(("args", "kwargs", "error"), BAD_POSTS.values(), ids=BAD_POSTS)
 def test_bad_posts_are_refused_before_any_io(nowhere, args, kwargs, error):
-    """A bad argument is a named error at once, with no server to be seen."""
+    """A bad argument of post() raises a specific error at once, without a server."""
     with pytest.raises(error):
         nowhere.post(*args, **kwargs)
 
@@ -121,13 +121,13 @@ def test_bad_posts_are_refused_before_any_io(nowhere, args, kwargs, error):
     ],
 )
 def test_bad_arguments_are_refused_before_any_io(nowhere, call):
-    """So is any other bad argument."""
+    """A bad argument of any other method raises an OptionError at once, without a server."""
     with pytest.raises(OptionError):
         call(nowhere)
 
 
 def test_coroutines_are_no_handlers(nowhere):
-    """An async function would never be awaited, and is refused."""
+    """An async function is refused, because it would never be awaited."""
 
     async def handler(events):
         pass
@@ -138,7 +138,7 @@ def test_coroutines_are_no_handlers(nowhere):
 
 @pytest.mark.fault("F56")
 def test_when(timer, clock):
-    """Delays are counted from now, moments are as given, and what is over is now."""
+    """A delay counts from now, a time is taken as given, and a time in the past means now."""
     now = clock()
     moment = datetime.fromtimestamp(now / 1000 + 60, UTC)
     for due, args in {
@@ -153,13 +153,13 @@ def test_when(timer, clock):
 
 
 def test_ids_are_made(timer):
-    """Ids made by us are distinct, and ascend."""
+    """Generated ids are distinct, and ascend in the order of the posts."""
     ids = [timer.post({}, 60_000) for _ in range(100)]
     assert sorted(set(ids)) == ids
 
 
 def test_a_minted_id_that_is_taken_is_made_anew(timer, monkeypatch):
-    """Where two mints meet in one id neither event is lost."""
+    """If two generators produce the same id, neither event is lost."""
     first = timer.post({"n": 1}, 60_000)
     again = iter([first, first, "another"])
     monkeypatch.setattr(timer, "_mint", lambda: next(again))
@@ -174,7 +174,7 @@ def test_a_minted_id_that_is_taken_is_made_anew(timer, monkeypatch):
 def test_what_is_in_hand_is_given_up_only_for_what_replaces_it(
     timer, monkeypatch, policy, gives_up
 ):
-    """What a post leaves as it is this process goes on with: it is not given back for that."""
+    """A post that does not replace an event does not make this process release it."""
     told = []
     monkeypatch.setattr(timer, "_superseding", lambda ids, *, posted: told.append(posted))
     timer.post({}, 60_000, id="tea", if_exists=policy)
@@ -193,13 +193,16 @@ def test_says_whether_it_was_stored(timer):
 
 @pytest.mark.parametrize(("policy", "stored"), [("earliest", False), ("latest", True)])
 def test_says_whether_its_due_time_won(timer, policy, stored):
-    """A post whose due time lost against an event that waits is not stored, and says so."""
+    """
+    A post whose due time lost to that of a pending event is not stored, and `.stored` is
+    False.
+    """
     timer.post({"n": 1}, 60_000, id="tea")
     assert stored is timer.post({"n": 2}, 90_000, id="tea", if_exists=policy).stored
 
 
 def test_many_say_which_were_stored(timer):
-    """`post_many` tells it of each event, in the order of the items."""
+    """`post_many` returns `.stored` for each event, in the order of the items."""
     timer.post({}, 60_000, id="b")
     keep = {"ev": {}, "delay": 60_000, "if_exists": "keep"}
     ids = timer.post_many([keep | {"id": id} for id in "abc"] + [({}, 60_000)])
@@ -208,13 +211,13 @@ def test_many_say_which_were_stored(timer):
 
 
 def test_in_a_pipe_it_is_not_known_yet(timer, client):
-    """Nothing is stored before the caller executes the pipe, so `.stored` claims neither."""
+    """Until the caller executes the pipeline the result is unknown, so `.stored` is None."""
     with client.pipeline(transaction=True) as pipe:
         assert timer.post({}, 60_000, id="tea", if_exists="keep", pipe=pipe).stored is None
 
 
 def test_error_if_exists(timer):
-    """With if_exists="error" a pending id is an error that names it."""
+    """With if_exists="error" a pending id raises an error that names it."""
     timer.post({"n": 1}, 60_000, id="tea")
     with pytest.raises(EventExists) as caught:
         timer.post({"n": 2}, id="tea", if_exists="error")
@@ -223,7 +226,7 @@ def test_error_if_exists(timer):
 
 
 def test_many(timer, client, namespace):
-    """Thousands of events take a few round trips, and ids come back in their order."""
+    """Thousands of events take a few round trips, and their ids are returned in order."""
     before = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
     ids = timer.post_many(({"i": i}, 60_000 + i) for i in range(3_000))
     after = client.info("commandstats")["cmdstat_evalsha"]["calls"]
@@ -233,7 +236,7 @@ def test_many(timer, client, namespace):
 
 
 def test_many_reads_as_it_goes(timer, client):
-    """An endless iterable is posted chunk by chunk, and never held as a whole."""
+    """An endless iterable is posted in chunks and never held as a whole."""
     taken = []
 
     def items():
@@ -252,8 +255,8 @@ def test_many_reads_as_it_goes(timer, client):
 
 def test_many_with_and_without_ids_in_turn(timer, calls):
     """
-    A mix takes a call for each policy and not one for each item, and the ids come back in the order
-    of the items.
+    A mix takes one call for each policy and not one for each item. The ids are returned in the
+    order of the items.
     """
     timer.post({}, 60_000)
     items = [
@@ -270,7 +273,7 @@ def test_many_with_and_without_ids_in_turn(timer, calls):
 
 
 def test_many_of_several_policies(timer, calls):
-    """Each policy has a call of its own, and each id tells what became of its item."""
+    """Each policy takes one call, and each id says whether its item was stored."""
     for id in "ab":
         timer.post({}, 60_000, id=id)
     items = [
@@ -287,7 +290,10 @@ def test_many_of_several_policies(timer, calls):
 
 
 def test_many_of_one_id_by_several_policies(timer):
-    """Items of one id are posted in their order, whatever lies open between them."""
+    """
+    Items with the same id are posted in their order, even if items with other policies lie
+    between.
+    """
     ids = timer.post_many(
         [
             {"ev": {"n": 1}, "id": "tea", "delay": 100},
@@ -302,7 +308,7 @@ def test_many_of_one_id_by_several_policies(timer):
 
 
 def test_the_first_of_an_endless_mix_is_posted(timer):
-    """An item whose policy is rare goes out with the others, and does not wait for the end."""
+    """An item with a rare policy is posted with the other items and does not wait for the end."""
 
     def items():
         yield {"ev": {}, "delay": 60_000, "id": "rare"}
@@ -317,7 +323,7 @@ def test_the_first_of_an_endless_mix_is_posted(timer):
 
 
 def test_many_with_one_id_twice(timer):
-    """Items of one id are posted one after the other, each by its own rule."""
+    """Items with the same id are posted one after another, each by its own policy."""
     timer.post_many(
         [
             {"ev": {"n": 1}, "id": "tea", "delay": 100},
@@ -333,9 +339,8 @@ def test_many_with_one_id_twice(timer):
 @pytest.mark.parametrize("transaction", [True, False], ids=["multi", "pipeline"])
 def test_a_pipeline_carries_a_script_once(timer, client, transaction):
     """
-    The first post of its kind carries the script, which would be 7 kB with each, also where the
-    server has forgotten all scripts; the others name it. So it is again once the pipeline is used
-    anew.
+    The first post of each kind sends the script's text, so that the server need not know it. Later
+    posts name it only, which saves 7 kB each. The same applies when the pipeline is used again.
     """
     with client.pipeline(transaction=transaction) as pipe:
         for n in range(2):
@@ -350,7 +355,10 @@ def test_a_pipeline_carries_a_script_once(timer, client, transaction):
 
 
 def test_a_pipeline_that_watches_carries_the_script_when_it_is_needed(timer, client):
-    """What is executed at once, after WATCH, is not in the pipeline: a post in MULTI carries it."""
+    """
+    After WATCH a post is executed at once and not queued, so the post after MULTI sends the
+    text.
+    """
     with client.pipeline() as pipe:
         pipe.watch("nothing")
         timer.post({}, 60_000, id="at once", pipe=pipe)
@@ -364,7 +372,7 @@ def test_a_pipeline_that_watches_carries_the_script_when_it_is_needed(timer, cli
 
 @pytest.mark.parametrize("transaction", [True, False], ids=["multi", "pipeline"])
 def test_in_a_pipeline(timer, client, namespace, transaction):
-    """A post in the caller's pipeline exists when that is executed, and not before."""
+    """A post in the caller's pipeline is stored when the pipeline is executed, and not before."""
     with client.pipeline(transaction=transaction) as pipe:
         pipe.set(f"dtimer:{{{namespace}}}:users-own", "1")
         id = timer.post({"n": 1}, 60_000, pipe=pipe)
@@ -375,8 +383,8 @@ def test_in_a_pipeline(timer, client, namespace, transaction):
 
 def test_what_a_pipeline_replies(timer, client):
     """
-    The reply in the place of a post tells what became of it: stored, kept, or refused because
-    one is pending, which is no error there.
+    Each post's reply says whether it was stored, kept, or refused because the id is pending. A
+    refusal is not an error in a pipeline.
     """
     with client.pipeline(transaction=True) as pipe:
         timer.post({"n": 1}, 60_000, id="tea", pipe=pipe)
@@ -388,7 +396,7 @@ def test_what_a_pipeline_replies(timer, client):
 
 
 def test_in_a_pipeline_after_a_script_flush(timer, client):
-    """A server that has forgotten our scripts breaks no transaction."""
+    """A transaction works even if the server has forgotten all scripts."""
     load("post")
     load("mint")
     with client.pipeline(transaction=True) as pipe:
@@ -401,7 +409,7 @@ def test_in_a_pipeline_after_a_script_flush(timer, client):
 
 
 def test_in_a_pipeline_that_is_dropped(timer, client):
-    """A transaction that is never executed posts nothing."""
+    """A pipeline that is never executed posts nothing."""
     with client.pipeline(transaction=True) as pipe:
         id = timer.post({}, 60_000, pipe=pipe)
         pipe.reset()
@@ -409,7 +417,7 @@ def test_in_a_pipeline_that_is_dropped(timer, client):
 
 
 def test_upcoming_in_milliseconds(timer):
-    """Offset, duration and limit choose what is walked."""
+    """Offset, duration and limit select the listed events."""
     for ms in (100, 200, 300, 400):
         timer.post({}, ms, id=str(ms))
     assert ["100", "200", "300", "400"] == [r.id for r in timer.upcoming()]

@@ -1,4 +1,4 @@
-"""Nodes in processes that end, are ended, and fork."""
+"""Nodes in processes that exit, receive signals, and fork."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from dtimer.testing import Catch
 
 @pytest.fixture
 def script(server, namespace, client):
-    """Runs a program in the namespace of the test; nothing contradictory is left by it."""
+    """
+    Return a function that runs a program in the test's namespace. The keys must agree
+    afterwards.
+    """
     running = []
 
     def run(text, **options):
@@ -30,8 +33,8 @@ def script(server, namespace, client):
     assert_sound(client, Keys.of(namespace))
 
 
-# A handler that says when it begins, and goes on when it is told and the node leaves: where
-# it ended before, the next event would be claimed.
+# A handler that reports its start, waits for input, and then waits until the node leaves. If it
+# returned earlier, the node would claim the next event.
 GATED = """
 dt = timer(exit_timeout=8_000)
 begun = threading.Event()
@@ -46,24 +49,26 @@ def handle(events):
     say("done")
 """
 
-# One that never goes on.
+# A handler that never returns.
 HANGING = GATED.replace("heard()", "threading.Event().wait()")
 
 
 def left_nothing(client, namespace):
-    """True when no node is registered."""
+    """Return True if no node is registered."""
     return not client.exists(Keys.of(namespace).nodes)
 
 
 class TestSignals:
-    """run(), the body of a worker script."""
+    """Signals to run(), which is the body of a worker script."""
 
     @pytest.mark.fault("F60")
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-    def test_the_first_lets_handlers_end(self, script, make, client, namespace, number):
+    def test_the_first_signal_lets_running_handlers_finish(
+        self, script, make, client, namespace, number
+    ):
         """
-        SIGTERM, or SIGINT, lets the running handler end and be confirmed, claims nothing
-        more, and ends the program well, without a word.
+        After SIGTERM or SIGINT the running handler finishes and is confirmed, no event is claimed,
+        and the program exits with status 0 and no output.
         """
         program = script(GATED + "say('run'); dt.run(); say('over')")
         poster = make("poster")
@@ -84,9 +89,8 @@ class TestSignals:
         self, script, make, client, namespace, number
     ):
         """
-        A second signal gives back at once what a running handler has, and then does what it did
-        before run(). The node has left by then: a program that is stopped by an impatient person
-        must not make others wait for a lease.
+        A second signal releases the running handler's event at once, and then acts as it did before
+        run(). The node has left by then, so other nodes need not wait for a lease.
         """
         program = script(
             HANGING
@@ -116,8 +120,8 @@ dt.run()
 
     def test_an_ignored_interrupt_stays_ignored(self, script, make):
         """
-        run() does not catch a SIGINT that its parent has set to be ignored: a shell does so for
-        a job in the background, at which no Ctrl-C is aimed.
+        run() does not handle a SIGINT that its parent process set to be ignored. A shell does so
+        for a background job, which Ctrl-C is not meant for.
         """
         program = script(
             """
@@ -136,15 +140,18 @@ dt.run()
         program.signal(signal.SIGTERM)
         assert "" == program.end(0)
 
-    def test_the_signals_are_put_back(self, script):
-        """After run() the signals are handled as before it, also by one not of Python's."""
+    def test_run_restores_the_signal_handlers(self, script):
+        """
+        After run() the signal handlers are those from before, even a handler that was not set in
+        Python.
+        """
         program = script(
             """
             import signal
             mine = lambda *_: None
             signal.signal(signal.SIGTERM, mine)
             getter, note = signal.getsignal, signal.signal
-            # As it is where a program that embeds Python has installed its own.
+            # As in a program that embeds Python and has installed its own handler.
             signal.signal = lambda n, h: None if n == signal.SIGINT and note(n, h) else note(n, h)
             dt = timer()
             dt.on("ready", lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -155,8 +162,8 @@ dt.run()
         assert "True True" == program.hear()
         assert "" == program.end(0)
 
-    def test_a_signal_while_it_joins(self, script, client, namespace):
-        """A signal that comes while run() joins is not lost: it leaves as soon as it has."""
+    def test_a_signal_during_join_is_not_lost(self, script, client, namespace):
+        """If a signal arrives while run() joins, the node leaves as soon as it has joined."""
         program = script(
             """
             import signal
@@ -178,8 +185,11 @@ dt.run()
         assert left_nothing(client, namespace)
 
     @pytest.mark.fault("F61")
-    def test_a_handler_that_exits(self, script, make):
-        """sys.exit() in a handler ends run(): its event is retried, the program ends well."""
+    def test_sys_exit_in_a_handler_ends_run(self, script, make):
+        """
+        sys.exit() in a handler ends run(): the event is retried, and the program exits with status
+        0.
+        """
         program = script(
             """
             dt = timer(backoff=0)
@@ -197,19 +207,21 @@ dt.run()
 
 @pytest.mark.fault("F67")
 class TestExit:
-    """Programs that end without a leave()."""
+    """Programs that end without leave()."""
 
     @pytest.mark.parametrize(
         "end", [("", 0), ("sys.exit(3)", 3), ("raise SystemExit", 0), ("1 / 0", 1)]
     )
-    def test_while_joined(self, script, make, client, namespace, end):
+    def test_a_program_that_ends_while_joined_finishes_its_handler(
+        self, script, make, client, namespace, end
+    ):
         """
-        A program that ends while its node is joined: the running handler ends first and is
-        confirmed, what is not started stays for others, the exit status is the program's
-        own, and no thread complains.
+        If a program ends while its node is joined, the running handler finishes and is confirmed.
+        Events that have not started stay for other nodes. The program keeps its exit status, and no
+        thread reports an error.
         """
         ending, status = end
-        # Not before the handler has begun: what has not is given back, and nobody waits for it.
+        # Wait until the handler has begun; an event that has not started would be released.
         program = script(
             GATED
             + "dt.post({}, id='first'); dt.join(); dt.post({}, id='second'); begun.wait()\n"
@@ -226,10 +238,10 @@ class TestExit:
         assert (State.SCHEDULED, 0) == (other.peek("second").state, other.peek("second").attempt)
         assert left_nothing(client, namespace)
 
-    def test_a_handler_that_hangs(self, script, make, client, namespace):
+    def test_a_hanging_handler_is_given_up_at_exit(self, script, make, client, namespace):
         """
-        A handler that does not end within exit_timeout is not waited for: its event is
-        given back, the attempt charged, and the next node has it at once.
+        A handler that does not finish within exit_timeout is given up: its event is released with
+        the attempt charged, and the next node gets it at once.
         """
         program = script(
             HANGING.replace("8_000", "100") + "dt.post({}, id='tea'); dt.join(); heard()"
@@ -243,8 +255,8 @@ class TestExit:
         with other:
             assert 2 == caught.next()[0].attempt
 
-    def test_several_nodes(self, script, client, namespace):
-        """All nodes of a program leave at its end, whatever their number."""
+    def test_all_nodes_of_a_program_leave_at_exit(self, script, client, namespace):
+        """All nodes of a program leave when it ends."""
         program = script(
             """
             timers = [timer(f"node-{n}") for n in range(5)]
@@ -258,10 +270,10 @@ class TestExit:
         assert "" == program.end(0)
         assert left_nothing(client, namespace)
 
-    def test_a_sample_under_scrutiny(self, script):
+    def test_a_node_causes_no_warnings_in_development_mode(self, script):
         """
-        In the interpreter's development mode, with every warning an error, a node that
-        joins, receives and leaves has nothing to complain of.
+        In Python's development mode, with warnings as errors, a node joins, receives and leaves
+        without a warning.
         """
         program = script(
             """
@@ -280,8 +292,8 @@ class TestExit:
         assert "['MainThread']" == program.hear()
         assert "" == program.end(0)
 
-    def test_forgotten_under_scrutiny(self, script):
-        """A node that is never left ends with its program, in development mode as well."""
+    def test_a_node_that_never_leaves_causes_no_warnings(self, script):
+        """A node without leave() ends with its program, in development mode too."""
         program = script(
             """
             dt = timer()
@@ -295,7 +307,7 @@ class TestExit:
         assert "" == said
 
 
-# Runs what is given in a forked child, and says how that ended.
+# Run a function in a forked child and report its exit status.
 FORK = """
 def forked(act):
     child = os.fork()
@@ -315,13 +327,13 @@ def forked(act):
 
 
 class TestFork:
-    """A child has no threads, fresh locks and connections, and has not joined."""
+    """A forked child has no threads, new locks and connections, and has not joined."""
 
     @pytest.mark.fault("F62")
-    def test_after_join(self, script, make):
+    def test_a_child_of_a_joined_process_has_not_joined(self, script, make):
         """
-        A child of a joined process has not joined; it may post, and may join and receive
-        under an incarnation of its own. The parent goes on as if nothing had been.
+        A child of a joined process may post, and may join under its own incarnation and receive.
+        The parent is not affected.
         """
         program = script(
             FORK
@@ -349,7 +361,7 @@ def child():
     os.write(opener, b".")
     dt.join()
     assert len(nodes()) == 2 and before < nodes()
-    # One hand each, and neither lets go of its event before both have one.
+    # One handler thread each, and each keeps its event until both have one.
     dt.post_many([({"to": "both"}, 0)] * 2)
     heard()
     os.write(opener, b"..")
@@ -375,8 +387,8 @@ dt.leave()
         program.tell()
         assert "" == program.end(0)
 
-    def test_with_a_log(self, script):
-        """A log that takes everything does not keep a child from its fresh start."""
+    def test_a_fork_with_debug_logging_works(self, script):
+        """A log handler at level DEBUG does not prevent the child's clean start."""
         program = script(
             FORK
             + """
@@ -397,8 +409,8 @@ dt.leave()
 
     def test_nothing_is_inherited(self, script):
         """
-        A child closes its copies of the pipes and of the subscription of its parent's
-        node: what the parent ends is ended.
+        A child closes its copies of its parent's pipes and subscription. Otherwise they would stay
+        open after the parent has closed them.
         """
         program = script(
             FORK
@@ -426,10 +438,10 @@ dt.leave()
         assert "child 0" == program.hear()
         assert "" == program.end(0)
 
-    def test_a_fork_that_no_hook_saw(self, script):
+    def test_a_fork_without_hooks_is_noticed_at_the_first_call(self, script):
         """
-        Where a server forks past Python (uWSGI), and no hook is called, the first call
-        notices that it is a child's.
+        If a server such as uWSGI forks without calling Python's hooks, the child's first call
+        notices the fork.
         """
         program = script(
             FORK
@@ -438,7 +450,7 @@ import weakref
 from dtimer.timer import process
 dt = timer()
 dt.join()
-# So the hook finds nobody to tell.
+# With no instance watched, the hook has none to reset.
 process._watched = weakref.WeakSet()
 
 def child():
@@ -458,18 +470,18 @@ dt.leave()
 
     @pytest.mark.fault("F63")
     @pytest.mark.parametrize("joined", [False, True])
-    def test_while_threads_are_at_it(self, script, make, joined):
+    def test_forking_while_other_threads_work_is_safe(self, script, make, joined):
         """
-        Forking in a loop, while other threads post and hands handle, blocks neither the
-        children, which post and leave, nor the parent; no event is lost or doubled.
+        While other threads post and handle events, forking in a loop blocks neither the parent nor
+        the children, which post and leave. No event is lost or doubled.
         """
         program = script(
             FORK
             + f"""
 dt = timer(max_events=10, concurrency=2, timeout=20_000)
 dt.on("event", lambda events: None)
-# The first connection, whose library imports as it is made: whoever forks while another
-# thread imports leaves the child a module locked for ever, and Python does not mend that.
+# Make the first connection, whose library imports modules. A fork while another thread imports
+# would leave the child a locked module for ever, which Python does not repair.
 dt.post({{}})
 if {joined}:
     dt.join()
@@ -510,8 +522,8 @@ say(sum(posted) + 41)
             eventually(lambda: timer.stats().totals.get("confirmed", 0) == total)
         assert total == timer.stats().totals["posted"]
 
-    def test_multiprocessing(self, script):
-        """A child of multiprocessing (fork) may join, receive and leave, as its parent does."""
+    def test_a_multiprocessing_child_may_join(self, script):
+        """A multiprocessing child (fork) may join, receive and leave like its parent."""
         program = script(
             """
             import multiprocessing
@@ -540,8 +552,8 @@ say(sum(posted) + 41)
         assert "child 0 1" == program.hear()
         assert "" == program.end(0)
 
-    def test_in_a_handler(self, script):
-        """A handler may fork; its child ends by itself, and the handler is confirmed."""
+    def test_a_handler_may_fork(self, script):
+        """A handler may fork a child that ends by itself, and the event is confirmed."""
         program = script(
             FORK
             + """
@@ -562,10 +574,10 @@ say(dt.peek("tea"), dt.peek("egg").event)
         assert ["child 0", "None {'by': 'child'}"] == [program.hear() for _ in range(2)]
         assert "" == program.end(0)
 
-    def test_out_of_a_handler(self, script):
+    def test_a_child_that_continues_in_a_handler_claims_nothing(self, script):
         """
-        A child that goes on where a handler forked takes no turn in its parent's name: what is
-        due is not claimed by a process that nobody knows of.
+        A child that continues in the handler's code must not claim for its parent's node: an
+        unregistered process would hold the event.
         """
         program = script(
             FORK
@@ -580,7 +592,7 @@ def handle(events):
     dt.post({}, id="egg")
     child = os.fork()
     if child == 0:
-        # Its hand goes home after this.
+        # The child's handler thread ends after this.
         dispatcher._inbox.put(None)
         return
     os.waitpid(child, 0)
@@ -597,7 +609,7 @@ with dt:
         assert "" == program.end(0)
 
 
-# A handler that forks; what its child does, the test says. It tells how that ended.
+# A handler that forks; the test supplies the child's code. The parent reports the child's status.
 FORKING = """
 dt = timer(backoff=0)
 main = os.getpid()
@@ -621,7 +633,7 @@ say("left", dt.peek(id))
 
 
 class TestForkedByAHandler:
-    """A child that a handler forks: a thread of the library's goes on in it, and no other."""
+    """A child that a handler forks continues on a library thread, without other threads."""
 
     @pytest.mark.parametrize(
         ("child", "status", "word"),
@@ -634,11 +646,11 @@ class TestForkedByAHandler:
             ("os._exit(4)", 4, ""),
         ],
     )
-    def test_it_ends_when_the_handler_ends(self, script, child, status, word):
+    def test_the_child_ends_when_the_handler_ends(self, script, child, status, word):
         """
-        The child ends with the handler, with the exit status that a program would have: a child
-        that went on would be waited for by its parent for ever, its lease renewed. It calls no
-        other listener, and in the parent the event is confirmed.
+        The child ends with the handler, with the exit status of a program. A child that continued
+        would block its parent for ever, with its lease renewed. It calls no other listener, and the
+        parent confirms the event.
         """
         program = script(FORKING.format(child=child))
         assert [f"child {status}", "next True"] == [program.hear() for _ in range(2)]
@@ -647,8 +659,8 @@ class TestForkedByAHandler:
         complaint = program.end(0)
         assert word in complaint if word else complaint == ""
 
-    def test_what_it_prints_is_not_lost(self, script):
-        """What the child has printed is written when it ends."""
+    def test_the_output_of_the_child_is_not_lost(self, script):
+        """Output that the child has printed is written when it ends."""
         program = script(FORKING.format(child="print('printed in the child')"))
         said = {program.hear() for _ in range(3)}
         assert {"child 0", "next True", "printed in the child"} == said
@@ -659,9 +671,9 @@ class TestForkedByAHandler:
 
 def test_a_child_closes_the_sockets_of_its_parent_at_once(script):
     """
-    After a fork no socket of the parent is open in the child, one of a call that another thread
-    has under way included: the server would otherwise see a connection that the parent has closed
-    as open for as long as the child lives.
+    After a fork no socket of the parent is open in the child, not even a socket that another thread
+    is using. Otherwise the server would keep a connection that the parent has closed as long as the
+    child lives.
     """
     program = script(
         """

@@ -1,4 +1,4 @@
-"""Commands that only read: they leave nothing behind, wherever they look."""
+"""Read operations write nothing, in any namespace."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def kept(client, namespace):
 
 
 @pytest.mark.parametrize("read", READING.values(), ids=READING)
-def test_writes_nothing_where_nothing_is(timer, client, namespace, read):
-    """A look at a mistyped namespace makes no namespace of that name."""
+def test_reading_an_empty_namespace_writes_nothing(timer, client, namespace, read):
+    """Reading from a mistyped namespace does not create that namespace."""
     for _ in range(2):
         read(timer)
     assert set() == kept(client, namespace)
 
 
-def test_makes_the_namespace_with_the_first_write(timer, client, namespace):
-    """A timer that has looked at an empty namespace makes it when it posts."""
+def test_the_first_write_creates_the_namespace(timer, client, namespace):
+    """A timer that has read from an empty namespace creates it when it posts."""
     assert timer.peek("tea") is None
     timer.post({}, 60_000, id="tea")
     assert client.hget(Keys.of(namespace).sys, "v")
@@ -47,8 +47,8 @@ def test_makes_the_namespace_with_the_first_write(timer, client, namespace):
     assert State.SCHEDULED is timer.peek("tea").state
 
 
-def test_asks_once_where_something_is(timer, server, namespace, client):
-    """Of a namespace that exists a reader makes sure once, and not with each call."""
+def test_a_reader_checks_the_namespace_once(timer, server, namespace, client):
+    """A reader checks an existing namespace once and not with each call."""
     timer.post({}, 60_000, id="tea")
     reader = DTimer("another", server.url, ns=namespace)
     reader.peek("tea")

@@ -1,4 +1,4 @@
-"""Posts that wait for replicas, on a master with a replica behind a link that may fail."""
+"""Posts that wait for replicas, with one replica behind a network link that can fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def master():
 
 @pytest.fixture(scope="module")
 def link(master):
-    """The way to the replica."""
+    """The link from the master to the replica."""
     with Proxy(master) as link:
         yield link
 
@@ -38,14 +38,14 @@ def replica(master, link):
 
 @pytest.fixture
 def proxy(master):
-    """The way of a client to the master."""
+    """A proxy from a client to the master."""
     with Proxy(master) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def post(master, link, replica):
-    """Make timers that post, with replicas that are in step."""
+    """Return a function that makes posting timers; the replica is in sync at first."""
     link.heal()
     with master.client() as client:
         client.flushall()
@@ -64,23 +64,23 @@ def post(master, link, replica):
 
 
 class TestHealthy:
-    """The replica is there, and hears."""
+    """The replica is connected."""
 
-    def test_it_returns_when_the_replica_has_it(self, post, replica):
-        """What was posted so is on the replica when the call returns."""
+    def test_a_post_returns_after_the_replica_has_it(self, post, replica):
+        """When the call returns, the event is on the replica."""
         id = post(timeout=5_000).post({"n": 1}, at=LATER, wait_replicas=1)
         with replica.client() as copy:
             assert copy.zscore(f"dtimer:{{{NS}}}:due", id) is not None
 
-    def test_many(self, post, replica):
-        """So it is with many posts, in several round trips."""
+    def test_many_posts_return_after_the_replica_has_them(self, post, replica):
+        """When post_many returns after several round trips, all events are on the replica."""
         ids = post(timeout=5_000).post_many(([{}, 10_000_000],) * 1_200, wait_replicas=1)
         with replica.client() as copy:
             there = {id.decode() for id in copy.zrange(f"dtimer:{{{NS}}}:due", 0, -1)}
         assert set(ids) == there
 
-    def test_of_all_posts_of_a_timer(self, post, link):
-        """The option of the timer holds for each post that does not say otherwise."""
+    def test_the_timers_option_applies_to_each_post(self, post, link):
+        """The timer's option applies to each post that does not override it."""
         timer = post(wait_replicas=1)
         assert timer.post({}, at=LATER)
         link.blackhole()
@@ -92,10 +92,10 @@ class TestHealthy:
 
 
 class TestUnreplicated:
-    """The replica does not hear."""
+    """The replica does not answer."""
 
-    def test_it_is_said(self, post, link, client):
-        """The event is posted; the error names it, and how many replicas have it."""
+    def test_an_unreplicated_post_is_named_in_the_error(self, post, link, client):
+        """The event is posted. The error names it and the number of replicas that have it."""
         timer = post()
         timer.post({}, at=LATER)
         link.blackhole()
@@ -106,14 +106,14 @@ class TestUnreplicated:
         assert (["tea"], 1, 0) == (raised.value.ids, raised.value.wanted, raised.value.acknowledged)
         assert {"n": 1} == timer.peek("tea").event
 
-    def test_more_than_there_are(self, post):
-        """Those that have it are counted, where more were asked for."""
+    def test_the_replicas_that_have_it_are_counted(self, post):
+        """If more replicas are requested than exist, the error counts those that have the event."""
         with pytest.raises(NotReplicated) as raised:
             post().post({}, at=LATER, wait_replicas=2)
         assert 1 == raised.value.acknowledged
 
-    def test_again_when_it_is_healed(self, post, link):
-        """Posting the same id again waits again, and there is one event."""
+    def test_posting_again_after_the_link_is_restored(self, post, link):
+        """Posting the same id again waits again, and does not add a second event."""
         timer = post()
         timer.post({}, at=LATER)
         link.blackhole()
@@ -124,10 +124,10 @@ class TestUnreplicated:
         timer.post({}, at=LATER, id=id, wait_replicas=1)
         assert 2 == timer.stats().scheduled
 
-    def test_a_reply_that_is_lost(self, post, link, proxy):
+    def test_a_post_with_a_lost_reply_still_waits(self, post, link, proxy):
         """
-        The post is asked again on a connection that has written nothing, where Redis would
-        count every replica: it waits for this post all the same, and it is there once.
+        The post is sent again on a new connection, which has written nothing, so WAIT alone would
+        count every replica. The post still waits, and is stored once.
         """
         timer = post(url=proxy.url)
         timer.post({}, at=LATER)
@@ -139,12 +139,12 @@ class TestUnreplicated:
         assert 0 == raised.value.acknowledged
         assert 2 == timer.stats().totals["posted"]
 
-    def test_a_reply_that_is_lost_when_memory_is_full(self, post, link, proxy, master):
-        """So it is where the server takes no more: the post had been done before."""
+    def test_a_post_with_a_lost_reply_still_waits_out_of_memory(self, post, link, proxy, master):
+        """The same applies if the server is out of memory by then: the post was stored before."""
         timer = post(url=proxy.url, timeout=2_000)
         timer.post({}, at=LATER)
         link.blackhole()
-        # In silence: the next try comes when this one has been waited for.
+        # Keep the connection open: the next attempt starts only when this one times out.
         proxy.drop_reply_once(b"EVALSHA", close=False)
         caught = []
 
@@ -163,8 +163,8 @@ class TestUnreplicated:
             master.configure(maxmemory=0)
         assert [0] == [error.acknowledged for error in caught]
 
-    def test_the_wait_is_lost(self, post, link, proxy):
-        """A connection that breaks while it waits is made anew, and waits on."""
+    def test_a_lost_wait_is_repeated(self, post, link, proxy):
+        """If the connection breaks during WAIT, the call reconnects and waits again."""
         timer = post(url=proxy.url, timeout=2_000)
         timer.post({}, at=LATER)
         proxy.drop_reply_once(b"WAIT")
@@ -172,8 +172,8 @@ class TestUnreplicated:
         assert proxy.wait_dropped()
         assert 2 == timer.stats().totals["posted"]
 
-    def test_nobody_can_be_asked(self, post, master):
-        """A user who may not wait is told so, and that the event is posted."""
+    def test_a_user_who_may_not_wait_is_told_that_the_event_is_posted(self, post, master):
+        """If the user may not run WAIT, the error says so and that the event is posted."""
         with master.client() as client:
             client.execute_command("ACL", "SETUSER", "default", "-wait")
             try:
@@ -184,16 +184,16 @@ class TestUnreplicated:
         assert isinstance(raised.value.__cause__, StoreError)
         assert post().peek("tea")
 
-    def test_an_id_that_is_pending(self, post, link):
-        """A post that is refused is refused, whatever the replicas have."""
+    def test_a_refused_post_is_refused_without_waiting(self, post, link):
+        """A post that is refused raises EventExists, whether the replicas answer or not."""
         timer = post()
         timer.post({}, at=LATER, id="tea")
         link.blackhole()
         with pytest.raises(EventExists):
             timer.post({}, at=LATER, id="tea", if_exists="error", wait_replicas=1)
 
-    def test_the_rest_of_many(self, post, link):
-        """Of many the first round trip that is not replicated is the last."""
+    def test_post_many_stops_after_the_first_unreplicated_chunk(self, post, link):
+        """post_many stops after the first round trip that is not replicated."""
         timer = post()
         timer.post({}, at=LATER)
         link.blackhole()
@@ -203,8 +203,8 @@ class TestUnreplicated:
         assert ["post_many had posted 0 events before"] == raised.value.__notes__
         assert 501 == timer.stats().scheduled
 
-    def test_a_node_that_waits_works(self, post, link):
-        """A node whose posts wait receives meanwhile, as ever."""
+    def test_a_node_whose_posts_wait_receives_events(self, post, link):
+        """A node receives events while its posts wait for replicas."""
         timer = post(poll_interval=50, wait_replicas=1)
         events = Catch(timer, "event")
         with timer:
@@ -217,38 +217,38 @@ class TestUnreplicated:
 
 
 class TestRefused:
-    """Where it makes no sense it is refused, before anything is posted."""
+    """Waiting that cannot work is refused before any event is posted."""
 
-    def test_in_a_pipe(self, post, master):
-        """Nothing can be waited for in a pipeline that somebody else executes."""
+    def test_waiting_in_a_pipeline_is_refused(self, post, master):
+        """A post in a pipeline cannot wait, because the caller executes the pipeline."""
         timer = post()
         with master.client() as client, pytest.raises(OptionError, match="pipe"):
             timer.post({}, pipe=client.pipeline(), wait_replicas=1)
 
-    def test_in_a_pipe_of_a_timer_that_waits(self, post, master):
-        """There a timer whose posts wait does not."""
+    def test_a_waiting_timer_does_not_wait_in_a_pipeline(self, post, master):
+        """If waiting is the timer's default, a post in a pipeline does not wait."""
         timer = post(wait_replicas=1)
         with master.client() as client, client.pipeline() as pipe:
             timer.post({}, at=LATER, pipe=pipe, id="tea")
             pipe.execute()
         assert timer.peek("tea")
 
-    def test_embedded(self):
+    def test_an_embedded_server_is_refused(self):
         """An embedded server has no replicas."""
         with pytest.raises(OptionError, match="embedded server has no replicas"):
             DTimer("node", "embedded:", wait_replicas=1)
         with pytest.raises(OptionError, match="embedded server has no replicas"):
             DTimer("node", "embedded:").post({}, wait_replicas=1)
 
-    def test_an_emulation(self):
-        """Nor has an emulation."""
+    def test_an_emulation_is_refused(self):
+        """An emulation of Redis has no replicas."""
         fakeredis = pytest.importorskip("fakeredis")
         with pytest.raises(OptionError, match="no replicas"):
             DTimer("node", fakeredis.FakeRedis(), wait_replicas=1)
 
     @pytest.mark.parametrize("value", [-1, 101, 1.0, True, "1"])
-    def test_what_is_no_number_of_replicas(self, post, value):
-        """It is a whole number within reason, on the post and of the timer."""
+    def test_an_invalid_number_of_replicas_is_refused(self, post, value):
+        """The number of replicas must be a small whole number, for a post and for a timer."""
         with pytest.raises(OptionError, match="wait_replicas"):
             post().post({}, wait_replicas=value)
         with pytest.raises(OptionError, match="wait_replicas"):
