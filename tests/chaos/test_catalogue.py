@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from chaos import soak
 from chaos.catalogue import FAULTS, NOT_INJECTED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,10 +43,12 @@ def test_no_mark_is_of_nothing():
     assert set() == {*marked(), *NOT_INJECTED} - set(FAULTS)
 
 
-def test_the_readme_gives_the_number_of_rows():
-    """The README says how many faults are injected: a reader may check the number."""
+def test_the_readme_gives_the_numbers_of_faults():
+    """The README says how many faults the tests and the soak inject: a reader may check both."""
     text = " ".join((ROOT / "README.rst").read_text("utf-8").split())
     assert [str(len(FAULTS))] == re.findall(r"each of (\d+) faults", text)
+    # A soak injects all but one: F34 only without a cluster, F44 only with one.
+    assert [str(len(soak.INJECTIONS) - 1)] == re.findall(r"(\d+) of them strike", text)
 
 
 def test_each_row_is_told_of():
