@@ -221,7 +221,7 @@ class Claimer(Service):
 
     def _done(self, abandoned: bool) -> bool:
         """Return True if nothing is left to do, or the wait for the server is over."""
-        # Handlers first: one that ends between the two checks adds its settlement before.
+        # Handlers first: in the other order, a handler that ends in between goes unsettled.
         if self._dispatcher.running and not abandoned:
             return False
         asked = self._exchange.request is not None or self._unread is not None

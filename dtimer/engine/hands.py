@@ -1,9 +1,9 @@
 """
-The hands: threads that run handlers, and settle what comes of them.
+The handler pool: threads that run handlers and settle the leases afterwards.
 
-Rule 1: a claim ends once: by the handler's own word, or else when its hand is done.
+Rule 1: a lease is settled once: by the handler itself, or else by its thread after the handler.
 
-Rule 2: a hand never dies. Whatever a handler raises is the handler's failure.
+Rule 2: a handler thread survives every exception. An exception of a handler fails that handler.
 """
 
 from __future__ import annotations
@@ -29,32 +29,34 @@ from dtimer.model.claims import Verdict
 from dtimer.model.event import Event
 from dtimer.model.options import Options
 
-# How much of a traceback is kept in a dead letter: its end, which names the culprit.
+# The most characters of a traceback in a dead letter. Its end is kept, which names the cause.
 _ERROR_TEXT = 2_000
 
-# Seconds between two looks at which hands are left.
+# Seconds between two checks of which threads are still alive.
 _SLICE = 0.01
 
 
 def describe(error: BaseException) -> str:
-    """Return the end of the traceback of *error*, in a form that can be stored."""
+    """Return the end of the traceback of *error* as text that can be stored."""
     text = "".join(traceback.format_exception(error))[-_ERROR_TEXT:]
-    # A payload may hold lone surrogates, and with it the error of whoever quotes it.
+    # A payload may contain lone surrogates, and so may an error text that quotes it.
     return text.encode(errors="backslashreplace").decode()
 
 
 class Hands(Book):
     """
+    Runs handlers on threads, and settles the leases of their events.
+
     Args:
         name: A prefix for the names of the threads.
         node: The node's id, for messages.
-        options: The node's.
-        handle: Calls every listener of ``'event'`` with a list of events; returns what
-            they raised, or None when there was nobody to call.
-        announce: Has something emitted soon.
-        ring: Rings the claimer's bell: a hand is free, or something is to be settled.
-        alone: Asks whether no other node has joined.
-        ledger: Settles outside a turn.
+        options: The node's options.
+        handle: Calls every listener of ``'event'`` with a list of events. Returns the exceptions
+            that they raised, or None if no listener was called.
+        announce: Queues something to be emitted on the callback thread.
+        ring: Called when a thread has become free, or a settlement is ready to be sent.
+        alone: Asks the store whether no other node has joined.
+        ledger: Settles and extends leases immediately, outside the claim cycle.
         quit: Called when a handler raised SystemExit or KeyboardInterrupt.
     """
 
@@ -78,31 +80,31 @@ class Hands(Book):
         self._ledger = ledger
         self._quit = quit
         self._inbox: queue.SimpleQueue[list[Hold] | None] = queue.SimpleQueue()
-        #: What was claimed ahead of its time, or of a hand's.
+        #: The events that wait for their due time, or for a free thread.
         self.early = Early(options)
-        #: How much of that may be.
+        #: How many more events than free threads a claim may take.
         self.prefetch = Prefetch(allowed=self.early.patience >= IN_ADVANCE)
-        #: What is not to be handed out though it was claimed.
+        #: The ids of claimed events that this process has replaced, and that must not start.
         self.reposts = Reposts()
         self._peers = Peers(alone)
-        # One thread starts events in the order of their due times.
+        # A single handler thread starts events in the order of their due times.
         self._in_order = options.concurrency == 1
-        # True from a release by that thread until a turn carries all that was claimed before it.
+        # True from a release by that thread until a claim carries all settlements made before.
         self._calling_back = False
-        # Whether what is kept has waited too long for a hand.
+        # Whether an event of the look-ahead queue has waited too long for a thread.
         self._behind = False
         self._busy = 0
-        # Only for that: no code of a user's waits for it, nor for a thread that does.
+        # Guards only the count above. User code never runs while it is held, so a lock is safe.
         self._counting = threading.Lock()
         self._returning = False
-        #: One thread each.
+        #: The handler threads.
         self.hands = [
             Service(f"{name}-hand-{i + 1}", self._work, lambda e: announce("error", e))
             for i in range(options.concurrency)
         ]
 
     def start(self) -> None:
-        """Start the hands, all of them now: late in a process no thread can be started."""
+        """Start all threads now, because Python starts none once the interpreter is ending."""
         for hand in self.hands:
             hand.start()
 
@@ -118,17 +120,17 @@ class Hands(Book):
 
     @property
     def running(self) -> int:
-        """How many hands are busy, or about to be."""
+        """How many threads are busy, or have a batch waiting for them."""
         return self._busy
 
     def stop(self) -> None:
-        """Send the hands home, each when it has finished what it does."""
+        """Ask every thread to end after the batches that wait for it. Does not wait."""
         for hand in self.hands:
             hand.stop()
             self._inbox.put(None)
 
     def join(self, timeout: float | None) -> bool:
-        """Wait for the hands to be gone; return whether they are."""
+        """Wait at most *timeout* seconds for all threads to end; return whether they have."""
         deadline = None if timeout is None else time.monotonic() + timeout
         for hand in self.hands:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -137,19 +139,24 @@ class Hands(Book):
         return True
 
     def join_idle(self, timeout: float) -> bool:
-        """Wait until no hand is left but those that still run a handler; return whether so."""
+        """
+        Wait until every thread has ended that does not run a handler.
+
+        Returns:
+            False if that takes longer than *timeout* seconds.
+        """
         deadline = time.monotonic() + timeout
         alive = self.hands
         while len(alive := [hand for hand in alive if not hand.join(0)]) > self._busy:
             if time.monotonic() >= deadline:
                 return False
-            # Any of them: which one runs a handler is not known.
+            # An arbitrary thread, because the pool does not know which of them run handlers.
             alive[-1].join(_SLICE)
         return True
 
     @property
     def current(self) -> bool:
-        """True on one of the hands."""
+        """True if the calling thread is a handler thread of this pool."""
         return any(hand.current for hand in self.hands)
 
     def _free(self) -> None:
@@ -163,9 +170,9 @@ class Hands(Book):
 
     def lend_a_hand(self) -> bool:
         """
-        Run the next batch that waits for a hand, on the caller's own thread; False for none.
+        Run the next waiting batch on the calling thread; return False if there is none.
 
-        For whoever drives a node without threads, and steps it as he likes.
+        For tests that step a node without threads.
         """
         try:
             batch = self._inbox.get_nowait()
@@ -190,8 +197,8 @@ class Hands(Book):
             self._free()
 
     def _drop(self, batch: list[Hold], error: BaseException) -> None:
-        """Give back what a hand that failed, and not its handler, has not settled."""
-        # Taken, their leases are renewed no more, whatever happens here.
+        """Retry the unsettled events of a batch whose thread failed outside the handler."""
+        # Reserve all leases first. Then none is renewed any more, even if a later step fails.
         left = [hold for hold in batch if hold.take(Verdict.RETRY)]
         text = describe(error)
         for hold in left:
@@ -210,16 +217,18 @@ class Hands(Book):
         if armed:
             reached("handler.after")
         if raised is None:
-            # The last listener went away after the claim.
+            # The last listener was removed after the claim.
             self._end(batch, Verdict.RELEASE)
-            # In this order: a turn may carry it in between, and then too much is called back.
+            # Not before the release. If a claim carries the release in between, this flag
+            # releases more events than necessary; set too early, it would be reset and lost.
             self._calling_back = self._in_order
         elif raised:
             self._fail(batch, raised)
         elif self._options.auto_confirm:
             self._end(batch, Verdict.CONFIRM)
         else:
-            # Theirs to confirm now, with the lease as the limit: no more heartbeats.
+            # From now on the user's code must settle the events before their leases expire:
+            # the heartbeat no longer renews them.
             self._forget(batch)
             for hold in batch:
                 hold.running = False

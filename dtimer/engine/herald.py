@@ -1,8 +1,8 @@
 """
-The herald: says aloud what happened, on a thread of its own.
+The callback thread: emits everything except ``'event'``.
 
-A listener of ``'error'`` may take its time, to write to a log far away. It must not do
-so on the thread that renews leases.
+A listener of ``'error'`` may be slow, for example because it writes to a remote log. On the
+claimer's thread it would delay the renewal of leases.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from dtimer.engine.flag import Flag
 from dtimer.engine.service import Service
 from dtimer.faultpoints import armed, reached
 
-# A listener that never returns must not fill the memory.
+# The longest queue. A listener that never returns must not fill the memory.
 _MOST = 10_000
 
 
 class Herald(Service):
-    """Emits, in order, what others announce."""
+    """Emits, in order, what the other threads of the node announce."""
 
     def __init__(self, name: str, emit: Callable[..., None]) -> None:
         super().__init__(name, self._loop, lambda e: emit("error", e))
         self._emit = emit
         self._queue: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
-        #: How many announcements were dropped because listeners had fallen too far behind.
+        #: How many announcements were dropped because the queue was full.
         self.dropped = 0
-        # Re-entrant: the handler of a signal may announce something, too.
+        # Re-entrant, because a signal handler that interrupts an announcement may announce, too.
         self._counting = threading.RLock()
-        # What is to be called, and when, on the monotonic clock.
+        # The moment of a delayed call, on the monotonic clock, and the function to call.
         self._later: tuple[float, Callable[[], None]] | None = None
 
     def announce(self, event: str, *arguments: Any) -> None:
-        """Have *event* emitted soon. Never blocks; what is too much is dropped and counted."""
+        """Queue *event* to be emitted. Never blocks; if the queue is full, drops and counts it."""
         if self._queue.qsize() < _MOST:
             self._queue.put((event, *arguments))
         else:
@@ -44,18 +44,18 @@ class Herald(Service):
                 self.dropped += 1
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
-        """Have *call* called on this thread in so many seconds, in place of one that waits."""
+        """Run *call* on this thread in *seconds*. Replaces a call that still waits."""
         self._later = (time.monotonic() + seconds, call)
-        # Nothing to be said: the wait is for a new moment.
+        # An empty item emits nothing; it wakes the thread to compute its wait again.
         self._queue.put(())
 
     def _loop(self, stopping: Flag) -> None:
-        # What was announced before the stop is still said.
+        # Emits everything that was announced before the stop.
         while (said := self._next()) is not None:
             self._speak(said)
 
     def _next(self) -> tuple[Any, ...] | None:
-        """Wait for the next announcement; what is due to be called meanwhile is called."""
+        """Wait for the next announcement; run the delayed call if it falls due meanwhile."""
         while (later := self._later) is not None:
             left = later[0] - time.monotonic()
             if left <= 0:
@@ -76,7 +76,7 @@ class Herald(Service):
         self._emit(*said)
 
     def speak_up(self) -> bool:
-        """Say the next thing on the caller's own thread; False for none. See `lend_a_hand`."""
+        """Emit the next announcement on the calling thread; return False if there is none."""
         try:
             said = self._queue.get_nowait()
         except queue.Empty:
@@ -86,6 +86,6 @@ class Herald(Service):
         return said is not None
 
     def stop(self) -> None:
-        """End, once everything announced so far has been said."""
+        """Ask the thread to end after it has emitted all announcements so far."""
         super().stop()
         self._queue.put(None)

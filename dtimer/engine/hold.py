@@ -1,4 +1,9 @@
-"""A hold on one event in hand: who settles it, once, and until when it may be believed."""
+"""
+A lease: this node's temporary, exclusive right to handle one event.
+
+Exactly one party settles a lease: the handler, through `Event.confirm` and its siblings, or the
+handler thread after the handler has returned. The second party finds the lease settled.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +22,38 @@ from dtimer.model.moments import Duration, duration_us
 from dtimer.model.options import Options
 from dtimer.model.retry import exponential, wait_us
 
-#: The part of a lease that is believed: the rest is for clocks that drift and for replies
-#: that take their time.
+#: The fraction of a lease that the node relies on. The rest absorbs clock drift and slow replies.
 _BELIEVED = 0.9
 
 
 class Ledger(Protocol):
-    """Where claims are settled at once, outside a turn."""
+    """Settles and extends leases immediately, outside the claim cycle."""
 
     def settle(self, settlements: Sequence[Settlement]) -> list[Result]:
-        """End claims, and tell what became of each."""
+        """Settle leases; return one outcome for each, in order."""
         ...
 
     def extend(
         self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
     ) -> list[bool]:
-        """Renew leases, and tell which are still held; *at_least*: shorten none."""
+        """
+        Extend leases, given as (id, token); return which of them this node still holds.
+
+        With *at_least* a lease that already lasts longer is not shortened.
+        """
         ...
 
 
 def believed_until(sent: float, lease_us: int) -> float:
-    """Return until when to believe in a lease that was asked for at *sent*."""
-    # In this order: a process that is stopped in between believes too little.
+    """
+    Return until when the node may rely on a lease, on the clock of `lasting`.
+
+    Args:
+        sent: When the request that granted the lease was sent, on the monotonic clock.
+        lease_us: The length of the lease.
+    """
+    # Read this clock first. If the process is suspended between the two reads, the result is
+    # too early, which is safe.
     now = lasting()
     age = time.monotonic() - sent
     return now - age + lease_us / 1_000_000 * _BELIEVED
@@ -48,23 +63,27 @@ _UNUSED = Flag()
 
 
 class _End:
-    """Who settles a claim, and how; with the *thread* while that asks the store, or without."""
+    """How a lease is settled, and the *thread* that calls the store to do so, or None."""
 
     __slots__ = ("over", "thread", "verdict")
 
     def __init__(self, verdict: Verdict, thread: int | None = None) -> None:
         self.verdict = verdict
         self.thread = thread
-        #: Set when the store has answered, or has not.
+        #: Set when the call of the store has returned or failed.
         self.over = _UNUSED if thread is None else Flag()
 
 
 class Hold:
     """
-    The hold on one claimed event: what `Event` asks, and what the dispatcher knows of it.
+    Settles, extends and tracks the lease of one claimed event. Safe for any thread.
 
-    An event is settled by whoever comes first: the handler by asking, or the hand when
-    the handler has ended. The other finds it settled.
+    Args:
+        claim: The claimed event, as the store returned it.
+        options: The node's options.
+        ledger: Settles and extends leases immediately.
+        ended: Called with this lease and the outcome when a call of `Event` has settled it.
+        believed_until: See the function of that name.
     """
 
     def __init__(
@@ -78,15 +97,16 @@ class Hold:
         self.claim = claim
         self.event: Event | None = None
         self.started: float | None = None
-        #: True once this process has posted the id anew, or may have ended the claim without
-        #: hearing of it: then to lose it is no surprise.
+        #: True if losing this lease is expected: this process replaced the event, or sent a
+        #: settlement whose reply was lost.
         self.superseded = False
-        #: True until the handler has returned and left the settling to others.
+        #: False once the handler has returned without settling the event (``auto_confirm=False``).
         self.running = True
         self._options = options
         self._ledger = ledger
         self._ended = ended
-        # Under its only key, who settles the claim: whoever comes first, in one step.
+        # Has the one key 'by' once a party settles the lease. A dict, because `setdefault` makes
+        # the first party win in one step of the interpreter, without a lock.
         self._end: dict[str, _End] = {}
         self._lost = False
         self._extended_until = 0.0
@@ -94,65 +114,71 @@ class Hold:
 
     @property
     def _patience(self) -> float:
-        # A call of the store ends before.
+        # Seconds. A call of the store takes less.
         return 2 * self._options.timeout / 1e6
 
     @property
     def key(self) -> tuple[str, int]:
-        """The id and the token, which together name a claim."""
+        """The id and the token, which together identify a lease."""
         return self.claim.id, self.claim.token
 
     @property
     def verdict(self) -> Verdict | None:
-        """How the claim ends, once somebody has taken it on himself to end it."""
+        """How the lease is settled; None while no party has committed to settling it."""
         end = self._end.get("by")
         return None if end is None else end.verdict
 
     @property
     def settled(self) -> bool:
-        """True once somebody has taken it on himself to end the claim."""
+        """True as soon as one party has committed to settling this lease."""
         return bool(self._end)
 
     def renewed(self, sent: float, lease_us: int) -> None:
-        """Note that a lease was granted by a request that went out at *sent*."""
+        """Record that the server renewed the lease, in reply to a request sent at *sent*."""
         self._believed_until = believed_until(sent, lease_us)
 
     def doubt(self) -> None:
-        """Believe in the lease no more until it has been renewed."""
+        """Stop relying on the lease until the server has renewed it."""
         self._believed_until = 0.0
 
     def lose(self) -> bool:
-        """Note that the server no longer counts us as the holder; True the first time."""
+        """Record that this node no longer holds the lease; return True the first time."""
         first = not self._lost
         self._lost = True
         return first
 
     def lease_us(self, now: float) -> int:
-        """Return how long to renew the lease for: never for less than the handler asked."""
+        """Return the length of the next renewal: never less than the handler asked for."""
         return max(self._options.lease, int((self._extended_until - now) * 1_000_000))
 
     def take(self, verdict: Verdict) -> bool:
         """
-        Reserve the settling of this claim; False when somebody else has.
+        Commit to settling this lease with *verdict*; return False if another party already has.
 
-        Waits while another thread is at it: if that fails, this one may.
+        Waits while another thread is settling the lease. If that thread fails, this one may try.
         """
         return self._reserve(_End(verdict))
 
     def _reserve(self, end: _End) -> bool:
         while (by := self._end.setdefault("by", end)) is not end:
-            # Not for ever: a signal handler may have interrupted that thread, and wait for this
-            # one. The lease decides then.
+            # The wait has a limit: the other thread may be interrupted by a signal handler that
+            # waits for this thread. If no party settles the lease, it expires.
             if by.thread in (None, threading.get_ident()) or not by.over.wait(self._patience):
                 return False
         return True
 
     def settlement(self, verdict: Verdict, *, wait: int = 0, error: str = "") -> Settlement:
-        """Write down how this claim ends."""
+        """Return the settlement of this lease with *verdict*."""
         return Settlement(self.claim.id, self.claim.token, verdict, wait, error)
 
     def backoff_us(self) -> tuple[int, Exception | None]:
-        """Return the wait before the next attempt, and what went wrong in asking for it."""
+        """
+        Return the wait before the next attempt.
+
+        Returns:
+            The wait, and the exception of the user's ``backoff`` function if it raised. The wait
+            is then that of the default backoff.
+        """
         try:
             return wait_us(self._options.backoff, self.claim.attempt), None
         except Exception as e:
@@ -174,7 +200,8 @@ class Hold:
             end.thread = None
         except BaseException as e:
             if self._end.get("by") is end:
-                # It may be asked again; the lease decides when nobody does.
+                # Allow another attempt. If none is made, the lease expires and the event is
+                # delivered again.
                 self._end.pop("by")
                 refused = isinstance(e, StoreError) and not isinstance(e, OutcomeUnknown)
                 self.superseded = self.superseded or not refused
@@ -184,7 +211,7 @@ class Hold:
         self._ended(self, result)
         return result
 
-    # What `Event` asks
+    # Called by `Event`
 
     def confirm(self) -> bool:
         """See `Event.confirm`."""
@@ -204,11 +231,11 @@ class Hold:
         us = max(0, duration_us(ms, "ms"))
         if self.settled:
             return False
-        # While a handler runs its heartbeats hold the event: it may ask for more, not for less.
+        # While the handler runs, heartbeats renew the lease: the handler can only lengthen it.
         running, before, sent = self.running, self._extended_until, time.monotonic()
         until = sent + us / 1_000_000
-        # Before it is sent: a heartbeat that is on its way meanwhile finds the wish when it
-        # is answered, and is sent again.
+        # Before the request is sent: if a heartbeat that is under way shortens the lease, it
+        # sees this value with its reply, and renews the lease again.
         wish = self._extended_until = max(before, until) if running else until
         try:
             held = self._ledger.extend([self.key], us, at_least=running)[0]
@@ -226,7 +253,7 @@ class Hold:
         return True
 
     def lost(self, now: float | None = None) -> bool:
-        """See `Event.lease_lost`; *now* is that of `lasting`, for who asks of many at once."""
+        """See `Event.lease_lost`. *now*, from `lasting`, saves a clock read for each lease."""
         if self._lost or self._end:
             return self._lost
         return (lasting() if now is None else now) > self._believed_until
