@@ -76,6 +76,21 @@ class TestNoticed:
         node.turn()
         assert 1 == len(store.told), "told again"
 
+    def test_a_node_that_describes_itself_still_notices_a_lost_claim(
+        self, client, store, node, now
+    ):
+        """The server updates the description, and keeps the time at which the node last claimed."""
+        node.turn()
+        there = now.us
+        snapshot = Snapshot(client, store.keys)
+        now.tick(500)
+        node.turn()
+        snapshot.restore()
+        store.describe(node.name, '{"listening":true}')
+        now.tick(100)
+        node.turn()
+        assert [(ms(there), ms(now.us))] == [(error.since, error.until) for error in store.told]
+
     def test_each_time(self, client, store, node):
         """Writes that are lost a second time are told of a second time."""
         for times in (1, 2):
