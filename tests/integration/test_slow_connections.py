@@ -52,6 +52,12 @@ class TestClaim:
         assert ["a", "b"] == ids(node.claim(9, most=2 * (1_000 + HEAD)))
         assert ["c"] == ids(node.claim(9, most=10))
 
+    def test_takes_no_more_than_a_million_bytes_if_it_is_asked_for_more(self, store, node):
+        """A node that received half of a huge event asks for half of that, which is too much."""
+        for id in "abc":
+            large(store, id)
+        assert ["a", "b"] == ids(node.claim(9, most=10_000_000))
+
 
 class TestAskedAgain:
     """A turn whose reply broke off is answered with less, and the rest is released."""

@@ -161,8 +161,8 @@ local function take_turn()
         -- Events that this node cannot receive are left for other nodes, which are told about
         -- them.
         due, left = fitting(horizon, limit, most), redis.call('ZCOUNT', DUE, '-inf', horizon)
-        most = math.min(most, MOST_BYTES)
       end
+      most = math.min(most, MOST_BYTES)
     end
   end
 
