@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dtimer.errors import OutcomeUnknown, StoreError
 from dtimer.model.event import DeadLetter
 from dtimer.model.recurrence import Definition, definition_from_json
 from dtimer.store import codec
@@ -127,10 +128,14 @@ class Inventory(Store):
             head = b"%d,%b,%d|" % (letter.attempt, letter.reason.encode(), len(error))
             text = (head + error + letter.raw).decode(errors="surrogateescape")
             arguments += (letter.id, str(round(letter.died * 1000)), text)
+        done = True
         try:
             return self._ask(int, "restore", *arguments, named=True)
+        except StoreError as e:
+            done = isinstance(e, OutcomeUnknown)
+            raise
         finally:
-            for letter in letters:
+            for letter in letters if done else ():
                 self._walks.restored(letter.id, round(letter.died * 1000))
 
     def holders(self, most: int = 500) -> dict[str, int]:

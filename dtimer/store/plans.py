@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from dtimer.errors import NamespaceCorrupt, StoreError
+from dtimer.errors import NamespaceCorrupt, OutcomeUnknown, StoreError
 from dtimer.model.recurrence import (
     AHEAD,
     MISFIRES,
@@ -32,18 +32,34 @@ class Plans(Namespace):
         super().__init__(*arguments, **options)
         # What was declared from here, and when, on the monotonic clock.
         self._declared: dict[str, tuple[Definition, float]] = {}
-        self._walks = Walks(self._now)
+        self._walks = Walks(self._now, round(self._timeout * 1e6))
 
     def declare(self, definition: Definition) -> str:
         """Declare a schedule; return ``new``, ``changed`` or ``same``."""
         result = ""
         try:
             result = self._declare(definition)
+        except StoreError as e:
+            result = "" if isinstance(e, OutcomeUnknown) else "same"
+            raise
         finally:
             if result != "same":
                 self._walks.declared(definition.id)
         self._declared[definition.id] = (definition, time.monotonic())
         return result
+
+    def _change(self, note: Callable[[], None], verb: str, *arguments: str) -> bool:
+        """Run *verb*, return whether it changed anything, and *note* what it did or may have."""
+        changed = True
+        try:
+            changed = self._ask(flag, verb, *arguments, named=True)
+            return changed
+        except StoreError as e:
+            changed = isinstance(e, OutcomeUnknown)
+            raise
+        finally:
+            if changed:
+                note()
 
     def redeclare(self, seconds: float | None) -> None:
         """
@@ -160,13 +176,12 @@ class Plans(Namespace):
 
     def suspend(self, id: str, *, on: bool) -> bool:
         """Pause or resume one schedule; return whether that changed anything."""
-        changed = True
-        try:
-            changed = self._ask(flag, "suspend", id, "1" if on else "0", named=True)
-            return changed
-        finally:
-            if changed and not on:
+
+        def note() -> None:
+            if not on:
                 self._walks.declared(id)
+
+        return self._change(note, "suspend", id, "1" if on else "0")
 
     def run_now(self, id: str) -> str | None:
         """See `DTimer.run_now`."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from dtimer.errors import EventExists, NotReplicated, StoreError
+from dtimer.errors import EventExists, NotReplicated, OutcomeUnknown, StoreError
 from dtimer.model.claims import Answer, Result, Settlement, Turn, TurnRequest
 from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, Stats
 from dtimer.store import codec, overview
@@ -94,6 +94,10 @@ class Store(Plans):
                 marks, total, id = understood(verb, codec.read_posted, copied.reply)
             else:
                 marks, total, id = self._ask(codec.read_posted, verb, *arguments, named=True)
+        except StoreError as e:
+            # Refused: nothing was stored.
+            marks = b"" if isinstance(e, OutcomeUnknown) else b"x"
+            raise
         finally:
             if self._walks.under_way and marks != b"x":
                 self._walks.posted(entries, marks)
@@ -253,14 +257,7 @@ class Store(Plans):
 
     def reschedule(self, id: str, when: str) -> bool:
         """See `DTimer.reschedule`."""
-        moved = True
-        try:
-            moved = self._ask(flag, "reschedule", id, when, named=True)
-            return moved
-        finally:
-            # Also if it is not known whether it was.
-            if moved:
-                self._walks.put(id, when)
+        return self._change(lambda: self._walks.put(id, when), "reschedule", id, when)
 
     def peek(self, id: str) -> Record | None:
         """See `DTimer.peek`."""
@@ -288,13 +285,7 @@ class Store(Plans):
 
     def revive(self, id: str) -> bool:
         """See `DTimer.revive`."""
-        revived = True
-        try:
-            revived = self._ask(flag, "revive", id, named=True)
-            return revived
-        finally:
-            if revived:
-                self._walks.put(id, "+0")
+        return self._change(lambda: self._walks.revived(id), "revive", id)
 
     def trim(self, limit: int, age_us: int) -> int:
         """

@@ -9,6 +9,7 @@ one of each schedule at most.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -82,11 +83,12 @@ class Placed(Protocol):
 class Walk:
     """One walk that is under way."""
 
-    def __init__(self, clock: Callable[[], int] | None) -> None:
+    def __init__(self, clock: Callable[[], int] | None, spare_us: int) -> None:
         self._clock = clock
+        self._spare = spare_us
         self._server, self._mine = 0, 0.0
         #: The score of the place at which the walk ends.
-        self.end = 0.0
+        self.end = math.inf
         #: What the walk does not yield any more: ids, and names of schedules.
         self.passed: set[str] = set()
         self.schedules: set[str] = set()
@@ -104,7 +106,7 @@ class Walk:
             now = self._clock()
         text = when.removeprefix("=")
         us = now + int(text[1:]) if text.startswith("+") else max(now, int(text))
-        return us <= self.end + _SPARE_US
+        return us <= self.end + self._spare
 
 
 class Walks:
@@ -115,10 +117,13 @@ class Walks:
 
     Args:
         clock: None for the server's clock, or a function giving µs since the epoch.
+        timeout_us: The longest that a call may take, in µs.
     """
 
-    def __init__(self, clock: Callable[[], int] | None) -> None:
+    def __init__(self, clock: Callable[[], int] | None, timeout_us: int) -> None:
         self._clock = clock
+        # A call is noted when it returns. The server may have run it as early as the call began.
+        self._spare = _SPARE_US + timeout_us
         self._events: dict[int, Walk] = {}
         self._letters: dict[int, Walk] = {}
 
@@ -132,14 +137,15 @@ class Walks:
             high: The greatest.
             page: How many events to look at in one call.
         """
-        walk = Walk(self._clock)
+        walk = Walk(self._clock, self._spare)
         end, last = ("", ""), ("", "")
+        # Register before the first page is read: a signal handler may post in between.
+        self._events[id(walk)] = walk
         try:
             while True:
                 size = str(page)
                 seen: _Page = ask(_read_events, "upcoming", size, low, high, *last, *end)
                 walk.looked(seen)
-                self._events[id(walk)] = walk
                 end, last = seen.end, _further(last, seen.last)
                 for event, pending in seen.met:
                     if _is_new(walk, event.id, pending=pending):
@@ -161,13 +167,13 @@ class Walks:
             died: Begin after the letter that died then; ``""`` for the first.
             last: And has this id.
         """
-        walk = Walk(self._clock)
+        walk = Walk(self._clock, self._spare)
         end, place = ("", ""), (died, last)
+        self._letters[id(walk)] = walk
         try:
             while True:
                 seen: _Page = ask(_read_letters, "dead", str(page), *place, *end)
                 walk.looked(seen)
-                self._letters[id(walk)] = walk
                 end, place = seen.end, _further(place, seen.last)
                 for letter in seen.met:
                     if letter[0] not in walk.passed:
@@ -198,6 +204,14 @@ class Walks:
         """Note that this timer has made the pending occurrence of a schedule, or may have."""
         for walk in list(self._events.values()):
             walk.schedules.add(schedule)
+
+    def revived(self, letter: str) -> None:
+        """Note that this timer has revived a letter, or may have."""
+        self.put(letter, "+0")
+        for walk in list(self._letters.values()):
+            # It may die again, before the end of the walk if the server's clock was put back.
+            if walk.reaches("+0"):
+                walk.passed.add(letter)
 
     def restored(self, letter: str, died_us: int) -> None:
         """Note that this timer has put a dead letter back, or may have."""

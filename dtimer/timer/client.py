@@ -245,9 +245,10 @@ class Client(Emitter):
 
         The walk begins with the first ``next()``, and ends at the last (due, id) that exists then.
         So a loop may post, move, cancel and revive. What this timer posts, moves, revives or
-        declares meanwhile, to a place before that end, is passed over. At most one pending
-        occurrence of each schedule is yielded. Events that other processes change meanwhile may
-        or may not appear.
+        declares meanwhile, to a place before that end, is passed over. So is an id that it adds
+        to a pipeline of yours, even if the pipeline is never executed or an existing event is
+        kept. At most one pending occurrence of each schedule is yielded. Events that other
+        processes change meanwhile may or may not appear.
 
         Args:
             offset: Pass over what is due sooner than this from now. None begins with

@@ -7,7 +7,7 @@ import itertools
 import pytest
 from peers import Peer, post
 
-from dtimer.errors import OutcomeUnknown
+from dtimer.errors import OutcomeUnknown, StoreError
 from dtimer.model.event import Record
 from dtimer.model.recurrence import define
 from dtimer.store.connect import source
@@ -42,9 +42,9 @@ def everything(store, most=5 * MANY):
     return itertools.islice(store.upcoming("-inf", "+inf"), most)
 
 
-def every_second(id):
+def recurring(id, ms=1_000):
     return define(
-        id, every=1_000, start=None, end=None, count=None, jitter=0, misfire="coalesce",
+        id, every=ms, start=None, end=None, count=None, jitter=0, misfire="coalesce",
         overlap="queue", max_retries=3, payload="{}",
     )  # fmt: skip
 
@@ -121,6 +121,69 @@ class TestTheEnd:
             store.post([Entry("perhaps", "+60000500", "", "3|{}")], "replace")
         assert ["e0001", "e0002"] == [record.id for record in walk]
 
+    def test_an_event_is_not_met_again_if_the_reply_to_its_move_was_late(
+        self, store, now, monkeypatch
+    ):
+        """The server moves the event when the call begins, and the timer notes it at the end."""
+        ids = fill(store)
+        post(store, "last", HOUR / 1000)
+        call = store._call
+
+        def late(verb, *arguments, **options):
+            reply = call(verb, *arguments, **options)
+            if verb == "reschedule":
+                now.tick(2_900)
+            return reply
+
+        monkeypatch.setattr(store, "_call", late)
+        walk = everything(store)
+        met = [next(walk).id]
+        store.reschedule(met[0], f"+{HOUR - 1}")
+        met += [record.id for record in walk]
+        assert [*ids, "last"] == met
+
+    def test_an_event_posted_while_the_first_page_is_read_is_passed_over(self, store, monkeypatch):
+        """A signal handler may post between the reply of the first page and its use."""
+        ids = fill(store)
+        call = store._call
+
+        def interrupted(verb, *arguments, **options):
+            reply = call(verb, *arguments, **options)
+            if verb == "upcoming":
+                monkeypatch.undo()
+                post(store, "handler", 60_200.5)
+            return reply
+
+        monkeypatch.setattr(store, "_call", interrupted)
+        assert ids == [record.id for record in everything(store)]
+
+    @pytest.mark.parametrize(
+        "refused",
+        [
+            lambda s: s.post([Entry("e0001", "+0", "", "3|{}")], "replace"),
+            lambda s: s.reschedule("e0001", "+0"),
+            lambda s: s.revive("e0001"),
+            lambda s: s.declare(recurring("beat")),
+            lambda s: s.suspend("beat", on=False),
+        ],
+        ids=["post", "reschedule", "revive", "declare", "resume"],
+    )
+    def test_a_call_that_the_server_refused_hides_no_event(self, store, monkeypatch, refused):
+        """The call changed nothing, so the walk still meets every event that it has not met."""
+        fill(store, 3)
+        store.declare(recurring("beat", 3_600_000))
+        walk = everything(store)
+        next(walk)
+
+        def refuse(*_, **__):
+            raise StoreError("out of memory")
+
+        monkeypatch.setattr(store, "_call", refuse)
+        with pytest.raises(StoreError):
+            refused(store)
+        monkeypatch.undo()
+        assert ["e0001", "e0002", "beat"] == [record.id.partition("@")[0] for record in walk]
+
     def test_events_of_another_timer_do_not_prolong_it(self, store, other):
         """What others post behind the end is not met, and what they post before it may be."""
         ids = fill(store)
@@ -158,7 +221,7 @@ class TestSchedules:
         """Each cancelled occurrence makes the next one; a loop that cancels all of it ends."""
         names = [f"beat-{i:03}" for i in range(150)]
         for name in names:
-            store.declare(every_second(name))
+            store.declare(recurring(name))
         post(store, "far", YEAR / 1000)
         met = []
         for record in everything(store):
@@ -168,7 +231,7 @@ class TestSchedules:
 
     def test_an_occurrence_that_is_retried_is_met_besides(self, store, node, now):
         """The mark is for the pending occurrence; another one of the schedule waits like any."""
-        store.declare(every_second("beat"))
+        store.declare(recurring("beat"))
         now.tick(1_000)
         (claim,) = node.claim()
         node.fail(claim, wait=500)
@@ -181,7 +244,7 @@ class TestSchedules:
         met = []
         for record in everything(store):
             met.append(record.id)
-            store.declare(every_second(f"of-{record.id}"))
+            store.declare(recurring(f"of-{record.id}"))
             store.run_now(f"of-{record.id}")
         assert [*ids, "last"] == met
 
@@ -200,6 +263,21 @@ class TestDead:
             (claim,) = node.claim()
             node.fail(claim)
         assert MANY == len(met) == len(set(met))
+
+    def test_a_loop_that_revives_ends_after_the_clock_was_put_back(self, store, node, now):
+        """Revived letters die again before the end of the walk, because the clock is behind it."""
+        bury(store, node, MANY)
+        now.tick(HOUR / 1000)
+        post(store, "last", max_retries=0)
+        node.fail(*node.claim())
+        now.tick(-HOUR / 2000)
+        met = []
+        for letter in itertools.islice(store.dead(), 5 * MANY):
+            met.append(letter.id)
+            now.tick(1)
+            assert store.revive(letter.id)
+            node.fail(*node.claim())
+        assert [*(f"d{i:04}" for i in range(MANY)), "last"] == met
 
     def test_letters_that_the_loop_puts_back_are_passed_over(self, client, namespace, now):
         """A letter is put back at the time of its death, which the walk may have before it."""
