@@ -49,6 +49,8 @@ if not hears and flags ~= '' then
   if #flags > 3 then
     most = tonumber(string.match(flags, ',(%d+)') or most)
     strict = string.find(flags, '!', 1, true)
+    -- A strict claim needs the larger limit to choose its events.
+    if not strict then most = math.min(most, MOST_BYTES) end
   end
 end
 
@@ -161,8 +163,8 @@ local function take_turn()
         -- Events that this node cannot receive are left for other nodes, which are told about
         -- them.
         due, left = fitting(horizon, limit, most), redis.call('ZCOUNT', DUE, '-inf', horizon)
+        most = math.min(most, MOST_BYTES)
       end
-      most = math.min(most, MOST_BYTES)
     end
   end
 
