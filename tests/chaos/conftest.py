@@ -36,11 +36,8 @@ def watch(own, request):
         yield watch
 
 
-LATER = 4_000_000_000_000
-
-
 def _poster(watch, own, id, **options):
-    """Return a timer that is connected and has opened the namespace, so that no post of a test must."""
+    """Return a timer whose namespace is open: a fault of the test then meets the post itself."""
     timer = DTimer(id, own.url, ns=watch.ns, **options)
     # Reading commands do not open a namespace.
     timer.cancel(id)
