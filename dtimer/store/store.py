@@ -18,7 +18,7 @@ from dtimer.model.claims import Answer, Result, Settlement, Turn, TurnRequest
 from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, Stats
 from dtimer.store import codec, overview
 from dtimer.store.ear import Ear
-from dtimer.store.faults import broken_reply, overtaken
+from dtimer.store.faults import Fate, broken_reply, fate, overtaken
 from dtimer.store.namespace import SILENT_US
 from dtimer.store.piped import Piped
 from dtimer.store.plans import Plans
@@ -181,7 +181,8 @@ class Store(Plans):
             try:
                 reply = asked.answer(lay=lay)
             except Exception as e:
-                if asked.arrived:
+                # An error that the server has replied arrived whole: the connection is not slow.
+                if asked.arrived and fate(e, sent=True) is Fate.UNKNOWN:
                     raise broken_reply(e, asked.arrived) from e
                 if not overtaken(e):
                     raise
