@@ -1,15 +1,14 @@
 """
-The listener: the pub/sub thread. It hears, and rings.
+The listener: the pub/sub thread. It receives wakes, and rings the bell.
 
-Rule 1: what a wake says is not looked at; that it came is all.
+Rule 1: the listener ignores the content of a wake. Only its arrival matters.
 
-Rule 2: a subscription is believed only while it is proven. Half-open sockets raise
-nothing for ever, so now and then the node has an echo sent to itself, along with a
-claim: heard in time it proves the way through the server, unheard it makes the node
-deaf, and the subscription is made anew.
+Rule 2: a subscription is trusted only while it is proven to work. A half-open socket never raises
+an error, so a claim now and then asks the server for an echo. An echo that arrives in time proves
+the whole path. If none arrives, the node is deaf, and the listener subscribes again.
 
-Rule 3: the bell is rung whenever a subscription ends, for the claimer to find out whether
-the server has gone with it, and after each new one, for what was missed meanwhile.
+Rule 3: the listener rings the bell when a subscription ends, because the server may be down, and
+after each new subscription, because wakes may have been missed before it.
 """
 
 from __future__ import annotations
@@ -24,24 +23,25 @@ from dtimer.engine.service import Service
 from dtimer.faultpoints import armed, reached
 from dtimer.model.jitter import between
 
-# The part of the time between echoes by which one may be early.
+# A claim may send an echo early, by this fraction (1/5) of the time between echoes.
 _EARLY = 5
 
+# Seconds before the next attempt to subscribe: at first, at most, and if the error will last.
 _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
 
 
 class Ear(Protocol):
-    """A subscription, as the listener needs it."""
+    """A pub/sub subscription."""
 
     def open(self) -> None:
         """Subscribe, or raise."""
 
     def wait(self, seconds: float, also: int) -> bool:
-        """Wait for something to hear, or for the descriptor *also*."""
+        """Wait for a message, or until the descriptor *also* is readable; True for a message."""
         ...
 
     def hear(self) -> list[str]:
-        """Return the channels on which something came."""
+        """Return the channels of the messages that have arrived."""
         ...
 
     def close(self) -> None:
@@ -54,14 +54,16 @@ class Deaf(Exception):
 
 class Listener(Service):
     """
+    Keeps a subscription open and proven, on a thread of its own.
+
     Args:
-        name: The thread's.
-        ear: Makes a subscription, not opened yet.
+        name: The name of the thread.
+        ear: Returns a new subscription that is not open yet.
         ring: Rings the claimer's bell.
-        changed: Told with None that the node hears, or with the error that it does not.
-        slow: Whether an error needs a person, so that trying again may wait.
-        echo_every: Seconds of silence after which an echo is wanted.
-        patience: Seconds within which an echo has to be heard.
+        changed: Called with None when wakes begin to arrive, and with the error when they stop.
+        slow: Tells whether an error lasts until an operator acts, so that retries may be slow.
+        echo_every: The seconds of silence after which an echo is needed.
+        patience: The seconds within which an echo must arrive.
     """
 
     def __init__(
@@ -86,16 +88,17 @@ class Listener(Service):
         self._opened: Ear | None = None
         self._subscribed = False
         self._echo_sent: float | None = None
+        #: When a message was last received, on the monotonic clock.
         self.heard: float | None = None
         #: True while wakes are proven to arrive.
         self.hears = False
-        #: Since when they do not, on the monotonic clock; None while they do.
+        #: Since when wakes do not arrive, on the monotonic clock; None while they do.
         self.deaf_since: float | None = None
-        #: Set when the first attempt to subscribe has ended, well or not.
+        #: Set when the first attempt to subscribe has succeeded or failed.
         self.tried = Flag()
 
     def echo_due(self) -> float:
-        """Return the seconds until an echo is wanted; the claimer sends it, then says so."""
+        """Return the seconds until an echo is due. The claimer asks for it with a claim."""
         if not self._subscribed or self._echo_sent is not None:
             return self._echo_every
         if not self.hears or self.heard is None:
@@ -104,16 +107,16 @@ class Listener(Service):
 
     @property
     def echo_wanted(self) -> bool:
-        """Whether a turn that is taken now should send one, lest it takes a turn of its own."""
+        """True if a claim made now should ask for an echo, to save a claim for the echo alone."""
         return self.echo_due() <= self._echo_every / _EARLY
 
     def echo_sent(self) -> None:
-        """Note that an echo is on its way, and wait for it from now on."""
+        """Record that an echo is under way; the time limit for it starts now."""
         if self._subscribed and self._echo_sent is None:
             self._echo_sent = time.monotonic()
 
     def echo_failed(self) -> None:
-        """Note that the echo was probably not sent: its silence proves nothing."""
+        """Record that the echo was probably not sent, so that its absence proves nothing."""
         self._echo_sent = None
 
     def stop(self) -> None:
@@ -140,7 +143,7 @@ class Listener(Service):
                 self._ring()
                 self._listen(ear, stopping)
             except BaseException as e:
-                # Whatever it is: who is deaf says so, and subscribes again.
+                # After any exception: report that the node is deaf, and subscribe again.
                 self._lost(e)
                 if time.monotonic() - began > 10 * _LONGEST_PAUSE:
                     pause = _FIRST_PAUSE
@@ -155,11 +158,11 @@ class Listener(Service):
             self._stop_bell.wait(rest)
 
     def close(self) -> None:
-        """Give the descriptors back; the thread does so at its end, if it was started."""
+        """Close the descriptors. The thread does so itself when it ends, if it was started."""
         self._stop_bell.close()
 
     def after_fork(self) -> None:
-        """Close a forked child's copies, for which the thread that had them is missing."""
+        """Close a forked child's copies of the descriptors: the thread that would is missing."""
         self._stop_bell.after_fork()
         if self._opened is not None:
             self._opened.close()
@@ -174,7 +177,7 @@ class Listener(Service):
                 left = sent + self._patience - time.monotonic()
                 if left <= 0:
                     raise Deaf("the subscription does not hear its own echo")
-            # With no echo on its way, a slice: one may be sent while this waits.
+            # Wait in slices, because an echo may be sent, and its time limit start, meanwhile.
             if not ear.wait(min(left, self._patience / 2), self._stop_bell.descriptor):
                 continue
             channels = ear.hear()
@@ -192,7 +195,7 @@ class Listener(Service):
 
     def _lost(self, error: BaseException) -> None:
         if self.deaf_since is None:
-            # An echo that was not heard shows that it was deaf before it was known to be.
+            # A missing echo shows that the node has been deaf since the echo was sent.
             sent = self._echo_sent if isinstance(error, Deaf) else None
             self.deaf_since = sent or time.monotonic()
         ended, self._subscribed, self.hears = self._subscribed, False, False

@@ -1,19 +1,18 @@
-"""Whether the server's clock goes at the pace of this machine's."""
+"""Detect jumps of the server's clock, by comparing it with this machine's clock."""
 
 from __future__ import annotations
 
 import time
 
-# A step of the clock smaller than this many seconds is nobody's business, nor that clocks
-# drift apart by this part of the time.
+# Ignored: steps of less than this many seconds, and drift below this fraction of the time.
 _TOLERATED, _DRIFT = 1.0, 0.001
 
 
 def lasting() -> float:
     """
-    Return seconds since some point, those during which the machine was suspended included.
+    Return the seconds since an arbitrary moment, including those of a suspended machine.
 
-    On Linux the monotonic clock stands still meanwhile; leases go on.
+    The monotonic clock of Linux stops while the machine is suspended. Leases do not.
     """
     try:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -22,27 +21,30 @@ def lasting() -> float:
 
 
 class Pace:
-    """Compares how far the server's clock goes with how much time passes here."""
+    """Compares the progress of the server's clock with the time that passes here."""
 
     def __init__(self) -> None:
-        # When the last answer was asked for, when it came, and what time it told.
+        # Of the last reply: when its request was sent, when it was received, the server's time.
         self._before: tuple[float, float, float] | None = None
 
     def jumped(self, told: float, sent: float) -> float:
         """
-        Return by how many seconds, at the least, the server's clock was set since last asked.
+        Return by how many seconds the server's clock jumped since the last call, at the least.
+
+        Negative if the clock was set back, and 0 if there is nothing to report.
 
         Args:
-            told: The server's time, of which an answer has just come.
-            sent: When that was asked for, on the monotonic clock.
+            told: The server's time in a reply that was just received, in seconds.
+            sent: When the request was sent, on the monotonic clock.
         """
-        # In this order: a process that is stopped in between knows less, and nothing wrong.
+        # Read this clock first. If the process is suspended between the two reads, the interval
+        # only gets wider, which may hide a small jump but reports none that did not happen.
         came = lasting()
         took = time.monotonic() - sent
         before, self._before = self._before, (came - took, came, told)
         if before is None:
             return 0.0
-        # Within the answer's time nobody knows when the server looked at its clock.
+        # The server read its clock at an unknown moment between request and reply.
         least, most = came - took - before[1], came - before[0]
         went = told - before[2]
         tolerated = _TOLERATED + _DRIFT * most

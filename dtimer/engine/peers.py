@@ -1,17 +1,19 @@
-"""Whether other nodes could take what this one keeps."""
+"""Find out whether there are other nodes that could claim this node's events."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-#: For so many seconds an answer is believed.
+#: The seconds for which a reply is trusted.
 _BELIEVED = 1.0
 
 
 class Peers:
     """
-    For one thread at a time.
+    Asks the store whether there are other nodes, at most once a second.
+
+    Used by one thread at a time.
 
     Args:
         alone: Asks the store whether no other node has joined.
@@ -23,17 +25,17 @@ class Peers:
         self._believed_until = 0.0
 
     def none(self) -> bool:
-        """Tell whether no other node has joined. False if the store does not answer."""
+        """Return whether no other node has joined; False if the store does not answer."""
         if time.monotonic() >= self._believed_until:
             try:
                 self._answer = self._alone()
             except Exception:
-                # The next turn tells what is wrong.
+                # The next claim fails as well, and reports the error.
                 self._answer = False
             self._believed_until = time.monotonic() + _BELIEVED
         return self._answer
 
     @property
     def known_none(self) -> bool:
-        """True if `none` was true, and is still believed. Asks nothing."""
+        """True if `none` has returned True within the last second. Asks nothing."""
         return self._answer and time.monotonic() < self._believed_until

@@ -1,44 +1,56 @@
 """
-How many batches a turn claims for each hand: more than one where events are overdue and handlers
-are quick.
+Decide how many batches a claim takes for each handler thread.
 
-A turn takes as long as many a handler does, and its cost is that of one script however much it
-claims. But what a node has claimed no other node can have, so it is no more than the hands get
-done within a few milliseconds, and it is begun with one: whether there is more than that, and how
-long handlers take, is seen first.
+More than one pays if events are overdue and handlers are quick: a claim may take as long as a
+handler, and costs one script call, however many events it takes. But no other node can start
+the events that this node has claimed. So a claim takes no more than the threads handle within a few
+milliseconds. It begins with one batch a thread, until it is known that there is a backlog and
+that handlers are quick.
 """
 
 from __future__ import annotations
 
-#: For so many seconds the hands may have work in advance; and settlements wait no longer for a
-#: turn while they do.
+#: The handler threads may have at most this many seconds of work in advance. Settlements wait no
+#: longer than this for a claim that carries them.
 IN_ADVANCE = 0.005
 
+# The most batches for each thread.
 _MOST = 64
-# Two turns in a row that were given all that they asked for.
+# The number of batches after two claims in a row that got all the events they asked for.
 _BACKLOG = 4
 
 
 class Prefetch:
-    """For any thread, without a lock: of two notes at the same time one may be lost."""
+    """
+    Learns from claims and handlers how many batches to claim.
+
+    Safe for any thread, without a lock: of two records at the same time one may be lost.
+    """
 
     def __init__(self, *, allowed: bool) -> None:
         self._allowed = allowed
         self._streak = 1
-        # What a batch takes: as long as the longest of late. None before one has ended.
+        # The seconds that a batch takes: the longest of recent ones. None before the first end.
         self._took: float | None = None
 
     def took(self, seconds: float) -> None:
-        """Note how long a hand was busy with a batch."""
+        """Record how long a handler thread ran a batch."""
         self._took = max(seconds, 0.9 * (self._took or 0.0))
 
     def too_much(self) -> None:
-        """Note that hands did not come to what they had in advance."""
+        """Record that events claimed in advance waited too long for a thread."""
         self._streak = 1
         self._took = 2 * (self._took or IN_ADVANCE)
 
     def answered(self, limit: int, claimed: int, *, overdue: bool) -> None:
-        """Note how much of what a turn asked for it was given, and whether that was overdue."""
+        """
+        Record the result of a claim.
+
+        Args:
+            limit: How many events the claim asked for.
+            claimed: How many it got.
+            overdue: Whether all of them were due already.
+        """
         if limit:
             full = self._allowed and overdue and claimed == limit
             self._streak = min(2 * self._streak, _MOST) if full else 1
@@ -46,8 +58,10 @@ class Prefetch:
     @property
     def meanwhile(self) -> int:
         """
-        How many batches to claim for each hand while it has one: 0 where that takes it long, or
-        where it is not known to be a backlog. One event that was due says nothing of a second.
+        How many batches to claim for a busy handler thread.
+
+        Zero unless the last two claims were filled and handlers return within 5 ms: one full
+        claim does not make a backlog.
         """
         took = self._took
         if self._streak < _BACKLOG or took is None or took > IN_ADVANCE:
@@ -56,7 +70,7 @@ class Prefetch:
 
     @property
     def batches(self) -> int:
-        """How many batches to claim for each free hand."""
+        """How many batches to claim for each free handler thread."""
         took = self._took
         if self._streak == 1 or took is None:
             return 1

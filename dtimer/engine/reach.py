@@ -1,4 +1,4 @@
-"""Whether the store can be reached: who is told, and how long to wait before it is tried again."""
+"""Track whether the store answers: report changes, and decide how long to pause after errors."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Callable
 from dtimer.engine.flag import Flag
 from dtimer.model.jitter import between
 
+# Seconds before the next try: at first, at most, and if the error will last.
 _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
 
 
 class Reach:
     """
-    For one thread at a time.
+    Tracks whether claims are answered. Used by one thread at a time.
 
     Args:
-        slow: Tells whether an error needs a person.
-        changed: Told with None that the store answers, or with the error that it does not.
+        slow: Tells whether an error lasts until an operator acts, so that retries may be slow.
+        changed: Called with None when the store begins to answer, and with the error when it
+            fails. In one outage it is called once for each kind of error.
     """
 
     def __init__(
@@ -28,13 +30,13 @@ class Reach:
         self._changed = changed
         self._pause = _FIRST_PAUSE
         self._told: set[type] = set()
-        #: Set when the first turn has been answered, or refused.
+        #: Set when the first claim has been answered, or has failed.
         self.tried = Flag()
-        #: Why the last turn was not answered.
+        #: Why the last claim failed; None if it was answered.
         self.error: Exception | None = None
 
     def answered(self) -> None:
-        """Note that a turn and all that followed from it was done."""
+        """Record that a claim was answered and its reply applied."""
         self._pause = _FIRST_PAUSE
         if self.error is not None or not self.tried.is_set():
             self.error = None
@@ -43,9 +45,9 @@ class Reach:
         self.tried.set()
 
     def failed(self, error: Exception) -> float:
-        """Note that a turn was not, and return for how many seconds to pause."""
+        """Record that a claim failed; return for how many seconds to pause."""
         if type(error) not in self._told:
-            # Each kind once in an outage, however they take turns.
+            # Once for each kind, even if two kinds of error alternate during an outage.
             self._told.add(type(error))
             self._changed(error)
         self.error = error

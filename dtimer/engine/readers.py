@@ -1,9 +1,9 @@
 """
-Readers of a queue: threads that wait for a key, and the keys in their hands.
+The readers of a `RunAt` queue: the user's threads that wait for a key, and the keys they hold.
 
-A thread of the node hands a key to a reader and holds it until the reader is done with it.
-Everything changes by single steps of the interpreter, without a lock: a signal handler may
-interrupt a reader and read, or stop, which waits for the threads that hand keys over.
+A handler thread hands a key to a reader and waits until the reader is done with it. Every change
+is one step of the interpreter, without a lock: a signal handler that interrupts a reader may read
+itself, or stop the queue, which waits for the handler threads.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from dtimer.engine.flag import Flag
 from dtimer.errors import DTimerError
 from dtimer.model.event import Event
 
-#: How often, in seconds, a hand looks whether the reader of its key still lives.
+#: Seconds between two checks of whether the reader of a key is still alive.
 _LOOK = 1.0
 
 
 class Returned(DTimerError):
-    """A reader left by an exception, or its thread ended: its key is handed out again."""
+    """A reader left by an exception, or its thread ended: its key is delivered again."""
 
 
 class Reading:
-    """A key in the hands of a reader, or, before it has come, the wait for it."""
+    """A reader that waits for a key, and then holds it."""
 
     def __init__(self) -> None:
         self.event: Event | None = None
         self.failure: BaseException | None = None
-        #: True if the wait was interrupted: the key is released as if it had never come.
+        #: True if the read was interrupted: its key is released, and no attempt is charged.
         self.forsaken = False
         self.reader = threading.current_thread()
         self.arrived = Flag()
@@ -38,7 +38,7 @@ class Reading:
 
 
 class Readers:
-    """The readers of one queue, and the keys that they hold. For any thread."""
+    """Hands keys to the readers of one queue, and keeps the keys they hold. For any thread."""
 
     def __init__(self) -> None:
         self._waiting: deque[Reading] = deque()
@@ -51,30 +51,33 @@ class Readers:
         self, reading: Reading, seconds: float | None, begun: Callable[[], object], stopped: Flag
     ) -> None:
         """
-        Wait for a key, at most *seconds* or until the queue is *stopped*.
+        Wait at most *seconds*, or until the queue is *stopped*, for a key.
 
-        If it is interrupted by an exception, as out of a signal handler, the caller has to
-        `forsake` this reader, or it would be handed the next key, and hold it for ever.
+        If an exception interrupts the wait, for example one from a signal handler, the caller
+        must `forsake` the reading. Otherwise it would receive the next key and hold it for ever.
 
         Args:
+            reading: Receives the key.
+            seconds: The longest wait; None for no limit.
             begun: Called when a key can be handed over.
+            stopped: Is set when the queue stops.
         """
         self._waiting.append(reading)
         begun()
         if not stopped.is_set():
             reading.arrived.wait(seconds)
         if not self._withdraw(reading):
-            # A thread has taken this reader, perhaps just now: it hands it a key.
+            # A handler thread has chosen this reader, perhaps just now, and hands it a key.
             reading.arrived.wait()
 
     def forsake(self, reading: Reading) -> None:
-        """Hand no key to this reader any more, and release the one that it was handed."""
+        """Abandon a reading: it receives no key any more, and its key is released."""
         reading.forsaken = True
         self._withdraw(reading)
         reading.done.set()
 
     def _withdraw(self, reading: Reading) -> bool:
-        """Remove a reader from those that wait; False if it does not, or no longer, wait."""
+        """Remove a reading from those that wait; return False if it does not wait."""
         try:
             self._waiting.remove(reading)
         except ValueError:
@@ -82,7 +85,13 @@ class Readers:
         return True
 
     def hand_over(self, event: Event, stopped: Flag) -> list[BaseException] | None:
-        """Hand a key to a reader, and return when it is done with it; None if nobody has it."""
+        """
+        Hand a key to a reader, and return when the reader is done with it.
+
+        Returns:
+            The exceptions that failed the key, or an empty list. None if no reader took the key,
+            which is then released.
+        """
         try:
             reading = self._waiting.popleft()
         except IndexError:
@@ -104,7 +113,7 @@ class Readers:
         return [] if reading.failure is None else [reading.failure]
 
     def confirm(self, key: str) -> bool:
-        """Confirm a key in hand; False when it is not, or no longer, held here."""
+        """Confirm a key that a reader holds; return False if no reader here holds it."""
         reading = self._held.get(key)
         if reading is None or reading.event is None:
             return False
@@ -118,10 +127,10 @@ class Readers:
             self._held.pop(key, None)
 
     def send_away(self) -> None:
-        """End the wait of each reader. The queue has to be stopped before."""
+        """End the wait of every reader. The caller must have stopped the queue before."""
         for reading in list(self._waiting):
             reading.arrived.set()
         for reading in list(self._held.values()):
             if reading.reader is threading.current_thread() and not reading.done.is_set():
-                # A signal handler interrupts this reader, which cannot take its key meanwhile.
+                # A signal handler interrupts this reader, which cannot return its key meanwhile.
                 self.forsake(reading)

@@ -1,8 +1,9 @@
 """
-What this process posts anew while claims wait to be read by it.
+The ids of events that this process replaces while a claim's reply is under way.
 
-A claim that was asked for before is, most likely, of what was replaced. Given back it does no
-harm: what is stale is ignored, and what is not is claimed again at once.
+The reply most likely contains the replaced event, which must not start. So the node releases the
+event. That is always safe: the server ignores the release of a replaced event, and an event that
+was not replaced is claimed again at once.
 """
 
 from __future__ import annotations
@@ -12,39 +13,39 @@ from collections.abc import Collection
 
 class Reposts:
     """
-    For any thread. Questions are numbered upwards; their answers come in that order.
+    Tracks replaced ids. Claims have ascending numbers, and their replies arrive in that order.
 
-    Without a lock: each change is one step of the interpreter, so that a signal handler may post
-    while a post is interrupted here, and may leave while the claimer needs this.
+    Safe for any thread, without a lock: every change is one step of the interpreter. So a signal
+    handler that interrupts a post here may post itself, or wait for the claimer, which uses this.
     """
 
     def __init__(self) -> None:
-        # The last question that asked for claims; None while no claim is on its way.
+        # The number of the last claim; None while no claim is under way.
         self._asked: int | None = None
-        # Of each id the last question that had been asked before it was posted.
+        # For each id, the last claim that was sent before the id was posted.
         self._ids: dict[str, int] = {}
 
     def begin(self, seq: int) -> None:
-        """Note that claims are asked for. Those of the question before may not be here yet."""
+        """Record that claim *seq* is sent. The reply to the claim before may be still unread."""
         self._asked = seq
         for id, asked in list(self._ids.items()):
-            # What was noted again since it was listed is put back.
+            # Drop ids of older claims, but put back an id that was added again meanwhile.
             if asked < seq - 1 and self._ids.pop(id, -1) >= seq - 1:
                 self._ids[id] = seq
 
     def end(self) -> None:
-        """Note that no claims are on their way any more."""
+        """Record that no claim is under way any more."""
         self._asked = None
         self._ids.clear()
 
     def add(self, ids: Collection[str]) -> None:
-        """Note what is about to be posted anew."""
+        """Record ids that are about to be posted again."""
         asked = self._asked
         if asked is not None:
             self._ids.update(dict.fromkeys(ids, asked))
 
     def since(self, seq: int) -> set[str]:
-        """Return what was posted anew after a question was asked."""
+        """Return the ids that were posted after claim *seq* was sent."""
         if not self._ids:
             return set()
         return {id for id, asked in list(self._ids.items()) if asked >= seq}

@@ -1,10 +1,10 @@
 """
-One named thread with a beginning and an end.
+A named thread that can be started, stopped and restarted, and that survives exceptions.
 
-Each start makes a stop event of its own and hands it to the body, so that no later start
-revives an older thread. A body that fails, with whatever it is, is reported and begun
-again: no thread of a node ends while the node has not. One that fails on its way out is
-begun once more, so that it may finish what it does last.
+Each start creates a stop flag and passes it to the body, so that a later start cannot revive an
+older thread. If the body raises anything, the exception is reported and the body runs again: no
+thread of a node ends before the node does. If the body raises after the stop, it runs once more,
+so that it can finish its last actions.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from collections.abc import Callable
 
 from dtimer.engine.flag import Flag
 
-# Long enough that a body which always fails does not spin, short enough to recover
+# Seconds before the body runs again. A body that always fails must not spin, but should recover
 # within a second.
 _PAUSE = 0.25
 
-# A body that has run for this long has recovered: what fails it then is news again.
+# After this many seconds without an exception, the next one is reported even if it is not new.
 _STEADY = 1.0
 
 
 class Service:
     """
-    A thread that runs *body* until it is stopped.
+    Runs *body* on a thread until it is stopped.
 
     Args:
-        name: The thread's.
-        body: Runs until the event that it is given is set, then returns.
-        failed: Told of what escaped the body, once of each kind until it has recovered.
-        ended: Called last on the thread, however the body came to its end.
+        name: The name of the thread.
+        body: Runs until the flag that it is given is set, then returns.
+        failed: Called with an exception of the body, once for each kind until it has recovered.
+        ended: Called last on the thread, after a return of the body or any exception.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Service:
         self._told: set[type] = set()
         self._failure: BaseException | None = None
         self._failed_at = 0.0
-        #: How often the body was begun again because it had failed.
+        #: How often the body has raised an exception.
         self.failures = 0
 
     def start(self) -> None:
@@ -59,12 +59,12 @@ class Service:
         Start the thread.
 
         Raises:
-            RuntimeError: the process can have no more threads. It may be stopped and
-                joined all the same.
+            RuntimeError: the process can start no more threads. The service may be stopped and
+                joined nevertheless.
         """
         self._stopping = Flag()
-        # Daemon: the interpreter would otherwise wait for it before it runs the
-        # exit handler that ends it.
+        # Daemon, because the interpreter waits for other threads before it runs the exit
+        # handler that stops this one.
         self._thread = threading.Thread(
             target=self._run, args=(self._stopping,), name=self.name, daemon=True
         )
@@ -82,12 +82,12 @@ class Service:
             self._ended()
 
     def _run_body(self, stopping: Flag) -> bool:
-        """Run the body; return whether that is to be left at it."""
+        """Run the body once. Return True if the thread should now end."""
         last = stopping.is_set()
         try:
             self._body(stopping)
         except BaseException as e:
-            # Also an exit: it is the process's to end, and not a thread's of ours.
+            # Also SystemExit and KeyboardInterrupt: they must not end a thread of the node.
             self._note(e)
             return last
         return True
@@ -99,28 +99,32 @@ class Service:
         self.failures += 1
         if type(error) not in self._told:
             self._told.add(type(error))
-            # Whoever cannot be told, for want of memory say, must not end the thread either.
+            # An exception of the report, for example a lack of memory, must not end the thread.
             with contextlib.suppress(Exception):
                 self._failed(error)
 
     @property
     def failure(self) -> BaseException | None:
-        """What the body last failed with; None once it has run steadily since."""
+        """The last exception of the body; None once the body has run long enough without one."""
         if time.monotonic() - self._failed_at > _PAUSE + _STEADY:
             self._failure = None
         return self._failure
 
     def stop(self) -> None:
-        """Ask the body to end. Does not wait."""
+        """Ask the body to end. Does not wait for it."""
         self._stopping.set()
 
     @property
     def stopping(self) -> bool:
-        """True once the end has been asked for."""
+        """True once `stop` has been called."""
         return self._stopping.is_set()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the end; return whether it has come. At once for the thread itself."""
+        """
+        Wait at most *timeout* seconds for the thread to end; return whether it has.
+
+        Returns at once if called by the thread itself.
+        """
         thread = self._thread
         if thread is None:
             return True
@@ -130,10 +134,10 @@ class Service:
 
     @property
     def started(self) -> bool:
-        """True once the thread has been started, also when it has ended."""
+        """True once the thread has been started, also after it has ended."""
         return self._thread is not None
 
     @property
     def current(self) -> bool:
-        """True on the thread of this service."""
+        """True if the calling thread is the thread of this service."""
         return self._thread is threading.current_thread()

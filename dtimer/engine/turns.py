@@ -1,4 +1,4 @@
-"""What the engine asks of the store."""
+"""The operations of the store that the engine uses."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dtimer.model.claims import Answer, TurnRequest
 
 
 class Turns(Renewals, Protocol):
-    """What the claimer asks of the store."""
+    """Sends claims, and makes the calls that follow from their replies."""
 
     def ask(self, request: TurnRequest) -> Answer:
-        """Ask for a turn, in one try; return what waits for the answer and returns it."""
+        """Send a claim, in one try. Return a callable that waits for the reply and returns it."""
         ...
 
     @property
     def busy(self) -> bool:
-        """Whether something that may take long is to be done before the next turn is asked for."""
+        """True if `ask` must first make other calls, which may take long."""
         ...
 
     def register(self) -> None:
-        """Register the node, again: its registration is gone."""
+        """Register the node again, because the server has lost its registration."""
         ...
 
     def trim(self) -> None:
@@ -29,9 +29,9 @@ class Turns(Renewals, Protocol):
         ...
 
     def supply(self, schedule: str) -> None:
-        """Bring a schedule more nominal times."""
+        """Send the server more nominal times of a schedule."""
         ...
 
     def slow(self, error: BaseException | None) -> bool:
-        """Tell whether an error needs a person."""
+        """Return whether an error lasts until an operator acts, so that retries may be slow."""
         ...

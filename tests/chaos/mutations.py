@@ -903,8 +903,8 @@ MUTANTS = [
     _mutant(
         "SystemExit ends a thread",
         "engine/service.py",
-        "        except BaseException as e:\n            # Also an exit",
-        "        except Exception as e:\n            # Also an exit",
+        "        except BaseException as e:\n            # Also SystemExit",
+        "        except Exception as e:\n            # Also SystemExit",
         _SERVICE,
     ),
     _mutant(
