@@ -8,6 +8,12 @@ from typing import Any
 from dtimer.store.scripts import Script
 
 
+def _words(command: Any) -> Any:
+    # A cluster's pipeline may keep objects instead of tuples. Their commands can go to different
+    # servers.
+    return command[0][:2] if isinstance(command, tuple) else None
+
+
 class Piped:
     """Where in each pipeline a script was put whole. For any thread, as its pipeline is not."""
 
@@ -27,7 +33,7 @@ class Piped:
         places = self._places.setdefault(pipe, {})
         at = places.get(script.name)
         # A pipeline that was executed or reset begins with an empty stack.
-        if at is not None and at < len(stack) and stack[at][0][:2] == ("EVAL", script.source):
+        if at is not None and at < len(stack) and _words(stack[at]) == ("EVAL", script.source):
             return "EVALSHA", script.sha
         places[script.name] = len(stack)
         return "EVAL", script.source
