@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -31,6 +32,19 @@ _MOST_REDIRECTIONS = 5
 
 # So many of its servers are named in a message.
 _NAMED = 3
+
+
+# What a MovedError says, and a plain error of the clients whose parser does not know MOVED: our
+# connections have the parser of a single server, and valkey-py and redis-py 5 have two.
+_MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)\Z")
+
+
+def _moved(error: Exception) -> Address | None:
+    """Return the server to which the keys have moved; None if *error* does not say that."""
+    if type(error).__name__ != "MovedError" and not str(error).startswith("MOVED "):
+        return None
+    match = _MOVED.match(str(error))
+    return (match[1], int(match[2])) if match else None
 
 
 class ClusterSource:
@@ -76,15 +90,21 @@ class ClusterSource:
         if found is not None:
             return found
         # One thread asks, and the others take its answer.
-        if not self._lock.acquire(timeout=max(0, until - time.monotonic())):
-            raise self._unreachable("the servers of the cluster do not answer in time")
+        lock = self._lock
+        # A signal handler that raises between these two lines leaves the lock taken for ever, so
+        # the wait leaves time to ask without it.
+        taken = lock.acquire(timeout=max(0, (until - time.monotonic()) / 2))
         try:
+            if not taken:
+                # The calls after this one shall not wait for it again.
+                self._lock = threading.RLock()
             found = self._homes.get(slot)
             if found is None:
                 found = self._homes[slot] = self._look_up(slot, until)
             return found
         finally:
-            self._lock.release()
+            if taken:
+                lock.release()
 
     def _look_up(self, slot: int, until: float) -> Address:
         error: Exception | None = None
@@ -134,9 +154,9 @@ class ClusterSource:
             self._homes.pop(slot, None)
             self._nodes = [*(node for node in self._nodes if node != home), home]
 
-    def moved(self, keys: Keys, error: Any, home: Address) -> None:
-        """Remember the server that *error* names in the place of *home*."""
-        address = self._mapped(error.host or home[0], error.port)
+    def moved(self, keys: Keys, named: Address, home: Address) -> None:
+        """Remember the server that was *named* in the place of *home*."""
+        address = self._mapped(named[0] or home[0], named[1])
         self._homes[self._slot_of(keys.due.encode())] = address
 
     @property
@@ -259,11 +279,11 @@ class ClusterWire:
                 return self._wire.receive(until, limit)
             except Exception as e:
                 self.arrived = self._wire.arrived
-                if type(e).__name__ != "MovedError" or not left:
+                if not (moved := _moved(e)) or not left:
                     if not is_a_reply(e) or fate(e, sent=True) is Fate.RECONNECT:
                         self._source.doubt(self._keys, self._home)
                     raise
-                self._source.moved(self._keys, e, self._home)
+                self._source.moved(self._keys, moved, self._home)
                 script, arguments, whole = self._words
                 self.send(script, arguments, until, limit, whole=whole)
         raise AssertionError("the last redirection is raised")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from leftovers import nothing_left
+from redis.cluster import ClusterNode, RedisCluster
 from servers import Server, eventually
+from valkey.cluster import ClusterNode as ValkeyNode
+from valkey.cluster import ValkeyCluster
 
 from dtimer import DTimer, NotReplicated
 from dtimer.testing import Catch
@@ -64,6 +69,41 @@ def test_a_namespace_of_a_cluster_is_on_one_server_and_wakes_arrive(cluster):
             assert {"in": ns} == events.next()[0]
             assert node.stats().totals["posted"] == 1
         other.leave()
+
+
+def client_of(library, servers):
+    """Make a client of *library* for the cluster of *servers*."""
+    if library == "redis":
+        return RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", s.port) for s in servers])
+    return ValkeyCluster(startup_nodes=[ValkeyNode("127.0.0.1", s.port) for s in servers])
+
+
+@pytest.mark.parametrize("library", ["redis", "valkey"])
+def test_posts_in_a_pipeline_of_a_cluster_are_stored(cluster, library):
+    """The clients keep the commands of such a pipeline in different forms."""
+    _, servers = cluster
+    with contextlib.closing(client_of(library, servers)) as client:
+        timer = DTimer("node", client)
+        pipe = client.pipeline()
+        for n in range(3):
+            timer.post({"n": n}, 10_000, id=f"e{n}", pipe=pipe)
+        pipe.execute()
+        assert [{"n": 0}, {"n": 1}, {"n": 2}] == [record.event for record in timer.upcoming()]
+        timer.leave()
+
+
+@pytest.mark.parametrize("library", ["redis", "valkey"])
+def test_a_call_follows_a_redirection_before_the_other_servers_know_of_it(cluster, library):
+    """After a failover or a migration, a server may still name the previous owner of the slot."""
+    _, servers = cluster
+    with contextlib.closing(client_of(library, servers)) as client:
+        owner = client.get_node_from_key("dtimer:{dt}:due").port
+        stale = next(s.port for s in servers if s.port != owner)
+        timer = DTimer("node", client)
+        timer._store._source._look_up = lambda slot, until: ("127.0.0.1", stale)
+        timer.post({}, 10_000, id="tea")
+        assert timer.peek("tea") is not None
+        timer.leave()
 
 
 def test_wait_replicas_counts_the_replicas_of_the_server_that_holds_the_namespace(cluster):
