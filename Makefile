@@ -1,4 +1,4 @@
-# Short names for commands that .ci/run and README.rst define.
+# Short names for the commands of .ci/run and README.rst.
 # Needs python3 with venv (on Debian: the package python3-venv).
 
 .PHONY: help test check lint docs demo bench soak fuzz audit mutants
@@ -10,9 +10,9 @@ help:
 	@echo "make demo    run the demo"
 	@echo "make bench   measure dtimer and its peers;  ARGS='lateness drain --rounds 5'"
 	@echo "make fuzz    feed random bytes to every decoder, for SECONDS=60"
-	@echo "make audit   look for known vulnerabilities in the installed packages"
-	@echo "make mutants plant known bugs, and see which test notices each;  ARGS='-k token'"
-	@echo "make soak    break everything around dtimer, for MINUTES=1, by SEED=, until EVENTS= are posted"
+	@echo "make audit   check the installed packages for known vulnerabilities"
+	@echo "make mutants plant known bugs, and check that a test notices each;  ARGS='-k token'"
+	@echo "make soak    inject faults for MINUTES=1, with SEED=, until EVENTS= are posted"
 
 .venv/made: setup.cfg pyproject.toml
 	python3 -m venv .venv

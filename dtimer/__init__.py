@@ -3,7 +3,7 @@
 import importlib
 import typing
 
-# Imported when they are first asked for (PEP 562): `dtimer --version` needs none of them.
+# Imported on first use (PEP 562), so that `dtimer --version` imports only this module.
 if typing.TYPE_CHECKING:
     from dtimer.errors import (
         ClockJump,

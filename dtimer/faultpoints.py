@@ -1,15 +1,14 @@
 """
-Places where a test can have something go wrong: named, and empty in production.
+Fault points: named places in the library where a test can inject a fault.
 
-A place is one line, ``if armed: reached("claim.answered")``. While nothing is armed it is
-the load of a global and the test of an empty dict: about 10 ns (CPython 3.11, where a turn
-takes 100 000), so they stay in the released library.
+A fault point is one line, ``if armed: reached("claim.answered")``. While nothing is armed, it costs
+the load of a global and the test of an empty dict: about 10 ns on CPython 3.11, where a claim takes
+100 000 ns. So fault points stay in the released library.
 
-Only code of the same process can arm one. There is no variable of the environment, no
-option, and nothing that comes from Redis can reach here.
+Only code of the same process can arm one. No environment variable, option or reply of Redis can.
 
-What is armed is called on the thread that comes by, with nothing. It may raise, kill the
-process, move time, or wait; the name of the thread tells whose it is.
+The armed action is called without arguments, on the thread that reaches the point. It may raise,
+kill the process, move the clock, or wait. The name of the current thread tells which one it is.
 """
 
 from __future__ import annotations
@@ -17,30 +16,30 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-#: Every point there is, and where. docs/internals.rst shows it; a test holds it complete.
+#: Every fault point, and its place. A test compares the names with docs/internals.rst.
 POINTS: dict[str, str] = {
-    "turn.asking": "before a turn is asked for, on the claimer's thread",
-    "claim.answered": "between the reply to a turn and its dispatch: leased, and known to no hand",
-    "claim.handed": "after the claims of a turn were put before the hands",
-    "handler.before": "on a hand, before the listeners of 'event' are called",
-    "handler.after": "on a hand, when they have returned, before what came of it is noted",
-    "settle.sending": "before what ends claims is sent, within a turn or at a handler's word",
+    "turn.asking": "before a claim is requested, on the claimer's thread",
+    "claim.answered": "between the reply to a claim and its dispatch: leased, on no thread",
+    "claim.handed": "after the claimed events were offered to the handler threads",
+    "handler.before": "on a handler thread, before the listeners of 'event' are called",
+    "handler.after": "on a handler thread, after they have returned, before the result is noted",
+    "settle.sending": "before settlements are sent, with a claim or by a handler's call",
     "beat.sending": "before leases are renewed",
     "reply.reading": "on the caller's thread, between sending a command and reading its reply",
     "retry.sending": "before the same operation is sent again",
-    "listener.subscribed": "on the listener's thread, when the server has confirmed it",
-    "loop.claimer": "at each turn of the claimer's loop",
-    "loop.listener": "at each turn of the listener's loop",
-    "loop.hand": "at each batch that a hand takes up",
-    "loop.herald": "at each thing that the herald is about to say",
+    "listener.subscribed": "on the listener's thread, after the server has confirmed it",
+    "loop.claimer": "at each iteration of the claimer's loop",
+    "loop.listener": "at each iteration of the listener's loop",
+    "loop.hand": "at each batch that a handler thread takes",
+    "loop.herald": "before each call of the callback thread",
 }
 
-#: What is to happen, by the name of the point. Empty in production; changed in place.
+#: The armed actions by the name of the point. Empty in production; changed in place.
 armed: dict[str, Callable[[], object]] = {}
 
 
 def reached(point: str) -> None:
-    """Do what is armed for *point*, if anything is."""
+    """Call the action that is armed for *point*, if any."""
     action = armed.get(point)
     if action is not None:
         action()
@@ -49,13 +48,13 @@ def reached(point: str) -> None:
 @contextlib.contextmanager
 def arm(point: str, action: Callable[[], object]) -> Iterator[None]:
     """
-    Have *action* called wherever *point* is reached, until the block ends.
+    Call *action* each time that *point* is reached, until the block ends.
 
     Raises:
-        KeyError: there is no such point.
+        KeyError: *point* is not the name of a fault point.
     """
     if point not in POINTS:
-        raise KeyError(f"there is no fault point {point!r}; there are {', '.join(POINTS)}")
+        raise KeyError(f"unknown fault point {point!r}; the points are {', '.join(POINTS)}")
     before = armed.get(point)
     armed[point] = action
     try:

@@ -1,5 +1,5 @@
 """
-For tests of those who use dtimer: a clock to be moved, and a net for what is emitted.
+Helpers for tests of programs that use dtimer: a clock that a test moves, and a collector.
 
 .. code-block:: python
 
@@ -30,13 +30,13 @@ from dtimer.model.moments import Duration, Moment, moment_us
 
 class Clock:
     """
-    A clock that stands still until it is moved: for the option ``now``.
+    A clock for the option ``now``. The time changes only when a test moves it.
 
-    It is used in place of the server's clock, so give it to every node of the namespace.
-    Moving it wakes the nodes that have joined.
+    dtimer uses it instead of the server's clock, so give it to every node of the namespace.
+    Moving it wakes the joined nodes.
 
     Args:
-        start: Milliseconds since the epoch, or an aware datetime; the present by default.
+        start: Milliseconds since the epoch, or an aware datetime; the current time by default.
 
     Raises:
         OptionError: *start* is not a moment.
@@ -54,7 +54,7 @@ class Clock:
         return self._ms
 
     def tick(self, ms: Duration) -> None:
-        """Move on by *ms*, or a timedelta, and wake the nodes that go by this clock."""
+        """Move the clock by *ms*, or a timedelta, and wake the nodes that use it."""
         if isinstance(ms, timedelta):
             ms /= timedelta(milliseconds=1)
         with self._lock:
@@ -64,7 +64,7 @@ class Clock:
             ring()
 
     def attach(self, ring: Callable[[], None]) -> None:
-        """Call *ring*, a bound method, whenever the clock is moved. Nodes do so by themselves."""
+        """Call *ring*, a bound method, after each move of the clock. Nodes attach themselves."""
         with self._lock:
             self._rings = [r for r in self._rings if r() is not None]
             self._rings.append(weakref.WeakMethod(ring))
@@ -72,12 +72,12 @@ class Clock:
 
 class Catch:
     """
-    Collects what an emitter emits, for a test to take in order.
+    Collects the calls of a listener, so that a test can take them in order.
 
     Args:
         emitter: A `DTimer`, or any pyee emitter.
         event: The name of the event to listen to.
-        patience: Seconds after which `next` gives up; only a failing test waits so long.
+        patience: Seconds after which `next` gives up. Only a failing test waits that long.
     """
 
     def __init__(self, emitter: EventEmitter, event: str, patience: float = 10) -> None:
@@ -91,10 +91,10 @@ class Catch:
 
     def next(self) -> Any:
         """
-        Return the next that was emitted: its argument, or a tuple where it has several.
+        Return the argument of the next emitted event, or a tuple if there are several.
 
         Raises:
-            AssertionError: nothing came in time.
+            AssertionError: no event was emitted in time.
         """
         try:
             args = self._caught.get(timeout=self._patience)
@@ -103,5 +103,5 @@ class Catch:
         return args[0] if len(args) == 1 else args
 
     def empty(self) -> bool:
-        """True when nothing is waiting to be taken."""
+        """Return True if all collected events have been taken."""
         return self._caught.empty()

@@ -1,9 +1,8 @@
 """
 The command line: ``dtimer``, and ``python -m dtimer``.
 
-This module answers ``dtimer --version`` by itself and at once. click and rich, which are
-an extra, are imported when there is something else to do, and redis only when it has to
-be asked.
+This module answers ``dtimer --version`` itself, at once. click and rich, which come with an
+extra, are imported only for other commands, and redis only when a command needs the server.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line *arguments*, by default the process's, and return the exit code."""
+    """Run the command line *arguments*, by default those of the process; return the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words == ["--version"]:
         import dtimer
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Exit.DONE
     if any(importlib.util.find_spec(name) is None for name in ("click", "rich")):
         print(
-            "dtimer: the command line is an extra that is not installed: pip install 'dtimer[cli]'",
+            "dtimer: the command line is an extra; install it: pip install 'dtimer[cli]'",
             file=sys.stderr,
         )
         return Exit.IMPORT

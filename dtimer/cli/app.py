@@ -1,4 +1,4 @@
-"""The command ``dtimer``: its commands, and how each of them ends."""
+"""The command ``dtimer``: its subcommands, and their exit codes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from dtimer.errors import DTimerError, EventExists, NotReplicated, StoreError
     \b
     Exit codes:
       0   done
-      1   the answer is no: no such event, or one already; not healthy; warnings
+      1   the answer is no: no such event, or it exists; not healthy; warnings
       2   the command was not understood; nothing was done
       3   Redis could not be reached, or refused; doctor found errors
       4   the handler cannot be imported
@@ -56,9 +56,9 @@ def app() -> None:
     """
     A distributed timer backed by Redis.
 
-    Post an event now; after its delay exactly one of the processes that listen receives
-    it. The server is the one that --url names, else redis://localhost:6379 if anything
-    answers there, else an embedded one that all your terminals share.
+    Post an event now; after its delay exactly one of the listening processes receives
+    it. --url names the server. Without it, dtimer uses redis://localhost:6379 if a server
+    answers there, and otherwise an embedded server that all your terminals share.
     """
 
 
@@ -77,10 +77,10 @@ app.fill(
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line *arguments*, and return the exit code."""
-    # Known before the options are read, for what is wrong with them.
+    # Look for --json before click reads the options: errors in the options are JSON too.
     output = Output(as_json="--json" in arguments)
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that knows ASCII alone must not fail an event over a letter.
+        # Otherwise a character that the terminal cannot show would fail the event.
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
     with _warnings_told(output):
@@ -118,9 +118,9 @@ class _Teller(logging.Handler):
 @contextlib.contextmanager
 def _warnings_told(output: Output) -> Iterator[None]:
     """
-    Say on stderr what dtimer logs, unless somebody else takes care of that.
+    Write dtimer's log records to stderr, unless the root logger has handlers.
 
-    What it warns of as Python does, for programs and not for people, is left out.
+    Python's RuntimeWarnings are hidden: they are meant for programs, not for people.
     """
     log = logging.getLogger("dtimer")
     teller = _Teller(output)

@@ -1,4 +1,4 @@
-"""The question before something is destroyed."""
+"""The confirmation prompt of commands that delete data."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ def yes_option(command: Command) -> Command:
 
 def sure(what: str, *, yes: bool, count: Callable[[], int] | None = None) -> None:
     """
-    Go on only when the user is sure; the question goes to stderr.
+    Ask the user to confirm, on stderr; return only if they do.
 
     Args:
-        what: Is about to be done.
-        yes: They have said so already.
-        count: Tells how many it is about; called only when there is somebody to ask.
+        what: The action that is about to be done.
+        yes: True if the user has confirmed already, by an option.
+        count: Returns the number of items affected. Called only if the user is asked.
 
     Raises:
-        click.UsageError: there is nobody to ask.
-        click.Abort: they are not sure.
+        click.UsageError: standard input is not a terminal.
+        click.Abort: the user does not confirm.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise click.UsageError(f"{what}: there is nobody here to ask; say --yes")
+        raise click.UsageError(f"{what}: cannot ask without a terminal; add --yes to confirm")
     number = "" if count is None else f" ({count()})"
     click.confirm(f"{what}{number}?", abort=True, err=True)

@@ -1,4 +1,4 @@
-"""The commands about one event that is there already: ``peek`` and ``reschedule``."""
+"""The commands about one existing event: ``peek`` and ``reschedule``."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from dtimer.cli.server import Settings, opened
 @shared()
 @click.pass_obj
 def peek(settings: Settings, id: str) -> int:
-    """Show the event ID: waiting, in flight or dead."""
+    """Show the event ID, whether it is waiting, in flight or dead."""
     with opened(settings) as timer:
         record = timer.peek(id)
     if record is None:
-        settings.output.notice(f"there is no event {visible(id)}", id=id)
+        settings.output.notice(f"no such event: {visible(id)}", id=id)
         return Exit.NO
     if settings.as_json:
         settings.output.result(**fields(record))
@@ -53,10 +53,10 @@ def peek(settings: Settings, id: str) -> int:
 
 @click.command(
     epilog="""
-    WHEN is a wait from now or a moment: 200ms, 10m, 2h30m, PT10M, 2030-01-31T09:00+01:00,
-    '2030-01-31 09:00' for the local time, or with the extra 'dates' 'tomorrow 9:00'. A
-    number counts milliseconds: from now, or those since the epoch when it is so great
-    (100000000000 and more).
+    WHEN is a delay from now or a moment: 200ms, 10m, 2h30m, PT10M, 2030-01-31T09:00+01:00,
+    '2030-01-31 09:00' in local time, or with the extra 'dates' 'tomorrow 9:00'. A plain
+    number means milliseconds: from now if it is less than 100000000000, otherwise since
+    the epoch.
 
     \b
     Examples:
@@ -70,13 +70,13 @@ def peek(settings: Settings, id: str) -> int:
 @shared()
 @click.pass_obj
 def reschedule(settings: Settings, id: str, when: timedelta | Moment) -> int:
-    """Move the waiting event ID, first time or retry, to WHEN."""
+    """Change when the waiting event ID is due, or its retry."""
     tell_assumed(settings, due=when)
     with opened(settings) as timer:
         if isinstance(when, Moment):
             moved = timer.reschedule(id, at=when.at)
         else:
             moved = timer.reschedule(id, when)
-    text = "moved" if moved else "not moved: no event is waiting under this id"
+    text = "moved" if moved else "not moved: no event with this id is waiting"
     settings.output.result(text, id=id, moved=moved)
     return Exit.DONE if moved else Exit.NO

@@ -1,4 +1,4 @@
-"""The command ``completion``: what a shell has to know to complete the others."""
+"""The command ``completion``: prints a shell script that completes the commands of dtimer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command(
     epilog="""
     \b
-    To have it in every shell, put one of these lines where your shell starts:
+    To enable it in every shell, add one of these lines to its startup file:
       eval "$(dtimer completion bash)"         ~/.bashrc
       eval "$(dtimer completion zsh)"          ~/.zshrc
       dtimer completion fish | source          ~/.config/fish/config.fish
@@ -27,7 +27,7 @@ def completion(ctx: click.Context, shell: str) -> None:
     """Print the script that makes SHELL complete commands."""
     from click.shell_completion import get_completion_class
 
-    # Of the whole command line, and not of this command.
+    # The script completes the whole command line, not only this command.
     root = ctx.find_root()
     made = get_completion_class(shell)
     assert made is not None  # noqa: S101 - these three are click's own

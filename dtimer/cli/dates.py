@@ -1,9 +1,9 @@
 """
-Moments in words, ``tomorrow 9:00``: read by dateparser, an extra, and held to what was said.
+Read moments in words, such as ``tomorrow 9:00``, with the extra dateparser, but without guesses.
 
-dateparser would rather guess than refuse: ``tomorrow 25:00`` it takes for tomorrow at this
-very time, ``march 9:00`` for today's day of March. So a text has to name its hour, and is
-read more than once, from different presents: what changes with them was not said.
+dateparser guesses rather than refuses: it reads ``tomorrow 25:00`` as tomorrow at the current
+time, and ``march 9:00`` as today's day in March. So a text must name its hour, and is parsed
+more than once, relative to different times. A part of the result that changes was a guess.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from dtimer.errors import OptionError
 
-# In English only: 01/02 is two days, and which of them depends on who reads it.
+# English only. 01/02 is ambiguous: it is 2 January or 1 February, depending on the country.
 _NUMBERS_ONLY = re.compile(r"\d+\s*[/.-]\s*\d+")
 _CLOCK = re.compile(r"\d:\d\d|\d\s*[ap]\.?m\b|\bnoon\b|\bmidnight\b", re.IGNORECASE)
 _FROM_NOW = re.compile(r"in\s+\w+\s.*\b(hour|minute|second|hr|min|sec)s?", re.IGNORECASE)
@@ -25,16 +25,16 @@ _ASIDE = timedelta(hours=1, minutes=7, seconds=13)
 
 
 def in_words(text: str) -> bool:
-    """Tell whether *text* may be a moment in words, and not a slip in one of numbers."""
+    """Return whether *text* may be a moment in words, rather than a mistyped numeric one."""
     return not _NUMBERS_ONLY.search(text) and bool(_CLOCK.search(text) or _FROM_NOW.match(text))
 
 
 def read(text: str, now: datetime | None = None) -> datetime | None:
     """
-    Read a moment in words, seen from *now*; None when it is none, or leaves something open.
+    Read a moment in words, relative to *now*; return None if it is incomplete or not a moment.
 
     Raises:
-        OptionError: it may be one, but the extra is not installed; or it is over.
+        OptionError: the extra is not installed, or the moment is in the past.
     """
     if not in_words(text):
         return None
@@ -42,8 +42,8 @@ def read(text: str, now: datetime | None = None) -> datetime | None:
         dateparser = importlib.import_module("dateparser")
     except ImportError:
         raise OptionError(
-            f"{text!r} is in words, which an extra reads that is not installed:"
-            " pip install 'dtimer[dates]'; or write 2030-01-31 09:00"
+            f"{text!r} is in words, which needs an extra: pip install 'dtimer[dates]';"
+            " or write 2030-01-31 09:00"
         ) from None
     now = (now or datetime.now().astimezone()).replace(tzinfo=None)
 
@@ -58,12 +58,12 @@ def read(text: str, now: datetime | None = None) -> datetime | None:
     if _MONTH.search(text) and found not in (seen(now - _DAY), seen(now + _DAY)):
         return None
     if not _FROM_NOW.match(text):
-        # On the same day, so that it is the hour alone that could have been borrowed.
+        # Parse again with another time of the same day: only a guessed hour can differ.
         aside = now - _ASIDE if (now + _ASIDE).date() > now.date() else now + _ASIDE
         other = seen(aside)
         if other is None or other.timetz() != found.timetz():
             return None
     at = found.astimezone()
     if at < now.astimezone():
-        raise OptionError(f"{text!r} is over: {at.isoformat(' ', 'seconds')}")
+        raise OptionError(f"{text!r} is in the past: {at.isoformat(' ', 'seconds')}")
     return at

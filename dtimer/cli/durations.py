@@ -1,5 +1,5 @@
 """
-Durations and moments as people write them: a small grammar, and a strict one.
+Durations and moments as users write them, in a small and strict grammar.
 
 .. code-block:: text
 
@@ -11,8 +11,8 @@ Durations and moments as people write them: a small grammar, and a strict one.
              | number                        milliseconds since the epoch
              | words                         tomorrow 9:00 (with the extra ``dates``)
 
-Whatever is not in it is refused, never guessed at: an event that comes at a time that
-nobody meant is worse than a message.
+Any other text is refused. The parser never guesses: an event at a wrong time is worse than an
+error message.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dtimer.cli import dates
 from dtimer.errors import OptionError
 from dtimer.model.moments import LATEST_US, LONGEST_US
 
-#: In microseconds, the greatest first.
+#: The length of each unit in microseconds, the greatest first.
 _UNITS = {
     "w": 604_800_000_000,
     "d": 86_400_000_000,
@@ -45,14 +45,14 @@ _ISO = re.compile(r"P(?=[0-9T])[0-9A-Z.]+")
 _ISO_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)([A-Z])")
 _DATE_FIRST = re.compile(r"[0-9]{4}-")
 
-# March 1973. A smaller number of milliseconds is one of seconds, or a date without dashes.
+# March 1973. A smaller number was probably meant as seconds, or as a date without dashes.
 _FIRST_MS = 100_000_000_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Moment(NamedTuple):
-    """A moment, and whether it was written without a zone, so that the local one was assumed."""
+    """A moment. *assumed* is True if it was written without a zone, and taken as local time."""
 
     at: datetime
     assumed: bool
@@ -63,7 +63,7 @@ def parse_duration(text: str) -> timedelta:
     Read a duration, rounded up to the microsecond.
 
     Raises:
-        OptionError: it is not one, and what one looks like.
+        OptionError: *text* is not a duration; the error shows valid forms.
     """
     words = text.strip()
     if _NUMBER.fullmatch(words):
@@ -76,13 +76,13 @@ def parse_duration(text: str) -> timedelta:
     left = list(_ORDER)
     for index, (number, unit) in enumerate(parts):
         if unit not in left:
-            raise _not_a_duration(text, "the greater unit comes first, and none comes twice")
+            raise _not_a_duration(text, "each unit once, the greatest first")
         if "." in number and index < len(parts) - 1:
-            raise _not_a_duration(text, "only its last number may have a fraction")
+            raise _not_a_duration(text, "only the last number may have a fraction")
         left = left[left.index(unit) + 1 :]
         us += Decimal(number) * _UNITS[unit]
     if us > LONGEST_US:
-        raise OptionError(f"{text!r} is beyond 100 years; is the unit right?")
+        raise OptionError(f"{text!r} is longer than 100 years; is the unit right?")
     return timedelta(microseconds=math.ceil(us))
 
 
@@ -94,7 +94,7 @@ def _parts(words: str) -> list[tuple[str, str]]:
         if match is None:
             raise _not_a_duration(words)
         if match[2] not in _UNITS:
-            raise _not_a_duration(words, f"there is no unit {match[2]!r}")
+            raise _not_a_duration(words, f"unknown unit {match[2]!r}")
         parts.append((match[1], match[2]))
         at = match.end()
     if not parts:
@@ -125,24 +125,24 @@ def _iso_parts(words: str) -> list[tuple[str, str]]:
 def _not_a_duration(text: str, why: str = "") -> OptionError:
     because = f" ({why})" if why else ""
     return OptionError(
-        f"{text!r} is no duration{because}; write 200 or 200ms, 10s, 10m, 1h30m, 2d or PT10M"
+        f"{text!r} is not a duration{because}; write 200 or 200ms, 10s, 10m, 1h30m, 2d or PT10M"
     )
 
 
 def parse_moment(text: str) -> Moment:
     """
-    Read a moment. Without a zone it is meant as the local time of this machine.
+    Read a moment. Without a zone it is taken as the local time of this machine.
 
     Raises:
-        OptionError: it is not one, and what one looks like.
+        OptionError: *text* is not a moment; the error shows valid forms.
     """
     words = text.strip()
     if _NUMBER.fullmatch(words):
         ms = Decimal(words)
         if ms < _FIRST_MS:
             raise OptionError(
-                f"{text!r} as milliseconds since the epoch is long past; for seconds put 000"
-                " behind them, a date needs its dashes: 2030-01-31"
+                f"{text!r} as milliseconds since the epoch is long past; append 000 to seconds,"
+                " or write a date with dashes: 2030-01-31"
             )
         if ms > LATEST_US // 1000:
             raise OptionError(f"{text!r} as milliseconds since the epoch is beyond the year 2223")
@@ -158,17 +158,17 @@ def parse_moment(text: str) -> Moment:
         if (said := dates.read(words)) is not None:
             return Moment(said, assumed=True)
         raise OptionError(
-            f"{text!r} is no moment; write 2030-01-31T09:00+01:00, 2030-01-31 09:00 for the"
+            f"{text!r} is not a moment; write 2030-01-31T09:00+01:00, 2030-01-31 09:00 for"
             " local time, milliseconds since the epoch, or day and hour in words: tomorrow 9:00"
         ) from None
 
 
 def parse_expiry(text: str) -> timedelta | Moment:
     """
-    Read when an event expires: a duration from now, or a moment by date or in words.
+    Read when an event expires: a duration from now, or a moment as a date or in words.
 
     Raises:
-        OptionError: it is neither.
+        OptionError: *text* is neither.
     """
     words = text.strip()
     dated = _DATE_FIRST.match(words) or dates.in_words(words)
@@ -177,13 +177,13 @@ def parse_expiry(text: str) -> timedelta | Moment:
 
 def parse_when(text: str) -> timedelta | Moment:
     """
-    Read a due time: like an expiry, and a number too great for a wait is a moment.
+    Read a due time, in the forms of an expiry; a large number is a moment.
 
-    A number below 100 000 000 000 counts milliseconds from now (up to three years), and one
-    from there on those since the epoch (from 1973).
+    A number below 100 000 000 000 means milliseconds from now (up to three years). A larger
+    number means milliseconds since the epoch (from 1973 on).
 
     Raises:
-        OptionError: it is neither.
+        OptionError: *text* is neither.
     """
     words = text.strip()
     if _NUMBER.fullmatch(words) and Decimal(words) >= _FIRST_MS:
@@ -192,7 +192,7 @@ def parse_when(text: str) -> timedelta | Moment:
 
 
 def spell(ms: float) -> str:
-    """Write a duration in the grammar above: without weeks, in its two greatest units."""
+    """Format a duration in the grammar above, without weeks, in its two greatest units."""
     left = max(0, round(ms)) * 1000
     if not left:
         return "0ms"

@@ -26,10 +26,10 @@ from dtimer.timer.posting import POLICIES, prepare
 
 @click.command(
     epilog="""
-    DELAY and --expires are written 200 or 200ms, 10s, 10m, 1h30m, 2d or PT10M; a number
-    alone counts milliseconds. --at and --expires take a moment: 2030-01-31T09:00+01:00,
-    or without a zone the local time; or, with the extra 'dates', words: 'tomorrow 9:00'.
-    --at also takes milliseconds since the epoch.
+    Write DELAY and --expires as 200 or 200ms, 10s, 10m, 1h30m, 2d or PT10M; a plain number
+    means milliseconds. --at and --expires also accept a moment: 2030-01-31T09:00+01:00;
+    without a zone it is local time; with the extra 'dates', words: 'tomorrow 9:00'. --at
+    also accepts milliseconds since the epoch.
 
     \b
     Examples:
@@ -40,26 +40,26 @@ from dtimer.timer.posting import POLICIES, prepare
 )
 @click.argument("event", type=EVENT)
 @click.argument("delay", type=DURATION, required=False)
-@click.option("--id", type=ID, help="Names the event; the id is printed.")
-@click.option("--at", type=MOMENT, help="When it is due, in place of DELAY.")
-@click.option("--max-retries", type=int, metavar="N", help="How often it may be handed out again.")
-@click.option("--expires", type=EXPIRY, help="Past this it is handed out no more.")
+@click.option("--id", type=ID, help="The id of the event. It is generated otherwise, and printed.")
+@click.option("--at", type=MOMENT, help="When it is due, instead of DELAY.")
+@click.option("--max-retries", type=int, metavar="N", help="How often it may be retried.")
+@click.option("--expires", type=EXPIRY, help="After this time it is not delivered any more.")
 @click.option(
     "--if-exists",
     type=click.Choice(POLICIES),
     default="replace",
     show_default=True,
-    help="What to do about an existing event of this id.",
+    help="What to do if an event with this id exists.",
 )
 @click.option(
     "--wait-replicas",
     type=click.IntRange(0, MOST_REPLICAS),
     metavar="N",
-    help="Wait until so many replicas have it; fail when they do not in time.",
+    help="Wait until N replicas have it; fail if they do not in time.",
 )
 @shared()
 @click.pass_obj
-def post(  # noqa: PLR0917 - click gives them by name
+def post(  # noqa: PLR0917 - click passes them by name
     settings: Settings,
     event: dict[str, Any],
     delay: timedelta | None,
@@ -85,7 +85,7 @@ def post(  # noqa: PLR0917 - click gives them by name
         "if_exists": if_exists,
     }
     delay = timedelta(0) if delay is None else delay
-    # All of it is checked before a server is even looked for.
+    # Check everything before looking for a server.
     prepare(validate({"ns": settings.ns}), Mint(), event, delay or 0, **given)
     tell_assumed(settings, due=at, expires=expires)
     with opened(settings) as timer:
@@ -117,10 +117,10 @@ def post(  # noqa: PLR0917 - click gives them by name
 @click.pass_obj
 def upcoming(settings: Settings, limit: int) -> None:
     """
-    List the events that are waiting, the first due first.
+    List the waiting events, the earliest due time first.
 
-    On a terminal as a table, elsewhere in columns held apart by tabs. What is in flight,
-    or dead, is not listed.
+    The output is a table on a terminal, and columns separated by tabs elsewhere. Events
+    that are in flight or dead are not listed.
     """
     more = False
 
@@ -150,13 +150,13 @@ COLUMNS = (
 
 
 def ahead(due: float, now: float) -> str:
-    """Write how far away a moment is."""
+    """Describe how far away a moment is: in 5s, 5s ago."""
     left = due - now
     return f"in {spell(left)}" if left >= 0 else f"{spell(-left)} ago"
 
 
 def cells(record: Record, narrow: bool, now: float | None = None) -> list[str]:
-    """Write a record for people; *now* is that of this machine when None."""
+    """Return the cells of a record, for people; *now* is this machine's time if None."""
     now = time.time() * 1000 if now is None else now
     due = brief(record.due) if narrow else moment(record.due)
     about = (due, ahead(record.due, now), visible(record.id), str(record.attempt))
@@ -164,12 +164,12 @@ def cells(record: Record, narrow: bool, now: float | None = None) -> list[str]:
 
 
 def fields(record: Record) -> dict[str, Any]:
-    """Write a record for programs."""
+    """Return the fields of a record, for programs."""
     return dataclasses.asdict(record) | {"state": record.state.value}
 
 
 def tell_assumed(settings: Settings, **moments: object) -> None:
-    """Say which local times were understood where no zone was written."""
+    """Print each moment that was given without a zone, as the local time that is assumed."""
     for name, value in moments.items():
         if isinstance(value, Moment) and value.assumed:
             text = value.at.isoformat(" ")
@@ -178,15 +178,15 @@ def tell_assumed(settings: Settings, **moments: object) -> None:
 
 _OUTCOMES = {
     Cancelled.CANCELLED: (Exit.DONE, "cancelled: it will never start"),
-    Cancelled.IN_FLIGHT: (Exit.STARTED, "in flight: it has started; no retry of it will follow"),
-    Cancelled.NOT_FOUND: (Exit.NO, "not found: nothing is pending under this id"),
+    Cancelled.IN_FLIGHT: (Exit.STARTED, "in flight: it has started; it will not be retried"),
+    Cancelled.NOT_FOUND: (Exit.NO, "not found: no event with this id is pending"),
 }
 
 
 @click.command(
     epilog="""
-    The exit code is 0 when it will never start, 5 when it has started already, and 1
-    when there is no such event.
+    The exit code is 0 if the event will never start, 5 if it has started already, and 1
+    if there is no such event.
 
     \b
     Examples:
@@ -201,7 +201,7 @@ def cancel(settings: Settings, id: str) -> int:
     """
     Cancel the event ID: it never starts, or is not retried.
 
-    An event that is running is not stopped.
+    A running event is not stopped.
     """
     with opened(settings) as timer:
         outcome = timer.cancel(id)
@@ -211,7 +211,7 @@ def cancel(settings: Settings, id: str) -> int:
 
 
 def numbers_for_programs(numbers: Stats) -> dict[str, Any]:
-    """Return the numbers as JSON can carry them, the histogram as its percentiles."""
+    """Return the numbers for JSON, with percentiles instead of the histogram."""
     told = dataclasses.asdict(numbers)
     del told["lateness"]
     return told | {"lateness_ms": {"p50": numbers.late(0.5), "p99": numbers.late(0.99)}}

@@ -1,4 +1,4 @@
-"""What an exit code says, one number to one meaning."""
+"""The exit codes of the command line. Each number has one meaning."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import enum
 
 
 class Exit(enum.IntEnum):
-    """The exit codes; they are told in ``dtimer --help``."""
+    """The exit codes, which ``dtimer --help`` lists."""
 
     DONE = 0
-    """What was asked for has been done."""
+    """The command was done."""
 
     NO = 1
-    """Redis was asked, and the answer is no: there is no such event, or there is one."""
+    """The answer of Redis is no: there is no such event, or it exists already."""
 
     USAGE = 2
-    """The command cannot be understood. Nothing was done, nobody was asked."""
+    """The command was not understood. Nothing was done, and Redis was not asked."""
 
     SERVER = 3
-    """Redis could not be reached, or refused, or its answer was lost; or replicas are missing."""
+    """Redis could not be reached, or refused, or its reply was lost; or replicas are missing."""
 
     IMPORT = 4
-    """Something cannot be imported: the handler, or the extra that the command line is."""
+    """An import failed: the handler, or the extra that the command line needs."""
 
     STARTED = 5
-    """Too late to cancel: the event has been handed out. No retry of it will follow."""
+    """Too late to cancel: the event has been delivered. It will not be retried."""
 
     OUTPUT = 6
-    """The output could not be written: a full disk, for example. What was asked for may be done."""
+    """The output could not be written: a full disk, for example. The command may have been done."""
 
     INTERRUPTED = 130
-    """Ended by Ctrl-C, as a shell counts it."""
+    """Ended by Ctrl-C: 128 plus the number of the signal, as in a shell."""

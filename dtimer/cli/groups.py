@@ -1,4 +1,4 @@
-"""The help of ``dtimer``: its commands under headings, a line of 80 columns each."""
+"""The help of ``dtimer``: its commands under headings, one line of 80 columns each."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import click
 
-#: Beyond this a summary would be cut: 80 columns, less the name and what stands around it.
+#: The longest summary that is not cut: 80 columns minus the name and the margins.
 LONGEST = 64
 
 

@@ -1,4 +1,4 @@
-"""From ``package.module:function`` to the function."""
+"""Import a handler that is given as ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Handler = Callable[[list[Any]], Any]
 
 
 class NoHandler(click.ClickException):
-    """The handler cannot be had; the text says why."""
+    """The handler cannot be imported; the text says why."""
 
     exit_code = Exit.IMPORT
 
 
 def load_handler(spec: str) -> Handler:
     """
-    Import a handler. The current directory is looked at first.
+    Import a handler. The current directory is searched first.
 
     Raises:
         click.UsageError: *spec* is not of the form ``package.module:function``.
@@ -56,8 +56,8 @@ def _import(module: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as e:
-        # SystemExit too: a script without a main guard is no handler.
+        # SystemExit too: the module may be a script without a main guard.
         if isinstance(e, ModuleNotFoundError) and f"{module}.".startswith(f"{e.name}."):
-            raise NoHandler(f"there is no module {e.name!r}, neither here nor installed") from None
+            raise NoHandler(f"no module {e.name!r} in this directory or installed") from None
         told = "".join(traceback.format_exception(e)).rstrip()
         raise NoHandler(f"the module {module!r} cannot be imported\n{told}") from e

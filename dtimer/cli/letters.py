@@ -29,7 +29,7 @@ _COLUMNS = (
 
 
 def letter_cells(letter: DeadLetter, narrow: bool) -> list[str]:
-    """Write a dead letter for people."""
+    """Return the cells of a dead letter, for people."""
     died = brief(letter.died) if narrow else moment(letter.died)
     about = f"{visible(letter.error)}  {payload(letter.event)}".strip()
     ago = ahead(letter.died, time.time() * 1000 + 1)
@@ -37,7 +37,7 @@ def letter_cells(letter: DeadLetter, narrow: bool) -> list[str]:
 
 
 def letter_fields(letter: DeadLetter) -> dict[str, Any]:
-    """Write a dead letter for programs; its bytes only where they are no payload."""
+    """Return the fields of a dead letter, for programs; its bytes if they are not a payload."""
     fields = dataclasses.asdict(letter)
     raw = fields.pop("raw")
     return fields if letter.event is not None else fields | {"raw": raw.decode(errors="replace")}
@@ -65,21 +65,21 @@ def dead(settings: Settings, limit: int) -> None:
     """
     List the dead letters, the oldest first.
 
-    These are the events that were given up, and why.
+    These are the events that are no longer delivered, each with the reason.
     """
     with opened(settings) as timer:
         count = show(settings, _COLUMNS, timer.dead(limit=limit), letter_cells, letter_fields)
         more = count == limit and timer.stats().dead > limit
     if not count:
-        settings.output.notice(f"there are no dead letters in the namespace {settings.ns}")
+        settings.output.notice(f"the namespace {settings.ns} has no dead letters")
     elif more:
         settings.output.notice(f"there are more than these {limit}: --limit shows them")
 
 
 @click.command(
     epilog="""
-    The exit code is 1 when one of them could not be revived: there is no such letter, or
-    what it holds was never an event.
+    The exit code is 1 if one of them could not be revived: there is no such dead letter,
+    or its bytes were never an event.
 
     \b
     Examples:
@@ -88,14 +88,14 @@ def dead(settings: Settings, limit: int) -> None:
     """
 )
 @click.argument("ids", type=ID, nargs=-1, metavar="[ID]...")
-@click.option("--all", "every", is_flag=True, help="All that are dead by now.")
+@click.option("--all", "every", is_flag=True, help="All that are dead now.")
 @shared()
 @click.pass_obj
 def revive(settings: Settings, ids: tuple[str, ...], every: bool) -> int:
     """
-    Give dead letters another life, due now.
+    Turn dead letters into waiting events, due now.
 
-    Attempts are counted from the start, and they do not expire.
+    Their attempts are counted from zero, and they do not expire.
     """
     if bool(ids) == every:
         raise click.UsageError("give either the ids of dead letters or --all")
@@ -107,7 +107,8 @@ def revive(settings: Settings, ids: tuple[str, ...], every: bool) -> int:
             else:
                 refused.append(id)
     for id in refused:
-        settings.output.notice(f"not revived: {visible(id)} is no dead letter, or no event", id=id)
+        text = f"not revived: {visible(id)} is not a dead letter, or was never an event"
+        settings.output.notice(text, id=id)
     settings.output.result(f"revived {revived}", revived=revived, refused=len(refused))
     return Exit.NO if refused else Exit.DONE
 
@@ -124,9 +125,9 @@ def revive(settings: Settings, ids: tuple[str, ...], every: bool) -> int:
 @shared()
 @click.pass_obj
 def purge(settings: Settings, yes: bool) -> None:
-    """Drop all dead letters, for good."""
+    """Delete all dead letters permanently."""
     with opened(settings) as timer:
-        what = f"Drop all dead letters of the namespace {settings.ns}"
+        what = f"Delete all dead letters of the namespace {settings.ns}"
         sure(what, yes=yes, count=lambda: timer.stats().dead)
         dropped = timer.purge_dead()
-    settings.output.result(f"dropped {dropped}", dropped=dropped)
+    settings.output.result(f"deleted {dropped}", dropped=dropped)

@@ -1,4 +1,4 @@
-"""The command ``listen``: a node, in the foreground, until it is told to leave."""
+"""The command ``listen``: a node that runs in the foreground until it is told to leave."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from dtimer.timer import DTimer
 
 @click.command(
     epilog="""
-    With a handler each batch of events is given to it, as a list; it confirms them by
-    returning. If it raises, they are retried, and come back later.
+    A handler is called with each batch of events, as a list. If it returns, they are
+    confirmed. If it raises, they are retried later.
 
-    Ctrl-C, or SIGTERM, has running handlers end and the node leave; once more has it
-    leave at once. The exit code is then 0, or 1 when handlers were left behind (--drain),
-    or when the node left by itself.
+    On Ctrl-C or SIGTERM the node waits for running handlers and leaves. On a second signal
+    it leaves at once. The exit code is 0, or 1 if handlers were still running at the end
+    (--drain), or if the node left by itself.
 
-    In production: --log info --quiet, and --drain a little less than your supervisor
-    waits before it kills.
+    In production use --log info --quiet, and a --drain that is a little shorter than the
+    time after which your process manager kills the process.
 
     \b
     Examples:
@@ -46,16 +46,16 @@ from dtimer.timer import DTimer
       $ dtimer listen --handler shop.mail:send --log info --quiet --drain 25s
     """
 )
-@click.option("--handler", metavar="MODULE:FUNCTION", help="Called with each batch of events.")
+@click.option("--handler", metavar="MODULE:FUNCTION", help="Call it with each batch of events.")
 @click.option("--concurrency", type=int, default=1, metavar="N", help="Handlers at a time.")
-@click.option("--max-events", type=int, default=1, metavar="N", help="Events in a batch, at most.")
+@click.option("--max-events", type=int, default=1, metavar="N", help="The most events in a batch.")
 @click.option("--id", type=ID, metavar="NODE", help="The node's name; host and pid by default.")
 @click.option("--log", type=click.Choice(LEVELS), help="Log on stderr, with time and level.")
 @click.option("--quiet", "-q", is_flag=True, help="Do not print the events.")
-@click.option("--drain", type=DURATION, help="How long handlers may take to end; for ever.")
+@click.option("--drain", type=DURATION, help="How long to wait for handlers; no limit by default.")
 @shared()
 @click.pass_obj
-def listen(  # noqa: PLR0917 - click gives them by name
+def listen(  # noqa: PLR0917 - click passes them by name
     settings: Settings,
     handler: str | None,
     concurrency: int,
@@ -65,12 +65,12 @@ def listen(  # noqa: PLR0917 - click gives them by name
     quiet: bool,
     drain: timedelta | None,
 ) -> int:
-    """Receive events, and print each."""
+    """Receive events, and print each one."""
     if quiet and handler is None:
-        raise click.UsageError("without a --handler to print is all that is done: not --quiet")
+        raise click.UsageError("--quiet needs a --handler: without one nothing would be done")
     output = settings.output
     if log is not None:
-        # Before the handler is imported: what that logs, or sets up, is its own.
+        # Before the handler is imported, so that the handler's module may change the logging.
         output = logs.start(log, as_json=settings.as_json)
     function = None if handler is None else load_handler(handler)
     node = id or f"{socket.gethostname()}-{os.getpid()}"
@@ -80,7 +80,7 @@ def listen(  # noqa: PLR0917 - click gives them by name
 
 
 class Watch:
-    """What a listening node says, and its life from join to leave."""
+    """Runs a node from join to leave, and prints its events, errors and dead letters."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Watch:
         self._output = output
         self._handler = handler
         self._lost_redis = False
-        # The exit code of an output that has failed.
+        # The exit code if writing the output has failed.
         self._unwritable: int | None = None
         timer.on("event", self._received)
         timer.on("error", self._failed)
@@ -109,7 +109,7 @@ class Watch:
         timer.on("expired", self._given_up)
 
     def run(self, place: str) -> int:
-        """Join, wait for a signal, and leave; return the exit code. *place* is the server's."""
+        """Join, wait for a signal, and leave; return the exit code. *place* names the server."""
         with _signals() as caught:
             self._timer.join()
             self._output.notice(
@@ -125,10 +125,10 @@ class Watch:
                     caught.get(timeout=0.5)
                     told = True
         if told and (running := self._timer.health().handlers):
-            self._output.notice(f"leaving; handlers that still run: {running}", handlers=running)
-        # The next signal is not caught any more, and ends this at once.
+            self._output.notice(f"leaving; handlers still running: {running}", handlers=running)
+        # From here on signals are not caught: the next one ends the process at once.
         self._timer.leave(self._drain)
-        # Of a life that is over the timer tells no more.
+        # Once the node has left, health() no longer counts its handlers.
         if left := self._running:
             self._output.notice(f"handlers left behind: {left}", handlers=left)
             return Exit.NO
@@ -142,7 +142,7 @@ class Watch:
                 self._print(event)
             except OSError as e:
                 self._unwritable = unwritable(e, self._output)
-                # Without a handler to print it was all there was to do: it is retried.
+                # Without a handler printing is the work, and it failed: the event is retried.
                 if self._handler is None:
                     self._timer.leave()
                     raise
@@ -178,7 +178,7 @@ class Watch:
             self._output.failure(error)
 
     def _disconnected(self, error: Exception) -> None:
-        # The error itself is told as an error.
+        # The error itself is reported by 'error'.
         self._lost_redis = True
 
     def _connected(self) -> None:
@@ -198,16 +198,16 @@ class Watch:
 @contextlib.contextmanager
 def _signals() -> Iterator[queue.SimpleQueue[Any]]:
     """
-    Catch the signals that mean the end, from before the node joins.
+    Catch the signals that end the node, from before it joins.
 
-    Of a signal handler no more may be asked than this: a put into a SimpleQueue.
+    The signal handler only puts into a SimpleQueue, which is safe at any point of the program.
     """
     caught: queue.SimpleQueue[Any] = queue.SimpleQueue()
     before: dict[int, Any] = {}
     try:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
-            # Under nohup a hang-up is to be ignored.
+            # Under nohup SIGHUP is ignored, and must stay so.
             if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
                 before[number] = signal.signal(number, lambda n, _: caught.put(n))
         yield caught

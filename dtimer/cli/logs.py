@@ -1,4 +1,4 @@
-"""What a node in production says: a log on stderr, each line with its time and level."""
+"""The log of a node in production: on stderr, each line with its time and level."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _log = logging.getLogger("dtimer.cli")
 
 
 class _Lines(logging.Formatter):
-    """For people: a line, and a traceback below it."""
+    """Formats a record for people: a line, and a traceback below it."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's
-        """Write the time with its offset: logs are read in other zones than they are written."""
+        """Write the time with its offset, because logs are often read in another time zone."""
         return moment(record.created * 1000)
 
 
 class _Objects(logging.Formatter):
-    """For programs: an object a line, with its traceback."""
+    """Formats a record for programs: one JSON object a line, with its traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Write *record* as JSON."""
@@ -45,15 +45,15 @@ class _Objects(logging.Formatter):
 
 
 class Logged(Output):
-    """Output whose notices and failures go to the log; results go where they always go."""
+    """An output whose notices and failures go to the log. Results still go to stdout."""
 
     def notice(self, *parts: str | tuple[str, str], **fields: Any) -> None:
-        """Log what happens on the way."""
+        """Log a notice."""
         text = "".join(part if isinstance(part, str) else part[0] for part in parts)
         _log.info("%s", text, extra={"fields": fields})
 
     def failure(self, error: BaseException) -> None:
-        """Log what went wrong; of a handler also where."""
+        """Log an error, with the traceback of a handler's error."""
         cause = error.__cause__ if isinstance(error, HandlerError) else None
         fields = {"error": type(error).__name__}
         _log.error("%s", visible(str(error)), exc_info=cause, extra={"fields": fields})
@@ -61,9 +61,9 @@ class Logged(Output):
 
 def start(level: str, *, as_json: bool) -> Logged:
     """
-    Have everything logged on stderr from *level* on, what handlers log included.
+    Log everything from *level* on to stderr, including records of handlers.
 
-    A program that has set up logging before is left as it is.
+    If the program has configured logging already, its configuration stays.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Objects() if as_json else _Lines())

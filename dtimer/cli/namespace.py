@@ -32,7 +32,7 @@ def _switch(settings: Settings, schedule: str | None, *, on: bool) -> int:
             changed = change(schedule)
             about = f"the schedule {visible(schedule)}"
             if not changed and timer.schedule(schedule) is None:
-                settings.output.notice(f"there is no schedule {visible(schedule)}", id=schedule)
+                settings.output.notice(f"no such schedule: {visible(schedule)}", id=schedule)
                 return Exit.NO
     was = "was paused already" if on else "was not paused"
     text = f"{done} {about}" if changed else f"{about} {was}"
@@ -48,14 +48,14 @@ def _switch(settings: Settings, schedule: str | None, *, on: bool) -> int:
       $ dtimer pause --schedule report
     """
 )
-@click.option("--schedule", type=ID, metavar="ID", help="This schedule alone.")
+@click.option("--schedule", type=ID, metavar="ID", help="Pause only this schedule.")
 @shared()
 @click.pass_obj
 def pause(settings: Settings, schedule: str | None) -> int:
     """
     Stop delivering events; posting still works.
 
-    Handlers that run end as they would.
+    Running handlers finish.
     """
     return _switch(settings, schedule, on=True)
 
@@ -68,18 +68,18 @@ def pause(settings: Settings, schedule: str | None) -> int:
       $ dtimer resume --schedule report
     """
 )
-@click.option("--schedule", type=ID, metavar="ID", help="This schedule alone.")
+@click.option("--schedule", type=ID, metavar="ID", help="Resume only this schedule.")
 @shared()
 @click.pass_obj
 def resume(settings: Settings, schedule: str | None) -> int:
-    """Deliver events again; what fell due meanwhile comes now."""
+    """Deliver events again; overdue events are delivered at once."""
     return _switch(settings, schedule, on=False)
 
 
 _NODES = (
     Column("node", "cyan", fold=True),
     Column("state"),
-    Column("heard of", "dim"),
+    Column("last seen", "dim"),
     Column("host", fold=True),
     Column("pid"),
     Column("joined", rest=True),
@@ -87,7 +87,7 @@ _NODES = (
 
 
 def node_cells(node: NodeInfo, narrow: bool) -> list[str]:
-    """Write a node for people."""
+    """Return the cells of a node, for people."""
     heard = f"{spell(node.idle_ms)} ago"
     joined = brief(node.joined) if narrow else moment(node.joined)
     state = "waiting" if node.waiting else "busy"
@@ -97,9 +97,9 @@ def node_cells(node: NodeInfo, narrow: bool) -> list[str]:
 
 @click.command(
     epilog="""
-    A node that is waiting has free threads; a busy one has none. One without a listener has
+    A waiting node has free threads; a busy node has none. A node without a listener has
     joined, but its program has registered no handler of events. Nodes that have not been
-    heard of for a minute are forgotten.
+    seen for a minute are removed from the list.
 
     \b
     Examples:
@@ -119,34 +119,34 @@ def nodes(settings: Settings) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One of the things that have to be so, and how it is."""
+    """The result of checking one condition of a healthy namespace."""
 
     name: str
     ok: bool
     text: str
-    #: What programs know it by, if that is something else.
+    #: The name for programs, if it differs.
     key: str = ""
 
 
 def judge(stats: Stats, least_nodes: int, most_overdue_ms: float) -> list[Check]:
-    """Judge a namespace by its numbers."""
+    """Check a namespace by its numbers."""
     late = stats.oldest_overdue_ms if stats.overdue else 0.0
     oldest = f"the oldest for {spell(late)}" if stats.overdue else "none"
     return [
         Check("paused", not stats.paused, "yes" if stats.paused else "no", "not_paused"),
-        Check("nodes", stats.nodes >= least_nodes, f"{stats.nodes}, of {least_nodes} at least"),
+        Check("nodes", stats.nodes >= least_nodes, f"{stats.nodes}, at least {least_nodes} needed"),
         Check(
             "overdue",
             late <= most_overdue_ms,
-            f"{oldest}, {spell(most_overdue_ms)} at most are allowed",
+            f"{oldest}, at most {spell(most_overdue_ms)} allowed",
         ),
     ]
 
 
 @click.command(
     epilog="""
-    The exit code is 0 when all is well and 1 when something is not, Redis being out of
-    reach included: made for a monitor, or the probe of a container.
+    The exit code is 0 if all checks pass and 1 if one fails, including when Redis cannot
+    be reached. Use it for a monitor, or as the probe of a container.
 
     \b
     Examples:
@@ -160,7 +160,7 @@ def judge(stats: Stats, least_nodes: int, most_overdue_ms: float) -> list[Check]
     default="10s",
     show_default=True,
     metavar="DURATION",
-    help="How long an event may be due and not be in hand.",
+    help="How long an event may be overdue.",
 )
 @click.option(
     "--min-nodes",
@@ -168,16 +168,16 @@ def judge(stats: Stats, least_nodes: int, most_overdue_ms: float) -> list[Check]
     default=1,
     show_default=True,
     metavar="N",
-    help="So many nodes have to be there.",
+    help="The least number of nodes.",
 )
 @shared()
 @click.pass_obj
 def health(settings: Settings, max_overdue: timedelta, min_nodes: int) -> int:
     """
-    Check that events are delivered; the exit code says it.
+    Check that events are delivered; the exit code tells.
 
-    The server is reachable, there are nodes, nothing is overdue for long, and the namespace is
-    not paused.
+    Checks that the server can be reached, there are nodes, no event is overdue for long, and the
+    namespace is not paused.
     """
     began = time.monotonic()
     numbers: dict[str, Any] = {}

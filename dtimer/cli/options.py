@@ -1,4 +1,4 @@
-"""The options that every command takes, before its name or after it."""
+"""The options that every command accepts, before or after its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    """Note a shared option. One after the command is read later, and so wins."""
+    """Note a shared option. An option after the command is read later, and so takes precedence."""
     settings = ctx.ensure_object(Settings)
     if value is None or value is False:
         return
@@ -30,11 +30,11 @@ def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 def shared(*, environment: bool = False, ns: bool = True) -> Callable[[Command], Command]:
     """
-    Give a command the options that all commands take, for its `Settings`.
+    Give a command the options that all commands share, and store them in its `Settings`.
 
     Args:
-        environment: Also read them from the environment: once, for the group.
-        ns: Not for a command that has a namespace of its own.
+        environment: Also read them from the environment. Only the group does, so it happens once.
+        ns: Include ``--ns``. False for a command that has a namespace of its own.
     """
 
     def option(*names: str, **attributes: Any) -> Callable[[Command], Command]:

@@ -1,8 +1,8 @@
 """
-What is said, and where: results on stdout, everything else on stderr.
+The output of a command: results on stdout, everything else on stderr.
 
-A line goes out in one write, so that those of several threads do not mix. Colours are
-for terminals; with ``--json`` every line, on either stream, is one JSON object.
+Each line is written by one call, so lines of several threads do not mix. Colours are used on
+terminals only. With ``--json`` every line, on both streams, is one JSON object.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from dtimer.cli.durations import spell
 from dtimer.cli.exits import Exit
 from dtimer.errors import HandlerError
 
-#: A text, or a text and the style that rich is to give it.
+#: A text, or a text and its style for rich.
 Part = str | tuple[str, str]
 
 
 def visible(text: str) -> str:
-    """Escape what a terminal would obey, or print as nothing, or not be able to print."""
+    """Escape characters that a terminal would interpret, or could not show."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def payload(event: dict[str, Any] | None) -> str:
-    """Write a payload on one line, for people."""
+    """Format a payload on one line, for people."""
     if event is None:
         return "(not a payload)"
     return visible(json.dumps(event, ensure_ascii=False))
 
 
 def moment(ms: float, timespec: str = "milliseconds") -> str:
-    """Write a moment as local time with its offset, which ``--at`` reads back."""
+    """Format a moment as local time with its offset, in a form that ``--at`` accepts."""
     return _local(ms).isoformat(" ", timespec)
 
 
 def clock(ms: float) -> str:
-    """Write the time of day of a moment, with its offset."""
+    """Format the time of day of a moment, with its offset."""
     return _short(moment(ms)[11:])
 
 
 def brief(ms: float) -> str:
-    """Write a moment in 22 characters: the time if it is today, else the day and the minute."""
+    """Format a moment in 22 characters: the time if it is today, else the date and the minute."""
     today = _local(time.time() * 1000).date() == _local(ms).date()
     return _short(moment(ms, "seconds")[11:] if today else moment(ms, "minutes"))
 
@@ -60,14 +60,14 @@ def _local(ms: float) -> datetime:
 
 
 def _short(text: str) -> str:
-    """Write an offset of whole hours as ISO 8601 allows, in two digits: +01, and Z for none."""
+    """Shorten an offset of whole hours to two digits, as ISO 8601 allows: +01, and Z for zero."""
     if text.endswith("+00:00"):
         return text[:-6] + "Z"
     return text.removesuffix(":00") if text[-6] in "+-" else text
 
 
 def lateness(ms: float) -> str:
-    """Write how late something was: 0.64 ms, 12 ms, 1.5 s, 1m7s."""
+    """Format a lateness: 0.64 ms, 12 ms, 1.5 s, 1m7s."""
     if ms < 10_000:
         return f"{ms:.3g} ms" if ms < 999.5 else f"{ms / 1000:.3g} s"
     return spell(ms)
@@ -75,25 +75,25 @@ def lateness(ms: float) -> str:
 
 def unwritable(error: OSError, output: Output) -> int:
     """
-    Say in one line that the output could not be written, and return the exit code.
+    Report in one line that the output could not be written, and return the exit code.
 
-    A reader that has gone, as of ``dtimer upcoming | head``, is no error to tell of.
+    A closed pipe, as in ``dtimer upcoming | head``, is not reported.
     """
-    # What is left in the buffer would be tried again at the end, and tell of it once more.
+    # Otherwise Python flushes the buffer at exit, fails again, and prints a second error.
     with contextlib.suppress(OSError, ValueError):
         output.mute()
     if isinstance(error, BrokenPipeError):
         return Exit.NO
     why = error.strerror or str(error)
     place = "the output" if error.filename is None else repr(error.filename)
-    # Standard error may be what is full.
+    # Standard error may be on the same full disk.
     with contextlib.suppress(OSError):
         output.failure(OSError(f"cannot write {place}: {why}"))
     return Exit.OUTPUT
 
 
 class Output:
-    """The two streams, as people or as programs read them."""
+    """Writes to stdout and stderr, as text for people or as JSON for programs."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
@@ -101,16 +101,16 @@ class Output:
         self._consoles: dict[int, Any] = {}
 
     def result(self, *parts: Part, **fields: Any) -> None:
-        """Say on stdout, in *parts* for people, or in *fields* for programs."""
+        """Write a result to stdout: *parts* for people, or *fields* for programs."""
         self._say(sys.stdout, parts, fields)
 
     def notice(self, *parts: Part, **fields: Any) -> None:
-        """Say on stderr what happens on the way."""
+        """Write a notice to stderr."""
         text = "".join(part if isinstance(part, str) else part[0] for part in parts)
         self._say(sys.stderr, parts, {"notice": text} | fields)
 
     def failure(self, error: BaseException) -> None:
-        """Say on stderr what went wrong; of a handler also where."""
+        """Write an error to stderr, with the traceback of a handler's error."""
         fields: dict[str, Any] = {"error": type(error).__name__, "text": str(error)}
         parts: list[Part] = [("Error: ", "bold red"), visible(str(error))]
         if isinstance(error, HandlerError):
@@ -124,13 +124,13 @@ class Output:
         self._say(sys.stderr, parts, fields)
 
     def mute(self) -> None:
-        """Say nothing more on stdout, whose reader is gone: not even what is left unsaid."""
+        """Discard all further output to stdout, buffered output included: its reader is gone."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
 
     def console(self, stream: TextIO) -> Any:
-        """Return rich's console for *stream*, which is made when it is first wanted."""
+        """Return rich's console for *stream*. It is created on the first call."""
         console = self._consoles.get(id(stream))
         if console is None:
             from rich.console import Console

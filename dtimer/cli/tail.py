@@ -1,4 +1,4 @@
-"""The command ``tail``: what happens in a namespace, as it happens."""
+"""The command ``tail``: prints the activity of a namespace as it happens."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from dtimer.store.inventory import Inventory
 
 @click.command(
     epilog="""
-    It looks once a second, and tells what has changed since; what it saw first is not
-    told. Ctrl-C ends it.
+    dtimer reads the namespace once a second and prints the changes since the last time.
+    Ctrl-C ends it.
 
     \b
     Examples:
@@ -32,15 +32,15 @@ from dtimer.store.inventory import Inventory
     """
 )
 @click.option(
-    "--interval", type=DURATION, default="1s", show_default=True, help="How often it looks."
+    "--interval", type=DURATION, default="1s", show_default=True, help="How often to read."
 )
 @shared()
 @click.pass_obj
 def tail(settings: Settings, interval: timedelta) -> None:
     """
-    Follow what happens, line by line.
+    Follow the activity of a namespace, line by line.
 
-    How many events were posted, started and confirmed, and which became dead letters.
+    Prints how many events were posted, started and confirmed, and which became dead letters.
     """
     seconds = max(0.05, interval.total_seconds())
     with opened_store(settings) as store, contextlib.suppress(KeyboardInterrupt):
@@ -51,7 +51,7 @@ def tail(settings: Settings, interval: timedelta) -> None:
 
 
 def repeat(look: Callable[[], None], seconds: float, output: Output) -> None:
-    """Look again and again, whatever becomes of Redis meanwhile; only Ctrl-C ends it."""
+    """Call *look* every *seconds*, and report an outage once; only Ctrl-C ends the loop."""
     never = threading.Event()
     lost = False
     while not never.wait(seconds):
@@ -68,7 +68,7 @@ def repeat(look: Callable[[], None], seconds: float, output: Output) -> None:
 
 
 class Follow:
-    """What was seen last, and what is said of the difference."""
+    """Remembers the state that was read last, and prints the changes."""
 
     def __init__(self, store: Inventory, output: Output) -> None:
         self._store = store
@@ -79,10 +79,10 @@ class Follow:
         self._seen: set[str] = set()
 
     def look(self) -> None:
-        """Look, and tell what is new. The first time nothing is."""
+        """Read the state, and print the changes. The first call prints nothing."""
         stats = self._store.stats()
         if self._totals is None:
-            # An id that nobody can have stands for a place in time.
+            # Start after the dead letters of now: no id sorts before NUL.
             self._last, self._died = "\0", self._store.server_now()
             self._totals, self._paused = stats.totals, stats.paused
             return

@@ -152,7 +152,7 @@ class TestDead:
         assert 2 == run("purge").code
         for answer, code, left in (("n\n", 130, 1), ("y\n", 0, 0)):
             with Terminal("purge", env=environment(server, namespace)) as terminal:
-                terminal.find(r"Drop all dead letters .* \(1\)\? \[y/N\]")
+                terminal.find(r"Delete all dead letters .* \(1\)\? \[y/N\]")
                 terminal.type(answer)
                 assert code == terminal.wait()
             assert left == timer.stats().dead

@@ -199,7 +199,7 @@ class TestHandler:
         timer.post({}, id="tea")
         listener.out.find("began")
         listener.process.terminate()
-        listener.err.find("handlers that still run: 1")
+        listener.err.find("handlers still running: 1")
         assert State.IN_FLIGHT is timer.peek("tea").state
         listener.tell("x")
         listener.out.find("ended")
@@ -213,7 +213,7 @@ class TestHandler:
         timer.post({}, id="tea")
         listener.out.find("began")
         listener.process.send_signal(signal.SIGINT)
-        listener.err.find("handlers that still run: 1")
+        listener.err.find("handlers still running: 1")
         assert 130 == listener.end(signal.SIGINT)
         record = timer.peek("tea")
         assert (State.SCHEDULED, 1) == (record.state, record.attempt)

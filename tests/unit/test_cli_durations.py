@@ -84,15 +84,15 @@ class TestDuration:
     )
     def test_refused(self, text):
         """What is not in the grammar is refused, with what would be in it; never guessed at."""
-        with pytest.raises(OptionError, match=r"no duration.*1h30m"):
+        with pytest.raises(OptionError, match=r"not a duration.*1h30m"):
             parse_duration(text)
 
     def test_the_reason_is_told(self):
         """A refusal names the unit that there is none of, the order, or the calendar."""
         for text, reason in {
-            "5x": "no unit 'x'",
-            "10m1h": "greater unit comes first",
-            "1.5h30m": "only its last number",
+            "5x": "unknown unit 'x'",
+            "10m1h": "greatest first",
+            "1.5h30m": "only the last number",
             "P1M": "months and years",
         }.items():
             with pytest.raises(OptionError, match=reason):
@@ -174,7 +174,7 @@ class TestMoment:
     )
     def test_refused(self, text):
         """What is no moment is refused, with what would be one."""
-        with pytest.raises(OptionError, match="no moment"):
+        with pytest.raises(OptionError, match="not a moment"):
             parse_moment(text)
 
     @pytest.mark.parametrize("text", ["0", "1790000000", "20300131", "99999999999"])
@@ -254,7 +254,7 @@ class TestWords:
 
     def test_not_what_is_over(self):
         """A moment in words that lies behind is refused: nobody means it."""
-        with pytest.raises(OptionError, match="is over"):
+        with pytest.raises(OptionError, match="in the past"):
             dates.read("yesterday 9:00", self.NOW)
 
     def test_without_the_extra(self, monkeypatch):
@@ -262,7 +262,7 @@ class TestWords:
         monkeypatch.setitem(sys.modules, "dateparser", None)
         with pytest.raises(OptionError, match=r"pip install 'dtimer\[dates\]'.*2030-01-31"):
             parse_moment("tomorrow 9:00")
-        with pytest.raises(OptionError, match="no moment"):
+        with pytest.raises(OptionError, match="not a moment"):
             parse_moment("soon")
 
     def test_only_where_nothing_else_is_meant(self, monkeypatch):

@@ -77,7 +77,7 @@ class TestArming:
 
     def test_unknown(self):
         """A point that there is not is refused: it would never be reached."""
-        with pytest.raises(KeyError, match="no fault point"):
+        with pytest.raises(KeyError, match="unknown fault point"):
             faultpoints.arm("claim.answred", _out_of_memory).__enter__()
 
     def test_off_from_the_start(self):

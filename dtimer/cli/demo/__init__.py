@@ -1,7 +1,7 @@
 """
-``dtimer demo``: the main job made visible, with nothing in it simulated.
+``dtimer demo``: shows dtimer at work. Nothing is simulated.
 
-The parent posts events and starts three node processes (``node``), each of which writes
-what its handler does to a pipe. All that is shown is counted from these reports
-(``tally``), and checked in the end against what Redis counted.
+The parent posts events and starts three node processes (``node``). Each of them reports through
+a pipe what its handler does. The demo counts these reports (``tally``), and compares the counts
+with those of Redis at the end.
 """

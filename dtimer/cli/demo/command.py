@@ -14,8 +14,8 @@ from dtimer.cli.server import Settings
 
 @click.command(
     epilog="""
-    The exit code is 0 when nothing was lost and the event of the killed node was seen to
-    come again, else 1.
+    The exit code is 0 if no event was lost and the event of the killed node was delivered
+    again, otherwise 1.
 
     \b
     Examples:
@@ -27,13 +27,13 @@ from dtimer.cli.server import Settings
 @click.pass_obj
 def demo(settings: Settings) -> int:
     """
-    See it work, in ten seconds.
+    See dtimer work, in ten seconds.
 
-    Three nodes, 400 events, and one node killed.
+    Three nodes handle 400 events, and one node is killed.
 
     Three node processes join a namespace of their own, on a private embedded server or
-    on the one that --url names. One of them is killed with SIGKILL while it handles an
-    event, and another receives that event again when the lease has ended.
+    on the server that --url names. One of them is killed with SIGKILL while it handles an
+    event. Another node receives that event again when the lease has expired.
     """
     from dtimer.cli.demo.play import Play, private_server, swept
     from dtimer.cli.demo.view import opened_view, table

@@ -1,9 +1,9 @@
 """
 A node of the demo: a process that joins, reports what its handler does, and leaves.
 
-Run as ``python -m dtimer.cli.demo.node URL NAMESPACE ID LEASE``. Reports go to standard
-output, a JSON list on a line. The end of standard input means leave, so that no node
-outlives the parent, however that ends.
+Run as ``python -m dtimer.cli.demo.node URL NAMESPACE ID LEASE``. The node writes its reports to
+standard output, one JSON list on a line. It leaves at the end of standard input, so that it never
+outlives its parent.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import threading
 from dtimer.model.event import Event
 from dtimer.timer import DTimer
 
-#: In the payload of the event during which a node is to be killed.
+#: The key in the payload of the event during which the parent kills the node.
 FATAL = "fatal"
 
 
@@ -24,13 +24,13 @@ class Reports:
     """
     The pipe to the parent.
 
-    A line goes out in a single write, shorter than what a pipe takes whole (512 bytes at
-    least): a SIGKILL comes before it or after it, but never tears it.
+    Each line is one write of less than 512 bytes, which POSIX makes atomic for pipes. So a SIGKILL
+    comes before it or after it, but never truncates it.
     """
 
     def __init__(self) -> None:
         self._pipe = os.dup(1)
-        # Whatever else prints must not end up between the reports.
+        # Other output of this process must not mix with the reports.
         os.dup2(2, 1)
 
     def __call__(self, *report: object) -> None:
@@ -39,7 +39,7 @@ class Reports:
 
 
 def main(url: str, ns: str, id: str, lease: str) -> None:
-    """Be a node until standard input ends."""
+    """Run a node until standard input ends."""
     report = Reports()
     over = threading.Event()
     timer = DTimer(id, url, ns=ns, lease=int(lease))
@@ -50,7 +50,7 @@ def main(url: str, ns: str, id: str, lease: str) -> None:
             fatal = FATAL in event and event.attempt == 1
             report("start", event.id, event.attempt, event.lateness_ms, fatal)
             if fatal:
-                # The parent kills this process now. Meanwhile the lease is renewed.
+                # The parent kills this process now. Until then heartbeats renew the lease.
                 over.wait()
             report("done", event.id, event.attempt)
 

@@ -1,4 +1,4 @@
-"""The demo itself: post, watch, kill a node in the middle of its work, and count."""
+"""Run the demo: post events, kill a node while it handles one, and count."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from dtimer.timer import DTimer
 
 NODES, EVENTS = 3, 400
 
-#: In milliseconds. The lease is short, so that one need not wait long to see it end.
+#: In milliseconds. The lease is short, so that the demo does not take long.
 FIRST, LAST, FATAL_DELAY, LEASE = 300, 6_500, 2_000, 2_000
 
-#: In seconds: to have all nodes joined, all events handled, all nodes gone.
+#: The longest waits for all nodes to join, all events to be handled and all nodes to leave, in
+#: seconds.
 _JOINING, _HANDLING, _LEAVING = 10.0, 14.0, 3.0
 
 
 @dataclass
 class Outcome:
-    """What is known in the end."""
+    """The result of the demo."""
 
     tally: Tally
     stats: Stats
@@ -46,17 +47,17 @@ class Outcome:
 
     @property
     def pending(self) -> int:
-        """How many events Redis still holds as not handled."""
+        """The number of events that Redis still holds."""
         return self.stats.scheduled + self.stats.in_flight
 
     @property
     def ok(self) -> bool:
-        """Whether all that is promised was seen."""
+        """True if no event was lost, and the event of the killed node was delivered again."""
         seen = self.again_after_ms is not None
         return seen and not self.tally.lost and not self.pending and not self.stats.dead
 
     def line(self) -> str:
-        """Return the line of truth."""
+        """Return the summary in one line."""
         killed = f"{self.killed} was killed" if self.killed else "no node was killed"
         tally = self.tally
         return (
@@ -65,7 +66,7 @@ class Outcome:
         )
 
     def fields(self) -> dict[str, Any]:
-        """Return the same, and more, for programs."""
+        """Return all results, for programs."""
         tally = self.tally
         late = {f"p{part}": percentile(tally.lateness, part / 100) for part in (50, 99)}
         return {
@@ -93,12 +94,12 @@ class Outcome:
 @contextlib.contextmanager
 def private_server() -> Iterator[str]:
     """
-    Give the URL of an embedded server of our own, which ends with the block.
+    Return the URL of a private embedded server, as a context; the server ends with the block.
 
     Raises:
-        StoreError: there is none to be had.
+        StoreError: no embedded server can be started.
     """
-    # Not the one that this process tree may have: it is somebody else's.
+    # Do not use the server of this process tree: it belongs to another program.
     before = os.environ.pop(TREE, None)
     try:
         with embedded.attach("embedded:") as attachment:
@@ -111,12 +112,12 @@ def private_server() -> Iterator[str]:
 
 @contextlib.contextmanager
 def swept(url: str) -> Iterator[str]:
-    """Give a namespace that nobody else has, and of which nothing remains."""
+    """Return a unique namespace, as a context; its keys are deleted at the end."""
     ns = f"demo-{uuid.uuid4().hex[:8]}"
     try:
         yield ns
     finally:
-        # Best effort: it is about a handful of small keys.
+        # Errors are ignored: only a few small keys would remain.
         with contextlib.suppress(Exception):
             server = source(url, 1.0)
             server.command("DEL", *Keys.of(ns))
@@ -124,7 +125,7 @@ def swept(url: str) -> Iterator[str]:
 
 
 class Play:
-    """One run on the server at *url*."""
+    """Runs the demo once on the server at *url*."""
 
     def __init__(self, url: str, ns: str, view: View) -> None:
         self._url = url
@@ -144,14 +145,14 @@ class Play:
 
     def run(self) -> Outcome:
         """
-        Play it, and leave no process behind.
+        Run the demo, and end all its processes.
 
         Raises:
-            StoreError: Redis is not there, or no node could join.
+            StoreError: Redis could not be reached, or a node could not join.
         """
         timer = DTimer("demo", self._url, ns=self._ns)
         try:
-            timer.stats()  # Before any node is started: is there a server?
+            timer.stats()  # Fail before any node is started if no server answers.
             with Cast(self._tally.nodes, self._url, self._ns, LEASE) as cast:
                 self._await_nodes(cast)
                 self._tally.posted = [*timer.post_many(_events())]

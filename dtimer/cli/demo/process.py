@@ -1,4 +1,4 @@
-"""The node processes of the demo: started, listened to, killed, and never left behind."""
+"""Start the node processes of the demo, read their reports, and end them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dtimer.cli.demo.tally import NodeTally
 
 
 class NodeProcess:
-    """One node process, and our ends of its pipes."""
+    """A node process, and the parent's ends of its pipes."""
 
     def __init__(self, tally: NodeTally, words: list[str], stderr: Any) -> None:
         self.tally = tally
         command = [sys.executable, "-m", "dtimer.cli.demo.node", *words]
-        # A session of its own: Ctrl-C is for the parent, which sees to the rest.
-        self._process = subprocess.Popen(  # noqa: S603 - each word of it is ours
+        # A session of its own: Ctrl-C must reach only the parent, which ends the nodes.
+        self._process = subprocess.Popen(  # noqa: S603 - all words are our own
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -34,12 +34,12 @@ class NodeProcess:
 
     @property
     def pipe(self) -> int:
-        """The descriptor from which the reports are read."""
+        """The descriptor of the pipe with the reports."""
         assert self._process.stdout is not None  # noqa: S101 - for the type
         return self._process.stdout.fileno()
 
     def read(self) -> list[Any] | None:
-        """Return the reports that have come; None when there will be no more."""
+        """Return the reports that have arrived, or None at the end of the pipe."""
         data = os.read(self.pipe, 65_536)
         if not data:
             return None
@@ -47,17 +47,17 @@ class NodeProcess:
         return [json.loads(line) for line in lines]
 
     def kill(self) -> None:
-        """Kill the process: SIGKILL, which nothing in it hears of."""
+        """Kill the process with SIGKILL."""
         self._process.kill()
 
     def tell_to_leave(self) -> None:
-        """Have the node leave."""
+        """Tell the node to leave."""
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 
     def end(self) -> None:
-        """See to it that nothing is left of the process."""
+        """End the process, and close its pipes."""
         self.tell_to_leave()
         self._process.kill()
         self._process.wait()
@@ -66,7 +66,7 @@ class NodeProcess:
 
 
 class Cast:
-    """All node processes; a context, after which none of them is left."""
+    """All node processes, as a context that ends them."""
 
     def __init__(self, tallies: list[NodeTally], url: str, ns: str, lease: int) -> None:
         self._tallies = tallies
@@ -101,11 +101,11 @@ class Cast:
 
     @property
     def alive(self) -> int:
-        """How many may still report something."""
+        """The number of processes that may still report."""
         return len(self._selector.get_map())
 
     def reports(self, wait: float) -> Iterator[tuple[NodeProcess, Any]]:
-        """Yield what comes within *wait* seconds, as soon as anything does."""
+        """Wait up to *wait* seconds for reports, and yield those that have arrived."""
         for key, _ in self._selector.select(wait):
             process: NodeProcess = key.data
             reports = process.read()
@@ -113,19 +113,19 @@ class Cast:
                 self._selector.unregister(process.pipe)
                 if process.tally.state != "left":
                     process.tally.state = "killed" if process.tally.state == "killed" else "died"
-                # What a dead process held is in nobody's hands.
+                # A dead process handles no events.
                 process.tally.in_flight.clear()
                 continue
             for report in reports:
                 yield process, report
 
     def tell_to_leave(self) -> None:
-        """Have all nodes leave."""
+        """Tell all nodes to leave."""
         for process in self._processes:
             process.tell_to_leave()
 
     def last_words(self) -> str:
-        """Return the end of what the processes wrote to standard error."""
+        """Return the end of the processes' output to standard error."""
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - 4_000))
         return self._stderr.read().decode(errors="replace").strip()

@@ -1,4 +1,4 @@
-"""The counts of the demo, made of the reports of its nodes and of nothing else."""
+"""The counts of the demo, which come only from the reports of its nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def percentile(values: Sequence[float], part: float) -> float | None:
-    """Return the least of *values* that *part* of them do not exceed; None if there are none."""
+    """Return the smallest of *values* that *part* of them do not exceed; None without values."""
     if not values:
         return None
     return sorted(values)[max(0, math.ceil(part * len(values)) - 1)]
@@ -18,7 +18,7 @@ def percentile(values: Sequence[float], part: float) -> float | None:
 
 @dataclass
 class NodeTally:
-    """What one node has reported."""
+    """The counts of one node."""
 
     name: str
     pid: int = 0
@@ -31,13 +31,13 @@ class NodeTally:
 
 
 class Tally:
-    """All that is known: what was posted, and what the nodes report."""
+    """The counts of all nodes, and the ids that were posted."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.nodes = [NodeTally(name) for name in names]
         self.posted: list[str] = []
         self.handled: Counter[str] = Counter()
-        #: The ids that were handed out again.
+        #: The ids that were delivered again.
         self.redelivered: set[str] = set()
         self.errors: list[str] = []
 
@@ -64,10 +64,10 @@ class Tally:
 
     @property
     def lost(self) -> int:
-        """How many were posted, and are in no report of an event handled."""
+        """The number of posted events that no node has reported as handled."""
         return len(set(self.posted) - set(self.handled))
 
     @property
     def lateness(self) -> list[float]:
-        """How late every start was, on all nodes."""
+        """The lateness of every start, on all nodes."""
         return [late for node in self.nodes for late in node.lateness]

@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a live table on a terminal, plain lines elsewhere."""
+"""Show the progress of the demo: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ FRAME, _LINE = 0.1, 1.0
 
 
 class View(Protocol):
-    """What the demo tells of itself."""
+    """Shows the progress of the demo."""
 
     def note(self, text: str) -> None:
-        """Tell something that has happened, for good."""
+        """Print something that has happened. It stays on the screen."""
         ...
 
     def show(self, tally: Tally, seconds: float) -> None:
-        """Show how it stands; called at least every `FRAME`, and draws as often as it wants."""
+        """Show the current counts. Called at least every `FRAME`; may draw less often."""
         ...
 
 
 def table(tally: Tally) -> Any:
-    """Return the table of who has received what, and how late."""
+    """Return a table with the counts and the lateness of each node."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    # 77 columns: it fits on the narrowest of screens.
+    # 77 columns, to fit a terminal of 80.
     made = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
     made.add_column("node", "all", no_wrap=True, min_width=6)
     made.add_column("state", no_wrap=True, min_width=8)
@@ -63,7 +63,7 @@ def _lateness(values: list[float]) -> list[str]:
 
 
 def since(seconds: float) -> str:
-    """Write how long it has been, at the head of a line."""
+    """Format the elapsed time for the start of a line."""
     return f"{seconds:5.1f} s  "
 
 
@@ -71,12 +71,12 @@ def _standing(tally: Tally, seconds: float) -> str:
     waiting = len(tally.posted) - len(tally.handled)
     return (
         f"{since(seconds)}posted {len(tally.posted)}, handled {len(tally.handled)},"
-        f" to come {waiting}"
+        f" waiting {waiting}"
     )
 
 
 class Silent:
-    """For ``--json``: nothing but the last object."""
+    """Shows nothing. For ``--json``, which prints only the result."""
 
     def note(self, text: str) -> None:
         """See `View.note`."""
@@ -86,7 +86,7 @@ class Silent:
 
 
 class Plain:
-    """For a pipe or a file: a line a second."""
+    """Prints a line a second. For a pipe or a file."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -109,7 +109,7 @@ class Plain:
 
 
 class Screen:
-    """For a terminal: a table that changes in its place, and the notes below it."""
+    """Updates a table in place, with the notes below it. For a terminal."""
 
     def __init__(self, live: Any) -> None:
         self._live = live
@@ -132,7 +132,7 @@ class Screen:
 
 @contextlib.contextmanager
 def opened_view(output: Output) -> Iterator[View]:
-    """Give the view that suits standard output."""
+    """Return the view that suits standard output, as a context."""
     if output.as_json:
         yield Silent()
     elif not sys.stdout.isatty():

@@ -1,1 +1,1 @@
-"""``dtimer doctor``: what is wrong with a server or a namespace, and what to do about it."""
+"""``dtimer doctor``: finds problems of a server or a namespace, and says what to do."""

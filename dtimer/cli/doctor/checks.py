@@ -1,4 +1,4 @@
-"""The checks that ask: each yields what it found, and raises nothing of Redis's."""
+"""The checks that call Redis. Each yields findings; errors of Redis become findings too."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from dtimer.store.connect import where
 from dtimer.store.faults import message, names, slow
 from dtimer.store.inventory import Audit, Inventory
 
-#: Seconds.
+#: The clock difference that is reported, and the wait for a published message, in seconds.
 _SKEW, _HEARING = 1.0, 2.0
 
 _STRAYS = {
-    "no_body": "due, but nothing is stored of it: it becomes a dead letter when it is due",
+    "no_body": "scheduled, but without a payload: it becomes a dead letter when it is due",
     "no_due": "stored, but never due",
-    "no_grave": "dead, but on no list",
-    "no_letter": "on the list of the dead, but nothing is stored of it",
-    "no_event": "leased, but there is no such event",
+    "no_grave": "a dead letter that is not on the list",
+    "no_letter": "on the list of dead letters, but not stored",
+    "no_event": "leased, but the event does not exist",
 }
 
 
 def examine(store: Inventory, url: str) -> Iterator[Finding]:
-    """Examine the server and the namespace. Without a connection there is but that to say."""
+    """Check the server and the namespace. Without a connection only that is reported."""
     found = connection(store, url)
     yield found
     if found.level is Level.ERROR:
@@ -45,8 +45,8 @@ def examine(store: Inventory, url: str) -> Iterator[Finding]:
     else:
         yield warning(
             "version",
-            "INFO may not be run: version, role, persistence and eviction are unknown",
-            "ACL SETUSER <user> +info, or look on the server",
+            "this client may not run INFO: version, role, persistence and eviction are unknown",
+            "ACL SETUSER <user> +info, or check them on the server",
         )
     yield hearing(store)
     found = schema(store)
@@ -62,7 +62,7 @@ def examine(store: Inventory, url: str) -> Iterator[Finding]:
 
 
 def connection(store: Inventory, url: str) -> Finding:
-    """Does anybody answer, and to us."""
+    """Check that a server answers, and accepts this client."""
     place = where(url)
     began = time.perf_counter()
     try:
@@ -73,7 +73,7 @@ def connection(store: Inventory, url: str) -> Finding:
         if slow(e):
             remedy = "put user and password into the URL: redis://user:password@host:6379"
             return error("connection", f"{place} refuses this client: {message(e)}", remedy)
-        remedy = "is the server running, is the URL right, does a firewall stand between?"
+        remedy = "is the server running, is the URL right, is there a firewall in between?"
         return error("connection", f"{place} does not answer: {e}", remedy)
     return ok("connection", f"{place} answers in {(time.perf_counter() - began) * 1000:.1f} ms")
 
@@ -81,7 +81,7 @@ def connection(store: Inventory, url: str) -> Finding:
 def _settings(store: Inventory) -> dict[str, str]:
     settings = {}
     for name in ("save", "appendfsync"):
-        with contextlib.suppress(Exception):  # Hosted servers have no CONFIG; INFO says the rest.
+        with contextlib.suppress(Exception):  # Hosted servers have no CONFIG; INFO has the rest.
             flat = store.command("CONFIG", "GET", name)
             if isinstance(flat, list) and len(flat) == 2:
                 settings[name] = text(flat[1])
@@ -89,10 +89,10 @@ def _settings(store: Inventory) -> dict[str, str]:
 
 
 def hearing(store: Inventory) -> Finding:
-    """Does what is published arrive."""
+    """Check that a published message arrives."""
     life = incarnation()
     ear = store.ear(life)
-    remedy = "without it events are late by up to poll_interval (1 s), and none is lost; "
+    remedy = "without it events are late by up to poll_interval (1 s), but not lost; "
     began = time.perf_counter()
     try:
         ear.open()
@@ -109,32 +109,32 @@ def hearing(store: Inventory) -> Finding:
     finally:
         ear.close()
     if not heard:
-        remedy += "does a proxy stand between that knows no pub/sub?"
-        return warning("pub/sub", f"nothing was heard within {_HEARING:.0f} s", remedy)
+        remedy += "is there a proxy in between that does not support pub/sub?"
+        return warning("pub/sub", f"no message arrived within {_HEARING:.0f} s", remedy)
     took = (time.perf_counter() - began) * 1000
     return ok("pub/sub", f"a message comes back in {took:.1f} ms")
 
 
 def schema(store: Inventory) -> Finding:
-    """Is the namespace ours, and of this version."""
+    """Check that the namespace is dtimer's, and of this version."""
     try:
         there = store.look()
     except NamespaceCorrupt as e:
-        remedy = "choose another --ns, or upgrade dtimer where the version is the reason"
+        remedy = "choose another --ns, or upgrade dtimer if the version is the reason"
         return error("schema", str(e), remedy)
     except StoreError as e:
         return error("schema", str(e), _remedy(store, str(e)))
     if not there:
-        return ok("schema", "there is no such namespace yet: nothing was posted to it")
-    return ok("schema", "the namespace is of the version that this dtimer knows")
+        return ok("schema", "the namespace does not exist yet: nothing was posted to it")
+    return ok("schema", "the namespace has the version that this dtimer supports")
 
 
 def _remedy(store: Inventory, refused: str) -> str:
-    return access.remedy(refused, store.ns) or "see what the server says of it"
+    return access.remedy(refused, store.ns) or "look at the server's message"
 
 
 def permissions(store: Inventory) -> Iterator[Finding]:
-    """May this client run all that the scripts use: each command is tried."""
+    """Check that this client may run each command that the scripts use, by trying each."""
     check = "permissions"
     try:
         refused = store.permissions()
@@ -143,36 +143,35 @@ def permissions(store: Inventory) -> Iterator[Finding]:
         return
     missing = list(access.missing(refused, store.ns))
     for m in missing:
-        # A wake that cannot be sent makes events late; all else makes calls impossible.
+        # Without the permission to send wakes events are late; without any other, calls fail.
         found = error if m.fatal or not m.late else warning
         yield found(check, m.text, f"ACL SETUSER <user> {m.rule}")
     for command, reason in refused.items():
         if access.refusal(reason) is None:
-            yield error(check, f"{command}: {reason}", "see what the server says of it")
+            yield error(check, f"{command}: {reason}", "look at the server's message")
     if not refused:
-        yield ok(check, "every command that the scripts use may be run")
+        yield ok(check, "this client may run every command that the scripts use")
 
 
 def skew(store: Inventory) -> Finding:
-    """How far apart are the server's clock and ours."""
+    """Check the difference between the server's clock and this machine's."""
     before = time.time()
     try:
         now = store.server_now() / 1e6
     except StoreError as e:
-        return warning("clock", f"the server does not tell its time: {e}", _remedy(store, str(e)))
+        return warning("clock", f"the server's time cannot be read: {e}", _remedy(store, str(e)))
     after = time.time()
     apart = now - (before + after) / 2
-    told = (
-        f"the server's is {abs(apart) * 1000:.0f} ms {'ahead of' if apart > 0 else 'behind'} ours"
-    )
+    side = "ahead of" if apart > 0 else "behind"
+    told = f"the server's is {abs(apart) * 1000:.0f} ms {side} this machine's"
     if abs(apart) - (after - before) / 2 > _SKEW:
-        remedy = "run NTP on both: moments (--at) are as wrong as that, delays are not"
+        remedy = "run NTP on both: moments (--at) are wrong by as much, delays are not"
         return warning("clock", told, remedy)
     return ok("clock", told)
 
 
 def schedules(store: Inventory) -> Iterator[Finding]:
-    """Can each schedule be read; where all can, there is nothing to say."""
+    """Check that each schedule can be read; yield nothing if all can."""
     try:
         for id in store.schedule_ids():
             try:
@@ -180,16 +179,16 @@ def schedules(store: Inventory) -> Iterator[Finding]:
             except NamespaceCorrupt as e:
                 yield error("schedules", str(e), f"dtimer unschedule {shlex.quote(id)} --yes")
     except StoreError as e:
-        yield warning("schedules", f"not looked at: {e}", _remedy(store, str(e)))
+        yield warning("schedules", f"not checked: {e}", _remedy(store, str(e)))
 
 
 def orphans(store: Inventory) -> Iterator[Finding]:
-    """Do the keys agree with each other."""
+    """Check that the keys agree with each other."""
     check = "orphans"
     try:
         audit = store.audit()
     except StoreError as e:
-        yield warning(check, f"not looked for: {e}", "it takes a server of 6.2 or later")
+        yield warning(check, f"not checked: {e}", "the check needs a server of 6.2 or later")
         return
     if audit.sound:
         yield ok(check, f"none among {audit.due} events and {audit.dead} dead letters")
@@ -201,7 +200,7 @@ def orphans(store: Inventory) -> Iterator[Finding]:
             yield warning(check, f"{ids[0]!r}{more}: {told}", _mend(store, what, ids[0]))
     if not audit.strays:
         yield warning(
-            check, _disagreement(audit), "somebody else writes to these keys; find out who"
+            check, _disagreement(audit), "another program writes to these keys; find out which"
         )
 
 
@@ -214,12 +213,12 @@ def _mend(store: Inventory, what: str, id: str) -> str:
         "no_letter": f"ZREM {keys.graves} {id}",
         "no_event": f"HDEL {keys.lease} {id}",
     }[what]
-    return f"somebody else has written to these keys; {command}"
+    return f"another program has written to these keys; {command}"
 
 
 def _disagreement(audit: Audit) -> str:
     return (
-        f"{audit.due} are due and {audit.bodies} stored, {audit.leases} leased;"
+        f"{audit.due} scheduled and {audit.bodies} stored, {audit.leases} leased;"
         f" {audit.dead} dead letters and {audit.graves} on their list;"
-        f" {audit.schedules} schedules and {audit.plans} payloads of theirs"
+        f" {audit.schedules} schedules and {audit.plans} of their payloads"
     )

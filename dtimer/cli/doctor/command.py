@@ -18,9 +18,8 @@ _MARKS = {
 
 @click.command(
     epilog="""
-    Nothing is changed; a namespace that is new gets its version. The exit code is 0 when
-    all is well, 1 when there are warnings,
-    and 3 when there are errors.
+    Nothing is changed, except that a new namespace gets its version. The exit code is 0
+    without findings, 1 if there are warnings, and 3 if there are errors.
 
     \b
     Examples:
@@ -32,11 +31,11 @@ _MARKS = {
 @click.pass_obj
 def doctor(settings: Settings) -> int:
     """
-    Examine server and namespace, and say what to do.
+    Check a server and a namespace, and say what to do.
 
-    Looked at are the connection, the server's version, its role, persistence and eviction,
-    pub/sub, the schema, the permission to run each command that the scripts use, the
-    clocks, and whether the keys agree with each other.
+    Checks the connection, the server's version, role, persistence and eviction, pub/sub,
+    the schema, the permission to run each command that the scripts use, the clocks, and
+    whether the keys agree with each other.
     """
     from dtimer.cli.doctor.checks import examine
 
@@ -52,7 +51,7 @@ def _tell(settings: Settings, finding: Finding) -> None:
     word, style = _MARKS[finding.level]
     parts: list[str | tuple[str, str]] = [(f"{word:<8}", style), f"{finding.check:<12}"]
     indent = " " * 20
-    # Written out by us: a remedy that is copied must not be cut by a table.
+    # Not a rich table: it would cut a remedy, which users copy.
     lines = _wrapped(visible(finding.text))
     parts.append(f"\n{indent}".join(lines))
     if finding.remedy:

@@ -1,4 +1,4 @@
-"""What a check has found."""
+"""The results of checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Level(enum.IntEnum):
-    """How bad it is; the worst is the exit code of the whole."""
+    """How severe a finding is. The highest level is the exit code of the command."""
 
     OK = 0
     WARNING = 1
@@ -16,7 +16,7 @@ class Level(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: how it is, and where it is not well, what to do."""
+    """The result of one check: its level, a text, and a remedy if there is a problem."""
 
     check: str
     level: Level
@@ -25,15 +25,15 @@ class Finding:
 
 
 def ok(check: str, text: str) -> Finding:
-    """All is well."""
+    """Return a finding without a problem."""
     return Finding(check, Level.OK, text)
 
 
 def warning(check: str, text: str, remedy: str) -> Finding:
-    """It works, and something may be lost, or late."""
+    """Return a finding for a server that works, but may lose or delay events."""
     return Finding(check, Level.WARNING, text, remedy)
 
 
 def error(check: str, text: str, remedy: str) -> Finding:
-    """It does not work, or events will be lost."""
+    """Return a finding for a server that does not work, or will lose events."""
     return Finding(check, Level.ERROR, text, remedy)

@@ -1,4 +1,4 @@
-"""The checks of the server, by what its INFO says: no I/O here."""
+"""The checks of the server that read only its INFO, without I/O."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ OLDEST = (6, 2)
 
 
 def version(info: Mapping[str, str]) -> Finding:
-    """Is the server one that dtimer is made for."""
+    """Check that dtimer supports the server's version."""
     text = info.get("redis_version", "")
     name = info.get("server_name", "redis")
     told = f"{name} {info.get(f'{name}_version', text)}"
     if name != "redis":
-        told += f", which does as Redis {text}"
+        told += f", compatible with Redis {text}"
     numbers = tuple(int(n) for n in text.split(".")[:2] if n.isdigit())
     if len(numbers) < 2:
-        return warning("version", f"{text!r} cannot be read", "dtimer is made for 6.2 and later")
+        return warning("version", f"{text!r} cannot be read", "dtimer supports 6.2 and later")
     if numbers < OLDEST:
         return error("version", f"{told} is too old", "upgrade it to 6.2 or later")
     return ok("version", told)
 
 
 def role(info: Mapping[str, str]) -> Finding:
-    """May it be written to."""
+    """Check that the server accepts writes."""
     if info.get("role", "master") != "master":
         master = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
         return error(
-            "role", "this is a replica, which takes no posts", f"connect to its master, {master}"
+            "role", "this is a replica, which refuses posts", f"connect to its master, {master}"
         )
     if info.get("cluster_enabled") == "1":
         return warning(
             "role",
             "this is one server of a cluster",
-            "programs have to give DTimer a RedisCluster client; this command reaches only the"
-            " namespaces of this one server",
+            "programs must give DTimer a RedisCluster client; this command reaches only the"
+            " namespaces of this server",
         )
     replicas = info.get("connected_slaves", "0")
     return ok("role", f"master, with {replicas} replicas")
 
 
 def persistence(info: Mapping[str, str], settings: Mapping[str, str]) -> Iterator[Finding]:
-    """What is left after a crash: *settings* are those of CONFIG, as far as they may be read."""
+    """Check what survives a crash. *settings* are those of CONFIG that this client may read."""
     check = "persistence"
     if "aof_enabled" not in info:
-        yield warning(check, "the server does not say", "see that it has appendonly yes")
+        yield warning(check, "the server does not report it", "make sure of appendonly yes")
         return
     if info["aof_enabled"] == "1":
         if info.get("aof_last_write_status", "ok") != "ok":
@@ -58,7 +58,7 @@ def persistence(info: Mapping[str, str], settings: Mapping[str, str]) -> Iterato
         if every == "no":
             yield warning(
                 check,
-                "append-only file, fsync when the system likes",
+                "append-only file, fsync when the operating system decides",
                 "CONFIG SET appendfsync everysec: a crash of the machine then costs one second",
             )
             return
@@ -67,23 +67,23 @@ def persistence(info: Mapping[str, str], settings: Mapping[str, str]) -> Iterato
         return
     remedy = "CONFIG SET appendonly yes, and the same in its configuration file"
     if info.get("rdb_last_bgsave_status", "ok") != "ok":
-        yield error(check, "the last snapshot failed, and there is no append-only file", remedy)
+        yield error(check, "the last snapshot failed, and the append-only file is off", remedy)
     elif settings.get("save", "?") == "":
         yield warning(check, "none: a restart of the server loses every event", remedy)
     else:
         when = f" (save {settings['save']})" if settings.get("save") else ""
         yield warning(
-            check, f"snapshots alone{when}: a crash loses what was posted since the last", remedy
+            check, f"snapshots only{when}: a crash loses the posts since the last one", remedy
         )
 
 
 def memory(info: Mapping[str, str]) -> Finding:
-    """Will it keep what it is given."""
+    """Check the eviction policy and the memory."""
     policy = info.get("maxmemory_policy", "noeviction")
     limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
     if policy.startswith("allkeys"):
         found = error if limit else warning
-        bounded = "when its memory is full" if limit else "once it is given a maxmemory"
+        bounded = "when its memory is full" if limit else "if a maxmemory is set"
         return found(
             "eviction",
             f"maxmemory-policy {policy}: {bounded} it may evict all events at once",
@@ -92,8 +92,8 @@ def memory(info: Mapping[str, str]) -> Finding:
     if limit and used > 0.9 * limit:
         return warning(
             "eviction",
-            f"{policy}, and {used / limit:.0%} of its memory is used: soon it refuses posts",
+            f"{policy}, and {used / limit:.0%} of its memory is used: it will soon refuse posts",
             "raise maxmemory, or post less far ahead",
         )
-    full = f"{used / limit:.0%} of its memory is used" if limit else "no limit of memory"
+    full = f"{used / limit:.0%} of its memory is used" if limit else "no memory limit"
     return ok("eviction", f"{policy}, {full}")

@@ -1,1 +1,1 @@
-"""``dtimer export`` and ``dtimer import``: a namespace as JSON lines, in flat memory."""
+"""``dtimer export`` and ``dtimer import``: copy a namespace as JSON lines, in constant memory."""

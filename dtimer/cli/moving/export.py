@@ -19,16 +19,16 @@ from dtimer.cli.options import shared
 from dtimer.cli.server import Settings, opened_store
 from dtimer.store.inventory import Inventory
 
-#: So many lines between two steps of the progress bar.
+#: The lines between two steps of the progress bar.
 _STEP = 500
 
 
 @click.command(
     name="export",
     epilog="""
-    Taken along are the scheduled events, those that wait for a retry too, and the
-    schedules. What is in flight stays where it is, and is counted on stderr: to move a
-    namespace, pause it first and wait until nothing is in flight. Nothing is removed.
+    Exports the scheduled events, including those that wait for a retry, and the
+    schedules. Events in flight are not exported; their number is printed on stderr. To move
+    a namespace, pause it first, and wait until no event is in flight. Nothing is deleted.
 
     \b
     Examples:
@@ -37,7 +37,7 @@ _STEP = 500
     """,
 )
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
-@click.option("--dead", is_flag=True, help="The dead letters too.")
+@click.option("--dead", is_flag=True, help="Export the dead letters too.")
 @yes_option
 @shared()
 @click.pass_obj
@@ -56,9 +56,9 @@ def export(settings: Settings, file: Path | None, dead: bool, yes: bool) -> None
             counts = _Writer(store, out, advance).all(settings.ns, dead=dead)
         in_flight = store.stats().in_flight
     if in_flight:
-        settings.output.notice(f"in flight, and so not exported: {in_flight}", in_flight=in_flight)
+        settings.output.notice(f"not exported, because in flight: {in_flight}", in_flight=in_flight)
     if counts["skipped"]:
-        settings.output.notice(f"no events, and so not exported: {counts['skipped']}")
+        settings.output.notice(f"not exported, because unreadable: {counts['skipped']}")
     told = "exported {events} events, {schedules} schedules, {dead} dead letters".format(**counts)
     if to_stdout:
         settings.output.notice(told, **counts)
@@ -68,7 +68,7 @@ def export(settings: Settings, file: Path | None, dead: bool, yes: bool) -> None
 
 @contextlib.contextmanager
 def _opened(file: Path | None) -> Iterator[BinaryIO]:
-    """Give the file, which is there under its name when it is whole, and not before."""
+    """Open the output. A file gets its name only when it is complete."""
     if file is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -90,7 +90,7 @@ def _opened(file: Path | None) -> Iterator[BinaryIO]:
 
 
 class _Writer:
-    """Writes, and counts what it has written."""
+    """Writes the lines of an export, and counts them."""
 
     def __init__(self, store: Inventory, out: BinaryIO, advance: Advance) -> None:
         self._store = store
@@ -99,12 +99,12 @@ class _Writer:
         self._counts = {"events": 0, "schedules": 0, "dead": 0, "skipped": 0}
 
     def all(self, ns: str, *, dead: bool) -> dict[str, int]:
-        """Write the whole namespace; return how much of each kind."""
+        """Write the whole namespace; return the number of lines of each kind."""
         at = self._store.server_now() / 1000
         self._object(kind="export", version=VERSION, ns=ns, at=at)
         pending = set[str]()
         for definition, paused, occurrence in self._store.definitions():
-            # The schedule makes it anew, there.
+            # Not exported: the imported schedule creates this occurrence again.
             pending.add(occurrence)
             self._write(schedule_line(definition, paused=paused))
             self._counts["schedules"] += 1

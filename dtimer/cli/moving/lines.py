@@ -1,5 +1,5 @@
 """
-The lines of an export, one JSON object each: what is written is what is read.
+The lines of an export: one JSON object each, written and read here.
 
 .. code-block:: text
 
@@ -9,8 +9,8 @@ The lines of an export, one JSON object each: what is written is what is read.
     {"kind": "dead", "id": …, "died": …, "attempt": …, "reason": …, "error": …, …}
     {"kind": "end", "schedules": …, "events": …, "dead": …}
 
-Moments are ms since the epoch and durations ms, to three decimals. Payloads are
-copied as the bytes they are, where they can be: no digit of a number changes.
+Moments are milliseconds since the epoch, and durations milliseconds, with three decimals. The
+payloads of events are copied as bytes, so that no digit of a number changes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _REASON = re.compile(r"\w{1,40}", re.ASCII)
 _ENDLESS = 2**40
 _OCCURRENCE = re.compile(r"@\d{16}\Z")
 
-#: What a schedule has of durations and moments.
+#: The fields of a schedule that are durations or moments.
 _TIMES = ("every", "jitter", "start", "stop")
 
 
@@ -53,7 +53,7 @@ def _ms(us: int | None) -> str:
 
 
 def event_line(event: Waiting) -> bytes | None:
-    """Write a scheduled event; None when what is stored of it is no event."""
+    """Return the line of a scheduled event, or None if its record cannot be read."""
     body = read_body(event.raw)
     if body is None:
         return None
@@ -61,10 +61,10 @@ def event_line(event: Waiting) -> bytes | None:
         decode(body.payload)
     except PayloadError:
         return None
-    # An occurrence that is retried, or was made by hand, is an event like any other there;
-    # its id would be one of the schedule's, which nobody else may post.
+    # An occurrence that waits for a retry, or was created by run-now, is imported as an ordinary
+    # event. It needs another id, because only the schedule may post ids of this form.
     id = f"{event.id}.moved" if _OCCURRENCE.search(event.id) else event.id
-    # A line end between the tokens of a payload that somebody else has written.
+    # A payload that another program wrote may have line ends between its tokens.
     raw = b" ".join(body.payload.splitlines())
     head = (
         f'{{"kind": "event", "id": {json.dumps(id)}, "due": {_ms(event.due_us)}, "expires":'
@@ -74,7 +74,7 @@ def event_line(event: Waiting) -> bytes | None:
 
 
 def schedule_line(definition: Definition, *, paused: bool) -> bytes:
-    """Write a schedule."""
+    """Return the line of a schedule."""
     rule = json.loads(definition.to_json())
     for name in _TIMES:
         if rule[name] is not None:
@@ -85,7 +85,7 @@ def schedule_line(definition: Definition, *, paused: bool) -> bytes:
 
 
 def dead_line(letter: DeadLetter) -> bytes:
-    """Write a dead letter; where its bytes are no event, in base 64."""
+    """Return the line of a dead letter; bytes that are not an event are written in base 64."""
     body = read_body(letter.raw)
     line: dict[str, Any] = {
         "kind": "dead",
@@ -104,7 +104,7 @@ def dead_line(letter: DeadLetter) -> bytes:
 
 
 def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not valid JSON")
 
 
 # One decoder, reused: json.loads builds one for each call that has an argument.
@@ -113,24 +113,24 @@ _decode = json.JSONDecoder(parse_constant=_refuse).decode
 
 def read_line(raw: bytes) -> dict[str, Any]:
     """
-    Read a line.
+    Parse a line.
 
     Raises:
-        BadLine: it is no JSON object of a known kind.
+        BadLine: the line is not a JSON object with a kind.
     """
     try:
         line = _decode(raw.decode())
     except (ValueError, RecursionError) as e:
-        raise BadLine(f"it is no JSON ({e})") from None
+        raise BadLine(f"it is not JSON ({e})") from None
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
-        raise BadLine('it is no object with a "kind"')
+        raise BadLine('it is not an object with a "kind"')
     return line
 
 
 def _us(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 10**13:
         raise BadLine(f'"{name}" must be milliseconds, not {value!r}')
-    # A double holds them to less than half a microsecond.
+    # A double is exact to less than half a microsecond here.
     return round(value * 1000)
 
 
@@ -151,7 +151,7 @@ def _after_epoch(us: int, name: str) -> datetime:
     try:
         return _EPOCH + timedelta(microseconds=us)
     except OverflowError:
-        raise BadLine(f'"{name}" is beyond all bounds: {us!r}') from None
+        raise BadLine(f'"{name}" is out of range: {us!r}') from None
 
 
 def _when(value: object, name: str) -> datetime:
@@ -159,7 +159,7 @@ def _when(value: object, name: str) -> datetime:
 
 
 def posting(line: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``post`` for the line of an event. An id that is there is kept."""
+    """Return the arguments of ``post`` for the line of an event. An existing event is kept."""
     item = {
         "ev": _get(line, "event"),
         "at": _when(_get(line, "due"), "due"),
@@ -175,7 +175,7 @@ def posting(line: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A schedule that was read, and whether it was paused."""
+    """A schedule as read from a line, and whether it was paused."""
 
     definition: Definition
     paused: bool
@@ -186,8 +186,8 @@ def schedule(line: dict[str, Any]) -> Plan:
     Return the schedule of a line.
 
     Raises:
-        BadLine: it is none.
-        OptionError: it is none that may be declared.
+        BadLine: the line is not a schedule as an export writes it.
+        OptionError: a value is not valid in a schedule.
     """
     fields = {n: _get(line, n) for n in Definition.__slots__ if n != "payload"}
     for name in _TIMES:
@@ -213,7 +213,7 @@ def schedule(line: dict[str, Any]) -> Plan:
         payload=read.payload,
     )
     if made != read or (made.every is None) == (made.cron is None):
-        raise BadLine("it is no schedule that an export has written")
+        raise BadLine("it is not a schedule as an export writes it")
     return Plan(made, bool(line.get("paused")))
 
 
@@ -222,7 +222,7 @@ def letter(line: dict[str, Any]) -> DeadLetter:
     Return the dead letter of a line.
 
     Raises:
-        BadLine: it is none.
+        BadLine: the line is not a dead letter.
     """
     reason, error = str(_get(line, "reason")), str(line.get("error", ""))
     try:
@@ -235,7 +235,7 @@ def letter(line: dict[str, Any]) -> DeadLetter:
         try:
             raw = base64.b64decode(str(line["raw"]), validate=True)
         except ValueError:
-            raise BadLine('"raw" is no base 64') from None
+            raise BadLine('"raw" is not base 64') from None
     else:
         expires = line.get("expires")
         text = json.dumps(_get(line, "event"), separators=(",", ":"))

@@ -22,18 +22,19 @@ from dtimer.model.options import validate
 from dtimer.store.inventory import Inventory
 from dtimer.timer.posting import Posting, chunks, prepare_item
 
-#: Lines in a batch: a few round trips, and the most that is ever held.
+#: Lines in a batch. A batch takes a few round trips, and is the most that memory holds.
 _BATCH = 2_000
 
-#: What another node has let in is let in again: the largest payload of all.
+#: The largest payload that is imported: larger than the default limit, because the exporting
+#: node may have had a larger one.
 _LARGEST = 64 * 1024 * 1024
 
-#: Dead letters in a call.
+#: Dead letters in one call.
 _LETTERS = 100
 
 
 class Unreadable(click.ClickException):
-    """A line cannot be read. Those of the batches before it have been imported."""
+    """A line cannot be read. The lines before it have been imported."""
 
     exit_code = Exit.USAGE
 
@@ -41,9 +42,9 @@ class Unreadable(click.ClickException):
 @click.command(
     name="import",
     epilog="""
-    An id that is pending already is kept as it is, and so is a schedule: importing the
-    same file again changes nothing. Attempts are counted anew. A file that lacks its last
-    line is imported as far as it goes, with exit code 1.
+    Pending events and schedules that exist already are kept, so importing a file again
+    changes nothing. Attempts are counted from zero. A file that lacks its last line is
+    imported as far as it goes, with exit code 1.
 
     \b
     Examples:
@@ -56,7 +57,7 @@ class Unreadable(click.ClickException):
 @shared()
 @click.pass_obj
 def load(settings: Settings, file: str) -> int:
-    """Post what an export has written to FILE; - is stdin."""
+    """Import the events of FILE, written by export; - is stdin."""
     with contextlib.ExitStack() as stack:
         stream: BinaryIO = sys.stdin.buffer
         size = None
@@ -75,14 +76,14 @@ def load(settings: Settings, file: str) -> int:
         advance(reader.bytes_done())
     counts = reader.counts
     if not reader.whole:
-        settings.output.notice("the file ends early, or counts differ: it is not a whole export")
+        settings.output.notice("not a whole export: the file ends early, or its counts differ")
     told = "imported {events} events, {schedules} schedules, {dead} dead letters".format(**counts)
     settings.output.result(told, whole=reader.whole, **counts)
     return Exit.DONE if reader.whole else Exit.NO
 
 
 class _Reader:
-    """Reads line after line, and posts a batch at a time."""
+    """Reads lines, and stores them in batches."""
 
     def __init__(self, store: Inventory) -> None:
         self._store = store
@@ -97,20 +98,20 @@ class _Reader:
 
     @property
     def batched(self) -> int:
-        """How many lines have been read and not been posted."""
+        """The number of lines that have been read and not yet stored."""
         return len(self._events) + len(self._letters)
 
     def bytes_done(self) -> int:
-        """Return how many bytes were read since this was last asked."""
+        """Return the number of bytes read since the last call."""
         done, self._bytes = self._bytes, 0
         return done
 
     def take(self, raw: bytes) -> None:
         """
-        Take a line.
+        Read a line, and store the batch if it is full.
 
         Raises:
-            Unreadable: it cannot be read. What came before it is posted first.
+            Unreadable: the line cannot be read. The lines before it are stored first.
         """
         self._number += 1
         self._bytes += len(raw)
@@ -122,8 +123,8 @@ class _Reader:
             self.flush()
             done = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
             raise Unreadable(
-                f"line {self._number} cannot be imported: {e}; what came before it has been"
-                f" ({done}), and importing it again changes nothing"
+                f"line {self._number} cannot be imported: {e}; the lines before it have been"
+                f" imported ({done}), and importing them again changes nothing"
             ) from None
 
     def _take(self, line: dict[str, Any]) -> None:
@@ -138,14 +139,14 @@ class _Reader:
             self.flush()
             self.whole = all(line.get(name) == count for name, count in self.counts.items())
         elif kind != "export":
-            raise BadLine(f"there is no kind {kind!r}")
+            raise BadLine(f"unknown kind {kind!r}")
         elif line.get("version") != lines.VERSION:
-            raise BadLine(f"it is of version {line.get('version')!r}, and this dtimer knows 1")
+            raise BadLine(f"its version is {line.get('version')!r}, and this dtimer reads 1")
         if self.batched >= _BATCH:
             self.flush()
 
     def _schedule(self, plan: lines.Plan) -> None:
-        # One that is there is kept, as an event is.
+        # An existing schedule is kept, like an existing event.
         if self._store.schedule(plan.definition.id) is None:
             self._store.declare(plan.definition)
             if plan.paused:
@@ -153,7 +154,7 @@ class _Reader:
         self.counts["schedules"] += 1
 
     def flush(self) -> None:
-        """Post what was read."""
+        """Store the lines that were read."""
         if self._events:
             for chunk in chunks(self._events):
                 self._store.post(chunk.entries, chunk.policy)

@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on stderr, where that is a terminal, and nothing else."""
+"""Show the progress of a long command: a bar on stderr if that is a terminal, else nothing."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Advance = Callable[[int], object]
 @contextlib.contextmanager
 def progress(settings: Settings, what: str, total: int | None, unit: str) -> Iterator[Advance]:
     """
-    Give what is to be told how many more are done.
+    Return, as a context, a function that advances the progress bar by a number of units.
 
     Args:
-        settings: Of the command.
-        what: Is being done.
-        total: How many there are to do; None when nobody knows.
-        unit: ``events``, or ``bytes``.
+        settings: The settings of the command.
+        what: The label of the bar.
+        total: The number of units, or None if it is unknown.
+        unit: ``events`` or ``bytes``.
     """
     if settings.as_json or not sys.stderr.isatty():
         yield lambda _: None

@@ -1,1 +1,1 @@
-"""``dtimer top``: a namespace on one screen, once a second."""
+"""``dtimer top``: shows a namespace on one screen, updated once a second."""

@@ -17,19 +17,19 @@ from dtimer.cli.top.sample import Frame, Sampler
 from dtimer.cli.top.screen import draw
 from dtimer.errors import StoreError
 
-#: Seconds between two looks.
+#: Seconds between two frames.
 _EACH = 1.0
 
-#: Events listed where there is no screen to be filled, and on the tallest screen.
+#: Upcoming events in a frame as JSON, and at most on a screen.
 _LISTED, _MOST = 10, 100
 
-#: Columns of a frame that goes into a pipe, and lines of one that is printed.
+#: The width of a frame in a pipe, and the height of a frame that is printed.
 _PIPE, _LINES = 160, 40
 
 
 @click.command(
     epilog="""
-    q or Ctrl-C ends it. Where standard output is no terminal, one frame is printed.
+    q or Ctrl-C ends it. If standard output is not a terminal, one frame is printed.
 
     \b
     Examples:
@@ -45,10 +45,10 @@ def top(settings: Settings, once: bool) -> None:
     """
     Watch the namespace on one screen.
 
-    What is due, in flight and dead, the nodes, and what comes next.
+    Shows how many events are due, in flight and dead, the nodes, and the next events.
 
-    With --json an object a second. Rates are of confirmed events; the line beside them is
-    the last minute.
+    With --json prints an object a second. The sparkline shows the events confirmed per second
+    during the last minute.
     """
     with opened_store(settings) as store, contextlib.suppress(KeyboardInterrupt):
         sampler = Sampler(store, settings.ns)
@@ -86,7 +86,7 @@ def _screen(settings: Settings, sampler: Sampler, frame: Frame) -> None:
     with _keys() as ended, Live(console=console, screen=True, auto_refresh=False) as live:
         note = ""
         while True:
-            # The size is asked each time: a terminal may be resized.
+            # Read the size for each frame: the terminal may be resized.
             size = (frame, console.width, console.height, note)
             live.update(draw(*size, encoding=console.encoding), refresh=True)
             if ended(_EACH):
@@ -99,7 +99,7 @@ def _screen(settings: Settings, sampler: Sampler, frame: Frame) -> None:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], bool]]:
-    """Give what waits so many seconds for q, without the echo and the line of a terminal."""
+    """Return, as a context, a function that waits up to some seconds for the key q."""
     try:
         import termios
         import tty
@@ -107,11 +107,11 @@ def _keys() -> Iterator[Callable[[float], bool]]:
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
     except (ImportError, ValueError, OSError, LookupError):
-        # No terminal to read from, or none of this kind: there is Ctrl-C.
+        # Standard input is not a terminal, or not one of this kind: Ctrl-C still works.
         yield _wait_only
         return
     except Exception as e:
-        if type(e).__name__ != "error":  # termios.error, which has no base of its own
+        if type(e).__name__ != "error":  # termios.error derives from Exception only
             raise
         yield _wait_only
         return

@@ -1,4 +1,4 @@
-"""What ``top`` sees: one look at a namespace, and what follows from the looks before."""
+"""Read the state of a namespace for ``top``, and compute rates from earlier reads."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from dtimer.model.event import NodeInfo, Record, Stats
 from dtimer.model.lateness import grown, percentile
 from dtimer.store.inventory import Inventory
 
-#: Seconds of history: the sparkline's.
+#: Seconds of history that the sparkline shows.
 MINUTE = 60
 
-#: Leases that are looked at to tell the nodes' shares; where there are more it is an estimate.
+#: Leases that are read to compute the nodes' shares. If there are more, shares are estimates.
 _LEASES = 500
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
     """
-    One look. ``rate`` counts confirmed events per second since the look before, and
-    ``history`` the rates of the last minute, the latest last.
+    The state of a namespace at one moment.
 
-    ``held`` tells how many of the events in flight each incarnation holds; ``now`` is the
-    time of the server, in ms. ``late`` are p50 and p99 of the lateness in the last minute,
-    in ms, None where nothing was handed out.
+    ``rate`` is the number of events confirmed per second since the last frame, and ``history``
+    has the rates of the last minute, the latest last. ``held`` has the number of events in flight
+    by incarnation. ``now`` is the server's time in ms. ``late`` has p50 and p99 of the lateness
+    in the last minute in ms, or None if no event was delivered.
     """
 
     ns: str
@@ -43,7 +43,7 @@ class Frame:
     late: tuple[float | None, float | None] = (None, None)
 
     def for_programs(self) -> dict[str, Any]:
-        """Return the frame as JSON can carry it."""
+        """Return the frame for JSON."""
         return {
             "ns": self.ns,
             "now": self.now,
@@ -61,7 +61,7 @@ class Frame:
 
 
 class Sampler:
-    """Looks, and remembers a minute of it."""
+    """Reads frames, and keeps the history of a minute."""
 
     def __init__(self, store: Inventory, ns: str) -> None:
         self._store = store
@@ -71,7 +71,7 @@ class Sampler:
         self._lateness: deque[tuple[int, ...]] = deque(maxlen=MINUTE + 1)
 
     def look(self, upcoming: int) -> Frame:
-        """Look once: five calls, however many events there are."""
+        """Read one frame. That takes five calls, however many events there are."""
         stats = self._store.stats()
         at = time.monotonic()
         rate = posted = 0.0
@@ -103,5 +103,5 @@ class Sampler:
 
     @staticmethod
     def _grown(new: Stats, old: Stats, name: str) -> int:
-        # A server that lost everything counts anew.
+        # A server that has lost its data counts from zero again.
         return max(0, new.totals.get(name, 0) - old.totals.get(name, 0))

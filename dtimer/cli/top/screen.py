@@ -1,4 +1,4 @@
-"""How ``top`` draws what it sees, in the columns and lines that there are."""
+"""Draw a frame of ``top`` in the columns and lines of the screen."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from dtimer.cli.top.sample import MINUTE, Frame
 
 _BLOCKS, _PLAIN = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 
-#: Later than this an event is late, ms: twice what a lost wake costs.
+#: In ms. An event that is later than this is highlighted: twice the cost of a lost wake.
 _LATE = 2_000
 
 _NODES = (
     Column("node", "cyan", fold=True),
-    Column("in hand"),
+    Column("in flight"),
     Column("share"),
     Column("state"),
-    Column("heard of", "dim"),
+    Column("last seen", "dim"),
     Column("host", fold=True),
     Column("pid", rest=True),
 )
 
 
 def sparkline(history: list[float], width: int, blocks: str = _BLOCKS) -> str:
-    """Draw the last of *history*, as high as the highest; what is nothing is a space."""
+    """Draw the end of *history*, scaled to its maximum; a zero is a space."""
     shown = history[-width:]
     highest = max(shown, default=0.0)
     line = "".join(
@@ -39,8 +39,8 @@ def sparkline(history: list[float], width: int, blocks: str = _BLOCKS) -> str:
 
 
 def plan(height: int, nodes: int) -> tuple[int, int]:
-    """Share the lines of a screen: how many upcoming events and how many nodes are shown."""
-    # The head takes six lines, each list two for its head and two around it, the foot one.
+    """Return how many upcoming events and how many nodes fit on *height* lines."""
+    # The head takes six lines; each list two for its heading and two around it; the foot one.
     left = max(2, height - 6 - 8 - 1)
     for_nodes = min(max(nodes, 1), max(1, left // 2))
     return max(1, left - for_nodes), for_nodes
@@ -82,8 +82,8 @@ def _head(frame: Frame, width: int, blocks: str) -> Any:
     grid.add_row(*(Text(value, style or "bold") for _, value, style in numbers))
 
     label = f"{frame.rate:.1f} confirmed/s, {frame.posted_rate:.1f} posted/s "
-    room = max(10, min(MINUTE, width - len(label) - 14))
-    spark = sparkline(frame.history, room, blocks)
+    free_space = max(10, min(MINUTE, width - len(label) - 14))
+    spark = sparkline(frame.history, free_space, blocks)
     most = max(frame.history, default=0.0)
     rates = Text.assemble(label, (spark, "green"), (f" most {most:.0f}/s", "dim"))
     rates.truncate(width, overflow="crop")
@@ -95,7 +95,7 @@ def _share(frame: Frame, held: int) -> str:
 
 
 def draw(frame: Frame, width: int, height: int, note: str = "", *, encoding: str = "utf-8") -> Any:
-    """Draw a frame, at most *height* lines; *note* is what is wrong."""
+    """Draw a frame on at most *height* lines; *note* is an error to show."""
     from rich.console import Group
     from rich.text import Text
 
