@@ -1,4 +1,4 @@
-"""The hall: the only room that knows both wings, the store and the engine."""
+"""The public timers. The only layer that imports both the store and the engine."""
 
 from dtimer.timer.timer import DTimer
 

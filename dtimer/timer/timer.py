@@ -1,4 +1,4 @@
-"""`DTimer`: a client that can also join, and then receives."""
+"""`DTimer`: a client that can also join a namespace and then receives events."""
 
 from __future__ import annotations
 
@@ -29,67 +29,66 @@ log = logging.getLogger("dtimer")
 
 class DTimer(Calendar):
     """
-    A node of a distributed timer: posts events, and after `join` receives them.
+    Posts events, and after `join` receives them, as one node of a distributed timer.
 
-    An event posted now is handed, once its delay is over, to exactly one of the nodes
-    that have joined the same namespace. It is leased to that node until it is confirmed,
-    and handed out again when the node fails it or dies. The constructor starts nothing
-    and connects to nothing.
+    An event is delivered after its delay to exactly one of the nodes that have joined the same
+    namespace. It is leased to that node until it is confirmed, and delivered again if the handler
+    fails or the node dies. The constructor starts no thread and opens no connection.
 
-    Emits ``'event'`` (a list of `Event`), ``'error'`` (an exception), and besides:
+    Emits ``'event'`` (a list of `Event`) and ``'error'`` (an exception). Also emits
     ``'ready'``, ``'connected'``, ``'disconnected'`` (the exception), ``'retry'`` and
     ``'lease_lost'`` (the `Event`), ``'dead'`` and ``'expired'`` (the `DeadLetter`).
 
     Args:
-        id: Names the node for people. Two nodes may share it: each life of a node has an
-            incarnation of its own.
-        pub: A redis-py or valkey-py client (standalone, of Sentinel, ``RedisCluster``),
-            or a URL: ``redis://``, ``rediss://``, ``unix://``, ``embedded:``. None takes
-            ``DTIMER_URL``, or else ``redis://localhost:6379``. Its settings are used, and
-            connections of our own are made.
-        sub: The same for the subscription; *pub* by default.
-        options: By keyword. Times are milliseconds or timedeltas.
+        id: Names the node in logs and lists. Two nodes may share an id, because every join creates
+            an incarnation of its own.
+        pub: A redis-py or valkey-py client (standalone, of Sentinel, ``RedisCluster``), or a
+            URL: ``redis://``, ``rediss://``, ``unix://``, ``embedded:``. None means ``DTIMER_URL``,
+            or else ``redis://localhost:6379``. dtimer copies the settings of a client and opens
+            its own connections; your client object is never used.
+        sub: The same for the pub/sub connection; *pub* by default.
+        options: Keyword arguments. Times are milliseconds or timedeltas.
 
             ``ns="dt"``
-                The namespace: nodes share events with those of the same one.
+                The namespace. Only nodes of the same namespace share events.
             ``max_events=1``
-                The most events handed to a handler at a time, up to 100.
+                The most events in one call of a handler, up to 100.
             ``concurrency=1``
-                How many handlers run at a time, each on a thread, up to 1000.
+                How many handlers run at a time, each on a thread of its own, up to 1000.
             ``max_retries=3``
-                How often an event posted by this node is handed out again. With 0 an
-                event is never started twice; unconfirmed it ends as a dead letter.
+                How often an event posted by this node is retried. With 0 an event is never
+                started twice; unless it is confirmed, it becomes a dead letter.
             ``backoff``
                 The wait before a retry: ms, or a function of the attempt that failed.
                 By default 1 s, doubled each time up to an hour, half of it random.
             ``lease=30_000``
-                How long a claim lasts unrenewed: the wait for the events of a node that
-                was killed. Running handlers renew theirs.
+                If a node dies, its events are delivered elsewhere after this time. Running
+                handlers renew their lease, so it need not cover the longest handler.
             ``look_ahead=20``
-                How long before it is due an event without an id of your own may be claimed
-                and kept: it is hardly late, but cannot be cancelled any more. 0: never.
+                How long before its due time an event with a generated id may be claimed. That
+                avoids lateness, but the event can then not be cancelled. 0 switches it off.
             ``auto_confirm=True``
                 Confirm when the handler returns. Otherwise call ``ev.confirm()`` within
                 the lease, from any thread.
             ``poll_interval=1_000``
-                How late an event may be when wakes are lost.
+                How late an event may be if pub/sub messages are lost.
             ``timeout=2_000``
-                The deadline of any one call.
+                The deadline of a single call.
             ``max_run=None``
-                A handler that runs longer no longer renews its leases.
+                The lease of a handler that runs longer is no longer renewed.
             ``max_payload=262_144``
                 The largest payload, in bytes of JSON.
             ``dead_limit=10_000``, ``dead_age=30 days``
                 How many dead letters are kept, and for how long.
             ``exit_timeout=5_000``
-                How long the end of the interpreter waits for running handlers.
+                How long the exiting interpreter waits for running handlers.
             ``wait_replicas=0``
                 How many replicas must have a post before it returns. See `post`.
             ``now=None``
-                For tests: a function giving epoch ms, in place of the server's clock.
+                For tests: a function that returns epoch ms and replaces the server's clock.
 
     Raises:
-        OptionError: an option is unknown or out of range, or *pub* is no client.
+        OptionError: an option is unknown or out of range, or *pub* is not a client.
     """
 
     emits = listeners.TIMER
@@ -109,14 +108,14 @@ class DTimer(Calendar):
         super().__init__(valid, store)
         self._life: Life | None = None
         self._finalizer: Any = None
-        # Reentrant, for a leave out of a signal handler that interrupted one.
+        # Re-entrant, because a signal handler that interrupts a leave may call leave itself.
         self._state = threading.RLock()
         self.nesting = Nesting()
         process.watch(self)
 
     @property
     def id(self) -> str:
-        """The id given to the constructor."""
+        """The id that was given to the constructor."""
         return self._id
 
     @property
@@ -126,7 +125,7 @@ class DTimer(Calendar):
 
     @property
     def max_events(self) -> int:
-        """The most events handed to a handler at a time. Setting it takes effect at once."""
+        """The most events in one call of a handler. Setting it takes effect at once."""
         return self._options.max_events
 
     @max_events.setter
@@ -148,17 +147,17 @@ class DTimer(Calendar):
 
     def join(self) -> None:
         """
-        Start receiving: registered, subscribed and the first claim done when it returns.
+        Start receiving. Returns when the node is registered and has made its first claim.
 
-        Joining again changes nothing. After a fork the child has not joined, and may. If a
-        signal handler that interrupts this calls `leave`, the node has left when this returns.
+        Joining again changes nothing. A forked child has not joined, and may join. If a signal
+        handler interrupts this call and calls `leave`, the node has left when this returns.
 
         Raises:
-            StoreError: Redis is not there. Nothing is left running.
-            NamespaceCorrupt: the namespace holds what is not ours.
-            UsageError: called by a handler of this node while it leaves, or where no node can
-                join: uWSGI before it forks or without threads, eventlet, gevent's
-                ``thread=False``, Windows.
+            StoreError: Redis does not answer. No thread is left running.
+            NamespaceCorrupt: the namespace contains keys that dtimer has not written.
+            UsageError: called by a handler of this node while it leaves, or in a process that
+                cannot run a node: uWSGI before it forks or without threads, eventlet, gevent
+                with ``thread=False``, Windows.
         """
         leaves = self.nesting.leaves
         self._notice_fork()
@@ -173,9 +172,9 @@ class DTimer(Calendar):
                         break
                 if not life.leaving:
                     return
-            # Not under the lock: the handler that is waited for may call leave itself.
+            # Without the lock, because a handler that still runs may call leave itself.
             if not life.wait(None):
-                raise UsageError("join() was called by a handler of the node that leaves")
+                raise UsageError("join() was called by a handler while its node leaves")
         if life.leaving:
             life.wait(None)
 
@@ -185,32 +184,33 @@ class DTimer(Calendar):
         if self._finalizer is not None:
             self._finalizer.detach()
         life = Life(self._id, self._options, self._store, WeakVoice(self))
-        # Known before it starts, for a leave() that interrupts that.
+        # Assigned before the start, so that a leave() that interrupts the start finds it.
         self._life = life
         if self.nesting.leaves != leaves:
             life.leaving = True
         life.start()
         self._finalizer = weakref.finalize(self, process.forgotten, life, self._id)
         self._finalizer.atexit = False
-        # What was set while it started; and it rings, for a listener that was added then.
+        # It may have been set during the start. This also rings the bell, in case a listener was
+        # added during the start.
         life.max_events = self._options.max_events
         return life
 
     def leave(self, timeout: Duration | None = None) -> None:
         """
-        Stop receiving: no new claims, handlers end, what none has started is handed back.
+        Stop receiving. Running handlers finish; events that were not started are released.
 
         May be called at any time, twice, from two threads, by a signal handler, and by a
-        handler of events: there it returns at once, and the end comes when the handler does.
-        The same goes for a signal handler that interrupts `join`. Also called when the
-        interpreter exits.
+        handler of events. There it returns at once, and the node leaves after the handler has
+        returned. The same holds for a signal handler that interrupts `join`. dtimer also calls
+        leave when the interpreter exits.
 
         Args:
-            timeout: How long running handlers may take. What still runs then is given
-                back, the attempt charged; its thread is left behind. None: for ever.
+            timeout: How long running handlers may take; None for no limit. Events whose handlers
+                still run then are retried, the attempt charged; their threads are abandoned.
 
         Raises:
-            OptionError: *timeout* is no duration.
+            OptionError: *timeout* is not a valid duration.
         """
         seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6
         self.nesting.left()
@@ -227,7 +227,7 @@ class DTimer(Calendar):
         life.wait(None if seconds is None else seconds + 2 * self._options.timeout / 1e6 + 1)
 
     def let_go(self) -> None:
-        """Close what calls have opened without, or after, a life of their own."""
+        """Close the connections that calls have opened while the node has not joined."""
         with self._state:
             if self._life is None or self._life.over:
                 self._store.release()
@@ -248,50 +248,51 @@ class DTimer(Calendar):
         """
         Join, block until SIGINT or SIGTERM, and leave: the body of a worker script.
 
-        The first signal lets running handlers end. The next ends the wait for them: what they
-        have is given back, the attempt charged, and when the node has left the signal is handled
-        as it was before. A SIGINT that was ignored stays ignored, as in a shell's background job.
-        Away from the main thread no signal is caught, and it returns when another thread makes
-        the node leave.
+        After the first signal, running handlers finish. A second signal ends the wait: their events
+        are retried, the attempt charged, and the signal's previous handler is called after the
+        node has left. A SIGINT that was ignored before, as in a shell's background job, stays
+        ignored. On a thread other than the main thread no signal is caught, and this call returns
+        when another thread calls `leave`.
         """
         signals.run(self)
 
     def hurry(self) -> None:
-        """Have a `leave` that waits for handlers wait no longer."""
+        """End the wait of a running `leave` for handlers."""
         if self._life is not None:
             self._life.stop(0)
 
     def health(self) -> Health:
-        """Tell whether this node makes progress. Asks nobody, and never raises."""
+        """Return whether this node makes progress. Sends nothing to Redis, and never raises."""
         self._notice_fork()
         if self._life is None or not self.joined:
             return Health(False, False, False, None, None, 0, 0, None)
         return self._life.health()
 
-    # For timers made of this one
+    # Overridden by subclasses
 
     def appetite(self) -> int:
-        """Return how many events may be asked for now, whatever hands are free."""
+        """Return how many events the listeners can take, not counting the threads."""
         return ANY_NUMBER if self.listeners("event") else 0
 
     def listens(self) -> bool:
-        """Tell whether there is a listener that takes events."""
+        """Return whether there is a listener that takes events."""
         return bool(self.listeners("event"))
 
     def deliver(self, events: list[Event]) -> list[BaseException] | None:
         """
-        Hand events over, and return what that raised: they are confirmed when it is nothing.
+        Call the listeners of ``'event'`` with *events*; return the exceptions that they raise.
 
-        None when there was nobody to take them: they are given back, no attempt charged.
+        The events are confirmed if the list is empty. None means that no listener was called: the
+        events are then released, no attempt charged.
         """
         return listeners.explained(self.emit_guarded("event", events))
 
     def ring(self) -> None:
-        """Have the node ask for events now: its appetite may have grown."""
+        """Make the node claim now, because it can take more events."""
         if self._life is not None:
             self._life.bell.ring()
 
-    # Behind the scenes
+    # Internals
 
     def _superseding(self, ids: Collection[str], *, posted: bool) -> None:
         life = self._life
@@ -309,7 +310,7 @@ class DTimer(Calendar):
             life.listened(more=more)
 
     def after_fork(self) -> None:
-        """Start anew in a forked child, which has not joined."""
+        """Reset this timer in a forked child, which has not joined."""
         super().after_fork()
         self._state = threading.RLock()
         self.nesting = Nesting()
@@ -321,8 +322,8 @@ class DTimer(Calendar):
             log.info("%r was joined by the parent process; join() in this one to receive", self)
 
     def at_exit(self) -> None:
-        """Leave, within ``exit_timeout``: the interpreter is about to end."""
+        """Leave within ``exit_timeout``, because the interpreter is about to exit."""
         life = self._life
         if life is not None and not life.over:
-            # By no lock, which another thread may have for as long as it likes.
+            # Without the lock, which another thread may hold for an unlimited time.
             self._end(life, self._options.exit_timeout / 1e6)
