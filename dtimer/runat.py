@@ -155,12 +155,23 @@ class RunAt(Emitter):
             The key; None when the time is over, or the queue was stopped.
 
         Raises:
-            UsageError: the queue flows to a listener of ``'data'`` or through a pipe.
+            UsageError: the queue flows to a listener of ``'data'`` or through a pipe, or a signal
+                handler calls this while it interrupts a `read` of the same queue.
             StoreError: Redis is not there.
         """
         seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6
         if self.listeners("data"):
             raise UsageError("this RunAt flows to its 'data' listeners; read from another")
+        if getattr(self._mine, "reading", False):
+            # The interrupted read may be handed the only key, and cannot return it meanwhile.
+            raise UsageError("a signal handler cannot read while it interrupts a read")
+        try:
+            self._mine.reading = True
+            return self._read(seconds)
+        finally:
+            self._mine.reading = False
+
+    def _read(self, seconds: float | None) -> str | None:
         self._finish()
         if self._stopped.is_set() or not self._join():
             return None
@@ -229,12 +240,15 @@ class RunAt(Emitter):
 
     def _finish(self, failure: BaseException | None = None) -> None:
         """End this thread's hold on the key that it read last."""
+        # Forgotten last: an exception from a signal handler may come in between, and a key that
+        # is forgotten before it is done is held for ever.
         read: Reading | None = getattr(self._mine, "read", None)
         if read is not None:
-            self._mine.read = None
             if not read.done.is_set():
                 read.failure = failure
             read.done.set()
+            if self._mine.read is read:
+                self._mine.read = None
 
     # The end
 

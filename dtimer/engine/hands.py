@@ -199,7 +199,7 @@ class Hands(Book):
     def _drop(self, batch: list[Hold], error: BaseException) -> None:
         """Retry the unsettled events of a batch whose thread failed outside the handler."""
         # Reserve all leases first. Then none is renewed any more, even if a later step fails.
-        left = [hold for hold in batch if hold.take(Verdict.RETRY)]
+        left = self._take(batch, Verdict.RETRY)
         text = describe(error)
         for hold in left:
             wait = hold.backoff_us()[0]
@@ -234,10 +234,18 @@ class Hands(Book):
                 hold.running = False
 
     def _end(self, batch: list[Hold], verdict: Verdict) -> None:
-        self._settle([hold.settlement(verdict) for hold in batch if hold.take(verdict)])
+        self._settle([hold.settlement(verdict) for hold in self._take(batch, verdict)])
+
+    def _take(self, batch: list[Hold], verdict: Verdict) -> list[Hold]:
+        """Reserve the settling of *batch*; return the leases that this call has to settle."""
+        taken = [hold for hold in batch if hold.take(verdict)]
+        if len(taken) < len(batch):
+            # A confirm that fails later settles nothing. Renewed, these leases would never end.
+            self._forget([hold for hold in batch if hold.forsaken])
+        return taken
 
     def _fail(self, batch: list[Hold], raised: list[BaseException]) -> None:
-        failed = [hold for hold in batch if hold.take(Verdict.RETRY)]
+        failed = self._take(batch, Verdict.RETRY)
         text = describe(raised[0])
         for hold in failed:
             wait, trouble = hold.backoff_us()

@@ -102,6 +102,8 @@ class Hold:
         self.superseded = False
         #: False once the handler has returned without settling the event (``auto_confirm=False``).
         self.running = True
+        #: True once a handler thread has left the settling to a caller that did not end it in time.
+        self.forsaken = False
         self._options = options
         self._ledger = ledger
         self._ended = ended
@@ -161,9 +163,14 @@ class Hold:
 
     def _reserve(self, end: _End) -> bool:
         while (by := self._end.setdefault("by", end)) is not end:
+            if by.thread in (None, threading.get_ident()):
+                return False
             # The wait has a limit: the other thread may be interrupted by a signal handler that
-            # waits for this thread. If no party settles the lease, it expires.
-            if by.thread in (None, threading.get_ident()) or not by.over.wait(self._patience):
+            # waits for this thread. If no party settles the lease, it expires. It also expires if
+            # an exception interrupted a failed settling, so that its entry has stayed.
+            over = by.over.wait(self._patience)
+            if not over or (self._end.get("by") is by and by.thread is not None):
+                self.forsaken = True
                 return False
         return True
 

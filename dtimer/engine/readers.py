@@ -99,6 +99,11 @@ class Readers:
         if not stopped.is_set():
             reading.event = event
             self._held[event.id] = reading
+            if stopped.is_set():
+                # A stop in between has not seen this key. It may run in a signal handler that
+                # interrupts the reader, and then both would wait for each other.
+                self._forget(event.id, reading)
+                reading.event = None
         reading.arrived.set()
         if reading.event is None:
             return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from interrupted import Interruption, each_bytecode
+from interrupted import STRIDE, Interruption, each_bytecode
 from leftovers import nothing_left, threads
 from servers import eventually
 
@@ -182,6 +182,42 @@ class TestReading:
             assert queue.confirm(read), interruption.where
         if there and n == 0:
             pytest.fail("it was not interrupted")
+
+    def test_an_interrupted_read_ends_the_hold_on_the_key_before(self, queue):
+        """
+        A read() that an exception interrupts while it confirms the key before does not forget that
+        key unconfirmed: it would be held, and its lease renewed, for ever.
+        """
+        queue.read(timeout=0)
+        # The first real points of read(): confirming comes before the rest.
+        for n in range(0, 40, STRIDE or 2):
+            queue.write(f"a{n}")
+            assert f"a{n}" == queue.read(timeout=20_000)
+            interruption = Interruption(n, ring, raises=True)
+            with contextlib.suppress(Alarm):
+                interruption.during(lambda: queue.read(timeout=0))
+            queue.read(timeout=0)
+            eventually(lambda n=n: queue.timer.peek(f"a{n}") is None)
+        assert interruption.where is not None
+
+    def test_a_handler_cannot_read_within_a_read(self, queue, monkeypatch):
+        """
+        A signal handler that reads while it interrupts a read() is refused: the key would go to the
+        interrupted read(), which cannot return it before the handler has ended.
+        """
+        queue.read(timeout=0)
+        queue.write("tea")
+        read, refused = queue._readers.read, []
+
+        def interrupted(*arguments):
+            with pytest.raises(UsageError, match="interrupts a read") as raised:
+                queue.read()
+            refused.append(raised.value)
+            read(*arguments)
+
+        monkeypatch.setattr(queue._readers, "read", interrupted)
+        assert "tea" == queue.read(timeout=20_000)
+        assert 1 == len(refused)
 
     def test_a_handler_may_write_read_and_stop(self, server, namespace, clean):
         """A signal handler may use the queue that its thread reads from, and may stop it."""

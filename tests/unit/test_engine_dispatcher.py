@@ -420,6 +420,33 @@ class TestSettling:
         assert [(ev.id, ev.token, Verdict.CONFIRM)] == summary(office.dispatcher.take_settlements())
         assert [] == office.dispatcher.held()
 
+    def test_stops_renewing_if_a_confirm_outlasts_the_handler_and_fails(self, office, monkeypatch):
+        """
+        The handler thread does not wait for ever for another thread's confirm. If that fails later,
+        the lease ends by itself, and the event is handed out again.
+        """
+        monkeypatch.setattr("dtimer.engine.hold.Hold._patience", 0.0)
+        office = office()
+        (ev,) = office.begin(claim())
+        office.ledger.answer = threading.Event()
+        office.ledger.results.put(OutcomeUnknown("no reply"))
+        failed = []
+
+        def confirm():
+            try:
+                ev.confirm()
+            except OutcomeUnknown as e:
+                failed.append(e)
+
+        other = threading.Thread(target=confirm)
+        other.start()
+        assert office.ledger.asked.wait(PATIENCE)
+        assert [] == office.finish()
+        office.ledger.answer.set()
+        other.join(PATIENCE)
+        assert 1 == len(failed)
+        assert [] == office.dispatcher.held()
+
     def test_two_confirms_at_once(self, office):
         """Of two threads that confirm at once the second waits for what comes of the first."""
         office = office()

@@ -15,7 +15,7 @@ import pytest
 from interrupted import Interruption, each_bytecode
 from servers import PATIENCE
 
-from dtimer import OutcomeUnknown
+from dtimer import OutcomeUnknown, StoreError
 from dtimer.engine.bell import Bell
 from dtimer.engine.book import Book
 from dtimer.engine.early import Early
@@ -260,6 +260,41 @@ class TestHold:
             assert locked, interruption.where
         assert n > 20
 
+    def test_an_interrupted_failure_keeps_no_thread_waiting(self, monkeypatch):
+        """
+        The store refuses a confirm, and an exception interrupts the handling of that error. The
+        next caller takes over the settling, or leaves it to the end of the lease, at once.
+        """
+
+        class Alarm(Exception):
+            pass
+
+        def ring():
+            raise Alarm
+
+        # An interrupted `set` of a flag: the next caller waits for this long, and then gives up.
+        monkeypatch.setattr(Hold, "_patience", 0.0)
+        forsaken = 0
+        for n in each_bytecode():
+            ledger = Ledger()
+            ledger.failures.append(StoreError("refused"))
+            hold = a_hold(1, ledger)
+            interruption = Interruption(n, ring, raises=True)
+            with contextlib.suppress(Alarm, StoreError):
+                interruption.during(hold.confirm)
+            if interruption.where is None:
+                break
+            taken = []
+            other = threading.Thread(
+                target=lambda h=hold, x=taken: x.append(h.take(Verdict.RETRY)), daemon=True
+            )
+            other.start()
+            other.join(PATIENCE)
+            assert taken == [not hold.forsaken], interruption.where
+            forsaken += hold.forsaken
+        assert n > 5
+        assert forsaken, "no exception came before the entry was removed"
+
 
 class TestFlag:
     """What threads wait for."""
@@ -385,6 +420,37 @@ class TestReaders:
             assert 0 == len(readers), interruption.where
             assert readers.hand_over(Key(), stopped) is None, interruption.where
         assert n > 20
+
+    def test_a_stop_during_a_handover_releases_the_key(self):
+        """
+        A stop that comes just before a key is noted does not find it. The key is released all the
+        same: the interrupted reader and the handler thread would wait for each other.
+        """
+
+        class Key:
+            id = "k"
+
+        class Stopped(Flag):
+            """Is set by another thread right after the first look at it."""
+
+            def is_set(self):
+                before = super().is_set()
+                if not before:
+                    self.set()
+                    readers.send_away()
+                return before
+
+        readers, reading, handed = Readers(), Reading(), []
+        readers._waiting.append(reading)
+        hand = threading.Thread(
+            target=lambda: handed.append(readers.hand_over(Key(), Stopped())), daemon=True
+        )
+        hand.start()
+        hand.join(PATIENCE)
+        assert [None] == handed
+        assert reading.arrived.is_set()
+        assert reading.event is None
+        assert not readers.confirm("k")
 
     def test_a_key_that_has_come_is_released(self):
         """A key that an interrupted reader was handed already is given back, uncharged."""
