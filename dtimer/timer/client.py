@@ -1,4 +1,4 @@
-"""What a timer can do without joining: post events, look at them and change them."""
+"""The operations of a timer that need no join: post, inspect and change events."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from dtimer.store.store import Entry, Store
 from dtimer.timer.emitter import Emitter
 from dtimer.timer.posting import chunks, prepare, prepare_item, when
 
-# Two mints meet in one id about once in 2**30 pairs of the same millisecond.
+# How often a post is repeated because a generated id exists. Two generators produce the same id
+# about once in 2**30 pairs of one millisecond.
 _MOST_MEETINGS = 20
 
 
 class Client(Emitter):
-    """The half of `DTimer` that needs no threads."""
+    """Posts, inspects and changes events. The part of `DTimer` that needs no threads."""
 
     def __init__(self, options: Options, store: Store) -> None:
         super().__init__()
         self._options = options
         self._store = store
         if options.wait_replicas and not store.replicable:
-            raise OptionError("an embedded server has no replicas, for wait_replicas to wait for")
-        # Weakly: a store must not keep alive the timer that is to be found forgotten.
+            raise OptionError("an embedded server has no replicas; leave wait_replicas at 0")
+        # A weak reference: the store must not keep a timer alive that the user has dropped.
         tell = weakref.WeakMethod(self._rolled_back)
         store.witness.tell = lambda error: (told := tell()) and told(error)
         self._mint = Mint()
@@ -41,12 +42,12 @@ class Client(Emitter):
         self.announce("error", error)
 
     def _notice_fork(self) -> None:
-        # Where a server forks past Python (uWSGI), no hook is called.
+        # A server that forks without Python (uWSGI) calls no fork hook.
         if self._pid != os.getpid():
             self.after_fork()
 
     def after_fork(self) -> None:
-        """Start anew in a forked child: connections and locks of its own, nothing inherited."""
+        """Reset this timer in a forked child, which must not use inherited connections or locks."""
         self._pid = os.getpid()
         self._mint.after_fork()
         self._store.after_fork()
@@ -67,39 +68,38 @@ class Client(Emitter):
         wait_replicas: int | None = None,
     ) -> EventId:
         """
-        Post an event, to be handed to one node after *delay*.
+        Post an event, to be delivered to one node after *delay*.
 
         Args:
             ev: The payload, a JSON object of at most ``max_payload`` bytes.
-            delay: From now, by the server's clock; what is not positive means now.
-            at: A moment instead, in ms since the epoch or an aware datetime.
-            id: Names the event; made by us when None. Posting an id that is pending
-                replaces that event, even while it is being handled.
-            max_retries: Instead of the node's.
-            expires: From now, or an aware datetime: past it the event is not handed out
+            delay: The time from now, by the server's clock. Zero or less means now.
+            at: The due time instead of a delay: ms since the epoch, or an aware datetime.
+            id: The event's id; generated if None. Posting an id that is pending replaces that
+                event, even while its handler runs.
+            max_retries: Replaces the node's ``max_retries``.
+            expires: A time from now, or an aware datetime. After it the event is not delivered
                 any more, and becomes a dead letter.
-            if_exists: What to do about an existing event of this *id*: ``replace`` it,
-                ``keep`` it, raise an ``error``, or let the ``earliest`` or the ``latest``
-                due time win. An event in flight exists for ``keep`` and ``error``. The
-                other three supersede it: its confirm is refused, it is not retried, and the
-                new event may start while the old handler still runs.
-            pipe: A pipeline or MULTI of yours to post in: the event exists when that is
-                executed. Nothing is retried there, and nothing waited for, nor is
-                `EventExists` raised. The reply in its place is a string, which begins with
-                ``1`` when the event was stored, ``0`` when the pending one was kept, and
-                ``x`` when *if_exists* is ``error`` and one is pending.
-            wait_replicas: Return when so many replicas have the event, instead of the node's.
-                That makes it likely to survive the loss of the master, and not certain.
+            if_exists: What to do if an event of this *id* exists: ``replace`` it, ``keep`` it,
+                raise an ``error``, or let the ``earliest`` or ``latest`` due time win. ``keep``
+                and ``error`` also find an event in flight. The other three supersede it: its
+                confirm is refused, it is not retried, and the new event may start while the
+                old handler still runs.
+            pipe: Your own pipeline or MULTI. The event exists once you execute it. dtimer then
+                does not retry, does not wait, and does not raise `EventExists`. The reply in
+                the pipeline is a string. It begins with ``1`` if the event was stored, ``0`` if
+                an existing one was kept, and ``x`` if one exists and *if_exists* is ``error``.
+            wait_replicas: Replaces the node's ``wait_replicas``: return when this many replicas
+                have the event. It then probably, not certainly, survives the loss of the master.
 
         Returns:
             The id, a ``str``. Its ``stored`` is False if *if_exists* kept an existing event,
-            and this one will not be delivered; None if it was posted in a *pipe*.
+            so that this one will not be delivered. It is None for a post in a *pipe*.
 
         Raises:
-            OptionError, PayloadError: bad arguments; before any I/O.
+            OptionError, PayloadError: an argument is not valid; raised before any I/O.
             EventExists: see *if_exists*.
-            NotReplicated: it was posted, and is not known to be on enough replicas.
-            OutcomeUnknown: no reply within the deadline.
+            NotReplicated: it was posted, but too few replicas have confirmed that they have it.
+            OutcomeUnknown: no reply arrived before the deadline. It may have been posted.
             StoreError: it was not posted.
         """
         self._notice_fork()
@@ -127,21 +127,21 @@ class Client(Emitter):
         return self._post([posting.entry], posting.policy, replicas)[0]
 
     def post_in_line(self, id: str, at: Moment | None) -> None:
-        """Post an event without a payload, behind those of the same millisecond."""
+        """Post an event without a payload, ordered after others of the same millisecond."""
         self._notice_fork()
         due = when(0, at, stepped=self._options.now is not None, name="runAt")
         entry = prepare(self._options, self._mint, {}, id=id).entry
         self._store.post([entry._replace(when=f"={due}")], "replace")
 
     def _superseding(self, ids: Collection[str], *, posted: bool) -> None:
-        """Called before events are posted under ids that may be pending, and after that."""
+        """Hook, called before and after a post under ids that may be pending."""
 
     def _replicas(self, given: int | None) -> int:
         if given is None:
             return self._options.wait_replicas
         check_count(given, "wait_replicas", 0, MOST_REPLICAS)
         if given and not self._store.replicable:
-            raise OptionError("an embedded server has no replicas, for wait_replicas to wait for")
+            raise OptionError("an embedded server has no replicas; leave wait_replicas at 0")
         return given
 
     def _post(self, entries: list[Entry], policy: str, replicas: int) -> list[EventId]:
@@ -151,9 +151,9 @@ class Client(Emitter):
                 taken = self._store.post(entries, policy, replicas).taken
                 if not taken:
                     return event_ids((e.id for e in entries), frozenset())
-                # Two mints met in one id; nothing of this call was stored.
+                # The generated id exists already, and the call has stored nothing.
                 entries = [e._replace(id=self._mint()) if e.id == taken else e for e in entries]
-            raise StoreError(f"Redis says of each new id that it is taken, at last of {taken!r}")
+            raise StoreError(f"Redis reports every generated id as taken, the last one {taken!r}")
         kept = self._post_named(entries, policy, replicas)
         return event_ids((e.id for e in entries), kept)
 
@@ -164,27 +164,27 @@ class Client(Emitter):
             try:
                 return self._store.post(entries, policy, replicas).kept
             finally:
-                # Also where it is not known whether they were.
+                # Also after an error, because the events may have been posted nevertheless.
                 self._superseding(ids, posted=True)
-        # What exists under these ids stays as it is.
+        # Existing events of these ids stay as they are.
         return self._store.post(entries, policy, replicas).kept
 
     def post_many(self, items: Iterable[Any], *, wait_replicas: int | None = None) -> list[EventId]:
         """
-        Post many events, hundreds to a round trip.
+        Post many events, hundreds in one round trip.
 
         Args:
-            items: Pairs ``(ev, delay)``, or mappings of the arguments of `post`. Read as
-                it goes, never the whole of it at once.
-            wait_replicas: See `post`; waited for after each round trip.
+            items: Pairs ``(ev, delay)``, or mappings of the arguments of `post`. An iterator is
+                consumed as the posting proceeds.
+            wait_replicas: See `post`. The call waits after each round trip.
 
         Returns:
             The ids, in order, as `post` returns them.
 
         Raises:
-            As `post`. Some of the other events have been posted then; a note on the
-            exception says how many. Events of one id go out in the order of their items;
-            others may not.
+            As `post`. Some of the other events may have been posted: a note on the exception
+            says how many. Events of one id are posted in the order of their items; others may
+            not be.
         """
         self._notice_fork()
         replicas = self._replicas(wait_replicas)
@@ -203,12 +203,12 @@ class Client(Emitter):
 
     def cancel(self, id: str) -> Cancelled:
         """
-        See to it that an event never starts, or never again.
+        Cancel a pending event. If it is already running it finishes, but is not retried.
 
         Returns:
-            ``CANCELLED``, which alone is true, if it will never start. ``IN_FLIGHT`` if it has
-            been handed out, up to ``look_ahead`` before it is due; no retry will follow.
-            ``NOT_FOUND`` if nothing is pending under that id.
+            ``CANCELLED`` if the event will never start; only this value is true. ``IN_FLIGHT``
+            if a node has claimed it, at most ``look_ahead`` before its due time: it is not
+            retried. ``NOT_FOUND`` if no event of that id is pending.
         """
         self._notice_fork()
         return self._store.cancel(check_id(id))
@@ -217,11 +217,11 @@ class Client(Emitter):
         self, id: str, delay: Duration | None = None, *, at: Moment | None = None
     ) -> bool:
         """
-        Move a scheduled event, first time or retry, to another due time.
+        Move a scheduled event, whether new or waiting for a retry, to another due time.
 
         Returns:
-            True if it was moved. False, and nothing is changed, if no event of that id is
-            scheduled, because it is unknown, in flight or dead.
+            True if it was moved. False if no event of that id is scheduled, because it is
+            unknown, in flight or dead. Nothing is then changed.
         """
         self._notice_fork()
         if delay is None and at is None:
@@ -230,7 +230,7 @@ class Client(Emitter):
         return self._store.reschedule(check_id(id), due)
 
     def peek(self, id: str) -> Record | None:
-        """Look at one event, scheduled, in flight or dead; None when there is none."""
+        """Return the record of a scheduled, in-flight or dead event; None if none has this id."""
         self._notice_fork()
         return self._store.peek(check_id(id))
 
@@ -241,20 +241,20 @@ class Client(Emitter):
         limit: int | None = None,
     ) -> Iterator[Record]:
         """
-        Walk the scheduled events in due order, a page at a time.
+        Iterate over the scheduled events in due order, a page at a time.
 
-        The walk begins with the first ``next()``, and ends at the last (due, id) that exists then.
-        So a loop may post, move, cancel and revive. What this timer posts, moves, revives or
-        declares meanwhile, to a place before that end, is passed over. So is an id that it adds
-        to a pipeline of yours, even if the pipeline is never executed or an existing event is
-        kept. At most one pending occurrence of each schedule is yielded. Events that other
-        processes change meanwhile may or may not appear.
+        The iteration begins with the first ``next()`` and ends at the last (due, id) that exists
+        then. So a loop may post, move, cancel and revive. It skips events that this timer posts,
+        moves, revives or declares meanwhile to a place before that end. It also skips an id that
+        this timer adds to your pipeline, even if the pipeline is never executed or an existing
+        event is kept. At most one pending occurrence of each schedule is yielded. Events that
+        other processes change meanwhile may or may not appear.
 
         Args:
-            offset: Pass over what is due sooner than this from now. None begins with
-                what is overdue.
+            offset: Skip events that are due earlier than this from now. None begins with the
+                overdue events.
             duration: Stop this long after the offset, or after now.
-            limit: Stop after so many.
+            limit: Stop after this many events.
         """
         self._notice_fork()
         start = None if offset is None else duration_us(offset, "offset")
@@ -267,17 +267,17 @@ class Client(Emitter):
         return itertools.islice(records, limit)
 
     def confirm(self, ev: Event) -> bool:
-        """Confirm an event in hand: the same as ``ev.confirm()``."""
+        """Confirm an event that a handler received: the same as ``ev.confirm()``."""
         if not isinstance(ev, Event):
             raise OptionError(f"confirm takes an event that a handler was given, not {ev!r:.80}")
         return ev.confirm()
 
     def dead(self, limit: int | None = None) -> Iterator[DeadLetter]:
         """
-        Walk the dead letters, the oldest first, at most *limit* of them.
+        Iterate over the dead letters, the oldest first, at most *limit* of them.
 
-        The walk ends at the last letter that exists when it begins, so a loop may revive what
-        it meets.
+        The iteration ends at the last dead letter that existed at its beginning. So a loop may
+        revive the letters that it receives.
         """
         self._notice_fork()
         if limit is not None:
@@ -286,40 +286,40 @@ class Client(Emitter):
 
     def revive(self, id: str) -> bool:
         """
-        Give a dead letter another life: due now, attempts counted anew, no expiry.
+        Turn a dead letter back into an event: due now, its attempts reset, without an expiry.
 
         Returns:
-            False when there is no such letter, or what it holds was never an event.
+            False if there is no such dead letter, or its content was never an event.
         """
         self._notice_fork()
         return self._store.revive(check_id(id))
 
     def purge_dead(self) -> int:
-        """Drop all dead letters; return how many."""
+        """Delete all dead letters; return how many there were."""
         self._notice_fork()
         return self._store.purge()
 
     def pause(self) -> bool:
         """
-        Hand out nothing any more, in the whole namespace; what is in hand goes on.
+        Stop delivering events in the whole namespace. Running handlers finish; posting still works.
 
         Returns:
-            False when it was paused already.
+            False if the namespace was already paused.
         """
         self._notice_fork()
         return self._store.pause(on=True)
 
     def resume(self) -> bool:
-        """Go on after `pause`; False when it was not paused."""
+        """Resume delivery after `pause`; return False if the namespace was not paused."""
         self._notice_fork()
         return self._store.pause(on=False)
 
     def stats(self) -> Stats:
-        """Return the namespace in numbers."""
+        """Return counts and other figures of the namespace."""
         self._notice_fork()
         return self._store.stats()
 
     def nodes(self) -> list[NodeInfo]:
-        """Return the nodes that have joined and were heard of in the last minute."""
+        """Return the nodes that have joined and have contacted the server in the last minute."""
         self._notice_fork()
         return self._store.nodes()

@@ -299,7 +299,7 @@ MAKING = [
     (
         "replicas of a server that has none",
         lambda: DTimer("n", "embedded:", wait_replicas=1),
-        "an embedded server has no replicas, for wait_replicas to wait for",
+        "an embedded server has no replicas; leave wait_replicas at 0",
     ),
     (
         "a stream's client first",
