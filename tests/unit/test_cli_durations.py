@@ -1,4 +1,4 @@
-"""Durations and moments, as people write them on the command line."""
+"""Durations and moments, as users type them on the command line."""
 
 import sys
 from datetime import UTC, datetime, timedelta
@@ -11,7 +11,7 @@ from dtimer.errors import OptionError
 
 
 class TestDuration:
-    """What is a duration, and what is none."""
+    """Valid and invalid durations."""
 
     @pytest.mark.parametrize(
         ("text", "ms"),
@@ -38,8 +38,8 @@ class TestDuration:
             ("36525d", 36_525 * 86_400_000),
         ],
     )
-    def test_read(self, text, ms):
-        """A number alone is milliseconds; units go from great to small; ISO 8601 is read too."""
+    def test_reads_milliseconds_units_and_iso_8601(self, text, ms):
+        """A bare number is milliseconds. Units go from large to small."""
         assert timedelta(milliseconds=ms) == parse_duration(text)
 
     @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ class TestDuration:
             "PT.5S",
         ],
     )
-    def test_refused(self, text):
-        """What is not in the grammar is refused, with what would be in it; never guessed at."""
+    def test_refuses_invalid_text_and_shows_a_valid_duration(self, text):
+        """The parser never guesses."""
         with pytest.raises(OptionError, match=r"not a duration.*1h30m"):
             parse_duration(text)
 
-    def test_the_reason_is_told(self):
-        """A refusal names the unit that there is none of, the order, or the calendar."""
+    def test_the_message_says_what_is_wrong(self):
+        """The reason is an unknown unit, the order, or the calendar."""
         for text, reason in {
             "5x": "unknown unit 'x'",
             "10m1h": "greatest first",
@@ -99,16 +99,16 @@ class TestDuration:
                 parse_duration(text)
 
     @pytest.mark.parametrize("text", ["36526d", "9" * 30 + "w", "9" * 5_000, "P99999999D"])
-    def test_no_more_than_a_century(self, text):
-        """A duration beyond 100 years is a slip of units, however great the number."""
+    def test_refuses_more_than_100_years(self, text):
+        """Such a duration is a mistake in the unit."""
         with pytest.raises(OptionError, match="100 years"):
             parse_duration(text)
 
     @pytest.mark.parametrize(
         ("text", "us"), [("0.0001", 1), ("0.0011ms", 2), ("4.35ms", 4_350), ("0.1ms", 100)]
     )
-    def test_rounded_up(self, text, us):
-        """A fraction of a microsecond is rounded up, and no other digit is disturbed."""
+    def test_rounds_fractions_of_a_microsecond_up(self, text, us):
+        """No other digit changes."""
         assert timedelta(microseconds=us) == parse_duration(text)
 
     @pytest.mark.parametrize(
@@ -125,14 +125,14 @@ class TestDuration:
             (1_500, "1s500ms"),
         ],
     )
-    def test_spelled(self, ms, text):
-        """A duration is written in the same grammar, in its two greatest units."""
+    def test_prints_the_two_largest_units_in_the_same_grammar(self, ms, text):
+        """The printed text can be typed again."""
         assert text == spell(ms)
         parse_duration(text)
 
 
 class TestMoment:
-    """What is a moment, and what is none."""
+    """Valid and invalid moments."""
 
     @pytest.mark.parametrize(
         "text",
@@ -144,13 +144,13 @@ class TestMoment:
             "1896076800000.0",
         ],
     )
-    def test_read(self, text):
-        """ISO 8601 with a zone and milliseconds since the epoch are the same moment anywhere."""
+    def test_reads_iso_8601_with_a_zone_and_epoch_milliseconds(self, text):
+        """They mean the same moment on every machine."""
         assert (datetime(2030, 1, 31, 8, tzinfo=UTC), False) == parse_moment(text)
 
     @pytest.mark.parametrize("text", ["2030-01-31T08:00", "2030-01-31 08:00:00", "2030-01-31"])
-    def test_without_a_zone_it_is_local(self, text):
-        """A moment without a zone is this machine's local time, and is marked as assumed."""
+    def test_a_moment_without_a_zone_is_local_time_and_marked_as_assumed(self, text):
+        """The command then prints the moment it has assumed."""
         at, assumed = parse_moment(text)
         naive = datetime.fromisoformat(text)
         assert assumed
@@ -172,34 +172,31 @@ class TestMoment:
             "inf",
         ],
     )
-    def test_refused(self, text):
-        """What is no moment is refused, with what would be one."""
+    def test_refuses_invalid_text_and_shows_a_valid_moment(self, text):
+        """The parser never guesses."""
         with pytest.raises(OptionError, match="not a moment"):
             parse_moment(text)
 
     @pytest.mark.parametrize("text", ["0", "1790000000", "20300131", "99999999999"])
-    def test_seconds_are_not_taken_for_milliseconds(self, text):
-        """
-        A number of seconds, or a date without dashes, would be a moment in the 1970s, and
-        the event would come at once: it is refused.
-        """
+    def test_refuses_a_number_that_would_be_a_moment_in_the_1970s(self, text):
+        """A number of seconds, or a date without dashes, would make the event due at once."""
         with pytest.raises(OptionError, match="long past"):
             parse_moment(text)
 
-    def test_not_beyond_2223(self):
-        """Milliseconds that the store could not count exactly are refused."""
+    def test_refuses_moments_after_2223(self):
+        """The store could not count their microseconds exactly."""
         with pytest.raises(OptionError, match="2223"):
             parse_moment("9" * 16)
 
 
-def test_expiry_is_either():
-    """An expiry that begins with a date is a moment, and otherwise a duration."""
+def test_an_expiry_is_a_moment_or_a_duration():
+    """Text that begins with a date is a moment."""
     assert timedelta(minutes=10) == parse_expiry("10m")
     assert (datetime(2030, 1, 31, tzinfo=UTC), False) == parse_expiry("2030-01-31T00:00Z")
 
 
-def test_when_is_either():
-    """A due time is a duration or a moment; a number as great as ms since the epoch are is one."""
+def test_a_due_time_is_a_duration_or_a_moment():
+    """A number as large as today's epoch milliseconds is a moment."""
     assert timedelta(minutes=10) == parse_when("10m")
     assert timedelta(milliseconds=99_999_999_999) == parse_when("99999999999")
     assert (datetime(2030, 1, 31, 8, tzinfo=UTC), False) == parse_when("1896076800000")
@@ -226,8 +223,8 @@ class TestWords:
             ("in 2 hours", (2026, 11, 22, 12, 30, 5)),
         ],
     )
-    def test_read(self, text, expected):
-        """A day and an hour in English are the next such moment, local time."""
+    def test_reads_a_day_and_an_hour_in_english_as_local_time(self, text, expected):
+        """The next such moment is meant."""
         assert datetime(*expected).astimezone() == dates.read(text, self.NOW)
 
     @pytest.mark.parametrize(
@@ -248,25 +245,25 @@ class TestWords:
             "",
         ],
     )
-    def test_nothing_is_borrowed(self, text):
-        """What leaves the hour or the day open, or could be two days, is refused."""
+    def test_refuses_words_that_leave_the_day_or_the_hour_open(self, text):
+        """Words that may mean two days are refused, too."""
         assert dates.read(text, self.NOW) is None
 
-    def test_not_what_is_over(self):
-        """A moment in words that lies behind is refused: nobody means it."""
+    def test_refuses_a_moment_in_the_past(self):
+        """A user never means it."""
         with pytest.raises(OptionError, match="in the past"):
             dates.read("yesterday 9:00", self.NOW)
 
-    def test_without_the_extra(self, monkeypatch):
-        """Without dateparser the message says what to install, or what else to write."""
+    def test_without_dateparser_the_message_says_what_to_install(self, monkeypatch):
+        """The message also shows a form that works without it."""
         monkeypatch.setitem(sys.modules, "dateparser", None)
         with pytest.raises(OptionError, match=r"pip install 'dtimer\[dates\]'.*2030-01-31"):
             parse_moment("tomorrow 9:00")
         with pytest.raises(OptionError, match="not a moment"):
             parse_moment("soon")
 
-    def test_only_where_nothing_else_is_meant(self, monkeypatch):
-        """ISO 8601, durations and numbers never get so far."""
+    def test_iso_8601_durations_and_numbers_are_not_read_as_words(self, monkeypatch):
+        """Their meaning must not depend on an installed extra."""
 
         def fail(*_):
             raise AssertionError("read as words")
@@ -276,6 +273,6 @@ class TestWords:
             parse_moment(text)
         assert timedelta(hours=2) == parse_expiry("2h")
 
-    def test_it_is_marked_as_assumed(self):
-        """What was read from words is said back to the user."""
+    def test_a_moment_in_words_is_marked_as_assumed(self):
+        """The command then prints the moment it has assumed."""
         assert parse_expiry("tomorrow 9:00").assumed

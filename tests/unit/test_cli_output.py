@@ -1,4 +1,4 @@
-"""How the command line writes moments and lateness, and how its help is laid out."""
+"""How the command line prints moments, lateness and help."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MS = 1_800_000_000_123
 
 @pytest.fixture
 def zone(monkeypatch):
-    """Sets the zone of this machine, for the test."""
+    """Return a function that sets the time zone of this machine for the test."""
 
     def choose(name):
         monkeypatch.setenv("TZ", name)
@@ -31,8 +31,8 @@ def zone(monkeypatch):
     time.tzset()
 
 
-class TestMoments:
-    """A time without its zone is another time to its next reader."""
+class TestTimes:
+    """A time without its zone means another moment to another reader."""
 
     @pytest.mark.parametrize(
         ("tz", "whole", "short"),
@@ -44,15 +44,15 @@ class TestMoments:
             ("Pacific/Apia", "2027-01-15 21:00:00.123+13:00", "21:00:00.123+13"),
         ],
     )
-    def test_with_its_offset(self, tz, whole, short, zone):
-        """Each has its offset; whole, it can be given to ``--at`` again."""
+    def test_prints_the_offset_and_reads_it_again(self, tz, whole, short, zone):
+        """A complete time can be passed to ``--at`` again."""
         zone(tz)
         assert (whole, short) == (moment(MS), clock(MS))
         assert datetime.fromtimestamp(MS / 1000, UTC) == parse_moment(moment(MS)).at
         assert not parse_moment(moment(MS)).assumed
 
-    def test_in_narrow_columns(self, zone):
-        """Of today the time, of another day the minute: either in 22 characters, with its zone."""
+    def test_narrow_columns_show_the_time_today_and_the_date_otherwise(self, zone):
+        """Both fit in 22 characters, with their zone."""
         zone("Asia/Kolkata")
         assert "2027-01-15 13:30+05:30" == brief(MS)
         now = time.time() * 1000
@@ -74,16 +74,16 @@ class TestMoments:
         (86_400_000 * 3, "3d"),
     ],
 )
-def test_lateness_is_written_for_people(ms, text):
-    """A minute of lateness is read at once: it was ``6.71e+04 ms``."""
+def test_lateness_is_printed_with_units(ms, text):
+    """A minute of lateness must be readable at once: it was printed as ``6.71e+04 ms``."""
     assert text == lateness(ms)
 
 
 class TestHelp:
     """``dtimer --help`` is read on a terminal of 80 columns."""
 
-    def test_each_command_fits_its_line(self, capsys, monkeypatch):
-        """Every summary is whole: none is cut, and none takes two lines."""
+    def test_each_summary_fits_on_one_line(self, capsys, monkeypatch):
+        """A cut summary does not explain the command."""
         monkeypatch.setenv("COLUMNS", "80")
         code = main(["--help"])
         ran = Ran(code, *capsys.readouterr())
@@ -95,5 +95,5 @@ class TestHelp:
             assert line.endswith(command.get_short_help_str(80))
 
     def test_each_command_has_a_heading(self):
-        """A command that no heading lists would be missing from the help."""
+        """A command without a heading would be missing from the help."""
         assert set(app.commands) == set(app.list_commands(click.Context(app)))

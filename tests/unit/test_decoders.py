@@ -1,7 +1,7 @@
 """
-Whatever bytes there are in Redis, or in a file: they are read, or refused in our own words.
+All bytes in Redis or in a file are decoded, or refused with a documented error.
 
-What is tried here is listed in ``decoders``, which the fuzzer shares.
+The decoders are listed in ``decoders``, which the fuzzer shares.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from servers import PROMPT
 from dtimer.errors import PayloadError
 from dtimer.model.payload import DEEPEST, decode, encode
 
-#: Bytes that once went wrong, or nearly.
+#: Bytes that once broke a decoder, or nearly.
 CORPUS = [
     b"",
     b"\xff\xfe",
@@ -130,31 +130,31 @@ _lines = st.builds(
 
 @pytest.mark.parametrize("name", decoders.ALL)
 class TestEveryDecoder:
-    """Each reads any bytes, or raises the error that it is documented to raise."""
+    """Each decoder reads any bytes, or raises an error that it documents."""
 
     @pytest.mark.parametrize("raw", CORPUS, ids=range(len(CORPUS)))
-    def test_what_once_went_wrong(self, name, raw):
-        """The findings, each against every decoder, within a second."""
+    def test_bytes_that_once_failed(self, name, raw):
+        """The findings of the fuzzer, each tried on every decoder, within a second."""
         began = time.monotonic()
         decoders.attempt(name, raw)
         assert time.monotonic() - began < PROMPT
 
     @given(raw=_garbage | _lines | _json.map(lambda v: json.dumps(v).encode()))
     @settings(max_examples=60, deadline=None)
-    def test_any_bytes(self, name, raw):
+    def test_random_bytes_and_json(self, name, raw):
         """Random bytes, random JSON, and random lines of an export."""
         decoders.attempt(name, raw)
 
 
 class TestDepth:
-    """What is too deep to be written is too deep to be read."""
+    """A payload that is too deep for writing is too deep for reading."""
 
     @given(st.integers(1, 2_000))
     @example(DEEPEST)
     @example(DEEPEST + 1)
     @settings(max_examples=50, deadline=None)
-    def test_the_same_limit(self, depth):
-        """A payload is read exactly when it could have been written."""
+    def test_reading_and_writing_have_the_same_limit(self, depth):
+        """A payload can be read exactly if it can be written."""
         raw = b'{"a":' * depth + b"1" + b"}" * depth
         if depth <= DEEPEST:
             assert raw == encode(decode(raw), 10**6).encode()
@@ -162,14 +162,14 @@ class TestDepth:
             with pytest.raises(PayloadError):
                 decode(raw)
 
-    def test_wide_is_not_deep(self):
-        """Many containers beside each other are no depth."""
+    def test_containers_next_to_each_other_do_not_count_as_depth(self):
+        """A list of a thousand lists has a depth of two."""
         wide = {"a": [[] for _ in range(1_000)]}
         assert wide == decode(json.dumps(wide).encode())
 
 
-def test_each_decoder_can_succeed():
-    """None of them refuses everything: each reads what dtimer itself writes."""
+def test_each_decoder_accepts_bytes_that_dtimer_writes():
+    """A decoder that refused everything would pass all other tests."""
     for name, raw in decoders.GOOD.items():
         assert decoders.attempt(name, raw), name
     assert set(decoders.GOOD) == set(decoders.ALL)

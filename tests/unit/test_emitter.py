@@ -1,4 +1,4 @@
-"""The emitter: every listener is called, and none of them harms who emits."""
+"""The emitter: every listener is called, and no listener harms the caller."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def fail(*arguments):
 
 
 class TestRegistering:
-    """on, once, and what they refuse."""
+    """on(), once(), and their checks."""
 
-    def test_the_ways_to_register(self, emitter):
-        """As a decorator and with the function given, all return the function itself."""
+    def test_on_and_once_work_as_decorators_and_with_a_function(self, emitter):
+        """Each returns the function itself."""
         called = []
 
         @emitter.on("tea")
@@ -58,8 +58,8 @@ class TestRegistering:
         ] == called
 
     @pytest.mark.parametrize("way", ["on", "once", "add_listener"])
-    def test_what_is_refused(self, emitter, way):
-        """A name that is no str, what cannot be called, and what would have to be awaited."""
+    def test_refuses_bad_names_uncallable_objects_and_coroutine_functions(self, emitter, way):
+        """A coroutine function would never be awaited."""
 
         async def later(events):
             pass
@@ -70,14 +70,14 @@ class TestRegistering:
                 register(event, f)
         assert [] == emitter.listeners("tea")
 
-    def test_refused_as_a_decorator(self, emitter):
-        """A decorator refuses when it is applied."""
+    def test_a_decorator_refuses_an_uncallable_object(self, emitter):
+        """The error points at the decorated object."""
         for decorate in (emitter.on("tea"), emitter.once("tea"), emitter.listens_to("tea")):
             with pytest.raises(OptionError):
                 decorate(3)
 
-    def test_removing(self, emitter):
-        """A listener can be removed, by on() or by once(); one that is not there is no error."""
+    def test_removes_listeners_and_ignores_unknown_ones(self, emitter):
+        """This holds for on() and for once()."""
         emitter.on("tea", fail)
         emitter.remove_listener("tea", fail)
         emitter.once("tea", fail)
@@ -88,25 +88,24 @@ class TestRegistering:
 
 
 class TestEmitting:
-    """Our own emissions."""
+    """Emissions of the node itself."""
 
-    def test_who_was_called(self, emitter):
-        """None says that nobody was called; a list, what those who were called have raised."""
+    def test_emit_guarded_returns_none_without_listeners_and_a_list_of_errors_otherwise(
+        self, emitter
+    ):
+        """The node releases an event that no listener has received."""
         assert emitter.emit_guarded("tea") is None
         emitter.on("tea", lambda: None)
         assert [] == emitter.emit_guarded("tea")
 
-    def test_a_traceback_begins_with_the_listener(self, emitter):
-        """
-        The first frame of what a listener raised is the listener's own, so that its reader meets
-        no line of the library, in a log and in a dead letter.
-        """
+    def test_a_traceback_begins_in_the_listener(self, emitter):
+        """Readers of a log or a dead letter see no line of the library."""
         emitter.on("tea", fail)
         (error,) = emitter.emit_guarded("tea")
         assert ["fail"] == [frame.name for frame in traceback.extract_tb(error.__traceback__)]
 
-    def test_all_are_called(self, emitter):
-        """A listener that raises, whatever it is, does not keep the others from theirs."""
+    def test_calls_all_listeners_even_if_some_raise(self, emitter):
+        """This includes SystemExit."""
         called = []
 
         def leave():
@@ -118,8 +117,8 @@ class TestEmitting:
         assert [ValueError, SystemExit] == [type(e) for e in emitter.emit_guarded("tea")]
         assert [1] == called
 
-    def test_within_a_listener(self, emitter):
-        """What a listener emits itself is the user's own, and raises as pyee does it."""
+    def test_an_emission_of_a_listener_raises_in_the_listener(self, emitter):
+        """The emission belongs to the user, who can catch the error, as with pyee."""
         told = []
 
         def listen():
@@ -134,8 +133,8 @@ class TestEmitting:
         assert [KeyError] == [type(e) for e in emitter.emit_guarded("tea")]
         assert 1 == len(told)
 
-    def test_an_emission_within_an_emission(self, emitter):
-        """A guarded emission out of a listener does not mix with the one around it."""
+    def test_nested_guarded_emissions_report_their_own_errors(self, emitter):
+        """A mixed report would fail the wrong events."""
         inner = []
         emitter.on("tea", lambda: inner.append(emitter.emit_guarded("egg")))
         emitter.on("tea", fail)
@@ -145,8 +144,8 @@ class TestEmitting:
         assert inner[0] is None
         assert [ValueError] == [type(e) for e in inner[1]]
 
-    def test_of_the_users_own(self, emitter):
-        """emit() is pyee's: the first that raises is raised, and so is an unheard 'error'."""
+    def test_emit_behaves_like_pyee(self, emitter):
+        """The first error is raised, and so is an 'error' without a listener."""
         emitter.on("tea", fail)
         with pytest.raises(ValueError, match="no"):
             emitter.emit("tea")
@@ -157,8 +156,8 @@ class TestEmitting:
         assert [True, False] == [emitter.emit("egg", n) for n in range(2)]
         assert [0] == called
 
-    def test_announcing(self, emitter, caplog):
-        """What a listener of an announcement raises is logged, and so is an unheard error."""
+    def test_logs_errors_of_listeners_and_errors_without_a_listener(self, emitter, caplog):
+        """An announcement never raises in the node."""
         emitter.announce("ready")
         assert [] == caplog.records
         emitter.announce("error", KeyError("unheard"))
@@ -174,8 +173,8 @@ class TestEmitting:
 class TestOnce:
     """A listener that is called once."""
 
-    def test_by_one_of_many_threads(self, emitter):
-        """Of many threads that emit at once one calls it; to the others nobody was there."""
+    def test_exactly_one_of_many_threads_calls_it(self, emitter):
+        """The other threads find no listener."""
         for _ in range(20):
             called, told = [], []
             start = threading.Barrier(4)
@@ -194,16 +193,16 @@ class TestOnce:
             assert 1 == told.count([])
             assert 3 == told.count(None)
 
-    def test_taken_while_another_was_about_to(self, emitter):
-        """Who finds a listener and then finds it taken has called nobody."""
+    def test_a_thread_that_finds_it_taken_reports_no_listener(self, emitter):
+        """Another thread took it between the lookup and the call."""
         emitter.once("tea", fail)
         (found,) = emitter._events["tea"].values()
         assert found.take() is fail
         emitter._events["tea"] = {fail: found}
         assert emitter.emit_guarded("tea") is None
 
-    def test_registering_itself_again(self, emitter):
-        """A listener may register itself once more: it is called by the next emission."""
+    def test_may_register_itself_again_for_the_next_emission(self, emitter):
+        """The current emission does not call it a second time."""
         called = []
 
         def listen(n):

@@ -1,4 +1,4 @@
-"""The bell: no ring is lost, whoever rings it, and nobody is harmed by one."""
+"""The bell: no ring is lost, any thread may ring, and ringing is always safe."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def readable(descriptor):
 
 
 class TestRinging:
-    """What a ring is, and how many of them."""
+    """Rings, nudges and waits."""
 
-    def test_a_ring_is_kept(self, bell):
-        """A ring that comes before the wait is not lost, and is there until it is cleared."""
+    def test_a_ring_lasts_until_it_is_cleared(self, bell):
+        """A ring just before the wait must not be lost."""
         assert not bell.wait(0)
         bell.ring()
         assert bell.wait(PATIENCE)
@@ -39,16 +39,16 @@ class TestRinging:
         bell.clear()
         assert not bell.wait(0)
 
-    def test_many_rings_are_one(self, bell):
-        """However often it is rung, one clear() is enough, and no ring ever blocks."""
+    def test_many_rings_count_as_one_and_never_block(self, bell):
+        """A single clear() is enough, and a full pipe must not block the ringing thread."""
         for _ in range(100_000):
             bell.ring()
         assert bell.wait(0)
         bell.clear()
         assert not bell.wait(0)
 
-    def test_a_nudge_is_no_ring(self, bell):
-        """A nudge ends a wait, and is not taken for a ring when the bell is cleared."""
+    def test_a_nudge_ends_a_wait_but_does_not_count_as_a_ring(self, bell):
+        """The claimer only looks at its timers then, and does not claim."""
         bell.nudge()
         assert bell.wait(0)
         assert not bell.clear()
@@ -59,30 +59,32 @@ class TestRinging:
         bell.close()
         bell.nudge()
 
-    def test_a_full_pipe(self, bell):
-        """Rings that were written one by one, past the room of the pipe, are one as well."""
+    def test_a_full_pipe_counts_as_one_ring(self, bell):
+        """Each ring was written to the pipe, beyond its capacity."""
         for _ in range(100_000):
             bell._rung = False
             bell.ring()
         bell.clear()
         assert not bell.wait(0)
 
-    def test_the_descriptor(self, bell):
-        """While it is rung its descriptor is readable: it can be waited for with others."""
+    def test_the_descriptor_is_readable_while_rung(self, bell):
+        """A thread can wait for the bell together with other descriptors."""
         assert not readable(bell.descriptor)
         bell.ring()
         assert readable(bell.descriptor)
 
-    def test_no_time_left(self, bell):
-        """A wait of no or of negative seconds returns at once."""
+    def test_a_wait_of_zero_or_negative_seconds_returns_at_once(self, bell):
+        """Callers pass the time that is left."""
         assert not bell.wait(-1)
         bell.ring()
         assert bell.wait(-1)
 
-    def test_no_ring_is_lost(self, bell):
+    def test_no_work_is_lost_between_many_threads(self, bell):
         """
-        Whoever puts something down and rings, is found: with clear() before the look, no
-        interleaving of many ringing threads leaves anything behind.
+        Each thread adds work, then rings.
+
+        The waiting thread clears the bell, then looks for work, so no interleaving leaves work
+        behind.
         """
         work = collections.deque()
         count, ringers = 5_000, 4
@@ -106,8 +108,8 @@ class TestRinging:
             thread.join(PATIENCE)
 
     @pytest.mark.parametrize("when", ["before", "after"])
-    def test_a_ring_within_a_clear(self, bell, monkeypatch, when):
-        """A ring in the middle of clear() may be forgotten, but never stops a later one."""
+    def test_a_ring_inside_clear_never_blocks_a_later_ring(self, bell, monkeypatch, when):
+        """The ring itself may be lost, because the look for work follows."""
         read = os.read
 
         def meanwhile(descriptor, size):
@@ -129,8 +131,8 @@ class TestRinging:
             assert bell.wait(0)
             bell.clear()
 
-    def test_a_ring_within_a_ring(self, bell, monkeypatch):
-        """A signal handler may ring the bell, and may clear it, while it interrupts a ring."""
+    def test_a_signal_handler_may_ring_and_clear_inside_a_ring(self, bell, monkeypatch):
+        """A signal handler may post an event, which rings."""
         write = os.write
         again = iter([bell.ring, bell.clear])
 
@@ -145,10 +147,10 @@ class TestRinging:
 
 
 class TestDescriptors:
-    """What it opens, and that it closes it."""
+    """The descriptors of a bell."""
 
-    def test_beyond_select(self):
-        """With a descriptor over 1023, which select cannot take, it waits as well."""
+    def test_waits_on_descriptors_above_1023(self):
+        """select() refuses them."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         high = 1_500
         if hard != resource.RLIM_INFINITY and hard <= high:
@@ -173,16 +175,17 @@ class TestDescriptors:
             bell.close()
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
-    def test_closed(self, bell):
-        """After close() a ring is harmless, and so is another close()."""
+    def test_ring_and_close_after_close_do_nothing(self, bell):
+        """Threads may ring while the node leaves."""
         bell.close()
         bell.close()
         bell.ring()
 
-    def test_closed_in_the_middle_of_a_ring(self, bell, monkeypatch):
+    def test_a_ring_that_meets_a_close_writes_to_no_other_file(self, bell, monkeypatch):
         """
-        A ring that meets a close() writes to nothing that is not ours: the descriptors are
-        closed when no call uses them any more, so nobody is given them before.
+        The descriptors are closed only when no call uses them.
+
+        Otherwise another file could get their numbers and receive the write.
         """
         write = os.write
         descriptors = {bell._pipe.reader, bell._pipe.writer}
@@ -204,8 +207,8 @@ class TestDescriptors:
         os.close(reader)
         assert descriptors.isdisjoint(others)
 
-    def test_forgotten(self):
-        """A bell that is dropped closes its descriptors."""
+    def test_a_dropped_bell_closes_its_descriptors(self):
+        """A node that is never joined must not leak them."""
         bell = Bell()
         descriptors = bell._pipe.reader, bell._pipe.writer
         del bell
@@ -213,10 +216,10 @@ class TestDescriptors:
             with pytest.raises(OSError, match="Bad file"):
                 os.fstat(descriptor)
 
-    def test_in_a_forked_child(self, bell):
+    def test_after_fork_closes_the_descriptors_at_once(self, bell):
         """
-        after_fork() closes the descriptors at once: in a child the frames of the parent's threads
-        are not there to end, and so never let go of them.
+        In a child the frames of the parent's threads never end, so they would keep the descriptors
+        open.
         """
         descriptors = bell._pipe.reader, bell._pipe.writer
         a_thread_of_the_parent = bell._pipe

@@ -1,4 +1,7 @@
-"""The dispatcher and its holds: what is held, by whom, and how each claim ends, once."""
+"""
+The dispatcher and its leases: which events are held, which thread runs them, how
+each is settled.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +33,16 @@ def claim(payload=b"{}", *, id=None, attempt=1, max_retries=3):
 
 
 class FakeLedger:
-    """Settles and extends as the test says."""
+    """A store that settles and extends leases as the test says."""
 
     def __init__(self):
         self.settled = []
         self.extended = []
-        self.at_least = []  # of each extension, whether it must not shorten
+        self.at_least = []  # for each extension: True if it must not shorten the lease
         self.results = queue.SimpleQueue()
         self.asked = threading.Event()
         self.trouble = None  # raised by extensions
-        self.answer = None  # an event to wait for before it answers
+        self.answer = None  # an event to wait for before replying
 
     def settle(self, settlements):
         self.settled += settlements
@@ -60,7 +63,7 @@ class FakeLedger:
 
 
 class Office:
-    """A dispatcher, its handler in the hands of the test, and all that it says."""
+    """A dispatcher whose handler the test steps through, and everything it announces."""
 
     def __init__(self, clock, **options):
         self.clock = clock
@@ -70,7 +73,7 @@ class Office:
         self.go_on = threading.Semaphore(0)
         self.raised = []
         self.rings = 0
-        self.alone = [False] * 100  # what the store answers to who asks whether others are there
+        self.alone = [False] * 100  # the answers to "is this the only node?"
         self.quits = 0
         self.dispatcher = Dispatcher(
             "dtimer-test",
@@ -91,35 +94,35 @@ class Office:
 
     def _ring(self):
         self.rings += 1
-        # As the claimer does, and the hand in its place.
+        # As the claimer does, or a handler thread that claims inline.
         self.dispatcher.start_due()
 
     def _quit(self):
         self.quits += 1
 
     def accept(self, *claims):
-        """Have claims handed over, or kept, as an answer of this moment brought them."""
+        """Pass claims to the dispatcher, as a reply received at this moment."""
         self.dispatcher.accept(1, claims, self.clock.now, self.clock.now)
 
     def begin(self, *claims):
-        """Have claims handled, and return the events of the first batch."""
+        """Pass claims to the dispatcher; return the events of the first batch that starts."""
         self.accept(*claims)
         return self.begun.get(timeout=PATIENCE)
 
     def finish(self):
-        """Let the handlers end, and return what is to be settled."""
+        """Let all handlers return; return their settlements."""
         self.go_on.release(100)
         eventually(lambda: self.dispatcher.running == 0)
         return self.dispatcher.take_settlements()
 
     def saying(self):
-        """What has been said so far."""
+        """Return what was announced so far."""
         return [self.said.get() for _ in range(self.said.qsize())]
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The monotonic clock of what is kept until it is due, moved by the test."""
+    """The monotonic clock of events that wait for their due time, moved by the test."""
     clock = SimpleNamespace(now=time.monotonic())
     stepped = SimpleNamespace(monotonic=lambda: clock.now)
     for module in ("early", "peers"):
@@ -149,11 +152,11 @@ def summary(settlements):
     return [(s.id, s.token, s.verdict) for s in settlements]
 
 
-class TestHands:
-    """Who starts what, and when."""
+class TestHandlerThreads:
+    """Which thread starts which event, and when."""
 
-    def test_room(self, office):
-        """There is room for what free hands can start: batches for hands, never over 100."""
+    def test_has_room_for_a_batch_a_free_thread_and_at_most_100(self, office):
+        """A larger claim would fetch events that no thread can start."""
         office = office(concurrency=3, max_events=2)
         dispatcher = office.dispatcher
         assert 6 == dispatcher.room()
@@ -169,8 +172,8 @@ class TestHands:
         dispatcher.max_events = 100
         assert 100 == dispatcher.room()
 
-    def test_batches(self, office):
-        """Claims are handed out in their order, max_events at a time."""
+    def test_starts_events_in_the_order_of_claims_max_events_at_a_time(self, office):
+        """A handler receives at most ``max_events`` events."""
         office = office(max_events=2)
         claims = [claim(json.dumps({"n": n}).encode()) for n in range(5)]
         first = office.begin(*claims)
@@ -179,8 +182,8 @@ class TestHands:
         assert [[0, 1], [2, 3], [4]] == [[ev["n"] for ev in batch] for batch in [first, *rest]]
         assert [(c.id, c.token, Verdict.CONFIRM) for c in claims] == summary(office.finish())
 
-    def test_the_event(self, office):
-        """An event has what the claim says of it; its lateness is what the server saw."""
+    def test_an_event_has_the_data_of_its_claim(self, office):
+        """The lateness is measured by the server's clock."""
         office = office()
         (ev,) = office.begin(claim(b'{"a":1}', id="tea", attempt=2, max_retries=7))
         assert {"a": 1} == ev
@@ -192,13 +195,13 @@ class TestHands:
             ev.lateness_ms,
         )
 
-    def test_never_early(self, office):
-        """An event claimed before a step back of the clock, and told of after it, is not early."""
+    def test_lateness_is_never_negative(self, office):
+        """The server's clock may step back between the due time and the claim."""
         (ev,) = office().begin(replace(claim(), claimed_us=-3_600_000_000))
         assert 0 == ev.lateness_ms
 
-    def test_at_once_by_all_hands(self, office):
-        """As many handlers run at a time as there are hands."""
+    def test_runs_a_handler_on_each_thread_at_the_same_time(self, office):
+        """Further events wait in the look-ahead queue."""
         office = office(concurrency=5)
         office.accept(*[claim() for _ in range(7)])
         for _ in range(5):
@@ -207,8 +210,8 @@ class TestHands:
         assert office.begun.empty()
         assert 7 == len(office.finish())
 
-    def test_a_free_hand_rings(self, office):
-        """When a hand gets free the bell is rung, its settlement being there to be taken."""
+    def test_rings_the_bell_when_a_thread_becomes_free(self, office):
+        """The settlement is stored before the ring, so that the next claim carries it."""
         office = office()
         found = []
         office.dispatcher._ring = lambda: found.append(office.dispatcher.unsettled)
@@ -216,18 +219,19 @@ class TestHands:
         office.finish()
         eventually(lambda: [True] == found)
 
-    def test_nobody_to_handle(self, office):
-        """Where the last listener has gone, events are released, not confirmed."""
+    def test_releases_events_if_the_last_listener_was_removed(self, office):
+        """A confirm would lose an event that no handler has seen."""
         office = office()
         office.raised = None
         office.begin(claim())
         (settlement,) = office.finish()
         assert Verdict.RELEASE is settlement.verdict
 
-    def test_whatever_is_raised(self, office):
+    def test_a_thread_survives_any_exception_and_fails_its_events(self, office):
         """
-        A hand outlives what its handler raises, also where the node breaks on it: then the
-        events are failed, or else they would be renewed, and never handled, for ever.
+        Even an error in the node itself fails the events.
+
+        Otherwise they would be renewed, and never handled, for ever.
         """
         office = office()
 
@@ -248,10 +252,11 @@ class TestHands:
         ] == summary(office.finish())
         assert [] == office.dispatcher.held()
 
-    def test_claims_that_cannot_be_handed_over(self, office, monkeypatch):
+    def test_drops_the_lease_of_a_batch_that_cannot_be_enqueued(self, office, monkeypatch):
         """
-        What fails on its way to a hand is held no more: nobody would start it, so its lease has
-        to end. That hand is free again, for what comes after it.
+        No thread will start these events, so their lease must end.
+
+        The thread is free for later events.
         """
         office = office(concurrency=3, start=False)
         batches = []
@@ -274,10 +279,10 @@ class TestHands:
 
 
 class TestWithoutThreads:
-    """A dispatcher whose hands were not started: the caller lends his."""
+    """A dispatcher without started threads: the caller runs the handlers."""
 
-    def test_one_batch_at_a_time(self, office):
-        """Each call runs one batch on the caller's thread, and says whether there was one."""
+    def test_each_call_runs_one_batch_on_the_calling_thread(self, office):
+        """The return value says whether there was a batch."""
         office = office(start=False, concurrency=2)
         first, second = claim(), claim()
         office.go_on.release(2)
@@ -293,11 +298,11 @@ class TestWithoutThreads:
         assert 0 == office.dispatcher.running
 
 
-class TestHandingBack:
-    """What a node that leaves does with what it holds."""
+class TestReleasing:
+    """The events that a leaving node still holds."""
 
-    def test_what_nobody_has_started(self, office):
-        """What waits for a hand is released, and the hands that run are left to end."""
+    def test_releases_waiting_events_and_lets_running_ones_finish(self, office):
+        """Other nodes can start the waiting events at once."""
         office = office()
         running, *waiting = (claim() for _ in range(3))
         office.begin(running, *waiting)
@@ -307,8 +312,8 @@ class TestHandingBack:
         )
         assert [(running.id, running.token, Verdict.CONFIRM)] == summary(office.finish())
 
-    def test_what_comes_too_late(self, office):
-        """After hand_back() nothing is started any more, also where a hand is free."""
+    def test_starts_nothing_after_release_waiting(self, office):
+        """A claim under way may still bring events, even if a thread is free."""
         office = office()
         office.dispatcher.hand_back()
         late = claim()
@@ -319,10 +324,11 @@ class TestHandingBack:
         )
         assert office.begun.empty()
 
-    def test_abandon(self, office):
+    def test_abandon_retries_running_events_and_revokes_their_lease(self, office):
         """
-        What still runs is given back with its attempt charged; the handler can see it, its
-        confirm is void, and its end changes nothing.
+        The attempt is counted.
+
+        The handler can see the loss, its confirm returns False, and its return changes nothing.
         """
         office = office()
         held = claim()
@@ -338,8 +344,8 @@ class TestHandingBack:
         office.dispatcher.abandon()
         assert not office.dispatcher.unsettled
 
-    def test_stop(self, office):
-        """stop() sends each hand home when it has finished; join() tells whether all are."""
+    def test_stop_ends_each_thread_after_its_handler(self, office):
+        """``join`` returns True only when all threads have ended."""
         office = office(concurrency=2)
         office.begin(claim())
         office.dispatcher.stop()
@@ -348,10 +354,11 @@ class TestHandingBack:
         assert office.dispatcher.join(PATIENCE)
         assert not office.dispatcher.current
 
-    def test_waits_for_idle_threads_beside_one_that_runs_a_handler(self, office):
+    def test_join_idle_waits_for_all_threads_but_the_running_one(self, office):
         """
-        A handler that is given up leaves its own thread behind, and no other: those that are
-        idle are waited for, however long the machine takes to end them.
+        A handler that does not return keeps its own thread only.
+
+        The idle threads are joined, however slow the machine is.
         """
         office = office(concurrency=3)
         office.begin(claim())
@@ -373,18 +380,18 @@ class TestHandingBack:
 
 
 class TestSettling:
-    """Each claim ends once."""
+    """Each event is settled once."""
 
-    def test_confirmed_by_the_handler(self, office):
-        """What the handler has confirmed itself its hand does not confirm again."""
+    def test_does_not_confirm_again_what_the_handler_confirmed(self, office):
+        """A second confirm would be reported as a lost lease."""
         office = office(max_events=2)
         first, second = office.begin(claim(), claim())
         assert first.confirm() is True
         assert [(second.id, second.token, Verdict.CONFIRM)] == summary(office.finish())
         assert [(first.id, first.token, Verdict.CONFIRM)] == summary(office.ledger.settled)
 
-    def test_a_confirm_that_fails_is_the_hands(self, office):
-        """A confirm that could not be recorded is recorded when the handler has ended."""
+    def test_confirms_after_the_handler_if_its_own_confirm_failed(self, office):
+        """The event must not run again because of a lost connection."""
         office = office()
         (ev,) = office.begin(claim())
         office.ledger.results.put(StoreError("no reply"))
@@ -392,10 +399,11 @@ class TestSettling:
             ev.confirm()
         assert [(ev.id, ev.token, Verdict.CONFIRM)] == summary(office.finish())
 
-    def test_a_confirm_under_way_when_the_handler_ends(self, office):
+    def test_confirms_if_a_confirm_under_way_fails_after_the_handler_returned(self, office):
         """
-        A handler ends while another thread confirms its event. When that fails the hand
-        confirms; nobody renews for ever what nobody works on.
+        Another thread confirms the event while the handler returns.
+
+        Without a second confirm, the lease would be renewed for ever.
         """
         office = office()
         (ev,) = office.begin(claim())
@@ -447,8 +455,8 @@ class TestSettling:
         assert 1 == len(failed)
         assert [] == office.dispatcher.held()
 
-    def test_two_confirms_at_once(self, office):
-        """Of two threads that confirm at once the second waits for what comes of the first."""
+    def test_the_second_of_two_confirms_waits_for_the_result_of_the_first(self, office):
+        """Both callers must learn the same outcome."""
         office = office()
         (ev,) = office.begin(claim())
         office.ledger.answer = threading.Event()
@@ -465,8 +473,8 @@ class TestSettling:
         assert 1 == len(office.ledger.settled)
         assert [] == office.finish()
 
-    def test_what_a_turn_made_of_it(self, office):
-        """'retry', 'buried' and 'lease_lost' tell what became of the events of a batch."""
+    def test_announces_the_outcome_of_each_settlement(self, office):
+        """'retry', 'buried' and 'lease_lost' report the result of each event of a batch."""
         office = office(max_events=5)
         office.raised = [ValueError("no")]
         events = office.begin(*(claim() for _ in range(4)))
@@ -492,8 +500,8 @@ class TestSettling:
         office.dispatcher.settled(settlements, results)
         assert [] == office.saying()
 
-    def test_what_this_process_has_posted_anew(self, office):
-        """That an event is gone which this process replaced itself is no news to it."""
+    def test_does_not_report_the_loss_of_events_that_this_process_replaced(self, office):
+        """The process knows that the old event is gone."""
         office = office(max_events=3)
         events = office.begin(*(claim() for _ in range(3)))
         office.dispatcher.superseded({events[0].id, events[1].id})
@@ -506,8 +514,8 @@ class TestSettling:
         assert events[2] is said[0][1]
         assert all(ev.lease_lost for ev in events)
 
-    def test_releasing_what_is_gone(self, office):
-        """That an event which was handed back was gone already is no news."""
+    def test_does_not_report_a_released_event_that_was_gone(self, office):
+        """The node gave the event up, so its loss does not matter."""
         office = office(start=False)
         office.accept(claim())
         office.dispatcher.hand_back()
@@ -516,8 +524,8 @@ class TestSettling:
         assert [] == office.saying()
         assert [] == office.dispatcher.held()
 
-    def test_a_corrupt_payload(self, office):
-        """A payload that is none is buried unhandled, and 'buried' tells; the rest goes on."""
+    def test_buries_a_corrupt_payload_and_handles_the_rest(self, office):
+        """No handler could read it, and each retry would fail the same way."""
         office = office(max_events=2)
         bad = claim(b"\xff")
         (good,) = office.begin(bad, claim())
@@ -531,8 +539,8 @@ class TestSettling:
         assert [("buried", bad.id)] == office.saying()
         assert [(good.id, good.token, Verdict.CONFIRM)] == summary(office.finish())
 
-    def test_two_that_raise(self, office):
-        """The batch is retried once; 'error' gets each of the exceptions."""
+    def test_retries_a_batch_once_if_two_listeners_raise(self, office):
+        """'error' is emitted for each of the exceptions."""
         office = office()
         office.raised = [ValueError("one"), SystemExit("two")]
         office.begin(claim())
@@ -541,8 +549,8 @@ class TestSettling:
         assert [ValueError, SystemExit] == [type(e.__cause__) for _, e in office.saying()]
         assert 1 == office.quits
 
-    def test_the_text_of_an_error(self, office):
-        """It is the end of the traceback, bounded, and can be written as UTF-8."""
+    def test_keeps_the_end_of_a_traceback_as_valid_utf8(self, office):
+        """The error is stored with the event, so it must be short and encodable."""
         office = office()
         office.raised = [ValueError("\ud800" + "x" * 5_000 + "\udfff the end")]
         office.begin(claim())
@@ -550,8 +558,8 @@ class TestSettling:
         assert settlement.error.encode().endswith(b"x\\udfff the end\n")
         assert len(settlement.error) < 2_100
 
-    def test_many_at_once(self, office):
-        """No more settlements ride on a turn than a short script can take."""
+    def test_sends_a_bounded_number_of_settlements_with_a_claim(self, office):
+        """A script with more of them would block the server."""
         office = office(start=False)
         for _ in range(4):
             office.accept(*[claim(b"") for _ in range(100)])
@@ -560,8 +568,11 @@ class TestSettling:
         assert 400 - MOST_SETTLEMENTS == len(office.dispatcher.take_settlements())
         assert not office.dispatcher.unsettled
 
-    def test_bounds_the_bytes_of_the_errors_in_a_turn(self, office):
-        """A slow connection sends the errors of a large batch in several turns, and all of them."""
+    def test_bounds_the_bytes_of_errors_in_a_claim(self, office):
+        """
+        On a slow connection, the errors of a large batch are sent in several claims, and none is
+        dropped.
+        """
         dispatcher = office(start=False).dispatcher
         given = [Settlement(str(n), n, Verdict.RETRY, error="x" * 2_000) for n in range(60)]
         dispatcher._settle(given)
@@ -574,11 +585,11 @@ class TestSettling:
         assert 1 == len(dispatcher.take_settlements())
 
 
-class TestHolding:
-    """Which leases are renewed, and until when one may be believed."""
+class TestLeases:
+    """Which leases are renewed, and until when the node trusts a lease."""
 
-    def test_what_runs_is_renewed(self, office):
-        """What runs, or is about to, is held; what is settled is not."""
+    def test_holds_running_and_waiting_events_until_settled(self, office):
+        """Only held events are renewed."""
         office = office(max_events=2)
         first, second = office.begin(claim(), claim(), claim())
         assert 3 == len(office.dispatcher.held())
@@ -588,8 +599,8 @@ class TestHolding:
         office.finish()
         assert [] == office.dispatcher.held()
 
-    def test_theirs_to_confirm(self, office):
-        """With auto_confirm=False nothing is renewed or settled once the handler is gone."""
+    def test_without_auto_confirm_renews_and_settles_nothing_after_the_handler(self, office):
+        """The event then belongs to the user's code, which confirms or extends it."""
         office = office(auto_confirm=False)
         (ev,) = office.begin(claim())
         assert 1 == len(office.dispatcher.held())
@@ -597,8 +608,8 @@ class TestHolding:
         assert [] == office.dispatcher.held()
         assert ev.confirm() is True
 
-    def test_max_run(self, office):
-        """What overruns max_run is renewed no more, and counts as stuck."""
+    def test_stops_renewing_after_max_run_and_counts_the_event_as_stuck(self, office):
+        """A handler that hangs must not keep its event for ever."""
         office = office(max_run=10_000, max_events=2)
         office.begin(claim(), claim())
         assert (2, 0) == (len(office.dispatcher.held()), office.dispatcher.stuck())
@@ -606,8 +617,8 @@ class TestHolding:
             hold.started -= 11
         assert (0, 2) == (len(office.dispatcher.held()), office.dispatcher.stuck())
 
-    def test_believed(self, office):
-        """A lease is believed for nine tenths of it, from the moment it was asked for."""
+    def test_trusts_a_lease_for_nine_tenths_from_when_it_was_requested(self, office):
+        """The rest absorbs clock drift and slow replies."""
         office = office(lease=10_000)
         (ev,) = office.begin(claim())
         (hold,) = office.dispatcher.held()
@@ -622,8 +633,8 @@ class TestHolding:
         assert not hold.lose()
         assert ev.lease_lost
 
-    def test_a_lost_lease_is_told_once(self, office):
-        """That a lease could not be renewed is told once, however often it is found."""
+    def test_reports_a_lost_lease_once(self, office):
+        """A heartbeat and a confirm may both find the loss."""
         office = office()
         (ev,) = office.begin(claim())
         (hold,) = office.dispatcher.held()
@@ -631,8 +642,8 @@ class TestHolding:
         office.dispatcher.lose(hold)
         assert [("lease_lost", ev)] == office.saying()
 
-    def test_extend(self, office):
-        """ev.extend() renews at once, and later renewals ask for no less than it did."""
+    def test_extend_renews_at_once_and_raises_later_renewals(self, office):
+        """Otherwise the next heartbeat would shorten the extended lease."""
         office = office(lease=10_000)
         (ev,) = office.begin(claim())
         (hold,) = office.dispatcher.held()
@@ -649,11 +660,12 @@ class TestHolding:
         with pytest.raises(OptionError):
             ev.extend("long")
 
-    def test_an_extension_shortens_nothing_while_the_handler_runs(self, office):
+    def test_extend_never_shortens_the_lease_of_a_running_handler(self, office):
         """
-        A handler that asks for less than is left of its lease keeps what is left: or a second
-        node would start the event while the first still works on it. The server decides what
-        is left; here the belief in it, and what the next heartbeat asks for, stay.
+        Otherwise a second node would start the event while the first still runs it.
+
+        The server decides what is left of the lease. The node still trusts the longer one, and the
+        next heartbeat asks for it.
         """
         office = office(lease=10_000)
         (ev,) = office.begin(claim())
@@ -665,8 +677,8 @@ class TestHolding:
         assert believed == hold._believed_until
         assert 59_000_000 < hold.lease_us(time.monotonic())
 
-    def test_an_extension_is_exact_once_the_handler_has_returned(self, office):
-        """Work that outlives its handler holds the event for as long as it says, and no longer."""
+    def test_extend_is_exact_after_the_handler_has_returned(self, office):
+        """Work that outlives its handler holds the event exactly as long as it asks."""
         office = office(lease=10_000, auto_confirm=False)
         (ev,) = office.begin(claim())
         (hold,) = office.dispatcher.held()
@@ -678,8 +690,8 @@ class TestHolding:
         assert 10_000_000 == hold.lease_us(time.monotonic())
 
     @pytest.mark.parametrize("error", [StoreError("no"), OutcomeUnknown("perhaps")])
-    def test_an_extension_that_was_not_done_is_not_renewed(self, office, error):
-        """Heartbeats hold the event for longer only if the extension may have been done."""
+    def test_renews_a_failed_extension_only_if_it_may_have_taken_effect(self, office, error):
+        """A refused extension must not hold the event for longer."""
         office = office(lease=10_000)
         (ev,) = office.begin(claim())
         (hold,) = office.dispatcher.held()
@@ -689,16 +701,16 @@ class TestHolding:
         unknown = isinstance(error, OutcomeUnknown)
         assert unknown == (hold.lease_us(time.monotonic()) > 10_000_000)
 
-    def test_extend_what_is_settled(self, office):
-        """What is settled cannot be extended, and nobody is asked."""
+    def test_extend_returns_false_for_a_settled_event_without_a_call(self, office):
+        """The answer is known without asking the server."""
         office = office()
         (ev,) = office.begin(claim())
         ev.confirm()
         assert ev.extend(1_000) is False
         assert [] == office.ledger.extended
 
-    def test_retry_with_a_bad_delay(self, office):
-        """A delay that is none is refused before anything is settled."""
+    def test_retry_refuses_an_invalid_delay_before_settling(self, office):
+        """The handler can still retry with a valid one."""
         office = office()
         (ev,) = office.begin(claim())
         with pytest.raises(OptionError):
@@ -711,19 +723,22 @@ class TestHolding:
 
 
 def ahead(ms, **more):
-    """A claim that is due so many ms after it was made."""
+    """Return a claim that is due *ms* after the moment of the claim."""
     made = claim(**more)
     return replace(made, due_us=made.claimed_us + round(ms * 1000))
 
 
-class TestInOrder:
-    """One thread starts events in the order of their due times, whatever is released."""
+class TestOrder:
+    """A single thread starts events in the order of their due times, even if some are released."""
 
     @pytest.mark.parametrize(("threads", "released"), [(1, "abc"), (2, "ab")])
-    def test_a_release_takes_with_it_what_is_due_later(self, office, clock, threads, released):
+    def test_a_release_includes_all_later_events_if_there_is_one_thread(
+        self, office, clock, threads, released
+    ):
         """
-        What was claimed after the event that is released would start before it. With several
-        threads there is no order to keep, and each event is kept as long as any other.
+        The later events would otherwise start before the released one.
+
+        Several threads keep no order, and each event waits as long as any other.
         """
         office = office(look_ahead=20, concurrency=threads)
         office.accept(*(claim(id=f"0{n}") for n in range(threads)), claim(id="a"), claim(id="b"))
@@ -734,10 +749,11 @@ class TestInOrder:
         assert list(released) == sorted(s.id for s in settlements)
         assert {Verdict.RELEASE} == {s.verdict for s in settlements}
 
-    def test_a_release_takes_with_it_what_is_on_its_way(self, office, clock):
+    def test_a_release_includes_the_events_of_a_claim_under_way(self, office, clock):
         """
-        What a claim brings that was sent before the release is later, too. What is claimed by
-        the turn that carries the release is not: there the server chooses in order.
+        These events are later, too.
+
+        The claim that carries the release is different: there the server chooses in order.
         """
         office = office(look_ahead=20)
         office.begin(claim())
@@ -750,8 +766,11 @@ class TestInOrder:
         office.accept(claim(id="c"))
         assert 1 == len(office.dispatcher.early)
 
-    def test_claims_nothing_before_all_is_released(self, office, clock):
-        """Where a turn cannot carry all that is released, it claims nothing."""
+    def test_claims_nothing_until_all_releases_are_sent(self, office, clock):
+        """
+        Otherwise a claim could return later events before the released ones are
+        available again.
+        """
         office = office(look_ahead=20)
         office.accept(*(claim() for _ in range(MOST_SETTLEMENTS + 2)))
         clock.now += 0.02
@@ -767,16 +786,16 @@ class TestInOrder:
         office.accept(claim())
         assert office.dispatcher.running
 
-    def test_an_event_without_a_listener_takes_with_it_the_rest(self, office, clock):
-        """A batch that found no listener is released; if one comes, it does not come too late."""
+    def test_a_batch_without_a_listener_releases_the_rest_too(self, office, clock):
+        """If a listener is added soon, it must not receive later events first."""
         office = office(look_ahead=20)
         office.begin(claim(id="a"))
         office.accept(claim(id="b"))
         office.raised = None
         assert ["a", "b"] == [s.id for s in office.finish()]
 
-    def test_ties_go_by_id(self, office):
-        """Events of one due time start in the order of their ids, whichever was claimed first."""
+    def test_events_with_the_same_due_time_start_in_order_of_id(self, office):
+        """The order does not depend on which one was claimed first."""
         office = office(max_events=3)
         office.begin(claim())
         for id in "cab":
@@ -786,17 +805,17 @@ class TestInOrder:
 
 
 def hold_of(office, made):
-    """A hold on a claim, as the dispatcher makes it."""
+    """Return a lease of a claim, made as the dispatcher makes it."""
     hold = office.dispatcher._hold(made, lasting() + 100)
     office.dispatcher._hold_on([hold])
     return hold
 
 
-class TestAhead:
-    """What was claimed ahead of its time."""
+class TestLookAhead:
+    """Events that were claimed ahead of their due time."""
 
-    def test_when_it_is_due(self, office, clock):
-        """It is handed out when the time that it had left has passed since the reply."""
+    def test_starts_when_the_time_left_in_the_reply_has_passed(self, office, clock):
+        """The node measures the wait itself, because its clock may differ from the server's."""
         office = office()
         office.accept(ahead(15, id="tea"))
         came = clock.now
@@ -811,24 +830,24 @@ class TestAhead:
         assert pytest.approx(0.2, abs=0.01) == ev.lateness_ms
         assert None is office.dispatcher.next_start()
 
-    def test_takes_no_hand_until_then(self, office, clock):
-        """Until then its hand is free for what is due before."""
+    def test_leaves_its_thread_free_until_it_is_due(self, office, clock):
+        """Events that are due before can use the thread."""
         office = office()
         office.accept(ahead(15, id="later"))
         assert 1 == office.dispatcher.room()
         (ev,) = office.begin(claim(id="now"))
         assert "now" == ev.id
 
-    def test_together(self, office, clock):
-        """What has become due by then is handed out together, as much as a handler takes."""
+    def test_starts_due_events_as_one_batch(self, office, clock):
+        """A handler receives all events that are due, up to ``max_events``."""
         office = office(max_events=2)
         office.accept(*[ahead(ms, id=f"{ms}") for ms in (5, 3, 4)])
         clock.now += 0.006
         office.dispatcher.start_due()
         assert ["3", "4"] == [ev.id for ev in office.begun.get(timeout=PATIENCE)]
 
-    def test_waits_for_a_hand(self, office, clock):
-        """Due while all hands are busy it waits for one."""
+    def test_waits_for_a_thread_if_all_are_busy(self, office, clock):
+        """A thread may be free within milliseconds."""
         office = office()
         office.accept(ahead(5, id="later"))
         office.begin(claim(id="now"))
@@ -838,8 +857,8 @@ class TestAhead:
         office.go_on.release()
         assert ["later"] == [ev.id for ev in office.begun.get(timeout=PATIENCE)]
 
-    def test_not_for_long(self, office, clock):
-        """For a hand it waits as long as it may be claimed ahead, and then goes back uncharged."""
+    def test_releases_an_event_if_no_thread_is_free_within_20_ms(self, office, clock):
+        """The grace is the look-ahead time. The release costs no attempt."""
         office = office(look_ahead=20)
         office.accept(ahead(5, id="later"))
         office.begin(claim(id="now"))
@@ -851,10 +870,11 @@ class TestAhead:
         assert ("later", Verdict.RELEASE) == (settlement.id, settlement.verdict)
         assert None is office.dispatcher.next_start()
 
-    def test_keeps_it_for_a_second_without_another_node(self, office, clock):
+    def test_keeps_an_event_for_a_second_if_there_is_no_other_node(self, office, clock):
         """
-        A node without others keeps what finds no hand: released, it would come back to this
-        node, by two more turns. Not for ever, because until then it cannot be cancelled.
+        A released event would come back to this node, at the cost of two claims.
+
+        The time is limited, because a kept event cannot be cancelled.
         """
         office = office(look_ahead=20)
         office.alone = [True, True]
@@ -867,10 +887,10 @@ class TestAhead:
         clock.now += 0.02
         assert office.dispatcher.start_due()
         assert ["kept"] == [s.id for s in office.dispatcher.take_settlements()]
-        assert 1 == len(office.alone), "it is asked once in a second"
+        assert 1 == len(office.alone), "asked more than once in a second"
 
-    def test_releases_it_as_soon_as_another_node_is_there(self, office, clock):
-        """What is kept is released to a node that has joined meanwhile, within a second."""
+    def test_releases_a_kept_event_within_a_second_after_another_node_joins(self, office, clock):
+        """The other node may have a free thread."""
         office = office(look_ahead=20)
         office.begin(claim())
         office.accept(claim())
@@ -881,8 +901,8 @@ class TestAhead:
         assert office.dispatcher.start_due()
         assert 1 == len(office.dispatcher.take_settlements())
 
-    def test_releases_it_if_the_store_does_not_say_who_is_there(self, office, clock):
-        """Where it cannot be asked whether others are there, others may be there."""
+    def test_releases_an_event_if_the_store_cannot_tell_whether_it_is_alone(self, office, clock):
+        """There may be other nodes."""
         office = office(look_ahead=20)
         office.alone = []
         office.begin(claim())
@@ -890,8 +910,8 @@ class TestAhead:
         clock.now += 0.02
         assert office.dispatcher.start_due()
 
-    def test_given_back_is_too_much(self, office, clock):
-        """Where something had to be given back less is claimed for each hand from then on."""
+    def test_claims_less_after_a_release(self, office, clock):
+        """Releases mean that handlers are slower than estimated."""
         office = office(look_ahead=20)
         prefetch = office.dispatcher.prefetch
         for _ in range(6):
@@ -904,8 +924,8 @@ class TestAhead:
         assert office.dispatcher.start_due()
         assert 1 == prefetch.batches
 
-    def test_what_is_kept_is_too_much_once(self, office, clock):
-        """What is kept for a slow handler is too much: once, however often that is seen."""
+    def test_counts_a_kept_event_as_too_much_only_once(self, office, clock):
+        """Repeated checks of the same event must not lower the estimate further."""
         office = office(look_ahead=20)
         office.alone = [True]
         office.begin(claim())
@@ -917,8 +937,10 @@ class TestAhead:
             office.dispatcher.start_due()
         assert took == office.dispatcher.prefetch._took
 
-    def test_after_a_long_sleep(self, office, clock, monkeypatch):
-        """A machine that was suspended meanwhile does not start what may be another's by now."""
+    def test_releases_an_event_whose_lease_expired_while_the_machine_slept(
+        self, office, clock, monkeypatch
+    ):
+        """Another node may have claimed it since."""
         office = office(lease=1_000)
         office.accept(ahead(5, id="tea"))
         past = lasting() + 2.0
@@ -929,8 +951,8 @@ class TestAhead:
         assert ("tea", Verdict.RELEASE) == (settlement.id, settlement.verdict)
         assert 0 == office.dispatcher.running
 
-    def test_at_the_end(self, office, clock):
-        """A node that leaves gives it back, also what it is told of later."""
+    def test_releases_waiting_and_later_events_when_leaving(self, office, clock):
+        """Otherwise they would wait for the end of their lease."""
         office = office()
         office.accept(ahead(5, id="one"))
         office.dispatcher.hand_back()
@@ -941,11 +963,8 @@ class TestAhead:
             (s.id, s.verdict) for s in settled
         ]
 
-    def test_posted_anew(self, office, clock):
-        """
-        What this process posts anew before it was started is not started any more. It is not for
-        the thread that has posted it to take the turn, as a hand would that is rung for.
-        """
+    def test_does_not_start_an_event_that_this_process_replaced(self, office, clock):
+        """The posting thread does not claim, as a free handler thread would."""
         office = office()
         office.accept(ahead(5, id="a"), ahead(6, id="b"))
         assert office.dispatcher.drop(["a"])
@@ -965,6 +984,9 @@ class TestAhead:
             ({"now": lambda: 0.0}, 0),
         ],
     )
-    def test_how_far(self, options, expected):
-        """As far as the option says; a tenth of a lease at most; never by a test's clock."""
+    def test_looks_ahead_as_the_option_says_up_to_a_tenth_of_the_lease(self, options, expected):
+        """
+        With a test's clock the node does not look ahead, because it could not
+        measure the wait.
+        """
         assert expected == ahead_us(validate(options))

@@ -1,4 +1,4 @@
-"""The herald: what is announced is said, in order, and holds nobody up."""
+"""The callback thread: it emits announcements in order, and never blocks the announcing thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dtimer.engine.herald import Herald
 
 
 class Heard:
-    """What was emitted, and by which thread."""
+    """The emitted announcements, and the thread that emitted each."""
 
     def __init__(self):
         self.said = queue.SimpleQueue()
@@ -26,8 +26,8 @@ class Heard:
         return self.said.get(timeout=PATIENCE)[0]
 
 
-def test_in_order_and_by_its_own_thread():
-    """Announcements are emitted in order, all by the herald's thread."""
+def test_emits_in_order_on_its_own_thread():
+    """A slow listener must not hold up the claimer or a handler thread."""
     heard = Heard()
     herald = Herald("dtimer-herald", heard.emit)
     herald.start()
@@ -39,8 +39,8 @@ def test_in_order_and_by_its_own_thread():
     assert herald.join(PATIENCE)
 
 
-def test_before_the_end_all_is_said():
-    """What was announced before stop() is said before the thread ends; nothing after."""
+def test_emits_everything_announced_before_stop_and_nothing_after():
+    """Listeners learn of the last events of a node that leaves."""
     heard = Heard()
     herald = Herald("dtimer-herald", heard.emit)
     for n in range(3):
@@ -52,8 +52,8 @@ def test_before_the_end_all_is_said():
     assert 3 == heard.said.qsize()
 
 
-def test_an_emission_that_raises():
-    """One that raises is told to 'error', and what follows is said."""
+def test_reports_an_emission_that_raises_and_continues():
+    """The thread must survive any listener."""
     heard = Heard()
     herald = Herald("dtimer-herald", heard.emit)
     herald.start()
@@ -67,8 +67,8 @@ def test_an_emission_that_raises():
     assert herald.join(PATIENCE)
 
 
-def test_a_listener_that_hangs_fills_no_memory(monkeypatch):
-    """Announcing never blocks, and beyond a bound what nobody hears is dropped, and counted."""
+def test_drops_and_counts_announcements_beyond_a_bound_while_a_listener_hangs(monkeypatch):
+    """Announcing never blocks, so a hanging listener would otherwise fill the memory."""
     monkeypatch.setattr(module, "_MOST", 10)
     hanging, go_on = threading.Event(), threading.Event()
     heard = Heard()
@@ -91,8 +91,8 @@ def test_a_listener_that_hangs_fills_no_memory(monkeypatch):
     assert 990 == herald.dropped
 
 
-def test_without_its_thread():
-    """Whoever drives a node without threads has it say one thing at a time, on his own."""
+def test_emits_one_announcement_a_call_without_a_thread():
+    """A caller that drives a node without threads emits on its own thread."""
     heard = Heard()
     herald = Herald("dtimer-herald", heard.emit)
     assert not herald.speak_up()
@@ -104,8 +104,8 @@ def test_without_its_thread():
     assert not herald.speak_up()
 
 
-def test_what_is_called_later_is_called_by_its_own_thread():
-    """A call that was put off comes on the herald's thread, between announcements, and once."""
+def test_calls_a_delayed_function_once_on_its_own_thread():
+    """The call comes between announcements, never during one."""
     heard = Heard()
     herald = Herald("dtimer-herald", heard.emit)
     herald.start()
@@ -118,8 +118,12 @@ def test_what_is_called_later_is_called_by_its_own_thread():
     assert heard.said.empty()
 
 
-def test_the_last_that_is_put_off_replaces_the_one_before():
-    """Only the last call that was put off comes, and none keeps the thread from its end."""
+def test_a_second_delayed_call_replaces_the_first_and_stop_does_not_wait_for_it():
+    """
+    There is room for one delayed call.
+
+    A call that is hours away must not keep the thread alive.
+    """
     heard = Heard()
     herald = Herald("dtimer-herald", heard.emit)
     herald.later(0.0, lambda: heard.emit("replaced"))

@@ -1,4 +1,4 @@
-"""The listener, with an ear of the test's own: when it hears, when it is deaf, what it says."""
+"""The listener, with a fake subscription: when it hears, when it is deaf, and its reports."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from servers import LIMIT, PATIENCE, PROMPT, eventually
 from dtimer.engine.bell import Bell
 from dtimer.engine.listener import Deaf, Listener
 
-LONG = 3_600.0  # seconds; no test is there to see it
+LONG = 3_600.0  # seconds: longer than any test
 
 
 class FakeEar:
-    """A subscription into which the test speaks."""
+    """A subscription that receives what the test says."""
 
     def __init__(self, fails):
         self._fails = fails
@@ -31,7 +31,7 @@ class FakeEar:
             raise self._fails
 
     def say(self, what):
-        """Have these channels heard, or this exception raised."""
+        """Make the subscription receive these channels, or raise this exception."""
         self._words.put(what)
         self._bell.ring()
 
@@ -55,7 +55,7 @@ class FakeEar:
 
 
 class Ears:
-    """Makes the ears of a listener, and keeps what it says."""
+    """A listener, the subscriptions it makes, and the changes it reports."""
 
     def __init__(self, *, echo_every=LONG, patience=LONG, fails=(), slow=()):
         self._fails = list(fails)
@@ -81,11 +81,11 @@ class Ears:
         self.rings += 1
 
     def next(self):
-        """The next ear that is made."""
+        """Return the next subscription that the listener makes."""
         return self._made.get(timeout=PATIENCE)
 
     def change(self):
-        """The next change that is told of."""
+        """Return the next change that the listener reports."""
         return self.changes.get(timeout=PATIENCE)
 
 
@@ -106,7 +106,7 @@ def ears():
 
 
 def proven(ears):
-    """Start, and let it hear its first echo; return the ear."""
+    """Start the listener and let it receive its first echo; return the subscription."""
     ears.listener.start()
     ear = ears.next()
     ear.say(["ns:echo:me"])
@@ -115,10 +115,14 @@ def proven(ears):
 
 
 class TestHearing:
-    """A subscription is believed once something was heard through it."""
+    """The listener trusts a subscription once it has received a message through it."""
 
-    def test_subscribed_is_not_proven(self, ears):
-        """After subscribing it rings, but says that it hears only with the first echo."""
+    def test_hears_only_after_the_first_echo(self, ears):
+        """
+        A subscription that stands may still deliver nothing.
+
+        It rings at once, because a wake may have been missed before.
+        """
         ears = ears()
         ears.listener.start()
         ear = ears.next()
@@ -131,8 +135,8 @@ class TestHearing:
         assert ears.listener.deaf_since is None
         assert time.monotonic() - ears.listener.heard < PATIENCE
 
-    def test_each_wake_rings(self, ears):
-        """A wake rings the bell; an echo that only confirms what is known does not."""
+    def test_a_wake_rings_and_an_expected_echo_does_not(self, ears):
+        """An echo proves only that the node hears."""
         ears = ears()
         ear = proven(ears)
         eventually(lambda: ears.rings == 2)
@@ -142,8 +146,8 @@ class TestHearing:
         ear.say(["ns:echo:me", "ns:wake:me"])
         eventually(lambda: ears.rings == 4)
 
-    def test_silence_is_no_deafness(self, ears):
-        """As long as no echo is on its way, hearing nothing means nothing."""
+    def test_silence_without_an_expected_echo_does_not_mean_deaf(self, ears):
+        """There may simply be nothing to hear."""
         ears = ears(patience=0.004)
         ear = proven(ears)
         waits = ear.waits
@@ -151,8 +155,8 @@ class TestHearing:
         assert ears.listener.hears
         assert not ear.closed
 
-    def test_nothing_but_noise(self, ears):
-        """What comes on no channel of ours is not taken for hearing."""
+    def test_messages_on_other_channels_do_not_prove_hearing(self, ears):
+        """Only the node's own channels prove that its wakes arrive."""
         ears = ears(patience=0.02)
         ears.listener.start()
         ear = ears.next()
@@ -163,13 +167,10 @@ class TestHearing:
 
 
 class TestEcho:
-    """When an echo is wanted, and what its absence means."""
+    """When an echo is wanted, and the meaning of a missing one."""
 
-    def test_when_it_is_due(self, ears):
-        """
-        Not before the subscription stands; then at once; not again while one is on its
-        way; then after so much silence.
-        """
+    def test_an_echo_is_due_after_subscribing_and_then_after_each_silence(self, ears):
+        """None is due before the subscription stands, or while one is expected."""
         ears = ears(echo_every=10.0)
         listener = ears.listener
         assert 10.0 == listener.echo_due()
@@ -185,10 +186,10 @@ class TestEcho:
         listener.heard -= 20
         assert 0.0 == listener.echo_due()
 
-    def test_rather_early_than_alone(self, ears):
+    def test_a_claim_shortly_before_an_echo_is_due_sends_it(self, ears):
         """
-        It is sent by a turn that is taken a little before it is due: so it seldom needs one of
-        its own, which an idle node would be dearer by.
+        An echo seldom needs a claim of its own then, which would cost an idle node
+        extra requests.
         """
         ears = ears(echo_every=10.0)
         listener = ears.listener
@@ -202,11 +203,8 @@ class TestEcho:
         listener.echo_sent()
         assert not listener.echo_wanted
 
-    def test_an_echo_that_does_not_come(self, ears):
-        """
-        An echo that is not heard in time makes the node deaf from the time on at which it
-        was sent, and the subscription is made anew.
-        """
+    def test_a_missing_echo_means_deaf_since_it_was_sent_and_subscribes_again(self, ears):
+        """Wakes after that moment may have been lost."""
         ears = ears(patience=0.05)
         listener = ears.listener
         ear = proven(ears)
@@ -222,8 +220,8 @@ class TestEcho:
         assert ears.change() is None
         assert listener.deaf_since is None
 
-    def test_an_echo_that_was_not_sent(self, ears):
-        """An echo of which it is not known that it was sent proves nothing by its silence."""
+    def test_expects_no_echo_of_a_failed_claim(self, ears):
+        """The server may never have sent that echo."""
         ears = ears(patience=0.05)
         ear = proven(ears)
         ears.listener.echo_sent()
@@ -233,8 +231,8 @@ class TestEcho:
         assert ears.listener.hears
         assert 0 < ears.listener.echo_due()
 
-    def test_any_word_will_do(self, ears):
-        """A wake proves the way as well as an echo does."""
+    def test_a_wake_proves_hearing_like_an_echo(self, ears):
+        """Both come through the same connection."""
         ears = ears(patience=0.5)
         ear = proven(ears)
         ears.listener.echo_sent()
@@ -244,10 +242,10 @@ class TestEcho:
 
 
 class TestLoss:
-    """Subscriptions that end, and such as never were."""
+    """Subscriptions that end, and attempts that fail."""
 
-    def test_made_anew(self, ears):
-        """A subscription that ends is told of, rings, and is made anew until it stands."""
+    def test_reports_a_lost_subscription_rings_and_subscribes_again(self, ears):
+        """The bell makes the claimer poll, because wakes are lost meanwhile."""
         broken = ConnectionError("gone")
         ears = ears()
         ear = proven(ears)
@@ -262,20 +260,17 @@ class TestLoss:
         assert since == ears.listener.deaf_since
         for _ in range(2):
             refused = ears.next()
-            # The listener tells of it a moment before.
+            # The listener reports the change a moment before it closes the subscription.
             eventually(lambda ear=refused: ear.closed)
         third = ears.next()
         third.say(["ns:echo:me"])
         assert ears.change() is None
-        # For the one that ended, the one that stands, and its first echo: not for those
-        # that never stood.
+        # One ring when the subscription ended, one when the new one stood, and one for its first
+        # echo. None for the attempts that failed.
         assert rings + 3 == ears.rings
 
-    def test_the_first_attempt_fails(self, ears, monkeypatch):
-        """
-        A first attempt that fails counts as tried, at once: whoever joins does not wait
-        for the pause that follows.
-        """
+    def test_a_failed_first_attempt_counts_as_tried_at_once(self, ears, monkeypatch):
+        """A caller of join() must not wait through the pause that follows."""
         monkeypatch.setattr("dtimer.engine.listener._SLOW_PAUSE", 10.0 * LIMIT)
         ears = ears(fails=[PermissionError("never")], slow=[PermissionError])
         began = time.monotonic()
@@ -285,8 +280,8 @@ class TestLoss:
         assert "never" == str(ears.change())
         assert ears.next().closed
 
-    def test_an_ear_that_cannot_be_made(self, ears):
-        """Also what goes wrong before there is an ear is told, and tried again."""
+    def test_reports_a_subscription_that_cannot_be_made_and_tries_again(self, ears):
+        """The thread must survive errors before there is a subscription."""
         ears = ears()
         make = ears.listener._ear
         broken = [MemoryError("no ear")]
@@ -302,8 +297,8 @@ class TestLoss:
         ears.next().say(["ns:echo:me"])
         assert ears.change() is None
 
-    def test_stop_ends_every_wait(self, ears, monkeypatch):
-        """stop() is heard while it listens, and while it rests after an error."""
+    def test_stop_interrupts_listening_and_pauses(self, ears, monkeypatch):
+        """leave() must not wait for either."""
         monkeypatch.setattr("dtimer.engine.listener._SLOW_PAUSE", 10.0 * LIMIT)
         listening = ears()
         proven(listening)
@@ -317,8 +312,8 @@ class TestLoss:
             assert time.monotonic() - began < PROMPT
             assert not each.listener.hears
 
-    def test_in_a_forked_child(self, ears):
-        """after_fork() closes what the thread that is missing there would have closed."""
+    def test_after_fork_closes_the_subscription_and_the_bell(self, ears):
+        """The listener thread, which would have closed them, does not exist in the child."""
         ears = ears()
         ear = proven(ears)
         ears.listener.stop()
@@ -331,8 +326,8 @@ class TestLoss:
         assert ears.listener._stop_bell._pipe is None
 
 
-def test_it_never_asks_for_a_thread_twice():
-    """The listener's own thread is one, named after it, and gone after its end."""
+def test_has_one_thread_which_ends_with_it():
+    """A leaked thread would keep its connection."""
     ears = Ears()
     proven(ears)
     assert ["dtimer-listener"] == [

@@ -1,4 +1,4 @@
-"""How much a turn claims for each hand."""
+"""Batching: how many events a claim asks for, for each handler thread."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ def prefetch():
 
 
 def full(prefetch, times, limit=10):
-    """So many turns that got all they asked for, and it was overdue."""
+    """Record *times* claims that got all they asked for, all of it overdue."""
     for _ in range(times):
         prefetch.answered(limit, limit, overdue=True)
 
 
-def test_one_at_first(prefetch):
-    """A batch for each hand, until it is known that there is more."""
+def test_starts_with_one_batch_a_thread(prefetch):
+    """More events are claimed only when a backlog is known."""
     assert 1 == prefetch.batches
 
 
-def test_not_before_a_handler_has_ended(prefetch):
-    """How quick handlers are is seen first: the first may run for an hour."""
+def test_does_not_grow_before_a_handler_has_returned(prefetch):
+    """
+    The first handler may run for an hour, and other nodes could start the events
+    that wait for it.
+    """
     full(prefetch, 6)
     assert 1 == prefetch.batches
     prefetch.took(1e-6)
     assert 64 == prefetch.batches
 
 
-def test_grows_with_the_backlog(prefetch):
-    """Twice as many after each turn that got all that it asked for, up to a bound."""
+def test_doubles_with_each_full_claim_up_to_64(prefetch):
+    """A backlog is known only by full claims."""
     prefetch.took(1e-6)
     sizes = []
     for _ in range(9):
@@ -42,24 +45,24 @@ def test_grows_with_the_backlog(prefetch):
 
 
 @pytest.mark.parametrize(("claimed", "overdue"), [(9, True), (10, False), (0, False)])
-def test_ends_with_the_backlog(prefetch, claimed, overdue):
-    """One again as soon as a turn got less, or what is not overdue."""
+def test_returns_to_one_when_a_claim_is_not_full_or_not_overdue(prefetch, claimed, overdue):
+    """The backlog has ended."""
     prefetch.took(1e-6)
     full(prefetch, 5)
     prefetch.answered(10, claimed, overdue=overdue)
     assert 1 == prefetch.batches
 
 
-def test_a_turn_that_asked_for_nothing(prefetch):
-    """A turn that only settled says nothing of the backlog."""
+def test_ignores_a_claim_that_asked_for_nothing(prefetch):
+    """A claim that only settles says nothing about the backlog."""
     prefetch.took(1e-6)
     full(prefetch, 3)
     prefetch.answered(0, 0, overdue=False)
     assert 8 == prefetch.batches
 
 
-def test_no_more_than_is_soon_done(prefetch):
-    """No more than the slowest handler of late would get done in the time allowed."""
+def test_claims_what_the_slowest_recent_handler_finishes_in_time(prefetch):
+    """Further events would wait too long for a thread."""
     full(prefetch, 6)
     prefetch.took(IN_ADVANCE / 4)
     assert 4 == prefetch.batches
@@ -67,8 +70,8 @@ def test_no_more_than_is_soon_done(prefetch):
     assert 1 == prefetch.batches
 
 
-def test_too_much(prefetch):
-    """What had to be given back tells that the hands are slower than they seemed."""
+def test_halves_the_estimate_after_a_release(prefetch):
+    """A release means that the handlers are slower than they seemed."""
     full(prefetch, 6)
     prefetch.took(IN_ADVANCE / 8)
     prefetch.too_much()
@@ -77,8 +80,8 @@ def test_too_much(prefetch):
     assert 4 == prefetch.batches
 
 
-def test_slowness_is_remembered(prefetch):
-    """One slow handler among quick ones keeps it low for a while, and not for ever."""
+def test_remembers_a_slow_handler_for_a_while(prefetch):
+    """A single slow handler among quick ones may be followed by another."""
     full(prefetch, 6)
     prefetch.took(IN_ADVANCE)
     prefetch.took(1e-6)
@@ -88,19 +91,16 @@ def test_slowness_is_remembered(prefetch):
     assert 64 == prefetch.batches
 
 
-def test_not_where_it_cannot_be_given_back():
-    """Where nothing may be kept for a hand, there is never more than one."""
+def test_never_exceeds_one_if_events_may_not_wait():
+    """Without look-ahead, waiting events would be released at once."""
     prefetch = Prefetch(allowed=False)
     prefetch.took(1e-6)
     full(prefetch, 6)
     assert 1 == prefetch.batches
 
 
-def test_meanwhile(prefetch):
-    """
-    While a batch is in hand more is claimed only in a backlog, of which two full turns tell, and
-    where hands are quick.
-    """
+def test_sends_a_claim_ahead_after_two_full_claims_if_handlers_are_quick(prefetch):
+    """A single full claim does not make a backlog."""
     full(prefetch, 6)
     assert 0 == prefetch.meanwhile
     prefetch.took(1e-6)

@@ -1,12 +1,12 @@
-"""What is posted anew while claims are on their way."""
+"""The ids that this process replaces while claims are under way."""
 
 from __future__ import annotations
 
 from dtimer.engine.reposts import Reposts
 
 
-def test_only_while_something_is_on_its_way():
-    """A process that posts for hours between two turns remembers nothing of it."""
+def test_remembers_ids_only_while_a_claim_is_under_way():
+    """A process that posts for hours between two claims must not collect ids."""
     reposts = Reposts()
     reposts.add(["tea"])
     assert set() == reposts.since(0)
@@ -17,11 +17,8 @@ def test_only_while_something_is_on_its_way():
     assert set() == reposts.since(0)
 
 
-def test_by_the_question():
-    """
-    What was posted while one question was on its way concerns its answer, also when the next one
-    has been asked already; and not that of the next, which was asked later.
-    """
+def test_an_id_concerns_every_claim_under_way_when_it_was_posted():
+    """A claim sent later is not concerned, because the server then returns the new event."""
     reposts = Reposts()
     reposts.begin(1)
     reposts.add(["tea"])
@@ -31,4 +28,4 @@ def test_by_the_question():
     assert {"tea", "egg"} == reposts.since(1)
     assert {"egg"} == reposts.since(2)
     reposts.begin(3)
-    assert {"egg"} == reposts.since(1), "nobody will ask for that any more"
+    assert {"egg"} == reposts.since(1), "kept ids of a claim that is over"

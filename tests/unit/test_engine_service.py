@@ -1,4 +1,4 @@
-"""The service: one thread, whose end nobody misses."""
+"""The service: one thread that survives exceptions and can be stopped and joined."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dtimer.engine.service import Service
 
 
 class Body:
-    """A body that does what it is told, run by run; then it waits for the end."""
+    """A thread body that runs the given functions in turn, then waits for the stop."""
 
     def __init__(self, *runs):
         self._runs = list(runs)
@@ -68,11 +68,11 @@ def service(body):
     return Service("dtimer-test", body, body.failed, body.ended)
 
 
-class TestLife:
+class TestLifecycle:
     """From start to join."""
 
-    def test_begins_and_ends(self):
-        """It runs its body on a thread of its name, a daemon, until it is stopped."""
+    def test_runs_its_body_on_a_named_daemon_thread_until_stopped(self):
+        """A daemon thread does not keep the process alive."""
         body = Body()
         service_ = service(body)
         assert not service_.started
@@ -86,14 +86,14 @@ class TestLife:
         assert service_.started
         assert "ended" == body.next()
 
-    def test_never_started(self):
-        """Stopping and joining one that was never started is harmless."""
+    def test_stop_and_join_without_start_do_nothing(self):
+        """A failed start must be cleaned up like any other."""
         service_ = service(Body())
         service_.stop()
         assert service_.join(PATIENCE)
 
-    def test_no_older_thread_is_revived(self):
-        """Each start has a stop of its own: an older thread stays stopped."""
+    def test_each_start_has_its_own_stop_flag(self):
+        """A new start must not clear the flag of an older thread that has not ended yet."""
         body = Body()
         service_ = service(body)
         for _ in range(50):
@@ -103,8 +103,8 @@ class TestLife:
         assert 50 == len(set(body.stoppings))
         assert all(stopping.is_set() for stopping in body.stoppings)
 
-    def test_does_not_wait_for_itself(self):
-        """join() by its own thread returns at once, and says that the end has not come."""
+    def test_join_on_its_own_thread_returns_false_at_once(self):
+        """A wait for itself would never end."""
         told = []
         service_ = service(Body(lambda stopping: told.append((service_.current, service_.join()))))
         service_.start()
@@ -112,8 +112,8 @@ class TestLife:
         assert [(True, False)] == told
         assert not service_.current
 
-    def test_no_thread_to_be_had(self, monkeypatch):
-        """Where no thread can be started that is raised, and the rest works all the same."""
+    def test_start_raises_if_no_thread_can_be_started(self, monkeypatch):
+        """Stop and join still work after that."""
         service_ = service(Body())
 
         def start(thread):
@@ -130,8 +130,8 @@ class TestLife:
 class TestFailure:
     """Bodies that raise."""
 
-    def test_begun_again(self):
-        """A body that raises is reported and begun again, within a second."""
+    def test_reports_a_body_that_raises_and_runs_it_again_within_a_second(self):
+        """The node depends on its threads."""
         body = Body(fail, leave)
         service_ = service(body)
         service_.start()
@@ -146,8 +146,8 @@ class TestFailure:
         assert service_.join(PATIENCE)
         assert "ended" == body.next()
 
-    def test_begun_once_more_on_the_way_out(self):
-        """A body that raises when it is to end is begun once more, to end properly."""
+    def test_runs_a_body_that_raises_while_stopping_once_more(self):
+        """The second run can end properly, and release events for example."""
         body = Body(fail_at_the_end)
         service_ = service(body)
         service_.start()
@@ -158,8 +158,8 @@ class TestFailure:
         assert "ended" == body.next()
         assert service_.join(PATIENCE)
 
-    def test_the_end_comes_whatever_happens(self):
-        """A body that can do nothing but raise does not keep its thread from ending."""
+    def test_ends_even_if_the_body_always_raises(self):
+        """leave() waits for the thread."""
         body = Body(fail_at_the_end, fail, fail, fail)
         service_ = service(body)
         service_.start()
@@ -170,11 +170,8 @@ class TestFailure:
             what if isinstance(what, str) else type(what).__name__ for what in said
         ]
 
-    def test_told_once_of_each_kind(self, monkeypatch):
-        """
-        A body that keeps failing is no flood of reports: each kind is told once, and again
-        when the body has run steadily in between. Meanwhile it counts as failing.
-        """
+    def test_reports_each_kind_of_error_once_until_the_body_ran_steadily(self, monkeypatch):
+        """A body that keeps failing must not flood the log. Meanwhile `failure` has the error."""
         clock = Clock()
         monkeypatch.setattr("dtimer.engine.service.time", clock)
         body = Body(fail, fail, leave, fail, lambda _: clock.tick(60) or fail(_))
@@ -185,7 +182,7 @@ class TestFailure:
         assert ["body", MemoryError, "body", "body", SystemExit, "body", "body"] == [
             what if isinstance(what, str) else type(what) for what in said[:7]
         ]
-        assert [MemoryError, "body"] == [type(said[7]), said[8]], "an hour later it is news"
+        assert [MemoryError, "body"] == [type(said[7]), said[8]], "not reported after a steady run"
         assert isinstance(service_.failure, MemoryError)
         clock.tick(2)
         assert service_.failure is None
@@ -193,8 +190,8 @@ class TestFailure:
         service_.stop()
         assert service_.join(PATIENCE)
 
-    def test_whoever_cannot_be_told(self):
-        """A report that fails itself does not end the thread either."""
+    def test_survives_a_report_that_raises(self):
+        """Reporting calls listeners, which may raise."""
 
         def deaf(error):
             raise MemoryError("no more")

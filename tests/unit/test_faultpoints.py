@@ -1,4 +1,4 @@
-"""The fault points: listed, reachable, armed by code alone, and off in production."""
+"""The fault points: complete, documented, armed by code only, and off by default."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ MODULES = sorted(set((ROOT / "dtimer").rglob("*.py")) - {Path(faultpoints.__file
 
 
 def calls(path):
-    """What a module calls `reached` with, and whether each call is behind a look at `armed`."""
+    """
+    Yield the point of each call of `reached` in a module, and whether it is behind a check of
+    `armed`.
+    """
     tree = ast.parse(path.read_text("utf-8"))
     behind = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "armed":
             behind |= {id(inner) for inner in ast.walk(node)}
     for function in ast.walk(tree):
-        # A method that groups several is called from behind such a look itself.
+        # A method that groups several points is itself called behind such a check.
         if isinstance(function, ast.FunctionDef) and function.name == "_points":
             behind |= {id(inner) for inner in ast.walk(function)}
     for node in ast.walk(tree):
@@ -33,32 +36,32 @@ def calls(path):
 
 
 def found():
-    """Every call of `reached` in the library."""
+    """Return every call of `reached` in the library."""
     return [call for path in MODULES for call in calls(path)]
 
 
 class TestList:
-    """The list of the points is what there is."""
+    """The list of points matches the code."""
 
-    def test_complete(self):
-        """Every point that the library reaches is listed, and every listed one is reached."""
+    def test_the_listed_points_are_the_reached_ones(self):
+        """A test that arms an unreached point would test nothing."""
         assert set(faultpoints.POINTS) == {point for point, _ in found()}
 
-    def test_each_behind_a_look(self):
-        """No call is made while nothing is armed: each stands behind ``if armed``."""
+    def test_each_call_is_behind_a_check_of_armed(self):
+        """A point costs almost nothing while none is armed."""
         assert [] == [point for point, behind in found() if not behind]
 
-    def test_told(self):
-        """docs/internals.rst names each of them."""
+    def test_the_internals_page_names_each_point(self):
+        """Readers of the page rely on the list."""
         text = (ROOT / "docs" / "internals.rst").read_text("utf-8")
         assert [] == [point for point in faultpoints.POINTS if f"``{point}``" not in text]
 
 
 class TestArming:
-    """What may be armed, and for how long."""
+    """The points that may be armed, and for how long."""
 
-    def test_until_the_end_of_the_block(self):
-        """What is armed is called where its point is reached, and nowhere after the block."""
+    def test_calls_the_armed_function_until_the_end_of_the_context(self):
+        """Contexts nest: the inner one hides the outer one."""
         called = []
         with faultpoints.arm("claim.answered", lambda: called.append("outer")):
             with faultpoints.arm("claim.answered", lambda: called.append("inner")):
@@ -69,22 +72,19 @@ class TestArming:
         assert ["inner", "outer"] == called
         assert {} == faultpoints.armed
 
-    def test_what_is_armed_may_raise(self):
-        """What it raises passes through, and the point is off afterwards all the same."""
+    def test_passes_on_an_exception_and_disarms(self):
+        """The next test must not find the point armed."""
         with pytest.raises(MemoryError), faultpoints.arm("loop.hand", _out_of_memory):
             faultpoints.reached("loop.hand")
         assert {} == faultpoints.armed
 
-    def test_unknown(self):
-        """A point that there is not is refused: it would never be reached."""
+    def test_refuses_an_unknown_point(self):
+        """A misspelt point would never be reached, and the test would pass for the wrong reason."""
         with pytest.raises(KeyError, match="unknown fault point"):
             faultpoints.arm("claim.answred", _out_of_memory).__enter__()
 
-    def test_off_from_the_start(self):
-        """
-        A process in which dtimer is imported has nothing armed, whatever its environment:
-        no module reads one for it.
-        """
+    def test_nothing_is_armed_on_import_whatever_the_environment(self):
+        """No setting of a production machine can arm a point."""
         said = subprocess.run(
             [sys.executable, "-c", "import dtimer, dtimer.faultpoints as f; print(f.armed)"],
             env={"PYTHONPATH": str(Path(dtimer.__file__).parents[1]), "DTIMER_FAULTPOINTS": "all"},

@@ -1,8 +1,7 @@
 """
-The rules of the house that a reader could forget: each is held by a check here.
+Rules for modules, scripts and tests that are easy to forget.
 
-The stairs themselves (who may import whom) are a contract in setup.cfg, which
-``lint-imports`` holds.
+A contract in setup.cfg says which layer may import which; ``lint-imports`` checks it.
 """
 
 import ast
@@ -23,12 +22,12 @@ MODULES = sorted((ROOT / "dtimer").rglob("*.py"))
 VERBS = sorted(path for path in LUA.rglob("*.lua") if "parts" not in path.parts)
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
-#: Longer than this, and a second noun is hiding in the module.
+#: A longer module has a second noun.
 MOST_LINES = 330
 
 
 def named(path):
-    """The id of a case: the path as one would type it."""
+    """Return the path of a file within the repository, as the id of a test case."""
     return str(path.relative_to(ROOT))
 
 
@@ -36,33 +35,27 @@ def each(paths):
     return pytest.mark.parametrize("path", paths, ids=named)
 
 
-def test_there_is_something_to_check():
-    """
-    The checks below look at real files: were a folder to move, they would all pass
-    on nothing.
-    """
+def test_finds_modules_scripts_and_tests():
+    """The checks below would pass on an empty list if a folder moved."""
     assert MODULES
     assert VERBS
     assert Path(__file__).resolve() in TESTS
 
 
 class TestModules:
-    """The package, as its reader meets it."""
+    """The modules of the package."""
 
     @each(MODULES)
-    def test_a_module_is_short(self, path):
-        """No module reaches 330 lines: before that it is time to look for the second noun."""
+    def test_a_module_is_shorter_than_330_lines(self, path):
+        """A longer module has a second noun, which should have a module of its own."""
         assert len(path.read_text("utf-8").splitlines()) < MOST_LINES
 
-    def test_all_is_sorted(self):
-        """``dtimer.__all__`` is in plain sorted order and names nothing twice."""
+    def test_all_is_sorted_without_duplicates(self):
+        """Sorted names make a change to the public face easy to see."""
         assert sorted(set(dtimer.__all__)) == list(dtimer.__all__)
 
-    def test_all_is_complete(self):
-        """
-        Whatever ``dtimer`` holds under a public name is in ``__all__``; only its own
-        modules, which are there because they were imported, are not.
-        """
+    def test_all_names_every_public_attribute(self):
+        """Submodules, which become attributes once imported, are not listed."""
         public = {
             name
             for name, value in vars(dtimer).items()
@@ -72,11 +65,8 @@ class TestModules:
         }
         assert public <= set(dtimer.__all__)
 
-    def test_importing_it_is_light(self):
-        """
-        ``import dtimer`` imports no module of ours but itself, and so `dtimer --version`
-        answers at once; each name is imported when it is first asked for.
-        """
+    def test_importing_dtimer_imports_no_submodule(self):
+        """So `dtimer --version` answers at once. Each name is imported when it is first used."""
         code = (
             "import sys, dtimer; print([m for m in sys.modules if m.startswith('dtimer.')]);"
             " dtimer.DTimer; print('dtimer.timer' in sys.modules)"
@@ -84,16 +74,16 @@ class TestModules:
         said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
         assert ["[]", "True"] == said.splitlines()
 
-    def test_all_is_true(self):
-        """Every name in ``__all__`` is there to be imported."""
+    def test_every_name_in_all_can_be_imported(self):
+        """The names are imported lazily, so a wrong one would fail only when it is used."""
         assert [] == [name for name in dtimer.__all__ if not hasattr(dtimer, name)]
 
 
 def header_and_body(text):
     """
-    The comment that a script opens with, and its code without further comments.
+    Return the opening comment of a script, and its code without further comments.
 
-    The header ends with the first line that is no comment, be it empty.
+    The header ends with the first line that is not a comment, even an empty one.
     """
     lines = text.splitlines()
     end = next((i for i, line in enumerate(lines) if not line.startswith("--")), len(lines))
@@ -102,27 +92,24 @@ def header_and_body(text):
 
 
 class TestScripts:
-    """A script's header is its contract, so it has to be there and be true."""
+    """The header of a script is its contract."""
 
     @each(VERBS)
-    def test_the_header_is_a_contract(self, path):
-        """Every verb opens with a comment that states its ``ARGV`` and what it ``Returns``."""
+    def test_the_header_states_argv_and_the_return_value(self, path):
+        """Callers read the header, not the code."""
         header, _ = header_and_body(path.read_text("utf-8"))
         assert re.search(r"\bARGV\b", header)
         assert re.search(r"\bReturns\b", header)
 
     @each(VERBS)
-    def test_each_argument_is_named(self, path):
-        """Every ``ARGV[n]`` that the body of a verb reads by number is named in its header."""
+    def test_the_header_names_each_argument_that_the_code_reads(self, path):
+        """Every ``ARGV[n]`` that the code reads by number is listed."""
         header, body = header_and_body(path.read_text("utf-8"))
         arguments = r"\bARGV\[\s*(\d+)\s*\]"
         assert set(re.findall(arguments, body)) <= set(re.findall(arguments, header))
 
-    def test_what_counts_as_header(self):
-        """
-        The header is the opening comment alone, and a comment in the body counts as
-        neither.
-        """
+    def test_the_header_is_the_opening_comment_only(self):
+        """A comment in the code belongs neither to the header nor to the code."""
         text = "-- Do it.\n--\n-- ARGV[3]  what\nlocal a = ARGV[3] -- not ARGV[4]\n-- ARGV[5]\n"
         header, body = header_and_body(text)
         assert header.endswith("what")
@@ -130,7 +117,7 @@ class TestScripts:
 
 
 def truths_in(path):
-    """Every test function and test class of a file, wherever it stands."""
+    """Yield every test function and test class of a file."""
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, kinds) and node.name.startswith(("test_", "Test")):
@@ -138,27 +125,28 @@ def truths_in(path):
 
 
 class TestTests:
-    """The tests keep the test law."""
+    """Rules for tests."""
 
     @each(TESTS)
     def test_no_test_sleeps(self, path):
         """
-        Nobody under tests/ calls the sleep of ``time``, nor hands a program that does to
-        a subprocess: time is moved, or a signal is awaited.
+        Tests move time or wait for a signal.
+
+        No test calls the sleep of ``time``, and no program that it starts does.
         """
         if path == Path(__file__).resolve():
-            return  # it has to spell what it looks for
+            return  # this file has to spell the pattern
         text = path.read_text("utf-8")
         assert not re.search(r"\btime\s*\.\s*sleep\b", text)
         assert not re.search(r"\bfrom\s+time\s+import\b[^\n]*\bsleep\b", text)
 
     @each([path for path in TESTS if path.name.startswith("test_")])
-    def test_each_test_states_a_truth(self, path):
-        """Every test and every class of tests has a docstring: it is the specification."""
+    def test_every_test_and_test_class_has_a_docstring(self, path):
+        """Docstrings of tests are the specification."""
         silent = [f"{path.name}:{t.lineno} {t.name}" for t in truths_in(path) if not docstring(t)]
         assert [] == silent
 
 
 def docstring(node):
-    """The docstring of a node, or nothing when there is none or it is blank."""
+    """Return the docstring of a node; empty if there is none."""
     return (ast.get_docstring(node) or "").strip()

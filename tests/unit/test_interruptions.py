@@ -1,8 +1,8 @@
 """
-What a signal handler may do in the middle of whatever it interrupts (law 14).
+The actions that a signal handler may take inside the code it interrupts (law 14).
 
 Each part that a caller's thread changes is interrupted at every bytecode by a call of the same
-part: nothing waits for its own thread, and nothing is lost or found twice.
+part. No call waits for its own thread, and no item is lost or found twice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OPTIONS = validate({})
 
 
 class Ledger:
-    """A store that settles whatever it is asked to, or fails."""
+    """A store that settles everything it is asked to, or fails."""
 
     def __init__(self):
         self.settled = []
@@ -54,10 +54,11 @@ def a_hold(token, ledger=None, id=None):
     return Hold(claim, OPTIONS, ledger or Ledger(), lambda hold, result: None, 0.0)
 
 
-def test_ids_ascend_and_no_two_are_equal():
+def test_ids_ascend_and_are_unique():
     """
-    A handler that posts takes an id of its own, and those that are made later are greater than
-    both: an id that is made twice would replace an event.
+    A signal handler that posts takes an id inside the making of another.
+
+    A duplicate id would replace an event.
     """
     mint = Mint()
     for n in each_bytecode():
@@ -74,14 +75,15 @@ def test_ids_ascend_and_no_two_are_equal():
 
 
 class TestEarly:
-    """Events that are kept until they are due: each is removed by one caller."""
+    """Events that wait for their due time."""
 
     @pytest.mark.parametrize("inner", ["clear", "clear one", "take", "give up", "add"])
     @pytest.mark.parametrize("outer", ["clear", "clear one", "take", "give up", "add"])
-    def test_each_event_is_removed_once(self, outer, inner):
+    def test_each_event_is_removed_exactly_once(self, outer, inner):
         """
-        Whatever interrupts whatever, an event is neither lost, which holds its lease for ever, nor
-        removed by two, which starts it after it was given back.
+        A lost event would hold its lease for ever.
+
+        An event removed twice would start after it was released.
         """
         for n in each_bytecode():
             early = Early(OPTIONS)
@@ -117,11 +119,11 @@ class TestEarly:
 
 
 class TestReposts:
-    """What is posted while claims are on their way."""
+    """Ids that are posted while claims are under way."""
 
     @pytest.mark.parametrize("outer", ["begin", "since", "add"])
-    def test_what_the_handler_posts_is_noted(self, outer):
-        """A note that is taken in the middle of another call is found by the next look."""
+    def test_an_id_added_inside_any_call_is_found_by_the_next(self, outer):
+        """A lost id would let a replaced event start."""
         for n in each_bytecode():
             reposts = Reposts()
             reposts.begin(1)
@@ -141,11 +143,11 @@ class TestReposts:
 
 
 class TestBook:
-    """What the node holds, and what is to be settled."""
+    """The leases of a node, and its unsent settlements."""
 
     @pytest.mark.parametrize("outer", ["take", "settle"])
-    def test_no_settlement_is_lost_or_told_twice(self, outer):
-        """A settlement that is noted while others are taken for a turn goes with the next."""
+    def test_a_settlement_added_inside_another_call_is_sent_once(self, outer):
+        """A lost confirm repeats the event; a second one reports a lost lease."""
         for n in each_bytecode():
             book = Book("node", OPTIONS, lambda *a: None)
             book._settle([Settlement("a", 1, Verdict.CONFIRM)])
@@ -166,8 +168,8 @@ class TestBook:
         assert n > 5
 
     @pytest.mark.parametrize("outer", ["superseded", "held", "stuck"])
-    def test_what_is_held_may_change_meanwhile(self, outer):
-        """A handler may end a claim, and post, while all claims are looked at."""
+    def test_leases_may_change_inside_an_iteration(self, outer):
+        """A signal handler may settle and post while the leases are iterated."""
         for n in each_bytecode():
             book = Book("node", OPTIONS, lambda *a: None)
             holds = [a_hold(i) for i in range(3)]
@@ -193,10 +195,10 @@ class TestBook:
 
 
 class TestHold:
-    """Who settles a claim."""
+    """Which of two callers settles an event."""
 
-    def test_one_of_two_takes_it(self):
-        """Two that want to settle a claim, one within the other, do not both think they did."""
+    def test_exactly_one_of_two_nested_calls_reserves(self):
+        """If both did, two outcomes would be sent."""
         for n in each_bytecode():
             hold, won = a_hold(1), []
             interruption = Interruption(n, lambda h=hold, w=won: w.append(h.take(Verdict.RELEASE)))
@@ -206,10 +208,11 @@ class TestHold:
             assert [False, True] == sorted(won), interruption.where
         assert n > 5
 
-    def test_a_confirm_within_a_confirm(self):
+    def test_a_confirm_inside_a_confirm_succeeds_or_is_unknown(self):
         """
-        A confirm that interrupts a confirm of the same event either does it, or finds it done, or
-        says that it cannot know; it neither waits for ever nor says what may be wrong.
+        The inner confirm settles the event, finds it settled, or raises `OutcomeUnknown`.
+
+        It neither waits for ever nor returns a wrong answer.
         """
         said = set()
         for n in each_bytecode():
@@ -232,8 +235,8 @@ class TestHold:
             said.add(inner[0])
         assert {True, "unknown"} == said
 
-    def test_who_fails_leaves_it_to_the_next(self):
-        """A settling that an exception breaks off, wherever, can be done by the next caller."""
+    def test_an_exception_inside_a_confirm_leaves_no_lock(self):
+        """The next caller, on another thread, can settle the event."""
 
         class Alarm(Exception):
             pass
@@ -256,7 +259,7 @@ class TestHold:
             other.start()
             other.join(PATIENCE)
             assert not other.is_alive(), interruption.where
-            # Settled by the one or by the other, and not by both.
+            # One of the two calls has settled it.
             assert locked, interruption.where
         assert n > 20
 
@@ -297,10 +300,10 @@ class TestHold:
 
 
 class TestFlag:
-    """What threads wait for."""
+    """The flag that threads wait for."""
 
-    def test_set_within_a_set_or_a_wait(self):
-        """A handler may set the flag that its thread sets, or waits for: the wait ends."""
+    def test_a_set_inside_a_set_or_a_wait_ends_the_wait(self):
+        """A signal handler may set the flag that its own thread waits for."""
         for n in each_bytecode():
             flag = Flag()
             interruption = Interruption(n, flag.set)
@@ -312,7 +315,7 @@ class TestFlag:
         for n in each_bytecode():
             flag = Flag()
             interruption = Interruption(n, flag.set)
-            # It would not end before a failing test does.
+            # After so many bytecodes the handler may come too late to end the wait.
             if n < 20:
                 assert interruption.during(lambda f=flag: f.wait(PATIENCE)), interruption.where
             else:
@@ -321,8 +324,8 @@ class TestFlag:
                 break
         assert n > 20
 
-    def test_it_wakes_every_thread(self):
-        """All threads that wait are woken, and none is when the time is over."""
+    def test_set_wakes_every_waiting_thread(self):
+        """A wait that times out returns False."""
         flag = Flag()
         woken = []
         threads = [
@@ -337,10 +340,10 @@ class TestFlag:
         assert [True] * 3 == woken
         assert [] == flag._waiters
 
-    def test_a_wait_is_made_of_slices(self, monkeypatch):
+    def test_a_long_wait_is_split_into_slices_of_a_second(self, monkeypatch):
         """
-        However long a wait may take, its thread wakes now and then: Python would else handle a
-        signal that came just before it blocked when the wait ends, or never.
+        If a signal comes just before the thread blocks, Python handles it only when
+        the wait ends.
         """
         flag, waits = Flag(), []
         lock = threading.Lock
@@ -362,8 +365,8 @@ class TestFlag:
         assert flag.wait()
         assert all(0 < seconds <= 1 for seconds in waits[1:])
 
-    def test_an_exception_leaves_nothing_locked(self):
-        """A set, or a wait, that an exception breaks off leaves the flag as good as it was."""
+    def test_an_exception_inside_a_set_or_a_wait_leaves_no_lock(self):
+        """The flag works as before."""
 
         class Alarm(Exception):
             pass
@@ -386,13 +389,10 @@ class TestFlag:
 
 
 class TestReaders:
-    """Who waits for a key."""
+    """Threads that wait for a key."""
 
-    def test_an_interrupted_reader_is_gone(self):
-        """
-        A reader that an exception interrupts is handed no key any more: one that came would be
-        held, and its lease renewed, for ever.
-        """
+    def test_an_interrupted_reader_receives_no_more_keys(self):
+        """The key would be held, and its lease renewed, for ever."""
 
         class Alarm(Exception):
             pass
@@ -452,8 +452,8 @@ class TestReaders:
         assert reading.event is None
         assert not readers.confirm("k")
 
-    def test_a_key_that_has_come_is_released(self):
-        """A key that an interrupted reader was handed already is given back, uncharged."""
+    def test_releases_a_key_that_an_interrupted_reader_already_has(self):
+        """The release costs no attempt."""
 
         class Key:
             id = "k"
@@ -474,11 +474,11 @@ class TestReaders:
 
 
 class TestEmitter:
-    """Listeners that come and go."""
+    """Listeners that are added and removed."""
 
     @pytest.mark.parametrize("outer", ["on", "remove", "emit", "once"])
-    def test_a_listener_that_comes_meanwhile_is_there(self, outer):
-        """A listener that a handler registers is neither lost nor called by nobody."""
+    def test_a_listener_added_inside_any_call_is_called_later(self, outer):
+        """A lost listener would never be called."""
         for n in each_bytecode():
             emitter, called = Emitter(), []
             first = lambda called=called: called.append("first")  # noqa: E731
@@ -499,8 +499,8 @@ class TestEmitter:
             assert "late" in called, interruption.where
         assert n > 5
 
-    def test_an_emission_within_an_emission(self):
-        """What listeners raise is told by the emission that called them, and by no other."""
+    def test_nested_emissions_report_their_own_exceptions(self):
+        """A wrong report would fail the events of another handler."""
         for n in each_bytecode():
             emitter = Emitter()
             emitter.on("tea", lambda: 1 / 0)
@@ -518,10 +518,10 @@ class TestEmitter:
 
 
 class TestWitness:
-    """What was acknowledged, and whether it is there."""
+    """The rollback detector: acknowledged writes that are missing."""
 
-    def test_a_loss_is_told_once(self):
-        """Two that notice the same loss, one within the other, tell of it once."""
+    def test_a_loss_found_by_two_nested_calls_is_reported_once(self):
+        """Two reports would look like two rollbacks."""
         less = Standing(2, "a", 1, 1, 0)
         for n in each_bytecode():
             witness, told = Witness(), []
@@ -534,13 +534,13 @@ class TestWitness:
             if interruption.where is None:
                 break
             assert 1 == len(told), interruption.where
-            # What was known before is void, so the next look finds nothing wrong.
+            # The reported loss is the new baseline, so the next check finds no loss.
             witness.opened(witness.known, less)
             assert 1 == len(told), interruption.where
         assert n > 20
 
-    def test_the_total_never_goes_down(self):
-        """What a handler has posted is known afterwards, whatever it interrupted."""
+    def test_the_total_never_decreases(self):
+        """A smaller total would look like a rollback."""
         for n in each_bytecode():
             witness = Witness()
             known = witness.known
@@ -553,8 +553,8 @@ class TestWitness:
         assert n > 5
 
 
-def test_a_bell_is_rung_by_whoever_interrupts():
-    """A handler may ring, nudge, and close a bell in the middle of each of these."""
+def test_a_bell_may_be_rung_nudged_and_closed_inside_each_other():
+    """A signal handler may post or leave at any moment."""
     for inner, outer in itertools.product(("ring", "nudge", "close"), repeat=2):
         for n in each_bytecode():
             bell = Bell()

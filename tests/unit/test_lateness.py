@@ -1,4 +1,4 @@
-"""The histogram of lateness, and the percentiles that are read off it."""
+"""The histogram of lateness, and its percentiles."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def histogram(micros):
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=1), st.floats(0.01, 1))
-def test_a_percentile_is_never_too_good(micros, share):
-    """The percentile told is at least the true one, and at most 42 % (and 1 µs) above it."""
+def test_a_percentile_is_at_most_42_percent_too_high_and_never_too_low(micros, share):
+    """Buckets grow by the square root of two, and a percentile is the upper end of its bucket."""
     true = sorted(micros)[math.ceil(share * len(micros)) - 1]
     told = percentile(histogram(micros), share) * 1000
     assert true <= told + 1e-6
     assert told <= (true + 1) * 2**0.5 + 1
 
 
-def test_nothing_counted():
-    """Where nothing was handed out there is no lateness to tell."""
+def test_an_empty_histogram_has_no_percentile():
+    """Zero would claim that events are punctual."""
     assert percentile([0] * BUCKETS, 0.5) is None
 
 
 @pytest.mark.parametrize(
     ("new", "old", "since"), [([3, 4], [1, 4], [2, 0]), ([1, 0], [5, 5], [1, 0]), ([1], [], [1])]
 )
-def test_what_was_counted_since(new, old, since):
-    """Two looks tell what came between; a server that lost everything counts anew."""
+def test_grown_returns_the_counts_since_an_earlier_reading(new, old, since):
+    """After a server lost its data, counting starts again at zero."""
     assert since == grown(new, old)

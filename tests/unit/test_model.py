@@ -1,4 +1,4 @@
-"""The model: what is accepted, what is refused and with which words."""
+"""The model: which values are accepted, and which are refused with which message."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ json_values = st.recursive(
 
 
 class TestPayload:
-    """What may be a payload, and that it comes back equal."""
+    """Payloads, encoded and decoded."""
 
     @pytest.mark.fault("F88")
     @given(st.dictionaries(st.text(st.characters(), max_size=10), json_values, max_size=4))
     def test_comes_back_equal(self, payload):
-        """Whatever JSON can say comes back equal, type by type, lone surrogates too."""
+        """Every JSON value comes back equal and of the same type, lone surrogates included."""
         back = decode(encode(payload, 10**9).encode())
         assert payload == back
         assert repr(payload) == repr(back)
@@ -67,14 +67,14 @@ class TestPayload:
             None,
         ],
     )
-    def test_refuses_what_json_cannot_say(self, payload):
-        """What would not come back equal is refused, in words."""
+    def test_refuses_values_that_json_cannot_represent(self, payload):
+        """Such a value would come back changed, or not at all."""
         with pytest.raises(PayloadError, match="payload"):
             encode(payload, LIMIT)
 
     @pytest.mark.fault("F86")
-    def test_refuses_what_contains_itself(self):
-        """A circle is refused, and so is what is nested beyond all reason."""
+    def test_refuses_circular_and_deeply_nested_payloads(self):
+        """The limit is 100 levels, for reading and for writing."""
         circle: dict = {}
         circle["a"] = [circle]
         with pytest.raises(PayloadError, match="contains itself"):
@@ -87,17 +87,17 @@ class TestPayload:
         assert deep["a"] == decode(encode(deep["a"], LIMIT).encode())
 
     @pytest.mark.fault("F91")
-    def test_refuses_too_much(self):
-        """A payload over the limit is refused, and both sizes are named."""
+    def test_refuses_a_payload_over_the_limit_and_names_both_sizes(self):
+        """The caller learns by how much it is too large."""
         encode({"a": "x" * 10}, 18)
         with pytest.raises(PayloadTooLarge, match=r"has 19 bytes .* at most 18"):
             encode({"a": "x" * 11}, 18)
 
     @pytest.mark.fault("F91")
-    def test_refuses_what_explodes(self):
+    def test_refuses_a_payload_of_shared_containers_before_encoding_it(self):
         """
-        A few containers that hold each other several times over, as YAML's anchors can make
-        them, are refused when they would be too large, and before anything is written.
+        A few containers that repeat each other, as YAML's anchors make them, could otherwise fill
+        the memory.
         """
         small: dict = {"laugh": ["ha"]}
         for _ in range(3):
@@ -112,22 +112,22 @@ class TestPayload:
     @pytest.mark.parametrize(
         "raw", [b"", b"\xff", b"[]", b"1", b'{"a":NaN}', b"{" * 9, b'{"a":' * 100_000]
     )
-    def test_reading_foreign_bytes(self, raw):
-        """Bytes that are no payload raise PayloadError and nothing else."""
+    def test_decoding_invalid_bytes_raises_payload_error(self, raw):
+        """Another program may have written the bytes."""
         with pytest.raises(PayloadError):
             decode(raw)
 
 
-class TestMoments:
-    """Durations and moments become whole µs, or are refused."""
+class TestTimes:
+    """Durations and moments become whole microseconds."""
 
     @pytest.mark.fault("F94")
     @pytest.mark.parametrize(
         ("value", "us"),
         [(1, 1_000), (1.5, 1_500), (0.0001, 1), (-5, -5_000), (timedelta(seconds=2), 2_000_000)],
     )
-    def test_durations(self, value, us):
-        """Milliseconds and timedeltas become whole µs, rounded up."""
+    def test_durations_become_whole_microseconds_rounded_up(self, value, us):
+        """Milliseconds and timedeltas are accepted."""
         assert us == duration_us(value, "delay")
 
     @pytest.mark.fault("F94")
@@ -146,13 +146,13 @@ class TestMoments:
             timedelta(days=365.25 * 101),
         ],
     )
-    def test_durations_refused(self, value):
-        """What is no finite duration of at most 100 years is refused by name."""
+    def test_refuses_a_duration_that_is_not_finite_or_over_100_years(self, value):
+        """The message names the argument."""
         with pytest.raises(OptionError, match="delay"):
             duration_us(value, "delay")
 
-    def test_moments(self):
-        """Epoch milliseconds and aware datetimes of any zone are the same moment."""
+    def test_epoch_milliseconds_and_aware_datetimes_are_the_same_moment(self):
+        """The zone of the datetime does not matter."""
         ms = 1_800_000_000_123
         at = datetime.fromtimestamp(ms / 1000, timezone(timedelta(hours=5)))
         assert ms * 1000 == moment_us(ms, "at") == moment_us(at, "at")
@@ -162,64 +162,64 @@ class TestMoments:
         "value",
         [datetime(2030, 1, 1), math.nan, True, "2030-01-01", None, 1e300],  # noqa: DTZ001
     )
-    def test_moments_refused(self, value):
-        """Naive datetimes, and what is no moment, are refused by name."""
+    def test_refuses_naive_datetimes_and_invalid_moments(self, value):
+        """A naive datetime is another moment on another machine."""
         with pytest.raises(OptionError, match="at"):
             moment_us(value, "at")
 
     @given(st.floats(0, 3e12))
-    def test_never_early(self, ms):
-        """Rounding is up: a delay is never shortened."""
+    def test_rounding_never_shortens_a_delay(self, ms):
+        """A shortened delay would deliver the event early."""
         assert duration_us(ms, "delay") >= ms * 1000
 
 
-class TestNames:
-    """Ids and namespaces, and the ids that we make."""
+class TestIds:
+    """Ids, namespaces, and generated ids."""
 
     @pytest.mark.fault("F92")
     @pytest.mark.parametrize("id", ["a", "ü", "x" * 255, "a b", "{}:*", "\u2028", "🙂"])
-    def test_ids(self, id):
-        """Any text without control characters, up to 255 bytes, is an id."""
+    def test_accepts_any_text_of_at_most_255_bytes_without_control_characters(self, id):
+        """Users use keys of their own as ids."""
         assert id == check_id(id)
 
     @pytest.mark.fault("F92")
     @pytest.mark.parametrize(
         "id", ["", "x" * 256, "ü" * 128, "a\n", "\0", "\x7f", "\x85", "\ud800", b"a", 1, None]
     )
-    def test_ids_refused(self, id):
-        """What is no id is refused before anything is sent."""
+    def test_refuses_an_invalid_id_before_sending_it(self, id):
+        """The message names the argument."""
         with pytest.raises(OptionError, match="id"):
             check_id(id)
 
     @pytest.mark.fault("F93")
     @pytest.mark.parametrize("ns", ["dt", "RunAt~default", "a.b:c-d_1", "x" * 64])
-    def test_namespaces(self, ns):
-        """Letters, digits and a little punctuation make a namespace."""
+    def test_accepts_a_namespace_of_letters_digits_and_some_punctuation(self, ns):
+        """A namespace is part of every key."""
         assert ns == check_namespace(ns)
 
     @pytest.mark.fault("F93")
     @pytest.mark.parametrize("ns", ["", "x" * 65, "}", "a}b", "*", "a b", "a\n", "ü", 1, None])
-    def test_namespaces_refused(self, ns):
-        """What could break the hash tag of the keys is refused."""
+    def test_refuses_a_namespace_that_could_break_the_hash_tag(self, ns):
+        """All keys of a namespace must be in one slot of a cluster."""
         with pytest.raises(OptionError, match="ns"):
             check_namespace(ns)
 
-    def test_minted_ids_ascend(self):
-        """Ids of one mint are short, distinct, and sort by the time of their making."""
+    def test_generated_ids_are_short_unique_and_sorted_by_time(self):
+        """Events with the same due time start in order of id."""
         mint = Mint()
         ids = [mint() for _ in range(10_000)]
         assert sorted(set(ids)) == ids
         assert {12} == {len(id) for id in ids}
 
-    def test_minted_ids_ascend_when_the_clock_falls_back(self, monkeypatch):
-        """A clock that steps back makes no older and no equal id."""
+    def test_generated_ids_ascend_even_if_the_clock_steps_back(self, monkeypatch):
+        """A repeated id would replace an event."""
         mint = Mint()
         first = mint()
         monkeypatch.setattr("dtimer.model.names.time.time_ns", lambda: 0)
         assert mint() > first
 
-    def test_minting_from_many_threads(self):
-        """No id is made twice, whichever threads ask."""
+    def test_threads_never_generate_the_same_id(self):
+        """A repeated id would replace an event."""
         mint, made = Mint(), []
 
         def make():
@@ -237,8 +237,8 @@ class TestEventId:
     """The id that a post returns: a string that knows whether its event was stored."""
 
     @pytest.mark.parametrize("stored", [True, False, None])
-    def test_is_a_string(self, stored):
-        """It stands wherever the id itself may: in sets, in JSON, in another call."""
+    def test_works_like_a_string(self, stored):
+        """Users put it in sets and JSON, and pass it to other calls."""
         id = EventId("tea", stored=stored)
         assert {"tea"} == {id, "tea"}
         assert '"tea"' == json.dumps(id)
@@ -246,20 +246,20 @@ class TestEventId:
 
     @pytest.mark.parametrize("stored", [True, False, None])
     @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-    def test_pickles(self, stored, protocol):
-        """It comes back from another process as it was."""
+    def test_survives_pickling(self, stored, protocol):
+        """An id may be sent to another process."""
         id = EventId("tea", stored=stored)
         back = pickle.loads(pickle.dumps(id, protocol))
         assert (EventId, "tea", stored) == (type(back), back, back.stored)
 
     @pytest.mark.parametrize("make", [copy.copy, copy.deepcopy])
-    def test_copies(self, make):
-        """A copy says the same."""
+    def test_survives_copying(self, make):
+        """A copy keeps `stored`."""
         assert make(EventId("tea", stored=False)).stored is False
 
 
 class TestOptions:
-    """Options are checked once, all of them, and by name."""
+    """Options are all checked, once, by name."""
 
     def test_defaults_are_valid(self):
         """The defaults pass their own checks."""
@@ -294,13 +294,13 @@ class TestOptions:
         ],
         ids=str,
     )
-    def test_refused(self, given, words):
-        """A bad option is refused by name, with what was given and what is expected."""
+    def test_refuses_an_invalid_option(self, given, words):
+        """The message names the option, the given value and the expected one."""
         with pytest.raises(OptionError, match=words):
             validate(given)
 
-    def test_each_option_is_documented(self):
-        """The docstring of DTimer names every option."""
+    def test_the_docstring_of_dtimer_names_every_option(self):
+        """An option that is not documented does not exist for users."""
         from dtimer import DTimer
 
         for name in set(DEFAULTS) - {"shards"}:
@@ -312,13 +312,13 @@ class TestBackoff:
 
     @pytest.mark.fault("F74")
     @given(st.integers(1, 10_000))
-    def test_exponential_stays_in_bounds(self, attempt):
-        """The wait doubles, an hour at most, and at least half of it is certain."""
+    def test_exponential_doubles_up_to_an_hour_and_varies_by_half(self, attempt):
+        """The variation spreads the retries of events that failed together."""
         full = min(3_600_000, 1_000 * 2 ** min(attempt - 1, 30))
         assert full / 2 <= exponential(attempt) <= full
 
-    def test_numbers_and_functions(self):
-        """A backoff is a duration, or a function of the attempt to one."""
+    def test_a_backoff_is_a_duration_or_a_function_of_the_attempt(self):
+        """An invalid result of the function is refused by name."""
         assert 1_500 == wait_us(1.5, 1)
         assert 3_000_000 == wait_us(lambda n: timedelta(seconds=n), 3)
         assert 0 == wait_us(-1, 1)
@@ -326,6 +326,6 @@ class TestBackoff:
             wait_us(lambda n: "soon", 1)
 
 
-def test_cancelled_alone_is_true():
-    """The truth of what cancel returns is: it will never start."""
+def test_only_cancelled_is_true():
+    """``if cancel(...)`` means that the event will never start."""
     assert [Cancelled.CANCELLED] == [c for c in Cancelled if c]

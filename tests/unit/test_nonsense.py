@@ -1,4 +1,7 @@
-"""A server that answers nonsense: every call raises an error of dtimer, and every call ends."""
+"""
+A server that sends invalid replies: every call raises an error of dtimer, and every
+call ends.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from dtimer.store import line
 from dtimer.store.connect import source
 from dtimer.store.inventory import Inventory
 
-#: What the script `open` says of a namespace that is sound.
+#: The reply of the script `open` for a sound namespace.
 OPENED = [b"1800000000000000", b"1", b"a-name", b"0", b"0", b"0"]
 
 NONSENSE = [
@@ -71,8 +74,8 @@ CALLS = {
 }  # fmt: skip
 
 
-class Told:
-    """What a script was asked, and the answer that waits."""
+class Pending:
+    """A pending call whose reply the test has given."""
 
     arrived = 0
 
@@ -80,13 +83,17 @@ class Told:
         self.reply = reply
 
     def answer(self, *, lay=False):
-        """Return it."""
+        """Return the reply."""
         return self.reply
 
 
 @pytest.fixture
 def told(monkeypatch):
-    """Have every script but the given say something; nothing is connected to."""
+    """
+    Return a function that makes every script but ``open`` reply with a value.
+
+    No connection is made.
+    """
 
     def say(reply, opened=OPENED):
         def run(wire, script, arguments, until, limit):
@@ -94,13 +101,13 @@ def told(monkeypatch):
 
         monkeypatch.setattr(line, "run", run)
         monkeypatch.setattr(line, "run_whole", run)
-        monkeypatch.setattr(line, "Asked", lambda *_, **__: Told(reply))
+        monkeypatch.setattr(line, "Asked", lambda *_, **__: Pending(reply))
 
     return say
 
 
 def outcome(call, timeout=300):
-    """What a call comes to: an error of ours, or None."""
+    """Return the error of dtimer that a call raises, or None."""
     timer = DTimer("node", "redis://127.0.0.1:1", timeout=timeout)
     store = Inventory(source("redis://127.0.0.1:1", 0.1), "dt", timeout=timeout / 1000)
     try:
@@ -116,26 +123,29 @@ def outcome(call, timeout=300):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_raises_an_error_of_dtimer(told, name):
-    """No reply makes a call raise what a program does not expect of it, nor go on for ever."""
+def test_a_call_with_an_invalid_reply_raises_only_errors_of_dtimer(told, name):
+    """No reply makes a call raise an unexpected error or run for ever."""
     for reply in NONSENSE:
         told(reply)
         outcome(CALLS[name])
 
 
 @pytest.mark.parametrize("name", ["post", "peek", "settle", "cron"])
-def test_an_opening_that_is_nonsense(told, name):
-    """The first script of a timer looks at the namespace: its reply is read with the same care."""
+def test_an_invalid_reply_to_the_opening_script_raises(told, name):
+    """
+    The first script of a timer checks the namespace, and its reply is checked with
+    the same care.
+    """
     for reply in NONSENSE:
         if reply == [b"1"] * 6:
-            continue  # A namespace might look like this.
+            continue  # a valid reply
         told(b"1;1;", opened=reply)
         assert isinstance(outcome(CALLS[name]), StoreError)
 
 
 @pytest.mark.parametrize("name", ["post", "cancel", "settle", "unschedule", "every"])
-def test_what_changes_things_may_have_been_done(told, name):
-    """A post that is answered with nonsense may have been stored: the error says so."""
+def test_an_invalid_reply_to_a_change_raises_outcome_unknown(told, name):
+    """The server may have stored the post or made the change."""
     told([b"nonsense"])
     error = outcome(CALLS[name])
     assert isinstance(error, OutcomeUnknown)
@@ -144,15 +154,15 @@ def test_what_changes_things_may_have_been_done(told, name):
 
 
 @pytest.mark.parametrize("name", ["peek", "upcoming", "stats", "schedules"])
-def test_what_only_looks_was_not_done(told, name):
-    """There is nothing to be unsure of where nothing changes."""
+def test_an_invalid_reply_to_a_query_raises_store_error(told, name):
+    """A query changes nothing, so its outcome cannot be unknown."""
     told(redis)
     assert StoreError is type(outcome(CALLS[name]))
 
 
 @pytest.mark.parametrize("reply", [b"short", b"behind:1800000000000000"])
-def test_a_loop_ends_with_the_deadline(told, reply):
-    """A server that asks for more nominal times again and again does not keep the caller."""
+def test_a_reply_that_asks_for_more_times_ends_at_the_deadline(told, reply):
+    """A server that asks again and again must not hold the caller."""
     told(reply)
     name = "cancel" if reply == b"short" else "cron"
     assert isinstance(outcome(CALLS[name], timeout=50), StoreError)

@@ -1,4 +1,4 @@
-"""What crosses processes: errors and events survive pickle and copy, and a timer says why not."""
+"""Pickle and copy: errors and events survive them, and a timer refuses them with a reason."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from dtimer.errors import (
 )
 from dtimer.model.event import Event
 
-#: Seconds that only a failing test spends.
+#: Seconds to wait; only a failing test waits this long.
 PATIENCE = 60
 
 
-class Held:
-    """The hold of a node, which no other process can have."""
+class FakeLease:
+    """The lease of a node, which cannot be sent to another process."""
 
     def __init__(self):
         self.confirmed = 0
-        self.refuse = lambda: None  # A lambda cannot be pickled, as a lock cannot.
+        self.refuse = lambda: None  # like a lock, a lambda cannot be pickled
 
     def confirm(self):
-        """Count it."""
+        """Count the call."""
         self.confirmed += 1
         return True
 
     def lost(self):
-        """Not lost."""
+        """Return False: the lease is not lost."""
         return False
 
 
 def an_event():
-    """An event in hand, an occurrence, with every attribute of its own."""
+    """Return a running event of a schedule, with a distinct value for each attribute."""
     return Event(
         {"a": [1]}, id="e", due=1.5, attempt=2, max_retries=3, lateness_ms=0.25, token=7,
-        holder=Held(), schedule="s", nominal=1.0, missed=4,
+        holder=FakeLease(), schedule="s", nominal=1.0, missed=4,
     )  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def attributes(event):
     return {name: getattr(event, name) for name in Event.__slots__ if name != "_holder"}
 
 
-#: Those whose constructor takes more than a text.
+#: Errors whose constructor takes more than a text.
 RICH = [
     EventExists("an-id"),
     LeaseLost("id", "node", 7),
@@ -83,7 +83,7 @@ ways = pytest.mark.parametrize(
 
 
 class TestErrors:
-    """Every error of dtimer comes back as it was: one that does not would hang a process pool."""
+    """An error that does not survive pickling would hang a process pool."""
 
     @ways
     @pytest.mark.parametrize("error", [*RICH, *PLAIN], ids=lambda e: type(e).__name__)
@@ -96,7 +96,7 @@ class TestErrors:
 
     @ways
     def test_survives_with_its_cause_and_notes(self, way):
-        """The cause is what the docs tell to look at, and a note says how far a call has come."""
+        """The docs tell users to look at the cause. A note says how far a call has come."""
         error = StoreError("refused")
         error.__cause__ = KeyError("gone")
         error.add_note("3 events before")
@@ -105,16 +105,16 @@ class TestErrors:
         assert ["3 events before"] == back.__notes__
 
     @ways
-    def test_a_cause_that_does_not_survive_is_left_behind(self, way):
-        """What a handler raised may hold anything; the error itself still comes through."""
+    def test_drops_a_cause_that_cannot_be_pickled(self, way):
+        """The exception of a handler may hold any object. The error itself still comes through."""
         cause = ValueError("v")
         cause.lock = lambda: None
         back = way(HandlerError(cause, [an_event()]))
         assert "a handler raised ValueError: v ('e')" == str(back)
         assert "e" == back.event.id
 
-    def test_comes_out_of_a_pool(self):
-        """`multiprocessing.Pool` hangs for ever on an error that its parent cannot read back."""
+    def test_is_raised_by_a_process_pool(self):
+        """`multiprocessing.Pool` hangs for ever on an error that the parent cannot unpickle."""
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             with pytest.raises(NotReplicated):
                 pool.apply_async(not_replicated).get(PATIENCE)
@@ -124,16 +124,16 @@ class TestErrors:
 
 
 def not_replicated():
-    """Fail, in a worker of a pool."""
+    """Raise in a worker of the pool."""
     raise NotReplicated(["a"], 1, 0)
 
 
 class TestEvents:
-    """An event goes to another process as a detached event."""
+    """An event becomes a detached event in another process."""
 
     @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
     def test_a_pickle_has_the_payload_and_the_attributes(self, protocol):
-        """The process that it is sent to can do the work: it has all but the lease."""
+        """The other process can do the work: it has everything but the lease."""
         event = an_event()
         back = pickle.loads(pickle.dumps(event, protocol))
         assert type(event) is type(back)
@@ -141,7 +141,7 @@ class TestEvents:
         assert attributes(event) == attributes(back)
 
     def test_a_deep_copy_shares_nothing(self):
-        """Changing the copy leaves the original alone, and the copy holds no lease."""
+        """A change of the copy leaves the original alone, and the copy has no lease."""
         event = an_event()
         back = copy.deepcopy(event)
         back["a"].append(2)
@@ -155,15 +155,15 @@ class TestEvents:
         [Event.confirm, Event.retry, lambda ev: ev.extend(1_000), lambda ev: ev.lease_lost],
         ids=["confirm", "retry", "extend", "lease_lost"],
     )
-    def test_the_verbs_of_a_detached_event_are_refused(self, verb):
-        """A copy cannot know of the lease, so it neither settles nor says that all is well."""
+    def test_a_detached_event_refuses_to_settle_and_to_extend(self, verb):
+        """A copy does not know the state of the lease, so it must not claim that all is well."""
         back = pickle.loads(pickle.dumps(an_event()))
         for event in (back, copy.copy(back), pickle.loads(pickle.dumps(back))):
             with pytest.raises(UsageError, match="a copy and holds no lease"):
                 verb(event)
 
     def test_a_shallow_copy_holds_the_same_lease(self):
-        """`copy.copy` makes another dict of the same event in hand."""
+        """`copy.copy` makes another dict of the same running event."""
         event = an_event()
         again = copy.copy(event)
         assert again.confirm()
@@ -171,21 +171,22 @@ class TestEvents:
         assert again["a"] is event["a"]
         assert not again.lease_lost
 
-    def test_other_copies_are_plain(self):
-        """JSON, ``dict`` and ``copy()`` see the payload alone."""
+    def test_json_dict_and_copy_contain_only_the_payload(self):
+        """The attributes are not part of the payload."""
         event = an_event()
         assert {"a": [1]} == json.loads(json.dumps(event)) == dict(event) == event.copy()
 
 
 class TestTimers:
-    """A timer does not go to another process, and says so."""
+    """A timer cannot be sent to another process."""
 
     @pytest.mark.parametrize("kind", [DTimer, RunAt])
     @pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
-    def test_says_that_it_cannot_be_pickled(self, kind, way):
+    def test_refuses_pickling_and_says_what_to_do(self, kind, way):
         """
-        The words name the timer and what to do, where the failure of some lock within would
-        not; so do those about a bound method, which is what a pool is given.
+        The error names the timer and the remedy, where the error of some inner lock would not.
+
+        A bound method, which users give to a pool, gets the same message.
         """
         timer = kind("name", redis="redis://x") if kind is RunAt else kind("name", "redis://x")
         for what in (timer, timer.on) if way is pickle.dumps else (timer,):

@@ -1,4 +1,4 @@
-"""Presence: what a joined node says of itself, and that it listens to nothing."""
+"""Presence: the entry that a joined node stores, and its warning if it has no listener."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from dtimer.timer.presence import Presence
 
 def test_a_node_without_a_listener_warns_once(caplog):
     """
-    A program that forgot its listener is told so in its log, once and not with every look,
-    and its entry in the list of nodes says it for as long as it is so.
+    The log has the warning once, not with every check.
+
+    The node's entry says it as long as it holds.
     """
     listens = [False]
     presence = Presence("node-1", lambda: listens[0])
@@ -28,8 +29,8 @@ def test_a_node_without_a_listener_warns_once(caplog):
     assert "the node 'node-1' has joined but has no listener of 'event'" in record.getMessage()
 
 
-def test_a_node_with_a_listener_says_nothing_of_it(caplog):
-    """The usual entry is as short as it was, and is not written again."""
+def test_a_node_with_a_listener_has_the_short_entry(caplog):
+    """The usual entry stays short and is not written again."""
     presence = Presence("node-1", lambda: True)
     assert not presence.outdated()
     assert {"id", "host", "pid"} == set(json.loads(presence.entry()))

@@ -1,4 +1,7 @@
-"""Definitions of schedules, and the nominal times of cron against an oracle of our own."""
+"""
+The definitions of schedules, and the nominal times of cron, checked against a
+separate interpreter.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from dtimer.model.recurrence import AHEAD, ahead, ahead_of, define, definition_f
 
 SECOND = 1_000_000
 
-#: How many expressions are compared with the oracle; ten thousand take some minutes.
+#: The number of expressions that are compared with the oracle. Ten thousand take some minutes.
 EXPRESSIONS = int(os.environ.get("DTIMER_TEST_CRONS", "200"))
 
 
@@ -37,14 +40,18 @@ def definition(cron=None, tz="UTC", **options):
 
 
 def us(text, tz="UTC"):
-    """A moment, as local time of a zone; ``+1`` at its end is the second one of two."""
+    """
+    Return a moment given as local time of a zone.
+
+    ``+1`` at the end means the second of two equal times.
+    """
     text, _, fold = text.partition("+")
     wall = datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(tz), fold=int(fold or 0))
     return int(wall.timestamp()) * SECOND
 
 
 def local(nominal, tz):
-    """How a zone shows a moment, with its offset."""
+    """Return a moment as local time of a zone, with its offset."""
     shown = datetime.fromtimestamp(nominal // SECOND, UTC).astimezone(ZoneInfo(tz))
     return shown.strftime("%Y-%m-%d %H:%M:%S %z")
 
@@ -53,8 +60,8 @@ def fires(cron, tz, after, most=50, **options):
     return list(itertools.islice(definition(cron, tz, **options).nominals(after), most))
 
 
-class TestDefining:
-    """What a definition may be: each mistake is an OptionError, before any I/O."""
+class TestDefinition:
+    """Valid and invalid definitions. Each mistake raises OptionError before any I/O."""
 
     @pytest.mark.parametrize(
         "options",
@@ -91,8 +98,8 @@ class TestDefining:
             {"tz": timezone(timedelta(hours=1))},
         ],
     )
-    def test_bad_options(self, options):
-        """A bad interval, id, jitter, bound, count, policy or zone is refused."""
+    def test_refuses_invalid_options(self, options):
+        """Interval, id, jitter, bounds, count, policies and zone are all checked."""
         with pytest.raises(OptionError):
             definition(**options)
 
@@ -132,51 +139,51 @@ class TestDefining:
             b"* * * * *",
         ],
     )
-    def test_bad_expressions(self, cron):
-        """What is no cron expression, or never comes, is refused; the message shows it."""
+    def test_refuses_invalid_expressions_and_those_that_never_match(self, cron):
+        """A schedule that never fires is a mistake."""
         with pytest.raises(OptionError):
             definition(cron or " ")
 
-    def test_the_message_shows_the_expression(self):
-        """Whoever reads the error sees what was wrong with what."""
+    def test_the_message_shows_the_expression_and_the_wrong_field(self):
+        """The user sees which part is wrong."""
         with pytest.raises(OptionError, match=r"'\* 25 \* \* \*'.*hour"):
             definition("* 25 * * *")
 
-    def test_spaces_do_not_count(self):
-        """Expressions that differ in spaces, or in the case of a name, are the same."""
+    def test_spaces_and_case_do_not_change_the_fingerprint(self):
+        """Otherwise a reformatted expression would restart its schedule."""
         one, two = definition("0  9 * * *"), definition(" 0 9 * *\t* ")
         assert one.fingerprint == two.fingerprint
         assert definition("@Daily").fingerprint == definition("@daily").fingerprint
 
-    def test_json_round_trip(self):
-        """A definition read back is the same, payload included."""
+    def test_survives_json_with_its_payload(self):
+        """The stored definition must be read back unchanged."""
         one = definition("0 9 * * MON", "Europe/Berlin", jitter=5, payload='{"a":"|"}')
         assert one == definition_from_json("beat", one.to_json().encode(), b'3|{"a":"|"}')
         json.loads(one.to_json())
 
-    def test_start_and_end(self):
-        """Nominal times lie between the two, both included."""
+    def test_times_lie_between_start_and_end_inclusive(self):
+        """Both bounds are part of the schedule."""
         start, end = us("2027-01-01 00:00"), us("2027-01-01 00:03")
         found = fires("* * * * *", "UTC", 0, start=start / 1000, end=end / 1000)
         assert [start + i * 60 * SECOND for i in range(4)] == found
 
-    def test_ahead(self):
-        """As many as are kept; fewer only at the end."""
+    def test_ahead_returns_ten_times_and_fewer_at_the_end(self):
+        """The server needs times in advance, because only nodes can compute cron."""
         d = definition("* * * * *", end=us("2027-01-01 00:20") / 1000)
         assert AHEAD == len(ahead(d, us("2027-01-01 00:00")))
         assert 5 == len(ahead(d, us("2027-01-01 00:15")))
 
     @pytest.mark.parametrize(("misfire", "gap"), [("coalesce", 199), ("skip", 199), ("all", 0)])
-    def test_ahead_of_an_outage(self, misfire, gap):
-        """Of those that are over the last is kept, or as many as are made good for."""
+    def test_ahead_of_skips_missed_times_as_the_misfire_policy_says(self, misfire, gap):
+        """With ``all`` every missed time is kept. Otherwise only the last one is."""
         d = definition("* * * * *", misfire=misfire)
         known = us("2027-01-01 00:00")
         left_out, times, final = ahead_of(d, known, known + 200 * 60 * SECOND)
         assert (gap, AHEAD, False) == (left_out, len(times), final)
         assert known + (gap + 1) * 60 * SECOND == times[0]
 
-    def test_ahead_of_the_end(self):
-        """The last of all are told to be the last."""
+    def test_ahead_of_marks_the_last_times_as_final(self):
+        """The server then asks for no more."""
         known = us("2027-01-01 00:00")
         d = definition("* * * * *", end=known / 1000 + 180_000)
         minutes = [known + i * 60 * SECOND for i in (1, 2, 3)]
@@ -184,8 +191,8 @@ class TestDefining:
         assert (0, [], True) == ahead_of(d, known + 180 * SECOND, known)
 
 
-class TestCalendar:
-    """What the fields mean."""
+class TestCronFields:
+    """The meaning of the fields."""
 
     @pytest.mark.parametrize(
         ("cron", "expected"),
@@ -209,37 +216,37 @@ class TestCalendar:
             ("0 0 * * FRI#2", ["01-08 00:00", "02-12 00:00", "03-12 00:00"]),
             ("0 0 * * FRI#5", ["01-29 00:00", "04-30 00:00", "07-30 00:00"]),
             ("0 0 * * 5L", ["01-29 00:00", "02-26 00:00", "03-26 00:00"]),
-            # Both day fields given: either will do. One of them beginning with *: both must.
+            # If both day fields are given, one of them must match. If one begins with *, both must.
             ("0 0 13 * FRI", ["01-08 00:00", "01-13 00:00", "01-15 00:00"]),
             ("0 0 */2 * FRI", ["01-15 00:00", "01-29 00:00", "02-05 00:00"]),
         ],
     )
     @pytest.mark.fault("F55")
-    def test_fields(self, cron, expected):
+    def test_fields_match_the_documented_times(self, cron, expected):
         """Names, lists, ranges, steps, L, LW, # and the two day fields, from Friday 2027-01-01."""
         found = fires(cron, "UTC", us("2027-01-01 00:00"), len(expected))
         assert expected == [local(f, "UTC")[5:16] for f in found]
 
-    def test_yearly(self):
-        """The first of January, under both names."""
+    def test_yearly_and_annually_are_1_january(self):
+        """Both names mean the same."""
         for name in ("@yearly", "@annually"):
             found = fires(name, "UTC", us("2027-01-01 00:00"), 2)
             assert [us("2028-01-01 00:00"), us("2029-01-01 00:00")] == found
 
-    def test_six_fields(self):
-        """With six fields the first is the seconds."""
+    def test_the_first_of_six_fields_is_the_seconds(self):
+        """Five fields have no seconds."""
         found = fires("*/20 59 23 31 12 *", "UTC", us("2027-01-01 00:00"), 4)
         assert [us(f"2027-12-31 23:59:{s:02}") for s in (0, 20, 40)] == found[:3]
         assert us("2028-12-31 23:59:00") == found[3]
 
     @pytest.mark.fault("F55")
-    def test_29_february(self):
-        """Only in leap years, of which 2100 is none."""
+    def test_29_february_comes_in_leap_years_only(self):
+        """2100 has no 29 February."""
         found = fires("0 12 29 2 *", "UTC", us("2088-03-01 00:00"), 4)
         assert ["2092", "2096", "2104", "2108"] == [local(f, "UTC")[:4] for f in found]
 
-    def test_between_two_seconds(self):
-        """A moment between two seconds is followed by the next, and one on it by the one after."""
+    def test_the_next_time_is_strictly_later(self):
+        """A time equal to the given moment is not returned again."""
         at = us("2027-01-01 00:00")
         assert at + SECOND == fires("* * * * * *", "UTC", at, 1)[0]
         assert at + SECOND == fires("* * * * * *", "UTC", at + 1, 1)[0]
@@ -252,12 +259,12 @@ BEIRUT, SANTIAGO, APIA = "Asia/Beirut", "America/Santiago", "Pacific/Apia"
 
 @pytest.mark.fault("F55")
 class TestDaylightSavingTime:
-    """Where the clock is put forward and back. The table of docs/recurring.rst."""
+    """The clock is put forward or back. The same table is in docs/recurring.rst."""
 
     @pytest.mark.parametrize(
         ("cron", "tz", "after", "expected"),
         [
-            # Put forward, 02:00 to 03:00: once, at the first moment after the gap.
+            # The clock goes forward, 02:00 to 03:00: once, at the first moment after the gap.
             (
                 "30 2 * * *",
                 BERLIN,
@@ -306,7 +313,7 @@ class TestDaylightSavingTime:
                 "2027-03-27 12:00",
                 ["03-28 01:00:00 +0300", "03-29 00:00:00 +0300"],
             ),
-            # Hours with a star go by what the clock shows: nothing in the gap.
+            # Hours with a star follow the local clock: no time in the gap.
             ("0 */2 * * *", BERLIN, "2027-03-28 00:00", ["03-28 04:00:00 +0200"]),
             (
                 "30 * * * *",
@@ -315,7 +322,7 @@ class TestDaylightSavingTime:
                 ["03-28 01:30:00 +0100", "03-28 03:30:00 +0200"],
             ),
             ("* 2 * * *", BERLIN, "2027-03-27 12:00", ["03-29 02:00:00 +0200"]),
-            # Put back, 03:00 to 02:00: a fixed hour once, at the first of the two.
+            # The clock goes back, 03:00 to 02:00: a fixed hour once, at the first of the two.
             (
                 "30 2 * * *",
                 BERLIN,
@@ -340,7 +347,7 @@ class TestDaylightSavingTime:
                 "2027-04-03 12:00",
                 ["04-04 01:45:00 +1100", "04-05 01:45:00 +1030"],
             ),
-            # A minute or an hour with a star fires each time that the clock shows it.
+            # A minute or an hour with a star fires each time the local clock reads it.
             (
                 "30 * * * *",
                 BERLIN,
@@ -370,10 +377,10 @@ class TestDaylightSavingTime:
                     "04-04 02:00:00 +1030",
                 ],
             ),
-            # Asked in the second of two hours, a fixed hour does not come again.
+            # After a moment in the second of the two hours, a fixed hour does not come again.
             ("30 2 * * *", BERLIN, "2027-10-31 02:10+1", ["11-01 02:30:00 +0100"]),
             ("30 2 * * *", BERLIN, "2027-10-31 02:30", ["11-01 02:30:00 +0100"]),
-            # A day that was left out: Samoa had no 30 December 2011.
+            # Samoa skipped 30 December 2011.
             (
                 "0 12 * * *",
                 APIA,
@@ -382,8 +389,8 @@ class TestDaylightSavingTime:
             ),
         ],
     )
-    def test_the_table(self, cron, tz, after, expected):
-        """The first fire times after a moment, by the wall clock and its offset."""
+    def test_times_match_the_documented_table(self, cron, tz, after, expected):
+        """The first times after a moment, as local time with its offset."""
         found = fires(cron, tz, us(after, tz), len(expected))
         assert expected == [local(f, tz)[5:] for f in found]
 
@@ -408,10 +415,10 @@ BOUNDS = {
 
 class Oracle:
     """
-    Cron as the documentation tells it, interpreted in the slowest and simplest way.
+    Cron as the documentation defines it, interpreted in the slowest and simplest way.
 
-    Knows nothing of the library or of our walk: it looks at each moment, or at each wall of
-    a day, and asks whether all fields match.
+    Shares no code with the library: it checks for each moment, or each local time of a day, whether
+    all fields match.
     """
 
     def __init__(self, text, tz):
@@ -487,7 +494,7 @@ class Oracle:
         return datetime.fromtimestamp(at, UTC).astimezone(self.zone).replace(tzinfo=None)
 
     def fires(self, after, most, days):
-        """The next moments, in seconds since the epoch; no more than *days* are looked at."""
+        """Return the next moments, in seconds since the epoch; look at no more than *days* days."""
         fixed = not self.star["minute"] and not self.star["hour"]
         found = []
         day = self.shown(after).date() - timedelta(days=2)
@@ -495,7 +502,7 @@ class Oracle:
             if self.is_day(day):
                 found += self.of_day(day, fixed, after)
                 found = sorted({f for f in found if f > after})
-                # What a later day brings may come before what this one did, never by a day.
+                # A time of a later day may come before one of this day, but never by a whole day.
                 if len(found) >= most + 60:
                     break
             day += timedelta(days=1)
@@ -509,8 +516,8 @@ class Oracle:
             for m in sorted(self.sets["minute"])
             for s in sorted(self.sets["second"])
         ]
-        # All offsets that the zone has around that day, and with them all moments that may
-        # show a wall of it.
+        # All offsets that the zone has around that day give all moments that may show one of its
+        # local times.
         offsets = {
             self.zone.utcoffset(
                 datetime.fromtimestamp(midnight + h * 3600, UTC).replace(tzinfo=None)
@@ -526,7 +533,7 @@ class Oracle:
             elif showing:
                 moments.append(showing[0])
             else:
-                # Nobody ever sees this wall: the first moment that shows a later one.
+                # The clock skips this time: take the first moment that shows a later one.
                 at = wall - max(offsets) - 5
                 while self.wall_at(at) < wall:
                     at += 1
@@ -563,7 +570,10 @@ ZONES = [
 
 
 def any_field(chance, name):
-    """A random field: star, number, name, range, step or list, and what days alone have."""
+    """
+    Return a random field: a star, number, name, range, step or list, or a form that
+    only days have.
+    """
     low, high = BOUNDS[name]
 
     def number():
@@ -596,13 +606,13 @@ def any_field(chance, name):
 
 
 def any_cron(chance):
-    """A random expression of five fields or, one in five, of six."""
+    """Return a random expression, of five fields or, one time in five, of six."""
     names = list(BOUNDS)[1:] if chance.random() < 0.8 else list(BOUNDS)
     return " ".join(any_field(chance, name) for name in names)
 
 
 def any_moment(chance, tz):
-    """A moment, half of the time within a day of where the clock is shifted."""
+    """Return a random moment. Half of them are within a day of a clock change."""
     at = chance.randrange(int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()), 3_000_000_000)
     if chance.random() < 0.5:
         return at
@@ -618,10 +628,10 @@ def any_moment(chance, tz):
 
 @pytest.mark.fault("F55")
 class TestOracle:
-    """Nominal times against an interpreter that shares nothing with them but the rules."""
+    """Nominal times against an interpreter that shares only the rules."""
 
     def compare(self, chance, most):
-        """Compare one random expression; return how many fire times were compared."""
+        """Compare one random expression; return the number of compared times."""
         tz, days = chance.choice(ZONES), 4_000
         while True:
             text = any_cron(chance)
@@ -638,21 +648,21 @@ class TestOracle:
         expected = [f for f in expected if f < horizon]
         assert expected == found, (text, tz, after)
         if found:
-            # Supply goes on from any of them as if it had never stopped.
+            # Continuing from any of these times gives the same later ones.
             cut = chance.randrange(len(found))
             again = itertools.islice(tested.nominals(found[cut] * SECOND), len(found) - cut - 1)
             assert found[cut + 1 :] == [f // SECOND for f in again], (text, tz, after, cut)
         return len(found)
 
     @pytest.mark.timeout(3_600)
-    def test_random_expressions(self):
-        """Random expressions in zones of all kinds fire when the oracle says, fifty times each."""
+    def test_random_expressions_match_the_oracle(self):
+        """Fifty times of each expression are compared, in zones of all kinds."""
         seed = os.environ.get("DTIMER_TEST_SEED", "20270115")
         compared = sum(self.compare(random.Random(f"{seed}/{i}"), 50) for i in range(EXPRESSIONS))
         assert compared > EXPRESSIONS * 30
 
-    def test_the_oracle_knows_the_table(self):
-        """The oracle itself is right about a gap, an overlap and a fifth Friday."""
+    def test_the_oracle_is_right_about_a_gap_an_overlap_and_a_fifth_friday(self):
+        """A wrong oracle could hide a wrong library."""
         spring, autumn = us("2027-03-27 12:00", BERLIN), us("2027-10-30 12:00", BERLIN)
         gap = Oracle("30 2 * * *", BERLIN).fires(spring // SECOND, 1, 10)
         assert [us("2027-03-28 03:00", BERLIN) // SECOND] == gap

@@ -1,4 +1,4 @@
-"""The scripts as they are read from the package."""
+"""Loading the scripts from the package."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dtimer.store.namespace import SCHEMA
 from dtimer.store.scripts import load, texts
 
 
-def test_no_file_is_read_once_a_timer_is_made(monkeypatch):
+def test_reads_no_file_after_a_timer_was_made(monkeypatch):
     """
-    A process that has no descriptor left, or whose package was upgraded under it, goes on
-    with the scripts that it began with.
+    A process without a free descriptor, or whose package was upgraded, continues with the scripts
+    it has loaded.
     """
     verbs = [name for name in texts() if not name.startswith("parts/")]
     shas = {name: load(name).sha for name in verbs}
@@ -25,10 +25,11 @@ def test_no_file_is_read_once_a_timer_is_made(monkeypatch):
     timer.leave()
 
 
-def test_comments_are_not_sent():
+def test_sends_scripts_without_comments():
     """
-    A post in a pipe sends its script, of which more than a third is comments. They are lines of
-    their own, and no string goes over a line: so a line that begins with dashes is one.
+    A post in a pipeline sends its script, a third of which is comments.
+
+    Stripping works by line, so a comment must be a line of its own and no string may span lines.
     """
     for name, text in texts().items():
         for line in text.splitlines():
@@ -39,6 +40,6 @@ def test_comments_are_not_sent():
             assert [] == [line for line in sent if line.startswith((" ", "--")) or not line]
 
 
-def test_one_version():
-    """Scripts and package mean the same version of what is kept in Redis."""
+def test_scripts_and_package_have_the_same_schema_version():
+    """A script of another version would misread the stored data."""
     assert f"local SCHEMA = '{SCHEMA}'\n" in texts()["parts/prelude"]

