@@ -1,4 +1,4 @@
-"""RunAt on a real server: writing, reading, flowing, stopping, and readers that die."""
+"""RunAt on a real server: writing, reading, flowing, stopping, and readers that crash."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dtimer.errors import DTimerError
 from dtimer.model.event import State
 from dtimer.testing import Catch, Clock
 
-#: For `RunAt.read`, in ms; only a failing test waits so long.
+#: A timeout of `RunAt.read` in ms; only a failing test waits that long.
 SOON = PATIENCE * 1000
 
 
@@ -35,7 +35,10 @@ def clock():
 
 @pytest.fixture
 def make(server, namespace):
-    """Make queues of one name; in the end none may have left anything running."""
+    """
+    Return a function that makes queues of one name. After the test none may have left a
+    thread.
+    """
     before = set(threading.enumerate())
     with contextlib.ExitStack() as stopping:
 
@@ -55,7 +58,7 @@ def queue(make):
 
 
 def in_thread(f, *args):
-    """Run in a thread of its own; return a function that waits for its result."""
+    """Run *f* in another thread; return a function that waits for its result."""
     results = queues.SimpleQueue()
 
     def run():
@@ -83,10 +86,13 @@ def state(queue, key):
 
 
 class TestWriting:
-    """What may be written, and when it is then read."""
+    """Accepted jobs, and when their keys are read."""
 
-    def test_first_middle_last(self, make, clock):
-        """The original's example: keys come in the order of their times, not of writing."""
+    def test_keys_are_read_in_order_of_their_times(self, make, clock):
+        """
+        As in the original library's example, keys are read in the order of their times, not of
+        writing.
+        """
         queue = make(now=clock)
         for delay, key in ((560, "last"), (409, "middle"), (333, "first")):
             assert queue.write({"runAt": clock() + delay, "key": key}) is True
@@ -95,7 +101,7 @@ class TestWriting:
         assert ["first", "middle", "last"] == [queue.read(SOON) for _ in range(3)]
 
     def test_never_early(self, make, clock):
-        """One ms before its time a key is not read, and on it, it is."""
+        """A key is not read one millisecond before its time, and is read at its time."""
         queue = make(now=clock)
         queue.write("tea", clock() + 5_000)
         clock.tick(4_999)
@@ -113,8 +119,11 @@ class TestWriting:
             ("x", datetime.fromtimestamp(1_900_000_000, UTC)),
         ],
     )
-    def test_forms(self, queue, job):
-        """A job is a mapping, or a key and a time; times are ms or aware datetimes."""
+    def test_a_job_is_a_mapping_or_a_key_and_a_time(self, queue, job):
+        """
+        A job is a mapping, or a key and a time. A time is in milliseconds or an aware
+        datetime.
+        """
         assert queue.write(*job) is True
         assert 1_900_000_000_000 == queue.timer.peek("x").due
 
@@ -145,7 +154,7 @@ class TestWriting:
         ],
     )
     def test_a_bad_job_is_refused_before_any_io(self, job):
-        """A job without a key that is a string, or with a time that is none, raises at once."""
+        """A job without a string as its key, or without a valid time, raises at once."""
         with pytest.raises(OptionError):
             RunAt(redis="redis://127.0.0.1:1").write(*job)
 
@@ -169,20 +178,20 @@ class TestWriting:
             {"laese": 5},
         ],
     )
-    def test_bad_options(self, options):
+    def test_bad_options_are_refused_at_construction(self, options):
         """A bad client, name or option raises at construction."""
         with pytest.raises(OptionError):
             RunAt(**options)
 
-    def test_host_and_port(self, tcp_server):
-        """A client may be given as in the original, as a host and a port."""
+    def test_the_client_may_be_a_host_and_a_port(self, tcp_server):
+        """As in the original library, the client may be given as a host and a port."""
         host, port = tcp_server.url.removeprefix("redis://").split("/")[0].rsplit(":", 1)
         with RunAt(redis={"host": host, "port": int(port)}) as queue:
             queue.write("tea")
             assert "tea" == queue.read(SOON)
 
-    def test_nobody_there(self):
-        """Without a server writing and reading raise, within their deadline."""
+    def test_an_unreachable_server_is_a_store_error(self):
+        """If no server listens, writing and reading raise within their deadline."""
         queue = RunAt(redis="redis://127.0.0.1:1", timeout=100)
         with pytest.raises(StoreError):
             queue.write("tea")
@@ -190,8 +199,8 @@ class TestWriting:
             queue.read(1)
         queue.stop()
 
-    def test_the_last_writer_wins(self, make, clock):
-        """Writing a key again moves it, forwards and back; it is read once."""
+    def test_the_last_write_of_a_key_wins(self, make, clock):
+        """Writing a key again moves it to the new time, earlier or later. The key is read once."""
         queue, other = make(now=clock), make(now=clock)
         queue.write("tea", clock() + 1_000)
         other.write("tea", clock() + 5_000)
@@ -205,13 +214,13 @@ class TestWriting:
         assert queue.read(10) is None
 
     @pytest.mark.parametrize("run_at", [None, 0, 1, -5, datetime(1999, 1, 1, tzinfo=UTC)])
-    def test_missing_or_past_is_now(self, queue, run_at):
-        """Without a time, or with one that is over, a key is due at once."""
+    def test_a_missing_or_past_time_is_now(self, queue, run_at):
+        """A key without a time, or with a time in the past, is due at once."""
         queue.write("tea", run_at)
         assert "tea" == queue.read(SOON)
 
-    def test_ties_go_by_their_writing(self, make, clock):
-        """A thousand keys of one ms are read in the order in which they were written."""
+    def test_keys_of_one_millisecond_are_read_in_order_of_writing(self, make, clock):
+        """A thousand keys of one millisecond are read in the order of writing."""
         queue = make(now=clock)
         keys = [f"{random.randrange(1 << 40):x}" for _ in range(1_000)]
         then = int(clock()) + 1_000
@@ -220,8 +229,11 @@ class TestWriting:
         clock.tick(3_000)
         assert keys == [queue.read(SOON) for _ in keys]
 
-    def test_ties_beyond_a_thousand(self, make, clock):
-        """More of one ms spill into the next, still in order, never early, and none is lost."""
+    def test_more_than_a_thousand_keys_of_one_millisecond_stay_in_order(self, make, clock):
+        """
+        Keys beyond a thousand spill into the next millisecond, still in order, never early, and
+        none is lost.
+        """
         queue = make(now=clock)
         keys = [f"{random.randrange(1 << 40):x}" for _ in range(1_500)]
         then = int(clock()) + 1_000
@@ -233,8 +245,8 @@ class TestWriting:
         assert dues[-1] < then + 2
         assert len(set(dues)) == len(dues)
 
-    def test_rewriting_in_line(self, make, clock):
-        """A key that is written again for the same ms goes to the end of its line."""
+    def test_writing_a_key_again_moves_it_to_the_end_of_its_millisecond(self, make, clock):
+        """A key that is written again for the same millisecond goes behind the other keys."""
         queue = make(now=clock)
         for key in "abca":
             queue.write(key, int(clock()) + 1_000)
@@ -243,25 +255,28 @@ class TestWriting:
 
 
 class TestReading:
-    """Who holds a key, and until when."""
+    """Which reader holds a key, and for how long."""
 
-    def test_a_timeout_is_none(self, queue):
-        """A read that waited in vain returns None, and the next one works."""
+    def test_a_read_that_times_out_returns_none(self, queue):
+        """A read that times out returns None, and the next read works."""
         assert queue.read(0) is None
         assert queue.read(timedelta(milliseconds=20)) is None
         queue.write("tea")
         assert "tea" == queue.read(SOON)
 
-    def test_who_timed_out_holds_nothing(self, make):
-        """A key that comes after the reader has gone stays in the queue, unattempted."""
+    def test_a_reader_that_timed_out_holds_no_key(self, make):
+        """
+        A key that becomes due after the reader has timed out stays in the queue with no attempt
+        charged.
+        """
         slow, quick = make(), make()
         assert slow.read(10) is None
         slow.write("tea")
         assert "tea" == quick.read(SOON)
         assert 1 == quick.timer.peek("tea").attempt
 
-    def test_only_what_is_held_is_leased(self, make):
-        """A slow reader holds one key; another reads all the rest meanwhile."""
+    def test_a_slow_reader_leases_only_its_key(self, make):
+        """A slow reader holds one key, and another reads all the others meanwhile."""
         slow, quick = make(), make()
         keys = {f"k{i}" for i in range(30)}
         for key in keys:
@@ -272,16 +287,16 @@ class TestReading:
         assert quick.read(20) is None
         assert State.IN_FLIGHT is state(slow, held)
 
-    def test_asking_for_the_next_confirms(self, queue):
-        """The key before is done when the next one is asked for, even if none comes."""
+    def test_the_next_read_confirms_the_previous_key(self, queue):
+        """The next read confirms the previous key, even if it returns no key."""
         queue.write("tea")
         assert "tea" == queue.read(SOON)
         assert State.IN_FLIGHT is state(queue, "tea")
         assert queue.read(0) is None
         eventually(lambda: state(queue, "tea") is None)
 
-    def test_confirm(self, queue):
-        """Confirmed by hand, a key is gone at once, and confirming again is False."""
+    def test_confirm_removes_the_key(self, queue):
+        """A confirmed key is removed at once. Confirming it again returns False."""
         queue.write("tea")
         queue.read(SOON)
         assert queue.confirm("tea")
@@ -290,15 +305,15 @@ class TestReading:
         assert not queue.confirm("nobody")
 
     def test_leaving_the_block_confirms(self, make):
-        """The key in hand is done when the block is left without an exception."""
+        """Leaving the block without an exception confirms the key that was read."""
         with make() as queue:
             queue.write("tea")
             queue.read(SOON)
         assert state(queue, "tea") is None
         assert 1 == queue.timer.stats().totals["confirmed"]
 
-    def test_an_exception_hands_the_key_out_again(self, make):
-        """A block left by an exception gives its key back; another reader gets it."""
+    def test_leaving_the_block_by_an_exception_releases_the_key(self, make):
+        """If an exception leaves the block, its key is delivered to another reader."""
         failing = make()
         errors = Catch(failing, "error")
         failing.write("tea")
@@ -309,8 +324,11 @@ class TestReading:
         assert "tea" == other.read(SOON)
         assert 2 == other.timer.peek("tea").attempt
 
-    def test_an_exception_after_confirm(self, make):
-        """A key that was confirmed stays so, however the block is left, and no error is told."""
+    def test_a_confirmed_key_stays_confirmed_after_an_exception(self, make):
+        """
+        A key that was confirmed stays confirmed if an exception leaves the block, and no error is
+        emitted.
+        """
         queue = make()
         errors = Catch(queue, "error")
         queue.write("tea")
@@ -319,8 +337,8 @@ class TestReading:
         assert state(queue, "tea") is None
         assert errors.empty()
 
-    def test_a_thread_that_ends_with_a_key(self, make):
-        """A reader thread that ended without a word does not keep its key for ever."""
+    def test_a_thread_that_ends_with_a_key_releases_it(self, make):
+        """If a reader thread ends with a key, the key is delivered again and 'error' is emitted."""
         queue = make()
         errors = Catch(queue, "error")
         queue.write("tea")
@@ -328,8 +346,11 @@ class TestReading:
         assert "ended with 'tea'" in str(errors.next())
         assert "tea" == queue.read(SOON)
 
-    def test_rewriting_the_key_in_hand(self, queue):
-        """A reader may write its own key for later: that is not lost by confirming this one."""
+    def test_a_reader_may_write_its_own_key_again(self, queue):
+        """
+        A reader may write its own key for later. Confirming the old one does not remove the new
+        one.
+        """
         queue.on("error", lambda error: None)
         queue.write("tea")
         queue.read(SOON)
@@ -338,8 +359,8 @@ class TestReading:
         eventually(lambda: queue.timer.stats().in_flight == 0)
         assert State.SCHEDULED is state(queue, "tea")
 
-    def test_iteration(self, queue):
-        """``for key in queue`` reads until the queue is stopped, from the body of the loop too."""
+    def test_iterating_reads_until_stopped(self, queue):
+        """``for key in queue`` reads until the queue is stopped, even by the body of the loop."""
         for key in "abc":
             queue.write(key)
         read = []
@@ -351,8 +372,8 @@ class TestReading:
         assert 0 == queue.timer.stats().in_flight
         assert 3 == queue.timer.stats().totals["confirmed"]
 
-    def test_several_threads(self, make):
-        """With concurrency=4 four threads hold a key each, and each key goes to one of them."""
+    def test_each_key_goes_to_one_of_several_threads(self, make):
+        """With concurrency=4 four threads hold a key each, and each key goes to one thread."""
         queue = make(concurrency=4)
         keys = [f"k{i}" for i in range(40)]
         for key in keys:
@@ -371,29 +392,29 @@ class TestReading:
         results = [in_thread(read) for _ in range(4)]
         assert sorted(keys) == sorted(key for result in results for key in result())
 
-    def test_more_threads_than_hands(self, make):
-        """With more readers than concurrency they take turns; none is left out for good."""
+    def test_more_reader_threads_than_concurrency_all_get_keys(self, make):
+        """If there are more reader threads than ``concurrency``, each of them still gets a key."""
         queue = make(concurrency=2)
         results = [in_thread(queue.read, SOON) for _ in range(5)]
         for i in range(5):
             queue.write(f"k{i}")
-        # A thread that has ended gives its key back, so these may come again.
+        # A thread that has ended releases its key, so a key may be read again.
         assert all(result() in {f"k{i}" for i in range(5)} for result in results)
 
 
 class TestFlowing:
-    """Listeners and pipes."""
+    """Listeners of 'data', and pipes."""
 
-    def test_data(self, queue):
-        """A listener of 'data' is given the keys, and they are confirmed when it returns."""
+    def test_a_data_listener_gets_keys_that_are_confirmed_when_it_returns(self, queue):
+        """A listener of 'data' is called with each key, and its return confirms the key."""
         keys = Catch(queue, "data")
         for key in "abc":
             queue.write(key)
         assert ["a", "b", "c"] == [keys.next() for _ in range(3)]
         eventually(lambda: queue.timer.stats().totals.get("confirmed") == 3)
 
-    def test_a_listener_that_raises(self, queue):
-        """Its key is handed out again, and 'error' tells why."""
+    def test_a_key_whose_listener_raises_is_delivered_again(self, queue):
+        """If the listener raises, its key is delivered again and 'error' gets the exception."""
         errors, seen = Catch(queue, "error"), queues.SimpleQueue()
 
         def listen(key):
@@ -408,21 +429,21 @@ class TestFlowing:
         assert isinstance(error.__cause__, ZeroDivisionError)
         eventually(lambda: seen.qsize() == 2)
 
-    def test_read_while_flowing(self, queue):
-        """Reading a queue that flows is an error of use, not a wait for ever."""
+    def test_reading_a_flowing_queue_is_a_usage_error(self, queue):
+        """Reading a queue with a listener raises a UsageError instead of waiting for ever."""
         queue.on("data", lambda key: None)
         with pytest.raises(UsageError):
             queue.read(0)
 
-    def test_pipe_to_a_callable(self, queue):
-        """``pipe`` hands each key to a function, and returns it."""
+    def test_pipe_calls_a_function_with_each_key(self, queue):
+        """``pipe`` calls a function with each key, and returns the function."""
         piped = queues.SimpleQueue()
         assert queue.pipe(piped.put) is not None
         queue.write("tea")
         assert "tea" == piped.get(timeout=PATIENCE)
 
-    def test_pipe_to_a_writer(self, queue):
-        """So it does to anything with a ``write``, and returns that."""
+    def test_pipe_writes_each_key_to_a_writer(self, queue):
+        """``pipe`` accepts an object with a ``write`` method, and returns that object."""
 
         class Sink:
             def __init__(self):
@@ -436,8 +457,8 @@ class TestFlowing:
         queue.write("tea")
         assert "tea" == sink.got.get(timeout=PATIENCE)
 
-    def test_pipe_to_another_queue(self, make, namespace):
-        """Piped into each other, queues are a relay."""
+    def test_queues_can_be_piped_into_each_other(self, make, namespace):
+        """A key passes through queues that are piped into each other."""
         first, second = make(), make(queue_name=f"{namespace}-2")
         third = make(queue_name=f"{namespace}-3")
         first.pipe(second).pipe(third)
@@ -446,13 +467,13 @@ class TestFlowing:
         eventually(lambda: first.timer.stats().totals.get("confirmed") == 1)
 
     @pytest.mark.parametrize("target", [None, 5, "x"])
-    def test_pipe_to_nothing(self, target):
-        """What is neither callable nor has a ``write`` is refused."""
+    def test_pipe_refuses_an_object_that_cannot_take_keys(self, target):
+        """``pipe`` refuses an object that is not callable and does not have a ``write`` method."""
         with pytest.raises(OptionError):
             RunAt().pipe(target)
 
-    def test_stop_from_a_listener(self, queue):
-        """A listener may stop the queue; its own key is confirmed."""
+    def test_a_listener_may_stop_the_queue(self, queue):
+        """A listener may stop the queue, and its own key is confirmed."""
         ended = Catch(queue, "end")
         queue.on("data", lambda key: queue.stop())
         queue.write("tea")
@@ -460,8 +481,11 @@ class TestFlowing:
         eventually(lambda: not queue.timer.joined)
         assert state(queue, "tea") is None
 
-    def test_keys_flow_in_order_whatever_one_of_them_takes(self, make, monkeypatch):
-        """A key for which the listener takes long changes no order, also among other consumers."""
+    def test_keys_flow_in_order_if_one_takes_long(self, make, monkeypatch):
+        """
+        A listener that takes long for one key does not change the order, even with other
+        consumers.
+        """
         monkeypatch.setattr("dtimer.store.store.Store.alone", lambda *_: False)
         queue, said = make(), queues.SimpleQueue()
         keys = [f"{n:03d}" for n in range(120)]
@@ -480,16 +504,16 @@ class TestFlowing:
 
 
 class TestStopping:
-    """The end of a queue."""
+    """Stopping a queue."""
 
-    def test_before_anything(self, queue):
-        """A queue that did nothing can be stopped, and then reads nothing."""
+    def test_an_unused_queue_can_be_stopped(self, queue):
+        """A queue that has not been used can be stopped, and then reads nothing."""
         queue.stop()
         assert queue.read() is None
         assert [] == list(queue)
 
-    def test_twice_and_the_end_once(self, queue):
-        """Stopping again is no error, and 'end' comes once."""
+    def test_stopping_twice_emits_end_once(self, queue):
+        """Stopping again is not an error, and 'end' is emitted once."""
         ends = []
         queue.on("end", lambda: ends.append(1))
         queue.read(0)
@@ -499,15 +523,15 @@ class TestStopping:
             pass
         assert [1] == ends
 
-    def test_while_another_thread_reads(self, queue):
+    def test_a_waiting_read_returns_none(self, queue):
         """A read that waits returns None when the queue is stopped."""
         result = in_thread(queue.read)
         eventually(lambda: queue.wanted() == 1)
         queue.stop()
         assert result() is None
 
-    def test_from_eight_threads_at_once_with_readers(self, make):
-        """However stops and reads fall together, each read ends, and nothing is left running."""
+    def test_stops_and_reads_from_eight_threads_all_return(self, make):
+        """Stops and reads on several threads at the same time all return, and no thread is left."""
         for _ in range(15):
             queue = make(concurrency=2)
             start = threading.Barrier(8, timeout=PATIENCE)
@@ -520,8 +544,8 @@ class TestStopping:
             assert [None] * 8 == [result() for result in results]
             eventually(lambda queue=queue: not queue.timer.joined)
 
-    def test_a_stop_between_looking_and_joining(self, make, monkeypatch):
-        """A stop that comes just before a reader joins is not undone by the joining."""
+    def test_a_stop_just_before_a_reader_joins_is_not_lost(self, make, monkeypatch):
+        """If a stop comes just before a reader joins the node, the queue stays stopped."""
         queue = make()
         join = queue.timer.join
 
@@ -534,8 +558,8 @@ class TestStopping:
         assert queue.read() is None
         assert not queue.timer.joined
 
-    def test_what_was_not_read_stays(self, make):
-        """Stopped, a queue has confirmed what was in hand, and given back the rest."""
+    def test_unread_keys_stay_in_the_queue(self, make):
+        """Stopping confirms the key that was read, and releases the others."""
         queue, other = make(), make()
         for i in range(10):
             queue.write(f"k{i}")
@@ -544,8 +568,11 @@ class TestStopping:
         assert 9 == len({other.read(SOON) for _ in range(9)} - {first})
         assert 0 == len(list(other.timer.dead()))
 
-    def test_waits_for_other_readers(self, make):
-        """A stop waits for the key of another thread, which is confirmed when it is done."""
+    def test_stop_waits_for_other_readers(self, make):
+        """
+        stop() waits for the key of another thread, which is confirmed when that thread is
+        done.
+        """
         queue = make()
         queue.write("tea")
         holding, go_on = threading.Event(), threading.Event()
@@ -565,8 +592,8 @@ class TestStopping:
         assert "done" == working()
         assert state(queue, "tea") is None
 
-    def test_with_a_timeout(self, make):
-        """A stop with a timeout does not wait longer; the key goes to somebody else."""
+    def test_stop_with_a_timeout_gives_the_key_up(self, make):
+        """stop(timeout) waits no longer than that, and another reader gets the key."""
         queue = make()
         queue.write("tea")
         reading, go_on = threading.Event(), threading.Event()
@@ -584,8 +611,8 @@ class TestStopping:
         go_on.set()
         assert "tea" == holding()
 
-    def test_nothing_is_left(self, server, namespace, client):
-        """After stop there is no thread and no connection of the queue's."""
+    def test_stop_leaves_nothing_behind(self, server, namespace, client):
+        """After stop() the queue has no thread and no connection."""
         before, connected = set(threading.enumerate()), len(client.client_list())
         queue = RunAt(namespace, redis=server.url, concurrency=3)
         queue.write("tea")
@@ -595,8 +622,8 @@ class TestStopping:
         eventually(lambda: set(threading.enumerate()) <= before)
         eventually(lambda: len(client.client_list()) <= connected)
 
-    def test_a_client_of_the_users_stays_open(self, make, client):
-        """What was opened elsewhere is not closed here."""
+    def test_the_users_client_stays_open(self, make, client):
+        """stop() does not close a client that the user opened."""
         with make(redis=client) as queue:
             queue.write("tea")
             queue.read(SOON)
@@ -605,7 +632,7 @@ class TestStopping:
 
 @contextlib.contextmanager
 def consuming(server, namespace, *, options=None, **setting):
-    """A process that consumes the queue."""
+    """Run a process that consumes the queue."""
     text = json.dumps({"url": server.url, "queue": namespace, "options": options or {}, **setting})
     process = subprocess.Popen(
         [sys.executable, "-W", "error", consumer.__file__, text],
@@ -623,17 +650,17 @@ def consuming(server, namespace, *, options=None, **setting):
 
 
 class TestProcesses:
-    """Consumers in processes of their own."""
+    """Consumers in separate processes."""
 
     @pytest.mark.slow
     def test_two_consumers_share_ten_thousand_keys(self, server, namespace, make):
-        """Each key is read by exactly one of them, and none is lost."""
+        """Each key is read by exactly one of two consumers, and none is lost."""
         writer = make()
         keys = [f"k{i}" for i in range(10_000)]
         with consuming(server, namespace) as a, consuming(server, namespace) as b:
             lines = [in_thread(process.stdout.read) for process in (a, b)]
             writer.timer.post_many({"ev": {}, "id": key} for key in keys)
-            # A consumer that has read one of these reads no more.
+            # A consumer ends after it has read one of these keys.
             eventually(lambda: writer.timer.stats().totals.get("confirmed", 0) >= 10_000, 50)
             writer.write("end-1")
             writer.write("end-2")
@@ -643,8 +670,11 @@ class TestProcesses:
         assert sorted(keys) == sorted(read[0] + read[1])
         assert min(map(len, read)) > 1_000, "one of them had next to nothing"
 
-    def test_a_consumer_killed_with_a_key_in_hand(self, server, namespace, make):
-        """Its lease ends, and the other reads the key; its other keys are not even late."""
+    def test_the_key_of_a_killed_consumer_is_read_by_another(self, server, namespace, make):
+        """
+        When the lease of the killed consumer ends, the other reads its key. Other keys are not
+        delayed.
+        """
         options = {"lease": 500}
         other = make(**options)
         with consuming(server, namespace, options=options, hold="tea") as process:

@@ -1,4 +1,4 @@
-"""Schedules on a real server, with time moved by hand: chains, misfires, overlaps, crashes."""
+"""Schedules on a real server, with time moved by the test: chains, misfires, overlaps, crashes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dtimer.store.store import Store
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
 
-#: Where `Now` begins: Friday, 15 January 2027, 8:00 UTC.
+#: The start time of `Now`: Friday, 15 January 2027, 8:00 UTC.
 START = Now().us
 
 
 def definition(id="beat", **options):
-    """A definition; every second, where neither ``every`` nor ``cron`` is given."""
+    """Return a schedule's specification; every second, unless ``every`` or ``cron`` is given."""
     given = {
         "every": None if "cron" in options else 1_000,
         "start": None,
@@ -44,12 +44,12 @@ def declare(store, id="beat", **options):
 
 
 def at(claim, unit=SECOND):
-    """When an occurrence was meant to be, counted from the beginning of the test."""
+    """Return the nominal time of an occurrence, counted from the start of the test."""
     return (claim.nominal_us - START) / unit
 
 
 def serve(peer, limit=10):
-    """Take turns, confirm and supply as a node does, until nothing is due; return the claims."""
+    """Claim, confirm and add times as a node does, until nothing is due; return the claims."""
     served = []
     for _ in range(2_000):
         turn = peer.turn(limit)
@@ -69,10 +69,13 @@ def nominals(claims, unit=SECOND):
 
 
 class TestChain:
-    """Occurrences follow from the nominal time of the one before."""
+    """Each occurrence follows from the nominal time of the previous one."""
 
-    def test_an_occurrence_tells_where_it_comes_from(self, store, node, now):
-        """Its id is the schedule's with the nominal time, and claims name both."""
+    def test_an_occurrence_names_its_schedule_and_nominal_time(self, store, node, now):
+        """
+        The id of an occurrence is the schedule's id with the nominal time, and the claim has
+        both.
+        """
         assert "new" == declare(store, payload='{"cup":1}', max_retries=7)
         now.tick(1_000)
         (claim,) = node.claim()
@@ -81,15 +84,18 @@ class TestChain:
         assert (b'{"cup":1}', 7, 1) == (claim.payload, claim.max_retries, claim.attempt)
 
     def test_never_early(self, store, node, now):
-        """An occurrence cannot be claimed one µs before its nominal time."""
+        """An occurrence cannot be claimed one microsecond before its nominal time."""
         declare(store)
         now.tick(999.999)
         assert [] == node.claim()
         now.tick(0.001)
         assert [1] == nominals(node.claim())
 
-    def test_no_drift(self, store, node, now):
-        """However late each is handed out, nominal times stay where the anchor puts them."""
+    def test_late_claims_cause_no_drift(self, store, node, now):
+        """
+        Nominal times keep their distance from the anchor, however late occurrences are
+        claimed.
+        """
         declare(store)
         seen = []
         for late in (0, 300, 700, 999.999, 1):
@@ -99,16 +105,16 @@ class TestChain:
             seen.append(at(claim))
         assert [1, 2, 3, 4, 5] == seen
 
-    def test_one_pending_at_a_time(self, store, node, now):
-        """In Redis there is one occurrence ahead of a schedule, not a year of them."""
+    def test_one_occurrence_is_pending_at_a_time(self, store, node, now):
+        """Redis holds one future occurrence of a schedule, not all of them."""
         declare(store)
         for _ in range(5):
             now.tick(1_000)
             serve(node)
             assert 1 == len(list(store.upcoming("-inf", "+inf")))
 
-    def test_start(self, store, node, now):
-        """The first nominal time is the start, and the others are counted from it."""
+    def test_start_is_the_first_nominal_time(self, store, node, now):
+        """The first nominal time is the start, and the others count from it."""
         declare(store, start=START / 1000 + 250)
         now.tick(249.999)
         assert [] == node.claim()
@@ -117,8 +123,11 @@ class TestChain:
         now.tick(1_000)
         assert [1.25] == nominals(serve(node))
 
-    def test_end(self, store, node, now):
-        """The end is a nominal time still; after it comes none, and the schedule is done."""
+    def test_end_is_the_last_nominal_time(self, store, node, now):
+        """
+        The end may itself be a nominal time. No occurrence follows, and the schedule is
+        finished.
+        """
         declare(store, end=START / 1000 + 3_000)
         seen = []
         for _ in range(6):
@@ -127,15 +136,15 @@ class TestChain:
         assert [1, 2, 3] == seen
         assert (None, 0) == (store.schedule("beat").due, store.schedule("beat").left)
 
-    def test_an_end_before_the_first(self, store, node, now):
-        """A schedule whose end is over when it would begin makes nothing."""
+    def test_an_end_before_the_first_time_makes_no_occurrence(self, store, node, now):
+        """A schedule that ends before its first nominal time has no occurrence."""
         declare(store, end=START / 1000 + 500)
         declare(store, "cron", cron="* * * * *", end=START / 1000 + 500)
         now.tick(600_000)
         assert [] == serve(node)
 
-    def test_count(self, store, node, now):
-        """So many are handed out, and then no more."""
+    def test_count_limits_the_occurrences(self, store, node, now):
+        """After *count* occurrences no more follow."""
         declare(store, count=2)
         assert 2 == store.schedule("beat").left
         seen = []
@@ -145,8 +154,11 @@ class TestChain:
         assert [1, 2] == seen
         assert 0 == store.schedule("beat").left
 
-    def test_jitter_stays_in_its_bounds(self, store, node, now):
-        """Each is due up to the jitter after its nominal time; the spread uses that room."""
+    def test_jitter_stays_within_its_bounds(self, store, node, now):
+        """
+        Each occurrence is due within the jitter after its nominal time, spread over the whole
+        range.
+        """
         for i in range(50):
             declare(store, f"j{i}", jitter=1_000)
         spread = [(r.due - START / 1000 - 1_000) for r in store.upcoming("-inf", "+inf")]
@@ -155,8 +167,8 @@ class TestChain:
         assert min(spread) < 250
         assert max(spread) > 750
 
-    def test_wide_jitter_is_spread_widely(self, store):
-        """A jitter of days is as wide as that, too."""
+    def test_a_jitter_of_days_is_spread_over_days(self, store):
+        """A jitter of a day is spread over the whole day."""
         day = 86_400_000
         for i in range(50):
             declare(store, f"j{i}", every=day, jitter=day)
@@ -164,8 +176,8 @@ class TestChain:
         assert min(spread) < 0.25
         assert max(spread) > 0.75
 
-    def test_jitter_makes_no_misfire(self, store, node, now):
-        """With a jitter as long as the interval each nominal time is still handed out."""
+    def test_jitter_causes_no_misfire(self, store, node, now):
+        """With a jitter as long as the interval, every nominal time is still delivered."""
         declare(store, jitter=1_000)
         seen = []
         for _ in range(4_000):
@@ -175,8 +187,8 @@ class TestChain:
         assert 39 <= len(seen)
         assert all(claim.missed == 0 for claim in seen)
 
-    def test_what_is_listed(self, store, node, now):
-        """A schedule shows its definition, its next due time and the last nominal one."""
+    def test_a_listed_schedule_has_its_next_and_last_time(self, store, node, now):
+        """A listed schedule has its specification, its next due time and its last nominal time."""
         declare(store, count=5, jitter=0)
         declare(store, "cron", cron="0 9 * * *", tz="Europe/Berlin", misfire="skip")
         beat, cron = store.schedules()
@@ -194,18 +206,21 @@ class TestChain:
 
 
 class TestDeclaring:
-    """Every process declares its schedules at its start, again and again."""
+    """Every process declares its schedules at each start."""
 
-    def test_the_same_changes_nothing(self, store, now):
-        """Declared again, later, a schedule keeps its anchor and its pending occurrence."""
+    def test_declaring_the_same_changes_nothing(self, store, now):
+        """A schedule that is declared again keeps its anchor and its pending occurrence."""
         assert "new" == declare(store)
         before = store.schedule("beat")
         now.tick(400)
         assert "same" == declare(store)
         assert before == store.schedule("beat")
 
-    def test_the_same_while_one_is_overdue(self, store, node, now):
-        """What fell due while nobody was there is not forgotten by declaring at the start."""
+    def test_declaring_the_same_keeps_an_overdue_occurrence(self, store, node, now):
+        """
+        Occurrences that became due while no node was there are not lost when a process declares the
+        schedule at its start.
+        """
         declare(store)
         now.tick(5_300)
         assert "same" == declare(store)
@@ -213,7 +228,10 @@ class TestDeclaring:
         assert (1, 4) == (at(claim), claim.missed)
 
     def test_a_change_keeps_the_rhythm(self, store, node, now):
-        """Another payload does not begin the interval anew: changed often, it still recurs."""
+        """
+        A new payload does not restart the interval. A schedule that is changed often still
+        recurs.
+        """
         declare(store, every=60_000)
         seen = []
         for i in range(12):
@@ -222,8 +240,8 @@ class TestDeclaring:
             seen += serve(node)
         assert [60, 120] == nominals(seen)
 
-    def test_a_changed_interval_goes_on_from_the_last(self, store, node, now):
-        """A new interval is counted from the last nominal time, and never makes up the past."""
+    def test_a_new_interval_counts_from_the_last_occurrence(self, store, node, now):
+        """A new interval counts from the last nominal time, and adds no occurrences in the past."""
         declare(store, every=10_000)
         now.tick(10_000)
         serve(node)
@@ -234,8 +252,8 @@ class TestDeclaring:
         assert [16] == nominals(serve(node))
 
     @pytest.mark.parametrize("change", [{"payload": '{"n":2}'}, {"every": 7_000}])
-    def test_a_change_loses_no_occurrence_that_is_due(self, store, node, now, change):
-        """An occurrence that nobody has claimed yet is handed out, in the new form."""
+    def test_a_change_keeps_a_due_occurrence(self, store, node, now, change):
+        """An occurrence that is due and not claimed yet is delivered with the new payload."""
         declare(store)
         now.tick(1_050)
         declare(store, **change)
@@ -243,8 +261,11 @@ class TestDeclaring:
         assert 1 == at(claim)
         assert change.get("payload", '{"n":1}').encode() == claim.payload
 
-    def test_a_changed_cron_loses_no_occurrence_that_is_due(self, store, node, now):
-        """So it is with cron: the one of 8:01 comes, though the schedule is for 9:00 now."""
+    def test_a_changed_cron_keeps_a_due_occurrence(self, store, node, now):
+        """
+        A changed cron expression keeps a due occurrence too: that of 8:01 comes, although the new
+        expression is for 9:00.
+        """
         declare(store, cron="* * * * *")
         now.tick(60_500)
         declare(store, cron="0 9 * * *")
@@ -253,7 +274,7 @@ class TestDeclaring:
         assert [60] == nominals(serve(node), MINUTE)
 
     def test_a_changed_cron_does_not_make_up_the_past(self, store, node, now):
-        """Moved to a time of day that is over, it is next due tomorrow."""
+        """If the new time of day has passed, the next occurrence is due tomorrow."""
         declare(store, cron="0 9 * * *")
         now.tick(3_600_000)
         serve(node)
@@ -262,8 +283,11 @@ class TestDeclaring:
         assert [] == serve(node)
         assert [1] == [round((r.due - now.us / 1000) / 86_400_000) for r in store.schedules()]
 
-    def test_what_was_coalesced_does_not_come_back(self, store, node, now):
-        """A change right after an outage hands out nothing that was made good already."""
+    def test_a_change_does_not_repeat_coalesced_occurrences(self, store, node, now):
+        """
+        A change right after an outage does not deliver occurrences that were coalesced into
+        one.
+        """
         declare(store, cron="* * * * *")
         now.tick(5 * 60_000)
         (claim,) = serve(node)
@@ -275,10 +299,12 @@ class TestDeclaring:
 
     @pytest.mark.fault("F50")
     @pytest.mark.parametrize("back", [1, 5, 60, 3_600])
-    def test_a_changed_cron_after_the_clock_was_put_back(self, store, node, now, back):
+    def test_a_changed_cron_after_the_clock_was_set_back_repeats_nothing(
+        self, store, node, now, back
+    ):
         """
-        A cron schedule that is changed after the server's clock was put back, however far, goes
-        on behind what was handed out before, and hands out none of it again.
+        If a cron schedule is changed after the server's clock was set back, by any amount, it
+        continues after the occurrences that were delivered, and repeats none.
         """
         declare(store, cron="* * * * * *")
         now.tick(3_000)
@@ -291,8 +317,8 @@ class TestDeclaring:
         now.tick(1_000)
         assert [4] == nominals(serve(node))
 
-    def test_interval_to_cron_and_back(self, store, node, now):
-        """A schedule may change its kind; there is never more than one occurrence pending."""
+    def test_a_schedule_may_change_between_interval_and_cron(self, store, node, now):
+        """A schedule may change its kind. There is never more than one pending occurrence."""
         declare(store)
         declare(store, cron="* * * * *")
         declare(store, every=5_000)
@@ -300,8 +326,11 @@ class TestDeclaring:
         assert [5] == nominals(serve(node))
 
     @pytest.mark.parametrize("start", [None, START / 1000 + 1_000])
-    def test_a_change_after_the_clock_was_put_back(self, store, node, now, start):
-        """What was handed out before is not made again, though by the clock it lies ahead."""
+    def test_a_change_after_the_clock_was_set_back_repeats_nothing(self, store, node, now, start):
+        """
+        Occurrences that were delivered are not repeated, although the clock says they are still to
+        come.
+        """
         declare(store, start=start)
         now.tick(1_000)
         assert [1] == nominals(serve(node))
@@ -312,7 +341,7 @@ class TestDeclaring:
         now.tick(600)
         assert [2] == nominals(serve(node))
 
-    def test_a_change_of_a_running_one(self, store, node, now):
+    def test_a_change_does_not_affect_an_occurrence_in_flight(self, store, node, now):
         """An occurrence in flight is confirmed as usual, and does not come again."""
         declare(store)
         now.tick(1_000)
@@ -322,8 +351,11 @@ class TestDeclaring:
         now.tick(1_000)
         assert [2] == nominals(serve(node))
 
-    def test_two_versions_that_take_turns(self, store, node, now):
-        """During a rolling update, old and new declare in turn: no nominal time is lost."""
+    def test_alternating_declarations_lose_no_occurrence(self, store, node, now):
+        """
+        During a rolling update the old and the new version declare alternately. No nominal time is
+        lost.
+        """
         seen = []
         for i in range(200):
             declare(store, payload=f'{{"n":{i % 2}}}')
@@ -331,8 +363,8 @@ class TestDeclaring:
             seen += serve(node)
         assert list(range(1, 20)) == nominals(seen)
 
-    def test_after_the_server_forgot_all(self, store, node, now, client):
-        """After FLUSHALL the next declaration makes the schedule new."""
+    def test_after_a_flush_a_declaration_is_new(self, store, node, now, client):
+        """After FLUSHALL the next declaration creates the schedule again."""
         declare(store)
         client.delete(*store.keys)
         store.join("node", "{}")
@@ -340,8 +372,8 @@ class TestDeclaring:
         now.tick(1_000)
         assert [1] == nominals(serve(node))
 
-    def test_a_chain_broken_by_hand_goes_on(self, store, node, now, client):
-        """Where somebody removed the pending occurrence, declaring again puts it back."""
+    def test_declaring_repairs_a_broken_chain(self, store, node, now, client):
+        """If another program has removed the pending occurrence, declaring again restores it."""
         declare(store)
         id = f"beat@{START + SECOND}"
         client.zrem(store.keys.due, id)
@@ -352,12 +384,15 @@ class TestDeclaring:
 
 
 class TestMisfires:
-    """What becomes of occurrences whose successor is due already."""
+    """Occurrences whose successor is due already."""
 
     @pytest.mark.parametrize("over", [1, 2, 9, 10, 11, 35, 1_000])
     @pytest.mark.parametrize("kind", [{"every": 60_000}, {"cron": "* * * * *"}])
     def test_coalesce_counts_exactly(self, store, node, now, kind, over):
-        """One stands for all, and says for how many besides itself; then the rhythm goes on."""
+        """
+        A single occurrence stands for all and has the number of the others. Then the rhythm
+        continues.
+        """
         declare(store, **kind)
         now.tick(60_000 * (1 + over) + 30_000)
         (claim,) = serve(node)
@@ -368,8 +403,8 @@ class TestMisfires:
         assert (2 + over, 0) == (at(claim, MINUTE), claim.missed)
         assert over == store.stats().totals["coalesced"]
 
-    def test_coalesce_ends_at_the_end(self, store, node, now):
-        """Nominal times after the end are none, and are not counted as missed."""
+    def test_coalesce_stops_at_the_end(self, store, node, now):
+        """Nominal times after the end are not counted as missed."""
         for id, kind in (("e", {"every": 60_000}), ("c", {"cron": "* * * * *"})):
             declare(store, id, end=START / 1000 + 5 * 60_000, **kind)
         now.tick(100 * 60_000)
@@ -379,7 +414,7 @@ class TestMisfires:
     @pytest.mark.parametrize("over", [1, 2, 9, 10, 11, 35])
     @pytest.mark.parametrize("kind", [{"every": 60_000}, {"cron": "* * * * *"}])
     def test_skip_drops_all_but_the_latest(self, store, node, now, kind, over):
-        """Those whose successor is due are dropped; the latest is merely late."""
+        """Occurrences whose successor is due are dropped. The latest one is late."""
         declare(store, misfire="skip", **kind)
         now.tick(60_000 * (1 + over) + 30_000)
         (claim,) = serve(node)
@@ -388,16 +423,16 @@ class TestMisfires:
         now.tick(30_000)
         assert [2 + over] == nominals(serve(node), MINUTE)
 
-    def test_skip_ends_at_the_end(self, store, node, now):
-        """The latest that is handed out late is the last before the end, not one after it."""
+    def test_skip_stops_at_the_end(self, store, node, now):
+        """The latest occurrence is the last one before the end, not one after it."""
         for id, kind in (("e", {"every": 60_000}), ("c", {"cron": "* * * * *"})):
             declare(store, id, misfire="skip", end=START / 1000 + 5 * 60_000, **kind)
         now.tick(100 * 60_000)
         assert [5, 5] == nominals(serve(node), MINUTE)
 
     @pytest.mark.parametrize("kind", [{"every": 60_000}, {"cron": "* * * * *"}])
-    def test_all_hands_out_each(self, store, node, now, kind):
-        """Each nominal time of the outage is handed out, in order."""
+    def test_all_delivers_each(self, store, node, now, kind):
+        """Each nominal time of the outage is delivered, in order."""
         declare(store, misfire="all", overlap="allow", **kind)
         now.tick(60_000 * 47 + 30_000)
         served = serve(node)
@@ -406,17 +441,20 @@ class TestMisfires:
 
     @pytest.mark.parametrize("kind", [{"every": 60_000}, {"cron": "* * * * *"}])
     def test_all_is_bounded(self, store, node, now, kind):
-        """A thousand at most, and the first of them says how many were left out."""
+        """
+        At most a thousand occurrences are delivered, and the first has the number of those left
+        out.
+        """
         declare(store, misfire="all", overlap="allow", **kind)
         now.tick(60_000 * 1_200)
         served = serve(node)
         assert 1_200 == len(served) + sum(claim.missed for claim in served)
-        # The stored times of a cron schedule are handed out besides.
+        # The stored times of a cron schedule are delivered in addition.
         assert 1_000 <= len(served) <= (1_000 if "every" in kind else 1_011)
         assert 1_200 == nominals(served, MINUTE)[-1]
 
-    def test_a_very_long_outage_is_walked_in_parts(self, store, node, now):
-        """Counting what was missed in a month of seconds does not hold up who counts."""
+    def test_a_very_long_outage_is_counted_in_parts(self, store, node, now):
+        """Counting the missed seconds of a month is split, so that it does not block the node."""
         declare(store, cron="* * * * * *")
         seconds = 2 * MOST_WALKED + 17
         now.tick(seconds * 1_000)
@@ -425,8 +463,8 @@ class TestMisfires:
         now.tick(1_000)
         assert [seconds + 1] == nominals(serve(node))
 
-    def test_a_late_one_alone_is_no_misfire(self, store, node, now):
-        """As long as its successor is not due, an occurrence is only late."""
+    def test_a_late_occurrence_alone_is_not_a_misfire(self, store, node, now):
+        """Until its successor is due, an occurrence is only late."""
         for policy in ("coalesce", "skip", "all"):
             declare(store, policy, misfire=policy)
         now.tick(1_999.999)
@@ -434,10 +472,13 @@ class TestMisfires:
 
 
 class TestOverlap:
-    """When an occurrence falls due while the one before still runs."""
+    """An occurrence that becomes due while the previous one still runs."""
 
     def test_queue_keeps_one_waiting(self, store, node, now):
-        """It starts as soon as the one before has ended, and stands for those in between."""
+        """
+        The next occurrence starts when the previous one has ended, and stands for those in
+        between.
+        """
         declare(store)
         now.tick(1_000)
         (first,) = node.claim()
@@ -448,8 +489,11 @@ class TestOverlap:
         assert [2] == nominals(turn.claims)
         assert 2 == turn.claims[0].missed
 
-    def test_queue_after_the_clock_was_put_back(self, store, node, now):
-        """What waited for the one before is not early, though that has ended."""
+    def test_queue_after_the_clock_was_set_back_is_not_early(self, store, node, now):
+        """
+        An occurrence that waited for the previous one does not start early if the clock was set
+        back.
+        """
         declare(store)
         now.tick(1_000)
         (first,) = node.claim()
@@ -462,7 +506,7 @@ class TestOverlap:
         assert [2] == nominals(node.claim())
 
     def test_queue_waits_for_retries(self, store, node, now):
-        """An occurrence that waits for its retry still runs."""
+        """An occurrence that waits for its retry still counts as running."""
         declare(store)
         now.tick(1_000)
         (first,) = node.claim()
@@ -475,8 +519,8 @@ class TestOverlap:
         node.confirm(again)
         assert [2] == nominals(serve(node))
 
-    def test_queue_goes_on_when_the_running_one_is_cancelled(self, store, node, now):
-        """Cancelled between two attempts, it keeps nobody waiting."""
+    def test_queue_continues_if_the_running_one_is_cancelled(self, store, node, now):
+        """If an occurrence is cancelled between two attempts, the next one starts."""
         declare(store)
         now.tick(1_000)
         (first,) = node.claim()
@@ -486,8 +530,11 @@ class TestOverlap:
         assert Cancelled.CANCELLED is store.cancel(first.id)
         assert [2] == nominals(node.claim(10))
 
-    def test_queue_goes_on_when_its_node_has_died(self, store, node, now):
-        """The lease of the running one ends, it is handed out again, and then the next."""
+    def test_queue_continues_if_the_node_died(self, store, node, now):
+        """
+        When the lease of the running occurrence ends, it is delivered again, and then the
+        next one.
+        """
         other = Peer(store, "other")
         declare(store)
         now.tick(1_000)
@@ -501,8 +548,8 @@ class TestOverlap:
         served = serve(other)
         assert [1, 2] == nominals(served)
 
-    def test_allow_starts_it_beside(self, store, node, now):
-        """Any number of occurrences run at a time."""
+    def test_allow_runs_occurrences_in_parallel(self, store, node, now):
+        """With ``allow`` any number of occurrences run at the same time."""
         declare(store, overlap="allow")
         running = []
         for _ in range(4):
@@ -511,8 +558,8 @@ class TestOverlap:
         assert [1, 2, 3, 4] == nominals(running)
         assert [Result.DONE] * 4 == [node.confirm(claim) for claim in running]
 
-    def test_skip_drops_it(self, store, node, now):
-        """What falls due while one runs never starts, and is counted."""
+    def test_skip_drops_occurrences_while_one_runs(self, store, node, now):
+        """An occurrence that becomes due while another runs is dropped and counted."""
         declare(store, overlap="skip")
         now.tick(1_000)
         (first,) = node.claim()
@@ -524,8 +571,11 @@ class TestOverlap:
         assert [5] == nominals(serve(node))
         assert 3 == store.stats().totals["skipped"]
 
-    def test_skip_with_cron_and_few_times_known(self, store, node, now):
-        """A long run over more times than are stored drops them all, and the chain goes on."""
+    def test_skip_with_cron_drops_more_than_the_stored_times(self, store, node, now):
+        """
+        If a handler runs longer than the stored times reach, all occurrences meanwhile are dropped,
+        and the chain continues.
+        """
         declare(store, cron="* * * * *", overlap="skip")
         now.tick(60_000)
         (first,) = node.claim()
@@ -539,15 +589,18 @@ class TestOverlap:
         assert [27] == nominals(serve(node), MINUTE)
 
 
-class TestEndsOfOccurrences:
-    """Occurrences have retries, leases and dead letters of their own; the chain has none."""
+class TestFailures:
+    """Retries, lost leases and dead letters concern one occurrence and do not affect the chain."""
 
     @pytest.fixture(params=[{"every": 60_000}, {"cron": "* * * * *"}], ids=["every", "cron"])
     def kind(self, request):
         return request.param
 
-    def test_retry(self, store, node, now, kind):
-        """A failed occurrence is handed out again under its id, and still tells what it is."""
+    def test_a_failed_occurrence_is_retried(self, store, node, now, kind):
+        """
+        A failed occurrence is delivered again with the same id, nominal time and count of missed
+        ones.
+        """
         declare(store, **kind)
         now.tick(60_000 * 3)
         (claim,) = node.claim()
@@ -557,8 +610,8 @@ class TestEndsOfOccurrences:
         assert (claim.id, 2, 2) == (again.id, again.attempt, again.missed)
         assert claim.nominal_us == again.nominal_us
 
-    def test_dead(self, store, node, now, kind):
-        """An occurrence whose retries are spent is a dead letter, and the next one comes."""
+    def test_a_dead_occurrence_does_not_stop_the_chain(self, store, node, now, kind):
+        """An occurrence without retries left becomes a dead letter, and the next one follows."""
         declare(store, max_retries=0, **kind)
         now.tick(60_000)
         (claim,) = node.claim()
@@ -567,8 +620,8 @@ class TestEndsOfOccurrences:
         assert [2] == nominals(serve(node), MINUTE)
         assert [claim.id] == [letter.id for letter in store.dead()]
 
-    def test_revived(self, store, node, now, kind):
-        """A dead occurrence may have another life, beside the chain."""
+    def test_a_dead_occurrence_may_be_revived(self, store, node, now, kind):
+        """A dead occurrence may be revived in addition to the chain."""
         declare(store, max_retries=0, **kind)
         now.tick(60_000)
         (claim,) = node.claim()
@@ -577,8 +630,11 @@ class TestEndsOfOccurrences:
         now.tick(60_000)
         assert [1, 2] == sorted(nominals(serve(node), MINUTE))
 
-    def test_lease_loss(self, store, node, now, kind):
-        """The node that held one dies: that one is handed out again, and the next one comes."""
+    def test_an_occurrence_is_delivered_again_after_a_lost_lease(self, store, node, now, kind):
+        """
+        If the node that holds an occurrence dies, it is delivered again, and the next one
+        follows.
+        """
         declare(store, overlap="allow", **kind)
         now.tick(60_000)
         (lost,) = node.claim()
@@ -590,8 +646,8 @@ class TestEndsOfOccurrences:
         now.tick(60_000 - LEASE)
         assert [2] == nominals(other.claim(), MINUTE)
 
-    def test_lease_loss_with_no_retries(self, store, node, now, kind):
-        """With max_retries=0 a lost occurrence is a dead letter, and the next one comes."""
+    def test_a_lost_occurrence_without_retries_is_dead(self, store, node, now, kind):
+        """With max_retries=0 a lost occurrence becomes a dead letter, and the next one follows."""
         declare(store, max_retries=0, **kind)
         now.tick(60_000)
         node.claim()
@@ -601,8 +657,8 @@ class TestEndsOfOccurrences:
         assert [2] == nominals(served, MINUTE)
         assert ["lease_lost"] == [letter.reason for letter in store.dead()]
 
-    def test_release_does_not_double(self, store, node, now, kind):
-        """Handed back unstarted, it is claimed again as itself, once."""
+    def test_a_released_occurrence_is_delivered_once(self, store, node, now, kind):
+        """An occurrence that is released before it starts is claimed again once, as itself."""
         declare(store, **kind)
         now.tick(60_000 * 3)
         (claim,) = node.claim()
@@ -613,8 +669,11 @@ class TestEndsOfOccurrences:
         now.tick(60_000)
         assert [4] == nominals(serve(other), MINUTE)
 
-    def test_a_lost_reply_does_not_double(self, store, node, now, kind):
-        """The turn that handed it out, repeated, gives the same, and makes no second next."""
+    def test_a_repeated_claim_makes_no_second_successor(self, store, node, now, kind):
+        """
+        If the reply to a claim was lost, its repetition returns the same occurrence and makes no
+        second successor.
+        """
         declare(store, **kind)
         now.tick(60_000 * 3)
         first = node.turn(10)
@@ -629,14 +688,14 @@ class TestEndsOfOccurrences:
 
 
 class TestControl:
-    """Looking at occurrences and changing them, and whole schedules."""
+    """Reading and changing occurrences and schedules."""
 
     @pytest.fixture(params=[{"every": 60_000}, {"cron": "* * * * *"}], ids=["every", "cron"])
     def kind(self, request):
         return request.param
 
-    def test_cancel_of_the_pending_skips_it(self, store, node, now, kind):
-        """The cancelled one never starts, and the one after it does."""
+    def test_cancelling_the_pending_occurrence_skips_it(self, store, node, now, kind):
+        """The cancelled occurrence never starts, and the next one does."""
         declare(store, **kind)
         assert Cancelled.CANCELLED is store.cancel(f"beat@{START + MINUTE}")
         now.tick(60_000)
@@ -644,22 +703,22 @@ class TestControl:
         now.tick(60_000)
         assert [2] == nominals(serve(node), MINUTE)
 
-    def test_cancel_more_than_are_known(self, store, node, now, kind):
-        """However many are cancelled in a row, the chain does not end."""
+    def test_cancelling_more_than_the_stored_times_continues(self, store, node, now, kind):
+        """Cancelling any number of occurrences in a row does not end the chain."""
         declare(store, **kind)
         for i in range(1, 26):
             assert Cancelled.CANCELLED is store.cancel(f"beat@{START + i * MINUTE}")
         now.tick(26 * 60_000)
         assert [26] == nominals(serve(node), MINUTE)
 
-    def test_cancel_of_the_last(self, store, node, now, kind):
-        """Cancelling the last one before the end ends the schedule."""
+    def test_cancelling_the_last_occurrence_ends_the_schedule(self, store, node, now, kind):
+        """Cancelling the last occurrence before the end finishes the schedule."""
         declare(store, end=START / 1000 + 60_000, **kind)
         assert Cancelled.CANCELLED is store.cancel(f"beat@{START + MINUTE}")
         assert store.schedule("beat").due is None
 
-    def test_cancel_in_flight(self, store, node, now, kind):
-        """One that has started is not recalled; its successor comes."""
+    def test_cancelling_an_occurrence_in_flight(self, store, node, now, kind):
+        """An occurrence in flight runs to its end, is not retried, and the next one follows."""
         declare(store, **kind)
         now.tick(60_000)
         (claim,) = node.claim()
@@ -668,8 +727,8 @@ class TestControl:
         now.tick(60_000)
         assert [2] == nominals(serve(node), MINUTE)
 
-    def test_reschedule_of_the_pending(self, store, node, now, kind):
-        """Moved, it keeps its name and its nominal time, and the rhythm goes on."""
+    def test_rescheduling_the_pending_occurrence_keeps_the_rhythm(self, store, node, now, kind):
+        """A rescheduled occurrence keeps its id and nominal time, and the rhythm continues."""
         declare(store, **kind)
         assert store.reschedule(f"beat@{START + MINUTE}", "+90000000")
         now.tick(89_999)
@@ -679,8 +738,8 @@ class TestControl:
         now.tick(30_000)
         assert [2] == nominals(serve(node), MINUTE)
 
-    def test_reschedule_holds_while_another_ends(self, store, node, now):
-        """The end of the one before does not pull at an occurrence that was moved."""
+    def test_a_rescheduled_occurrence_stays_when_the_previous_one_ends(self, store, node, now):
+        """The end of the previous occurrence does not move an occurrence that was rescheduled."""
         declare(store)
         now.tick(1_000)
         (first,) = node.claim()
@@ -692,8 +751,11 @@ class TestControl:
         now.tick(10_000)
         assert [2] == nominals(serve(node))
 
-    def test_pull_ahead(self, store, node, now, kind):
-        """Moved to now, it is handed out before its nominal time, and only once."""
+    def test_an_occurrence_may_be_rescheduled_to_now(self, store, node, now, kind):
+        """
+        An occurrence that is rescheduled to now is delivered before its nominal time, and only
+        once.
+        """
         declare(store, **kind)
         assert store.reschedule(f"beat@{START + MINUTE}", "+0")
         assert [1] == nominals(serve(node), MINUTE)
@@ -702,8 +764,11 @@ class TestControl:
         now.tick(60_000)
         assert [2] == nominals(serve(node), MINUTE)
 
-    def test_unschedule(self, store, node, now, kind, client):
-        """Nothing comes any more; what is in flight runs on; nothing is left behind."""
+    def test_unschedule_leaves_nothing_behind(self, store, node, now, kind, client):
+        """
+        After unschedule no occurrence follows, an occurrence in flight runs on, and no key
+        is left.
+        """
         declare(store, overlap="allow", **kind)
         now.tick(60_000)
         (claim,) = node.claim()
@@ -715,10 +780,10 @@ class TestControl:
         assert 0 == client.exists(store.keys.beats, store.keys.defs, store.keys.plans)
 
     @pytest.mark.parametrize("end", ["in flight", "to be retried", "dead"])
-    def test_declared_again_with_the_same_start(self, store, node, now, client, end):
+    def test_a_schedule_declared_again_starts_with_a_new_event(self, store, node, now, client, end):
         """
-        A schedule that is ended and declared again begins at its start again: that
-        occurrence is a new event, whatever had become of the older one.
+        A schedule that is ended and declared with the same start has its first occurrence again.
+        That occurrence is a new event, whether the old one runs, waits or is dead.
         """
         start = START / 1_000 + 1_000
         declare(store, start=start, max_retries=0 if end == "dead" else 3)
@@ -735,8 +800,8 @@ class TestControl:
         assert Result.DONE is node.confirm(new)
         assert [] == list(store.dead())
 
-    def test_unschedule_leaves_retries(self, store, node, now, kind):
-        """An occurrence in flight has its retries though its schedule is gone."""
+    def test_unschedule_keeps_retries(self, store, node, now, kind):
+        """An occurrence in flight keeps its retries after its schedule has been removed."""
         declare(store, **kind)
         now.tick(60_000)
         (claim,) = node.claim()
@@ -744,8 +809,11 @@ class TestControl:
         node.fail(claim)
         assert [claim.id] == [c.id for c in serve(node)]
 
-    def test_pause_and_resume_one(self, store, node, now, kind):
-        """A paused schedule hands nothing out, others go on; resumed, it makes good as told."""
+    def test_pausing_and_resuming_one_schedule(self, store, node, now, kind):
+        """
+        A paused schedule delivers nothing, and others continue. When it is resumed, its misfire
+        policy applies to the missed occurrences.
+        """
         declare(store, **kind)
         declare(store, "other", **kind)
         assert store.suspend("beat", on=True)
@@ -760,8 +828,8 @@ class TestControl:
         (claim,) = serve(node)
         assert (1, 4) == (at(claim, MINUTE), claim.missed)
 
-    def test_a_change_of_a_paused_one(self, store, node, now, kind):
-        """A schedule stays paused through a change."""
+    def test_a_paused_schedule_stays_paused_when_changed(self, store, node, now, kind):
+        """A change does not resume a paused schedule."""
         declare(store, **kind)
         store.suspend("beat", on=True)
         assert "changed" == declare(store, payload='{"n":2}', **kind)
@@ -770,13 +838,16 @@ class TestControl:
         store.suspend("beat", on=False)
         assert [b'{"n":2}'] == [claim.payload for claim in serve(node)]
 
-    def test_pause_of_the_unknown(self, store):
-        """Pausing what is not there changes nothing, and makes nothing."""
+    def test_pausing_an_unknown_schedule_changes_nothing(self, store):
+        """Pausing an unknown schedule changes and creates nothing."""
         assert not store.suspend("nobody", on=True)
         assert store.schedule("nobody") is None
 
-    def test_run_now(self, store, node, now, kind):
-        """One more is handed out at once, of the same payload, and the rhythm is the same."""
+    def test_run_now_adds_an_occurrence(self, store, node, now, kind):
+        """
+        run_now delivers one more occurrence at once with the same payload, and the rhythm
+        stays.
+        """
         declare(store, **kind)
         now.tick(20_000)
         id = store.run_now("beat")
@@ -786,15 +857,15 @@ class TestControl:
         assert [1] == nominals(serve(node), MINUTE)
         assert store.run_now("nobody") is None
 
-    def test_run_now_twice_in_one_microsecond(self, store, node, now, kind):
-        """Each call hands out one of its own."""
+    def test_run_now_twice_in_one_microsecond_adds_two(self, store, node, now, kind):
+        """Each call of run_now delivers an occurrence with its own id."""
         declare(store, **kind)
         ids = [store.run_now("beat") for _ in range(3)]
         assert 3 == len(set(ids))
         assert sorted(ids) == sorted(claim.id for claim in serve(node))
 
-    def test_run_now_of_a_paused_and_of_a_finished_one(self, store, node, now, kind):
-        """Whatever its rules are: paused or at its end, it can be run by hand."""
+    def test_run_now_works_for_a_paused_or_finished_schedule(self, store, node, now, kind):
+        """A paused or finished schedule can be run by hand."""
         declare(store, count=1, **kind)
         store.suspend("beat", on=True)
         store.run_now("beat")
@@ -805,8 +876,11 @@ class TestControl:
         store.run_now("beat")
         assert 1 == len(serve(node))
 
-    def test_pause_of_the_namespace(self, store, node, now, kind):
-        """While the namespace is paused nothing is handed out; then it is a misfire."""
+    def test_pausing_the_namespace_is_a_misfire(self, store, node, now, kind):
+        """
+        While the namespace is paused nothing is delivered. Afterwards the misfire policy
+        applies.
+        """
         declare(store, **kind)
         store.pause(on=True)
         now.tick(180_000)
@@ -814,14 +888,17 @@ class TestControl:
         store.pause(on=False)
         assert [2] == [claim.missed for claim in serve(node)]
 
-    def test_peek(self, store, node, now):
-        """An occurrence is an event like any other, to those who look at it."""
+    def test_an_occurrence_can_be_peeked_at(self, store, node, now):
+        """peek() returns an occurrence like any event."""
         declare(store)
         record = store.peek(f"beat@{START + SECOND}")
         assert (State.SCHEDULED, {"n": 1}) == (record.state, record.event)
 
-    def test_an_event_with_a_look_alike_id(self, store, node, now):
-        """An event whose id looks like an occurrence's is none, and harms no chain."""
+    def test_an_event_with_an_id_like_an_occurrence_is_not_one(self, store, node, now):
+        """
+        An event whose id looks like that of an occurrence does not belong to a schedule, and
+        affects none.
+        """
         declare(store)
         post(store, "beat@5")
         post(store, "nobody@5")
@@ -834,8 +911,8 @@ class TestControl:
         now.tick(1_000)
         assert "beat" in [claim.schedule for claim in serve(node)]
 
-    def test_a_schedule_with_an_at_sign(self, store, node, now):
-        """A schedule may have an @ in its name, and digits after it."""
+    def test_a_schedule_id_may_have_an_at_sign(self, store, node, now):
+        """The id of a schedule may contain an @ followed by digits."""
         declare(store, "mail@5")
         now.tick(1_000)
         (claim,) = serve(node)
@@ -844,11 +921,14 @@ class TestControl:
         assert [2] == nominals(serve(node))
 
 
-class TestSupply:
-    """A script cannot read cron: nodes bring it nominal times, and any of them may die."""
+class TestAddTimes:
+    """
+    Scripts cannot read cron expressions, so nodes add nominal times; any of these nodes may
+    die.
+    """
 
-    def test_told_in_time(self, store, node, now):
-        """A node is told before the known times are spent."""
+    def test_a_node_is_asked_in_time(self, store, node, now):
+        """The reply asks a node for more times before the stored ones are used up."""
         declare(store, cron="* * * * *")
         shorts = []
         for _ in range(9):
@@ -859,8 +939,11 @@ class TestSupply:
         assert ["beat"] == next(s for s in shorts if s)
         assert shorts.index(["beat"]) < 8
 
-    def test_nobody_supplies(self, store, node, now):
-        """Without supply no occurrence is handed out whose successor is unknown; with it all."""
+    def test_without_new_times_occurrences_wait(self, store, node, now):
+        """
+        If no node adds times, an occurrence without a known successor is not delivered. Once times
+        are added, none is missing.
+        """
         declare(store, cron="* * * * *")
         seen = []
         for _ in range(15):
@@ -873,8 +956,11 @@ class TestSupply:
         (claim,) = serve(node)
         assert (10, 5) == (at(claim, MINUTE), claim.missed)
 
-    def test_the_node_that_was_told_dies(self, store, node, now):
-        """Another is told at the next occurrence; no nominal time is left out."""
+    def test_another_node_is_asked_if_one_dies(self, store, node, now):
+        """
+        If the node that was asked dies, the next occurrence asks another, and no nominal time is
+        missed.
+        """
         declare(store, cron="* * * * *")
         seen = []
         for i in range(40):
@@ -890,8 +976,11 @@ class TestSupply:
             store.leave(peer.name)
         assert list(range(1, 41)) == seen
 
-    def test_two_nodes_supply_at_once(self, store, node, now, client, namespace):
-        """Whoever comes second finds it done: no time is listed twice."""
+    def test_two_nodes_that_add_at_once_add_once(self, store, node, now, client, namespace):
+        """
+        If two nodes add times at once, the second addition is refused, so that no time is listed
+        twice.
+        """
         declare(store, cron="* * * * *")
         for _ in range(7):
             now.tick(60_000)
@@ -901,7 +990,7 @@ class TestSupply:
         calls = []
 
         def between(verb, *arguments, named=False):
-            # The other one supplies after this one has looked, and before it writes.
+            # The other node adds times after this one has read and before it writes.
             if verb == "supply":
                 calls.append(second.supply("beat"))
             return Store._call(store, verb, *arguments, named=named)
@@ -917,8 +1006,8 @@ class TestSupply:
             seen += nominals(serve(node), MINUTE)
         assert list(range(8, 28)) == seen
 
-    def test_supply_of_an_old_definition_is_refused(self, store, node, now, client, namespace):
-        """Times of a definition that has been changed meanwhile are not taken."""
+    def test_times_of_an_old_specification_are_refused(self, store, node, now, client, namespace):
+        """Times are refused if the specification has been changed since they were computed."""
         declare(store, cron="* * * * *")
         second = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
 
@@ -934,14 +1023,14 @@ class TestSupply:
         now.tick(5 * 60_000)
         assert [5] == nominals(serve(node), MINUTE)
 
-    def test_supply_of_nothing(self, store):
-        """Supplying what is gone, or needs none, is no error."""
+    def test_adding_times_to_nothing_is_not_an_error(self, store):
+        """Adding times to a schedule that is gone, or does not need them, is not an error."""
         declare(store)
         assert not store.supply("beat")
         assert not store.supply("nobody")
 
-    def test_supply_to_the_end(self, store, node, now):
-        """A cron schedule with an end, or a count, stops where it should."""
+    def test_added_times_stop_at_the_end(self, store, node, now):
+        """A cron schedule with an end or a count stops there."""
         declare(store, "end", cron="* * * * *", end=START / 1000 + 23 * 60_000)
         declare(store, "count", cron="* * * * *", count=23)
         seen = []
@@ -952,8 +1041,8 @@ class TestSupply:
             assert list(range(1, 24)) == [at(c, MINUTE) for c in seen if c.schedule == id]
             assert store.schedule(id).due is None
 
-    def test_a_zone_that_is_not_known_here(self, store, node, now, client):
-        """A machine without the time zone says so, and names it."""
+    def test_an_unknown_time_zone_is_named(self, store, node, now, client):
+        """A machine that lacks the time zone raises an error that names the zone."""
         declare(store, cron="* * * * *")
         raw = client.hget(store.keys.defs, "beat").replace(b'"UTC"', b'"Mars/Olympus"')
         client.hset(store.keys.defs, "beat", raw)
@@ -962,13 +1051,13 @@ class TestSupply:
 
 
 class TestManyNodes:
-    """Any number of nodes, none of them in particular."""
+    """Any number of nodes serve the schedules, with equal roles."""
 
     @pytest.mark.parametrize(
         "kind", [{"every": 60_000}, {"cron": "* * * * *"}], ids=["every", "cron"]
     )
-    def test_each_nominal_time_once(self, store, now, kind):
-        """Two nodes that declare and serve in turn hand out each nominal time once."""
+    def test_each_nominal_time_is_delivered_once(self, store, now, kind):
+        """Two nodes that alternately declare and claim deliver each nominal time once."""
         peers = [Peer(store, "a"), Peer(store, "b")]
         seen = []
         for i, peer in itertools.islice(zip(itertools.count(), itertools.cycle(peers)), 60):

@@ -1,4 +1,4 @@
-"""No secret is told: not in an error, a traceback, a log, a repr, or a command's output."""
+"""Secrets appear in no error, traceback, log, repr or output of a command."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ from tls import TlsServer, certificate
 from dtimer import DTimer, DTimerError, RunAt
 from dtimer.store.connect import where
 
-#: What must not be found anywhere, and what stands in for each in a URL.
+#: The secrets that must not be shown anywhere.
 USER, PASSWORD, PAYLOAD = "hunter2user", "hunter2pass", "hunter2load"
 
 
 class Told:
-    """Everything that was said by anybody, in any way."""
+    """
+    Collects all texts that a program shows, and checks at the end that none contains a
+    secret.
+    """
 
     def __init__(self):
         self._texts = []
@@ -38,13 +41,13 @@ class Told:
         self._handler.setFormatter(logging.Formatter("%(name)s %(message)s %(args)s %(exc_text)s"))
 
     def add(self, what):
-        """Add an error with all that Python tells of it, or anything with its repr."""
+        """Add an error with its traceback, or any other object with its repr."""
         self._texts += [str(what), repr(what)]
         if isinstance(what, BaseException):
             self._texts += traceback.format_exception(what)
 
     def watch(self, timer):
-        """Add what a timer is, and whatever it emits."""
+        """Add the timer's repr and the arguments of its emitted events."""
         self._texts += [repr(timer), str(timer)]
         for name in ("error", "disconnected", "connected"):
             timer.on(name, lambda what=None: self.add(what))
@@ -63,7 +66,8 @@ class Told:
         if kind is None:
             said = "\n".join([*self._texts, self._stream.getvalue()])
             assert said.strip(), "nothing was said at all"
-            # Our own program stands in tracebacks, by the lines of this file.
+            # Tracebacks show lines of this file, which have the names of the constants and no
+            # secrets.
             lines = [line for line in said.splitlines() if "hunter2" in line]
             assert [] == lines
 
@@ -75,7 +79,7 @@ def told():
 
 
 def tried(told, make):
-    """Do all that meets the server; whatever it raises is told."""
+    """Call everything that contacts the server, and add each error that is raised."""
     timer = None
     try:
         timer = make()
@@ -98,23 +102,23 @@ def tried(told, make):
 
 
 class TestCredentials:
-    """User and password, in whatever goes wrong with them."""
+    """User and password, with every kind of connection error."""
 
     @pytest.fixture
     def guarded(self):
         with Server(tcp=True, args=("--requirepass", "another")) as server:
             yield server
 
-    def test_refused(self, told, guarded):
-        """The server does not know them."""
+    def test_refused_credentials_are_not_shown(self, told, guarded):
+        """The server refuses the credentials."""
         url = guarded.url.replace("redis://", f"redis://{USER}:{PASSWORD}@")
         tried(told, lambda: DTimer("node", url, timeout=900))
         with redis.Redis.from_url(url) as client:
             tried(told, lambda: DTimer("node", client, timeout=900))
 
     @pytest.mark.parametrize("host", ["127.0.0.1:1", "no-such-host.invalid:6379"])
-    def test_nobody_there(self, told, host):
-        """Nobody answers, or the name is not found."""
+    def test_an_unreachable_server_shows_no_credentials(self, told, host):
+        """No server listens, or the host name is not found."""
         for scheme in ("redis", "rediss"):
             url = f"{scheme}://{USER}:{PASSWORD}@{host}/0"
             tried(told, lambda url=url: DTimer("node", url, timeout=300))
@@ -132,8 +136,8 @@ class TestCredentials:
             b"",
         ],
     )
-    def test_a_strange_server(self, told, says):
-        """Whatever answers the AUTH: some servers quote it."""
+    def test_a_reply_that_quotes_the_credentials_is_not_shown(self, told, says):
+        """Some servers quote the AUTH command in their reply."""
         with socket.create_server(("127.0.0.1", 0)) as door:
 
             def serve():
@@ -173,12 +177,12 @@ class TestCredentials:
         ],
         ids=range(14),
     )
-    def test_no_url(self, told, given):
-        """What is no client and no URL, and may well hold a password, is not shown."""
+    def test_an_invalid_url_is_not_shown(self, told, given):
+        """An argument that is neither a client nor a valid URL may contain a password."""
         tried(told, lambda: DTimer("node", given, timeout=300))
 
-    def test_a_certificate_that_is_not_trusted(self, told):
-        """A handshake that fails, and a server that speaks no TLS at all."""
+    def test_a_failed_tls_handshake_shows_no_credentials(self, told):
+        """The TLS handshake fails, or the server does not use TLS."""
         with TlsServer(certificate(trustme.CA())) as server:
             for url in (
                 server.url(),
@@ -191,16 +195,16 @@ class TestCredentials:
     @pytest.mark.parametrize(
         "denied", ["-eval -evalsha", "-zscore -time", "-subscribe", "~other:*"]
     )
-    def test_what_an_acl_refuses(self, told, tcp_server, denied):
-        """The server itself names the user whom it refuses; the password nobody does."""
+    def test_an_acl_refusal_shows_no_password(self, told, tcp_server, denied):
+        """The server names the user whom it refuses. The password is never shown."""
         with tcp_server.client() as admin:
             rules = ["~dtimer:*" if "~" not in denied else "~x", "&*", "+@all", *denied.split()]
             admin.execute_command("ACL", "SETUSER", "known", "reset", "on", f">{PASSWORD}", *rules)
         url = tcp_server.url.replace("redis://", f"redis://known:{PASSWORD}@")
         tried(told, lambda: DTimer("node", url, timeout=900))
 
-    def test_a_client_of_another_kind(self, told):
-        """An object with a pool, of a library that is not known, is not shown."""
+    def test_an_unknown_client_is_not_shown(self, told):
+        """A client of an unknown library may have its password in its repr."""
 
         class Strange:
             connection_pool = redis.ConnectionPool()
@@ -218,8 +222,8 @@ class TestCredentials:
     @example("hunter2[::1")
     @example("hunter2 ℆")
     @settings(max_examples=80, deadline=None)
-    def test_any_password_in_a_url(self, password):
-        """However it is written, escaped or not, nothing of it is shown."""
+    def test_any_password_in_a_url_is_hidden(self, password):
+        """A password in a URL is hidden with any characters, escaped or not."""
         urls = [f"redis://{user}:{password}@127.0.0.1:1/0" for user in ("", USER)]
         urls += [f"redis://{password}@127.0.0.1:1", f"redis://127.0.0.1:1?password={password}"]
         urls += [f"redis://:{quote(password, safe='')}@127.0.0.1:1", f"unix://:{password}@/s"]
@@ -232,8 +236,10 @@ class TestCredentials:
                 except DTimerError as e:
                     told.add(e)
 
-    def test_the_command_line(self, told, guarded, namespace, monkeypatch, capsys):
-        """Neither doctor nor any other command repeats them, in words or in JSON."""
+    def test_commands_do_not_repeat_credentials(
+        self, told, guarded, namespace, monkeypatch, capsys
+    ):
+        """Neither doctor nor another command repeats credentials, in text or in JSON."""
         run = runner(guarded, namespace, monkeypatch, capsys)
         for url in (
             guarded.url.replace("redis://", f"redis://{USER}:{PASSWORD}@"),
@@ -244,7 +250,7 @@ class TestCredentials:
         ):
             commands = [["doctor"], ["doctor", "--json"]]
             if ":1?" not in url and not url.endswith(":1"):
-                # Where nobody is, each of these would wait for its whole deadline.
+                # Without a server each of these commands would wait for its whole deadline.
                 commands += [["stats"], ["health"], ["post", f'{{"a": "{PAYLOAD}"}}', "--json"]]
             for words in commands:
                 ran = run(*words, "--url", url)
@@ -267,11 +273,11 @@ UNFIT = {
 
 
 class TestPayloads:
-    """Payloads, whatever is wrong with them."""
+    """Payloads, with every kind of fault."""
 
     @pytest.mark.parametrize("payload", UNFIT.values(), ids=UNFIT)
-    def test_unfit(self, told, make, payload):
-        """What cannot be posted is refused without being quoted."""
+    def test_a_refused_payload_is_not_quoted(self, told, make, payload):
+        """A payload that cannot be posted is refused without being quoted."""
         timer = make()
         for call in (
             lambda: timer.post(payload),
@@ -289,8 +295,8 @@ class TestPayloads:
             told.add(caught.value)
 
     @pytest.mark.parametrize("body", [b"%s", b",3|%s", b',3|{"a":"%s"', b',3|{"a":"%s","b":\xff}'])
-    def test_corrupt(self, told, make, client, namespace, body):
-        """What somebody else has stored is told of, and not quoted, when it is given up."""
+    def test_a_corrupt_payload_is_not_quoted(self, told, make, client, namespace, body):
+        """A corrupt record is buried, and the error does not quote it."""
         node = make(poll_interval=50)
         told.watch(node)
         dead = []
@@ -304,8 +310,8 @@ class TestPayloads:
         told.add(dead[0].error)
         told.add(dead[0].reason)
 
-    def test_what_goes_well(self, told, make):
-        """Not even at the level DEBUG is a payload logged, or an event that fails by itself."""
+    def test_a_payload_is_not_logged(self, told, make):
+        """A payload is not logged, even at level DEBUG and if its handler fails."""
         node = make(max_retries=1, backoff=1)
         told.watch(node)
         seen = []
@@ -327,8 +333,8 @@ class TestPayloads:
     def run(self, server, namespace, monkeypatch, capsys):
         return runner(server, namespace, monkeypatch, capsys)
 
-    def test_the_command_line(self, told, run, tmp_path):
-        """A payload that cannot be read from an argument, or a file, is not repeated."""
+    def test_commands_do_not_repeat_a_payload(self, told, run, tmp_path):
+        """A payload that cannot be read from an argument or a file is not repeated."""
         file = tmp_path / "lines"
         for text in (f'"{PAYLOAD}"', f'{{"a": "{PAYLOAD}"', f"[{PAYLOAD}]"):
             ran = run("post", text)
@@ -342,8 +348,8 @@ class TestPayloads:
             told.add(ran)
 
 
-def test_where():
-    """What is shown of a URL that is right is where it leads."""
+def test_a_url_is_shown_without_its_secrets():
+    """A valid URL is shown as the place to which it leads."""
     assert "redis://…@host:6379/0" == where("redis://user:pass@host:6379/0?password=x")
     assert "redis://host" == where("redis://host")
     assert "unix:///run/redis.sock" == where("unix:///run/redis.sock?db=1")

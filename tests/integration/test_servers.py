@@ -1,4 +1,7 @@
-"""The tools of the tests do what they say: a server to be treated badly, and a bad network."""
+"""
+The test tools themselves: a server that can be damaged, and a proxy that simulates bad
+networks.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,14 @@ from servers import PATIENCE, Running, Server, any_server, clear, connect, event
 
 @pytest.fixture
 def proxy(server):
-    """A proxy in front of the server of this worker."""
+    """A proxy to the server of this worker."""
     with Proxy(server) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def through(proxy):
-    """A client through the proxy, that tries everything once."""
+    """A client through the proxy, without retries."""
     with client_of(proxy) as client:
         yield client
 
@@ -41,17 +44,17 @@ def client_of(proxy, **settings):
 
 
 def ask(line, *words):
-    """Send a command over a bare connection, and return what is read first."""
+    """Send a command over a plain connection; return the first part of the reply."""
     line.sendall(" ".join(words).encode() + b"\r\n")
     return line.recv(65_536)
 
 
 class TestServer:
-    """A server of the tests' own."""
+    """A server that a test starts for itself."""
 
     @pytest.mark.parametrize("tcp", [False, True])
-    def test_it_is_there_and_gone(self, tcp):
-        """A server answers as soon as it is started, and its folder goes with it."""
+    def test_it_answers_once_started_and_removes_its_folder(self, tcp):
+        """A server answers as soon as it has been started, and its folder is removed at the end."""
         with Server(tcp=tcp) as server, server.client() as client:
             assert client.ping()
             assert server.pid == client.info("server")["process_id"]
@@ -61,7 +64,7 @@ class TestServer:
 
     @pytest.mark.parametrize("tcp", [False, True])
     def test_data_survive_a_kill(self, tcp):
-        """With an append-only file what was acknowledged is there again after a kill -9."""
+        """With an append-only file, acknowledged data survive a kill -9."""
         with Server(tcp=tcp, appendonly=True) as server:
             url = server.url
             with server.client() as client:
@@ -74,8 +77,8 @@ class TestServer:
             with server.client() as client:
                 assert b"kettle" == client.get("tea")
 
-    def test_data_are_gone_without_a_file(self):
-        """Without one the next start begins empty, at the same address."""
+    def test_data_without_a_file_are_lost(self):
+        """Without an append-only file the server restarts empty, at the same address."""
         with Server() as server:
             with server.client() as client:
                 client.set("tea", "kettle")
@@ -83,20 +86,20 @@ class TestServer:
             with server.client() as client:
                 assert client.get("tea") is None
 
-    def test_arguments(self):
-        """More of the command line may be given, and overrides what stands before it."""
+    def test_arguments_override_the_defaults(self):
+        """Additional command-line arguments override the default ones."""
         with Server(args=["--maxmemory", "50mb"]) as server, server.client() as client:
             assert 50 * 1024 * 1024 == client.info("memory")["maxmemory"]
 
-    def test_settings(self):
-        """They can be changed while it runs."""
+    def test_settings_can_change_while_it_runs(self):
+        """The settings can be changed while the server runs."""
         with Server() as server, server.client() as client:
             server.configure(min_replicas_to_write=1, maxmemory="1mb")
             assert "1" == client.config_get("min-replicas-to-write")["min-replicas-to-write"]
             assert "1048576" == client.config_get("maxmemory")["maxmemory"]
 
-    def test_a_replica(self):
-        """A replica has what its master has, and as a master of its own goes on from there."""
+    def test_a_replica_has_its_masters_data_and_can_be_promoted(self):
+        """A replica has its master's data. After its promotion it accepts writes of its own."""
         with Server(tcp=True) as master, master.client() as client:
             client.set("a", 1)
             with master.replica() as replica, replica.client() as copy:
@@ -109,8 +112,8 @@ class TestServer:
                 copy.set("a", 3)
                 assert b"2" == client.get("a")
 
-    def test_writes_that_are_not_replicated(self):
-        """What a replica has not heard of is lost with its master."""
+    def test_unreplicated_writes_are_lost_with_the_master(self):
+        """Writes that did not reach the replica are lost with the master."""
         with (
             Server(tcp=True) as master,
             Proxy(master) as link,
@@ -127,8 +130,8 @@ class TestServer:
             replica.promote()
             assert b"1" == copy.get("a")
 
-    def test_a_file_that_was_cut_short(self):
-        """A server that starts with the end of its file missing has lost its last writes."""
+    def test_a_truncated_file_loses_the_last_writes(self):
+        """If the end of its file is cut off, the server has lost the last writes."""
         with Server(appendonly=True) as server, server.client() as client:
             client.set("a", "first")
             client.set("a", "second")
@@ -138,8 +141,8 @@ class TestServer:
             assert b"first" == client.get("a")
 
     @pytest.mark.parametrize(("fsync", "kept"), [("always", b"1"), ("no", None)])
-    def test_power_that_fails(self, fsync, kept):
-        """What was brought to the disk is there afterwards, and what was not is gone."""
+    def test_a_power_failure_loses_unsynced_writes(self, fsync, kept):
+        """After a power failure synced writes are there, and the others are lost."""
         args = ["--appendfsync", fsync]
         with Server(appendonly=True, args=args, power=True) as server, server.client() as client:
             client.set("a", 1)
@@ -147,16 +150,16 @@ class TestServer:
             server.start()
             assert kept == client.get("a")
 
-    def test_it_may_want_a_password(self):
-        """A server that answers with a refusal is up."""
+    def test_it_may_require_a_password(self):
+        """A server that refuses with an authentication error counts as started."""
         locked = Server(args=["--requirepass", "secret"])
         with locked as server, server.client(password="secret") as client:
             assert client.ping()
 
-    def test_a_pause(self):
+    def test_a_paused_server_answers_later(self):
         """
-        A paused server answers nothing and loses nothing: resumed, it answers what was
-        asked meanwhile.
+        A paused server does not answer. After it is resumed, it answers the requests sent
+        meanwhile.
         """
         with Server() as server, connect(server.url) as line:
             server.pause()
@@ -169,15 +172,15 @@ class TestServer:
             assert b"+PONG\r\n" == line.recv(16)
 
     def test_a_paused_server_can_be_stopped(self):
-        """Stopping and killing work on a server that is frozen."""
+        """Restarting and killing work on a paused server."""
         with Server() as server:
             server.pause()
             server.restart()
             server.pause()
             server.kill9()
 
-    def test_a_port_that_is_taken(self, monkeypatch):
-        """A server that finds its port taken tries another."""
+    def test_a_taken_port_is_replaced(self, monkeypatch):
+        """If its port is taken, the server tries another."""
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             ports = [servers._free_port(), taken.getsockname()[1]]
@@ -186,15 +189,15 @@ class TestServer:
                 assert ports == []
                 assert server.port != taken.getsockname()[1]
 
-    def test_one_that_cannot_start(self):
-        """A server that does not start is an error with its log, and leaves nothing."""
+    def test_a_failed_start_raises_with_the_log(self):
+        """If the server does not start, the error contains its log, and nothing is left."""
         server = Server(args=["--no-such-option", "1"])
         with pytest.raises(AssertionError, match="no-such-option"):
             server.start()
         server.close()
 
-    def test_a_server_that_runs_already(self, server, monkeypatch):
-        """DTIMER_TEST_URL names a server that is used, and not started, ended or cleared."""
+    def test_a_running_server_may_be_used(self, server, monkeypatch):
+        """The server at DTIMER_TEST_URL is used, but never started, stopped or cleared."""
         monkeypatch.setenv("DTIMER_TEST_URL", server.url)
         with any_server() as found, found.client() as client:
             assert type(found) is Running
@@ -202,17 +205,17 @@ class TestServer:
         with server.client() as client:
             assert client.ping()
 
-    def test_a_server_that_is_not_there(self, monkeypatch):
-        """A binary that is named but not there is an error: no other one is taken."""
+    def test_a_missing_binary_is_an_error(self, monkeypatch):
+        """If the named binary does not exist, that is an error; no other binary is used."""
         monkeypatch.setenv("DTIMER_TEST_SERVER", "/nowhere/redis-server")
         with pytest.raises(FileNotFoundError, match="nowhere"):
             Server().start()
 
     @pytest.mark.parametrize("thread", ["main", "another"])
-    def test_it_dies_with_the_test_run(self, thread):
+    def test_it_ends_with_the_test_process(self, thread):
         """
-        A server does not outlive the process that started it, whichever of its threads
-        did, and even if that is killed. It does outlive the thread.
+        A server ends with the process that started it, even if that process is killed. It does not
+        end with the thread that started it.
         """
         program = "import sys, threading\nfrom servers import Server\nserver = Server()\n"
         if thread == "main":
@@ -241,52 +244,52 @@ class TestServer:
 
 
 class TestFixtures:
-    """What conftest offers."""
+    """The fixtures of conftest."""
 
-    def test_a_namespace_is_cleared(self, client, namespace):
-        """The keys of a namespace, of its shards too, are cleared, and nobody else's are."""
+    def test_only_the_namespace_is_cleared(self, client, namespace):
+        """The keys of a namespace and of its shards are cleared, and no others."""
         for key in "one}:due", "one}:body", "one~1}:due", "two}:due":
             client.set(f"dtimer:{{{namespace}-{key}", 1)
         clear(client, f"{namespace}-one")
         left = f"dtimer:{{{namespace}-two}}:due"
         assert [left.encode()] == client.keys(f"dtimer:{{{namespace}*")
 
-    def test_a_client_speaks_bytes(self, client, namespace):
-        """The client decodes nothing."""
+    def test_a_client_returns_bytes(self, client, namespace):
+        """The client does not decode replies."""
         client.set(f"dtimer:{{{namespace}}}", "ü")
         assert "ü".encode() == client.get(f"dtimer:{{{namespace}}}")
 
-    def test_a_tcp_server(self, tcp_server):
-        """The server of a test's own listens on TCP."""
+    def test_the_tcp_server_listens_on_tcp(self, tcp_server):
+        """The fixture ``tcp_server`` is a server on TCP."""
         assert tcp_server.url.startswith("redis://127.0.0.1:")
         with tcp_server.client() as client:
             assert client.ping()
 
 
 class TestModes:
-    """What a proxy does to everything that passes."""
+    """Modes of the proxy that affect all traffic."""
 
-    def test_pass(self, through):
-        """Untold, a proxy passes everything on, of any size."""
+    def test_by_default_everything_passes(self, through):
+        """By default a proxy forwards everything, of any size."""
         large = os.urandom(3_000_000)
         assert large == through.echo(large)
 
     @pytest.mark.parametrize("tcp", [False, True])
-    def test_any_upstream(self, tcp):
-        """A proxy can stand before a unix socket and before a port."""
+    def test_a_proxy_leads_to_a_socket_or_a_port(self, tcp):
+        """A proxy can lead to a unix socket or to a TCP port."""
         with Server(tcp=tcp) as server, Proxy(server) as proxy, client_of(proxy) as client:
             assert client.ping()
             assert server.pid == client.info("server")["process_id"]
 
-    def test_pubsub(self, proxy, client, namespace):
-        """What the server says unasked passes as well."""
+    def test_pubsub_messages_pass(self, proxy, client, namespace):
+        """Messages that the server sends without a request pass too."""
         with connect(proxy.url) as line:
             assert b"subscribe" in ask(line, "SUBSCRIBE", namespace)
             client.publish(namespace, "wake")
             assert b"wake" in line.recv(1000)
 
-    def test_lead_to(self, server, proxy, through):
-        """New connections lead to another server, and the others where they did."""
+    def test_lead_to_redirects_new_connections(self, server, proxy, through):
+        """New connections lead to another server, and existing ones stay."""
         here = through.info("server")["process_id"]
         with Server(tcp=True) as other:
             proxy.lead_to(other)
@@ -295,10 +298,10 @@ class TestModes:
             with client_of(proxy) as client:
                 assert other.pid == client.info("server")["process_id"]
 
-    def test_blackhole(self, proxy, through):
+    def test_a_black_hole_delays_everything(self, proxy, through):
         """
-        In a black hole nothing is answered and nothing ends; when it heals, what was sent
-        into it arrives, as after a partition.
+        In a black hole no request is answered and no connection ends. After healing, the data
+        arrive, as after a network partition.
         """
         with connect(proxy.url) as line:
             assert b"+PONG\r\n" == ask(line, "PING")
@@ -315,8 +318,11 @@ class TestModes:
             assert b"$4\r\nlate\r\n" == line.recv(16)
             assert through.ping()
 
-    def test_refuse(self, proxy):
-        """New connections are refused, old ones go on; healed, the port is open again."""
+    def test_refuse_affects_new_connections_only(self, proxy):
+        """
+        New connections are refused, and existing ones work. After healing, the port is open
+        again.
+        """
         port = proxy.port
         with connect(proxy.url) as line:
             assert b"+PONG\r\n" == ask(line, "PING")
@@ -329,16 +335,16 @@ class TestModes:
         with connect(proxy.url) as line:
             assert b"+PONG\r\n" == ask(line, "PING")
 
-    def test_delay(self, proxy, through):
-        """A reply takes at least the delay of its way and that of its request; no less."""
+    def test_delay_applies_in_both_directions(self, proxy, through):
+        """A reply takes at least twice the delay: once for the request, once for the reply."""
         through.ping()
         proxy.delay(30)
         begin = time.monotonic()
         assert through.ping()
         assert time.monotonic() - begin >= 0.060
 
-    def test_an_end_of_delay(self, proxy):
-        """What is being delayed when the proxy heals is delivered at once."""
+    def test_healing_ends_a_delay(self, proxy):
+        """When the proxy heals, delayed data are delivered at once."""
         with connect(proxy.url) as line:
             ask(line, "PING")
             proxy.delay(3_600_000)
@@ -350,8 +356,8 @@ class TestModes:
             line.settimeout(PATIENCE)
             assert b"+PONG\r\n" == line.recv(16)
 
-    def test_slice1(self, proxy, through, client, namespace):
-        """Byte by byte the results are the same as without a proxy."""
+    def test_single_bytes_give_the_same_results(self, proxy, through, client, namespace):
+        """If the proxy forwards single bytes, the results are the same as without a proxy."""
         key = f"dtimer:{{{namespace}}}"
         proxy.slice1()
         for value in (b"", b"\r\n", "ü\0".encode(), os.urandom(5_000)):
@@ -359,18 +365,18 @@ class TestModes:
             assert client.get(key) == value == through.get(key)
         assert client.eval("return {1, 'a', {2}}", 0) == through.eval("return {1, 'a', {2}}", 0)
 
-    def test_throttle(self, proxy, through):
-        """No more than the rate passes, and in the end all of it."""
+    def test_throttle_limits_the_rate(self, proxy, through):
+        """The data pass no faster than the given rate, and arrive complete."""
         through.ping()
         proxy.throttle(50_000)
         begin = time.monotonic()
         value = b"x" * 5_000
         assert value == through.echo(value)
-        # Twice 5000 bytes, less the last piece of each, for which nobody waits.
+        # Twice 5000 bytes, without the last piece of each, which is not waited for.
         assert time.monotonic() - begin >= 0.15
 
-    def test_cut(self, proxy):
-        """All connections are reset; new ones are welcome."""
+    def test_cut_resets_connections(self, proxy):
+        """All connections are reset, and new ones work."""
         with connect(proxy.url) as line:
             ask(line, "PING")
             proxy.cut()
@@ -379,8 +385,11 @@ class TestModes:
         with connect(proxy.url) as line:
             assert b"+PONG\r\n" == ask(line, "PING")
 
-    def test_half_close(self, proxy, client, namespace):
-        """After a half close the client reads the end, and what it asks is still done."""
+    def test_half_close_still_forwards_requests(self, proxy, client, namespace):
+        """
+        After a half close the client reads the end of the stream, and its requests are still
+        executed.
+        """
         with connect(proxy.url) as line:
             ask(line, "PING")
             proxy.half_close()
@@ -388,14 +397,17 @@ class TestModes:
             line.sendall(f"SET dtimer:{{{namespace}}} done\r\n".encode())
             eventually(lambda: client.get(f"dtimer:{{{namespace}}}") == b"done")
 
-    def test_a_server_that_ends(self):
-        """A client sees the end of a server as an end, and the next server behind the proxy."""
+    def test_the_end_of_the_server_is_seen_through_the_proxy(self):
+        """
+        A client sees the server's end as the end of its connection, and can then reach the next
+        server.
+        """
         with Server() as server, Proxy(server) as proxy:
             with connect(proxy.url) as line:
                 ask(line, "PING")
                 server.kill9()
                 assert b"" == line.recv(16)
-            # Depending on who is faster, in the connect or behind it.
+            # The error occurs in connect or in recv, depending on timing.
             with pytest.raises(ConnectionResetError), connect(proxy.url) as line:
                 line.recv(16)
             server.start()
@@ -404,13 +416,13 @@ class TestModes:
 
 
 class TestFaults:
-    """What a proxy does to one reply."""
+    """Faults of the proxy that affect one reply."""
 
     @pytest.mark.parametrize("close", [True, False])
-    def test_drop_reply_once(self, proxy, through, client, namespace, close):
+    def test_a_dropped_reply_affects_one_request(self, proxy, through, client, namespace, close):
         """
-        The server does what it was asked and the client never learns it: the connection
-        closes, or is silent. After that everything passes again.
+        The server executes the request and the client gets no reply: the connection closes or stays
+        silent. After that everything passes again.
         """
         key = f"dtimer:{{{namespace}}}"
         proxy.drop_reply_once(b"INCR", close=close)
@@ -426,16 +438,16 @@ class TestFaults:
         assert b"1" == client.get(key)
         assert 2 == through.incr(key)
 
-    def test_a_silence_is_for_one_reply(self, proxy):
-        """A connection left open in silence after a dropped reply answers the next request."""
+    def test_silence_lasts_for_one_reply(self, proxy):
+        """A connection that stays open after a dropped reply answers the next request."""
         with connect(proxy.url) as line:
             proxy.drop_reply_once(b"one", close=False)
             line.sendall(b"ECHO one\r\n")
             assert proxy.wait_dropped()
             assert b"$3\r\ntwo\r\n" == ask(line, "ECHO", "two")
 
-    def test_a_match(self, proxy):
-        """A fault waits for its request, even if the bytes that match arrive in pieces."""
+    def test_a_fault_waits_for_its_request(self, proxy):
+        """A fault waits for the matching request, even if its bytes arrive in pieces."""
         proxy.drop_reply_once(b"EVALSHA")
         with connect(proxy.url) as line:
             assert b"+PONG\r\n" == ask(line, "PING")
@@ -446,24 +458,24 @@ class TestFaults:
             assert b"" == line.recv(100)
         assert proxy.wait_dropped()
 
-    def test_only_the_one_that_matches(self, proxy):
-        """A fault with a match strikes the connection of that request, and no other."""
+    def test_a_fault_affects_only_the_matching_connection(self, proxy):
+        """A fault with a match affects the connection of that request, and no other."""
         proxy.drop_reply_once(b"mine")
         with connect(proxy.url) as mine, connect(proxy.url) as other:
             assert b"$5\r\nother\r\n" == ask(other, "ECHO", "other")
             assert b"" == ask(mine, "ECHO", "mine")
             assert b"$5\r\nother\r\n" == ask(other, "ECHO", "other")
 
-    def test_close_reply_once(self, proxy):
-        """The reply arrives, and behind it the connection ends."""
+    def test_close_reply_once_closes_after_the_reply(self, proxy):
+        """The reply arrives, and then the connection closes."""
         proxy.close_reply_once()
         with connect(proxy.url) as line:
             assert b"+PONG\r\n" == ask(line, "PING")
             assert b"" == line.recv(16)
         assert proxy.wait_dropped()
 
-    def test_truncate_reply_once(self, proxy):
-        """So many bytes of the reply arrive, and behind them the connection ends."""
+    def test_truncate_reply_once_cuts_the_reply(self, proxy):
+        """The first bytes of the reply arrive, and then the connection closes."""
         proxy.truncate_reply_once(3, b"ECHO")
         with connect(proxy.url) as line:
             line.sendall(b"ECHO kettle\r\n")
@@ -473,10 +485,10 @@ class TestFaults:
         assert b"$6\r" == received
         assert proxy.wait_dropped()
 
-    def test_a_client_that_repeats_itself(self, proxy, namespace):
+    def test_a_client_with_retries_executes_twice(self, proxy, namespace):
         """
-        A fault strikes once: a client that sends a command again by itself whose reply was
-        lost has it done twice, and is told of the second time.
+        A fault occurs once. A client that resends a command after a lost reply executes it twice,
+        and gets the second reply.
         """
         key = f"dtimer:{{{namespace}}}"
         with client_of(proxy, retry=Retry(NoBackoff(), 1)) as careless:
@@ -485,12 +497,12 @@ class TestFaults:
             assert 2 == careless.incr(key)
 
 
-class TestNothingRemains:
-    """A proxy leaves nothing behind."""
+class TestCleanup:
+    """A closed proxy leaves nothing behind."""
 
     @pytest.mark.parametrize("mode", ["heal", "blackhole", "refuse", "slice1", "cut", "half_close"])
-    def test_threads_and_descriptors(self, server, mode):
-        """After close there is no thread and no descriptor of a proxy, in whatever state."""
+    def test_close_leaves_no_thread_or_descriptor(self, server, mode):
+        """After close() no thread and no descriptor of the proxy is left, in any mode."""
         threads = set(threading.enumerate())
         descriptors = set(os.listdir("/dev/fd"))
         with contextlib.ExitStack() as clients:

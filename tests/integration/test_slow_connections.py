@@ -1,4 +1,4 @@
-"""What a script hands to a node whose connection is too slow for all that is due."""
+"""Claims of a node whose connection is too slow for all due events."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dtimer.model.event import Cancelled
 
 pytestmark = pytest.mark.fault("F108")
 
-#: Bytes of a large payload, and those of the head of a body.
+#: The bytes of a large payload, and of the head of a record.
 LARGE, HEAD = 400_000, 3
 
 
@@ -23,30 +23,33 @@ def ids(claims):
 
 
 class TestClaim:
-    """A claim is bounded by its bytes."""
+    """A claim is limited in bytes."""
 
     def test_takes_as_many_as_fit_into_a_million_bytes(self, store, node):
-        """A reply that takes long to send takes long to arrive, and keeps the server."""
+        """A large reply takes long to arrive, and keeps the server busy."""
         for id in "abcd":
             large(store, id)
         assert ["a", "b"] == ids(node.claim(9))
         assert ["c", "d"] == ids(node.claim(9))
 
     def test_always_takes_the_first(self, store, node):
-        """An event that is larger than any bound is handed out alone."""
+        """An event larger than any limit is delivered alone."""
         large(store, "a", 3_000_000)
         post(store, "b")
         assert ["a"] == ids(node.claim(9))
         assert ["b"] == ids(node.claim(9))
 
-    def test_asks_again_at_once_for_what_did_not_fit(self, store, node):
-        """What is due and was left only for its size is not left until the next wake."""
+    def test_asks_for_the_next_claim_at_once_if_events_did_not_fit(self, store, node):
+        """
+        If a due event did not fit, the node claims again at once and does not wait for a
+        wake.
+        """
         for id in "abc":
             large(store, id)
         assert 0 == node.turn(9).wait_us
 
-    def test_takes_no_more_bytes_than_it_is_asked_for(self, store, node):
-        """A node that knows its connection to be slow is handed less, and at least one event."""
+    def test_takes_no_more_bytes_than_requested(self, store, node):
+        """A node that knows its connection to be slow gets fewer bytes, but at least one event."""
         for id in "abcd":
             large(store, id, 1_000)
         assert ["a", "b"] == ids(node.claim(9, most=2 * (1_000 + HEAD)))
@@ -59,19 +62,22 @@ class TestClaim:
         assert ["a", "b"] == ids(node.claim(9, most=10_000_000))
 
 
-class TestAskedAgain:
-    """A turn whose reply broke off is answered with less, and the rest is released."""
+class TestRepeatedClaim:
+    """If a reply broke off, the repeated claim returns fewer events and releases the others."""
 
     @pytest.fixture
     def claimed(self, store, node):
-        """Three events that the node has claimed and never received."""
+        """Three events that the node has claimed, and whose reply never arrived."""
         for id in "abc":
             large(store, id, 1_000)
         assert ["a", "b", "c"] == ids(node.claim(9))
 
     @pytest.mark.usefixtures("claimed")
     def test_releases_what_does_not_fit(self, store, node):
-        """Other nodes have it at once, on its first attempt, and nothing starts twice."""
+        """
+        Other nodes can claim the released events at once, as first attempts, so that no event
+        starts twice.
+        """
         again = node.turn(9, again=True, most=10)
         assert ["a"] == ids(again.claims)
         assert 0 == again.wait_us
@@ -82,19 +88,22 @@ class TestAskedAgain:
 
     @pytest.mark.usefixtures("claimed")
     def test_keeps_what_fits(self, node):
-        """What can be received is not given away."""
+        """Events that fit stay claimed."""
         assert ["a", "b"] == ids(node.claim(9, again=True, most=2 * (1_000 + HEAD)))
         assert ["a", "b"] == ids(node.claim(9, again=True, most=2 * (1_000 + HEAD)))
 
     @pytest.mark.usefixtures("claimed")
-    def test_releases_all_when_even_the_first_does_not_fit(self, store, node):
-        """An event that is too large for one node is not kept from the others for a lease."""
+    def test_releases_all_if_the_first_does_not_fit(self, store, node):
+        """
+        An event too large for one node must not be withheld from the others for a whole
+        lease.
+        """
         assert [] == node.claim(9, again=True, most=10, strict=True)
         assert ["a", "b", "c"] == ids(Peer(store, "other").claim(9))
 
     @pytest.mark.usefixtures("claimed")
-    def test_wakes_another_node_for_it(self, store, node, now):
-        """A node that waits is told, and one of those that were released is kept for it."""
+    def test_wakes_another_node(self, store, node, now):
+        """A waiting node is woken, and one of the released events is reserved for it."""
         other = Peer(store, "other")
         other.turn()
         now.tick(1)
@@ -103,16 +112,19 @@ class TestAskedAgain:
         assert ["c"] == ids(other.claim(9))
 
     @pytest.mark.usefixtures("claimed")
-    def test_releases_nothing_when_it_was_overtaken(self, store, node):
-        """A try that arrives after a later one was answered says nothing of what was received."""
+    def test_releases_nothing_if_it_was_overtaken(self, store, node):
+        """
+        A repetition that arrives after a later one was answered says nothing about what was
+        received.
+        """
         assert ["a", "b", "c"] == ids(node.claim(9, again=True))
         late = TurnRequest(node.seq, 9, True, False, [], 0, 0, 10, True)
         assert [] == list(store.turn(node.name, late, LEASE * 1000).claims)
         assert [] == Peer(store, "other").claim(9)
 
     @pytest.mark.usefixtures("claimed")
-    def test_starts_nothing_that_was_cancelled(self, store, node, now):
-        """What was cancelled and does not fit is never handed out again."""
+    def test_a_cancelled_event_is_not_delivered_again(self, store, node, now):
+        """An event that was cancelled and does not fit is never delivered again."""
         assert Cancelled.IN_FLIGHT is store.cancel("c")
         assert ["a"] == ids(node.claim(9, again=True, most=10))
         now.tick(LEASE + 1)
@@ -120,32 +132,32 @@ class TestAskedAgain:
 
 
 class TestStrict:
-    """A node passes over what is too large for it, and has what comes after that."""
+    """A node skips an event that is too large for it, and gets the events behind it."""
 
     @pytest.fixture(autouse=True)
     def due(self, store, node):
-        """One event that is too large for the node, and two that are not."""
+        """An event that is too large for the node, and two that fit."""
         large(store, "a", 1_000)
         post(store, "b")
         post(store, "c")
 
     @pytest.mark.parametrize("limit", [1, 9])
-    def test_takes_what_comes_after_it(self, store, node, limit):
-        """An event that cannot be received does not stop those behind it."""
+    def test_takes_the_events_behind_a_large_one(self, store, node, limit):
+        """An event that cannot be received does not block the events behind it."""
         found = ids(node.claim(limit, most=500, strict=True))
         found += ids(node.claim(limit, most=500, strict=True))
         assert ["b", "c"] == found
         assert ["a"] == ids(Peer(store, "other").claim(9))
 
     @pytest.mark.parametrize("hears", [True, False])
-    def test_does_not_spin(self, node, hears):
-        """While nothing that fits is due, it asks every 50 ms and not at once."""
+    def test_waits_between_claims_that_find_nothing(self, node, hears):
+        """While no due event fits, the node claims every 50 ms and not continuously."""
         node.hears = hears
         node.claim(9, most=500, strict=True)
         assert 50_000 == node.turn(9, most=500, strict=True).wait_us
 
-    def test_calls_others(self, store, node):
-        """A node that waits is told of what is passed over."""
+    def test_wakes_another_node_for_a_skipped_event(self, store, node):
+        """A waiting node is woken for an event that was skipped."""
         other = Peer(store, "other")
         store.pause(on=True)
         other.turn()

@@ -1,4 +1,4 @@
-"""Walks through what waits and what has died, while the loop changes what it meets."""
+"""Iterating over pending events and dead letters while the loop changes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MANY = 250
 
 @pytest.fixture
 def other(client, namespace, now):
-    """Another timer of the same namespace."""
+    """A second timer of the same namespace."""
     store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
     yield store
     store.close()
@@ -38,7 +38,7 @@ def fill(store, many=MANY, apart_us=1_000, rest="3|{}"):
 
 
 def everything(store, most=5 * MANY):
-    """Walk all that is scheduled; one that does not end is cut short."""
+    """Iterate over all scheduled events; stop an iteration that does not end."""
     return itertools.islice(store.upcoming("-inf", "+inf"), most)
 
 
@@ -50,19 +50,22 @@ def recurring(id, ms=1_000):
 
 
 def bury(store, node, many):
-    """Have so many events die, at different times."""
+    """Create *many* dead letters with different times of death."""
     store.post([Entry(f"d{i:04}", "+0", "", "0|{}") for i in range(many)], "replace")
     while claims := node.claim(100):
         for claim in claims:
             node.fail(claim)
 
 
-class TestTheEnd:
-    """A walk ends at the last (due, id) that existed when it began."""
+class TestEnd:
+    """An iteration ends at the last (due, id) that existed when it began."""
 
     @pytest.mark.parametrize("apart_us", [1_000, 0])
-    def test_events_that_the_loop_puts_off_are_met_once(self, store, apart_us):
-        """A loop that puts everything off by an hour moves each event once, also among ties."""
+    def test_events_that_the_loop_postpones_are_visited_once(self, store, apart_us):
+        """
+        A loop that postpones every event by an hour moves each event once, even among equal due
+        times.
+        """
         ids = fill(store, apart_us=apart_us)
         before = {record.id: record.due for record in everything(store)}
         met = []
@@ -73,8 +76,8 @@ class TestTheEnd:
         after = {record.id: record.due for record in everything(store)}
         assert {id: due + HOUR / 1000 for id, due in before.items()} == after
 
-    def test_events_moved_within_the_walk_are_met_once(self, store):
-        """A move to a place that the walk has yet to reach makes no second meeting."""
+    def test_events_moved_within_the_range_are_visited_once(self, store):
+        """An event that is moved to a later place of the iteration is not visited again."""
         ids = fill(store)
         post(store, "last", 3 * HOUR / 1000)
         met = []
@@ -84,8 +87,11 @@ class TestTheEnd:
         assert [*ids, "last"] == met
 
     @pytest.mark.parametrize("policy", ["mint", "replace"])
-    def test_events_that_the_loop_posts_are_passed_over(self, store, policy):
-        """A loop that posts one event for each that it meets ends, however near it posts them."""
+    def test_events_that_the_loop_posts_are_skipped(self, store, policy):
+        """
+        A loop that posts an event for each event that it visits ends, however early the new ones
+        are due.
+        """
         ids = fill(store)
         post(store, "last", YEAR / 1000)
         met = []
@@ -94,8 +100,8 @@ class TestTheEnd:
             store.post([Entry(f"after-{record.id}", f"+{HOUR}", "", "3|{}")], policy)
         assert [*ids, "last"] == met
 
-    def test_events_kept_by_a_post_are_met(self, store):
-        """A post that keeps the existing event does not hide it from the walk."""
+    def test_events_kept_by_a_post_are_visited(self, store):
+        """A post that keeps the existing event does not hide that event from the iteration."""
         ids = fill(store)
         met = []
         for record in everything(store):
@@ -103,8 +109,11 @@ class TestTheEnd:
             store.post([Entry(ids[-1], "+0", "", "3|{}")], "keep")
         assert ids == met
 
-    def test_a_post_whose_outcome_is_unknown_is_passed_over(self, store, monkeypatch):
-        """An event that may have been stored must not feed the loop that posts it."""
+    def test_a_post_with_an_unknown_outcome_is_skipped(self, store, monkeypatch):
+        """
+        An event that may have been stored is skipped; otherwise the loop that posts it might not
+        end.
+        """
         fill(store, 3)
         call = store._call
 
@@ -184,8 +193,8 @@ class TestTheEnd:
         monkeypatch.undo()
         assert ["e0001", "e0002", "beat"] == [record.id.partition("@")[0] for record in walk]
 
-    def test_events_of_another_timer_do_not_prolong_it(self, store, other):
-        """What others post behind the end is not met, and what they post before it may be."""
+    def test_events_of_another_timer_do_not_prolong_the_iteration(self, store, other):
+        """Events that other timers post behind the end are not visited; those before it may be."""
         ids = fill(store)
         walk = everything(store)
         met = [next(walk).id]
@@ -195,16 +204,19 @@ class TestTheEnd:
         assert "behind" not in met
         assert ids == [id for id in met if id != "before"]
 
-    def test_what_was_behind_the_end_is_forgotten(self, store):
-        """A walk remembers only what it could meet again: memory stays flat."""
+    def test_events_moved_behind_the_end_are_forgotten(self, store):
+        """
+        An iteration remembers only ids that it could visit again, so its memory stays
+        constant.
+        """
         fill(store)
         for record in everything(store):
             store.reschedule(record.id, f"+{YEAR}")
             (walk,) = store._walks._events.values()
             assert set() == walk.passed
 
-    def test_nothing_is_left_of_a_walk(self, store):
-        """A walk that ended, or was given up, is noted by no post any more."""
+    def test_an_ended_iteration_leaves_nothing_behind(self, store):
+        """After an iteration has ended or been closed, posts no longer record ids for it."""
         fill(store)
         list(everything(store))
         walk = store.upcoming("-inf", "+inf")
@@ -215,10 +227,13 @@ class TestTheEnd:
 
 
 class TestSchedules:
-    """A walk yields at most one pending occurrence of each schedule."""
+    """An iteration yields at most one pending occurrence of each schedule."""
 
-    def test_clearing_schedules_ends(self, store):
-        """Each cancelled occurrence makes the next one; a loop that cancels all of it ends."""
+    def test_a_loop_that_cancels_occurrences_ends(self, store):
+        """
+        Cancelling an occurrence creates the next one. A loop that cancels everything still
+        ends.
+        """
         names = [f"beat-{i:03}" for i in range(150)]
         for name in names:
             store.declare(recurring(name))
@@ -229,16 +244,19 @@ class TestSchedules:
             assert store.cancel(record.id)
         assert [*names, "far"] == [id.partition("@")[0] for id in met]
 
-    def test_an_occurrence_that_is_retried_is_met_besides(self, store, node, now):
-        """The mark is for the pending occurrence; another one of the schedule waits like any."""
+    def test_an_occurrence_that_waits_for_its_retry_is_visited_too(self, store, node, now):
+        """
+        The limit applies to the pending occurrence. An occurrence that waits for its retry is
+        visited too.
+        """
         store.declare(recurring("beat"))
         now.tick(1_000)
         (claim,) = node.claim()
         node.fail(claim, wait=500)
         assert 2 == len(list(everything(store)))
 
-    def test_a_schedule_that_the_loop_declares_is_passed_over(self, store):
-        """A loop that declares a schedule for each event does not meet these."""
+    def test_schedules_that_the_loop_declares_are_skipped(self, store):
+        """A loop that declares a schedule for each event does not visit their occurrences."""
         ids = fill(store, 120)
         post(store, "last", YEAR / 1000)
         met = []
@@ -250,10 +268,10 @@ class TestSchedules:
 
 
 class TestDead:
-    """Walks through the dead letters."""
+    """Iterating over the dead letters."""
 
-    def test_letters_that_die_again_are_not_met_again(self, store, node, now):
-        """A loop that revives each letter ends, although what it revives fails again at once."""
+    def test_dead_letters_that_die_again_are_not_visited_again(self, store, node, now):
+        """A loop that revives each dead letter ends, even if the revived events fail at once."""
         bury(store, node, MANY)
         now.tick(1)
         met = []
@@ -279,8 +297,11 @@ class TestDead:
             node.fail(*node.claim())
         assert [*(f"d{i:04}" for i in range(MANY)), "last"] == met
 
-    def test_letters_that_the_loop_puts_back_are_passed_over(self, client, namespace, now):
-        """A letter is put back at the time of its death, which the walk may have before it."""
+    def test_dead_letters_that_the_loop_restores_are_skipped(self, client, namespace, now):
+        """
+        A dead letter is restored at its time of death, which the iteration may not have reached
+        yet.
+        """
         store = Inventory(source(client, 1.0), namespace, timeout=3.0, now=now)
         bury(store, Peer(store, "node"), MANY)
         now.tick(1)
@@ -293,8 +314,11 @@ class TestDead:
         store.close()
         assert [*(f"d{i:04}" for i in range(1, MANY)), "d0000"] == met
 
-    def test_a_letter_that_goes_away_does_not_lose_the_place(self, store, node):
-        """Where the last letter of a page is revived, the next page repeats and misses none."""
+    def test_a_revived_dead_letter_does_not_lose_the_place(self, store, node):
+        """
+        If the last dead letter of a page is revived, the next page neither repeats nor skips
+        one.
+        """
         bury(store, node, MANY)
         met = []
         for letter in store.dead():
@@ -304,11 +328,11 @@ class TestDead:
 
 
 class TestPages:
-    """One page is bounded by number, and by bytes."""
+    """A page is limited in number and in bytes."""
 
     @pytest.fixture
     def pages(self, store, monkeypatch):
-        """How many bytes each page has brought."""
+        """The bytes that each page has returned."""
         sizes = []
         call = store._call
 
@@ -322,14 +346,17 @@ class TestPages:
         return sizes
 
     def test_large_events_come_in_several_pages(self, store, pages):
-        """Events of 300 kB come a few at a time, so no script keeps the server busy for long."""
+        """
+        Events of 300 kB come a few at a time, so that no script keeps the server busy for
+        long.
+        """
         ids = fill(store, 14, rest=f'3|{{"a":"{"x" * 300_000}"}}')
         assert ids == [record.id for record in store.upcoming("-inf", "+inf")]
         assert max(pages) < 1_400_000
         assert 3 < len(pages)
 
-    def test_large_letters_come_in_several_pages(self, store, node, pages):
-        """The same for dead letters."""
+    def test_large_dead_letters_come_in_several_pages(self, store, node, pages):
+        """The limit in bytes applies to dead letters too."""
         store.post(
             [Entry(f"d{i}", "+0", "", f'0|{{"a":"{"x" * 300_000}"}}') for i in range(9)], "replace"
         )
@@ -340,7 +367,7 @@ class TestPages:
         assert max(pages) < 1_400_000
         assert 2 < len(pages)
 
-    def test_an_event_over_the_limit_comes_alone(self, store, pages):
+    def test_an_event_larger_than_a_page_comes_alone(self, store, pages):
         """An event that is larger than a page is not left out."""
         ids = fill(store, 3, rest=f'3|{{"a":"{"x" * 1_100_000}"}}')
         records = list(store.upcoming("-inf", "+inf"))
@@ -349,8 +376,11 @@ class TestPages:
         assert 3 <= len(pages)
 
 
-def test_places_of_strange_ids(store):
-    """A place among ties is found again, whatever the bytes of its id, if its event is gone."""
+def test_the_place_among_ties_is_found_with_any_id(store):
+    """
+    If an event among equal due times is removed, its place is found again, with any bytes in its
+    id.
+    """
     ids = sorted({*(f"é{i}" for i in range(60)), *(f"Z{i}" for i in range(60)), "~", "aa", "a"})
     store.post([Entry(id, "+1000000", "", "3|{}") for id in ids], "replace")
     met = []

@@ -1,4 +1,7 @@
-"""Acknowledged writes that are lost: who notices, what is said of it, and when nothing is."""
+"""
+Rollbacks of the server: which process detects lost writes, what is reported, and when
+nothing is.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def now():
 
 @pytest.fixture
 def make_store(client, namespace, now):
-    """Make stores, each of which notes what its witness tells."""
+    """Return a function that makes stores, each of which collects the rollbacks that it detects."""
     made = []
 
     def build():
@@ -57,11 +60,14 @@ def ms(us):
     return us / 1000
 
 
-class TestNoticed:
-    """Whoever knows of a write that is gone says so, once."""
+class TestDetected:
+    """A process that knows of a lost write reports it once."""
 
-    def test_a_turn_that_is_gone(self, client, store, node, now):
-        """A node whose last turn is lost tells from its last that is there until now."""
+    def test_a_lost_claim(self, client, store, node, now):
+        """
+        A node whose last claim is lost reports the time from the last claim that survived until
+        now.
+        """
         node.turn()
         there = now.us
         snapshot = Snapshot(client, store.keys)
@@ -91,8 +97,8 @@ class TestNoticed:
         node.turn()
         assert [(ms(there), ms(now.us))] == [(error.since, error.until) for error in store.told]
 
-    def test_each_time(self, client, store, node):
-        """Writes that are lost a second time are told of a second time."""
+    def test_each_rollback_is_reported(self, client, store, node):
+        """A second rollback is reported again."""
         for times in (1, 2):
             node.turn()
             snapshot = Snapshot(client, store.keys)
@@ -102,8 +108,8 @@ class TestNoticed:
             node.turn()
             assert times == len(store.told)
 
-    def test_its_reply_is_lost(self, client, store, node, now):
-        """The turn that finds it out may lose its reply: the repetition says it as well."""
+    def test_the_reply_that_reveals_it_is_lost(self, client, store, node, now):
+        """The claim that reveals the rollback may lose its reply; its repetition reveals it too."""
         node.turn()
         snapshot = Snapshot(client, store.keys)
         now.tick(1)
@@ -117,8 +123,8 @@ class TestNoticed:
         node.turn(again=True)
         assert 1 == len(store.told)
 
-    def test_the_same_turn_again(self, client, store, node, now):
-        """A turn that was answered, and is asked again all the same, tells nothing new."""
+    def test_a_repeated_claim_reports_nothing_new(self, client, store, node, now):
+        """If a claim that was answered is sent again, the rollback is not reported again."""
         node.turn()
         snapshot = Snapshot(client, store.keys)
         now.tick(1)
@@ -128,8 +134,8 @@ class TestNoticed:
         node.turn(again=True)
         assert 1 == len(store.told)
 
-    def test_only_a_post_is_gone(self, client, store, node, now):
-        """A node misses a post of its own that came after its last turn."""
+    def test_only_a_post_is_lost(self, client, store, node, now):
+        """A node detects the loss of its own post after its last claim."""
         node.turn()
         there = now.us
         snapshot = Snapshot(client, store.keys)
@@ -141,8 +147,11 @@ class TestNoticed:
         (error,) = store.told
         assert (ms(there), ms(now.us), False) == (error.since, error.until, error.wiped)
 
-    def test_a_post_by_another_hides_nothing(self, client, store, node, make_store):
-        """As many posts by others meanwhile do not make up for it, if this node posts again."""
+    def test_posts_by_others_do_not_hide_a_loss(self, client, store, node, make_store):
+        """
+        If others have posted as many events meanwhile, the node still detects the loss at its next
+        post.
+        """
         other = make_store()
         node.turn()
         snapshot = Snapshot(client, store.keys)
@@ -153,8 +162,8 @@ class TestNoticed:
         node.turn()
         assert [False] == [error.wiped for error in store.told]
 
-    def test_who_only_posts(self, client, store, now):
-        """A process that is no node misses its last post with its next."""
+    def test_a_process_that_only_posts_detects_it(self, client, store, now):
+        """A process that has not joined detects the loss of its last post at its next post."""
         post(store, "tea", 60_000)
         snapshot = Snapshot(client, store.keys)
         post(store, "milk", 60_000)
@@ -166,8 +175,8 @@ class TestNoticed:
         assert 1 == len(store.told)
 
     @pytest.mark.parametrize("gone", ["a post", "a claim"])
-    def test_looked_at_anew(self, client, store, node, gone):
-        """Who looks at the namespace anew finds out what is gone, whatever it asks."""
+    def test_opening_again_detects_it(self, client, store, node, gone):
+        """A process that opens the namespace again detects the loss with any request."""
         post(store, "tea")
         snapshot = Snapshot(client, store.keys)
         if gone == "a post":
@@ -183,8 +192,11 @@ class TestNoticed:
         store.peek("tea")
         assert 1 == len(store.told), "told again"
 
-    def test_replies_from_before(self, client, store, node, now):
-        """A reply that was on its way when it was found out is believed by nobody, nor told."""
+    def test_replies_from_before_the_rollback_are_ignored(self, client, store, node, now):
+        """
+        A reply that was under way when the rollback was detected is not trusted, and not
+        reported.
+        """
         post(store, "tea", 60_000)
         node.turn()
         snapshot = Snapshot(client, store.keys)
@@ -205,8 +217,8 @@ class TestNoticed:
         post(store, "honey", 60_000)
         assert 1 == len(store.told), "told again"
 
-    def test_wiped(self, client, store, node, now):
-        """When everything is gone it says that, once the node registers again."""
+    def test_a_wiped_namespace(self, client, store, node, now):
+        """If everything is lost, that is reported when the node registers again."""
         post(store, "tea", 60_000)
         node.turn()
         client.delete(*store.keys)
@@ -219,8 +231,8 @@ class TestNoticed:
         node.turn()
         assert 1 == len(store.told)
 
-    def test_made_anew_by_another(self, client, store, node, make_store):
-        """A namespace that was wiped is another one, however much others have put there since."""
+    def test_a_namespace_that_others_have_refilled(self, client, store, node, make_store):
+        """A namespace that was wiped counts as wiped, even if others have posted to it since."""
         node.turn()
         client.delete(*store.keys)
         other = make_store()
@@ -232,8 +244,8 @@ class TestNoticed:
         assert [True] == [error.wiped for error in store.told]
         assert [] == other.told
 
-    def test_back_to_before_it_joined(self, client, make_store):
-        """Of a node that is not even registered there the tokens tell that much is gone."""
+    def test_a_rollback_to_before_the_node_joined(self, client, make_store):
+        """If the node is not even registered in the old state, the tokens reveal the rollback."""
         old = make_store()
         post(old, "tea")
         Peer(old, "old").claim()
@@ -248,8 +260,11 @@ class TestNoticed:
         store.join("node", "{}")
         assert [(None, False)] == [(error.since, error.wiped) for error in store.told]
 
-    def test_forgotten(self, client, make_store, now):
-        """A node that knows of nothing but itself, and is gone, was forgotten with the rest."""
+    def test_a_node_that_only_registered(self, client, make_store, now):
+        """
+        A node that has only registered itself detects the rollback when its registration is
+        gone.
+        """
         make_store().join("old", "{}")
         store = make_store()
         store.open()
@@ -265,8 +280,8 @@ class TestNoticed:
         node.turn()
         assert 1 == len(store.told)
 
-    def test_after_a_fork(self, client, store):
-        """A forked child knows what its parent knew."""
+    def test_a_forked_child_detects_it(self, client, store):
+        """A forked child keeps its parent's knowledge."""
         post(store, "tea", 60_000)
         snapshot = Snapshot(client, store.keys)
         post(store, "milk", 60_000)
@@ -284,16 +299,16 @@ class TestNoticed:
         os.close(writer)
 
 
-class TestNotNoticed:
-    """Nothing is said of what is no rollback."""
+class TestNotDetected:
+    """Events that resemble a rollback and are not reported."""
 
     @pytest.fixture(autouse=True)
     def silent(self, store):
         yield
         assert [] == store.told
 
-    def test_an_ordinary_life(self, store, node, now):
-        """Posting, claiming, confirming, failing, cancelling."""
+    def test_ordinary_work(self, store, node, now):
+        """Posting, claiming, confirming, failing and cancelling."""
         for n in range(20):
             now.tick(n)
             post(store, f"tea-{n}", -n)
@@ -305,23 +320,26 @@ class TestNotNoticed:
                     node.fail(claim)
             store.cancel("milk")
 
-    def test_nothing_stored(self, store):
-        """A post that keeps what is pending counts nothing up, and is no loss."""
+    def test_a_post_that_stores_nothing(self, store):
+        """A post that keeps a pending event does not increase the count, and is not a loss."""
         post(store, "tea", 60_000)
         for _ in range(3):
             post(store, "tea", 60_000, policy="keep")
 
     @pytest.mark.parametrize("hours", [-1, 1])
-    def test_the_clock_is_put(self, store, node, now, hours):
-        """A clock of the server that goes back, or ahead, and comes right again."""
+    def test_a_step_of_the_clock(self, store, node, now, hours):
+        """The server's clock is set back, or ahead, and is corrected later."""
         for tick in (10, hours * 3_600_000, 10, -hours * 3_600_000, 10):
             now.tick(tick)
             post(store, f"tea-{tick}", -1)
             for claim in node.claim(9):
                 node.confirm(claim)
 
-    def test_struck_off(self, store, node, now, make_store):
-        """A process that was stopped for long was struck off the list of nodes, and is back."""
+    def test_a_node_that_was_forgotten(self, store, node, now, make_store):
+        """
+        A process that was stopped for long has been removed from the list of nodes, and
+        returns.
+        """
         post(store, "tea", -1)
         node.claim()
         now.tick(600_000)
@@ -332,8 +350,10 @@ class TestNotNoticed:
         node.turn()
         assert [] == other.told
 
-    def test_struck_off_by_a_clock(self, store, node, now, make_store):
-        """So was one while the clock was wrong for a moment."""
+    def test_a_node_that_was_forgotten_while_the_clock_was_wrong(
+        self, store, node, now, make_store
+    ):
+        """A node was removed because the clock was wrong for a moment."""
         node.turn()
         now.tick(3_600_000)
         Peer(make_store(), "other").turn()
@@ -342,8 +362,8 @@ class TestNotNoticed:
         store.join("node", "{}")
         node.turn()
 
-    def test_the_reply_was_lost(self, store, node, now):
-        """Turns and posts that are asked again."""
+    def test_repeated_requests(self, store, node, now):
+        """Claims and posts that are sent again."""
         for n in range(4):
             now.tick(1)
             post(store, f"tea-{n}", -1)
@@ -357,31 +377,31 @@ class TestNotNoticed:
         post(store, "honey")
         node.turn()
 
-    def test_heard_of_since(self, client, store, node, now):
-        """A node that was heard of later than it knows has lost nothing."""
+    def test_a_later_heartbeat(self, client, store, node, now):
+        """A node that was heard from later than it knows has lost nothing."""
         node.turn()
         client.zadd(store.keys.alive, {"node": now.us + 5})
         now.tick(10)
         node.turn()
 
-    def test_registered_again_after_the_clock_was_put_back(self, store, node, now):
-        """When a node registers that is when it was heard of last."""
+    def test_registering_after_the_clock_was_set_back(self, store, node, now):
+        """The registration of a node counts as its last sign of life."""
         node.turn()
         now.tick(-3_600_000)
         store.join("node", "{}")
         now.tick(10)
         node.turn()
 
-    def test_tokens_begin_anew(self, client, store, node):
-        """A token that somebody has set beyond all bounds is not believed, here either."""
+    def test_tokens_that_restart(self, client, store, node):
+        """A token that another program has set far too high is not trusted here either."""
         client.hset(store.keys.sys, "token", 9_000_000_000_000_001)
         store.join("node", "{}")
         post(store, "tea", -1)
         node.claim()
         store.join("node", "{}")
 
-    def test_a_foreign_total(self, client, store, node):
-        """Totals that somebody has made no numbers tell nothing, and stop nothing."""
+    def test_an_invalid_total(self, client, store, node):
+        """A total that another program has overwritten reveals nothing, and blocks nothing."""
         post(store, "tea", 60_000)
         client.hset(store.keys.sys, "n:posted", "many")
         post(store, "milk", 60_000)
@@ -390,7 +410,7 @@ class TestNotNoticed:
         node.turn()
 
     def test_posts_from_many_threads(self, store, node):
-        """Replies that overtake each other on several connections."""
+        """Replies overtake each other on several connections."""
 
         def many(name):
             for n in range(50):
@@ -405,8 +425,11 @@ class TestNotNoticed:
             thread.join()
         node.turn()
 
-    def test_left_and_back(self, client, store, node):
-        """Who has left knows nothing any more: the data may have been removed on purpose."""
+    def test_a_node_that_left_and_returned(self, client, store, node):
+        """
+        A node that has left forgets what it knew, because the data may have been removed on
+        purpose.
+        """
         post(store, "tea", 60_000)
         node.turn()
         store.release()
@@ -417,10 +440,10 @@ class TestNotNoticed:
 
 
 class TestNodes:
-    """What a user's timer makes of it."""
+    """How a user's timer reports a rollback."""
 
-    def test_told_to_the_listeners(self, client, make):
-        """Each timer emits a StateRollback, once, and the node is well and works."""
+    def test_each_timer_emits_it_once(self, client, make):
+        """Each timer emits a StateRollback once, and the node continues to work."""
         node, other = make("node", poll_interval=50), make("other", poll_interval=50)
         told, told_other = Catch(node, "error"), Catch(other, "error")
         events = Catch(node, "event")
@@ -445,8 +468,8 @@ class TestNodes:
         assert told.empty()
         assert told_other.empty()
 
-    def test_who_only_posts_hears_of_it(self, client, make):
-        """A timer that has not joined emits it while it posts, which succeeds."""
+    def test_a_timer_that_only_posts_emits_it(self, client, make):
+        """A timer that has not joined emits the rollback during a post, which succeeds."""
         timer = make()
         told = Catch(timer, "error")
         snapshot = Snapshot(client, timer._store.keys)
@@ -458,7 +481,7 @@ class TestNodes:
         timer.cancel(id)
 
     def test_schedules_are_declared_again(self, client, make):
-        """After a FLUSHALL a node declares what it had declared, and no more than that."""
+        """After a FLUSHALL a node declares its own schedules again, and no others."""
         node = make(poll_interval=50)
         told, events = Catch(node, "error"), Catch(node, "event")
         node.every(50, {"beat": True}, id="beat")
@@ -468,7 +491,7 @@ class TestNodes:
         node.join()
         events.next()
         client.delete(*node._store.keys)
-        # One in hand just then is lost with the rest.
+        # An occurrence in flight at that moment is lost too.
         while isinstance(error := told.next(), LeaseLost):
             pass
         assert error.wiped
@@ -479,10 +502,10 @@ class TestNodes:
         assert [{"beat": True}] == events.next()
         node.unschedule("beat")
 
-    def test_of_the_window_only(self, client, make):
+    def test_only_schedules_of_the_lost_period_are_declared_again(self, client, make):
         """
-        Where a moment is lost, a schedule declared in it is declared again, and one that
-        somebody has ended long ago is not.
+        If a period is lost, a schedule declared in it is declared again. A schedule that was
+        declared before, and ended by another node, is not.
         """
         node, other = make(poll_interval=50), make("other")
         told = Catch(node, "error")
@@ -501,8 +524,8 @@ class TestNodes:
         eventually(lambda: ["new"] == [s.id for s in node.schedules()])
         node.unschedule("new")
 
-    def test_a_lease_that_is_gone(self, client, make):
-        """The lease of a running handler may be gone with the rest: it is told, as ever."""
+    def test_a_lost_lease_is_reported_too(self, client, make):
+        """If the lease of a running handler is lost with the rest, that is reported as usual."""
         node = make(poll_interval=50)
         told = Catch(node, "error")
         handler = Gated(node)
@@ -516,8 +539,8 @@ class TestNodes:
         handler.ended()
         assert isinstance(told.next(), LeaseLost)
 
-    def test_does_not_keep_the_timer_alive(self, server, namespace):
-        """The witness tells a timer that it does not hold on to."""
+    def test_it_does_not_keep_the_timer_alive(self, server, namespace):
+        """The rollback detector holds no strong reference to the timer."""
         timer = DTimer("node", server.url, ns=namespace)
         gone = weakref.ref(timer)
         del timer
