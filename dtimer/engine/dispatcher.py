@@ -174,9 +174,12 @@ class Dispatcher(Hands):
 
     def take_settlements(self) -> list[Settlement]:
         """See `Book.take_settlements`."""
+        # Cleared before the settlements are taken: a release that a handler thread adds from here
+        # on may be left to the next claim, and must keep the mark that the thread sets.
+        calling_back, self._calling_back = self._calling_back, False
         taken = super().take_settlements()
-        if not self._left_over:
-            self._calling_back = False
+        if self._left_over and calling_back:
+            self._calling_back = True
         return taken
 
     def linger(self) -> float | None:

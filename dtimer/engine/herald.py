@@ -7,6 +7,7 @@ claimer's thread it would delay the renewal of leases.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -33,7 +34,8 @@ class Herald(Service):
         # Re-entrant, because a signal handler that interrupts an announcement may announce, too.
         self._counting = threading.RLock()
         # The moment of a delayed call, on the monotonic clock, and the function to call.
-        self._later: tuple[float, Callable[[], None]] | None = None
+        # In a list of at most one, so that each change is one step of the interpreter.
+        self._later: list[tuple[float, Callable[[], None]]] = []
 
     def announce(self, event: str, *arguments: Any) -> None:
         """Queue *event* to be emitted. Never blocks; if the queue is full, drops and counts it."""
@@ -45,7 +47,7 @@ class Herald(Service):
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Run *call* on this thread in *seconds*. Replaces a call that still waits."""
-        self._later = (time.monotonic() + seconds, call)
+        self._later[:] = [(time.monotonic() + seconds, call)]
         # An empty item emits nothing; it wakes the thread to compute its wait again.
         self._queue.put(())
 
@@ -56,11 +58,13 @@ class Herald(Service):
 
     def _next(self) -> tuple[Any, ...] | None:
         """Wait for the next announcement; run the delayed call if it falls due meanwhile."""
-        while (later := self._later) is not None:
-            left = later[0] - time.monotonic()
+        while later := self._later[:]:
+            left = later[0][0] - time.monotonic()
             if left <= 0:
-                self._later = None
-                later[1]()
+                # Another thread may just have replaced the call: then the new one waits its time.
+                with contextlib.suppress(ValueError):
+                    self._later.remove(later[0])
+                    later[0][1]()
                 continue
             try:
                 return self._queue.get(timeout=left)

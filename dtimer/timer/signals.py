@@ -60,11 +60,18 @@ class Signals:
 
     def put_back(self) -> None:
         """Handle signals as before, and so the one that came while the node left."""
+        try:
+            self._restore()
+        finally:
+            # A signal may come as soon as the first handler is restored, and that handler raise.
+            self._restore()
+        if not self._caught.empty():
+            signal.raise_signal(self._caught.get())
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             # None is one that was not installed by Python, which cannot put it back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        if not self._caught.empty():
-            signal.raise_signal(self._caught.get())
 
 
 class Node(Protocol):

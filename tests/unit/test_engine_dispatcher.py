@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from servers import PATIENCE, eventually
 
-from dtimer.engine.book import MOST_SETTLEMENTS
+from dtimer.engine.book import MOST_SETTLEMENTS, Book
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.early import ahead_us
 from dtimer.engine.pace import lasting
@@ -765,6 +765,28 @@ class TestOrder:
         assert ["a", "b"] == [s.id for s in office.dispatcher.take_settlements()]
         office.accept(claim(id="c"))
         assert 1 == len(office.dispatcher.early)
+
+    def test_a_release_during_a_claim_keeps_its_mark(self, office, monkeypatch):
+        """
+        A handler thread releases an event right after a claim has taken the settlements. This claim
+        does not carry the release, so what it claims must be released, too.
+        """
+        office = office(look_ahead=20, start=False)
+        office.go_on.release()
+        office.raised = None
+        office.accept(claim(id="a"))
+        take = Book.take_settlements
+
+        def taken_before(book):
+            taken = take(book)
+            monkeypatch.setattr(Book, "take_settlements", take)
+            assert office.dispatcher.lend_a_hand()
+            return taken
+
+        monkeypatch.setattr(Book, "take_settlements", taken_before)
+        assert [] == office.dispatcher.take_settlements()
+        office.accept(claim(id="b"))
+        assert ["a", "b"] == [s.id for s in office.dispatcher.take_settlements()]
 
     def test_claims_nothing_until_all_releases_are_sent(self, office, clock):
         """

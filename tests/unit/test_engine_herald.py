@@ -136,3 +136,24 @@ def test_a_second_delayed_call_replaces_the_first_and_stop_does_not_wait_for_it(
     herald.stop()
     assert herald.join(PATIENCE)
     assert heard.said.empty()
+
+
+def test_a_delayed_call_that_comes_while_another_is_due_is_not_lost(monkeypatch):
+    """Another thread may replace the delayed call after this one has looked at the time."""
+    herald, called = Herald("dtimer-herald", lambda *said: None), []
+    herald.later(0.0, lambda: called.append("first"))
+    monotonic = module.time.monotonic
+
+    def replaced():
+        now = monotonic()
+        if not called:
+            called.append("looked")
+            herald.later(-1.0, lambda: called.append("second"))
+        return now
+
+    monkeypatch.setattr(module.time, "monotonic", replaced)
+    assert () == herald._next()
+    assert () == herald._next()
+    herald.stop()
+    assert herald._next() is None
+    assert ["looked", "second"] == called

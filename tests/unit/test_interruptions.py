@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import signal
 import threading
 
 import pytest
@@ -27,6 +28,7 @@ from dtimer.model.claims import Claim, Result, Settlement, Verdict
 from dtimer.model.names import Mint
 from dtimer.model.options import validate
 from dtimer.store.witness import Standing, Witness
+from dtimer.timer import signals
 from dtimer.timer.emitter import Emitter
 
 OPTIONS = validate({})
@@ -566,3 +568,37 @@ def test_a_bell_may_be_rung_nudged_and_closed_inside_each_other():
                 assert bell.wait(0), interruption.where
             bell.close()
         assert n > 2
+
+
+def test_signals_are_handled_as_before_after_an_interrupted_run():
+    """
+    A Ctrl-C that comes while run() restores the signal handlers, after any of them, leaves none
+    behind that swallows the signal.
+    """
+
+    class Node:
+        joined = False
+
+        def join(self):
+            """Join."""
+
+        leave = hurry = join
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        expected = {n: signal.getsignal(n) for n in before}
+        for n in each_bytecode():
+            interruption = Interruption(n, lambda: signal.raise_signal(signal.SIGINT), raises=True)
+            with contextlib.suppress(KeyboardInterrupt):
+                interruption.during(lambda: signals.run(Node()))
+            if interruption.where is None:
+                break
+            if "put_back" in interruption.where or "_restore" in interruption.where:
+                assert expected == {n: signal.getsignal(n) for n in before}, interruption.where
+            for number, handler in expected.items():
+                signal.signal(number, handler)
+        assert n > 10
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
