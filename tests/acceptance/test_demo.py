@@ -1,4 +1,4 @@
-"""``dtimer demo``: what it says is true, and nothing is left of it."""
+"""``dtimer demo``: its output is correct, and it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from dtimer.cli.demo.tally import Tally, percentile
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
-#: Seconds. The demo promises 20 of itself, on a machine that does little else.
+#: Seconds. The demo claims to take 20 on an idle machine.
 LONGEST = LIMIT / 3
 
 TRUTH = r"posted 400, handled 400, redelivered [1-9]\d* \((node-[123]) was killed\), lost 0"
@@ -41,7 +41,7 @@ HEADS = "node state received handled in flight again p50 ms p99 ms max ms"
 
 
 class Demo:
-    """A demo in a process of its own, marked so that all that it starts can be found."""
+    """A demo in a separate process, marked so that all processes it starts can be found."""
 
     def __init__(self, *words, stdout=subprocess.PIPE):
         self._mark = f"DEMO_MARK={uuid.uuid4().hex}"
@@ -49,7 +49,7 @@ class Demo:
         paths = [str(Path(dtimer.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         env = os.environ | {name: value, "TERM": "xterm-256color"}
         env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        # It must not take the server of anybody else.
+        # The demo must not use a server from the environment.
         env |= {"DTIMER_URL": "redis://127.0.0.1:1", "DTIMER_NS": "somebody-elses"}
         self.began = time.monotonic()
         self.process = subprocess.Popen(
@@ -62,16 +62,16 @@ class Demo:
         )
 
     def finish(self):
-        """Wait for its end; return the lines that it printed, and what it said on stderr."""
+        """Wait for the end; return the printed lines and the text on stderr."""
         out, err = self.process.communicate(timeout=LONGEST + PATIENCE)
         return (out or "").splitlines(), err
 
     def processes(self):
         """
-        The ids of itself, of what it started, and of what these did: all that live. (Linux.)
+        Return the ids of the demo's live processes, direct and indirect. (Linux.)
 
-        All but the server have the mark; that one writes its title over it, and is found
-        as the child of its keeper.
+        All processes except the server have the mark. The server overwrites it with its title, and
+        is found as the child of its supervisor.
         """
         marked, parents = set(), {}
         for folder in Path("/proc").glob("[0-9]*"):
@@ -80,16 +80,16 @@ class Demo:
                 if self._mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
                     marked.add(folder.name)
             except OSError:
-                continue  # it has ended, or is not ours
+                continue  # The process has ended, or belongs to another user.
         return marked | {pid for pid, parent in parents.items() if marked & set(parent)}
 
     def under_way(self):
-        """Return when the events have been posted, with the processes that there are then."""
+        """Wait until the events have been posted; return the processes that exist then."""
         out: Any = self.process.stdout
         while "posted 400 events" not in out.readline():
             assert self.process.poll() is None
         found = self.processes()
-        if sys.platform == "linux":  # itself, three nodes, the server, and its keeper
+        if sys.platform == "linux":  # the demo, three nodes, the server and its supervisor
             assert 6 == len(found)
         return found
 
@@ -102,7 +102,7 @@ class Demo:
 
 
 def alive(pid):
-    """Whether a process is there, and has not merely not been waited for."""
+    """Return True if the process runs; a zombie does not count."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -110,7 +110,7 @@ def alive(pid):
 
 
 class Terminal:
-    """A terminal of so many columns, and what was written to it."""
+    """A terminal with a given number of columns, and the text written to it."""
 
     def __init__(self, columns):
         self.columns = columns
@@ -123,7 +123,7 @@ class Terminal:
 
 
 def watch(demos):
-    """Read the terminals of *demos* until each has been closed; return what was written."""
+    """Read the terminals of *demos* until each has been closed; return the text written to each."""
     written = dict.fromkeys(demos, b"")
     by_descriptor = {terminal.ours: terminal for terminal in demos}
     deadline = time.monotonic() + LONGEST + PATIENCE
@@ -132,7 +132,7 @@ def watch(demos):
         for descriptor in select.select(list(by_descriptor), [], [], 1)[0]:
             try:
                 data = os.read(descriptor, 65_536)
-            except OSError:  # Linux says so when the other end is closed
+            except OSError:  # Linux reports the closed other end this way
                 data = b""
             if data:
                 written[by_descriptor[descriptor]] += data
@@ -142,14 +142,14 @@ def watch(demos):
 
 
 class TestDemo:
-    """The whole of it."""
+    """The demo as a whole."""
 
-    def test_what_it_says(self):
+    def test_the_last_line_and_the_json_are_correct(self):
         """
-        400 events are posted and handled and none is lost, and the event of the killed node
-        is received again by another within lease + 1 s. Redis counts the same as the
-        reports. It takes less than 20 s, and leaves no process behind. The last line
-        says so in words; with --json the one object says more.
+        400 events are posted and handled and none is lost. Another node gets the killed node's
+        event within lease + 1 s. Redis counts the same numbers as the reports. The demo takes less
+        than 20 s and leaves no process behind. The last line says so; with --json an object has the
+        details.
         """
         with Demo() as plain, Demo("--json") as as_json:
             lines, err = plain.finish()
@@ -183,11 +183,11 @@ class TestDemo:
         late = told["lateness_ms"]
         assert 0 <= late["p50"] <= late["p99"] <= late["max"]
 
-    def test_on_terminals_and_a_given_server(self, server, client):
+    def test_the_table_fits_the_terminal_and_a_given_server_is_used(self, server, client):
         """
-        On a terminal of 80 columns, and of 160, a table lives in its place: no line is
-        longer than the terminal, and no heading is cut. With --url it plays on that
-        server, in a namespace of which nothing remains.
+        On terminals of 80 and 160 columns the table is updated in place: no line is longer than the
+        terminal, and no heading is cut. With --url the demo uses that server, in a namespace that
+        is empty afterwards.
         """
         narrow, wide = Terminal(80), Terminal(160)
         words = ("--url", server.url)
@@ -200,7 +200,7 @@ class TestDemo:
                 assert 0 == demo.process.returncode
         for terminal, text in written.items():
             terminal.close()
-            assert "\x1b[?25h" in text  # the cursor that a live table hides is back
+            assert "\x1b[?25h" in text  # the cursor, which a live table hides, is shown again
             lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines()
             lines = [line.rstrip() for line in lines if line.strip()]
             assert re.fullmatch(TRUTH, lines[-1])
@@ -211,8 +211,8 @@ class TestDemo:
             assert "…" not in text
         assert [] == list(client.scan_iter(match="dtimer:{demo-*", count=10_000))
 
-    def test_ctrl_c(self):
-        """Ctrl-C ends it, nodes and server and all, with exit code 130."""
+    def test_ctrl_c_ends_all_processes(self):
+        """Ctrl-C ends the demo with its nodes and server, and the exit code is 130."""
         with Demo() as demo:
             found = demo.under_way()
             demo.process.send_signal(signal.SIGINT)
@@ -220,23 +220,23 @@ class TestDemo:
             assert 130 == demo.process.returncode
             eventually(lambda: not any(map(alive, found)))
 
-    def test_killed_itself(self):
-        """Even when the demo itself is killed, its nodes and its server end."""
+    def test_killing_the_demo_ends_its_processes(self):
+        """If the demo is killed, its nodes and its server end too."""
         with Demo() as demo:
             found = demo.under_way()
             demo.process.kill()
             demo.finish()
             eventually(lambda: not any(map(alive, found)))
 
-    def test_no_server(self):
-        """A server that is named and not there is exit code 3, and no node is started."""
+    def test_an_unreachable_server_is_exit_code_3(self):
+        """If the named server cannot be reached, the exit code is 3 and no node is started."""
         with Demo("--url", "redis://127.0.0.1:1") as demo:
             lines, err = demo.finish()
         assert (3, []) == (demo.process.returncode, lines)
         assert "could not be reached" in err
 
-    def test_the_examples_of_its_help(self):
-        """The examples in its help are the two ways in which it is run here."""
+    def test_the_examples_of_its_help_are_tested(self):
+        """The examples in the help are the two ways in which these tests run the demo."""
         words = app.commands["demo"].epilog or ""
         lines = [line.strip() for line in words.splitlines()]
         examples = [shlex.split(line)[2:] for line in lines if line.startswith("$ dtimer")]
@@ -246,8 +246,8 @@ class TestDemo:
 NOTHING = Stats(0, 0, 0, 0.0, 0, 0, paused=False, totals={})
 
 
-class TestTruth:
-    """The counts, and that it does not call a failure a success."""
+class TestCounts:
+    """The demo's counts, and when it reports a failure."""
 
     def tally(self):
         tally = Tally(["node-1", "node-2"])
@@ -261,18 +261,18 @@ class TestTruth:
             tally.read(tally.nodes[0], report)
         return tally
 
-    def test_lost_is_what_nobody_reported_as_handled(self):
-        """Posted and not reported as handled is lost, whether it was started or not."""
+    def test_lost_is_posted_and_not_reported_as_handled(self):
+        """An event that is not reported as handled is lost, whether it has started or not."""
         tally = self.tally()
         assert (2, {"b"}) == (tally.lost, tally.nodes[0].in_flight)
         tally.read(tally.nodes[1], ["start", "b", 2, 0.5, False])
         tally.read(tally.nodes[1], ["done", "b", 2])
         assert (1, {"b"}) == (tally.lost, tally.redelivered)
 
-    def test_ok_wants_all_of_it(self):
+    def test_ok_requires_every_condition(self):
         """
-        It is a success only if nothing is lost, the redelivery was seen, and Redis holds
-        nothing any more.
+        The demo succeeds only if no event is lost, the redelivery was seen, and Redis holds no
+        event.
         """
         tally = self.tally()
         tally.posted = ["a"]
@@ -292,8 +292,11 @@ class TestTruth:
         assert not lost.ok
         assert lost.line().endswith("lost 1")
 
-    def test_percentile(self):
-        """The nearest rank: the least value that so many of them do not exceed."""
+    def test_percentile_is_the_nearest_rank(self):
+        """
+        The percentile is the nearest rank: the least value that the given part does not
+        exceed.
+        """
         values = [float(n) for n in range(100, 0, -1)]
         assert [50, 99, 100] == [percentile(values, part) for part in (0.5, 0.99, 1)]
         assert 7 == percentile([7.0], 0.5)

@@ -1,4 +1,4 @@
-"""A Flask app under gunicorn, loaded before its workers are forked."""
+"""A Flask app under gunicorn, loaded before the workers are forked."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ if os.environ.get("JOIN_EARLY"):
     dt.join()
 """
 
-# What the README shows, to the letter, is what joins and leaves here.
+# The workers join and leave by the code that the README shows, unchanged.
 (JOINING,) = (b.text for b in blocks("python") if "post_fork" in b.text and b.page == "README.rst")
 
 SETTINGS = f"""
@@ -83,7 +83,7 @@ def on_exit(server):
 
 
 class Unix(http.client.HTTPConnection):
-    """HTTP through a unix socket."""
+    """An HTTP connection through a unix socket."""
 
     def __init__(self, path):
         super().__init__("localhost", timeout=PATIENCE)
@@ -122,7 +122,7 @@ class Web:
         return (self._folder / "log").read_text()
 
     def ask(self, method, path):
-        """Ask one of the workers."""
+        """Send a request to one of the workers."""
         connection = Unix(str(self._folder / "web"))
         try:
             connection.request(method, path)
@@ -160,11 +160,10 @@ def web(tmp_path, server, namespace):
 
 @pytest.mark.fault("F62")
 @pytest.mark.parametrize("early", ["", "1"])
-def test_preloaded_workers(web, client, namespace, early):
+def test_each_preloaded_worker_joins_once(web, client, namespace, early):
     """
-    With --preload and two workers each worker joins once, after the fork: events that one
-    posts are handled by both. So it is when the master had joined, too, before it forked.
-    SIGTERM ends all of them, and no registration remains.
+    With --preload each of two workers joins once, after the fork, and both handle events. The same
+    holds if the master has joined before. SIGTERM ends all processes, and no registration remains.
     """
     keys = Keys.of(namespace)
     site = web(JOIN_EARLY=early)
@@ -178,7 +177,7 @@ def test_preloaded_workers(web, client, namespace, early):
     numbers = itertools.count()
 
     def all_have_handled():
-        # One more each time: a worker that was starved for a moment has its turn later.
+        # Post another event each time: a worker that was slow for a moment gets a later one.
         site.ask("POST", f"/remind/{next(numbers)}")
         bodies = client.hvals(keys.body)
         return pids == {json.loads(b.partition(b"|")[2]).get("by") for b in bodies} - {None}

@@ -1,4 +1,4 @@
-"""Nodes that are killed while they handle an event."""
+"""Guarantees if nodes are killed or frozen while they handle an event."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ pytestmark = pytest.mark.acceptance
 
 LEASE = 2_000
 KILLS = 10
-OTHERS = 20  # ordinary events that are posted between two kills
+OTHERS = 20  # ordinary events posted between two kills
 
 
 def server_ms(client):
-    """The server's clock, in ms since the epoch."""
+    """Return the time of the server's clock in milliseconds since the epoch."""
     seconds, micros = client.time()
     return seconds * 1000 + micros / 1000
 
 
 def starts_by_id(fleet):
-    """All starts that were reported, by id, in the order of their attempts."""
+    """Return all reported starts by id, in the order of their attempts."""
     starts = defaultdict(list)
     for report in fleet.taken("start"):
         starts[report.id].append(report)
@@ -36,7 +36,7 @@ def starts_by_id(fleet):
 
 @pytest.fixture
 def post(server, namespace):
-    """A timer that posts, looks, and never joins."""
+    """A timer that posts and reads, and never joins."""
     timer = DTimer("poster", server.url, ns=namespace)
     yield timer
     timer.leave()
@@ -44,10 +44,10 @@ def post(server, namespace):
 
 class Supervised:
     """
-    Three nodes, each of which has a successor when it is killed.
+    Three nodes, each of which is replaced when it is killed.
 
-    The successor has joined before the next is killed: an event is not handed out again
-    while there is nobody to hand it to.
+    A replacement joins before the next kill, because an event needs a live node to be delivered
+    again.
     """
 
     def __init__(self, fleet):
@@ -62,13 +62,13 @@ class Supervised:
 
 @pytest.mark.fault("F59")
 @pytest.mark.slow
-def test_ten_kills_in_mid_handler(server, client, namespace, post):
+def test_ten_nodes_killed_in_a_handler_lose_no_event(server, client, namespace, post):
     """
-    Ten nodes are killed, each while it handles an event, and others take their place.
+    Ten nodes are killed, each while it handles an event, and other nodes replace them.
 
-    Every event is handled in the end. That of a killed node is handed out again once its
-    lease has run out and no sooner, and within a second of that. No event is started twice
-    but by such a lost lease, and each start has a larger token than the one before.
+    Every event is handled in the end. The event of a killed node is delivered again after its lease
+    has ended, never before, and within a second. No event starts twice except after a lost lease,
+    and each start has a greater token than the previous one.
     """
     held, killed = [], {}
     with Fleet(server.url, namespace, lease=LEASE) as fleet:
@@ -88,7 +88,7 @@ def test_ten_kills_in_mid_handler(server, client, namespace, post):
 
     assert set(held + ordinary) == set(starts)
     for id, reports in starts.items():
-        # A node may have been killed while it kept an event until it was due: an attempt, too.
+        # A killed node may have claimed an event early without starting it; that is an attempt too.
         assert 1 <= reports[0].attempt
         for before, after in pairwise(reports):
             assert before.attempt < after.attempt
@@ -102,10 +102,10 @@ def test_ten_kills_in_mid_handler(server, client, namespace, post):
     assert (0, 0) == (stats.totals["died"], stats.in_flight)
 
 
-def test_no_second_start_at_most_once(server, client, namespace, post):
+def test_an_event_without_retries_does_not_start_twice(server, client, namespace, post):
     """
-    An event with no retries whose node is killed is not started again: it becomes a dead
-    letter that says so, as soon as its lease has run out.
+    An event without retries whose node is killed is not started again. When its lease ends, it
+    becomes a dead letter with that reason.
     """
     with Fleet(server.url, namespace, lease=1_000) as fleet:
         nodes = Supervised(fleet)
@@ -118,10 +118,10 @@ def test_no_second_start_at_most_once(server, client, namespace, post):
 
 
 @pytest.mark.fault("F59")
-def test_an_event_that_kills_is_given_up(server, client, namespace, post):
+def test_an_event_that_kills_its_nodes_becomes_a_dead_letter(server, client, namespace, post):
     """
-    An event on which every node that takes it is killed is started ``max_retries + 1``
-    times, and then is a dead letter: it does not go round for ever.
+    An event whose nodes are all killed starts ``max_retries + 1`` times and then becomes a dead
+    letter. Otherwise it would be retried for ever.
     """
     with Fleet(server.url, namespace, lease=1_000) as fleet:
         nodes = Supervised(fleet)
@@ -136,16 +136,16 @@ def test_an_event_that_kills_is_given_up(server, client, namespace, post):
 
 @pytest.mark.fault("F76")
 @pytest.mark.slow
-def test_heartbeats_hold_a_long_handler(server, client, namespace, post):
+def test_heartbeats_keep_the_lease_of_a_long_handler(server, client, namespace, post):
     """
-    A handler that runs for three times its lease keeps its event: it is renewed meanwhile,
-    so that nobody else starts it, and is confirmed in the end.
+    A handler that runs three times as long as its lease keeps its event. Heartbeats renew the
+    lease, no other node starts the event, and it is confirmed.
     """
     with Fleet(server.url, namespace, lease=2_000) as fleet:
         start_together(fleet, [["node-1"], ["node-2"]])
         id = post.post({"hold": 1})
         start = fleet.next("start", id=id)
-        # No wait for time to pass, but for the first thing that happens after it.
+        # Instead of sleeping, wait for an event that is due after that time.
         post.post({}, at=start.claimed + 3 * 2_000)
         later = fleet.next("start", patience=2 * PATIENCE)
         assert later.node != start.node
@@ -157,11 +157,11 @@ def test_heartbeats_hold_a_long_handler(server, client, namespace, post):
 
 
 @pytest.mark.fault("F52")
-def test_a_node_that_was_frozen(server, client, namespace, post):
+def test_a_frozen_node_loses_its_lease(server, client, namespace, post):
     """
-    A node is frozen while it handles an event, and its lease runs out: another handles the
-    event. Thawed, the first one is told that it has lost its lease, and what it confirms
-    then is void, with the event gone and with the event posted anew under the same id.
+    A node is frozen in a handler until its lease ends, and another node handles the event. After
+    the first node continues, its handler sees the lost lease and its confirm has no effect, even if
+    the same id has been posted again since.
     """
     with Fleet(server.url, namespace, lease=1_000) as fleet:
         start_together(fleet, [["node-1"], ["node-2"]])
@@ -187,14 +187,15 @@ def test_a_node_that_was_frozen(server, client, namespace, post):
         assert {"the": "newer"} == record.event
 
 
-def test_what_was_cancelled_does_not_start(server, client, namespace, post):
+def test_a_cancelled_event_does_not_start(server, client, namespace, post):
     """
-    Events are cancelled just as they fall due. Each is handled or was cancelled, and none
-    is both.
+    Events are cancelled around their due times. Each is either handled or cancelled, and
+    none both.
     """
     with Fleet(server.url, namespace) as fleet:
         start_together(fleet, [["node-1"], ["node-2"]])
-        # One that is early enough and one that is late enough, however slow this machine is.
+        # One event certainly starts before its cancellation, and one is certainly cancelled in
+        # time.
         ids = [post.post({})]
         fleet.next("end")
         ids += post.post_many([({}, n / 2) for n in range(600)])

@@ -1,4 +1,4 @@
-"""Nodes that do not hear: pub/sub is cut off, in each of the ways in which networks do that."""
+"""Guarantees of a deaf node: its pub/sub connection fails in each way that networks cause."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from dtimer.testing import Catch
 pytestmark = pytest.mark.acceptance
 
 POLL = 1_000
-# From the poll to the claim, on a machine that is busy with something else. By how much an
-# event may be late is the poll interval; this only keeps a slow machine from failing us.
+# The time from the poll to the claim on a busy machine. An event may be late by the poll interval;
+# this allowance only keeps a slow machine from failing the tests.
 SLACK = 1_000 * PROMPT
 
-# A deadline that makes deafness known soon: an echo has this long to come back.
+# A short deadline, after which a missing echo makes the node deaf.
 TIMEOUT = 600
 
 
 def silence(proxy):
-    """Nothing arrives any more, and no connection ends: a cable was pulled."""
+    """Nothing arrives and no connection ends, as if a cable were pulled."""
     proxy.blackhole()
 
 
 def refusal(proxy):
-    """Connections end, and new ones are refused: the process at the other end is gone."""
+    """Connections end and new ones are refused, as if the process at the other end were gone."""
     proxy.refuse()
     proxy.cut()
 
@@ -40,7 +40,7 @@ CUTS = pytest.mark.parametrize("cut", [silence, refusal])
 
 @pytest.fixture
 def proxy(server):
-    """The way of the subscriptions, and of nothing else."""
+    """A proxy that only the subscriptions use."""
     with Proxy(server) as proxy:
         yield proxy
 
@@ -55,7 +55,7 @@ def post(server, namespace):
 
 @contextmanager
 def joined(server, namespace, sub, **options):
-    """A node that hears by way of *sub*, with nets for its events and its errors."""
+    """Run a node that subscribes through *sub*, and catch its events and errors."""
     options = {"poll_interval": POLL, "timeout": TIMEOUT} | options
     timer = DTimer("node", server.url, sub, ns=namespace, **options)
     events, errors = Catch(timer, "event"), Catch(timer, "error")
@@ -71,14 +71,16 @@ def hearing(timer):
     return not timer.health().deaf
 
 
-class TestThePollIsTheGuarantee:
-    """Without pub/sub an event is late by one poll interval at most."""
+class TestPoll:
+    """Without pub/sub an event is late by at most one poll interval."""
 
     @CUTS
-    def test_cut_off_after_joining(self, server, namespace, proxy, post, cut):
+    def test_events_arrive_by_the_poll_after_the_connection_is_cut(
+        self, server, namespace, proxy, post, cut
+    ):
         """
-        From the moment of the cut, with the node not knowing yet, and afterwards: each
-        event is late by a poll interval at most, and the node says that it is deaf.
+        From the cut on, before the node knows of it and afterwards, each event is late by at most
+        one poll interval. The node reports that it is deaf.
         """
         with joined(server, namespace, proxy.url) as (timer, events, errors):
             eventually(lambda: hearing(timer))
@@ -96,8 +98,10 @@ class TestThePollIsTheGuarantee:
             assert 0 <= ev.lateness_ms <= POLL + SLACK
 
     @CUTS
-    def test_cut_off_before_joining(self, server, namespace, proxy, post, cut):
-        """A node that cannot subscribe joins all the same, polls, and says that it is deaf."""
+    def test_a_node_that_cannot_subscribe_joins_and_polls(
+        self, server, namespace, proxy, post, cut
+    ):
+        """A node that cannot subscribe still joins, polls, and reports that it is deaf."""
         cut(proxy)
         with joined(server, namespace, proxy.url) as (timer, events, errors):
             assert deaf(timer)
@@ -108,10 +112,10 @@ class TestThePollIsTheGuarantee:
                 assert 0 <= ev.lateness_ms <= POLL + SLACK
             assert errors.empty()
 
-    def test_subscribing_is_forbidden(self, namespace):
+    def test_a_user_who_may_not_subscribe_polls(self, namespace):
         """
-        A user who may do everything but subscribe has a node that polls and says that it is
-        deaf, and who forbade it.
+        If the user may do everything except subscribe, the node polls and reports the missing
+        permission.
         """
         with Server() as server:
             with server.client() as admin:
@@ -129,10 +133,10 @@ class TestThePollIsTheGuarantee:
             post.leave()
             sub.close()
 
-    def test_publishing_is_forbidden(self, namespace):
+    def test_a_user_who_may_not_publish_can_post(self, namespace):
         """
-        A user without a channel, as Redis 7 makes them by default, may post while others
-        hear: the event is stored, the post says so, and the event is late by a poll at most.
+        A user without channels, the default of Redis 7, can post while other nodes hear wakes. The
+        event is stored and is late by at most one poll interval.
         """
         with Server() as server:
             with server.client() as admin:
@@ -152,10 +156,10 @@ class TestThePollIsTheGuarantee:
                 post.leave()
                 pub.close()
 
-    def test_the_next_due_time_needs_no_wake(self, server, namespace, proxy, post):
+    def test_a_deaf_node_comes_at_the_next_due_time(self, server, namespace, proxy, post):
         """
-        A deaf node that has polled knows when the next event is due, and comes for it then:
-        with a poll interval of an hour what was posted before is not late by one.
+        A deaf node that has polled knows when the next event is due, and claims it then, even with
+        a poll interval of an hour.
         """
         silence(proxy)
         post.post({"n": 1}, 3_000)
@@ -166,14 +170,16 @@ class TestThePollIsTheGuarantee:
             assert 0 <= ev.lateness_ms <= SLACK
 
 
-class TestHealing:
-    """A node hears again as soon as it can."""
+class TestRecovery:
+    """A node hears wakes again as soon as it can."""
 
     @CUTS
-    def test_it_hears_again(self, server, namespace, proxy, post, cut):
+    def test_a_node_hears_again_after_the_network_recovers(
+        self, server, namespace, proxy, post, cut
+    ):
         """
-        After the network has healed a node finds out by itself, and is as prompt as before:
-        with a poll interval of a minute an event arrives long before that.
+        After the network has recovered the node notices without help. With a poll interval of a
+        minute, events arrive long before the next poll.
         """
         options = {"poll_interval": 60_000}
         with joined(server, namespace, proxy.url, **options) as (timer, events, _):
@@ -183,15 +189,20 @@ class TestHealing:
             proxy.heal()
             eventually(lambda: hearing(timer), 2 * PATIENCE)
             assert timer.health().ok
-            # On its way from deaf to hearing it had a turn; from here on it has to be woken.
+            # While it recovered, the node claimed once. From here on it needs a wake.
             for n in range(3):
                 post.post({"n": n})
                 (ev,) = events.next()
                 assert n == ev["n"]
 
     @CUTS
-    def test_what_was_posted_meanwhile(self, server, namespace, proxy, post, cut):
-        """What was posted while the node was deaf is handled when it hears again, unasked."""
+    def test_events_posted_while_deaf_are_handled_when_it_hears_again(
+        self, server, namespace, proxy, post, cut
+    ):
+        """
+        Events that were posted while the node was deaf are handled when it hears again, before a
+        poll.
+        """
         options = {"poll_interval": 60_000}
         with joined(server, namespace, proxy.url, **options) as (timer, events, _):
             eventually(lambda: hearing(timer))
@@ -203,14 +214,14 @@ class TestHealing:
             assert {"n": 1} == ev
 
 
-class TestOthers:
-    """A deaf node is nobody else's trouble."""
+class TestOtherNodes:
+    """A deaf node does not affect other nodes."""
 
     @CUTS
-    def test_a_deaf_node_delays_nobody(self, server, namespace, proxy, post, cut):
+    def test_a_deaf_node_does_not_delay_others(self, server, namespace, proxy, post, cut):
         """
-        A node that knows that it is deaf is not counted on: with a poll interval of a
-        minute each event is handled at once, by the node that hears.
+        A node that knows that it is deaf is never expected to come. With a poll interval of a
+        minute, the node that hears handles each event at once.
         """
         with (
             Fleet(server.url, namespace, poll_interval=60_000, timeout=TIMEOUT) as fleet,
@@ -219,7 +230,7 @@ class TestOthers:
             eventually(lambda: hearing(timer))
             cut(proxy)
             eventually(lambda: deaf(timer), 2 * PATIENCE)
-            # Its next turn takes it off the roster; an echo that is due makes it take one.
+            # The next claim takes the deaf node off the roster; it claims when an echo is due.
             eventually(lambda: not any(node.waiting for node in post.nodes()), 2 * PATIENCE)
             fleet.start("hears")
             eventually(lambda: any(node.waiting for node in post.nodes()))
@@ -229,10 +240,12 @@ class TestOthers:
             assert events.empty()
 
     @CUTS
-    def test_a_fresh_silence(self, server, namespace, proxy, post, cut):
+    def test_a_node_that_has_just_gone_deaf_delays_by_one_poll_at_most(
+        self, server, namespace, proxy, post, cut
+    ):
         """
-        Of two nodes one has just gone deaf, and neither it nor anybody else knows. What it
-        is told in vain is late by a poll interval at most, whoever handles it.
+        If one of two nodes has just gone deaf and no node knows of it yet, an event whose wake is
+        lost is late by at most one poll interval, on either node.
         """
         with joined(server, namespace, proxy.url) as (timer, *_):
             eventually(lambda: hearing(timer))

@@ -1,4 +1,4 @@
-"""What waits costs nothing, and what is over leaves nothing behind."""
+"""Guarantees of idle nodes: waiting costs nothing, and finished work leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TEN_YEARS = 10 * 365 * 86_400_000
 
 
 class TestWaiting:
-    """A node that waits takes its polls, and nothing more."""
+    """A waiting node makes its polls and no other calls."""
 
     @pytest.mark.slow
-    def test_ten_years_cost_nothing(self):
+    def test_an_event_in_ten_years_costs_only_polls(self):
         """
-        With an event due in ten years a node takes no more turns than its polls, the ends
-        of long waits and overflows included, and next to no processor time.
+        While an event is due in ten years, a node makes no more calls than its polls and uses
+        almost no processor time. This includes the limits of long waits and overflows.
         """
         ns, poll = "idle", 200
         with Server() as server, Meter(server, ns) as meter:
@@ -42,7 +42,7 @@ class TestWaiting:
                 fleet.tell("node", "cpu")
                 before = fleet.next("cpu").seconds
                 meter.read()
-                # Nothing is waited for but what comes after the time in question.
+                # Instead of sleeping, wait for an event that is due after the measured time.
                 post.post({"near": 2}, 3_000)
                 fleet.next("end")
                 fleet.tell("node", "cpu")
@@ -50,15 +50,15 @@ class TestWaiting:
                 found = meter.read()
             assert TEN_YEARS / 2 < next(post.upcoming()).due - _now_ms(server)
             post.leave()
-        # A nap is shortened by jitter to three quarters of the interval at the most. And
-        # there are the post, the turns about the near event, and the echoes.
+        # Jitter shortens a wait to at least three quarters of the interval. The other calls are the
+        # post, the claims for the near event, and the echoes.
         polls = found.seconds * 1000 / (0.75 * poll)
         assert found.calls <= polls + len(found.echoes) + 8
-        # A thread that spins would take all of it.
+        # A thread that spins would use all of the time.
         assert spent < found.seconds / 4
 
-    def test_an_idle_node_with_nothing_to_wait_for(self):
-        """A node in an empty namespace takes its polls, and nothing more."""
+    def test_a_node_in_an_empty_namespace_costs_only_polls(self):
+        """A node in an empty namespace makes its polls and no other calls."""
         ns, poll = "idle", 100
         with Server() as server, Meter(server, ns) as meter:
             node = DTimer("node", server.url, ns=ns, poll_interval=poll)
@@ -72,10 +72,10 @@ class TestWaiting:
         assert found.wakes == []
         assert found.calls <= found.seconds * 1000 / (0.75 * poll) + 2 * 5
 
-    def test_re_posting_the_own_id(self, server, namespace):
+    def test_a_handler_may_post_its_own_id_again(self, server, namespace):
         """
-        A handler that posts its own id anew, and then returns: the new event fires, each
-        time, and what the first one's return confirms is not the new one.
+        If a handler posts its own id again and returns, the new event is delivered each time. The
+        confirm after the return does not affect it.
         """
         with Fleet(server.url, namespace) as fleet:
             fleet.start("node")
@@ -93,8 +93,8 @@ class TestWaiting:
             assert 0 == post.stats().dead
             post.leave()
 
-    def test_re_posting_the_own_id_for_later(self, server, namespace):
-        """A handler that posts its own id for ten years hence leaves exactly that behind."""
+    def test_a_handler_may_post_its_own_id_for_later(self, server, namespace):
+        """A handler that posts its own id for ten years ahead leaves exactly that event."""
         node = DTimer("node", server.url, ns=namespace)
         node.on("event", lambda events: node.post({"new": 1}, TEN_YEARS, id="own"))
         done = Catch(node, "event")
@@ -114,18 +114,18 @@ def _now_ms(server):
     return seconds * 1000 + micros / 1000
 
 
-class TestLeaving:
-    """After ``leave`` a node has never been."""
+class TestLeave:
+    """After ``leave`` nothing of a node remains."""
 
     @pytest.fixture
     def alone(self):
-        """A server without other guests, and a client of it."""
+        """A server that no other test uses, and a client of it."""
         with Server() as server, server.client() as client:
             client.ping()
             yield server, client
 
-    def test_nothing_is_left(self, alone):
-        """No thread, no connection, no registration: after each life, and after many."""
+    def test_nothing_is_left_after_each_leave(self, alone):
+        """After each leave no thread, no connection and no registration remains."""
         server, client = alone
         threads = set(threading.enumerate())
         for life in range(5):
@@ -144,25 +144,25 @@ class TestLeaving:
             for key in ("nodes", "alive", "roster", "promise"):
                 assert not client.exists(getattr(Keys.of("x"), key)), f"{key} after life {life}"
             assert any(not net.empty() for net in caught)
-            nodes[0].leave()  # it looked around once more, and so has a connection
+            nodes[0].leave()  # close the connection that reading has opened since
             eventually(lambda: 1 == len(client.client_list()))
 
     def test_nothing_is_left_of_a_process(self, server, client, namespace):
-        """A process whose nodes have left has its main thread, and goes."""
+        """A process whose nodes have left has only its main thread."""
         with Fleet(server.url, namespace) as fleet:
             fleet.start("one", "two", "three")
             for report in fleet.leave("one"):
                 assert ["MainThread"] == report.threads
         assert not client.exists(Keys.of(namespace).nodes, Keys.of(namespace).alive)
 
-    def test_a_killed_node_is_forgotten(self, server, client, namespace):
-        """What a killed node has left registered is gone when another joins a minute later."""
+    def test_the_next_join_forgets_a_killed_node(self, server, client, namespace):
+        """The registration of a killed node is removed when another node joins a minute later."""
         with Fleet(server.url, namespace) as fleet:
             fleet.start("victim")
             fleet.kill9("victim")
         keys = Keys.of(namespace)
         assert 1 == client.zcard(keys.alive)
-        # A minute later: the registration is made a minute older.
+        # To simulate a minute, make the registration older by a minute.
         for name, seen in client.zrange(keys.alive, 0, -1, withscores=True):
             client.zadd(keys.alive, {name: seen - 60_000_001})
         with DTimer("next", server.url, ns=namespace) as node:
@@ -170,8 +170,11 @@ class TestLeaving:
             assert (1, 1) == (client.zcard(keys.alive), client.hlen(keys.nodes))
             assert 0 == client.zcard(keys.roster)
 
-    def test_nothing_is_left_of_a_timer_that_only_posts(self, alone):
-        """A timer that never joined and is dropped has closed its connections."""
+    def test_a_timer_that_only_posts_closes_its_connections(self, alone):
+        """
+        A timer that never joined closes its connections in leave() and when it is
+        garbage-collected.
+        """
         server, client = alone
         timer = DTimer("poster", server.url, ns="x")
         timer.post({})
@@ -185,13 +188,12 @@ class TestLeaving:
 
 
 class TestKeys:
-    """A namespace does not grow by what has gone through it."""
+    """A namespace does not grow with the number of events that it has handled."""
 
-    def test_a_handful_of_keys(self, server, client, namespace):
+    def test_a_thousand_events_leave_as_much_as_ten(self, server, client, namespace):
         """
-        When all events are gone, handled at once or at the second attempt, cancelled or
-        replaced, the namespace holds a handful of keys, and they hold as much after a
-        thousand events as after ten.
+        Events are handled at the first or second attempt, cancelled or replaced. When all are gone
+        the namespace has a few keys, which are as large after a thousand events as after ten.
         """
         handled: queue.SimpleQueue[int] = queue.SimpleQueue()
         node = DTimer("node", server.url, ns=namespace, max_events=50, backoff=0)
@@ -204,7 +206,7 @@ class TestKeys:
             handled.put(len(events))
 
         def found():
-            """How much each key of the namespace holds."""
+            """Return the size of each key of the namespace."""
             sizes = {}
             for key in client.scan_iter(match=f"dtimer:{{{namespace}}}:*", count=1000):
                 size = client.hlen if client.type(key) == b"hash" else client.zcard
@@ -225,11 +227,11 @@ class TestKeys:
             few = go(10)
             many = go(1000)
         after = found()
-        # Two memos take turns: from one minute to the next there may be one more.
+        # Two session hashes alternate, so there may be one more after a minute.
         bookkeeping = {"sys", "memo_a", "memo_b"}
         assert set(many) <= bookkeeping | {"nodes", "alive", "roster", "promise"}
         assert set(after) <= bookkeeping
         for key, size in many.items():
-            # How late events were is counted in buckets, of which there are so many.
+            # The lateness histogram has a fixed number of buckets.
             room = 8 + (BUCKETS if key == "sys" else 0)
             assert size <= few.get(key, 0) + room, f"{key} grew: {few} to {many}"

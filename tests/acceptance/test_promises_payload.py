@@ -1,4 +1,4 @@
-"""Payloads arrive as they were posted, through a real server, however often."""
+"""Guarantees of payloads: they arrive as posted, through a real server, at every attempt."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.acceptance
 
 AWKWARD = {"a": [], "n": 9007199254740993, "u": "\ud800", "x": 1e22}
 
-# Each a way in which Lua, its cjson, UTF-8 or a careless codec is known to bend a payload.
+# Lua, its cjson, UTF-8 or a careless codec is known to distort each of these payloads.
 TRAPS = [
     AWKWARD,
     {},
@@ -34,7 +34,10 @@ TRAPS = [
 
 
 def same(one, other):
-    """Equal, and of the same types all the way down: 1 is no 1.0, and 0.0 no -0.0."""
+    """
+    Return True if both are equal and of the same types throughout: 1 is not 1.0, nor 0.0
+    -0.0.
+    """
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -47,7 +50,10 @@ def same(one, other):
 
 
 class Reader:
-    """A node that fails each event so often, and keeps what it was given each time."""
+    """
+    A node that fails each event a given number of times and keeps the payload of each
+    attempt.
+    """
 
     def __init__(self, server, namespace, attempts):
         self.attempts = attempts
@@ -58,7 +64,7 @@ class Reader:
 
     def _handle(self, events):
         (ev,) = events
-        # A dict of its own: what a handler does to its own must not show in the next attempt.
+        # Copy the payload: the handler changes its own, which must not affect the next attempt.
         self._given.put((ev.attempt, dict(ev)))
         attempt = ev.attempt
         ev.clear()
@@ -67,7 +73,7 @@ class Reader:
             raise RuntimeError("again")
 
     def read(self, payload):
-        """Post *payload*, and return what each attempt was given."""
+        """Post *payload* and return the payloads of all attempts."""
         self.timer.post(payload)
         given = [self._given.get(timeout=PATIENCE) for _ in range(self.attempts)]
         assert list(range(1, self.attempts + 1)) == [attempt for attempt, _ in given]
@@ -85,14 +91,14 @@ def reader(server, namespace):
 @pytest.mark.parametrize("payload", TRAPS, ids=lambda payload: next(iter(payload), "nothing"))
 def test_a_payload_arrives_as_it_was(reader, payload):
     """
-    A payload arrives equal, and of equal types and order, on the first attempt and on each
-    later one, whatever the handler did to the one before.
+    A payload arrives equal, with equal types and order, at the first attempt and each later one,
+    even if the handler changed its own copy.
     """
     assert all(same(payload, found) for found in reader.read(payload))
 
 
-def test_it_is_told_as_it_was(server, namespace):
-    """A payload is the same in ``peek``, in ``upcoming`` and in a dead letter as in a handler."""
+def test_reading_returns_the_payload_as_it_was(server, namespace):
+    """``peek``, ``upcoming`` and a dead letter return the same payload as a handler gets."""
     timer = DTimer("poster", server.url, ns=namespace)
     id = timer.post(AWKWARD, 3_600_000)
     for record in (timer.peek(id), *timer.upcoming()):
@@ -118,7 +124,7 @@ JSON = st.recursive(
 
 @pytest.fixture(scope="module")
 def twice(server):
-    """A node for all examples, which reads each one on a first and on a second attempt."""
+    """A node for all examples, which reads each one at a first and a second attempt."""
     reader = Reader(server, "hypothesis", attempts=2)
     yield reader
     with server.client() as client:
@@ -128,14 +134,14 @@ def twice(server):
 @pytest.mark.fault("F88")
 @settings(
     max_examples=100,
-    # How long a round trip takes says nothing about payloads.
+    # The duration of a round trip says nothing about payloads.
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(payload=st.dictionaries(TEXT, JSON, max_size=5))
 def test_any_payload_arrives_as_it_was(twice, payload):
-    """Whatever is a JSON object arrives as it was posted, on the first and the second attempt."""
-    # No thread of a node runs while the next example is drawn: none may use the random
-    # numbers that draw it.
+    """Any JSON object arrives as posted, at the first and the second attempt."""
+    # Join only while an example is read: a node's threads must not use the random numbers that draw
+    # the next one.
     with twice.timer:
         assert all(same(payload, found) for found in twice.read(payload))

@@ -1,4 +1,4 @@
-"""How nodes in processes of their own share the events, and what that costs their server."""
+"""Guarantees of sharing: how nodes in separate processes share events, and what that costs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def crew(server):
 
 @pytest.fixture
 def post(crew):
-    """The timer that posts, when nothing is left of the test before."""
+    """The timer that posts, after the previous test's events are done."""
     _, post = crew
     eventually(lambda: not post.stats().in_flight)
     idle(post, 8)
@@ -53,13 +53,13 @@ def idle(timer, count):
 
 
 class TestShares:
-    """Eight equal nodes share what there is."""
+    """Eight equal nodes share the events."""
 
     @pytest.mark.parametrize("delay", [0, 200])
-    def test_one_each(self, eight, post, delay):
+    def test_eight_due_events_go_to_one_node_each(self, eight, post, delay):
         """
-        Of eight events due at once eight nodes with a hand each receive one each: a node
-        that handles one takes no second, and all others are told to come.
+        If eight events are due at once, eight nodes with one thread get one each. A busy node
+        claims no second event, and the other nodes are woken.
         """
         post.post_many([({"hold": 1}, delay)] * 8)
         started = eight.wait("start", 8)
@@ -71,11 +71,10 @@ class TestShares:
     @pytest.mark.parametrize("delay", [0, 200])
     def test_a_backlog_is_shared(self, eight, post, delay):
         """
-        Of 320 events due at once each of eight nodes handles its share, within 25 %.
+        If 320 events are due at once, each of eight nodes handles its share, within 25 %.
 
-        Handlers take their time here, far more than an event takes of the processor. Where they
-        take none at all, what a node gets of the backlog is what it gets of the processor, and
-        that is not dtimer's to share out.
+        The handlers take far longer than an event needs of the processor. If they took no time, the
+        shares would follow the nodes' shares of the processor, which dtimer does not control.
         """
         post.post_many([({"brief": True, "take": 100}, delay)] * 320)
         shares = Counter(report.node for report in eight.wait("start", 320))
@@ -83,10 +82,10 @@ class TestShares:
         assert 30 <= min(shares.values())
         assert max(shares.values()) <= 50
 
-    def test_a_stream_goes_round(self, eight, post, client):
+    def test_a_stream_is_shared(self, eight, post, client):
         """
-        Of events that come one after the other each of eight nodes handles its share,
-        within 25 %: who took one goes to the tail of the roster.
+        If events come one after another, each of eight nodes handles its share, within 25 %,
+        because a node that claimed one goes to the tail of the roster.
         """
         due = Keys.of(post.ns).due
         shares: Counter[str] = Counter()
@@ -104,10 +103,10 @@ EVENTS = 100
 
 @functools.cache
 def cost(count):
-    """What *count* idle nodes cost while events are posted and handled one by one."""
+    """Return the calls of *count* idle nodes while events are posted and handled one by one."""
     ns = "cost"
     due = Keys.of(ns).due
-    # A server without other guests: all that it counts is ours.
+    # Use a separate server, so that its counters count only these nodes.
     with Server() as server, server.client() as client, Meter(server, ns) as meter:
         post = DTimer("poster", server.url, ns=ns)
         with Fleet(server.url, ns, poll_interval=60_000) as fleet:
@@ -125,16 +124,16 @@ def cost(count):
 
 
 class TestCost:
-    """Many idle nodes cost the server their polls, and nothing per event."""
+    """Many idle nodes cost the server their polls, and nothing for each event."""
 
     @pytest.mark.slow
-    def test_commands_do_not_grow_with_nodes(self):
+    def test_calls_do_not_grow_with_nodes(self):
         """
-        An event costs at most four calls, posting included, and with 32 nodes no more than
-        with two. Polls and echoes are extra: they are the price of a node, not of an event.
+        An event costs at most four calls with its post, and with 32 nodes no more than with two.
+        Polls and echoes are not counted, because they belong to a node and not to an event.
         """
         two, many = cost(2), cost(32)
-        # A node that was late once comes once in vain.
+        # A node that is late makes one claim in vain.
         spare = EVENTS // 10
         assert len(many.echoes) <= 32 * (1 + many.seconds / 5)
         assert two.calls - len(two.echoes) <= 4 * EVENTS + spare
@@ -142,21 +141,24 @@ class TestCost:
         assert abs(sum(many.inside.values()) / sum(two.inside.values()) - 1) < 0.25
 
     @pytest.mark.slow
-    def test_one_is_woken_and_not_all(self):
+    def test_an_event_wakes_at_most_two_nodes(self):
         """
-        An event wakes the node that is to handle it and, at most, the one that watches its
-        lease, of 32; and each of them has its turn.
+        An event wakes the node that handles it and, at most, the node that watches its lease, out
+        of 32. Over time each node is woken.
         """
         found = cost(32)
         assert EVENTS <= len(found.wakes) <= 2 * EVENTS + EVENTS // 10
         assert 32 == len(set(found.wakes))
 
 
-class TestBell:
-    """A wake makes an event prompt, where the poll alone would take a minute."""
+class TestWake:
+    """A wake makes an event prompt; the poll alone would take a minute."""
 
-    def test_a_post_rings(self, server, namespace):
-        """An event posted by another process arrives long before the next poll, due now or soon."""
+    def test_a_post_wakes_a_node(self, server, namespace):
+        """
+        An event of another process arrives long before the next poll, whether it is due now or
+        soon.
+        """
         with Fleet(server.url, namespace, poll_interval=60_000) as fleet:
             fleet.start("node")
             fleet.start("poster", join=False)
@@ -167,16 +169,19 @@ class TestBell:
                 assert id == started.id
                 assert started.due <= started.began
 
-    def test_a_sooner_event_rings(self, server, namespace):
-        """A node that waits for an event far off is told of a sooner one."""
+    def test_an_earlier_event_wakes_a_waiting_node(self, server, namespace):
+        """A node that waits for a later event is woken for an earlier one."""
         with Fleet(server.url, namespace, poll_interval=60_000) as fleet:
             fleet.start("node")
             fleet.start("poster", join=False)
             fleet.tell("poster", "post", items=[[{}, 3_600_000], [{}, 50]])
             assert fleet.next("posted").ids[1] == fleet.next("start").id
 
-    def test_a_freed_hand_goes_on(self, server, namespace):
-        """What waited for a free hand is handled as soon as one is, with no poll in between."""
+    def test_a_freed_thread_takes_the_next_event(self, server, namespace):
+        """
+        An event that waited for a free thread is handled as soon as one is free, without a
+        poll.
+        """
         with Fleet(server.url, namespace, poll_interval=60_000) as fleet:
             fleet.start("node")
             fleet.start("poster", join=False)

@@ -237,7 +237,7 @@ def said_by(line):
 
 
 def test_two_terminals_show_what_the_readme_shows(tcp_server):
-    """One terminal listens, another posts. Both print the lines that the README shows."""
+    """A terminal listens, another posts. Both print the lines that the README shows."""
     (listen, post) = (
         b.text.splitlines()
         for b in blocks("console")

@@ -1,4 +1,4 @@
-"""Schedules that are served by processes which are killed all the time."""
+"""Schedules that are served by processes which are killed continually."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ import dtimer
 from dtimer import DTimer
 from dtimer.store.keys import Keys
 
-#: How long processes are killed; a full run takes 60.
+#: The seconds during which processes are killed; a full run takes 60.
 SECONDS = float(os.environ.get("DTIMER_TEST_CRASHES", "6"))
 
 INTERVALS = [200, 300, 400, 500, 700, 900, 1_100, 1_500, 2_000]
 
 
 class Orchestra:
-    """Six processes that play the same schedules, and what they said."""
+    """Six processes that serve the same schedules, and their reports."""
 
     def __init__(self, url, ns):
         self.reader, self.writer = os.pipe()
@@ -73,18 +73,18 @@ class Orchestra:
 
     @property
     def joined(self):
-        """The numbers of the processes that play by now."""
+        """The numbers of the processes that have joined."""
         return {i for i, process in self.playing.items() if process.pid in self.pids}
 
     def listen(self, seconds):
-        """Hear what is said for so long."""
+        """Read reports for some seconds."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if select.select([self.reader], [], [], left)[0]:
                 self.hear()
 
     def hear(self):
-        """Hear what has been said."""
+        """Read the available reports."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.reader, 1 << 16):
                 *lines, self.rest = (self.rest + data).split(b"\n")
@@ -95,11 +95,11 @@ class Orchestra:
                         self.said.append(report)
 
     def listen_until(self, condition):
-        """Hear what is said until *condition* holds."""
+        """Read reports until *condition* holds."""
         eventually(lambda: self.hear() or condition())
 
     def leave(self):
-        """Have all leave in good order."""
+        """Make all processes leave and exit."""
         for process in self.playing.values():
             process.stdin.close()
         assert [0] * len(self.playing) == [self.gone(i) for i in list(self.playing)]
@@ -117,12 +117,12 @@ class Orchestra:
 
 @pytest.mark.acceptance
 @pytest.mark.timeout(SECONDS + LIMIT)
-def test_six_processes_killed_at_random(server, client, namespace):
+def test_six_processes_killed_at_random_miss_no_occurrence(server, client, namespace):
     """
-    Whoever dies when: each nominal time is started by one first attempt, or stood for by one.
+    Each nominal time has one first attempt or is coalesced into one, in spite of the kills.
 
-    A first attempt may not have been heard: its process was killed between the claim and the
-    handler. Then the same occurrence is started again, once its lease has run out.
+    A first attempt may be unreported, if its process was killed between the claim and the handler.
+    Then the same occurrence starts again after its lease has ended.
     """
     chance = random.Random(SECONDS)
     deadline = time.monotonic() + SECONDS
@@ -131,13 +131,13 @@ def test_six_processes_killed_at_random(server, client, namespace):
             orchestra.start(i)
         while time.monotonic() < deadline or orchestra.kills < SECONDS:
             orchestra.listen(chance.uniform(0.1, 0.6))
-            # On a busy machine a process takes long to start. One that has not joined proves
-            # nothing by its end.
+            # On a busy machine a process starts slowly. Killing a process that has not joined would
+            # prove nothing.
             orchestra.listen_until(lambda: orchestra.joined)
             i = chance.choice(sorted(orchestra.joined))
             orchestra.kill(i)
             orchestra.start(i)
-        # What the last killed had in hand comes again when its lease has run out.
+        # Events of the last killed process are delivered again when their leases have ended.
         orchestra.listen_until(lambda: len(orchestra.joined) == 6)
         keys = Keys.of(namespace)
         orchestra.listen_until(lambda: client.hlen(keys.lease) == client.hlen(keys.tries) == 0)
@@ -154,7 +154,7 @@ def test_six_processes_killed_at_random(server, client, namespace):
 
     with DTimer("looker", server.url, ns=namespace) as looker:
         schedules = {schedule.id: schedule for schedule in looker.schedules()}
-        # Claimed by one that was leaving, and handed back.
+        # Claimed by a node that was leaving, and released.
         handed_back = {record.id for record in looker.upcoming()}
     assert len(INTERVALS) + 1 == len(schedules)
     starts = coalesced = 0

@@ -1,8 +1,8 @@
 """
-What the package index would hand to a user: built, installed and run from elsewhere.
+The package as a user installs it: built, installed, and run from another folder.
 
-The source archive is built first and the wheel out of it, as an installer without a
-wheel would, so a file that MANIFEST.in or setup.cfg forgets is missed here.
+The source archive is built first and the wheel from it, as an installer without a wheel does. So a
+file that MANIFEST.in or setup.cfg omits is missing here.
 """
 
 import email
@@ -20,7 +20,7 @@ from servers import LIMIT
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Two virtual environments are made and filled from the index.
+# Two virtual environments are created and filled from the index.
 pytestmark = [
     pytest.mark.acceptance,
     pytest.mark.index,
@@ -30,7 +30,7 @@ pytestmark = [
 
 
 def run(*command, cwd):
-    """What a command printed; a test that runs one that fails shows what it said."""
+    """Run a command and return its output. If it fails, the test shows that output."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
@@ -48,8 +48,8 @@ def built(tmp_path_factory):
     """
     A folder with the source archive and the wheel.
 
-    Built from a copy: setuptools leaves a build folder behind, and what lies in there
-    would come back in the next wheel, deleted files too.
+    They are built from a copy, because setuptools leaves a build folder behind. The next wheel
+    would contain its files, even deleted ones.
     """
     source = tmp_path_factory.mktemp("source") / "dtimer"
     strange = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
@@ -63,7 +63,7 @@ def built(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def archive(built):
-    """The names in the source archive, from the root of the project on."""
+    """The names in the source archive, relative to the project's root."""
     (path,) = built.glob("*.tar.gz")
     with tarfile.open(path) as tar:
         return {name.partition("/")[2] for name in tar.getnames()}
@@ -78,7 +78,7 @@ def wheel(built):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """The Python of a clean virtual environment that has the wheel and what it requires."""
+    """The Python of a clean virtual environment with the wheel and its requirements."""
     home = tmp_path_factory.mktemp("clean")
     run(sys.executable, "-m", "venv", home, cwd=home)
     python = home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
@@ -87,7 +87,7 @@ def installed(wheel, tmp_path_factory):
 
 
 def shipped():
-    """The files of the package that are not Python, by their path in the project."""
+    """Return the package's files that are not Python, by their paths in the project."""
     package = ROOT / "dtimer"
     return {
         path.relative_to(ROOT).as_posix()
@@ -98,8 +98,8 @@ def shipped():
 class TestArchive:
     """The source archive, from which a distribution builds and tests."""
 
-    def test_it_holds_the_tests_and_the_docs(self, archive):
-        """Tests, docs and the files of the project's root are in the source archive."""
+    def test_it_contains_the_tests_and_the_docs(self, archive):
+        """The source archive contains the tests, the docs and the files of the project's root."""
         wanted = {
             ".ci/run",
             "CHANGELOG.rst",
@@ -113,24 +113,24 @@ class TestArchive:
         }
         assert set() == wanted - archive
 
-    def test_it_holds_what_is_not_python(self, archive):
-        """Every script and the mark of typing are in the source archive."""
+    def test_it_contains_the_scripts(self, archive):
+        """The source archive contains every script and the typing marker."""
         assert set() == shipped() - archive
 
 
 class TestWheel:
-    """The wheel, by what it says and holds."""
+    """The metadata and the contents of the wheel."""
 
-    def test_it_holds_what_is_not_python(self, wheel):
-        """Every script and the mark of typing are in the wheel, and nothing but the package is."""
+    def test_it_contains_the_scripts(self, wheel):
+        """The wheel contains every script and the typing marker, and nothing except the package."""
         with zipfile.ZipFile(wheel) as file:
             names = set(file.namelist())
         assert {"dtimer/py.typed"} < shipped()
         assert set() == shipped() - names
         assert {"dtimer"} == {n.split("/")[0] for n in names if ".dist-info/" not in n}
 
-    def test_it_requires_few_packages(self, wheel):
-        """Whoever installs dtimer gets redis, pyee and cronsim with it, and nothing else."""
+    def test_it_requires_three_packages(self, wheel):
+        """Installing dtimer installs redis, pyee and cronsim, and no other package."""
         with zipfile.ZipFile(wheel) as file:
             (name,) = (n for n in file.namelist() if n.endswith(".dist-info/METADATA"))
             metadata = email.message_from_bytes(file.read(name))
@@ -142,12 +142,12 @@ class TestWheel:
 
 
 class TestInstalled:
-    """The wheel in a clean virtual environment, run from a folder that is not ours."""
+    """The wheel in a clean virtual environment, run from another folder."""
 
     def test_the_package_works_from_elsewhere(self, installed, tmp_path):
         """
-        ``DTimer`` is there without any extra, and comes from the virtual environment
-        and not from the checkout.
+        ``DTimer`` works without an extra, and is imported from the virtual environment, not from
+        the checkout.
         """
         program = "import dtimer; print(dtimer.DTimer.__name__, dtimer.__file__, sep='\\n')"
         name, file = run(installed, "-c", program, cwd=tmp_path).splitlines()
@@ -155,7 +155,7 @@ class TestInstalled:
         assert installed.parents[1] in Path(file).parents
 
     def test_the_scripts_are_found_as_resources(self, installed, tmp_path):
-        """The installed package finds each of its scripts, and its mark of typing, by itself."""
+        """The installed package finds each of its scripts and its typing marker."""
         program = (
             "import sys; from importlib.resources import files\n"
             "for name in sys.argv[1:]:\n"
@@ -164,10 +164,10 @@ class TestInstalled:
         names = [name.removeprefix("dtimer/") for name in sorted(shipped())]
         run(installed, "-c", program, *names, cwd=tmp_path)
 
-    def test_the_version_is_told_without_extras(self, installed, wheel, tmp_path):
+    def test_the_version_is_printed_without_extras(self, installed, wheel, tmp_path):
         """
-        ``python -m dtimer --version`` and the console script print the version of the
-        wheel, also where the extra of the command line is not installed.
+        ``python -m dtimer --version`` and the console script print the wheel's version, even
+        without the extra for the command line.
         """
         version = wheel.name.split("-")[1]
         assert version in run(installed, "-m", "dtimer", "--version", cwd=tmp_path)
