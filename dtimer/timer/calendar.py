@@ -1,4 +1,4 @@
-"""Recurring events: declared by every process, made by none of them in particular."""
+"""Recurring events: every process declares its schedules, and the server creates occurrences."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dtimer.timer.client import Client
 
 
 class Calendar(Client):
-    """The part of `DTimer` that deals in schedules."""
+    """Declares, inspects and controls schedules. The part of `DTimer` for recurring events."""
 
     def every(
         self,
@@ -33,38 +33,39 @@ class Calendar(Client):
         max_retries: int | None = None,
     ) -> str:
         """
-        Declare an event that recurs at an interval, anchored: it does not drift.
+        Declare an event that recurs at an interval. The occurrences do not drift.
 
-        Every process declares its schedules at its start, again and again: the same
-        declaration changes nothing, a changed one changes the schedule of that id. The next
-        occurrence is made by the same script that hands one out, from its nominal time.
-        Occurrences have retries, leases and dead letters of their own; ``ev.schedule``,
-        ``ev.nominal`` and ``ev.missed`` tell where they come from.
+        Every process may declare its schedules each time it starts. Declaring the same again
+        changes nothing; a different declaration of the same id changes the schedule. When an
+        occurrence is claimed, the server creates the next one, computed from the nominal time.
+        Occurrences have their own retries, leases and dead letters. ``ev.schedule``,
+        ``ev.nominal`` and ``ev.missed`` describe their origin.
 
         Args:
-            interval: 10 ms at least. **A number is milliseconds**: ``every(60, …)`` is not a
+            interval: At least 10 ms. **A number is milliseconds**: ``every(60, …)`` is not a
                 minute but nearly seventeen times a second. Write ``60_000`` or
                 ``timedelta(minutes=1)``.
             ev: The payload of each occurrence.
-            id: Names the schedule, up to 230 bytes.
-            start: The first nominal time; one interval from the first declaration when None.
-            end: No nominal time lies after it.
-            count: How many occurrences, at most.
-            jitter: Each is due up to this much after its nominal time.
-            misfire: What becomes of occurrences whose successor is due already, after an
-                outage: ``coalesce`` delivers the oldest, which stands for all of them
-                (``ev.missed``); ``skip`` delivers the latest, late, and drops those before it;
-                ``all`` delivers each, a thousand at most.
-            overlap: When the one before still runs: ``queue`` keeps one waiting, ``allow``
-                starts it, ``skip`` drops it.
-            max_retries: Of each occurrence, instead of the node's.
+            id: The id of the schedule, up to 230 bytes.
+            start: The first nominal time; one interval after the first declaration if None.
+            end: The schedule ends at this time: no later nominal time is delivered.
+            count: The most occurrences.
+            jitter: Each occurrence is due at a random moment up to this long after its nominal
+                time.
+            misfire: What to do after an outage with occurrences whose successor is already due.
+                ``coalesce`` delivers the oldest, and ``ev.missed`` counts the others. ``skip``
+                delivers the latest and drops the others. ``all`` delivers each of them, at
+                most a thousand.
+            overlap: What to do if the previous occurrence is still running: ``queue`` keeps one
+                waiting until it ends, ``allow`` starts the next, ``skip`` drops it.
+            max_retries: Replaces the node's ``max_retries`` for each occurrence.
 
         Returns:
             ``new``, ``changed`` or ``same``.
 
         Raises:
-            OptionError, PayloadError: bad arguments; before any I/O.
-            StoreError: it was not declared.
+            OptionError, PayloadError: an argument is not valid; raised before any I/O.
+            StoreError: the schedule was not declared.
         """
         if interval is None:
             raise OptionError("every needs an interval")
@@ -97,13 +98,14 @@ class Calendar(Client):
         max_retries: int | None = None,
     ) -> str:
         """
-        Declare an event that recurs by the calendar. See `every` for the rest.
+        Declare an event that recurs at times of the calendar.
 
         Args:
-            expression: Five fields (minute, hour, day, month, weekday) or six (seconds
-                first), with names, lists, ranges, steps, ``L`` and ``#``, or ``@daily`` and
-                its like.
-            tz: The time zone that the fields are in: its name, or a ``ZoneInfo``.
+            expression: Five fields (minute, hour, day, month, weekday) or six (seconds first),
+                with names, lists, ranges, steps, ``L`` and ``#``; or a nickname such as ``@daily``.
+            tz: The time zone of the fields, as a name or a ``ZoneInfo``.
+
+        The other arguments, the return value and the errors are those of `every`.
         """
         if expression is None:
             raise OptionError("cron needs an expression")
@@ -136,36 +138,36 @@ class Calendar(Client):
         return self._store.declare(definition)
 
     def schedules(self) -> Iterator[Schedule]:
-        """Walk the schedules of the namespace, by name."""
+        """Iterate over the schedules of the namespace, ordered by id."""
         self._notice_fork()
         return self._store.schedules()
 
     def schedule(self, id: str) -> Schedule | None:
-        """Look at one schedule; None when there is none of that id."""
+        """Return one schedule; None if there is none of that id."""
         self._notice_fork()
         return self._store.schedule(check_id(id))
 
     def unschedule(self, id: str) -> bool:
-        """End a schedule; what is in flight of it runs on. False when there was none."""
+        """Delete a schedule; return False if there was none. Running occurrences finish."""
         self._notice_fork()
         return self._store.unschedule(check_id(id))
 
     def run_now(self, id: str) -> str | None:
         """
-        Hand out one more occurrence of a schedule now, whatever its rules.
+        Post one additional occurrence of a schedule, due now, regardless of its rules.
 
         Returns:
-            The id of the occurrence, or None when there is no such schedule.
+            The id of the occurrence, or None if there is no such schedule.
         """
         self._notice_fork()
         return self._store.run_now(check_id(id))
 
     def pause_schedule(self, id: str) -> bool:
-        """Pause one schedule; False when it was paused, or there is none."""
+        """Pause one schedule; return False if it was already paused, or there is none."""
         self._notice_fork()
         return self._store.suspend(check_id(id), on=True)
 
     def resume_schedule(self, id: str) -> bool:
-        """Let one schedule go on; what fell due meanwhile is a misfire."""
+        """Resume one schedule. Occurrences that fell due meanwhile are misfires: see `every`."""
         self._notice_fork()
         return self._store.suspend(check_id(id), on=False)

@@ -1,4 +1,4 @@
-"""What a node says of its contact with Redis: that it answers, and that wakes arrive."""
+"""Report whether Redis answers a node, and whether wakes reach it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from dtimer.store.store import Store
 
 class Contact:
     """
+    Emits ``'connected'``, ``'disconnected'`` and ``'error'`` when the contact changes.
+
     Args:
-        store: Tells where it is, and what its errors want.
-        announce: Has something emitted soon.
-        answered: When a turn was last answered, on the monotonic clock; None for never.
-        deaf_since: Since when wakes do not arrive; None while they do.
+        store: Provides the address and the namespace for messages.
+        announce: Queues something to be emitted on the callback thread.
+        answered: Returns when a claim was last answered, on the monotonic clock; None for never.
+        deaf_since: Returns since when wakes do not arrive; None while they do.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class Contact:
         self._deaf_told = False
 
     def reach_changed(self, error: Exception | None) -> None:
-        """Say that Redis answers, or that it does not, for this *error*."""
+        """Report that Redis does not answer, because of *error*; None reports that it answers."""
         if error is None:
             self._announce("connected")
             self._reachable = True
@@ -47,22 +49,22 @@ class Contact:
             )
 
     def hearing_changed(self, error: BaseException | None) -> None:
-        """Say that wakes do not arrive, for this *error*; None: they do."""
+        """Report that wakes do not arrive, because of *error*; None records that they do."""
         self._deafness = error
         if error is None:
             self._deaf_told = False
             return
-        # Where Redis does not answer either, that is what there is to say, and the claimer
-        # says it. So this waits for a turn that was answered since.
+        # If Redis does not answer either, the claimer reports that, and this report would only
+        # repeat it. So wait for a claim that was answered since.
         answered, since = self._answered(), self._deaf_since()
         if answered is None or since is None or answered < since:
             return
         if not self._deaf_told:
             self._deaf_told = True
-            self._complain(error, "wakes do not arrive; events come by the poll")
+            self._complain(error, "wakes do not arrive; events are found by polling")
 
     def say_if_deaf(self) -> None:
-        """Say of a deafness that came before the first turn what could not be said then."""
+        """Report a deafness that began before the first claim was answered."""
         if self._deafness is not None:
             self.hearing_changed(self._deafness)
 

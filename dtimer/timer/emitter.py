@@ -1,9 +1,9 @@
 """
-The emitter: pyee's, with every emission of ours in one guarded place.
+The emitter: pyee's, with all emissions of dtimer guarded against exceptions of listeners.
 
-pyee stops at the first listener that raises, throws into the emitter, and raises an
-``'error'`` that nobody listens to. Here each listener is called, none throws into a
-thread of ours, and an error without a listener is logged.
+pyee stops at the first listener that raises, lets the exception escape to the emitting code, and
+raises an ``'error'`` that has no listener. Here every listener is called, no exception reaches a
+thread of the node, and an error without a listener is logged.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 def _unawaited(f: Callable[..., Any], result: object) -> TypeError:
     if inspect.iscoroutine(result):
         result.close()
-    return TypeError(f"the listener {f!r} gave an awaitable, and nobody awaits it")
+    return TypeError(f"the listener {f!r} returned an awaitable, but listeners are not awaited")
 
 
 class _Once:
-    """A listener to be called once, by whichever of many emitting threads comes first."""
+    """A listener that is called once, by the first of several emitting threads."""
 
     def __init__(self, f: Callable[..., Any], remove: Callable[[], None]) -> None:
         self._left = [f]
         self._remove = remove
 
     def take(self) -> Callable[..., Any] | None:
-        """Return the listener to the first who asks, and None to everybody else."""
+        """Return the listener to the first caller, and None to all others."""
         try:
             f = self._left.pop()
         except IndexError:
@@ -52,20 +52,20 @@ class _Once:
 
 class Emitter(EventEmitter):
     """
-    pyee's emitter, with guarded emissions. See the module.
+    Registers and calls listeners, like pyee's emitter, with guarded emissions.
 
-    pyee's lock is not used: a signal handler that interrupts a call of this one may add a listener,
-    or leave, which waits for threads that emit. Each change is one step of the interpreter
-    instead, and the listeners of an event name are never dropped together with the name.
+    pyee's lock is not used. A signal handler that interrupts a call of this class may add a
+    listener, or leave, which waits for threads that emit: a lock would deadlock. Instead, every
+    change is one step of the interpreter, and a name is kept when its last listener is removed.
     """
 
     _events: dict[str, dict[Callable[..., Any], Callable[..., Any]]]  # type: ignore[assignment]
 
-    #: What is emitted, and with which arguments; None: whatever a user likes.
+    #: The names that are emitted, and the arguments of their listeners; None allows any name.
     emits: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
 
     def __reduce__(self) -> NoReturn:
-        """Say that it cannot be pickled or copied, before something within it says so."""
+        """Refuse to be pickled or copied, with a clearer message than an inner object would."""
         name = type(self).__name__
         raise TypeError(
             f"a {name} cannot be pickled or copied: it has connections, locks and threads of its"
@@ -78,11 +78,11 @@ class Emitter(EventEmitter):
     def on(self, event: str, f: F) -> F: ...
     def on(self, event: str, f: F | None = None) -> F | Callable[[F], F]:
         """
-        Register a listener, as a decorator or with the function given.
+        Register the listener *f*; without *f*, return a decorator that does.
 
         Raises:
             OptionError: nothing is emitted by that name, or *f* is not callable, is a coroutine
-                function, or cannot take the arguments that it would be called with.
+                function, or does not accept the arguments of its calls.
         """
         return self.listens_to(event) if f is None else self.add_listener(event, f)
 
@@ -103,13 +103,13 @@ class Emitter(EventEmitter):
         return f
 
     def once(self, event: str, f: Callable[..., Any] | None = None) -> Callable[..., Any]:
-        """Register a listener that is removed when it is called. See `on`."""
+        """Register a listener that is called once and then removed. See `on`."""
         listeners.check_name(event, self.emits)
 
         def register(f: F) -> F:
             listeners.check(event, f, self.emits)
-            # Not pyee's: it does not tell whether it was called, so a batch of events would
-            # pass for handled where another hand had taken the only listener.
+            # Not pyee's, which does not tell whether the listener was called. A batch of events
+            # would count as handled although another thread had used up the only listener.
             once = _Once(f, lambda: self.remove_listener(event, f))
             self._add_event_handler(event, f, once)
             self._listening(event, more=True)
@@ -118,7 +118,7 @@ class Emitter(EventEmitter):
         return register if f is None else register(f)
 
     def remove_listener(self, event: str, f: Callable[..., Any]) -> None:
-        """Remove a listener; one that is not registered is no error."""
+        """Remove a listener. Does nothing if it is not registered."""
         self._of(event).pop(f, None)
         self._listening(event, more=False)
 
@@ -129,11 +129,11 @@ class Emitter(EventEmitter):
             self._listening(name, more=False)
 
     def listeners(self, event: str) -> list[Callable[..., Any]]:
-        """Return the listeners of *event*, in the order in which they are called."""
+        """Return the listeners of *event* in the order of their calls."""
         return list(self._of(event))
 
     def event_names(self) -> set[str]:
-        """Return the names that have a listener."""
+        """Return the names that have at least one listener."""
         return {name for name, found in list(self._events.items()) if found}
 
     def _of(self, event: str) -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -144,10 +144,10 @@ class Emitter(EventEmitter):
         self._events.setdefault(event, {})[k] = v
 
     def _listening(self, event: str, *, more: bool) -> None:
-        """Called when *event* has one *more* listener, or one less."""
+        """Hook, called when *event* has one *more* listener, or one less."""
 
     def _call_handlers(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        # An emission of the user's own: as pyee does it.
+        # An emission by the user behaves as in pyee.
         called = False
         for f in list(self._of(event).values()):
             self._emit_run(f, args, kwargs)
@@ -155,7 +155,7 @@ class Emitter(EventEmitter):
         return called
 
     def emit_guarded(self, event: str, *args: Any) -> list[BaseException] | None:
-        """Call each listener of *event*; return what they raised, None if none was called."""
+        """Call each listener of *event*; return their exceptions, or None if none was called."""
         raised: list[BaseException] = []
         called = False
         for f in list(self._of(event).values()):
@@ -165,7 +165,7 @@ class Emitter(EventEmitter):
     def _call_guarded(
         self, f: Callable[..., Any], args: tuple[Any, ...], raised: list[BaseException]
     ) -> bool:
-        """Call a listener, note what it raises, and return False if another thread has taken it."""
+        """Call a listener and append its exception; return False if it was used up elsewhere."""
         listener = f.take() if isinstance(f, _Once) else f
         if listener is None:
             return False
@@ -179,13 +179,13 @@ class Emitter(EventEmitter):
         except BaseException as e:
             if os.getpid() != pid:
                 process.end_child(e)
-            # Also SystemExit: it must not end a thread of ours unseen. Its traceback begins with
-            # the listener: this frame would only hide the user's own.
+            # Also SystemExit, which must not silently end a thread of the node. The traceback is
+            # cut to begin with the listener, because this frame would only hide the user's own.
             raised.append(e.with_traceback(e.__traceback__ and e.__traceback__.tb_next))
         return True
 
     def announce(self, event: str, *args: Any) -> None:
-        """Emit something of ours; what a listener of it raises is logged."""
+        """Emit something from within dtimer; log the exceptions of its listeners."""
         raised = self.emit_guarded(event, *args)
         if raised is None and event == "error":
             log.error("%s", args[0], exc_info=args[0])

@@ -1,4 +1,4 @@
-"""Settling of claims at the word of a holder, which may come when its node has left."""
+"""Settle and extend leases immediately, even after their node has left."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dtimer.timer.voice import Voice
 
 class Ledger:
     """
-    The store, as the holders of events ask it.
+    Passes the settlements and extensions of events to the store.
 
     Args:
-        store: The node's.
-        over: Tells whether the life that claimed has ended: nothing closes later what is opened
-            then.
+        store: The node's store.
+        over: Returns whether the node that claimed the events has ended. A call opened after
+            that must close its own connections, because the node does not close them any more.
         voice: Reaches the timer, which may have joined again.
     """
 

@@ -1,4 +1,4 @@
-"""What a signal handler does to a timer whose `join` it interrupts."""
+"""Keep track of a `join` that a signal handler interrupts with another `join` or a `leave`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import threading
 
 class Nesting:
     """
-    Which thread joins, and how often each thread has left.
+    Knows which thread joins, and how often each thread has called leave().
 
-    A join that is interrupted by a join is that of both. One that is interrupted by a leave has to
-    end as soon as it goes on: until then nobody could wait for that.
+    If a join interrupts a join, the interrupted one serves both. If a leave interrupts a join,
+    the join must end once it continues. The leave cannot wait for that, because it runs on the
+    same thread.
     """
 
     def __init__(self) -> None:
-        #: Held by the thread that joins. A lock, because no exception leaves it held.
+        #: Held by the thread that joins. A lock, because an exception always releases it.
         self.joining = threading.RLock()
         self._by_thread = threading.local()
 
@@ -25,10 +26,10 @@ class Nesting:
         return found
 
     def left(self) -> None:
-        """Note that this thread calls leave()."""
+        """Record that this thread calls leave()."""
         self._by_thread.leaves = self.leaves + 1
 
     @property
     def joining_here(self) -> bool:
-        """True in what interrupts a join of this thread."""
+        """True in a signal handler that interrupts a join on this thread."""
         return bool(self.joining._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001

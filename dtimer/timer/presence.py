@@ -1,4 +1,4 @@
-"""What a joined node says of itself in the list of nodes, and that it listens to nothing."""
+"""The entry of a joined node in the list of nodes, and the warning that it has no listener."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Callable
 
 log = logging.getLogger("dtimer")
 
-#: Seconds after which a node that listens to nothing says so: a program that joins first and
-#: registers its listeners then is done by that time.
+#: Seconds before a node without a listener warns, so that a program may join first and register
+#: its listeners afterwards.
 PATIENCE = 1.0
 
 
 class Presence:
     """
-    The entry of one node in the list of nodes.
+    Builds the entry of one node, and watches whether it has a listener.
 
     Args:
-        id: The node's.
-        listens: Tells whether there is a listener that takes events.
+        id: The node's id.
+        listens: Returns whether there is a listener that takes events.
     """
 
     def __init__(self, id: str, listens: Callable[[], bool]) -> None:
@@ -29,7 +29,7 @@ class Presence:
         self._about = {"id": id, "host": socket.gethostname(), "pid": os.getpid()}
         self._listens = listens
         self._warned = False
-        #: What the entry says: whether the node listens.
+        #: Whether the node has a listener, according to its entry.
         self.listening = True
 
     def entry(self) -> str:
@@ -39,9 +39,9 @@ class Presence:
 
     def outdated(self) -> bool:
         """
-        Look whether the node listens; return True if its entry says otherwise.
+        Check whether the node has a listener; return True if its entry says otherwise.
 
-        The first time that it does not, a warning is logged.
+        Logs a warning the first time that there is none.
         """
         listening = self._listens()
         if not listening and not self._warned:
