@@ -168,6 +168,30 @@ def test_a_user_who_moved_the_pending_one_is_right(store, node, now, law, laws):
     assert [8, 24 + 9 - new, 48 + 9 - new] == days(node, now)
 
 
+@pytest.mark.parametrize(
+    ("laws", "hours", "claims", "move"),
+    [((4, 3), 5, True, False), ((3, 4), 5.5, False, False), ((3, 4), 0, False, True)],
+    ids=["came by the old law", "comes by the old law", "was moved by the user"],
+)
+def test_the_same_table_declared_twice_changes_nothing(
+    store, node, now, law, client, laws, hours, claims, move
+):
+    """The declared times include one that the first declaration has dropped."""
+    law(laws[0])
+    declare(store)
+    now.us += round(hours * HOUR)
+    if claims:
+        node.confirm(node.claim()[0])
+    if move:
+        (record,) = store.upcoming("-inf", "+inf")
+        assert store.reschedule(record.id, str(MIDNIGHT + 8 * HOUR))
+    law(laws[1])
+    assert "changed" == declare(store)
+    before = client.hgetall(store.keys.beats), due(store)
+    assert "same" == declare(store)
+    assert before == (client.hgetall(store.keys.beats), due(store))
+
+
 def test_with_jitter(store, now, law):
     """
     A pending occurrence that is delayed by jitter counts as one at its scheduled time, and

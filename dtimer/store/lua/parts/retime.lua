@@ -48,22 +48,29 @@ local function retime(schedule, beat, times, final)
   end
   if belongs_to(before, known[1]) then table.remove(fresh, 1) end
 
-  local ahead = times_within(beat.ahead, 0, over)
+  local coming = pending
   -- Or the new time of the pending occurrence is over, and the first new time is that of the one
   -- after it. Then the pending occurrence comes late, at its old time, rather than not at all.
   if pending > over and not belongs_to(known[2], pending) then
     local moved = table.remove(fresh, 1)
-    local id = plan().occurrence(schedule, beat.next)
-    local score = tonumber(redis.call('ZSCORE', DUE, id))
+    local score = tonumber(redis.call('ZSCORE', DUE, plan().occurrence(schedule, beat.next)))
     local usual = score == pending + plan().spread(schedule, beat, pending)
-    if moved and (usual or beat.paused == '1') then
-      plan().sure_to_go_on(schedule, beat)
-      remove(id)
-      beat.next, beat.waits = digits(moved), ''
-      if beat.paused == '' then plan().put(schedule, beat) end
-    end
+    if moved and (usual or beat.paused == '1') then coming = moved end
   end
-  beat.ahead, beat.final = written(ahead, fresh), final
+
+  -- The declared times include those that were dropped here. A second declaration changes nothing.
+  local ahead = written(times_within(beat.ahead, 0, over), fresh)
+  if coming == pending
+    and written(times_within(ahead, 0, high)) == written(times_within(beat.ahead, 0, high)) then
+    return false
+  end
+  if coming ~= pending then
+    plan().sure_to_go_on(schedule, beat)
+    remove(plan().occurrence(schedule, beat.next))
+    beat.next, beat.waits = digits(coming), ''
+    if beat.paused == '' then plan().put(schedule, beat) end
+  end
+  beat.ahead, beat.final = ahead, final
   plan().write_beat(schedule, beat)
   return true
 end
