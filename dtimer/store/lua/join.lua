@@ -32,7 +32,7 @@ if ARGV[6] == '1' and not was then return redis.call('ZCARD', ALIVE) end
 -- A node that only updates its JSON keeps its time of joining.
 local since = was and was:match('^%d+') or digits(NOW)
 redis.call('HSET', NODES, ARGV[3], since .. '|' .. ARGV[4])
--- When a registered node was last heard of is written by its claims only. A node whose last claim
--- the server has lost notices the rollback by that time.
+-- Only its claims update the time of a registered node. If the server loses the last claim, the node
+-- detects the rollback by this time.
 if ARGV[6] ~= '1' then redis.call('ZADD', ALIVE, digits(NOW), ARGV[3]) end
 return redis.call('ZCARD', ALIVE)
