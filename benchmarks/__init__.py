@@ -1,8 +1,8 @@
 """
-Measures dtimer beside its peers, and beside the least that the machine allows.
+Measure dtimer next to its peers, and next to the least that the machine allows.
 
-``python -m benchmarks run`` makes the contenders' environments, gives each the same works
-on one real server, in interleaved rounds, and prints a table a work. `benchmarks.contenders`
-says who takes part, `benchmarks.works` what they are given to do, `benchmarks.peers` holds
-the programs that do it, `benchmarks.figures` the arithmetic.
+``python -m benchmarks run`` makes the contenders' environments and gives each contender the same
+works, on one real server, in interleaved rounds. It prints one table a work.
+`benchmarks.contenders` lists who takes part, `benchmarks.works` what is measured,
+`benchmarks.peers` has the programs that run, and `benchmarks.figures` the arithmetic.
 """

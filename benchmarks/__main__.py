@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks``. Each command tells its own arguments."""
+"""The command line: ``python -m benchmarks``. Each command has its own ``--help``."""
 
 from __future__ import annotations
 
@@ -37,27 +37,31 @@ WORKS: dict[str, Work] = {
     )
 }
 
-#: How much is done to see that all of it works, in seconds and not in hours.
+#: The scale for checking that everything works: seconds instead of hours.
 _QUICK = Scale(factor=0.01, seconds=1.0)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run", help="measure works, print tables, write JSON and plots")
+    running = commands.add_parser("run", help="measure works; print tables, write JSON and plots")
     running.add_argument(
         "works",
         nargs="*",
         choices=[*WORKS, []],
         metavar="WORK",
-        help=f"of {', '.join(WORKS)}; default: all",
+        help=f"one of {', '.join(WORKS)}; default: all",
     )
     running.add_argument("--contenders", nargs="+", default=[], metavar="NAME")
     running.add_argument("--rounds", type=int, default=3)
-    running.add_argument("--seed", type=int, default=None, help="decides order and moments")
-    running.add_argument("--quick", action="store_true", help="a hundredth, to see that it works")
-    running.add_argument("--only", nargs="+", default=[], metavar="NAME=VALUE", help="cells")
-    running.add_argument("--out", type=Path, default=CACHE / "results", help="for the JSON")
+    running.add_argument("--seed", type=int, default=None, help="for the order and the due moments")
+    running.add_argument("--quick", action="store_true", help="a hundredth of the work, as a check")
+    running.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME=VALUE", help="parameters of the cells to run"
+    )
+    running.add_argument(
+        "--out", type=Path, default=CACHE / "results", help="folder for JSON and plots"
+    )
     showing = commands.add_parser("show", help="print the tables of results again")
     showing.add_argument("results", type=Path)
     plotting = commands.add_parser("plot", help="draw results again")
@@ -69,13 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     comparing.add_argument("base", type=Path)
     comparing.add_argument("head", type=Path)
     comparing.add_argument("--rounds", type=int, default=15)
-    commands.add_parser("list", help="say which contenders and works there are")
+    commands.add_parser("list", help="list the contenders and the works")
     return parser
 
 
 def _setup(contenders: list[Contender]) -> dict[str, str]:
-    """Make the environments. Return those that could not be made, with the reason."""
-    # The first is what the tool itself measures with.
+    """Make the environments; return those that failed, with the reason."""
+    # The tool itself measures with the first.
     wanted = ["dtimer", *(contender.environment for contender in contenders)]
     failed = {}
     for name in dict.fromkeys(wanted):
@@ -111,7 +115,7 @@ def _run(given: argparse.Namespace) -> None:
         "server": server.version,
         "sharing": f"all {machine.about()['cores']} cores: server, consumers, poster, this tool",
         "load before": round(machine.load(), 2),
-        "left out": ", ".join(failed) or "nobody",
+        "left out": ", ".join(failed) or "none",
         "contenders": [contender.id for contender in contenders],
         "versions": machine.versions(contender.environment for contender in contenders),
     }
@@ -149,7 +153,7 @@ def _list() -> None:
 
 
 def main() -> None:
-    """Be the program."""
+    """Run the command line."""
     given = _parser().parse_args()
     if given.command == "setup":
         _setup(choose(given.contenders))

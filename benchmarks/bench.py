@@ -1,4 +1,4 @@
-"""What a work is given: the server, and contenders' processes that begin and end with a block."""
+"""The tools of a work: the server, and processes of contenders that live as long as a context."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from benchmarks.contenders import Contender
 from benchmarks.driver import Driver, Journal
 from benchmarks.server import Server
 
-#: Seconds that consumers are given after they say that they consume, to come to rest.
+#: Seconds for consumers to come to rest after they have reported that they consume.
 SETTLE = 1.0
 
-#: The scale that is published, and that targets are for, by its name.
+#: The name of the scale that is published and that targets are for.
 FULL = "full"
 
 _HOUR = 3_600_000_000
 
 
 def now_us() -> int:
-    """Return the wall clock, which is everybody's: all are on one machine."""
+    """Return the wall clock. All processes are on one machine, so it is the same for all."""
     return time.time_ns() // 1000
 
 
 def far() -> int:
-    """Return a moment that no run lives to see."""
+    """Return a moment that is later than the end of any run."""
     return now_us() + 24 * _HOUR
 
 
 @dataclass
 class Team:
-    """Consumers that run, and what their handlers write."""
+    """Running consumers, and the records that their handlers write."""
 
     drivers: list[Driver]
     journal: Journal
@@ -41,13 +41,13 @@ class Team:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that a driver is the first of."""
+        """The process id of each driver."""
         return [driver.process.pid for driver in self.drivers]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to measure in each round: a contender, and under what circumstances."""
+    """A measurement of each round: a contender and its parameters."""
 
     work: str
     contender: Contender
@@ -60,18 +60,18 @@ class Cell:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is done. The full scale is what is published, a small one is for trying."""
+    """The size of a run. The full scale is published; a small one is for trying."""
 
     factor: float = 1.0
     seconds: float = 10.0
 
     def of(self, contender: Contender, work: str, standard: int) -> int:
-        """Return how many events a contender is given."""
+        """Return the number of events for a contender."""
         return max(1, int(contender.events.get(work, standard) * self.factor))
 
 
 class Bench:
-    """One run."""
+    """A run."""
 
     def __init__(self, server: Server, scale: Scale) -> None:
         self.server = server
@@ -79,7 +79,7 @@ class Bench:
 
     @contextlib.contextmanager
     def team(self, contender: Contender, count: int = 1, batch: int = 1) -> Iterator[Team]:
-        """Have so many consumers, each a process."""
+        """Run *count* consumers, each in its own process."""
         with contextlib.ExitStack() as stack:
             journal = Journal()
             stack.callback(journal.close)
@@ -96,7 +96,7 @@ class Bench:
 
     @contextlib.contextmanager
     def poster(self, contender: Contender, team: Team | None = None) -> Iterator[Driver]:
-        """Have a process that posts: one of its own, or for some the first of the team."""
+        """Run a process that posts. A contender that posts to itself uses the first consumer."""
         if contender.inside and team is not None:
             yield team.drivers[0]
             return
@@ -110,20 +110,20 @@ class Bench:
             yield driver
 
     def fill(self, contender: Contender, count: int, size: int = 50) -> None:
-        """Make so many events pending, all due in far future."""
+        """Make *count* events pending, all due far in the future."""
         if count:
             with self.poster(contender) as poster:
                 poster.ask(post(contender, count, far(), size=size))
 
 
 def way_of(contender: Contender) -> str:
-    """Return the fastest way that a contender has to post."""
+    """Return the fastest way to post that a contender has."""
     return "one" if "bulk" in contender.cannot else "bulk"
 
 
 def post(
     contender: Contender, count: int, due: int, *, way: str = "", size: int = 50
 ) -> dict[str, Any]:
-    """Return the command to post so many events, all due at one moment."""
+    """Return the command to post *count* events that are due at one moment."""
     how = {"way": way or way_of(contender), "size": size}
     return {"do": "post", "count": count, "first": 0, "due": due, **how}

@@ -1,8 +1,8 @@
 """
-Two checkouts beside each other: CPU an event, in interleaved rounds, as a median of ratios.
+Compare the CPU time an event of two checkouts, as the median of ratios of interleaved rounds.
 
-A ratio is taken within a round, in which both did the same one after the other, so that what
-else the machine does meets both. A difference inside the spread of the ratios counts as none.
+Both checkouts do the same work one after the other within a round, so that other load on the
+machine affects both. A difference inside the spread of the ratios counts as none.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.server import Server
 
 _SPEND = Path(__file__).with_name("peers") / "spend.py"
 
-#: Each work, and how many events it has in one round.
+#: The works, with the number of events in a round.
 WORKS: dict[str, int] = {
     "drain1": 2_000,
     "drain10": 10_000,
@@ -52,9 +52,9 @@ class Ratio:
 
 def ratio(base: Sequence[float], head: Sequence[float]) -> Ratio:
     """
-    Return the ratios of *head* to *base*, round by round, summed up.
+    Return the median and the spread of the ratios of *head* to *base* in each round.
 
-    Rounds in which the base cost nothing, below the resolution of a clock, are left out.
+    Rounds in which the base cost less than the resolution of the clock are left out.
 
     Raises:
         ValueError: fewer than two rounds are left.
@@ -77,14 +77,14 @@ def _spend(server: Server, checkout: Path, work: str, count: int) -> dict[str, f
 
 
 def compare(base: Path, head: Path, rounds: int) -> None:
-    """Measure two checkouts of the project, and print the ratios of *head* to *base*."""
+    """Measure two checkouts of the project; print the ratios of *head* to *base*."""
     began = time.monotonic()
     found: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     server = Server()
     try:
         for number in range(rounds):
             for work, count in WORKS.items():
-                # Each begins every other time.
+                # The two checkouts take turns in going first.
                 for side in (0, 1) if number % 2 else (1, 0):
                     for what, cost in _spend(server, (base, head)[side], work, count).items():
                         found.setdefault((work, what), ([], []))[side].append(cost)

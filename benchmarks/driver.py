@@ -1,4 +1,4 @@
-"""The tool's end of the protocol that `benchmarks.peers.driving` tells: a driver, from outside."""
+"""The tool's side of the protocol of `benchmarks.peers.driving`: run a driver and talk to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.environments import ENVIRONMENTS
 
 PEERS = Path(__file__).with_name("peers")
 
-#: Seconds after which an answer is not waited for any more.
+#: Seconds to wait for an answer.
 PATIENCE = 180
 
 _RECORD = struct.Struct("<qqqq")
@@ -27,16 +27,16 @@ _UNKNOWN = -(1 << 62)
 
 
 class DriverError(Exception):
-    """A driver ended, or said nothing for too long. Tells the end of what it wrote to stderr."""
+    """A driver ended or did not answer in time. The message has the end of its standard error."""
 
 
-class NobodyCame(Exception):
-    """Not one handler was called, so there is nothing to rate."""
+class NothingHandled(Exception):
+    """A contender called no handler, so a rate cannot be computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handled:
-    """One call of a handler for one event; all in µs since the epoch."""
+    """A call of a handler for one event. All times are in µs since the epoch."""
 
     number: int
     at: int
@@ -45,12 +45,12 @@ class Handled:
 
     @property
     def late_ms(self) -> float:
-        """From the due moment to the handler."""
+        """The time from the due moment to the handler, in ms."""
         return (self.at - self.due) / 1000
 
 
 def unpack(data: bytes) -> list[Handled]:
-    """Read what handlers wrote, a record that is not whole yet left out."""
+    """Decode the records of handlers. An incomplete last record is left out."""
     whole = len(data) - len(data) % _RECORD.size
     return [
         Handled(number, at, due, None if late == _UNKNOWN else late)
@@ -59,7 +59,7 @@ def unpack(data: bytes) -> list[Handled]:
 
 
 class Journal:
-    """The file in memory that the handlers of one measurement write to."""
+    """The file in memory to which the handlers of one measurement write."""
 
     def __init__(self) -> None:
         folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -71,15 +71,15 @@ class Journal:
         return self.path.stat().st_size // _RECORD.size
 
     def read(self) -> list[Handled]:
-        """Return all records, in the order of their writing."""
+        """Return all records in the order of writing."""
         return unpack(self.path.read_bytes())
 
     def wait(self, count: int, patience: float = PATIENCE) -> bool:
         """
-        Wait until so many handlers were called; False when no more come.
+        Wait until *count* handlers were called; return False if no more come.
 
-        *patience* is for the next call, not for all of them. Looks at the size of a file
-        twenty times a second, which takes nothing from those that are measured.
+        *patience* is the time for the next call, not for all of them. The size of the file is read
+        twenty times a second, which does not disturb the measured processes.
         """
         seen, since = len(self), time.monotonic()
         while seen < count:
@@ -96,7 +96,7 @@ class Journal:
 
 
 class Driver:
-    """A driver that runs: one process of a contender, and whatever that starts."""
+    """A running driver: one process of a contender, and all that it starts."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Driver:
     ) -> None:
         home = ENVIRONMENTS[environment]
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - until `close`
-        # A session of its own, so that all of it can be found and ended.
+        # A session of its own, so that all its processes can be found and killed.
         self.process = subprocess.Popen(
             [*home.command, str(folder / program)],
             stdin=subprocess.PIPE,
@@ -122,9 +122,9 @@ class Driver:
         self.tell(settings)
 
     def tell(self, what: dict[str, Any]) -> None:
-        """Give a command, and do not wait for its answer."""
+        """Send a command without waiting for its answer."""
         assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # the answer will be missed
+        with contextlib.suppress(BrokenPipeError):  # `answer` will report the end
             self.process.stdin.write(json.dumps(what).encode() + b"\n")
             self.process.stdin.flush()
 
@@ -138,23 +138,23 @@ class Driver:
                 raise DriverError(f"no answer within {patience} s: {self.complaint()}")
             some = os.read(self.process.stdout.fileno(), 1 << 16)
             if not some:
-                raise DriverError(f"it ended: {self.complaint()}")
+                raise DriverError(f"the driver ended: {self.complaint()}")
             self._buffer += some
         line, _, self._buffer = self._buffer.partition(b"\n")
         return dict(json.loads(line))
 
     def ask(self, what: dict[str, Any]) -> dict[str, Any]:
-        """Give a command, and wait for its answer."""
+        """Send a command and wait for its answer."""
         self.tell(what)
         return self.answer()
 
     def complaint(self) -> str:
-        """Return the end of what it wrote to its standard error."""
+        """Return the end of its standard error."""
         self._said.seek(0)
         return self._said.read()[-2000:].decode(errors="replace").strip()
 
     def close(self) -> None:
-        """End it, and all that it has started."""
+        """Kill the driver and all processes that it has started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()

@@ -1,9 +1,9 @@
 """
-Where contenders live: a virtualenv or a ``node_modules`` for each, made once and kept.
+The contenders' environments: a virtualenv or a ``node_modules`` each, made once and kept.
 
-The pins are the one place where versions are chosen. What came with them is read off the
-made environment and goes into the results (`Environment.installed`), so that a figure says
-what it is of. An environment whose pins have changed is made again.
+The versions are pinned here and nowhere else. The results list all installed packages
+(`Environment.installed`), so that a figure names its versions. An environment is made again when
+its pins change.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: Everything the tool makes: environments, results, plots.
+#: The folder for environments, results and plots.
 CACHE = ROOT / "build" / "benchmarks"
 
-#: redis-py where its user chooses it. hiredis is given to every Python peer, asked for or not.
+#: redis-py, if its user chooses the version. Every Python peer gets hiredis.
 REDIS = "redis==8.1.0"
 HIREDIS = "hiredis==3.4.2"
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Something to install, and where. With ``ours`` it is this checkout, editable."""
+    """Packages to install, and where. With ``ours`` this checkout is installed, editable."""
 
     name: str
     pins: tuple[str, ...]
@@ -38,21 +38,21 @@ class Environment:
 
     @property
     def folder(self) -> Path:
-        """Where it is, or will be."""
+        """The folder of the environment."""
         return CACHE / "environments" / self.name
 
     @property
     def command(self) -> list[str]:
-        """What runs a program in it."""
+        """The command that runs a program in the environment."""
         return ["node"] if self.node else [str(self.folder / "bin" / "python")]
 
     @property
     def variables(self) -> dict[str, str]:
-        """What a program in it finds in its environment besides."""
+        """Additional environment variables for a program."""
         return {"NODE_PATH": str(self.folder / "node_modules")} if self.node else {}
 
     def make(self) -> bool:
-        """Make it, unless it is there. Return whether there was anything to do."""
+        """Make the environment if it is missing or outdated; return True if it was made."""
         stamp = self.folder / "made"
         wanted = "\n".join([sys.version, *self.pins])
         if stamp.exists() and stamp.read_text("utf-8") == wanted:
@@ -78,7 +78,7 @@ class Environment:
         subprocess.run([*command, *self.pins], cwd=self.folder, check=True)
 
     def installed(self) -> dict[str, str]:
-        """Return every package in it with its version."""
+        """Return the installed packages with their versions."""
         if self.node:
             lock = self.folder / "node_modules" / ".package-lock.json"
             packages = json.loads(lock.read_text("utf-8"))["packages"]
@@ -106,7 +106,7 @@ _ALL = (
     Environment("dramatiq", ("dramatiq[redis]==2.2.1", REDIS, HIREDIS)),
     Environment("huey", ("huey==3.5.4", REDIS, HIREDIS)),
     Environment("arq", ("arq==0.28.0", HIREDIS)),
-    # It needs typing_extensions and does not say so.
+    # SAQ needs typing_extensions but does not declare it.
     Environment("saq", ("saq[redis]==0.26.4", HIREDIS, "typing_extensions==4.16.0")),
     Environment("apscheduler", ("apscheduler==3.11.3", REDIS, HIREDIS)),
     Environment(
@@ -120,7 +120,7 @@ ENVIRONMENTS = {one.name: one for one in _ALL}
 
 @cache
 def version(environment: str, package: str) -> str:
-    """Return which version of *package* is in an environment that has been made."""
+    """Return the version of *package* in an environment that has been made."""
     wanted = package.lower().replace("_", "-")
     for name, number in ENVIRONMENTS[environment].installed().items():
         if name.lower().replace("_", "-") == wanted:

@@ -1,4 +1,4 @@
-"""What the figures are of: the machine, and the processes on it, read from the kernel."""
+"""The machine and its processes, as the kernel describes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.environments import ENVIRONMENTS, ROOT
 
 
 def about() -> dict[str, Any]:
-    """Return what is worth knowing about this machine and this checkout."""
+    """Return the facts about this machine and this checkout."""
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -32,14 +32,14 @@ def versions(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 
 def said_by(*command: str) -> str:
-    """Return what a program says, or ``none`` when it is not there."""
+    """Return the output of a program, or ``none`` if it is missing or fails."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     return "none"
 
 
 def load() -> float:
-    """Return how many threads wanted a core, averaged over the last minute."""
+    """Return the load average of the last minute: how many threads wanted a core."""
     return os.getloadavg()[0]
 
 
@@ -52,12 +52,12 @@ def _cpu() -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    # After the name in parentheses, which may hold anything.
+    # The fields follow the name in parentheses, which may contain any character.
     return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
 
 
 def members(session: int) -> list[int]:
-    """Return the processes of a session: a driver, and all that it has started."""
+    """Return the processes of a session: a driver and all that it has started."""
     found = []
     for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
         with contextlib.suppress(OSError, IndexError):
@@ -67,7 +67,7 @@ def members(session: int) -> list[int]:
 
 
 def processor_seconds(pids: Iterable[int]) -> float:
-    """Return the processor time of these processes, with that of their children that ended."""
+    """Return the CPU time of these processes and of their children that ended."""
     ticks = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -76,7 +76,7 @@ def processor_seconds(pids: Iterable[int]) -> float:
 
 
 def resident_mb(pids: Iterable[int]) -> float:
-    """Return the memory that these processes hold, what they share counted for each."""
+    """Return the resident memory of these processes. Shared memory is counted for each."""
     pages = 0
     for pid in pids:
         with contextlib.suppress(OSError):

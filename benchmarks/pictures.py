@@ -1,4 +1,4 @@
-"""Which plots are made of results: one of bars a work, and lines of what grows."""
+"""Choose the plots for results: bars for each work, and lines for growth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.figures import middle
 from benchmarks.results import Results, Row
 from benchmarks.works import Work
 
-#: What the bars of a work show; contenders that have no such cell are compared by their last.
+#: The parameters of the cells that the bars of a work show.
 _SHOWN = {
     "lateness": {"nodes": 1, "stream": 0},
     "drain": {"processes": 1},
@@ -25,7 +25,7 @@ _GROWTH = {
 
 
 def draw(results: Results, works: list[Work], folder: Path) -> list[Path]:
-    """Write all plots, and return where they are."""
+    """Write all plots; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     made: dict[str, str] = {}
     for work in works:
@@ -53,7 +53,7 @@ def _bars(work: Work, rows: list[Row], figure: str, way: str | None) -> str:
     shown = _SHOWN.get(work.name, {})
     bars = []
     for row in rows:
-        # A log scale has no place for what is early.
+        # A logarithmic scale cannot show early events.
         rounds = {n: value for n, value in row.main(figure).items() if value > 0}
         if not rounds or any(row.params.get(name) != value for name, value in shown.items()):
             continue
@@ -72,7 +72,7 @@ def _bars(work: Work, rows: list[Row], figure: str, way: str | None) -> str:
 
 
 def _growth(rows: list[Row]) -> dict[str, str]:
-    """Draw ours, and dashed in the same colours what is the least that there could be."""
+    """Draw the figures of dtimer, and dashed in the same colours those of the floor."""
     made: dict[str, str] = {}
     for name, (unit, figures) in _GROWTH.items():
         drawn = []

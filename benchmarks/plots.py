@@ -1,9 +1,9 @@
 """
-Plots as SVG, written by hand: bars of contenders, and lines of what grows.
+Plots as SVG: bars of contenders, and lines of growth.
 
-All colours lie in the middle between black and white, on a ground that is transparent, so that
-one picture is readable in a light page as in a dark one. Both kinds have logarithmic scales: the
-contenders lie orders of magnitude apart.
+The background is transparent and all colours have medium brightness, so that a plot is readable on
+a light page and on a dark one. All scales are logarithmic, because contenders differ by orders of
+magnitude.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ COLOURS = ("#3d8bd4", "#c2703d", "#5f9e78", "#a06bb8", "#b0893a", "#5b8f9e")
 
 _WIDTH = 720
 _FONT = 12
-_LETTER = 6.4  # the width of a letter of that size, on average
+_LETTER = 6.4  # the average width of a letter at that size
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A contender: its figure, and the lowest and the highest of the rounds."""
+    """A contender: its figure, and the lowest and highest of the rounds."""
 
     name: str
     value: float
@@ -36,7 +36,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Line:
-    """Something that grows: its points, and how it is drawn."""
+    """A growing figure: its points and its style."""
 
     name: str
     points: Mapping[float, float]
@@ -46,7 +46,7 @@ class Line:
 
 @dataclass
 class Drawing:
-    """Elements, collected; `text` is the whole picture."""
+    """A picture under construction; `text` is the whole of it."""
 
     width: int
     height: int
@@ -54,7 +54,7 @@ class Drawing:
     elements: list[str] = field(default_factory=list)
 
     def add(self, tag: str, content: str = "", /, **attributes: object) -> None:
-        """Add an element. Underscores in names become dashes."""
+        """Add an element. Underscores in attribute names become dashes."""
         said = "".join(
             f" {name.replace('_', '-')}={quoteattr(_said(value))}"
             for name, value in attributes.items()
@@ -90,13 +90,13 @@ class Scale:
     end: float
 
     def __call__(self, value: float) -> float:
-        """Return where a value stands."""
+        """Return the position of a value."""
         part = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
         return self.begin + min(1.0, part) * (self.end - self.begin)
 
     @property
     def decades(self) -> list[float]:
-        """The powers of ten that lie on it."""
+        """The powers of ten on the scale."""
         first, last = (
             math.ceil(math.log10(self.low) - 1e-9),
             math.floor(math.log10(self.high) + 1e-9),
@@ -105,7 +105,7 @@ class Scale:
 
 
 def around(values: Sequence[float], begin: float, end: float) -> Scale:
-    """Return a scale of whole decades that holds all of the values above zero."""
+    """Return a scale of whole decades that contains all positive values."""
     above = [value for value in values if value > 0] or [1.0]
     low = 10.0 ** math.floor(math.log10(min(above)))
     high = 10.0 ** math.ceil(math.log10(max(above)))
@@ -113,7 +113,7 @@ def around(values: Sequence[float], begin: float, end: float) -> Scale:
 
 
 def short(value: float) -> str:
-    """Write a number as an axis has it: 20k, 1.5M, 0.4."""
+    """Format a number for an axis: 20k, 1.5M, 0.4."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
@@ -121,7 +121,7 @@ def short(value: float) -> str:
 
 
 def bars(title: str, unit: str, contenders: Sequence[Bar]) -> str:
-    """Return a picture of horizontal bars, in the order that is given."""
+    """Return a picture of horizontal bars, in the given order."""
     left = 16 + _LETTER * max((len(bar.name) for bar in contenders), default=0)
     right, top, step = _WIDTH - 64, 48, 22
     height = top + step * len(contenders) + 30
@@ -144,7 +144,7 @@ def bars(title: str, unit: str, contenders: Sequence[Bar]) -> str:
 
 
 def lines(title: str, across: str, unit: str, drawn: Sequence[Line]) -> str:
-    """Return a picture of lines, their names beside their ends; both scales logarithmic."""
+    """Return a picture of lines with their names at the right. Both scales are logarithmic."""
     named = _LETTER * max((len(line.name) for line in drawn), default=0)
     left, right, top, bottom = 56, _WIDTH - 24 - named, 44, 320
     drawing = Drawing(_WIDTH, 372, title)
@@ -173,7 +173,7 @@ def lines(title: str, across: str, unit: str, drawn: Sequence[Line]) -> str:
 
 
 def _apart(places: Mapping[str, float]) -> dict[str, float]:
-    """Move names apart that would stand on one another."""
+    """Move names apart that would overlap."""
     found: dict[str, float] = {}
     last = -math.inf
     for name, y in sorted(places.items(), key=lambda one: one[1]):

@@ -1,4 +1,4 @@
-"""Results: what a run leaves behind, and how its rounds become figures and ratios."""
+"""The results of a run, and how rounds become figures and ratios."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Key = tuple[str, str]  # the id of a contender, its params as JSON
 
 
 def key(contender: str, params: dict[str, Any]) -> Key:
-    """Return what a cell is found by."""
+    """Return the key of a cell."""
     return contender, json.dumps(params, sort_keys=True)
 
 
 @dataclass
 class Row:
-    """One cell in all of its rounds."""
+    """A cell in all of its rounds."""
 
     contender: Contender
     params: dict[str, Any]
@@ -30,29 +30,29 @@ class Row:
     errors: list[str] = field(default_factory=list)
 
     def main(self, name: str) -> dict[int, float]:
-        """Return the rounds of one figure."""
+        """Return a figure of each round."""
         return self.figures.get(name, {})
 
     def medians(self) -> dict[str, float]:
-        """Return each figure, the median of its rounds."""
+        """Return the median of each figure over its rounds."""
         return {name: middle(rounds) for name, rounds in self.figures.items()}
 
 
 @dataclass
 class Results:
-    """All records of a run, and what they are of."""
+    """All records of a run, and the facts about the run."""
 
     about: dict[str, Any]
     records: list[dict[str, Any]]
 
     @classmethod
     def read(cls, path: Path) -> Results:
-        """Read what `write` wrote."""
+        """Read results that `write` has written."""
         data = json.loads(path.read_text("utf-8"))
         return cls(data["about"], data["records"])
 
     def write(self, path: Path) -> None:
-        """Write everything, so that tables and plots can be made of it again."""
+        """Write the results, so that tables and plots can be made again."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = ",\n".join(f"  {json.dumps(record)}" for record in self.records)
         about = json.dumps(self.about, indent=1)
@@ -60,7 +60,7 @@ class Results:
 
     @property
     def works(self) -> list[str]:
-        """The works that were run."""
+        """The works of the run."""
         return list(dict.fromkeys(record["work"] for record in self.records))
 
     def rows(self, work: str) -> dict[Key, Row]:
@@ -85,7 +85,7 @@ class Results:
 
 
 def _rank(params: dict[str, Any]) -> list[tuple[float, str]]:
-    """Return what puts circumstances in order: numbers as such, words after them."""
+    """Return the sort key of parameters: numbers by value, words after them."""
     return [
         (value, "") if isinstance(value, int | float) else (float("inf"), str(value))
         for value in params.values()
@@ -95,15 +95,15 @@ def _rank(params: dict[str, Any]) -> list[tuple[float, str]]:
 def against(
     row: Row, rows: dict[Key, Row], contender: str, params: dict[str, Any], figure: str
 ) -> float | None:
-    """Return how many times that of another cell a figure is, within rounds."""
+    """Return the ratio of a figure to that of another cell, within rounds."""
     other = rows.get(key(contender, params)) or _nearest(rows.values(), contender, params)
     return None if other is None else ratio(row.main(figure), other.main(figure))
 
 
 def _nearest(rows: Iterable[Row], contender: str, params: dict[str, Any]) -> Row | None:
-    """Return a contender's cell for circumstances that it was not run under: its first alike."""
+    """Return the cell of a floor for parameters that it was not run with."""
     mine = [row for row in rows if row.contender.id == contender]
-    # Floors have neither batches nor processes; what they have must agree.
+    # Floors have neither batches nor processes. Their other parameters must be equal.
     alike = [r for r in mine if r.contender.floor and _agrees(r.params, params)]
     return alike[0] if alike else None
 
@@ -114,6 +114,6 @@ def _agrees(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def path_for(folder: Path, works: list[str]) -> Path:
-    """Return where the results of a run are kept."""
+    """Return the path for the results of a run."""
     when = time.strftime("%Y-%m-%d-%H%M%S")
     return folder / f"{when}-{'-'.join(works) if len(works) < 4 else 'all'}.json"

@@ -1,4 +1,4 @@
-"""Interleaved rounds: each measures every cell once, in an order that the seed decides."""
+"""Interleaved rounds: each round measures every cell once, in an order that the seed decides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.works import Work
 
 
 def cells_of(works: Sequence[Work], contenders: Sequence[Contender]) -> list[Cell]:
-    """Return all that there is to measure in a round."""
+    """Return all cells of a round."""
     return [cell for work in works for contender in contenders for cell in work.cells(contender)]
 
 
@@ -30,14 +30,14 @@ def run(
     bench: Bench, works: Sequence[Work], cells: Sequence[Cell], seed: int, rounds: int
 ) -> Iterator[dict[str, Any]]:
     """
-    Measure, and yield a record of each cell as it comes.
+    Measure all cells; yield a record for each.
 
-    What goes wrong with one contender is its record, and the others go on.
+    If a contender fails, its record has the error, and the others continue.
     """
     by_name = {work.name: work for work in works}
     for number in range(rounds):
         for place, cell in enumerate(order(cells, seed, number)):
-            # All contenders of a round are given the same moments.
+            # All contenders of a round get the same due moments.
             random.seed(f"{seed}/{number}/{cell.work}")
             bench.server.clear()
             began, figures, error = time.monotonic(), None, None

@@ -1,4 +1,4 @@
-"""The one server of a run: real, on the loopback interface, empty before each measurement."""
+"""The server of a run: real, on the loopback interface, and empty before each measurement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import redis
 
 from dtimer.store.embedded.binary import find_binary, missing
 
-# Becomes the server, which the kernel kills when the tool dies: also when that is killed.
+# Becomes the server, after asking the kernel to kill it when the tool ends, even by a kill.
 _TIED = """
 import ctypes, os, sys
 parent, *command = sys.argv[1:]
@@ -33,9 +33,10 @@ _PATIENCE = 10
 
 class Server:
     """
-    A server of our own: no persistence, one thread, defaults otherwise.
+    A server without persistence, with one thread and otherwise default settings.
 
-    Which one: what ``DTIMER_SERVER`` names, or else the first that an embedded store would run.
+    ``DTIMER_SERVER`` names its path. By default it is the server that an embedded store would find
+    first.
     """
 
     def __init__(self) -> None:
@@ -55,18 +56,18 @@ class Server:
                 stdin=subprocess.DEVNULL,
             )
         atexit.register(self.close)
-        # To forget five millions takes longer than a client waits by default.
+        # Removing five million events takes longer than the default timeout.
         self.client: Any = redis.Redis.from_url(self.url, socket_timeout=120)
         self._wait()
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Its process id."""
         return self._process.pid
 
     @property
     def version(self) -> str:
-        """Its name and version, as one says them."""
+        """Its name and version."""
         info = self.client.info("server")
         name = info.get("server_name", "redis")
         return f"{name} {info.get(f'{name}_version', info['redis_version'])}"
@@ -82,7 +83,7 @@ class Server:
             time.sleep(0.01)
 
     def clear(self) -> None:
-        """Forget all keys, scripts, counters and clients."""
+        """Remove all keys, scripts and functions, and reset the counters."""
         self.client.flushall()
         self.client.script_flush()
         self.client.execute_command("FUNCTION", "FLUSH")
@@ -91,16 +92,16 @@ class Server:
             self.client.memory_purge()
 
     def used_memory(self) -> int:
-        """Return the bytes that its data take: once nobody but the tool is connected any more."""
+        """Return the bytes that the data take, once only this tool is connected."""
         deadline = time.monotonic() + _PATIENCE
         while self.client.info("clients")["connected_clients"] > 1:
             if time.monotonic() > deadline:
-                raise RuntimeError("somebody is still connected")
+                raise RuntimeError("another client is still connected")
             time.sleep(0.01)
         return int(self.client.info("memory")["used_memory"])
 
     def close(self) -> None:
-        """End it, and leave nothing."""
+        """Kill the server, and remove its folder."""
         self.client.close()
         self._process.kill()
         self._process.wait()
@@ -110,9 +111,9 @@ class Server:
 
 class Monitor:
     """
-    Counts every command that the server runs, and tells those of clients from those of scripts.
+    Counts every command that the server runs, separately for clients and scripts.
 
-    For idle contenders only: to a busy server, saying what it does is work.
+    Use it for idle contenders only: MONITOR costs a busy server time.
     """
 
     def __init__(self, url: str) -> None:

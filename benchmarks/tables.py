@@ -1,4 +1,4 @@
-"""Tables as text: aligned, with the spread of the rounds, the ratios and the reasons."""
+"""Tables as text: figures, the spread of the rounds, ratios, and reasons."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OURS = "dtimer/defaults"
 
 
 def number(value: float | None) -> str:
-    """Write a figure with as many digits as it is worth."""
+    """Format a figure with three significant digits."""
     if value is None:
         return MISSING
     if value == 0 or isinstance(value, int):
@@ -29,7 +29,7 @@ def number(value: float | None) -> str:
 
 
 def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Return lines: the *left* columns to the left, the others to the right, a rule between."""
+    """Return the lines of a table: *left* columns flush left, the others flush right."""
     cells = [list(columns), *map(list, rows)]
     widths = [max(len(row[n]) for row in cells) for n in range(len(columns))]
     lines = []
@@ -44,7 +44,7 @@ def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 
 
 def table(results: Results, work: Work) -> list[str]:
-    """Return the table of one work, its notes below it."""
+    """Return the table of one work, with its notes below."""
     rows = results.rows(work.name)
     names = list(dict.fromkeys(name for row in rows.values() for name in row.figures))
     params = list(dict.fromkeys(name for row in rows.values() for name in row.params))
@@ -65,7 +65,7 @@ def table(results: Results, work: Work) -> list[str]:
         ]
         for row in rows.values()
     ]
-    # Who cannot do it at all has a row all the same.
+    # A contender that cannot do the work has a row too.
     absent = [c.id for c in _taking_part(results) if work.name in c.cannot]
     lines += [[name, *(MISSING for _ in columns[1:])] for name in absent]
     return [
@@ -92,10 +92,10 @@ def _range(row: Row, name: str) -> str:
 
 
 def _notes(results: Results, rows: dict[Key, Row], work: Work) -> list[str]:
-    """Return what cannot be done, with the reason, and what went wrong."""
+    """Return what contenders cannot do, with the reason, and what failed."""
     notes = []
     for contender in _taking_part(results):
-        # The works of other tables are not told here.
+        # Reasons for other works belong to their tables.
         parts = {work.name, *work.parts}
         notes += [
             f"  {MISSING} {contender.id}, {what}: {why}"
@@ -113,7 +113,7 @@ def _taking_part(results: Results) -> list[Contender]:
 
 
 def legend(results: Results) -> list[str]:
-    """Return who the contenders are, and of which version."""
+    """Return the contenders with their versions and settings."""
     versions = results.about.get("versions", {})
     lines = []
     for one in _taking_part(results):
@@ -123,9 +123,9 @@ def legend(results: Results) -> list[str]:
 
 
 def judgement(results: Results) -> list[str]:
-    """Return the targets that the results can be held to, and whether they are met."""
+    """Return the targets that the results can be compared with, and whether they are met."""
     if results.about.get("scale") != FULL:
-        return ["A run of this scale is not held to any target."]
+        return ["Targets are for the full scale only."]
     rows = [
         (
             target.what,
@@ -139,7 +139,7 @@ def judgement(results: Results) -> list[str]:
 
 
 def heading(about: dict[str, Any]) -> list[str]:
-    """Return what the figures are of, a fact a line."""
+    """Return the facts about the run, one a line."""
     facts = {name: value for name, value in about.items() if name not in ("versions", "contenders")}
     width = max(map(len, facts), default=0)
     return [f"{name.ljust(width)}  {value}" for name, value in facts.items()]

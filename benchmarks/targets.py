@@ -1,8 +1,8 @@
 """
-What dtimer is meant to reach, and whether results reach it.
+The targets of dtimer, and whether results meet them.
 
-A target is judged by the results of one run alone, and only where that run has measured what
-it takes: ratios within rounds, everything else by the median of the rounds.
+A target is judged by the results of one run, if that run has the figures: ratios within rounds, and
+other figures by the median of the rounds.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _CALL, _NPM = "bare EVALSHA/floor", "npm dtimer/tuned"
 
 @dataclass(frozen=True)
 class Target:
-    """A bound, and how what it bounds is read off results: None when they do not have it."""
+    """A bound, and how to read the bounded figure from results: None if they do not have it."""
 
     what: str
     bound: float
     read: Callable[[Results], float | None]
-    most: bool = True  # whether the bound is the most that it may be, or the least
+    most: bool = True  # True for an upper bound, False for a lower one
 
     def met(self, value: float) -> bool:
-        """Return whether a value is within the bound."""
+        """Return True if a value is within the bound."""
         return value <= self.bound if self.most else value >= self.bound
 
 
@@ -39,7 +39,7 @@ def _row(results: Results, work: str, who: str, params: dict[str, Any]) -> Row |
 
 
 def _figure(work: str, figure: str, params: dict[str, Any]) -> Callable[..., Any]:
-    """Read the median of a figure of ours."""
+    """Read the median of a figure of dtimer."""
 
     def read(results: Results) -> float | None:
         row = _row(results, work, _OURS, params)
@@ -50,7 +50,7 @@ def _figure(work: str, figure: str, params: dict[str, Any]) -> Callable[..., Any
 
 
 def _worst(work: str, figure: str, params: dict[str, Any]) -> Callable[..., Any]:
-    """Read the greatest that a figure of ours was in any round."""
+    """Read the highest value of a figure of dtimer in any round."""
 
     def read(results: Results) -> float | None:
         row = _row(results, work, _OURS, params)
@@ -62,7 +62,7 @@ def _worst(work: str, figure: str, params: dict[str, Any]) -> Callable[..., Any]
 def _times(
     work: str, figure: str, mine: dict[str, Any], other: str, theirs: dict[str, Any]
 ) -> Callable[..., Any]:
-    """Read how many times another's figure ours is."""
+    """Read the ratio of dtimer's figure to another contender's."""
 
     def read(results: Results) -> float | None:
         row, base = _row(results, work, _OURS, mine), _row(results, work, other, theirs)
@@ -74,11 +74,11 @@ def _times(
 def _times_the_best(
     work: str, figure: str, mine: dict[str, Any], peers: Callable[[Contender], bool], *, most: bool
 ) -> Callable[..., Any]:
-    """Read how many times that of the nearest peer a figure of ours is."""
+    """Read the ratio of dtimer's figure to that of the best peer."""
 
     def read(results: Results) -> float | None:
         row = _row(results, work, _OURS, mine)
-        free = {"batch"}  # a peer has batches of its own
+        free = {"batch"}  # peers have their own batch sizes
         alike = {name: value for name, value in mine.items() if name not in free}
         found = [
             times
@@ -87,7 +87,7 @@ def _times_the_best(
             and peers(other.contender)
             and all(other.params.get(name) == value for name, value in alike.items())
             and (times := ratio(row.main(figure), other.main(figure))) is not None
-            # Who is early is not ahead.
+            # Early events do not make a contender better.
             and times > 0
         ]
         if not found:
@@ -199,6 +199,6 @@ TARGETS = (
 
 
 def judge(results: Results) -> list[tuple[Target, float]]:
-    """Return the targets that these results can be held to, each with what was reached."""
+    """Return the targets that these results have figures for, each with its figure."""
     values = ((target, target.read(results)) for target in TARGETS)
     return [(target, value) for target, value in values if value is not None]

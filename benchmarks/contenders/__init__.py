@@ -1,10 +1,11 @@
 """
-Who takes part: each peer with its defaults and with its best realistic settings, ours, floors.
+The contenders: dtimer, each peer with its defaults and with its best realistic settings, and the
+floors.
 
-Best realistic is what a user of the peer would choose who wants events to be prompt and the
-backlog short, and reads its manual: found by trying, and written down in `Contender.says`.
-All run in one process, unless the peer starts more by itself. How many events a slow one is
-given is part of its entry: a rate is a rate, and a round must end.
+The best realistic settings are those that a user who reads the manual would choose for prompt
+events and a short backlog. They were found by trying, and `Contender.says` states them. All
+contenders run in one process, unless the peer starts more by itself. A slow contender gets fewer
+events, so that a round ends; the rate is the same.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ CONTENDERS = (*OURS, *NODE, *PYTHON, *FLOORS)
 
 def choose(names: list[str]) -> list[Contender]:
     """
-    Return the contenders that are named: by their id, their name, or ``ours``, ``floors``.
+    Return contenders by id, by name or by group (``ours``, ``peers``, ``floors``).
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: a name is unknown.
     """
     if not names:
         return list(CONTENDERS)
@@ -36,6 +37,6 @@ def choose(names: list[str]) -> list[Contender]:
         ]
         if not found:
             known = ", ".join([*groups, *dict.fromkeys(c.name for c in CONTENDERS)])
-            raise ValueError(f"there is no contender {name!r}; there are {known}")
+            raise ValueError(f"there is no contender {name!r}; choose from {known}")
         chosen += [c for c in found if c not in chosen]
     return chosen

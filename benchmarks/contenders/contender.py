@@ -1,4 +1,4 @@
-"""What a contender is: a driver, an environment, its settings, and what it cannot do."""
+"""The description of a contender: a driver, an environment, its settings and its limits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ FLOOR: Final = "floor"
 @dataclass(frozen=True)
 class Contender:
     """
-    One row of the tables.
+    A contender: one row of the tables.
 
-    ``events`` are how many it is given by a work (`lateness` always 300), ``most`` how many are
-    made pending to weigh them. ``cannot`` names what it cannot do, with the reason. One that
-    is ``inside`` posts from the process that consumes.
+    ``events`` says how many events a work gives it (`lateness` always gives 300), and ``most`` how
+    many are made pending at most. ``cannot`` names the works that it cannot do, with the reason. If
+    ``inside`` is true, it posts from the process that consumes.
     """
 
     name: str
@@ -35,19 +35,19 @@ class Contender:
 
     @property
     def id(self) -> str:
-        """What names it on the command line."""
+        """The name on the command line."""
         return f"{self.name}/{self.setting}"
 
     @property
     def ours(self) -> bool:
-        """Whether it is this project."""
+        """True for this project."""
         return self.name == "dtimer"
 
     @property
     def floor(self) -> bool:
-        """Whether it is no contender, but the least that anything could cost."""
+        """True for the least that anything could cost, which is not a contender."""
         return self.setting == FLOOR
 
     def settings(self, url: str, role: str, batch: int) -> dict[str, Any]:
-        """Return the first line that its driver is given."""
+        """Return the first line for its driver."""
         return {"url": url, "role": role, "batch": batch, "options": self.options}

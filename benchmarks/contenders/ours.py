@@ -1,4 +1,4 @@
-"""This project, and the floors: what costs less than any timer could."""
+"""This project, and the floors: programs that cost less than any timer could."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ OURS = (
     ),
 )
 
-_NO_CONSUMER = "asks, and consumes nothing"
+_NO_CONSUMER = "only calls, and consumes nothing"
 
-#: What nothing can be better than: see `benchmarks/peers/drive_floors.py`.
+#: No timer can be better than these: see `benchmarks/peers/drive_floors.py`.
 FLOORS = (
     Contender(
         "bare wait",
         FLOOR,
         "dtimer",
         "drive_floors.py",
-        says="select.select until the moment: no server, no event",
+        says="select.select until the due moment: no server, no event",
         options={"kind": "wait"},
         cannot=dict.fromkeys(
             ("posting", "drain", "memory", "idle", "recovery", "stream"), "only waits"
@@ -59,7 +59,7 @@ FLOORS = (
         "dtimer",
         "drive_floors.py",
         "redis",
-        says="the cheapest post, claim and confirm: a sorted set, a hash, nothing checked",
+        says="the cheapest post, claim and confirm: a sorted set, a hash, no checks",
         options={"kind": "least"},
         most=5_000_000,
         batches=(1, 10, 100),

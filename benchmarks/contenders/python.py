@@ -1,11 +1,11 @@
-"""The peers in Python. All of them have hiredis, asked for or not."""
+"""The peers in Python. All of them use hiredis."""
 
 from __future__ import annotations
 
 from benchmarks.contenders.contender import DEFAULTS, TUNED, Contender
 
-_ONE_BY_ONE = "has no way to post in bulk"
-_IN_PROCESS = "hears of the posts of its own process alone"
+_ONE_BY_ONE = "cannot post in bulk"
+_IN_PROCESS = "learns only of posts of its own process"
 
 _SLOW = {"drain": 1_000, "recovery": 2_000, "posting": 5_000}
 _FAIR = {"drain": 5_000, "recovery": 10_000, "posting": 10_000}
@@ -36,7 +36,7 @@ PYTHON = (
         "celery",
         "drive_celery.py",
         "celery",
-        says="prefork with a process a core, acknowledged before the handler",
+        says="prefork, one process a core; acknowledges before the handler",
         events=_FAIR,
         cannot={"bulk": _ONE_BY_ONE},
         most=20_000,
@@ -126,7 +126,7 @@ PYTHON = (
         "saq",
         "drive_saq.py",
         "saq",
-        says="moments in whole seconds (the next one is given), 10 jobs at a time",
+        says="due at whole seconds (rounded up), 10 jobs at a time",
         events=_FAIR,
     ),
     Contender(
@@ -135,7 +135,7 @@ PYTHON = (
         "saq",
         "drive_saq.py",
         "saq",
-        says="100 jobs at a time; nothing makes it sooner",
+        says="100 jobs at a time; no setting makes it more prompt",
         options={"concurrency": 100},
         events=_FAIR,
     ),
@@ -145,7 +145,7 @@ PYTHON = (
         "apscheduler",
         "drive_apscheduler.py",
         "apscheduler",
-        says="Redis store; in one process; misfire_grace_time None, else it drops the late ones",
+        says="Redis store; one process; misfire_grace_time None, or it drops late jobs",
         events={"drain": 3_000, "recovery": 3_000, "posting": 5_000},
         cannot={
             "bulk": _ONE_BY_ONE,
@@ -171,7 +171,7 @@ PYTHON = (
         "redis-timers",
         "drive_redis_timers.py",
         "faststream-redis-timers",
-        says="polls every 10 ms, also when idle; 100 at a time",
+        says="polls every 10 ms, even when idle; 100 at a time",
         options={"polling_interval": 0.01, "max_polling_interval": 0.01, "max_concurrent": 100},
         events={**_FAIR, "posting": 5_000},
         most=50_000,
@@ -182,7 +182,7 @@ PYTHON = (
         "docket",
         "drive_docket.py",
         "pydocket",
-        says="looks every 250 ms, 10 tasks at a time",
+        says="polls every 250 ms, 10 tasks at a time",
         events=_SLOW,
         most=50_000,
     ),
@@ -192,7 +192,7 @@ PYTHON = (
         "docket",
         "drive_docket.py",
         "pydocket",
-        says="looks every 10 ms, 100 tasks at a time",
+        says="polls every 10 ms, 100 tasks at a time",
         options={
             "scheduling_resolution_ms": 10,
             "minimum_check_interval_ms": 10,

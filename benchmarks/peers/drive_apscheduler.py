@@ -1,8 +1,8 @@
 """
-Drives APScheduler 3 with its Redis store: jobs of one date, a scheduler in the background.
+Drive APScheduler 3 with its Redis store: jobs of one date, and a background scheduler.
 
-A scheduler hears of what was added by its own process alone, so it is this process that posts
-to itself. By default what is a second late is dropped; here nothing is.
+A scheduler learns only of jobs that its own process adds, so this process posts to itself. By
+default APScheduler drops jobs that are a second late; here it drops none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from driving import Peer, main, moment
 
 
 class OneScheduler(Peer):
-    """A scheduler, which a poster keeps paused."""
+    """A scheduler. A poster keeps it paused."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)

@@ -1,4 +1,4 @@
-"""Drives arq: deferred jobs, and one worker."""
+"""Drive arq: deferred jobs, and one worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from driving import AsyncPeer, main, moment, record
 
 
 async def handle(_: dict[str, Any], body: dict[str, Any]) -> None:
-    """Be the handler."""
+    """Record the event."""
     record(body)
 
 

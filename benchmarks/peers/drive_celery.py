@@ -1,4 +1,4 @@
-"""Drives Celery on Redis: tasks with an ``eta``, and one worker."""
+"""Drive Celery on Redis: tasks with an ``eta``, and one worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from driving import Peer, main, moment, record
 
 
 class OneWorker(Peer):
-    """An app of one task; ``settings`` go to the app, ``arguments`` to the worker."""
+    """An app with one task. ``settings`` are for the app, ``arguments`` for the worker."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)

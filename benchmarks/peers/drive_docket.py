@@ -1,4 +1,4 @@
-"""Drives docket: tasks with a moment, and one worker."""
+"""Drive docket: tasks with a due moment, and one worker."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from driving import AsyncPeer, main, moment, record
 
 
 async def handle(body: dict[str, Any]) -> None:
-    """Be the handler."""
+    """Record the event."""
     record(body)
 
 
 class OneWorker(AsyncPeer):
-    """A docket of one task, or a worker of it; options in ms are made timedeltas."""
+    """A docket with one task, or a worker of it. Options that end in ``_ms`` become timedeltas."""
 
     async def connect(self) -> None:
         """See `AsyncPeer.connect`."""

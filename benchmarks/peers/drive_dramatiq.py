@@ -1,4 +1,4 @@
-"""Drives Dramatiq on Redis: messages with a delay, and one worker of eight threads."""
+"""Drive Dramatiq on Redis: messages with a delay, and one worker of eight threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from driving import Peer, main, record, seconds_to
 
 
 class OneWorker(Peer):
-    """A broker of one actor."""
+    """A broker with one actor."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)

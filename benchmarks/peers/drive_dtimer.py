@@ -1,4 +1,4 @@
-"""Drives dtimer, this project: a node in its durable mode, leased and confirmed."""
+"""Drive dtimer, this project: a node that leases and confirms."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """
-The floors: what costs less than any timer could, and so is what ours is measured against.
+Drive the floors: programs that cost less than any timer could. dtimer is measured against them.
 
-``wait``   waits for each moment with `select.select`, and asks nobody.
-``call``   posts by calling a script that does nothing, with as many words as our post.
-``least``  a sorted set and a hash, and the cheapest scripts that could post, claim and confirm
-           (the confirm rides on the next claim). Nothing is checked, remembered, woken, retried
-           or counted, and whoever dies in the middle loses what he held.
+``wait``   waits for each moment with `select.select`, without a server.
+``call``   posts by calling a script that does nothing, with as many arguments as dtimer's post.
+``least``  a sorted set, a hash, and the cheapest scripts that can post, claim and confirm (the
+           confirm is sent with the next claim). They check, remember, wake, retry and count
+           nothing, and a process that dies loses the events it holds.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from dtimer.store.keys import Keys
 
 _KEYS_OF_LEAST = ("bench:due", "bench:body")
 _LEASE = 30_000_000
-_LONGEST = 0.05  # seconds; nothing is woken here, so it looks
+_LONGEST = 0.05  # seconds; without wakes, the consumer polls
 
 
 def mint() -> str:
-    """Return an id as short as one made at random can be."""
+    """Return a random id of 12 characters."""
     return urlsafe_b64encode(os.urandom(9)).decode()
 
 
 class Wait(Peer):
-    """Waits. To post is to be told the moments."""
+    """Waits. A post only tells it the moments."""
 
     def consume(self, ready: Callable[[], None]) -> None:
         """See `Peer.consume`."""
@@ -66,7 +66,7 @@ class Call(Peer):
         self._client.evalsha(self._sha, len(self._keys), *self._arguments(body, due))
 
     def post_in_bulk(self, items: Sequence[Item]) -> None:
-        """See `Peer.post_in_bulk`: a call an event, 500 calls in flight."""
+        """See `Peer.post_in_bulk`: one call an event, 500 calls in flight."""
         for start in range(0, len(items), 500):
             with self._client.pipeline(transaction=False) as pipe:
                 for item in items[start : start + 500]:
@@ -75,7 +75,7 @@ class Call(Peer):
 
 
 class Least(Peer):
-    """Posts, claims and confirms, as cheaply as can be."""
+    """Posts, claims and confirms as cheaply as possible."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)

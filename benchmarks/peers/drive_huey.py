@@ -1,4 +1,4 @@
-"""Drives Huey on Redis: scheduled tasks, and a consumer of one thread."""
+"""Drive Huey on Redis: scheduled tasks, and a consumer of one thread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from huey import RedisHuey
 
 
 class OneConsumer(Peer):
-    """A Huey of one task; the options go to its consumer."""
+    """A Huey with one task. The options are for its consumer."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)

@@ -1,4 +1,4 @@
-"""Drives faststream-redis-timers: messages with a moment, and one subscriber."""
+"""Drive faststream-redis-timers: messages with a due moment, and one subscriber."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 
 class OneSubscriber(AsyncPeer):
-    """A broker of one topic; the options go to its subscriber."""
+    """A broker with one topic. The options are for its subscriber."""
 
     async def connect(self) -> None:
         """See `AsyncPeer.connect`."""

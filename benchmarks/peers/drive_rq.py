@@ -1,4 +1,4 @@
-"""Drives RQ: ``enqueue_at``, and a worker with its scheduler."""
+"""Drive RQ: ``enqueue_at``, and a worker with its scheduler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logging.disable(logging.INFO)
 
 
 class Rq(Peer):
-    """A queue, and for a consumer its worker: forking for each job, or with ``simple`` not."""
+    """A queue, and its worker, which forks for each job unless ``simple`` is set."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)

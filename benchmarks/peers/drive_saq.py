@@ -1,4 +1,4 @@
-"""Drives SAQ: scheduled jobs, and one worker. A job is due at a whole second, the next one."""
+"""Drive SAQ: scheduled jobs, and one worker. A job is due at a whole second, the next one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saq import Queue, Worker
 
 
 async def handle(_: Any, *, body: dict[str, Any]) -> None:
-    """Be the handler."""
+    """Record the event."""
     record(body)
 
 

@@ -1,19 +1,18 @@
 """
-What all drivers in Python share: the protocol, the payload, and the record of a handler.
+The base of all drivers in Python: the protocol, the payload, and the record of a handler.
 
-A driver is a program with its peer's packages and the standard library at hand, and nothing
-else of this project. It reads JSON lines and answers each with one:
+A driver is a program that uses its peer's packages and the standard library, but no other module
+of this project. It reads lines of JSON and answers each with one:
 
     settings                      the first line: url, role (post or consume), options, batch
-    {"do": "post", ...}           post `count` events; answers with the seconds that it took
+    {"do": "post", ...}           post `count` events; the answer has the seconds it took
     {"do": "post_at", ...}        post one event for each of the moments `dues`
-    {"do": "stream", ...}         post `rate` events a second for so many seconds
+    {"do": "stream", ...}         post `rate` events a second for `seconds`
 
-A consumer says ``{"ready": true}`` once it consumes, takes the same commands (for peers that
-only hear of what they posted themselves), and ends when its input does. What its handlers
-saw is not said but written, a record of 32 bytes an event, to the file that the environment
-names: that works from whatever process or thread the peer runs handlers in, outlives them,
-and costs every peer the same one system call.
+A consumer answers ``{"ready": true}`` once it consumes. It takes the same commands, because some
+peers learn only of their own posts, and ends when its input does. Handlers write a record of 32
+bytes an event to the file that the environment names. This works from any process or thread in
+which the peer runs handlers, survives their end, and costs every peer the same one system call.
 """
 
 from __future__ import annotations
@@ -41,39 +40,43 @@ _TICK = 0.05  # seconds, between the portions of a stream
 
 
 def now_us() -> int:
-    """Return the wall clock. Server, poster and consumer are on one machine, so it is theirs."""
+    """
+    Return the wall clock.
+
+    Server, poster and consumer share it, because they are on one machine.
+    """
     return time.time_ns() // 1000
 
 
 def moment(due: int) -> datetime:
-    """Return a due moment as most peers want it."""
+    """Return a due moment as a datetime, which most peers expect."""
     return datetime.fromtimestamp(due / 1e6, UTC)
 
 
 def seconds_to(due: int) -> float:
-    """Return how far ahead a due moment is, for peers that want a delay."""
+    """Return the seconds until a due moment, for peers that expect a delay."""
     return max(0.0, (due - now_us()) / 1e6)
 
 
 def record(body: dict[str, Any], late: int = UNKNOWN) -> None:
-    """Be a handler: write down which event this is, and when it came."""
+    """Handle an event: write its number and the current time to the log."""
     os.write(_LOG, RECORD.pack(body["i"], now_us(), body["due"], late))
 
 
 def record_all(bodies: Iterable[tuple[dict[str, Any], int]]) -> None:
-    """Be a handler that is given several events, each with the lateness of its claim."""
-    # One call of the system for one call of the handler, but each event has its moment.
+    """Handle several events, each with the lateness of its claim."""
+    # One system call for each call of the handler, but a time for each event.
     os.write(_LOG, b"".join(RECORD.pack(b["i"], now_us(), b["due"], late) for b, late in bodies))
 
 
 def payload(number: int, due: int, size: int) -> dict[str, Any]:
-    """Return a payload whose compact JSON has *size* bytes, or as few as there can be."""
+    """Return a payload whose compact JSON has *size* bytes, or the fewest possible."""
     bare = len(f'{{"i":{number},"due":{due},"k":""}}')
     return {"i": number, "due": due, "k": "x" * max(0, size - bare)}
 
 
 class Peer:
-    """One contender. A driver makes a subclass."""
+    """A contender. Each driver defines a subclass."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.url: str = settings["url"]
@@ -82,15 +85,15 @@ class Peer:
         self.role: str = settings["role"]
 
     def consume(self, ready: Callable[[], None]) -> None:
-        """Consume for ever, or begin to in the background. Call *ready* first."""
+        """Consume for ever, or start to consume in the background. Call *ready* first."""
         raise NotImplementedError
 
     def post(self, body: dict[str, Any], due: int) -> None:
-        """Post one event, and know that it is stored."""
+        """Post one event; return when it is stored."""
         raise NotImplementedError
 
     def post_one_by_one(self, items: Sequence[Item]) -> None:
-        """Post each event, knowing that it is stored before the next."""
+        """Post each event; wait until it is stored before the next."""
         for body, due in items:
             self.post(body, due)
 
@@ -100,21 +103,21 @@ class Peer:
 
 
 class AsyncPeer(Peer):
-    """A peer that lives in an event loop: one for all the posts of the process."""
+    """A peer that needs an event loop: one loop for all posts of the process."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run a coroutine to its end, in the loop of the posts."""
+        """Run a coroutine to its end in the loop of the posts."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._loop.run_until_complete(self.connect())
         return self._loop.run_until_complete(coroutine)
 
     async def connect(self) -> None:
-        """Get ready to post."""
+        """Prepare to post."""
 
     async def apost(self, body: dict[str, Any], due: int) -> None:
         """Post one event."""
@@ -130,7 +133,7 @@ class AsyncPeer(Peer):
         self.wait(work())
 
     def post_in_bulk(self, items: Sequence[Item]) -> None:
-        """Post fifty at a time, side by side."""
+        """Post fifty events at a time, concurrently."""
 
         async def work() -> None:
             for start in range(0, len(items), 50):
@@ -140,7 +143,7 @@ class AsyncPeer(Peer):
 
 
 def _post_items(peer: Peer, way: str, items: Sequence[Item]) -> float:
-    """Post, and return the seconds of the posting alone."""
+    """Post events; return the seconds of the posting alone."""
     began = time.perf_counter()
     (peer.post_in_bulk if way == "bulk" else peer.post_one_by_one)(items)
     return time.perf_counter() - began
@@ -171,7 +174,7 @@ def _stream(peer: Peer, command: dict[str, Any]) -> dict[str, Any]:
     began, posted = time.perf_counter(), 0
     while (gone := time.perf_counter() - began) < command["seconds"]:
         wanted = int((gone + _TICK) * command["rate"]) - posted
-        # No more than the peer can in a few ticks, lest the stream outlasts its time.
+        # At most 500 at a time, so that the stream of a slow peer ends in time.
         some = [(payload(n, due, size), due) for n in range(posted, posted + min(wanted, 500))]
         _post_items(peer, way, some)
         posted += len(some)
@@ -183,9 +186,9 @@ _COMMANDS = {"post": _post, "post_at": _post_at, "stream": _stream}
 
 
 def main(make: Callable[[dict[str, Any]], Peer]) -> None:
-    """Be a driver."""
-    # What the peer prints is no line of ours. And a process that it forks closes `sys.stdin`:
-    # that would wait for ever for the thread which reads there, and was not forked.
+    """Run a driver."""
+    # Keep the peer's output apart from the answers. A process that the peer forks closes
+    # `sys.stdin`: it would wait for ever for the reading thread, which does not exist there.
     voice, ear = os.dup(1), os.fdopen(os.dup(0))
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -201,7 +204,7 @@ def main(make: Callable[[dict[str, Any]], Peer]) -> None:
                 command = json.loads(line)
                 say(_COMMANDS[command["do"]](peer, command))
         except BaseException:
-            # On a thread too: a driver that cannot answer must end, and say why.
+            # A driver that cannot answer must end and say why, even from a thread.
             traceback.print_exc()
             os._exit(1)
         os._exit(0)

@@ -1,6 +1,7 @@
 """
-Another client of the same server: asks for a key a thousand times a second, and says how long
-that took (quantiles in ms since it was last asked) for each line that it is given.
+Run another client of the same server, which asks for a key a thousand times a second.
+
+For each line of input it prints the quantiles of the round trips since the last one, in ms.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _EVERY = 0.001
 
 
 def main() -> None:
-    """Ask and tell, until the input ends."""
+    """Ask and report until the input ends."""
     parts = urlsplit(json.loads(sys.stdin.readline())["url"])
     line = socket.create_connection((str(parts.hostname), int(parts.port or 6379)))
     line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,6 +1,6 @@
-"""The cheapest scripts that could post, claim and confirm: the floor of everything in Redis."""
+"""The cheapest scripts that can post, claim and confirm: the floor of everything in Redis."""
 
-#: ARGV: triples of due, id and body.
+#: ARGV: triples of due time, id and body.
 POST = """
 for i = 1, #ARGV, 3 do
   redis.call('ZADD', KEYS[1], ARGV[i], ARGV[i + 1])
@@ -8,7 +8,7 @@ for i = 1, #ARGV, 3 do
 end
 """
 
-#: The same for many: ARGV are triples again, and each command is said once.
+#: The same for many events: ARGV are triples, and each command is called once.
 POST_MANY = """
 local scores, bodies, n = {}, {}, 0
 for i = 1, #ARGV, 3 do
@@ -20,7 +20,7 @@ redis.call('ZADD', KEYS[1], unpack(scores))
 redis.call('HSET', KEYS[2], unpack(bodies))
 """
 
-#: ARGV: most, lease in us, and the ids to confirm. Returns the us to wait, ids, bodies.
+#: ARGV: the limit, the lease in µs, the ids to confirm. Returns the µs to wait, ids, bodies.
 TURN = """
 if #ARGV > 2 then
   redis.call('ZREM', KEYS[1], unpack(ARGV, 3))

@@ -1,7 +1,7 @@
 """
-Measures the floors, and says them in one line: round trips of redis-py, and Python's waits.
+Measure the floors: round trips of redis-py, and Python's waits, in µs.
 
-All in µs. The scripts are those of `least`.
+Prints one line of JSON. The scripts are those of `least`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FAR = 86_400_000_000
 
 
 def quantiles(name: str, work: Callable[[], object], count: int) -> dict[str, float]:
-    """Return p50 and p99 of so many runs, after some to warm up."""
+    """Return p50 and p99 of *count* runs, after a tenth as many to warm up."""
     for _ in range(count // 10):
         work()
     took = []
@@ -36,13 +36,13 @@ def quantiles(name: str, work: Callable[[], object], count: int) -> dict[str, fl
 
 
 def overshoot(name: str, wait: Callable[[float], object], count: int) -> dict[str, float]:
-    """Return by how much a wait is too long."""
+    """Return how much longer a wait takes than asked."""
     found = quantiles(name, lambda: wait(_WAIT), count)
     return {key: value - _WAIT * 1e6 for key, value in found.items()}
 
 
 def scripts(client: Any, count: int) -> dict[str, float]:
-    """Return what the cheapest post, and the cheapest claim with confirm, take."""
+    """Return the time of the cheapest post, and of the cheapest claim with confirm."""
     post, turn = client.script_load(POST), client.script_load(TURN)
     keys = ("floors:due", "floors:body")
     number = iter(range(1 << 40))
@@ -63,7 +63,7 @@ def scripts(client: Any, count: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, and say it."""
+    """Measure and print the floors."""
     settings = json.loads(sys.stdin.readline())
     count = settings["count"]
     client: Any = redis.Redis.from_url(settings["url"])

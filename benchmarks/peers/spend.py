@@ -1,7 +1,7 @@
 """
-Does one work with whichever dtimer PYTHONPATH leads to, and prints what it cost, as JSON.
+Do one work with the dtimer that PYTHONPATH leads to; print its cost as JSON.
 
-Called as ``spend.py URL SERVER_PID WORK COUNT``. Uses only what every version has.
+Called as ``spend.py URL SERVER_PID WORK COUNT``. Uses only features that every version has.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from dtimer import DTimer, Event
 
 _HOUR = 3_600_000
-# Milliseconds until a lone event is due, and between two of them.
+# Milliseconds until a lone event is due, and seconds between two of them.
 _SOON, _PAUSE = 30, 0.05
 _PATIENCE = 120
 
@@ -30,7 +30,7 @@ def server_cpu(pid: int) -> float:
 
 
 class Spender:
-    """One process of a client, which does a work and measures it."""
+    """A client process that does a work and measures it."""
 
     def __init__(self, url: str, pid: int) -> None:
         self._pid = pid
@@ -76,7 +76,7 @@ class Spender:
             self._came.set()
 
     def drain(self, count: int, batch: int) -> dict[str, float]:
-        """Handle and confirm what is overdue."""
+        """Handle and confirm overdue events."""
         self._timer.post_many([({"n": n}, 0) for n in range(count)])
         self._timer.max_events = batch
         self._listen(count)
@@ -89,7 +89,7 @@ class Spender:
         return self._measured(count, act)
 
     def lone(self, count: int) -> dict[str, float]:
-        """Handle events that come one at a time, and note how late they are."""
+        """Handle events that come one at a time, and record how late they are."""
         self._listen(count)
         self._timer.join()
 
@@ -105,7 +105,7 @@ class Spender:
 
 
 def main() -> None:
-    """Be the program."""
+    """Run the program."""
     url, pid, work, count = sys.argv[1:]
     spender = Spender(url, int(pid))
     if work.startswith("drain"):

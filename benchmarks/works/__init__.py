@@ -1,8 +1,8 @@
 """
-The works: what every contender is given to do, each in a module.
+The works: the measurements that every contender goes through, one module each.
 
-A work names its cells (a contender, and under what circumstances), and measures one cell on
-an empty server. Its figures are a plain dict; `main` is the one that contenders are compared by.
+A work lists its cells (a contender with parameters) and measures one cell on an empty server. Its
+figures are a plain dict; contenders are compared by `main`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from benchmarks.contenders import Contender
 
 
 class Work(Protocol):
-    """One kind of measurement."""
+    """A kind of measurement."""
 
     name: str
     title: str
     main: str
     more_is_better: bool
     unit: str
-    #: What of it a contender may be unable to do by itself.
+    #: The parts of the work that a contender may be unable to do.
     parts: tuple[str, ...]
 
     def cells(self, contender: Contender) -> Sequence[Cell]:
-        """Return what is measured of a contender; nothing when it cannot do the work."""
+        """Return the cells of a contender; empty if it cannot do the work."""
         ...
 
     def measure(self, bench: Bench, cell: Cell) -> dict[str, float]:
@@ -34,5 +34,5 @@ class Work(Protocol):
         ...
 
     def reference(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Return the circumstances under which dtimer is what a cell is compared with."""
+        """Return the parameters of the dtimer cell with which a cell is compared."""
         ...

@@ -1,4 +1,4 @@
-"""How fast a backlog is handled: events that are all due at one moment, and trivial handlers."""
+"""The rate at which a backlog is handled: all events due at one moment, with trivial handlers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.bench import SETTLE, Bench, Cell, far, now_us, post
 from benchmarks.contenders import Contender
-from benchmarks.driver import Handled, NobodyCame
+from benchmarks.driver import Handled, NothingHandled
 from benchmarks.figures import each_second
 
 _EVENTS = 20_000
@@ -17,14 +17,14 @@ _LATEST = 20  # seconds without a handler
 
 
 class PostedLate(Exception):
-    """The moment came before all was posted, so the rate would be that of the posting."""
+    """The due moment came before all events were posted, so the rate would be that of posting."""
 
 
 class Drain:
     """
-    From the first handler to the last. Consumers wait before, and all is posted by then.
+    The rate from the first handler to the last. Consumers wait, and all events are posted before.
 
-    ``batch`` is how many events a handler is given at most, where the contender has that.
+    ``batch`` is the most events that a handler receives, if the contender has that option.
     """
 
     name = "drain"
@@ -45,7 +45,10 @@ class Drain:
         return [Cell(self.name, contender, params) for params in cells]
 
     def reference(self, params: dict[str, Any]) -> dict[str, Any]:
-        """See `Work.reference`: a hundred at a time, whatever the peer can."""
+        """
+        See `Work.reference`: dtimer handles a hundred at a time, independent of the
+        peer's batch.
+        """
         return params | {"batch": 100}
 
     def measure(self, bench: Bench, cell: Cell) -> dict[str, float]:
@@ -59,14 +62,14 @@ def measure(
     """Measure on the server as it is."""
     count = max(2, int(bench.scale.of(contender, "drain", _EVENTS) * share))
     if contender.options.get("kind") == "call":
-        # A call an event is what any consumer pays that asks once for each.
+        # One call an event is the least cost of a consumer that asks for each event.
         with bench.poster(contender) as poster:
             poster.ask(post(contender, _PROBE, far(), way="one"))
             told = poster.ask(post(contender, count, far(), way="one"))
         return {"events/s": count / told["seconds"]}
     with bench.team(contender, processes, batch) as team, bench.poster(contender, team) as poster:
         time.sleep(SETTLE)
-        # The first of them pays for the connection, which says nothing about the rest.
+        # The first probe includes the connection, so only the second counts.
         poster.ask(post(contender, _PROBE, far()))
         probe = poster.ask(post(contender, _PROBE, far()))
         due = now_us() + round(1e6 * (1 + 2 * count * probe["seconds"] / _PROBE))
@@ -82,19 +85,19 @@ def measure(
 
 def summary(handled: Sequence[Handled], count: int, due: int) -> dict[str, float]:
     """
-    Return the figures of what handlers wrote.
+    Return the figures of the records of handlers.
 
     Raises:
-        NobodyCame: they wrote nothing.
+        NothingHandled: there are no records.
     """
     if not handled:
-        raise NobodyCame(f"none of {count} events was handled")
+        raise NothingHandled(f"none of {count} events was handled")
     moments = [one.at for one in handled]
     numbers = {one.number for one in handled}
     after_due = (max(moments) - due) / 1e6
     return {
         "events/s": each_second(moments),
-        # Some begin before: then there is no such rate.
+        # Some contenders start before the due moment: then this rate has no meaning.
         **({"from due": len(moments) / after_due} if min(moments) >= due else {}),
         "first ms": (min(moments) - due) / 1000,
         "missing": count - len(numbers),

@@ -1,4 +1,4 @@
-"""What the machine, the client and the language allow: measured in the same rounds."""
+"""The limits of the machine, the client and the language, measured in the same rounds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from benchmarks.driver import Driver, Journal
 
 class Floors:
     """
-    Round trips and scripts of redis-py, and by how much Python waits overshoot; in µs.
+    Round trips and scripts of redis-py, and the overshoot of Python's waits, in µs.
 
-    Run once with hiredis and once without, beside ours with its defaults and tuned.
+    Run with and without hiredis, as dtimer is, with its defaults and tuned.
     """
 
     name = "floors"

@@ -1,4 +1,4 @@
-"""How every figure grows with what is pending: one filling, and all of the works on it."""
+"""How each figure grows with the pending events: one filling, and all works on it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from benchmarks.works import drain, idle, lateness, memory, posting
 
 class Growth:
     """
-    Posting, draining, lateness and idling, with so many far events pending already.
+    Posting, draining, lateness and idling, while far events are pending.
 
-    Of each a share of what the work of that name does, since they follow one another on one
-    filling. Of ours and of the floor: most peers take hours to be filled.
+    Each work does a share of its usual size, because all run on one filling. Only dtimer and the
+    floor are measured: most peers would take hours to fill.
     """
 
     name = "growth"
@@ -35,7 +35,7 @@ class Growth:
         return [Cell(self.name, contender, {"pending": count}) for count in counts]
 
     def reference(self, params: dict[str, Any]) -> dict[str, Any]:
-        """See `Work.reference`: the least that there is."""
+        """See `Work.reference`: the smallest number of pending events."""
         return {"pending": memory.COUNTS[0]}
 
     def measure(self, bench: Bench, cell: Cell) -> dict[str, float]:

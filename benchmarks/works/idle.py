@@ -1,4 +1,4 @@
-"""What waiting costs: commands of the server, and processor time, with one far event pending."""
+"""The cost of waiting with one far event pending: server commands and CPU time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from benchmarks.contenders import Contender
 from benchmarks.machine import members, processor_seconds, resident_mb
 from benchmarks.server import Monitor
 
-_REST = 3.0  # seconds; the first turns are not those of a node that idles
+_REST = 3.0  # seconds; the first claims are not those of an idle node
 
 
 class Idle:
     """
-    Per node: commands that it sends, commands with those that its scripts run, processor time.
+    Per node: the commands that it sends, all commands with those of its scripts, and CPU time.
 
-    Counted from what the server says it runs (``MONITOR``), not from its totals, which cannot
-    tell a client from a script.
+    The commands are counted with ``MONITOR``, because the server's totals do not separate clients
+    from scripts.
     """
 
     name = "idle"

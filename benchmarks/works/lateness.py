@@ -1,4 +1,4 @@
-"""How late events are: 300 of them, due at random moments of ten seconds."""
+"""The lateness of 300 events that are due at random moments within ten seconds."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from benchmarks.figures import spread
 
 _EVENTS = 300
 _RATE = 10_000
-_LEAD = 1.5  # seconds, in which all of them are posted
-_LATEST = 15  # seconds without a handler, after which what is missing is lost
+_LEAD = 1.5  # seconds for posting all events
+_LATEST = 15  # seconds without a handler, after which missing events count as lost
 
 
 class Lateness:
     """
-    From the moment that an event was due to the call of its handler, in ms of the wall clock.
+    The time from the due moment to the call of the handler, in ms of the wall clock.
 
-    All are posted before the first of them is due. With ``stream``, another process posts as
-    many as it can of 10 000 far events a second meanwhile. ``claim`` is how late the server
-    found the event, where the contender tells; ``early`` is what no event may be.
+    All events are posted before the first is due. With ``stream``, another process posts up to 10
+    000 far events a second meanwhile. ``claim`` is how late the server claimed the event, if the
+    contender reports it. ``early`` must be 0.
     """
 
     name = "lateness"
@@ -83,7 +83,7 @@ def measure(
 
 
 def summary(handled: Sequence[Handled], count: int) -> dict[str, float]:
-    """Return the figures of what handlers wrote."""
+    """Return the figures of the records of handlers."""
     firsts = {one.number: one for one in reversed(handled)}
     late = [one.late_ms for one in firsts.values()]
     figures = spread(late) if late else {}

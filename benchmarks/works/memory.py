@@ -1,4 +1,4 @@
-"""How many bytes of Redis a pending event takes, payload included."""
+"""The bytes of Redis that a pending event takes, payload included."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from benchmarks.contenders.contender import TUNED
 COUNTS = (1_000, 100_000, 1_000_000, 5_000_000)
 SIZES = (50, 500)
 
-#: The standard that contenders are compared at, which all of them can be filled to.
+#: The size at which contenders are compared. All of them can be filled to it.
 STANDARD = {"pending": 100_000, "size": 50}
 
 
 class Memory:
-    """The growth of ``used_memory``, scripts and connections left out, divided by the events."""
+    """The growth of ``used_memory`` per event, without scripts and connections."""
 
     name = "memory"
     title = "memory: bytes of Redis per pending event, payload included"
@@ -28,10 +28,10 @@ class Memory:
 
     def cells(self, contender: Contender) -> Sequence[Cell]:
         """See `Work.cells`."""
-        # How a peer is tuned does not change what it stores.
+        # The settings of a peer do not change what it stores.
         if self.name in contender.cannot or (contender.setting == TUNED and not contender.ours):
             return []
-        # A slow one is not filled to what would take it an hour.
+        # Filling a slow contender further would take an hour.
         counts = {count for count in COUNTS if count <= contender.most}
         counts.add(min(contender.most, STANDARD["pending"]))
         return [
@@ -54,8 +54,8 @@ class Memory:
 
 
 def measure(bench: Bench, contender: Contender, count: int, size: int = 50) -> float:
-    """Make so many events pending, and return what each of them takes."""
-    # Once for the scripts and whatever else there is one of.
+    """Make *count* events pending; return the bytes of each."""
+    # One event first, for the scripts and all data that exists once.
     bench.fill(contender, 1, size)
     before = bench.server.used_memory()
     bench.fill(contender, count, size)

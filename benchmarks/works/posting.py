@@ -1,4 +1,4 @@
-"""How fast one process posts: one by one, and in the fastest way that there is."""
+"""The rate at which one process posts: one by one, and in bulk."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _WARM = 200
 
 class Posting:
     """
-    Events due in a day, of 50 bytes, from one process that does nothing else.
+    Events of 50 bytes, due in a day, from one process that does nothing else.
 
-    One by one means that each is known to be stored before the next is posted.
+    One by one means that each post is known to be stored before the next.
     """
 
     name = "posting"

@@ -1,4 +1,4 @@
-"""After an outage of all consumers: how long until the backlog is gone, and who else feels it."""
+"""The recovery after an outage of all consumers: its duration, and its effect on other clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.bench import Bench, Cell, now_us, post
 from benchmarks.contenders import Contender
-from benchmarks.driver import Driver, Journal, NobodyCame
+from benchmarks.driver import Driver, Journal, NothingHandled
 
 _EVENTS = 100_000
 _LATEST = 20  # seconds without a handler
@@ -16,10 +16,11 @@ _LATEST = 20  # seconds without a handler
 
 class Recovery:
     """
-    100 000 events (fewer for the slow) are overdue when one consumer starts.
+    100 000 events (fewer for slow contenders) are overdue when one consumer starts.
 
-    ``seconds`` is from its being ready to the last handler, ``GET`` the round trip of another
-    client of the same server, that asks a thousand times a second: meanwhile, and just before.
+    ``seconds`` is the time from when the consumer is ready to the last handler. ``GET`` is the
+    round trip of another client of the same server, which asks a thousand times a second, before
+    and during the recovery.
     """
 
     name = "recovery"
@@ -45,7 +46,7 @@ class Recovery:
         contender = cell.contender
         count = bench.scale.of(contender, self.name, _EVENTS)
         with bench.poster(contender) as poster:
-            # As soon as can be: they are overdue by the time that the last is posted.
+            # Due in 2 s: overdue by the time the last one is posted.
             poster.ask(post(contender, count, now_us() + 2_000_000))
         time.sleep(2.1)
         journal = Journal()
@@ -59,9 +60,9 @@ class Recovery:
                 handled = team.journal.read()
         journal.close()
         if not handled:
-            raise NobodyCame(f"none of {count} events was handled")
+            raise NothingHandled(f"none of {count} events was handled")
         last = max(one.at for one in handled) / 1e6
-        # A consumer may have begun before it said so.
+        # A consumer may have started before it reported so.
         seconds = max(1e-3, last - min(ready, min(one.at for one in handled) / 1e6))
         return {
             "events": count,

@@ -1,4 +1,4 @@
-"""How long it takes to be there: imports, and the command line's first answer."""
+"""The time to start: imports, and the first output of the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _RUNS = 15
 
 
 class Startup:
-    """Milliseconds of a process, the interpreter's own start included and, as *bare*, alone."""
+    """
+    Milliseconds from start to end of a process. *bare* is the interpreter alone,
+    which all include.
+    """
 
     name = "startup"
     title = "startup: processes from start to end, ms"
@@ -34,7 +37,7 @@ class Startup:
         return params
 
     def measure(self, bench: Bench, cell: Cell) -> dict[str, float]:
-        """See `Work.measure`: in turns, the median of each."""
+        """See `Work.measure`: the commands take turns, and each figure is a median."""
         environment = ENVIRONMENTS[cell.contender.environment]
         commands = {
             "bare": [*environment.command, "-c", "pass"],

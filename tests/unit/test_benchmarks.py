@@ -14,7 +14,7 @@ from benchmarks import plots, tables
 from benchmarks.__main__ import WORKS
 from benchmarks.bench import Cell, Scale
 from benchmarks.contenders import CONTENDERS, choose
-from benchmarks.driver import PEERS, Handled, NobodyCame
+from benchmarks.driver import PEERS, Handled, NothingHandled
 from benchmarks.environments import ENVIRONMENTS
 from benchmarks.figures import each_second, middle, quantile, ratio, spread
 from benchmarks.pictures import draw
@@ -155,7 +155,7 @@ class TestSummaries:
 
     def test_a_drain_of_nothing(self):
         """A contender that handled nothing has no rate, and that is told as what it is."""
-        with pytest.raises(NobodyCame, match="none of 7 events"):
+        with pytest.raises(NothingHandled, match="none of 7 events"):
             drain.summary([], 7, 0)
 
 
