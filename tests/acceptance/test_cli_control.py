@@ -1,4 +1,4 @@
-"""The commands that look at single events, dead letters, nodes and the whole, and change them."""
+"""Commands for single events, dead letters, nodes, pausing and health."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def timer(server, namespace):
 
 @pytest.fixture
 def dead(timer):
-    """Have events of these ids die."""
+    """Return a function that makes events with these ids into dead letters."""
 
     def die(*ids):
         died = threading.Semaphore(0)
@@ -58,8 +58,8 @@ def dead(timer):
 class TestPeek:
     """``dtimer peek``."""
 
-    def test_one_that_waits(self, run, timer):
-        """A waiting event is told with its state, due time, starts and payload."""
+    def test_a_pending_event_is_shown(self, run, timer):
+        """A pending event is shown with its state, due time, starts and payload."""
         timer.post({"n": 1}, HOUR, id="tea")
         ran = run("peek", "tea")
         assert 0 == ran.code
@@ -67,13 +67,13 @@ class TestPeek:
         assert re.search(r"^due .*\(in (59m\d+s|1h)\)$", ran.out, re.MULTILINE)
         assert ["tea"] == [record["id"] for record in run("peek", "tea", "--json").objects]
 
-    def test_one_that_is_dead(self, run, dead):
-        """Of a dead letter it is told when it died."""
+    def test_a_dead_letter_is_shown_with_its_time_of_death(self, run, dead):
+        """A dead letter is shown with its time of death."""
         dead("tea")
         assert re.search(r"^died .* ago\)$", run("peek", "tea").out, re.MULTILINE)
 
-    def test_none(self, run):
-        """1: there is no such event."""
+    def test_an_unknown_id_is_exit_code_1(self, run):
+        """The exit code is 1 if no such event exists."""
         ran = run("peek", "tea")
         assert (1, "") == (ran.code, ran.out)
 
@@ -81,30 +81,30 @@ class TestPeek:
 class TestReschedule:
     """``dtimer reschedule``."""
 
-    def test_by_a_duration(self, run, timer):
-        """A duration moves the event to so long from now."""
+    def test_a_duration_counts_from_now(self, run, timer):
+        """A duration moves the event to that time from now."""
         timer.post({}, 60 * HOUR, id="tea")
         assert 0 == run("reschedule", "tea", "2h30m").code
         left = timer.peek("tea").due / 1000 - datetime.now(UTC).timestamp()
         assert 0 <= 2.5 * 3600 - left < PATIENCE
 
     @pytest.mark.parametrize("when", ["2030-01-31T09:00+01:00", "1896076800000"])
-    def test_by_a_moment(self, when, run, timer):
-        """ISO 8601, and a number as great as ms since the epoch are, name a moment."""
+    def test_a_time_may_be_iso_8601_or_milliseconds(self, when, run, timer):
+        """A time may be in ISO 8601 or in milliseconds since the epoch."""
         timer.post({}, HOUR, id="tea")
         assert [{"id": "tea", "moved": True}] == run("reschedule", "tea", when, "--json").objects
         assert 1_896_076_800_000 == timer.peek("tea").due
 
-    def test_in_words(self, run, timer):
-        """``tomorrow 9:00`` is understood, and what was understood is said with its offset."""
+    def test_words_are_understood_and_echoed(self, run, timer):
+        """``tomorrow 9:00`` is understood, and stderr shows the time with its offset."""
         timer.post({}, HOUR, id="tea")
         ran = run("reschedule", "tea", "tomorrow 9:00")
         tomorrow = (datetime.now().astimezone() + timedelta(days=1)).date()
         assert 0 == ran.code
         assert re.search(rf"due {tomorrow} 09:00:00[+-]..:.., taken as local", ran.err)
 
-    def test_none(self, run, timer):
-        """1, and nothing is created, when no event of that id waits."""
+    def test_an_unknown_id_is_exit_code_1(self, run, timer):
+        """If no event with the id is pending, the exit code is 1 and no event is created."""
         assert 1 == run("reschedule", "tea", "1h").code
         assert timer.peek("tea") is None
 
@@ -112,7 +112,7 @@ class TestReschedule:
 class TestDead:
     """``dtimer dead``, ``revive`` and ``purge``."""
 
-    def test_listed(self, run, dead):
+    def test_dead_letters_are_listed_oldest_first(self, run, dead):
         """Dead letters are listed, the oldest first, with reason, error and payload."""
         dead("tea", "milk")
         rows = run("dead").rows
@@ -122,32 +122,35 @@ class TestDead:
         (first, _) = run("dead", "--json").objects
         assert ({"n": 0}, 1, "failed") == (first["event"], first["attempt"], first["reason"])
 
-    def test_limit(self, run, dead):
-        """``--limit`` lists so many, and says when there are more."""
+    def test_limit_says_if_there_are_more(self, run, dead):
+        """``--limit`` limits the list, and stderr says if there are more dead letters."""
         dead("a", "b", "c")
         ran = run("dead", "--limit", 2)
         assert 2 == len(ran.rows)
         assert "more than these 2" in ran.err
         assert "" == run("dead", "--limit", 3).err
 
-    def test_revive(self, run, timer, dead):
-        """A revived letter waits again; one that is none is told, with exit code 1."""
+    def test_revive_makes_dead_letters_pending(self, run, timer, dead):
+        """
+        A revived dead letter is pending again. An id that is not a dead letter is exit code
+        1.
+        """
         dead("tea", "milk")
         assert 0 == run("revive", "tea").code
         assert "scheduled" == timer.peek("tea").state.value
         ran = run("revive", "tea", "milk", "--json")
         assert (1, [{"revived": 1, "refused": 1}]) == (ran.code, ran.objects)
 
-    def test_revive_all(self, run, timer, dead):
-        """``--all`` revives all of them; without it ids are wanted."""
+    def test_revive_all_takes_no_ids(self, run, timer, dead):
+        """``--all`` revives all dead letters. Without it ids are required."""
         dead("tea", "milk")
         assert [{"revived": 2, "refused": 0}] == run("revive", "--all", "--json").objects
         assert 0 == timer.stats().dead
         assert 2 == run("revive").code
         assert 2 == run("revive", "--all", "tea").code
 
-    def test_purge_asks(self, run, timer, dead, server, namespace):
-        """``purge`` drops nothing without a yes, given at the terminal or by ``--yes``."""
+    def test_purge_asks_first(self, run, timer, dead, server, namespace):
+        """``purge`` deletes nothing without a confirmation at the terminal or ``--yes``."""
         dead("tea")
         assert 2 == run("purge").code
         for answer, code, left in (("n\n", 130, 1), ("y\n", 0, 0)):
@@ -157,8 +160,8 @@ class TestDead:
                 assert code == terminal.wait()
             assert left == timer.stats().dead
 
-    def test_purge_yes(self, run, timer, dead):
-        """With ``--yes`` nobody is asked."""
+    def test_purge_with_yes_does_not_ask(self, run, timer, dead):
+        """With ``--yes`` purge does not ask."""
         dead("tea")
         assert [{"dropped": 1}] == run("purge", "--yes", "--json").objects
         assert 0 == timer.stats().dead
@@ -167,14 +170,17 @@ class TestDead:
 class TestPause:
     """``dtimer pause`` and ``resume``."""
 
-    def test_the_namespace(self, run, timer):
-        """The namespace is paused and resumed; doing it twice is no error, and is said."""
+    def test_pausing_the_namespace_twice_is_not_an_error(self, run, timer):
+        """
+        The namespace is paused and resumed. Doing so twice is not an error, and the output says
+        that nothing changed.
+        """
         for command, paused in (("pause", True), ("resume", False)):
             assert [True, False] == [run(command, "--json").objects[0]["changed"] for _ in range(2)]
             assert paused == timer.stats().paused
 
-    def test_one_schedule(self, run, timer):
-        """``--schedule`` is about that one alone; 1 where there is none."""
+    def test_one_schedule_may_be_paused(self, run, timer):
+        """``--schedule`` pauses only that schedule. If it does not exist, the exit code is 1."""
         timer.every(HOUR, {}, id="sweep")
         assert 0 == run("pause", "--schedule", "sweep").code
         assert timer.schedule("sweep").paused
@@ -187,8 +193,8 @@ class TestPause:
 class TestNodes:
     """``dtimer nodes``."""
 
-    def test_listed(self, run, timer):
-        """Each node that has joined is listed, with what it does."""
+    def test_nodes_are_listed_with_their_state(self, run, timer):
+        """Each joined node is listed with its state."""
         assert "no node has joined" in run("nodes").err
         timer.on("event", lambda _: None)
         with timer:
@@ -214,8 +220,8 @@ def stats(**changes):
 class TestHealth:
     """``dtimer health``."""
 
-    def test_well(self, run, timer):
-        """0 and ``ok`` where a node is there, nothing is late and nothing is paused."""
+    def test_a_healthy_namespace_is_exit_code_0(self, run, timer):
+        """The exit code is 0 if a node has joined, no event is late and nothing is paused."""
         timer.on("event", lambda _: None)
         with timer:
             ran = run("health", "--json")
@@ -232,12 +238,12 @@ class TestHealth:
             ({"overdue": 1, "oldest_overdue_ms": 1_000.1}, ["overdue"]),
         ],
     )
-    def test_judgement(self, changes, bad):
-        """A pause, too few nodes, or an event due for longer than allowed is not well."""
+    def test_each_problem_is_named(self, changes, bad):
+        """A pause, too few nodes, or an event overdue for longer than allowed is a problem."""
         assert bad == [c.name for c in judge(stats(**changes), 1, 1_000) if not c.ok]
 
-    def test_in_words(self, run, timer):
-        """A line says what it judges and how that is: ``paused  no`` is well, ``yes`` is not."""
+    def test_each_line_names_the_check_and_its_result(self, run, timer):
+        """Each line names a check and its value: ``paused  no`` is ok, ``paused  yes`` is not."""
         timer.pause()
         ran = run("health", "--min-nodes", "0")
         assert "BAD paused     yes" in ran.out.splitlines()
@@ -245,7 +251,10 @@ class TestHealth:
         timer.resume()
         assert "ok  paused     no" in run("health", "--min-nodes", "0").out.splitlines()
 
-    def test_unreachable(self, run):
-        """1, and not 3, where Redis cannot be reached: that is what was asked."""
+    def test_an_unreachable_server_is_exit_code_1(self, run):
+        """
+        If Redis cannot be reached, the exit code is 1 and not 3, because health asks exactly
+        that.
+        """
         ran = run("health", "--url", NOBODY, "--json")
         assert (1, {"reachable": False}) == (ran.code, ran.objects[0]["checks"])

@@ -1,4 +1,4 @@
-"""``dtimer doctor``: each thing that can be wrong is found, and what to do about it is said."""
+"""``dtimer doctor``: each fault is found, and its remedy is shown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def run(server, namespace, monkeypatch, capsys):
 
 @pytest.fixture
 def examined(run):
-    """Examine a server; return the exit code, and level and remedy of each check."""
+    """
+    Return a function that examines a server; it returns the exit code and the findings by
+    check.
+    """
 
     def examine(*words):
         ran = run("doctor", "--json", *words)
@@ -31,10 +34,10 @@ def examined(run):
 
 
 class TestServers:
-    """Real servers, well and unwell."""
+    """Real servers, with and without faults."""
 
-    def test_all_is_well(self, examined):
-        """A server with an append-only file: nothing to complain of, exit code 0."""
+    def test_a_server_without_faults_is_exit_code_0(self, examined):
+        """A server with an append-only file has no faults, and the exit code is 0."""
         with Server(appendonly=True, args=["--appendfsync", "everysec"]) as server:
             code, found = examined("--url", server.url)
         assert (0, {"ok"}) == (code, {f["level"] for f in found.values()})
@@ -43,8 +46,11 @@ class TestServers:
             *("pub/sub", "schema", "permissions", "clock", "orphans"),
         } == set(found)
 
-    def test_no_persistence_and_eviction(self, examined):
-        """No persistence is a warning; an evicting server with a limit an error, exit code 3."""
+    def test_missing_persistence_and_eviction_are_found(self, examined):
+        """
+        Missing persistence is a warning. Eviction with a memory limit is an error, and the exit
+        code is 3.
+        """
         args = ("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
         with Server(args=args) as server:
             code, found = examined("--url", server.url)
@@ -53,18 +59,24 @@ class TestServers:
         assert "appendonly yes" in found["persistence"]["remedy"]
         assert "noeviction" in found["eviction"]["remedy"]
 
-    def test_warnings_alone(self, examined, server):
-        """1: there are warnings and no errors. (The server of the tests keeps nothing.)"""
+    def test_warnings_alone_are_exit_code_1(self, examined, server):
+        """With warnings and no errors the exit code is 1. (The test server has no persistence.)"""
         assert 1 == examined()[0]
 
-    def test_nobody_there(self, examined):
-        """3: nobody answers, and that is all that is said; a password is not repeated."""
+    def test_an_unreachable_server_is_exit_code_3(self, examined):
+        """
+        If no server answers, that is the only finding and the exit code is 3. The password is not
+        shown.
+        """
         code, found = examined("--url", "redis://me:secret@127.0.0.1:1")
         assert (3, {"connection"}) == (code, set(found))
         assert "secret" not in json.dumps(found)
 
-    def test_a_wrong_password(self, examined):
-        """A server that wants another password is told apart from one that is not there."""
+    def test_a_wrong_password_is_named(self, examined):
+        """
+        A server that refuses the password is distinguished from a server that cannot be
+        reached.
+        """
         with Server(tcp=True, args=("--requirepass", "right")) as server:
             url = server.url.replace("redis://", "redis://:wrong@")
             code, found = examined("--url", url)
@@ -72,8 +84,8 @@ class TestServers:
         assert "refuses this client" in found["connection"]["text"]
         assert "password" in found["connection"]["remedy"]
 
-    def test_a_replica(self, examined, server):
-        """A replica is an error that names its master."""
+    def test_a_replica_names_its_master(self, examined, server):
+        """A replica is an error that names the replica's master."""
         with Server(tcp=True) as replica:
             with replica.client() as client:
                 client.execute_command("REPLICAOF", "127.0.0.1", "1")
@@ -81,14 +93,17 @@ class TestServers:
         assert 3 == code
         assert "127.0.0.1:1" in found["role"]["remedy"]
 
-    def test_a_newer_schema(self, examined, client, namespace):
-        """A namespace of a version that this dtimer does not know is an error."""
+    def test_a_newer_schema_is_an_error(self, examined, client, namespace):
+        """A namespace with a schema that this version does not know is an error."""
         client.hset(f"dtimer:{{{namespace}}}:sys", "v", "9")
         code, found = examined()
         assert (3, "error") == (code, found["schema"]["level"])
 
-    def test_orphans(self, examined, client, namespace):
-        """An event that is stored and never due is told, with the command that removes it."""
+    def test_an_event_that_is_never_due_is_found(self, examined, client, namespace):
+        """
+        A stored event that is never due is found, and the remedy is the command that removes
+        it.
+        """
         client.hset(f"dtimer:{{{namespace}}}:body", "ghost", ",3|{}")
         code, found = examined()
         assert (1, "warning") == (code, found["orphans"]["level"])
@@ -96,8 +111,11 @@ class TestServers:
         client.hdel(f"dtimer:{{{namespace}}}:body", "ghost")
         assert "ok" == examined()[1]["orphans"]["level"]
 
-    def test_a_schedule_that_cannot_be_read(self, examined, run, client, namespace):
-        """It is named, with the command that ends it; what follows from it is told besides."""
+    def test_an_unreadable_schedule_is_found(self, examined, run, client, namespace):
+        """
+        The finding names the schedule, and the remedy is the command that ends it. Other findings
+        remain.
+        """
         run("every", "1h", "{}", "--id", "tick")
         run("every", "1h", "{}", "--id", "tock")
         client.hset(f"dtimer:{{{namespace}}}:beats", "tick", "what")
@@ -109,11 +127,11 @@ class TestServers:
 
 
 class TestAccess:
-    """A user who may not do all that is needed."""
+    """A user without some permission."""
 
     @pytest.fixture
     def as_user(self, examined, tcp_server):
-        """Examine a server as a user with these rules, and what the remedy makes of it."""
+        """Return a function that examines a server as a user with these rules."""
 
         def examine(*rules):
             with tcp_server.client() as admin:
@@ -122,8 +140,8 @@ class TestAccess:
 
         return examine
 
-    def test_just_what_is_needed(self, as_user, namespace):
-        """With the keys and the channels of the namespace alone there is no error."""
+    def test_the_needed_permissions_are_sufficient(self, as_user, namespace):
+        """The keys and channels of the namespace are sufficient for a report without errors."""
         _, found = as_user(
             "+@all", "-@admin", f"~dtimer:{{{namespace}}}:*", f"&dtimer:{{{namespace}}}:*"
         )
@@ -141,35 +159,35 @@ class TestAccess:
             ("-ping", "connection", "ok", ""),
         ],
     )
-    def test_a_missing_command(self, denied, check, level, named, as_user):
-        """The command that may not be run is named, and so is the rule that lets it."""
+    def test_a_missing_command_is_named(self, denied, check, level, named, as_user):
+        """The remedy names the missing command or the rule that allows it."""
         _, found = as_user("+@all", "~*", "&*", denied)
         assert level == found[check]["level"]
         assert named in found[check]["remedy"]
 
-    def test_missing_keys(self, as_user, namespace):
-        """Where the keys are not allowed, their pattern is told."""
+    def test_missing_keys_are_named(self, as_user, namespace):
+        """If the keys are not allowed, the remedy has their pattern."""
         code, found = as_user("+@all", "~other:*", "&*")
         assert 3 == code
         told = next(f for f in found.values() if f["level"] == "error")
         assert f"~dtimer:{{{namespace}}}:*" in told["remedy"]
 
-    def test_missing_channels(self, as_user, namespace):
-        """Where the channels are not allowed, events are late, and their pattern is told."""
+    def test_missing_channels_are_named(self, as_user, namespace):
+        """If the channels are not allowed, events are late, and the remedy has their pattern."""
         code, found = as_user("+@all", "~*", "resetchannels")
         assert 1 == code
         assert f"&dtimer:{{{namespace}}}:*" in found["pub/sub"]["remedy"]
 
 
 class TestByInfo:
-    """What is judged by INFO alone."""
+    """Checks that use only the reply to INFO."""
 
     @pytest.mark.parametrize(
         ("version", "level"),
         [("6.0.20", Level.ERROR), ("6.2.0", Level.OK), ("10.0.0", Level.OK), ("?", Level.WARNING)],
     )
-    def test_version(self, version, level):
-        """6.2 is the oldest that will do."""
+    def test_old_versions_are_refused(self, version, level):
+        """Redis 6.2 is the oldest supported version."""
         assert level is by_info.version({"redis_version": version}).level
 
     @pytest.mark.parametrize(
@@ -184,8 +202,8 @@ class TestByInfo:
             ({}, {}, Level.WARNING),
         ],
     )
-    def test_persistence(self, info, settings, level):
-        """Only an append-only file that is synced keeps what was acknowledged."""
+    def test_persistence_needs_a_synced_append_only_file(self, info, settings, level):
+        """Only a synced append-only file keeps acknowledged data."""
         assert [level] == [f.level for f in by_info.persistence(info, settings)]
 
     @pytest.mark.parametrize(
@@ -198,13 +216,16 @@ class TestByInfo:
             ({"maxmemory": "100", "used_memory": "95"}, Level.WARNING),
         ],
     )
-    def test_memory(self, info, level):
-        """Our keys have no expiry, so only the policies that evict any key harm them."""
+    def test_eviction_policies_that_harm_are_found(self, info, level):
+        """
+        The keys of a namespace have no expiry, so only policies that evict any key are
+        harmful.
+        """
         assert level is by_info.memory(info).level
 
 
 @pytest.mark.parametrize("columns", [80, 160])
-def test_at_a_terminal(columns, server, namespace):
+def test_no_line_is_wider_than_the_terminal(columns, server, namespace):
     """No line is wider than the terminal."""
     with Terminal("doctor", env=environment(server, namespace), columns=columns) as terminal:
         terminal.wait()

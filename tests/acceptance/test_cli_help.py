@@ -1,4 +1,4 @@
-"""The examples in the help of each command: they are run, and they work."""
+"""The examples in the help of each command are run, and work."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from dtimer.cli.exits import Exit
 
 pytestmark = pytest.mark.acceptance
 
-#: Their examples are run where they are tested: they run until they are told to end.
+#: The examples of these are run in other test modules, or run until they are stopped.
 ELSEWHERE = {"listen", "demo"}
 ENDLESS = {"tail", "top"}
 
-#: What an example may end with besides 0: these depend on the server they meet.
+#: Exit codes besides 0 with which an example may end, because they depend on the server.
 ALSO = {"doctor": {Exit.NO}}
 
 
@@ -33,7 +33,7 @@ def run(server, namespace, monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def furnished(server, namespace, client):
-    """A namespace in which there is what the examples speak of."""
+    """A namespace with the schedule and the dead letters that the examples name."""
     timer = DTimer("looker", server.url, ns=namespace)
     timer.every(600_000, {}, id="report")
     for id in ("charge-17", "charge-18"):
@@ -45,19 +45,22 @@ def furnished(server, namespace, client):
 
 @pytest.mark.parametrize("name", sorted(set(app.commands) - ELSEWHERE - ENDLESS))
 def test_each_example_works(name, run, furnished, client):
-    """The examples of a command succeed, one after the other, as they stand there."""
+    """The unchanged examples of a command succeed, one after another."""
     client.delete("dtimer:{orders}:sys", "dtimer:{orders}:due", "dtimer:{orders}:body")
     found = examples(run(name, "--help").out)
     assert found
     for words in found:
-        # What follows is the shell's.
+        # The words behind ``>`` are for the shell.
         ran = run(*itertools.takewhile(">".__ne__, words))
         assert ran.code in {Exit.DONE, *ALSO.get(name, ())}, (words, ran.err)
 
 
 @pytest.mark.parametrize("name", sorted(ENDLESS))
 def test_each_endless_example_works(name, run, furnished, server, namespace):
-    """Those that run until they are told to end say something, and end well on Ctrl-C."""
+    """
+    Commands that run until they are stopped print something, and end with exit code 0 on
+    Ctrl-C.
+    """
     for words in examples(run(name, "--help").out):
         with Program(*words, env=environment(server, namespace)) as program:
             if name == "tail":
@@ -65,7 +68,7 @@ def test_each_endless_example_works(name, run, furnished, server, namespace):
             else:
                 program.find("dtimer|events_per_second")
             if name == "top" and "--json" not in words:
-                # There is no terminal here: one frame is all.
+                # Without a terminal it prints one frame only.
                 assert 0 == program.process.wait(PATIENCE)
             else:
                 assert 0 == program.end(signal.SIGINT)
@@ -75,8 +78,8 @@ class TestCompletion:
     """``dtimer completion``."""
 
     @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-    def test_it_is_a_script(self, shell, run):
-        """For each shell a script is printed that asks dtimer itself for what may follow."""
+    def test_a_script_for_each_shell_is_printed(self, shell, run):
+        """For each shell a valid script is printed that asks dtimer for completions."""
         ran = run("completion", shell)
         assert 0 == ran.code
         assert "_DTIMER_COMPLETE" in ran.out
@@ -87,8 +90,8 @@ class TestCompletion:
             )
             assert 0 == done.returncode
 
-    def test_it_completes(self, server, namespace):
-        """What the script asks is answered with commands, and with options."""
+    def test_commands_and_options_are_completed(self, server, namespace):
+        """The script's questions are answered with commands and options."""
         for words, index, expected in (
             ("dtimer re", 1, "reschedule"),
             ("dtimer top --", 2, "--once"),

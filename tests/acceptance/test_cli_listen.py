@@ -1,4 +1,4 @@
-"""``dtimer listen``: a node in a process of its own, told by signals and by its pipes."""
+"""``dtimer listen``: a node in a separate process, controlled by signals and pipes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.acceptance
 
 
 class Stream:
-    """The lines of a pipe, each waited for."""
+    """The lines of a pipe, which a test can wait for."""
 
     def __init__(self, pipe):
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -39,7 +39,7 @@ class Stream:
         self._lines.put(None)
 
     def find(self, pattern):
-        """Return the next line in which *pattern* is found; those before it are passed over."""
+        """Return the next line that matches *pattern*, skipping others."""
         passed: list[str] = []
         while True:
             line = self._lines.get(timeout=PATIENCE)
@@ -49,7 +49,7 @@ class Stream:
             passed.append(line)
 
     def rest(self):
-        """Return the lines that are left, once the other end is closed."""
+        """Return the remaining lines, after the other end has been closed."""
         return list(iter(lambda: self._lines.get(timeout=PATIENCE), None))
 
     def close(self):
@@ -59,15 +59,14 @@ class Stream:
 
 class Program:
     """
-    ``dtimer`` as a process of its own; it does not outlive the block.
+    ``dtimer`` in a separate process, which ends with the block.
 
-    What it prints goes to a pipe that nobody reads, and that is closed at the other end,
-    when it is *unread*.
+    With *unread*, the reading end of its standard output is closed.
     """
 
     def __init__(self, *words, cwd=None, env=None, unread=False):
         paths = [str(Path(dtimer.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        # Buffered as for a user, whatever the tests run under.
+        # Buffer the output as for a user, independent of the tests' environment.
         usual = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": ""}
         reading, writing = os.pipe()
         self.process = subprocess.Popen(
@@ -88,12 +87,12 @@ class Program:
         self.err = Stream(self.process.stderr)
 
     def tell(self, text):
-        """Write to its standard input."""
+        """Write to the standard input of the process."""
         self._stdin.write(text)
         self._stdin.flush()
 
     def end(self, number=signal.SIGTERM):
-        """Send a signal, and return the exit code."""
+        """Send a signal and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE)
 
@@ -111,13 +110,16 @@ class Program:
 
 @pytest.fixture
 def env(server, namespace):
-    """What leads a program to the server and the namespace of the test."""
+    """The environment that names the server and the namespace of the test."""
     return {"DTIMER_URL": server.url, "DTIMER_NS": namespace}
 
 
 @pytest.fixture
 def listening(env, tmp_path):
-    """Start ``dtimer listen`` in an empty folder, and return when it has joined."""
+    """
+    Return a function that starts ``dtimer listen`` in an empty folder and waits until it has
+    joined.
+    """
     with contextlib.ExitStack() as stack:
 
         def listening(*words, unread=False):
@@ -130,24 +132,24 @@ def listening(env, tmp_path):
 
 @pytest.fixture
 def timer(server, namespace):
-    """A timer that posts, and looks."""
+    """A timer that posts and reads."""
     timer = DTimer("poster", server.url, ns=namespace)
     yield timer
     timer.leave()
 
 
 def handler(tmp_path, body, name="shop"):
-    """Write a module with a handler of the given *body*."""
+    """Write a module with a handler with the given *body*; return the handler's name."""
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     (tmp_path / f"{name}.py").write_text(f"import os, sys\n\ndef handle(events):\n{lines}")
     return f"{name}:handle"
 
 
 class TestTwoTerminals:
-    """The first thing that anybody tries."""
+    """The first steps of a new user."""
 
-    def test_listen_in_one_and_post_in_the_other(self, listening, env):
-        """What one process posts another receives, after the delay and never before it."""
+    def test_an_event_posted_in_one_terminal_arrives_in_the_other(self, listening, env):
+        """A process receives the event of another, after the delay and never before."""
         listener = listening("--json", "--id", "node-1")
         with Program("post", '{"msg": "hello"}', "200ms", env=env) as poster:
             (id,) = poster.out.rest()
@@ -157,8 +159,8 @@ class TestTwoTerminals:
         assert 0 <= event["lateness_ms"] < PATIENCE * 1000
         assert 0 == listener.end()
 
-    def test_for_people(self, listening, timer):
-        """For people an event is a line: id, due time, lateness, attempt, payload."""
+    def test_for_people_an_event_is_a_line(self, listening, timer):
+        """For people each event is a line: id, due time, lateness, attempt, payload."""
         listener = listening()
         timer.post({"msg": "hello"}, id="tea")
         line = listener.out.find("tea")
@@ -167,8 +169,8 @@ class TestTwoTerminals:
         assert re.fullmatch(pattern, line)
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-    def test_a_signal_ends_it(self, number, listening, timer):
-        """SIGINT, SIGTERM or a lost terminal: the node leaves, and the exit code is 0."""
+    def test_a_signal_makes_the_node_leave(self, number, listening, timer):
+        """On SIGINT, SIGTERM or SIGHUP the node leaves, and the exit code is 0."""
         listener = listening()
         assert 1 == timer.stats().nodes
         assert 0 == listener.end(number)
@@ -178,10 +180,10 @@ class TestTwoTerminals:
 class TestHandler:
     """``--handler module:function``."""
 
-    def test_it_is_found_here_and_given_a_list(self, listening, timer, tmp_path):
+    def test_a_handler_in_the_current_folder_gets_a_list(self, listening, timer, tmp_path):
         """
-        A handler in the current directory is called with a list of at most ``--max-events``
-        events, and confirms them by returning.
+        A handler in the current folder is called with a list of at most ``--max-events`` events,
+        and its return confirms them.
         """
         name = handler(tmp_path, "print(type(events), [ev['n'] for ev in events], flush=True)")
         timer.post_many(({"n": n}, 0) for n in range(3))
@@ -190,8 +192,8 @@ class TestHandler:
         assert 0 == listener.end()
         assert 3 == timer.stats().totals["confirmed"]
 
-    def test_a_signal_drains(self, listening, timer, tmp_path):
-        """On SIGTERM a handler that runs is waited for, and what it did is confirmed."""
+    def test_a_signal_waits_for_the_running_handler(self, listening, timer, tmp_path):
+        """On SIGTERM the node waits for a running handler, and confirms its events."""
         name = handler(
             tmp_path, "print('began', flush=True)\nos.read(0, 1)\nprint('ended', flush=True)"
         )
@@ -207,7 +209,7 @@ class TestHandler:
         assert timer.peek("tea") is None
 
     def test_a_second_signal_does_not_wait(self, listening, timer, tmp_path):
-        """The second Ctrl-C ends it at once, and the event in hand is given back for a retry."""
+        """A second Ctrl-C ends the program at once, and the running event is retried."""
         name = handler(tmp_path, "print('began', flush=True)\nos.read(0, 1)")
         listener = listening("--handler", name)
         timer.post({}, id="tea")
@@ -218,8 +220,8 @@ class TestHandler:
         record = timer.peek("tea")
         assert (State.SCHEDULED, 1) == (record.state, record.attempt)
 
-    def test_one_that_raises(self, listening, timer, tmp_path):
-        """What a handler raises is told on stderr with its traceback, and the event retried."""
+    def test_an_exception_is_printed_and_the_event_retried(self, listening, timer, tmp_path):
+        """If the handler raises, stderr shows the traceback and the event is retried."""
         listener = listening("--handler", handler(tmp_path, "raise ValueError('no tea')"))
         timer.post({}, id="tea")
         assert "'tea'" in listener.err.find("Error: .*ValueError: no tea")
@@ -227,7 +229,7 @@ class TestHandler:
         assert 0 == listener.end()
         assert State.SCHEDULED is timer.peek("tea").state
 
-    def test_one_that_raises_as_json(self, listening, timer, tmp_path):
+    def test_an_exception_may_be_printed_as_json(self, listening, timer, tmp_path):
         """With ``--json`` an error is one object on one line of stderr."""
         name = handler(tmp_path, "raise ValueError('no tea')")
         listener = listening("--handler", name, "--json")
@@ -237,13 +239,13 @@ class TestHandler:
         assert ["tea"] == error["ids"]
         assert "no tea" in error["traceback"]
 
-    def test_its_dead_letters_are_told(self, listening, timer, tmp_path):
-        """An event that is given up is told on stderr."""
+    def test_a_dead_letter_is_printed(self, listening, timer, tmp_path):
+        """When an event becomes a dead letter, stderr says so."""
         listener = listening("--handler", handler(tmp_path, "raise ValueError"))
         timer.post({}, id="tea", max_retries=0)
         listener.err.find("dead letter: tea")
 
-    def test_one_that_exits(self, listening, timer, tmp_path):
+    def test_a_handler_that_exits_makes_the_node_leave(self, listening, timer, tmp_path):
         """A handler that calls ``sys.exit`` makes the node leave, with exit code 1."""
         listener = listening("--handler", handler(tmp_path, "sys.exit(0)"))
         timer.post({}, id="tea")
@@ -263,8 +265,8 @@ class TestHandler:
             ("needs:handle", "no_such_thing_at_all"),
         ],
     )
-    def test_one_that_cannot_be_had(self, name, text, env, tmp_path):
-        """Exit code 4 and the reason, before any server is asked."""
+    def test_a_handler_that_cannot_be_loaded_is_exit_code_4(self, name, text, env, tmp_path):
+        """The exit code is 4 and the reason is shown, before a connection is opened."""
         (tmp_path / "shop.py").write_text("import os\nNAME = 'x'\nasync def later(e): pass\n")
         (tmp_path / "broken.py").write_text("1 / 0\n")
         (tmp_path / "exits.py").write_text("raise SystemExit(0)\n")
@@ -277,16 +279,16 @@ class TestHandler:
 
 
 class TestTrouble:
-    """What a node in the foreground does when things are not as they should be."""
+    """Faults while a node runs in the foreground."""
 
-    def test_nobody_answers(self, env):
-        """A server that is not there when it joins is exit code 3."""
+    def test_an_unreachable_server_is_exit_code_3(self, env):
+        """If the server cannot be reached when the node joins, the exit code is 3."""
         with Program("listen", env=env | {"DTIMER_URL": "redis://127.0.0.1:1"}) as program:
             assert 3 == program.process.wait(PATIENCE)
             program.err.find("could not be reached")
 
-    def test_a_server_that_comes_back(self, listening, env):
-        """While the server is away the node stays, says so, and receives again afterwards."""
+    def test_the_node_stays_during_an_outage(self, listening, env):
+        """During an outage the node stays, reports it, and receives events afterwards."""
         with Server(appendonly=True) as server:
             listener = listening("--url", server.url)
             server.kill9()
@@ -299,18 +301,18 @@ class TestTrouble:
             listener.out.find("hello")
             assert 0 == listener.end()
 
-    def test_the_reader_of_its_output_goes(self, listening, timer):
+    def test_a_closed_output_ends_a_node_that_prints(self, listening, timer):
         """
-        When nobody reads what it prints, and printing is all it does, the node leaves with
-        exit code 1; the event that it could not print is retried.
+        If the output is closed and the node only prints, it leaves with exit code 1. The event that
+        it could not print is retried.
         """
         listener = listening(unread=True)
         timer.post({}, id="tea")
         assert 1 == listener.process.wait(PATIENCE)
         assert 1 == timer.peek("tea").attempt
 
-    def test_the_reader_goes_and_a_handler_stays(self, listening, timer, tmp_path):
-        """With a handler the node goes on when nobody reads its output."""
+    def test_a_closed_output_does_not_end_a_node_with_a_handler(self, listening, timer, tmp_path):
+        """With a handler the node continues after its output has been closed."""
         name = handler(tmp_path, "os.write(2, events[0].id.encode() + b' handled\\n')")
         listener = listening("--handler", name, unread=True)
         timer.post({}, id="tea")
@@ -321,7 +323,7 @@ class TestTrouble:
         assert 2 == timer.stats().totals["confirmed"]
 
 
-def test_the_examples_of_its_help(listening, env, tmp_path):
+def test_the_examples_of_its_help_work(listening, env, tmp_path):
     """Each example in the help of ``listen`` joins, and leaves with exit code 0."""
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "mail.py").write_text("def send(events): pass\n")

@@ -1,4 +1,4 @@
-"""``dtimer listen`` in production: its log, its silence, and how long it drains."""
+"""``dtimer listen`` in production: its log, ``--quiet`` and ``--drain``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dtimer import DTimer
 
 pytestmark = pytest.mark.acceptance
 
-#: A handler that logs, and does as the event says.
+#: A handler that logs, and fails or hangs if the event says so.
 HANDLER = """
 import logging, threading
 def handle(events):
@@ -34,7 +34,7 @@ def timer(server, namespace):
 
 @pytest.fixture
 def listen(server, namespace, tmp_path, monkeypatch):
-    """Start a node with the handler above, and these options."""
+    """Return a function that starts a node with this handler and some options."""
     (tmp_path / "shop.py").write_text(HANDLER)
     monkeypatch.chdir(tmp_path)
 
@@ -48,8 +48,11 @@ def listen(server, namespace, tmp_path, monkeypatch):
 class TestLog:
     """``--log``."""
 
-    def test_lines(self, listen, timer):
-        """Each line has time and level: of the node, of the handler, and of what it raised."""
+    def test_each_line_has_time_and_level(self, listen, timer):
+        """
+        Each line has a time and a level: those of the node, of the handler and of its
+        exception.
+        """
         with listen("--log", "info", "--quiet") as node:
             node.find(r"^\d{4}-.* INFO +dtimer\.cli: .* joined the namespace", "stderr")
             timer.post({"fail": 1}, id="tea", max_retries=0)
@@ -59,8 +62,8 @@ class TestLog:
             assert 0 == node.end(signal.SIGTERM)
             node.find("dead letter: tea", "stderr")
 
-    def test_objects(self, listen, timer):
-        """With ``--json`` each line is an object, the traceback inside it."""
+    def test_as_json_each_line_is_an_object(self, listen, timer):
+        """With ``--json`` each line is an object, which contains the traceback."""
         with listen("--log", "info", "--quiet", "--json") as node:
             node.find("joined", "stderr")
             timer.post({"fail": 1}, id="tea")
@@ -73,8 +76,8 @@ class TestLog:
         )
         assert "no tea" in told["traceback"]
 
-    def test_a_level(self, listen, timer):
-        """What is below the level is not logged."""
+    def test_lines_below_the_level_are_not_logged(self, listen, timer):
+        """Lines below the level are not logged."""
         with listen("--log", "error", "--quiet") as node:
             timer.post({"fail": 1}, id="tea", max_retries=0)
             assert "ERROR" in node.find("", "stderr")
@@ -85,7 +88,7 @@ class TestQuiet:
     """``--quiet``."""
 
     def test_events_are_not_printed(self, listen, timer):
-        """Nothing is printed on stdout; without a handler that makes no sense."""
+        """With ``--quiet`` nothing is printed on stdout."""
         with listen("--quiet", "--log", "info") as node:
             timer.post({}, id="tea")
             node.find("got tea", "stderr")
@@ -93,16 +96,19 @@ class TestQuiet:
             with pytest.raises(AssertionError, match=r"in \[\]"):
                 node.find("")
 
-    def test_not_without_a_handler(self, server, namespace, monkeypatch, capsys):
-        """Without a handler it is an error of usage."""
+    def test_it_needs_a_handler(self, server, namespace, monkeypatch, capsys):
+        """Without a handler ``--quiet`` is a usage error."""
         assert 2 == runner(server, namespace, monkeypatch, capsys)("listen", "--quiet").code
 
 
 class TestDrain:
     """``--drain``."""
 
-    def test_no_longer_than_that(self, listen, timer):
-        """A handler that hangs is left behind, its event given back, and the exit code is 1."""
+    def test_a_hanging_handler_is_left_behind(self, listen, timer):
+        """
+        If a handler runs longer than ``--drain``, its event is released and the exit code is
+        1.
+        """
         with listen("--drain", "50ms", "--log", "info") as node:
             timer.post({"hang": 1}, id="tea")
             node.find("got tea", "stderr")

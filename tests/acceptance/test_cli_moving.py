@@ -1,4 +1,4 @@
-"""``dtimer export`` and ``import``: nothing is lost on the way, and nothing doubled."""
+"""``dtimer export`` and ``import``: no event is lost or doubled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.acceptance
 HOUR = 3_600_000
 DUE = 1_896_076_800_000.123
 
-#: Whole, but for an expression that is none.
+#: Valid except for its cron expression.
 SCHEDULE = json.dumps(
     dict.fromkeys(("every", "count", "start", "stop"))
     | {"kind": "schedule", "id": "a", "cron": "x", "tz": "UTC", "event": {}, "paused": False}
@@ -37,13 +37,13 @@ def run(server, namespace, monkeypatch, capsys):
 
 @pytest.fixture
 def other(namespace):
-    """Another namespace, removed with the first."""
+    """A second namespace, removed together with the first."""
     return f"{namespace}-other"
 
 
 @pytest.fixture
 def timers(server, namespace, other, client):
-    """A timer in each of the two namespaces, which are sound in the end."""
+    """A timer in each of the two namespaces, which must be sound at the end."""
     made = [DTimer("looker", server.url, ns=ns) for ns in (namespace, other)]
     yield made
     for timer, ns in zip(made, (namespace, other), strict=True):
@@ -53,7 +53,7 @@ def timers(server, namespace, other, client):
 
 @pytest.fixture
 def inventories(server, namespace, other):
-    """The stores below them."""
+    """The stores of the two namespaces."""
     made = [Inventory(source(server.url, 1.0), ns, timeout=3.0) for ns in (namespace, other)]
     yield made
     for store in made:
@@ -61,17 +61,20 @@ def inventories(server, namespace, other):
 
 
 def content(store):
-    """All that is stored of the scheduled events, but for whether we made their ids."""
+    """
+    Return all that is stored of the scheduled events, except whether their ids were
+    generated.
+    """
     return [(e.id, e.due_us, e.raw.replace(b",n|", b"|", 1)) for e in store.waiting()]
 
 
-class TestThereAndBack:
-    """What was exported is what is imported."""
+class TestRoundTrip:
+    """Everything that is exported is imported."""
 
-    def test_events(self, run, timers, inventories, other, tmp_path):
+    def test_events_arrive_unchanged(self, run, timers, inventories, other, tmp_path):
         """
-        Id, due time to the microsecond, expiry, retries and payload to the last digit arrive
-        in the other namespace; a second import changes nothing.
+        Id, due time to the microsecond, expiry, retries and payload arrive unchanged in the other
+        namespace. A second import changes nothing.
         """
         here, _ = timers
         payload = {"a": [], "n": 9007199254740993, "u": "\ud800\n", "x": 1e22, "é": None}
@@ -85,8 +88,8 @@ class TestThereAndBack:
             assert content(inventories[0]) == content(inventories[1])
         assert 1_101 == timers[1].stats().totals["posted"]
 
-    def test_what_is_there_is_kept(self, run, timers, other, tmp_path):
-        """An id that is pending in the target is left as it is, and so is a schedule."""
+    def test_existing_events_and_schedules_are_kept(self, run, timers, other, tmp_path):
+        """A pending event and a schedule in the target are kept unchanged."""
         here, there = timers
         for timer, n in ((here, 1), (there, 2)):
             timer.post({"n": n}, n * HOUR, id="tea")
@@ -97,10 +100,12 @@ class TestThereAndBack:
         assert {"n": 2} == there.peek("tea").event
         assert 2 * HOUR == there.schedule("sweep").interval
 
-    def test_schedules(self, run, timers, inventories, other, tmp_path):
+    def test_schedules_arrive_with_their_specification(
+        self, run, timers, inventories, other, tmp_path
+    ):
         """
-        A schedule arrives with its definition, to be declared again by programs as the same;
-        its pending occurrence is not taken along, the new one makes its own.
+        A schedule arrives with its specification, so that a program's declaration finds it the
+        same. Its pending occurrence is not exported, because the new schedule makes its own.
         """
         here, there = timers
         rules = {"tz": "Europe/Berlin", "jitter": 1.5, "start": DUE, "max_retries": 1}
@@ -117,10 +122,10 @@ class TestThereAndBack:
         assert there.schedule("sweep").paused
         assert "same" == there.cron("0 9 * * *", {"n": 1}, id="report", **rules)
 
-    def test_an_occurrence_by_hand(self, run, timers, tmp_path):
+    def test_a_manual_occurrence_is_moved_as_an_event(self, run, timers, tmp_path):
         """
-        An occurrence that its schedule will not make again is taken along as an event of an
-        id of its own, once, however often it is imported.
+        An occurrence that its schedule will not make again is exported as an event with its own id,
+        and imported once, however often.
         """
         here, there = timers
         here.every(HOUR, {"n": 1}, id="sweep")
@@ -132,10 +137,10 @@ class TestThereAndBack:
             moved, _ = there.upcoming()
             assert (f"{id}.moved", {"n": 1}) == (moved.id, moved.event)
 
-    def test_dead_letters(self, run, timers, tmp_path, client, namespace):
+    def test_dead_letters_arrive_with_dead(self, run, timers, tmp_path, client, namespace):
         """
-        With ``--dead`` dead letters arrive as such, those that are no events too, and do not
-        rise from the dead; without, they stay.
+        With ``--dead`` dead letters arrive as dead letters, even those that are not valid events.
+        Without it they are not exported.
         """
         here, there = timers
         other, keys = there.ns, Keys.of(namespace)
@@ -155,8 +160,8 @@ class TestThereAndBack:
             assert list(here.dead()) == list(there.dead())
         assert 0 == there.stats().scheduled
 
-    def test_through_a_pipe(self, timers, server, namespace, other):
-        """Without a file it goes to stdout, and ``-`` is stdin."""
+    def test_without_a_file_pipes_are_used(self, timers, server, namespace, other):
+        """Without a file export writes to stdout. The file ``-`` is stdin."""
         here, there = timers
         here.post({"n": 1}, HOUR, id="tea")
         command = (
@@ -167,8 +172,10 @@ class TestThereAndBack:
         assert 0 == done.returncode
         assert {"n": 1} == there.peek("tea").event
 
-    def test_an_event_in_flight_is_told(self, run, timers, tmp_path, inventories):
-        """What is in flight is not exported, and that is said."""
+    def test_events_in_flight_are_counted_and_not_exported(
+        self, run, timers, tmp_path, inventories
+    ):
+        """Events in flight are not exported, and stderr has their number."""
         here, _ = timers
         began, go_on = threading.Event(), threading.Event()
 
@@ -187,10 +194,10 @@ class TestThereAndBack:
 
 
 class TestFiles:
-    """A file that is not what it should be."""
+    """Files with faults, and files that exist."""
 
-    def test_overwriting_asks(self, run, timers, tmp_path):
-        """An export asks before it overwrites a file; one that fails leaves it as it was."""
+    def test_overwriting_asks_first(self, run, timers, tmp_path):
+        """An export asks before it overwrites a file. A failed export leaves the file unchanged."""
         file = tmp_path / "all.jsonl"
         file.write_text("mine")
         assert 2 == run("export", file).code
@@ -199,8 +206,8 @@ class TestFiles:
         assert 0 == run("export", file, "--yes").code
         assert [file] == list(tmp_path.iterdir())
 
-    def test_half_of_one(self, run, timers, other, tmp_path):
-        """A file that ends early is imported as far as it goes, with exit code 1."""
+    def test_a_truncated_file_is_imported_as_far_as_it_goes(self, run, timers, other, tmp_path):
+        """A truncated file is imported as far as it goes, with exit code 1."""
         here, there = timers
         here.post_many(({}, HOUR) for _ in range(3))
         file = tmp_path / "all.jsonl"
@@ -235,8 +242,11 @@ class TestFiles:
             SCHEDULE,
         ],
     )
-    def test_a_bad_line(self, line, run, timers, tmp_path):
-        """Exit code 2 and the number of the line; what came before it has been imported."""
+    def test_a_bad_line_is_named(self, line, run, timers, tmp_path):
+        """
+        The exit code is 2, the error names the line, and the lines before it have been
+        imported.
+        """
         here, _ = timers
         file = tmp_path / "all.jsonl"
         good = '{"kind": "event", "id": "tea", "due": 1896076800000, "event": {}}'
@@ -246,16 +256,16 @@ class TestFiles:
         assert "line 2 cannot be imported" in ran.err
         assert 1 == here.stats().scheduled
 
-    def test_no_file(self, run):
-        """A file that is not there is exit code 2."""
+    def test_a_missing_file_is_exit_code_2(self, run):
+        """If the file does not exist, the exit code is 2."""
         assert 2 == run("import", "/no/such/file").code
 
 
 @pytest.mark.slow
-def test_in_flat_memory(server, namespace, other, tmp_path):
+def test_memory_does_not_grow_with_the_events(server, namespace, other, tmp_path):
     """
-    Fifty thousand events need hardly more memory than none: nothing is held of what was read
-    or written. (A million were measured by hand; docs/cli.rst has the figures.)
+    Fifty thousand events need hardly more memory than none, because neither command keeps what it
+    reads or writes. (A million were measured by hand; docs/cli.rst has the figures.)
     """
     line = '{"kind": "event", "id": "e-%d", "due": 1896076800000, "event": {"text": "%s"}}\n'
     file, nothing = tmp_path / "many.jsonl", tmp_path / "nothing.jsonl"

@@ -1,4 +1,4 @@
-"""Where what is written cannot be written: a full disk, a reader that has gone."""
+"""Output that cannot be written: a full disk, a closed pipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FULL = "cannot write the output: No space left on device"
 
 
 def run(server, namespace, *words, out="/dev/full", err=subprocess.PIPE):
-    """Run a command whose output goes to a disk that is full."""
+    """Run a command whose output goes to a full disk."""
     with open(out, "w", encoding="utf-8") as stdout:
         ran = subprocess.run(
             [sys.executable, "-m", "dtimer", *words],
@@ -42,28 +42,31 @@ def run(server, namespace, *words, out="/dev/full", err=subprocess.PIPE):
     ids=" ".join,
 )
 def test_a_full_disk_is_one_line(words, server, namespace):
-    """No traceback, and an exit code that says that the answer is missing."""
+    """
+    The error is one line without a traceback, and the exit code says that the output is
+    missing.
+    """
     code, said = run(server, namespace, *words)
     assert (Exit.OUTPUT, f"Error: {FULL}\n") == (code, said)
 
 
-def test_for_programs_it_is_an_object(server, namespace):
-    """With ``--json`` the line on stderr is one object."""
+def test_with_json_the_error_is_an_object(server, namespace):
+    """With ``--json`` the line on stderr is a JSON object."""
     code, said = run(server, namespace, "stats", "--json")
     assert (Exit.OUTPUT, f'{{"error": "OSError", "text": "{FULL}"}}\n') == (code, said)
 
 
-def test_also_where_nothing_can_be_said(server, namespace):
-    """If standard error is full too the exit code is all there is."""
+def test_a_full_standard_error_leaves_the_exit_code(server, namespace):
+    """If standard error is full too, the exit code is the only sign."""
     with open("/dev/full", "w", encoding="utf-8") as full:
         code, _ = run(server, namespace, "stats", err=full)
     assert Exit.OUTPUT == code
 
 
-def test_a_listener_ends_and_leaves_the_event(server, namespace):
+def test_a_listener_that_cannot_print_ends(server, namespace):
     """
-    A listener that cannot print has done nothing with its event: it says so in one line, and
-    ends; the event is there to be received again.
+    A listener that cannot print has not handled its event. It prints one line on stderr and ends,
+    and the event is delivered again.
     """
     with open("/dev/full", "w", encoding="utf-8") as full:
         listener = subprocess.Popen(
@@ -86,8 +89,11 @@ def test_a_listener_ends_and_leaves_the_event(server, namespace):
             listener.kill()
 
 
-def test_listen_says_which_server_it_joined(tcp_server, namespace):
-    """Two terminals on two servers see at once why they never meet; no password is shown."""
+def test_listen_names_the_server_that_it_joined(tcp_server, namespace):
+    """
+    The line names the server, so that a user with two terminals sees if they use different servers.
+    It shows no password.
+    """
     password = {"DTIMER_URL": f"redis://default:secret@127.0.0.1:{tcp_server.port}/0"}
     with tcp_server.client() as client:
         client.acl_setuser("default", enabled=True, passwords=["+secret"], nopass=False)

@@ -25,8 +25,11 @@ def timer(server, namespace):
 class TestDeclare:
     """``every`` and ``cron``."""
 
-    def test_every(self, run, timer):
-        """An interval is declared once: the same again changes nothing, another changes it."""
+    def test_every_declares_an_interval_once(self, run, timer):
+        """
+        Declaring the same interval again changes nothing; another interval changes the
+        schedule.
+        """
         words = ("every", "10m", '{"n": 1}', "--id", "sweep", "--json")
         assert ["new", "same"] == [run(*words).objects[0]["outcome"] for _ in range(2)]
         assert 600_000 == timer.schedule("sweep").interval
@@ -35,15 +38,15 @@ class TestDeclare:
             (c["outcome"], c["due"]) for c in changed
         ]
 
-    def test_cron(self, run, timer):
-        """A cron expression is declared in its zone."""
+    def test_cron_declares_an_expression_in_a_zone(self, run, timer):
+        """A cron expression is declared with its time zone."""
         words = ("--id", "report", "--tz", "Europe/Berlin")
         assert 0 == run("cron", "0 9 * * mon-fri", '{"n": 1}', *words).code
         schedule = timer.schedule("report")
         assert ("0 9 * * mon-fri", "Europe/Berlin") == (schedule.cron, schedule.tz)
 
-    def test_its_options(self, run, timer):
-        """Start, count, jitter, misfire and overlap are those of the library."""
+    def test_its_options_are_those_of_the_library(self, run, timer):
+        """Start, count, jitter, misfire and overlap work as in the library."""
         words = ("--start", "2030-01-31T00:00Z", "--count", 3, "--jitter", "1m")
         run("every", "1h", "{}", "--id", "x", *words, "--misfire", "skip", "--overlap", "allow")
         schedule = timer.schedule("x")
@@ -70,17 +73,20 @@ class TestDeclare:
         ],
         ids=" ".join,
     )
-    def test_bad_input(self, words, run, monkeypatch):
-        """What cannot be meant is exit code 2, before a server is asked: there is none here."""
+    def test_bad_input_is_exit_code_2_before_any_io(self, words, run, monkeypatch):
+        """Bad input is exit code 2 before any I/O; the address has no server."""
         ran = run("--url", "redis://127.0.0.1:1", *words)
         assert (2, "") == (ran.code, ran.out)
 
 
 class TestSchedules:
-    """What is done about schedules that are there."""
+    """Commands for existing schedules."""
 
-    def test_listed(self, run, timer):
-        """Schedules are listed by name: rule, next, last, payload; as JSON all there is."""
+    def test_schedules_are_listed_by_name(self, run, timer):
+        """
+        Schedules are listed by name with rule, next time, last time and payload. JSON has
+        everything.
+        """
         assert "no schedules" in run("schedules").err
         timer.every(5_400_000, {"n": 1}, id="b")
         timer.cron("@daily", {}, id="a", tz="Asia/Tokyo")
@@ -90,16 +96,19 @@ class TestSchedules:
         assert ["b", "every 1h30m", "never", '{"n": 1}'] == [*b[:2], *b[4:]]
         assert [True, False] == [s["paused"] for s in run("schedules", "--json").objects]
 
-    def test_unschedule(self, run, timer):
-        """``unschedule`` asks, ends the schedule, and is 1 where there is none."""
+    def test_unschedule_asks_and_ends_the_schedule(self, run, timer):
+        """``unschedule`` asks and ends the schedule. If it does not exist, the exit code is 1."""
         timer.every(60_000, {}, id="sweep")
         assert 2 == run("unschedule", "sweep").code
         assert 0 == run("unschedule", "sweep", "--yes").code
         assert timer.schedule("sweep") is None
         assert 1 == run("unschedule", "sweep", "--yes").code
 
-    def test_run_now(self, run, timer):
-        """``run-now`` prints the id of one more occurrence, which waits; 1 without a schedule."""
+    def test_run_now_prints_the_id_of_the_occurrence(self, run, timer):
+        """
+        ``run-now`` prints the id of the added occurrence. Without the schedule the exit code
+        is 1.
+        """
         timer.every(60_000, {"n": 1}, id="sweep")
         ran = run("run-now", "sweep")
         assert {"n": 1} == timer.peek(ran.out.strip()).event

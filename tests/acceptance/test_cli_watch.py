@@ -1,4 +1,4 @@
-"""``dtimer tail`` and ``top``: what they say is what happens."""
+"""``dtimer tail`` and ``top``: their output matches what happens."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def store(server, namespace):
 
 
 class Said:
-    """Collects what would be printed."""
+    """Collects the objects that would be printed."""
 
     def __init__(self):
         self.objects = []
@@ -56,8 +56,8 @@ class Said:
 class TestTail:
     """``dtimer tail``."""
 
-    def test_changes_are_told(self, store, timer):
-        """Only what is new since the last look is told, and each change once."""
+    def test_each_change_is_printed_once(self, store, timer):
+        """Only changes since the previous look are printed, each once."""
         timer.post({}, HOUR)
         said = Said()
         follow = Follow(store, said)
@@ -71,8 +71,8 @@ class TestTail:
         assert ["paused", "totals"] == [o["kind"] for o in said.objects]
         assert ({"posted": 3}, 4) == (said.objects[1]["changes"], said.objects[1]["scheduled"])
 
-    def test_deaths_are_told(self, store, timer, client):
-        """Each new dead letter is told once, also of those that died at the same moment."""
+    def test_each_dead_letter_is_printed_once(self, store, timer, client):
+        """Each new dead letter is printed once, even if several died at the same moment."""
         keys, said = store.keys, Said()
 
         def die(id, at):
@@ -90,8 +90,8 @@ class TestTail:
         assert ["b", "c", "d", "e"] == [o["id"] for o in said.objects]
         assert ("failed", "no") == (said.objects[0]["reason"], said.objects[0]["error"])
 
-    def test_as_a_program(self, timer, server, namespace):
-        """As a program it prints lines until Ctrl-C, which is its ordinary end."""
+    def test_it_prints_until_ctrl_c(self, timer, server, namespace):
+        """The program prints lines until Ctrl-C, and then ends with exit code 0."""
         env = environment(server, namespace)
         with Program("tail", "--interval", "50ms", "--json", env=env) as program:
             program.find("following", "stderr")
@@ -99,8 +99,8 @@ class TestTail:
             assert {"posted": 1} == json.loads(program.find("totals"))["changes"]
             assert 0 == program.end(signal.SIGINT)
 
-    def test_while_redis_is_away(self, namespace):
-        """It stays while Redis is away, says so once, and goes on."""
+    def test_it_stays_during_an_outage(self, namespace):
+        """During an outage the program stays, reports the outage once, and continues afterwards."""
         with Server(tcp=True) as server:
             env = environment(server, namespace)
             with Program("tail", "--interval", "50ms", env=env) as program:
@@ -113,7 +113,7 @@ class TestTail:
 
 
 def frame(nodes=3, events=30, history=(), **changes):
-    """A frame of a busy namespace."""
+    """Return a frame of a busy namespace."""
     stats = Stats(12_345, 7, 3, 90_500.0, 2, nodes, False, {"posted": 5})
     who = [
         NodeInfo(f"node-{n}", f"i{n}", "host.example", 4_000 + n, 1.8e12, 20.0, n % 2 == 0)
@@ -150,8 +150,8 @@ class TestTop:
     @pytest.mark.parametrize("width", [80, 160])
     @pytest.mark.parametrize("height", [24, 50])
     @pytest.mark.parametrize("nodes", [0, 3, 200])
-    def test_it_fits(self, width, height, nodes):
-        """A full frame is no wider and no higher than the screen, and shows all its parts."""
+    def test_a_frame_fits_the_screen(self, width, height, nodes):
+        """A full frame fits the width and height of the screen, and shows all its parts."""
         lines = drawn(frame(nodes, history=range(60)), width, height, "Redis does not answer")
         assert width >= max(map(len, lines))
         assert height >= len(lines)
@@ -160,8 +160,8 @@ class TestTop:
             assert part in text
         assert ("node-0" if nodes else "no node has joined") in text
 
-    def test_an_empty_one(self):
-        """An empty namespace is drawn as well."""
+    def test_an_empty_namespace_is_drawn(self):
+        """An empty namespace can be drawn."""
         lines = drawn(frame(0, 0), 80, 24)
         assert any("nothing is waiting" in line for line in lines)
 
@@ -174,18 +174,18 @@ class TestTop:
             ([0.0, 1.0, 2.0, 4.0, 8.0], "▂▃▅█"),
         ],
     )
-    def test_sparkline(self, history, line):
-        """The last rates, as high as the highest; where nothing happened there is nothing."""
+    def test_the_sparkline_scales_to_the_highest_rate(self, history, line):
+        """The sparkline shows the last rates, relative to the highest. A rate of zero is blank."""
         assert line == sparkline(history, 4)
 
-    def test_lines_are_shared(self):
-        """On any screen there is a line for a node and one for an event."""
+    def test_nodes_and_events_share_the_lines(self):
+        """A screen of any height has at least one line for a node and one for an event."""
         for height in range(1, 60):
             for nodes in (0, 1, 50):
                 assert min(plan(height, nodes)) >= 1
 
-    def test_what_it_sees(self, store, timer):
-        """Totals become rates, and what is in flight is told by node."""
+    def test_a_sample_has_rates_and_leases_by_node(self, store, timer):
+        """Totals become rates, and the events in flight are counted by node."""
         began, go_on = threading.Semaphore(0), threading.Event()
 
         @timer.on("event")
@@ -205,8 +205,11 @@ class TestTop:
         assert seen.posted_rate > 0
         assert [1] == [n["in_flight"] for n in seen.for_programs()["nodes"]]
 
-    def test_as_json(self, timer, server, namespace):
-        """With ``--json`` an object a second, until Ctrl-C, which is its ordinary end."""
+    def test_as_json_it_prints_an_object_each_second(self, timer, server, namespace):
+        """
+        With ``--json`` it prints an object each second until Ctrl-C, and ends with exit code
+        0.
+        """
         timer.post({"n": 1}, HOUR, id="tea")
         with Program("top", "--json", env=environment(server, namespace)) as program:
             seen = [json.loads(program.find("events_per_second")) for _ in range(2)]
@@ -215,8 +218,8 @@ class TestTop:
         assert [0, 1] == [len(s["history"]) for s in seen]
         assert ["tea"] == [e["id"] for e in seen[0]["upcoming"]]
 
-    def test_once(self, run, timer):
-        """``--once`` prints one frame; as JSON one object."""
+    def test_once_prints_one_frame(self, run, timer):
+        """``--once`` prints one frame, or with ``--json`` one object."""
         timer.post({"n": 1}, HOUR, id="tea")
         assert "tea" in run("top", "--once").out
         assert 1 == len(run("top", "--once", "--json").objects)
@@ -224,8 +227,8 @@ class TestTop:
 
     @pytest.mark.parametrize("columns", [80, 160])
     @pytest.mark.parametrize("key", ["q", ""])
-    def test_at_a_terminal(self, columns, key, timer, server, namespace):
-        """At a terminal it draws until q or Ctrl-C, and leaves the terminal as it was."""
+    def test_at_a_terminal_it_draws_until_q_or_ctrl_c(self, columns, key, timer, server, namespace):
+        """At a terminal it draws until q or Ctrl-C, and restores the terminal."""
         timer.post({"n": 1}, HOUR, id="tea")
         env = environment(server, namespace)
         with Terminal("top", env=env, columns=columns) as terminal:
