@@ -83,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
         # Otherwise a character that the terminal cannot show would fail the event.
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
-    with _warnings_told(output):
+    with _log_shown(output):
         try:
             code = app.main(list(arguments), prog_name="dtimer", standalone_mode=False)
         except click.ClickException as e:
@@ -106,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else Exit.DONE
 
 
-class _Teller(logging.Handler):
+class _NoticeHandler(logging.Handler):
     def __init__(self, output: Output) -> None:
         super().__init__(logging.WARNING)
         self._output = output
@@ -116,19 +116,19 @@ class _Teller(logging.Handler):
 
 
 @contextlib.contextmanager
-def _warnings_told(output: Output) -> Iterator[None]:
+def _log_shown(output: Output) -> Iterator[None]:
     """
     Write dtimer's log records to stderr, unless the root logger has handlers.
 
     Python's RuntimeWarnings are hidden: they are meant for programs, not for people.
     """
     log = logging.getLogger("dtimer")
-    teller = _Teller(output)
-    teller.addFilter(lambda _: not logging.getLogger().handlers)
-    log.addHandler(teller)
+    handler = _NoticeHandler(output)
+    handler.addFilter(lambda _: not logging.getLogger().handlers)
+    log.addHandler(handler)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             yield
     finally:
-        log.removeHandler(teller)
+        log.removeHandler(handler)

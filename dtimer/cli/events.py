@@ -87,7 +87,7 @@ def post(  # noqa: PLR0917 - click passes them by name
     delay = timedelta(0) if delay is None else delay
     # Check everything before looking for a server.
     prepare(validate({"ns": settings.ns}), Mint(), event, delay or 0, **given)
-    tell_assumed(settings, due=at, expires=expires)
+    print_assumed(settings, due=at, expires=expires)
     with opened(settings) as timer:
         posted = timer.post(event, delay or 0, **given, wait_replicas=wait_replicas)
     settings.output.result(str(posted), id=str(posted), stored=posted.stored)
@@ -168,7 +168,7 @@ def fields(record: Record) -> dict[str, Any]:
     return dataclasses.asdict(record) | {"state": record.state.value}
 
 
-def tell_assumed(settings: Settings, **moments: object) -> None:
+def print_assumed(settings: Settings, **moments: object) -> None:
     """Print each moment that was given without a zone, as the local time that is assumed."""
     for name, value in moments.items():
         if isinstance(value, Moment) and value.assumed:
@@ -212,9 +212,9 @@ def cancel(settings: Settings, id: str) -> int:
 
 def numbers_for_programs(numbers: Stats) -> dict[str, Any]:
     """Return the numbers for JSON, with percentiles instead of the histogram."""
-    told = dataclasses.asdict(numbers)
-    del told["lateness"]
-    return told | {"lateness_ms": {"p50": numbers.late(0.5), "p99": numbers.late(0.99)}}
+    result = dataclasses.asdict(numbers)
+    del result["lateness"]
+    return result | {"lateness_ms": {"p50": numbers.late(0.5), "p99": numbers.late(0.99)}}
 
 
 @click.command(

@@ -59,5 +59,5 @@ def _import(module: str) -> Any:
         # SystemExit too: the module may be a script without a main guard.
         if isinstance(e, ModuleNotFoundError) and f"{module}.".startswith(f"{e.name}."):
             raise NoHandler(f"no module {e.name!r} in this directory or installed") from None
-        told = "".join(traceback.format_exception(e)).rstrip()
-        raise NoHandler(f"the module {module!r} cannot be imported\n{told}") from e
+        trace = "".join(traceback.format_exception(e)).rstrip()
+        raise NoHandler(f"the module {module!r} cannot be imported\n{trace}") from e

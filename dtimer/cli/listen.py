@@ -110,7 +110,7 @@ class Watch:
 
     def run(self, place: str) -> int:
         """Join, wait for a signal, and leave; return the exit code. *place* names the server."""
-        with _signals() as caught:
+        with _signals() as signals:
             self._timer.join()
             self._output.notice(
                 f"{self._timer.id} joined the namespace {self._timer.ns} on {place};"
@@ -119,12 +119,12 @@ class Watch:
                 ns=self._timer.ns,
                 server=place,
             )
-            told = False
-            while self._timer.joined and not told:
+            signalled = False
+            while self._timer.joined and not signalled:
                 with contextlib.suppress(queue.Empty):
-                    caught.get(timeout=0.5)
-                    told = True
-        if told and (running := self._timer.health().handlers):
+                    signals.get(timeout=0.5)
+                    signalled = True
+        if signalled and (running := self._timer.health().handlers):
             self._output.notice(f"leaving; handlers still running: {running}", handlers=running)
         # From here on signals are not caught: the next one ends the process at once.
         self._timer.leave(self._drain)
@@ -134,7 +134,7 @@ class Watch:
             return Exit.NO
         if self._unwritable is not None and self._handler is None:
             return self._unwritable
-        return Exit.DONE if told else Exit.NO
+        return Exit.DONE if signalled else Exit.NO
 
     def _received(self, events: list[Event]) -> None:
         for event in () if self._quiet else events:
@@ -202,15 +202,15 @@ def _signals() -> Iterator[queue.SimpleQueue[Any]]:
 
     The signal handler only puts into a SimpleQueue, which is safe at any point of the program.
     """
-    caught: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
     before: dict[int, Any] = {}
     try:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             # Under nohup SIGHUP is ignored, and must stay so.
             if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
-                before[number] = signal.signal(number, lambda n, _: caught.put(n))
-        yield caught
+                before[number] = signal.signal(number, lambda n, _: signals.put(n))
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

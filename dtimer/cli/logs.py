@@ -32,16 +32,16 @@ class _Objects(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write *record* as JSON."""
-        told: dict[str, Any] = {
+        line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname.lower(),
             "logger": record.name,
             "text": record.getMessage(),
         }
-        told |= getattr(record, "fields", {})
+        line |= getattr(record, "fields", {})
         if record.exc_info:
-            told["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(told, default=repr)
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=repr)
 
 
 class Logged(Output):

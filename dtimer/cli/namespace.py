@@ -193,8 +193,8 @@ def health(settings: Settings, max_overdue: timedelta, min_nodes: int) -> int:
         numbers = numbers_for_programs(stats)
     ok = all(check.ok for check in checks)
     if settings.as_json:
-        told = {check.key or check.name: check.ok for check in checks}
-        settings.output.result(**{"ns": settings.ns, "ok": ok, "checks": told} | numbers)
+        results = {check.key or check.name: check.ok for check in checks}
+        settings.output.result(**{"ns": settings.ns, "ok": ok, "checks": results} | numbers)
     else:
         for check in checks:
             word, style = ("ok", "green") if check.ok else ("BAD", "bold red")

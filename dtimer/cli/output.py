@@ -115,11 +115,11 @@ class Output:
         parts: list[Part] = [("Error: ", "bold red"), visible(str(error))]
         if isinstance(error, HandlerError):
             cause = error.__cause__
-            told = "".join(traceback.format_exception(cause)) if cause else ""
+            trace = "".join(traceback.format_exception(cause)) if cause else ""
             fields["cause"] = type(cause).__name__
             fields["ids"] = [event.id for event in error.events]
-            fields["traceback"] = told
-            lines = [visible(line) for line in told.rstrip().split("\n")]
+            fields["traceback"] = trace
+            lines = [visible(line) for line in trace.rstrip().split("\n")]
             parts.append(("\n" + "\n".join(lines), "dim"))
         self._say(sys.stderr, parts, fields)
 

@@ -12,7 +12,7 @@ import click
 
 from dtimer.cli.ask import sure, yes_option
 from dtimer.cli.durations import spell
-from dtimer.cli.events import ahead, tell_assumed
+from dtimer.cli.events import ahead, print_assumed
 from dtimer.cli.exits import Exit
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, moment, payload, visible
@@ -64,7 +64,7 @@ def _declare(
     given: dict[str, Any],
 ) -> None:
     id = given.pop("id")
-    tell_assumed(settings, start=given["start"], end=given["end"])
+    print_assumed(settings, start=given["start"], end=given["end"])
     for name in ("start", "end"):
         given[name] = given[name] and given[name].at
     # Check everything before looking for a server.
@@ -76,8 +76,10 @@ def _declare(
         outcome = declare(timer)(first[1], event, id=id, **dict(more), **given)
         schedule = timer.schedule(id)
     due = None if schedule is None else schedule.due
-    told = "no occurrence left" if due is None else f"next {moment(due)}"
-    settings.output.result(f"{outcome}: {visible(id)}, {told}", id=id, outcome=outcome, due=due)
+    following = "no occurrence left" if due is None else f"next {moment(due)}"
+    settings.output.result(
+        f"{outcome}: {visible(id)}, {following}", id=id, outcome=outcome, due=due
+    )
 
 
 @click.command(

@@ -93,7 +93,7 @@ class Follow:
             if letter.id not in self._seen:
                 self._seen.add(letter.id)
                 self._last = letter.id
-                self._tell_dead(letter)
+                self._print_dead(letter)
         if stats.paused != self._paused:
             self._paused = stats.paused
             word = "paused" if stats.paused else "resumed"
@@ -105,11 +105,11 @@ class Follow:
         }
         self._totals = stats.totals
         if changes:
-            told = "  ".join(f"{name} {count:+d}" for name, count in changes.items())
+            text = "  ".join(f"{name} {count:+d}" for name, count in changes.items())
             standing = f"scheduled {stats.scheduled}, in flight {stats.in_flight}"
             self._output.result(
                 (f"{self._now()}  ", "dim"),
-                told,
+                text,
                 (f"  ({standing}, dead {stats.dead})", "dim"),
                 kind="totals",
                 at=time.time() * 1000,
@@ -121,7 +121,7 @@ class Follow:
                 nodes=stats.nodes,
             )
 
-    def _tell_dead(self, letter: DeadLetter) -> None:
+    def _print_dead(self, letter: DeadLetter) -> None:
         self._output.result(
             (f"{clock(letter.died)}  ", "dim"),
             ("dead  ", "bold red"),

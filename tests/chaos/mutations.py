@@ -44,7 +44,7 @@ _FORGETS = "recall()\nlocal done, stale"
 
 @dataclass(frozen=True)
 class Change:
-    """In a file of the package, one text in place of another."""
+    """Replaces one text in a file of the package by another."""
 
     file: str
     old: str
@@ -65,7 +65,7 @@ def _mutant(name: str, file: str, old: str, new: str, *tests: str) -> Mutant:
 
 
 MUTANTS = [
-    # ------------------------------------------------------------------------- who may say so
+    # ---------------------------------------------------------------------- tokens and leases
     _mutant(
         "a confirm needs no token",
         _SETTLE,
@@ -294,7 +294,7 @@ MUTANTS = [
         "if memo_since then",
         _STORE,
     ),
-    # ---------------------------------------------------------------------- nothing acts twice
+    # -------------------------------------------------------------------------- repeated calls
     _mutant(
         "a refusal after a lost reply is reported as definite",
         "store/line.py",
@@ -442,7 +442,7 @@ MUTANTS = [
         _CLAIMER,
         "tests/unit/test_engine_prefetch.py",
     ),
-    # ------------------------------------------------------------------------ nothing is lost
+    # ---------------------------------------------------------------------------- lost events
     _mutant(
         "an event is removed when it is claimed",
         _TURN,
@@ -576,7 +576,7 @@ MUTANTS = [
         "tests/integration/test_witness.py",
         "tests/chaos/test_rollbacks.py",
     ),
-    # --------------------------------------------------------------------- what was posted
+    # ---------------------------------------------------------------------------- payloads
     _mutant(
         "the script decodes and encodes payloads",
         _TURN,
@@ -657,7 +657,7 @@ MUTANTS = [
         "result = 'cancelled'",
         _STORE,
     ),
-    # ------------------------------------------------------------------- who comes, and when
+    # ----------------------------------------------------------------- wakes, polls and duty
     _mutant(
         "a node relies on wakes instead of the poll",
         "engine/claimer.py",
@@ -785,7 +785,7 @@ MUTANTS = [
         "if moved then",
         _TABLES,
     ),
-    # --------------------------------------------------------------------------------- walks
+    # ---------------------------------------------------------------------------- iterations
     _mutant(
         "an iteration does not stop at the end that it saw first",
         "store/lua/upcoming.lua",
@@ -815,7 +815,7 @@ MUTANTS = [
         "if i == limit then",
         _WALKS,
     ),
-    # -------------------------------------------------------------------------- other writers
+    # --------------------------------------------------------------------------- foreign data
     _mutant(
         "events are kept for unregistered nodes",
         _TURN,
@@ -837,7 +837,7 @@ MUTANTS = [
         "        if definition.cron is None:\n            return False\n            raise _(",
         "tests/integration/test_hostile_writers.py",
     ),
-    # ------------------------------------------------------------------------ other processes
+    # -------------------------------------------------------------------------------- pickles
     _mutant(
         "an error is unpickled by its constructor",
         "errors.py",

@@ -163,11 +163,11 @@ def skew(store: Inventory) -> Finding:
     after = time.time()
     apart = now - (before + after) / 2
     side = "ahead of" if apart > 0 else "behind"
-    told = f"the server's is {abs(apart) * 1000:.0f} ms {side} this machine's"
+    summary = f"the server's is {abs(apart) * 1000:.0f} ms {side} this machine's"
     if abs(apart) - (after - before) / 2 > _SKEW:
         remedy = "run NTP on both: moments (--at) are wrong by as much, delays are not"
-        return warning("clock", told, remedy)
-    return ok("clock", told)
+        return warning("clock", summary, remedy)
+    return ok("clock", summary)
 
 
 def schedules(store: Inventory) -> Iterator[Finding]:
@@ -193,11 +193,11 @@ def orphans(store: Inventory) -> Iterator[Finding]:
     if audit.sound:
         yield ok(check, f"none among {audit.due} events and {audit.dead} dead letters")
         return
-    for what, told in _STRAYS.items():
+    for what, summary in _STRAYS.items():
         ids = [id for kind, id in audit.strays if kind == what]
         if ids:
             more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
-            yield warning(check, f"{ids[0]!r}{more}: {told}", _mend(store, what, ids[0]))
+            yield warning(check, f"{ids[0]!r}{more}: {summary}", _mend(store, what, ids[0]))
     if not audit.strays:
         yield warning(
             check, _disagreement(audit), "another program writes to these keys; find out which"

@@ -43,11 +43,11 @@ def doctor(settings: Settings) -> int:
     with opened_store(settings) as store:
         for finding in examine(store, named(settings)):
             worst = max(worst, finding.level)
-            _tell(settings, finding)
+            _print(settings, finding)
     return int(worst)
 
 
-def _tell(settings: Settings, finding: Finding) -> None:
+def _print(settings: Settings, finding: Finding) -> None:
     word, style = _MARKS[finding.level]
     parts: list[str | tuple[str, str]] = [(f"{word:<8}", style), f"{finding.check:<12}"]
     indent = " " * 20

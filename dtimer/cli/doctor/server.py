@@ -13,15 +13,15 @@ def version(info: Mapping[str, str]) -> Finding:
     """Check that dtimer supports the server's version."""
     text = info.get("redis_version", "")
     name = info.get("server_name", "redis")
-    told = f"{name} {info.get(f'{name}_version', text)}"
+    name_and_version = f"{name} {info.get(f'{name}_version', text)}"
     if name != "redis":
-        told += f", compatible with Redis {text}"
+        name_and_version += f", compatible with Redis {text}"
     numbers = tuple(int(n) for n in text.split(".")[:2] if n.isdigit())
     if len(numbers) < 2:
         return warning("version", f"{text!r} cannot be read", "dtimer supports 6.2 and later")
     if numbers < OLDEST:
-        return error("version", f"{told} is too old", "upgrade it to 6.2 or later")
-    return ok("version", told)
+        return error("version", f"{name_and_version} is too old", "upgrade it to 6.2 or later")
+    return ok("version", name_and_version)
 
 
 def role(info: Mapping[str, str]) -> Finding:

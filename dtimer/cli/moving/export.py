@@ -59,11 +59,13 @@ def export(settings: Settings, file: Path | None, dead: bool, yes: bool) -> None
         settings.output.notice(f"not exported, because in flight: {in_flight}", in_flight=in_flight)
     if counts["skipped"]:
         settings.output.notice(f"not exported, because unreadable: {counts['skipped']}")
-    told = "exported {events} events, {schedules} schedules, {dead} dead letters".format(**counts)
+    summary = "exported {events} events, {schedules} schedules, {dead} dead letters".format(
+        **counts
+    )
     if to_stdout:
-        settings.output.notice(told, **counts)
+        settings.output.notice(summary, **counts)
     else:
-        settings.output.result(told, file=str(file), **counts)
+        settings.output.result(summary, file=str(file), **counts)
 
 
 @contextlib.contextmanager

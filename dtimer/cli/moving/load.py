@@ -77,8 +77,10 @@ def load(settings: Settings, file: str) -> int:
     counts = reader.counts
     if not reader.whole:
         settings.output.notice("not a whole export: the file ends early, or its counts differ")
-    told = "imported {events} events, {schedules} schedules, {dead} dead letters".format(**counts)
-    settings.output.result(told, whole=reader.whole, **counts)
+    summary = "imported {events} events, {schedules} schedules, {dead} dead letters".format(
+        **counts
+    )
+    settings.output.result(summary, whole=reader.whole, **counts)
     return Exit.DONE if reader.whole else Exit.NO
 
 

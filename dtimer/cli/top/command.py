@@ -71,12 +71,12 @@ def _print(settings: Settings, frame: Frame) -> None:
 
 
 def _objects(settings: Settings, sampler: Sampler, first: Frame, *, once: bool) -> None:
-    def tell(frame: Frame) -> None:
+    def print_frame(frame: Frame) -> None:
         settings.output.result(**frame.for_programs())
 
-    tell(first)
+    print_frame(first)
     if not once:
-        repeat(lambda: tell(sampler.look(_LISTED)), _EACH, settings.output)
+        repeat(lambda: print_frame(sampler.look(_LISTED)), _EACH, settings.output)
 
 
 def _screen(settings: Settings, sampler: Sampler, frame: Frame) -> None:
