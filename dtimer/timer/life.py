@@ -1,7 +1,7 @@
 """
-One joined life of a node, from join to leave: the store and the engine, put together.
+A joined node, from join to leave: connects the engine to the store.
 
-A node that joins again is another life, with another incarnation, threads and bell.
+If the timer joins again, it creates a new node, with a new incarnation, threads and bell.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from dtimer.timer.presence import PATIENCE, Presence
 from dtimer.timer.turns import Turns
 from dtimer.timer.voice import Voice
 
-# An echo after this much silence, in seconds, or five polls where those are quicker.
+# Ask for an echo after this many seconds without a message, or after five polls if that is less.
 _ECHO_EVERY = 5.0
 
 
 class Life:
     """
-    The threads of a joined node, and its place in the namespace.
+    Owns the threads of a joined node, and its registration in the namespace.
 
     Args:
-        id: The node's.
-        options: The node's.
-        store: For everything but the subscription.
-        voice: Reaches the emitter.
+        id: The node's id.
+        options: The node's options.
+        store: The store, whose calls and subscription the node uses.
+        voice: Calls the timer without keeping it alive.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Life:
         self._voice = voice
         self._pid = os.getpid()
         self._over = Flag()
-        # The thread that starts it, which cannot wait for its end meanwhile.
+        # The thread that runs start(), which cannot wait for the end meanwhile.
         self._starter: int | None = threading.get_ident()
-        #: Whether all has been started, and whether the end has been asked for.
+        #: Whether the start has succeeded, and whether a stop was requested.
         self.begun = self.leaving = False
         self._presence = Presence(id, voice.listens)
         self._turns = Turns(store, self.incarnation, self._presence.entry, options)
@@ -113,41 +113,41 @@ class Life:
         self._claimer.relay()
 
     def _say(self, event: str, *arguments: Any) -> None:
-        """Emit what was announced; on the herald's thread, which may ask Redis."""
+        """Emit an announcement. Runs on the callback thread, which may call Redis."""
         if event != "buried":
             self._voice.announce(event, *arguments)
             return
         with contextlib.suppress(StoreError):
-            # None: it was revived, purged or trimmed meanwhile, and is no news any more.
+            # None if the dead letter was revived, purged or trimmed meanwhile.
             if letter := self._store.letter(arguments[0]):
                 kind = "expired" if letter.reason == "expired" else "dead"
                 self._voice.announce(kind, letter)
 
     def rolled_back(self, error: StateRollback) -> None:
-        """Say so, and set right soon what this node can set right."""
+        """Report a rollback, and have this timer's lost schedules declared again soon."""
         self._turns.rolled_back(error)
         self._herald.announce("error", error)
         self.bell.ring()
 
     def superseding(self, ids: Collection[str], *, posted: bool) -> None:
-        """Note that this process posts, or has posted, events of these ids anew."""
+        """Record that this process is about to replace, or has replaced, events of these ids."""
         if not posted:
             self._dispatcher.superseded(ids)
             self._dispatcher.reposts.add(ids)
         elif self._dispatcher.drop(ids):
-            # Not a turn on this thread, as on a hand's: it is the poster's own.
+            # Ring, do not claim here: this thread belongs to the caller that posts.
             self.bell.ring()
 
     # Beginning
 
     def start(self) -> None:
         """
-        Register, subscribe, and take the first turn.
+        Register, subscribe, and wait for the first claim.
 
-        Ends early if the end is asked for meanwhile, as by a signal handler that interrupts it.
+        Ends early if a stop is requested meanwhile, for example by an interrupting signal handler.
 
         Raises:
-            StoreError: Redis is not there; nothing is left running.
+            StoreError: Redis does not answer. No thread is left running.
         """
         try:
             for step in (self._register, self._set_off, self._first_turn):
@@ -157,7 +157,7 @@ class Life:
             if self.leaving and not self._claimer.started:
                 self._farewell()
         except BaseException:
-            # Also an interrupt by the user, or a process that can have no more threads.
+            # Also for a KeyboardInterrupt, or if the process can start no more threads.
             self.stop(0)
             if self._claimer.started:
                 self._claimer.join(2 * self._options.timeout / 1e6)
@@ -172,7 +172,7 @@ class Life:
             self._herald.later(PATIENCE, self._show_listening)
 
     def listened(self, *, more: bool) -> None:
-        """Note that there is one more listener of ``'event'``, or one less."""
+        """Record that there is one *more* listener of ``'event'``, or one less."""
         self.bell.ring()
         if not more or not self._presence.listening:
             self._herald.later(0.0 if more else PATIENCE, self._show_listening)
@@ -189,26 +189,26 @@ class Life:
             self._registered = True
         except StoreError as e:
             if self._store.slow(e):
-                # The first thing that was refused may not be the only one.
+                # Report all missing permissions at once, not just the first that was refused.
                 vetting.permissions(self._store)
             raise
         vetting.permissions(self._store)
 
     def _set_off(self) -> None:
-        # A clock of a test rings when it is moved.
+        # A test's clock rings the bell when the test advances it.
         if attach := getattr(self._options.now, "attach", None):
             attach(self.bell.ring)
         self._herald.start()
         self._dispatcher.start()
         self._listener.start()
-        # Subscribed before the first claim, so that no wake falls between. Where
-        # subscribing is not possible the node polls, and says so.
+        # Subscribe before the first claim, or a wake between the two would be missed. If the
+        # subscription fails, the node polls, and reports that.
         self._listener.tried.wait(2 * self._options.timeout / 1e6)
 
     def _first_turn(self) -> None:
         self._claimer.start()
         if self.leaving:
-            # Asked for before the thread had the flag that stops it.
+            # The stop was requested before the thread existed, and had no effect on it.
             self._claimer.stop()
             return
         self._claimer.reach.tried.wait(2 * self._options.timeout / 1e6)
@@ -216,26 +216,29 @@ class Life:
         if not (reached or self.leaving):
             error = self._claimer.reach.error
             if error is None:
-                raise UsageError("the threads of the node do not run, or far too slowly")
+                raise UsageError(
+                    "the first claim was not made in time: the node's threads are stuck or starved"
+                )
             raise StoreError(f"Redis went away while joining: {error}") from error
         self._contact.say_if_deaf()
 
     # End
 
     def stop(self, timeout: float | None) -> None:
-        """Ask for the end, running handlers given *timeout* seconds. Does not wait."""
+        """Request the end; running handlers have *timeout* seconds. Does not wait for it."""
         self._claimer.stop_within(timeout)
-        # Only then: a join() out of a signal handler would wait for an end that nobody brings.
+        # Only after the request. A join() in a signal handler that interrupts the two lines in
+        # the other order would wait for ever.
         self.leaving = True
         if self._starter is not None:
-            self._claimer.stop_within(None)  # It may have been started meanwhile.
+            self._claimer.stop_within(None)  # The thread may have been started meanwhile.
 
     def wait(self, timeout: float | None = None) -> bool:
         """
-        Wait for the end, and return whether it has come.
+        Wait at most *timeout* seconds for the node to end; return whether it has.
 
-        A thread of the node does not wait for itself, nor does the one that starts it: the end
-        comes when it returns.
+        Returns at once on a thread of the node, and on the thread that runs `start`: the node
+        ends only after these have returned.
         """
         own = (self._claimer, self._dispatcher, self._herald, self._listener)
         if self._starter == threading.get_ident() or any(part.current for part in own):
@@ -243,20 +246,20 @@ class Life:
         return self._over.wait(timeout)
 
     def _farewell(self) -> None:
-        """The last act of the claimer's thread, or of the caller where it never was."""
+        """Stop all other threads. Runs last on the claimer's thread, or on the caller's if none."""
         try:
             if self._registered and self._claimer.reach.error is None:
-                # Where Redis does not answer the registration ends by itself.
+                # If Redis does not answer, the registration expires by itself.
                 with contextlib.suppress(StoreError):
                     self._store.leave(self.incarnation)
             self._listener.stop()
             self._dispatcher.stop()
             self._herald.stop()
             self._listener.join(self._options.timeout / 1e6)
-            # A hand may still be at work when the deadline has passed; the others end now.
+            # After the deadline some handlers may still run. All other handler threads end now.
             self._dispatcher.join_idle(max(1.0, self._options.timeout / 1e6))
             self._herald.join(1.0)
-            # Last, because listeners may post whatever they like until then.
+            # Last, because listeners may post until the callback thread has ended.
             self._store.release()
         finally:
             if not self._listener.started:
@@ -265,15 +268,15 @@ class Life:
             self._over.set()
 
     def after_fork(self) -> None:
-        """Close, in a forked child, what the threads that it has not would have closed."""
+        """Close, in a forked child, the descriptors of the threads that the child lacks."""
         self.bell.after_fork()
         self._listener.after_fork()
 
-    # Looking
+    # Inspection
 
     @property
     def max_events(self) -> int:
-        """How many events are handed to a handler at a time, from the next batch on."""
+        """The most events in one call of a handler, from the next batch on."""
         return self._dispatcher.max_events
 
     @max_events.setter
@@ -283,7 +286,7 @@ class Life:
 
     @property
     def over(self) -> bool:
-        """True when everything has ended."""
+        """True when the node has ended."""
         return self._over.is_set()
 
     def _services(self) -> list[Service]:
@@ -294,7 +297,7 @@ class Life:
         now = time.monotonic()
         answered, heard = self._claimer.answered, self._listener.heard
         age = None if answered is None else (now - answered) * 1000
-        # Between two turns lies a poll at most, then a try, then a pause.
+        # Two claims are at most a poll interval, a try and a pause apart.
         fresh = age is not None and age < self._options.poll_interval / 1e3 + 1_000
         deaf = not self._listener.hears
         failing = [s.failure for s in self._services() if s.failure is not None]

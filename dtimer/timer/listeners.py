@@ -1,4 +1,4 @@
-"""What may be listened to, and by what: a mistake is told where it is made, and not at night."""
+"""Check the names and signatures of listeners when they are registered, not when called."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from dtimer.errors import OptionError
 from dtimer.model import hints
 
-#: What a timer emits, and what a listener of it is called with.
+#: The names that a timer emits, and the arguments of their listeners.
 TIMER: Mapping[str, tuple[str, ...]] = {
     "event": ("a list of events",),
     "error": ("an exception",),
@@ -22,14 +22,14 @@ TIMER: Mapping[str, tuple[str, ...]] = {
     "disconnected": ("an exception",),
 }
 
-#: And what a stream does.
+#: The same for a stream.
 STREAM: Mapping[str, tuple[str, ...]] = {
     "data": ("a key",),
     "error": ("an exception",),
     "end": (),
 }
 
-# What other libraries call them.
+# Names that other libraries use, and ours that were probably meant.
 _WORDS = {
     "data": "event",
     "drain": "end",
@@ -46,19 +46,19 @@ _WORDS = {
 
 def check_name(event: object, emits: Mapping[str, tuple[str, ...]] | None) -> str:
     """
-    Return *event* when it names something that is emitted.
+    Return *event* if it is a name that is emitted.
 
     Args:
-        event: What was given.
-        emits: What there is; None where users emit what they like.
+        event: The name given by the user.
+        emits: The names that are emitted; None allows any name.
 
     Raises:
-        OptionError: it does not, and which name was probably meant.
+        OptionError: nothing is emitted by that name. The message suggests a name.
     """
     if callable(event):
         first = next(iter(emits or ("event",)))
         raise OptionError(
-            f"on takes the name of what is listened to: @timer.on({first!r}), and not @timer.on"
+            f"on needs the name of what to listen to: write @timer.on({first!r}), not @timer.on"
         )
     if not isinstance(event, str):
         raise OptionError(f"the name of an event must be a str, not {event!r:.80}")
@@ -74,8 +74,8 @@ def check(event: object, f: object, emits: Mapping[str, tuple[str, ...]] | None)
     Check that *f* can be a listener of *event*.
 
     Raises:
-        OptionError: it cannot be called, would have to be awaited, or takes other arguments
-            than it would be called with.
+        OptionError: *f* is not callable, is a coroutine function, or does not accept the
+            arguments of its calls.
     """
     name = check_name(event, emits)
     if not callable(f):
@@ -83,14 +83,18 @@ def check(event: object, f: object, emits: Mapping[str, tuple[str, ...]] | None)
     if inspect.iscoroutinefunction(f):
         raise OptionError(
             f"a listener of {name!r} must be a plain function: listeners are called on"
-            f" threads, and nobody would await {f!r:.80}"
+            f" threads, which cannot await {f!r:.80}"
         )
     if emits is not None:
         _check_signature(name, f, emits[name])
 
 
 def explained(raised: list[BaseException] | None) -> list[BaseException] | None:
-    """Return what handlers raised, with a note where one took the list of events for one event."""
+    """
+    Return the exceptions that handlers raised.
+
+    Adds a note to an exception of a handler that treated its list of events as a single event.
+    """
     for error in raised or ():
         text = str(error)
         indexed = isinstance(error, TypeError) and text.startswith("list indices must be")
@@ -104,7 +108,7 @@ def _check_signature(event: str, f: Callable[..., Any], arguments: tuple[str, ..
     try:
         signature = inspect.signature(f)
     except (ValueError, TypeError):
-        # A builtin that does not tell: that will be seen when it is called.
+        # A builtin without a signature. A mistake shows when the listener is called.
         return
     try:
         signature.bind(*arguments)

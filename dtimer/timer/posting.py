@@ -1,4 +1,4 @@
-"""From the arguments of ``post`` to an entry of the store, all of it checked before any I/O."""
+"""Check the arguments of ``post`` before any I/O, and turn them into an entry for the store."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from dtimer.store.store import Entry
 
 POLICIES = ("replace", "keep", "error", "earliest", "latest")
 
-#: Events in one script call, and about as many bytes of payload.
+#: The most events in one script call, and about the most bytes of payload.
 _MOST_ENTRIES = 500
 _MOST_BYTES = 1_000_000
 
-# A schedule's chain runs on through the id of its pending occurrence (lua/parts/plan.lua).
+# The end of an occurrence's id. The next occurrence is created when the pending one is claimed
+# (lua/parts/plan.lua), so a post of the same id would end the schedule.
 _OCCURRENCE = re.compile(r"@\d{16}\Z")
 
 _ARGUMENTS = {"ev", "delay", "at", "id", "max_retries", "expires", "if_exists"}
 
 
 class Posting(NamedTuple):
-    """An entry, and what to do where one of its id is pending: ``mint`` for an id of ours."""
+    """An entry, and the policy if its id is pending. ``mint`` marks a generated id."""
 
     entry: Entry
     policy: str
@@ -36,13 +37,13 @@ class Posting(NamedTuple):
 
 def when(delay: Duration, at: Moment | None, *, stepped: bool, name: str = "at") -> str:
     """
-    Write a due time as the scripts read it: ``+µs`` from now, or µs since the epoch.
+    Return a due time in the form of the scripts: ``+µs`` from now, or µs since the epoch.
 
     Args:
-        delay: From now; what is not positive means now.
-        at: A moment instead; one that is over means now.
+        delay: The time from now. Zero or less means now.
+        at: The due time instead of a delay. A past time means now.
         stepped: See `moment_us`.
-        name: What a message calls *at*.
+        name: The name of *at* in messages.
     """
     if at is None:
         return f"+{max(0, duration_us(delay, 'delay'))}"
@@ -58,7 +59,7 @@ def _expires(value: Duration | datetime | None) -> str:
         return str(max(0, moment_us(value, "expires")))
     us = duration_us(value, "expires")
     if us <= 0:
-        raise OptionError(f"expires must lie ahead, not {value!r:.80} ms from now")
+        raise OptionError(f"expires must be a positive time from now, not {value!r:.80}")
     return f"+{us}"
 
 
@@ -75,11 +76,11 @@ def prepare(
     if_exists: str = "replace",
 ) -> Posting:
     """
-    Check the arguments of ``post``, and write them down.
+    Check the arguments of ``post``, and return the entry.
 
     Raises:
-        OptionError: an argument is not acceptable.
-        PayloadError: the payload is not.
+        OptionError: an argument is not valid.
+        PayloadError: the payload is not valid.
     """
     if if_exists not in POLICIES:
         near = hints.nearest(str(if_exists), POLICIES, hints.POLICIES)
@@ -97,9 +98,9 @@ def prepare(
         return Posting(Entry(mint(), due, _expires(expires), f"{max_retries}|{payload}"), "mint")
     if _OCCURRENCE.search(check_id(id)):
         raise OptionError(
-            f"the id {id!r} ends like that of an occurrence of a schedule; choose another"
+            f"the id {id!r} ends like that of an occurrence of a schedule; choose another id"
         )
-    # Marked, because it may be posted anew until it is due (lua/turn.lua).
+    # The mark 'n' means that the id may be posted again before it is due (lua/turn.lua).
     return Posting(Entry(id, due, _expires(expires), f"{max_retries},n|{payload}"), if_exists)
 
 
@@ -113,7 +114,7 @@ def prepare_item(options: Options, mint: Mint, item: object) -> Posting:
         if "ev" not in item:
             given = ", ".join(_names(item)) or "nothing"
             raise OptionError(
-                "an item of post_many lacks its payload: it is a pair (ev, delay) or a mapping such"
+                "an item of post_many lacks its payload: give a pair (ev, delay) or a mapping such"
                 f" as {{'ev': …, 'delay': …}}, and this one has {given}"
             )
         if unknown := [name for name in _names(item) if name not in _ARGUMENTS]:
@@ -129,7 +130,7 @@ def prepare_item(options: Options, mint: Mint, item: object) -> Posting:
 
 
 class Chunk:
-    """Entries of one policy that go out in one script call, and their places among the items."""
+    """The entries of one script call, all of one policy, and their places among the items."""
 
     __slots__ = ("entries", "places", "policy", "size")
 
@@ -137,11 +138,11 @@ class Chunk:
         self.policy = policy
         self.entries: list[Entry] = []
         self.places: list[int] = []
-        #: Bytes of payload, about.
+        #: About the number of bytes of the payloads.
         self.size = 0
 
     def takes(self, entry: Entry) -> bool:
-        """Return whether there is room for *entry*."""
+        """Return whether *entry* still fits into this call."""
         if not self.entries:
             return True
         return len(self.entries) < _MOST_ENTRIES and self.size + len(entry.rest) <= _MOST_BYTES
@@ -155,13 +156,14 @@ class Chunk:
 
 def chunks(postings: Iterable[Posting]) -> Iterator[Chunk]:
     """
-    Group postings into script calls: of one policy, no id twice, bounded.
+    Group postings into script calls of limited size, each of one policy and without repeated ids.
 
-    One chunk a policy is open at a time, so that items with and without ids in turn do not take
-    a call each. If one is full, or an id comes again, all of them go out: an id is posted in the
-    order of its items, and no item of an endless source waits for its end.
+    One chunk for each policy is open at a time, so that alternating items with and without ids
+    do not need one call each. If a chunk is full, or an id repeats, all open chunks are yielded.
+    So the events of one id are posted in the order of their items, and no item of an endless
+    source waits for its end.
 
-    Takes from *postings* only what the next chunks need.
+    Consumes *postings* only as far as the next chunks need.
     """
     opened: dict[str, Chunk] = {}
     ids: set[str] = set()

@@ -127,7 +127,7 @@ POSTING = [
         "payloads alone",
         lambda t: t.post_many([{"a": 1}]),
         (
-            "an item of post_many lacks its payload: it is a pair (ev, delay) or a mapping such as"
+            "an item of post_many lacks its payload: give a pair (ev, delay) or a mapping such as"
             " {'ev': …, 'delay': …}, and this one has a"
         ),
     ),
@@ -163,7 +163,7 @@ LISTENING = [
     (
         "no parentheses",
         lambda t: t.on(_nothing),
-        "on takes the name of what is listened to: @timer.on('event'), and not @timer.on",
+        "on needs the name of what to listen to: write @timer.on('event'), not @timer.on",
     ),
     ("a coroutine", lambda t: t.on("event")(_later), "must be a plain function"),
     ("no function", lambda t: t.on("event", 5), "a listener of 'event' must be callable, not 5"),
