@@ -47,11 +47,17 @@ def read_payload(raw: bytes | None) -> dict[str, Any] | None:
         return None
 
 
-def read_posted(reply: bytes) -> tuple[bytes, int | None, str]:
-    """Read what a post came to: its letters, how many were ever posted, an id that was taken."""
+def read_posted(reply: bytes, count: int) -> tuple[bytes, int | None, str]:
+    """
+    Read the reply to a post: its letters, how many were ever posted, an id that was taken.
+
+    Args:
+        reply: The reply.
+        count: How many letters it must have, unless nothing was stored.
+    """
     letters, total, id = reply.split(b";", 2)
-    if letters != b"x" and letters.strip(b"01"):
-        raise ValueError("letters of another alphabet")
+    if letters != b"x" and (len(letters) != count or letters.strip(b"01")):
+        raise ValueError("letters of another alphabet or number")
     return letters, int(total) if total else None, text(id)
 
 
@@ -171,8 +177,12 @@ def _maybe(raw: bytes) -> int | None:
 
 def read_standing(reply: Sequence[Any]) -> Standing:
     """Read the reply of an opening."""
-    now, _, born, token, posted, struck = reply
-    return Standing(int(now), text(born), _maybe(token) or 0, _maybe(posted), _maybe(struck))
+    time, _, born, token, posted, struck = reply
+    now = _maybe(time)
+    if now is None:
+        # The calendar ends before a time of more digits.
+        raise ValueError("a time that is none")
+    return Standing(now, text(born), _maybe(token) or 0, _maybe(posted), _maybe(struck))
 
 
 def read_turn(reply: bytes, order: Sequence[int], came: float | None = None) -> Turn:

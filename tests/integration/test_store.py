@@ -720,6 +720,25 @@ class TestControl:
         assert 3 == store.trim(100, 3_000_001)
         assert 3 == store.trim(0, -1)
 
+    def test_purge_ends_although_events_die_meanwhile(self, store, node, monkeypatch):
+        """It drops as many letters as there were at first. A failing handler does not hold it."""
+        trim = store.trim
+
+        def die_again(*arguments):
+            dropped = trim(*arguments)
+            for n in range(3):
+                post(store, f"e{n}", max_retries=0)
+                node.fail(node.claim()[0])
+            return dropped
+
+        die_again(100, -1)
+        calls = []
+        monkeypatch.setattr(
+            store, "trim", lambda *a: calls.append(a) or len(calls) < 9 and die_again(*a)
+        )
+        assert 3 == store.purge()
+        assert 1 == len(calls)
+
     def test_dead_letters_are_listed_in_pages(self, store, node):
         """Each dead letter is listed once, even if many events died in the same microsecond."""
         store.post([Entry(f"e{i:03}", "+0", "", "0|{}") for i in range(250)], "replace")

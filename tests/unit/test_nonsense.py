@@ -143,6 +143,21 @@ def test_an_invalid_reply_to_the_opening_script_raises(told, name):
         assert isinstance(outcome(CALLS[name]), StoreError)
 
 
+@pytest.mark.parametrize("now", [b"9" * 19, b"260000000000000000", b"-1", b"1e9"])
+def test_a_server_time_outside_the_calendar_raises(told, now):
+    """A schedule cannot be computed from it, and the error is not the calendar's own."""
+    told(b"new", opened=[now, *OPENED[1:]])
+    assert isinstance(outcome(CALLS["cron"]), StoreError)
+
+
+@pytest.mark.parametrize("reply", [b";7;", b"1;7;", b"111;7;"])
+def test_a_reply_to_a_post_must_tell_about_each_event(told, reply):
+    """Without its letter, an event that was kept from being stored would count as stored."""
+    told(reply)
+    items = [{"ev": {}, "id": id, "if_exists": "keep"} for id in "ab"]
+    assert isinstance(outcome(lambda s, t: t.post_many(items)), OutcomeUnknown)
+
+
 @pytest.mark.parametrize("name", ["post", "cancel", "settle", "unschedule", "every"])
 def test_an_invalid_reply_to_a_change_raises_outcome_unknown(told, name):
     """The server may have stored the post or made the change."""
