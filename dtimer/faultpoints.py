@@ -27,7 +27,7 @@ POINTS: dict[str, str] = {
     "beat.sending": "before leases are renewed",
     "reply.reading": "on the caller's thread, between sending a command and reading its reply",
     "retry.sending": "before the same operation is sent again",
-    "listener.subscribed": "on the listener's thread, after the server has confirmed it",
+    "listener.subscribed": "on the listener's thread, once the server has confirmed a subscription",
     "loop.claimer": "at each iteration of the claimer's loop",
     "loop.listener": "at each iteration of the listener's loop",
     "loop.hand": "at each batch that a handler thread takes",

@@ -118,7 +118,7 @@ class _NoticeHandler(logging.Handler):
 @contextlib.contextmanager
 def _log_shown(output: Output) -> Iterator[None]:
     """
-    Write dtimer's log records to stderr, unless the root logger has handlers.
+    Write dtimer's log from level WARNING on to stderr, unless the root logger has handlers.
 
     Python's RuntimeWarnings are hidden: they are meant for programs, not for people.
     """

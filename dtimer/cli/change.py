@@ -70,7 +70,7 @@ def peek(settings: Settings, id: str) -> int:
 @shared()
 @click.pass_obj
 def reschedule(settings: Settings, id: str, when: timedelta | Moment) -> int:
-    """Change when the waiting event ID is due, or its retry."""
+    """Change when the waiting event ID, or its retry, is due."""
     print_assumed(settings, due=when)
     with opened(settings) as timer:
         if isinstance(when, Moment):

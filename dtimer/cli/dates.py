@@ -1,5 +1,5 @@
 """
-Read moments in words, such as ``tomorrow 9:00``, with the extra dateparser, but without guesses.
+Read moments in words, such as ``tomorrow 9:00``, with the optional dateparser, but no guesses.
 
 dateparser guesses rather than refuses: it reads ``tomorrow 25:00`` as tomorrow at the current
 time, and ``march 9:00`` as today's day in March. So a text must name its hour, and is parsed

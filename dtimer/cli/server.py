@@ -99,7 +99,7 @@ def named(settings: Settings) -> str:
 @contextlib.contextmanager
 def opened(settings: Settings, id: str = "cli", **options: Any) -> Iterator[DTimer]:
     """
-    Return a timer on the chosen server, as a context; the timer leaves when the block ends.
+    Yield a timer on the chosen server; the timer leaves when the block ends.
 
     Raises:
         OptionError: an option is not valid. Raised before any I/O.
@@ -120,7 +120,7 @@ def opened(settings: Settings, id: str = "cli", **options: Any) -> Iterator[DTim
 @contextlib.contextmanager
 def opened_store(settings: Settings, timeout: float = TIMEOUT) -> Iterator[Inventory]:
     """
-    Return the store itself, as a context, for operations that a timer does not have.
+    Yield the store itself, for operations that a timer does not have.
 
     Raises:
         StoreError: no server was found.

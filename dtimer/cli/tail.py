@@ -82,7 +82,7 @@ class Follow:
         """Read the state, and print the changes. The first call prints nothing."""
         stats = self._store.stats()
         if self._totals is None:
-            # Start after the dead letters of now: no id sorts before NUL.
+            # The position before all dead letters of this moment: NUL sorts before every id.
             self._last, self._died = "\0", self._store.server_now()
             self._totals, self._paused = stats.totals, stats.paused
             return

@@ -94,7 +94,7 @@ class Outcome:
 @contextlib.contextmanager
 def private_server() -> Iterator[str]:
     """
-    Return the URL of a private embedded server, as a context; the server ends with the block.
+    Yield the URL of a private embedded server, which ends with the block.
 
     Raises:
         StoreError: no embedded server can be started.
@@ -112,7 +112,7 @@ def private_server() -> Iterator[str]:
 
 @contextlib.contextmanager
 def swept(url: str) -> Iterator[str]:
-    """Return a unique namespace, as a context; its keys are deleted at the end."""
+    """Yield a unique namespace, and delete its keys when the block ends."""
     ns = f"demo-{uuid.uuid4().hex[:8]}"
     try:
         yield ns

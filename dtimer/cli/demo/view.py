@@ -132,7 +132,7 @@ class Screen:
 
 @contextlib.contextmanager
 def opened_view(output: Output) -> Iterator[View]:
-    """Return the view that suits standard output, as a context."""
+    """Yield the view that suits standard output."""
     if output.as_json:
         yield Silent()
     elif not sys.stdout.isatty():

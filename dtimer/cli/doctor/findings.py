@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Level(enum.IntEnum):
-    """How severe a finding is. The highest level is the exit code of the command."""
+    """The severity of a finding. The highest level is the exit code of the command."""
 
     OK = 0
     WARNING = 1

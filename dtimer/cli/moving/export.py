@@ -70,7 +70,7 @@ def export(settings: Settings, file: Path | None, dead: bool, yes: bool) -> None
 
 @contextlib.contextmanager
 def _opened(file: Path | None) -> Iterator[BinaryIO]:
-    """Open the output. A file gets its name only when it is complete."""
+    """Yield the output stream. A file gets its name only when it is complete."""
     if file is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()

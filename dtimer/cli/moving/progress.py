@@ -14,7 +14,7 @@ Advance = Callable[[int], object]
 @contextlib.contextmanager
 def progress(settings: Settings, what: str, total: int | None, unit: str) -> Iterator[Advance]:
     """
-    Return, as a context, a function that advances the progress bar by a number of units.
+    Yield a function that advances the progress bar by a number of units.
 
     Args:
         settings: The settings of the command.

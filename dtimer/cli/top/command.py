@@ -47,8 +47,8 @@ def top(settings: Settings, once: bool) -> None:
 
     Shows how many events are due, in flight and dead, the nodes, and the next events.
 
-    With --json prints an object a second. The sparkline shows the events confirmed per second
-    during the last minute.
+    The sparkline shows the events confirmed per second during the last minute. With --json
+    an object is printed every second.
     """
     with opened_store(settings) as store, contextlib.suppress(KeyboardInterrupt):
         sampler = Sampler(store, settings.ns)
@@ -99,7 +99,7 @@ def _screen(settings: Settings, sampler: Sampler, frame: Frame) -> None:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Callable[[float], bool]]:
-    """Return, as a context, a function that waits up to some seconds for the key q."""
+    """Yield a function that waits for the key q, for at most the given seconds."""
     try:
         import termios
         import tty
