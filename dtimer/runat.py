@@ -1,8 +1,8 @@
 """
-`RunAt`: a scheduled queue with the interface of a stream, over `DTimer`.
+`RunAt`: a scheduled queue with the interface of a stream, built on `DTimer`.
 
-A key is leased to its reader until the reader asks for the next one. So what the original
-called *Lost Work* is cured: the key of a reader that crashed goes to another.
+A key is leased to its reader until the reader asks for the next one. If the reader crashes, the
+key is delivered to another reader. The original lost such a key, and called that *Lost Work*.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class _Puller(DTimer):
-    """A timer that asks for no more events than readers wait for."""
+    """A timer that claims no more events than there are waiting readers."""
 
     def __init__(self, queue: RunAt, id: str, pub: Any, **options: Any) -> None:
         super().__init__(id, pub, **options)
@@ -38,7 +38,7 @@ class _Puller(DTimer):
         return self._queue.wanted()
 
     def listens(self) -> bool:
-        """See `DTimer.listens`: its readers do."""
+        """See `DTimer.listens`. Always True, because readers need no listener."""
         return True
 
     def deliver(self, events: list[Event]) -> list[BaseException] | None:
@@ -53,27 +53,27 @@ class _Puller(DTimer):
 
 class RunAt(Emitter):
     """
-    A scheduled queue of keys, written to, read from, iterated and piped like a stream.
+    Queues keys until they are due, and is written, read, iterated and piped like a stream.
 
-    Keys are unique: writing one again moves it. Many consumers may share a queue, and each
-    key goes to exactly one of them, in the order of ``runAt``; keys of the same
-    millisecond in the order of their writing, up to a thousand of them. A key is leased to
-    its reader, and the lease renewed, until it is confirmed: by asking for the next key, by
-    `confirm`, or by leaving the ``with`` block without an exception. The key of a reader
-    that dies is handed to another.
+    Keys are unique: writing a key again moves it. Many consumers may share a queue. Each key is
+    delivered to exactly one of them, in the order of ``runAt``. Keys of the same millisecond
+    keep the order of their writing, up to a thousand of them. The lease of a key is renewed
+    until the key is confirmed: by reading the next key, by `confirm`, or by leaving the
+    ``with`` block without an exception. If a reader dies, its key is delivered to another.
 
-    The constructor starts nothing. Reading, or listening to ``'data'``, joins the queue.
-    Emits ``'data'`` (a key), ``'error'`` (an exception), ``'end'``.
+    The constructor starts no thread. Reading, or listening to ``'data'``, joins the queue.
+    Emits ``'data'`` (a key), ``'error'`` (an exception) and ``'end'``.
 
     Args:
-        queue_name: Consumers of the same name share its keys.
-        interval: How late a key may be when pushes are lost, in ms; otherwise it is pushed.
+        queue_name: Consumers with the same name share a queue.
+        interval: How late a key may be if pub/sub messages are lost, in ms. While they arrive,
+            keys are pushed without polling.
         redis: A client, a URL, or ``{"host": …, "port": …}``. See `DTimer`.
-        concurrency: How many keys this consumer may hold at a time, each by a thread.
-        options: Others of `DTimer`, such as ``lease``, ``max_retries`` and ``backoff``.
+        concurrency: How many keys this consumer may hold at a time, each on a thread of its own.
+        options: Other options of `DTimer`, such as ``lease``, ``max_retries`` and ``backoff``.
 
     Raises:
-        OptionError: an option, or the client, is not acceptable.
+        OptionError: an option or the client is not valid.
     """
 
     emits = listeners.STREAM
@@ -90,7 +90,7 @@ class RunAt(Emitter):
         super().__init__()
         self.after_fork()
         self._stopped = Flag()
-        # Has one item until 'end' is emitted: whoever removes that does.
+        # Has one item until 'end' is emitted. The caller that removes it emits 'end'.
         self._unsaid = [True]
         pub, options = timer_options(queue_name, interval, redis, options)
         self._timer = _Puller(
@@ -104,7 +104,7 @@ class RunAt(Emitter):
         return self._timer
 
     def after_fork(self) -> None:
-        """Begin with no reader and no key in hand, as a forked child does."""
+        """Reset the queue in a forked child: it has no readers, and holds no keys."""
         self._readers = Readers()
         self._mine = threading.local()
 
@@ -115,16 +115,16 @@ class RunAt(Emitter):
         Schedule a key.
 
         Args:
-            job: ``{"runAt": ms, "key": "x"}``, or the key.
-            run_at: When, if *job* is the key: ms since the epoch or an aware datetime. The
-                past, or none at all, is now.
+            job: ``{"runAt": ms, "key": "x"}``, or the key alone.
+            run_at: The due time if *job* is the key: ms since the epoch, or an aware datetime.
+                None or a past time means now.
 
         Returns:
-            True, as a stream does that can take more.
+            True, like a stream that accepts more.
 
         Raises:
-            OptionError: no key, a key that is no string, or a ``runAt`` that is no moment.
-            StoreError: it was not written.
+            OptionError: the key is missing or is not a string, or ``runAt`` is not a valid time.
+            StoreError: the key was not written.
         """
         if isinstance(job, Mapping):
             if unknown := sorted(map(str, set(job) - {"runAt", "key"})):
@@ -145,25 +145,25 @@ class RunAt(Emitter):
         """
         Confirm the key that this thread read before, and return the next one.
 
-        An exception that interrupts it, such as KeyboardInterrupt or one out of a signal handler,
-        takes no key along: one that has just come is released, no attempt charged.
+        If an exception interrupts the read, such as KeyboardInterrupt, no key is lost: a key that
+        has just arrived is released, no attempt charged.
 
         Args:
-            timeout: In ms; None waits until there is one.
+            timeout: The longest wait in ms; None for no limit.
 
         Returns:
-            The key; None when the time is over, or the queue was stopped.
+            The key; None if the timeout has passed, or the queue was stopped.
 
         Raises:
-            UsageError: the queue flows to a listener of ``'data'`` or through a pipe, or a signal
+            UsageError: the keys go to a listener of ``'data'`` or through a pipe, or a signal
                 handler calls this while it interrupts a `read` of the same queue.
-            StoreError: Redis is not there.
+            StoreError: Redis does not answer.
         """
         seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6
         if self.listeners("data"):
-            raise UsageError("this RunAt flows to its 'data' listeners; read from another")
+            raise UsageError("the keys of this RunAt go to its 'data' listeners; read from another")
         if getattr(self._mine, "reading", False):
-            # The interrupted read may be handed the only key, and cannot return it meanwhile.
+            # The interrupted read may receive the only key, and cannot return it meanwhile.
             raise UsageError("a signal handler cannot read while it interrupts a read")
         try:
             self._mine.reading = True
@@ -191,15 +191,15 @@ class RunAt(Emitter):
             yield key
 
     def confirm(self, key: str) -> bool:
-        """Confirm a key in hand now; False when it is not, or no longer, held here."""
+        """Confirm a key now; return False if no reader of this queue object holds it."""
         return self._readers.confirm(key)
 
     def pipe(self, target: Callable[[str], Any] | Any) -> Any:
         """
-        Have each key written to *target*, a callable or anything with ``write``; return it.
+        Pass each key to *target*, a callable or an object with ``write``; return *target*.
 
-        A key is confirmed when *target* has taken it, and handed out again when it raises.
-        Another `RunAt` makes a relay.
+        A key is confirmed when *target* returns, and retried if *target* raises. To relay keys to
+        another queue, pass its `RunAt`.
         """
         write = getattr(target, "write", None)
         if not callable(write):
@@ -214,32 +214,32 @@ class RunAt(Emitter):
             self._timer.ring()
 
     def _join(self) -> bool:
-        """Join, unless the queue was stopped, be it meanwhile."""
+        """Join; return False if the queue was stopped before or meanwhile."""
         self._timer.join()
         if self._timer.nesting.joining_here:
-            # No key would come before that thread goes on.
+            # The interrupted join continues only after the handler: no key would arrive.
             raise UsageError("a signal handler cannot read while it interrupts the joining")
         if self._stopped.is_set():
-            # The stop may have come before this join, and so have had nothing to end.
+            # A stop before this join had no node to end.
             self._timer.leave()
         return not self._stopped.is_set()
 
-    # What the timer asks
+    # Called by the timer
 
     def wanted(self) -> int:
-        """Return how many keys there are readers for."""
+        """Return how many keys the readers or listeners can take."""
         if self._stopped.is_set():
             return 0
         return 1_000 if self.listeners("data") else len(self._readers)
 
     def deliver(self, event: Event) -> list[BaseException] | None:
-        """Hand a key to a reader, and return when it is done with it."""
+        """Give a key to the listeners, or to a reader; return when they are done with it."""
         if self.listeners("data"):
             return self.emit_guarded("data", event.id)
         return self._readers.hand_over(event, self._stopped)
 
     def _finish(self, failure: BaseException | None = None) -> None:
-        """End this thread's hold on the key that it read last."""
+        """Confirm the key that this thread read last, or retry it after a *failure*."""
         # Forgotten last: an exception from a signal handler may come in between, and a key that
         # is forgotten before it is done is held for ever.
         read: Reading | None = getattr(self._mine, "read", None)
@@ -254,10 +254,10 @@ class RunAt(Emitter):
 
     def stop(self, timeout: Duration | None = None) -> None:
         """
-        Stop: iterations and reads end, what was not read is given back.
+        Stop the queue: iterations and reads end, and keys that were not read are released.
 
-        The key that the calling thread has read is confirmed; those of other threads are
-        waited for, at most *timeout*. Closes the connections that were opened here.
+        The key that the calling thread has read is confirmed. The call waits, at most *timeout*,
+        for other threads to finish theirs. Closes the connections of this object.
         """
         self._end(None, timeout)
 

@@ -1,4 +1,4 @@
-"""What happens to a whole process, and so to each of its timers: it forks, and it ends."""
+"""Handle forks and exits of the process for all its timers, and check that a node can run in it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any, NoReturn, Protocol
 
 
 class Watched(Protocol):
-    """Who wants to know."""
+    """A timer that is called when the process forks or exits."""
 
     def at_exit(self) -> None:
-        """The interpreter is about to end; threads that run still run."""
+        """Called before the interpreter exits. Running threads still run."""
 
     def after_fork(self) -> None:
-        """This is a forked child, with none of its parent's threads."""
+        """Called in a forked child, which has none of its parent's threads."""
 
 
 def why_no_node() -> str | None:
-    """Return why no node can join in this process; None where one can."""
+    """Return why no node can join in this process; None if a node can join."""
     if sys.platform == "win32":
         return (
             "dtimer's nodes do not run on Windows, where select cannot wait for a pipe;"
@@ -41,7 +41,7 @@ def _why_not_uwsgi(uwsgi: Any) -> str | None:
     if asked["worker_id"] != 0 or asked["mule_id"] or asked["i_am_the_spooler"]:
         return None
     if asked["masterpid"] or getattr(uwsgi, "numproc", 1) > 1:
-        # The workers would inherit the locks of its threads, and not the threads.
+        # The workers would inherit locks that threads of this process hold, but not the threads.
         return (
             "this process of uWSGI is about to fork its workers: join in each of them, in a"
             " function with @postfork (of uwsgidecorators), or load the application there with"
@@ -53,28 +53,28 @@ def _why_not_uwsgi(uwsgi: Any) -> str | None:
 def _why_not_patched() -> str | None:
     patched = getattr(sys.modules.get("eventlet.patcher"), "is_monkey_patched", None)
     if patched is not None and any(map(patched, ("thread", "socket", "select"))):
-        # Its greenlets stop altogether where one of them waits for a SimpleQueue.
-        return "eventlet has replaced what threads wait with: use gevent, or none"
+        # All greenlets stop while one of them waits for a SimpleQueue.
+        return "eventlet has replaced what threads wait with: use gevent, or neither"
     patched = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
     waits = ("socket", "select", "queue")
     if patched is not None and any(map(patched, waits)) and not patched("threading"):
         return (
-            "gevent has replaced sockets and not threads, so a thread that waits stops the"
-            " others: call gevent.monkey.patch_all() without thread=False, or no patch at all"
+            "gevent has replaced sockets but not threads, so a thread that waits stops all the"
+            " others: call gevent.monkey.patch_all() without thread=False, or do not patch"
         )
     return None
 
 
 def end_child(error: BaseException | None) -> NoReturn:
     """
-    End this process, which a listener has forked, now that the listener has ended.
+    End a process that a listener has forked, after the listener has ended.
 
-    It has one thread, the copy of one of the library's, with nothing to go back to: the work of
-    that thread is the parent's. As in a child of ``multiprocessing`` nothing that was registered
-    with ``atexit`` is called, because the parent has registered it.
+    The child's only thread is a copy of a thread of the node. It must not continue, because the
+    parent does that work. As in a child of ``multiprocessing``, functions registered with
+    ``atexit`` are not called, because the parent has registered them.
 
     Args:
-        error: What the listener has raised: ``SystemExit`` has the exit status.
+        error: The exception of the listener, or None. ``SystemExit`` provides the exit status.
     """
     status = 1
     try:
@@ -101,18 +101,18 @@ def _status(code: object) -> int:
 
 
 class Ending(Protocol):
-    """A life, as it is met when its timer is gone."""
+    """A joined node whose timer was dropped."""
 
     leaving: bool
 
     def stop(self, timeout: float | None) -> None:
-        """Ask for the end."""
+        """Request the end."""
 
 
 def forgotten(life: Ending, id: str) -> None:
-    """End what a timer has left behind that was dropped while joined, and say so."""
+    """End the node of a timer that was dropped while joined, and warn about it."""
     if life.leaving:
-        # By itself: a handler called leave, and nobody has waited for the end.
+        # A handler called leave, so the node ends by itself.
         return
     life.stop(0)
     warnings.warn(
@@ -124,7 +124,7 @@ _watched: weakref.WeakSet[Watched] = weakref.WeakSet()
 
 
 def watch(timer: Watched) -> None:
-    """Tell *timer* when this process forks or ends, for as long as it lives."""
+    """Call *timer* when this process forks or exits, unless the timer is gone by then."""
     _watched.add(timer)
 
 

@@ -1,4 +1,4 @@
-"""The signals that end `DTimer.run`: caught until the node has left, and then handled as before."""
+"""Catch the signals that end `DTimer.run`, and restore their handlers after the node has left."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, Protocol
 
 class Signals:
     """
-    SIGINT and SIGTERM, caught on the main thread, and on no other.
+    Catches SIGINT and SIGTERM, but only if used on the main thread.
 
-    A signal must not interrupt the end of a node: an exception out of its handler would leave
-    things half done. So the second one only hurries that on, and is handled as it was before once
-    the node has left.
+    A signal must not interrupt a node that leaves, because an exception of its handler would
+    leave the work half done. So a second signal only hurries the leave. Its previous handler is
+    called after the node has left.
 
     Args:
-        hurry: Called, by the signal's handler, when another comes while the node leaves.
+        hurry: Called by the signal handler if another signal comes while the node leaves.
     """
 
     def __init__(self, hurry: Callable[[], None]) -> None:
@@ -33,7 +33,7 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM):
-            # A shell starts a background job with SIGINT ignored: Ctrl-C is not for that.
+            # A shell starts a background job with SIGINT ignored, so that Ctrl-C does not end it.
             if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             self._before[number] = signal.signal(number, self._handle)
@@ -45,7 +45,7 @@ class Signals:
             self._hurry()
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a signal, at most so many *seconds*; return whether there was one."""
+        """Wait at most *seconds* for a signal; return False if none came."""
         try:
             self._caught.get(timeout=seconds)
         except queue.Empty:
@@ -53,13 +53,13 @@ class Signals:
         return True
 
     def leaving(self) -> None:
-        """Have the next signal, or one that has come already, hurry the node on."""
+        """Let a signal hurry the node from now on, also a signal that has come already."""
         self._leaving = True
         if not self._caught.empty():
             self._hurry()
 
     def put_back(self) -> None:
-        """Handle signals as before, and so the one that came while the node left."""
+        """Restore the previous handlers, and raise again a signal that came during the leave."""
         try:
             self._restore()
         finally:
@@ -70,33 +70,33 @@ class Signals:
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
-            # None is one that was not installed by Python, which cannot put it back.
+            # None stands for a handler that Python has not installed, and cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class Node(Protocol):
-    """What is run until a signal comes."""
+    """A node that is run until a signal comes."""
 
     @property
     def joined(self) -> bool:
-        """True while it has joined."""
+        """True while the node has joined."""
         ...
 
     def join(self) -> None:
         """Join."""
 
     def leave(self) -> None:
-        """Leave, once running handlers have ended."""
+        """Leave after running handlers have finished."""
 
     def hurry(self) -> None:
-        """Have a `leave` that waits for handlers wait no longer."""
+        """End the wait of a running `leave` for handlers."""
 
 
 def run(node: Node) -> None:
     """See `DTimer.run`."""
     signals = Signals(node.hurry)
     try:
-        # First of all, for a signal that comes while it joins.
+        # Before the join, because a signal may come during it.
         signals.catch()
         node.join()
         while node.joined and not signals.wait(0.5):

@@ -1,4 +1,4 @@
-"""What the engine asks of the store, in the name of one node."""
+"""Call the store on behalf of one node."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ from dtimer.model.claims import Answer, TurnRequest
 from dtimer.model.options import Options
 from dtimer.store.store import Store
 
-# Seconds by which a rollback may go back further than the clock of the server says.
+# Seconds added to the age of a rollback, in case it goes back further than the server's clock says.
 _SPARE = 2.0
 
 
 class Turns:
-    """The store, as the claimer of this node asks it."""
+    """
+    Passes the calls of a node's claimer to the store.
+
+    Args:
+        store: The store.
+        incarnation: The node's incarnation.
+        who: Returns the node's entry for the list of nodes.
+        options: The node's options.
+    """
 
     def __init__(
         self, store: Store, incarnation: str, who: Callable[[], str], options: Options
@@ -26,28 +34,28 @@ class Turns:
         self._options = options
         self.extend = store.renew
         self.slow = store.slow
-        # For how many seconds back schedules may be gone (None: for ever), of each rollback
-        # that nothing was done about yet.
+        # For each rollback that is not repaired yet: how many seconds back schedules may be
+        # lost. None means all of them.
         self._gone: list[float | None] = []
 
     def rolled_back(self, error: StateRollback) -> None:
-        """Have declared again, before the next turn, what was declared from here and is gone."""
+        """Before the next claim, declare again the schedules of this process that were lost."""
         since = None if error.wiped else error.since
         self._gone.append(None if since is None else (error.until - since) / 1000 + _SPARE)
 
     def ask(self, request: TurnRequest) -> Answer:
-        """See `dtimer.engine.turns.Turns`, as for all of these."""
+        """See `dtimer.engine.turns.Turns`, also for the other methods."""
         if armed:
             self._points(request)
         while self._gone:
-            # Where this fails it counts as the turn's failure, and is tried again.
+            # A failure counts as a failure of the claim, and is retried with it.
             self._store.redeclare(self._gone[0])
             self._gone.pop(0)
         return self._store.ask(self._incarnation, request, self._options.lease)
 
     @property
     def busy(self) -> bool:
-        """Whether there are schedules to be declared again first."""
+        """True if lost schedules must first be declared again."""
         return bool(self._gone)
 
     @staticmethod
@@ -59,7 +67,7 @@ class Turns:
         reached("turn.asking")
 
     def alone(self) -> bool:
-        """Tell whether no other node has joined."""
+        """Return whether no other node has joined."""
         return self._store.alone(self._incarnation)
 
     def register(self) -> None:
@@ -67,7 +75,7 @@ class Turns:
         self._store.join(self._incarnation, self._who())
 
     def supply(self, schedule: str) -> None:
-        """Bring a schedule more nominal times."""
+        """Send the server more nominal times of a schedule."""
         self._store.supply(schedule)
 
     def trim(self) -> None:

@@ -1,8 +1,8 @@
 """
-What a node looks at when it joins: is the server fit for it, and may it do what it has to.
+Check, when a node joins, the server's settings and the permissions of the Redis user.
 
-Found in the server and not in the program, so it is logged: a warning of Python's would be
-shown once and no more, and would end a program that takes its warnings for errors.
+Problems are logged, because they are faults of the server, not of the program. A Python warning
+would appear only once, and would end a program that turns warnings into errors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ log = logging.getLogger("dtimer")
 
 
 def server(store: Store) -> None:
-    """Warn of a server that will lose events, or take none."""
+    """Warn if the server may lose events or will reject posts."""
     about = store.about_server()
     policy = about.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
@@ -27,18 +27,19 @@ def server(store: Store) -> None:
             policy,
         )
     if about.get("role", "master") != "master":
-        log.warning("this Redis is a replica, which takes no posts: connect to its master")
+        log.warning("this Redis is a replica, which rejects posts: connect to its master")
     version = about.get("redis_version", "7").split(".")
     if version[0].isdigit() and [int(n) for n in version[:2] if n.isdigit()] < [6, 2]:
-        log.warning("this Redis is version %s; dtimer is made for 6.2 and later", ".".join(version))
+        log.warning("this Redis is version %s; dtimer needs 6.2 or later", ".".join(version))
 
 
 def permissions(store: Store) -> None:
     """
-    Warn of what the Redis user may not do, where a node can do without.
+    Warn about missing permissions of the Redis user that a node can do without.
 
     Raises:
-        StoreError: it cannot; the text names what is missing, and the rule that allows it.
+        StoreError: a permission that the node needs is missing. The message names it, and the
+            ACL rule that grants it.
     """
     missing = list(access.missing(store.permissions(), store.ns))
     if fatal := [m for m in missing if m.fatal]:

@@ -1,4 +1,4 @@
-"""How a joined life reaches its timer, without keeping it alive."""
+"""Let a joined node call its timer without keeping the timer alive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dtimer.model.event import Event
 
 
 class Voice(Protocol):
-    """How a life reaches the emitter, which it must not keep alive."""
+    """The calls from a node to its timer."""
 
     def handle(self, events: list[Event]) -> list[BaseException] | None:
         """Call the listeners of ``'event'``."""
@@ -20,23 +20,23 @@ class Voice(Protocol):
         ...
 
     def appetite(self) -> int:
-        """Tell how many events may be asked for now."""
+        """Return how many events the listeners can take now."""
         ...
 
     def listens(self) -> bool:
-        """Tell whether there is a listener that takes events."""
+        """Return whether there is a listener that takes events."""
         ...
 
     def let_go(self) -> bool:
-        """Close the connections of a timer that has not joined; False if there is none any more."""
+        """Close the connections of a timer that has not joined; return False if it is gone."""
         ...
 
 
 class Timer(Protocol):
-    """What there is to be reached."""
+    """The timer that a node calls."""
 
     def deliver(self, events: list[Event]) -> list[BaseException] | None:
-        """Hand events over."""
+        """Call the listeners of ``'event'``."""
         ...
 
     def announce(self, event: str, *arguments: object) -> None:
@@ -44,20 +44,20 @@ class Timer(Protocol):
         ...
 
     def appetite(self) -> int:
-        """Tell how many events may be asked for now."""
+        """Return how many events the listeners can take now."""
         ...
 
     def listens(self) -> bool:
-        """Tell whether there is a listener that takes events."""
+        """Return whether there is a listener that takes events."""
         ...
 
     def let_go(self) -> None:
-        """Close the connections, unless it has joined."""
+        """Close the connections, unless the timer has joined."""
         ...
 
 
 class WeakVoice:
-    """See `Voice`: one whose timer is gone calls nobody, and wants nothing."""
+    """Passes the calls of `Voice` to a timer, or does nothing once the timer is gone."""
 
     def __init__(self, timer: Timer) -> None:
         self._timer = weakref.ref(timer)
