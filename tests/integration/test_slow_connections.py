@@ -149,6 +149,19 @@ class TestStrict:
         assert ["b", "c"] == found
         assert ["a"] == ids(Peer(store, "other").claim(9))
 
+    def test_leaves_one_event_to_each_node_that_was_woken(self, store, node, now):
+        """The woken node must not find that a slow one has taken everything, as in any claim."""
+        other = Peer(store, "other")
+        while claims := other.claim(9):
+            for claim in claims:
+                other.confirm(claim)
+        now.tick(1_000)
+        other.turn()
+        for id in "def":
+            post(store, id)
+        assert ["d", "e"] == ids(node.claim(9, most=500, strict=True))
+        assert ["f"] == ids(other.claim(9))
+
     @pytest.mark.parametrize("hears", [True, False])
     def test_waits_between_claims_that_find_nothing(self, node, hears):
         """While no due event fits, the node claims every 50 ms and not continuously."""

@@ -67,17 +67,18 @@ local function fault_of(body, score, max_retries, holder, attempt, expires)
 end
 
 -- Return ids and scores of at most `limit` events that are due by the horizon and that have at
--- most `most` bytes.
-local function fitting(horizon, limit, most)
+-- most `most` bytes, and how many are due in all, of which `kept` are left to other nodes.
+local function fitting(horizon, limit, most, kept)
+  local left = redis.call('ZCOUNT', DUE, '-inf', horizon)
   local found, due = {}, redis.call('ZRANGEBYSCORE', DUE, '-inf', horizon, 'WITHSCORES',
     'LIMIT', '0', digits(limit + MOST_PASSED))
   for i = 1, #due, 2 do
-    if #found < 2 * limit and redis.call('HSTRLEN', BODY, due[i]) <= most then
+    if #found < 2 * math.min(limit, left - kept) and redis.call('HSTRLEN', BODY, due[i]) <= most then
       found[#found + 1] = due[i]
       found[#found + 1] = due[i + 1]
     end
   end
-  return found
+  return found, left
 end
 
 -- Set once the settlements are done: their results, and `before` of the reply.
@@ -162,7 +163,7 @@ local function take_turn()
       if strict then
         -- Events that this node cannot receive are left for other nodes, which are told about
         -- them.
-        due, left = fitting(horizon, limit, most), redis.call('ZCOUNT', DUE, '-inf', horizon)
+        due, left = fitting(horizon, limit, most, told)
         most = math.min(most, MOST_BYTES)
       end
     end
