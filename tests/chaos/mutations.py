@@ -112,8 +112,8 @@ MUTANTS = [
     _mutant(
         "an overtaken attempt releases events that are being handled",
         "store/lua/parts/again.lua",
-        "local impatient = latest and NOW > first + lease",
-        "local impatient = NOW > first + lease",
+        "if latest and not cancelled and (impatient",
+        "if not cancelled and (impatient",
         _STORE,
         _ORDERS,
     ),

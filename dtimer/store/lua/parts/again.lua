@@ -29,7 +29,7 @@ local function answer_again(done)
   -- A token is the server's time, or the previous token plus one. If a later attempt was
   -- answered, that reply may have been received, and this one must not contradict it.
   local latest = asked > tonumber(last)
-  local impatient = latest and NOW > first + lease
+  local impatient = NOW > first + lease
   -- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
   redis.call('ZREM', PROMISE, '')
   local reply, claims, back, bytes = {''}, 0, 0, 0
