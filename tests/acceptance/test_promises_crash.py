@@ -159,9 +159,9 @@ def test_heartbeats_keep_the_lease_of_a_long_handler(server, client, namespace, 
 @pytest.mark.fault("F52")
 def test_a_frozen_node_loses_its_lease(server, client, namespace, post):
     """
-    A node is frozen in a handler until its lease ends, and another node handles the event. After
-    the first node continues, its handler sees the lost lease and its confirm has no effect, even if
-    the same id has been posted again since.
+    A node is frozen in a handler until its lease ends, and another node handles the event. When the
+    first node continues, its handler sees the lost lease. Its confirm has no effect, even if the
+    same id has been posted again.
     """
     with Fleet(server.url, namespace, lease=1_000) as fleet:
         start_together(fleet, [["node-1"], ["node-2"]])

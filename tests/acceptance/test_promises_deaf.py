@@ -244,8 +244,8 @@ class TestOtherNodes:
         self, server, namespace, proxy, post, cut
     ):
         """
-        If one of two nodes has just gone deaf and no node knows of it yet, an event whose wake is
-        lost is late by at most one poll interval, on either node.
+        A node has just gone deaf, and no node knows of it yet. An event whose wake it misses is
+        late by at most one poll interval, on either of the two nodes.
         """
         with joined(server, namespace, proxy.url) as (timer, *_):
             eventually(lambda: hearing(timer))

@@ -84,8 +84,8 @@ class TestShares:
 
     def test_a_stream_is_shared(self, eight, post, client):
         """
-        If events come one after another, each of eight nodes handles its share, within 25 %,
-        because a node that claimed one goes to the tail of the roster.
+        If events come one after another, each of eight nodes handles its share, within 25 %. A node
+        that has claimed an event goes to the tail of the roster.
         """
         due = Keys.of(post.ns).due
         shares: Counter[str] = Counter()

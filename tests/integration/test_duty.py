@@ -146,8 +146,8 @@ def test_events_are_not_reserved_if_there_are_more_than_nodes(store, trio):
 @pytest.mark.parametrize("key", ["promise", "roster"])
 def test_no_event_is_reserved_for_an_unknown_node(store, client, now, key, policy):
     """
-    Names of unregistered nodes, among the expected nodes or on the roster, do not keep a lone event
-    from the node that polls, however many they are.
+    A name without a registration, among the expected nodes or on the roster, does not keep a lone
+    event from the node that polls. Even a thousand such names do not.
     """
     node = Peer(store, "node")
     node.turn()

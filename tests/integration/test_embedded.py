@@ -372,8 +372,8 @@ class TestEnd:
 
     def test_signals_do_not_end_the_supervisor(self, folder):
         """
-        Signals that a terminal or a service sends to all its processes do not end the supervisor,
-        because users that are still leaving need the server.
+        Signals to all processes of a terminal or a service do not end the supervisor, because users
+        that are still leaving need the server.
         """
         with embedded.attach(url_of(folder)) as ours:
             keeper = keeper_of(folder)
@@ -410,9 +410,9 @@ class TestKilled:
     @pytest.mark.parametrize("tie", ["tied", "leash"])
     def test_the_server_ends_with_a_killed_supervisor(self, folder, tie):
         """
-        If the supervisor is killed, the server ends too, by the kernel or by its leash, so that no
-        user is left in an unsupervised server. A user that calls renew() gets a server with the
-        same address and data.
+        If the supervisor is killed, the server ends too, by the kernel or by its leash. A server
+        without a supervisor would never end. A user that calls renew() gets a server with the same
+        address and data.
         """
         folder.mkdir(mode=0o700)
         launch = Path(embedded.__file__).with_name("launch.py")

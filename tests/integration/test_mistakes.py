@@ -359,18 +359,18 @@ def each(table):
     )
 
 
-class TestBeforeAnythingIsSent:
+class TestBeforeAnyIO:
     """Mistakes that are reported without a server; the address in these tests has none."""
 
     @each(POSTING + LISTENING + SCHEDULES + CONTROL)
-    def test_with_a_timer(self, mistake, says):
+    def test_a_wrong_call_says_what_to_write_instead(self, mistake, says):
         """The error says what was given and what to write instead."""
         with pytest.raises((OptionError, PayloadError, PayloadTooLarge)) as caught:
             mistake(DTimer("n", "redis://no.such.host.invalid"))
         assert says in str(caught.value)
 
     @each(MAKING)
-    def test_of_its_maker(self, mistake, says):
+    def test_a_wrong_option_is_named_as_the_user_knows_it(self, mistake, says):
         """The error names a wrong option by the name that the user knows, and shows no password."""
         with pytest.raises(OptionError) as caught:
             mistake()
@@ -382,7 +382,7 @@ class TestMoments:
     """A number that reads as the current time in seconds is refused, and no other number."""
 
     @pytest.mark.parametrize("at", [499_999_999, 5_000_000_001, 0, 1, -5, 1_800_000_000_000])
-    def test_other_numbers_are_moments(self, server, namespace, at):
+    def test_other_numbers_are_accepted(self, server, namespace, at):
         """
         A time in the past means now. The original library's first example writes a key for
         time 1.
@@ -392,7 +392,7 @@ class TestMoments:
         timer.leave()
 
     @pytest.mark.parametrize("at", [500_000_000, 5_000_000_000, 1_796_040_493.5])
-    def test_seconds_are_refused(self, at):
+    def test_a_time_in_seconds_is_refused(self, at):
         """
         Numbers that are times between 1985 and 2128 in seconds are refused, both limits
         included.
@@ -400,7 +400,7 @@ class TestMoments:
         with pytest.raises(OptionError, match="looks like seconds; multiply by 1000"):
             DTimer("n").post({}, at=at)
 
-    def test_a_clock_of_a_test_may_begin_anywhere(self, server, namespace):
+    def test_a_test_clock_may_start_at_any_time(self, server, namespace):
         """
         With the option ``now`` no time is refused, because a test's clock may start at any
         time.
@@ -412,7 +412,7 @@ class TestMoments:
         assert timer.reschedule("x", at=1_000_000_700)
         timer.leave()
 
-    def test_a_zone_is_a_zone(self, server, namespace):
+    def test_a_zone_info_equals_its_name(self, server, namespace):
         """A ``ZoneInfo`` and its name declare the same schedule."""
         timer = DTimer("n", server.url, ns=namespace)
         assert "new" == timer.cron("0 9 * * *", {}, id="y", tz=zoneinfo.ZoneInfo(BERLIN))
@@ -429,7 +429,7 @@ class TestListeners:
         [print, [].append, dict, max, lambda *all: None, lambda events, more=1: None],
         ids=["print", "append", "dict", "max", "any", "default"],
     )
-    def test_what_may_listen(self, f):
+    def test_a_function_that_accepts_the_argument_may_listen(self, f):
         """
         A function that accepts the argument may listen, and so may a builtin without a
         signature.
@@ -443,7 +443,7 @@ class TestHandling:
     """A handler that mistakes the list of events for one event."""
 
     @pytest.mark.parametrize("wrong", [lambda ev: ev["order"], lambda ev: ev.id])
-    def test_a_list_taken_for_an_event(self, server, namespace, wrong):
+    def test_a_handler_that_takes_the_list_for_an_event_gets_a_note(self, server, namespace, wrong):
         """The traceback ends with a note that a handler is called with a list."""
         timer = DTimer("n", server.url, ns=namespace, max_retries=0)
         died = Catch(timer, "dead")
@@ -455,7 +455,7 @@ class TestHandling:
             assert note in died.next().error
             assert [note] == errors.next().__cause__.__notes__
 
-    def test_other_lists_are_not_spoken_of(self, server, namespace):
+    def test_an_error_about_another_list_gets_no_note(self, server, namespace):
         """An error deeper in the program concerns another list and gets no note."""
 
         def deep(events):
@@ -475,7 +475,7 @@ class TestHandling:
 class TestTime:
     """A duration may be a timedelta, and a time may be an aware datetime."""
 
-    def test_the_clock_of_a_test(self):
+    def test_a_test_clock_takes_datetimes_and_timedeltas(self):
         """
         The clock for tests accepts an aware datetime and a timedelta, and refuses a naive
         datetime.
@@ -498,7 +498,7 @@ class TestConnecting:
             ("/99", "refused to open: DB index is out of range"),
         ],
     )
-    def test_what_the_server_refuses(self, tcp_server, path, says):
+    def test_a_refusal_names_host_and_port(self, tcp_server, path, says):
         """The error names host and port, because a program may use several servers."""
         password = "" if path else ":secret@"
         url = f"redis://{password}127.0.0.1:{tcp_server.port}{path}"
@@ -515,7 +515,7 @@ class TestConnecting:
             ("unix:///no/such/socket?password=secret", "unix:/no/such/socket"),
         ],
     )
-    def test_where_nobody_answers(self, url, place):
+    def test_an_unreachable_address_is_named(self, url, place):
         """If no server answers, the error names the address as dtimer understood it."""
         with pytest.raises(StoreError) as caught:
             DTimer("n", url, timeout=300).join()
@@ -526,7 +526,7 @@ class TestConnecting:
 class TestNoListener:
     """A joined node whose program has registered no listener of ``'event'``."""
 
-    def test_the_list_of_nodes_says_so(self, server, namespace, caplog):
+    def test_a_node_without_a_listener_is_logged_and_listed(self, server, namespace, caplog):
         """
         A second after the join, the log and the list of nodes say that the node has no listener.
         Without that hint it would seem that no event had been posted.
@@ -545,20 +545,22 @@ class TestNoListener:
             eventually(lambda: not timer.nodes()[0].listening)
         assert [] == timer.nodes()
 
-    def test_a_stream_that_nobody_reads_is_no_mistake(self, server, namespace):
+    def test_a_stream_without_a_waiting_reader_listens(self, server, namespace):
         """A queue that a reader has joined counts as listening, even while no reader waits."""
         with RunAt(namespace, redis=server.url) as queue:
             assert queue.read(timeout=0) is None
             assert queue.timer.health().listening
 
-    def test_a_node_that_has_left_is_not_brought_back(self, server, namespace):
+    def test_a_late_description_does_not_register_a_node_that_left(self, server, namespace):
         """If a node describes itself after it has left, it is not registered again."""
         timer = DTimer("gone", server.url, ns=namespace)
         timer._store.describe("incarnation", "{}")
         assert [] == timer.nodes()
         timer.leave()
 
-    def test_the_command_line_shows_it(self, server, namespace, monkeypatch, capsys):
+    def test_the_command_line_shows_the_missing_listener(
+        self, server, namespace, monkeypatch, capsys
+    ):
         """``dtimer nodes`` and ``dtimer top`` show that a node has no listener."""
         dtimer = runner(server, namespace, monkeypatch, capsys)
         timer = DTimer("lonely", server.url, ns=namespace)

@@ -70,7 +70,7 @@ def days(node, now, many=3):
 
 
 @pytest.mark.parametrize("laws", [(3, 4), (4, 3)])
-def test_all_nominal_times_follow_the_new_law(store, node, now, law, laws):
+def test_all_nominal_times_follow_the_new_table(store, node, now, law, laws):
     """The pending occurrence moves, and later ones follow. No occurrence is lost or doubled."""
     old, new = laws
     law(old)
@@ -82,7 +82,7 @@ def test_all_nominal_times_follow_the_new_law(store, node, now, law, laws):
     assert [day * 24 + 9 - new for day in range(15)] == days(node, now, 15)
 
 
-def test_the_same_law_changes_nothing(store, now, law, client):
+def test_an_unchanged_table_changes_nothing(store, now, law, client):
     """
     A process that starts later computes later times. The times that both know are equal, so the
     declaration changes nothing.
@@ -98,7 +98,7 @@ def test_the_same_law_changes_nothing(store, now, law, client):
 
 @pytest.mark.parametrize("cron", ["30 2 * * *", "*/20 * * * *", "0 */3 * * *", "15 1,2 * * sun"])
 @pytest.mark.parametrize("change", [1_805_007_600, 1_825_567_200], ids=["spring", "autumn"])
-def test_a_change_of_the_clock_is_no_change_of_the_law(store, node, now, cron, change):
+def test_a_daylight_saving_change_is_not_a_new_table(store, node, now, cron, change):
     """The same table gives the same times from any moment, even around a daylight saving change."""
     beat = define(
         "nine", cron=cron, tz="America/New_York", start=None, end=None, count=None, jitter=0,
@@ -116,7 +116,7 @@ def test_a_change_of_the_clock_is_no_change_of_the_law(store, node, now, cron, c
         assert "same" == store.declare(beat)
 
 
-def test_an_occurrence_that_came_by_the_old_law_does_not_come_again(store, node, now, law):
+def test_an_occurrence_that_came_by_the_old_table_does_not_come_again(store, node, now, law):
     """
     Today's occurrence came at five. By the new table it would be due at six, and it does not come
     again.
@@ -130,7 +130,7 @@ def test_an_occurrence_that_came_by_the_old_law_does_not_come_again(store, node,
     assert [24 + 6, 48 + 6] == days(node, now)
 
 
-def test_an_occurrence_that_is_due_stays(store, node, now, law):
+def test_a_due_occurrence_stays(store, node, now, law):
     """
     An occurrence that is due and not claimed yet is delivered once, and not again an hour
     later.
@@ -143,7 +143,7 @@ def test_an_occurrence_that_is_due_stays(store, node, now, law):
     assert [5, 24 + 6, 48 + 6] == days(node, now)
 
 
-def test_an_occurrence_whose_new_time_is_over_comes_by_the_old_one(store, node, now, law):
+def test_an_occurrence_whose_new_time_is_past_comes_at_the_old_time(store, node, now, law):
     """If the table changes between the new and the old time, the occurrence is not lost."""
     law(3)
     declare(store)
@@ -155,7 +155,7 @@ def test_an_occurrence_whose_new_time_is_over_comes_by_the_old_one(store, node, 
 
 
 @pytest.mark.parametrize("laws", [(3, 4), (4, 3)])
-def test_a_user_who_moved_the_pending_one_is_right(store, node, now, law, laws):
+def test_a_rescheduled_occurrence_stays_where_the_user_put_it(store, node, now, law, laws):
     """A pending occurrence that the user rescheduled keeps its time, and counts as that day's."""
     old, new = laws
     law(old)
@@ -174,7 +174,10 @@ def test_a_user_who_moved_the_pending_one_is_right(store, node, now, law, laws):
     ids=["came by the old law", "comes by the old law", "was moved by the user"],
 )
 def test_the_same_table_declared_twice_changes_nothing(store, node, now, law, case):
-    """The declared times include one that the first declaration has dropped."""
+    """
+    A pending occurrence that is delayed by jitter counts as pending at its scheduled time, so it
+    moves.
+    """
     laws, hours, claims, move = case
     law(laws[0])
     declare(store)
@@ -191,7 +194,7 @@ def test_the_same_table_declared_twice_changes_nothing(store, node, now, law, ca
     assert before == due(store)
 
 
-def test_with_jitter(store, now, law):
+def test_a_jittered_occurrence_moves(store, now, law):
     """
     A pending occurrence that is delayed by jitter counts as one at its scheduled time, and
     moves.
@@ -205,7 +208,7 @@ def test_with_jitter(store, now, law):
     assert 5 <= hours <= 5 + 1 / 6
 
 
-def test_while_it_is_paused(store, law):
+def test_a_paused_schedule_follows_the_new_table_when_resumed(store, law):
     """
     A paused schedule has no pending occurrence. After it is resumed, it follows the new
     table.
@@ -220,7 +223,7 @@ def test_while_it_is_paused(store, law):
     assert [5] == due(store)
 
 
-def test_a_limited_number_stays_limited(store, node, now, law):
+def test_a_limited_count_stays_the_same(store, node, now, law):
     """A new table neither adds nor removes an occurrence of a limited number."""
     law(3)
     declare(store, count=2)
@@ -229,7 +232,7 @@ def test_a_limited_number_stays_limited(store, node, now, law):
     assert [5, 24 + 5] == days(node, now, 5)
 
 
-def test_two_laws_in_turn(store, node, now, law):
+def test_the_last_of_alternating_declarations_applies(store, node, now, law):
     """If only some processes have the new table, the last declaration applies."""
     law(3)
     declare(store)

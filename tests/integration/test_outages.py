@@ -69,7 +69,7 @@ class TestServerGone:
     """The server is killed or loses its data."""
 
     @pytest.mark.fault("F19")
-    def test_killed_and_restarted(self, node, own):
+    def test_a_node_recovers_from_a_restart_of_the_server(self, node, own):
         """
         A killed server is reported once, by 'disconnected' and one 'error'. Soon after the restart
         the node is connected again, and acknowledged events are delivered.
@@ -105,7 +105,7 @@ class TestServerGone:
         assert back.empty()
 
     @pytest.mark.fault("F19")
-    def test_killed_while_a_handler_runs(self, node, own):
+    def test_a_handler_that_runs_through_an_outage_is_confirmed(self, node, own):
         """
         A handler that runs during an outage keeps its event if the lease has not ended. Its return
         is recorded after the restart.
@@ -126,7 +126,7 @@ class TestServerGone:
             assert 1 == node.stats().totals["confirmed"]
 
     @pytest.mark.fault("F09")
-    def test_leaving_without_a_server(self, node, own):
+    def test_leave_without_a_server_returns(self, node, own):
         """If the server is gone, leave() still returns within a bounded time."""
         node.on("error", lambda _: None)
         node.on("event", lambda _: None)
@@ -143,7 +143,7 @@ class TestServerGone:
             client.flushall()
 
     @pytest.mark.fault("F21")
-    def test_flushed_under_a_handler(self, node, asked):
+    def test_an_event_flushed_while_its_handler_runs_is_a_lost_lease(self, node, asked):
         """
         If an event is lost while its handler runs, a lost lease is reported. The handler's work is
         not recorded.
@@ -176,11 +176,11 @@ def _count(thing, name):
     return made
 
 
-class TestWay:
+class TestNetwork:
     """The server works, and the network to it does not."""
 
     @pytest.mark.fault("F12")
-    def test_black_hole(self, make, proxy):
+    def test_a_node_in_a_black_hole_notices_and_can_leave(self, make, proxy):
         """
         A node whose connections get no answer notices within its timeout, and its leave() returns
         within a bounded time. Another node gets its event when the lease has ended.
@@ -214,7 +214,7 @@ class TestWay:
         other._store.leave(incarnation)
 
     @pytest.mark.fault("F01")
-    def test_a_lost_reply_is_no_deafness(self, make, proxy, server):
+    def test_a_lost_reply_does_not_cost_the_subscription(self, make, proxy, server):
         """
         An echo is published with a claim. If the reply to that claim is lost, the echo still
         arrived, so the node must not replace its subscription.
@@ -257,7 +257,7 @@ def _hold_for_echo(timer, proxy, turns):
     assert turns
 
 
-def test_an_event_is_buried_while_memory_is_full(node, own, asked):
+def test_burying_an_event_out_of_memory_is_not_an_outage(node, own, asked):
     """A node can bury an event while Redis is out of memory, and reports no outage."""
     said, dead = [], Catch(node, "dead")
     node.on("disconnected", said.append)

@@ -126,7 +126,7 @@ def test_bad_arguments_are_refused_before_any_io(nowhere, call):
         call(nowhere)
 
 
-def test_coroutines_are_no_handlers(nowhere):
+def test_a_coroutine_function_is_refused_as_a_handler(nowhere):
     """An async function is refused, because it would never be awaited."""
 
     async def handler(events):
@@ -137,7 +137,7 @@ def test_coroutines_are_no_handlers(nowhere):
 
 
 @pytest.mark.fault("F56")
-def test_when(timer, clock):
+def test_delays_and_times_become_due_times(timer, clock):
     """A delay counts from now, a time is taken as given, and a time in the past means now."""
     now = clock()
     moment = datetime.fromtimestamp(now / 1000 + 60, UTC)
@@ -152,13 +152,13 @@ def test_when(timer, clock):
     assert now == timer.peek(timer.post({}, at=5)).due
 
 
-def test_ids_are_made(timer):
+def test_generated_ids_are_distinct_and_ascend(timer):
     """Generated ids are distinct, and ascend in the order of the posts."""
     ids = [timer.post({}, 60_000) for _ in range(100)]
     assert sorted(set(ids)) == ids
 
 
-def test_a_minted_id_that_is_taken_is_made_anew(timer, monkeypatch):
+def test_a_generated_id_that_is_taken_is_replaced(timer, monkeypatch):
     """If two generators produce the same id, neither event is lost."""
     first = timer.post({"n": 1}, 60_000)
     again = iter([first, first, "another"])
@@ -171,7 +171,7 @@ def test_a_minted_id_that_is_taken_is_made_anew(timer, monkeypatch):
     ("policy", "gives_up"),
     [("replace", True), ("latest", True), ("earliest", True), ("keep", False), ("error", False)],
 )
-def test_what_is_in_hand_is_given_up_only_for_what_replaces_it(
+def test_a_post_gives_up_a_claimed_event_only_if_it_replaces_it(
     timer, monkeypatch, policy, gives_up
 ):
     """A post that does not replace an event does not make this process release it."""
@@ -181,7 +181,7 @@ def test_what_is_in_hand_is_given_up_only_for_what_replaces_it(
     assert ([False, True] if gives_up else []) == told
 
 
-def test_says_whether_it_was_stored(timer):
+def test_stored_says_whether_the_post_was_stored(timer):
     """A post that keeps an existing event is not delivered, and only `.stored` shows it."""
     first = timer.post({"n": 1}, 60_000, id="tea", if_exists="keep")
     second = timer.post({"n": 2}, 60_000, id="tea", if_exists="keep")
@@ -192,7 +192,7 @@ def test_says_whether_it_was_stored(timer):
 
 
 @pytest.mark.parametrize(("policy", "stored"), [("earliest", False), ("latest", True)])
-def test_says_whether_its_due_time_won(timer, policy, stored):
+def test_stored_says_whether_the_due_time_won(timer, policy, stored):
     """
     A post whose due time lost to that of a pending event is not stored, and `.stored` is
     False.
@@ -201,7 +201,7 @@ def test_says_whether_its_due_time_won(timer, policy, stored):
     assert stored is timer.post({"n": 2}, 90_000, id="tea", if_exists=policy).stored
 
 
-def test_many_say_which_were_stored(timer):
+def test_post_many_says_which_were_stored(timer):
     """`post_many` returns `.stored` for each event, in the order of the items."""
     timer.post({}, 60_000, id="b")
     keep = {"ev": {}, "delay": 60_000, "if_exists": "keep"}
@@ -210,13 +210,13 @@ def test_many_say_which_were_stored(timer):
     assert {EventId} == set(map(type, ids))
 
 
-def test_in_a_pipe_it_is_not_known_yet(timer, client):
+def test_stored_is_unknown_in_a_pipeline(timer, client):
     """Until the caller executes the pipeline the result is unknown, so `.stored` is None."""
     with client.pipeline(transaction=True) as pipe:
         assert timer.post({}, 60_000, id="tea", if_exists="keep", pipe=pipe).stored is None
 
 
-def test_error_if_exists(timer):
+def test_error_if_a_pending_id_exists(timer):
     """With if_exists="error" a pending id raises an error that names it."""
     timer.post({"n": 1}, 60_000, id="tea")
     with pytest.raises(EventExists) as caught:
@@ -225,7 +225,7 @@ def test_error_if_exists(timer):
     assert {"n": 1} == timer.peek("tea").event
 
 
-def test_many(timer, client, namespace):
+def test_post_many_takes_few_round_trips(timer, client, namespace):
     """Thousands of events take a few round trips, and their ids are returned in order."""
     before = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
     ids = timer.post_many(({"i": i}, 60_000 + i) for i in range(3_000))
@@ -235,7 +235,7 @@ def test_many(timer, client, namespace):
     assert after - before <= 12
 
 
-def test_many_reads_as_it_goes(timer, client):
+def test_post_many_reads_its_items_lazily(timer, client):
     """An endless iterable is posted in chunks and never held as a whole."""
     taken = []
 
@@ -253,7 +253,7 @@ def test_many_reads_as_it_goes(timer, client):
     assert timer.stats().scheduled <= 2_000
 
 
-def test_many_with_and_without_ids_in_turn(timer, calls):
+def test_post_many_groups_items_with_and_without_ids(timer, calls):
     """
     A mix takes one call for each policy and not one for each item. The ids are returned in the
     order of the items.
@@ -272,7 +272,7 @@ def test_many_with_and_without_ids_in_turn(timer, calls):
     assert all(timer.peek(id) for id in ids)
 
 
-def test_many_of_several_policies(timer, calls):
+def test_post_many_makes_one_call_for_each_policy(timer, calls):
     """Each policy takes one call, and each id says whether its item was stored."""
     for id in "ab":
         timer.post({}, 60_000, id=id)
@@ -289,7 +289,7 @@ def test_many_of_several_policies(timer, calls):
     assert [False, True, True, True, True] == [id.stored for id in ids]
 
 
-def test_many_of_one_id_by_several_policies(timer):
+def test_post_many_keeps_the_order_of_one_id_with_several_policies(timer):
     """
     Items with the same id are posted in their order, even if items with other policies lie
     between.
@@ -307,7 +307,7 @@ def test_many_of_one_id_by_several_policies(timer):
     assert {"n": 4} == timer.peek("other").event
 
 
-def test_the_first_of_an_endless_mix_is_posted(timer):
+def test_post_many_posts_a_rare_policy_without_delay(timer):
     """An item with a rare policy is posted with the other items and does not wait for the end."""
 
     def items():
@@ -322,7 +322,7 @@ def test_the_first_of_an_endless_mix_is_posted(timer):
         timer.post_many(items())
 
 
-def test_many_with_one_id_twice(timer):
+def test_post_many_applies_each_items_own_policy(timer):
     """Items with the same id are posted one after another, each by its own policy."""
     timer.post_many(
         [
@@ -354,7 +354,7 @@ def test_a_pipeline_carries_a_script_once(timer, client, transaction):
     assert 12 == timer.stats().scheduled
 
 
-def test_a_pipeline_that_watches_carries_the_script_when_it_is_needed(timer, client):
+def test_a_watching_pipeline_carries_the_script_when_needed(timer, client):
     """
     After WATCH a post is executed at once and not queued, so the post after MULTI sends the
     text.
@@ -371,7 +371,7 @@ def test_a_pipeline_that_watches_carries_the_script_when_it_is_needed(timer, cli
 
 
 @pytest.mark.parametrize("transaction", [True, False], ids=["multi", "pipeline"])
-def test_in_a_pipeline(timer, client, namespace, transaction):
+def test_a_post_in_a_pipeline_is_stored_when_it_is_executed(timer, client, namespace, transaction):
     """A post in the caller's pipeline is stored when the pipeline is executed, and not before."""
     with client.pipeline(transaction=transaction) as pipe:
         pipe.set(f"dtimer:{{{namespace}}}:users-own", "1")
@@ -381,7 +381,7 @@ def test_in_a_pipeline(timer, client, namespace, transaction):
     assert {"n": 1} == timer.peek(id).event
 
 
-def test_what_a_pipeline_replies(timer, client):
+def test_the_pipeline_replies_say_what_each_post_did(timer, client):
     """
     Each post's reply says whether it was stored, kept, or refused because the id is pending. A
     refusal is not an error in a pipeline.
@@ -395,7 +395,7 @@ def test_what_a_pipeline_replies(timer, client):
     assert {"n": 1} == timer.peek("tea").event
 
 
-def test_in_a_pipeline_after_a_script_flush(timer, client):
+def test_a_script_flush_does_not_break_a_transaction(timer, client):
     """A transaction works even if the server has forgotten all scripts."""
     load("post")
     load("mint")
@@ -408,7 +408,7 @@ def test_in_a_pipeline_after_a_script_flush(timer, client):
     assert State.SCHEDULED is timer.peek("tea").state
 
 
-def test_in_a_pipeline_that_is_dropped(timer, client):
+def test_a_dropped_pipeline_posts_nothing(timer, client):
     """A pipeline that is never executed posts nothing."""
     with client.pipeline(transaction=True) as pipe:
         id = timer.post({}, 60_000, pipe=pipe)
@@ -416,7 +416,7 @@ def test_in_a_pipeline_that_is_dropped(timer, client):
     assert timer.peek(id) is None
 
 
-def test_upcoming_in_milliseconds(timer):
+def test_upcoming_is_limited_by_offset_duration_and_limit(timer):
     """Offset, duration and limit select the listed events."""
     for ms in (100, 200, 300, 400):
         timer.post({}, ms, id=str(ms))

@@ -100,7 +100,7 @@ class TestWriting:
         clock.tick(560)
         assert ["first", "middle", "last"] == [queue.read(SOON) for _ in range(3)]
 
-    def test_never_early(self, make, clock):
+    def test_a_key_is_never_read_early(self, make, clock):
         """A key is not read one millisecond before its time, and is read at its time."""
         queue = make(now=clock)
         queue.write("tea", clock() + 5_000)

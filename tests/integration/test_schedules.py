@@ -83,7 +83,7 @@ class TestChain:
         assert ("beat", START + SECOND, 0) == (claim.schedule, claim.nominal_us, claim.missed)
         assert (b'{"cup":1}', 7, 1) == (claim.payload, claim.max_retries, claim.attempt)
 
-    def test_never_early(self, store, node, now):
+    def test_an_occurrence_is_never_claimed_early(self, store, node, now):
         """An occurrence cannot be claimed one microsecond before its nominal time."""
         declare(store)
         now.tick(999.999)
@@ -303,7 +303,7 @@ class TestDeclaring:
         self, store, node, now, back
     ):
         """
-        If a cron schedule is changed after the server's clock was set back, by any amount, it
+        A cron schedule may be changed after the server's clock was set back, by any amount. It
         continues after the occurrences that were delivered, and repeats none.
         """
         declare(store, cron="* * * * * *")

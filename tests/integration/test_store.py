@@ -18,7 +18,7 @@ from dtimer.store.store import Entry, Store
 class TestClaim:
     """Which events are claimed, when, and for how long."""
 
-    def test_never_early(self, store, node, now):
+    def test_an_event_is_never_claimed_early(self, store, node, now):
         """An event can be claimed at its due time and not one microsecond earlier."""
         post(store, "tea", 5_000)
         now.tick(4_999.999)
@@ -399,7 +399,7 @@ class TestLostReplies:
     @pytest.mark.parametrize("steps", [(3600,), (-3600,), (-60,), (-3600, 3600), (3600, -3600)])
     def test_results_are_remembered_over_a_step_of_the_clock(self, store, node, now, steps):
         """
-        If the clock is stepped back, ahead, or both before a call is sent again, the call still
+        The clock may be stepped back, ahead, or both before a call is sent again. The call still
         acts once, even if other nodes are active meanwhile.
         """
         verb, entry = Store._posting([Entry("tea", "+0", "", "3|{}")], "mint")
@@ -698,7 +698,7 @@ class TestControl:
         assert store.pause(on=False)
         assert ["b"] == [c.id for c in node.claim()]
 
-    def test_revive(self, store, node, now):
+    def test_a_revived_dead_letter_is_due_with_all_its_retries(self, store, node, now):
         """A revived dead letter is due now, with all its retries and without its expiry."""
         post(store, "tea", max_retries=0, expires="+1000000", payload='{"cup":1}')
         node.fail(node.claim()[0])
@@ -721,7 +721,10 @@ class TestControl:
         assert 3 == store.trim(0, -1)
 
     def test_purge_ends_although_events_die_meanwhile(self, store, node, monkeypatch):
-        """It drops as many letters as there were at first. A failing handler does not hold it."""
+        """
+        A purge drops as many letters as there were at first, so a handler that keeps failing cannot
+        prolong it.
+        """
         trim, calls = store.trim, itertools.count()
 
         def die_again(*arguments):
