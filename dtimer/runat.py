@@ -155,8 +155,8 @@ class RunAt(Emitter):
             The key; None if the timeout has passed, or the queue was stopped.
 
         Raises:
-            UsageError: the keys go to a listener of ``'data'`` or through a pipe, or a signal
-                handler calls this while it interrupts a `read` of the same queue.
+            UsageError: the keys go to a listener of ``'data'`` or to a pipe, or a signal handler
+                calls this while it interrupts a `read` of the queue.
             StoreError: Redis does not answer.
         """
         seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6

@@ -207,8 +207,8 @@ class Claimer(Service):
         """
         Receive the reply that is under way, or else claim.
 
-        Claim once more after a reply that was under way, if the caller needs a *fresh* claim or
-        if that reply demands another claim at once.
+        After a reply that was under way, claim once more if the caller needs a *fresh* claim, or
+        if the reply calls for another one at once.
         """
         early = self._exchange.under_way or self._unread is not None
         nap = self._take_turn(claiming)

@@ -174,8 +174,8 @@ class Dispatcher(Hands):
 
     def take_settlements(self) -> list[Settlement]:
         """See `Book.take_settlements`."""
-        # Cleared before the settlements are taken: a release that a handler thread adds from here
-        # on may be left to the next claim, and must keep the mark that the thread sets.
+        # Clear the mark before taking the settlements. A handler thread may now add a release and
+        # set the mark again. If the next claim carries that release, it must find the mark.
         calling_back, self._calling_back = self._calling_back, False
         taken = super().take_settlements()
         if self._left_over and calling_back:

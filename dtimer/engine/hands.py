@@ -240,7 +240,8 @@ class Hands(Book):
         """Reserve the settling of *batch*; return the leases that this call has to settle."""
         taken = [hold for hold in batch if hold.take(verdict)]
         if len(taken) < len(batch):
-            # A confirm that fails later settles nothing. Renewed, these leases would never end.
+            # If the other party fails later, no party settles these leases. They must expire, so
+            # the heartbeat must not renew them.
             self._forget([hold for hold in batch if hold.forsaken])
         return taken
 

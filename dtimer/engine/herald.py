@@ -61,7 +61,7 @@ class Herald(Service):
         while later := self._later[:]:
             left = later[0][0] - time.monotonic()
             if left <= 0:
-                # Another thread may just have replaced the call: then the new one waits its time.
+                # Fails if another thread has just replaced the call. Then wait for the new one.
                 with contextlib.suppress(ValueError):
                     self._later.remove(later[0])
                     later[0][1]()

@@ -102,7 +102,7 @@ class Hold:
         self.superseded = False
         #: False once the handler has returned without settling the event (``auto_confirm=False``).
         self.running = True
-        #: True once a handler thread has left the settling to a caller that did not end it in time.
+        #: True if this node gave up waiting for another party that was settling the lease.
         self.forsaken = False
         self._options = options
         self._ledger = ledger
@@ -166,8 +166,8 @@ class Hold:
             if by.thread in (None, threading.get_ident()):
                 return False
             # The wait has a limit: the other thread may be interrupted by a signal handler that
-            # waits for this thread. If no party settles the lease, it expires. It also expires if
-            # an exception interrupted a failed settling, so that its entry has stayed.
+            # waits for this thread. If no party settles the lease, it expires. That also holds
+            # if an exception interrupted a failed settling before its entry was removed.
             over = by.over.wait(self._patience)
             if not over or (self._end.get("by") is by and by.thread is not None):
                 self.forsaken = True

@@ -7,8 +7,8 @@ Rule 2: a subscription is trusted only while it is proven to work. A half-open s
 an error, so a claim now and then asks the server for an echo. An echo that arrives in time proves
 the whole path. If none arrives, the node is deaf, and the listener subscribes again.
 
-Rule 3: the listener rings the bell when a subscription ends, because the server may be down, and
-after each new subscription, because wakes may have been missed before it.
+Rule 3: the listener rings the bell when a subscription ends, because the server may be down. It
+also rings after each new subscription, because wakes may have been missed before it.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Pace:
             sent: When the request was sent, on the monotonic clock.
         """
         # Read this clock first. If the process is suspended between the two reads, the interval
-        # only gets wider, which may hide a small jump but reports none that did not happen.
+        # gets wider. That may hide a small jump, but cannot report a false one.
         came = lasting()
         took = time.monotonic() - sent
         before, self._before = self._before, (came - took, came, told)

@@ -21,7 +21,7 @@ _LOOK = 1.0
 
 
 class Returned(DTimerError):
-    """A reader left by an exception, or its thread ended: its key is delivered again."""
+    """The reader of a key left with an exception, or its thread ended. The key is retried."""
 
 
 class Reading:
@@ -100,8 +100,8 @@ class Readers:
             reading.event = event
             self._held[event.id] = reading
             if stopped.is_set():
-                # A stop in between has not seen this key. It may run in a signal handler that
-                # interrupts the reader, and then both would wait for each other.
+                # A stop between the two checks has not seen this key. If it runs in a signal
+                # handler that interrupts the reader, both would wait for each other.
                 self._forget(event.id, reading)
                 reading.event = None
         reading.arrived.set()
