@@ -66,9 +66,9 @@ class Fleet:
         if sys.platform == "linux":
             fcntl.fcntl(self._writer, fcntl.F_SETPIPE_SZ, 1 << 20)
         self._rest = b""
-        self._heard: deque[Report] = deque()
+        self._reports: deque[Report] = deque()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the fleet
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the fleet
         #: All reports so far, in order.
         self.log: list[Report] = []
 
@@ -97,7 +97,7 @@ class Fleet:
         process = subprocess.Popen(
             [sys.executable, "-W", "error", node.__file__, json.dumps(setting)],
             stdin=subprocess.PIPE,
-            stderr=self._complaints,
+            stderr=self._errors,
             pass_fds=[self._writer],
             # Import the package that this test imported, not an installed one.
             env=os.environ | {"PYTHONPATH": str(Path(dtimer.__file__).parents[1])},
@@ -157,13 +157,13 @@ class Fleet:
         """
         deadline = time.monotonic() + patience
         while True:
-            for report in self._heard:
+            for report in self._reports:
                 if report.what == what and all(
                     getattr(report, name) == value for name, value in match.items()
                 ):
-                    self._heard.remove(report)
+                    self._reports.remove(report)
                     return report
-            self._hear(what, deadline)
+            self._wait_readable(what, deadline)
 
     def wait(self, what: str, count: int, *, patience: float = PATIENCE) -> list[Report]:
         """Take *count* reports of kind *what*, waiting up to *patience* seconds for each."""
@@ -174,7 +174,7 @@ class Fleet:
         self._read()
         return [report for report in self.log if report.what == what]
 
-    def _hear(self, what: str, deadline: float) -> None:
+    def _wait_readable(self, what: str, deadline: float) -> None:
         left = max(0.0, deadline - time.monotonic())
         ready, _, _ = select.select([self._reader], [], [], left)
         assert ready or time.monotonic() < deadline, f"no {what!r}; {self._state()}"
@@ -185,7 +185,7 @@ class Fleet:
             while data := os.read(self._reader, 1 << 16):
                 *lines, self._rest = (self._rest + data).split(b"\n")
                 reports = [_read_report(line) for line in lines]
-                self._heard.extend(reports)
+                self._reports.extend(reports)
                 self.log.extend(reports)
 
     def _state(self) -> str:
@@ -194,8 +194,8 @@ class Fleet:
         return f"dead: {dead}; last reports: {said}; stderr: {self._stderr()}"
 
     def _stderr(self) -> str:
-        self._complaints.seek(0)
-        return self._complaints.read().decode(errors="replace")[-3000:]
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace")[-3000:]
 
     # -------------------------------------------------------------------------------- the end
 
@@ -206,7 +206,7 @@ class Fleet:
             self._gone(process)
         for end in (self._reader, self._writer):
             os.close(end)
-        self._complaints.close()
+        self._errors.close()
 
     def __enter__(self) -> Self:
         return self

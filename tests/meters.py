@@ -37,8 +37,8 @@ class Meter:
     def __init__(self, server: Running, ns: str) -> None:
         self._client = server.client()
         self._prefix = Keys.of(ns).due[:-3]
-        self._ear = self._client.pubsub()
-        self._ear.psubscribe(f"{self._prefix}*")
+        self._pubsub = self._client.pubsub()
+        self._pubsub.psubscribe(f"{self._prefix}*")
         self._message()
         self._last = self._stats()
         self._since = self._now()
@@ -47,7 +47,7 @@ class Meter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ear.close()
+        self._pubsub.close()
         self._client.close()
 
     def read(self) -> Count:
@@ -82,7 +82,7 @@ class Meter:
         return {names[n]: stats[n]["calls"] for n in stats if names[n] not in ours}
 
     def _message(self) -> Any:
-        message = self._ear.get_message(timeout=PATIENCE)
+        message = self._pubsub.get_message(timeout=PATIENCE)
         assert message, "nothing was heard"
         return message
 

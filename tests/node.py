@@ -32,29 +32,29 @@ from dtimer import DTimer
 from dtimer.model.event import Event
 
 
-class Mouth:
-    """The pipe on which the nodes of this process report."""
+class Reporter:
+    """The pipe to which the nodes of this process write their reports."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
-    def say(self, node: str, what: str, **more: Any) -> None:
-        """Report, in one write."""
+    def report(self, node: str, what: str, **more: Any) -> None:
+        """Write a report, in one call."""
         line = json.dumps({"node": node, "what": what, "pid": os.getpid()} | more) + "\n"
         # A pipe may mix a longer line with lines of other processes.
         assert len(line) <= select.PIPE_BUF, line
         os.write(self._descriptor, line.encode())
 
 
-def live(
-    name: str, setting: dict[str, Any], mouth: Mouth, going_on: queue.SimpleQueue[None]
+def make_node(
+    name: str, setting: dict[str, Any], reporter: Reporter, permits: queue.SimpleQueue[None]
 ) -> DTimer:
     """Make the node *name* as the setting says; join, if the setting says so."""
     timer = DTimer(name, setting["pub"], setting["sub"], **setting["options"])
 
     def handle(events: list[Event]) -> None:
         for ev in events:
-            mouth.say(
+            reporter.report(
                 name,
                 "start",
                 id=ev.id,
@@ -70,37 +70,39 @@ def live(
             if "take" in ev:
                 threading.Event().wait(ev["take"] / 1000)
             if ev.attempt <= ev.get("hold", 0):
-                going_on.get()
+                permits.get()
             if ev.attempt <= ev.get("fail", 0):
                 raise RuntimeError("as the payload says")
             if not ev.get("brief"):
-                mouth.say(name, "end", id=ev.id, attempt=ev.attempt, lost=ev.lease_lost)
+                reporter.report(name, "end", id=ev.id, attempt=ev.attempt, lost=ev.lease_lost)
 
-    timer.on("error", lambda e: mouth.say(name, "error", text=f"{type(e).__name__}: {e}"[:300]))
+    timer.on(
+        "error", lambda e: reporter.report(name, "error", text=f"{type(e).__name__}: {e}"[:300])
+    )
     if setting["join"]:
         timer.on("event", handle)
         timer.join()
-        mouth.say(name, "joined")
+        reporter.report(name, "joined")
     return timer
 
 
-def obey(
+def execute(
     order: dict[str, Any],
     timers: Sequence[DTimer],
-    mouth: Mouth,
-    going_on: queue.SimpleQueue[None],
+    reporter: Reporter,
+    permits: queue.SimpleQueue[None],
 ) -> None:
     """Carry out one order."""
     if order["do"] == "go on":
         for _ in range(order["times"]):
-            going_on.put(None)
+            permits.put(None)
     elif order["do"] == "post":
-        mouth.say(timers[0].id, "posted", ids=timers[0].post_many(order["items"]))
+        reporter.report(timers[0].id, "posted", ids=timers[0].post_many(order["items"]))
     elif order["do"] == "health":
         for timer in timers:
-            mouth.say(timer.id, "health", **asdict(timer.health()))
+            reporter.report(timer.id, "health", **asdict(timer.health()))
     elif order["do"] == "cpu":
-        mouth.say(timers[0].id, "cpu", seconds=time.process_time())
+        reporter.report(timers[0].id, "cpu", seconds=time.process_time())
     else:
         raise ValueError(order)
 
@@ -108,17 +110,17 @@ def obey(
 def main(text: str) -> None:
     """Run the nodes that *text*, a JSON object, describes, until standard input ends."""
     setting = json.loads(text)
-    mouth = Mouth(setting["descriptor"])
-    going_on: queue.SimpleQueue[None] = queue.SimpleQueue()
-    timers = [live(name, setting, mouth, going_on) for name in setting["names"]]
+    reporter = Reporter(setting["descriptor"])
+    permits: queue.SimpleQueue[None] = queue.SimpleQueue()
+    timers = [make_node(name, setting, reporter, permits) for name in setting["names"]]
     with contextlib.ExitStack() as leaving:
         for timer in timers:
             leaving.callback(timer.leave)
         for line in sys.stdin:
-            obey(json.loads(line), timers, mouth, going_on)
+            execute(json.loads(line), timers, reporter, permits)
     threads = [thread.name for thread in threading.enumerate()]
     for timer in timers:
-        mouth.say(timer.id, "left", threads=threads)
+        reporter.report(timer.id, "left", threads=threads)
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class Proxy:
         self._links: set[_Link] = set()
         self._pumps: list[threading.Thread] = []
         self.port = 0
-        self._open_door()
+        self._listen()
 
     @property
     def url(self) -> str:
@@ -168,7 +168,7 @@ class Proxy:
 
     def close(self) -> None:
         """Close all connections and end all threads. Idempotent."""
-        self._shut_door()
+        self._stop_listening()
         for link in self._snapshot():
             self._end(link)
         for pump in self._pumps:
@@ -187,9 +187,9 @@ class Proxy:
             before, self._mode, self._amount = self._mode, mode, amount
             self._state.notify_all()
         if mode == "refuse" != before:
-            self._shut_door()
+            self._stop_listening()
         elif before == "refuse" != mode:
-            self._open_door()
+            self._listen()
 
     def _plan(self, fault: _Fault) -> None:
         with self._state:
@@ -208,26 +208,26 @@ class Proxy:
                 link.end(reset=reset)
                 self._state.notify_all()
 
-    def _open_door(self) -> None:
-        self._door = socket.create_server(("127.0.0.1", self.port))
-        self.port = self._door.getsockname()[1]
-        self._bell, self._ring = socket.socketpair()
-        self._porter = threading.Thread(target=self._welcome, name="proxy-door", daemon=True)
-        self._porter.start()
+    def _listen(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", self.port))
+        self.port = self._socket.getsockname()[1]
+        self._stop_reader, self._stop_writer = socket.socketpair()
+        self._acceptor = threading.Thread(target=self._accept, name="proxy-accept", daemon=True)
+        self._acceptor.start()
 
-    def _shut_door(self) -> None:
-        if self._porter.is_alive():
-            self._ring.send(b"!")
-            self._porter.join()
-            for end in (self._door, self._bell, self._ring):
+    def _stop_listening(self) -> None:
+        if self._acceptor.is_alive():
+            self._stop_writer.send(b"!")
+            self._acceptor.join()
+            for end in (self._socket, self._stop_reader, self._stop_writer):
                 end.close()
 
-    def _welcome(self) -> None:
+    def _accept(self) -> None:
         while True:
-            ready, _, _ = select.select([self._door, self._bell], [], [])
-            if self._bell in ready:
+            ready, _, _ = select.select([self._socket, self._stop_reader], [], [])
+            if self._stop_reader in ready:
                 return
-            client, _ = self._door.accept()
+            client, _ = self._socket.accept()
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
                 server = connect(self._upstream)

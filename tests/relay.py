@@ -23,7 +23,7 @@ class Relay:
     def __init__(self, url: str) -> None:
         self._server = url
         self._folder = tempfile.TemporaryDirectory(prefix="dt-", dir="/tmp")
-        self._door = socket.socket(socket.AF_UNIX)
+        self._socket = socket.socket(socket.AF_UNIX)
         self._ends: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self.sent = self.received = 0
@@ -39,18 +39,18 @@ class Relay:
         return counted
 
     def __enter__(self) -> Self:
-        self._door.bind(self.url.removeprefix("unix://"))
-        self._door.listen()
-        self._begin(self._welcome)
+        self._socket.bind(self.url.removeprefix("unix://"))
+        self._socket.listen()
+        self._begin(self._accept)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for end in [self._door, *self._ends]:
+        for end in [self._socket, *self._ends]:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
-        for end in [self._door, *self._ends]:
+        for end in [self._socket, *self._ends]:
             end.close()
         self._folder.cleanup()
 
@@ -59,10 +59,10 @@ class Relay:
         self._threads.append(thread)
         thread.start()
 
-    def _welcome(self) -> None:
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                client, _ = self._door.accept()
+                client, _ = self._socket.accept()
                 server = connect(self._server)
                 server.settimeout(None)
                 self._ends += [client, server]

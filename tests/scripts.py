@@ -62,7 +62,6 @@ class Script:
             start_new_session=True,
         )
         self._rest = b""
-        self._complaint = b""
 
     @property
     def pid(self) -> int:
@@ -106,12 +105,12 @@ class Script:
             patience: Seconds to wait.
         """
         try:
-            _, complaint = self._process.communicate(timeout=patience)
+            _, errors = self._process.communicate(timeout=patience)
         except subprocess.TimeoutExpired:
             self.kill()
-            _, complaint = self._process.communicate()
-            raise AssertionError(f"the program does not end:\n{complaint.decode()}") from None
-        text = complaint.decode()
+            _, errors = self._process.communicate()
+            raise AssertionError(f"the program does not end:\n{errors.decode()}") from None
+        text = errors.decode()
         assert status in (None, self._process.returncode), (self._process.returncode, text)
         return text
 

@@ -94,11 +94,11 @@ class Front:
         self.plain: Running = self._server
         self.accepted = 0
         self.present(leaf)
-        self._door = socket.create_server((ADDRESS, 0))
-        self.port = self._door.getsockname()[1]
+        self._socket = socket.create_server((ADDRESS, 0))
+        self.port = self._socket.getsockname()[1]
         self._ends: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._welcome, daemon=True)]
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
     def present(self, leaf: trustme.LeafCert) -> None:
@@ -107,10 +107,10 @@ class Front:
         leaf.configure_cert(context)
         self._context = context
 
-    def _welcome(self) -> None:
+    def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                line, _ = self._door.accept()
+                line, _ = self._socket.accept()
                 self.accepted += 1
                 thread = threading.Thread(target=self._serve, args=(line,), daemon=True)
                 self._threads.append(thread)
@@ -150,8 +150,8 @@ class Front:
 
     def close(self) -> None:
         """Have nothing left of it."""
-        self._door.shutdown(socket.SHUT_RDWR)
-        self._door.close()
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
         with self._lock:
             ends = list(self._ends)
         for end in ends:

@@ -88,7 +88,7 @@ def summary(handled: Sequence[Handled], count: int, due: int) -> dict[str, float
     Return the figures of the records of handlers.
 
     Raises:
-        NothingHandled: there are no records.
+        NothingHandled: the records are empty.
     """
     if not handled:
         raise NothingHandled(f"none of {count} events was handled")

@@ -615,7 +615,7 @@ class TestNextClaim:
         assert 0.75 <= min(naps) < max(naps) <= 1
 
     def test_never_waits_longer_than_30_s(self, desk):
-        """A longer sleep would depend on the clock over years."""
+        """A longer poll interval becomes several waits."""
         desk = desk(poll_interval=3_600_000)
         assert desk.take(turn(wait=10 * YEAR_US)) <= 30
 
@@ -652,7 +652,7 @@ class TestClaimInline:
     """A handler thread that becomes free claims by itself instead of waking the claimer."""
 
     def test_the_free_thread_settles_and_claims_while_the_claimer_sleeps(self, desk):
-        """This saves two thread switches an event."""
+        """The claimer thread need not be woken, and the free thread need not wait for it."""
         desk = desk(start=True)
         threads = queue.SimpleQueue()
         ask = desk.turns.turn

@@ -175,7 +175,7 @@ class TestDefinition:
 
     @pytest.mark.parametrize(("misfire", "gap"), [("coalesce", 199), ("skip", 199), ("all", 0)])
     def test_ahead_of_skips_missed_times_as_the_misfire_policy_says(self, misfire, gap):
-        """With ``all`` every missed time is kept. Otherwise only the last one is."""
+        """With ``all`` the missed times are kept. Otherwise only the last of them is."""
         d = definition("* * * * *", misfire=misfire)
         known = us("2027-01-01 00:00")
         left_out, times, final = ahead_of(d, known, known + 200 * 60 * SECOND)
