@@ -29,6 +29,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+# The longest chain of causes that a pickled error keeps.
+_MOST_CAUSES = 50
+
 
 class DTimerError(Exception):
     """
@@ -52,11 +55,34 @@ def _made_again(
     return error
 
 
+class _Alone:
+    """Pickles as an error without its cause."""
+
+    def __init__(self, error: DTimerError) -> None:
+        self._error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how the error is made again."""
+        return _made_again, (type(self._error), self._error.args, None), self._error.__dict__
+
+
 def _portable(cause: BaseException | None) -> BaseException | None:
     """Return *cause* if it survives a pickle: one that does not must not take the error along."""
+    error = cause
+    for _ in range(_MOST_CAUSES):
+        if not isinstance(error, DTimerError):
+            break
+        error = error.__cause__
+    else:
+        # So long a chain, or a circle, would exceed the recursion limit.
+        return None
+    # Each error tests its own cause. Testing the whole chain in each would double the time with
+    # every link.
+    ours = type(cause).__reduce__ is DTimerError.__reduce__
+    tested = _Alone(cause) if ours and isinstance(cause, DTimerError) else cause
     try:
         # Bytes of this very process.
-        pickle.loads(pickle.dumps(cause))  # noqa: S301
+        pickle.loads(pickle.dumps(tested))  # noqa: S301
     except Exception:
         return None
     return cause

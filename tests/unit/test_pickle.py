@@ -82,6 +82,17 @@ ways = pytest.mark.parametrize(
 )  # fmt: skip
 
 
+def chain(length, *, closed=False):
+    """Make an error with so many errors in its chain of causes, itself included."""
+    first = error = StoreError("0")
+    for n in range(1, length):
+        above = StoreError(str(n))
+        above.__cause__, error = error, above
+    if closed:
+        first.__cause__ = error
+    return error
+
+
 class TestErrors:
     """An error that does not survive pickling would hang a process pool."""
 
@@ -112,6 +123,25 @@ class TestErrors:
         back = way(HandlerError(cause, [an_event()]))
         assert "a handler raised ValueError: v ('e')" == str(back)
         assert "e" == back.event.id
+
+    @ways
+    def test_survives_with_a_chain_of_causes(self, way, monkeypatch):
+        """Each cause is tested once. Testing it again for each error above would take for ever."""
+        dumps, tests = pickle.dumps, []
+        monkeypatch.setattr(errors.pickle, "dumps", lambda *a: tests.append(a) or dumps(*a))
+        error = chain(12)
+        back, texts = way(error), []
+        while back is not None:
+            texts.append(str(back))
+            back = back.__cause__
+        assert [str(n) for n in reversed(range(12))] == texts
+        assert len(tests) <= 2 * 12
+
+    @pytest.mark.parametrize("closed", [False, True], ids=["long", "closed"])
+    def test_drops_the_causes_of_an_endless_chain(self, closed):
+        """A chain that pickle cannot follow to its end must not take the error along."""
+        error = chain(1_000, closed=closed)
+        assert "999" == str(pickle.loads(pickle.dumps(error)))
 
     def test_is_raised_by_a_process_pool(self):
         """`multiprocessing.Pool` hangs for ever on an error that the parent cannot unpickle."""
