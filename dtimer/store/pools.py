@@ -68,7 +68,8 @@ def settings(given: dict[str, Any], root: str, timeout: float) -> dict[str, Any]
         for name, value in given.items()
         if name not in _OURS and not name.startswith(_OURS_PREFIXES)
     }
-    if "path" not in given:
+    # The clients' own default is None or True, so False is the user's wish.
+    if "path" not in given and given.get("socket_keepalive") is not False:
         kept["socket_keepalive"] = True
         if not isinstance(kept.get("socket_keepalive_options"), dict):
             kept["socket_keepalive_options"] = {

@@ -260,6 +260,17 @@ def test_the_users_keepalive_times_are_kept(tcp_server):
         connection.disconnect()
 
 
+@pytest.mark.parametrize("library", [redis, valkey], ids=["redis", "valkey"])
+def test_keepalive_that_the_user_has_switched_off_stays_off(tcp_server, library):
+    """A device on battery, or a metered line, may want no packet that nobody asked for."""
+    kind = getattr(library, library.__name__.capitalize())
+    with kind(port=tcp_server.port, socket_keepalive=False) as client:
+        connection = source(client, 5.0).wire(Keys.of("dt"))._make()
+        connection.connect()
+        assert 0 == connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        connection.disconnect()
+
+
 def test_fakeredis_wakes_arrive_with_descriptors_above_1023(namespace, monkeypatch):
     """
     A node on fakeredis is woken even if its pipe has a descriptor above 1023, which ``select`` does
