@@ -1,4 +1,4 @@
-// Drives BullMQ: delayed jobs of one queue, a worker of one process.
+// Drive BullMQ: delayed jobs in one queue, and one worker process.
 'use strict';
 
 const { Queue, Worker } = require('bullmq');

@@ -1,4 +1,4 @@
-// Drives the original, dtimer on npm. It wants its redis module promisified.
+// Drive the original, dtimer on npm. It needs a promisified redis module.
 'use strict';
 
 const Promise = require('bluebird');
@@ -9,7 +9,7 @@ const { main, record, delayTo } = require('./driving.js');
 main(async ({ url, role, batch, options }) => {
   const { hostname, port } = new URL(url);
   const connect = () => redis.createClient(Number(port), hostname);
-  // With maxRetries the event is leased, and deleted by a confirm; without, by its delivery.
+  // With maxRetries, an event is leased and a confirm deletes it. Without, its delivery does.
   const leased = options.maxRetries > 0;
   const settings = options.maxEvents ? { maxEvents: batch > 1 ? batch : options.maxEvents } : {};
   const timer = role === 'consume'

@@ -1,6 +1,6 @@
-// Stands in for runat, which is no longer in the registry: its way of working, in lines of our
-// own. A payload is the member of a sorted set; a loop asks every `interval` ms for all that is
-// due, and takes it off with the same call. At most once: nothing is leased or confirmed.
+// Replace runat, which is no longer in the registry, by a reimplementation of its method. Payloads
+// are members of a sorted set. A loop fetches and removes all due members every `interval` ms.
+// Delivery is at most once: there are no leases and no confirms.
 'use strict';
 
 const redis = require('redis');

@@ -1,4 +1,4 @@
-// What the drivers on Node share. The protocol is told in driving.py, of which this is the twin.
+// The base of all drivers on Node. Its twin driving.py describes the protocol.
 'use strict';
 
 const fs = require('fs');
@@ -10,8 +10,8 @@ const UNKNOWN = -(1n << 62n);
 const CHUNK = 20000;
 const TICK = 0.05; // seconds, between the portions of a stream
 
-// Date.now() counts whole milliseconds, and the clock of performance.now() may have drifted from
-// the wall since its origin: the fraction is had by waiting for a millisecond to begin.
+// Date.now() counts whole milliseconds, and performance.now() may have drifted from the wall clock.
+// So wait for a millisecond to begin, and take the fraction from there.
 function calibrated() {
   const before = Date.now();
   let wall = before;
@@ -21,7 +21,7 @@ function calibrated() {
 const ORIGIN = calibrated();
 const nowMs = () => ORIGIN + performance.now();
 
-// Be a handler of one event, or of several given at once.
+// Handle one event, or several at once.
 function record(...bodies) {
   const all = Buffer.allocUnsafe(32 * bodies.length);
   bodies.forEach((body, k) => {
@@ -40,7 +40,7 @@ function payload(i, due, size) {
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-// Milliseconds from now to a moment in us, whole ones, as a caller would ask for them.
+// Return the whole milliseconds until a moment in µs, as a caller would pass them.
 const delayTo = (due) => Math.max(0, Math.ceil(due / 1000 - nowMs()));
 
 async function postItems(peer, way, items) {
@@ -86,7 +86,7 @@ const commands = {
   },
 };
 
-// Be a driver: make(settings) returns a peer with consume(), post() and perhaps postInBulk().
+// Run a driver: make(settings) returns a peer with consume(), post() and perhaps postInBulk().
 async function main(make) {
   const say = (what) => fs.writeSync(1, `${JSON.stringify(what)}\n`);
   let peer = null;

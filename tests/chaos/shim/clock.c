@@ -1,15 +1,15 @@
 /*
- * Another time for one process: preloaded, it answers for the C library's clocks.
+ * Report a wrong time to one process: a preloaded replacement of the C library's clocks.
  *
- * How far off they are stands in a small file, named by DTIMER_TEST_CLOCK and mapped into
- * memory, so that it may be changed while the process runs (tests/clocks.py):
+ * DTIMER_TEST_CLOCK names a small file with the error of the clocks. The file is mapped into
+ * memory, so that tests/clocks.py can change the error while the process runs:
  *
  *   offset   ns added to the wall clock
- *   rate     parts per thousand million by which every clock runs slow; negative for fast
- *   anchor   ns of the monotonic clock at which it began to
+ *   rate     ns a second by which every clock runs slow; negative for fast
+ *   anchor   ns of the monotonic clock at which the rate began
  *
- * Waits are the kernel's and stay true. The kernel is asked directly, as this may be called
- * before the C library is ready.
+ * The kernel times waits, so they keep their true length. The clocks are read from the kernel
+ * directly, because the process may call these functions before the C library is ready.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

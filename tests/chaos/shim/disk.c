@@ -1,9 +1,9 @@
 /*
- * What of a file is on the disk: preloaded, it notes each fsync that has returned.
+ * Record how much of each file is on disk: a preloaded library that logs each completed fsync.
  *
- * A line "<inode> <size>" goes to the file that DTIMER_TEST_DISK names (tests/disks.py): the
- * size that the file had before, since what is written meanwhile need not have been taken along.
- * Each takes as many ms longer as DTIMER_TEST_DISK_MS says.
+ * DTIMER_TEST_DISK names the log (see tests/disks.py). A line is "<inode> <size>", with the size of
+ * the file before the fsync: data written during an fsync may not be included in it.
+ * Each fsync takes DTIMER_TEST_DISK_MS longer.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -32,7 +32,7 @@ static int synced(long number, int file) {
         char line[64];
         int length = snprintf(line, sizeof line, "%llu %lld\n", (unsigned long long)before.st_ino,
                               (long long)before.st_size);
-        /* One write: lines of two threads do not mix. */
+        /* One write, so that lines of two threads do not mix. */
         ssize_t written = write(notes, line, (size_t)length);
         (void)written;
     }
