@@ -68,25 +68,33 @@ def environment(server, namespace):
     """Return the environment for a command in a separate process."""
     paths = [str(Path(dtimer.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     own = {"DTIMER_URL": server.url, "DTIMER_NS": namespace, "TERM": "xterm-256color"}
+    own["PYTHONUNBUFFERED"] = ""  # buffer the output as for a user
     own["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return os.environ | own
 
 
 class Program:
-    """``dtimer`` in a separate process, which is killed at the end of the context."""
+    """
+    ``dtimer`` in a separate process, which is killed at the end of the context.
 
-    def __init__(self, *words, env):
+    With *unread*, the reading end of its standard output is closed.
+    """
+
+    def __init__(self, *words, env, cwd=None, unread=False):
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dtimer", *map(str, words)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=cwd,
             env=env,
         )
         self._lines: dict[str, queue.SimpleQueue[str | None]] = {}
         self._threads = []
-        for name in ("stdout", "stderr"):
+        if unread:
+            self.process.stdout.close()
+        for name in ("stderr",) if unread else ("stdout", "stderr"):
             self._lines[name] = queue.SimpleQueue()
             thread = threading.Thread(target=self._pump, args=(name,), daemon=True)
             thread.start()
@@ -106,6 +114,15 @@ class Program:
             passed.append(line)
         raise AssertionError(f"no {pattern!r} in {passed}")
 
+    def rest(self):
+        """Return the remaining lines of the standard output, once the process has closed it."""
+        return list(iter(lambda: self._lines["stdout"].get(timeout=PATIENCE), None))
+
+    def tell(self, text):
+        """Write to the standard input of the process."""
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
+
     def end(self, number=signal.SIGINT):
         """Send a signal; return the exit code."""
         self.process.send_signal(number)
@@ -119,6 +136,8 @@ class Program:
         self.process.wait()
         for thread in self._threads:
             thread.join(PATIENCE)
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
         for pipe in (self.process.stdout, self.process.stderr):
             pipe.close()
 

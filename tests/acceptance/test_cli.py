@@ -5,21 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import socket
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from servers import PATIENCE, eventually
+from shell import Ran, examples
 
 import dtimer
-from dtimer import DTimer
-from dtimer.cli import main
 from dtimer.cli.app import app
 from dtimer.cli.server import answers
 
@@ -27,42 +24,6 @@ pytestmark = pytest.mark.acceptance
 
 NOBODY = "redis://127.0.0.1:1"
 HOUR = 3_600_000
-
-
-@dataclass
-class Ran:
-    """The exit code and the output of a command."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def objects(self):
-        """The lines of standard output, read as JSON."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def run(server, namespace, monkeypatch, capsys):
-    """Run a command in this process, with the server and the namespace of the test."""
-    monkeypatch.setenv("DTIMER_URL", server.url)
-    monkeypatch.setenv("DTIMER_NS", namespace)
-
-    def run(*words):
-        code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return Ran(code, said.out, said.err)
-
-    return run
-
-
-@pytest.fixture
-def timer(server, namespace):
-    """A timer in the same namespace that checks what the commands did."""
-    timer = DTimer("looker", server.url, ns=namespace)
-    yield timer
-    timer.leave()
 
 
 @pytest.fixture
@@ -470,11 +431,6 @@ COMMANDS = {
     *("dead", "revive", "purge", "export", "import"),
     *("doctor", "demo", "completion"),
 }
-
-
-def examples(help):
-    """Return the commands in a help text that follow a prompt."""
-    return [shlex.split(line)[2:] for line in re.findall(r"^ *(\$ dtimer .*)$", help, re.MULTILINE)]
 
 
 class TestHelp:

@@ -8,9 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from servers import PATIENCE, eventually
-from shell import Terminal, environment, runner
+from shell import Terminal, environment
 
-from dtimer import DTimer
 from dtimer.cli.namespace import judge
 from dtimer.model.event import Stats
 
@@ -18,18 +17,6 @@ pytestmark = pytest.mark.acceptance
 
 HOUR = 3_600_000
 NOBODY = "redis://127.0.0.1:1"
-
-
-@pytest.fixture
-def run(server, namespace, monkeypatch, capsys):
-    return runner(server, namespace, monkeypatch, capsys)
-
-
-@pytest.fixture
-def timer(server, namespace):
-    timer = DTimer("looker", server.url, ns=namespace)
-    yield timer
-    timer.leave()
 
 
 @pytest.fixture

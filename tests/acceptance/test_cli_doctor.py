@@ -6,17 +6,12 @@ import json
 
 import pytest
 from servers import Server
-from shell import Terminal, environment, runner
+from shell import Terminal, environment
 
 from dtimer.cli.doctor import server as by_info
 from dtimer.cli.doctor.findings import Level
 
 pytestmark = pytest.mark.acceptance
-
-
-@pytest.fixture
-def run(server, namespace, monkeypatch, capsys):
-    return runner(server, namespace, monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 from servers import PATIENCE
-from shell import Program, environment, examples, runner
+from shell import Program, environment, examples
 
 from dtimer import DTimer
 from dtimer.cli.app import app
@@ -26,9 +26,10 @@ ALSO = {"doctor": {Exit.NO}}
 
 
 @pytest.fixture
-def run(server, namespace, monkeypatch, capsys, tmp_path):
+def run(run, monkeypatch, tmp_path):
+    """Run a command in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return runner(server, namespace, monkeypatch, capsys)
+    return run
 
 
 @pytest.fixture

@@ -4,114 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import queue
 import re
 import shlex
 import signal
-import subprocess
-import sys
-import threading
-from pathlib import Path
-from typing import Any
 
 import pytest
 from servers import PATIENCE, Server
+from shell import Program, environment
 
-import dtimer
 from dtimer import DTimer, State
 
 pytestmark = pytest.mark.acceptance
 
 
-class Stream:
-    """The lines of a pipe, which a test can wait for."""
-
-    def __init__(self, pipe):
-        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._pipe = pipe
-        self._thread = threading.Thread(target=self._pump, daemon=True)
-        self._thread.start()
-
-    def _pump(self):
-        for line in self._pipe:
-            self._lines.put(line.rstrip("\n"))
-        self._lines.put(None)
-
-    def find(self, pattern):
-        """Return the next line that matches *pattern*, skipping others."""
-        passed: list[str] = []
-        while True:
-            line = self._lines.get(timeout=PATIENCE)
-            assert line is not None, f"no {pattern!r} in {passed}"
-            if re.search(pattern, line):
-                return line
-            passed.append(line)
-
-    def rest(self):
-        """Return the remaining lines, after the other end has been closed."""
-        return list(iter(lambda: self._lines.get(timeout=PATIENCE), None))
-
-    def close(self):
-        self._thread.join(PATIENCE)
-        self._pipe.close()
-
-
-class Program:
-    """
-    ``dtimer`` in a separate process, which ends with the block.
-
-    With *unread*, the reading end of its standard output is closed.
-    """
-
-    def __init__(self, *words, cwd=None, env=None, unread=False):
-        paths = [str(Path(dtimer.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-        # Buffer the output as for a user, independent of the tests' environment.
-        usual = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": ""}
-        reading, writing = os.pipe()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "dtimer", *map(str, words)],
-            stdin=subprocess.PIPE,
-            stdout=writing,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=cwd,
-            env=os.environ | usual | (env or {}),
-        )
-        os.close(writing)
-        self._stdin: Any = self.process.stdin
-        pipe = os.fdopen(reading)
-        if unread:
-            pipe.close()
-        self.out = None if unread else Stream(pipe)
-        self.err = Stream(self.process.stderr)
-
-    def tell(self, text):
-        """Write to the standard input of the process."""
-        self._stdin.write(text)
-        self._stdin.flush()
-
-    def end(self, number=signal.SIGTERM):
-        """Send a signal and return the exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.kill()
-        self.process.wait()
-        with contextlib.suppress(OSError):
-            self._stdin.close()
-        for stream in filter(None, (self.out, self.err)):
-            stream.close()
-
-
 @pytest.fixture
 def env(server, namespace):
     """The environment that names the server and the namespace of the test."""
-    return {"DTIMER_URL": server.url, "DTIMER_NS": namespace}
+    return environment(server, namespace)
 
 
 @pytest.fixture
@@ -124,18 +33,10 @@ def listening(env, tmp_path):
 
         def listening(*words, unread=False):
             program = Program("listen", *words, cwd=tmp_path, env=env, unread=unread)
-            stack.enter_context(program).err.find("joined the namespace")
+            stack.enter_context(program).find("joined the namespace", "stderr")
             return program
 
         yield listening
-
-
-@pytest.fixture
-def timer(server, namespace):
-    """A timer that posts and reads."""
-    timer = DTimer("poster", server.url, ns=namespace)
-    yield timer
-    timer.leave()
 
 
 def handler(tmp_path, body, name="shop"):
@@ -152,18 +53,18 @@ class TestTwoTerminals:
         """A process receives the event of another, after the delay and never before."""
         listener = listening("--json", "--id", "node-1")
         with Program("post", '{"msg": "hello"}', "200ms", env=env) as poster:
-            (id,) = poster.out.rest()
-        event = json.loads(listener.out.find("hello"))
+            (id,) = poster.rest()
+        event = json.loads(listener.find("hello"))
         assert (id, {"msg": "hello"}, 1) == (event["id"], event["event"], event["attempt"])
         assert ("node-1", 3) == (event["node"], event["max_retries"])
         assert 0 <= event["lateness_ms"] < PATIENCE * 1000
-        assert 0 == listener.end()
+        assert 0 == listener.end(signal.SIGTERM)
 
     def test_for_people_an_event_is_a_line(self, listening, timer):
         """For people each event is a line: id, due time, lateness, attempt, payload."""
         listener = listening()
         timer.post({"msg": "hello"}, id="tea")
-        line = listener.out.find("tea")
+        line = listener.find("tea")
         due, late = r"\d\d:\d\d:\d\d\.\d{3}(Z|[+-]\d\d(:\d\d)?)", r"[\d.]+ m?s"
         pattern = rf'tea  due {due}  late {late}  attempt 1  \{{"msg": "hello"\}}'
         assert re.fullmatch(pattern, line)
@@ -188,8 +89,8 @@ class TestHandler:
         name = handler(tmp_path, "print(type(events), [ev['n'] for ev in events], flush=True)")
         timer.post_many(({"n": n}, 0) for n in range(3))
         listener = listening("--handler", name, "--max-events", 3)
-        assert "<class 'list'> [0, 1, 2]" == listener.out.find("class")
-        assert 0 == listener.end()
+        assert "<class 'list'> [0, 1, 2]" == listener.find("class")
+        assert 0 == listener.end(signal.SIGTERM)
         assert 3 == timer.stats().totals["confirmed"]
 
     def test_a_signal_waits_for_the_running_handler(self, listening, timer, tmp_path):
@@ -199,12 +100,12 @@ class TestHandler:
         )
         listener = listening("--handler", name)
         timer.post({}, id="tea")
-        listener.out.find("began")
+        listener.find("began")
         listener.process.terminate()
-        listener.err.find("handlers still running: 1")
+        listener.find("handlers still running: 1", "stderr")
         assert State.IN_FLIGHT is timer.peek("tea").state
         listener.tell("x")
-        listener.out.find("ended")
+        listener.find("ended")
         assert 0 == listener.process.wait(PATIENCE)
         assert timer.peek("tea") is None
 
@@ -213,9 +114,9 @@ class TestHandler:
         name = handler(tmp_path, "print('began', flush=True)\nos.read(0, 1)")
         listener = listening("--handler", name)
         timer.post({}, id="tea")
-        listener.out.find("began")
+        listener.find("began")
         listener.process.send_signal(signal.SIGINT)
-        listener.err.find("handlers still running: 1")
+        listener.find("handlers still running: 1", "stderr")
         assert 130 == listener.end(signal.SIGINT)
         record = timer.peek("tea")
         assert (State.SCHEDULED, 1) == (record.state, record.attempt)
@@ -224,9 +125,9 @@ class TestHandler:
         """If the handler raises, stderr shows the traceback and the event is retried."""
         listener = listening("--handler", handler(tmp_path, "raise ValueError('no tea')"))
         timer.post({}, id="tea")
-        assert "'tea'" in listener.err.find("Error: .*ValueError: no tea")
-        listener.err.find(r'shop\.py", line 4, in handle')
-        assert 0 == listener.end()
+        assert "'tea'" in listener.find("Error: .*ValueError: no tea", "stderr")
+        listener.find(r'shop\.py", line 4, in handle', "stderr")
+        assert 0 == listener.end(signal.SIGTERM)
         assert State.SCHEDULED is timer.peek("tea").state
 
     def test_an_exception_may_be_printed_as_json(self, listening, timer, tmp_path):
@@ -234,7 +135,7 @@ class TestHandler:
         name = handler(tmp_path, "raise ValueError('no tea')")
         listener = listening("--handler", name, "--json")
         timer.post({}, id="tea")
-        error = json.loads(listener.err.find("HandlerError"))
+        error = json.loads(listener.find("HandlerError", "stderr"))
         assert ("HandlerError", "ValueError") == (error["error"], error["cause"])
         assert ["tea"] == error["ids"]
         assert "no tea" in error["traceback"]
@@ -243,7 +144,7 @@ class TestHandler:
         """When an event becomes a dead letter, stderr says so."""
         listener = listening("--handler", handler(tmp_path, "raise ValueError"))
         timer.post({}, id="tea", max_retries=0)
-        listener.err.find("dead letter: tea")
+        listener.find("dead letter: tea", "stderr")
 
     def test_a_handler_that_exits_makes_the_node_leave(self, listening, timer, tmp_path):
         """A handler that calls ``sys.exit`` makes the node leave, with exit code 1."""
@@ -274,7 +175,7 @@ class TestHandler:
         unreachable = env | {"DTIMER_URL": "redis://127.0.0.1:1"}
         words = ("listen", "--handler", name)
         with Program(*words, cwd=tmp_path, env=unreachable) as program:
-            program.err.find(text)
+            program.find(text, "stderr")
             assert 4 == program.process.wait(PATIENCE)
 
 
@@ -285,21 +186,21 @@ class TestTrouble:
         """If the server cannot be reached when the node joins, the exit code is 3."""
         with Program("listen", env=env | {"DTIMER_URL": "redis://127.0.0.1:1"}) as program:
             assert 3 == program.process.wait(PATIENCE)
-            program.err.find("could not be reached")
+            program.find("could not be reached", "stderr")
 
     def test_the_node_stays_during_an_outage(self, listening, env):
         """During an outage the node stays, reports it, and receives events afterwards."""
         with Server(appendonly=True) as server:
             listener = listening("--url", server.url)
             server.kill9()
-            listener.err.find(r"Error: Redis at \S+ does not answer")
+            listener.find(r"Error: Redis at \S+ does not answer", "stderr")
             server.start()
-            listener.err.find("Redis answers again")
+            listener.find("Redis answers again", "stderr")
             timer = DTimer("poster", server.url, ns=env["DTIMER_NS"])
             timer.post({"msg": "hello"})
             timer.leave()
-            listener.out.find("hello")
-            assert 0 == listener.end()
+            listener.find("hello")
+            assert 0 == listener.end(signal.SIGTERM)
 
     def test_a_closed_output_ends_a_node_that_prints(self, listening, timer):
         """
@@ -317,9 +218,9 @@ class TestTrouble:
         listener = listening("--handler", name, unread=True)
         timer.post({}, id="tea")
         timer.post({}, 1, id="milk")
-        listener.err.find("tea handled")
-        listener.err.find("milk handled")
-        assert 0 == listener.end()
+        listener.find("tea handled", "stderr")
+        listener.find("milk handled", "stderr")
+        assert 0 == listener.end(signal.SIGTERM)
         assert 2 == timer.stats().totals["confirmed"]
 
 
@@ -328,8 +229,8 @@ def test_the_examples_of_its_help_work(listening, env, tmp_path):
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "mail.py").write_text("def send(events): pass\n")
     with Program("listen", "--help", env=env) as program:
-        lines = [line.strip() for line in program.out.rest()]
+        lines = [line.strip() for line in program.rest()]
     examples = [shlex.split(line)[3:] for line in lines if line.startswith("$ dtimer listen")]
     assert len(examples) > 1
     for words in examples:
-        assert 0 == listening(*words).end()
+        assert 0 == listening(*words).end(signal.SIGTERM)

@@ -9,8 +9,6 @@ import pytest
 from servers import PATIENCE
 from shell import Program, environment, runner
 
-from dtimer import DTimer
-
 pytestmark = pytest.mark.acceptance
 
 #: A handler that logs, and fails or hangs if the event says so.
@@ -23,13 +21,6 @@ def handle(events):
     if events[0].get("hang"):
         threading.Event().wait()
 """
-
-
-@pytest.fixture
-def timer(server, namespace):
-    timer = DTimer("poster", server.url, ns=namespace)
-    yield timer
-    timer.leave()
 
 
 @pytest.fixture

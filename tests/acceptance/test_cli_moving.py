@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from servers import PATIENCE
-from shell import environment, runner
+from shell import environment
 from soundness import assert_sound
 
 from dtimer import DTimer
@@ -28,11 +28,6 @@ SCHEDULE = json.dumps(
     | {"kind": "schedule", "id": "a", "cron": "x", "tz": "UTC", "event": {}, "paused": False}
     | {"jitter": 0, "max_retries": 3, "misfire": "coalesce", "overlap": "queue"}
 )
-
-
-@pytest.fixture
-def run(server, namespace, monkeypatch, capsys):
-    return runner(server, namespace, monkeypatch, capsys)
 
 
 @pytest.fixture

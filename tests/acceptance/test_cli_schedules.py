@@ -3,23 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from shell import runner
-
-from dtimer import DTimer
 
 pytestmark = pytest.mark.acceptance
-
-
-@pytest.fixture
-def run(server, namespace, monkeypatch, capsys):
-    return runner(server, namespace, monkeypatch, capsys)
-
-
-@pytest.fixture
-def timer(server, namespace):
-    timer = DTimer("looker", server.url, ns=namespace)
-    yield timer
-    timer.leave()
 
 
 class TestDeclare:

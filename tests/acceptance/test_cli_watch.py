@@ -9,9 +9,8 @@ import threading
 import pytest
 from rich.console import Console
 from servers import PATIENCE, Server
-from shell import Program, Terminal, environment, runner
+from shell import Program, Terminal, environment
 
-from dtimer import DTimer
 from dtimer.cli.tail import Follow
 from dtimer.cli.top.sample import Frame, Sampler
 from dtimer.cli.top.screen import draw, plan, sparkline
@@ -22,18 +21,6 @@ from dtimer.store.inventory import Inventory
 pytestmark = pytest.mark.acceptance
 
 HOUR = 3_600_000
-
-
-@pytest.fixture
-def run(server, namespace, monkeypatch, capsys):
-    return runner(server, namespace, monkeypatch, capsys)
-
-
-@pytest.fixture
-def timer(server, namespace):
-    timer = DTimer("looker", server.url, ns=namespace)
-    yield timer
-    timer.leave()
 
 
 @pytest.fixture

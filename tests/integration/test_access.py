@@ -32,8 +32,6 @@ VERBS = sorted(path.stem for path in LUA.glob("*.lua"))
 NODES = ("open", "join", "leave", "turn", "settle", "extend", "supply", "trim", "peek", "schedule")
 PRODUCERS = ("open", "post", "mint", "cancel", "reschedule", "peek")
 
-#: Commands that a client library sends by itself, that call a script, or that doctor sends.
-ASIDE = {"auth", "hello", "client|setinfo", "client|info", "ping", "info", "config|get", "command"}
 
 
 def run_by(*verbs):

@@ -184,21 +184,6 @@ def test_a_wrong_password_fails_at_once(tcp_server):
     assert "wrong" not in str(caught.value).replace("WRONGPASS", "")
 
 
-def test_a_node_without_permission_to_subscribe_polls(tcp_server):
-    """Without pub/sub a node reports that wakes do not arrive, and the poll delivers its events."""
-    with tcp_server.client() as client:
-        client.execute_command(
-            "ACL", "SETUSER", "deaf", "on", ">pw", "~*", "resetchannels", "+@all", "-subscribe"
-        )
-    node = DTimer("node", tcp_server.url.replace("redis://", "redis://deaf:pw@"), poll_interval=50)
-    events, errors = Catch(node, "event"), Catch(node, "error")
-    with node:
-        assert "wakes do not arrive" in str(errors.next())
-        assert node.health().deaf
-        node.post({"by": "poll"})
-        assert {"by": "poll"} == events.next()[0]
-
-
 @pytest.mark.fault("F09")
 def test_an_unreachable_server_is_a_store_error():
     """
