@@ -320,7 +320,7 @@ MUTANTS = [
         "store/lua/settle.lua",
         _RECALL,
         _FORGETS,
-        _MACHINE,
+        _STORE,
     ),
     _mutant(
         "a repeated revive is not recognised", "store/lua/revive.lua", _RECALL, _FORGETS, _STORE

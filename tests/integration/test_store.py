@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 from peers import LEASE, Peer, post
+from proxy import Proxy
+from servers import LONGEST_CALL
 from soundness import assert_sound
 
 from dtimer.errors import EventExists, NamespaceCorrupt, StoreError
@@ -320,6 +322,23 @@ class TestLostReplies:
         assert Result.STALE is node.confirm(claim)
         assert Result.DONE is other.confirm(taken)
         assert 1 == store.stats().totals["released"]
+
+    def test_a_repeated_settlement_has_the_outcome_of_the_first(self, tcp_server):
+        """
+        If the reply to a confirm was lost, its repetition finds no lease. The handler must still
+        learn that the event was confirmed, not that the lease was lost.
+        """
+        with Proxy(tcp_server.url) as proxy:
+            store = Store(source(proxy.url, LONGEST_CALL), "dt", timeout=LONGEST_CALL / 1000)
+            node = Peer(store, "node")
+            for id in ("warm", "tea"):
+                post(store, id)
+            # The first call of a script sends it whole; the proxy waits for one that does not.
+            for claim in node.claim(2):
+                proxy.drop_reply_once(b"EVALSHA")
+                settlement = Settlement(claim.id, claim.token, Verdict.CONFIRM)
+                assert [Result.DONE] == store.settle([settlement])
+            store.release()
 
     def test_an_overtaken_repetition_releases_nothing(self, store, node, now):
         """

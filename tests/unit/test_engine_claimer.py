@@ -883,7 +883,8 @@ class TestBatching:
 
     def test_settles_a_quick_event_while_the_next_one_of_its_batch_runs(self, desk):
         """The next event may take long. A crash in the meantime would repeat the finished one."""
-        desk = desk(start=True, poll_interval=3_600_000)
+        # No heartbeat may carry the settlement.
+        desk = desk(start=True, poll_interval=3_600_000, lease=3_600_000)
         answer = turn("quick", "slow")
         answer.claims[1].token = 2
         desk.turns.answers.append(answer)
