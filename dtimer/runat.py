@@ -91,7 +91,7 @@ class RunAt(Emitter):
         self.after_fork()
         self._stopped = Flag()
         # Has one item until 'end' is emitted. The caller that removes it emits 'end'.
-        self._unsaid = [True]
+        self._end_pending = [True]
         pub, options = timer_options(queue_name, interval, redis, options)
         self._timer = _Puller(
             self, f"runat-{incarnation()}", pub, concurrency=concurrency, **options
@@ -178,12 +178,12 @@ class RunAt(Emitter):
         reading = Reading()
         try:
             self._readers.read(reading, seconds, self._timer.ring, self._stopped)
-            if reading.event is None or reading.forsaken:
+            if reading.event is None or reading.abandoned:
                 return None
             self._mine.read = reading
             return reading.event.id
         except BaseException:
-            self._readers.forsake(reading)
+            self._readers.abandon(reading)
             raise
 
     def __iter__(self) -> Iterator[str]:
@@ -264,10 +264,10 @@ class RunAt(Emitter):
     def _end(self, failure: BaseException | None, timeout: Duration | None) -> None:
         self._finish(failure)
         self._stopped.set()
-        self._readers.send_away()
+        self._readers.end_waits()
         self._timer.leave(timeout)
         try:
-            self._unsaid.pop()
+            self._end_pending.pop()
         except IndexError:
             return
         self.announce("end")

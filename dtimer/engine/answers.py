@@ -88,6 +88,6 @@ class Answers:
         # Leases now end earlier than this node expects, or last too long: renew them at once.
         # After a jump forwards, rely on no lease before the server has renewed it.
         for hold in self._dispatcher.held() if jump > 0 else ():
-            hold.doubt()
+            hold.distrust()
         self._heart.hasten()
         self._announce("error", ClockJump(jump))

@@ -84,7 +84,7 @@ class Book:
         for settlement, result, hold in told:
             stale = result is Result.STALE and settlement.verdict is not Verdict.RELEASE
             # Not an error if this process itself replaced or settled the event.
-            if stale and hold.lose() and not hold.superseded:
+            if stale and hold.mark_lost() and not hold.superseded:
                 self._announce("lease_lost", hold.event)
                 lost = LeaseLost(settlement.id, self._node, settlement.token)
                 self._announce("error", lost)
@@ -110,9 +110,9 @@ class Book:
             if hold.claim.id in ids:
                 hold.superseded = True
 
-    def lose(self, hold: Hold) -> None:
+    def mark_lost(self, hold: Hold) -> None:
         """Record that the server refused to renew a lease: this node no longer holds it."""
-        if hold.lose() and not hold.superseded:
+        if hold.mark_lost() and not hold.superseded:
             self._announce("lease_lost", hold.event)
 
     def _ended(self, hold: Hold, result: Result) -> None:

@@ -43,7 +43,7 @@ class Capacity:
         self._broken = 0
         # Reported once until the default limit is reached again. A claim or two may succeed
         # between two failures, so a success does not reset this flag.
-        self._told = False
+        self._reported = False
         #: Why the limit is low; None again as soon as a claim's reply has arrived completely.
         self.error: Exception | None = None
 
@@ -73,8 +73,8 @@ class Capacity:
         told = StoreError(f"the connection is too slow for the claimed events; {less}: {error}")
         told.__cause__ = error
         self.error = told
-        if not self._told:
-            self._told = True
+        if not self._reported:
+            self._reported = True
             self._announce("error", told)
         return True
 
@@ -98,4 +98,4 @@ class Capacity:
         self._strict_since = self.error = None
         if self.most >= _USUAL:
             self.most = None
-            self._told = False
+            self._reported = False

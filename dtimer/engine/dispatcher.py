@@ -20,7 +20,7 @@ from collections.abc import Collection, Sequence
 
 from dtimer.engine.book import MOST_SETTLEMENTS
 from dtimer.engine.hands import Hands
-from dtimer.engine.hold import Hold, believed_until
+from dtimer.engine.hold import Hold, trusted_until
 from dtimer.engine.pace import lasting
 from dtimer.engine.prefetch import IN_ADVANCE
 from dtimer.errors import PayloadError
@@ -45,7 +45,7 @@ class Dispatcher(Hands):
         Args:
             appetite: How many events the listeners or readers can take.
         """
-        if self._calling_back and len(self._settlements) > MOST_SETTLEMENTS:
+        if self._recalling and len(self._settlements) > MOST_SETTLEMENTS:
             # This claim cannot carry all releases. Later events that it claims would be started
             # before those that are not released yet.
             return 0, 0
@@ -69,7 +69,7 @@ class Dispatcher(Hands):
             claimed: How many it got.
             appetite: How many events the listeners or readers can take.
         """
-        if self._calling_back:
+        if self._recalling:
             return 0
         # For one thread, not for each of them: quick handlers mostly hold the interpreter lock,
         # so that only one runs at a time.
@@ -91,10 +91,10 @@ class Dispatcher(Hands):
             lay: The reply may have arrived earlier than *came* and waited unread. The wait then
                 counts as lateness.
         """
-        believed = believed_until(sent, self._options.lease)
+        trusted = trusted_until(sent, self._options.lease)
         # Add the leases only when all are complete: if this fails half-way, the heartbeat would
         # renew for ever leases whose events are never started.
-        holds = [hold for claim in claims if (hold := self._hold(claim, believed))]
+        holds = [hold for claim in claims if (hold := self._hold(claim, trusted))]
         for hold in holds if lay else ():
             if hold.event is not None:
                 hold.event.lateness_ms += (came - sent) * 1000
@@ -117,7 +117,7 @@ class Dispatcher(Hands):
             True if events are released, so that a claim should be made at once to do so.
         """
         # Includes events of a reply that was under way when the others were released.
-        back = self._call_back() if self._calling_back else False
+        back = self._release_all() if self._recalling else False
         while self.early and self._busy < self._options.concurrency:
             batch = self.early.take(self.max_events)
             if not batch:
@@ -163,10 +163,10 @@ class Dispatcher(Hands):
         """Release *holds*; with a single handler thread also all events of the look-ahead queue."""
         self._end(holds, Verdict.RELEASE)
         if self._in_order:
-            self._calling_back = True
-            self._call_back()
+            self._recalling = True
+            self._release_all()
 
-    def _call_back(self) -> bool:
+    def _release_all(self) -> bool:
         """Release all events of the look-ahead queue; return whether there were any."""
         gone = self.early.clear()
         self._end(gone, Verdict.RELEASE)
@@ -176,10 +176,10 @@ class Dispatcher(Hands):
         """See `Book.take_settlements`."""
         # Clear the mark before taking the settlements. A handler thread may now add a release and
         # set the mark again. If the next claim carries that release, it must find the mark.
-        calling_back, self._calling_back = self._calling_back, False
+        recalling, self._recalling = self._recalling, False
         taken = super().take_settlements()
-        if self._left_over and calling_back:
-            self._calling_back = True
+        if self._left_over and recalling:
+            self._recalling = True
         return taken
 
     def linger(self) -> float | None:
@@ -215,8 +215,8 @@ class Dispatcher(Hands):
         self._end(gone, Verdict.RELEASE)
         return bool(gone)
 
-    def _hold(self, claim: Claim, believed: float) -> Hold | None:
-        hold = Hold(claim, self._options, self._ledger, self._ended, believed)
+    def _hold(self, claim: Claim, trusted: float) -> Hold | None:
+        hold = Hold(claim, self._options, self._ledger, self._ended, trusted)
         try:
             payload = decode(claim.payload)
         except PayloadError as e:
@@ -258,6 +258,6 @@ class Dispatcher(Hands):
         """Retry the events of handlers that still run; the attempt counts. The node leaves now."""
         for hold in list(self._held.values()):
             if hold.take(Verdict.RETRY):
-                hold.lose()
+                hold.mark_lost()
                 error = "the node left while the handler was running"
                 self._settle([hold.settlement(Verdict.RETRY, error=error)])

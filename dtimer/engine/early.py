@@ -21,16 +21,16 @@ from dtimer.model.options import Options
 # The seconds that a due event waits for a handler thread on a node without other nodes. The same
 # node would claim a released event again. The wait is limited, because the event cannot be
 # cancelled or rescheduled meanwhile.
-_ALONE = 1.0
+_ALONE_GRACE = 1.0
 
 # At most this fraction (1/10) of a lease may pass before the handler starts.
-_OF_A_LEASE = 10
+_LEASE_FRACTION = 10
 
 
 def ahead_us(options: Options) -> int:
     """Return how far ahead a node of these *options* claims, in µs."""
     # A test's clock does not advance while a thread waits, so an event would start early.
-    return 0 if options.now else min(options.look_ahead, options.lease // _OF_A_LEASE)
+    return 0 if options.now else min(options.look_ahead, options.lease // _LEASE_FRACTION)
 
 
 #: The due time on the server's clock in µs, the id, a unique number, the moment to start on the
@@ -52,7 +52,8 @@ class Early:
         self.patience = self.ahead_us / 1e6
         #: The same for a node without other nodes.
         self.alone_patience = max(
-            self.patience, min(_ALONE, options.lease / 1e6 / _OF_A_LEASE) if self.ahead_us else 0
+            self.patience,
+            min(_ALONE_GRACE, options.lease / 1e6 / _LEASE_FRACTION) if self.ahead_us else 0,
         )
         self._order = itertools.count()
         # Ordered by the server's due times. The moments to start also depend on the time that a

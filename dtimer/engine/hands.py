@@ -90,12 +90,12 @@ class Hands(Book):
         # A single handler thread starts events in the order of their due times.
         self._in_order = options.concurrency == 1
         # True from a release by that thread until a claim carries all settlements made before.
-        self._calling_back = False
+        self._recalling = False
         # Whether an event of the look-ahead queue has waited too long for a thread.
         self._behind = False
         self._busy = 0
         # Guards only the count above. User code never runs while it is held, so a lock is safe.
-        self._counting = threading.Lock()
+        self._busy_lock = threading.Lock()
         self._returning = False
         #: The handler threads.
         self.hands = [
@@ -109,12 +109,12 @@ class Hands(Book):
             hand.start()
 
     def _put(self, batch: list[Hold]) -> None:
-        with self._counting:
+        with self._busy_lock:
             self._busy += 1
         try:
             self._inbox.put(batch)
         except BaseException:
-            with self._counting:
+            with self._busy_lock:
                 self._busy -= 1
             raise
 
@@ -160,7 +160,7 @@ class Hands(Book):
         return any(hand.current for hand in self.hands)
 
     def _free(self) -> None:
-        with self._counting:
+        with self._busy_lock:
             self._busy -= 1
         self._ring()
 
@@ -221,7 +221,7 @@ class Hands(Book):
             self._end(batch, Verdict.RELEASE)
             # Not before the release. If a claim carries the release in between, this flag
             # releases more events than necessary; set too early, it would be reset and lost.
-            self._calling_back = self._in_order
+            self._recalling = self._in_order
         elif raised:
             self._fail(batch, raised)
         elif self._options.auto_confirm:
@@ -242,7 +242,7 @@ class Hands(Book):
         if len(taken) < len(batch):
             # If the other party fails later, no party settles these leases. They must expire, so
             # the heartbeat must not renew them.
-            self._forget([hold for hold in batch if hold.forsaken])
+            self._forget([hold for hold in batch if hold.abandoned])
         return taken
 
     def _fail(self, batch: list[Hold], raised: list[BaseException]) -> None:

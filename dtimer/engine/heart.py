@@ -76,4 +76,4 @@ class Heart:
                     # this request has shortened the lease again.
                     self._renew([hold], longer)
             elif not hold.settled:
-                self._book.lose(hold)
+                self._book.mark_lost(hold)

@@ -32,7 +32,7 @@ class Herald(Service):
         #: How many announcements were dropped because the queue was full.
         self.dropped = 0
         # Re-entrant, because a signal handler that interrupts an announcement may announce, too.
-        self._counting = threading.RLock()
+        self._dropped_lock = threading.RLock()
         # The moment of a delayed call, on the monotonic clock, and the function to call.
         # In a list of at most one, so that each change is one step of the interpreter.
         self._later: list[tuple[float, Callable[[], None]]] = []
@@ -42,7 +42,7 @@ class Herald(Service):
         if self._queue.qsize() < _MOST:
             self._queue.put((event, *arguments))
         else:
-            with self._counting:
+            with self._dropped_lock:
                 self.dropped += 1
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:

@@ -23,7 +23,7 @@ from dtimer.model.options import Options
 from dtimer.model.retry import exponential, wait_us
 
 #: The fraction of a lease that the node relies on. The rest absorbs clock drift and slow replies.
-_BELIEVED = 0.9
+_TRUSTED_FRACTION = 0.9
 
 
 class Ledger(Protocol):
@@ -44,7 +44,7 @@ class Ledger(Protocol):
         ...
 
 
-def believed_until(sent: float, lease_us: int) -> float:
+def trusted_until(sent: float, lease_us: int) -> float:
     """
     Return until when the node may rely on a lease, on the clock of `lasting`.
 
@@ -56,7 +56,7 @@ def believed_until(sent: float, lease_us: int) -> float:
     # too early, which is safe.
     now = lasting()
     age = time.monotonic() - sent
-    return now - age + lease_us / 1_000_000 * _BELIEVED
+    return now - age + lease_us / 1_000_000 * _TRUSTED_FRACTION
 
 
 _UNUSED = Flag()
@@ -83,7 +83,7 @@ class Hold:
         options: The node's options.
         ledger: Settles and extends leases immediately.
         ended: Called with this lease and the outcome when a call of `Event` has settled it.
-        believed_until: See the function of that name.
+        trusted_until: See the function of that name.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Hold:
         options: Options,
         ledger: Ledger,
         ended: Callable[[Hold, Result], None],
-        believed_until: float,
+        trusted_until: float,
     ) -> None:
         self.claim = claim
         self.event: Event | None = None
@@ -103,7 +103,7 @@ class Hold:
         #: False once the handler has returned without settling the event (``auto_confirm=False``).
         self.running = True
         #: True if this node gave up waiting for another party that was settling the lease.
-        self.forsaken = False
+        self.abandoned = False
         self._options = options
         self._ledger = ledger
         self._ended = ended
@@ -112,7 +112,7 @@ class Hold:
         self._end: dict[str, _End] = {}
         self._lost = False
         self._extended_until = 0.0
-        self._believed_until = believed_until
+        self._trusted_until = trusted_until
 
     @property
     def _patience(self) -> float:
@@ -137,13 +137,13 @@ class Hold:
 
     def renewed(self, sent: float, lease_us: int) -> None:
         """Record that the server renewed the lease, in reply to a request sent at *sent*."""
-        self._believed_until = believed_until(sent, lease_us)
+        self._trusted_until = trusted_until(sent, lease_us)
 
-    def doubt(self) -> None:
+    def distrust(self) -> None:
         """Stop relying on the lease until the server has renewed it."""
-        self._believed_until = 0.0
+        self._trusted_until = 0.0
 
-    def lose(self) -> bool:
+    def mark_lost(self) -> bool:
         """Record that this node no longer holds the lease; return True the first time."""
         first = not self._lost
         self._lost = True
@@ -170,7 +170,7 @@ class Hold:
             # if an exception interrupted a failed settling before its entry was removed.
             over = by.over.wait(self._patience)
             if not over or (self._end.get("by") is by and by.thread is not None):
-                self.forsaken = True
+                self.abandoned = True
                 return False
         return True
 
@@ -203,7 +203,7 @@ class Hold:
                 reached("settle.sending")
             result = self._ledger.settle([settlement])[0]
             if result is Result.STALE:
-                self.lose()
+                self.mark_lost()
             end.thread = None
         except BaseException as e:
             if self._end.get("by") is end:
@@ -253,14 +253,14 @@ class Hold:
                 self._extended_until = before
             raise
         if not held:
-            self.lose()
+            self.mark_lost()
             return False
-        believed = believed_until(sent, us)
-        self._believed_until = max(believed, self._believed_until) if running else believed
+        trusted = trusted_until(sent, us)
+        self._trusted_until = max(trusted, self._trusted_until) if running else trusted
         return True
 
     def lost(self, now: float | None = None) -> bool:
         """See `Event.lease_lost`. *now*, from `lasting`, saves a clock read for each lease."""
         if self._lost or self._end:
             return self._lost
-        return (lasting() if now is None else now) > self._believed_until
+        return (lasting() if now is None else now) > self._trusted_until

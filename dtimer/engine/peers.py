@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 #: The seconds for which a reply is trusted.
-_BELIEVED = 1.0
+_TRUSTED_SECONDS = 1.0
 
 
 class Peers:
@@ -22,20 +22,20 @@ class Peers:
     def __init__(self, alone: Callable[[], bool]) -> None:
         self._alone = alone
         self._answer = False
-        self._believed_until = 0.0
+        self._trusted_until = 0.0
 
     def none(self) -> bool:
         """Return whether no other node has joined; False if the store does not answer."""
-        if time.monotonic() >= self._believed_until:
+        if time.monotonic() >= self._trusted_until:
             try:
                 self._answer = self._alone()
             except Exception:
                 # The next claim fails as well, and reports the error.
                 self._answer = False
-            self._believed_until = time.monotonic() + _BELIEVED
+            self._trusted_until = time.monotonic() + _TRUSTED_SECONDS
         return self._answer
 
     @property
     def known_none(self) -> bool:
         """True if `none` has returned True within the last second. Asks nothing."""
-        return self._answer and time.monotonic() < self._believed_until
+        return self._answer and time.monotonic() < self._trusted_until

@@ -29,7 +29,7 @@ class Reach:
         self._slow = slow
         self._changed = changed
         self._pause = _FIRST_PAUSE
-        self._told: set[type] = set()
+        self._reported: set[type] = set()
         #: Set when the first claim has been answered, or has failed.
         self.tried = Flag()
         #: Why the last claim failed; None if it was answered.
@@ -40,15 +40,15 @@ class Reach:
         self._pause = _FIRST_PAUSE
         if self.error is not None or not self.tried.is_set():
             self.error = None
-            self._told.clear()
+            self._reported.clear()
             self._changed(None)
         self.tried.set()
 
     def failed(self, error: Exception) -> float:
         """Record that a claim failed; return for how many seconds to pause."""
-        if type(error) not in self._told:
+        if type(error) not in self._reported:
             # Once for each kind, even if two kinds of error alternate during an outage.
-            self._told.add(type(error))
+            self._reported.add(type(error))
             self._changed(error)
         self.error = error
         self.tried.set()

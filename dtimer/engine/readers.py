@@ -31,7 +31,7 @@ class Reading:
         self.event: Event | None = None
         self.failure: BaseException | None = None
         #: True if the read was interrupted: its key is released, and no attempt is charged.
-        self.forsaken = False
+        self.abandoned = False
         self.reader = threading.current_thread()
         self.arrived = Flag()
         self.done = Flag()
@@ -54,7 +54,7 @@ class Readers:
         Wait at most *seconds*, or until the queue is *stopped*, for a key.
 
         If an exception interrupts the wait, for example one from a signal handler, the caller
-        must `forsake` the reading. Otherwise it would receive the next key and hold it for ever.
+        must `abandon` the reading. Otherwise it would receive the next key and hold it for ever.
 
         Args:
             reading: Receives the key.
@@ -70,9 +70,9 @@ class Readers:
             # A handler thread has chosen this reader, perhaps just now, and hands it a key.
             reading.arrived.wait()
 
-    def forsake(self, reading: Reading) -> None:
+    def abandon(self, reading: Reading) -> None:
         """Abandon a reading: it receives no key any more, and its key is released."""
-        reading.forsaken = True
+        reading.abandoned = True
         self._withdraw(reading)
         reading.done.set()
 
@@ -113,7 +113,7 @@ class Readers:
                 reading.failure = Returned(ended)
                 break
         self._forget(event.id, reading)
-        if reading.forsaken:
+        if reading.abandoned:
             return None
         return [] if reading.failure is None else [reading.failure]
 
@@ -131,11 +131,11 @@ class Readers:
         if self._held.get(key) is reading:
             self._held.pop(key, None)
 
-    def send_away(self) -> None:
+    def end_waits(self) -> None:
         """End the wait of every reader. The caller must have stopped the queue before."""
         for reading in list(self._waiting):
             reading.arrived.set()
         for reading in list(self._held.values()):
             if reading.reader is threading.current_thread() and not reading.done.is_set():
                 # A signal handler interrupts this reader, which cannot return its key meanwhile.
-                self.forsake(reading)
+                self.abandon(reading)

@@ -48,7 +48,7 @@ class Service:
         self._ended = ended
         self._stopping = Flag()
         self._thread: threading.Thread | None = None
-        self._told: set[type] = set()
+        self._reported: set[type] = set()
         self._failure: BaseException | None = None
         self._failed_at = 0.0
         #: How often the body has raised an exception.
@@ -94,11 +94,11 @@ class Service:
 
     def _note(self, error: BaseException) -> None:
         if self.failure is None:
-            self._told.clear()
+            self._reported.clear()
         self._failure, self._failed_at = error, time.monotonic()
         self.failures += 1
-        if type(error) not in self._told:
-            self._told.add(type(error))
+        if type(error) not in self._reported:
+            self._reported.add(type(error))
             # An exception of the report, for example a lack of memory, must not end the thread.
             with contextlib.suppress(Exception):
                 self._failed(error)

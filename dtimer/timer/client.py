@@ -20,7 +20,7 @@ from dtimer.timer.posting import chunks, prepare, prepare_item, when
 
 # How often a post is repeated because a generated id exists. Two generators produce the same id
 # about once in 2**30 pairs of one millisecond.
-_MOST_MEETINGS = 20
+_MOST_COLLISIONS = 20
 
 
 class Client(Emitter):
@@ -147,7 +147,7 @@ class Client(Emitter):
     def _post(self, entries: list[Entry], policy: str, replicas: int) -> list[EventId]:
         if policy == "mint":
             taken = ""
-            for _ in range(_MOST_MEETINGS):
+            for _ in range(_MOST_COLLISIONS):
                 taken = self._store.post(entries, policy, replicas).taken
                 if not taken:
                     return event_ids((e.id for e in entries), frozenset())

@@ -32,10 +32,10 @@ class Contact:
         self._answered = answered
         self._deaf_since = deaf_since
         self._reachable = True
-        self._deafness: BaseException | None = None
-        self._deaf_told = False
+        self._deaf_error: BaseException | None = None
+        self._deaf_reported = False
 
-    def reach_changed(self, error: Exception | None) -> None:
+    def connectivity_changed(self, error: Exception | None) -> None:
         """Report that Redis does not answer, because of *error*; None reports that it answers."""
         if error is None:
             self._announce("connected")
@@ -44,32 +44,32 @@ class Contact:
             if self._reachable:
                 self._announce("disconnected", error)
             self._reachable = False
-            self._complain(
+            self._report(
                 error, f"Redis at {self._store.place} does not answer; the node keeps trying"
             )
 
     def hearing_changed(self, error: BaseException | None) -> None:
         """Report that wakes do not arrive, because of *error*; None records that they do."""
-        self._deafness = error
+        self._deaf_error = error
         if error is None:
-            self._deaf_told = False
+            self._deaf_reported = False
             return
         # If Redis does not answer either, the claimer reports that, and this report would only
         # repeat it. So wait for a claim that was answered since.
         answered, since = self._answered(), self._deaf_since()
         if answered is None or since is None or answered < since:
             return
-        if not self._deaf_told:
-            self._deaf_told = True
-            self._complain(error, "wakes do not arrive; events are found by polling")
+        if not self._deaf_reported:
+            self._deaf_reported = True
+            self._report(error, "wakes do not arrive; events are found by polling")
 
-    def say_if_deaf(self) -> None:
+    def report_if_deaf(self) -> None:
         """Report a deafness that began before the first claim was answered."""
-        if self._deafness is not None:
-            self.hearing_changed(self._deafness)
+        if self._deaf_error is not None:
+            self.hearing_changed(self._deaf_error)
 
-    def _complain(self, error: BaseException, what: str) -> None:
+    def _report(self, error: BaseException, what: str) -> None:
         rule = access.remedy(str(error), self._store.ns)
-        complaint = StoreError(f"{what}: {error}{f' ({rule})' if rule else ''}")
-        complaint.__cause__ = error
-        self._announce("error", complaint)
+        report = StoreError(f"{what}: {error}{f' ({rule})' if rule else ''}")
+        report.__cause__ = error
+        self._announce("error", report)

@@ -43,5 +43,5 @@ class Ledger:
         try:
             yield
         finally:
-            if self._over() and not self._voice.let_go():
+            if self._over() and not self._voice.close_unless_joined():
                 self._store.release()

@@ -104,7 +104,7 @@ class Life:
             dispatcher=self._dispatcher,
             options=options,
             appetite=voice.appetite,
-            changed=self._contact.reach_changed,
+            changed=self._contact.connectivity_changed,
             announce=self._herald.announce,
             farewell=self._farewell,
         )
@@ -220,7 +220,7 @@ class Life:
                     "the first claim was not made in time: the node's threads are stuck or starved"
                 )
             raise StoreError(f"Redis went away while joining: {error}") from error
-        self._contact.say_if_deaf()
+        self._contact.report_if_deaf()
 
     # End
 

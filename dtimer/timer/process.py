@@ -109,7 +109,7 @@ class Ending(Protocol):
         """Request the end."""
 
 
-def forgotten(life: Ending, id: str) -> None:
+def end_forgotten(life: Ending, id: str) -> None:
     """End the node of a timer that was dropped while joined, and warn about it."""
     if life.leaving:
         # A handler called leave, so the node ends by itself.

@@ -189,7 +189,7 @@ class DTimer(Calendar):
         if self.nesting.leaves != leaves:
             life.leaving = True
         life.start()
-        self._finalizer = weakref.finalize(self, process.forgotten, life, self._id)
+        self._finalizer = weakref.finalize(self, process.end_forgotten, life, self._id)
         self._finalizer.atexit = False
         # It may have been set during the start. This also rings the bell, in case a listener was
         # added during the start.
@@ -218,7 +218,7 @@ class DTimer(Calendar):
         with self._state:
             life = self._life
             if life is None or life.over:
-                self.let_go()
+                self.close_unless_joined()
                 return
         self._end(life, seconds)
 
@@ -226,7 +226,7 @@ class DTimer(Calendar):
         life.stop(seconds)
         life.wait(None if seconds is None else seconds + 2 * self._options.timeout / 1e6 + 1)
 
-    def let_go(self) -> None:
+    def close_unless_joined(self) -> None:
         """Close the connections that calls have opened while the node has not joined."""
         with self._state:
             if self._life is None or self._life.over:

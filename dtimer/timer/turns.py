@@ -11,7 +11,7 @@ from dtimer.model.options import Options
 from dtimer.store.store import Store
 
 # Seconds added to the age of a rollback, in case it goes back further than the server's clock says.
-_SPARE = 2.0
+_MARGIN = 2.0
 
 
 class Turns:
@@ -36,27 +36,27 @@ class Turns:
         self.slow = store.slow
         # For each rollback that is not repaired yet: how many seconds back schedules may be
         # lost. None means all of them.
-        self._gone: list[float | None] = []
+        self._rollbacks: list[float | None] = []
 
     def rolled_back(self, error: StateRollback) -> None:
         """Before the next claim, declare again the schedules of this process that were lost."""
         since = None if error.wiped else error.since
-        self._gone.append(None if since is None else (error.until - since) / 1000 + _SPARE)
+        self._rollbacks.append(None if since is None else (error.until - since) / 1000 + _MARGIN)
 
     def ask(self, request: TurnRequest) -> Answer:
         """See `dtimer.engine.turns.Turns`, also for the other methods."""
         if armed:
             self._points(request)
-        while self._gone:
+        while self._rollbacks:
             # A failure counts as a failure of the claim, and is retried with it.
-            self._store.redeclare(self._gone[0])
-            self._gone.pop(0)
+            self._store.redeclare(self._rollbacks[0])
+            self._rollbacks.pop(0)
         return self._store.ask(self._incarnation, request, self._options.lease)
 
     @property
     def busy(self) -> bool:
         """True if lost schedules must first be declared again."""
-        return bool(self._gone)
+        return bool(self._rollbacks)
 
     @staticmethod
     def _points(request: TurnRequest) -> None:

@@ -27,7 +27,7 @@ class Voice(Protocol):
         """Return whether there is a listener that takes events."""
         ...
 
-    def let_go(self) -> bool:
+    def close_unless_joined(self) -> bool:
         """Close the connections of a timer that has not joined; return False if it is gone."""
         ...
 
@@ -51,7 +51,7 @@ class Timer(Protocol):
         """Return whether there is a listener that takes events."""
         ...
 
-    def let_go(self) -> None:
+    def close_unless_joined(self) -> None:
         """Close the connections, unless the timer has joined."""
         ...
 
@@ -83,9 +83,9 @@ class WeakVoice:
         timer = self._timer()
         return timer is None or timer.listens()
 
-    def let_go(self) -> bool:
-        """See `Voice.let_go`."""
+    def close_unless_joined(self) -> bool:
+        """See `Voice.close_unless_joined`."""
         timer = self._timer()
         if timer is not None:
-            timer.let_go()
+            timer.close_unless_joined()
         return timer is not None

@@ -192,7 +192,7 @@ class Node:
             announce=lambda event, *what: world.said.append((name, event, what)),
             appetite=lambda: 100,
             listens=lambda: True,
-            let_go=lambda: True,
+            close_unless_joined=lambda: True,
         )
         self.life = Life(name, options, self.store, voice)
         self.life._listener.hears = world.rng.random() < 0.7

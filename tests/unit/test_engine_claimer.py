@@ -999,7 +999,7 @@ class TestPipelining:
         backlog.claimer._exchange.sent = sent - 20
         backlog.take()
         late = backlog.dispatcher.early.clear({"4"})
-        assert [-20] == [round(hold._believed_until - lasting() - 27) for hold in late]
+        assert [-20] == [round(hold._trusted_until - lasting() - 27) for hold in late]
 
     def test_a_ring_causes_another_claim_after_the_one_under_way(self, backlog):
         """The claim under way may have passed the server before the event was posted."""

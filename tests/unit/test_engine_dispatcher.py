@@ -506,7 +506,7 @@ class TestSettling:
         events = office.begin(*(claim() for _ in range(3)))
         office.dispatcher.superseded({events[0].id, events[1].id})
         first = office.dispatcher.held()[0]
-        office.dispatcher.lose(first)
+        office.dispatcher.mark_lost(first)
         settlements = office.finish()
         office.dispatcher.settled(settlements, [Result.STALE] * 3)
         said = office.saying()
@@ -629,8 +629,8 @@ class TestLeases:
         assert ev.lease_lost
         hold.renewed(now, 10_000_000)
         assert not ev.lease_lost
-        assert hold.lose()
-        assert not hold.lose()
+        assert hold.mark_lost()
+        assert not hold.mark_lost()
         assert ev.lease_lost
 
     def test_reports_a_lost_lease_once(self, office):
@@ -638,8 +638,8 @@ class TestLeases:
         office = office()
         (ev,) = office.begin(claim())
         (hold,) = office.dispatcher.held()
-        office.dispatcher.lose(hold)
-        office.dispatcher.lose(hold)
+        office.dispatcher.mark_lost(hold)
+        office.dispatcher.mark_lost(hold)
         assert [("lease_lost", ev)] == office.saying()
 
     def test_extend_renews_at_once_and_raises_later_renewals(self, office):
@@ -671,10 +671,10 @@ class TestLeases:
         (ev,) = office.begin(claim())
         (hold,) = office.dispatcher.held()
         assert ev.extend(60_000) is True
-        believed = hold._believed_until
+        believed = hold._trusted_until
         assert ev.extend(300) is True
         assert [True, True] == office.ledger.at_least
-        assert believed == hold._believed_until
+        assert believed == hold._trusted_until
         assert 59_000_000 < hold.lease_us(time.monotonic())
 
     def test_extend_is_exact_after_the_handler_has_returned(self, office):
@@ -686,7 +686,7 @@ class TestLeases:
         assert ev.extend(60_000) is True
         assert ev.extend(300) is True
         assert [False, False] == office.ledger.at_least
-        assert hold._believed_until < lasting() + 1
+        assert hold._trusted_until < lasting() + 1
         assert 10_000_000 == hold.lease_us(time.monotonic())
 
     @pytest.mark.parametrize("error", [StoreError("no"), OutcomeUnknown("perhaps")])
@@ -919,7 +919,7 @@ class TestLookAhead:
         clock.now += 0.02
         office.alone = [True, False]
         assert not office.dispatcher.start_due()
-        office.dispatcher._peers._believed_until = clock.now
+        office.dispatcher._peers._trusted_until = clock.now
         assert office.dispatcher.start_due()
         assert 1 == len(office.dispatcher.take_settlements())
 

@@ -279,7 +279,7 @@ class TestHold:
 
         # An interrupted `set` of a flag: the next caller waits for this long, and then gives up.
         monkeypatch.setattr(Hold, "_patience", 0.0)
-        forsaken = 0
+        abandoned = 0
         for n in each_bytecode():
             ledger = Ledger()
             ledger.failures.append(StoreError("refused"))
@@ -295,10 +295,10 @@ class TestHold:
             )
             other.start()
             other.join(PATIENCE)
-            assert taken == [not hold.forsaken], interruption.where
-            forsaken += hold.forsaken
+            assert taken == [not hold.abandoned], interruption.where
+            abandoned += hold.abandoned
         assert n > 5
-        assert forsaken, "no exception came before the entry was removed"
+        assert abandoned, "no exception came before the entry was removed"
 
 
 class TestFlag:
@@ -409,7 +409,7 @@ class TestReaders:
             try:
                 readers.read(reading, 0.001, lambda: None, stopped)
             except BaseException:
-                readers.forsake(reading)
+                readers.abandon(reading)
                 raise
 
         for n in each_bytecode():
@@ -439,7 +439,7 @@ class TestReaders:
                 before = super().is_set()
                 if not before:
                     self.set()
-                    readers.send_away()
+                    readers.end_waits()
                 return before
 
         readers, reading, handed = Readers(), Reading(), []
@@ -467,7 +467,7 @@ class TestReaders:
             hand = threading.Thread(target=lambda: handed.append(readers.hand_over(Key(), stopped)))
             hand.start()
             assert reading.arrived.wait(PATIENCE)
-            readers.forsake(reading)
+            readers.abandon(reading)
             hand.join(PATIENCE)
 
         readers.read(reading, 0, begun, stopped)
