@@ -86,9 +86,13 @@ def unwritable(error: OSError, output: Output) -> int:
         return Exit.NO
     why = error.strerror or str(error)
     place = "the output" if error.filename is None else repr(error.filename)
-    # Standard error may be on the same full disk.
-    with contextlib.suppress(OSError):
+    try:
         output.failure(OSError(f"cannot write {place}: {why}"))
+    except OSError:
+        # Standard error may be on the same full disk. Python flushes its buffer at exit too,
+        # and would then exit with 120.
+        with contextlib.suppress(OSError, ValueError):
+            output.mute(sys.stderr)
     return Exit.OUTPUT
 
 
@@ -123,10 +127,10 @@ class Output:
             parts.append(("\n" + "\n".join(lines), "dim"))
         self._say(sys.stderr, parts, fields)
 
-    def mute(self) -> None:
-        """Discard all further output to stdout, buffered output included: its reader is gone."""
+    def mute(self, stream: TextIO | None = None) -> None:
+        """Discard all further output to *stream* (stdout), buffered output included."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, (stream or sys.stdout).fileno())
         os.close(nowhere)
 
     def console(self, stream: TextIO) -> Any:
