@@ -90,8 +90,10 @@ class Namespace:
         """Have the next call look at the namespace anew: it may not be what it was."""
         self._opened = False
 
-    def _call(self, verb: str, *arguments: str, named: bool = False) -> Any:
-        deadline = self._line.deadline()
+    def _call(
+        self, verb: str, *arguments: str, named: bool = False, until: float | None = None
+    ) -> Any:
+        deadline = self._line.deadline() if until is None else until
         self._open(deadline, make=verb not in READS)
         return self._line.call(verb, *arguments, named=named, deadline=deadline)
 
@@ -99,9 +101,25 @@ class Namespace:
         """Tell, in one try, whether no other node has joined and was heard of lately."""
         return bool(self._line.once("alone", incarnation, str(SILENT_US)))
 
-    def _ask(self, read: Callable[[Any], T], verb: str, *arguments: str, named: bool = False) -> T:
-        """Call a script, and *read* its reply."""
-        return understood(verb, read, self._call(verb, *arguments, named=named))
+    def _ask(
+        self,
+        read: Callable[[Any], T],
+        verb: str,
+        *arguments: str,
+        named: bool = False,
+        until: float | None = None,
+    ) -> T:
+        """
+        Call a script, and *read* its reply.
+
+        Args:
+            read: Reads the reply.
+            verb: The script.
+            arguments: Its arguments.
+            named: Whether the script must not act twice.
+            until: The deadline, if several calls share one.
+        """
+        return understood(verb, read, self._call(verb, *arguments, named=named, until=until))
 
     def permissions(self) -> dict[str, str]:
         """

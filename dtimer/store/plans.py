@@ -75,19 +75,18 @@ class Plans(Namespace):
                 self._declare(definition)
 
     def _declare(self, definition: Definition) -> str:
-        if definition.every is not None:
-            return self._declare_with(definition, [])
         until = self._line.deadline()
-        result = self._declare_with(definition, ahead(definition, self.server_now()))
+        if definition.every is not None:
+            return self._declare_with(definition, [], until)
+        result = self._declare_with(definition, ahead(definition, self.server_now(until)), until)
         while result.startswith("behind:"):
             # The server's clock was put back: these have been handed out.
             self._in_time(until, definition.id)
-            result = self._declare_with(
-                definition, ahead(definition, int(result.partition(":")[2]))
-            )
+            latest = int(result.partition(":")[2])
+            result = self._declare_with(definition, ahead(definition, latest), until)
         return result
 
-    def _declare_with(self, d: Definition, times: list[int]) -> str:
+    def _declare_with(self, d: Definition, times: list[int], until: float | None = None) -> str:
         first = ""
         if d.every is not None:
             first = f"+{d.every}" if d.start is None else str(d.start)
@@ -106,21 +105,26 @@ class Plans(Namespace):
             ",".join(map(str, times)),
             "1" if d.every is None and len(times) < AHEAD else "",
         )
-        return self._ask(codec.read_declared, "declare", *arguments, named=True)
+        return self._ask(codec.read_declared, "declare", *arguments, named=True, until=until)
 
-    def server_now(self) -> int:
-        """Return the time of the server, in µs."""
-        return self._stands(self._line.deadline(), make=False)[1].now
+    def server_now(self, until: float | None = None) -> int:
+        """Return the time of the server, in µs; *until* is the deadline."""
+        deadline = self._line.deadline() if until is None else until
+        return self._stands(deadline, make=False)[1].now
 
-    def supply(self, id: str) -> bool:
+    def supply(self, id: str, until: float | None = None) -> bool:
         """
         Bring a cron schedule more nominal times; True when they were taken.
+
+        Args:
+            id: The schedule.
+            until: The deadline of all calls together. None gives each call a whole one.
 
         Raises:
             OptionError: its time zone is not known on this machine, or its expression is none.
             NamespaceCorrupt: its definition cannot be read, or does not fit its state.
         """
-        standing = self._ask(codec.read_standing_plan, "schedule", id)
+        standing = self._ask(codec.read_standing_plan, "schedule", id, until=until)
         if standing is None:
             return False
         text, payload, beat, readable = standing
@@ -138,9 +142,9 @@ class Plans(Namespace):
             )
         zone(definition.tz)
         check_cron(definition.cron, definition.tz)
-        gap, times, final = ahead_of(definition, int(known), self.server_now())
+        gap, times, final = ahead_of(definition, int(known), self.server_now(until))
         arguments = (",".join(map(str, times)), str(gap), "1" if final else "")
-        return self._ask(flag, "supply", id, beat["print"], known, *arguments)
+        return self._ask(flag, "supply", id, beat["print"], known, *arguments, until=until)
 
     def _in_time(self, until: float, id: str) -> None:
         """Raise a `StoreError` if it is later than *until*: nothing was done about a schedule."""

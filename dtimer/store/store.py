@@ -246,18 +246,19 @@ class Store(Plans):
     def cancel(self, id: str) -> Cancelled:
         """See `DTimer.cancel`."""
         until, schedule = self._line.deadline(), id.rpartition("@")[0]
-        while (result := self._cancel(id)) is None:
+        while (result := self._cancel(id, until)) is None:
             self._in_time(until, schedule)
-            self.supply(schedule)
+            self.supply(schedule, until)
+            self._in_time(until, schedule)
         return result
 
-    def _cancel(self, id: str) -> Cancelled | None:
+    def _cancel(self, id: str, until: float) -> Cancelled | None:
         """Cancel an event; None, and nothing is done, if its schedule lacks nominal times."""
 
         def read(reply: bytes) -> Cancelled | None:
             return None if reply == b"short" else Cancelled(codec.text(reply))
 
-        return self._ask(read, "cancel", id, named=True)
+        return self._ask(read, "cancel", id, named=True, until=until)
 
     def reschedule(self, id: str, when: str) -> bool:
         """See `DTimer.reschedule`."""

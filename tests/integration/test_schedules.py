@@ -711,6 +711,28 @@ class TestControl:
         now.tick(26 * 60_000)
         assert [26] == nominals(serve(node), MINUTE)
 
+    def test_all_calls_of_a_cancel_or_of_a_declaration_share_one_deadline(
+        self, store, now, monkeypatch
+    ):
+        """A slow server must not hold the caller several times as long as ``timeout``."""
+        calls, call = [], store._line.call
+
+        def noted(verb, *arguments, deadline, **options):
+            calls.append((verb, deadline))
+            return call(verb, *arguments, deadline=deadline, **options)
+
+        monkeypatch.setattr(store._line, "call", noted)
+        declare(store, cron="* * * * *")
+        assert ["open", "open", "declare"] == [verb for verb, _ in calls]
+        assert 1 == len({deadline for _, deadline in calls})
+        for occurrence in range(1, 25):
+            calls.clear()
+            store.cancel(f"beat@{START + occurrence * MINUTE}")
+            if len(calls) > 1:
+                break
+        assert ["cancel", "schedule", "open", "supply", "cancel"] == [verb for verb, _ in calls]
+        assert 1 == len({deadline for _, deadline in calls})
+
     def test_cancelling_the_last_occurrence_ends_the_schedule(self, store, node, now, kind):
         """Cancelling the last occurrence before the end finishes the schedule."""
         declare(store, end=START / 1000 + 60_000, **kind)
