@@ -33,7 +33,6 @@ NODES = ("open", "join", "leave", "turn", "settle", "extend", "supply", "trim", 
 PRODUCERS = ("open", "post", "mint", "cancel", "reschedule", "peek")
 
 
-
 def run_by(*verbs):
     """Return the commands that the scripts of these verbs run."""
     found = set()
