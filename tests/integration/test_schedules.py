@@ -1011,11 +1011,11 @@ class TestAddTimes:
         second = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
         calls = []
 
-        def between(verb, *arguments, named=False):
+        def between(verb, *arguments, **options):
             # The other node adds times after this one has read and before it writes.
             if verb == "supply":
                 calls.append(second.supply("beat"))
-            return Store._call(store, verb, *arguments, named=named)
+            return Store._call(store, verb, *arguments, **options)
 
         store._call = between
         assert not store.supply("beat")
@@ -1033,10 +1033,10 @@ class TestAddTimes:
         declare(store, cron="* * * * *")
         second = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
 
-        def between(verb, *arguments, named=False):
+        def between(verb, *arguments, **options):
             if verb == "supply":
                 declare(second, cron="*/5 * * * *")
-            return Store._call(store, verb, *arguments, named=named)
+            return Store._call(store, verb, *arguments, **options)
 
         store._call = between
         assert not store.supply("beat")
