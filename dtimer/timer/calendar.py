@@ -100,12 +100,12 @@ class Calendar(Client):
         """
         Declare an event that recurs at times of the calendar.
 
+        The other arguments, the return value and the errors are those of `every`.
+
         Args:
             expression: Five fields (minute, hour, day, month, weekday) or six (seconds first),
                 with names, lists, ranges, steps, ``L`` and ``#``; or a nickname such as ``@daily``.
             tz: The time zone of the fields, as a name or a ``ZoneInfo``.
-
-        The other arguments, the return value and the errors are those of `every`.
         """
         if expression is None:
             raise OptionError("cron needs an expression")
