@@ -281,7 +281,7 @@ class RunAt(Emitter):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        failure = value and Returned(f"the reader left by {type(value).__name__}: {value}")
+        failure = value and Returned(f"the reader left with {type(value).__name__}: {value}")
         if failure is not None:
             failure.__cause__ = value
         self._end(failure, None)

@@ -195,7 +195,7 @@ class Hold:
         end = _End(settlement.verdict, threading.get_ident())
         by = self._end.get("by")
         if by is not None and by.thread == end.thread:
-            raise OutcomeUnknown("the call that this one interrupts is settling the event")
+            raise OutcomeUnknown("this call interrupts a call that is settling the event already")
         try:
             if not self._reserve(end):
                 return None

@@ -109,7 +109,7 @@ class Readers:
             return None
         while not reading.done.wait(_LOOK):
             if not reading.reader.is_alive():
-                ended = f"the thread {reading.reader.name!r} ended with {event.id!r}"
+                ended = f"the thread {reading.reader.name!r} ended while it held {event.id!r}"
                 reading.failure = Returned(ended)
                 break
         self._forget(event.id, reading)

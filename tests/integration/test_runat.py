@@ -343,7 +343,7 @@ class TestReading:
         errors = Catch(queue, "error")
         queue.write("tea")
         assert "tea" == in_thread(queue.read, SOON)()
-        assert "ended with 'tea'" in str(errors.next())
+        assert "ended while it held 'tea'" in str(errors.next())
         assert "tea" == queue.read(SOON)
 
     def test_a_reader_may_write_its_own_key_again(self, queue):
