@@ -180,7 +180,7 @@ class TestLookAheadQueue:
 class TestLookAheadOnDuty:
     """Which node is on duty if nodes claim early."""
 
-    def test_the_node_on_duty_is_told_to_come_half_a_horizon_early(self, store, node, now):
+    def test_the_node_on_duty_comes_half_a_horizon_early(self, store, node, now):
         """
         The reply tells the node on duty to claim half of its horizon before the event, and that
         claim finds the event.

@@ -247,7 +247,7 @@ def test_the_users_keepalive_times_are_kept(tcp_server):
 
 @pytest.mark.parametrize("library", [redis, valkey], ids=["redis", "valkey"])
 def test_keepalive_that_the_user_has_switched_off_stays_off(tcp_server, library):
-    """A device on battery, or a metered line, may want no packet that nobody asked for."""
+    """A device on battery, or a metered connection, may not want packets that carry no data."""
     kind = getattr(library, library.__name__.capitalize())
     with kind(port=tcp_server.port, socket_keepalive=False) as client:
         connection = source(client, 5.0).wire(Keys.of("dt"))._make()

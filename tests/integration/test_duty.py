@@ -271,7 +271,7 @@ def test_cancelling_wakes_for_the_next_occurrence(store, trio, wakes):
     assert ["a"] == wakes.heard()
 
 
-def test_a_node_is_told_to_claim_again_at_once_if_nothing_is_reserved(store, trio, now):
+def test_a_node_claims_again_at_once_if_nothing_is_reserved(store, trio, now):
     """
     If no other node was woken, a node with free threads claims again at once. It gets the next of a
     chain of missed occurrences, or the events that exceeded the size limit of one claim.
@@ -291,7 +291,7 @@ def test_a_node_is_told_to_claim_again_at_once_if_nothing_is_reserved(store, tri
         post(store, f"large-{i}", payload='{"n":"' + 200_000 * "x" + '"}')
     now.tick(1_000)
     turn = trio[0].turn(100)
-    assert (4, 0) == (len(turn.claims), turn.wait_us), "a million bytes"
+    assert (4, 0) == (len(turn.claims), turn.wait_us), "a claim is limited to a million bytes"
 
 
 def test_registering_again_wakes_no_other_node(store, trio, wakes, client):
@@ -324,7 +324,7 @@ def test_a_busy_node_is_not_woken(store, trio, wakes):
     assert [] == wakes.heard()
 
 
-def test_a_node_is_told_that_its_registration_is_gone(store, trio, client):
+def test_a_node_learns_that_its_registration_is_gone(store, trio, client):
     """After a FLUSHALL, the reply to a node's next claim tells it to register again."""
     assert trio[0].turn().known
     client.delete(*store.keys)

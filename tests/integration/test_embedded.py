@@ -100,7 +100,7 @@ def keeper_of(folder):
 
 def said(process):
     line = process.stdout.readline().strip()
-    assert line, "it ended without a word"
+    assert line, "the program ended without output"
     return line
 
 

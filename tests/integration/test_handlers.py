@@ -411,7 +411,7 @@ class TestOwnEvent:
     @pytest.mark.fault("F81")
     def test_a_handler_that_cancels_its_event_gets_in_flight(self, make):
         """
-        A handler that cancels its own event is told that the event is in flight; it is not
+        A handler that cancels its own event gets IN_FLIGHT as the result; the event is not
         retried.
         """
         timer = make(backoff=0)
@@ -565,7 +565,9 @@ class TestOrder:
         totals = timer.stats().totals
         assert list(range(count)) == seen
         if not others:
-            assert (count, 0) == (totals["started"], totals["released"]), "claimed but once"
+            assert (count, 0) == (totals["started"], totals["released"]), (
+                "each event is claimed once"
+            )
 
 
 class TestBatches:

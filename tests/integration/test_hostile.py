@@ -121,7 +121,7 @@ FOREIGN = {
     "endless expiry": ("body", b"%s,3|{}" % (b"9" * 5000)),
     "infinite score": ("due", float("inf")),
     "past score": ("due", float("-inf")),
-    "half a score": ("due", 1.5),
+    "fractional score": ("due", 1.5),
     "tries": ("tries", b"nan"),
     "many tries": ("tries", b"1e300"),
     "token": ("token", b"abc"),

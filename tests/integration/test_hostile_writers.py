@@ -155,7 +155,7 @@ class World:
             for _ in range(60):
                 began = time.monotonic()
                 turn = self.node.turn(10)
-                assert time.monotonic() - began < PROMPT, "a script took long"
+                assert time.monotonic() - began < PROMPT, "a script was slow"
                 self.supply(turn)
                 done = [Settlement(c.id, c.token, Verdict.CONFIRM) for c in turn.claims]
                 started |= {c.id for c in turn.claims}
@@ -163,7 +163,7 @@ class World:
                     break
                 self.node.turn(0, *done)
             else:
-                raise AssertionError(f"it spins: {turn}")
+                raise AssertionError(f"the node claims without end: {turn}")
         self.look()
         post(self.store, "last")
         started |= {c.id for c in self.node.claim(10)}
@@ -316,19 +316,19 @@ class TestTypes:
 
 FINDINGS = {
     # With 1 instead, this would be a valid pause.
-    "no pause": ("sys", "paused", b"what"),
-    "an occurrence of nothing": ("body", "soon", b",0,s0,0|{}"),
-    "an empty beat": ("beats", "tick", b""),
-    "half a beat": ("beats", "tick", b"print;60000000;c;q"),
+    "an invalid pause": ("sys", "paused", b"what"),
+    "an occurrence without a schedule": ("body", "soon", b",0,s0,0|{}"),
+    "an empty schedule state": ("beats", "tick", b""),
+    "a truncated schedule state": ("beats", "tick", b"print;60000000;c;q"),
     "an endless list of times": ("beats", "tock", b"p;;c;q;0;;;;1;;;" + b"1," * 3_000 + b"2;;;;"),
-    "an interval of nothing": ("beats", "tick", b"p;0;a;q;0;;;;1;;;;;;1;"),
-    "a jitter without end": ("beats", "tick", b"p;10000;a;q;99999999999999999;;;;1;;;;;;1;"),
+    "an interval of zero": ("beats", "tick", b"p;0;a;q;0;;;;1;;;;;;1;"),
+    "a jitter beyond bounds": ("beats", "tick", b"p;10000;a;q;99999999999999999;;;;1;;;;;;1;"),
     "an endless number": ("beats", "tick", b"p;" + b"9" * 400 + b";c;q;0;;;;1;;;;;;1;"),
-    "no retries in a plan": ("plans", "tick", b"{}"),
-    "an empty plan": ("plans", "tock", b""),
-    "a definition that is no JSON": ("defs", "tock", b"\xff"),
+    "a template without retries": ("plans", "tick", b"{}"),
+    "an empty template": ("plans", "tock", b""),
+    "a definition that is not JSON": ("defs", "tock", b"\xff"),
     "a definition of another kind": ("defs", "tock", b"[]"),
-    "an expression that never comes": (
+    "an expression that never matches": (
         "defs",
         "tock",
         (
@@ -336,11 +336,11 @@ FINDINGS = {
             b'"misfire":"coalesce","overlap":"queue","start":null,"stop":null,"tz":"UTC"}'
         ),
     ),
-    "a memo without its number": ("memo_a", "node", b"what"),
-    "a memo of this very turn": ("memo_a", "node", b"%d:1;2;3"),
-    "a memo of many": ("memo_a", "node", b"%d:;;1;999999999;"),
-    "a lease due at the end of all days": ("lease", "held", b"1,1," + b"9" * 400 + b",,node"),
-    "a node that is no object": ("nodes", "node", b"1|[1]"),
+    "a session without its number": ("memo_a", "node", b"what"),
+    "a session entry of this claim": ("memo_a", "node", b"%d:1;2;3"),
+    "a session entry of many events": ("memo_a", "node", b"%d:;;1;999999999;"),
+    "a lease without an end": ("lease", "held", b"1,1," + b"9" * 400 + b",,node"),
+    "a node that is not an object": ("nodes", "node", b"1|[1]"),
     "a node whose number is a list": ("nodes", "node", b'x|{"pid":[],"id":{}}'),
 }
 

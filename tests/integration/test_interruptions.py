@@ -87,7 +87,7 @@ class TestSignalHandlers:
                 assert Cancelled.CANCELLED is result, interruption.where
             assert timer.joined == (call not in ("leave", "exit")), interruption.where
             timer.cancel_all = [timer.cancel(id) for id in (kept, "tea", "egg")]
-        assert n >= 2 * STRIDES[call], "it was hardly interrupted"
+        assert n >= 2 * STRIDES[call], "too few interruptions"
 
     @pytest.mark.parametrize("call", STRIDES)
     def test_a_handler_may_leave(self, timer, client, call):
@@ -109,7 +109,7 @@ class TestSignalHandlers:
                 eventually(lambda: not threads())
             timer.leave()
         assert [] == timer.nodes()
-        assert n >= 2 * STRIDES[call], "it was hardly interrupted"
+        assert n >= 2 * STRIDES[call], "too few interruptions"
 
     def test_a_join_within_a_join_starts_one_node(self, timer, client):
         """A signal handler that joins during join() does not start a second node."""
@@ -136,7 +136,7 @@ class TestSignalHandlers:
                 break
             timer.join()
             eventually(lambda: timer.health().ok)
-        assert n >= 2 * STRIDES[call], "it was hardly interrupted"
+        assert n >= 2 * STRIDES[call], "too few interruptions"
 
 
 class Alarm(Exception):
@@ -181,7 +181,7 @@ class TestReading:
             assert f"k{n}" == read, interruption.where
             assert queue.confirm(read), interruption.where
         if there and n == 0:
-            pytest.fail("it was not interrupted")
+            pytest.fail("there was no interruption")
 
     def test_an_interrupted_read_ends_the_hold_on_the_key_before(self, queue):
         """

@@ -1,4 +1,7 @@
-"""The store's administrative verbs: walks, the audit, lease holders, restoring and permissions."""
+"""
+The store's administrative verbs: listings, the audit, lease holders, restoring and
+permissions.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def sound(store, client):
     assert_sound(client, store.keys)
 
 
-class TestWalks:
+class TestListings:
     """All pending events, and all dead letters."""
 
     def test_every_pending_event_is_listed_once_in_due_order(self, sound, now):

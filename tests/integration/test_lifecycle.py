@@ -41,7 +41,7 @@ def together(count, act):
         thread.start()
     for thread in crew:
         thread.join(3 * PATIENCE)
-        assert not thread.is_alive(), "it hangs"
+        assert not thread.is_alive(), "the thread hangs"
     for error in raised:
         raise error
 

@@ -171,12 +171,12 @@ def test_a_rescheduled_occurrence_stays_where_the_user_put_it(store, node, now, 
 @pytest.mark.parametrize(
     "case",
     [((4, 3), 5, True, False), ((3, 4), 5.5, False, False), ((3, 4), 0, False, True)],
-    ids=["came by the old law", "comes by the old law", "was moved by the user"],
+    ids=["came by the old table", "comes by the old table", "moved by the user"],
 )
 def test_the_same_table_declared_twice_changes_nothing(store, node, now, law, case):
     """
-    A pending occurrence that is delayed by jitter counts as pending at its scheduled time, so it
-    moves.
+    The second declaration has a time that the first has dropped. That must not count as a
+    change.
     """
     laws, hours, claims, move = case
     law(laws[0])
@@ -196,7 +196,7 @@ def test_the_same_table_declared_twice_changes_nothing(store, node, now, law, ca
 
 def test_a_jittered_occurrence_moves(store, now, law):
     """
-    A pending occurrence that is delayed by jitter counts as one at its scheduled time, and
+    A pending occurrence that is delayed by jitter counts as pending at its scheduled time, so it
     moves.
     """
     law(3)

@@ -668,7 +668,7 @@ class TestProcesses:
                 assert 0 == process.wait(PATIENCE)
             read = [result().split() for result in lines]
         assert sorted(keys) == sorted(read[0] + read[1])
-        assert min(map(len, read)) > 1_000, "one of them had next to nothing"
+        assert min(map(len, read)) > 1_000, "one consumer read almost nothing"
 
     def test_the_key_of_a_killed_consumer_is_read_by_another(self, server, namespace, make):
         """

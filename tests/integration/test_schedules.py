@@ -61,7 +61,7 @@ def serve(peer, limit=10):
         head = next(peer.store.upcoming("-inf", "+0"), None)
         if not turn.claims and head is None:
             return served
-    raise AssertionError("something stays due, and is not handed out")
+    raise AssertionError("an event stays due and is not delivered")
 
 
 def nominals(claims, unit=SECOND):
@@ -308,7 +308,7 @@ class TestDeclaring:
         """
         declare(store, cron="* * * * * *")
         now.tick(3_000)
-        assert [1] == nominals(serve(node)), "and it stands for 2 and 3"
+        assert [1] == nominals(serve(node)), "2 and 3 are coalesced into it"
         now.tick(-1_000 * back)
         assert "changed" == declare(store, cron="* * * * * *", payload='{"n":2}')
         assert [] == serve(node)

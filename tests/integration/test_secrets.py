@@ -65,7 +65,7 @@ class Told:
         root.setLevel(self._level)
         if kind is None:
             said = "\n".join([*self._texts, self._stream.getvalue()])
-            assert said.strip(), "nothing was said at all"
+            assert said.strip(), "no output was collected"
             # Tracebacks show lines of this file, which have the names of the constants and no
             # secrets.
             lines = [line for line in said.splitlines() if "hunter2" in line]

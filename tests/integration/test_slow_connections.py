@@ -177,5 +177,5 @@ class TestStrict:
         store.pause(on=False)
         node.claim(9, most=500, strict=True)
         node.turn(9, most=500, strict=True)
-        assert [] == node.claim(1), "it is kept for the one that was told"
+        assert [] == node.claim(1), "the event is reserved for the woken node"
         assert ["a"] == ids(other.claim(1))

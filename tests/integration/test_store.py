@@ -316,7 +316,7 @@ class TestLostReplies:
         now.tick(1)
         assert [] == node.turn(again=True).claims
         assert [] == node.turn(again=True).claims
-        assert [] == node.claim(), "it is kept for the one that was told"
+        assert [] == node.claim(), "the event is reserved for the woken node"
         (taken,) = other.claim()
         assert ("tea", 1) == (taken.id, taken.attempt)
         assert Result.STALE is node.confirm(claim)
@@ -333,7 +333,8 @@ class TestLostReplies:
             node = Peer(store, "node")
             for id in ("warm", "tea"):
                 post(store, id)
-            # The first call of a script sends it whole; the proxy waits for one that does not.
+            # The first call of a script sends its whole text; the proxy waits for a call that does
+            # not.
             for claim in node.claim(2):
                 proxy.drop_reply_once(b"EVALSHA")
                 settlement = Settlement(claim.id, claim.token, Verdict.CONFIRM)
@@ -739,10 +740,10 @@ class TestControl:
         assert 3 == store.trim(100, 3_000_001)
         assert 3 == store.trim(0, -1)
 
-    def test_purge_ends_although_events_die_meanwhile(self, store, node, monkeypatch):
+    def test_purge_ends_if_events_keep_dying(self, store, node, monkeypatch):
         """
-        A purge drops as many letters as there were at first, so a handler that keeps failing cannot
-        prolong it.
+        A purge removes as many dead letters as there were at first, so a handler that keeps failing
+        cannot prolong it.
         """
         trim, calls = store.trim, itertools.count()
 

@@ -130,10 +130,13 @@ class TestEnd:
             store.post([Entry("perhaps", "+60000500", "", "3|{}")], "replace")
         assert ["e0001", "e0002"] == [record.id for record in walk]
 
-    def test_an_event_is_not_met_again_if_the_reply_to_its_move_was_late(
+    def test_an_event_is_not_visited_again_if_the_reply_to_its_move_was_late(
         self, store, now, monkeypatch
     ):
-        """The server moves the event when the call begins, and the timer notes it at the end."""
+        """
+        The server moves the event when the call begins, and the timer records the move at
+        the end.
+        """
         ids = fill(store)
         post(store, "last", HOUR / 1000)
         call = store._call
@@ -151,7 +154,7 @@ class TestEnd:
         met += [record.id for record in walk]
         assert [*ids, "last"] == met
 
-    def test_an_event_posted_while_the_first_page_is_read_is_passed_over(self, store, monkeypatch):
+    def test_an_event_posted_while_the_first_page_is_read_is_skipped(self, store, monkeypatch):
         """A signal handler may post between the reply of the first page and its use."""
         ids = fill(store)
         call = store._call
@@ -178,7 +181,7 @@ class TestEnd:
         ids=["post", "reschedule", "revive", "declare", "resume"],
     )
     def test_a_call_that_the_server_refused_hides_no_event(self, store, monkeypatch, refused):
-        """The call changed nothing, so the walk still meets every event that it has not met."""
+        """The refused call changed nothing, so the iteration still visits all remaining events."""
         fill(store, 3)
         store.declare(recurring("beat", 3_600_000))
         walk = everything(store)
@@ -282,8 +285,11 @@ class TestDead:
             node.fail(claim)
         assert MANY == len(met) == len(set(met))
 
-    def test_a_loop_that_revives_ends_after_the_clock_was_put_back(self, store, node, now):
-        """Revived letters die again before the end of the walk, because the clock is behind it."""
+    def test_a_loop_that_revives_ends_after_the_clock_was_set_back(self, store, node, now):
+        """
+        The revived events die before the end of the iteration, because the clock is behind
+        it.
+        """
         bury(store, node, MANY)
         now.tick(HOUR / 1000)
         post(store, "last", max_retries=0)

@@ -63,7 +63,7 @@ def ms(us):
 class TestDetected:
     """A process that knows of a lost write reports it once."""
 
-    def test_a_lost_claim(self, client, store, node, now):
+    def test_a_lost_claim_is_detected(self, client, store, node, now):
         """
         A node whose last claim is lost reports the time from the last claim that survived until
         now.
@@ -108,7 +108,7 @@ class TestDetected:
             node.turn()
             assert times == len(store.told)
 
-    def test_the_reply_that_reveals_it_is_lost(self, client, store, node, now):
+    def test_a_rollback_is_detected_if_the_revealing_reply_is_lost(self, client, store, node, now):
         """The claim that reveals the rollback may lose its reply; its repetition reveals it too."""
         node.turn()
         snapshot = Snapshot(client, store.keys)
@@ -134,7 +134,7 @@ class TestDetected:
         node.turn(again=True)
         assert 1 == len(store.told)
 
-    def test_only_a_post_is_lost(self, client, store, node, now):
+    def test_a_lost_post_is_detected(self, client, store, node, now):
         """A node detects the loss of its own post after its last claim."""
         node.turn()
         there = now.us
@@ -217,7 +217,7 @@ class TestDetected:
         post(store, "honey", 60_000)
         assert 1 == len(store.told), "told again"
 
-    def test_a_wiped_namespace(self, client, store, node, now):
+    def test_a_wiped_namespace_is_detected(self, client, store, node, now):
         """If everything is lost, that is reported when the node registers again."""
         post(store, "tea", 60_000)
         node.turn()
@@ -231,7 +231,9 @@ class TestDetected:
         node.turn()
         assert 1 == len(store.told)
 
-    def test_a_namespace_that_others_have_refilled(self, client, store, node, make_store):
+    def test_a_wiped_namespace_is_detected_if_others_have_refilled_it(
+        self, client, store, node, make_store
+    ):
         """A namespace that was wiped counts as wiped, even if others have posted to it since."""
         node.turn()
         client.delete(*store.keys)
@@ -244,7 +246,7 @@ class TestDetected:
         assert [True] == [error.wiped for error in store.told]
         assert [] == other.told
 
-    def test_a_rollback_to_before_the_node_joined(self, client, make_store):
+    def test_a_rollback_to_before_the_node_joined_is_detected(self, client, make_store):
         """If the node is not even registered in the old state, the tokens reveal the rollback."""
         old = make_store()
         post(old, "tea")
@@ -260,7 +262,7 @@ class TestDetected:
         store.join("node", "{}")
         assert [(None, False)] == [(error.since, error.wiped) for error in store.told]
 
-    def test_a_node_that_only_registered(self, client, make_store, now):
+    def test_a_lost_registration_is_detected(self, client, make_store, now):
         """
         A node that has only registered itself detects the rollback when its registration is
         gone.
@@ -307,7 +309,7 @@ class TestNotDetected:
         yield
         assert [] == store.told
 
-    def test_ordinary_work(self, store, node, now):
+    def test_ordinary_work_is_not_a_rollback(self, store, node, now):
         """Posting, claiming, confirming, failing and cancelling."""
         for n in range(20):
             now.tick(n)
@@ -320,14 +322,14 @@ class TestNotDetected:
                     node.fail(claim)
             store.cancel("milk")
 
-    def test_a_post_that_stores_nothing(self, store):
+    def test_a_post_that_stores_nothing_is_not_a_rollback(self, store):
         """A post that keeps a pending event does not increase the count, and is not a loss."""
         post(store, "tea", 60_000)
         for _ in range(3):
             post(store, "tea", 60_000, policy="keep")
 
     @pytest.mark.parametrize("hours", [-1, 1])
-    def test_a_step_of_the_clock(self, store, node, now, hours):
+    def test_a_step_of_the_clock_is_not_a_rollback(self, store, node, now, hours):
         """The server's clock is set back, or ahead, and is corrected later."""
         for tick in (10, hours * 3_600_000, 10, -hours * 3_600_000, 10):
             now.tick(tick)
@@ -335,7 +337,7 @@ class TestNotDetected:
             for claim in node.claim(9):
                 node.confirm(claim)
 
-    def test_a_node_that_was_forgotten(self, store, node, now, make_store):
+    def test_a_forgotten_node_is_not_a_rollback(self, store, node, now, make_store):
         """
         A process that was stopped for long has been removed from the list of nodes, and
         returns.
@@ -350,7 +352,7 @@ class TestNotDetected:
         node.turn()
         assert [] == other.told
 
-    def test_a_node_that_was_forgotten_while_the_clock_was_wrong(
+    def test_a_node_forgotten_by_a_wrong_clock_is_not_a_rollback(
         self, store, node, now, make_store
     ):
         """A node was removed because the clock was wrong for a moment."""
@@ -362,7 +364,7 @@ class TestNotDetected:
         store.join("node", "{}")
         node.turn()
 
-    def test_repeated_requests(self, store, node, now):
+    def test_repeated_requests_are_not_a_rollback(self, store, node, now):
         """Claims and posts that are sent again."""
         for n in range(4):
             now.tick(1)
@@ -377,14 +379,14 @@ class TestNotDetected:
         post(store, "honey")
         node.turn()
 
-    def test_a_later_heartbeat(self, client, store, node, now):
+    def test_a_later_heartbeat_is_not_a_rollback(self, client, store, node, now):
         """A node that was heard from later than it knows has lost nothing."""
         node.turn()
         client.zadd(store.keys.alive, {"node": now.us + 5})
         now.tick(10)
         node.turn()
 
-    def test_registering_after_the_clock_was_set_back(self, store, node, now):
+    def test_registering_after_the_clock_was_set_back_is_not_a_rollback(self, store, node, now):
         """The registration of a node counts as its last sign of life."""
         node.turn()
         now.tick(-3_600_000)
@@ -392,7 +394,7 @@ class TestNotDetected:
         now.tick(10)
         node.turn()
 
-    def test_tokens_that_restart(self, client, store, node):
+    def test_an_invalid_token_is_not_a_rollback(self, client, store, node):
         """A token that another program has set far too high is not trusted here either."""
         client.hset(store.keys.sys, "token", 9_000_000_000_000_001)
         store.join("node", "{}")
@@ -400,7 +402,7 @@ class TestNotDetected:
         node.claim()
         store.join("node", "{}")
 
-    def test_an_invalid_total(self, client, store, node):
+    def test_an_invalid_total_is_not_a_rollback(self, client, store, node):
         """A total that another program has overwritten reveals nothing, and blocks nothing."""
         post(store, "tea", 60_000)
         client.hset(store.keys.sys, "n:posted", "many")
@@ -409,7 +411,7 @@ class TestNotDetected:
         store.join("node", "{}")
         node.turn()
 
-    def test_posts_from_many_threads(self, store, node):
+    def test_replies_that_overtake_each_other_are_not_a_rollback(self, store, node):
         """Replies overtake each other on several connections."""
 
         def many(name):
@@ -425,7 +427,7 @@ class TestNotDetected:
             thread.join()
         node.turn()
 
-    def test_a_node_that_left_and_returned(self, client, store, node):
+    def test_a_wipe_while_the_node_was_away_is_not_a_rollback(self, client, store, node):
         """
         A node that has left forgets what it knew, because the data may have been removed on
         purpose.
