@@ -57,7 +57,7 @@ class Calendar(Client):
                 delivers the latest and drops the others. ``all`` delivers each of them, at
                 most a thousand.
             overlap: What to do if the previous occurrence is still running: ``queue`` keeps one
-                waiting until it ends, ``allow`` starts the next, ``skip`` drops it.
+                waiting until that ends, ``allow`` starts the next, ``skip`` drops the next.
             max_retries: Replaces the node's ``max_retries`` for each occurrence.
 
         Returns:

@@ -207,8 +207,8 @@ class Client(Emitter):
 
         Returns:
             ``CANCELLED`` if the event will never start; only this value is true. ``IN_FLIGHT``
-            if a node has claimed it, at most ``look_ahead`` before its due time: it is not
-            retried. ``NOT_FOUND`` if no event of that id is pending.
+            if a node has already claimed it, perhaps up to ``look_ahead`` before its due time:
+            it is not retried. ``NOT_FOUND`` if no event of that id is pending.
         """
         self._notice_fork()
         return self._store.cancel(check_id(id))
@@ -244,11 +244,11 @@ class Client(Emitter):
         Iterate over the scheduled events in due order, a page at a time.
 
         The iteration begins with the first ``next()`` and ends at the last (due, id) that exists
-        then. So a loop may post, move, cancel and revive. It skips events that this timer posts,
-        moves, revives or declares meanwhile to a place before that end. It also skips an id that
-        this timer adds to your pipeline, even if the pipeline is never executed or an existing
-        event is kept. At most one pending occurrence of each schedule is yielded. Events that
-        other processes change meanwhile may or may not appear.
+        then. So a loop may post, move, cancel and revive. The iteration skips events that this
+        timer posts, moves, revives or declares meanwhile to a place before that end. It also
+        skips an id that this timer adds to your pipeline, even if the pipeline is never executed
+        or an existing event is kept. At most one pending occurrence of each schedule is yielded.
+        Events that other processes change meanwhile may or may not appear.
 
         Args:
             offset: Skip events that are due earlier than this from now. None begins with the
