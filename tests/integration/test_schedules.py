@@ -739,7 +739,7 @@ class TestControl:
         assert Cancelled.CANCELLED is store.cancel(f"beat@{START + MINUTE}")
         assert store.schedule("beat").due is None
 
-    def test_cancelling_an_occurrence_in_flight(self, store, node, now, kind):
+    def test_an_occurrence_cancelled_in_flight_is_not_retried(self, store, node, now, kind):
         """An occurrence in flight runs to its end, is not retried, and the next one follows."""
         declare(store, **kind)
         now.tick(60_000)
@@ -831,7 +831,7 @@ class TestControl:
         node.fail(claim)
         assert [claim.id] == [c.id for c in serve(node)]
 
-    def test_pausing_and_resuming_one_schedule(self, store, node, now, kind):
+    def test_a_paused_schedule_delivers_nothing_until_resumed(self, store, node, now, kind):
         """
         A paused schedule delivers nothing, and others continue. When it is resumed, its misfire
         policy applies to the missed occurrences.

@@ -32,7 +32,7 @@ class TestClaim:
         assert "tea" == claim.id
         assert claim.due_us == now.us
 
-    def test_oldest_first_and_bounded(self, store, node):
+    def test_claims_the_oldest_events_up_to_the_limit(self, store, node):
         """A claim takes the events that were due first, and no more than its limit."""
         for i, id in enumerate("cab"):
             post(store, id, -i)
@@ -71,7 +71,7 @@ class TestClaim:
         assert 3 == len(tokens)
         assert sorted(set(tokens)) == tokens
 
-    def test_extended_lease_holds(self, store, node, now):
+    def test_an_extended_lease_lasts_from_the_extension(self, store, node, now):
         """An extended lease lasts from the extension. A lost lease cannot be extended."""
         other = Peer(store, "other")
         post(store, "tea")
@@ -153,7 +153,7 @@ class TestSettle:
         assert store.peek("tea") is None
         assert 0 == client.exists(store.keys.due, store.keys.body, store.keys.lease)
 
-    def test_stale_confirm_harms_nothing(self, store, node, now):
+    def test_the_confirm_of_a_lost_lease_is_refused(self, store, node, now):
         """The confirm of a lost lease is refused, and the new holder keeps the event."""
         other = Peer(store, "other")
         post(store, "tea")
@@ -165,7 +165,7 @@ class TestSettle:
         assert Result.STALE is node.release(old)
         assert Result.DONE is other.confirm(new)
 
-    def test_repost_while_running(self, store, node, now):
+    def test_a_post_replaces_a_running_event(self, store, node, now):
         """
         Posting the id of a running event makes a new event, which the old holder cannot
         settle.
@@ -179,7 +179,7 @@ class TestSettle:
         assert b'{"cup":2}' == new.payload
         assert 1 == new.attempt
 
-    def test_retries_then_dead(self, store, node, now):
+    def test_an_event_without_retries_left_becomes_a_dead_letter(self, store, node, now):
         """
         An event starts at most max_retries + 1 times. Then it is a dead letter with its last
         error.
@@ -214,7 +214,7 @@ class TestSettle:
         assert [] == turn.claims
         assert [("poison", "lease_lost")] == turn.buried
 
-    def test_at_most_once(self, store, node, now):
+    def test_an_event_without_retries_never_starts_twice(self, store, node, now):
         """
         With max_retries=0 an event does not start twice, and a lost one is kept as a dead
         letter.
@@ -480,7 +480,7 @@ class TestPost:
         assert "b" == caught.value.id
         assert store.peek("a") is None
 
-    def test_keep_while_in_flight(self, store, node):
+    def test_keep_keeps_an_event_in_flight(self, store, node):
         """``keep`` keeps an event in flight, returns False, and its holder can confirm it."""
         post(store, "tea")
         (claim,) = node.claim()
@@ -595,7 +595,7 @@ class TestControl:
         now.tick(100)
         assert [] == node.claim()
 
-    def test_cancel_in_flight(self, store, node, now):
+    def test_an_event_cancelled_in_flight_is_not_retried(self, store, node, now):
         """An event that is cancelled in flight still runs, but is not retried."""
         for id in ("fails", "crashes"):
             post(store, id)
@@ -658,7 +658,7 @@ class TestControl:
         assert not store.reschedule("tea", "+0")
         assert [] == node.claim()
 
-    def test_peek_in_every_state(self, store, node, now):
+    def test_peek_shows_state_due_time_and_starts(self, store, node, now):
         """A record states the event's state, due time and number of starts."""
         post(store, "tea", 100, payload='{"cup":1}')
         record = store.peek("tea")
@@ -705,7 +705,7 @@ class TestControl:
         found = [r.id for r in store.upcoming("+200000", "+300000")]
         assert ["200", "300"] == found
 
-    def test_pause_and_resume(self, store, node):
+    def test_a_paused_namespace_delivers_nothing(self, store, node):
         """A paused namespace delivers no events, and its claimed events can be confirmed."""
         post(store, "a")
         (claim,) = node.claim()
