@@ -8,7 +8,9 @@ and socket timeouts round up to whole milliseconds.
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import itertools
 import os
 import select
 
@@ -16,10 +18,15 @@ import select
 class _Pipe:
     """Two descriptors, closed with the last reference to them, so that no call uses a stale one."""
 
-    __slots__ = ("reader", "writer")
+    __slots__ = ("_open", "reader", "writer")
 
     def __init__(self) -> None:
-        self.reader, self.writer = os.pipe()
+        self.reader = self.writer = -1
+        self._open: list[int] = []
+        # Opened and noted in one step of the interpreter: an exception from a signal handler comes
+        # before or after it. The same goes for closing.
+        self._open.extend(itertools.chain.from_iterable(itertools.starmap(os.pipe, [()])))
+        self.reader, self.writer = self._open
         os.set_blocking(self.reader, False)
         os.set_blocking(self.writer, False)
 
@@ -29,10 +36,9 @@ class _Pipe:
             os.write(self.writer, b"\0")
 
     def close(self) -> None:
-        ends, self.reader, self.writer = (self.reader, self.writer), -1, -1
-        for descriptor in ends:
-            if descriptor >= 0:
-                os.close(descriptor)
+        self.reader = self.writer = -1
+        with contextlib.suppress(IndexError):
+            collections.deque(map(os.close, iter(self._open.pop, None)), maxlen=0)
 
     __del__ = close
 

@@ -60,21 +60,32 @@ class Service:
 
         Raises:
             RuntimeError: the process can start no more threads. The service may be stopped and
-                joined nevertheless.
+                joined nevertheless, also if an exception from a signal handler interrupts this.
         """
         self._stopping = Flag()
+        # An exception from a signal handler may end this call before or after the thread has
+        # begun. Whoever removes the item decides: this call that the thread does nothing, or the
+        # thread that it runs.
+        may_run = [True]
         # Daemon, because the interpreter waits for other threads before it runs the exit
         # handler that stops this one.
-        self._thread = threading.Thread(
-            target=self._run, args=(self._stopping,), name=self.name, daemon=True
+        thread = threading.Thread(
+            target=self._run, args=(self._stopping, may_run), name=self.name, daemon=True
         )
         try:
-            self._thread.start()
+            self._thread = thread
+            thread.start()
         except BaseException:
-            self._thread = None
+            with contextlib.suppress(IndexError):
+                may_run.pop()
+                self._thread = None
             raise
 
-    def _run(self, stopping: Flag) -> None:
+    def _run(self, stopping: Flag, may_run: list[bool]) -> None:
+        try:
+            may_run.pop()
+        except IndexError:
+            return
         try:
             while not self._run_body(stopping):
                 stopping.wait(_PAUSE)

@@ -65,6 +65,11 @@ class Lane:
         self.seq += 1
         return f"{self.name}:{self.seq}"
 
+    def __del__(self) -> None:
+        """Close the connection of a lane that an exception from a signal handler has lost."""
+        with contextlib.suppress(Exception):
+            self.wire.close()
+
 
 def _hang_up(lanes: list[Lane], keep: int = 0) -> None:
     while len(lanes) > keep:

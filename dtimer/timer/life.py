@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Collection
 from typing import Any
 
@@ -19,7 +18,6 @@ from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.flag import Flag
 from dtimer.engine.herald import Herald
 from dtimer.engine.listener import Listener
-from dtimer.engine.service import Service
 from dtimer.errors import StateRollback, StoreError, UsageError
 from dtimer.model.event import Health
 from dtimer.model.names import incarnation
@@ -27,6 +25,7 @@ from dtimer.model.options import Options
 from dtimer.store.store import Store
 from dtimer.timer import vetting
 from dtimer.timer.contact import Contact
+from dtimer.timer.health import examine
 from dtimer.timer.ledger import Ledger
 from dtimer.timer.presence import PATIENCE, Presence
 from dtimer.timer.turns import Turns
@@ -140,9 +139,9 @@ class Life:
 
     # Beginning
 
-    def start(self) -> None:
+    def start(self, *, leaving: bool) -> None:
         """
-        Register, subscribe, and wait for the first claim.
+        Register, subscribe, and wait for the first claim; if *leaving* already, only end.
 
         Ends early if a stop is requested meanwhile, for example by an interrupting signal handler.
 
@@ -150,6 +149,7 @@ class Life:
             StoreError: Redis does not answer. No thread is left running.
         """
         try:
+            self.leaving = self.leaving or leaving
             for step in (self._register, self._set_off, self._first_turn):
                 if self.leaving:
                     break
@@ -184,10 +184,12 @@ class Life:
 
     def _register(self) -> None:
         vetting.server(self._store)
+        # True before the call: an exception from a signal handler may come as soon as it is done.
+        self._registered = True
         try:
             self._turns.register()
-            self._registered = True
         except StoreError as e:
+            self._registered = False
             if self._store.slow(e):
                 # Report all missing permissions at once, not just the first that was refused.
                 vetting.permissions(self._store)
@@ -232,6 +234,18 @@ class Life:
         self.leaving = True
         if self._starter is not None:
             self._claimer.stop_within(None)  # The thread may have been started meanwhile.
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """End a node whose start was interrupted. Does not wait for a claimer that has started."""
+        # Otherwise `DTimer.leave` and the next join would wait for ever.
+        self._starter, self.leaving = None, True
+        if self._claimer.started:
+            if not self._claimer.stopping:
+                self._claimer.stop_within(0)
+        elif not self.over:
+            self._farewell()
 
     def wait(self, timeout: float | None = None) -> bool:
         """
@@ -245,13 +259,17 @@ class Life:
             return self._over.is_set()
         return self._over.wait(timeout)
 
+    def _deregister(self) -> None:
+        if self._registered and self._claimer.reach.error is None:
+            # If Redis does not answer, the registration expires by itself.
+            with contextlib.suppress(StoreError):
+                self._store.leave(self.incarnation)
+        self._registered = False
+
     def _farewell(self) -> None:
         """Stop all other threads. Runs last on the claimer's thread, or on the caller's if none."""
         try:
-            if self._registered and self._claimer.reach.error is None:
-                # If Redis does not answer, the registration expires by itself.
-                with contextlib.suppress(StoreError):
-                    self._store.leave(self.incarnation)
+            self._deregister()
             self._listener.stop()
             self._dispatcher.stop()
             self._herald.stop()
@@ -262,10 +280,18 @@ class Life:
             # Last, because listeners may post until the callback thread has ended.
             self._store.release()
         finally:
+            # Again, because an exception may have interrupted these steps above.
+            self._deregister()
+            self._listener.stop()
+            self._dispatcher.stop()
+            self._herald.stop()
             if not self._listener.started:
                 self._listener.close()
             self.bell.close()
             self._over.set()
+            # Again: a handler's confirm that ended in between may have left its connection idle.
+            # Confirms that end from now on close their connections themselves (timer/ledger.py).
+            self._store.release()
 
     def after_fork(self) -> None:
         """Close, in a forked child, the descriptors of the threads that the child lacks."""
@@ -289,30 +315,13 @@ class Life:
         """True when the node has ended."""
         return self._over.is_set()
 
-    def _services(self) -> list[Service]:
-        return [self._claimer, self._listener, self._herald, *self._dispatcher.hands]
-
     def health(self) -> Health:
         """See `DTimer.health`."""
-        now = time.monotonic()
-        answered, heard = self._claimer.answered, self._listener.heard
-        age = None if answered is None else (now - answered) * 1000
-        # Two claims are at most a poll interval, a try and a pause apart.
-        fresh = age is not None and age < self._options.poll_interval / 1e3 + 1_000
-        deaf = not self._listener.hears
-        failing = [s.failure for s in self._services() if s.failure is not None]
-        slow = self._claimer.capacity.error
-        error = self._claimer.reach.error or slow or (failing[0] if failing else None)
-        return Health(
-            ok=fresh and error is None and not deaf,
-            joined=True,
-            deaf=deaf,
-            claim_age_ms=age,
-            heard_age_ms=None if heard is None else (now - heard) * 1000,
-            handlers=self._dispatcher.running,
-            stuck=self._dispatcher.stuck(),
-            error=None if error is None else str(error) or repr(error),
-            restarts=sum(s.failures for s in self._services()),
+        return examine(
+            self._claimer,
+            self._listener,
+            self._herald,
+            self._dispatcher,
             listening=self._voice.listens(),
-            dropped=self._herald.dropped,
+            poll_interval=self._options.poll_interval / 1e6,
         )

@@ -120,6 +120,13 @@ def end_forgotten(life: Ending, id: str) -> None:
     )
 
 
+def when_dropped(timer: object, life: Ending, id: str) -> weakref.finalize[Any, Any]:
+    """Have `end_forgotten` called when *timer* is dropped, and not when the interpreter exits."""
+    finalizer = weakref.finalize(timer, end_forgotten, life, id)
+    finalizer.atexit = False
+    return finalizer
+
+
 _watched: weakref.WeakSet[Watched] = weakref.WeakSet()
 
 

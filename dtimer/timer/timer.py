@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-import weakref
 from collections.abc import Collection
 from types import TracebackType
 from typing import Any, Self
@@ -186,14 +185,15 @@ class DTimer(Calendar):
         life = Life(self._id, self._options, self._store, WeakVoice(self))
         # Assigned before the start, so that a leave() that interrupts the start finds it.
         self._life = life
-        if self.nesting.leaves != leaves:
-            life.leaving = True
-        life.start()
-        self._finalizer = weakref.finalize(self, process.end_forgotten, life, self._id)
-        self._finalizer.atexit = False
-        # It may have been set during the start. This also rings the bell, in case a listener was
-        # added during the start.
-        life.max_events = self._options.max_events
+        try:
+            life.start(leaving=self.nesting.leaves != leaves)
+            self._finalizer = process.when_dropped(self, life, self._id)
+            # It may have been set during the start. This also rings the bell, in case a listener
+            # was added during the start.
+            life.max_events = self._options.max_events
+        except BaseException:
+            life.abort()
+            raise
         return life
 
     def leave(self, timeout: Duration | None = None) -> None:

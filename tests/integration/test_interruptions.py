@@ -8,13 +8,15 @@ only a sample, to be fast; ``DTIMER_TEST_BYTECODES=1`` tries each bytecode.
 from __future__ import annotations
 
 import contextlib
+import threading
 
 import pytest
 from interrupted import STRIDE, Interruption, each_bytecode
 from leftovers import nothing_left, threads
-from servers import eventually
+from servers import PATIENCE, eventually
 
 from dtimer import Cancelled, RunAt, State, UsageError
+from dtimer.timer.life import Life
 
 LATER = 3_600_000  # ms; longer than any test
 
@@ -243,3 +245,63 @@ class TestReading:
             queue.timer.cancel("milk")
             queue.stop()
         assert n > 701
+
+
+#: The same for the points at which the interpreter handles signals.
+POINTS = {"join": 23, "leave": 7, "exit": 7, "post an id": 11}
+
+
+def returns(call):
+    """Make a call in another thread, so that a call that never returns fails the test."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return not thread.is_alive()
+
+
+# If an exception interrupts connecting, the collector closes the socket, with a warning.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.slow
+class TestExceptions:
+    """Calls that an exception from a signal handler ends, as Ctrl-C does."""
+
+    @pytest.mark.parametrize("call", POINTS)
+    def test_a_timer_joins_and_leaves_after_an_interrupted_call(self, timer, client, call):
+        """
+        Wherever an exception ends a call, the timer can join and leave afterwards, and leaves no
+        thread, descriptor or connection behind.
+        """
+        with nothing_left(client):
+            for n in each_bytecode(POINTS[call]):
+                if call != "join":
+                    timer.join()
+                interruption = Interruption(n, ring, raises=True)
+                with contextlib.suppress(Alarm):
+                    interruption.during(calls(timer)[call])
+                if interruption.where is None:
+                    break
+                assert returns(timer.join), interruption.where
+                assert timer.joined, interruption.where
+                assert returns(timer.leave), interruption.where
+                assert not timer.joined, interruption.where
+                eventually(lambda: not threads())
+            timer.leave()
+        assert n >= 2 * POINTS[call], "it was hardly interrupted"
+
+    def test_a_timer_joins_and_leaves_after_two_exceptions(self, timer, client, monkeypatch):
+        """A second exception, during the end of the join that the first has interrupted."""
+        with nothing_left(client):
+            for n in each_bytecode(19):
+                with monkeypatch.context() as patched:
+                    patched.setattr(Life, "_first_turn", lambda life: ring())
+                    interruption = Interruption(n, ring, raises=True)
+                    with contextlib.suppress(Alarm):
+                        interruption.during(timer.join)
+                if interruption.where is None:
+                    break
+                assert returns(timer.leave), interruption.where
+                eventually(lambda: not threads())
+                assert returns(timer.join), interruption.where
+                assert timer.joined, interruption.where
+                timer.leave()
+        timer.leave()

@@ -132,8 +132,8 @@ class TestJoin:
         timer.on("connected", connected)
         start = Life.start
 
-        def slow(life):
-            start(life)
+        def slow(life, *, leaving):
+            start(life, leaving=leaving)
             assert told.wait(PATIENCE)
 
         monkeypatch.setattr(Life, "start", slow)
@@ -314,6 +314,26 @@ class TestLeave:
         with nothing_left(client):
             timer.post({}, LATER)
             timer.leave()
+
+    def test_leave_closes_the_connection_of_a_confirm_during_it(self, make, client, monkeypatch):
+        """A confirm that ends in the last steps of leave() leaves no idle connection behind."""
+        timer = make(auto_confirm=False)
+        handler = Gated(timer)
+        with nothing_left(client):
+            timer.join()
+            timer.post({})
+            (ev,) = handler.begun()
+            handler.go_on()
+            eventually(lambda: timer.health().handlers == 0)
+            close, confirmed = timer._life.bell.close, []
+
+            def late():
+                confirmed.append(ev.confirm())
+                close()
+
+            monkeypatch.setattr(timer._life.bell, "close", late)
+            timer.leave()
+            assert [True] == confirmed
 
     def test_leave_waits_for_running_handlers(self, make):
         """leave() waits for the running handler, and its event is confirmed."""

@@ -161,6 +161,7 @@ class TestDescriptors:
         try:
             pipe = bell._pipe
             low, pipe.reader = pipe.reader, fcntl.fcntl(pipe.reader, fcntl.F_DUPFD, high)
+            pipe._open[0] = pipe.reader
             os.close(low)
             with pytest.raises(ValueError, match="out of range"):
                 select.select([bell.descriptor], [], [], 0)

@@ -1,0 +1,56 @@
+"""Tell from the threads of a node whether it makes progress."""
+
+from __future__ import annotations
+
+import time
+
+from dtimer.engine.claimer import Claimer
+from dtimer.engine.dispatcher import Dispatcher
+from dtimer.engine.herald import Herald
+from dtimer.engine.listener import Listener
+from dtimer.engine.service import Service
+from dtimer.model.event import Health
+
+
+def examine(
+    claimer: Claimer,
+    listener: Listener,
+    herald: Herald,
+    dispatcher: Dispatcher,
+    *,
+    listening: bool,
+    poll_interval: float,
+) -> Health:
+    """
+    Return the health of a joined node.
+
+    Args:
+        claimer: The node's.
+        listener: The node's.
+        herald: The node's.
+        dispatcher: The node's.
+        listening: Whether the node has a listener that takes events.
+        poll_interval: The longest time between two claims, in seconds.
+    """
+    services: list[Service] = [claimer, listener, herald, *dispatcher.hands]
+    now = time.monotonic()
+    answered, heard = claimer.answered, listener.heard
+    age = None if answered is None else (now - answered) * 1000
+    # Between two replies lie at most a poll interval, a try and a pause.
+    fresh = age is not None and age < poll_interval * 1e3 + 1_000
+    deaf = not listener.hears
+    failing = [s.failure for s in services if s.failure is not None]
+    error = claimer.reach.error or claimer.capacity.error or (failing[0] if failing else None)
+    return Health(
+        ok=fresh and error is None and not deaf,
+        joined=True,
+        deaf=deaf,
+        claim_age_ms=age,
+        heard_age_ms=None if heard is None else (now - heard) * 1000,
+        handlers=dispatcher.running,
+        stuck=dispatcher.stuck(),
+        error=None if error is None else str(error) or repr(error),
+        restarts=sum(s.failures for s in services),
+        listening=listening,
+        dropped=herald.dropped,
+    )
