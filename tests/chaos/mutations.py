@@ -881,8 +881,7 @@ MUTANTS = [
         "store/line.py",
         "        if perhaps:\n",
         "        if False:\n",
-        _OUTAGES,
-        _HOSTILE,
+        "tests/unit/test_store_line.py",
     ),
     _mutant(
         "an error text contains the password",

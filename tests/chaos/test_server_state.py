@@ -78,7 +78,7 @@ def test_everything_is_wiped(watch, own, caller):
     """
     handler = Held()
     node = watch.node(handler=handler, concurrency=2)
-    id, gone = watch.post(), watch.post(500)
+    id, gone = watch.post(), watch.post(600_000)
     (ev,) = handler.begun()
     watch.excused |= {id, gone}
     other = watch.node("other")
