@@ -87,26 +87,45 @@ class Walk:
         self._clock = clock
         self._spare = spare_us
         self._server, self._mine = 0, 0.0
-        #: The score of the place at which the walk ends.
-        self.end = math.inf
+        #: The score of the place at which the walk ends, and of that at which the next page begins.
+        self.end, self.place = math.inf, -math.inf
+        #: The ids of the page in hand, but for those that have been moved since.
+        self.left: set[str] = set()
         #: What the walk does not yield any more: ids, and names of schedules.
         self.passed: set[str] = set()
         self.schedules: set[str] = set()
 
-    def looked(self, page: _Page) -> None:
-        """Note the server's time and the end of the walk, as a page has told them."""
+    def looked(self, page: _Page, ids: Iterable[str]) -> None:
+        """Note what a page tells: the server's time, the end of the walk, and the page's *ids*."""
         self._server, self._mine = page.now, time.monotonic()
+        self.left = set(ids)
         self.end = float(page.end[0] or 0)
+        self.place = float(page.last[0] or math.inf)
 
-    def reaches(self, when: str) -> bool:
-        """Tell whether an event that is put at *when*, as a post says it, may be met."""
+    def moment(self, when: str) -> int:
+        """Return the due time, in µs, of an event that is put at *when*, as a post says it."""
         if self._clock is None:
             now = self._server + round((time.monotonic() - self._mine) * 1e6)
         else:
             now = self._clock()
         text = when.removeprefix("=")
-        us = now + int(text[1:]) if text.startswith("+") else max(now, int(text))
-        return us <= self.end + self._spare
+        return now + int(text[1:]) if text.startswith("+") else max(now, int(text))
+
+    def put(self, id: str, us: int) -> None:
+        """Yield *id* no more, which this timer has put at *us*, if that is within the walk."""
+        if us <= self.end + self._spare:
+            self.left.discard(id)
+            # What lies before the next page is not met again. An iterator that is kept and never
+            # exhausted must not remember it.
+            if us >= self.place - self._spare:
+                self.passed.add(id)
+
+    def revived(self, id: str) -> None:
+        """Yield the letter *id* no more, if it may die again within the walk."""
+        # That is so only if the server's clock was put back.
+        if self.moment("+0") <= self.end + self._spare:
+            self.left.discard(id)
+            self.passed.add(id)
 
 
 class Walks:
@@ -145,7 +164,7 @@ class Walks:
             while True:
                 size = str(page)
                 seen: _Page = ask(_read_events, "upcoming", size, low, high, *last, *end)
-                walk.looked(seen)
+                walk.looked(seen, (event.id for event, _ in seen.met))
                 end, last = seen.end, _further(last, seen.last)
                 for event, pending in seen.met:
                     if _is_new(walk, event.id, pending=pending):
@@ -173,10 +192,10 @@ class Walks:
         try:
             while True:
                 seen: _Page = ask(_read_letters, "dead", str(page), *place, *end)
-                walk.looked(seen)
+                walk.looked(seen, (letter[0] for letter in seen.met))
                 end, place = seen.end, _further(place, seen.last)
                 for letter in seen.met:
-                    if letter[0] not in walk.passed:
+                    if letter[0] in walk.left and letter[0] not in walk.passed:
                         yield letter
                 if not place[0]:
                     return
@@ -197,8 +216,7 @@ class Walks:
     def put(self, event: str, when: str) -> None:
         """Note that this timer has posted or moved an event to *when*, or may have."""
         for walk in list(self._events.values()):
-            if walk.reaches(when):
-                walk.passed.add(event)
+            walk.put(event, walk.moment(when))
 
     def declared(self, schedule: str) -> None:
         """Note that this timer has made the pending occurrence of a schedule, or may have."""
@@ -209,16 +227,13 @@ class Walks:
         """Note that this timer has revived a letter, or may have."""
         self.put(letter, "+0")
         for walk in list(self._letters.values()):
-            # It may die again, before the end of the walk if the server's clock was put back.
-            if walk.reaches("+0"):
-                walk.passed.add(letter)
+            walk.revived(letter)
 
     def restored(self, letter: str, died_us: int) -> None:
         """Note that this timer has put a dead letter back, or may have."""
         for walk in list(self._letters.values()):
             # A letter is put at the time of its death, also where that is long ago.
-            if died_us <= walk.end:
-                walk.passed.add(letter)
+            walk.put(letter, died_us)
 
 
 def _further(place: tuple[str, str], last: tuple[str, str]) -> tuple[str, str]:
@@ -230,6 +245,8 @@ def _further(place: tuple[str, str], last: tuple[str, str]) -> tuple[str, str]:
 
 def _is_new(walk: Walk, event: str, *, pending: bool) -> bool:
     if event in walk.passed:
+        return False
+    if event not in walk.left:
         return False
     if pending:
         schedule = event.rpartition("@")[0]

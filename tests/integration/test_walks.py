@@ -218,6 +218,25 @@ class TestEnd:
             (walk,) = store._walks._events.values()
             assert set() == walk.passed
 
+    @pytest.mark.parametrize("many", [3, MANY], ids=["the last page", "the first page"])
+    def test_an_iterator_that_is_kept_does_not_grow(self, store, many):
+        """What is posted before the place that it has reached, it cannot visit."""
+        fill(store, many, apart_us=HOUR)
+        walk = everything(store)
+        next(walk)
+        for n in range(300):
+            store.post([Entry(f"n{n}", "+5000", "", "3|{}")], "mint")
+        (noted,) = store._walks._events.values()
+        assert set() == noted.passed
+
+    def test_an_event_that_the_loop_moves_back_is_skipped_on_the_page_in_hand(self, store):
+        """The page has been read before the move, and has the event with its old due time."""
+        ids = fill(store)
+        walk = everything(store)
+        next(walk)
+        assert store.reschedule(ids[50], "+0")
+        assert [*ids[1:50], *ids[51:]] == [record.id for record in walk]
+
     def test_an_ended_iteration_leaves_nothing_behind(self, store):
         """After an iteration has ended or been closed, posts no longer record ids for it."""
         fill(store)
