@@ -1,12 +1,12 @@
 """
-Plants known bugs in copies of the library, and sees whether the tests notice each.
+Plant known bugs in copies of the library, and check that a test notices each of them.
 
     make mutants
-    make mutants ARGS="-k token"        those whose names contain the word
+    make mutants ARGS="-k token"        only mutants whose names contain the word
 
-For each mutant the tests that ought to notice are run until one fails. One that survives is
-a test that is missing, and the exit status is 1. A change that cannot be made, because its
-text is not there exactly once, is an error before anything is run.
+For each mutant its tests run until one fails. If none fails, the mutant survives: a test is
+missing, and the exit status is 1. If a text to be changed is not found exactly once, that is an
+error before any test runs.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from chaos.mutations import MUTANTS, Mutant
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "dtimer"
 
-#: Seconds for one selection of tests; a mutant that makes them hang is noticed, too.
+#: Seconds for one selection of tests. A mutant that makes them hang counts as killed.
 _PATIENCE = 300
 _HUNG = "(it hung)"
 
 _ELSEWHERE = 99
-# A plugin of pytest, that lies beside the copy: nothing else may be tested by mistake.
+# A plugin of pytest, stored next to the copy. It fails if the tests import another library.
 _GUARD = f"""
 import os, sys
 import pytest
@@ -47,12 +47,12 @@ def pytest_collection_finish(session):
 
 
 class Unfit(Exception):
-    """The library has changed, and the mutant has not."""
+    """A text to be changed is not in the library exactly once: the library has changed."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one mutant; ``killer`` is the test that noticed, None for none."""
+    """The result of one mutant; ``killer`` is the test that failed, or None if it survived."""
 
     mutant: Mutant
     killer: str | None
@@ -64,7 +64,7 @@ def plant(mutant: Mutant, package: Path) -> None:
     Make the changes of *mutant* in a copy of the package.
 
     Raises:
-        Unfit: a text is not there exactly once.
+        Unfit: a text to be changed is not found exactly once.
     """
     for change in mutant.changes:
         path = package / change.file
@@ -83,7 +83,7 @@ def _copy(folder: Path) -> Path:
 
 
 def check(mutants: Sequence[Mutant], folder: Path) -> None:
-    """Raise `Unfit` when some of *mutants* cannot be planted: it names each."""
+    """Raise `Unfit`, with their names, if some of *mutants* cannot be planted."""
     unfit = []
     package = _copy(folder)
     for mutant in mutants:
@@ -91,7 +91,7 @@ def check(mutants: Sequence[Mutant], folder: Path) -> None:
             plant(mutant, package)
         except Unfit as e:
             unfit.append(str(e))
-        # One copy does for all of them.
+        # Restore the files, so that one copy serves all mutants.
         for change in mutant.changes:
             if (PACKAGE / change.file).exists():
                 shutil.copy(PACKAGE / change.file, package / change.file)
@@ -108,7 +108,7 @@ def _first_failure(said: str) -> str:
     found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", said, re.MULTILINE)
     hung = re.search(r"^(tests\S+::\S+).*?Timeout|Timeout", said, re.DOTALL)
     if found:
-        # Named from the folder of the copy.
+        # pytest names the file relative to the folder of the copy.
         return re.sub(r"^.*?(?=tests/)", "", found[1])
     return _HUNG if hung else "(it could not be run)"
 
@@ -130,7 +130,7 @@ def try_out(mutant: Mutant) -> Outcome:
 def _command(tests: str, *more: str) -> list[str]:
     command = [sys.executable, "-P", "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-n0"]
     command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)]
-    # The project's own path would lead to the library as it is.
+    # The pythonpath of the project would find the unchanged library.
     command += ["-p", "no:cacheprovider", "-p", "planted", "-o", "pythonpath=tests"]
     return [*command, *more, str(ROOT / tests)]
 
@@ -139,7 +139,7 @@ def _run(folder: Path, tests: str) -> str | None:
     process = subprocess.Popen(
         _command(tests),
         env=_environment(folder),
-        # A program that a test starts finds its library in its own folder first.
+        # Programs that a test starts import the library from the working directory first.
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -158,7 +158,7 @@ def _run(folder: Path, tests: str) -> str | None:
         return None
     killer = _first_failure(said)
     if "::" not in killer and killer != _HUNG and not _can_run(tests):
-        raise RuntimeError(f"{tests} cannot be run, with no mutant either:\n{said[-2000:]}")
+        raise RuntimeError(f"{tests} cannot be run, even without the mutant:\n{said[-2000:]}")
     return killer
 
 
@@ -178,7 +178,7 @@ def _can_run(tests: str) -> bool:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Return what became of each, as text."""
+    """Return the results as text."""
     width = max(len(outcome.mutant.name) for outcome in outcomes)
     lines = [
         f"{o.mutant.name:<{width}}  {o.seconds:6.1f} s  {o.killer or 'SURVIVED'}" for o in outcomes
@@ -196,14 +196,14 @@ def _say(text: str) -> None:
 
 
 def main(words: Sequence[str], mutants: Sequence[Mutant] = MUTANTS) -> int:
-    """Try them out, print the table, and return the exit status."""
+    """Try the mutants, print the table, and return the exit status."""
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__.split("\n\n")[0])
-    parser.add_argument("-k", default="", help="only those whose names contain this")
+    parser.add_argument("-k", default="", help="only mutants whose names contain this")
     parser.add_argument("-j", type=int, default=2, help="how many at a time (2)")
     given = parser.parse_args(words)
     chosen = [mutant for mutant in mutants if given.k in mutant.name]
     if not chosen:
-        parser.error(f"no mutant is named like {given.k!r}")
+        parser.error(f"no name of a mutant contains {given.k!r}")
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         check(chosen, Path(name))
     outcomes = []

@@ -1,4 +1,4 @@
-"""The planted bugs: all of them can be planted, and the script tells the truth about them."""
+"""The planted bugs: each can be planted, and the program reports them correctly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chaos.mutations import MUTANTS, Change, Mutant
 
 pytestmark = pytest.mark.chaos
 
-#: Notices nothing that is not in its own module, and takes no time.
+#: Notices only a bug in its own module, and is quick.
 _QUICK = "tests/unit/test_lateness.py"
 
 
@@ -21,13 +21,13 @@ def mutant(old, new, *tests, file="model/lateness.py", name="planted"):
     return Mutant(name, (Change(file, old, new),), tests or (_QUICK,))
 
 
-def test_all_can_be_planted(tmp_path):
-    """Every change fits the library as it is: each text is there exactly once."""
+def test_each_mutant_can_be_planted(tmp_path):
+    """Each text to be changed is in the library exactly once."""
     check(MUTANTS, tmp_path)
 
 
-def test_their_names_are_their_own():
-    """No two mutants have one name, and each names tests that there are."""
+def test_the_names_of_mutants_are_unique_and_their_tests_exist():
+    """Two mutants with one name could not be told apart; a missing test file would kill none."""
     names = [m.name for m in MUTANTS]
     assert len(names) == len(set(names))
     files = {test.partition("::")[0] for m in MUTANTS for test in m.tests}
@@ -43,29 +43,39 @@ def test_the_page_lists_each_mutant_in_order():
     assert [str(len(MUTANTS))] == re.findall(r"^There are (\d+)\.", text, re.MULTILINE)
 
 
-def test_the_readme_gives_their_number():
-    """The README says how many bugs `make mutants` plants: a reader may check the number."""
+def test_the_page_names_tests_that_exist():
+    """``docs/mutants.rst`` names the tests that notice the mutants by their current names."""
+    text = (mutants.ROOT / "docs" / "mutants.rst").read_text("utf-8")
+    rows = re.findall(r"- ``([\w/]+\.py)``:\s+``(\w+)", text)
+    assert len(MUTANTS) == len(rows)
+    tests = mutants.ROOT / "tests"
+    files = {file: (tests / file).read_text("utf-8") for file, _ in rows}
+    assert [] == [name for file, name in rows if f"def {name}(" not in files[file]]
+
+
+def test_the_readme_gives_the_number_of_mutants():
+    """The README says how many bugs ``make mutants`` plants, and the number stays true."""
     text = (mutants.ROOT / "README.rst").read_text("utf-8")
     assert [str(len(MUTANTS))] == re.findall(r"plants (\d+) known bugs", text)
 
 
 @pytest.mark.parametrize("old", ["no such text", "import"])
-def test_one_that_does_not_fit_is_refused(tmp_path, old):
-    """A text that is not there, or there more than once, is an error before anything runs."""
+def test_a_text_that_is_not_found_exactly_once_is_an_error(tmp_path, old):
+    """A change that does not fit the library is reported before any test runs."""
     with pytest.raises(Unfit, match="'planted': its text is"):
         main([], [mutant(old, "", file="engine/claimer.py")])
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    """A file that has moved away is the same."""
+def test_a_missing_file_is_an_error(tmp_path):
+    """A change of a file that was renamed is reported before any test runs."""
     with pytest.raises(Unfit, match=r"0 times in model/gone\.py"):
         plant(mutant("a", "b", file="model/gone.py"), tmp_path)
 
 
-def test_a_survivor_is_told(capsys):
+def test_a_surviving_mutant_is_reported(capsys):
     """
-    One that no test notices is named, and the exit status says so. A mutant lives in a copy: what
-    is under test here stays as it is.
+    The name of a mutant that no test notices is printed, and the exit status is 1. The library
+    itself stays unchanged, because mutants are planted in copies.
     """
     path = mutants.PACKAGE / "model" / "lateness.py"
     before = path.read_bytes()
@@ -84,16 +94,16 @@ def test_a_survivor_is_told(capsys):
     assert before == path.read_bytes()
 
 
-def test_programs_have_the_mutant_too(capsys):
-    """A program that a test starts in a process of its own runs the copy as well."""
+def test_programs_that_a_test_starts_have_the_mutant_too(capsys):
+    """A test that starts a process must not test the unchanged library there."""
     forgetful = next(m for m in MUTANTS if m.name == "a fork is not noticed")
     only = "tests/integration/test_processes.py::TestFork::test_nothing_is_inherited"
     assert 0 == main([], [replace(forgetful, tests=(only,))])
     assert only in capsys.readouterr().out
 
 
-def test_tests_that_cannot_be_run():
-    """Tests that fail without a mutant, too, kill none: to take that for a kill is an error."""
+def test_tests_that_cannot_run_kill_no_mutant():
+    """Tests that cannot run without the mutant either are an error, and not a kill."""
     gone = "tests/unit/test_gone.py"
-    with pytest.raises(RuntimeError, match="cannot be run, with no mutant either"):
+    with pytest.raises(RuntimeError, match="cannot be run, even without the mutant"):
         main([], [mutant("BUCKETS = 81", "BUCKETS = 82", gone)])
