@@ -4,8 +4,7 @@ The claimer: the thread that waits on the bell, claims, dispatches and repeats.
 Rule 1: all claims are made here, one at a time. A component that wants a claim rings the bell.
 One exception: a handler thread that has just become free may make its claim itself (`relay`).
 
-Rule 2: the claimer does not know why the bell rang. A wake, the poll, a free handler thread and
-a leave look alike, so no case needs code of its own.
+Rule 2: the claimer does not know why the bell rang. A wake, the poll and a leave look alike.
 
 Rule 3: clear the bell first, then claim. A ring that arrives during the claim then starts the
 next claim. In the other order the ring would be lost.
@@ -207,8 +206,7 @@ class Claimer(Service):
         """
         Receive the reply that is under way, or else claim.
 
-        After a reply that was under way, claim once more if the caller needs a *fresh* claim, or
-        if the reply calls for another one at once.
+        After such a reply, claim again if a *fresh* claim is needed, or one is due at once.
         """
         early = self._exchange.under_way or self._unread is not None
         nap = self._take_turn(claiming)
@@ -232,8 +230,7 @@ class Claimer(Service):
         """
         Return for how many more seconds a leaving node waits for a server that does not answer.
 
-        The wait ends at the deadline of the leave. Without a deadline it ends one ``timeout``
-        after the last reply.
+        Until the deadline of the leave, or else for one ``timeout`` after the last reply.
         """
         limit = self._give_up_at or (self.answered or 0.0) + self._options.timeout / 1e6
         return limit - time.monotonic()
@@ -314,8 +311,7 @@ class Claimer(Service):
         if turn.wait_us is not None:
             # Counted from the sending, because the next claim will travel for as long.
             wait = turn.wait_us / 1e6 - (now - sent)
-            # The reply gives the time for a claim that looks as far ahead as this one did. The
-            # next may look further ahead, and can then be sent earlier.
+            # If the next claim looks further ahead than this one did, it can be sent earlier.
             ahead_us = self._dispatcher.wanted(self._appetite())[1]
             wait -= max(0, ahead_us - request.ahead_us) / 2e6
             nap = min(nap, max(0.0, wait))
