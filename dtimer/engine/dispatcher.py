@@ -95,6 +95,7 @@ class Dispatcher(Hands):
         # Add the leases only when all are complete: if this fails half-way, the heartbeat would
         # renew for ever leases whose events are never started.
         holds = [hold for claim in claims if (hold := self._hold(claim, trusted))]
+        self._set_expiries(holds, sent)
         for hold in holds if lay else ():
             if hold.event is not None:
                 hold.event.lateness_ms += (came - sent) * 1000
@@ -109,6 +110,15 @@ class Dispatcher(Hands):
             self._end(self.early.clear(gone), Verdict.RELEASE)
         self.start_due()
 
+    def _set_expiries(self, holds: Sequence[Hold], sent: float) -> None:
+        """Record until when the events of a claim may start, from the server's times in it."""
+        for hold in holds:
+            claim = hold.claim
+            # A test's clock does not advance while an event waits.
+            if claim.expires_us is not None and self._options.now is None:
+                left = (claim.expires_us - claim.claimed_us) / 1e6
+                hold.expires_at = lasting() - (time.monotonic() - sent) + left
+
     def start_due(self) -> bool:
         """
         Give due events to free handler threads; release those that waited too long for one.
@@ -122,9 +132,10 @@ class Dispatcher(Hands):
             batch = self.early.take(self.max_events)
             if not batch:
                 return back
-            # Leases may have expired here, if the machine was suspended.
+            # Leases may have expired here, if the machine was suspended. Events with an expiry
+            # may have waited too long; the server makes dead letters of them.
             now = lasting()
-            if any(hold.lost(now) for hold in batch):
+            if any(now > hold.expires_at or hold.lost(now) for hold in batch):
                 self._release(batch)
                 back = True
                 continue
@@ -151,7 +162,7 @@ class Dispatcher(Hands):
         """
         Return for how many seconds a due event waits for a thread before it is released.
 
-        *ask* the store whether there are other nodes, or use its last reply only.
+        *ask* the store whether there are other nodes or a pause, or use its last reply only.
         """
         early = self.early
         if early.alone_patience == early.patience:
@@ -199,8 +210,10 @@ class Dispatcher(Hands):
         due = self.early.next
         if due is None or self._busy < self._options.concurrency:
             return due
-        # All threads are busy. A thread that becomes free calls `start_due` itself.
-        return due + self._patience(ask=False)
+        # All threads are busy. A thread that becomes free calls `start_due` itself. The store is
+        # asked again and again whether the events may be kept.
+        at = due + self._patience(ask=False)
+        return min(at, max(due + self.early.patience, self._peers.trusted_until))
 
     def drop(self, ids: Collection[str]) -> bool:
         """

@@ -55,7 +55,7 @@ class Hands(Book):
             that they raised, or None if no listener was called.
         announce: Queues something to be emitted on the callback thread.
         ring: Called when a thread has become free, or a settlement is ready to be sent.
-        alone: Asks the store whether no other node has joined.
+        alone: Asks the store whether no other node has joined, and the namespace is not paused.
         ledger: Settles and extends leases immediately, outside the claim cycle.
         quit: Called when a handler raised SystemExit or KeyboardInterrupt.
     """
@@ -86,7 +86,7 @@ class Hands(Book):
         self.prefetch = Prefetch(allowed=self.early.patience >= IN_ADVANCE)
         #: The ids of claimed events that this process has replaced, and that must not start.
         self.reposts = Reposts()
-        self._peers = Peers(alone)
+        self._peers = Peers(alone, self.early.patience)
         # A single handler thread starts events in the order of their due times.
         self._in_order = options.concurrency == 1
         # True from a release by that thread until a claim carries all settlements made before.

@@ -7,6 +7,7 @@ handler thread after the handler has returned. The second party finds the lease 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -97,6 +98,8 @@ class Hold:
         self.claim = claim
         self.event: Event | None = None
         self.started: float | None = None
+        #: When the event expires, on the clock of `lasting`: it must not start later.
+        self.expires_at = math.inf
         #: True if losing this lease is expected: this process replaced the event, or sent a
         #: settlement whose reply was lost.
         self.superseded = False

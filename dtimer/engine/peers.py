@@ -1,41 +1,41 @@
-"""Find out whether there are other nodes that could claim this node's events."""
+"""Find out whether this node should keep events that it has claimed and cannot start yet."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-#: The seconds for which a reply is trusted.
-_TRUSTED_SECONDS = 1.0
-
 
 class Peers:
     """
-    Asks the store whether there are other nodes, at most once a second.
+    Asks the store whether the node should keep its events, at most once in *trusted_seconds*.
 
     Used by one thread at a time.
 
     Args:
-        alone: Asks the store whether no other node has joined.
+        alone: Asks the store whether no other node has joined, and the namespace is not paused.
+        trusted_seconds: For how long a reply is trusted. So long may events start after a pause.
     """
 
-    def __init__(self, alone: Callable[[], bool]) -> None:
+    def __init__(self, alone: Callable[[], bool], trusted_seconds: float) -> None:
         self._alone = alone
         self._answer = False
-        self._trusted_until = 0.0
+        self._trusted_seconds = trusted_seconds
+        #: When the store must be asked again, on the monotonic clock.
+        self.trusted_until = 0.0
 
     def none(self) -> bool:
-        """Return whether no other node has joined; False if the store does not answer."""
-        if time.monotonic() >= self._trusted_until:
+        """Return the reply of the store; False if it does not answer."""
+        if time.monotonic() >= self.trusted_until:
             try:
                 self._answer = self._alone()
             except Exception:
                 # The next claim fails as well, and reports the error.
                 self._answer = False
-            self._trusted_until = time.monotonic() + _TRUSTED_SECONDS
+            self.trusted_until = time.monotonic() + self._trusted_seconds
         return self._answer
 
     @property
     def known_none(self) -> bool:
-        """True if `none` has returned True within the last second. Asks nothing."""
-        return self._answer and time.monotonic() < self._trusted_until
+        """True if `none` has returned True a short time ago. Asks nothing."""
+        return self._answer and time.monotonic() < self.trusted_until

@@ -70,6 +70,7 @@ class Claim:
     schedule: str | None = None
     nominal_us: int | None = None
     missed: int = 0
+    expires_us: int | None = None
 
 
 @dataclass(slots=True)

@@ -114,6 +114,8 @@ def _read_claims(reply: bytes, at: int, count: int, now: int) -> tuple[list[Clai
             claims.append(Claim(id, token, attempt, due, now, 0, reply[end:at]))
             continue
         claim = Claim(id, token, attempt, due, now, int(body[2]), reply[body.end() : at])
+        if body.end(1) > end:
+            claim.expires_us = int(body[1])
         if body[3] is not None:
             claim.schedule = id.rpartition("@")[0]
             claim.nominal_us, claim.missed = int(body[3]), int(body[4])

@@ -98,7 +98,7 @@ class Namespace:
         return self._line.call(verb, *arguments, named=named, deadline=deadline)
 
     def alone(self, incarnation: str) -> bool:
-        """Tell, in one try, whether no other node has joined and was heard of lately."""
+        """Return, in one try, whether no other node is alive and the namespace is not paused."""
         return bool(self._line.once("alone", incarnation, str(SILENT_US)))
 
     def _ask(

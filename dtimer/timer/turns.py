@@ -67,7 +67,7 @@ class Turns:
         reached("turn.asking")
 
     def alone(self) -> bool:
-        """Return whether no other node has joined."""
+        """Return whether no other node has joined, and the namespace is not paused."""
         return self._store.alone(self._incarnation)
 
     def register(self) -> None:

@@ -213,6 +213,20 @@ MUTANTS = [
         "return 1",
         _STORE,
     ),
+    _mutant(
+        "the only node of a paused namespace keeps events",
+        "store/lua/alone.lua",
+        "if redis.call('HGET', SYS, 'paused') == '1' then return 0 end",
+        "",
+        _STORE,
+    ),
+    _mutant(
+        "an event that expired while it was kept starts",
+        "engine/dispatcher.py",
+        "now > hold.expires_at or hold.lost(now)",
+        "hold.lost(now)",
+        _DISPATCHER,
+    ),
     Mutant(
         "a node that is told to leave during a claim keeps the claimed events",
         (

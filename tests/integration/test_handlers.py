@@ -531,6 +531,29 @@ class TestOwnEvent:
 class TestOrder:
     """A node with one thread and a backlog."""
 
+    def test_a_pause_takes_the_claimed_events_from_a_node(self, make, monkeypatch):
+        """
+        The only node of a namespace keeps events for its busy thread. After pause() it releases
+        them, and does not start them.
+        """
+        monkeypatch.setattr("dtimer.engine.early._ALONE_GRACE", 10 * PATIENCE)
+        monkeypatch.setattr("dtimer.engine.prefetch.Prefetch.batches", 10)
+        timer = make(lease=1_000 * 100 * PATIENCE)
+        handler = Gated(timer)
+        ids = timer.post_many([({"n": n}, 0) for n in range(10)])
+        with timer:
+            (first,) = handler.begun()
+            eventually(lambda: len(timer._life._dispatcher.early) == 9)
+            timer.pause()
+            left = set(ids) - {first.id}
+            eventually(lambda: {timer.peek(id).state for id in left} == {State.SCHEDULED})
+            handler.go_on(100)
+            eventually(lambda: timer.peek(first.id) is None)
+            assert 0 == handler.waiting
+            assert {0} == {timer.peek(id).attempt for id in left}
+            timer.resume()
+            eventually(lambda: not any(timer.peek(id) for id in ids))
+
     @pytest.mark.parametrize("others", [False, True], ids=["alone", "among others"])
     def test_one_thread_starts_a_backlog_in_order_of_due_time(self, make, monkeypatch, others):
         """

@@ -102,6 +102,22 @@ class TestClaim:
         other.turn()
         assert not store.alone(node.name)
 
+    def test_a_paused_namespace_has_no_node_that_is_alone(self, store, node):
+        """A node that keeps events because it is alone releases them after a pause."""
+        assert store.alone(node.name)
+        store.pause(on=True)
+        assert not store.alone(node.name)
+        store.pause(on=False)
+        assert store.alone(node.name)
+
+    def test_a_claim_tells_when_its_event_expires(self, store, node, now):
+        """The node keeps events for a while, and must not start one that has expired."""
+        post(store, "tea", expires="+5000")
+        post(store, "egg")
+        assert {"tea": now.us + 5_000, "egg": None} == {
+            c.id: c.expires_us for c in node.claim(limit=2)
+        }
+
     def test_extend_at_least_never_shortens_a_lease(self, store, node, now, client):
         """
         An extension that a handler requests never shortens a lease. A heartbeat may shorten it:

@@ -899,29 +899,51 @@ class TestLookAhead:
         The time is limited, because a kept event cannot be cancelled.
         """
         office = office(look_ahead=20)
-        office.alone = [True, True]
+        office.alone = [True] * 4
         office.begin(claim())
         office.accept(claim(id="kept"))
         for seconds in (0.03, 0.96):
             clock.now += seconds
             assert not office.dispatcher.start_due()
+            assert not office.dispatcher.start_due()
+        assert 2 == len(office.alone), "asked more than once within 20 ms"
         assert clock.now + 0.01 == pytest.approx(office.dispatcher.next_start(), abs=1e-6)
         clock.now += 0.02
         assert office.dispatcher.start_due()
         assert ["kept"] == [s.id for s in office.dispatcher.take_settlements()]
-        assert 1 == len(office.alone), "asked more than once in a second"
 
-    def test_releases_a_kept_event_within_a_second_after_another_node_joins(self, office, clock):
-        """The other node may have a free thread."""
+    def test_releases_a_kept_event_within_20_ms_of_a_pause_or_a_join(self, office, clock):
+        """
+        Another node may have a free thread, and after a pause no event may start. The claimer wakes
+        in time to ask the store.
+        """
         office = office(look_ahead=20)
         office.begin(claim())
         office.accept(claim())
         clock.now += 0.02
         office.alone = [True, False]
         assert not office.dispatcher.start_due()
-        office.dispatcher._peers._trusted_until = clock.now
+        assert clock.now + 0.02 == pytest.approx(office.dispatcher.next_start(), abs=1e-6)
+        clock.now += 0.021
         assert office.dispatcher.start_due()
         assert 1 == len(office.dispatcher.take_settlements())
+
+    @pytest.mark.parametrize(("seconds", "starts"), [(0.9, True), (1.1, False)])
+    def test_starts_no_event_that_has_expired_meanwhile(self, office, monkeypatch, seconds, starts):
+        """An event that waited for a thread until it expired is released, for the server to bury."""
+        office = office(lease=600_000)
+        (first,) = office.begin(claim())
+        waits = replace(claim(id="waits"), expires_us=3_000 + 1_000_000)
+        office.accept(waits)
+        later = lasting() + seconds
+        monkeypatch.setattr("dtimer.engine.dispatcher.lasting", lambda: later)
+        office.go_on.release(2)
+        if starts:
+            assert ["waits"] == [ev.id for ev in office.begun.get(timeout=PATIENCE)]
+        eventually(lambda: office.dispatcher.running == 0)
+        settled = [(s.id, s.verdict) for s in office.dispatcher.take_settlements()]
+        end = Verdict.CONFIRM if starts else Verdict.RELEASE
+        assert [(first.id, Verdict.CONFIRM), ("waits", end)] == settled
 
     def test_releases_an_event_if_the_store_cannot_tell_whether_it_is_alone(self, office, clock):
         """There may be other nodes."""

@@ -1,13 +1,15 @@
--- Return whether no other node has joined and claimed recently.
+-- Return whether a node should keep events that it has claimed and cannot start yet: no other node
+-- has joined and claimed recently, and the namespace is not paused.
 --
 -- Uses      guard
 --
 -- ARGV[3]   the node's incarnation
 -- ARGV[4]   how long a silent node is remembered, in µs
 --
--- Returns   1 if it is alone, else 0
-local wrong = guard(ALIVE)
+-- Returns   1 if it should keep them, else 0
+local wrong = guard(ALIVE, SYS)
 if wrong then return wrong end
+if redis.call('HGET', SYS, 'paused') == '1' then return 0 end
 
 local since = NOW - tonumber(ARGV[4])
 local others = redis.call('ZCOUNT', ALIVE, '(' .. digits(since), '+inf')
