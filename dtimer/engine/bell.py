@@ -23,8 +23,8 @@ class _Pipe:
     def __init__(self) -> None:
         self.reader = self.writer = -1
         self._open: list[int] = []
-        # Opened and noted in one step of the interpreter: an exception from a signal handler comes
-        # before or after it. The same goes for closing.
+        # Open and record the descriptors in one step of the interpreter. Otherwise an exception
+        # from a signal handler could come in between and leak them. `close` does the same.
         self._open.extend(itertools.chain.from_iterable(itertools.starmap(os.pipe, [()])))
         self.reader, self.writer = self._open
         os.set_blocking(self.reader, False)

@@ -74,14 +74,14 @@ class Book:
 
     def settled(self, settlements: Sequence[Settlement], results: Sequence[Result]) -> None:
         """Record the outcomes of the settlements that a claim carried."""
-        told: list[tuple[Settlement, Result, Hold]] = []
+        unusual: list[tuple[Settlement, Result, Hold]] = []
         for settlement, result in zip(settlements, results, strict=False):
             hold = self._held.pop(settlement.token, None)
             # The common case: a confirm that was accepted needs no more work.
             plain = result is Result.DONE and settlement.verdict is Verdict.CONFIRM
             if hold is not None and not plain:
-                told.append((settlement, result, hold))
-        for settlement, result, hold in told:
+                unusual.append((settlement, result, hold))
+        for settlement, result, hold in unusual:
             stale = result is Result.STALE and settlement.verdict is not Verdict.RELEASE
             # Not an error if this process itself replaced or settled the event.
             if stale and hold.mark_lost() and not hold.superseded:

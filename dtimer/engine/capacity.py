@@ -70,12 +70,12 @@ class Capacity:
         if too_large:
             self._strict_since = time.monotonic()
             less = f"events of more than {self.most} bytes are left to other nodes for a while"
-        told = StoreError(f"the connection is too slow for the claimed events; {less}: {error}")
-        told.__cause__ = error
-        self.error = told
+        report = StoreError(f"the connection is too slow for the claimed events; {less}: {error}")
+        report.__cause__ = error
+        self.error = report
         if not self._reported:
             self._reported = True
-            self._announce("error", told)
+            self._announce("error", report)
         return True
 
     def received(self, request: TurnRequest, turn: Turn, took: float | None) -> None:

@@ -222,8 +222,8 @@ class Claimer(Service):
         # Handlers first: in the other order, a handler that ends in between goes unsettled.
         if self._dispatcher.running and not abandoned:
             return False
-        asked = self._exchange.request is not None or self._unread is not None
-        settled = not (asked or self._dispatcher.unsettled or self._dispatcher.early)
+        pending = self._exchange.request is not None or self._unread is not None
+        settled = not (pending or self._dispatcher.unsettled or self._dispatcher.early)
         return settled or (self.reach.error is not None and self._patience() <= 0)
 
     def _patience(self) -> float:

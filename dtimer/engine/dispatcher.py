@@ -60,12 +60,12 @@ class Dispatcher(Hands):
             return min(spare * batches, appetite - len(self.early), MOST_CLAIMS), 0
         return spare, self.early.ahead_us
 
-    def wanted_meanwhile(self, asked: int, claimed: int, appetite: int) -> int:
+    def wanted_meanwhile(self, limit: int, claimed: int, appetite: int) -> int:
         """
         Return how many events to claim while the threads run those that were just claimed.
 
         Args:
-            asked: How many events the last claim asked for.
+            limit: How many events the last claim asked for.
             claimed: How many it got.
             appetite: How many events the listeners or readers can take.
         """
@@ -75,7 +75,7 @@ class Dispatcher(Hands):
         # so that only one runs at a time.
         most = self.max_events * self.prefetch.meanwhile
         left = appetite - self._busy * self.max_events - claimed
-        return max(0, min(min(most, left) - len(self.early), 2 * asked, MOST_CLAIMS))
+        return max(0, min(min(most, left) - len(self.early), 2 * limit, MOST_CLAIMS))
 
     def accept(
         self, seq: int, claims: Sequence[Claim], sent: float, came: float, *, lay: bool = False

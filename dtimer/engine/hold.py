@@ -233,8 +233,8 @@ class Hold:
     def retry(self, delay: Duration | None) -> bool:
         """See `Event.retry`."""
         wait = self.backoff_us()[0] if delay is None else max(0, duration_us(delay, "delay"))
-        asked = self.settlement(Verdict.RETRY, wait=wait, error="the handler asked for a retry")
-        return self._settle(asked) is Result.DONE
+        retry = self.settlement(Verdict.RETRY, wait=wait, error="the handler asked for a retry")
+        return self._settle(retry) is Result.DONE
 
     def extend(self, ms: Duration) -> bool:
         """See `Event.extend`."""

@@ -27,26 +27,26 @@ class Pace:
         # Of the last reply: when its request was sent, when it was received, the server's time.
         self._before: tuple[float, float, float] | None = None
 
-    def jumped(self, told: float, sent: float) -> float:
+    def jumped(self, server_time: float, sent: float) -> float:
         """
         Return by how many seconds the server's clock jumped since the last call, at the least.
 
         Negative if the clock was set back, and 0 if there is nothing to report.
 
         Args:
-            told: The server's time in a reply that was just received, in seconds.
+            server_time: The server's time in a reply that was just received, in seconds.
             sent: When the request was sent, on the monotonic clock.
         """
         # Read this clock first. If the process is suspended between the two reads, the interval
         # gets wider. That may hide a small jump, but cannot report a false one.
         came = lasting()
         took = time.monotonic() - sent
-        before, self._before = self._before, (came - took, came, told)
+        before, self._before = self._before, (came - took, came, server_time)
         if before is None:
             return 0.0
         # The server read its clock at an unknown moment between request and reply.
         least, most = came - took - before[1], came - before[0]
-        went = told - before[2]
+        went = server_time - before[2]
         tolerated = _TOLERATED + _DRIFT * most
         if least - tolerated <= went <= most + tolerated:
             return 0.0

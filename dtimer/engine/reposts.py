@@ -21,31 +21,31 @@ class Reposts:
 
     def __init__(self) -> None:
         # The number of the last claim; None while no claim is under way.
-        self._asked: int | None = None
+        self._last_claim: int | None = None
         # For each id, the last claim that was sent before the id was posted.
         self._ids: dict[str, int] = {}
 
     def begin(self, seq: int) -> None:
         """Record that claim *seq* is sent. The reply to the claim before may be still unread."""
-        self._asked = seq
-        for id, asked in list(self._ids.items()):
+        self._last_claim = seq
+        for id, claim in list(self._ids.items()):
             # Drop ids of older claims, but put back an id that was added again meanwhile.
-            if asked < seq - 1 and self._ids.pop(id, -1) >= seq - 1:
+            if claim < seq - 1 and self._ids.pop(id, -1) >= seq - 1:
                 self._ids[id] = seq
 
     def end(self) -> None:
         """Record that no claim is under way any more."""
-        self._asked = None
+        self._last_claim = None
         self._ids.clear()
 
     def add(self, ids: Collection[str]) -> None:
         """Record ids that are about to be posted again."""
-        asked = self._asked
-        if asked is not None:
-            self._ids.update(dict.fromkeys(ids, asked))
+        claim = self._last_claim
+        if claim is not None:
+            self._ids.update(dict.fromkeys(ids, claim))
 
     def since(self, seq: int) -> set[str]:
         """Return the ids that were posted after claim *seq* was sent."""
         if not self._ids:
             return set()
-        return {id for id, asked in list(self._ids.items()) if asked >= seq}
+        return {id for id, claim in list(self._ids.items()) if claim >= seq}

@@ -64,8 +64,8 @@ class Service:
         """
         self._stopping = Flag()
         # An exception from a signal handler may end this call before or after the thread has
-        # begun. Whoever removes the item decides: this call that the thread does nothing, or the
-        # thread that it runs.
+        # begun. If the thread removes the item first, it runs. If this call removes it first,
+        # the thread does nothing.
         may_run = [True]
         # Daemon, because the interpreter waits for other threads before it runs the exit
         # handler that stops this one.

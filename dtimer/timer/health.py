@@ -1,4 +1,4 @@
-"""Tell from the threads of a node whether it makes progress."""
+"""Determine from the threads of a node whether it makes progress."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def examine(
     Return the health of a joined node.
 
     Args:
-        claimer: The node's.
-        listener: The node's.
-        herald: The node's.
-        dispatcher: The node's.
-        listening: Whether the node has a listener that takes events.
+        claimer: The node's claimer.
+        listener: The node's listener.
+        herald: The node's callback thread.
+        dispatcher: The node's dispatcher.
+        listening: Whether the node has a listener of ``'event'``.
         poll_interval: The longest time between two claims, in seconds.
     """
     services: list[Service] = [claimer, listener, herald, *dispatcher.hands]

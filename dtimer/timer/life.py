@@ -184,7 +184,8 @@ class Life:
 
     def _register(self) -> None:
         vetting.server(self._store)
-        # True before the call: an exception from a signal handler may come as soon as it is done.
+        # Set before the call. An exception from a signal handler may come right after the call,
+        # and the registration must then be removed.
         self._registered = True
         try:
             self._turns.register()
@@ -289,8 +290,8 @@ class Life:
                 self._listener.close()
             self.bell.close()
             self._over.set()
-            # Again: a handler's confirm that ended in between may have left its connection idle.
-            # Confirms that end from now on close their connections themselves (timer/ledger.py).
+            # Again, because a handler's confirm may have left its connection idle since. From now
+            # on a confirm closes its connection itself (timer/ledger.py).
             self._store.release()
 
     def after_fork(self) -> None:

@@ -98,8 +98,8 @@ def explained(raised: list[BaseException] | None) -> list[BaseException] | None:
     for error in raised or ():
         text = str(error)
         indexed = isinstance(error, TypeError) and text.startswith("list indices must be")
-        asked = isinstance(error, AttributeError) and text.startswith("'list' object has no")
-        if (indexed or asked) and (trace := error.__traceback__) and trace.tb_next is None:
+        attribute = isinstance(error, AttributeError) and text.startswith("'list' object has no")
+        if (indexed or attribute) and (trace := error.__traceback__) and trace.tb_next is None:
             error.add_note("a handler is called with a list of events: for ev in events: …")
     return raised
 

@@ -34,13 +34,13 @@ def why_no_node() -> str | None:
 def _why_not_uwsgi(uwsgi: Any) -> str | None:
     if not getattr(uwsgi, "has_threads", True):
         return "uWSGI runs no threads here: start it with enable-threads"
-    asked = {
+    facts = {
         name: getattr(uwsgi, name, lambda: None)()
         for name in ("worker_id", "masterpid", "mule_id", "i_am_the_spooler")
     }
-    if asked["worker_id"] != 0 or asked["mule_id"] or asked["i_am_the_spooler"]:
+    if facts["worker_id"] != 0 or facts["mule_id"] or facts["i_am_the_spooler"]:
         return None
-    if asked["masterpid"] or getattr(uwsgi, "numproc", 1) > 1:
+    if facts["masterpid"] or getattr(uwsgi, "numproc", 1) > 1:
         # The workers would inherit locks that threads of this process hold, but not the threads.
         return (
             "this process of uWSGI is about to fork its workers: join in each of them, in a"
@@ -121,7 +121,7 @@ def end_forgotten(life: Ending, id: str) -> None:
 
 
 def when_dropped(timer: object, life: Ending, id: str) -> weakref.finalize[Any, Any]:
-    """Have `end_forgotten` called when *timer* is dropped, and not when the interpreter exits."""
+    """Call `end_forgotten` when *timer* is dropped, but not when the interpreter exits."""
     finalizer = weakref.finalize(timer, end_forgotten, life, id)
     finalizer.atexit = False
     return finalizer

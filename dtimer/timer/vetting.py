@@ -44,7 +44,7 @@ def permissions(store: Store) -> None:
     missing = list(access.missing(store.permissions(), store.ns))
     if fatal := [m for m in missing if m.fatal]:
         rule = " ".join(m.rule for m in fatal)
-        told = "; ".join(m.text for m in fatal)
-        raise StoreError(f"Redis refuses this client: {told} (ACL SETUSER <user> {rule})")
+        missing_texts = "; ".join(m.text for m in fatal)
+        raise StoreError(f"Redis refuses this client: {missing_texts} (ACL SETUSER <user> {rule})")
     for m in missing:
         log.warning("Redis refuses this client: %s (ACL SETUSER <user> %s)", m.text, m.rule)
