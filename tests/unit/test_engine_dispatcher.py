@@ -930,7 +930,7 @@ class TestLookAhead:
 
     @pytest.mark.parametrize(("seconds", "starts"), [(0.9, True), (1.1, False)])
     def test_starts_no_event_that_has_expired_meanwhile(self, office, monkeypatch, seconds, starts):
-        """An event that waited for a thread until it expired is released, for the server to bury."""
+        """An event that expired while it waited for a thread is released; the server buries it."""
         office = office(lease=600_000)
         (first,) = office.begin(claim())
         waits = replace(claim(id="waits"), expires_us=3_000 + 1_000_000)
