@@ -210,8 +210,8 @@ class Dispatcher(Hands):
         due = self.early.next
         if due is None or self._busy < self._options.concurrency:
             return due
-        # All threads are busy. A thread that becomes free calls `start_due` itself. The store is
-        # asked again and again whether the events may be kept.
+        # All threads are busy. A thread that becomes free calls `start_due` itself. Until then,
+        # ask the store regularly whether the events may be kept.
         at = due + self._patience(ask=False)
         return min(at, max(due + self.early.patience, self._peers.trusted_until))
 

@@ -14,7 +14,7 @@ class Peers:
 
     Args:
         alone: Asks the store whether no other node has joined, and the namespace is not paused.
-        trusted_seconds: For how long a reply is trusted. So long may events start after a pause.
+        trusted_seconds: How long a reply is trusted. Events may start for that long after a pause.
     """
 
     def __init__(self, alone: Callable[[], bool], trusted_seconds: float) -> None:
