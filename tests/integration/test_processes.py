@@ -170,9 +170,9 @@ dt.run()
             from dtimer.timer.life import Life
             start = Life.start
 
-            def slow(life):
+            def slow(life, **options):
                 os.kill(os.getpid(), signal.SIGTERM)
-                start(life)
+                start(life, **options)
                 say("joined")
 
             Life.start = slow
