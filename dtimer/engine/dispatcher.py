@@ -107,7 +107,7 @@ class Dispatcher(Hands):
         if gone := self.reposts.since(seq):
             # After they were added: a post from now on finds them in the queue, and the ids of
             # earlier posts are found here. In the other order a post in between is missed.
-            self._end(self.early.clear(gone), Verdict.RELEASE)
+            self._release_ids(gone)
         self.start_due()
 
     def _set_expiries(self, holds: Sequence[Hold], sent: float) -> None:
@@ -217,15 +217,30 @@ class Dispatcher(Hands):
 
     def drop(self, ids: Collection[str]) -> bool:
         """
-        Release the events of the look-ahead queue that this process has just replaced.
+        Release the events of the look-ahead queue that this process has, or may have, replaced.
 
         Must be called after the post: an event released before it could be claimed again at once.
 
         Returns:
             True if there were any, so that a claim should be made soon to release them.
         """
-        gone = self.early.clear(ids) if self.early else []
-        self._end(gone, Verdict.RELEASE)
+        if not self.early:
+            return False
+        kept = self.early.holds()
+        try:
+            return self._release_ids(ids)
+        except BaseException:
+            # A signal handler raised. Leases that are neither kept nor released end by themselves:
+            # renewed, they would never end.
+            left = self.early.holds()
+            self._forget([h for h in kept if h.started is None and h not in left])
+            raise
+
+    def _release_ids(self, ids: Collection[str]) -> bool:
+        # With a single thread all others, too: if the post was refused, the event of the id is
+        # the same as before, and must start before those that are due later.
+        if gone := self.early.clear(ids):
+            self._release(gone)
         return bool(gone)
 
     def _hold(self, claim: Claim, trusted: float) -> Hold | None:

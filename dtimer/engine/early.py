@@ -110,6 +110,10 @@ class Early:
         wanted = [e for e in list(self._kept) if ids is None or e[1] in ids]
         return [entry[4] for entry in wanted if self._remove(entry)]
 
+    def holds(self) -> list[Hold]:
+        """Return all leases in the queue."""
+        return [entry[4] for entry in list(self._kept)]
+
     def _remove_first(self, by: float) -> _Entry | None:
         """Remove and return the first entry if it starts no later than *by*; else return None."""
         while True:

@@ -402,7 +402,7 @@ MUTANTS = [
     _mutant(
         "an event that is replaced during its claim is delivered",
         "engine/dispatcher.py",
-        "            self._end(self.early.clear(gone), Verdict.RELEASE)\n",
+        "            self._release_ids(gone)\n",
         "            pass\n",
         _CLAIMER,
     ),

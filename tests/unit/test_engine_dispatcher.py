@@ -5,6 +5,7 @@ each is settled.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import queue
@@ -14,6 +15,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from interrupted import Interruption, each_bytecode
 from servers import PATIENCE, eventually
 
 from dtimer.engine.book import MOST_SETTLEMENTS, Book
@@ -1007,9 +1009,48 @@ class TestLookAhead:
             (s.id, s.verdict) for s in settled
         ]
 
+    def test_keeps_the_order_if_a_post_is_refused(self, office, clock):
+        """
+        After a refused post the event of that id is the same as before. It is released, and with a
+        single thread so are all events that would otherwise start before it.
+        """
+        office = office()
+        office.accept(ahead(5, id="a"), ahead(6, id="b"))
+        assert office.dispatcher.drop(["a"])
+        assert ["a", "b"] == [s.id for s in office.dispatcher.take_settlements()]
+        office.dispatcher.reposts.begin(1)
+        office.dispatcher.reposts.add(["c"])
+        office.accept(claim(id="c"), claim(id="d"))
+        assert ["c", "d"] == [s.id for s in office.dispatcher.take_settlements()]
+
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_an_interrupted_post_leaves_no_lease_that_never_ends(self, office, threads):
+        """
+        An exception interrupts the release of the events that a post has replaced. Each is kept,
+        released, or no longer renewed.
+        """
+
+        class Alarm(Exception):
+            pass
+
+        def ring():
+            raise Alarm
+
+        for n in each_bytecode():
+            made = office(start=False, concurrency=threads)
+            made.accept(ahead(5, id="a"), ahead(6, id="b"))
+            interruption = Interruption(n, ring, raises=True)
+            with contextlib.suppress(Alarm):
+                interruption.during(lambda made=made: made.dispatcher.drop(["a"]))
+            if interruption.where is None:
+                break
+            kept = made.dispatcher.early.holds()
+            assert [] == [h for h in made.dispatcher.held() if h not in kept], interruption.where
+        assert n > 5
+
     def test_does_not_start_an_event_that_this_process_replaced(self, office, clock):
         """The posting thread does not claim, as a free handler thread would."""
-        office = office()
+        office = office(concurrency=2)
         office.accept(ahead(5, id="a"), ahead(6, id="b"))
         assert office.dispatcher.drop(["a"])
         assert not office.dispatcher.drop(["a", "c"])
