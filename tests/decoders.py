@@ -46,11 +46,11 @@ def _body(raw: bytes) -> object:
     return body and (codec.read_payload(raw), inventory.write_body(body), lines.event_line(waiting))
 
 
-def _turn(raw: bytes) -> object:
+def _claim_reply(raw: bytes) -> object:
     claim = b"1800000000000000,1,1800000000000000,2,%d|id%b" % (len(raw), raw)
     words = b"".join(b"%d:%b" % (len(word), word) for word in (raw, b"corrupt", raw))
-    turn = codec.read_turn(b"1800000000000000;-1;1;;;;;1;1;1|" + claim + words, [])
-    return turn.claims[0].payload is not None and repr(turn)
+    reply = codec.read_turn(b"1800000000000000;-1;1;;;;;1;1;1|" + claim + words, [])
+    return reply.claims[0].payload is not None and repr(reply)
 
 
 def _record(raw: bytes) -> object:
@@ -59,7 +59,7 @@ def _record(raw: bytes) -> object:
     return [*records, codec.read_scheduled("id", raw, raw, raw)]
 
 
-def _letter(raw: bytes) -> object:
+def _dead_letter(raw: bytes) -> object:
     letter = codec.read_letter("id", 1, raw)
     assert isinstance(json.loads(lines.dead_line(letter)), dict)
     return letter.reason != "corrupt" and letter
@@ -116,9 +116,9 @@ def _refusal(raw: bytes) -> object:
 ALL: dict[str, tuple[Callable[[bytes], Any], tuple[type[Exception], ...]]] = {
     "payload": (_payload, (PayloadError,)),
     "body": (_body, ()),
-    "turn": (_turn, ()),
+    "claim_reply": (_claim_reply, ()),
     "record": (_record, ()),
-    "letter": (_letter, ()),
+    "dead_letter": (_dead_letter, ()),
     "node": (_node, ()),
     "number": (_number, ()),
     "schedule": (_schedule, ()),
@@ -131,9 +131,9 @@ ALL: dict[str, tuple[Callable[[bytes], Any], tuple[type[Exception], ...]]] = {
 GOOD = {
     "payload": b'{"a":[1,2.5,null]}',
     "body": b',3|{"a":1}',
-    "turn": b',3|{"a":1}',
+    "claim_reply": b',3|{"a":1}',
     "record": b',3|{"a":1}',
-    "letter": b'1,failed,4|oops,3|{"a":1}',
+    "dead_letter": b'1,failed,4|oops,3|{"a":1}',
     "node": b'1800000000000000|{"id":"n","host":"h","pid":7}',
     "number": b"1800000000000000",
     "schedule": _DEFINITION,

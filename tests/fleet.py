@@ -190,8 +190,8 @@ class Fleet:
 
     def _state(self) -> str:
         dead = [n for n, p in self._processes.items() if p.poll() is not None]
-        said = [(r.node, r.what, r.more) for r in self.log[-5:]]
-        return f"dead: {dead}; last reports: {said}; stderr: {self._stderr()}"
+        reports = [(r.node, r.what, r.more) for r in self.log[-5:]]
+        return f"dead: {dead}; last reports: {reports}; stderr: {self._stderr()}"
 
     def _stderr(self) -> str:
         self._errors.seek(0)
@@ -221,8 +221,8 @@ class Fleet:
 
 
 def _read_report(line: bytes) -> Report:
-    said = json.loads(line)
-    return Report(said.pop("node"), said.pop("what"), said.pop("pid"), said)
+    fields = json.loads(line)
+    return Report(fields.pop("node"), fields.pop("what"), fields.pop("pid"), fields)
 
 
 def names(prefix: str, count: int) -> list[str]:

@@ -33,8 +33,8 @@ def main(text: str) -> None:
 
     def handle(events: list[Event]) -> None:
         for ev in events:
-            said = [ev.schedule, round((ev.nominal or 0) * 1000), ev.missed, ev.attempt, ev.due]
-            os.write(setting["descriptor"], json.dumps([*said, ev.lateness_ms]).encode() + b"\n")
+            report = [ev.schedule, round((ev.nominal or 0) * 1000), ev.missed, ev.attempt, ev.due]
+            os.write(setting["descriptor"], json.dumps([*report, ev.lateness_ms]).encode() + b"\n")
 
             # Take 30 ms, so that some processes are killed inside the handler.
             threading.Event().wait(0.03)

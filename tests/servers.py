@@ -204,10 +204,10 @@ class Server(Running):
             self._spawn()
             if not wait or (self._answers() and not (choose and self._is_another())):
                 return
-            said = self.log
+            log = self.log
             self.kill9()
             # Try another port if another process took this one after `_free_port` found it free.
-            if not choose or "Address already in use" not in said:
+            if not choose or "Address already in use" not in log:
                 break
         raise AssertionError(f"the server did not start:\n{self.log[-3000:]}")
 

@@ -53,8 +53,8 @@ def runner(server, namespace, monkeypatch, capsys):
 
     def run(*words):
         code = main([str(word) for word in words])
-        said = capsys.readouterr()
-        return Ran(int(code), said.out, said.err)
+        output = capsys.readouterr()
+        return Ran(int(code), output.out, output.err)
 
     return run
 

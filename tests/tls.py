@@ -46,8 +46,8 @@ def _files(folder: Path, leaf: trustme.LeafCert) -> tuple[str, str]:
 def can_speak_tls() -> bool:
     """Return True if the server of the tests was built with TLS."""
     wrong = [server_binary(), "--port", "0", "--tls-port", "1", "--tls-cert-file", "/"]
-    said = subprocess.run(wrong, capture_output=True, text=True, timeout=30, check=False)
-    return "TLS support" not in said.stdout and "Bad directive" not in said.stderr
+    done = subprocess.run(wrong, capture_output=True, text=True, timeout=30, check=False)
+    return "TLS support" not in done.stdout and "Bad directive" not in done.stderr
 
 
 class Native:

@@ -248,7 +248,9 @@ MUTANTS = [
                 "        waits = self._dispatcher.unsettled\n"
                 "        if self._dispatcher.running and not abandoned:\n",
             ),
-            Change("engine/claimer.py", "(pending or self._dispatcher.unsettled", "(pending or waits"),
+            Change(
+                "engine/claimer.py", "(pending or self._dispatcher.unsettled", "(pending or waits"
+            ),
         ),
         (_CLAIMER,),
     ),

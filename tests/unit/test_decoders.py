@@ -163,7 +163,7 @@ class TestDepth:
                 decode(raw)
 
     def test_containers_next_to_each_other_do_not_count_as_depth(self):
-        """A list of a thousand lists is no deeper than a list of one."""
+        """A list of a thousand lists is as deep as a list of one."""
         wide = {"a": [[] for _ in range(1_000)]}
         assert wide == decode(json.dumps(wide).encode())
 

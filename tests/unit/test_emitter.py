@@ -119,19 +119,19 @@ class TestEmitting:
 
     def test_an_emission_of_a_listener_raises_in_the_listener(self, emitter):
         """The emission belongs to the user, who can catch the error, as with pyee."""
-        told = []
+        caught = []
 
         def listen():
             try:
                 emitter.emit("egg")
             except ValueError as e:
-                told.append(e)
+                caught.append(e)
             raise KeyError
 
         emitter.on("tea", listen)
         emitter.on("egg", fail)
         assert [KeyError] == [type(e) for e in emitter.emit_guarded("tea")]
-        assert 1 == len(told)
+        assert 1 == len(caught)
 
     def test_nested_guarded_emissions_report_their_own_errors(self, emitter):
         """A mixed report would fail the wrong events."""
@@ -176,22 +176,22 @@ class TestOnce:
     def test_exactly_one_of_many_threads_calls_it(self, emitter):
         """The other threads find no listener."""
         for _ in range(20):
-            called, told = [], []
+            called, results = [], []
             start = threading.Barrier(4)
 
-            def emit(told=told, start=start):
+            def emit(results=results, start=start):
                 start.wait(PATIENCE)
-                told.append(emitter.emit_guarded("tea"))
+                results.append(emitter.emit_guarded("tea"))
 
             emitter.once("tea", lambda called=called: called.append(1))
-            crew = [threading.Thread(target=emit) for _ in range(4)]
-            for thread in crew:
+            threads = [threading.Thread(target=emit) for _ in range(4)]
+            for thread in threads:
                 thread.start()
-            for thread in crew:
+            for thread in threads:
                 thread.join(PATIENCE)
             assert [1] == called
-            assert 1 == told.count([])
-            assert 3 == told.count(None)
+            assert 1 == results.count([])
+            assert 3 == results.count(None)
 
     def test_a_thread_that_finds_it_taken_reports_no_listener(self, emitter):
         """Another thread took it between the lookup and the call."""

@@ -94,8 +94,8 @@ class TestRinging:
                 work.append(n)
                 bell.ring()
 
-        crew = [threading.Thread(target=ring) for _ in range(ringers)]
-        for thread in crew:
+        threads = [threading.Thread(target=ring) for _ in range(ringers)]
+        for thread in threads:
             thread.start()
         done = 0
         while done < count * ringers:
@@ -104,7 +104,7 @@ class TestRinging:
             while work:
                 work.popleft()
                 done += 1
-        for thread in crew:
+        for thread in threads:
             thread.join(PATIENCE)
 
     @pytest.mark.parametrize("when", ["before", "after"])

@@ -70,7 +70,7 @@ class Office:
     def __init__(self, clock, **options):
         self.clock = clock
         self.ledger = FakeLedger()
-        self.said = queue.SimpleQueue()
+        self.announcements = queue.SimpleQueue()
         self.begun = queue.SimpleQueue()
         self.go_on = threading.Semaphore(0)
         self.raised = []
@@ -82,7 +82,7 @@ class Office:
             node="test",
             options=validate(options),
             handle=self._handle,
-            announce=lambda *what: self.said.put(what),
+            announce=lambda *what: self.announcements.put(what),
             ring=self._ring,
             alone=lambda: self.alone.pop(0),
             ledger=self.ledger,
@@ -117,9 +117,9 @@ class Office:
         eventually(lambda: self.dispatcher.running == 0)
         return self.dispatcher.take_settlements()
 
-    def saying(self):
+    def announced(self):
         """Return what was announced so far."""
-        return [self.said.get() for _ in range(self.said.qsize())]
+        return [self.announcements.get() for _ in range(self.announcements.qsize())]
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ class TestHandlerThreads:
         office.dispatcher._handle, handle = broken, office.dispatcher._handle
         first = claim()
         office.accept(first)
-        what, error = office.said.get(timeout=PATIENCE)
+        what, error = office.announcements.get(timeout=PATIENCE)
         assert ("error", MemoryError) == (what, type(error))
         office.dispatcher._handle = handle
         second = claim()
@@ -463,15 +463,17 @@ class TestSettling:
         (ev,) = office.begin(claim())
         office.ledger.answer = threading.Event()
         office.ledger.results.put(Result.STALE)
-        told = []
-        crew = [threading.Thread(target=lambda: told.append(ev.confirm())) for _ in range(2)]
-        for thread in crew:
+        confirmed = []
+        threads = [
+            threading.Thread(target=lambda: confirmed.append(ev.confirm())) for _ in range(2)
+        ]
+        for thread in threads:
             thread.start()
         assert office.ledger.asked.wait(PATIENCE)
         office.ledger.answer.set()
-        for thread in crew:
+        for thread in threads:
             thread.join(PATIENCE)
-        assert [False, False] == told
+        assert [False, False] == confirmed
         assert 1 == len(office.ledger.settled)
         assert [] == office.finish()
 
@@ -482,13 +484,13 @@ class TestSettling:
         events = office.begin(*(claim() for _ in range(4)))
         settlements = office.finish()
         assert [Verdict.RETRY] * 4 == [s.verdict for s in settlements]
-        ((what, error),) = office.saying()
+        ((what, error),) = office.announced()
         assert "error" == what
         assert isinstance(error, HandlerError)
         assert events == error.events
         results = [Result.DONE, Result.DEAD, Result.CANCELLED, Result.STALE]
         office.dispatcher.settled(settlements, results)
-        retry, buried, lost, error = office.saying()
+        retry, buried, lost, error = office.announced()
         assert ("retry", events[0]) == retry
         assert ("buried", events[1].id) == buried
         assert ("lease_lost", events[3]) == lost
@@ -500,7 +502,7 @@ class TestSettling:
         )
         assert events[3].lease_lost
         office.dispatcher.settled(settlements, results)
-        assert [] == office.saying()
+        assert [] == office.announced()
 
     def test_does_not_report_the_loss_of_events_that_this_process_replaced(self, office):
         """The process knows that the old event is gone."""
@@ -511,9 +513,9 @@ class TestSettling:
         office.dispatcher.mark_lost(first)
         settlements = office.finish()
         office.dispatcher.settled(settlements, [Result.STALE] * 3)
-        said = office.saying()
-        assert ["lease_lost", "error"] == [what for what, _ in said]
-        assert events[2] is said[0][1]
+        announced = office.announced()
+        assert ["lease_lost", "error"] == [what for what, _ in announced]
+        assert events[2] is announced[0][1]
         assert all(ev.lease_lost for ev in events)
 
     def test_does_not_report_a_released_event_that_was_gone(self, office):
@@ -523,7 +525,7 @@ class TestSettling:
         office.dispatcher.hand_back()
         settlements = office.dispatcher.take_settlements()
         office.dispatcher.settled(settlements, [Result.STALE])
-        assert [] == office.saying()
+        assert [] == office.announced()
         assert [] == office.dispatcher.held()
 
     def test_buries_a_corrupt_payload_and_handles_the_rest(self, office):
@@ -538,7 +540,7 @@ class TestSettling:
             settlement.reason,
         )
         office.dispatcher.settled([settlement], [Result.DEAD])
-        assert [("buried", bad.id)] == office.saying()
+        assert [("buried", bad.id)] == office.announced()
         assert [(good.id, good.token, Verdict.CONFIRM)] == summary(office.finish())
 
     def test_retries_a_batch_once_if_two_listeners_raise(self, office):
@@ -548,7 +550,7 @@ class TestSettling:
         office.begin(claim())
         (settlement,) = office.finish()
         assert "ValueError: one" in settlement.error
-        assert [ValueError, SystemExit] == [type(e.__cause__) for _, e in office.saying()]
+        assert [ValueError, SystemExit] == [type(e.__cause__) for _, e in office.announced()]
         assert 1 == office.quits
 
     def test_keeps_the_end_of_a_traceback_as_valid_utf8(self, office):
@@ -642,7 +644,7 @@ class TestLeases:
         (hold,) = office.dispatcher.held()
         office.dispatcher.mark_lost(hold)
         office.dispatcher.mark_lost(hold)
-        assert [("lease_lost", ev)] == office.saying()
+        assert [("lease_lost", ev)] == office.announced()
 
     def test_extend_renews_at_once_and_raises_later_renewals(self, office):
         """Otherwise the next heartbeat would shorten the extended lease."""
@@ -721,7 +723,7 @@ class TestLeases:
         (settlement,) = office.ledger.settled
         assert (Verdict.RETRY, 1_500_000) == (settlement.verdict, settlement.wait_us)
         assert ev.confirm() is False
-        assert [("retry", ev)] == office.saying()
+        assert [("retry", ev)] == office.announced()
 
 
 def ahead(ms, **more):

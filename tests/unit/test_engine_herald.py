@@ -15,15 +15,15 @@ class Heard:
     """The emitted announcements, and the thread that emitted each."""
 
     def __init__(self):
-        self.said = queue.SimpleQueue()
+        self.emitted = queue.SimpleQueue()
 
-    def emit(self, *said):
-        if said == ("fail",):
+    def emit(self, *event):
+        if event == ("fail",):
             raise RuntimeError("cannot be said")
-        self.said.put((said, threading.current_thread().name))
+        self.emitted.put((event, threading.current_thread().name))
 
     def next(self):
-        return self.said.get(timeout=PATIENCE)[0]
+        return self.emitted.get(timeout=PATIENCE)[0]
 
 
 def test_emits_in_order_on_its_own_thread():
@@ -34,7 +34,7 @@ def test_emits_in_order_on_its_own_thread():
     for n in range(100):
         herald.announce("number", n)
     for n in range(100):
-        assert (("number", n), "dtimer-herald") == heard.said.get(timeout=PATIENCE)
+        assert (("number", n), "dtimer-herald") == heard.emitted.get(timeout=PATIENCE)
     herald.stop()
     assert herald.join(PATIENCE)
 
@@ -49,7 +49,7 @@ def test_emits_everything_announced_before_stop_and_nothing_after():
     herald.start()
     herald.announce("number", 3)
     assert herald.join(PATIENCE)
-    assert 3 == heard.said.qsize()
+    assert 3 == heard.emitted.qsize()
 
 
 def test_reports_an_emission_that_raises_and_continues():
@@ -59,9 +59,9 @@ def test_reports_an_emission_that_raises_and_continues():
     herald.start()
     herald.announce("fail")
     herald.announce("after")
-    said = heard.next()
-    assert "error" == said[0]
-    assert "cannot be said" == str(said[1])
+    event = heard.next()
+    assert "error" == event[0]
+    assert "cannot be said" == str(event[1])
     assert ("after",) == heard.next()
     herald.stop()
     assert herald.join(PATIENCE)
@@ -73,10 +73,10 @@ def test_drops_and_counts_announcements_beyond_a_bound_while_a_listener_hangs(mo
     hanging, go_on = threading.Event(), threading.Event()
     heard = Heard()
 
-    def emit(*said):
+    def emit(*event):
         hanging.set()
         assert go_on.wait(PATIENCE)
-        heard.emit(*said)
+        heard.emit(*event)
 
     herald = Herald("dtimer-herald", emit)
     herald.start()
@@ -87,7 +87,7 @@ def test_drops_and_counts_announcements_beyond_a_bound_while_a_listener_hangs(mo
     go_on.set()
     herald.stop()
     assert herald.join(PATIENCE)
-    assert 11 == heard.said.qsize()
+    assert 11 == heard.emitted.qsize()
     assert 990 == herald.dropped
 
 
@@ -99,7 +99,7 @@ def test_emits_one_announcement_a_call_without_a_thread():
     herald.announce("one")
     herald.announce("two")
     assert herald.speak_up()
-    assert (("one",), threading.current_thread().name) == heard.said.get(timeout=PATIENCE)
+    assert (("one",), threading.current_thread().name) == heard.emitted.get(timeout=PATIENCE)
     assert herald.speak_up()
     assert not herald.speak_up()
 
@@ -110,12 +110,12 @@ def test_calls_a_delayed_function_once_on_its_own_thread():
     herald = Herald("dtimer-herald", heard.emit)
     herald.start()
     herald.later(0.0, lambda: heard.emit("later"))
-    assert (("later",), "dtimer-herald") == heard.said.get(timeout=PATIENCE)
+    assert (("later",), "dtimer-herald") == heard.emitted.get(timeout=PATIENCE)
     herald.announce("number", 1)
     assert ("number", 1) == heard.next()
     herald.stop()
     assert herald.join(PATIENCE)
-    assert heard.said.empty()
+    assert heard.emitted.empty()
 
 
 def test_a_second_delayed_call_replaces_the_first_and_stop_does_not_wait_for_it():
@@ -135,12 +135,12 @@ def test_a_second_delayed_call_replaces_the_first_and_stop_does_not_wait_for_it(
     assert ("number", 1) == heard.next()
     herald.stop()
     assert herald.join(PATIENCE)
-    assert heard.said.empty()
+    assert heard.emitted.empty()
 
 
 def test_a_delayed_call_that_comes_while_another_is_due_is_not_lost(monkeypatch):
     """Another thread may replace the delayed call after this one has looked at the time."""
-    herald, called = Herald("dtimer-herald", lambda *said: None), []
+    herald, called = Herald("dtimer-herald", lambda *event: None), []
     herald.later(0.0, lambda: called.append("first"))
     monotonic = module.time.monotonic
 

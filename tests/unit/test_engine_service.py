@@ -17,25 +17,25 @@ class Body:
 
     def __init__(self, *runs):
         self._runs = list(runs)
-        self.said = queue.SimpleQueue()
+        self.reports = queue.SimpleQueue()
         self.stoppings = []
 
     def __call__(self, stopping):
         self.stoppings.append(stopping)
-        self.said.put("body")
+        self.reports.put("body")
         if self._runs:
             self._runs.pop(0)(stopping)
         else:
             stopping.wait(PATIENCE)
 
     def failed(self, error):
-        self.said.put(error)
+        self.reports.put(error)
 
     def ended(self):
-        self.said.put("ended")
+        self.reports.put("ended")
 
     def next(self):
-        return self.said.get(timeout=PATIENCE)
+        return self.reports.get(timeout=PATIENCE)
 
 
 def fail(stopping):
@@ -105,11 +105,11 @@ class TestLifecycle:
 
     def test_join_on_its_own_thread_returns_false_at_once(self):
         """A wait for itself would never end."""
-        told = []
-        service_ = service(Body(lambda stopping: told.append((service_.current, service_.join()))))
+        seen = []
+        service_ = service(Body(lambda stopping: seen.append((service_.current, service_.join()))))
         service_.start()
         assert service_.join(PATIENCE)
-        assert [(True, False)] == told
+        assert [(True, False)] == seen
         assert not service_.current
 
     def test_start_raises_if_no_thread_can_be_started(self, monkeypatch):
@@ -165,9 +165,9 @@ class TestFailure:
         service_.start()
         service_.stop()
         assert service_.join(PATIENCE)
-        said = [body.next() for _ in range(4)]
+        reports = [body.next() for _ in range(4)]
         assert ["body", "MemoryError", "body", "ended"] == [
-            what if isinstance(what, str) else type(what).__name__ for what in said
+            what if isinstance(what, str) else type(what).__name__ for what in reports
         ]
 
     def test_reports_each_kind_of_error_once_until_the_body_ran_steadily(self, monkeypatch):
@@ -178,11 +178,13 @@ class TestFailure:
         service_ = service(body)
         assert service_.failure is None
         service_.start()
-        said = [body.next() for _ in range(9)]
+        reports = [body.next() for _ in range(9)]
         assert ["body", MemoryError, "body", "body", SystemExit, "body", "body"] == [
-            what if isinstance(what, str) else type(what) for what in said[:7]
+            what if isinstance(what, str) else type(what) for what in reports[:7]
         ]
-        assert [MemoryError, "body"] == [type(said[7]), said[8]], "not reported after a steady run"
+        assert [MemoryError, "body"] == [type(reports[7]), reports[8]], (
+            "not reported after a steady run"
+        )
         assert isinstance(service_.failure, MemoryError)
         clock.tick(2)
         assert service_.failure is None

@@ -85,14 +85,14 @@ class TestArming:
 
     def test_nothing_is_armed_on_import_whatever_the_environment(self):
         """No setting of a production machine can arm a point."""
-        said = subprocess.run(
+        output = subprocess.run(
             [sys.executable, "-c", "import dtimer, dtimer.faultpoints as f; print(f.armed)"],
             env={"PYTHONPATH": str(Path(dtimer.__file__).parents[1]), "DTIMER_FAULTPOINTS": "all"},
             capture_output=True,
             check=True,
             text=True,
         )
-        assert "{}" == said.stdout.strip()
+        assert "{}" == output.stdout.strip()
         assert not hasattr(faultpoints, "os")
 
 

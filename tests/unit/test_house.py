@@ -71,8 +71,8 @@ class TestModules:
             "import sys, dtimer; print([m for m in sys.modules if m.startswith('dtimer.')]);"
             " dtimer.DTimer; print('dtimer.timer' in sys.modules)"
         )
-        said = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
-        assert ["[]", "True"] == said.splitlines()
+        output = subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT)
+        assert ["[]", "True"] == output.splitlines()
 
     def test_every_name_in_all_can_be_imported(self):
         """The names are imported lazily, so a wrong one would fail only when it is used."""

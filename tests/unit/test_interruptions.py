@@ -216,7 +216,7 @@ class TestHold:
 
         It neither waits for ever nor returns a wrong answer.
         """
-        said = set()
+        outcomes = set()
         for n in each_bytecode():
             ledger = Ledger()
             hold, inner = a_hold(1, ledger), []
@@ -234,8 +234,8 @@ class TestHold:
             assert outer is True, interruption.where
             assert inner in ([True], ["unknown"]), interruption.where
             assert 1 == len(ledger.settled), interruption.where
-            said.add(inner[0])
-        assert {True, "unknown"} == said
+            outcomes.add(inner[0])
+        assert {True, "unknown"} == outcomes
 
     def test_an_exception_inside_a_confirm_leaves_no_lock(self):
         """The next caller, on another thread, can settle the event."""
@@ -526,8 +526,8 @@ class TestWitness:
         """Two reports would look like two rollbacks."""
         less = Standing(2, "a", 1, 1, 0)
         for n in each_bytecode():
-            witness, told = Witness(), []
-            witness.tell = told.append
+            witness, reports = Witness(), []
+            witness.tell = reports.append
             before = witness.known
             witness.opened(before, Standing(1, "a", 5, 5, 0))
             known = witness.known
@@ -535,10 +535,10 @@ class TestWitness:
             interruption.during(lambda w=witness, k=known: w.opened(k, less))
             if interruption.where is None:
                 break
-            assert 1 == len(told), interruption.where
+            assert 1 == len(reports), interruption.where
             # The reported loss is the new baseline, so the next check finds no loss.
             witness.opened(witness.known, less)
-            assert 1 == len(told), interruption.where
+            assert 1 == len(reports), interruption.where
         assert n > 20
 
     def test_the_total_never_decreases(self):

@@ -22,9 +22,9 @@ def histogram(micros):
 def test_a_percentile_is_at_most_42_percent_too_high_and_never_too_low(micros, share):
     """Buckets grow by the square root of two, and a percentile is the upper end of its bucket."""
     true = sorted(micros)[math.ceil(share * len(micros)) - 1]
-    told = percentile(histogram(micros), share) * 1000
-    assert true <= told + 1e-6
-    assert told <= (true + 1) * 2**0.5 + 1
+    found = percentile(histogram(micros), share) * 1000
+    assert true <= found + 1e-6
+    assert found <= (true + 1) * 2**0.5 + 1
 
 
 def test_an_empty_histogram_has_no_percentile():

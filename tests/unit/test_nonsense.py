@@ -88,14 +88,14 @@ class Pending:
 
 
 @pytest.fixture
-def told(monkeypatch):
+def reply_with(monkeypatch):
     """
     Return a function that makes every script but ``open`` reply with a value.
 
     No connection is made.
     """
 
-    def say(reply, opened=OPENED):
+    def set_reply(reply, opened=OPENED):
         def run(wire, script, arguments, until, limit):
             return opened if script.name == "open" else reply
 
@@ -103,7 +103,7 @@ def told(monkeypatch):
         monkeypatch.setattr(line, "run_whole", run)
         monkeypatch.setattr(line, "Asked", lambda *_, **__: Pending(reply))
 
-    return say
+    return set_reply
 
 
 def outcome(call, timeout=300):
@@ -123,15 +123,15 @@ def outcome(call, timeout=300):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_call_with_an_invalid_reply_raises_only_errors_of_dtimer(told, name):
+def test_a_call_with_an_invalid_reply_raises_only_errors_of_dtimer(reply_with, name):
     """No reply makes a call raise an unexpected error or run for ever."""
     for reply in NONSENSE:
-        told(reply)
+        reply_with(reply)
         outcome(CALLS[name])
 
 
 @pytest.mark.parametrize("name", ["post", "peek", "settle", "cron"])
-def test_an_invalid_reply_to_the_opening_script_raises(told, name):
+def test_an_invalid_reply_to_the_opening_script_raises(reply_with, name):
     """
     The first script of a timer checks the namespace, and its reply is checked with
     the same care.
@@ -139,29 +139,29 @@ def test_an_invalid_reply_to_the_opening_script_raises(told, name):
     for reply in NONSENSE:
         if reply == [b"1"] * 6:
             continue  # a valid reply
-        told(b"1;1;", opened=reply)
+        reply_with(b"1;1;", opened=reply)
         assert isinstance(outcome(CALLS[name]), StoreError)
 
 
 @pytest.mark.parametrize("now", [b"9" * 19, b"260000000000000000", b"-1", b"1e9"])
-def test_a_server_time_outside_the_calendar_raises(told, now):
+def test_a_server_time_outside_the_calendar_raises(reply_with, now):
     """A schedule cannot be computed from it, and the error is not the calendar's own."""
-    told(b"new", opened=[now, *OPENED[1:]])
+    reply_with(b"new", opened=[now, *OPENED[1:]])
     assert isinstance(outcome(CALLS["cron"]), StoreError)
 
 
 @pytest.mark.parametrize("reply", [b";7;", b"1;7;", b"111;7;"])
-def test_a_reply_to_a_post_must_tell_about_each_event(told, reply):
+def test_a_reply_to_a_post_must_tell_about_each_event(reply_with, reply):
     """Without its letter, an event that was kept from being stored would count as stored."""
-    told(reply)
+    reply_with(reply)
     items = [{"ev": {}, "id": id, "if_exists": "keep"} for id in "ab"]
     assert isinstance(outcome(lambda s, t: t.post_many(items)), OutcomeUnknown)
 
 
 @pytest.mark.parametrize("name", ["post", "cancel", "settle", "unschedule", "every"])
-def test_an_invalid_reply_to_a_change_raises_outcome_unknown(told, name):
+def test_an_invalid_reply_to_a_change_raises_outcome_unknown(reply_with, name):
     """The server may have stored the post or made the change."""
-    told([b"nonsense"])
+    reply_with([b"nonsense"])
     error = outcome(CALLS[name])
     assert isinstance(error, OutcomeUnknown)
     assert "answered" in str(error)
@@ -169,15 +169,15 @@ def test_an_invalid_reply_to_a_change_raises_outcome_unknown(told, name):
 
 
 @pytest.mark.parametrize("name", ["peek", "upcoming", "stats", "schedules"])
-def test_an_invalid_reply_to_a_query_raises_store_error(told, name):
+def test_an_invalid_reply_to_a_query_raises_store_error(reply_with, name):
     """A query changes nothing, so its outcome cannot be unknown."""
-    told(redis)
+    reply_with(redis)
     assert StoreError is type(outcome(CALLS[name]))
 
 
 @pytest.mark.parametrize("reply", [b"short", b"behind:1800000000000000"])
-def test_a_reply_that_asks_for_more_times_ends_at_the_deadline(told, reply):
+def test_a_reply_that_asks_for_more_times_ends_at_the_deadline(reply_with, reply):
     """A server that asks again and again must not hold the caller."""
-    told(reply)
+    reply_with(reply)
     name = "cancel" if reply == b"short" else "cron"
     assert isinstance(outcome(CALLS[name], timeout=50), StoreError)

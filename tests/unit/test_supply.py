@@ -95,8 +95,8 @@ class TestScripts:
         here = {verb: load(verb).sha.decode() for verb in VERBS}
         for seed in ("1", "2"):
             environment = os.environ | {"PYTHONHASHSEED": seed, "LC_ALL": "C"}
-            said = subprocess.check_output([sys.executable, "-c", program], env=environment)
-            assert here == json.loads(said)
+            output = subprocess.check_output([sys.executable, "-c", program], env=environment)
+            assert here == json.loads(output)
         for verb in VERBS:
             source = load(verb).source
             assert here[verb] == hashlib.sha1(source, usedforsecurity=False).hexdigest()
