@@ -8,6 +8,7 @@ text.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import inspect
@@ -176,4 +177,15 @@ class PoolSource:
             sentinel.connection_pool.disconnect()
 
     def after_fork(self) -> None:
-        """See `Source.after_fork`: connections are never kept here."""
+        """See `Source.after_fork`: the connections to the Sentinels; all others have a session."""
+        for sentinel in self._sentinels:
+            pool = sentinel.connection_pool
+            # The pool itself would only forget them, and a thread of the parent may hold its lock.
+            sentinel.connection_pool = type(pool)(
+                connection_class=pool.connection_class, **pool.connection_kwargs
+            )
+            for kept in ("_available_connections", "_in_use_connections", "_connections"):
+                for connection in list(getattr(pool, kept, ())):
+                    with contextlib.suppress(Exception):
+                        # In another process this closes the descriptor and tells nobody.
+                        connection.disconnect()

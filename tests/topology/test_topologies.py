@@ -38,6 +38,21 @@ def test_leave_closes_the_connections_to_the_sentinels(sentinel):
                 node.post({}, 10_000)
 
 
+def test_a_forked_child_closes_the_connections_to_the_sentinels(sentinel):
+    """An inherited descriptor keeps the parent's connection open, and the Sentinel counts it."""
+    client, _, _ = sentinel
+    node = DTimer("node", client.master_for("events"))
+    node.post({}, 10_000)
+    (asked,) = node._store._source._sentinels
+    inherited = list(asked.connection_pool._available_connections)
+    assert [True] == [c._sock is not None for c in inherited]
+    # As the hook does in the child.
+    node.after_fork()
+    assert [False] == [c._sock is not None for c in inherited]
+    assert node.stats().scheduled == 1
+    node.leave()
+
+
 def test_a_node_continues_on_the_new_master_after_a_failover(sentinel):
     """The node asks the Sentinel again when the connection breaks, and finds its events there."""
     client, master, replica = sentinel
