@@ -23,6 +23,13 @@ _PAUSE = 0.25
 # After this many seconds without an exception, the next one is reported even if it is not new.
 _STEADY = 1.0
 
+_here = threading.local()
+
+
+def on_service_thread() -> bool:
+    """Return whether the caller runs on the thread of a service."""
+    return getattr(_here, "is_service", False)
+
 
 class Service:
     """
@@ -86,6 +93,7 @@ class Service:
             may_run.pop()
         except IndexError:
             return
+        _here.is_service = True
         try:
             while not self._run_body(stopping):
                 stopping.wait(_PAUSE)

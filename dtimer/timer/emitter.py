@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
 from pyee.base import EventEmitter
 
+from dtimer.engine.service import on_service_thread
 from dtimer.timer import listeners, process
 
 log = logging.getLogger("dtimer")
@@ -27,6 +28,15 @@ def _unawaited(f: Callable[..., Any], result: object) -> TypeError:
     if inspect.iscoroutine(result):
         result.close()
     return TypeError(f"the listener {f!r} returned an awaitable, but listeners are not awaited")
+
+
+def _ends_here(pid: int) -> bool:
+    """
+    Return True in a child that a listener has forked on a thread of a node.
+
+    A child that was forked on a thread of the user continues there, as after any other fork.
+    """
+    return os.getpid() != pid and on_service_thread()
 
 
 class _Once:
@@ -172,12 +182,12 @@ class Emitter(EventEmitter):
         pid = os.getpid()
         try:
             result = listener(*args)
-            if os.getpid() != pid:
+            if _ends_here(pid):
                 process.end_child(None)
             if inspect.isawaitable(result):
                 raised.append(_unawaited(listener, result))
         except BaseException as e:
-            if os.getpid() != pid:
+            if _ends_here(pid):
                 process.end_child(e)
             # Also SystemExit, which must not silently end a thread of the node. The traceback is
             # cut to begin with the listener, because this frame would only hide the user's own.

@@ -975,7 +975,7 @@ MUTANTS = [
     _mutant(
         "a forked child goes on after its listener has returned",
         "timer/emitter.py",
-        "            if os.getpid() != pid:\n                process.end_child(None)\n",
+        "            if _ends_here(pid):\n                process.end_child(None)\n",
         "",
         "tests/integration/test_processes.py",
     ),

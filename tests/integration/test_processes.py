@@ -574,6 +574,32 @@ say(dt.peek("tea"), dt.peek("egg").event)
         assert ["child 0", "None {'by': 'child'}"] == [program.hear() for _ in range(2)]
         assert "" == program.end(0)
 
+    def test_a_child_that_a_listener_forks_on_a_thread_of_the_user_continues(self, script):
+        """
+        stop() calls the listeners of 'end' on the thread that stops. A child that one of them forks
+        has that thread, and continues after stop(), as after any other fork.
+        """
+        program = script(
+            FORK
+            + """
+import dtimer
+
+main, children = os.getpid(), []
+queue = dtimer.RunAt(timer().ns, redis=os.environ.get("DTIMER_URL"))
+
+@queue.on("end")
+def fork():
+    children.append(os.fork())
+
+queue.stop()
+if os.getpid() != main:
+    os._exit(7)
+say(os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+"""
+        )
+        assert "7" == program.hear()
+        assert "" == program.end(0)
+
     def test_a_child_that_continues_in_a_handler_claims_nothing(self, script):
         """
         A child that continues in the handler's code must not claim for its parent's node: an
