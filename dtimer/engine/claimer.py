@@ -107,7 +107,8 @@ class Claimer(Service):
             announce=announce,
             paced=options.now is None,
         )
-        self._give_up_at: float | None = None
+        # Each call adds one in one step: a signal handler may interrupt another call.
+        self._deadlines: list[float] = []
         # Set by a handler thread that became free while another thread claimed.
         self._freed = False
         # Held by the thread that claims.
@@ -125,10 +126,13 @@ class Claimer(Service):
         None waits for the handlers without a limit.
         """
         if seconds is not None:
-            at = time.monotonic() + seconds
-            self._give_up_at = at if self._give_up_at is None else min(at, self._give_up_at)
+            self._deadlines.append(time.monotonic() + seconds)
         self.stop()
         self._bell.ring()
+
+    @property
+    def _give_up_at(self) -> float | None:
+        return min(self._deadlines, default=None)
 
     def _loop(self, stopping: Flag) -> None:
         abandoned = False

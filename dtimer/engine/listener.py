@@ -133,9 +133,9 @@ class Listener(Service):
             try:
                 if armed:
                     reached("loop.listener")
-                ear = self._ear()
+                # Assigned first, for a fork while it subscribes.
+                self._opened = ear = self._ear()
                 ear.open()
-                self._opened = ear
                 if armed:
                     reached("listener.subscribed")
                 self._subscribed, self._echo_sent = True, None

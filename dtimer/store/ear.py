@@ -28,16 +28,16 @@ class Ear:
 
     def open(self) -> None:
         """Connect, subscribe, and return once the server has confirmed each channel."""
-        connection = self._make()
+        # Assigned first: a child that is forked meanwhile closes its copy.
+        connection = self._connection = self._make()
         try:
             connection.connect()
             connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
             for _ in self._channels:
                 connection.read_response(disable_decoding=True)
         except BaseException:
-            connection.disconnect()
+            self.close()
             raise
-        self._connection = connection
 
     def _descriptor(self) -> int | None:
         sock = getattr(self._connection, "_sock", None)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from interrupted import Interruption, each_bytecode
 from servers import LIMIT, PATIENCE, PROMPT, eventually
 
 from dtimer.engine.bell import Bell
@@ -1310,6 +1311,18 @@ class TestLeaving:
         desk.claimer.stop_within(0.05)
         assert desk.claimer.join(PATIENCE)
         assert [Verdict.RETRY] == [s.verdict for r in desk.turns.asked for s in r.settlements]
+
+    def test_the_nearest_deadline_counts_if_one_call_interrupts_another(self, desk):
+        """A signal handler that leaves at once may interrupt a leave() with a longer deadline."""
+        desk = desk(start=True)
+        for n in each_bytecode():
+            desk.claimer._deadlines.clear()
+            interruption = Interruption(n, lambda: desk.claimer.stop_within(0))
+            interruption.during(lambda: desk.claimer.stop_within(LONG))
+            if interruption.where is None:
+                break
+            assert desk.claimer._overdue(), interruption.where
+        assert n > 5
 
     def test_the_nearest_of_several_deadlines_counts(self, desk):
         """A second call of leave() must not prolong the first."""

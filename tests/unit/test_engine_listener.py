@@ -11,6 +11,7 @@ import pytest
 from servers import LIMIT, PATIENCE, PROMPT, eventually
 
 from dtimer.engine.bell import Bell
+from dtimer.engine.flag import Flag
 from dtimer.engine.listener import Deaf, Listener
 
 LONG = 3_600.0  # seconds: longer than any test
@@ -324,6 +325,34 @@ class TestLoss:
         ears.listener.after_fork()
         assert 2 == ear.closed
         assert ears.listener._stop_bell._pipe is None
+
+    def test_after_fork_closes_a_subscription_that_is_being_opened(self):
+        """A child may be forked while the listener thread waits for the server."""
+        stopping, closed, in_child = Flag(), [], []
+
+        class Opening:
+            def open(self):
+                """Fork, and then fail."""
+                listener.after_fork()
+                in_child.append(len(closed))
+                stopping.set()
+                raise ConnectionError
+
+            def close(self):
+                """Count."""
+                closed.append(self)
+
+        listener = Listener(
+            "dtimer-listener",
+            ear=Opening,
+            ring=lambda: None,
+            changed=lambda error: None,
+            slow=lambda error: False,
+            echo_every=1.0,
+            patience=1.0,
+        )
+        listener._loop(stopping)
+        assert [1] == in_child
 
 
 def test_has_one_thread_which_ends_with_it():
