@@ -153,12 +153,12 @@ class Dispatcher(Hands):
         if not self._behind:
             self._behind = True
             self.prefetch.too_much()
-        if late := self.early.give_up(self._patience(ask=True)):
+        if late := self.early.give_up(self._grace(ask=True)):
             self._release(late)
             back = True
         return back
 
-    def _patience(self, *, ask: bool) -> float:
+    def _grace(self, *, ask: bool) -> float:
         """
         Return for how many seconds a due event waits for a thread before it is released.
 
@@ -212,7 +212,7 @@ class Dispatcher(Hands):
             return due
         # All threads are busy. A thread that becomes free calls `start_due` itself. Until then,
         # ask the store regularly whether the events may be kept.
-        at = due + self._patience(ask=False)
+        at = due + self._grace(ask=False)
         return min(at, max(due + self.early.patience, self._peers.trusted_until))
 
     def drop(self, ids: Collection[str]) -> bool:

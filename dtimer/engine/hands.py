@@ -199,7 +199,7 @@ class Hands(Book):
     def _drop(self, batch: list[Hold], error: BaseException) -> None:
         """Retry the unsettled events of a batch whose thread failed outside the handler."""
         # Reserve all leases first. Then none is renewed any more, even if a later step fails.
-        left = self._take(batch, Verdict.RETRY)
+        left = self._reserve(batch, Verdict.RETRY)
         text = describe(error)
         for hold in left:
             wait = hold.backoff_us()[0]
@@ -234,9 +234,9 @@ class Hands(Book):
                 hold.running = False
 
     def _end(self, batch: list[Hold], verdict: Verdict) -> None:
-        self._settle([hold.settlement(verdict) for hold in self._take(batch, verdict)])
+        self._settle([hold.settlement(verdict) for hold in self._reserve(batch, verdict)])
 
-    def _take(self, batch: list[Hold], verdict: Verdict) -> list[Hold]:
+    def _reserve(self, batch: list[Hold], verdict: Verdict) -> list[Hold]:
         """Reserve the settling of *batch*; return the leases that this call has to settle."""
         taken = [hold for hold in batch if hold.take(verdict)]
         if len(taken) < len(batch):
@@ -246,7 +246,7 @@ class Hands(Book):
         return taken
 
     def _fail(self, batch: list[Hold], raised: list[BaseException]) -> None:
-        failed = self._take(batch, Verdict.RETRY)
+        failed = self._reserve(batch, Verdict.RETRY)
         text = describe(raised[0])
         for hold in failed:
             wait, trouble = hold.backoff_us()

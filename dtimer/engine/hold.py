@@ -118,7 +118,7 @@ class Hold:
         self._trusted_until = trusted_until
 
     @property
-    def _patience(self) -> float:
+    def _longest_wait(self) -> float:
         # Seconds. A call of the store takes less.
         return 2 * self._options.timeout / 1e6
 
@@ -171,7 +171,7 @@ class Hold:
             # The wait has a limit: the other thread may be interrupted by a signal handler that
             # waits for this thread. If no party settles the lease, it expires. That also holds
             # if an exception interrupted a failed settling before its entry was removed.
-            over = by.over.wait(self._patience)
+            over = by.over.wait(self._longest_wait)
             if not over or (self._end.get("by") is by and by.thread is not None):
                 self.abandoned = True
                 return False

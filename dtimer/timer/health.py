@@ -15,7 +15,7 @@ from dtimer.model.event import Health
 def examine(
     claimer: Claimer,
     listener: Listener,
-    herald: Herald,
+    callbacks: Herald,
     dispatcher: Dispatcher,
     *,
     listening: bool,
@@ -27,12 +27,12 @@ def examine(
     Args:
         claimer: The node's claimer.
         listener: The node's listener.
-        herald: The node's callback thread.
+        callbacks: The node's callback thread.
         dispatcher: The node's dispatcher.
         listening: Whether the node has a listener of ``'event'``.
         poll_interval: The longest time between two claims, in seconds.
     """
-    services: list[Service] = [claimer, listener, herald, *dispatcher.hands]
+    services: list[Service] = [claimer, listener, callbacks, *dispatcher.hands]
     now = time.monotonic()
     answered, heard = claimer.answered, listener.heard
     age = None if answered is None else (now - answered) * 1000
@@ -52,5 +52,5 @@ def examine(
         error=None if error is None else str(error) or repr(error),
         restarts=sum(s.failures for s in services),
         listening=listening,
-        dropped=herald.dropped,
+        dropped=callbacks.dropped,
     )

@@ -435,7 +435,7 @@ class TestSettling:
         The handler thread does not wait for ever for another thread's confirm. If that fails later,
         the lease ends by itself, and the event is handed out again.
         """
-        monkeypatch.setattr("dtimer.engine.hold.Hold._patience", 0.0)
+        monkeypatch.setattr("dtimer.engine.hold.Hold._longest_wait", 0.0)
         office = office()
         (ev,) = office.begin(claim())
         office.ledger.answer = threading.Event()

@@ -278,7 +278,7 @@ class TestHold:
             raise Alarm
 
         # An interrupted `set` of a flag: the next caller waits for this long, and then gives up.
-        monkeypatch.setattr(Hold, "_patience", 0.0)
+        monkeypatch.setattr(Hold, "_longest_wait", 0.0)
         abandoned = 0
         for n in each_bytecode():
             ledger = Ledger()
