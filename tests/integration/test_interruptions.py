@@ -268,8 +268,8 @@ class TestExceptions:
     @pytest.mark.parametrize("call", POINTS)
     def test_a_timer_joins_and_leaves_after_an_interrupted_call(self, timer, client, call):
         """
-        Wherever an exception ends a call, the timer can join and leave afterwards, and leaves no
-        thread, descriptor or connection behind.
+        An exception may end a call at any bytecode. The timer can join and leave afterwards, and
+        leaves no thread, descriptor or connection behind.
         """
         with nothing_left(client):
             for n in each_bytecode(POINTS[call]):

@@ -111,7 +111,10 @@ class TestClaim:
         assert store.alone(node.name)
 
     def test_a_claim_tells_when_its_event_expires(self, store, node, now):
-        """The node keeps events for a while, and must not start one that has expired."""
+        """
+        The node keeps events for a while, and must not start an event that has expired
+        meanwhile.
+        """
         post(store, "tea", expires="+5000")
         post(store, "egg")
         assert {"tea": now.us + 5_000, "egg": None} == {

@@ -220,7 +220,10 @@ class TestEnd:
 
     @pytest.mark.parametrize("many", [3, MANY], ids=["the last page", "the first page"])
     def test_an_iterator_that_is_kept_does_not_grow(self, store, many):
-        """What is posted before the place that it has reached, it cannot visit."""
+        """
+        An iterator cannot visit events that are posted before its place, so it need not remember
+        them.
+        """
         fill(store, many, apart_us=HOUR)
         walk = everything(store)
         next(walk)
@@ -229,7 +232,7 @@ class TestEnd:
         (noted,) = store._walks._events.values()
         assert set() == noted.passed
 
-    def test_an_event_that_the_loop_moves_back_is_skipped_on_the_page_in_hand(self, store):
+    def test_an_event_that_the_loop_moves_back_is_skipped_on_the_current_page(self, store):
         """The page has been read before the move, and has the event with its old due time."""
         ids = fill(store)
         walk = everything(store)
