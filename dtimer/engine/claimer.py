@@ -2,7 +2,7 @@
 The claimer: the thread that waits on the bell, claims, dispatches and repeats.
 
 Rule 1: all claims are made here, one at a time. A component that wants a claim rings the bell.
-One exception: a handler thread that has just become free may make its claim itself (`relay`).
+One exception: a handler thread that has just become free may claim itself (`relay`).
 
 Rule 2: the claimer does not know why the bell rang. A wake, the poll and a leave look alike.
 
@@ -97,7 +97,6 @@ class Claimer(Service):
         #: How large a claim the connection can carry.
         self.capacity = Capacity(options, announce)
         self._exchange = Exchange(turns, listener, dispatcher, appetite, self.capacity)
-        # The reply that is still to be applied.
         self._unread: _Unread | None = None
         self._heart = Heart(turns, dispatcher, options.lease)
         self._answers = Answers(
@@ -107,7 +106,7 @@ class Claimer(Service):
             announce=announce,
             paced=options.now is None,
         )
-        # Each call adds one in one step: a signal handler may interrupt another call.
+        # A list, because append is one step: a signal handler may interrupt another call.
         self._deadlines: list[float] = []
         # Set by a handler thread that became free while another thread claimed.
         self._freed = False
@@ -122,8 +121,7 @@ class Claimer(Service):
         """
         Ask the claimer to end: it claims no more, waits for running handlers and settles all.
 
-        If handlers still run after *seconds*, their events are retried and the attempt counts.
-        None waits for the handlers without a limit.
+        After *seconds* (None: never) the events of running handlers are retried, as an attempt.
         """
         if seconds is not None:
             self._deadlines.append(time.monotonic() + seconds)
@@ -207,11 +205,7 @@ class Claimer(Service):
             self._next_turn = min(self._next_turn, time.monotonic() + wait)
 
     def _take_turns(self, *, claiming: bool = True, fresh: bool = False) -> None:
-        """
-        Receive the reply that is under way, or else claim.
-
-        After such a reply, claim again if a *fresh* claim is needed, or one is due at once.
-        """
+        """Receive the reply under way, or claim; claim again if *fresh*, or if due at once."""
         early = self._exchange.under_way or self._unread is not None
         nap = self._take_turn(claiming)
         if early and self._exchange.request is None and (fresh or nap <= 0):

@@ -230,15 +230,15 @@ class Dispatcher(Hands):
         try:
             return self._release_ids(ids)
         except BaseException:
-            # A signal handler raised. Leases that are neither kept nor released end by themselves:
-            # renewed, they would never end.
+            # A signal handler raised. Leases that are neither kept nor released must expire, so
+            # the heartbeat must not renew them.
             left = self.early.holds()
             self._forget([h for h in kept if h.started is None and h not in left])
             raise
 
     def _release_ids(self, ids: Collection[str]) -> bool:
-        # With a single thread all others, too: if the post was refused, the event of the id is
-        # the same as before, and must start before those that are due later.
+        # With a single thread this releases all others, too. If the post was refused, the event
+        # of the id is unchanged, and must start before those that are due later.
         if gone := self.early.clear(ids):
             self._release(gone)
         return bool(gone)

@@ -133,7 +133,7 @@ class Listener(Service):
             try:
                 if armed:
                     reached("loop.listener")
-                # Assigned first, for a fork while it subscribes.
+                # Assigned before `open`, so that a child forked meanwhile can close it.
                 self._opened = ear = self._ear()
                 ear.open()
                 if armed:
