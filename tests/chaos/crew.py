@@ -76,14 +76,17 @@ class Member:
 
     def freeze(self) -> None:
         """Stop the process where it stands."""
-        self.frozen = True
-        os.kill(self.pid, signal.SIGSTOP)
+        # Another injection may have killed the process; then there is nothing to stop.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGSTOP)
+            self.frozen = True
 
     def thaw(self) -> None:
         """Let it go on, unless it has been succeeded meanwhile."""
         if self.frozen:
             self.frozen = False
-            os.kill(self.pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGCONT)
 
     def sample(self) -> None:
         """Note the memory that the process has resident."""
