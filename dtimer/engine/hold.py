@@ -7,6 +7,7 @@ handler thread after the handler has returned. The second party finds the lease 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -58,6 +59,13 @@ def trusted_until(sent: float, lease_us: int) -> float:
     now = lasting()
     age = time.monotonic() - sent
     return now - age + lease_us / 1_000_000 * _TRUSTED_FRACTION
+
+
+def _remove(wishes: list[float], some: list[float]) -> None:
+    for wish in some:
+        # Another call may have removed it.
+        with contextlib.suppress(ValueError):
+            wishes.remove(wish)
 
 
 _UNUSED = Flag()
@@ -114,7 +122,8 @@ class Hold:
         # the first party win in one step of the interpreter, without a lock.
         self._end: dict[str, _End] = {}
         self._lost = False
-        self._extended_until = 0.0
+        # Until when the handler asked for the lease, by calls that may interrupt each other.
+        self._wishes = [0.0]
         self._trusted_until = trusted_until
 
     @property
@@ -154,7 +163,7 @@ class Hold:
 
     def lease_us(self, now: float) -> int:
         """Return the length of the next renewal: never less than the handler asked for."""
-        return max(self._options.lease, int((self._extended_until - now) * 1_000_000))
+        return max(self._options.lease, int((max(self._wishes) - now) * 1_000_000))
 
     def take(self, verdict: Verdict) -> bool:
         """
@@ -242,22 +251,29 @@ class Hold:
         if self.settled:
             return False
         # While the handler runs, heartbeats renew the lease: the handler can only lengthen it.
-        running, before, sent = self.running, self._extended_until, time.monotonic()
+        running, before, sent = self.running, self._wishes, time.monotonic()
         until = sent + us / 1_000_000
         # Before the request is sent: if a heartbeat that is under way shortens the lease, it
         # sees this value with its reply, and renews the lease again.
-        wish = self._extended_until = max(before, until) if running else until
+        if running:
+            before.append(until)
+        else:
+            self._wishes = [until]
         try:
             held = self._ledger.extend([self.key], us, at_least=running)[0]
         except OutcomeUnknown:
             raise
         except BaseException:
-            if self._extended_until == wish:
-                self._extended_until = before
+            if running:
+                _remove(before, [until])
+            elif self._wishes == [until]:
+                self._wishes = before
             raise
         if not held:
             self.mark_lost()
             return False
+        if running:
+            _remove(before, [wish for wish in before[:] if wish < until])
         trusted = trusted_until(sent, us)
         self._trusted_until = max(trusted, self._trusted_until) if running else trusted
         return True

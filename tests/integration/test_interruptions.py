@@ -305,3 +305,21 @@ class TestExceptions:
                 assert timer.joined, interruption.where
                 timer.leave()
         timer.leave()
+
+    def test_a_queue_stops_after_an_interrupted_stop(self, server, namespace, client):
+        """The key in hand is confirmed by the first stop() or by the second, and none is held."""
+        for n in each_bytecode(11):
+            queue = RunAt(namespace, redis=server.url, interval=60_000, lease=600_000)
+            queue.write("tea")
+            assert "tea" == queue.read(timeout=20_000)
+            interruption = Interruption(n, ring, raises=True)
+            with contextlib.suppress(Alarm):
+                interruption.during(queue.stop)
+            queue.stop()
+            assert not queue.timer.joined, interruption.where
+            assert queue.timer.peek("tea") is None, interruption.where
+            queue.stop()
+            eventually(lambda: not threads())
+            if interruption.where is None:
+                break
+        assert n >= 22, "it was hardly interrupted"

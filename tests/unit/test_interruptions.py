@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import signal
 import threading
+import time
 
 import pytest
 from interrupted import Interruption, each_bytecode
@@ -47,7 +48,7 @@ class Ledger:
         self.settled += settlements
         return [Result.DONE] * len(settlements)
 
-    def extend(self, held, lease_us):
+    def extend(self, held, lease_us, *, at_least=False):
         return [True] * len(held)
 
 
@@ -263,6 +264,17 @@ class TestHold:
             assert not other.is_alive(), interruption.where
             # One of the two calls has settled it.
             assert locked, interruption.where
+        assert n > 20
+
+    def test_the_longest_of_two_extensions_counts(self):
+        """A signal handler that extends a lease within an extension is heeded by the heartbeats."""
+        for n in each_bytecode():
+            hold = a_hold(1)
+            interruption = Interruption(n, lambda h=hold: h.extend(3_600_000))
+            interruption.during(lambda h=hold: h.extend(60_000))
+            if interruption.where is None:
+                break
+            assert hold.lease_us(time.monotonic()) > 3_000_000_000, interruption.where
         assert n > 20
 
     def test_an_interrupted_failure_keeps_no_thread_waiting(self, monkeypatch):
