@@ -121,7 +121,7 @@ class Claimer(Service):
         """
         Ask the claimer to end: it claims no more, waits for running handlers and settles all.
 
-        After *seconds* (None: never) the events of running handlers are retried, as an attempt.
+        After *seconds* (None: never) running handlers' events are retried; the attempt counts.
         """
         if seconds is not None:
             self._deadlines.append(time.monotonic() + seconds)
