@@ -67,7 +67,7 @@ local function fault_of(body, score, max_retries, holder, attempt, expires)
 end
 
 -- Return ids and scores of at most `limit` events that are due by the horizon and that have at
--- most `most` bytes, and how many are due in all, of which `kept` are left to other nodes.
+-- most `most` bytes. Leave `kept` events for other nodes. The second result is how many are due.
 local function fitting(horizon, limit, most, kept)
   local left = redis.call('ZCOUNT', DUE, '-inf', horizon)
   local found, due = {}, redis.call('ZRANGEBYSCORE', DUE, '-inf', horizon, 'WITHSCORES',
