@@ -171,7 +171,7 @@ class Dispatcher(Hands):
         return early.alone_patience if alone else early.patience
 
     def _release(self, holds: list[Hold]) -> None:
-        """Release *holds*; with a single handler thread also all events of the look-ahead queue."""
+        """Release *holds*; with one handler thread, also the whole look-ahead queue."""
         self._end(holds, Verdict.RELEASE)
         if self._in_order:
             self._recalling = True
