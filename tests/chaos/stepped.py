@@ -338,11 +338,11 @@ class World:
         from dtimer.engine import book, claimer, dispatcher, exchange, heart, hold, pace, reach
         from dtimer.engine import service as services
         from dtimer.store import line, plans, tries
-        from dtimer.timer import life
+        from dtimer.timer import health, life
 
         names = itertools.count(1)
         engine = (book, claimer, dispatcher, exchange, heart, hold, pace, services)
-        for module in (*engine, line, plans, tries, life):
+        for module in (*engine, line, plans, tries, health):
             self._patch(module, "time", self.clock)
         for module in (line, life):
             self._patch(module, "incarnation", lambda: f"i{next(names):011d}")
