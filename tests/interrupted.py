@@ -27,6 +27,13 @@ STRIDE = int(os.environ.get("DTIMER_TEST_BYTECODES", "0"))
 _HANDLING = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
 
 
+def _in_finalizer(frame: FrameType | None) -> bool:
+    """Return True within a ``__del__``, whose exceptions Python does not raise in any call."""
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
+
+
 class Interruption:
     """
     Calls *handler* once, before this thread runs its bytecode number *at* within the library.
@@ -61,6 +68,8 @@ class Interruption:
     def _enter(self, frame: FrameType, event: str, arg: object) -> Any:
         del event, arg
         if self.where is not None or not frame.f_code.co_filename.startswith(_PACKAGE):
+            return None
+        if self._raises and _in_finalizer(frame):
             return None
         self._after.pop(id(frame), None)
         frame.f_trace_opcodes, frame.f_trace_lines = True, False

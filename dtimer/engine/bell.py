@@ -40,7 +40,8 @@ class _Pipe:
         with contextlib.suppress(IndexError):
             collections.deque(map(os.close, iter(self._open.pop, None)), maxlen=0)
 
-    __del__ = close
+    def __del__(self) -> None:
+        self.close()
 
 
 class Bell:
