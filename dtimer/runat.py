@@ -156,7 +156,7 @@ class RunAt(Emitter):
 
         Raises:
             UsageError: the keys go to a listener of ``'data'`` or to a pipe, or a signal handler
-                calls this while it interrupts a `read` of the queue.
+                that interrupts a `read` of this queue calls `read` again.
             StoreError: Redis does not answer.
         """
         seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6

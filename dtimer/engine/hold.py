@@ -122,7 +122,8 @@ class Hold:
         # the first party win in one step of the interpreter, without a lock.
         self._end: dict[str, _End] = {}
         self._lost = False
-        # Until when the handler asked for the lease, by calls that may interrupt each other.
+        # Until when the handler asked to keep the lease: one entry for each call of `extend`,
+        # because a call in a signal handler may interrupt another.
         self._wishes = [0.0]
         self._trusted_until = trusted_until
 
