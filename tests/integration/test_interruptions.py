@@ -307,7 +307,7 @@ class TestExceptions:
         timer.leave()
 
     def test_a_queue_stops_after_an_interrupted_stop(self, server, namespace, client):
-        """The key in hand is confirmed by the first stop() or by the second, and none is held."""
+        """The first stop() or the second confirms the key that was read, and no lease is left."""
         for n in each_bytecode(11):
             queue = RunAt(namespace, redis=server.url, interval=60_000, lease=600_000)
             queue.write("tea")
