@@ -264,7 +264,8 @@ class Line:
         Close, in a forked child, its copies of the parent's connections, and forget the lanes.
 
         The library closes the descriptors of a connection without a word to the server
-        when it finds itself in another process.
+        when it finds itself in another process. A socket that another thread is connecting at
+        the moment of the fork stays open: only the library knows it.
         """
         self._finalizer.detach()
         for wire in list(self._wires):

@@ -132,7 +132,7 @@ class TestThreads:
         gate = threading.Event()
         run = Service._run
         monkeypatch.setattr(Service, "_run", lambda *args: gate.wait(PATIENCE) and run(*args))
-        with pytest.raises(UsageError, match="threads of the node do not run"):
+        with pytest.raises(UsageError, match="threads are stuck or starved"):
             node.join()
         assert not node.joined
         gate.set()

@@ -721,15 +721,28 @@ def test_a_child_closes_the_sockets_of_its_parent_at_once(script):
         dt = timer()
         dt.join()
         busy, go_on = threading.Event(), threading.Event()
+        three, seen = threading.Barrier(3), set()
 
         def wait():
-            if threading.current_thread().name == "busy":
+            thread = threading.current_thread()
+            if thread.name == "busy":
                 busy.set()
                 go_on.wait()
+            elif thread.name == "warm" and thread not in seen:
+                seen.add(thread)
+                three.wait()
+
+        def posting(name):
+            thread = threading.Thread(target=dt.post, args=({}, 3_600_000), name=name)
+            thread.start()
+            return thread
 
         with arm("reply.reading", wait):
-            thread = threading.Thread(target=dt.post, args=({}, 3_600_000), name="busy")
-            thread.start()
+            # Three connections at once, so that no thread is connecting at the fork: the client
+            # library alone knows a socket that is being connected.
+            for thread in [posting("warm") for _ in range(3)]:
+                thread.join()
+            thread = posting("busy")
             busy.wait()
             child = os.fork()
             if not child:
