@@ -23,8 +23,8 @@ _LISTENER = "tests/unit/test_engine_listener.py"
 _SERVICE = "tests/unit/test_engine_service.py"
 _INTERRUPTIONS = "tests/unit/test_interruptions.py"
 _OUTAGES = "tests/integration/test_outages.py"
-_REFUSES = "tests/chaos/test_server_refuses.py::TestAfterALostReply"
-_AVAILABILITY = "tests/chaos/test_availability.py"
+_REFUSES = "tests/faults/test_server_refuses.py::TestAfterALostReply"
+_AVAILABILITY = "tests/faults/test_availability.py"
 _POSTING = "tests/integration/test_posting.py"
 _READING = "tests/integration/test_reading.py"
 _MACHINE = "tests/chaos/test_machine.py"
@@ -138,7 +138,7 @@ MUTANTS = [
         "store/line.py",
         'return "" if self._now is None else str(self._now())',
         "return str(time.time_ns() // 1000 if self._now is None else self._now())",
-        "tests/chaos/test_time.py",
+        "tests/faults/test_time.py",
     ),
     _mutant(
         "events are claimed a millisecond early",
@@ -385,7 +385,7 @@ MUTANTS = [
         "if too_large:",
         "if False:",
         _CLAIMER,
-        "tests/chaos/test_network.py",
+        "tests/faults/test_network.py",
     ),
     _mutant(
         "a reply that arrives slowly is cut off",
@@ -558,7 +558,7 @@ MUTANTS = [
         "            self._drop(batch, e)\n            raise\n",
         "            raise\n",
         _DISPATCHER,
-        "tests/chaos/test_threads.py",
+        "tests/faults/test_threads.py",
     ),
     _mutant(
         "a post is half written when memory is full",
@@ -568,7 +568,7 @@ MUTANTS = [
         "  local added = redis.call('ZADD', DUE, unpack(scores))\n",
         _STORE,
         _HOSTILE,
-        "tests/chaos/test_server_refuses.py",
+        "tests/faults/test_server_refuses.py",
     ),
     _mutant(
         "a post without an id writes before it has checked the types of the keys",
@@ -590,7 +590,7 @@ MUTANTS = [
         "less = found.token < before.token or posted < before.posted",
         "less = False",
         "tests/integration/test_witness.py",
-        "tests/chaos/test_rollbacks.py",
+        "tests/faults/test_rollbacks.py",
     ),
     # ---------------------------------------------------------------------------- payloads
     _mutant(

@@ -6,10 +6,10 @@ import threading
 import time
 
 import pytest
+from chaos.settings import PATIENT
 from scripts import Script
 from servers import PROMPT, eventually
 
-from chaos.settings import PATIENT
 from dtimer.faultpoints import arm
 
 pytestmark = pytest.mark.chaos

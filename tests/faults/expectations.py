@@ -17,11 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar
 
-from leftovers import Left
-from servers import LONGEST_CALL, PATIENCE, PROMPT, Running, eventually
-from soundness import assert_sound
-
-from chaos.gauges import Cost, Gauges, resident
 from chaos.settings import (
     CALL_LIMIT,
     CALLS_ONCE,
@@ -34,10 +29,15 @@ from chaos.settings import (
     MOST_MEMORY,
     PATIENT,
 )
-from chaos.watched import Fault, Handled, Node
+from leftovers import Left
+from servers import LONGEST_CALL, PATIENCE, PROMPT, Running, eventually
+from soundness import assert_sound
+
 from dtimer import DTimer
 from dtimer.errors import OutcomeUnknown
 from dtimer.store.keys import Keys
+from faults.gauges import Cost, Gauges, resident
+from faults.watched import Fault, Handled, Node
 
 T = TypeVar("T")
 

@@ -9,11 +9,11 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from chaos.settings import PATIENT
 from leftovers import threads
 from scripts import Script
 from servers import PATIENCE, eventually
 
-from chaos.settings import PATIENT
 from dtimer import DTimer, UsageError
 from dtimer.engine.service import Service
 from dtimer.faultpoints import arm

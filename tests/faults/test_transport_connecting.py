@@ -9,9 +9,9 @@ import time
 
 import pytest
 import redis
+from chaos.settings import CALL_LIMIT, HASTY
 from servers import PROMPT, eventually
 
-from chaos.settings import CALL_LIMIT, HASTY
 from dtimer import DTimer, OutcomeUnknown, StoreError
 
 pytestmark = pytest.mark.chaos

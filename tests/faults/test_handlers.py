@@ -6,11 +6,11 @@ import threading
 from collections import Counter
 
 import pytest
+from chaos.settings import PATIENT
 from servers import PATIENCE, eventually
 
-from chaos.held import Held
-from chaos.settings import PATIENT
 from dtimer import Cancelled, HandlerError, State
+from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 

@@ -6,10 +6,10 @@ import signal
 import time
 
 import pytest
+from chaos.settings import HASTY
 from fleet import Fleet
 from servers import LONGEST_CALL, PROMPT, eventually
 
-from chaos.settings import HASTY
 from dtimer import DTimer, OutcomeUnknown, StoreError
 
 pytestmark = pytest.mark.chaos

@@ -7,12 +7,12 @@ import threading
 
 import pytest
 import redis
+from chaos.settings import HASTY
 from servers import PATIENCE, Server, eventually
 
-from chaos.expectations import Watch
-from chaos.held import Held
-from chaos.settings import HASTY
 from dtimer import DTimer, LeaseLost, OutcomeUnknown, StateRollback, StoreError
+from faults.expectations import Watch
+from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 

@@ -11,11 +11,11 @@ import time
 import pytest
 import redis
 import trustme
+from chaos.settings import CONNECTS_ONCE, CONNECTS_PER_SECOND, PATIENT
 from leftovers import nothing_left
 from servers import LONGEST_CALL, PATIENCE, PROMPT, Running, eventually
 from tls import ADDRESS, TlsServer, certificate
 
-from chaos.settings import CONNECTS_ONCE, CONNECTS_PER_SECOND, PATIENT
 from dtimer import DTimer, OutcomeUnknown, StoreError
 from dtimer.store.tls import PLAIN, SILENT, verified
 from dtimer.testing import Catch

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
+from chaos.settings import HASTY, PATIENT
 from servers import LONGEST_CALL, PROMPT, eventually
 
-from chaos.held import Held
-from chaos.settings import HASTY, PATIENT
 from dtimer import DTimer, OutcomeUnknown, StoreError
+from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 

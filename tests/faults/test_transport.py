@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from chaos.settings import PATIENT
 from servers import eventually
 
-from chaos.held import Held
-from chaos.settings import PATIENT
 from dtimer import DTimer
+from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 

@@ -1,4 +1,4 @@
-"""Who is watched through a fault, and what it is to them: see `chaos.expectations`."""
+"""Who is watched through a fault, and what it is to them: see `faults.expectations`."""
 
 from __future__ import annotations
 

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 import redis
+from chaos.settings import CALL_LIMIT, HASTY, PATIENT
 from proxy import Proxy
 from redis.crc import key_slot
 from servers import LONGEST_CALL, PATIENCE, Server, eventually
 from topologies import migrate, three_masters, watched_by_sentinel
 
 import dtimer.store
-from chaos.expectations import Watch
-from chaos.settings import CALL_LIMIT, HASTY, PATIENT
 from dtimer import DTimer, OutcomeUnknown, StateRollback, StoreError
 from dtimer.store.keys import Keys
 from dtimer.testing import Catch
+from faults.expectations import Watch
 
 LATER = 4_000_000_000_000
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 import redis
+from chaos.settings import HASTY, PATIENT
+from chaos.tapped import Lost, TappedSource
 from proxy import Proxy
 from servers import LONGEST_CALL, PATIENCE, eventually
 
-from chaos.held import Held
-from chaos.settings import HASTY, PATIENT
-from chaos.tapped import Lost, TappedSource
 from dtimer import DTimer, OutcomeUnknown, StoreError
 from dtimer.faultpoints import arm
 from dtimer.store.store import Entry, Store
+from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 

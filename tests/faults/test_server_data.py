@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from servers import LONGEST_CALL, PROMPT, eventually
 
-from chaos.held import Held
 from dtimer import DTimer, NamespaceCorrupt
 from dtimer.testing import Catch
+from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 

@@ -13,8 +13,8 @@ import pytest
 from scripts import Script
 from servers import LONGEST_CALL, eventually
 
-from chaos.held import Held
 from dtimer import DTimer
+from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 

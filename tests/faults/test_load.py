@@ -13,19 +13,19 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+from chaos.settings import PATIENT
 from meters import Meter
 from peers import Now, Peer
 from scripts import Script
 from servers import LIMIT, LONGEST_CALL, PATIENCE, PROMPT, eventually
 from soundness import assert_sound
 
-from chaos.expectations import Watch
-from chaos.settings import PATIENT
 from dtimer import DTimer
 from dtimer.store.connect import source
 from dtimer.store.keys import Keys
 from dtimer.store.store import Store
 from dtimer.testing import Catch
+from faults.expectations import Watch
 
 LATER = 4_000_000_000_000
 

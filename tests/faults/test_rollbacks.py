@@ -8,12 +8,12 @@ write that is gone, and no more than a poll before it.
 from __future__ import annotations
 
 import pytest
+from chaos.settings import PATIENT
 from proxy import Proxy
 from servers import LONGEST_CALL, PATIENCE, PROMPT, Server, eventually
 
-from chaos.expectations import Watch
-from chaos.settings import PATIENT
 from dtimer import DTimer, NotReplicated, StateRollback
+from faults.expectations import Watch
 
 LATER = 4_000_000_000_000
 
