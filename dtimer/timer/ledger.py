@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dtimer.model.claims import Result, Settlement
 from dtimer.store.store import Store
-from dtimer.timer.voice import Voice
 
 
 class Ledger:
@@ -18,13 +17,13 @@ class Ledger:
         store: The node's store.
         over: Returns whether the node that claimed the events has ended. A call opened after
             that must close its own connections, because the node does not close them any more.
-        voice: Reaches the timer, which may have joined again.
+        close: Closes the connections of the store, unless the timer has joined again.
     """
 
-    def __init__(self, store: Store, over: Callable[[], bool], voice: Voice) -> None:
+    def __init__(self, store: Store, over: Callable[[], bool], close: Callable[[], None]) -> None:
         self._store = store
         self._over = over
-        self._voice = voice
+        self._close = close
 
     def settle(self, settlements: Sequence[Settlement]) -> list[Result]:
         """See `dtimer.store.store.Store.settle`."""
@@ -43,5 +42,5 @@ class Ledger:
         try:
             yield
         finally:
-            if self._over() and not self._voice.close_unless_joined():
-                self._store.release()
+            if self._over():
+                self._close()

@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dtimer.engine.bell import Bell
 from dtimer.engine.claimer import Claimer
@@ -29,7 +29,10 @@ from dtimer.timer.health import examine
 from dtimer.timer.ledger import Ledger
 from dtimer.timer.presence import PATIENCE, Presence
 from dtimer.timer.turns import Turns
-from dtimer.timer.voice import Voice
+from dtimer.timer.weak import weakly
+
+if TYPE_CHECKING:
+    from dtimer.timer.timer import DTimer
 
 # Ask for an echo after this many seconds without a message, or after five polls if that is less.
 _ECHO_EVERY = 5.0
@@ -43,27 +46,22 @@ class Life:
         id: The node's id.
         options: The node's options.
         store: The store, whose calls and subscription the node uses.
-        voice: Calls the timer without keeping it alive.
+        timer: The timer that has joined. The node does not keep it alive.
     """
 
-    def __init__(
-        self,
-        id: str,
-        options: Options,
-        store: Store,
-        voice: Voice,
-    ) -> None:
+    def __init__(self, id: str, options: Options, store: Store, timer: DTimer) -> None:
         self.incarnation = incarnation()
         self._options = options
         self._store = store
-        self._voice = voice
+        self._announce = weakly(timer.announce, lambda: None)
+        self._listens = weakly(timer.listens, lambda: True)
         self._pid = os.getpid()
         self._over = Flag()
         # The thread that runs start(), which cannot wait for the end meanwhile.
         self._starter: int | None = threading.get_ident()
         #: Whether the start has succeeded, and whether a stop was requested.
         self.begun = self.leaving = False
-        self._presence = Presence(id, voice.listens)
+        self._presence = Presence(id, self._listens)
         self._turns = Turns(store, self.incarnation, self._presence.entry, options)
         self.bell = Bell()
         self._herald = Herald(f"dtimer-herald-{id}", self._say)
@@ -88,11 +86,13 @@ class Life:
             f"dtimer-{id}",
             node=id,
             options=options,
-            handle=voice.handle,
+            handle=weakly(timer.deliver, lambda: None),
             announce=self._herald.announce,
             ring=self._relay,
             alone=self._turns.alone,
-            ledger=Ledger(store, self._over.is_set, voice),
+            ledger=Ledger(
+                store, self._over.is_set, weakly(timer.close_unless_joined, store.release)
+            ),
             quit=lambda: self.stop(None),
         )
         self._claimer = Claimer(
@@ -102,7 +102,7 @@ class Life:
             listener=self._listener,
             dispatcher=self._dispatcher,
             options=options,
-            appetite=voice.appetite,
+            appetite=weakly(timer.appetite, int),
             changed=self._contact.connectivity_changed,
             announce=self._herald.announce,
             farewell=self._farewell,
@@ -114,13 +114,13 @@ class Life:
     def _say(self, event: str, *arguments: Any) -> None:
         """Emit an announcement. Runs on the callback thread, which may call Redis."""
         if event != "buried":
-            self._voice.announce(event, *arguments)
+            self._announce(event, *arguments)
             return
         with contextlib.suppress(StoreError):
             # None if the dead letter was revived, purged or trimmed meanwhile.
             if letter := self._store.letter(arguments[0]):
                 kind = "expired" if letter.reason == "expired" else "dead"
-                self._voice.announce(kind, letter)
+                self._announce(kind, letter)
 
     def rolled_back(self, error: StateRollback) -> None:
         """Report a rollback, and have this timer's lost schedules declared again soon."""
@@ -323,6 +323,6 @@ class Life:
             self._listener,
             self._herald,
             self._dispatcher,
-            listening=self._voice.listens(),
+            listening=self._listens(),
             poll_interval=self._options.poll_interval / 1e6,
         )

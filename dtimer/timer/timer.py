@@ -21,7 +21,6 @@ from dtimer.timer import listeners, process, signals
 from dtimer.timer.calendar import Calendar
 from dtimer.timer.life import Life
 from dtimer.timer.nesting import Nesting
-from dtimer.timer.voice import WeakVoice
 
 log = logging.getLogger("dtimer")
 
@@ -182,7 +181,7 @@ class DTimer(Calendar):
             raise UsageError(f"no node can join in this process: {reason}")
         if self._finalizer is not None:
             self._finalizer.detach()
-        life = Life(self._id, self._options, self._store, WeakVoice(self))
+        life = Life(self._id, self._options, self._store, self)
         # Assigned before the start, so that a leave() that interrupts the start finds it.
         self._life = life
         try:

@@ -16,7 +16,6 @@ import itertools
 import json
 import random
 import sys
-import types
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -187,14 +186,8 @@ class Node:
             }
         )
         self.store = Store(way, world.ns, timeout=0.3, now=lambda: world.clock.us)
-        voice: Any = types.SimpleNamespace(
-            handle=self.handle,
-            announce=lambda event, *what: world.said.append((name, event, what)),
-            appetite=lambda: 100,
-            listens=lambda: True,
-            close_unless_joined=lambda: True,
-        )
-        self.life = Life(name, options, self.store, voice)
+        timer: Any = self
+        self.life = Life(name, options, self.store, timer)
         self.life._listener.hears = world.rng.random() < 0.7
         self.running = 0
 
@@ -247,9 +240,24 @@ class Node:
         finally:
             self.dead = True
 
-    # ------------------------------------------------------------------------- what it does
+    # ------------------------------------------------------------------- the node's timer
 
-    def handle(self, events: list[Any]) -> list[BaseException] | None:
+    def announce(self, event: str, *what: Any) -> None:
+        """Record what the node emits."""
+        self.world.said.append((self.name, event, what))
+
+    def appetite(self) -> int:
+        """Accept any number of events."""
+        return 100
+
+    def listens(self) -> bool:
+        """Have a listener."""
+        return True
+
+    def close_unless_joined(self) -> None:
+        """Keep the connections, which are not real."""
+
+    def deliver(self, events: list[Any]) -> list[BaseException] | None:
         """Be the handler: takes its time, does something, and returns or raises."""
         world, truth = self.world, self.world.truth
         for ev in events:
