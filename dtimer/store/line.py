@@ -1,10 +1,10 @@
 """
-Calls with a deadline: tried again by the kind of the error, and never acting twice.
+Calls of scripts with a deadline: retried by the kind of failure, and acting at most once.
 
-An operation has a name, ``lane:seq``. Lanes are used by one caller at a time and count
-upwards, and the scripts remember the last operation of each (``lua/parts/memo.lua``).
-So the same call may be sent again when its reply was lost, and one that arrives late,
-after its successor, does nothing.
+Every operation that must not act twice has a name, ``session:seq``. One caller at a time uses a
+session, and its sequence number only grows. The server remembers the last operation of each
+session (``lua/parts/memo.lua``). So a call whose reply was lost can be sent again, and a call
+that arrives after its successor has no effect.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from dtimer.store.scripts import Script, load, texts
 from dtimer.store.tries import AnyWire, Asked, Copied, run, run_whole
 from dtimer.store.wire import Argument
 
-#: A deadline leaves room for this many tries that go unanswered.
+#: The number of unanswered attempts that fit into a deadline.
 TRIES = 3
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
-# As many as there may be callers at a time; a new lane costs a connection and a memo.
+# The number of idle sessions to keep for concurrent callers: a new session costs a connection, and
+# an entry in the server's memory.
 _IDLE_LANES = 64
 
-#: Verbs that change nothing: where no reply comes there is nothing to be unsure of.
+#: Verbs that change nothing: if no reply arrives, the outcome is not in doubt.
 READS = {
     "alone",
     "audit",
     "dead",
     "holders",
     "nodes",
-    # It writes nothing that anybody asked for; what was asked for comes after it.
+    # Creating the namespace is not an effect the caller asked for; the caller's verb follows it.
     "open",
     "peek",
     "permissions",
@@ -54,7 +55,7 @@ READS = {
 
 @dataclass(slots=True)
 class Lane:
-    """A connection, and the name and number of the operations on it."""
+    """A connection, with the name of its session and the number of the last operation."""
 
     wire: AnyWire
     name: str
@@ -66,14 +67,14 @@ class Lane:
         return f"{self.name}:{self.seq}"
 
     def __del__(self) -> None:
-        """Close the connection of a lane that an exception from a signal handler has lost."""
+        """Close the connection if an exception from a signal handler made a caller lose it."""
         with contextlib.suppress(Exception):
             self.wire.close()
 
 
 def _hang_up(lanes: list[Lane], keep: int = 0) -> None:
     while len(lanes) > keep:
-        # Others take from it, too.
+        # Another thread may have taken the last one since the check.
         with contextlib.suppress(IndexError):
             lanes.pop().wire.close()
 
@@ -84,7 +85,7 @@ class Line:
 
     Args:
         source: Makes the connections.
-        keys: The namespace's.
+        keys: The keys of the namespace.
         timeout: The deadline of a call, in seconds.
         now: None for the server's clock, or a function giving µs since the epoch.
     """
@@ -101,10 +102,11 @@ class Line:
 
     def _begin(self) -> None:
         self._idle: list[Lane] = []
-        # Those in use, too: a forked child closes them, and the calls that use them are not there.
+        # Includes the connections in use: a forked child must close them, because the threads that
+        # use them do not exist there.
         self._wires: weakref.WeakSet[AnyWire] = weakref.WeakSet()
-        # A line that is forgotten in a cycle: the collector may come to the sockets before
-        # it comes to their connections, and would call them unclosed.
+        # Needed if this object is collected as part of a reference cycle: the collector may reach
+        # the sockets before their connections, and would warn that they are unclosed.
         self._finalizer = weakref.finalize(self, _hang_up, self._idle)
         self._finalizer.atexit = False
 
@@ -129,24 +131,27 @@ class Line:
         whole: bool = False,
     ) -> Any:
         """
-        Run the script of *verb* and return its reply, trying again until the deadline.
+        Run the script of *verb* and return its reply, retrying until the deadline.
 
         Args:
-            named: The verb changes things and must not do so twice.
-            whole: Send the script itself, and not its name.
+            verb: The name of the script.
+            arguments: The arguments of the script.
+            deadline: When to give up, on the monotonic clock.
+            named: True if the verb changes data and must not do so twice.
+            whole: Send the source of the script instead of its SHA1.
 
         Raises:
-            OutcomeUnknown: it may have been done, and no reply came in time.
-            StoreError: it was not done.
+            OutcomeUnknown: No reply came in time; the call may have taken effect.
+            StoreError: The call had no effect.
         """
         lane = self._take()
         try:
             op = lane.next() if named else ""
-            one = run_whole if whole else run
-            return self._until(deadline, lane, load(verb), (op, *arguments), one)
+            attempt = run_whole if whole else run
+            return self._until(deadline, lane, load(verb), (op, *arguments), attempt)
         finally:
-            # By no function of ours: a signal's handler that raises would do so before its first
-            # line, and nobody would have the lane.
+            # Inlined on purpose: a signal handler can raise as soon as a Python function is
+            # entered, and the session would leak.
             self._idle.append(lane)
             _hang_up(self._idle, _IDLE_LANES)
 
@@ -154,11 +159,11 @@ class Line:
         self, verb: str, *arguments: Argument, deadline: float, replicas: int
     ) -> Copied:
         """
-        As `call` of what changes things, and wait until so many replicas have it.
+        Run the script of *verb*, which changes data, and wait until *replicas* replicas have it.
 
         Raises:
-            OutcomeUnknown: it may have been done, and no reply came in time.
-            StoreError: it was not done.
+            OutcomeUnknown: No reply came in time; the call may have taken effect.
+            StoreError: The call had no effect.
         """
         copied = Copied(replicas, deadline)
         lane = self._take()
@@ -175,15 +180,17 @@ class Line:
 
     def ask(self, verb: str, *arguments: Argument, op: str = "", longest: float = 0.0) -> Asked:
         """
-        Have the script of *verb* run, in a single try, for a loop that will ask again.
+        Send the script of *verb* once, without retrying, for a loop that repeats the call itself.
 
         Args:
-            op: The operation's name, the same in each try of it.
-            longest: For how many seconds the try may last while its reply arrives, within the
-                deadline of a call.
+            verb: The name of the script.
+            arguments: The arguments of the script.
+            op: The name of the operation, the same in each attempt.
+            longest: How many seconds the attempt may last while its reply is arriving, at most
+                the deadline of a call.
 
         Raises:
-            Exception: whatever the client library raises, translated by nobody.
+            Exception: The error of the client library, untranslated.
         """
         script, words = load(verb), [self._time(), op, *arguments]
         lane = self._take()
@@ -199,7 +206,7 @@ class Line:
         return Asked(lane.wire, script, words, lasts=lasts, longest=longest, end=end)
 
     def once(self, verb: str, *arguments: Argument, op: str = "") -> Any:
-        """Return the answer to `ask`."""
+        """Run the script of *verb* in a single attempt, and return its reply; see `ask`."""
         return self.ask(verb, *arguments, op=op).answer()
 
     def _time(self) -> str:
@@ -219,12 +226,12 @@ class Line:
         while True:
             until = min(deadline, time.monotonic() + one_try)
             try:
-                # While bytes are on the move a try lasts: another would begin from the start.
+                # An attempt goes on while bytes are moving: a new one would begin with the first.
                 return run(lane.wire, script, [self._time(), *arguments], until, deadline)
             except Exception as e:
                 what = fate(e, lane.wire.sent)
-                # Once an earlier try may have been done, no refusal of a later one is definite:
-                # most come before the script can look whether it was.
+                # A refusal proves nothing if an earlier attempt may have taken effect: the server
+                # refuses most calls before the script can check for the earlier attempt.
                 if what is Fate.REFUSED and not perhaps:
                     raise translate(e, script.doing, self._source.place) from e
                 if what is Fate.RECONNECT:
@@ -234,12 +241,12 @@ class Line:
                 if what is Fate.REFUSED:
                     raise OutcomeUnknown(
                         f"no reply to {script.doing} from Redis at {self._source.place}, and the"
-                        f" same was refused when sent again: it may or may not have been done"
+                        f" repeated call was refused: it may or may not have been done"
                         f" ({message(e)})"
                     ) from e
                 if left < pause + one_try / 2:
                     raise self._gave_up(script.doing, e, perhaps) from e
-            # Jitter, so that callers who failed together do not return together.
+            # Jitter, so that callers that failed at the same time do not retry at the same time.
             time.sleep(between(pause / 2, pause))
             pause = min(pause * 2, _LONGEST_PAUSE)
             if armed:
@@ -256,16 +263,16 @@ class Line:
         return StoreError(f"Redis at {place} could not be reached to {doing} {within}: {error}")
 
     def close(self) -> None:
-        """Drop the idle connections. A later call makes new ones."""
+        """Close the idle connections. A later call makes new ones."""
         _hang_up(self._idle)
 
     def after_fork(self) -> None:
         """
-        Close, in a forked child, its copies of the parent's connections, and forget the lanes.
+        Close, in a forked child, the copies of the parent's connections, and drop the sessions.
 
-        The library closes the descriptors of a connection without a word to the server
-        when it finds itself in another process. A socket that another thread is connecting at
-        the moment of the fork stays open: only the library knows it.
+        Outside the process that opened a connection, the client library closes its descriptor
+        without sending anything to the server. A socket that another thread is connecting during
+        the fork stays open, because only the client library has a reference to it.
         """
         self._finalizer.detach()
         for wire in list(self._wires):

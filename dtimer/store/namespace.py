@@ -1,4 +1,4 @@
-"""A namespace on a Redis: its keys, its opening, and calls of scripts on it."""
+"""A namespace on a Redis server: its keys, the check when it is opened, and calls of scripts."""
 
 from __future__ import annotations
 
@@ -17,14 +17,23 @@ from dtimer.store.witness import Standing, Witness
 
 SCHEMA = "1"
 
-#: A node that has not asked for this long is forgotten.
+#: A node that has made no claim for this long is removed from the list of nodes.
 SILENT_US = 60_000_000
 
 T = TypeVar("T")
 
 
 class Namespace:
-    """What all verbs of the store stand on."""
+    """
+    Opens a namespace and calls scripts on it: the base of all operations of the store.
+
+    Args:
+        source: Makes the connections for scripts.
+        ns: The name of the namespace.
+        timeout: The deadline of a call, in seconds.
+        ears: Makes the connections for pub/sub; None for *source*.
+        now: None for the server's clock, or a function giving µs since the epoch.
+    """
 
     def __init__(
         self,
@@ -47,20 +56,20 @@ class Namespace:
 
     def open(self) -> None:
         """
-        Make sure that the namespace is ours.
+        Check that dtimer can use the namespace, and create it if it does not exist.
 
         Raises:
-            NamespaceCorrupt: a foreign type under one of our keys, or a schema version
-                that this version of dtimer does not know.
+            NamespaceCorrupt: One of its keys holds a value of another type, or this version of
+                dtimer does not know the schema version.
         """
         self._open(self._line.deadline())
 
     def look(self) -> bool:
         """
-        Return whether the namespace exists, and write nothing.
+        Return True if the namespace exists, without creating it.
 
         Raises:
-            NamespaceCorrupt: as `open`.
+            NamespaceCorrupt: As in `open`.
         """
         self._open(self._line.deadline(), make=False)
         return self._opened
@@ -87,7 +96,7 @@ class Namespace:
         return understood("open", lambda r: (codec.text(r[1]), codec.read_standing(r)), reply)
 
     def reopen(self) -> None:
-        """Have the next call look at the namespace anew: it may not be what it was."""
+        """Have the next call open the namespace again, because it may have changed."""
         self._opened = False
 
     def _call(
@@ -98,7 +107,7 @@ class Namespace:
         return self._line.call(verb, *arguments, named=named, deadline=deadline)
 
     def alone(self, incarnation: str) -> bool:
-        """Return, in one try, whether no other node is alive and the namespace is not paused."""
+        """Return True if no other node is alive and the namespace is not paused, in one attempt."""
         return bool(self._line.once("alone", incarnation, str(SILENT_US)))
 
     def _ask(
@@ -110,25 +119,26 @@ class Namespace:
         until: float | None = None,
     ) -> T:
         """
-        Call a script, and *read* its reply.
+        Call a script and return what *read* makes of its reply.
 
         Args:
-            read: Reads the reply.
-            verb: The script.
-            arguments: Its arguments.
-            named: Whether the script must not act twice.
+            read: Converts the reply.
+            verb: The name of the script.
+            arguments: The arguments of the script.
+            named: True if the script must not act twice.
             until: The deadline, if several calls share one.
         """
         return understood(verb, read, self._call(verb, *arguments, named=named, until=until))
 
     def permissions(self) -> dict[str, str]:
         """
-        Return the commands that this client may not run, or cannot, and why.
+        Return the commands that this client may not or cannot run, each with the server's reason.
 
         Raises:
-            StoreError: Redis could not be asked.
+            StoreError: The server did not answer.
         """
-        # With a time of its own, and whole: neither TIME nor EVALSHA may be what is refused.
+        # Use a fixed time and the source of the script, because TIME or EVALSHA itself may be
+        # among the refused commands.
         line = Line(self._source, self.keys, self._timeout, lambda: 1)
         try:
             flat = line.call("permissions", deadline=line.deadline(), whole=True)
@@ -151,36 +161,36 @@ class Namespace:
 
     @property
     def place(self) -> str:
-        """Where the server is: host and port, and neither user nor password."""
+        """The address of the server, for messages: host and port, without user and password."""
         return self._source.place
 
     @property
     def replicable(self) -> bool:
-        """False where there can be no replica to wait for."""
+        """True if the server can have replicas to wait for."""
         return self._source.replicable
 
     def about_server(self) -> dict[str, str]:
-        """Return what INFO says; empty where the server does not, or may not, say."""
+        """Return the fields of INFO; empty if the server has no INFO or refuses it."""
         try:
             raw = self._source.command("INFO")
         except Exception:
-            # The warnings that this serves are worth no failure: an emulation has no
-            # INFO, and a careful ACL forbids it.
+            # INFO only serves warnings, so its failure must not stop a node. An emulation has no
+            # INFO, and a strict ACL forbids it.
             return {}
         if isinstance(raw, dict):
             return {str(name): str(value) for name, value in raw.items()}
         lines = codec.text(raw).splitlines() if isinstance(raw, bytes) else []
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
-    # Life and death
+    # Closing
 
     def close(self) -> None:
-        """Drop the connections. A later call makes new ones."""
+        """Close the connections. A later call makes new ones."""
         self._line.close()
 
     def release(self) -> None:
-        """Drop the connections, and with them the hold on an embedded server."""
-        # Which may end with that, and all its data.
+        """Close the connections, and stop keeping an embedded server alive."""
+        # The embedded server may exit now and lose its data, which must not count as a rollback.
         self.witness.forget()
         self.reopen()
         self._line.close()
@@ -189,7 +199,7 @@ class Namespace:
             self._ears.close()
 
     def after_fork(self) -> None:
-        """Start anew in a forked child."""
+        """Discard, in a forked child, the connections that belong to the parent."""
         self.witness.after_fork()
         self._line.after_fork()
         self._source.after_fork()
@@ -198,5 +208,5 @@ class Namespace:
 
     @staticmethod
     def slow(error: BaseException | None) -> bool:
-        """Tell whether *error* is one that only a person can mend."""
+        """Return True if *error* lasts until an operator fixes its cause."""
         return faults.slow(error)

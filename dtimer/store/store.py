@@ -1,9 +1,9 @@
 """
-The verbs: each method is one script, or a bounded number of calls of one.
+The operations on a namespace: each method calls one script, at most a bounded number of times.
 
-Times are whole microseconds. Every method may be called from any thread, ends within the
-deadline, and raises a `StoreError` when Redis could not be asked, an `OutcomeUnknown`
-when it may have been done.
+Times are whole microseconds. Every method may be called from any thread and ends within the
+deadline. It raises a `StoreError` if Redis could not be reached or refused, and its subclass
+`OutcomeUnknown` if the operation may have taken effect.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ _PAGE = 100
 
 class Entry(NamedTuple):
     """
-    One event to be stored: ``when`` and ``expires`` as the scripts read them, ``rest`` its
-    max_retries and payload.
+    An event to store.
+
+    ``when`` and ``expires`` are in the form that the scripts read. ``rest`` holds max_retries and
+    the payload.
     """
 
     id: str
@@ -43,10 +45,10 @@ class Entry(NamedTuple):
 
 class Posted(NamedTuple):
     """
-    What a post came to.
+    The outcome of a post.
 
-    ``taken`` is the id that an id of our making collided with, and then nothing was stored, or
-    ``""``. ``kept`` are the ids whose existing event was kept instead.
+    ``taken`` is ``""``, or the existing id that a generated id collided with; then nothing was
+    stored. ``kept`` holds the ids whose existing event was kept.
     """
 
     taken: str
@@ -62,7 +64,7 @@ class Store(Plans):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._piped = Piped()
-        # Under which name the turns of a node are remembered, where not under its own.
+        # The session of a node's claims, by incarnation, if it is not named after the incarnation.
         self._lanes: dict[str, str] = {}
 
     # Posting
@@ -77,14 +79,14 @@ class Store(Plans):
 
     def post(self, entries: Sequence[Entry], policy: str, replicas: int = 0) -> Posted:
         """
-        Store *entries*, all in one script, and on so many *replicas*.
+        Store *entries* with one script, and wait until *replicas* replicas have them.
 
         Returns:
-            Which were kept from being stored.
+            The entries that were not stored, and why.
 
         Raises:
-            EventExists: the policy is ``error`` and one exists; nothing was stored.
-            NotReplicated: they were stored, on too few replicas.
+            EventExists: The policy is ``error`` and one of the ids exists; nothing was stored.
+            NotReplicated: The events were stored, but on too few replicas.
         """
         known = self.witness.known
         verb, arguments = self._posting(entries, policy)
@@ -121,20 +123,20 @@ class Store(Plans):
         return Posted(id, kept)
 
     def _look_again(self) -> None:
-        """Find out what became of the namespace, unless a turn will, which can tell more."""
+        """Check the namespace for a rollback, unless a claim will: its error has more details."""
         if self.witness.known.heard is None:
             self.reopen()
-            # The post was done. Where this cannot be, the next call does it.
+            # The post has succeeded, so a failure here must not raise. The next call checks again.
             with contextlib.suppress(StoreError):
                 self.open()
 
     def post_in(self, pipe: Any, entries: Sequence[Entry], policy: str) -> None:
         """
-        Add the posting of *entries* to a pipeline or MULTI of the caller's.
+        Add a post of *entries* to the caller's pipeline or MULTI.
 
-        With its source where it is the first of its kind in the pipeline, and by its SHA1 after
-        that. By SHA1 alone it might be missing half way through a MULTI, which nobody could make
-        good.
+        The first such post in a pipeline carries the source of the script; later ones refer to it
+        by SHA1. With SHA1s alone, the script could be missing on the server halfway through a
+        MULTI, and the rest of the MULTI would still run.
         """
         now = "" if self._now is None else str(self._now())
         verb, arguments = self._posting(entries, policy)
@@ -142,23 +144,24 @@ class Store(Plans):
         self._walks.posted(entries)
         pipe.execute_command(*words, len(self.keys), *self.keys, now, "", *arguments)
 
-    # A node's turn
+    # Claiming
 
     def turn(self, incarnation: str, request: TurnRequest, lease_us: int) -> Turn:
-        """Return the answer to `ask`."""
+        """Claim events for a node, and wait for the reply; see `ask`."""
         return self.ask(incarnation, request, lease_us)(lay=False)
 
     def ask(self, incarnation: str, request: TurnRequest, lease_us: int) -> Answer:
         """
-        Have the server settle, claim and tell when to ask again, in one try.
+        Send one request that settles leases, claims events, and asks when to claim again.
 
         Returns:
-            What waits for the answer, and returns it. To be called once, and told whether
-            something else was done first: then the wait begins now.
+            A function that waits for the reply and returns it; call it exactly once. With
+            ``lay=True`` the timeout starts at that call: use it after doing other work since
+            the request was sent.
 
         Raises:
-            Exception: of the client library or ours, here or there. The same request may be,
-                and has to be, asked again until it is answered.
+            Exception: An error of the client library or of dtimer, from this call or from the
+                returned function. The caller must send the same request again until it is answered.
         """
         settled, order = codec.settlement_arguments(request.settlements)
         known = self.witness.known
@@ -176,7 +179,7 @@ class Store(Plans):
             *settled,
         )
         lane = self._lanes.get(incarnation, incarnation)
-        # No longer than until leases are to be renewed, which the same thread does.
+        # The same thread renews leases, every third of a lease. A reply may not delay it longer.
         longest = lease_us / 3e6
         asked = self._line.ask("turn", *arguments, op=f"{lane}:{request.seq}", longest=longest)
 
@@ -184,13 +187,14 @@ class Store(Plans):
             try:
                 reply = asked.answer(lay=lay)
             except Exception as e:
-                # An error that the server has replied arrived whole: the connection is not slow.
+                # An error reply of the server is complete. Only an incomplete reply is reported as
+                # broken: its size may be more than the connection can carry in time.
                 if asked.arrived and fate(e, sent=True) is Fate.UNKNOWN:
                     raise broken_reply(e, asked.arrived) from e
                 if not overtaken(e):
                     raise
-                # A node has one turn at a time, and this is its latest: what is remembered
-                # under its name is somebody else's, and would keep it from its turns for minutes.
+                # A node makes one claim at a time, and this is its latest. So a later operation in
+                # this session was not made by this node, and would block its claims for minutes.
                 own = self._lanes[incarnation] = f"{incarnation}-{request.seq}"
                 reply = self._line.once("turn", *arguments, op=f"{own}:{request.seq}")
             came = time.monotonic()
@@ -201,7 +205,7 @@ class Store(Plans):
         return answer
 
     def settle(self, settlements: Sequence[Settlement]) -> list[Result]:
-        """End claims at once, and tell what became of each."""
+        """Settle leases outside the claim cycle; return one outcome for each, in order."""
         arguments, order = codec.settlement_arguments(settlements)
         return self._ask(lambda r: codec.read_results(r, order), "settle", *arguments, named=True)
 
@@ -209,36 +213,36 @@ class Store(Plans):
         self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
     ) -> list[bool]:
         """
-        Renew leases, given as id and token, and tell which are still held.
+        Extend leases, given as (id, token); return which of them this node still holds.
 
-        With *at_least* a lease that lasts longer is left as it is.
+        With *at_least*, a lease that already lasts longer is not shortened.
         """
         arguments = [str(word) for claim in held for word in claim]
         sign = "+" if at_least else ""
         return self._ask(lambda r: letters(r, len(held)), "extend", f"{sign}{lease_us}", *arguments)
 
     def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
-        """Renew leases in one try, as `turn`: for a loop that will ask again."""
+        """Extend leases in a single attempt, for a loop that repeats the call itself."""
         arguments = [str(word) for claim in held for word in claim]
         reply = self._line.once("extend", str(lease_us), *arguments)
         return understood("extend", lambda r: letters(r, len(held)), reply)
 
     def join(self, incarnation: str, who: str) -> None:
-        """Register a node; *who* is a JSON object. Doing it again changes nothing."""
-        self.reopen()  # A server that lost everything has lost the schema too.
+        """Register a node, described by the JSON object *who*. A repetition changes nothing."""
+        self.reopen()  # A server that has lost all its data has lost the schema version, too.
         self.witness.registering()
         self._call("join", incarnation, who, str(SILENT_US))
 
     def describe(self, incarnation: str, who: str) -> None:
-        """Change what a registered node says of itself; one that has left stays away."""
+        """Replace the description of a node, if it is still registered."""
         self._call("join", incarnation, who, str(SILENT_US), "1")
 
     def leave(self, incarnation: str) -> None:
-        """Take a node off every list."""
+        """Remove a node from every list of nodes."""
         self._call("leave", incarnation)
 
     def ear(self, incarnation: str) -> Ear:
-        """Return the node's subscription, not opened yet."""
+        """Return the node's subscription, not yet opened."""
         return self._ears.ear(self.keys, (self.keys.wake(incarnation), self.keys.echo(incarnation)))
 
     # Control
@@ -253,7 +257,7 @@ class Store(Plans):
         return result
 
     def _cancel(self, id: str, until: float) -> Cancelled | None:
-        """Cancel an event; None, and nothing is done, if its schedule lacks nominal times."""
+        """Cancel an event; return None, without effect, if its schedule needs more times first."""
 
         def read(reply: bytes) -> Cancelled | None:
             return None if reply == b"short" else Cancelled(codec.text(reply))
@@ -269,17 +273,17 @@ class Store(Plans):
         return self._ask(lambda r: codec.read_record(id, r), "peek", id)
 
     def upcoming(self, low: str, high: str) -> Iterator[Record]:
-        """Walk the scheduled events between two bounds, in due order. See `Walks`."""
+        """Yield the scheduled events between two bounds, in due order; see `Walks`."""
         for met in self._walks.upcoming(self._ask, low, high, _PAGE):
             yield codec.read_scheduled(*met)
 
     def dead(self) -> Iterator[DeadLetter]:
-        """Walk the dead letters, the oldest first. See `Walks`."""
+        """Yield the dead letters, oldest first; see `Walks`."""
         for id, died_us, letter in self._walks.dead(self._ask, _PAGE):
             yield codec.read_letter(id, died_us, letter)
 
     def letter(self, id: str) -> DeadLetter | None:
-        """Return one dead letter; None when there is none of that id."""
+        """Return the dead letter with this id, or None."""
 
         def read(reply: Sequence[Any]) -> DeadLetter | None:
             if not reply or reply[0] != b"dead":
@@ -294,23 +298,24 @@ class Store(Plans):
 
     def trim(self, limit: int, age_us: int) -> int:
         """
-        Drop some of the dead letters beyond *limit* or older than *age_us* (-1: of any age).
+        Delete a batch of the dead letters beyond *limit* or older than *age_us* (-1: of any age).
 
         Returns:
-            How many were dropped: ask again while it is not 0.
+            The number deleted. Call again until it is 0.
         """
         return self._ask(int, "trim", str(limit), str(age_us), named=True)
 
     def purge(self) -> int:
-        """Drop all dead letters that are there, the oldest first; return how many were dropped."""
-        total, there = 0, self.stats().dead
-        # Letters that die meanwhile may stay. Otherwise a fast failing handler would keep us here.
-        while total < there and (dropped := self.trim(0, -1)) > 0:
-            total += dropped
+        """Delete all present dead letters, oldest first; return how many were deleted."""
+        total, present = 0, self.stats().dead
+        # Stop after this number: a handler that fails all the time adds letters as fast as they
+        # are deleted, and the loop would not end.
+        while total < present and (deleted := self.trim(0, -1)) > 0:
+            total += deleted
         return total
 
     def pause(self, *, on: bool) -> bool:
-        """Pause or resume the namespace; return whether that changed anything."""
+        """Pause or resume the namespace; return True if that changed anything."""
         return self._ask(flag, "pause", "1" if on else "0", named=True)
 
     def stats(self) -> Stats:

@@ -1,4 +1,4 @@
-"""The ways to try a call once: whole, in two halves, and with its copies waited for."""
+"""The ways to attempt a call once: whole, sent and received apart, or replicated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dtimer.store.faults import Fate, fate
 from dtimer.store.scripts import Script
 from dtimer.store.wire import Argument, Wire, is_a_reply
 
-# How late the server may be to notice that a time-out is over.
+# How many seconds late the server may notice that the timeout of a WAIT has passed.
 _OVERSHOOT = 0.1
 
 AnyWire = Wire | ClusterWire
@@ -21,20 +21,20 @@ AnyWire = Wire | ClusterWire
 def run(
     wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float, limit: float
 ) -> Any:
-    """Run a script by its name, or whole where the server does not know it."""
+    """Run a script by its SHA1, or by its source if the server does not have it."""
     try:
         return wire.run(script, arguments, until, limit)
     except Exception as e:
         if fate(e, wire.sent) is not Fate.NO_SCRIPT:
             raise
-    # Nothing ran: a server that was restarted, promoted, or told SCRIPT FLUSH.
+    # Nothing ran, because the server was restarted, promoted, or has run SCRIPT FLUSH.
     return run_whole(wire, script, arguments, until, limit)
 
 
 def receive(
     wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float, limit: float
 ) -> Any:
-    """Return the reply to a script that was sent, as `run` does."""
+    """Return the reply to a script that was sent; send its source if the server needs it."""
     try:
         return wire.receive(until, limit)
     except Exception as e:
@@ -46,26 +46,26 @@ def receive(
 def run_whole(
     wire: AnyWire, script: Script, arguments: Sequence[Argument], until: float, limit: float
 ) -> Any:
-    """Run a script that is sent itself, and not its name."""
+    """Run a script by sending its source."""
     return wire.run(script, arguments, until, limit, whole=True)
 
 
 class Copied:
     """
-    An operation, and how many replicas have it: two steps, of which the second may fail.
+    An operation in two steps: run the script, then wait for replicas. The second may fail alone.
 
-    Tried again, both are: the operation is remembered by the server and does not act twice,
-    but is written anew, because a connection waits for the copies of its own writes.
+    A retry repeats both steps. The server recognises the operation, which does not act twice, but
+    makes a new write: WAIT only waits for writes made on its own connection.
     """
 
     def __init__(self, replicas: int, deadline: float) -> None:
         self._replicas = replicas
         self._deadline = deadline
-        #: True when the operation was done, for certain.
+        #: True once the operation has certainly taken effect.
         self.done = False
         self.reply: Any = None
         self.acknowledged = 0
-        #: Why nobody could be asked.
+        #: Why waiting for the replicas failed.
         self.error: StoreError | None = None
 
     def run(
@@ -76,28 +76,29 @@ class Copied:
         until: float,
         limit: float,
     ) -> None:
-        """Take both steps, on one connection."""
+        """Run both steps on one connection."""
         reply = run(wire, script, arguments, until, limit)
         if not self.done:
-            # What a repetition says is shorter.
+            # Keep the first reply: the reply to a repetition has fewer details.
             self.done, self.reply = True, reply
         left = self._deadline - time.monotonic()
-        # The server looks a few times a second whose wait is over; the reply needs time, too.
+        # The server checks for expired waits only a few times a second, and its reply takes time.
         wait = max(left / 4, 0.9 * left - _OVERSHOOT, 0.001)
         self.acknowledged = wire.wait(self._replicas, round(wait * 1000), self._deadline)
 
 
 class Asked:
     """
-    A call in a single try whose reply nobody has read yet. Somebody has to, once.
+    A call that was sent once, and whose reply the caller must read exactly once.
 
     Args:
-        wire: Nobody else's until then.
-        script: To be run.
-        arguments: Its arguments.
-        lasts: For how many seconds the try lasts where no byte of the reply arrives, and
-        longest: for how many where some do.
-        end: Called when the wire is free again, and with whether it is to be closed.
+        wire: The connection, which is reserved for this call until its reply is read.
+        script: The script to run.
+        arguments: The arguments of the script.
+        lasts: How many seconds the attempt lasts while no byte of the reply arrives.
+        longest: How many seconds it lasts while bytes arrive.
+        end: Called once the connection is free again; its argument is True if the connection
+            must be closed.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Asked:
         self._longest = longest
         self._began = time.monotonic()
         self._end = end
-        #: How many bytes had arrived of a reply that broke off; 0 where none did.
+        #: How many bytes of an incomplete reply arrived before the failure; 0 if none.
         self.arrived = 0
         try:
             wire.send(script, arguments, self._began + lasts, self._began + longest)
@@ -126,19 +127,19 @@ class Asked:
             raise
 
     def _over(self, error: BaseException | None) -> None:
-        # What was broken off may have left a reply unread, for the next call to take for its own.
+        # After a failure a reply may arrive late, and the next call would read it as its own.
         replied = error is None or is_a_reply(error)
-        misled = error is not None and fate(error, self._wire.sent) is Fate.RECONNECT
-        self._end(misled or not replied)
+        wrong_server = error is not None and fate(error, self._wire.sent) is Fate.RECONNECT
+        self._end(wrong_server or not replied)
 
     def answer(self, *, lay: bool = False) -> Any:
         """
-        Return the reply, waiting for it until the try is over.
+        Wait for the reply until the attempt times out, and return it.
 
-        Where something else was done since it was sent, and it *lay*, the try begins now.
+        With *lay*, the timeout starts now: the caller has done other work since it sent the call.
 
         Raises:
-            Exception: whatever the client library raises, translated by nobody.
+            Exception: The error of the client library, untranslated.
         """
         error: BaseException | None = None
         try:
@@ -147,7 +148,7 @@ class Asked:
             return receive(self._wire, self._script, self._arguments, until, limit)
         except BaseException as e:
             error = e
-            # Before the wire is another caller's.
+            # Read this before `_over` makes the connection available to other callers.
             self.arrived = self._wire.arrived
             raise
         finally:

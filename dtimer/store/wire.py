@@ -1,8 +1,8 @@
 """
-One connection that runs our scripts: the library's socket and parser, our own calls.
+A connection that runs scripts, with the client library's socket and parser.
 
-A call is packed here and not by the library: the keys of a namespace never change, so
-they are packed once. This saves a third of the cost of a round trip.
+dtimer encodes each call itself. The keys of a namespace never change, so they are encoded once,
+which saves a third of the cost of a round trip.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _raw(text: str) -> bytes:
     try:
         return text.encode(errors="surrogateescape")
     except UnicodeEncodeError:
-        # The words of an error may quote a payload's lone surrogates.
+        # The text of a handler's error may contain lone surrogates, quoted from a payload.
         return text.encode(errors="backslashreplace")
 
 
@@ -32,12 +32,12 @@ def _bulk(value: bytes) -> bytes:
 
 
 def is_a_reply(error: BaseException) -> bool:
-    """Tell whether an error is what the server has answered: the connection is as good as ever."""
+    """Return True if *error* is a complete error reply, after which the connection is usable."""
     return any(c.__name__ == "ResponseError" for c in type(error).__mro__)
 
 
 class Packer:
-    """Packs calls on the keys of one namespace into the bytes of the protocol (RESP)."""
+    """Encodes calls of scripts on the keys of one namespace in the Redis protocol (RESP)."""
 
     def __init__(self, keys: Keys) -> None:
         self._count = len(keys)
@@ -45,7 +45,7 @@ class Packer:
         self._heads: dict[tuple[str, bool], bytes] = {}
 
     def pack(self, script: Script, arguments: Sequence[Argument], *, whole: bool) -> bytes:
-        """Pack a call of *script*, by its SHA1 or, when *whole*, with its source."""
+        """Encode a call of *script*, by its SHA1 or, if *whole*, with its source."""
         head = self._heads.get((script.name, whole))
         if head is None:
             verb, text = (b"EVAL", script.source) if whole else (b"EVALSHA", script.sha)
@@ -59,7 +59,7 @@ def _pack(arguments: Sequence[Argument]) -> bytes:
     for argument in arguments:
         pieces += (f"${len(argument)}\r\n", argument, "\r\n")
     try:
-        # Nearly always all is ASCII, and so the bytes as many as the characters.
+        # Nearly all calls are ASCII, in which the length in bytes is the length of the string.
         return "".join(pieces).encode("ascii")
     except (UnicodeEncodeError, TypeError):
         raw = (_raw(a) if isinstance(a, str) else a for a in arguments)
@@ -68,9 +68,9 @@ def _pack(arguments: Sequence[Argument]) -> bytes:
 
 class Wire:
     """
-    A connection of ours, and whether a command has gone out on it.
+    A connection, made on first use, that records whether a command may have been sent on it.
 
-    Not for two threads at a time.
+    Only one thread may use it at a time.
     """
 
     def __init__(self, connect: Callable[[], Any], packer: Packer) -> None:
@@ -80,7 +80,7 @@ class Wire:
         self._socket: Socket | None = None
         self._until = 0.0
         self.sent = False
-        #: How many bytes had arrived of a reply that broke off; 0 where none did.
+        #: How many bytes of an incomplete reply arrived before the failure; 0 if none.
         self.arrived = 0
 
     def run(
@@ -93,20 +93,20 @@ class Wire:
         whole: bool = False,
     ) -> Any:
         """
-        Run *script* and return its reply, byte strings undecoded: `send`, and `receive`.
+        Send *script* and return its reply, with byte strings undecoded.
 
-        Ends at the moment *until* on the monotonic clock; while bytes are on the move at the
-        moment *limit*, however slowly they do.
+        The call ends at *until*, on the monotonic clock. While bytes are moving, however slowly,
+        it ends at *limit* instead.
 
-        Whatever the library raises passes through; ``sent`` then tells whether the
-        command may have reached the server. After anything but an error reply of the
-        server the connection is dropped, so that no reply is ever read by the next.
+        Errors of the client library pass through; ``sent`` then says whether the command may
+        have reached the server. Any error except an error reply closes the connection, so that
+        the next call cannot read a late reply.
         """
         try:
             self.send(script, arguments, until, limit, whole=whole)
             return self.receive(until, limit)
         except BaseException as e:
-            # Also where it came between the two, as out of the handler of a signal.
+            # A signal handler can also raise between the two calls.
             if not (self.sent and is_a_reply(e)):
                 self.close()
             raise
@@ -120,13 +120,13 @@ class Wire:
         *,
         whole: bool = False,
     ) -> None:
-        """Have *script* run. Its reply is to be received before anything else is sent."""
+        """Send *script*. The caller must receive its reply before sending anything else."""
         self.sent = False
         self.arrived = 0
         packed = self._packer.pack(script, arguments, whole=whole)
         self._until = 0.0
         if limit is not None and len(packed) >= LARGE:
-            # Much of it may be in the buffers of this machine when it counts as sent.
+            # When `sendall` returns, much of the request may still be in this machine's buffers.
             until = self._until = (until + limit) / 2
         clean = False
         try:
@@ -154,7 +154,7 @@ class Wire:
                 self.close()
 
     def receive(self, until: float, limit: float | None = None) -> Any:
-        """Return the reply to what was sent."""
+        """Return the reply to the script that was sent last."""
         clean = False
         connection, sock = self._connection, self._socket
         try:
@@ -182,10 +182,10 @@ class Wire:
 
     def wait(self, replicas: int, ms: int, until: float) -> int:
         """
-        Wait until so many replicas have all that this connection has written, at most *ms*.
+        Wait until *replicas* replicas have everything this connection has written, at most *ms*.
 
         Returns:
-            How many have.
+            The number of replicas that have it.
         """
         clean = False
         try:
@@ -199,7 +199,7 @@ class Wire:
                 self.close()
 
     def close(self) -> None:
-        """Drop the connection; the next call makes another."""
+        """Close the connection; the next call makes another."""
         connection, self._connection, self._socket = self._connection, None, None
         if connection is not None:
             connection.disconnect()
