@@ -50,7 +50,6 @@ class Options:
     dead_limit: int
     dead_age: int
     exit_timeout: int
-    shards: int
     wait_replicas: int
     now: Callable[[], float] | None
 
@@ -84,7 +83,6 @@ DEFAULTS: dict[str, Any] = {
     "dead_age": timedelta(days=30),
     # How long the end of the interpreter waits for running handlers.
     "exit_timeout": 5_000,
-    "shards": 1,
     # How many replicas must have a post before it counts as one.
     "wait_replicas": 0,
     # For tests: milliseconds since the epoch, instead of the clock of the server.
@@ -144,8 +142,6 @@ def validate(given: dict[str, Any]) -> Options:
         wait_us(v["backoff"], 1)
     if v["now"] is not None and not callable(v["now"]):
         raise OptionError(f"now must be a function that gives epoch milliseconds, not {v['now']!r}")
-    if v["shards"] != 1:
-        raise OptionError(f"shards must be 1 in this version, not {v['shards']!r}")
     return Options(
         ns=check_namespace(v["ns"]),
         max_events=check_max_events(v["max_events"]),
@@ -162,7 +158,6 @@ def validate(given: dict[str, Any]) -> Options:
         dead_limit=check_count(v["dead_limit"], "dead_limit", 0, 10_000_000),
         dead_age=_time(v["dead_age"], "dead_age", 0, 36_525 * _DAY_MS),
         exit_timeout=_time(v["exit_timeout"], "exit_timeout", 0, _DAY_MS),
-        shards=1,
         wait_replicas=check_count(v["wait_replicas"], "wait_replicas", 0, MOST_REPLICAS),
         now=v["now"],
     )

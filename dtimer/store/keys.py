@@ -10,8 +10,7 @@ class Keys(NamedTuple):
     The keys of a namespace, in the order in which every script receives them.
 
     The prelude of the scripts explains each. They share one hash tag, so in a cluster
-    they live together. Another shard would get a tag of its own, ``ns#1``, which no
-    namespace can spell.
+    they live together.
     """
 
     due: str

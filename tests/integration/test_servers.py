@@ -247,7 +247,7 @@ class TestFixtures:
     """The fixtures of conftest."""
 
     def test_only_the_namespace_is_cleared(self, client, namespace):
-        """The keys of a namespace and of its shards are cleared, and no others."""
+        """Every namespace that begins with the given name is cleared, and no other."""
         for key in "one}:due", "one}:body", "one~1}:due", "two}:due":
             client.set(f"dtimer:{{{namespace}-{key}", 1)
         clear(client, f"{namespace}-one")

@@ -288,7 +288,6 @@ class TestOptions:
             ({"dead_limit": -1}, "dead_limit"),
             ({"dead_age": "week"}, "dead_age"),
             ({"exit_timeout": None}, "exit_timeout"),
-            ({"shards": 2}, "shards"),
             ({"now": 5}, "now"),
             ({"ns": "a}b"}, "ns"),
         ],
@@ -303,7 +302,7 @@ class TestOptions:
         """An option that is not documented does not exist for users."""
         from dtimer import DTimer
 
-        for name in set(DEFAULTS) - {"shards"}:
+        for name in DEFAULTS:
             assert f"``{name}" in DTimer.__doc__, name
 
 
