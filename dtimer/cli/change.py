@@ -54,9 +54,8 @@ def peek(settings: Settings, id: str) -> int:
 @click.command(
     epilog="""
     WHEN is a delay from now or a moment: 200ms, 10m, 2h30m, PT10M, 2030-01-31T09:00+01:00,
-    '2030-01-31 09:00' in local time, or with the extra 'dates' 'tomorrow 9:00'. A plain
-    number means milliseconds: from now if it is less than 100000000000, otherwise since
-    the epoch.
+    or '2030-01-31 09:00' in local time. A plain number means milliseconds: from now if it
+    is less than 100000000000, otherwise since the epoch.
 
     \b
     Examples:

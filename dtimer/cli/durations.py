@@ -9,7 +9,6 @@ Durations and moments as users write them, in a small and strict grammar.
     unit     = w | d | h | m | s | ms
     moment   = ISO 8601                      2030-01-31T09:00+01:00, 2030-01-31 09:00
              | number                        milliseconds since the epoch
-             | words                         tomorrow 9:00 (with the extra ``dates``)
 
 Any other text is refused. The parser never guesses: an event at a wrong time is worse than an
 error message.
@@ -23,7 +22,6 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
-from dtimer.cli import dates
 from dtimer.errors import OptionError
 from dtimer.model.moments import LATEST_US, LONGEST_US
 
@@ -155,24 +153,25 @@ def parse_moment(text: str) -> Moment:
             return Moment(at, assumed=False)
         return Moment(at.astimezone(), assumed=True)
     except (ValueError, OverflowError, OSError):
-        if (said := dates.read(words)) is not None:
-            return Moment(said, assumed=True)
         raise OptionError(
             f"{text!r} is not a moment; write 2030-01-31T09:00+01:00, 2030-01-31 09:00 for"
-            " local time, milliseconds since the epoch, or day and hour in words: tomorrow 9:00"
+            " local time, or milliseconds since the epoch"
         ) from None
 
 
 def parse_expiry(text: str) -> timedelta | Moment:
     """
-    Read when an event expires: a duration from now, or a moment as a date or in words.
+    Read when an event expires: a duration from now, or a moment that begins with its date.
 
     Raises:
-        OptionError: *text* is neither.
+        OptionError: *text* is neither; the error shows valid forms of both.
     """
-    words = text.strip()
-    dated = _DATE_FIRST.match(words) or dates.in_words(words)
-    return parse_moment(text) if dated else parse_duration(text)
+    if _DATE_FIRST.match(text.strip()):
+        return parse_moment(text)
+    try:
+        return parse_duration(text)
+    except OptionError as e:
+        raise OptionError(f"{e} (a moment begins with its date: 2030-01-31 09:00)") from None
 
 
 def parse_when(text: str) -> timedelta | Moment:

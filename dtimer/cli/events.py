@@ -28,8 +28,7 @@ from dtimer.timer.posting import POLICIES, prepare
     epilog="""
     Write DELAY and --expires as 200 or 200ms, 10s, 10m, 1h30m, 2d or PT10M; a plain number
     means milliseconds. --at and --expires also accept a moment: 2030-01-31T09:00+01:00;
-    without a zone it is local time; with the extra 'dates', words: 'tomorrow 9:00'. --at
-    also accepts milliseconds since the epoch.
+    without a zone it is local time. --at also accepts milliseconds since the epoch.
 
     \b
     Examples:
