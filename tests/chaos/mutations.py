@@ -323,7 +323,7 @@ MUTANTS = [
         "store/cluster.py",
         "self.sent = self._wire.sent",
         "self.sent = False",
-        f"{_AVAILABILITY}::TestCluster::test_servers_hang",
+        f"{_AVAILABILITY}::TestCluster::test_a_post_to_hung_servers_is_unknown_within_its_deadline",
     ),
     _mutant("a repeated post is not recognised", _POST, _RECALL, _FORGETS, _STORE),
     _mutant("a repeated post without an id is not recognised", _MINT, _RECALL, _FORGETS, _STORE),

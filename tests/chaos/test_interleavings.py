@@ -1,7 +1,7 @@
 """
-Three engines without threads, step by step, in as many orders as there are seeds.
+Three engines without threads, run step by step in an order that a seed decides.
 
-Again, with the seed that a failure names, and with others:
+To repeat the seed that a failure names, or to try others:
 
     DTIMER_TEST_SEEDS=17 pytest tests/chaos/test_interleavings.py
     DTIMER_TEST_SEEDS=0-5000 pytest tests/chaos/test_interleavings.py
@@ -23,7 +23,7 @@ from chaos.stepped import World, told
 pytestmark = pytest.mark.chaos
 
 STEPS = 100
-#: So many seeds a test; each has a namespace of its own.
+#: The number of seeds of one test. Each seed has its own namespace.
 _EACH = 75
 
 
@@ -35,7 +35,7 @@ def _ranges():
 
 
 def run(client, seed, steps=STEPS):
-    """Live through one seed, and return what went wrong on the way."""
+    """Run the steps of one seed; return the world, with its log and the faults that it counted."""
     ns = f"s-{uuid.uuid4().hex[:12]}"
     try:
         with World(client, ns, seed) as world, told(world):
@@ -45,7 +45,7 @@ def run(client, seed, steps=STEPS):
             assert_sound(client, world.keys)
             return world
     except BaseException as e:
-        e.add_note(f"again: DTIMER_TEST_SEEDS={seed} pytest {__file__}")
+        e.add_note(f"to repeat it: DTIMER_TEST_SEEDS={seed} pytest {__file__}")
         raise
     finally:
         clear(client, ns)
@@ -54,33 +54,35 @@ def run(client, seed, steps=STEPS):
 @pytest.mark.slow
 @pytest.mark.timeout(3 * LIMIT)
 @pytest.mark.parametrize("seeds", _ranges(), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
-def test_whatever_the_order(client, seeds):
+def test_the_guarantees_hold_in_any_order_of_steps(client, seeds):
     """
-    Whatever the order of steps, and whatever is lost, late, doubled or killed on the way:
-    nothing is claimed early, from its holder, or too often; no claim is started twice; what
-    is confirmed was handled; and every acknowledged post comes to its end.
+    Messages are lost, late or doubled, and processes are killed, in any order of steps.
+
+    No event is claimed early, while another node holds its lease, or more often than its
+    retries allow. No claim is started twice. Each confirmed event was handled, and every
+    acknowledged post ends in one of the ways that the guarantees name.
     """
     total = {}
     for seed in seeds:
         for what, n in run(client, seed).counts.items():
             total[what] = total.get(what, 0) + n
     if len(seeds) == _EACH:
-        assert min(total.values()) > _EACH / 4, f"some fault hardly ever happened: {total}"
+        assert min(total.values()) > _EACH / 4, f"a fault hardly ever happened: {total}"
 
 
-def test_a_seed_says_it_all(client):
-    """The same seed takes the same steps, to the same end."""
+def test_the_same_seed_gives_the_same_run(client):
+    """A failure must be repeatable from its seed alone."""
     first, second = run(client, 4_711), run(client, 4_711)
     assert first.log == second.log
     assert first.truth.ends == second.truth.ends
     assert first.truth.outcomes == second.truth.outcomes
 
 
-def test_no_connection_is_left_to_the_collector(client):
+def test_a_world_closes_all_its_connections(client):
     """
-    A world ends the connections that were made in it, also those of requests that come after
-    their senders have died. Which of the collector's finalizers comes first is chance, and
-    the socket's would fail another test.
+    They include those of requests that arrive after their senders have died. If one were left
+    to the garbage collector, its socket could be finalized first. That warning would fail
+    another test.
     """
     known = connections(client)
     gc.disable()

@@ -1,4 +1,4 @@
-"""Rows F41 and F43 to F48: masters change, slots move, and who leads a node to the wrong one."""
+"""Faults F41 and F43 to F48: failovers, split brain, slots that move, and wrong servers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from faults.expectations import Watch
 LATER = 4_000_000_000_000
 
 
-def told_of_rollback(*nodes):
-    """Return the rollbacks that these nodes told of."""
+def rollbacks_of(*nodes):
+    """Return the rollbacks that these nodes reported."""
     return [e for node in nodes for e in node.errors if isinstance(e, StateRollback)]
 
 
@@ -42,15 +42,17 @@ def pair():
         yield master, link, replica
 
 
-class TestPlanned:
-    """F41: an operator has Sentinel change the master."""
+class TestPlannedFailover:
+    """F41: an operator asks Sentinel to promote the replica."""
 
     @pytest.mark.fault("F41")
-    def test_by_sentinel(self):
+    def test_nodes_follow_a_failover_and_report_what_it_lost(self):
         """
-        Nodes follow, and what was replicated is handled once. Where the servers hand over in
-        step nothing at all is lost. Where they do not, the old master takes writes for ten
-        seconds more, unless it is demoted by hand: what is lost with that is told.
+        Nodes follow the new master, and each replicated event is handled once.
+
+        A coordinated failover (Valkey 9) loses nothing. In any other the old master accepts
+        writes for ten more seconds unless it is demoted by hand. If any are lost, the
+        application receives an error.
         """
         with (
             watched_by_sentinel() as (client, master, replica, sentinel),
@@ -59,11 +61,11 @@ class TestPlanned:
             watch.rollback = True
             node = watch.node(url=client.master_for("events"))
             timer = DTimer("poster", client.master_for("events"), ns=watch.ns, **PATIENT)
-            told = Catch(timer, "error")
+            errors = Catch(timer, "error")
             kept = [timer.post({"n": n}, 500, id=f"kept-{n}") for n in range(10)]
-            with master.client() as asked:
-                asked.set("mark", 1)
-                assert 1 == asked.wait(1, PATIENCE * 1000)
+            with master.client() as probe:
+                probe.set("mark", 1)
+                assert 1 == probe.wait(1, PATIENCE * 1000)
             posted = []
             with watch.fault(degraded=None, recovers=False):
                 coordinated = self._fail_over(client.sentinels[0])
@@ -73,14 +75,14 @@ class TestPlanned:
                     if self._master(client.sentinels[0]) == replica.port:
                         break
                 if not coordinated:
-                    with master.client() as asked:
-                        asked.replicaof("127.0.0.1", replica.port)
+                    with master.client() as probe:
+                        probe.replicaof("127.0.0.1", replica.port)
                 watch.recovered()
             posted.append(timer.post({"n": -1}, at=LATER, id="after"))
             watch.wait_handled(*kept)
             lost = [id for id in posted if timer.peek(id) is None]
-            rollbacks = told_of_rollback(node)
-            if coordinated or (not rollbacks and told.empty()):
+            rollbacks = rollbacks_of(node)
+            if coordinated or (not rollbacks and errors.empty()):
                 assert [] == rollbacks
                 assert [] == lost
                 assert [1] * len(kept) == [watch.times(id) for id in kept]
@@ -89,7 +91,7 @@ class TestPlanned:
             master.kill9()
 
     def _fail_over(self, sentinel):
-        """Begin a failover; return whether the servers hand over in step (Valkey 9)."""
+        """Begin a failover; return True if the servers coordinate it (Valkey 9)."""
         try:
             sentinel.execute_command("SENTINEL", "FAILOVER", "events", "COORDINATED")
         except redis.ResponseError:
@@ -102,18 +104,18 @@ class TestPlanned:
 
 
 class TestSplitBrain:
-    """F43: two masters, each with its clients."""
+    """F43: two masters accept writes, each from its own clients."""
 
     @pytest.mark.fault("F43")
-    def test_tokens_fence(self, pair):
+    def test_the_remaining_master_refuses_the_lower_token(self, pair):
         """
-        Both hand the event out, which no client can prevent. The token of the second is the
-        greater, and the first holder's confirm is refused by the master that remains.
+        Both masters grant the event, which no client can prevent. The second claim has the
+        greater token. The remaining master refuses the confirm of the first holder.
         """
         master, link, replica = pair
-        with Proxy(master) as way, Watch(replica, "chaos") as watch:
+        with Proxy(master) as proxy, Watch(replica, "chaos") as watch:
             watch.rollback = True
-            cut_off = DTimer("cut off", way.url, ns=watch.ns, auto_confirm=False, **PATIENT)
+            cut_off = DTimer("cut off", proxy.url, ns=watch.ns, auto_confirm=False, **PATIENT)
             events, errors = Catch(cut_off, "event"), Catch(cut_off, "error")
             cut_off.join()
             cut_off.post({"n": 1}, at=LATER, id="shared")
@@ -129,23 +131,24 @@ class TestSplitBrain:
             watch.wait_handled("shared")
             (second,) = watch.handled
             assert second.token > first.token
-            way.lead_to(replica)
-            way.cut()
+            proxy.lead_to(replica)
+            proxy.cut()
             assert not first.confirm()
             while not isinstance(error := errors.next(), StateRollback):
                 pass
             assert not error.wiped
             cut_off.leave()
-            # It lost nothing: it never knew of another master.
-            assert [] == told_of_rollback(node)
+            # This node lost nothing: it only ever used the new master.
+            assert [] == rollbacks_of(node)
             watch.recovered()
 
     @pytest.mark.fault("F43")
     @pytest.mark.fault("F36")
-    def test_a_master_that_wants_its_replica(self, pair):
+    def test_a_master_without_its_replica_refuses_writes(self, pair):
         """
-        With ``min-replicas-to-write`` a master that is cut off takes no writes after its lag:
-        posts fail definitely there and nothing is handed out, until it hears its replica.
+        With ``min-replicas-to-write``, a master that is cut off from its replica refuses writes
+        as soon as the allowed lag has passed. Posts fail definitely and events are not
+        delivered until the replica is back.
         """
         master, link, replica = pair
         master.configure(min_replicas_to_write=1, min_replicas_max_lag=1)
@@ -162,19 +165,19 @@ class TestSplitBrain:
             link.heal()
             watch.healthy()
             watch.recovered()
-            assert [] == told_of_rollback(node)
+            assert [] == rollbacks_of(node)
             replica.kill9()
             master.configure(min_replicas_to_write=0)
 
 
 class TestCluster:
-    """F44 and F46: slots move, and messages go round."""
+    """F44 and F46: slots move, servers fail, and messages cross the cluster bus."""
 
     @pytest.mark.fault("F44")
-    def test_a_slot_moves(self):
+    def test_a_node_follows_a_slot_that_moves(self):
         """
-        While the slot of the namespace moves, posts succeed or fail definitely; then the
-        node follows, and each event is handled once. Nothing is taken for a rollback.
+        While the slot of the namespace moves, posts succeed or raise. Then the node follows
+        the slot, and each event is handled once. The move is not mistaken for a rollback.
         """
         with three_masters() as (client, servers):
             slot = key_slot(Keys.of("chaos").due.encode())
@@ -183,7 +186,7 @@ class TestCluster:
             target = servers[servers.index(source) - 1]
             with Watch(target, "chaos") as watch:
                 self._move(watch, client, migrate(servers, source, target, slot))
-                # The server that sent the keys keeps its connection for a while.
+                # The server that has sent its keys away keeps its connections open for a while.
                 target.configure(cluster_require_full_coverage="no")
                 source.kill9()
 
@@ -199,20 +202,19 @@ class TestCluster:
                     pending.append(watch.post(0, timer))
                 except StoreError:
                     refused += 1
-                    # What was refused, or not known to be done, is posted when it is over.
             watch.recovered()
         assert refused, "no post met the move"
         watch.wait_handled(*pending)
         assert timer.peek("stays")
         timer.cancel("stays")
         timer.leave()
-        assert [] == told_of_rollback(node)
+        assert [] == rollbacks_of(node)
 
     @pytest.mark.fault("F44")
-    def test_a_server_dies(self):
+    def test_a_node_recovers_within_a_second_of_its_servers_return(self):
         """
-        While the server of the namespace is down the cluster is, for the node: it says so,
-        and goes on within a second of the server's return.
+        The node reports an error while the server of its namespace is down, although the other
+        servers run. It serves again within a second of the server's return.
         """
         with three_masters() as (client, servers):
             port = client.get_node_from_key(Keys.of("chaos").due).port
@@ -223,13 +225,13 @@ class TestCluster:
             with timer:
                 server.kill9()
                 errors.next()
-                with other.client() as asked:
-                    eventually(lambda: asked.cluster("INFO")["cluster_state"] == "fail")
+                with other.client() as probe:
+                    eventually(lambda: probe.cluster("INFO")["cluster_state"] == "fail")
                 with pytest.raises(StoreError):
                     timer.post({"n": 1}, id="perhaps")
                 server.start()
                 eventually(lambda: timer.health().ok)
-                # Without a file it comes back empty, and that is told.
+                # The server has no file, so it returns empty. The node must report that.
                 while not isinstance(error := errors.next(), StateRollback):
                     pass
                 assert error.wiped
@@ -239,11 +241,12 @@ class TestCluster:
 
     @pytest.mark.fault("F44")
     @pytest.mark.parametrize("which", ["all", "its own"])
-    def test_servers_hang(self, which):
+    def test_a_post_to_hung_servers_is_unknown_within_its_deadline(self, which):
         """
-        A server that hangs may have been sent a post and do it later. So the outcome is unknown,
-        and that is said within the deadline, however many servers do not answer the question
-        where the keys are now. When they answer again the node goes on by itself.
+        A server that hangs may run the post later, so the outcome is unknown.
+
+        The call says so within its deadline, however many servers fail to answer where the
+        slots are. When they answer again, the node continues without help.
         """
         with three_masters() as (client, servers):
             port = client.get_node_from_key(Keys.of("chaos").due).port
@@ -267,8 +270,8 @@ class TestCluster:
                 assert {"n": 2} == events.next()[0]
 
     @pytest.mark.fault("F44")
-    def test_servers_hang_before_the_first_call(self):
-        """Nothing was sent but the question where to send it: that is definite, and in time."""
+    def test_a_first_call_to_hung_servers_fails_definitely(self):
+        """Only the slot lookup was sent, so the post is known not to have run."""
         with three_masters() as (client, servers):
             timer = DTimer("node", client, ns="chaos", **PATIENT | HASTY)
             for server in servers:
@@ -283,10 +286,10 @@ class TestCluster:
             timer.leave()
 
     @pytest.mark.fault("F44")
-    def test_follows_the_keys_within_one_try(self):
+    def test_a_redirection_is_followed_within_one_try(self):
         """
-        A server that no longer holds the keys names the one that does. A node follows in the
-        same try: a turn has only one, and would report an outage.
+        A server that no longer holds the keys names the server that does. The client follows
+        within the same try, because a claim has only one and would report an outage.
         """
         with three_masters() as (client, servers):
             slot = key_slot(Keys.of("chaos").due.encode())
@@ -302,8 +305,8 @@ class TestCluster:
             timer.leave()
 
     @pytest.mark.fault("F44")
-    def test_eight_threads_find_the_way_by_one_question(self):
-        """The first calls of several threads ask once where the keys are, and share the answer."""
+    def test_eight_threads_share_one_slot_lookup(self):
+        """The first calls of several threads look the slots up once and share the answer."""
         with three_masters() as (client, servers):
             timer = DTimer("poster", client, ns="chaos", timeout=LONGEST_CALL)
             at_once = threading.Barrier(8)
@@ -313,19 +316,19 @@ class TestCluster:
                 timer.post({}, at=LATER)
 
             threads = [threading.Thread(target=post) for _ in range(8)]
-            before = _asked_for_slots(servers)
+            before = _slot_lookups(servers)
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-            assert 1 == _asked_for_slots(servers) - before
+            assert 1 == _slot_lookups(servers) - before
             timer.leave()
 
     @pytest.mark.fault("F46")
-    def test_a_subscription_on_another_server(self):
+    def test_a_wake_reaches_a_subscription_on_another_server(self):
         """
-        A wake published by the server of the namespace arrives at a subscription on another,
-        although PUBLISH counts nobody there: nobody goes by that count.
+        The cluster forwards a wake to a subscription on another server. PUBLISH does not count
+        that subscriber, so dtimer must not rely on the count.
         """
         with three_masters() as (client, servers):
             port = client.get_node_from_key(Keys.of("chaos").due).port
@@ -342,41 +345,42 @@ class TestCluster:
                 other.leave()
 
 
-def _asked_for_slots(servers):
-    """Return how often these servers were asked which of them has which slots."""
-    asked = 0
+def _slot_lookups(servers):
+    """Return how often clients have asked these servers for the table of slots."""
+    lookups = 0
     for server in servers:
         with server.client() as client:
-            asked += client.info("commandstats").get("cmdstat_cluster|slots", {"calls": 0})["calls"]
-    return asked
+            stats = client.info("commandstats")
+            lookups += stats.get("cmdstat_cluster|slots", {"calls": 0})["calls"]
+    return lookups
 
 
 _CALL = re.compile(r"redis\.p?call\(\s*'([A-Z]+)'\s*(?:,\s*([^\n]*))?")
 
 
 class TestKeys:
-    """F45: a server that is strict about keys, or a cluster, has nothing to object to."""
+    """F45: a server may reject a script that uses an undeclared key, or keys of two slots."""
 
     @pytest.mark.fault("F45")
     @pytest.mark.parametrize("ns", ["dt", "a.b:c~d-e_f", "x" * 64])
-    def test_one_slot(self, ns):
-        """All keys of a namespace are in one slot, and those of others elsewhere."""
+    def test_all_keys_of_a_namespace_are_in_one_slot(self, ns):
+        """The hash tag is the name of the namespace, so different namespaces can be spread."""
         slots = {key_slot(key.encode()) for key in Keys.of(ns)}
         assert 1 == len(slots)
         assert slots == {key_slot(ns.encode())}
 
     @pytest.mark.fault("F45")
-    def test_no_key_is_made_in_a_script(self):
+    def test_scripts_build_no_keys(self):
         """
-        What a script gives to a command as its key is one of ``KEYS``, by the name that the
-        prelude gave it: nothing is put together there, nor taken from an argument.
+        Each command of a script takes one of ``KEYS``, by the name that the prelude gives it.
+        A key built in a script, or passed as an argument, would fail in a cluster.
         """
         folder = Path(dtimer.store.__file__).parent / "lua"
         prelude = (folder / "parts" / "prelude.lua").read_text()
         named = re.search(r"local (DUE[A-Z_, \n]+) = unpack\(KEYS\)", prelude)[1]
         names = set(re.findall(r"\w+", named))
         assert len(Keys._fields) == len(names)
-        # A guard, an audit and a walk are given one of the keys; and a channel is no key.
+        # Functions and loops use one of ``KEYS`` under these names. A channel is not a key.
         others = {
             ("TYPE", "key"),
             ("HRANDFIELD", "pair[1]"),
@@ -386,22 +390,22 @@ class TestKeys:
                 for command in ("ZCOUNT", "ZRANGE", "ZRANK", "ZREVRANGEBYSCORE", "ZSCORE")
             ),
         }
-        strange = []
+        undeclared = []
         for path in sorted(folder.rglob("*.lua")):
             for command, rest in _CALL.findall(path.read_text()):
                 first = re.split(r"[,)]", rest)[0].strip()
                 if command in {"TIME", "PUBLISH"} or first in names:
                     continue
                 if (command, first) not in others:
-                    strange.append(f"{path.name}: {command} {first}")
-        assert [] == strange
+                    undeclared.append(f"{path.name}: {command} {first}")
+        assert [] == undeclared
 
     @pytest.mark.fault("F45")
-    def test_no_other_key_is_touched(self, watch):
-        """So it is when they run: a monitor sees no other key in a life of all verbs."""
+    def test_scripts_touch_only_the_keys_of_the_namespace(self, watch):
+        """A monitor sees no other key while a node uses every verb."""
         seen = []
         watching = threading.Event()
-        with watch.server.client() as ear, ear.monitor() as monitor:
+        with watch.server.client() as client, client.monitor() as monitor:
 
             def listen():
                 watching.set()
@@ -434,35 +438,37 @@ class TestKeys:
 
 
 class TestWrongServer:
-    """F47 and F48: a node is led to a server that is not, or is no longer, the master."""
+    """F47 and F48: a node reaches a server that is not, or no longer, the master."""
 
     @pytest.mark.fault("F47")
-    def test_a_subscription_that_stayed(self, pair):
+    def test_a_subscription_left_on_the_old_master_is_detected(self, pair):
         """
-        A subscription on the old master, which still runs, hears nothing of the new one: the
-        echo that goes through the new master shows it. The node says that it is deaf, and
-        serves by its polls; when the way to the subscription leads to the new one it hears.
+        A subscription on the old master, which still runs, receives nothing from the new one.
+
+        The node notices, because its echo goes through the new master and does not come back.
+        It reports that it is deaf and serves by polling. It receives wakes again as soon as
+        the subscription's address leads to the new master.
         """
         master, _, replica = pair
-        with Proxy(master) as way, Proxy(master) as sub, Watch(replica, "chaos") as watch:
+        with Proxy(master) as proxy, Proxy(master) as sub, Watch(replica, "chaos") as watch:
             watch.rollback = True
-            node = watch.node(url=way.url, sub=sub.url)
+            node = watch.node(url=proxy.url, sub=sub.url)
             watch.posted[node.timer.post({"n": "before"})] = {"n": "before"}
             with watch.fault(degraded=None, recovers=False):
-                # Not followed: the old master is no replica of anybody, and takes subscribers.
+                # The old master does not become a replica, so it still accepts subscriptions.
                 replica.promote()
-                way.lead_to(replica)
-                way.cut()
+                proxy.lead_to(replica)
+                proxy.cut()
                 eventually(lambda: node.timer.health().deaf)
                 watch.wait_handled(watch.post())
                 eventually(lambda: any("wakes do not arrive" in str(e) for e in node.errors))
-                # Only the way is changed: who subscribes anew because it is deaf finds it.
+                # The open connection stays: the deaf node must subscribe again by itself.
                 sub.lead_to(replica)
                 watch.recovered()
 
     @pytest.mark.fault("F48")
-    def test_a_replica_at_join(self, pair, caplog):
-        """Joining on a replica fails, and says why."""
+    def test_joining_on_a_replica_fails(self, pair, caplog):
+        """The error and the log name the cause: the server is a read-only replica."""
         _, _, replica = pair
         with Watch(replica, "chaos") as watch:
             timer = DTimer("node", replica.url, ns=watch.ns, **PATIENT)
@@ -476,8 +482,8 @@ class TestWrongServer:
             timer.leave()
 
     @pytest.mark.fault("F48")
-    def test_a_client_of_sentinel_for_replicas(self):
-        """So does a client that a Sentinel made for reading."""
+    def test_a_sentinel_client_for_replicas_cannot_join(self):
+        """Sentinel's ``slave_for`` returns a client that reaches replicas only."""
         with watched_by_sentinel() as (client, _, _, _):
             timer = DTimer("node", client.slave_for("events"), **PATIENT)
             with pytest.raises((StoreError, redis.RedisError)):

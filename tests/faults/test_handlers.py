@@ -1,4 +1,4 @@
-"""The catalogue, F74 to F84: what handlers do, and what becomes of their events then."""
+"""Faults F74 to F84: handlers that fail, hang, re-post, or change events and payloads."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 
-LATER = 3_600_000  # ms; no test is there to see it
+LATER = 3_600_000  # ms: never due during a test
 
 
 class Boom(Exception):
-    """What the handlers here raise."""
+    """The handlers and listeners of this module raise this."""
 
 
 @pytest.mark.fault("F74")
-def test_handlers_that_raise(watch):
+def test_an_event_is_retried_and_reported_each_time_its_handler_raises(watch):
     """
-    Of forty events every other fails twice. Each of these is told of twice, by name, with its
-    attempt, and handled the third time; the others are handled once, and nobody waits for them.
+    Every other event of forty fails twice. Each failure is reported once, with the event's id
+    and attempt, and the third attempt succeeds. The other events are handled on their first
+    attempt and do not wait for the retries.
     """
 
     def handler(ev):
@@ -38,19 +39,19 @@ def test_handlers_that_raise(watch):
         watch.wait_handled(*ids)
     errors = [error for node in nodes for error in node.heard("error")]
     assert {HandlerError} == {type(error) for error in errors}
-    told = Counter((error.event.id, error.event.attempt) for error in errors)
+    reported = Counter((error.event.id, error.event.attempt) for error in errors)
     bad = [id for id in ids if watch.posted[id]["bad"]]
-    assert {(id, attempt): 1 for id in bad for attempt in (1, 2)} == told
+    assert {(id, attempt): 1 for id in bad for attempt in (1, 2)} == reported
     assert all(str(error.__cause__) == error.event.id for error in errors)
     attempts = {handled.id: handled.attempt for handled in watch.handled if handled.id in ids}
     assert {id: 3 if id in bad else 1 for id in ids} == attempts
 
 
 @pytest.mark.fault("F75")
-def test_an_error_listener_that_raises_in_an_outage(watch, own, caplog):
+def test_a_raising_error_listener_does_not_stop_recovery(watch, own, caplog):
     """
-    A listener of 'error' that raises, in the thread of a node that has lost its server, is
-    logged once for each error, and keeps the node neither from its work nor from coming back.
+    A listener of 'error' raises during an outage. Each exception is logged once, and the node
+    still reconnects and serves again.
     """
     node = watch.node()
 
@@ -63,7 +64,7 @@ def test_an_error_listener_that_raises_in_an_outage(watch, own, caplog):
     eventually(lambda: not node.timer.health().ok)
     own.start()
     watch.recovered()
-    # Said by another thread, a moment later.
+    # Another thread emits the errors, a moment later.
     eventually(
         lambda: (
             len([r for r in caplog.records if "a listener of 'error' raised" in r.getMessage()])
@@ -74,8 +75,8 @@ def test_an_error_listener_that_raises_in_an_outage(watch, own, caplog):
 
 
 @pytest.mark.fault("F76")
-def test_longer_than_the_lease(watch):
-    """A handler that takes three times its lease keeps its event, and loses nothing by it."""
+def test_heartbeats_keep_the_lease_of_a_long_handler(watch):
+    """A handler that runs for three leases keeps its event, so no other node handles it."""
     held = Held()
     nodes = [watch.node("one", handler=held), watch.node("two")]
     id = watch.post()
@@ -92,11 +93,12 @@ def test_longer_than_the_lease(watch):
 
 
 @pytest.mark.fault("F77")
-def test_a_handler_that_hangs(watch):
+def test_an_event_moves_on_after_max_run(watch):
     """
-    Past max_run a handler's heartbeats end: the event is handed to another node, health() counts
-    the hand as stuck, and the other hand of the node serves on. A handler that comes back in the
-    end is told that its lease was lost, and its hand is free again.
+    After ``max_run`` the node stops renewing the lease, and another node receives the event.
+
+    ``health()`` counts the handler thread as stuck; the other handler thread keeps working.
+    When the handler returns at last, the lost lease is reported and its thread is free again.
     """
     held = Held()
 
@@ -107,7 +109,7 @@ def test_a_handler_that_hangs(watch):
     slow = watch.node("slow", handler=handler, max_run=100, concurrency=2)
     id = watch.post(more={"hang": True})
     (ev,) = held.begun()
-    # It is handled twice: by whoever is handed it next, and by the one that comes back.
+    # Handled twice: by the node that receives it next, and by the handler that hung.
     watch.excused.add(id)
     other = watch.node("other")
     watch.wait_handled(id)
@@ -124,14 +126,11 @@ def test_a_handler_that_hangs(watch):
 
 
 @pytest.mark.fault("F78")
-def test_a_node_without_a_handler(watch):
-    """
-    A joined node that has no handler leaves events to those that have, is no reason for any to
-    be late, and says that it is well.
-    """
+def test_a_node_without_a_listener_leaves_events_to_others(watch):
+    """A joined node without a listener is healthy, claims no events and makes none late."""
     mute = watch.node("mute")
     mute.timer.remove_all_listeners("event")
-    # It says so once, and has nothing else to say.
+    # The warning is logged once. Nothing else is reported.
     eventually(lambda: any("no listener" in line for line in watch.gauges.lines))
     watch.node("other")
     ids = [watch.post() for _ in range(30)]
@@ -142,17 +141,17 @@ def test_a_node_without_a_handler(watch):
 
 
 @pytest.mark.fault("F79")
-def test_one_of_several_listeners_fails(watch):
+def test_all_listeners_are_called_again_if_one_raises(watch):
     """
-    All listeners are called though one raises; the event has failed, and all of them are called
-    again with its next attempt.
+    A listener that raises does not keep the others from being called. The attempt has failed,
+    and the next attempt calls all of them again.
     """
     node = watch.node()
     seen = []
     node.timer.on("event", lambda events: events[0].attempt == 1 and 1 / 0)
     node.timer.on("event", lambda events: seen.append(events[0].attempt))
     id = watch.post()
-    # The watch's own listener is called on both.
+    # The watch's own listener is called in both attempts.
     watch.excused.add(id)
     eventually(lambda: node.timer.stats().totals.get("confirmed") == 1)
     assert [1, 2] == [handled.attempt for handled in watch.handled] == seen
@@ -161,10 +160,10 @@ def test_one_of_several_listeners_fails(watch):
 
 
 @pytest.mark.fault("F80")
-def test_a_chain_of_re_posts(watch):
+def test_each_event_of_a_chain_of_re_posts_is_delivered_once(watch):
     """
-    A handler that posts its own id anew and returns makes a chain of two hundred links: each is
-    handed out once, in order, by whichever node, and nobody is told of a lost lease.
+    A handler posts the id of its own event again and returns, two hundred times. Each event
+    is delivered once and in order, by either node, and no lost lease is reported.
     """
     links = []
     nodes = []
@@ -183,42 +182,42 @@ def test_a_chain_of_re_posts(watch):
     assert [(n, 1) for n in range(1, 201)] == links
     eventually(lambda: nodes[0].timer.peek("chain") is None)
     watch.recovered()
-    # A node that had no part in the posting would be told.
+    # The other node may report a lost lease: it did not post the replacement itself.
     assert [] == nodes[0].errors
     assert 200 <= nodes[0].timer.stats().totals["started"]
 
 
 @pytest.mark.fault("F81")
-def test_a_handler_that_changes_others(watch):
+def test_a_handler_may_cancel_and_move_other_events(watch):
     """
-    A handler may cancel and move other events: what waits is cancelled or moved, what another
-    has in hand says so and ends as it would, and what is not there is not made.
+    A pending event is cancelled or moved. For a running event the call returns that it is
+    running, and the event ends as usual. Moving an unknown id creates no event.
     """
     held = Held()
-    told = {}
+    results = {}
     node = watch.node("one")
-    watch.node("two", handler=lambda ev: "hold" in ev and held(ev))
+    watch.node("two", handler=lambda ev: "wait" in ev and held(ev))
     node.timer.remove_all_listeners("event")
-    running = watch.post(more={"hold": True})
+    running = watch.post(more={"wait": True})
     held.begun()
 
     def change(events):
         timer = node.timer
         if events[0].id != "change":
             return
-        told["cancel waiting"] = timer.cancel("waiting")
-        told["move waiting"] = timer.reschedule("other", 0)
-        told["cancel running"] = timer.cancel(running)
-        told["move running"] = timer.reschedule(running, LATER)
-        told["cancel nothing"] = timer.cancel("nothing")
-        told["move nothing"] = timer.reschedule("nothing", 0)
-        told["itself"] = timer.cancel(events[0].id)
+        results["cancel waiting"] = timer.cancel("waiting")
+        results["move waiting"] = timer.reschedule("other", 0)
+        results["cancel running"] = timer.cancel(running)
+        results["move running"] = timer.reschedule(running, LATER)
+        results["cancel nothing"] = timer.cancel("nothing")
+        results["move nothing"] = timer.reschedule("nothing", 0)
+        results["itself"] = timer.cancel(events[0].id)
 
     node.timer.post({}, LATER, id="waiting")
     node.timer.post({}, LATER, id="other")
     node.timer.on("event", change)
     node.timer.post({}, id="change")
-    eventually(lambda: "itself" in told)
+    eventually(lambda: "itself" in results)
     eventually(lambda: node.timer.peek("other") is None)
     held.go_on(10_000)
     watch.wait_handled(running)
@@ -230,36 +229,36 @@ def test_a_handler_that_changes_others(watch):
         "cancel nothing": Cancelled.NOT_FOUND,
         "move nothing": False,
         "itself": Cancelled.IN_FLIGHT,
-    } == told
+    } == results
     assert [None] * 4 == [node.timer.peek(id) for id in ("waiting", "other", "change", "nothing")]
 
 
 @pytest.mark.fault("F82")
-def test_settled_by_many_at_once(watch):
+def test_only_one_of_many_settlements_takes_effect(watch):
     """
-    Ten threads confirm one event, and ten give it back for a retry: it ends in one of these
-    ways, all who asked for that are told so, the others are told no, and nobody gets an error.
+    Ten threads confirm one event while ten others retry it. The event ends in one of the two
+    ways. Calls that asked for it return True, the others return False, and none raises.
     """
-    told: dict[str, list[bool]] = {"confirm": [], "retry": []}
+    answers: dict[str, list[bool]] = {"confirm": [], "retry": []}
     raised = []
 
     def settle(ev, how, start):
         start.wait(PATIENCE)
         try:
-            told[how].append(ev.confirm() if how == "confirm" else ev.retry(LATER))
+            answers[how].append(ev.confirm() if how == "confirm" else ev.retry(LATER))
         except Exception as e:
             raised.append(e)
 
     def handler(ev):
         start = threading.Barrier(20)
-        crew = [
+        threads = [
             threading.Thread(target=settle, args=(ev, how, start))
             for how in ("confirm", "retry")
             for _ in range(10)
         ]
-        for thread in crew:
+        for thread in threads:
             thread.start()
-        for thread in crew:
+        for thread in threads:
             thread.join(PATIENCE)
 
     node = watch.node(handler=handler)
@@ -268,18 +267,20 @@ def test_settled_by_many_at_once(watch):
     assert [] == raised
     record = node.timer.peek(id)
     if record is None:
-        assert {"confirm": [True] * 10, "retry": [False] * 10} == told
+        assert {"confirm": [True] * 10, "retry": [False] * 10} == answers
     else:
         assert State.SCHEDULED is record.state
-        assert (False, 1) == (any(told["confirm"]), sum(told["retry"]))
+        assert (False, 1) == (any(answers["confirm"]), sum(answers["retry"]))
         assert "cancelled" == node.timer.cancel(id).value
 
 
 @pytest.mark.fault("F83")
-def test_slower_than_posts(watch):
+def test_a_backlog_waits_in_redis_in_due_order(watch):
     """
-    Handlers that are slower than posts hold no more than they have hands; the rest waits in
-    Redis, where stats() shows how much and for how long, and comes in the order of its due times.
+    A node whose handlers are slower than the posts holds one event for each handler thread.
+
+    The rest waits in Redis, where ``stats()`` shows how many events wait and for how long.
+    They are delivered in the order of their due times.
     """
     held = Held()
     node = watch.node(handler=held, concurrency=2)
@@ -295,16 +296,16 @@ def test_slower_than_posts(watch):
     held.go_on(10_000)
     watch.wait_handled(*ids)
     order = [ids.index(handled.id) for handled in watch.handled]
-    # Two hands may pass each other, each of which goes forwards: so no three go backwards.
-    passed = [0] * len(order)
+    # Two handler threads may overtake each other, so two events may be out of order, never three.
+    longest = [0] * len(order)
     for n, place in enumerate(order):
-        passed[n] = 1 + max((passed[i] for i in range(n) if order[i] > place), default=0)
-    assert max(passed) <= 2
+        longest[n] = 1 + max((longest[i] for i in range(n) if order[i] > place), default=0)
+    assert max(longest) <= 2
 
 
 @pytest.mark.fault("F84")
-def test_a_payload_that_is_changed(watch):
-    """What one attempt does to its payload, on whichever node, the next does not see."""
+def test_a_retry_receives_the_original_payload(watch):
+    """Changes that a handler makes to its payload are not visible to the next attempt."""
 
     def handler(ev):
         seen.append((ev["list"], dict(ev["map"]), set(ev)))

@@ -1,4 +1,4 @@
-"""The catalogue, F85 to F97: what people hand over, and what arrives of it."""
+"""Faults F85 to F97: unusual payloads, ids, namespaces, times and client settings."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ pytestmark = pytest.mark.chaos
 
 
 class Number(float):
-    """As numpy's float64 is."""
+    """A subclass of float, as numpy's float64 is."""
 
 
 class Colour(enum.IntEnum):
-    """A number with a name."""
+    """An integer with a name."""
 
     RED = 3
 
 
 class Nowhere(tzinfo):
-    """A zone that does not know its offset."""
+    """A time zone without an offset."""
 
     def __repr__(self):
         return "Nowhere"
@@ -43,7 +43,7 @@ class Nowhere(tzinfo):
 
 @pytest.fixture
 def nowhere(monkeypatch):
-    """A timer for whom any input or output at all is a failure."""
+    """A timer that fails the test if it sends anything."""
     timer = DTimer("poster", "redis://127.0.0.1:1")
 
     def call(*_, **__):
@@ -56,13 +56,13 @@ def nowhere(monkeypatch):
 
 
 class TestPayloads:
-    """A payload is refused before anything is sent, or arrives as it was."""
+    """A payload is rejected before anything is sent, or arrives unchanged."""
 
     @pytest.mark.fault("F85")
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, Number("nan")], ids=repr)
     @pytest.mark.parametrize("wrap", [lambda v: v, lambda v: [[v]], lambda v: {"b": v}])
-    def test_no_number(self, nowhere, value, wrap):
-        """NaN and the infinities are a PayloadError wherever they stand."""
+    def test_nan_and_infinity_are_rejected_at_every_depth(self, nowhere, value, wrap):
+        """JSON has no NaN and no infinity, but the json module would write them."""
         with pytest.raises(PayloadError, match="JSON"):
             nowhere.post({"a": wrap(value)})
 
@@ -75,14 +75,14 @@ class TestPayloads:
         ],
         ids=lambda value: type(value).__name__,
     )
-    def test_no_json(self, nowhere, value):
-        """What JSON has no word for is a PayloadError that names its type."""
+    def test_a_type_that_json_lacks_is_rejected_by_name(self, nowhere, value):
+        """The caller gets a PayloadError, not a payload of another type."""
         with pytest.raises(PayloadError, match="payload"):
             nowhere.post({"a": [value]})
 
     @pytest.mark.fault("F86")
-    def test_endless(self, nowhere):
-        """What holds itself, or is nested beyond reason, is a PayloadError."""
+    def test_circular_and_deep_payloads_are_rejected(self, nowhere):
+        """A payload that contains itself, or is nested too deep, raises a PayloadError."""
         mine: dict = {}
         mine["list"] = [mine]
         deep: list = []
@@ -98,10 +98,10 @@ class TestPayloads:
 
     @pytest.mark.fault("F87")
     @pytest.mark.parametrize("key", [1, 1.0, True, None, (), b"1", Colour.RED], ids=repr)
-    def test_keys(self, nowhere, key):
+    def test_a_key_that_is_not_a_string_is_rejected_at_every_depth(self, nowhere, key):
         """
-        A key that is no string is refused at every depth. The json module would write it as
-        one, and the same key twice beside its twin.
+        The json module would convert such a key to a string. If that string is a key already,
+        the JSON would contain it twice.
         """
         for payload in ({key: 1}, {"a": {"1": 1, key: 2}}, {"a": [[{key: 1}]]}):
             with pytest.raises(PayloadError, match="keys must be strings"):
@@ -109,14 +109,14 @@ class TestPayloads:
 
     @pytest.mark.fault("F91")
     @pytest.mark.parametrize("size", [262_144, 10**6, 10**8])
-    def test_too_large(self, nowhere, size):
-        """A payload over the limit names both sizes and is not sent, however large it is."""
+    def test_a_payload_over_the_limit_is_rejected_with_both_sizes(self, nowhere, size):
+        """The error names the size and the limit. Even 100 MB are not sent to the server."""
         with pytest.raises(PayloadTooLarge, match=f"has {size + 8} bytes .* 262144"):
             nowhere.post({"a": "x" * size})
 
     @pytest.mark.fault("F91")
-    def test_as_large_as_may_be(self, watch):
-        """Payloads of exactly the limit arrive whole, several at a time."""
+    def test_payloads_of_exactly_the_limit_arrive(self, watch):
+        """They arrive complete, also when one claim returns several of them."""
         watch.node(max_events=5)
         text = "x" * (262_144 - len('{"n":1,"a":""}'))
         watch.wait_handled(*[watch.post(more={"a": text}) for _ in range(9)])
@@ -124,10 +124,10 @@ class TestPayloads:
     @pytest.mark.fault("F88")
     @pytest.mark.fault("F89")
     @pytest.mark.fault("F90")
-    def test_awkward(self, watch):
+    def test_unusual_values_arrive_unchanged_in_each_attempt(self, watch):
         """
-        Surrogates, NUL, separators, huge numbers, empty lists and maps, negative zero: the same,
-        by value and by type, on the first attempt and on the second.
+        Surrogates, NUL, separators, huge numbers, empty lists and maps, and negative zero keep
+        their value and type, in the first attempt and in the second.
         """
         seen = []
 
@@ -149,14 +149,14 @@ class TestPayloads:
         assert [repr(watch.posted[id])] * 2 == list(map(repr, seen))
 
     @pytest.mark.fault("F89")
-    def test_too_many_digits(self, nowhere):
-        """An integer of more digits than Python would read back is refused when it is posted."""
+    def test_an_integer_that_python_could_not_read_back_is_rejected(self, nowhere):
+        """Python reads at most 4300 digits, so the event could never be delivered."""
         with pytest.raises(PayloadError, match="digit"):
             nowhere.post({"a": 10**4_300})
 
 
 class TestNames:
-    """Ids and namespaces are data, and never part of a script, a pattern or a key."""
+    """Ids and namespaces are treated as data, so no character in them has a special meaning."""
 
     @pytest.mark.fault("F92")
     @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ class TestNames:
         ],
         ids=lambda name: repr(name)[:20],
     )
-    def test_no_id(self, nowhere, id):
-        """What is no id is an OptionError in each call that takes one."""
+    def test_an_invalid_id_is_rejected_by_each_call(self, nowhere, id):
+        """Each call that takes an id checks it, and raises an OptionError that names it."""
         for call in (nowhere.cancel, nowhere.peek, nowhere.revive):
             if id != "beat@1800000000000000":
                 with pytest.raises(OptionError, match="id"):
@@ -178,10 +178,10 @@ class TestNames:
                 nowhere.post({}, id=id)
 
     @pytest.mark.fault("F92")
-    def test_ids(self, watch):
-        """Ids of every other kind are told apart, and each names its own event all its life."""
+    def test_ids_with_special_characters_name_different_events(self, watch):
+        """Each valid id names one event from its post to its delivery, however similar its id."""
         watch.node()
-        # Wrong keys, patterns, numbers, another case, another form of the same letter.
+        # Patterns, numbers, another case, and another Unicode form of the same letter.
         names = ["*", "{}", "a:b", "%s", "0", "-1", "nan", "+inf", "(1", "a", "A", "a ", " a"]
         names += [
             "\u00e9",
@@ -210,18 +210,18 @@ class TestNames:
     @pytest.mark.parametrize(
         "ns", ["", "}", "a}b", "{a", "*", "a b", "a\n", "x" * 65, "ü", b"a", None]
     )
-    def test_no_namespace(self, ns):
-        """What would break the hash tag of the keys, or be a pattern, is no namespace."""
+    def test_an_invalid_namespace_is_rejected(self, ns):
+        """A brace would break the hash tag of the keys, and a star would be a pattern."""
         with pytest.raises(OptionError, match="ns must be"):
             DTimer("node", "redis://127.0.0.1:1", ns=ns)
 
 
 class Hours(timedelta):
-    """A duration of somebody's own."""
+    """A subclass of timedelta, as an application may have."""
 
 
 class TestTimes:
-    """A delay or a moment is exact, or is refused."""
+    """A delay or a due time is taken exactly, or is rejected."""
 
     @pytest.mark.fault("F94")
     @pytest.mark.parametrize(
@@ -232,8 +232,8 @@ class TestTimes:
         ],
         ids=lambda delay: repr(delay)[:20],
     )
-    def test_no_delay(self, nowhere, delay):
-        """What is no finite delay of at most a hundred years is refused, by name, in each call."""
+    def test_an_invalid_delay_is_rejected_by_name(self, nowhere, delay):
+        """A delay must be a finite number of at most a hundred years. Each call checks it."""
         for call in (
             lambda: nowhere.post({}, delay),
             lambda: nowhere.post_many([({}, delay)]),
@@ -245,8 +245,8 @@ class TestTimes:
                 call()
 
     @pytest.mark.fault("F94")
-    def test_delays(self, watch):
-        """Every other number is a delay; what is not positive is now, and none is early."""
+    def test_every_other_number_is_a_valid_delay(self, watch):
+        """Zero or less means now. No event is delivered early."""
         watch.node(max_events=10)
         delays = [0, -0.0, -1, -1e9, 1, 0.0001, Number(5), Colour.RED, Hours(0), timedelta(-36_525)]
         watch.wait_handled(*[watch.post(delay) for delay in delays])
@@ -266,16 +266,16 @@ class TestTimes:
         ],
         ids=repr,
     )
-    def test_no_moment(self, nowhere, at):
-        """A moment without a zone, or beyond what a score can say, is refused by name."""
+    def test_an_invalid_due_time_is_rejected_by_name(self, nowhere, at):
+        """A time without a zone is ambiguous, and one beyond a score's range cannot be stored."""
         with pytest.raises(OptionError, match="at"):
             nowhere.post({}, at=at)
         with pytest.raises(OptionError, match="at"):
             nowhere.reschedule("a", at=at)
 
     @pytest.mark.fault("F95")
-    def test_the_first_moment_of_all(self, watch):
-        """A moment long past is now, in whatever zone."""
+    def test_a_time_in_the_distant_past_means_now(self, watch):
+        """The earliest datetime works in every zone, although UTC cannot express it in some."""
         watch.node()
         zones = [timezone(timedelta(hours=hours)) for hours in (-14, 0, 14)]
         firsts = [datetime.min.replace(tzinfo=zone) for zone in zones]
@@ -283,14 +283,14 @@ class TestTimes:
 
 
 class TestClients:
-    """Whatever the user's client is set to, ours are what we need."""
+    """dtimer's own connections do not depend on the settings of the caller's client."""
 
     @pytest.mark.fault("F96")
     @pytest.mark.parametrize("protocol", [2, 3])
     @pytest.mark.parametrize("decode", [False, True], ids=["bytes", "decoding"])
     @pytest.mark.parametrize("single", [False, True], ids=["pool", "single"])
-    def test_settings(self, watch, own, protocol, decode, single):
-        """Under every protocol, decoded or not, on a pool or on one connection, all is served."""
+    def test_a_node_works_with_every_kind_of_client(self, watch, own, protocol, decode, single):
+        """Events arrive under each protocol, with and without decoding, pooled or not."""
         options = {"protocol": protocol, "decode_responses": decode}
         with redis.Redis.from_url(own.url, single_connection_client=single, **options) as client:
             watch.node(url=client)
@@ -299,10 +299,10 @@ class TestClients:
             eventually(lambda: watch.nodes[0].timer.peek(id) is None)
 
     @pytest.mark.fault("F96")
-    def test_one_that_would_try_for_ever(self, watch, own):
+    def test_calls_end_although_the_client_retries_for_ever(self, watch, own):
         """
-        A client that was told to try again without end has that for itself: our calls end at
-        their deadline, and the node recovers in time.
+        The client's own retry setting is not used. Calls of dtimer end at their deadline, and
+        the node recovers in time.
         """
         retry = Retry(NoBackoff(), -1)
         with redis.Redis.from_url(own.url, retry=retry, retry_on_timeout=True) as client:
@@ -314,10 +314,10 @@ class TestClients:
                 own.start()
 
     @pytest.mark.fault("F96")
-    def test_bytes_that_are_no_text(self, watch, own):
+    def test_a_body_that_is_not_utf_8_becomes_a_dead_letter(self, watch, own):
         """
-        A stranger's byte that is no UTF-8 in the body of an event ends as a dead letter with its
-        bytes, also for a client that decodes: no reply breaks off, and nothing is lost beside it.
+        Another program may write bytes that are not UTF-8. The dead letter keeps the bytes, also
+        with a client that decodes replies. The other events of the claim arrive.
         """
         with redis.Redis.from_url(own.url, decode_responses=True) as client:
             node = watch.node(url=client, max_events=10)
@@ -331,10 +331,10 @@ class TestClients:
 
 @pytest.mark.fault("F97")
 @pytest.mark.parametrize("joined", [False, True], ids=["pending", "running"])
-def test_one_id_posted_by_ten_at_once(watch, own, joined):
+def test_ten_concurrent_posts_of_one_id_leave_one_whole_event(watch, own, joined):
     """
-    Ten posts of one id at the same moment leave one event, which is whole: the last of them. It
-    is handed out once where nobody listened before, and each at most once where somebody did.
+    The last post wins, and the parts of two posts are never mixed. If no node has joined yet,
+    one event is delivered. If one has, each post is delivered at most once.
     """
     timers = [DTimer(f"poster-{n}", own.url, ns=watch.ns) for n in range(10)]
     for timer in timers:
@@ -343,19 +343,19 @@ def test_one_id_posted_by_ten_at_once(watch, own, joined):
     if joined:
         watch.node(concurrency=4)
     start = threading.Barrier(10)
-    answers = []
+    ids = []
 
     def post(n):
         start.wait(PATIENCE)
-        answers.append(timers[n].post({"by": n, "again": n}, id="same"))
+        ids.append(timers[n].post({"by": n, "again": n}, id="same"))
 
     for _ in range(5):
-        crew = [threading.Thread(target=post, args=(n,)) for n in range(10)]
-        for thread in crew:
+        threads = [threading.Thread(target=post, args=(n,)) for n in range(10)]
+        for thread in threads:
             thread.start()
-        for thread in crew:
+        for thread in threads:
             thread.join(PATIENCE)
-    assert ["same"] * 50 == answers
+    assert ["same"] * 50 == ids
     if not joined:
         record = timers[0].peek("same")
         assert State.SCHEDULED is record.state
@@ -363,10 +363,10 @@ def test_one_id_posted_by_ten_at_once(watch, own, joined):
         watch.node()
     watch.wait_handled("same")
     watch.recovered()
-    handed = [handled for handled in watch.handled if handled.id == "same"]
-    assert all(one.payload["by"] == one.payload["again"] for one in handed)
-    assert {1} == {one.attempt for one in handed}
-    assert len(handed) == len({one.token for one in handed}) <= (50 if joined else 1)
+    delivered = [handled for handled in watch.handled if handled.id == "same"]
+    assert all(handled.payload["by"] == handled.payload["again"] for handled in delivered)
+    assert {1} == {handled.attempt for handled in delivered}
+    assert len(delivered) == len({handled.token for handled in delivered}) <= (50 if joined else 1)
     assert timers[0].peek("same") is None
     for timer in timers:
         timer.leave()
