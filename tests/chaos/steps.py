@@ -1,0 +1,75 @@
+"""
+The steps of a history, for tables of histories in the tests of the checker.
+
+A step is a function of a `Story`: ``post("a", 1)`` calls its method ``post`` with these arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from chaos.story import NODE, Story, server_us
+
+Step = Callable[[Story], object]
+
+
+def _method(name: str) -> Callable[..., Step]:
+    return functools.partial(operator.methodcaller, name)
+
+
+say, call, post, run, ahead = map(_method, ("say", "call", "post", "run", "ahead"))
+claim, leave, word, cancel = map(_method, ("claim", "leave", "word", "cancel"))
+fault, kill, ends = map(_method, ("fault", "kill", "ends"))
+
+
+def began(id: str, n: int, at: float) -> tuple[str, int, int]:
+    """Return the id, serial and token of the run that began at this time, as `word` takes them."""
+    return id, n, server_us(at - 1)
+
+
+def auto(at: float, run: tuple[str, int, int], **more: Any) -> Step:
+    """Record what the server replied to the handler thread after the handler had returned."""
+    id, n, tok = run
+    return say(NODE, at, "auto", id=id, n=n, tok=tok, **more)
+
+
+def told(story: Story, steps: Iterable[Step]) -> Story:
+    """Return the story after these steps."""
+    for step in steps:
+        step(story)
+    return story
+
+
+def legal(title: str, *steps: Step, redelivered: Any = None, counts: Any = None) -> Any:
+    """Return a row of a history that the checker must accept, with figures of its verdict."""
+    return pytest.param(steps, redelivered, counts or {}, id=title)
+
+
+def illegal(
+    title: str,
+    invariant: str,
+    words: str,
+    *steps: Step,
+    times: int | None = None,
+    redelivered: Any = None,
+    counts: Any = None,
+) -> Any:
+    """
+    Return a row of a history that the checker must reject.
+
+    Args:
+        title: What is wrong with the history.
+        invariant: The invariant that it breaks.
+        words: Part of the text of the violation.
+        *steps: The history.
+        times: The number of violations of the invariant, if the row states it.
+        redelivered: The redeliveries by explanation, if the row states them.
+        counts: Some of the counts of the verdict.
+    """
+    figures = (times, redelivered, counts or {})
+    return pytest.param(steps, invariant, words, figures, id=f"{invariant}: {title}")
