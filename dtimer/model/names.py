@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from dtimer.errors import OptionError
 
@@ -59,13 +59,21 @@ def _event_id(id: str, stored: bool | None) -> EventId:
     return EventId(id, stored=stored)
 
 
-def event_ids(ids: Iterable[str], kept: frozenset[str]) -> list[EventId]:
-    """Return the ids of a post, of which those that are in *kept* were not stored."""
+class Identified(Protocol):
+    """What has an id."""
+
+    @property
+    def id(self) -> str:
+        """The id."""
+
+
+def event_ids(entries: Iterable[Identified], kept: frozenset[str]) -> list[EventId]:
+    """Return the ids of the posted *entries*, of which those in *kept* were not stored."""
     if kept:
-        return [EventId(id, stored=id not in kept) for id in ids]
-    # Past the constructor, which costs a bulk post a few percent.
+        return [EventId(e.id, stored=e.id not in kept) for e in entries]
+    # The constructor would cost a bulk post a few percent.
     make = str.__new__
-    return [make(EventId, id) for id in ids]
+    return [make(EventId, e.id) for e in entries]
 
 
 def check_id(value: object, name: str = "id") -> str:

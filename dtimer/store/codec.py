@@ -56,9 +56,9 @@ def read_posted(reply: bytes, count: int) -> tuple[bytes, int | None, str]:
         count: How many letters it must have, unless nothing was stored.
     """
     letters, total, id = reply.split(b";", 2)
-    if letters != b"x" and (len(letters) != count or letters.strip(b"01")):
+    if (len(letters) != count or letters.strip(b"01")) and letters != b"x":
         raise ValueError("letters of another alphabet or number")
-    return letters, int(total) if total else None, text(id)
+    return letters, int(total) if total else None, text(id) if id else ""
 
 
 def settlement_arguments(settlements: Iterable[Settlement]) -> tuple[list[str], list[int]]:

@@ -153,7 +153,8 @@ class Line:
             # Inlined on purpose: a signal handler can raise as soon as a Python function is
             # entered, and the session would leak.
             self._idle.append(lane)
-            _hang_up(self._idle, _IDLE_LANES)
+            if len(self._idle) > _IDLE_LANES:
+                _hang_up(self._idle, _IDLE_LANES)
 
     def call_copied(
         self, verb: str, *arguments: Argument, deadline: float, replicas: int
@@ -175,7 +176,8 @@ class Line:
             copied.error = e
         finally:
             self._idle.append(lane)
-            _hang_up(self._idle, _IDLE_LANES)
+            if len(self._idle) > _IDLE_LANES:
+                _hang_up(self._idle, _IDLE_LANES)
         return copied
 
     def ask(self, verb: str, *arguments: Argument, op: str = "", longest: float = 0.0) -> Asked:
@@ -199,7 +201,8 @@ class Line:
             if broken:
                 lane.wire.close()
             self._idle.append(lane)
-            _hang_up(self._idle, _IDLE_LANES)
+            if len(self._idle) > _IDLE_LANES:
+                _hang_up(self._idle, _IDLE_LANES)
 
         lasts = self._timeout / TRIES
         longest = max(lasts, min(longest, self._timeout))

@@ -103,7 +103,8 @@ class Namespace:
         self, verb: str, *arguments: str, named: bool = False, until: float | None = None
     ) -> Any:
         deadline = self._line.deadline() if until is None else until
-        self._open(deadline, make=verb not in READS)
+        if not self._opened:
+            self._open(deadline, make=verb not in READS)
         return self._line.call(verb, *arguments, named=named, deadline=deadline)
 
     def alone(self, incarnation: str) -> bool:

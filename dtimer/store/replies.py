@@ -10,8 +10,8 @@ from dtimer.store.line import READS
 
 T = TypeVar("T")
 
-# What reading a reply of another type or form raises.
-_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+#: The exceptions that reading a reply of another type or form raises.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 _FLAGS = {b"0": False, b"1": True}
 
@@ -28,14 +28,17 @@ def understood(verb: str, read: Callable[[Any], T], reply: Any) -> T:
         return read(reply)
     except DTimerError:
         raise
-    except _MALFORMED as e:
-        # Not the reply itself: there may be payloads in it.
-        words = f"Redis answered {verb} with something that no script of dtimer returns"
-        if verb in READS:
-            raise StoreError(f"{words} ({type(e).__name__})") from e
-        raise OutcomeUnknown(
-            f"{words} ({type(e).__name__}): it may or may not have been done"
-        ) from e
+    except MALFORMED as e:
+        raise not_understood(verb, e) from e
+
+
+def not_understood(verb: str, error: Exception) -> StoreError:
+    """Return the error for a reply to a *verb* whose reading raised *error*, one of `MALFORMED`."""
+    # The text does not quote the reply, which may contain payloads.
+    words = f"Redis answered {verb} with something that no script of dtimer returns"
+    if verb in READS:
+        return StoreError(f"{words} ({type(error).__name__})")
+    return OutcomeUnknown(f"{words} ({type(error).__name__}): it may or may not have been done")
 
 
 def flag(reply: Any) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from dtimer.errors import EventExists, NotReplicated, OutcomeUnknown, StoreError
@@ -23,7 +22,7 @@ from dtimer.store.faults import Fate, broken_reply, fate, overtaken
 from dtimer.store.namespace import SILENT_US
 from dtimer.store.piped import Piped
 from dtimer.store.plans import Plans
-from dtimer.store.replies import flag, letters, understood
+from dtimer.store.replies import MALFORMED, flag, letters, not_understood, understood
 from dtimer.store.scripts import load
 
 _PAGE = 100
@@ -55,7 +54,7 @@ class Posted(NamedTuple):
     kept: frozenset[str]
 
 
-_NONE_KEPT: frozenset[str] = frozenset()
+_ALL_STORED = Posted("", frozenset())
 
 
 class Store(Plans):
@@ -88,17 +87,22 @@ class Store(Plans):
             EventExists: The policy is ``error`` and one of the ids exists; nothing was stored.
             NotReplicated: The events were stored, but on too few replicas.
         """
-        known = self.witness.known
+        era = self.witness.era
+        before = era.posted
         verb, arguments = self._posting(entries, policy)
         copied, marks = None, b""
         # One letter stands for all events whose ids we generate.
-        read = partial(codec.read_posted, count=1 if policy == "mint" else len(entries))
+        count = 1 if policy == "mint" else len(entries)
         try:
             if replicas:
                 copied = self._call_copied(verb, *arguments, replicas=replicas)
-                marks, total, id = understood(verb, read, copied.reply)
+                reply = copied.reply
             else:
-                marks, total, id = self._ask(read, verb, *arguments, named=True)
+                reply = self._call(verb, *arguments, named=True)
+            try:
+                marks, total, id = codec.read_posted(reply, count)
+            except MALFORMED as e:
+                raise not_understood(verb, e) from e
         except StoreError as e:
             # Refused: nothing was stored.
             marks = b"" if isinstance(e, OutcomeUnknown) else b"x"
@@ -108,7 +112,7 @@ class Store(Plans):
                 self._walks.posted(entries, marks)
         if total:
             stored = len(entries) if policy == "mint" else marks.count(b"1")
-            if not self.witness.posted(known, stored, total):
+            if not self.witness.posted(era, before, stored, total):
                 self._look_again()
         if marks == b"x":
             if policy == "error":
@@ -116,11 +120,10 @@ class Store(Plans):
         elif copied and copied.acknowledged < replicas:
             ids = [entry.id for entry in entries]
             raise NotReplicated(ids, replicas, copied.acknowledged) from copied.error
-        kept = _NONE_KEPT
         if b"0" in marks:
             stored_or_not = zip(entries, marks, strict=False)
-            kept = frozenset(e.id for e, mark in stored_or_not if mark == ord("0"))
-        return Posted(id, kept)
+            return Posted(id, frozenset(e.id for e, m in stored_or_not if m == ord("0")))
+        return Posted(id, frozenset()) if id else _ALL_STORED
 
     def _look_again(self) -> None:
         """Check the namespace for a rollback, unless a claim will: its error has more details."""

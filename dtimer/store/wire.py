@@ -104,7 +104,7 @@ class Wire:
         """
         try:
             self.send(script, arguments, until, limit, whole=whole)
-            return self.receive(until, limit)
+            return self._receive()
         except BaseException as e:
             # A signal handler can also raise between the two calls.
             if not (self.sent and is_a_reply(e)):
@@ -155,10 +155,13 @@ class Wire:
 
     def receive(self, until: float, limit: float | None = None) -> Any:
         """Return the reply to the script that was sent last."""
+        set_deadline(self._connection, max(until, self._until), limit)
+        return self._receive()
+
+    def _receive(self) -> Any:
         clean = False
         connection, sock = self._connection, self._socket
         try:
-            set_deadline(connection, max(until, self._until), limit)
             if armed:
                 reached("reply.reading")
             reply = None

@@ -25,7 +25,7 @@ from dtimer.model.claims import Turn
 _MOST_TOKEN = 9_000_000_000_000_000
 
 
-class _Era:
+class Era:
     """
     The time between two rollbacks, and what is known in it.
 
@@ -71,7 +71,7 @@ class Known(NamedTuple):
     ``struck`` is how many were until this was looked at last.
     """
 
-    era: _Era
+    era: Era
     born: str
     token: int
     posted: int
@@ -97,7 +97,7 @@ class Witness:
     def __init__(self) -> None:
         #: Called with the error, on the thread that noticed.
         self.tell: Callable[[StateRollback], object] = id
-        self._era = _Era()
+        self._era = Era()
 
     @property
     def known(self) -> Known:
@@ -111,7 +111,7 @@ class Witness:
 
     def forget(self) -> None:
         """Know nothing any more: whatever is met next is right."""
-        self._era = _Era()
+        self._era = Era()
 
     @property
     def curious(self) -> bool:
@@ -149,18 +149,28 @@ class Witness:
         # Since when is not known: others may have counted on from where it went back to.
         return self._gone_back(before.era, None, found.now, wiped=wiped)
 
-    def posted(self, before: Known, stored: int, total: int) -> bool:
+    @property
+    def era(self) -> Era:
+        """The present era; a post reads it, and its total, before it is sent."""
+        return self._era
+
+    def posted(self, era: Era, before: int, stored: int, total: int) -> bool:
         """
         Judge the total that a post of *stored* events has counted up.
+
+        Args:
+            era: The era in which the post was sent.
+            before: The total of that era when the post was sent.
+            stored: The number of events that the post has stored.
+            total: The total in the reply.
 
         Returns:
             False when it is less than it has to be: the namespace is to be opened anew, or
             the next turn to be waited for, which can tell more.
         """
-        era = before.era
         if era is not self._era:
             return True
-        if total - stored < before.posted:
+        if total - stored < before:
             era.suspect = True
             return False
         era.posted = max(era.posted, total)
@@ -190,13 +200,13 @@ class Witness:
             self.tell(error)
 
     def _gone_back(
-        self, ended: _Era, since: int | None, until: int, *, wiped: bool
+        self, ended: Era, since: int | None, until: int, *, wiped: bool
     ) -> StateRollback | None:
         try:
             ended.untold.pop()
         except IndexError:
             # Another call has noticed it, and tells.
             return None
-        self._era = _Era()
+        self._era = Era()
         ms = None if since is None else since / 1000
         return StateRollback(ms, until / 1000, wiped=wiped)

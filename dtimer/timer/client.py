@@ -150,12 +150,12 @@ class Client(Emitter):
             for _ in range(_MOST_COLLISIONS):
                 taken = self._store.post(entries, policy, replicas).taken
                 if not taken:
-                    return event_ids((e.id for e in entries), frozenset())
+                    return event_ids(entries, frozenset())
                 # The generated id exists already, and the call has stored nothing.
                 entries = [e._replace(id=self._mint()) if e.id == taken else e for e in entries]
             raise StoreError(f"Redis reports every generated id as taken, the last one {taken!r}")
         kept = self._post_named(entries, policy, replicas)
-        return event_ids((e.id for e in entries), kept)
+        return event_ids(entries, kept)
 
     def _post_named(self, entries: list[Entry], policy: str, replicas: int) -> frozenset[str]:
         if policy in {"replace", "latest", "earliest"}:

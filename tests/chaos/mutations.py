@@ -891,7 +891,7 @@ MUTANTS = [
     _mutant(
         "a malformed reply raises the exception of its parser",
         "store/replies.py",
-        "except _MALFORMED as e:",
+        "except MALFORMED as e:",
         "except ArithmeticError as e:",
         _NONSENSE,
     ),

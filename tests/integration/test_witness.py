@@ -210,7 +210,7 @@ class TestDetected:
         assert 1 == len(store.told)
         store.witness.turned(before, late_turn)
         store.witness.opened(before, late_standing)
-        store.witness.posted(before, 1, 2)
+        store.witness.posted(before.era, before.posted, 1, 2)
         node.turn()
         store.join("node", "{}")
         node.turn()

@@ -557,13 +557,13 @@ class TestWitness:
         """A smaller total would look like a rollback."""
         for n in each_bytecode():
             witness = Witness()
-            known = witness.known
-            interruption = Interruption(n, lambda w=witness, k=known: w.posted(k, 1, 7))
-            interruption.during(lambda w=witness, k=known: w.posted(k, 1, 3))
+            era = witness.era
+            interruption = Interruption(n, lambda w=witness, e=era: w.posted(e, 0, 1, 7))
+            interruption.during(lambda w=witness, e=era: w.posted(e, 0, 1, 3))
             if interruption.where is None:
                 break
             assert witness.known.posted in (3, 7), interruption.where
-            assert witness.posted(witness.known, 1, 8)
+            assert witness.posted(era, era.posted, 1, 8)
         assert n > 5
 
 
