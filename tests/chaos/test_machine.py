@@ -1,15 +1,15 @@
 """
-The store against a model of its promises, on a real server, with time as an argument.
+Compare the store with a model of its guarantees, on a real server, with time as an argument.
 
-Hypothesis makes up what is asked, by whom and when: the model (`chaos.model`) says what has
-to come of it. Any reply may be lost and its operation repeated, late duplicates arrive, the
-clock steps forward and back, scripts are forgotten. After every step the keys are sound,
-and hold what the model holds.
+Hypothesis generates the operations, their callers and their times. The model (`chaos.model`)
+predicts each result. Any reply may be lost and its operation repeated. Late duplicates arrive,
+the clock steps forward and back, and the server forgets its scripts. After every step the keys
+are sound and hold the same as the model.
 
-In CI the same examples are run each time. ``DTIMER_TEST_MACHINE=5000 pytest
-tests/chaos/test_machine.py`` looks for others, as many as it says, for a night. A failure
-says how to run it again; with ``DTIMER_TEST_SHRINK=1`` it is made small first, which takes
-minutes.
+CI runs the same examples each time. ``DTIMER_TEST_MACHINE=5000 pytest
+tests/chaos/test_machine.py`` tries 5000 other examples, which takes a night. A failure prints
+how to repeat it. With ``DTIMER_TEST_SHRINK=1`` Hypothesis minimises the example first, which
+takes minutes.
 """
 
 from __future__ import annotations
@@ -66,35 +66,35 @@ SETTINGS = settings(
 ids = st.sampled_from(["tea", "post", "a b", "é"])
 names = st.sampled_from(["beat", "b@1"])
 nodes = st.sampled_from(["n1", "n2", "deaf"])
-#: In µs, of delays and waits: now, the same millisecond, soon, at a lease's end, late.
+#: Delays and waits in µs: now, the same millisecond, soon, at the end of a lease, and later.
 spans = st.sampled_from([0, 1, 999, 1_000, 50_000, 1_000_000, 2_500_000, LEASE, 3 * LEASE])
 ticks = st.sampled_from(
     [1, 1_000, 50_000, 50_001, 500_000, 1_000_000, 3_000_000, LEASE, 61_000_000]
 )
 steps_back = st.sampled_from([1, 1_000, 2_000_000, 45_000_000, 3_600_000_000])
 payloads = st.sampled_from(["{}", '{"n":1}', '{"a":[],"b":12345678901234567890,"c":"x|y/z"}'])
-#: How far ahead a turn claims.
+#: How far ahead of the due times a claim reaches, in µs.
 aheads = st.sampled_from([0, 0, 1_000, 20_000, 100_000])
-#: What becomes of a reply: it arrives, or it is lost, and this much later asked for again.
+#: None if the reply arrives. If it is lost, the µs after which the request is sent again.
 replies = st.sampled_from([None, None, None, 0, 700_000])
 
 
-def _turn(reply: bytes) -> Turn:
-    """Read the reply of a turn, its results in their own order."""
+def _claim_reply(reply: bytes) -> Turn:
+    """Read the reply of a claim; return the settlements' outcomes in the order of the reply."""
     return read_turn(reply, range(len(reply.split(b";", 4)[3])))
 
 
 class Lossy:
-    """Has a script run twice when its reply is to be lost, and remembers what was sent."""
+    """A tap that runs a script twice if its reply should be lost, and records all requests."""
 
     def __init__(self, clock: Now) -> None:
         self.clock = clock
-        #: How much later it is asked again; None where the next reply arrives.
+        #: The µs after which the next request is sent again; None if its reply arrives.
         self.lost: int | None = None
         self.sent: list[tuple[int, Any, list[Any], Any]] = []
 
     def __call__(self, script: Any, arguments: list[Any], send: Any) -> Any:
-        """Be the tap of a store."""
+        """Send a request, as the tap of a `TappedSource`."""
         reply = send(arguments)
         lost, self.lost = self.lost, None
         if arguments[1]:
@@ -103,27 +103,27 @@ class Lossy:
             return reply
         self.clock.us += lost
         again = send([str(self.clock.us), *arguments[1:]])
-        self.same(script, reply, again)
+        self.assert_same(script, reply, again)
         return again
 
     @staticmethod
-    def same(script: Any, reply: Any, again: Any) -> None:
-        """Assert that an operation that is done once more says what it said before."""
+    def assert_same(script: Any, reply: Any, again: Any) -> None:
+        """Assert that a repeated operation returns what the first one returned."""
         if script.name == "turn":
-            # What is still held comes again; the results and the unfit are as they were.
-            was, now = _turn(reply), _turn(again)
+            # Only claims that are still held return. Outcomes and buried events are the same.
+            was, now = _claim_reply(reply), _claim_reply(again)
             assert was.results == now.results
             assert was.buried == now.buried
             assert {claim.token for claim in was.claims} >= {claim.token for claim in now.claims}
         elif script.name in ("post", "mint"):
-            # But not how many were posted.
+            # All but the number of posted events, which may have grown.
             assert reply.split(b";")[::2] == again.split(b";")[::2]
         else:
             assert reply == again, script.name
 
 
 class Machine(RuleBasedStateMachine):
-    """A namespace, its model, three nodes, and a clock."""
+    """A namespace, its model, three nodes and a clock."""
 
     server: Any = None
 
@@ -132,28 +132,28 @@ class Machine(RuleBasedStateMachine):
         self.client = self.server.client()
         self.ns = f"m-{uuid.uuid4().hex[:12]}"
         self.now = Now()
-        self.line = Lossy(self.now)
-        way: Any = TappedSource(self.client, self.line)
-        self.store = Store(way, self.ns, timeout=6.0, now=self.now)
+        self.lossy = Lossy(self.now)
+        source: Any = TappedSource(self.client, self.lossy)
+        self.store = Store(source, self.ns, timeout=6.0, now=self.now)
         self.store.open()
         self.model = Model()
         self.peers: dict[str, Peer] = {}
-        #: Every claim there ever was: id, token, node.
+        #: Every claim so far: id, token, node.
         self.claims: list[tuple[str, int, str]] = []
         self.tokens: list[int] = []
         self.cancelled: set[str] = set()
         self.stepped_back = False
-        #: True where an event may have to wait for a poll.
+        #: True if an event may have to wait for a poll.
         self.by_poll = False
-        #: False while a step is being taken: one that failed is not drained after.
+        #: False during a step. After a step that failed, teardown does not drain.
         self.fine = True
 
     def teardown(self) -> None:
-        """Hand out, confirm and find an end to all that is left, then leave nothing."""
+        """Deliver and confirm all remaining events, then delete the namespace."""
         try:
             if self.fine:
                 self.drain()
-                assert self.line.sent, "nothing went through the tap"
+                assert self.lossy.sent, "nothing went through the tap"
         finally:
             self.store.close()
             clear(self.client, self.ns)
@@ -162,18 +162,18 @@ class Machine(RuleBasedStateMachine):
     # ------------------------------------------------------------------------------- helpers
 
     def begin(self, reply: int | None) -> int:
-        """Have the reply of the next script lost or not; return the time of its effect."""
-        self.line.lost = reply
+        """Set whether the next reply is lost; return the time at which the script takes effect."""
+        self.lossy.lost = reply
         self.fine = False
         return self.now.us
 
     def pick(self, index: int) -> tuple[str, int, str]:
-        """One of the claims so far, recent ones more often."""
+        """Return one of the claims so far; a small index is a recent one."""
         return self.claims[-1 - index % len(self.claims)]
 
     @initialize()
     def nodes_join(self) -> None:
-        """Two nodes that hear, and one that does not."""
+        """Register two nodes that hear wakes, and one that is deaf."""
         for name in ("n1", "n2", "deaf"):
             self.peers[name] = Peer(self.store, name, hears=name != "deaf")
             self.model.join(self.now.us, name)
@@ -196,12 +196,12 @@ class Machine(RuleBasedStateMachine):
         piped=st.booleans(),
     )
     def post(self, *, posts, expires, behind, policy, reply, piped):
-        """Post one event or several; within a pipeline of the caller's, sometimes."""
+        """Post one event or several, sometimes within a pipeline of the caller."""
         now = self.begin(None if piped else reply)
         if policy == "mint" and any(id in self.model.dead for id, *_ in posts):
-            # Ids that we make are new: no letter has one.
+            # Generated ids are new, so no dead letter can have one.
             policy = "replace"
-        # Only events of a name stand in a line.
+        # Only events with an id of the caller can queue behind another event.
         behind = behind and policy != "mint"
         entries, events = [], []
         for id, span, relative, payload, retries in posts:
@@ -222,30 +222,30 @@ class Machine(RuleBasedStateMachine):
                 self.store.post_in(pipe, entries, policy)
                 letters, _, id = pipe.execute()[0].decode().split(";")
             assert refused == id
-            told = "".join("01"[s] for s in stored[: 1 if policy == "mint" else None])
-            assert ("x" if refused else told) == letters
+            letters_expected = "".join("01"[s] for s in stored[: 1 if policy == "mint" else None])
+            assert ("x" if refused else letters_expected) == letters
         elif refused and policy == "error":
             with pytest.raises(EventExists) as error:
                 self.store.post(entries, policy)
             assert refused == error.value.id
         else:
             posted = self.store.post(entries, policy)
-            kept = {e.id for e, told in zip(entries, stored, strict=False) if not told}
+            kept = {e.id for e, done in zip(entries, stored, strict=False) if not done}
             assert (refused, kept) == (posted.taken, posted.kept)
         for (event, _), done in zip(events, stored, strict=False):
             if done:
                 self.cancelled.discard(event.id)
 
-    # ------------------------------------------------------------------------ of single events
+    # --------------------------------------------------------------------------- single events
 
     def some(self, data: Any) -> str:
-        """The id of an event that there is or was, or of none."""
+        """Draw the id of a pending event or a dead letter, or an unknown id."""
         known = sorted({*self.model.pending, *self.model.dead, "tea", "nobody"})
         return data.draw(st.sampled_from(known), label="id")
 
     @rule(data=st.data(), reply=replies)
     def cancel(self, data, reply):
-        """Cancel: what was told to be cancelled never starts."""
+        """Cancel an event. If the store says that it is cancelled, it must never start."""
         id = self.some(data)
         now = self.begin(reply)
         expected = self.model.cancel(now, id)
@@ -255,7 +255,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data(), span=spans, relative=st.booleans(), reply=replies)
     def reschedule(self, data, span, relative, reply):
-        """Move an event; of what has started, is dead or is not there nothing is made."""
+        """Move an event. A running, dead or unknown event stays as it is."""
         id = self.some(data)
         now = self.begin(reply)
         when = now + span if relative else now - 1_000_000 + span
@@ -264,7 +264,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data(), reply=replies)
     def revive(self, data, reply):
-        """Give a dead letter another life."""
+        """Revive a dead letter."""
         dead = sorted(self.model.dead)
         id = data.draw(st.sampled_from(dead), label="id") if dead else self.some(data)
         now = self.begin(reply)
@@ -276,7 +276,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(0, 3), age=st.sampled_from([-1, 0, LEASE]), reply=replies)
     def trim(self, limit, age, reply):
-        """Drop the dead letters that are too many, or too old."""
+        """Drop the dead letters over a limit of number or age."""
         now = self.begin(reply)
         assert self.model.trim(now, limit, age) == self.store.trim(limit, age)
 
@@ -287,7 +287,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(on=st.booleans(), reply=replies)
     def pause(self, on, reply):
-        """Pause the namespace, or have it go on."""
+        """Pause or resume the namespace."""
         self.begin(reply)
         assert (self.model.paused != on) == self.store.pause(on=on)
         self.model.paused = on
@@ -295,13 +295,13 @@ class Machine(RuleBasedStateMachine):
     # ---------------------------------------------------------------------------------- walks
 
     def walk(self) -> Iterator[str]:
-        """Walk what is scheduled, two to a page; one that does not end is cut short."""
+        """Walk the scheduled events, two a page; cut a walk short that does not end."""
         met = self.store._walks.upcoming(self.store._ask, "-inf", "+inf", 2)
         return itertools.islice((event.id for event in met), 50)
 
     @rule(span=spans)
-    def put_all_off(self, span):
-        """Move each event that a walk meets: each is met once, in due order."""
+    def reschedule_all(self, span):
+        """Move each event that a walk meets. It must meet each one once, in due order."""
         self.begin(None)
         waiting = sorted(
             (e.score, e.id.encode()) for e in self.model.pending.values() if e.token is None
@@ -315,7 +315,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def cancel_all(self):
-        """Cancel each event that a walk meets: the walk ends, and meets none twice."""
+        """Cancel each event that a walk meets. The walk must end, and meet no event twice."""
         self.begin(None)
         waiting = {e.id for e in self.model.pending.values() if e.token is None}
         met = []
@@ -324,10 +324,10 @@ class Machine(RuleBasedStateMachine):
             assert self.model.cancel(self.now.us, id) == self.store.cancel(id).value
             self.cancelled.add(id)
         assert len(met) == len(set(met))
-        # The next occurrence may come sooner than the one that was cancelled in its place.
+        # The next occurrence of a schedule may be due before the one that it replaces.
         assert {id for id in waiting if "@" not in id} <= set(met)
 
-    # ---------------------------------------------------------------------------------- turns
+    # --------------------------------------------------------------------------------- claims
 
     @rule(
         name=nodes,
@@ -339,28 +339,28 @@ class Machine(RuleBasedStateMachine):
         reply=replies,
         ahead=aheads,
     )
-    def turn(self, name, limit, settled, hears, *, reply, ahead):
-        """A node settles what it likes, of its own or of others, and claims what is due."""
+    def claim_and_settle(self, name, limit, settled, hears, *, reply, ahead):
+        """Settle any claims, also those of other nodes, and claim due events."""
         settlements = []
         for index, verdict, wait in settled if self.claims else []:
             id, token, _ = self.pick(index)
             settlements.append(Settlement(id, token, verdict, wait, "why", "corrupt"))
         self.peers[name].hears = hears and name != "deaf"
-        self.take(name, limit, settlements, reply, ahead)
+        self.claim_in_both(name, limit, settlements, reply, ahead)
 
     @rule(name=nodes, limit=st.sampled_from([1, 3]), ahead=aheads)
     def claim(self, name, limit, ahead):
-        """A node claims, and nothing goes wrong."""
-        self.take(name, limit, [], None, ahead)
+        """Claim due events; the reply arrives."""
+        self.claim_in_both(name, limit, [], None, ahead)
 
     @precondition(lambda self: self.claims)
     @rule(index=st.integers(0, 2))
     def confirm(self, index):
-        """The holder of a recent claim confirms it, or tries to."""
+        """Confirm a recent claim, through the node that made it."""
         id, token, name = self.pick(index)
-        self.take(name, 0, [Settlement(id, token, Verdict.CONFIRM)], None)
+        self.claim_in_both(name, 0, [Settlement(id, token, Verdict.CONFIRM)], None)
 
-    def take(
+    def claim_in_both(
         self,
         name: str,
         limit: int,
@@ -368,48 +368,48 @@ class Machine(RuleBasedStateMachine):
         reply: int | None,
         ahead: int = 0,
     ) -> int | None:
-        """Take a turn in both worlds; return how long it is worth waiting."""
+        """Claim from the store and from the model; return the µs until the next claim is due."""
         now = self.begin(reply)
         peer, model, keys = self.peers[name], self.model, self.store.keys
         expected = model.settle_all(
             now, [(s.id, s.token, s.verdict.value, s.wait_us) for s in settlements]
         )
-        promises = dict(self.client.zrange(keys.promise, 0, -1, withscores=True))
-        promises.pop(name.encode(), None)
+        planned = dict(self.client.zrange(keys.promise, 0, -1, withscores=True))
+        planned.pop(name.encode(), None)
         registered = self.client.hkeys(keys.nodes)
-        told = sum(n in registered and now - GRACE <= at <= now for n, at in promises.items())
+        awaited = sum(n in registered and now - GRACE <= at <= now for n, at in planned.items())
         held = {id: (e.token, e.lease_end) for id, e in model.pending.items() if e.token}
-        claims, buried, known = model.take(now, name, limit, LEASE, told, ahead=ahead)
-        turn = peer.turn(limit, *settlements, lease=LEASE // 1000, ahead=ahead / 1000)
-        assert expected == [_RESULTS[result] for result in turn.results]
-        assert buried == turn.buried
+        claims, buried, known = model.take(now, name, limit, LEASE, awaited, ahead=ahead)
+        actual = peer.turn(limit, *settlements, lease=LEASE // 1000, ahead=ahead / 1000)
+        assert expected == [_RESULTS[result] for result in actual.results]
+        assert buried == actual.buried
         if reply is None and not (settlements or claims):
-            # With work at hand nobody looks.
-            assert known == turn.known
-        assert [e.id for e in claims] == [c.id for c in turn.claims]
-        for event, claim in zip(claims, turn.claims, strict=True):
+            # A claim that returns or settles events does not count what is known.
+            assert known == actual.known
+        assert [e.id for e in claims] == [c.id for c in actual.claims]
+        for event, claim in zip(claims, actual.claims, strict=True):
             self.claimed(now, event, claim, held.get(event.id), ahead)
             event.token = claim.token
-            # Asked for again it is a lease that starts anew.
+            # If the reply was lost, the repeated request starts the lease again.
             event.lease_end = self.now.us + LEASE
             self.claims.append((claim.id, claim.token, name))
-        promised = self.client.zscore(keys.promise, name)
-        if promised is not None and reply is None and promised != now:
-            # At this very moment: it is told by a wake, as any other.
-            assert turn.wait_us is not None
-            assert promised >= now + turn.wait_us, "a promise that the node does not know of"
-        return turn.wait_us
+        planned_at = self.client.zscore(keys.promise, name)
+        if planned_at is not None and reply is None and planned_at != now:
+            # An expected claim of exactly now is not in the reply: a wake announces it.
+            assert actual.wait_us is not None
+            assert planned_at >= now + actual.wait_us, "a claim the node does not plan"
+        return actual.wait_us
 
     def claimed(
         self, now: int, event: Event, claim: Any, held: tuple[int, int] | None, ahead: int
     ) -> None:
-        """Assert of one claim what is promised of all."""
+        """Assert the guarantees that every claim has."""
         assert claim.due_us <= now + ahead, "early"
-        assert held is None or held[1] <= now, "two holders"
-        assert claim.token > max(self.tokens, default=0), "a token that did not grow"
+        assert held is None or held[1] <= now, "claimed while another node held it"
+        assert claim.token > max(self.tokens, default=0), "the token did not grow"
         self.tokens.append(claim.token)
         assert 1 <= claim.attempt <= event.max_retries + 1, "started too often"
-        assert claim.id not in self.cancelled, "cancelled, and started"
+        assert claim.id not in self.cancelled, "started after it was cancelled"
         assert (event.starts, event.due, event.payload.encode(), event.missed) == (
             claim.attempt,
             claim.due_us,
@@ -417,14 +417,14 @@ class Machine(RuleBasedStateMachine):
             claim.missed,
         )
 
-    # ------------------------------------------------------------------------- at once, leases
+    # ---------------------------------------------------------------------- settlements, leases
 
     @precondition(lambda self: self.claims)
     @rule(
         index=st.integers(0, 6), verdict=st.sampled_from(list(Verdict)), wait=spans, reply=replies
     )
     def settle(self, index, verdict, wait, reply):
-        """A holder, or who was one, ends a claim at once."""
+        """Settle a claim outside the claim cycle, through its holder or a former holder."""
         id, token, _ = self.pick(index)
         now = self.begin(reply)
         (expected,) = self.model.settle_all(now, [(id, token, verdict.value, wait)])
@@ -432,7 +432,7 @@ class Machine(RuleBasedStateMachine):
         assert expected == _RESULTS[result]
 
     def stale(self) -> list[tuple[str, int]]:
-        """Claims on events that are in flight, by others now."""
+        """Return claims on events that a later claim has taken over."""
         pending = self.model.pending
         flying = {id: pending[id].token for id, *_ in self.claims if id in pending}
         return [(i, t) for i, t, _ in self.claims if flying.get(i) not in (None, t)]
@@ -440,7 +440,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.stale())
     @rule(data=st.data(), verdict=st.sampled_from(list(Verdict)), at_once=st.booleans())
     def settle_too_late(self, data, verdict, at_once):
-        """Who lost its lease to another ends that claim, or renews it: nothing changes."""
+        """Settle or extend a claim that was lost to another node: nothing may change."""
         id, token = data.draw(st.sampled_from(self.stale()), label="claim")
         self.begin(None)
         assert [False] == self.store.extend([(id, token)], 2 * LEASE)
@@ -448,7 +448,7 @@ class Machine(RuleBasedStateMachine):
         if at_once:
             assert [Result.STALE] == self.store.settle([late])
         else:
-            self.take("deaf", 0, [late], None)
+            self.claim_in_both("deaf", 0, [late], None)
 
     @precondition(lambda self: self.claims)
     @rule(
@@ -458,13 +458,13 @@ class Machine(RuleBasedStateMachine):
         reply=replies,
     )
     def extend(self, indices, lease, at_least, reply):
-        """A heartbeat, or a holder's wish: leases are renewed for their holders alone."""
+        """Extend leases, as a heartbeat or a handler does. Only their holders can."""
         held = [self.pick(index)[:2] for index in indices]
         self.begin(reply)
-        # Nobody is told when a holder gives up early: its lease may be made shorter.
+        # A holder may shorten its lease. No node is woken at the earlier end.
         self.by_poll |= lease < LEASE
         renewed = self.store.extend(held, lease, at_least=at_least)
-        # Asked for again it does the same again.
+        # If the reply was lost, the repeated request extends the leases again.
         assert renewed == [
             self.model.extend(self.now.us, *claim, lease, at_least=at_least) for claim in held
         ]
@@ -482,40 +482,40 @@ class Machine(RuleBasedStateMachine):
         reply=replies,
     )
     def declare(self, *, name, every, start, count, misfire, overlap, retries, reply):
-        """Declare a schedule, a changed one, or the same."""
+        """Declare a schedule: a new one, a changed one, or the same again."""
         now = self.begin(None)
         begins = None if start is None else 1_800_000_000_000 + start
-        definition = define(
+        spec = define(
             name, every=every, start=begins, end=None, count=count, jitter=0, misfire=misfire,
             overlap=overlap, max_retries=retries, payload="{}",
         )  # fmt: skip
-        print_ = (every, begins, count, misfire, overlap, retries)
+        options = (every, begins, count, misfire, overlap, retries)
         new = Schedule(
-            print_, every * 1000, misfire, overlap, retries, "{}", anchor=0, left=count, next=None
+            options, every * 1000, misfire, overlap, retries, "{}", anchor=0, left=count, next=None
         )
         start_us = None if begins is None else begins * 1000
         expected = self.model.declare(now, name, new, start_us)
-        self.line.lost = reply
-        assert expected == self.store.declare(definition)
+        self.lossy.lost = reply
+        assert expected == self.store.declare(spec)
         if expected != "same":
-            # It may begin where the older one began: with new events of the same ids.
+            # The new schedule may post events with the ids of cancelled ones.
             self.cancelled = {id for id in self.cancelled if id.rpartition("@")[0] != name}
 
     @rule(name=names, reply=replies)
     def unschedule(self, name, reply):
-        """End a schedule."""
+        """Delete a schedule."""
         self.begin(reply)
         assert self.model.unschedule(name) == self.store.unschedule(name)
 
     @rule(name=names, on=st.booleans(), reply=replies)
-    def suspend(self, name, on, reply):
-        """Pause one schedule, or let it go on."""
+    def pause_schedule(self, name, on, reply):
+        """Pause or resume one schedule."""
         self.begin(reply)
         assert self.model.suspend(name, on) == self.store.suspend(name, on=on)
 
     @rule(name=names, reply=replies)
     def run_now(self, name, reply):
-        """Hand out one occurrence besides the others: its id is nobody else's."""
+        """Post an extra occurrence. No other event may have its id."""
         now = self.begin(reply)
         id = self.store.run_now(name)
         assert (name in self.model.schedules) == (id is not None)
@@ -530,48 +530,50 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=nodes, reply=replies)
     def join(self, name, reply):
-        """A node registers, again maybe."""
+        """Register a node, perhaps for the second time."""
         self.begin(reply)
         self.store.join(name, "{}")
         self.model.join(self.now.us, name)
 
     @rule(name=nodes, reply=replies)
     def leave(self, name, reply):
-        """A node leaves."""
+        """Remove a node."""
         self.begin(reply)
         self.store.leave(name)
         self.model.leave(name)
 
     @rule(us=ticks)
     def time_passes(self, us):
-        """Leases end, events fall due, memos are forgotten."""
+        """Let time pass: leases end, events fall due, and sessions expire."""
         self.now.us += us
 
     @rule(us=ticks)
     def time_passes_more(self, us):
-        """The same: it is what happens most."""
+        """Let time pass. A second rule makes Hypothesis choose it more often."""
         self.now.us += us
 
     @precondition(lambda self: not self.stepped_back)
     @rule(us=steps_back)
     def time_steps_back(self, us):
-        """The clock of the server is set back; once, so that most runs know none of it."""
+        """Set the server's clock back, at most once, so that most steps run without it."""
         self.now.us -= us
         self.stepped_back = self.by_poll = True
 
     @rule()
     def scripts_are_forgotten(self):
-        """As by a restart, or by a person."""
+        """Flush the scripts, as a restart or an operator does."""
         self.client.script_flush()
 
-    @precondition(lambda self: self.line.sent)
+    @precondition(lambda self: self.lossy.sent)
     @rule(index=st.integers(0, 9))
     def late_duplicate(self, index):
         """
-        What was sent before arrives once more, within the minute in which it is remembered:
-        it is refused, or, when it was the last of its lane, told what it was told before.
+        Send an earlier request again, within the minute for which its session is remembered.
+
+        The server refuses it. If it was the last request of its session, the server repeats
+        its reply instead.
         """
-        at, script, arguments, reply = self.line.sent[-1 - index % len(self.line.sent)]
+        at, script, arguments, reply = self.lossy.sent[-1 - index % len(self.lossy.sent)]
         if self.now.us - at > 60_000_000:
             return
         wire: Any = TappedSource(self.client, _straight).wire(self.store.keys)
@@ -583,12 +585,12 @@ class Machine(RuleBasedStateMachine):
             raise
         finally:
             wire.close()
-        self.line.same(script, reply, again)
+        self.lossy.assert_same(script, reply, again)
         if script.name != "turn":
             return
-        # It was overtaken, or doubled: who holds what it told of goes on holding it.
-        renewed = {claim.token for claim in _turn(again).claims}
-        for claim in _turn(reply).claims:
+        # The duplicate must not take a lease away from its holder.
+        renewed = {claim.token for claim in _claim_reply(again).claims}
+        for claim in _claim_reply(reply).claims:
             still = self.model.extend(self.now.us, claim.id, claim.token, LEASE)
             assert still == (claim.token in renewed)
 
@@ -596,12 +598,12 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def sound(self):
-        """No key contradicts another."""
+        """Check that no key contradicts another."""
         assert_sound(self.client, self.store.keys)
 
     @invariant()
-    def as_the_model_has_it(self):
-        """The server holds what the model holds."""
+    def equals_the_model(self):
+        """Check that the server holds what the model holds."""
         keys, model = self.store.keys, self.model
         with self.client.pipeline(transaction=False) as pipe:
             pipe.zrange(keys.due, 0, -1, withscores=True)
@@ -619,19 +621,21 @@ class Machine(RuleBasedStateMachine):
         waiting = {e.id: e.starts for e in model.pending.values() if not e.token and e.starts}
         assert waiting == {i.decode(): int(n) for i, n in tries.items()}
         assert {i: (e.starts, e.reason) for i, e in model.dead.items()} == {
-            i.decode(): _letter(text) for i, text in dead.items()
+            i.decode(): _dead_letter(text) for i, text in dead.items()
         }
         assert {
             name: (s.next, s.last, s.running, s.left, s.paused)
             for name, s in model.schedules.items()
-        } == {name.decode(): _beat(text) for name, text in beats.items()}
+        } == {name.decode(): _schedule_state(text) for name, text in beats.items()}
         self.fine = True
 
     @invariant()
-    def somebody_comes(self):
+    def a_node_comes_in_time(self):
         """
-        Where a node hears, one has promised to come for the next event by its due time, or
-        has been told to come now. Where the clock is set back it may take a poll.
+        Check that a node is expected to claim when the next event falls due, or at once.
+
+        This holds if at least one node hears wakes. After the clock was set back, an event may
+        have to wait for a poll.
         """
         keys, model = self.store.keys, self.model
         if self.by_poll or model.paused or not model.pending:
@@ -639,12 +643,12 @@ class Machine(RuleBasedStateMachine):
         roster = self.client.zrange(keys.roster, 0, -1)
         if roster:
             earliest = min(e.score for e in model.pending.values())
-            promises = [at for _, at in self.client.zrange(keys.promise, 0, -1, withscores=True)]
-            assert promises, "nobody was told"
-            assert min(promises) <= max(earliest, self.now.us), "nobody comes in time"
+            planned = [at for _, at in self.client.zrange(keys.promise, 0, -1, withscores=True)]
+            assert planned, "no node is expected to claim"
+            assert min(planned) <= max(earliest, self.now.us), "no node claims in time"
 
     def drain(self) -> None:
-        """A node that polls gets all that is left, each at the poll after its time."""
+        """Deliver all remaining events to a deaf node, each at the poll after its due time."""
         for name in list(self.model.schedules):
             assert self.store.unschedule(name)
             self.model.unschedule(name)
@@ -656,7 +660,7 @@ class Machine(RuleBasedStateMachine):
         settlements: list[Settlement] = []
         while self.model.pending:
             before = len(self.claims)
-            wait = self.take(name, 100, settlements, None)
+            wait = self.claim_in_both(name, 100, settlements, None)
             settlements = [
                 Settlement(id, token, Verdict.CONFIRM) for id, token, _ in self.claims[before:]
             ]
@@ -666,7 +670,7 @@ class Machine(RuleBasedStateMachine):
             soonest = min((e.score for e in self.model.pending.values()), default=0)
             if not settlements and not left:
                 self.now.us = max(self.now.us, soonest)
-            self.as_the_model_has_it()
+            self.equals_the_model()
         assert_sound(self.client, self.store.keys)
 
 
@@ -687,7 +691,7 @@ def _lease(text: bytes) -> tuple[int, int, bool]:
     return int(token), int(starts), b"c" in flags
 
 
-def _letter(text: bytes) -> tuple[int, str]:
+def _dead_letter(text: bytes) -> tuple[int, str]:
     starts, reason, _ = text.split(b",", 2)
     return int(starts), reason.decode()
 
@@ -696,16 +700,16 @@ def _number(text: str) -> int | None:
     return int(text) if text else None
 
 
-def _beat(text: bytes) -> tuple[Any, ...]:
-    beat = read_beat(text)
-    numbers = (_number(beat[name]) for name in ("next", "last", "running", "left"))
-    return (*numbers, beat["paused"] == "1")
+def _schedule_state(text: bytes) -> tuple[Any, ...]:
+    state = read_beat(text)
+    numbers = (_number(state[name]) for name in ("next", "last", "running", "left"))
+    return (*numbers, state["paused"] == "1")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0 if EXAMPLES else 4 * LIMIT)
-def test_the_store_keeps_its_promises(server):
-    """Whatever is asked, by whom and when, the store does what the model says."""
+def test_the_store_agrees_with_the_model(server):
+    """Random operations, lost replies and clock steps never make the store differ."""
 
     class OnThisServer(Machine):
         pass

@@ -1,4 +1,4 @@
-"""Rows F98 to F107: very many events, nodes and failures, and what operators do to a server."""
+"""Faults F98 to F107: very many events, nodes and failures, and changes by operators."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from faults.expectations import Watch
 
 LATER = 4_000_000_000_000
 
-#: Events of the rows that are about many: the figures of the docs are from a million.
+#: The number of events in the tests of large numbers. The docs give figures for a million.
 MANY = int(os.environ.get("DTIMER_TEST_MANY", "100000"))
 
-#: Milliseconds that another client of the server may wait, in the median: ten times what it
-#: waits on a quiet machine. A percentile near the end would be that of the machine.
+#: Milliseconds that another client of the server may wait, in the median: ten times as long as
+#: on a quiet machine. A high percentile would measure the machine instead.
 FOREIGN = 15 * PROMPT
 
-# Another client of that server: how long each of its questions takes, until it is told to stop.
+# Another client of that server: measures how long each GET takes, until it is told to stop.
 _FOREIGN = """
 import redis, select, time
 client = redis.Redis.from_url(sys.argv[1])
@@ -53,20 +53,20 @@ say(len(took), took[len(took) // 2])
 
 
 def commands(client):
-    """Return how often each command was called, by scripts or clients."""
+    """Return how often each command was called, by scripts and by clients."""
     stats = client.info("commandstats")
     return {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
 
 
 class TestVeryManyDue:
-    """F98: all that fell due in an outage."""
+    """F98: very many events fell due during an outage."""
 
     @pytest.mark.fault("F98")
-    def test_drained_in_bounded_claims(self, own):
+    def test_a_backlog_is_delivered_in_claims_of_at_most_a_hundred(self, own):
         """
-        A hundred thousand events that are due at once are handed out a hundred at a time,
-        each once. Other clients of the server hardly notice, and a handler that runs
-        meanwhile keeps its lease.
+        A hundred thousand events are due at once. Each is delivered once, and no claim is so
+        large that other clients of the server notice. A handler that runs meanwhile keeps its
+        lease.
         """
         held, go_on = threading.Event(), threading.Event()
         with contextlib.ExitStack() as stack:
@@ -85,13 +85,13 @@ class TestVeryManyDue:
                 times.update(ev.id for ev in events)
                 attempts.update(ev.attempt for ev in events)
 
-            def hold(ev):
+            def wait(ev):
                 held.set()
                 assert go_on.wait(LIMIT)
 
-            # Shorter leases than it takes; and calls that wait for a machine with much to do.
+            # The drain takes longer than a lease. Calls wait long, because the machine is busy.
             patient = {"lease": 2_000, "timeout": LONGEST_CALL}
-            slow = watch.node("slow", handler=hold, max_events=1, **patient)
+            slow = watch.node("slow", handler=wait, max_events=1, **patient)
             drain = DTimer("drain", own.url, ns="chaos", max_events=100, **patient)
             errors = Catch(drain, "error")
             drain.on("event", handle)
@@ -99,10 +99,10 @@ class TestVeryManyDue:
             with drain:
                 assert held.wait(PATIENCE)
                 eventually(lambda: len(times) == MANY - 1, LIMIT - 10)
-                # All others have been confirmed, and it is still held.
+                # All others have been confirmed, and the slow handler still holds its lease.
                 eventually(lambda: poster.stats().in_flight == 1)
             foreign.tell("stop")
-            asked, median = map(float, foreign.hear().split())
+            requests, median = map(float, foreign.hear().split())
             go_on.set()
             eventually(lambda: not poster.stats().in_flight)
             poster.leave()
@@ -111,18 +111,18 @@ class TestVeryManyDue:
             assert 1 == attempt
             assert errors.empty()
             assert [] == slow.errors
-            assert asked > 10
+            assert requests > 10
             assert median < FOREIGN
             slowest = watch.client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"]
             assert slowest < 20_000
 
 
 class TestHerd:
-    """F99: many nodes, and one event."""
+    """F99: many nodes wait for one event."""
 
     @pytest.mark.fault("F99")
-    def test_one_node_comes(self, own):
-        """With fifty nodes an event wakes one, and costs what it costs with one."""
+    def test_an_event_wakes_only_one_of_fifty_nodes(self, own):
+        """An event costs as many calls with fifty nodes as it costs with one."""
         with contextlib.ExitStack() as stack:
             watch = stack.enter_context(Watch(own, "chaos"))
             handled = []
@@ -140,7 +140,7 @@ class TestHerd:
                     eventually(lambda i=id: i in handled)
                 eventually(lambda: 0 == watch._poster.stats().in_flight)
                 count = meter.read()
-            # Told of the post, or on duty already, and the next in line; and some echoes.
+            # One wake for the post, unless a node is on duty; one for the next node; and echoes.
             assert len(count.wakes) <= 2 * 10
             assert count.calls <= 8 * 10 + 2 * len(count.echoes) + 20
             assert 10 == len(handled)
@@ -150,10 +150,10 @@ class TestVeryManyPending:
     """F100: a large namespace."""
 
     @pytest.mark.fault("F100")
-    def test_everything_takes_as_long(self, own):
+    def test_calls_do_not_get_slower(self, own):
         """
-        With very many events pending, every call runs the commands that it runs with a
-        few, takes about as long, and nobody walks through all of them.
+        With very many events pending, each call runs the same commands as with a few and takes
+        about as long. No call iterates over all events.
         """
         with Watch(own, "chaos") as watch:
             timer = DTimer("bulk", own.url, ns="chaos", timeout=LONGEST_CALL)
@@ -166,7 +166,7 @@ class TestVeryManyPending:
             assert before[0] == after[0]
             assert not {"keys", "scan", "hscan", "zscan", "hgetall"} & set(after[0])
             assert after[1] < 5 * before[1] + 50
-            # The payload, and what the docs on performance say.
+            # The payload, and the overhead that the docs on performance give.
             assert grown / MANY < 10 + 250
             began = time.monotonic()
             assert 10 == len(list(timer.upcoming(limit=10)))
@@ -177,13 +177,13 @@ class TestVeryManyPending:
             watch.rollback = True
 
     def _measure(self, watch, timer):
-        """Return the commands of a few calls, and the median of the server's µs for a script."""
+        """Return the commands that a few calls run, and the median µs that a script takes."""
         node = watch.node(f"node-{len(watch.nodes)}", poll_interval=60_000)
-        # With nothing to wake or renew meanwhile.
+        # From here on the node has nothing to renew, and no wake arrives.
         eventually(lambda: node.timer._life._listener.hears)
         for n in range(51):
             if n == 1:
-                # The first connects, and brings the scripts along.
+                # The first round opens connections and loads the scripts.
                 watch.client.config_resetstat()
                 watch.client.slowlog_reset()
             timer.post({"n": 1}, at=LATER, id="measured")
@@ -191,24 +191,24 @@ class TestVeryManyPending:
             timer.peek("measured")
             timer.cancel("measured")
         stats = watch.client.info("commandstats")
-        # Not the mean: a busy machine interrupts one script of a hundred for many times as long.
+        # Not the mean: a busy machine interrupts single scripts for many times as long as they run.
         took = [
             slow["duration"]
             for slow in watch.client.slowlog_get(10_000)
             if slow["command"].startswith(b"EVALSHA")
         ]
         node.timer.leave()
-        # An echo may fall into it, or not.
+        # An echo may or may not be published meanwhile.
         kinds = {name.removeprefix("cmdstat_") for name in stats} - {"publish"}
         return kinds, statistics.median(took)
 
 
 class TestHotId:
-    """F101: one id over and over."""
+    """F101: one id is moved and posted very often."""
 
     @pytest.mark.fault("F101")
-    def test_moved_a_thousand_times(self, watch):
-        """An event that is moved and posted anew all the time leaves nothing behind, and is one."""
+    def test_an_event_that_changes_a_thousand_times_leaves_nothing_behind(self, watch):
+        """It stays one event, is delivered once, and does not wake a node for each change."""
         node = watch.node(poll_interval=60_000)
         timer = node.timer
         timer.post({"n": 0}, at=LATER, id="hot")
@@ -221,7 +221,7 @@ class TestHotId:
         ran = commands(watch.client)
         assert 1 == watch.client.hlen(watch.keys.body) == watch.client.zcard(watch.keys.due)
         assert 0 == watch.client.hlen(watch.keys.tries) == watch.client.hlen(watch.keys.lease)
-        # Moved always ahead of what is told: the node on duty comes a few times, not a thousand.
+        # Each due time is after the next claim of the node on duty, so few changes wake it.
         assert ran["evalsha"] < 1_000 + 50
         watch.posted["hot"] = {"n": 1_000}
         assert timer.reschedule("hot", 0)
@@ -233,11 +233,11 @@ class TestDeadLetters:
     """F102: handlers that always fail."""
 
     @pytest.mark.fault("F102")
-    def test_no_more_than_are_wanted(self, watch):
-        """No more dead letters are kept than the limit, the newest; each was told of."""
+    def test_only_the_newest_dead_letters_are_kept(self, watch):
+        """``dead_limit`` bounds the dead letters. All deaths are counted, also of those dropped."""
 
         def fail(ev):
-            raise RuntimeError("as ever")
+            raise RuntimeError("always")
 
         node = watch.node(handler=fail, dead_limit=20, max_events=10)
         ids = node.timer.post_many([{"ev": {"n": n}, "max_retries": 0} for n in range(200)])
@@ -254,17 +254,17 @@ class TestDeadLetters:
 
 
 class TestCredentials:
-    """F103: the password changes, the user is switched off."""
+    """F103: the password changes, or the user is disabled or deleted."""
 
     @pytest.fixture
-    def soon(self, monkeypatch):
-        """What needs a person is tried again every second, not every five."""
+    def short_pause(self, monkeypatch):
+        """Retry a refused login every second instead of every five seconds."""
         monkeypatch.setattr("dtimer.engine.reach._SLOW_PAUSE", 1.0)
         monkeypatch.setattr("dtimer.engine.listener._SLOW_PAUSE", 1.0)
 
     @pytest.fixture
     def user(self, own):
-        """Change the user of the nodes, and cut their connections."""
+        """Return a function that changes the nodes' user and kills its connections."""
         with own.client() as client:
 
             def set_user(*rules):
@@ -275,16 +275,18 @@ class TestCredentials:
             yield set_user
 
     def refusals(self, watch):
-        """Return how often the server has refused somebody."""
+        """Return how often the server has rejected a password."""
         errors = watch.client.info("errorstats")
         return sum(int(e["count"]) for name, e in errors.items() if "WRONGPASS" in name)
 
     @pytest.mark.fault("F103")
     @pytest.mark.parametrize("change", ["off", "password", "deleted"])
-    def test_not_hammered_and_back(self, watch, own, user, soon, change):
+    def test_a_refused_node_retries_slowly_and_recovers(
+        self, watch, own, user, short_pause, change
+    ):
         """
-        A node that is refused says so once, tries no more often than a person could mend it,
-        and serves again when it is mended. A post is refused at once.
+        Only an operator can fix the credentials, so the node reports the refusal once and
+        retries slowly. It serves again after the fix. A post fails at once.
         """
         parts = urlsplit(own.url)
         node = watch.node(url=f"redis://app:first@{parts.netloc}/0")
@@ -300,7 +302,7 @@ class TestCredentials:
                 watch.in_time(node.timer.post, {"n": 0})
             eventually(lambda: time.monotonic() > began + 1.5)
             seconds = time.monotonic() - began
-            # Two threads, once a second, and the post of this test.
+            # Two threads try once a second each, and this test has posted once.
             assert self.refusals(watch) - refused <= 2 * (seconds + 1) + 1
             assert "first" not in "".join(str(e) for e in node.errors)
         user("reset", "on", ">first", "~*", "&*", "+@all")
@@ -309,10 +311,10 @@ class TestCredentials:
         watch.recovered()
 
     @pytest.mark.fault("F103")
-    def test_a_provider_of_credentials(self, watch, own, user):
+    def test_a_credential_provider_is_asked_for_each_connection(self, watch, own, user):
         """
-        Where the client asks a provider, each connection does: a rotation that cuts all of
-        them goes by, the subscription included.
+        A password rotation that cuts all connections therefore causes no outage, for commands
+        and for the subscription.
         """
 
         class Vault(redis.CredentialProvider):
@@ -332,16 +334,16 @@ class TestCredentials:
 
 
 class TestNeighbours:
-    """F105: others in the same namespace, or in another database of the same server."""
+    """F105: other applications use the same namespace, or another database of the server."""
 
     @pytest.mark.fault("F105")
-    def test_databases_are_apart(self, own):
+    def test_one_name_in_two_databases_is_two_namespaces(self, own):
         """
-        One name in two databases is two namespaces: events stay apart, and so do wakes,
-        although messages know no databases: a channel names one life of one node.
+        Events stay apart, and so do wakes. Redis delivers messages across databases, but the
+        name of a channel contains the node's incarnation.
         """
         with Watch(own, "chaos") as watch, redis.Redis(port=own.port, db=1) as client:
-            # Each wake that is heard is one's own: the poll does not help.
+            # With this poll interval, an event arrives in time only by a wake.
             here = watch.node("here", poll_interval=60_000)
             there = DTimer("there", client, ns="chaos", poll_interval=60_000)
             events = Catch(there, "event")
@@ -360,8 +362,8 @@ class TestNeighbours:
             client.delete(*Keys.of("chaos"))
 
     @pytest.mark.fault("F105")
-    def test_two_applications_in_one(self, watch):
-        """Two applications that chose one name share their events: each goes to one of both."""
+    def test_two_applications_with_one_namespace_share_its_events(self, watch):
+        """Each event goes to one of the two, because a namespace does not know applications."""
         watch.node("app-1")
         watch.node("app-2")
         ids = [watch.post(20) for _ in range(20)]
@@ -370,11 +372,11 @@ class TestNeighbours:
 
 
 class TestComingAndGoing:
-    """F106: nodes by the hundreds."""
+    """F106: hundreds of nodes join and leave, or die."""
 
     @pytest.mark.fault("F106")
-    def test_lives_leave_nothing(self, watch):
-        """Two hundred joins and leaves, four at a time, leave neither a trace nor a gap."""
+    def test_two_hundred_joins_and_leaves_leave_nothing_behind(self, watch):
+        """No key keeps an entry of a node that left, and a node that stays misses no event."""
         node = watch.node("stays")
         ids = [watch.post(50 * n) for n in range(20)]
         failed = []
@@ -399,10 +401,10 @@ class TestComingAndGoing:
             assert watch.client.zcard(getattr(watch.keys, key)) <= 1
 
     @pytest.mark.fault("F106")
-    def test_the_dead_cost_nothing(self, client, namespace):
+    def test_dead_nodes_do_not_slow_a_claim_and_are_forgotten(self, client, namespace):
         """
-        Two hundred nodes that died without a word are forgotten within a minute; until then
-        a turn runs no more commands for them than for two.
+        Two hundred nodes died without leaving. A claim runs as many commands as with two dead
+        nodes. After a minute without a heartbeat, they are forgotten.
         """
         now = Now()
         store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
@@ -432,15 +434,15 @@ class TestComingAndGoing:
         store.close()
 
 
-class TestKilledAmidABulk:
-    """F107: the server dies while it runs a script of hundreds of events."""
+class TestServerKilledDuringABulkPost:
+    """F107: the server is killed while a script stores hundreds of events."""
 
     @pytest.mark.fault("F107")
     @pytest.mark.parametrize("seed", [1, 2, 3])
-    def test_all_or_nothing(self, watch, own, seed):
+    def test_a_chunk_is_stored_completely_or_not_at_all(self, watch, own, seed):
         """
-        Of each chunk all events are there after a restart, or none; what was acknowledged is
-        there. Killed at a moment that the seed gives.
+        After a restart no chunk is there in part, and each acknowledged event is there. The
+        seed decides when the server is killed.
         """
         timer = DTimer("bulk", own.url, ns=watch.ns, timeout=PATIENT["timeout"])
         acknowledged = []
