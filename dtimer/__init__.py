@@ -1,4 +1,4 @@
-"""A distributed timer backed by Redis: post an event now, one process receives it in time."""
+"""A distributed timer backed by Redis: post an event now, and one process receives it when due."""
 
 import importlib
 

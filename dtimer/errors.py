@@ -1,25 +1,25 @@
 """
-Everything that can go wrong, in one tree: the type says whose fault it is.
+The errors of dtimer, in one tree. The type says where the fault lies.
 
 .. code-block:: text
 
     DTimerError
-    ├── OptionError (ValueError)     you configured it wrongly: which option, what was given
-    ├── UsageError (RuntimeError)    you called it at the wrong time
+    ├── OptionError (ValueError)     an argument or option has an invalid value
+    ├── UsageError (RuntimeError)    a method was called at the wrong time
     ├── PayloadError (ValueError)    the payload cannot be written as JSON, or read back
     │   └── PayloadTooLarge          … or is over the size limit
-    ├── EventExists (ValueError)     post(..., if_exists="error") met a pending event of that id
-    ├── HandlerError                 a handler raised; __cause__ is what it raised
-    ├── LeaseLost                    an event in hand was no longer ours
-    ├── StateRollback                Redis has lost writes that it had acknowledged
-    ├── NotReplicated                posted, and not yet on as many replicas as asked for
+    ├── EventExists (ValueError)     post(..., if_exists="error") found a pending event with that id
+    ├── HandlerError                 a handler raised; __cause__ is its exception
+    ├── LeaseLost                    the node lost its lease on an event that a handler had
+    ├── StateRollback                Redis lost writes that it had acknowledged
+    ├── NotReplicated                posted, but not yet on as many replicas as requested
     ├── ClockJump                    the server's clock was set while the node was joined
-    └── StoreError                   Redis refused or could not be reached
-        ├── OutcomeUnknown           … and may or may not have done what was asked
-        ├── NamespaceCorrupt         our keys hold something that is not ours
-        └── ScriptError              our Lua failed: a bug in dtimer
+    └── StoreError                   Redis could not be reached, or refused the call
+        ├── OutcomeUnknown           … and the call may or may not have taken effect
+        ├── NamespaceCorrupt         a key of the namespace holds data that dtimer did not write
+        └── ScriptError              a Lua script failed: a bug in dtimer
 
-Absence is a value and not an error: ``peek`` gives None, ``confirm`` gives False.
+An event that does not exist is not an error: ``peek`` returns None, and ``confirm`` returns False.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _MOST_CAUSES = 50
 
 class DTimerError(Exception):
     """
-    The root: ``except DTimerError`` catches all that dtimer raises of its own.
+    The base class of every error that dtimer raises.
 
-    An error survives pickle and copy with its text, its attributes and its notes, and with its
-    ``__cause__`` if that survives them.
+    A pickled or copied error keeps its text, its attributes and its notes. It keeps its
+    ``__cause__`` if that can be pickled.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return how the error is made again: not by its constructor, which takes no text."""
+        """Return how to rebuild the error without its constructor, which does not take the text."""
         return _made_again, (type(self), self.args, _portable(self.__cause__)), self.__dict__
 
 
@@ -56,32 +56,32 @@ def _made_again(
 
 
 class _Alone:
-    """Pickles as an error without its cause."""
+    """Stands for an error, and pickles as that error without its cause."""
 
     def __init__(self, error: DTimerError) -> None:
         self._error = error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return how the error is made again."""
+        """Return how to rebuild the error."""
         return _made_again, (type(self._error), self._error.args, None), self._error.__dict__
 
 
 def _portable(cause: BaseException | None) -> BaseException | None:
-    """Return *cause* if it survives a pickle: one that does not must not take the error along."""
+    """Return *cause* if it can be pickled, else None, so that the error itself still can be."""
     error = cause
     for _ in range(_MOST_CAUSES):
         if not isinstance(error, DTimerError):
             break
         error = error.__cause__
     else:
-        # So long a chain, or a circle, would exceed the recursion limit.
+        # Pickling a chain of this length, or a cycle, would exceed the recursion limit.
         return None
-    # Each error tests its own cause. Testing the whole chain in each would double the time with
-    # every link.
+    # Test this cause alone: each error of the chain tests its own when it is pickled. If each
+    # tested the whole chain, every further link would double the time.
     ours = type(cause).__reduce__ is DTimerError.__reduce__
     tested = _Alone(cause) if ours and isinstance(cause, DTimerError) else cause
     try:
-        # Bytes of this very process.
+        # Safe to load: this process has just written these bytes.
         pickle.loads(pickle.dumps(tested))  # noqa: S301
     except Exception:
         return None
@@ -90,19 +90,18 @@ def _portable(cause: BaseException | None) -> BaseException | None:
 
 class OptionError(DTimerError, ValueError):
     """
-    An argument or an option is not acceptable.
+    An argument or option has an invalid value.
 
-    Raised before any I/O. The text names the option, what was given and what is
-    expected.
+    Raised before any I/O. The text names the option, the given value and the expected one.
     """
 
 
 class UsageError(DTimerError, RuntimeError):
-    """A call came at the wrong time, for instance to a node that is leaving."""
+    """A method was called at the wrong time, for example while the node was leaving."""
 
 
 class PayloadError(DTimerError, ValueError):
-    """A payload is not a JSON object, or the bytes in Redis are not one."""
+    """The payload cannot be written as a JSON object, or the stored bytes are not one."""
 
 
 class PayloadTooLarge(PayloadError):
@@ -111,27 +110,27 @@ class PayloadTooLarge(PayloadError):
 
 class EventExists(DTimerError, ValueError):
     """
-    ``post(..., if_exists="error")`` found a pending event of the same id.
+    ``post(..., if_exists="error")`` found a pending event with the same id.
 
-    Nothing was written. ``id`` is the id in question.
+    Nothing was written. ``id`` is that id.
     """
 
     def __init__(self, id: str) -> None:
-        super().__init__(f"an event with the id {id!r} is pending already")
+        super().__init__(f"an event with the id {id!r} is already pending")
         self.id = id
 
 
 class HandlerError(DTimerError):
     """
-    A handler of ``'event'`` raised; emitted to ``'error'``, never raised.
+    A handler of ``'event'`` raised. dtimer emits this as ``'error'`` and never raises it.
 
-    ``__cause__`` is the handler's own exception. ``events`` are those of the batch
-    that were not confirmed yet, each of which is retried or dead-lettered; ``event``
-    is the first of them, or None when all had been confirmed.
+    ``__cause__`` is the handler's exception. ``events`` are the events of its batch that it had
+    not confirmed; each is retried, or becomes a dead letter. ``event`` is the first of them, or
+    None if the handler had confirmed all.
     """
 
     def __init__(self, cause: BaseException, events: Sequence[Any]) -> None:
-        ids = ", ".join(repr(ev.id) for ev in events) or "no event left to fail"
+        ids = ", ".join(repr(ev.id) for ev in events) or "all events were already settled"
         super().__init__(f"a handler raised {type(cause).__name__}: {cause} ({ids})")
         self.__cause__ = cause
         self.events = list(events)
@@ -144,10 +143,10 @@ class HandlerError(DTimerError):
 
 class LeaseLost(DTimerError):
     """
-    An event that a handler held, or had just finished, was not ours any more.
+    The node lost its lease on an event that a handler was running, or had just finished.
 
-    Emitted to ``'error'``, never raised. Somebody else has been given the event, or
-    it was replaced; what the handler did stands, but was not recorded as done.
+    dtimer emits this as ``'error'`` and never raises it. Another node was given the event, or the
+    event was replaced. The effects of the handler remain, but the event was not confirmed.
     """
 
     def __init__(self, id: str, node: str, token: int) -> None:
@@ -159,19 +158,19 @@ class LeaseLost(DTimerError):
 
 class ClockJump(DTimerError):
     """
-    The clock of Redis went further, or less far, than time has passed for this node.
+    The server's clock advanced by more, or by less, than this node's own clock.
 
-    Emitted to ``'error'``, never raised. All due times and leases go by that clock: what
-    is due comes sooner by ``seconds`` than it would have, or later where they are
-    negative. Also told when another server with another clock has taken over, or when
-    this machine stood still without noticing.
+    dtimer emits this as ``'error'`` and never raises it. Due times and leases follow the server's
+    clock, so events are delivered earlier by ``seconds``, or later if that is negative. Emitted,
+    too, if a server with a different clock took over, or if this machine was suspended and its
+    boot-time clock did not count that time.
     """
 
     def __init__(self, seconds: float) -> None:
         way = "ahead" if seconds > 0 else "back"
         super().__init__(
-            f"the clock of Redis was put {way} by {abs(seconds):.1f} s, or this machine stood"
-            " still: events come by that clock"
+            f"the Redis server's clock was set {way} by {abs(seconds):.1f} s, or this machine was"
+            " suspended; events are delivered by the server's clock"
         )
         self.seconds = seconds
 
@@ -183,28 +182,29 @@ def _clock(ms: float) -> str:
 
 class StateRollback(DTimerError):
     """
-    Redis has lost writes that it had acknowledged: a failover to a replica that had not
-    heard of them, an append-only file cut short by a power failure, a FLUSHALL.
+    Redis lost writes that it had acknowledged.
 
-    Emitted to ``'error'``, once for each time, by every timer that can tell; never raised.
-    Events posted in the window may be gone. Events that were confirmed, cancelled or replaced
-    in it may be handed out (again). The node has registered again by itself, and the
-    schedules that it declared are there again; post again what must not be lost.
+    Causes are a failover to a replica that had not received them, an append-only file truncated
+    by a power failure, or a FLUSHALL. Every timer that detects the loss emits this as ``'error'``,
+    once for each loss. It is never raised.
 
-    ``since`` and ``until`` bound the window, in ms since the epoch by the clock of the server:
-    what was acknowledged before ``since`` is there, and what was after ``until`` is not
-    concerned. ``since`` is None when it is not known. ``wiped`` is true when nothing of the
-    namespace was left.
+    Events that were posted in the window may be gone. Events that were confirmed, cancelled or
+    replaced in the window may be delivered, or delivered again. The node has already registered
+    again, and has declared its schedules again. Post again any event that must not be lost.
+
+    ``since`` and ``until`` bound the window, in ms since the epoch by the server's clock. Writes
+    that were acknowledged before ``since``, or after ``until``, are not affected. ``since`` is
+    None if it is unknown. ``wiped`` is True if nothing of the namespace was left.
     """
 
     def __init__(self, since: float | None, until: float, *, wiped: bool) -> None:
         if wiped:
-            lost = f"of the namespace, all that was written before {_clock(until)} is lost"
+            lost = f"everything written to the namespace before {_clock(until)} is lost"
         else:
-            begin = "a moment that is not known" if since is None else _clock(since)
+            begin = "an unknown time" if since is None else _clock(since)
             lost = (
-                f"what was acknowledged between {begin} and {_clock(until)} may be lost, and"
-                " what was undone then may be back"
+                f"events posted between {begin} and {_clock(until)} may be lost, and events"
+                " confirmed or cancelled then may come back"
             )
         super().__init__(f"Redis has lost acknowledged writes: {lost} (server time)")
         self.since = since
@@ -214,19 +214,19 @@ class StateRollback(DTimerError):
 
 class NotReplicated(DTimerError):
     """
-    Events were posted, and within the deadline not known to be on enough replicas.
+    Events were posted, but too few replicas acknowledged them before the deadline.
 
-    They are pending, and will be handed out unless the server is lost before its replicas
-    have heard of them. Posting them again, under the same ``ids``, waits again.
+    The events are pending, and are delivered unless the server is lost before it has replicated
+    them. To wait again, post them again with the same ``ids``.
 
-    ``ids`` are those of the call, or of its last chunk; ``wanted`` is how many replicas were
-    asked for, ``acknowledged`` how many are known to have them.
+    ``ids`` are the ids of the call, or of its last chunk. ``wanted`` is the requested number of
+    replicas, and ``acknowledged`` is how many are known to have the events.
     """
 
     def __init__(self, ids: Sequence[str], wanted: int, acknowledged: int) -> None:
         which = f"{ids[0]!r} is" if len(ids) == 1 else f"{len(ids)} events are"
         super().__init__(
-            f"{which} posted, and on {acknowledged} of {wanted} replicas as far as is known"
+            f"{which} posted, but only {acknowledged} of {wanted} replicas acknowledged in time"
         )
         self.ids = list(ids)
         self.wanted = wanted
@@ -235,7 +235,7 @@ class NotReplicated(DTimerError):
 
 class StoreError(DTimerError):
     """
-    Redis could not be reached or refused: nothing was done.
+    Redis could not be reached, or refused the call. Nothing was changed.
 
     ``__cause__`` is the client library's exception.
     """
@@ -243,19 +243,19 @@ class StoreError(DTimerError):
 
 class OutcomeUnknown(StoreError):
     """
-    The deadline passed without a reply: it may or may not have been done.
+    The deadline passed without a reply, so the call may or may not have taken effect.
 
-    Asking again with the same ``id`` is the way to be sure; a call repeated within
-    the deadline is recognised by the server and never acts twice.
+    To make sure, repeat the call with the same ``id``. Within the deadline dtimer itself repeats
+    a call whose reply was lost; the server recognises the repetition, so the call never acts twice.
     """
 
 
 class NamespaceCorrupt(StoreError):
     """
-    A key of the namespace holds a foreign type, an unknown schema version, or a schedule
+    A key of the namespace has the wrong type, or an unknown schema version, or holds a schedule
     that cannot be read.
     """
 
 
 class ScriptError(StoreError):
-    """A script failed on the server: a bug in dtimer, please report it."""
+    """A Lua script failed on the server. This is a bug in dtimer; please report it."""

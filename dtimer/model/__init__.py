@@ -1,1 +1,1 @@
-"""What an event is, and what may be said of it: pure, no I/O, no threads, no clock."""
+"""The data model: events, options, schedules and times. No I/O, no threads and no clock."""

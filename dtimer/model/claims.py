@@ -1,4 +1,4 @@
-"""What passes between a node and the store in one turn, as plain data."""
+"""The data that a node and the store exchange in one claim."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dtimer.errors import StoreError
 
 class BrokenReply(StoreError):
     """
-    The reply to a turn broke off.
+    The connection ended, or the deadline passed, in the middle of the reply to a claim.
 
-    ``arrived`` bytes of it had come, and it was ``slow`` if the time for it ran out.
+    ``arrived`` is the number of bytes received. ``slow`` is True if the deadline passed.
     """
 
     arrived = 0
@@ -22,7 +22,7 @@ class BrokenReply(StoreError):
 
 
 class Verdict(enum.Enum):
-    """How the claim on an event ends."""
+    """How a lease is settled."""
 
     CONFIRM = "confirm"
     RETRY = "retry"
@@ -31,7 +31,7 @@ class Verdict(enum.Enum):
 
 
 class Result(enum.Enum):
-    """What became of a settlement; the values are the letters that the scripts answer."""
+    """The outcome of a settlement. The values are the letters that the scripts return."""
 
     DONE = "1"
     STALE = "0"
@@ -39,13 +39,14 @@ class Result(enum.Enum):
     CANCELLED = "c"
 
 
-# Not frozen, these two: one of each is made for every event, and frozen ones take thrice as long.
+# Settlement and Claim are not frozen: one of each is made per event, and making a frozen dataclass
+# takes three times as long.
 @dataclass(slots=True)
 class Settlement:
     """
-    The end of one claim.
+    A request to end one lease.
 
-    ``wait_us`` and ``error`` are for RETRY; ``reason`` and ``error`` for BURY.
+    ``wait_us`` and ``error`` apply to RETRY, ``reason`` and ``error`` to BURY.
     """
 
     id: str
@@ -58,7 +59,7 @@ class Settlement:
 
 @dataclass(slots=True)
 class Claim:
-    """An event under our lease, its payload still as stored bytes. Times in µs."""
+    """An event that this node has claimed, with the payload as stored bytes and times in µs."""
 
     id: str
     token: int
@@ -76,14 +77,17 @@ class Claim:
 @dataclass(slots=True)
 class TurnRequest:
     """
-    What a node asks in one turn. Asked again unchanged, with the same ``seq``, it does
-    not act twice: that is how a turn is repeated whose reply was lost. ``asked`` counts
-    how often it was asked before. What falls due within ``ahead_us`` may be claimed, too, and
-    is to be kept until then.
+    A claim, as a node requests it.
 
-    ``most_bytes`` is for a slow connection: the stored bytes of all events after the first fit into
-    so many, and those of the first too when it is ``strict``. None leaves it to the store. A turn
-    that is asked again may ask for fewer: the rest of what it had claimed is released.
+    If the reply is lost, the node sends the request again with the same ``seq``, and the server
+    returns the same claim instead of claiming twice. ``asked`` counts how often the request was
+    sent before. The server may also claim events that become due within ``ahead_us``; the node
+    keeps those until they are due.
+
+    ``most_bytes`` limits the reply for a slow connection. The stored bytes of all events after the
+    first fit into that limit, and with ``strict`` those of the first event, too. None leaves the
+    limit to the store. A request that is sent again may lower the limit; the server then releases
+    the claimed events that no longer fit.
     """
 
     seq: int
@@ -100,14 +104,15 @@ class TurnRequest:
 @dataclass(frozen=True, slots=True)
 class Turn:
     """
-    What a node was answered.
+    The server's reply to a claim.
 
-    ``wait_us`` is the time until it is worth asking again, None when only a wake or the
-    poll will tell. ``known`` is false when the node's registration is gone. ``results``
-    are in the order of the settlements. ``buried`` are the ids, with the reasons, of
-    events that were found unfit to be handed out. ``short`` are schedules that run out of
-    nominal times. ``came`` is when the answer had arrived, on the monotonic clock. The rest is
-    for the witness (store/witness.py); ``token`` is the last that was given out.
+    ``wait_us`` is the time until the next claim can find an event. None means that only a wake
+    or the poll can tell. ``known`` is False if the server no longer has the node's registration.
+    ``results`` are in the order of the settlements. ``buried`` lists the events that the claim
+    moved to the dead letters, as (id, reason) pairs. ``short`` lists the cron schedules that are
+    running out of nominal times. ``came`` is when the reply arrived, on the monotonic clock.
+    The rollback detector reads the other fields; ``token`` is the last token that the server
+    issued.
     """
 
     now_us: int
@@ -125,8 +130,8 @@ class Turn:
 
 
 class Answer(Protocol):
-    """What waits for the answer to a turn that was asked for, and returns it."""
+    """Waits for the reply to a claim that was sent before."""
 
     def __call__(self, *, lay: bool) -> Turn:
-        """Return it; *lay* tells whether something else was done since it was asked for."""
+        """Wait for the reply. Pass *lay* as True if the node has done other work since it asked."""
         ...

@@ -1,4 +1,4 @@
-"""What a pickled or deep-copied event comes back as: one that holds no lease."""
+"""Pickled and deep-copied events, which come back without a lease."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dtimer.model.moments import Duration
 T = TypeVar("T")
 
 
-class _NoHold:
-    """The hold of a copy, which holds nothing. See `dtimer.model.event.Holder`."""
+class _NoLease:
+    """Stands for the missing lease of a copy. See `dtimer.model.event.Holder`."""
 
     def confirm(self) -> bool:
         """See `Holder.confirm`."""
@@ -34,10 +34,10 @@ class _NoHold:
     @staticmethod
     def _error() -> UsageError:
         return UsageError(
-            "this event is a copy and holds no lease: settle the event that the handler was given"
+            "this event is a copy and has no lease: settle the event that the handler received"
         )
 
 
 def detached(kind: type[T], payload: dict[str, Any], fields: dict[str, Any]) -> T:
-    """Return an event of a class that has a payload and attributes, and no lease."""
-    return kind(payload, holder=_NoHold(), **fields)  # type: ignore[call-arg]
+    """Return an event of class *kind* with this payload and these attributes, but no lease."""
+    return kind(payload, holder=_NoLease(), **fields)  # type: ignore[call-arg]

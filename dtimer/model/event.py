@@ -1,4 +1,4 @@
-"""The event as a handler meets it, and the records by which events are looked at."""
+"""The event that a handler receives, and the records that inspection calls return."""
 
 from __future__ import annotations
 
@@ -12,47 +12,49 @@ from dtimer.model.moments import Duration
 
 
 class Holder(Protocol):
-    """The hold of a node on one event that it claimed."""
+    """The node's lease on one event that it claimed."""
 
     def confirm(self) -> bool:
         """Record the event as done."""
         ...
 
     def retry(self, delay: Duration | None) -> bool:
-        """Give it back, to be handed out again."""
+        """Release the event, to be delivered again."""
         ...
 
     def extend(self, ms: Duration) -> bool:
-        """Renew its lease."""
+        """Extend the lease."""
         ...
 
     def lost(self) -> bool:
-        """Tell whether the lease is known, or must be feared, to be gone."""
+        """Return True if the lease is lost, or if the node can no longer rely on it."""
         ...
 
 
 class Event(dict[str, Any]):
     """
-    A payload in hand: a dict that equals what was posted, with what a handler may ask.
+    An event that was delivered to a handler.
 
-    A pickled or deep-copied event comes back detached: it has the payload and the attributes,
-    and its verbs raise a `UsageError`, because the lease stays with the event that was given to
-    the handler.
+    A dict that equals the posted payload, with attributes about this delivery and methods that
+    settle it. A pickled or deep-copied event comes back detached: it has the payload and the
+    attributes, but its methods raise `UsageError`, because the lease stays with the event that the
+    handler received.
 
     Attributes:
-        id: The id under which it was posted.
-        due: When this attempt fell due, in ms since the epoch by the server's clock:
-            the time asked for, or after a failure the end of the backoff.
-        attempt: 1 the first time it is handed out, at most ``max_retries + 1``.
-        max_retries: How often it may be handed out again.
-        lateness_ms: From ``due`` to the claim, by the server's clock; for one that was claimed
-            before, to the moment at which it was given to a hand. Never negative.
-        token: Grows with every claim in the namespace. Where an effect must not be
-            undone by a holder that was presumed dead, store it and refuse lower ones
-            (a *fencing token*: M. Kleppmann, *How to do distributed locking*, 2016).
-        schedule: The id of the schedule that it is an occurrence of, else None.
-        nominal: When the schedule says it is, in ms since the epoch; None.
-        missed: How many more nominal times it stands for, that were over already.
+        id: The id of the event.
+        due: When this attempt became due, in ms since the epoch by the server's clock. This is
+            the posted due time or, after a failure, the end of the backoff.
+        attempt: 1 for the first delivery, at most ``max_retries + 1``.
+        max_retries: How often the event may be delivered again.
+        lateness_ms: Milliseconds from ``due`` until the claim, by the server's clock. For an event
+            that was claimed ahead of time, until a handler thread received it. Never negative.
+        token: A number that grows with every claim in the namespace. To protect an effect from a
+            node that lost its lease, store the token with the effect and refuse lower ones (a
+            *fencing token*: M. Kleppmann, *How to do distributed locking*, 2016).
+        schedule: The id of the schedule if the event is an occurrence of one, else None.
+        nominal: The time that the schedule gives for this occurrence, in ms since the epoch; None
+            if the event is not an occurrence.
+        missed: How many earlier nominal times, missed by then, this occurrence also stands for.
     """
 
     __slots__ = (
@@ -97,52 +99,51 @@ class Event(dict[str, Any]):
 
     @property
     def lease_lost(self) -> bool:
-        """True if another node has the event, or by now may have it. Stop, and leave no trace."""
+        """True if another node has, or may have, the event. Stop without any further effect."""
         return self._holder.lost()
 
     def confirm(self) -> bool:
         """
-        Record the event as done, now; may be called from any thread.
+        Record the event as done, immediately. Any thread may call this.
 
         Returns:
-            True when it is recorded, also when it was already, by us. False when the
-            lease was lost and somebody else has, or had, the event.
+            True if the event is confirmed, including by an earlier call of this node. False if
+            the lease was lost, so another node has or had the event.
 
         Raises:
-            StoreError: Redis could not be asked. Where the lease runs out meanwhile
-                the event is handed out again.
+            StoreError: Redis could not be reached. If the lease expires before a later attempt
+                succeeds, the event is delivered again.
         """
         return self._holder.confirm()
 
     def retry(self, delay: Duration | None = None) -> bool:
         """
-        Give the event back, to be handed out again after *delay* (default: the backoff).
+        Release the event, to be delivered again after *delay* (by default the backoff).
 
         Returns:
-            True if it will be handed out again. False if it will not, because the lease
-            was lost, it was cancelled, or its retries are spent and it is a dead
-            letter now.
+            True if the event will be delivered again. False if not: the lease was lost, the event
+            was cancelled, or it had no retries left and is now a dead letter.
 
         Raises:
-            OptionError: *delay* is no duration.
-            StoreError: Redis could not be asked.
+            OptionError: *delay* is not a valid duration.
+            StoreError: Redis could not be reached.
         """
         return self._holder.retry(delay)
 
     def extend(self, ms: Duration) -> bool:
         """
-        Hold the event for *ms* from now, for work that outlives its handler.
+        Extend the lease to *ms* from now, for work that goes on after the handler has returned.
 
-        While a handler runs its events are renewed without this, and the lease is never
-        shortened: the event is held for at least what is left of it. Once the handler has
-        returned, with ``auto_confirm=False``, it is held for *ms* exactly.
+        While a handler runs, the node renews the leases of its events anyway, and this call never
+        shortens them. After the handler has returned, with ``auto_confirm=False``, the lease
+        ends exactly *ms* from now, which may be earlier than before.
 
         Returns:
-            False when the lease was lost already.
+            False if the lease was already lost.
 
         Raises:
-            OptionError: *ms* is no duration.
-            StoreError: Redis could not be asked.
+            OptionError: *ms* is not a valid duration.
+            StoreError: Redis could not be reached.
         """
         return self._holder.extend(ms)
 
@@ -150,11 +151,11 @@ class Event(dict[str, Any]):
         return f"<Event {self.id!r} attempt {self.attempt}>"
 
     def __copy__(self) -> Event:
-        """Return the same event in another dict: it holds the same lease."""
+        """Return the same event in another dict. Both have the same lease."""
         return Event(dict(self), holder=self._holder, **self._fields())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return how the event is made again, detached."""
+        """Return how to rebuild the event, detached from its lease."""
         return detached, (type(self), dict(self), self._fields())
 
     def _fields(self) -> dict[str, Any]:
@@ -162,23 +163,23 @@ class Event(dict[str, Any]):
 
 
 class State(enum.Enum):
-    """Where an event stands. An event that is gone has no record and no state."""
+    """The state of a stored event. A confirmed or cancelled event has no record and no state."""
 
     SCHEDULED = "scheduled"
-    """Waiting for its due time, the first one or that of a retry."""
+    """Waiting for its due time, or for that of a retry."""
 
     IN_FLIGHT = "in_flight"
-    """Claimed by a node, which holds a lease on it."""
+    """Claimed by a node, which has a lease on it."""
 
     DEAD = "dead"
-    """Given up, and among the dead letters."""
+    """Moved to the dead letters."""
 
 
 class Cancelled(enum.Enum):
     """
-    What ``cancel`` did. True means: this event will never start.
+    The result of ``cancel``. It is true if the event will never start.
 
-    ``IN_FLIGHT`` is false because it has started; no retry of it will follow.
+    ``IN_FLIGHT`` is false: a node has already claimed the event. It will not be retried.
     """
 
     CANCELLED = "cancelled"
@@ -192,14 +193,14 @@ class Cancelled(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class Record:
     """
-    One event as it stands in Redis.
+    A stored event.
 
     Attributes:
-        id: The id under which it was posted.
-        event: The payload; None if the stored bytes are not one.
-        due: In ms since the epoch; for an event in flight that of the running attempt.
-        state: Where it stands.
-        attempt: How many times it has been started so far.
+        id: The id of the event.
+        event: The payload; None if the stored bytes are not a valid payload.
+        due: The due time in ms since the epoch; in flight, that of the current attempt.
+        state: The state.
+        attempt: How many times the event has been started.
     """
 
     id: str
@@ -212,16 +213,16 @@ class Record:
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """
-    An event that was given up, and why.
+    An event that dtimer gave up, and why.
 
     Attributes:
-        id: The id under which it was posted.
-        event: The payload; None if the stored bytes are not one.
-        attempt: How many times it was started.
+        id: The id of the event.
+        event: The payload; None if the stored bytes are not a valid payload.
+        attempt: How many times the event was started.
         reason: ``failed``, ``lease_lost``, ``expired``, ``corrupt`` or ``payload_missing``.
         error: The text of the last failure, with its traceback if a handler raised.
-        died: When it was given up, in ms since the epoch.
-        raw: The stored bytes, also if they are not a payload.
+        died: When the event became a dead letter, in ms since the epoch.
+        raw: The stored bytes, even if they are not a valid payload.
     """
 
     id: str
@@ -239,15 +240,14 @@ class NodeInfo:
     A node that has joined.
 
     Attributes:
-        id: The id given to its constructor, for people.
-        incarnation: Names this one life of it, from join to leave.
+        id: The id that its constructor was given, for people to read.
+        incarnation: The unique id of this membership, from join to leave.
         host: The name of its machine.
-        pid: Its process.
-        joined: Since when, in ms since the epoch.
-        idle_ms: The time since it was last heard of.
-        waiting: Whether it has a free thread, and would be woken for the next event.
-        listening: False if it has had no listener of ``'event'`` for a second, and so receives
-            nothing.
+        pid: Its process id.
+        joined: When it joined, in ms since the epoch.
+        idle_ms: The time since Redis last received a command from it.
+        waiting: True if it has a free handler thread, so that it can be woken for the next event.
+        listening: False after a second without a listener of ``'event'``; it then gets no events.
     """
 
     id: str
@@ -263,20 +263,20 @@ class NodeInfo:
 @dataclass(frozen=True, slots=True)
 class Stats:
     """
-    The namespace in numbers.
+    Numbers about a namespace.
 
     Attributes:
         scheduled: Events that wait for their due time.
         in_flight: Events that a node has claimed.
-        overdue: Events that are due and that no node has claimed.
-        oldest_overdue_ms: How late the latest of these is already.
+        overdue: Events that are due but that no node has claimed.
+        oldest_overdue_ms: How long the oldest of the overdue events has been due.
         dead: Dead letters.
         nodes: Nodes that have joined.
-        paused: Whether delivery is paused.
-        totals: Counts since the namespace was made, of posted, started, confirmed, retried,
+        paused: True if delivery is paused.
+        totals: Counts since the namespace was created, of posted, started, confirmed, retried,
             released, cancelled, died, expired and revived events, and of coalesced and skipped
             occurrences.
-        lateness: A histogram of how late events were handed out, which `late` reads.
+        lateness: A histogram of how late events were delivered. Read it with `late`.
     """
 
     scheduled: int
@@ -290,30 +290,30 @@ class Stats:
     lateness: tuple[int, ...] = ()
 
     def late(self, share: float) -> float | None:
-        """Return the lateness in ms that *share* (0 to 1) of all starts did not exceed."""
+        """Return the lateness in ms that a *share* (0 to 1) of all deliveries did not exceed."""
         return percentile(self.lateness, share)
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
     """
-    Whether this node makes progress, which a living thread alone does not prove.
+    The health of this node: whether it makes progress, not just whether its threads are alive.
 
     Attributes:
-        ok: The node has joined, its last good claim is recent, no thread failed a moment ago,
-            and it is not deaf.
-        joined: Whether it has joined.
-        deaf: Wakes do not arrive, so events come by the poll.
-        claim_age_ms: The age of the last good claim; None for never.
-        heard_age_ms: The age of the last message on its channel; None for never.
-        handlers: How many handlers run.
+        ok: True if the node has joined and is not deaf, its last successful claim is recent, and
+            none of its threads has just failed.
+        joined: True if the node has joined.
+        deaf: True if wakes do not arrive, so that only the poll finds events.
+        claim_age_ms: Milliseconds since the last successful claim; None if there was none.
+        heard_age_ms: Milliseconds since the last message on its channel; None if there was none.
+        handlers: How many handlers are running.
         stuck: How many of these have run longer than ``max_run``.
-        error: What Redis, or a thread of the node, last failed with, or that the connection is too
-            slow for what was claimed; None if all is well.
-        restarts: How often a thread was started again because something had escaped it.
-        listening: False while there is no listener of ``'event'``. The node then claims nothing.
-        dropped: How many emissions other than ``'event'`` were dropped, because listeners were
-            10 000 behind. ``dead()`` still has the dead letters.
+        error: The last error of Redis or of a thread of the node, or a text that says that the
+            connection is too slow for the claimed events; None if all is well.
+        restarts: How often a thread was restarted after an unexpected exception.
+        listening: False while ``'event'`` has no listener. The node then claims nothing.
+        dropped: How many emissions other than ``'event'`` were dropped because listeners were
+            10 000 behind. Dead letters are not lost by this: ``dead()`` still returns them.
     """
 
     ok: bool

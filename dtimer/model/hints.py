@@ -1,11 +1,11 @@
-"""What was probably meant by a name that does not exist."""
+"""Suggestions for a misspelt name, and for the names that other libraries use."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping
 
-#: What other libraries call our options.
+#: Names of options in other libraries, and the option of dtimer that does the same.
 OPTIONS = {
     "acks_late": "auto_confirm",
     "ack": "auto_confirm",
@@ -45,7 +45,7 @@ OPTIONS = {
     "workers": "concurrency",
 }
 
-#: And the arguments of ``post``.
+#: Likewise for the arguments of ``post``.
 POSTING = {
     "args": "ev",
     "attempts": "max_retries",
@@ -78,7 +78,7 @@ POSTING = {
     "when": "at",
 }
 
-#: And the policies.
+#: Likewise for the values of ``if_exists``, ``misfire`` and ``overlap``.
 POLICIES = {
     "abort": "error",
     "fail": "error",
@@ -101,12 +101,12 @@ def nearest(
     given: str, among: Collection[str], words: Mapping[str, str] | None = None
 ) -> str | None:
     """
-    Return the name that *given* was probably meant to be, or None.
+    Return the name of *among* that the caller probably meant by *given*, or None.
 
     Args:
-        given: The name that does not exist.
-        among: The names that do.
-        words: What other libraries call them.
+        given: The unknown name.
+        among: The valid names.
+        words: Names in other libraries, and the valid name of each.
     """
     other = (words or {}).get(given)
     if other in among:
@@ -117,6 +117,6 @@ def nearest(
 
 
 def meant(given: object, among: Collection[str], words: Mapping[str, str] | None = None) -> str:
-    """Return the end of a message: what was probably meant, or else what there is."""
+    """Return the end of an error text: the name that was probably meant, or all valid names."""
     near = nearest(given, among, words) if isinstance(given, str) else None
-    return f"; did you mean {near!r}?" if near else f"; there are {', '.join(among)}"
+    return f"; did you mean {near!r}?" if near else f"; valid names are {', '.join(among)}"

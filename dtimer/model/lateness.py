@@ -1,23 +1,27 @@
 """
-How late events were handed out, as a histogram that the scripts keep.
+A histogram of how late events were delivered, which the scripts count.
 
-Two buckets to each doubling: bucket *i* counts what was at least ``2**(i/2) - 1`` µs late
-and less than bucket *i + 1*. So a percentile is known to within 42 %, in bounded space.
+Two buckets for each doubling: bucket *i* counts the events that were at least ``2**(i/2) - 1`` µs
+late, and less late than bucket *i + 1* begins. So a percentile is accurate to 42 %, in bounded
+space.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: The last bucket begins at twelve days, and has no end. As in lua/turn.lua and stats.lua.
+#: The last bucket begins at twelve days and is open-ended. lua/turn.lua and stats.lua have the same
+#: number.
 BUCKETS = 81
 
 
 def percentile(counts: Sequence[int], share: float) -> float | None:
     """
-    Return the lateness in ms that *share* (0 to 1) of the events did not exceed.
+    Return the lateness in ms that a *share* (0 to 1) of the events did not exceed.
 
-    The upper end of its bucket: the true value is not greater. None when nothing was counted.
+    Returns:
+        The upper end of the bucket, so that the true value is never greater. None if no event was
+        counted.
     """
     total = sum(counts)
     if not total:
@@ -31,7 +35,7 @@ def percentile(counts: Sequence[int], share: float) -> float | None:
 
 
 def grown(new: Sequence[int], old: Sequence[int]) -> list[int]:
-    """Return what was counted since; all of it where the counting began anew."""
+    """Return the counts since *old*, or all of *new* if the counters were reset in between."""
     if any(n < o for n, o in zip(new, old, strict=False)) or len(old) != len(new):
         return list(new)
     return [n - o for n, o in zip(new, old, strict=True)]

@@ -1,8 +1,8 @@
 """
-Durations and moments, as people give them and as the store keeps them.
+Converts durations and moments from the caller's units to those of the store.
 
-Public numbers are milliseconds. Inside, times are whole microseconds, and rounding
-is always up: an event may be late but never early.
+Public numbers are milliseconds. Internal times are whole microseconds, always rounded up, because
+an event may be late but never early.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Duration = int | float | timedelta
 #: Milliseconds since the epoch, or an aware datetime.
 Moment = int | float | datetime
 
-#: 100 years of 365.25 days. A longer delay is a slip of units and not a wish.
+#: 100 years of 365.25 days. A longer delay is a mistake in the unit.
 LONGEST_US = 100 * 31_557_600 * 1_000_000
 
-#: A number of milliseconds in this range is in January or February 1970, which nobody means; in
-#: seconds it is a moment from 1985 to 2128.
+#: A moment in this range was probably given in seconds: it then lies between 1985 and 2128. In
+#: milliseconds it would lie in January or February 1970.
 SECONDS = range(500_000_000, 5_000_000_001)
 
-#: September 2223: a score is a double, and counts microseconds exactly until 2255.
+#: September 2223. A score in Redis is a double, which counts microseconds exactly until 2255.
 LATEST_US = 8_006_399_337_000_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -60,9 +60,9 @@ def _hint(value: object, kind: type, text: str) -> str:
 
 
 def _ceil(ms: float, name: str) -> int:
-    # Not isfinite, which cannot take a whole number of four hundred digits.
+    # isfinite would raise OverflowError for an int of 400 digits.
     if not abs(ms) < 10**17:
-        raise OptionError(f"{name} must be finite, a number of milliseconds within all bounds")
+        raise OptionError(f"{name} must be a finite number of milliseconds, below 10**17")
     return math.ceil(ms * 1000)
 
 
@@ -71,14 +71,14 @@ def moment_us(value: Moment, name: str, *, stepped: bool = False) -> int:
     Turn a moment into microseconds since the epoch, rounded up.
 
     Args:
-        value: What was given.
-        name: What a message calls it.
-        stepped: The moment is one of a test's own clock, which may begin anywhere: a number
-            that looks like seconds is taken as it is.
+        value: The moment that the caller gave.
+        name: The name of the argument, for error texts.
+        stepped: True if a test moves the clock. Such a clock may start anywhere, so a number that
+            looks like seconds is accepted.
 
     Raises:
-        OptionError: a naive datetime, or no finite number, or beyond the year 2223, or a number
-            that reads as a present moment in seconds.
+        OptionError: *value* is a naive datetime, is not a finite number, is beyond the year 2223,
+            or is a number that was probably given in seconds.
     """
     if isinstance(value, datetime):
         if value.tzinfo is None or value.utcoffset() is None:

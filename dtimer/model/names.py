@@ -1,4 +1,4 @@
-"""Ids and namespaces: what may be a name, and the names that dtimer makes itself."""
+"""Ids and namespaces: checks for those that the caller gives, and a generator of unique ids."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any, Protocol, Self
 
 from dtimer.errors import OptionError
 
-#: Ids are stored twice per event, so long ones cost memory twice.
+#: The limit is in bytes of UTF-8. Each id is stored twice, so a long id costs its memory twice.
 LONGEST_ID = 255
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.:~-]{1,64}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
-# Base 64 with its digits in the order of ASCII, so that ids sort as the numbers they spell.
+# Base 64 with its digits in ASCII order, so that ids sort like the numbers that they encode.
 _TO_SORTED = bytes.maketrans(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/",
     b"-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz",
 )
 
-# 2020-01-01. 42 bits of milliseconds from here reach the year 2159.
+# 2020-01-01. 42 bits of milliseconds from here last until the year 2159.
 _EPOCH_MS = 1_577_836_800_000
 
 
@@ -32,26 +32,26 @@ class EventId(str):  # noqa: SLOT000 - a slot has no default, and nearly all are
     """
     The id of an event, as ``post`` returns it, and whether that post stored the event.
 
-    A ``str`` in every other respect: it compares, hashes, pickles and copies like one.
+    In every other respect it is a ``str``: it compares, hashes, pickles and copies like one.
 
     Attributes:
-        stored: False if ``if_exists`` kept an existing event of this id, so that the event of
-            this post will not be delivered. None if it was posted in a pipe of the caller's,
-            whose reply says so.
+        stored: False if ``if_exists`` kept an existing event with this id, so the posted event
+            was not stored. None if it was posted into a pipeline of the caller; the reply of the
+            pipeline then has the answer.
     """
 
-    #: Of the class, so that only an id that was not stored carries a value of its own.
+    #: A class attribute, so that only an id whose event was not stored needs an attribute dict.
     stored: bool | None = True
 
     def __new__(cls, id: str, *, stored: bool | None = True) -> Self:
-        """Make an id that says whether its event was *stored*."""
+        """Make an id. *stored* is True if its event was stored."""
         self = super().__new__(cls, id)
         if stored is not True:
             self.stored = stored
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle, and copy, by any protocol."""
+        """Return how to rebuild the id, for pickle and copy."""
         return _event_id, (str(self), self.stored)
 
 
@@ -60,7 +60,7 @@ def _event_id(id: str, stored: bool | None) -> EventId:
 
 
 class Identified(Protocol):
-    """What has an id."""
+    """Has an id: an entry that a caller posts."""
 
     @property
     def id(self) -> str:
@@ -68,23 +68,23 @@ class Identified(Protocol):
 
 
 def event_ids(entries: Iterable[Identified], kept: frozenset[str]) -> list[EventId]:
-    """Return the ids of the posted *entries*, of which those in *kept* were not stored."""
+    """Return the ids of the posted *entries*. The events of those in *kept* were not stored."""
     if kept:
         return [EventId(e.id, stored=e.id not in kept) for e in entries]
-    # The constructor would cost a bulk post a few percent.
+    # Skip the constructor, which would slow a bulk post down by a few percent.
     make = str.__new__
     return [make(EventId, e.id) for e in entries]
 
 
 def check_id(value: object, name: str = "id") -> str:
     """
-    Return *value* when it may be an id: 1 to 255 bytes of UTF-8, no control characters.
+    Return *value* if it is a valid id: 1 to 255 bytes of UTF-8 without control characters.
 
     Raises:
-        OptionError: it may not, and why.
+        OptionError: *value* is not a valid id.
     """
     if isinstance(value, dict):
-        # Not the payload itself: it may be what nobody else should read.
+        # Do not quote the payload: it may be confidential.
         hint = f"; give its id, ev.{name}" if hasattr(value, name) else ""
         raise OptionError(f"{name} must be a str, not {type(value).__name__}{hint}")
     if not isinstance(value, str):
@@ -104,11 +104,11 @@ def check_id(value: object, name: str = "id") -> str:
 
 def check_node(value: object) -> str:
     """
-    Return *value* when it may be the id of a node.
+    Return *value* if it is a valid node id.
 
     Raises:
-        OptionError: it may not; the text says so if it is the client, or its URL, that came
-            first. Neither is quoted, because there may be a password in it.
+        OptionError: *value* is not a valid node id. If it is a client or a URL, the text explains
+            the order of the arguments, and does not quote the value, which may contain a password.
     """
     if isinstance(value, str) and "://" not in value:
         return check_id(value)
@@ -121,13 +121,13 @@ def check_node(value: object) -> str:
 
 def check_namespace(value: object, name: str = "ns") -> str:
     """
-    Return *value* when it may be a namespace.
+    Return *value* if it is a valid namespace.
 
-    The pattern keeps braces out: the namespace stands inside the hash tag of every
-    key, and a brace of its own would scatter the keys over a cluster.
+    Braces are not allowed: the namespace is part of the hash tag of every key, and a brace inside
+    it would distribute the keys over several slots of a cluster.
 
     Raises:
-        OptionError: it may not.
+        OptionError: *value* is not a valid namespace.
     """
     if isinstance(value, str) and _NAMESPACE.match(value):
         return value
@@ -141,7 +141,7 @@ def check_namespace(value: object, name: str = "ns") -> str:
 
 
 def _spell(number: int) -> str:
-    """Spell 72 bits in twelve characters."""
+    """Return a number of up to 72 bits as twelve characters."""
     return (
         binascii.b2a_base64(number.to_bytes(9, "big"), newline=False)
         .translate(_TO_SORTED)
@@ -151,16 +151,17 @@ def _spell(number: int) -> str:
 
 class Mint:
     """
-    Makes short ids that sort by the time of their making.
+    Generates short ids that sort by creation time.
 
-    Twelve characters: seven for the millisecond, five for a count that starts at random.
-    Twelve is the most that Redis keeps in its 16-byte size class (a string header takes
-    four), and each id is kept twice. Ids of one mint strictly ascend. Two mints may meet in
-    one id, about once in 2**30 pairs of the same millisecond; the post script sees that, and
-    a new id is made.
+    An id has twelve characters: seven for the millisecond, and five for a count that starts at
+    random. Twelve is the most that fits into Redis's 16-byte size class, because a string header
+    takes four bytes. Ids of one generator strictly ascend.
 
-    The clock here orders ids and decides nothing else. There is no lock: a signal handler that
-    interrupts the making of an id, and posts, takes the next number of the count.
+    Two generators may produce the same id, about once in 2**30 pairs of the same millisecond. The
+    post script detects that, and the client generates another id.
+
+    The local clock only orders ids. No lock is needed: a signal handler that interrupts this call
+    and posts gets the next number of the count.
     """
 
     def __init__(self) -> None:
@@ -168,17 +169,17 @@ class Mint:
         self._count = itertools.count(int.from_bytes(os.urandom(4), "big") & 0x3FFF_FFFF)
 
     def __call__(self) -> str:
-        """Return a new id, greater than any this mint made before."""
-        # The clock may be set back.
+        """Return a new id, greater than all earlier ids of this generator."""
+        # max(), because the clock may be set back.
         ms = self._ms = max(self._ms, time.time_ns() // 1_000_000 - _EPOCH_MS)
-        # What the count has over 30 bits is a millisecond for every thousand million ids.
+        # A count beyond 30 bits carries into the milliseconds, once in a thousand million ids.
         return _spell((ms << 30) + next(self._count))
 
     def after_fork(self) -> None:
-        """Start anew in a forked child, which must not count on where its parent was."""
+        """Restart in a forked child with another count, or parent and child generate equal ids."""
         self.__init__()  # type: ignore[misc]
 
 
 def incarnation() -> str:
-    """Return the name of one life of a node: an id may be shared, this may not."""
+    """Return a unique id for a node's membership. Unlike the node's id, it is never shared."""
     return _spell(int.from_bytes(os.urandom(9), "big"))

@@ -1,7 +1,7 @@
 """
-Every option of a node, its default, its unit and the reason for it.
+The options of a node: their defaults, their units, and the reasons for the values.
 
-Validated once, before any I/O, into one frozen object with times in microseconds.
+`validate` checks them once, before any I/O, and returns a frozen object with times in microseconds.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from dtimer.model.moments import Duration, duration_us
 from dtimer.model.names import check_namespace
 from dtimer.model.retry import Backoff, exponential, wait_us
 
-#: A script call claims no more than this, or every other client of that Redis waits.
+#: The most events that one claim may return. A larger claim would block the other clients of Redis.
 MOST_CLAIMS = 100
-#: How many events are wanted by who takes whatever comes.
+#: The demand of a node that accepts any number of events.
 ANY_NUMBER = 1 << 62
 
-#: Each hand is a thread.
+#: The most handler threads of a node.
 MOST_HANDS = 1_000
 
 MOST_RETRIES = 1_000_000
 
-#: More than anybody has.
+#: More replicas than any deployment has.
 MOST_REPLICAS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The validated options. Durations are microseconds here, milliseconds in ``DEFAULTS``."""
+    """The validated options. Durations are in microseconds; in ``DEFAULTS``, in milliseconds."""
 
     ns: str
     max_events: int
@@ -54,44 +54,45 @@ class Options:
     now: Callable[[], float] | None
 
 
-#: In milliseconds where they are times.
+#: Durations are in milliseconds.
 DEFAULTS: dict[str, Any] = {
     "ns": "dt",
-    # One event an emission, as in the Node original: a handler that raises then
-    # fails that event alone.
+    # One event per call of a handler, as in the original for Node.js. A handler that raises then
+    # fails only that event.
     "max_events": 1,
     "concurrency": 1,
     "max_retries": 3,
     "backoff": exponential,
-    # The wait for the events of a node that was killed. Running handlers renew theirs
-    # every third of it, so it need not cover the slowest handler.
+    # If a node dies, its events are delivered elsewhere after this time. The node renews the leases
+    # of running handlers every third of it, so it need not cover the longest handler.
     "lease": 30_000,
-    # How long before it is due an event may be claimed, and kept by the node until then: a
-    # claim takes a round trip, which would be lateness. From then on it counts as in flight,
-    # and cannot be cancelled. 0: it is claimed when it is due.
+    # How long before its due time a node may claim an event and keep it until then. Otherwise the
+    # round trip of the claim would make the event late. A claimed event counts as in flight and
+    # cannot be cancelled. 0: claim events only when they are due.
     "look_ahead": 20,
     "auto_confirm": True,
-    # How late an event may be when every wake is lost.
+    # How late an event may be if every wake is lost.
     "poll_interval": 1_000,
-    # The deadline of any one call, tries and all. At most 30 s: the scripts remember what
-    # was done for a minute, so that it is not done twice.
+    # The deadline of a call, including its retries. At most 30 s, because the scripts recognise
+    # the repetition of a call only for a minute.
     "timeout": 2_000,
-    # A handler that runs longer than this stops renewing its lease. None: never.
+    # After a handler has run this long, the node no longer renews its leases. None: no limit.
     "max_run": None,
     "max_payload": 256 * 1024,
     "dead_limit": 10_000,
     "dead_age": timedelta(days=30),
-    # How long the end of the interpreter waits for running handlers.
+    # How long the interpreter waits at exit for running handlers.
     "exit_timeout": 5_000,
-    # How many replicas must have a post before it counts as one.
+    # How many replicas must have acknowledged a post before the call returns.
     "wait_replicas": 0,
-    # For tests: milliseconds since the epoch, instead of the clock of the server.
+    # For tests: a function that returns milliseconds since the epoch, used instead of the
+    # server's clock.
     "now": None,
 }
 
 
 def check_count(value: object, name: str, low: int, high: int) -> int:
-    """Return *value* when it is a whole number between *low* and *high*."""
+    """Return *value* if it is a whole number from *low* to *high*."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise OptionError(f"{name} must be a whole number from {low} to {high}, not {value!r:.80}")
     return value
@@ -113,12 +114,12 @@ def _flag(value: object, name: str) -> bool:
 
 
 def check_poll_interval(value: Duration, name: str = "poll_interval") -> int:
-    """Return *value* in microseconds when nodes may poll that often."""
+    """Return *value* in microseconds if it is a valid poll interval."""
     return _time(value, name, 10, 3_600_000)
 
 
 def check_max_events(value: object) -> int:
-    """Return *value* when that many events may be handed to a handler at a time."""
+    """Return *value* if a handler may receive that many events in one call."""
     return check_count(value, "max_events", 1, MOST_CLAIMS)
 
 
@@ -127,21 +128,23 @@ _DAY_MS = 86_400_000
 
 def validate(given: dict[str, Any]) -> Options:
     """
-    Make the options of a node out of what its maker was *given*.
+    Check the options that the caller gave, and return them with the defaults filled in.
 
     Raises:
-        OptionError: an unknown name (with the one that was probably meant), or a
-            value out of its range.
+        OptionError: a name is unknown, or a value is out of range. For an unknown name, the text
+            suggests the option that was probably meant.
     """
     for name in given:
         if name not in DEFAULTS:
             hint = hints.meant(name, ("pub", "sub", *DEFAULTS), hints.OPTIONS)
-            raise OptionError(f"there is no option {name!r}{hint}")
+            raise OptionError(f"unknown option {name!r}{hint}")
     v = DEFAULTS | given
     if not callable(v["backoff"]):
         wait_us(v["backoff"], 1)
     if v["now"] is not None and not callable(v["now"]):
-        raise OptionError(f"now must be a function that gives epoch milliseconds, not {v['now']!r}")
+        raise OptionError(
+            f"now must be a function that returns milliseconds since the epoch, not {v['now']!r}"
+        )
     return Options(
         ns=check_namespace(v["ns"]),
         max_events=check_max_events(v["max_events"]),

@@ -1,8 +1,8 @@
 """
-The payload: a JSON object, written once and never looked into on its way.
+The payload: a JSON object that dtimer encodes once, and decodes when it delivers the event.
 
-Redis and Lua keep the bytes as they are, because a round trip through Lua's cjson
-would turn ``[]`` into ``{}`` and round integers beyond 2**53.
+Redis and Lua store the bytes unchanged. Lua's cjson would turn ``[]`` into ``{}`` and round
+integers beyond 2**53.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, NoReturn
 from dtimer.errors import PayloadError, PayloadTooLarge
 from dtimer.model import payload_errors
 
-#: Nested deeper than this, a payload is a mistake, or contains itself.
+#: A payload that is nested more deeply than this is a mistake, or contains itself.
 DEEPEST = 100
 
-# One encoder, reused: building one for each call costs a third of the encoding.
-# ensure_ascii keeps lone surrogates intact, which UTF-8 could not carry.
+# One encoder for all calls: making one per call would take a third of the encoding time.
+# ensure_ascii preserves lone surrogates, which UTF-8 cannot encode.
 _encode = json.JSONEncoder(
     ensure_ascii=True, allow_nan=False, check_circular=False, separators=(",", ":")
 ).encode
@@ -35,7 +35,8 @@ _scan: Callable[[str, int], tuple[Any, int]] = make_scanner(_decoder)  # type: i
 
 def _decode(text: str) -> Any:
     try:
-        # What its decode does, but for the white space around, of which ours have none.
+        # Like JSONDecoder.decode, but without the search for surrounding white space, which
+        # payloads written by dtimer do not have.
         value, end = _scan(text, 0)
         if end == len(text):
             return value
@@ -44,25 +45,25 @@ def _decode(text: str) -> Any:
     return _decoder.decode(text)
 
 
-# What holds nothing else.
+# The types of values that contain no other values.
 _SCALARS = {str, int, float, bool, type(None)}
 
 
 def _check(payload: Mapping[str, Any]) -> bool:
     """
-    Refuse what json would quietly bend: keys that are no strings, and endless depth.
+    Reject keys that are not strings, which json would convert silently, and excessive depth.
 
     Returns:
-        Whether some container is met more than once on one level.
+        True if a container occurs more than once on one level.
     """
-    # Most are like this. A class of somebody's own may be anything, and is looked at below.
+    # The fast path: most payloads are flat. A subclass may be a container, so it is checked below.
     if _SCALARS.issuperset(map(type, payload.values())) and {str}.issuperset(map(type, payload)):
         return False
     level: list[Any] = [payload]
     shared = False
     for _ in range(DEEPEST):
         deeper: list[Any] = []
-        # Each container once a level: one that is shared may be met very often.
+        # Visit each container once per level: a shared container may occur very often.
         once = {id(c): c for c in level}
         shared = shared or len(once) < len(level)
         for container in once.values():
@@ -81,7 +82,7 @@ def _check(payload: Mapping[str, Any]) -> bool:
 
 
 def _values(payload: Mapping[str, Any], limit: int) -> int:
-    """Count the values that would be written, shared ones each time, until over *limit*."""
+    """Count the values that json would write, each occurrence separately, up to about *limit*."""
     count = 0
     level: dict[int, tuple[Any, int]] = {0: (payload, 1)}
     while level and count <= limit:
@@ -97,20 +98,21 @@ def _values(payload: Mapping[str, Any], limit: int) -> int:
 
 def encode(payload: object, limit: int) -> str:
     """
-    Write *payload* as compact ASCII JSON of at most *limit* bytes.
+    Return *payload* as compact ASCII JSON of at most *limit* bytes.
 
-    Tuples become lists, as in the json module; everything else comes back equal.
+    Tuples become lists, as in the json module. Every other value is equal after decoding.
 
     Raises:
-        PayloadError: not a dict, a key that is no string, a value that JSON has no
-            word for (NaN, infinity, bytes, datetime, set …), or nested too deeply. The text
-            names where it is, and its type, never the value.
-        PayloadTooLarge: over *limit*.
+        PayloadError: *payload* is not a dict, has a key that is not a string, has a value that JSON
+            cannot represent (NaN, infinity, bytes, datetime, set …), or is nested too deeply. The
+            text contains the path and the type, and never the value.
+        PayloadTooLarge: the JSON is longer than *limit*.
     """
     if not isinstance(payload, dict):
-        # Never the payload itself: it may be what nobody else should read.
+        # Do not quote the payload: it may be confidential.
         raise PayloadError(f"the payload must be a dict, not {type(payload).__name__}")
-    # A few lists, each holding the one before twice, may stand for more than there is memory.
+    # Count before encoding: a few lists, each with two references to the previous one, can stand
+    # for more JSON than fits into memory.
     if _check(payload) and (count := _values(payload, limit)) > limit:
         raise PayloadTooLarge(
             f"the payload has at least {count} values; at most {limit} bytes of JSON are allowed"
@@ -129,10 +131,10 @@ def encode(payload: object, limit: int) -> str:
 
 def decode(raw: bytes) -> dict[str, Any]:
     """
-    Read a payload back.
+    Decode the stored bytes of a payload.
 
     Raises:
-        PayloadError: the bytes are no JSON object; somebody else wrote them.
+        PayloadError: the bytes are not a JSON object, so dtimer has not written them.
     """
     try:
         payload = _decode(raw.decode())
@@ -140,7 +142,8 @@ def decode(raw: bytes) -> dict[str, Any]:
         raise PayloadError(f"the stored payload is not JSON: {e}") from e
     if not isinstance(payload, dict):
         raise PayloadError(f"the stored payload is a {type(payload).__name__}, not a JSON object")
-    # So many brackets are needed to be too deep, and each is closed; most payloads have fewer.
+    # A payload that is too deep has more opening brackets than DEEPEST, and as many closing ones.
+    # Most payloads have fewer, and need no check.
     if len(raw) > 2 * DEEPEST and raw.count(b"[") + raw.count(b"{") > DEEPEST:
         _check(payload)
     return payload

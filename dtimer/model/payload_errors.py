@@ -1,8 +1,8 @@
 """
-Where in a payload the thing is that JSON cannot hold: ``payload['order']['at']``.
+Errors for values that JSON cannot represent, with the path of the value in the payload.
 
-Looked for when an encoding has failed, and never before. Messages name the path and the type, and
-never the value: it may be what nobody else should read.
+A path reads like ``payload['order']['at']``. The search runs only after the encoding has failed.
+Error texts contain the path and the type, and never the value, which may be confidential.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from dtimer.errors import PayloadError
 
-# A path is a hint: a longer one is cut, and so is a longer key.
+# The limits for an error text: steps of a path, and characters of a key. Longer ones are cut.
 _STEPS, _KEY = 8, 40
 
-# By the name of the class: to import them all for this would be a waste.
+# By class name, because importing all these modules for an error text would be wasteful.
 _ADVICE = {
     "Decimal": "write str(value)",
     "Enum": "write value.value",
@@ -37,7 +37,11 @@ _Step = Any
 
 
 class _Found(NamedTuple):
-    """A container, and how it was reached: a link each, or deep ones would cost their square."""
+    """
+    A container, with a link to the container that it was found in.
+
+    Copying the whole path into each would take quadratic memory in a deeply nested payload.
+    """
 
     container: Any
     depth: int = 0
@@ -45,7 +49,7 @@ class _Found(NamedTuple):
     above: _Found | None = None
 
     def path(self) -> list[_Step]:
-        """Return the steps that lead to it."""
+        """Return the steps from the payload to this container."""
         steps = []
         found: _Found | None = self
         while found is not None and found.above is not None:
@@ -69,7 +73,7 @@ def _members(container: Any) -> Iterator[tuple[_Step, Any]]:
 
 
 def _walk(payload: Any) -> Iterator[_Found]:
-    """Walk the containers, each once: one that is shared may be met very often."""
+    """Yield every container once, because a shared container may occur very often."""
     met = {id(payload)}
     stack = [_Found(payload)]
     while stack:
@@ -84,7 +88,7 @@ def _walk(payload: Any) -> Iterator[_Found]:
 
 
 def bad_key(payload: Any) -> PayloadError:
-    """Return the error of the first key that is not a string."""
+    """Return the error for the first key that is not a string."""
     for found in _walk(payload):
         for key in found.container if isinstance(found.container, dict) else ():
             if not isinstance(key, str):
@@ -96,7 +100,13 @@ def bad_key(payload: Any) -> PayloadError:
 
 
 def bad_value(payload: Any, error: BaseException) -> PayloadError:
-    """Return the error of the first value that JSON has no word for, of which *error* tells."""
+    """
+    Return the error for the first value that JSON cannot represent.
+
+    Args:
+        payload: The payload whose encoding failed.
+        error: The exception of the json module, which the text quotes if the search finds nothing.
+    """
     for found in _walk(payload):
         for step, value in _members(found.container):
             if (wrong := _wrong(value)) is not None:
@@ -110,14 +120,14 @@ def _wrong(value: Any) -> str | None:
     if isinstance(value, float):
         if math.isfinite(value):
             return None
-        return "NaN or infinite, which JSON has no word for; write None"
+        return "NaN or infinite, which JSON cannot represent; write None"
     advice = next((_ADVICE[c.__name__] for c in type(value).__mro__ if c.__name__ in _ADVICE), None)
     hint = f"; {advice}" if advice else ""
-    return f"of type {type(value).__name__}, which JSON has no word for{hint}"
+    return f"of type {type(value).__name__}, which JSON cannot represent{hint}"
 
 
 def too_deep(payload: Any, deepest: int) -> PayloadError:
-    """Return the error of a payload that is nested deeper than so many levels."""
+    """Return the error for a payload that is nested deeper than *deepest* levels."""
     if (steps := _circle(payload)) is not None:
         return PayloadError(f"{_spell(steps) if steps else 'the payload'} contains itself")
     found = next((found for found in _walk(payload) if found.depth >= deepest), _Found(payload))
@@ -126,10 +136,11 @@ def too_deep(payload: Any, deepest: int) -> PayloadError:
 
 
 def _circle(payload: Any) -> list[_Step] | None:
-    """Return the path of a container that contains itself; None when there is none."""
+    """Return the path of a container that contains itself, or None if there is none."""
     above = {id(payload): 0}
     done: set[int] = set()
-    # Each container between the payload and this one, the step to it, and what is left of it.
+    # For each container from the payload to the current one: the container, the step to it, and an
+    # iterator over its remaining members.
     path = [(payload, None, _members(payload))]
     while path:
         container, _, members = path[-1]

@@ -1,8 +1,8 @@
 """
-Recurring events: the definition of a schedule, and its nominal times.
+Schedules: the specification of a recurring event, and its nominal times.
 
-Cron is read by cronsim, as a calendar without time zones. What a wall clock means where
-daylight saving time begins and ends is told in ``walls.py``.
+cronsim reads cron expressions, as a calendar without time zones. `dtimer.model.walls` converts its
+local times to moments, also where daylight saving time begins and ends.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ from dtimer.model.zones import zone
 MISFIRES = {"coalesce": "c", "skip": "s", "all": "a"}
 OVERLAPS = {"queue": "q", "allow": "a", "skip": "s"}
 
-#: How many nominal times of a cron schedule are kept in Redis.
+#: How many future nominal times of a cron schedule are stored in Redis.
 AHEAD = 10
 
-#: ``misfire="all"`` makes good for no more than this. See also lua/parts/plan.lua.
+#: The most missed occurrences that ``misfire="all"`` delivers. lua/parts/plan.lua has the same
+#: limit.
 MOST_BEHIND = 1_000
 
-#: Nominal times that are looked at in one go, in a quarter of a second or so.
+#: The most nominal times that one call computes, which takes about a quarter of a second.
 MOST_WALKED = 20_000
 
-#: More often than this is no schedule but a loop.
+#: The shortest interval of a schedule. A shorter one should be a loop in the program.
 SHORTEST_US = 10_000
 
-# Of what is read back: nobody writes more.
+# The limit for each text of a stored specification. dtimer writes only shorter ones.
 _LONGEST_TEXT = 1_000
 
-#: Schedule ids leave room for the nominal time that an occurrence's id ends with.
+#: Shorter than other ids, because the id of an occurrence is this id and the nominal time.
 LONGEST_SCHEDULE_ID = 230
 
 _ONE_LONG = re.compile(r"(?<![^\s,])(\w+)-\1/\d+(?![^\s,])", re.IGNORECASE)
@@ -62,10 +63,10 @@ _NAMES = {
 @dataclass(frozen=True, slots=True)
 class Definition:
     """
-    What a schedule is: an interval in µs, or a cron expression and its time zone.
+    The specification of a schedule: an interval in µs, or a cron expression and its time zone.
 
-    ``start`` and ``stop`` are µs since the epoch, or None; ``max_retries`` and
-    ``payload`` are those of its occurrences.
+    ``start`` and ``stop`` are µs since the epoch, or None. ``max_retries`` and ``payload`` apply
+    to each occurrence.
     """
 
     id: str
@@ -82,27 +83,32 @@ class Definition:
     payload: str
 
     def to_json(self) -> str:
-        """Return the definition as JSON, the payload apart."""
+        """Return the specification as JSON, without the id and the payload."""
         fields = {n: getattr(self, n) for n in self.__slots__ if n not in ("id", "payload")}
         return json.dumps(fields, separators=(",", ":"), sort_keys=True)
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal definitions: declaring the same again changes nothing."""
+        """A hash of the specification. Declaring one with the same hash again changes nothing."""
         text = self.to_json() + self.payload
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def nominals(self, after_us: int) -> Iterator[int]:
-        """Walk the nominal times of a cron schedule after a moment, in µs, up to its end."""
+        """Yield the nominal times of a cron schedule after a moment, in µs, up to its end."""
         return _walk(self.cron or "", self.tz, max(after_us, (self.start or 0) - 1), self.stop)
 
 
 def definition_from_json(id: str, text: bytes, plan: bytes) -> Definition:
     """
-    Read a definition back.
+    Return the specification of a schedule from its stored form.
+
+    Args:
+        id: The id of the schedule.
+        text: The stored specification, without the payload.
+        plan: The stored template of the occurrences, which ends with the payload.
 
     Raises:
-        NamespaceCorrupt: somebody else has written it.
+        NamespaceCorrupt: the stored form is not valid, so dtimer has not written it.
     """
     try:
         fields: dict[str, Any] = json.loads(text)
@@ -110,7 +116,7 @@ def definition_from_json(id: str, text: bytes, plan: bytes) -> Definition:
         _check_read(made)
     except (TypeError, ValueError, RecursionError) as e:
         raise NamespaceCorrupt(
-            f"the schedule {id!r} cannot be read ({e!s:.200}): declare it again, or end it"
+            f"the schedule {id!r} cannot be read ({e!s:.200}): declare it again, or unschedule it"
         ) from None
     return made
 
@@ -120,22 +126,22 @@ def _check_read(d: Definition) -> None:
     for name, value in (numbers | {"max_retries": d.max_retries}).items():
         optional = value is None and name not in ("jitter", "max_retries")
         if not optional and (type(value) is not int or not 0 <= value < 2**62):
-            raise ValueError(f"{name} is no number")
+            raise ValueError(f"{name} is not a valid number")
     texts: list[Any] = [d.tz, d.misfire, d.overlap] + ([] if d.cron is None else [d.cron])
     if not all(isinstance(text, str) and len(text) <= _LONGEST_TEXT for text in texts):
-        raise ValueError("it is no text")
+        raise ValueError("tz, cron, misfire or overlap is not a valid text")
     if d.misfire not in MISFIRES or d.overlap not in OVERLAPS:
-        raise ValueError("it has no policy that is known")
+        raise ValueError("misfire or overlap is unknown")
     if (d.cron is None) is (d.every is None) or d.every == 0:
-        raise ValueError("it is neither an interval nor a cron schedule")
+        raise ValueError("it must have either an interval or a cron expression")
 
 
 def _walk(expression: str, tz: str, after_us: int, stop: int | None) -> Iterator[int]:
-    # cronsim takes the range in 6-6/2 for a lone 6, from which a step would go on.
+    # Write 6-6/2 as 6: cronsim would read that range as a single 6, and 6/2 as "from 6 on".
     plain = _ONE_LONG.sub(r"\1", _NAMES.get(expression, expression))
     fixed = not any(field.startswith("*") for field in plain.split()[-5:-3])
     walk = walls.fixed if fixed else walls.real
-    for seconds in walk(lambda wall: CronSim(plain, wall), ZoneInfo(tz), after_us // 1_000_000):
+    for seconds in walk(lambda local: CronSim(plain, local), ZoneInfo(tz), after_us // 1_000_000):
         us = seconds * 1_000_000
         if stop is not None and us > stop:
             return
@@ -144,16 +150,17 @@ def _walk(expression: str, tz: str, after_us: int, stop: int | None) -> Iterator
 
 def check_cron(expression: object, tz: str) -> str:
     """
-    Return a cron expression in its plain form when it can be read.
+    Return *expression* with normalised white space, and in lower case if it is a name like @daily.
 
     Raises:
-        OptionError: it cannot, and why.
+        OptionError: *expression* is not a valid cron expression.
     """
     if not isinstance(expression, str):
         raise OptionError(f"a cron expression must be a str, not {expression!r}")
     plain = " ".join(expression.split())
     if plain.startswith("@") and plain.lower() not in _NAMES:
-        raise OptionError(f"there is no cron name {expression!r}; there are {', '.join(_NAMES)}")
+        names = ", ".join(_NAMES)
+        raise OptionError(f"unknown cron name {expression!r}; valid names are {names}")
     plain = plain.lower() if plain.startswith("@") else plain
     try:
         next(_walk(plain, tz, 1_700_000_000_000_000, None))
@@ -190,24 +197,24 @@ def define(
     stepped: bool = False,
 ) -> Definition:
     """
-    Check the arguments of ``every`` and ``cron``, and write them down.
+    Check the arguments of ``every`` or ``cron``, and return them as a specification.
 
-    *stepped* is that of `moment_us`.
+    For *stepped* see `moment_us`.
 
     Raises:
-        OptionError: one of them is not acceptable.
+        OptionError: an argument is invalid.
     """
     interval = None
     if every is not None:
         interval = duration_us(every, "interval")
         if interval < SHORTEST_US:
             raise OptionError(
-                f"interval must be {SHORTEST_US // 1000} ms at least, not {every!r}; numbers are"
+                f"interval must be at least {SHORTEST_US // 1000} ms, not {every!r}; numbers are"
                 " milliseconds, so every second is 1_000, and every minute 60_000"
             )
     name = zone(tz).key
     if len(id.encode()) > LONGEST_SCHEDULE_ID:
-        raise OptionError(f"the id of a schedule may have {LONGEST_SCHEDULE_ID} bytes, not more")
+        raise OptionError(f"the id of a schedule may have at most {LONGEST_SCHEDULE_ID} bytes")
     spread = duration_us(jitter, "jitter")
     if spread < 0:
         raise OptionError(f"jitter must not be negative, not {jitter!r}")
@@ -216,7 +223,7 @@ def define(
     begins = None if start is None else moment_us(start, "start", stepped=stepped)
     ends = None if end is None else moment_us(end, "end", stepped=stepped)
     if begins is not None and ends is not None and ends < begins:
-        raise OptionError(f"end {end!r} lies before start {start!r}")
+        raise OptionError(f"end {end!r} is before start {start!r}")
     return Definition(
         id=id,
         every=interval,
@@ -234,19 +241,19 @@ def define(
 
 
 def ahead(definition: Definition, after_us: int, most: int = AHEAD) -> list[int]:
-    """Return the next nominal times of a cron schedule after a moment, at most *most*."""
+    """Return up to *most* nominal times of a cron schedule after a moment."""
     return list(itertools.islice(definition.nominals(after_us), most))
 
 
 def ahead_of(definition: Definition, known_us: int, now_us: int) -> tuple[int, list[int], bool]:
     """
-    Return the nominal times after the last known, with no more that are over than are wanted.
+    Return the nominal times that follow the last stored one, without most of the missed ones.
 
-    The last that is over stands for those before it; of a schedule that makes good for
-    all, as many as are made good for at most are kept.
+    Of the missed times only the last is returned, and it stands for the earlier ones. With
+    ``misfire="all"``, the last `MOST_BEHIND` are returned.
 
     Returns:
-        How many were left out, the times, and whether no more will follow.
+        How many missed times were left out, the times, and True if no more will follow.
     """
     most = MOST_BEHIND if definition.misfire == "all" else 1
     over, future, gap, final = deque[int](), list[int](), 0, True
@@ -256,7 +263,7 @@ def ahead_of(definition: Definition, known_us: int, now_us: int) -> tuple[int, l
             final = False
             break
         if walked == MOST_WALKED:
-            # The rest next time: who waits for this has leases to renew.
+            # Leave the rest to the next call: the caller must renew leases in the meantime.
             return gap + len(over) - 1, [over[-1]], False
         if not is_over:
             future.append(nominal)
@@ -272,21 +279,22 @@ def ahead_of(definition: Definition, known_us: int, now_us: int) -> tuple[int, l
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """
-    A schedule as it stands in Redis. Times are ms, moments ms since the epoch.
+    A stored schedule. Durations are in ms, moments in ms since the epoch.
 
     Attributes:
-        id: Its id.
+        id: The id of the schedule.
         event: The payload of its occurrences.
-        interval: Between two occurrences; None for a cron schedule.
-        cron: The expression; None for an interval.
-        tz: The time zone of the expression.
-        misfire: Its policy for occurrences that were missed.
-        overlap: Its policy for an occurrence that is due while another runs.
-        jitter: The most that an occurrence is due after its nominal time.
-        due: When the next occurrence is due; None while it is paused, or if there is none.
-        last: The nominal time of the last that was handed out, or None.
-        left: How many are left of a limited number, or None.
-        paused: Whether it is paused.
+        interval: The time between two occurrences; None for a cron schedule.
+        cron: The cron expression; None for an interval.
+        tz: The time zone of the cron expression.
+        misfire: The policy for occurrences that were missed.
+        overlap: The policy for an occurrence that becomes due while the previous one runs.
+        jitter: The longest random delay of an occurrence after its nominal time.
+        due: When the next occurrence is due. None if the schedule is paused, or has no further
+            occurrence.
+        last: The nominal time of the last occurrence that was delivered, or None.
+        left: How many occurrences are left, or None if their number is not limited.
+        paused: True if the schedule is paused.
     """
 
     id: str

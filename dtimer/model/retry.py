@@ -1,4 +1,4 @@
-"""How long a failed event waits before it is handed out again."""
+"""Backoff: how long a failed event waits before it is delivered again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dtimer.model.jitter import between
 from dtimer.model.moments import Duration, duration_us
 
-#: Milliseconds, or a function from the number of the attempt that failed to a duration.
+#: A duration, or a function that takes the number of the failed attempt and returns a duration.
 Backoff = Duration | Callable[[int], Duration]
 
 FIRST_MS = 1_000
@@ -16,10 +16,10 @@ LONGEST_MS = 3_600_000
 
 def exponential(attempt: int) -> float:
     """
-    Return the default wait in ms: one second, doubled for each attempt, an hour at most.
+    Return the default wait in ms: one second, doubled for each attempt, at most an hour.
 
-    Half of it is random, so that events which failed together do not come back
-    together ("equal jitter", M. Brooker, *Exponential Backoff And Jitter*, 2015).
+    Half of the wait is random, so that events which failed together are not retried together
+    ("equal jitter", M. Brooker, *Exponential Backoff And Jitter*, 2015).
     """
     full = min(LONGEST_MS, FIRST_MS << min(attempt - 1, 30))
     return full / 2 + between(0, full / 2)
@@ -27,11 +27,11 @@ def exponential(attempt: int) -> float:
 
 def wait_us(backoff: Backoff, attempt: int) -> int:
     """
-    Ask *backoff* how many microseconds to wait after *attempt* has failed; never negative.
+    Return how many microseconds to wait after *attempt* has failed, at least 0.
 
     Raises:
-        OptionError: the user's function gave no duration. Whatever else it raises
-            passes through.
+        OptionError: the user's function did not return a valid duration. Exceptions of the
+            function itself are not caught.
     """
     wait = backoff(attempt) if callable(backoff) else backoff
     return max(0, duration_us(wait, "backoff"))

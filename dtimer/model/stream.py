@@ -1,4 +1,4 @@
-"""The options of ``RunAt``, which are those of the timer beneath it by other names."""
+"""Translates the options of ``RunAt`` into those of the timer that it uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dtimer.model.moments import Duration
 from dtimer.model.names import check_namespace
 from dtimer.model.options import DEFAULTS, check_poll_interval
 
-# What a stream decides by itself, or calls by another name.
+# Options of the timer that a stream sets itself, or offers by another name.
 _ITS_OWN = {"ns", "max_events", "auto_confirm", "poll_interval"}
 _NAMES = ("queue_name", "interval", "redis", *(name for name in DEFAULTS if name not in _ITS_OWN))
 _CALLED = {"ns": "queue_name", "poll_interval": "interval", "pub": "redis"}
@@ -22,14 +22,16 @@ def timer_options(
     queue_name: object, interval: Duration, redis: object, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """
-    Return the client and the options of the timer beneath a stream.
+    Return the client and the options of the timer that a stream uses.
 
     Raises:
-        OptionError: one of them is not acceptable; the text calls it by the stream's name for it.
+        OptionError: an argument is invalid. The text uses the name that the argument has in
+            ``RunAt``.
     """
     for name in options:
         if name not in _NAMES:
-            raise OptionError(f"RunAt has no option {name!r}{hints.meant(name, _NAMES, _WORDS)}")
+            hint = hints.meant(name, _NAMES, _WORDS)
+            raise OptionError(f"unknown option {name!r} of RunAt{hint}")
     if not isinstance(queue_name, str) or "://" in queue_name:
         given = "a URL" if isinstance(queue_name, str) else type(queue_name).__name__
         raise OptionError(
@@ -45,19 +47,19 @@ def timer_options(
 
 
 def _client(redis: Any) -> Any:
-    """Return what a timer takes for *redis*."""
+    """Return *redis* as a client or a URL, as a timer takes it."""
     if not isinstance(redis, Mapping):
         if redis is None or isinstance(redis, str) or hasattr(redis, "connection_pool"):
             return redis
         if hasattr(redis, "nodes_manager"):
             return redis
-        # Not what it is: it may have a password in it.
+        # Do not quote the value: it may contain a password.
         raise OptionError(
             "redis must be a redis or valkey client, a URL, or {'host': …, 'port': …}, not"
             f" {type(redis).__name__}"
         )
     if unknown := sorted(map(str, set(redis) - {"host", "port"})):
-        raise OptionError(f"redis takes a host and a port, not {unknown[0]!r}; or give a client")
+        raise OptionError(f"redis takes a host and a port, not {unknown[0]!r}; or pass a client")
     host, port = redis.get("host", "localhost"), redis.get("port", 6379)
     if not isinstance(host, str) or isinstance(port, bool) or not isinstance(port, int):
         raise OptionError(f"redis must have a host (str) and a port (int), not {dict(redis)!r}")

@@ -1,8 +1,8 @@
 """
-From what a wall clock shows to when that is, where the clock is put forward and back.
+Converts the local times of a calendar to moments, across changes of the local clock.
 
-A calendar is given as a function from a naive datetime to an iterator over the naive
-datetimes after it. Moments are whole seconds since the epoch.
+A calendar is a function that takes a naive datetime and returns an iterator over the naive
+datetimes that follow it. Moments are whole seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from datetime import UTC, datetime, timedelta, tzinfo
 
 Calendar = Callable[[datetime], Iterator[datetime]]
 
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - a wall clock has no zone
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - a local time has no zone
 _SECOND = timedelta(seconds=1)
 _DAY = 86_400
 
 
 def _offset(zone: tzinfo, at: int) -> int:
-    """Return what a zone's wall clock is ahead of UTC, in seconds."""
+    """Return the offset of a zone's local time from UTC at a moment, in seconds."""
     shown = datetime.fromtimestamp(at, UTC).astimezone(zone).utcoffset()
     return 0 if shown is None else round(shown.total_seconds())
 
 
 def _shift(zone: tzinfo, low: int, high: int) -> int:
-    """Return the first moment after *low* at which the offset of *low* holds no more."""
+    """Return the first moment after *low*, at most *high*, that has another offset than *low*."""
     before = _offset(zone, low)
     while high - low > 1:
         middle = (low + high) // 2
@@ -39,23 +39,25 @@ def _wall(at: int, offset: int) -> datetime:
     return _EPOCH + timedelta(seconds=at + offset)
 
 
-def _seconds(wall: datetime) -> int:
-    return (wall - _EPOCH) // _SECOND
+def _seconds(local: datetime) -> int:
+    return (local - _EPOCH) // _SECOND
 
 
 def fixed(calendar: Calendar, zone: tzinfo, after: int) -> Iterator[int]:
     """
-    Walk a calendar each of whose walls is meant once.
+    Yield one moment for each local time of a calendar, for expressions with fixed hours.
 
-    What the clock skips is at the first moment after, what it shows twice is the first time.
+    A time that the clock skips in spring is yielded at the first moment after the gap. A time that
+    the clock repeats in autumn is yielded once, the first time.
     """
     last = after
-    for wall in calendar(_wall(after, _offset(zone, after))):
-        early, late = (wall.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
-        shown = _seconds(wall)
+    for local in calendar(_wall(after, _offset(zone, after))):
+        early, late = (local.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
+        shown = _seconds(local)
         at = shown - round((early or timedelta()).total_seconds())
         if early != late and _offset(zone, at) + at != shown:
-            # In the gap the later offset gives a moment before it, the earlier one after.
+            # For a skipped time, the later offset gives a moment before the gap, and the earlier
+            # offset one after it. Search the change between the two.
             at = _shift(zone, shown - round((late or timedelta()).total_seconds()), at)
         if at > last:
             yield at
@@ -64,16 +66,18 @@ def fixed(calendar: Calendar, zone: tzinfo, after: int) -> Iterator[int]:
 
 def real(calendar: Calendar, zone: tzinfo, after: int) -> Iterator[int]:
     """
-    Walk each moment at which the clock shows a wall of the calendar.
+    Yield every moment at which the local clock reads one of the calendar's times.
 
-    What the clock skips is not, what it shows twice is twice.
+    A time that the clock skips in spring is not yielded. A time that it repeats in autumn is
+    yielded twice.
     """
     at = after
     while True:
         offset = _offset(zone, at)
-        for wall in calendar(_wall(at, offset)):
-            then = _seconds(wall) - offset
-            # A clock that was put back shows again what has been; so each shift counts.
+        for local in calendar(_wall(at, offset)):
+            then = _seconds(local) - offset
+            # After the clock is set back, earlier local times come again, so look for a change of
+            # the offset within a day as well as at the next time.
             for look in (min(then, at + _DAY), then):
                 if _offset(zone, look) != offset:
                     then = _shift(zone, at, look)
@@ -86,7 +90,7 @@ def real(calendar: Calendar, zone: tzinfo, after: int) -> Iterator[int]:
             break
         else:
             return
-        # On with the other offset, from one second before it.
+        # Continue with the new offset, from one second before the change.
         offset = _offset(zone, at + 1)
         first = next(iter(calendar(_wall(at, offset))), None)
         if first is not None and _seconds(first) - offset == at + 1:

@@ -1,4 +1,4 @@
-"""Time zones, by the names that this machine knows."""
+"""Looks up time zones in the time zone database of this machine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dtimer.model import hints
 
 def zone(given: object) -> ZoneInfo:
     """
-    Return a time zone that has a name, given by that or as a ``ZoneInfo``.
+    Return the time zone for a name, a ``ZoneInfo`` with a key, or ``datetime.UTC``.
 
     Raises:
-        OptionError: there is none of that name on this machine.
+        OptionError: this machine does not know the time zone.
     """
     name = "UTC" if given is UTC else given.key if isinstance(given, ZoneInfo) else given
     if not isinstance(name, str):
@@ -32,5 +32,5 @@ def zone(given: object) -> ZoneInfo:
         elif known:
             hint = "a name looks like 'Europe/Berlin' or 'UTC'"
         else:
-            hint = "it has none at all: pip install tzdata brings them"
-        raise OptionError(f"there is no time zone {name!r:.80} on this machine; {hint}") from None
+            hint = "its time zone database is missing: pip install tzdata"
+        raise OptionError(f"this machine has no time zone {name!r:.80}; {hint}") from None

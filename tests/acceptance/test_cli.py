@@ -362,7 +362,7 @@ class TestServer:
         assert 0 == run(*arguments, 0).code
         ran = run(*arguments, 1)
         assert (3, "") == (ran.code, ran.out)
-        assert "'tea' is posted, and on 0 of 1 replicas" in ran.err
+        assert "'tea' is posted, but only 0 of 1 replicas" in ran.err
         assert timer.peek("tea")
 
     def test_an_unreachable_server_may_be_reported_as_json(self, run):

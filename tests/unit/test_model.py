@@ -269,7 +269,7 @@ class TestOptions:
         ("given", "words"),
         [
             ({"max_event": 1}, "did you mean 'max_events'"),
-            ({"zzz": 1}, "there is no option 'zzz'"),
+            ({"zzz": 1}, "unknown option 'zzz'"),
             ({"max_events": 0}, "max_events must be a whole number from 1 to 100"),
             ({"max_events": 101}, "max_events"),
             ({"max_events": True}, "max_events"),

@@ -189,7 +189,7 @@ class TestEvents:
         """A copy does not know the state of the lease, so it must not claim that all is well."""
         back = pickle.loads(pickle.dumps(an_event()))
         for event in (back, copy.copy(back), pickle.loads(pickle.dumps(back))):
-            with pytest.raises(UsageError, match="a copy and holds no lease"):
+            with pytest.raises(UsageError, match="a copy and has no lease"):
                 verb(event)
 
     def test_a_shallow_copy_holds_the_same_lease(self):
