@@ -1,4 +1,4 @@
-"""The planted bugs: each can be planted, and the program reports them correctly."""
+"""The mutants: each can be planted, and the program reports correctly which survive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from chaos.mutations import MUTANTS, Change, Mutant
 
 pytestmark = pytest.mark.chaos
 
-#: Notices only a bug in its own module, and is quick.
+#: A quick test that notices only a bug in one module.
 _QUICK = "tests/unit/test_lateness.py"
 
 

@@ -1,4 +1,4 @@
-"""The nemesis itself: a soak that it has spared would show less than it says."""
+"""The nemesis must inject every fault, or a soak would prove less than it reports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dtimer import DTimer
 
 
 class Scripted:
-    """Faults that do nothing but tell of themselves."""
+    """Faults that only log when they begin and end; a fault of *duds* never takes effect."""
 
     def __init__(self, *names, server=(), duds=()):
         self.log = []
@@ -27,7 +27,7 @@ class Scripted:
 
     def _injection(self, name):
         def inject(_):
-            yield "somebody", 0.0
+            yield "target", 0.0
             self.log.append(f"+{name}")
             yield
             self.log.append(f"-{name}")
@@ -43,8 +43,8 @@ def pen(tmp_path):
 
 
 @pytest.fixture
-def play(monkeypatch, pen):
-    """Makes a nemesis that strikes at each chance, with these faults and no others."""
+def nemesis_with(monkeypatch, pen):
+    """Return a function that makes a nemesis with only the given faults and no pauses."""
 
     def make(scripted, seed=1):
         monkeypatch.setattr(nemesis, "INJECTIONS", scripted.injections)
@@ -55,64 +55,64 @@ def play(monkeypatch, pen):
 
 
 class TestNemesis:
-    """What it strikes with, and how often."""
+    """Which faults the nemesis injects, and how often."""
 
-    def test_each_fault_before_any_twice(self, play):
-        """As many strikes as there are faults, and each has struck."""
+    def test_injects_each_fault_before_repeating_any(self, nemesis_with):
+        """After as many injections as there are faults, each fault has been injected."""
         names = [f"F{i:02}" for i in range(20)]
         scripted = Scripted(*names)
-        striking = play(scripted)
+        injector = nemesis_with(scripted)
         while len(scripted.log) < 2 * len(names):
-            striking.act()
-        striking.heal()
-        assert [] == striking.never
-        assert 2 >= max(striking.struck.values())
+            injector.act()
+        injector.heal()
+        assert [] == injector.never
+        assert 2 >= max(injector.struck.values())
 
-    def test_the_same_seed_strikes_the_same(self, play):
-        """What is dealt follows from the seed alone."""
+    def test_injects_the_same_faults_from_the_same_seed(self, nemesis_with):
+        """The order of the faults depends on the seed alone, so a run can be repeated."""
         logs = []
         for _ in range(2):
             scripted = Scripted(*"abcdefgh")
-            striking = play(scripted, seed=5)
+            injector = nemesis_with(scripted, seed=5)
             for _ in range(30):
-                striking.act()
+                injector.act()
             logs.append(scripted.log)
         assert logs[0] == logs[1]
 
-    def test_one_of_the_server_at_a_time(self, play, monkeypatch):
-        """What it does to the server is ended before it does anything else to it."""
+    def test_injects_one_server_fault_at_a_time(self, nemesis_with, monkeypatch):
+        """A fault of the server ends before the next one begins, or the two would blur."""
         scripted = Scripted(*"abcd", server="abcd")
-        striking = play(scripted)
+        injector = nemesis_with(scripted)
         for _ in range(40):
-            striking.act()
-        striking.heal()
+            injector.act()
+        injector.heal()
         for begin, end in zip(scripted.log[::2], scripted.log[1::2], strict=True):
             assert ("+", "-") == (begin[0], end[0])
             assert begin[1:] == end[1:]
 
-    def test_what_did_not_strike_is_not_counted(self, play):
-        """A fault that came to nothing is tried again, and told when it never did."""
+    def test_does_not_count_a_fault_without_effect(self, nemesis_with):
+        """The fault is tried again, and reported if it never took effect."""
         scripted = Scripted("F01", "F02", duds=["F02"])
-        striking = play(scripted)
+        injector = nemesis_with(scripted)
         for _ in range(30):
-            striking.act()
-        striking.heal()
-        assert ["F02"] == striking.never
-        assert 1 < striking.missed["F02"]
+            injector.act()
+        injector.heal()
+        assert ["F02"] == injector.never
+        assert 1 < injector.missed["F02"]
 
-    def test_it_heals(self, play):
-        """In the end nothing lasts that it began."""
+    def test_ends_every_fault_when_it_heals(self, nemesis_with):
+        """A fault that lasted beyond the run would fail the final checks."""
         scripted = Scripted(*"abc")
-        striking = play(scripted)
-        striking.act()
-        striking.heal()
+        injector = nemesis_with(scripted)
+        injector.act()
+        injector.heal()
         assert len([x for x in scripted.log if x[0] == "+"]) == len(
             [x for x in scripted.log if x[0] == "-"]
         )
 
 
 class TestFindings:
-    """What is read off the record of a run."""
+    """Recovery times and leftovers, as read from the records of a run."""
 
     @staticmethod
     def write(tmp_path, process, *records):
@@ -123,8 +123,8 @@ class TestFindings:
     def fault(self, t, phase, name="F22", target="server"):
         return t, f'"op":"fault","ph":"ok","name":"{name}","target":"{target}","phase":"{phase}"'
 
-    def test_recovery_is_from_the_end_to_the_next_service(self, tmp_path):
-        """Each node is measured by the first event that it is handed when the fault is over."""
+    def test_measures_recovery_from_the_end_of_the_fault_to_the_next_event(self, tmp_path):
+        """Each node has recovered when it runs its first event after the end of the fault."""
         self.write(
             tmp_path, "supervisor.1", self.fault(10**9, "begin"), self.fault(2 * 10**9, "end")
         )
@@ -135,8 +135,8 @@ class TestFindings:
         told = {who: ms for _, who, ms in found.recoveries()}
         assert {"node-1": 40.0, "node-2": 700.0} == told
 
-    def test_a_recovery_that_something_else_delayed_is_not_told(self, tmp_path):
-        """Where another fault lay between, nobody can tell what took so long."""
+    def test_omits_a_recovery_during_which_another_fault_began(self, tmp_path):
+        """The time would include the other fault, so it says nothing about the first."""
         self.write(
             tmp_path,
             "supervisor.1",
@@ -152,8 +152,8 @@ class TestFindings:
             if strike.fault == "F22"
         ]
 
-    def test_who_was_not_there_does_not_recover(self, tmp_path):
-        """A node that was killed and whose successor still starts is late for another reason."""
+    def test_omits_a_node_that_was_still_starting(self, tmp_path):
+        """A killed node whose successor is starting is late for that reason, not for the fault."""
         self.write(
             tmp_path,
             "supervisor.1",
@@ -167,8 +167,8 @@ class TestFindings:
         told = [(s.fault, ms) for s, _, ms in Findings.of(History(tmp_path)).recoveries()]
         assert [("killed", 1000.0)] == told
 
-    def test_what_is_left_behind_is_found(self, tmp_path):
-        """A thread that is there after the end of a program is a finding, and so is a bug."""
+    def test_reports_threads_left_behind_and_bugs(self, tmp_path):
+        """Findings are threads that outlive their node, and errors that ask for a report."""
         node = '"op":"node","ph":"ok","phase":"end","descriptors":[],"threads":["dtimer-herald"]'
         error = '"op":"error","ph":"ok","kind":"ScriptError","text":"please report this"'
         self.write(tmp_path, "node-1.2", (1, error), (2, node))
@@ -177,10 +177,10 @@ class TestFindings:
         assert 1 == len(found.bugs)
 
 
-def test_the_cluster_of_a_soak(namespace):
+def test_a_cluster_client_of_a_soak_reaches_its_server_through_the_proxy(namespace):
     """
-    A program of a soak reaches its server through its own proxy, also when the others of the
-    cluster hang: the client names the server, and the address that it is given is replaced.
+    This holds also while the other servers of the cluster hang. The client replaces the
+    addresses that the server reports, or its connections would bypass the faults of the proxy.
     """
     with (
         Server(tcp=True, args=cluster.ARGS) as server,

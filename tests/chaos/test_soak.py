@@ -1,4 +1,4 @@
-"""The soak, for a minute. Longer ones, and one of a million events: ``make soak MINUTES=60``."""
+"""Run the soak for a minute. ``make soak MINUTES=60`` runs it for longer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from servers import LIMIT
 
 from chaos.soak import Plan, soak
 
-#: Another one each time: what it finds is said together with the seed that found it.
+#: A different seed in each run. The report of a failure includes it.
 SEED = int(os.environ.get("DTIMER_TEST_SEED", "0")) or random.randrange(1, 10**6)
 
 
 @pytest.mark.chaos
 @pytest.mark.slow
 @pytest.mark.timeout(3 * LIMIT)
-def test_everything_at_once_for_a_minute():
+def test_a_soak_of_a_minute_passes():
     """
-    Posters, nodes, readers and schedules keep every promise while each fault there is strikes
-    at least once, and leave nothing behind.
+    While posters, nodes, readers and schedules run, the nemesis injects each fault at least
+    once. The guarantees hold throughout, and nothing is left behind.
     """
     report = soak(Plan(minutes=1, seed=SEED))
     sys.stdout.write(f"{report}\n")

@@ -1,4 +1,4 @@
-"""The catalogue, F03 to F08 and F12: black holes, broken connections, slow and narrow ways."""
+"""Faults F03 to F08, F12 and F108: lost packets, broken, slow and narrow connections."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 
-LATER = 3_600_000  # ms; no test is there to see it
+LATER = 3_600_000  # ms: never due during a test
 
 
 @pytest.fixture
 def caller(watch, proxy):
-    """Someone who only posts, through the proxy, and has a connection already."""
+    """A timer that only posts, through the proxy, and already has a connection."""
     timer = DTimer("caller", proxy.url, ns=watch.ns, **HASTY)
     timer.stats()
     yield timer
@@ -26,17 +26,17 @@ def caller(watch, proxy):
 
 
 class TestBlackHole:
-    """Half-open connections raise nothing for ever: deadlines and echoes are what tells."""
+    """A half-open connection never raises, so only deadlines and echoes reveal it."""
 
     @pytest.mark.fault("F03")
-    def test_of_commands(self, watch, proxy, own, caller):
+    def test_calls_into_a_black_hole_end_at_their_deadline(self, watch, proxy, own, caller):
         """
-        Each call comes back within its own deadline and tells which it was: a look failed,
-        a post may have been done. The node says so once, tries ever less often, and when
-        the way is open again what was sent into the hole has not been done twice.
+        A call that only reads fails; the outcome of a post is unknown. The node reports the
+        outage once and retries less and less often. When the network works again, a post that
+        was sent into the black hole has not acted twice.
         """
         node = watch.node(url=proxy.url, sub=own.url, **HASTY)
-        # The namespace exists by now: the post has not to open it first.
+        # Opens the namespace, so that the post below does not have to.
         caller.stats()
         with watch.fault() as fault:
             proxy.blackhole()
@@ -54,10 +54,10 @@ class TestBlackHole:
         assert watch.times("perhaps") <= 2
 
     @pytest.mark.fault("F04")
-    def test_of_the_subscription(self, watch, proxy, own):
+    def test_a_deaf_node_polls_and_reports_it_once(self, watch, proxy, own):
         """
-        A node that hears nothing finds out by its echo, says so once and is not well; its
-        events come by the poll, late by one interval and no more.
+        Its echo does not come back, so the node knows that no wake would. It is not healthy.
+        Its events arrive by polling, at most one poll interval late.
         """
         node = watch.node(url=own.url, sub=proxy.url, **HASTY)
         with watch.fault() as fault:
@@ -77,15 +77,15 @@ class TestBlackHole:
 
 
 class TestBroken:
-    """Connections that end: each is made anew, and nobody hears of one that lay idle."""
+    """A connection that ends is replaced, without an error if it was idle."""
 
     @pytest.mark.fault("F05")
     @pytest.mark.parametrize("which", ["all", "command", "subscription"])
     @pytest.mark.parametrize("how", ["reset", "half closed"])
-    def test_ended(self, watch, proxy, own, how, which):
+    def test_an_ended_connection_is_replaced_without_an_error(self, watch, proxy, own, how, which):
         """
-        A reset or a half close is found out, the connection made anew and the wakes that
-        fell between made good by a claim, silently: nothing is wrong for longer than that.
+        The node notices a reset or a half close and connects again. It claims at once, in case
+        it missed a wake meanwhile.
         """
         node = watch.node(
             url=own.url if which == "subscription" else proxy.url,
@@ -101,7 +101,7 @@ class TestBroken:
 
     @pytest.mark.fault("F05")
     def test_a_claim_follows_each_subscription(self, watch, proxy, own):
-        """What was posted while nobody was subscribed does not wait for the poll."""
+        """An event posted while the node was not subscribed does not wait for the next poll."""
         node = watch.node(url=own.url, sub=proxy.url, poll_interval=LATER)
         with watch.fault(degraded=False):
             for _ in range(3):
@@ -112,12 +112,12 @@ class TestBroken:
 
 
 class TestBad:
-    """The network works, after its fashion."""
+    """The network works, but badly."""
 
     @pytest.mark.fault("F06")
-    def test_byte_by_byte(self, watch, proxy):
-        """Bytes that arrive one by one make the same replies."""
-        # A whole script may go this way.
+    def test_replies_that_arrive_byte_by_byte_are_complete(self, watch, proxy):
+        """Text outside ASCII and line breaks in a payload survive it too."""
+        # The text of a script may be sent byte by byte too, which takes long.
         watch.node(url=proxy.url, max_events=10, timeout=LONGEST_CALL)
         caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=LONGEST_CALL)
         with watch.fault(silent=True):
@@ -132,10 +132,10 @@ class TestBad:
         caller.leave()
 
     @pytest.mark.fault("F07")
-    def test_slow(self, watch, proxy, own):
+    def test_long_round_trips_cost_neither_a_lease_nor_more_lateness(self, watch, proxy, own):
         """
-        With round trips of a sixth of a lease a handler that runs for two leases keeps its
-        event from everybody else, and events are late by the round trips and no more.
+        Each round trip takes a sixth of a lease. A handler that runs for two leases still keeps
+        its event. Other events are late by the round trips and no more.
         """
         handler = Held()
         lease = PATIENT["lease"]
@@ -159,11 +159,8 @@ class TestBad:
         assert [] == node.heard("lease_lost")
 
     @pytest.mark.fault("F08")
-    def test_narrow(self, watch, proxy, own, caller):
-        """
-        A post that cannot pass in time comes back at its deadline, its outcome unknown;
-        the other nodes go on as if nothing were.
-        """
+    def test_a_post_that_is_too_slow_has_an_unknown_outcome(self, watch, proxy, own, caller):
+        """A large post over a narrow connection ends at its deadline. Other nodes work on."""
         watch.node()
         with watch.fault(silent=True):
             proxy.throttle(10_000)
@@ -175,10 +172,10 @@ class TestBad:
             proxy.heal()
 
     @pytest.mark.fault("F08")
-    def test_narrow_for_a_claim(self, watch, proxy, own):
+    def test_an_event_too_large_for_one_node_goes_to_another(self, watch, proxy, own):
         """
-        An event that is too large for a node's way to it is not kept from the others for
-        longer than a lease or two, and does not keep the node from what it can have.
+        A node that cannot receive an event in time withholds it from the others for at most a
+        lease or two.
         """
         watch.node("narrow", proxy.url, own.url)
         with watch.fault(degraded=False):
@@ -192,11 +189,11 @@ class TestBad:
 
 @pytest.mark.fault("F108")
 class TestChoked:
-    """Of each reply no more arrives than a part: what is asked for has to fit into that."""
+    """Only the first part of each reply arrives, so a node must claim less at a time."""
 
     @pytest.fixture
     def choked(self, watch, proxy, own):
-        """A node whose replies end after 100 kB, and which is about to claim six times that."""
+        """A node that will claim 600 kB, over a connection that ends each reply after 100 kB."""
         node = watch.node("choked", proxy.url, own.url, max_events=20)
         node.timer.pause()
         ids = [watch.post(more={"much": "x" * 50_000}) for _ in range(12)]
@@ -204,20 +201,20 @@ class TestChoked:
         node.timer.resume()
         return node, ids
 
-    def test_asks_for_less(self, watch, proxy, choked):
-        """Every event arrives, once and on its first attempt, and Redis does not count as away."""
+    def test_claims_fewer_events_at_a_time(self, watch, proxy, choked):
+        """Each event arrives once, on its first attempt. The node does not report an outage."""
         node, ids = choked
         with watch.fault(degraded=False):
             watch.wait_handled(*ids)
             proxy.heal()
         assert {1} == {h.attempt for h in watch.handled}
-        told = [str(e).partition(";")[0] for e in node.errors]
-        assert 1 == told.count("the connection is too slow for the claimed events")
+        reported = [str(e).partition(";")[0] for e in node.errors]
+        assert 1 == reported.count("the connection is too slow for the claimed events")
 
-    def test_passes_over_what_is_too_large(self, watch, proxy, own):
+    def test_skips_an_event_that_can_never_arrive(self, watch, proxy, own):
         """
-        An event that can never arrive stops nothing behind it, and another node has it; the
-        node says that it is not well as long as it leaves events to others.
+        The event does not block the events behind it, and another node receives it. The node is
+        not healthy while it leaves events to others.
         """
         node = watch.node("choked", proxy.url, own.url, max_events=20)
         node.timer.pause()
@@ -236,8 +233,8 @@ class TestChoked:
             proxy.heal()
         assert {1} == {h.attempt for h in watch.handled}
 
-    def test_joins_though_the_first_claim_is_large(self, watch, proxy, own):
-        """A node that is handed more than can arrive has joined, and starts what does arrive."""
+    def test_joins_although_its_first_claim_is_too_large(self, watch, proxy, own):
+        """The node joins, claims less at a time, and handles all events."""
         ids = [watch.post(more={"much": "x" * 50_000}) for _ in range(12)]
         proxy.choke(100_000)
         timer = DTimer("choked", proxy.url, own.url, ns=watch.ns, max_events=20, **PATIENT)
@@ -252,11 +249,11 @@ class TestChoked:
 
 
 @pytest.mark.fault("F12")
-def test_one_node_is_cut_off(watch, proxy):
+def test_a_node_that_is_cut_off_loses_its_event_after_the_lease(watch, proxy):
     """
-    What a cut off node holds is handed out again when its lease has ended, and not before.
-    Its handler can see that, its confirm is refused when the way is open again, and what it
-    says then is that it has lost the lease.
+    Another node receives the event after the lease has ended, and not before. The first
+    handler can see that its lease is lost. When the network works again, its confirm returns
+    False and the node reports the lost lease.
     """
     handler = Held()
     lost = watch.node("lost", proxy.url, handler=handler, **HASTY)
@@ -269,7 +266,7 @@ def test_one_node_is_cut_off(watch, proxy):
         proxy.blackhole()
         assert not ev.lease_lost
         watch.wait_handled(id)
-        # From the last heartbeat that came through, which may be a third of a lease ago.
+        # The lease began at the last heartbeat, at most a third of a lease ago.
         assert time.monotonic() - began > PATIENT["lease"] / 1000 * 2 / 3 - 0.1
         assert other.id == watch.handled[-1].node
         assert ev.lease_lost

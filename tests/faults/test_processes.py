@@ -1,4 +1,4 @@
-"""The catalogue, F59 to F73: what processes and their threads do to a node, and it to them."""
+"""Faults F59 to F72: processes that die or starve, and threads that do not run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dtimer.faultpoints import arm
 
 pytestmark = pytest.mark.chaos
 
-# Joins, and says what its handler is given and what it is told.
+# Prints the attempts that its handler receives, and the errors that its node reports.
 _NODE = f"""
 import ctypes, resource, signal
 dt = timer("script", **{PATIENT!r})
@@ -36,7 +36,7 @@ def handle(events):
 
 @pytest.fixture
 def script(watch, own):
-    """Runs a program in the namespace of the watch, and has it forgotten in the end."""
+    """Return a function that runs a program as a node; remove the node at the end."""
     running = []
 
     def run(text, **options):
@@ -49,7 +49,7 @@ def script(watch, own):
         program.__exit__()
     for incarnation, who in watch.client.hgetall(watch.keys.nodes).items():
         if b'"script"' in who:
-            # It was killed. After a minute of silence it would have been forgotten.
+            # A killed node would only be forgotten after a minute without a heartbeat.
             watch.client.hdel(watch.keys.nodes, incarnation)
             for key in (watch.keys.alive, watch.keys.roster, watch.keys.promise):
                 watch.client.zrem(key, incarnation)
@@ -61,12 +61,12 @@ def script(watch, own):
     ["os._exit(0)", "os.kill(os.getpid(), signal.SIGSEGV)", "os.kill(os.getpid(), signal.SIGKILL)"],
     ids=["exit", "segfault", "kill"],
 )
-def test_a_handler_that_ends_its_process(watch, script, end):
+def test_an_event_is_delivered_again_if_its_handler_ends_the_process(watch, script, end):
     """
-    The event of a handler in which the process ends, whatever the way, is handed out again
-    when its lease is over; the attempt counts.
+    This holds for an exit, a crash and a kill. The event is delivered again when its lease
+    ends, and the attempt counts.
     """
-    # A signal takes its time, which the thread that sends it must not use.
+    # The signal arrives a moment later. The handler must not return before.
     dying = script(
         _NODE.replace("do()", f"{end}; threading.Event().wait()")
         + "dt.join(); say('joined'); heard()"
@@ -82,15 +82,15 @@ def test_a_handler_that_ends_its_process(watch, script, end):
 
 @pytest.mark.fault("F61")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_a_post_that_is_interrupted(watch, own, error):
+def test_an_interrupted_post_does_not_mix_up_replies(watch, own, error):
     """
-    What interrupts a post between the command and its reply reaches the caller as it is. The
-    connection is dropped with the reply on it: the next call reads its own.
+    An exception interrupts a post between the command and its reply, and reaches the caller
+    unchanged. The connection is closed, or the next call would read the wrong reply.
     """
     watch.node()
     caller = DTimer("caller", own.url, ns=watch.ns)
     watch.post(timer=caller)
-    # So that the server knows the script, and does what it is told.
+    # The server now knows the script, so the interrupted post will take effect.
     watch.post(timer=caller, id="whole")
     here = threading.current_thread()
     watch.perhaps.add("cut")
@@ -108,11 +108,11 @@ def test_a_post_that_is_interrupted(watch, own, error):
 
 
 class TestThreads:
-    """A process in which no thread would run is told so."""
+    """``join()`` must say so if the threads of the node could not run."""
 
     @pytest.mark.fault("F64")
-    def test_uwsgi_without_threads(self, own, monkeypatch):
-        """join() under uWSGI without enable-threads says what to do; with it, it joins."""
+    def test_join_refuses_uwsgi_without_threads(self, own, monkeypatch):
+        """The error names the option ``enable-threads``. With it, the node joins."""
         node = DTimer("node", own.url)
         monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(has_threads=0))
         with pytest.raises(UsageError, match="enable-threads"):
@@ -123,11 +123,8 @@ class TestThreads:
             assert node.joined
 
     @pytest.mark.fault("F64")
-    def test_threads_that_do_not_run(self, watch, own, monkeypatch):
-        """
-        Where threads do not run for whatever reason join() says so in the end, instead of
-        returning and receiving nothing for ever.
-        """
+    def test_join_fails_if_its_threads_do_not_run(self, watch, own, monkeypatch):
+        """If ``join()`` returned, the node would never receive an event, without any error."""
         node = DTimer("node", own.url, ns=watch.ns, timeout=100)
         gate = threading.Event()
         run = Service._run
@@ -139,8 +136,8 @@ class TestThreads:
         eventually(lambda: not threads())
 
     @pytest.mark.fault("F65")
-    def test_eventlet(self, own, monkeypatch):
-        """Where eventlet has replaced the threads a node can post, and says that it cannot join."""
+    def test_a_timer_can_post_but_not_join_under_eventlet(self, own, monkeypatch):
+        """Eventlet replaces the threads, which a node needs and a post does not."""
         patcher = SimpleNamespace(is_monkey_patched=lambda what: what == "thread")
         monkeypatch.setitem(sys.modules, "eventlet.patcher", patcher)
         node = DTimer("node", own.url)
@@ -161,13 +158,13 @@ class TestThreads:
             ({"worker_id": 0, "masterpid": 17, "numproc": 4, "i_am_the_spooler": True}, False),
         ],
     )
-    def test_uwsgi_before_it_forks(self, own, monkeypatch, state, refused):
+    def test_join_refuses_a_uwsgi_process_that_forks_later(self, own, monkeypatch, state, refused):
         """
-        join() in a process of uWSGI that forks its workers later says where to join instead: in
-        the workers the locks of its threads would be held by nobody, for ever.
+        The threads do not survive the fork, but their locks may stay locked in the workers for
+        ever. The error says where to join instead.
         """
-        told = {k: v if k == "numproc" else (lambda v=v: v) for k, v in state.items()}
-        monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(has_threads=1, **told))
+        attributes = {k: v if k == "numproc" else (lambda v=v: v) for k, v in state.items()}
+        monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(has_threads=1, **attributes))
         node = DTimer("node", own.url)
         if refused:
             with pytest.raises(UsageError, match=r"@postfork.* lazy-apps"):
@@ -186,11 +183,8 @@ class TestThreads:
             ({"signal"}, False),
         ],
     )
-    def test_gevent_without_threads(self, own, monkeypatch, patched, refused):
-        """
-        Where gevent has replaced sockets and not threads join() says so: a thread that waits for
-        the one would stop the others.
-        """
+    def test_join_refuses_gevent_with_unpatched_threads(self, own, monkeypatch, patched, refused):
+        """With such patches, a thread that waits for a socket would block the others."""
         monkey = SimpleNamespace(is_module_patched=lambda name: name in patched)
         monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
         node = DTimer("node", own.url)
@@ -203,8 +197,8 @@ class TestThreads:
         node.leave()
 
     @pytest.mark.fault("F65")
-    def test_gevent_without_threads_for_real(self, script):
-        """patch_all(thread=False) of gevent is told from patch_all()."""
+    def test_join_refuses_gevent_with_unpatched_threads_in_a_process(self, script):
+        """``gevent.monkey.patch_all(thread=False)`` is recognised in a real process."""
         program = script(
             "from gevent import monkey; monkey.patch_all(thread=False)\n"
             "from dtimer import UsageError\n"
@@ -214,8 +208,8 @@ class TestThreads:
         assert "True" == program.hear()
         assert "" == program.end(0)
 
-    def test_windows(self, own, monkeypatch):
-        """On Windows join() says that it is not supported there, and a post works."""
+    def test_a_timer_can_post_but_not_join_on_windows(self, own, monkeypatch):
+        """The error names Windows, because a node is not supported there."""
         node = DTimer("node", own.url)
         monkeypatch.setattr(sys, "platform", "win32")
         with pytest.raises(UsageError, match="Windows"):
@@ -225,15 +219,14 @@ class TestThreads:
         node.leave()
 
     @pytest.mark.fault("F65")
-    def test_gevent(self, watch, script):
+    def test_a_node_works_under_gevent(self, watch, script):
         """
-        Under gevent's patches a node works: its heartbeats hold an event through a handler
-        that waits for longer than the lease, wakes arrive, it costs nothing while idle, and it
-        leaves with nothing left.
+        Heartbeats keep the lease of a handler that waits for longer, and wakes arrive. An idle
+        node uses hardly any CPU. After it has left, none of its threads remains.
         """
         program = script(
             "from gevent import monkey; monkey.patch_all()\n"
-            + _PREAMBLE_AGAIN
+            + _IMPORT_AGAIN
             + _NODE.replace("do()", "threading.Event().wait(events[0].get('wait', 0))")
             + """
 import time
@@ -261,23 +254,23 @@ say([t.name for t in threading.enumerate()])
         assert 2 == watch._poster.stats().totals["started"]
 
 
-# What gevent patches has been imported by then, and has to be asked for again.
-_PREAMBLE_AGAIN = """
+# The preamble imported these modules before gevent patched them.
+_IMPORT_AGAIN = """
 import gevent, threading
 hear = heard
 
 def heard():
-    # Standard input is not patched, and would keep all greenlets from running.
+    # gevent does not patch standard input. Reading it here would block all greenlets.
     return gevent.get_hub().threadpool.apply(hear)
 """
 
 
 @pytest.mark.fault("F71")
-def test_the_interpreter_is_held(watch, script):
+def test_an_event_moves_on_while_a_handler_holds_the_interpreter_lock(watch, script):
     """
-    A handler that keeps the interpreter to itself for longer than the lease, as C code can,
-    starves the heartbeats: another node is handed the event. The first learns of it when it
-    can, its confirm is void, and it goes on.
+    C code can hold the lock for longer than a lease, so no heartbeat is sent. Another node
+    receives the event. When the first handler returns, its node reports the lost lease and
+    continues.
     """
     hog = script(
         _NODE.replace("do()", "'hog' in events[0] and ctypes.PyDLL(None).usleep(1_500_000)")
@@ -300,15 +293,12 @@ def test_the_interpreter_is_held(watch, script):
 
 
 class TestStarved:
-    """The machine has no memory or no time for the process."""
+    """The machine has too little memory or CPU time for the process."""
 
     @pytest.mark.fault("F72")
-    @pytest.mark.skipif(sys.platform != "linux", reason="the kernel keeps to the limit there")
-    def test_no_memory(self, watch, script):
-        """
-        A handler that runs into the limit of its memory has failed like any other: the event is
-        retried, and the node serves on.
-        """
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux enforces the limit")
+    def test_a_handler_that_runs_out_of_memory_is_retried(self, watch, script):
+        """A MemoryError fails the attempt like any other exception, and the node keeps working."""
         program = script(
             _NODE.replace("do()", "events[0].attempt == 1 and bytearray(1 << 30)")
             + "dt.join()\n"
@@ -327,10 +317,10 @@ class TestStarved:
         assert "" == program.end()
 
     @pytest.mark.fault("F72")
-    def test_no_time(self, watch, script):
+    def test_a_starved_node_confirms_each_event_once(self, watch, script):
         """
-        A node that the machine has hardly any time for, others being busy, handles its events
-        late and may lose leases; each is confirmed once all the same.
+        Busy processes leave the node hardly any CPU time. It handles its events late and may
+        lose leases, but each event is confirmed once.
         """
         program = script(
             "os.nice(19)\n"
