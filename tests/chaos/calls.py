@@ -1,4 +1,4 @@
-"""Calls of the library, each recorded from its beginning to its end, however that comes."""
+"""Call the library, and record the beginning and the end of each call."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dtimer.model.event import Event
 
 class Calls:
     """
-    Calls the library, and has each call recorded by *pen*.
+    Calls the library, and records each call with *pen*.
 
-    A call that Redis refused, or of which nobody knows whether it was done, is no failure of
-    the one who made it. Anything else that is raised is, and ends the program.
+    The program continues if Redis refused a call, or if the outcome of a call is unknown. Any other
+    exception is a bug, and ends the program.
     """
 
     def __init__(self, pen: Writer) -> None:
@@ -26,7 +26,7 @@ class Calls:
 
     @contextlib.contextmanager
     def _ended(self, op: str, k: int) -> Iterator[dict[str, Any]]:
-        """Record the end of a call that has begun; the caller adds to what is yielded."""
+        """Record the end of a call. The caller fills the yielded dictionary with further fields."""
         more: dict[str, Any] = {}
         try:
             yield more
@@ -38,7 +38,7 @@ class Calls:
             self._pen.end(op, k, "ok", **more)
 
     def _recorded(self, op: str, **about: Any) -> contextlib.AbstractContextManager[dict[str, Any]]:
-        """Record a call, its beginning now and its end when that comes."""
+        """Record the beginning of a call now, and its end when the block ends."""
         return self._ended(op, self._pen.inv(op, **about))
 
     @staticmethod
@@ -59,38 +59,38 @@ class Calls:
 
     @staticmethod
     def _asked(options: dict[str, Any]) -> dict[str, Any]:
-        """Return what the library is asked: an id that its mint has made it is not given."""
+        """Return the options to pass on: without an id that the library will generate."""
         if not options.get("minted"):
             return options
         return {name: value for name, value in options.items() if name not in ("id", "minted")}
 
     def post(self, timer: DTimer, payload: dict[str, Any], delay: float, **options: Any) -> None:
         """
-        Post, under an ``id``, which is ``minted`` where the mint of *timer* will make just that.
+        Post with an ``id``. If ``minted``, the id is the one that *timer* will generate next.
 
-        A history has to know it before: of a poster that is killed nothing more is heard.
+        The history has the id before the call, because a killed poster records nothing more.
         """
         options.setdefault("max_retries", 3)
         with self._recorded("post", **self._about(payload, delay, **options)) as end:
-            # Another one than was drawn where two mints have met in it.
+            # If the drawn id was taken, the timer has generated another one.
             posted = timer.post(payload, delay, **self._asked(options))
             end["id"], end["stored"] = posted, posted.stored
 
     def post_in(self, timer: DTimer, client: Any, each: Sequence[dict[str, Any]]) -> None:
-        """Post several in a MULTI of a client of ours; *each* are arguments of ``post``."""
+        """Post several events in a MULTI of *client*; *each* has arguments of ``post``."""
         begun = []
         with client.pipeline(transaction=True) as pipe:
             for item in each:
                 options = {"max_retries": 3, **item}
                 payload, delay = options.pop("ev"), options.pop("delay")
                 about = self._about(payload, delay, **options)
-                # Its deadline is the client's, not ours.
+                # The deadline is the client's, so the checker must not test that of the timer.
                 begun.append(self._pen.inv("post", burst=True, **about))
                 timer.post(payload, delay, pipe=pipe, **self._asked(options))
             try:
                 pipe.execute()
             except Exception as e:
-                # Of the client, which does not tell whether it was done.
+                # The client's exception does not tell whether the transaction took effect.
                 for k in begun:
                     self._pen.end("post", k, "info", why=f"{type(e).__name__}: {e}"[:200])
             else:
@@ -98,7 +98,7 @@ class Calls:
                     self._pen.end("post", k)
 
     def post_many(self, timer: DTimer, each: Sequence[dict[str, Any]]) -> bool:
-        """Post several with ``post_many``; *each* are items of it. Return whether all are."""
+        """Post *each* with ``post_many``; return True if the call succeeded."""
         k: int | None = None
         for item in each:
             k = self._pen.inv("post", k=k, **self._about(**{**item, "payload": item["ev"]}))
@@ -109,17 +109,17 @@ class Calls:
         return False
 
     def cancel(self, timer: DTimer, id: str) -> None:
-        """Cancel."""
+        """Cancel an event."""
         with self._recorded("cancel", id=id) as end:
             end["outcome"] = timer.cancel(id).name
 
     def reschedule(self, timer: DTimer, id: str, delay: float) -> None:
-        """Reschedule."""
+        """Move an event."""
         with self._recorded("reschedule", id=id, delay_us=round(delay * 1000)) as end:
             end["moved"] = timer.reschedule(id, delay)
 
     def settle(self, op: str, ev: Event, call: Callable[[], bool], **more: Any) -> None:
-        """Confirm, retry or extend an event in hand."""
+        """Confirm, retry or extend an event that this process holds."""
         with self._recorded(op, id=ev.id, n=ev.get("n"), tok=ev.token, **more) as end:
             end["accepted"] = call()
 
@@ -132,7 +132,7 @@ class Calls:
         cron: str | None = None,
         **options: Any,
     ) -> None:
-        """Declare a schedule of an interval, or by the calendar."""
+        """Declare a schedule with an interval or a cron expression."""
         when = {"cron": cron} if every is None else {"every_us": round(every * 1000)}
         about = {"n": payload["n"], "crc": checksum(payload), **when, **options}
         with self._recorded("schedule", **about) as end:
@@ -142,35 +142,35 @@ class Calls:
                 end["result"] = timer.every(every, payload, **options)
 
     def run_now(self, timer: DTimer, id: str) -> None:
-        """Have one more occurrence of a schedule."""
+        """Run an additional occurrence of a schedule."""
         with self._recorded("run_now", id=id) as end:
             end["occurrence"] = timer.run_now(id)
 
     def revive(self, timer: DTimer, id: str) -> None:
-        """Give a dead letter another life."""
+        """Revive a dead letter."""
         with self._recorded("revive", id=id) as end:
             end["revived"] = timer.revive(id)
 
     def unschedule(self, timer: DTimer, id: str) -> bool:
-        """End a schedule; return whether that was answered."""
+        """End a schedule; return True if the call succeeded."""
         with self._recorded("unschedule", id=id) as end:
             end["found"] = timer.unschedule(id)
             return True
         return False
 
     def write(self, queue: RunAt, key: str, delay: float) -> None:
-        """Write a key, for *delay* ms from now by the clock of this process."""
+        """Write a key that is due *delay* ms from now, by the clock of this process."""
         run_at = time.time() * 1000 + delay
-        # The server may have another clock, and it is that one which decides.
+        # The server's clock decides when the key is due, and it may differ from this one.
         with self._recorded("write", face="runat", id=key, at_us=int(run_at * 1000)):
             queue.write(key, run_at)
 
     def confirm_key(self, queue: RunAt, key: str) -> None:
-        """Confirm a key in hand."""
+        """Confirm a key that this thread has read."""
         with self._recorded("confirm", face="runat", id=key) as end:
             end["accepted"] = queue.confirm(key)
 
     @staticmethod
     def unless_away() -> contextlib.suppress:
-        """Pass over that Redis is away, where nothing is changed by asking."""
+        """Suppress the errors of a call that only reads while Redis is down."""
         return contextlib.suppress(StoreError)

@@ -1,36 +1,37 @@
 """
-Checks a recorded history for what dtimer promises.
+Check a recorded history for the promises of dtimer.
 
     PYTHONPATH=tests python -m chaos.checker FOLDER
 
-The history is read once, a process at a time, and put on shelves by what each operation concerns;
-then each id, schedule and key is checked by itself. So memory is bounded, and a million
-events take a minute or two. `INVARIANTS` lists what is looked for.
+The checker reads the history once, one process at a time, and sorts the operations by id, schedule
+and key on disk. Then it checks each id, schedule and key by itself. So memory is bounded, and a
+million events take a minute or two. `INVARIANTS` lists the checks.
 
-Nothing is reported that a correct library could have done: what is unknown may have been
-done or not, and what overlapped may have been done in either order.
+The checker reports nothing that a correct library could have done. An operation with an unknown
+outcome may or may not have taken effect. Overlapping operations may have acted in either order.
 
-The more a history says, the sharper the checker is. It reads besides the calls and runs:
+The more a history records, the more the checker can find. Besides calls and runs, it reads:
 
-``node`` with ``phase`` ``begin`` or ``end``, at the beginning ``max_run_ms`` and ``timeout_ms``
+``node`` with ``phase`` ``begin`` or ``end``; at the beginning ``max_run_ms`` and ``timeout_ms``
     How long a handler keeps its lease, and the deadline of the calls of this process (I16).
 ``post`` with ``minted``, and ``run`` with ``ahead_us``
-    Of an event whose id the library has made: it may be claimed so long before it is due, to be
-    kept until then. Without them nothing may.
-``post``, whose end says ``stored``
-    False where an existing event was kept. Without it a post on a condition may have been either.
+    The library generated the event's id, so a node may claim the event this long before its due
+    time. Without these fields no claim may come before the due time.
+``post`` whose end has ``stored``
+    False if an existing event was kept. Without it, a post on a condition may have done either.
 ``clock``, a call that ends with ``srv``, the server's ``TIME`` in µs
-    Places claims to a round trip. Without one, to the quickest event from post to handler.
+    Locates claims in time to within a round trip. Without it, the precision is the shortest time
+    from a post to its handler.
 ``claim``, by a node that records its claims, and ``leave``
-    What a node had claimed and not started when it left in good order (I17).
+    The events that a node had claimed, but not started, when it left properly (I17).
 ``stall``, ``kill``, ``fault``
-    The reasons that a redelivery may have; see `chaos.troubles`.
+    The possible reasons of a redelivery; see `chaos.troubles`.
 ``extend`` with ``ms``, ``retry``, ``release``, ``confirm``, ``auto``
-    What became of a claim. Where they are missing, less is known, and nothing is wrong.
+    How a claim ended. Without them the checker finds less, and reports nothing wrong.
 ``revive``, ``run_now`` (its end with ``occurrence``, the id), ``pause_schedule``, ``unschedule``
-    Have to be told, or what follows from them is taken for a violation.
-``final``, once, by whoever ends the run
-    ``pending`` (all ids, in hand or not), ``dead`` (each with ``id``, ``n``, ``attempt``,
+    Required: without them the checker takes their effects for violations.
+``final``, once, by the program that ends the run
+    ``pending`` (all ids, claimed or not), ``dead`` (each with ``id``, ``n``, ``attempt``,
     ``reason``, ``error``) and ``sound``.
 """
 
@@ -55,8 +56,6 @@ from chaos.table import as_json, as_text
 from chaos.troubles import SECOND, Troubles
 from chaos.verdict import Bench, Verdict
 
-#: How long after its deadline, in ns, a call may return.
-_SLACK = 100_000_000
 #: Calls of the library that have a deadline of one script each.
 _CALLS = {
     "cancel",
@@ -87,15 +86,15 @@ def check(
     Check the history in *folder*.
 
     Args:
-        rollback: A fault that loses acknowledged writes was injected: what the writes of
-            its time can explain is excused, and counted as that.
-        partial: The history need have no end: nothing is said of what is lost.
-        aftermath: For how many seconds a fault that ended may still be felt: the longest
-            pause between two tries, a poll, and a call.
+        rollback: A fault that loses acknowledged writes was injected. A violation that such lost
+            writes can explain is counted as excused.
+        partial: The history may lack its end. The checker then reports no losses.
+        aftermath: For how many seconds after its end a fault may still have effects: the longest
+            pause between two attempts, a poll, and a call.
         slack_ms: How long after its deadline a call may return.
 
     Raises:
-        HistoryError: it is no history.
+        HistoryError: The folder has no valid history.
     """
     with _uncollected():
         return _check(History(folder), rollback, partial, aftermath, slack_ms)
@@ -103,7 +102,7 @@ def check(
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Have nobody look for cycles in millions of records: there are none."""
+    """Switch the garbage collector off: it would search millions of records without cycles."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -164,7 +163,7 @@ def _key(op: Operation) -> Key | None:
 
 
 def _check_all(bench: Bench, clock: Clock, shelves: Shelves) -> None:
-    rooms: dict[str, Lives | Chains | Keys] = {
+    checkers: dict[str, Lives | Chains | Keys] = {
         "id": Lives(bench, clock),
         "schedule": Chains(bench, clock),
         "key": Keys(bench, clock),
@@ -175,21 +174,21 @@ def _check_all(bench: Bench, clock: Clock, shelves: Shelves) -> None:
         unheard.discard(name)
         if kind == "schedule":
             schedules.add(name)
-        rooms[kind].check(name, operations)
+        checkers[kind].check(name, operations)
     for id in sorted(unheard):
         match = OCCURRENCE.match(id)
         if not match or match[1] not in schedules:
-            bench.blame("I3", id, "there at the end, and nobody had made it", bench.buried.get(id))
+            bench.blame("I3", id, "present at the end, but never posted", bench.buried.get(id))
 
 
 def _overtime(op: Operation, troubles: Troubles, timed: list[Operation], slack: int) -> None:
-    """Keep a call that took longer than it may, or never returned."""
+    """Add a call to *timed* if it exceeded its deadline or never returned."""
     if op.op not in _CALLS or op.data.get("burst"):
         return
     if op.end is None:
         timed.append(op)
         return
-    # The deadline of a process stands in its first record.
+    # The first record of a process has its deadline.
     timeout = troubles.lives[op.p].timeout
     if timeout is not None and op.end - op.t > timeout + slack:
         timed.append(op)
@@ -219,21 +218,21 @@ def _remarks(verdict: Verdict, history: History, clock: Clock, troubles: Trouble
     verdict.counts["killed"] = sum(life.killed is not None for life in troubles.lives.values())
     if not clock.steady:
         verdict.notes.append(
-            "the server's clock did not keep its distance, and nobody says that it was stepped:"
-            " delays are not held against the monotonic clock"
+            "the server's clock and the monotonic clock moved apart, but no fault is recorded that"
+            " set one of them: delays are not compared with the monotonic clock"
         )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check a kept history, print the table, and return 1 when a promise was broken."""
+    """Check a recorded history, print the table, and return 1 if a promise was broken."""
     parser = argparse.ArgumentParser(
         prog="python -m chaos.checker", description="Check a recorded history."
     )
     parser.add_argument("folder", type=Path, help="the history: a folder of *.jsonl files")
     parser.add_argument(
-        "--rollback", action="store_true", help="acknowledged writes were lost on purpose"
+        "--rollback", action="store_true", help="excuse losses: acknowledged writes were lost"
     )
-    parser.add_argument("--partial", action="store_true", help="the history has no end")
+    parser.add_argument("--partial", action="store_true", help="accept a history without an end")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args(arguments)
     verdict = check(options.folder, rollback=options.rollback, partial=options.partial)

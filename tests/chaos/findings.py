@@ -1,4 +1,4 @@
-"""What the record of a soak tells besides whether promises were kept: recoveries, leftovers."""
+"""Read recoveries, leftovers and bugs from the history of a soak."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from chaos.troubles import name_of
 
 SECOND = 1_000_000_000
 
-#: What a person has to see to is tried again after 5 s: it must not be hammered.
+#: Faults that a person must fix, and the seconds after which a node tries again.
 SLOW = {"F103": 5, "F104": 5}
 
-#: What comes of these is told as ``killed``, counted from the beginning of the successor.
+#: These faults kill a process. Their recovery is recorded as ``killed``, from the start of the
+#: successor.
 _DEATHS = {"F58", "F59"}
 
-#: Errors that a node must never emit, whatever is done to its server.
+#: Errors that a node must never emit, under any fault of its server.
 _BUGS = {"ScriptError", "NamespaceCorrupt"}
 
 
 @dataclass(slots=True)
 class Strike:
-    """One fault, from its beginning to its end, both on the monotonic clock in ns."""
+    """An injected fault, from its beginning to its end, both on the monotonic clock in ns."""
 
     fault: str
     target: str
@@ -37,12 +38,13 @@ class Strike:
 @dataclass
 class Findings:
     """
-    Read from the records in one pass.
+    Facts of a soak, read from its records in one pass.
 
     Attributes:
-        errors: What nodes emitted under ``'error'``, by kind.
-        left: What programs left behind that had ended in good order.
-        strikes: The faults.
+        errors: How many errors nodes emitted under ``'error'``, by kind.
+        left: Threads and descriptors that programs left behind although they ended properly.
+        bugs: Errors and log records that only a bug can cause.
+        strikes: The injected faults.
     """
 
     errors: Counter[str] = field(default_factory=Counter)
@@ -51,9 +53,9 @@ class Findings:
     strikes: list[Strike] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # When processes of a name began.
+        # When the processes of a name began.
         self._begun: dict[str, list[int]] = defaultdict(list)
-        # When somebody was of service.
+        # When the processes of a name started a handler or posted an event.
         self._service: dict[str, array[int]] = defaultdict(lambda: array("q"))
 
     @classmethod
@@ -67,7 +69,7 @@ class Findings:
             times[:] = array("q", sorted(times))
         for strike in found.strikes:
             if strike.fault == "killed":
-                # Nobody can be of service before the successor has begun.
+                # The recovery is measured from the start of the successor.
                 later = [t for t in found._begun[strike.target] if t > strike.begin]
                 strike.end = min(later, default=strike.begin)
         return found
@@ -98,7 +100,8 @@ class Findings:
     def _struck(self, record: dict[str, Any]) -> None:
         name, target, t = record["name"], record["target"], record["t"]
         if record["phase"] == "begin":
-            # Of a thread it counts from its failure, and of a process from its death.
+            # The recovery of a thread is measured from its failure, that of a process from its
+            # death. Other records have these moments.
             if name != "F66" and name not in _DEATHS:
                 self.strikes.append(Strike(name, target, t, t))
             return
@@ -109,11 +112,11 @@ class Findings:
 
     def recoveries(self) -> Iterator[tuple[Strike, str, float]]:
         """
-        Tell how many ms it took from the end of a fault until whom it struck was of service.
+        Yield each fault, each process that it struck, and the ms until that process worked again.
 
-        A node is when it is handed an event, a poster when a call of it is answered; after
-        a fault of the server, all of them are. Who died is succeeded by another process,
-        and what is told is that one's start. Left out is what another fault delayed.
+        A node works again when it receives an event, a poster when its call returns. A fault of the
+        server strikes all processes. For a process that died, the time is that of its successor,
+        from its start. Recoveries that another fault delayed are left out.
         """
         for strike in self.strikes:
             since = strike.end

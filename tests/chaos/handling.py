@@ -1,13 +1,29 @@
 """
-A node of the soak: one joined timer, whose handlers do as the payload says.
+Run one node of the soak, whose handlers do what the payload says.
 
-What a payload says, in ``do``: ``ok`` (after ``ms``), ``raise`` and ``retry`` and ``die`` (on
-the first ``times`` attempts), ``confirm`` (and work on), ``extend``, ``nap`` (past the lease,
-which is renewed), ``hang`` (past ``max_run``, so that it is not), ``again`` (posts its own id
-anew, ``times`` times), ``cancel`` and ``reschedule`` (``whom``), ``fork``.
+The values of ``do`` in a payload:
 
-A run is recorded before anything of it is done. Also recorded is what the node makes known,
-and what the server made of each claim that the library settled by itself.
+``ok``
+    Return after ``ms``.
+``raise``, ``retry``, ``die``
+    Fail, ask for a retry, or kill the process, on the first ``times`` attempts.
+``confirm``
+    Confirm, and continue to work.
+``extend``
+    Extend the lease.
+``nap``
+    Work for longer than a lease, which the node renews.
+``hang``
+    Work for longer than ``max_run``, after which the node no longer renews the lease.
+``again``
+    Post the event's own id again, ``times`` times.
+``cancel``, ``reschedule``
+    Change the event ``whom``.
+``fork``
+    Fork a child, which posts.
+
+A run is recorded before its handler does anything. The program also records the events that the
+node emits, and the server's reply for each claim that the library settles by itself.
 """
 
 from __future__ import annotations
@@ -35,11 +51,11 @@ from dtimer.model.payload import decode
 
 class Handling(Program):
     """
-    See the module.
+    The program of a node.
 
-    Its setting has besides: ``sub``, the URL of the subscription; ``restless``, after how many
-    seconds it leaves and joins again; ``graceful``, to leave without a time-out, mostly during a
-    claim, and to record what it claims; and ``immortal``.
+    Further settings: ``sub``, the URL of the subscription; ``restless``, the seconds after which
+    the node leaves and joins again; ``graceful``, to leave without a time-out, mostly during a
+    claim, and to record all claims; ``immortal``, to survive ``die``.
     """
 
     def __init__(self, text: str) -> None:
@@ -59,7 +75,7 @@ class Handling(Program):
         timer.on("expired", lambda letter: self._letter("expired", letter))
         return timer
 
-    # ---------------------------------------------------------------------- what it says
+    # -------------------------------------------------------------------------- records
 
     def _note(self, op: str, ev: Event) -> None:
         self.pen.note(op, id=ev.id, n=ev.get("n"), tok=ev.token)
@@ -74,7 +90,7 @@ class Handling(Program):
             self.pen.note("error", kind=type(error).__name__, text=str(error)[:300])
 
     def _watch_settlements(self) -> None:
-        """Have recorded how the library ends claims by itself, and what the server says to it."""
+        """Record each claim that the library settles by itself, and the server's reply."""
         dispatcher: Any = self.timer._life._dispatcher
         take, settled = dispatcher.take_settlements, dispatcher.settled
         asked: dict[int, tuple[dict[str, Any], int | None]] = {}
@@ -83,12 +99,12 @@ class Handling(Program):
             settlements: list[Settlement] = take()
             for s in settlements:
                 hold = dispatcher._held.get(s.token)
-                # Where no handler has begun there is no run that this would be a word about.
+                # Without a started handler, the history has no run that this could refer to.
                 if hold is not None and hold.started is not None:
                     about = {"id": s.id, "n": hold.event.get("n"), "tok": s.token}
                     k = None
                     if s.verdict is Verdict.RETRY:
-                        # It takes as long as it takes, and no call waits for it.
+                        # No call waits for this retry, so it has no deadline: record it as a burst.
                         k = self.pen.inv("retry", burst=True, **about)
                     asked[s.token] = about, k
             return settlements
@@ -106,7 +122,7 @@ class Handling(Program):
         dispatcher.take_settlements, dispatcher.settled = taken, answered
 
     def _watch_claims(self) -> None:
-        """Have recorded what is claimed, whether or not a handler is given it."""
+        """Record each claim, whether or not a handler receives the event."""
         life: Any = self.timer._life
         accept, lease_us = life._dispatcher.accept, round(self._lease * 1000)
 
@@ -120,10 +136,10 @@ class Handling(Program):
 
         life._dispatcher.accept = accepted
 
-    # ---------------------------------------------------------------------- what it does
+    # -------------------------------------------------------------------------- handlers
 
     def handle(self, events: list[Event]) -> None:
-        """Handle a batch, as its payloads say."""
+        """Handle a batch: do what each payload says."""
         runs = [
             self.pen.inv("run", **run_of(ev, self._lease * 1000, AHEAD * 1000)) for ev in events
         ]
@@ -142,26 +158,26 @@ class Handling(Program):
             threading.Event().wait(ms / 1000)
 
     def do_ok(self, ev: Event) -> None:
-        """Take a moment."""
+        """Return after ``ms``."""
         self._wait(ev.get("ms", 0))
 
     def do_raise(self, ev: Event) -> None:
-        """Fail."""
+        """Raise, on the first attempts."""
         if ev.attempt <= ev["times"]:
             raise RuntimeError("as the payload says")
 
     def do_retry(self, ev: Event) -> None:
-        """Ask for another attempt."""
+        """Ask for a retry, on the first attempts."""
         if ev.attempt <= ev["times"]:
             self.calls.settle("retry", ev, lambda: ev.retry(20))
 
     def do_confirm(self, ev: Event) -> None:
-        """Confirm, and work on."""
+        """Confirm, and continue to work."""
         self.calls.settle("confirm", ev, ev.confirm)
         self._wait(30)
 
     def do_extend(self, ev: Event) -> None:
-        """Hold it for longer, or for less than is left, and need it for longer than a lease."""
+        """Extend the lease, perhaps by less than is left, and work for longer than a lease."""
         self.calls.settle("extend", ev, lambda: ev.extend(ev["of"]), ms=ev["of"])
         self._wait(1.5 * LEASE)
 
@@ -170,42 +186,42 @@ class Handling(Program):
         self._wait(2 * LEASE)
 
     def do_hang(self, ev: Event) -> None:
-        """Work for so long that somebody else is given it."""
+        """Work on the first attempt for so long that the event is delivered again."""
         if ev.attempt == 1:
             self._wait(MAX_RUN + 2.5 * LEASE)
 
     def do_again(self, ev: Event) -> None:
-        """Post the own id anew, and return as if nothing had been."""
+        """Post the event's own id again, and return."""
         if ev["times"] > 0:
             payload = {**ev, "n": self.serial(), "times": ev["times"] - 1}
             self.calls.post(self.timer, payload, 50, id=ev.id)
 
     def do_cancel(self, ev: Event) -> None:
-        """Cancel somebody else."""
+        """Cancel another event."""
         self.calls.cancel(self.timer, ev["whom"])
 
     def do_reschedule(self, ev: Event) -> None:
-        """Move somebody else."""
+        """Move another event."""
         self.calls.reschedule(self.timer, ev["whom"], 100)
 
     def do_die(self, ev: Event) -> None:
-        """Take the whole process along, unless it is the one whose memory is watched."""
+        """Kill the process, on the first attempts. An immortal node raises instead."""
         if ev.attempt <= ev["times"]:
             if self.setting["immortal"]:
-                raise RuntimeError("not this one")
+                raise RuntimeError("this node is immortal")
             os.kill(os.getpid(), signal.SIGKILL)
 
     def do_fork(self, ev: Event) -> None:
-        """Fork a child, which posts, and ends."""
+        """Fork a child that posts and ends, and wait for it."""
         n = self.serial()
         child = os.fork()
         if not child:
-            self._be_a_child(n)
+            self._run_child(n)
         _, status = os.waitpid(child, 0)
         if status:
             raise AssertionError(f"the child ended with status {status}")
 
-    def _be_a_child(self, n: int) -> None:
+    def _run_child(self, n: int) -> None:
         status = 1
         try:
             assert not self.timer.joined
@@ -221,7 +237,7 @@ class Handling(Program):
     # ---------------------------------------------------------------------------- orders
 
     def order(self, order: dict[str, Any]) -> None:
-        """Do as the nemesis says."""
+        """Carry out an order of the nemesis: fail or die at a fault point."""
         point = order["point"]
         if order["do"] == "die":
             armed[point] = lambda: os.kill(os.getpid(), signal.SIGKILL)
@@ -231,13 +247,13 @@ class Handling(Program):
             raise ValueError(order)
 
     def _fail(self, point: str) -> None:
-        """Fail once, as anything may that cannot get memory."""
+        """Raise a memory error, once. Any code may get one."""
         if armed.pop(point, None):
             self.pen.note("broken", point=point)
             raise MemoryError("injected")
 
     def join(self) -> None:
-        """Join, however long that takes."""
+        """Try to join until it succeeds, or until standard input ends."""
         while not self.ended.is_set():
             try:
                 self.timer.join()
@@ -250,12 +266,12 @@ class Handling(Program):
                 return
 
     def leave(self, timeout: float | None) -> None:
-        """Leave."""
+        """Leave, and record the call."""
         with self.pen.call("leave", timeout=timeout):
             self.timer.leave(timeout)
 
-    def _be_told_to_leave(self) -> None:
-        """Have the node told so at some moment of its next claim, or at none in particular."""
+    def _stop_during_claim(self) -> None:
+        """Stop the node at some fault point of its next claim, or at no particular moment."""
         point = self.rng.choice(["turn.asking", "claim.answered", "claim.handed", None])
         life = self.timer._life
         if point is None or life is None:
@@ -272,14 +288,14 @@ class Handling(Program):
         armed.pop(point, None)
 
     def listen(self, seconds: float) -> None:
-        """Obey for so long."""
+        """Wait for some seconds, and carry out the orders that arrive."""
         until = time.monotonic() + seconds
         while not self.ended.is_set() and (left := until - time.monotonic()) > 0:
             for order in self.orders(left):
                 self.order(order)
 
     def run(self) -> None:
-        """Live until standard input ends."""
+        """Join, work and leave, again and again, until standard input ends."""
         while not self.ended.is_set():
             self.join()
             restless = self.setting["restless"]
@@ -287,7 +303,7 @@ class Handling(Program):
             if self.ended.is_set():
                 break
             if self.setting["graceful"]:
-                self._be_told_to_leave()
+                self._stop_during_claim()
                 self.leave(None)
             else:
                 self.leave(self.rng.choice([None, 300]))

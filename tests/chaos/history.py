@@ -1,15 +1,25 @@
 """
-What happened, as each process saw it: written so that it survives ``kill -9``, read back whole.
+Write and read a history: what each process did, in a form that survives ``kill -9``.
 
-A history is a folder with one file for each process, in which each line is one record, a JSON
-object. A record is one ``os.write`` to a file opened with ``O_APPEND``: what the process had
-said when it was killed is there, and at most its last line is torn.
+A history is a folder with one file for each process. Each line is one record, a JSON object. A
+record is one ``os.write`` to a file opened with ``O_APPEND``. So the file of a killed process has
+all that it wrote, and at most its last line is torn.
 
-``t`` is the monotonic clock in ns, which the processes of one host share; ``p`` names the process
-(``node-1.7812``); ``op`` says what is done and ``ph`` how far that is: ``inv`` (about to be),
-``ok``, ``no`` (refused for certain) or ``info`` (nobody knows). ``k`` pairs the two records of
-a call; a burst is one record of each for every item, under one ``k``. What has no duration is
-a note: see `NOTES`.
+The fields of every record:
+
+``t``
+    The monotonic clock in ns, which the processes of one host share.
+``p``
+    The process (``node-1.7812``).
+``op``
+    The operation.
+``ph``
+    Its phase: ``inv`` (about to begin), ``ok``, ``no`` (certainly refused) or ``info`` (the
+    outcome is unknown).
+``k``
+    Pairs the two records of a call. A burst has two records for each item, all with one ``k``.
+
+A note is a single record of something without a duration: see `NOTES`.
 """
 
 from __future__ import annotations
@@ -28,7 +38,7 @@ from typing import Any, NamedTuple, Self
 
 from dtimer.errors import DTimerError, OutcomeUnknown
 
-#: Operations that are told in one record.
+#: Operations with one record.
 NOTES = {
     "auto",
     "claim",
@@ -45,25 +55,25 @@ NOTES = {
     "stall",
 }
 
-#: Threads of a process take the time before they write: so many lines may be out of order.
+#: A thread reads the clock before it writes, so lines may be out of order by up to this many.
 _SWAPPED = 256
 
-#: So many bytes are read and parsed at a time.
+#: The number of bytes that are read and parsed at a time.
 _BLOCK = 1 << 18
 
 _FRAME = ("op", "p", "t", "ph", "k", "id")
 
 
 class HistoryError(Exception):
-    """A history that cannot be read: a bad line, or an operation that breaks the format."""
+    """The history cannot be read: a line or an operation breaks the format."""
 
 
 class Operation(NamedTuple):
     """
-    One call, from its ``inv`` to its end, or a note.
+    A call, from its ``inv`` to its end, or a note.
 
-    ``ph`` is how it ended, ``open`` when no end was recorded, and then ``end`` is None. ``id``
-    is None where there is none. ``data`` holds what both records say besides.
+    ``ph`` says how the call ended. If no end was recorded, ``ph`` is ``open`` and ``end`` is None.
+    ``id`` is None if the operation has none. ``data`` has all other fields of both records.
     """
 
     op: str
@@ -76,7 +86,7 @@ class Operation(NamedTuple):
 
     @property
     def unknown(self) -> bool:
-        """True when it may or may not have been done."""
+        """True if the operation may or may not have taken effect."""
         return self.ph in ("open", "info")
 
     def __str__(self) -> str:
@@ -86,21 +96,24 @@ class Operation(NamedTuple):
 
 
 def checksum(payload: Mapping[str, Any]) -> int:
-    """Return what stands for a payload in a history: the CRC-32 of its canonical JSON."""
+    """Return the CRC-32 of a payload's canonical JSON, which represents it in a history."""
     return zlib.crc32(json.dumps(payload, sort_keys=True, separators=(",", ":")).encode())
 
 
 def claimed_us(ev: Any) -> int:
-    """Return the server's time of the claim: an event may have been kept by its node since."""
+    """Return the server's time of the claim. The handler may have received the event later."""
     claim = getattr(ev._holder, "claim", None)
     return round((ev.due + ev.lateness_ms) * 1000) if claim is None else claim.claimed_us
 
 
 def run_of(ev: Any, lease_us: int, ahead_us: int = 0) -> dict[str, Any]:
     """
-    Return what a ``run`` record says about an event that a handler was given.
+    Return the fields of a ``run`` record for an event that a handler received.
 
-    By a node whose leases last for *lease_us*, and who may claim *ahead_us* before it is due.
+    Args:
+        ev: The event.
+        lease_us: The length of the node's leases.
+        ahead_us: How long before its due time the node may claim the event.
     """
     return {
         "id": ev.id,
@@ -119,13 +132,13 @@ def run_of(ev: Any, lease_us: int, ahead_us: int = 0) -> dict[str, Any]:
 
 class Writer:
     """
-    Records what one process does, from any of its threads.
+    Records the operations of one process, from any of its threads.
 
-    After a fork the child writes a file of its own.
+    After a fork, the child writes a file of its own.
 
     Args:
-        folder: Where the history is; made when it is not there.
-        name: Of the process. The name in the records has its pid besides.
+        folder: The folder of the history. It is created if necessary.
+        name: The name of the process. The records add its pid.
     """
 
     def __init__(self, folder: str | os.PathLike[str], name: str) -> None:
@@ -140,9 +153,9 @@ class Writer:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._pid = os.getpid()
-        for life in itertools.count(1):
-            # A pid may come again.
-            self.p = f"{self._name}.{self._pid}" + (f"-{life}" if life > 1 else "")
+        for use in itertools.count(1):
+            # The kernel may give a pid to a second process of this name.
+            self.p = f"{self._name}.{self._pid}" + (f"-{use}" if use > 1 else "")
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             with contextlib.suppress(FileExistsError):
                 self._descriptor = os.open(self._folder / f"{self.p}.jsonl", flags, 0o644)
@@ -152,7 +165,7 @@ class Writer:
     def _write(self, record: dict[str, Any]) -> None:
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         if os.write(self._descriptor, line) != len(line):
-            raise HistoryError(f"the disk took a part of a line only: {line[:100]!r}")
+            raise HistoryError(f"only a part of a line was written: {line[:100]!r}")
 
     def _say(self, op: str, ph: str, k: int | None, fields: dict[str, Any]) -> None:
         if self._pid != os.getpid():
@@ -163,7 +176,7 @@ class Writer:
         self._write(record | fields)
 
     def inv(self, op: str, *, k: int | None = None, **fields: Any) -> int:
-        """Say that *op* is about to be done; return its ``k``. Give one to make a burst."""
+        """Record that *op* is about to begin; return its ``k``. Give *k* to add to a burst."""
         if self._pid != os.getpid():
             self._open()
         k = next(self._calls) if k is None else k
@@ -171,27 +184,27 @@ class Writer:
         return k
 
     def end(self, op: str, k: int, ph: str = "ok", **fields: Any) -> None:
-        """Say how the call *k* ended."""
+        """Record how the call *k* ended."""
         self._say(op, ph, k, fields)
 
     def note(self, op: str, **fields: Any) -> None:
-        """Say something that has no duration."""
+        """Record something without a duration."""
         self._say(op, "ok", None, fields)
 
     @contextlib.contextmanager
     def call(self, op: str, **fields: Any) -> Iterator[dict[str, Any]]:
         """
-        Record a call of the library and what becomes of it.
+        Record a call of the library and its outcome.
 
         Yields:
-            What the end shall say besides, to be filled in.
+            A dictionary to fill with further fields of the call's end.
         """
         k = self.inv(op, **fields)
         said: dict[str, Any] = {}
         try:
             yield said
         except BaseException as e:
-            # Any other than ours may have come at any moment.
+            # An exception that is not the library's may have been raised at any moment.
             refused = isinstance(e, DTimerError) and not isinstance(e, OutcomeUnknown)
             self.end(op, k, "no" if refused else "info", error=f"{type(e).__name__}: {e}"[:200])
             raise
@@ -212,11 +225,11 @@ class Writer:
 
 class History:
     """
-    A folder of records.
+    The records of a run, read from their folder.
 
     Attributes:
-        torn: Last lines that were cut short, found so far.
-        lines: Lines read so far.
+        torn: How many files ended in an incomplete line, of those read so far.
+        lines: How many lines were read so far.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -229,10 +242,10 @@ class History:
 
     def records(self, path: Path) -> Iterator[dict[str, Any]]:
         """
-        Read the records of one process, as they were written.
+        Yield the records of one process, in the order in which they were written.
 
         Raises:
-            HistoryError: a line that is whole is no record.
+            HistoryError: A complete line is not a valid record.
         """
         rest, number = b"", 0
         with path.open("rb") as file:
@@ -246,7 +259,7 @@ class History:
         self.torn += bool(rest)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Walk the records of all processes in the order of time."""
+        """Yield the records of all processes, sorted by time."""
         return heapq.merge(*map(self._sorted, self.files), key=itemgetter("t"))
 
     def _sorted(self, path: Path) -> Iterator[dict[str, Any]]:
@@ -259,7 +272,7 @@ class History:
             yield heapq.heappop(held)[2]
 
     def operations(self) -> Iterator[Operation]:
-        """Walk the calls and notes of one process after the other, in the order of their ends."""
+        """Yield the calls and notes, one process after another, each sorted by their ends."""
         for path in self.files:
             yield from self._pair(path)
 
@@ -277,7 +290,7 @@ class History:
                 others = begun.setdefault(call, [])
                 others.append(record)
                 if len(others) > 1:
-                    # One of many: it has no deadline of its own.
+                    # An item of a burst has no deadline of its own.
                     others[0]["burst"] = record["burst"] = True
                 continue
             waiting = begun.get(call)
@@ -296,7 +309,14 @@ class History:
 
 
 def _parsed(lines: bytes, path: Path, number: int) -> list[dict[str, Any]]:
-    """Read whole lines, of which *number* came before; all at once where they are good."""
+    """
+    Parse complete lines, all at once if they are valid.
+
+    Args:
+        lines: The lines, without the last newline.
+        path: The file, for the text of an error.
+        number: How many lines of the file come before these.
+    """
     with contextlib.suppress(ValueError):
         records: list[Any] = json.loads(b"[%b]" % lines.replace(b"\n", b","))
         if len(records) == lines.count(b"\n") + 1 and all(map(_is_record, records)):
@@ -307,7 +327,7 @@ def _parsed(lines: bytes, path: Path, number: int) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             record = json.loads(line)
         if not _is_record(record):
-            raise HistoryError(f"{path}:{i} is no record: {line[:200]!r}")
+            raise HistoryError(f"{path}:{i} is not a valid record: {line[:200]!r}")
         records.append(record)
     return records
 
@@ -317,7 +337,7 @@ def _is_record(value: Any) -> bool:
 
 
 def _ended(waiting: list[dict[str, Any]], record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Take from those that wait under one ``k`` whichever *record* ends."""
+    """Remove and return the open calls of one ``k`` that *record* ends."""
     if len(waiting) == 1:
         return [waiting.pop()]
     for name in ("n", "id"):
@@ -326,7 +346,7 @@ def _ended(waiting: list[dict[str, Any]], record: dict[str, Any]) -> list[dict[s
                 if first.get(name) == record[name]:
                     return [waiting.pop(i)]
             return []
-    # It names none: it is the end of all.
+    # The record names no item, so it ends all of them.
     ended = waiting.copy()
     waiting.clear()
     return ended

@@ -1,10 +1,10 @@
 """
-One generation of an event, which is what one post made of it: its claims, and how each ended.
+Check one generation of an event: the claims that followed one post, and how each ended.
 
-Only what is certain counts. A run is a claim that reached a handler; others died before, and
-show as a number missing among the attempts. What a handler that returned had confirmed
-is not recorded, since it rides on the node's next turn; so a run that returned may have been
-confirmed or not, and one that was handed out again has not.
+A run is a claim that reached a handler. A claim that did not shows only as a missing number among
+the attempts. The node confirms an event of a returned handler in its next claim, and the history
+does not record that. So a run that returned may or may not have been confirmed. If the event was
+delivered again, it was not.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from chaos.troubles import FOREVER, Troubles
 from chaos.verdict import Bench
 
 _SETTLES = {"confirm", "retry", "release"}
-#: What a lane was answered last is remembered for so long, in ns, at the least.
+#: The server keeps the last reply of a session for at least this long, in ns.
 _MEMO = 60_000_000_000
 
 
 class Generation:
     """
-    What one post, or one nominal time of a schedule, brought about.
+    The operations that followed one post, or one nominal time of a schedule.
 
     Args:
-        id: The event's.
-        origin: The post, or the declaration of the schedule; None when there is none.
+        id: The event's id.
+        origin: The post, or the declaration of the schedule. None if there is none.
     """
 
     __slots__ = (
@@ -48,14 +48,14 @@ class Generation:
         self.id = id
         self.origin = origin
         self.max_retries: int | None = origin.data.get("max_retries") if origin else None
-        #: In the order of their tokens, once `arrange` was called.
+        #: Sorted by token after `arrange` was called.
         self.runs: list[Operation] = []
-        #: What nodes that record their claims have claimed, started or not.
+        #: The claims of nodes that record them, whether a handler started or not.
         self.claims: list[Operation] = []
         self.words: dict[int, list[Operation]] = {}
         self.letters: list[Operation] = []
         self.revived = False
-        #: No other post of the id can have come after it; or before it.
+        #: True if no other post of the id can have come after this one, or before it.
         self.alone = True
         self.first = True
 
@@ -65,12 +65,12 @@ class Generation:
             self.runs.sort(key=token)
 
     def said(self, run: Operation, *ops: str) -> list[Operation]:
-        """Return what the holder of a run said of it, of certain kinds."""
+        """Return the calls of the given kinds that the holder of a run made about it."""
         words = self.words.get(run.data["tok"])
         return [word for word in words if word.op in ops] if words else []
 
     def confirmed(self) -> Operation | None:
-        """Return a confirm that was accepted, the handler's own or the hand's."""
+        """Return an accepted confirmation, by the handler or by its thread, or None."""
         for words in self.words.values():
             for word in words:
                 if word.op == "confirm" and accepted(word):
@@ -81,24 +81,25 @@ class Generation:
 
     @property
     def handled(self) -> bool:
-        """True when it was done, as far as can be seen, and nothing need follow."""
+        """True if the event was handled, as far as the history shows, so nothing need follow."""
         if self.confirmed() or any(
             word.op == "confirm" and word.unknown for words in self.words.values() for word in words
         ):
             return True
         if not self.runs:
             return False
-        # Of those that returned, the last: whatever came before was taken from its holder.
+        # Only the last run counts: the events of all earlier runs were delivered again.
         last = self.runs[-1]
         if last.ph != "ok" or last.end is None:
             return False
-        given_back = any(word.ph == "ok" for word in self.said(last, "retry", "release"))
+        returned = any(word.ph == "ok" for word in self.said(last, "retry", "release"))
         refused = any(
-            # What was confirmed long before is not remembered when it is asked again.
+            # If the session's reply has expired, a repeated confirmation is refused although the
+            # first one was accepted.
             word.t - last.end < _MEMO and not accepted(word)
             for word in self.said(last, "auto")
         )
-        return not (given_back or refused)
+        return not (returned or refused)
 
 
 def token(run: Operation) -> int:
@@ -108,12 +109,12 @@ def token(run: Operation) -> int:
 
 
 def accepted(word: Operation) -> bool:
-    """Tell whether the server took a holder's word, for certain."""
+    """Return True if the server certainly accepted a holder's call."""
     return word.ph == "ok" and bool(word.data.get("accepted"))
 
 
 class Leases:
-    """Checks generations: I4, I5, I7, I8, I9, I13, I17, and that no claim was before its time."""
+    """Checks generations for I4, I5, I7, I8, I9, I13 and I17, and for claims that are too early."""
 
     def __init__(self, bench: Bench, clock: Clock) -> None:
         self._bench = bench
@@ -122,7 +123,7 @@ class Leases:
         self._departures = Departures(bench, clock)
 
     def check(self, gen: Generation) -> None:
-        """Check one generation, all of whose operations are there."""
+        """Check one complete generation."""
         runs = gen.runs
         for run in runs:
             if (ahead := run.data["due"] - self._clock.shown_us(run)) > 0:
@@ -143,11 +144,11 @@ class Leases:
             self._departures.check(gen)
 
     def _ahead(self, gen: Generation, run: Operation, ahead: int) -> None:
-        """Check a claim that was made so many µs before the event was due."""
+        """Check a claim that was made *ahead* µs before the event was due."""
         bench, due = self._bench, run.data["due"]
         bench.verdict.counts["claimed ahead"] += 1
         if gen.origin is None or not gen.origin.data.get("minted"):
-            # It may be replaced until then.
+            # A user may replace an event with an id of their own until it is due.
             bench.blame("I1", gen.id, "claimed before it was due", gen.origin, run)
         elif ahead > run.data.get("ahead_us", 0):
             text = f"claimed {ahead / 1000:.1f} ms before it was due, which is too far ahead"
@@ -157,7 +158,7 @@ class Leases:
             text = f"its handler began {left / 1e6:.1f} ms before it was due by the server's clock"
             bench.blame("I1", gen.id, text, gen.origin, run)
 
-    # ------------------------------------------------------------------------- claim after claim
+    # ------------------------------------------------------------------- one claim after another
 
     def _again(self, gen: Generation, earlier: Operation, run: Operation) -> None:
         bench = self._bench
@@ -171,10 +172,10 @@ class Leases:
         skipped = run.data["att"] - earlier.data["att"] > 1
         reason = self._given_back(gen, earlier, run)
         if reason is None:
-            # Then its lease ran out.
+            # Only the end of its lease can have made the event available.
             reason = self._ran_out(gen, earlier, run)
             if not skipped and self._clock.shown_us(run) < run.data["due"]:
-                text = "claimed ahead of the end of the lease before it"
+                text = "claimed ahead of the end of the previous lease"
                 bench.blame("I4", gen.id, text, earlier, run)
         elif skipped:
             self._unseen(gen, earlier, run)
@@ -182,10 +183,10 @@ class Leases:
         if reason is None:
             words = gen.words.get(token(earlier), ())
             if earlier.end is None or run.t < earlier.end:
-                text = "handed out while its handler ran, and nothing kept that from its lease"
+                text = "delivered while its handler ran, and nothing prevented a renewal"
                 bench.blame("I13", gen.id, text, gen.origin, earlier, run, *words)
             else:
-                text = "handed out again, and nothing explains why"
+                text = "delivered again, and nothing explains why"
                 bench.blame("I4", gen.id, text, gen.origin, earlier, run, *words)
 
     @staticmethod
@@ -196,12 +197,12 @@ class Leases:
         failed = earlier.ph == "no" and earlier.end is not None and earlier.end <= run.t
         if any(word.unknown or accepted(word) for word in words):
             return "failed" if failed else "retried"
-        # Where it is told, nothing else can be: or else the failure itself tells.
+        # If the handler made one of these calls, only the call counts, not the handler's failure.
         return "failed" if failed and not words else None
 
     def _ran_out(self, gen: Generation, earlier: Operation, run: Operation) -> str | None:
         over = FOREVER if earlier.end is None else earlier.end
-        # While its handler runs an extension shortens nothing.
+        # While the handler runs, an extension never shortens the lease.
         lease = min(
             [earlier.data["lease_us"]]
             + [
@@ -212,14 +213,14 @@ class Leases:
         )
         since, _ = self._clock.claimed(earlier)
         ends = earlier.data["srv"] + lease
-        # Where its clock was put back, the server counted the rest of the lease anew.
+        # If its clock was set back, the server measured the rest of the lease again.
         if run.data["srv"] < ends and not self._troubles.stepped_in(since, run.t):
             short = (ends - run.data["srv"]) / 1000
-            text = f"claimed {short:.1f} ms before the lease before it could have run out"
+            text = f"claimed {short:.1f} ms before the previous lease could have expired"
             self._bench.blame("I4", gen.id, text, earlier, run)
         until = run.t
         if earlier.end is not None:
-            # What it came to was told the server at once, and heard before the lease was over.
+            # The node reported the handler's outcome at once, before the lease expired.
             until = min(until, earlier.end + earlier.data["lease_us"] * 1000)
         met = self._troubles.met(earlier.p, since, until)
         limit = self._troubles.lives[earlier.p].max_run
@@ -232,7 +233,7 @@ class Leases:
     def _unseen(self, gen: Generation, earlier: Operation | None, run: Operation) -> None:
         since = earlier.t if earlier else gen.origin.t if gen.origin else 0
         if self._troubles.anywhere(since, run.t) is None:
-            text = "an attempt was counted that reached no handler, and nothing explains why"
+            text = "a counted attempt reached no handler, and nothing explains why"
             self._bench.blame("I4", gen.id, text, gen.origin, earlier, run)
 
     # -------------------------------------------------------------------------------- how often
@@ -271,11 +272,11 @@ class Leases:
                 bench.blame("I8", gen.id, text, gen.origin, *gen.runs, letter)
             for run in gen.runs:
                 if letter.op in ("dead", "expired") and self._clock.claimed(run)[0] > letter.t:
-                    bench.blame("I8", gen.id, "handed out after its death", letter, run)
+                    bench.blame("I8", gen.id, "delivered after its death", letter, run)
         if confirm is not None and gen.letters and not gen.revived:
-            bench.blame("I7", gen.id, "confirmed, and a dead letter too", confirm, *gen.letters)
+            bench.blame("I7", gen.id, "confirmed, but also a dead letter", confirm, *gen.letters)
 
-    # --------------------------------------------------------------------- what the holders said
+    # -------------------------------------------------------------------- the calls of the holders
 
     def _words(self, gen: Generation) -> None:
         bench = self._bench
@@ -301,7 +302,7 @@ class Leases:
                 bench.blame("I7", gen.id, text, *words)
             run = next((run for run in gen.runs if token(run) == tok), None)
             if run is None:
-                bench.blame("I5", gen.id, "a word about a claim that nobody had", *words)
+                bench.blame("I5", gen.id, "a call with the token of an unknown claim", *words)
                 continue
             for word in words:
                 if word.ph == "ok" and not accepted(word):
@@ -311,11 +312,11 @@ class Leases:
             bench.blame("I7", gen.id, "confirmed by two holders", *words)
 
     def _refusal(self, gen: Generation, run: Operation, word: Operation) -> None:
-        """Find a holder refused who was, for certain, the newest."""
+        """Find a refused call of a holder that was certainly the newest."""
         until = word.end if word.end is not None else word.t
         late = run.end is not None and run.end <= until
         if word.op == "retry" or (late and word.op != "auto") or not gen.alone:
-            # It may have been its last attempt; or the library had settled it by then.
+            # This may have been the last attempt, or the library had already settled the event.
             return
         others = [w for w in gen.words[token(run)] if w is not word and w.op in _SETTLES]
         if any(w.t <= until for w in others) or any(r.t > run.t for r in gen.runs):
@@ -333,7 +334,7 @@ class Leases:
 
 
 def stale_words(bench: Bench, id: str, gens: list[Generation]) -> None:
-    """Find holders whose word counted after a newer claim of the id had begun: I5."""
+    """Find calls of a holder that were accepted after a newer claim of the id had begun: I5."""
     if not any(gen.words for gen in gens):
         return
     runs = sorted((run for gen in gens for run in gen.runs), key=token)
@@ -350,8 +351,8 @@ def stale_words(bench: Bench, id: str, gens: list[Generation]) -> None:
             for word in words:
                 by, since = newer.get(tok), word.t
                 if word.op == "auto":
-                    # It is noted when the answer has come. It was asked when the run was over.
+                    # It is recorded when the reply has arrived, but was sent when the run ended.
                     since = next((r.end or r.t for r in gen.runs if token(r) == tok), 0)
                 if accepted(word) and by is not None and by.t < since:
-                    text = f"{word.op} counted after a newer claim"
+                    text = f"{word.op} accepted after a newer claim"
                     bench.blame("I5", id, text, word, by)

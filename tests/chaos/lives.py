@@ -1,9 +1,9 @@
 """
-The life of one id: its posts, cancels and moves, and the generations that they made.
+Check one id: its posts, cancels and moves, and the generations that the posts made.
 
-Calls overlap, so there may be many orders in which the server did them. What is found wrong
-here is wrong in each: one call came before another only if it had returned before the other
-began, and an id was claimed after something only if it cannot have been claimed before.
+Calls overlap, so the server may have executed them in one of many orders. A violation is reported
+only if it is one in every order. A call came before another only if it had returned before the
+other began. A claim came after a call only if it cannot have been made before.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from chaos.leases import Generation, Leases, accepted, stale_words, token
 from chaos.troubles import FOREVER
 from chaos.verdict import Bench
 
-#: Whatever there was under the id, these store what they are given, or raise.
+#: With these policies a post stores the event or raises, with or without an existing event.
 _DEFINITE = {"replace", "error"}
-#: A claim may seem so much earlier than it was, in ns: the two clocks' speeds may differ.
+#: How much earlier than it was a claim may seem, in ns: the two clocks may drift apart.
 _DRIFT = 1_000_000
 
 
 class Lives:
-    """Checks ids: I1, I2, I3, I6, I10 and I12, and each generation by itself."""
+    """Checks each id for I1, I2, I3, I6, I10 and I12, and each of its generations by itself."""
 
     def __init__(self, bench: Bench, clock: Clock) -> None:
         self._bench = bench
@@ -36,7 +36,7 @@ class Lives:
         self._latest = bench.troubles.latest
 
     def check(self, id: str, operations: list[Operation]) -> None:
-        """Check all that happened to one id."""
+        """Check all operations on one id."""
         life = Biography(id, operations, self._bench.nameless)
         for op in life.strays:
             self._stray(life, op)
@@ -65,21 +65,21 @@ class Lives:
             self._pending(life, gens)
 
     def _stray(self, life: Biography, op: Operation) -> None:
-        what = "was handed out" if op.op == "run" else "died"
+        what = "was delivered" if op.op == "run" else "died"
         text = f"n={op.data.get('n')!r} {what}, which was never posted under this id"
         self._bench.blame("I3", life.id, text, op)
 
-    # ---------------------------------------------------------------------- one after the other
+    # -------------------------------------------------------------- the order of the generations
 
     def effect(self, gen: Generation) -> int:
-        """Return the last moment at which the post of a generation was done."""
+        """Return the latest moment at which the server can have executed a generation's post."""
         assert gen.origin
         first = min((run.t for run in gen.runs), default=FOREVER)
         return min(self._latest(gen.origin), first)
 
     @staticmethod
     def _stored(gen: Generation) -> bool:
-        """Tell whether a generation was stored for certain."""
+        """Return True if a generation was certainly stored."""
         post = gen.origin
         assert post
         definite = gen.first or post.data.get("if_exists", "replace") in _DEFINITE
@@ -87,7 +87,7 @@ class Lives:
         return (post.ph == "ok" and bool(definite)) or bool(gen.runs or gen.letters)
 
     def _order(self, life: Biography, gens: list[Generation]) -> None:
-        """Find generations handed out after a later one had been acknowledged: I10."""
+        """Find generations delivered after a later one had been acknowledged: I10."""
         gens = [gen for gen in gens if gen.origin and may_be_stored(gen.origin)]
         done = {gen: self.effect(gen) for gen in gens}
         if len(gens) < 2:
@@ -97,7 +97,7 @@ class Lives:
         begins = [gen.origin.t for gen in gens if gen.origin]
         for i, gen in enumerate(gens):
             gen.first = not i and begins[1] > done[gen]
-        # From each on: the stored one whose post was over first.
+        # For each generation: of it and those after it, the stored one whose post ended first.
         soonest: list[tuple[int, Generation | None]] = [(FOREVER, None)]
         for gen in reversed(gens):
             this = (done[gen], gen) if self._stored(gen) else (FOREVER, None)
@@ -111,7 +111,7 @@ class Lives:
                 continue
             for run in gen.runs:
                 if self._clock.claimed(run)[0] > at:
-                    text = "an older generation was handed out after a newer one was stored"
+                    text = "an older generation was delivered after a newer one was stored"
                     proof = (gen.origin, newer.origin, *newer.runs[:1], run)
                     self._bench.blame("I10", life.id, text, *proof)
         self._interleaved(life, gens, done)
@@ -119,7 +119,7 @@ class Lives:
     def _interleaved(
         self, life: Biography, gens: list[Generation], done: dict[Generation, int]
     ) -> None:
-        """Find generations that took turns: each is current once, whatever the order."""
+        """Find generations that were claimed alternately: in any order, each is current once."""
         claims = sorted(
             ((token(run), i, run) for i, gen in enumerate(gens) for run in gen.runs),
             key=lambda claim: claim[0],
@@ -135,19 +135,19 @@ class Lives:
                 newest = post
             mine = gens[i].origin
             if i in over:
-                text = "a generation came back after another had been handed out"
+                text = "a generation came back after another had been delivered"
                 self._bench.blame("I10", life.id, text, over[i], last, run)
             elif newest and done[gens[i]] < newest.t:
                 text = "an older generation was claimed after a newer one"
                 self._bench.blame("I10", life.id, text, mine, newest, last, run)
 
     def _kept(self, life: Biography, gen: Generation, gens: list[Generation]) -> None:
-        """Find posts that were dropped, or not, against what they said: I2."""
+        """Find posts that were dropped, or stored, although they reported otherwise: I2."""
         post = gen.origin
         assert post
         assert post.end is not None
         if gen.runs or gen.letters:
-            text = "said not to be stored, and it was"
+            text = "reported as not stored, but it was"
             self._bench.blame("I2", life.id, text, post, *gen.runs, *gen.letters)
         policy = post.data.get("if_exists", "replace")
         before = [g.origin for g in gens if g is not gen and g.origin and may_be_stored(g.origin)]
@@ -159,7 +159,7 @@ class Lives:
                 self._bench.blame("I2", life.id, text, post, run, confirm)
 
     def _cancelled(self, life: Biography, gen: Generation) -> None:
-        """Find claims after a cancel that answered, whatever it answered: I6."""
+        """Find claims after a cancel had returned, with any outcome: I6."""
         post = gen.origin
         if post is None or post.ph != "ok" or post.end is None or gen.revived:
             return
@@ -169,26 +169,26 @@ class Lives:
             outcome = cancel.data.get("outcome")
             for run in gen.runs:
                 if claimed_after(self._clock, run, cancel):
-                    text = f"handed out after cancel had answered {outcome}"
+                    text = f"delivered after cancel had returned {outcome}"
                     self._bench.blame("I6", life.id, text, post, cancel, run)
             buried = [letter for letter in gen.letters if letter.op == "buried"]
             if cancel.data.get("outcome") == "CANCELLED" and buried:
-                text = "cancelled, and a dead letter in the end"
+                text = "cancelled, but a dead letter at the end"
                 self._bench.blame("I6", life.id, text, post, cancel, *buried)
 
-    # ------------------------------------------------------------------------- what was delivered
+    # -------------------------------------------------------------------------------- deliveries
 
     def _delivery(self, life: Biography, gen: Generation) -> None:
         post = gen.origin
         assert post
         for run in gen.runs:
             if post.ph == "no":
-                self._bench.blame("I3", life.id, "a refused post was handed out", post, run)
+                self._bench.blame("I3", life.id, "a refused post was delivered", post, run)
             elif run.t < post.t:
-                self._bench.blame("I3", life.id, "handed out before it was posted", post, run)
+                self._bench.blame("I3", life.id, "delivered before it was posted", post, run)
             crc = post.data.get("crc")
             if crc is not None and run.data.get("crc") != crc:
-                self._bench.blame("I10", life.id, "another payload than was posted", post, run)
+                self._bench.blame("I10", life.id, "another payload than the posted one", post, run)
         if gen.runs and not gen.revived and self._clock.kept_pace(post.t, gen.runs[0].t):
             self._punctual(life, gen, post)
         expires = post.data.get("expires_us")
@@ -196,7 +196,7 @@ class Lives:
             self._expiry(life, gen, post, expires)
 
     def _punctual(self, life: Biography, gen: Generation, post: Operation) -> None:
-        """Find handlers that began before the delay was over, by the monotonic clock alone."""
+        """Find handlers that began before the delay was over by the monotonic clock."""
         run = gen.runs[0]
         delay = post.data.get("delay_us")
         if run.data["att"] != 1 or delay is None:
@@ -212,7 +212,7 @@ class Lives:
         ]
         if not dues:
             return
-        # The clock of the server may run faster by a thousandth.
+        # The server's clock may run faster by one part in a thousand.
         early = min(dues) - run.t
         if early > _DRIFT + (run.t - post.t) // 1000:
             text = f"its handler began {early / 1e6:.1f} ms before the delay was over"
@@ -220,24 +220,25 @@ class Lives:
 
     def _expiry(self, life: Biography, gen: Generation, post: Operation, expires: int) -> None:
         for run in gen.runs:
-            # Given again after a lost reply, it was claimed before: the token tells when.
+            # After a lost reply, the server sends the claim again. The token has the time of the
+            # first reply.
             at = min(run.data["srv"], token(run)) * 1000
             if self._clock.shown_us(run) < run.data["due"]:
-                # Claimed ahead, it is kept until then.
+                # The node keeps an event that was claimed ahead until it is due.
                 at = run.data["due"] * 1000
             if post.ph != "ok" or post.end is None:
                 continue
             if not self._clock.kept_pace(post.t, run.t):
                 continue
             if at > self._clock.latest_ns(post.end) + expires * 1000 + 10 * _DRIFT:
-                self._bench.blame("I3", life.id, "handed out after it had expired", post, run)
+                self._bench.blame("I3", life.id, "delivered after it had expired", post, run)
         for letter in gen.letters:
             early = post.t + expires * 1000 - letter.t
             expired = letter.op == "expired" or letter.data.get("reason") == "expired"
             if expired and early > _DRIFT and self._clock.kept_pace(post.t, letter.t):
                 self._bench.blame("I1", life.id, "expired too early", post, letter)
 
-    # ------------------------------------------------------------------------ what became of it
+    # ------------------------------------------------------------------- the end of a generation
 
     def _fate(self, life: Biography, gen: Generation) -> None:
         counts = self._bench.verdict.counts
@@ -264,7 +265,7 @@ class Lives:
             counts["pending"] += 1
         else:
             counts["lost"] += 1
-            text = "acknowledged, and at the end neither done, dead, cancelled nor pending"
+            text = "acknowledged, but at the end neither done, dead, cancelled nor pending"
             if gen.runs:
                 text += f"; started {len(gen.runs)} times"
             self._bench.blame("I2", life.id, text, post, *gen.runs, *life.cancels)
@@ -278,7 +279,7 @@ class Lives:
         )
 
     def _pending(self, life: Biography, gens: Iterable[Generation]) -> None:
-        """Find ids that are pending at the end though nothing can be: I12."""
+        """Find ids that are pending at the end although all of their posts have ended: I12."""
         if life.revivals:
             return
         over: list[Operation | None] = []
@@ -298,11 +299,12 @@ class Lives:
             if confirm is None and not buried and (post.ph != "ok" or not cancels):
                 return
             over += [post, confirm, *buried, *cancels]
-        self._bench.blame("I12", life.id, "pending at the end, and nothing of it can be", *over)
+        text = "pending at the end, although all of its posts have ended"
+        self._bench.blame("I12", life.id, text, *over)
 
 
 def may_be_stored(post: Operation) -> bool:
-    """Tell whether a post was not refused, and no existing event kept instead."""
+    """Return True unless a post was refused, or certainly kept an existing event."""
     return post.ph != "no" and post.data.get("stored") is not False
 
 
@@ -310,10 +312,10 @@ def held_throughout(
     clock: Clock, gens: Iterable[Generation], post: Operation
 ) -> Iterator[tuple[Operation, Operation]]:
     """
-    Yield the claims that lasted all the time that a post took, with the confirm that proves it.
+    Yield the claims that lasted throughout a post, each with the confirmation that proves it.
 
-    A confirm is accepted only from the holder of the last claim, and an id is in one state at a
-    time.
+    The server accepts a confirmation only from the holder of the last claim, and an id is in one
+    state at a time.
     """
     for gen in gens:
         for run in gen.runs:
@@ -324,10 +326,10 @@ def held_throughout(
 
 
 def claimed_after(clock: Clock, run: Operation, cancel: Operation) -> bool:
-    """Tell whether a claim came after the answer to a cancel, and so should not have come."""
+    """Return True if a claim came after the reply to a cancel, which should have prevented it."""
     if cancel.end is None:
         return False
-    # What was in flight goes on to be, also where the reply to its claim was lost.
+    # An event in flight stays in flight, even if the reply to its claim was lost and sent again.
     in_flight = cancel.data.get("outcome") == "IN_FLIGHT"
     since = clock.first_claimed(run) if in_flight else clock.claimed(run)[0]
     return since > cancel.end

@@ -1,4 +1,4 @@
-"""What the soak does, chosen by seed: what handlers are told to do, and what is posted to them."""
+"""Choose payloads for the soak by seed: what a handler does, and which data it receives."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from chaos.settings import OPTIONS
 
 LEASE = OPTIONS["lease"]
 
-#: Of a node that leaves in good order, again and again: an event that it left leased would be late
-#: by so much, for which nothing else is to blame.
+#: The lease of the node that leaves properly again and again. If that node left an event leased,
+#: the event would be late by this much, and nothing else would explain that.
 LONG_LEASE = 10 * LEASE
 
-#: Milliseconds by which a node may claim an event too early, and has to keep it then.
+#: How many milliseconds before its due time a node may claim an event.
 AHEAD = 20
 
 #: Milliseconds after which a handler's leases are no longer renewed.
 MAX_RUN = 3 * LEASE
 
-#: Whatever else is in a payload must come out as it went in.
+#: Values of every kind, which must reach the handler unchanged.
 _LUGGAGE: list[Any] = [
     [],
     {},
@@ -39,11 +39,11 @@ _LUGGAGE: list[Any] = [
     True,
     {"": {"nested": [1, [2, [3, {"": None}]]]}},
     "x" * 2_000,
-    # Too large for a connection of which little is left (F108).
+    # Too large to arrive in time on a slow connection (F108).
     "x" * 30_000,
 ]
 
-#: What a handler does, by weight. What takes long is rare, or no hand would be free.
+#: What a handler does, by weight. Long runs are rare, or no handler thread would be free.
 _DEEDS: dict[str, float] = {
     "ok": 80,
     "raise": 7,
@@ -60,7 +60,7 @@ _DEEDS: dict[str, float] = {
     "fork": 0.4,
 }
 
-#: Many at a time must not keep the hands from the rest; nor kill their batches all the time.
+#: The same for events in bulk, which must not occupy all threads or kill many batches.
 _BULK: dict[str, float] = {"ok": 9_986, "raise": 4, "confirm": 5, "nap": 1, "die": 1, "again": 3}
 
 
@@ -72,9 +72,13 @@ def deed(
     rng: random.Random, near: Sequence[str], *, bulk: bool = False, minted: bool = False
 ) -> dict[str, Any]:
     """
-    Choose what the handler of an event does; *near* are ids that it may meddle with.
+    Choose what the handler of an event does.
 
-    An id that was *minted* it does not post anew: that is for who has named it himself.
+    Args:
+        rng: The source of chance.
+        near: Ids that the handler may cancel or move.
+        bulk: Choose for an event of a bulk post.
+        minted: The library generated the event's id, so the handler does not post it again.
     """
     do = _choose(rng, _BULK if bulk else _DEEDS)
     if do == "again" and minted:
@@ -88,7 +92,7 @@ def deed(
     if do == "die":
         return {"do": do, "times": 1}
     if do == "extend":
-        # For less than is left as well, which must shorten nothing.
+        # Also for less than is left of the lease, which must not shorten it.
         return {"do": do, "of": rng.choice([2 * LEASE, LEASE / 6])}
     if do == "again":
         return {"do": do, "times": rng.randint(1, 3)}
@@ -107,7 +111,7 @@ def payload(
     bulk: bool = False,
     minted: bool = False,
 ) -> dict[str, Any]:
-    """Make the payload of the generation *n*; see `deed`."""
+    """Return the payload of generation *n*; see `deed` for the arguments."""
     made = {"n": n, **deed(rng, near, bulk=bulk, minted=minted)}
     if not bulk and rng.random() < 0.3:
         made["luggage"] = rng.choice(_LUGGAGE)

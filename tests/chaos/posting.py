@@ -1,9 +1,9 @@
 """
-A poster of the soak: a timer that never joins, and does a seeded mix of everything else.
+Run one poster of the soak: a timer that never joins, and makes a seeded mix of all other calls.
 
-It posts in every way there is, posts anew and cancels and moves what it posted a moment
-ago, declares schedules and ends them, writes keys for the readers of a `RunAt`, and tries
-what must be refused.
+The poster posts in every possible way. It replaces, cancels and moves events that it posted a
+moment ago. It declares and ends schedules, and writes keys for the readers of a `RunAt`. And it
+makes calls that must be refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from chaos.program import Program
 from dtimer import DTimer, RunAt
 from dtimer.errors import OptionError, PayloadError
 
-#: What is done, by weight, in each step.
+#: The steps, by weight.
 _STEPS: dict[str, float] = {
     "post": 42,
     "post_once": 12,
@@ -42,7 +42,8 @@ _STEPS: dict[str, float] = {
     "hostile": 5,
 }
 
-#: Declared alike by every poster at its start: of these each occurrence is accounted for.
+#: Every poster declares these at its start, and never changes them. So the checker can account for
+#: each occurrence.
 STEADY: dict[str, dict[str, Any]] = {
     "steady-coalesce": {"every": 250, "misfire": "coalesce", "overlap": "queue"},
     "steady-all": {"every": 250, "misfire": "all", "overlap": "allow"},
@@ -50,29 +51,34 @@ STEADY: dict[str, dict[str, Any]] = {
     "steady-cron-all": {"cron": "*/2 * * * * *", "misfire": "all", "overlap": "allow"},
 }
 
-#: The part of the posts that may have any id whose id is left to the library: such events are
-#: claimed ahead of their time. The others, of which some are posted anew, are not.
+#: The fraction of new events whose ids the library generates, so that nodes claim them ahead of
+#: time. The poster names the other events, and posts some of those ids again.
 _MINTED = 0.4
 
-#: Events in one millisecond.
+#: The number of events in a burst for one millisecond.
 BURST = 500
 
-#: An hour, which no soak lasts.
+#: An hour in ms, longer than any soak.
 FAR = 3_600_000
 
-#: Events that are due and wait for a hand: more are not posted on top of them in bulk.
+#: With more overdue events than this, nothing is posted in bulk.
 _BACKLOG = 6_000
 
 
 class _Mint:
-    """Gives a timer the ids that were drawn of its own mint before, for the record of its posts."""
+    """
+    Generates the ids of a timer's posts, and tells them in advance.
+
+    A history must have the id of a post before the call. If the poster is killed during the call,
+    no later record can give the id.
+    """
 
     def __init__(self, mint: Callable[[], str]) -> None:
         self._mint = mint
         self._drawn: deque[str] = deque()
 
     def draw(self) -> str:
-        """Return the id that will be made for the next post, or for the one after those drawn."""
+        """Return the id of the next post for which no id was drawn yet."""
         self._drawn.append(self._mint())
         return self._drawn[-1]
 
@@ -82,10 +88,10 @@ class _Mint:
 
 class Posting(Program):
     """
-    See the module.
+    The program of a poster.
 
-    Its setting has besides: ``rate``, in steps a second; ``bulk``, in events a second that are
-    posted on top of that; and ``runat``, the name of a queue.
+    Further settings: ``rate``, the steps a second; ``bulk``, the additional events a second that
+    are posted in bulk; and ``runat``, the name of a queue.
     """
 
     def __init__(self, text: str) -> None:
@@ -97,17 +103,17 @@ class Posting(Program):
         self.mint = _Mint(self.timer._mint)
         self.timer._mint = self.mint
         self.queue = RunAt(setting["runat"], redis=self.way, timeout=options["timeout"])
-        # It must not try again by itself: what it did would be done twice.
+        # Without retries, because a repeated transaction would act twice.
         self.client = redis.Redis.from_url(url, socket_timeout=1, retry=Retry(NoBackoff(), 0))
         self.recent: deque[str] = deque(maxlen=40)
-        #: Those of which the library has made the id: they are never posted anew.
+        #: Ids that the library generated. They are never posted again.
         self.minted: deque[str] = deque(maxlen=20)
         self.keys: deque[str] = deque(maxlen=10)
 
     # -------------------------------------------------------------------------- the steps
 
     def _new(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return a payload, and the options that say under which id to post it."""
+        """Return a payload, and the options that give its id."""
         if self.rng.random() < _MINTED:
             payload = mix.payload(self.rng, self.serial(), self._near(), minted=True)
             self.minted.append(self.mint.draw())
@@ -118,49 +124,49 @@ class Posting(Program):
     def _named(self) -> tuple[dict[str, Any], str]:
         n = self.serial()
         payload = mix.payload(self.rng, n, self._near())
-        # Some ids are shared by all posters, and wanted again and again.
+        # All posters share some ids, and post them again and again.
         id = f"{self.name}-{n}" if self.rng.random() < 0.95 else f"hot-{self.rng.randrange(20)}"
         self.recent.append(id)
         return payload, id
 
     def _near(self) -> list[str]:
-        """Return what was posted a moment ago, and may be cancelled or moved."""
+        """Return recent ids, which may be cancelled or moved."""
         return [*self.recent, *self.minted]
 
     def _delay(self) -> float:
         return self.rng.choice([0, self.rng.uniform(0, 50), self.rng.uniform(0, 2_000)])
 
     def post(self) -> None:
-        """Post in the ordinary way."""
+        """Post an ordinary event."""
         payload, named = self._new()
         self.calls.post(self.timer, payload, self._delay(), **named)
 
     def post_once(self) -> None:
-        """Post at most once."""
+        """Post an event that is delivered at most once."""
         payload, named = self._new()
         self.calls.post(self.timer, payload, self._delay(), **named, max_retries=0)
 
     def post_expiring(self) -> None:
-        """Post what will be of no use a moment later."""
+        """Post an event that expires soon after it is due."""
         payload, named = self._new()
         delay = self._delay()
         expires = delay + self.rng.choice([1, 50, 1_000])
         self.calls.post(self.timer, payload, delay, **named, expires=expires)
 
     def post_far(self) -> None:
-        """Post what nobody will live to see."""
+        """Post an event that is due after the end of the run."""
         payload, id = self._named()
         self.calls.post(self.timer, payload, FAR, id=f"far-{id}")
 
     def post_if(self) -> None:
-        """Post on a condition."""
+        """Post on a condition about an existing event."""
         payload, id = self._named()
         policy = self.rng.choice(["keep", "error", "earliest", "latest"])
         id = self.rng.choice([id, *self.recent])
         self.calls.post(self.timer, payload, self._delay(), id=id, if_exists=policy)
 
     def post_in_pipe(self) -> None:
-        """Post several in a MULTI of our own."""
+        """Post up to three events in a MULTI of this program's client."""
         each = []
         for _ in range(self.rng.randint(1, 3)):
             payload, named = self._new()
@@ -168,22 +174,22 @@ class Posting(Program):
         self.calls.post_in(self.timer, self.client, each)
 
     def post_again(self) -> None:
-        """Post anew what was posted a moment ago."""
+        """Post a recent id again."""
         payload, id = self._named()
         self.calls.post(self.timer, payload, self._delay(), id=self.rng.choice([id, *self.recent]))
 
     def cancel(self) -> None:
-        """Cancel what was posted a moment ago."""
+        """Cancel a recent event."""
         if near := self._near():
             self.calls.cancel(self.timer, self.rng.choice(near))
 
     def reschedule(self) -> None:
-        """Move what was posted a moment ago."""
+        """Move a recent event."""
         if near := self._near():
             self.calls.reschedule(self.timer, self.rng.choice(near), self._delay())
 
     def burst(self) -> None:
-        """Post many for the same moment."""
+        """Post many events for one moment."""
         delay = self.rng.uniform(0, 1_000)
         minted = self.rng.random() < _MINTED
         items = []
@@ -195,11 +201,11 @@ class Posting(Program):
         self.calls.post_many(self.timer, items)
 
     def _one_of_many(self, n: int, *, minted: bool) -> dict[str, Any]:
-        """Say under which id to post it: all of a burst alike, so that one call draws them all."""
+        """Return the options that give an event of a burst its id: all are generated, or none."""
         return {"id": self.mint.draw(), "minted": True} if minted else {"id": f"{self.name}-{n}"}
 
     def schedule(self) -> None:
-        """Declare a schedule, the same or another, or end it."""
+        """Declare a schedule, changed or not, or end it."""
         id = self._schedule(self.rng.randrange(3))
         if self.rng.random() < 0.15:
             self.calls.unschedule(self.timer, id)
@@ -217,11 +223,11 @@ class Posting(Program):
         return f"{self.name}-every-{i}"
 
     def run_now(self) -> None:
-        """Have one more occurrence of a schedule."""
+        """Run an additional occurrence of a schedule."""
         self.calls.run_now(self.timer, self._schedule(self.rng.randrange(3)))
 
     def revive(self) -> None:
-        """Give a dead letter another life."""
+        """Revive a dead letter."""
         letters = []
         with self.calls.unless_away():
             letters = [letter.id for letter in self.timer.dead(limit=50)]
@@ -229,7 +235,7 @@ class Posting(Program):
             self.calls.revive(self.timer, self.rng.choice(letters))
 
     def write(self) -> None:
-        """Write a key, or move one."""
+        """Write a new key, or move a recent one."""
         if self.keys and self.rng.random() < 0.1:
             key = self.rng.choice(self.keys)
         else:
@@ -238,18 +244,18 @@ class Posting(Program):
         self.calls.write(self.queue, key, self._delay())
 
     def hostile(self) -> None:
-        """Try what must be refused, and refused before anything is sent."""
+        """Make a post that must be refused before anything is sent."""
         arguments = dict(self.rng.choice(mix.HOSTILE))
         try:
             self.timer.post(arguments.pop("ev"), **arguments)
         except (OptionError, PayloadError):
             return
-        raise AssertionError(f"it was taken: {arguments!r:.200}")
+        raise AssertionError(f"the post was not refused: {arguments!r:.200}")
 
     # ------------------------------------------------------------------------------- bulk
 
     def bulk(self) -> None:
-        """Post many, unless there is much to do already."""
+        """Post many events, unless many are overdue already."""
         with self.calls.unless_away():
             if self.timer.stats().overdue > _BACKLOG:
                 return
@@ -268,10 +274,10 @@ class Posting(Program):
             )
         self.calls.post_many(self.timer, items)
 
-    # ------------------------------------------------------------------------------- life
+    # -------------------------------------------------------------------------------- run
 
     def run(self) -> None:
-        """Post until standard input ends; then end what goes on by itself."""
+        """Post until standard input ends; then end all schedules."""
         rate = self.setting["rate"]
         for id, policies in STEADY.items():
             self.calls.declare(self.timer, {"n": 0, "do": "ok"}, id=id, **policies)
@@ -282,7 +288,7 @@ class Posting(Program):
             step = self.rng.choices(list(_STEPS), list(_STEPS.values()))[0]
             getattr(self, step)()
         for id in (*map(self._schedule, range(3)), *STEADY):
-            # One that goes on would keep the run from its end.
+            # A schedule that continues would keep the run from draining.
             while not self.calls.unschedule(self.timer, id):
                 pass
         self.timer.leave()

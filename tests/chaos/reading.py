@@ -1,8 +1,9 @@
 """
-A reader of the soak: threads that read the keys of a `RunAt`, and confirm them in every way.
+Run one reader of the soak: threads that read keys of a `RunAt`, and confirm them in every way.
 
-By asking for the next, by ``confirm``, and, now and then, not at all: by ending the thread,
-by leaving the queue through an exception, or, which the nemesis sees to, by being killed.
+A thread confirms a key by reading the next one, or with ``confirm``. Now and then it does not
+confirm the key: the thread ends, or leaves the queue through an exception, or the nemesis kills the
+process.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from dtimer.errors import HandlerError, LeaseLost, StoreError
 
 
 class _Enough(Exception):
-    """The reason for which a reader goes away with a key in hand."""
+    """Makes a reader leave the queue while it still holds a key."""
 
 
 class Reading(Program):
-    """See the module. Besides: ``runat``, the name of the queue, and ``threads``."""
+    """The program of a reader. Further settings: ``runat``, a queue's name, and ``threads``."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -50,7 +51,7 @@ class Reading(Program):
             self.pen.note("error", kind=type(error).__name__, text=str(error)[:300])
 
     def _read(self, queue: RunAt, until: float) -> None:
-        """Read until then, or until it has had enough."""
+        """Read keys until the moment *until*; raise `_Enough` now and then."""
         while time.monotonic() < until and not self.ended.is_set():
             k = self.pen.inv("read", face="runat")
             try:
@@ -77,7 +78,7 @@ class Reading(Program):
             self.calls.confirm_key(queue, key)
 
     def _life(self) -> None:
-        """Read for a while from one queue, with several threads, and leave it in some way."""
+        """Read from one queue for a while, with several threads, and leave it in some way."""
         until = time.monotonic() + self.rng.uniform(0.5, 1.5) * self.setting["restless"]
         failure: list[BaseException] = []
 
@@ -86,7 +87,7 @@ class Reading(Program):
                 self._read(queue, until)
             except _Enough as e:
                 failure.append(e)
-            # What this thread has in hand nobody confirms, so it is handed out again.
+            # This thread does not confirm the key that it holds, so the key is delivered again.
             read = getattr(queue._mine, "read", None)
             if read is not None and not read.done.is_set():
                 self.pen.note("retry", face="runat", id=read.event.id, accepted=True)
@@ -119,7 +120,7 @@ class Reading(Program):
 
 
 def _about(queue: RunAt) -> dict[str, Any]:
-    """What the event under the key that this thread has just read knows, and the reader not."""
+    """Return the fields of the claim behind the key that this thread has just read."""
     ev = queue._mine.read.event
     return {
         "tok": ev.token,

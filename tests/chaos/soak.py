@@ -1,12 +1,12 @@
 """
-The soak: posters, nodes, readers and schedules on one server, and a nemesis among them.
+Run posters, nodes, readers and schedules on one server while a nemesis injects faults.
 
     python -m chaos.soak --minutes 1 --seed 7        (make soak MINUTES=1 SEED=7)
 
-For a while all is well, then one thing after the other goes wrong, then all is healed. What
-was posted is drained, and the record of everything is checked for the promises. It fails when
-one is broken, when a process says anything on its standard error or leaves something behind,
-and when a fault was never injected: then it has shown less than it says.
+The run begins without faults. The nemesis then injects one fault after another, and at last removes
+them all. The posted events are drained, and the checker tests the history for the promises. The run
+fails if a promise is broken, or if a process writes to its standard error or leaves something
+behind. It also fails if a fault was never injected: it would then show less than it claims.
 """
 
 from __future__ import annotations
@@ -47,58 +47,58 @@ from dtimer.store.keys import Keys
 
 NS, RUNAT = "soak", "soak-runat"
 
-#: Seconds in which all is well: at the beginning, and between the nemesis and the drain.
+#: Seconds without faults: at the beginning, and between the nemesis and the drain.
 _BEFORE, _AFTER = 4.0, 4.0
 
-#: Without progress for so long, the drain has failed.
+#: The drain has failed after this many seconds without progress.
 _PATIENCE = 20.0 * SLOWNESS
 
 _TICK = 0.02
 
-#: So often, in seconds, the server is asked for its time.
+#: The seconds between two requests for the server's time.
 _ASK = 0.5
 
-#: Seconds after which the memory of a node should be as large as it gets.
+#: The memory of a node should not grow any more after this many seconds.
 _WARM = 60.0
 
-#: By how many ms a call may pass its deadline, where more processes run than there are cores.
+#: How many ms a call may exceed its deadline, because more processes run than there are cores.
 _SLACK = round(400 * SLOWNESS)
 
-#: Seconds for all processes to start, on a machine that has more to do than it can.
+#: Seconds for all processes to start on an overloaded machine.
 _STARTING = 120.0
 
-#: What each poster does in a second; bulk not counted.
+#: The steps of each poster in a second, not counting posts in bulk.
 _STEPS = 40
 
-#: The part of the time in which posts get through, at the least.
+#: The fraction of the time during which posts get through, at the least.
 _SHARE = 0.5
 
-#: How much longer it may take to post as many as are asked for, in times of what was planned.
+#: How much longer than planned it may take to post the requested events, as a multiple of the plan.
 _OVERTIME = 3
 
-#: For a million events it is the kills that matter; and what stops everything, stops everything.
+#: A run of a million events needs many kills. Faults of the server would only stop all progress.
 _BULK_WEIGHTS = {"F58": 10, "F59": 10}
 
 
 @dataclass
 class Plan:
-    """What to do, and where."""
+    """The settings of one run."""
 
     minutes: float
     seed: int
     events: int = 0
-    #: Have the server be one of a cluster, whose others hang now and then.
+    #: Make the server part of a cluster whose other servers hang now and then.
     cluster: bool = False
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="dt-soak-")))
 
     @property
     def bulk(self) -> float:
-        """How many events are to be posted in bulk a second, for all of them to be posted."""
+        """The events that must be posted in bulk each second to reach the number in time."""
         return self.events / (60 * self.minutes * _SHARE)
 
     @property
     def replay(self) -> str:
-        """The command that does the same again, as far as the same can be done again."""
+        """The command that repeats this run, as far as it can be repeated."""
         events = f" EVENTS={self.events}" if self.events else ""
         more = " ARGS=--cluster" if self.cluster else ""
         return f"make soak MINUTES={self.minutes:g} SEED={self.seed}{events}{more}"
@@ -106,9 +106,9 @@ class Plan:
 
 class Soak:
     """
-    One run: the server, the crew, the nemesis and the record.
+    A run of the soak, with its server, processes, nemesis and history.
 
-    A context manager, in which `run` is called once.
+    A context manager. Call `run` once inside it.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -128,7 +128,7 @@ class Soak:
             others = self._closing.enter_context(cluster.joined(self.server, args))
         self.admin: redis.Redis = self.server.client(socket_timeout=10)
         self._closing.callback(self.admin.close)
-        # Asked in passing: who does not answer at once is not waited for.
+        # For samples. It does not wait for a server that does not answer at once.
         self._hurried: redis.Redis = self.server.client(
             socket_timeout=0.2, retry=Retry(NoBackoff(), 0)
         )
@@ -145,11 +145,12 @@ class Soak:
         scene = Scene(self.server, self.admin, self.crew, NS, random.Random(rng.random()))
         scene.others = others
         weights = _BULK_WEIGHTS if plan.events else None
-        # A server of a cluster cannot be told to be a replica; without others none can hang.
+        # A server of a cluster cannot be demoted in place (F34). Without a cluster, no other
+        # server can hang (F44).
         never = "F34" if plan.cluster else "F44"
         faults = [name for name in INJECTIONS if name != never]
         self.nemesis = Nemesis(scene, self.pen, rng, faults, weights=weights)
-        #: What is wrong, besides what the history shows.
+        #: Reasons why the run fails, besides broken promises.
         self.wrong: list[str] = []
         #: The memory of the server, in bytes.
         self.memory: list[int] = []
@@ -167,8 +168,8 @@ class Soak:
     # ---------------------------------------------------------------------------- the run
 
     def run(self) -> Report:
-        """Live through all phases, and tell what it came to."""
-        self._man()
+        """Go through all phases, and return the report."""
+        self._start_all()
         self._await_all()
         self._phase("healthy")
         self._last(_BEFORE)
@@ -221,13 +222,13 @@ class Soak:
             wrong=self.wrong,
         )
 
-    def _man(self) -> None:
+    def _start_all(self) -> None:
         options = self.crew._common["options"] | {"max_run": MAX_RUN}
         bulk = bool(self.plan.events)
-        # Half of them find their way by the cluster.
+        # Half of the processes use a cluster client.
         home = {"home": self.server.port} if self.plan.cluster else {}
         for i in (1, 2, 3, 4):
-            # Hands, and events at a time.
+            # The number of handler threads, and of events in a batch.
             own = (4, 100) if bulk else [(4, 1), (8, 1), (4, 8), (2, 1)][i - 1]
             self.crew.add(
                 "handling",
@@ -236,7 +237,7 @@ class Soak:
                 options=options | {"concurrency": own[0], "max_events": own[1]},
                 restless=10 if i == 2 else 0,
                 graceful=False,
-                # One lives long enough for its memory to be watched.
+                # One node lives long enough to show whether its memory grows.
                 immortal=i == 4,
                 **(home if i > 2 else {}),
             )
@@ -247,7 +248,7 @@ class Soak:
             options=options | {"lease": LONG_LEASE, "concurrency": 2},
             restless=1.5,
             graceful=True,
-            # What dies takes its leases along, and the drain would wait for them.
+            # If it were killed, the drain would have to wait for its long leases to expire.
             immortal=True,
         )
         for i in (1, 2):
@@ -257,7 +258,7 @@ class Soak:
         self.crew.add("reading", "reader-1", threads=2, restless=8, **home)
 
     def _await_all(self) -> None:
-        """Wait until everybody is at work."""
+        """Wait until all processes are working."""
         with Looker(self.server, NS) as looker, Looker(self.server, RUNAT) as keys:
             eventually(lambda: len(looker.nodes()) == len(self.crew.of("handling")), _STARTING)
             eventually(lambda: looker.stats().totals.get("posted") and keys.nodes(), _STARTING)
@@ -267,13 +268,13 @@ class Soak:
         self._phases.append(time.monotonic())
 
     def _last(self, seconds: float) -> None:
-        """Let it go on for so long."""
+        """Keep the processes running for some seconds, without new faults."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self._tick()
 
     def _suffer(self, seconds: float) -> None:
-        """Let it go on with the nemesis for so long, or until enough has been posted."""
+        """Inject faults for some seconds, or until the requested events have been posted."""
         until = time.monotonic() + seconds
         while self._posted < self.plan.events if self.plan.events else time.monotonic() < until:
             self._tick()
@@ -287,21 +288,21 @@ class Soak:
         now = time.monotonic()
         if now - self._asked > _ASK:
             self._asked = now
-            # It tells the checker when claims were made, to a round trip.
+            # From this the checker knows when claims were made, to within a round trip.
             with contextlib.suppress(redis.RedisError), self.pen.call("clock") as said:
                 seconds, us = self._hurried.time()
                 said["srv"] = seconds * 1_000_000 + us
         if now - self._sampled > 2:
             self._sampled = now
             self.crew.sample()
-            # It may not be there, or be of another mind.
+            # The server may be down, or refuse the command.
             with contextlib.suppress(redis.RedisError):
                 self.memory.append(int(self._hurried.info("memory")["used_memory"]))
                 self._posted = int(self._hurried.hget(Keys.of(NS).sys, "n:posted") or 0)
         threading.Event().wait(_TICK)
 
     def _drain(self) -> None:
-        """Wait until nothing near is pending, as long as there is progress."""
+        """Wait until no event of the near future is pending, as long as there is progress."""
         with Looker(self.server, NS) as looker, Looker(self.server, RUNAT) as keys:
             before, since = None, time.monotonic()
             while True:
@@ -313,22 +314,23 @@ class Soak:
                 if progress != before:
                     before, since = progress, time.monotonic()
                 elif time.monotonic() - since > _PATIENCE:
-                    self.wrong.append(f"it does not drain: {left} events are left")
+                    self.wrong.append(f"the drain makes no progress: {left} events are left")
                     return
 
     def _finish(self) -> None:
-        """Record what is left in the end."""
+        """Record which events and dead letters are left, and whether the keys are sound."""
         self.wrong += self.crew.complaints
-        self.wrong += [f"{name} said: {text[-2000:]}" for name, text in self.crew.stderr().items()]
+        self.wrong += [f"{name} wrote: {text[-2000:]}" for name, text in self.crew.stderr().items()]
         pending: list[str] = []
         letters: list[dict[str, Any]] = []
         sound = True
         for ns in (NS, RUNAT):
             with Looker(self.server, ns) as looker:
-                trouble = looker.sound()
-                if trouble is not None:
+                contradiction = looker.sound()
+                if contradiction is not None:
                     sound = False
-                    self.wrong.append(f"the keys of {ns} contradict each other: {trouble}")
+                    text = f"the keys of {ns} contradict each other: {contradiction}"
+                    self.wrong.append(text)
                 pending += looker.pending()
                 letters += looker.letters()
         self.pen.note("final", pending=pending, dead=letters, sound=sound)
@@ -338,7 +340,7 @@ class Soak:
         known = {key.encode() for ns in (NS, RUNAT) for key in Keys.of(ns)}
         leaked = sorted(set(self.admin.scan_iter(count=10_000)) - known)
         if leaked:
-            self.wrong.append(f"keys were leaked: {leaked}")
+            self.wrong.append(f"keys were left behind: {leaked}")
         self._hurried.close()
         try:
             eventually(lambda: not self._others(), 5)
@@ -346,23 +348,25 @@ class Soak:
             self.wrong.append(f"connections were left open: {self._others()}")
 
     def _others(self) -> list[dict[str, str]]:
-        """Return the connections that the server has, besides the one that asks."""
+        """Return the connections of the server, without that of this client."""
         own = str(self.admin.client_id())
         return [client for client in self.admin.client_list() if client["id"] != own]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it as the command line says; return the status to exit with."""
+    """Run the soak with the options of the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m chaos.soak", description=__doc__)
     parser.add_argument(
-        "--minutes", type=float, help="how long it lasts: 1; or, with events, 10 or so"
+        "--minutes", type=float, help="length of the run (default: 1, or 10 with --events)"
     )
-    parser.add_argument("--seed", type=int, default=None, help="decides what is done")
-    parser.add_argument("--events", type=int, default=0, help="end it when so many are posted")
-    parser.add_argument("--keep", action="store_true", help="keep the history of a run that passed")
-    parser.add_argument("--json", type=Path, help="where to write the figures as JSON")
     parser.add_argument(
-        "--cluster", action="store_true", help="on a cluster, whose other servers hang at times"
+        "--seed", type=int, default=None, help="seed of all choices (default: random)"
+    )
+    parser.add_argument("--events", type=int, default=0, help="end after this many posted events")
+    parser.add_argument("--keep", action="store_true", help="keep the history of a run that passed")
+    parser.add_argument("--json", type=Path, help="file to write the figures to, as JSON")
+    parser.add_argument(
+        "--cluster", action="store_true", help="use a cluster whose other servers hang at times"
     )
     given = parser.parse_args(arguments)
     seed = random.randrange(10**6) if given.seed is None else given.seed
@@ -375,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def soak(plan: Plan, *, keep: bool = False) -> Report:
-    """Run a plan, and return what it came to. Its folder is kept when it fails."""
+    """Run a plan, and return its report. The folder is kept if the run fails."""
     faulthandler.enable()
     with Soak(plan) as running:
         report = running.run()

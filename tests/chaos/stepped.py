@@ -1,12 +1,12 @@
 """
-Nodes without threads, driven step by step by a seeded scheduler against a real server.
+Drive nodes without threads, step by step, against a real server, in an order that a seed decides.
 
-Each node is a whole `Life`, of which nothing was started: the scheduler takes its turns,
-lends it a hand, lets time pass, loses replies, delivers requests twice or late, and has it die
-at any fault point. While a handler runs the others go on, for as many steps as it takes.
+Each node is a whole `Life` that was never started. The scheduler sends its claims, runs its
+handlers, moves the clock, loses replies, delivers requests twice or late, and kills nodes at
+fault points. While one handler runs, the scheduler takes steps with the other nodes.
 
-`Truth` looks at the server after every script, whose reply is lost or not, and asserts what
-is promised. Nothing is left to the clock or to chance: a seed says it all.
+`Truth` reads the server after every script, even if the reply is lost, and asserts the promises.
+The seed decides everything: no step depends on real time or on another source of chance.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from dtimer.store.keys import Keys
 from dtimer.store.store import Entry, Store
 from dtimer.timer.life import Life
 
-#: In ms, as those of `chaos.settings`.
+#: In milliseconds, like the options in `chaos.settings`.
 OPTIONS: dict[str, Any] = {"lease": 600, "poll_interval": 100, "timeout": 300, "backoff": 40}
 IDS = ["tea", "egg", "bell", "post"]
 NODES = 3
 
-#: Where a node may die. Between sending and reading the tap has it die.
+#: The fault points at which a node may die. `Node.tap` adds one between sending and reading.
 CRASHES = [
     "turn.asking",
     "claim.answered",
@@ -48,11 +48,11 @@ CRASHES = [
 
 
 class Crashed(BaseException):
-    """The process of a node has ended. Nothing of it may catch this and live on."""
+    """The process of a node has ended. No code of the node may catch this and continue."""
 
 
 class Clock:
-    """All the time there is: the server's, and what stands in for the module ``time``."""
+    """The only clock: the server's time, and the stand-in for the module ``time``."""
 
     CLOCK_BOOTTIME = 7
 
@@ -69,7 +69,7 @@ class Clock:
         self.us += round(seconds * 1e6)
 
     def tick(self, ms: float) -> None:
-        """Move on by *ms*."""
+        """Advance the clock by *ms*."""
         self.us += round(ms * 1000)
 
 
@@ -79,7 +79,7 @@ def _lease(text: bytes) -> tuple[int, int, bool]:
 
 
 class Truth:
-    """What the server holds, followed from script to script, and held against the promises."""
+    """Follow the server's state from script to script, and assert the promises."""
 
     def __init__(self, client: Any, keys: Keys, clock: Clock) -> None:
         self._client = client
@@ -89,16 +89,16 @@ class Truth:
         self.leases: dict[str, tuple[int, int, bool]] = {}
         self.bodies: dict[str, tuple[int, int]] = {}
         self.dead: dict[str, bytes] = {}
-        #: Of each token: whose claim, which generation of it, which attempt.
+        #: For each token: the id, its generation, and the attempt.
         self.claims: dict[int, tuple[str, int, int]] = {}
-        #: Of each token: what its handler has come to.
+        #: For each token: the state of its handler.
         self.outcomes: dict[int, str] = {}
         #: How each generation ended.
         self.ends: dict[int, str] = {}
         self.cancelled: set[int] = set()
 
     def look(self, script: str, arguments: list[Any]) -> None:
-        """Compare with what was there before *script* was run."""
+        """Read the server's state, and compare it with the state before *script* ran."""
         keys, now = self._keys, self._clock.us
         with self._client.pipeline(transaction=False) as pipe:
             pipe.zrange(keys.due, 0, -1, withscores=True)
@@ -109,7 +109,7 @@ class Truth:
         scores = {id.decode(): int(score) for id, score in due}
         leases = {id.decode(): _lease(text) for id, text in lease.items()}
         bodies = {id.decode(): _body(text) for id, text in body.items()}
-        letters = {id.decode(): text for id, text in dead.items()}
+        dead_letters = {id.decode(): text for id, text in dead.items()}
         for id, held in sorted(leases.items(), key=lambda item: item[1]):
             if held[0] not in self.claims:
                 self._claimed(id, held, bodies[id], words, now)
@@ -117,11 +117,11 @@ class Truth:
             if id in bodies and bodies[id][0] != n:
                 assert script == "post", f"{id} was replaced by {script}"
                 self.ends.setdefault(n, "superseded")
-            elif id in letters and letters[id] != self.dead.get(id):
+            elif id in dead_letters and dead_letters[id] != self.dead.get(id):
                 self.ends.setdefault(n, "dead")
             elif id not in bodies:
                 self.ends.setdefault(n, self._end(script, id, n, words))
-        self.scores, self.leases, self.bodies, self.dead = scores, leases, bodies, letters
+        self.scores, self.leases, self.bodies, self.dead = scores, leases, bodies, dead_letters
 
     def _claimed(
         self,
@@ -136,29 +136,29 @@ class Truth:
         before = self.leases.get(id)
         settled = before is not None and str(before[0]) in words
         if not settled and n == self.bodies[id][0]:
-            assert self.scores[id] <= now, f"{id} was claimed early, or from its holder"
-        assert token > max(self.claims, default=0), "a token that did not grow"
+            assert self.scores[id] <= now, f"{id} was claimed early, or while a lease was valid"
+        assert token > max(self.claims, default=0), "a token is not higher than all before it"
         assert attempt <= max_retries + 1, f"{id} was started too often"
-        assert n not in self.cancelled, f"{id} was cancelled, and is claimed"
-        assert n not in self.ends, f"{id} was {self.ends.get(n)}, and is claimed"
+        assert n not in self.cancelled, f"{id} was cancelled, and then claimed"
+        assert n not in self.ends, f"{id} was {self.ends.get(n)}, and then claimed"
         self.claims[token] = (id, n, attempt)
 
     def _end(self, script: str, id: str, n: int, words: set[str]) -> str:
         if script == "cancel":
-            assert id in words, f"{id} went when something else was cancelled"
+            assert id in words, f"{id} was removed when another id was cancelled"
             self.cancelled.add(n)
             return "cancelled"
         token, _, cancelled = self.leases.get(id, (0, 0, False))
-        assert token, f"{id} is gone by {script}, and nobody had claimed it"
+        assert token, f"{script} removed {id}, which no node had claimed"
         if cancelled:
             return "cancelled"
-        assert str(token) in words, f"{id} is gone by {script}, and its holder did not ask for it"
-        came_to = self.outcomes.get(token)
-        assert came_to in ("ok", "confirmed"), f"{id} is confirmed, but its handler: {came_to}"
+        assert str(token) in words, f"{script} removed {id}, but not at its holder's request"
+        outcome = self.outcomes.get(token)
+        assert outcome in ("ok", "confirmed"), f"{id} is confirmed, but its handler: {outcome}"
         return "confirmed"
 
     def holds(self, id: str, token: int) -> bool:
-        """Tell whether a token is the holder's, and its lease has not ended."""
+        """Return True if *token* belongs to the current holder and its lease has not expired."""
         held = self.leases.get(id)
         return held is not None and held[0] == token and self.scores[id] > self._clock.us
 
@@ -169,7 +169,7 @@ def _body(text: bytes) -> tuple[int, int]:
 
 
 class Node:
-    """A life without threads."""
+    """A node without threads, whose parts the scheduler runs one at a time."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world = world
@@ -192,7 +192,7 @@ class Node:
         self.running = 0
 
     def tap(self, script: Any, arguments: list[Any], send: Any) -> Any:
-        """Have the network, or the process, do its worst."""
+        """Send a script through the faulty network, and perhaps kill the process afterwards."""
         if self.dead:
             raise Crashed
         reply = self.world.network(script, arguments, send)
@@ -201,25 +201,25 @@ class Node:
         return reply
 
     def die(self) -> None:
-        """End the process here and now."""
+        """End the process at once."""
         self.dead = True
         self.world.crashing = None
         raise Crashed
 
     def close(self) -> None:
-        """Leave nothing behind in this process."""
+        """Close what the node has open in the process of the test."""
         self.store.close()
         self.life.bell.close()
         self.life._listener.close()
 
-    # ------------------------------------------------------------------- what it may be told
+    # -------------------------------------------------------------- what the scheduler calls
 
     def turn(self) -> None:
-        """Take a turn, unless a hand of this node is taking one."""
+        """Send one claim, unless a handler thread of this node is sending one."""
         self.life._claimer.relay()
 
     def work(self) -> None:
-        """Run one batch to its end; the others go on meanwhile."""
+        """Run one batch to its end; the other nodes take steps in the meantime."""
         if self.running < self.life._dispatcher._options.concurrency:
             self.running += 1
             try:
@@ -228,11 +228,15 @@ class Node:
                 self.running -= 1
 
     def speak(self) -> None:
-        """Say the next of what there is to say."""
+        """Emit the next waiting event of the node."""
         self.life._herald.speak_up()
 
     def leave(self) -> None:
-        """Hand back what waits, settle what has ended, and go; what runs is left to its lease."""
+        """
+        Release the waiting events, settle the finished ones, and leave.
+
+        Events whose handlers still run stay claimed until their leases expire.
+        """
         try:
             self.life._dispatcher.hand_back()
             self.life._claimer._take_turns(claiming=False, fresh=True)
@@ -255,13 +259,19 @@ class Node:
         return True
 
     def close_unless_joined(self) -> None:
-        """Keep the connections, which are not real."""
+        """Keep the connections: `close` closes them."""
+
+    # --------------------------------------------------------------------------- the handler
 
     def deliver(self, events: list[Any]) -> list[BaseException] | None:
-        """Be the handler: takes its time, does something, and returns or raises."""
+        """
+        Handle a batch: let other nodes take steps, act on the events, and return the errors.
+
+        The seed decides how many steps, which actions, and whether the handler fails.
+        """
         world, truth = self.world, self.world.truth
         for ev in events:
-            assert ev.token in truth.claims, "started, and not claimed"
+            assert ev.token in truth.claims, "started, but never claimed"
             assert (ev.id, ev["n"], ev.attempt) == truth.claims[ev.token]
             assert ev.token not in truth.outcomes, "the same claim was started twice"
             truth.outcomes[ev.token] = "running"
@@ -270,20 +280,21 @@ class Node:
             if self.dead:
                 raise Crashed
         for ev in events:
-            self._believed(ev)
+            self._check_lease(ev)
         raised = not world.draining and world.rng.random() < 0.25
         for ev in events:
             truth.outcomes[ev.token] = "raised" if raised else "ok"
             if not world.draining:
-                self._of_its_own(ev)
-        return [RuntimeError("as it was told")] if raised else []
+                self._act_on(ev)
+        return [RuntimeError("the scheduler chose this failure")] if raised else []
 
-    def _believed(self, ev: Any) -> None:
+    def _check_lease(self, ev: Any) -> None:
         superseded = self.world.truth.bodies.get(ev.id, (None,))[0] != ev["n"]
         if not ev.lease_lost and not superseded:
-            assert self.world.truth.holds(ev.id, ev.token), f"{ev.id}: believed, and not held"
+            text = f"{ev.id}: the node relies on a lease that it does not hold"
+            assert self.world.truth.holds(ev.id, ev.token), text
 
-    def _of_its_own(self, ev: Any) -> None:
+    def _act_on(self, ev: Any) -> None:
         world, truth = self.world, self.world.truth
         kind = world.rng.choice(["", "", "", "", "confirm", "retry", "extend", "cancel", "again"])
         before = truth.outcomes[ev.token]
@@ -292,7 +303,7 @@ class Node:
                 truth.outcomes[ev.token] = "confirmed"
                 ev.confirm()
             elif kind == "retry":
-                # Where it is not known to have been done, the handler's end decides.
+                # If the retry's outcome is unknown, the end of the handler decides.
                 truth.outcomes[ev.token] = "raised"
                 if not ev.retry(30):
                     truth.outcomes[ev.token] = before
@@ -308,14 +319,14 @@ class Node:
 
 class World:
     """
-    Three nodes, somebody who posts, a network and a clock.
+    Hold three nodes, a poster, a network and a clock, and choose each step by a seed.
 
-    A context manager: in it the library's clocks are the world's.
+    While this context manager is entered, the library reads the time from this clock.
 
     Args:
-        client: Leads to a real server.
-        ns: A namespace that nobody else uses.
-        seed: Decides everything.
+        client: A client of a real server.
+        ns: A namespace for this world alone.
+        seed: Decides every step, fault and delay.
     """
 
     def __init__(self, client: Any, ns: str, seed: int) -> None:
@@ -371,8 +382,8 @@ class World:
         way: Any = TappedSource(self.client, self.network, loads=True)
         self.poster = Store(way, self.ns, timeout=0.3, now=lambda: self.clock.us)
         self._stack.callback(self.poster.close)
-        # What comes late comes on a connection of its own: its sender's may be closed by then,
-        # and would be made anew for nobody to close.
+        # Late requests need a connection of their own. The sender's may be closed by then. If it
+        # were opened again, nothing would close it.
         astray: Any = TappedSource(self.client, lambda _, words, send: send(words), loads=True)
         self.astray = astray.wire(self.keys)
         self._stack.callback(self.astray.close)
@@ -397,7 +408,7 @@ class World:
     # ------------------------------------------------------------------------------- faults
 
     def network(self, script: Any, arguments: list[Any], send: Any) -> Any:
-        """Deliver a request: once, twice, later or never, and its reply or not."""
+        """Deliver a request once, twice, late or never; deliver or lose its reply."""
         luck = 1.0 if self.draining else self.rng.random()
         if luck < 0.04:
             self.counts["late"] += 1
@@ -420,13 +431,13 @@ class World:
             try:
                 self.truth.look(name, arguments)
             except AssertionError as e:
-                # An engine survives whatever comes from its store.
+                # The engine catches what its store raises, so keep the error for `do` and `step`.
                 self.violations.append(e)
 
     def _give_up(self) -> None:
-        # Of a reset the client knows at once, of silence when a third of its time is over.
+        # The client notices a reset at once, and silence after a third of its timeout.
         self.clock.tick(self.rng.choice([0, 100]))
-        raise Lost("as it was told")
+        raise Lost("the scheduler lost this reply")
 
     def _point(self, point: str) -> None:
         if self.crashing is not None and self.crashing is self.current and self.crash_at == point:
@@ -436,12 +447,12 @@ class World:
     # -------------------------------------------------------------------------------- steps
 
     def do(self, node: Node, what: Any) -> None:
-        """Have a node do something; what it dies of is nobody else's."""
+        """Let a node do something; if it dies of that, the other nodes go on."""
         before, self.current = self.current, node
         try:
             what()
         except Crashed:
-            assert node.dead, "somebody died another's death"
+            assert node.dead, "a crash of another node was raised in this one"
         except StoreError:
             pass
         finally:
@@ -453,7 +464,7 @@ class World:
                 node.close()
 
     def step(self, within: Node | None = None) -> None:
-        """Have something happen to somebody."""
+        """Take one step: choose a node or the poster, and what happens to it."""
         self.depth += 1
         try:
             self._step()
@@ -483,14 +494,14 @@ class World:
             self.log.append(f"{ms} ms pass")
             self.clock.tick(ms)
         elif luck < 0.90:
-            self._somebody_posts()
+            self._use_poster()
         elif luck < 0.94:
             self._late()
         elif luck < 0.98:
             self.crashing = node
             self.crash_at = self.rng.choice([*CRASHES, "reply.reading"])
             self.counts["crash"] += 1
-            self.log.append(f"{node.name} is to die at {self.crash_at}")
+            self.log.append(f"{node.name} will die at {self.crash_at}")
         elif node.running == 0:
             self.counts["leave"] += 1
             self._log(node, "leave")
@@ -503,13 +514,13 @@ class World:
         if self.late:
             script, arguments = self.late.pop(self.rng.randrange(len(self.late)))
             self.log.append(f"a {script.name} arrives late")
-            # It was overtaken, and is refused.
+            # A later request of the same session has arrived, so the server refuses this one.
             with contextlib.suppress(Exception):
                 self._deliver(
                     script.name, arguments, lambda words: self.astray.run(script, words, 0.0)
                 )
 
-    def _somebody_posts(self) -> None:
+    def _use_poster(self) -> None:
         id = self.rng.choice(IDS)
         luck = self.rng.random()
         with contextlib.suppress(StoreError):
@@ -522,7 +533,7 @@ class World:
                 self.poster.reschedule(id, f"+{self.rng.choice([0, 50_000, 400_000])}")
 
     def post(self, store: Store, id: str) -> None:
-        """Post a new generation; it must come to an end once this has returned."""
+        """Post a new generation; if this returns, `drain` requires that it comes to an end."""
         n = next(self._serials)
         delay = self.rng.choice([0, 0, 1_000, 40_000, 300_000])
         retries = self.rng.choice([0, 1, 3])
@@ -531,7 +542,7 @@ class World:
         self.acked[n] = id
 
     def cancel(self, store: Store, id: str) -> None:
-        """Cancel what is there: told that it is cancelled, it never starts."""
+        """Cancel an event; assert that an event reported as cancelled has ended."""
         there = self.truth.bodies.get(id)
         self.log.append(f"cancel {id}")
         if store.cancel(id).value == "cancelled" and there is not None:
@@ -540,7 +551,7 @@ class World:
     # ---------------------------------------------------------------------------------- end
 
     def drain(self) -> None:
-        """With nothing going wrong any more, see everything to its end."""
+        """Stop all faults, take steps until no event is left, and check how each one ended."""
         self.draining, self.crashing = True, None
         self.late.clear()
         for node in [n for n in self.nodes if n.dead]:
@@ -558,14 +569,14 @@ class World:
         assert {} == self.truth.bodies, f"left: {self.truth.bodies} {self.truth.leases}"
         for node in self.nodes:
             self.do(node, node.turn)
-            assert not node.life._dispatcher.held(), "held, and gone"
+            assert not node.life._dispatcher.held(), "the node holds an event that is gone"
         unaccounted = {n: id for n, id in self.acked.items() if n not in self.truth.ends}
-        assert {} == unaccounted, "acknowledged, and lost"
+        assert {} == unaccounted, "acknowledged, but lost"
 
 
 @contextlib.contextmanager
 def told(world: World) -> Iterator[None]:
-    """Say, when something fails, what had happened before."""
+    """Print the last steps of *world* if the block fails."""
     try:
         yield
     except BaseException:

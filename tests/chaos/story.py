@@ -1,8 +1,8 @@
 """
-Histories told by hand, for the tests of the checker.
+Write histories by hand, for the tests of the checker.
 
-Times are ms from the beginning of the story. The server's clock is right, unless a run says
-otherwise, and claims are made a millisecond before their handlers begin.
+Times are in ms from the beginning of the history. The server's clock is right unless a run is given
+other times. A claim is made one millisecond before its handler begins.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from typing import Any
 from chaos.checker import check
 from chaos.verdict import Verdict
 
-#: What the monotonic clock, in ns, and the server's, in µs, show when the story begins.
+#: The monotonic clock in ns, and the server's clock in µs, at the beginning of a history.
 MONO, SERVER = 5_000_000_000_000, 1_800_000_000_000_000
 
 LEASE, AHEAD = 600, 20
 
-#: A poster, two nodes, and whoever injects the faults.
+#: A poster, two nodes, and the process that injects the faults.
 POSTER, NODE, OTHER, SUPERVISOR = "poster.10", "node-1.11", "node-2.12", "supervisor.9"
 
 
 def server_us(at: float) -> int:
-    """Return the server's time at a moment of the story."""
+    """Return the server's time *at* ms after the beginning of the history."""
     return SERVER + round(at * 1000)
 
 
 class Story:
     """
-    Told line by line, in any order; written when it is checked.
+    A history to which a test adds records in any order. `check` writes the files.
 
     Args:
-        folder: Where it is written.
+        folder: The folder to write to.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +47,7 @@ class Story:
         self._over = 0.0
 
     def say(self, p: str, at: float, op: str, ph: str = "ok", **fields: Any) -> None:
-        """Tell one record."""
+        """Add one record."""
         record = {"t": MONO + round(at * 1e6), "p": p, "op": op, "ph": ph, **fields}
         self._lines[p].append((at, next(self._order), record))
         self._over = max(self._over, at)
@@ -63,7 +63,7 @@ class Story:
         said: dict[str, Any] | None = None,
         **fields: Any,
     ) -> None:
-        """Tell a call, from its beginning to its end, or without one."""
+        """Add a call; if *end* is None, the call never ended."""
         k = next(self._calls)
         self.say(p, begin, op, "inv", k=k, **fields)
         if end is not None:
@@ -73,9 +73,9 @@ class Story:
         self, id: str, n: int, at: float = 0, *, took: float | None = 2, ph: str = "ok", **more: Any
     ) -> None:
         """
-        Tell a post, due at once and retried three times unless more is said.
+        Add a post, which by default is due at once and retried three times.
 
-        Its end says whether it was ``stored`` if that is given.
+        If ``stored`` is given, it is a field of the end.
         """
         said = {"stored": more.pop("stored")} if "stored" in more else None
         fields: dict[str, Any] = {
@@ -98,7 +98,7 @@ class Story:
         p: str = NODE,
         **more: Any,
     ) -> int:
-        """Tell a run, and return its token."""
+        """Add a run, and return its token."""
         claimed = server_us(at - 1)
         fields: dict[str, Any] = {"tok": claimed, "att": 1, "due": claimed, "srv": claimed}
         fields |= {"lease_us": LEASE * 1000, "crc": n}
@@ -107,13 +107,13 @@ class Story:
         return int(fields["tok"])
 
     def ahead(self, id: str, n: int, at: float, *, due: float, by: float, **more: Any) -> int:
-        """Tell a run of an event that was claimed so many ms before it was *due*."""
+        """Add a run of an event that was claimed *by* ms before it was *due*."""
         claimed = server_us(due - by)
         fields = {"due": server_us(due), "srv": claimed, "tok": claimed, "ahead_us": AHEAD * 1000}
         return self.run(id, n, at, **fields | more)
 
     def claim(self, id: str, n: int, at: float, *, lease: float = 6_000, **more: Any) -> int:
-        """Tell a claim of a node that records its claims, and return its token."""
+        """Add a claim of a node that records its claims, and return its token."""
         claimed = server_us(at)
         fields: dict[str, Any] = {"p": NODE, "tok": claimed, "att": 1, "due": claimed}
         fields |= {"srv": claimed, "lease_us": round(lease * 1000), "by": "incarnation-1"}
@@ -122,11 +122,11 @@ class Story:
         return int(fields["tok"])
 
     def leave(self, begin: float, end: float | None, p: str = NODE, **more: Any) -> None:
-        """Tell a leave, without a time-out unless one is given."""
+        """Add a leave, by default without a time-out."""
         self.call(p, "leave", begin, end, **{"timeout": None} | more)
 
     def word(self, op: str, at: float, run: tuple[str, int, int], **more: Any) -> None:
-        """Tell what the holder of a run (its id, serial and token) said of it."""
+        """Add a call that the holder of a run (its id, serial and token) made about it."""
         fields: dict[str, Any] = {"p": NODE, "accepted": True, "ph": "ok", "took": 2} | more
         p, accepted, ph, took = (fields.pop(name) for name in ("p", "accepted", "ph", "took"))
         id, n, tok = run
@@ -135,7 +135,7 @@ class Story:
         self.call(p, op, at, end, ph, said=said, id=id, n=n, tok=tok, **fields)
 
     def cancel(self, id: str, at: float, outcome: str | None = "CANCELLED", **more: Any) -> None:
-        """Tell a cancel, of an unknown outcome when that is None."""
+        """Add a cancel; if *outcome* is None, its outcome is unknown."""
         fields: dict[str, Any] = {"took": 2, "p": POSTER} | more
         end = None if fields["took"] is None else at + fields["took"]
         ph = "info" if outcome is None else "ok"
@@ -143,21 +143,21 @@ class Story:
         self.call(fields["p"], "cancel", at, end, ph, said=said, id=id)
 
     def fault(self, name: str, begin: float, end: float, target: str = "srv") -> None:
-        """Tell a fault."""
+        """Add a fault, from its beginning to its end."""
         for at, phase in ((begin, "begin"), (end, "end")):
             self.say(SUPERVISOR, at, "fault", name=name, target=target, phase=phase)
 
     def kill(self, p: str, at: float) -> None:
-        """Tell that a process was killed."""
+        """Add the note that a process was killed."""
         self.say(SUPERVISOR, at, "kill", pid=int(p.rpartition(".")[2]))
 
     def ends(self, **final: Any) -> None:
-        """Tell the end otherwise than with nothing left."""
+        """Change the final record, which by default has no events left."""
         self._end |= final
 
     def write(self, *, final: bool = True) -> Path:
-        """Write it down, in a file for each process."""
-        # The server was asked for the time once: that places claims to a tenth of a ms.
+        """Write the history, with a file for each process."""
+        # One request for the server's time, which places claims to within a tenth of a ms.
         said = {"srv": server_us(-5.05)}
         self.call(SUPERVISOR, "clock", -5.1, -5, said=said)
         if final:
@@ -169,19 +169,19 @@ class Story:
         return self._folder
 
     def check(self, **options: Any) -> Verdict:
-        """Return the checker's verdict on it."""
+        """Write the history, and return the checker's verdict."""
         return check(self.write(final=not options.get("partial", False)), **options)
 
 
 def accepted(story: Story, **options: Any) -> Verdict:
-    """Hold that nothing is found wrong, and return the verdict."""
+    """Assert that the checker finds no violation, and return the verdict."""
     verdict = story.check(**options)
     assert {} == verdict.broken, f"\n{verdict}"
     return verdict
 
 
 def caught(story: Story, invariant: str, words: str = "", **options: Any) -> Verdict:
-    """Hold that this invariant, and this for the reason given, is found broken."""
+    """Assert that the checker finds *invariant* broken, with *words* in its reason."""
     verdict = story.check(**options)
     texts = [str(v) for v in verdict.violations if v.invariant == invariant]
     assert any(words in text for text in texts), f"no {invariant} {words!r} in:\n{verdict}"

@@ -1,4 +1,4 @@
-"""A way to a server on which each script that is sent can be watched, sent twice, or lost."""
+"""A connection on which a test can watch each script, send it twice, or lose it or its reply."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import redis
 from dtimer.store.connect import source
 from dtimer.store.scripts import Script
 
-#: Told the script and its arguments, and how to send them; returns what the caller sees.
+#: Takes the script, its arguments, and a function that sends them; returns what the caller sees.
 Tap = Callable[[Script, list[Any], Callable[[list[Any]], Any]], Any]
 
 
 class Lost(ConnectionError):
-    """What a client sees of a reply that does not come."""
+    """Raised to the client for a reply that does not arrive."""
 
 
 class TappedWire:
-    """A real connection, through a tap. Time may be the test's own, so it has no deadline."""
+    """
+    A real connection whose scripts pass through a tap.
+
+    The caller's deadlines are ignored, because the caller may read a test's clock.
+    """
 
     def __init__(self, wire: Any, tap: Tap, loads: bool) -> None:
         self._wire = wire
@@ -39,7 +43,7 @@ class TappedWire:
         *,
         whole: bool = False,
     ) -> Any:
-        """See `dtimer.store.wire.Wire`, as for the others."""
+        """Run a script, as `dtimer.store.wire.Wire` does."""
         self.send(script, arguments, until, limit, whole=whole)
         return self.receive(until, limit)
 
@@ -52,7 +56,7 @@ class TappedWire:
         *,
         whole: bool = False,
     ) -> None:
-        """The server is done before anything else happens, and the reply waits to be read."""
+        """Run the script at once, and keep the reply until `receive` is called."""
         del until, limit
         self.sent = True
         try:
@@ -61,7 +65,7 @@ class TappedWire:
             self._reply = None, e
 
     def receive(self, until: float, limit: float | None = None) -> Any:
-        """What came of it."""
+        """Return the reply that `send` kept, or raise its error."""
         del until, limit
         reply, error = self._reply
         if error is not None:
@@ -87,13 +91,13 @@ class TappedWire:
 
 class TappedSource:
     """
-    Connections to where a client leads, through a tap.
+    A source of connections whose scripts pass through a tap.
 
     Args:
-        client: A client of it.
-        tap: Every script goes through it.
-        loads: A script that the server does not know is loaded past the tap, so that it
-            comes by once, whatever the server knows.
+        client: A client of the server to connect to.
+        tap: Called for every script.
+        loads: Load a script that the server does not know without calling the tap again. The tap
+            then sees each script once, whether or not the server has it.
     """
 
     def __init__(self, client: Any, tap: Tap, *, loads: bool = False) -> None:
@@ -102,7 +106,7 @@ class TappedSource:
         self._loads = loads
 
     def wire(self, keys: Any) -> TappedWire:
-        """See `dtimer.store.connect.Source`, as for all that is not here."""
+        """Return a tapped connection; `dtimer.store.connect.Source` provides all the rest."""
         return TappedWire(self._source.wire(keys), self._tap, self._loads)
 
     def __getattr__(self, name: str) -> Any:

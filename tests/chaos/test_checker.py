@@ -254,7 +254,7 @@ ILLEGAL = [
     illegal("not stored, though its id was free", "I2", "cannot exist",
             post("a", 1, if_exists="keep", stored=False)),
     # The poster, told that it was not stored, posts again.
-    illegal("reported as not stored, and claimed", "I2", "it was",
+    illegal("reported as not stored, and claimed", "I2", "reported as not stored",
             post("a", 1, delay_us=30_000), post("a", 2, 10, if_exists="keep", stored=False),
             run("a", 2, 40)),
     illegal("not redelivered after its node was killed in the handler", "I2", "started 1 times",
@@ -275,7 +275,7 @@ ILLEGAL = [
             post("a", 1), fault(PAUSED, 5, 900, target="node-1"), run("a", 1, 10, took=900),
             auto(920, began("a", 1, 10), accepted=False)),
 
-    illegal("pending or dead at the end, though never posted", "I3", "nobody had made it",
+    illegal("pending or dead at the end, though never posted", "I3", "never posted",
             ends(pending=["ghost"], dead=[{"id": "zombie", "n": 5, "reason": "failed"}]),
             post("a", 1), run("a", 1, 10),
             times=2),
@@ -289,10 +289,10 @@ ILLEGAL = [
             post("a", 1), run("a", 1, 10), run("a", 1, 700, p=OTHER, att=2),
             redelivered={"unexplained": 1}),
     illegal("redelivered after a kill, but before the lease could end", "I4",
-            "before the lease before it",
+            "before the previous lease",
             post("a", 1), run("a", 1, 10, took=None), kill(NODE, 20),
             run("a", 1, 300, p=OTHER, att=2)),
-    illegal("a renewed lease is claimed ahead of its end", "I4", "ahead of the end of the lease",
+    illegal("a renewed lease is claimed ahead of its end", "I4", "end of the previous lease",
             post("a", 1, minted=True), run("a", 1, 10, took=None), kill(NODE, 500),
             ahead("a", 1, 1_001, due=1_000, by=10, p=OTHER, att=2)),
     # Another node, a fault long ago, and a fault that harms no lease.
@@ -308,7 +308,7 @@ ILLEGAL = [
             post("a", 1), run("a", 1, 10, att=2)),
     # A handler that asks for less than is left of its lease keeps it.
     illegal("a short extension by a running handler does not end the lease", "I4",
-            "before the lease before it could have run out",
+            "before the previous lease could have expired",
             post("a", 1), run("a", 1, 10, took=2000), word("extend", 20, began("a", 1, 10), ms=100),
             run("a", 1, 200, p=OTHER, att=2)),
 
@@ -326,7 +326,7 @@ ILLEGAL = [
             word("confirm", 50, began("a", 1, 10), accepted=False),
             post("b", 2), run("b", 2, 10), auto(20, began("b", 2, 10), accepted=False),
             times=2),
-    illegal("a confirm of a claim that no node made", "I5", "nobody had",
+    illegal("a confirm of a claim that no node made", "I5", "unknown claim",
             post("a", 1), run("a", 1, 10), word("confirm", 12, ("a", 1, 12345))),
 
     *[illegal(f"retried after cancel returned {outcome}", "I6", outcome,
@@ -484,7 +484,7 @@ class TestVerdict:
         story.post("b", 2, 50)
         story.run("a", 1, 100, due=server_us(601), srv=JUMPED, tok=JUMPED)
         story.run("b", 2, 200)
-        assert "distance" in accepted(story).notes[0]
+        assert "moved apart" in accepted(story).notes[0]
 
     def test_an_extension_after_the_handler_may_shorten_the_lease(self, story):
         """I4: once the handler has returned the lease is exactly as long as its holder asks."""

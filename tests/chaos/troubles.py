@@ -1,10 +1,10 @@
 """
-What was done to the processes and the server: the reasons that a redelivery may have.
+Collect the faults of a run, which are the possible reasons of a redelivery.
 
-A lease ends without its holder's doing only when something kept the holder from renewing
-it. So each redelivery after a handler that did not fail must meet one of these between the
-two claims: its process was killed, or left, or stopped; the server or the way to it was
-away; or the machine did not let it run.
+A lease expires only if something keeps its holder from renewing it. So if an event is delivered
+again although its handler did not fail, one of these must have happened between the two claims: the
+process was killed, left, or was stopped; the server could not be reached; or the machine did not
+run the process.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from chaos.history import Operation
 FOREVER = 1 << 62
 SECOND = 1_000_000_000
 
-#: No lease can end of these: of a deaf ear, sliced bytes, a lost script, a client's clock.
+#: Faults that cannot cost a lease: of the subscription, slow bytes, lost scripts, a client's clock.
 HARMLESS = {"F04", "F06", "F28", "F46", "F51"}
-#: The server's clock is stepped.
+#: The server's clock is set.
 CLOCKS = {"F49", "F50"}
 KILLS = {"F58", "F59"}
 PAUSES = {"F52", "F53", "F71", "F72"}
 #: Acknowledged writes may be lost.
 ROLLBACKS = {"F20", "F21", "F31", "F42", "F43"}
-#: All of them, not the last alone.
+#: Any acknowledged write may be lost, not only the latest.
 WIPES = {"F21", "F31"}
 
-#: What a node gave up when it left it gave up so long before, at the most, in ns.
+#: A leaving node releases its events at most this long, in ns, before it has left.
 _LEAVING = 5 * SECOND
-#: A write that is acknowledged is on the disk after so long, with ``appendfsync everysec``.
+#: With ``appendfsync everysec``, an acknowledged write is on the disk after this time, in ns.
 UNSYNCED = 2 * SECOND
 
 
 @dataclass(slots=True)
 class Spell:
-    """A time in which something was wrong."""
+    """An interval during which a fault had effects, and the name of that fault."""
 
     begin: int
     end: int
@@ -47,7 +47,7 @@ class Spell:
 
 @dataclass(slots=True)
 class Life:
-    """What is known of one process."""
+    """The facts about one process."""
 
     first: int
     last: int
@@ -57,19 +57,19 @@ class Life:
     max_run: int | None = None
     timeout: int | None = None
     hanging: bool = False
-    #: The calls of ``leave``, in no order.
+    #: The calls of ``leave``, not sorted.
     leaves: list[Operation] = field(default_factory=list)
 
     def died_by(self, t: int) -> bool:
-        """Tell whether the process may have died before *t*."""
+        """Return True if the process may have died before *t*."""
         if self.killed is not None:
             return self.killed <= t
-        # Or in the middle of something, and nobody has noted it.
+        # A process that died during a call, and whose death was not recorded.
         return self.hanging and self.left is None and self.last <= t
 
 
 class _Spells:
-    """Spells that can be asked for the one that meets an interval."""
+    """Finds the spells that overlap an interval."""
 
     def __init__(self) -> None:
         self._spells: list[Spell] = []
@@ -98,7 +98,7 @@ class _Spells:
             i -= 1
 
     def quiet(self, t: int) -> int:
-        """Return the first moment from *t* on that none of them meets."""
+        """Return the first moment from *t* on that is outside all spells."""
         while (spell := self.meeting(t, t)) is not None and t < FOREVER:
             t = spell.end + 1
         return min(t, FOREVER)
@@ -107,11 +107,11 @@ class _Spells:
 @dataclass
 class Troubles:
     """
-    Gathers notes, and answers when all have been seen.
+    Collects the faults of a run with `saw`, and answers questions about them after `close`.
 
     Args:
-        aftermath: How long, in ns, a fault that ended may still be felt.
-        grace: How long, in ns, a call whose outcome is unknown may take when all is well.
+        aftermath: How long after its end, in ns, a fault may still have effects.
+        grace: How long, in ns, a call with an unknown outcome may take if no fault is active.
     """
 
     aftermath: int = 2 * SECOND
@@ -120,7 +120,7 @@ class Troubles:
     fired: Counter[str] = field(default_factory=Counter)
     phases: list[tuple[int, str]] = field(default_factory=list)
     rollbacks: list[Spell] = field(default_factory=list)
-    #: When the server's clock was stepped.
+    #: When the server's clock was set.
     steps: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -132,7 +132,7 @@ class Troubles:
     # While the history is read
 
     def saw(self, op: Operation) -> None:
-        """Take note of one operation, or note, of whichever process."""
+        """Take in one call or note of any process."""
         life = self.lives.get(op.p)
         last = op.end or op.t
         if life is None:
@@ -150,7 +150,7 @@ class Troubles:
         elif op.op == "phase":
             self.phases.append((op.t, op.data["phase"]))
         elif op.op == "stall":
-            # Whoever noticed: it may have been the machine.
+            # One process noticed the stall, but the whole machine may have stalled.
             spell = Spell(op.t - op.data["ms"] * 1_000_000, op.t + self.aftermath, "stalled")
             self._everywhere.add(spell)
         elif op.op == "node":
@@ -161,7 +161,7 @@ class Troubles:
                     setattr(life, name, round(op.data[f"{name}_ms"] * 1_000_000))
 
     def close(self) -> None:
-        """Work out what the notes come to."""
+        """Compute the spells of all faults, and find the process of each kill."""
         self.phases.sort()
         self._place_faults()
         for kill in self._kills:
@@ -172,7 +172,7 @@ class Troubles:
                 if life.first <= kill.t and pid_of(p) == pid
             ]
             if mortal:
-                # Noted when somebody noticed, which may be long after its last word.
+                # A kill is recorded when it is noticed, perhaps long after the last record.
                 life = self.lives[max(mortal)[1]]
                 life.killed, life.gone = min(kill.t, life.last), kill.t
         self._everywhere.close()
@@ -217,10 +217,10 @@ class Troubles:
         else:
             self._everywhere.add(spell)
 
-    # When it has been read
+    # After the history was read
 
     def met(self, p: str, t0: int, t1: int) -> str | None:
-        """Return what kept process *p* from renewing a lease some time from *t0* to *t1*."""
+        """Return what kept process *p* from renewing a lease at some time from *t0* to *t1*."""
         life = self.lives[p]
         if life.died_by(t1):
             return "killed"
@@ -231,7 +231,7 @@ class Troubles:
         return spell.label if spell else None
 
     def anywhere(self, t0: int, t1: int) -> str | None:
-        """Return what went wrong with any process some time from *t0* to *t1*."""
+        """Return what struck any process at some time from *t0* to *t1*."""
         spell = self._everywhere.meeting(t0, t1)
         for own in self._of.values():
             spell = spell or own.meeting(t0, t1)
@@ -245,7 +245,7 @@ class Troubles:
         return None
 
     def halted(self, p: str, t0: int, t1: int) -> bool:
-        """Tell whether process *p* may not have run some time from *t0* to *t1*."""
+        """Return True if process *p* may have stood still at some time from *t0* to *t1*."""
         own = self._of.get(name_of(p))
         return any(
             spell.label in ("paused", "stalled", "killed")
@@ -258,15 +258,15 @@ class Troubles:
         """
         Return the last moment at which *op* may have acted on the server.
 
-        One of an unknown outcome may lie in the buffers of something that is stopped, so
-        this is when all has been well for a while.
+        A request with an unknown outcome may wait in the buffers of a stopped process. So for such
+        a request this is a moment at which no fault has been active for a while.
         """
         if not op.unknown and op.end is not None:
             return op.end
         return self.quiet((op.end or op.t) + self.grace)
 
     def quiet(self, t: int) -> int:
-        """Return the first moment from *t* on at which nothing was wrong anywhere."""
+        """Return the first moment from *t* on at which no fault was active anywhere."""
         while t < FOREVER:
             before = t
             t = self._everywhere.quiet(t)
@@ -282,12 +282,12 @@ class Troubles:
         return self.phases[i][1] if i >= 0 else "healthy"
 
     def stepped_in(self, t0: int, t1: int) -> bool:
-        """Tell whether the server's clock was set some time from *t0* to *t1*."""
-        # It is told a moment before.
+        """Return True if the server's clock was set at some time from *t0* to *t1*."""
+        # The fault is recorded a moment before the clock is set.
         return any(t0 - SECOND <= t <= t1 for t in self.steps)
 
     def in_rollback(self, t0: int, t1: int) -> bool:
-        """Tell whether a time of lost writes meets the interval."""
+        """Return True if writes of the interval may have been lost."""
         return any(s.begin <= t1 and t0 <= s.end for s in self.rollbacks)
 
 

@@ -1,4 +1,4 @@
-"""What became of a history: the violations, each with its proof, and the figures for the table."""
+"""The checker's verdict: the violations, each with its proof, and the figures of the table."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any
 from chaos.history import Operation
 from chaos.troubles import Troubles
 
-#: What each invariant says, in the words of the promises.
+#: Each invariant, in the words of the promises.
 INVARIANTS = {
     "I1": "never early",
     "I2": "nothing lost",
     "I3": "nothing unexpected",
     "I4": "leases of an event do not overlap, and end for a reason",
-    "I5": "tokens grow, and only the newest holder's word counts",
-    "I6": "cancelled is cancelled",
-    "I7": "confirmed once, and never handed out after",
-    "I8": "no more starts than allowed, and dead only when they are spent",
-    "I9": "at most once where that is asked for",
-    "I10": "the last post wins, and its payload is what is delivered",
-    "I11": "recurring: no occurrence doubled, none left out",
-    "I12": "the end is sound",
-    "I13": "no handler runs beside another that still has its lease",
+    "I5": "tokens increase, and only the newest holder can settle or extend",
+    "I6": "cancelled means cancelled",
+    "I7": "confirmed once, and never delivered again",
+    "I8": "no more starts than allowed, and dead only after the last attempt",
+    "I9": "at most once if max_retries is 0",
+    "I10": "the last post wins, and its payload is delivered",
+    "I11": "recurring: no occurrence is delivered twice or left out",
+    "I12": "the keys are sound at the end",
+    "I13": "no handler runs while another still holds the lease",
     "I16": "each call ends within its deadline",
     "I17": "a node that leaves releases what it has not started",
 }
 
-#: Of each invariant so many violations are kept with their proof; all are counted.
+#: How many violations of each invariant are kept with their proof. All are counted.
 _KEPT = 25
 
 
@@ -50,7 +50,7 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Figures at a glance, in ms."""
+    """The count, two percentiles and the maximum of some durations, in ms."""
 
     n: int
     p50: float
@@ -59,7 +59,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: array[float]) -> Spread:
-        """Return the spread of some values."""
+        """Return the spread of *values*."""
         ranked = sorted(values)
         if not ranked:
             return cls(0, 0.0, 0.0, 0.0)
@@ -70,18 +70,18 @@ class Spread:
 @dataclass
 class Verdict:
     """
-    What the checker found.
+    The result of a check.
 
     Attributes:
-        violations: The first of each invariant, with their proof.
-        broken: How many violations of each invariant there were.
-        excused: How many were put down to a rollback.
+        violations: The first violations of each invariant, with their proof.
+        broken: The number of violations of each invariant.
+        excused: The number of violations of each invariant that lost writes explain.
         counts: The figures of the table.
-        redelivered: Runs beyond the first of an event, by what explains them.
-        lateness: From due to a hand, by the phase of the run.
-        recovery: From the end of a fault to service, by fault.
+        redelivered: The deliveries after an event's first, by their reason.
+        lateness: The time from the due time to a handler thread, by the phase of the run.
+        recovery: The time from the end of a fault until its victims work again, by fault.
         fired: How often each fault was injected.
-        notes: What a reader should know besides.
+        notes: Remarks for the reader of the table.
     """
 
     violations: list[Violation] = field(default_factory=list)
@@ -96,11 +96,11 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """True when no promise was broken."""
+        """True if no promise was broken."""
         return not self.broken
 
     def __str__(self) -> str:
-        """Return all violations, readably; nothing when there are none."""
+        """Return the violations as text, which is empty if there are none."""
         more = [
             f"{name}: {n} violations in all"
             for name, n in self.broken.items()
@@ -111,11 +111,11 @@ class Verdict:
 
 class Bench:
     """
-    Where the parts of the checker look things up, and bring what they find.
+    Shared by the parts of the checker: the facts of the run, and the verdict they add to.
 
     Args:
-        troubles: What was done to the run.
-        rollback: Put down to lost writes what they can explain.
+        troubles: The faults of the run.
+        rollback: Excuse the violations that lost writes can explain.
     """
 
     def __init__(self, troubles: Troubles, *, rollback: bool) -> None:
@@ -124,14 +124,15 @@ class Bench:
         self._rollback = rollback
         self._late: dict[str, array[float]] = defaultdict(lambda: array("d"))
         self._recovered: dict[str, array[float]] = defaultdict(lambda: array("d"))
-        #: The end: ids that are pending, None when the history has no end; dead letters by id.
+        #: The state at the end: the pending ids, None if the history has no end, and the dead
+        #: letters by id.
         self.pending: set[str] | None = None
         self.buried: dict[str, Operation] = {}
-        #: Posts whose id nobody knows, by their serial.
+        #: Posts with an unknown outcome and a generated id, which is unknown too, by their serial.
         self.nameless: dict[int, Operation] = {}
 
     def blame(self, invariant: str, id: str | None, text: str, *proof: Operation | None) -> None:
-        """Bring a violation."""
+        """Add a violation to the verdict, or to the excused ones."""
         operations = tuple(op for op in proof if op is not None)
         if self._rollback and any(
             self.troubles.in_rollback(op.t, op.t if op.end is None else op.end) for op in operations
@@ -144,22 +145,22 @@ class Bench:
             self.verdict.violations.append(Violation(invariant, id or "", text, ranked))
 
     def forgotten(self, operations: list[Operation]) -> bool:
-        """Tell whether a rollback may have undone any of these, whenever they were."""
+        """Return True if a rollback may have undone any of these operations."""
         return self._rollback and any(
             self.troubles.in_rollback(op.t, self.troubles.latest(op)) for op in operations
         )
 
     def late(self, run: Operation) -> None:
-        """Count how late an event was; where the node does not tell, how late it was claimed."""
+        """Add an event's lateness; if the node did not record it, the lateness of the claim."""
         us = run.data.get("late_us", run.data["srv"] - run.data["due"])
         self._late[self.troubles.phase(run.t)].append(us / 1000)
 
     def recovered(self, note: Operation) -> None:
-        """Count how long it took from the end of a fault to service."""
+        """Add the time from the end of a fault until a process worked again."""
         self._recovered[note.data["fault"]].append(float(note.data["ms"]))
 
     def ended(self, note: Operation) -> None:
-        """Take the state at the end of the run from a ``final`` note."""
+        """Store the state at the end of the run from a ``final`` note."""
         self.pending = set(note.data.get("pending", ()))
         for letter in note.data.get("dead", ()):
             data: dict[str, Any] = dict(letter)
@@ -169,7 +170,7 @@ class Bench:
             self.blame("I12", "", "the keys of the namespace contradict each other", note)
 
     def close(self) -> Verdict:
-        """Return the verdict."""
+        """Complete the verdict with the percentiles, and return it."""
         self.verdict.lateness = {phase: Spread.of(ms) for phase, ms in self._late.items()}
         self.verdict.recovery = {name: Spread.of(ms) for name, ms in self._recovered.items()}
         self.verdict.fired = self.troubles.fired
