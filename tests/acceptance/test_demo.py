@@ -254,9 +254,10 @@ class TestCounts:
         tally.posted = ["a", "b", "c"]
         for report in (
             ["ready", 1],
-            ["start", "a", 1, 0.5, False],
-            ["done", "a", 1],
-            ["start", "b", 1, 1.5, True],
+            ["start", "a", 1, 0.5],
+            ["done", "a"],
+            ["start", "b", 1, 1.5],
+            ["fatal", "b"],
         ):
             tally.read(tally.nodes[0], report)
         return tally
@@ -265,9 +266,19 @@ class TestCounts:
         """An event that is not reported as handled is lost, whether it has started or not."""
         tally = self.tally()
         assert (2, {"b"}) == (tally.lost, tally.nodes[0].in_flight)
-        tally.read(tally.nodes[1], ["start", "b", 2, 0.5, False])
-        tally.read(tally.nodes[1], ["done", "b", 2])
+        tally.read(tally.nodes[1], ["start", "b", 2, 0.5])
+        tally.read(tally.nodes[1], ["done", "b"])
         assert (1, {"b"}) == (tally.lost, tally.redelivered)
+
+    @pytest.mark.parametrize(("state", "left"), [("starting", "died"), ("left", "left")])
+    def test_a_node_whose_reports_end_has_died_unless_it_left(self, state, left):
+        """A dead process handles no events."""
+        tally = self.tally()
+        node = tally.nodes[1]
+        tally.read(node, ["start", "c", 1, 0.5])
+        node.state = state
+        tally.read(node, ["end"])
+        assert (left, set(), {"b"}) == (node.state, node.in_flight, tally.total.in_flight)
 
     def test_ok_requires_every_condition(self):
         """
@@ -276,19 +287,13 @@ class TestCounts:
         """
         tally = self.tally()
         tally.posted = ["a"]
-        assert Outcome(tally, NOTHING, 1.0, "node-1", "node-2", 2_000.0).ok
-        assert not Outcome(tally, NOTHING, 1.0, "node-1", None, None).ok
-        assert not Outcome(
-            tally, dataclasses.replace(NOTHING, scheduled=1), 1.0, "node-1", "node-2", 2_000.0
-        ).ok
-        assert not Outcome(
-            tally, dataclasses.replace(NOTHING, in_flight=1), 1.0, "node-1", "node-2", 2_000.0
-        ).ok
-        assert not Outcome(
-            tally, dataclasses.replace(NOTHING, dead=1), 1.0, "node-1", "node-2", 2_000.0
-        ).ok
+        assert not Outcome(tally, NOTHING).ok
+        tally.read(tally.nodes[1], ["start", "b", 2, 0.5])
+        assert Outcome(tally, NOTHING).ok
+        for left in ("scheduled", "in_flight", "dead"):
+            assert not Outcome(tally, dataclasses.replace(NOTHING, **{left: 1})).ok
         tally.posted = ["a", "b"]
-        lost = Outcome(tally, NOTHING, 1.0, "node-1", "node-2", 2_000.0)
+        lost = Outcome(tally, NOTHING)
         assert not lost.ok
         assert lost.line().endswith("lost 1")
 

@@ -20,39 +20,28 @@ from dtimer.timer import DTimer
 FATAL = "fatal"
 
 
-class Reports:
-    """
-    The pipe to the parent.
-
-    Each line is one write of less than 512 bytes, which POSIX makes atomic for pipes. So a SIGKILL
-    comes before it or after it, but never truncates it.
-    """
-
-    def __init__(self) -> None:
-        self._pipe = os.dup(1)
-        # Other output of this process must not mix with the reports.
-        os.dup2(2, 1)
-
-    def __call__(self, *report: object) -> None:
-        """Write one report."""
-        os.write(self._pipe, (json.dumps(report) + "\n").encode())
-
-
 def main(url: str, ns: str, id: str, lease: str) -> None:
     """Run a node until standard input ends."""
-    report = Reports()
+    pipe = os.dup(1)
+    # Other output of this process must not mix with the reports.
+    os.dup2(2, 1)
     over = threading.Event()
     timer = DTimer(id, url, ns=ns, lease=int(lease))
+
+    def report(*words: object) -> None:
+        # One write of less than 512 bytes, which POSIX makes atomic for pipes: a SIGKILL comes
+        # before it or after it, and never truncates a line.
+        os.write(pipe, (json.dumps(words) + "\n").encode())
 
     @timer.on("event")
     def handle(events: list[Event]) -> None:
         for event in events:
-            fatal = FATAL in event and event.attempt == 1
-            report("start", event.id, event.attempt, event.lateness_ms, fatal)
-            if fatal:
+            report("start", event.id, event.attempt, event.lateness_ms)
+            if FATAL in event and event.attempt == 1:
+                report("fatal", event.id)
                 # The parent kills this process now. Until then heartbeats renew the lease.
                 over.wait()
-            report("done", event.id, event.attempt)
+            report("done", event.id)
 
     @timer.on("error")
     def failed(error: Exception) -> None:

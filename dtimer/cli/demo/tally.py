@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ def percentile(values: Sequence[float], part: float) -> float | None:
 
 @dataclass
 class NodeTally:
-    """The counts of one node."""
+    """The counts of one node, or of all nodes together."""
 
     name: str
     pid: int = 0
@@ -29,45 +30,79 @@ class NodeTally:
     in_flight: set[str] = field(default_factory=set)
     lateness: list[float] = field(default_factory=list)
 
+    @property
+    def late(self) -> dict[str, float | None]:
+        """The percentiles of the lateness in ms."""
+        parts = {"p50": 0.5, "p99": 0.99, "max": 1}
+        return {name: percentile(self.lateness, part) for name, part in parts.items()}
+
 
 class Tally:
     """The counts of all nodes, and the ids that were posted."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         self.nodes = [NodeTally(name) for name in names]
+        self.total = NodeTally("all", state="")
         self.posted: list[str] = []
         self.handled: Counter[str] = Counter()
         #: The ids that were delivered again.
         self.redelivered: set[str] = set()
         self.errors: list[str] = []
+        #: The node that was killed, the event that it was handling, and when.
+        self.killed: str | None = None
+        self._fatal = ""
+        self._killed_at = 0.0
+        #: The node that received this event again, and how long after the kill.
+        self.again_by: str | None = None
+        self.again_after_ms: float | None = None
 
-    def read(self, node: NodeTally, report: Sequence[Any]) -> None:
-        """Count one report of *node*."""
+    def read(self, node: NodeTally, report: Sequence[Any]) -> str | None:
+        """Count one report of *node*. Return a text if the user should know of it."""
         match report:
             case ["ready", pid]:
                 node.pid, node.state = pid, "joined"
-            case ["start", id, attempt, lateness, _]:
-                node.received += 1
-                node.in_flight.add(id)
-                node.lateness.append(lateness)
-                if attempt > 1:
-                    node.again += 1
-                    self.redelivered.add(id)
-            case ["done", id, _]:
-                node.handled += 1
-                node.in_flight.discard(id)
+            case ["start", id, attempt, lateness]:
+                self._started(node, id, attempt, lateness)
+                if id == self._fatal and self.again_by is None:
+                    after = time.monotonic() - self._killed_at
+                    self.again_by, self.again_after_ms = node.name, after * 1000
+                    return f"{node.name} received it again, {after:.2f} s after the kill"
+            case ["fatal", id]:
+                node.state, self.killed = "killed", node.name
+                self._fatal, self._killed_at = id, time.monotonic()
+                return f"{node.name} (pid {node.pid}) killed by SIGKILL while it handled {id}"
+            case ["done", id]:
                 self.handled[id] += 1
-            case ["left"]:
-                node.state = "left"
+                for counts in (node, self.total):
+                    counts.handled += 1
+                    counts.in_flight.discard(id)
             case ["error", text]:
                 self.errors.append(f"{node.name}: {text}")
+            case ["left"]:
+                node.state = "left"
+            case ["end"]:
+                if node.state not in ("left", "killed"):
+                    node.state = "died"
+                # A dead process handles no events.
+                self.total.in_flight -= node.in_flight
+                node.in_flight.clear()
+        return None
+
+    def _started(self, node: NodeTally, id: str, attempt: int, lateness: float) -> None:
+        if attempt > 1:
+            self.redelivered.add(id)
+        for counts in (node, self.total):
+            counts.received += 1
+            counts.again += attempt > 1
+            counts.in_flight.add(id)
+            counts.lateness.append(lateness)
+
+    @property
+    def running(self) -> int:
+        """The number of nodes that may still report."""
+        return sum(node.state in ("starting", "joined") for node in self.nodes)
 
     @property
     def lost(self) -> int:
         """The number of posted events that no node has reported as handled."""
         return len(set(self.posted) - set(self.handled))
-
-    @property
-    def lateness(self) -> list[float]:
-        """The lateness of every start, on all nodes."""
-        return [late for node in self.nodes for late in node.lateness]

@@ -1,31 +1,21 @@
-"""Show the progress of the demo: a live table on a terminal, plain lines elsewhere."""
+"""Show the progress of the demo: a live table on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
-from dtimer.cli.demo.tally import NodeTally, Tally, percentile
+from dtimer.cli.demo.tally import NodeTally, Tally
 from dtimer.cli.output import Output
 
 _STYLES = {"killed": "bold red", "died": "bold red"}
+_NUMBERS = ("received", "handled", "in flight", "again", "p50 ms", "p99 ms", "max ms")
 
-#: Seconds between two frames, and between two plain lines.
-FRAME, _LINE = 0.1, 1.0
-
-
-class View(Protocol):
-    """Shows the progress of the demo."""
-
-    def note(self, text: str) -> None:
-        """Print something that has happened. It stays on the screen."""
-        ...
-
-    def show(self, tally: Tally, seconds: float) -> None:
-        """Show the current counts. Called at least every `FRAME`; may draw less often."""
-        ...
+#: The most seconds between two frames of the table.
+FRAME = 0.1
 
 
 def table(tally: Tally) -> Any:
@@ -35,110 +25,64 @@ def table(tally: Tally) -> Any:
 
     # 77 columns, to fit a terminal of 80.
     made = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
-    made.add_column("node", "all", no_wrap=True, min_width=6)
-    made.add_column("state", no_wrap=True, min_width=8)
-    nodes = tally.nodes
-    counts = (
-        sum(node.received for node in nodes),
-        sum(node.handled for node in nodes),
-        sum(len(node.in_flight) for node in nodes),
-        sum(node.again for node in nodes),
-    )
-    names = ("received", "handled", "in flight", "again", "p50 ms", "p99 ms", "max ms")
-    for name, total in zip(names, [*map(str, counts), *_lateness(tally.lateness)], strict=True):
-        made.add_column(name, total, justify="right", no_wrap=True)
-    for node in nodes:
+    name, state, *numbers = _row(tally.total)
+    made.add_column("node", name, no_wrap=True, min_width=6)
+    made.add_column("state", state, no_wrap=True, min_width=8)
+    for head, number in zip(_NUMBERS, numbers, strict=True):
+        made.add_column(head, number, justify="right", no_wrap=True)
+    for node in tally.nodes:
         made.add_row(*_row(node), style=_STYLES.get(node.state))
     return made
 
 
 def _row(node: NodeTally) -> list[str]:
     counts = (node.received, node.handled, len(node.in_flight), node.again)
-    return [node.name, node.state, *map(str, counts), *_lateness(node.lateness)]
+    late = ("-" if part is None else f"{part:.1f}" for part in node.late.values())
+    return [node.name, node.state, *map(str, counts), *late]
 
 
-def _lateness(values: list[float]) -> list[str]:
-    parts = (percentile(values, part) for part in (0.5, 0.99, 1))
-    return ["-" if part is None else f"{part:.1f}" for part in parts]
+class View:
+    """
+    Shows the progress of the demo. With ``--json`` it shows nothing.
 
+    Args:
+        output: The output of the command.
+        live: The live display of a terminal, if standard output is one.
+    """
 
-def since(seconds: float) -> str:
-    """Format the elapsed time for the start of a line."""
-    return f"{seconds:5.1f} s  "
-
-
-def _standing(tally: Tally, seconds: float) -> str:
-    waiting = len(tally.posted) - len(tally.handled)
-    return (
-        f"{since(seconds)}posted {len(tally.posted)}, handled {len(tally.handled)},"
-        f" waiting {waiting}"
-    )
-
-
-class Silent:
-    """Shows nothing. For ``--json``, which prints only the result."""
-
-    def note(self, text: str) -> None:
-        """See `View.note`."""
-
-    def show(self, tally: Tally, seconds: float) -> None:
-        """See `View.show`."""
-
-
-class Plain:
-    """Prints a line a second. For a pipe or a file."""
-
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, live: Any = None) -> None:
         self._output = output
-        self._next = 0.0
-
-    def note(self, text: str) -> None:
-        """See `View.note`."""
-        self._output.result(text)
-
-    def show(self, tally: Tally, seconds: float) -> None:
-        """See `View.show`."""
-        if tally.posted and seconds >= self._next:
-            self._next = seconds + _LINE
-            p50, p99, most = _lateness(tally.lateness)
-            in_flight = sum(len(node.in_flight) for node in tally.nodes)
-            self._output.result(
-                f"{_standing(tally, seconds)}, in flight {in_flight};"
-                f" late p50 {p50}, p99 {p99}, max {most} ms"
-            )
-
-
-class Screen:
-    """Updates a table in place, with the notes below it. For a terminal."""
-
-    def __init__(self, live: Any) -> None:
         self._live = live
+        self._began = time.monotonic()
         self._notes: list[str] = []
 
     def note(self, text: str) -> None:
-        """See `View.note`."""
-        self._notes.append(text)
+        """Print something that has happened, with the time. It stays on the screen."""
+        line = f"{time.monotonic() - self._began:5.1f} s  {text}"
+        if self._live is not None:
+            self._notes.append(line)
+        elif not self._output.as_json:
+            self._output.result(line)
 
-    def show(self, tally: Tally, seconds: float) -> None:
-        """See `View.show`."""
+    def show(self, tally: Tally) -> None:
+        """Update the table in place, with the notes below it. Only on a terminal."""
+        if self._live is None:
+            return
         from rich.console import Group
         from rich.text import Text
 
-        notes = [Text(note) for note in self._notes]
-        standing = Text(_standing(tally, seconds), style="bold")
-        standing.append("  (ms: late, from due to received)", style="not bold dim")
-        self._live.update(Group("", table(tally), "", standing, *notes), refresh=True)
+        unit = Text("(ms: late, from due to received)", style="dim")
+        notes = map(Text, self._notes)
+        self._live.update(Group("", table(tally), "", unit, *notes), refresh=True)
 
 
 @contextlib.contextmanager
 def opened_view(output: Output) -> Iterator[View]:
     """Yield the view that suits standard output."""
-    if output.as_json:
-        yield Silent()
-    elif not sys.stdout.isatty():
-        yield Plain(output)
-    else:
-        from rich.live import Live
+    if output.as_json or not sys.stdout.isatty():
+        yield View(output)
+        return
+    from rich.live import Live
 
-        with Live(console=output.console(sys.stdout), auto_refresh=False) as live:
-            yield Screen(live)
+    with Live(console=output.console(sys.stdout), auto_refresh=False) as live:
+        yield View(output, live)
