@@ -173,7 +173,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize()
     def nodes_join(self) -> None:
-        """Register two nodes that hear wakes, and one that is deaf."""
+        """Register two nodes that hear wakes and a deaf one."""
         for name in ("n1", "n2", "deaf"):
             self.peers[name] = Peer(self.store, name, hears=name != "deaf")
             self.model.join(self.now.us, name)
@@ -295,7 +295,7 @@ class Machine(RuleBasedStateMachine):
     # ---------------------------------------------------------------------------------- walks
 
     def walk(self) -> Iterator[str]:
-        """Walk the scheduled events, two a page; cut a walk short that does not end."""
+        """Walk the scheduled events, two a page, and stop after 50 of them."""
         met = self.store._walks.upcoming(self.store._ask, "-inf", "+inf", 2)
         return itertools.islice((event.id for event in met), 50)
 
@@ -324,7 +324,7 @@ class Machine(RuleBasedStateMachine):
             assert self.model.cancel(self.now.us, id) == self.store.cancel(id).value
             self.cancelled.add(id)
         assert len(met) == len(set(met))
-        # The next occurrence of a schedule may be due before the one that it replaces.
+        # A cancelled occurrence is replaced by the next, which may be due earlier.
         assert {id for id in waiting if "@" not in id} <= set(met)
 
     # --------------------------------------------------------------------------------- claims
@@ -384,7 +384,7 @@ class Machine(RuleBasedStateMachine):
         assert expected == [_RESULTS[result] for result in actual.results]
         assert buried == actual.buried
         if reply is None and not (settlements or claims):
-            # A claim that returns or settles events does not count what is known.
+            # A claim that settles or returns events does not look the registration up.
             assert known == actual.known
         assert [e.id for e in claims] == [c.id for c in actual.claims]
         for event, claim in zip(claims, actual.claims, strict=True):
@@ -395,7 +395,7 @@ class Machine(RuleBasedStateMachine):
             self.claims.append((claim.id, claim.token, name))
         planned_at = self.client.zscore(keys.promise, name)
         if planned_at is not None and reply is None and planned_at != now:
-            # An expected claim of exactly now is not in the reply: a wake announces it.
+            # Except for exactly now, when a wake tells the node to claim.
             assert actual.wait_us is not None
             assert planned_at >= now + actual.wait_us, "a claim the node does not plan"
         return actual.wait_us

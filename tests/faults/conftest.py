@@ -26,6 +26,17 @@ def proxy(own):
 
 
 @pytest.fixture
+def pair():
+    """A master, the link to its replica, and the replica."""
+    with (
+        Server(tcp=True) as master,
+        Proxy(master) as link,
+        master.replica(link.port) as replica,
+    ):
+        yield master, link, replica
+
+
+@pytest.fixture
 def watch(own, request):
     """Nodes on that server, under watch: see `faults.expectations`."""
     if "proxy" in request.fixturenames:

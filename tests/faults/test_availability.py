@@ -14,7 +14,7 @@ import redis
 from chaos.settings import CALL_LIMIT, HASTY, PATIENT
 from proxy import Proxy
 from redis.crc import key_slot
-from servers import LONGEST_CALL, PATIENCE, Server, eventually
+from servers import LONGEST_CALL, PATIENCE, eventually
 from topologies import migrate, three_masters, watched_by_sentinel
 
 import dtimer.store
@@ -30,17 +30,6 @@ LATER = 4_000_000_000_000
 def rollbacks_of(*nodes):
     """Return the rollbacks that these nodes reported."""
     return [e for node in nodes for e in node.errors if isinstance(e, StateRollback)]
-
-
-@pytest.fixture
-def pair():
-    """A master, the link to its replica, and the replica."""
-    with (
-        Server(tcp=True) as master,
-        Proxy(master) as link,
-        master.replica(link.port) as replica,
-    ):
-        yield master, link, replica
 
 
 class TestPlannedFailover:

@@ -179,7 +179,7 @@ class TestNames:
 
     @pytest.mark.fault("F92")
     def test_ids_with_special_characters_name_different_events(self, watch):
-        """Each valid id names one event from its post to its delivery, however similar its id."""
+        """Similar ids are not confused: each names its own event from post to delivery."""
         watch.node()
         # Patterns, numbers, another case, and another Unicode form of the same letter.
         names = ["*", "{}", "a:b", "%s", "0", "-1", "nan", "+inf", "(1", "a", "A", "a ", " a"]

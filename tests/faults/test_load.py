@@ -208,7 +208,7 @@ class TestHotId:
 
     @pytest.mark.fault("F101")
     def test_an_event_that_changes_a_thousand_times_leaves_nothing_behind(self, watch):
-        """It stays one event, is delivered once, and does not wake a node for each change."""
+        """The event is delivered once, and hardly any of its changes wakes a node."""
         node = watch.node(poll_interval=60_000)
         timer = node.timer
         timer.post({"n": 0}, at=LATER, id="hot")

@@ -17,9 +17,9 @@ LATER = 3_600_000  # ms: never due during a test
 
 
 @pytest.fixture
-def caller(watch, proxy):
+def proxied(watch, proxy):
     """A timer that only posts, through the proxy, and already has a connection."""
-    timer = DTimer("caller", proxy.url, ns=watch.ns, **HASTY)
+    timer = DTimer("proxied", proxy.url, ns=watch.ns, **HASTY)
     timer.stats()
     yield timer
     timer.leave()
@@ -29,21 +29,21 @@ class TestBlackHole:
     """A half-open connection never raises, so only deadlines and echoes reveal it."""
 
     @pytest.mark.fault("F03")
-    def test_calls_into_a_black_hole_end_at_their_deadline(self, watch, proxy, own, caller):
+    def test_calls_into_a_black_hole_end_at_their_deadline(self, watch, proxy, own, proxied):
         """
         A call that only reads fails; the outcome of a post is unknown. The node reports the
         outage once and retries less and less often. When the network works again, a post that
         was sent into the black hole has not acted twice.
         """
         node = watch.node(url=proxy.url, sub=own.url, **HASTY)
-        # Opens the namespace, so that the post below does not have to.
-        caller.stats()
+        # Notices that the namespace exists, so that the post below is the only request.
+        proxied.stats()
         with watch.fault() as fault:
             proxy.blackhole()
             with pytest.raises(OutcomeUnknown):
-                watch.in_time(watch.post, 0, caller, id="perhaps")
+                watch.in_time(watch.post, 0, proxied, id="perhaps")
             with pytest.raises(StoreError, match="could not be reached") as caught:
-                watch.in_time(caller.stats)
+                watch.in_time(proxied.stats)
             assert not isinstance(caught.value, OutcomeUnknown)
             fault.felt()
             assert node.timer.health().error
@@ -119,17 +119,17 @@ class TestBad:
         """Text outside ASCII and line breaks in a payload survive it too."""
         # The text of a script may be sent byte by byte too, which takes long.
         watch.node(url=proxy.url, max_events=10, timeout=LONGEST_CALL)
-        caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=LONGEST_CALL)
+        proxied = DTimer("proxied", proxy.url, ns=watch.ns, timeout=LONGEST_CALL)
         with watch.fault(silent=True):
             proxy.slice1()
             ids = [
-                watch.post(0, caller, more={"u": "\u00e9\U0001f600\r\n$3", "l": []})
+                watch.post(0, proxied, more={"u": "\u00e9\U0001f600\r\n$3", "l": []})
                 for _ in range(10)
             ]
             watch.wait_handled(*ids)
-            assert 0 == caller.stats().dead
+            assert 0 == proxied.stats().dead
             proxy.heal()
-        caller.leave()
+        proxied.leave()
 
     @pytest.mark.fault("F07")
     def test_long_round_trips_cost_neither_a_lease_nor_more_lateness(self, watch, proxy, own):
@@ -159,13 +159,13 @@ class TestBad:
         assert [] == node.heard("lease_lost")
 
     @pytest.mark.fault("F08")
-    def test_a_post_that_is_too_slow_has_an_unknown_outcome(self, watch, proxy, own, caller):
+    def test_a_post_that_is_too_slow_has_an_unknown_outcome(self, watch, proxy, own, proxied):
         """A large post over a narrow connection ends at its deadline. Other nodes work on."""
         watch.node()
         with watch.fault(silent=True):
             proxy.throttle(10_000)
             with pytest.raises(OutcomeUnknown):
-                watch.in_time(watch.post, 0, caller, more={"much": "x" * 200_000}, id="perhaps")
+                watch.in_time(watch.post, 0, proxied, more={"much": "x" * 200_000}, id="perhaps")
             ids = [watch.post() for _ in range(5)]
             watch.wait_handled(*ids)
             assert watch.latest(*ids) < PROMPT * 1000
