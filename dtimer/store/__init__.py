@@ -1,1 +1,1 @@
-"""The wing that knows Redis, and knows no threads: each change of state is one script."""
+"""The layer that knows Redis but starts no threads: each change of state is one script."""

@@ -1,9 +1,9 @@
 """
-What the Redis user of a node has to be allowed: the one list, and how a refusal reads.
+List the permissions that the Redis user of a node needs, and recognise a refusal.
 
-`rules` makes of it what ``ACL SETUSER`` takes. The documentation shows that line, the
-self-test at joining and ``dtimer doctor`` tell what of it is missing, and a test holds it
-against the scripts: no command that is run is not on the list, and none on it is not run.
+`rules` turns the list into arguments of ``ACL SETUSER``, which the documentation shows. The check
+before joining and ``dtimer doctor`` report missing permissions. A test compares the list with the
+scripts: they run exactly the listed commands.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from dataclasses import dataclass
 
 from dtimer.store.keys import Keys
 
-#: How scripts are called, and what those of a node run. Without any of these it cannot join.
+#: The commands that call scripts, and those that a node's scripts run. A node needs all of them.
 NODE = (
     *("eval", "evalsha"),
     *("hdel", "hexists", "hget", "hincrby", "hmget", "hset", "hstrlen", "rename", "time", "type"),
     *("zadd", "zcard", "zcount", "zrange", "zrangebyscore", "zrem", "zscore"),
 )
 
-#: Without these events come by the poll.
+#: The commands for pub/sub. Without them, nodes find events by polling.
 WAKES = ("publish", "subscribe")
 
-#: What else the scripts run: for post_many and RunAt, and for people who look.
+#: The other commands that scripts run, for post_many, RunAt and inspection.
 REST = ("hkeys", "hlen", "hrandfield", "zmscore", "zrandmember", "zrank", "zrevrangebyscore")
 
-#: All that a node needs, and all that the verbs of DTimer, RunAt and the command line do.
+#: All commands that nodes, DTimer, RunAt and the command line need.
 EVERYTHING = (*NODE, *WAKES, *REST)
 
 #: For a client that posts, cancels, reschedules and peeks, and never joins.
@@ -38,26 +38,25 @@ PRODUCER = (
 )
 
 
-#: Besides, in a cluster: how the way is found, and what the client library asks when it is made.
+#: The additional commands in a cluster: to find the keys, and to create the library's client.
 CLUSTER = ("cluster|slots", "command")
 
-#: All that it asks of a Sentinel, by a user of its own there.
+#: The commands for a Sentinel, which has its own users.
 SENTINEL = ("sentinel|masters",)
 
 
 def pattern(ns: str) -> str:
-    """Return the pattern that the keys, and the channels, of a namespace match."""
+    """Return the pattern that matches the keys and the channels of a namespace."""
     return Keys.of(ns).due.removesuffix("due") + "*"
 
 
 def rules(ns: str, commands: tuple[str, ...] = EVERYTHING) -> str:
-    """Return the rules that allow *commands* on the namespace *ns*, and nothing else."""
+    """Return the ACL rules that allow only *commands*, and only on the namespace *ns*."""
     what = pattern(ns)
     return f"~{what} resetchannels &{what} -@all {_plus(sorted(commands))}"
 
 
-# In the words of Redis 6.2 to 7.0, and of later ones: said of a command by itself, and of
-# one in a script.
+# The error texts of Redis 6.2 to 7.0 and of later versions, for a command and for one in a script.
 _COMMAND = re.compile(r"permissions? to run the '([\w|]+)'|executing the script can't run this")
 _KEY = re.compile(r"access .*\bkeys?\b")
 _CHANNEL = re.compile(r"(?:access .*|publish to the )\bchannels?\b")
@@ -65,14 +64,19 @@ _CHANNEL = re.compile(r"(?:access .*|publish to the )\bchannels?\b")
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What an ACL has refused: a ``command``, with its name where it is told, key or channel."""
+    """
+    The subject of a refusal by an ACL.
+
+    ``kind`` is ``"command"``, ``"key"`` or ``"channel"``. ``command`` is the name of the command,
+    or ``""`` if the error does not contain it.
+    """
 
     kind: str
     command: str = ""
 
 
 def refusal(text: str) -> Refusal | None:
-    """Read an error of the server; None when it is not about permissions."""
+    """Return the refusal that an error text of the server reports, or None."""
     if found := _COMMAND.search(text):
         return Refusal("command", found[1] or "")
     if _CHANNEL.search(text):
@@ -85,9 +89,9 @@ def refusal(text: str) -> Refusal | None:
 @dataclass(frozen=True, slots=True)
 class Missing:
     """
-    Something that is not allowed: what, what follows from it, and the rule that allows it.
+    A missing permission: its description with the consequence, and the ACL rule that grants it.
 
-    ``fatal``: no node can do without. ``late``: all works, but events come late.
+    With ``fatal``, a node cannot join without it. With ``late``, events are delivered late.
     """
 
     text: str
@@ -97,7 +101,7 @@ class Missing:
 
 
 def missing(refused: Mapping[str, str], ns: str) -> Iterator[Missing]:
-    """Tell what is missing, from the commands that were refused and what the server said."""
+    """Yield the missing permissions, given the *refused* commands and the error of each."""
     commands = []
     kinds = set()
     for command, text in refused.items():
@@ -116,24 +120,24 @@ def missing(refused: Mapping[str, str], ns: str) -> Iterator[Missing]:
     wakes = [c for c in commands if c in WAKES]
     rest = [c for c in commands if c not in NODE + WAKES]
     if node:
-        told = f"no permission for {', '.join(node)}: no node can do without"
-        yield Missing(told, _plus(node), fatal=True)
+        text = f"no permission for {', '.join(node)}: required to join"
+        yield Missing(text, _plus(node), fatal=True)
     if wakes:
         yield Missing(f"no permission for {', '.join(wakes)}: {_LATE}", _plus(wakes), late=True)
     if rest:
-        told = f"no permission for {', '.join(rest)}: some calls will be refused"
-        yield Missing(told, _plus(rest))
+        text = f"no permission for {', '.join(rest)}: some calls will be refused"
+        yield Missing(text, _plus(rest))
 
 
 def _plus(commands: list[str]) -> str:
     return " ".join(f"+{command}" for command in commands)
 
 
-_LATE = "wakes do not arrive, and events come by the poll"
+_LATE = "wakes do not arrive; events are found by polling"
 
 
 def remedy(text: str, ns: str) -> str:
-    """Return what allows what *text*, an error of the server, says is refused; or ``""``."""
+    """Return the ``ACL SETUSER`` call that fixes the refusal in the error *text*, or ``""``."""
     found = refusal(text)
     if found is None:
         return ""

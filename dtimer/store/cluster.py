@@ -1,10 +1,10 @@
 """
-A cluster: which of its servers has the keys, and connections of ours that follow them.
+Make connections to the server of a cluster that holds the keys, and follow the keys if they move.
 
-The library's own client for clusters is not used for calls. It keeps no deadline, because it asks
-every server for the topology after an error, each for as long as a call may take. And it replaces
-the time-out of a call by what that question came to, so that a call that may have been done looks
-like one that never was.
+The library's cluster client is not used for calls, for two reasons. It exceeds deadlines: after an
+error it asks every server for the topology, each with the timeout of a call. And it replaces the
+timeout error of a call with the result of those questions, so a call that may have taken effect
+looks as if it had not been sent.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from dtimer.store.wire import Argument, Packer, Wire, is_a_reply
 
 Address = tuple[str, int]
 
-#: A slot that moves on while a call follows it is asked for again by the next try.
+#: The most redirections that one attempt follows, in case a slot keeps moving.
 _MOST_REDIRECTIONS = 5
 
-# So many of its servers are named in a message.
+# The number of servers that a message names.
 _NAMED = 3
 
 
-# What a MovedError says, and a plain error of the clients whose parser does not know MOVED: our
-# connections have the parser of a single server, and valkey-py and redis-py 5 have two.
+# The text of a MovedError, or of the plain error of a parser that does not know MOVED. dtimer's
+# connections use the parser for a single server, which is a separate one in valkey-py and
+# redis-py 5.
 _MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)\Z")
 
 
 def _moved(error: Exception) -> Address | None:
-    """Return the server to which the keys have moved; None if *error* does not say that."""
+    """Return the server to which the keys have moved, or None if *error* is another error."""
     if type(error).__name__ != "MovedError" and not str(error).startswith("MOVED "):
         return None
     match = _MOVED.match(str(error))
@@ -48,9 +49,9 @@ def _moved(error: Exception) -> Address | None:
 
 
 class ClusterSource:
-    """Connections to the server of a cluster that holds the keys of the namespace."""
+    """Makes connections to the server of a cluster that holds the keys of the namespace."""
 
-    #: Each of its servers may have some.
+    #: Every server of a cluster may have replicas.
     replicable = True
 
     def __init__(self, client: Any, timeout: float) -> None:
@@ -66,37 +67,37 @@ class ClusterSource:
         self._slot_of = importlib.import_module(f"{root}.crc").key_slot
         self._unreachable = importlib.import_module(f"{root}.exceptions").ConnectionError
         self._startup: list[Address] = [(node.host, node.port) for node in nodes]
-        #: The servers that are known, in the order in which they are asked.
+        #: The known servers, in the order in which they are asked.
         self._nodes = self._startup
         self._homes: dict[int, Address] = {}
         self._lock = threading.RLock()
 
     def connection(self, address: Address) -> Any:
-        """Return a connection to one server that can be given a deadline, not connected yet."""
+        """Return a connection to one server that can have a deadline, not yet connected."""
         host, port = address
         return self._class(**self._settings, host=host, port=port)
 
     def home(self, keys: Keys, until: float) -> Address:
         """
-        Return the server that holds *keys*, asking one server after the other if it is not known.
+        Return the server that holds *keys*; if it is not known, ask one server after the other.
 
-        Ends at the moment *until* on the monotonic clock, however many servers hang.
+        The call ends at *until*, on the monotonic clock, however many servers hang.
 
         Raises:
-            Exception: (the library's) no server could be asked, or none holds them.
+            Exception: (of the client library) No server answered, or none holds the keys.
         """
         slot = self._slot_of(keys.due.encode())
         found = self._homes.get(slot)
         if found is not None:
             return found
-        # One thread asks, and the others take its answer.
+        # One thread asks, and the others use its answer.
         lock = self._lock
-        # A signal handler that raises between these two lines leaves the lock taken for ever, so
-        # the wait leaves time to ask without it.
+        # A signal handler that raises before `try` is entered leaves the lock locked forever. So
+        # wait only half of the time, and use the rest to ask without the lock.
         taken = lock.acquire(timeout=max(0, (until - time.monotonic()) / 2))
         try:
             if not taken:
-                # The calls after this one shall not wait for it again.
+                # Later calls must not wait for the old lock, too.
                 self._lock = threading.RLock()
             found = self._homes.get(slot)
             if found is None:
@@ -112,7 +113,7 @@ class ClusterSource:
         for i, address in enumerate(nodes):
             left = until - time.monotonic()
             try:
-                # A server that hangs leaves half of the time to those after it.
+                # Give a server half of the remaining time, in case it hangs.
                 last = i == len(nodes) - 1
                 ranges = self._ask(address, until if last else until - left / 2)
             except Exception as e:
@@ -126,7 +127,7 @@ class ClusterSource:
                 if low <= slot <= high:
                     return self._address(master, address)
         why = error or "none holds the slot of the namespace"
-        raise self._unreachable(f"no server of the cluster knows the way: {why}") from error
+        raise self._unreachable(f"the cluster's server for the keys is not known: {why}") from error
 
     def _ask(self, address: Address, until: float) -> Any:
         connection = self.connection(address)
@@ -139,7 +140,7 @@ class ClusterSource:
             connection.disconnect()
 
     def _address(self, server: Sequence[Any], asked: Address) -> Address:
-        # Without a name of its own a server is where it was asked.
+        # A server may report an empty host for itself, which means the host that was asked.
         host = server[0].decode() if server[0] else asked[0]
         return self._mapped(host, int(server[1]))
 
@@ -148,14 +149,14 @@ class ClusterSource:
         return mapped
 
     def doubt(self, keys: Keys, home: Address) -> None:
-        """Have the next call ask where *keys* are, and *home* after the other servers."""
+        """Have the next call look up where *keys* are, asking *home* last."""
         slot = self._slot_of(keys.due.encode())
         if self._homes.get(slot) == home:
             self._homes.pop(slot, None)
             self._nodes = [*(node for node in self._nodes if node != home), home]
 
     def moved(self, keys: Keys, named: Address, home: Address) -> None:
-        """Remember the server that was *named* in the place of *home*."""
+        """Record that *keys* have moved from *home* to the server *named*."""
         address = self._mapped(named[0] or home[0], named[1])
         self._homes[self._slot_of(keys.due.encode())] = address
 
@@ -174,20 +175,21 @@ class ClusterSource:
         """
         See `Source.ear`.
 
-        A message published anywhere reaches every server of the cluster; listening
-        where the keys are saves the hop.
+        A published message reaches every server of the cluster. Subscribing at the server that
+        holds the keys saves a hop.
         """
 
         def connect() -> Any:
             until = time.monotonic() + self._timeout
-            # There may be no calls here that would notice that the keys have moved.
+            # Look up the server again. If this source serves only pub/sub, no failed call would
+            # reveal that the keys have moved.
             self.doubt(keys, self.home(keys, until))
             return self.connection(self.home(keys, until))
 
         return Ear(connect, channels)
 
     def command(self, *words: str) -> Any:
-        """See `Source.command`: run by the first server that is known."""
+        """Run one command on the first known server, on its own connection."""
         connection = self.connection(self._nodes[0])
         try:
             connection.connect()
@@ -197,7 +199,7 @@ class ClusterSource:
             connection.disconnect()
 
     def close(self) -> None:
-        """See `Source.close`: connections are never kept here."""
+        """See `Source.close`: this source keeps no connections."""
 
     def after_fork(self) -> None:
         """See `Source.after_fork`."""
@@ -206,16 +208,16 @@ class ClusterSource:
 
 class ClusterWire:
     """
-    A `Wire` to whichever server of a cluster holds the keys.
+    A `Wire` to the server of a cluster that holds the keys.
 
-    Not for two threads at a time.
+    Only one thread may use it at a time.
     """
 
     def __init__(self, source: ClusterSource, keys: Keys) -> None:
         self._source = source
         self._keys = keys
         self._packer = Packer(keys)
-        # All of this is there once a call was sent.
+        # These are set when the first call is sent.
         self._home: Any = None
         self._wire: Any = None
         self._words: Any = None
@@ -269,10 +271,10 @@ class ClusterWire:
 
     def receive(self, until: float, limit: float | None = None) -> Any:
         """
-        See `Wire.receive`: follows the keys where the server says that they have moved.
+        Return the reply to the script that was sent, following the keys if they have moved.
 
-        While they move there is nowhere to go. A script needs all of them in one place, which
-        the next server refuses (TRYAGAIN) until it has them all; so ASK is not followed.
+        While keys are moving, no server can run the script, which needs all of them. The new
+        server refuses it (TRYAGAIN) until it has them all, so ASK is not followed.
         """
         for left in reversed(range(_MOST_REDIRECTIONS)):
             try:

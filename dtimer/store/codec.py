@@ -1,4 +1,4 @@
-"""Between the plain data of the model and the arguments and replies of the scripts."""
+"""Convert between the objects of the model and the arguments and replies of the scripts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dtimer.model.payload import decode
 from dtimer.model.recurrence import Schedule, definition_from_json
 from dtimer.store.witness import Standing
 
-# <expires µs or nothing>,<max_retries>, of an occurrence s<nominal µs>,<missed> too, and
-# for what later versions may add, more fields.
-# Numbers are bounded, because what a stranger has written there may be endless.
+# The head of a body: <expiry in µs, or nothing>,<max_retries>. An occurrence adds
+# ,s<nominal time in µs>,<missed>. Later versions may add more fields.
+# The lengths of numbers are bounded, because a foreign writer may have stored an endless one.
 _BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(?:,[^|]*)?\|")
 _CLAIM = re.compile(rb"(\d+),(\d+),(\d+),(\d+),(\d+)\|")
 _DECLARED = re.compile(rb"new|changed|same|behind:\d{1,17}")
@@ -24,12 +24,12 @@ _LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
 
 
 def text(raw: bytes) -> str:
-    """Decode an id or a text; what is not UTF-8 is somebody else's, and goes back as it came."""
+    """Decode an id or another text; bytes that are not UTF-8 survive a round trip unchanged."""
     return raw.decode(errors="surrogateescape")
 
 
 def whole(raw: bytes) -> int:
-    """Read a number, a score say; what is none is somebody else's, and shown as 0."""
+    """Read a number, such as a score; return 0 for any other text, which dtimer did not write."""
     try:
         return int(float(raw))
     except (ValueError, OverflowError):
@@ -37,7 +37,7 @@ def whole(raw: bytes) -> int:
 
 
 def read_payload(raw: bytes | None) -> dict[str, Any] | None:
-    """Return the payload in a body, None when there is none that can be read."""
+    """Return the payload of a body, or None if it cannot be read."""
     match = _BODY.match(raw or b"")
     if match is None or raw is None:
         return None
@@ -49,25 +49,24 @@ def read_payload(raw: bytes | None) -> dict[str, Any] | None:
 
 def read_posted(reply: bytes, count: int) -> tuple[bytes, int | None, str]:
     """
-    Read the reply to a post: its letters, how many were ever posted, an id that was taken.
+    Read the reply to a post: its letters, the total number of posts, and an id that was taken.
 
     Args:
         reply: The reply.
-        count: How many letters it must have, unless nothing was stored.
+        count: The number of letters to expect, unless nothing was stored.
     """
     letters, total, id = reply.split(b";", 2)
     if (len(letters) != count or letters.strip(b"01")) and letters != b"x":
-        raise ValueError("letters of another alphabet or number")
+        raise ValueError(f"expected {count} letters, each 0 or 1")
     return letters, int(total) if total else None, text(id) if id else ""
 
 
 def settlement_arguments(settlements: Iterable[Settlement]) -> tuple[list[str], list[int]]:
     """
-    Write settlements as arguments: the confirmed first, as the scripts want them.
+    Return settlements as arguments of a script, which expects the confirmations first.
 
     Returns:
-        The arguments, and for each result in the reply's order the index of its
-        settlement.
+        The arguments, and the index of the settlement of each outcome in the reply, in order.
     """
     confirms: list[str] = []
     others: list[str] = []
@@ -85,7 +84,7 @@ def settlement_arguments(settlements: Iterable[Settlement]) -> tuple[list[str], 
 
 
 def read_results(letters: bytes, order: Sequence[int]) -> list[Result]:
-    """Bring the letters of a reply back into the order of the settlements."""
+    """Return the outcomes in a reply in the order of the settlements."""
     results = [Result.STALE] * len(order)
     for letter, index in zip(letters, order, strict=True):
         results[index] = _RESULTS[letter]
@@ -94,15 +93,15 @@ def read_results(letters: bytes, order: Sequence[int]) -> list[Result]:
 
 def _read_claims(reply: bytes, at: int, count: int, now: int) -> tuple[list[Claim], int]:
     """
-    Read so many claims, the first of which begins *at* a place, and tell where the last ends.
+    Read *count* claims, beginning at the offset *at*; return them and the offset of their end.
 
-    The head of a body is read off its payload; what is no body is left as it is.
+    A claim gets the payload without the head of the body. An invalid body is left as it is.
     """
     claims: list[Claim] = []
     for _ in range(count):
         mark = _CLAIM.match(reply, at)
         if mark is None:
-            raise ValueError("the reply to a turn is cut short")
+            raise ValueError("the reply to a claim is truncated")
         token, attempt, due, id_length, body_length = map(int, mark.groups())
         start = mark.end()
         end = start + id_length
@@ -125,10 +124,10 @@ def _read_claims(reply: bytes, at: int, count: int, now: int) -> tuple[list[Clai
 
 class Claims(Sequence[Claim]):
     """
-    The claims in the reply to a turn, read when they are looked at and not before.
+    The claims in a reply, parsed on first access.
 
-    How many there are is known at once, and so whether to ask for more: that can be on its way
-    while these are read.
+    Their number is known before. So the caller can first decide whether to claim again, and parse
+    these claims while the next request is under way.
     """
 
     def __init__(self, reply: bytes, at: int, count: int, now: int) -> None:
@@ -152,46 +151,46 @@ class Claims(Sequence[Claim]):
         return iter(self.read()[0])
 
     def read(self) -> tuple[list[Claim], int]:
-        """Return the claims, and where they end."""
+        """Return the claims, and the offset of their end in the reply."""
         if self._read is None:
-            # All or nothing: again from the beginning, where it has failed.
+            # Assign both only on success, so that a call after a failure starts from the beginning.
             self._read, self._at = _read_claims(self._reply, self._at, self._count, self._now)
         return self._read, self._at
 
 
 def _last_token(reply: bytes, at: int, count: int) -> int:
-    """Return the greatest token that was given out, or a little less where some were left out."""
+    """Return the highest token of the claims, or slightly less if the reply omits some of them."""
     mark = _CLAIM.match(reply, at) if count else None
     return int(mark[1]) + count - 1 if mark else 0
 
 
 def _read_text(reply: bytes, at: int) -> tuple[str, int]:
-    """Read the text that begins *at* a place, and tell where it ends."""
+    """Read the text at the offset *at*; return it and the offset of its end."""
     colon = reply.index(b":", at)
     end = colon + 1 + int(reply[at:colon])
     return text(reply[colon + 1 : end]), end
 
 
 def _maybe(raw: bytes) -> int | None:
-    """Read a number that need not be there, and may be somebody else's."""
+    """Read an optional number; return None if it is missing or dtimer cannot have written it."""
     return int(raw) if raw.isdigit() and len(raw) < 18 else None
 
 
 def read_standing(reply: Sequence[Any]) -> Standing:
-    """Read the reply of an opening."""
+    """Read the state of a namespace, from the reply to opening it."""
     time, _, born, token, posted, struck = reply
     now = _maybe(time)
     if now is None:
-        # The calendar ends before a time of more digits.
-        raise ValueError("a time that is none")
+        # A longer number may be a time after the year 9999, which datetime cannot represent.
+        raise ValueError("the server's time is not a valid number")
     return Standing(now, text(born), _maybe(token) or 0, _maybe(posted), _maybe(struck))
 
 
 def read_turn(reply: bytes, order: Sequence[int], came: float | None = None) -> Turn:
     """
-    Read the reply of a turn, which *came* when it did.
+    Read the reply to a claim, which arrived at *came*, on the monotonic clock.
 
-    A body that cannot be split is left to fail at decoding.
+    An invalid body raises no error here: decoding its payload fails later.
     """
     at = reply.index(b"|")
     head = reply[:at].split(b";")
@@ -223,7 +222,7 @@ def read_turn(reply: bytes, order: Sequence[int], came: float | None = None) -> 
 
 
 def read_record(id: str, reply: Sequence[Any]) -> Record | None:
-    """Read the reply of a peek."""
+    """Read the reply to a peek."""
     if not reply:
         return None
     state, due, attempt, raw = State(text(reply[0])), whole(reply[1]), reply[2], reply[3]
@@ -234,7 +233,7 @@ def read_record(id: str, reply: Sequence[Any]) -> Record | None:
 
 
 def read_standing_plan(reply: Sequence[Any]) -> tuple[bytes, bytes, dict[str, str], bool] | None:
-    """Read where a schedule stands: its definition, its plan, and its beat, if that is readable."""
+    """Read a stored schedule: its definition, template and state, and whether that is readable."""
     if not reply:
         return None
     definition, plan, beat, _, readable = reply
@@ -242,18 +241,18 @@ def read_standing_plan(reply: Sequence[Any]) -> tuple[bytes, bytes, dict[str, st
 
 
 def read_declared(reply: bytes) -> str:
-    """Read what became of a declaration."""
+    """Read the outcome of declaring a schedule."""
     if not _DECLARED.fullmatch(reply):
-        raise ValueError("an outcome that is not known")
+        raise ValueError("unknown outcome of a declaration")
     return text(reply)
 
 
 def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
     """
-    Read the reply of a look at a schedule.
+    Read the reply to a look-up of a schedule.
 
     Raises:
-        NamespaceCorrupt: somebody else has written it.
+        NamespaceCorrupt: A part of the schedule is not in the form that dtimer writes.
     """
     if not reply:
         return None
@@ -265,7 +264,8 @@ def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
         raise NamespaceCorrupt(f"the payload of the schedule {id!r} cannot be read: {e}") from None
     if not reply[4]:
         raise NamespaceCorrupt(
-            f"where the schedule {id!r} stands cannot be read: declare it again, or end it"
+            f"the stored state of the schedule {id!r} cannot be read:"
+            " declare it again, or remove it"
         )
     return Schedule(
         id=id,
@@ -290,18 +290,18 @@ _BEAT = (
 
 
 def read_beat(raw: bytes) -> dict[str, str]:
-    """Read where a schedule stands: the fields that lua/parts/plan.lua lists."""
+    """Read the state of a schedule into the fields that lua/parts/plan.lua lists."""
     return dict(zip(_BEAT, text(raw).split(";"), strict=False))
 
 
 def read_scheduled(id: str, due: bytes, tries: bytes, body: bytes) -> Record:
-    """Read one event of a walk through the scheduled."""
+    """Read one scheduled event of an iteration."""
     due_ms, attempt = whole(due) / 1000, whole(tries)
     return Record(id, read_payload(body), due_ms, State.SCHEDULED, attempt)
 
 
 def read_letter(id: str, died_us: int, raw: bytes) -> DeadLetter:
-    """Read a dead letter; one that is not ours is shown as it is."""
+    """Read a dead letter; return it with the reason ``corrupt`` if dtimer did not write it."""
     match = _LETTER.match(raw)
     if match is None:
         return DeadLetter(id, None, 0, "corrupt", "", died_us / 1000, raw)

@@ -1,4 +1,4 @@
-"""From what the user gives (a client, a URL, nothing) to a source of connections."""
+"""Make a source of connections from the user's client or URL, or from the environment."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ _PLAIN = re.compile(r"[\w.:/\[\]%-]*")
 
 
 class Source(Protocol):
-    """Where connections come from. It makes them, and does not keep them."""
+    """Makes connections; their users keep and close them."""
 
     @property
     def replicable(self) -> bool:
-        """False where there can be no replica to wait for."""
+        """True if the server can have replicas to wait for."""
         ...
 
     @property
     def place(self) -> str:
-        """Where it leads, for messages: host and port, and neither user nor password."""
+        """The address of the server, for messages: host and port, without user and password."""
         ...
 
     def wire(self, keys: Keys) -> Wire | ClusterWire:
-        """Return a connection for scripts; it connects with its first call."""
+        """Return a connection for scripts, which connects on its first call."""
         ...
 
     def ear(self, keys: Keys, channels: Sequence[str]) -> Ear:
-        """Return a subscription, not opened yet."""
+        """Return a subscription to *channels*, not yet opened."""
         ...
 
     def command(self, *words: str) -> Any:
-        """Run one command on a connection of its own."""
+        """Run one command on its own connection."""
         ...
 
     def close(self) -> None:
-        """Give back what the source itself has opened."""
+        """Close the connections, and release the embedded server, that the source itself uses."""
         ...
 
     def after_fork(self) -> None:
-        """Forget, in a forked child, what belongs to the parent."""
+        """Discard, in a forked child, the state that belongs to the parent."""
         ...
 
 
@@ -63,7 +63,7 @@ def _from_url(url: str, timeout: float) -> Source:
     if scheme == "embedded" and colon:
         return EmbeddedSource(url, timeout)
     if scheme not in ("redis", "rediss", "unix", "valkey", "valkeys"):
-        # What is no scheme may be a password.
+        # Quote the text only if it looks like a scheme. Otherwise it may be a password.
         named = f" {scheme!r}" if rest.startswith("//") and _SCHEME.fullmatch(scheme) else ""
         raise OptionError(
             f"the URL scheme{named} is not known; use redis://, rediss://, unix://,"
@@ -74,12 +74,13 @@ def _from_url(url: str, timeout: float) -> Source:
     try:
         made = client.from_url(f"{scheme}:{rest}")
     except ValueError as e:
-        # Its words quote what stands where a port should, and that may be half a password.
+        # Do not quote the library's error: it contains the text in the place of the port, which
+        # may be part of a password.
         setting = _SETTING.search(str(e))
         wrong = f" (its {setting[1]})" if setting else ""
         raise OptionError(
-            f"the URL cannot be understood{wrong}; it has to be redis://user:password@host:port/db,"
-            " and in user and password every : / ? # [ ] @ and % has to be written as %XX"
+            f"the URL cannot be understood{wrong}; use redis://user:password@host:port/db,"
+            " and in user and password write each : / ? # [ ] @ and % as %XX"
         ) from None
     if scheme == "rediss":
         pool = made.connection_pool
@@ -89,9 +90,9 @@ def _from_url(url: str, timeout: float) -> Source:
 
 def where(url: str) -> str:
     """
-    Return what may be shown of *url*: where it leads, and neither user nor password.
+    Return *url* without user, password and settings, so that it may be shown.
 
-    Also of one that is wrong: nothing that may be a part of them.
+    Of an invalid URL, in which any part may belong to a password, nothing is shown.
     """
     scheme, _, rest = url.partition("://")
     if scheme.startswith("embedded"):
@@ -105,12 +106,16 @@ def where(url: str) -> str:
 
 def source(given: Any, timeout: float) -> Source:
     """
-    Make a source of connections out of a client, a URL, or None for ``DTIMER_URL``.
+    Return a source of connections for a client, a URL, or None for ``DTIMER_URL``.
 
-    Connects to nothing. *timeout* is that of one try, in seconds.
+    This makes no connection.
+
+    Args:
+        given: The client, URL or None.
+        timeout: The timeout of one attempt, in seconds.
 
     Raises:
-        OptionError: *given* is neither, or an asyncio client.
+        OptionError: *given* is something else, or an asyncio client.
     """
     if given is None:
         given = os.environ.get("DTIMER_URL") or DEFAULT_URL
@@ -120,7 +125,7 @@ def source(given: Any, timeout: float) -> Source:
         return PoolSource(given, timeout)
     if hasattr(given, "nodes_manager"):
         return ClusterSource(given, timeout)
-    # Not what it is: it may have a password in it.
+    # Show only the type: the value may contain a password.
     raise OptionError(
         f"pub and sub must be redis or valkey clients or URLs, not {type(given).__name__}"
     )

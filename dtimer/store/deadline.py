@@ -1,8 +1,8 @@
 """
-A deadline for a whole exchange, where a socket has one for each read.
+Give a connection a deadline for a whole call, where a socket only has a timeout for each read.
 
-A server, or a proxy before it, that sends a byte now and then would otherwise keep a call
-for ever: the time-out of a socket begins anew with each byte.
+Without it, a server or proxy that sends a byte now and then could keep a call waiting forever,
+because the timeout of a socket starts over with each byte.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 from dtimer.store import tls
 from dtimer.store.sockets import Socket
 
-# A server that does not know a command quotes its arguments.
+# A server that does not know a command quotes its arguments in the error.
 _QUOTED = re.compile(r",? with args beginning with")
 
 
 @functools.cache
 def with_deadline(connection_class: type) -> type:
     """
-    Return the same class of connection, with a deadline: see `set_deadline`.
+    Return a subclass of *connection_class* that obeys `set_deadline`.
 
-    And with words for what may be wrong when it cannot be made.
+    Its errors hint at a TLS mismatch if connecting fails, and never quote a password.
     """
-    # What somebody has made of the library's class may read or write in a way of its own.
+    # The fast path needs the library's own methods: a user's subclass may read or write otherwise.
     steps = (getattr(connection_class, name) for name in ("send_packed_command", "read_response"))
     plain = all(step.__module__.startswith(("redis.", "valkey.")) for step in steps)
 
@@ -45,7 +45,7 @@ def with_deadline(connection_class: type) -> type:
             except Exception as e:
                 quoted = _QUOTED.search(str(e))
                 if quoted:
-                    # What AUTH was called with.
+                    # The arguments of AUTH include the password.
                     raise type(e)(str(e)[: quoted.start()]) from None
                 if tls.hung_up(self, e):
                     raise type(e)(f"{e} ({tls.PLAIN})") from e
@@ -54,7 +54,7 @@ def with_deadline(connection_class: type) -> type:
         def _connect(self) -> Any:
             if self.until is None:
                 return self._open()
-            # The second is for the handshake of TLS.
+            # Set both: `socket_timeout` applies to the TLS handshake.
             timeout = self.socket_timeout
             left = max(0.001, self.until - time.monotonic())
             self.socket_connect_timeout = self.socket_timeout = left
@@ -62,7 +62,7 @@ def with_deadline(connection_class: type) -> type:
                 sock = self._open()
             finally:
                 self.socket_timeout = timeout
-            # An emulation has no socket, and no deadline either.
+            # An emulation has neither a socket nor a deadline.
             if not isinstance(sock, socket.socket):
                 return sock
             self.ours = Socket(sock, self)
@@ -83,16 +83,16 @@ def with_deadline(connection_class: type) -> type:
 
 def set_deadline(connection: Any, until: float, limit: float | None = None) -> None:
     """
-    Have *connection* give up at the moment *until*, on the monotonic clock.
+    Make operations of *connection* time out at *until*, on the monotonic clock.
 
-    Or, while bytes are on the move, at the moment *limit*.
+    While bytes are moving, they time out at *limit* instead.
     """
     connection.until = until
     connection.limit = until if limit is None else limit
 
 
 def straight(connection: Any) -> Socket | None:
-    """Return the socket of *connection*, where calls may be made on it past the library."""
+    """Return the socket of *connection* if dtimer may bypass the library on it, else None."""
     found: Socket | None = getattr(connection, "straight", None)
     return found
 

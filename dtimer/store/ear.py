@@ -1,9 +1,9 @@
 """
-The subscription: a connection that only listens.
+A pub/sub subscription: a connection that only receives.
 
-Of what it hears it tells only on which channel something came, and never what. The
-library's PubSub is not used: it reconnects in hiding, and cannot be waited for together
-with the signal to stop.
+It returns the channels of messages and ignores their contents. The library's PubSub is not used,
+because it reconnects without telling the caller, and because a thread cannot wait for it and for
+a stop signal at the same time.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 
 class Ear:
-    """One subscription, from `open` to `close`. For one thread, but for `interrupt`."""
+    """A subscription, from `open` to `close`. Only one thread may use it."""
 
-    # Where the connection has no descriptor (an emulation), look this often.
+    # How often to check a connection that has no descriptor (an emulation), in seconds.
     _SLICE = 0.02
 
     def __init__(self, connect: Callable[[], Any], channels: Sequence[str]) -> None:
@@ -27,8 +27,8 @@ class Ear:
         self._connection: Any = None
 
     def open(self) -> None:
-        """Connect, subscribe, and return once the server has confirmed each channel."""
-        # Assigned first: a child that is forked meanwhile closes its copy.
+        """Connect, subscribe, and return after the server has confirmed each channel."""
+        # Assign before connecting, so that a child forked meanwhile can close its copy.
         connection = self._connection = self._make()
         try:
             connection.connect()
@@ -45,8 +45,9 @@ class Ear:
 
     def wait(self, seconds: float, also: int) -> bool:
         """
-        Wait until something can be heard, at most *seconds*, or until the descriptor
-        *also* can be read. Return whether there is something to `hear`.
+        Wait until a message arrives, the descriptor *also* is readable, or *seconds* have passed.
+
+        Return True if there is something to `hear`.
         """
         descriptor = self._descriptor()
         if descriptor is None:
@@ -61,13 +62,13 @@ class Ear:
 
     def hear(self) -> list[str]:
         """
-        Return the channels on which something came.
+        Return the channels of the messages that have arrived.
 
         Raises:
-            ConnectionError: (the library's) the subscription is over.
+            ConnectionError: (of the client library) The subscription has ended.
         """
         heard: list[str] = []
-        # What could be read may have been TLS's own business.
+        # Check first: the readable bytes may have belonged to TLS only.
         while self._connection.can_read(timeout=0):
             reply = self._connection.read_response(disable_decoding=True)
             if reply[0] == b"message":
@@ -75,7 +76,7 @@ class Ear:
         return heard
 
     def close(self) -> None:
-        """End the subscription; harmless when there is none."""
+        """End the subscription, if there is one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""The ``embedded:`` scheme: a server of our own, or, where there is none, an emulation."""
+"""Serve ``embedded:`` URLs with dtimer's own server, or with an emulation if there is none."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dtimer.store.wire import Packer, Wire
 
 
 class EmbeddedSource:
-    """A server of our own, attached with the first connection and held until the end."""
+    """Makes connections to dtimer's own server, which runs from the first connection to `close`."""
 
-    #: It has no replicas.
+    #: An embedded server has no replicas.
     replicable = False
 
     def __init__(self, url: str, timeout: float) -> None:
@@ -28,7 +28,7 @@ class EmbeddedSource:
         self._timeout = timeout
         self._source: PoolSource | None = None
         self._attachment: embedded.Attachment | None = None
-        # Reentrant, for a call out of a signal handler that interrupted one.
+        # Reentrant, because a signal handler may interrupt a call and make another.
         self._lock = threading.RLock()
 
     @property
@@ -41,7 +41,7 @@ class EmbeddedSource:
         if source is None:
             return self._attach()
         if attachment is not None:
-            # A connection is made because there was none, or because it broke.
+            # A new connection may mean that the last one broke, because the server has ended.
             attachment.renew()
         return source
 
@@ -53,7 +53,7 @@ class EmbeddedSource:
                 else:
                     attachment = embedded.attach(self._url)
                     if self._attachment is not None:
-                        # A signal handler that interrupted this has attached, too.
+                        # A signal handler has interrupted this call and attached first.
                         attachment.close()
                         attachment = self._attachment
                     self._attachment = attachment
@@ -85,26 +85,26 @@ class EmbeddedSource:
             attachment.close()
 
     def after_fork(self) -> None:
-        """See `Source.after_fork`: the hold on the server is inherited, and keeps it alive."""
+        """Replace the lock; the inherited handle of the server keeps it running."""
         self._lock = threading.RLock()
 
 
-# One for the process, so that all its timers meet.
+# One emulation for the whole process, so that its timers share the data.
 _fake: list[Any] = []
 
 
 def _emulation(timeout: float) -> PoolSource:
-    """Return the last rung of the ladder, and say that it is one."""
+    """Return a source for an emulation inside this process, and warn that it is one."""
     try:
         fakeredis = importlib.import_module("fakeredis")
     except ImportError:
         raise StoreError(
-            "there is no Redis server on this machine: install one, or"
+            "no Redis server was found on this machine: install one, or run"
             " pip install 'dtimer[embedded]'"
         ) from None
     warnings.warn(
-        "no Redis server was found: this is an emulation within one process (fakeredis),"
-        " which other processes will not meet",
+        "no Redis server was found: using an emulation inside this process (fakeredis),"
+        " which other processes cannot see",
         RuntimeWarning,
         stacklevel=4,
     )

@@ -1,10 +1,10 @@
 """
-What an exception of the client library means: was it done, and is it worth another try.
+Classify exceptions of the client library: may the call have taken effect, and is a retry useful?
 
-Told by class name and by the prefix of the server's reply, because redis-py and valkey-py
-have unrelated classes of the same names, and because neither family is to be trusted:
-``TimeoutError`` is no ``ConnectionError``, a bad password is one, and the cluster's own
-errors are no ``RedisError`` at all.
+The class name and the prefix of the server's error decide. An ``isinstance`` check would not do:
+redis-py and valkey-py have unrelated classes with the same names, and the hierarchies mislead.
+``TimeoutError`` is not a ``ConnectionError``, the error for a wrong password is one, and the
+errors of the cluster client are not even a ``RedisError``.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dtimer.store import access, tls
 
 
 class Fate(enum.Enum):
-    """What may be done about a failed call."""
+    """The kind of a failure, which decides whether and how the call is retried."""
 
-    RETRY = "nothing was done, try again"
-    UNKNOWN = "perhaps it was done, try the same again"
-    RECONNECT = "this server is the wrong one: connect anew, then try again"
-    REFUSED = "it was not done, and would not be a moment later"
-    NO_SCRIPT = "the server does not have the script"
+    RETRY = "the call had no effect: retry it"
+    UNKNOWN = "the call may have taken effect: retry the same operation"
+    RECONNECT = "this is the wrong server: reconnect, then retry"
+    REFUSED = "the call had no effect, and a retry would be refused, too"
+    NO_SCRIPT = "the server does not have the script: send its source"
 
 
-# The cluster client finds its way by itself and reports these when it has not.
+# The cluster client follows the topology by itself, and raises these when it has failed to.
 _TOPOLOGY = {
     "ReadOnlyError",
     "MovedError",
@@ -52,7 +52,7 @@ _TOPOLOGY_PREFIXES = ("READONLY", "MOVED", "ASK ", "TRYAGAIN", "MASTERDOWN", "CL
 _PASSING_PREFIXES = ("LOADING", "BUSY ", "UNBLOCKED", "max number of clients")
 
 
-# How a server reports what a command within a script was refused for: Redis 6.2, and 7.
+# Finds, in the error of a script, why the server refused one of its commands (Redis 6.2 and 7).
 _WITHIN = re.compile(
     r"(?:rror running script|user_script|script: ).*?-?\b"
     r"(READONLY|MISCONF|NOREPLICAS|OOM|NOPERM|MASTERDOWN|LOADING|CLUSTERDOWN)\b"
@@ -60,19 +60,19 @@ _WITHIN = re.compile(
 
 
 def message(error: BaseException) -> str:
-    """Return what the server said, the refused command's words where a script ran into them."""
+    """Return the text of *error*; of an error inside a script, the part about the command."""
     text = str(error)
     within = _WITHIN.search(text)
     return text[within.start(1) :] if within else text
 
 
 def names(error: BaseException) -> set[str]:
-    """Return the names of the classes of *error*."""
+    """Return the names of the class of *error* and of its base classes."""
     return {cls.__name__ for cls in type(error).__mro__}
 
 
 def fate(error: BaseException, sent: bool) -> Fate:
-    """Judge *error*, which came after the command was *sent*, or before."""
+    """Classify *error*; *sent* says whether the command may have reached the server."""
     classes, text = names(error), message(error)
     if "NoScriptError" in classes or text.startswith("NOSCRIPT"):
         return Fate.NO_SCRIPT
@@ -90,7 +90,7 @@ def fate(error: BaseException, sent: bool) -> Fate:
 
 
 def slow(error: BaseException | None) -> bool:
-    """Tell whether *error* needs a person: trying again soon would only hammer the server."""
+    """Return True if *error* lasts until an operator fixes its cause: retries may be slow."""
     if isinstance(error, StoreError) and error.__cause__ is not None:
         error = error.__cause__
     if error is None:
@@ -100,30 +100,30 @@ def slow(error: BaseException | None) -> bool:
         return True
     if tls.mistrusted(error):
         return True
-    # What an ACL refuses within a script has neither the class nor the prefix.
+    # A refusal by an ACL inside a script has neither the class nor the prefix.
     return "ResponseError" in names(error) and access.refusal(text) is not None
 
 
 def broken_reply(error: BaseException, arrived: int) -> BrokenReply:
-    """Make the error for a reply that broke off with *error* when so many bytes had *arrived*."""
+    """Return the error for a reply that ended with *error* after *arrived* bytes."""
     made = BrokenReply(f"a reply broke off after {arrived} bytes: {message(error)}")
     made.arrived, made.slow = arrived, "TimeoutError" in names(error)
     return made
 
 
 def overtaken(error: BaseException) -> bool:
-    """Tell whether the server remembers a later operation of the same lane."""
+    """Return True if the server has already done a later operation of the same session."""
     return "DTSTALE" in message(error)
 
 
 def translate(error: BaseException, doing: str, place: str) -> StoreError:
     """
-    Make the error of our tree that says what the server refused.
+    Return the `StoreError` for an error that the client library raised.
 
     Args:
-        error: What the client library raised.
-        doing: What was to be done.
-        place: Where the server is.
+        error: The error of the client library.
+        doing: A verb phrase for the failed operation.
+        place: The address of the server.
     """
     text = message(error)
     if isinstance(error, StoreError):
@@ -131,9 +131,9 @@ def translate(error: BaseException, doing: str, place: str) -> StoreError:
     if text.startswith("DTCORRUPT "):
         return NamespaceCorrupt(text.removeprefix("DTCORRUPT "))
     if "WRONGTYPE" in text:
-        return NamespaceCorrupt(f"a key of the namespace holds a foreign type ({doing}: {text})")
+        return NamespaceCorrupt(f"a key of the namespace has a wrong type ({doing}: {text})")
     if tls.mistrusted(error):
-        return StoreError(f"there is no trusted connection to Redis at {place} ({doing}): {text}")
+        return StoreError(f"no trusted connection to Redis at {place} ({doing}): {text}")
     if slow(error):
         return StoreError(f"Redis at {place} refuses this client ({doing}): {text}")
     if "ResponseError" not in names(error) or text.startswith(("OOM", "MISCONF", "NOREPLICAS")):

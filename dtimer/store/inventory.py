@@ -1,8 +1,8 @@
 """
-What a person asks of a namespace and no node does: all of it, who holds what, is it sound.
+Operations for people who administer a namespace: export, restore, list holders, audit.
 
-Whole namespaces are walked in flat memory: nothing is remembered of what was met, so an
-event that another process moves meanwhile may be met twice.
+Iterating over a whole namespace takes constant memory, because ids that were yielded are not
+remembered. So an event that another process moves meanwhile may be yielded twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dtimer.store import codec
 from dtimer.store.replies import pairs
 from dtimer.store.store import Store
 
-#: Events in one page of a walk through all of them, about 1 ms of the server's time.
+#: The number of events in one page when iterating over all events: about 1 ms of server time.
 _PAGE = 500
 
 _HEAD = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,[^|]*)?\|")
@@ -27,7 +27,7 @@ _HEAD = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,[^|]*)?\|")
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What is stored of an event: when it expires, how often it is retried, its payload."""
+    """The stored body of an event: its expiry time, the number of retries, and the payload."""
 
     expires_us: int | None
     max_retries: int
@@ -35,7 +35,7 @@ class Body:
 
 
 def read_body(raw: bytes) -> Body | None:
-    """Read a body; None when it is none."""
+    """Parse a stored body; return None if it is not valid."""
     match = _HEAD.match(raw)
     if match is None:
         return None
@@ -44,14 +44,14 @@ def read_body(raw: bytes) -> Body | None:
 
 
 def write_body(body: Body) -> bytes:
-    """Write a body as post does."""
+    """Return *body* in the form in which a post stores it."""
     expires = b"" if body.expires_us is None else b"%d" % body.expires_us
     return b"%b,%d|%b" % (expires, body.max_retries, body.payload)
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A scheduled event with all that is stored of it, to be taken along."""
+    """A scheduled event with everything that is stored about it, for an export."""
 
     id: str
     due_us: int
@@ -62,9 +62,10 @@ class Waiting:
 @dataclass(frozen=True, slots=True)
 class Audit:
     """
-    Whether the keys of a namespace agree: how many there are of each, and what is wrong.
+    The result of checking the keys of a namespace against each other.
 
-    ``strays`` are pairs of what is wrong and an id, found in a sample at random.
+    The numbers are the sizes of the keys. ``strays`` are pairs of a problem and the id that has
+    it, found in a random sample.
     """
 
     due: int
@@ -78,7 +79,7 @@ class Audit:
 
     @property
     def sound(self) -> bool:
-        """True when nothing is known to be wrong."""
+        """True if the check has found no problem."""
         return not self.strays and (
             self.due == self.bodies
             and self.dead == self.graves
@@ -88,15 +89,15 @@ class Audit:
 
 
 class Inventory(Store):
-    """A store, and the verbs for people."""
+    """A store with the operations for people who administer a namespace."""
 
     def waiting(self) -> Iterator[Waiting]:
-        """Walk the scheduled events in due order, with all that is stored of them."""
+        """Yield the scheduled events in due order, with everything that is stored about them."""
         for id, due, tries, raw in self._walks.upcoming(self._ask, "-inf", "+inf", _PAGE):
             yield Waiting(id, codec.whole(due), codec.whole(tries), raw)
 
     def definitions(self) -> Iterator[tuple[Definition, bool, str]]:
-        """Walk the schedules: definition, whether it is paused, id of what is pending of it."""
+        """Yield the schedules: definition, True if it is paused, id of the pending occurrence."""
         for name in self.schedule_ids():
             if standing := self._ask(codec.read_standing_plan, "schedule", name):
                 text, plan, beat, _ = standing
@@ -106,21 +107,21 @@ class Inventory(Store):
 
     def died_after(self, last: str, died_us: int) -> Iterator[DeadLetter]:
         """
-        Walk the dead letters from one on, the oldest first: itself is passed over.
+        Yield the dead letters that follow a given one, oldest first.
 
         Args:
-            last: Its id, which need not be there any more.
-            died_us: When it died.
+            last: The id of the given letter, which may have been deleted.
+            died_us: Its time of death.
         """
         for id, died, letter in self._walks.dead(self._ask, _PAGE, str(died_us), last):
             yield codec.read_letter(id, died, letter)
 
     def restore(self, letters: Sequence[DeadLetter]) -> int:
         """
-        Put dead letters back; those whose id is pending or dead here are left out.
+        Restore dead letters, except those whose id is pending or dead in this namespace.
 
         Returns:
-            How many were put back.
+            The number restored.
         """
         arguments: list[str] = []
         for letter in letters:
@@ -139,13 +140,13 @@ class Inventory(Store):
                 self._walks.restored(letter.id, round(letter.died * 1000))
 
     def holders(self, most: int = 500) -> dict[str, int]:
-        """Return how many events each incarnation holds, of at most so many looked at."""
+        """Return the number of leases of each incarnation, counting at most *most* leases."""
         return self._ask(
             lambda flat: {codec.text(node): int(n) for node, n in pairs(flat)}, "holders", str(most)
         )
 
     def audit(self, most: int = 100) -> Audit:
-        """Look whether the keys agree with each other, at a sample of each."""
+        """Check, on a sample of each key, whether the keys agree with each other."""
 
         def read(reply: Any) -> Audit:
             *sizes, flat = reply
@@ -156,5 +157,5 @@ class Inventory(Store):
         return self._ask(read, "audit", str(most))
 
     def command(self, *words: str) -> object:
-        """Run one command, on a connection of its own."""
+        """Run one command on its own connection."""
         return self._source.command(*words)

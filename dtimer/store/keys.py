@@ -1,4 +1,4 @@
-"""All the names in Redis, in one place."""
+"""Define the names of all keys and channels in Redis."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class Keys(NamedTuple):
     """
     The keys of a namespace, in the order in which every script receives them.
 
-    The prelude of the scripts explains each. They share one hash tag, so in a cluster
-    they live together.
+    The prelude of the scripts explains each key. All keys have the same hash tag, so a cluster
+    stores them on one server.
     """
 
     due: str
@@ -36,9 +36,9 @@ class Keys(NamedTuple):
         return cls._make(f"dtimer:{{{ns}}}:{field}" for field in cls._fields)
 
     def wake(self, incarnation: str) -> str:
-        """Return the channel on which a node is told to come."""
+        """Return the channel on which a node receives wakes."""
         return f"{self.due[:-3]}wake:{incarnation}"
 
     def echo(self, incarnation: str) -> str:
-        """Return the channel on which a node hears itself, to know that it is not deaf."""
+        """Return the channel of a node's echoes, by which it knows that it is not deaf."""
         return f"{self.due[:-3]}echo:{incarnation}"

@@ -1,4 +1,4 @@
-"""Replies about a namespace as a whole: its numbers, and its nodes."""
+"""Read replies about a namespace as a whole: its statistics and its nodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dtimer.store import codec
 
 
 def read_stats(reply: Sequence[Any]) -> Stats:
-    """Read the namespace in numbers."""
+    """Read the statistics of a namespace."""
     now, pending, leased, due, earliest, dead, nodes, paused, totals, lateness = reply
     late = (int(now) - int(earliest)) / 1000 if int(earliest) >= 0 else 0.0
     return Stats(
@@ -37,7 +37,7 @@ def read_nodes(flat: Sequence[Any]) -> list[NodeInfo]:
 
 
 def read_node(incarnation: bytes, who: bytes, idle: bytes, waiting: bytes) -> NodeInfo:
-    """Read one node of the list of nodes."""
+    """Read one entry of the list of nodes."""
     joined, _, info = who.partition(b"|")
     try:
         about = decode(info)

@@ -1,4 +1,4 @@
-"""What a pipeline of the caller's already holds of our scripts."""
+"""Track which scripts a pipeline of the caller already contains."""
 
 from __future__ import annotations
 
@@ -9,30 +9,35 @@ from dtimer.store.scripts import Script
 
 
 def _words(command: Any) -> Any:
-    # A cluster's pipeline may keep objects instead of tuples. Their commands can go to different
-    # servers.
+    # The pipeline of a cluster may hold objects instead of tuples. Their commands can go to
+    # different servers, so an earlier command does not prove that the server has the script.
     return command[0][:2] if isinstance(command, tuple) else None
 
 
 class Piped:
-    """Where in each pipeline a script was put whole. For any thread, as its pipeline is not."""
+    """
+    Remembers at which position of each pipeline the source of a script is.
+
+    Any thread may use it, because a pipeline belongs to one thread.
+    """
 
     def __init__(self) -> None:
         self._places: weakref.WeakKeyDictionary[Any, dict[str, int]] = weakref.WeakKeyDictionary()
 
     def words(self, pipe: Any, script: Script) -> tuple[str, bytes]:
         """
-        Return the first two words of a call of *script*, which is about to be put into *pipe*.
+        Return the first two words of the next call of *script* in *pipe*.
 
-        A script that an earlier command of the same pipeline carries is known to the server by
-        then. Where it cannot be seen what a pipeline holds (that of a cluster), each carries it.
+        If an earlier command of the pipeline contains the source, the server knows the script, and
+        its SHA1 is enough. If the commands of a pipeline cannot be inspected (as in a cluster),
+        each call contains the source.
         """
         stack = getattr(pipe, "command_stack", None)
         if not isinstance(stack, list):
             return "EVAL", script.source
         places = self._places.setdefault(pipe, {})
         at = places.get(script.name)
-        # A pipeline that was executed or reset begins with an empty stack.
+        # After it is executed or reset, a pipeline is empty, so check that the source is there.
         if at is not None and at < len(stack) and _words(stack[at]) == ("EVAL", script.source):
             return "EVALSHA", script.sha
         places[script.name] = len(stack)

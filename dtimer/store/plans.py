@@ -1,4 +1,4 @@
-"""The verbs that deal in schedules: the part of the store that knows the calendar."""
+"""The operations on schedules, which compute nominal times here and store them in Redis."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from dtimer.store.walks import Walks
 
 
 class Plans(Namespace):
-    """The verbs of recurring events: each method a script, or two."""
+    """The operations on schedules; most methods call one or two scripts."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        # What was declared from here, and when, on the monotonic clock.
+        # The schedules that this timer has declared, and when, on the monotonic clock.
         self._declared: dict[str, tuple[Definition, float]] = {}
         self._walks = Walks(self._now, round(self._timeout * 1e6))
 
     def declare(self, definition: Definition) -> str:
-        """Declare a schedule; return ``new``, ``changed`` or ``same``."""
+        """Declare a schedule; return ``"new"``, ``"changed"`` or ``"same"``."""
         result = ""
         try:
             result = self._declare(definition)
@@ -49,7 +49,7 @@ class Plans(Namespace):
         return result
 
     def _change(self, note: Callable[[], None], verb: str, *arguments: str) -> bool:
-        """Run *verb*, return whether it changed anything, and *note* what it did or may have."""
+        """Run *verb*; return True if it changed anything. Call *note* if it did or may have."""
         changed = True
         try:
             changed = self._ask(flag, verb, *arguments, named=True)
@@ -63,10 +63,10 @@ class Plans(Namespace):
 
     def redeclare(self, seconds: float | None) -> None:
         """
-        Declare again what was declared from here in the last so many *seconds* (None: ever)
-        and is not there any more.
+        Declare the missing schedules again that this timer declared in the last *seconds*.
 
-        What was declared before is there, unless somebody has ended it since, who is right.
+        None means all of them. An older schedule survived the rollback. If it is missing, another
+        process has removed it on purpose.
         """
         horizon = None if seconds is None else time.monotonic() - seconds
         for id, (definition, declared) in list(self._declared.items()):
@@ -80,7 +80,7 @@ class Plans(Namespace):
             return self._declare_with(definition, [], until)
         result = self._declare_with(definition, ahead(definition, self.server_now(until)), until)
         while result.startswith("behind:"):
-            # The server's clock was put back: these have been handed out.
+            # The server's clock was set back: occurrences were already made for these times.
             self._in_time(until, definition.id)
             latest = int(result.partition(":")[2])
             result = self._declare_with(definition, ahead(definition, latest), until)
@@ -108,21 +108,21 @@ class Plans(Namespace):
         return self._ask(codec.read_declared, "declare", *arguments, named=True, until=until)
 
     def server_now(self, until: float | None = None) -> int:
-        """Return the time of the server, in µs; *until* is the deadline."""
+        """Return the server's time in µs; *until* is the deadline of the call."""
         deadline = self._line.deadline() if until is None else until
         return self._stands(deadline, make=False)[1].now
 
     def supply(self, id: str, until: float | None = None) -> bool:
         """
-        Bring a cron schedule more nominal times; True when they were taken.
+        Add nominal times to a cron schedule; return True if the server accepted them.
 
         Args:
-            id: The schedule.
-            until: The deadline of all calls together. None gives each call a whole one.
+            id: The name of the schedule.
+            until: The deadline of all calls together. With None, each call has its own.
 
         Raises:
-            OptionError: its time zone is not known on this machine, or its expression is none.
-            NamespaceCorrupt: its definition cannot be read, or does not fit its state.
+            OptionError: This machine does not know the time zone, or the expression is invalid.
+            NamespaceCorrupt: The stored definition cannot be read, or does not match the state.
         """
         standing = self._ask(codec.read_standing_plan, "schedule", id, until=until)
         if standing is None:
@@ -133,12 +133,12 @@ class Plans(Namespace):
             return False
         known = beat["ahead"].rpartition(",")[2] or beat["next"]
         if not known or beat["every"]:
-            # Only a cron schedule has a list of nominal times.
+            # A schedule with an interval has no list of nominal times.
             return False
         if definition.cron is None:
             raise NamespaceCorrupt(
-                f"where the schedule {id!r} stands is not of its definition: declare it again,"
-                " or end it"
+                f"the stored state of the schedule {id!r} does not match its definition:"
+                " declare it again, or remove it"
             )
         zone(definition.tz)
         check_cron(definition.cron, definition.tz)
@@ -147,27 +147,27 @@ class Plans(Namespace):
         return self._ask(flag, "supply", id, beat["print"], known, *arguments, until=until)
 
     def _in_time(self, until: float, id: str) -> None:
-        """Raise a `StoreError` if it is later than *until*: nothing was done about a schedule."""
+        """Raise a `StoreError`, which says that nothing was done, if *until* has passed."""
         if time.monotonic() >= until:
             raise StoreError(
-                f"the next times of the schedule {id!r} could not be told within"
+                f"the next times of the schedule {id!r} could not be computed within"
                 f" {self._timeout * 1000:.0f} ms: nothing was done"
             )
 
     def schedule(self, id: str) -> Schedule | None:
-        """Look at one schedule."""
+        """Return the schedule of this name, or None."""
         return self._ask(lambda reply: codec.read_schedule(id, reply), "schedule", id)
 
     def schedule_ids(self) -> list[str]:
-        """Return the names of all schedules, in order."""
+        """Return the names of all schedules, sorted."""
         return self._ask(lambda flat: sorted(map(codec.text, flat)), "schedules")
 
     def schedules(self) -> Iterator[Schedule]:
         """
-        Walk the schedules, by name.
+        Yield the schedules, sorted by name.
 
         Raises:
-            NamespaceCorrupt: the next one cannot be read.
+            NamespaceCorrupt: The next schedule cannot be read.
         """
         for id in self.schedule_ids():
             if (schedule := self.schedule(id)) is not None:
@@ -179,7 +179,7 @@ class Plans(Namespace):
         return self._ask(flag, "unschedule", id, named=True)
 
     def suspend(self, id: str, *, on: bool) -> bool:
-        """Pause or resume one schedule; return whether that changed anything."""
+        """Pause or resume one schedule; return True if that changed anything."""
 
         def note() -> None:
             if not on:

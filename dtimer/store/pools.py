@@ -1,9 +1,9 @@
 """
-Connections of our own, with the settings of the user's client.
+Make dtimer's own connections, with the settings of the user's client.
 
-Its pool is left alone: a timer that shares a pool can be starved by it, and the
-library's defaults would run a script twice when a reply is lost, and decode what is no
-text.
+dtimer does not use the client's connection pool: other users of the pool could take all of its
+connections. The client's own settings may also be unsuitable. They can make the library run a
+script twice if a reply is lost, or decode bytes that are not text.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dtimer.store.wire import Packer, Wire
 
 _LIBRARIES = ("redis", "valkey")
 
-# Settings that we make ourselves, or that have no meaning without the pool they were for.
+# Settings that dtimer replaces, or that have no meaning outside the client's pool.
 _OURS = {
     "decode_responses",
     "encoding_errors",
@@ -38,9 +38,10 @@ _OURS = {
     "socket_connect_timeout",
     "socket_timeout",
 }
-# A NAT or a firewall forgets a connection that is silent for some minutes, and tells neither end:
-# the next call would wait for a whole try. So the kernel asks after 30 s of silence, and closes
-# the connection after 30 s without an answer. (macOS has another name for the first.)
+# A NAT or firewall drops a connection that is silent for some minutes, and informs neither end.
+# The next call would wait for the timeout of an attempt. So the kernel sends a probe after 30 s of
+# silence, and closes the connection after 30 s without an answer. (macOS calls the first option
+# TCP_KEEPALIVE.)
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPALIVE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 _OURS_PREFIXES = ("maint", "orig_", "oss_", "himport")
@@ -48,10 +49,10 @@ _OURS_PREFIXES = ("maint", "orig_", "oss_", "himport")
 
 def library(client: Any) -> str:
     """
-    Return the name of the library, of those that we know, that *client* comes from.
+    Return the name of the library that *client* belongs to: ``"redis"`` or ``"valkey"``.
 
     Raises:
-        OptionError: from none of them.
+        OptionError: It belongs to another library.
     """
     for cls in type(client).__mro__:
         root = cls.__module__.partition(".")[0]
@@ -61,7 +62,7 @@ def library(client: Any) -> str:
 
 
 def settings(given: dict[str, Any], root: str, timeout: float) -> dict[str, Any]:
-    """Take over the user's settings but for those that are ours to make."""
+    """Return the settings of a connection: those *given* by the user, with dtimer's own on top."""
     retry = importlib.import_module(f"{root}.retry").Retry
     no_backoff = importlib.import_module(f"{root}.backoff").NoBackoff
     kept = {
@@ -69,7 +70,7 @@ def settings(given: dict[str, Any], root: str, timeout: float) -> dict[str, Any]
         for name, value in given.items()
         if name not in _OURS and not name.startswith(_OURS_PREFIXES)
     }
-    # The clients' own default is None or True, so False is the user's wish.
+    # The default of the clients is None or True, so False was set by the user.
     if "path" not in given and given.get("socket_keepalive") is not False:
         kept["socket_keepalive"] = True
         if not isinstance(kept.get("socket_keepalive_options"), dict):
@@ -81,7 +82,7 @@ def settings(given: dict[str, Any], root: str, timeout: float) -> dict[str, Any]
     return kept | {
         "protocol": 2,
         "decode_responses": False,
-        # With an empty list of errors nothing at all is retried behind our back.
+        # With an empty list of errors the library retries nothing by itself.
         "retry": retry(no_backoff(), 0, supported_errors=()),
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
@@ -90,14 +91,14 @@ def settings(given: dict[str, Any], root: str, timeout: float) -> dict[str, Any]
 
 
 def endpoint(given: Mapping[str, Any]) -> str:
-    """Return where the settings of a connection lead to: a socket, or host and port."""
+    """Return the address in the settings of a connection: a socket path, or host and port."""
     if "path" in given:
         return f"unix:{given['path']}"
     return f"{given.get('host', 'localhost')}:{given.get('port', 6379)}"
 
 
 def _sentinel_pool(pool: Any, root: str, timeout: float) -> Any:
-    """Return a pool that asks the same Sentinels, by clients that wait no longer than ours."""
+    """Return a pool that asks the same Sentinels, through clients with dtimer's timeout."""
     manager = copy.copy(pool.sentinel_manager)
     manager.sentinels = []
     for sentinel in pool.sentinel_manager.sentinels:
@@ -116,7 +117,7 @@ def _sentinel_pool(pool: Any, root: str, timeout: float) -> Any:
 
 
 class PoolSource:
-    """Connections like those of a client with a pool: standalone, Sentinel, unix, fake."""
+    """Makes connections like those in the pool of a client: standalone, Sentinel, unix, fake."""
 
     def __init__(self, client: Any, timeout: float) -> None:
         pool = client.connection_pool
@@ -127,16 +128,17 @@ class PoolSource:
         self._sentinels: list[Any] = []
         self._settings = settings(pool.connection_kwargs, root, timeout)
         if hasattr(pool, "sentinel_manager"):
-            # Its connections ask this pool where the master is; it must live for that.
+            # Keep the pool: its connections ask it for the address of the master.
             self._pool = _sentinel_pool(pool, root, timeout)
             self._sentinels = self._pool.sentinel_manager.sentinels
             self._settings["connection_pool"] = self._pool.connection_kwargs["connection_pool"]
-        # The end of the client would close what it shares with us, such as credentials.
+        # Keep the client: when it is collected, it closes objects that dtimer shares with it, such
+        # as the provider of credentials.
         self._client = client
 
     @property
     def replicable(self) -> bool:
-        """See `Source.replicable`: an emulation knows no replicas."""
+        """See `Source.replicable`: an emulation has no replicas."""
         return not self._class.__module__.startswith("fakeredis")
 
     @property
@@ -150,7 +152,7 @@ class PoolSource:
         return endpoint(self._settings)
 
     def connect(self) -> Any:
-        """Return a connection that can be given a deadline, not connected yet."""
+        """Return a connection that can have a deadline, not yet connected."""
         return with_deadline(self._class)(**self._settings)
 
     def wire(self, keys: Keys) -> Wire:
@@ -172,20 +174,21 @@ class PoolSource:
             connection.disconnect()
 
     def close(self) -> None:
-        """See `Source.close`: the connections to the Sentinels; a later question makes new ones."""
+        """Close the connections to the Sentinels; the next look-up makes new ones."""
         for sentinel in self._sentinels:
             sentinel.connection_pool.disconnect()
 
     def after_fork(self) -> None:
-        """See `Source.after_fork`: the connections to the Sentinels; all others have a session."""
+        """Replace the pools of the Sentinels; sessions close the other connections."""
         for sentinel in self._sentinels:
             pool = sentinel.connection_pool
-            # The pool itself would only forget them, and a thread of the parent may hold its lock.
+            # Replace the pool: a thread of the parent may hold its lock, and after a fork the pool
+            # only forgets its connections without closing them.
             sentinel.connection_pool = type(pool)(
                 connection_class=pool.connection_class, **pool.connection_kwargs
             )
             for kept in ("_available_connections", "_in_use_connections", "_connections"):
                 for connection in list(getattr(pool, kept, ())):
                     with contextlib.suppress(Exception):
-                        # In another process this closes the descriptor and tells nobody.
+                        # Outside the process that connected, this only closes the descriptor.
                         connection.disconnect()

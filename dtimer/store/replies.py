@@ -1,4 +1,4 @@
-"""A reply that no script of ours gives: an error of our tree, whatever it is made of."""
+"""Read replies, and raise a `StoreError` for a reply that no script of dtimer returns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dtimer.store.line import READS
 
 T = TypeVar("T")
 
-#: The exceptions that reading a reply of another type or form raises.
+#: The exceptions that reading a reply of an unexpected type or form can raise.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 _FLAGS = {b"0": False, b"1": True}
@@ -21,8 +21,8 @@ def understood(verb: str, read: Callable[[Any], T], reply: Any) -> T:
     Read the *reply* to a *verb*.
 
     Raises:
-        OutcomeUnknown: no script of ours gives such a reply, and the verb changes things.
-        StoreError: the same of a verb that only looks.
+        OutcomeUnknown: No script of dtimer returns such a reply, and the verb changes data.
+        StoreError: The same, for a verb that only reads.
     """
     try:
         return read(reply)
@@ -34,27 +34,27 @@ def understood(verb: str, read: Callable[[Any], T], reply: Any) -> T:
 
 def not_understood(verb: str, error: Exception) -> StoreError:
     """Return the error for a reply to a *verb* whose reading raised *error*, one of `MALFORMED`."""
-    # The text does not quote the reply, which may contain payloads.
-    words = f"Redis answered {verb} with something that no script of dtimer returns"
+    # Do not quote the reply, which may contain payloads.
+    problem = f"Redis answered {verb} with a reply that no script of dtimer returns"
     if verb in READS:
-        return StoreError(f"{words} ({type(error).__name__})")
-    return OutcomeUnknown(f"{words} ({type(error).__name__}): it may or may not have been done")
+        return StoreError(f"{problem} ({type(error).__name__})")
+    return OutcomeUnknown(f"{problem} ({type(error).__name__}): it may or may not have been done")
 
 
 def flag(reply: Any) -> bool:
-    """Read a 0 or a 1."""
+    """Read a 0 or 1 as a bool."""
     return _FLAGS[b"%d" % reply if isinstance(reply, int) else reply]
 
 
 def letters(reply: Any, count: int) -> list[bool]:
-    """Read so many zeros and ones, written together."""
+    """Read a string of *count* zeros and ones."""
     if not isinstance(reply, bytes) or len(reply) != count:
-        raise ValueError("as many letters as events are expected")
+        raise ValueError(f"expected {count} letters, one for each event")
     return [letter == ord("1") for letter in reply]
 
 
 def pairs(flat: Any) -> list[tuple[bytes, bytes]]:
-    """Read pairs that stand in turn."""
+    """Read a flat list, in which firsts and seconds alternate, as pairs."""
     if not isinstance(flat, list):
-        raise TypeError("a list is expected")
+        raise TypeError("expected a list")
     return [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]

@@ -1,7 +1,7 @@
 """
-The scripts: plain ``.lua`` files, one verb each, put together with the parts they use.
+Load the scripts: plain ``.lua`` files, one verb each, joined with the parts that they use.
 
-No script is made by formatting strings: ids and payloads only ever travel as arguments.
+Ids and payloads are always passed as arguments. They are never formatted into a script.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-# In the order of their dependence.
+# Ordered so that each part follows the parts on which it depends.
 _PARTS = ("guard", "memo", "rouse", "events", "again", "plan", "retime", "settle", "walk")
 
 
@@ -26,12 +26,12 @@ class Script:
 
     @property
     def doing(self) -> str:
-        """What it does, for the words of an error."""
+        """The verb that names the operation in error texts."""
         return "post" if self.name == "mint" else self.name
 
 
 def uses(source: str, when: str = "Uses") -> set[str]:
-    """Return the names of the parts that a verb declares in its header, after *when*."""
+    """Return the names of the parts in the line *when* (``Uses`` or ``Later``) of a header."""
     line = re.search(rf"^-- {when} +(.+)$", source, re.MULTILINE)
     return set(line.group(1).split()) if line else set()
 
@@ -41,8 +41,8 @@ def texts() -> dict[str, str]:
     """
     Return the text of every verb and, under ``parts/``, of every part.
 
-    Read all at once and before the first call: a process that runs must not need a file
-    later, when it may have no descriptor for it, or an upgrade may have put another there.
+    All files are read at once, before the first call. Later the process may have no descriptor
+    left to open a file, or an upgrade may have replaced it.
     """
     folder = resources.files(__package__) / "lua"
     found = {}
@@ -57,11 +57,11 @@ def texts() -> dict[str, str]:
 @cache
 def load(name: str) -> Script:
     """
-    Return the script of the verb *name*, prelude and parts included.
+    Return the script of the verb *name*, with the prelude and its parts.
 
-    To make the functions of a part costs a call as much as a command of Redis. So a verb may
-    name parts that it seldom needs after ``Later``: its function ``later`` makes them, and
-    returns from each the one that is named like it.
+    Creating the functions of a part costs a call as much as a Redis command. So a verb can list
+    parts that it seldom needs after ``Later``. Its function ``later`` then creates them, and
+    returns one function of each part: the function with the name of the part.
     """
     verb = texts()[name]
     pieces = _parts("prelude", *_ordered(uses(verb)))
@@ -74,9 +74,9 @@ def load(name: str) -> Script:
 
 def _code(text: str) -> str:
     """
-    Return *text* without comments and indentation: half of the bytes that a post in a pipe sends.
+    Return *text* without comments and indentation, which halves the size of a post in a pipeline.
 
-    Comments are lines of their own, and no string goes over a line (`tests/unit/test_scripts.py`).
+    Comments must be on separate lines, and no string may span lines (`tests/unit/test_scripts.py`).
     """
     lines = (line.strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and not line.startswith("--"))

@@ -1,9 +1,9 @@
 """
-Our hand between the library and its socket: a deadline, and a short way for short replies.
+Wrap the client library's socket, to add deadlines and a fast path for simple replies.
 
-Nearly all replies that matter are one string of bytes, and to read that takes no parser: the
-library's, in Python, costs as much as all else that a client does for a call. What is anything
-else, or comes with anything else, is left to the library as if nobody had looked at it.
+Nearly all replies on the hot path are one byte string, which can be read without a parser. The
+library's parser, which is written in Python, costs as much as all other work of a client for a
+call. A reply of any other form is left to the library, from its first byte.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import socket
 import time
 from typing import Any
 
-# A time-out that is set differs from the one that is meant by no more than this, in seconds:
-# to set it costs a system call, and nearly all calls have the same.
+# The socket's timeout is set again only if it is wrong by this many seconds or more. Setting it
+# costs a system call, and nearly all calls need the same timeout.
 _NEAR = 0.001
-# What is asked of the socket at first, and then.
+# How many bytes to read at first, and in each further read of a large reply.
 _AT_FIRST, _MORE = 65_536, 262_144
-# A request of so many bytes may take long to send; one that is smaller fits into the buffers of
-# any system.
+# The size in bytes from which sending a request may take long. A smaller request fits into the
+# socket buffers of any system.
 LARGE = 65_536
-# No more than $, the digits of a size, and the end of the line.
+# The longest head of a byte string: $, the digits of the size, and the line end.
 _LONGEST_HEAD = 16
 
 _NOTHING = memoryview(b"")
@@ -28,26 +28,25 @@ _NOTHING = memoryview(b"")
 
 class Socket:
     """
-    A socket whose every step ends when the deadline of its connection does.
+    A socket that applies the deadline of its connection to every operation.
 
-    While bytes are on the move in either direction the deadline is a later one, the limit of the
-    connection: what arrives slowly would arrive no sooner if it was asked for again. Silence is
-    waited out for no longer than before.
+    While bytes are moving in either direction, a later deadline applies, the ``limit`` of the
+    connection: a slow reply would not arrive sooner if the call was repeated. Even then, one pause
+    between bytes may not last longer than the timeout that was set before.
     """
 
     def __init__(self, sock: socket.socket, connection: Any) -> None:
         self._sock = sock
         self._connection = connection
         self._timeout = -1.0
-        # What has come already, and how it ended: for the library to find.
+        # The bytes that were received, and the error, which the library is to receive again.
         self._back = _NOTHING
         self._failure: OSError | None = None
-        #: How many bytes of the reply to what was last sent have arrived, where it took several
-        #: reads.
+        #: How many bytes of the reply to the last request have arrived, if it took several reads.
         self.arrived = 0
         self._moving = False
-        #: False once something came that nobody had asked for: the library may keep some of
-        #: it, and only the library can read what comes next.
+        #: False once unrequested bytes have arrived. The library may have buffered some of them, so
+        #: only the library can read the following replies.
         self.straight = True
 
     def _arm(self) -> None:
@@ -70,17 +69,17 @@ class Socket:
         self._arm()
         return self._sock.recv(size)
 
-    # For us
+    # For dtimer's own calls
 
     def bulk(self) -> bytes | None:
         """
-        Read a reply, and return it where it is a string of bytes and nothing comes behind it.
+        Read a reply and return it if it is one byte string that no further bytes follow.
 
-        Where it is anything else, None: the library has to read it, from its beginning.
+        Otherwise return None; the library must then read the reply, from its first byte.
         """
         data = self._more(_AT_FIRST)
         while (begin := data.find(b"\r\n", 0, _LONGEST_HEAD) + 2) < 2:
-            # A line that is longer, or is no head at all, is the library's.
+            # Leave a longer line, or a reply of another type, to the library.
             wanted = len(data) < _LONGEST_HEAD and data.startswith(b"$")
             self._came(len(data))
             if not (wanted and (more := self._more(_AT_FIRST))):
@@ -95,14 +94,14 @@ class Socket:
                 return data[begin:end]
             self.straight = False
         elif data.startswith(b">"):
-            # A push of a newer protocol. The reply follows, and more may.
+            # A push message (RESP3). The reply follows, and further pushes may.
             self.straight = False
         self._came(len(data))
         self._back = memoryview(data)
         return None
 
     def _rest(self, data: bytes, missing: int) -> bytes:
-        """Read on until nothing is missing, or the server has hung up."""
+        """Read *missing* more bytes, or fewer if the server closes the connection."""
         pieces = [data]
         self._came(len(data))
         while missing and (more := self._more(min(missing, _MORE))):
@@ -116,13 +115,13 @@ class Socket:
         self.arrived += size
 
     def fail(self, error: OSError) -> None:
-        """Have the library meet *error*, which we have met: it has classes and words for it."""
+        """Raise *error* again in the library's next operation, which has its own class for it."""
         self._failure = error
 
-    # For the library, too
+    # For the library and for dtimer's own calls
 
     def sendall(self, data: bytes, *flags: int) -> None:
-        """See `socket.socket`, as for the others."""
+        """Send all of *data*; see `socket.socket.sendall`."""
         self.arrived, self._moving = 0, False
         self._arm()
         if len(data) < LARGE:
@@ -135,7 +134,7 @@ class Socket:
         self._moving = False
 
     def recv(self, size: int, *flags: int) -> bytes:
-        """First of all what we have left to the library."""
+        """Return the bytes that `bulk` left to the library; then read from the socket."""
         if self._back:
             data, self._back = bytes(self._back[:size]), self._back[size:]
             return data
@@ -145,7 +144,7 @@ class Socket:
         return data
 
     def recv_into(self, buffer: Any, *args: int) -> int:
-        """First of all what we have left to the library."""
+        """Fill *buffer* like `recv`."""
         if self._back:
             size = min(len(buffer), len(self._back))
             memoryview(buffer)[:size], self._back = self._back[:size], self._back[size:]
@@ -156,7 +155,7 @@ class Socket:
         return size
 
     def settimeout(self, seconds: float | None) -> None:
-        """Until the next step, which has one of its own."""
+        """Set the timeout of the socket, until the next operation of this class sets its own."""
         self._timeout = -1.0
         self._sock.settimeout(seconds)
 

@@ -1,10 +1,10 @@
 """
-Walks through events and dead letters: where each ends, and what it passes over.
+Iterate over scheduled events and dead letters, also while this timer changes them.
 
-A walk ends at the last (due, id) that existed when it began. A loop over it may so post, move
-and revive what it meets: the walk passes over what this timer has put at a place before that
-end. The pending occurrence of a schedule makes the next when it is cancelled, so a walk yields
-one of each schedule at most.
+An iteration ends at the last (due time, id) that existed when it began. It skips everything that
+this timer has posted, moved or revived to a position before that end, so the body of a loop may do
+so with the events it receives. Cancelling the pending occurrence of a schedule creates the next
+one, so an iteration yields at most one occurrence of each schedule.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, NamedTuple, Protocol
 from dtimer.errors import StoreError
 from dtimer.store import codec
 
-# What a walk remembers needlessly costs memory; what it forgets, it would meet again. So the
-# estimate of the server's time may be wrong by this much, in µs.
+# The possible error of the estimate of the server's time, in µs. If it is too large, an iteration
+# remembers more ids than it needs; if it is too small, it yields some events twice.
 _SPARE_US = 1_000_000
 
 
 class Met(NamedTuple):
-    """A scheduled event that a walk has met: the id, and the rest as it is stored."""
+    """A scheduled event as an iteration reads it: its id, and the stored form of the rest."""
 
     id: str
     due: bytes
@@ -32,7 +32,13 @@ class Met(NamedTuple):
 
 
 class _Page(NamedTuple):
-    """One page of a walk: the server's time, two places (score and id), and what it has."""
+    """
+    The reply for one page of an iteration.
+
+    ``now`` is the server's time. ``end`` and ``last`` are positions (score and id): where the
+    iteration ends, and the last entry that was looked at, empty on the final page. ``met`` holds
+    the entries.
+    """
 
     now: int
     end: tuple[str, str]
@@ -67,43 +73,43 @@ def _read_letters(reply: Any) -> _Page:
 
 
 class Placed(Protocol):
-    """An event and where it is put, as a post says it."""
+    """An event that a post stores: its id and due time."""
 
     @property
     def id(self) -> str:
-        """Its id."""
+        """The id of the event."""
         ...
 
     @property
     def when(self) -> str:
-        """Its due time."""
+        """The due time, in the form that the scripts read."""
         ...
 
 
 class Walk:
-    """One walk that is under way."""
+    """The state of one iteration in progress."""
 
     def __init__(self, clock: Callable[[], int] | None, spare_us: int) -> None:
         self._clock = clock
         self._spare = spare_us
         self._server, self._mine = 0, 0.0
-        #: The score of the place at which the walk ends, and of that at which the next page begins.
+        #: The scores at which the iteration ends, and at which the next page begins.
         self.end, self.place = math.inf, -math.inf
-        #: The ids of the page in hand, but for those that have been moved since.
+        #: The ids of the current page, without those that this timer has moved since.
         self.left: set[str] = set()
-        #: What the walk does not yield any more: ids, and names of schedules.
+        #: The ids and the schedules that the iteration must not yield again.
         self.passed: set[str] = set()
         self.schedules: set[str] = set()
 
     def looked(self, page: _Page, ids: Iterable[str]) -> None:
-        """Note what a page tells: the server's time, the end of the walk, and the page's *ids*."""
+        """Record a page: its *ids*, the server's time, the end, and where the next page begins."""
         self._server, self._mine = page.now, time.monotonic()
         self.left = set(ids)
         self.end = float(page.end[0] or 0)
         self.place = float(page.last[0] or math.inf)
 
     def moment(self, when: str) -> int:
-        """Return the due time, in µs, of an event that is put at *when*, as a post says it."""
+        """Return the due time, in µs, of an event posted for *when*, in the form scripts read."""
         if self._clock is None:
             now = self._server + round((time.monotonic() - self._mine) * 1e6)
         else:
@@ -112,17 +118,17 @@ class Walk:
         return now + int(text[1:]) if text.startswith("+") else max(now, int(text))
 
     def put(self, id: str, us: int) -> None:
-        """Yield *id* no more, which this timer has put at *us*, if that is within the walk."""
+        """Skip *id* if its new due time *us*, set by this timer, is before the end."""
         if us <= self.end + self._spare:
             self.left.discard(id)
-            # What lies before the next page is not met again. An iterator that is kept and never
-            # exhausted must not remember it.
+            # A position before the next page is not read again. Do not remember it: a caller can
+            # keep an iterator without exhausting it, and its memory would grow.
             if us >= self.place - self._spare:
                 self.passed.add(id)
 
     def revived(self, id: str) -> None:
-        """Yield the letter *id* no more, if it may die again within the walk."""
-        # That is so only if the server's clock was put back.
+        """Skip the dead letter *id*, which this timer has revived, if it can die before the end."""
+        # This can happen only if the server's clock was set back.
         if self.moment("+0") <= self.end + self._spare:
             self.left.discard(id)
             self.passed.add(id)
@@ -130,31 +136,31 @@ class Walk:
 
 class Walks:
     """
-    The walks of one timer that are under way, and what it changes meanwhile.
+    The iterations of one timer that are in progress, and the changes that it makes meanwhile.
 
-    No lock is taken: a signal handler may post in the middle of anything here.
+    The code takes no lock, because a signal handler may post at any point of it.
 
     Args:
         clock: None for the server's clock, or a function giving µs since the epoch.
-        timeout_us: The longest that a call may take, in µs.
+        timeout_us: The deadline of a call, in µs.
     """
 
     def __init__(self, clock: Callable[[], int] | None, timeout_us: int) -> None:
         self._clock = clock
-        # A call is noted when it returns. The server may have run it as early as the call began.
+        # A call is recorded when it returns, but the server may have run it as soon as it began.
         self._spare = _SPARE_US + timeout_us
         self._events: dict[int, Walk] = {}
         self._letters: dict[int, Walk] = {}
 
     def upcoming(self, ask: Callable[..., Any], low: str, high: str, page: int) -> Iterator[Met]:
         """
-        Walk the scheduled events between two bounds, in due order, a page at a time.
+        Yield the scheduled events between two bounds, in due order, a page at a time.
 
         Args:
-            ask: Run a script and read its reply.
-            low: The least score, as the script reads it.
-            high: The greatest.
-            page: How many events to look at in one call.
+            ask: Runs a script and reads its reply.
+            low: The lowest score, in the form that the script reads.
+            high: The highest score.
+            page: The number of events to look at in one call.
         """
         walk = Walk(self._clock, self._spare)
         end, last = ("", ""), ("", "")
@@ -178,13 +184,13 @@ class Walks:
         self, ask: Callable[..., Any], page: int, died: str = "", last: str = ""
     ) -> Iterator[tuple[str, int, bytes]]:
         """
-        Walk the dead letters, the oldest first: id, when it died in µs, and the letter.
+        Yield the dead letters, oldest first: id, time of death in µs, and stored form.
 
         Args:
-            ask: Run a script and read its reply.
-            page: How many letters to ask for in one call.
-            died: Begin after the letter that died then; ``""`` for the first.
-            last: And has this id.
+            ask: Runs a script and reads its reply.
+            page: The number of letters to read in one call.
+            died: Begin after the letter with this time of death; ``""`` begins with the first.
+            last: Begin after the letter with this id.
         """
         walk = Walk(self._clock, self._spare)
         end, place = ("", ""), (died, last)
@@ -204,42 +210,42 @@ class Walks:
 
     @property
     def under_way(self) -> bool:
-        """Whether a walk through scheduled events is under way."""
+        """True if an iteration over scheduled events is in progress."""
         return bool(self._events)
 
     def posted(self, entries: Iterable[Placed], letters: bytes = b"") -> None:
-        """Note what this timer has posted: all of *entries* unless *letters* say otherwise."""
+        """Record that this timer has posted *entries*, except those with ``0`` in *letters*."""
         for i, entry in enumerate(entries):
             if letters[i : i + 1] != b"0":
                 self.put(entry.id, entry.when)
 
     def put(self, event: str, when: str) -> None:
-        """Note that this timer has posted or moved an event to *when*, or may have."""
+        """Record that this timer has, or may have, posted or moved an event to *when*."""
         for walk in list(self._events.values()):
             walk.put(event, walk.moment(when))
 
     def declared(self, schedule: str) -> None:
-        """Note that this timer has made the pending occurrence of a schedule, or may have."""
+        """Record that this timer has, or may have, created the pending occurrence of *schedule*."""
         for walk in list(self._events.values()):
             walk.schedules.add(schedule)
 
     def revived(self, letter: str) -> None:
-        """Note that this timer has revived a letter, or may have."""
+        """Record that this timer has, or may have, revived the dead letter."""
         self.put(letter, "+0")
         for walk in list(self._letters.values()):
             walk.revived(letter)
 
     def restored(self, letter: str, died_us: int) -> None:
-        """Note that this timer has put a dead letter back, or may have."""
+        """Record that this timer has, or may have, restored a dead letter."""
         for walk in list(self._letters.values()):
-            # A letter is put at the time of its death, also where that is long ago.
+            # A restored letter is placed at its original time of death, which may be long ago.
             walk.put(letter, died_us)
 
 
 def _further(place: tuple[str, str], last: tuple[str, str]) -> tuple[str, str]:
-    """Return where a page has ended; what ends where it began would be asked for for ever."""
+    """Return *last*, or raise if it equals *place*: the same page would be read forever."""
     if last[0] and last == place:
-        raise StoreError("Redis answered a walk with a page that does not go on from the last one")
+        raise StoreError("Redis returned a page of an iteration that ends where the last one ended")
     return last
 
 

@@ -1,16 +1,17 @@
 """
-The witness: what Redis has acknowledged to this process, held against what it says now.
+Detect rollbacks: compare the replies of Redis with the writes that it acknowledged before.
 
-Redis loses acknowledged writes from a moment on: a file that was cut short, a replica that
-had not heard of them yet, a FLUSHALL. So whoever knows of one write that is gone knows that
-all after it are. What each knows for certain is what itself was told; it costs no command:
+A rollback loses every acknowledged write after some moment. The causes are a truncated file, a
+failover to a replica that had not received the writes, and FLUSHALL. So if one write is missing,
+all later ones are missing, too. The detector needs no commands of its own. It remembers high-water
+marks from replies that the process receives anyway:
 
-* a node, when it was last heard of: only its own turns write that, and it is struck off only
-  after long silence, which is counted;
-* whoever posts, how many events were posted in all: it never goes down;
-* everybody, under what name the namespace was made.
+* For a node: the time of its last claim, as the server recorded it. Only the node's own claims
+  change that time. The server removes a node only after a long silence, and counts the removals.
+* For a process that posts: the total number of posted events, which never decreases.
+* For every process: the name that the namespace was given when it was created.
 
-Nothing here compares a clock with another, or with itself.
+The detector never compares clock readings: a clock that is set back must not look like a rollback.
 """
 
 from __future__ import annotations
@@ -21,17 +22,18 @@ from typing import NamedTuple
 from dtimer.errors import StateRollback
 from dtimer.model.claims import Turn
 
-# Beyond this the scripts begin anew with tokens (lua/turn.lua): a foreign hand wrote them.
+# The scripts start over with tokens that are greater than this (lua/turn.lua), because only a
+# foreign writer can have stored them.
 _MOST_TOKEN = 9_000_000_000_000_000
 
 
 class Era:
     """
-    The time between two rollbacks, and what is known in it.
+    The high-water marks between two rollbacks.
 
-    Without a lock, because a signal handler that interrupts a note may post, or leave, which waits
-    for threads that take notes, too. Each field is stored by itself, so a note never undoes one of
-    another field, and what is noted late of an era that has ended is noted where nothing looks.
+    Updates take no lock. A signal handler can interrupt one and then post, or leave, which waits
+    for other threads that make updates. Each field is assigned separately, so an update of one
+    field never undoes another. A late update of an ended era has no effect.
     """
 
     __slots__ = (
@@ -43,7 +45,7 @@ class Era:
         "struck",
         "suspect",
         "token",
-        "untold",
+        "unreported",
     )
 
     def __init__(self) -> None:
@@ -54,21 +56,22 @@ class Era:
         self.suspect = False
         self.missing = False
         self.struck: int | None = None
-        # The total up to which turns have found everything there.
+        # The total number of posts that a claim has found complete.
         self.counted = 0
-        # Has one item until a rollback is noticed: whoever removes that tells of it.
-        self.untold = [True]
+        # Holds one item until a rollback is detected. The thread that removes it reports the
+        # rollback, so it is reported once.
+        self.unreported = [True]
 
 
 class Known(NamedTuple):
     """
-    What was known when a call was sent: no less may be found by it.
+    The high-water marks when a call was sent: its reply must not be below them.
 
-    ``era`` ends with each rollback that is noticed: what was known before one is void.
-    ``heard`` is when this node was last heard of, None where that is not known.
-    ``suspect`` says that less was found already, by a call that could not tell more, and
-    ``missing`` that the node was not registered any more. Silent ones are struck off, and
-    ``struck`` is how many were until this was looked at last.
+    ``era`` ends when a rollback is detected, which makes the marks of the era invalid. ``heard``
+    is the time of this node's last claim, by the server's clock; None if it is not known.
+    ``suspect`` is true after a post whose total was too low: a later call finds out since when.
+    ``missing`` is true if the server no longer knows this node. ``struck`` is how many silent
+    nodes the server had removed when the namespace was last opened.
     """
 
     era: Era
@@ -82,7 +85,7 @@ class Known(NamedTuple):
 
 
 class Standing(NamedTuple):
-    """How a namespace stood when it was opened. A total is None where that is no number."""
+    """The state of a namespace when it was opened. A total that is not a number is None."""
 
     now: int
     born: str
@@ -92,40 +95,40 @@ class Standing(NamedTuple):
 
 
 class Witness:
-    """Keeps what is known, and tells of each rollback once. For any thread."""
+    """Keeps the high-water marks, and reports each rollback once. Any thread may use it."""
 
     def __init__(self) -> None:
-        #: Called with the error, on the thread that noticed.
+        #: Called with the error, on the thread that detected the rollback.
         self.tell: Callable[[StateRollback], object] = id
         self._era = Era()
 
     @property
     def known(self) -> Known:
-        """What is known now; to be read before a call is sent."""
+        """The current high-water marks. Read them before sending the call that they check."""
         e = self._era
         return Known(e, e.born, e.token, e.posted, e.heard, e.suspect, e.missing, e.struck)
 
     def after_fork(self) -> None:
-        """What was known still holds in a child, but for the node, which is the parent's."""
+        """Forget, in a forked child, the node, which belongs to the parent; keep other marks."""
         self._era.heard = None
 
     def forget(self) -> None:
-        """Know nothing any more: whatever is met next is right."""
+        """Forget all marks, and accept any state of the namespace next."""
         self._era = Era()
 
     @property
     def curious(self) -> bool:
-        """True when more was posted from here than any turn was asked about."""
+        """True if this process has posted events since a claim last checked the total of posts."""
         return self._era.posted > self._era.counted
 
     def registering(self) -> None:
-        """The node is about to register: when it was heard of will change."""
+        """Forget the time of the node's last claim, which registering changes."""
         self._era.heard = None
 
     def opened(self, before: Known, found: Standing) -> None:
-        """Judge how the namespace stands, which is to be no less than was known *before*."""
+        """Check the state of a namespace that was opened against the marks from *before*."""
         if before.era is not self._era:
-            # It may have been looked at before what somebody else has noticed since.
+            # Another call has detected a rollback since. This reply may be older than that.
             return
         error = self._judge(before, found)
         token, era = found.token, self._era
@@ -141,22 +144,22 @@ class Witness:
     def _judge(self, before: Known, found: Standing) -> StateRollback | None:
         wiped = bool(before.born) and found.born != before.born
         posted = before.posted if found.posted is None else found.posted
-        # Nobody was struck off since, and so not this node: it is forgotten.
+        # No node was removed for its silence since, so it was a rollback that removed this one.
         forgotten = before.missing and found.struck is not None and found.struck == before.struck
         less = found.token < before.token or posted < before.posted
         if not (wiped or less or forgotten or before.suspect):
             return None
-        # Since when is not known: others may have counted on from where it went back to.
+        # The start is unknown: other processes may have posted since the rollback.
         return self._gone_back(before.era, None, found.now, wiped=wiped)
 
     @property
     def era(self) -> Era:
-        """The present era; a post reads it, and its total, before it is sent."""
+        """The current era. Read it, and its total of posts, before sending a post."""
         return self._era
 
     def posted(self, era: Era, before: int, stored: int, total: int) -> bool:
         """
-        Judge the total that a post of *stored* events has counted up.
+        Check the *total* number of posts after a post of *stored* events.
 
         Args:
             era: The era in which the post was sent.
@@ -165,8 +168,8 @@ class Witness:
             total: The total in the reply.
 
         Returns:
-            False when it is less than it has to be: the namespace is to be opened anew, or
-            the next turn to be waited for, which can tell more.
+            False if the total is too low. The caller then opens the namespace again, or leaves
+            it to the node's next claim, which can find out since when writes are lost.
         """
         if era is not self._era:
             return True
@@ -177,7 +180,7 @@ class Witness:
         return True
 
     def turned(self, asked: Known, turn: Turn) -> None:
-        """Judge the answer to a turn, before which so much was known."""
+        """Check the reply to a claim against the marks that were *asked*, from before the claim."""
         if asked.era is not self._era:
             self._era.heard = None
             return
@@ -188,7 +191,7 @@ class Witness:
                 error = self._gone_back(asked.era, asked.heard, turn.now_us, wiped=False)
             elif turn.before and turn.before < asked.heard:
                 error = self._gone_back(asked.era, turn.before, turn.now_us, wiped=False)
-            # A node that is not known at all registers, and so opens the namespace.
+            # A node that the server does not know registers next, which opens the namespace.
             elif turn.posted is not None and not less:
                 asked.era.counted = max(asked.era.counted, asked.posted)
         era = self._era
@@ -203,9 +206,9 @@ class Witness:
         self, ended: Era, since: int | None, until: int, *, wiped: bool
     ) -> StateRollback | None:
         try:
-            ended.untold.pop()
+            ended.unreported.pop()
         except IndexError:
-            # Another call has noticed it, and tells.
+            # Another call has detected the same rollback, and reports it.
             return None
         self._era = Era()
         ms = None if since is None else since / 1000
