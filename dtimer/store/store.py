@@ -30,10 +30,9 @@ _PAGE = 100
 
 class Entry(NamedTuple):
     """
-    An event to store.
+    An event to store; ``rest`` holds max_retries and the payload.
 
-    ``when`` and ``expires`` are in the form that the scripts read. ``rest`` holds max_retries and
-    the payload.
+    ``when`` and ``expires`` are in the form that the scripts read.
     """
 
     id: str
@@ -91,7 +90,7 @@ class Store(Plans):
         before = era.posted
         verb, arguments = self._posting(entries, policy)
         copied, marks = None, b""
-        # One letter stands for all events whose ids we generate.
+        # If dtimer generates the ids, the reply has one letter for all events.
         count = 1 if policy == "mint" else len(entries)
         try:
             if replicas:
@@ -104,7 +103,7 @@ class Store(Plans):
             except MALFORMED as e:
                 raise not_understood(verb, e) from e
         except StoreError as e:
-            # Refused: nothing was stored.
+            # With ``x``, like a post that the script refused, no event counts as stored.
             marks = b"" if isinstance(e, OutcomeUnknown) else b"x"
             raise
         finally:
@@ -137,9 +136,8 @@ class Store(Plans):
         """
         Add a post of *entries* to the caller's pipeline or MULTI.
 
-        The first such post in a pipeline carries the source of the script; later ones refer to it
-        by SHA1. With SHA1s alone, the script could be missing on the server halfway through a
-        MULTI, and the rest of the MULTI would still run.
+        The first such post in a pipeline contains the source of the script. With SHA1s alone, the
+        script could be missing on the server, and the rest of a MULTI would run without the post.
         """
         now = "" if self._now is None else str(self._now())
         verb, arguments = self._posting(entries, policy)
@@ -159,8 +157,7 @@ class Store(Plans):
 
         Returns:
             A function that waits for the reply and returns it; call it exactly once. With
-            ``lay=True`` the timeout starts at that call: use it after doing other work since
-            the request was sent.
+            ``lay=True``, for a caller that did other work meanwhile, the timeout starts then.
 
         Raises:
             Exception: An error of the client library or of dtimer, from this call or from the

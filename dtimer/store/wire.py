@@ -104,6 +104,7 @@ class Wire:
         """
         try:
             self.send(script, arguments, until, limit, whole=whole)
+            # The deadline that `send` has set still applies.
             return self._receive()
         except BaseException as e:
             # A signal handler can also raise between the two calls.
