@@ -63,7 +63,7 @@ def illegal(
     Return a row of a history that the checker must reject.
 
     Args:
-        title: What is wrong with the history.
+        title: The fault of the history.
         invariant: The invariant that it breaks.
         words: Part of the text of the violation.
         *steps: The history.

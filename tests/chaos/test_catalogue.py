@@ -1,4 +1,4 @@
-"""The catalogue itself is complete, is shown by tests, and agrees with the docs."""
+"""The catalogue of faults is complete, tested, and in agreement with the docs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROW = re.compile(r"^ +\* - (F\d+)\b|^(F\d+)\b", re.MULTILINE)
 
 
 def marked():
-    """How often each number marks a test."""
+    """Return the number of tests that are marked with each fault."""
     here = Path(__file__).resolve()
     found = Counter()
     for path in (ROOT / "tests").rglob("test_*.py"):
@@ -27,36 +27,36 @@ def marked():
     return found
 
 
-def test_the_numbers_are_whole():
-    """The catalogue runs from F01 to its end without a gap."""
+def test_numbers_have_no_gap():
+    """Docs and commits refer to the numbers, so a number that is gone must not be reused."""
     assert [f"F{n:02}" for n in range(1, len(FAULTS) + 1)] == list(FAULTS)
 
 
 @pytest.mark.parametrize("number", FAULTS)
-def test_each_row_is_shown(number):
-    """A row has a test that injects the fault, or else a reason why it cannot be injected."""
+def test_each_fault_has_a_test_or_a_reason_why_not(number):
+    """A fault without a test is only a claim."""
     assert bool(marked()[number]) != (number in NOT_INJECTED), FAULTS[number]
 
 
-def test_no_mark_is_of_nothing():
-    """A test is marked with a number that the catalogue has, and so is a reason."""
+def test_each_mark_and_each_reason_names_a_fault_of_the_catalogue():
+    """A mistyped number would leave the fault itself without a test."""
     assert set() == {*marked(), *NOT_INJECTED} - set(FAULTS)
 
 
 @pytest.mark.parametrize("page", ["README.rst", "docs/guarantees.rst"])
-def test_the_page_gives_the_numbers_of_faults(page):
-    """README and guarantees say how many faults the tests and the soak inject: both stay true."""
+def test_the_page_states_how_many_faults_are_injected(page):
+    """README and guarantees give two numbers: the faults of the tests, and those of the soak."""
     text = " ".join((ROOT / page).read_text("utf-8").split())
     assert [str(len(FAULTS))] == re.findall(r"(?:each of|lists) (\d+) faults", text)
-    # A soak injects all but one: F34 only without a cluster, F44 only with one.
+    # One soak leaves out one fault: F34 needs a single server, F44 a cluster.
     assert [str(len(soak.INJECTIONS) - 1)] == re.findall(
         r"(\d+) of (?:them|those faults) strike", text
     )
 
 
-def test_each_row_is_told_of():
-    """The docs have one entry for each row, and none besides."""
-    told = Counter()
+def test_the_docs_have_one_entry_for_each_fault():
+    """A user who meets a fault looks up there how dtimer reacts."""
+    entries = Counter()
     for path in (ROOT / "docs" / "failures").glob("*.rst"):
-        told.update(row or title for row, title in _ROW.findall(path.read_text("utf-8")))
-    assert dict.fromkeys(FAULTS, 1) == dict(told)
+        entries.update(row or title for row, title in _ROW.findall(path.read_text("utf-8")))
+    assert dict.fromkeys(FAULTS, 1) == dict(entries)

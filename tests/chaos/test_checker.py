@@ -534,7 +534,7 @@ class TestLeave:
 
     @pytest.mark.parametrize("how", [{"timeout": 300}, {"end": None}, {"end": 95}])
     def test_accepts_it_of_a_leave_that_cannot_release_the_event(self, story, how):
-        """A leave with a time-out, one that has not ended, and one before the claim."""
+        """A leave with a time-out, a leave that has not ended, and a leave before the claim."""
         self.leased(story, **how)
         assert "I17" not in story.check().broken
 

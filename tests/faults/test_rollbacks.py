@@ -1,8 +1,8 @@
 """
-Rows F20, F21 and F42: Redis loses writes that it had acknowledged, a little or everything.
+Faults F20, F21 and F42: Redis loses some or all of the writes that it had acknowledged.
 
-What is lost, what is back, and that it is told: the window that a node names holds every
-write that is gone, and no more than a poll before it.
+Each node must report the rollback. The window that it names must include every lost write, and may
+begin at most one poll interval before the first of them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from faults.expectations import Watch
 
 LATER = 4_000_000_000_000
 
-#: A node takes a turn at least this often, in ms, and so does not know of less; and what a busy
-#: machine adds to that.
+#: The longest time between two claims of a node, in ms, on a busy machine. A node cannot date a
+#: rollback more precisely.
 SHORTEST = PATIENT["poll_interval"] + PROMPT * 1000
 
 
 def rollback_of(node):
-    """Wait until a node tells of a rollback; it must tell of one alone."""
+    """Wait until a node reports a rollback, and return it; there must be exactly one."""
     eventually(lambda: any(isinstance(e, StateRollback) for e in node.errors))
     (error,) = (e for e in node.errors if isinstance(e, StateRollback))
     return error
 
 
 def turn_of(*nodes):
-    """Wait until each of these has taken another turn."""
+    """Wait until each node has claimed once more."""
     for node in nodes:
         claimer = node.timer._life._claimer
         before = claimer.answered
@@ -44,13 +44,13 @@ def server_ms(client):
 
 
 class TestPowerLoss:
-    """F20: the end of the history is gone with the power."""
+    """F20: the last writes are lost in a power failure."""
 
     @pytest.mark.fault("F20")
-    def test_a_file_cut_short(self, watch, own):
+    def test_each_node_names_the_window_of_a_truncated_append_only_file(self, watch, own):
         """
-        Of the append-only file the last half is lost: events posted in it are gone, one that
-        was cancelled in it is back, and every node says between which moments that was.
+        An event posted in the lost part is gone, and an event cancelled in it is pending again.
+        An operator needs the window to find both.
         """
         watch.rollback = True
         nodes = [watch.node("node-1"), watch.node("node-2")]
@@ -81,8 +81,8 @@ class TestPowerLoss:
         poster.cancel("cancelled")
 
     @pytest.mark.fault("F20")
-    def test_an_older_snapshot(self):
-        """With snapshots alone all that was done since the last is gone, registrations too."""
+    def test_reports_the_writes_and_the_registrations_lost_since_the_last_snapshot(self):
+        """Without an append-only file Redis restarts from its last snapshot."""
         with Server(tcp=True) as own, Watch(own, "chaos") as watch:
             watch.rollback = True
             client = watch.client
@@ -100,7 +100,7 @@ class TestPowerLoss:
                 own.start()
                 watch.healthy()
                 assert saved - SHORTEST <= rollback_of(old).since <= saved
-                # This one was not there yet, and knows of no moment that is.
+                # This node joined after the snapshot: it has seen no state that was kept.
                 assert rollback_of(new).since is None
                 assert not rollback_of(new).wiped
             assert [None] * len(ids) == [new.timer.peek(id) for id in ids]
@@ -108,11 +108,8 @@ class TestPowerLoss:
 
     @pytest.mark.fault("F20")
     @pytest.mark.parametrize("fsync", ["always", "everysec"])
-    def test_what_was_on_no_disk(self, fsync):
-        """
-        With ``appendfsync always`` a power failure loses nothing that was acknowledged, and
-        nothing is told. With ``everysec`` something may be gone, and then it is told.
-        """
+    def test_loses_nothing_with_appendfsync_always_and_reports_any_loss_with_everysec(self, fsync):
+        """The docs advise users on this setting: ``everysec`` may lose the last second."""
         options = ["--appendfsync", fsync]
         with (
             Server(tcp=True, appendonly=True, args=options, power=True) as own,
@@ -120,7 +117,7 @@ class TestPowerLoss:
         ):
             watch.rollback = True
             node = watch.node()
-            # Patient: the disk may be slow.
+            # The disk may be slow.
             poster = DTimer("poster", own.url, ns=watch.ns, timeout=LONGEST_CALL)
             ids = [poster.post({"n": n}, at=LATER) for n in range(100)]
             poster.leave()
@@ -140,8 +137,8 @@ class TestPowerLoss:
 
     @pytest.mark.fault("F20")
     @pytest.mark.fault("F19")
-    def test_nothing_lost(self, watch, own):
-        """A server that restarts with all it had gives no cause to say so, time and again."""
+    def test_reports_nothing_if_a_restart_lost_nothing(self, watch, own):
+        """A false report would make an operator look for losses after each restart."""
         node = watch.node()
         for _ in range(2):
             watch.post(700)
@@ -156,11 +153,8 @@ class TestWiped:
     """F21: FLUSHALL while nodes are joined."""
 
     @pytest.mark.fault("F21")
-    def test_all_is_made_anew(self, watch):
-        """
-        Nodes register again by themselves and say that everything is gone, once each; the
-        schedules that they declared recur again; ``health()`` stays well.
-        """
+    def test_nodes_register_and_declare_their_schedules_again(self, watch):
+        """Each node reports the wipe once, and ``health()`` stays ok: the server answers."""
         watch.rollback = True
         nodes = [watch.node("node-1"), watch.node("node-2")]
         for node in nodes:
@@ -181,8 +175,8 @@ class TestWiped:
         assert [] == list(nodes[0].timer.schedules())
 
     @pytest.mark.fault("F21")
-    def test_again_and_again(self, watch):
-        """Each time is told, once."""
+    def test_reports_each_of_three_wipes_once(self, watch):
+        """A report sets a new reference state, so the next loss is seen too."""
         watch.rollback = True
         node = watch.node()
         for times in range(1, 4):
@@ -194,19 +188,19 @@ class TestWiped:
 
 
 class TestFailover:
-    """F42: a replica is promoted that had not heard of the last writes."""
+    """F42: the replica that is promoted has not received the last writes."""
 
     @pytest.fixture
     def pair(self, pair):
-        """A master, the link to its replica, the replica, and an address that follows."""
+        """A master, the link to its replica, the replica, and an address for clients."""
         with Proxy(pair[0]) as address:
             yield *pair, address
 
     @pytest.mark.fault("F42")
-    def test_the_writes_of_the_window(self, pair):
+    def test_loses_the_writes_of_the_window_and_reports_them(self, pair):
         """
-        Lost is what was acknowledged in the window: a post, a cancel, a confirm. The post
-        that asked for a replica was told at once; the rest is told when it is found out.
+        A post, a cancel and a confirm of the window are undone, and the nodes report it later.
+        A post with ``wait_replicas`` raises at once.
         """
         master, link, replica, address = pair
         with Watch(replica, "chaos") as watch:
@@ -225,7 +219,7 @@ class TestFailover:
             assert 1 == client.wait(1, PATIENCE * 1000)
             began = server_ms(client)
         link.blackhole()
-        # More than are posted by others until it posts again: it knows of no more than totals.
+        # The poster compares totals. So it must lose more posts than others make before its next.
         poster.post_many([({"n": 4}, 10_000_000)] * 100)
         poster.post({"n": 4}, at=LATER, id="gone")
         assert poster.cancel("cancelled")
@@ -249,11 +243,11 @@ class TestFailover:
         assert poster.peek("cancelled")
         assert poster.peek("gone") is None
         assert poster.peek("refused") is None
-        # It was handled and confirmed, and of that the replica knows nothing.
+        # The replica has not received the confirm, so the event is pending again.
         assert {"n": 3} == poster.peek("again").event
         assert poster.reschedule("again", 0)
         eventually(lambda: 2 == watch.times("again"))
-        # The poster as well, which is no node: it posts less than it knows to have posted.
+        # The poster, which has not joined, finds a smaller total of posts than it has seen.
         told = []
         poster.on("error", told.append)
         poster.post({"n": 6}, at=LATER, id="more")
@@ -263,8 +257,8 @@ class TestFailover:
         poster.leave()
 
     @pytest.mark.fault("F42")
-    def test_nothing_is_lost_that_was_replicated(self, pair):
-        """A failover at rest loses nothing, and so nothing is told."""
+    def test_reports_nothing_if_the_replica_had_every_write(self, pair):
+        """A planned failover must not alarm an operator."""
         master, _, replica, address = pair
         with Watch(replica, "chaos") as watch:
             node = watch.node(url=address.url)
@@ -273,7 +267,7 @@ class TestFailover:
             watch.posted[id] = {"n": 0}
             turn_of(node)
             with watch.fault(degraded=None, recovers=False):
-                # Turns are writes as well: the last may be the one that is lost.
+                # Claims are writes too. Refuse them, or the failover may lose the last one.
                 master.configure(min_replicas_to_write=2)
                 with master.client() as client:
                     eventually(lambda: client.wait(1, 100) == 1)

@@ -1,4 +1,4 @@
-"""The catalogue, F25 to F28: what somebody commands a server to do to its clients."""
+"""Faults F25 to F28: commands that an operator sends to a server and that affect its clients."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from dtimer import DTimer, OutcomeUnknown, StoreError
 
 pytestmark = pytest.mark.chaos
 
-LATER = 3_600_000  # ms; no test is there to see it
+LATER = 3_600_000  # ms; longer than any test
 
 
 @pytest.mark.fault("F25")
 @pytest.mark.parametrize("kind", ["WRITE", "ALL"])
-def test_a_short_pause(watch, own, caller, kind):
-    """A CLIENT PAUSE that is shorter than the deadlines is a delay, and nothing else."""
+def test_a_pause_shorter_than_the_deadlines_only_delays(watch, own, caller, kind):
+    """Operators use a short CLIENT PAUSE for failovers. It must not cause errors."""
     watch.node(timeout=LONGEST_CALL)
     with watch.fault(silent=True):
         watch.client.execute_command("CLIENT", "PAUSE", 300, kind)
@@ -32,11 +32,11 @@ def test_a_short_pause(watch, own, caller, kind):
 
 @pytest.mark.fault("F25")
 @pytest.mark.parametrize("kind", ["WRITE", "ALL"])
-def test_a_long_pause(watch, own, hasty, kind):
-    """One that is longer is an outage; what was sent into it is done once when it ends."""
+def test_a_post_sent_into_a_long_pause_takes_effect_at_most_once(watch, own, hasty, kind):
+    """A CLIENT PAUSE longer than the deadlines is an outage: the outcome of the post is unknown."""
     node = watch.node(**HASTY)
     with watch.fault() as fault:
-        # No command gets through one of ALL, not even the one that ends it.
+        # A pause of ALL also blocks the command that would end it, so it must end by itself.
         lasts = LATER if kind == "WRITE" else HASTY["timeout"] + round(1_000 * PROMPT)
         watch.client.execute_command("CLIENT", "PAUSE", lasts, kind)
         with pytest.raises(OutcomeUnknown):
@@ -49,10 +49,10 @@ def test_a_long_pause(watch, own, hasty, kind):
 
 
 @pytest.mark.fault("F25")
-def test_a_first_call(watch, own):
+def test_a_first_call_fails_definitely_if_the_namespace_cannot_be_opened(watch, own):
     """
-    A timer looks at the namespace before its first call. Where that is not answered nothing
-    of the call has been sent, and it is said to have failed, not that nobody knows.
+    A timer opens the namespace before its first call. Without a reply to that the call itself has
+    not been sent, so its outcome is known.
     """
     fresh = DTimer("fresh", own.url, ns=watch.ns, **HASTY)
     watch.client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
@@ -67,11 +67,8 @@ def test_a_first_call(watch, own):
 
 @pytest.mark.fault("F26")
 @pytest.mark.parametrize("kind", ["pubsub", "normal"])
-def test_connections_are_killed(watch, own, kind):
-    """
-    A subscription, or a command connection, that is killed is made anew without a word,
-    and a claim follows at once: what was posted in between waits for no poll.
-    """
+def test_a_killed_connection_is_replaced_silently_and_followed_by_a_claim(watch, own, kind):
+    """An event posted while the subscription was down would otherwise wait for the next poll."""
     node = watch.node(poll_interval=LATER)
     with watch.fault(silent=True):
         for _ in range(5):
@@ -83,10 +80,10 @@ def test_connections_are_killed(watch, own, kind):
 
 
 @pytest.mark.fault("F27")
-def test_a_slow_subscriber(own):
+def test_a_node_dropped_as_a_slow_subscriber_subscribes_again(own):
     """
-    A node that is stopped while its wakes, or a stranger's flood of them, overflow the
-    server's buffer, is dropped by the server, and subscribes anew when it goes on.
+    Redis drops a subscriber whose output buffer overflows. Here a flood of messages arrives while
+    the process of the node is stopped.
     """
     with (
         own.client() as client,
@@ -109,8 +106,8 @@ def test_a_slow_subscriber(own):
 
 
 @pytest.mark.fault("F28")
-def test_scripts_are_forgotten(watch, own, caller):
-    """SCRIPT FLUSH, again and again, is not noticed: the source is sent along once more."""
+def test_a_script_flush_goes_unnoticed(watch, own, caller):
+    """A script that the server no longer knows is sent again with its source."""
     watch.node()
     with watch.fault(silent=True):
         ids = []

@@ -1,4 +1,4 @@
-"""The catalogue, F31, F32 and F37 to F40: what the server keeps is taken away, or is foreign."""
+"""Faults F31, F32 and F37 to F40: stored data is evicted, foreign, or of another version."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 
-LATER = 3_600_000  # ms; no test is there to see it
+LATER = 3_600_000  # ms; longer than any test
 
 
 @pytest.fixture
 def caller(watch, own):
-    """Someone who only posts, and has a connection already."""
+    """A timer that has not joined, with an open connection."""
     timer = DTimer("caller", own.url, ns=watch.ns, timeout=LONGEST_CALL)
-    # Where it is not listened to it would be logged.
+    # Without a listener the error would be logged, and the watch allows no log lines.
     timer.on("error", lambda _: None)
     timer.stats()
     yield timer
@@ -26,7 +26,7 @@ def caller(watch, own):
 
 
 def _fill(client, megabytes, ttl=None):
-    """Have the server hold so much of somebody else's, which it may evict."""
+    """Write this many megabytes of keys that do not belong to dtimer."""
     with client.pipeline(transaction=False) as pipe:
         for n in range(megabytes * 10):
             pipe.set(f"filler:{n}", b"x" * 100_000, ex=ttl)
@@ -39,14 +39,14 @@ def _limit(client, policy):
 
 
 class TestEvicted:
-    """A server that takes from the one to give to the other."""
+    """A server that evicts keys when its memory is full."""
 
     @pytest.mark.fault("F31")
-    def test_everything_may_be(self, watch, own, caller):
+    def test_a_node_recovers_after_whole_keys_were_evicted(self, watch, own, caller):
         """
-        Under allkeys-lru whole structures of a namespace vanish. That cannot be survived,
-        and joining warns of it; but the node is well afterwards, tries nothing again and
-        again, and each event is handled, gone, or a dead letter that lacks its payload.
+        An allkeys policy may evict any key of a namespace, and its events are lost. Afterwards the
+        node must work again, and each event must be handled, gone, or a dead letter without a
+        payload. Retrying a lost event for ever would block the others.
         """
         node = watch.node()
         ids = [watch.post(LATER, more={"x": "x" * 1000}) for _ in range(5)]
@@ -65,15 +65,12 @@ class TestEvicted:
         assert {"payload_missing"} >= {letter.reason for letter in letters.values()}
         eventually(lambda: len(letters) == len(node.heard("dead")))
         caller.purge_dead()
-        # Where the index is gone and the payloads are not, nothing leads to them any more.
+        # If only the index was evicted, no call can find the payloads that are left.
         watch.client.hdel(watch.keys.body, *ids)
 
     @pytest.mark.fault("F31")
-    def test_payloads_are(self, watch, caller):
-        """
-        An event whose payload alone is gone becomes a dead letter, told of once, and holds
-        up nobody: those beside it are handed out.
-        """
+    def test_an_event_without_its_payload_becomes_a_dead_letter(self, watch, caller):
+        """The dead letter is reported once, and the other events of the claim are handled."""
         node = watch.node(max_events=10)
         lost = [watch.post(LATER) for _ in range(3)]
         watch.excused |= set(lost)
@@ -90,18 +87,18 @@ class TestEvicted:
         assert 3 == caller.purge_dead()
 
     @pytest.mark.fault("F31")
-    def test_it_is_warned_of(self, watch):
-        """A policy under which pending events may be evicted is named when a node joins."""
+    def test_join_warns_of_a_policy_that_may_evict_pending_events(self, watch):
+        """An operator can change the policy before it loses events."""
         watch.client.config_set("maxmemory-policy", "allkeys-lru")
         watch.node()
         (line,) = watch.gauges.lines
         assert "maxmemory-policy allkeys-lru" in line
 
     @pytest.mark.fault("F32")
-    def test_only_what_expires(self, watch, caller):
+    def test_a_volatile_policy_evicts_no_key_of_dtimer(self, watch, caller):
         """
-        Nothing that dtimer keeps has a time to live, so a policy that evicts only what has
-        one takes nothing of it: leases, dead letters, memory of what was done.
+        Such a policy evicts only keys with a time to live, and no key of dtimer has one: neither
+        leases nor dead letters nor sessions.
         """
         _limit(watch.client, "volatile-lru")
         held = Held()
@@ -125,14 +122,14 @@ class TestEvicted:
 
 
 class TestForeign:
-    """Something in the namespace is not ours."""
+    """Data in the namespace that dtimer did not write."""
 
     @pytest.mark.fault("F37")
     @pytest.mark.parametrize("field", ["due", "body", "lease", "nodes"])
-    def test_a_key(self, watch, caller, field):
+    def test_a_call_names_a_key_of_a_foreign_type_and_writes_nothing(self, watch, caller, field):
         """
-        A key of a foreign type is named by every call that meets it, which then writes
-        nothing at all; the node says so once, and goes on when the key is there again.
+        A partial write would corrupt the namespace further. The node reports the key once, and
+        works again when the right key is back.
         """
         held = Held()
         node = watch.node(concurrency=2, handler=lambda ev: ev.get("hold") and held(ev))
@@ -157,8 +154,8 @@ class TestForeign:
         assert [] == node.heard("lease_lost")
 
     @pytest.mark.fault("F37")
-    def test_a_key_under_a_handler(self, watch):
-        """Where only heartbeats run into it that is one outage as well, and told of once."""
+    def test_a_heartbeat_that_meets_a_foreign_key_reports_one_outage(self, watch):
+        """With one busy handler thread only heartbeats use the key, several of them."""
         held = Held()
         node = watch.node(handler=held, lease=3_000)
         running = watch.post()
@@ -176,10 +173,10 @@ class TestForeign:
         watch.wait_handled(running)
 
     @pytest.mark.fault("F38")
-    def test_payloads(self, watch, caller):
+    def test_a_foreign_payload_becomes_a_dead_letter_with_its_bytes_unchanged(self, watch, caller):
         """
-        What is no payload of ours becomes a dead letter with the bytes as they were, told
-        of once; it neither vanishes nor holds up what was claimed with it.
+        An operator needs the bytes to find the writer. The event is reported once, and does not
+        hold up the events that were claimed with it.
         """
         node = watch.node(max_events=20)
         foreign = {
@@ -189,7 +186,7 @@ class TestForeign:
             "a list": b",3|[1]",
             "deep": b",3|" + b"[" * 100_000,
             "constant": b',3|{"a":NaN}',
-            "head": b"\xff no head of ours",
+            "head": b"\xff not a head of dtimer",
             "nothing": b"",
         }
         with watch.fault(silent=True):
@@ -207,10 +204,10 @@ class TestForeign:
         assert len(foreign) == caller.purge_dead()
 
     @pytest.mark.fault("F39")
-    def test_another_version(self, watch, own, caller):
+    def test_a_node_claims_nothing_in_a_namespace_of_a_later_version(self, watch, own, caller):
         """
-        In a namespace of a later version this one is handed nothing: it says so once, and
-        serves again when the version is its own. Nobody new can join or post.
+        This version could misread the events. The node reports the version once, and works again
+        when it is its own. Other timers can neither join nor post.
         """
         node = watch.node()
         held = watch.post(150)
@@ -230,10 +227,10 @@ class TestForeign:
 
 
 @pytest.mark.fault("F40")
-def test_the_last_event_is_gone(watch, caller):
+def test_an_event_posted_to_an_empty_namespace_is_woken_for(watch, caller):
     """
-    When the last event is gone so are its keys. The next one makes them anew, and is
-    handed out as promptly as any other, by a wake.
+    Redis deletes a key with its last member. The next post creates the keys again, and its event
+    must not wait for a poll.
     """
     watch.node(poll_interval=LATER)
     with watch.fault(silent=True):

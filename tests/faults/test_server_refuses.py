@@ -1,4 +1,4 @@
-"""The catalogue, F30 and F33 to F36: the server answers, and will not do it."""
+"""Faults F30 and F33 to F36: the server replies, and refuses to execute the command."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 
-LATER = 3_600_000  # ms; no test is there to see it
+LATER = 3_600_000  # ms; longer than any test
 
 
 @pytest.mark.fault("F30")
-def test_memory_is_full(watch, own, caller):
+def test_only_posts_fail_when_memory_is_full(watch, own, caller):
     """
-    With memory full a post fails definitely and whole. Everything else goes on: what is
-    pending is claimed, confirmed, retried, cancelled and buried; leases are renewed, also
-    those of handlers that run longer; and a node can join. ``health()`` is well.
+    A post fails definitely and stores nothing. Pending events are still claimed, confirmed,
+    retried and cancelled, leases are renewed, and a node can join: that frees the memory.
     """
     failed = []
 
@@ -73,7 +72,7 @@ def test_memory_is_full(watch, own, caller):
 
 @contextlib.contextmanager
 def _not_persisting(own, client):
-    """As after a snapshot that failed: its process was killed by somebody."""
+    """Refuse writes as after a failed snapshot: its process is killed."""
     client.config_set("save", "3600 1")
     client.config_set("rdb-key-save-delay", 10_000_000)
     client.set("filler", "x")
@@ -111,7 +110,7 @@ def _without_replicas(own, client):
     client.config_set("min-replicas-to-write", 0)
 
 
-#: What brings a refusal about, and its words.
+#: For each refusal: how to provoke it, and its words.
 REFUSALS = {
     "MISCONF": (_not_persisting, "MISCONF"),
     "READONLY": (_demoted, "read only replica"),
@@ -129,11 +128,12 @@ REFUSALS = {
         pytest.param("NOREPLICAS", marks=pytest.mark.fault("F36")),
     ],
 )
-def test_writes_are_refused(watch, own, caller, hasty, word):
+def test_a_post_fails_with_the_words_of_a_server_that_refuses_writes(
+    watch, own, caller, hasty, word
+):
     """
-    While a server refuses to write, posts fail definitely, with the server's own word for
-    it; the node says so once and tries again; one that leaves does so in time. What runs
-    meanwhile is confirmed when the server takes writes again.
+    The words name the cause, and nothing was stored. The node reports the refusal once and keeps
+    trying. A handler that ends meanwhile is confirmed when the server accepts writes again.
     """
     held = Held()
     node = watch.node(handler=held, lease=6_000, max_events=1, **HASTY)
@@ -150,7 +150,7 @@ def test_writes_are_refused(watch, own, caller, hasty, word):
         assert words in str(node.timer.health().error)
         held.go_on(1000)
         if word in ("READONLY", "MASTERDOWN"):
-            # It is the wrong server, and another might be the right one.
+            # The address may lead to a new master: the node must connect again.
             eventually(lambda: watch.gauges.connects > tries)
     assert caller.peek("refused") is None
     watch.wait_handled(running, pending)
@@ -159,13 +159,13 @@ def test_writes_are_refused(watch, own, caller, hasty, word):
 
 
 class TestAfterALostReply:
-    """A call whose first reply was lost, and which is refused when it is sent again."""
+    """A call whose first reply was lost and whose second attempt is refused."""
 
     @pytest.mark.fault("F36")
-    def test_a_post_that_was_stored(self, own, namespace):
+    def test_the_outcome_of_a_stored_post_is_unknown(self, own, namespace):
         """
-        The post was stored, and its repetition is refused before the script can look (its replica
-        has gone meanwhile). To call that definite would have its poster post again.
+        The first attempt stored the event. The second is refused before its script runs, because
+        the replica has gone. If the refusal counted as definite, the caller would post again.
         """
         with Proxy(own) as way, own.client() as client:
             timer = DTimer("poster", way.url, ns=namespace, timeout=LONGEST_CALL)
@@ -192,7 +192,7 @@ class TestAfterALostReply:
         ids=lambda text: text.split()[0],
     )
     def test_no_refusal_is_definite(self, server, namespace, refusal):
-        """Whatever the second try is refused for, the first was done, and its caller is told so."""
+        """The first attempt took effect, so the caller must not be told that the call failed."""
         tries = []
 
         def tap(script, arguments, send):

@@ -1,4 +1,4 @@
-"""The catalogue, F19, F21 to F24 and F29: the server dies, freezes, is busy, forgets, loads."""
+"""Faults F19, F21 to F24 and F29: the server dies, is wiped, freezes, is busy, or is loading."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _SET = b"*3\r\n$3\r\nSET\r\n$6\r\nfiller\r\n$1\r\nx\r\n"
 
 class Foreign:
     """
-    A foreign client that has the server run a script without an end; in a thread.
+    A foreign client that runs an endless script on the server, in a thread.
 
     Args:
-        busy: After so many ms the server says that it is BUSY, and a script can be killed.
+        busy: The time, in ms, after which the server replies BUSY and lets the script be killed.
     """
 
     def __init__(self, own, busy):
@@ -40,7 +40,7 @@ class Foreign:
             self._client.eval("while true do end", 0)
 
     def end(self):
-        """Kill the script, as soon as the server lets anybody do so."""
+        """Kill the script, as soon as the server permits it."""
         with self._own.client(socket_timeout=2 * PATIENCE) as client:
             client.script_kill()
         self._thread.join()
@@ -48,11 +48,10 @@ class Foreign:
 
 
 @pytest.mark.fault("F19")
-def test_killed_and_restarted(watch, own):
+def test_each_event_is_handled_once_after_a_restart_from_the_append_only_file(watch, own):
     """
-    A server that is killed and comes back from its append-only file has lost nothing that
-    was acknowledged: events that were due meanwhile, that are due later, and that were in
-    hand arrive once. It has lost the scripts, which are sent along again.
+    The file has every acknowledged write: running, overdue and future events. It does not have
+    the scripts, which must be sent again.
     """
     handler = Held()
     node = watch.node(handler=handler, concurrency=3, lease=6_000)
@@ -70,11 +69,10 @@ def test_killed_and_restarted(watch, own):
 
 
 @pytest.mark.fault("F21")
-def test_everything_is_wiped(watch, own, caller):
+def test_nodes_register_again_and_report_lost_leases_after_a_wipe(watch, own, caller):
     """
-    Nodes whose server has forgotten everything register again with their next turn, and
-    are on duty for what is posted from then on. Each tells of the rollback. Events that
-    were in hand are lost leases, and told as such; what was pending is gone.
+    Each node registers with its next claim, and handles what is posted from then on. It reports
+    the rollback, and a running event as a lost lease. Pending events are gone.
     """
     handler = Held()
     node = watch.node(handler=handler, concurrency=2)
@@ -97,11 +95,10 @@ def test_everything_is_wiped(watch, own, caller):
 
 
 @pytest.mark.fault("F22")
-def test_frozen(watch, own, caller, hasty):
+def test_requests_repeated_during_a_freeze_take_effect_at_most_once(watch, own, caller, hasty):
     """
-    A frozen server keeps what it is sent, and does it all when it goes on. So calls whose
-    outcome is unknown are done once or not at all, however often they were tried, and the
-    turns that a node has asked for again and again are one turn.
+    A frozen server executes every request that it has received as soon as it runs again. So each
+    attempt of a post or a claim arrives, and the server must recognise the repetitions.
     """
     handler = Held()
     node = watch.node(handler=handler, **HASTY)
@@ -112,14 +109,14 @@ def test_frozen(watch, own, caller, hasty):
         with pytest.raises(OutcomeUnknown):
             watch.in_time(watch.post, 0, hasty, id="perhaps")
         with pytest.raises(StoreError, match="could not be reached") as caught:
-            # On a connection that could not be made: it was not sent.
+            # No connection could be made, so the call was not sent.
             watch.in_time(hasty.pause)
         assert not isinstance(caught.value, OutcomeUnknown)
         with pytest.raises(StoreError, match="could not be reached"):
             watch.in_time(hasty.peek, before)
         fault.felt(1.0)
         own.resume()
-    assert not caller.resume(), "it was said that it had not been paused"
+    assert not caller.resume(), "pause() failed definitely, yet the namespace is paused"
     assert watch.times("perhaps") <= 1
     watch.wait_handled(before)
     eventually(lambda: node.timer.stats().in_flight == 0)
@@ -127,10 +124,10 @@ def test_frozen(watch, own, caller, hasty):
 
 
 @pytest.mark.fault("F22")
-def test_frozen_under_a_confirm(watch, own):
+def test_a_confirm_of_unknown_outcome_is_not_reported_as_a_lost_lease(watch, own):
     """
-    A confirm whose outcome is unknown, and which was done, is no lost lease: when the
-    handler returns, or asks for a heartbeat, nobody is told that somebody else has it.
+    The server executes the confirm after the freeze. When the handler then returns, the server no
+    longer knows its lease, because of this node's own confirm.
     """
     said, going_on = queue.SimpleQueue(), threading.Event()
 
@@ -144,11 +141,11 @@ def test_frozen_under_a_confirm(watch, own):
             assert going_on.wait(PATIENCE)
 
     node = watch.node(handler=confirm, **HASTY)
-    # The script is there now: without it, what is done after the freeze would be nothing.
+    # Load the script with an event before the freeze: an unknown script would not be executed.
     watch.post()
     assert said.get(timeout=PATIENCE)
-    # Whichever connection the confirm takes is there, too: one that would have to be made first
-    # could not be, and then the confirm is known not to have been done.
+    # Open every connection that the confirm may use. A confirm that had to connect first would
+    # fail definitely.
     line = node.timer._store._line
     for lane in [line._take() for _ in range(4)]:
         line._idle.append(lane)
@@ -167,14 +164,14 @@ def test_frozen_under_a_confirm(watch, own):
 
 
 @pytest.mark.fault("F23")
-def test_blocked(watch, own, hasty):
+def test_a_post_delayed_beyond_its_deadline_takes_effect_at_most_once(watch, own, hasty):
     """
-    A command of somebody else's that takes long is a freeze that ends: posts that it
-    delays beyond their deadline are done once, later events are late and not lost.
+    A long command of another client blocks the server. Posts whose deadline passes meanwhile raise
+    `OutcomeUnknown`. Other events are late and not lost.
     """
     node = watch.node(**HASTY)
     with watch.fault(degraded=False) as fault:
-        # Longer than the deadlines, and than a machine is busy with something else.
+        # Longer than the deadlines, also on a busy machine.
         foreign = Foreign(own, busy=3_000)
         eventually(lambda: not node.timer.health().ok)
         with pytest.raises(OutcomeUnknown):
@@ -185,10 +182,10 @@ def test_blocked(watch, own, hasty):
 
 
 @pytest.mark.fault("F24")
-def test_busy(watch, own, hasty):
+def test_a_post_fails_definitely_while_the_server_is_busy(watch, own, hasty):
     """
-    While the server is BUSY calls fail definitely and within their deadline, the node says
-    so once, and the lease of what runs is renewed as soon as it may be.
+    BUSY means that the server has not executed the call. The node reports it once, and renews the
+    lease of a running handler as soon as the script has ended.
     """
     handler = Held()
     node = watch.node(handler=handler, lease=6_000)
@@ -210,12 +207,12 @@ def test_busy(watch, own, hasty):
 
 
 @pytest.mark.fault("F29")
-def test_loading():
+def test_a_post_fails_definitely_while_the_server_is_loading():
     """
-    A server that is loading its data executes nothing, and says so: posts fail definitely,
-    nodes wait, and are served when it has loaded.
+    A server that loads its data refuses every command. Nodes wait, and handle their events when it
+    has loaded.
     """
-    # One microsecond, which takes fifty, at each of so many keys.
+    # A pause of 1 µs, which takes about 50 µs, at one key of ten.
     args = ["--key-load-delay", "-10"]
     with Server(tcp=True, appendonly=True, args=args) as own, Watch(own, "chaos") as watch:
         node = watch.node()

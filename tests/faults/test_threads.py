@@ -1,4 +1,4 @@
-"""The catalogue, F58 and F66: what strikes a node from within, at the library's fault points."""
+"""Faults F58 and F66: failures inside a node, injected at the library's fault points."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dtimer.faultpoints import arm
 
 pytestmark = pytest.mark.chaos
 
-# Joins, and has itself killed as soon as the server has leased it something.
+# Joins, and kills its own process as soon as the server has granted it a lease.
 _KILLED = f"""
 import signal
 import redis
@@ -38,11 +38,11 @@ with arm("claim.answered", kill):
 
 @pytest.fixture
 def killed(watch, own):
-    """A process that is killed between its claim and the dispatch of it; joined, and alone."""
+    """A process with the only node, which is killed between the claim and its dispatch."""
     with Script(own, watch.ns, _KILLED) as script:
         assert "joined" == script.hear()
         yield script
-    # Nobody else may strike it off the list before a minute has passed.
+    # Other nodes may remove it from the roster only after a minute.
     with own.client() as client:
         for incarnation, who in client.hgetall(watch.keys.nodes).items():
             if b'"killed"' in who:
@@ -51,7 +51,13 @@ def killed(watch, own):
 
 
 class Failing:
-    """Raises in the threads of one node, at each arrival, until it is let off."""
+    """
+    Raises in one thread each time that the thread arrives at a fault point.
+
+    Args:
+        error: The exception to raise.
+        thread: The name of the thread.
+    """
 
     def __init__(self, error, thread):
         self.error = error
@@ -65,11 +71,11 @@ class Failing:
 
 
 class TestKilledAfterTheClaim:
-    """F58: leased, and known to nobody."""
+    """F58: the process is killed when the server has granted a lease that no handler knows."""
 
     @pytest.mark.fault("F58")
-    def test_redelivered_after_the_lease(self, watch, killed):
-        """The event comes back when its lease ends, as its second attempt, and not before."""
+    def test_the_event_is_redelivered_as_its_second_attempt(self, watch, killed):
+        """The server cannot know that no handler started, so it counts the attempt."""
         id = watch.post()
         assert -9 == killed.wait()
         node = watch.node()
@@ -79,10 +85,10 @@ class TestKilledAfterTheClaim:
         assert [] == node.errors
 
     @pytest.mark.fault("F58")
-    def test_at_most_once(self, watch, killed):
+    def test_an_event_with_max_retries_0_becomes_a_dead_letter(self, watch, killed):
         """
-        With ``max_retries=0`` it is never handed out again, since it may have been started,
-        and it is not silently gone: it is a dead letter that says why.
+        A handler may have started, so the event must not be delivered again. The dead letter
+        names the reason.
         """
         id = watch.post(max_retries=0)
         watch.excused.add(id)
@@ -95,7 +101,7 @@ class TestKilledAfterTheClaim:
 
 
 class TestThreads:
-    """F66: what a thread of the node fails with is told, and the thread goes on."""
+    """F66: an exception in a thread of the node is reported, and the thread starts again."""
 
     @pytest.mark.fault("F66")
     @pytest.mark.parametrize(
@@ -108,10 +114,10 @@ class TestThreads:
             ("loop.herald", "dtimer-herald-node", MemoryError("no more")),
         ],
     )
-    def test_one_that_keeps_failing(self, watch, point, thread, error):
+    def test_a_failing_thread_starts_again_within_a_second(self, watch, point, thread, error):
         """
-        It is begun again within a second, time after time; ``health()`` is not ok, and the
-        error is told, once; when it fails no more the node serves as before.
+        The node reports the error once, and ``health()`` is not ok meanwhile. When the error is
+        gone the node works as before.
         """
         node = watch.node()
         failing = Failing(error, thread)
@@ -126,8 +132,8 @@ class TestThreads:
             eventually(lambda: len(failing.arrivals) > 1 and node.errors)
         pauses = [b - a for a, b in zip(failing.arrivals, failing.arrivals[1:], strict=False)]
         assert max(pauses) < 1 + PROMPT
-        (told,) = node.errors
-        assert error in (told, told.__cause__)
+        (reported,) = node.errors
+        assert error in (reported, reported.__cause__)
         watch.wait_handled(*waiting)
 
     @pytest.mark.fault("F66")
@@ -139,10 +145,10 @@ class TestThreads:
             ("handler.before", RuntimeError("odd")),
         ],
     )
-    def test_one_that_fails_with_events_in_hand(self, watch, point, error):
+    def test_claimed_events_are_handled_although_a_thread_fails(self, watch, point, error):
         """
-        What had been claimed is handled all the same, once: the turn is asked again, or the
-        events are failed, or their lease ends.
+        The claim is sent again, the events are retried, or their leases end, depending on where
+        the thread fails.
         """
         node = watch.node()
         struck = []

@@ -1,4 +1,4 @@
-"""The catalogue, F49 to F57: clocks are wrong, and time passes unseen."""
+"""Faults F49 to F57: clocks are wrong, or time passes while a process does not run."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from dtimer.testing import Catch
 
 pytestmark = [
     pytest.mark.chaos,
-    pytest.mark.skipif(sys.platform != "linux", reason="the clocks of glibc are stood in for"),
+    pytest.mark.skipif(sys.platform != "linux", reason="replaces the clocks of glibc"),
 ]
 
 HOUR = 3_600  # s
-MINUTE_MS = 60_000  # a lease, or an interval of heartbeats, that no test lives to see
+MINUTE_MS = 60_000  # a lease or a poll interval that ends after any test
 
 
 @pytest.fixture
 def own():
-    """As for the other rows, and its clock can be set."""
+    """A server of the test's own, whose clock can be set."""
     with Server(tcp=True, appendonly=True, clock=True) as server:
         yield server
 
 
 @pytest.fixture
 def until(watch):
-    """Tells how many ms from now, by the server's clock, an event is due or its lease ends."""
+    """A function: the ms until an event is due, or its lease ends, by the server's clock."""
 
     def left(id):
         seconds, us = watch.client.time()
@@ -51,7 +51,7 @@ def until(watch):
 
 @pytest.fixture
 def set_clock(watch, own):
-    """Sets the server's clock, and returns when every further command sees the new time."""
+    """A function that sets the server's clock, and returns when commands see the new time."""
 
     def set_off(seconds):
         own.set_clock(seconds)
@@ -61,29 +61,29 @@ def set_clock(watch, own):
 
 
 def jumps(node):
-    """The seconds of the jumps that a node has told of, none of which it took for a rollback."""
+    """Return the seconds of each clock jump that a node reported. It must report no rollback."""
     assert not [error for error in node.errors if isinstance(error, StateRollback)]
     return [round(error.seconds) for error in node.errors if isinstance(error, ClockJump)]
 
 
 class TestWrongClocks:
-    """What the rows below rest on: a clock that is set is wrong, and it alone."""
+    """The tool that the tests below rely on: a clock that is set is wrong, and no other clock."""
 
-    def test_of_a_server(self):
-        """The server's TIME steps ahead and back, as a command and within a script."""
+    def test_a_servers_time_can_be_set_forward_and_back(self):
+        """Both as a command and within a script: the library reads it in scripts."""
         with Server(clock=True) as server, server.client() as client:
             for seconds in (3600, -3600, 0.5, 0):
                 server.set_clock(seconds)
 
                 def off(seconds=seconds):
-                    told = client.eval("return redis.call('TIME')", 0)
-                    times = [client.time(), tuple(map(int, told))]
+                    reply = client.eval("return redis.call('TIME')", 0)
+                    times = [client.time(), tuple(map(int, reply))]
                     return [s + us / 1e6 - time.time() - seconds for s, us in times]
 
                 eventually(lambda off=off: all(abs(wrong) < 0.1 for wrong in off()))
 
-    def test_of_a_process(self):
-        """A process sees its wall clock off, its monotonic clock only where it runs slow."""
+    def test_a_process_sees_a_wrong_wall_clock_and_a_slow_monotonic_clock(self):
+        """Setting the wall clock must not move the monotonic clock, as on a real machine."""
         say = "import sys, time\nfor _ in sys.stdin: print(time.time(), time.monotonic(), flush=1)"
         with (
             WrongClock() as clock,
@@ -111,13 +111,10 @@ class TestWrongClocks:
 
 @pytest.mark.fault("F49")
 class TestAhead:
-    """The server's clock is an hour ahead of what it was."""
+    """The server's clock is set an hour forward."""
 
-    def test_events_come_sooner(self, watch, set_clock):
-        """
-        What is due within the hour comes now, by the server's clock not early; each node says
-        once that the clock was set, and serves on.
-        """
+    def test_events_come_due_sooner_and_each_node_reports_the_jump(self, watch, set_clock):
+        """By the server's clock these events are not early. Each node reports the jump once."""
         nodes = [watch.node("one"), watch.node("two")]
         soon = [watch.post(1_800_000) for _ in range(3)]
         far = watch.post(2 * HOUR * 1000)
@@ -130,10 +127,10 @@ class TestAhead:
         assert "cancelled" == nodes[0].timer.cancel(far).value
         watch.excused.add(far)
 
-    def test_what_runs_is_kept(self, watch, until, set_clock):
+    def test_the_lease_of_a_running_handler_is_renewed_at_once(self, watch, until, set_clock):
         """
-        The lease of a running handler has ended by then. It is renewed at once, long before
-        its next heartbeat, and nobody else starts the event.
+        By the server's clock the lease has ended. If the node waited for its next heartbeat,
+        another node could start the event.
         """
         node = watch.node(lease=3 * MINUTE_MS, poll_interval=300)
         handler = Gated(node.timer)
@@ -149,10 +146,10 @@ class TestAhead:
         assert 1 == watch.times(id)
         assert [] == node.heard("lease_lost")
 
-    def test_a_lease_that_ended(self, watch, set_clock):
+    def test_the_former_holder_of_a_lease_that_ended_cannot_confirm(self, watch, set_clock):
         """
-        What nobody renews is handed out again at once, and who held it before can neither
-        confirm it nor believe that it could.
+        Without a renewal the event is redelivered at once. The first holder learns from the refused
+        confirm that its lease is lost.
         """
         first = watch.node("first", lease=MINUTE_MS, auto_confirm=False)
         held = Catch(first.timer, "event")
@@ -167,8 +164,8 @@ class TestAhead:
         assert old.lease_lost
         assert new.confirm() is True
 
-    def test_a_schedule(self, watch, set_clock):
-        """One occurrence stands for all that were jumped over, and no nominal time comes twice."""
+    def test_one_occurrence_stands_for_those_that_were_skipped(self, watch, set_clock):
+        """An hour of occurrences would flood the handlers. No nominal time comes twice."""
         node = watch.node()
         seen = []
         node.timer.on("event", seen.extend)
@@ -188,13 +185,12 @@ class TestAhead:
 
 @pytest.mark.fault("F50")
 class TestBack:
-    """The server's clock is an hour behind what it was."""
+    """The server's clock is set an hour back."""
 
-    def test_nothing_early_and_nothing_twice(self, watch, until, set_clock):
-        """
-        What was due later is due an hour later still; what is posted then comes in time. Once
-        the clock has been mended all is well, and nobody had to be started anew.
-        """
+    def test_pending_events_wait_an_hour_longer_and_new_ones_are_in_time(
+        self, watch, until, set_clock
+    ):
+        """When the clock is right again the pending event is handled, without a restart."""
         node = watch.node()
         before = watch.post(300)
         with watch.fault(degraded=None):
@@ -206,11 +202,8 @@ class TestBack:
         watch.wait_handled(before)
         assert [-HOUR, HOUR] == jumps(node)
 
-    def test_what_runs_is_kept(self, watch, until, set_clock):
-        """
-        Of what is in hand the lease is renewed, so that it does not last for an hour should the
-        node be killed; it is confirmed as ever.
-        """
+    def test_the_lease_of_a_running_handler_is_shortened(self, watch, until, set_clock):
+        """If the node were killed with the old lease, its event would wait for an hour."""
         node = watch.node(lease=3 * MINUTE_MS, poll_interval=300)
         handler = Gated(node.timer)
         id = watch.post()
@@ -224,13 +217,15 @@ class TestBack:
         assert 1 == watch.times(id)
 
     @pytest.mark.parametrize("seconds", [-HOUR, HOUR])
-    def test_a_reply_lost_at_that_moment(self, watch, own, proxy, seconds, set_clock):
-        """A post and a claim that were not heard of, and are tried again after it, act once."""
+    def test_a_repetition_takes_effect_once_if_the_clock_is_set_in_between(
+        self, watch, own, proxy, seconds, set_clock
+    ):
+        """The reply to a post, and to a claim, is lost. The server recognises both repetitions."""
         poster = DTimer("caller", proxy.url, ns=watch.ns, timeout=1_500)
         poster.stats()
         with Proxy(own) as way:
             node = watch.node(url=way.url, sub=own.url, timeout=1_500, poll_interval=MINUTE_MS)
-            # Its next turn is that of the wake.
+            # Wait, so that the next claim of the node is caused by the wake.
             claimer = node.timer._life._claimer
             eventually(lambda: time.monotonic() > claimer.answered + 0.2)
             way.drop_reply_once(node.timer._life.incarnation.encode(), close=False)
@@ -238,27 +233,27 @@ class TestBack:
             assert way.wait_dropped()
             eventually(lambda: poster.peek(id).state is State.IN_FLIGHT)
             set_clock(seconds)
-            # What others do meanwhile must not have it forgotten.
+            # The operations of other nodes must not make the server forget this one.
             watch.wait_handled(id, watch.post())
             assert [1, 1] == [handled.attempt for handled in watch.handled]
             proxy.drop_reply_once(b"kettle", close=False)
-            told = []
+            posted = []
             more = {"tea": "kettle"}
-            posting = Thread(target=lambda: told.append(watch.post(0, poster, more=more)))
+            posting = Thread(target=lambda: posted.append(watch.post(0, poster, more=more)))
             posting.start()
             assert proxy.wait_dropped()
-            # Were it not in hand by then, the clock put back would make it due in an hour.
+            # An event that is not claimed before the clock is set back is due in an hour.
             eventually(lambda: len(watch.handled) == 3)
             set_clock(0)
             watch.post()
             posting.join(PATIENCE)
-            watch.wait_handled(*told)
+            watch.wait_handled(*posted)
             assert 4 == poster.stats().totals["posted"]
             node.timer.leave()
         poster.leave()
 
-    def test_a_schedule(self, watch, set_clock):
-        """A schedule rests until its next nominal time has come again; none comes twice."""
+    def test_a_schedule_rests_until_its_next_nominal_time(self, watch, set_clock):
+        """No nominal time of the repeated hour comes twice."""
         node = watch.node()
         seen = []
         node.timer.on(
@@ -279,10 +274,10 @@ class TestBack:
 
 
 @pytest.mark.fault("F51")
-def test_the_wall_clock_of_a_node(watch, own, monkeypatch):
+def test_a_wrong_wall_clock_of_a_node_has_no_effect(watch, own, monkeypatch):
     """
-    A node whose own wall clock is years off, and is set while it runs, posts and handles in
-    time: it neither loses a lease nor says anything.
+    The wall clock is years off and is set while the node runs. Due times come from the server, and
+    waits from the monotonic clock, so the node loses no lease and reports no error.
     """
     with WrongClock() as clock:
         clock.set(-10 * 365 * 24 * HOUR)
@@ -305,11 +300,13 @@ def test_the_wall_clock_of_a_node(watch, own, monkeypatch):
 
 
 @pytest.mark.fault("F53")
-def test_a_machine_that_was_suspended(watch, own, monkeypatch, set_clock):
+def test_a_handler_doubts_its_lease_after_the_machine_was_suspended(
+    watch, own, monkeypatch, set_clock
+):
     """
-    The monotonic clock of Linux stands still while a machine is suspended, and leases go on. On
-    waking a handler sees at once that its lease is in doubt, before anybody was asked; when the
-    server says that the lease is still its own it goes on.
+    The monotonic clock of Linux stops while a machine is suspended, and leases run on. So
+    ``lease_lost`` is True at once, before any request. It is False again when the server confirms
+    that the lease is still held.
     """
     node = watch.node(lease=3_000, poll_interval=MINUTE_MS)
     handler = Gated(node.timer)
@@ -318,7 +315,7 @@ def test_a_machine_that_was_suspended(watch, own, monkeypatch, set_clock):
     assert not ev.lease_lost
     awake = pace.lasting
     slept = [0.0]
-    # Where they are used: nobody may have looked at one and not at the other.
+    # Patch each module that uses the clock, or two modules would disagree about the time.
     for module in ("pace", "hold", "dispatcher"):
         monkeypatch.setattr(f"dtimer.engine.{module}.lasting", lambda: awake() + slept[0])
     set_clock(30)
@@ -333,10 +330,10 @@ def test_a_machine_that_was_suspended(watch, own, monkeypatch, set_clock):
 
 
 @pytest.mark.fault("F54")
-def test_a_clock_that_runs_slow(watch, own, monkeypatch):
+def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own, monkeypatch):
     """
-    A node whose clocks lose a twentieth does not believe in its lease any more by the time at
-    which another may have the event: a tenth of the lease is kept in reserve.
+    The clocks of the node run 5 % slow. The node relies on 90 % of its lease only, so it stops
+    relying on it before another node can claim the event.
     """
     text = """
     dt = timer("slow", lease=1_000, max_run=1, max_retries=3)
@@ -359,7 +356,7 @@ def test_a_clock_that_runs_slow(watch, own, monkeypatch):
         with monkeypatch.context() as patch:
             for name, value in clock.env.items():
                 patch.setenv(name, value)
-            # CLOCK_TAI, which is 11, is told as it is.
+            # The replaced library leaves CLOCK_TAI, which is 11, alone: the script reads true time.
             slow = Script(own, watch.ns, "import time\n" + textwrap.dedent(text))
         with slow:
             assert "joined" == slow.hear()
@@ -380,15 +377,14 @@ def test_a_clock_that_runs_slow(watch, own, monkeypatch):
 
 @pytest.mark.fault("F57")
 @pytest.mark.parametrize("names", [["one"], ["one", "two"]], ids=["alone", "two"])
-def test_thousands_in_one_millisecond(watch, names):
+def test_5000_events_due_in_one_millisecond_are_each_handled_once(watch, names):
     """
-    Five thousand events that are due in the same millisecond are all handed out, each once. A
-    node that is alone starts them in the order of their ids. Of two, one may start what the other
-    has released after what it had itself.
+    A single node starts them in the order of their ids. With two nodes, one may start an event
+    that the other has released after its own.
     """
     for name in names:
         watch.node(name, max_events=100, poll_interval=1_000)
-    # A busy machine may take long to post them. None may start before the last is there.
+    # Posting takes long on a busy machine. No event may start before the last one is posted.
     timer = watch.nodes[0].timer
     timer.pause()
     moment = time.time() * 1000

@@ -1,4 +1,4 @@
-"""F17: TLS that is right, and TLS that fails: the cause is named, and nothing goes in the clear."""
+"""Fault F17: TLS fails. The error names the cause, and no byte is sent unencrypted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dtimer.testing import Catch
 
 pytestmark = pytest.mark.fault("F17")
 
-#: The pause after an error that needs a person, in seconds; five in truth.
+#: The pause after an error that only a person can correct, in seconds. The library's is 5.
 SLOW = 1.0
 
 
@@ -33,7 +33,7 @@ def authority():
 
 @pytest.fixture(scope="module")
 def trusted(authority, tmp_path_factory):
-    """The path of the authority's own certificate."""
+    """The path of the certificate of the authority."""
     path = tmp_path_factory.mktemp("tls") / "authority.pem"
     authority.cert_pem.write_to_path(path)
     return str(path)
@@ -41,7 +41,7 @@ def trusted(authority, tmp_path_factory):
 
 @pytest.fixture
 def server(authority):
-    """A server whose certificate is right; nothing is left on it in the end."""
+    """A server with a valid certificate. At the end it must hold no data."""
     with (
         TlsServer(certificate(authority)) as server,
         server.plain.client() as client,
@@ -52,7 +52,7 @@ def server(authority):
 
 @pytest.fixture
 def make():
-    """Makes timers, which have left in the end."""
+    """A function that makes timers. They leave at the end of the test."""
     made = []
 
     def build(url, **options):
@@ -66,11 +66,11 @@ def make():
 
 
 class TestRight:
-    """Where the certificate is right all is as without TLS."""
+    """With a valid certificate a node works as without TLS."""
 
-    def test_commands_and_wakes(self, server, trusted, make):
-        """Commands and the subscription go through it, and the subscription stays."""
-        # No poll would be in time: what comes, comes by a wake.
+    def test_commands_and_the_subscription_use_tls(self, server, trusted, make):
+        """The subscription must stay open: without wakes every event would wait for a poll."""
+        # A poll would be too late for this test, so each event arrives by a wake.
         node = make(server.url(ssl_ca_certs=trusted), poll_interval=30_000)
         caught, errors = Catch(node, "event"), Catch(node, "error")
         with node:
@@ -81,8 +81,8 @@ class TestRight:
             assert node.health().ok
         assert [] == [repr(e) for e in rest(errors)]
 
-    def test_a_client_of_ones_own(self, server, trusted, make):
-        """A client's settings of TLS are taken over, also for the subscription."""
+    def test_the_tls_settings_of_a_users_client_are_copied(self, server, trusted, make):
+        """Both for commands and for the subscription."""
         _, port = server.url().removeprefix("rediss://").split("/")[0].split(":")
         with redis.Redis(host=ADDRESS, port=int(port), ssl=True, ssl_ca_certs=trusted) as client:
             node = make(client)
@@ -92,16 +92,16 @@ class TestRight:
                 node.post({"n": 1})
                 assert {"n": 1} == caught.next()[0]
 
-    def test_large_payloads(self, server, trusted, make):
-        """What takes many records of TLS arrives whole."""
+    def test_a_payload_of_many_tls_records_arrives_whole(self, server, trusted, make):
+        """A read that returns after the first record would cut the payload."""
         node = make(server.url(ssl_ca_certs=trusted))
         caught = Catch(node, "event")
         with node:
             node.post({"much": "x" * 200_000})
             assert {"much": "x" * 200_000} == caught.next()[0]
 
-    def test_unverified_on_request_alone(self, server, make):
-        """Who asks for it gets TLS without trust; who does not, does not."""
+    def test_ssl_cert_reqs_none_accepts_any_certificate(self, server, make):
+        """A user may ask for encryption without verification."""
         node = make(server.url(ssl_cert_reqs="none"))
         assert node.post({})
 
@@ -115,17 +115,17 @@ WRONG = {
 
 @pytest.fixture(params=WRONG.values(), ids=WRONG)
 def wrong(request, server, authority):
-    """Have the server show a certificate that is wrong; returns how that is told."""
-    told, make = request.param
+    """Present a certificate that is wrong, and return the words of OpenSSL for it."""
+    words, make = request.param
     server.present(make(authority))
-    return told
+    return words
 
 
 class TestWrong:
-    """A certificate that may not be trusted is refused, at once and in words."""
+    """A certificate that cannot be trusted is rejected at once, with its cause."""
 
-    def test_a_call(self, server, trusted, make, wrong):
-        """A call raises at once what OpenSSL minds, and says that nothing was done."""
+    def test_a_call_raises_the_words_of_openssl_at_once(self, server, trusted, make, wrong):
+        """Trying again cannot help, and the call has definitely not been executed."""
         timer = make(server.url(ssl_ca_certs=trusted), timeout=LONGEST_CALL)
         began = time.monotonic()
         with pytest.raises(StoreError, match=wrong) as caught:
@@ -136,15 +136,17 @@ class TestWrong:
         with pytest.raises(StoreError, match=wrong):
             timer.join()
 
-    def test_a_client_that_trusts_nobody(self, server, make):
-        """Without the authority's certificate a server of its own is not trusted."""
+    def test_a_private_authority_is_not_trusted_by_default(self, server, make):
+        """A URL without ``ssl_ca_certs`` trusts only the authorities of the system."""
         with pytest.raises(StoreError, match="CERTIFICATE_VERIFY_FAILED"):
             make(server.url()).post({})
 
-    def test_a_joined_node(self, server, trusted, authority, make, monkeypatch):
+    def test_a_joined_node_recovers_when_the_certificate_is_valid_again(
+        self, server, trusted, authority, make, monkeypatch
+    ):
         """
-        A node whose server shows a wrong certificate says so once, is not well, hammers
-        nobody, and goes on by itself when it is mended.
+        Meanwhile the node reports the certificate once, ``health()`` is not ok, and the node
+        connects about once a second, not in a tight loop.
         """
         for module in ("reach", "listener"):
             monkeypatch.setattr(f"dtimer.engine.{module}._SLOW_PAUSE", SLOW)
@@ -167,34 +169,34 @@ class TestWrong:
         eventually(lambda: node.health().ok)
         took = time.monotonic() - began
         assert took <= SLOW + PROMPT
-        # Two threads, each with a pause of a second; a healthy one, then, and one more.
+        # Two threads connect, each with a pause of a second. CONNECTS_ONCE allows for the rest.
         assert server.accepted - before <= CONNECTS_ONCE + 2 * took / SLOW
         node.post({"n": 1})
         assert {"n": 1} == caught.next()[0]
-        # Wakes may have gone a moment before the rest: two things, each said once.
-        told = [str(e).partition(":")[0] for e in [first, *rest(errors)]]
-        assert len(told) == len(set(told)) <= 2
+        # The subscription may have failed a moment before the commands: two errors, each once.
+        said = [str(e).partition(":")[0] for e in [first, *rest(errors)]]
+        assert len(said) == len(set(said)) <= 2
 
 
 def kill(server: Running):
-    """End all connections of clients."""
+    """Close all connections of clients."""
     with server.client() as client:
         client.client_kill_filter(_type="pubsub")
         client.client_kill_filter(_type="normal", skipme=True)
 
 
 class TestMismatch:
-    """One side speaks TLS and the other does not."""
+    """Only one side uses TLS."""
 
-    def test_plaintext_to_tls(self, server, make):
-        """A server of TLS hangs up, and the error tells what may be the matter."""
+    def test_the_error_suggests_a_server_that_expects_tls(self, server, make):
+        """Such a server closes a plain connection without a reply."""
         timer = make(server.url().replace("rediss://", "redis://"))
         with within(timer), pytest.raises(StoreError) as caught:
             timer.post({})
         assert PLAIN in str(caught.value)
 
-    def test_tls_to_plaintext(self, server, trusted, make):
-        """A server without TLS does not answer, and the error tells what may be the matter."""
+    def test_the_error_suggests_a_server_without_tls(self, server, trusted, make):
+        """Such a server does not reply to the handshake."""
         url = server.plain.url.replace("redis://", "rediss://")
         timer = make(f"{url}?ssl_ca_certs={trusted}")
         with within(timer), pytest.raises(StoreError) as caught:
@@ -202,32 +204,32 @@ class TestMismatch:
         assert SILENT in str(caught.value)
 
     @pytest.mark.parametrize("says", [b"-ERR what\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
-    def test_nothing_is_sent_in_the_clear(self, make, says):
+    def test_nothing_is_sent_unencrypted(self, make, says):
         """
-        To a server that answers a handshake with something else, or hangs up, not a byte goes
-        that is not TLS: neither password nor payload.
+        If the server replies to the handshake with plain text, or closes the connection, dtimer
+        must not fall back to plain text: it would reveal the password and the payload.
         """
         heard = []
-        with socket.create_server((ADDRESS, 0)) as door:
+        with socket.create_server((ADDRESS, 0)) as listening:
 
             def listen():
                 with contextlib.suppress(OSError):
                     while True:
-                        line, _ = door.accept()
-                        with line:
-                            line.settimeout(PATIENCE)
-                            heard.append(line.recv(65_536))
-                            line.sendall(says)
-                            line.shutdown(socket.SHUT_WR)
-                            while more := line.recv(65_536):
+                        accepted, _ = listening.accept()
+                        with accepted:
+                            accepted.settimeout(PATIENCE)
+                            heard.append(accepted.recv(65_536))
+                            accepted.sendall(says)
+                            accepted.shutdown(socket.SHUT_WR)
+                            while more := accepted.recv(65_536):
                                 heard.append(more)
 
             thread = threading.Thread(target=listen)
             thread.start()
-            timer = make(f"rediss://user:hunter2@{ADDRESS}:{door.getsockname()[1]}")
+            timer = make(f"rediss://user:hunter2@{ADDRESS}:{listening.getsockname()[1]}")
             with within(timer), pytest.raises(StoreError) as caught:
                 timer.post({"secret": "payload"})
-            door.shutdown(socket.SHUT_RDWR)
+            listening.shutdown(socket.SHUT_RDWR)
         thread.join(PATIENCE)
         said = b"".join(heard)
         assert said.startswith(b"\x16\x03")  # a handshake
@@ -238,24 +240,21 @@ class TestMismatch:
 
 @contextlib.contextmanager
 def within(timer):
-    """What is called inside ends by the deadline of *timer*, machine permitting."""
+    """Check that the block ends by the deadline of *timer*, with a margin for a busy machine."""
     began = time.monotonic()
     yield
     assert time.monotonic() - began < PATIENT["timeout"] / 1000 + PROMPT
 
 
-def test_names_are_verified_with_every_library():
-    """
-    redis-py before 6 checks no name unless it is asked to: for a URL of ours it is, where
-    nobody has asked for less.
-    """
+def test_host_names_are_verified_unless_the_user_turns_it_off():
+    """redis-py before 6 does not check the name in a certificate by default. dtimer asks for it."""
     assert {"ssl_check_hostname": True} == verified({})
     assert {"ssl_check_hostname": False} == verified({"ssl_check_hostname": False})
-    for nobody in ("none", ssl.CERT_NONE):
-        assert {"ssl_cert_reqs": nobody} == verified({"ssl_cert_reqs": nobody})
+    for unverified in ("none", ssl.CERT_NONE):
+        assert {"ssl_cert_reqs": unverified} == verified({"ssl_cert_reqs": unverified})
 
 
 def rest(caught):
-    """What was caught and not taken."""
+    """Yield the caught errors that no test has taken."""
     while not caught.empty():
         yield caught.next()

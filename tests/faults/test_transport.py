@@ -1,4 +1,4 @@
-"""The catalogue, F01 to F08: replies are lost, connections break, the network is bad."""
+"""Faults F01 and F02: a reply is lost, or is cut off in the middle."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 
-LATER = 3_600_000  # ms; no test is there to see it
+LATER = 3_600_000  # ms; longer than any test
 
-#: What strikes the reply to one request, by its name.
+#: Each fault of one reply, by its name: it strikes the first request that contains *match*.
 STRIKES = {
     "lost": lambda proxy, match: proxy.drop_reply_once(match),
     "silent": lambda proxy, match: proxy.drop_reply_once(match, close=False),
     "cut short": lambda proxy, match: proxy.truncate_reply_once(3, match),
-    "cut amid a bulk": lambda proxy, match: proxy.truncate_reply_once(30, match),
+    "cut inside a bulk string": lambda proxy, match: proxy.truncate_reply_once(30, match),
     "closed behind": lambda proxy, match: proxy.close_reply_once(match),
 }
 
@@ -28,15 +28,15 @@ def each_strike(*names):
 
 
 lost_or_silent = each_strike("lost", "silent")
-cut = each_strike("cut short", "cut amid a bulk", "closed behind")
+cut = each_strike("cut short", "cut inside a bulk string", "closed behind")
 
 
 class TestOneReply:
-    """What was done and not heard of is done once, and heard of with the next try."""
+    """A call whose reply is lost takes effect once, and the next attempt brings its result."""
 
     @pytest.fixture
     def timer(self, watch, proxy):
-        """Someone who posts and looks through the proxy, and has a connection already."""
+        """A timer that uses the proxy, with an open connection."""
         timer = DTimer("caller", proxy.url, ns=watch.ns, timeout=PATIENT["timeout"])
         timer.stats()
         yield timer
@@ -56,14 +56,14 @@ class TestOneReply:
 
     @pytest.mark.fault("F01")
     @lost_or_silent
-    def test_lost_of_a_post(self, watch, proxy, timer, strike):
-        """A post whose reply is lost is asked again under the same name, and acts once."""
+    def test_a_post_whose_reply_is_lost_takes_effect_once(self, watch, proxy, timer, strike):
+        """The repetition names the same operation as the first attempt."""
         self.one_post(watch, proxy, timer, strike)
 
     @pytest.mark.fault("F02")
     @cut
-    def test_cut_of_a_post(self, watch, proxy, timer, strike):
-        """Half a reply is no reply: the connection is dropped, and the post acts once."""
+    def test_a_post_whose_reply_is_cut_takes_effect_once(self, watch, proxy, timer, strike):
+        """The connection is closed: the rest of the reply would be read as the next one."""
         self.one_post(watch, proxy, timer, strike)
 
     @staticmethod
@@ -72,8 +72,8 @@ class TestOneReply:
         watch.post()
         eventually(lambda: len(watch.handled) == 1 and node.timer.stats().in_flight == 0)
         with watch.fault(degraded=False):
-            # A turn that claims is not told from others by its request: its reply is not
-            # known before. So it is the next of all, that the events were there for.
+            # The proxy cannot tell by its request which claim will return events. So it strikes
+            # the next claim, and the events are posted before that.
             strike(proxy, node.timer._life.incarnation.encode())
             ids = [watch.post() for _ in range(3)]
             assert proxy.wait_dropped()
@@ -84,20 +84,20 @@ class TestOneReply:
 
     @pytest.mark.fault("F01")
     @lost_or_silent
-    def test_lost_of_a_claim(self, watch, proxy, strike):
-        """A claim whose reply is lost gives the same events again, on their first attempt."""
+    def test_a_claim_whose_reply_is_lost_returns_the_same_events_again(self, watch, proxy, strike):
+        """The events are still on their first attempt."""
         self.one_claim(watch, proxy, strike)
 
     @pytest.mark.fault("F02")
     @cut
-    def test_cut_of_a_claim(self, watch, proxy, strike):
-        """A claim whose reply breaks off gives the same events again."""
+    def test_a_claim_whose_reply_is_cut_returns_the_same_events_again(self, watch, proxy, strike):
+        """No event of a reply that was read in part may start twice."""
         self.one_claim(watch, proxy, strike)
 
     @pytest.mark.fault("F01")
     @lost_or_silent
-    def test_lost_of_a_confirm(self, watch, proxy, strike):
-        """A confirm whose reply is lost was a confirm: no lost lease, no second start."""
+    def test_a_confirm_whose_reply_is_lost_is_not_a_lost_lease(self, watch, proxy, strike):
+        """The event is confirmed once, and does not start again."""
         handler = Held()
         node = watch.node(url=proxy.url, sub=watch.server.url, handler=handler)
         with watch.fault(degraded=False):
@@ -112,11 +112,11 @@ class TestOneReply:
 
     @pytest.mark.fault("F01")
     @pytest.mark.parametrize("verb", ["cancel", "revive", "pause"])
-    def test_lost_of_a_change(self, watch, timer, proxy, verb):
-        """What a call answers after its reply was lost is what it would have answered first."""
+    def test_a_change_whose_reply_is_lost_returns_the_first_result(self, watch, timer, proxy, verb):
+        """A repetition that ran again would find the change made, and return the opposite."""
         timer.post({}, LATER, id="cup", max_retries=0)
         if verb == "revive":
-            # Once: it must not be dead again when the second call comes.
+            # Fail once only, or the event is a dead letter again at the second call.
             fails = iter([1])
             watch.node(handler=lambda ev: ev == {} and next(fails, 0) and 1 / 0)
             timer.reschedule("cup", 0)

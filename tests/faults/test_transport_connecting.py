@@ -1,4 +1,4 @@
-"""The catalogue, F09 to F15 but F12: a connection cannot be made, or is taken away."""
+"""Faults F09 to F11 and F13 to F15: a connection cannot be made, or is closed by the server."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from dtimer import DTimer, OutcomeUnknown, StoreError
 
 pytestmark = pytest.mark.chaos
 
-LATER = 3_600_000  # ms; no test is there to see it
+LATER = 3_600_000  # ms; longer than any test
 
 
 class TestRefused:
-    """There is nobody to talk to."""
+    """No server accepts the connection."""
 
     @pytest.mark.fault("F09")
-    def test_the_server_is_down(self, watch, own):
+    def test_a_node_connects_again_when_the_server_is_back(self, watch, own):
         """
-        While connections are refused the node tries again, ever less often, for as long as
-        it takes; when the server is back it serves in time, and no acknowledged post is
-        lost. Who posts meanwhile is told by the deadline that it was not done.
+        The node tries with growing pauses for as long as the outage lasts. It reports the outage
+        once, and loses no acknowledged post. A call during the outage fails by its deadline.
         """
         node = watch.node()
         caller = DTimer("caller", own.url, ns=watch.ns, **HASTY)
@@ -49,8 +48,8 @@ class TestRefused:
         caller.leave()
 
     @pytest.mark.fault("F09")
-    def test_nobody_listens_to_errors(self, watch, own):
-        """Without a listener of 'error' an outage is one line in the log, or two, and no more."""
+    def test_an_outage_is_logged_once_without_an_error_listener(self, watch, own):
+        """A line for each failed attempt would flood the log. A second line is allowed."""
         node = watch.node()
         node.timer.remove_all_listeners("error")
         own.kill9()
@@ -64,11 +63,8 @@ class TestRefused:
         assert re.match(r"dtimer: Redis at \S+ does not answer; the node keeps trying", lines[0])
 
     @pytest.mark.fault("F10")
-    def test_nobody_accepts(self, watch, own):
-        """
-        Where connections are neither accepted nor refused the connect has a deadline of its
-        own: calls come back in time, and so does leave().
-        """
+    def test_calls_and_leave_return_in_time_if_a_connect_hangs(self, watch, own):
+        """A firewall that drops packets neither accepts nor refuses. Connecting has a deadline."""
         node, stuck = watch.node(**HASTY), watch.node("stuck", **HASTY)
         with watch.fault(node) as fault:
             own.kill9()
@@ -85,30 +81,36 @@ class TestRefused:
                 assert time.monotonic() - began < CALL_LIMIT
                 assert not stuck.timer.joined
             own.start()
-            # It could not say goodbye; after a minute it would have been forgotten.
+            # It could not leave the roster. Other nodes would remove it only after a minute.
             watch.forget(stuck)
 
 
 @contextlib.contextmanager
 def _full(port):
-    """Have a port on which connections are neither accepted nor refused."""
+    """Fill the backlog of a port, so that it neither accepts nor refuses connections."""
     with contextlib.ExitStack() as sockets:
-        door = sockets.enter_context(socket.socket())
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(("127.0.0.1", port))
-        door.listen(0)
+        listening = sockets.enter_context(socket.socket())
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", port))
+        listening.listen(0)
         while True:
-            knock = sockets.enter_context(socket.socket())
-            knock.settimeout(0.05)
+            waiting = sockets.enter_context(socket.socket())
+            waiting.settimeout(0.05)
             try:
-                knock.connect(("127.0.0.1", port))
+                waiting.connect(("127.0.0.1", port))
             except TimeoutError:
                 break
         yield
 
 
 class Names:
-    """A name service: one name, and whither it leads."""
+    """
+    A name service with one name.
+
+    Args:
+        monkeypatch: Installs it in this process.
+        port: The local port that the name leads to; None if the name cannot be resolved.
+    """
 
     NAME = "redis.dtimer.test"
 
@@ -128,7 +130,7 @@ class Names:
 
 
 class TestNames:
-    """The server has a name, and the name leads somewhere else, or nowhere."""
+    """The name of the server cannot be resolved, or its address changes."""
 
     @pytest.fixture
     def names(self, monkeypatch, proxy):
@@ -141,11 +143,8 @@ class TestNames:
         return f"redis://tea:kettle@{names.NAME}:6379/0"
 
     @pytest.mark.fault("F11")
-    def test_not_found(self, watch, proxy, names, url):
-        """
-        A name that is not found is looked up again and again; what is said of it names the
-        host, and not the password.
-        """
+    def test_a_name_that_cannot_be_resolved_is_looked_up_again(self, watch, proxy, names, url):
+        """Errors name the host, so that an operator can check it, and hide the password."""
         node = watch.node(url=url)
         caller = DTimer("caller", url, ns=watch.ns, **HASTY)
         with watch.fault() as fault:
@@ -163,8 +162,8 @@ class TestNames:
         caller.leave()
 
     @pytest.mark.fault("F11")
-    def test_another_address(self, watch, proxy, names, url, own):
-        """A server that has moved is found by its name: no address is kept."""
+    def test_a_server_is_found_at_its_new_address(self, watch, proxy, names, url, own):
+        """A failover by DNS works only if the name is looked up for each connection."""
         watch.node(url=url)
         with watch.fault(silent=True):
             names.port = own.port
@@ -175,30 +174,27 @@ class TestNames:
 
 
 class TestDropped:
-    """The server ends connections, or takes no more."""
+    """The server closes connections, or accepts no more."""
 
     @pytest.mark.fault("F13")
-    def test_idle_ones(self, watch, own):
+    def test_a_dropped_idle_connection_is_replaced_silently(self, watch, own):
         """
-        A server, or a NAT, that drops what lies idle is not noticed: the node asks now and
-        then to know that it is not deaf, and makes a dropped connection anew without a word.
+        Servers and NATs drop idle connections. The node must notice it by its own checks, or it
+        would be deaf until the next poll.
         """
         watch.client.config_set("timeout", 1)
         node = watch.node(poll_interval=LATER)
         with watch.fault(silent=True):
             eventually(lambda: "evalsha" not in [c["cmd"] for c in watch.client.client_list()])
-            # No poll would find it for an hour.
+            # The next poll is an hour away, so only a wake can bring this event.
             id = watch.post()
             watch.wait_handled(id)
             assert watch.latest(id) < PROMPT * 1000
         assert [] == node.errors
 
     @pytest.mark.fault("F14")
-    def test_too_many_clients(self, watch):
-        """
-        A server that takes no more clients is tried again, not stormed, and told of once;
-        the node is there again as soon as there is room.
-        """
+    def test_a_node_returns_when_the_server_accepts_clients_again(self, watch):
+        """While ``maxclients`` is reached it connects at a limited rate, and reports it once."""
         node = watch.node()
         watch.post()
         with watch.fault() as fault:
@@ -213,8 +209,8 @@ class TestDropped:
 
     @pytest.mark.fault("F15")
     @pytest.mark.parametrize("kind", [redis.ConnectionPool, redis.BlockingConnectionPool])
-    def test_the_pool_of_the_user_is_empty(self, watch, own, kind):
-        """A node has connections of its own: whoever has all of the pool's does not starve it."""
+    def test_a_node_works_while_the_users_pool_is_exhausted(self, watch, own, kind):
+        """A node copies the client's settings and opens its own connections."""
         pool = kind.from_url(own.url, max_connections=1)
         with redis.Redis.from_pool(pool) as client:
             taken = pool.get_connection()
@@ -228,6 +224,6 @@ class TestDropped:
 
 
 def _kill_others(client):
-    # The subscriptions last: with them alone gone a node would say that it is deaf.
+    # The subscriptions last: a node that loses only its subscription reports that it is deaf.
     for kind in ("normal", "pubsub"):
         client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")

@@ -1,4 +1,4 @@
-"""The catalogue, F16 and F18: the process itself is in the way of its connections."""
+"""Faults F16 and F18: the process runs out of file descriptors, or is interrupted by signals."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 
-LATER = 3_600_000  # ms; no test is there to see it
+LATER = 3_600_000  # ms; longer than any test
 
 
-# A node in a process that has all the descriptors it may have. Its word for word: what was
-# told, and whether its threads are those that they were.
+# A node in a process that reaches its limit of descriptors. It prints the errors that the node
+# reports, and whether the threads of the node are still the same.
 _STARVED = """
 import resource, time
 node = timer(poll_interval=100)
-told = []
-node.on("error", lambda e: (told.append(e), say("error", e)))
+errors = []
+node.on("error", lambda e: (errors.append(e), say("error", e)))
 node.on("event", lambda events: say("event", events[0]["n"]))
 node.join()
 threads = {t.ident for t in threading.enumerate() if t.name.startswith("dtimer-")}
 say("joined", threading.main_thread().native_id)
 heard()
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-# What is open stays open, and nothing else can be, though a descriptor be closed before.
+# Open descriptors stay open. No other can be opened, even after one was closed.
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
 try:
     os.open("/dev/null", os.O_RDONLY)
@@ -47,29 +47,29 @@ try:
 except Exception as e:
     say(type(e).__name__, e)
 say("health", node.health().ok, round(time.process_time() - before, 2))
-say("told", len(told))
+say("errors", len(errors))
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 heard()
 while not node.health().ok:
     threading.Event().wait(0.01)
 alive = {t.ident for t in threading.enumerate() if t.name.startswith("dtimer-")}
-say("threads", threads == alive, "health", node.health().ok, "told", len(told))
+say("threads", threads == alive, "health", node.health().ok, "errors", len(errors))
 node.leave()
 """
 
 
 @pytest.mark.fault("F16")
-def test_no_more_descriptors(watch, own):
+def test_a_node_recovers_when_its_process_can_open_sockets_again(watch, own):
     """
-    A process that can open no more sockets is a process without a server: told of once, no
-    thread ends over it, and when there are descriptors again the node goes on.
+    Without descriptors the node cannot connect. It reports that once, no thread ends, and no
+    thread uses the CPU in a tight loop.
     """
     with Script(own, watch.ns, _STARVED) as script:
         assert script.hear().startswith("joined")
         script.tell()
         assert f"full {errno.EMFILE}" == script.hear()
         began = time.monotonic()
-        # The subscription last: with it alone gone the node would say that it is deaf.
+        # The subscription last: a node that loses only its subscription reports that it is deaf.
         for kind in ("normal", "pubsub"):
             watch.client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
         assert "Too many open files" in script.hear()
@@ -78,34 +78,34 @@ def test_no_more_descriptors(watch, own):
         assert re.match(r"StoreError Redis at \S+ could not be reached", script.hear())
         health, ok, cpu = script.hear().split()
         assert ("health", "False") == (health, ok)
-        assert float(cpu) < 0.3, "it spins"
-        assert "told 1" == script.hear()
+        assert float(cpu) < 0.3, "a thread runs in a tight loop"
+        assert "errors 1" == script.hear()
         id = watch.post()
         watch.excused.add(id)
         assert f"event {watch.posted[id]['n']}" == script.hear()
         script.tell()
-        assert "threads True health True told 1" == script.hear()
+        assert "threads True health True errors 1" == script.hear()
         script.end()
 
 
 class TestSignals:
-    """A handler of a signal that raises, in the midst of a call."""
+    """F18: a signal arrives during a call."""
 
     class Alarm(Exception):
-        """Raised by the handler of a signal."""
+        """Raised by the signal handler."""
 
     @pytest.fixture
     def seed(self):
-        """Says how to see the same again."""
+        """The seed of the random moments, printed so that a failure can be repeated."""
         seed = random.randrange(2**32)
-        print(f"the seed was {seed}")  # noqa: T201 - shown where the test fails
+        print(f"the seed was {seed}")  # noqa: T201 - shown if the test fails
         return seed
 
     @pytest.mark.fault("F18")
-    def test_one_that_raises(self, watch, own, seed):
+    def test_a_call_interrupted_by_an_exception_closes_its_connection(self, watch, own, seed):
         """
-        A call that a signal's handler breaks off ends with what that raised, and its
-        connection with it: no later call reads a reply that was another's.
+        The exception of the signal handler passes through the call. If the connection were used
+        again, the next call would read the reply to this one.
         """
         watch.node(handler=Held())
         caller = DTimer("caller", own.url, ns=watch.ns)
@@ -115,8 +115,8 @@ class TestSignals:
         def ring(*_):
             raise self.Alarm
 
-        # Machines differ: in the midst of a call is a part of what one takes here.
-        # The median, since on a busy machine one of them takes as long as all others.
+        # The alarm must ring during a call, so measure how long a call takes on this machine. Take
+        # the median: on a busy machine one call may take as long as all others.
         took = []
         for _ in range(50):
             began = time.perf_counter()
@@ -144,8 +144,8 @@ class TestSignals:
         caller.leave()
 
     @pytest.mark.fault("F18")
-    def test_one_that_returns(self, watch, own, proxy):
-        """A call during which signals come and go waits on, and is answered."""
+    def test_a_call_survives_signals_whose_handler_returns(self, watch, own, proxy):
+        """Each signal interrupts the wait for the reply (EINTR); the call must continue to wait."""
         caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=LONGEST_CALL)
         caller.stats()
         heard = []
