@@ -407,16 +407,16 @@ class TestKilled:
             assert before != pid_of(ours.socket)
             assert not ours.renew()
 
-    @pytest.mark.parametrize("tie", ["tied", "leash"])
-    def test_the_server_ends_with_a_killed_supervisor(self, folder, tie):
+    @pytest.mark.parametrize("guard", ["kernel", "watchdog"])
+    def test_the_server_ends_with_a_killed_supervisor(self, folder, guard):
         """
-        If the supervisor is killed, the server ends too, by the kernel or by its leash. A server
+        If the supervisor is killed, the server ends too, by the kernel or by its watchdog. A server
         without a supervisor would never end. A user that calls renew() gets a server with the same
         address and data.
         """
         folder.mkdir(mode=0o700)
         launch = Path(embedded.__file__).with_name("launch.py")
-        command = [sys.executable, "-I", "-S", launch, folder, "disk", server_binary(), tie]
+        command = [sys.executable, "-I", "-S", launch, folder, "disk", server_binary(), guard]
         subprocess.run(command, check=True, timeout=PATIENCE)
         with embedded.attach(url_of(folder)) as ours:
             call(ours.socket, "SET", "tea", "kettle")
@@ -425,7 +425,7 @@ class TestKilled:
             os.kill(keeper_of(folder), signal.SIGKILL)
             assert has_ended(watched)
 
-            # The leash may act before the other effects of the supervisor's end, so retry.
+            # The watchdog may act before the other effects of the supervisor's end, so retry.
             eventually(ours.renew)
             assert address == ours.socket
             assert b"kettle" == call(ours.socket, "GET", "tea")

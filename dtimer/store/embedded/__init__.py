@@ -1,12 +1,12 @@
 """
-The embedded server: a real one, with no installation and no port.
+The embedded server: a real Redis-compatible server that needs no installation and no port.
 
-``embedded:`` is a server in memory, private to a process tree. ``embedded:///a/folder``
-is one that keeps its data in that folder. The first process to attach starts it, later
-ones find it by its unix socket, and it ends when the last of them leaves, in whatever way
-that one ends.
+``embedded:`` is a server in memory, private to a process tree. ``embedded:///a/folder`` is a server
+that keeps its data in that folder. The first process to attach starts the server, and later
+processes find it by its unix socket. It ends when the last of these processes closes its
+attachment or ends, even if that process is killed.
 
-Nothing here knows redis: what is given is the path of a socket.
+This package does not import redis. It only returns the path of a socket.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ _registry = Registry()
 
 class Attachment:
     """
-    One user's part in an embedded server, which is there until the last one closes.
+    Keeps an embedded server running until the last attachment to it is closed.
 
-    A process has one hold for all its attachments, and a forked child inherits it. A
-    process that just ends lets go of it too, so nobody has to close: closing is for those
-    who want the server to end before they do. A program that is started, rather than
-    forked, inherits nothing and must attach itself.
+    A process has one handle for all its attachments to a server, and a forked child inherits the
+    handle. The kernel closes the handle when the process ends, so `close` is only needed to end
+    the server earlier. A new program, unlike a forked child, inherits nothing and must attach.
     """
 
     def __init__(self, folder: Path, kind: str) -> None:
@@ -43,7 +42,7 @@ class Attachment:
 
     @property
     def socket(self) -> str:
-        """The path of the server's unix socket. A server started again has the same."""
+        """The path of the server's unix socket. A restarted server has the same path."""
         return self._hold.address
 
     @property
@@ -53,24 +52,24 @@ class Attachment:
 
     def renew(self) -> bool:
         """
-        See that the server is kept, and start it again if it is not.
+        Start the server again if its supervisor has ended.
 
-        A keeper starts a server that ended again by itself. If the keeper was killed too
-        nobody does, until somebody asks: for those whose connections fail. It costs next
-        to nothing when all is well.
+        The supervisor restarts a server that ended. But if the supervisor itself was killed, the
+        server is only restarted by this call. Call it after a connection has failed. It is cheap
+        if the supervisor is alive.
 
         Returns:
-            Whether it had to be started. Then a server in memory is empty.
+            True if the server had to be started. A server in memory is then empty.
 
         Raises:
-            StoreError: it could not be started, or this attachment is closed.
+            StoreError: the server could not be started, or this attachment is closed.
         """
         if not self._is_open():
             raise StoreError("this attachment to an embedded server is closed")
         return _registry.renew(self._hold)
 
     def close(self) -> None:
-        """Leave the server. Idempotent."""
+        """Close the attachment. Further calls do nothing."""
         _registry.release(self._hold, self._user)
 
     def _is_open(self) -> bool:
@@ -93,21 +92,21 @@ class Attachment:
 
 def attach(url: str) -> Attachment:
     """
-    Take part in the server that *url* names; start it if nobody did yet.
+    Attach to the server that *url* names, and start the server if it is not running.
 
     Args:
         url:
-            ``embedded:`` for the server in memory of this process tree: those that
-            descend from the first process to attach meet in it, by the environment
-            variable ``DTIMER_EMBEDDED``. It begins empty, and leaves nothing behind.
+            ``embedded:`` for the server in memory of this process tree. The first process that
+            attaches sets the environment variable ``DTIMER_EMBEDDED``, by which its descendants
+            find the server. The server starts empty and leaves no files.
 
-            ``embedded:///some/folder`` for the server that keeps its data there, for all
-            processes of this user. What a folder's name may not hold in a URL is written
-            as ``%20``.
+            ``embedded:///some/folder`` for the server that keeps its data in that folder, for all
+            processes of this user. Percent-encode characters that a URL cannot contain; a space,
+            for example, is ``%20``.
 
     Raises:
-        OptionError: it is not such a URL.
-        StoreError: there is no server to be had, and what to do about it.
+        OptionError: *url* is not such a URL.
+        StoreError: the server could not be started. The text says what to do.
     """
     folder = check(url)
     if folder is not None:
@@ -117,35 +116,35 @@ def attach(url: str) -> Attachment:
     try:
         return Attachment(tree, "memory")
     except StoreError:
-        # We may just have made it, for nothing.
+        # `of_tree` may just have made the folder. Remove it if it is empty.
         remove(str(tree))
         raise
 
 
 def attach_folder(folder: str | os.PathLike[str]) -> Attachment:
     """
-    Take part in the server that keeps its data in *folder*; start it if nobody did yet.
+    Attach to the server that keeps its data in *folder*, and start it if it is not running.
 
-    What was acknowledged survives the end of the server, even a violent one; of what was
-    acknowledged in the last second, a crash of the machine may take some.
+    Acknowledged writes survive the end of the server, even if it is killed. A crash of the machine
+    may lose writes that were acknowledged in the last second.
 
     Raises:
         OptionError: *folder* is not an absolute path.
-        StoreError: there is no server to be had, and what to do about it.
+        StoreError: the server could not be started. The text says what to do.
     """
     path = check_folder(folder)
     _check_platform()
     make_private(path)
-    # Two names of one folder must meet in one hold.
+    # Resolve links, so that two paths of one folder share one handle.
     return Attachment(Path(os.path.realpath(path)), "disk")
 
 
 def available() -> bool:
     """
-    Return whether there is a server to run here.
+    Return True if a server program was found and this platform can run it.
 
     Raises:
-        StoreError: ``DTIMER_SERVER`` names one that cannot be run.
+        StoreError: ``DTIMER_SERVER`` names a program that cannot be run.
     """
     return supported() and find_binary() is not None
 

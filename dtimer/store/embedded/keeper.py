@@ -1,17 +1,18 @@
 """
-The keeper: a small process that owns one server for as long as somebody holds it.
+The supervisor: a small process that runs one server as long as any process uses it.
 
-Rule 1: a hold is an open connection to ``keeper.sock`` and nothing else. The kernel
-closes it however its owner ends, so even a user that is killed cannot forget to leave.
+Rule 1: a handle is an open connection to ``supervisor.sock``, and nothing else. The kernel closes
+the connection when the user's process ends, even if that is killed.
 
-Rule 2: the folder belongs to whoever has the flock on ``lock``, and nobody touches
-anything in it before that.
+Rule 2: the folder belongs to the process that has the lock on the file ``lock``. Only that process
+may change other files in it.
 
-Rule 3: the server has one parent, and does not outlive it (see ``process``).
+Rule 3: the server has one parent, the supervisor, and does not outlive it (see
+`dtimer.store.embedded.process`).
 
-Rule 4: no imports but its siblings and the lighter part of the standard library (pathlib
-takes as long as all the rest). It is started without ``dtimer/__init__``, see ``launch``,
-and so is up in a few hundredths of a second.
+Rule 4: a supervisor imports only its siblings and the faster modules of the standard library;
+pathlib alone would take as long as all of them. It is started without ``dtimer/__init__`` (see
+`dtimer.store.embedded.launch`). So it starts in a few hundredths of a second.
 """
 
 from __future__ import annotations
@@ -31,21 +32,22 @@ from dtimer.store.embedded.premises import (
     PATIENCE,
     POINTER,
     SERVER,
-    make_home,
+    make_socket_folder,
     own,
     remove,
 )
 from dtimer.store.embedded.process import Process, arguments, ask, say
 
-#: A server that ends this often in a row, each time within so many seconds, stays down.
+#: A server that ends TOO_OFTEN times in a row, each time within TOO_YOUNG seconds of its start, is
+#: not restarted.
 TOO_OFTEN, TOO_YOUNG = 5, 5.0
 
-#: In bytes; then it starts anew.
+#: The limit for the log, in bytes. A longer log is truncated to zero.
 LONGEST_LOG = 1024 * 1024
 
 
 class Keeper:
-    """Counts the holds; starts the server, again if it ends, and ends it with the last."""
+    """Runs the server while there are handles: restarts it if it ends, and ends it at last."""
 
     def __init__(self, door: socket.socket, server: Process, where: str, kind: str) -> None:
         self._door = door
@@ -53,9 +55,9 @@ class Keeper:
         self._where = where
         self._ready = False
         self._greeting = f"ready {kind}\n"
-        #: The holds, and whether each was told that the server is ready.
+        #: The handles. The value is True once the handle was sent the greeting.
         self._holds: dict[socket.socket, bool] = {}
-        # Whoever had us started needs a moment to come in.
+        # Give the process that started this supervisor time to connect.
         self._alone_until = time.monotonic() + PATIENCE
         self._bell, self._ring = socket.socketpair()
         self._select = selectors.DefaultSelector()
@@ -63,14 +65,14 @@ class Keeper:
             self._select.register(ear, selectors.EVENT_READ)
         for end in (self._bell, self._ring):
             end.setblocking(False)
-        # A signal only wakes us, and none but SIGKILL ends a keeper. When a service is
-        # stopped all its processes are signalled, and they still need a server to leave.
+        # A signal only wakes the supervisor; only SIGKILL ends it. When a service is stopped, all
+        # of its processes get a signal, and still need the server to leave the namespace.
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self._ring.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> None:
-        """Keep the server until nobody holds it, or it cannot be kept."""
+        """Run the server until the last handle is closed, or the server cannot be started."""
         young = 0
         while True:
             log, born = os.lseek(2, 0, os.SEEK_END), time.monotonic()
@@ -86,13 +88,13 @@ class Keeper:
             if trouble:
                 say(trouble)
                 return self._tell(f"failed {trouble}{_tail(log)}")
-            # Whoever came in while the server went down finds it started again.
+            # If a process has connected while the server ended, start the server again.
             self._turn(0)
             if not self._holds:
                 return None
 
     def _turn(self, timeout: float) -> None:
-        """Wait for one thing to happen, at most *timeout* seconds, and take note of it."""
+        """Wait up to *timeout* seconds for a connection, a signal or the end of a handle."""
         for key, _ in self._select.select(timeout):
             if key.fileobj is self._door:
                 self._welcome()
@@ -112,8 +114,8 @@ class Keeper:
             except BlockingIOError:
                 break
             except OSError as e:
-                # Out of descriptors. They stay at the door, and we do not spin.
-                say(f"cannot let anybody in: {e}")
+                # Out of descriptors. The connections stay in the backlog; sleep, or the loop spins.
+                say(f"cannot accept connections: {e}")
                 time.sleep(0.1)
                 break
             hold.setblocking(False)
@@ -124,7 +126,7 @@ class Keeper:
             self._tell(self._greeting)
 
     def _hear(self, hold: socket.socket) -> None:
-        """Let go of *hold* if its other end was closed. It has nothing else to say."""
+        """Remove *hold* if its other end was closed. Ignore anything that it sends."""
         with contextlib.suppress(ConnectionError):
             if hold.recv(64):
                 return
@@ -133,20 +135,20 @@ class Keeper:
         hold.close()
 
     def _tell(self, text: str) -> None:
-        """Send *text* to those who still wait for the server."""
+        """Send *text* to each handle that still waits for the server."""
         for hold, told in self._holds.items():
             if not told:
                 self._holds[hold] = self._ready
-                # Whoever left meanwhile is about to be heard to have left.
+                # An error means that the other end was closed; `_hear` then removes the handle.
                 with contextlib.suppress(OSError):
                     hold.send(text.encode(errors="replace"))
 
     def _until_ready(self) -> str:
-        """Wait until the server answers. Return what went wrong, or nothing."""
+        """Wait until the server answers. Return what went wrong, or an empty text."""
         now = time.monotonic()
         late, still_loading = now + PATIENCE, now + 1.0
         while now < late:
-            # The end of the server wakes us at once; the socket, when it is there, does not.
+            # The end of the server wakes this call at once; the creation of its socket does not.
             self._turn(0.002)
             if not self._server.pid:
                 return "the server did not start"
@@ -158,7 +160,7 @@ class Keeper:
                 return ""
             if answer:
                 late = now + PATIENCE
-                # However long the data take to load, nobody gives up on them.
+                # Loading the data may take any time. Report it, so that no process gives up.
                 if now > still_loading:
                     still_loading = now + 1.0
                     self._tell("loading\n")
@@ -174,28 +176,35 @@ class Keeper:
 
 
 def _tail(since: int) -> str:
-    """Return the last of what the log has been told from *since* on."""
+    """Return the end of the log, at most 2000 bytes, beginning at *since* at the earliest."""
     end = os.fstat(2).st_size
     since = max(since, end - 2000)
     text = os.pread(2, end - since, since).decode(errors="replace")
     return f"; the end of its log:\n{text}" if text else ""
 
 
-def main(folder: str, kind: str, binary: str, tied: str = "tied") -> None:
+def main(folder: str, kind: str, binary: str, guard: str = "kernel") -> None:
     """
-    Keep a server in *folder*, unless somebody does already.
+    Start a supervisor for *folder*, unless it already has one.
 
-    Returns, or exits, as soon as there is a door to knock at, in the process that was
-    started; its child is the keeper. So nobody has to wait for the end of a keeper.
+    The supervisor is a child of the started process. That process returns or exits as soon as the
+    supervisor's socket accepts connections, so its caller never waits for the supervisor to end.
+
+    Args:
+        folder: The folder of the server.
+        kind: ``memory`` or ``disk``.
+        binary: The path of the server program.
+        guard: How the server is killed if the supervisor is killed: by the ``kernel`` where that is
+            possible, or by a ``watchdog``.
     """
     os.umask(0o077)
     try:
         lock = own(folder)
         if lock is None:
             return
-        where = make_home(folder)
+        where = make_socket_folder(folder)
         path = os.path.join(where, DOOR)
-        remove(path, os.path.join(where, SERVER))  # of a keeper that was killed
+        remove(path, os.path.join(where, SERVER))  # left by a supervisor that was killed
         door = socket.socket(socket.AF_UNIX)
         door.setblocking(False)
         door.bind(path)
@@ -203,7 +212,7 @@ def main(folder: str, kind: str, binary: str, tied: str = "tied") -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
         log = os.open(os.path.join(folder, LOG), flags, 0o600)
     except FileNotFoundError:
-        return  # the folder was removed under our feet; whoever wanted it makes it again
+        return  # the folder was removed in the meantime; the caller makes it again
     except OSError as e:
         sys.exit(str(e))
     if os.fork():
@@ -215,10 +224,11 @@ def main(folder: str, kind: str, binary: str, tied: str = "tied") -> None:
     os.pwrite(lock, b"%d\n" % os.getpid(), 0)
     ours = os.stat(path).st_ino
 
-    server = Process(arguments(binary, kind, folder, where), lock, leash=tied != "tied")
+    command = arguments(binary, kind, folder, where)
+    server = Process(command, lock, watchdog=guard == "watchdog")
     Keeper(door, server, where, kind).run()
 
-    # The folder may have been removed behind our back, and be another keeper's by now.
+    # The folder may have been removed in the meantime, and now belong to another supervisor.
     try:
         if os.stat(path).st_ino != ours:
             return
@@ -228,5 +238,5 @@ def main(folder: str, kind: str, binary: str, tied: str = "tied") -> None:
     if where != folder:
         remove(os.path.join(folder, POINTER), os.path.join(where, SERVER), where)
     if kind == "memory":
-        # The lock last: without it the folder may have another keeper at once.
+        # Remove the lock last: without it, another supervisor could acquire the folder at once.
         remove(*(os.path.join(folder, name) for name in (SERVER, "dump.rdb", LOG, LOCK)), folder)

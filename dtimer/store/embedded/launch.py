@@ -1,8 +1,8 @@
 """
-Starts a keeper. Run by its path, never imported.
+Starts a supervisor. This file is run by its path, and never imported.
 
-Empty packages take the place of ``dtimer`` and those in it: their own ``__init__`` would
-import redis, which takes ten times as long as all that a keeper does until it is up.
+Empty packages stand in for ``dtimer`` and the packages in it. The real ones would import redis,
+which takes ten times as long as starting a supervisor without it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,6 @@ for name, path in ("dtimer", root), ("dtimer.store", store), ("dtimer.store.embe
     sys.modules[name] = package = ModuleType(name)
     package.__path__ = [path]
 
-from dtimer.store.embedded.keeper import main  # noqa: E402 - the packages come first
+from dtimer.store.embedded.keeper import main  # noqa: E402 - needs the packages above
 
 main(*sys.argv[1:])

@@ -1,17 +1,17 @@
 """
-The folder of an embedded server: what lies in it, and who owns it.
+The folder of an embedded server: its files, and the lock that gives it to one supervisor.
 
-==================  ==========================================================
-``lock``            flocked by the keeper, and by its server, while they live
-``keeper.sock``     the door: an open connection to it is a hold on the server
-``server.sock``     where clients reach the server
-``keeper.log``      what the keeper and the server have to say
-``sockets``         only if the path is too long for sockets: where they are
-``appendonlydir``   the data, if it is kept
-==================  ==========================================================
+===================  ===========================================================================
+``lock``             the supervisor and its server have a lock on it (flock) while they run
+``supervisor.sock``  the supervisor's socket: each open connection to it keeps the server running
+``server.sock``      the server's socket, for clients
+``supervisor.log``   the log of the supervisor and of the server
+``sockets``          the path of the folder with the sockets, if that of this folder is too long
+``appendonlydir``    the data, if the server keeps them
+===================  ===========================================================================
 
-Read by both sides, the users of the server and its keeper. It imports the standard
-library only, since a keeper must start fast.
+The users of a server and its supervisor both import this module. It imports only the standard
+library, because a supervisor must start fast.
 """
 
 from __future__ import annotations
@@ -26,20 +26,23 @@ import time
 if sys.platform != "win32":
     import fcntl
 
-LOCK, DOOR, SERVER, LOG, POINTER = "lock", "keeper.sock", "server.sock", "keeper.log", "sockets"
+LOCK = "lock"
+DOOR = "supervisor.sock"
+SERVER = "server.sock"
+LOG = "supervisor.log"
+POINTER = "sockets"
 
-#: The longest path of a socket that every platform takes: macOS has 104 bytes, with the NUL.
+#: The longest path of a socket that all platforms accept. macOS has 104 bytes, including the NUL.
 LONGEST = 103
 
-#: In seconds. How long anybody here waits for another's sign of life; only something
-#: broken is ever that slow.
+#: How many seconds a process waits for another one to respond. Only a broken process is that slow.
 PATIENCE = 10.0
 
 PREFIX = "dtimer-"
 
 
 def private(path: str) -> bool:
-    """Return whether *path* is a folder, ours, and closed to everybody else."""
+    """Return True if *path* is a folder of this user that no other user can access."""
     try:
         found = os.lstat(path)
     except OSError:
@@ -48,12 +51,15 @@ def private(path: str) -> bool:
     return stat.S_ISDIR(found.st_mode) and mine and not found.st_mode & 0o077
 
 
-def home(folder: str) -> str | None:
+def socket_folder(folder: str) -> str | None:
     """
-    Return where the sockets of *folder* are: in it, unless its path is too long for that.
+    Return the folder with the sockets of *folder*, which is usually *folder* itself.
 
-    Then they are in a short private folder that its pointer names. None when there is
-    no pointer yet, or what it names is no longer ours alone.
+    If the path of *folder* is too long for sockets, they are in a private folder with a short path,
+    which the file ``sockets`` names.
+
+    Returns:
+        None if that file does not exist yet, or names a folder that is not private.
     """
     if _fits(folder):
         return folder
@@ -65,9 +71,9 @@ def home(folder: str) -> str | None:
     return there if os.path.isabs(there) and private(there) else None
 
 
-def make_home(folder: str) -> str:
-    """Return where the sockets of *folder* shall be. Only the owner of its lock may ask."""
-    if where := home(folder):
+def make_socket_folder(folder: str) -> str:
+    """Return the folder for the sockets of *folder*, and make it. The caller must have the lock."""
+    if where := socket_folder(folder):
         return where
     import tempfile  # noqa: PLC0415 - slow to import, and rarely needed
 
@@ -78,14 +84,14 @@ def make_home(folder: str) -> str:
     pointer = os.path.join(folder, POINTER)
     with open(f"{pointer}.new", "wb") as file:
         file.write(os.fsencode(where))
-    # Whoever reads it meanwhile finds all of it, or none.
+    # Replace the file in one step, so that no reader gets half a path.
     os.replace(f"{pointer}.new", pointer)
     return where
 
 
 def knock(folder: str) -> socket.socket | None:
-    """Return a hold on the server of *folder*, or None when nobody keeps it."""
-    where = home(folder)
+    """Return a connection to the supervisor of *folder*, or None if it has no supervisor."""
+    where = socket_folder(folder)
     if where is None:
         return None
     hold = socket.socket(socket.AF_UNIX)
@@ -103,12 +109,15 @@ def knock(folder: str) -> socket.socket | None:
 
 def own(folder: str) -> int | None:
     """
-    Return the lock of *folder*, or None when a living keeper has it already.
+    Acquire the lock of *folder*, and return its descriptor.
 
-    Waits while a keeper is on its way in or out, or the orphan of one that was killed is.
+    Waits while another supervisor starts or ends, or while the server of a killed supervisor ends.
+
+    Returns:
+        None if a running supervisor has the lock.
 
     Raises:
-        TimeoutError: whoever has the lock shows no sign of life.
+        TimeoutError: another process has the lock, but does not accept connections.
     """
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -116,8 +125,8 @@ def own(folder: str) -> int | None:
         lock = os.open(os.path.join(folder, LOCK), flags, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A keeper that left for good may have taken the file along. A lock on that is
-            # one that nobody else can see.
+            # A supervisor that has just ended may have removed the file. Other processes would
+            # not see a lock on a removed file, so try again.
             if os.fstat(lock).st_nlink:
                 return lock
         except BlockingIOError:
@@ -128,15 +137,15 @@ def own(folder: str) -> int | None:
             if time.monotonic() > deadline:
                 pid = os.pread(lock, 20, 0).decode().strip() or "?"
                 raise TimeoutError(
-                    f"its lock is held, last by the keeper {pid}, but nobody answers"
+                    f"its lock is held, last by the supervisor {pid}, which does not answer"
                 ) from None
-            # A flock has neither a timeout nor an event to wait for.
+            # Polling, because flock has no timeout.
             time.sleep(0.005)
         os.close(lock)
 
 
 def remove(*paths: str) -> None:
-    """Remove what is there of *paths*: files, and folders that are empty."""
+    """Remove those of *paths* that exist: files, and empty folders."""
     for path in paths:
         with contextlib.suppress(OSError):
             (os.rmdir if os.path.isdir(path) else os.remove)(path)
