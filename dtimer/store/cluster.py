@@ -34,9 +34,8 @@ _MOST_REDIRECTIONS = 5
 _NAMED = 3
 
 
-# The text of a MovedError, or of the plain error of a parser that does not know MOVED. dtimer's
-# connections use the parser for a single server, which is a separate one in valkey-py and
-# redis-py 5.
+# The text of a MovedError, or of a plain error. dtimer's connections use the parser for a single
+# server, and that of valkey-py and redis-py 5 does not know MOVED and raises a plain error.
 _MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)\Z")
 
 

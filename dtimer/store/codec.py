@@ -126,8 +126,8 @@ class Claims(Sequence[Claim]):
     """
     The claims in a reply, parsed on first access.
 
-    Their number is known before. So the caller can first decide whether to claim again, and parse
-    these claims while the next request is under way.
+    Their number is known without parsing. So the caller can send the next request first, and parse
+    these claims while it is under way.
     """
 
     def __init__(self, reply: bytes, at: int, count: int, now: int) -> None:
@@ -233,7 +233,7 @@ def read_record(id: str, reply: Sequence[Any]) -> Record | None:
 
 
 def read_standing_plan(reply: Sequence[Any]) -> tuple[bytes, bytes, dict[str, str], bool] | None:
-    """Read a stored schedule: its definition, template and state, and whether that is readable."""
+    """Read a stored schedule: definition, template, state, and True if the state is readable."""
     if not reply:
         return None
     definition, plan, beat, _, readable = reply

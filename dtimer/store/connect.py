@@ -92,7 +92,7 @@ def where(url: str) -> str:
     """
     Return *url* without user, password and settings, so that it may be shown.
 
-    Of an invalid URL, in which any part may belong to a password, nothing is shown.
+    For an invalid URL, any part of which may belong to a password, return ``"the server"``.
     """
     scheme, _, rest = url.partition("://")
     if scheme.startswith("embedded"):

@@ -35,8 +35,8 @@ def with_deadline(connection_class: type) -> type:
     class Connection(connection_class):  # type: ignore[misc]
         until: float | None = None
         limit: float | None = None
-        ours: Socket | None = None
-        straight: Socket | None = None
+        wrapped: Socket | None = None
+        fast_socket: Socket | None = None
         socket_timeout: float | None
 
         def connect(self) -> None:
@@ -65,9 +65,9 @@ def with_deadline(connection_class: type) -> type:
             # An emulation has neither a socket nor a deadline.
             if not isinstance(sock, socket.socket):
                 return sock
-            self.ours = Socket(sock, self)
-            self.straight = self.ours if plain else None
-            return self.ours
+            self.wrapped = Socket(sock, self)
+            self.fast_socket = self.wrapped if plain else None
+            return self.wrapped
 
         def _open(self) -> Any:
             try:
@@ -91,13 +91,13 @@ def set_deadline(connection: Any, until: float, limit: float | None = None) -> N
     connection.limit = until if limit is None else limit
 
 
-def straight(connection: Any) -> Socket | None:
+def fast_socket(connection: Any) -> Socket | None:
     """Return the socket of *connection* if dtimer may bypass the library on it, else None."""
-    found: Socket | None = getattr(connection, "straight", None)
+    found: Socket | None = getattr(connection, "fast_socket", None)
     return found
 
 
 def arrived(connection: Any) -> int:
     """Return how many bytes of a reply that took several reads have arrived on *connection*."""
-    ours: Socket | None = getattr(connection, "ours", None)
-    return 0 if ours is None else ours.arrived
+    wrapped: Socket | None = getattr(connection, "wrapped", None)
+    return 0 if wrapped is None else wrapped.arrived

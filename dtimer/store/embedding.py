@@ -17,7 +17,7 @@ from dtimer.store.wire import Packer, Wire
 
 
 class EmbeddedSource:
-    """Makes connections to dtimer's own server, which runs from the first connection to `close`."""
+    """Makes connections to dtimer's own server, and keeps it running until `close`."""
 
     #: An embedded server has no replicas.
     replicable = False

@@ -229,7 +229,7 @@ class Line:
         while True:
             until = min(deadline, time.monotonic() + one_try)
             try:
-                # An attempt goes on while bytes are moving: a new one would begin with the first.
+                # Let an attempt go on while bytes are moving: a new one would transfer them again.
                 return run(lane.wire, script, [self._time(), *arguments], until, deadline)
             except Exception as e:
                 what = fate(e, lane.wire.sent)
@@ -248,14 +248,14 @@ class Line:
                         f" ({message(e)})"
                     ) from e
                 if left < pause + one_try / 2:
-                    raise self._gave_up(script.doing, e, perhaps) from e
+                    raise self._deadline_error(script.doing, e, perhaps) from e
             # Jitter, so that callers that failed at the same time do not retry at the same time.
             time.sleep(between(pause / 2, pause))
             pause = min(pause * 2, _LONGEST_PAUSE)
             if armed:
                 reached("retry.sending")
 
-    def _gave_up(self, doing: str, error: Exception, perhaps: bool) -> StoreError:
+    def _deadline_error(self, doing: str, error: Exception, perhaps: bool) -> StoreError:
         within = f"within {self._timeout * 1000:.0f} ms"
         if perhaps:
             return OutcomeUnknown(

@@ -63,10 +63,11 @@ class Plans(Namespace):
 
     def redeclare(self, seconds: float | None) -> None:
         """
-        Declare the missing schedules again that this timer declared in the last *seconds*.
+        Declare the schedules again that a rollback has removed.
 
-        None means all of them. An older schedule survived the rollback. If it is missing, another
-        process has removed it on purpose.
+        Only schedules that this timer declared in the last *seconds* are considered; with None,
+        all that it declared. An older schedule has survived the rollback. If one is missing,
+        another process has removed it on purpose.
         """
         horizon = None if seconds is None else time.monotonic() - seconds
         for id, (definition, declared) in list(self._declared.items()):
@@ -81,7 +82,7 @@ class Plans(Namespace):
         result = self._declare_with(definition, ahead(definition, self.server_now(until)), until)
         while result.startswith("behind:"):
             # The server's clock was set back: occurrences were already made for these times.
-            self._in_time(until, definition.id)
+            self._check_deadline(until, definition.id)
             latest = int(result.partition(":")[2])
             result = self._declare_with(definition, ahead(definition, latest), until)
         return result
@@ -146,7 +147,7 @@ class Plans(Namespace):
         arguments = (",".join(map(str, times)), str(gap), "1" if final else "")
         return self._ask(flag, "supply", id, beat["print"], known, *arguments, until=until)
 
-    def _in_time(self, until: float, id: str) -> None:
+    def _check_deadline(self, until: float, id: str) -> None:
         """Raise a `StoreError`, which says that nothing was done, if *until* has passed."""
         if time.monotonic() >= until:
             raise StoreError(

@@ -62,7 +62,7 @@ def library(client: Any) -> str:
 
 
 def settings(given: dict[str, Any], root: str, timeout: float) -> dict[str, Any]:
-    """Return the settings of a connection: those *given* by the user, with dtimer's own on top."""
+    """Return the settings of a connection: the user's, except those that dtimer sets itself."""
     retry = importlib.import_module(f"{root}.retry").Retry
     no_backoff = importlib.import_module(f"{root}.backoff").NoBackoff
     kept = {

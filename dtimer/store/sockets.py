@@ -31,8 +31,8 @@ class Socket:
     A socket that applies the deadline of its connection to every operation.
 
     While bytes are moving in either direction, a later deadline applies, the ``limit`` of the
-    connection: a slow reply would not arrive sooner if the call was repeated. Even then, one pause
-    between bytes may not last longer than the timeout that was set before.
+    connection: a slow reply would not arrive sooner if the call was repeated. But no pause between
+    bytes may be longer than the last timeout was.
     """
 
     def __init__(self, sock: socket.socket, connection: Any) -> None:
@@ -40,16 +40,16 @@ class Socket:
         self._connection = connection
         self._timeout = -1.0
         # The bytes that were received, and the error, which the library is to receive again.
-        self._back = _NOTHING
+        self._unread = _NOTHING
         self._failure: OSError | None = None
         #: How many bytes of the reply to the last request have arrived, if it took several reads.
         self.arrived = 0
         self._moving = False
         #: False once unrequested bytes have arrived. The library may have buffered some of them, so
         #: only the library can read the following replies.
-        self.straight = True
+        self.fast = True
 
-    def _arm(self) -> None:
+    def _apply_deadline(self) -> None:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -65,8 +65,8 @@ class Socket:
                 self._sock.settimeout(left)
                 self._timeout = left
 
-    def _more(self, size: int) -> bytes:
-        self._arm()
+    def _recv_more(self, size: int) -> bytes:
+        self._apply_deadline()
         return self._sock.recv(size)
 
     # For dtimer's own calls
@@ -77,40 +77,40 @@ class Socket:
 
         Otherwise return None; the library must then read the reply, from its first byte.
         """
-        data = self._more(_AT_FIRST)
+        data = self._recv_more(_AT_FIRST)
         while (begin := data.find(b"\r\n", 0, _LONGEST_HEAD) + 2) < 2:
             # Leave a longer line, or a reply of another type, to the library.
             wanted = len(data) < _LONGEST_HEAD and data.startswith(b"$")
-            self._came(len(data))
-            if not (wanted and (more := self._more(_AT_FIRST))):
-                self._back = memoryview(data)
+            self._record(len(data))
+            if not (wanted and (more := self._recv_more(_AT_FIRST))):
+                self._unread = memoryview(data)
                 return None
             data += more
         if data.startswith(b"$") and (size := data[1 : begin - 2]).isdigit():
             end = begin + int(size)
             if len(data) < end + 2:
-                data = self._rest(data, end + 2 - len(data))
+                data = self._recv_rest(data, end + 2 - len(data))
             if len(data) == end + 2 and data.endswith(b"\r\n"):
                 return data[begin:end]
-            self.straight = False
+            self.fast = False
         elif data.startswith(b">"):
             # A push message (RESP3). The reply follows, and further pushes may.
-            self.straight = False
-        self._came(len(data))
-        self._back = memoryview(data)
+            self.fast = False
+        self._record(len(data))
+        self._unread = memoryview(data)
         return None
 
-    def _rest(self, data: bytes, missing: int) -> bytes:
+    def _recv_rest(self, data: bytes, missing: int) -> bytes:
         """Read *missing* more bytes, or fewer if the server closes the connection."""
         pieces = [data]
-        self._came(len(data))
-        while missing and (more := self._more(min(missing, _MORE))):
+        self._record(len(data))
+        while missing and (more := self._recv_more(min(missing, _MORE))):
             pieces.append(more)
             missing -= len(more)
-            self._came(len(more))
+            self._record(len(more))
         return b"".join(pieces)
 
-    def _came(self, size: int) -> None:
+    def _record(self, size: int) -> None:
         self._moving = size > 0
         self.arrived += size
 
@@ -123,35 +123,35 @@ class Socket:
     def sendall(self, data: bytes, *flags: int) -> None:
         """Send all of *data*; see `socket.socket.sendall`."""
         self.arrived, self._moving = 0, False
-        self._arm()
+        self._apply_deadline()
         if len(data) < LARGE:
             self._sock.sendall(data, *flags)
             return
         rest = memoryview(data)
         while rest := rest[self._sock.send(rest[:_MORE], *flags) :]:
             self._moving = True
-            self._arm()
+            self._apply_deadline()
         self._moving = False
 
     def recv(self, size: int, *flags: int) -> bytes:
         """Return the bytes that `bulk` left to the library; then read from the socket."""
-        if self._back:
-            data, self._back = bytes(self._back[:size]), self._back[size:]
+        if self._unread:
+            data, self._unread = bytes(self._unread[:size]), self._unread[size:]
             return data
-        self._arm()
+        self._apply_deadline()
         data = self._sock.recv(size, *flags)
-        self._came(len(data))
+        self._record(len(data))
         return data
 
     def recv_into(self, buffer: Any, *args: int) -> int:
         """Fill *buffer* like `recv`."""
-        if self._back:
-            size = min(len(buffer), len(self._back))
-            memoryview(buffer)[:size], self._back = self._back[:size], self._back[size:]
+        if self._unread:
+            size = min(len(buffer), len(self._unread))
+            memoryview(buffer)[:size], self._unread = self._unread[:size], self._unread[size:]
             return size
-        self._arm()
+        self._apply_deadline()
         size = self._sock.recv_into(buffer, *args)
-        self._came(size)
+        self._record(size)
         return size
 
     def settimeout(self, seconds: float | None) -> None:

@@ -103,7 +103,7 @@ class Store(Plans):
             except MALFORMED as e:
                 raise not_understood(verb, e) from e
         except StoreError as e:
-            # With ``x``, like a post that the script refused, no event counts as stored.
+            # No event was stored, as if the script had refused the post with ``x``.
             marks = b"" if isinstance(e, OutcomeUnknown) else b"x"
             raise
         finally:
@@ -112,7 +112,7 @@ class Store(Plans):
         if total:
             stored = len(entries) if policy == "mint" else marks.count(b"1")
             if not self.witness.posted(era, before, stored, total):
-                self._look_again()
+                self._check_for_rollback()
         if marks == b"x":
             if policy == "error":
                 raise EventExists(id)
@@ -124,7 +124,7 @@ class Store(Plans):
             return Posted(id, frozenset(e.id for e, m in stored_or_not if m == ord("0")))
         return Posted(id, frozenset()) if id else _ALL_STORED
 
-    def _look_again(self) -> None:
+    def _check_for_rollback(self) -> None:
         """Check the namespace for a rollback, unless a claim will: its error has more details."""
         if self.witness.known.heard is None:
             self.reopen()
@@ -187,8 +187,8 @@ class Store(Plans):
             try:
                 reply = asked.answer(lay=lay)
             except Exception as e:
-                # An error reply of the server is complete. Only an incomplete reply is reported as
-                # broken: its size may be more than the connection can carry in time.
+                # Only an incomplete reply is reported as broken, which makes the next claim
+                # smaller. An error reply is complete, so the connection need not be slow.
                 if asked.arrived and fate(e, sent=True) is Fate.UNKNOWN:
                     raise broken_reply(e, asked.arrived) from e
                 if not overtaken(e):
@@ -251,9 +251,9 @@ class Store(Plans):
         """See `DTimer.cancel`."""
         until, schedule = self._line.deadline(), id.rpartition("@")[0]
         while (result := self._cancel(id, until)) is None:
-            self._in_time(until, schedule)
+            self._check_deadline(until, schedule)
             self.supply(schedule, until)
-            self._in_time(until, schedule)
+            self._check_deadline(until, schedule)
         return result
 
     def _cancel(self, id: str, until: float) -> Cancelled | None:

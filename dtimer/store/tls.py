@@ -1,8 +1,8 @@
 """
 Recognise and explain connection failures that are caused by TLS.
 
-The library's errors include OpenSSL's reason for rejecting a certificate. They do not say that
-one side speaks TLS and the other does not: that side only waits, or closes the connection.
+The library's errors include OpenSSL's reason for rejecting a certificate. They give no reason if
+only one side speaks TLS: then the other side just waits, or closes the connection.
 """
 
 from __future__ import annotations

@@ -123,10 +123,10 @@ class Asked:
         try:
             wire.send(script, arguments, self._began + lasts, self._began + longest)
         except BaseException as e:
-            self._over(e)
+            self._finish(e)
             raise
 
-    def _over(self, error: BaseException | None) -> None:
+    def _finish(self, error: BaseException | None) -> None:
         # After a failure a reply may arrive late, and the next call would read it as its own.
         replied = error is None or is_a_reply(error)
         wrong_server = error is not None and fate(error, self._wire.sent) is Fate.RECONNECT
@@ -148,8 +148,8 @@ class Asked:
             return receive(self._wire, self._script, self._arguments, until, limit)
         except BaseException as e:
             error = e
-            # Read this before `_over` makes the connection available to other callers.
+            # Read this before `_finish` makes the connection available to other callers.
             self.arrived = self._wire.arrived
             raise
         finally:
-            self._over(error)
+            self._finish(error)

@@ -2,9 +2,9 @@
 Iterate over scheduled events and dead letters, also while this timer changes them.
 
 An iteration ends at the last (due time, id) that existed when it began. It skips everything that
-this timer has posted, moved or revived to a position before that end, so the body of a loop may do
-so with the events it receives. Cancelling the pending occurrence of a schedule creates the next
-one, so an iteration yields at most one occurrence of each schedule.
+this timer has posted, moved or revived to a position before that end. So the body of a loop may
+post, move or revive the events that it receives. Cancelling the pending occurrence of a schedule
+creates the next one, so an iteration yields at most one occurrence of each schedule.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dtimer.store import codec
 _SPARE_US = 1_000_000
 
 
-class Met(NamedTuple):
+class StoredEvent(NamedTuple):
     """A scheduled event as an iteration reads it: its id, and the stored form of the rest."""
 
     id: str
@@ -36,14 +36,13 @@ class _Page(NamedTuple):
     The reply for one page of an iteration.
 
     ``now`` is the server's time. ``end`` and ``last`` are positions (score and id): where the
-    iteration ends, and the last entry that was looked at, empty on the final page. ``met`` holds
-    the entries.
+    iteration ends, and the last entry that was looked at, empty on the final page.
     """
 
     now: int
     end: tuple[str, str]
     last: tuple[str, str]
-    met: list[Any]
+    entries: list[Any]
 
 
 def _read_events(reply: Any) -> _Page:
@@ -55,7 +54,7 @@ def _read_events(reply: Any) -> _Page:
         end,
         (last, codec.text(last_id)),
         [
-            (Met(codec.text(flat[i]), *flat[i + 1 : i + 4]), bool(flat[i + 4]))
+            (StoredEvent(codec.text(flat[i]), *flat[i + 1 : i + 4]), bool(flat[i + 4]))
             for i in range(0, len(flat), 5)
         ],
     )
@@ -96,15 +95,15 @@ class Walk:
         #: The scores at which the iteration ends, and at which the next page begins.
         self.end, self.place = math.inf, -math.inf
         #: The ids of the current page, without those that this timer has moved since.
-        self.left: set[str] = set()
+        self.remaining: set[str] = set()
         #: The ids and the schedules that the iteration must not yield again.
-        self.passed: set[str] = set()
+        self.skipped: set[str] = set()
         self.schedules: set[str] = set()
 
-    def looked(self, page: _Page, ids: Iterable[str]) -> None:
+    def page_read(self, page: _Page, ids: Iterable[str]) -> None:
         """Record a page: its *ids*, the server's time, the end, and where the next page begins."""
         self._server, self._mine = page.now, time.monotonic()
-        self.left = set(ids)
+        self.remaining = set(ids)
         self.end = float(page.end[0] or 0)
         self.place = float(page.last[0] or math.inf)
 
@@ -120,18 +119,18 @@ class Walk:
     def put(self, id: str, us: int) -> None:
         """Skip *id* if its new due time *us*, set by this timer, is before the end."""
         if us <= self.end + self._spare:
-            self.left.discard(id)
+            self.remaining.discard(id)
             # A position before the next page is not read again. Do not remember it: a caller can
             # keep an iterator without exhausting it, and its memory would grow.
             if us >= self.place - self._spare:
-                self.passed.add(id)
+                self.skipped.add(id)
 
     def revived(self, id: str) -> None:
         """Skip the dead letter *id*, which this timer has revived, if it can die before the end."""
         # This can happen only if the server's clock was set back.
         if self.moment("+0") <= self.end + self._spare:
-            self.left.discard(id)
-            self.passed.add(id)
+            self.remaining.discard(id)
+            self.skipped.add(id)
 
 
 class Walks:
@@ -152,7 +151,9 @@ class Walks:
         self._events: dict[int, Walk] = {}
         self._letters: dict[int, Walk] = {}
 
-    def upcoming(self, ask: Callable[..., Any], low: str, high: str, page: int) -> Iterator[Met]:
+    def upcoming(
+        self, ask: Callable[..., Any], low: str, high: str, size: int
+    ) -> Iterator[StoredEvent]:
         """
         Yield the scheduled events between two bounds, in due order, a page at a time.
 
@@ -160,7 +161,7 @@ class Walks:
             ask: Runs a script and reads its reply.
             low: The lowest score, in the form that the script reads.
             high: The highest score.
-            page: The number of events to look at in one call.
+            size: The number of events to look at in one call.
         """
         walk = Walk(self._clock, self._spare)
         end, last = ("", ""), ("", "")
@@ -168,11 +169,10 @@ class Walks:
         self._events[id(walk)] = walk
         try:
             while True:
-                size = str(page)
-                seen: _Page = ask(_read_events, "upcoming", size, low, high, *last, *end)
-                walk.looked(seen, (event.id for event, _ in seen.met))
-                end, last = seen.end, _further(last, seen.last)
-                for event, pending in seen.met:
+                page: _Page = ask(_read_events, "upcoming", str(size), low, high, *last, *end)
+                walk.page_read(page, (event.id for event, _ in page.entries))
+                end, last = page.end, _next_position(last, page.last)
+                for event, pending in page.entries:
                     if _is_new(walk, event.id, pending=pending):
                         yield event
                 if not last[0]:
@@ -181,14 +181,14 @@ class Walks:
             self._events.pop(id(walk), None)
 
     def dead(
-        self, ask: Callable[..., Any], page: int, died: str = "", last: str = ""
+        self, ask: Callable[..., Any], size: int, died: str = "", last: str = ""
     ) -> Iterator[tuple[str, int, bytes]]:
         """
         Yield the dead letters, oldest first: id, time of death in µs, and stored form.
 
         Args:
             ask: Runs a script and reads its reply.
-            page: The number of letters to read in one call.
+            size: The number of letters to read in one call.
             died: Begin after the letter with this time of death; ``""`` begins with the first.
             last: Begin after the letter with this id.
         """
@@ -197,11 +197,11 @@ class Walks:
         self._letters[id(walk)] = walk
         try:
             while True:
-                seen: _Page = ask(_read_letters, "dead", str(page), *place, *end)
-                walk.looked(seen, (letter[0] for letter in seen.met))
-                end, place = seen.end, _further(place, seen.last)
-                for letter in seen.met:
-                    if letter[0] in walk.left and letter[0] not in walk.passed:
+                page: _Page = ask(_read_letters, "dead", str(size), *place, *end)
+                walk.page_read(page, (letter[0] for letter in page.entries))
+                end, place = page.end, _next_position(place, page.last)
+                for letter in page.entries:
+                    if letter[0] in walk.remaining and letter[0] not in walk.skipped:
                         yield letter
                 if not place[0]:
                     return
@@ -242,7 +242,7 @@ class Walks:
             walk.put(letter, died_us)
 
 
-def _further(place: tuple[str, str], last: tuple[str, str]) -> tuple[str, str]:
+def _next_position(place: tuple[str, str], last: tuple[str, str]) -> tuple[str, str]:
     """Return *last*, or raise if it equals *place*: the same page would be read forever."""
     if last[0] and last == place:
         raise StoreError("Redis returned a page of an iteration that ends where the last one ended")
@@ -250,9 +250,9 @@ def _further(place: tuple[str, str], last: tuple[str, str]) -> tuple[str, str]:
 
 
 def _is_new(walk: Walk, event: str, *, pending: bool) -> bool:
-    if event in walk.passed:
+    if event in walk.skipped:
         return False
-    if event not in walk.left:
+    if event not in walk.remaining:
         return False
     if pending:
         schedule = event.rpartition("@")[0]

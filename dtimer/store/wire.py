@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dtimer.faultpoints import armed, reached
-from dtimer.store.deadline import arrived, set_deadline, straight
+from dtimer.store.deadline import arrived, fast_socket, set_deadline
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import Script
 from dtimer.store.sockets import LARGE, Socket
@@ -99,8 +99,8 @@ class Wire:
         it ends at *limit* instead.
 
         Errors of the client library pass through; ``sent`` then says whether the command may
-        have reached the server. Any error except an error reply closes the connection, so that
-        the next call cannot read a late reply.
+        have reached the server. Every error other than an error reply closes the connection, so
+        that the next call cannot read a late reply.
         """
         try:
             self.send(script, arguments, until, limit, whole=whole)
@@ -127,7 +127,8 @@ class Wire:
         packed = self._packer.pack(script, arguments, whole=whole)
         self._until = 0.0
         if limit is not None and len(packed) >= LARGE:
-            # When `sendall` returns, much of the request may still be in this machine's buffers.
+            # When `sendall` returns, much of a large request may still be in this machine's
+            # buffers. So the call, including the wait for its reply, may last longer.
             until = self._until = (until + limit) / 2
         clean = False
         try:
@@ -136,12 +137,12 @@ class Wire:
                 connection = self._connection = self._make()
                 set_deadline(connection, until, limit)
                 connection.connect()
-                self._socket = straight(connection)
+                self._socket = fast_socket(connection)
             else:
                 set_deadline(connection, until, limit)
             self.sent = True
             sock = self._socket
-            if sock is None or not sock.straight:
+            if sock is None or not sock.fast:
                 connection.send_packed_command([packed], check_health=False)
             else:
                 try:
@@ -166,7 +167,7 @@ class Wire:
             if armed:
                 reached("reply.reading")
             reply = None
-            if sock is not None and sock.straight:
+            if sock is not None and sock.fast:
                 try:
                     reply = sock.bulk()
                 except OSError as e:

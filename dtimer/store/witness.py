@@ -11,7 +11,8 @@ marks from replies that the process receives anyway:
 * For a process that posts: the total number of posted events, which never decreases.
 * For every process: the name that the namespace was given when it was created.
 
-The detector never compares clock readings: a clock that is set back must not look like a rollback.
+The detector compares stored values only, never the readings of clocks: a clock that is set back
+must not look like a rollback.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class Era:
 
     __slots__ = (
         "born",
-        "counted",
+        "checked",
         "heard",
         "missing",
         "posted",
-        "struck",
+        "removed",
         "suspect",
         "token",
         "unreported",
@@ -55,9 +56,9 @@ class Era:
         self.heard: int | None = None
         self.suspect = False
         self.missing = False
-        self.struck: int | None = None
+        self.removed: int | None = None
         # The total number of posts that a claim has found complete.
-        self.counted = 0
+        self.checked = 0
         # Holds one item until a rollback is detected. The thread that removes it reports the
         # rollback, so it is reported once.
         self.unreported = [True]
@@ -70,7 +71,7 @@ class Known(NamedTuple):
     ``era`` ends when a rollback is detected, which makes the marks of the era invalid. ``heard``
     is the time of this node's last claim, by the server's clock; None if it is not known.
     ``suspect`` is true after a post whose total was too low: a later call finds out since when.
-    ``missing`` is true if the server no longer knows this node. ``struck`` is how many silent
+    ``missing`` is true if the server no longer knows this node. ``removed`` is how many silent
     nodes the server had removed when the namespace was last opened.
     """
 
@@ -81,7 +82,7 @@ class Known(NamedTuple):
     heard: int | None
     suspect: bool
     missing: bool
-    struck: int | None
+    removed: int | None
 
 
 class Standing(NamedTuple):
@@ -91,7 +92,7 @@ class Standing(NamedTuple):
     born: str
     token: int
     posted: int | None
-    struck: int | None
+    removed: int | None
 
 
 class Witness:
@@ -106,7 +107,7 @@ class Witness:
     def known(self) -> Known:
         """The current high-water marks. Read them before sending the call that they check."""
         e = self._era
-        return Known(e, e.born, e.token, e.posted, e.heard, e.suspect, e.missing, e.struck)
+        return Known(e, e.born, e.token, e.posted, e.heard, e.suspect, e.missing, e.removed)
 
     def after_fork(self) -> None:
         """Forget, in a forked child, the node, which belongs to the parent; keep other marks."""
@@ -119,7 +120,7 @@ class Witness:
     @property
     def curious(self) -> bool:
         """True if this process has posted events since a claim last checked the total of posts."""
-        return self._era.posted > self._era.counted
+        return self._era.posted > self._era.checked
 
     def registering(self) -> None:
         """Forget the time of the node's last claim, which registering changes."""
@@ -137,7 +138,7 @@ class Witness:
             era.token = token
         era.posted = max(era.posted, found.posted or 0)
         era.missing = False
-        era.struck = found.struck
+        era.removed = found.removed
         if error:
             self.tell(error)
 
@@ -145,12 +146,12 @@ class Witness:
         wiped = bool(before.born) and found.born != before.born
         posted = before.posted if found.posted is None else found.posted
         # No node was removed for its silence since, so it was a rollback that removed this one.
-        forgotten = before.missing and found.struck is not None and found.struck == before.struck
+        forgotten = before.missing and found.removed is not None and found.removed == before.removed
         less = found.token < before.token or posted < before.posted
         if not (wiped or less or forgotten or before.suspect):
             return None
         # The start is unknown: other processes may have posted since the rollback.
-        return self._gone_back(before.era, None, found.now, wiped=wiped)
+        return self._end_era(before.era, None, found.now, wiped=wiped)
 
     @property
     def era(self) -> Era:
@@ -180,7 +181,7 @@ class Witness:
         return True
 
     def turned(self, asked: Known, turn: Turn) -> None:
-        """Check the reply to a claim against the marks that were *asked*, from before the claim."""
+        """Check the reply to a claim against the marks from before it was *asked*."""
         if asked.era is not self._era:
             self._era.heard = None
             return
@@ -188,12 +189,12 @@ class Witness:
         if asked.heard is not None:
             less = turn.posted is not None and turn.posted < asked.posted
             if turn.before is None and (less or asked.suspect):
-                error = self._gone_back(asked.era, asked.heard, turn.now_us, wiped=False)
+                error = self._end_era(asked.era, asked.heard, turn.now_us, wiped=False)
             elif turn.before and turn.before < asked.heard:
-                error = self._gone_back(asked.era, turn.before, turn.now_us, wiped=False)
+                error = self._end_era(asked.era, turn.before, turn.now_us, wiped=False)
             # A node that the server does not know registers next, which opens the namespace.
             elif turn.posted is not None and not less:
-                asked.era.counted = max(asked.era.counted, asked.posted)
+                asked.era.checked = max(asked.era.checked, asked.posted)
         era = self._era
         era.missing = asked.heard is not None and turn.before == 0 and not error
         era.heard = turn.heard
@@ -202,7 +203,7 @@ class Witness:
         if error:
             self.tell(error)
 
-    def _gone_back(
+    def _end_era(
         self, ended: Era, since: int | None, until: int, *, wiped: bool
     ) -> StateRollback | None:
         try:

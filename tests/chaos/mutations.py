@@ -812,7 +812,7 @@ MUTANTS = [
     _mutant(
         "an iteration yields events that its loop has moved",
         "store/walks.py",
-        "    if event in walk.passed:\n        return False\n",
+        "    if event in walk.skipped:\n        return False\n",
         "",
         _WALKS,
         _MACHINE,
@@ -929,7 +929,7 @@ MUTANTS = [
     _mutant(
         "errors of the client library reach the caller",
         "store/line.py",
-        "raise self._gave_up(script.doing, e, perhaps) from e",
+        "raise self._deadline_error(script.doing, e, perhaps) from e",
         "raise",
         "tests/integration/test_clients.py",
         _OUTAGES,

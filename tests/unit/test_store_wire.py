@@ -11,7 +11,7 @@ import pytest
 import redis
 from redis._parsers import _HiredisParser, _RESP2Parser, _RESP3Parser
 
-from dtimer.store.deadline import straight, with_deadline
+from dtimer.store.deadline import fast_socket, with_deadline
 from dtimer.store.faults import Fate, fate
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import load
@@ -387,4 +387,4 @@ def test_a_users_connection_class_reads_its_own_replies():
     """Reading directly would bypass the user's code."""
     with Line(b"$5\r\nhello\r\n", base=Careful) as line:
         assert b"read: hello" == line.ask()
-        assert straight(line.wire._connection) is None
+        assert fast_socket(line.wire._connection) is None
