@@ -179,6 +179,22 @@ class Desk:
         """Wait until the claimer has finished its claim and sleeps."""
         eventually(lambda: self.claimer._asleep_until and not self.claimer._turning.locked())
 
+    def deliver(self, answer):
+        """Have the claimer claim *answer*; return the events that a handler gets first."""
+        self.turns.answers.append(answer)
+        self.bell.ring()
+        return self.begun.get(timeout=PATIENCE)
+
+    @property
+    def limits(self):
+        """How many events each claim has asked for."""
+        return [request.limit for request in self.turns.asked]
+
+    @property
+    def settled(self):
+        """The id and the verdict of each settlement that was sent."""
+        return [(s.id, s.verdict) for request in self.turns.asked for s in request.settlements]
+
     def told(self):
         """Return the changes reported so far."""
         return [self.changes.get() for _ in range(self.changes.qsize())]
@@ -215,31 +231,26 @@ def desk():
 class TestClaimRequest:
     """The request of a claim."""
 
-    def test_numbers_claims_and_asks_for_as_much_as_free_threads_can_start(self, desk):
-        """Each new claim needs a new number, by which the server recognises a repetition."""
-        desk = desk(max_events=3, concurrency=2)
-        for _ in range(3):
-            desk.take()
-        assert [1, 2, 3] == [r.seq for r in desk.turns.asked]
-        assert {6} == {r.limit for r in desk.turns.asked}
-        assert {True} == {r.hears for r in desk.turns.asked}
-
-    def test_asks_for_nothing_without_a_listener_and_while_leaving(self, desk):
-        """An event claimed then could not start on this node, and would be late on another."""
-        desk = desk()
-        desk.appetite = 0
-        desk.take()
-        desk.appetite = 100
-        desk.take(claiming=False)
-        assert [0, 0] == [r.limit for r in desk.turns.asked]
-        assert [True, False] == [r.hears for r in desk.turns.asked]
-
-    def test_asks_for_no_more_than_the_demand(self, desk):
-        """The demand limits a claim even if more handler threads are free."""
-        desk = desk(max_events=5)
-        desk.appetite = 3
-        desk.take()
-        assert [3] == [r.limit for r in desk.turns.asked]
+    @pytest.mark.parametrize(
+        ("options", "demand", "claiming", "limit"),
+        [
+            ({"max_events": 3, "concurrency": 2}, 100, True, 6),  # what free threads can start
+            ({"max_events": 5}, 3, True, 3),
+            ({}, 0, True, 0),  # claimed without a listener, an event would be late elsewhere
+            ({}, 100, False, 0),  # nor would it start on a node that leaves
+        ],
+    )
+    def test_asks_for_what_threads_and_listeners_can_take(
+        self, desk, options, demand, claiming, limit
+    ):
+        """A claim is numbered, so that the server recognises a repetition."""
+        desk = desk(**options)
+        desk.appetite = demand
+        for _ in range(2):
+            desk.take(claiming=claiming)
+        assert [(1, limit, claiming), (2, limit, claiming)] == [
+            (r.seq, r.limit, r.hears) for r in desk.turns.asked
+        ]
 
     def test_asks_for_nothing_while_all_threads_are_busy(self, desk):
         """Other nodes may have free threads."""
@@ -247,7 +258,7 @@ class TestClaimRequest:
         desk.take(turn("tea"))
         desk.begun.get(timeout=PATIENCE)
         desk.take()
-        assert [1, 0] == [r.limit for r in desk.turns.asked]
+        assert [1, 0] == desk.limits
 
     def test_repeats_a_lost_claim_until_it_is_answered(self, desk):
         """
@@ -331,26 +342,36 @@ class TestSlowConnection:
         desk.turns.ask = note
         return found
 
-    def test_repeats_the_claim_for_half_of_the_bytes_that_arrived(self, desk):
-        """Repeating the same claim means that none of its events is lost."""
+    @pytest.mark.parametrize(
+        ("arrived", "answered", "expected"),
+        [
+            # Half of the bytes that arrived, under the same number: no event is lost.
+            ([100_000], [()], [(1, 50_000, False)]),
+            # If that fails too, the first event is too large by itself: other nodes take it.
+            (
+                [100_000, 100_000],
+                [(), ("tea",)],
+                [(1, 50_000, False), (1, 50_000, True), (2, 50_000, True)],
+            ),
+            # Doubled with each quick reply until it is gone: the connection has recovered.
+            (
+                [600_000],
+                [("tea",)] * 3,
+                [(1, 300_000, False), (2, 600_000, False), (3, None, False)],
+            ),
+            # A connection that stalled after a few bytes may still carry a reply.
+            ([20], [()], [(1, 10_000, False)]),
+        ],
+    )
+    def test_repeats_a_broken_claim_for_fewer_bytes(self, desk, arrived, answered, expected):
+        """Each case: the bytes that arrived of each broken reply, then the ids of quick replies."""
         desk = desk()
         asked = self.asked(desk)
-        assert 0.0 == desk.take(broken(100_000))
-        desk.take()
-        assert [(1, None, False), (1, 50_000, False)] == asked
-
-    def test_skips_an_event_that_is_too_large_by_itself(self, desk):
-        """
-        If the smaller reply fails too, the first event itself is too large: it is left to other
-        nodes.
-        """
-        desk = desk()
-        asked = self.asked(desk)
-        for _ in range(2):
-            desk.take(broken(100_000))
-        desk.take()
-        desk.take(turn("tea"))
-        assert [(1, 50_000, False), (1, 50_000, True), (2, 50_000, True)] == asked[1:]
+        for count in arrived:
+            assert 0.0 == desk.take(broken(count))
+        for ids in answered:
+            desk.take(turn(*ids))
+        assert [(1, None, False), *expected] == asked
 
     def test_tries_a_too_large_event_again_after_a_lease(self, desk):
         """The connection may be faster by then. If it is not, a single failure is enough."""
@@ -364,17 +385,6 @@ class TestSlowConnection:
         desk.take()
         assert [(2, 50_000, False), (2, 50_000, True)] == asked[3:]
 
-    def test_doubles_the_limit_with_each_quick_reply_until_it_is_gone(self, desk):
-        """A connection that has recovered must not stay limited."""
-        desk = desk()
-        asked = self.asked(desk)
-        desk.take(broken(600_000))
-        desk.take(turn("tea"))
-        assert desk.claimer.capacity.error is None
-        for _ in range(2):
-            desk.take(turn("tea"))
-        assert [300_000, 600_000, None] == [most for _, most, _ in asked[1:]]
-
     def test_keeps_the_limit_if_a_reply_takes_half_of_the_time_allowed(self, desk):
         """A reply of twice the size would not arrive in time."""
         desk = desk(lease=300)
@@ -385,14 +395,6 @@ class TestSlowConnection:
         capacity.received(desk.claimer._exchange.request, turn("tea"), None)
         desk.take()
         assert 50_000 == asked[-1][1]
-
-    def test_asks_for_10_kb_even_if_only_a_few_bytes_arrived(self, desk):
-        """A connection that stalled after a few bytes may still carry a reply."""
-        desk = desk()
-        asked = self.asked(desk)
-        desk.take(broken(20))
-        desk.take()
-        assert 10_000 == asked[-1][1]
 
     def test_reports_a_slow_connection_once_and_in_health(self, desk):
         """
@@ -589,11 +591,18 @@ def _count_failures(desk, name, times):
 class TestNextClaim:
     """The seconds until the next claim."""
 
-    def test_waits_until_the_due_time_in_the_reply(self, desk):
-        """The reply names the next due time; the poll would come later."""
-        desk = desk(poll_interval=60_000)
-        assert 9 < desk.take(turn(wait=10_000_000)) <= 10
-        assert 0.0 == desk.take(turn(wait=0))
+    @pytest.mark.parametrize(
+        ("poll_s", "wait_s", "low", "high"),
+        [
+            (60, 10, 9, 10),  # the due time in the reply; the poll would come later
+            (60, 0, 0, 0),
+            (3_600, 10 * 365 * 86_400, 20, 30),  # a longer poll interval becomes several waits
+        ],
+    )
+    def test_waits_for_the_next_due_time_and_30_s_at_most(self, desk, poll_s, wait_s, low, high):
+        """A node that came later would be late; coming earlier would cost claims."""
+        desk = desk(poll_interval=poll_s * 1_000)
+        assert low <= desk.take(turn(wait=wait_s * 1_000_000)) <= high
 
     def test_counts_the_wait_from_when_the_request_was_sent(self, desk):
         """
@@ -615,11 +624,6 @@ class TestNextClaim:
         naps = [desk.take(turn(wait=wait)) for wait in (None, YEAR_US) for _ in range(50)]
         assert 0.75 <= min(naps) < max(naps) <= 1
 
-    def test_never_waits_longer_than_30_s(self, desk):
-        """A longer poll interval becomes several waits."""
-        desk = desk(poll_interval=3_600_000)
-        assert desk.take(turn(wait=10 * YEAR_US)) <= 30
-
     def test_wakes_to_send_an_echo(self, desk):
         """A deaf node must notice this even if no event is due."""
         desk = desk()
@@ -632,7 +636,7 @@ class TestNextClaim:
         ids = [str(n) for n in range(100)]
         assert desk.take(turn(*ids[1:])) > 0
         assert 0.0 == desk.take(turn(*ids))
-        assert [100, 100] == [r.limit for r in desk.turns.asked]
+        assert [100, 100] == desk.limits
 
     def test_claims_at_once_if_a_settlement_waits(self, desk):
         """A confirm that waits for the poll would risk a second delivery if the node dies."""
@@ -662,9 +666,7 @@ class TestClaimInline:
             threads.put((threading.current_thread().name, len(request.settlements)))
             return ask(request)
 
-        desk.turns.answers.append(turn("a"))
-        desk.bell.ring()
-        desk.begun.get(timeout=PATIENCE)
+        desk.deliver(turn("a"))
         desk.asleep()
         desk.turns.turn = turn_on
         desk.turns.answers.append(turn("b", results=[Result.DONE]))
@@ -676,9 +678,7 @@ class TestClaimInline:
     def test_the_claimer_wakes_when_the_inline_reply_said(self, desk):
         """A nudge alone must not cause an earlier claim."""
         desk = desk(start=True, poll_interval=3_600_000, look_ahead=0)
-        desk.turns.answers.append(turn("a"))
-        desk.bell.ring()
-        desk.begun.get(timeout=PATIENCE)
+        desk.deliver(turn("a"))
         desk.asleep()
         desk.turns.answers.append(turn(wait=100_000, results=[Result.DONE]))
         asked = len(desk.turns.asked)
@@ -706,9 +706,7 @@ class TestClaimInline:
     def test_the_claimer_ends_after_an_inline_claim_and_releases_its_events(self, desk):
         """Otherwise the events would wait for the end of their lease. No thread would run them."""
         desk = desk(start=True)
-        desk.turns.answers.append(turn("tea"))
-        desk.bell.ring()
-        desk.begun.get(timeout=PATIENCE)
+        desk.deliver(turn("tea"))
         desk.asleep()
         asked, answer = threading.Event(), threading.Event()
         ask = desk.turns.turn
@@ -731,8 +729,7 @@ class TestClaimInline:
         answer.set()
         hand.join(PATIENCE)
         assert desk.claimer.join(PATIENCE)
-        settled = [(s.id, s.verdict) for request in desk.turns.asked for s in request.settlements]
-        assert [("egg", Verdict.RELEASE), ("tea", Verdict.RETRY)] == sorted(settled)
+        assert [("egg", Verdict.RELEASE), ("tea", Verdict.RETRY)] == sorted(desk.settled)
 
 
 class TestLookAhead:
@@ -761,28 +758,19 @@ class TestLookAhead:
             (request.limit, request.ahead_us) for request in desk.turns.asked
         ]
 
-    def test_does_not_claim_at_once_for_a_promised_thread(self, desk):
-        """The thread will be busy soon, so another claim would bring nothing."""
-        desk = desk(poll_interval=3_600_000)
-        assert desk.take(self.early(10, "a")) > 0
-
     def test_starts_an_event_when_it_is_due_without_another_claim(self, desk):
         """Looking ahead is meant to save the round trip at the due time."""
         desk = desk(start=True, poll_interval=3_600_000)
         asked = len(desk.turns.asked)
         before = time.monotonic()
-        desk.turns.answers.append(self.early(20, "a"))
-        desk.bell.ring()
-        assert ["a"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
+        assert ["a"] == [ev.id for ev in desk.deliver(self.early(20, "a"))]
         assert time.monotonic() - before >= 0.02
         assert asked + 1 == len(desk.turns.asked)
 
     def test_starts_an_event_that_a_handler_thread_claimed_ahead(self, desk):
         """The event must not wait for the claimer's next claim."""
         desk = desk(start=True, poll_interval=3_600_000)
-        desk.turns.answers.append(turn("a"))
-        desk.bell.ring()
-        desk.begun.get(timeout=PATIENCE)
+        desk.deliver(turn("a"))
         desk.asleep()
         answer = self.early(20, "b")
         answer.claims[0] = replace(answer.claims[0], token=2)
@@ -804,17 +792,13 @@ class TestLookAhead:
             eventually(lambda asked=asked: len(desk.turns.asked) > asked)
             desk.asleep()
         assert ["now"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
-        eventually(lambda: any(request.settlements for request in desk.turns.asked), 5)
-        assert [("later", Verdict.RELEASE)] == [
-            (s.id, s.verdict) for request in desk.turns.asked for s in request.settlements
-        ]
+        eventually(lambda: desk.settled)
+        assert [("later", Verdict.RELEASE)] == desk.settled
 
     def test_renews_the_lease_of_a_running_event_without_claims(self, desk):
         """The next claim may be an hour away."""
         desk = desk(start=True, lease=300, poll_interval=3_600_000)
-        desk.turns.answers.append(self.early(20, "a"))
-        desk.bell.ring()
-        desk.begun.get(timeout=PATIENCE)
+        desk.deliver(self.early(20, "a"))
         assert desk.turns.beaten.wait(PATIENCE)
         assert (["a"], 300_000) == desk.turns.extended[0]
 
@@ -888,14 +872,12 @@ class TestBatching:
         desk = desk(start=True, poll_interval=3_600_000, lease=3_600_000)
         answer = turn("quick", "slow")
         answer.claims[1].token = 2
-        desk.turns.answers.append(answer)
-        desk.bell.ring()
-        desk.begun.get(timeout=PATIENCE)
+        desk.deliver(answer)
         desk.asleep()
         desk.go_on.release()
         assert ["slow"] == [ev.id for ev in desk.begun.get(timeout=PATIENCE)]
-        eventually(lambda: any(request.settlements for request in desk.turns.asked))
-        assert ["quick"] == [s.id for request in desk.turns.asked for s in request.settlements]
+        eventually(lambda: desk.settled)
+        assert ["quick"] == [id for id, _ in desk.settled]
 
 
 class Unreadable(list):
@@ -932,7 +914,7 @@ class TestPipelining:
         desk.go_on.release()
         desk.take()
         eventually(lambda: not desk.dispatcher.running)
-        assert [1] == [r.limit for r in desk.turns.asked]
+        assert [1] == desk.limits
         desk.take()
         return desk
 
@@ -1148,9 +1130,7 @@ class TestHeartbeats:
     def test_renews_without_a_ring(self, desk):
         """The thread must wake for a heartbeat by itself."""
         desk = desk(start=True, lease=100, poll_interval=3_600_000)
-        desk.turns.answers.append(turn("tea"))
-        desk.bell.ring()
-        desk.begun.get(timeout=PATIENCE)
+        desk.deliver(turn("tea"))
         for _ in range(3):
             assert desk.turns.beaten.wait(PATIENCE)
             desk.turns.beaten.clear()
@@ -1251,25 +1231,21 @@ class TestHeartbeats:
         assert pytest.approx(3_600, abs=1) == error.seconds
         assert desk.said.empty()
 
-    def test_renews_leases_at_once_if_the_server_clock_jumped_back(self, desk):
-        """If the node died, its leases would otherwise last longer by the size of the jump."""
-        desk = desk()
+    @pytest.mark.parametrize(("options", "renewed"), [({}, True), ({"now": lambda: 0}, False)])
+    def test_renews_leases_at_once_if_the_server_clock_jumped_back(self, desk, options, renewed):
+        """
+        If the node died, its leases would otherwise last longer by the size of the jump. Tests move
+        a clock that ``now`` gives on purpose: its jumps are ignored.
+        """
+        desk = desk(**options)
         self.held(desk, "tea")
         desk.claimer._heart.due = time.monotonic() + LONG
         (tea,) = desk.dispatcher.held()
         desk.take(turn(ahead=-3_600))
         assert not tea.lost()
-        assert [(["tea"], 30_000_000)] == desk.turns.extended
-        assert pytest.approx(-3_600, abs=1) == desk.said.get_nowait()[1].seconds
-
-    def test_ignores_jumps_of_a_clock_given_by_now(self, desk):
-        """Tests move such a clock on purpose."""
-        desk = desk(now=lambda: 0)
-        self.held(desk, "tea")
-        desk.claimer._heart.due = time.monotonic() + LONG
-        desk.take(turn(ahead=3_600))
-        assert desk.said.empty()
-        assert [] == desk.turns.extended
+        assert ([(["tea"], 30_000_000)] if renewed else []) == desk.turns.extended
+        jumps = [desk.said.get()[1].seconds for _ in range(desk.said.qsize())]
+        assert ([pytest.approx(-3_600, abs=1)] if renewed else []) == jumps
 
     def test_renews_at_most_100_leases_a_call(self, desk):
         """A script that renewed all of them would block the server."""
@@ -1288,9 +1264,7 @@ class TestLeaving:
     def test_waits_for_handlers_and_settles_before_it_ends(self, desk):
         """`on_stopped` is called last, when all results are stored."""
         desk = desk(start=True)
-        desk.turns.answers.append(turn("tea"))
-        desk.bell.ring()
-        desk.begun.get(timeout=PATIENCE)
+        desk.deliver(turn("tea"))
         asked = len(desk.turns.asked)
         desk.claimer.stop_within(None)
         eventually(lambda: len(desk.turns.asked) > asked)
@@ -1299,18 +1273,20 @@ class TestLeaving:
         desk.go_on.release()
         assert desk.claimer.join(PATIENCE)
         assert 1 == desk.farewells
-        assert [Verdict.CONFIRM] == [s.verdict for r in desk.turns.asked for s in r.settlements]
+        assert [Verdict.CONFIRM] == [verdict for _, verdict in desk.settled]
         assert {0} == {r.limit for r in desk.turns.asked[asked:]}
 
-    def test_returns_running_events_for_a_retry_at_the_deadline(self, desk):
-        """The process may end then, so another node must run them."""
+    def test_retries_running_events_at_the_nearest_of_several_deadlines(self, desk):
+        """
+        The process may end then, so another node must run them. A second call of leave() does not
+        prolong the first.
+        """
         desk = desk(start=True)
-        desk.turns.answers.append(turn("tea"))
-        desk.bell.ring()
-        desk.begun.get(timeout=PATIENCE)
-        desk.claimer.stop_within(0.05)
+        desk.deliver(turn("tea"))
+        for seconds in (LONG, 0.05, None, LONG):
+            desk.claimer.stop_within(seconds)
         assert desk.claimer.join(PATIENCE)
-        assert [Verdict.RETRY] == [s.verdict for r in desk.turns.asked for s in r.settlements]
+        assert [Verdict.RETRY] == [verdict for _, verdict in desk.settled]
 
     def test_the_nearest_deadline_counts_if_one_call_interrupts_another(self, desk):
         """A signal handler that leaves at once may interrupt a leave() with a longer deadline."""
@@ -1324,16 +1300,6 @@ class TestLeaving:
             assert desk.claimer._overdue(), interruption.where
         assert n > 5
 
-    def test_the_nearest_of_several_deadlines_counts(self, desk):
-        """A second call of leave() must not prolong the first."""
-        desk = desk(start=True)
-        desk.turns.answers.append(turn("tea"))
-        desk.bell.ring()
-        desk.begun.get(timeout=PATIENCE)
-        for seconds in (LONG, 0.05, None, LONG):
-            desk.claimer.stop_within(seconds)
-        assert desk.claimer.join(PATIENCE)
-
     def test_releases_the_events_of_a_lost_claim(self, desk):
         """The node learns of these events only while it leaves, and does not start them."""
         desk = desk(start=True)
@@ -1346,7 +1312,7 @@ class TestLeaving:
         desk.turns.trouble = None
         desk.bell.ring()
         assert desk.claimer.join(PATIENCE)
-        assert [Verdict.RELEASE] == [s.verdict for r in desk.turns.asked for s in r.settlements]
+        assert [Verdict.RELEASE] == [verdict for _, verdict in desk.settled]
         assert desk.begun.empty()
 
     @pytest.mark.parametrize("point", ["turn.asking", "claim.answered", "claim.handed"])
@@ -1374,8 +1340,7 @@ class TestLeaving:
                 planted.enter_context(arm(point, stop))
             desk.bell.ring()
             assert desk.claimer.join(PATIENCE)
-        settled = [(s.id, s.verdict) for r in desk.turns.asked for s in r.settlements]
-        assert [("tea", Verdict.RELEASE)] == settled
+        assert [("tea", Verdict.RELEASE)] == desk.settled
         assert desk.begun.empty()
 
     def test_settles_a_handler_that_ends_during_the_check_for_running_ones(self, desk):
@@ -1384,9 +1349,7 @@ class TestLeaving:
         between the two checks is still confirmed before the thread ends.
         """
         desk = desk(start=True)
-        desk.turns.answers.append(turn("tea"))
-        desk.bell.ring()
-        desk.begun.get(timeout=PATIENCE)
+        desk.deliver(turn("tea"))
         desk.asleep()
         done, looking = desk.claimer._done, []
 
@@ -1413,7 +1376,7 @@ class TestLeaving:
         desk.claimer._done = look
         desk.claimer.stop_within(None)
         assert desk.claimer.join(PATIENCE)
-        assert [Verdict.CONFIRM] == [s.verdict for r in desk.turns.asked for s in r.settlements]
+        assert [Verdict.CONFIRM] == [verdict for _, verdict in desk.settled]
 
     def test_releases_a_batch_if_enqueueing_it_fails(self, desk):
         """Without memory for the queue entry, the events would wait for the end of their lease."""
@@ -1425,8 +1388,7 @@ class TestLeaving:
         )
         desk.take(turn("tea"))
         desk.take()
-        settled = [(s.id, s.verdict) for r in desk.turns.asked for s in r.settlements]
-        assert [("tea", Verdict.RELEASE)] == settled
+        assert [("tea", Verdict.RELEASE)] == desk.settled
         assert [] == desk.dispatcher.held()
 
     @staticmethod
