@@ -1,1 +1,1 @@
-"""Faults injected on purpose, and what is recorded meanwhile checked against the promises."""
+"""Programs that break things on purpose, and check the recorded history for the promises."""

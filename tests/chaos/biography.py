@@ -1,22 +1,22 @@
-"""What was recorded of one id, sorted by what it is."""
+"""Sort the recorded operations on one id by their kinds and generations."""
 
 from __future__ import annotations
 
 from chaos.history import HistoryError, Operation
 from chaos.leases import Generation
 
-#: What is said of a claim.
+#: Calls of the holder of a claim.
 _WORDS = {"auto", "confirm", "extend", "release", "retry"}
 
 
 class Biography:
     """
-    The generations of an id, and the calls that do not say which of them they were about.
+    The generations of an id, and the calls that refer to no particular generation.
 
     Args:
         id: The id.
-        operations: All that was recorded of it.
-        nameless: Posts whose id nobody knows, by their serial.
+        operations: All recorded operations on the id.
+        nameless: Posts with an unknown outcome and an unknown generated id, by their serial.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Biography:
             return next(iter(self.generations.values()))
         n = op.data.get("n")
         if n not in self.generations and n in self._nameless:
-            # Its id was made in a call that nobody lived to see the end of.
+            # The id was generated in a call whose end was not recorded.
             self.generations[n] = Generation(self.id, self._nameless[n])
         return self.generations.get(n)
 
     def bury(self, letter: Operation) -> None:
-        """Take a dead letter that was there at the end."""
+        """Add a dead letter that was present at the end."""
         if (gen := self._whose(letter)) is not None:
             gen.letters.append(letter)

@@ -1,9 +1,10 @@
 """
-One schedule: its occurrences, one after the other, none doubled and none left out.
+Check one schedule: each occurrence, and that none was delivered twice or left out.
 
-The chain is checked where it is certain: a schedule that was always declared alike, and was
-neither paused nor ended and declared again. With ``misfire="skip"`` and ``overlap="skip"``
-occurrences are dropped without a word, so there only the rhythm is held, and that none is doubled.
+The chain of occurrences is checked only if it is certain: if all declarations of the schedule were
+equal, and it was neither paused nor ended and declared again. With ``misfire="skip"`` or
+``overlap="skip"``, the server drops occurrences without a record. Then the checker tests only
+whether each occurrence has a nominal time of the schedule, and is delivered once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dtimer.model import recurrence
 
 
 class Chains:
-    """Checks schedules: I11, and what holds of any event for each occurrence."""
+    """Checks schedules for I11, and their occurrences for the invariants of any event."""
 
     def __init__(self, bench: Bench, clock: Clock) -> None:
         self._bench = bench
@@ -31,7 +32,7 @@ class Chains:
         self._latest = bench.troubles.latest
 
     def check(self, name: str, operations: list[Operation]) -> None:
-        """Check all that happened to one schedule and its occurrences."""
+        """Check all operations on one schedule and its occurrences."""
         chain = Chain(name, operations)
         for id in self._bench.pending or ():
             if (match := OCCURRENCE.match(id)) and match[1] == name:
@@ -61,15 +62,17 @@ class Chains:
         sums = {d.data.get("crc") for d in declared}
         for run in gen.runs:
             if not any(d.t <= run.t for d in declared):
-                bench.blame("I3", gen.id, "an occurrence of what was never declared", run)
+                text = "an occurrence of a schedule that was never declared"
+                bench.blame("I3", gen.id, text, run)
             elif None not in sums and run.data.get("crc") not in sums:
-                bench.blame("I10", gen.id, "another payload than was declared", gen.origin, run)
-            # Another attempt comes when it may, though the clock was put back since the first.
+                text = "another payload than the declared one"
+                bench.blame("I10", gen.id, text, gen.origin, run)
+            # A later attempt may come before the nominal time, if the clock was set back since.
             first = run.data["att"] == 1
             if first and self._clock.shown_us(run) < nominal and not chain.moves.get(nominal):
                 bench.blame("I1", gen.id, "claimed before its nominal time", run)
         if len({run.data.get("missed") for run in gen.runs}) > 1:
-            text = "stands for more or fewer than when it was handed out first"
+            text = "stands for more or fewer than at its first delivery"
             bench.blame("I11", gen.id, text, *gen.runs)
         self._leases.check(gen)
         stale_words(bench, gen.id, [gen])
@@ -81,11 +84,11 @@ class Chains:
             if cancel.ph != "ok" or cancel.end is None or gen.revived:
                 continue
             if cancel.data.get("outcome") == "NOT_FOUND":
-                # It may not have been made yet.
+                # The occurrence may not have existed yet.
                 continue
             for run in gen.runs:
                 if claimed_after(self._clock, run, cancel):
-                    self._bench.blame("I6", gen.id, "handed out after its cancel", cancel, run)
+                    self._bench.blame("I6", gen.id, "delivered after its cancel", cancel, run)
 
     def _fate(self, chain: Chain, nominal: int, gen: Generation) -> None:
         counts = self._bench.verdict.counts
@@ -102,7 +105,7 @@ class Chains:
             counts["pending"] += 1
         else:
             counts["lost"] += 1
-            self._bench.blame("I2", gen.id, "an occurrence that was started and lost", *gen.runs)
+            self._bench.blame("I2", gen.id, "an occurrence was started, but lost", *gen.runs)
 
     # ----------------------------------------------------------------------------------- the chain
 
@@ -118,7 +121,7 @@ class Chains:
         else:
             off = [nominal for nominal in met if successor(nominal - 1, 0) != nominal]
         if chain.extras:
-            # Those that were asked for besides have the times at which they were asked for.
+            # The nominal time of an additional occurrence is the time at which it was requested.
             met = [nominal for nominal in met if nominal not in off]
             off = [] if chain.extras_unknown else [n for n in off if n not in chain.extras]
         for nominal in off:
@@ -152,7 +155,7 @@ class Chains:
         successor: Callable[[int, int], int | None],
         met: list[int],
     ) -> None:
-        """Find links that are missing, or covered twice."""
+        """Find nominal times that are missing, or that two occurrences stand for."""
         start = stable.data.get("start_us")
         expected = start if stable.data.get("every_us") is not None else None
         exact, last = expected is not None, None
@@ -164,20 +167,20 @@ class Chains:
                 if last is not None:
                     proof += chain.occurrence(last).runs[:1]
                 if nominal < expected:
-                    text = "handed out, though the one before stood for it"
+                    text = "delivered, although the one before stood for it"
                     self._bench.blame("I11", chain.id(nominal), text, *proof)
                 elif exact:
-                    text = f"left out, and so up to {nominal}"
+                    text = f"left out, like all up to {nominal}"
                     self._bench.blame("I11", chain.id(expected), text, *proof)
             gen = chain.occurrences.get(nominal)
             runs = gen.runs if gen else []
             missed = runs[-1].data.get("missed") or 0 if runs else 0
-            # Of one that nobody saw it is not known for how many it stood.
+            # Only a run records for how many nominal times an occurrence stood.
             exact = bool(runs)
             expected, last = successor(nominal, missed), nominal
 
     def _one_by_one(self, chain: Chain, stable: Operation, started: list[int]) -> None:
-        """Find occurrences that started while the one before was still in hand."""
+        """Find occurrences that started while the one before was still claimed."""
         for before, nominal in itertools.pairwise(started):
             earlier, later = chain.occurrences[before], chain.occurrences[nominal]
             if len(earlier.runs) != 1 or earlier.letters or chain.cancels.get(before):
@@ -188,7 +191,7 @@ class Chains:
             settled = [w for w in earlier.words.get(first.data["tok"], ()) if w.op != "extend"]
             if settled or self._bench.troubles.anywhere(first.t, run.t):
                 continue
-            text = "started while the one before was in hand, with overlap=queue"
+            text = "started while the one before was still claimed, with overlap=queue"
             self._bench.blame("I11", chain.id(nominal), text, stable, first, run)
 
     def _goes_on(self, chain: Chain, stable: Operation, met: list[int], started: list[int]) -> None:
@@ -205,7 +208,7 @@ class Chains:
 
 
 def _successor(name: str, says: dict[str, Any]) -> Callable[[int, int], int | None]:
-    """Return what gives the nominal time after one, and so many more that are passed over."""
+    """Return a function of a nominal time and a number: the next time after skipping that many."""
     every = says.get("every_us")
     if every is not None:
         return lambda nominal, missed: nominal + (missed + 1) * every

@@ -1,17 +1,17 @@
 """
-When a claim was made, on the monotonic clock of the host that recorded the history.
+Compute when a claim was made, on the monotonic clock of the host that recorded the history.
 
-A record of a run tells the server's time of its claim, and the token, but the handler may
-have begun long after. Two things place the claim between two moments, and neither believes
-that clocks agree:
+The record of a run has the server's time of the claim, and the token. But the handler may have
+begun long after the claim. Two facts give the earliest and the latest moment of the claim, without
+relying on equal clocks:
 
-* the distance between the server's clock and the monotonic one: a claim comes before its
-  handler and after its post, and whoever records a ``clock`` (its ``srv`` is the server's
-  ``TIME`` in µs) narrows it to a round trip. Where the server's clock is stepped there is
-  a distance for each time between two steps, and only who asked for the time knows it;
-* the tokens, which grow with each claim whatever the clock does: a claim is no earlier than
-  the post of any event that was claimed under a lower token, and no later than the beginning
-  of any handler under a higher one.
+* The distance between the server's clock and the monotonic clock. A claim comes before its handler
+  and after its post. A ``clock`` record, whose ``srv`` is the server's ``TIME`` in µs, gives the
+  distance to within a round trip. If the server's clock is set during the run, each interval
+  between two steps has a distance of its own, which only the ``clock`` records give.
+* The tokens, which increase with each claim, even if the clock is set back. A claim came after the
+  post of every event that was claimed under a lower token, and before the start of every handler
+  under a higher token.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from itertools import accumulate
 
 from chaos.history import Operation
 
-#: Both ends give way by so much, in ns, for clocks that run at slightly different speeds.
+#: The tolerance, in ns, for clocks that run at slightly different speeds.
 SLACK = 1_000_000
 
-#: A token may be ahead of the server's clock by so much, in µs, where very many are claimed.
+#: How far, in µs, a token may be ahead of the server's clock if very many events are claimed.
 _AHEAD = 1_000
 
-#: A step lies so close to the record of it, in ns, on either side.
+#: The longest time, in ns, between a step of the clock and its record.
 _NEAR = 1_000_000_000
 
-#: Posts and runs that are kept to narrow it down.
+#: How many posts and runs are kept for the estimates.
 _MOST = 50_000
 
 _ALWAYS = 1 << 62
@@ -42,7 +42,7 @@ _ALWAYS = 1 << 62
 
 @dataclass(slots=True)
 class Epoch:
-    """A time without a step: the server's clock less the monotonic one, at the least and most."""
+    """An interval without a step, and bounds of the server's clock minus the monotonic clock."""
 
     begin: int
     end: int
@@ -51,7 +51,7 @@ class Epoch:
 
 
 class Clock:
-    """Gathers posts and runs, and places claims when all have been seen."""
+    """Collects posts and runs with `saw`, and computes the moments of claims after `close`."""
 
     def __init__(self) -> None:
         self._mask = 0
@@ -63,11 +63,11 @@ class Clock:
         self._behind: tuple[list[int], list[int]] = ([], [])
         self._epochs: list[Epoch] = []
         self._begins: list[int] = []
-        #: Whether the server's clock has kept its distance, but for the steps that are known.
+        #: True if the distance between the clocks was constant, except at the recorded steps.
         self.steady = False
 
     def saw(self, op: Operation) -> None:
-        """Take note of one operation on an event."""
+        """Take in one operation."""
         if op.op == "run":
             self._low = max(self._low, op.data["srv"] * 1000 - op.t)
         elif op.op == "clock":
@@ -95,11 +95,11 @@ class Clock:
 
     def close(self, *, steps: Sequence[int], ordered: bool) -> None:
         """
-        Work out what they come to.
+        Compute the distance of the clocks in each interval, and the order of the tokens.
 
         Args:
-            steps: When the server's clock was stepped, in order.
-            ordered: Tokens grow, since no acknowledged write was lost.
+            steps: The moments at which the server's clock was set, sorted.
+            ordered: Rely on increasing tokens: no acknowledged write was lost.
         """
         known, begun, high = [], [], _ALWAYS
         for tok, run in self._runs.items():
@@ -107,7 +107,7 @@ class Clock:
             post = self._posts.get(run.data["n"])
             if post is not None and post.id == run.id:
                 known.append((tok, post.t))
-                # Not from what was due: a library that gets that wrong must not hide it here.
+                # From the post, not from the due time: a wrong due time must not hide itself.
                 high = min(high, run.data["srv"] * 1000 + 1000 - post.t)
         edges = [-_ALWAYS, *steps, _ALWAYS]
         self._epochs = [
@@ -136,20 +136,20 @@ class Clock:
             epoch.high = min(epoch.high, op.data["srv"] * 1000 + 1000 - op.t)
 
     def _within(self, t0: int, t1: int) -> Epoch | None:
-        """Return the time without a step that the interval is in; None when there may be one."""
+        """Return the epoch that contains the interval; None if a step may lie within it."""
         epoch = self._epochs[bisect.bisect_right(self._begins, t0) - 1]
         return epoch if epoch.begin + 2 * _NEAR <= t0 and t1 <= epoch.end - 2 * _NEAR else None
 
     def kept_pace(self, t0: int, t1: int) -> bool:
-        """Tell whether the server's clock went on as the monotonic one did, all the time."""
+        """Return True if the server's clock was certainly not set within the interval."""
         return self.steady and self._within(t0, t1) is not None
 
     def claimed(self, run: Operation) -> tuple[int, int]:
         """
-        Return the moments between which the event of *run* was claimed, at the widest.
+        Return the earliest and the latest moment at which the event of *run* was claimed.
 
-        A claim whose reply was lost is given again under the same token, and ``srv`` is of
-        that time. Then it was still held, by the same holder, since it was claimed first.
+        If the reply to a claim was lost, the server sends it again with the same token and a later
+        ``srv``. The same node has then held the event since the first reply.
         """
         earliest, placed = self._placed(run.data["srv"] * 1000, run.t)
         latest = min(run.t, placed)
@@ -159,19 +159,19 @@ class Clock:
         return max(earliest, self._after(run)), latest
 
     def first_claimed(self, run: Operation) -> int:
-        """Return the earliest moment at which the event of *run* may have been claimed first."""
+        """Return the earliest moment of the first reply to the claim of *run*."""
         srv = min(run.data["srv"], run.data["tok"] - _AHEAD)
         return max(self._placed(srv * 1000, run.t)[0], self._after(run))
 
     def shown_us(self, run: Operation) -> int:
         """
-        Return the latest that the server's clock can have shown when a run was claimed first.
+        Return the latest time that the server's clock can have shown at the first reply to a claim.
 
-        That is ``srv``, or less. But where a clock was put back, and the reply was lost, the
-        answer that was given again tells a time before that of the claim: the token has that.
+        This is ``srv`` or less. If the clock was set back and the reply was sent again, ``srv`` may
+        be less than the time of the first reply, which the token has.
         """
         srv: int = run.data["srv"]
-        # A read is told when it is over.
+        # A read is recorded with its claim when it ends.
         until = run.t if run.op == "run" else run.end or run.t
         stepped = bisect.bisect_right(self._begins, until) > 1
         return max(srv, run.data.get("tok", srv)) if stepped else srv
@@ -182,7 +182,7 @@ class Clock:
         return posted[i - 1] if i else -_ALWAYS
 
     def _placed(self, srv: int, until: int) -> tuple[int, int]:
-        """Return between which moments the server's clock showed this, before *until*."""
+        """Return the earliest and latest moment before *until* at which the clock showed *srv*."""
         if not self.steady:
             return -_ALWAYS, until
         if len(self._epochs) == 1:
@@ -197,6 +197,6 @@ class Clock:
         return (earliest, latest) if earliest <= latest else (-_ALWAYS, until)
 
     def latest_ns(self, t: int) -> int:
-        """Return the latest that the server's clock can have shown at *t*, in ns."""
+        """Return the latest time, in ns, that the server's clock can have shown at *t*."""
         epoch = self._within(t, t)
         return t + (epoch.high if epoch else _ALWAYS)

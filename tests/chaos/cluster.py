@@ -1,8 +1,9 @@
 """
-The server of a soak as one of a cluster, beside others that hang now and then.
+Make the server of a soak part of a cluster, whose other servers hang now and then.
 
-It has all slots but one for each of the others: so these are asked where the keys are, and are
-never in the way. Their time-out is an hour, so that none of them takes another for dead.
+The soak's server has all slots except one for each other server. So the other servers hold no keys
+of the soak, but clients may ask them for the slots. The node time-out is an hour, so that no server
+takes another one for dead.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from redis.cluster import RedisCluster
 from servers import Server, eventually
 
-#: What makes a server one of a cluster.
+#: The arguments of a server that is part of a cluster.
 ARGS = ["--cluster-enabled", "yes", "--cluster-node-timeout", "3600000"]
 
 _SLOTS = 16384
@@ -25,7 +26,7 @@ _OTHERS = 2
 
 @contextlib.contextmanager
 def joined(server: Server, args: list[str]) -> Iterator[list[Server]]:
-    """Give a *server* that runs, with `ARGS`, the others of its cluster; yield those."""
+    """Start the other servers of the cluster of a running *server*; yield them."""
     with contextlib.ExitStack() as stack:
         others = [stack.enter_context(Server(tcp=True, args=args)) for _ in range(_OTHERS)]
         home: Any = stack.enter_context(server.client())
@@ -46,9 +47,9 @@ def _whole(client: Any) -> bool:
 
 def client(url: str, home: int, given_up: threading.Event) -> Any:
     """
-    Return a client of the cluster whose server at the port *home* is reached by *url*.
+    Return a client of the cluster that reaches the server at port *home* by *url*, a proxy's.
 
-    Making it connects, so it is tried until the server is there, or until *given_up*.
+    The constructor connects, so it is repeated until the server answers, or *given_up* is set.
     """
     parts = urlsplit(url)
     way = (parts.hostname, parts.port)

@@ -1,4 +1,4 @@
-"""The processes of a soak, from the side of its supervisor: begun, begun again, and ended."""
+"""Start, replace and end the processes of a soak."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from servers import Server, eventually
 import dtimer
 from chaos.history import Writer
 
-#: As whom all but the supervisor log in, so that they can be refused.
+#: All processes but the supervisor log in as this user, so that a fault can refuse them.
 USER, PASSWORD = "soak", "p-of-soak"
 
-#: Seconds in which a program has to end in good order. Handlers may hang for some of them.
+#: Seconds for a program to end properly. Its handlers may hang for some of them.
 _ENDING = 30
 
 _FLAGS = ["-X", "dev", "-W", "error", "-W", "ignore:This process:DeprecationWarning"]
@@ -31,13 +31,14 @@ _FLAGS = ["-X", "dev", "-W", "error", "-W", "ignore:This process:DeprecationWarn
 
 class Member:
     """
-    One place in the crew, filled by one process after another, all of the same name.
+    A name in the soak, with one process at a time. If the process dies, another one replaces it.
 
     Args:
-        program: The module that it runs.
-        name: Its own.
-        setting: What it is told, besides what `Crew` adds.
-        ears: Give it another way to the server for its subscription.
+        program: The module that the process runs.
+        name: The name of all of its processes.
+        setting: The settings of the program, to which `Crew` adds some.
+        proxy: The proxy to the server.
+        ears: A second proxy for the subscription, or None.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Member:
         self.program = program
         self.name = name
         self.setting = setting
-        #: Its ways to the server, kept from one process to the next.
+        #: The proxies to the server, which each process takes over from the one before.
         self.proxy = proxy
         self.ears = ears
         self.process: subprocess.Popen[bytes] | None = None
@@ -57,12 +58,12 @@ class Member:
 
     @property
     def pid(self) -> int:
-        """The process's."""
+        """The pid of the current process."""
         assert self.process
         return self.process.pid
 
     def tell(self, **order: Any) -> None:
-        """Give the process an order; one that is dying does not hear it."""
+        """Give the process an order. A dying process does not receive it."""
         assert self.process
         assert self.process.stdin
         with contextlib.suppress(BrokenPipeError):
@@ -70,26 +71,26 @@ class Member:
             self.process.stdin.flush()
 
     def kill(self) -> None:
-        """End the process as a crash does."""
+        """Kill the process, as a crash would."""
         assert self.process
         self.process.kill()
 
     def freeze(self) -> None:
-        """Stop the process where it stands."""
+        """Stop the process."""
         # Another injection may have killed the process; then there is nothing to stop.
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGSTOP)
             self.frozen = True
 
     def thaw(self) -> None:
-        """Let it go on, unless it has been succeeded meanwhile."""
+        """Let the process continue, unless another one has replaced it."""
         if self.frozen:
             self.frozen = False
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGCONT)
 
     def sample(self) -> None:
-        """Note the memory that the process has resident."""
+        """Record the resident memory of the process."""
         with contextlib.suppress(OSError, IndexError):
             pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
             age = time.monotonic() - self.begun
@@ -98,14 +99,14 @@ class Member:
 
 class Crew:
     """
-    All programs of a soak.
+    All processes of a soak.
 
     Args:
-        server: Theirs; each reaches it through a proxy of its own.
-        folder: Of the run: each leaves its history there, and what it complained of.
+        server: The server, which each process reaches through a proxy of its own.
+        folder: The folder of the run, for the histories and the standard errors.
         pen: Records the kills.
-        common: What each is told.
-        strict: Have the interpreter look for every fault of ours that it can.
+        common: The settings that all programs share.
+        strict: Run the interpreter in its development mode.
     """
 
     def __init__(
@@ -120,15 +121,15 @@ class Crew:
         self.members: list[Member] = []
         self._watches: list[threading.Thread] = []
         self.kills = 0
-        #: What went wrong with the processes themselves.
+        #: Unexpected exit statuses, and processes that did not end in time.
         self.complaints: list[str] = []
 
     def of(self, program: str) -> list[Member]:
-        """Return those that run *program*."""
+        """Return the members that run *program*."""
         return [m for m in self.members if m.program == program]
 
     def add(self, program: str, name: str, *, ears: bool = False, **setting: Any) -> None:
-        """Have one more process."""
+        """Start another process."""
         proxy, own_ears = Proxy(self._server), Proxy(self._server) if ears else None
         setting["url"] = self._url(proxy)
         if own_ears:
@@ -160,13 +161,14 @@ class Crew:
             )
         member.begun = time.monotonic()
         member.frozen = False
-        # On a thread: the checker has to know when, whatever the supervisor is busy with.
+        # On a thread of its own, because the checker needs the moment of a death even if the
+        # supervisor is busy.
         watch = threading.Thread(target=self._watch, args=(member.name, member.process))
         watch.start()
         self._watches.append(watch)
 
     def _watch(self, name: str, process: subprocess.Popen[bytes]) -> None:
-        """Record the death of a process when it comes."""
+        """Wait for the end of a process, and record it if the process was killed."""
         if process.wait() == -signal.SIGKILL:
             self._pen.note("kill", pid=process.pid, who=f"{name}.{process.pid}")
 
@@ -174,7 +176,7 @@ class Crew:
         return self._folder / f"{member.name}.stderr"
 
     def tend(self) -> None:
-        """Replace whoever has died."""
+        """Replace the processes that have died."""
         for member in self.members:
             if member.process and member.process.poll() is not None:
                 self._buried(member)
@@ -194,13 +196,13 @@ class Crew:
             self.complaints.append(f"{member.name}.{process.pid} ended with status {status}")
 
     def sample(self) -> None:
-        """Note the memory of all."""
+        """Record the resident memory of all processes."""
         for member in self.members:
             if member.process:
                 member.sample()
 
     def dismiss(self, *programs: str) -> None:
-        """Have all that run these programs end in good order."""
+        """Let the processes that run these programs end properly, and wait for them."""
         leaving = [m for program in programs for m in self.of(program) if m.process]
         for member in leaving:
             assert member.process
@@ -217,7 +219,7 @@ class Crew:
         try:
             process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            # The stacks of all its threads go to its standard error.
+            # The process writes the stacks of all of its threads to its standard error.
             process.send_signal(signal.SIGUSR1)
             with contextlib.suppress(AssertionError):
                 eventually(lambda: self._stderr(member).stat().st_size, 1)
@@ -226,12 +228,12 @@ class Crew:
         self._buried(member)
 
     def stderr(self) -> dict[str, str]:
-        """Return what was said on standard error, by those who said anything."""
-        said = {m.name: self._stderr(m).read_text(errors="replace") for m in self.members}
-        return {name: text for name, text in said.items() if text}
+        """Return the standard errors that are not empty, by the name of the process."""
+        texts = {m.name: self._stderr(m).read_text(errors="replace") for m in self.members}
+        return {name: text for name, text in texts.items() if text}
 
     def close(self) -> None:
-        """Have no process and no proxy left, however they are."""
+        """Kill all processes, and close all proxies."""
         for member in self.members:
             if member.process:
                 member.process.kill()

@@ -1,4 +1,4 @@
-"""What a node that left in good order had claimed and not started: it must have released that."""
+"""Check that a node which left properly released the events that it had not started."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Departures:
-    """Checks the claims of nodes that left by a ``leave`` without a time-out: I17."""
+    """Checks the claims of nodes that left with a ``leave`` without a time-out: I17."""
 
     def __init__(self, bench: Bench, clock: Clock) -> None:
         self._bench = bench
@@ -21,7 +21,7 @@ class Departures:
         self._troubles = bench.troubles
 
     def check(self, gen: Generation) -> None:
-        """Check the claims of one generation, whose runs are in the order of their tokens."""
+        """Check the claims of one generation, whose runs are sorted by token."""
         for claim in gen.claims:
             leave = self._end(claim)
             tokens = [run.data["tok"] for run in gen.runs]
@@ -31,15 +31,15 @@ class Departures:
             later = next((run for run in gen.runs if run.data["tok"] > claim.data["tok"]), None)
             if later is not None and self._waited(claim, leave, later):
                 late = (later.data["due"] - claim.data["due"]) / 1000
-                text = f"{late:.0f} ms late: its lease was left to a node that had gone"
+                text = f"{late:.0f} ms late: a node that had left still held its lease"
                 self._bench.blame("I17", gen.id, text, gen.origin, claim, leave, later)
             for letter in gen.letters:
                 if claim.data["by"] in str(letter.data.get("error")):
-                    text = "dead and never started: its lease was left to a node that had gone"
+                    text = "dead and never started: a node that had left still held its lease"
                     self._bench.blame("I17", gen.id, text, gen.origin, claim, leave, letter)
 
     def _end(self, claim: Operation) -> Operation | None:
-        """Return the leave that ended the life that claimed, if nothing was in its way."""
+        """Return the undisturbed ``leave`` of the node that made a claim, or None."""
         leaves = self._troubles.lives[claim.p].leaves
         later = [leave for leave in leaves if leave.end is None or leave.end > claim.t]
         leave = min(later, key=lambda leave: leave.t, default=None)
@@ -51,13 +51,13 @@ class Departures:
         return leave if met in (None, "left") else None
 
     def _waited(self, claim: Operation, leave: Operation, later: Operation) -> bool:
-        """Tell whether a run had to wait until the lease of a claim ended, and was charged."""
+        """Return True if a run waited for the end of the claim's lease, and its attempt counted."""
         assert leave.end is not None
         if later.data["att"] <= claim.data["att"]:
             return False
         if self._troubles.stepped_in(claim.t, later.t):
             return False
-        # The lease was granted by the claim, or renewed until the node had gone.
+        # The lease was granted by the claim, and perhaps renewed until the node had left.
         lease = claim.data["lease_us"]
         last = self._clock.latest_ns(leave.end) // 1000 + lease
         return bool(claim.data["srv"] + lease <= later.data["due"] <= last)

@@ -1,13 +1,22 @@
 """
-What each setting of Redis is worth: a program that breaks servers, and counts what is gone.
+Measure how many acknowledged posts are lost under each durability setting of Redis.
 
     PYTHONPATH=tests python -m chaos.durability [ROUNDS]
 
-One thread posts as fast as it can, and a node is joined; then the server is killed, or loses its
-power (all that no fsync has brought to the disk), or is replaced by its replica. What had
-been acknowledged and is gone is counted, over all rounds: the most events in a round, and
-how long before the fault the first of them was acknowledged. ``told`` counts the rounds with a
-loss after which the node or the poster said so.
+A thread posts as fast as it can, and a node is joined. Then the server is killed, loses its power
+(and with it all that no fsync has written to the disk), or is replaced by its replica. The columns
+of the table:
+
+``acked``
+    The acknowledged posts of all rounds.
+``lossy``
+    The rounds in which acknowledged posts were lost.
+``most``
+    The most posts that were lost in one round.
+``window ms``
+    The longest time between the first and the last lost post of a round.
+``told``
+    The lossy rounds after which the node or the poster reported the loss.
 """
 
 from __future__ import annotations
@@ -18,7 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from proxy import Proxy
 from servers import Running, Server, eventually
@@ -33,7 +42,7 @@ NS = "durability"
 
 @dataclass
 class Outcome:
-    """What became of one kind of fault under one setting."""
+    """The results of one kind of fault under one setting."""
 
     setting: str
     fault: str
@@ -43,10 +52,9 @@ class Outcome:
     told: int = 0
     most: int = 0
     window: float = 0.0
-    notes: set[str] = field(default_factory=set)
 
     def row(self) -> str:
-        """Write it as a line of a table."""
+        """Return the results as a line of the table."""
         return (
             f"{self.setting:34} {self.fault:30} {self.rounds:3} {self.acknowledged:8}"
             f" {self.lossy:6} {self.most:8} {self.window * 1000:9.0f} {self.told:5}"
@@ -60,7 +68,7 @@ HEAD = (
 
 
 class Poster:
-    """Posts as fast as it can, on a thread, and notes what was acknowledged and when."""
+    """Posts as fast as it can, on a thread, and records each acknowledged post with its time."""
 
     def __init__(self, url: str, **options: object) -> None:
         self.acknowledged: list[tuple[float, str]] = []
@@ -78,35 +86,37 @@ class Poster:
                 self.acknowledged.append((time.monotonic(), id))
 
     def stop(self) -> None:
-        """Post no more."""
+        """Stop posting."""
         self._stopping.set()
         self._thread.join()
 
 
 @contextlib.contextmanager
 def posting(url: str, **options: object) -> Iterator[tuple[Poster, list[Exception]]]:
-    """Have a poster and a node on the server at *url*."""
+    """Run a poster and a node on the server at *url*; yield the poster and the node's errors."""
     node = DTimer("node", url, ns=NS, **OPTIONS)
-    said: list[Exception] = []
-    node.on("error", said.append)
+    errors: list[Exception] = []
+    node.on("error", errors.append)
     node.on("event", lambda _: None)
     with node:
         poster = Poster(url, **options)
         try:
-            yield poster, said
+            yield poster, errors
         finally:
             poster.stop()
             poster.timer.leave()
 
 
 def lasts(seconds: float) -> None:
-    """Return after so many seconds."""
+    """Return after *seconds*."""
     until = time.monotonic() + seconds
     eventually(lambda: time.monotonic() >= until, seconds + 10)
 
 
-def count(outcome: Outcome, url: str, poster: Poster, said: list[Exception], fault: float) -> None:
-    """Count what was acknowledged before the fault and is gone, once it is served again."""
+def count(
+    outcome: Outcome, url: str, poster: Poster, errors: list[Exception], fault: float
+) -> None:
+    """Wait until the server answers, and count the posts acknowledged before *fault* and lost."""
     before = [(at, id) for at, id in poster.acknowledged if at <= fault]
     with Running(url).client() as client:
         eventually(client.ping)
@@ -118,13 +128,10 @@ def count(outcome: Outcome, url: str, poster: Poster, said: list[Exception], fau
         outcome.lossy += 1
         outcome.most = max(outcome.most, len(lost))
         outcome.window = max(outcome.window, lost[-1][0] - lost[0][0])
-        # A poll, and what a node needs to find its server again.
+        # The node needs one poll, and the time to connect again.
         with contextlib.suppress(AssertionError):
-            eventually(lambda: any(isinstance(e, StateRollback) for e in said + poster.told), 3)
-        outcome.told += any(isinstance(e, StateRollback) for e in said + poster.told)
-    elif any(isinstance(e, StateRollback) for e in said + poster.told):
-        # A turn can be lost where no post is.
-        outcome.notes.add("told of a turn alone")
+            eventually(lambda: any(isinstance(e, StateRollback) for e in errors + poster.told), 3)
+        outcome.told += any(isinstance(e, StateRollback) for e in errors + poster.told)
 
 
 SETTINGS: dict[str, list[str]] = {
@@ -138,19 +145,19 @@ SETTINGS: dict[str, list[str]] = {
 def alone(
     setting: str, fault: str, end: Callable[[Server], None], n: int, fsync_ms: int = 0
 ) -> Outcome:
-    """Break a server that is alone, *n* times; its disk may be slow."""
+    """Break a server without replicas *n* times; each fsync of its disk takes *fsync_ms*."""
     outcome = Outcome(setting, fault)
     for i in range(n):
         with (
             Server(tcp=True, args=SETTINGS[setting], power=True, fsync_ms=fsync_ms) as server,
-            posting(server.url) as (poster, said),
+            posting(server.url) as (poster, errors),
         ):
             lasts(3.2 + 0.37 * (i % 5))
             fault_at = time.monotonic()
             end(server)
             poster.stop()
             server.start()
-            count(outcome, server.url, poster, said, fault_at)
+            count(outcome, server.url, poster, errors, fault_at)
     return outcome
 
 
@@ -161,9 +168,12 @@ def pair(
     Kill a master and promote its replica, *n* times.
 
     Args:
-        cut_off: So many seconds before, the replica hears nothing any more.
-        lag: The master takes writes only while its replica answers.
-        wait: Posts wait for so many replicas.
+        setting: The name of the setting, for the table.
+        fault: The name of the fault, for the table.
+        n: The number of rounds.
+        cut_off: The seconds for which the replica receives nothing before the kill.
+        lag: The master accepts writes only while its replica answers.
+        wait: How many replicas each post waits for.
     """
     outcome = Outcome(setting, fault)
     for i in range(n):
@@ -176,7 +186,7 @@ def pair(
                 master.configure(min_replicas_to_write=1, min_replicas_max_lag=1)
                 with master.client() as client:
                     eventually(lambda c=client: c.info("replication")["min_slaves_good_slaves"])
-            poster, said = stack.enter_context(posting(address.url, wait_replicas=wait))
+            poster, errors = stack.enter_context(posting(address.url, wait_replicas=wait))
             lasts(1.0 + 0.13 * (i % 5))
             if cut_off:
                 link.blackhole()
@@ -187,18 +197,18 @@ def pair(
             address.lead_to(replica)
             address.cut()
             poster.stop()
-            count(outcome, replica.url, poster, said, fault_at)
+            count(outcome, replica.url, poster, errors, fault_at)
     return outcome
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
+    """Print a line without buffering."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 
 def main(n: int) -> None:
-    """Print the table."""
+    """Run *n* rounds of each fault under each setting, and print the table."""
     with Server(tcp=True) as server, server.client() as client:
         about = client.info("server")
     version = about.get("valkey_version") or about["redis_version"]

@@ -1,11 +1,11 @@
 """
-Coverage-guided fuzzing of everything that decodes bytes from Redis, or from a file.
+Fuzz all decoders of bytes from Redis or from a file, guided by coverage.
 
     python tests/chaos/fuzz.py SECONDS [SEED]        (or: make fuzz SECONDS=300)
 
-Wants the extra ``fuzz``. The first byte of an input names the decoder (tests/decoders.py), the
-rest is what it is given. An input that ends otherwise than documented, or takes more than a
-second, is written down and ends the run; put it into the corpus of tests/unit/test_decoders.py.
+Needs the extra ``fuzz``. The first byte of an input selects the decoder (tests/decoders.py), which
+receives the rest. If a decoder raises an undocumented exception or takes too long, the run ends,
+and the input is written to a file. Add that input to the corpus of tests/unit/test_decoders.py.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ with atheris.instrument_imports(include=["dtimer", "json"]):
 
 NAMES = sorted(decoders.ALL)
 
-#: Seconds that one input may take. The instrumented code is some ten times slower.
+#: The longest time in seconds for one input. The instrumented code is about ten times slower.
 LONGEST = 10.0
 
 
 def one(data: bytes) -> None:
-    """Try one input."""
+    """Decode one input, and raise if the decoder fails or takes too long."""
     if not data:
         return
     name = NAMES[data[0] % len(NAMES)]
@@ -40,11 +40,11 @@ def one(data: bytes) -> None:
         sys.stderr.write(f"decoder {name!r}, bytes {data[1:]!r}\n")
         raise
     if time.monotonic() - began > LONGEST:
-        raise TimeoutError(f"decoder {name!r} took long over {data[1:]!r}")
+        raise TimeoutError(f"decoder {name!r} took too long for {data[1:]!r}")
 
 
 def main() -> None:
-    """Fuzz for as many seconds as are asked for."""
+    """Fuzz for the seconds, and with the seed, of the command line."""
     seconds = sys.argv[1] if len(sys.argv) > 1 else "60"
     seed = sys.argv[2] if len(sys.argv) > 2 else str(time.time_ns() % 2**31)
     sys.stderr.write(f"replay with: python tests/chaos/fuzz.py {seconds} {seed}\n")

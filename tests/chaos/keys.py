@@ -1,10 +1,10 @@
 """
-The keys of `RunAt`: written, read, and read once for each time that they were written.
+Check the keys of `RunAt`: each is read once for each time that it was written.
 
-A reader sees nothing but the key, so neither which write it has nor its token is recorded.
-What is held is what can be told from that: no key is read that nobody wrote, or before any
-of its writes allows it; none is read more often than it was written, unless its reader
-died or was kept from its lease; and none is lost.
+A reader receives only the key, so a read does not tell which write it belongs to. The checker can
+still test this: a key is read only if it was written, and only after the time of one of its writes;
+a key is read more often than it was written only if a reader died or lost its lease; and no key is
+lost.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _DRIFT = 1_000_000
 
 
 class Keys:
-    """Checks keys: I1, I2, I3 and I4."""
+    """Checks keys for I1, I2, I3 and I4."""
 
     def __init__(self, bench: Bench, clock: Clock) -> None:
         self._bench = bench
         self._clock = clock
 
     def check(self, key: str, operations: list[Operation]) -> None:
-        """Check all that happened to one key."""
+        """Check all operations on one key."""
         bench, counts = self._bench, self._bench.verdict.counts
         writes = [op for op in operations if op.op == "write" and op.ph != "no"]
         reads = [op for op in operations if op.op == "read" and op.ph == "ok"]
@@ -37,7 +37,7 @@ class Keys:
             at = read.end or read.t
             known = [write for write in writes if write.t <= at]
             if not known:
-                bench.blame("I3", key, "a key that nobody had written", read)
+                bench.blame("I3", key, "read, but never written", read)
                 continue
             if "srv" in read.data and self._clock.shown_us(read) < read.data.get("due", 0):
                 bench.blame("I1", key, "claimed before it was due", read)
@@ -45,12 +45,14 @@ class Keys:
             if None not in moments:
                 first = read.data.get("att", 1) == 1
                 if first and read.data.get("srv", min(moments)) < min(moments):
-                    bench.blame("I1", key, "read before the time that was asked for", *known, read)
+                    bench.blame(
+                        "I1", key, "read before the time that it was written for", *known, read
+                    )
                 continue
             dues = [w.t + max(0, w.data.get("delay_us") or 0) * 1000 for w in known]
             kept = self._clock.kept_pace(min(write.t for write in known), at)
             if kept and min(dues) - at > _DRIFT + (at - known[0].t) // 1000:
-                bench.blame("I1", key, "read before any write of it allows", *known, read)
+                bench.blame("I1", key, "read before any write allows it", *known, read)
         self._last(key, writes, reads, operations)
 
     def _reasons(
@@ -68,7 +70,7 @@ class Keys:
                 if tok in tokens:
                     self._bench.blame("I5", key, "one claim was read twice", tokens[tok], read)
                 tokens[tok] = read
-            # Of a later attempt it is known that it is no new write.
+            # A later attempt never belongs to a new write.
             fresh = read.data.get("att", 1) == 1
             written = sum(write.t <= (read.end or read.t) for write in writes)
             if not written or (fresh and i - again < written):
@@ -109,4 +111,4 @@ class Keys:
         if any(op.op == "cancel" and op.ph != "no" for op in operations):
             return
         self._bench.verdict.counts["lost"] += 1
-        self._bench.blame("I2", key, "written, and never read after", last, *reads[-1:])
+        self._bench.blame("I2", key, "written, but never read afterwards", last, *reads[-1:])

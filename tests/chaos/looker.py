@@ -1,4 +1,4 @@
-"""Looks at a namespace from outside, straight through to the server."""
+"""Read the state of a namespace on a direct connection, which no fault affects."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from soundness import assert_sound
 from dtimer import DTimer
 from dtimer.store.keys import Keys
 
-#: What falls due within so many ms is near; the rest is far off on purpose.
+#: The drain waits for events that are due within this time, in ms. Others are due after the run.
 _NEAR = 300_000
 
 
 class Looker(DTimer):
-    """Looks at a namespace, straight through to the server."""
+    """Reads the state of a namespace, with a direct connection to the server."""
 
     def __init__(self, server: Server, ns: str) -> None:
         super().__init__("looker", server.url, ns=ns, timeout=10_000)
@@ -30,15 +30,15 @@ class Looker(DTimer):
         self._client.close()
 
     def left(self) -> int:
-        """Return how many events there are in flight, or due before long."""
+        """Return how many events are in flight or due soon."""
         return self.stats().in_flight + sum(1 for _ in self.upcoming(duration=_NEAR))
 
     def pending(self) -> list[str]:
-        """Return the ids of all that is pending."""
+        """Return the ids of all pending events."""
         return [member.decode() for member, _ in self._client.zscan_iter(self._keys.due)]
 
     def letters(self) -> list[dict[str, Any]]:
-        """Return the dead letters."""
+        """Return the dead letters, as fields of a ``final`` record."""
         return [
             {
                 "id": letter.id,
@@ -51,7 +51,7 @@ class Looker(DTimer):
         ]
 
     def sound(self) -> str | None:
-        """Return what is wrong with the keys, or None."""
+        """Return the contradiction between the keys, or None."""
         try:
             assert_sound(self._client, self._keys)
         except AssertionError as e:

@@ -1,8 +1,9 @@
 """
-The nemesis: has one thing after the other go wrong, by seed, and several at a time.
+The nemesis: inject one fault after another, up to three at a time, in an order that a seed decides.
 
-It deals from a deck in which each fault is once, shuffled anew whenever it is used up. So
-a run that lasts long enough has had all of them, and one that has not says which.
+The nemesis deals the faults from a shuffled deck that has each of them once, and adds another deck
+before the last cards are dealt. So a run of sufficient length has every fault. A shorter run
+reports which faults are missing.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from chaos import network_faults, process_faults, server_faults
 from chaos.history import Writer
 from chaos.scene import INJECTIONS, Injection, Scene
 
-#: Where they are; to be imported is to be registered.
+#: The modules of the faults, which register their injections when they are imported.
 BOOKS = (network_faults, process_faults, server_faults)
 
-#: Faults that may last at a time, and the seconds between two strikes.
+#: How many faults may be active at a time, and the seconds between two of them.
 _MOST_ACTIVE = 3
 _PAUSE = (0.7, 1.9)
 
@@ -38,14 +39,14 @@ class _Active:
 
 class Nemesis:
     """
-    Strikes when it is given the chance.
+    Injects and ends faults, each time that `act` is called.
 
     Args:
-        scene: Whom, and by what.
-        pen: Records each fault's beginning and end.
-        rng: Decides what, when, whom and for how long.
-        faults: Their numbers.
-        weights: How often some of them are in the deck, instead of once.
+        scene: The possible targets, and the means to strike them.
+        pen: Records the beginning and the end of each fault.
+        rng: Decides the faults, their times, their targets and their lengths.
+        faults: The numbers of the faults.
+        weights: How often a fault is in the deck, if not once.
     """
 
     def __init__(
@@ -63,12 +64,12 @@ class Nemesis:
         self._deck: deque[str] = deque()
         self._active: list[_Active] = []
         self._next = 0.0
-        #: How often each has struck, and how often it tried to and did not.
+        #: How often each fault had an effect, and how often it had none.
         self.struck: Counter[str] = Counter()
         self.missed: Counter[str] = Counter()
 
     def act(self) -> None:
-        """End what has lasted long enough, and strike if it is time."""
+        """End the faults whose time is over, and inject another one if it is time."""
         now = time.monotonic()
         for active in [a for a in self._active if a.until <= now]:
             self._end(active)
@@ -78,7 +79,7 @@ class Nemesis:
             self._next = time.monotonic() + self._rng.uniform(*_PAUSE)
 
     def _deal(self) -> str | None:
-        """Return the next card, of those that may be played beside what is active."""
+        """Return the next fault of the deck that may be active together with the current ones."""
         if len(self._deck) < max(3, len(self._cards) // 4):
             more = self._rng.sample(self._cards, len(self._cards))
             self._deck.extend(more)
@@ -105,17 +106,17 @@ class Nemesis:
     def _end(self, active: _Active) -> None:
         struck = next(active.injection)
         if struck is None:
-            # It takes its time to end.
+            # The fault has not ended yet. Try again at the next call.
             return
         self._active.remove(active)
         self._pen.note("fault", name=active.name, target=active.target, phase="end", struck=struck)
         (self.struck if struck else self.missed)[active.name] += 1
         if not struck:
-            # Once more, before long: whom it was to strike may have been down already.
+            # Try this fault again soon: its target may have been down already.
             self._deck.insert(3, active.name)
 
     def heal(self) -> None:
-        """End all that lasts."""
+        """End all active faults."""
         pause = threading.Event()
         while self._active:
             for active in list(self._active):
@@ -124,5 +125,5 @@ class Nemesis:
 
     @property
     def never(self) -> list[str]:
-        """The faults that have not struck, of those that there are."""
+        """The faults of the deck that have never had an effect."""
         return sorted(set(self._cards) - set(self.struck))

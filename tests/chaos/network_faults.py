@@ -9,7 +9,7 @@ from chaos.scene import Injection, Scene, injection
 
 @injection("F01")
 def lose_a_reply(scene: Scene) -> Injection:
-    """What was asked was done; the reply is swallowed, with its connection or without."""
+    """Lose the reply to an executed command; close the connection, or leave it open."""
     who = scene.anybody()
     yield who.name, scene.for_(1, 2)
     who.proxy.drop_reply_once(close=scene.rng.random() < 0.7)
@@ -18,8 +18,8 @@ def lose_a_reply(scene: Scene) -> Injection:
 
 
 @injection("F02")
-def close_amid_a_reply(scene: Scene) -> Injection:
-    """The connection ends right behind a reply, or amid it."""
+def close_within_a_reply(scene: Scene) -> Injection:
+    """Close a connection within a reply, or right after it."""
     who = scene.anybody()
     yield who.name, scene.for_(1, 2)
     if scene.rng.random() < 0.3:
@@ -45,19 +45,19 @@ def _blackhole(
 
 @injection("F03")
 def blackhole_commands(scene: Scene) -> Injection:
-    """What somebody asks gets no answer, and no error either."""
+    """Let the commands of a process get neither a reply nor an error."""
     return _blackhole(scene, scene.anybody(), scene.for_(0.3, 1.5), ears=False, commands=True)
 
 
 @injection("F04")
 def blackhole_ears(scene: Scene) -> Injection:
-    """A node hears nothing, and is not told."""
+    """Lose all messages to a node's subscription, without an error."""
     return _blackhole(scene, scene.node(), scene.for_(1, 2.5), ears=True, commands=False)
 
 
 @injection("F05")
 def reset(scene: Scene) -> Injection:
-    """All connections of one are reset, or half closed."""
+    """Reset, or half close, all connections of a process."""
     who = scene.anybody()
     ways = [way for way in (who.proxy, who.ears) if way]
     yield who.name, scene.for_(0.3, 1)
@@ -72,7 +72,7 @@ def reset(scene: Scene) -> Injection:
 
 @injection("F07")
 def delay(scene: Scene) -> Injection:
-    """Everything takes its time on the way."""
+    """Delay all bytes of a process."""
     who = scene.anybody()
     yield who.name, scene.for_(1.5, 3)
     who.proxy.delay(scene.rng.uniform(5, 30))
@@ -83,7 +83,7 @@ def delay(scene: Scene) -> Injection:
 
 @injection("F08")
 def narrow(scene: Scene) -> Injection:
-    """Little gets through at a time."""
+    """Limit the bandwidth of a process."""
     who = scene.anybody()
     yield who.name, scene.for_(1, 2)
     who.proxy.throttle(10_000)
@@ -94,7 +94,7 @@ def narrow(scene: Scene) -> Injection:
 
 @injection("F108")
 def choke(scene: Scene) -> Injection:
-    """Of each reply to one no more arrives than is little for a claim."""
+    """Let only the beginning of each large reply reach a process, less than a large claim."""
     who = scene.anybody()
     yield who.name, scene.for_(2, 4)
     who.proxy.choke(20_000)
@@ -105,7 +105,7 @@ def choke(scene: Scene) -> Injection:
 
 @injection("F09")
 def refuse(scene: Scene) -> Injection:
-    """One finds no server where it was."""
+    """Refuse the connections of a process."""
     who = scene.anybody()
     ways = [way for way in (who.proxy, who.ears) if way]
     yield who.name, scene.for_(0.5, 2)
@@ -120,6 +120,6 @@ def refuse(scene: Scene) -> Injection:
 
 @injection("F12")
 def cut_off(scene: Scene) -> Injection:
-    """A node is cut off for longer than its leases last."""
+    """Cut a node off for longer than its leases last."""
     seconds = scene.for_(2, 3.5) * LEASE / 1000
     return _blackhole(scene, scene.node(), seconds, ears=True, commands=True)

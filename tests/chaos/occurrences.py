@@ -1,4 +1,4 @@
-"""What was recorded of one schedule and its occurrences, sorted by what it is."""
+"""Sort the recorded operations on one schedule by their kinds and occurrences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORDS = {"auto", "confirm", "extend", "release", "retry"}
 
 
 class Chain:
-    """The operations on one schedule and its occurrences, sorted by what they are."""
+    """The operations on one schedule and its occurrences, sorted by their kinds."""
 
     def __init__(self, name: str, operations: list[Operation]) -> None:
         self.name = name
@@ -45,7 +45,7 @@ class Chain:
         return f"{self.name}@{nominal:016d}"
 
     def occurrence(self, nominal: int) -> Generation:
-        """Return what became of one nominal time."""
+        """Return the operations on one occurrence."""
         gen = self.occurrences.get(nominal)
         if gen is None:
             gen = self.occurrences[nominal] = Generation(self.id(nominal), None)
@@ -84,7 +84,7 @@ class Chain:
             gen.letters.append(op)
 
     def met(self) -> set[int]:
-        """Return the nominal times that are known to have been made."""
+        """Return the nominal times of the occurrences that certainly existed."""
         made = {n for n, gen in self.occurrences.items() if gen.runs or gen.letters}
         cancelled = {
             n
@@ -94,14 +94,14 @@ class Chain:
         return made | cancelled | self.pending
 
     def doubtful(self, nominal: int) -> bool:
-        """Tell whether an occurrence may never have been made: its cancel alone is known of."""
+        """Return True if an occurrence may never have existed: only a cancel refers to it."""
         gen = self.occurrences.get(nominal)
         if nominal in self.pending or (gen and (gen.runs or gen.letters)):
             return False
         return all(cancel.unknown for cancel in self.cancels.get(nominal, ()))
 
     def stable(self, latest: Callable[[Operation], int]) -> Operation | None:
-        """Return the declaration, where there was but one; None where it changed."""
+        """Return the declaration of the schedule, or None if the schedule ever changed."""
         declared = [d for d in self.declarations if d.ph != "no"]
         kinds = {tuple(d.data.get(name) for name in _DEFINES) for d in declared}
         if len(kinds) != 1 or self.unsteady:

@@ -1,4 +1,4 @@
-"""The faults of processes, their threads and their time: see `chaos.scene`."""
+"""The faults of processes, threads and clocks: see `chaos.scene`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from chaos.scene import Injection, Scene, injection
 
 @injection("F52")
 def freeze_a_node(scene: Scene) -> Injection:
-    """A node stands still for longer than its leases last, and then goes on."""
+    """Stop a node for longer than its leases last, and let it continue."""
     who = scene.node()
     yield who.name, scene.for_(1.5, 3) * LEASE / 1000
     who.freeze()
@@ -19,7 +19,7 @@ def freeze_a_node(scene: Scene) -> Injection:
 
 @injection("F58")
 def die_at_a_point(scene: Scene) -> Injection:
-    """A node dies where it is worst: between what the server did and what it knows of it."""
+    """Kill a node at a critical point: after the server acted, before the node knows it."""
     who = scene.mortal("handling")
     process = who.process
     assert process
@@ -29,7 +29,7 @@ def die_at_a_point(scene: Scene) -> Injection:
     yield process.poll() is not None
 
 
-#: Points of `dtimer.faultpoints` at which a node may die, and that it reaches all the time.
+#: The points of `dtimer.faultpoints` at which a node may die. A node reaches them all the time.
 DEATHS = [
     "claim.answered",
     "claim.handed",
@@ -41,8 +41,8 @@ DEATHS = [
 
 
 @injection("F59")
-def kill_somebody(scene: Scene) -> Injection:
-    """Somebody dies, whatever he is doing."""
+def kill_a_process(scene: Scene) -> Injection:
+    """Kill a process at any point."""
     who = scene.mortal()
     yield who.name, scene.for_(0.2, 0.5)
     who.kill()
@@ -52,7 +52,7 @@ def kill_somebody(scene: Scene) -> Injection:
 
 @injection("F66")
 def fail_a_thread(scene: Scene) -> Injection:
-    """A thread of a node gets no memory. That it came to that, the node records."""
+    """Let a thread of a node fail for lack of memory. The node records the failure."""
     who = scene.node()
     loop = scene.rng.choice(["claimer", "claimer", "hand", "listener", "herald"])
     yield who.name, scene.for_(0.5, 1)
@@ -62,8 +62,8 @@ def fail_a_thread(scene: Scene) -> Injection:
 
 
 @injection("F49", server=True)
-def put_the_clock_on(scene: Scene) -> Injection:
-    """The clock of the server is put on, and stays so."""
+def set_the_clock_forward(scene: Scene) -> Injection:
+    """Set the server's clock forward, permanently."""
     yield "server", scene.for_(0.5, 1)
     scene.step(scene.for_(1, 4))
     yield
@@ -71,8 +71,8 @@ def put_the_clock_on(scene: Scene) -> Injection:
 
 
 @injection("F50", server=True)
-def put_the_clock_back(scene: Scene) -> Injection:
-    """The clock of the server is put back, and stays so."""
+def set_the_clock_back(scene: Scene) -> Injection:
+    """Set the server's clock back, permanently."""
     yield "server", scene.for_(0.5, 1)
     scene.step(-scene.for_(1, 3))
     yield

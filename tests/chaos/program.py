@@ -1,9 +1,10 @@
 """
-What the programs of the soak have in common: a name, a seed, a record, and orders.
+The base of the soak's programs: a name, a seed, a history, and orders.
 
-Each is a process of its own, run as ``python -m chaos.<program> <setting>``. The setting is
-a JSON object; orders come on standard input, one JSON object a line, and its end means to
-finish in good order. Nothing is ever said on standard error: the soak fails on a single byte.
+Each program is a process of its own, run as ``python -m chaos.<program> <setting>``. The setting is
+a JSON object. Orders arrive on standard input, one JSON object a line. If standard input ends, the
+program must end properly. A program writes nothing to its standard error: a single byte fails the
+soak.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ from chaos.pulse import Pulse
 
 class Program:
     """
-    One process of the soak.
+    A process of the soak.
 
-    Its setting has ``name``, ``start`` (how often a program was started before, over all of
-    them), ``seed``, ``folder`` (of the history), ``url``, ``ns`` and ``options`` (of timers),
-    and whatever else the program wants; in a cluster ``home``, the port of the server there.
+    The setting has ``name``, ``start`` (the number of this start, counting all programs), ``seed``,
+    ``folder`` (of the history), ``url``, ``options`` (of timers), and more that the program needs.
+    In a cluster, it has ``home``, the port of the server.
     """
 
     def __init__(self, text: str) -> None:
-        # Asked for by the supervisor when a process does not end.
+        # The supervisor sends this signal if the process does not end.
         faulthandler.register(signal.SIGUSR1)
         logging.getLogger("dtimer").addHandler(_Log(self))
         self.setting: dict[str, Any] = json.loads(text)
@@ -58,7 +59,7 @@ class Program:
         self._pulse = Pulse(self.pen)
         self._pulse.__enter__()
         self._clients: list[Any] = []
-        #: What timers are given: a URL, or a client of the cluster.
+        #: How timers reach the server: a URL, or a client of the cluster.
         self.way: Any = self.setting["url"]
         if "home" in self.setting:
             self.way = cluster.client(self.way, self.setting["home"], self.ended)
@@ -70,13 +71,13 @@ class Program:
         return {f"{name}_ms": options[name] for name in names}
 
     def serial(self) -> int:
-        """Return a number that nobody else in the run uses."""
+        """Return a number that is unique in the run."""
         with self._lock:
             self._serial += 1
             return self._serial
 
     def orders(self, seconds: float) -> list[dict[str, Any]]:
-        """Wait so long for orders, and return those that came; see `ended`."""
+        """Wait for orders for some seconds, and return them; sets `ended` if the input ends."""
         if not select.select([sys.stdin], [], [], max(0.0, seconds))[0]:
             return []
         data = os.read(sys.stdin.fileno(), 65_536)
@@ -86,7 +87,7 @@ class Program:
         return [json.loads(line) for line in lines]
 
     def finish(self) -> None:
-        """Record the end, and what is left of a program that has closed all it had opened."""
+        """Record the end of the program, and the threads and descriptors that are left."""
         self._pulse.__exit__()
         for client in self._clients:
             client.close()
@@ -94,26 +95,26 @@ class Program:
         pause = threading.Event()
         while (threads() or descriptors() - self._before) and time.monotonic() < deadline:
             pause.wait(0.01)
-        # The record's own file is among those that were open before.
+        # The file of the history is not among them, because it was open before.
         left = sorted(descriptors() - self._before)
         self.pen.note("node", phase="end", threads=threads(), descriptors=left, rss=rss())
         self.pen.close()
 
 
 class _Log(logging.Handler):
-    """Has what the library logs recorded: it is no complaint of the program's."""
+    """Writes what the library logs to the history, because standard error must stay empty."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
         self._program = program
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Record it."""
+        """Record a log record."""
         self._program.pen.note("log", level=record.levelname, text=record.getMessage()[:300])
 
 
 class Thread(threading.Thread):
-    """A thread whose failure is the failure of its program."""
+    """A thread whose exception `result` raises, so that it ends the program."""
 
     def __init__(self, name: str, body: Callable[[], None]) -> None:
         super().__init__(name=name)
@@ -127,13 +128,13 @@ class Thread(threading.Thread):
             self._failures.put(e)
 
     def result(self) -> None:
-        """Wait for its end, and raise what it raised."""
+        """Wait for the end of the thread, and raise its exception."""
         self.join()
         if not self._failures.empty():
             raise self._failures.get()
 
 
 def rss() -> int:
-    """Return the memory of this process that is resident, in KiB."""
+    """Return the resident memory of this process, in KiB."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize() // 1024

@@ -1,4 +1,4 @@
-"""Whether a process got to run: a starved machine ends leases as any injected fault does."""
+"""Record when a process was starved: a busy machine makes leases expire, as faults do."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from chaos.history import Writer
 
 class Pulse:
     """
-    Notes when its process did not get to run, whoever kept it: a ``stall``, with its ``ms``.
+    Records a ``stall``, with its ``ms``, each time that its process did not run for a while.
 
-    A machine that is starved makes leases run out without any injected fault. The checker
-    has to know. A context manager.
+    On a starved machine, leases expire without any injected fault. The checker must know these
+    times. A context manager.
 
     Args:
-        writer: Where it is noted.
-        beat: In seconds, how often it looks.
-        late: In seconds, what is a stall.
+        writer: Records the stalls.
+        beat: The seconds between two checks.
+        late: The delay of a check, in seconds, from which on it is a stall.
     """
 
     def __init__(self, writer: Writer, *, beat: float = 0.05, late: float = 0.1) -> None:

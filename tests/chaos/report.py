@@ -1,4 +1,4 @@
-"""What a soak came to: one table for people, and the same as JSON."""
+"""The report of a soak: one table for people, and the same as JSON."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ import dtimer
 from chaos.table import as_json, as_text
 from chaos.verdict import Verdict
 
-#: Of all that is wrong so much is printed; the JSON has the rest.
+#: How many of the reasons to fail are printed. The JSON has all of them.
 _SHOWN = 15
 
 
 @dataclass
 class Report:
     """
-    Everything there is to tell about a run.
+    The results of a run.
 
     Attributes:
-        replay: The command that does the same again.
+        replay: The command that repeats the run.
+        verdict: The checker's verdict.
         took: How many seconds each part of the run took.
-        verdict: The checker's.
-        struck: How often each fault was injected to some effect.
-        kills: How many processes were killed, by themselves included.
-        errors: What nodes emitted under ``'error'``, by kind.
-        resources: What it cost, by what is meant.
-        machine: On what it ran.
-        wrong: What is wrong besides broken promises.
+        struck: How often each fault was injected and had an effect.
+        kills: How many processes were killed, including those that killed themselves.
+        errors: How many errors nodes emitted under ``'error'``, by kind.
+        resources: The memory used, in words, by what used it.
+        machine: The versions and the machine.
+        wrong: The reasons why the run fails, besides broken promises.
     """
 
     replay: str
@@ -48,11 +48,11 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """True when nothing is wrong."""
+        """True if no promise was broken, and nothing else went wrong."""
         return self.verdict.ok and not self.wrong
 
     def as_json(self) -> str:
-        """Return it as JSON."""
+        """Return the report as JSON."""
         made: dict[str, Any] = json.loads(as_json(self.verdict))
         made |= {
             name: getattr(self, name)
@@ -102,7 +102,7 @@ def _beside(each: dict[str, str], heading: str = "") -> str:
 
 
 def slope(samples: Sequence[tuple[float, float]]) -> float:
-    """Return by how much the second grows with the first, by least squares."""
+    """Return the slope of the line through (x, y) points, by least squares."""
     n = len(samples)
     x0, y0 = (sum(values) / n for values in zip(*samples, strict=True))
     square = sum((x - x0) ** 2 for x, _ in samples)
@@ -110,7 +110,7 @@ def slope(samples: Sequence[tuple[float, float]]) -> float:
 
 
 def growth(memory: dict[int, list[tuple[float, int]]], warm: float) -> str:
-    """Tell by how much processes grow once they are *warm*, in seconds, at most."""
+    """Return in words how fast the memory of processes grows, *warm* seconds after their start."""
     slopes = []
     for samples in memory.values():
         later = [(at, kib) for at, kib in samples if at > warm]
@@ -123,7 +123,7 @@ def growth(memory: dict[int, list[tuple[float, int]]], warm: float) -> str:
 
 
 def machine(admin: redis.Redis) -> dict[str, str]:
-    """Return on what it ran."""
+    """Return the versions of the software, and the kind of machine."""
     about: dict[str, Any] = admin.info("server")
     kind = "Valkey" if "valkey_version" in about else "Redis"
     version = about.get("valkey_version", about["redis_version"])

@@ -1,10 +1,14 @@
 """
-The faults of the nemesis, each by its number in the catalogue.
+Register the faults of the nemesis by their numbers in the catalogue.
 
-An injection is a generator. It yields whom it is about to strike and for how many seconds
-that is to last, strikes, and yields again; resumed once more it ends what it did, and yields
-whether it did strike, or None as long as it has not ended. One that never did strike has not
-been tried, and the run says so.
+An injection is a generator, which the nemesis resumes step by step:
+
+1. The injection yields its target and for how many seconds it should last.
+2. The injection begins, and yields.
+3. The injection ends, and yields True if it had an effect, or False. Until it has ended, it yields
+   None.
+
+A run fails if an injection never had an effect.
 """
 
 from __future__ import annotations
@@ -28,25 +32,25 @@ Injection = Iterator[tuple[str, float] | bool | None]
 
 @dataclass
 class Scene:
-    """Whom there is to strike, and by what."""
+    """The possible targets of faults, and the means to strike them."""
 
     server: Server
     admin: redis.Redis
     crew: Crew
     ns: str
     rng: random.Random
-    #: By how many seconds the clock of the server is ahead.
+    #: How many seconds the server's clock is ahead.
     ahead: float = 0.0
-    #: The other servers of its cluster.
+    #: The other servers of the cluster.
     others: Sequence[Server] = ()
 
     def step(self, seconds: float) -> None:
-        """Put the clock of the server on, or back."""
+        """Set the server's clock forward, or back."""
         self.ahead = max(_SLOWEST, min(_FASTEST, self.ahead + seconds))
         self.server.set_clock(self.ahead)
 
     def anybody(self) -> Member:
-        """Choose one of all."""
+        """Choose one of all processes."""
         return self.rng.choice(self.crew.members)
 
     def node(self) -> Member:
@@ -54,7 +58,7 @@ class Scene:
         return self.rng.choice(self.crew.of("handling"))
 
     def mortal(self, program: str | None = None) -> Member:
-        """Choose one of those that may be killed."""
+        """Choose one of the processes that may be killed."""
         members = self.crew.of(program) if program else self.crew.members
         return self.rng.choice([m for m in members if not m.setting.get("immortal")])
 
@@ -69,7 +73,7 @@ class Scene:
         return line
 
 
-#: By number: the injection, and whether it strikes the server, which one may do at a time.
+#: For each number: the injection, and whether it strikes the server. At most one active fault may.
 INJECTIONS: dict[str, tuple[Callable[[Scene], Injection], bool]] = {}
 
 

@@ -1,4 +1,4 @@
-"""The faults of the server, one of which may last at a time: see `chaos.scene`."""
+"""The faults of the server. At most one of them is active at a time: see `chaos.scene`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dtimer.store.keys import Keys
 
 OVERFLOWS = "client_output_buffer_limit_disconnections"
 
-#: What the user of the soak may do: everything.
+#: The ACL rules of the soak's user, who may do everything.
 ALLOWED = ["reset", "on", f">{PASSWORD}", "~*", "&*", "+@all"]
 
 
@@ -23,7 +23,7 @@ def stat(scene: Scene, name: str) -> int:
 
 @injection("F13", server=True)
 def drop_the_idle(scene: Scene) -> Injection:
-    """The server ends connections that are idle for a second."""
+    """Let the server close connections that are idle for a second."""
     yield "server", scene.for_(1.5, 2.5)
     scene.admin.config_set("timeout", 1)
     yield
@@ -33,7 +33,7 @@ def drop_the_idle(scene: Scene) -> Injection:
 
 @injection("F14", server=True)
 def too_many_clients(scene: Scene) -> Injection:
-    """The server has as many clients as it may, when all of them are to come again."""
+    """Close all connections while the server accepts only a few clients."""
     yield "server", scene.for_(0.5, 1.5)
     before = stat(scene, "rejected_connections")
     scene.admin.config_set("maxclients", 3)
@@ -46,10 +46,10 @@ def too_many_clients(scene: Scene) -> Injection:
 
 @injection("F19", server=True)
 def kill_the_server(scene: Scene) -> Injection:
-    """The server is killed, and restarts from its append-only file."""
+    """Kill the server, and restart it from its append-only file."""
     yield "server", scene.for_(0.1, 1.5)
-    # While an fsync is under way, "everysec" answers before it writes, and what was answered is
-    # lost with the process. What that loses, other tests show (`chaos.durability`).
+    # With "everysec", the server may reply before it writes, if an fsync is under way. A kill then
+    # loses acknowledged writes. `chaos.durability` measures that loss; the soak avoids it.
     scene.admin.config_set("appendfsync", "always")
     scene.server.kill9()
     yield
@@ -60,10 +60,10 @@ def kill_the_server(scene: Scene) -> Injection:
 
 
 def _answers(scene: Scene) -> bool:
-    """Tell whether the server has read its file, and answers."""
+    """Return True if the server has loaded its file and answers."""
     try:
         if scene.others:
-            # It takes writes two seconds after that it began, and not before.
+            # A server of a cluster accepts writes only from two seconds after its start.
             return bool(scene.admin.cluster("INFO")["cluster_state"] == "ok")
         return bool(scene.admin.ping())
     except (redis.ConnectionError, redis.TimeoutError):
@@ -72,7 +72,7 @@ def _answers(scene: Scene) -> bool:
 
 @injection("F22", server=True)
 def freeze_the_server(scene: Scene) -> Injection:
-    """The server stops where it stands; what is sent to it is done when it goes on."""
+    """Stop the server; when it continues, it executes the commands that have arrived."""
     yield "server", scene.for_(0.5, 2.5)
     scene.server.pause()
     yield
@@ -82,7 +82,7 @@ def freeze_the_server(scene: Scene) -> Injection:
 
 @injection("F23", server=True)
 def block_the_server(scene: Scene) -> Injection:
-    """A command of somebody else takes its time."""
+    """Block the server with a slow command of another client."""
     seconds = scene.for_(0.5, 1.5)
     yield "server", seconds
     with scene.shout("DEBUG", "SLEEP", f"{seconds:.2f}") as line:
@@ -93,7 +93,7 @@ def block_the_server(scene: Scene) -> Injection:
 
 @injection("F24", server=True)
 def busy(scene: Scene) -> Injection:
-    """A script of somebody else does not end."""
+    """Block the server with an endless script of another client."""
     yield "server", scene.for_(0.6, 1.5)
     with scene.shout("EVAL", '"while true do end"', "0"):
         yield
@@ -109,7 +109,7 @@ def busy(scene: Scene) -> Injection:
 
 @injection("F25", server=True)
 def pause_clients(scene: Scene) -> Injection:
-    """The server keeps its clients waiting."""
+    """Let the server suspend its clients with CLIENT PAUSE."""
     seconds = scene.for_(0.3, 1.2)
     yield "server", seconds
     scene.admin.client_pause(round(seconds * 1000), all=scene.rng.random() < 0.5)
@@ -120,7 +120,7 @@ def pause_clients(scene: Scene) -> Injection:
 
 @injection("F26", server=True)
 def kill_clients(scene: Scene) -> Injection:
-    """The server ends connections."""
+    """Let the server close all pub/sub connections, or all others."""
     yield "server", scene.for_(0.3, 1)
     kind = scene.rng.choice(["pubsub", "normal"])
     killed = scene.admin.client_kill_filter(_type=kind, skipme=True)
@@ -130,7 +130,7 @@ def kill_clients(scene: Scene) -> Injection:
 
 @injection("F27", server=True)
 def overflow(scene: Scene) -> Injection:
-    """A node does not read what it is told, and is told a lot."""
+    """Overflow the output buffer of a node's subscription, which the node does not read."""
     who = scene.node()
     assert who.ears
     yield who.name, scene.for_(0.5, 1.5)
@@ -142,21 +142,21 @@ def overflow(scene: Scene) -> Injection:
     asking.leave()
     before = stat(scene, OVERFLOWS)
     who.ears.blackhole()
-    for life in mine:
-        # At once: what is in between would take a lot, too.
-        scene.admin.eval(_TELL_A_LOT, 0, keys.wake(life), "x" * 10_000)
+    for incarnation in mine:
+        # All messages in one script: the buffers of the network would absorb a slower stream.
+        scene.admin.eval(_PUBLISH, 0, keys.wake(incarnation), "x" * 10_000)
     yield
     who.ears.heal()
     scene.admin.config_set(limit, "pubsub 32mb 8mb 60")
     yield stat(scene, OVERFLOWS) > before
 
 
-_TELL_A_LOT = "for i = 1, 200 do redis.call('PUBLISH', ARGV[1], ARGV[2]) end"
+_PUBLISH = "for i = 1, 200 do redis.call('PUBLISH', ARGV[1], ARGV[2]) end"
 
 
 @injection("F28", server=True)
 def flush_scripts(scene: Scene) -> Injection:
-    """The server forgets the scripts."""
+    """Let the server forget all scripts, twice."""
     yield "server", scene.for_(0.1, 0.5)
     scene.admin.script_flush()
     yield
@@ -165,7 +165,7 @@ def flush_scripts(scene: Scene) -> Injection:
 
 
 def _refuses(scene: Scene, error: str) -> bool:
-    """Tell whether the server refuses to write, with this error."""
+    """Return True if the server refuses a write with this error."""
     try:
         scene.admin.set("soak:probe", "")
     except redis.RedisError as e:
@@ -176,7 +176,7 @@ def _refuses(scene: Scene, error: str) -> bool:
 
 @injection("F30", server=True)
 def out_of_memory(scene: Scene) -> Injection:
-    """The memory of the server is full."""
+    """Let the server refuse writes because its memory is full."""
     yield "server", 2
     scene.admin.config_set("maxmemory", 1)
     yield
@@ -187,7 +187,7 @@ def out_of_memory(scene: Scene) -> Injection:
 
 @injection("F33", server=True)
 def cannot_persist(scene: Scene) -> Injection:
-    """The server cannot write its snapshot, and takes no writes any more."""
+    """Let the server refuse writes because it cannot save a snapshot."""
     yield "server", scene.for_(1, 2)
     obstacle = scene.server.folder / "dump.rdb"
     obstacle.unlink(missing_ok=True)
@@ -204,7 +204,7 @@ def cannot_persist(scene: Scene) -> Injection:
 
 @injection("F34", server=True)
 def demote(scene: Scene) -> Injection:
-    """The server is made a replica, and takes no writes any more."""
+    """Demote the server to a replica, which refuses writes."""
     yield "server", scene.for_(0.5, 1.5)
     scene.admin.replicaof("127.0.0.1", 1)
     yield
@@ -215,7 +215,7 @@ def demote(scene: Scene) -> Injection:
 
 @injection("F36", server=True)
 def no_replicas(scene: Scene) -> Injection:
-    """The server wants more replicas than it has."""
+    """Let the server refuse writes because it has too few replicas."""
     yield "server", scene.for_(0.5, 1.5)
     scene.admin.config_set("min-replicas-to-write", 1)
     yield
@@ -226,7 +226,7 @@ def no_replicas(scene: Scene) -> Injection:
 
 @injection("F103", server=True)
 def refuse_the_user(scene: Scene) -> Injection:
-    """The password is another, or the user is gone, and so are its connections."""
+    """Change the user's password, disable the user or delete it, and close its connections."""
     yield "server", scene.for_(0.5, 1)
     how = scene.rng.choice([["off"], ["resetpass", ">another"], []])
     if how:
@@ -242,7 +242,7 @@ def refuse_the_user(scene: Scene) -> Injection:
 
 @injection("F104", server=True)
 def deny(scene: Scene) -> Injection:
-    """The user may not do one of the things that it needs."""
+    """Take one of the required permissions from the user."""
     yield "server", scene.for_(0.5, 1)
     denied = scene.rng.choice(["-evalsha", "-subscribe", "-publish", "-zadd", "resetchannels"])
     scene.admin.execute_command("ACL", "SETUSER", USER, denied)
@@ -255,7 +255,7 @@ def deny(scene: Scene) -> Injection:
 
 @injection("F44")
 def hang_the_others(scene: Scene) -> Injection:
-    """The other servers of the cluster stop where they stand, beside whatever else goes wrong."""
+    """Stop the other servers of the cluster, in addition to any other active fault."""
     yield "others", scene.for_(1.0, 3.0)
     for other in scene.others:
         other.pause()

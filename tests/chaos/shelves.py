@@ -1,4 +1,4 @@
-"""Operations put by what they concern, on disk where there are many: memory stays bounded."""
+"""Group operations by key, and keep them on disk if there are many, so that memory is bounded."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import IO, Any, Self
 
 from chaos.history import Operation
 
-#: What operations are put by: a kind and a name.
+#: The key of a group: a kind and a name.
 Key = tuple[str, str]
 
-#: An operation takes some 1 kB of memory: so many are held at a time.
+#: How many operations are kept in memory. Each takes about 1 kB.
 _ROOM = 50_000
 _LENGTH = struct.Struct("Q")
 
 
 class Shelves:
     """
-    Takes operations in any order, and gives them back gathered by their key.
+    Takes operations in any order, and returns them grouped by key.
 
     A context manager.
 
     Args:
-        count: How many shelves: one is in memory at a time.
-        room: How many operations are held before they are written out.
+        count: The number of partitions. One of them is read into memory at a time.
+        room: How many operations are kept in memory before they are written to the files.
     """
 
     def __init__(self, *, count: int = 128, room: int = _ROOM) -> None:
@@ -36,7 +36,7 @@ class Shelves:
         self._held = 0
 
     def put(self, key: Key, operation: Operation) -> None:
-        """Put *operation* to the others of *key*."""
+        """Add *operation* to the group of *key*."""
         self._shelves[hash(key) % len(self._shelves)].append((key, tuple(operation)))
         self._held += 1
         if self._held >= self._room:
@@ -54,7 +54,7 @@ class Shelves:
         self._held = 0
 
     def __iter__(self) -> Iterator[tuple[Key, list[Operation]]]:
-        """Walk the keys, each with its operations in the order of their beginnings."""
+        """Yield each key with its operations, sorted by their beginnings."""
         for shelf, file in zip(self._shelves, self._files, strict=True):
             gathered: dict[Key, list[Operation]] = {}
             for key, fields in self._all(shelf, file):
@@ -68,12 +68,12 @@ class Shelves:
         if file is not None:
             file.seek(0)
             while head := file.read(_LENGTH.size):
-                # Not by marshal.load, which reads a file byte by byte.
+                # `marshal.load` would read the file byte by byte.
                 yield from marshal.loads(file.read(*_LENGTH.unpack(head)))
         yield from shelf
 
     def close(self) -> None:
-        """Drop everything."""
+        """Delete the files."""
         for file in self._files:
             if file is not None:
                 file.close()

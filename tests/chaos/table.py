@@ -1,4 +1,4 @@
-"""The figures of a verdict, as one table for people and as JSON for whoever keeps them."""
+"""Format the figures of a verdict, as a table for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from chaos.verdict import INVARIANTS, Spread, Verdict
 
-#: In this order, and 0 where nothing was counted.
+#: The counts of the table, in this order. A missing count is 0.
 _COUNTS = (
     "posted",
     "handled",
@@ -47,7 +47,7 @@ def _spread(spread: Spread) -> str:
 
 
 def rows(verdict: Verdict) -> list[tuple[str, str]]:
-    """Return the lines of the table, each a name and what stands beside it."""
+    """Return the lines of the table, each as a name and its figures."""
     lines = [(name, f"{_number(verdict.counts[name]):>11}") for name in _COUNTS]
     reasons = sorted(verdict.redelivered.items(), key=lambda item: -item[1])
     explained = [(reason, n) for reason, n in reasons if reason != "unexplained"]
@@ -71,12 +71,12 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
     for name, n in sorted(verdict.broken.items()):
         lines.append((f"  {name} {INVARIANTS[name]}", f"{_number(n):>11}"))
     for name, n in sorted(verdict.excused.items()):
-        lines.append((f"  {name} put down to a rollback", f"{_number(n):>11}"))
+        lines.append((f"  {name} excused by a rollback", f"{_number(n):>11}"))
     return lines
 
 
 def as_text(verdict: Verdict) -> str:
-    """Return the table."""
+    """Return the table as text."""
     lines = rows(verdict)
     width = max(len(name) for name, _ in lines) + 2
     text = [f"{name:<{width}}{beside}".rstrip() for name, beside in lines]
@@ -84,7 +84,7 @@ def as_text(verdict: Verdict) -> str:
 
 
 def as_json(verdict: Verdict) -> str:
-    """Return all figures as a JSON object, for a trend to be made of."""
+    """Return all figures as a JSON object, so that runs can be compared."""
     figures: dict[str, Any] = {
         "ok": verdict.ok,
         "counts": dict.fromkeys(_COUNTS, 0) | dict(verdict.counts),

@@ -172,7 +172,7 @@ ILLEGAL = [
             declare(), beat(0, crc=8), pending(1)),
 
     illegal("a RunAt key is read before its moment by the server's clock", "I1",
-            "before the time that was asked for",
+            "before the time that it was written for",
             write("x", 0, at_us=server_us(900)),
             read("x", 10, srv=server_us(900) - 1, due=server_us(900) - 1)),
     illegal("a RunAt key is claimed before it is due", "I1", "before it was due",
@@ -184,7 +184,7 @@ ILLEGAL = [
     illegal("a RunAt key is not read after its last write", "I2", "never read",
             write("x", 0), read("x", 10), write("x", 20),
             counts={"lost": 1}),
-    illegal("a RunAt key with no, a refused, or a later write is read", "I3", "nobody had written",
+    illegal("a RunAt key with no, a refused, or a later write is read", "I3", "never written",
             read("x", 10), write("y", 0, ph="no"), read("y", 10), write("z", 100), read("z", 10),
             times=3),
     illegal("a RunAt key written once is read by two live readers", "I4", "more often",
