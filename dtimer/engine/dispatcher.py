@@ -153,22 +153,21 @@ class Dispatcher(Hands):
         if not self._behind:
             self._behind = True
             self.prefetch.too_much()
-        if late := self.early.give_up(self._grace(ask=True)):
+        if late := self.early.give_up(self._grace()):
             self._release(late)
             back = True
         return back
 
-    def _grace(self, *, ask: bool) -> float:
+    def _grace(self) -> float:
         """
         Return for how many seconds a due event waits for a thread before it is released.
 
-        *ask* the store whether there are other nodes or a pause, or use its last reply only.
+        Asks the store whether there are other nodes or a pause.
         """
         early = self.early
-        if early.alone_patience == early.patience:
-            return early.patience
-        alone = self._peers.none() if ask else self._peers.known_none
-        return early.alone_patience if alone else early.patience
+        if early.alone_patience > early.patience and self._peers.none():
+            return early.alone_patience
+        return early.patience
 
     def _release(self, holds: list[Hold]) -> None:
         """Release *holds*; with one handler thread, also the whole look-ahead queue."""
@@ -210,10 +209,12 @@ class Dispatcher(Hands):
         due = self.early.next
         if due is None or self._busy < self._options.concurrency:
             return due
-        # All threads are busy. A thread that becomes free calls `start_due` itself. Until then,
-        # ask the store regularly whether the events may be kept.
-        at = due + self._grace(ask=False)
-        return min(at, max(due + self.early.patience, self._peers.trusted_until))
+        # All threads are busy. A thread that becomes free calls `start_due` itself.
+        late = due + self.early.patience
+        if not self._peers.known_none:
+            return late
+        # Until then, ask the store regularly whether the events may be kept.
+        return min(due + self.early.alone_patience, max(late, self._peers.trusted_until))
 
     def drop(self, ids: Collection[str]) -> bool:
         """

@@ -10,7 +10,6 @@ arrival of the reply, which is later.
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 import time
 from collections.abc import Container, Sequence
@@ -116,16 +115,19 @@ class Early:
 
     def _remove_first(self, by: float) -> _Entry | None:
         """Remove and return the first entry if it starts no later than *by*; else return None."""
-        while True:
-            with contextlib.suppress(IndexError):
-                first = self._kept[0]
+        kept = self._kept
+        while kept:
+            # Without `_remove` and `suppress`, which would cost a quick handler several percent.
+            try:
+                first = kept[0]
                 if first[3] > by:
                     return None
-                if self._remove(first):
-                    return first
+                kept.remove(first)
+            except (IndexError, ValueError):
                 # A signal handler, or another thread, has removed the entry meanwhile.
                 continue
-            return None
+            return first
+        return None
 
     def _remove(self, entry: _Entry) -> bool:
         """Remove an entry; return False if another caller has already removed it."""

@@ -172,7 +172,9 @@ class Hold:
 
         Waits while another thread is settling the lease. If that thread fails, this one may try.
         """
-        return self._reserve(_End(verdict))
+        end = _End(verdict)
+        # Nearly always this call is the first.
+        return self._end.setdefault("by", end) is end or self._reserve(end)
 
     def _reserve(self, end: _End) -> bool:
         while (by := self._end.setdefault("by", end)) is not end:

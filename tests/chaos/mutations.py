@@ -201,8 +201,8 @@ MUTANTS = [
     _mutant(
         "the only node of a namespace releases events to itself",
         "engine/dispatcher.py",
-        "alone = self._peers.none() if ask else self._peers.known_none",
-        "alone = False",
+        "early.alone_patience > early.patience and self._peers.none()",
+        "early.alone_patience < early.patience and self._peers.none()",
         _DISPATCHER,
         _HANDLERS,
     ),
