@@ -131,6 +131,7 @@ def interpreted(server: Running, keys: Keys) -> Iterator[Counter]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Wire, "send", send)
         patch.setattr(Wire, "receive", lambda wire, until, limit=None: replies.pop(wire)())
+        patch.setattr(Wire, "_receive", lambda wire: replies.pop(wire)())
         try:
             yield counter
         finally:
