@@ -66,7 +66,7 @@ class Calls:
 
     def post(self, timer: DTimer, payload: dict[str, Any], delay: float, **options: Any) -> None:
         """
-        Post with an ``id``. If ``minted``, the id is the one that *timer* will generate next.
+        Post with an ``id``. If ``minted``, *timer* will generate this id next.
 
         The history has the id before the call, because a killed poster records nothing more.
         """

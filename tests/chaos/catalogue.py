@@ -1,8 +1,8 @@
 """
-The catalogue of faults: what can go wrong around a node, by the numbers that tests are marked with.
+The catalogue of faults: what can go wrong around a node, by number.
 
-A row is shown by at least one test that carries ``@pytest.mark.fault("F01")``. What will be
-seen when it happens, and what to do then, is told in ``docs/failures.rst`` by the same numbers.
+At least one test injects each fault, and has the mark ``@pytest.mark.fault("F01")``.
+``docs/failures.rst`` says for each number what a user sees, and what to do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 FAULTS: dict[str, str] = {
     # Transport
     "F01": "a reply is lost, the command was executed",
-    "F02": "a connection closes before or amid a reply",
+    "F02": "a connection closes before or within a reply",
     "F03": "the command connection is a black hole",
     "F04": "only the subscription is a black hole",
     "F05": "connections are reset or half closed",
@@ -33,8 +33,8 @@ FAULTS: dict[str, str] = {
     "F20": "the host of the server loses power",
     "F21": "all data are wiped while nodes are joined",
     "F22": "the server freezes",
-    "F23": "a command of somebody else blocks the server",
-    "F24": "the server is BUSY with somebody else's script",
+    "F23": "a command of another client blocks the server",
+    "F24": "the server is BUSY with another client's script",
     "F25": "CLIENT PAUSE",
     "F26": "CLIENT KILL",
     "F27": "the output buffer of a slow subscriber overflows",
@@ -55,10 +55,10 @@ FAULTS: dict[str, str] = {
     "F41": "a planned failover by Sentinel",
     "F42": "a failover that loses writes",
     "F43": "two masters at once",
-    "F44": "the slots of a cluster move, a server of it dies or hangs",
+    "F44": "the slots of a cluster move, or one of its servers dies or hangs",
     "F45": "keys in different slots",
     "F46": "publishing in a cluster",
-    "F47": "the subscription stays with a demoted or cut off server",
+    "F47": "the subscription stays with a demoted or unreachable server",
     "F48": "the client leads to a replica",
     # Time
     "F49": "the server's clock jumps an hour ahead",
@@ -67,8 +67,8 @@ FAULTS: dict[str, str] = {
     "F52": "a process is stopped for longer than its lease",
     "F53": "the machine of a node is suspended",
     "F54": "a client's clock runs slow",
-    "F55": "clocks are put forward and back, months end, leap days come",
-    "F56": "delays with fractions, of nothing, and negative",
+    "F55": "daylight saving begins and ends, months end, leap days come",
+    "F56": "delays with fractions, of zero, and negative",
     "F57": "ten thousand events in one millisecond",
     # Processes and threads
     "F58": "a process is killed between claim and dispatch",
@@ -78,15 +78,15 @@ FAULTS: dict[str, str] = {
     "F62": "a process forks after it joined",
     "F63": "a process forks while a lock is held",
     "F64": "uWSGI without threads",
-    "F65": "gevent or eventlet have patched the library",
+    "F65": "gevent or eventlet have patched the standard library",
     "F66": "a thread of the node fails",
     "F67": "the interpreter ends while the node is joined",
     "F68": "leave from a handler or a listener",
     "F69": "storms of join and leave",
-    "F70": "two nodes of one name",
-    "F71": "the interpreter is held for longer than a lease",
-    "F72": "the machine has no memory or no time for the process",
-    "F73": "a node is forgotten without leaving",
+    "F70": "two nodes with one id",
+    "F71": "a call holds the interpreter lock for longer than a lease",
+    "F72": "the machine has no memory or no CPU time for the process",
+    "F73": "a node is garbage-collected without leaving",
     # Handlers
     "F74": "a handler raises",
     "F75": "a listener of errors raises, or there is none",
@@ -101,8 +101,8 @@ FAULTS: dict[str, str] = {
     "F84": "a handler changes the payload",
     # Inputs
     "F85": "NaN and infinities in a payload",
-    "F86": "payloads that are no JSON",
-    "F87": "keys that are no strings",
+    "F86": "payloads that are not JSON",
+    "F87": "keys that are not strings",
     "F88": "surrogates, NUL, emoji, line separators",
     "F89": "very large integers",
     "F90": "empty lists, floats, negative zero",
@@ -114,18 +114,18 @@ FAULTS: dict[str, str] = {
     "F96": "clients with settings of every kind",
     "F97": "one id posted by ten at once",
     # Load and operations
-    "F98": "a hundred thousand due at once",
+    "F98": "a hundred thousand events due at once",
     "F99": "fifty nodes and one wake",
-    "F100": "a million pending",
+    "F100": "a million pending events",
     "F101": "one id moved a thousand times a second",
     "F102": "dead letters pile up",
     "F103": "the password changes, the user is switched off",
     "F104": "the user may not do something",
     "F105": "two applications in one namespace or in two databases",
     "F106": "nodes come and go by the hundreds",
-    "F107": "the server is killed amid a large script",
-    "F108": "a reply takes longer to arrive than a try may last",
+    "F107": "the server is killed during a large script",
+    "F108": "a reply takes longer to arrive than an attempt may last",
 }
 
-#: Why a fault is not injected here, by its number. Each is told of in the docs as well.
+#: Why a fault is not injected, by its number. The docs describe these faults as well.
 NOT_INJECTED: dict[str, str] = {}

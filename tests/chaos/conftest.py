@@ -9,5 +9,5 @@ from chaos.story import Story
 
 @pytest.fixture
 def story(tmp_path):
-    """A history to be told by hand."""
+    """A history that the test writes by hand."""
     return Story(tmp_path)

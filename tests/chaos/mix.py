@@ -43,7 +43,7 @@ _LUGGAGE: list[Any] = [
     "x" * 30_000,
 ]
 
-#: What a handler does, by weight. Long runs are rare, or no handler thread would be free.
+#: The actions of a handler, by weight. Long runs are rare, or no handler thread would be free.
 _DEEDS: dict[str, float] = {
     "ok": 80,
     "raise": 7,

@@ -26,8 +26,8 @@ RECOVERY_LIMIT = 3 * RECOVERY * SLOWNESS
 #: The limit of a call in a test of one fault, in seconds.
 CALL_LIMIT = PATIENT["timeout"] / 1000 + PROMPT
 
-#: The share of a core that the threads of one node may use while a fault lasts, and the seconds
-#: of CPU that they may use in addition, for what they do once.
+#: The share of a core that the threads of one node may use while a fault lasts, and the additional
+#: seconds of CPU for work that is done once.
 CPU_SHARE, CPU_ONCE = 0.10, 0.10
 
 #: How many connections one node may try in a second while it cannot reach its server. Its two
@@ -36,8 +36,8 @@ CONNECTS_PER_SECOND = 8
 CONNECTS_ONCE = 16
 
 #: How many scripts one node may call in a second: twice its polls (every 80 ms at the soonest)
-#: and heartbeats (every third of a lease). The other limits are for what it does once, and for
-#: each event: twice the wake, the claim, the confirmation and the change of the node on duty.
+#: and heartbeats (every third of a lease). The other limits are for calls that a node makes once,
+#: and for each event: twice the wake, the claim, the confirmation and the change of duty.
 CALLS_PER_SECOND = 2 * (1000 / (0.8 * OPTIONS["poll_interval"]) + 3000 / OPTIONS["lease"])
 CALLS_ONCE = 30
 CALLS_PER_EVENT = 8

@@ -1,1 +1,1 @@
-"""Tests that inject one fault of the catalogue each, and assert what every node must then do."""
+"""Tests that inject one fault of the catalogue each, and assert what every node must do."""

@@ -1,4 +1,4 @@
-"""What the rows of the catalogue need: a server to be treated badly, and nodes under watch."""
+"""Fixtures for the tests of faults: a server that a test may break, and observed nodes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from faults.expectations import Watch
 
 @pytest.fixture
 def own():
-    """A server of the test's own on a TCP port, that keeps what it acknowledged."""
+    """A server for this test alone, on a TCP port, with an append-only file."""
     with Server(tcp=True, appendonly=True) as server:
         yield server
 
 
 @pytest.fixture
 def proxy(own):
-    """A way to that server that can be spoiled."""
+    """A proxy to that server, which can inject faults of the network."""
     with Proxy(own) as proxy:
         yield proxy
 
@@ -38,25 +38,25 @@ def pair():
 
 @pytest.fixture
 def watch(own, request):
-    """Nodes on that server, under watch: see `faults.expectations`."""
+    """Nodes on that server, which the test observes: see `faults.expectations`."""
     if "proxy" in request.fixturenames:
-        # It is there before the watch and after it: the nodes leave through it.
+        # Started before the watch, and closed after it: nodes need the proxy in order to leave.
         request.getfixturevalue("proxy")
     with Watch(own, "chaos") as watch:
         yield watch
 
 
 def _poster(watch, own, id, **options):
-    """Return a timer whose namespace is open: a fault of the test then meets the post itself."""
+    """Return a timer that has opened its namespace, so that a fault strikes the post itself."""
     timer = DTimer(id, own.url, ns=watch.ns, **options)
-    # Reading commands do not open a namespace.
+    # A command that only reads does not open the namespace.
     timer.cancel(id)
     return timer
 
 
 @pytest.fixture
 def caller(watch, own):
-    """A timer that only posts, and waits for every reply."""
+    """A timer that only posts, and waits long for each reply."""
     timer = _poster(watch, own, "caller", timeout=LONGEST_CALL)
     yield timer
     timer.leave()
@@ -64,7 +64,7 @@ def caller(watch, own):
 
 @pytest.fixture
 def hasty(watch, own):
-    """A timer that only posts, and gives up soon."""
+    """A timer that only posts, and whose calls have a short deadline."""
     timer = _poster(watch, own, "hasty", **HASTY)
     yield timer
     timer.leave()

@@ -1,11 +1,14 @@
 """
-What is expected of every node, whatever fault strikes it: asserted once, for all rows.
+Assert what every node must do under any fault.
 
-While the fault lasts: each error is told once, and told at all; nothing spins, nothing
-connects or asks in a storm, no thread ends; ``health()`` says that something is wrong. When
-it is over: full service in time, by wakes and not by the poll alone, on as many connections
-as before. In the end: nothing lost, nothing handled twice without a reason or early, the
-keys sound, and neither thread nor descriptor nor connection nor registration left behind.
+While the fault lasts: the node reports each error, and only once; ``health()`` reports a problem;
+no loop spins; connections and calls stay within limits; no thread ends.
+
+After the fault: full service returns in time, through wakes and not only through the poll, on as
+many connections as before.
+
+At the end: no event is lost, early, or handled twice without a reason; the keys are sound; no
+thread, descriptor, connection or registration is left.
 """
 
 from __future__ import annotations
@@ -41,19 +44,19 @@ from faults.watched import Fault, Handled, Node
 
 T = TypeVar("T")
 
-#: Keys that there may be when all events are gone.
+#: The keys that may exist after all events are gone.
 _KEPT = ("sys", "memo_a", "memo_b")
 
 
 class Watch:
     """
-    Nodes on one server, watched through a fault.
+    Nodes on one server, which the tests observe during a fault.
 
-    A context manager, whose end asserts what is expected of all.
+    A context manager. At its end it asserts what must hold for all nodes.
 
     Args:
-        server: Theirs, reached directly by the watch itself.
-        ns: The namespace of all of them.
+        server: The server of the nodes. The watch itself uses a direct connection.
+        ns: The namespace of all nodes.
     """
 
     def __init__(self, server: Running, ns: str) -> None:
@@ -61,16 +64,16 @@ class Watch:
         self.ns = ns
         self.keys = Keys.of(ns)
         self.nodes: list[Node] = []
-        #: Every handing out, in order.
+        #: The deliveries, in order.
         self.handled: list[Handled] = []
-        #: How late each of these was, in ms, by the ids.
+        #: The lateness of each delivery, in ms, by id.
         self.lateness: dict[str, list[float]] = {}
         self.posted: dict[str, dict[str, Any]] = {}
-        #: Ids that may be handed out more than once, or never, for a reason of the test's.
+        #: Ids that may be delivered more than once, or never, for a reason that the test knows.
         self.excused: set[str] = set()
-        #: Ids of which nobody knows whether they were posted: never, or once.
+        #: Ids whose post has an unknown outcome. They may be delivered once, or never.
         self.perhaps: set[str] = set()
-        #: True when the fault may have lost acknowledged writes.
+        #: True if the fault may have lost acknowledged writes.
         self.rollback = False
         self._forgotten: set[str] = set()
         self._numbers = itertools.count(1)
@@ -79,20 +82,21 @@ class Watch:
         self._left = Left(self.client)
         self._resident = resident()
         self._poster = DTimer("poster", server.url, ns=ns, timeout=LONGEST_CALL)
-        # A rollback: it would be logged, where nobody listens.
+        # Without a listener, a rollback would be logged.
         self._poster.on("error", lambda _: None)
 
-    # ------------------------------------------------------------------------ the players
+    # ---------------------------------------------------------------------- nodes and posts
 
     def node(self, id: str = "node", url: Any = None, sub: Any = None, **options: Any) -> Node:
         """
-        Make a node that handles at once whatever it is handed, and have it join.
+        Make a node that handles each event at once, and let it join.
 
         Args:
-            url: Its way to the server, for example a proxy's, or a client.
-            sub: Another way for its subscription.
-            options: More than, or other than, `PATIENT`. ``handler=`` is called with each
-                event before it counts as handled.
+            id: The id of the node.
+            url: How the node reaches the server: a URL, for example a proxy's, or a client.
+            sub: The same for the subscription.
+            options: Options besides those of `PATIENT`, or instead of them. ``handler=`` is called
+                with each event before the event counts as handled.
         """
         handler = options.pop("handler", None)
         timer = DTimer(id, url or self.server.url, sub, **{"ns": self.ns} | PATIENT | options)
@@ -115,9 +119,10 @@ class Watch:
         self, delay: float = 0, timer: DTimer | None = None, *, more: Any = None, **options: Any
     ) -> str:
         """
-        Post an event that must be handled once, past the fault or through *timer*.
+        Post an event, which must be handled once, on a direct connection or through *timer*.
 
-        One whose outcome is unknown may be handled once. *more* goes into the payload.
+        If the outcome of the post is unknown, the event may be handled once, or never. The payload
+        contains *more*.
         """
         ev = {"n": next(self._numbers)} | (more or {})
         try:
@@ -131,7 +136,7 @@ class Watch:
         return id
 
     def in_time(self, call: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Call it, and assert that it comes back within its deadline, well or not."""
+        """Make a call, and assert that it returns or raises within its deadline."""
         began = time.monotonic()
         try:
             return call(*args, **options)
@@ -142,17 +147,17 @@ class Watch:
     # ------------------------------------------------------------------------ expectations
 
     def times(self, id: str) -> int:
-        """Return how often an event has been handed out."""
+        """Return how often an event has been delivered."""
         return sum(handled.id == id for handled in list(self.handled))
 
     def forget(self, node: Node) -> None:
-        """Take a node off the books that had to leave without a word to the server."""
+        """Remove a node that left while it could not reach the server, here and on the server."""
         self.nodes.remove(node)
         self._forgotten.add(node.id)
         self._poster._store.leave(node.incarnation)
 
     def latest(self, *ids: str) -> float:
-        """Return how late the latest of these was handed out, in ms."""
+        """Return the greatest lateness of these events, or of all, in ms."""
         return max(max(self.lateness[id]) for id in ids or self.lateness)
 
     def wait_handled(self, *ids: str) -> None:
@@ -160,7 +165,7 @@ class Watch:
         eventually(lambda: set(ids) <= {handled.id for handled in list(self.handled)})
 
     def healthy(self, *nodes: Node) -> None:
-        """Wait until these nodes, or all of them, say that they are well."""
+        """Wait until ``health()`` of these nodes, or of all, reports no problem."""
         for node in nodes or self.nodes:
             eventually(lambda timer=node.timer: timer.health().ok)
 
@@ -174,15 +179,15 @@ class Watch:
         outages: int = 1,
     ) -> Iterator[Fault]:
         """
-        Inject a fault inside of this, wait until it is `Fault.felt`, and end it.
+        Frame a fault: the block injects it, waits with `Fault.felt`, and ends it.
 
         Args:
-            nodes: Those that it strikes; all by default.
-            degraded: Their ``health()`` must say so before the fault ends, and they must
-                have told why. False: they need not.
-            silent: They must stay reachable, and say nothing at all.
-            recovers: Full service is demanded in time afterwards.
-            outages: How often it cuts a node off.
+            nodes: The nodes that the fault strikes. By default all.
+            degraded: Require that, before the fault ends, these nodes report the error, and their
+                ``health()`` a problem.
+            silent: Require that these nodes report no error and no outage.
+            recovers: Require full service in time afterwards.
+            outages: How often the fault may disconnect a node.
         """
         struck = nodes or tuple(self.nodes)
         degraded = degraded and not silent
@@ -211,7 +216,7 @@ class Watch:
     def _cheap(self, cost: Cost, events: int) -> None:
         nodes, seconds = len(self.nodes), cost.seconds
         limits = {
-            # What proxies and the test itself use is not counted: other threads.
+            # Only threads of nodes count, not those of proxies and of the test.
             "cpu": nodes * (CPU_ONCE + CPU_SHARE * seconds),
             "connects": nodes * (CONNECTS_ONCE + CONNECTS_PER_SECOND * seconds),
             "calls": nodes * (CALLS_ONCE + CALLS_PER_SECOND * seconds) + CALLS_PER_EVENT * events,
@@ -219,21 +224,21 @@ class Watch:
         over = {name: getattr(cost, name) for name in limits if getattr(cost, name) > limits[name]}
         assert {} == over, f"{over} in {seconds:.2f} s; the limits are {limits}"
         ended = {t for t in cost.ended if not any(id in t for id in self._forgotten)}
-        assert set() == ended, "threads of nodes that have not left"
-        # All that there is to say is said by events, and these are listened to.
+        assert set() == ended, "threads ended, but their nodes have not left"
+        # The nodes report everything by events, which have listeners, so nothing is logged.
         assert [] == cost.lines
 
     def recovered(self, *nodes: Node) -> None:
-        """Assert full service, wakes included, within the time that a recovery may take."""
+        """Assert that full service, with wakes, returns within the time for a recovery."""
         ended = time.monotonic()
         self.wait_handled(self.post())
         self.healthy(*nodes)
-        # Not before: a subscription made anew rings as well.
+        # Count only from here: a renewed subscription rings the bell, too.
         rings = [node.rings for node in self.nodes]
         while rings == [node.rings for node in self.nodes]:
-            # Nobody was on duty yet, or the only one was awake anyway.
+            # A post causes no wake if no node is on duty yet, or if that node is awake anyway.
             self.wait_handled(self.post())
-            assert time.monotonic() - ended <= PROMPT, "no wake comes through"
+            assert time.monotonic() - ended <= PROMPT, "no wake arrives"
         took = time.monotonic() - ended
         assert took <= PROMPT, f"it took {took:.2f} s to recover"
 
@@ -273,7 +278,7 @@ class Watch:
         for one in self.handled:
             assert self.posted.get(one.id, one.payload) == one.payload, f"another payload: {one}"
         early = {id: late for id, late in self.lateness.items() if min(late) < 0}
-        assert {} == early, f"handed out early: {early}"
+        assert {} == early, f"delivered early: {early}"
 
     def _leave(self, patience: float) -> None:
         for node in self.nodes:

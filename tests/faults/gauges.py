@@ -1,4 +1,4 @@
-"""What the nodes of this process cost, read at the beginning and at the end of a fault."""
+"""Measure what the nodes of this process use during a fault: CPU, connections, calls, log lines."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PREFIX = "dtimer-"
 
 
 def node_threads() -> set[threading.Thread]:
-    """Return the threads of nodes that live."""
+    """Return the running threads of nodes."""
     return {t for t in threading.enumerate() if t.name.startswith(PREFIX)}
 
 
 def _cpu(threads: set[threading.Thread]) -> float:
-    """Return the seconds of CPU that these have used; 0 where the kernel does not tell."""
+    """Return the CPU seconds that *threads* have used; 0 if the kernel does not report them."""
     used = 0.0
     for thread in threads:
         with contextlib.suppress(OSError):
@@ -34,14 +34,14 @@ def _cpu(threads: set[threading.Thread]) -> float:
 
 
 def resident() -> int:
-    """Return the bytes of memory that this process has; 0 where the kernel does not tell."""
+    """Return the resident memory of this process, in bytes; 0 if the kernel does not report it."""
     with contextlib.suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
     return 0
 
 
 class _Lines(logging.Handler):
-    """Keeps what is logged as a warning or worse by us or by the client library."""
+    """Keeps the warnings and errors that any library logs."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -53,7 +53,7 @@ class _Lines(logging.Handler):
 
 @dataclass(frozen=True)
 class Reading:
-    """What had been used up by then."""
+    """The totals at one moment."""
 
     at: float
     threads: set[threading.Thread]
@@ -66,7 +66,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Cost:
-    """What was used between two readings: see `Gauges.since`."""
+    """The difference between two readings: see `Gauges.since`."""
 
     seconds: float
     cpu: float
@@ -79,17 +79,17 @@ class Cost:
 
 class Gauges:
     """
-    Counts what the threads of nodes use, and what they ask of their server.
+    Measures what the threads of nodes use, and counts their connections and calls.
 
-    A context manager. What is asked is counted where it is asked: a server that is not
-    there counts nothing, and one that is counts what the test itself asks as well.
+    A context manager. Calls are counted in this process, not by the server. A server that is down
+    counts nothing, and a running one also counts the calls of the test.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        #: How many connections threads of nodes have tried to make.
+        #: How often threads of nodes have tried to connect.
         self.connects = 0
-        #: How many scripts they have called, and subscriptions made, or tried to.
+        #: How often they have tried to call a script or to subscribe.
         self.calls = 0
         self._lines = _Lines()
         self._undo = contextlib.ExitStack()
@@ -102,7 +102,7 @@ class Gauges:
         return self
 
     def _count(self, owner: type, name: str, what: str) -> None:
-        """Have the calls of a method counted, those by threads of nodes."""
+        """Replace a method so that calls by threads of nodes are counted."""
         before = getattr(owner, name)
         inherited = name not in vars(owner)
 
@@ -124,11 +124,11 @@ class Gauges:
 
     @property
     def lines(self) -> list[str]:
-        """What was logged as a warning or worse."""
+        """The logged warnings and errors."""
         return list(self._lines.kept)
 
     def read(self) -> Reading:
-        """Read everything; the server must answer."""
+        """Return the totals; the server must answer."""
         threads = node_threads()
         return Reading(
             at=time.monotonic(),
@@ -141,7 +141,7 @@ class Gauges:
         )
 
     def since(self, before: Reading) -> Cost:
-        """Return what was used since then; the server must answer."""
+        """Return the difference to an earlier reading; the server must answer."""
         now = self.read()
         return Cost(
             seconds=now.at - before.at,

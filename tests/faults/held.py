@@ -1,4 +1,4 @@
-"""A handler under watch that a test holds by the hand."""
+"""A handler for observed nodes, whose steps a test controls."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Any
 from gated import Gated
 
 
-class _Nobody:
+class _NoTimer:
     def on(self, *_: Any) -> None:
-        """Listen to nothing: `Watch.node` calls the handler."""
+        """Register nothing: `Watch.node` calls the handler."""
 
 
 class Held(Gated):
-    """To be given to `Watch.node` as its ``handler=``: an event counts when it is let go on."""
+    """
+    The ``handler=`` of `Watch.node` for a test that decides when the handler returns.
+
+    An event counts as handled when the test lets the handler return.
+    """
 
     def __init__(self) -> None:
-        super().__init__(_Nobody())
+        super().__init__(_NoTimer())
 
     def __call__(self, ev: Any) -> None:
         self.handle([ev])

@@ -1,4 +1,4 @@
-"""Who is watched through a fault, and what it is to them: see `faults.expectations`."""
+"""The nodes that a test observes during a fault, and the fault: see `faults.expectations`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dtimer.errors import HandlerError, StoreError
 
 
 class Handled(NamedTuple):
-    """One handing out of an event."""
+    """A delivery of an event."""
 
     id: str
     payload: dict[str, Any]
@@ -24,13 +24,13 @@ class Handled(NamedTuple):
 
 
 class Node:
-    """A node under watch: what it was handed, and what it said."""
+    """An observed node, with the events that it emitted."""
 
     def __init__(self, timer: DTimer) -> None:
         self.timer = timer
-        #: What was emitted, each with its moment on the monotonic clock, in order.
+        #: The emitted events, in order, each with its moment on the monotonic clock.
         self.said: list[tuple[float, str, Any]] = []
-        #: How often a wake, or a subscription made anew, has rung its bell.
+        #: How often a wake, or a renewed subscription, has rung the bell.
         self.rings = 0
         self.incarnation = ""
         for name in ("error", "disconnected", "connected", "lease_lost", "retry", "dead"):
@@ -40,7 +40,7 @@ class Node:
         self.said.append((time.monotonic(), name, what))
 
     def join(self) -> None:
-        """Have it join, however busy the machine is, and have its rings counted."""
+        """Let the node join, even on a busy machine, and count the rings of its bell."""
         eventually(self._joined)
         assert self.timer._life
         self.incarnation = self.timer._life.incarnation
@@ -59,21 +59,21 @@ class Node:
         return self.timer.joined
 
     def heard(self, name: str, since: float = 0.0) -> list[Any]:
-        """Return what was emitted under *name* since then."""
+        """Return what the node has emitted as *name* since the moment *since*."""
         return [what for at, said, what in list(self.said) if said == name and at >= since]
 
     @property
     def errors(self) -> list[Exception]:
-        """The errors emitted that are not a handler's own."""
+        """The emitted errors, without those of handlers."""
         return [e for e in self.heard("error") if not isinstance(e, HandlerError)]
 
     @property
     def id(self) -> str:
-        """The node's."""
+        """The id of the node."""
         return self.timer.id
 
     def told_twice(self, since: float) -> list[str]:
-        """Return what it said again although nothing had changed: since it was last well."""
+        """Return the reports since *since* that repeat an earlier one without a recovery."""
         told: Counter[str] = Counter()
         again = []
         state = "connected"
@@ -93,7 +93,7 @@ class Node:
 
 
 class Fault:
-    """A fault that lasts, and what it is to those that it strikes: see `Watch.fault`."""
+    """An active fault: see `Watch.fault`."""
 
     def __init__(self, struck: tuple[Node, ...], degraded: bool) -> None:
         self.began = time.monotonic()
@@ -103,8 +103,10 @@ class Fault:
 
     def felt(self, seconds: float = 0.5) -> None:
         """
-        Wait until the struck have told what is wrong and ``health()`` says that it is, and
-        until it has lasted so long that what spins, storms or repeats itself has shown.
+        Wait until the struck nodes report the fault, and until it has lasted for *seconds*.
+
+        The nodes must report an error, and their ``health()`` a problem. After the seconds, a busy
+        loop or repeated reports would have shown.
         """
         self.was_felt = True
         if self._degraded:
