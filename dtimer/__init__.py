@@ -34,7 +34,7 @@ __all__ = [
     "UsageError",
 ]
 
-# The modules that define these names, those that import fewest others first.
+# The modules that define these names. Those that import the fewest others come first.
 _MODULES = (
     "dtimer.errors",
     "dtimer.model.event",
@@ -44,12 +44,12 @@ _MODULES = (
     "dtimer.runat",
 )
 
-# Type checkers take this name as true wherever it is defined. Importing `typing` for it would take
-# longer than everything else that `dtimer --version` does.
+# Type checkers treat this name as true even if it is not imported from `typing`. That import would
+# take longer than everything else that `dtimer --version` does.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    # By `*`, so that each name is written once, in __all__.
+    # With `*`, so that each name is written only once, in __all__.
     from dtimer.errors import *
     from dtimer.model.event import *
     from dtimer.model.names import *
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """Import a name on its first use (PEP 562), and no module before."""
+        """Import the module of a public name when the name is first used (PEP 562)."""
         if name in __all__:
             for module in _MODULES:
                 found = getattr(importlib.import_module(module), name, None)

@@ -207,10 +207,10 @@ class Claimer(Service):
     def _take_turns(self, *, claiming: bool = True, fresh: bool = False) -> None:
         """Receive the reply under way, or claim; claim again if *fresh*, or if due at once."""
         early = self._exchange.under_way or self._unread is not None
-        nap = self._take_turn(claiming)
-        if early and self._exchange.request is None and (fresh or nap <= 0):
-            nap = self._take_turn(claiming)
-        self._next_turn = time.monotonic() + nap
+        seconds = self._take_turn(claiming)
+        if early and self._exchange.request is None and (fresh or seconds <= 0):
+            seconds = self._take_turn(claiming)
+        self._next_turn = time.monotonic() + seconds
 
     def _overdue(self) -> bool:
         return self._give_up_at is not None and time.monotonic() >= self._give_up_at
@@ -305,17 +305,17 @@ class Claimer(Service):
             return 0.0
         now = time.monotonic()
         # Jitter keeps nodes from polling together. It only shortens the guaranteed interval.
-        nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)
+        seconds = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)
         if turn.wait_us is not None:
             # Counted from the sending, because the next claim will travel for as long.
             wait = turn.wait_us / 1e6 - (now - sent)
             # If the next claim looks further ahead than this one did, it can be sent earlier.
             ahead_us = self._dispatcher.wanted(self._appetite())[1]
             wait -= max(0, ahead_us - request.ahead_us) / 2e6
-            nap = min(nap, max(0.0, wait))
-        nap = min(nap, max(0.0, self._listener.echo_due()))
+            seconds = min(seconds, max(0.0, wait))
+        seconds = min(seconds, max(0.0, self._listener.echo_due()))
         if self._dispatcher.running or self._dispatcher.early:
-            nap = min(nap, max(0.0, self._heart.due - now))
+            seconds = min(seconds, max(0.0, self._heart.due - now))
         if not claiming and self._give_up_at is not None:
-            nap = min(nap, max(0.0, self._give_up_at - now))
-        return nap
+            seconds = min(seconds, max(0.0, self._give_up_at - now))
+        return seconds

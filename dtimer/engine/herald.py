@@ -57,7 +57,7 @@ class Herald(Service):
             self._speak(said)
 
     def _next(self) -> tuple[Any, ...] | None:
-        """Wait for the next announcement; run the delayed call if it falls due meanwhile."""
+        """Wait for the next announcement; run the delayed call once it is due."""
         while later := self._later[:]:
             left = later[0][0] - time.monotonic()
             if left <= 0:

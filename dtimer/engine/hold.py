@@ -61,11 +61,11 @@ def trusted_until(sent: float, lease_us: int) -> float:
     return now - age + lease_us / 1_000_000 * _TRUSTED_FRACTION
 
 
-def _remove(wishes: list[float], some: list[float]) -> None:
-    for wish in some:
+def _remove(moments: list[float], some: list[float]) -> None:
+    for moment in some:
         # Another call may have removed it.
         with contextlib.suppress(ValueError):
-            wishes.remove(wish)
+            moments.remove(moment)
 
 
 _UNUSED = Flag()
@@ -124,7 +124,7 @@ class Hold:
         self._lost = False
         # Until when the handler asked to keep the lease: one entry for each call of `extend`,
         # because a call in a signal handler may interrupt another.
-        self._wishes = [0.0]
+        self._wanted_until = [0.0]
         self._trusted_until = trusted_until
 
     @property
@@ -164,7 +164,7 @@ class Hold:
 
     def lease_us(self, now: float) -> int:
         """Return the length of the next renewal: never less than the handler asked for."""
-        return max(self._options.lease, int((max(self._wishes) - now) * 1_000_000))
+        return max(self._options.lease, int((max(self._wanted_until) - now) * 1_000_000))
 
     def take(self, verdict: Verdict) -> bool:
         """
@@ -254,14 +254,14 @@ class Hold:
         if self.settled:
             return False
         # While the handler runs, heartbeats renew the lease: the handler can only lengthen it.
-        running, before, sent = self.running, self._wishes, time.monotonic()
+        running, before, sent = self.running, self._wanted_until, time.monotonic()
         until = sent + us / 1_000_000
         # Before the request is sent: if a heartbeat that is under way shortens the lease, it
         # sees this value with its reply, and renews the lease again.
         if running:
             before.append(until)
         else:
-            self._wishes = [until]
+            self._wanted_until = [until]
         try:
             held = self._ledger.extend([self.key], us, at_least=running)[0]
         except OutcomeUnknown:
@@ -269,14 +269,14 @@ class Hold:
         except BaseException:
             if running:
                 _remove(before, [until])
-            elif self._wishes == [until]:
-                self._wishes = before
+            elif self._wanted_until == [until]:
+                self._wanted_until = before
             raise
         if not held:
             self.mark_lost()
             return False
         if running:
-            _remove(before, [wish for wish in before[:] if wish < until])
+            _remove(before, [moment for moment in before[:] if moment < until])
         trusted = trusted_until(sent, us)
         self._trusted_until = max(trusted, self._trusted_until) if running else trusted
         return True

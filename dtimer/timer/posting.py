@@ -29,7 +29,7 @@ _ARGUMENTS = {"ev", "delay", "at", "id", "max_retries", "expires", "if_exists"}
 
 
 class Posting(NamedTuple):
-    """An entry, and the policy if its id is pending. ``mint`` marks a generated id."""
+    """An entry, and the policy for a pending event of its id. Generated ids have their own."""
 
     entry: Entry
     policy: str

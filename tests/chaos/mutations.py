@@ -418,8 +418,8 @@ MUTANTS = [
     _mutant(
         "a wake during a claim counts as answered by that claim",
         "engine/claimer.py",
-        "(fresh or nap <= 0)",
-        "nap <= 0",
+        "(fresh or seconds <= 0)",
+        "seconds <= 0",
         _CLAIMER,
     ),
     _mutant(
@@ -677,15 +677,15 @@ MUTANTS = [
     _mutant(
         "a node relies on wakes instead of the poll",
         "engine/claimer.py",
-        "nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)",
-        "nap = _LONGEST_NAP",
+        "seconds = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)",
+        "seconds = _LONGEST_NAP",
         _CLAIMER,
     ),
     _mutant(
         "the poll interval is stretched",
         "engine/claimer.py",
-        "nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)",
-        "nap = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * 8",
+        "seconds = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)",
+        "seconds = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * 8",
         _CLAIMER,
     ),
     _mutant(

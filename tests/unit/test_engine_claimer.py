@@ -1182,7 +1182,7 @@ class TestHeartbeats:
         desk = desk(max_events=2)
         self.held(desk, "tea", "egg")
         _, egg = desk.dispatcher.held()
-        egg._wishes.append(time.monotonic() + 60)
+        egg._wanted_until.append(time.monotonic() + 60)
         desk.take()
         (tea, (ids, lease_us)) = desk.turns.extended
         assert (["tea"], 30_000_000) == tea
@@ -1201,7 +1201,7 @@ class TestHeartbeats:
 
         def overtaken(held, lease_us):
             desk.turns.extend = extend
-            tea._wishes.append(time.monotonic() + 60)
+            tea._wanted_until.append(time.monotonic() + 60)
             return extend(held, lease_us)
 
         desk.turns.extend = overtaken
