@@ -46,6 +46,9 @@ PATIENCE = LIMIT // 4
 #: The longest deadline that a call may have, in ms. For calls that a slow server must answer.
 LONGEST_CALL = 30_000
 
+#: A delay, in ms, that ends after any test.
+LATER = 3_600_000
+
 #: Seconds for an action that takes milliseconds if it works and longer than this if it fails.
 #: Such an assertion tells one from the other; it does not measure the machine.
 PROMPT = LIMIT / 15
@@ -85,6 +88,13 @@ def clear(client: Any, namespace: str) -> None:
     """Remove the keys of every namespace whose name begins with *namespace*."""
     for key in client.scan_iter(match=f"dtimer:{{{namespace}*", count=10_000):
         client.delete(key)
+
+
+def close_connections(client: Any) -> None:
+    """Close the connections of all other clients."""
+    # The subscriptions last: a node that loses only its subscription reports that it is deaf.
+    for kind in ("normal", "pubsub"):
+        client.client_kill_filter(_type=kind, skipme=True)
 
 
 def server_binary() -> str:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from chaos.story import NODE, Story, server_us
+from chaos.story import NODE, Story, accepted, caught, server_us
 
 Step = Callable[[Story], object]
 
@@ -38,8 +38,8 @@ def auto(at: float, run: tuple[str, int, int], **more: Any) -> Step:
     return say(NODE, at, "auto", id=id, n=n, tok=tok, **more)
 
 
-def told(story: Story, steps: Iterable[Step]) -> Story:
-    """Return the story after these steps."""
+def tell(story: Story, steps: Sequence[Step]) -> Story:
+    """Record these steps, and return the story."""
     for step in steps:
         step(story)
     return story
@@ -47,7 +47,15 @@ def told(story: Story, steps: Iterable[Step]) -> Story:
 
 def legal(title: str, *steps: Step, redelivered: Any = None, counts: Any = None) -> Any:
     """Return a row of a history that the checker must accept, with figures of its verdict."""
-    return pytest.param(steps, redelivered, counts or {}, id=title)
+    return pytest.param(steps, (redelivered, counts or {}), id=title)
+
+
+def check_legal(story: Story, steps: Sequence[Step], figures: tuple[Any, Any]) -> None:
+    """Check that the checker accepts the history of a row, with these figures."""
+    redelivered, counts = figures
+    verdict = accepted(tell(story, steps))
+    assert redelivered in (None, verdict.redelivered)
+    assert counts == {name: verdict.counts[name] for name in counts}
 
 
 def illegal(
@@ -71,5 +79,14 @@ def illegal(
         redelivered: The redeliveries by explanation, if the row states them.
         counts: Some of the counts of the verdict.
     """
-    figures = (times, redelivered, counts or {})
-    return pytest.param(steps, invariant, words, figures, id=f"{invariant}: {title}")
+    figures = (invariant, words, times, redelivered, counts or {})
+    return pytest.param(steps, figures, id=f"{invariant}: {title}")
+
+
+def check_illegal(story: Story, steps: Sequence[Step], figures: tuple[Any, ...]) -> None:
+    """Check that the checker rejects the history of a row for its reason, with these figures."""
+    invariant, words, times, redelivered, counts = figures
+    verdict = caught(tell(story, steps), invariant, words)
+    assert times in (None, verdict.broken[invariant])
+    assert redelivered in (None, verdict.redelivered)
+    assert counts == {name: verdict.counts[name] for name in counts}

@@ -7,14 +7,12 @@ from collections import Counter
 
 import pytest
 from chaos.settings import PATIENT
-from servers import PATIENCE, eventually
+from servers import LATER, PATIENCE, eventually
 
 from dtimer import Cancelled, HandlerError, State
 from faults.held import Held
 
 pytestmark = pytest.mark.chaos
-
-LATER = 3_600_000  # ms: never due during a test
 
 
 class Boom(Exception):

@@ -6,14 +6,12 @@ import time
 
 import pytest
 from chaos.settings import HASTY, PATIENT
-from servers import LONGEST_CALL, PROMPT, eventually
+from servers import LATER, LONGEST_CALL, PROMPT, eventually
 
 from dtimer import DTimer, OutcomeUnknown, StoreError
 from faults.held import Held
 
 pytestmark = pytest.mark.chaos
-
-LATER = 3_600_000  # ms: never due during a test
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def rollback_of(node):
     return error
 
 
-def turn_of(*nodes):
+def next_claim_of(*nodes):
     """Wait until each node has claimed once more."""
     for node in nodes:
         claimer = node.timer._life._claimer
@@ -57,12 +57,12 @@ class TestPowerLoss:
         poster = nodes[0].timer
         poster.post({"n": 1}, at=LATER, id="kept")
         poster.post({"n": 2}, at=LATER, id="cancelled")
-        turn_of(*nodes)
+        next_claim_of(*nodes)
         (tail,) = (own.folder / "appendonlydir").glob("*.incr.aof")
         size, began = tail.stat().st_size, server_ms(watch.client)
         assert poster.cancel("cancelled")
         poster.post({"n": 3}, at=LATER, id="gone")
-        turn_of(*nodes)
+        next_claim_of(*nodes)
         with watch.fault(degraded=True) as fault:
             own.kill9()
             fault.felt(0.1)
@@ -88,12 +88,12 @@ class TestPowerLoss:
             client = watch.client
             old = watch.node("old")
             watch.wait_handled(watch.post())
-            turn_of(old)
+            next_claim_of(old)
             client.save()
             saved = server_ms(client)
             new = watch.node("new")
             ids = [new.timer.post({"n": 9}, id=f"gone-{n}", at=LATER) for n in range(20)]
-            turn_of(old, new)
+            next_claim_of(old, new)
             with watch.fault(degraded=True) as fault:
                 own.kill9()
                 fault.felt(0.1)
@@ -121,7 +121,7 @@ class TestPowerLoss:
             poster = DTimer("poster", own.url, ns=watch.ns, timeout=LONGEST_CALL)
             ids = [poster.post({"n": n}, at=LATER) for n in range(100)]
             poster.leave()
-            turn_of(node)
+            next_claim_of(node)
             with watch.fault(degraded=True) as fault:
                 own.lose_power()
                 fault.felt(0.1)
@@ -183,7 +183,7 @@ class TestWiped:
             watch.client.flushall()
             eventually(lambda n=times: len(node.errors) == n)
             watch.wait_handled(watch.post())
-            turn_of(node)
+            next_claim_of(node)
         assert [True] * 3 == [error.wiped for error in node.errors]
 
 
@@ -213,7 +213,7 @@ class TestFailover:
         poster.post({"n": 1}, at=LATER, id="kept")
         poster.post({"n": 2}, at=LATER, id="cancelled")
         poster.post({"n": 3}, at=LATER, id="again")
-        turn_of(node)
+        next_claim_of(node)
         with master.client() as client:
             client.set("mark", 1)
             assert 1 == client.wait(1, PATIENCE * 1000)
@@ -227,7 +227,7 @@ class TestFailover:
         watch.wait_handled("again")
         with pytest.raises(NotReplicated):
             poster.post({"n": 5}, at=LATER, id="refused", wait_replicas=1)
-        turn_of(node)
+        next_claim_of(node)
         with watch.fault(degraded=None, recovers=False) as fault:
             master.kill9()
             eventually(lambda: node.timer.health().error)
@@ -265,7 +265,7 @@ class TestFailover:
             poster = DTimer("poster", address.url, ns=watch.ns, **PATIENT)
             id = poster.post({"n": 0}, 1_000, wait_replicas=1)
             watch.posted[id] = {"n": 0}
-            turn_of(node)
+            next_claim_of(node)
             with watch.fault(degraded=None, recovers=False):
                 # Claims are writes too. Refuse them, or the failover may lose the last one.
                 master.configure(min_replicas_to_write=2)

@@ -8,13 +8,11 @@ import time
 import pytest
 from chaos.settings import HASTY
 from fleet import Fleet
-from servers import LONGEST_CALL, PROMPT, eventually
+from servers import LATER, LONGEST_CALL, PROMPT, eventually
 
 from dtimer import DTimer, OutcomeUnknown, StoreError
 
 pytestmark = pytest.mark.chaos
-
-LATER = 3_600_000  # ms; longer than any test
 
 
 @pytest.mark.fault("F25")

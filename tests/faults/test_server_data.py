@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from servers import LONGEST_CALL, PROMPT, eventually
+from servers import LATER, PROMPT, eventually
 
 from dtimer import DTimer, NamespaceCorrupt
 from dtimer.testing import Catch
@@ -11,18 +11,13 @@ from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 
-LATER = 3_600_000  # ms; longer than any test
-
 
 @pytest.fixture
-def caller(watch, own):
-    """A timer that has not joined, with an open connection."""
-    timer = DTimer("caller", own.url, ns=watch.ns, timeout=LONGEST_CALL)
-    # Without a listener the error would be logged, and the watch allows no log lines.
-    timer.on("error", lambda _: None)
-    timer.stats()
-    yield timer
-    timer.leave()
+def caller(caller):
+    """A timer that only posts, with a listener for errors."""
+    # Without a listener an error would be logged, and the watch allows no log lines.
+    caller.on("error", lambda _: None)
+    return caller
 
 
 def _fill(client, megabytes, ttl=None):
@@ -38,7 +33,7 @@ def _limit(client, policy):
     client.config_set("maxmemory", client.info("memory")["used_memory"] + 3_000_000)
 
 
-class TestEvicted:
+class TestEviction:
     """A server that evicts keys when its memory is full."""
 
     @pytest.mark.fault("F31")
@@ -121,7 +116,7 @@ class TestEvicted:
         assert [] == node.heard("lease_lost")
 
 
-class TestForeign:
+class TestForeignData:
     """Data in the namespace that dtimer did not write."""
 
     @pytest.mark.fault("F37")

@@ -14,7 +14,7 @@ import redis
 from chaos.settings import HASTY, PATIENT
 from chaos.tapped import Lost, TappedSource
 from proxy import Proxy
-from servers import LONGEST_CALL, PATIENCE, eventually
+from servers import LATER, LONGEST_CALL, PATIENCE, eventually
 
 from dtimer import DTimer, OutcomeUnknown, StoreError
 from dtimer.faultpoints import arm
@@ -22,8 +22,6 @@ from dtimer.store.store import Entry, Store
 from faults.held import Held
 
 pytestmark = pytest.mark.chaos
-
-LATER = 3_600_000  # ms; longer than any test
 
 
 @pytest.mark.fault("F30")
@@ -56,7 +54,7 @@ def test_only_posts_fail_when_memory_is_full(watch, own, caller):
         assert caller.cancel(cancelled)
         late = watch.node("late")
         watch.wait_handled(*pending)
-        # For two leases.
+        # Wait for the length of two leases: without renewals the first would have ended.
         eventually(lambda: node.timer.stats().totals["confirmed"] >= 2)
         began = time.monotonic()
         eventually(lambda: time.monotonic() > began + 2 * PATIENT["lease"] / 1000)

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.chaos
 _SET = b"*3\r\n$3\r\nSET\r\n$6\r\nfiller\r\n$1\r\nx\r\n"
 
 
-class Foreign:
+class EndlessScript:
     """
-    A foreign client that runs an endless script on the server, in a thread.
+    An endless script on the server, run by another client in a thread.
 
     Args:
         busy: The time, in ms, after which the server replies BUSY and lets the script be killed.
@@ -172,12 +172,12 @@ def test_a_post_delayed_beyond_its_deadline_takes_effect_at_most_once(watch, own
     node = watch.node(**HASTY)
     with watch.fault(degraded=False) as fault:
         # Longer than the deadlines, also on a busy machine.
-        foreign = Foreign(own, busy=3_000)
+        script = EndlessScript(own, busy=3_000)
         eventually(lambda: not node.timer.health().ok)
         with pytest.raises(OutcomeUnknown):
             watch.in_time(watch.post, 0, hasty, id="perhaps")
         fault.felt(0.7)
-        foreign.end()
+        script.end()
     assert watch.times("perhaps") <= 1
 
 
@@ -192,14 +192,14 @@ def test_a_post_fails_definitely_while_the_server_is_busy(watch, own, hasty):
     running = watch.post()
     (ev,) = handler.begun()
     with watch.fault() as fault:
-        foreign = Foreign(own, busy=50)
+        script = EndlessScript(own, busy=50)
         eventually(lambda: "BUSY" in str(node.timer.health().error))
         with pytest.raises(StoreError, match="BUSY") as caught:
             watch.in_time(watch.post, 0, hasty)
         assert not isinstance(caught.value, OutcomeUnknown)
         fault.felt()
         assert not ev.lease_lost
-        foreign.end()
+        script.end()
         eventually(lambda: not node.timer.health().error)
         handler.go_on(1000)
     watch.wait_handled(running)

@@ -110,7 +110,7 @@ class TestWrongClocks:
 
 
 @pytest.mark.fault("F49")
-class TestAhead:
+class TestClockSetForward:
     """The server's clock is set an hour forward."""
 
     def test_events_come_due_sooner_and_each_node_reports_the_jump(self, watch, set_clock):
@@ -148,8 +148,8 @@ class TestAhead:
 
     def test_the_former_holder_of_a_lease_that_ended_cannot_confirm(self, watch, set_clock):
         """
-        Without a renewal the event is redelivered at once. The first holder learns from the refused
-        confirm that its lease is lost.
+        The event of a lease that is not renewed is redelivered at once. The first holder learns
+        from the refused confirm that its lease is lost.
         """
         first = watch.node("first", lease=MINUTE_MS, auto_confirm=False)
         held = Catch(first.timer, "event")
@@ -184,7 +184,7 @@ class TestAhead:
 
 
 @pytest.mark.fault("F50")
-class TestBack:
+class TestClockSetBack:
     """The server's clock is set an hour back."""
 
     def test_pending_events_wait_an_hour_longer_and_new_ones_are_in_time(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 from chaos.settings import PATIENT
-from servers import eventually
+from servers import LATER, eventually
 
 from dtimer import DTimer
 from faults.held import Held
 
 pytestmark = pytest.mark.chaos
-
-LATER = 3_600_000  # ms; longer than any test
 
 #: Each fault of one reply, by its name: it strikes the first request that contains *match*.
 STRIKES = {
@@ -31,7 +29,7 @@ lost_or_silent = each_strike("lost", "silent")
 cut = each_strike("cut short", "cut inside a bulk string", "closed behind")
 
 
-class TestOneReply:
+class TestLostReply:
     """A call whose reply is lost takes effect once, and the next attempt brings its result."""
 
     @pytest.fixture
@@ -72,8 +70,8 @@ class TestOneReply:
         watch.post()
         eventually(lambda: len(watch.handled) == 1 and node.timer.stats().in_flight == 0)
         with watch.fault(degraded=False):
-            # The proxy cannot tell by its request which claim will return events. So it strikes
-            # the next claim, and the events are posted before that.
+            # A request does not show whether the claim will return events. So strike just before
+            # the posts: the next claim is the one that they cause.
             strike(proxy, node.timer._life.incarnation.encode())
             ids = [watch.post() for _ in range(3)]
             assert proxy.wait_dropped()

@@ -10,16 +10,14 @@ import time
 import pytest
 import redis
 from chaos.settings import CALL_LIMIT, HASTY
-from servers import PROMPT, eventually
+from servers import LATER, PROMPT, close_connections, eventually
 
 from dtimer import DTimer, OutcomeUnknown, StoreError
 
 pytestmark = pytest.mark.chaos
 
-LATER = 3_600_000  # ms; longer than any test
 
-
-class TestRefused:
+class TestUnreachableServer:
     """No server accepts the connection."""
 
     @pytest.mark.fault("F09")
@@ -129,7 +127,7 @@ class Names:
         return self._real("127.0.0.1", self.port, *args, **kwargs)
 
 
-class TestNames:
+class TestHostName:
     """The name of the server cannot be resolved, or its address changes."""
 
     @pytest.fixture
@@ -173,7 +171,7 @@ class TestNames:
             watch.healthy()
 
 
-class TestDropped:
+class TestClosedByServer:
     """The server closes connections, or accepts no more."""
 
     @pytest.mark.fault("F13")
@@ -200,7 +198,7 @@ class TestDropped:
         with watch.fault() as fault:
             before = watch.client.config_get("maxclients")["maxclients"]
             watch.client.config_set("maxclients", 1)
-            _kill_others(watch.client)
+            close_connections(watch.client)
             try:
                 fault.felt(1.0)
                 eventually(lambda: "max number of clients" in str(node.timer.health().error))
@@ -221,9 +219,3 @@ class TestDropped:
                 watch.wait_handled(*ids)
                 caller.leave()
             pool.release(taken)
-
-
-def _kill_others(client):
-    # The subscriptions last: a node that loses only its subscription reports that it is deaf.
-    for kind in ("normal", "pubsub"):
-        client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")

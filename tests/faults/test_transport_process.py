@@ -11,14 +11,12 @@ import time
 
 import pytest
 from scripts import Script
-from servers import LONGEST_CALL, eventually
+from servers import LATER, LONGEST_CALL, close_connections, eventually
 
 from dtimer import DTimer
 from faults.held import Held
 
 pytestmark = pytest.mark.chaos
-
-LATER = 3_600_000  # ms; longer than any test
 
 
 # A node in a process that reaches its limit of descriptors. It prints the errors that the node
@@ -69,9 +67,7 @@ def test_a_node_recovers_when_its_process_can_open_sockets_again(watch, own):
         script.tell()
         assert f"full {errno.EMFILE}" == script.hear()
         began = time.monotonic()
-        # The subscription last: a node that loses only its subscription reports that it is deaf.
-        for kind in ("normal", "pubsub"):
-            watch.client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+        close_connections(watch.client)
         assert "Too many open files" in script.hear()
         eventually(lambda: time.monotonic() > began + 0.5)
         script.tell()
