@@ -71,7 +71,7 @@ class TestLostReply:
         eventually(lambda: len(watch.handled) == 1 and node.timer.stats().in_flight == 0)
         with watch.fault(degraded=False):
             # A request does not show whether the claim will return events. So strike just before
-            # the posts: the next claim is the one that they cause.
+            # the posts: they cause the next claim.
             strike(proxy, node.timer._life.incarnation.encode())
             ids = [watch.post() for _ in range(3)]
             assert proxy.wait_dropped()
