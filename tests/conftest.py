@@ -8,7 +8,9 @@ import uuid
 
 import pytest
 from hypothesis import HealthCheck, settings
+from proxy import Proxy
 from servers import LIMIT, PATIENCE, Server, any_server, clear
+from shell import runner
 
 from dtimer.errors import StoreError
 from dtimer.testing import Catch
@@ -68,6 +70,19 @@ def namespace(client):
     name = f"t-{uuid.uuid4().hex[:12]}"
     yield name
     clear(client, name)
+
+
+@pytest.fixture
+def run(server, namespace, monkeypatch, capsys):
+    """Run a command in this process, with the server and the namespace of the test."""
+    return runner(server, namespace, monkeypatch, capsys)
+
+
+@pytest.fixture
+def proxy(server):
+    """A proxy to the server of this worker."""
+    with Proxy(server) as proxy:
+        yield proxy
 
 
 @pytest.fixture

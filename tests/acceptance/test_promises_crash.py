@@ -10,7 +10,7 @@ import pytest
 from fleet import Fleet, start_together
 from servers import PATIENCE, PROMPT, eventually
 
-from dtimer import Cancelled, DTimer
+from dtimer import Cancelled
 from dtimer.store.keys import Keys
 
 pytestmark = pytest.mark.acceptance
@@ -32,14 +32,6 @@ def starts_by_id(fleet):
     for report in fleet.taken("start"):
         starts[report.id].append(report)
     return {id: sorted(reports, key=lambda r: r.attempt) for id, reports in starts.items()}
-
-
-@pytest.fixture
-def post(server, namespace):
-    """A timer that posts and reads, and never joins."""
-    timer = DTimer("poster", server.url, ns=namespace)
-    yield timer
-    timer.leave()
 
 
 class Supervised:
@@ -102,21 +94,6 @@ def test_ten_nodes_killed_in_a_handler_lose_no_event(server, client, namespace, 
     assert (0, 0) == (stats.totals["died"], stats.in_flight)
 
 
-def test_an_event_without_retries_does_not_start_twice(server, client, namespace, post):
-    """
-    An event without retries whose node is killed is not started again. When its lease ends, it
-    becomes a dead letter with that reason.
-    """
-    with Fleet(server.url, namespace, lease=1_000) as fleet:
-        nodes = Supervised(fleet)
-        id = post.post({"hold": 9}, max_retries=0)
-        nodes.kill(fleet.next("start", id=id).node)
-        eventually(lambda: post.stats().dead)
-        (letter,) = post.dead()
-        assert (id, 1, "lease_lost") == (letter.id, letter.attempt, letter.reason)
-        assert 1 == len(starts_by_id(fleet)[id])
-
-
 @pytest.mark.fault("F59")
 def test_an_event_that_kills_its_nodes_becomes_a_dead_letter(server, client, namespace, post):
     """
@@ -132,28 +109,6 @@ def test_an_event_that_kills_its_nodes_becomes_a_dead_letter(server, client, nam
         (letter,) = post.dead()
         assert (id, 3, "lease_lost") == (letter.id, letter.attempt, letter.reason)
         assert 3 == len(starts_by_id(fleet)[id])
-
-
-@pytest.mark.fault("F76")
-@pytest.mark.slow
-def test_heartbeats_keep_the_lease_of_a_long_handler(server, client, namespace, post):
-    """
-    A handler that runs three times as long as its lease keeps its event. Heartbeats renew the
-    lease, no other node starts the event, and it is confirmed.
-    """
-    with Fleet(server.url, namespace, lease=2_000) as fleet:
-        start_together(fleet, [["node-1"], ["node-2"]])
-        id = post.post({"hold": 1})
-        start = fleet.next("start", id=id)
-        # Instead of sleeping, wait for an event that is due after that time.
-        post.post({}, at=start.claimed + 3 * 2_000)
-        later = fleet.next("start", patience=2 * PATIENCE)
-        assert later.node != start.node
-        fleet.go_on(start.node)
-        end = fleet.next("end", id=id)
-        assert (1, False) == (end.attempt, end.lost)
-        eventually(lambda: 2 == post.stats().totals["confirmed"])
-        assert 1 == len(starts_by_id(fleet)[id])
 
 
 @pytest.mark.fault("F52")

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import pytest
 from fleet import Fleet
-from proxy import Proxy
 from servers import PATIENCE, PROMPT, Server, eventually
 
 from dtimer import DTimer
@@ -36,21 +35,6 @@ def refusal(proxy):
 
 
 CUTS = pytest.mark.parametrize("cut", [silence, refusal])
-
-
-@pytest.fixture
-def proxy(server):
-    """A proxy that only the subscriptions use."""
-    with Proxy(server) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def post(server, namespace):
-    """A timer that posts and never joins."""
-    timer = DTimer("poster", server.url, ns=namespace)
-    yield timer
-    timer.leave()
 
 
 @contextmanager
@@ -111,27 +95,6 @@ class TestPoll:
                 (ev,) = events.next()
                 assert 0 <= ev.lateness_ms <= POLL + SLACK
             assert errors.empty()
-
-    def test_a_user_who_may_not_subscribe_polls(self, namespace):
-        """
-        If the user may do everything except subscribe, the node polls and reports the missing
-        permission.
-        """
-        with Server() as server:
-            with server.client() as admin:
-                rules = ("on", ">pw", "~*", "&*", "+@all", "-subscribe", "-psubscribe")
-                admin.execute_command("ACL", "SETUSER", "mute", *rules)
-            sub = server.client(username="mute", password="pw")
-            post = DTimer("poster", server.url, ns=namespace)
-            with joined(server, namespace, sub) as (timer, events, errors):
-                assert deaf(timer)
-                assert "permission" in str(errors.next())
-                for n in range(3):
-                    post.post({"n": n}, 100)
-                    (ev,) = events.next()
-                    assert 0 <= ev.lateness_ms <= POLL + SLACK
-            post.leave()
-            sub.close()
 
     def test_a_user_who_may_not_publish_can_post(self, namespace):
         """

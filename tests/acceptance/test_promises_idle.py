@@ -72,41 +72,6 @@ class TestWaiting:
         assert found.wakes == []
         assert found.calls <= found.seconds * 1000 / (0.75 * poll) + 2 * 5
 
-    def test_a_handler_may_post_its_own_id_again(self, server, namespace):
-        """
-        If a handler posts its own id again and returns, the new event is delivered each time. The
-        confirm after the return does not affect it.
-        """
-        with Fleet(server.url, namespace) as fleet:
-            fleet.start("node")
-            fleet.start("poster", join=False)
-            item = {"ev": {"again": 3}, "id": "own"}
-            fleet.tell("poster", "post", items=[item])
-            starts = fleet.wait("start", 4)
-            fleet.wait("end", 4)
-            assert ["own"] * 4 == [report.id for report in starts]
-            assert [1] * 4 == [report.attempt for report in starts]
-            assert sorted({r.token for r in starts}) == [r.token for r in starts]
-            post = DTimer("look", server.url, ns=namespace)
-            eventually(lambda: 0 == post.stats().in_flight)
-            assert post.peek("own") is None
-            assert 0 == post.stats().dead
-            post.leave()
-
-    def test_a_handler_may_post_its_own_id_for_later(self, server, namespace):
-        """A handler that posts its own id for ten years ahead leaves exactly that event."""
-        node = DTimer("node", server.url, ns=namespace)
-        node.on("event", lambda events: node.post({"new": 1}, TEN_YEARS, id="own"))
-        done = Catch(node, "event")
-        with node:
-            node.post({"old": 1}, id="own")
-            done.next()
-            eventually(lambda: 0 == node.stats().in_flight)
-            record = node.peek("own")
-            assert record
-            assert ({"new": 1}, 0) == (record.event, record.attempt)
-            assert 1 == node.stats().scheduled
-
 
 def _now_ms(server):
     with server.client() as client:

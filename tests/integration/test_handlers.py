@@ -66,24 +66,6 @@ class TestFailure:
             record = timer.peek(id)
             assert (State.SCHEDULED, 1) == (record.state, record.attempt)
 
-    @pytest.mark.fault("F74")
-    def test_other_events_are_not_affected(self, make):
-        """An event that fails does not keep the next event from its handler."""
-        timer = make(backoff=LATER)
-        good = Catch(timer, "retry")
-
-        def handle(events):
-            if events[0]["bad"]:
-                raise Boom
-
-        timer.on("event", handle)
-        with timer:
-            bad = timer.post({"bad": True})
-            fine = timer.post({"bad": False})
-            assert bad == good.next().id
-            eventually(lambda: timer.peek(fine) is None)
-        assert {"retried": 1, "confirmed": 1}.items() <= timer.stats().totals.items()
-
     def test_an_event_that_used_up_its_retries_becomes_a_dead_letter(self, make):
         """
         An event is started at most max_retries + 1 times. Then it becomes a dead letter with the
@@ -277,20 +259,6 @@ class TestListeners:
         assert (State.SCHEDULED, 0) == (timer.peek(left).state, timer.peek(left).attempt)
 
     @pytest.mark.fault("F75")
-    def test_a_raising_listener_of_error_is_logged(self, make, caplog):
-        """If a listener of 'error' raises, that is logged and the node continues."""
-        timer = make(backoff=0, max_retries=1)
-        dead = Catch(timer, "dead")
-        timer.on("event", boom)
-        timer.on("error", lambda _: 1 / 0)
-        with timer:
-            timer.post({})
-            dead.next()
-        logged = [r for r in caplog.records if "a listener of 'error' raised" in r.message]
-        assert 2 == len(logged)
-        assert all(r.exc_info[0] is ZeroDivisionError for r in logged)
-
-    @pytest.mark.fault("F75")
     def test_an_error_without_a_listener_is_logged_once(self, make, caplog):
         """If 'error' has no listener, the error is logged once."""
         timer = make(backoff=LATER)
@@ -430,20 +398,6 @@ class TestOwnEvent:
             assert [] == list(timer.dead())
         assert [Cancelled.IN_FLIGHT] == told
         assert retries.empty()
-
-    @pytest.mark.fault("F81")
-    def test_an_event_in_flight_cannot_be_rescheduled(self, make):
-        """
-        An event in flight cannot be rescheduled: the result is False, and the handler's return
-        confirms it.
-        """
-        timer = make()
-        told = []
-        timer.on("event", lambda events: told.append(timer.reschedule(events[0].id, LATER)))
-        with timer:
-            id = timer.post({})
-            eventually(lambda: timer.peek(id) is None)
-        assert [False] == told
 
     @pytest.mark.fault("F82")
     def test_a_second_confirm_returns_true(self, make):
@@ -615,24 +569,6 @@ class TestBatches:
             assert [1, 1, 1] == [timer.peek(id).attempt for id in ids[2:]]
         assert errors.empty()
 
-    @pytest.mark.fault("F83")
-    def test_no_more_events_are_claimed_than_free_threads_can_start(self, make):
-        """
-        The handler threads' capacity limits the events in flight; other nodes can claim the
-        rest.
-        """
-        timer = make(max_events=2, concurrency=2)
-        handler = Gated(timer)
-        timer.post_many([({}, 0)] * 9)
-        with timer:
-            assert [2, 2] == [len(handler.begun()) for _ in range(2)]
-            takes_a_turn(timer)
-            assert (4, 5) == (timer.stats().in_flight, timer.stats().scheduled)
-            assert 2 == timer.health().handlers
-            assert 0 == handler.waiting
-            handler.go_on(9)
-            eventually(lambda: timer.stats().totals.get("confirmed") == 9)
-
     def test_max_events_may_change_while_joined(self, make):
         """If max_events is set while the node runs, it applies from the next batch."""
         timer = make()
@@ -651,49 +587,6 @@ class TestBatches:
 
 class TestLease:
     """How long a node holds an event."""
-
-    def test_heartbeats_keep_the_lease_of_a_running_handler(self, make, score):
-        """
-        A handler that runs for several leases keeps its event: heartbeats renew the lease on the
-        server, and no other node gets the event.
-        """
-        timer = make(lease=SHORT)
-        lost = Catch(timer, "lease_lost")
-        handler = Gated(timer)
-        with timer:
-            id = timer.post({})
-            (ev,) = handler.begun()
-            first = score(id)
-            eventually(lambda: score(id) > first + 3 * SHORT * 1000)
-            assert 1 == timer.peek(id).attempt
-            handler.go_on()
-            eventually(lambda: timer.peek(id) is None)
-            assert ev.confirm() is True
-        assert lost.empty()
-        assert 1 == timer.stats().totals["started"]
-
-    @pytest.mark.fault("F77")
-    def test_max_run_ends_the_heartbeats(self, make):
-        """
-        After max_run a handler no longer keeps its event: another node gets it, the handler sees
-        lease_lost, and health() counts the handler as stuck.
-        """
-        timer = make("slow", lease=SHORT, max_run=SHORT, max_retries=5)
-        handler = Gated(timer)
-        other = make("other", poll_interval=50, auto_confirm=False)
-        caught = Catch(other, "event")
-        with timer:
-            timer.post({})
-            (ev,) = handler.begun()
-            assert 0 == timer.health().stuck
-            with other:
-                (again,) = caught.next()
-                assert 2 == again.attempt
-                assert 1 == timer.health().stuck
-                assert ev.lease_lost
-                assert ev.confirm() is False
-                assert again.confirm() is True
-                handler.go_on()
 
     def test_another_thread_may_confirm_later(self, make):
         """

@@ -247,7 +247,9 @@ class TestJoin:
             timer = make(url=user, poll_interval=50)
             caught, errors = Catch(timer, "event"), Catch(timer, "error")
             with timer:
-                assert "wakes do not arrive" in str(errors.next())
+                error = str(errors.next())
+                assert "wakes do not arrive" in error
+                assert "permission" in error
                 assert timer.health().deaf
                 timer.post({"n": 1})
                 assert [{"n": 1}] == caught.next()
@@ -627,24 +629,6 @@ class TestLeave:
 @pytest.mark.fault("F69")
 class TestStorms:
     """Repeated and concurrent joins, leaves and posts."""
-
-    def test_two_hundred_joins_leave_nothing_behind(self, make, client):
-        """
-        After a node has joined and left two hundred times nothing is left, and it still receives
-        events.
-        """
-        timer = make()
-        caught = Catch(timer, "event")
-        with timer:
-            pass
-        with nothing_left(client):
-            for n in range(200):
-                timer.join()
-                if n % 20 == 0:
-                    timer.post({"n": n})
-                    assert [{"n": n}] == caught.next()
-                timer.leave(0)
-        assert [] == timer.nodes()
 
     def test_ten_threads_may_join_and_leave_concurrently(self, make, client):
         """Ten threads that join and leave one node in any order neither hang nor fail."""

@@ -9,7 +9,6 @@ import time
 import pytest
 from gated import Gated
 from leftovers import descriptors, threads
-from proxy import Proxy
 from servers import PATIENCE, PROMPT, Server, eventually
 from soundness import assert_sound
 
@@ -48,13 +47,6 @@ def node(own):
         eventually(lambda: len(client.client_list()) == 1)
     eventually(lambda: not threads())
     assert descriptors() <= before
-
-
-@pytest.fixture
-def proxy(server, clean):
-    """A proxy to the shared server."""
-    with Proxy(server) as proxy:
-        yield proxy
 
 
 @contextlib.contextmanager

@@ -329,10 +329,6 @@ class TestPayloads:
             told.add(warning.message)
         told.add(next(iter(node.dead())).error)
 
-    @pytest.fixture
-    def run(self, server, namespace, monkeypatch, capsys):
-        return runner(server, namespace, monkeypatch, capsys)
-
     def test_commands_do_not_repeat_a_payload(self, told, run, tmp_path):
         """A payload that cannot be read from an argument or a file is not repeated."""
         file = tmp_path / "lines"

@@ -25,13 +25,6 @@ from servers import PATIENCE, Running, Server, any_server, clear, connect, event
 
 
 @pytest.fixture
-def proxy(server):
-    """A proxy to the server of this worker."""
-    with Proxy(server) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 def through(proxy):
     """A client through the proxy, without retries."""
     with client_of(proxy) as client:

@@ -12,7 +12,7 @@ import weakref
 
 import pytest
 from gated import Gated
-from peers import Now, Peer, post
+from peers import Peer, post
 from servers import eventually
 from snapshot import Snapshot
 
@@ -22,11 +22,6 @@ from dtimer.store.store import Entry, Store
 from dtimer.testing import Catch
 
 LATER = 4_000_000_000_000
-
-
-@pytest.fixture
-def now():
-    return Now()
 
 
 @pytest.fixture
@@ -49,11 +44,6 @@ def make_store(client, namespace, now):
 @pytest.fixture
 def store(make_store):
     return make_store()
-
-
-@pytest.fixture
-def node(store):
-    return Peer(store, "node")
 
 
 def ms(us):
