@@ -39,7 +39,7 @@ def auto(at: float, run: tuple[str, int, int], **more: Any) -> Step:
 
 
 def tell(story: Story, steps: Sequence[Step]) -> Story:
-    """Record these steps, and return the story."""
+    """Record the steps in order, and return the same object."""
     for step in steps:
         step(story)
     return story

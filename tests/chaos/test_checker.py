@@ -41,7 +41,7 @@ from chaos.story import (
 )
 from chaos.table import as_json, as_text
 
-#: The time that a server's clock shows after a jump of a minute.
+#: The server's clock after a jump of a minute.
 JUMPED = server_us(60_000)
 
 #: A node whose process stops between these times, and one whose server cannot be reached.
@@ -546,7 +546,7 @@ class TestRollback:
 
     @pytest.fixture
     def rolled_back(self, story):
-        """A story with a failover that loses the last writes."""
+        """A history with a failover that loses the last writes."""
         story.fault("F42", 1000, 1500)
         return story
 
@@ -600,7 +600,7 @@ class TestReport:
 
     @pytest.fixture
     def broken(self, story):
-        """A story with a fault, a failure, and an event that is lost."""
+        """A history with a fault, a failure, and a lost event."""
         story.say(SUPERVISOR, 0, "phase", phase="faulty")
         story.fault(UNREACHABLE, 0, 100)
         story.say(SUPERVISOR, 200, "recovered", fault=UNREACHABLE, ms=350)
