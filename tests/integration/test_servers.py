@@ -79,18 +79,6 @@ class TestServer:
             with server.client() as client:
                 assert client.get("tea") is None
 
-    def test_arguments_override_the_defaults(self):
-        """Additional command-line arguments override the default ones."""
-        with Server(args=["--maxmemory", "50mb"]) as server, server.client() as client:
-            assert 50 * 1024 * 1024 == client.info("memory")["maxmemory"]
-
-    def test_settings_can_change_while_it_runs(self):
-        """The settings can be changed while the server runs."""
-        with Server() as server, server.client() as client:
-            server.configure(min_replicas_to_write=1, maxmemory="1mb")
-            assert "1" == client.config_get("min-replicas-to-write")["min-replicas-to-write"]
-            assert "1048576" == client.config_get("maxmemory")["maxmemory"]
-
     def test_a_replica_has_its_masters_data_and_can_be_promoted(self):
         """A replica has its master's data. After its promotion it accepts writes of its own."""
         with Server(tcp=True) as master, master.client() as client:
@@ -142,12 +130,6 @@ class TestServer:
             server.lose_power()
             server.start()
             assert kept == client.get("a")
-
-    def test_it_may_require_a_password(self):
-        """A server that refuses with an authentication error counts as started."""
-        locked = Server(args=["--requirepass", "secret"])
-        with locked as server, server.client(password="secret") as client:
-            assert client.ping()
 
     def test_a_paused_server_answers_later(self):
         """
@@ -247,39 +229,9 @@ class TestFixtures:
         left = f"dtimer:{{{namespace}-two}}:due"
         assert [left.encode()] == client.keys(f"dtimer:{{{namespace}*")
 
-    def test_a_client_returns_bytes(self, client, namespace):
-        """The client does not decode replies."""
-        client.set(f"dtimer:{{{namespace}}}", "ü")
-        assert "ü".encode() == client.get(f"dtimer:{{{namespace}}}")
-
-    def test_the_tcp_server_listens_on_tcp(self, tcp_server):
-        """The fixture ``tcp_server`` is a server on TCP."""
-        assert tcp_server.url.startswith("redis://127.0.0.1:")
-        with tcp_server.client() as client:
-            assert client.ping()
-
 
 class TestModes:
     """Modes of the proxy that affect all traffic."""
-
-    def test_by_default_everything_passes(self, through):
-        """By default a proxy forwards everything, of any size."""
-        large = os.urandom(3_000_000)
-        assert large == through.echo(large)
-
-    @pytest.mark.parametrize("tcp", [False, True])
-    def test_a_proxy_leads_to_a_socket_or_a_port(self, tcp):
-        """A proxy can lead to a unix socket or to a TCP port."""
-        with Server(tcp=tcp) as server, Proxy(server) as proxy, client_of(proxy) as client:
-            assert client.ping()
-            assert server.pid == client.info("server")["process_id"]
-
-    def test_pubsub_messages_pass(self, proxy, client, namespace):
-        """Messages that the server sends without a request pass too."""
-        with connect(proxy.url) as line:
-            assert b"subscribe" in ask(line, "SUBSCRIBE", namespace)
-            client.publish(namespace, "wake")
-            assert b"wake" in line.recv(1000)
 
     def test_lead_to_redirects_new_connections(self, server, proxy, through):
         """New connections lead to another server, and existing ones stay."""
