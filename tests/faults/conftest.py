@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from chaos.settings import HASTY
+from chaos.settings import PATIENT
 from proxy import Proxy
 from servers import LONGEST_CALL, Server
 
 from dtimer import DTimer
 from faults.expectations import Watch
+from faults.haste import hurried
 
 
 @pytest.fixture
@@ -64,7 +65,16 @@ def caller(watch, own):
 
 @pytest.fixture
 def hasty(watch, own):
-    """A timer that only posts, and whose calls have a short deadline."""
-    timer = _poster(watch, own, "hasty", **HASTY)
+    """A timer that only posts, and gives up soon. For a server that does not reply."""
+    timer = _poster(watch, own, "hasty", timeout=LONGEST_CALL)
+    with hurried(timer):
+        yield timer
+    timer.leave()
+
+
+@pytest.fixture
+def refused(watch, own):
+    """A timer that only posts, and whose every attempt lasts long enough for a refusal."""
+    timer = _poster(watch, own, "refused", timeout=PATIENT["timeout"])
     yield timer
     timer.leave()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import redis
-from chaos.settings import HASTY, PATIENT
+from chaos.settings import PATIENT
 from chaos.tapped import Lost, TappedSource
 from proxy import Proxy
 from servers import LATER, LONGEST_CALL, PATIENCE, eventually
@@ -127,21 +127,21 @@ REFUSALS = {
     ],
 )
 def test_a_post_fails_with_the_words_of_a_server_that_refuses_writes(
-    watch, own, caller, hasty, word
+    watch, own, caller, refused, word
 ):
     """
     The words name the cause, and nothing was stored. The node reports the refusal once and keeps
     trying. A handler that ends meanwhile is confirmed when the server accepts writes again.
     """
     held = Held()
-    node = watch.node(handler=held, lease=6_000, max_events=1, **HASTY)
+    node = watch.node(handler=held, lease=6_000, max_events=1)
     running = watch.post()
     held.begun()
     pending = watch.post(200)
     inject, words = REFUSALS[word]
     with watch.fault() as fault, inject(own, watch.client):
         with pytest.raises(StoreError, match=words) as caught:
-            watch.in_time(watch.post, 0, hasty, id="refused")
+            watch.in_time(watch.post, 0, refused, id="refused")
         assert not isinstance(caught.value, OutcomeUnknown)
         tries = watch.gauges.connects
         fault.felt()

@@ -7,11 +7,12 @@ import threading
 
 import pytest
 import redis
-from chaos.settings import HASTY
+from chaos.settings import HASTY, PATIENT
 from servers import PATIENCE, Server, eventually
 
 from dtimer import DTimer, LeaseLost, OutcomeUnknown, StateRollback, StoreError
 from faults.expectations import Watch
+from faults.haste import hurried
 from faults.held import Held
 
 pytestmark = pytest.mark.chaos
@@ -132,24 +133,25 @@ def test_a_confirm_of_unknown_outcome_is_not_reported_as_a_lost_lease(watch, own
     said, going_on = queue.SimpleQueue(), threading.Event()
 
     def confirm(ev):
-        if ev.get("freeze"):
-            own.pause()
-        try:
+        if not ev.get("freeze"):
             said.put(ev.confirm())
-        except StoreError as e:
-            said.put(e)
-            assert going_on.wait(PATIENCE)
+            return
+        own.pause()
+        with hurried(node.timer), pytest.raises(StoreError) as caught:
+            ev.confirm()
+        said.put(caught.value)
+        assert going_on.wait(PATIENCE)
 
-    node = watch.node(handler=confirm, **HASTY)
+    # The lease outlasts the freeze: otherwise a claim could run before the confirm afterwards.
+    node = watch.node(handler=confirm, lease=6_000)
     # Load the script with an event before the freeze: an unknown script would not be executed.
     watch.post()
     assert said.get(timeout=PATIENCE)
-    # Open every connection that the confirm may use. A confirm that had to connect first would
-    # fail definitely.
+    # Hold four connections at a time, so that more are open than the threads of the node hold. A
+    # confirm that had to connect first would fail definitely.
     line = node.timer._store._line
-    for lane in [line._take() for _ in range(4)]:
-        line._idle.append(lane)
-        node.timer.peek("nothing")
+    for asked in [line.ask("peek", "nothing") for _ in range(4)]:
+        asked.answer()
     with watch.fault() as fault:
         id = watch.post(more={"freeze": True})
         assert isinstance(said.get(timeout=PATIENCE), OutcomeUnknown)
@@ -182,7 +184,7 @@ def test_a_post_delayed_beyond_its_deadline_takes_effect_at_most_once(watch, own
 
 
 @pytest.mark.fault("F24")
-def test_a_post_fails_definitely_while_the_server_is_busy(watch, own, hasty):
+def test_a_post_fails_definitely_while_the_server_is_busy(watch, own, refused):
     """
     BUSY means that the server has not executed the call. The node reports it once, and renews the
     lease of a running handler as soon as the script has ended.
@@ -195,7 +197,7 @@ def test_a_post_fails_definitely_while_the_server_is_busy(watch, own, hasty):
         script = EndlessScript(own, busy=50)
         eventually(lambda: "BUSY" in str(node.timer.health().error))
         with pytest.raises(StoreError, match="BUSY") as caught:
-            watch.in_time(watch.post, 0, hasty)
+            watch.in_time(watch.post, 0, refused)
         assert not isinstance(caught.value, OutcomeUnknown)
         fault.felt()
         assert not ev.lease_lost
@@ -216,7 +218,7 @@ def test_a_post_fails_definitely_while_the_server_is_loading():
     args = ["--key-load-delay", "-10"]
     with Server(tcp=True, appendonly=True, args=args) as own, Watch(own, "chaos") as watch:
         node = watch.node()
-        caller = DTimer("caller", own.url, ns=watch.ns, **HASTY)
+        caller = DTimer("caller", own.url, ns=watch.ns, timeout=PATIENT["timeout"])
         before = watch.post(500)
         with watch.fault() as fault:
             own.kill9()
