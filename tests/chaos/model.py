@@ -1,11 +1,13 @@
 """
-What the store promises, as plain dictionaries: written from the docs, not from the scripts.
+A model of the store: its promises in plain dictionaries, written from the docs, not from scripts.
 
-It is told the time and what was asked, and says what has to come of it. The two things
-that the docs leave open it is told as well: how many due events are kept for nodes that
-were told to come, and which tokens were given out (only that they grow is promised).
+The state machine compares a real store with the model. A rehearsal uses the model as its server.
 
-Times are µs, ids are str.
+Each method is one call. It receives the time, and returns the reply that the store must give. The
+docs leave two facts open, which the caller provides: how many due events stay unclaimed for nodes
+that were woken, and the tokens, of which the docs only promise that they increase.
+
+Times are in µs.
 """
 
 from __future__ import annotations
@@ -13,19 +15,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-#: After so long a node that did not ask is forgotten by the next that joins.
+#: If a node has not claimed for this long, the next node that joins removes it.
 SILENT = 60_000_000
 
-#: A queued occurrence is looked at again after this, whatever happens.
+#: The server looks at a queued occurrence again after this time, even if nothing else happens.
 REMIND = 1_000_000
 
-#: ``misfire="all"`` makes good for so many.
+#: ``misfire="all"`` delivers at most this many missed occurrences.
 MOST_BEHIND = 1_000
 
 
 @dataclass
 class Event:
-    """One pending event; ``token`` is None while it is not in flight."""
+    """
+    A pending event.
+
+    Attributes:
+        starts: How many attempts were counted.
+        token: The token of the current claim, None if the event is not in flight.
+        late_bound: No node may claim the event before it is due. Either the user chose the id, so
+            that the event may be replaced until then, or the event is an occurrence.
+    """
 
     id: str
     due: int
@@ -37,16 +47,17 @@ class Event:
     lease_end: int = 0
     cancelled: bool = False
     missed: int = 0
+    late_bound: bool = False
 
     @property
     def score(self) -> int:
-        """When it is handed out next."""
+        """When the event can be claimed next."""
         return self.due if self.token is None else self.lease_end
 
 
 @dataclass
 class Letter:
-    """A dead letter."""
+    """A dead letter. ``died`` is the time of its death."""
 
     starts: int
     reason: str
@@ -56,7 +67,7 @@ class Letter:
 
 @dataclass
 class Schedule:
-    """An interval; ``next`` is the nominal time of the occurrence that is pending."""
+    """A schedule with an interval. ``next`` is the nominal time of the pending occurrence."""
 
     print: tuple[Any, ...]
     every: int
@@ -73,13 +84,13 @@ class Schedule:
     waits: int | None = None
 
     def after(self, nominal: int) -> int:
-        """The nominal time that follows."""
+        """Return the first nominal time after *nominal*."""
         return self.anchor + ((nominal - self.anchor) // self.every + 1) * self.every
 
 
 @dataclass
 class Model:
-    """A namespace."""
+    """The state of one namespace."""
 
     pending: dict[str, Event] = field(default_factory=dict)
     dead: dict[str, Letter] = field(default_factory=dict)
@@ -92,7 +103,7 @@ class Model:
     # -------------------------------------------------------------------------------- posting
 
     def in_line(self, when: int) -> int:
-        """Move *when* behind what is due within the same millisecond of it."""
+        """Return the first moment after the events that are due within a millisecond of *when*."""
         for _ in range(20):
             within = [e.score for e in self.pending.values() if when <= e.score <= when + 999]
             if not within:
@@ -105,18 +116,28 @@ class Model:
     def post(
         self, now: int, entries: list[tuple[Event, bool]], policy: str
     ) -> tuple[list[bool], str]:
-        """Post; returns which were stored, and the id that all of them were refused for."""
+        """
+        Post events.
+
+        Args:
+            now: The server's time.
+            entries: The events. True puts an event after those of the same millisecond.
+            policy: What to do if an id exists.
+
+        Returns:
+            For each event whether it was stored, and the id because of which all were refused.
+        """
         stored: list[Event] = []
-        told = []
+        reply = []
         for event, behind in entries:
             when = max(event.due, now)
             if behind:
                 when = self.in_line(when)
             there = self.pending.get(event.id)
             if there is not None and there.token is not None:
-                # An id that we make is new, or it is not taken.
+                # A generated id must be new, so that not even a cancelled event may have it.
                 gone = there.cancelled and policy != "mint"
-                # What is in flight has no due time to compare.
+                # An event in flight has no due time to compare.
                 if gone or policy in ("earliest", "latest"):
                     there = None
             if there is not None and policy in ("mint", "error"):
@@ -126,18 +147,18 @@ class Model:
                 or (policy == "earliest" and there.due <= when)
                 or (policy == "latest" and there.due >= when)
             )
-            told.append(not kept)
+            reply.append(not kept)
             if not kept:
                 stored.append(replace(event, due=when))
         for event in stored:
             self.pending[event.id] = event
             self.dead.pop(event.id, None)
-        return told, ""
+        return reply, ""
 
     # ----------------------------------------------------------------------------- one event
 
     def cancel(self, now: int, id: str) -> str:
-        """Cancel; returns what the caller is told."""
+        """Cancel an event; return the outcome."""
         event = self.pending.get(id)
         if event is None:
             return "not_found"
@@ -152,7 +173,7 @@ class Model:
         return "cancelled"
 
     def reschedule(self, now: int, id: str, when: int) -> bool:
-        """Move a scheduled event."""
+        """Move an event that is not in flight."""
         event = self.pending.get(id)
         if event is None or event.token is not None:
             return False
@@ -160,7 +181,7 @@ class Model:
         return True
 
     def revive(self, now: int, id: str) -> bool:
-        """Give a dead letter another life."""
+        """Turn a dead letter into an event that is due now."""
         letter = self.dead.get(id)
         if letter is None or id in self.pending:
             return False
@@ -171,7 +192,7 @@ class Model:
         return True
 
     def trim(self, now: int, limit: int, age: int) -> int:
-        """Drop dead letters, the oldest first."""
+        """Delete dead letters, the oldest first; return how many."""
         oldest = sorted(self.dead, key=lambda name: (self.dead[name].died, name))
         gone = oldest[: max(0, len(oldest) - limit)]
         if not gone and age >= 0:
@@ -187,7 +208,7 @@ class Model:
     # ------------------------------------------------------------------------------- settling
 
     def settle(self, now: int, id: str, token: int, verdict: str, wait: int = 0) -> str:
-        """End one claim; returns what the holder is told. See also `ended`."""
+        """Settle one claim without its schedule; return the result. See `settle_all`."""
         event = self.pending.get(id)
         if event is None or event.token != token:
             return "stale"
@@ -212,7 +233,7 @@ class Model:
         return "done"
 
     def settle_all(self, now: int, settlements: list[tuple[str, int, str, int]]) -> list[str]:
-        """End several claims in one script: the confirmed first, as the wire has them."""
+        """Settle several claims in one script, confirmations first; return the results."""
         results = [""] * len(settlements)
         first = [i for i, s in enumerate(settlements) if s[2] == "confirm"]
         last = [i for i, s in enumerate(settlements) if s[2] != "confirm"]
@@ -227,29 +248,37 @@ class Model:
         return results
 
     def extend(self, now: int, id: str, token: int, lease: int, *, at_least: bool = False) -> bool:
-        """Renew a lease; *at_least*: shorten it not."""
+        """Renew a lease. With *at_least*, the lease never gets shorter."""
         event = self.pending.get(id)
         if event is None or event.token != token:
             return False
         event.lease_end = max(event.lease_end * at_least, now + lease)
         return True
 
-    # --------------------------------------------------------------------------------- a turn
+    # -------------------------------------------------------------------------------- claiming
 
     def due(self, now: int) -> list[Event]:
-        """What is to be handed out now, in order."""
+        """Return the events that can be claimed by *now*, in order."""
         found = [e for e in self.pending.values() if e.score <= now]
         return sorted(found, key=lambda e: (e.score, e.id.encode()))
 
     def take(
-        self, now: int, node: str, limit: int, lease: int, told: int, *, ahead: int
+        self, now: int, node: str, limit: int, lease: int, awaited: int, *, ahead: int
     ) -> tuple[list[Event], list[tuple[str, str]], bool]:
         """
-        Claim; returns the events handed out, the unfit with their reasons, and whether the
-        node was known. The caller gives out the tokens, in order.
+        Claim events for a node. The caller must set their tokens, in order.
 
-        What is due within *ahead* is claimed as well, unless it is to be judged when it is due:
-        the end of a lease, of an event's life, or an occurrence.
+        Args:
+            now: The server's time.
+            node: The name of the node.
+            limit: How many events the node wants.
+            lease: The length of a lease.
+            awaited: How many due events stay for other nodes, which were woken.
+            ahead: Events that are due within this time are claimed as well, if nothing need be
+                decided when they are due. An expired lease, an expiry and an occurrence need it.
+
+        Returns:
+            The claimed events, the buried ids with their reasons, and whether the node was known.
         """
         known = node in self.nodes
         self.asked[node] = now
@@ -258,20 +287,20 @@ class Model:
         due = self.due(now + ahead)
         claims: list[Event] = []
         buried: list[tuple[str, str]] = []
-        for id in [e.id for e in due[: max(0, min(limit, len(due) - told))]]:
-            # A schedule may just have put another in its place.
+        for id in [e.id for e in due[: max(0, min(limit, len(due) - awaited))]]:
+            # The schedule of an earlier event may have replaced this one.
             event = self.pending.get(id)
             if event and (event.score <= now or self._simple(event, now + ahead)):
-                self._hand_out(now, event, lease, claims, buried)
+                self._claim(now, event, lease, claims, buried)
         return claims, buried, known
 
     def _simple(self, event: Event, horizon: int) -> bool:
-        """Whether an event is to be handed out when it is due, and that is by the *horizon*."""
+        """Return True if an event is due by *horizon*, and nothing need be decided before."""
         expires = event.expires is not None and event.expires <= event.score
-        judged = event.token is not None or expires or self._scheduled(event.id)[0]
-        return event.score <= horizon and not judged
+        undecided = event.token is not None or expires or event.late_bound
+        return event.score <= horizon and not undecided
 
-    def _hand_out(
+    def _claim(
         self,
         now: int,
         event: Event,
@@ -300,7 +329,7 @@ class Model:
             claims.append(event)
 
     def join(self, now: int, node: str) -> None:
-        """Register a node, and forget the silent."""
+        """Register a node, and remove the silent ones."""
         for name, at in list(self.asked.items()):
             if at <= now - SILENT:
                 del self.asked[name]
@@ -309,7 +338,7 @@ class Model:
         self.asked[node] = now
 
     def leave(self, node: str) -> None:
-        """Strike a node off."""
+        """Remove a node."""
         self.nodes.discard(node)
         self.asked.pop(node, None)
 
@@ -323,7 +352,7 @@ class Model:
         if schedule.next is not None and not schedule.paused:
             id = f"{name}@{schedule.next}"
             self.dead.pop(id, None)
-            self.pending[id] = Event(id, schedule.next, schedule.payload, schedule.max_retries)
+            self.pending[id] = _occurrence(id, schedule.next, schedule)
 
     def _advance(self, id: str, schedule: Schedule, after: int | None) -> None:
         if schedule.left is not None:
@@ -333,7 +362,7 @@ class Model:
         self._put(id.rpartition("@")[0], schedule)
 
     def _meet(self, now: int, event: Event) -> bool:
-        """Whether an occurrence that is due may start; it is moved or dropped otherwise."""
+        """Return True if a due occurrence may start; otherwise move or drop it."""
         schedule, nominal = self._scheduled(event.id)
         if schedule is None or schedule.next != nominal:
             return True
@@ -365,7 +394,7 @@ class Model:
         return True
 
     def ended(self, now: int, id: str) -> None:
-        """The occurrence that others may be waiting for is over."""
+        """If an occurrence has ended, make the one due that waits for its end."""
         schedule, nominal = self._scheduled(id)
         if schedule is None or schedule.running != nominal:
             return
@@ -375,7 +404,7 @@ class Model:
             pending.due = now
 
     def declare(self, now: int, name: str, new: Schedule, start: int | None) -> str:
-        """Declare a schedule: new, changed or the same."""
+        """Declare a schedule; return whether it is new, changed or the same."""
         old = self.schedules.get(name)
         if old is not None and old.print == new.print:
             return "same"
@@ -392,7 +421,7 @@ class Model:
         else:
             new.anchor = now + new.every
         if first is None:
-            # What was handed out stays so, also where the clock was set back since.
+            # A time that was delivered is not repeated, even if the clock was set back since.
             reached = max(now, new.last or 0)
             over = old is not None and new.anchor <= reached
             first = new.after(reached) if over else new.anchor
@@ -410,7 +439,7 @@ class Model:
         return True
 
     def suspend(self, name: str, on: bool) -> bool:
-        """Pause one schedule, or let it go on."""
+        """Pause one schedule, or resume it; return whether that changed anything."""
         schedule = self.schedules.get(name)
         if schedule is None or schedule.paused == on:
             return False
@@ -422,6 +451,9 @@ class Model:
         return True
 
     def run_now(self, now: int, name: str, id: str) -> None:
-        """Hand out one occurrence more, of the id that was given to it."""
-        schedule = self.schedules[name]
-        self.pending[id] = Event(id, now, schedule.payload, schedule.max_retries)
+        """Post an additional occurrence under *id*, which the caller provides."""
+        self.pending[id] = _occurrence(id, now, self.schedules[name])
+
+
+def _occurrence(id: str, due: int, schedule: Schedule) -> Event:
+    return Event(id, due, schedule.payload, schedule.max_retries, late_bound=True)

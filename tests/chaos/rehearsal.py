@@ -1,9 +1,9 @@
 """
-A run that never happened: correct processes around a correct server, in a time of its own.
+Simulate a run: correct processes and a correct server, on a simulated clock.
 
-Everything that may go wrong does: replies are lost, calls give up and act later, processes
-are stopped and killed, the server is away. What is recorded is what real ones would have
-recorded. So the checker has to accept it, whatever the seed, and has to notice when it is changed.
+The simulation has faults of every kind: replies are lost, calls give up and act later, processes
+are stopped and killed, and the server does not answer. The processes record what real ones would.
+So the checker must accept the history for every seed, and must reject it after a wrong change.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from chaos.model_server import AHEAD
-from chaos.stage import MS, TIMEOUT, Process, Record, Stage
+from chaos.stage import AHEAD, MS, TIMEOUT, Process, Record, Stage
 
 LEASE = 600 * MS
 
 
 class Rehearsal(Stage):
     """
+    A simulated run.
+
     Args:
-        seed: Of everything that is left to chance.
-        posts: How many events are posted, about.
-        nodes: How many nodes there are.
-        trouble: Whether anything goes wrong.
-        pace: Mean time between two calls of the poster, in ms.
+        seed: Decides everything.
+        posts: About how many events are posted.
+        nodes: The number of nodes.
+        trouble: Inject faults.
+        pace: The mean time between two calls of the poster, in ms.
     """
 
     def __init__(
@@ -38,13 +39,13 @@ class Rehearsal(Stage):
         self._draining = False
         self._names = [f"node-{i + 1}" for i in range(nodes)]
         self._ids = [f"e{i}" for i in range(max(4, posts // 3))]
-        # Of the library's making, each posted once.
+        # Generated ids, each of which is posted once.
         self._minted: list[str] = []
         self._poster = Process("poster.10")
         self._nodes: dict[str, Process] = {}
 
     def play(self) -> dict[str, list[Record]]:
-        """Play it to its end, and return the records of each process."""
+        """Simulate the run to its end, and return the records of each process."""
         self.ask_the_time()
         for name in self._names:
             self._start(name)
@@ -52,7 +53,7 @@ class Rehearsal(Stage):
         if self.trouble:
             self.after(self.random.uniform(50, 300), None, self._strike)
         self.run()
-        self.say(None, "final", pending=[], dead=list(self.server.dead.values()), sound=True)
+        self.say(None, "final", pending=[], dead=self.server.letters(), sound=True)
         return self.records
 
     # --------------------------------------------------------------------------------- poster
@@ -113,7 +114,7 @@ class Rehearsal(Stage):
 
         self.trouble = False
         end = lambda: self.server.unschedule("beat")  # noqa: E731
-        # What was not known when all this began is known by then.
+        # By then, all late requests have acted.
         self.after(
             8_000,
             self._poster,
@@ -132,7 +133,7 @@ class Rehearsal(Stage):
         self.after(1, node, lambda: self._turn(node))
 
     def _turn(self, node: Process) -> None:
-        """Settle, claim, and go on: a turn is asked again until it is answered."""
+        """Settle and claim, and plan what follows; a claim is sent again until it is answered."""
         if node.busy:
             return
         settling, node.settling = node.settling, []
@@ -177,19 +178,19 @@ class Rehearsal(Stage):
         letters: list[Record],
     ) -> None:
         for (run, _), result in zip(settling, results, strict=True):
-            if result == "0":
+            if result == "stale":
                 which = {name: run[name] for name in ("id", "n", "tok")}
                 self.say(node, "auto", accepted=False, **which)
         for letter in letters:
             self.say(node, "expired" if letter["reason"] == "expired" else "dead", **letter)
         if claims:
-            # Counted from the answer, as long as was left when it was given.
+            # The node waits, from the reply on, for the time that was left when the server replied.
             left = max(0, claims[0]["due"] - claims[0]["srv"]) / 1000
             wait = left + self.random.uniform(0, 1)
             self.after(wait, node, lambda: self._handle(node, claims[0]))
             return
         node.busy = False
-        if not (self._draining and not self.server.events and not node.settling):
+        if not (self._draining and not self.server.model.pending and not node.settling):
             self.after(self.random.uniform(2, 20), node, lambda: self._turn(node))
         else:
             self.say(node, "node", phase="end")
@@ -214,7 +215,7 @@ class Rehearsal(Stage):
         def word(op: str, verdict: str) -> None:
             def settle() -> Record:
                 result = self.server.settle(self.us(), run["id"], run["tok"], verdict, 20_000)
-                return {"accepted": result == "1"}
+                return {"accepted": result == "done"}
 
             def said(said: Record | None) -> None:
                 held["settled"] = said is not None

@@ -47,7 +47,7 @@ class TestCorrectRuns:
     def test_the_runs_contain_each_explanation_and_each_end(self):
         """Without redeliveries in them the runs would test little of the checker."""
         redelivered, counts = set(), set()
-        for seed in range(40):
+        for seed in range(60):
             verdict = verdict_on(Rehearsal(seed).play())
             redelivered |= set(+verdict.redelivered)
             counts |= set(+verdict.counts)
