@@ -106,37 +106,11 @@ class TestDefinition:
     @pytest.mark.parametrize(
         "cron",
         [
-            "",
-            " ",
-            "*",
-            "* * * *",
-            "* * * * * * *",
-            "60 * * * *",
-            "* 24 * * *",
-            "* * 0 * *",
-            "* * 32 * *",
-            "* * * 0 *",
-            "* * * 13 *",
-            "* * * * 8",
-            "-1 * * * *",
-            "5-1 * * * *",
-            "*/0 * * * *",
-            "1,,2 * * * *",
-            "a * * * *",
-            "* * * FOO *",
-            "* * * * MON#6",
-            "* * * * MON#0",
-            "* * * * L",
-            "60 * * * * *",
-            "0 0 30 2 *",
-            "0 0 31 4,6,9,11 *",
-            "@hurly",
-            "@",
-            "@reboot",
-            "\u0661 * * * *",
-            "* * * * *\x00",
-            5,
-            b"* * * * *",
+            *["", " ", "*", "* * * *", "* * * * * * *", "60 * * * *", "* 24 * * *", "* * 0 * *"],
+            *["* * 32 * *", "* * * 0 *", "* * * 13 *", "* * * * 8", "-1 * * * *", "5-1 * * * *"],
+            *["*/0 * * * *", "1,,2 * * * *", "a * * * *", "* * * FOO *", "* * * * MON#6"],
+            *["* * * * MON#0", "* * * * L", "60 * * * * *", "0 0 30 2 *", "0 0 31 4,6,9,11 *"],
+            *["@hurly", "@", "@reboot", "\u0661 * * * *", "* * * * *\x00", 5, b"* * * * *"],
         ],
     )
     def test_refuses_invalid_expressions_and_those_that_never_match(self, cron):
@@ -257,140 +231,57 @@ BERLIN, NEW_YORK, LORD_HOWE = "Europe/Berlin", "America/New_York", "Australia/Lo
 BEIRUT, SANTIAGO, APIA = "Asia/Beirut", "America/Santiago", "Pacific/Apia"
 
 
+#: Expression, zone, moment, and the first times after it. An indented line continues the row
+#: above.
+DAYLIGHT_SAVING = """
+# The clock goes forward, 02:00 to 03:00: once, at the first moment after the gap.
+30 2 * * * | BERLIN | 2027-03-27 12:00 | 03-28 03:00:00 +0200, 03-29 02:30:00 +0200
+0,15,30,45 2 * * * | BERLIN | 2027-03-27 12:00 | 03-28 03:00:00 +0200, 03-29 02:00:00 +0200
+0 2,3 * * * | BERLIN | 2027-03-27 12:00 | 03-28 03:00:00 +0200, 03-29 02:00:00 +0200
+15 30 2 * * * | BERLIN | 2027-03-27 12:00 | 03-28 03:00:00 +0200, 03-29 02:30:15 +0200
+30 2 * * * | NEW_YORK | 2027-03-13 12:00 | 03-14 03:00:00 -0400, 03-15 02:30:00 -0400
+15 2 * * * | LORD_HOWE | 2027-10-02 12:00 | 10-03 02:30:00 +1100, 10-04 02:15:00 +1100
+0 0 * * * | BEIRUT | 2027-03-27 12:00 | 03-28 01:00:00 +0300, 03-29 00:00:00 +0300
+0 0 0 * * * | BEIRUT | 2027-03-27 12:00 | 03-28 01:00:00 +0300, 03-29 00:00:00 +0300
+# Hours with a star follow the local clock: no time in the gap.
+0 */2 * * * | BERLIN | 2027-03-28 00:00 | 03-28 04:00:00 +0200
+30 * * * * | BERLIN | 2027-03-28 01:00 | 03-28 01:30:00 +0100, 03-28 03:30:00 +0200
+* 2 * * * | BERLIN | 2027-03-27 12:00 | 03-29 02:00:00 +0200
+# The clock goes back, 03:00 to 02:00: a fixed hour once, at the first of the two.
+30 2 * * * | BERLIN | 2027-10-30 12:00 | 10-31 02:30:00 +0200, 11-01 02:30:00 +0100
+0 30 2 * * * | BERLIN | 2027-10-30 12:00 | 10-31 02:30:00 +0200, 11-01 02:30:00 +0100
+30 1 * * * | NEW_YORK | 2027-11-06 12:00 | 11-07 01:30:00 -0400, 11-08 01:30:00 -0500
+45 1 * * * | LORD_HOWE | 2027-04-03 12:00 | 04-04 01:45:00 +1100, 04-05 01:45:00 +1030
+# A minute or an hour with a star fires each time the local clock reads it.
+30 * * * * | BERLIN | 2027-10-31 02:00 | 10-31 02:30:00 +0200, 10-31 02:30:00 +0100,
+    10-31 03:30:00 +0100
+*/30 2 * * * | BERLIN | 2027-10-31 01:00 | 10-31 02:00:00 +0200, 10-31 02:30:00 +0200,
+    10-31 02:00:00 +0100, 10-31 02:30:00 +0100
+*/15 1-2 * * * | LORD_HOWE | 2027-04-04 01:20 | 04-04 01:30:00 +1100, 04-04 01:45:00 +1100,
+    04-04 01:30:00 +1030, 04-04 01:45:00 +1030, 04-04 02:00:00 +1030
+# After a moment in the second of the two hours, a fixed hour does not come again.
+30 2 * * * | BERLIN | 2027-10-31 02:10+1 | 11-01 02:30:00 +0100
+30 2 * * * | BERLIN | 2027-10-31 02:30 | 11-01 02:30:00 +0100
+# Samoa skipped 30 December 2011.
+0 12 * * * | APIA | 2011-12-29 00:00 | 12-29 12:00:00 -1000, 12-31 00:00:00 +1400,
+    12-31 12:00:00 +1400
+"""
+
+
+def table(text):
+    """Return the rows of a table, without its comments."""
+    return [row for row in text.replace("\n   ", "").strip().split("\n") if row[0] != "#"]
+
+
 @pytest.mark.fault("F55")
 class TestDaylightSavingTime:
     """The clock is put forward or back. The same table is in docs/recurring.rst."""
 
-    @pytest.mark.parametrize(
-        ("cron", "tz", "after", "expected"),
-        [
-            # The clock goes forward, 02:00 to 03:00: once, at the first moment after the gap.
-            (
-                "30 2 * * *",
-                BERLIN,
-                "2027-03-27 12:00",
-                ["03-28 03:00:00 +0200", "03-29 02:30:00 +0200"],
-            ),
-            (
-                "0,15,30,45 2 * * *",
-                BERLIN,
-                "2027-03-27 12:00",
-                ["03-28 03:00:00 +0200", "03-29 02:00:00 +0200"],
-            ),
-            (
-                "0 2,3 * * *",
-                BERLIN,
-                "2027-03-27 12:00",
-                ["03-28 03:00:00 +0200", "03-29 02:00:00 +0200"],
-            ),
-            (
-                "15 30 2 * * *",
-                BERLIN,
-                "2027-03-27 12:00",
-                ["03-28 03:00:00 +0200", "03-29 02:30:15 +0200"],
-            ),
-            (
-                "30 2 * * *",
-                NEW_YORK,
-                "2027-03-13 12:00",
-                ["03-14 03:00:00 -0400", "03-15 02:30:00 -0400"],
-            ),
-            (
-                "15 2 * * *",
-                LORD_HOWE,
-                "2027-10-02 12:00",
-                ["10-03 02:30:00 +1100", "10-04 02:15:00 +1100"],
-            ),
-            (
-                "0 0 * * *",
-                BEIRUT,
-                "2027-03-27 12:00",
-                ["03-28 01:00:00 +0300", "03-29 00:00:00 +0300"],
-            ),
-            (
-                "0 0 0 * * *",
-                BEIRUT,
-                "2027-03-27 12:00",
-                ["03-28 01:00:00 +0300", "03-29 00:00:00 +0300"],
-            ),
-            # Hours with a star follow the local clock: no time in the gap.
-            ("0 */2 * * *", BERLIN, "2027-03-28 00:00", ["03-28 04:00:00 +0200"]),
-            (
-                "30 * * * *",
-                BERLIN,
-                "2027-03-28 01:00",
-                ["03-28 01:30:00 +0100", "03-28 03:30:00 +0200"],
-            ),
-            ("* 2 * * *", BERLIN, "2027-03-27 12:00", ["03-29 02:00:00 +0200"]),
-            # The clock goes back, 03:00 to 02:00: a fixed hour once, at the first of the two.
-            (
-                "30 2 * * *",
-                BERLIN,
-                "2027-10-30 12:00",
-                ["10-31 02:30:00 +0200", "11-01 02:30:00 +0100"],
-            ),
-            (
-                "0 30 2 * * *",
-                BERLIN,
-                "2027-10-30 12:00",
-                ["10-31 02:30:00 +0200", "11-01 02:30:00 +0100"],
-            ),
-            (
-                "30 1 * * *",
-                NEW_YORK,
-                "2027-11-06 12:00",
-                ["11-07 01:30:00 -0400", "11-08 01:30:00 -0500"],
-            ),
-            (
-                "45 1 * * *",
-                LORD_HOWE,
-                "2027-04-03 12:00",
-                ["04-04 01:45:00 +1100", "04-05 01:45:00 +1030"],
-            ),
-            # A minute or an hour with a star fires each time the local clock reads it.
-            (
-                "30 * * * *",
-                BERLIN,
-                "2027-10-31 02:00",
-                ["10-31 02:30:00 +0200", "10-31 02:30:00 +0100", "10-31 03:30:00 +0100"],
-            ),
-            (
-                "*/30 2 * * *",
-                BERLIN,
-                "2027-10-31 01:00",
-                [
-                    "10-31 02:00:00 +0200",
-                    "10-31 02:30:00 +0200",
-                    "10-31 02:00:00 +0100",
-                    "10-31 02:30:00 +0100",
-                ],
-            ),
-            (
-                "*/15 1-2 * * *",
-                LORD_HOWE,
-                "2027-04-04 01:20",
-                [
-                    "04-04 01:30:00 +1100",
-                    "04-04 01:45:00 +1100",
-                    "04-04 01:30:00 +1030",
-                    "04-04 01:45:00 +1030",
-                    "04-04 02:00:00 +1030",
-                ],
-            ),
-            # After a moment in the second of the two hours, a fixed hour does not come again.
-            ("30 2 * * *", BERLIN, "2027-10-31 02:10+1", ["11-01 02:30:00 +0100"]),
-            ("30 2 * * *", BERLIN, "2027-10-31 02:30", ["11-01 02:30:00 +0100"]),
-            # Samoa skipped 30 December 2011.
-            (
-                "0 12 * * *",
-                APIA,
-                "2011-12-29 00:00",
-                ["12-29 12:00:00 -1000", "12-31 00:00:00 +1400", "12-31 12:00:00 +1400"],
-            ),
-        ],
-    )
-    def test_times_match_the_documented_table(self, cron, tz, after, expected):
+    @pytest.mark.parametrize("row", table(DAYLIGHT_SAVING))
+    def test_times_match_the_documented_table(self, row):
         """The first times after a moment, as local time with its offset."""
+        cron, zone, after, expected = row.split(" | ")
+        expected, tz = expected.split(", "), globals()[zone]
         found = fires(cron, tz, us(after, tz), len(expected))
         assert expected == [local(f, tz)[5:] for f in found]
 
@@ -546,26 +437,10 @@ class Oracle:
 
 
 ZONES = [
-    "UTC",
-    BERLIN,
-    "Europe/London",
-    "Europe/Dublin",
-    NEW_YORK,
-    "America/St_Johns",
-    "America/Havana",
-    SANTIAGO,
-    "America/Asuncion",
-    LORD_HOWE,
-    "Australia/Adelaide",
-    "Pacific/Auckland",
-    "Pacific/Chatham",
-    BEIRUT,
-    "Africa/Cairo",
-    "Africa/Casablanca",
-    "Asia/Kathmandu",
-    "Asia/Kolkata",
-    "Antarctica/Troll",
-    "Asia/Jerusalem",
+    *["UTC", BERLIN, "Europe/London", "Europe/Dublin", NEW_YORK, "America/St_Johns"],
+    *["America/Havana", SANTIAGO, "America/Asuncion", LORD_HOWE, "Australia/Adelaide"],
+    *["Pacific/Auckland", "Pacific/Chatham", BEIRUT, "Africa/Cairo", "Africa/Casablanca"],
+    *["Asia/Kathmandu", "Asia/Kolkata", "Antarctica/Troll", "Asia/Jerusalem"],
 ]
 
 
