@@ -125,7 +125,7 @@ class TestPost:
         run("post", '{"n": 1}', "1h", "--id", "tea")
         refused = run("post", '{"n": 2}', "1h", "--id", "tea", "--if-exists", "error")
         assert 1 == refused.code
-        assert "pending already" in refused.err
+        assert "already pending" in refused.err
         kept = run("post", '{"n": 3}', "1h", "--id", "tea", "--if-exists", "keep")
         assert (0, "tea") == (kept.code, kept.out.strip())
         assert "not stored: an event with the id tea exists already and was kept" in kept.err

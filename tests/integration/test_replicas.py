@@ -100,7 +100,7 @@ class TestUnreplicated:
         timer.post({}, at=LATER)
         link.blackhole()
         began = time.monotonic()
-        with pytest.raises(NotReplicated, match="'tea' is posted, and on 0 of 1") as raised:
+        with pytest.raises(NotReplicated, match="'tea' is posted, but only 0 of 1") as raised:
             timer.post({"n": 1}, at=LATER, id="tea", wait_replicas=1)
         assert time.monotonic() - began < PROMPT
         assert (["tea"], 1, 0) == (raised.value.ids, raised.value.wanted, raised.value.acknowledged)

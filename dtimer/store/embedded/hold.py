@@ -197,7 +197,7 @@ class Registry:
         interrupted by a signal handler that waits for the calling thread.
         """
         if not self._lock.acquire(timeout=4 * PATIENCE):
-            raise StoreError("no embedded server: another thread is starting one for too long")
+            raise StoreError("no embedded server: another thread takes too long to start one")
         try:
             yield
         finally:

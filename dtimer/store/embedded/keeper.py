@@ -47,7 +47,7 @@ LONGEST_LOG = 1024 * 1024
 
 
 class Keeper:
-    """Runs the server while there are handles: restarts it if it ends, and ends it at last."""
+    """Runs the server while there are handles, and restarts it if it ends."""
 
     def __init__(self, door: socket.socket, server: Process, where: str, kind: str) -> None:
         self._door = door
@@ -139,7 +139,7 @@ class Keeper:
         for hold, told in self._holds.items():
             if not told:
                 self._holds[hold] = self._ready
-                # An error means that the other end was closed; `_hear` then removes the handle.
+                # After an error, the next read finds that the other end was closed.
                 with contextlib.suppress(OSError):
                     hold.send(text.encode(errors="replace"))
 
