@@ -54,7 +54,7 @@ class Event(dict[str, Any]):
         schedule: The id of the schedule if the event is an occurrence of one, else None.
         nominal: The time that the schedule gives for this occurrence, in ms since the epoch; None
             if the event is not an occurrence.
-        missed: How many earlier nominal times, missed by then, this occurrence also stands for.
+        missed: How many other nominal times, all past, this occurrence also stands for.
     """
 
     __slots__ = (
@@ -245,7 +245,7 @@ class NodeInfo:
         host: The name of its machine.
         pid: Its process id.
         joined: When it joined, in ms since the epoch.
-        idle_ms: The time since Redis last received a command from it.
+        idle_ms: The time since the server last heard from it.
         waiting: True if it has a free handler thread, so that it can be woken for the next event.
         listening: False after a second without a listener of ``'event'``; it then gets no events.
     """

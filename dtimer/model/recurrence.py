@@ -249,8 +249,8 @@ def ahead_of(definition: Definition, known_us: int, now_us: int) -> tuple[int, l
     """
     Return the nominal times that follow the last stored one, without most of the missed ones.
 
-    Of the missed times only the last is returned, and it stands for the earlier ones. With
-    ``misfire="all"``, the last `MOST_BEHIND` are returned.
+    Of the missed times only the last is kept, and it stands for the earlier ones. With
+    ``misfire="all"``, the last `MOST_BEHIND` are kept. At most `AHEAD` times are returned.
 
     Returns:
         How many missed times were left out, the times, and True if no more will follow.
