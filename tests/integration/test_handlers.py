@@ -300,24 +300,6 @@ class TestListeners:
             takes_a_turn(timer)
             assert 0 == timer.peek(second).attempt
 
-    def test_a_corrupt_event_becomes_a_dead_letter(self, make, client, namespace):
-        """
-        A record that another program has written into the keys becomes a dead letter with its
-        bytes, and 'dead' is emitted. The next event is handled.
-        """
-        timer = make()
-        caught, dead = Catch(timer, "event"), Catch(timer, "dead")
-        keys = Keys.of(namespace)
-        client.hset(keys.body, "odd", b",3|not json \xff")
-        client.zadd(keys.due, {"odd": 1})
-        with timer:
-            told = dead.next()
-            assert ("odd", "corrupt") == (told.id, told.reason)
-            timer.post({"n": 1})
-            assert [{"n": 1}] == caught.next()
-            (letter,) = timer.dead()
-            assert (b"not json \xff", "corrupt") == (letter.raw.partition(b"|")[2], letter.reason)
-
 
 class TestOwnEvent:
     """A handler that calls the timer about its own event."""
