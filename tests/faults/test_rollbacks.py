@@ -217,8 +217,9 @@ class TestFailover:
         with master.client() as client:
             client.set("mark", 1)
             assert 1 == client.wait(1, PATIENCE * 1000)
+            link.blackhole()
+            # Read after the cut: a claim between the two would be replicated, and be later.
             began = server_ms(client)
-        link.blackhole()
         # The poster compares totals. So it must lose more posts than others make before its next.
         poster.post_many([({"n": 4}, 10_000_000)] * 100)
         poster.post({"n": 4}, at=LATER, id="gone")

@@ -56,7 +56,8 @@ def make():
     made = []
 
     def build(url, **options):
-        timer = DTimer("node", url, **PATIENT | options)
+        # TLS handshakes are slow on a busy machine.
+        timer = DTimer("node", url, **PATIENT | {"timeout": LONGEST_CALL} | options)
         made.append(timer)
         return timer
 
@@ -184,7 +185,7 @@ class TestTlsOnOneSide:
 
     def test_the_error_suggests_a_server_that_expects_tls(self, server, make):
         """Such a server closes a plain connection without a reply."""
-        timer = make(server.url().replace("rediss://", "redis://"))
+        timer = make(server.url().replace("rediss://", "redis://"), timeout=PATIENT["timeout"])
         with within(timer), pytest.raises(StoreError) as caught:
             timer.post({})
         assert PLAIN in str(caught.value)
@@ -192,7 +193,7 @@ class TestTlsOnOneSide:
     def test_the_error_suggests_a_server_without_tls(self, server, trusted, make):
         """Such a server does not reply to the handshake."""
         url = server.plain.url.replace("redis://", "rediss://")
-        timer = make(f"{url}?ssl_ca_certs={trusted}")
+        timer = make(f"{url}?ssl_ca_certs={trusted}", timeout=PATIENT["timeout"])
         with within(timer), pytest.raises(StoreError) as caught:
             timer.post({})
         assert SILENT in str(caught.value)
@@ -220,7 +221,8 @@ class TestTlsOnOneSide:
 
             thread = threading.Thread(target=listen)
             thread.start()
-            timer = make(f"rediss://user:hunter2@{ADDRESS}:{listening.getsockname()[1]}")
+            url = f"rediss://user:hunter2@{ADDRESS}:{listening.getsockname()[1]}"
+            timer = make(url, timeout=PATIENT["timeout"])
             with within(timer), pytest.raises(StoreError) as caught:
                 timer.post({"secret": "payload"})
             listening.shutdown(socket.SHUT_RDWR)
