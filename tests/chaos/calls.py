@@ -42,7 +42,7 @@ class Calls:
         return self._ended(op, self._pen.inv(op, **about))
 
     @staticmethod
-    def _about(payload: dict[str, Any], delay: float, **options: Any) -> dict[str, Any]:
+    def _fields(payload: dict[str, Any], delay: float, **options: Any) -> dict[str, Any]:
         about = {
             "id": options.get("id"),
             "n": payload["n"],
@@ -71,7 +71,7 @@ class Calls:
         The history has the id before the call, because a killed poster records nothing more.
         """
         options.setdefault("max_retries", 3)
-        with self._recorded("post", **self._about(payload, delay, **options)) as end:
+        with self._recorded("post", **self._fields(payload, delay, **options)) as end:
             # If the drawn id was taken, the timer has generated another one.
             posted = timer.post(payload, delay, **self._asked(options))
             end["id"], end["stored"] = posted, posted.stored
@@ -83,7 +83,7 @@ class Calls:
             for item in each:
                 options = {"max_retries": 3, **item}
                 payload, delay = options.pop("ev"), options.pop("delay")
-                about = self._about(payload, delay, **options)
+                about = self._fields(payload, delay, **options)
                 # The deadline is the client's, so the checker must not test that of the timer.
                 begun.append(self._pen.inv("post", burst=True, **about))
                 timer.post(payload, delay, pipe=pipe, **self._asked(options))
@@ -101,7 +101,7 @@ class Calls:
         """Post *each* with ``post_many``; return True if the call succeeded."""
         k: int | None = None
         for item in each:
-            k = self._pen.inv("post", k=k, **self._about(**{**item, "payload": item["ev"]}))
+            k = self._pen.inv("post", k=k, **self._fields(**{**item, "payload": item["ev"]}))
         assert k is not None
         with self._ended("post", k):
             timer.post_many(map(self._asked, each))
@@ -171,6 +171,6 @@ class Calls:
             end["accepted"] = queue.confirm(key)
 
     @staticmethod
-    def unless_away() -> contextlib.suppress:
+    def ignoring_outages() -> contextlib.suppress:
         """Suppress the errors of a call that only reads while Redis is down."""
         return contextlib.suppress(StoreError)

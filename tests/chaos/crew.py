@@ -175,14 +175,14 @@ class Crew:
     def _stderr(self, member: Member) -> Path:
         return self._folder / f"{member.name}.stderr"
 
-    def tend(self) -> None:
+    def replace_dead(self) -> None:
         """Replace the processes that have died."""
         for member in self.members:
             if member.process and member.process.poll() is not None:
-                self._buried(member)
+                self._record_exit(member)
                 self._begin(member)
 
-    def _buried(self, member: Member) -> None:
+    def _record_exit(self, member: Member) -> None:
         process = member.process
         assert process
         assert process.stdin
@@ -201,7 +201,7 @@ class Crew:
             if member.process:
                 member.sample()
 
-    def dismiss(self, *programs: str) -> None:
+    def end(self, *programs: str) -> None:
         """Let the processes that run these programs end properly, and wait for them."""
         leaving = [m for program in programs for m in self.of(program) if m.process]
         for member in leaving:
@@ -211,9 +211,9 @@ class Crew:
                 member.process.stdin.close()
         deadline = time.monotonic() + _ENDING
         for member in leaving:
-            self._await(member, deadline)
+            self._wait_for_end(member, deadline)
 
-    def _await(self, member: Member, deadline: float) -> None:
+    def _wait_for_end(self, member: Member, deadline: float) -> None:
         process = member.process
         assert process
         try:
@@ -225,7 +225,7 @@ class Crew:
                 eventually(lambda: self._stderr(member).stat().st_size, 1)
             process.kill()
             self.complaints.append(f"{member.name}.{process.pid} did not end in {_ENDING} s")
-        self._buried(member)
+        self._record_exit(member)
 
     def stderr(self) -> dict[str, str]:
         """Return the standard errors that are not empty, by the name of the process."""

@@ -56,7 +56,7 @@ class Event:
 
 
 @dataclass
-class Letter:
+class DeadLetter:
     """A dead letter. ``died`` is the time of its death."""
 
     starts: int
@@ -93,7 +93,7 @@ class Model:
     """The state of one namespace."""
 
     pending: dict[str, Event] = field(default_factory=dict)
-    dead: dict[str, Letter] = field(default_factory=dict)
+    dead: dict[str, DeadLetter] = field(default_factory=dict)
     schedules: dict[str, Schedule] = field(default_factory=dict)
     nodes: set[str] = field(default_factory=set)
     asked: dict[str, int] = field(default_factory=dict)
@@ -203,7 +203,7 @@ class Model:
 
     def _bury(self, now: int, event: Event, reason: str) -> None:
         del self.pending[event.id]
-        self.dead[event.id] = Letter(event.starts, reason, now, event)
+        self.dead[event.id] = DeadLetter(event.starts, reason, now, event)
 
     # ------------------------------------------------------------------------------- settling
 
@@ -262,7 +262,7 @@ class Model:
         found = [e for e in self.pending.values() if e.score <= now]
         return sorted(found, key=lambda e: (e.score, e.id.encode()))
 
-    def take(
+    def claim(
         self, now: int, node: str, limit: int, lease: int, awaited: int, *, ahead: int
     ) -> tuple[list[Event], list[tuple[str, str]], bool]:
         """

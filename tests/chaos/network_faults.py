@@ -10,8 +10,8 @@ from chaos.scene import Injection, Scene, injection
 @injection("F01")
 def lose_a_reply(scene: Scene) -> Injection:
     """Lose the reply to an executed command; close the connection, or leave it open."""
-    who = scene.anybody()
-    yield who.name, scene.for_(1, 2)
+    who = scene.any_member()
+    yield who.name, scene.seconds(1, 2)
     who.proxy.drop_reply_once(close=scene.rng.random() < 0.7)
     yield
     yield who.proxy.wait_dropped(0)
@@ -20,8 +20,8 @@ def lose_a_reply(scene: Scene) -> Injection:
 @injection("F02")
 def close_within_a_reply(scene: Scene) -> Injection:
     """Close a connection within a reply, or right after it."""
-    who = scene.anybody()
-    yield who.name, scene.for_(1, 2)
+    who = scene.any_member()
+    yield who.name, scene.seconds(1, 2)
     if scene.rng.random() < 0.3:
         who.proxy.close_reply_once()
     else:
@@ -46,21 +46,21 @@ def _blackhole(
 @injection("F03")
 def blackhole_commands(scene: Scene) -> Injection:
     """Let the commands of a process get neither a reply nor an error."""
-    return _blackhole(scene, scene.anybody(), scene.for_(0.3, 1.5), ears=False, commands=True)
+    return _blackhole(scene, scene.any_member(), scene.seconds(0.3, 1.5), ears=False, commands=True)
 
 
 @injection("F04")
 def blackhole_ears(scene: Scene) -> Injection:
     """Lose all messages to a node's subscription, without an error."""
-    return _blackhole(scene, scene.node(), scene.for_(1, 2.5), ears=True, commands=False)
+    return _blackhole(scene, scene.node(), scene.seconds(1, 2.5), ears=True, commands=False)
 
 
 @injection("F05")
 def reset(scene: Scene) -> Injection:
     """Reset, or half close, all connections of a process."""
-    who = scene.anybody()
+    who = scene.any_member()
     ways = [way for way in (who.proxy, who.ears) if way]
-    yield who.name, scene.for_(0.3, 1)
+    yield who.name, scene.seconds(0.3, 1)
     for way in ways:
         if scene.rng.random() < 0.5:
             way.cut()
@@ -73,8 +73,8 @@ def reset(scene: Scene) -> Injection:
 @injection("F07")
 def delay(scene: Scene) -> Injection:
     """Delay all bytes of a process."""
-    who = scene.anybody()
-    yield who.name, scene.for_(1.5, 3)
+    who = scene.any_member()
+    yield who.name, scene.seconds(1.5, 3)
     who.proxy.delay(scene.rng.uniform(5, 30))
     yield
     who.proxy.heal()
@@ -84,8 +84,8 @@ def delay(scene: Scene) -> Injection:
 @injection("F08")
 def narrow(scene: Scene) -> Injection:
     """Limit the bandwidth of a process."""
-    who = scene.anybody()
-    yield who.name, scene.for_(1, 2)
+    who = scene.any_member()
+    yield who.name, scene.seconds(1, 2)
     who.proxy.throttle(10_000)
     yield
     who.proxy.heal()
@@ -95,8 +95,8 @@ def narrow(scene: Scene) -> Injection:
 @injection("F108")
 def choke(scene: Scene) -> Injection:
     """Let only the beginning of each large reply reach a process, less than a large claim."""
-    who = scene.anybody()
-    yield who.name, scene.for_(2, 4)
+    who = scene.any_member()
+    yield who.name, scene.seconds(2, 4)
     who.proxy.choke(20_000)
     yield
     who.proxy.heal()
@@ -106,9 +106,9 @@ def choke(scene: Scene) -> Injection:
 @injection("F09")
 def refuse(scene: Scene) -> Injection:
     """Refuse the connections of a process."""
-    who = scene.anybody()
+    who = scene.any_member()
     ways = [way for way in (who.proxy, who.ears) if way]
-    yield who.name, scene.for_(0.5, 2)
+    yield who.name, scene.seconds(0.5, 2)
     for way in ways:
         way.refuse()
         way.cut()
@@ -121,5 +121,5 @@ def refuse(scene: Scene) -> Injection:
 @injection("F12")
 def cut_off(scene: Scene) -> Injection:
     """Cut a node off for longer than its leases last."""
-    seconds = scene.for_(2, 3.5) * LEASE / 1000
+    seconds = scene.seconds(2, 3.5) * LEASE / 1000
     return _blackhole(scene, scene.node(), seconds, ears=True, commands=True)

@@ -229,7 +229,7 @@ class Posting(Program):
     def revive(self) -> None:
         """Revive a dead letter."""
         letters = []
-        with self.calls.unless_away():
+        with self.calls.ignoring_outages():
             letters = [letter.id for letter in self.timer.dead(limit=50)]
         if letters:
             self.calls.revive(self.timer, self.rng.choice(letters))
@@ -256,7 +256,7 @@ class Posting(Program):
 
     def bulk(self) -> None:
         """Post many events, unless many are overdue already."""
-        with self.calls.unless_away():
+        with self.calls.ignoring_outages():
             if self.timer.stats().overdue > _BACKLOG:
                 return
         minted = self.rng.random() < _MINTED

@@ -10,7 +10,7 @@ from chaos.scene import Injection, Scene, injection
 def freeze_a_node(scene: Scene) -> Injection:
     """Stop a node for longer than its leases last, and let it continue."""
     who = scene.node()
-    yield who.name, scene.for_(1.5, 3) * LEASE / 1000
+    yield who.name, scene.seconds(1.5, 3) * LEASE / 1000
     who.freeze()
     yield
     who.thaw()
@@ -20,10 +20,10 @@ def freeze_a_node(scene: Scene) -> Injection:
 @injection("F58")
 def die_at_a_point(scene: Scene) -> Injection:
     """Kill a node at a critical point: after the server acted, before the node knows it."""
-    who = scene.mortal("handling")
+    who = scene.killable("handling")
     process = who.process
     assert process
-    yield who.name, scene.for_(1, 2)
+    yield who.name, scene.seconds(1, 2)
     who.tell(do="die", point=scene.rng.choice(DEATHS))
     yield
     yield process.poll() is not None
@@ -43,8 +43,8 @@ DEATHS = [
 @injection("F59")
 def kill_a_process(scene: Scene) -> Injection:
     """Kill a process at any point."""
-    who = scene.mortal()
-    yield who.name, scene.for_(0.2, 0.5)
+    who = scene.killable()
+    yield who.name, scene.seconds(0.2, 0.5)
     who.kill()
     yield
     yield True
@@ -55,7 +55,7 @@ def fail_a_thread(scene: Scene) -> Injection:
     """Let a thread of a node fail for lack of memory. The node records the failure."""
     who = scene.node()
     loop = scene.rng.choice(["claimer", "claimer", "hand", "listener", "herald"])
-    yield who.name, scene.for_(0.5, 1)
+    yield who.name, scene.seconds(0.5, 1)
     who.tell(do="fail", point=f"loop.{loop}")
     yield
     yield True
@@ -64,8 +64,8 @@ def fail_a_thread(scene: Scene) -> Injection:
 @injection("F49", server=True)
 def set_the_clock_forward(scene: Scene) -> Injection:
     """Set the server's clock forward, permanently."""
-    yield "server", scene.for_(0.5, 1)
-    scene.step(scene.for_(1, 4))
+    yield "server", scene.seconds(0.5, 1)
+    scene.move_clock(scene.seconds(1, 4))
     yield
     yield True
 
@@ -73,7 +73,7 @@ def set_the_clock_forward(scene: Scene) -> Injection:
 @injection("F50", server=True)
 def set_the_clock_back(scene: Scene) -> Injection:
     """Set the server's clock back, permanently."""
-    yield "server", scene.for_(0.5, 1)
-    scene.step(-scene.for_(1, 3))
+    yield "server", scene.seconds(0.5, 1)
+    scene.move_clock(-scene.seconds(1, 3))
     yield
     yield True

@@ -44,12 +44,12 @@ class Scene:
     #: The other servers of the cluster.
     others: Sequence[Server] = ()
 
-    def step(self, seconds: float) -> None:
-        """Set the server's clock forward, or back."""
+    def move_clock(self, seconds: float) -> None:
+        """Move the clock of the server forward, or back, by *seconds*."""
         self.ahead = max(_SLOWEST, min(_FASTEST, self.ahead + seconds))
         self.server.set_clock(self.ahead)
 
-    def anybody(self) -> Member:
+    def any_member(self) -> Member:
         """Choose one of all processes."""
         return self.rng.choice(self.crew.members)
 
@@ -57,16 +57,16 @@ class Scene:
         """Choose a node."""
         return self.rng.choice(self.crew.of("handling"))
 
-    def mortal(self, program: str | None = None) -> Member:
+    def killable(self, program: str | None = None) -> Member:
         """Choose one of the processes that may be killed."""
         members = self.crew.of(program) if program else self.crew.members
         return self.rng.choice([m for m in members if not m.setting.get("immortal")])
 
-    def for_(self, low: float, high: float) -> float:
+    def seconds(self, low: float, high: float) -> float:
         """Choose a duration in seconds."""
         return self.rng.uniform(low, high)
 
-    def shout(self, *command: str) -> socket.socket:
+    def send(self, *command: str) -> socket.socket:
         """Send a command without waiting for its reply; return the connection."""
         line = connect(self.server.url)
         line.sendall((" ".join(command) + "\r\n").encode())

@@ -24,7 +24,7 @@ def stat(scene: Scene, name: str) -> int:
 @injection("F13", server=True)
 def drop_the_idle(scene: Scene) -> Injection:
     """Let the server close connections that are idle for a second."""
-    yield "server", scene.for_(1.5, 2.5)
+    yield "server", scene.seconds(1.5, 2.5)
     scene.admin.config_set("timeout", 1)
     yield
     scene.admin.config_set("timeout", 0)
@@ -34,7 +34,7 @@ def drop_the_idle(scene: Scene) -> Injection:
 @injection("F14", server=True)
 def too_many_clients(scene: Scene) -> Injection:
     """Close all connections while the server accepts only a few clients."""
-    yield "server", scene.for_(0.5, 1.5)
+    yield "server", scene.seconds(0.5, 1.5)
     before = stat(scene, "rejected_connections")
     scene.admin.config_set("maxclients", 3)
     scene.admin.client_kill_filter(_type="normal", skipme=True)
@@ -47,7 +47,7 @@ def too_many_clients(scene: Scene) -> Injection:
 @injection("F19", server=True)
 def kill_the_server(scene: Scene) -> Injection:
     """Kill the server, and restart it from its append-only file."""
-    yield "server", scene.for_(0.1, 1.5)
+    yield "server", scene.seconds(0.1, 1.5)
     # With "everysec", the server may reply before it writes, if an fsync is under way. A kill then
     # loses acknowledged writes. `chaos.durability` measures that loss; the soak avoids it.
     scene.admin.config_set("appendfsync", "always")
@@ -73,7 +73,7 @@ def _answers(scene: Scene) -> bool:
 @injection("F22", server=True)
 def freeze_the_server(scene: Scene) -> Injection:
     """Stop the server; when it continues, it executes the commands that have arrived."""
-    yield "server", scene.for_(0.5, 2.5)
+    yield "server", scene.seconds(0.5, 2.5)
     scene.server.pause()
     yield
     scene.server.resume()
@@ -83,9 +83,9 @@ def freeze_the_server(scene: Scene) -> Injection:
 @injection("F23", server=True)
 def block_the_server(scene: Scene) -> Injection:
     """Block the server with a slow command of another client."""
-    seconds = scene.for_(0.5, 1.5)
+    seconds = scene.seconds(0.5, 1.5)
     yield "server", seconds
-    with scene.shout("DEBUG", "SLEEP", f"{seconds:.2f}") as line:
+    with scene.send("DEBUG", "SLEEP", f"{seconds:.2f}") as line:
         yield
         line.settimeout(5)
         yield line.recv(16).startswith(b"+OK")
@@ -94,8 +94,8 @@ def block_the_server(scene: Scene) -> Injection:
 @injection("F24", server=True)
 def busy(scene: Scene) -> Injection:
     """Block the server with an endless script of another client."""
-    yield "server", scene.for_(0.6, 1.5)
-    with scene.shout("EVAL", '"while true do end"', "0"):
+    yield "server", scene.seconds(0.6, 1.5)
+    with scene.send("EVAL", '"while true do end"', "0"):
         yield
         struck = False
         try:
@@ -110,7 +110,7 @@ def busy(scene: Scene) -> Injection:
 @injection("F25", server=True)
 def pause_clients(scene: Scene) -> Injection:
     """Let the server suspend its clients with CLIENT PAUSE."""
-    seconds = scene.for_(0.3, 1.2)
+    seconds = scene.seconds(0.3, 1.2)
     yield "server", seconds
     scene.admin.client_pause(round(seconds * 1000), all=scene.rng.random() < 0.5)
     yield
@@ -121,7 +121,7 @@ def pause_clients(scene: Scene) -> Injection:
 @injection("F26", server=True)
 def kill_clients(scene: Scene) -> Injection:
     """Let the server close all pub/sub connections, or all others."""
-    yield "server", scene.for_(0.3, 1)
+    yield "server", scene.seconds(0.3, 1)
     kind = scene.rng.choice(["pubsub", "normal"])
     killed = scene.admin.client_kill_filter(_type=kind, skipme=True)
     yield
@@ -133,7 +133,7 @@ def overflow(scene: Scene) -> Injection:
     """Overflow the output buffer of a node's subscription, which the node does not read."""
     who = scene.node()
     assert who.ears
-    yield who.name, scene.for_(0.5, 1.5)
+    yield who.name, scene.seconds(0.5, 1.5)
     limit = "client-output-buffer-limit"
     scene.admin.config_set(limit, "pubsub 32kb 16kb 1")
     keys = Keys.of(scene.ns)
@@ -157,7 +157,7 @@ _PUBLISH = "for i = 1, 200 do redis.call('PUBLISH', ARGV[1], ARGV[2]) end"
 @injection("F28", server=True)
 def flush_scripts(scene: Scene) -> Injection:
     """Let the server forget all scripts, twice."""
-    yield "server", scene.for_(0.1, 0.5)
+    yield "server", scene.seconds(0.1, 0.5)
     scene.admin.script_flush()
     yield
     scene.admin.script_flush()
@@ -188,7 +188,7 @@ def out_of_memory(scene: Scene) -> Injection:
 @injection("F33", server=True)
 def cannot_persist(scene: Scene) -> Injection:
     """Let the server refuse writes because it cannot save a snapshot."""
-    yield "server", scene.for_(1, 2)
+    yield "server", scene.seconds(1, 2)
     obstacle = scene.server.folder / "dump.rdb"
     obstacle.unlink(missing_ok=True)
     obstacle.mkdir()
@@ -205,7 +205,7 @@ def cannot_persist(scene: Scene) -> Injection:
 @injection("F34", server=True)
 def demote(scene: Scene) -> Injection:
     """Demote the server to a replica, which refuses writes."""
-    yield "server", scene.for_(0.5, 1.5)
+    yield "server", scene.seconds(0.5, 1.5)
     scene.admin.replicaof("127.0.0.1", 1)
     yield
     struck = _refuses(scene, "ReadOnly")
@@ -216,7 +216,7 @@ def demote(scene: Scene) -> Injection:
 @injection("F36", server=True)
 def no_replicas(scene: Scene) -> Injection:
     """Let the server refuse writes because it has too few replicas."""
-    yield "server", scene.for_(0.5, 1.5)
+    yield "server", scene.seconds(0.5, 1.5)
     scene.admin.config_set("min-replicas-to-write", 1)
     yield
     struck = _refuses(scene, "NOREPLICAS")
@@ -227,7 +227,7 @@ def no_replicas(scene: Scene) -> Injection:
 @injection("F103", server=True)
 def refuse_the_user(scene: Scene) -> Injection:
     """Change the user's password, disable the user or delete it, and close its connections."""
-    yield "server", scene.for_(0.5, 1)
+    yield "server", scene.seconds(0.5, 1)
     how = scene.rng.choice([["off"], ["resetpass", ">another"], []])
     if how:
         scene.admin.execute_command("ACL", "SETUSER", USER, *how)
@@ -243,7 +243,7 @@ def refuse_the_user(scene: Scene) -> Injection:
 @injection("F104", server=True)
 def deny(scene: Scene) -> Injection:
     """Take one of the required permissions from the user."""
-    yield "server", scene.for_(0.5, 1)
+    yield "server", scene.seconds(0.5, 1)
     denied = scene.rng.choice(["-evalsha", "-subscribe", "-publish", "-zadd", "resetchannels"])
     scene.admin.execute_command("ACL", "SETUSER", USER, denied)
     if denied == "-subscribe":
@@ -256,7 +256,7 @@ def deny(scene: Scene) -> Injection:
 @injection("F44")
 def hang_the_others(scene: Scene) -> Injection:
     """Stop the other servers of the cluster, in addition to any other active fault."""
-    yield "others", scene.for_(1.0, 3.0)
+    yield "others", scene.seconds(1.0, 3.0)
     for other in scene.others:
         other.pause()
     yield

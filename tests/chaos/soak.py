@@ -172,17 +172,17 @@ class Soak:
         self._start_all()
         self._await_all()
         self._phase("healthy")
-        self._last(_BEFORE)
+        self._keep_running(_BEFORE)
         self._phase("faulty")
-        self._suffer(60 * self.plan.minutes - _BEFORE - _AFTER)
+        self._inject_faults(60 * self.plan.minutes - _BEFORE - _AFTER)
         self.nemesis.heal()
         self._phase("healed")
-        self._last(_AFTER)
-        self.crew.dismiss("posting")
+        self._keep_running(_AFTER)
+        self.crew.end("posting")
         self._drain()
         self._phase("drained")
-        self.crew.dismiss("handling", "reading")
-        self._finish()
+        self.crew.end("handling", "reading")
+        self._record_end()
         self._phase("checked")
         return self._report()
 
@@ -267,13 +267,13 @@ class Soak:
         self.pen.note("phase", phase=name)
         self._phases.append(time.monotonic())
 
-    def _last(self, seconds: float) -> None:
+    def _keep_running(self, seconds: float) -> None:
         """Keep the processes running for some seconds, without new faults."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self._tick()
 
-    def _suffer(self, seconds: float) -> None:
+    def _inject_faults(self, seconds: float) -> None:
         """Inject faults for some seconds, or until the requested events have been posted."""
         until = time.monotonic() + seconds
         while self._posted < self.plan.events if self.plan.events else time.monotonic() < until:
@@ -284,7 +284,7 @@ class Soak:
                 return
 
     def _tick(self) -> None:
-        self.crew.tend()
+        self.crew.replace_dead()
         now = time.monotonic()
         if now - self._asked > _ASK:
             self._asked = now
@@ -317,7 +317,7 @@ class Soak:
                     self.wrong.append(f"the drain makes no progress: {left} events are left")
                     return
 
-    def _finish(self) -> None:
+    def _record_end(self) -> None:
         """Record which events and dead letters are left, and whether the keys are sound."""
         self.wrong += self.crew.complaints
         self.wrong += [f"{name} wrote: {text[-2000:]}" for name, text in self.crew.stderr().items()]
@@ -343,11 +343,11 @@ class Soak:
             self.wrong.append(f"keys were left behind: {leaked}")
         self._hurried.close()
         try:
-            eventually(lambda: not self._others(), 5)
+            eventually(lambda: not self._open_connections(), 5)
         except AssertionError:
-            self.wrong.append(f"connections were left open: {self._others()}")
+            self.wrong.append(f"connections were left open: {self._open_connections()}")
 
-    def _others(self) -> list[dict[str, str]]:
+    def _open_connections(self) -> list[dict[str, str]]:
         """Return the connections of the server, without that of this client."""
         own = str(self.admin.client_id())
         return [client for client in self.admin.client_list() if client["id"] != own]

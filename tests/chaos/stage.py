@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from chaos.model import Event, Letter, Model, Schedule
+from chaos.model import DeadLetter, Event, Model, Schedule
 from chaos.occurrences import OCCURRENCE
 from chaos.story import MONO, SERVER
 
@@ -82,7 +82,7 @@ class Server:
 
     def claim(self, now: int, lease: int, limit: int = 1) -> tuple[list[Record], list[Record]]:
         """Claim events; return the claims, and the dead letters of events that could not start."""
-        events, buried, _ = self.model.take(now, "node", limit, lease, 0, ahead=AHEAD)
+        events, buried, _ = self.model.claim(now, "node", limit, lease, 0, ahead=AHEAD)
         for event in events:
             self.model.token = event.token = max(self.model.token + 1, now)
         letters = [_letter(self.model.dead[id]) for id, _ in buried]
@@ -94,7 +94,7 @@ class Server:
         return [_claim(now, self.model.pending[id]) for id in held]
 
     def declare(self, now: int, name: str, says: Record) -> Record:
-        """Declare a schedule, which must not differ from one that exists."""
+        """Declare a schedule, which must equal an existing one of this name."""
         payload = json.dumps({"n": None, "crc": says["crc"]})
         every, max_retries = says["every_us"], says["max_retries"]
         new = Schedule(
@@ -113,7 +113,7 @@ class Server:
         return [_letter(letter) for letter in self.model.dead.values()]
 
 
-def _letter(letter: Letter) -> Record:
+def _letter(letter: DeadLetter) -> Record:
     n = json.loads(letter.event.payload)["n"]
     return {"id": letter.event.id, "n": n, "attempt": letter.starts, "reason": letter.reason}
 
@@ -179,7 +179,7 @@ class Stage:
         return SERVER + (self.now - MONO) // 1000
 
     def say(self, process: Process | None, op: str, ph: str = "ok", **fields: Any) -> None:
-        """Add a record of *process*; without a process, of the supervisor."""
+        """Add a record of *process*, or of the supervisor if *process* is None."""
         p = process.p if process else "supervisor.9"
         self.records[p].append({"t": self.now, "p": p, "op": op, "ph": ph} | fields)
 

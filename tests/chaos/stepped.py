@@ -575,7 +575,7 @@ class World:
 
 
 @contextlib.contextmanager
-def told(world: World) -> Iterator[None]:
+def log_on_failure(world: World) -> Iterator[None]:
     """Print the last steps of *world* if the block fails."""
     try:
         yield

@@ -18,7 +18,7 @@ from leftovers import connections
 from servers import LIMIT, clear, eventually
 from soundness import assert_sound
 
-from chaos.stepped import World, told
+from chaos.stepped import World, log_on_failure
 
 pytestmark = pytest.mark.chaos
 
@@ -38,7 +38,7 @@ def run(client, seed, steps=STEPS):
     """Run the steps of one seed; return the world, with its log and the faults that it counted."""
     ns = f"s-{uuid.uuid4().hex[:12]}"
     try:
-        with World(client, ns, seed) as world, told(world):
+        with World(client, ns, seed) as world, log_on_failure(world):
             for _ in range(steps):
                 world.step()
             world.drain()

@@ -379,7 +379,7 @@ class Machine(RuleBasedStateMachine):
         registered = self.client.hkeys(keys.nodes)
         awaited = sum(n in registered and now - GRACE <= at <= now for n, at in planned.items())
         held = {id: (e.token, e.lease_end) for id, e in model.pending.items() if e.token}
-        claims, buried, known = model.take(now, name, limit, LEASE, awaited, ahead=ahead)
+        claims, buried, known = model.claim(now, name, limit, LEASE, awaited, ahead=ahead)
         actual = peer.turn(limit, *settlements, lease=LEASE // 1000, ahead=ahead / 1000)
         assert expected == [_RESULTS[result] for result in actual.results]
         assert buried == actual.buried
