@@ -191,8 +191,13 @@ class Leases:
 
     @staticmethod
     def _given_back(gen: Generation, earlier: Operation, run: Operation) -> str | None:
-        words = [word for word in gen.said(earlier, "retry", "release") if word.t <= run.t]
-        if any(word.op == "release" and word.ph != "no" for word in words):
+        words = [
+            word
+            for word in gen.said(earlier, "retry", "release")
+            # A refused call had no effect, so the handler's failure counts.
+            if word.t <= run.t and word.ph != "no"
+        ]
+        if any(word.op == "release" for word in words):
             return "released"
         failed = earlier.ph == "no" and earlier.end is not None and earlier.end <= run.t
         if any(word.unknown or accepted(word) for word in words):

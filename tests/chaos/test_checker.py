@@ -87,6 +87,12 @@ LEGAL = [
           say(NODE, 90, "dead", id="a", n=1, reason="failed", att=2),
           redelivered={"failed": 1}),
 
+    legal("a handler fails after its own retry was refused, so that the library retries",
+          post("a", 1), run("a", 1, 10, took=30, ph="no"),
+          word("retry", 20, began("a", 1, 10), ph="no", accepted=None),
+          run("a", 1, 110, p=OTHER, att=2),
+          redelivered={"failed": 1}),
+
     # A redelivery that the fault explains.
     legal("a node is killed in the handler",
           post("a", 1), run("a", 1, 10, took=None), kill(NODE, 50),
