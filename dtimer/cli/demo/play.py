@@ -123,7 +123,7 @@ class Play:
         self._url = url
         self._ns = ns
         self._view = view
-        self._cast = Cast()
+        self._processes = Cast()
         self._tally = Tally(NODES)
 
     def run(self) -> Outcome:
@@ -133,7 +133,7 @@ class Play:
         Raises:
             StoreError: Redis could not be reached, or a node could not join.
         """
-        cast, tally = self._cast, self._tally
+        cast, tally = self._processes, self._tally
         timer = DTimer("demo", self._url, ns=self._ns)
         try:
             timer.stats()  # Fail before any node is started if no server answers.
@@ -157,9 +157,9 @@ class Play:
     def _watch(self, patience: float, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + patience
         while not done() and time.monotonic() < deadline:
-            for node, report in self._cast.reports(FRAME):
+            for node, report in self._processes.reports(FRAME):
                 if report[0] == "fatal":
-                    self._cast.kill(node.name)
+                    self._processes.kill(node.name)
                 if text := self._tally.read(node, report):
                     self._view.note(text)
             self._view.show(self._tally)
