@@ -15,7 +15,7 @@ of the table:
     The most posts that were lost in one round.
 ``window ms``
     The longest time between the first and the last lost post of a round.
-``told``
+``reported``
     The lossy rounds after which the node or the poster reported the loss.
 """
 
@@ -49,7 +49,7 @@ class Outcome:
     rounds: int = 0
     acknowledged: int = 0
     lossy: int = 0
-    told: int = 0
+    reported: int = 0
     most: int = 0
     window: float = 0.0
 
@@ -57,13 +57,13 @@ class Outcome:
         """Return the results as a line of the table."""
         return (
             f"{self.setting:34} {self.fault:30} {self.rounds:3} {self.acknowledged:8}"
-            f" {self.lossy:6} {self.most:8} {self.window * 1000:9.0f} {self.told:5}"
+            f" {self.lossy:6} {self.most:8} {self.window * 1000:9.0f} {self.reported:8}"
         )
 
 
 HEAD = (
     f"{'setting':34} {'fault':30} {'n':>3} {'acked':>8} {'lossy':>6} {'most':>8}"
-    f" {'window ms':>9} {'told':>5}"
+    f" {'window ms':>9} {'reported':>8}"
 )
 
 
@@ -72,9 +72,9 @@ class Poster:
 
     def __init__(self, url: str, **options: object) -> None:
         self.acknowledged: list[tuple[float, str]] = []
-        self.told: list[Exception] = []
+        self.errors: list[Exception] = []
         self.timer = DTimer("poster", url, ns=NS, **{**OPTIONS, "timeout": 1_000, **options})
-        self.timer.on("error", self.told.append)
+        self.timer.on("error", self.errors.append)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -130,8 +130,8 @@ def count(
         outcome.window = max(outcome.window, lost[-1][0] - lost[0][0])
         # The node needs one poll, and the time to connect again.
         with contextlib.suppress(AssertionError):
-            eventually(lambda: any(isinstance(e, StateRollback) for e in errors + poster.told), 3)
-        outcome.told += any(isinstance(e, StateRollback) for e in errors + poster.told)
+            eventually(lambda: any(isinstance(e, StateRollback) for e in errors + poster.errors), 3)
+        outcome.reported += any(isinstance(e, StateRollback) for e in errors + poster.errors)
 
 
 SETTINGS: dict[str, list[str]] = {

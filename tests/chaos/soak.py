@@ -202,7 +202,7 @@ class Soak:
             self.nemesis.struck.pop("F66", None)
         if never := self.nemesis.never:
             self.wrong.append(f"a vacuous run: never injected: {', '.join(never)}")
-        self._phase("told")
+        self._phase("reported")
         memory = {pid: kib for m in self.crew.of("handling") for pid, kib in m.memory.items()}
         names = ["all well", "faults", "healed, drained", "left", "checked"]
         parts = zip(names, itertools.pairwise(self._phases), strict=False)

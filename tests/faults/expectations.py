@@ -203,7 +203,7 @@ class Watch:
             self._cheap(cost, len(self.posted) - posted)
             eventually(lambda: self._connected() <= before.connections + 2 * len(self.nodes) + 1)
         for node in struck:
-            assert [] == node.told_twice(before.at), node.said
+            assert [] == node.reported_twice(before.at), node.said
             gone = node.heard("disconnected", before.at)
             assert len(gone) <= outages, f"node {node.id} was cut off {len(gone)} times: {gone}"
             if silent:

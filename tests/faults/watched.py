@@ -72,18 +72,18 @@ class Node:
         """The id of the node."""
         return self.timer.id
 
-    def told_twice(self, since: float) -> list[str]:
+    def reported_twice(self, since: float) -> list[str]:
         """Return the reports since *since* that repeat an earlier one without a recovery."""
-        told: Counter[str] = Counter()
+        reports: Counter[str] = Counter()
         again = []
         state = "connected"
         for at, name, what in list(self.said):
             if name == "connected":
-                told.clear()
+                reports.clear()
             if name == "error" and not isinstance(what, HandlerError):
                 kind = f"{str(what).partition(':')[0]} ({type(what.__cause__ or what).__name__})"
-                told[kind] += 1
-                if told[kind] > 1 and at >= since:
+                reports[kind] += 1
+                if reports[kind] > 1 and at >= since:
                     again.append(kind)
             if name in ("connected", "disconnected"):
                 if name == state == "disconnected" and at >= since:
