@@ -83,7 +83,7 @@ class TestReschedule:
         assert 1_896_076_800_000 == timer.peek("tea").due
 
     def test_a_moment_without_a_zone_is_echoed_with_its_offset(self, run, timer):
-        """It was taken as local time; stderr shows what was understood."""
+        """The command takes it as local time; stderr shows the moment with its offset."""
         timer.post({}, HOUR, id="tea")
         ran = run("reschedule", "tea", "2030-01-31 09:00")
         assert 0 == ran.code
