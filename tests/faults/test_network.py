@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 
 import pytest
-from chaos.settings import HASTY, PATIENT
+from chaos.settings import PATIENT
 from servers import LATER, LONGEST_CALL, PROMPT, eventually
 
 from dtimer import DTimer, OutcomeUnknown, StoreError
+from faults.haste import hurried
 from faults.held import Held
 
 pytestmark = pytest.mark.chaos
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.chaos
 @pytest.fixture
 def proxied(watch, proxy):
     """A timer that only posts, through the proxy, and already has a connection."""
-    timer = DTimer("proxied", proxy.url, ns=watch.ns, **HASTY)
+    timer = DTimer("proxied", proxy.url, ns=watch.ns, timeout=LONGEST_CALL)
     timer.stats()
     yield timer
     timer.leave()
@@ -33,15 +34,16 @@ class TestBlackHole:
         outage once and retries less and less often. When the network works again, a post that
         was sent into the black hole has not acted twice.
         """
-        node = watch.node(url=proxy.url, sub=own.url, **HASTY)
+        node = watch.node(url=proxy.url, sub=own.url)
         # Notices that the namespace exists, so that the post below is the only request.
         proxied.stats()
         with watch.fault() as fault:
             proxy.blackhole()
-            with pytest.raises(OutcomeUnknown):
-                watch.in_time(watch.post, 0, proxied, id="perhaps")
-            with pytest.raises(StoreError, match="could not be reached") as caught:
-                watch.in_time(proxied.stats)
+            with hurried(proxied):
+                with pytest.raises(OutcomeUnknown):
+                    watch.in_time(watch.post, 0, proxied, id="perhaps")
+                with pytest.raises(StoreError, match="could not be reached") as caught:
+                    watch.in_time(proxied.stats)
             assert not isinstance(caught.value, OutcomeUnknown)
             fault.felt()
             assert node.timer.health().error
@@ -57,7 +59,7 @@ class TestBlackHole:
         Its echo does not come back, so the node knows that no wake would. It is not healthy.
         Its events arrive by polling, at most one poll interval late.
         """
-        node = watch.node(url=own.url, sub=proxy.url, **HASTY)
+        node = watch.node(url=own.url, sub=proxy.url)
         with watch.fault() as fault:
             proxy.blackhole()
             id = watch.post()
@@ -162,7 +164,7 @@ class TestBad:
         watch.node()
         with watch.fault(silent=True):
             proxy.throttle(10_000)
-            with pytest.raises(OutcomeUnknown):
+            with hurried(proxied), pytest.raises(OutcomeUnknown):
                 watch.in_time(watch.post, 0, proxied, more={"much": "x" * 200_000}, id="perhaps")
             ids = [watch.post() for _ in range(5)]
             watch.wait_handled(*ids)
@@ -254,7 +256,7 @@ def test_a_node_that_is_cut_off_loses_its_event_after_the_lease(watch, proxy):
     False and the node reports the lost lease.
     """
     handler = Held()
-    lost = watch.node("lost", proxy.url, handler=handler, **HASTY)
+    lost = watch.node("lost", proxy.url, handler=handler)
     id = watch.post()
     (ev,) = handler.begun()
     other = watch.node("other")

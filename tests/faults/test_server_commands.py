@@ -11,6 +11,7 @@ from fleet import Fleet
 from servers import LATER, LONGEST_CALL, PROMPT, eventually
 
 from dtimer import DTimer, OutcomeUnknown, StoreError
+from faults.haste import hurried
 
 pytestmark = pytest.mark.chaos
 
@@ -32,7 +33,7 @@ def test_a_pause_shorter_than_the_deadlines_only_delays(watch, own, caller, kind
 @pytest.mark.parametrize("kind", ["WRITE", "ALL"])
 def test_a_post_sent_into_a_long_pause_takes_effect_at_most_once(watch, own, hasty, kind):
     """A CLIENT PAUSE longer than the deadlines is an outage: the outcome of the post is unknown."""
-    node = watch.node(**HASTY)
+    node = watch.node()
     with watch.fault() as fault:
         # A pause of ALL also blocks the command that would end it, so it must end by itself.
         lasts = LATER if kind == "WRITE" else HASTY["timeout"] + round(1_000 * PROMPT)
@@ -52,10 +53,10 @@ def test_a_first_call_fails_definitely_if_the_namespace_cannot_be_opened(watch, 
     A timer opens the namespace before its first call. Without a reply to that the call itself has
     not been sent, so its outcome is known.
     """
-    fresh = DTimer("fresh", own.url, ns=watch.ns, **HASTY)
+    fresh = DTimer("fresh", own.url, ns=watch.ns, timeout=LONGEST_CALL)
     watch.client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
     for call in (fresh.stats, lambda: fresh.post({})):
-        with pytest.raises(StoreError, match="could not be reached") as caught:
+        with hurried(fresh), pytest.raises(StoreError, match="could not be reached") as caught:
             watch.in_time(call)
         assert not isinstance(caught.value, OutcomeUnknown)
     watch.client.execute_command("CLIENT", "UNPAUSE")
@@ -73,7 +74,10 @@ def test_a_killed_connection_is_replaced_silently_and_followed_by_a_claim(watch,
             heard = node.rings
             watch.client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
             watch.wait_handled(watch.post())
-            eventually(lambda heard=heard: node.rings > heard)
+            if kind == "pubsub":
+                # Only a new subscription is sure to ring: a claim that is sent again because its
+                # connection was killed may find the event, and then no wake is published.
+                eventually(lambda heard=heard: node.rings > heard)
             watch.healthy()
 
 

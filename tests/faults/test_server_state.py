@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import redis
-from chaos.settings import HASTY, PATIENT
+from chaos.settings import PATIENT
 from servers import PATIENCE, Server, eventually
 
 from dtimer import DTimer, LeaseLost, OutcomeUnknown, StateRollback, StoreError
@@ -102,7 +102,7 @@ def test_requests_repeated_during_a_freeze_take_effect_at_most_once(watch, own, 
     attempt of a post or a claim arrives, and the server must recognise the repetitions.
     """
     handler = Held()
-    node = watch.node(handler=handler, **HASTY)
+    node = watch.node(handler=handler)
     handler.go_on(1000)
     before = watch.post(100)
     with watch.fault() as fault:
@@ -171,7 +171,7 @@ def test_a_post_delayed_beyond_its_deadline_takes_effect_at_most_once(watch, own
     A long command of another client blocks the server. Posts whose deadline passes meanwhile raise
     `OutcomeUnknown`. Other events are late and not lost.
     """
-    node = watch.node(**HASTY)
+    node = watch.node()
     with watch.fault(degraded=False) as fault:
         # Longer than the deadlines, also on a busy machine.
         script = EndlessScript(own, busy=3_000)
@@ -214,8 +214,9 @@ def test_a_post_fails_definitely_while_the_server_is_loading():
     A server that loads its data refuses every command. Nodes wait, and handle their events when it
     has loaded.
     """
-    # A pause of 1 µs, which takes about 50 µs, at one key of ten.
-    args = ["--key-load-delay", "-10"]
+    # A pause of 1 µs, which takes about 50 µs, at every second key. So loading lasts longer than
+    # the deadline of the caller, and the server replies after every 1024 keys.
+    args = ["--key-load-delay", "-2"]
     with Server(tcp=True, appendonly=True, args=args) as own, Watch(own, "chaos") as watch:
         node = watch.node()
         caller = DTimer("caller", own.url, ns=watch.ns, timeout=PATIENT["timeout"])

@@ -63,7 +63,7 @@ class TestUnreachableServer:
     @pytest.mark.fault("F10")
     def test_calls_and_leave_return_in_time_if_a_connect_hangs(self, watch, own):
         """A firewall that drops packets neither accepts nor refuses. Connecting has a deadline."""
-        node, stuck = watch.node(**HASTY), watch.node("stuck", **HASTY)
+        node, stuck = watch.node(), watch.node("stuck")
         with watch.fault(node) as fault:
             own.kill9()
             with _full(own.port):
