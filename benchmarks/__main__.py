@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import machine, pictures, tables
+from benchmarks import charts, machine, tables
 from benchmarks.bench import FULL, Bench, Scale
 from benchmarks.compare import compare
 from benchmarks.contenders import CONTENDERS, Contender, choose
@@ -18,16 +18,16 @@ from benchmarks.environments import CACHE, ENVIRONMENTS
 from benchmarks.results import Results, path_for
 from benchmarks.rounds import cells_of, run
 from benchmarks.server import Server
-from benchmarks.works import Work
-from benchmarks.works.drain import Drain
-from benchmarks.works.floors import Floors
-from benchmarks.works.growth import Growth
-from benchmarks.works.idle import Idle
-from benchmarks.works.lateness import Lateness
-from benchmarks.works.memory import Memory
-from benchmarks.works.posting import Posting
-from benchmarks.works.recovery import Recovery
-from benchmarks.works.startup import Startup
+from benchmarks.workloads import Work
+from benchmarks.workloads.drain import Drain
+from benchmarks.workloads.floors import Floors
+from benchmarks.workloads.growth import Growth
+from benchmarks.workloads.idle import Idle
+from benchmarks.workloads.lateness import Lateness
+from benchmarks.workloads.memory import Memory
+from benchmarks.workloads.posting import Posting
+from benchmarks.workloads.recovery import Recovery
+from benchmarks.workloads.startup import Startup
 
 WORKS: dict[str, Work] = {
     work.name: work
@@ -131,7 +131,7 @@ def _run(given: argparse.Namespace) -> None:
     about["load after"] = round(machine.load(), 2)
     results.write(path)
     _show(results)
-    drawn = pictures.draw(results, works, path.with_suffix(""))
+    drawn = charts.draw(results, works, path.with_suffix(""))
     print(f"\nwritten: {path}, and {len(drawn)} plots in {path.with_suffix('')}")
 
 
@@ -167,7 +167,7 @@ def main() -> None:
         _show(Results.read(given.results))
     else:
         results = Results.read(given.results)
-        pictures.draw(results, [WORKS[name] for name in results.works], given.folder)
+        charts.draw(results, [WORKS[name] for name in results.works], given.folder)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.contenders import CONTENDERS, Contender
-from benchmarks.figures import middle, ratio
+from benchmarks.numbers import middle, ratio
 
 Key = tuple[str, str]  # the id of a contender, its params as JSON
 

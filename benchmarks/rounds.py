@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.bench import Bench, Cell
 from benchmarks.contenders import Contender
 from benchmarks.machine import load
-from benchmarks.works import Work
+from benchmarks.workloads import Work
 
 
 def cells_of(works: Sequence[Work], contenders: Sequence[Contender]) -> list[Cell]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from dtimer.store.embedded.binary import find_binary, missing
+from dtimer.embedded.binary import find_binary, missing
 
 # Becomes the server, after asking the kernel to kill it when the tool ends, even by a kill.
 _TIED = """

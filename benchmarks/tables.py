@@ -9,7 +9,7 @@ from benchmarks.bench import FULL
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.results import Key, Results, Row, against
 from benchmarks.targets import judge
-from benchmarks.works import Work
+from benchmarks.workloads import Work
 
 MISSING = "—"
 OURS = "dtimer/defaults"

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.contenders import Contender
 from benchmarks.contenders.python import PYTHON
-from benchmarks.figures import middle, ratio
+from benchmarks.numbers import middle, ratio
 from benchmarks.results import Results, Row, key
 
 _OURS = "dtimer/defaults"

@@ -38,8 +38,8 @@ __all__ = [
 _MODULES = (
     "dtimer.errors",
     "dtimer.model.event",
-    "dtimer.model.names",
-    "dtimer.model.recurrence",
+    "dtimer.model.ids",
+    "dtimer.model.schedules",
     "dtimer.timer",
     "dtimer.runat",
 )
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     # With `*`, so that each name is written only once, in __all__.
     from dtimer.errors import *
     from dtimer.model.event import *
-    from dtimer.model.names import *
-    from dtimer.model.recurrence import *
+    from dtimer.model.ids import *
+    from dtimer.model.schedules import *
     from dtimer.runat import *
     from dtimer.timer import *
 else:

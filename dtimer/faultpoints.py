@@ -18,20 +18,20 @@ from collections.abc import Callable, Iterator
 
 #: Every fault point, and its place. A test compares the names with docs/internals.rst.
 POINTS: dict[str, str] = {
-    "turn.asking": "before a claim is requested, on the claimer's thread",
+    "claim.asking": "before a claim is requested, on the claimer's thread",
     "claim.answered": "between a claim's reply and its dispatch: events are leased, not yet queued",
     "claim.handed": "after the claimed events were offered to the handler threads",
     "handler.before": "on a handler thread, before the listeners of 'event' are called",
     "handler.after": "on a handler thread, after they have returned, before the result is noted",
     "settle.sending": "before settlements are sent, with a claim or by a handler",
-    "beat.sending": "before leases are renewed",
+    "heartbeat.sending": "before leases are renewed",
     "reply.reading": "on the caller's thread, between sending a command and reading its reply",
     "retry.sending": "before the same operation is sent again",
     "listener.subscribed": "on the listener's thread, once the server has confirmed a subscription",
     "loop.claimer": "at each iteration of the claimer's loop",
     "loop.listener": "at each iteration of the listener's loop",
-    "loop.hand": "at each batch that a handler thread takes",
-    "loop.herald": "before each call of the callback thread",
+    "loop.handler": "at each batch that a handler thread takes",
+    "loop.callbacks": "before each call of the callback thread",
 }
 
 #: The armed actions by the name of the point. Empty in production; changed in place.

@@ -16,9 +16,9 @@ from dtimer.engine.flag import Flag
 from dtimer.engine.readers import Readers, Reading, Returned
 from dtimer.errors import OptionError, UsageError
 from dtimer.model.event import Event
-from dtimer.model.moments import Duration, Moment, duration_us
-from dtimer.model.names import check_id, incarnation
+from dtimer.model.ids import check_id, incarnation
 from dtimer.model.stream import timer_options
+from dtimer.model.times import Duration, Moment, duration_us
 from dtimer.timer import listeners
 from dtimer.timer.emitter import Emitter
 from dtimer.timer.timer import DTimer
@@ -33,8 +33,8 @@ class _Puller(DTimer):
         super().__init__(id, pub, **options)
         self._queue = queue
 
-    def appetite(self) -> int:
-        """See `DTimer.appetite`."""
+    def demand(self) -> int:
+        """See `DTimer.demand`."""
         return self._queue.wanted()
 
     def listens(self) -> bool:

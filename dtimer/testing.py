@@ -25,7 +25,7 @@ from typing import Any
 
 from pyee.base import EventEmitter
 
-from dtimer.model.moments import Duration, Moment, moment_us
+from dtimer.model.times import Duration, Moment, moment_us
 
 
 class Clock:

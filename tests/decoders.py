@@ -11,21 +11,21 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from dtimer.cli.moving import lines
-from dtimer.cli.moving.lines import BadLine
+from dtimer.cli.transfer import lines
+from dtimer.cli.transfer.lines import BadLine
 from dtimer.errors import NamespaceCorrupt, OptionError, PayloadError
-from dtimer.model.lateness import percentile
-from dtimer.model.names import Mint
+from dtimer.model.histogram import percentile
+from dtimer.model.ids import IdGenerator
 from dtimer.model.options import validate
 from dtimer.model.payload import decode
-from dtimer.model.recurrence import ahead_of, check_cron, definition_from_json
+from dtimer.model.schedules import ahead_of, check_cron, spec_from_json
 from dtimer.model.zones import zone
-from dtimer.store import access, codec, inventory, overview
-from dtimer.store.inventory import Waiting
+from dtimer.store import acl, admin, overview, replies
+from dtimer.store.admin import PendingEvent
 from dtimer.timer.posting import prepare_item
 
 _OPTIONS = validate({})
-_MINT = Mint()
+_MINT = IdGenerator()
 
 _PLAN = b'3|{"a":1}'
 _DEFINITION = (
@@ -41,26 +41,26 @@ def _payload(raw: bytes) -> object:
 
 
 def _body(raw: bytes) -> object:
-    body = inventory.read_body(raw)
-    waiting = Waiting("id", _NOW, 0, raw)
-    return body and (codec.read_payload(raw), inventory.write_body(body), lines.event_line(waiting))
+    body = admin.read_body(raw)
+    waiting = PendingEvent("id", _NOW, 0, raw)
+    return body and (replies.read_payload(raw), admin.write_body(body), lines.event_line(waiting))
 
 
 def _claim_reply(raw: bytes) -> object:
     claim = b"1800000000000000,1,1800000000000000,2,%d|id%b" % (len(raw), raw)
     words = b"".join(b"%d:%b" % (len(word), word) for word in (raw, b"corrupt", raw))
-    reply = codec.read_turn(b"1800000000000000;-1;1;;;;;1;1;1|" + claim + words, [])
+    reply = replies.read_claim_reply(b"1800000000000000;-1;1;;;;;1;1;1|" + claim + words, [])
     return reply.claims[0].payload is not None and repr(reply)
 
 
 def _record(raw: bytes) -> object:
     states = (b"scheduled", b"in_flight", b"dead")
-    records = [codec.read_record("id", [state, raw, raw, raw]) for state in states]
-    return [*records, codec.read_scheduled("id", raw, raw, raw)]
+    records = [replies.read_record("id", [state, raw, raw, raw]) for state in states]
+    return [*records, replies.read_scheduled("id", raw, raw, raw)]
 
 
 def _dead_letter(raw: bytes) -> object:
-    letter = codec.read_letter("id", 1, raw)
+    letter = replies.read_letter("id", 1, raw)
     assert isinstance(json.loads(lines.dead_line(letter)), dict)
     return letter.reason != "corrupt" and letter
 
@@ -70,7 +70,7 @@ def _node(raw: bytes) -> object:
 
 
 def _number(raw: bytes) -> object:
-    number = codec.whole(raw)
+    number = replies.whole(raw)
     percentile([number, 1], 0.5)
     return number
 
@@ -81,7 +81,9 @@ def _schedule(raw: bytes) -> object:
     read = 0
     for definition, plan, beat in parts:
         try:
-            codec.read_schedule("id", [definition, plan, beat, raw, b"1" if beat is _BEAT else b""])
+            replies.read_schedule(
+                "id", [definition, plan, beat, raw, b"1" if beat is _BEAT else b""]
+            )
             read += 1
         except NamespaceCorrupt:
             continue
@@ -89,7 +91,7 @@ def _schedule(raw: bytes) -> object:
 
 
 def _definition(raw: bytes) -> object:
-    definition = definition_from_json("id", raw, _PLAN)
+    definition = spec_from_json("id", raw, _PLAN)
     zone(definition.tz)
     if definition.cron is not None:
         check_cron(definition.cron, definition.tz)
@@ -104,12 +106,12 @@ def _line(raw: bytes) -> object:
     if line["kind"] == "dead":
         return lines.letter(line)
     if line["kind"] == "schedule":
-        return lines.schedule(line).definition.to_json()
+        return lines.schedule(line).spec.to_json()
     return line
 
 
 def _refusal(raw: bytes) -> object:
-    return access.remedy(codec.text(raw), "dt")
+    return acl.remedy(replies.text(raw), "dt")
 
 
 #: The decoders by name, each with the errors that it is documented to raise.

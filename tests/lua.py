@@ -17,8 +17,8 @@ import redis
 from lupa.lua51 import LuaRuntime, lua_type
 from servers import Running, connect
 
+from dtimer.store.connection.connection import Connection
 from dtimer.store.keys import Keys
-from dtimer.store.wire import Wire
 
 # Lua calls the hook before each instruction of its virtual machine. Work inside C functions
 # is not counted.
@@ -121,7 +121,7 @@ def interpreted(server: Running, keys: Keys) -> Iterator[Counter]:
     counter = Counter(server)
     names = [key.encode() for key in keys]
 
-    replies: dict[Wire, Any] = {}
+    replies: dict[Connection, Any] = {}
 
     def send(wire, script, arguments, until, limit=None, *, whole=False):
         wire.sent = True
@@ -129,9 +129,9 @@ def interpreted(server: Running, keys: Keys) -> Iterator[Counter]:
         replies[wire] = functools.partial(counter.run, script.source, names, words)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Wire, "send", send)
-        patch.setattr(Wire, "receive", lambda wire, until, limit=None: replies.pop(wire)())
-        patch.setattr(Wire, "_receive", lambda wire: replies.pop(wire)())
+        patch.setattr(Connection, "send", send)
+        patch.setattr(Connection, "receive", lambda wire, until, limit=None: replies.pop(wire)())
+        patch.setattr(Connection, "_receive", lambda wire: replies.pop(wire)())
         try:
             yield counter
         finally:

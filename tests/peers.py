@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from dtimer.model.claims import Claim, Result, Settlement, Turn, TurnRequest, Verdict
+from dtimer.model.claims import Claim, ClaimReply, ClaimRequest, Outcome, Settlement, Verdict
 from dtimer.store.store import Entry, Store
 
 LEASE = 30_000
@@ -37,7 +37,7 @@ class Peer:
         if join:
             store.join(name, "{}")
 
-    def turn(
+    def claim_reply(
         self,
         limit: int = 1,
         *settlements: Settlement,
@@ -46,7 +46,7 @@ class Peer:
         ahead: float = 0,
         most: int | None = None,
         strict: bool = False,
-    ) -> Turn:
+    ) -> ClaimReply:
         """
         Claim once.
 
@@ -58,29 +58,29 @@ class Peer:
         """
         self.seq += not again
         self.asked = self.asked + 1 if again else 0
-        request = TurnRequest(
+        request = ClaimRequest(
             self.seq, limit, self.hears, False, list(settlements), self.asked, round(ahead * 1000),
             most, strict,
         )  # fmt: skip
-        turn = self.store.turn(self.name, request, lease * 1000)
+        turn = self.store.claim(self.name, request, lease * 1000)
         return dataclasses.replace(turn, claims=list(turn.claims))
 
     def claim(self, limit: int = 1, **options: Any) -> list[Claim]:
         """Claim once; return the claimed events."""
-        return self.turn(limit, **options).claims
+        return self.claim_reply(limit, **options).claims
 
-    def confirm(self, claim: Claim) -> Result:
+    def confirm(self, claim: Claim) -> Outcome:
         """Confirm an event by a claim for nothing."""
-        return self.turn(0, Settlement(claim.id, claim.token, Verdict.CONFIRM)).results[0]
+        return self.claim_reply(0, Settlement(claim.id, claim.token, Verdict.CONFIRM)).results[0]
 
-    def fail(self, claim: Claim, wait: float = 0, error: str = "boom") -> Result:
+    def fail(self, claim: Claim, wait: float = 0, error: str = "boom") -> Outcome:
         """Fail an event, with a retry after *wait* ms."""
         verdict = Settlement(claim.id, claim.token, Verdict.RETRY, round(wait * 1000), error)
-        return self.turn(0, verdict).results[0]
+        return self.claim_reply(0, verdict).results[0]
 
-    def release(self, claim: Claim) -> Result:
+    def release(self, claim: Claim) -> Outcome:
         """Release an event that was not started."""
-        return self.turn(0, Settlement(claim.id, claim.token, Verdict.RELEASE)).results[0]
+        return self.claim_reply(0, Settlement(claim.id, claim.token, Verdict.RELEASE)).results[0]
 
 
 def post(

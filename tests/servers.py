@@ -32,7 +32,7 @@ import redis
 from clocks import WrongClock
 from disks import Disk
 
-from dtimer.store.embedded.binary import find_binary, missing
+from dtimer.embedded.binary import find_binary, missing
 
 #: Seconds after which a test counts as hanging and fails.
 LIMIT = int(os.environ.get("DTIMER_TEST_TIMEOUT", "60"))

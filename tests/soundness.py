@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dtimer.store.codec import read_beat
 from dtimer.store.keys import Keys
+from dtimer.store.replies import read_schedule_state
 
 
 def assert_sound(client: Any, keys: Keys) -> None:
@@ -39,7 +39,7 @@ def assert_recurring(client: Any, keys: Keys, due: set[bytes]) -> None:
     assert set(beats) == set(client.hkeys(keys.defs)) == set(client.hkeys(keys.plans))
     leased = set(client.hkeys(keys.lease)) | set(client.hkeys(keys.tries))
     for name, text in beats.items():
-        beat = read_beat(text)
+        beat = read_schedule_state(text)
         pending = name + b"@" + beat["next"].encode()
         if not beat["next"]:
             finished = beat["left"] == "0" or (not beat["every"] and beat["final"] == "1")

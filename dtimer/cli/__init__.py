@@ -11,7 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from dtimer.cli.exits import Exit
+from dtimer.cli.exit_codes import ExitCode
 
 __all__ = ["main"]
 
@@ -28,13 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from dtimer.cli.output import Output, unwritable
 
             return unwritable(e, Output(as_json=False))
-        return Exit.DONE
+        return ExitCode.DONE
     if any(importlib.util.find_spec(name) is None for name in ("click", "rich")):
         print(
             "dtimer: the command line is an extra; install it: pip install 'dtimer[cli]'",
             file=sys.stderr,
         )
-        return Exit.IMPORT
+        return ExitCode.IMPORT
     from dtimer.cli.app import run
 
     return run(words)

@@ -11,23 +11,23 @@ from collections.abc import Iterator, Sequence
 import click
 
 import dtimer
-from dtimer.cli.change import peek, reschedule
 from dtimer.cli.completion import completion
+from dtimer.cli.dead_letters import dead, purge, revive
 from dtimer.cli.demo.command import demo
 from dtimer.cli.doctor.command import doctor
 from dtimer.cli.events import cancel, post, stats, upcoming
-from dtimer.cli.exits import Exit
+from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.groups import Grouped
-from dtimer.cli.letters import dead, purge, revive
 from dtimer.cli.listen import listen
-from dtimer.cli.moving.export import export
-from dtimer.cli.moving.load import load
 from dtimer.cli.namespace import health, nodes, pause, resume
 from dtimer.cli.options import shared
 from dtimer.cli.output import Output, unwritable
 from dtimer.cli.schedules import cron, every, run_now, schedules, unschedule
+from dtimer.cli.single_event import peek, reschedule
 from dtimer.cli.tail import tail
 from dtimer.cli.top.command import top
+from dtimer.cli.transfer.export import export
+from dtimer.cli.transfer.import_ import import_
 from dtimer.errors import DTimerError, EventExists, NotReplicated, StoreError
 
 
@@ -69,7 +69,7 @@ app.fill(
         "Schedules": (every, cron, schedules, run_now, unschedule),
         "Dead letters": (dead, revive, purge),
         "Watching": (stats, top, tail, health, doctor),
-        "The namespace": (pause, resume, export, load),
+        "The namespace": (pause, resume, export, import_),
         "Getting started": (demo, completion),
     }
 )
@@ -95,15 +95,15 @@ def run(arguments: Sequence[str]) -> int:
         except click.exceptions.Exit as e:
             return e.exit_code
         except (click.Abort, KeyboardInterrupt):
-            return Exit.INTERRUPTED
+            return ExitCode.INTERRUPTED
         except OSError as e:
             return unwritable(e, output)
         except DTimerError as e:
             output.failure(e)
             if isinstance(e, EventExists):
-                return Exit.NO
-            return Exit.SERVER if isinstance(e, StoreError | NotReplicated) else Exit.USAGE
-    return code if isinstance(code, int) else Exit.DONE
+                return ExitCode.NO
+            return ExitCode.SERVER if isinstance(e, StoreError | NotReplicated) else ExitCode.USAGE
+    return code if isinstance(code, int) else ExitCode.DONE
 
 
 class _NoticeHandler(logging.Handler):

@@ -23,7 +23,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from dtimer.errors import OptionError
-from dtimer.model.moments import LATEST_US, LONGEST_US
+from dtimer.model.times import LATEST_US, LONGEST_US
 
 #: The length of each unit in microseconds, the greatest first.
 _UNITS = {

@@ -11,14 +11,14 @@ from typing import Any
 import click
 
 from dtimer.cli.durations import Moment, spell
-from dtimer.cli.exits import Exit
+from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, lateness, moment, payload, visible
-from dtimer.cli.params import DURATION, EVENT, EXPIRY, ID, MOMENT
+from dtimer.cli.param_types import DURATION, EVENT, EXPIRY, ID, MOMENT
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
 from dtimer.model.event import Cancelled, Record, Stats
-from dtimer.model.names import Mint
+from dtimer.model.ids import IdGenerator
 from dtimer.model.options import MOST_REPLICAS, validate
 from dtimer.timer import DTimer
 from dtimer.timer.posting import POLICIES, prepare
@@ -85,7 +85,7 @@ def post(  # noqa: PLR0917 - click passes them by name
     }
     delay = timedelta(0) if delay is None else delay
     # Check everything before looking for a server.
-    prepare(validate({"ns": settings.ns}), Mint(), event, delay or 0, **given)
+    prepare(validate({"ns": settings.ns}), IdGenerator(), event, delay or 0, **given)
     print_assumed(settings, due=at, expires=expires)
     with opened(settings) as timer:
         posted = timer.post(event, delay or 0, **given, wait_replicas=wait_replicas)
@@ -176,9 +176,9 @@ def print_assumed(settings: Settings, **moments: object) -> None:
 
 
 _OUTCOMES = {
-    Cancelled.CANCELLED: (Exit.DONE, "cancelled: it will never start"),
-    Cancelled.IN_FLIGHT: (Exit.STARTED, "in flight: it has started; it will not be retried"),
-    Cancelled.NOT_FOUND: (Exit.NO, "not found: no event with this id is pending"),
+    Cancelled.CANCELLED: (ExitCode.DONE, "cancelled: it will never start"),
+    Cancelled.IN_FLIGHT: (ExitCode.STARTED, "in flight: it has started; it will not be retried"),
+    Cancelled.NOT_FOUND: (ExitCode.NO, "not found: no event with this id is pending"),
 }
 
 

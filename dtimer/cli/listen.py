@@ -15,15 +15,15 @@ from typing import Any
 import click
 
 from dtimer.cli import logs
-from dtimer.cli.exits import Exit
-from dtimer.cli.handlers import Handler, load_handler
+from dtimer.cli.exit_codes import ExitCode
+from dtimer.cli.load_handler import Handler, load_handler
 from dtimer.cli.logs import LEVELS
 from dtimer.cli.options import shared
 from dtimer.cli.output import Output, clock, lateness, payload, unwritable, visible
-from dtimer.cli.params import DURATION, ID
+from dtimer.cli.param_types import DURATION, ID
 from dtimer.cli.server import Settings, named, opened
 from dtimer.model.event import DeadLetter, Event
-from dtimer.store.connect import where
+from dtimer.store.connection.sources import where
 from dtimer.timer import DTimer
 
 
@@ -131,10 +131,10 @@ class Watch:
         # Once the node has left, health() no longer counts its handlers.
         if left := self._running:
             self._output.notice(f"handlers left behind: {left}", handlers=left)
-            return Exit.NO
+            return ExitCode.NO
         if self._unwritable is not None and self._handler is None:
             return self._unwritable
-        return Exit.DONE if signalled else Exit.NO
+        return ExitCode.DONE if signalled else ExitCode.NO
 
     def _received(self, events: list[Event]) -> None:
         for event in () if self._quiet else events:

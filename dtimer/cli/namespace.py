@@ -11,10 +11,10 @@ import click
 
 from dtimer.cli.durations import spell
 from dtimer.cli.events import numbers_for_programs
-from dtimer.cli.exits import Exit
+from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, moment, visible
-from dtimer.cli.params import DURATION, ID
+from dtimer.cli.param_types import DURATION, ID
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
 from dtimer.errors import StoreError
@@ -33,11 +33,11 @@ def _switch(settings: Settings, schedule: str | None, *, on: bool) -> int:
             about = f"the schedule {visible(schedule)}"
             if not changed and timer.schedule(schedule) is None:
                 settings.output.notice(f"no such schedule: {visible(schedule)}", id=schedule)
-                return Exit.NO
+                return ExitCode.NO
     was = "was paused already" if on else "was not paused"
     text = f"{done} {about}" if changed else f"{about} {was}"
     settings.output.result(text, ns=settings.ns, schedule=schedule, changed=changed)
-    return Exit.DONE
+    return ExitCode.DONE
 
 
 @click.command(
@@ -199,4 +199,4 @@ def health(settings: Settings, max_overdue: timedelta, min_nodes: int) -> int:
         for check in checks:
             word, style = ("ok", "green") if check.ok else ("BAD", "bold red")
             settings.output.result((f"{word:<4}", style), f"{check.name:<11}", check.text)
-    return Exit.DONE if ok else Exit.NO
+    return ExitCode.DONE if ok else ExitCode.NO

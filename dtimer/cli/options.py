@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from dtimer.cli.params import NAMESPACE
+from dtimer.cli.param_types import NAMESPACE
 from dtimer.cli.server import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])

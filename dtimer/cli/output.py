@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, TextIO
 
 from dtimer.cli.durations import spell
-from dtimer.cli.exits import Exit
+from dtimer.cli.exit_codes import ExitCode
 from dtimer.errors import HandlerError
 
 #: A text, or a text and its style for rich.
@@ -83,7 +83,7 @@ def unwritable(error: OSError, output: Output) -> int:
     with contextlib.suppress(OSError, ValueError):
         output.mute()
     if isinstance(error, BrokenPipeError):
-        return Exit.NO
+        return ExitCode.NO
     why = error.strerror or str(error)
     place = "the output" if error.filename is None else repr(error.filename)
     try:
@@ -93,7 +93,7 @@ def unwritable(error: OSError, output: Output) -> int:
         # and would then exit with 120.
         with contextlib.suppress(OSError, ValueError):
             output.mute(sys.stderr)
-    return Exit.OUTPUT
+    return ExitCode.OUTPUT
 
 
 class Output:

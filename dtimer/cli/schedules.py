@@ -10,18 +10,18 @@ from typing import Any, TypeVar
 
 import click
 
-from dtimer.cli.ask import sure, yes_option
 from dtimer.cli.durations import spell
 from dtimer.cli.events import ahead, print_assumed
-from dtimer.cli.exits import Exit
+from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, moment, payload, visible
-from dtimer.cli.params import DURATION, EVENT, ID, MOMENT
+from dtimer.cli.param_types import DURATION, EVENT, ID, MOMENT
+from dtimer.cli.prompts import confirm_or_abort, yes_option
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
 from dtimer.model.options import validate
 from dtimer.model.payload import encode
-from dtimer.model.recurrence import MISFIRES, OVERLAPS, Schedule, define
+from dtimer.model.schedules import MISFIRES, OVERLAPS, Schedule, make_spec
 from dtimer.timer import DTimer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -70,7 +70,7 @@ def _declare(
     # Check everything before looking for a server.
     options = validate({"ns": settings.ns})
     checked = given | {"max_retries": given["max_retries"] or 0}
-    define(id, **rule, **checked, payload=encode(event, options.max_payload))
+    make_spec(id, **rule, **checked, payload=encode(event, options.max_payload))
     first, *more = rule.items()
     with opened(settings) as timer:
         outcome = declare(timer)(first[1], event, id=id, **dict(more), **given)
@@ -174,7 +174,7 @@ def schedules(settings: Settings) -> None:
 
 def _none(settings: Settings, id: str) -> int:
     settings.output.notice(f"no such schedule: {visible(id)}", id=id)
-    return Exit.NO
+    return ExitCode.NO
 
 
 @click.command(
@@ -191,12 +191,12 @@ def _none(settings: Settings, id: str) -> int:
 @click.pass_obj
 def unschedule(settings: Settings, id: str, yes: bool) -> int:
     """End the schedule ID; a running occurrence is not stopped."""
-    sure(f"End the schedule {visible(id)} of the namespace {settings.ns}", yes=yes)
+    confirm_or_abort(f"End the schedule {visible(id)} of the namespace {settings.ns}", yes=yes)
     with opened(settings) as timer:
         if not timer.unschedule(id):
             return _none(settings, id)
     settings.output.result(f"ended {visible(id)}", id=id)
-    return Exit.DONE
+    return ExitCode.DONE
 
 
 @click.command(
@@ -221,4 +221,4 @@ def run_now(settings: Settings, id: str) -> int:
     if occurrence is None:
         return _none(settings, id)
     settings.output.result(visible(occurrence), id=occurrence, schedule=id)
-    return Exit.DONE
+    return ExitCode.DONE

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from dtimer import embedded
 from dtimer.cli.output import Output
 from dtimer.errors import StoreError
-from dtimer.model.names import check_id
+from dtimer.model.ids import check_id
 from dtimer.model.options import validate
-from dtimer.store import embedded
-from dtimer.store.connect import DEFAULT_URL, source
-from dtimer.store.inventory import Inventory
-from dtimer.store.line import TRIES
+from dtimer.store.admin import AdminStore
+from dtimer.store.connection.sources import DEFAULT_URL, source
+from dtimer.store.script_client import TRIES
 from dtimer.timer import DTimer
 
 #: Seconds to wait for the local server to accept a connection; normally it accepts at once.
@@ -118,14 +118,14 @@ def opened(settings: Settings, id: str = "cli", **options: Any) -> Iterator[DTim
 
 
 @contextlib.contextmanager
-def opened_store(settings: Settings, timeout: float = TIMEOUT) -> Iterator[Inventory]:
+def opened_store(settings: Settings, timeout: float = TIMEOUT) -> Iterator[AdminStore]:
     """
     Yield the store itself, for operations that a timer does not have.
 
     Raises:
         StoreError: no server was found.
     """
-    store = Inventory(source(named(settings), timeout / TRIES), settings.ns, timeout=timeout)
+    store = AdminStore(source(named(settings), timeout / TRIES), settings.ns, timeout=timeout)
     try:
         yield store
     finally:

@@ -10,14 +10,14 @@ from datetime import timedelta
 
 import click
 
-from dtimer.cli.letters import letter_fields
+from dtimer.cli.dead_letters import letter_fields
 from dtimer.cli.options import shared
 from dtimer.cli.output import Output, clock, payload, visible
-from dtimer.cli.params import DURATION
+from dtimer.cli.param_types import DURATION
 from dtimer.cli.server import Settings, opened_store
 from dtimer.errors import StoreError
 from dtimer.model.event import DeadLetter
-from dtimer.store.inventory import Inventory
+from dtimer.store.admin import AdminStore
 
 
 @click.command(
@@ -70,7 +70,7 @@ def repeat(look: Callable[[], None], seconds: float, output: Output) -> None:
 class Follow:
     """Remembers the state that was read last, and prints the changes."""
 
-    def __init__(self, store: Inventory, output: Output) -> None:
+    def __init__(self, store: AdminStore, output: Output) -> None:
         self._store = store
         self._output = output
         self._totals: dict[str, int] | None = None
@@ -106,11 +106,11 @@ class Follow:
         self._totals = stats.totals
         if changes:
             text = "  ".join(f"{name} {count:+d}" for name, count in changes.items())
-            standing = f"scheduled {stats.scheduled}, in flight {stats.in_flight}"
+            summary = f"scheduled {stats.scheduled}, in flight {stats.in_flight}"
             self._output.result(
                 (f"{self._now()}  ", "dim"),
                 text,
-                (f"  ({standing}, dead {stats.dead})", "dim"),
+                (f"  ({summary}, dead {stats.dead})", "dim"),
                 kind="totals",
                 at=time.time() * 1000,
                 changes=changes,

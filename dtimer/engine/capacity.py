@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from dtimer.errors import StoreError
-from dtimer.model.claims import BrokenReply, Turn, TurnRequest
+from dtimer.model.claims import BrokenReply, ClaimReply, ClaimRequest
 from dtimer.model.options import Options
 
 # Bytes: the lowest limit, which any connection must carry within one try, and the store's default.
@@ -47,20 +47,20 @@ class Capacity:
         #: Why the limit is low; None again as soon as a claim's reply has arrived completely.
         self.error: Exception | None = None
 
-    def bound(self, request: TurnRequest) -> None:
+    def bound(self, request: ClaimRequest) -> None:
         """Put the current limit into *request*."""
         request.most_bytes = self.most
         since = self._strict_since
         request.strict = since is not None and time.monotonic() < since + self._pause
 
-    def broke(self, request: TurnRequest, error: Exception) -> bool:
+    def broke(self, request: ClaimRequest, error: Exception) -> bool:
         """
         Record that *error* prevented the reply to *request*; lower the limit if necessary.
 
         Returns:
             True if the limit was lowered, because the reply had begun to arrive.
         """
-        if not isinstance(error, BrokenReply) or not (error.slow or request.asked):
+        if not isinstance(error, BrokenReply) or not (error.slow or request.resends):
             # A connection that was reset during its first reply need not be slow.
             return False
         self.most = max(_LEAST, error.arrived // 2)
@@ -78,21 +78,21 @@ class Capacity:
             self._announce("error", report)
         return True
 
-    def received(self, request: TurnRequest, turn: Turn, took: float | None) -> None:
+    def received(self, request: ClaimRequest, reply: ClaimReply, took: float | None) -> None:
         """
         Record that the reply to *request* has arrived completely; raise the limit if it was quick.
 
         Args:
             request: The claim's request.
-            turn: Its reply.
+            reply: Its reply.
             took: The seconds from sending to receiving. None if the reply waited unread, because
                 its arrival time is then unknown.
         """
         if self.most is None:
             return
-        if turn.claims and took is not None and took < self._longest / _QUICK:
+        if reply.claims and took is not None and took < self._longest / _QUICK:
             self.most *= 2
-        if request.strict or (request.asked and not turn.claims):
+        if request.strict or (request.resends and not reply.claims):
             # Large events were skipped, or released unread: a small reply proves nothing.
             return
         self._strict_since = self.error = None

@@ -2,7 +2,7 @@
 The claimer: the thread that waits on the bell, claims, dispatches and repeats.
 
 Rule 1: all claims are made here, one at a time. A component that wants a claim rings the bell.
-One exception: a handler thread that has just become free may claim itself (`relay`).
+One exception: a handler thread that has just become free may claim itself (`claim_inline`).
 
 Rule 2: the claimer does not know why the bell rang. A wake, the poll and a leave look alike.
 
@@ -22,35 +22,35 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from dtimer.engine.answers import Answers
+from dtimer.engine.batching import IN_ADVANCE
 from dtimer.engine.bell import Bell
 from dtimer.engine.capacity import Capacity
+from dtimer.engine.claim_cycle import ClaimCycle
+from dtimer.engine.connectivity import Connectivity
 from dtimer.engine.dispatcher import Dispatcher
-from dtimer.engine.exchange import Exchange
 from dtimer.engine.flag import Flag
-from dtimer.engine.heart import Heart
+from dtimer.engine.heartbeat import Heartbeat
 from dtimer.engine.listener import Listener
-from dtimer.engine.prefetch import IN_ADVANCE
-from dtimer.engine.reach import Reach
+from dtimer.engine.pipeline import Pipeline
+from dtimer.engine.ports import ClaimStore
 from dtimer.engine.service import Service
-from dtimer.engine.turns import Turns
 from dtimer.faultpoints import armed, reached
-from dtimer.model.claims import Turn, TurnRequest
+from dtimer.model.claims import ClaimReply, ClaimRequest
 from dtimer.model.jitter import between
 from dtimer.model.options import Options
 
 # The longest single wait, in seconds. A longer poll interval becomes several waits.
-_LONGEST_NAP = 30.0
+_LONGEST_WAIT = 30.0
 
 
-class _Unread(NamedTuple):
-    """A received reply that is still to be applied. The fields are those of `Answers.take`."""
+class _UnreadReply(NamedTuple):
+    """A received reply that is still to be applied. The fields are those of `ClaimCycle.apply`."""
 
-    request: TurnRequest
-    turn: Turn
+    request: ClaimRequest
+    reply: ClaimReply
     sent: float
-    came: float
-    lay: bool
+    received_at: float
+    was_waiting: bool
 
 
 class Claimer(Service):
@@ -59,61 +59,61 @@ class Claimer(Service):
 
     Args:
         name: The name of the thread.
-        turns: The store, as the engine uses it.
+        store: The store, as the engine uses it.
         bell: Ends the wait between two claims.
         listener: Knows whether wakes reach this node.
         dispatcher: Receives the claimed events.
         options: The node's options.
-        appetite: Returns how many events the listeners or readers can take.
+        demand: Returns how many events the listeners or readers can take.
         changed: Called with None when Redis begins to answer, and with the error when it fails.
         announce: Queues something to be emitted on the callback thread.
-        farewell: Called once, as the last action of this thread.
+        on_stopped: Called once, as the last action of this thread.
     """
 
     def __init__(
         self,
         name: str,
         *,
-        turns: Turns,
+        store: ClaimStore,
         bell: Bell,
         listener: Listener,
         dispatcher: Dispatcher,
         options: Options,
-        appetite: Callable[[], int],
+        demand: Callable[[], int],
         changed: Callable[[Exception | None], None],
         announce: Callable[..., None],
-        farewell: Callable[[], None],
+        on_stopped: Callable[[], None],
     ) -> None:
-        super().__init__(name, self._loop, lambda e: announce("error", e), farewell)
-        self._turns = turns
+        super().__init__(name, self._loop, lambda e: announce("error", e), on_stopped)
+        self._store = store
         self._bell = bell
         self._listener = listener
         self._dispatcher = dispatcher
         self._options = options
-        self._appetite = appetite
+        self._demand = demand
         #: Whether the store answers.
-        self.reach = Reach(turns.slow, changed)
+        self.connectivity = Connectivity(store.slow, changed)
         self._pid = os.getpid()
         #: How large a claim the connection can carry.
         self.capacity = Capacity(options, announce)
-        self._exchange = Exchange(turns, listener, dispatcher, appetite, self.capacity)
-        self._unread: _Unread | None = None
-        self._heart = Heart(turns, dispatcher, options.lease)
-        self._answers = Answers(
-            turns=turns,
+        self._pipeline = Pipeline(store, listener, dispatcher, demand, self.capacity)
+        self._unread: _UnreadReply | None = None
+        self._heartbeat = Heartbeat(store, dispatcher, options.lease)
+        self._cycle = ClaimCycle(
+            store=store,
             dispatcher=dispatcher,
-            heart=self._heart,
+            heartbeat=self._heartbeat,
             announce=announce,
             paced=options.now is None,
         )
         # A list, because append is one step: a signal handler may interrupt another call.
         self._deadlines: list[float] = []
         # Set by a handler thread that became free while another thread claimed.
-        self._freed = False
+        self._thread_freed = False
         # Held by the thread that claims.
-        self._turning = threading.Lock()
+        self._claiming = threading.Lock()
         # The time of the next claim, and the time at which the claimer's wait ends.
-        self._next_turn = self._asleep_until = 0.0
+        self._next_claim_at = self._asleep_until = 0.0
         #: When the last reply to a claim was received, on the monotonic clock.
         self.answered: float | None = None
 
@@ -134,43 +134,43 @@ class Claimer(Service):
 
     def _loop(self, stopping: Flag) -> None:
         abandoned = False
-        self._next_turn = 0.0
+        self._next_claim_at = 0.0
         while True:
             rung = self._bell.clear()
             if armed:
                 reached("loop.claimer")
-            with self._turning:
+            with self._claiming:
                 # Read once a round: a stop during a claim must first release that claim's events.
                 leaving = stopping.is_set()
                 # Under the lock: events that a handler thread claims now would not be released.
                 if leaving:
-                    self._dispatcher.hand_back()
-                    if not abandoned and self._overdue():
+                    self._dispatcher.release_waiting()
+                    if not abandoned and self._is_past_deadline():
                         abandoned = True
                         self._dispatcher.abandon()
                 back = self._dispatcher.start_due()
-                freed, self._freed = self._freed, False
+                freed, self._thread_freed = self._thread_freed, False
                 if rung or back or leaving:
-                    self._take_turns(claiming=not leaving, fresh=True)
+                    self._run_cycle(claiming=not leaving, fresh=True)
                 elif freed:
-                    self._go_on()
-                elif time.monotonic() >= self._next_turn:
+                    self._claim_or_linger()
+                elif time.monotonic() >= self._next_claim_at:
                     # The time is checked, because a nudge ends the wait but asks for no claim.
-                    self._take_turns()
+                    self._run_cycle()
                 if leaving:
                     if self._done(abandoned):
                         return
-                    if (patience := self._patience()) > 0:
-                        self._next_turn = min(self._next_turn, time.monotonic() + patience)
-                self._asleep_until = self._next_step()
+                    if (grace := self._grace_left()) > 0:
+                        self._next_claim_at = min(self._next_claim_at, time.monotonic() + grace)
+                self._asleep_until = self._next_action_at()
             self._bell.wait(self._asleep_until - time.monotonic())
 
-    def _next_step(self) -> float:
+    def _next_action_at(self) -> float:
         """Return when to act next: to claim, or to start an event that was claimed ahead."""
         due = self._dispatcher.next_start()
-        return self._next_turn if due is None else min(due, self._next_turn)
+        return self._next_claim_at if due is None else min(due, self._next_claim_at)
 
-    def relay(self) -> None:
+    def claim_inline(self) -> None:
         """
         Claim on the handler thread that has just become free, unless another thread claims now.
 
@@ -180,8 +180,8 @@ class Claimer(Service):
         if os.getpid() != self._pid:
             self._bell.ring()
             return
-        if not self._turning.acquire(blocking=False):
-            self._freed = True
+        if not self._claiming.acquire(blocking=False):
+            self._thread_freed = True
             self._bell.nudge()
             return
         try:
@@ -189,30 +189,30 @@ class Claimer(Service):
             early = self.stopping
             if not early:
                 self._dispatcher.start_due()
-                self._go_on()
-                early = self._next_step() < self._asleep_until
+                self._claim_or_linger()
+                early = self._next_action_at() < self._asleep_until
         finally:
-            self._turning.release()
+            self._claiming.release()
         if early:
             self._bell.nudge()
 
-    def _go_on(self) -> None:
+    def _claim_or_linger(self) -> None:
         """Claim for a thread that became free, or wait a moment for more settlements to send."""
         wait = self._dispatcher.linger()
         if wait is None:
-            self._take_turns()
+            self._run_cycle()
         else:
-            self._next_turn = min(self._next_turn, time.monotonic() + wait)
+            self._next_claim_at = min(self._next_claim_at, time.monotonic() + wait)
 
-    def _take_turns(self, *, claiming: bool = True, fresh: bool = False) -> None:
+    def _run_cycle(self, *, claiming: bool = True, fresh: bool = False) -> None:
         """Receive the reply under way, or claim; claim again if *fresh*, or if due at once."""
-        early = self._exchange.under_way or self._unread is not None
-        seconds = self._take_turn(claiming)
-        if early and self._exchange.request is None and (fresh or seconds <= 0):
-            seconds = self._take_turn(claiming)
-        self._next_turn = time.monotonic() + seconds
+        early = self._pipeline.under_way or self._unread is not None
+        seconds = self._claim(claiming)
+        if early and self._pipeline.request is None and (fresh or seconds <= 0):
+            seconds = self._claim(claiming)
+        self._next_claim_at = time.monotonic() + seconds
 
-    def _overdue(self) -> bool:
+    def _is_past_deadline(self) -> bool:
         return self._give_up_at is not None and time.monotonic() >= self._give_up_at
 
     def _done(self, abandoned: bool) -> bool:
@@ -220,11 +220,11 @@ class Claimer(Service):
         # Handlers first: in the other order, a handler that ends in between goes unsettled.
         if self._dispatcher.running and not abandoned:
             return False
-        pending = self._exchange.request is not None or self._unread is not None
-        settled = not (pending or self._dispatcher.unsettled or self._dispatcher.early)
-        return settled or (self.reach.error is not None and self._patience() <= 0)
+        pending = self._pipeline.request is not None or self._unread is not None
+        settled = not (pending or self._dispatcher.unsettled or self._dispatcher.lookahead)
+        return settled or (self.connectivity.error is not None and self._grace_left() <= 0)
 
-    def _patience(self) -> float:
+    def _grace_left(self) -> float:
         """
         Return for how many more seconds a leaving node waits for a server that does not answer.
 
@@ -233,89 +233,93 @@ class Claimer(Service):
         limit = self._give_up_at or (self.answered or 0.0) + self._options.timeout / 1e6
         return limit - time.monotonic()
 
-    def _take_turn(self, claiming: bool) -> float:
+    def _claim(self, claiming: bool) -> float:
         """Make one claim; return the seconds to wait after it."""
         if self._unread is not None:
-            return self._hand_out(self._unread, claiming)
-        exchange = self._exchange
-        lay = exchange.under_way
-        request = exchange.next(claiming)
+            return self._apply_reply(self._unread, claiming)
+        exchange = self._pipeline
+        was_waiting = exchange.under_way
+        request = exchange.next_request(claiming)
         try:
-            turn = exchange.answer(request)
-            more = exchange.wanted_meanwhile(request, turn) if claiming else 0
+            reply = exchange.receive(request)
+            more = exchange.next_limit(request, reply) if claiming else 0
             if not more:
                 # Parse the claims now: if that fails, the claim can still be sent again.
-                turn.claims[:]
+                reply.claims[:]
         except Exception as e:
             # Renew the leases of running handlers, also while claims fail.
             with contextlib.suppress(Exception):
-                self._heart.beat()
+                self._heartbeat.beat()
             if exchange.broke(request, e):
                 # Redis answers, if slowly: a join need not wait for the complete reply.
-                self.reach.answered()
+                self.connectivity.answered()
                 return 0.0
-            if not request.asked and not self._turns.slow(e):
+            if not request.resends and not self._store.slow(e):
                 # Do not report the first failure: the server may have closed an idle connection.
                 return 0.0
-            return self.reach.failed(e)
+            return self.connectivity.failed(e)
         self.answered = time.monotonic()
-        self._unread = _Unread(request, turn, exchange.sent, turn.came or self.answered, lay)
+        self._unread = _UnreadReply(
+            request, reply, exchange.sent, reply.received_at or self.answered, was_waiting
+        )
         exchange.done()
         if armed:
             reached("claim.answered")
         if more:
-            exchange.ask_meanwhile(more)
-        return self._hand_out(self._unread, claiming)
+            exchange.send_next(more)
+        return self._apply_reply(self._unread, claiming)
 
-    def _hand_out(self, answer: _Unread, claiming: bool) -> float:
+    def _apply_reply(self, unread: _UnreadReply, claiming: bool) -> float:
         """Apply a reply; return the seconds to wait after it."""
-        request, turn, sent, came, lay = answer
-        under_way = self._exchange.under_way
+        request, reply, sent, received_at, was_waiting = unread
+        under_way = self._pipeline.under_way
         try:
-            turn.claims[:]
+            reply.claims[:]
             # Not before: if parsing fails, the reply is kept and parsed again next time.
             self._unread = None
             try:
-                self._answers.take(request, turn, sent, came, lay=lay)
+                self._cycle.apply(request, reply, sent, received_at, was_waiting=was_waiting)
             finally:
-                self._heart.beat()
+                self._heartbeat.beat()
         except Exception as e:
             if self._unread is not None:
                 with contextlib.suppress(Exception):
-                    self._heart.beat()
-            pause = self.reach.failed(e)
+                    self._heartbeat.beat()
+            pause = self.connectivity.failed(e)
             return min(pause, IN_ADVANCE) if under_way else pause
-        self.reach.answered()
+        self.connectivity.answered()
         if under_way:
             return IN_ADVANCE
-        if self._exchange.request is not None:
+        if self._pipeline.request is not None:
             # The next request could not be sent. Sending it again will show why.
             return 0.0
-        self._dispatcher.reposts.end()
-        return self._nap(request, turn, sent, claiming)
+        self._dispatcher.superseded_ids.end()
+        return self._seconds_until_next(request, reply, sent, claiming)
 
-    def _nap(self, request: TurnRequest, turn: Turn, sent: float, claiming: bool) -> float:
+    def _seconds_until_next(
+        self, request: ClaimRequest, reply: ClaimReply, sent: float, claiming: bool
+    ) -> float:
         if self._dispatcher.unsettled:
             return self._dispatcher.linger() or 0.0
-        spare = self._dispatcher.room() - len(self._dispatcher.early)
-        if claiming and 0 < request.limit == len(turn.claims) and spare > 0:
+        spare = self._dispatcher.free_slots() - len(self._dispatcher.lookahead)
+        if claiming and 0 < request.limit == len(reply.claims) and spare > 0:
             return 0.0
         if claiming and spare > 0 and self._listener.hears and not request.hears:
             # The server does not know yet that this node is on duty, and would not wake it.
             return 0.0
         now = time.monotonic()
         # Jitter keeps nodes from polling together. It only shortens the guaranteed interval.
-        seconds = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)
-        if turn.wait_us is not None:
+        seconds = min(self._options.poll_interval / 1e6, _LONGEST_WAIT) * between(0.8, 0.95)
+        if reply.wait_us is not None:
             # Counted from the sending, because the next claim will travel for as long.
-            wait = turn.wait_us / 1e6 - (now - sent)
+            wait = reply.wait_us / 1e6 - (now - sent)
             # If the next claim looks further ahead than this one did, it can be sent earlier.
-            ahead_us = self._dispatcher.wanted(self._appetite())[1]
+            ahead_us = self._dispatcher.claim_size(self._demand())[1]
             wait -= max(0, ahead_us - request.ahead_us) / 2e6
             seconds = min(seconds, max(0.0, wait))
         seconds = min(seconds, max(0.0, self._listener.echo_due()))
-        if self._dispatcher.running or self._dispatcher.early:
-            seconds = min(seconds, max(0.0, self._heart.due - now))
+        if self._dispatcher.running or self._dispatcher.lookahead:
+            seconds = min(seconds, max(0.0, self._heartbeat.due - now))
         if not claiming and self._give_up_at is not None:
             seconds = min(seconds, max(0.0, self._give_up_at - now))
         return seconds

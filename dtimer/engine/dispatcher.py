@@ -18,11 +18,11 @@ import queue
 import time
 from collections.abc import Collection, Sequence
 
-from dtimer.engine.book import MOST_SETTLEMENTS
-from dtimer.engine.hands import Hands
-from dtimer.engine.hold import Hold, trusted_until
-from dtimer.engine.pace import lasting
-from dtimer.engine.prefetch import IN_ADVANCE
+from dtimer.engine.batching import IN_ADVANCE
+from dtimer.engine.clock import boottime
+from dtimer.engine.handler_pool import HandlerPool
+from dtimer.engine.lease import Lease, trusted_until
+from dtimer.engine.leases import MOST_SETTLEMENTS
 from dtimer.errors import PayloadError
 from dtimer.model.claims import Claim, Settlement, Verdict
 from dtimer.model.event import Event
@@ -30,55 +30,61 @@ from dtimer.model.options import MOST_CLAIMS
 from dtimer.model.payload import decode
 
 
-class Dispatcher(Hands):
+class Dispatcher(HandlerPool):
     """Decides how many events to claim, when to start them, and when to release them."""
 
-    def room(self) -> int:
+    def free_slots(self) -> int:
         """Return how many events the free handler threads can start now."""
         free = self._options.concurrency - self._busy
         return max(0, min(free * self.max_events, MOST_CLAIMS))
 
-    def wanted(self, appetite: int) -> tuple[int, int]:
+    def claim_size(self, demand: int) -> tuple[int, int]:
         """
         Return how many events to claim, and how far ahead of their due time, in µs.
 
         Args:
-            appetite: How many events the listeners or readers can take.
+            demand: How many events the listeners or readers can take.
         """
         if self._recalling and len(self._settlements) > MOST_SETTLEMENTS:
             # This claim cannot carry all releases. Later events that it claims would be started
             # before those that are not released yet.
             return 0, 0
-        room = min(self.room(), appetite)
+        free_slots = min(self.free_slots(), demand)
         # Every event in the look-ahead queue will need a thread once it is due. Until then the
         # threads may run events that are due earlier.
-        spare = room - len(self.early)
+        spare = free_slots - len(self.lookahead)
         if spare <= 0:
-            return room, 0
-        batches = self.prefetch.batches
+            return free_slots, 0
+        batches = self.batching.batches
         if batches > 1:
-            return min(spare * batches, appetite - len(self.early), MOST_CLAIMS), 0
-        return spare, self.early.ahead_us
+            return min(spare * batches, demand - len(self.lookahead), MOST_CLAIMS), 0
+        return spare, self.lookahead.ahead_us
 
-    def wanted_meanwhile(self, limit: int, claimed: int, appetite: int) -> int:
+    def next_claim_size(self, limit: int, claimed: int, demand: int) -> int:
         """
         Return how many events to claim while the threads run those that were just claimed.
 
         Args:
             limit: How many events the last claim asked for.
             claimed: How many it got.
-            appetite: How many events the listeners or readers can take.
+            demand: How many events the listeners or readers can take.
         """
         if self._recalling:
             return 0
         # For one thread, not for each of them: quick handlers mostly hold the interpreter lock,
         # so that only one runs at a time.
-        most = self.max_events * self.prefetch.meanwhile
-        left = appetite - self._busy * self.max_events - claimed
-        return max(0, min(min(most, left) - len(self.early), 2 * limit, MOST_CLAIMS))
+        most = self.max_events * self.batching.in_backlog
+        left = demand - self._busy * self.max_events - claimed
+        return max(0, min(min(most, left) - len(self.lookahead), 2 * limit, MOST_CLAIMS))
 
     def accept(
-        self, seq: int, claims: Sequence[Claim], sent: float, came: float, *, lay: bool = False
+        self,
+        seq: int,
+        claims: Sequence[Claim],
+        sent: float,
+        received_at: float,
+        *,
+        was_waiting: bool = False,
     ) -> None:
         """
         Give *claims* to the handler threads, oldest first, or keep them until they are due.
@@ -87,37 +93,38 @@ class Dispatcher(Hands):
             seq: The number of the claim that they belong to.
             claims: The claimed events.
             sent: When the claim was sent, on the monotonic clock.
-            came: When its reply was received, on the monotonic clock.
-            lay: The reply may have arrived earlier than *came* and waited unread. The wait then
+            received_at: When its reply was received, on the monotonic clock.
+            was_waiting: The reply may have arrived earlier than *received_at* and waited unread.
+                The wait then
                 counts as lateness.
         """
         trusted = trusted_until(sent, self._options.lease)
         # Add the leases only when all are complete: if this fails half-way, the heartbeat would
         # renew for ever leases whose events are never started.
-        holds = [hold for claim in claims if (hold := self._hold(claim, trusted))]
-        self._set_expiries(holds, sent)
-        for hold in holds if lay else ():
-            if hold.event is not None:
-                hold.event.lateness_ms += (came - sent) * 1000
-        self._hold_on(holds)
-        if self._returning:
-            self._end(holds, Verdict.RELEASE)
+        leases = [lease for claim in claims if (lease := self._lease_of(claim, trusted))]
+        self._set_expiries(leases, sent)
+        for lease in leases if was_waiting else ():
+            if lease.event is not None:
+                lease.event.lateness_ms += (received_at - sent) * 1000
+        self._add(leases)
+        if self._releasing:
+            self._settle_as(leases, Verdict.RELEASE)
             return
-        self.early.add(holds, came)
-        if gone := self.reposts.since(seq):
+        self.lookahead.add(leases, received_at)
+        if gone := self.superseded_ids.since(seq):
             # After they were added: a post from now on finds them in the queue, and the ids of
             # earlier posts are found here. In the other order a post in between is missed.
             self._release_ids(gone)
         self.start_due()
 
-    def _set_expiries(self, holds: Sequence[Hold], sent: float) -> None:
+    def _set_expiries(self, leases: Sequence[Lease], sent: float) -> None:
         """Record until when the events of a claim may start, from the server's times in it."""
-        for hold in holds:
-            claim = hold.claim
+        for lease in leases:
+            claim = lease.claim
             # A test's clock does not advance while an event waits.
             if claim.expires_us is not None and self._options.now is None:
                 left = (claim.expires_us - claim.claimed_us) / 1e6
-                hold.expires_at = lasting() - (time.monotonic() - sent) + left
+                lease.expires_at = boottime() - (time.monotonic() - sent) + left
 
     def start_due(self) -> bool:
         """
@@ -128,32 +135,32 @@ class Dispatcher(Hands):
         """
         # Includes events of a reply that was under way when the others were released.
         back = self._release_all() if self._recalling else False
-        while self.early and self._busy < self._options.concurrency:
-            batch = self.early.take(self.max_events)
+        while self.lookahead and self._busy < self._options.concurrency:
+            batch = self.lookahead.pop_due(self.max_events)
             if not batch:
                 return back
             # Leases may have expired here, if the machine was suspended. Events with an expiry
             # may have waited too long; the server makes dead letters of them.
-            now = lasting()
-            if any(now > hold.expires_at or hold.lost(now) for hold in batch):
+            now = boottime()
+            if any(now > lease.expires_at or lease.lost(now) for lease in batch):
                 self._release(batch)
                 back = True
                 continue
             try:
-                self._put(batch)
+                self._enqueue(batch)
             except BaseException:
                 # Stop renewing the leases, even if the release below fails. The release spares
                 # other nodes the wait for the leases to expire.
-                self._forget(batch)
-                self._end(batch, Verdict.RELEASE)
+                self._remove(batch)
+                self._settle_as(batch, Verdict.RELEASE)
                 raise
-        if not (self.early and self.early.overdue(self.early.patience)):
+        if not (self.lookahead and self.lookahead.overdue(self.lookahead.grace)):
             self._behind = False
             return back
         if not self._behind:
             self._behind = True
-            self.prefetch.too_much()
-        if late := self.early.give_up(self._grace()):
+            self.batching.claimed_too_many()
+        if late := self.lookahead.pop_overdue(self._grace()):
             self._release(late)
             back = True
         return back
@@ -164,26 +171,26 @@ class Dispatcher(Hands):
 
         Asks the store whether there are other nodes or a pause.
         """
-        early = self.early
-        if early.alone_patience > early.patience and self._peers.none():
+        early = self.lookahead
+        if early.alone_patience > early.grace and self._peers.is_alone():
             return early.alone_patience
-        return early.patience
+        return early.grace
 
-    def _release(self, holds: list[Hold]) -> None:
-        """Release *holds*; with one handler thread, also the whole look-ahead queue."""
-        self._end(holds, Verdict.RELEASE)
+    def _release(self, leases: list[Lease]) -> None:
+        """Release *leases*; with one handler thread, also the whole look-ahead queue."""
+        self._settle_as(leases, Verdict.RELEASE)
         if self._in_order:
             self._recalling = True
             self._release_all()
 
     def _release_all(self) -> bool:
         """Release all events of the look-ahead queue; return whether there were any."""
-        gone = self.early.clear()
-        self._end(gone, Verdict.RELEASE)
+        gone = self.lookahead.remove()
+        self._settle_as(gone, Verdict.RELEASE)
         return bool(gone)
 
     def take_settlements(self) -> list[Settlement]:
-        """See `Book.take_settlements`."""
+        """See `LeaseTable.take_settlements`."""
         # Clear the mark before taking the settlements. A handler thread may now add a release and
         # set the mark again. If the next claim carries that release, it must find the mark.
         recalling, self._recalling = self._recalling, False
@@ -206,17 +213,17 @@ class Dispatcher(Hands):
 
     def next_start(self) -> float | None:
         """Return when to call `start_due` next, on the monotonic clock; None if it need not be."""
-        due = self.early.next
+        due = self.lookahead.next
         if due is None or self._busy < self._options.concurrency:
             return due
         # All threads are busy. A thread that becomes free calls `start_due` itself.
-        late = due + self.early.patience
-        if not self._peers.known_none:
+        late = due + self.lookahead.grace
+        if not self._peers.known_alone:
             return late
         # Until then, ask the store regularly whether the events may be kept.
-        return min(due + self.early.alone_patience, max(late, self._peers.trusted_until))
+        return min(due + self.lookahead.alone_patience, max(late, self._peers.trusted_until))
 
-    def drop(self, ids: Collection[str]) -> bool:
+    def release_superseded(self, ids: Collection[str]) -> bool:
         """
         Release the events of the look-ahead queue that this process has, or may have, replaced.
 
@@ -225,35 +232,35 @@ class Dispatcher(Hands):
         Returns:
             True if there were any, so that a claim should be made soon to release them.
         """
-        if not self.early:
+        if not self.lookahead:
             return False
-        kept = self.early.holds()
+        kept = self.lookahead.holds()
         try:
             return self._release_ids(ids)
         except BaseException:
             # A signal handler raised. Leases that are neither kept nor released must expire, so
             # the heartbeat must not renew them.
-            left = self.early.holds()
-            self._forget([h for h in kept if h.started is None and h not in left])
+            left = self.lookahead.holds()
+            self._remove([h for h in kept if h.started is None and h not in left])
             raise
 
     def _release_ids(self, ids: Collection[str]) -> bool:
         # With a single thread this releases all others, too. If the post was refused, the event
         # of the id is unchanged, and must start before those that are due later.
-        if gone := self.early.clear(ids):
+        if gone := self.lookahead.remove(ids):
             self._release(gone)
         return bool(gone)
 
-    def _hold(self, claim: Claim, trusted: float) -> Hold | None:
-        hold = Hold(claim, self._options, self._ledger, self._ended, trusted)
+    def _lease_of(self, claim: Claim, trusted: float) -> Lease | None:
+        lease = Lease(claim, self._options, self._store, self._ended, trusted)
         try:
             payload = decode(claim.payload)
         except PayloadError as e:
-            hold.take(Verdict.BURY)
-            self._hold_on([hold])
-            self._settle([Settlement(*hold.key, Verdict.BURY, error=str(e), reason="corrupt")])
+            lease.reserve(Verdict.BURY)
+            self._add([lease])
+            self._settle([Settlement(*lease.key, Verdict.BURY, error=str(e), reason="corrupt")])
             return None
-        hold.event = Event(
+        lease.event = Event(
             payload,
             id=claim.id,
             due=claim.due_us / 1000,
@@ -263,30 +270,30 @@ class Dispatcher(Hands):
             # reply has the new time.
             lateness_ms=max(0, claim.claimed_us - claim.due_us) / 1000,
             token=claim.token,
-            holder=hold,
+            holder=lease,
             schedule=claim.schedule,
             nominal=None if claim.nominal_us is None else claim.nominal_us / 1000,
             missed=claim.missed,
         )
-        return hold
+        return lease
 
-    def hand_back(self) -> None:
+    def release_waiting(self) -> None:
         """Release all events that no handler has started, now and from now on."""
-        self._returning = True
-        self._end(self.early.clear(), Verdict.RELEASE)
+        self._releasing = True
+        self._settle_as(self.lookahead.remove(), Verdict.RELEASE)
         while True:
             try:
                 batch = self._inbox.get_nowait()
             except queue.Empty:
                 return
             if batch is not None:
-                self._end(batch, Verdict.RELEASE)
-                self._free()
+                self._settle_as(batch, Verdict.RELEASE)
+                self._thread_is_free()
 
     def abandon(self) -> None:
         """Retry the events of handlers that still run; the attempt counts. The node leaves now."""
-        for hold in list(self._held.values()):
-            if hold.take(Verdict.RETRY):
-                hold.mark_lost()
+        for lease in list(self._leases.values()):
+            if lease.reserve(Verdict.RETRY):
+                lease.mark_lost()
                 error = "the node left while the handler was running"
-                self._settle([hold.settlement(Verdict.RETRY, error=error)])
+                self._settle([lease.settlement(Verdict.RETRY, error=error)])

@@ -30,7 +30,7 @@ _EARLY = 5
 _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
 
 
-class Ear(Protocol):
+class Subscription(Protocol):
     """A pub/sub subscription."""
 
     def open(self) -> None:
@@ -58,34 +58,34 @@ class Listener(Service):
 
     Args:
         name: The name of the thread.
-        ear: Returns a new subscription that is not open yet.
+        subscription: Returns a new subscription that is not open yet.
         ring: Rings the claimer's bell.
         changed: Called with None when wakes begin to arrive, and with the error when they stop.
         slow: Tells whether an error lasts until an operator acts, so that retries may be slow.
         echo_every: The seconds of silence after which an echo is needed.
-        patience: The seconds within which an echo must arrive.
+        timeout: The seconds within which an echo must arrive.
     """
 
     def __init__(
         self,
         name: str,
         *,
-        ear: Callable[[], Ear],
+        subscription: Callable[[], Subscription],
         ring: Callable[[], None],
         changed: Callable[[BaseException | None], None],
         slow: Callable[[BaseException | None], bool],
         echo_every: float,
-        patience: float,
+        timeout: float,
     ) -> None:
         super().__init__(name, self._loop, self._lost, self.close)
-        self._ear = ear
+        self._subscribe = subscription
         self._ring = ring
         self._changed = changed
         self._slow = slow
         self._echo_every = echo_every
-        self._patience = patience
+        self._timeout = timeout
         self._stop_bell = Bell()
-        self._opened: Ear | None = None
+        self._opened: Subscription | None = None
         self._subscribed = False
         self._echo_sent: float | None = None
         #: When a message was last received, on the monotonic clock.
@@ -128,20 +128,20 @@ class Listener(Service):
         pause = _FIRST_PAUSE
         while not stopping.is_set():
             began = time.monotonic()
-            ear: Ear | None = None
+            subscription: Subscription | None = None
             rest = 0.0
             try:
                 if armed:
                     reached("loop.listener")
                 # Assigned before `open`, so that a child forked meanwhile can close it.
-                self._opened = ear = self._ear()
-                ear.open()
+                self._opened = subscription = self._subscribe()
+                subscription.open()
                 if armed:
                     reached("listener.subscribed")
                 self._subscribed, self._echo_sent = True, None
                 self.tried.set()
                 self._ring()
-                self._listen(ear, stopping)
+                self._listen(subscription, stopping)
             except BaseException as e:
                 # After any exception: report that the node is deaf, and subscribe again.
                 self._lost(e)
@@ -152,8 +152,8 @@ class Listener(Service):
             finally:
                 self._subscribed = self.hears = False
                 self._opened = None
-                if ear is not None:
-                    ear.close()
+                if subscription is not None:
+                    subscription.close()
                 self.tried.set()
             self._stop_bell.wait(rest)
 
@@ -167,20 +167,20 @@ class Listener(Service):
         if self._opened is not None:
             self._opened.close()
 
-    def _listen(self, ear: Ear, stopping: Flag) -> None:
+    def _listen(self, subscription: Subscription, stopping: Flag) -> None:
         while not stopping.is_set():
             if armed:
                 reached("loop.listener")
             sent = self._echo_sent
-            left = self._patience
+            left = self._timeout
             if sent is not None:
-                left = sent + self._patience - time.monotonic()
+                left = sent + self._timeout - time.monotonic()
                 if left <= 0:
                     raise Deaf("the subscription does not hear its own echo")
             # Wait in slices, because an echo may be sent, and its time limit start, meanwhile.
-            if not ear.wait(min(left, self._patience / 2), self._stop_bell.descriptor):
+            if not subscription.wait(min(left, self._timeout / 2), self._stop_bell.descriptor):
                 continue
-            channels = ear.hear()
+            channels = subscription.hear()
             if not channels:
                 continue
             self.heard = time.monotonic()

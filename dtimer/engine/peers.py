@@ -24,7 +24,7 @@ class Peers:
         #: When the store must be asked again, on the monotonic clock.
         self.trusted_until = 0.0
 
-    def none(self) -> bool:
+    def is_alone(self) -> bool:
         """Return the reply of the store; False if it does not answer."""
         if time.monotonic() >= self.trusted_until:
             try:
@@ -36,6 +36,6 @@ class Peers:
         return self._answer
 
     @property
-    def known_none(self) -> bool:
+    def known_alone(self) -> bool:
         """True if `none` has returned True a short time ago. Asks nothing."""
         return self._answer and time.monotonic() < self.trusted_until

@@ -30,7 +30,7 @@ class Verdict(enum.Enum):
     BURY = "bury"
 
 
-class Result(enum.Enum):
+class Outcome(enum.Enum):
     """The outcome of a settlement. The values are the letters that the scripts return."""
 
     DONE = "1"
@@ -75,7 +75,7 @@ class Claim:
 
 
 @dataclass(slots=True)
-class TurnRequest:
+class ClaimRequest:
     """
     A claim, as a node requests it.
 
@@ -95,14 +95,14 @@ class TurnRequest:
     hears: bool
     echo: bool
     settlements: list[Settlement] = field(default_factory=list)
-    asked: int = 0
+    resends: int = 0
     ahead_us: int = 0
     most_bytes: int | None = None
     strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ClaimReply:
     """
     The server's reply to a claim.
 
@@ -118,20 +118,23 @@ class Turn:
     now_us: int
     wait_us: int | None
     known: bool
-    results: list[Result]
+    results: list[Outcome]
     claims: Sequence[Claim]
     buried: list[tuple[str, str]]
     short: list[str] = field(default_factory=list)
     heard: int | None = None
     before: int | None = None
     posted: int | None = None
-    came: float | None = None
+    received_at: float | None = None
     token: int = 0
 
 
-class Answer(Protocol):
+class PendingReply(Protocol):
     """Waits for the reply to a claim that was sent before."""
 
-    def __call__(self, *, lay: bool) -> Turn:
-        """Wait for the reply. Pass *lay* as True if the node has done other work since it asked."""
+    def __call__(self, *, was_waiting: bool) -> ClaimReply:
+        """
+        Wait for the reply. Pass *was_waiting* as True if the node has done other work since it
+        asked.
+        """
         ...

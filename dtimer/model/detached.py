@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from dtimer.errors import UsageError
-from dtimer.model.moments import Duration
+from dtimer.model.times import Duration
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dtimer.model.detached import detached
-from dtimer.model.lateness import percentile
-from dtimer.model.moments import Duration
+from dtimer.model.histogram import percentile
+from dtimer.model.times import Duration
 
 
 class Holder(Protocol):

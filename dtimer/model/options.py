@@ -13,9 +13,9 @@ from typing import Any
 
 from dtimer.errors import OptionError
 from dtimer.model import hints
-from dtimer.model.moments import Duration, duration_us
-from dtimer.model.names import check_namespace
+from dtimer.model.ids import check_namespace
 from dtimer.model.retry import Backoff, exponential, wait_us
+from dtimer.model.times import Duration, duration_us
 
 #: The most events that one claim may return. A larger claim would block the other clients of Redis.
 MOST_CLAIMS = 100
@@ -23,7 +23,7 @@ MOST_CLAIMS = 100
 ANY_NUMBER = 1 << 62
 
 #: The most handler threads of a node.
-MOST_HANDS = 1_000
+MOST_HANDLERS = 1_000
 
 MOST_RETRIES = 1_000_000
 
@@ -148,7 +148,7 @@ def validate(given: dict[str, Any]) -> Options:
     return Options(
         ns=check_namespace(v["ns"]),
         max_events=check_max_events(v["max_events"]),
-        concurrency=check_count(v["concurrency"], "concurrency", 1, MOST_HANDS),
+        concurrency=check_count(v["concurrency"], "concurrency", 1, MOST_HANDLERS),
         max_retries=check_count(v["max_retries"], "max_retries", 0, MOST_RETRIES),
         backoff=v["backoff"],
         lease=_time(v["lease"], "lease", 100, _DAY_MS),

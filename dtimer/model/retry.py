@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dtimer.model.jitter import between
-from dtimer.model.moments import Duration, duration_us
+from dtimer.model.times import Duration, duration_us
 
 #: A duration, or a function that takes the number of the failed attempt and returns a duration.
 Backoff = Duration | Callable[[int], Duration]

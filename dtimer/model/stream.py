@@ -7,9 +7,9 @@ from typing import Any
 
 from dtimer.errors import OptionError
 from dtimer.model import hints
-from dtimer.model.moments import Duration
-from dtimer.model.names import check_namespace
+from dtimer.model.ids import check_namespace
 from dtimer.model.options import DEFAULTS, check_poll_interval
+from dtimer.model.times import Duration
 
 # Options of the timer that a stream sets itself, or offers by another name.
 _ITS_OWN = {"ns", "max_events", "auto_confirm", "poll_interval"}

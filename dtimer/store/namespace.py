@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dtimer.errors import NamespaceCorrupt, StoreError
-from dtimer.model.names import incarnation
-from dtimer.store import access, codec, faults
-from dtimer.store.connect import Source
+from dtimer.model.ids import incarnation
+from dtimer.store import acl, failures, replies
+from dtimer.store.calls import ReplicatedCall
+from dtimer.store.connection.sources import Source
 from dtimer.store.keys import Keys
-from dtimer.store.line import READS, Line
-from dtimer.store.replies import pairs, understood
-from dtimer.store.tries import Copied
-from dtimer.store.witness import Standing, Witness
+from dtimer.store.reply_checks import pairs, understood
+from dtimer.store.rollback import NamespaceState, RollbackDetector
+from dtimer.store.script_client import READS, ScriptClient
 
 SCHEMA = "1"
 
@@ -31,7 +31,7 @@ class Namespace:
         source: Makes the connections for scripts.
         ns: The name of the namespace.
         timeout: The deadline of a call, in seconds.
-        ears: Makes the connections for pub/sub; None for *source*.
+        pubsub_source: Makes the connections for pub/sub; None for *source*.
         now: None for the server's clock, or a function giving µs since the epoch.
     """
 
@@ -41,18 +41,18 @@ class Namespace:
         ns: str,
         *,
         timeout: float,
-        ears: Source | None = None,
+        pubsub_source: Source | None = None,
         now: Callable[[], int] | None = None,
     ) -> None:
         self.ns = ns
         self.keys = Keys.of(ns)
         self._source = source
-        self._ears = ears or source
-        self._line = Line(source, self.keys, timeout, now)
+        self._pubsub_source = pubsub_source or source
+        self._scripts = ScriptClient(source, self.keys, timeout, now)
         self._timeout = timeout
         self._now = now
         self._opened = False
-        self.witness = Witness()
+        self.rollback = RollbackDetector()
 
     def open(self) -> None:
         """
@@ -62,7 +62,7 @@ class Namespace:
             NamespaceCorrupt: One of its keys holds a value of another type, or this version of
                 dtimer does not know the schema version.
         """
-        self._open(self._line.deadline())
+        self._open(self._scripts.deadline())
 
     def look(self) -> bool:
         """
@@ -71,16 +71,16 @@ class Namespace:
         Raises:
             NamespaceCorrupt: As in `open`.
         """
-        self._open(self._line.deadline(), make=False)
+        self._open(self._scripts.deadline(), make=False)
         return self._opened
 
     def _open(self, deadline: float, *, make: bool = True) -> None:
         if self._opened:
             return
-        before = self.witness.known
-        version, standing = self._stands(deadline, make=make)
+        before = self.rollback.known
+        version, state = self._read_state(deadline, make=make)
         if not version:
-            self.witness.opened(before, standing)
+            self.rollback.opened(before, state)
             return
         if version != SCHEMA:
             raise NamespaceCorrupt(
@@ -88,12 +88,14 @@ class Namespace:
                 f" knows version {SCHEMA}: upgrade it"
             )
         self._opened = True
-        self.witness.opened(before, standing)
+        self.rollback.opened(before, state)
 
-    def _stands(self, deadline: float, *, make: bool) -> tuple[str, Standing]:
+    def _read_state(self, deadline: float, *, make: bool) -> tuple[str, NamespaceState]:
         name = incarnation() if make else ""
-        reply = self._line.call("open", SCHEMA, name, deadline=deadline)
-        return understood("open", lambda r: (codec.text(r[1]), codec.read_standing(r)), reply)
+        reply = self._scripts.call("open", SCHEMA, name, deadline=deadline)
+        return understood(
+            "open", lambda r: (replies.text(r[1]), replies.read_namespace_state(r)), reply
+        )
 
     def reopen(self) -> None:
         """Have the next call open the namespace again, because it may have changed."""
@@ -102,14 +104,14 @@ class Namespace:
     def _call(
         self, verb: str, *arguments: str, named: bool = False, until: float | None = None
     ) -> Any:
-        deadline = self._line.deadline() if until is None else until
+        deadline = self._scripts.deadline() if until is None else until
         if not self._opened:
             self._open(deadline, make=verb not in READS)
-        return self._line.call(verb, *arguments, named=named, deadline=deadline)
+        return self._scripts.call(verb, *arguments, named=named, deadline=deadline)
 
     def alone(self, incarnation: str) -> bool:
         """Return True if no other node is alive and the namespace is not paused, in one attempt."""
-        return bool(self._line.once("alone", incarnation, str(SILENT_US)))
+        return bool(self._scripts.call_once("alone", incarnation, str(SILENT_US)))
 
     def _ask(
         self,
@@ -140,25 +142,25 @@ class Namespace:
         """
         # Use a fixed time and the source of the script, because TIME or EVALSHA itself may be
         # among the refused commands.
-        line = Line(self._source, self.keys, self._timeout, lambda: 1)
+        line = ScriptClient(self._source, self.keys, self._timeout, lambda: 1)
         try:
             flat = line.call("permissions", deadline=line.deadline(), whole=True)
         except StoreError as e:
-            if access.refusal(str(e)):
+            if acl.refusal(str(e)):
                 return {"EVAL": str(e)}
             raise
         finally:
             line.close()
         return understood(
             "permissions",
-            lambda flat: {codec.text(command): codec.text(why) for command, why in pairs(flat)},
+            lambda flat: {replies.text(command): replies.text(why) for command, why in pairs(flat)},
             flat,
         )
 
-    def _call_copied(self, verb: str, *arguments: str, replicas: int) -> Copied:
-        deadline = self._line.deadline()
+    def _call_replicated(self, verb: str, *arguments: str, replicas: int) -> ReplicatedCall:
+        deadline = self._scripts.deadline()
         self._open(deadline)
-        return self._line.call_copied(verb, *arguments, deadline=deadline, replicas=replicas)
+        return self._scripts.call_replicated(verb, *arguments, deadline=deadline, replicas=replicas)
 
     @property
     def place(self) -> str:
@@ -180,34 +182,34 @@ class Namespace:
             return {}
         if isinstance(raw, dict):
             return {str(name): str(value) for name, value in raw.items()}
-        lines = codec.text(raw).splitlines() if isinstance(raw, bytes) else []
+        lines = replies.text(raw).splitlines() if isinstance(raw, bytes) else []
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
     # Closing
 
     def close(self) -> None:
         """Close the connections. A later call makes new ones."""
-        self._line.close()
+        self._scripts.close()
 
     def release(self) -> None:
         """Close the connections, and stop keeping an embedded server alive."""
         # The embedded server may exit now and lose its data, which must not count as a rollback.
-        self.witness.forget()
+        self.rollback.forget()
         self.reopen()
-        self._line.close()
+        self._scripts.close()
         self._source.close()
-        if self._ears is not self._source:
-            self._ears.close()
+        if self._pubsub_source is not self._source:
+            self._pubsub_source.close()
 
     def after_fork(self) -> None:
         """Discard, in a forked child, the connections that belong to the parent."""
-        self.witness.after_fork()
-        self._line.after_fork()
+        self.rollback.after_fork()
+        self._scripts.after_fork()
         self._source.after_fork()
-        if self._ears is not self._source:
-            self._ears.after_fork()
+        if self._pubsub_source is not self._source:
+            self._pubsub_source.after_fork()
 
     @staticmethod
     def slow(error: BaseException | None) -> bool:
         """Return True if *error* lasts until an operator fixes its cause."""
-        return faults.slow(error)
+        return failures.slow(error)

@@ -7,9 +7,9 @@ from typing import Any
 
 from dtimer.errors import PayloadError
 from dtimer.model.event import NodeInfo, Stats
-from dtimer.model.names import LONGEST_ID
+from dtimer.model.ids import LONGEST_ID
 from dtimer.model.payload import decode
-from dtimer.store import codec
+from dtimer.store import replies
 
 
 def read_stats(reply: Sequence[Any]) -> Stats:
@@ -24,9 +24,9 @@ def read_stats(reply: Sequence[Any]) -> Stats:
         dead=int(dead),
         nodes=int(nodes),
         paused=paused == b"1",
-        lateness=tuple(map(codec.whole, lateness)),
+        lateness=tuple(map(replies.whole, lateness)),
         totals={
-            codec.text(totals[i]): codec.whole(totals[i + 1]) for i in range(0, len(totals), 2)
+            replies.text(totals[i]): replies.whole(totals[i + 1]) for i in range(0, len(totals), 2)
         },
     )
 
@@ -45,11 +45,11 @@ def read_node(incarnation: bytes, who: bytes, idle: bytes, waiting: bytes) -> No
         about = {}
     return NodeInfo(
         id=str(about.get("id", "?"))[:LONGEST_ID],
-        incarnation=codec.text(incarnation),
+        incarnation=replies.text(incarnation),
         host=str(about.get("host", "?"))[:LONGEST_ID],
         pid=pid if isinstance(pid := about.get("pid"), int) else 0,
-        joined=codec.whole(joined) / 1000,
-        idle_ms=codec.whole(idle) / 1000,
+        joined=replies.whole(joined) / 1000,
+        idle_ms=replies.whole(idle) / 1000,
         waiting=waiting == b"1",
         listening=about.get("listening") is not False,
     )

@@ -1,60 +1,318 @@
-"""Read replies, and raise a `StoreError` for a reply that no script of dtimer returns."""
+"""Convert between the objects of the model and the arguments and replies of the scripts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
 
-from dtimer.errors import DTimerError, OutcomeUnknown, StoreError
-from dtimer.store.line import READS
+from dtimer.errors import NamespaceCorrupt, PayloadError
+from dtimer.model.claims import Claim, ClaimReply, Outcome, Settlement, Verdict
+from dtimer.model.event import DeadLetter, Record, State
+from dtimer.model.payload import decode
+from dtimer.model.schedules import Schedule, spec_from_json
+from dtimer.store.rollback import NamespaceState
 
-T = TypeVar("T")
+# The head of a body: <expiry in µs, or nothing>,<max_retries>. An occurrence adds
+# ,s<nominal time in µs>,<missed>. Later versions may add more fields.
+# The lengths of numbers are bounded, because a foreign writer may have stored an endless one.
+_BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(?:,[^|]*)?\|")
+_CLAIM = re.compile(rb"(\d+),(\d+),(\d+),(\d+),(\d+)\|")
+_DECLARED = re.compile(rb"new|changed|same|behind:\d{1,17}")
+_RESULTS = {ord(result.value): result for result in Outcome}
+_LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
 
-#: The exceptions that reading a reply of an unexpected type or form can raise.
-MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
-_FLAGS = {b"0": False, b"1": True}
+def text(raw: bytes) -> str:
+    """Decode an id or another text; bytes that are not UTF-8 survive a round trip unchanged."""
+    return raw.decode(errors="surrogateescape")
 
 
-def understood(verb: str, read: Callable[[Any], T], reply: Any) -> T:
+def whole(raw: bytes) -> int:
+    """Read a number, such as a score; return 0 for any other text, which dtimer did not write."""
+    try:
+        return int(float(raw))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def read_payload(raw: bytes | None) -> dict[str, Any] | None:
+    """Return the payload of a body, or None if it cannot be read."""
+    match = _BODY.match(raw or b"")
+    if match is None or raw is None:
+        return None
+    try:
+        return decode(raw[match.end() :])
+    except PayloadError:
+        return None
+
+
+def read_posted(reply: bytes, count: int) -> tuple[bytes, int | None, str]:
     """
-    Read the *reply* to a *verb*.
+    Read the reply to a post: its letters, the total number of posts, and an id that was taken.
+
+    Args:
+        reply: The reply.
+        count: The number of letters to expect, unless nothing was stored.
+    """
+    letters, total, id = reply.split(b";", 2)
+    if (len(letters) != count or letters.strip(b"01")) and letters != b"x":
+        raise ValueError(f"expected {count} letters, each 0 or 1")
+    return letters, int(total) if total else None, text(id) if id else ""
+
+
+def settlement_arguments(settlements: Iterable[Settlement]) -> tuple[list[str], list[int]]:
+    """
+    Return settlements as arguments of a script, which expects the confirmations first.
+
+    Returns:
+        The arguments, and the index of the settlement of each outcome in the reply, in order.
+    """
+    confirms: list[str] = []
+    others: list[str] = []
+    first: list[int] = []
+    last: list[int] = []
+    for index, s in enumerate(settlements):
+        if s.verdict is Verdict.CONFIRM:
+            confirms += (s.id, str(s.token))
+            first.append(index)
+        else:
+            wait = s.reason if s.verdict is Verdict.BURY else str(s.wait_us)
+            others += (s.id, str(s.token), s.verdict.value, wait, s.error)
+            last.append(index)
+    return [str(len(first)), str(len(last)), *confirms, *others], first + last
+
+
+def read_results(letters: bytes, order: Sequence[int]) -> list[Outcome]:
+    """Return the outcomes in a reply in the order of the settlements."""
+    results = [Outcome.STALE] * len(order)
+    for letter, index in zip(letters, order, strict=True):
+        results[index] = _RESULTS[letter]
+    return results
+
+
+def _read_claims(reply: bytes, at: int, count: int, now: int) -> tuple[list[Claim], int]:
+    """
+    Read *count* claims, beginning at the offset *at*; return them and the offset of their end.
+
+    A claim gets the payload without the head of the body. An invalid body is left as it is.
+    """
+    claims: list[Claim] = []
+    for _ in range(count):
+        mark = _CLAIM.match(reply, at)
+        if mark is None:
+            raise ValueError("the reply to a claim is truncated")
+        token, attempt, due, id_length, body_length = map(int, mark.groups())
+        start = mark.end()
+        end = start + id_length
+        raw = reply[start:end]
+        id = raw.decode() if raw.isascii() else text(raw)
+        at = end + body_length
+        body = _BODY.match(reply, end, at)
+        if body is None:
+            claims.append(Claim(id, token, attempt, due, now, 0, reply[end:at]))
+            continue
+        claim = Claim(id, token, attempt, due, now, int(body[2]), reply[body.end() : at])
+        if body.end(1) > end:
+            claim.expires_us = int(body[1])
+        if body[3] is not None:
+            claim.schedule = id.rpartition("@")[0]
+            claim.nominal_us, claim.missed = int(body[3]), int(body[4])
+        claims.append(claim)
+    return claims, at
+
+
+class Claims(Sequence[Claim]):
+    """
+    The claims in a reply, parsed on first access.
+
+    Their number is known without parsing. So the caller can send the next request first, and parse
+    these claims while it is under way.
+    """
+
+    def __init__(self, reply: bytes, at: int, count: int, now: int) -> None:
+        self._reply = reply
+        self._at = at
+        self._count = count
+        self._now = now
+        self._read: list[Claim] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Claim: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Claim]: ...
+    def __getitem__(self, index: int | slice) -> Claim | list[Claim]:
+        return self.read()[0][index]
+
+    def __iter__(self) -> Iterator[Claim]:
+        return iter(self.read()[0])
+
+    def read(self) -> tuple[list[Claim], int]:
+        """Return the claims, and the offset of their end in the reply."""
+        if self._read is None:
+            # Assign both only on success, so that a call after a failure starts from the beginning.
+            self._read, self._at = _read_claims(self._reply, self._at, self._count, self._now)
+        return self._read, self._at
+
+
+def _last_token(reply: bytes, at: int, count: int) -> int:
+    """Return the highest token of the claims, or slightly less if the reply omits some of them."""
+    mark = _CLAIM.match(reply, at) if count else None
+    return int(mark[1]) + count - 1 if mark else 0
+
+
+def _read_text(reply: bytes, at: int) -> tuple[str, int]:
+    """Read the text at the offset *at*; return it and the offset of its end."""
+    colon = reply.index(b":", at)
+    end = colon + 1 + int(reply[at:colon])
+    return text(reply[colon + 1 : end]), end
+
+
+def _maybe(raw: bytes) -> int | None:
+    """Read an optional number; return None if it is missing or dtimer cannot have written it."""
+    return int(raw) if raw.isdigit() and len(raw) < 18 else None
+
+
+def read_namespace_state(reply: Sequence[Any]) -> NamespaceState:
+    """Read the state of a namespace, from the reply to opening it."""
+    time, _, born, token, posted, struck = reply
+    now = _maybe(time)
+    if now is None:
+        # A longer number may be a time after the year 9999, which datetime cannot represent.
+        raise ValueError("the server's time is not a valid number")
+    return NamespaceState(now, text(born), _maybe(token) or 0, _maybe(posted), _maybe(struck))
+
+
+def read_claim_reply(reply: bytes, order: Sequence[int], came: float | None = None) -> ClaimReply:
+    """
+    Read the reply to a claim, which arrived at *came*, on the monotonic clock.
+
+    An invalid body raises no error here: decoding its payload fails later.
+    """
+    at = reply.index(b"|")
+    head = reply[:at].split(b";")
+    at += 1
+    now, wait, buried, short = int(head[0]), int(head[1]), int(head[8]), int(head[9])
+    count = int(head[7])
+    claims = Claims(reply, at, count, now)
+    token = _last_token(reply, at, count)
+    rest: list[str] = []
+    if buried or short:
+        _, at = claims.read()
+        for _ in range(2 * buried + short):
+            word, at = _read_text(reply, at)
+            rest.append(word)
+    return ClaimReply(
+        now_us=now,
+        wait_us=None if wait < 0 else wait,
+        known=head[2] == b"1",
+        results=read_results(head[3], order),
+        claims=claims,
+        token=token,
+        buried=[(rest[2 * i], rest[2 * i + 1]) for i in range(buried)],
+        short=rest[2 * buried :],
+        heard=_maybe(head[4]),
+        before=_maybe(head[5]),
+        posted=_maybe(head[6]),
+        received_at=came,
+    )
+
+
+def read_record(id: str, reply: Sequence[Any]) -> Record | None:
+    """Read the reply to a peek."""
+    if not reply:
+        return None
+    state, due, attempt, raw = State(text(reply[0])), whole(reply[1]), reply[2], reply[3]
+    if state is State.DEAD:
+        letter = read_letter(id, due, raw)
+        return Record(id, letter.event, letter.died, state, letter.attempt)
+    return Record(id, read_payload(raw), due / 1000, state, whole(attempt))
+
+
+def read_standing_plan(reply: Sequence[Any]) -> tuple[bytes, bytes, dict[str, str], bool] | None:
+    """Read a stored schedule: definition, template, state, and True if the state is readable."""
+    if not reply:
+        return None
+    spec, plan, schedule_state, _, readable = reply
+    return spec, plan, read_schedule_state(schedule_state), bool(readable)
+
+
+def read_declared(reply: bytes) -> str:
+    """Read the outcome of declaring a schedule."""
+    if not _DECLARED.fullmatch(reply):
+        raise ValueError("unknown outcome of a declaration")
+    return text(reply)
+
+
+def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
+    """
+    Read the reply to a look-up of a schedule.
 
     Raises:
-        OutcomeUnknown: No script of dtimer returns such a reply, and the verb changes data.
-        StoreError: The same, for a verb that only reads.
+        NamespaceCorrupt: A part of the schedule is not in the form that dtimer writes.
     """
+    if not reply:
+        return None
+    spec = spec_from_json(id, reply[0], reply[1])
+    schedule_state = read_schedule_state(reply[2])
     try:
-        return read(reply)
-    except DTimerError:
-        raise
-    except MALFORMED as e:
-        raise not_understood(verb, e) from e
+        event = decode(spec.payload.encode())
+    except PayloadError as e:
+        raise NamespaceCorrupt(f"the payload of the schedule {id!r} cannot be read: {e}") from None
+    if not reply[4]:
+        raise NamespaceCorrupt(
+            f"the stored state of the schedule {id!r} cannot be read:"
+            " declare it again, or remove it"
+        )
+    return Schedule(
+        id=id,
+        event=event,
+        interval=None if spec.every is None else spec.every / 1000,
+        cron=spec.cron,
+        tz=spec.tz,
+        misfire=spec.misfire,
+        overlap=spec.overlap,
+        jitter=spec.jitter / 1000,
+        due=whole(reply[3]) / 1000 if reply[3] else None,
+        last=int(schedule_state["last"]) / 1000 if schedule_state["last"] else None,
+        left=int(schedule_state["left"]) if schedule_state["left"] else None,
+        paused=schedule_state["paused"] == "1",
+    )
 
 
-def not_understood(verb: str, error: Exception) -> StoreError:
-    """Return the error for a reply to a *verb* whose reading raised *error*, one of `MALFORMED`."""
-    # Do not quote the reply, which may contain payloads.
-    problem = f"Redis answered {verb} with a reply that no script of dtimer returns"
-    if verb in READS:
-        return StoreError(f"{problem} ({type(error).__name__})")
-    return OutcomeUnknown(f"{problem} ({type(error).__name__}): it may or may not have been done")
+_SCHEDULE_STATE = (
+    "print", "every", "misfire", "overlap", "jitter", "stop", "left", "paused", "next", "last",
+    "running", "ahead", "final", "gap", "anchor", "waits",
+)  # fmt: skip
 
 
-def flag(reply: Any) -> bool:
-    """Read a 0 or 1 as a bool."""
-    return _FLAGS[b"%d" % reply if isinstance(reply, int) else reply]
+def read_schedule_state(raw: bytes) -> dict[str, str]:
+    """Read the state of a schedule into the fields that lua/parts/plan.lua lists."""
+    return dict(zip(_SCHEDULE_STATE, text(raw).split(";"), strict=False))
 
 
-def letters(reply: Any, count: int) -> list[bool]:
-    """Read a string of *count* zeros and ones."""
-    if not isinstance(reply, bytes) or len(reply) != count:
-        raise ValueError(f"expected {count} letters, one for each event")
-    return [letter == ord("1") for letter in reply]
+def read_scheduled(id: str, due: bytes, tries: bytes, body: bytes) -> Record:
+    """Read one scheduled event of an iteration."""
+    due_ms, attempt = whole(due) / 1000, whole(tries)
+    return Record(id, read_payload(body), due_ms, State.SCHEDULED, attempt)
 
 
-def pairs(flat: Any) -> list[tuple[bytes, bytes]]:
-    """Read a flat list, in which firsts and seconds alternate, as pairs."""
-    if not isinstance(flat, list):
-        raise TypeError("expected a list")
-    return [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]
+def read_letter(id: str, died_us: int, raw: bytes) -> DeadLetter:
+    """Read a dead letter; return it with the reason ``corrupt`` if dtimer did not write it."""
+    match = _LETTER.match(raw)
+    if match is None:
+        return DeadLetter(id, None, 0, "corrupt", "", died_us / 1000, raw)
+    end = match.end() + int(match[3])
+    error, body = raw[match.end() : end], raw[end:]
+    return DeadLetter(
+        id=id,
+        event=read_payload(body),
+        attempt=int(match[1]),
+        reason=text(match[2]),
+        error=text(error),
+        died=died_us / 1000,
+        raw=body,
+    )

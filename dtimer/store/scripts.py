@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 
 # Ordered so that each part follows the parts on which it depends.
-_PARTS = ("guard", "memo", "rouse", "events", "again", "plan", "retime", "settle", "walk")
+_PARTS = ("guard", "session", "rouse", "events", "replay", "plan", "retime", "settle", "walk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Script:
     @property
     def doing(self) -> str:
         """The verb that names the operation in error texts."""
-        return "post" if self.name == "mint" else self.name
+        return "post" if self.name == "post_new" else self.name
 
 
 def uses(source: str, when: str = "Uses") -> set[str]:

@@ -14,15 +14,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dtimer.errors import EventExists, NotReplicated, OutcomeUnknown, StoreError
-from dtimer.model.claims import Answer, Result, Settlement, Turn, TurnRequest
+from dtimer.model.claims import ClaimReply, ClaimRequest, Outcome, PendingReply, Settlement
 from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, Stats
-from dtimer.store import codec, overview
-from dtimer.store.ear import Ear
-from dtimer.store.faults import Fate, broken_reply, fate, overtaken
+from dtimer.store import overview, replies
+from dtimer.store.connection.subscription import Subscription
+from dtimer.store.failures import Failure, broken_reply, classify, overtaken
 from dtimer.store.namespace import SILENT_US
 from dtimer.store.piped import Piped
-from dtimer.store.plans import Plans
-from dtimer.store.replies import MALFORMED, flag, letters, not_understood, understood
+from dtimer.store.reply_checks import MALFORMED, flag, letters, not_understood, understood
+from dtimer.store.schedules import Schedules
 from dtimer.store.scripts import load
 
 _PAGE = 100
@@ -56,24 +56,24 @@ class Posted(NamedTuple):
 _ALL_STORED = Posted("", frozenset())
 
 
-class Store(Plans):
+class Store(Schedules):
     """The state of one namespace, on one Redis."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._piped = Piped()
         # The session of a node's claims, by incarnation, if it is not named after the incarnation.
-        self._lanes: dict[str, str] = {}
+        self._claim_sessions: dict[str, str] = {}
 
     # Posting
 
     @staticmethod
     def _posting(entries: Iterable[Entry], policy: str) -> tuple[str, list[str]]:
         """Return the script that stores *entries*, and its arguments."""
-        arguments = [] if policy == "mint" else [policy]
+        arguments = [] if policy == "post_new" else [policy]
         for e in entries:
             arguments += (e.id, e.when, f"{e.expires},{e.rest}")
-        return "mint" if policy == "mint" else "post", arguments
+        return "post_new" if policy == "post_new" else "post", arguments
 
     def post(self, entries: Sequence[Entry], policy: str, replicas: int = 0) -> Posted:
         """
@@ -86,20 +86,20 @@ class Store(Plans):
             EventExists: The policy is ``error`` and one of the ids exists; nothing was stored.
             NotReplicated: The events were stored, but on too few replicas.
         """
-        era = self.witness.era
+        era = self.rollback.era
         before = era.posted
         verb, arguments = self._posting(entries, policy)
-        copied, marks = None, b""
+        replicated, marks = None, b""
         # If dtimer generates the ids, the reply has one letter for all events.
-        count = 1 if policy == "mint" else len(entries)
+        count = 1 if policy == "post_new" else len(entries)
         try:
             if replicas:
-                copied = self._call_copied(verb, *arguments, replicas=replicas)
-                reply = copied.reply
+                replicated = self._call_replicated(verb, *arguments, replicas=replicas)
+                reply = replicated.reply
             else:
                 reply = self._call(verb, *arguments, named=True)
             try:
-                marks, total, id = codec.read_posted(reply, count)
+                marks, total, id = replies.read_posted(reply, count)
             except MALFORMED as e:
                 raise not_understood(verb, e) from e
         except StoreError as e:
@@ -110,15 +110,15 @@ class Store(Plans):
             if self._walks.under_way and marks != b"x":
                 self._walks.posted(entries, marks)
         if total:
-            stored = len(entries) if policy == "mint" else marks.count(b"1")
-            if not self.witness.posted(era, before, stored, total):
+            stored = len(entries) if policy == "post_new" else marks.count(b"1")
+            if not self.rollback.posted(era, before, stored, total):
                 self._check_for_rollback()
         if marks == b"x":
             if policy == "error":
                 raise EventExists(id)
-        elif copied and copied.acknowledged < replicas:
+        elif replicated and replicated.acknowledged < replicas:
             ids = [entry.id for entry in entries]
-            raise NotReplicated(ids, replicas, copied.acknowledged) from copied.error
+            raise NotReplicated(ids, replicas, replicated.acknowledged) from replicated.error
         if b"0" in marks:
             stored_or_not = zip(entries, marks, strict=False)
             return Posted(id, frozenset(e.id for e, m in stored_or_not if m == ord("0")))
@@ -126,7 +126,7 @@ class Store(Plans):
 
     def _check_for_rollback(self) -> None:
         """Check the namespace for a rollback, unless a claim will: its error has more details."""
-        if self.witness.known.heard is None:
+        if self.rollback.known.heard is None:
             self.reopen()
             # The post has succeeded, so a failure here must not raise. The next call checks again.
             with contextlib.suppress(StoreError):
@@ -147,11 +147,11 @@ class Store(Plans):
 
     # Claiming
 
-    def turn(self, incarnation: str, request: TurnRequest, lease_us: int) -> Turn:
+    def claim(self, incarnation: str, request: ClaimRequest, lease_us: int) -> ClaimReply:
         """Claim events for a node, and wait for the reply; see `ask`."""
-        return self.ask(incarnation, request, lease_us)(lay=False)
+        return self.start_claim(incarnation, request, lease_us)(was_waiting=False)
 
-    def ask(self, incarnation: str, request: TurnRequest, lease_us: int) -> Answer:
+    def start_claim(self, incarnation: str, request: ClaimRequest, lease_us: int) -> PendingReply:
         """
         Send one request that settles leases, claims events, and asks when to claim again.
 
@@ -163,51 +163,51 @@ class Store(Plans):
             Exception: An error of the client library or of dtimer, from this call or from the
                 returned function. The caller must send the same request again until it is answered.
         """
-        settled, order = codec.settlement_arguments(request.settlements)
-        known = self.witness.known
+        settled, order = replies.settlement_arguments(request.settlements)
+        known = self.rollback.known
         flags = ("h" if request.hears else "") + ("e" if request.echo else "")
-        flags += str(request.asked or "")
+        flags += str(request.resends or "")
         if request.most_bytes is not None:
             flags += f",{request.most_bytes}{'!' if request.strict else ''}"
         arguments = (
             incarnation,
             str(request.limit),
             str(lease_us),
-            flags + ("p" if self.witness.curious else ""),
+            flags + ("p" if self.rollback.wants_total else ""),
             "" if known.heard is None else str(known.heard),
             str(request.ahead_us),
             *settled,
         )
-        lane = self._lanes.get(incarnation, incarnation)
+        session = self._claim_sessions.get(incarnation, incarnation)
         # The same thread renews leases, every third of a lease. A reply may not delay it longer.
-        longest = lease_us / 3e6
-        asked = self._line.ask("turn", *arguments, op=f"{lane}:{request.seq}", longest=longest)
+        most = lease_us / 3e6
+        call = self._scripts.start("claim", *arguments, op=f"{session}:{request.seq}", longest=most)
 
-        def answer(*, lay: bool) -> Turn:
+        def answer(*, was_waiting: bool) -> ClaimReply:
             try:
-                reply = asked.answer(lay=lay)
+                reply = call.answer(was_waiting=was_waiting)
             except Exception as e:
                 # Only an incomplete reply is reported as broken, which makes the next claim
                 # smaller. An error reply is complete, so the connection need not be slow.
-                if asked.arrived and fate(e, sent=True) is Fate.UNKNOWN:
-                    raise broken_reply(e, asked.arrived) from e
+                if call.arrived and classify(e, sent=True) is Failure.UNKNOWN:
+                    raise broken_reply(e, call.arrived) from e
                 if not overtaken(e):
                     raise
                 # A node makes one claim at a time, and this is its latest. So a later operation in
                 # this session was not made by this node, and would block its claims for minutes.
-                own = self._lanes[incarnation] = f"{incarnation}-{request.seq}"
-                reply = self._line.once("turn", *arguments, op=f"{own}:{request.seq}")
+                own = self._claim_sessions[incarnation] = f"{incarnation}-{request.seq}"
+                reply = self._scripts.call_once("claim", *arguments, op=f"{own}:{request.seq}")
             came = time.monotonic()
-            turn = understood("turn", lambda r: codec.read_turn(r, order, came), reply)
-            self.witness.turned(known, turn)
-            return turn
+            result = understood("claim", lambda r: replies.read_claim_reply(r, order, came), reply)
+            self.rollback.claimed(known, result)
+            return result
 
         return answer
 
-    def settle(self, settlements: Sequence[Settlement]) -> list[Result]:
+    def settle(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle leases outside the claim cycle; return one outcome for each, in order."""
-        arguments, order = codec.settlement_arguments(settlements)
-        return self._ask(lambda r: codec.read_results(r, order), "settle", *arguments, named=True)
+        arguments, order = replies.settlement_arguments(settlements)
+        return self._ask(lambda r: replies.read_results(r, order), "settle", *arguments, named=True)
 
     def extend(
         self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
@@ -224,13 +224,13 @@ class Store(Plans):
     def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
         """Extend leases in a single attempt, for a loop that repeats the call itself."""
         arguments = [str(word) for claim in held for word in claim]
-        reply = self._line.once("extend", str(lease_us), *arguments)
+        reply = self._scripts.call_once("extend", str(lease_us), *arguments)
         return understood("extend", lambda r: letters(r, len(held)), reply)
 
     def join(self, incarnation: str, who: str) -> None:
         """Register a node, described by the JSON object *who*. A repetition changes nothing."""
         self.reopen()  # A server that has lost all its data has lost the schema version, too.
-        self.witness.registering()
+        self.rollback.registering()
         self._call("join", incarnation, who, str(SILENT_US))
 
     def describe(self, incarnation: str, who: str) -> None:
@@ -241,18 +241,19 @@ class Store(Plans):
         """Remove a node from every list of nodes."""
         self._call("leave", incarnation)
 
-    def ear(self, incarnation: str) -> Ear:
+    def subscription(self, incarnation: str) -> Subscription:
         """Return the node's subscription, not yet opened."""
-        return self._ears.ear(self.keys, (self.keys.wake(incarnation), self.keys.echo(incarnation)))
+        channels = self.keys.wake(incarnation), self.keys.echo(incarnation)
+        return self._pubsub_source.subscription(self.keys, channels)
 
     # Control
 
     def cancel(self, id: str) -> Cancelled:
         """See `DTimer.cancel`."""
-        until, schedule = self._line.deadline(), id.rpartition("@")[0]
+        until, schedule = self._scripts.deadline(), id.rpartition("@")[0]
         while (result := self._cancel(id, until)) is None:
             self._check_deadline(until, schedule)
-            self.supply(schedule, until)
+            self.add_times(schedule, until)
             self._check_deadline(until, schedule)
         return result
 
@@ -260,7 +261,7 @@ class Store(Plans):
         """Cancel an event; return None, without effect, if its schedule needs more times first."""
 
         def read(reply: bytes) -> Cancelled | None:
-            return None if reply == b"short" else Cancelled(codec.text(reply))
+            return None if reply == b"short" else Cancelled(replies.text(reply))
 
         return self._ask(read, "cancel", id, named=True, until=until)
 
@@ -270,17 +271,17 @@ class Store(Plans):
 
     def peek(self, id: str) -> Record | None:
         """See `DTimer.peek`."""
-        return self._ask(lambda r: codec.read_record(id, r), "peek", id)
+        return self._ask(lambda r: replies.read_record(id, r), "peek", id)
 
     def upcoming(self, low: str, high: str) -> Iterator[Record]:
         """Yield the scheduled events between two bounds, in due order; see `Walks`."""
         for met in self._walks.upcoming(self._ask, low, high, _PAGE):
-            yield codec.read_scheduled(*met)
+            yield replies.read_scheduled(*met)
 
     def dead(self) -> Iterator[DeadLetter]:
         """Yield the dead letters, oldest first; see `Walks`."""
         for id, died_us, letter in self._walks.dead(self._ask, _PAGE):
-            yield codec.read_letter(id, died_us, letter)
+            yield replies.read_letter(id, died_us, letter)
 
     def letter(self, id: str) -> DeadLetter | None:
         """Return the dead letter with this id, or None."""
@@ -288,7 +289,7 @@ class Store(Plans):
         def read(reply: Sequence[Any]) -> DeadLetter | None:
             if not reply or reply[0] != b"dead":
                 return None
-            return codec.read_letter(id, codec.whole(reply[1]), reply[3])
+            return replies.read_letter(id, replies.whole(reply[1]), reply[3])
 
         return self._ask(read, "peek", id)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from dtimer.errors import StoreError
-from dtimer.store import codec
+from dtimer.store import replies
 
 # The possible error of the estimate of the server's time, in µs. If it is too large, an iteration
 # remembers more ids than it needs; if it is too small, it yields some events twice.
@@ -47,14 +47,14 @@ class _Page(NamedTuple):
 
 def _read_events(reply: Any) -> _Page:
     now, end_score, end_id, last_score, last_id, flat = reply
-    end, last = (codec.text(end_score), codec.text(end_id)), codec.text(last_score)
+    end, last = (replies.text(end_score), replies.text(end_id)), replies.text(last_score)
     float(end[0] or 0)
     return _Page(
         int(now),
         end,
-        (last, codec.text(last_id)),
+        (last, replies.text(last_id)),
         [
-            (StoredEvent(codec.text(flat[i]), *flat[i + 1 : i + 4]), bool(flat[i + 4]))
+            (StoredEvent(replies.text(flat[i]), *flat[i + 1 : i + 4]), bool(flat[i + 4]))
             for i in range(0, len(flat), 5)
         ],
     )
@@ -62,12 +62,13 @@ def _read_events(reply: Any) -> _Page:
 
 def _read_letters(reply: Any) -> _Page:
     now, end_score, end_id, more, flat = reply
-    end = codec.text(end_score), codec.text(end_id)
+    end = replies.text(end_score), replies.text(end_id)
     float(end[0] or 0)
     met = [
-        (codec.text(flat[i]), codec.whole(flat[i + 1]), flat[i + 2]) for i in range(0, len(flat), 3)
+        (replies.text(flat[i]), replies.whole(flat[i + 1]), flat[i + 2])
+        for i in range(0, len(flat), 3)
     ]
-    last = (codec.text(flat[-2]), met[-1][0]) if more else ("", "")
+    last = (replies.text(flat[-2]), met[-1][0]) if more else ("", "")
     return _Page(int(now), end, last, met)
 
 

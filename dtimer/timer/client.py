@@ -11,9 +11,9 @@ from typing import Any
 
 from dtimer.errors import OptionError, StateRollback, StoreError
 from dtimer.model.event import Cancelled, DeadLetter, Event, NodeInfo, Record, Stats
-from dtimer.model.moments import Duration, Moment, duration_us
-from dtimer.model.names import EventId, Mint, check_id, event_ids
+from dtimer.model.ids import EventId, IdGenerator, check_id, event_ids
 from dtimer.model.options import MOST_REPLICAS, Options, check_count
+from dtimer.model.times import Duration, Moment, duration_us
 from dtimer.store.store import Entry, Store
 from dtimer.timer.emitter import Emitter
 from dtimer.timer.posting import chunks, prepare, prepare_item, when
@@ -34,8 +34,8 @@ class Client(Emitter):
             raise OptionError("an embedded server has no replicas; leave wait_replicas at 0")
         # A weak reference: the store must not keep a timer alive that the user has dropped.
         tell = weakref.WeakMethod(self._rolled_back)
-        store.witness.tell = lambda error: (told := tell()) and told(error)
-        self._mint = Mint()
+        store.rollback.tell = lambda error: (told := tell()) and told(error)
+        self._new_id = IdGenerator()
         self._pid = os.getpid()
 
     def _rolled_back(self, error: StateRollback) -> None:
@@ -49,7 +49,7 @@ class Client(Emitter):
     def after_fork(self) -> None:
         """Reset this timer in a forked child, which must not use inherited connections or locks."""
         self._pid = os.getpid()
-        self._mint.after_fork()
+        self._new_id.after_fork()
         self._store.after_fork()
 
     # Posting
@@ -105,7 +105,7 @@ class Client(Emitter):
         self._notice_fork()
         posting = prepare(
             self._options,
-            self._mint,
+            self._new_id,
             ev,
             delay,
             at=at,
@@ -130,10 +130,10 @@ class Client(Emitter):
         """Post an event without a payload, ordered after others of the same millisecond."""
         self._notice_fork()
         due = when(0, at, stepped=self._options.now is not None, name="runAt")
-        entry = prepare(self._options, self._mint, {}, id=id).entry
+        entry = prepare(self._options, self._new_id, {}, id=id).entry
         self._store.post([entry._replace(when=f"={due}")], "replace")
 
-    def _superseding(self, ids: Collection[str], *, posted: bool) -> None:
+    def _note_superseded(self, ids: Collection[str], *, posted: bool) -> None:
         """Hook, called before and after a post under ids that may be pending."""
 
     def _replicas(self, given: int | None) -> int:
@@ -145,14 +145,14 @@ class Client(Emitter):
         return given
 
     def _post(self, entries: list[Entry], policy: str, replicas: int) -> list[EventId]:
-        if policy == "mint":
+        if policy == "post_new":
             taken = ""
             for _ in range(_MOST_COLLISIONS):
                 taken = self._store.post(entries, policy, replicas).taken
                 if not taken:
                     return event_ids(entries, frozenset())
                 # The generated id exists already, and the call has stored nothing.
-                entries = [e._replace(id=self._mint()) if e.id == taken else e for e in entries]
+                entries = [e._replace(id=self._new_id()) if e.id == taken else e for e in entries]
             raise StoreError(f"Redis reports every generated id as taken, the last one {taken!r}")
         kept = self._post_named(entries, policy, replicas)
         return event_ids(entries, kept)
@@ -160,12 +160,12 @@ class Client(Emitter):
     def _post_named(self, entries: list[Entry], policy: str, replicas: int) -> frozenset[str]:
         if policy in {"replace", "latest", "earliest"}:
             ids = {e.id for e in entries}
-            self._superseding(ids, posted=False)
+            self._note_superseded(ids, posted=False)
             try:
                 return self._store.post(entries, policy, replicas).kept
             finally:
                 # Also after an error, because the events may have been posted nevertheless.
-                self._superseding(ids, posted=True)
+                self._note_superseded(ids, posted=True)
         # Existing events of these ids stay as they are.
         return self._store.post(entries, policy, replicas).kept
 
@@ -190,7 +190,7 @@ class Client(Emitter):
         replicas = self._replicas(wait_replicas)
         ids: dict[int, EventId] = {}
         try:
-            postings = (prepare_item(self._options, self._mint, item) for item in items)
+            postings = (prepare_item(self._options, self._new_id, item) for item in items)
             for chunk in chunks(postings):
                 posted = self._post(chunk.entries, chunk.policy, replicas)
                 ids.update(zip(chunk.places, posted, strict=True))

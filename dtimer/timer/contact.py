@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dtimer.errors import StoreError
-from dtimer.store import access
+from dtimer.store import acl
 from dtimer.store.store import Store
 
 
@@ -69,7 +69,7 @@ class Contact:
             self.hearing_changed(self._deaf_error)
 
     def _report(self, error: BaseException, what: str) -> None:
-        rule = access.remedy(str(error), self._store.ns)
+        rule = acl.remedy(str(error), self._store.ns)
         report = StoreError(f"{what}: {error}{f' ({rule})' if rule else ''}")
         report.__cause__ = error
         self._announce("error", report)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NoReturn, TypeVar, overload
 from pyee.base import EventEmitter
 
 from dtimer.engine.service import on_service_thread
-from dtimer.timer import listeners, process
+from dtimer.timer import fork, listeners
 
 log = logging.getLogger("dtimer")
 
@@ -46,7 +46,7 @@ class _Once:
         self._left = [f]
         self._remove = remove
 
-    def take(self) -> Callable[..., Any] | None:
+    def unwrap(self) -> Callable[..., Any] | None:
         """Return the listener to the first caller, and None to all others."""
         try:
             f = self._left.pop()
@@ -56,7 +56,7 @@ class _Once:
         return f
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        if f := self.take():
+        if f := self.unwrap():
             f(*args, **kwargs)
 
 
@@ -176,19 +176,19 @@ class Emitter(EventEmitter):
         self, f: Callable[..., Any], args: tuple[Any, ...], raised: list[BaseException]
     ) -> bool:
         """Call a listener and append its exception; return False if it was used up elsewhere."""
-        listener = f.take() if isinstance(f, _Once) else f
+        listener = f.unwrap() if isinstance(f, _Once) else f
         if listener is None:
             return False
         pid = os.getpid()
         try:
             result = listener(*args)
             if _ends_here(pid):
-                process.end_child(None)
+                fork.end_child(None)
             if inspect.isawaitable(result):
                 raised.append(_unawaited(listener, result))
         except BaseException as e:
             if _ends_here(pid):
-                process.end_child(e)
+                fork.end_child(e)
             # Also SystemExit, which must not silently end a thread of the node. The traceback is
             # cut to begin with the listener, because this frame would only hide the user's own.
             raised.append(e.with_traceback(e.__traceback__ and e.__traceback__.tb_next))

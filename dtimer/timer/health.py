@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
+from dtimer.engine.callbacks import CallbackThread
 from dtimer.engine.claimer import Claimer
 from dtimer.engine.dispatcher import Dispatcher
-from dtimer.engine.herald import Herald
 from dtimer.engine.listener import Listener
 from dtimer.engine.service import Service
 from dtimer.model.event import Health
@@ -15,7 +15,7 @@ from dtimer.model.event import Health
 def examine(
     claimer: Claimer,
     listener: Listener,
-    callbacks: Herald,
+    callbacks: CallbackThread,
     dispatcher: Dispatcher,
     *,
     listening: bool,
@@ -32,7 +32,7 @@ def examine(
         listening: Whether the node has a listener of ``'event'``.
         poll_interval: The longest time between two claims, in seconds.
     """
-    services: list[Service] = [claimer, listener, callbacks, *dispatcher.hands]
+    services: list[Service] = [claimer, listener, callbacks, *dispatcher.threads]
     now = time.monotonic()
     answered, heard = claimer.answered, listener.heard
     age = None if answered is None else (now - answered) * 1000
@@ -40,7 +40,9 @@ def examine(
     fresh = age is not None and age < poll_interval * 1e3 + 1_000
     deaf = not listener.hears
     failing = [s.failure for s in services if s.failure is not None]
-    error = claimer.reach.error or claimer.capacity.error or (failing[0] if failing else None)
+    error = (
+        claimer.connectivity.error or claimer.capacity.error or (failing[0] if failing else None)
+    )
     return Health(
         ok=fresh and error is None and not deaf,
         joined=True,

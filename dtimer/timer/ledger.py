@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from dtimer.model.claims import Result, Settlement
+from dtimer.model.claims import Outcome, Settlement
 from dtimer.store.store import Store
 
 
@@ -25,7 +25,7 @@ class Ledger:
         self._over = over
         self._close = close
 
-    def settle(self, settlements: Sequence[Settlement]) -> list[Result]:
+    def settle(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """See `dtimer.store.store.Store.settle`."""
         with self._closing():
             return self._store.settle(settlements)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from dtimer.errors import OptionError
 from dtimer.model import hints
-from dtimer.model.moments import Duration, Moment, duration_us, moment_us
-from dtimer.model.names import Mint, check_id
+from dtimer.model.ids import IdGenerator, check_id
 from dtimer.model.options import MOST_RETRIES, Options, check_count
 from dtimer.model.payload import encode
+from dtimer.model.times import Duration, Moment, duration_us, moment_us
 from dtimer.store.store import Entry
 
 POLICIES = ("replace", "keep", "error", "earliest", "latest")
@@ -65,7 +65,7 @@ def _expires(value: Duration | datetime | None) -> str:
 
 def prepare(
     options: Options,
-    mint: Mint,
+    new_id: IdGenerator,
     ev: Mapping[str, Any],
     delay: Duration = 0,
     *,
@@ -95,12 +95,14 @@ def prepare(
         check_count(max_retries, "max_retries", 0, MOST_RETRIES)
     payload = encode(ev, options.max_payload)
     if id is None:
-        return Posting(Entry(mint(), due, _expires(expires), f"{max_retries}|{payload}"), "mint")
+        return Posting(
+            Entry(new_id(), due, _expires(expires), f"{max_retries}|{payload}"), "post_new"
+        )
     if _OCCURRENCE.search(check_id(id)):
         raise OptionError(
             f"the id {id!r} ends like that of an occurrence of a schedule; choose another id"
         )
-    # The mark 'n' means that the id may be posted again before it is due (lua/turn.lua).
+    # The mark 'n' means that the id may be posted again before it is due (lua/claim.lua).
     return Posting(Entry(id, due, _expires(expires), f"{max_retries},n|{payload}"), if_exists)
 
 
@@ -108,7 +110,7 @@ def _names(item: Mapping[Any, Any]) -> list[str]:
     return sorted(n if isinstance(n, str) else type(n).__name__ for n in item)
 
 
-def prepare_item(options: Options, mint: Mint, item: object) -> Posting:
+def prepare_item(options: Options, new_id: IdGenerator, item: object) -> Posting:
     """Check one item of ``post_many``: a pair, or a mapping of the arguments of ``post``."""
     if isinstance(item, Mapping):
         if "ev" not in item:
@@ -120,9 +122,9 @@ def prepare_item(options: Options, mint: Mint, item: object) -> Posting:
         if unknown := [name for name in _names(item) if name not in _ARGUMENTS]:
             hint = hints.meant(unknown[0], sorted(_ARGUMENTS), hints.POSTING)
             raise OptionError(f"an item of post_many has no argument {unknown[0]!r}{hint}")
-        return prepare(options, mint, **item)
+        return prepare(options, new_id, **item)
     if isinstance(item, tuple | list) and len(item) == 2:
-        return prepare(options, mint, item[0], item[1])
+        return prepare(options, new_id, item[0], item[1])
     raise OptionError(
         "an item of post_many must be a pair (ev, delay) or a mapping of the arguments of"
         f" post, not {type(item).__name__}"

@@ -19,11 +19,11 @@ class Signals:
     called after the node has left.
 
     Args:
-        hurry: Called by the signal handler if another signal comes while the node leaves.
+        stop_waiting: Called by the signal handler if another signal comes while the node leaves.
     """
 
-    def __init__(self, hurry: Callable[[], None]) -> None:
-        self._hurry = hurry
+    def __init__(self, stop_waiting: Callable[[], None]) -> None:
+        self._stop_waiting = stop_waiting
         self._caught: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._leaving = False
         self._before: dict[int, Any] = {}
@@ -42,7 +42,7 @@ class Signals:
         del frame
         self._caught.put(number)
         if self._leaving:
-            self._hurry()
+            self._stop_waiting()
 
     def wait(self, seconds: float) -> bool:
         """Wait at most *seconds* for a signal; return False if none came."""
@@ -56,7 +56,7 @@ class Signals:
         """Let a signal hurry the node from now on, also a signal that has come already."""
         self._leaving = True
         if not self._caught.empty():
-            self._hurry()
+            self._stop_waiting()
 
     def put_back(self) -> None:
         """Restore the previous handlers, and raise again a signal that came during the leave."""
@@ -88,13 +88,13 @@ class Node(Protocol):
     def leave(self) -> None:
         """Leave after running handlers have finished."""
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """End the wait of a running `leave` for handlers."""
 
 
 def run(node: Node) -> None:
     """See `DTimer.run`."""
-    signals = Signals(node.hurry)
+    signals = Signals(node.stop_waiting)
     try:
         # Before the join, because a signal may come during it.
         signals.catch()

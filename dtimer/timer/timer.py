@@ -11,21 +11,21 @@ from typing import Any, Self
 
 from dtimer.errors import StateRollback, UsageError
 from dtimer.model.event import Event, Health
-from dtimer.model.moments import Duration, duration_us, moment_us
-from dtimer.model.names import check_node
+from dtimer.model.ids import check_node
 from dtimer.model.options import ANY_NUMBER, check_max_events, validate
-from dtimer.store.connect import source
-from dtimer.store.line import TRIES
+from dtimer.model.times import Duration, duration_us, moment_us
+from dtimer.store.connection.sources import source
+from dtimer.store.script_client import TRIES
 from dtimer.store.store import Store
-from dtimer.timer import listeners, process, signals
-from dtimer.timer.calendar import Calendar
-from dtimer.timer.life import Life
+from dtimer.timer import fork, listeners, signals
 from dtimer.timer.nesting import Nesting
+from dtimer.timer.node import Node
+from dtimer.timer.schedules import ScheduleClient
 
 log = logging.getLogger("dtimer")
 
 
-class DTimer(Calendar):
+class DTimer(ScheduleClient):
     """
     Posts events, and after `join` receives them, as one node of a distributed timer.
 
@@ -100,16 +100,16 @@ class DTimer(Calendar):
             source(pub, timeout / TRIES),
             valid.ns,
             timeout=timeout,
-            ears=None if sub is None else source(sub, timeout / TRIES),
+            pubsub_source=None if sub is None else source(sub, timeout / TRIES),
             now=None if now is None else lambda: moment_us(now(), "now", stepped=True),
         )
         super().__init__(valid, store)
-        self._life: Life | None = None
+        self._node: Node | None = None
         self._finalizer: Any = None
         # Re-entrant, because a signal handler that interrupts a leave may call leave itself.
         self._state = threading.RLock()
         self.nesting = Nesting()
-        process.watch(self)
+        fork.watch(self)
 
     @property
     def id(self) -> str:
@@ -129,8 +129,8 @@ class DTimer(Calendar):
     @max_events.setter
     def max_events(self, value: int) -> None:
         self._options = dataclasses.replace(self._options, max_events=check_max_events(value))
-        if self._life is not None:
-            self._life.max_events = value
+        if self._node is not None:
+            self._node.max_events = value
 
     def __repr__(self) -> str:
         return f"<DTimer {self._id!r} of {self.ns!r}, {'' if self.joined else 'not '}joined>"
@@ -141,7 +141,7 @@ class DTimer(Calendar):
     def joined(self) -> bool:
         """True between `join` and the end of `leave`."""
         self._notice_fork()
-        return self._life is not None and self._life.begun and not self._life.over
+        return self._node is not None and self._node.begun and not self._node.over
 
     def join(self) -> None:
         """
@@ -164,36 +164,36 @@ class DTimer(Calendar):
                 if self.nesting.joining_here:
                     return
                 with self.nesting.joining:
-                    life = self._life
-                    if life is None or life.over:
-                        life = self._begin(leaves)
+                    node = self._node
+                    if node is None or node.over:
+                        node = self._begin(leaves)
                         break
-                if not life.leaving:
+                if not node.leaving:
                     return
             # Without the lock, because a handler that still runs may call leave itself.
-            if not life.wait(None):
+            if not node.wait(None):
                 raise UsageError("join() was called by a handler while its node leaves")
-        if life.leaving:
-            life.wait(None)
+        if node.leaving:
+            node.wait(None)
 
-    def _begin(self, leaves: int) -> Life:
-        if reason := process.why_no_node():
+    def _begin(self, leaves: int) -> Node:
+        if reason := fork.why_no_node():
             raise UsageError(f"no node can join in this process: {reason}")
         if self._finalizer is not None:
             self._finalizer.detach()
-        life = Life(self._id, self._options, self._store, self)
+        node = Node(self._id, self._options, self._store, self)
         # Assigned before the start, so that a leave() that interrupts the start finds it.
-        self._life = life
+        self._node = node
         try:
-            life.start(leaving=self.nesting.leaves != leaves)
-            self._finalizer = process.when_dropped(self, life, self._id)
+            node.start(leaving=self.nesting.leaves != leaves)
+            self._finalizer = fork.when_dropped(self, node, self._id)
             # It may have been set during the start. This also rings the bell, in case a listener
             # was added during the start.
-            life.max_events = self._options.max_events
+            node.max_events = self._options.max_events
         except BaseException:
-            life.abort()
+            node.abort()
             raise
-        return life
+        return node
 
     def leave(self, timeout: Duration | None = None) -> None:
         """
@@ -215,20 +215,20 @@ class DTimer(Calendar):
         self.nesting.left()
         self._notice_fork()
         with self._state:
-            life = self._life
-            if life is None or life.over:
+            node = self._node
+            if node is None or node.over:
                 self.close_unless_joined()
                 return
-        self._end(life, seconds)
+        self._end(node, seconds)
 
-    def _end(self, life: Life, seconds: float | None) -> None:
-        life.stop(seconds)
-        life.wait(None if seconds is None else seconds + 2 * self._options.timeout / 1e6 + 1)
+    def _end(self, node: Node, seconds: float | None) -> None:
+        node.stop(seconds)
+        node.wait(None if seconds is None else seconds + 2 * self._options.timeout / 1e6 + 1)
 
     def close_unless_joined(self) -> None:
         """Close the connections that calls have opened while the node has not joined."""
         with self._state:
-            if self._life is None or self._life.over:
+            if self._node is None or self._node.over:
                 self._store.release()
 
     def __enter__(self) -> Self:
@@ -255,21 +255,21 @@ class DTimer(Calendar):
         """
         signals.run(self)
 
-    def hurry(self) -> None:
+    def stop_waiting(self) -> None:
         """End the wait of a running `leave` for handlers."""
-        if self._life is not None:
-            self._life.stop(0)
+        if self._node is not None:
+            self._node.stop(0)
 
     def health(self) -> Health:
         """Return whether this node makes progress. Sends nothing to Redis, and never raises."""
         self._notice_fork()
-        if self._life is None or not self.joined:
+        if self._node is None or not self.joined:
             return Health(False, False, False, None, None, 0, 0, None)
-        return self._life.health()
+        return self._node.health()
 
     # Overridden by subclasses
 
-    def appetite(self) -> int:
+    def demand(self) -> int:
         """Return how many events the listeners can take, not counting the threads."""
         return ANY_NUMBER if self.listeners("event") else 0
 
@@ -288,41 +288,41 @@ class DTimer(Calendar):
 
     def ring(self) -> None:
         """Make the node claim now, because it can take more events."""
-        if self._life is not None:
-            self._life.bell.ring()
+        if self._node is not None:
+            self._node.bell.ring()
 
     # Internals
 
-    def _superseding(self, ids: Collection[str], *, posted: bool) -> None:
-        life = self._life
-        if life is not None and not life.over:
-            life.superseding(ids, posted=posted)
+    def _note_superseded(self, ids: Collection[str], *, posted: bool) -> None:
+        node = self._node
+        if node is not None and not node.over:
+            node.note_superseded(ids, posted=posted)
 
     def _rolled_back(self, error: StateRollback) -> None:
-        if self._life is not None and self.joined:
-            self._life.rolled_back(error)
+        if self._node is not None and self.joined:
+            self._node.rolled_back(error)
         else:
             super()._rolled_back(error)
 
     def _listening(self, event: str, *, more: bool) -> None:
-        if event == "event" and (life := getattr(self, "_life", None)) is not None:
-            life.listened(more=more)
+        if event == "event" and (node := getattr(self, "_node", None)) is not None:
+            node.listened(more=more)
 
     def after_fork(self) -> None:
         """Reset this timer in a forked child, which has not joined."""
         super().after_fork()
         self._state = threading.RLock()
         self.nesting = Nesting()
-        life, self._life = self._life, None
+        node, self._node = self._node, None
         if self._finalizer is not None:
             self._finalizer.detach()
-        if life is not None and not life.over:
-            life.after_fork()
+        if node is not None and not node.over:
+            node.after_fork()
             log.info("%r was joined by the parent process; join() in this one to receive", self)
 
     def at_exit(self) -> None:
         """Leave within ``exit_timeout``, because the interpreter is about to exit."""
-        life = self._life
-        if life is not None and not life.over:
+        node = self._node
+        if node is not None and not node.over:
             # Without the lock, which another thread may hold for an unlimited time.
-            self._end(life, self._options.exit_timeout / 1e6)
+            self._end(node, self._options.exit_timeout / 1e6)

@@ -398,7 +398,7 @@ class TestServer:
         If not even an embedded server is available, the exit code is 3 and the error says what to
         do.
         """
-        monkeypatch.setattr("dtimer.store.embedded.available", lambda: False)
+        monkeypatch.setattr("dtimer.embedded.available", lambda: False)
         ran = alone("stats")
         assert 3 == ran.code
         assert "--url" in ran.err

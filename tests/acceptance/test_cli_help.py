@@ -13,7 +13,7 @@ from shell import Program, environment, examples
 
 from dtimer import DTimer
 from dtimer.cli.app import app
-from dtimer.cli.exits import Exit
+from dtimer.cli.exit_codes import ExitCode
 
 pytestmark = pytest.mark.acceptance
 
@@ -22,7 +22,7 @@ ELSEWHERE = {"listen", "demo"}
 ENDLESS = {"tail", "top"}
 
 #: Exit codes besides 0 with which an example may end, because they depend on the server.
-ALSO = {"doctor": {Exit.NO}}
+ALSO = {"doctor": {ExitCode.NO}}
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_each_example_works(name, run, furnished, client):
     for words in found:
         # The words behind ``>`` are for the shell.
         ran = run(*itertools.takewhile(">".__ne__, words))
-        assert ran.code in {Exit.DONE, *ALSO.get(name, ())}, (words, ran.err)
+        assert ran.code in {ExitCode.DONE, *ALSO.get(name, ())}, (words, ran.err)
 
 
 @pytest.mark.parametrize("name", sorted(ENDLESS))

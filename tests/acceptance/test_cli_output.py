@@ -11,7 +11,7 @@ from servers import PATIENCE
 from shell import Program, environment
 
 from dtimer import DTimer
-from dtimer.cli.exits import Exit
+from dtimer.cli.exit_codes import ExitCode
 
 pytestmark = [
     pytest.mark.acceptance,
@@ -47,20 +47,20 @@ def test_a_full_disk_is_one_line(words, server, namespace):
     missing.
     """
     code, said = run(server, namespace, *words)
-    assert (Exit.OUTPUT, f"Error: {FULL}\n") == (code, said)
+    assert (ExitCode.OUTPUT, f"Error: {FULL}\n") == (code, said)
 
 
 def test_with_json_the_error_is_an_object(server, namespace):
     """With ``--json`` the line on stderr is a JSON object."""
     code, said = run(server, namespace, "stats", "--json")
-    assert (Exit.OUTPUT, f'{{"error": "OSError", "text": "{FULL}"}}\n') == (code, said)
+    assert (ExitCode.OUTPUT, f'{{"error": "OSError", "text": "{FULL}"}}\n') == (code, said)
 
 
 def test_a_full_standard_error_leaves_the_exit_code(server, namespace):
     """If standard error is full too, the exit code is the only sign."""
     with open("/dev/full", "w", encoding="utf-8") as full:
         code, _ = run(server, namespace, "stats", err=full)
-    assert Exit.OUTPUT == code
+    assert ExitCode.OUTPUT == code
 
 
 def test_a_listener_that_cannot_print_ends(server, namespace):
@@ -82,7 +82,7 @@ def test_a_listener_that_cannot_print_ends(server, namespace):
             timer = DTimer("poster", server.url, ns=namespace)
             timer.post({}, id="x")
             said = listener.stderr.read()
-            assert (Exit.OUTPUT, f"Error: {FULL}\n") == (listener.wait(PATIENCE), said)
+            assert (ExitCode.OUTPUT, f"Error: {FULL}\n") == (listener.wait(PATIENCE), said)
             assert 1 == timer.peek("x").attempt
             timer.leave()
         finally:

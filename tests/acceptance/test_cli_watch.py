@@ -15,8 +15,8 @@ from dtimer.cli.tail import Follow
 from dtimer.cli.top.sample import Frame, Sampler
 from dtimer.cli.top.screen import draw, plan, sparkline
 from dtimer.model.event import NodeInfo, Record, State, Stats
-from dtimer.store.connect import source
-from dtimer.store.inventory import Inventory
+from dtimer.store.admin import AdminStore
+from dtimer.store.connection.sources import source
 
 pytestmark = pytest.mark.acceptance
 
@@ -25,7 +25,7 @@ HOUR = 3_600_000
 
 @pytest.fixture
 def store(server, namespace):
-    store = Inventory(source(server.url, 1.0), namespace, timeout=3.0)
+    store = AdminStore(source(server.url, 1.0), namespace, timeout=3.0)
     yield store
     store.release()
 

@@ -27,8 +27,8 @@ from servers import LIMIT, PATIENCE, PROMPT, eventually
 import dtimer
 from dtimer import Stats
 from dtimer.cli.app import app
-from dtimer.cli.demo.play import LEASE, Outcome
-from dtimer.cli.demo.tally import Tally, percentile
+from dtimer.cli.demo.counts import Counts, percentile
+from dtimer.cli.demo.run import LEASE, Outcome
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
@@ -250,7 +250,7 @@ class TestCounts:
     """The demo's counts, and when it reports a failure."""
 
     def tally(self):
-        tally = Tally(["node-1", "node-2"])
+        tally = Counts(["node-1", "node-2"])
         tally.posted = ["a", "b", "c"]
         for report in (
             ["ready", 1],

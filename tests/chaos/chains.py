@@ -19,7 +19,7 @@ from chaos.leases import Generation, Leases, stale_words
 from chaos.lives import claimed_after
 from chaos.occurrences import OCCURRENCE, Chain
 from chaos.verdict import Bench
-from dtimer.model import recurrence
+from dtimer.model import schedules
 
 
 class Chains:
@@ -212,7 +212,7 @@ def _successor(name: str, says: dict[str, Any]) -> Callable[[int, int], int | No
     every = says.get("every_us")
     if every is not None:
         return lambda nominal, missed: nominal + (missed + 1) * every
-    definition = recurrence.define(
+    definition = schedules.make_spec(
         name,
         cron=says["cron"],
         tz=says.get("tz") or "UTC",

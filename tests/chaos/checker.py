@@ -51,7 +51,7 @@ from chaos.history import NOTES, History, Operation
 from chaos.keys import Keys
 from chaos.lives import Lives
 from chaos.occurrences import OCCURRENCE
-from chaos.shelves import Key, Shelves
+from chaos.spill import Key, Spill
 from chaos.table import as_json, as_text
 from chaos.troubles import SECOND, Troubles
 from chaos.verdict import Bench, Verdict
@@ -120,7 +120,7 @@ def _check(
     bench = Bench(troubles, rollback=rollback)
     timed: list[Operation] = []
     finals: list[Operation] = []
-    with Shelves() as shelves:
+    with Spill() as spill:
         for op in history.operations():
             troubles.saw(op)
             clock.saw(op)
@@ -134,7 +134,7 @@ def _check(
                 bench.verdict.counts["unknown outcomes"] += op.unknown
                 _overtime(op, troubles, timed, round(slack_ms * 1e6))
             if (key := _key(op)) is not None:
-                shelves.put(key, op)
+                spill.put(key, op)
         troubles.close()
         clock.close(steps=troubles.steps, ordered=not troubles.rollbacks)
         for final in finals:
@@ -142,7 +142,7 @@ def _check(
         if not finals and not partial:
             bench.blame("I12", "", "the history has no end: there is no final record")
         _late_calls(bench, timed)
-        _check_all(bench, clock, shelves)
+        _check_all(bench, clock, spill)
     verdict = bench.close()
     _remarks(verdict, history, clock, troubles)
     return verdict
@@ -162,7 +162,7 @@ def _key(op: Operation) -> Key | None:
     return ("id", op.id)
 
 
-def _check_all(bench: Bench, clock: Clock, shelves: Shelves) -> None:
+def _check_all(bench: Bench, clock: Clock, spill: Spill) -> None:
     checkers: dict[str, Lives | Chains | Keys] = {
         "id": Lives(bench, clock),
         "schedule": Chains(bench, clock),
@@ -170,7 +170,7 @@ def _check_all(bench: Bench, clock: Clock, shelves: Shelves) -> None:
     }
     unheard = set(bench.pending or ()) | set(bench.buried)
     schedules = set()
-    for (kind, name), operations in shelves:
+    for (kind, name), operations in spill:
         unheard.discard(name)
         if kind == "schedule":
             schedules.add(name)
@@ -197,16 +197,16 @@ def _overtime(op: Operation, troubles: Troubles, timed: list[Operation], slack: 
 def _late_calls(bench: Bench, timed: list[Operation]) -> None:
     troubles = bench.troubles
     for op in timed:
-        life = troubles.lives[op.p]
+        node = troubles.lives[op.p]
         if op.end is None:
-            if life.left is not None and life.killed is None:
+            if node.left is not None and node.killed is None:
                 text = f"{op.op} had not returned when its process left"
                 bench.blame("I16", op.id, text, op)
             continue
         if troubles.halted(op.p, op.t, op.end):
             continue
         text = f"{op.op} took {(op.end - op.t) / 1e6:.0f} ms, the deadline was"
-        bench.blame("I16", op.id, f"{text} {(life.timeout or 0) / 1e6:.0f} ms", op)
+        bench.blame("I16", op.id, f"{text} {(node.timeout or 0) / 1e6:.0f} ms", op)
 
 
 def _remarks(verdict: Verdict, history: History, clock: Clock, troubles: Troubles) -> None:
@@ -215,7 +215,7 @@ def _remarks(verdict: Verdict, history: History, clock: Clock, troubles: Trouble
     verdict.counts["torn lines"] = history.torn
     verdict.counts["records"] = history.lines
     verdict.counts["processes"] = len(troubles.lives)
-    verdict.counts["killed"] = sum(life.killed is not None for life in troubles.lives.values())
+    verdict.counts["killed"] = sum(node.killed is not None for node in troubles.lives.values())
     if not clock.steady:
         verdict.notes.append(
             "the server's clock and the monotonic clock moved apart, but no fault is recorded that"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from chaos.story import Story
+from chaos.cases import Case
 
 
 @pytest.fixture
-def story(tmp_path):
+def case(tmp_path):
     """A history that the test writes by hand."""
-    return Story(tmp_path)
+    return Case(tmp_path)

@@ -39,12 +39,12 @@ from typing import Any
 
 from chaos.calls import Calls
 from chaos.history import run_of
-from chaos.mix import AHEAD, LEASE, MAX_RUN
 from chaos.program import Program
+from chaos.workload import AHEAD, LEASE, MAX_RUN
 from dtimer import DTimer
 from dtimer.errors import HandlerError, LeaseLost, StoreError
 from dtimer.faultpoints import armed
-from dtimer.model.claims import Claim, Result, Settlement, Verdict
+from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
 from dtimer.model.event import DeadLetter, Event
 from dtimer.model.payload import decode
 
@@ -91,17 +91,17 @@ class Handling(Program):
 
     def _watch_settlements(self) -> None:
         """Record each claim that the library settles by itself, and the server's reply."""
-        dispatcher: Any = self.timer._life._dispatcher
+        dispatcher: Any = self.timer._node._dispatcher
         take, settled = dispatcher.take_settlements, dispatcher.settled
         asked: dict[int, tuple[dict[str, Any], int | None]] = {}
 
         def taken() -> list[Settlement]:
             settlements: list[Settlement] = take()
             for s in settlements:
-                hold = dispatcher._held.get(s.token)
+                lease = dispatcher._leases.get(s.token)
                 # Without a started handler, the history has no run that this could refer to.
-                if hold is not None and hold.started is not None:
-                    about = {"id": s.id, "n": hold.event.get("n"), "tok": s.token}
+                if lease is not None and lease.started is not None:
+                    about = {"id": s.id, "n": lease.event.get("n"), "tok": s.token}
                     k = None
                     if s.verdict is Verdict.RETRY:
                         # No call waits for this retry, so it has no deadline: record it as a burst.
@@ -109,10 +109,10 @@ class Handling(Program):
                     asked[s.token] = about, k
             return settlements
 
-        def answered(settlements: Sequence[Settlement], results: Sequence[Result]) -> None:
+        def answered(settlements: Sequence[Settlement], results: Sequence[Outcome]) -> None:
             for s, result in zip(settlements, results, strict=False):
                 about, k = asked.pop(s.token, (None, None))
-                accepted = result is not Result.STALE
+                accepted = result is not Outcome.STALE
                 if k is not None:
                     self.pen.end("retry", k, accepted=accepted, result=result.name)
                 elif about:
@@ -123,18 +123,18 @@ class Handling(Program):
 
     def _watch_claims(self) -> None:
         """Record each claim, whether or not a handler receives the event."""
-        life: Any = self.timer._life
-        accept, lease_us = life._dispatcher.accept, round(self._lease * 1000)
+        node: Any = self.timer._node
+        accept, lease_us = node._dispatcher.accept, round(self._lease * 1000)
 
         def accepted(seq: int, claims: Sequence[Claim], *rest: Any, **more: Any) -> None:
             for c in claims:
                 n = decode(c.payload).get("n")
                 about = {"id": c.id, "n": n, "tok": c.token, "att": c.attempt, "due": c.due_us}
-                about |= {"srv": c.claimed_us, "lease_us": lease_us, "by": life.incarnation}
+                about |= {"srv": c.claimed_us, "lease_us": lease_us, "by": node.incarnation}
                 self.pen.note("claim", **about)
             accept(seq, claims, *rest, **more)
 
-        life._dispatcher.accept = accepted
+        node._dispatcher.accept = accepted
 
     # -------------------------------------------------------------------------- handlers
 
@@ -272,18 +272,18 @@ class Handling(Program):
 
     def _stop_during_claim(self) -> None:
         """Stop the node at some fault point of its next claim, or at no particular moment."""
-        point = self.rng.choice(["turn.asking", "claim.answered", "claim.handed", None])
-        life = self.timer._life
-        if point is None or life is None:
+        point = self.rng.choice(["claim.asking", "claim.answered", "claim.handed", None])
+        node = self.timer._node
+        if point is None or node is None:
             return
 
         def stop() -> None:
             if armed.pop(point, None):
-                life.stop(None)
+                node.stop(None)
 
         armed[point] = stop
         until = time.monotonic() + 1
-        while not (life.leaving or self.ended.is_set()) and time.monotonic() < until:
+        while not (node.leaving or self.ended.is_set()) and time.monotonic() < until:
             self.listen(0.005)
         armed.pop(point, None)
 

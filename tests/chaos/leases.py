@@ -327,8 +327,8 @@ class Leases:
         if any(w.t <= until for w in others) or any(r.t > run.t for r in gen.runs):
             return
         since, _ = self._clock.claimed(run)
-        life = self._troubles.lives[run.p]
-        if life.max_run is not None and until - run.t >= life.max_run:
+        node = self._troubles.lives[run.p]
+        if node.max_run is not None and until - run.t >= node.max_run:
             return
         if self._troubles.met(run.p, since, until) or self._troubles.anywhere(since, until):
             return

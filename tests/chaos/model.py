@@ -136,11 +136,11 @@ class Model:
             there = self.pending.get(event.id)
             if there is not None and there.token is not None:
                 # A generated id must be new, so that not even a cancelled event may have it.
-                gone = there.cancelled and policy != "mint"
+                gone = there.cancelled and policy != "post_new"
                 # An event in flight has no due time to compare.
                 if gone or policy in ("earliest", "latest"):
                     there = None
-            if there is not None and policy in ("mint", "error"):
+            if there is not None and policy in ("post_new", "error"):
                 return [], event.id
             kept = there is not None and (
                 policy == "keep"

@@ -11,16 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _STORE = "tests/integration/test_store.py"
-_DUTY = "tests/integration/test_duty.py"
-_AHEAD = "tests/integration/test_ahead.py"
+_DUTY = "tests/integration/test_roster.py"
+_AHEAD = "tests/integration/test_look_ahead.py"
 _SCHEDULES = "tests/integration/test_schedules.py"
 _HANDLERS = "tests/integration/test_handlers.py"
 _SLOW = "tests/integration/test_slow_connections.py"
 _HOSTILE = "tests/integration/test_hostile.py"
-_CLAIMER = "tests/unit/test_engine_claimer.py"
-_DISPATCHER = "tests/unit/test_engine_dispatcher.py"
-_LISTENER = "tests/unit/test_engine_listener.py"
-_SERVICE = "tests/unit/test_engine_service.py"
+_CLAIMER = "tests/unit/test_claimer.py"
+_DISPATCHER = "tests/unit/test_dispatcher.py"
+_LISTENER = "tests/unit/test_listener.py"
+_SERVICE = "tests/unit/test_service.py"
 _INTERRUPTIONS = "tests/unit/test_interruptions.py"
 _OUTAGES = "tests/integration/test_outages.py"
 _REFUSES = "tests/faults/test_server_refuses.py::TestAfterALostReply"
@@ -29,14 +29,14 @@ _POSTING = "tests/integration/test_posting.py"
 _READING = "tests/integration/test_reading.py"
 _MACHINE = "tests/chaos/test_machine.py"
 _ORDERS = "tests/chaos/test_interleavings.py"
-_TURN = "store/lua/turn.lua"
+_TURN = "store/lua/claim.lua"
 _PICKLE = "tests/unit/test_pickle.py"
 _TABLES = "tests/integration/test_new_tables.py"
 _NONSENSE = "tests/unit/test_nonsense.py"
 _WALKS = "tests/integration/test_walks.py"
 _POST = "store/lua/post.lua"
-_MINT = "store/lua/mint.lua"
-_MINTED = "tests/integration/test_minted.py"
+_MINT = "store/lua/post_new.lua"
+_MINTED = "tests/integration/test_post_new.py"
 _SETTLE = "store/lua/parts/settle.lua"
 _RECALL = "local done, stale = recall()"
 _FORGETS = "recall()\nlocal done, stale"
@@ -111,7 +111,7 @@ MUTANTS = [
     ),
     _mutant(
         "an overtaken attempt releases events that are being handled",
-        "store/lua/parts/again.lua",
+        "store/lua/parts/replay.lua",
         "if latest and not cancelled and (impatient",
         "if not cancelled and (impatient",
         _STORE,
@@ -119,7 +119,7 @@ MUTANTS = [
     ),
     _mutant(
         "a node relies on a lease for longer than its length",
-        "engine/hold.py",
+        "engine/lease.py",
         "_TRUSTED_FRACTION = 0.9",
         "_TRUSTED_FRACTION = 1.5",
         _DISPATCHER,
@@ -127,7 +127,7 @@ MUTANTS = [
     ),
     _mutant(
         "two parties may settle one lease",
-        "engine/hold.py",
+        "engine/lease.py",
         '        while (by := self._end.setdefault("by", end)) is not end:\n',
         '        while (by := self._end.setdefault("by", end)) is None:\n',
         _DISPATCHER,
@@ -135,7 +135,7 @@ MUTANTS = [
     # --------------------------------------------------------------------------------- time
     _mutant(
         "due times follow the client's clock",
-        "store/line.py",
+        "store/script_client.py",
         'return "" if self._now is None else str(self._now())',
         "return str(time.time_ns() // 1000 if self._now is None else self._now())",
         "tests/faults/test_time.py",
@@ -150,9 +150,9 @@ MUTANTS = [
     ),
     _mutant(
         "an event claimed ahead starts at once",
-        "engine/early.py",
-        "at = came + left / 1e6 if 0 < left <= self.ahead_us else came",
-        "at = came",
+        "engine/lookahead.py",
+        "at = received_at + left / 1e6 if 0 < left <= self.ahead_us else received_at",
+        "at = received_at",
         _DISPATCHER,
     ),
     _mutant(
@@ -180,7 +180,7 @@ MUTANTS = [
     _mutant(
         "a node that leaves keeps the events that it claimed ahead",
         "engine/dispatcher.py",
-        "        self._end(self.early.clear(), Verdict.RELEASE)\n",
+        "        self._settle_as(self.lookahead.remove(), Verdict.RELEASE)\n",
         "",
         _DISPATCHER,
     ),
@@ -201,8 +201,8 @@ MUTANTS = [
     _mutant(
         "the only node of a namespace releases events to itself",
         "engine/dispatcher.py",
-        "early.alone_patience > early.patience and self._peers.none()",
-        "early.alone_patience < early.patience and self._peers.none()",
+        "early.alone_patience > early.grace and self._peers.is_alone()",
+        "early.alone_patience < early.grace and self._peers.is_alone()",
         _DISPATCHER,
         _HANDLERS,
     ),
@@ -223,8 +223,8 @@ MUTANTS = [
     _mutant(
         "an event that expired while it was kept starts",
         "engine/dispatcher.py",
-        "now > hold.expires_at or hold.lost(now)",
-        "hold.lost(now)",
+        "now > lease.expires_at or lease.lost(now)",
+        "lease.lost(now)",
         _DISPATCHER,
     ),
     Mutant(
@@ -235,7 +235,7 @@ MUTANTS = [
                 "if leaving:\n                    if self._done(abandoned):",
                 "if stopping.is_set():\n                    if self._done(abandoned):",
             ),
-            Change("engine/claimer.py", "unsettled or self._dispatcher.early)", "unsettled)"),
+            Change("engine/claimer.py", "unsettled or self._dispatcher.lookahead)", "unsettled)"),
         ),
         (_CLAIMER,),
     ),
@@ -257,16 +257,16 @@ MUTANTS = [
     _mutant(
         "the settlements of quick handlers wait for a slow one",
         "engine/claimer.py",
-        "self._next_turn = min(self._next_turn, time.monotonic() + wait)",
+        "self._next_claim_at = min(self._next_claim_at, time.monotonic() + wait)",
         "pass",
         _CLAIMER,
     ),
     Mutant(
         "times are rounded down",
         (
-            Change("model/moments.py", "return math.ceil(ms * 1000)", "return int(ms * 1000)"),
+            Change("model/times.py", "return math.ceil(ms * 1000)", "return int(ms * 1000)"),
             Change(
-                "model/moments.py",
+                "model/times.py",
                 "us = value // _MICROSECOND",
                 "us = value // _MICROSECOND // 1000 * 1000",
             ),
@@ -275,7 +275,7 @@ MUTANTS = [
     ),
     _mutant(
         "an extension shortens the lease of a running handler",
-        "engine/hold.py",
+        "engine/lease.py",
         "at_least=running)[0]",
         "at_least=False)[0]",
         _DISPATCHER,
@@ -290,14 +290,14 @@ MUTANTS = [
     ),
     _mutant(
         "a heartbeat undoes a concurrent extension",
-        "engine/heart.py",
-        "                    self._renew([hold], longer)\n",
+        "engine/heartbeat.py",
+        "                    self._renew([lease], longer)\n",
         "                    pass\n",
         _CLAIMER,
     ),
     _mutant(
         "leases are not renewed",
-        "engine/heart.py",
+        "engine/heartbeat.py",
         "if now < self.due:",
         "if now:",
         _CLAIMER,
@@ -305,7 +305,7 @@ MUTANTS = [
     ),
     _mutant(
         "operations are remembered for ever",
-        "store/lua/parts/memo.lua",
+        "store/lua/parts/session.lua",
         "if math.abs(age) < WINDOW then",
         "if memo_since then",
         _STORE,
@@ -313,14 +313,14 @@ MUTANTS = [
     # -------------------------------------------------------------------------- repeated calls
     _mutant(
         "a refusal after a lost reply is reported as definite",
-        "store/line.py",
-        "if what is Fate.REFUSED and not perhaps:",
-        "if what is Fate.REFUSED:",
+        "store/script_client.py",
+        "if what is Failure.REFUSED and not maybe_done:",
+        "if what is Failure.REFUSED:",
         _REFUSES,
     ),
     _mutant(
         "requests sent to a hanging server of a cluster are forgotten",
-        "store/cluster.py",
+        "store/connection/cluster.py",
         "self.sent = self._wire.sent",
         "self.sent = False",
         f"{_AVAILABILITY}::TestCluster::test_a_post_to_hung_servers_is_unknown_within_its_deadline",
@@ -343,23 +343,24 @@ MUTANTS = [
     ),
     _mutant(
         "an older operation that arrives late is executed",
-        "store/lua/parts/memo.lua",
+        "store/lua/parts/session.lua",
         "if tonumber(seq) > tonumber(memo_seq) then",
         "if false then",
         _STORE,
     ),
     _mutant(
         "a claim without a reply is given up",
-        "engine/exchange.py",
-        "            turn = answer(lay=lay)\n        except BaseException:\n",
-        "            turn = answer(lay=lay)\n        except BaseException:\n"
+        "engine/pipeline.py",
+        "            reply = answer(was_waiting=was_waiting)\n        except BaseException:\n",
+        "            reply = answer(was_waiting=was_waiting)\n"
+        "        except BaseException:\n"
         "            self.request = None\n",
         _CLAIMER,
         _ORDERS,
     ),
     _mutant(
         "a claim whose reply broke off is repeated with the same size",
-        "engine/exchange.py",
+        "engine/pipeline.py",
         "            self._capacity.bound(request)\n        return broke",
         "            pass\n        return broke",
         _CLAIMER,
@@ -367,7 +368,7 @@ MUTANTS = [
     ),
     _mutant(
         "a claim that is too large for its node is not released",
-        "store/lua/parts/again.lua",
+        "store/lua/parts/replay.lua",
         "(impatient and running or not fits)",
         "impatient and running",
         _SLOW,
@@ -389,16 +390,16 @@ MUTANTS = [
     ),
     _mutant(
         "a reply that arrives slowly is cut off",
-        "store/sockets.py",
+        "store/connection/sockets.py",
         "if self._moving:",
         "if False:",
-        "tests/unit/test_store_wire.py",
+        "tests/unit/test_connection.py",
     ),
     _mutant(
         "the leases of one claim are trusted as long as those of the next",
         "engine/claimer.py",
-        "self._answers.take(request, turn, sent, ",
-        "self._answers.take(request, turn, self._exchange.sent, ",
+        "self._cycle.apply(request, reply, sent, ",
+        "self._cycle.apply(request, reply, self._pipeline.sent, ",
         _CLAIMER,
     ),
     _mutant(
@@ -411,7 +412,7 @@ MUTANTS = [
     _mutant(
         "a handler thread that becomes free during a claim is not noticed",
         "engine/claimer.py",
-        "            self._freed = True\n            self._bell.nudge()\n",
+        "            self._thread_freed = True\n            self._bell.nudge()\n",
         "",
         _CLAIMER,
     ),
@@ -425,7 +426,7 @@ MUTANTS = [
     _mutant(
         "more events are claimed while claimed ones are waiting",
         "engine/dispatcher.py",
-        "min(min(most, left) - len(self.early), ",
+        "min(min(most, left) - len(self.lookahead), ",
         "min(most, left, ",
         _CLAIMER,
     ),
@@ -446,17 +447,17 @@ MUTANTS = [
     _mutant(
         "after a release the next claim is as large as before",
         "engine/dispatcher.py",
-        "            self.prefetch.too_much()\n",
+        "            self.batching.claimed_too_many()\n",
         "",
         _DISPATCHER,
     ),
     _mutant(
         "more events are claimed while handlers are slow",
-        "engine/prefetch.py",
+        "engine/batching.py",
         " or took > IN_ADVANCE:",
         ":",
         _CLAIMER,
-        "tests/unit/test_engine_prefetch.py",
+        "tests/unit/test_batching.py",
     ),
     # ---------------------------------------------------------------------------- lost events
     _mutant(
@@ -525,7 +526,7 @@ MUTANTS = [
     _mutant(
         "an event that cannot be decoded drops the rest of its batch",
         "engine/dispatcher.py",
-        "            hold.take(Verdict.BURY)\n",
+        "            lease.reserve(Verdict.BURY)\n",
         "            raise\n",
         _DISPATCHER,
         _HOSTILE,
@@ -547,15 +548,15 @@ MUTANTS = [
     ),
     _mutant(
         "an event whose handler raised is confirmed",
-        "engine/hands.py",
+        "engine/handler_pool.py",
         "        elif raised:\n            self._fail(batch, raised)\n",
         "",
         _DISPATCHER,
     ),
     _mutant(
         "the events of a failed handler thread are kept for ever",
-        "engine/hands.py",
-        "            self._drop(batch, e)\n            raise\n",
+        "engine/handler_pool.py",
+        "            self._retry_unsettled(batch, e)\n            raise\n",
         "            raise\n",
         _DISPATCHER,
         "tests/faults/test_threads.py",
@@ -586,10 +587,10 @@ MUTANTS = [
     ),
     _mutant(
         "rollbacks are not detected",
-        "store/witness.py",
+        "store/rollback.py",
         "less = found.token < before.token or posted < before.posted",
         "less = False",
-        "tests/integration/test_witness.py",
+        "tests/integration/test_rollback.py",
         "tests/faults/test_rollbacks.py",
     ),
     # ---------------------------------------------------------------------------- payloads
@@ -603,7 +604,7 @@ MUTANTS = [
         "      end\n"
         "      body = string.gsub(body, '^([^|]*|)(.*)$', again)\n"
         "      reply[#reply + 1] = mark .. length .. ',' .. digits(#body) .. '|' .. id .. body",
-        "tests/acceptance/test_promises_payload.py",
+        "tests/acceptance/test_guarantees_payload.py",
         _MACHINE,
     ),
     _mutant(
@@ -646,8 +647,9 @@ MUTANTS = [
     _mutant(
         "a node that leaves releases nothing",
         "engine/dispatcher.py",
-        "                self._end(batch, Verdict.RELEASE)\n                self._free()\n",
-        "                self._free()\n",
+        "                self._settle_as(batch, Verdict.RELEASE)\n"
+        "                self._thread_is_free()\n",
+        "                self._thread_is_free()\n",
         _DISPATCHER,
         "tests/integration/test_lifecycle.py",
     ),
@@ -677,20 +679,20 @@ MUTANTS = [
     _mutant(
         "a node relies on wakes instead of the poll",
         "engine/claimer.py",
-        "seconds = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)",
-        "seconds = _LONGEST_NAP",
+        "seconds = min(self._options.poll_interval / 1e6, _LONGEST_WAIT) * between(0.8, 0.95)",
+        "seconds = _LONGEST_WAIT",
         _CLAIMER,
     ),
     _mutant(
         "the poll interval is stretched",
         "engine/claimer.py",
-        "seconds = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * between(0.8, 0.95)",
-        "seconds = min(self._options.poll_interval / 1e6, _LONGEST_NAP) * 8",
+        "seconds = min(self._options.poll_interval / 1e6, _LONGEST_WAIT) * between(0.8, 0.95)",
+        "seconds = min(self._options.poll_interval / 1e6, _LONGEST_WAIT) * 8",
         _CLAIMER,
     ),
     _mutant(
         "the content of a wake is used",
-        "store/ear.py",
+        "store/connection/subscription.py",
         "heard.append(reply[1].decode())",
         "heard.append(reply[2].decode())",
         "tests/integration/test_hostile_wakes.py",
@@ -857,7 +859,7 @@ MUTANTS = [
         "store/lua/join.lua",
         "if ARGV[6] ~= '1' then redis.call('ZADD', ALIVE",
         "if true then redis.call('ZADD', ALIVE",
-        "tests/integration/test_witness.py",
+        "tests/integration/test_rollback.py",
     ),
     _mutant(
         "the same time zone table changes a schedule at each declaration",
@@ -868,16 +870,16 @@ MUTANTS = [
     ),
     _mutant(
         "redirections are followed with redis-py only",
-        "store/cluster.py",
+        "store/connection/cluster.py",
         'and not str(error).startswith("MOVED "):',
         "and True:",
-        "tests/unit/test_store_cluster.py",
+        "tests/unit/test_cluster.py",
     ),
     _mutant(
         "each call of a cancel has a deadline of its own",
         "store/store.py",
-        "self.supply(schedule, until)",
-        "self.supply(schedule)",
+        "self.add_times(schedule, until)",
+        "self.add_times(schedule)",
         _SCHEDULES,
     ),
     # --------------------------------------------------------------------------- foreign data
@@ -890,16 +892,16 @@ MUTANTS = [
     ),
     _mutant(
         "a malformed reply raises the exception of its parser",
-        "store/replies.py",
+        "store/reply_checks.py",
         "except MALFORMED as e:",
         "except ArithmeticError as e:",
         _NONSENSE,
     ),
     _mutant(
         "a cancel asks for more nominal times for ever",
-        "store/plans.py",
-        "        if definition.cron is None:\n            raise NamespaceCorrupt(",
-        "        if definition.cron is None:\n            return False\n            raise _(",
+        "store/schedules.py",
+        "        if spec.cron is None:\n            raise NamespaceCorrupt(",
+        "        if spec.cron is None:\n            return False\n            raise _(",
         "tests/integration/test_hostile_writers.py",
     ),
     # -------------------------------------------------------------------------------- pickles
@@ -920,37 +922,39 @@ MUTANTS = [
     # --------------------------------------------------------------------------------- calls
     _mutant(
         "a script that the server has forgotten is not sent again",
-        "store/tries.py",
-        "        if fate(e, wire.sent) is not Fate.NO_SCRIPT:\n            raise\n    # Nothing",
+        "store/calls.py",
+        "        if classify(e, connection.sent) is not Failure.NO_SCRIPT:\n"
+        "            raise\n"
+        "    # Nothing",
         "        raise\n    # Nothing",
         _OUTAGES,
         _STORE,
     ),
     _mutant(
         "errors of the client library reach the caller",
-        "store/line.py",
-        "raise self._deadline_error(script.doing, e, perhaps) from e",
+        "store/script_client.py",
+        "raise self._deadline_error(script.doing, e, maybe_done) from e",
         "raise",
         "tests/integration/test_clients.py",
         _OUTAGES,
     ),
     _mutant(
         "a call goes on past its deadline",
-        "store/line.py",
+        "store/script_client.py",
         "left < pause + one_try / 2:",
         "left < -2:",
-        "tests/unit/test_store_line.py",
+        "tests/unit/test_script_client.py",
     ),
     _mutant(
         "an unknown outcome is reported as a failure",
-        "store/line.py",
-        "        if perhaps:\n",
+        "store/script_client.py",
+        "        if maybe_done:\n",
         "        if False:\n",
-        "tests/unit/test_store_line.py",
+        "tests/unit/test_script_client.py",
     ),
     _mutant(
         "an error text contains the password",
-        "store/line.py",
+        "store/script_client.py",
         'return StoreError(f"Redis at {place} could not be reached to {doing} {within}: {error}")',
         'return StoreError(f"no way to {doing}: {vars(self._source)} "\n'
         "            f\"{getattr(getattr(self._source, '_pool', 0), 'connection_kwargs', 0)}\")",
@@ -959,7 +963,7 @@ MUTANTS = [
     # ------------------------------------------------------------------- processes, threads
     _mutant(
         "a fork is not noticed",
-        "timer/process.py",
+        "timer/fork.py",
         "    os.register_at_fork(after_in_child=_after_fork_in_child)\n",
         "    pass\n",
         "tests/integration/test_processes.py",
@@ -995,7 +999,7 @@ MUTANTS = [
     ),
     _mutant(
         "a leave within a join is lost",
-        "timer/life.py",
+        "timer/node.py",
         "        self.leaving = True\n        if self._starter is not None:\n",
         "        self.leaving = self._starter is None\n        if False:\n",
         "tests/integration/test_interruptions.py",
@@ -1016,7 +1020,7 @@ MUTANTS = [
     ),
     _mutant(
         "a settlement added while others are collected is lost",
-        "engine/book.py",
+        "engine/leases.py",
         "        del self._settlements[: len(taken)]\n",
         "        self._settlements.clear()\n",
         _INTERRUPTIONS,
@@ -1024,14 +1028,14 @@ MUTANTS = [
     _mutant(
         "a forked child goes on after its listener has returned",
         "timer/emitter.py",
-        "            if _ends_here(pid):\n                process.end_child(None)\n",
+        "            if _ends_here(pid):\n                fork.end_child(None)\n",
         "",
         "tests/integration/test_processes.py",
     ),
     _mutant(
         "a forked child keeps the connections of its parent's calls",
-        "store/line.py",
-        "                wire.close()\n        self._begin()\n",
+        "store/script_client.py",
+        "                connection.close()\n        self._begin()\n",
         "                pass\n        self._begin()\n",
         "tests/integration/test_processes.py",
     ),

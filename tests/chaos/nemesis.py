@@ -18,7 +18,7 @@ from typing import Any
 
 from chaos import network_faults, process_faults, server_faults
 from chaos.history import Writer
-from chaos.scene import INJECTIONS, Injection, Scene
+from chaos.injections import INJECTIONS, FaultContext, Injection
 
 #: The modules of the faults, which register their injections when they are imported.
 BOOKS = (network_faults, process_faults, server_faults)
@@ -42,7 +42,7 @@ class Nemesis:
     Injects and ends faults, each time that `act` is called.
 
     Args:
-        scene: The possible targets, and the means to strike them.
+        context: The possible targets, and the means to strike them.
         pen: Records the beginning and the end of each fault.
         rng: Decides the faults, their times, their targets and their lengths.
         faults: The numbers of the faults.
@@ -51,13 +51,13 @@ class Nemesis:
 
     def __init__(
         self,
-        scene: Scene,
+        context: FaultContext,
         pen: Writer,
         rng: random.Random,
         faults: Sequence[str] = tuple(INJECTIONS),
         weights: dict[str, int] | None = None,
     ) -> None:
-        self._scene = scene
+        self._scene = context
         self._pen = pen
         self._rng = rng
         self._cards = [name for name in faults for _ in range((weights or {}).get(name, 1))]

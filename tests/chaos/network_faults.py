@@ -1,37 +1,37 @@
-"""The faults of the network: see `chaos.scene`."""
+"""The faults of the network: see `chaos.injections`."""
 
 from __future__ import annotations
 
-from chaos.crew import Member
-from chaos.mix import LEASE
-from chaos.scene import Injection, Scene, injection
+from chaos.injections import FaultContext, Injection, injection
+from chaos.processes import Member
+from chaos.workload import LEASE
 
 
 @injection("F01")
-def lose_a_reply(scene: Scene) -> Injection:
+def lose_a_reply(context: FaultContext) -> Injection:
     """Lose the reply to an executed command; close the connection, or leave it open."""
-    who = scene.any_member()
-    yield who.name, scene.seconds(1, 2)
-    who.proxy.drop_reply_once(close=scene.rng.random() < 0.7)
+    who = context.any_member()
+    yield who.name, context.seconds(1, 2)
+    who.proxy.drop_reply_once(close=context.rng.random() < 0.7)
     yield
     yield who.proxy.wait_dropped(0)
 
 
 @injection("F02")
-def close_within_a_reply(scene: Scene) -> Injection:
+def close_within_a_reply(context: FaultContext) -> Injection:
     """Close a connection within a reply, or right after it."""
-    who = scene.any_member()
-    yield who.name, scene.seconds(1, 2)
-    if scene.rng.random() < 0.3:
+    who = context.any_member()
+    yield who.name, context.seconds(1, 2)
+    if context.rng.random() < 0.3:
         who.proxy.close_reply_once()
     else:
-        who.proxy.truncate_reply_once(scene.rng.randint(0, 40))
+        who.proxy.truncate_reply_once(context.rng.randint(0, 40))
     yield
     yield who.proxy.wait_dropped(0)
 
 
 def _blackhole(
-    scene: Scene, who: Member, seconds: float, *, ears: bool, commands: bool
+    context: FaultContext, who: Member, seconds: float, *, ears: bool, commands: bool
 ) -> Injection:
     ways = [way for way, on in ((who.proxy, commands), (who.ears, ears)) if on and way]
     yield who.name, seconds
@@ -44,25 +44,27 @@ def _blackhole(
 
 
 @injection("F03")
-def blackhole_commands(scene: Scene) -> Injection:
+def blackhole_commands(context: FaultContext) -> Injection:
     """Let the commands of a process get neither a reply nor an error."""
-    return _blackhole(scene, scene.any_member(), scene.seconds(0.3, 1.5), ears=False, commands=True)
+    return _blackhole(
+        context, context.any_member(), context.seconds(0.3, 1.5), ears=False, commands=True
+    )
 
 
 @injection("F04")
-def blackhole_ears(scene: Scene) -> Injection:
+def blackhole_ears(context: FaultContext) -> Injection:
     """Lose all messages to a node's subscription, without an error."""
-    return _blackhole(scene, scene.node(), scene.seconds(1, 2.5), ears=True, commands=False)
+    return _blackhole(context, context.node(), context.seconds(1, 2.5), ears=True, commands=False)
 
 
 @injection("F05")
-def reset(scene: Scene) -> Injection:
+def reset(context: FaultContext) -> Injection:
     """Reset, or half close, all connections of a process."""
-    who = scene.any_member()
+    who = context.any_member()
     ways = [way for way in (who.proxy, who.ears) if way]
-    yield who.name, scene.seconds(0.3, 1)
+    yield who.name, context.seconds(0.3, 1)
     for way in ways:
-        if scene.rng.random() < 0.5:
+        if context.rng.random() < 0.5:
             way.cut()
         else:
             way.half_close()
@@ -71,21 +73,21 @@ def reset(scene: Scene) -> Injection:
 
 
 @injection("F07")
-def delay(scene: Scene) -> Injection:
+def delay(context: FaultContext) -> Injection:
     """Delay all bytes of a process."""
-    who = scene.any_member()
-    yield who.name, scene.seconds(1.5, 3)
-    who.proxy.delay(scene.rng.uniform(5, 30))
+    who = context.any_member()
+    yield who.name, context.seconds(1.5, 3)
+    who.proxy.delay(context.rng.uniform(5, 30))
     yield
     who.proxy.heal()
     yield True
 
 
 @injection("F08")
-def narrow(scene: Scene) -> Injection:
+def narrow(context: FaultContext) -> Injection:
     """Limit the bandwidth of a process."""
-    who = scene.any_member()
-    yield who.name, scene.seconds(1, 2)
+    who = context.any_member()
+    yield who.name, context.seconds(1, 2)
     who.proxy.throttle(10_000)
     yield
     who.proxy.heal()
@@ -93,10 +95,10 @@ def narrow(scene: Scene) -> Injection:
 
 
 @injection("F108")
-def choke(scene: Scene) -> Injection:
+def choke(context: FaultContext) -> Injection:
     """Let only the beginning of each large reply reach a process, less than a large claim."""
-    who = scene.any_member()
-    yield who.name, scene.seconds(2, 4)
+    who = context.any_member()
+    yield who.name, context.seconds(2, 4)
     who.proxy.choke(20_000)
     yield
     who.proxy.heal()
@@ -104,11 +106,11 @@ def choke(scene: Scene) -> Injection:
 
 
 @injection("F09")
-def refuse(scene: Scene) -> Injection:
+def refuse(context: FaultContext) -> Injection:
     """Refuse the connections of a process."""
-    who = scene.any_member()
+    who = context.any_member()
     ways = [way for way in (who.proxy, who.ears) if way]
-    yield who.name, scene.seconds(0.5, 2)
+    yield who.name, context.seconds(0.5, 2)
     for way in ways:
         way.refuse()
         way.cut()
@@ -119,7 +121,7 @@ def refuse(scene: Scene) -> Injection:
 
 
 @injection("F12")
-def cut_off(scene: Scene) -> Injection:
+def cut_off(context: FaultContext) -> Injection:
     """Cut a node off for longer than its leases last."""
-    seconds = scene.seconds(2, 3.5) * LEASE / 1000
-    return _blackhole(scene, scene.node(), seconds, ears=True, commands=True)
+    seconds = context.seconds(2, 3.5) * LEASE / 1000
+    return _blackhole(context, context.node(), seconds, ears=True, commands=True)

@@ -17,7 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from chaos import mix
+from chaos import workload
 from chaos.calls import Calls
 from chaos.program import Program
 from dtimer import DTimer, RunAt
@@ -100,8 +100,8 @@ class Posting(Program):
         url, options = setting["url"], setting["options"]
         self.calls = Calls(self.pen)
         self.timer = DTimer(self.name, self.way, **options)
-        self.mint = _Mint(self.timer._mint)
-        self.timer._mint = self.mint
+        self.mint = _Mint(self.timer._new_id)
+        self.timer._new_id = self.mint
         self.queue = RunAt(setting["runat"], redis=self.way, timeout=options["timeout"])
         # Without retries, because a repeated transaction would act twice.
         self.client = redis.Redis.from_url(url, socket_timeout=1, retry=Retry(NoBackoff(), 0))
@@ -115,7 +115,7 @@ class Posting(Program):
     def _new(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return a payload, and the options that give its id."""
         if self.rng.random() < _MINTED:
-            payload = mix.payload(self.rng, self.serial(), self._near(), minted=True)
+            payload = workload.payload(self.rng, self.serial(), self._near(), minted=True)
             self.minted.append(self.mint.draw())
             return payload, {"id": self.minted[-1], "minted": True}
         payload, id = self._named()
@@ -123,7 +123,7 @@ class Posting(Program):
 
     def _named(self) -> tuple[dict[str, Any], str]:
         n = self.serial()
-        payload = mix.payload(self.rng, n, self._near())
+        payload = workload.payload(self.rng, n, self._near())
         # All posters share some ids, and post them again and again.
         id = f"{self.name}-{n}" if self.rng.random() < 0.95 else f"hot-{self.rng.randrange(20)}"
         self.recent.append(id)
@@ -245,7 +245,7 @@ class Posting(Program):
 
     def hostile(self) -> None:
         """Make a post that must be refused before anything is sent."""
-        arguments = dict(self.rng.choice(mix.HOSTILE))
+        arguments = dict(self.rng.choice(workload.HOSTILE))
         try:
             self.timer.post(arguments.pop("ev"), **arguments)
         except (OptionError, PayloadError):
@@ -263,7 +263,7 @@ class Posting(Program):
         items = []
         for _ in range(BURST):
             n = self.serial()
-            payload = mix.payload(self.rng, n, bulk=True, minted=minted)
+            payload = workload.payload(self.rng, n, bulk=True, minted=minted)
             items.append(
                 {
                     "ev": payload,

@@ -1,16 +1,16 @@
-"""The faults of processes, threads and clocks: see `chaos.scene`."""
+"""The faults of processes, threads and clocks: see `chaos.injections`."""
 
 from __future__ import annotations
 
-from chaos.mix import LEASE
-from chaos.scene import Injection, Scene, injection
+from chaos.injections import FaultContext, Injection, injection
+from chaos.workload import LEASE
 
 
 @injection("F52")
-def freeze_a_node(scene: Scene) -> Injection:
+def freeze_a_node(context: FaultContext) -> Injection:
     """Stop a node for longer than its leases last, and let it continue."""
-    who = scene.node()
-    yield who.name, scene.seconds(1.5, 3) * LEASE / 1000
+    who = context.node()
+    yield who.name, context.seconds(1.5, 3) * LEASE / 1000
     who.freeze()
     yield
     who.thaw()
@@ -18,13 +18,13 @@ def freeze_a_node(scene: Scene) -> Injection:
 
 
 @injection("F58")
-def die_at_a_point(scene: Scene) -> Injection:
+def die_at_a_point(context: FaultContext) -> Injection:
     """Kill a node at a critical point: after the server acted, before the node knows it."""
-    who = scene.killable("handling")
+    who = context.killable("handling")
     process = who.process
     assert process
-    yield who.name, scene.seconds(1, 2)
-    who.tell(do="die", point=scene.rng.choice(DEATHS))
+    yield who.name, context.seconds(1, 2)
+    who.tell(do="die", point=context.rng.choice(DEATHS))
     yield
     yield process.poll() is not None
 
@@ -41,39 +41,39 @@ DEATHS = [
 
 
 @injection("F59")
-def kill_a_process(scene: Scene) -> Injection:
+def kill_a_process(context: FaultContext) -> Injection:
     """Kill a process at any point."""
-    who = scene.killable()
-    yield who.name, scene.seconds(0.2, 0.5)
+    who = context.killable()
+    yield who.name, context.seconds(0.2, 0.5)
     who.kill()
     yield
     yield True
 
 
 @injection("F66")
-def fail_a_thread(scene: Scene) -> Injection:
+def fail_a_thread(context: FaultContext) -> Injection:
     """Let a thread of a node fail for lack of memory. The node records the failure."""
-    who = scene.node()
-    loop = scene.rng.choice(["claimer", "claimer", "hand", "listener", "herald"])
-    yield who.name, scene.seconds(0.5, 1)
+    who = context.node()
+    loop = context.rng.choice(["claimer", "claimer", "hand", "listener", "herald"])
+    yield who.name, context.seconds(0.5, 1)
     who.tell(do="fail", point=f"loop.{loop}")
     yield
     yield True
 
 
 @injection("F49", server=True)
-def set_the_clock_forward(scene: Scene) -> Injection:
+def set_the_clock_forward(context: FaultContext) -> Injection:
     """Set the server's clock forward, permanently."""
-    yield "server", scene.seconds(0.5, 1)
-    scene.move_clock(scene.seconds(1, 4))
+    yield "server", context.seconds(0.5, 1)
+    context.move_clock(context.seconds(1, 4))
     yield
     yield True
 
 
 @injection("F50", server=True)
-def set_the_clock_back(scene: Scene) -> Injection:
+def set_the_clock_back(context: FaultContext) -> Injection:
     """Set the server's clock back, permanently."""
-    yield "server", scene.seconds(0.5, 1)
-    scene.move_clock(-scene.seconds(1, 3))
+    yield "server", context.seconds(0.5, 1)
+    context.move_clock(-context.seconds(1, 3))
     yield
     yield True

@@ -28,7 +28,7 @@ from leftovers import descriptors, threads
 
 from chaos import cluster
 from chaos.history import Writer
-from chaos.pulse import Pulse
+from chaos.starvation import StarvationMonitor
 
 
 class Program:
@@ -56,7 +56,7 @@ class Program:
         self.ended = threading.Event()
         self._before = descriptors()
         self.pen.note("node", phase="begin", start=self.start, rss=rss(), **self._limits())
-        self._pulse = Pulse(self.pen)
+        self._pulse = StarvationMonitor(self.pen)
         self._pulse.__enter__()
         self._clients: list[Any] = []
         #: How timers reach the server: a URL, or a client of the cluster.

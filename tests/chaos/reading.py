@@ -15,8 +15,8 @@ from typing import Any
 
 from chaos.calls import Calls
 from chaos.history import claimed_us
-from chaos.mix import LEASE
 from chaos.program import Program, Thread
+from chaos.workload import LEASE
 from dtimer import RunAt
 from dtimer.errors import HandlerError, LeaseLost, StoreError
 
@@ -77,7 +77,7 @@ class Reading(Program):
         if self.rng.random() < 0.3:
             self.calls.confirm_key(queue, key)
 
-    def _life(self) -> None:
+    def _node(self) -> None:
         """Read from one queue for a while, with several threads, and leave it in some way."""
         until = time.monotonic() + self.rng.uniform(0.5, 1.5) * self.setting["restless"]
         failure: list[BaseException] = []
@@ -110,7 +110,7 @@ class Reading(Program):
         watch = Thread("orders", self._watch)
         watch.start()
         while not self.ended.is_set():
-            self._life()
+            self._node()
         watch.result()
         self.finish()
 

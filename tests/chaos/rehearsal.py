@@ -11,12 +11,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from chaos.stage import AHEAD, MS, TIMEOUT, Process, Record, Stage
+from chaos.simulation import AHEAD, MS, TIMEOUT, Process, Record, Simulation
 
 LEASE = 600 * MS
 
 
-class Rehearsal(Stage):
+class Rehearsal(Simulation):
     """
     A simulated run.
 

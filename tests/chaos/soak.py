@@ -33,16 +33,16 @@ from servers import SLOWNESS, Server, eventually
 
 from chaos import cluster
 from chaos.checker import check
-from chaos.crew import PASSWORD, USER, Crew
 from chaos.findings import SLOW, Findings
 from chaos.history import History, Writer
-from chaos.looker import Looker
-from chaos.mix import LONG_LEASE, MAX_RUN
+from chaos.injections import INJECTIONS, FaultContext
 from chaos.nemesis import Nemesis
-from chaos.pulse import Pulse
+from chaos.observer import Observer
+from chaos.processes import PASSWORD, USER, Processes
 from chaos.report import Report, growth, machine
-from chaos.scene import INJECTIONS, Scene
 from chaos.settings import OPTIONS, RECOVERY_LIMIT
+from chaos.starvation import StarvationMonitor
+from chaos.workload import LONG_LEASE, MAX_RUN
 from dtimer.store.keys import Keys
 
 NS, RUNAT = "soak", "soak-runat"
@@ -117,7 +117,7 @@ class Soak:
         self.pen = Writer(plan.folder, "supervisor")
         self._closing = contextlib.ExitStack()
         self._closing.enter_context(self.pen)
-        self._closing.enter_context(Pulse(self.pen))
+        self._closing.enter_context(StarvationMonitor(self.pen))
         user = ["--user", USER, "on", f">{PASSWORD}", "~*", "&*", "+@all"]
         more = ["--enable-debug-command", "yes", "--busy-reply-threshold", "100"]
         args = [*user, *more, *(cluster.ARGS if plan.cluster else ())]
@@ -140,16 +140,16 @@ class Soak:
             "runat": RUNAT,
             "options": options,
         }
-        self.crew = Crew(self.server, plan.folder, self.pen, common, strict=not plan.events)
+        self.crew = Processes(self.server, plan.folder, self.pen, common, strict=not plan.events)
         self._closing.enter_context(self.crew)
-        scene = Scene(self.server, self.admin, self.crew, NS, random.Random(rng.random()))
-        scene.others = others
+        context = FaultContext(self.server, self.admin, self.crew, NS, random.Random(rng.random()))
+        context.others = others
         weights = _BULK_WEIGHTS if plan.events else None
         # A server of a cluster cannot be demoted in place (F34). Without a cluster, no other
         # server can hang (F44).
         never = "F34" if plan.cluster else "F44"
         faults = [name for name in INJECTIONS if name != never]
-        self.nemesis = Nemesis(scene, self.pen, rng, faults, weights=weights)
+        self.nemesis = Nemesis(context, self.pen, rng, faults, weights=weights)
         #: Reasons why the run fails, besides broken promises.
         self.wrong: list[str] = []
         #: The memory of the server, in bytes.
@@ -259,9 +259,9 @@ class Soak:
 
     def _await_all(self) -> None:
         """Wait until all processes are working."""
-        with Looker(self.server, NS) as looker, Looker(self.server, RUNAT) as keys:
-            eventually(lambda: len(looker.nodes()) == len(self.crew.of("handling")), _STARTING)
-            eventually(lambda: looker.stats().totals.get("posted") and keys.nodes(), _STARTING)
+        with Observer(self.server, NS) as observer, Observer(self.server, RUNAT) as keys:
+            eventually(lambda: len(observer.nodes()) == len(self.crew.of("handling")), _STARTING)
+            eventually(lambda: observer.stats().totals.get("posted") and keys.nodes(), _STARTING)
 
     def _phase(self, name: str) -> None:
         self.pen.note("phase", phase=name)
@@ -303,11 +303,11 @@ class Soak:
 
     def _drain(self) -> None:
         """Wait until no event of the near future is pending, as long as there is progress."""
-        with Looker(self.server, NS) as looker, Looker(self.server, RUNAT) as keys:
+        with Observer(self.server, NS) as observer, Observer(self.server, RUNAT) as keys:
             before, since = None, time.monotonic()
             while True:
                 self._tick()
-                left = looker.left(), keys.left()
+                left = observer.left(), keys.left()
                 if left == (0, 0):
                     return
                 progress = (left, self.admin.hget(Keys.of(NS).sys, "n:started"))
@@ -325,14 +325,14 @@ class Soak:
         letters: list[dict[str, Any]] = []
         sound = True
         for ns in (NS, RUNAT):
-            with Looker(self.server, ns) as looker:
-                contradiction = looker.sound()
+            with Observer(self.server, ns) as observer:
+                contradiction = observer.sound()
                 if contradiction is not None:
                     sound = False
                     text = f"the keys of {ns} contradict each other: {contradiction}"
                     self.wrong.append(text)
-                pending += looker.pending()
-                letters += looker.letters()
+                pending += observer.pending()
+                letters += observer.letters()
         self.pen.note("final", pending=pending, dead=letters, sound=sound)
         self._leftovers()
 

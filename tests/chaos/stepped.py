@@ -25,25 +25,25 @@ from dtimer.errors import StoreError
 from dtimer.model.options import validate
 from dtimer.store.keys import Keys
 from dtimer.store.store import Entry, Store
-from dtimer.timer.life import Life
+from dtimer.timer.node import Node
 
 #: In milliseconds, like the options in `chaos.settings`.
 OPTIONS: dict[str, Any] = {"lease": 600, "poll_interval": 100, "timeout": 300, "backoff": 40}
 IDS = ["tea", "egg", "bell", "post"]
 NODES = 3
 
-#: The fault points at which a node may die. `Node.tap` adds one between sending and reading.
+#: The fault points at which a node may die. `SteppedNode.tap` adds one between sending and reading.
 CRASHES = [
-    "turn.asking",
+    "claim.asking",
     "claim.answered",
     "claim.handed",
     "handler.before",
     "handler.after",
     "settle.sending",
-    "beat.sending",
+    "heartbeat.sending",
     "retry.sending",
-    "loop.hand",
-    "loop.herald",
+    "loop.handler",
+    "loop.callbacks",
 ]
 
 
@@ -168,7 +168,7 @@ def _body(text: bytes) -> tuple[int, int]:
     return json.loads(payload)["n"], int(head.split(b",")[1])
 
 
-class Node:
+class SteppedNode:
     """A node without threads, whose parts the scheduler runs one at a time."""
 
     def __init__(self, world: World, name: str) -> None:
@@ -187,8 +187,8 @@ class Node:
         )
         self.store = Store(way, world.ns, timeout=0.3, now=lambda: world.clock.us)
         timer: Any = self
-        self.life = Life(name, options, self.store, timer)
-        self.life._listener.hears = world.rng.random() < 0.7
+        self.node = Node(name, options, self.store, timer)
+        self.node._listener.hears = world.rng.random() < 0.7
         self.running = 0
 
     def tap(self, script: Any, arguments: list[Any], send: Any) -> Any:
@@ -209,27 +209,27 @@ class Node:
     def close(self) -> None:
         """Close what the node has open in the process of the test."""
         self.store.close()
-        self.life.bell.close()
-        self.life._listener.close()
+        self.node.bell.close()
+        self.node._listener.close()
 
     # -------------------------------------------------------------- what the scheduler calls
 
     def turn(self) -> None:
         """Send one claim, unless a handler thread of this node is sending one."""
-        self.life._claimer.relay()
+        self.node._claimer.claim_inline()
 
     def work(self) -> None:
         """Run one batch to its end; the other nodes take steps in the meantime."""
-        if self.running < self.life._dispatcher._options.concurrency:
+        if self.running < self.node._dispatcher._options.concurrency:
             self.running += 1
             try:
-                self.life._dispatcher.lend_a_hand()
+                self.node._dispatcher.run_one()
             finally:
                 self.running -= 1
 
     def speak(self) -> None:
         """Emit the next waiting event of the node."""
-        self.life._herald.speak_up()
+        self.node._callbacks.emit_one()
 
     def leave(self) -> None:
         """
@@ -238,9 +238,9 @@ class Node:
         Events whose handlers still run stay claimed until their leases expire.
         """
         try:
-            self.life._dispatcher.hand_back()
-            self.life._claimer._take_turns(claiming=False, fresh=True)
-            self.store.leave(self.life.incarnation)
+            self.node._dispatcher.release_waiting()
+            self.node._claimer._run_cycle(claiming=False, fresh=True)
+            self.store.leave(self.node.incarnation)
         finally:
             self.dead = True
 
@@ -250,7 +250,7 @@ class Node:
         """Record what the node emits."""
         self.world.said.append((self.name, event, what))
 
-    def appetite(self) -> int:
+    def demand(self) -> int:
         """Accept any number of events."""
         return 100
 
@@ -341,7 +341,7 @@ class World:
         self.log: list[str] = []
         self.draining = False
         self.depth = 0
-        self.crashing: Node | None = None
+        self.crashing: SteppedNode | None = None
         self.crash_at = ""
         #: Requests that the network has not delivered yet.
         self.late: list[tuple[Any, list[Any]]] = []
@@ -351,7 +351,7 @@ class World:
         self._serials = itertools.count(1)
         self._names = itertools.count(1)
         self._stack = contextlib.ExitStack()
-        self.nodes: list[Node] = []
+        self.nodes: list[SteppedNode] = []
 
     def __enter__(self) -> Self:
         try:
@@ -363,18 +363,27 @@ class World:
         return self
 
     def _set_up(self) -> None:
-        from dtimer.engine import book, claimer, dispatcher, exchange, heart, hold, pace, reach
+        from dtimer.engine import (
+            claimer,
+            clock,
+            connectivity,
+            dispatcher,
+            heartbeat,
+            lease,
+            leases,
+            pipeline,
+        )
         from dtimer.engine import service as services
-        from dtimer.store import line, plans, tries
-        from dtimer.timer import health, life
+        from dtimer.store import calls, schedules, script_client
+        from dtimer.timer import health, node
 
         names = itertools.count(1)
-        engine = (book, claimer, dispatcher, exchange, heart, hold, pace, services)
-        for module in (*engine, line, plans, tries, health):
+        engine = (leases, claimer, dispatcher, pipeline, heartbeat, lease, clock, services)
+        for module in (*engine, script_client, schedules, calls, health):
             self._patch(module, "time", self.clock)
-        for module in (line, life):
+        for module in (script_client, node):
             self._patch(module, "incarnation", lambda: f"i{next(names):011d}")
-        for module in (line, claimer, reach):
+        for module in (script_client, claimer, connectivity):
             self._patch(module, "between", lambda low, high: (low + high) / 2)
         self._stack.callback(faultpoints.armed.clear)
         for point in CRASHES:
@@ -385,9 +394,9 @@ class World:
         # Late requests need a connection of their own. The sender's may be closed by then. If it
         # were opened again, nothing would close it.
         astray: Any = TappedSource(self.client, lambda _, words, send: send(words), loads=True)
-        self.astray = astray.wire(self.keys)
+        self.astray = astray.connection(self.keys)
         self._stack.callback(self.astray.close)
-        self.current: Node | None = None
+        self.current: SteppedNode | None = None
         for _ in range(NODES):
             self._begin()
 
@@ -401,9 +410,9 @@ class World:
         setattr(module, name, value)
 
     def _begin(self) -> None:
-        node = Node(self, f"node-{next(self._names)}")
+        node = SteppedNode(self, f"node-{next(self._names)}")
         self.nodes.append(node)
-        self.do(node, node.life._turns.register)
+        self.do(node, node.node._node_store.register)
 
     # ------------------------------------------------------------------------------- faults
 
@@ -446,7 +455,7 @@ class World:
 
     # -------------------------------------------------------------------------------- steps
 
-    def do(self, node: Node, what: Any) -> None:
+    def do(self, node: SteppedNode, what: Any) -> None:
         """Let a node do something; if it dies of that, the other nodes go on."""
         before, self.current = self.current, node
         try:
@@ -463,7 +472,7 @@ class World:
                 self.nodes.remove(node)
                 node.close()
 
-    def step(self, within: Node | None = None) -> None:
+    def step(self, within: SteppedNode | None = None) -> None:
         """Take one step: choose a node or the poster, and what happens to it."""
         self.depth += 1
         try:
@@ -481,7 +490,7 @@ class World:
         node = self.rng.choice(alive)
         luck = self.rng.random()
         if luck < 0.34:
-            self._log(node, "turn")
+            self._log(node, "claim")
             self.do(node, node.turn)
         elif luck < 0.56:
             if self.depth < 4:
@@ -507,7 +516,7 @@ class World:
             self._log(node, "leave")
             self.do(node, node.leave)
 
-    def _log(self, node: Node, what: str) -> None:
+    def _log(self, node: SteppedNode, what: str) -> None:
         self.log.append(f"{node.name} {what}")
 
     def _late(self) -> None:
@@ -563,13 +572,13 @@ class World:
                 self.do(node, node.turn)
                 self.do(node, node.work)
                 self.do(node, node.speak)
-            if not self.truth.bodies and not any(n.life._dispatcher.running for n in self.nodes):
+            if not self.truth.bodies and not any(n.node._dispatcher.running for n in self.nodes):
                 break
             self.clock.tick(20)
         assert {} == self.truth.bodies, f"left: {self.truth.bodies} {self.truth.leases}"
         for node in self.nodes:
             self.do(node, node.turn)
-            assert not node.life._dispatcher.held(), "the node holds an event that is gone"
+            assert not node.node._dispatcher.held(), "the node holds an event that is gone"
         unaccounted = {n: id for n, id in self.acked.items() if n not in self.truth.ends}
         assert {} == unaccounted, "acknowledged, but lost"
 

@@ -1,7 +1,7 @@
 """
 The steps of a history, for tables of histories in the tests of the checker.
 
-A step is a function of a `Story`: ``post("a", 1)`` calls its method ``post`` with these arguments.
+A step is a function of a `Case`: ``post("a", 1)`` calls its method ``post`` with these arguments.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from chaos.story import NODE, Story, accepted, caught, server_us
+from chaos.cases import NODE, Case, accepted, caught, server_us
 
-Step = Callable[[Story], object]
+Step = Callable[[Case], object]
 
 
 def _method(name: str) -> Callable[..., Step]:
@@ -38,11 +38,11 @@ def auto(at: float, run: tuple[str, int, int], **more: Any) -> Step:
     return say(NODE, at, "auto", id=id, n=n, tok=tok, **more)
 
 
-def tell(story: Story, steps: Sequence[Step]) -> Story:
+def tell(case: Case, steps: Sequence[Step]) -> Case:
     """Record the steps in order, and return the same object."""
     for step in steps:
-        step(story)
-    return story
+        step(case)
+    return case
 
 
 def legal(title: str, *steps: Step, redelivered: Any = None, counts: Any = None) -> Any:
@@ -50,10 +50,10 @@ def legal(title: str, *steps: Step, redelivered: Any = None, counts: Any = None)
     return pytest.param(steps, (redelivered, counts or {}), id=title)
 
 
-def check_legal(story: Story, steps: Sequence[Step], figures: tuple[Any, Any]) -> None:
+def check_legal(case: Case, steps: Sequence[Step], figures: tuple[Any, Any]) -> None:
     """Check that the checker accepts the history of a row, with these figures."""
     redelivered, counts = figures
-    verdict = accepted(tell(story, steps))
+    verdict = accepted(tell(case, steps))
     assert redelivered in (None, verdict.redelivered)
     assert counts == {name: verdict.counts[name] for name in counts}
 
@@ -83,10 +83,10 @@ def illegal(
     return pytest.param(steps, figures, id=f"{invariant}: {title}")
 
 
-def check_illegal(story: Story, steps: Sequence[Step], figures: tuple[Any, ...]) -> None:
+def check_illegal(case: Case, steps: Sequence[Step], figures: tuple[Any, ...]) -> None:
     """Check that the checker rejects the history of a row for its reason, with these figures."""
     invariant, words, times, redelivered, counts = figures
-    verdict = caught(tell(story, steps), invariant, words)
+    verdict = caught(tell(case, steps), invariant, words)
     assert times in (None, verdict.broken[invariant])
     assert redelivered in (None, verdict.redelivered)
     assert counts == {name: verdict.counts[name] for name in counts}

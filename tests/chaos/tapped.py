@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from dtimer.store.connect import source
+from dtimer.store.connection.sources import source
 from dtimer.store.scripts import Script
 
 #: Takes the script, its arguments, and a function that sends them; returns what the caller sees.
@@ -19,7 +19,7 @@ class Lost(ConnectionError):
     """Raised to the client for a reply that does not arrive."""
 
 
-class TappedWire:
+class TappedConnection:
     """
     A real connection whose scripts pass through a tap.
 
@@ -43,7 +43,7 @@ class TappedWire:
         *,
         whole: bool = False,
     ) -> Any:
-        """Run a script, as `dtimer.store.wire.Wire` does."""
+        """Run a script, as `dtimer.store.connection.connection.Connection` does."""
         self.send(script, arguments, until, limit, whole=whole)
         return self.receive(until, limit)
 
@@ -105,9 +105,12 @@ class TappedSource:
         self._tap = tap
         self._loads = loads
 
-    def wire(self, keys: Any) -> TappedWire:
-        """Return a tapped connection; `dtimer.store.connect.Source` provides all the rest."""
-        return TappedWire(self._source.wire(keys), self._tap, self._loads)
+    def connection(self, keys: Any) -> TappedConnection:
+        """
+        Return a tapped connection; `dtimer.store.connection.sources.Source` provides all the
+        rest.
+        """
+        return TappedConnection(self._source.connection(keys), self._tap, self._loads)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)

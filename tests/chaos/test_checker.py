@@ -7,6 +7,16 @@ import json
 import pytest
 
 from chaos import checker
+from chaos.cases import (
+    LEASE,
+    NODE,
+    OTHER,
+    POSTER,
+    SUPERVISOR,
+    accepted,
+    caught,
+    server_us,
+)
 from chaos.history import HistoryError
 from chaos.steps import (
     ahead,
@@ -28,16 +38,6 @@ from chaos.steps import (
     say,
     tell,
     word,
-)
-from chaos.story import (
-    LEASE,
-    NODE,
-    OTHER,
-    POSTER,
-    SUPERVISOR,
-    accepted,
-    caught,
-    server_us,
 )
 from chaos.table import as_json, as_text
 
@@ -428,84 +428,84 @@ class TestVerdict:
     """The checker's verdict on one history."""
 
     @pytest.mark.parametrize(("steps", "figures"), LEGAL)
-    def test_accepts(self, story, steps, figures):
+    def test_accepts(self, case, steps, figures):
         """A violation reported by mistake would hide the real ones of a soak."""
-        check_legal(story, steps, figures)
+        check_legal(case, steps, figures)
 
     @pytest.mark.parametrize(("steps", "figures"), ILLEGAL)
-    def test_rejects(self, story, steps, figures):
+    def test_rejects(self, case, steps, figures):
         """A soak proves only the absence of faults that the checker would find."""
-        check_illegal(story, steps, figures)
+        check_illegal(case, steps, figures)
 
-    def test_rejects_a_call_that_returns_after_its_deadline(self, story):
+    def test_rejects_a_call_that_returns_after_its_deadline(self, case):
         """I16: unless it is late by less than the slack, or its process was paused."""
-        story.say(POSTER, 0, "node", phase="begin", timeout_ms=300)
-        story.post("a", 1, 10, took=350)
-        story.post("b", 2, 1000, took=500)
-        story.post("c", 3, 5000, took=900)
-        story.fault(PAUSED, 5100, 5700, target="poster")
+        case.say(POSTER, 0, "node", phase="begin", timeout_ms=300)
+        case.post("a", 1, 10, took=350)
+        case.post("b", 2, 1000, took=500)
+        case.post("c", 3, 5000, took=900)
+        case.fault(PAUSED, 5100, 5700, target="poster")
         for n, id in enumerate("abc", 1):
-            story.run(id, n, 6000 + n)
-        verdict = caught(story, "I16", "took 500 ms")
+            case.run(id, n, 6000 + n)
+        verdict = caught(case, "I16", "took 500 ms")
         assert {"I16": 1} == verdict.broken
 
-    def test_rejects_events_that_were_not_posted(self, story):
+    def test_rejects_events_that_were_not_posted(self, case):
         """I3: an id never posted, a refused post, a post that comes later, another serial."""
-        story.run("nobody", 1, 10)
-        story.post("refused", 2, ph="no")
-        story.run("refused", 2, 20)
-        story.post("later", 3, 100)
-        story.run("later", 3, 50)
-        story.post("other", 4)
-        story.run("other", 99, 10)
-        verdict = caught(story, "I3")
+        case.run("nobody", 1, 10)
+        case.post("refused", 2, ph="no")
+        case.run("refused", 2, 20)
+        case.post("later", 3, 100)
+        case.run("later", 3, 50)
+        case.post("other", 4)
+        case.run("other", 99, 10)
+        verdict = caught(case, "I3")
         assert {"nobody", "refused", "later", "other"} == {
             v.id for v in verdict.violations if v.invariant == "I3"
         }
 
-    def test_rejects_a_history_without_an_end(self, story):
+    def test_rejects_a_history_without_an_end(self, case):
         """I12: a history that stops in the middle proves nothing, except as a partial one."""
-        story.post("a", 1)
-        folder = story.write(final=False)
+        case.post("a", 1)
+        folder = case.write(final=False)
         assert {"I12": 1} == checker.check(folder).broken
         assert {} == checker.check(folder, partial=True).broken
 
-    def test_accepts_a_batch_with_one_call_number(self, story):
+    def test_accepts_a_batch_with_one_call_number(self, case):
         """The posts of a burst share a ``k``, and each has its own end."""
         fields = {"delay_us": 0, "max_retries": 3, "if_exists": "replace", "k": 9_000}
         for n in range(3):
-            story.say(POSTER, 0, "post", "inv", id=f"b{n}", n=n, crc=n, **fields)
+            case.say(POSTER, 0, "post", "inv", id=f"b{n}", n=n, crc=n, **fields)
         for n in range(3):
-            story.say(POSTER, 9, "post", "ok", id=f"b{n}", n=n, k=9_000)
-            story.run(f"b{n}", n, 20 + n)
-        assert 3 == accepted(story).counts["handled"]
+            case.say(POSTER, 9, "post", "ok", id=f"b{n}", n=n, k=9_000)
+            case.run(f"b{n}", n, 20 + n)
+        assert 3 == accepted(case).counts["handled"]
 
-    def test_notes_a_clock_that_jumped_without_a_fault(self, story):
+    def test_notes_a_clock_that_jumped_without_a_fault(self, case):
         """The server's host may set its clock: that breaks no invariant, but readers must know."""
-        story.post("a", 1, delay_us=600_000)
-        story.post("b", 2, 50)
-        story.run("a", 1, 100, due=server_us(601), srv=JUMPED, tok=JUMPED)
-        story.run("b", 2, 200)
-        assert "moved apart" in accepted(story).notes[0]
+        case.post("a", 1, delay_us=600_000)
+        case.post("b", 2, 50)
+        case.run("a", 1, 100, due=server_us(601), srv=JUMPED, tok=JUMPED)
+        case.run("b", 2, 200)
+        assert "moved apart" in accepted(case).notes[0]
 
-    def test_an_extension_after_the_handler_may_shorten_the_lease(self, story):
+    def test_an_extension_after_the_handler_may_shorten_the_lease(self, case):
         """I4: once the handler has returned the lease is exactly as long as its holder asks."""
         steps = [run("a", 1, 10), word("extend", 20, began("a", 1, 10), ms=100)]
-        tell(story, [post("a", 1), *steps, run("a", 1, 200, p=OTHER, att=2)])
-        assert "I4" not in [v.invariant for v in story.check().violations if "before" in v.text]
+        tell(case, [post("a", 1), *steps, run("a", 1, 200, p=OTHER, att=2)])
+        assert "I4" not in [v.invariant for v in case.check().violations if "before" in v.text]
 
 
 class TestLateness:
     """Lateness, from the due time to the start of the handler."""
 
-    def test_is_counted_by_the_phase_in_which_the_run_began(self, story):
+    def test_is_counted_by_the_phase_in_which_the_run_began(self, case):
         """A healthy phase has limits that a faulty one need not keep."""
-        story.say(SUPERVISOR, 0, "phase", phase="healthy")
-        story.say(SUPERVISOR, 100, "phase", phase="faulty")
+        case.say(SUPERVISOR, 0, "phase", phase="healthy")
+        case.say(SUPERVISOR, 100, "phase", phase="faulty")
         for n, at, late in ((1, 10, 1000), (2, 20, 3000), (3, 150, 50_000)):
-            story.post(str(n), n)
-            story.run(str(n), n, at, due=server_us(at - 1) - late)
-        lateness = accepted(story).lateness
+            case.post(str(n), n)
+            case.run(str(n), n, at, due=server_us(at - 1) - late)
+        lateness = accepted(case).lateness
         assert (2, 1.0, 3.0) == (
             lateness["healthy"].n,
             lateness["healthy"].p50,
@@ -513,48 +513,48 @@ class TestLateness:
         )
         assert 50.0 == lateness["faulty"].p99
 
-    def test_of_an_event_claimed_ahead_is_what_its_node_measured(self, story):
+    def test_of_an_event_claimed_ahead_is_what_its_node_measured(self, case):
         """Its claim was before the due time, so the time of the claim says nothing."""
-        story.post("a", 1, delay_us=50_000, minted=True)
-        story.ahead("a", 1, 53, due=51, by=20, late_us=1_500)
-        assert 1.5 == accepted(story).lateness["healthy"].max
+        case.post("a", 1, delay_us=50_000, minted=True)
+        case.ahead("a", 1, 53, due=51, by=20, late_us=1_500)
+        assert 1.5 == accepted(case).lateness["healthy"].max
 
 
 class TestLeave:
     """I17: a node that leaves releases each event that it has claimed and not started."""
 
     @staticmethod
-    def leased(story, **how):
+    def leased(case, **how):
         """Record a claim, a leave, and a run on another node when the lease has ended."""
         steps = [post("a", 1), claim("a", 1, 100), leave(**{"begin": 90, "end": 110} | how)]
-        tell(story, [*steps, run("a", 1, 6_105, p=OTHER, att=2, due=server_us(6_100))])
+        tell(case, [*steps, run("a", 1, 6_105, p=OTHER, att=2, due=server_us(6_100))])
 
-    def test_rejects_an_event_that_is_late_by_the_lease(self, story):
+    def test_rejects_an_event_that_is_late_by_the_lease(self, case):
         """The other nodes had to wait for the end of a lease that its holder had given up."""
-        self.leased(story)
-        caught(story, "I17", "6000 ms late")
+        self.leased(case)
+        caught(case, "I17", "6000 ms late")
 
     @pytest.mark.parametrize("how", [{"timeout": 300}, {"end": None}, {"end": 95}])
-    def test_accepts_it_of_a_leave_that_cannot_release_the_event(self, story, how):
+    def test_accepts_it_of_a_leave_that_cannot_release_the_event(self, case, how):
         """A leave with a time-out, a leave that has not ended, and a leave before the claim."""
-        self.leased(story, **how)
-        assert "I17" not in story.check().broken
+        self.leased(case, **how)
+        assert "I17" not in case.check().broken
 
-    def test_accepts_it_in_an_outage(self, story):
+    def test_accepts_it_in_an_outage(self, case):
         """A node that cannot reach the server while it leaves can release nothing."""
-        story.fault(UNREACHABLE, 95, 105)
-        self.leased(story)
-        assert "I17" not in story.check().broken
+        case.fault(UNREACHABLE, 95, 105)
+        self.leased(case)
+        assert "I17" not in case.check().broken
 
 
 class TestRollback:
     """A check that expects the server to lose acknowledged writes excuses only their loss."""
 
     @pytest.fixture
-    def rolled_back(self, story):
+    def rolled_back(self, case):
         """A history with a failover that loses the last writes."""
-        story.fault("F42", 1000, 1500)
-        return story
+        case.fault("F42", 1000, 1500)
+        return case
 
     def test_excuses_a_post_shortly_before_the_failover(self, rolled_back):
         """The loss is still counted."""
@@ -575,24 +575,24 @@ class TestRollback:
 
     def test_excuses_an_undone_cancel_confirm_and_replacement(self, rolled_back):
         """A rollback also undoes writes that removed or replaced an event."""
-        story = rolled_back
+        case = rolled_back
         for n, id in enumerate(("cancelled", "confirmed", "replaced"), 1):
-            story.post(id, n, -30_000, delay_us=30_900_000)
-        story.cancel("cancelled", 950)
-        story.post("replaced", 4, 950, delay_us=900_000_000)
-        tok = story.run("confirmed", 2, 960)
-        story.word("confirm", 962, ("confirmed", 2, tok))
-        story.run("cancelled", 1, 1600)
-        story.run("confirmed", 2, 1600, p=OTHER)
-        story.run("replaced", 3, 1610)
-        verdict = accepted(story, rollback=True)
+            case.post(id, n, -30_000, delay_us=30_900_000)
+        case.cancel("cancelled", 950)
+        case.post("replaced", 4, 950, delay_us=900_000_000)
+        tok = case.run("confirmed", 2, 960)
+        case.word("confirm", 962, ("confirmed", 2, tok))
+        case.run("cancelled", 1, 1600)
+        case.run("confirmed", 2, 1600, p=OTHER)
+        case.run("replaced", 3, 1610)
+        verdict = accepted(case, rollback=True)
         assert {"I6", "I7", "I8", "I10", "I2", "I4"} >= set(verdict.excused)
 
-    def test_excuses_every_loss_after_a_wipe(self, story):
+    def test_excuses_every_loss_after_a_wipe(self, case):
         """FLUSHALL removes events however old they are."""
-        story.fault("F21", 1000, 1001)
-        story.post("a", 1, -30_000)
-        accepted(story, rollback=True)
+        case.fault("F21", 1000, 1001)
+        case.post("a", 1, -30_000)
+        accepted(case, rollback=True)
 
     def test_rejects_an_early_event(self, rolled_back):
         """I1: no rollback makes an event early."""
@@ -605,16 +605,16 @@ class TestReport:
     """The report that a person reads."""
 
     @pytest.fixture
-    def broken(self, story):
+    def broken(self, case):
         """A history with a fault, a failure, and a lost event."""
-        story.say(SUPERVISOR, 0, "phase", phase="faulty")
-        story.fault(UNREACHABLE, 0, 100)
-        story.say(SUPERVISOR, 200, "recovered", fault=UNREACHABLE, ms=350)
-        story.post("a", 1)
-        story.run("a", 1, 10, ph="no")
-        story.run("a", 1, 80, att=2)
-        story.post("gone", 2, 5000)
-        return story
+        case.say(SUPERVISOR, 0, "phase", phase="faulty")
+        case.fault(UNREACHABLE, 0, 100)
+        case.say(SUPERVISOR, 200, "recovered", fault=UNREACHABLE, ms=350)
+        case.post("a", 1)
+        case.run("a", 1, 10, ph="no")
+        case.run("a", 1, 80, att=2)
+        case.post("gone", 2, 5000)
+        return case
 
     def test_table_is_aligned_and_names_figures_faults_and_violations(self, broken):
         """A reader finds each figure by its name, in one column."""
@@ -641,11 +641,11 @@ class TestReport:
         assert "I2 (nothing lost): 'gone'" in text
         assert "poster.10 post ok 'gone' n=2" in text
 
-    def test_shows_a_few_of_many_violations_and_counts_all(self, story):
+    def test_shows_a_few_of_many_violations_and_counts_all(self, case):
         """A hundred violations of one kind would hide one of another."""
         for n in range(100):
-            story.post(str(n), n)
-        verdict = story.check()
+            case.post(str(n), n)
+        verdict = case.check()
         assert 100 == verdict.broken["I2"]
         assert len(verdict.violations) < 50
         assert "I2: 100 violations in all" in str(verdict)
@@ -660,9 +660,9 @@ class TestReport:
         assert 1 == checker.main([str(folder), "--json"])
         assert 1 == json.loads(capsys.readouterr().out)["counts"]["lost"]
 
-    def test_raises_for_a_history_that_contradicts_itself(self, story):
+    def test_raises_for_a_history_that_contradicts_itself(self, case):
         """Two posts of one id and serial are a fault of the recording: no verdict is possible."""
-        story.post("a", 1)
-        story.post("a", 1, 20)
+        case.post("a", 1)
+        case.post("a", 1, 20)
         with pytest.raises(HistoryError):
-            story.check()
+            case.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from chaos.cases import NODE, OTHER, POSTER, server_us
 from chaos.steps import (
     call,
     cancel,
@@ -15,7 +16,6 @@ from chaos.steps import (
     legal,
     run,
 )
-from chaos.story import NODE, OTHER, POSTER, server_us
 
 EVERY = 200
 FIRST = 1000
@@ -211,12 +211,12 @@ ILLEGAL = [
 
 
 @pytest.mark.parametrize(("steps", "figures"), LEGAL)
-def test_accepts(story, steps, figures):
+def test_accepts(case, steps, figures):
     """A violation reported by mistake would hide the real ones of a soak."""
-    check_legal(story, steps, figures)
+    check_legal(case, steps, figures)
 
 
 @pytest.mark.parametrize(("steps", "figures"), ILLEGAL)
-def test_rejects(story, steps, figures):
+def test_rejects(case, steps, figures):
     """A soak proves only the absence of faults that the checker would find."""
-    check_illegal(story, steps, figures)
+    check_illegal(case, steps, figures)

@@ -14,8 +14,8 @@ import pytest
 from servers import eventually
 
 from chaos.history import History, HistoryError, Writer, checksum, run_of
-from chaos.pulse import Pulse
-from chaos.shelves import Shelves
+from chaos.spill import Spill
+from chaos.starvation import StarvationMonitor
 from dtimer import EventExists, OutcomeUnknown
 from dtimer.model.event import Event
 
@@ -136,7 +136,7 @@ class TestWriter:
 
     def test_a_process_records_that_it_was_starved(self, tmp_path):
         """A lease that ran out meanwhile is then not a fault of the library."""
-        with Writer(tmp_path, "node") as writer, Pulse(writer, beat=0.001, late=-1):
+        with Writer(tmp_path, "node") as writer, StarvationMonitor(writer, beat=0.001, late=-1):
             eventually(lambda: operations(tmp_path))
         assert "stall" == operations(tmp_path)[0].op
 
@@ -195,17 +195,17 @@ class TestHistory:
             operations(tmp_path)
 
 
-class TestShelves:
-    """`Shelves` groups operations by id, in memory or in files."""
+class TestSpill:
+    """`Spill` groups operations by id, in memory or in files."""
 
     @pytest.mark.parametrize("room", [3, 1000])
     def test_each_id_has_its_operations_in_order(self, tmp_path, room):
         """With room for 3 operations most are in files, with room for 1000 none is."""
         write(tmp_path, *[{"op": "post", "id": f"e{t % 7}", "t": 100 - t} for t in range(70)])
-        with Shelves(count=4, room=room) as shelves:
+        with Spill(count=4, room=room) as spill:
             for op in operations(tmp_path):
-                shelves.put(("id", op.id), op)
-            found = dict(shelves)
+                spill.put(("id", op.id), op)
+            found = dict(spill)
         assert {("id", f"e{i}") for i in range(7)} == set(found)
         times = sorted(op.t for ops in found.values() for op in ops)
         assert list(range(31, 101)) == times

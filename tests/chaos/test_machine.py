@@ -39,9 +39,9 @@ from soundness import assert_sound
 from chaos.model import Event, Model, Schedule
 from chaos.tapped import TappedSource
 from dtimer.errors import EventExists
-from dtimer.model.claims import Result, Settlement, Turn, Verdict
-from dtimer.model.recurrence import define
-from dtimer.store.codec import read_beat, read_turn
+from dtimer.model.claims import ClaimReply, Outcome, Settlement, Verdict
+from dtimer.model.schedules import make_spec
+from dtimer.store.replies import read_claim_reply, read_schedule_state
 from dtimer.store.store import Entry, Store
 
 pytestmark = pytest.mark.chaos
@@ -79,9 +79,9 @@ aheads = st.sampled_from([0, 0, 1_000, 20_000, 100_000])
 replies = st.sampled_from([None, None, None, 0, 700_000])
 
 
-def _claim_reply(reply: bytes) -> Turn:
+def _claim_reply(reply: bytes) -> ClaimReply:
     """Read the reply of a claim; return the settlements' outcomes in the order of the reply."""
-    return read_turn(reply, range(len(reply.split(b";", 4)[3])))
+    return read_claim_reply(reply, range(len(reply.split(b";", 4)[3])))
 
 
 class Lossy:
@@ -109,13 +109,13 @@ class Lossy:
     @staticmethod
     def assert_same(script: Any, reply: Any, again: Any) -> None:
         """Assert that a repeated operation returns what the first one returned."""
-        if script.name == "turn":
+        if script.name == "claim":
             # Only claims that are still held return. Outcomes and buried events are the same.
             was, now = _claim_reply(reply), _claim_reply(again)
             assert was.results == now.results
             assert was.buried == now.buried
             assert {claim.token for claim in was.claims} >= {claim.token for claim in now.claims}
-        elif script.name in ("post", "mint"):
+        elif script.name in ("post", "post_new"):
             # All but the number of posted events, which may have grown.
             assert reply.split(b";")[::2] == again.split(b";")[::2]
         else:
@@ -190,7 +190,7 @@ class Machine(RuleBasedStateMachine):
         expires=st.sampled_from([None, None, 1_000_000, LEASE]),
         behind=st.sampled_from([False, False, True]),
         policy=st.sampled_from(
-            ["replace", "replace", "keep", "error", "earliest", "latest", "mint"]
+            ["replace", "replace", "keep", "error", "earliest", "latest", "post_new"]
         ),
         reply=replies,
         piped=st.booleans(),
@@ -198,11 +198,11 @@ class Machine(RuleBasedStateMachine):
     def post(self, *, posts, expires, behind, policy, reply, piped):
         """Post one event or several, sometimes within a pipeline of the caller."""
         now = self.begin(None if piped else reply)
-        if policy == "mint" and any(id in self.model.dead for id, *_ in posts):
+        if policy == "post_new" and any(id in self.model.dead for id, *_ in posts):
             # Generated ids are new, so no dead letter can have one.
             policy = "replace"
         # Only events with an id of the caller can queue behind another event.
-        behind = behind and policy != "mint"
+        behind = behind and policy != "post_new"
         entries, events = [], []
         for id, span, relative, payload, retries in posts:
             when = f"+{span}" if relative else str(now - 2_000_000 + span)
@@ -222,7 +222,9 @@ class Machine(RuleBasedStateMachine):
                 self.store.post_in(pipe, entries, policy)
                 letters, _, id = pipe.execute()[0].decode().split(";")
             assert refused == id
-            letters_expected = "".join("01"[s] for s in stored[: 1 if policy == "mint" else None])
+            letters_expected = "".join(
+                "01"[s] for s in stored[: 1 if policy == "post_new" else None]
+            )
             assert ("x" if refused else letters_expected) == letters
         elif refused and policy == "error":
             with pytest.raises(EventExists) as error:
@@ -380,7 +382,7 @@ class Machine(RuleBasedStateMachine):
         awaited = sum(n in registered and now - GRACE <= at <= now for n, at in planned.items())
         held = {id: (e.token, e.lease_end) for id, e in model.pending.items() if e.token}
         claims, buried, known = model.claim(now, name, limit, LEASE, awaited, ahead=ahead)
-        actual = peer.turn(limit, *settlements, lease=LEASE // 1000, ahead=ahead / 1000)
+        actual = peer.claim_reply(limit, *settlements, lease=LEASE // 1000, ahead=ahead / 1000)
         assert expected == [_RESULTS[result] for result in actual.results]
         assert buried == actual.buried
         if reply is None and not (settlements or claims):
@@ -446,7 +448,7 @@ class Machine(RuleBasedStateMachine):
         assert [False] == self.store.extend([(id, token)], 2 * LEASE)
         late = Settlement(id, token, verdict, 0, "why", "corrupt")
         if at_once:
-            assert [Result.STALE] == self.store.settle([late])
+            assert [Outcome.STALE] == self.store.settle([late])
         else:
             self.claim_in_both("deaf", 0, [late], None)
 
@@ -485,7 +487,7 @@ class Machine(RuleBasedStateMachine):
         """Declare a schedule: a new one, a changed one, or the same again."""
         now = self.begin(None)
         begins = None if start is None else 1_800_000_000_000 + start
-        spec = define(
+        spec = make_spec(
             name, every=every, start=begins, end=None, count=count, jitter=0, misfire=misfire,
             overlap=overlap, max_retries=retries, payload="{}",
         )  # fmt: skip
@@ -511,7 +513,7 @@ class Machine(RuleBasedStateMachine):
     def pause_schedule(self, name, on, reply):
         """Pause or resume one schedule."""
         self.begin(reply)
-        assert self.model.suspend(name, on) == self.store.suspend(name, on=on)
+        assert self.model.suspend(name, on) == self.store.pause_schedule(name, on=on)
 
     @rule(name=names, reply=replies)
     def run_now(self, name, reply):
@@ -576,7 +578,7 @@ class Machine(RuleBasedStateMachine):
         at, script, arguments, reply = self.lossy.sent[-1 - index % len(self.lossy.sent)]
         if self.now.us - at > 60_000_000:
             return
-        wire: Any = TappedSource(self.client, _straight).wire(self.store.keys)
+        wire: Any = TappedSource(self.client, _straight).connection(self.store.keys)
         try:
             again = wire.run(script, [str(self.now.us), *arguments[1:]], 0, whole=True)
         except redis.ResponseError as e:
@@ -586,7 +588,7 @@ class Machine(RuleBasedStateMachine):
         finally:
             wire.close()
         self.lossy.assert_same(script, reply, again)
-        if script.name != "turn":
+        if script.name != "claim":
             return
         # The duplicate must not take a lease away from its holder.
         renewed = {claim.token for claim in _claim_reply(again).claims}
@@ -675,10 +677,10 @@ class Machine(RuleBasedStateMachine):
 
 
 _RESULTS = {
-    Result.DONE: "done",
-    Result.STALE: "stale",
-    Result.DEAD: "dead",
-    Result.CANCELLED: "cancelled",
+    Outcome.DONE: "done",
+    Outcome.STALE: "stale",
+    Outcome.DEAD: "dead",
+    Outcome.CANCELLED: "cancelled",
 }
 
 
@@ -701,7 +703,7 @@ def _number(text: str) -> int | None:
 
 
 def _schedule_state(text: bytes) -> tuple[Any, ...]:
-    state = read_beat(text)
+    state = read_schedule_state(text)
     numbers = (_number(state[name]) for name in ("next", "last", "running", "left"))
     return (*numbers, state["paused"] == "1")
 

@@ -14,10 +14,10 @@ from chaos.mutations import MUTANTS, Change, Mutant
 pytestmark = pytest.mark.chaos
 
 #: A quick test that notices only a bug in one module.
-_QUICK = "tests/unit/test_lateness.py"
+_QUICK = "tests/unit/test_histogram.py"
 
 
-def mutant(old, new, *tests, file="model/lateness.py", name="planted"):
+def mutant(old, new, *tests, file="model/histogram.py", name="planted"):
     return Mutant(name, (Change(file, old, new),), tests or (_QUICK,))
 
 
@@ -77,7 +77,7 @@ def test_a_surviving_mutant_is_reported(capsys):
     The name of a mutant that no test notices is printed, and the exit status is 1. The library
     itself stays unchanged, because mutants are planted in copies.
     """
-    path = mutants.PACKAGE / "model" / "lateness.py"
+    path = mutants.PACKAGE / "model" / "histogram.py"
     before = path.read_bytes()
     broken = mutant("from __future__ import annotations\n", "raise RuntimeError\n", name="broken")
     survivor = mutant(

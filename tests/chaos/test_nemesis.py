@@ -169,11 +169,11 @@ class TestFindings:
 
     def test_reports_threads_left_behind_and_bugs(self, tmp_path):
         """Findings are threads that outlive their node, and errors that ask for a report."""
-        node = '"op":"node","ph":"ok","phase":"end","descriptors":[],"threads":["dtimer-herald"]'
+        node = '"op":"node","ph":"ok","phase":"end","descriptors":[],"threads":["dtimer-callbacks"]'
         error = '"op":"error","ph":"ok","kind":"ScriptError","text":"please report this"'
         self.write(tmp_path, "node-1.2", (1, error), (2, node))
         found = Findings.of(History(tmp_path))
-        assert ["node-1.2 left threads: ['dtimer-herald']"] == found.left
+        assert ["node-1.2 left threads: ['dtimer-callbacks']"] == found.left
         assert 1 == len(found.bugs)
 
 

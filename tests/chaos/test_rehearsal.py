@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chaos.cases import MONO, SERVER
 from chaos.checker import check
 from chaos.rehearsal import Rehearsal
-from chaos.story import MONO, SERVER
 
 seeds = st.integers(0, 2**32)
 #: The seed reproduces a failure, so hypothesis need not shrink or store it.

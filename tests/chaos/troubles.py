@@ -46,7 +46,7 @@ class Spell:
 
 
 @dataclass(slots=True)
-class Life:
+class NodeLifetime:
     """The facts about one process."""
 
     first: int
@@ -116,7 +116,7 @@ class Troubles:
 
     aftermath: int = 2 * SECOND
     grace: int = 5 * SECOND
-    lives: dict[str, Life] = field(default_factory=dict)
+    lives: dict[str, NodeLifetime] = field(default_factory=dict)
     fired: Counter[str] = field(default_factory=Counter)
     phases: list[tuple[int, str]] = field(default_factory=list)
     rollbacks: list[Spell] = field(default_factory=list)
@@ -133,16 +133,16 @@ class Troubles:
 
     def saw(self, op: Operation) -> None:
         """Take in one call or note of any process."""
-        life = self.lives.get(op.p)
+        node = self.lives.get(op.p)
         last = op.end or op.t
-        if life is None:
-            life = self.lives[op.p] = Life(op.t, last)
-        life.first = min(life.first, op.t)
-        life.last = max(life.last, last)
+        if node is None:
+            node = self.lives[op.p] = NodeLifetime(op.t, last)
+        node.first = min(node.first, op.t)
+        node.last = max(node.last, last)
         if op.end is None:
-            life.hanging = True
+            node.hanging = True
         if op.op == "leave":
-            life.leaves.append(op)
+            node.leaves.append(op)
         if op.op == "fault":
             self._faults.append(op)
         elif op.op == "kill":
@@ -155,10 +155,10 @@ class Troubles:
             self._everywhere.add(spell)
         elif op.op == "node":
             if op.data.get("phase") == "end":
-                life.left = op.t
+                node.left = op.t
             for name in ("max_run", "timeout"):
                 if op.data.get(f"{name}_ms") is not None:
-                    setattr(life, name, round(op.data[f"{name}_ms"] * 1_000_000))
+                    setattr(node, name, round(op.data[f"{name}_ms"] * 1_000_000))
 
     def close(self) -> None:
         """Compute the spells of all faults, and find the process of each kill."""
@@ -167,14 +167,14 @@ class Troubles:
         for kill in self._kills:
             pid = str(kill.data["pid"])
             mortal = [
-                (life.first, p)
-                for p, life in self.lives.items()
-                if life.first <= kill.t and pid_of(p) == pid
+                (node.first, p)
+                for p, node in self.lives.items()
+                if node.first <= kill.t and pid_of(p) == pid
             ]
             if mortal:
                 # A kill is recorded when it is noticed, perhaps long after the last record.
-                life = self.lives[max(mortal)[1]]
-                life.killed, life.gone = min(kill.t, life.last), kill.t
+                node = self.lives[max(mortal)[1]]
+                node.killed, node.gone = min(kill.t, node.last), kill.t
         self._everywhere.close()
         for spells in self._of.values():
             spells.close()
@@ -221,10 +221,10 @@ class Troubles:
 
     def met(self, p: str, t0: int, t1: int) -> str | None:
         """Return what kept process *p* from renewing a lease at some time from *t0* to *t1*."""
-        life = self.lives[p]
-        if life.died_by(t1):
+        node = self.lives[p]
+        if node.died_by(t1):
             return "killed"
-        if life.left is not None and t0 <= life.left <= t1 + _LEAVING:
+        if node.left is not None and t0 <= node.left <= t1 + _LEAVING:
             return "left"
         own = self._of.get(name_of(p))
         spell = (own and own.meeting(t0, t1)) or self._everywhere.meeting(t0, t1)
@@ -237,10 +237,10 @@ class Troubles:
             spell = spell or own.meeting(t0, t1)
         if spell:
             return spell.label
-        for life in self.lives.values():
-            if life.died_by(t1) and life.gone >= t0:
+        for node in self.lives.values():
+            if node.died_by(t1) and node.gone >= t0:
                 return "killed"
-            if life.left is not None and t0 <= life.left <= t1:
+            if node.left is not None and t0 <= node.left <= t1:
                 return "left"
         return None
 

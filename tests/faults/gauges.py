@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from dtimer.store.ear import Ear
-from dtimer.store.wire import Wire
+from dtimer.store.connection.connection import Connection
+from dtimer.store.connection.subscription import Subscription
 
 PREFIX = "dtimer-"
 
@@ -97,8 +97,8 @@ class Gauges:
     def __enter__(self) -> Self:
         logging.getLogger().addHandler(self._lines)
         self._count(socket.socket, "connect", "connects")
-        self._count(Wire, "send", "calls")
-        self._count(Ear, "open", "calls")
+        self._count(Connection, "send", "calls")
+        self._count(Subscription, "open", "calls")
         return self
 
     def _count(self, owner: type, name: str, what: str) -> None:

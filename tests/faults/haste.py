@@ -18,7 +18,7 @@ def hurried(timer: DTimer) -> Iterator[None]:
     A timer made with that deadline would have it too while the server answers, where a busy
     machine is late.
     """
-    line = timer._store._line
+    line = timer._store._scripts
     patient, line._timeout = line._timeout, HASTY["timeout"] / 1000
     try:
         yield

@@ -295,7 +295,7 @@ class TestCluster:
             timer.post({"n": 1}, at=LATER, id="moved")
             for _ in steps:
                 pass
-            assert b"scheduled" == timer._store._line.once("peek", "moved")[0]
+            assert b"scheduled" == timer._store._scripts.call_once("peek", "moved")[0]
             timer.leave()
 
     @pytest.mark.fault("F44")

@@ -10,7 +10,7 @@ from chaos.settings import PATIENT
 from servers import LATER, PATIENCE, eventually
 
 from dtimer import Cancelled, HandlerError, State
-from faults.held import Held
+from faults.gated_handler import GatedHandler
 
 pytestmark = pytest.mark.chaos
 
@@ -75,7 +75,7 @@ def test_a_raising_error_listener_does_not_stop_recovery(watch, own, caplog):
 @pytest.mark.fault("F76")
 def test_heartbeats_keep_the_lease_of_a_long_handler(watch):
     """A handler that runs for three leases keeps its event, so no other node handles it."""
-    held = Held()
+    held = GatedHandler()
     nodes = [watch.node("one", handler=held), watch.node("two")]
     id = watch.post()
     (ev,) = held.begun()
@@ -98,7 +98,7 @@ def test_an_event_moves_on_after_max_run(watch):
     ``health()`` counts the handler thread as stuck; the other handler thread keeps working.
     When the handler returns at last, the lost lease is reported and its thread is free again.
     """
-    held = Held()
+    held = GatedHandler()
 
     def handler(ev):
         if "hang" in ev and ev.attempt == 1:
@@ -191,7 +191,7 @@ def test_a_handler_may_cancel_and_move_other_events(watch):
     A pending event is cancelled or moved. For a running event the call returns that it is
     running, and the event ends as usual. Moving an unknown id creates no event.
     """
-    held = Held()
+    held = GatedHandler()
     results = {}
     node = watch.node("one")
     watch.node("two", handler=lambda ev: "wait" in ev and held(ev))
@@ -280,7 +280,7 @@ def test_a_backlog_waits_in_redis_in_due_order(watch):
     The rest waits in Redis, where ``stats()`` shows how many events wait and for how long.
     They are delivered in the order of their due times.
     """
-    held = Held()
+    held = GatedHandler()
     node = watch.node(handler=held, concurrency=2)
     ids = [watch.post() for _ in range(300)]
     for _ in range(2):
@@ -290,7 +290,7 @@ def test_a_backlog_waits_in_redis_in_due_order(watch):
     assert stats.oldest_overdue_ms > 0
     assert 2 == node.timer.health().handlers
     assert 0 == held.waiting
-    assert len(node.timer._life._dispatcher.held()) == 2
+    assert len(node.timer._node._dispatcher.held()) == 2
     held.go_on(10_000)
     watch.wait_handled(*ids)
     order = [ids.index(handled.id) for handled in watch.handled]

@@ -21,7 +21,7 @@ from servers import LIMIT, LONGEST_CALL, PATIENCE, PROMPT, eventually
 from soundness import assert_sound
 
 from dtimer import DTimer
-from dtimer.store.connect import source
+from dtimer.store.connection.sources import source
 from dtimer.store.keys import Keys
 from dtimer.store.store import Store
 from dtimer.testing import Catch
@@ -180,7 +180,7 @@ class TestVeryManyPending:
         """Return the commands that a few calls run, and the median µs that a script takes."""
         node = watch.node(f"node-{len(watch.nodes)}", poll_interval=60_000)
         # From here on the node has nothing to renew, and no wake arrives.
-        eventually(lambda: node.timer._life._listener.hears)
+        eventually(lambda: node.timer._node._listener.hears)
         for n in range(51):
             if n == 1:
                 # The first round opens connections and loads the scripts.
@@ -259,7 +259,7 @@ class TestCredentials:
     @pytest.fixture
     def short_pause(self, monkeypatch):
         """Retry a refused login every second instead of every five seconds."""
-        monkeypatch.setattr("dtimer.engine.reach._SLOW_PAUSE", 1.0)
+        monkeypatch.setattr("dtimer.engine.connectivity._SLOW_PAUSE", 1.0)
         monkeypatch.setattr("dtimer.engine.listener._SLOW_PAUSE", 1.0)
 
     @pytest.fixture
@@ -413,19 +413,19 @@ class TestComingAndGoing:
         def cost():
             client.config_resetstat()
             for _ in range(5):
-                node.turn(1)
+                node.claim_reply(1)
             return {name: n for name, n in commands(client).items() if name[0] in "hz"}
 
         for n in range(2):
-            Peer(store, f"dead-{n}").turn(1)
-        node.turn(1)
+            Peer(store, f"dead-{n}").claim_reply(1)
+        node.claim_reply(1)
         before = cost()
         for n in range(2, 200):
-            Peer(store, f"dead-{n}").turn(1)
+            Peer(store, f"dead-{n}").claim_reply(1)
         assert before == cost()
         assert 201 == len(store.nodes())
         now.tick(61_000)
-        node.turn(1)
+        node.claim_reply(1)
         store.join("new", "{}")
         assert {"lives", "new"} == {n.incarnation for n in store.nodes()}
         assert client.hlen(store.keys.nodes) == 2 == client.zcard(store.keys.alive)

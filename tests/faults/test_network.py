@@ -9,8 +9,8 @@ from chaos.settings import PATIENT
 from servers import LATER, LONGEST_CALL, PROMPT, eventually
 
 from dtimer import DTimer, OutcomeUnknown, StoreError
+from faults.gated_handler import GatedHandler
 from faults.haste import hurried
-from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 
@@ -137,7 +137,7 @@ class TestBad:
         Each round trip takes a sixth of a lease. A handler that runs for two leases still keeps
         its event. Other events are late by the round trips and no more.
         """
-        handler = Held()
+        handler = GatedHandler()
         lease = PATIENT["lease"]
         node = watch.node(url=proxy.url, concurrency=2, handler=handler)
         long = watch.post()
@@ -255,7 +255,7 @@ def test_a_node_that_is_cut_off_loses_its_event_after_the_lease(watch, proxy):
     handler can see that its lease is lost. When the network works again, its confirm returns
     False and the node reports the lost lease.
     """
-    handler = Held()
+    handler = GatedHandler()
     lost = watch.node("lost", proxy.url, handler=handler)
     id = watch.post()
     (ev,) = handler.begun()

@@ -32,7 +32,7 @@ def rollback_of(node):
 def next_claim_of(*nodes):
     """Wait until each node has claimed once more."""
     for node in nodes:
-        claimer = node.timer._life._claimer
+        claimer = node.timer._node._claimer
         before = claimer.answered
         eventually(lambda c=claimer, b=before: c.answered > b)
 

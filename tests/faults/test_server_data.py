@@ -7,7 +7,7 @@ from servers import LATER, PROMPT, eventually
 
 from dtimer import DTimer, NamespaceCorrupt
 from dtimer.testing import Catch
-from faults.held import Held
+from faults.gated_handler import GatedHandler
 
 pytestmark = pytest.mark.chaos
 
@@ -96,7 +96,7 @@ class TestEviction:
         leases nor dead letters nor sessions.
         """
         _limit(watch.client, "volatile-lru")
-        held = Held()
+        held = GatedHandler()
         node = watch.node(handler=held)
         running, pending = watch.post(), watch.post(100)
         (ev,) = held.begun()
@@ -126,7 +126,7 @@ class TestForeignData:
         A partial write would corrupt the namespace further. The node reports the key once, and
         works again when the right key is back.
         """
-        held = Held()
+        held = GatedHandler()
         node = watch.node(concurrency=2, handler=lambda ev: ev.get("hold") and held(ev))
         running = watch.post(more={"hold": True})
         held.begun()
@@ -151,7 +151,7 @@ class TestForeignData:
     @pytest.mark.fault("F37")
     def test_a_heartbeat_that_meets_a_foreign_key_reports_one_outage(self, watch):
         """With one busy handler thread only heartbeats use the key, several of them."""
-        held = Held()
+        held = GatedHandler()
         node = watch.node(handler=held, lease=3_000)
         running = watch.post()
         held.begun()

@@ -19,7 +19,7 @@ from servers import LATER, LONGEST_CALL, PATIENCE, eventually
 from dtimer import DTimer, OutcomeUnknown, StoreError
 from dtimer.faultpoints import arm
 from dtimer.store.store import Entry, Store
-from faults.held import Held
+from faults.gated_handler import GatedHandler
 
 pytestmark = pytest.mark.chaos
 
@@ -37,7 +37,7 @@ def test_only_posts_fail_when_memory_is_full(watch, own, caller):
             failed.append(ev.id)
             raise RuntimeError("as the test says")
 
-    held = Held()
+    held = GatedHandler()
     node = watch.node(handler=lambda ev: held(ev) if ev.get("hold") else fail_once(ev))
     long = watch.post(more={"hold": True})
     (ev,) = held.begun()
@@ -133,7 +133,7 @@ def test_a_post_fails_with_the_words_of_a_server_that_refuses_writes(
     The words name the cause, and nothing was stored. The node reports the refusal once and keeps
     trying. A handler that ends meanwhile is confirmed when the server accepts writes again.
     """
-    held = Held()
+    held = GatedHandler()
     node = watch.node(handler=held, lease=6_000, max_events=1)
     running = watch.post()
     held.begun()

@@ -12,8 +12,8 @@ from servers import PATIENCE, Server, eventually
 
 from dtimer import DTimer, LeaseLost, OutcomeUnknown, StateRollback, StoreError
 from faults.expectations import Watch
+from faults.gated_handler import GatedHandler
 from faults.haste import hurried
-from faults.held import Held
 
 pytestmark = pytest.mark.chaos
 
@@ -54,7 +54,7 @@ def test_each_event_is_handled_once_after_a_restart_from_the_append_only_file(wa
     The file has every acknowledged write: running, overdue and future events. It does not have
     the scripts, which must be sent again.
     """
-    handler = Held()
+    handler = GatedHandler()
     node = watch.node(handler=handler, concurrency=3, lease=6_000)
     running = watch.post()
     handler.begun()
@@ -75,7 +75,7 @@ def test_nodes_register_again_and_report_lost_leases_after_a_wipe(watch, own, ca
     Each node registers with its next claim, and handles what is posted from then on. It reports
     the rollback, and a running event as a lost lease. Pending events are gone.
     """
-    handler = Held()
+    handler = GatedHandler()
     node = watch.node(handler=handler, concurrency=2)
     id, gone = watch.post(), watch.post(600_000)
     (ev,) = handler.begun()
@@ -101,7 +101,7 @@ def test_requests_repeated_during_a_freeze_take_effect_at_most_once(watch, own, 
     A frozen server executes every request that it has received as soon as it runs again. So each
     attempt of a post or a claim arrives, and the server must recognise the repetitions.
     """
-    handler = Held()
+    handler = GatedHandler()
     node = watch.node(handler=handler)
     handler.go_on(1000)
     before = watch.post(100)
@@ -150,8 +150,8 @@ def test_a_confirm_of_unknown_outcome_is_not_reported_as_a_lost_lease(watch, own
     assert said.get(timeout=PATIENCE)
     # Hold four connections at a time, so that more are open than the threads of the node hold. A
     # confirm that had to connect first would fail definitely.
-    line = node.timer._store._line
-    for asked in [line.ask("peek", "nothing") for _ in range(4)]:
+    line = node.timer._store._scripts
+    for asked in [line.start("peek", "nothing") for _ in range(4)]:
         asked.answer()
     with watch.fault() as fault:
         id = watch.post(more={"freeze": True})
@@ -190,7 +190,7 @@ def test_a_post_fails_definitely_while_the_server_is_busy(watch, own, refused):
     BUSY means that the server has not executed the call. The node reports it once, and renews the
     lease of a running handler as soon as the script has ended.
     """
-    handler = Held()
+    handler = GatedHandler()
     node = watch.node(handler=handler, lease=6_000)
     running = watch.post()
     (ev,) = handler.begun()

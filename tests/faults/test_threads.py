@@ -110,8 +110,8 @@ class TestThreads:
             ("loop.claimer", "dtimer-claimer-node", MemoryError("no more")),
             ("loop.claimer", "dtimer-claimer-node", SystemExit(3)),
             ("loop.listener", "dtimer-listener-node", SystemExit(3)),
-            ("loop.hand", "dtimer-node-hand-1", SystemExit(3)),
-            ("loop.herald", "dtimer-herald-node", MemoryError("no more")),
+            ("loop.handler", "dtimer-node-handler-1", SystemExit(3)),
+            ("loop.callbacks", "dtimer-callbacks-node", MemoryError("no more")),
         ],
     )
     def test_a_failing_thread_starts_again_within_a_second(self, watch, point, thread, error):
@@ -123,12 +123,12 @@ class TestThreads:
         failing = Failing(error, thread)
         waiting = []
         with watch.fault(), arm(point, failing):
-            if point == "loop.hand":
+            if point == "loop.handler":
                 waiting.append(watch.post(max_retries=1_000))
-            if point == "loop.herald":
-                node.timer._life._herald.announce("ready")
-                node.timer._life._herald.announce("ready")
-            eventually(lambda: len(failing.arrivals) > 2 or point == "loop.herald")
+            if point == "loop.callbacks":
+                node.timer._node._callbacks.announce("ready")
+                node.timer._node._callbacks.announce("ready")
+            eventually(lambda: len(failing.arrivals) > 2 or point == "loop.callbacks")
             eventually(lambda: len(failing.arrivals) > 1 and node.errors)
         pauses = [b - a for a, b in zip(failing.arrivals, failing.arrivals[1:], strict=False)]
         assert max(pauses) < 1 + PROMPT

@@ -19,7 +19,7 @@ from scripts import Script
 from servers import PATIENCE, Server, eventually
 
 from dtimer import ClockJump, DTimer, State, StateRollback
-from dtimer.engine import pace
+from dtimer.engine import clock
 from dtimer.testing import Catch
 
 pytestmark = [
@@ -226,9 +226,9 @@ class TestClockSetBack:
         with Proxy(own) as way:
             node = watch.node(url=way.url, sub=own.url, timeout=1_500, poll_interval=MINUTE_MS)
             # Wait, so that the next claim of the node is caused by the wake.
-            claimer = node.timer._life._claimer
+            claimer = node.timer._node._claimer
             eventually(lambda: time.monotonic() > claimer.answered + 0.2)
-            way.drop_reply_once(node.timer._life.incarnation.encode(), close=False)
+            way.drop_reply_once(node.timer._node.incarnation.encode(), close=False)
             id = watch.post()
             assert way.wait_dropped()
             eventually(lambda: poster.peek(id).state is State.IN_FLIGHT)
@@ -313,15 +313,15 @@ def test_a_handler_doubts_its_lease_after_the_machine_was_suspended(
     id = watch.post()
     (ev,) = handler.begun()
     assert not ev.lease_lost
-    awake = pace.lasting
+    awake = clock.boottime
     slept = [0.0]
     # Patch each module that uses the clock, or two modules would disagree about the time.
-    for module in ("pace", "hold", "dispatcher"):
-        monkeypatch.setattr(f"dtimer.engine.{module}.lasting", lambda: awake() + slept[0])
+    for module in ("clock", "lease", "dispatcher"):
+        monkeypatch.setattr(f"dtimer.engine.{module}.boottime", lambda: awake() + slept[0])
     set_clock(30)
     slept[0] = 30.0
     assert ev.lease_lost
-    node.timer._life.bell.ring()
+    node.timer._node.bell.ring()
     eventually(lambda: not ev.lease_lost)
     handler.go_on(10_000)
     watch.wait_handled(id)

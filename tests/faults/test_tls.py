@@ -17,7 +17,7 @@ from servers import LONGEST_CALL, PATIENCE, PROMPT, close_connections, eventuall
 from tls import ADDRESS, TlsServer, certificate
 
 from dtimer import DTimer, OutcomeUnknown, StoreError
-from dtimer.store.tls import PLAIN, SILENT, verified
+from dtimer.store.connection.tls import PLAIN, SILENT, verified
 from dtimer.testing import Catch
 
 pytestmark = pytest.mark.fault("F17")
@@ -149,7 +149,7 @@ class TestInvalidCertificate:
         Meanwhile the node reports the certificate once, ``health()`` is not ok, and the node
         connects about once a second, not in a tight loop.
         """
-        for module in ("reach", "listener"):
+        for module in ("connectivity", "listener"):
             monkeypatch.setattr(f"dtimer.engine.{module}._SLOW_PAUSE", SLOW)
         node = make(server.url(ssl_ca_certs=trusted))
         caught, errors = Catch(node, "event"), Catch(node, "error")

@@ -7,7 +7,7 @@ from chaos.settings import PATIENT
 from servers import LATER, eventually
 
 from dtimer import DTimer
-from faults.held import Held
+from faults.gated_handler import GatedHandler
 
 pytestmark = pytest.mark.chaos
 
@@ -72,7 +72,7 @@ class TestLostReply:
         with watch.fault(degraded=False):
             # A request does not show whether the claim will return events. So strike just before
             # the posts: they cause the next claim.
-            strike(proxy, node.timer._life.incarnation.encode())
+            strike(proxy, node.timer._node.incarnation.encode())
             ids = [watch.post() for _ in range(3)]
             assert proxy.wait_dropped()
             watch.wait_handled(*ids)
@@ -97,7 +97,7 @@ class TestLostReply:
     @lost_or_silent
     def test_a_confirm_whose_reply_is_lost_is_not_a_lost_lease(self, watch, proxy, strike):
         """The event is confirmed once, and does not start again."""
-        handler = Held()
+        handler = GatedHandler()
         node = watch.node(url=proxy.url, sub=watch.server.url, handler=handler)
         with watch.fault(degraded=False):
             id = watch.post(id="saucer")
@@ -125,7 +125,7 @@ class TestLostReply:
             "revive": lambda: timer.revive("cup"),
             "pause": timer.pause,
         }[verb]
-        proxy.drop_reply_once(f"{timer._store._line._idle[-1].name}".encode())
+        proxy.drop_reply_once(f"{timer._store._scripts._idle[-1].name}".encode())
         assert watch.in_time(call)
         assert proxy.wait_dropped()
         assert not call()

@@ -14,7 +14,7 @@ from scripts import Script
 from servers import LATER, LONGEST_CALL, close_connections, eventually
 
 from dtimer import DTimer
-from faults.held import Held
+from faults.gated_handler import GatedHandler
 
 pytestmark = pytest.mark.chaos
 
@@ -103,7 +103,7 @@ class TestSignals:
         The exception of the signal handler passes through the call. If the connection were used
         again, the next call would read the reply to this one.
         """
-        watch.node(handler=Held())
+        watch.node(handler=GatedHandler())
         caller = DTimer("caller", own.url, ns=watch.ns)
         ids = [caller.post({"mine": n}, LATER) for n in range(10)]
         chance = random.Random(seed)

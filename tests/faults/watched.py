@@ -42,9 +42,9 @@ class Node:
     def join(self) -> None:
         """Let the node join, even on a busy machine, and count the rings of its bell."""
         eventually(self._joined)
-        assert self.timer._life
-        self.incarnation = self.timer._life.incarnation
-        listener = self.timer._life._listener
+        assert self.timer._node
+        self.incarnation = self.timer._node.incarnation
+        listener = self.timer._node._listener
         ring = listener._ring
 
         def counted() -> None:

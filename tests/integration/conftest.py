@@ -11,7 +11,7 @@ from peers import Now, Peer
 from soundness import assert_sound
 
 from dtimer import DTimer
-from dtimer.store.connect import source
+from dtimer.store.connection.sources import source
 from dtimer.store.keys import Keys
 from dtimer.store.store import Store
 

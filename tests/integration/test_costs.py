@@ -24,8 +24,8 @@ from servers import Server, eventually
 
 from dtimer import DTimer
 from dtimer.model.claims import Settlement, Verdict
-from dtimer.model.names import Mint
-from dtimer.store.connect import source
+from dtimer.model.ids import IdGenerator
+from dtimer.store.connection.sources import source
 from dtimer.store.keys import Keys
 from dtimer.store.store import Entry, Store
 
@@ -89,12 +89,12 @@ class Case:
         self.meter = meter
         self._server = server
         self.store = Store(source(client, 5.0), "cost", timeout=10.0, now=self.now)
-        self.mint = Mint()
+        self.mint = IdGenerator()
         self.node = Peer(self.store, f"{0:024}")
 
     def post(self, count=1, delay=0):
         entries = [Entry(self.mint(), f"+{delay}", "", BODY) for _ in range(count)]
-        self.store.post(entries, "mint")
+        self.store.post(entries, "post_new")
         return [entry.id for entry in entries]
 
     def claimed(self, count=1):
@@ -143,17 +143,17 @@ def claim(case, count=1):
 def confirm_and_claim(case, count=1):
     done = settled(case.claimed(count))
     case.post(count)
-    return lambda: case.node.turn(count, *done)
+    return lambda: case.node.claim_reply(count, *done)
 
 
 def confirm(case, count=1):
     done = settled(case.claimed(count))
-    return lambda: case.node.turn(0, *done)
+    return lambda: case.node.claim_reply(0, *done)
 
 
 def retry(case):
     failed = settled(case.claimed(), Verdict.RETRY)
-    return lambda: case.node.turn(0, *failed)
+    return lambda: case.node.claim_reply(0, *failed)
 
 
 def claim_again(case):
@@ -168,7 +168,7 @@ def extend(case, count=1):
 
 
 def poll(case):
-    return lambda: case.node.turn(1)
+    return lambda: case.node.claim_reply(1)
 
 
 def cancel(case):

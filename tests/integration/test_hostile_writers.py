@@ -21,9 +21,9 @@ from servers import LONGEST_CALL, PATIENCE, PROMPT, eventually
 from dtimer import NamespaceCorrupt
 from dtimer.errors import OptionError
 from dtimer.model.claims import Settlement, Verdict
-from dtimer.model.recurrence import define
-from dtimer.store.connect import source
-from dtimer.store.inventory import Inventory
+from dtimer.model.schedules import make_spec
+from dtimer.store.admin import AdminStore
+from dtimer.store.connection.sources import source
 from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 
@@ -109,7 +109,7 @@ class World:
         self.client = client
         self.now = Now()
         self.ns = f"t-{uuid.uuid4().hex[:12]}"
-        self.store = Inventory(source(server.url, 3.0), self.ns, timeout=9.0, now=self.now)
+        self.store = AdminStore(source(server.url, 3.0), self.ns, timeout=9.0, now=self.now)
         self.keys = Keys.of(self.ns)
         self.node = Peer(self.store, "node")
         store = self.store
@@ -124,7 +124,7 @@ class World:
         for id, cron in (("tick", None), ("tock", "*/5 * * * *")):
             rule = {"every": 60_000} if cron is None else {"cron": cron, "tz": "Europe/Berlin"}
             rest = {"start": None, "end": None, "count": None, "jitter": 0, "max_retries": 3}
-            d = define(id, **rule, **rest, misfire="coalesce", overlap="queue", payload="{}")
+            d = make_spec(id, **rule, **rest, misfire="coalesce", overlap="queue", payload="{}")
             store.declare(d)
         post(store, "soon", 1_000)
         self.next = store.schedule("tick").due * 1000
@@ -154,27 +154,27 @@ class World:
             self.now.tick(step)
             for _ in range(60):
                 began = time.monotonic()
-                turn = self.node.turn(10)
+                reply = self.node.claim_reply(10)
                 assert time.monotonic() - began < PROMPT, "a script was slow"
-                self.supply(turn)
-                done = [Settlement(c.id, c.token, Verdict.CONFIRM) for c in turn.claims]
-                started |= {c.id for c in turn.claims}
-                if not (done or turn.buried):
+                self.supply(reply)
+                done = [Settlement(c.id, c.token, Verdict.CONFIRM) for c in reply.claims]
+                started |= {c.id for c in reply.claims}
+                if not (done or reply.buried):
                     break
-                self.node.turn(0, *done)
+                self.node.claim_reply(0, *done)
             else:
-                raise AssertionError(f"the node claims without end: {turn}")
+                raise AssertionError(f"the node claims without end: {reply}")
         self.look()
         post(self.store, "last")
         started |= {c.id for c in self.node.claim(10)}
         assert {"good", "last"} <= started
         return started
 
-    def supply(self, turn):
+    def supply(self, reply):
         """Compute the missing times of schedules, as a node does."""
-        for schedule in turn.short:
+        for schedule in reply.short:
             with contextlib.suppress(OptionError, NamespaceCorrupt):
-                self.store.supply(schedule)
+                self.store.add_times(schedule)
 
     def look(self):
         """Call everything that a person may use to inspect or repair."""
@@ -192,8 +192,8 @@ class World:
         for id in ("tick", "tock"):
             with contextlib.suppress(NamespaceCorrupt):
                 store.schedule(id)
-            store.suspend(id, on=True)
-            store.suspend(id, on=False)
+            store.pause_schedule(id, on=True)
+            store.pause_schedule(id, on=False)
             store.run_now(id)
             store.unschedule(id)
             assert store.schedule(id) is None
@@ -284,7 +284,7 @@ class TestZsets:
             there.client.zadd(there.keys.due, {id: 1})
         before = there.store.stats().dead
         for _ in range(10):
-            there.node.turn(10)
+            there.node.claim_reply(10)
         assert before + len(ids) == there.store.stats().dead
         there.goes_on()
 
@@ -357,7 +357,7 @@ class TestFindings:
         there.spoil(key, name, value)
         if key == "memo_a":
             # Make a claim that finds a foreign entry in its session.
-            there.node.turn(10)
+            there.node.claim_reply(10)
         there.goes_on()
 
     def test_cancelling_an_occurrence_without_next_times_ends(self, world):

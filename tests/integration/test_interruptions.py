@@ -16,7 +16,7 @@ from leftovers import nothing_left, threads
 from servers import PATIENCE, eventually
 
 from dtimer import Cancelled, RunAt, State, UsageError
-from dtimer.timer.life import Life
+from dtimer.timer.node import Node
 
 LATER = 3_600_000  # ms; longer than any test
 
@@ -293,7 +293,7 @@ class TestExceptions:
         with nothing_left(client):
             for n in each_bytecode(19):
                 with monkeypatch.context() as patched:
-                    patched.setattr(Life, "_first_turn", lambda life: ring())
+                    patched.setattr(Node, "_first_claim", lambda node: ring())
                     interruption = Interruption(n, ring, raises=True)
                     with contextlib.suppress(Alarm):
                         interruption.during(timer.join)

@@ -19,7 +19,7 @@ from dtimer import DTimer, OptionError, State, StoreError, UsageError
 from dtimer.faultpoints import arm
 from dtimer.store.keys import Keys
 from dtimer.testing import Catch
-from dtimer.timer.life import Life
+from dtimer.timer.node import Node
 
 LATER = 3_600_000  # ms; longer than any test
 
@@ -130,13 +130,13 @@ class TestJoin:
             told.set()
 
         timer.on("connected", connected)
-        start = Life.start
+        start = Node.start
 
-        def slow(life, *, leaving):
-            start(life, leaving=leaving)
+        def slow(node, *, leaving):
+            start(node, leaving=leaving)
             assert told.wait(PATIENCE)
 
-        monkeypatch.setattr(Life, "start", slow)
+        monkeypatch.setattr(Node, "start", slow)
         with timer:
             timer.post_many([({}, 0)] * 4)
             assert 4 == len(Catch(timer, "event").next())
@@ -182,7 +182,7 @@ class TestJoin:
         error.
         """
         timer = make(timeout=3_000)
-        monkeypatch.setattr(timer._store, "ask", _raiser(ConnectionError("gone")))
+        monkeypatch.setattr(timer._store, "start_claim", _raiser(ConnectionError("gone")))
         with pytest.raises(StoreError, match="went away while joining: gone"):
             timer.join()
         monkeypatch.undo()
@@ -196,11 +196,11 @@ class TestJoin:
 
     def test_health_counts_what_was_not_emitted(self, make, monkeypatch):
         """Items that are dropped because listeners are too slow are counted in health()."""
-        monkeypatch.setattr("dtimer.engine.herald._MOST", 0)
+        monkeypatch.setattr("dtimer.engine.callbacks._MOST", 0)
         with make() as timer:
             assert timer.health().dropped > 0, "'ready' was announced"
 
-    @pytest.mark.parametrize("which", ["herald", "hand-2", "listener", "claimer"])
+    @pytest.mark.parametrize("which", ["callbacks", "handler-2", "listener", "claimer"])
     def test_join_fails_cleanly_if_no_thread_can_be_started(self, make, monkeypatch, which):
         """
         If the process cannot start another thread, join() raises that error and leaves nothing
@@ -227,7 +227,9 @@ class TestJoin:
     def test_an_interrupted_join_leaves_nothing_behind(self, make, monkeypatch):
         """A KeyboardInterrupt during join() leaves no thread and no registration behind."""
         timer = make()
-        monkeypatch.setattr("dtimer.engine.reach.Reach.tried", _Interrupted(), raising=False)
+        monkeypatch.setattr(
+            "dtimer.engine.connectivity.Connectivity.tried", _Interrupted(), raising=False
+        )
         with pytest.raises(KeyboardInterrupt):
             timer.join()
         monkeypatch.undo()
@@ -327,13 +329,13 @@ class TestLeave:
             (ev,) = handler.begun()
             handler.go_on()
             eventually(lambda: timer.health().handlers == 0)
-            close, confirmed = timer._life.bell.close, []
+            close, confirmed = timer._node.bell.close, []
 
             def late():
                 confirmed.append(ev.confirm())
                 close()
 
-            monkeypatch.setattr(timer._life.bell, "close", late)
+            monkeypatch.setattr(timer._node.bell, "close", late)
             timer.leave()
             assert [True] == confirmed
 
@@ -346,7 +348,7 @@ class TestLeave:
         handler.begun()
         leaving = threading.Thread(target=timer.leave)
         leaving.start()
-        eventually(lambda: timer._life.leaving)
+        eventually(lambda: timer._node.leaving)
         assert timer.joined
         handler.go_on()
         leaving.join(PATIENCE)
@@ -365,7 +367,7 @@ class TestLeave:
         leaving = threading.Thread(target=timer.leave)
         leaving.start()
         eventually(lambda: not any(node.waiting for node in timer.nodes()))
-        eventually(lambda: timer._life.leaving)
+        eventually(lambda: timer._node.leaving)
         with other:
             timer.post({"n": 2})
             handler.go_on(2)
@@ -411,7 +413,7 @@ class TestLeave:
         handler.begun()
         patient = threading.Thread(target=timer.leave)
         patient.start()
-        eventually(lambda: timer._life.leaving)
+        eventually(lambda: timer._node.leaving)
         timer.leave(0)
         patient.join(PATIENCE)
         assert not patient.is_alive()
@@ -505,7 +507,7 @@ class TestLeave:
         leaving = threading.Thread(target=timer.leave)
         joining = threading.Thread(target=timer.join)
         leaving.start()
-        eventually(lambda: timer._life.leaving)
+        eventually(lambda: timer._node.leaving)
         joining.start()
         # The joining thread waits for a lock and shows no other sign, so check only that it runs.
         eventually(joining.is_alive)
@@ -523,7 +525,7 @@ class TestLeave:
         posted = threading.Event()
 
         def again(ev):
-            listener = timer._life._listener
+            listener = timer._node._listener
             eventually(listener._stopping.is_set)
             listener.join(PATIENCE)
             timer.post({}, LATER)
@@ -538,7 +540,7 @@ class TestLeave:
             handler.begun()
             leaving = threading.Thread(target=timer.leave)
             leaving.start()
-            eventually(lambda: timer._life.leaving)
+            eventually(lambda: timer._node.leaving)
             handler.go_on()
             leaving.join(PATIENCE)
             assert posted.is_set()
@@ -557,16 +559,16 @@ class TestLeave:
             started, caught = Catch(timer, "event"), Catch(other, "event")
             timer.join()
             eventually(lambda: timer.health().ok and timer.nodes()[0].waiting)
-            proxy.drop_reply_once(timer._life.incarnation.encode())
+            proxy.drop_reply_once(timer._node.incarnation.encode())
             proxy.refuse()
             other.post({"n": 1}, id="tea")
             assert proxy.wait_dropped()
             eventually(lambda: other.peek("tea").state is State.IN_FLIGHT)
-            life = timer._life
+            node = timer._node
             leaving = threading.Thread(target=timer.leave)
             leaving.start()
             # From now on, and not before, the node releases every event that it claims.
-            eventually(lambda: life._dispatcher._returning)
+            eventually(lambda: node._dispatcher._releasing)
             proxy.heal()
             leaving.join(PATIENCE)
             assert (State.SCHEDULED, 0) == (other.peek("tea").state, other.peek("tea").attempt)
@@ -576,7 +578,7 @@ class TestLeave:
             assert started.empty()
             assert 1 == other.stats().totals["released"]
 
-    @pytest.mark.parametrize("point", ["turn.asking", "claim.answered", "claim.handed"])
+    @pytest.mark.parametrize("point", ["claim.asking", "claim.answered", "claim.handed"])
     def test_leave_releases_events_that_are_claimed_meanwhile(self, make, point):
         """
         A leave at any moment of a claim leaves no event to wait for the end of a lease. The event
@@ -585,10 +587,10 @@ class TestLeave:
         timer = make(look_ahead=1_000, lease=LATER, poll_interval=LATER)
         said = Catch(timer, "event")
         timer.join()
-        life = timer._life
-        with arm(point, lambda: life.stop(None)):
+        node = timer._node
+        with arm(point, lambda: node.stop(None)):
             id = timer.post({}, 900, max_retries=0)
-            eventually(lambda: life.over)
+            eventually(lambda: node.over)
         record = timer.peek(id)
         assert (State.SCHEDULED, 0) == (record.state, record.attempt)
         assert [] == [letter.id for letter in timer.dead()]
@@ -711,7 +713,9 @@ class TestForgotten:
 
         class Elder:
             def __del__(self):
-                seen.append([lane.wire._connection for lane in self.timer._store._line._idle])
+                seen.append(
+                    [lane.connection._connection for lane in self.timer._store._scripts._idle]
+                )
 
         elder = Elder()
         elder.timer = DTimer("forgotten", server.url, ns=namespace)

@@ -8,7 +8,7 @@ import zoneinfo
 import pytest
 from peers import Now, Peer
 
-from dtimer.model.recurrence import AHEAD, define
+from dtimer.model.schedules import AHEAD, make_spec
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -47,7 +47,7 @@ def declare(store, cron="0 9 * * *", **options):
         "start": None, "end": None, "count": None, "jitter": 0, "misfire": "coalesce",
         "overlap": "queue", "max_retries": 3, "payload": "{}",
     }  # fmt: skip
-    return store.declare(define("nine", cron=cron, tz="Test/Here", **(given | options)))
+    return store.declare(make_spec("nine", cron=cron, tz="Test/Here", **(given | options)))
 
 
 def due(store):
@@ -59,12 +59,12 @@ def days(node, now, many=3):
     """Claim every hour for some days; return when each occurrence was claimed, in hours."""
     came = []
     for _ in range(many * 24):
-        turn = node.turn(10)
-        came += [(claim.claimed_us - MIDNIGHT) / HOUR for claim in turn.claims]
-        for claim in turn.claims:
+        reply = node.claim_reply(10)
+        came += [(claim.claimed_us - MIDNIGHT) / HOUR for claim in reply.claims]
+        for claim in reply.claims:
             node.confirm(claim)
-        for schedule in turn.short:
-            node.store.supply(schedule)
+        for schedule in reply.short:
+            node.store.add_times(schedule)
         now.us += HOUR
     return came
 
@@ -100,7 +100,7 @@ def test_an_unchanged_table_changes_nothing(store, now, law, client):
 @pytest.mark.parametrize("change", [1_805_007_600, 1_825_567_200], ids=["spring", "autumn"])
 def test_a_daylight_saving_change_is_not_a_new_table(store, node, now, cron, change):
     """The same table gives the same times from any moment, even around a daylight saving change."""
-    beat = define(
+    beat = make_spec(
         "nine", cron=cron, tz="America/New_York", start=None, end=None, count=None, jitter=0,
         misfire="coalesce", overlap="queue", max_retries=3, payload="{}",
     )  # fmt: skip
@@ -108,11 +108,11 @@ def test_a_daylight_saving_change_is_not_a_new_table(store, node, now, cron, cha
     assert "new" == store.declare(beat)
     for _ in range(40):
         now.us += HOUR // 2
-        turn = node.turn(10)
-        for claim in turn.claims:
+        reply = node.claim_reply(10)
+        for claim in reply.claims:
             node.confirm(claim)
-        for schedule in turn.short:
-            store.supply(schedule)
+        for schedule in reply.short:
+            store.add_times(schedule)
         assert "same" == store.declare(beat)
 
 
@@ -215,11 +215,11 @@ def test_a_paused_schedule_follows_the_new_table_when_resumed(store, law):
     """
     law(3)
     declare(store)
-    store.suspend("nine", on=True)
+    store.pause_schedule("nine", on=True)
     law(4)
     assert "changed" == declare(store)
     assert [] == due(store)
-    store.suspend("nine", on=False)
+    store.pause_schedule("nine", on=False)
     assert [5] == due(store)
 
 

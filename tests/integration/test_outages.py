@@ -80,7 +80,7 @@ class TestServerGone:
             assert health.joined
             assert health.error
             # After several more attempts by both threads, nothing else must be reported.
-            tries = _count(node._store, "ask"), _count(node._store, "ear")
+            tries = _count(node._store, "start_claim"), _count(node._store, "subscription")
             eventually(lambda: all(len(made) > 3 for made in tries))
             assert gone.empty()
             assert errors.empty()
@@ -185,7 +185,7 @@ class TestNetwork:
         with joined(timer):
             timer.post({})
             (ev,) = handler.begun()
-            incarnation = timer._life.incarnation
+            incarnation = timer._node.incarnation
             proxy.blackhole()
             gone.next()
             assert isinstance(errors.next(), StoreError)
@@ -215,8 +215,8 @@ class TestNetwork:
         caught = Catch(timer, "error")
         timer.on("event", lambda _: None)
         with joined(timer):
-            made = _count(timer._store, "ear")
-            turns = _count(timer._store, "ask")
+            made = _count(timer._store, "subscription")
+            turns = _count(timer._store, "start_claim")
             for _ in range(3):
                 seen = len(turns)
                 _hold_for_echo(timer, proxy, turns)
@@ -233,7 +233,7 @@ def _next(caught):
 def _hold_for_echo(timer, proxy, turns):
     """Drop the reply of the next claim that requests an echo."""
     store = timer._store
-    ask = store.ask
+    ask = store.start_claim
     dropped = threading.Event()
 
     def look(incarnation, request, lease_us):
@@ -242,10 +242,10 @@ def _hold_for_echo(timer, proxy, turns):
             proxy.drop_reply_once(f"{incarnation}:{request.seq}".encode())
         return ask(incarnation, request, lease_us)
 
-    store.ask = look
+    store.start_claim = look
     assert dropped.wait(PATIENCE)
     assert proxy.wait_dropped()
-    store.ask = ask
+    store.start_claim = ask
     assert turns
 
 

@@ -40,14 +40,14 @@ def calls(timer, monkeypatch):
     @contextlib.contextmanager
     def counting():
         made = Counter()
-        run = timer._store._line.call
+        run = timer._store._scripts.call
 
         def call(verb, *arguments, **options):
             made[verb] += 1
             return run(verb, *arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(timer._store._line, "call", call)
+            patch.setattr(timer._store._scripts, "call", call)
             yield made
 
     return counting
@@ -134,7 +134,7 @@ def test_a_generated_id_that_is_taken_is_replaced(timer, monkeypatch):
     """If two generators produce the same id, neither event is lost."""
     first = timer.post({"n": 1}, 60_000)
     again = iter([first, first, "another"])
-    monkeypatch.setattr(timer, "_mint", lambda: next(again))
+    monkeypatch.setattr(timer, "_new_id", lambda: next(again))
     assert "another" == timer.post({"n": 2}, 60_000)
     assert {"n": 1} == timer.peek(first).event
 
@@ -148,7 +148,7 @@ def test_a_post_gives_up_a_claimed_event_only_if_it_replaces_it(
 ):
     """A post that does not replace an event does not make this process release it."""
     told = []
-    monkeypatch.setattr(timer, "_superseding", lambda ids, *, posted: told.append(posted))
+    monkeypatch.setattr(timer, "_note_superseded", lambda ids, *, posted: told.append(posted))
     timer.post({}, 60_000, id="tea", if_exists=policy)
     assert ([False, True] if gives_up else []) == told
 
@@ -237,7 +237,7 @@ def test_post_many_groups_items_with_and_without_ids(timer, calls):
     ]
     with calls() as made:
         ids = timer.post_many(items)
-    assert {"post": 1, "mint": 1} == made
+    assert {"post": 1, "post_new": 1} == made
     assert [i % 2 == 0 for i in range(600)] == [id.startswith("e") for id in ids]
     assert [f"e{i}" for i in range(0, 600, 2)] == ids[::2]
     assert ids[1::2] == sorted(set(ids[1::2]))
@@ -370,7 +370,7 @@ def test_the_pipeline_replies_say_what_each_post_did(timer, client):
 def test_a_script_flush_does_not_break_a_transaction(timer, client):
     """A transaction works even if the server has forgotten all scripts."""
     load("post")
-    load("mint")
+    load("post_new")
     with client.pipeline(transaction=True) as pipe:
         client.script_flush()
         timer.post({}, 60_000, id="tea", pipe=pipe)

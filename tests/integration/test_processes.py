@@ -44,7 +44,7 @@ def handle(events):
     say("begun", events[0].id, events[0].attempt)
     begun.set()
     heard()
-    while not (dt._life and dt._life.leaving):
+    while not (dt._node and dt._node.leaving):
         threading.Event().wait(0.005)
     say("done")
 """
@@ -96,7 +96,7 @@ class TestSignals:
             HANGING
             + """
 def watch():
-    while not (dt._life and dt._life.leaving):
+    while not (dt._node and dt._node.leaving):
         threading.Event().wait(0.005)
     say("leaving")
 
@@ -167,15 +167,15 @@ dt.run()
         program = script(
             """
             import signal
-            from dtimer.timer.life import Life
-            start = Life.start
+            from dtimer.timer.node import Node
+            start = Node.start
 
             def slow(life, **options):
                 os.kill(os.getpid(), signal.SIGTERM)
                 start(life, **options)
                 say("joined")
 
-            Life.start = slow
+            Node.start = slow
             timer().run()
             say("over")
             """
@@ -397,7 +397,7 @@ logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
 dt = timer()
 dt.on("event", lambda events: say("handled"))
 dt.join()
-forked(lambda: say(dt.joined, dt._life))
+forked(lambda: say(dt.joined, dt._node))
 dt.leave()
 """
         )
@@ -417,11 +417,11 @@ dt.leave()
             + """
 dt = timer()
 dt.join()
-life = dt._life
-inherited = [life.bell._pipe.reader, life.bell._pipe.writer,
-             life._listener._stop_bell._pipe.reader, life._listener._stop_bell._pipe.writer,
-             life._listener._opened._descriptor()]
-del life
+node = dt._node
+inherited = [node.bell._pipe.reader, node.bell._pipe.writer,
+             node._listener._stop_bell._pipe.reader, node._listener._stop_bell._pipe.writer,
+             node._listener._opened._descriptor()]
+del node
 
 def child():
     for descriptor in inherited:
@@ -447,15 +447,15 @@ dt.leave()
             FORK
             + """
 import weakref
-from dtimer.timer import process
+from dtimer.timer import fork
 dt = timer()
 dt.join()
 # With no instance watched, the hook has none to reset.
-process._watched = weakref.WeakSet()
+fork._watched = weakref.WeakSet()
 
 def child():
-    assert dt._life is not None
-    say(dt.joined, dt._life)
+    assert dt._node is not None
+    say(dt.joined, dt._node)
     dt.post({})
     dt.join()
     dt.leave()
@@ -626,7 +626,7 @@ def handle(events):
     done.set()
 
 with dt:
-    dispatcher = dt._life._dispatcher
+    dispatcher = dt._node._dispatcher
     dt.post({}, id="tea")
     assert done.wait(PATIENCE)
 """

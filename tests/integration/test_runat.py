@@ -495,9 +495,9 @@ class TestFlowing:
         def take(key):
             said.put(key)
             if key == "060":
-                eventually(lambda: queue.timer._life)
-                dispatcher = queue.timer._life._dispatcher
-                eventually(lambda: dispatcher._behind or not dispatcher.early)
+                eventually(lambda: queue.timer._node)
+                dispatcher = queue.timer._node._dispatcher
+                eventually(lambda: dispatcher._behind or not dispatcher.lookahead)
 
         queue.on("data", take)
         assert keys == [said.get(timeout=PATIENCE) for _ in keys]
@@ -598,13 +598,13 @@ class TestStopping:
         queue.write("tea")
         reading, go_on = threading.Event(), threading.Event()
 
-        def hold():
+        def lease():
             key = queue.read(SOON)
             reading.set()
             go_on.wait(PATIENCE)
             return key
 
-        holding = in_thread(hold)
+        holding = in_thread(lease)
         assert reading.wait(PATIENCE)
         queue.stop(10)
         assert "tea" == make().read(SOON)

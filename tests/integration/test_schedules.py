@@ -10,10 +10,10 @@ from peers import LEASE, Now, Peer, post
 from soundness import assert_sound
 
 from dtimer.errors import OptionError
-from dtimer.model.claims import Result, Settlement, Verdict
+from dtimer.model.claims import Outcome, Settlement, Verdict
 from dtimer.model.event import Cancelled, State
-from dtimer.model.recurrence import MOST_WALKED, define
-from dtimer.store.connect import source
+from dtimer.model.schedules import MOST_WALKED, make_spec
+from dtimer.store.connection.sources import source
 from dtimer.store.store import Store
 
 SECOND = 1_000_000
@@ -36,7 +36,7 @@ def definition(id="beat", **options):
         "max_retries": 3,
         "payload": '{"n":1}',
     }
-    return define(id, **(given | options))
+    return make_spec(id, **(given | options))
 
 
 def declare(store, id="beat", **options):
@@ -52,14 +52,14 @@ def serve(peer, limit=10):
     """Claim, confirm and add times as a node does, until nothing is due; return the claims."""
     served = []
     for _ in range(2_000):
-        turn = peer.turn(limit)
-        for name in turn.short:
-            peer.store.supply(name)
-        for claim in turn.claims:
+        reply = peer.claim_reply(limit)
+        for name in reply.short:
+            peer.store.add_times(name)
+        for claim in reply.claims:
             peer.confirm(claim)
-        served += turn.claims
+        served += reply.claims
         head = next(peer.store.upcoming("-inf", "+0"), None)
-        if not turn.claims and head is None:
+        if not reply.claims and head is None:
             return served
     raise AssertionError("an event stays due and is not delivered")
 
@@ -347,7 +347,7 @@ class TestDeclaring:
         now.tick(1_000)
         (claim,) = node.claim()
         declare(store, payload='{"n":2}')
-        assert Result.DONE is node.confirm(claim)
+        assert Outcome.DONE is node.confirm(claim)
         now.tick(1_000)
         assert [2] == nominals(serve(node))
 
@@ -485,9 +485,9 @@ class TestOverlap:
         for _ in range(5):
             now.tick(700)
             assert [] == node.claim(10)
-        turn = node.turn(10, Settlement(first.id, first.token, Verdict.CONFIRM))
-        assert [2] == nominals(turn.claims)
-        assert 2 == turn.claims[0].missed
+        reply = node.claim_reply(10, Settlement(first.id, first.token, Verdict.CONFIRM))
+        assert [2] == nominals(reply.claims)
+        assert 2 == reply.claims[0].missed
 
     def test_queue_after_the_clock_was_set_back_is_not_early(self, store, node, now):
         """
@@ -556,7 +556,7 @@ class TestOverlap:
             now.tick(1_000)
             running += node.claim(10)
         assert [1, 2, 3, 4] == nominals(running)
-        assert [Result.DONE] * 4 == [node.confirm(claim) for claim in running]
+        assert [Outcome.DONE] * 4 == [node.confirm(claim) for claim in running]
 
     def test_skip_drops_occurrences_while_one_runs(self, store, node, now):
         """An occurrence that becomes due while another runs is dropped and counted."""
@@ -582,8 +582,8 @@ class TestOverlap:
         for _ in range(25):
             now.tick(60_000)
             store.extend([(first.id, first.token)], LEASE * 10_000)
-            for name in node.turn(10).short:
-                store.supply(name)
+            for name in node.claim_reply(10).short:
+                store.add_times(name)
         node.confirm(first)
         now.tick(60_000)
         assert [27] == nominals(serve(node), MINUTE)
@@ -615,7 +615,7 @@ class TestFailures:
         declare(store, max_retries=0, **kind)
         now.tick(60_000)
         (claim,) = node.claim()
-        assert Result.DEAD is node.fail(claim)
+        assert Outcome.DEAD is node.fail(claim)
         now.tick(60_000)
         assert [2] == nominals(serve(node), MINUTE)
         assert [claim.id] == [letter.id for letter in store.dead()]
@@ -662,7 +662,7 @@ class TestFailures:
         declare(store, **kind)
         now.tick(60_000 * 3)
         (claim,) = node.claim()
-        assert Result.DONE is node.release(claim)
+        assert Outcome.DONE is node.release(claim)
         other = Peer(store, "other")
         (again,) = serve(other)
         assert (claim.id, 1, 2) == (again.id, again.attempt, again.missed)
@@ -676,8 +676,8 @@ class TestFailures:
         """
         declare(store, **kind)
         now.tick(60_000 * 3)
-        first = node.turn(10)
-        again = node.turn(10, again=True)
+        first = node.claim_reply(10)
+        again = node.claim_reply(10, again=True)
         assert [(c.id, c.token, c.missed) for c in first.claims] == [
             (c.id, c.token, c.missed) for c in again.claims
         ]
@@ -715,13 +715,13 @@ class TestControl:
         self, store, now, monkeypatch
     ):
         """A slow server must not hold the caller several times as long as ``timeout``."""
-        calls, call = [], store._line.call
+        calls, call = [], store._scripts.call
 
         def noted(verb, *arguments, deadline, **options):
             calls.append((verb, deadline))
             return call(verb, *arguments, deadline=deadline, **options)
 
-        monkeypatch.setattr(store._line, "call", noted)
+        monkeypatch.setattr(store._scripts, "call", noted)
         declare(store, cron="* * * * *")
         assert ["open", "open", "declare"] == [verb for verb, _ in calls]
         assert 1 == len({deadline for _, deadline in calls})
@@ -730,7 +730,7 @@ class TestControl:
             store.cancel(f"beat@{START + occurrence * MINUTE}")
             if len(calls) > 1:
                 break
-        assert ["cancel", "schedule", "open", "supply", "cancel"] == [verb for verb, _ in calls]
+        assert ["cancel", "schedule", "open", "add_times", "cancel"] == [verb for verb, _ in calls]
         assert 1 == len({deadline for _, deadline in calls})
 
     def test_cancelling_the_last_occurrence_ends_the_schedule(self, store, node, now, kind):
@@ -745,7 +745,7 @@ class TestControl:
         now.tick(60_000)
         (claim,) = node.claim()
         assert Cancelled.IN_FLIGHT is store.cancel(claim.id)
-        assert Result.CANCELLED is node.fail(claim)
+        assert Outcome.CANCELLED is node.fail(claim)
         now.tick(60_000)
         assert [2] == nominals(serve(node), MINUTE)
 
@@ -796,7 +796,7 @@ class TestControl:
         (claim,) = node.claim()
         assert store.unschedule("beat")
         assert not store.unschedule("beat")
-        assert Result.DONE is node.confirm(claim)
+        assert Outcome.DONE is node.confirm(claim)
         now.tick(600_000)
         assert [] == serve(node)
         assert 0 == client.exists(store.keys.beats, store.keys.defs, store.keys.plans)
@@ -818,8 +818,8 @@ class TestControl:
         assert_sound(client, store.keys)
         (new,) = node.claim()
         assert (old.id, 1) == (new.id, new.attempt)
-        assert Result.STALE is node.confirm(old)
-        assert Result.DONE is node.confirm(new)
+        assert Outcome.STALE is node.confirm(old)
+        assert Outcome.DONE is node.confirm(new)
         assert [] == list(store.dead())
 
     def test_unschedule_keeps_retries(self, store, node, now, kind):
@@ -838,31 +838,31 @@ class TestControl:
         """
         declare(store, **kind)
         declare(store, "other", **kind)
-        assert store.suspend("beat", on=True)
-        assert not store.suspend("beat", on=True)
+        assert store.pause_schedule("beat", on=True)
+        assert not store.pause_schedule("beat", on=True)
         assert (True, None) == (store.schedule("beat").paused, store.schedule("beat").due)
         now.tick(60_000 * 5)
         assert ["other"] == [claim.schedule for claim in serve(node)]
         assert "same" == declare(store, **kind)
         assert [] == serve(node)
-        assert store.suspend("beat", on=False)
-        assert not store.suspend("beat", on=False)
+        assert store.pause_schedule("beat", on=False)
+        assert not store.pause_schedule("beat", on=False)
         (claim,) = serve(node)
         assert (1, 4) == (at(claim, MINUTE), claim.missed)
 
     def test_a_paused_schedule_stays_paused_when_changed(self, store, node, now, kind):
         """A change does not resume a paused schedule."""
         declare(store, **kind)
-        store.suspend("beat", on=True)
+        store.pause_schedule("beat", on=True)
         assert "changed" == declare(store, payload='{"n":2}', **kind)
         now.tick(60_000)
         assert [] == serve(node)
-        store.suspend("beat", on=False)
+        store.pause_schedule("beat", on=False)
         assert [b'{"n":2}'] == [claim.payload for claim in serve(node)]
 
     def test_pausing_an_unknown_schedule_changes_nothing(self, store):
         """Pausing an unknown schedule changes and creates nothing."""
-        assert not store.suspend("nobody", on=True)
+        assert not store.pause_schedule("nobody", on=True)
         assert store.schedule("nobody") is None
 
     def test_run_now_adds_an_occurrence(self, store, node, now, kind):
@@ -889,10 +889,10 @@ class TestControl:
     def test_run_now_works_for_a_paused_or_finished_schedule(self, store, node, now, kind):
         """A paused or finished schedule can be run by hand."""
         declare(store, count=1, **kind)
-        store.suspend("beat", on=True)
+        store.pause_schedule("beat", on=True)
         store.run_now("beat")
         assert 1 == len(serve(node))
-        store.suspend("beat", on=False)
+        store.pause_schedule("beat", on=False)
         now.tick(60_000)
         serve(node)
         store.run_now("beat")
@@ -955,9 +955,9 @@ class TestAddTimes:
         shorts = []
         for _ in range(9):
             now.tick(60_000)
-            turn = node.turn(10)
-            shorts.append(turn.short)
-            node.confirm(turn.claims[0])
+            reply = node.claim_reply(10)
+            shorts.append(reply.short)
+            node.confirm(reply.claims[0])
         assert ["beat"] == next(s for s in shorts if s)
         assert shorts.index(["beat"]) < 8
 
@@ -988,11 +988,11 @@ class TestAddTimes:
         for i in range(40):
             now.tick(60_000)
             peer = Peer(store, f"n{i}")
-            turn = peer.turn(10)
+            reply = peer.claim_reply(10)
             if i % 3 == 0:
-                for name in turn.short:
-                    store.supply(name)
-            for claim in turn.claims:
+                for name in reply.short:
+                    store.add_times(name)
+            for claim in reply.claims:
                 seen.append(at(claim, MINUTE))
                 peer.confirm(claim)
             store.leave(peer.name)
@@ -1013,12 +1013,12 @@ class TestAddTimes:
 
         def between(verb, *arguments, **options):
             # The other node adds times after this one has read and before it writes.
-            if verb == "supply":
-                calls.append(second.supply("beat"))
+            if verb == "add_times":
+                calls.append(second.add_times("beat"))
             return Store._call(store, verb, *arguments, **options)
 
         store._call = between
-        assert not store.supply("beat")
+        assert not store.add_times("beat")
         del store._call
         assert [True] == calls
         second.close()
@@ -1034,12 +1034,12 @@ class TestAddTimes:
         second = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
 
         def between(verb, *arguments, **options):
-            if verb == "supply":
+            if verb == "add_times":
                 declare(second, cron="*/5 * * * *")
             return Store._call(store, verb, *arguments, **options)
 
         store._call = between
-        assert not store.supply("beat")
+        assert not store.add_times("beat")
         del store._call
         second.close()
         now.tick(5 * 60_000)
@@ -1048,8 +1048,8 @@ class TestAddTimes:
     def test_adding_times_to_nothing_is_not_an_error(self, store):
         """Adding times to a schedule that is gone, or does not need them, is not an error."""
         declare(store)
-        assert not store.supply("beat")
-        assert not store.supply("nobody")
+        assert not store.add_times("beat")
+        assert not store.add_times("nobody")
 
     def test_added_times_stop_at_the_end(self, store, node, now):
         """A cron schedule with an end or a count stops there."""
@@ -1069,7 +1069,7 @@ class TestAddTimes:
         raw = client.hget(store.keys.defs, "beat").replace(b'"UTC"', b'"Mars/Olympus"')
         client.hset(store.keys.defs, "beat", raw)
         with pytest.raises(OptionError, match="Mars/Olympus"):
-            store.supply("beat")
+            store.add_times("beat")
 
 
 class TestManyNodes:
@@ -1089,8 +1089,8 @@ class TestManyNodes:
                 seen.append(at(claim, MINUTE))
                 peer.confirm(claim)
             for other in peers:
-                for name in other.turn(0).short:
-                    store.supply(name)
+                for name in other.claim_reply(0).short:
+                    store.add_times(name)
             if i % 7 == 0:
-                store.supply("beat")
+                store.add_times("beat")
         assert list(range(1, 31)) == seen

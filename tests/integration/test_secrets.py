@@ -22,7 +22,7 @@ from shell import runner
 from tls import TlsServer, certificate
 
 from dtimer import DTimer, DTimerError, RunAt
-from dtimer.store.connect import where
+from dtimer.store.connection.sources import where
 
 #: The secrets that must not be shown anywhere.
 USER, PASSWORD, PAYLOAD = "hunter2user", "hunter2pass", "hunter2load"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from peers import LEASE, Peer, post
 
-from dtimer.model.claims import Result, TurnRequest
+from dtimer.model.claims import ClaimRequest, Outcome
 from dtimer.model.event import Cancelled
 
 pytestmark = pytest.mark.fault("F108")
@@ -46,7 +46,7 @@ class TestClaim:
         """
         for id in "abc":
             large(store, id)
-        assert 0 == node.turn(9).wait_us
+        assert 0 == node.claim_reply(9).wait_us
 
     def test_takes_no_more_bytes_than_requested(self, store, node):
         """A node that knows its connection to be slow gets fewer bytes, but at least one event."""
@@ -78,12 +78,12 @@ class TestRepeatedClaim:
         Other nodes can claim the released events at once, as first attempts, so that no event
         starts twice.
         """
-        again = node.turn(9, again=True, most=10)
+        again = node.claim_reply(9, again=True, most=10)
         assert ["a"] == ids(again.claims)
         assert 0 == again.wait_us
         other = Peer(store, "other").claim(9)
         assert [("b", 1), ("c", 1)] == [(c.id, c.attempt) for c in other]
-        assert Result.DONE is node.confirm(again.claims[0])
+        assert Outcome.DONE is node.confirm(again.claims[0])
         assert 2 == store.stats().totals["released"]
 
     @pytest.mark.usefixtures("claimed")
@@ -105,9 +105,9 @@ class TestRepeatedClaim:
     def test_wakes_another_node(self, store, node, now):
         """A waiting node is woken, and one of the released events is reserved for it."""
         other = Peer(store, "other")
-        other.turn()
+        other.claim_reply()
         now.tick(1)
-        node.turn(9, again=True, most=10, strict=True)
+        node.claim_reply(9, again=True, most=10, strict=True)
         assert ["a", "b"] == ids(node.claim(9))
         assert ["c"] == ids(other.claim(9))
 
@@ -118,8 +118,8 @@ class TestRepeatedClaim:
         received.
         """
         assert ["a", "b", "c"] == ids(node.claim(9, again=True))
-        late = TurnRequest(node.seq, 9, True, False, [], 0, 0, 10, True)
-        assert [] == list(store.turn(node.name, late, LEASE * 1000).claims)
+        late = ClaimRequest(node.seq, 9, True, False, [], 0, 0, 10, True)
+        assert [] == list(store.claim(node.name, late, LEASE * 1000).claims)
         assert [] == Peer(store, "other").claim(9)
 
     @pytest.mark.usefixtures("claimed")
@@ -156,7 +156,7 @@ class TestStrict:
             for claim in claims:
                 other.confirm(claim)
         now.tick(1_000)
-        other.turn()
+        other.claim_reply()
         for id in "def":
             post(store, id)
         assert ["d", "e"] == ids(node.claim(9, most=500, strict=True))
@@ -167,15 +167,15 @@ class TestStrict:
         """While no due event fits, the node claims every 50 ms and not continuously."""
         node.hears = hears
         node.claim(9, most=500, strict=True)
-        assert 50_000 == node.turn(9, most=500, strict=True).wait_us
+        assert 50_000 == node.claim_reply(9, most=500, strict=True).wait_us
 
     def test_wakes_another_node_for_a_skipped_event(self, store, node):
         """A waiting node is woken for an event that was skipped."""
         other = Peer(store, "other")
         store.pause(on=True)
-        other.turn()
+        other.claim_reply()
         store.pause(on=False)
         node.claim(9, most=500, strict=True)
-        node.turn(9, most=500, strict=True)
+        node.claim_reply(9, most=500, strict=True)
         assert [] == node.claim(1), "the event is reserved for the woken node"
         assert ["a"] == ids(other.claim(1))

@@ -11,9 +11,9 @@ from servers import LONGEST_CALL
 from soundness import assert_sound
 
 from dtimer.errors import EventExists, NamespaceCorrupt, StoreError
-from dtimer.model.claims import Result, Settlement, TurnRequest, Verdict
+from dtimer.model.claims import ClaimRequest, Outcome, Settlement, Verdict
 from dtimer.model.event import Cancelled, State
-from dtimer.store.connect import source
+from dtimer.store.connection.sources import source
 from dtimer.store.store import Entry, Store
 
 
@@ -24,9 +24,9 @@ class TestClaim:
         """An event can be claimed at its due time and not one microsecond earlier."""
         post(store, "tea", 5_000)
         now.tick(4_999.999)
-        turn = node.turn()
-        assert [] == turn.claims
-        assert 1 == turn.wait_us
+        reply = node.claim_reply()
+        assert [] == reply.claims
+        assert 1 == reply.wait_us
         now.tick(0.001)
         (claim,) = node.claim()
         assert "tea" == claim.id
@@ -97,9 +97,9 @@ class TestClaim:
         assert store.alone(node.name)
         Peer(store, "other")
         now.tick(60_001)
-        node.turn()
+        node.claim_reply()
         assert store.alone(node.name)
-        other.turn()
+        other.claim_reply()
         assert not store.alone(node.name)
 
     def test_a_paused_namespace_has_no_node_that_is_alone(self, store, node):
@@ -148,9 +148,9 @@ class TestClaim:
         """An event past its expiry becomes a dead letter with the reason "expired"."""
         post(store, "news", 1_000, expires="+2000000")
         now.tick(2_000)
-        turn = node.turn()
-        assert [] == turn.claims
-        assert [("news", "expired")] == turn.buried
+        reply = node.claim_reply()
+        assert [] == reply.claims
+        assert [("news", "expired")] == reply.buried
         (letter,) = store.dead()
         assert ("news", "expired") == (letter.id, letter.reason)
 
@@ -158,7 +158,7 @@ class TestClaim:
         """A due time far ahead is exact to the microsecond."""
         ten_years = 315_576_000_000
         post(store, "far", ten_years)
-        assert ten_years * 1000 == node.turn().wait_us
+        assert ten_years * 1000 == node.claim_reply().wait_us
 
 
 class TestSettle:
@@ -168,7 +168,7 @@ class TestSettle:
         """A confirmed event leaves nothing behind."""
         post(store, "tea")
         (claim,) = node.claim()
-        assert Result.DONE is node.confirm(claim)
+        assert Outcome.DONE is node.confirm(claim)
         assert store.peek("tea") is None
         assert 0 == client.exists(store.keys.due, store.keys.body, store.keys.lease)
 
@@ -179,10 +179,10 @@ class TestSettle:
         (old,) = node.claim()
         now.tick(LEASE)
         (new,) = other.claim()
-        assert Result.STALE is node.confirm(old)
-        assert Result.STALE is node.fail(old)
-        assert Result.STALE is node.release(old)
-        assert Result.DONE is other.confirm(new)
+        assert Outcome.STALE is node.confirm(old)
+        assert Outcome.STALE is node.fail(old)
+        assert Outcome.STALE is node.release(old)
+        assert Outcome.DONE is other.confirm(new)
 
     def test_a_post_replaces_a_running_event(self, store, node, now):
         """
@@ -192,7 +192,7 @@ class TestSettle:
         post(store, "tea", payload='{"cup":1}')
         (old,) = node.claim()
         post(store, "tea", 50, payload='{"cup":2}')
-        assert Result.STALE is node.confirm(old)
+        assert Outcome.STALE is node.confirm(old)
         now.tick(50)
         (new,) = node.claim()
         assert b'{"cup":2}' == new.payload
@@ -208,7 +208,7 @@ class TestSettle:
             (claim,) = node.claim()
             assert attempt == claim.attempt
             result = node.fail(claim, wait=100, error=f"boom {attempt}")
-            assert (Result.DEAD if attempt == 3 else Result.DONE) is result
+            assert (Outcome.DEAD if attempt == 3 else Outcome.DONE) is result
             assert [] == node.claim()
             now.tick(100)
         assert [] == node.claim()
@@ -229,9 +229,9 @@ class TestSettle:
         for _ in range(2):
             assert 1 == len(node.claim())
             now.tick(LEASE)
-        turn = node.turn()
-        assert [] == turn.claims
-        assert [("poison", "lease_lost")] == turn.buried
+        reply = node.claim_reply()
+        assert [] == reply.claims
+        assert [("poison", "lease_lost")] == reply.buried
 
     def test_an_event_without_retries_never_starts_twice(self, store, node, now):
         """
@@ -251,7 +251,7 @@ class TestSettle:
         """
         post(store, "tea", max_retries=0)
         (claim,) = node.claim()
-        assert Result.DONE is node.release(claim)
+        assert Outcome.DONE is node.release(claim)
         (again,) = node.claim()
         assert 1 == again.attempt
         assert again.due_us == claim.due_us
@@ -274,7 +274,7 @@ class TestSettle:
         for id in "abcd":
             post(store, id, max_retries=0 if id == "d" else 3)
         a, b, c, d = node.claim(4)
-        turn = node.turn(
+        reply = node.claim_reply(
             0,
             Settlement("b", b.token, Verdict.RETRY, 1_000_000, "later"),
             Settlement("a", a.token, Verdict.CONFIRM),
@@ -282,7 +282,13 @@ class TestSettle:
             Settlement("c", c.token + 1, Verdict.CONFIRM),
             Settlement("a", a.token, Verdict.CONFIRM),
         )
-        assert [Result.DONE, Result.DONE, Result.DEAD, Result.STALE, Result.STALE] == turn.results
+        assert [
+            Outcome.DONE,
+            Outcome.DONE,
+            Outcome.DEAD,
+            Outcome.STALE,
+            Outcome.STALE,
+        ] == reply.results
         assert ["b"] == [r.id for r in store.upcoming("-inf", "+inf")]
 
     def test_a_corrupt_payload_is_buried_by_its_holder(self, store, node):
@@ -293,7 +299,7 @@ class TestSettle:
         post(store, "x", payload="not json")
         (claim,) = node.claim()
         verdict = Settlement("x", claim.token, Verdict.BURY, error="no", reason="corrupt")
-        assert [Result.DEAD] == store.settle([verdict])
+        assert [Outcome.DEAD] == store.settle([verdict])
         (letter,) = store.dead()
         assert letter.event is None
         assert letter.raw.endswith(b"not json")
@@ -310,9 +316,9 @@ class TestLostReplies:
         """
         for id in "abc":
             post(store, id)
-        first = node.turn(2)
+        first = node.claim_reply(2)
         now.tick(700)
-        again = node.turn(2, again=True)
+        again = node.claim_reply(2, again=True)
         assert [(c.id, c.token, c.attempt) for c in first.claims] == [
             (c.id, c.token, c.attempt) for c in again.claims
         ]
@@ -328,18 +334,18 @@ class TestLostReplies:
         other = Peer(store, "other")
         post(store, "tea")
         (claim,) = node.claim()
-        other.turn()
+        other.claim_reply()
         for _ in range(4):
             now.tick(LEASE / 4)
-            assert [claim.token] == [c.token for c in node.turn(again=True).claims]
+            assert [claim.token] == [c.token for c in node.claim_reply(again=True).claims]
         now.tick(1)
-        assert [] == node.turn(again=True).claims
-        assert [] == node.turn(again=True).claims
+        assert [] == node.claim_reply(again=True).claims
+        assert [] == node.claim_reply(again=True).claims
         assert [] == node.claim(), "the event is reserved for the woken node"
         (taken,) = other.claim()
         assert ("tea", 1) == (taken.id, taken.attempt)
-        assert Result.STALE is node.confirm(claim)
-        assert Result.DONE is other.confirm(taken)
+        assert Outcome.STALE is node.confirm(claim)
+        assert Outcome.DONE is other.confirm(taken)
         assert 1 == store.stats().totals["released"]
 
     def test_a_repeated_settlement_has_the_outcome_of_the_first(self, tcp_server):
@@ -357,7 +363,7 @@ class TestLostReplies:
             for claim in node.claim(2):
                 proxy.drop_reply_once(b"EVALSHA")
                 settlement = Settlement(claim.id, claim.token, Verdict.CONFIRM)
-                assert [Result.DONE] == store.settle([settlement])
+                assert [Outcome.DONE] == store.settle([settlement])
             store.release()
 
     def test_an_overtaken_repetition_releases_nothing(self, store, node, now):
@@ -369,12 +375,12 @@ class TestLostReplies:
         post(store, "tea")
         (claim,) = node.claim()
         now.tick(LEASE + 1)
-        assert [claim.token] == [c.token for c in node.turn(again=True).claims]
+        assert [claim.token] == [c.token for c in node.claim_reply(again=True).claims]
         for asked in (0, 1):
-            overtaken = TurnRequest(node.seq, 1, True, False, [], asked)
-            store.turn(node.name, overtaken, LEASE * 1000)
+            overtaken = ClaimRequest(node.seq, 1, True, False, [], asked)
+            store.claim(node.name, overtaken, LEASE * 1000)
             assert [] == other.claim()
-        assert Result.DONE is node.confirm(claim)
+        assert Outcome.DONE is node.confirm(claim)
 
     @pytest.mark.fault("F37")
     def test_a_raised_sequence_number_does_not_block_a_node(self, store, node, client):
@@ -385,31 +391,31 @@ class TestLostReplies:
         client.hset(store.keys.memo_a, node.name, "999999999999999:1;2;3")
         post(store, "tea")
         (claim,) = node.claim()
-        assert [claim.token] == [c.token for c in node.turn(again=True).claims]
-        assert Result.DONE is node.confirm(claim)
+        assert [claim.token] == [c.token for c in node.claim_reply(again=True).claims]
+        assert Outcome.DONE is node.confirm(claim)
 
     def test_a_repeated_claim_confirms_once(self, store, node):
         """A repeated claim returns the outcomes of the first time."""
         post(store, "tea")
         (claim,) = node.claim()
         verdict = Settlement("tea", claim.token, Verdict.CONFIRM)
-        assert [Result.DONE] == node.turn(0, verdict).results
-        assert [Result.DONE] == node.turn(0, verdict, again=True).results
+        assert [Outcome.DONE] == node.claim_reply(0, verdict).results
+        assert [Outcome.DONE] == node.claim_reply(0, verdict, again=True).results
 
-    @pytest.mark.parametrize("policy", ["mint", "replace"])
+    @pytest.mark.parametrize("policy", ["post_new", "replace"])
     def test_a_repeated_post_after_its_event_was_handled_acts_once(self, store, node, policy):
         """
         If the reply to a post was lost and its event was handled since, sending the post again adds
         nothing.
         """
         verb, arguments = Store._posting([Entry("tea", "+0", "", "3|{}")], policy)
-        assert b"1;1;" == store._line.once(verb, *arguments, op="lane:1")
+        assert b"1;1;" == store._scripts.call_once(verb, *arguments, op="lane:1")
         (claim,) = node.claim()
         node.confirm(claim)
-        assert b"1;;" == store._line.once(verb, *arguments, op="lane:1")
+        assert b"1;;" == store._scripts.call_once(verb, *arguments, op="lane:1")
         assert store.peek("tea") is None
 
-    @pytest.mark.parametrize("policy", ["mint", "replace"])
+    @pytest.mark.parametrize("policy", ["post_new", "replace"])
     def test_an_older_operation_that_arrives_late_is_refused(self, store, policy):
         """
         After a session has sent its next operation, an earlier operation that arrives late is
@@ -417,9 +423,9 @@ class TestLostReplies:
         """
         verb, new = Store._posting([Entry("tea", "+0", "", '3|{"cup":2}')], policy)
         _, old = Store._posting([Entry("egg", "+0", "", '3|{"cup":1}')], policy)
-        store._line.once(verb, *new, op="lane:2")
+        store._scripts.call_once(verb, *new, op="lane:2")
         with pytest.raises(Exception, match="DTSTALE"):
-            store._line.once(verb, *old, op="lane:1")
+            store._scripts.call_once(verb, *old, op="lane:1")
         assert store.peek("egg") is None
         assert {"cup": 2} == store.peek("tea").event
 
@@ -429,10 +435,10 @@ class TestLostReplies:
         now.us -= now.us % 60_000_000
         now.tick(30_000)
         post(store, "tea", 100)
-        assert "cancelled" == store._line.once("cancel", "tea", op="lane:7").decode()
+        assert "cancelled" == store._scripts.call_once("cancel", "tea", op="lane:7").decode()
         now.tick(minutes * 60_000)
         post(store, "tea", 100)
-        assert "cancelled" == store._line.once("cancel", "tea", op="lane:7").decode()
+        assert "cancelled" == store._scripts.call_once("cancel", "tea", op="lane:7").decode()
         assert store.peek("tea") is not None
 
     @pytest.mark.parametrize("steps", [(3600,), (-3600,), (-60,), (-3600, 3600), (3600, -3600)])
@@ -441,24 +447,24 @@ class TestLostReplies:
         The clock may be stepped back, ahead, or both before a call is sent again. The call still
         acts once, even if other nodes are active meanwhile.
         """
-        verb, entry = Store._posting([Entry("tea", "+0", "", "3|{}")], "mint")
-        store._line.once(verb, *entry, op="lane:1")
+        verb, entry = Store._posting([Entry("tea", "+0", "", "3|{}")], "post_new")
+        store._scripts.call_once(verb, *entry, op="lane:1")
         post(store, "egg")
-        first = node.turn(1)
+        first = node.claim_reply(1)
         for n, seconds in enumerate(steps):
             now.tick(seconds * 1000)
             post(store, f"other-{n}", 10_000_000)
-        assert b"1;;" == store._line.once(verb, *entry, op="lane:1")
-        again = node.turn(1, again=True)
+        assert b"1;;" == store._scripts.call_once(verb, *entry, op="lane:1")
+        again = node.claim_reply(1, again=True)
         assert [c.token for c in first.claims] == [c.token for c in again.claims]
 
     def test_session_memory_is_bounded(self, store, client, now):
         """Sessions that have been idle for two minutes are forgotten."""
         for i in range(50):
-            store._line.once("cancel", "nothing", op=f"lane{i}:1")
+            store._scripts.call_once("cancel", "nothing", op=f"lane{i}:1")
         for seq in (1, 2):
             now.tick(60_000)
-            store._line.once("cancel", "nothing", op=f"last:{seq}")
+            store._scripts.call_once("cancel", "nothing", op=f"last:{seq}")
         keys = store.keys
         assert 4 == client.hlen(keys.memo_a) + client.hlen(keys.memo_b)
 
@@ -504,7 +510,7 @@ class TestPost:
         post(store, "tea")
         (claim,) = node.claim()
         assert not post(store, "tea", policy="keep")
-        assert Result.DONE is node.confirm(claim)
+        assert Outcome.DONE is node.confirm(claim)
         assert store.peek("tea") is None
 
     @pytest.mark.parametrize("delay", [-100, 100], ids=["sooner", "later"])
@@ -518,7 +524,7 @@ class TestPost:
         (old,) = node.claim()
         now.tick(200)
         assert post(store, "tea", delay, '{"n":2}', policy=policy)
-        assert Result.STALE is node.confirm(old)
+        assert Outcome.STALE is node.confirm(old)
         now.tick(max(0, delay))
         (new,) = node.claim()
         assert (b'{"n":2}', 1) == (new.payload, new.attempt)
@@ -529,7 +535,7 @@ class TestPost:
         post(store, "tea")
         (old,) = node.claim()
         assert post(store, "tea", 100, '{"n":2}', policy=policy)
-        assert Result.STALE is node.fail(old)
+        assert Outcome.STALE is node.fail(old)
         assert {"n": 2} == store.peek("tea").event
         assert State.SCHEDULED is store.peek("tea").state
 
@@ -576,9 +582,9 @@ class TestPost:
         """
         post(store, "tea", 100)
         words = ("keep", "tea", "+0", ",3|{}")
-        first = store._line.once("post", *words, op="lane:1")
+        first = store._scripts.call_once("post", *words, op="lane:1")
         store.cancel("tea")
-        assert first == store._line.once("post", *words, op="lane:1")
+        assert first == store._scripts.call_once("post", *words, op="lane:1")
         assert b"0;;" == first
 
     def test_a_post_replaces_a_dead_letter(self, store, node):
@@ -621,7 +627,7 @@ class TestControl:
         fails, crashes = sorted(node.claim(2), key=lambda c: c.id, reverse=True)
         for claim in (fails, crashes):
             assert Cancelled.IN_FLIGHT is store.cancel(claim.id)
-        assert Result.CANCELLED is node.fail(fails)
+        assert Outcome.CANCELLED is node.fail(fails)
         now.tick(LEASE)
         assert [] == node.claim(2)
         assert [] == list(store.dead())
@@ -631,7 +637,7 @@ class TestControl:
         post(store, "tea")
         (claim,) = node.claim()
         store.cancel("tea")
-        assert Result.DONE is node.confirm(claim)
+        assert Outcome.DONE is node.confirm(claim)
 
     def test_an_event_that_waits_for_its_retry_can_be_cancelled(self, store, node, now):
         """An event between two attempts can be cancelled like any pending event."""
@@ -732,7 +738,7 @@ class TestControl:
         assert store.pause(on=True)
         assert not store.pause(on=True)
         assert [] == node.claim()
-        assert Result.DONE is node.confirm(claim)
+        assert Outcome.DONE is node.confirm(claim)
         assert store.stats().paused
         assert store.pause(on=False)
         assert ["b"] == [c.id for c in node.claim()]
@@ -742,9 +748,9 @@ class TestControl:
         post(store, "tea", max_retries=0, expires="+1000000", payload='{"cup":1}')
         node.fail(node.claim()[0])
         now.tick(2_000)
-        assert b"1" == store._line.once("revive", "tea", op="lane:1")
+        assert b"1" == store._scripts.call_once("revive", "tea", op="lane:1")
         assert not store.revive("tea")
-        assert b"1" == store._line.once("revive", "tea", op="lane:1"), "its reply was lost"
+        assert b"1" == store._scripts.call_once("revive", "tea", op="lane:1"), "its reply was lost"
         (claim,) = node.claim()
         assert (1, b'{"cup":1}') == (claim.attempt, claim.payload)
 
@@ -872,10 +878,10 @@ class TestForeignData:
         (claim,) = node.claim()
         post(store, "egg")
         client.hset(store.keys.sys, "v", "2")
-        turn = node.turn(9)
-        assert [] == turn.claims
-        assert not turn.known
-        assert Result.DONE is node.confirm(claim)
+        reply = node.claim_reply(9)
+        assert [] == reply.claims
+        assert not reply.known
+        assert Outcome.DONE is node.confirm(claim)
         with pytest.raises(NamespaceCorrupt, match="version 2"):
             store.join("node", "{}")
         client.hset(store.keys.sys, "v", "1")
@@ -889,9 +895,9 @@ class TestForeignData:
         post(store, "good")
         client.zadd(store.keys.due, {b"\xff\xfe": 1, "gibberish": 2})
         client.hset(store.keys.body, "gibberish", b"\xff no body of ours")
-        turn = node.turn(10)
-        assert ["good"] == [c.id for c in turn.claims]
-        assert ["payload_missing", "corrupt"] == [reason for _, reason in turn.buried]
+        reply = node.claim_reply(10)
+        assert ["good"] == [c.id for c in reply.claims]
+        assert ["payload_missing", "corrupt"] == [reason for _, reason in reply.buried]
         raws = [letter.raw for letter in store.dead()]
         assert [b"\xff no body of ours", b""] == raws
 
@@ -915,12 +921,12 @@ class TestOutOfMemory:
             post(store, "e")
         assert store.peek("e") is None
         a, b, c = node.claim(3)
-        assert Result.DONE is node.confirm(a)
-        assert Result.DONE is node.fail(b, wait=1_000)
-        assert Result.DONE is node.release(c)
+        assert Outcome.DONE is node.confirm(a)
+        assert Outcome.DONE is node.fail(b, wait=1_000)
+        assert Outcome.DONE is node.release(c)
         assert store.cancel("d")
         (again,) = node.claim()
-        assert [again.token] == [c.token for c in node.turn(again=True).claims]
+        assert [again.token] == [c.token for c in node.claim_reply(again=True).claims]
         client.config_set("maxmemory", 0)
         post(store, "e")
         assert_sound(client, store.keys)

@@ -9,9 +9,9 @@ from peers import Peer, post
 
 from dtimer.errors import OutcomeUnknown, StoreError
 from dtimer.model.event import Record
-from dtimer.model.recurrence import define
-from dtimer.store.connect import source
-from dtimer.store.inventory import Inventory
+from dtimer.model.schedules import make_spec
+from dtimer.store.admin import AdminStore
+from dtimer.store.connection.sources import source
 from dtimer.store.store import Entry, Store
 
 HOUR = 3_600_000_000
@@ -43,7 +43,7 @@ def everything(store, most=5 * MANY):
 
 
 def recurring(id, ms=1_000):
-    return define(
+    return make_spec(
         id, every=ms, start=None, end=None, count=None, jitter=0, misfire="coalesce",
         overlap="queue", max_retries=3, payload="{}",
     )  # fmt: skip
@@ -86,7 +86,7 @@ class TestEnd:
             store.reschedule(record.id, f"+{HOUR}")
         assert [*ids, "last"] == met
 
-    @pytest.mark.parametrize("policy", ["mint", "replace"])
+    @pytest.mark.parametrize("policy", ["post_new", "replace"])
     def test_events_that_the_loop_posts_are_skipped(self, store, policy):
         """
         A loop that posts an event for each event that it visits ends, however early the new ones
@@ -176,7 +176,7 @@ class TestEnd:
             lambda s: s.reschedule("e0001", "+0"),
             lambda s: s.revive("e0001"),
             lambda s: s.declare(recurring("beat")),
-            lambda s: s.suspend("beat", on=False),
+            lambda s: s.pause_schedule("beat", on=False),
         ],
         ids=["post", "reschedule", "revive", "declare", "resume"],
     )
@@ -228,7 +228,7 @@ class TestEnd:
         walk = everything(store)
         next(walk)
         for n in range(300):
-            store.post([Entry(f"n{n}", "+5000", "", "3|{}")], "mint")
+            store.post([Entry(f"n{n}", "+5000", "", "3|{}")], "post_new")
         (noted,) = store._walks._events.values()
         assert set() == noted.skipped
 
@@ -330,7 +330,7 @@ class TestDead:
         A dead letter is restored at its time of death, which the iteration may not have reached
         yet.
         """
-        store = Inventory(source(client, 1.0), namespace, timeout=3.0, now=now)
+        store = AdminStore(source(client, 1.0), namespace, timeout=3.0, now=now)
         bury(store, Peer(store, "node"), MANY)
         now.tick(1)
         bury(store, Peer(store, "node"), 1)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from benchmarks import compare, driver
 from benchmarks.contenders import CONTENDERS
 from benchmarks.driver import PEERS, Handled, NothingHandled
-from benchmarks.figures import each_second, middle, quantile, ratio, spread
+from benchmarks.numbers import each_second, middle, quantile, ratio, spread
 from benchmarks.results import Results, against, key
 from benchmarks.server import tally
 from benchmarks.targets import judge
-from benchmarks.works import drain, lateness
+from benchmarks.workloads import drain, lateness
 
 OURS, PEER, FLOOR = "dtimer/defaults", "Huey/defaults", "bare EVALSHA/floor"
 

@@ -197,7 +197,7 @@ class TestOnce:
         """Another thread took it between the lookup and the call."""
         emitter.once("tea", fail)
         (found,) = emitter._events["tea"].values()
-        assert found.take() is fail
+        assert found.unwrap() is fail
         emitter._events["tea"] = {fail: found}
         assert emitter.emit_guarded("tea") is None
 

@@ -74,8 +74,8 @@ class TestArming:
 
     def test_passes_on_an_exception_and_disarms(self):
         """The next test must not find the point armed."""
-        with pytest.raises(MemoryError), faultpoints.arm("loop.hand", _out_of_memory):
-            faultpoints.reached("loop.hand")
+        with pytest.raises(MemoryError), faultpoints.arm("loop.handler", _out_of_memory):
+            faultpoints.reached("loop.handler")
         assert {} == faultpoints.armed
 
     def test_refuses_an_unknown_point(self):

@@ -19,23 +19,23 @@ from servers import PATIENCE
 
 from dtimer import OutcomeUnknown, StoreError
 from dtimer.engine.bell import Bell
-from dtimer.engine.book import Book
-from dtimer.engine.early import Early
 from dtimer.engine.flag import Flag
-from dtimer.engine.hold import Hold
+from dtimer.engine.lease import Lease
+from dtimer.engine.leases import LeaseTable
+from dtimer.engine.lookahead import LookaheadQueue
 from dtimer.engine.readers import Readers, Reading
-from dtimer.engine.reposts import Reposts
-from dtimer.model.claims import Claim, Result, Settlement, Verdict
-from dtimer.model.names import Mint
+from dtimer.engine.superseded import SupersededIds
+from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
+from dtimer.model.ids import IdGenerator
 from dtimer.model.options import validate
-from dtimer.store.witness import Standing, Witness
+from dtimer.store.rollback import NamespaceState, RollbackDetector
 from dtimer.timer import signals
 from dtimer.timer.emitter import Emitter
 
 OPTIONS = validate({})
 
 
-class Ledger:
+class FakeLeaseStore:
     """A store that settles everything it is asked to, or fails."""
 
     def __init__(self):
@@ -46,15 +46,15 @@ class Ledger:
         if self.failures:
             raise self.failures.pop()
         self.settled += settlements
-        return [Result.DONE] * len(settlements)
+        return [Outcome.DONE] * len(settlements)
 
     def extend(self, held, lease_us, *, at_least=False):
         return [True] * len(held)
 
 
-def a_hold(token, ledger=None, id=None):
+def a_lease(token, store=None, id=None):
     claim = Claim(id or f"e{token}", token, 1, 1_000 * token, 1_000 * token, 3, b"{}")
-    return Hold(claim, OPTIONS, ledger or Ledger(), lambda hold, result: None, 0.0)
+    return Lease(claim, OPTIONS, store or FakeLeaseStore(), lambda lease, result: None, 0.0)
 
 
 def test_ids_ascend_and_are_unique():
@@ -63,7 +63,7 @@ def test_ids_ascend_and_are_unique():
 
     A duplicate id would replace an event.
     """
-    mint = Mint()
+    mint = IdGenerator()
     for n in each_bytecode():
         before, inner = mint(), []
         interruption = Interruption(n, lambda inner=inner: inner.append(mint()))
@@ -77,7 +77,7 @@ def test_ids_ascend_and_are_unique():
     assert n > 10
 
 
-class TestEarly:
+class TestLookaheadQueue:
     """Events that wait for their due time."""
 
     @pytest.mark.parametrize("inner", ["clear", "clear one", "take", "give up", "add"])
@@ -89,7 +89,7 @@ class TestEarly:
         An event removed twice would start after it was released.
         """
         for n in each_bytecode():
-            early = Early(OPTIONS)
+            early = LookaheadQueue(OPTIONS)
             tokens = itertools.count(100)
             added, gone = [], []
 
@@ -97,23 +97,23 @@ class TestEarly:
                 name, early=early, tokens=tokens, added=added, gone=gone
             ):  # each round has its own
                 if name == "add":
-                    more = [a_hold(next(tokens)) for _ in range(2)]
+                    more = [a_lease(next(tokens)) for _ in range(2)]
                     added.extend(more)
                     early.add(more, 0.0)
                 elif name == "clear":
-                    gone.extend(early.clear())
+                    gone.extend(early.remove())
                 elif name == "clear one":
-                    gone.extend(early.clear({"e2"}))
+                    gone.extend(early.remove({"e2"}))
                 else:
-                    gone.extend(early.take(2) if name == "take" else early.give_up(0))
+                    gone.extend(early.pop_due(2) if name == "take" else early.pop_overdue(0))
 
-            kept = [a_hold(i) for i in range(4)]
+            kept = [a_lease(i) for i in range(4)]
             early.add(kept, 0.0)
             interruption = Interruption(n, lambda act=act: act(inner))
             interruption.during(lambda act=act: act(outer))
             if interruption.where is None:
                 break
-            gone += early.clear()
+            gone += early.remove()
             assert sorted(h.claim.token for h in kept + added) == sorted(
                 h.claim.token for h in gone
             ), interruption.where
@@ -121,14 +121,14 @@ class TestEarly:
         assert n > 10
 
 
-class TestReposts:
+class TestSupersededIds:
     """Ids that are posted while claims are under way."""
 
     @pytest.mark.parametrize("outer", ["begin", "since", "add"])
     def test_an_id_added_inside_any_call_is_found_by_the_next(self, outer):
         """A lost id would let a replaced event start."""
         for n in each_bytecode():
-            reposts = Reposts()
+            reposts = SupersededIds()
             reposts.begin(1)
             reposts.add(["old"])
             reposts.begin(2)
@@ -145,14 +145,14 @@ class TestReposts:
         assert n > 5
 
 
-class TestBook:
+class TestLeaseTable:
     """The leases of a node, and its unsent settlements."""
 
     @pytest.mark.parametrize("outer", ["take", "settle"])
     def test_a_settlement_added_inside_another_call_is_sent_once(self, outer):
         """A lost confirm repeats the event; a second one reports a lost lease."""
         for n in each_bytecode():
-            book = Book("node", OPTIONS, lambda *a: None)
+            book = LeaseTable("node", OPTIONS, lambda *a: None)
             book._settle([Settlement("a", 1, Verdict.CONFIRM)])
             taken = []
             acts = {
@@ -174,38 +174,40 @@ class TestBook:
     def test_leases_may_change_inside_an_iteration(self, outer):
         """A signal handler may settle and post while the leases are iterated."""
         for n in each_bytecode():
-            book = Book("node", OPTIONS, lambda *a: None)
-            holds = [a_hold(i) for i in range(3)]
-            book._hold_on(holds)
+            book = LeaseTable("node", OPTIONS, lambda *a: None)
+            leases = [a_lease(i) for i in range(3)]
+            book._add(leases)
             acts = {
                 "superseded": lambda b=book: b.superseded({"e1"}),
                 "held": book.held,
                 "stuck": book.stuck,
             }
 
-            def handler(book=book, holds=holds):
-                book._forget(holds[:1])
-                book._hold_on([a_hold(7)])
+            def handler(book=book, leases=leases):
+                book._remove(leases[:1])
+                book._add([a_lease(7)])
                 book.superseded({"e2"})
 
             interruption = Interruption(n, handler)
             interruption.during(acts[outer])
             if interruption.where is None:
                 break
-            assert holds[2].superseded, interruption.where
+            assert leases[2].superseded, interruption.where
             assert {1, 2, 7} == {h.claim.token for h in book.held()}
         assert n > 5
 
 
-class TestHold:
+class TestLease:
     """Which of two callers settles an event."""
 
     def test_exactly_one_of_two_nested_calls_reserves(self):
         """If both did, two outcomes would be sent."""
         for n in each_bytecode():
-            hold, won = a_hold(1), []
-            interruption = Interruption(n, lambda h=hold, w=won: w.append(h.take(Verdict.RELEASE)))
-            won.append(interruption.during(lambda h=hold: h.take(Verdict.CONFIRM)))
+            lease, won = a_lease(1), []
+            interruption = Interruption(
+                n, lambda h=lease, w=won: w.append(h.reserve(Verdict.RELEASE))
+            )
+            won.append(interruption.during(lambda h=lease: h.reserve(Verdict.CONFIRM)))
             if interruption.where is None:
                 break
             assert [False, True] == sorted(won), interruption.where
@@ -219,22 +221,22 @@ class TestHold:
         """
         outcomes = set()
         for n in each_bytecode():
-            ledger = Ledger()
-            hold, inner = a_hold(1, ledger), []
+            store = FakeLeaseStore()
+            lease, inner = a_lease(1, store), []
 
-            def handler(hold=hold, inner=inner):
+            def handler(lease=lease, inner=inner):
                 try:
-                    inner.append(hold.confirm())
+                    inner.append(lease.confirm())
                 except OutcomeUnknown:
                     inner.append("unknown")
 
             interruption = Interruption(n, handler)
-            outer = interruption.during(hold.confirm)
+            outer = interruption.during(lease.confirm)
             if interruption.where is None:
                 break
             assert outer is True, interruption.where
             assert inner in ([True], ["unknown"]), interruption.where
-            assert 1 == len(ledger.settled), interruption.where
+            assert 1 == len(store.settled), interruption.where
             outcomes.add(inner[0])
         assert {True, "unknown"} == outcomes
 
@@ -248,16 +250,16 @@ class TestHold:
             raise Alarm
 
         for n in each_bytecode():
-            ledger = Ledger()
-            hold = a_hold(1, ledger)
+            store = FakeLeaseStore()
+            lease = a_lease(1, store)
             interruption = Interruption(n, ring)
             with contextlib.suppress(Alarm):
-                interruption.during(hold.confirm)
+                interruption.during(lease.confirm)
             if interruption.where is None:
                 break
             locked = []
             other = threading.Thread(
-                target=lambda h=hold, x=locked: x.append(h.take(Verdict.RETRY))
+                target=lambda h=lease, x=locked: x.append(h.reserve(Verdict.RETRY))
             )
             other.start()
             other.join(PATIENCE)
@@ -269,12 +271,12 @@ class TestHold:
     def test_the_longest_of_two_extensions_counts(self):
         """A signal handler that extends a lease within an extension is heeded by the heartbeats."""
         for n in each_bytecode():
-            hold = a_hold(1)
-            interruption = Interruption(n, lambda h=hold: h.extend(3_600_000))
-            interruption.during(lambda h=hold: h.extend(60_000))
+            lease = a_lease(1)
+            interruption = Interruption(n, lambda h=lease: h.extend(3_600_000))
+            interruption.during(lambda h=lease: h.extend(60_000))
             if interruption.where is None:
                 break
-            assert hold.lease_us(time.monotonic()) > 3_000_000_000, interruption.where
+            assert lease.lease_us(time.monotonic()) > 3_000_000_000, interruption.where
         assert n > 20
 
     def test_an_interrupted_failure_keeps_no_thread_waiting(self, monkeypatch):
@@ -290,25 +292,25 @@ class TestHold:
             raise Alarm
 
         # An interrupted `set` of a flag: the next caller waits for this long, and then gives up.
-        monkeypatch.setattr(Hold, "_longest_wait", 0.0)
+        monkeypatch.setattr(Lease, "_longest_wait", 0.0)
         abandoned = 0
         for n in each_bytecode():
-            ledger = Ledger()
-            ledger.failures.append(StoreError("refused"))
-            hold = a_hold(1, ledger)
+            store = FakeLeaseStore()
+            store.failures.append(StoreError("refused"))
+            lease = a_lease(1, store)
             interruption = Interruption(n, ring, raises=True)
             with contextlib.suppress(Alarm, StoreError):
-                interruption.during(hold.confirm)
+                interruption.during(lease.confirm)
             if interruption.where is None:
                 break
             taken = []
             other = threading.Thread(
-                target=lambda h=hold, x=taken: x.append(h.take(Verdict.RETRY)), daemon=True
+                target=lambda h=lease, x=taken: x.append(h.reserve(Verdict.RETRY)), daemon=True
             )
             other.start()
             other.join(PATIENCE)
-            assert taken == [not hold.abandoned], interruption.where
-            abandoned += hold.abandoned
+            assert taken == [not lease.abandoned], interruption.where
+            abandoned += lease.abandoned
         assert n > 5
         assert abandoned, "no exception came before the entry was removed"
 
@@ -531,17 +533,17 @@ class TestEmitter:
         assert n > 5
 
 
-class TestWitness:
+class TestRollbackDetector:
     """The rollback detector: acknowledged writes that are missing."""
 
     def test_a_loss_found_by_two_nested_calls_is_reported_once(self):
         """Two reports would look like two rollbacks."""
-        less = Standing(2, "a", 1, 1, 0)
+        less = NamespaceState(2, "a", 1, 1, 0)
         for n in each_bytecode():
-            witness, reports = Witness(), []
+            witness, reports = RollbackDetector(), []
             witness.tell = reports.append
             before = witness.known
-            witness.opened(before, Standing(1, "a", 5, 5, 0))
+            witness.opened(before, NamespaceState(1, "a", 5, 5, 0))
             known = witness.known
             interruption = Interruption(n, lambda w=witness, k=known: w.opened(k, less))
             interruption.during(lambda w=witness, k=known: w.opened(k, less))
@@ -556,7 +558,7 @@ class TestWitness:
     def test_the_total_never_decreases(self):
         """A smaller total would look like a rollback."""
         for n in each_bytecode():
-            witness = Witness()
+            witness = RollbackDetector()
             era = witness.era
             interruption = Interruption(n, lambda w=witness, e=era: w.posted(e, 0, 1, 7))
             interruption.during(lambda w=witness, e=era: w.posted(e, 0, 1, 3))
@@ -594,7 +596,7 @@ def test_signals_are_handled_as_before_after_an_interrupted_run():
         def join(self):
             """Join."""
 
-        leave = hurry = join
+        leave = stop_waiting = join
 
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)

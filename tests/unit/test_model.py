@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from dtimer.errors import OptionError, PayloadError, PayloadTooLarge
 from dtimer.model.event import Cancelled
-from dtimer.model.moments import duration_us, moment_us
-from dtimer.model.names import EventId, Mint, check_id, check_namespace
+from dtimer.model.ids import EventId, IdGenerator, check_id, check_namespace
 from dtimer.model.options import DEFAULTS, validate
 from dtimer.model.payload import decode, encode
 from dtimer.model.retry import exponential, wait_us
+from dtimer.model.times import duration_us, moment_us
 
 LIMIT = 256 * 1024
 
@@ -189,21 +189,21 @@ class TestIds:
 
     def test_generated_ids_are_short_unique_and_sorted_by_time(self):
         """Events with the same due time start in order of id."""
-        mint = Mint()
+        mint = IdGenerator()
         ids = [mint() for _ in range(10_000)]
         assert sorted(set(ids)) == ids
         assert {12} == {len(id) for id in ids}
 
     def test_generated_ids_ascend_even_if_the_clock_steps_back(self, monkeypatch):
         """A repeated id would replace an event."""
-        mint = Mint()
+        mint = IdGenerator()
         first = mint()
-        monkeypatch.setattr("dtimer.model.names.time.time_ns", lambda: 0)
+        monkeypatch.setattr("dtimer.model.ids.time.time_ns", lambda: 0)
         assert mint() > first
 
     def test_threads_never_generate_the_same_id(self):
         """A repeated id would replace an event."""
-        mint, made = Mint(), []
+        mint, made = IdGenerator(), []
 
         def make():
             made.extend([mint() for _ in range(2_000)])

@@ -12,10 +12,10 @@ import pytest
 import redis
 
 from dtimer import DTimer, OutcomeUnknown, StoreError
-from dtimer.model.claims import Settlement, TurnRequest, Verdict
-from dtimer.store import line
-from dtimer.store.connect import source
-from dtimer.store.inventory import Inventory
+from dtimer.model.claims import ClaimRequest, Settlement, Verdict
+from dtimer.store import script_client
+from dtimer.store.admin import AdminStore
+from dtimer.store.connection.sources import source
 
 #: The reply of the script `open` for a sound namespace.
 OPENED = [b"1800000000000000", b"1", b"a-name", b"0", b"0", b"0"]
@@ -58,14 +58,14 @@ CALLS = {
     "settle": lambda s, t: s.settle([CLAIM]),
     "extend": lambda s, t: s.extend([("id", 7)], 1_000),
     "renew": lambda s, t: s.renew([("id", 7)], 1_000),
-    "turn": lambda s, t: list(
-        s.turn("node", TurnRequest(1, 1, True, False, [CLAIM]), 1_000).results
+    "claim": lambda s, t: list(
+        s.claim("node", ClaimRequest(1, 1, True, False, [CLAIM]), 1_000).results
     ),
     "trim": lambda s, t: s.trim(0, -1),
-    "supply": lambda s, t: s.supply("id"),
+    "add_times": lambda s, t: s.add_times("id"),
     "letter": lambda s, t: s.letter("id"),
     "waiting": lambda s, t: s.waiting(),
-    "definitions": lambda s, t: s.definitions(),
+    "specs": lambda s, t: s.specs(),
     "died_after": lambda s, t: s.died_after("id", 5),
     "holders": lambda s, t: s.holders(),
     "audit": lambda s, t: s.audit(),
@@ -82,7 +82,7 @@ class Pending:
     def __init__(self, reply):
         self.reply = reply
 
-    def answer(self, *, lay=False):
+    def answer(self, *, was_waiting=False):
         """Return the reply."""
         return self.reply
 
@@ -99,9 +99,9 @@ def reply_with(monkeypatch):
         def run(wire, script, arguments, until, limit):
             return opened if script.name == "open" else reply
 
-        monkeypatch.setattr(line, "run", run)
-        monkeypatch.setattr(line, "run_whole", run)
-        monkeypatch.setattr(line, "Asked", lambda *_, **__: Pending(reply))
+        monkeypatch.setattr(script_client, "run", run)
+        monkeypatch.setattr(script_client, "run_whole", run)
+        monkeypatch.setattr(script_client, "PendingCall", lambda *_, **__: Pending(reply))
 
     return set_reply
 
@@ -109,7 +109,7 @@ def reply_with(monkeypatch):
 def outcome(call, timeout=300):
     """Return the error of dtimer that a call raises, or None."""
     timer = DTimer("node", "redis://127.0.0.1:1", timeout=timeout)
-    store = Inventory(source("redis://127.0.0.1:1", 0.1), "dt", timeout=timeout / 1000)
+    store = AdminStore(source("redis://127.0.0.1:1", 0.1), "dt", timeout=timeout / 1000)
     try:
         result = call(store, timer)
         if isinstance(result, Iterator):

@@ -74,7 +74,7 @@ class TestScripts:
         The only exception is the first and the last line of a function in `mint` for code that is
         seldom needed.
         """
-        ends = {"mint": ["local function later()", "return guard, rouse", "end"]}
+        ends = {"post_new": ["local function later()", "return guard, rouse", "end"]}
         for verb in VERBS:
             rest = load(verb).source.decode()
             parts = PACKAGE / "store" / "lua" / "parts"

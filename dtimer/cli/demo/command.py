@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from dtimer.cli.exits import Exit
+from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.server import Settings
 
@@ -35,23 +35,23 @@ def demo(settings: Settings) -> int:
     on the server that --url names. One of them is killed with SIGKILL while it handles an
     event. Another node receives that event again when the lease has expired.
     """
-    from dtimer.cli.demo.play import Play, private_server, swept
+    from dtimer.cli.demo.run import Run, private_server, swept
     from dtimer.cli.demo.view import opened_view, table
 
     output = settings.output
     typed = settings.url if settings.url_is_typed else None
     server = contextlib.nullcontext(typed) if typed else private_server()
     with server as url, swept(url) as ns, opened_view(output) as view:
-        outcome = Play(url, ns, view).run()
+        outcome = Run(url, ns, view).run()
     if output.as_json:
         output.result(**outcome.fields())
-        return Exit.DONE if outcome.ok else Exit.NO
+        return ExitCode.DONE if outcome.ok else ExitCode.NO
     if not sys.stdout.isatty():
-        output.console(sys.stdout).print(table(outcome.tally), width=100)
-    for error in outcome.tally.errors:
+        output.console(sys.stdout).print(table(outcome.counts), width=100)
+    for error in outcome.counts.errors:
         output.notice(error)
     totals = outcome.stats.totals
     counted = ", ".join(f"{name} {totals.get(name, 0)}" for name in ("posted", "confirmed"))
     output.result(f"Redis itself counts {counted}, pending {outcome.pending}")
     output.result((outcome.line(), "bold green" if outcome.ok else "bold red"))
-    return Exit.DONE if outcome.ok else Exit.NO
+    return ExitCode.DONE if outcome.ok else ExitCode.NO

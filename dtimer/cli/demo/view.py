@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from dtimer.cli.demo.tally import NodeTally, Tally
+from dtimer.cli.demo.counts import Counts, NodeCounts
 from dtimer.cli.output import Output
 
 _STYLES = {"killed": "bold red", "died": "bold red"}
@@ -18,27 +18,27 @@ _NUMBERS = ("received", "handled", "in flight", "again", "p50 ms", "p99 ms", "ma
 FRAME = 0.1
 
 
-def table(tally: Tally) -> Any:
+def table(counts: Counts) -> Any:
     """Return a table with the counts and the lateness of each node."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     # 77 columns, to fit a terminal of 80.
     made = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), show_footer=True)
-    name, state, *numbers = _row(tally.total)
+    name, state, *numbers = _row(counts.total)
     made.add_column("node", name, no_wrap=True, min_width=6)
     made.add_column("state", state, no_wrap=True, min_width=8)
     for head, number in zip(_NUMBERS, numbers, strict=True):
         made.add_column(head, number, justify="right", no_wrap=True)
-    for node in tally.nodes:
+    for node in counts.nodes:
         made.add_row(*_row(node), style=_STYLES.get(node.state))
     return made
 
 
-def _row(node: NodeTally) -> list[str]:
-    counts = (node.received, node.handled, len(node.in_flight), node.again)
+def _row(node: NodeCounts) -> list[str]:
+    totals = (node.received, node.handled, len(node.in_flight), node.again)
     late = ("-" if part is None else f"{part:.1f}" for part in node.late.values())
-    return [node.name, node.state, *map(str, counts), *late]
+    return [node.name, node.state, *map(str, totals), *late]
 
 
 class View:
@@ -64,7 +64,7 @@ class View:
         elif not self._output.as_json:
             self._output.result(line)
 
-    def show(self, tally: Tally) -> None:
+    def show(self, counts: Counts) -> None:
         """Update the table in place, with the notes below it. Only on a terminal."""
         if self._live is None:
             return
@@ -73,7 +73,7 @@ class View:
 
         unit = Text("(ms: late, from due to received)", style="dim")
         notes = map(Text, self._notes)
-        self._live.update(Group("", table(tally), "", unit, *notes), refresh=True)
+        self._live.update(Group("", table(counts), "", unit, *notes), refresh=True)
 
 
 @contextlib.contextmanager

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from dtimer.cli.doctor import server
 from dtimer.cli.doctor.findings import Finding, Level, error, ok, warning
 from dtimer.errors import NamespaceCorrupt, StoreError
-from dtimer.model.names import incarnation
-from dtimer.store import access
-from dtimer.store.codec import text
-from dtimer.store.connect import where
-from dtimer.store.faults import message, names, slow
-from dtimer.store.inventory import Audit, Inventory
+from dtimer.model.ids import incarnation
+from dtimer.store import acl
+from dtimer.store.admin import AdminStore, Audit
+from dtimer.store.connection.sources import where
+from dtimer.store.failures import message, names, slow
+from dtimer.store.replies import text
 
 #: The clock difference that is reported, and the wait for a published message, in seconds.
 _SKEW, _HEARING = 1.0, 2.0
@@ -30,7 +30,7 @@ _STRAYS = {
 }
 
 
-def examine(store: Inventory, url: str) -> Iterator[Finding]:
+def examine(store: AdminStore, url: str) -> Iterator[Finding]:
     """Check the server and the namespace. Without a connection only that is reported."""
     found = connection(store, url)
     yield found
@@ -51,7 +51,7 @@ def examine(store: Inventory, url: str) -> Iterator[Finding]:
     yield hearing(store)
     found = schema(store)
     yield found
-    if found.level is Level.ERROR and access.refusal(found.text) is None:
+    if found.level is Level.ERROR and acl.refusal(found.text) is None:
         return
     yield from permissions(store)
     if found.level is Level.ERROR:
@@ -61,7 +61,7 @@ def examine(store: Inventory, url: str) -> Iterator[Finding]:
     yield from orphans(store)
 
 
-def connection(store: Inventory, url: str) -> Finding:
+def connection(store: AdminStore, url: str) -> Finding:
     """Check that a server answers, and accepts this client."""
     place = where(url)
     began = time.perf_counter()
@@ -78,7 +78,7 @@ def connection(store: Inventory, url: str) -> Finding:
     return ok("connection", f"{place} answers in {(time.perf_counter() - began) * 1000:.1f} ms")
 
 
-def _settings(store: Inventory) -> dict[str, str]:
+def _settings(store: AdminStore) -> dict[str, str]:
     settings = {}
     for name in ("save", "appendfsync"):
         with contextlib.suppress(Exception):  # Hosted servers have no CONFIG; INFO has the rest.
@@ -88,10 +88,10 @@ def _settings(store: Inventory) -> dict[str, str]:
     return settings
 
 
-def hearing(store: Inventory) -> Finding:
+def hearing(store: AdminStore) -> Finding:
     """Check that a published message arrives."""
     life = incarnation()
-    ear = store.ear(life)
+    ear = store.subscription(life)
     remedy = "without it events are late by up to poll_interval (1 s), but not lost; "
     began = time.perf_counter()
     try:
@@ -104,7 +104,7 @@ def hearing(store: Inventory) -> Finding:
             os.close(reading)
             os.close(writing)
     except Exception as e:
-        remedy += access.remedy(message(e), store.ns)
+        remedy += acl.remedy(message(e), store.ns)
         return warning("pub/sub", f"refused: {message(e)}", remedy)
     finally:
         ear.close()
@@ -115,7 +115,7 @@ def hearing(store: Inventory) -> Finding:
     return ok("pub/sub", f"a message comes back in {took:.1f} ms")
 
 
-def schema(store: Inventory) -> Finding:
+def schema(store: AdminStore) -> Finding:
     """Check that the namespace is dtimer's, and of this version."""
     try:
         there = store.look()
@@ -129,11 +129,11 @@ def schema(store: Inventory) -> Finding:
     return ok("schema", "the namespace has the version that this dtimer supports")
 
 
-def _remedy(store: Inventory, refused: str) -> str:
-    return access.remedy(refused, store.ns) or "look at the server's message"
+def _remedy(store: AdminStore, refused: str) -> str:
+    return acl.remedy(refused, store.ns) or "look at the server's message"
 
 
-def permissions(store: Inventory) -> Iterator[Finding]:
+def permissions(store: AdminStore) -> Iterator[Finding]:
     """Check that this client may run each command that the scripts use, by trying each."""
     check = "permissions"
     try:
@@ -141,19 +141,19 @@ def permissions(store: Inventory) -> Iterator[Finding]:
     except StoreError as e:
         yield error(check, f"the commands cannot be tried: {e}", _remedy(store, str(e)))
         return
-    missing = list(access.missing(refused, store.ns))
+    missing = list(acl.missing(refused, store.ns))
     for m in missing:
         # Without the permission to send wakes events are late; without any other, calls fail.
         found = error if m.fatal or not m.late else warning
         yield found(check, m.text, f"ACL SETUSER <user> {m.rule}")
     for command, reason in refused.items():
-        if access.refusal(reason) is None:
+        if acl.refusal(reason) is None:
             yield error(check, f"{command}: {reason}", "look at the server's message")
     if not refused:
         yield ok(check, "this client may run every command that the scripts use")
 
 
-def skew(store: Inventory) -> Finding:
+def skew(store: AdminStore) -> Finding:
     """Check the difference between the server's clock and this machine's."""
     before = time.time()
     try:
@@ -170,7 +170,7 @@ def skew(store: Inventory) -> Finding:
     return ok("clock", summary)
 
 
-def schedules(store: Inventory) -> Iterator[Finding]:
+def schedules(store: AdminStore) -> Iterator[Finding]:
     """Check that each schedule can be read; yield nothing if all can."""
     try:
         for id in store.schedule_ids():
@@ -182,7 +182,7 @@ def schedules(store: Inventory) -> Iterator[Finding]:
         yield warning("schedules", f"not checked: {e}", _remedy(store, str(e)))
 
 
-def orphans(store: Inventory) -> Iterator[Finding]:
+def orphans(store: AdminStore) -> Iterator[Finding]:
     """Check that the keys agree with each other."""
     check = "orphans"
     try:
@@ -197,14 +197,14 @@ def orphans(store: Inventory) -> Iterator[Finding]:
         ids = [id for kind, id in audit.strays if kind == what]
         if ids:
             more = f" and {len(ids) - 1} more" if len(ids) > 1 else ""
-            yield warning(check, f"{ids[0]!r}{more}: {summary}", _mend(store, what, ids[0]))
+            yield warning(check, f"{ids[0]!r}{more}: {summary}", _fix(store, what, ids[0]))
     if not audit.strays:
         yield warning(
             check, _disagreement(audit), "another program writes to these keys; find out which"
         )
 
 
-def _mend(store: Inventory, what: str, id: str) -> str:
+def _fix(store: AdminStore, what: str, id: str) -> str:
     keys = store.keys
     command = {
         "no_body": f"dtimer cancel {id}",

@@ -10,8 +10,8 @@ from typing import Any
 
 from dtimer.cli.events import fields, numbers_for_programs
 from dtimer.model.event import NodeInfo, Record, Stats
-from dtimer.model.lateness import grown, percentile
-from dtimer.store.inventory import Inventory
+from dtimer.model.histogram import grown, percentile
+from dtimer.store.admin import AdminStore
 
 #: Seconds of history that the sparkline shows.
 MINUTE = 60
@@ -63,7 +63,7 @@ class Frame:
 class Sampler:
     """Reads frames, and keeps the history of a minute."""
 
-    def __init__(self, store: Inventory, ns: str) -> None:
+    def __init__(self, store: AdminStore, ns: str) -> None:
         self._store = store
         self._ns = ns
         self._before: tuple[float, Stats] | None = None

@@ -1,6 +1,6 @@
 -- Cancel an event: it does not start or, if it is running, is not retried.
 --
--- Uses      guard memo rouse events plan
+-- Uses      guard session rouse events plan
 --
 -- ARGV[3]   id
 --

@@ -1,7 +1,7 @@
 -- Declare a schedule: a new one, a changed one, or an unchanged one, as every process does when it
 -- starts.
 --
--- Uses      guard memo rouse events plan retime
+-- Uses      guard session rouse events plan retime
 --
 -- ARGV[3]   schedule
 -- ARGV[4]   fingerprint of the definition

@@ -1,6 +1,6 @@
 -- Pause or resume a whole namespace. While it is paused, no event is claimed.
 --
--- Uses      guard memo rouse
+-- Uses      guard session rouse
 --
 -- ARGV[3]   1 to pause, 0 to resume
 --

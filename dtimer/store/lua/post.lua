@@ -1,7 +1,7 @@
 -- Store events under ids that the user chose. Wake a node if the earliest due time has moved
--- closer. Events with generated ids are stored by lua/mint.lua.
+-- closer. Events with generated ids are stored by lua/post_new.lua.
 --
--- Uses      guard memo rouse events
+-- Uses      guard session rouse events
 --
 -- ARGV[3]   what to do if the id exists: replace, keep, error, earliest, latest. The last two
 --           compare due times with an event that waits, and replace an event in flight

@@ -1,7 +1,7 @@
 -- Move a scheduled event to another time. An event in flight has already started, and a dead letter
 -- is not scheduled, so neither is changed.
 --
--- Uses      guard memo rouse
+-- Uses      guard session rouse
 --
 -- ARGV[3]   id
 -- ARGV[4]   when: '+<µs>' from now, or '<µs>' since the epoch; a past time means now

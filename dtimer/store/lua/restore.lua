@@ -1,7 +1,7 @@
 -- Put back dead letters that were exported before, perhaps from another namespace. A letter whose
 -- id is pending or dead here is skipped, so a second call changes nothing.
 --
--- Uses      guard memo
+-- Uses      guard session
 --
 -- ARGV[3]   and on, three for each letter:
 --             id

@@ -1,6 +1,6 @@
 -- Make a dead letter a pending event again: due now, without its past attempts and its expiry.
 --
--- Uses      guard memo rouse events
+-- Uses      guard session rouse events
 --
 -- ARGV[3]   id
 --

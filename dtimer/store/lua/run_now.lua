@@ -1,6 +1,6 @@
 -- Create one more occurrence of a schedule, due now, in addition to its regular ones.
 --
--- Uses      guard memo rouse events plan
+-- Uses      guard session rouse events plan
 --
 -- ARGV[3]   schedule
 --

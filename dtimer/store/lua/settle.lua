@@ -1,6 +1,6 @@
 -- Settle events immediately, outside a claim, for a handler that waits for the outcome.
 --
--- Uses      guard memo rouse events plan settle
+-- Uses      guard session rouse events plan settle
 --
 -- ARGV[3]   number of confirmed events
 -- ARGV[4]   number of events settled in other ways

@@ -7,7 +7,7 @@
 -- Returns   {now, pending, leased, due, earliest or -1, dead, nodes, paused, totals, lateness}
 --   due     how many of `pending` are due, or have a lease that has ended
 --   totals  name and number of each total
---   lateness  the number in each bucket (dtimer/model/lateness.py)
+--   lateness  the number in each bucket (dtimer/model/histogram.py)
 local names = {
   'posted', 'started', 'confirmed', 'retried', 'released', 'cancelled', 'died', 'expired',
   'revived', 'coalesced', 'skipped',

@@ -1,6 +1,6 @@
 -- Delete dead letters that are too many or too old, a limited number in one call.
 --
--- Uses      guard memo
+-- Uses      guard session
 --
 -- ARGV[3]   how many may stay
 -- ARGV[4]   how old they may be, in µs; -1 for any age

@@ -1,6 +1,6 @@
 -- End a schedule. An occurrence in flight runs on.
 --
--- Uses      guard memo events plan
+-- Uses      guard session events plan
 --
 -- ARGV[3]   schedule
 --

@@ -12,7 +12,7 @@
 --   graves    sorted set: id -> when it became a dead letter, in µs
 --   sys       hash: v (schema), born (random name of the namespace), token (the last one
 --             issued), paused, totals
---   memo_a, memo_b  hashes: session -> '<seq>:<result>' (parts/memo.lua)
+--   memo_a, memo_b  hashes: session -> '<seq>:<result>' (parts/session.lua)
 --   nodes     hash: incarnation -> '<joined µs>|<id, host and pid as JSON>'
 --   alive     sorted set: incarnation -> when it last claimed, in µs
 --   roster    sorted set: incarnation -> its place among the nodes with free handler threads

@@ -1,0 +1,63 @@
+"""How each figure grows with the pending events: one filling, and all works on it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.bench import Bench, Cell
+from benchmarks.contenders import Contender
+from benchmarks.workloads import drain, idle, lateness, memory, posting
+
+
+class Growth:
+    """
+    Posting, draining, lateness and idling, while far events are pending.
+
+    Each work does a share of its usual size, because all run on one filling. Only dtimer and the
+    floor are measured: most peers would take hours to fill.
+    """
+
+    name = "growth"
+    title = "growth: the same figures with so many events pending"
+    main = "post/s"
+    more_is_better = True
+    unit = "events/s"
+    parts: tuple[str, ...] = ()
+
+    def cells(self, contender: Contender) -> Sequence[Cell]:
+        """See `Work.cells`."""
+        whole = not {"drain", "memory", "lateness"} & contender.cannot.keys()
+        if not whole or not (contender.ours or contender.floor):
+            return []
+        counts = [count for count in memory.COUNTS if count <= contender.most]
+        return [Cell(self.name, contender, {"pending": count}) for count in counts]
+
+    def reference(self, params: dict[str, Any]) -> dict[str, Any]:
+        """See `Work.reference`: the smallest number of pending events."""
+        return {"pending": memory.COUNTS[0]}
+
+    def measure(self, bench: Bench, cell: Cell) -> dict[str, float]:
+        """See `Work.measure`."""
+        contender = cell.contender
+        count = max(100, int(cell.params["pending"] * bench.scale.factor))
+        began = time.monotonic()
+        each = memory.measure(bench, contender, count)
+        took = time.monotonic() - began
+        most = max(contender.batches)
+        late = lateness.measure(bench, contender, share=0.4)
+        figures = {
+            "bytes": each,
+            "filled in s": took,
+            "post/s": posting.measure(bench, contender, way="one", share=0.25)["events/s"],
+            "late p50": late["p50"],
+            "late p99": late["p99"],
+            "drain 1/s": drain.measure(bench, contender, share=0.25)["events/s"],
+            f"drain {most}/s": drain.measure(bench, contender, batch=most)["events/s"],
+        }
+        if "bulk" not in contender.cannot:
+            figures["bulk/s"] = posting.measure(bench, contender, way="bulk")["events/s"]
+        if not contender.floor:
+            figures["commands/s"] = idle.measure(bench, contender, share=0.3)["commands/s"]
+        return figures

@@ -1,0 +1,133 @@
+"""The commands about dead letters: ``dead``, ``revive``, ``purge``."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import click
+
+from dtimer.cli.events import ahead
+from dtimer.cli.exit_codes import ExitCode
+from dtimer.cli.options import shared
+from dtimer.cli.output import brief, moment, payload, visible
+from dtimer.cli.param_types import ID
+from dtimer.cli.prompts import confirm_or_abort, yes_option
+from dtimer.cli.server import Settings, opened
+from dtimer.cli.tables import Column, show
+from dtimer.model.event import DeadLetter
+
+_COLUMNS = (
+    Column("died"),
+    Column("", "dim"),
+    Column("id", "cyan", fold=True),
+    Column("starts"),
+    Column("reason", "yellow"),
+    Column("error and event", rest=True),
+)
+
+
+def letter_cells(letter: DeadLetter, narrow: bool) -> list[str]:
+    """Return the cells of a dead letter, for people."""
+    died = brief(letter.died) if narrow else moment(letter.died)
+    about = f"{visible(letter.error)}  {payload(letter.event)}".strip()
+    ago = ahead(letter.died, time.time() * 1000 + 1)
+    return [died, ago, visible(letter.id), str(letter.attempt), letter.reason, about]
+
+
+def letter_fields(letter: DeadLetter) -> dict[str, Any]:
+    """Return the fields of a dead letter, for programs; its bytes if they are not a payload."""
+    fields = dataclasses.asdict(letter)
+    raw = fields.pop("raw")
+    return fields if letter.event is not None else fields | {"raw": raw.decode(errors="replace")}
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer dead
+      $ dtimer dead --limit 3 --json
+    """
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    metavar="N",
+    help="The most dead letters to list.",
+)
+@shared()
+@click.pass_obj
+def dead(settings: Settings, limit: int) -> None:
+    """
+    List the dead letters, the oldest first.
+
+    These are the events that are no longer delivered, each with the reason.
+    """
+    with opened(settings) as timer:
+        count = show(settings, _COLUMNS, timer.dead(limit=limit), letter_cells, letter_fields)
+        more = count == limit and timer.stats().dead > limit
+    if not count:
+        settings.output.notice(f"the namespace {settings.ns} has no dead letters")
+    elif more:
+        settings.output.notice(f"there are more than these {limit}: --limit shows them")
+
+
+@click.command(
+    epilog="""
+    The exit code is 1 if one of them could not be revived: there is no such dead letter,
+    or its bytes were never an event.
+
+    \b
+    Examples:
+      $ dtimer revive charge-17 charge-18
+      $ dtimer revive --all
+    """
+)
+@click.argument("ids", type=ID, nargs=-1, metavar="[ID]...")
+@click.option("--all", "every", is_flag=True, help="All that are dead now.")
+@shared()
+@click.pass_obj
+def revive(settings: Settings, ids: tuple[str, ...], every: bool) -> int:
+    """
+    Turn dead letters into waiting events, due now.
+
+    Their attempts are counted from zero, and they do not expire.
+    """
+    if bool(ids) == every:
+        raise click.UsageError("give either the ids of dead letters or --all")
+    revived, refused = 0, list[str]()
+    with opened(settings) as timer:
+        for id in (letter.id for letter in timer.dead()) if every else ids:
+            if timer.revive(id):
+                revived += 1
+            else:
+                refused.append(id)
+    for id in refused:
+        text = f"not revived: {visible(id)} is not a dead letter, or was never an event"
+        settings.output.notice(text, id=id)
+    settings.output.result(f"revived {revived}", revived=revived, refused=len(refused))
+    return ExitCode.NO if refused else ExitCode.DONE
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer purge --yes
+      $ dtimer purge --ns orders --yes --json
+    """
+)
+@yes_option
+@shared()
+@click.pass_obj
+def purge(settings: Settings, yes: bool) -> None:
+    """Delete all dead letters permanently."""
+    with opened(settings) as timer:
+        what = f"Delete all dead letters of the namespace {settings.ns}"
+        confirm_or_abort(what, yes=yes, count=lambda: timer.stats().dead)
+        dropped = timer.purge_dead()
+    settings.output.result(f"deleted {dropped}", dropped=dropped)

@@ -1,0 +1,108 @@
+"""The counts of the demo, which come only from the reports of its nodes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def percentile(values: Sequence[float], part: float) -> float | None:
+    """Return the smallest of *values* that *part* of them do not exceed; None without values."""
+    if not values:
+        return None
+    return sorted(values)[max(0, math.ceil(part * len(values)) - 1)]
+
+
+@dataclass
+class NodeCounts:
+    """The counts of one node, or of all nodes together."""
+
+    name: str
+    pid: int = 0
+    state: str = "starting"
+    received: int = 0
+    handled: int = 0
+    again: int = 0
+    in_flight: set[str] = field(default_factory=set)
+    lateness: list[float] = field(default_factory=list)
+
+    @property
+    def late(self) -> dict[str, float | None]:
+        """The percentiles of the lateness in ms."""
+        parts = {"p50": 0.5, "p99": 0.99, "max": 1}
+        return {name: percentile(self.lateness, part) for name, part in parts.items()}
+
+
+class Counts:
+    """The counts of all nodes, and the ids that were posted."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.nodes = [NodeCounts(name) for name in names]
+        self.total = NodeCounts("all", state="")
+        self.posted: list[str] = []
+        self.handled: Counter[str] = Counter()
+        #: The ids that were delivered again.
+        self.redelivered: set[str] = set()
+        self.errors: list[str] = []
+        #: The node that was killed, the event that it was handling, and when.
+        self.killed: str | None = None
+        self._fatal = ""
+        self._killed_at = 0.0
+        #: The node that received this event again, and how long after the kill.
+        self.again_by: str | None = None
+        self.again_after_ms: float | None = None
+
+    def read(self, node: NodeCounts, report: Sequence[Any]) -> str | None:
+        """Count one report of *node*. Return a text if the user should know of it."""
+        match report:
+            case ["ready", pid]:
+                node.pid, node.state = pid, "joined"
+            case ["start", id, attempt, lateness]:
+                self._started(node, id, attempt, lateness)
+                if id == self._fatal and self.again_by is None:
+                    after = time.monotonic() - self._killed_at
+                    self.again_by, self.again_after_ms = node.name, after * 1000
+                    return f"{node.name} received it again, {after:.2f} s after the kill"
+            case ["fatal", id]:
+                node.state, self.killed = "killed", node.name
+                self._fatal, self._killed_at = id, time.monotonic()
+                return f"{node.name} (pid {node.pid}) killed by SIGKILL while it handled {id}"
+            case ["done", id]:
+                self.handled[id] += 1
+                for counts in (node, self.total):
+                    counts.handled += 1
+                    counts.in_flight.discard(id)
+            case ["error", text]:
+                self.errors.append(f"{node.name}: {text}")
+            case ["left"]:
+                node.state = "left"
+            case ["end"]:
+                if node.state not in ("left", "killed"):
+                    node.state = "died"
+                # A dead process handles no events.
+                self.total.in_flight -= node.in_flight
+                node.in_flight.clear()
+        return None
+
+    def _started(self, node: NodeCounts, id: str, attempt: int, lateness: float) -> None:
+        if attempt > 1:
+            self.redelivered.add(id)
+        for counts in (node, self.total):
+            counts.received += 1
+            counts.again += attempt > 1
+            counts.in_flight.add(id)
+            counts.lateness.append(lateness)
+
+    @property
+    def running(self) -> int:
+        """The number of nodes that may still report."""
+        return sum(node.state in ("starting", "joined") for node in self.nodes)
+
+    @property
+    def lost(self) -> int:
+        """The number of posted events that no node has reported as handled."""
+        return len(set(self.posted) - set(self.handled))

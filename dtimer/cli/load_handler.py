@@ -1,0 +1,63 @@
+"""Import a handler that is given as ``package.module:function``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from dtimer.cli.exit_codes import ExitCode
+
+Handler = Callable[[list[Any]], Any]
+
+
+class NoHandler(click.ClickException):
+    """The handler cannot be imported; the text says why."""
+
+    exit_code = ExitCode.IMPORT
+
+
+def load_handler(spec: str) -> Handler:
+    """
+    Import a handler. The current directory is searched first.
+
+    Raises:
+        click.UsageError: *spec* is not of the form ``package.module:function``.
+        NoHandler: there is no such module or function, or the import failed.
+    """
+    module, colon, path = spec.partition(":")
+    names = [*module.split("."), *path.split(".")]
+    if not colon or not all(name.isidentifier() for name in names):
+        raise click.UsageError(f"--handler must be package.module:function, not {spec!r}")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    found = _import(module)
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise NoHandler(f"{spec!r}: there is no {name!r} in {found!r:.80}") from None
+    if not callable(found):
+        raise NoHandler(f"{spec!r} is not callable, but {found!r:.80}")
+    if inspect.iscoroutinefunction(found):
+        raise NoHandler(f"{spec!r} is a coroutine function; handlers are called on threads")
+    return found  # type: ignore[no-any-return]
+
+
+def _import(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
+        # SystemExit too: the module may be a script without a main guard.
+        if isinstance(e, ModuleNotFoundError) and f"{module}.".startswith(f"{e.name}."):
+            raise NoHandler(f"no module {e.name!r} in this directory or installed") from None
+        trace = "".join(traceback.format_exception(e)).rstrip()
+        raise NoHandler(f"the module {module!r} cannot be imported\n{trace}") from e

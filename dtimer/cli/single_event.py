@@ -1,0 +1,81 @@
+"""The commands about one existing event: ``peek`` and ``reschedule``."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import click
+
+from dtimer.cli.durations import Moment
+from dtimer.cli.events import ahead, fields, print_assumed
+from dtimer.cli.exit_codes import ExitCode
+from dtimer.cli.options import shared
+from dtimer.cli.output import moment, payload, visible
+from dtimer.cli.param_types import ID, WHEN
+from dtimer.cli.server import Settings, opened
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer post '{"msg": "tea"}' 4m --id tea
+      $ dtimer peek tea
+      $ dtimer peek tea --json
+    """
+)
+@click.argument("id", type=ID)
+@shared()
+@click.pass_obj
+def peek(settings: Settings, id: str) -> int:
+    """Show the event ID, whether it is waiting, in flight or dead."""
+    with opened(settings) as timer:
+        record = timer.peek(id)
+    if record is None:
+        settings.output.notice(f"no such event: {visible(id)}", id=id)
+        return ExitCode.NO
+    if settings.as_json:
+        settings.output.result(**fields(record))
+        return ExitCode.DONE
+    when = "died" if record.state.value == "dead" else "due"
+    rows = {
+        "id": visible(record.id),
+        "state": record.state.value.replace("_", " "),
+        when: f"{moment(record.due)} ({ahead(record.due, time.time() * 1000)})",
+        "starts": str(record.attempt),
+        "event": payload(record.event),
+    }
+    for name, value in rows.items():
+        settings.output.result((f"{name:<8}", "dim"), value)
+    return ExitCode.DONE
+
+
+@click.command(
+    epilog="""
+    WHEN is a delay from now or a moment: 200ms, 10m, 2h30m, PT10M, 2030-01-31T09:00+01:00,
+    or '2030-01-31 09:00' in local time. A plain number means milliseconds: from now if it
+    is less than 100000000000, otherwise since the epoch.
+
+    \b
+    Examples:
+      $ dtimer post '{"msg": "tea"}' 4m --id tea
+      $ dtimer reschedule tea 10m
+      $ dtimer reschedule tea 2030-01-31T09:00+01:00
+    """
+)
+@click.argument("id", type=ID)
+@click.argument("when", type=WHEN)
+@shared()
+@click.pass_obj
+def reschedule(settings: Settings, id: str, when: timedelta | Moment) -> int:
+    """Change when the waiting event ID, or its retry, is due."""
+    print_assumed(settings, due=when)
+    with opened(settings) as timer:
+        if isinstance(when, Moment):
+            moved = timer.reschedule(id, at=when.at)
+        else:
+            moved = timer.reschedule(id, when)
+    text = "moved" if moved else "not moved: no event with this id is waiting"
+    settings.output.result(text, id=id, moved=moved)
+    return ExitCode.DONE if moved else ExitCode.NO

@@ -1,0 +1,168 @@
+"""The command ``import``."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+from dtimer.cli.exit_codes import ExitCode
+from dtimer.cli.options import shared
+from dtimer.cli.server import Settings, opened_store
+from dtimer.cli.transfer import lines
+from dtimer.cli.transfer.lines import BadLine
+from dtimer.cli.transfer.progress import progress
+from dtimer.errors import OptionError, PayloadError
+from dtimer.model.event import DeadLetter
+from dtimer.model.ids import IdGenerator
+from dtimer.model.options import validate
+from dtimer.store.admin import AdminStore
+from dtimer.timer.posting import Posting, chunks, prepare_item
+
+#: Lines in a batch. A batch takes a few round trips, and is the most that memory holds.
+_BATCH = 2_000
+
+#: The largest payload that is imported: larger than the default limit, because the exporting
+#: node may have had a larger one.
+_LARGEST = 64 * 1024 * 1024
+
+#: Dead letters in one call.
+_LETTERS = 100
+
+
+class Unreadable(click.ClickException):
+    """A line cannot be read. The lines before it have been imported."""
+
+    exit_code = ExitCode.USAGE
+
+
+@click.command(
+    name="import",
+    epilog="""
+    Pending events and schedules that exist already are kept, so importing a file again
+    changes nothing. Attempts are counted from zero. A file that lacks its last line is
+    imported as far as it goes, with exit code 1.
+
+    \b
+    Examples:
+      $ dtimer export events.jsonl --yes
+      $ dtimer import events.jsonl
+      $ dtimer import events.jsonl --ns orders --json
+    """,
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@shared()
+@click.pass_obj
+def import_(settings: Settings, file: str) -> int:
+    """Import the events of FILE, written by export; - is stdin."""
+    with contextlib.ExitStack() as stack:
+        stream: BinaryIO = sys.stdin.buffer
+        size = None
+        if file != "-":
+            path = Path(file)
+            stream = stack.enter_context(path.open("rb"))
+            size = path.stat().st_size
+        store = stack.enter_context(opened_store(settings))
+        advance = stack.enter_context(progress(settings, "import", size, "bytes"))
+        reader = _Reader(store)
+        for raw in stream:
+            reader.feed(raw)
+            if reader.batched == 0:
+                advance(reader.bytes_done())
+        reader.flush()
+        advance(reader.bytes_done())
+    counts = reader.counts
+    if not reader.whole:
+        settings.output.notice("not a whole export: the file ends early, or its counts differ")
+    summary = "imported {events} events, {schedules} schedules, {dead} dead letters".format(
+        **counts
+    )
+    settings.output.result(summary, whole=reader.whole, **counts)
+    return ExitCode.DONE if reader.whole else ExitCode.NO
+
+
+class _Reader:
+    """Reads lines, and stores them in batches."""
+
+    def __init__(self, store: AdminStore) -> None:
+        self._store = store
+        self._options = validate({"max_payload": _LARGEST})
+        self._new_id = IdGenerator()
+        self._events: list[Posting] = []
+        self._letters: list[DeadLetter] = []
+        self._number = 0
+        self._bytes = 0
+        self.counts = {"events": 0, "schedules": 0, "dead": 0}
+        self.whole = False
+
+    @property
+    def batched(self) -> int:
+        """The number of lines that have been read and not yet stored."""
+        return len(self._events) + len(self._letters)
+
+    def bytes_done(self) -> int:
+        """Return the number of bytes read since the last call."""
+        done, self._bytes = self._bytes, 0
+        return done
+
+    def feed(self, raw: bytes) -> None:
+        """
+        Read a line, and store the batch if it is full.
+
+        Raises:
+            Unreadable: the line cannot be read. The lines before it are stored first.
+        """
+        self._number += 1
+        self._bytes += len(raw)
+        if not raw.strip():
+            return
+        try:
+            self._feed(lines.read_line(raw))
+        except (BadLine, OptionError, PayloadError) as e:
+            self.flush()
+            done = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
+            raise Unreadable(
+                f"line {self._number} cannot be imported: {e}; the lines before it have been"
+                f" imported ({done}), and importing them again changes nothing"
+            ) from None
+
+    def _feed(self, line: dict[str, Any]) -> None:
+        kind = line["kind"]
+        if kind == "event":
+            self._events.append(prepare_item(self._options, self._new_id, lines.posting(line)))
+        elif kind == "dead":
+            self._letters.append(lines.letter(line))
+        elif kind == "schedule":
+            self._schedule(lines.schedule(line))
+        elif kind == "end":
+            self.flush()
+            self.whole = all(line.get(name) == count for name, count in self.counts.items())
+        elif kind != "export":
+            raise BadLine(f"unknown kind {kind!r}")
+        elif line.get("version") != lines.VERSION:
+            raise BadLine(f"its version is {line.get('version')!r}, and this dtimer reads 1")
+        if self.batched >= _BATCH:
+            self.flush()
+
+    def _schedule(self, line: lines.ScheduleLine) -> None:
+        # An existing schedule is kept, like an existing event.
+        if self._store.schedule(line.spec.id) is None:
+            self._store.declare(line.spec)
+            if line.paused:
+                self._store.pause_schedule(line.spec.id, on=True)
+        self.counts["schedules"] += 1
+
+    def flush(self) -> None:
+        """Store the lines that were read."""
+        if self._events:
+            for chunk in chunks(self._events):
+                self._store.post(chunk.entries, chunk.policy)
+            self.counts["events"] += len(self._events)
+            self._events = []
+        for at in range(0, len(self._letters), _LETTERS):
+            self._store.restore(self._letters[at : at + _LETTERS])
+        self.counts["dead"] += len(self._letters)
+        self._letters = []

@@ -1,0 +1,261 @@
+"""
+The lines of an export: one JSON object each, written and read here.
+
+.. code-block:: text
+
+    {"kind": "export", "version": 1, "ns": …, "at": …}
+    {"kind": "schedule", "id": …, "paused": …, "every" or "cron", …, "event": {…}}
+    {"kind": "event", "id": …, "due": …, "expires": …, "max_retries": …, "event": {…}}
+    {"kind": "dead", "id": …, "died": …, "attempt": …, "reason": …, "error": …, …}
+    {"kind": "end", "schedules": …, "events": …, "dead": …}
+
+Moments are milliseconds since the epoch, and durations milliseconds, with three decimals. The
+payloads of events are copied as bytes, so that no digit of a number changes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from dtimer.cli.param_types import read_event
+from dtimer.errors import OptionError, PayloadError
+from dtimer.model.event import DeadLetter
+from dtimer.model.ids import check_id
+from dtimer.model.options import MOST_RETRIES, check_count
+from dtimer.model.payload import decode, encode
+from dtimer.model.schedules import ScheduleSpec, make_spec
+from dtimer.store.admin import Body, PendingEvent, read_body, write_body
+
+VERSION = 1
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_REASON = re.compile(r"\w{1,40}", re.ASCII)
+_ENDLESS = 2**40
+_OCCURRENCE = re.compile(r"@\d{16}\Z")
+
+#: The fields of a schedule that are durations or moments.
+_TIMES = ("every", "jitter", "start", "stop")
+
+
+class BadLine(Exception):
+    """A line cannot be read; the text says why."""
+
+
+def _ms(us: int | None) -> str:
+    if us is None:
+        return "null"
+    return f"{us // 1000}.{us % 1000:03d}" if us % 1000 else str(us // 1000)
+
+
+def event_line(event: PendingEvent) -> bytes | None:
+    """Return the line of a scheduled event, or None if its record cannot be read."""
+    body = read_body(event.raw)
+    if body is None:
+        return None
+    try:
+        decode(body.payload)
+    except PayloadError:
+        return None
+    # An occurrence that waits for a retry, or was created by run-now, is imported as an ordinary
+    # event. It needs another id, because only the schedule may post ids of this form.
+    id = f"{event.id}.moved" if _OCCURRENCE.search(event.id) else event.id
+    # A payload that another program wrote may have line ends between its tokens.
+    raw = b" ".join(body.payload.splitlines())
+    head = (
+        f'{{"kind": "event", "id": {json.dumps(id)}, "due": {_ms(event.due_us)}, "expires":'
+        f' {_ms(body.expires_us)}, "max_retries": {body.max_retries}, "event": '
+    )
+    return head.encode() + raw + b"}\n"
+
+
+def schedule_line(spec: ScheduleSpec, *, paused: bool) -> bytes:
+    """Return the line of a schedule."""
+    rule = json.loads(spec.to_json())
+    for name in _TIMES:
+        if rule[name] is not None:
+            rule[name] = rule[name] / 1000 if rule[name] % 1000 else rule[name] // 1000
+    event = json.loads(spec.payload)
+    line = {"kind": "schedule", "id": spec.id, "paused": paused} | rule | {"event": event}
+    return json.dumps(line).encode() + b"\n"
+
+
+def dead_line(letter: DeadLetter) -> bytes:
+    """Return the line of a dead letter; bytes that are not an event are written in base 64."""
+    body = read_body(letter.raw)
+    line: dict[str, Any] = {
+        "kind": "dead",
+        "id": letter.id,
+        "died": letter.died,
+        "attempt": letter.attempt,
+        "reason": letter.reason,
+        "error": letter.error,
+    }
+    if body is None or letter.event is None:
+        line["raw"] = base64.b64encode(letter.raw).decode()
+    else:
+        expires = None if body.expires_us is None else body.expires_us / 1000
+        line |= {"expires": expires, "max_retries": body.max_retries, "event": letter.event}
+    return json.dumps(line).encode() + b"\n"
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not valid JSON")
+
+
+# One decoder, reused: json.loads builds one for each call that has an argument.
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
+
+
+def read_line(raw: bytes) -> dict[str, Any]:
+    """
+    Parse a line.
+
+    Raises:
+        BadLine: the line is not a JSON object with a kind.
+    """
+    try:
+        line = _decode(raw.decode())
+    except (ValueError, RecursionError) as e:
+        raise BadLine(f"it is not JSON ({e})") from None
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        raise BadLine('it is not an object with a "kind"')
+    return line
+
+
+def _us(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 10**13:
+        raise BadLine(f'"{name}" must be milliseconds, not {value!r}')
+    # A double is exact to less than half a microsecond here.
+    return round(value * 1000)
+
+
+def _whole(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
+        raise BadLine(f'"{name}" must be a whole number, not {value!r}')
+    return value
+
+
+def _get(line: dict[str, Any], name: str) -> Any:
+    try:
+        return line[name]
+    except KeyError:
+        raise BadLine(f'it has no "{name}"') from None
+
+
+def _after_epoch(us: int, name: str) -> datetime:
+    try:
+        return _EPOCH + timedelta(microseconds=us)
+    except OverflowError:
+        raise BadLine(f'"{name}" is out of range: {us!r}') from None
+
+
+def _when(value: object, name: str) -> datetime:
+    return _after_epoch(_us(value, name), name)
+
+
+def posting(line: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``post`` for the line of an event. An existing event is kept."""
+    item = {
+        "ev": _get(line, "event"),
+        "at": _when(_get(line, "due"), "due"),
+        "id": _get(line, "id"),
+        "if_exists": "keep",
+    }
+    if line.get("expires") is not None:
+        item["expires"] = _when(line["expires"], "expires")
+    if line.get("max_retries") is not None:
+        item["max_retries"] = line["max_retries"]
+    return item
+
+
+@dataclass(frozen=True)
+class ScheduleLine:
+    """A schedule as read from a line, and whether it was paused."""
+
+    spec: ScheduleSpec
+    paused: bool
+
+
+def schedule(line: dict[str, Any]) -> ScheduleLine:
+    """
+    Return the schedule of a line.
+
+    Raises:
+        BadLine: the line is not a schedule as an export writes it.
+        OptionError: a value is not valid in a schedule.
+    """
+    fields = {n: _get(line, n) for n in ScheduleSpec.__slots__ if n != "payload"}
+    for name in _TIMES:
+        if fields[name] is not None:
+            fields[name] = _us(fields[name], name)
+    for name in ("count", "max_retries"):
+        if fields[name] is not None:
+            fields[name] = _whole(fields[name], name)
+    read = ScheduleSpec(payload=encode(_get(line, "event"), _ENDLESS), **fields)
+    span = {n: None if fields[n] is None else _after_epoch(fields[n], n) for n in ("start", "stop")}
+    made = make_spec(
+        check_id(read.id),
+        every=None if read.every is None else timedelta(microseconds=read.every),
+        cron=read.cron,
+        tz=read.tz,
+        start=span["start"],
+        end=span["stop"],
+        count=read.count,
+        jitter=timedelta(microseconds=read.jitter),
+        misfire=read.misfire,
+        overlap=read.overlap,
+        max_retries=read.max_retries,
+        payload=read.payload,
+    )
+    if made != read or (made.every is None) == (made.cron is None):
+        raise BadLine("it is not a schedule as an export writes it")
+    return ScheduleLine(made, bool(line.get("paused")))
+
+
+def letter(line: dict[str, Any]) -> DeadLetter:
+    """
+    Return the dead letter of a line.
+
+    Raises:
+        BadLine: the line is not a dead letter.
+    """
+    reason, error = str(_get(line, "reason")), str(line.get("error", ""))
+    try:
+        error.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        error = error.encode(errors="backslashreplace").decode()
+    if not _REASON.fullmatch(reason):
+        raise BadLine(f'"reason" must be one word, not {reason!r}')
+    if "raw" in line:
+        try:
+            raw = base64.b64decode(str(line["raw"]), validate=True)
+        except ValueError:
+            raise BadLine('"raw" is not base 64') from None
+    else:
+        expires = line.get("expires")
+        text = json.dumps(_get(line, "event"), separators=(",", ":"))
+        try:
+            read_event(text)
+        except OptionError as e:
+            raise BadLine(str(e)) from None
+        raw = write_body(
+            Body(
+                None if expires is None else _us(expires, "expires"),
+                check_count(_get(line, "max_retries"), "max_retries", 0, MOST_RETRIES),
+                text.encode(),
+            )
+        )
+    return DeadLetter(
+        id=check_id(_get(line, "id")),
+        event=None,
+        attempt=check_count(_get(line, "attempt"), "attempt", 0, 10**7),
+        reason=reason,
+        error=error,
+        died=_us(_get(line, "died"), "died") / 1000,
+        raw=raw,
+    )

@@ -1,0 +1,154 @@
+"""
+The embedded server: a real Redis-compatible server that needs no installation and no port.
+
+``embedded:`` is a server in memory, private to a process tree. ``embedded:///a/folder`` is a server
+that keeps its data in that folder. The first process to attach starts the server, and later
+processes find it by its unix socket. It ends when the last of these processes closes its
+attachment or ends, even if that process is killed.
+
+This package does not import redis. It only returns the path of a socket.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dtimer.embedded.binary import find_binary, missing, supported
+from dtimer.embedded.handle import Registry
+from dtimer.embedded.layout import remove
+from dtimer.embedded.location import check, check_folder, make_private, of_tree, state_folder
+from dtimer.errors import StoreError
+
+__all__ = ["Attachment", "attach", "attach_folder", "available", "check", "state_folder"]
+
+_registry = Registry()
+
+
+class Attachment:
+    """
+    Keeps an embedded server running until the last attachment to it is closed.
+
+    A process has one handle for all its attachments to a server, and a forked child inherits the
+    handle. The kernel closes the handle when the process ends, so `close` is only needed to end
+    the server earlier. A new program, unlike a forked child, inherits nothing and must attach.
+    """
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self._user = object()
+        self._handle = _registry.acquire(folder, kind, self._user)
+
+    @property
+    def socket(self) -> str:
+        """The path of the server's unix socket. A restarted server has the same path."""
+        return self._handle.address
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the server."""
+        return self._handle.folder
+
+    def renew(self) -> bool:
+        """
+        Start the server again if its supervisor has ended.
+
+        The supervisor restarts a server that ended. But if the supervisor itself was killed, the
+        server is only restarted by this call. Call it after a connection has failed. It is cheap
+        if the supervisor is alive.
+
+        Returns:
+            True if the server had to be started. A server in memory is then empty.
+
+        Raises:
+            StoreError: the server could not be started, or this attachment is closed.
+        """
+        if not self._is_open():
+            raise StoreError("this attachment to an embedded server is closed")
+        return _registry.renew(self._handle)
+
+    def close(self) -> None:
+        """Close the attachment. Further calls do nothing."""
+        _registry.release(self._handle, self._user)
+
+    def _is_open(self) -> bool:
+        return self._user in self._handle.users
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Attachment to {str(self.folder)!r}{'' if self._is_open() else ', closed'}>"
+
+
+def attach(url: str) -> Attachment:
+    """
+    Attach to the server that *url* names, and start the server if it is not running.
+
+    Args:
+        url:
+            ``embedded:`` for the server in memory of this process tree. The first process that
+            attaches sets the environment variable ``DTIMER_EMBEDDED``, by which its descendants
+            find the server. The server starts empty and leaves no files.
+
+            ``embedded:///some/folder`` for the server that keeps its data in that folder, for all
+            processes of this user. Percent-encode characters that a URL cannot contain; a space,
+            for example, is ``%20``.
+
+    Raises:
+        OptionError: *url* is not such a URL.
+        StoreError: the server could not be started. The text says what to do.
+    """
+    folder = check(url)
+    if folder is not None:
+        return attach_folder(folder)
+    _check_platform()
+    tree = of_tree()
+    try:
+        return Attachment(tree, "memory")
+    except StoreError:
+        # `of_tree` may just have made the folder. Remove it if it is empty.
+        remove(str(tree))
+        raise
+
+
+def attach_folder(folder: str | os.PathLike[str]) -> Attachment:
+    """
+    Attach to the server that keeps its data in *folder*, and start it if it is not running.
+
+    Acknowledged writes survive the end of the server, even if it is killed. A crash of the machine
+    may lose writes that were acknowledged in the last second.
+
+    Raises:
+        OptionError: *folder* is not an absolute path.
+        StoreError: the server could not be started. The text says what to do.
+    """
+    path = check_folder(folder)
+    _check_platform()
+    make_private(path)
+    # Resolve links, so that two paths of one folder share one handle.
+    return Attachment(Path(os.path.realpath(path)), "disk")
+
+
+def available() -> bool:
+    """
+    Return True if a server program was found and this platform can run it.
+
+    Raises:
+        StoreError: ``DTIMER_SERVER`` names a program that cannot be run.
+    """
+    return supported() and find_binary() is not None
+
+
+def _check_platform() -> None:
+    if not supported():
+        raise missing()

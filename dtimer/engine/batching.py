@@ -1,0 +1,77 @@
+"""
+Decide how many batches a claim takes for each handler thread.
+
+More than one pays if events are overdue and handlers are quick: a claim may take as long as a
+handler, and costs one script call, however many events it takes. But no other node can start
+the events that this node has claimed. So a claim takes no more than the threads handle within a few
+milliseconds. It begins with one batch a thread, until it is known that there is a backlog and
+that handlers are quick.
+"""
+
+from __future__ import annotations
+
+#: The handler threads may have at most this many seconds of work in advance. Settlements wait no
+#: longer than this for a claim that carries them.
+IN_ADVANCE = 0.005
+
+# The most batches for each thread.
+_MOST = 64
+# The number of batches after two claims in a row that got all the events they asked for.
+_BACKLOG = 4
+
+
+class Batching:
+    """
+    Learns from claims and handlers how many batches to claim.
+
+    Safe for any thread, without a lock: of two records at the same time one may be lost.
+    """
+
+    def __init__(self, *, allowed: bool) -> None:
+        self._allowed = allowed
+        self._streak = 1
+        # The seconds that a batch takes: the longest of recent ones. None before the first end.
+        self._handler_seconds: float | None = None
+
+    def handler_took(self, seconds: float) -> None:
+        """Record how long a handler thread ran a batch."""
+        self._handler_seconds = max(seconds, 0.9 * (self._handler_seconds or 0.0))
+
+    def claimed_too_many(self) -> None:
+        """Record that events claimed in advance waited too long for a thread."""
+        self._streak = 1
+        self._handler_seconds = 2 * (self._handler_seconds or IN_ADVANCE)
+
+    def claim_answered(self, limit: int, claimed: int, *, overdue: bool) -> None:
+        """
+        Record the result of a claim.
+
+        Args:
+            limit: How many events the claim asked for.
+            claimed: How many it got.
+            overdue: Whether all of them were due already.
+        """
+        if limit:
+            full = self._allowed and overdue and claimed == limit
+            self._streak = min(2 * self._streak, _MOST) if full else 1
+
+    @property
+    def in_backlog(self) -> int:
+        """
+        How many batches to claim for a busy handler thread.
+
+        Zero unless the last two claims were filled and handlers return within 5 ms: one full
+        claim does not make a backlog.
+        """
+        took = self._handler_seconds
+        if self._streak < _BACKLOG or took is None or took > IN_ADVANCE:
+            return 0
+        return self.batches
+
+    @property
+    def batches(self) -> int:
+        """How many batches to claim for each free handler thread."""
+        took = self._handler_seconds
+        if self._streak == 1 or took is None:
+            return 1
+        return max(1, min(self._streak, int(IN_ADVANCE / max(took, 1e-6))))

@@ -1,0 +1,58 @@
+"""Track whether the store answers: report changes, and decide how long to pause after errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dtimer.engine.flag import Flag
+from dtimer.model.jitter import between
+
+# Seconds before the next try: at first, at most, and if the error will last.
+_FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
+
+
+class Connectivity:
+    """
+    Tracks whether claims are answered. Used by one thread at a time.
+
+    Args:
+        slow: Tells whether an error lasts until an operator acts, so that retries may be slow.
+        changed: Called with None when the store begins to answer, and with the error when it
+            fails. In one outage it is called once for each kind of error.
+    """
+
+    def __init__(
+        self,
+        slow: Callable[[BaseException | None], bool],
+        changed: Callable[[Exception | None], None],
+    ) -> None:
+        self._slow = slow
+        self._changed = changed
+        self._pause = _FIRST_PAUSE
+        self._reported: set[type] = set()
+        #: Set when the first claim has been answered, or has failed.
+        self.tried = Flag()
+        #: Why the last claim failed; None if it was answered.
+        self.error: Exception | None = None
+
+    def answered(self) -> None:
+        """Record that a claim was answered and its reply applied."""
+        self._pause = _FIRST_PAUSE
+        if self.error is not None or not self.tried.is_set():
+            self.error = None
+            self._reported.clear()
+            self._changed(None)
+        self.tried.set()
+
+    def failed(self, error: Exception) -> float:
+        """Record that a claim failed; return for how many seconds to pause."""
+        if type(error) not in self._reported:
+            # Once for each kind, even if two kinds of error alternate during an outage.
+            self._reported.add(type(error))
+            self._changed(error)
+        self.error = error
+        self.tried.set()
+        if self._slow(error):
+            return _SLOW_PAUSE
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        return between(self._pause / 2, self._pause)

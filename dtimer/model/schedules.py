@@ -1,0 +1,311 @@
+"""
+Schedules: the specification of a recurring event, and its nominal times.
+
+cronsim reads cron expressions, as a calendar without time zones. `dtimer.model.cron` converts its
+local times to moments, also where daylight saving time begins and ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from dtimer.errors import NamespaceCorrupt, OptionError
+from dtimer.model import cron, hints
+from dtimer.model.options import check_count
+from dtimer.model.times import Duration, Moment, duration_us, moment_us
+from dtimer.model.zones import zone
+
+MISFIRES = {"coalesce": "c", "skip": "s", "all": "a"}
+OVERLAPS = {"queue": "q", "allow": "a", "skip": "s"}
+
+#: How many future nominal times of a cron schedule are stored in Redis.
+AHEAD = 10
+
+#: The most missed occurrences that ``misfire="all"`` delivers. lua/parts/plan.lua has the same
+#: limit.
+MOST_BEHIND = 1_000
+
+#: The most nominal times that one call computes, which takes about a quarter of a second.
+MOST_WALKED = 20_000
+
+#: The shortest interval of a schedule. A shorter one should be a loop in the program.
+SHORTEST_US = 10_000
+
+# The limit for each text of a stored specification. dtimer writes only shorter ones.
+_LONGEST_TEXT = 1_000
+
+#: Shorter than other ids, because the id of an occurrence is this id and the nominal time.
+LONGEST_SCHEDULE_ID = 230
+
+_ONE_LONG = re.compile(r"(?<![^\s,])(\w+)-\1/\d+(?![^\s,])", re.IGNORECASE)
+
+_NAMES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleSpec:
+    """
+    The specification of a schedule: an interval in µs, or a cron expression and its time zone.
+
+    ``start`` and ``stop`` are µs since the epoch, or None. ``max_retries`` and ``payload`` apply
+    to each occurrence.
+    """
+
+    id: str
+    every: int | None
+    cron: str | None
+    tz: str
+    start: int | None
+    stop: int | None
+    count: int | None
+    jitter: int
+    misfire: str
+    overlap: str
+    max_retries: int
+    payload: str
+
+    def to_json(self) -> str:
+        """Return the specification as JSON, without the id and the payload."""
+        fields = {n: getattr(self, n) for n in self.__slots__ if n not in ("id", "payload")}
+        return json.dumps(fields, separators=(",", ":"), sort_keys=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the specification. Declaring one with the same hash again changes nothing."""
+        text = self.to_json() + self.payload
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def nominals(self, after_us: int) -> Iterator[int]:
+        """Yield the nominal times of a cron schedule after a moment, in µs, up to its end."""
+        return _walk(self.cron or "", self.tz, max(after_us, (self.start or 0) - 1), self.stop)
+
+
+def spec_from_json(id: str, text: bytes, plan: bytes) -> ScheduleSpec:
+    """
+    Return the specification of a schedule from its stored form.
+
+    Args:
+        id: The id of the schedule.
+        text: The stored specification, without the payload.
+        plan: The stored template of the occurrences, which ends with the payload.
+
+    Raises:
+        NamespaceCorrupt: the stored form is not valid, so dtimer has not written it.
+    """
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        made = ScheduleSpec(id=id, payload=plan.partition(b"|")[2].decode(), **fields)
+        _check_read(made)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise NamespaceCorrupt(
+            f"the schedule {id!r} cannot be read ({e!s:.200}): declare it again, or unschedule it"
+        ) from None
+    return made
+
+
+def _check_read(d: ScheduleSpec) -> None:
+    numbers = {n: getattr(d, n) for n in ("every", "start", "stop", "count", "jitter")}
+    for name, value in (numbers | {"max_retries": d.max_retries}).items():
+        optional = value is None and name not in ("jitter", "max_retries")
+        if not optional and (type(value) is not int or not 0 <= value < 2**62):
+            raise ValueError(f"{name} is not a valid number")
+    texts: list[Any] = [d.tz, d.misfire, d.overlap] + ([] if d.cron is None else [d.cron])
+    if not all(isinstance(text, str) and len(text) <= _LONGEST_TEXT for text in texts):
+        raise ValueError("tz, cron, misfire or overlap is not a valid text")
+    if d.misfire not in MISFIRES or d.overlap not in OVERLAPS:
+        raise ValueError("misfire or overlap is unknown")
+    if (d.cron is None) is (d.every is None) or d.every == 0:
+        raise ValueError("it must have either an interval or a cron expression")
+
+
+def _walk(expression: str, tz: str, after_us: int, stop: int | None) -> Iterator[int]:
+    # Write 6-6/2 as 6: cronsim would read that range as a single 6, and 6/2 as "from 6 on".
+    plain = _ONE_LONG.sub(r"\1", _NAMES.get(expression, expression))
+    fixed = not any(field.startswith("*") for field in plain.split()[-5:-3])
+    walk = cron.fixed if fixed else cron.real
+    for seconds in walk(lambda local: CronSim(plain, local), ZoneInfo(tz), after_us // 1_000_000):
+        us = seconds * 1_000_000
+        if stop is not None and us > stop:
+            return
+        yield us
+
+
+def check_cron(expression: object, tz: str) -> str:
+    """
+    Return *expression* with normalised white space, and in lower case if it is a name like @daily.
+
+    Raises:
+        OptionError: *expression* is not a valid cron expression.
+    """
+    if not isinstance(expression, str):
+        raise OptionError(f"a cron expression must be a str, not {expression!r}")
+    plain = " ".join(expression.split())
+    if plain.startswith("@") and plain.lower() not in _NAMES:
+        names = ", ".join(_NAMES)
+        raise OptionError(f"unknown cron name {expression!r}; valid names are {names}")
+    plain = plain.lower() if plain.startswith("@") else plain
+    try:
+        next(_walk(plain, tz, 1_700_000_000_000_000, None))
+    except (CronSimError, StopIteration) as e:
+        raise OptionError(
+            f"the cron expression {expression!r} cannot be read ({e}); it has"
+            " five fields (minute hour day month weekday), or six with seconds first"
+        ) from None
+    return plain
+
+
+def _choice(value: object, name: str, among: dict[str, str]) -> str:
+    if value not in among:
+        near = hints.nearest(str(value), among, hints.POLICIES)
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise OptionError(f"{name} must be one of {', '.join(among)}, not {value!r:.80}{hint}")
+    return str(value)
+
+
+def make_spec(
+    id: str,
+    *,
+    every: Duration | None = None,
+    cron: str | None = None,
+    tz: str | ZoneInfo = "UTC",
+    start: Moment | None,
+    end: Moment | None,
+    count: int | None,
+    jitter: Duration,
+    misfire: str,
+    overlap: str,
+    max_retries: int,
+    payload: str,
+    stepped: bool = False,
+) -> ScheduleSpec:
+    """
+    Check the arguments of ``every`` or ``cron``, and return them as a specification.
+
+    For *stepped* see `moment_us`.
+
+    Raises:
+        OptionError: an argument is invalid.
+    """
+    interval = None
+    if every is not None:
+        interval = duration_us(every, "interval")
+        if interval < SHORTEST_US:
+            raise OptionError(
+                f"interval must be at least {SHORTEST_US // 1000} ms, not {every!r}; numbers are"
+                " milliseconds, so every second is 1_000, and every minute 60_000"
+            )
+    name = zone(tz).key
+    if len(id.encode()) > LONGEST_SCHEDULE_ID:
+        raise OptionError(f"the id of a schedule may have at most {LONGEST_SCHEDULE_ID} bytes")
+    spread = duration_us(jitter, "jitter")
+    if spread < 0:
+        raise OptionError(f"jitter must not be negative, not {jitter!r}")
+    if interval is not None and spread > interval:
+        raise OptionError(f"jitter must not be longer than the interval, not {jitter!r}")
+    begins = None if start is None else moment_us(start, "start", stepped=stepped)
+    ends = None if end is None else moment_us(end, "end", stepped=stepped)
+    if begins is not None and ends is not None and ends < begins:
+        raise OptionError(f"end {end!r} is before start {start!r}")
+    return ScheduleSpec(
+        id=id,
+        every=interval,
+        cron=None if cron is None else check_cron(cron, name),
+        tz=name,
+        start=begins,
+        stop=ends,
+        count=None if count is None else check_count(count, "count", 1, 2**53),
+        jitter=spread,
+        misfire=_choice(misfire, "misfire", MISFIRES),
+        overlap=_choice(overlap, "overlap", OVERLAPS),
+        max_retries=max_retries,
+        payload=payload,
+    )
+
+
+def ahead(spec: ScheduleSpec, after_us: int, most: int = AHEAD) -> list[int]:
+    """Return up to *most* nominal times of a cron schedule after a moment."""
+    return list(itertools.islice(spec.nominals(after_us), most))
+
+
+def ahead_of(spec: ScheduleSpec, known_us: int, now_us: int) -> tuple[int, list[int], bool]:
+    """
+    Return the nominal times that follow the last stored one, without most of the missed ones.
+
+    Of the missed times only the last is kept, and it stands for the earlier ones. With
+    ``misfire="all"``, the last `MOST_BEHIND` are kept. At most `AHEAD` times are returned.
+
+    Returns:
+        How many missed times were left out, the times, and True if no more will follow.
+    """
+    most = MOST_BEHIND if spec.misfire == "all" else 1
+    over, future, gap, final = deque[int](), list[int](), 0, True
+    for walked, nominal in enumerate(spec.nominals(known_us)):
+        is_over = nominal + spec.jitter <= now_us
+        if len(over) + len(future) >= AHEAD and not is_over:
+            final = False
+            break
+        if walked == MOST_WALKED:
+            # Leave the rest to the next call: the caller must renew leases in the meantime.
+            return gap + len(over) - 1, [over[-1]], False
+        if not is_over:
+            future.append(nominal)
+            continue
+        if len(over) == most:
+            over.popleft()
+            gap += 1
+        over.append(nominal)
+    times = [*over, *future]
+    return gap, times[:AHEAD], final and len(times) <= AHEAD
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """
+    A stored schedule. Durations are in ms, moments in ms since the epoch.
+
+    Attributes:
+        id: The id of the schedule.
+        event: The payload of its occurrences.
+        interval: The time between two occurrences; None for a cron schedule.
+        cron: The cron expression; None for an interval.
+        tz: The time zone of the cron expression.
+        misfire: The policy for occurrences that were missed.
+        overlap: The policy for an occurrence that becomes due while the previous one runs.
+        jitter: The longest random delay of an occurrence after its nominal time.
+        due: When the next occurrence is due. None if the schedule is paused, or has no further
+            occurrence.
+        last: The nominal time of the last occurrence that was delivered, or None.
+        left: How many occurrences are left, or None if their number is not limited.
+        paused: True if the schedule is paused.
+    """
+
+    id: str
+    event: dict[str, Any]
+    interval: float | None
+    cron: str | None
+    tz: str
+    misfire: str
+    overlap: str
+    jitter: float
+    due: float | None
+    last: float | None
+    left: int | None
+    paused: bool

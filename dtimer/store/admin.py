@@ -1,0 +1,163 @@
+"""
+Operations for people who administer a namespace: export, restore, list holders, audit.
+
+Iterating over a whole namespace takes constant memory, because ids that were yielded are not
+remembered. So an event that another process moves meanwhile may be yielded twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dtimer.errors import OutcomeUnknown, StoreError
+from dtimer.model.event import DeadLetter
+from dtimer.model.schedules import ScheduleSpec, spec_from_json
+from dtimer.store import replies
+from dtimer.store.reply_checks import pairs
+from dtimer.store.store import Store
+
+#: The number of events in one page when iterating over all events: about 1 ms of server time.
+_PAGE = 500
+
+_HEAD = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,[^|]*)?\|")
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The stored body of an event: its expiry time, the number of retries, and the payload."""
+
+    expires_us: int | None
+    max_retries: int
+    payload: bytes
+
+
+def read_body(raw: bytes) -> Body | None:
+    """Parse a stored body; return None if it is not valid."""
+    match = _HEAD.match(raw)
+    if match is None:
+        return None
+    expires = int(match[1]) if match[1] else None
+    return Body(expires, int(match[2]), raw[match.end() :])
+
+
+def write_body(body: Body) -> bytes:
+    """Return *body* in the form in which a post stores it."""
+    expires = b"" if body.expires_us is None else b"%d" % body.expires_us
+    return b"%b,%d|%b" % (expires, body.max_retries, body.payload)
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEvent:
+    """A scheduled event with everything that is stored about it, for an export."""
+
+    id: str
+    due_us: int
+    attempt: int
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """
+    The result of checking the keys of a namespace against each other.
+
+    The numbers are the sizes of the keys. ``strays`` are pairs of a problem and the id that has
+    it, found in a random sample.
+    """
+
+    due: int
+    bodies: int
+    dead: int
+    graves: int
+    leases: int
+    schedules: int
+    plans: int
+    strays: list[tuple[str, str]]
+
+    @property
+    def sound(self) -> bool:
+        """True if the check has found no problem."""
+        return not self.strays and (
+            self.due == self.bodies
+            and self.dead == self.graves
+            and self.leases <= self.due
+            and self.schedules == self.plans
+        )
+
+
+class AdminStore(Store):
+    """A store with the operations for people who administer a namespace."""
+
+    def waiting(self) -> Iterator[PendingEvent]:
+        """Yield the scheduled events in due order, with everything that is stored about them."""
+        for id, due, tries, raw in self._walks.upcoming(self._ask, "-inf", "+inf", _PAGE):
+            yield PendingEvent(id, replies.whole(due), replies.whole(tries), raw)
+
+    def specs(self) -> Iterator[tuple[ScheduleSpec, bool, str]]:
+        """Yield the schedules: definition, True if it is paused, id of the pending occurrence."""
+        for name in self.schedule_ids():
+            if state := self._ask(replies.read_standing_plan, "schedule", name):
+                text, plan, schedule_state, _ = state
+                pending = f"{name}@{schedule_state.get('next', '')}"
+                paused = schedule_state.get("paused") == "1"
+                yield spec_from_json(name, text, plan), paused, pending
+
+    def died_after(self, last: str, died_us: int) -> Iterator[DeadLetter]:
+        """
+        Yield the dead letters that follow a given one, oldest first.
+
+        Args:
+            last: The id of the given letter, which may have been deleted.
+            died_us: Its time of death.
+        """
+        for id, died, letter in self._walks.dead(self._ask, _PAGE, str(died_us), last):
+            yield replies.read_letter(id, died, letter)
+
+    def restore(self, letters: Sequence[DeadLetter]) -> int:
+        """
+        Restore dead letters, except those whose id is pending or dead in this namespace.
+
+        Returns:
+            The number restored.
+        """
+        arguments: list[str] = []
+        for letter in letters:
+            error = letter.error.encode(errors="surrogateescape")
+            head = b"%d,%b,%d|" % (letter.attempt, letter.reason.encode(), len(error))
+            text = (head + error + letter.raw).decode(errors="surrogateescape")
+            arguments += (letter.id, str(round(letter.died * 1000)), text)
+        done = True
+        try:
+            return self._ask(int, "restore", *arguments, named=True)
+        except StoreError as e:
+            done = isinstance(e, OutcomeUnknown)
+            raise
+        finally:
+            for letter in letters if done else ():
+                self._walks.restored(letter.id, round(letter.died * 1000))
+
+    def holders(self, most: int = 500) -> dict[str, int]:
+        """Return the number of leases of each incarnation, counting at most *most* leases."""
+        return self._ask(
+            lambda flat: {replies.text(node): int(n) for node, n in pairs(flat)},
+            "holders",
+            str(most),
+        )
+
+    def audit(self, most: int = 100) -> Audit:
+        """Check, on a sample of each key, whether the keys agree with each other."""
+
+        def read(reply: Any) -> Audit:
+            *sizes, flat = reply
+            strays = [(replies.text(what), replies.text(id)) for what, id in pairs(flat)]
+            due, bodies, dead, graves, leases, schedules, plans = map(int, sizes)
+            return Audit(due, bodies, dead, graves, leases, schedules, plans, strays)
+
+        return self._ask(read, "audit", str(most))
+
+    def command(self, *words: str) -> object:
+        """Run one command on its own connection."""
+        return self._source.command(*words)

@@ -1,0 +1,170 @@
+"""The ways to attempt a call once: whole, sent and received apart, or replicated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dtimer.errors import StoreError
+from dtimer.store.connection.cluster import ClusterConnection
+from dtimer.store.connection.connection import Argument, Connection, is_a_reply
+from dtimer.store.failures import Failure, classify
+from dtimer.store.scripts import Script
+
+# How many seconds late the server may notice that the timeout of a WAIT has passed.
+_OVERSHOOT = 0.1
+
+AnyConnection = Connection | ClusterConnection
+
+
+def run(
+    connection: AnyConnection,
+    script: Script,
+    arguments: Sequence[Argument],
+    until: float,
+    limit: float,
+) -> Any:
+    """Run a script by its SHA1, or by its source if the server does not have it."""
+    try:
+        return connection.run(script, arguments, until, limit)
+    except Exception as e:
+        if classify(e, connection.sent) is not Failure.NO_SCRIPT:
+            raise
+    # Nothing ran, because the server was restarted, promoted, or has run SCRIPT FLUSH.
+    return run_whole(connection, script, arguments, until, limit)
+
+
+def receive(
+    connection: AnyConnection,
+    script: Script,
+    arguments: Sequence[Argument],
+    until: float,
+    limit: float,
+) -> Any:
+    """Return the reply to a script that was sent; send its source if the server needs it."""
+    try:
+        return connection.receive(until, limit)
+    except Exception as e:
+        if classify(e, connection.sent) is not Failure.NO_SCRIPT:
+            raise
+    return run_whole(connection, script, arguments, until, limit)
+
+
+def run_whole(
+    connection: AnyConnection,
+    script: Script,
+    arguments: Sequence[Argument],
+    until: float,
+    limit: float,
+) -> Any:
+    """Run a script by sending its source."""
+    return connection.run(script, arguments, until, limit, whole=True)
+
+
+class ReplicatedCall:
+    """
+    An operation in two steps: run the script, then wait for replicas. The second may fail alone.
+
+    A retry repeats both steps. The server recognises the operation, which does not act twice, but
+    makes a new write: WAIT only waits for writes made on its own connection.
+    """
+
+    def __init__(self, replicas: int, deadline: float) -> None:
+        self._replicas = replicas
+        self._deadline = deadline
+        #: True once the operation has certainly taken effect.
+        self.done = False
+        self.reply: Any = None
+        self.acknowledged = 0
+        #: Why waiting for the replicas failed.
+        self.error: StoreError | None = None
+
+    def run(
+        self,
+        connection: AnyConnection,
+        script: Script,
+        arguments: Sequence[Argument],
+        until: float,
+        limit: float,
+    ) -> None:
+        """Run both steps on one connection."""
+        reply = run(connection, script, arguments, until, limit)
+        if not self.done:
+            # Keep the first reply: the reply to a repetition has fewer details.
+            self.done, self.reply = True, reply
+        left = self._deadline - time.monotonic()
+        # The server checks for expired waits only a few times a second, and its reply takes time.
+        wait = max(left / 4, 0.9 * left - _OVERSHOOT, 0.001)
+        self.acknowledged = connection.wait(self._replicas, round(wait * 1000), self._deadline)
+
+
+class PendingCall:
+    """
+    A call that was sent once, and whose reply the caller must read exactly once.
+
+    Args:
+        connection: The connection, which is reserved for this call until its reply is read.
+        script: The script to run.
+        arguments: The arguments of the script.
+        lasts: How many seconds the attempt lasts while no byte of the reply arrives.
+        longest: How many seconds it lasts while bytes arrive.
+        end: Called once the connection is free again; its argument is True if the connection
+            must be closed.
+    """
+
+    def __init__(
+        self,
+        connection: AnyConnection,
+        script: Script,
+        arguments: Sequence[Argument],
+        *,
+        lasts: float,
+        longest: float,
+        end: Callable[[bool], None],
+    ) -> None:
+        self._connection = connection
+        self._script = script
+        self._arguments = arguments
+        self._lasts = lasts
+        self._longest = longest
+        self._began = time.monotonic()
+        self._end = end
+        #: How many bytes of an incomplete reply arrived before the failure; 0 if none.
+        self.arrived = 0
+        try:
+            connection.send(script, arguments, self._began + lasts, self._began + longest)
+        except BaseException as e:
+            self._finish(e)
+            raise
+
+    def _finish(self, error: BaseException | None) -> None:
+        # After a failure a reply may arrive late, and the next call would read it as its own.
+        replied = error is None or is_a_reply(error)
+        wrong_server = (
+            error is not None and classify(error, self._connection.sent) is Failure.RECONNECT
+        )
+        self._end(wrong_server or not replied)
+
+    def answer(self, *, was_waiting: bool = False) -> Any:
+        """
+        Wait for the reply until the attempt times out, and return it.
+
+        With *was_waiting*, the timeout starts now: the caller has done other work since it sent the
+        call.
+
+        Raises:
+            Exception: The error of the client library, untranslated.
+        """
+        error: BaseException | None = None
+        try:
+            began = time.monotonic() if was_waiting else self._began
+            until, limit = began + self._lasts, began + self._longest
+            return receive(self._connection, self._script, self._arguments, until, limit)
+        except BaseException as e:
+            error = e
+            # Read this before `_finish` makes the connection available to other callers.
+            self.arrived = self._connection.arrived
+            raise
+        finally:
+            self._finish(error)

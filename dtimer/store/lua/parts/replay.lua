@@ -1,0 +1,74 @@
+-- Answer a claim that was made before: its reply was lost, or the node sent it twice.
+--
+-- The reply has the same events, as far as the node still holds them under the same tokens, and
+-- their leases start over. If a whole lease has passed since the first attempt, the node may be
+-- unable to receive them, so they are released for other nodes. Events that exceed the limit in
+-- ARGV[6] are released at once.
+--
+-- done      what was remembered: '<results>;<before>;<resends>;<first token>;<claims>;<texts>'.
+--           <before> is as in the reply. <texts> is '<length>:<text>' of each claimed id, then of
+--           id and reason of each event that was buried
+-- Returns   the reply to the claim (lua/claim.lua); nil if dtimer has not written `done`
+local function answer_again(done)
+  local node, lease, flags = ARGV[3], tonumber(ARGV[5]), ARGV[6]
+  local asked = tonumber(string.match(flags, '^%a*(%d+)') or 0)
+  local most, strict = string.match(flags, ',(%d+)(!?)')
+  most = tonumber(most or math.huge)
+  local results, before, last, token, ids, texts =
+    string.match(done, '^(%w*);(%d*);(%d+);(%d+);(%d+);(.*)$')
+  local list, at = {}, 1
+  while at <= #(texts or '') do
+    local length, start = string.match(texts, '^(%d+):()', at)
+    if not length or #length > 9 then break end
+    list[#list + 1] = string.sub(texts, start, start + length - 1)
+    at = start + length
+  end
+  local first
+  first, ids = tonumber(token), tonumber(ids)
+  if not ids or ids > #list or first > 9e15 then return nil end
+  -- A token is the server's time, or the previous token plus one. If a later attempt was
+  -- answered, that reply may have been received, and this one must not contradict it.
+  local latest = asked > tonumber(last)
+  local impatient = NOW > first + lease
+  -- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
+  redis.call('ZREM', PROMISE, '')
+  local reply, claims, back, bytes = {''}, 0, 0, 0
+  for i = 1, ids do
+    local id = list[i]
+    local held, attempt, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
+    if held == digits(first + i - 1) then
+      local size = redis.call('HSTRLEN', BODY, id)
+      local fits = bytes + size <= most or (claims == 0 and strict ~= '!')
+      local running = tonumber(redis.call('ZSCORE', DUE, id) or 0) > NOW
+      if latest and not cancelled and (impatient and running or not fits) then
+        release(id, attempt, due)
+        back = back + 1
+      elseif fits then
+        bytes = bytes + size
+        redis.call('ZADD', DUE, 'XX', digits(NOW + lease), id)
+        local body = redis.call('HGET', BODY, id) or ''
+        claims = claims + 1
+        reply[#reply + 1] = table.concat(
+          {held, digits(attempt), due, digits(#id), digits(#body)}, ',') .. '|' .. id .. body
+      end
+    end
+  end
+  for i = ids + 1, #list do reply[#reply + 1] = digits(#list[i]) .. ':' .. list[i] end
+  if back > 0 then
+    -- Take this node off the roster, so that another one is told to come, if there is one.
+    redis.call('ZREM', ROSTER, node)
+    redis.call('ZREM', PROMISE, node)
+    rouse(first_due(), back)
+  end
+  if string.find(flags, 'e', 1, true) then tell('echo', node) end
+  if latest then
+    remember(table.concat({results, before, digits(asked), token, digits(ids), texts}, ';'))
+  end
+  -- Leave ALIVE as the first attempt has set it, because a third attempt may be on its way.
+  local heard = redis.call('ZSCORE', ALIVE, node) or ''
+  -- If the node sends this time, it has received this reply before. Do not report `before` twice.
+  if heard ~= '' and tonumber(heard) == tonumber(ARGV[7]) then before = '' end
+  reply[1] = table.concat({digits(NOW), '0', '1', results, heard, before, '', digits(claims),
+    digits(math.floor((#list - ids) / 2)), '0'}, ';') .. '|'
+  return table.concat(reply)
+end

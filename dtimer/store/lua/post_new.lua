@@ -1,0 +1,117 @@
+-- Store events under generated ids. Wake a node if the earliest due time has moved closer.
+--
+-- Uses      session
+-- Later     guard rouse
+--
+-- ARGV[3]   id
+-- ARGV[4]   when: '+<µs>' from now, or '<µs>' since the epoch; a past time means now
+-- ARGV[5]   body: '<expires>,<max_retries>|<payload>', where expires is '' or like `when`
+--           and so on, three for each event
+--
+-- Returns   '<letter>;<posted>;<id>'
+--   letter  1 if all were stored; x if none was, because `id` is pending already
+--   posted  how many events were ever posted, including these; '' if nothing was stored now
+local done, stale = recall()
+if stale then return stale end
+if done then
+  local letter, id = string.match(done, '^([1x]);(.*)$')
+  if letter then
+    -- Write the result again on the connection of this attempt, because WAIT counts from the last
+    -- write of its own connection. Redis allows an HDEL when it is out of memory, and then the
+    -- HSET too.
+    redis.call('HDEL', MEMO_A, '')
+    remember(done)
+    return letter .. ';;' .. id
+  end
+end
+
+-- Return whether a text begins with a plus sign.
+local function relative(text)
+  return string.byte(text) == 43
+end
+
+local function moment(text)
+  return math.max(relative(text) and NOW + tonumber(text) or tonumber(text), NOW)
+end
+
+local function body(text)
+  if not relative(text) then return text end
+  local after, rest = string.match(text, '^%+(%d+)(.*)$')
+  return digits(NOW + after) .. rest
+end
+
+-- Checking the types of the keys first would cost as much as the post. Instead, a write that
+-- meets a wrong type fails, and the writes before it are undone. Redis refuses the first write
+-- when it is out of memory, so nothing is half stored then.
+local count, soonest, due_now, added, stored, taken = (#ARGV - 2) / 3, math.huge, 0, nil, nil, nil
+if count == 1 then
+  local id = ARGV[3]
+  soonest = moment(ARGV[4])
+  if soonest == NOW then due_now = 1 end
+  added = redis.pcall('ZADD', DUE, 'NX', digits(soonest), id)
+  if added == 1 then
+    stored = redis.pcall('HSET', BODY, id, body(ARGV[5]))
+  elseif added == 0 then
+    taken = id
+  end
+else
+  local ids, scores, bodies = {}, {}, {}
+  local text, when, score
+  for i = 1, count do
+    local id = ARGV[3 * i]
+    -- The events of a batch often have the same time.
+    if ARGV[3 * i + 1] ~= text then
+      text = ARGV[3 * i + 1]
+      when = moment(text)
+      score = digits(when)
+      if when < soonest then soonest = when end
+    end
+    if when == NOW then due_now = due_now + 1 end
+    ids[i] = id
+    scores[2 * i - 1], scores[2 * i] = score, id
+    bodies[2 * i - 1], bodies[2 * i] = id, body(ARGV[3 * i + 2])
+  end
+  added = redis.pcall('ZMSCORE', DUE, unpack(ids))
+  if not added.err then
+    for i = 1, count do taken = taken or added[i] and ids[i] end
+    added = taken or redis.pcall('ZADD', DUE, unpack(scores))
+    if added == count then stored = redis.pcall('HSET', BODY, unpack(bodies)) end
+  end
+end
+if taken then
+  remember('x;' .. taken)
+  return 'x;;' .. taken
+end
+
+local wrong = type(added) == 'table' and added or type(stored) == 'table' and stored
+local posted, wakes = '', false
+if not wrong then
+  -- If another event is earlier, the node on duty has promised to come for it.
+  local head = redis.pcall('ZRANGE', DUE, '0', '0', 'WITHSCORES')
+  wakes = due_now > 0 or tonumber(head[2]) == soonest
+  wrong = head.err and head or wakes and later()(ROSTER, PROMISE)
+end
+if not wrong then
+  local total = redis.pcall('HINCRBY', SYS, 'n:posted', digits(count))
+  if type(total) == 'number' then
+    posted = digits(total)
+  else
+    -- A foreign value in the total must not undo a post. A SYS of the wrong type does.
+    wrong = later()(SYS)
+  end
+end
+if wrong then
+  if type(added) == 'number' then
+    local ids = {}
+    for i = 1, count do ids[i] = ARGV[3 * i] end
+    redis.pcall('HDEL', BODY, unpack(ids))
+    redis.call('ZREM', DUE, unpack(ids))
+  end
+  return later()(DUE, BODY) or wrong
+end
+if wakes then
+  local _, rouse = later()
+  rouse(soonest, due_now)
+end
+remember('1;')
+return '1;' .. posted .. ';'

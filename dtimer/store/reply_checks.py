@@ -1,0 +1,60 @@
+"""Read replies, and raise a `StoreError` for a reply that no script of dtimer returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from dtimer.errors import DTimerError, OutcomeUnknown, StoreError
+from dtimer.store.script_client import READS
+
+T = TypeVar("T")
+
+#: The exceptions that reading a reply of an unexpected type or form can raise.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+_FLAGS = {b"0": False, b"1": True}
+
+
+def understood(verb: str, read: Callable[[Any], T], reply: Any) -> T:
+    """
+    Read the *reply* to a *verb*.
+
+    Raises:
+        OutcomeUnknown: No script of dtimer returns such a reply, and the verb changes data.
+        StoreError: The same, for a verb that only reads.
+    """
+    try:
+        return read(reply)
+    except DTimerError:
+        raise
+    except MALFORMED as e:
+        raise not_understood(verb, e) from e
+
+
+def not_understood(verb: str, error: Exception) -> StoreError:
+    """Return the error for a reply to a *verb* whose reading raised *error*, one of `MALFORMED`."""
+    # Do not quote the reply, which may contain payloads.
+    problem = f"Redis answered {verb} with a reply that no script of dtimer returns"
+    if verb in READS:
+        return StoreError(f"{problem} ({type(error).__name__})")
+    return OutcomeUnknown(f"{problem} ({type(error).__name__}): it may or may not have been done")
+
+
+def flag(reply: Any) -> bool:
+    """Read a 0 or 1 as a bool."""
+    return _FLAGS[b"%d" % reply if isinstance(reply, int) else reply]
+
+
+def letters(reply: Any, count: int) -> list[bool]:
+    """Read a string of *count* zeros and ones."""
+    if not isinstance(reply, bytes) or len(reply) != count:
+        raise ValueError(f"expected {count} letters, one for each event")
+    return [letter == ord("1") for letter in reply]
+
+
+def pairs(flat: Any) -> list[tuple[bytes, bytes]]:
+    """Read a flat list, in which firsts and seconds alternate, as pairs."""
+    if not isinstance(flat, list):
+        raise TypeError("expected a list")
+    return [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]

@@ -1,0 +1,197 @@
+"""The operations on schedules, which compute nominal times here and store them in Redis."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from dtimer.errors import NamespaceCorrupt, OutcomeUnknown, StoreError
+from dtimer.model.schedules import (
+    AHEAD,
+    MISFIRES,
+    OVERLAPS,
+    Schedule,
+    ScheduleSpec,
+    ahead,
+    ahead_of,
+    check_cron,
+    spec_from_json,
+)
+from dtimer.model.zones import zone
+from dtimer.store import replies
+from dtimer.store.namespace import Namespace
+from dtimer.store.reply_checks import flag
+from dtimer.store.walks import Walks
+
+
+class Schedules(Namespace):
+    """The operations on schedules; most methods call one or two scripts."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # The schedules that this timer has declared, and when, on the monotonic clock.
+        self._declared: dict[str, tuple[ScheduleSpec, float]] = {}
+        self._walks = Walks(self._now, round(self._timeout * 1e6))
+
+    def declare(self, spec: ScheduleSpec) -> str:
+        """Declare a schedule; return ``"new"``, ``"changed"`` or ``"same"``."""
+        result = ""
+        try:
+            result = self._declare(spec)
+        except StoreError as e:
+            result = "" if isinstance(e, OutcomeUnknown) else "same"
+            raise
+        finally:
+            if result != "same":
+                self._walks.declared(spec.id)
+        self._declared[spec.id] = (spec, time.monotonic())
+        return result
+
+    def _change(self, note: Callable[[], None], verb: str, *arguments: str) -> bool:
+        """Run *verb*; return True if it changed anything. Call *note* if it did or may have."""
+        changed = True
+        try:
+            changed = self._ask(flag, verb, *arguments, named=True)
+            return changed
+        except StoreError as e:
+            changed = isinstance(e, OutcomeUnknown)
+            raise
+        finally:
+            if changed:
+                note()
+
+    def redeclare(self, seconds: float | None) -> None:
+        """
+        Declare the schedules again that a rollback has removed.
+
+        Only schedules that this timer declared in the last *seconds* are considered; with None,
+        all that it declared. An older schedule has survived the rollback. If one is missing,
+        another process has removed it on purpose.
+        """
+        horizon = None if seconds is None else time.monotonic() - seconds
+        for id, (spec, declared) in list(self._declared.items()):
+            late = horizon is None or declared >= horizon
+            if late and not self._call("schedule", id):
+                self._declare(spec)
+
+    def _declare(self, spec: ScheduleSpec) -> str:
+        until = self._scripts.deadline()
+        if spec.every is not None:
+            return self._declare_with(spec, [], until)
+        result = self._declare_with(spec, ahead(spec, self.server_now(until)), until)
+        while result.startswith("behind:"):
+            # The server's clock was set back: occurrences were already made for these times.
+            self._check_deadline(until, spec.id)
+            latest = int(result.partition(":")[2])
+            result = self._declare_with(spec, ahead(spec, latest), until)
+        return result
+
+    def _declare_with(self, d: ScheduleSpec, times: list[int], until: float | None = None) -> str:
+        first = ""
+        if d.every is not None:
+            first = f"+{d.every}" if d.start is None else str(d.start)
+        arguments = (
+            d.id,
+            d.fingerprint,
+            d.to_json(),
+            f"{d.max_retries}|{d.payload}",
+            "" if d.every is None else str(d.every),
+            MISFIRES[d.misfire],
+            OVERLAPS[d.overlap],
+            str(d.jitter),
+            first,
+            "" if d.stop is None else str(d.stop),
+            "" if d.count is None else str(d.count),
+            ",".join(map(str, times)),
+            "1" if d.every is None and len(times) < AHEAD else "",
+        )
+        return self._ask(replies.read_declared, "declare", *arguments, named=True, until=until)
+
+    def server_now(self, until: float | None = None) -> int:
+        """Return the server's time in µs; *until* is the deadline of the call."""
+        deadline = self._scripts.deadline() if until is None else until
+        return self._read_state(deadline, make=False)[1].now
+
+    def add_times(self, id: str, until: float | None = None) -> bool:
+        """
+        Add nominal times to a cron schedule; return True if the server accepted them.
+
+        Args:
+            id: The name of the schedule.
+            until: The deadline of all calls together. With None, each call has its own.
+
+        Raises:
+            OptionError: This machine does not know the time zone, or the expression is invalid.
+            NamespaceCorrupt: The stored definition cannot be read, or does not match the state.
+        """
+        state = self._ask(replies.read_standing_plan, "schedule", id, until=until)
+        if state is None:
+            return False
+        text, payload, schedule_state, readable = state
+        spec = spec_from_json(id, text, payload)
+        if not readable:
+            return False
+        known = schedule_state["ahead"].rpartition(",")[2] or schedule_state["next"]
+        if not known or schedule_state["every"]:
+            # A schedule with an interval has no list of nominal times.
+            return False
+        if spec.cron is None:
+            raise NamespaceCorrupt(
+                f"the stored state of the schedule {id!r} does not match its definition:"
+                " declare it again, or remove it"
+            )
+        zone(spec.tz)
+        check_cron(spec.cron, spec.tz)
+        gap, times, final = ahead_of(spec, int(known), self.server_now(until))
+        arguments = (",".join(map(str, times)), str(gap), "1" if final else "")
+        return self._ask(
+            flag, "add_times", id, schedule_state["print"], known, *arguments, until=until
+        )
+
+    def _check_deadline(self, until: float, id: str) -> None:
+        """Raise a `StoreError`, which says that nothing was done, if *until* has passed."""
+        if time.monotonic() >= until:
+            raise StoreError(
+                f"the next times of the schedule {id!r} could not be computed within"
+                f" {self._timeout * 1000:.0f} ms: nothing was done"
+            )
+
+    def schedule(self, id: str) -> Schedule | None:
+        """Return the schedule of this name, or None."""
+        return self._ask(lambda reply: replies.read_schedule(id, reply), "schedule", id)
+
+    def schedule_ids(self) -> list[str]:
+        """Return the names of all schedules, sorted."""
+        return self._ask(lambda flat: sorted(map(replies.text, flat)), "schedules")
+
+    def schedules(self) -> Iterator[Schedule]:
+        """
+        Yield the schedules, sorted by name.
+
+        Raises:
+            NamespaceCorrupt: The next schedule cannot be read.
+        """
+        for id in self.schedule_ids():
+            if (schedule := self.schedule(id)) is not None:
+                yield schedule
+
+    def unschedule(self, id: str) -> bool:
+        """See `DTimer.unschedule`."""
+        self._declared.pop(id, None)
+        return self._ask(flag, "unschedule", id, named=True)
+
+    def pause_schedule(self, id: str, *, on: bool) -> bool:
+        """Pause or resume one schedule; return True if that changed anything."""
+
+        def note() -> None:
+            if not on:
+                self._walks.declared(id)
+
+        return self._change(note, "pause_schedule", id, "1" if on else "0")
+
+    def run_now(self, id: str) -> str | None:
+        """See `DTimer.run_now`."""
+        made = self._ask(replies.text, "run_now", id, named=True)
+        self._walks.put(made, "+0")
+        return made or None

@@ -1,0 +1,150 @@
+"""Handle forks and exits of the process for all its timers, and check that a node can run in it."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import traceback
+import warnings
+import weakref
+from typing import Any, NoReturn, Protocol
+
+
+class Watched(Protocol):
+    """A timer that is called when the process forks or exits."""
+
+    def at_exit(self) -> None:
+        """Called before the interpreter exits. Running threads still run."""
+
+    def after_fork(self) -> None:
+        """Called in a forked child, which has none of its parent's threads."""
+
+
+def why_no_node() -> str | None:
+    """Return why no node can join in this process; None if a node can join."""
+    if sys.platform == "win32":
+        return (
+            "dtimer's nodes do not run on Windows, where select cannot wait for a pipe;"
+            " posting works. Join on Linux, macOS, or in WSL"
+        )
+    return _why_not_uwsgi(sys.modules.get("uwsgi")) or _why_not_patched()
+
+
+def _why_not_uwsgi(uwsgi: Any) -> str | None:
+    if not getattr(uwsgi, "has_threads", True):
+        return "uWSGI runs no threads here: start it with enable-threads"
+    facts = {
+        name: getattr(uwsgi, name, lambda: None)()
+        for name in ("worker_id", "masterpid", "mule_id", "i_am_the_spooler")
+    }
+    if facts["worker_id"] != 0 or facts["mule_id"] or facts["i_am_the_spooler"]:
+        return None
+    if facts["masterpid"] or getattr(uwsgi, "numproc", 1) > 1:
+        # The workers would inherit locks that threads of this process hold, but not the threads.
+        return (
+            "this process of uWSGI is about to fork its workers: join in each of them, in a"
+            " function with @postfork (of uwsgidecorators), or load the application there with"
+            " lazy-apps = true"
+        )
+    return None
+
+
+def _why_not_patched() -> str | None:
+    patched = getattr(sys.modules.get("eventlet.patcher"), "is_monkey_patched", None)
+    if patched is not None and any(map(patched, ("thread", "socket", "select"))):
+        # All greenlets stop while one of them waits for a SimpleQueue.
+        return "eventlet has replaced what threads wait with: use gevent, or neither"
+    patched = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
+    waits = ("socket", "select", "queue")
+    if patched is not None and any(map(patched, waits)) and not patched("threading"):
+        return (
+            "gevent has replaced sockets but not threads, so a thread that waits stops all the"
+            " others: call gevent.monkey.patch_all() without thread=False, or do not patch"
+        )
+    return None
+
+
+def end_child(error: BaseException | None) -> NoReturn:
+    """
+    End a process that a listener has forked, after the listener has ended.
+
+    The child's only thread is a copy of a thread of the node. It must not continue, because the
+    parent does that work. As in a child of ``multiprocessing``, functions registered with
+    ``atexit`` are not called, because the parent has registered them.
+
+    Args:
+        error: The exception of the listener, or None. ``SystemExit`` provides the exit status.
+    """
+    status = 1
+    try:
+        if error is None:
+            status = 0
+        elif isinstance(error, SystemExit):
+            status = _status(error.code)
+        else:
+            traceback.print_exception(error)
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    finally:
+        os._exit(status)
+
+
+def _status(code: object) -> int:
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)  # noqa: T201 - as the interpreter does
+    return 1
+
+
+class Ending(Protocol):
+    """A joined node whose timer was dropped."""
+
+    leaving: bool
+
+    def stop(self, timeout: float | None) -> None:
+        """Request the end."""
+
+
+def end_forgotten(node: Ending, id: str) -> None:
+    """End the node of a timer that was dropped while joined, and warn about it."""
+    if node.leaving:
+        # A handler called leave, so the node ends by itself.
+        return
+    node.stop(0)
+    warnings.warn(
+        f"the node {id!r} was dropped while joined; call leave()", ResourceWarning, stacklevel=2
+    )
+
+
+def when_dropped(timer: object, node: Ending, id: str) -> weakref.finalize[Any, Any]:
+    """Call `end_forgotten` when *timer* is dropped, but not when the interpreter exits."""
+    finalizer = weakref.finalize(timer, end_forgotten, node, id)
+    finalizer.atexit = False
+    return finalizer
+
+
+_watched: weakref.WeakSet[Watched] = weakref.WeakSet()
+
+
+def watch(timer: Watched) -> None:
+    """Call *timer* when this process forks or exits, unless the timer is gone by then."""
+    _watched.add(timer)
+
+
+def _at_exit() -> None:
+    for timer in list(_watched):
+        timer.at_exit()
+
+
+def _after_fork_in_child() -> None:
+    for timer in list(_watched):
+        timer.after_fork()
+
+
+atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

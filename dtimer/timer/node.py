@@ -1,0 +1,328 @@
+"""
+A joined node, from join to leave: connects the engine to the store.
+
+If the timer joins again, it creates a new node, with a new incarnation, threads and bell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from dtimer.engine.bell import Bell
+from dtimer.engine.callbacks import CallbackThread
+from dtimer.engine.claimer import Claimer
+from dtimer.engine.dispatcher import Dispatcher
+from dtimer.engine.flag import Flag
+from dtimer.engine.listener import Listener
+from dtimer.errors import StateRollback, StoreError, UsageError
+from dtimer.model.event import Health
+from dtimer.model.ids import incarnation
+from dtimer.model.options import Options
+from dtimer.store.store import Store
+from dtimer.timer import preflight
+from dtimer.timer.contact import Contact
+from dtimer.timer.health import examine
+from dtimer.timer.ledger import Ledger
+from dtimer.timer.node_store import NodeStore
+from dtimer.timer.presence import PATIENCE, Presence
+from dtimer.timer.weak import weakly
+
+if TYPE_CHECKING:
+    from dtimer.timer.timer import DTimer
+
+# Ask for an echo after this many seconds without a message, or after five polls if that is less.
+_ECHO_EVERY = 5.0
+
+
+class Node:
+    """
+    Owns the threads of a joined node, and its registration in the namespace.
+
+    Args:
+        id: The node's id.
+        options: The node's options.
+        store: The store, whose calls and subscription the node uses.
+        timer: The timer that has joined. The node does not keep it alive.
+    """
+
+    def __init__(self, id: str, options: Options, store: Store, timer: DTimer) -> None:
+        self.incarnation = incarnation()
+        self._options = options
+        self._store = store
+        self._announce = weakly(timer.announce, lambda: None)
+        self._listens = weakly(timer.listens, lambda: True)
+        self._pid = os.getpid()
+        self._over = Flag()
+        # The thread that runs start(), which cannot wait for the end meanwhile.
+        self._starter: int | None = threading.get_ident()
+        #: Whether the start has succeeded, and whether a stop was requested.
+        self.begun = self.leaving = False
+        self._presence = Presence(id, self._listens)
+        self._node_store = NodeStore(store, self.incarnation, self._presence.entry, options)
+        self.bell = Bell()
+        self._callbacks = CallbackThread(f"dtimer-callbacks-{id}", self._emit)
+        self._registered = False
+        self._contact = Contact(
+            store,
+            self._callbacks.announce,
+            answered=lambda: self._claimer.answered,
+            deaf_since=lambda: self._listener.deaf_since,
+        )
+        timeout = options.timeout / 1e6
+        self._listener = Listener(
+            f"dtimer-listener-{id}",
+            subscription=lambda: store.subscription(self.incarnation),
+            ring=self.bell.ring,
+            changed=self._contact.hearing_changed,
+            slow=store.slow,
+            echo_every=max(0.25, min(_ECHO_EVERY, 5 * options.poll_interval / 1e6)),
+            timeout=timeout,
+        )
+        self._dispatcher = Dispatcher(
+            f"dtimer-{id}",
+            node=id,
+            options=options,
+            handle=weakly(timer.deliver, lambda: None),
+            announce=self._callbacks.announce,
+            ring=self._claim_inline,
+            alone=self._node_store.alone,
+            store=Ledger(
+                store, self._over.is_set, weakly(timer.close_unless_joined, store.release)
+            ),
+            quit=lambda: self.stop(None),
+        )
+        self._claimer = Claimer(
+            f"dtimer-claimer-{id}",
+            store=self._node_store,
+            bell=self.bell,
+            listener=self._listener,
+            dispatcher=self._dispatcher,
+            options=options,
+            demand=weakly(timer.demand, int),
+            changed=self._contact.connectivity_changed,
+            announce=self._callbacks.announce,
+            on_stopped=self._on_stopped,
+        )
+
+    def _claim_inline(self) -> None:
+        self._claimer.claim_inline()
+
+    def _emit(self, event: str, *arguments: Any) -> None:
+        """Emit an announcement. Runs on the callback thread, which may call Redis."""
+        if event != "buried":
+            self._announce(event, *arguments)
+            return
+        with contextlib.suppress(StoreError):
+            # None if the dead letter was revived, purged or trimmed meanwhile.
+            if letter := self._store.letter(arguments[0]):
+                kind = "expired" if letter.reason == "expired" else "dead"
+                self._announce(kind, letter)
+
+    def rolled_back(self, error: StateRollback) -> None:
+        """Report a rollback, and have this timer's lost schedules declared again soon."""
+        self._node_store.rolled_back(error)
+        self._callbacks.announce("error", error)
+        self.bell.ring()
+
+    def note_superseded(self, ids: Collection[str], *, posted: bool) -> None:
+        """Record that this process is about to replace, or has replaced, events of these ids."""
+        if not posted:
+            self._dispatcher.superseded(ids)
+            self._dispatcher.superseded_ids.add(ids)
+        elif self._dispatcher.release_superseded(ids):
+            # Ring, do not claim here: this thread belongs to the caller that posts.
+            self.bell.ring()
+
+    # Beginning
+
+    def start(self, *, leaving: bool) -> None:
+        """
+        Register, subscribe, and wait for the first claim; if *leaving* already, only end.
+
+        Ends early if a stop is requested meanwhile, for example by an interrupting signal handler.
+
+        Raises:
+            StoreError: Redis does not answer. No thread is left running.
+        """
+        try:
+            self.leaving = self.leaving or leaving
+            for step in (self._register, self._start_threads, self._first_claim):
+                if self.leaving:
+                    break
+                step()
+            if self.leaving and not self._claimer.started:
+                self._on_stopped()
+        except BaseException:
+            # Also for a KeyboardInterrupt, or if the process can start no more threads.
+            self.stop(0)
+            if self._claimer.started:
+                self._claimer.join(2 * self._options.timeout / 1e6)
+            else:
+                self._on_stopped()
+            raise
+        finally:
+            self._starter = None
+        if not self.leaving:
+            self.begun = True
+            self._callbacks.announce("ready")
+            self._callbacks.later(PATIENCE, self._show_listening)
+
+    def listened(self, *, more: bool) -> None:
+        """Record that there is one *more* listener of ``'event'``, or one less."""
+        self.bell.ring()
+        if not more or not self._presence.listening:
+            self._callbacks.later(0.0 if more else PATIENCE, self._show_listening)
+
+    def _show_listening(self) -> None:
+        if not self.leaving and self._presence.outdated():
+            with contextlib.suppress(StoreError):
+                self._store.describe(self.incarnation, self._presence.entry())
+
+    def _register(self) -> None:
+        preflight.check_server(self._store)
+        # Set before the call. An exception from a signal handler may come right after the call,
+        # and the registration must then be removed.
+        self._registered = True
+        try:
+            self._node_store.register()
+        except StoreError as e:
+            self._registered = False
+            if self._store.slow(e):
+                # Report all missing permissions at once, not just the first that was refused.
+                preflight.check_permissions(self._store)
+            raise
+        preflight.check_permissions(self._store)
+
+    def _start_threads(self) -> None:
+        # A test's clock rings the bell when the test advances it.
+        if attach := getattr(self._options.now, "attach", None):
+            attach(self.bell.ring)
+        self._callbacks.start()
+        self._dispatcher.start()
+        self._listener.start()
+        # Subscribe before the first claim, or a wake between the two would be missed. If the
+        # subscription fails, the node polls, and reports that.
+        self._listener.tried.wait(2 * self._options.timeout / 1e6)
+
+    def _first_claim(self) -> None:
+        self._claimer.start()
+        if self.leaving:
+            # The stop was requested before the thread existed, and had no effect on it.
+            self._claimer.stop()
+            return
+        self._claimer.connectivity.tried.wait(2 * self._options.timeout / 1e6)
+        reached = self._claimer.answered is not None or self._claimer.capacity.error is not None
+        if not (reached or self.leaving):
+            error = self._claimer.connectivity.error
+            if error is None:
+                raise UsageError(
+                    "the first claim was not made in time: the node's threads are stuck or starved"
+                )
+            raise StoreError(f"Redis went away while joining: {error}") from error
+        self._contact.report_if_deaf()
+
+    # End
+
+    def stop(self, timeout: float | None) -> None:
+        """Request the end; running handlers have *timeout* seconds. Does not wait for it."""
+        self._claimer.stop_within(timeout)
+        # Only after the request. A join() in a signal handler that interrupts the two lines in
+        # the other order would wait for ever.
+        self.leaving = True
+        if self._starter is not None:
+            self._claimer.stop_within(None)  # The thread may have been started meanwhile.
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """End a node whose start was interrupted. Does not wait for a claimer that has started."""
+        # Otherwise `DTimer.leave` and the next join would wait for ever.
+        self._starter, self.leaving = None, True
+        if self._claimer.started:
+            if not self._claimer.stopping:
+                self._claimer.stop_within(0)
+        elif not self.over:
+            self._on_stopped()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """
+        Wait at most *timeout* seconds for the node to end; return whether it has.
+
+        Returns at once on a thread of the node, and on the thread that runs `start`: the node
+        ends only after these have returned.
+        """
+        own = (self._claimer, self._dispatcher, self._callbacks, self._listener)
+        if self._starter == threading.get_ident() or any(part.current for part in own):
+            return self._over.is_set()
+        return self._over.wait(timeout)
+
+    def _deregister(self) -> None:
+        if self._registered and self._claimer.connectivity.error is None:
+            # If Redis does not answer, the registration expires by itself.
+            with contextlib.suppress(StoreError):
+                self._store.leave(self.incarnation)
+        self._registered = False
+
+    def _on_stopped(self) -> None:
+        """Stop all other threads. Runs last on the claimer's thread, or on the caller's if none."""
+        try:
+            self._deregister()
+            self._listener.stop()
+            self._dispatcher.stop()
+            self._callbacks.stop()
+            self._listener.join(self._options.timeout / 1e6)
+            # After the deadline some handlers may still run. All other handler threads end now.
+            self._dispatcher.join_idle(max(1.0, self._options.timeout / 1e6))
+            self._callbacks.join(1.0)
+            # Last, because listeners may post until the callback thread has ended.
+            self._store.release()
+        finally:
+            # Again, because an exception may have interrupted these steps above.
+            self._deregister()
+            self._listener.stop()
+            self._dispatcher.stop()
+            self._callbacks.stop()
+            if not self._listener.started:
+                self._listener.close()
+            self.bell.close()
+            self._over.set()
+            # Again, because a handler's confirm may have left its connection idle since. From now
+            # on a confirm closes its connection itself (timer/ledger.py).
+            self._store.release()
+
+    def after_fork(self) -> None:
+        """Close, in a forked child, the descriptors of the threads that the child lacks."""
+        self.bell.after_fork()
+        self._listener.after_fork()
+
+    # Inspection
+
+    @property
+    def max_events(self) -> int:
+        """The most events in one call of a handler, from the next batch on."""
+        return self._dispatcher.max_events
+
+    @max_events.setter
+    def max_events(self, value: int) -> None:
+        self._dispatcher.max_events = value
+        self.bell.ring()
+
+    @property
+    def over(self) -> bool:
+        """True when the node has ended."""
+        return self._over.is_set()
+
+    def health(self) -> Health:
+        """See `DTimer.health`."""
+        return examine(
+            self._claimer,
+            self._listener,
+            self._callbacks,
+            self._dispatcher,
+            listening=self._listens(),
+            poll_interval=self._options.poll_interval / 1e6,
+        )

@@ -1,0 +1,83 @@
+"""Call the store on behalf of one node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dtimer.errors import StateRollback
+from dtimer.faultpoints import armed, reached
+from dtimer.model.claims import ClaimRequest, PendingReply
+from dtimer.model.options import Options
+from dtimer.store.store import Store
+
+# Seconds added to the age of a rollback, in case it goes back further than the server's clock says.
+_MARGIN = 2.0
+
+
+class NodeStore:
+    """
+    Passes the calls of a node's claimer to the store.
+
+    Args:
+        store: The store.
+        incarnation: The node's incarnation.
+        who: Returns the node's entry for the list of nodes.
+        options: The node's options.
+    """
+
+    def __init__(
+        self, store: Store, incarnation: str, who: Callable[[], str], options: Options
+    ) -> None:
+        self._store = store
+        self._incarnation = incarnation
+        self._who = who
+        self._options = options
+        self.extend = store.renew
+        self.slow = store.slow
+        # For each rollback that is not repaired yet: how many seconds back schedules may be
+        # lost. None means all of them.
+        self._rollbacks: list[float | None] = []
+
+    def rolled_back(self, error: StateRollback) -> None:
+        """Before the next claim, declare again the schedules of this process that were lost."""
+        since = None if error.wiped else error.since
+        self._rollbacks.append(None if since is None else (error.until - since) / 1000 + _MARGIN)
+
+    def start_claim(self, request: ClaimRequest) -> PendingReply:
+        """See `dtimer.engine.ports.ClaimStore`, also for the other methods."""
+        if armed:
+            self._points(request)
+        while self._rollbacks:
+            # A failure counts as a failure of the claim, and is retried with it.
+            self._store.redeclare(self._rollbacks[0])
+            self._rollbacks.pop(0)
+        return self._store.start_claim(self._incarnation, request, self._options.lease)
+
+    @property
+    def busy(self) -> bool:
+        """True if lost schedules must first be declared again."""
+        return bool(self._rollbacks)
+
+    @staticmethod
+    def _points(request: ClaimRequest) -> None:
+        if request.resends:
+            reached("retry.sending")
+        if request.settlements:
+            reached("settle.sending")
+        reached("claim.asking")
+
+    def alone(self) -> bool:
+        """Return whether no other node has joined, and the namespace is not paused."""
+        return self._store.alone(self._incarnation)
+
+    def register(self) -> None:
+        """Register the node."""
+        self._store.join(self._incarnation, self._who())
+
+    def add_times(self, schedule: str) -> None:
+        """Send the server more nominal times of a schedule."""
+        self._store.add_times(schedule)
+
+    def trim(self) -> None:
+        """Drop the dead letters that are too many or too old."""
+        self._store.trim(self._options.dead_limit, self._options.dead_age)

@@ -1,0 +1,50 @@
+"""
+Check, when a node joins, the server's settings and the permissions of the Redis user.
+
+Problems are logged, because they are faults of the server, not of the program. A Python warning
+would appear only once, and would end a program that turns warnings into errors.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from dtimer.errors import StoreError
+from dtimer.store import acl
+from dtimer.store.store import Store
+
+log = logging.getLogger("dtimer")
+
+
+def check_server(store: Store) -> None:
+    """Warn if the server may lose events or will reject posts."""
+    about = store.about_server()
+    policy = about.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        log.warning(
+            "this Redis evicts keys when its memory is full (maxmemory-policy %s),"
+            " and may evict all pending events at once: set it to noeviction",
+            policy,
+        )
+    if about.get("role", "master") != "master":
+        log.warning("this Redis is a replica, which rejects posts: connect to its master")
+    version = about.get("redis_version", "7").split(".")
+    if version[0].isdigit() and [int(n) for n in version[:2] if n.isdigit()] < [6, 2]:
+        log.warning("this Redis is version %s; dtimer needs 6.2 or later", ".".join(version))
+
+
+def check_permissions(store: Store) -> None:
+    """
+    Warn about missing permissions of the Redis user that a node can do without.
+
+    Raises:
+        StoreError: a permission that the node needs is missing. The message names it, and the
+            ACL rule that grants it.
+    """
+    missing = list(acl.missing(store.permissions(), store.ns))
+    if fatal := [m for m in missing if m.fatal]:
+        rule = " ".join(m.rule for m in fatal)
+        missing_texts = "; ".join(m.text for m in fatal)
+        raise StoreError(f"Redis refuses this client: {missing_texts} (ACL SETUSER <user> {rule})")
+    for m in missing:
+        log.warning("Redis refuses this client: %s (ACL SETUSER <user> %s)", m.text, m.rule)

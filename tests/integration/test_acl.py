@@ -1,0 +1,516 @@
+"""
+The permissions of the Redis user: the documented list is sufficient and minimal, and a missing
+permission is named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import uuid
+from pathlib import Path
+
+import pytest
+import redis
+from servers import LONGEST_CALL, Server, eventually
+from shell import runner
+
+import dtimer
+from dtimer import DTimer, RunAt, StoreError
+from dtimer.store import acl
+from dtimer.store.admin import AdminStore
+from dtimer.store.connection.sources import source
+from dtimer.store.keys import Keys
+from dtimer.store.scripts import load
+from dtimer.testing import Catch
+
+LUA = Path(dtimer.__file__).parent / "store" / "lua"
+VERBS = sorted(path.stem for path in LUA.glob("*.lua"))
+
+#: The scripts that every node calls between join and leave, regardless of its program.
+NODES = (
+    "open",
+    "join",
+    "leave",
+    "claim",
+    "settle",
+    "extend",
+    "add_times",
+    "trim",
+    "peek",
+    "schedule",
+)
+PRODUCERS = ("open", "post", "post_new", "cancel", "reschedule", "peek")
+
+
+def run_by(*verbs):
+    """Return the commands that the scripts of these verbs run."""
+    found = set()
+    for verb in verbs:
+        text = load(verb).source.decode()
+        found |= set(re.findall(r"redis\.p?call\(\s*'([A-Z]+)'", text))
+    return {command.lower() for command in found}
+
+
+class TestCommandList:
+    """The command list in the library matches what the scripts run."""
+
+    def test_all_commands_are_those_of_the_scripts_and_of_the_client(self):
+        """
+        The full list holds the commands of all scripts, those that call scripts, and
+        SUBSCRIBE.
+        """
+        assert run_by(*VERBS) | {"eval", "evalsha", "subscribe"} == set(acl.EVERYTHING)
+        assert len(acl.EVERYTHING) == len(set(acl.EVERYTHING))
+
+    def test_the_nodes_list_is_what_its_scripts_run(self):
+        """The list of a node holds exactly what the scripts of a node run, without PUBLISH."""
+        assert run_by(*NODES) - {"publish"} | {"eval", "evalsha"} == set(acl.NODE)
+
+    def test_the_producers_list_is_what_its_scripts_run(self):
+        """The list of a producer holds what posting, cancelling, rescheduling and peeking run."""
+        assert run_by(*PRODUCERS) | {"eval", "evalsha"} == set(acl.PRODUCER)
+
+    def test_the_self_test_tries_every_command(self):
+        """The self-test tries every command that some script runs, so it can report each one."""
+        text = (LUA / "permissions.lua").read_text()
+        tried = {c.lower() for c in re.findall(r"^  \{'([A-Z]+)'", text, re.MULTILINE)}
+        assert run_by(*VERBS) == tried
+
+    @pytest.mark.parametrize("name", ["SECURITY.rst", "docs/security.rst"])
+    def test_the_documented_rules_are_those_of_the_library(self, name):
+        """The ACL rules in the documentation are those that the library produces."""
+        text = " ".join((LUA.parents[2] / name).read_text().split())
+        assert f"ACL SETUSER dtimer reset on >PASSWORD {acl.rules('dt')}" in text
+        if name.startswith("docs"):
+            producer = acl.rules("dt", acl.PRODUCER)
+            assert f"ACL SETUSER producer reset on >PASSWORD {producer}" in text
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    """A TCP server on which tests create their own users."""
+    with Server(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture
+def admin(guarded):
+    with guarded.client() as client:
+        client.acl_log_reset()
+        yield client
+
+
+@pytest.fixture
+def ns():
+    return f"acl-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def user(guarded, admin):
+    """Return a function that creates a user with only these rules and returns the user's URL."""
+
+    def make(*rules, name="poor"):
+        admin.execute_command("ACL", "SETUSER", name, "reset", "on", ">x", *rules)
+        return guarded.url.replace("redis://", f"redis://{name}:x@")
+
+    return make
+
+
+@pytest.fixture
+def command(guarded, ns, monkeypatch, capsys):
+    """Return a function that runs a command of the command line as a user."""
+    run = runner(guarded, ns, monkeypatch, capsys)
+
+    def call(url, *words, code=0):
+        monkeypatch.setenv("DTIMER_URL", url)
+        ran = run(*words)
+        assert code == ran.code, ran
+        return ran
+
+    return call
+
+
+def refused(admin):
+    """Return what the server refused, except what client libraries try by themselves."""
+    return [
+        entry["object"]
+        for entry in admin.acl_log()
+        if not str(entry["object"]).lower().startswith(("client", "info", "ping", "config"))
+    ]
+
+
+def drive(url, ns):
+    """Use every operation of a node and of a stream."""
+    node = DTimer("node", url, ns=ns, backoff=1, poll_interval=50, lease=600)
+    caught, retried = Catch(node, "event"), Catch(node, "retry")
+    heard = Catch(node, "error")
+
+    @node.on("event")
+    def handle(events):
+        if events[0].get("fail") and events[0].attempt == 1:
+            raise ValueError("first")
+
+    with node:
+        eventually(lambda: node.health().ok)
+        node.post({"n": 1}, id="one")
+        assert {"n": 1} == caught.next()[0]
+        node.post({"fail": 1}, max_retries=1)
+        caught.next()
+        retried.next()
+        caught.next()
+        assert heard.next().event == {"fail": 1}
+        node.post_many([({"n": i}, 3_600_000) for i in range(150)])
+        node.post({}, 3_600_000, id="far")
+        assert node.reschedule("far", 7_200_000)
+        assert len(list(node.upcoming())) == 151
+        assert node.cancel("far")
+        node.pause()
+        node.resume()
+        node.every(3_600_000, {"beat": 1}, id="beat")
+        node.cron("0 0 1 1 *", {"year": 1}, id="year")
+        assert node.run_now("beat")
+        assert {"beat": 1} == caught.next()[0]
+        node.pause_schedule("beat")
+        node.resume_schedule("beat")
+        node.unschedule("beat")
+        assert ["year"] == [s.id for s in node.schedules()]
+        assert ["node"] == [n.id for n in node.nodes()]
+        node.post({"fail": 1}, id="dead", max_retries=0)
+        caught.next()
+        eventually(lambda: node.peek("dead") and node.peek("dead").state.value == "dead")
+        assert ["dead"] == [letter.id for letter in node.dead()]
+        assert node.revive("dead")
+        caught.next()
+        node.stats()
+        node.purge_dead()
+        assert [] == [e for e in iter_empty(heard) if "Redis" in str(e)]
+    with RunAt(f"{ns}:stream", redis=url) as stream:
+        stream.write("key", 1)
+        assert "key" == stream.read(5_000)
+        assert stream.confirm("key")
+
+
+def administer(url, command, tmp_path):
+    """Use every operation that a person has at the command line."""
+    file = tmp_path / "events.jsonl"
+    for words in (
+        ["post", '{"n": 1}', "1h", "--id", "cli"],
+        ["peek", "cli"],
+        ["reschedule", "cli", "2h"],
+        ["upcoming"],
+        ["stats"],
+        ["nodes"],
+        ["dead"],
+        ["every", "1h", '{"n": 1}', "--id", "tick"],
+        ["cron", "0 0 1 1 *", '{"n": 1}', "--id", "tock"],
+        ["schedules"],
+        ["pause"],
+        ["resume"],
+        ["export", file, "--dead", "--yes"],
+        ["import", file],
+        ["unschedule", "tick", "--yes"],
+        ["cancel", "cli"],
+        ["purge", "--yes"],
+        ["top", "--once"],
+    ):
+        command(url, *words)
+
+
+def iter_empty(caught):
+    """Yield what was caught and not taken yet."""
+    while not caught.empty():
+        yield caught.next()
+
+
+class TestDocumentedRules:
+    """A user with exactly the documented rules."""
+
+    @pytest.fixture
+    def ours(self, user, ns):
+        """The URL of a user with the rules of the namespace and of the stream in the test."""
+        rules = acl.rules(ns).split()
+        return user(*rules, *acl.rules(f"{ns}:stream").split()[:3:2])
+
+    def test_the_rules_are_sufficient_and_every_command_is_used(
+        self, ours, ns, admin, command, tmp_path
+    ):
+        """
+        DTimer, RunAt and the command line work with these rules: the server refuses nothing. Every
+        command in the rules is used, so none is superfluous.
+        """
+        admin.config_resetstat()
+        before = set(admin.info("commandstats"))
+        drive(ours, ns)
+        administer(ours, command, tmp_path)
+        assert [] == refused(admin)
+        used = {
+            name.removeprefix("cmdstat_")
+            for name, stat in admin.info("commandstats").items()
+            if name not in before and stat["calls"] > stat["rejected_calls"]
+        }
+        assert set(acl.EVERYTHING) - used == set()
+
+    def test_doctor_reports_no_missing_permission(self, ours, command):
+        """Doctor reports that permissions, pub/sub and schema are in order."""
+        # the test server does not persist its data, which doctor reports
+        ran = command(ours, "doctor", "--json", code=1)
+        found = {f["check"]: f["level"] for f in ran.objects}
+        assert ["ok"] * 5 == [
+            found[c] for c in ("connection", "pub/sub", "schema", "permissions", "clock")
+        ]
+
+    @pytest.mark.parametrize("protocol", [2, 3])
+    def test_both_protocols_work(self, ours, ns, protocol):
+        """A client that speaks RESP2 or RESP3 works with these rules."""
+        with redis.Redis.from_url(ours, protocol=protocol) as client:
+            node = DTimer("node", client, ns=ns)
+            caught = Catch(node, "event")
+            with node, client.pipeline(transaction=False) as pipe:
+                eventually(lambda: node.health().ok)
+                node.post({"n": 1})
+                assert {"n": 1} == caught.next()[0]
+                node.post({"n": 2}, pipe=pipe)
+                pipe.execute()
+                assert {"n": 2} == caught.next()[0]
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["FLUSHALL"],
+            ["FLUSHDB"],
+            ["KEYS", "*"],
+            ["SCAN", "0"],
+            ["CONFIG", "GET", "*"],
+            ["INFO"],
+            ["ACL", "LIST"],
+            ["SCRIPT", "FLUSH"],
+            ["GET", "dtimer:{dt}:due"],
+            ["HGET", "foreign", "field"],
+            ["HSET", "foreign", "field", "value"],
+            ["DEL", "dtimer:{other}:due"],
+            ["PUBLISH", "foreign", ""],
+            ["PUBLISH", "dtimer:{other}:wake:x", ""],
+            ["SUBSCRIBE", "foreign"],
+            ["PSUBSCRIBE", "*"],
+        ],
+        ids=" ".join,
+    )
+    def test_other_commands_keys_and_channels_are_refused(self, ours, guarded, words):
+        """The rules allow no other command, key or channel, not even from within a script."""
+        with redis.Redis.from_url(ours) as client:
+            with pytest.raises(redis.ResponseError, match=r"permission"):
+                client.execute_command(*words)
+            with pytest.raises(redis.ResponseError, match=r"permission|can't|not allowed"):
+                client.eval("return redis.call(unpack(ARGV))", 0, *words)
+
+    def test_joining_another_namespace_is_refused_and_the_keys_are_named(self, ours, ns):
+        """
+        A node cannot join a namespace that its user has no rules for. The error names the key
+        pattern.
+        """
+        node = DTimer("node", ours, ns="other")
+        with pytest.raises(StoreError, match=re.escape("~dtimer:{other}:*")):
+            node.join()
+        node.leave()
+
+
+class TestMissingPermission:
+    """The documented rules with one permission removed."""
+
+    @pytest.mark.fault("F104")
+    @pytest.mark.parametrize("command", acl.EVERYTHING)
+    def test_a_missing_command_is_named(self, command, user, ns, caplog, guarded):
+        """
+        Without a command of the node list, join fails. Without another command, the node works and
+        reports what it cannot do. The message names the command and the rule that allows it.
+        """
+        url = user(*acl.rules(ns).split(), f"-{command}")
+        told = joined(url, ns, caplog)
+        assert f"+{command}" in told or f"'{command}'" in told, told
+        assert (command in acl.NODE) is told.startswith("StoreError")
+
+    @pytest.mark.parametrize("name", acl.EVERYTHING)
+    def test_doctor_names_a_missing_command(self, name, user, ns, command):
+        """The remedy that doctor prints is the rule that allows the command."""
+        url = user(*acl.rules(ns).split(), f"-{name}")
+        late = name in acl.WAKES
+        ran = command(url, "doctor", "--json", code=1 if late else 3)
+        bad = [f for f in ran.objects if f["level"] == ("warning" if late else "error")]
+        assert any(re.search(rf"\+{name}\b", f["remedy"]) for f in bad), bad
+
+    @pytest.mark.fault("F104")
+    def test_a_missing_key_pattern_is_named(self, user, ns, caplog, command):
+        """
+        Without access to its keys a node cannot join. The error and doctor name the key
+        pattern.
+        """
+        rules = acl.rules(ns).split()
+        url = user(*rules[1:], "~other:*")
+        told = joined(url, ns, caplog)
+        assert told.startswith("StoreError")
+        assert rules[0] in told
+        ran = command(url, "doctor", "--json", code=3)
+        assert any(rules[0] in f["remedy"] for f in ran.objects)
+
+    @pytest.mark.fault("F104")
+    def test_a_missing_channel_pattern_is_named(self, user, ns, caplog, command):
+        """
+        Without access to its channels a node polls. The error and doctor name the channel
+        pattern.
+        """
+        rules = acl.rules(ns).split()
+        url = user(*[rule for rule in rules if not rule.startswith("&")])
+        told = joined(url, ns, caplog)
+        assert f"&dtimer:{{{ns}}}:*" in told
+        ran = command(url, "doctor", "--json", code=1)
+        assert any(f"&dtimer:{{{ns}}}:*" in f["remedy"] for f in ran.objects)
+
+    def test_all_missing_commands_are_named_at_once(self, user, ns, caplog):
+        """The error names all missing commands, so that the user need not fix them one by one."""
+        url = user(*acl.rules(ns).split(), "-zrem", "-hset", "-time", "-publish")
+        told = joined(url, ns, caplog)
+        for name in ("zrem", "hset", "time"):
+            assert f"+{name}" in told
+
+    @pytest.mark.fault("F104")
+    def test_a_permission_revoked_later_is_retried_slowly(self, user, ns, guarded):
+        """
+        Only a person can fix a refusal that occurs within a script. The error quotes the server,
+        and the store marks it as one to retry slowly.
+        """
+        rules = acl.rules(ns).split()
+        url = user(*rules)
+        store = AdminStore(source(url, 1.0), ns, timeout=3.0)
+        store.join("node", "{}")
+        user(*rules, "-hset")
+        with pytest.raises(StoreError, match="refuses this client") as caught:
+            store.join("node", "{}")
+        assert store.slow(caught.value)
+        assert store.slow(caught.value.__cause__)
+        user(*rules)
+        store.leave("node")
+        store.close()
+
+    @pytest.mark.fault("F104")
+    @pytest.mark.parametrize("command", ["zadd", "zrem", "hset", "hdel"])
+    def test_a_refused_change_of_a_schedule_changes_nothing(self, command, user, ns, admin):
+        """
+        If a change of a schedule needs a command that has been revoked, the change is refused as a
+        whole. The pending occurrence stays, and the next one will follow it.
+        """
+        rules = acl.rules(ns).split()
+        timer = DTimer("timer", user(*rules), ns=ns, timeout=LONGEST_CALL)
+        timer.every(300_000, {"n": 1}, id="beat")
+        keys = [key for key in Keys.of(ns) if admin.exists(key)]
+        before = {key: admin.dump(key) for key in keys}
+        (id,) = admin.zrange(Keys.of(ns).due, 0, -1)
+        user(*rules, f"-{command}")
+        for change in (
+            lambda: timer.every(420_000, {"n": 2}, id="beat"),
+            lambda: timer.pause_schedule("beat"),
+            lambda: timer.cancel(id.decode()),
+        ):
+            with pytest.raises(StoreError, match="refuses this client"):
+                change()
+            assert before == {key: admin.dump(key) for key in Keys.of(ns) if admin.exists(key)}
+        if command != "zrem":
+            with pytest.raises(StoreError, match="refuses this client"):
+                timer.every(420_000, {"n": 2}, id="another")
+            assert before == {key: admin.dump(key) for key in Keys.of(ns) if admin.exists(key)}
+        user(*rules)
+        timer.leave()
+
+    def test_the_self_test_changes_nothing(self, guarded, admin, ns):
+        """
+        The self-test writes nothing, even in a namespace that is new, foreign or of another
+        version.
+        """
+        store = AdminStore(source(guarded.url, 1.0), ns, timeout=3.0)
+        keys = store.keys
+        assert {} == store.permissions()
+        assert 0 == admin.exists(*keys)
+        admin.hset(keys.sys, "v", "9")
+        assert {} == store.permissions()
+        assert {b"v": b"9"} == admin.hgetall(keys.sys)
+        admin.set(keys.body, "foreign")
+        assert {"HGET", "HLEN"} <= set(store.permissions())
+        assert b"foreign" == admin.get(keys.body)
+        store.close()
+
+
+def joined(url, ns, caplog):
+    """Join and post; return the text that was raised, emitted as an error, or logged."""
+    caplog.clear()
+    node = DTimer("node", url, ns=ns, poll_interval=50, timeout=LONGEST_CALL)
+    errors = Catch(node, "error")
+    caught = Catch(node, "event")
+    try:
+        node.join()
+    except StoreError as e:
+        return f"StoreError: {e}"
+    else:
+        with contextlib.suppress(StoreError):
+            node.post({"n": 1})
+            assert {"n": 1} == caught.next()[0]
+        told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        if not told:
+            told = [str(errors.next())]
+        return "; ".join(told)
+    finally:
+        node.leave(0)
+
+
+class TestProducer:
+    """A user that posts and never joins."""
+
+    def test_the_producers_rules_are_sufficient(self, user, ns, admin, guarded):
+        """
+        A producer can post, reschedule, cancel and peek. Its posts wake a node of another
+        user.
+        """
+        url = user(*acl.rules(ns, acl.PRODUCER).split(), name="producer")
+        node = DTimer("node", guarded.url, ns=ns, poll_interval=30_000)
+        caught = Catch(node, "event")
+        producer = DTimer("producer", url, ns=ns)
+        with node:
+            eventually(lambda: node.health().ok)
+            producer.post({"n": 1})
+            assert {"n": 1} == caught.next()[0]
+            producer.post({}, 60_000, id="far")
+            assert producer.reschedule("far", 70_000)
+            assert producer.peek("far").state.value == "scheduled"
+            assert producer.cancel("far")
+            producer.post_many([({}, 60_000)] * 3)
+        assert [] == refused(admin)
+        producer.leave()
+
+    def test_a_producer_cannot_join(self, user, ns):
+        """The error names the permission that joining needs."""
+        url = user(*acl.rules(ns, acl.PRODUCER).split(), name="producer")
+        node = DTimer("producer", url, ns=ns)
+        with pytest.raises(StoreError, match=r"\+zrangebyscore"):
+            node.join()
+        node.leave()
+
+
+def test_the_refusals_of_each_redis_version_are_recognized():
+    """Redis 6.2, 7.0 and 7.2 word a refusal differently, and again differently within a script."""
+    said = json.loads((Path(__file__).parent / "refusals.json").read_text())
+    for text, (kind, name) in said.items():
+        assert acl.Refusal(kind, name) == acl.refusal(text), text
+    for other in ("OOM command not allowed", "DTCORRUPT the key dtimer:{access}:due holds", ""):
+        assert acl.refusal(other) is None
+
+
+def test_a_refused_subscription_on_a_second_client_is_named(user, ns, guarded):
+    """
+    If the subscription has its own client, the permission which that client lacks is named
+    too.
+    """
+    url = user(*acl.rules(ns, ("subscribe",)).split(), "resetchannels")
+    node = DTimer("node", guarded.url, url, ns=ns)
+    errors = Catch(node, "error")
+    with node:
+        assert f"&dtimer:{{{ns}}}:*" in str(errors.next())

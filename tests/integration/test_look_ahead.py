@@ -1,0 +1,235 @@
+"""Look-ahead: which events one claim takes before they are due, with time moved by the test."""
+
+from __future__ import annotations
+
+import json
+import queue
+
+import pytest
+from peers import LEASE, Peer, post
+from servers import PATIENCE, eventually
+
+from dtimer import DTimer
+from dtimer.model.claims import Settlement, Verdict
+from dtimer.model.schedules import make_spec
+from dtimer.store.store import Entry
+
+AHEAD = 20
+LEAD = AHEAD / 2
+
+
+@pytest.fixture
+def node(store):
+    return Peer(store, "a")
+
+
+def ids(reply):
+    return [claim.id for claim in reply.claims]
+
+
+def second(now, payload="{}", *, start=None, misfire="coalesce"):
+    """Return the specification of a schedule named tick that occurs every second."""
+    return make_spec(
+        "tick",
+        every=1_000,
+        start=(now.us if start is None else start) / 1000,
+        end=None,
+        count=None,
+        jitter=0,
+        misfire=misfire,
+        overlap="queue",
+        max_retries=0,
+        payload=payload,
+    )
+
+
+class TestLookAheadClaim:
+    """Which events a claim takes before they are due."""
+
+    def test_takes_events_up_to_exactly_the_horizon(self, store, node, now):
+        """A claim takes events that are due within the horizon, exact to the microsecond."""
+        post(store, "now")
+        post(store, "soon", AHEAD)
+        post(store, "later", AHEAD + 0.001)
+        reply = node.claim_reply(5, ahead=AHEAD)
+        assert ["now", "soon"] == ids(reply)
+        assert [0, AHEAD * 1000] == [c.due_us - c.claimed_us for c in reply.claims]
+        assert [] == ids(node.claim_reply(5, ahead=AHEAD))
+        now.tick(0.001)
+        assert ["later"] == ids(node.claim_reply(5, ahead=AHEAD))
+
+    def test_one_free_thread_takes_one_event(self, store, node):
+        """
+        A claim for one thread takes the first event, and its reply says when the second is
+        due.
+        """
+        post(store, "one", 5)
+        post(store, "two", 40)
+        reply = node.claim_reply(1, ahead=AHEAD)
+        assert (["one"], 40_000) == (ids(reply), reply.wait_us)
+
+    def test_takes_nothing_early_unless_asked(self, store, node):
+        """Without a horizon, a claim takes no event before it is due."""
+        post(store, "soon", 1)
+        assert [] == ids(node.claim_reply(5))
+
+    def test_does_not_take_over_a_lease_early(self, store, node, now):
+        """A claim takes over an expired lease, but not one microsecond before it expires."""
+        post(store, "tea")
+        node.claim()
+        now.tick(LEASE - 0.001)
+        reply = node.claim_reply(1, ahead=AHEAD)
+        assert ([], 1) == (ids(reply), reply.wait_us)
+        now.tick(0.001)
+        assert ["tea"] == ids(node.claim_reply(1, ahead=AHEAD))
+
+    def test_does_not_take_an_occurrence_early(self, store, node, now):
+        """
+        A claim leaves an occurrence until it is due, because misfire and overlap are decided
+        then.
+        """
+        store.declare(second(now, start=now.us + 1_000_000))
+        now.tick(1_000 - AHEAD / 2)
+        reply = node.claim_reply(1, ahead=AHEAD)
+        assert ([], 1000 * AHEAD / 2) == (ids(reply), reply.wait_us)
+        now.tick(AHEAD / 2)
+        assert 1 == len(node.claim_reply(1, ahead=AHEAD).claims)
+
+    def test_leaves_an_event_that_expires_before_it_is_due(self, store, node, now):
+        """An event that expires before it is due is buried when it is due, and never claimed."""
+        post(store, "tea", 10, expires=f"+{10_000}")
+        reply = node.claim_reply(1, ahead=AHEAD)
+        assert ([], []) == (ids(reply), reply.buried)
+        now.tick(10)
+        assert [("tea", "expired")] == node.claim_reply(1, ahead=AHEAD).buried
+
+    def test_leaves_an_event_with_a_users_id(self, store, node, now):
+        """
+        A claim leaves an event whose id the user chose: until it is due, the user may replace,
+        reschedule or cancel it.
+        """
+        store.post([Entry("tea", "+10000", "", "3,n|{}")], "replace")
+        reply = node.claim_reply(1, ahead=AHEAD)
+        assert ([], 10_000) == (ids(reply), reply.wait_us)
+        now.tick(10)
+        assert ["tea"] == ids(node.claim_reply(1, ahead=AHEAD))
+
+    def test_tells_generated_ids_from_users_ids(self, client, namespace, now, node):
+        """
+        A claim takes events with generated ids early, and leaves those whose id the user
+        gave.
+        """
+        timer = DTimer("poster", client, ns=namespace, now=lambda: now.us / 1000)
+        timer.post({}, 10, id="tea")
+        made = timer.post({}, 10)
+        assert [made] == ids(node.claim_reply(5, ahead=AHEAD))
+
+    def test_buries_a_corrupt_event_only_when_it_is_due(self, store, node, client, now):
+        """A corrupt event is buried when it is due; until then a post may replace it."""
+        post(store, "tea", 10)
+        client.hset(store.keys.body, "tea", "what")
+        assert ([], []) == (ids(reply := node.claim_reply(1, ahead=AHEAD)), reply.buried)
+        now.tick(10)
+        assert [("tea", "corrupt")] == node.claim_reply(1, ahead=AHEAD).buried
+
+    def test_takes_nothing_while_paused(self, store, node):
+        """A claim takes nothing early in a paused namespace."""
+        post(store, "tea", 10)
+        store.pause(on=True)
+        assert [] == ids(node.claim_reply(1, ahead=AHEAD))
+
+    def test_an_occurrence_that_replaces_an_event_is_delivered_with_its_own_payload(
+        self, store, node, now
+    ):
+        """
+        If the claim itself replaces a due event by an occurrence of a schedule, the claim delivers
+        that occurrence with its new payload.
+        """
+        store.declare(second(now, '{"old":1}', start=now.us + 1_000_000))
+        assert f"tick@{now.us}" == store.run_now("tick")
+        store.unschedule("tick")
+        store.declare(second(now, '{"new":1}', start=now.us - 5_000_000, misfire="skip"))
+        (claim,) = node.claim(3)
+        assert (f"tick@{now.us}", {"new": 1}) == (claim.id, json.loads(claim.payload))
+
+
+class TestLookAheadQueue:
+    """Events that a node claimed early and keeps until they are due."""
+
+    @pytest.mark.parametrize("after", [300, 1_500])
+    def test_a_replaced_event_is_not_started(self, make, after):
+        """
+        If the process replaces an event that it keeps, the old event is not started. The new one
+        starts once, when it is due.
+        """
+        timer = make(look_ahead=1_000, poll_interval=60_000)
+        caught = queue.SimpleQueue()
+        timer.on("event", lambda events: caught.put([ev["n"] for ev in events]))
+        troubles = []
+        timer.on("error", troubles.append)
+        timer.join()
+        for n in range(3):
+            id = timer.post({"n": n}, 500)
+            eventually(lambda: timer.stats().in_flight)
+            timer.post({"n": n + 100}, after, id=id)
+            assert [n + 100] == caught.get(timeout=PATIENCE)
+        assert caught.empty()
+        assert [] == troubles
+
+
+class TestLookAheadOnDuty:
+    """Which node is on duty if nodes claim early."""
+
+    def test_the_node_on_duty_comes_half_a_horizon_early(self, store, node, now):
+        """
+        The reply tells the node on duty to claim half of its horizon before the event, and that
+        claim finds the event.
+        """
+        post(store, "tea", 1_000)
+        reply = node.claim_reply(1, ahead=AHEAD)
+        assert 1000 * (1_000 - LEAD) == reply.wait_us
+        now.tick(1_000 - LEAD)
+        assert ["tea"] == ids(node.claim_reply(1, ahead=AHEAD))
+
+    def test_a_lone_node_stays_on_duty_after_an_early_claim(self, store, node, client):
+        """
+        If no other node is there, the node that claimed early stays on duty for earlier
+        events.
+        """
+        post(store, "tea", AHEAD)
+        assert ["tea"] == ids(node.claim_reply(1, ahead=AHEAD))
+        assert [b"a"] == client.zrange(store.keys.roster, 0, -1)
+        post(store, "urgent")
+        assert ["urgent"] == ids(node.claim_reply(1))
+
+    def test_another_free_node_goes_on_duty_after_an_early_claim(self, store, node, client):
+        """If another node has a free thread, that node goes on duty."""
+        node.claim_reply()
+        Peer(store, "b").claim_reply()
+        post(store, "tea", AHEAD)
+        assert ["tea"] == ids(node.claim_reply(1, ahead=AHEAD))
+        assert [b"b"] == client.zrange(store.keys.roster, 0, -1)
+
+    def test_each_node_gets_one_of_as_many_events(self, store, node):
+        """With as many events as nodes, each node claims one before they are due."""
+        others = [Peer(store, name) for name in "bcd"]
+        for peer in (node, *others):
+            peer.claim_reply()
+        for i in range(4):
+            post(store, f"ev-{i}", AHEAD)
+        assert [["ev-0"], ["ev-1"], ["ev-2"], ["ev-3"]] == [
+            ids(peer.claim_reply(1, ahead=AHEAD)) for peer in (node, *others)
+        ]
+
+    def test_an_event_released_early_keeps_its_due_time_and_attempts(self, store, node, now):
+        """
+        An event that a node releases before it is due keeps its due time, and no attempt is
+        charged.
+        """
+        post(store, "tea", AHEAD)
+        (claim,) = node.claim_reply(1, ahead=AHEAD).claims
+        node.claim_reply(0, Settlement(claim.id, claim.token, Verdict.RELEASE))
+        assert [] == node.claim()
+        now.tick(AHEAD)
+        (again,) = node.claim()
+        assert (1, claim.due_us) == (again.attempt, again.due_us)

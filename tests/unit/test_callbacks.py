@@ -1,0 +1,159 @@
+"""The callback thread: it emits announcements in order, and never blocks the announcing thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+from servers import PATIENCE
+
+from dtimer.engine import callbacks as module
+from dtimer.engine.callbacks import CallbackThread
+
+
+class Heard:
+    """The emitted announcements, and the thread that emitted each."""
+
+    def __init__(self):
+        self.emitted = queue.SimpleQueue()
+
+    def emit(self, *event):
+        if event == ("fail",):
+            raise RuntimeError("cannot be said")
+        self.emitted.put((event, threading.current_thread().name))
+
+    def next(self):
+        return self.emitted.get(timeout=PATIENCE)[0]
+
+
+def test_emits_in_order_on_its_own_thread():
+    """A slow listener must not hold up the claimer or a handler thread."""
+    heard = Heard()
+    herald = CallbackThread("dtimer-callbacks", heard.emit)
+    herald.start()
+    for n in range(100):
+        herald.announce("number", n)
+    for n in range(100):
+        assert (("number", n), "dtimer-callbacks") == heard.emitted.get(timeout=PATIENCE)
+    herald.stop()
+    assert herald.join(PATIENCE)
+
+
+def test_emits_everything_announced_before_stop_and_nothing_after():
+    """Listeners learn of the last events of a node that leaves."""
+    heard = Heard()
+    herald = CallbackThread("dtimer-callbacks", heard.emit)
+    for n in range(3):
+        herald.announce("number", n)
+    herald.stop()
+    herald.start()
+    herald.announce("number", 3)
+    assert herald.join(PATIENCE)
+    assert 3 == heard.emitted.qsize()
+
+
+def test_reports_an_emission_that_raises_and_continues():
+    """The thread must survive any listener."""
+    heard = Heard()
+    herald = CallbackThread("dtimer-callbacks", heard.emit)
+    herald.start()
+    herald.announce("fail")
+    herald.announce("after")
+    event = heard.next()
+    assert "error" == event[0]
+    assert "cannot be said" == str(event[1])
+    assert ("after",) == heard.next()
+    herald.stop()
+    assert herald.join(PATIENCE)
+
+
+def test_drops_and_counts_announcements_beyond_a_bound_while_a_listener_hangs(monkeypatch):
+    """Announcing never blocks, so a hanging listener would otherwise fill the memory."""
+    monkeypatch.setattr(module, "_MOST", 10)
+    hanging, go_on = threading.Event(), threading.Event()
+    heard = Heard()
+
+    def emit(*event):
+        hanging.set()
+        assert go_on.wait(PATIENCE)
+        heard.emit(*event)
+
+    herald = CallbackThread("dtimer-callbacks", emit)
+    herald.start()
+    herald.announce("first")
+    assert hanging.wait(PATIENCE)
+    for n in range(1_000):
+        herald.announce("number", n)
+    go_on.set()
+    herald.stop()
+    assert herald.join(PATIENCE)
+    assert 11 == heard.emitted.qsize()
+    assert 990 == herald.dropped
+
+
+def test_emits_one_announcement_a_call_without_a_thread():
+    """A caller that drives a node without threads emits on its own thread."""
+    heard = Heard()
+    herald = CallbackThread("dtimer-callbacks", heard.emit)
+    assert not herald.emit_one()
+    herald.announce("one")
+    herald.announce("two")
+    assert herald.emit_one()
+    assert (("one",), threading.current_thread().name) == heard.emitted.get(timeout=PATIENCE)
+    assert herald.emit_one()
+    assert not herald.emit_one()
+
+
+def test_calls_a_delayed_function_once_on_its_own_thread():
+    """The call comes between announcements, never during one."""
+    heard = Heard()
+    herald = CallbackThread("dtimer-callbacks", heard.emit)
+    herald.start()
+    herald.later(0.0, lambda: heard.emit("later"))
+    assert (("later",), "dtimer-callbacks") == heard.emitted.get(timeout=PATIENCE)
+    herald.announce("number", 1)
+    assert ("number", 1) == heard.next()
+    herald.stop()
+    assert herald.join(PATIENCE)
+    assert heard.emitted.empty()
+
+
+def test_a_second_delayed_call_replaces_the_first_and_stop_does_not_wait_for_it():
+    """
+    There is room for one delayed call.
+
+    A call that is hours away must not keep the thread alive.
+    """
+    heard = Heard()
+    herald = CallbackThread("dtimer-callbacks", heard.emit)
+    herald.later(0.0, lambda: heard.emit("replaced"))
+    herald.later(0.0, lambda: heard.emit("called"))
+    herald.start()
+    assert ("called",) == heard.next()
+    herald.later(3_600.0, lambda: heard.emit("never"))
+    herald.announce("number", 1)
+    assert ("number", 1) == heard.next()
+    herald.stop()
+    assert herald.join(PATIENCE)
+    assert heard.emitted.empty()
+
+
+def test_a_delayed_call_that_comes_while_another_is_due_is_not_lost(monkeypatch):
+    """Another thread may replace the delayed call after this one has looked at the time."""
+    herald, called = CallbackThread("dtimer-callbacks", lambda *event: None), []
+    herald.later(0.0, lambda: called.append("first"))
+    monotonic = module.time.monotonic
+
+    def replaced():
+        now = monotonic()
+        if not called:
+            called.append("looked")
+            herald.later(-1.0, lambda: called.append("second"))
+        return now
+
+    monkeypatch.setattr(module.time, "monotonic", replaced)
+    assert () == herald._next()
+    assert () == herald._next()
+    herald.stop()
+    assert herald._next() is None
+    assert ["looked", "second"] == called

@@ -1,0 +1,62 @@
+"""Which server of a cluster holds the keys: redirections, and who asks the servers."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import redis
+import valkey
+
+from dtimer.store.connection.cluster import ClusterSource, _moved
+from dtimer.store.keys import Keys
+
+HOME = ("127.0.0.1", 7001)
+
+
+@pytest.fixture
+def source():
+    """A source whose servers all name the same owner of every slot; it opens no connection."""
+    source = ClusterSource.__new__(ClusterSource)
+    source._homes, source._lock = {}, threading.RLock()
+    source._slot_of = lambda key: 1
+    source.asked = 0
+
+    def look_up(slot, until):
+        source.asked += 1
+        return HOME
+
+    source._look_up = look_up
+    return source
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.exceptions.MovedError("3999 ::1:7002"),
+        redis.exceptions.ResponseError("MOVED 3999 ::1:7002"),
+        valkey.exceptions.MovedError("3999 ::1:7002"),
+        valkey.exceptions.ResponseError("MOVED 3999 ::1:7002"),
+    ],
+    ids=repr,
+)
+def test_a_redirection_names_the_server_in_every_form_of_the_error(error):
+    """A parser that does not know MOVED raises a plain error with the text of the server."""
+    assert ("::1", 7002) == _moved(error)
+
+
+@pytest.mark.parametrize("text", ["ASK 3999 ::1:7002", "3999 ::1:7002", "MOVED on", "MOVED 1 a:b"])
+def test_other_errors_name_no_server(text):
+    """A call must not go to a server that no redirection names."""
+    assert _moved(redis.exceptions.ResponseError(text)) is None
+
+
+def test_a_lock_that_an_interrupted_thread_has_left_taken_delays_one_call(source):
+    """A signal handler may raise after the lock is taken: other threads still find the server."""
+    thread = threading.Thread(target=source._lock.acquire)
+    thread.start()
+    thread.join()
+    assert HOME == source.home(Keys.of("dt"), time.monotonic() + 0.01)
+    assert 1 == source.asked
+    assert source._lock.acquire(blocking=False), "the next call waits for the lock as well"

@@ -1,0 +1,547 @@
+"""
+The definitions of schedules, and the nominal times of cron, checked against a
+separate interpreter.
+"""
+
+from __future__ import annotations
+
+import calendar
+import itertools
+import json
+import os
+import random
+from datetime import UTC, date, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from dtimer.errors import OptionError
+from dtimer.model.schedules import AHEAD, ahead, ahead_of, make_spec, spec_from_json
+
+SECOND = 1_000_000
+
+#: The number of expressions that are compared with the oracle. Ten thousand take some minutes.
+EXPRESSIONS = int(os.environ.get("DTIMER_TEST_CRONS", "200"))
+
+
+def definition(cron=None, tz="UTC", **options):
+    given = {
+        "every": None if cron else 1_000,
+        "start": None,
+        "end": None,
+        "count": None,
+        "jitter": 0,
+        "misfire": "coalesce",
+        "overlap": "queue",
+        "max_retries": 3,
+        "payload": "{}",
+    }
+    return make_spec(options.pop("id", "beat"), cron=cron, tz=tz, **(given | options))
+
+
+def us(text, tz="UTC"):
+    """
+    Return a moment given as local time of a zone.
+
+    ``+1`` at the end means the second of two equal times.
+    """
+    text, _, fold = text.partition("+")
+    wall = datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(tz), fold=int(fold or 0))
+    return int(wall.timestamp()) * SECOND
+
+
+def local(nominal, tz):
+    """Return a moment as local time of a zone, with its offset."""
+    shown = datetime.fromtimestamp(nominal // SECOND, UTC).astimezone(ZoneInfo(tz))
+    return shown.strftime("%Y-%m-%d %H:%M:%S %z")
+
+
+def fires(cron, tz, after, most=50, **options):
+    return list(itertools.islice(definition(cron, tz, **options).nominals(after), most))
+
+
+class TestDefinition:
+    """Valid and invalid definitions. Each mistake raises OptionError before any I/O."""
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"every": 0},
+            {"every": 9.99},
+            {"every": -1_000},
+            {"every": "1s"},
+            {"every": True},
+            {"every": float("nan")},
+            {"every": timedelta(milliseconds=9)},
+            {"every": timedelta(days=40_000)},
+            {"id": "x" * 231},
+            {"jitter": -1},
+            {"jitter": "1s"},
+            {"jitter": 1_001},
+            {"start": "now"},
+            {"start": datetime(2030, 1, 1)},  # noqa: DTZ001 - naive is the point
+            {"end": datetime(2030, 1, 1)},  # noqa: DTZ001 - naive is the point
+            {"start": 2_000, "end": 1_000},
+            {"count": 0},
+            {"count": -1},
+            {"count": 1.5},
+            {"count": True},
+            {"misfire": "ignore"},
+            {"misfire": None},
+            {"misfire": "c"},
+            {"overlap": "both"},
+            {"overlap": None},
+            {"tz": "Mars/Olympus"},
+            {"tz": "../etc/passwd"},
+            {"tz": ""},
+            {"tz": None},
+            {"tz": timezone(timedelta(hours=1))},
+        ],
+    )
+    def test_refuses_invalid_options(self, options):
+        """Interval, id, jitter, bounds, count, policies and zone are all checked."""
+        with pytest.raises(OptionError):
+            definition(**options)
+
+    @pytest.mark.parametrize(
+        "cron",
+        [
+            *["", " ", "*", "* * * *", "* * * * * * *", "60 * * * *", "* 24 * * *", "* * 0 * *"],
+            *["* * 32 * *", "* * * 0 *", "* * * 13 *", "* * * * 8", "-1 * * * *", "5-1 * * * *"],
+            *["*/0 * * * *", "1,,2 * * * *", "a * * * *", "* * * FOO *", "* * * * MON#6"],
+            *["* * * * MON#0", "* * * * L", "60 * * * * *", "0 0 30 2 *", "0 0 31 4,6,9,11 *"],
+            *["@hurly", "@", "@reboot", "\u0661 * * * *", "* * * * *\x00", 5, b"* * * * *"],
+        ],
+    )
+    def test_refuses_invalid_expressions_and_those_that_never_match(self, cron):
+        """A schedule that never fires is a mistake."""
+        with pytest.raises(OptionError):
+            definition(cron or " ")
+
+    def test_the_message_shows_the_expression_and_the_wrong_field(self):
+        """The user sees which part is wrong."""
+        with pytest.raises(OptionError, match=r"'\* 25 \* \* \*'.*hour"):
+            definition("* 25 * * *")
+
+    def test_spaces_and_case_do_not_change_the_fingerprint(self):
+        """Otherwise a reformatted expression would restart its schedule."""
+        one, two = definition("0  9 * * *"), definition(" 0 9 * *\t* ")
+        assert one.fingerprint == two.fingerprint
+        assert definition("@Daily").fingerprint == definition("@daily").fingerprint
+
+    def test_survives_json_with_its_payload(self):
+        """The stored definition must be read back unchanged."""
+        one = definition("0 9 * * MON", "Europe/Berlin", jitter=5, payload='{"a":"|"}')
+        assert one == spec_from_json("beat", one.to_json().encode(), b'3|{"a":"|"}')
+        json.loads(one.to_json())
+
+    def test_times_lie_between_start_and_end_inclusive(self):
+        """Both bounds are part of the schedule."""
+        start, end = us("2027-01-01 00:00"), us("2027-01-01 00:03")
+        found = fires("* * * * *", "UTC", 0, start=start / 1000, end=end / 1000)
+        assert [start + i * 60 * SECOND for i in range(4)] == found
+
+    def test_ahead_returns_ten_times_and_fewer_at_the_end(self):
+        """The server needs times in advance, because only nodes can compute cron."""
+        d = definition("* * * * *", end=us("2027-01-01 00:20") / 1000)
+        assert AHEAD == len(ahead(d, us("2027-01-01 00:00")))
+        assert 5 == len(ahead(d, us("2027-01-01 00:15")))
+
+    @pytest.mark.parametrize(("misfire", "gap"), [("coalesce", 199), ("skip", 199), ("all", 0)])
+    def test_ahead_of_skips_missed_times_as_the_misfire_policy_says(self, misfire, gap):
+        """With ``all`` the missed times are kept. Otherwise only the last of them is."""
+        d = definition("* * * * *", misfire=misfire)
+        known = us("2027-01-01 00:00")
+        left_out, times, final = ahead_of(d, known, known + 200 * 60 * SECOND)
+        assert (gap, AHEAD, False) == (left_out, len(times), final)
+        assert known + (gap + 1) * 60 * SECOND == times[0]
+
+    def test_ahead_of_marks_the_last_times_as_final(self):
+        """The server then asks for no more."""
+        known = us("2027-01-01 00:00")
+        d = definition("* * * * *", end=known / 1000 + 180_000)
+        minutes = [known + i * 60 * SECOND for i in (1, 2, 3)]
+        assert (0, minutes, True) == ahead_of(d, known, known)
+        assert (0, [], True) == ahead_of(d, known + 180 * SECOND, known)
+
+
+class TestCronFields:
+    """The meaning of the fields."""
+
+    @pytest.mark.parametrize(
+        ("cron", "expected"),
+        [
+            ("@hourly", ["01-01 01:00", "01-01 02:00"]),
+            ("@daily", ["01-02 00:00", "01-03 00:00"]),
+            ("@midnight", ["01-02 00:00", "01-03 00:00"]),
+            ("@weekly", ["01-03 00:00", "01-10 00:00"]),
+            ("@monthly", ["02-01 00:00", "03-01 00:00"]),
+            ("0 0 1 jan,Jul *", ["07-01 00:00", "01-01 00:00"]),
+            ("0 0 * * mon-fri", ["01-04 00:00", "01-05 00:00"]),
+            ("0 0 * * 0", ["01-03 00:00", "01-10 00:00"]),
+            ("0 0 * * 7", ["01-03 00:00", "01-10 00:00"]),
+            ("5/20 * * * *", ["01-01 00:05", "01-01 00:25", "01-01 00:45", "01-01 01:05"]),
+            ("0 6-6/2 * * *", ["01-01 06:00", "01-02 06:00"]),
+            ("0 0 * * Fri-FRI/2", ["01-08 00:00", "01-15 00:00"]),
+            ("10-40/15 3 * * *", ["01-01 03:10", "01-01 03:25", "01-01 03:40", "01-02 03:10"]),
+            ("0 0 L * *", ["01-31 00:00", "02-28 00:00", "03-31 00:00", "04-30 00:00"]),
+            ("0 0 LW * *", ["01-29 00:00", "02-26 00:00", "03-31 00:00", "04-30 00:00"]),
+            ("0 0 31 * *", ["01-31 00:00", "03-31 00:00", "05-31 00:00"]),
+            ("0 0 * * FRI#2", ["01-08 00:00", "02-12 00:00", "03-12 00:00"]),
+            ("0 0 * * FRI#5", ["01-29 00:00", "04-30 00:00", "07-30 00:00"]),
+            ("0 0 * * 5L", ["01-29 00:00", "02-26 00:00", "03-26 00:00"]),
+            # If both day fields are given, one of them must match. If one begins with *, both must.
+            ("0 0 13 * FRI", ["01-08 00:00", "01-13 00:00", "01-15 00:00"]),
+            ("0 0 */2 * FRI", ["01-15 00:00", "01-29 00:00", "02-05 00:00"]),
+        ],
+    )
+    @pytest.mark.fault("F55")
+    def test_fields_match_the_documented_times(self, cron, expected):
+        """Names, lists, ranges, steps, L, LW, # and the two day fields, from Friday 2027-01-01."""
+        found = fires(cron, "UTC", us("2027-01-01 00:00"), len(expected))
+        assert expected == [local(f, "UTC")[5:16] for f in found]
+
+    def test_yearly_and_annually_are_1_january(self):
+        """Both names mean the same."""
+        for name in ("@yearly", "@annually"):
+            found = fires(name, "UTC", us("2027-01-01 00:00"), 2)
+            assert [us("2028-01-01 00:00"), us("2029-01-01 00:00")] == found
+
+    def test_the_first_of_six_fields_is_the_seconds(self):
+        """Five fields have no seconds."""
+        found = fires("*/20 59 23 31 12 *", "UTC", us("2027-01-01 00:00"), 4)
+        assert [us(f"2027-12-31 23:59:{s:02}") for s in (0, 20, 40)] == found[:3]
+        assert us("2028-12-31 23:59:00") == found[3]
+
+    @pytest.mark.fault("F55")
+    def test_29_february_comes_in_leap_years_only(self):
+        """2100 has no 29 February."""
+        found = fires("0 12 29 2 *", "UTC", us("2088-03-01 00:00"), 4)
+        assert ["2092", "2096", "2104", "2108"] == [local(f, "UTC")[:4] for f in found]
+
+    def test_the_next_time_is_strictly_later(self):
+        """A time equal to the given moment is not returned again."""
+        at = us("2027-01-01 00:00")
+        assert at + SECOND == fires("* * * * * *", "UTC", at, 1)[0]
+        assert at + SECOND == fires("* * * * * *", "UTC", at + 1, 1)[0]
+        assert at == fires("* * * * * *", "UTC", at - 1, 1)[0]
+
+
+BERLIN, NEW_YORK, LORD_HOWE = "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"
+BEIRUT, SANTIAGO, APIA = "Asia/Beirut", "America/Santiago", "Pacific/Apia"
+
+
+#: Expression, zone, moment, and the first times after it. An indented line continues the row
+#: above.
+DAYLIGHT_SAVING = """
+# The clock goes forward, 02:00 to 03:00: once, at the first moment after the gap.
+30 2 * * * | BERLIN | 2027-03-27 12:00 | 03-28 03:00:00 +0200, 03-29 02:30:00 +0200
+0,15,30,45 2 * * * | BERLIN | 2027-03-27 12:00 | 03-28 03:00:00 +0200, 03-29 02:00:00 +0200
+0 2,3 * * * | BERLIN | 2027-03-27 12:00 | 03-28 03:00:00 +0200, 03-29 02:00:00 +0200
+15 30 2 * * * | BERLIN | 2027-03-27 12:00 | 03-28 03:00:00 +0200, 03-29 02:30:15 +0200
+30 2 * * * | NEW_YORK | 2027-03-13 12:00 | 03-14 03:00:00 -0400, 03-15 02:30:00 -0400
+15 2 * * * | LORD_HOWE | 2027-10-02 12:00 | 10-03 02:30:00 +1100, 10-04 02:15:00 +1100
+0 0 * * * | BEIRUT | 2027-03-27 12:00 | 03-28 01:00:00 +0300, 03-29 00:00:00 +0300
+0 0 0 * * * | BEIRUT | 2027-03-27 12:00 | 03-28 01:00:00 +0300, 03-29 00:00:00 +0300
+# Hours with a star follow the local clock: no time in the gap.
+0 */2 * * * | BERLIN | 2027-03-28 00:00 | 03-28 04:00:00 +0200
+30 * * * * | BERLIN | 2027-03-28 01:00 | 03-28 01:30:00 +0100, 03-28 03:30:00 +0200
+* 2 * * * | BERLIN | 2027-03-27 12:00 | 03-29 02:00:00 +0200
+# The clock goes back, 03:00 to 02:00: a fixed hour once, at the first of the two.
+30 2 * * * | BERLIN | 2027-10-30 12:00 | 10-31 02:30:00 +0200, 11-01 02:30:00 +0100
+0 30 2 * * * | BERLIN | 2027-10-30 12:00 | 10-31 02:30:00 +0200, 11-01 02:30:00 +0100
+30 1 * * * | NEW_YORK | 2027-11-06 12:00 | 11-07 01:30:00 -0400, 11-08 01:30:00 -0500
+45 1 * * * | LORD_HOWE | 2027-04-03 12:00 | 04-04 01:45:00 +1100, 04-05 01:45:00 +1030
+# A minute or an hour with a star fires each time the local clock reads it.
+30 * * * * | BERLIN | 2027-10-31 02:00 | 10-31 02:30:00 +0200, 10-31 02:30:00 +0100,
+    10-31 03:30:00 +0100
+*/30 2 * * * | BERLIN | 2027-10-31 01:00 | 10-31 02:00:00 +0200, 10-31 02:30:00 +0200,
+    10-31 02:00:00 +0100, 10-31 02:30:00 +0100
+*/15 1-2 * * * | LORD_HOWE | 2027-04-04 01:20 | 04-04 01:30:00 +1100, 04-04 01:45:00 +1100,
+    04-04 01:30:00 +1030, 04-04 01:45:00 +1030, 04-04 02:00:00 +1030
+# After a moment in the second of the two hours, a fixed hour does not come again.
+30 2 * * * | BERLIN | 2027-10-31 02:10+1 | 11-01 02:30:00 +0100
+30 2 * * * | BERLIN | 2027-10-31 02:30 | 11-01 02:30:00 +0100
+# Samoa skipped 30 December 2011.
+0 12 * * * | APIA | 2011-12-29 00:00 | 12-29 12:00:00 -1000, 12-31 00:00:00 +1400,
+    12-31 12:00:00 +1400
+"""
+
+
+def table(text):
+    """Return the rows of a table, without its comments."""
+    return [row for row in text.replace("\n   ", "").strip().split("\n") if row[0] != "#"]
+
+
+@pytest.mark.fault("F55")
+class TestDaylightSavingTime:
+    """The clock is put forward or back. The same table is in docs/recurring.rst."""
+
+    @pytest.mark.parametrize("row", table(DAYLIGHT_SAVING))
+    def test_times_match_the_documented_table(self, row):
+        """The first times after a moment, as local time with its offset."""
+        cron, zone, after, expected = row.split(" | ")
+        expected, tz = expected.split(", "), globals()[zone]
+        found = fires(cron, tz, us(after, tz), len(expected))
+        assert expected == [local(f, tz)[5:] for f in found]
+
+
+# ------------------------------------------------------------------------------- the oracle
+
+MONTHS = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
+DAYS = ["sun", "mon", "tue", "wed", "thu", "fri", "sat"]
+NAMES = {
+    "month": {name: i + 1 for i, name in enumerate(MONTHS)},
+    "weekday": {name: i for i, name in enumerate(DAYS)},
+}
+BOUNDS = {
+    "second": (0, 59),
+    "minute": (0, 59),
+    "hour": (0, 23),
+    "day": (1, 31),
+    "month": (1, 12),
+    "weekday": (0, 7),
+}
+
+
+class Oracle:
+    """
+    Cron as the documentation defines it, interpreted in the slowest and simplest way.
+
+    Shares no code with the library: it checks for each moment, or each local time of a day, whether
+    all fields match.
+    """
+
+    def __init__(self, text, tz):
+        fields = text.split()
+        self.zone = ZoneInfo(tz)
+        self.texts = dict(zip(BOUNDS, fields if len(fields) == 6 else ["0", *fields], strict=True))
+        self.star = {name: t.startswith("*") for name, t in self.texts.items()}
+        self.sets = {
+            name: self.expand(name, self.texts[name])
+            for name in ("second", "minute", "hour", "month")
+        }
+
+    @staticmethod
+    def expand(name, text):
+        low, high = BOUNDS[name]
+        number = NAMES.get(name, {})
+        found = set()
+        for part in text.split(","):
+            base, _, step = part.partition("/")
+            if base == "*":
+                first, last = low, high
+            elif "-" in base:
+                first, last = (int(number.get(x.lower(), x)) for x in base.split("-"))
+            else:
+                first = int(number.get(base.lower(), base))
+                last = high if step else first
+            found |= set(range(first, last + 1, int(step or 1)))
+        return found
+
+    def day_of_month(self, day):
+        last = calendar.monthrange(day.year, day.month)[1]
+        for part in self.texts["day"].split(","):
+            if part == "L":
+                if day.day == last:
+                    return True
+            elif part == "LW":
+                work = [d for d in range(1, last + 1) if date(day.year, day.month, d).weekday() < 5]
+                if day.day == work[-1]:
+                    return True
+            elif day.day in self.expand("day", part):
+                return True
+        return False
+
+    def day_of_week(self, day):
+        mine = day.isoweekday() % 7
+        last = calendar.monthrange(day.year, day.month)[1]
+        for part in self.texts["weekday"].split(","):
+            if "#" in part:
+                which, nth = part.split("#")
+                if mine in {d % 7 for d in self.expand("weekday", which)}:
+                    seen = sum(
+                        date(day.year, day.month, d).isoweekday() % 7 == mine
+                        for d in range(1, day.day + 1)
+                    )
+                    if seen == int(nth):
+                        return True
+            elif part.endswith("L"):
+                if mine == int(part[:-1]) % 7 and day.day + 7 > last:
+                    return True
+            elif mine in {d % 7 for d in self.expand("weekday", part)}:
+                return True
+        return False
+
+    def is_day(self, day):
+        if day.month not in self.sets["month"]:
+            return False
+        in_month, in_week = self.day_of_month(day), self.day_of_week(day)
+        if self.star["day"] or self.star["weekday"]:
+            return in_month and in_week
+        return in_month or in_week
+
+    def shown(self, at):
+        return datetime.fromtimestamp(at, UTC).astimezone(self.zone).replace(tzinfo=None)
+
+    def fires(self, after, most, days):
+        """Return the next moments, in seconds since the epoch; look at no more than *days* days."""
+        fixed = not self.star["minute"] and not self.star["hour"]
+        found = []
+        day = self.shown(after).date() - timedelta(days=2)
+        for _ in range(days):
+            if self.is_day(day):
+                found += self.of_day(day, fixed, after)
+                found = sorted({f for f in found if f > after})
+                # A time of a later day may come before one of this day, but never by a whole day.
+                if len(found) >= most + 60:
+                    break
+            day += timedelta(days=1)
+        return found[:most]
+
+    def of_day(self, day, fixed, after):
+        midnight = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+        walls = [
+            midnight + 3600 * h + 60 * m + s
+            for h in sorted(self.sets["hour"])
+            for m in sorted(self.sets["minute"])
+            for s in sorted(self.sets["second"])
+        ]
+        # All offsets that the zone has around that day give all moments that may show one of its
+        # local times.
+        offsets = {
+            self.zone.utcoffset(
+                datetime.fromtimestamp(midnight + h * 3600, UTC).replace(tzinfo=None)
+            )
+            for h in range(-30, 55)
+        }
+        offsets = sorted(int(o.total_seconds()) for o in offsets)
+        moments = []
+        for wall in walls:
+            showing = sorted(wall - o for o in set(offsets) if self.wall_at(wall - o) == wall)
+            if not fixed:
+                moments += showing
+            elif showing:
+                moments.append(showing[0])
+            else:
+                # The clock skips this time: take the first moment that shows a later one.
+                at = wall - max(offsets) - 5
+                while self.wall_at(at) < wall:
+                    at += 1
+                moments.append(at)
+        return moments
+
+    def wall_at(self, at):
+        shown = datetime.fromtimestamp(at, UTC).astimezone(self.zone)
+        return at + int(shown.utcoffset().total_seconds())
+
+
+ZONES = [
+    *["UTC", BERLIN, "Europe/London", "Europe/Dublin", NEW_YORK, "America/St_Johns"],
+    *["America/Havana", SANTIAGO, "America/Asuncion", LORD_HOWE, "Australia/Adelaide"],
+    *["Pacific/Auckland", "Pacific/Chatham", BEIRUT, "Africa/Cairo", "Africa/Casablanca"],
+    *["Asia/Kathmandu", "Asia/Kolkata", "Antarctica/Troll", "Asia/Jerusalem"],
+]
+
+
+def any_field(chance, name):
+    """
+    Return a random field: a star, number, name, range, step or list, or a form that
+    only days have.
+    """
+    low, high = BOUNDS[name]
+
+    def number():
+        return chance.randint(low, high)
+
+    def one():
+        kind = chance.random()
+        if kind < 0.45:
+            if name in NAMES and chance.random() < 0.3:
+                word = chance.choice(list(NAMES[name]))
+                return chance.choice([word, word.upper(), word.title()])
+            return str(number())
+        first, last = sorted((number(), number()))
+        step = chance.randint(1, max(2, (high - low) // 2))
+        if kind < 0.65:
+            return f"{first}-{last}"
+        if kind < 0.8:
+            return f"*/{step}"
+        if kind < 0.9:
+            return f"{first}-{last}/{step}"
+        return f"{first}/{step}"
+
+    if name == "day" and chance.random() < 0.15:
+        return chance.choice(["L", "LW", f"{number()},L"])
+    if name == "weekday" and chance.random() < 0.15:
+        return chance.choice([f"{number()}#{chance.randint(1, 5)}", f"{number()}L"])
+    if chance.random() < {"second": 0.1, "minute": 0.2, "hour": 0.35}.get(name, 0.55):
+        return "*"
+    return ",".join(one() for _ in range(chance.choice([1, 1, 1, 2, 3])))
+
+
+def any_cron(chance):
+    """Return a random expression, of five fields or, one time in five, of six."""
+    names = list(BOUNDS)[1:] if chance.random() < 0.8 else list(BOUNDS)
+    return " ".join(any_field(chance, name) for name in names)
+
+
+def any_moment(chance, tz):
+    """Return a random moment. Half of them are within a day of a clock change."""
+    at = chance.randrange(int(datetime(2000, 1, 1, tzinfo=UTC).timestamp()), 3_000_000_000)
+    if chance.random() < 0.5:
+        return at
+    zone = ZoneInfo(tz)
+    hour = 3_600
+    offset = datetime.fromtimestamp(at, UTC).astimezone(zone).utcoffset()
+    for _ in range(500):
+        at += 24 * hour
+        if datetime.fromtimestamp(at, UTC).astimezone(zone).utcoffset() != offset:
+            return at - chance.randrange(30 * hour)
+    return at
+
+
+@pytest.mark.fault("F55")
+class TestOracle:
+    """Nominal times against an interpreter that shares only the rules."""
+
+    def compare(self, chance, most):
+        """Compare one random expression; return the number of compared times."""
+        tz, days = chance.choice(ZONES), 4_000
+        while True:
+            text = any_cron(chance)
+            try:
+                tested = definition(text, tz)
+                break
+            except OptionError:
+                continue  # a 31 February
+        after = any_moment(chance, tz)
+        expected = Oracle(text, tz).fires(after, most, days)
+        horizon = after + (days - 4) * 86_400
+        found = [f // SECOND for f in itertools.islice(tested.nominals(after * SECOND), most)]
+        found = [f for f in found if f < horizon]
+        expected = [f for f in expected if f < horizon]
+        assert expected == found, (text, tz, after)
+        if found:
+            # Continuing from any of these times gives the same later ones.
+            cut = chance.randrange(len(found))
+            again = itertools.islice(tested.nominals(found[cut] * SECOND), len(found) - cut - 1)
+            assert found[cut + 1 :] == [f // SECOND for f in again], (text, tz, after, cut)
+        return len(found)
+
+    @pytest.mark.timeout(3_600)
+    def test_random_expressions_match_the_oracle(self):
+        """Fifty times of each expression are compared, in zones of all kinds."""
+        seed = os.environ.get("DTIMER_TEST_SEED", "20270115")
+        compared = sum(self.compare(random.Random(f"{seed}/{i}"), 50) for i in range(EXPRESSIONS))
+        assert compared > EXPRESSIONS * 30
+
+    def test_the_oracle_is_right_about_a_gap_an_overlap_and_a_fifth_friday(self):
+        """A wrong oracle could hide a wrong library."""
+        spring, autumn = us("2027-03-27 12:00", BERLIN), us("2027-10-30 12:00", BERLIN)
+        gap = Oracle("30 2 * * *", BERLIN).fires(spring // SECOND, 1, 10)
+        assert [us("2027-03-28 03:00", BERLIN) // SECOND] == gap
+        (first, second) = Oracle("30 2 * * *", BERLIN).fires(autumn // SECOND, 2, 10)
+        assert 25 * 3600 == second - first
+        fifth = Oracle("0 0 * * FRI#5", "UTC").fires(us("2027-01-01 00:00") // SECOND, 1, 60)
+        assert [us("2027-01-29 00:00") // SECOND] == fifth

@@ -1,0 +1,99 @@
+"""Calls with a deadline: how often they are tried, and when they end."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import redis
+
+from dtimer import OutcomeUnknown, StoreError
+from dtimer.store.keys import Keys
+from dtimer.store.script_client import TRIES, ScriptClient
+
+TIMEOUT = 3.0
+
+
+class FakeConnection:
+    """A connection that has sent the request."""
+
+    sent = True
+
+    def close(self):
+        """Nothing is open."""
+
+
+class Stepped:
+    """A clock that the attempts and pauses of a call move forward."""
+
+    def __init__(self):
+        self.now = 1_000.0
+
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock of the calls."""
+    clock = Stepped()
+    monkeypatch.setattr("dtimer.store.script_client.time", clock)
+    return clock
+
+
+@pytest.fixture
+def line():
+    """A script client for a server that does not exist."""
+    wire = FakeConnection()
+    source = SimpleNamespace(connection=lambda keys: wire, place="nowhere")
+    return ScriptClient(source, Keys.of("x"), TIMEOUT, None)
+
+
+class TestDeadline:
+    """A call ends by its deadline, however its attempts end."""
+
+    def test_ends_at_its_deadline_if_no_attempt_is_answered(self, clock, line, monkeypatch):
+        """
+        Each attempt gets its share of the time, the last one the rest.
+
+        The call does not end later than its deadline, so that the caller can rely on it.
+        """
+        given = []
+
+        def unanswered(wire, script, words, until, limit):
+            assert deadline == limit, "the limit while bytes arrive"
+            given.append(until - clock.now)
+            clock.now = max(clock.now, until)
+            raise redis.TimeoutError("no reply")
+
+        monkeypatch.setattr("dtimer.store.script_client.run", unanswered)
+        deadline = line.deadline()
+        with pytest.raises(OutcomeUnknown):
+            line.call("cancel", "id", deadline=deadline, named=True)
+        assert deadline == clock.now
+        assert TRIES == len(given)
+        assert max(given) <= TIMEOUT / TRIES + 1e-6
+
+    def test_ends_by_its_deadline_if_each_attempt_is_refused(self, clock, line, monkeypatch):
+        """
+        A refused connection costs no time, so the call is repeated after growing pauses.
+
+        It gives up when no attempt would fit any more.
+        """
+        tried = []
+
+        def refused(wire, script, words, until, limit):
+            tried.append(clock.now)
+            wire.sent = False
+            raise redis.ConnectionError("refused")
+
+        monkeypatch.setattr("dtimer.store.script_client.run", refused)
+        deadline = line.deadline()
+        with pytest.raises(StoreError) as caught:
+            line.call("cancel", "id", deadline=deadline, named=True)
+        assert not isinstance(caught.value, OutcomeUnknown)
+        assert deadline - TIMEOUT / TRIES <= clock.now <= deadline
+        assert len(tried) > TRIES
