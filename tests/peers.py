@@ -62,8 +62,8 @@ class Peer:
             self.seq, limit, self.hears, False, list(settlements), self.asked, round(ahead * 1000),
             most, strict,
         )  # fmt: skip
-        turn = self.store.claim(self.name, request, lease * 1000)
-        return dataclasses.replace(turn, claims=list(turn.claims))
+        reply = self.store.claim(self.name, request, lease * 1000)
+        return dataclasses.replace(reply, claims=list(reply.claims))
 
     def claim(self, limit: int = 1, **options: Any) -> list[Claim]:
         """Claim once; return the claimed events."""

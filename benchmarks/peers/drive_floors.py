@@ -19,7 +19,7 @@ from typing import Any
 
 import redis
 from driving import Item, Peer, main, now_us, record, record_all
-from least import POST, POST_MANY, TURN
+from least import POST, POST_MANY, CLAIM
 
 from dtimer.store.keys import Keys
 
@@ -81,7 +81,7 @@ class Least(Peer):
         super().__init__(settings)
         self._client: Any = redis.Redis.from_url(self.url)
         self._post, self._post_many, self._turn = (
-            self._client.script_load(text) for text in (POST, POST_MANY, TURN)
+            self._client.script_load(text) for text in (POST, POST_MANY, CLAIM)
         )
 
     def _words(self, items: Sequence[Item]) -> list[str | int]:

@@ -21,7 +21,7 @@ redis.call('HSET', KEYS[2], unpack(bodies))
 """
 
 #: ARGV: the limit, the lease in µs, the ids to confirm. Returns the µs to wait, ids, bodies.
-TURN = """
+CLAIM = """
 if #ARGV > 2 then
   redis.call('ZREM', KEYS[1], unpack(ARGV, 3))
   redis.call('HDEL', KEYS[2], unpack(ARGV, 3))

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 from driving import now_us, payload
-from least import POST, TURN
+from least import POST, CLAIM
 
 _WAIT = 0.003  # seconds
 _FAR = 86_400_000_000
@@ -43,7 +43,7 @@ def overshoot(name: str, wait: Callable[[float], object], count: int) -> dict[st
 
 def scripts(client: Any, count: int) -> dict[str, float]:
     """Return the time of the cheapest post, and of the cheapest claim with confirm."""
-    post, turn = client.script_load(POST), client.script_load(TURN)
+    post, claiming = client.script_load(POST), client.script_load(CLAIM)
     keys = ("floors:due", "floors:body")
     number = iter(range(1 << 40))
     body = json.dumps(payload(0, now_us(), 50))
@@ -54,7 +54,7 @@ def scripts(client: Any, count: int) -> dict[str, float]:
     held: list[bytes] = []
 
     def claim() -> None:
-        held[:] = client.evalsha(turn, 2, *keys, 1, 30_000_000, *held)[1]
+        held[:] = client.evalsha(claiming, 2, *keys, 1, 30_000_000, *held)[1]
 
     found = quantiles("post", lambda: one(now_us() + _FAR), count)
     for _ in range(count + count // 10):

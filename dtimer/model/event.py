@@ -121,7 +121,7 @@ class Event(dict[str, Any]):
         Release the event, to be delivered again after *delay* (by default the backoff).
 
         Returns:
-            True if the event will be delivered again. False if not: the lease was lost, the event
+            True if the event will be delivered again. False if the lease was lost, the event
             was cancelled, or it had no retries left and is now a dead letter.
 
         Raises:

@@ -1,9 +1,9 @@
 """
 Drive nodes without threads, step by step, against a real server, in an order that a seed decides.
 
-Each node is a whole `Life` that was never started. The scheduler sends its claims, runs its
-handlers, moves the clock, loses replies, delivers requests twice or late, and kills nodes at
-fault points. While one handler runs, the scheduler takes steps with the other nodes.
+Each node is a whole `Node` of the library that was never started. The scheduler sends its claims,
+runs its handlers, moves the clock, loses replies, delivers requests twice or late, and kills nodes
+at fault points. While one handler runs, the scheduler takes steps with the other nodes.
 
 `Truth` reads the server after every script, even if the reply is lost, and asserts the promises.
 The seed decides everything: no step depends on real time or on another source of chance.
@@ -214,7 +214,7 @@ class SteppedNode:
 
     # -------------------------------------------------------------- what the scheduler calls
 
-    def turn(self) -> None:
+    def claim(self) -> None:
         """Send one claim, unless a handler thread of this node is sending one."""
         self.node._claimer.claim_inline()
 
@@ -491,7 +491,7 @@ class World:
         luck = self.rng.random()
         if luck < 0.34:
             self._log(node, "claim")
-            self.do(node, node.turn)
+            self.do(node, node.claim)
         elif luck < 0.56:
             if self.depth < 4:
                 self._log(node, "work")
@@ -569,7 +569,7 @@ class World:
         self._begin()
         for _ in range(400):
             for node in list(self.nodes):
-                self.do(node, node.turn)
+                self.do(node, node.claim)
                 self.do(node, node.work)
                 self.do(node, node.speak)
             if not self.truth.bodies and not any(n.node._dispatcher.running for n in self.nodes):
@@ -577,7 +577,7 @@ class World:
             self.clock.tick(20)
         assert {} == self.truth.bodies, f"left: {self.truth.bodies} {self.truth.leases}"
         for node in self.nodes:
-            self.do(node, node.turn)
+            self.do(node, node.claim)
             assert not node.node._dispatcher.held(), "the node holds an event that is gone"
         unaccounted = {n: id for n, id in self.acked.items() if n not in self.truth.ends}
         assert {} == unaccounted, "acknowledged, but lost"

@@ -142,11 +142,11 @@ class TestForeign:
             post(store, f"old{i}", i, expires="+100000")
         now.tick(200)
         post(store, "good")
-        turns = 0
+        claims = 0
         while not (reply := node.claim_reply()).claims:
             assert 0 == reply.wait_us
-            turns += 1
-            assert turns <= 40
+            claims += 1
+            assert claims <= 40
         assert "good" == reply.claims[0].id
         assert 30 == store.stats().totals["expired"]
 

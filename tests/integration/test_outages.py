@@ -216,11 +216,11 @@ class TestNetwork:
         timer.on("event", lambda _: None)
         with joined(timer):
             made = _count(timer._store, "subscription")
-            turns = _count(timer._store, "start_claim")
+            claims = _count(timer._store, "start_claim")
             for _ in range(3):
-                seen = len(turns)
-                _hold_for_echo(timer, proxy, turns)
-                eventually(lambda seen=seen: len(turns) > seen + 10)
+                seen = len(claims)
+                _hold_for_echo(timer, proxy, claims)
+                eventually(lambda seen=seen: len(claims) > seen + 10)
             eventually(lambda: timer.health().ok)
         assert [] == made
         assert all("wakes" not in str(e) for e in iter(lambda: _next(caught), None))
@@ -230,7 +230,7 @@ def _next(caught):
     return None if caught.empty() else caught.next()
 
 
-def _hold_for_echo(timer, proxy, turns):
+def _hold_for_echo(timer, proxy, claims):
     """Drop the reply of the next claim that requests an echo."""
     store = timer._store
     ask = store.start_claim
@@ -246,7 +246,7 @@ def _hold_for_echo(timer, proxy, turns):
     assert dropped.wait(PATIENCE)
     assert proxy.wait_dropped()
     store.start_claim = ask
-    assert turns
+    assert claims
 
 
 def test_burying_an_event_out_of_memory_is_not_an_outage(node, own, asked):

@@ -64,9 +64,9 @@ class FakeStore:
         self.requests.append(request)
         if self.deaf:
             raise self.deaf.pop()
-        return lambda *, was_waiting: self.turn(request)
+        return lambda *, was_waiting: self.answer(request)
 
-    def turn(self, request):
+    def answer(self, request):
         answer = self.trouble or (self.answers.pop(0) if self.answers else None)
         if isinstance(answer, BaseException):
             raise answer
@@ -664,15 +664,15 @@ class TestClaimInline:
         """The claimer thread need not be woken, and the free thread need not wait for it."""
         harness = harness(start=True)
         threads = queue.SimpleQueue()
-        ask = harness.store.turn
+        ask = harness.store.answer
 
-        def turn_on(request):
+        def recorded(request):
             threads.put((threading.current_thread().name, len(request.settlements)))
             return ask(request)
 
         harness.deliver(reply("a"))
         harness.asleep()
-        harness.store.turn = turn_on
+        harness.store.answer = recorded
         harness.store.answers.append(reply("b", results=[Outcome.DONE]))
         harness.go_on.release()
         assert ["b"] == [ev.id for ev in harness.begun.get(timeout=PATIENCE)]
@@ -713,15 +713,15 @@ class TestClaimInline:
         harness.deliver(reply("tea"))
         harness.asleep()
         asked, answer = threading.Event(), threading.Event()
-        ask = harness.store.turn
+        ask = harness.store.answer
 
-        def turn_on(request):
+        def recorded(request):
             if threading.current_thread() is hand:
                 asked.set()
                 assert answer.wait(PATIENCE)
             return ask(request)
 
-        harness.store.turn = turn_on
+        harness.store.answer = recorded
         late = reply("egg")
         late.claims[0] = replace(late.claims[0], token=2)
         harness.store.answers.append(late)
@@ -1041,7 +1041,7 @@ class TestPipelining:
         """Otherwise the node would claim and release events for as long as the handler runs."""
         tokens = itertools.count(100)
         del backlog.store.answers[:]
-        backlog.store.turn = lambda r: several(next(tokens), r.limit)
+        backlog.store.answer = lambda r: several(next(tokens), r.limit)
         backlog.dispatcher.batching._handler_seconds = 1e-6
         for _ in range(8):
             next(tokens)
@@ -1328,11 +1328,11 @@ class TestLeaving:
         before the thread ends, or they would wait for the end of their lease.
         """
         harness = harness(start=True, poll_interval=3_600_000)
-        ask = harness.store.turn
+        ask = harness.store.answer
 
         def stop():
             harness.claimer.stop_within(None)
-            harness.store.turn = ask
+            harness.store.answer = ask
 
         def stopped(request):
             stop()
@@ -1341,7 +1341,7 @@ class TestLeaving:
         harness.store.answers.append(TestLookAhead.early(20, "tea"))
         with contextlib.ExitStack() as planted:
             if point == "claim.asking":
-                harness.store.turn = stopped
+                harness.store.answer = stopped
             else:
                 planted.enter_context(arm(point, stop))
             harness.bell.ring()
