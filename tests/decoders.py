@@ -70,7 +70,7 @@ def _node(raw: bytes) -> object:
 
 
 def _number(raw: bytes) -> object:
-    number = replies.whole(raw)
+    number = replies.integer(raw)
     percentile([number, 1], 0.5)
     return number
 

@@ -25,9 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             print(f"dtimer {dtimer.__version__}", flush=True)
         except OSError as e:
-            from dtimer.cli.output import Output, unwritable
+            from dtimer.cli.output import Output, report_unwritable
 
-            return unwritable(e, Output(as_json=False))
+            return report_unwritable(e, Output(as_json=False))
         return ExitCode.DONE
     if any(importlib.util.find_spec(name) is None for name in ("click", "rich")):
         print(

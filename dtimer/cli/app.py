@@ -21,7 +21,7 @@ from dtimer.cli.groups import Grouped
 from dtimer.cli.listen import listen
 from dtimer.cli.namespace import health, nodes, pause, resume
 from dtimer.cli.options import shared
-from dtimer.cli.output import Output, unwritable
+from dtimer.cli.output import Output, report_unwritable
 from dtimer.cli.schedules import cron, every, run_now, schedules, unschedule
 from dtimer.cli.single_event import peek, reschedule
 from dtimer.cli.tail import tail
@@ -97,11 +97,11 @@ def run(arguments: Sequence[str]) -> int:
         except (click.Abort, KeyboardInterrupt):
             return ExitCode.INTERRUPTED
         except OSError as e:
-            return unwritable(e, output)
+            return report_unwritable(e, output)
         except DTimerError as e:
             output.failure(e)
             if isinstance(e, EventExists):
-                return ExitCode.NO
+                return ExitCode.NEGATIVE
             return ExitCode.SERVER if isinstance(e, StoreError | NotReplicated) else ExitCode.USAGE
     return code if isinstance(code, int) else ExitCode.DONE
 

@@ -11,7 +11,7 @@ import click
 from dtimer.cli.events import ahead
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
-from dtimer.cli.output import brief, moment, payload, visible
+from dtimer.cli.output import brief, escaped, moment, payload
 from dtimer.cli.param_types import ID
 from dtimer.cli.prompts import confirm_or_abort, yes_option
 from dtimer.cli.server import Settings, opened
@@ -31,9 +31,9 @@ _COLUMNS = (
 def letter_cells(letter: DeadLetter, narrow: bool) -> list[str]:
     """Return the cells of a dead letter, for people."""
     died = brief(letter.died) if narrow else moment(letter.died)
-    about = f"{visible(letter.error)}  {payload(letter.event)}".strip()
+    about = f"{escaped(letter.error)}  {payload(letter.event)}".strip()
     ago = ahead(letter.died, time.time() * 1000 + 1)
-    return [died, ago, visible(letter.id), str(letter.attempt), letter.reason, about]
+    return [died, ago, escaped(letter.id), str(letter.attempt), letter.reason, about]
 
 
 def letter_fields(letter: DeadLetter) -> dict[str, Any]:
@@ -107,10 +107,10 @@ def revive(settings: Settings, ids: tuple[str, ...], every: bool) -> int:
             else:
                 refused.append(id)
     for id in refused:
-        text = f"not revived: {visible(id)} is not a dead letter, or was never an event"
+        text = f"not revived: {escaped(id)} is not a dead letter, or was never an event"
         settings.output.notice(text, id=id)
     settings.output.result(f"revived {revived}", revived=revived, refused=len(refused))
-    return ExitCode.NO if refused else ExitCode.DONE
+    return ExitCode.NEGATIVE if refused else ExitCode.DONE
 
 
 @click.command(

@@ -13,7 +13,7 @@ import click
 from dtimer.cli.durations import Moment, spell
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
-from dtimer.cli.output import brief, lateness, moment, payload, visible
+from dtimer.cli.output import brief, escaped, lateness, moment, payload
 from dtimer.cli.param_types import DURATION, EVENT, EXPIRY, ID, MOMENT
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
@@ -92,7 +92,7 @@ def post(  # noqa: PLR0917 - click passes them by name
     settings.output.result(str(posted), id=str(posted), stored=posted.stored)
     if not posted.stored:
         settings.output.notice(
-            f"not stored: an event with the id {visible(posted)} exists already and was kept"
+            f"not stored: an event with the id {escaped(posted)} exists already and was kept"
         )
 
 
@@ -158,7 +158,7 @@ def cells(record: Record, narrow: bool, now: float | None = None) -> list[str]:
     """Return the cells of a record, for people; *now* is this machine's time if None."""
     now = time.time() * 1000 if now is None else now
     due = brief(record.due) if narrow else moment(record.due)
-    about = (due, ahead(record.due, now), visible(record.id), str(record.attempt))
+    about = (due, ahead(record.due, now), escaped(record.id), str(record.attempt))
     return [*about, payload(record.event)]
 
 
@@ -178,7 +178,7 @@ def print_assumed(settings: Settings, **moments: object) -> None:
 _OUTCOMES = {
     Cancelled.CANCELLED: (ExitCode.DONE, "cancelled: it will never start"),
     Cancelled.IN_FLIGHT: (ExitCode.STARTED, "in flight: it has started; it will not be retried"),
-    Cancelled.NOT_FOUND: (ExitCode.NO, "not found: no event with this id is pending"),
+    Cancelled.NOT_FOUND: (ExitCode.NEGATIVE, "not found: no event with this id is pending"),
 }
 
 

@@ -11,14 +11,20 @@ class ExitCode(enum.IntEnum):
     DONE = 0
     """The command was done."""
 
-    NO = 1
-    """The answer of Redis is no: there is no such event, or it exists already."""
+    NEGATIVE = 1
+    """
+    The command was understood, but its result is negative. There is no such event, or it exists
+    already; the namespace is not healthy; or a node left handlers running.
+    """
 
     USAGE = 2
     """The command was not understood. Nothing was done, and Redis was not asked."""
 
     SERVER = 3
-    """Redis could not be reached, or refused, or its reply was lost; or replicas are missing."""
+    """
+    Redis could not be reached, refused the command, or its reply was lost; or replicas are
+    missing.
+    """
 
     IMPORT = 4
     """An import failed: the handler, or the extra that the command line needs."""

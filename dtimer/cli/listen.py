@@ -19,11 +19,11 @@ from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.load_handler import Handler, load_handler
 from dtimer.cli.logs import LEVELS
 from dtimer.cli.options import shared
-from dtimer.cli.output import Output, clock, lateness, payload, unwritable, visible
+from dtimer.cli.output import Output, clock, escaped, lateness, payload, report_unwritable
 from dtimer.cli.param_types import DURATION, ID
-from dtimer.cli.server import Settings, named, opened
+from dtimer.cli.server import Settings, chosen_url, opened
 from dtimer.model.event import DeadLetter, Event
-from dtimer.store.connection.sources import where
+from dtimer.store.connection.sources import redacted
 from dtimer.timer import DTimer
 
 
@@ -33,8 +33,8 @@ from dtimer.timer import DTimer
     confirmed. If it raises, they are retried later.
 
     On Ctrl-C or SIGTERM the node waits for running handlers and leaves. On a second signal
-    it leaves at once. The exit code is 0, or 1 if handlers were still running at the end
-    (--drain), or if the node left by itself.
+    it leaves at once. The exit code is 0. It is 1 if handlers were still running when --drain
+    was over, or if the node left without a signal.
 
     In production use --log info --quiet, and a --drain that is a little shorter than the
     time after which your process manager kills the process.
@@ -75,11 +75,11 @@ def listen(  # noqa: PLR0917 - click passes them by name
     function = None if handler is None else load_handler(handler)
     node = id or f"{socket.gethostname()}-{os.getpid()}"
     with opened(settings, node, concurrency=concurrency, max_events=max_events) as timer:
-        watch = Watch(timer, output, function, quiet=quiet, drain=drain)
-        return watch.run(where(named(settings)))
+        foreground = ForegroundNode(timer, output, function, quiet=quiet, drain=drain)
+        return foreground.run(redacted(chosen_url(settings)))
 
 
-class Watch:
+class ForegroundNode:
     """Runs a node from join to leave, and prints its events, errors and dead letters."""
 
     def __init__(
@@ -99,14 +99,14 @@ class Watch:
         self._output = output
         self._handler = handler
         self._lost_redis = False
-        # The exit code if writing the output has failed.
-        self._unwritable: int | None = None
+        # The exit code for a failed write of the output; None while writing succeeds.
+        self._write_failure: int | None = None
         timer.on("event", self._received)
         timer.on("error", self._failed)
         timer.on("disconnected", self._disconnected)
         timer.on("connected", self._connected)
-        timer.on("dead", self._given_up)
-        timer.on("expired", self._given_up)
+        timer.on("dead", self._dead_letter)
+        timer.on("expired", self._dead_letter)
 
     def run(self, place: str) -> int:
         """Join, wait for a signal, and leave; return the exit code. *place* names the server."""
@@ -129,19 +129,19 @@ class Watch:
         # From here on signals are not caught: the next one ends the process at once.
         self._timer.leave(self._drain)
         # Once the node has left, health() no longer counts its handlers.
-        if left := self._running:
-            self._output.notice(f"handlers left behind: {left}", handlers=left)
-            return ExitCode.NO
-        if self._unwritable is not None and self._handler is None:
-            return self._unwritable
-        return ExitCode.DONE if signalled else ExitCode.NO
+        if still_running := self._running:
+            self._output.notice(f"handlers left behind: {still_running}", handlers=still_running)
+            return ExitCode.NEGATIVE
+        if self._write_failure is not None and self._handler is None:
+            return self._write_failure
+        return ExitCode.DONE if signalled else ExitCode.NEGATIVE
 
     def _received(self, events: list[Event]) -> None:
         for event in () if self._quiet else events:
             try:
                 self._print(event)
             except OSError as e:
-                self._unwritable = unwritable(e, self._output)
+                self._write_failure = report_unwritable(e, self._output)
                 # Without a handler printing is the work, and it failed: the event is retried.
                 if self._handler is None:
                     self._timer.leave()
@@ -158,7 +158,7 @@ class Watch:
 
     def _print(self, event: Event) -> None:
         self._output.result(
-            (visible(event.id), "cyan"),
+            (escaped(event.id), "cyan"),
             f"  due {clock(event.due)}",
             f"  late {lateness(event.lateness_ms)}",
             (f"  attempt {event.attempt}", "yellow" if event.attempt > 1 else ""),
@@ -174,11 +174,12 @@ class Watch:
         )
 
     def _failed(self, error: Exception) -> None:
-        if self._unwritable is None or not isinstance(error.__cause__, OSError):
+        # A failed write of the output was already reported, by report_unwritable.
+        if self._write_failure is None or not isinstance(error.__cause__, OSError):
             self._output.failure(error)
 
     def _disconnected(self, error: Exception) -> None:
-        # The error itself is reported by 'error'.
+        # _failed prints the error: the timer also emits it as 'error'.
         self._lost_redis = True
 
     def _connected(self) -> None:
@@ -186,9 +187,9 @@ class Watch:
             self._lost_redis = False
             self._output.notice("Redis answers again")
 
-    def _given_up(self, letter: DeadLetter) -> None:
+    def _dead_letter(self, letter: DeadLetter) -> None:
         self._output.notice(
-            f"dead letter: {visible(letter.id)} ({letter.reason}, attempt {letter.attempt})",
+            f"dead letter: {escaped(letter.id)} ({letter.reason}, attempt {letter.attempt})",
             id=letter.id,
             reason=letter.reason,
             attempt=letter.attempt,
@@ -198,19 +199,20 @@ class Watch:
 @contextlib.contextmanager
 def _signals() -> Iterator[queue.SimpleQueue[Any]]:
     """
-    Catch the signals that end the node, from before it joins.
+    Put the signals that end the node into the yielded queue, until the block ends.
 
-    The signal handler only puts into a SimpleQueue, which is safe at any point of the program.
+    Enter the block before the node joins. Otherwise an early signal would kill the process. The
+    signal handler only puts into a SimpleQueue, which is safe at any point of the program.
     """
     signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    before: dict[int, Any] = {}
+    previous: dict[int, Any] = {}
     try:
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             # Under nohup SIGHUP is ignored, and must stay so.
             if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
-                before[number] = signal.signal(number, lambda n, _: signals.put(n))
+                previous[number] = signal.signal(number, lambda n, _: signals.put(n))
         yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

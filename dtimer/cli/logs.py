@@ -8,7 +8,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from dtimer.cli.output import Output, moment, visible
+from dtimer.cli.output import Output, escaped, moment
 from dtimer.errors import HandlerError
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -56,7 +56,7 @@ class Logged(Output):
         """Log an error, with the traceback of a handler's error."""
         cause = error.__cause__ if isinstance(error, HandlerError) else None
         fields = {"error": type(error).__name__}
-        _log.error("%s", visible(str(error)), exc_info=cause, extra={"fields": fields})
+        _log.error("%s", escaped(str(error)), exc_info=cause, extra={"fields": fields})
 
 
 def start(level: str, *, as_json: bool) -> Logged:

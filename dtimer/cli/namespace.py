@@ -13,7 +13,7 @@ from dtimer.cli.durations import spell
 from dtimer.cli.events import numbers_for_programs
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
-from dtimer.cli.output import brief, moment, visible
+from dtimer.cli.output import brief, escaped, moment
 from dtimer.cli.param_types import DURATION, ID
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
@@ -30,10 +30,10 @@ def _switch(settings: Settings, schedule: str | None, *, on: bool) -> int:
         else:
             change = timer.pause_schedule if on else timer.resume_schedule
             changed = change(schedule)
-            about = f"the schedule {visible(schedule)}"
+            about = f"the schedule {escaped(schedule)}"
             if not changed and timer.schedule(schedule) is None:
-                settings.output.notice(f"no such schedule: {visible(schedule)}", id=schedule)
-                return ExitCode.NO
+                settings.output.notice(f"no such schedule: {escaped(schedule)}", id=schedule)
+                return ExitCode.NEGATIVE
     was = "was paused already" if on else "was not paused"
     text = f"{done} {about}" if changed else f"{about} {was}"
     settings.output.result(text, ns=settings.ns, schedule=schedule, changed=changed)
@@ -92,7 +92,7 @@ def node_cells(node: NodeInfo, narrow: bool) -> list[str]:
     joined = brief(node.joined) if narrow else moment(node.joined)
     state = "waiting" if node.waiting else "busy"
     state = state if node.listening else "no listener"
-    return [visible(node.id), state, heard, visible(node.host), str(node.pid), joined]
+    return [escaped(node.id), state, heard, escaped(node.host), str(node.pid), joined]
 
 
 @click.command(
@@ -185,7 +185,7 @@ def health(settings: Settings, max_overdue: timedelta, min_nodes: int) -> int:
         with opened(settings) as timer:
             stats = timer.stats()
     except StoreError as e:
-        checks = [Check("reachable", False, visible(str(e)))]
+        checks = [Check("reachable", False, escaped(str(e)))]
     else:
         took = (time.monotonic() - began) * 1000
         checks = [Check("reachable", True, f"in {took:.1f} ms")]
@@ -199,4 +199,4 @@ def health(settings: Settings, max_overdue: timedelta, min_nodes: int) -> int:
         for check in checks:
             word, style = ("ok", "green") if check.ok else ("BAD", "bold red")
             settings.output.result((f"{word:<4}", style), f"{check.name:<11}", check.text)
-    return ExitCode.DONE if ok else ExitCode.NO
+    return ExitCode.DONE if ok else ExitCode.NEGATIVE

@@ -25,7 +25,7 @@ from dtimer.errors import HandlerError
 Part = str | tuple[str, str]
 
 
-def visible(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape characters that a terminal would interpret, or could not show."""
     if text.isprintable():
         return text
@@ -36,7 +36,7 @@ def payload(event: dict[str, Any] | None) -> str:
     """Format a payload on one line, for people."""
     if event is None:
         return "(not a payload)"
-    return visible(json.dumps(event, ensure_ascii=False))
+    return escaped(json.dumps(event, ensure_ascii=False))
 
 
 def moment(ms: float, timespec: str = "milliseconds") -> str:
@@ -73,7 +73,7 @@ def lateness(ms: float) -> str:
     return spell(ms)
 
 
-def unwritable(error: OSError, output: Output) -> int:
+def report_unwritable(error: OSError, output: Output) -> int:
     """
     Report in one line that the output could not be written, and return the exit code.
 
@@ -83,7 +83,7 @@ def unwritable(error: OSError, output: Output) -> int:
     with contextlib.suppress(OSError, ValueError):
         output.mute()
     if isinstance(error, BrokenPipeError):
-        return ExitCode.NO
+        return ExitCode.NEGATIVE
     why = error.strerror or str(error)
     place = "the output" if error.filename is None else repr(error.filename)
     try:
@@ -116,14 +116,14 @@ class Output:
     def failure(self, error: BaseException) -> None:
         """Write an error to stderr, with the traceback of a handler's error."""
         fields: dict[str, Any] = {"error": type(error).__name__, "text": str(error)}
-        parts: list[Part] = [("Error: ", "bold red"), visible(str(error))]
+        parts: list[Part] = [("Error: ", "bold red"), escaped(str(error))]
         if isinstance(error, HandlerError):
             cause = error.__cause__
             trace = "".join(traceback.format_exception(cause)) if cause else ""
             fields["cause"] = type(cause).__name__
             fields["ids"] = [event.id for event in error.events]
             fields["traceback"] = trace
-            lines = [visible(line) for line in trace.rstrip().split("\n")]
+            lines = [escaped(line) for line in trace.rstrip().split("\n")]
             parts.append(("\n" + "\n".join(lines), "dim"))
         self._say(sys.stderr, parts, fields)
 

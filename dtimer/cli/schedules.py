@@ -14,7 +14,7 @@ from dtimer.cli.durations import spell
 from dtimer.cli.events import ahead, print_assumed
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
-from dtimer.cli.output import brief, moment, payload, visible
+from dtimer.cli.output import brief, escaped, moment, payload
 from dtimer.cli.param_types import DURATION, EVENT, ID, MOMENT
 from dtimer.cli.prompts import confirm_or_abort, yes_option
 from dtimer.cli.server import Settings, opened
@@ -78,7 +78,7 @@ def _declare(
     due = None if schedule is None else schedule.due
     following = "no occurrence left" if due is None else f"next {moment(due)}"
     settings.output.result(
-        f"{outcome}: {visible(id)}, {following}", id=id, outcome=outcome, due=due
+        f"{outcome}: {escaped(id)}, {following}", id=id, outcome=outcome, due=due
     )
 
 
@@ -152,7 +152,7 @@ def _cells(schedule: Schedule, narrow: bool) -> list[str]:
         due, away = write(schedule.due), ahead(schedule.due, time.time() * 1000)
     last = "never" if schedule.last is None else write(schedule.last)
     event = payload(schedule.event)
-    return [visible(schedule.id), visible(rule_of(schedule)), due, away, last, event]
+    return [escaped(schedule.id), escaped(rule_of(schedule)), due, away, last, event]
 
 
 @click.command(
@@ -173,8 +173,8 @@ def schedules(settings: Settings) -> None:
 
 
 def _none(settings: Settings, id: str) -> int:
-    settings.output.notice(f"no such schedule: {visible(id)}", id=id)
-    return ExitCode.NO
+    settings.output.notice(f"no such schedule: {escaped(id)}", id=id)
+    return ExitCode.NEGATIVE
 
 
 @click.command(
@@ -191,11 +191,11 @@ def _none(settings: Settings, id: str) -> int:
 @click.pass_obj
 def unschedule(settings: Settings, id: str, yes: bool) -> int:
     """End the schedule ID; a running occurrence is not stopped."""
-    confirm_or_abort(f"End the schedule {visible(id)} of the namespace {settings.ns}", yes=yes)
+    confirm_or_abort(f"End the schedule {escaped(id)} of the namespace {settings.ns}", yes=yes)
     with opened(settings) as timer:
         if not timer.unschedule(id):
             return _none(settings, id)
-    settings.output.result(f"ended {visible(id)}", id=id)
+    settings.output.result(f"ended {escaped(id)}", id=id)
     return ExitCode.DONE
 
 
@@ -220,5 +220,5 @@ def run_now(settings: Settings, id: str) -> int:
         occurrence = timer.run_now(id)
     if occurrence is None:
         return _none(settings, id)
-    settings.output.result(visible(occurrence), id=occurrence, schedule=id)
+    settings.output.result(escaped(occurrence), id=occurrence, schedule=id)
     return ExitCode.DONE

@@ -89,7 +89,7 @@ def choose(settings: Settings) -> str:
     return f"embedded://{quote(folder)}"
 
 
-def named(settings: Settings) -> str:
+def chosen_url(settings: Settings) -> str:
     """Return the URL, chosen once, so that a command never uses two servers."""
     if not settings.url:
         settings.url = choose(settings)
@@ -107,7 +107,7 @@ def opened(settings: Settings, id: str = "cli", **options: Any) -> Iterator[DTim
     """
     check_id(id)
     validate({"ns": settings.ns} | options)
-    timer = DTimer(id, named(settings), ns=settings.ns, **options)
+    timer = DTimer(id, chosen_url(settings), ns=settings.ns, **options)
     try:
         yield timer
     except BaseException:
@@ -125,7 +125,7 @@ def opened_store(settings: Settings, timeout: float = TIMEOUT) -> Iterator[Admin
     Raises:
         StoreError: no server was found.
     """
-    store = AdminStore(source(named(settings), timeout / TRIES), settings.ns, timeout=timeout)
+    store = AdminStore(source(chosen_url(settings), timeout / TRIES), settings.ns, timeout=timeout)
     try:
         yield store
     finally:

@@ -11,7 +11,7 @@ from dtimer.cli.durations import Moment
 from dtimer.cli.events import ahead, fields, print_assumed
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
-from dtimer.cli.output import moment, payload, visible
+from dtimer.cli.output import escaped, moment, payload
 from dtimer.cli.param_types import ID, WHEN
 from dtimer.cli.server import Settings, opened
 
@@ -33,14 +33,14 @@ def peek(settings: Settings, id: str) -> int:
     with opened(settings) as timer:
         record = timer.peek(id)
     if record is None:
-        settings.output.notice(f"no such event: {visible(id)}", id=id)
-        return ExitCode.NO
+        settings.output.notice(f"no such event: {escaped(id)}", id=id)
+        return ExitCode.NEGATIVE
     if settings.as_json:
         settings.output.result(**fields(record))
         return ExitCode.DONE
     when = "died" if record.state.value == "dead" else "due"
     rows = {
-        "id": visible(record.id),
+        "id": escaped(record.id),
         "state": record.state.value.replace("_", " "),
         when: f"{moment(record.due)} ({ahead(record.due, time.time() * 1000)})",
         "starts": str(record.attempt),
@@ -78,4 +78,4 @@ def reschedule(settings: Settings, id: str, when: timedelta | Moment) -> int:
             moved = timer.reschedule(id, when)
     text = "moved" if moved else "not moved: no event with this id is waiting"
     settings.output.result(text, id=id, moved=moved)
-    return ExitCode.DONE if moved else ExitCode.NO
+    return ExitCode.DONE if moved else ExitCode.NEGATIVE

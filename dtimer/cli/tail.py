@@ -12,7 +12,7 @@ import click
 
 from dtimer.cli.dead_letters import letter_fields
 from dtimer.cli.options import shared
-from dtimer.cli.output import Output, clock, payload, visible
+from dtimer.cli.output import Output, clock, escaped, payload
 from dtimer.cli.param_types import DURATION
 from dtimer.cli.server import Settings, opened_store
 from dtimer.errors import StoreError
@@ -125,9 +125,9 @@ class Follow:
         self._output.result(
             (f"{clock(letter.died)}  ", "dim"),
             ("dead  ", "bold red"),
-            (visible(letter.id), "cyan"),
+            (escaped(letter.id), "cyan"),
             f"  {letter.reason}, starts {letter.attempt}  ",
-            (f"{visible(letter.error)}  ", "yellow"),
+            (f"{escaped(letter.error)}  ", "yellow"),
             payload(letter.event),
             kind="dead",
             **letter_fields(letter),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from typing import NamedTuple
 
-# Ignored: steps of less than this many seconds, and drift below this fraction of the time.
-_TOLERATED, _DRIFT = 1.0, 0.001
+# A jump of fewer seconds than this is not reported.
+_SMALLEST_JUMP = 1.0
+
+# Clocks that run at slightly different speeds are not a jump: at most this many seconds per second.
+_TOLERATED_DRIFT = 0.001
 
 
 def boottime() -> float:
     """
-    Return the seconds since an arbitrary moment, including those of a suspended machine.
+    Return the seconds since an arbitrary moment. The time that the machine was suspended counts.
 
-    The monotonic clock of Linux stops while the machine is suspended. Leases do not.
+    The monotonic clock of Linux stops while the machine is suspended, but leases go on expiring.
     """
     try:
         return time.clock_gettime(time.CLOCK_BOOTTIME)
@@ -20,16 +24,28 @@ def boottime() -> float:
         return time.monotonic()
 
 
+class _Reading(NamedTuple):
+    """
+    The server's time in one reply.
+
+    The server read its clock at an unknown moment between ``sent_at`` and ``received_at``, which
+    are on the `boottime` clock.
+    """
+
+    sent_at: float
+    received_at: float
+    server_time: float
+
+
 class ClockJumpDetector:
     """Compares the progress of the server's clock with the time that passes here."""
 
     def __init__(self) -> None:
-        # Of the last reply: when its request was sent, when it was received, the server's time.
-        self._before: tuple[float, float, float] | None = None
+        self._last: _Reading | None = None
 
     def jumped(self, server_time: float, sent: float) -> float:
         """
-        Return by how many seconds the server's clock jumped since the last call, at the least.
+        Return by at least how many seconds the server's clock has jumped since the last call.
 
         Negative if the clock was set back, and 0 if there is nothing to report.
 
@@ -37,17 +53,18 @@ class ClockJumpDetector:
             server_time: The server's time in a reply that was just received, in seconds.
             sent: When the request was sent, on the monotonic clock.
         """
-        # Read this clock first. If the process is suspended between the two reads, the interval
-        # gets wider. That may hide a small jump, but cannot report a false one.
+        # Read boottime before the monotonic clock. If the process is suspended between the two
+        # reads, the request appears to have taken longer. That may hide a small jump, but cannot
+        # report a false one.
         received_at = boottime()
-        took = time.monotonic() - sent
-        before, self._before = self._before, (received_at - took, received_at, server_time)
-        if before is None:
+        sent_at = received_at - (time.monotonic() - sent)
+        last, self._last = self._last, _Reading(sent_at, received_at, server_time)
+        if last is None:
             return 0.0
-        # The server read its clock at an unknown moment between request and reply.
-        least, most = received_at - took - before[1], received_at - before[0]
-        went = server_time - before[2]
-        tolerated = _TOLERATED + _DRIFT * most
-        if least - tolerated <= went <= most + tolerated:
+        # The time between the two reads of the server's clock is known only within these limits.
+        shortest, longest = sent_at - last.received_at, received_at - last.sent_at
+        progress = server_time - last.server_time
+        tolerance = _SMALLEST_JUMP + _TOLERATED_DRIFT * longest
+        if shortest - tolerance <= progress <= longest + tolerance:
             return 0.0
-        return went - (most if went > most else least)
+        return progress - (longest if progress > longest else shortest)

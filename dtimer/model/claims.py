@@ -80,8 +80,8 @@ class ClaimRequest:
     A claim, as a node requests it.
 
     If the reply is lost, the node sends the request again with the same ``seq``, and the server
-    returns the same claim instead of claiming twice. ``asked`` counts how often the request was
-    sent before. The server may also claim events that become due within ``ahead_us``; the node
+    returns the same claim instead of claiming twice. ``resends`` counts how often the request was
+    sent again. The server may also claim events that become due within ``ahead_us``; the node
     keeps those until they are due.
 
     ``most_bytes`` limits the reply for a slow connection. The stored bytes of all events after the
@@ -110,9 +110,13 @@ class ClaimReply:
     or the poll can tell. ``known`` is False if the server no longer has the node's registration.
     ``results`` are in the order of the settlements. ``buried`` lists the events that the claim
     moved to the dead letters, as (id, reason) pairs. ``short`` lists the cron schedules that are
-    running out of nominal times. ``came`` is when the reply arrived, on the monotonic clock.
-    The rollback detector reads the other fields; ``token`` is the last token that the server
-    issued.
+    running out of nominal times. ``received_at`` is on the monotonic clock.
+
+    The rollback detector reads the other fields. ``heard`` is when the node claimed
+    now, by the server's clock, and the next claim sends it back. ``before`` is None if the claim
+    sent back the time that the server had recorded, otherwise the recorded time, or 0 if there
+    was none. ``posted`` is the number of events ever posted, and ``token`` is the last token that
+    the server issued.
     """
 
     now_us: int

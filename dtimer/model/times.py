@@ -18,14 +18,15 @@ Duration = int | float | timedelta
 #: Milliseconds since the epoch, or an aware datetime.
 Moment = int | float | datetime
 
-#: 100 years of 365.25 days. A longer delay is a mistake in the unit.
+#: 100 years of 365.25 days. A longer delay was probably given in a wrong unit.
 LONGEST_US = 100 * 31_557_600 * 1_000_000
 
-#: A moment in this range was probably given in seconds: it then lies between 1985 and 2128. In
-#: milliseconds it would lie in January or February 1970.
-SECONDS = range(500_000_000, 5_000_000_001)
+#: A moment in this range was probably given in seconds. In seconds these are the years 1985 to
+#: 2128. In milliseconds they would all be in January or February 1970.
+LIKELY_SECONDS = range(500_000_000, 5_000_000_001)
 
-#: September 2223. A score in Redis is a double, which counts microseconds exactly until 2255.
+#: September 2223, the latest moment that a caller may give. Until the year 2255 a score in Redis,
+#: which is a double, is exact to the microsecond.
 LATEST_US = 8_006_399_337_000_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -95,7 +96,7 @@ def moment_us(value: Moment, name: str, *, stepped: bool = False) -> int:
         )
     else:
         us = _ceil(value, name)
-        if not stepped and SECONDS[0] <= value <= SECONDS[-1]:
+        if not stepped and LIKELY_SECONDS[0] <= value <= LIKELY_SECONDS[-1]:
             raise OptionError(
                 f"{name} is {value!r:.80}, which looks like seconds; multiply by 1000, because"
                 " numbers are milliseconds"

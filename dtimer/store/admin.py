@@ -94,7 +94,7 @@ class AdminStore(Store):
     def waiting(self) -> Iterator[PendingEvent]:
         """Yield the scheduled events in due order, with everything that is stored about them."""
         for id, due, tries, raw in self._walks.upcoming(self._ask, "-inf", "+inf", _PAGE):
-            yield PendingEvent(id, replies.whole(due), replies.whole(tries), raw)
+            yield PendingEvent(id, replies.integer(due), replies.integer(tries), raw)
 
     def specs(self) -> Iterator[tuple[ScheduleSpec, bool, str]]:
         """Yield the schedules: definition, True if it is paused, id of the pending occurrence."""

@@ -24,9 +24,10 @@ def read_stats(reply: Sequence[Any]) -> Stats:
         dead=int(dead),
         nodes=int(nodes),
         paused=paused == b"1",
-        lateness=tuple(map(replies.whole, lateness)),
+        lateness=tuple(map(replies.integer, lateness)),
         totals={
-            replies.text(totals[i]): replies.whole(totals[i + 1]) for i in range(0, len(totals), 2)
+            replies.text(totals[i]): replies.integer(totals[i + 1])
+            for i in range(0, len(totals), 2)
         },
     )
 
@@ -36,9 +37,9 @@ def read_nodes(flat: Sequence[Any]) -> list[NodeInfo]:
     return [read_node(*flat[i : i + 4]) for i in range(0, len(flat), 4)]
 
 
-def read_node(incarnation: bytes, who: bytes, idle: bytes, waiting: bytes) -> NodeInfo:
-    """Read one entry of the list of nodes."""
-    joined, _, info = who.partition(b"|")
+def read_node(incarnation: bytes, registration: bytes, idle: bytes, waiting: bytes) -> NodeInfo:
+    """Read one entry of the list of nodes. lua/nodes.lua says what its four parts are."""
+    joined, _, info = registration.partition(b"|")
     try:
         about = decode(info)
     except PayloadError:
@@ -48,8 +49,8 @@ def read_node(incarnation: bytes, who: bytes, idle: bytes, waiting: bytes) -> No
         incarnation=replies.text(incarnation),
         host=str(about.get("host", "?"))[:LONGEST_ID],
         pid=pid if isinstance(pid := about.get("pid"), int) else 0,
-        joined=replies.whole(joined) / 1000,
-        idle_ms=replies.whole(idle) / 1000,
+        joined=replies.integer(joined) / 1000,
+        idle_ms=replies.integer(idle) / 1000,
         waiting=waiting == b"1",
         listening=about.get("listening") is not False,
     )

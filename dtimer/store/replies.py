@@ -28,7 +28,7 @@ def text(raw: bytes) -> str:
     return raw.decode(errors="surrogateescape")
 
 
-def whole(raw: bytes) -> int:
+def integer(raw: bytes) -> int:
     """Read a number, such as a score; return 0 for any other text, which dtimer did not write."""
     try:
         return int(float(raw))
@@ -225,11 +225,11 @@ def read_record(id: str, reply: Sequence[Any]) -> Record | None:
     """Read the reply to a peek."""
     if not reply:
         return None
-    state, due, attempt, raw = State(text(reply[0])), whole(reply[1]), reply[2], reply[3]
+    state, due, attempt, raw = State(text(reply[0])), integer(reply[1]), reply[2], reply[3]
     if state is State.DEAD:
         letter = read_letter(id, due, raw)
         return Record(id, letter.event, letter.died, state, letter.attempt)
-    return Record(id, read_payload(raw), due / 1000, state, whole(attempt))
+    return Record(id, read_payload(raw), due / 1000, state, integer(attempt))
 
 
 def read_standing_plan(reply: Sequence[Any]) -> tuple[bytes, bytes, dict[str, str], bool] | None:
@@ -276,7 +276,7 @@ def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
         misfire=spec.misfire,
         overlap=spec.overlap,
         jitter=spec.jitter / 1000,
-        due=whole(reply[3]) / 1000 if reply[3] else None,
+        due=integer(reply[3]) / 1000 if reply[3] else None,
         last=int(schedule_state["last"]) / 1000 if schedule_state["last"] else None,
         left=int(schedule_state["left"]) if schedule_state["left"] else None,
         paused=schedule_state["paused"] == "1",
@@ -296,7 +296,7 @@ def read_schedule_state(raw: bytes) -> dict[str, str]:
 
 def read_scheduled(id: str, due: bytes, tries: bytes, body: bytes) -> Record:
     """Read one scheduled event of an iteration."""
-    due_ms, attempt = whole(due) / 1000, whole(tries)
+    due_ms, attempt = integer(due) / 1000, integer(tries)
     return Record(id, read_payload(body), due_ms, State.SCHEDULED, attempt)
 
 

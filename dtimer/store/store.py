@@ -289,7 +289,7 @@ class Store(Schedules):
         def read(reply: Sequence[Any]) -> DeadLetter | None:
             if not reply or reply[0] != b"dead":
                 return None
-            return replies.read_letter(id, replies.whole(reply[1]), reply[3])
+            return replies.read_letter(id, replies.integer(reply[1]), reply[3])
 
         return self._ask(read, "peek", id)
 

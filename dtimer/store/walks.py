@@ -65,7 +65,7 @@ def _read_letters(reply: Any) -> _Page:
     end = replies.text(end_score), replies.text(end_id)
     float(end[0] or 0)
     met = [
-        (replies.text(flat[i]), replies.whole(flat[i + 1]), flat[i + 2])
+        (replies.text(flat[i]), replies.integer(flat[i + 1]), flat[i + 2])
         for i in range(0, len(flat), 3)
     ]
     last = (replies.text(flat[-2]), met[-1][0]) if more else ("", "")

@@ -17,12 +17,14 @@ from dtimer.cli.exit_codes import ExitCode
 
 pytestmark = pytest.mark.acceptance
 
-#: The examples of these are run in other test modules, or run until they are stopped.
-ELSEWHERE = {"listen", "demo"}
+#: Other test modules run the examples of these commands.
+RUN_ELSEWHERE = {"listen", "demo"}
+
+#: These commands run until they are stopped.
 ENDLESS = {"tail", "top"}
 
 #: Exit codes besides 0 with which an example may end, because they depend on the server.
-ALSO = {"doctor": {ExitCode.NO}}
+ALSO_ALLOWED = {"doctor": {ExitCode.NEGATIVE}}
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def run(run, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def furnished(server, namespace, client):
+def namespace_of_examples(server, namespace, client):
     """A namespace with the schedule and the dead letters that the examples name."""
     timer = DTimer("looker", server.url, ns=namespace)
     timer.every(600_000, {}, id="report")
@@ -44,8 +46,8 @@ def furnished(server, namespace, client):
     timer.leave()
 
 
-@pytest.mark.parametrize("name", sorted(set(app.commands) - ELSEWHERE - ENDLESS))
-def test_each_example_works(name, run, furnished, client):
+@pytest.mark.parametrize("name", sorted(set(app.commands) - RUN_ELSEWHERE - ENDLESS))
+def test_each_example_works(name, run, namespace_of_examples, client):
     """The unchanged examples of a command succeed, one after another."""
     client.delete("dtimer:{orders}:sys", "dtimer:{orders}:due", "dtimer:{orders}:body")
     found = examples(run(name, "--help").out)
@@ -53,11 +55,11 @@ def test_each_example_works(name, run, furnished, client):
     for words in found:
         # The words behind ``>`` are for the shell.
         ran = run(*itertools.takewhile(">".__ne__, words))
-        assert ran.code in {ExitCode.DONE, *ALSO.get(name, ())}, (words, ran.err)
+        assert ran.code in {ExitCode.DONE, *ALSO_ALLOWED.get(name, ())}, (words, ran.err)
 
 
 @pytest.mark.parametrize("name", sorted(ENDLESS))
-def test_each_endless_example_works(name, run, furnished, server, namespace):
+def test_each_endless_example_works(name, run, namespace_of_examples, server, namespace):
     """
     Commands that run until they are stopped print something, and end with exit code 0 on
     Ctrl-C.
@@ -92,7 +94,7 @@ class TestCompletion:
             assert 0 == done.returncode
 
     def test_commands_and_options_are_completed(self, server, namespace):
-        """The script's questions are answered with commands and options."""
+        """When the shell asks dtimer for completions, dtimer prints commands and options."""
         for words, index, expected in (
             ("dtimer re", 1, "reschedule"),
             ("dtimer top --", 2, "--once"),

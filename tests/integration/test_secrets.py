@@ -22,7 +22,7 @@ from shell import runner
 from tls import TlsServer, certificate
 
 from dtimer import DTimer, DTimerError, RunAt
-from dtimer.store.connection.sources import where
+from dtimer.store.connection.sources import redacted
 
 #: The secrets that must not be shown anywhere.
 USER, PASSWORD, PAYLOAD = "hunter2user", "hunter2pass", "hunter2load"
@@ -230,7 +230,7 @@ class TestCredentials:
         with Told() as told:
             told.add("begun")
             for url in urls:
-                told.add(where(url))
+                told.add(redacted(url))
                 try:
                     told.add(DTimer("node", url))
                 except DTimerError as e:
@@ -346,8 +346,8 @@ class TestPayloads:
 
 def test_a_url_is_shown_without_its_secrets():
     """A valid URL is shown as the place to which it leads."""
-    assert "redis://…@host:6379/0" == where("redis://user:pass@host:6379/0?password=x")
-    assert "redis://host" == where("redis://host")
-    assert "unix:///run/redis.sock" == where("unix:///run/redis.sock?db=1")
-    assert "embedded:///a/folder" == where("embedded:///a/folder")
-    assert "the server" == where("redis://host?a=b@c")
+    assert "redis://…@host:6379/0" == redacted("redis://user:pass@host:6379/0?password=x")
+    assert "redis://host" == redacted("redis://host")
+    assert "unix:///run/redis.sock" == redacted("unix:///run/redis.sock?db=1")
+    assert "embedded:///a/folder" == redacted("embedded:///a/folder")
+    assert "the server" == redacted("redis://host?a=b@c")

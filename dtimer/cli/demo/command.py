@@ -45,7 +45,7 @@ def demo(settings: Settings) -> int:
         outcome = Run(url, ns, view).run()
     if output.as_json:
         output.result(**outcome.fields())
-        return ExitCode.DONE if outcome.ok else ExitCode.NO
+        return ExitCode.DONE if outcome.ok else ExitCode.NEGATIVE
     if not sys.stdout.isatty():
         output.console(sys.stdout).print(table(outcome.counts), width=100)
     for error in outcome.counts.errors:
@@ -54,4 +54,4 @@ def demo(settings: Settings) -> int:
     counted = ", ".join(f"{name} {totals.get(name, 0)}" for name in ("posted", "confirmed"))
     output.result(f"Redis itself counts {counted}, pending {outcome.pending}")
     output.result((outcome.line(), "bold green" if outcome.ok else "bold red"))
-    return ExitCode.DONE if outcome.ok else ExitCode.NO
+    return ExitCode.DONE if outcome.ok else ExitCode.NEGATIVE

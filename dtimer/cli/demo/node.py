@@ -16,7 +16,7 @@ import threading
 from dtimer.model.event import Event
 from dtimer.timer import DTimer
 
-#: The key in the payload of the event during which the parent kills the node.
+#: A key in a payload. When the node reports an event with this key, the parent kills the node.
 FATAL = "fatal"
 
 
@@ -25,7 +25,7 @@ def main(url: str, ns: str, id: str, lease: str) -> None:
     pipe = os.dup(1)
     # Other output of this process must not mix with the reports.
     os.dup2(2, 1)
-    over = threading.Event()
+    input_ended = threading.Event()
     timer = DTimer(id, url, ns=ns, lease=int(lease))
 
     def report(*words: object) -> None:
@@ -40,7 +40,7 @@ def main(url: str, ns: str, id: str, lease: str) -> None:
             if FATAL in event and event.attempt == 1:
                 report("fatal", event.id)
                 # The parent kills this process now. Until then heartbeats renew the lease.
-                over.wait()
+                input_ended.wait()
             report("done", event.id)
 
     @timer.on("error")
@@ -50,7 +50,7 @@ def main(url: str, ns: str, id: str, lease: str) -> None:
     timer.join()
     report("ready", os.getpid())
     sys.stdin.read()
-    over.set()
+    input_ended.set()
     timer.leave(1_000)
     report("left")
 

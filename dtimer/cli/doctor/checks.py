@@ -14,7 +14,7 @@ from dtimer.errors import NamespaceCorrupt, StoreError
 from dtimer.model.ids import incarnation
 from dtimer.store import acl
 from dtimer.store.admin import AdminStore, Audit
-from dtimer.store.connection.sources import where
+from dtimer.store.connection.sources import redacted
 from dtimer.store.failures import message, names, slow
 from dtimer.store.replies import text
 
@@ -63,7 +63,7 @@ def examine(store: AdminStore, url: str) -> Iterator[Finding]:
 
 def connection(store: AdminStore, url: str) -> Finding:
     """Check that a server answers, and accepts this client."""
-    place = where(url)
+    place = redacted(url)
     began = time.perf_counter()
     try:
         store.command("PING")

@@ -6,8 +6,8 @@ import click
 
 from dtimer.cli.doctor.findings import Finding, Level
 from dtimer.cli.options import shared
-from dtimer.cli.output import visible
-from dtimer.cli.server import Settings, named, opened_store
+from dtimer.cli.output import escaped
+from dtimer.cli.server import Settings, chosen_url, opened_store
 
 _MARKS = {
     Level.OK: ("ok", "green"),
@@ -41,7 +41,7 @@ def doctor(settings: Settings) -> int:
 
     worst = Level.OK
     with opened_store(settings) as store:
-        for finding in examine(store, named(settings)):
+        for finding in examine(store, chosen_url(settings)):
             worst = max(worst, finding.level)
             _print(settings, finding)
     return int(worst)
@@ -52,10 +52,10 @@ def _print(settings: Settings, finding: Finding) -> None:
     parts: list[str | tuple[str, str]] = [(f"{word:<8}", style), f"{finding.check:<12}"]
     indent = " " * 20
     # Not a rich table: it would cut a remedy, which users copy.
-    lines = _wrapped(visible(finding.text))
+    lines = _wrapped(escaped(finding.text))
     parts.append(f"\n{indent}".join(lines))
     if finding.remedy:
-        for i, line in enumerate(_wrapped(visible(finding.remedy), less=2)):
+        for i, line in enumerate(_wrapped(escaped(finding.remedy), less=2)):
             parts.append((f"\n{indent}{'  ' if i else '→ '}{line}", "cyan"))
     settings.output.result(
         *parts,

@@ -81,7 +81,7 @@ def import_(settings: Settings, file: str) -> int:
         **counts
     )
     settings.output.result(summary, whole=reader.whole, **counts)
-    return ExitCode.DONE if reader.whole else ExitCode.NO
+    return ExitCode.DONE if reader.whole else ExitCode.NEGATIVE
 
 
 class _Reader:

@@ -88,7 +88,7 @@ def _from_url(url: str, timeout: float) -> Source:
     return PoolSource(made, timeout)
 
 
-def where(url: str) -> str:
+def redacted(url: str) -> str:
     """
     Return *url* without user, password and settings, so that it may be shown.
 

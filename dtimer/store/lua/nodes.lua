@@ -1,8 +1,8 @@
--- Return the nodes that have joined and claimed recently.
+-- Return the joined nodes that have claimed within a given time, at most 1000 of them.
 --
 -- ARGV[3]   how long a silent node is remembered, in µs
 --
--- Returns   of each: incarnation, registration ('<joined µs>|<JSON>'), µs since its last claim,
+-- Returns   for each node: incarnation, registration ('<joined µs>|<JSON>'), µs since its last claim,
 --           and 1 if it is on the roster, else 0
 local rows = {}
 local alive = redis.call('ZRANGEBYSCORE', ALIVE, '(' .. digits(NOW - tonumber(ARGV[3])), '+inf',

@@ -1,15 +1,17 @@
 -- Check the types of all keys of a namespace, create it if that is requested, and return its state.
 --
--- A caller that only reads does not create it, so a mistyped name leaves no key behind.
+-- A caller that only reads does not create it, so a mistyped name leaves no key behind. A namespace
+-- that is created gets a random mark. Another mark tells a client that the namespace was lost and
+-- created again.
 --
 -- Uses      guard
 --
 -- ARGV[3]   the schema version
--- ARGV[4]   a random name for the namespace if it must be created; '' to create none
+-- ARGV[4]   the random mark for the namespace if it must be created; '' to create none
 --
--- Returns   {now, version, name, token, posted, struck}
+-- Returns   {now, version, born, token, posted, struck}
 --   version '' if the namespace does not exist and was not created
---   name    the random name that it was created with
+--   born    the random mark that it was created with
 --   token   the last one issued, 0 for none
 --   posted  how many events were ever posted
 --   struck  how many nodes were ever removed because they were silent

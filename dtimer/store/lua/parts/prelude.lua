@@ -10,7 +10,7 @@
 --   tries     hash: id -> how often it was started, for events that wait for a retry
 --   dead      hash: id -> '<attempt>,<reason>,<length of error>|<error><body>'
 --   graves    sorted set: id -> when it became a dead letter, in µs
---   sys       hash: v (schema), born (random name of the namespace), token (the last one
+--   sys       hash: v (schema), born (random mark of the namespace), token (the last one
 --             issued), paused, totals
 --   memo_a, memo_b  hashes: session -> '<seq>:<result>' (parts/session.lua)
 --   nodes     hash: incarnation -> '<joined µs>|<id, host and pid as JSON>'
