@@ -2,7 +2,8 @@
 `RunAt`: a scheduled queue with the interface of a stream, built on `DTimer`.
 
 A key is leased to its reader until the reader asks for the next one. If the reader crashes, the
-key is delivered to another reader. The original lost such a key, and called that *Lost Work*.
+key is delivered to another reader. The Node package *runat*, which this class is modelled on,
+loses such a key, and calls this *Lost Work*.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dtimer.timer.timer import DTimer
 T = TypeVar("T")
 
 
-class _Puller(DTimer):
+class _QueueTimer(DTimer):
     """A timer that claims no more events than there are waiting readers."""
 
     def __init__(self, queue: RunAt, id: str, pub: Any, **options: Any) -> None:
@@ -53,12 +54,12 @@ class _Puller(DTimer):
 
 class RunAt(Emitter):
     """
-    Queues keys until they are due, and is written, read, iterated and piped like a stream.
+    A scheduled queue of keys, with the interface of a stream: write, read, iterate and pipe.
 
     Keys are unique: writing a key again moves it. Many consumers may share a queue. Each key is
-    delivered to exactly one of them, in the order of ``runAt``. Keys of the same millisecond
-    keep the order of their writing, up to a thousand of them. The lease of a key is renewed
-    until the key is confirmed: by reading the next key, by `confirm`, or by leaving the
+    delivered to exactly one of them, in the order of ``runAt``. Up to a thousand keys of the same
+    millisecond are delivered in the order in which they were written. The lease of a key is
+    renewed until the key is confirmed: by reading the next key, by `confirm`, or by leaving the
     ``with`` block without an exception. If a reader dies, its key is delivered to another.
 
     The constructor starts no thread. Reading, or listening to ``'data'``, joins the queue.
@@ -66,7 +67,7 @@ class RunAt(Emitter):
 
     Args:
         queue_name: Consumers with the same name share a queue.
-        interval: How late a key may be if pub/sub messages are lost, in ms. While they arrive,
+        interval: How late a key may be if pub/sub messages are lost, in ms. While messages arrive,
             keys are pushed without polling.
         redis: A client, a URL, or ``{"host": …, "port": …}``. See `DTimer`.
         concurrency: How many keys this consumer may hold at a time, each on a thread of its own.
@@ -93,7 +94,7 @@ class RunAt(Emitter):
         # Has one item until 'end' is emitted. The caller that removes it emits 'end'.
         self._end_pending = [True]
         pub, options = timer_options(queue_name, interval, redis, options)
-        self._timer = _Puller(
+        self._timer = _QueueTimer(
             self, f"runat-{incarnation()}", pub, concurrency=concurrency, **options
         )
         self._timer.on("error", lambda error: self.announce("error", error))
@@ -106,7 +107,7 @@ class RunAt(Emitter):
     def after_fork(self) -> None:
         """Reset the queue in a forked child: it has no readers, and holds no keys."""
         self._readers = Readers()
-        self._mine = threading.local()
+        self._by_thread = threading.local()
 
     # Writing
 
@@ -120,7 +121,7 @@ class RunAt(Emitter):
                 None or a past time means now.
 
         Returns:
-            True, like a stream that accepts more.
+            Always True. In Node, a stream returns True if it accepts more.
 
         Raises:
             OptionError: the key is missing or is not a string, or ``runAt`` is not a valid time.
@@ -146,7 +147,7 @@ class RunAt(Emitter):
         Confirm the key that this thread read before, and return the next one.
 
         If an exception interrupts the read, such as KeyboardInterrupt, no key is lost: a key that
-        has just arrived is released, no attempt charged.
+        has just arrived is released, and no attempt is charged.
 
         Args:
             timeout: The longest wait in ms; None for no limit.
@@ -162,14 +163,15 @@ class RunAt(Emitter):
         seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6
         if self.listeners("data"):
             raise UsageError("the keys of this RunAt go to its 'data' listeners; read from another")
-        if getattr(self._mine, "reading", False):
-            # The interrupted read may receive the only key, and cannot return it meanwhile.
+        if getattr(self._by_thread, "in_read", False):
+            # The interrupted read may hold the only key that is due. It cannot return the key
+            # before the signal handler returns.
             raise UsageError("a signal handler cannot read while it interrupts a read")
         try:
-            self._mine.reading = True
+            self._by_thread.in_read = True
             return self._read(seconds)
         finally:
-            self._mine.reading = False
+            self._by_thread.in_read = False
 
     def _read(self, seconds: float | None) -> str | None:
         self._finish()
@@ -180,7 +182,7 @@ class RunAt(Emitter):
             self._readers.read(reading, seconds, self._timer.ring, self._stopped)
             if reading.event is None or reading.abandoned:
                 return None
-            self._mine.read = reading
+            self._by_thread.last_reading = reading
             return reading.event.id
         except BaseException:
             self._readers.abandon(reading)
@@ -209,46 +211,46 @@ class RunAt(Emitter):
         self.on("data", write)
         return target
 
-    def _listening(self, event: str, *, more: bool) -> None:
-        if more and event == "data" and not self._stopped.is_set() and self._join():
+    def _listening(self, event: str, *, added: bool) -> None:
+        if added and event == "data" and not self._stopped.is_set() and self._join():
             self._timer.ring()
 
     def _join(self) -> bool:
-        """Join; return False if the queue was stopped before or meanwhile."""
+        """Join; return False if the queue was stopped before the join or during it."""
         self._timer.join()
         if self._timer.nesting.joining_here:
-            # The interrupted join continues only after the handler: no key would arrive.
+            # The interrupted join continues only after the signal handler, so no key would arrive.
             raise UsageError("a signal handler cannot read while it interrupts the joining")
         if self._stopped.is_set():
-            # A stop before this join had no node to end.
+            # A `stop` that came before this join found no node that it could end.
             self._timer.leave()
         return not self._stopped.is_set()
 
     # Called by the timer
 
     def wanted(self) -> int:
-        """Return how many keys the readers or listeners can take."""
+        """Return how many keys the readers or listeners can take, which is the timer's `demand`."""
         if self._stopped.is_set():
             return 0
         return 1_000 if self.listeners("data") else len(self._readers)
 
     def deliver(self, event: Event) -> list[BaseException] | None:
-        """Give a key to the listeners, or to a reader; return when they are done with it."""
+        """Give a key to the listeners or to a reader, and return when they are done with it."""
         if self.listeners("data"):
             return self.emit_guarded("data", event.id)
         return self._readers.hand_over(event, self._stopped)
 
     def _finish(self, failure: BaseException | None = None) -> None:
         """Confirm the key that this thread read last, or retry it after a *failure*."""
-        # Forgotten last: an exception from a signal handler may come in between, and a key that
+        # Forget the reading last. A signal handler may raise at any step, and a key whose reading
         # is forgotten before it is done is held for ever.
-        read: Reading | None = getattr(self._mine, "read", None)
-        if read is not None:
-            if not read.done.is_set():
-                read.failure = failure
-            read.done.set()
-            if self._mine.read is read:
-                self._mine.read = None
+        last: Reading | None = getattr(self._by_thread, "last_reading", None)
+        if last is not None:
+            if not last.done.is_set():
+                last.failure = failure
+            last.done.set()
+            if self._by_thread.last_reading is last:
+                self._by_thread.last_reading = None
 
     # The end
 
@@ -257,7 +259,8 @@ class RunAt(Emitter):
         Stop the queue: iterations and reads end, and keys that were not read are released.
 
         The key that the calling thread has read is confirmed. The call waits, at most *timeout*,
-        for other threads to finish theirs. Closes the connections of this object.
+        until other threads have finished with their keys. Then the connections of this object are
+        closed.
         """
         self._end(None, timeout)
 

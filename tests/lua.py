@@ -123,7 +123,7 @@ def interpreted(server: Running, keys: Keys) -> Iterator[Counter]:
 
     replies: dict[Connection, Any] = {}
 
-    def send(wire, script, arguments, until, limit=None, *, whole=False):
+    def send(wire, script, arguments, until, limit=None, *, with_source=False):
         wire.sent = True
         words = [_word(part) for part in arguments]
         replies[wire] = functools.partial(counter.run, script.source, names, words)

@@ -43,22 +43,23 @@ _ISO = re.compile(r"P(?=[0-9T])[0-9A-Z.]+")
 _ISO_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)([A-Z])")
 _DATE_FIRST = re.compile(r"[0-9]{4}-")
 
-# March 1973. A smaller number was probably meant as seconds, or as a date without dashes.
-_FIRST_MS = 100_000_000_000
+# The smallest number that is taken for a moment in ms since the epoch: March 1973. A smaller one
+# was probably meant as seconds, or as a date without dashes.
+_EARLIEST_MOMENT_MS = 100_000_000_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Moment(NamedTuple):
-    """A moment. *assumed* is True if it was written without a zone, and taken as local time."""
+    """A moment. *zone_assumed* is True if the user gave no zone, so that local time was assumed."""
 
     at: datetime
-    assumed: bool
+    zone_assumed: bool
 
 
 def parse_duration(text: str) -> timedelta:
     """
-    Read a duration, rounded up to the microsecond.
+    Parse a duration, and round it up to the microsecond.
 
     Raises:
         OptionError: *text* is not a duration; the error shows valid forms.
@@ -112,8 +113,8 @@ def _iso_parts(words: str) -> list[tuple[str, str]]:
             match = _ISO_PART.match(part, at)
             unit = None if match is None else _ISO_UNITS.get(prefix + match[2])
             if match is None or unit is None:
-                calendar = match is not None and prefix + match[2] in ("Y", "M")
-                why = "months and years have no fixed length" if calendar else ""
+                is_calendar_unit = match is not None and prefix + match[2] in ("Y", "M")
+                why = "months and years have no fixed length" if is_calendar_unit else ""
                 raise _not_a_duration(words, why)
             parts.append((match[1], unit))
             at = match.end()
@@ -129,7 +130,7 @@ def _not_a_duration(text: str, why: str = "") -> OptionError:
 
 def parse_moment(text: str) -> Moment:
     """
-    Read a moment. Without a zone it is taken as the local time of this machine.
+    Parse a moment. Without a zone, it is in the local time of this machine.
 
     Raises:
         OptionError: *text* is not a moment; the error shows valid forms.
@@ -137,21 +138,21 @@ def parse_moment(text: str) -> Moment:
     words = text.strip()
     if _NUMBER.fullmatch(words):
         ms = Decimal(words)
-        if ms < _FIRST_MS:
+        if ms < _EARLIEST_MOMENT_MS:
             raise OptionError(
                 f"{text!r} as milliseconds since the epoch is long past; append 000 to seconds,"
                 " or write a date with dashes: 2030-01-31"
             )
         if ms > LATEST_US // 1000:
             raise OptionError(f"{text!r} as milliseconds since the epoch is beyond the year 2223")
-        return Moment(_EPOCH + timedelta(microseconds=math.ceil(ms * 1000)), assumed=False)
+        return Moment(_EPOCH + timedelta(microseconds=math.ceil(ms * 1000)), zone_assumed=False)
     try:
         if not _DATE_FIRST.match(words):
-            raise ValueError("no date")  # noqa: TRY301 - one message for both
+            raise ValueError("no date")  # noqa: TRY301 - the same message as below
         at = datetime.fromisoformat(words)
         if at.utcoffset() is not None:
-            return Moment(at, assumed=False)
-        return Moment(at.astimezone(), assumed=True)
+            return Moment(at, zone_assumed=False)
+        return Moment(at.astimezone(), zone_assumed=True)
     except (ValueError, OverflowError, OSError):
         raise OptionError(
             f"{text!r} is not a moment; write 2030-01-31T09:00+01:00, 2030-01-31 09:00 for"
@@ -161,7 +162,7 @@ def parse_moment(text: str) -> Moment:
 
 def parse_expiry(text: str) -> timedelta | Moment:
     """
-    Read when an event expires: a duration from now, or a moment that begins with its date.
+    Parse an expiry: a duration from now, or a moment that begins with its date.
 
     Raises:
         OptionError: *text* is neither; the error shows valid forms of both.
@@ -176,22 +177,22 @@ def parse_expiry(text: str) -> timedelta | Moment:
 
 def parse_when(text: str) -> timedelta | Moment:
     """
-    Read a due time, in the forms of an expiry; a large number is a moment.
+    Parse a due time: a duration from now, a moment that begins with its date, or a number.
 
     A number below 100 000 000 000 means milliseconds from now (up to three years). A larger
     number means milliseconds since the epoch (from 1973 on).
 
     Raises:
-        OptionError: *text* is neither.
+        OptionError: *text* has none of these forms.
     """
     words = text.strip()
-    if _NUMBER.fullmatch(words) and Decimal(words) >= _FIRST_MS:
+    if _NUMBER.fullmatch(words) and Decimal(words) >= _EARLIEST_MOMENT_MS:
         return parse_moment(text)
     return parse_expiry(text)
 
 
-def spell(ms: float) -> str:
-    """Format a duration in the grammar above, without weeks, in its two greatest units."""
+def format_duration(ms: float) -> str:
+    """Format a duration in its two greatest units, such as 1h30m. Weeks are written as days."""
     left = max(0, round(ms)) * 1000
     if not left:
         return "0ms"

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from dtimer.cli.durations import Moment, spell
+from dtimer.cli.durations import Moment, format_duration
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, escaped, lateness, moment, payload
@@ -151,7 +151,7 @@ COLUMNS = (
 def ahead(due: float, now: float) -> str:
     """Describe how far away a moment is: in 5s, 5s ago."""
     left = due - now
-    return f"in {spell(left)}" if left >= 0 else f"{spell(-left)} ago"
+    return f"in {format_duration(left)}" if left >= 0 else f"{format_duration(-left)} ago"
 
 
 def cells(record: Record, narrow: bool, now: float | None = None) -> list[str]:
@@ -168,9 +168,9 @@ def fields(record: Record) -> dict[str, Any]:
 
 
 def print_assumed(settings: Settings, **moments: object) -> None:
-    """Print each moment that was given without a zone, as the local time that is assumed."""
+    """Print, with its offset, each moment that the user gave without a zone."""
     for name, value in moments.items():
-        if isinstance(value, Moment) and value.assumed:
+        if isinstance(value, Moment) and value.zone_assumed:
             text = value.at.isoformat(" ")
             settings.output.notice(f"{name} {text}, taken as local time", **{name: text})
 
@@ -233,7 +233,9 @@ def stats(settings: Settings) -> None:
     if settings.as_json:
         settings.output.result(**{"ns": settings.ns} | numbers_for_programs(numbers))
         return
-    late = f", the oldest for {spell(numbers.oldest_overdue_ms)}" if numbers.overdue else ""
+    late = (
+        f", the oldest for {format_duration(numbers.oldest_overdue_ms)}" if numbers.overdue else ""
+    )
     rows = {
         "namespace": settings.ns + (" (paused)" if numbers.paused else ""),
         "scheduled": numbers.scheduled,

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from dtimer.cli.durations import spell
+from dtimer.cli.durations import format_duration
 from dtimer.cli.events import numbers_for_programs
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
@@ -88,7 +88,7 @@ _NODES = (
 
 def node_cells(node: NodeInfo, narrow: bool) -> list[str]:
     """Return the cells of a node, for people."""
-    heard = f"{spell(node.idle_ms)} ago"
+    heard = f"{format_duration(node.idle_ms)} ago"
     joined = brief(node.joined) if narrow else moment(node.joined)
     state = "waiting" if node.waiting else "busy"
     state = state if node.listening else "no listener"
@@ -131,14 +131,14 @@ class Check:
 def judge(stats: Stats, least_nodes: int, most_overdue_ms: float) -> list[Check]:
     """Check a namespace by its numbers."""
     late = stats.oldest_overdue_ms if stats.overdue else 0.0
-    oldest = f"the oldest for {spell(late)}" if stats.overdue else "none"
+    oldest = f"the oldest for {format_duration(late)}" if stats.overdue else "none"
     return [
         Check("paused", not stats.paused, "yes" if stats.paused else "no", "not_paused"),
         Check("nodes", stats.nodes >= least_nodes, f"{stats.nodes}, at least {least_nodes} needed"),
         Check(
             "overdue",
             late <= most_overdue_ms,
-            f"{oldest}, at most {spell(most_overdue_ms)} allowed",
+            f"{oldest}, at most {format_duration(most_overdue_ms)} allowed",
         ),
     ]
 

@@ -17,7 +17,7 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from dtimer.cli.durations import spell
+from dtimer.cli.durations import format_duration
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.errors import HandlerError
 
@@ -70,7 +70,7 @@ def lateness(ms: float) -> str:
     """Format a lateness: 0.64 ms, 12 ms, 1.5 s, 1m7s."""
     if ms < 10_000:
         return f"{ms:.3g} ms" if ms < 999.5 else f"{ms / 1000:.3g} s"
-    return spell(ms)
+    return format_duration(ms)
 
 
 def report_unwritable(error: OSError, output: Output) -> int:

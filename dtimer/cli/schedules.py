@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from dtimer.cli.durations import spell
+from dtimer.cli.durations import format_duration
 from dtimer.cli.events import ahead, print_assumed
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
@@ -141,7 +141,7 @@ _COLUMNS = (
 def rule_of(schedule: Schedule) -> str:
     """Format the rule of a schedule."""
     if schedule.cron is None:
-        return f"every {spell(schedule.interval or 0)}"
+        return f"every {format_duration(schedule.interval or 0)}"
     return schedule.cron if schedule.tz == "UTC" else f"{schedule.cron} {schedule.tz}"
 
 

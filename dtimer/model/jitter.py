@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-# From the kernel, not from the random module's generator: the program may have seeded that, and
-# draws by our threads would change its sequence. A generator of our own would be copied by a fork,
-# so all children would draw the same delays.
+# The numbers come from the kernel. The program may have seeded the random module's generator, and
+# draws by dtimer's threads would change its sequence. If dtimer had its own generator, a fork would
+# copy it, and all children would draw the same delays.
 _uniform = random.SystemRandom().uniform
 
 

@@ -1,4 +1,4 @@
-"""The ways to attempt a call once: whole, sent and received apart, or replicated."""
+"""The ways to attempt a call once: sent and received in one step or in two, or replicated."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(
         if classify(e, connection.sent) is not Failure.NO_SCRIPT:
             raise
     # Nothing ran, because the server was restarted, promoted, or has run SCRIPT FLUSH.
-    return run_whole(connection, script, arguments, until, limit)
+    return run_with_source(connection, script, arguments, until, limit)
 
 
 def receive(
@@ -48,10 +48,10 @@ def receive(
     except Exception as e:
         if classify(e, connection.sent) is not Failure.NO_SCRIPT:
             raise
-    return run_whole(connection, script, arguments, until, limit)
+    return run_with_source(connection, script, arguments, until, limit)
 
 
-def run_whole(
+def run_with_source(
     connection: AnyConnection,
     script: Script,
     arguments: Sequence[Argument],
@@ -59,7 +59,7 @@ def run_whole(
     limit: float,
 ) -> Any:
     """Run a script by sending its source."""
-    return connection.run(script, arguments, until, limit, whole=True)
+    return connection.run(script, arguments, until, limit, with_source=True)
 
 
 class ReplicatedCall:

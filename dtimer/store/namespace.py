@@ -144,7 +144,7 @@ class Namespace:
         # among the refused commands.
         line = ScriptClient(self._source, self.keys, self._timeout, lambda: 1)
         try:
-            flat = line.call("permissions", deadline=line.deadline(), whole=True)
+            flat = line.call("permissions", deadline=line.deadline(), with_source=True)
         except StoreError as e:
             if acl.refusal(str(e)):
                 return {"EVAL": str(e)}

@@ -20,7 +20,7 @@ from dtimer.errors import OutcomeUnknown, StoreError
 from dtimer.faultpoints import armed, reached
 from dtimer.model.ids import incarnation
 from dtimer.model.jitter import between
-from dtimer.store.calls import AnyConnection, PendingCall, ReplicatedCall, run, run_whole
+from dtimer.store.calls import AnyConnection, PendingCall, ReplicatedCall, run, run_with_source
 from dtimer.store.connection.connection import Argument
 from dtimer.store.connection.sources import Source
 from dtimer.store.failures import Failure, classify, message, translate
@@ -128,7 +128,7 @@ class ScriptClient:
         *arguments: Argument,
         deadline: float,
         named: bool = False,
-        whole: bool = False,
+        with_source: bool = False,
     ) -> Any:
         """
         Run the script of *verb* and return its reply, retrying until the deadline.
@@ -138,7 +138,7 @@ class ScriptClient:
             arguments: The arguments of the script.
             deadline: When to give up, on the monotonic clock.
             named: True if the verb changes data and must not do so twice.
-            whole: Send the source of the script instead of its SHA1.
+            with_source: Send the source of the script instead of its SHA1.
 
         Raises:
             OutcomeUnknown: No reply came in time; the call may have taken effect.
@@ -147,7 +147,7 @@ class ScriptClient:
         session = self._acquire()
         try:
             op = session.next() if named else ""
-            attempt = run_whole if whole else run
+            attempt = run_with_source if with_source else run
             return self._retry_until(deadline, session, load(verb), (op, *arguments), attempt)
         finally:
             # Inlined on purpose: a signal handler can raise as soon as a Python function is

@@ -109,7 +109,7 @@ class Emitter(EventEmitter):
         """Register *f* as a listener of *event*. See `on`."""
         listeners.check(event, f, self.emits)
         super().add_listener(event, f)
-        self._listening(event, more=True)
+        self._listening(event, added=True)
         return f
 
     def once(self, event: str, f: Callable[..., Any] | None = None) -> Callable[..., Any]:
@@ -122,7 +122,7 @@ class Emitter(EventEmitter):
             # would count as handled although another thread had used up the only listener.
             once = _Once(f, lambda: self.remove_listener(event, f))
             self._add_event_handler(event, f, once)
-            self._listening(event, more=True)
+            self._listening(event, added=True)
             return f
 
         return register if f is None else register(f)
@@ -130,13 +130,13 @@ class Emitter(EventEmitter):
     def remove_listener(self, event: str, f: Callable[..., Any]) -> None:
         """Remove a listener. Does nothing if it is not registered."""
         self._of(event).pop(f, None)
-        self._listening(event, more=False)
+        self._listening(event, added=False)
 
     def remove_all_listeners(self, event: str | None = None) -> None:
         """Remove all listeners of *event*, or of every event."""
         for name in list(self._events) if event is None else [event]:
             self._of(name).clear()
-            self._listening(name, more=False)
+            self._listening(name, added=False)
 
     def listeners(self, event: str) -> list[Callable[..., Any]]:
         """Return the listeners of *event* in the order of their calls."""
@@ -153,8 +153,8 @@ class Emitter(EventEmitter):
         self.emit("new_listener", event, k)
         self._events.setdefault(event, {})[k] = v
 
-    def _listening(self, event: str, *, more: bool) -> None:
-        """Hook, called when *event* has one *more* listener, or one less."""
+    def _listening(self, event: str, *, added: bool) -> None:
+        """Hook, called when a listener of *event* was added or, if not *added*, removed."""
 
     def _call_handlers(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         # An emission by the user behaves as in pyee.

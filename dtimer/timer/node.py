@@ -171,11 +171,11 @@ class Node:
             self._callbacks.announce("ready")
             self._callbacks.later(PATIENCE, self._show_listening)
 
-    def listened(self, *, more: bool) -> None:
-        """Record that there is one *more* listener of ``'event'``, or one less."""
+    def listened(self, *, added: bool) -> None:
+        """Record that a listener of ``'event'`` was added or, if not *added*, removed."""
         self.bell.ring()
-        if not more or not self._presence.listening:
-            self._callbacks.later(0.0 if more else PATIENCE, self._show_listening)
+        if not added or not self._presence.listening:
+            self._callbacks.later(0.0 if added else PATIENCE, self._show_listening)
 
     def _show_listening(self) -> None:
         if not self.leaving and self._presence.outdated():

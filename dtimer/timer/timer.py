@@ -304,9 +304,9 @@ class DTimer(ScheduleClient):
         else:
             super()._rolled_back(error)
 
-    def _listening(self, event: str, *, more: bool) -> None:
+    def _listening(self, event: str, *, added: bool) -> None:
         if event == "event" and (node := getattr(self, "_node", None)) is not None:
-            node.listened(more=more)
+            node.listened(added=added)
 
     def after_fork(self) -> None:
         """Reset this timer in a forked child, which has not joined."""

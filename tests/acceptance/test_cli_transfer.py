@@ -201,8 +201,8 @@ class TestFiles:
         assert 0 == run("export", file, "--yes").code
         assert [file] == list(tmp_path.iterdir())
 
-    def test_a_truncated_file_is_imported_as_far_as_it_goes(self, run, timers, other, tmp_path):
-        """A truncated file is imported as far as it goes, with exit code 1."""
+    def test_complete_lines_of_a_truncated_file_are_imported(self, run, timers, other, tmp_path):
+        """The complete lines of a truncated file are imported, and the exit code is 1."""
         here, there = timers
         here.post_many(({}, HOUR) for _ in range(3))
         file = tmp_path / "all.jsonl"

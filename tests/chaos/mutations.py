@@ -321,7 +321,7 @@ MUTANTS = [
     _mutant(
         "requests sent to a hanging server of a cluster are forgotten",
         "store/connection/cluster.py",
-        "self.sent = self._wire.sent",
+        "self.sent = self._connection.sent",
         "self.sent = False",
         f"{_AVAILABILITY}::TestCluster::test_a_post_to_hung_servers_is_unknown_within_its_deadline",
     ),

@@ -88,9 +88,9 @@ class Reading(Program):
             except _Enough as e:
                 failure.append(e)
             # This thread does not confirm the key that it holds, so the key is delivered again.
-            read = getattr(queue._mine, "read", None)
-            if read is not None and not read.done.is_set():
-                self.pen.note("retry", face="runat", id=read.event.id, accepted=True)
+            last = getattr(queue._by_thread, "last_reading", None)
+            if last is not None and not last.done.is_set():
+                self.pen.note("retry", face="runat", id=last.event.id, accepted=True)
 
         queue = self._make()
         try:
@@ -121,7 +121,7 @@ class Reading(Program):
 
 def _about(queue: RunAt) -> dict[str, Any]:
     """Return the fields of the claim behind the key that this thread has just read."""
-    ev = queue._mine.read.event
+    ev = queue._by_thread.last_reading.event
     return {
         "tok": ev.token,
         "att": ev.attempt,

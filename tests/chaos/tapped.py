@@ -41,10 +41,10 @@ class TappedConnection:
         until: float,
         limit: float | None = None,
         *,
-        whole: bool = False,
+        with_source: bool = False,
     ) -> Any:
         """Run a script, as `dtimer.store.connection.connection.Connection` does."""
-        self.send(script, arguments, until, limit, whole=whole)
+        self.send(script, arguments, until, limit, with_source=with_source)
         return self.receive(until, limit)
 
     def send(
@@ -54,13 +54,13 @@ class TappedConnection:
         until: float,
         limit: float | None = None,
         *,
-        whole: bool = False,
+        with_source: bool = False,
     ) -> None:
         """Run the script at once, and keep the reply until `receive` is called."""
         del until, limit
         self.sent = True
         try:
-            self._reply = self._exchange(script, arguments, whole=whole), None
+            self._reply = self._exchange(script, arguments, with_source=with_source), None
         except Exception as e:
             self._reply = None, e
 
@@ -72,15 +72,15 @@ class TappedConnection:
             raise error
         return reply
 
-    def _exchange(self, script: Script, arguments: Sequence[Any], *, whole: bool) -> Any:
+    def _exchange(self, script: Script, arguments: Sequence[Any], *, with_source: bool) -> Any:
         def send(words: list[Any]) -> Any:
             until = time.monotonic() + 5
             try:
-                return self._wire.run(script, words, until, whole=whole)
+                return self._wire.run(script, words, until, with_source=with_source)
             except redis.exceptions.NoScriptError:
                 if not self._loads:
                     raise
-            return self._wire.run(script, words, until, whole=True)
+            return self._wire.run(script, words, until, with_source=True)
 
         return self._tap(script, list(arguments), send)
 

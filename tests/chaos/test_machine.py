@@ -580,7 +580,7 @@ class Machine(RuleBasedStateMachine):
             return
         wire: Any = TappedSource(self.client, _straight).connection(self.store.keys)
         try:
-            again = wire.run(script, [str(self.now.us), *arguments[1:]], 0, whole=True)
+            again = wire.run(script, [str(self.now.us), *arguments[1:]], 0, with_source=True)
         except redis.ResponseError as e:
             if "DTSTALE" in str(e):
                 return

@@ -14,6 +14,8 @@ from dtimer.model.claims import Settlement, Verdict
 from dtimer.model.schedules import make_spec
 from dtimer.store.store import Entry
 
+# How many ms before it is due a claim takes an event, and how many ms before that time the node on
+# duty claims.
 AHEAD = 20
 LEAD = AHEAD / 2
 
@@ -27,7 +29,7 @@ def ids(reply):
     return [claim.id for claim in reply.claims]
 
 
-def second(now, payload="{}", *, start=None, misfire="coalesce"):
+def every_second(now, payload="{}", *, start=None, misfire="coalesce"):
     """Return the specification of a schedule named tick that occurs every second."""
     return make_spec(
         "tick",
@@ -46,8 +48,8 @@ def second(now, payload="{}", *, start=None, misfire="coalesce"):
 class TestLookAheadClaim:
     """Which events a claim takes before they are due."""
 
-    def test_takes_events_up_to_exactly_the_horizon(self, store, node, now):
-        """A claim takes events that are due within the horizon, exact to the microsecond."""
+    def test_takes_events_up_to_exactly_the_look_ahead(self, store, node, now):
+        """A claim takes the events that are due within its look-ahead, to the microsecond."""
         post(store, "now")
         post(store, "soon", AHEAD)
         post(store, "later", AHEAD + 0.001)
@@ -69,7 +71,7 @@ class TestLookAheadClaim:
         assert (["one"], 40_000) == (ids(reply), reply.wait_us)
 
     def test_takes_nothing_early_unless_asked(self, store, node):
-        """Without a horizon, a claim takes no event before it is due."""
+        """Without a look-ahead, a claim takes no event before it is due."""
         post(store, "soon", 1)
         assert [] == ids(node.claim_reply(5))
 
@@ -88,7 +90,7 @@ class TestLookAheadClaim:
         A claim leaves an occurrence until it is due, because misfire and overlap are decided
         then.
         """
-        store.declare(second(now, start=now.us + 1_000_000))
+        store.declare(every_second(now, start=now.us + 1_000_000))
         now.tick(1_000 - AHEAD / 2)
         reply = node.claim_reply(1, ahead=AHEAD)
         assert ([], 1000 * AHEAD / 2) == (ids(reply), reply.wait_us)
@@ -96,7 +98,7 @@ class TestLookAheadClaim:
         assert 1 == len(node.claim_reply(1, ahead=AHEAD).claims)
 
     def test_leaves_an_event_that_expires_before_it_is_due(self, store, node, now):
-        """An event that expires before it is due is buried when it is due, and never claimed."""
+        """An event that expires before it is due is never claimed. It dies when it is due."""
         post(store, "tea", 10, expires=f"+{10_000}")
         reply = node.claim_reply(1, ahead=AHEAD)
         assert ([], []) == (ids(reply), reply.buried)
@@ -125,7 +127,7 @@ class TestLookAheadClaim:
         assert [made] == ids(node.claim_reply(5, ahead=AHEAD))
 
     def test_buries_a_corrupt_event_only_when_it_is_due(self, store, node, client, now):
-        """A corrupt event is buried when it is due; until then a post may replace it."""
+        """A corrupt event becomes a dead letter when it is due; until then posts may replace it."""
         post(store, "tea", 10)
         client.hset(store.keys.body, "tea", "what")
         assert ([], []) == (ids(reply := node.claim_reply(1, ahead=AHEAD)), reply.buried)
@@ -142,13 +144,13 @@ class TestLookAheadClaim:
         self, store, node, now
     ):
         """
-        If the claim itself replaces a due event by an occurrence of a schedule, the claim delivers
-        that occurrence with its new payload.
+        A claim may create an occurrence with the id of a due event, and so replace that event. The
+        claim then delivers the occurrence, with the payload of the schedule.
         """
-        store.declare(second(now, '{"old":1}', start=now.us + 1_000_000))
+        store.declare(every_second(now, '{"old":1}', start=now.us + 1_000_000))
         assert f"tick@{now.us}" == store.run_now("tick")
         store.unschedule("tick")
-        store.declare(second(now, '{"new":1}', start=now.us - 5_000_000, misfire="skip"))
+        store.declare(every_second(now, '{"new":1}', start=now.us - 5_000_000, misfire="skip"))
         (claim,) = node.claim(3)
         assert (f"tick@{now.us}", {"new": 1}) == (claim.id, json.loads(claim.payload))
 
@@ -180,10 +182,10 @@ class TestLookAheadQueue:
 class TestLookAheadOnDuty:
     """Which node is on duty if nodes claim early."""
 
-    def test_the_node_on_duty_comes_half_a_horizon_early(self, store, node, now):
+    def test_the_node_on_duty_claims_half_of_its_look_ahead_early(self, store, node, now):
         """
-        The reply tells the node on duty to claim half of its horizon before the event, and that
-        claim finds the event.
+        The reply tells the node on duty when to claim: half of its look-ahead before the event is
+        due. That claim takes the event.
         """
         post(store, "tea", 1_000)
         reply = node.claim_reply(1, ahead=AHEAD)
@@ -210,8 +212,8 @@ class TestLookAheadOnDuty:
         assert ["tea"] == ids(node.claim_reply(1, ahead=AHEAD))
         assert [b"b"] == client.zrange(store.keys.roster, 0, -1)
 
-    def test_each_node_gets_one_of_as_many_events(self, store, node):
-        """With as many events as nodes, each node claims one before they are due."""
+    def test_four_nodes_share_four_events_before_they_are_due(self, store, node):
+        """With as many events as nodes, each node claims one, so all start on time."""
         others = [Peer(store, name) for name in "bcd"]
         for peer in (node, *others):
             peer.claim_reply()

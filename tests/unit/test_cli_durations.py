@@ -4,7 +4,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dtimer.cli.durations import parse_duration, parse_expiry, parse_moment, parse_when, spell
+from dtimer.cli.durations import (
+    format_duration,
+    parse_duration,
+    parse_expiry,
+    parse_moment,
+    parse_when,
+)
 from dtimer.errors import OptionError
 
 
@@ -74,7 +80,7 @@ class TestDuration:
     )
     def test_prints_the_two_largest_units_in_the_same_grammar(self, ms, text):
         """The printed text can be typed again."""
-        assert text == spell(ms)
+        assert text == format_duration(ms)
         parse_duration(text)
 
 
@@ -97,10 +103,10 @@ class TestMoment:
 
     @pytest.mark.parametrize("text", ["2030-01-31T08:00", "2030-01-31 08:00:00", "2030-01-31"])
     def test_a_moment_without_a_zone_is_local_time_and_marked_as_assumed(self, text):
-        """The command then prints the moment it has assumed."""
-        at, assumed = parse_moment(text)
+        """The command then prints the local time that it has assumed."""
+        at, zone_assumed = parse_moment(text)
         naive = datetime.fromisoformat(text)
-        assert assumed
+        assert zone_assumed
         assert naive.astimezone() == at
         assert at.utcoffset() is not None
 

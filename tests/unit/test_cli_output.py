@@ -49,7 +49,7 @@ class TestTimes:
         zone(tz)
         assert (whole, short) == (moment(MS), clock(MS))
         assert datetime.fromtimestamp(MS / 1000, UTC) == parse_moment(moment(MS)).at
-        assert not parse_moment(moment(MS)).assumed
+        assert not parse_moment(moment(MS)).zone_assumed
 
     def test_narrow_columns_show_the_time_today_and_the_date_otherwise(self, zone):
         """Both fit in 22 characters, with their zone."""

@@ -19,7 +19,7 @@ HOME = ("127.0.0.1", 7001)
 def source():
     """A source whose servers all name the same owner of every slot; it opens no connection."""
     source = ClusterSource.__new__(ClusterSource)
-    source._homes, source._lock = {}, threading.RLock()
+    source._home_of_slot, source._lock = {}, threading.RLock()
     source._slot_of = lambda key: 1
     source.asked = 0
 

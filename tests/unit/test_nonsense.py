@@ -100,7 +100,7 @@ def reply_with(monkeypatch):
             return opened if script.name == "open" else reply
 
         monkeypatch.setattr(script_client, "run", run)
-        monkeypatch.setattr(script_client, "run_whole", run)
+        monkeypatch.setattr(script_client, "run_with_source", run)
         monkeypatch.setattr(script_client, "PendingCall", lambda *_, **__: Pending(reply))
 
     return set_reply

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dtimer.cli.durations import spell
+from dtimer.cli.durations import format_duration
 from dtimer.cli.events import COLUMNS, cells
 from dtimer.cli.namespace import node_cells
 from dtimer.cli.output import lateness, moment
@@ -69,7 +69,7 @@ def _head(frame: Frame, width: int, blocks: str) -> Any:
         ("nodes", str(stats.nodes), ""),
         (
             "oldest overdue",
-            spell(late) if stats.overdue else "-",
+            format_duration(late) if stats.overdue else "-",
             "bold red" if late > _LATE else "",
         ),
         ("late p50", p50, ""),

@@ -22,15 +22,15 @@ from dtimer.model.options import validate
 from dtimer.store.admin import AdminStore
 from dtimer.timer.posting import Posting, chunks, prepare_item
 
-#: Lines in a batch. A batch takes a few round trips, and is the most that memory holds.
+#: The most lines that the import keeps in memory. It then stores them in a few round trips.
 _BATCH = 2_000
 
 #: The largest payload that is imported: larger than the default limit, because the exporting
 #: node may have had a larger one.
-_LARGEST = 64 * 1024 * 1024
+_MAX_PAYLOAD = 64 * 1024 * 1024
 
-#: Dead letters in one call.
-_LETTERS = 100
+#: The most dead letters that one call of the store takes.
+_LETTERS_PER_CALL = 100
 
 
 class Unreadable(click.ClickException):
@@ -43,8 +43,8 @@ class Unreadable(click.ClickException):
     name="import",
     epilog="""
     Pending events and schedules that exist already are kept, so importing a file again
-    changes nothing. Attempts are counted from zero. A file that lacks its last line is
-    imported as far as it goes, with exit code 1.
+    changes nothing. Attempts are counted from zero. If the last line of the file is missing,
+    the lines before it are imported, and the exit code is 1.
 
     \b
     Examples:
@@ -71,46 +71,49 @@ def import_(settings: Settings, file: str) -> int:
         for raw in stream:
             reader.feed(raw)
             if reader.batched == 0:
-                advance(reader.bytes_done())
+                advance(reader.bytes_since_last_call())
         reader.flush()
-        advance(reader.bytes_done())
+        advance(reader.bytes_since_last_call())
     counts = reader.counts
-    if not reader.whole:
-        settings.output.notice("not a whole export: the file ends early, or its counts differ")
+    if not reader.complete:
+        settings.output.notice(
+            "the export is not complete: the file ends early, or the counts in its last line differ"
+        )
     summary = "imported {events} events, {schedules} schedules, {dead} dead letters".format(
         **counts
     )
-    settings.output.result(summary, whole=reader.whole, **counts)
-    return ExitCode.DONE if reader.whole else ExitCode.NEGATIVE
+    settings.output.result(summary, whole=reader.complete, **counts)
+    return ExitCode.DONE if reader.complete else ExitCode.NEGATIVE
 
 
 class _Reader:
-    """Reads lines, and stores them in batches."""
+    """Reads the lines of an export, and stores their contents in batches."""
 
     def __init__(self, store: AdminStore) -> None:
         self._store = store
-        self._options = validate({"max_payload": _LARGEST})
+        self._options = validate({"max_payload": _MAX_PAYLOAD})
         self._new_id = IdGenerator()
         self._events: list[Posting] = []
         self._letters: list[DeadLetter] = []
         self._number = 0
         self._bytes = 0
         self.counts = {"events": 0, "schedules": 0, "dead": 0}
-        self.whole = False
+        #: True once the last line has been read, and its counts are right.
+        self.complete = False
 
     @property
     def batched(self) -> int:
         """The number of lines that have been read and not yet stored."""
         return len(self._events) + len(self._letters)
 
-    def bytes_done(self) -> int:
+    def bytes_since_last_call(self) -> int:
         """Return the number of bytes read since the last call."""
         done, self._bytes = self._bytes, 0
         return done
 
     def feed(self, raw: bytes) -> None:
         """
-        Read a line, and store the batch if it is full.
+        Read a line and add it to the batch; store the batch if it is full.
 
         Raises:
             Unreadable: the line cannot be read. The lines before it are stored first.
@@ -120,7 +123,7 @@ class _Reader:
         if not raw.strip():
             return
         try:
-            self._feed(lines.read_line(raw))
+            self._add(lines.read_line(raw))
         except (BadLine, OptionError, PayloadError) as e:
             self.flush()
             done = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
@@ -129,25 +132,27 @@ class _Reader:
                 f" imported ({done}), and importing them again changes nothing"
             ) from None
 
-    def _feed(self, line: dict[str, Any]) -> None:
+    def _add(self, line: dict[str, Any]) -> None:
         kind = line["kind"]
         if kind == "event":
             self._events.append(prepare_item(self._options, self._new_id, lines.posting(line)))
         elif kind == "dead":
             self._letters.append(lines.letter(line))
         elif kind == "schedule":
-            self._schedule(lines.schedule(line))
+            self._store_schedule(lines.schedule(line))
         elif kind == "end":
             self.flush()
-            self.whole = all(line.get(name) == count for name, count in self.counts.items())
+            self.complete = all(line.get(name) == count for name, count in self.counts.items())
         elif kind != "export":
             raise BadLine(f"unknown kind {kind!r}")
         elif line.get("version") != lines.VERSION:
-            raise BadLine(f"its version is {line.get('version')!r}, and this dtimer reads 1")
+            raise BadLine(
+                f"its version is {line.get('version')!r}, but this dtimer reads version 1"
+            )
         if self.batched >= _BATCH:
             self.flush()
 
-    def _schedule(self, line: lines.ScheduleLine) -> None:
+    def _store_schedule(self, line: lines.ScheduleLine) -> None:
         # An existing schedule is kept, like an existing event.
         if self._store.schedule(line.spec.id) is None:
             self._store.declare(line.spec)
@@ -162,7 +167,7 @@ class _Reader:
                 self._store.post(chunk.entries, chunk.policy)
             self.counts["events"] += len(self._events)
             self._events = []
-        for at in range(0, len(self._letters), _LETTERS):
-            self._store.restore(self._letters[at : at + _LETTERS])
+        for at in range(0, len(self._letters), _LETTERS_PER_CALL):
+            self._store.restore(self._letters[at : at + _LETTERS_PER_CALL])
         self.counts["dead"] += len(self._letters)
         self._letters = []

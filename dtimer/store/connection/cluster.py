@@ -2,9 +2,9 @@
 Make connections to the server of a cluster that holds the keys, and follow the keys if they move.
 
 The library's cluster client is not used for calls, for two reasons. It exceeds deadlines: after an
-error it asks every server for the topology, each with the timeout of a call. And it replaces the
-timeout error of a call with the result of those questions, so a call that may have taken effect
-looks as if it had not been sent.
+error it asks every server for the topology, and waits for each as long as for a call. It also hides
+a timeout: the call raises the error of these requests instead. A call that may have taken effect
+then looks as if it had not been sent.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ Address = tuple[str, int]
 _MOST_REDIRECTIONS = 5
 
 # The number of servers that a message names.
-_NAMED = 3
+_SERVERS_IN_MESSAGE = 3
 
 
-# The text of a MovedError, or of a plain error. dtimer's connections use the parser for a single
-# server, and that of valkey-py and redis-py 5 does not know MOVED and raises a plain error.
+# Matches the text of a redirection. dtimer's connections use the library's parser for a single
+# server. That of newer versions of redis-py raises a MovedError. That of redis-py 5 and valkey-py
+# does not know MOVED, and raises a plain error with the with_source text.
 _MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)\Z")
 
 
@@ -54,25 +55,26 @@ class ClusterSource:
     replicable = True
 
     def __init__(self, client: Any, timeout: float) -> None:
-        root = library(client)
+        package = library(client)
         nodes = client.get_nodes()
-        pool = getattr(client, f"get_{root}_connection")(nodes[0]).connection_pool
+        pool = getattr(client, f"get_{package}_connection")(nodes[0]).connection_pool
         self._class = with_deadline(pool.connection_class)
-        self._settings = settings(pool.connection_kwargs, root, timeout)
+        self._settings = settings(pool.connection_kwargs, package, timeout)
         for name in ("host", "port", "redis_connect_func", "valkey_connect_func"):
             self._settings.pop(name, None)
         self._remap = client.nodes_manager.address_remap
         self._timeout = timeout
-        self._slot_of = importlib.import_module(f"{root}.crc").key_slot
-        self._unreachable = importlib.import_module(f"{root}.exceptions").ConnectionError
+        self._slot_of = importlib.import_module(f"{package}.crc").key_slot
+        self._unreachable = importlib.import_module(f"{package}.exceptions").ConnectionError
         self._startup: list[Address] = [(node.host, node.port) for node in nodes]
         #: The known servers, in the order in which they are asked.
         self._nodes = self._startup
-        self._homes: dict[int, Address] = {}
+        #: The server of each slot that was looked up.
+        self._home_of_slot: dict[int, Address] = {}
         self._lock = threading.RLock()
 
     def connect_to(self, address: Address) -> Any:
-        """Return a connection to one server that can have a deadline, not yet connected."""
+        """Return an unconnected connection to one server. `set_deadline` works on it."""
         host, port = address
         return self._class(**self._settings, host=host, port=port)
 
@@ -83,10 +85,10 @@ class ClusterSource:
         The call ends at *until*, on the monotonic clock, however many servers hang.
 
         Raises:
-            Exception: (of the client library) No server answered, or none holds the keys.
+            Exception: (of the client library) No server answered, or no server has the keys.
         """
         slot = self._slot_of(keys.due.encode())
-        found = self._homes.get(slot)
+        found = self._home_of_slot.get(slot)
         if found is not None:
             return found
         # One thread asks, and the others use its answer.
@@ -96,11 +98,11 @@ class ClusterSource:
         taken = lock.acquire(timeout=max(0, (until - time.monotonic()) / 2))
         try:
             if not taken:
-                # Later calls must not wait for the old lock, too.
+                # Replace the lock, or later calls would wait for it as well.
                 self._lock = threading.RLock()
-            found = self._homes.get(slot)
+            found = self._home_of_slot.get(slot)
             if found is None:
-                found = self._homes[slot] = self._look_up(slot, until)
+                found = self._home_of_slot[slot] = self._look_up(slot, until)
             return found
         finally:
             if taken:
@@ -120,12 +122,14 @@ class ClusterSource:
                     raise
                 error = e
                 continue
-            named = [self._address(server, address) for _, _, *all in ranges for server in all]
-            self._nodes = [*dict.fromkeys([address, *named, *self._startup])]
+            reported = [
+                self._address(server, address) for _, _, *servers in ranges for server in servers
+            ]
+            self._nodes = [*dict.fromkeys([address, *reported, *self._startup])]
             for low, high, master, *_ in ranges:
                 if low <= slot <= high:
                     return self._address(master, address)
-        why = error or "none holds the slot of the namespace"
+        why = error or "no server has the slot of the namespace"
         raise self._unreachable(f"the cluster's server for the keys is not known: {why}") from error
 
     def _ask(self, address: Address, until: float) -> Any:
@@ -147,24 +151,24 @@ class ClusterSource:
         mapped: Address = self._remap((host, port)) if self._remap else (host, port)
         return mapped
 
-    def doubt(self, keys: Keys, home: Address) -> None:
-        """Have the next call look up where *keys* are, asking *home* last."""
+    def forget_home(self, keys: Keys, home: Address) -> None:
+        """Make the next call look up the server of *keys*, and ask *home* last."""
         slot = self._slot_of(keys.due.encode())
-        if self._homes.get(slot) == home:
-            self._homes.pop(slot, None)
+        if self._home_of_slot.get(slot) == home:
+            self._home_of_slot.pop(slot, None)
             self._nodes = [*(node for node in self._nodes if node != home), home]
 
-    def moved(self, keys: Keys, named: Address, home: Address) -> None:
-        """Record that *keys* have moved from *home* to the server *named*."""
-        address = self._mapped(named[0] or home[0], named[1])
-        self._homes[self._slot_of(keys.due.encode())] = address
+    def moved(self, keys: Keys, target: Address, home: Address) -> None:
+        """Record that *keys* have moved from *home* to *target*. An empty host is *home*'s."""
+        address = self._mapped(target[0] or home[0], target[1])
+        self._home_of_slot[self._slot_of(keys.due.encode())] = address
 
     @property
     def place(self) -> str:
         """See `Source.place`."""
-        named = [f"{host}:{port}" for host, port in self._nodes[:_NAMED]]
-        more = ", …" if len(self._nodes) > _NAMED else ""
-        return f"the cluster of {', '.join(named)}{more}"
+        shown = [f"{host}:{port}" for host, port in self._nodes[:_SERVERS_IN_MESSAGE]]
+        more = ", …" if len(self._nodes) > _SERVERS_IN_MESSAGE else ""
+        return f"the cluster of {', '.join(shown)}{more}"
 
     def connection(self, keys: Keys) -> ClusterConnection:
         """See `Source.connection`."""
@@ -182,7 +186,7 @@ class ClusterSource:
             until = time.monotonic() + self._timeout
             # Look up the server again. If this source serves only pub/sub, no failed call would
             # reveal that the keys have moved.
-            self.doubt(keys, self.home(keys, until))
+            self.forget_home(keys, self.home(keys, until))
             return self.connect_to(self.home(keys, until))
 
         return Subscription(connect, channels)
@@ -207,7 +211,7 @@ class ClusterSource:
 
 class ClusterConnection:
     """
-    A `Wire` to the server of a cluster that holds the keys.
+    A connection to the server of a cluster that holds the keys, used like a `Connection`.
 
     Only one thread may use it at a time.
     """
@@ -218,10 +222,10 @@ class ClusterConnection:
         self._packer = Packer(keys)
         # These are set when the first call is sent.
         self._home: Any = None
-        self._wire: Any = None
-        self._words: Any = None
+        self._connection: Any = None
+        self._last_call: Any = None
         self.sent = False
-        #: See `Wire.arrived`.
+        #: See `Connection.arrived`.
         self.arrived = 0
 
     def run(
@@ -231,11 +235,11 @@ class ClusterConnection:
         until: float,
         limit: float | None = None,
         *,
-        whole: bool = False,
+        with_source: bool = False,
     ) -> Any:
-        """See `Wire.run`."""
+        """See `Connection.run`."""
         try:
-            self.send(script, arguments, until, limit, whole=whole)
+            self.send(script, arguments, until, limit, with_source=with_source)
             return self.receive(until, limit)
         except BaseException as e:
             if not (self.sent and is_a_reply(e)):
@@ -249,53 +253,56 @@ class ClusterConnection:
         until: float,
         limit: float | None = None,
         *,
-        whole: bool = False,
+        with_source: bool = False,
     ) -> None:
-        """See `Wire.send`."""
+        """See `Connection.send`."""
         self.sent = False
         self.arrived = 0
-        self._words = (script, arguments, whole)
+        self._last_call = (script, arguments, with_source)
         home = self._source.home(self._keys, until)
-        if self._wire is None or home != self._home:
+        if self._connection is None or home != self._home:
             self.close()
             self._home = home
-            self._wire = Connection(functools.partial(self._source.connect_to, home), self._packer)
+            self._connection = Connection(
+                functools.partial(self._source.connect_to, home), self._packer
+            )
         try:
-            self._wire.send(script, arguments, until, limit, whole=whole)
+            self._connection.send(script, arguments, until, limit, with_source=with_source)
         except Exception:
-            self._source.doubt(self._keys, home)
+            self._source.forget_home(self._keys, home)
             raise
         finally:
-            self.sent = self._wire.sent
+            self.sent = self._connection.sent
 
     def receive(self, until: float, limit: float | None = None) -> Any:
         """
         Return the reply to the script that was sent, following the keys if they have moved.
 
-        While keys are moving, no server can run the script, which needs all of them. The new
-        server refuses it (TRYAGAIN) until it has them all, so ASK is not followed.
+        While a slot moves, each of two servers has some of its keys, and no server can run a
+        script, which needs all of them. So ASK is not followed: the new server would refuse the
+        script with TRYAGAIN until it has all keys.
         """
         for left in reversed(range(_MOST_REDIRECTIONS)):
             try:
-                return self._wire.receive(until, limit)
+                return self._connection.receive(until, limit)
             except Exception as e:
-                self.arrived = self._wire.arrived
+                self.arrived = self._connection.arrived
                 if not (moved := _moved(e)) or not left:
                     if not is_a_reply(e) or classify(e, sent=True) is Failure.RECONNECT:
-                        self._source.doubt(self._keys, self._home)
+                        self._source.forget_home(self._keys, self._home)
                     raise
                 self._source.moved(self._keys, moved, self._home)
-                script, arguments, whole = self._words
-                self.send(script, arguments, until, limit, whole=whole)
-        raise AssertionError("the last redirection is raised")
+                script, arguments, with_source = self._last_call
+                self.send(script, arguments, until, limit, with_source=with_source)
+        raise AssertionError("the last redirection was not raised")
 
     def wait(self, replicas: int, ms: int, until: float) -> int:
-        """See `Wire.wait`."""
-        count: int = self._wire.wait(replicas, ms, until)
+        """See `Connection.wait`."""
+        count: int = self._connection.wait(replicas, ms, until)
         return count
 
     def close(self) -> None:
-        """See `Wire.close`."""
-        connection, self._wire = self._wire, None
+        """See `Connection.close`."""
+        connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

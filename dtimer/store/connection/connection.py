@@ -44,13 +44,13 @@ class Packer:
         self._keys = _bulk(b"%d" % len(keys)) + b"".join(_bulk(key.encode()) for key in keys)
         self._heads: dict[tuple[str, bool], bytes] = {}
 
-    def pack(self, script: Script, arguments: Sequence[Argument], *, whole: bool) -> bytes:
-        """Encode a call of *script*, by its SHA1 or, if *whole*, with its source."""
-        head = self._heads.get((script.name, whole))
+    def pack(self, script: Script, arguments: Sequence[Argument], *, with_source: bool) -> bytes:
+        """Encode a call of *script*, by its SHA1 or, if *with_source*, with its source."""
+        head = self._heads.get((script.name, with_source))
         if head is None:
-            verb, text = (b"EVAL", script.source) if whole else (b"EVALSHA", script.sha)
+            verb, text = (b"EVAL", script.source) if with_source else (b"EVALSHA", script.sha)
             head = _bulk(verb) + _bulk(text) + self._keys
-            self._heads[script.name, whole] = head
+            self._heads[script.name, with_source] = head
         return b"".join((b"*%d\r\n" % (3 + self._count + len(arguments)), head, _pack(arguments)))
 
 
@@ -90,7 +90,7 @@ class Connection:
         until: float,
         limit: float | None = None,
         *,
-        whole: bool = False,
+        with_source: bool = False,
     ) -> Any:
         """
         Send *script* and return its reply, with byte strings undecoded.
@@ -103,7 +103,7 @@ class Connection:
         that the next call cannot read a late reply.
         """
         try:
-            self.send(script, arguments, until, limit, whole=whole)
+            self.send(script, arguments, until, limit, with_source=with_source)
             # The deadline that `send` has set still applies.
             return self._receive()
         except BaseException as e:
@@ -119,12 +119,12 @@ class Connection:
         until: float,
         limit: float | None = None,
         *,
-        whole: bool = False,
+        with_source: bool = False,
     ) -> None:
         """Send *script*. The caller must receive its reply before sending anything else."""
         self.sent = False
         self.arrived = 0
-        packed = self._packer.pack(script, arguments, whole=whole)
+        packed = self._packer.pack(script, arguments, with_source=with_source)
         self._until = 0.0
         if limit is not None and len(packed) >= LARGE:
             # When `sendall` returns, much of a large request may still be in this machine's

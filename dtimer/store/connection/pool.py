@@ -55,16 +55,16 @@ def library(client: Any) -> str:
         OptionError: It belongs to another library.
     """
     for cls in type(client).__mro__:
-        root = cls.__module__.partition(".")[0]
-        if root in _LIBRARIES:
-            return root
+        package = cls.__module__.partition(".")[0]
+        if package in _LIBRARIES:
+            return package
     raise OptionError(f"pub must be a redis or valkey client or a URL, not {type(client).__name__}")
 
 
-def settings(given: dict[str, Any], root: str, timeout: float) -> dict[str, Any]:
+def settings(given: dict[str, Any], package: str, timeout: float) -> dict[str, Any]:
     """Return the settings of a connection: the user's, except those that dtimer sets itself."""
-    retry = importlib.import_module(f"{root}.retry").Retry
-    no_backoff = importlib.import_module(f"{root}.backoff").NoBackoff
+    retry = importlib.import_module(f"{package}.retry").Retry
+    no_backoff = importlib.import_module(f"{package}.backoff").NoBackoff
     kept = {
         name: value
         for name, value in given.items()
@@ -97,7 +97,7 @@ def endpoint(given: Mapping[str, Any]) -> str:
     return f"{given.get('host', 'localhost')}:{given.get('port', 6379)}"
 
 
-def _sentinel_pool(pool: Any, root: str, timeout: float) -> Any:
+def _sentinel_pool(pool: Any, package: str, timeout: float) -> Any:
     """Return a pool that asks the same Sentinels, through clients with dtimer's timeout."""
     manager = copy.copy(pool.sentinel_manager)
     manager.sentinels = []
@@ -105,7 +105,7 @@ def _sentinel_pool(pool: Any, root: str, timeout: float) -> Any:
         theirs = sentinel.connection_pool
         ours = type(theirs)(
             connection_class=theirs.connection_class,
-            **settings(theirs.connection_kwargs, root, timeout),
+            **settings(theirs.connection_kwargs, package, timeout),
         )
         manager.sentinels.append(type(sentinel)(connection_pool=ours))
     return type(pool)(
@@ -123,13 +123,13 @@ class PoolSource:
         pool = client.connection_pool
         if inspect.iscoroutinefunction(pool.connection_class.connect):
             raise OptionError(f"pub must be a synchronous client, not {type(client).__module__}'s")
-        root = library(client)
+        package = library(client)
         self._class = pool.connection_class
         self._sentinels: list[Any] = []
-        self._settings = settings(pool.connection_kwargs, root, timeout)
+        self._settings = settings(pool.connection_kwargs, package, timeout)
         if hasattr(pool, "sentinel_manager"):
             # Keep the pool: its connections ask it for the address of the master.
-            self._pool = _sentinel_pool(pool, root, timeout)
+            self._pool = _sentinel_pool(pool, package, timeout)
             self._sentinels = self._pool.sentinel_manager.sentinels
             self._settings["connection_pool"] = self._pool.connection_kwargs["connection_pool"]
         # Keep the client: when it is collected, it closes objects that dtimer shares with it, such
@@ -152,7 +152,7 @@ class PoolSource:
         return endpoint(self._settings)
 
     def connect(self) -> Any:
-        """Return a connection that can have a deadline, not yet connected."""
+        """Return an unconnected connection. `set_deadline` works on it."""
         return with_deadline(self._class)(**self._settings)
 
     def connection(self, keys: Keys) -> Connection:

@@ -9,7 +9,7 @@
 -- ARGV[7]   end id, likewise
 --
 -- Returns   {now, end score, end id, more, letters}
---   end       the last position that existed when the first page was read; '' if there was none
+--   end       score and id of the last letter when the first page was read; '' and '' if none
 --   more      1 if another page follows, else ''
 --   letters   id, time of death and letter of each
 local end_score, end_id = ARGV[6], ARGV[7]

@@ -1,4 +1,4 @@
--- Remove a node from every list, and make sure that another one comes for the next event.
+-- Remove a node from every list, and make sure that another node claims the next event.
 --
 -- Uses      guard rouse
 --
