@@ -43,7 +43,7 @@ from chaos.program import Program
 from chaos.workload import AHEAD, LEASE, MAX_RUN
 from dtimer import DTimer
 from dtimer.errors import HandlerError, LeaseLost, StoreError
-from dtimer.faultpoints import armed
+from dtimer.faultpoints import POINTS, armed
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
 from dtimer.model.event import DeadLetter, Event
 from dtimer.model.payload import decode
@@ -239,6 +239,8 @@ class Handling(Program):
     def order(self, order: dict[str, Any]) -> None:
         """Carry out an order of the nemesis: fail or die at a fault point."""
         point = order["point"]
+        if point not in POINTS:
+            raise ValueError(f"unknown fault point {point!r}")
         if order["do"] == "die":
             armed[point] = lambda: os.kill(os.getpid(), signal.SIGKILL)
         elif order["do"] == "fail":

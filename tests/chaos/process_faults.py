@@ -54,11 +54,15 @@ def kill_a_process(context: FaultContext) -> Injection:
 def fail_a_thread(context: FaultContext) -> Injection:
     """Let a thread of a node fail for lack of memory. The node records the failure."""
     who = context.node()
-    loop = context.rng.choice(["claimer", "claimer", "hand", "listener", "herald"])
+    point = context.rng.choice(FAILURES)
     yield who.name, context.seconds(0.5, 1)
-    who.tell(do="fail", point=f"loop.{loop}")
+    who.tell(do="fail", point=point)
     yield
     yield True
+
+
+#: The points at which a thread may fail. The claimer does most of the work, so it fails most often.
+FAILURES = ["loop.claimer", "loop.claimer", "loop.handler", "loop.listener", "loop.callbacks"]
 
 
 @injection("F49", server=True)

@@ -10,11 +10,12 @@ import pytest
 from proxy import Proxy
 from servers import LONGEST_CALL, Server
 
-from chaos import cluster, nemesis
+from chaos import cluster, nemesis, process_faults
 from chaos.findings import Findings
+from chaos.handling import Handling
 from chaos.history import History, Writer
 from chaos.nemesis import Nemesis
-from dtimer import DTimer
+from dtimer import DTimer, faultpoints
 
 
 class Scripted:
@@ -109,6 +110,22 @@ class TestNemesis:
         assert len([x for x in scripted.log if x[0] == "+"]) == len(
             [x for x in scripted.log if x[0] == "-"]
         )
+
+
+class TestFaultPoints:
+    """The points at which the nemesis orders a node to die or fail."""
+
+    def test_every_ordered_point_exists(self):
+        """A node never reaches an unknown point, so the injection would count without effect."""
+        assert {*process_faults.DEATHS, *process_faults.FAILURES} <= set(faultpoints.POINTS)
+
+    @pytest.mark.parametrize("do", ["die", "fail"])
+    def test_a_node_refuses_an_unknown_point(self, do):
+        """The refusal ends its program with a traceback, so the soak fails."""
+        node = Handling.__new__(Handling)
+        with pytest.raises(ValueError, match=r"unknown fault point 'loop\.gone'"):
+            node.order({"do": do, "point": "loop.gone"})
+        assert {} == faultpoints.armed
 
 
 class TestFindings:
