@@ -60,7 +60,7 @@ class Capacity:
         Returns:
             True if the limit was lowered, because the reply had begun to arrive.
         """
-        if not isinstance(error, BrokenReply) or not (error.slow or request.resends):
+        if not isinstance(error, BrokenReply) or not (error.timed_out or request.resends):
             # A connection that was reset during its first reply need not be slow.
             return False
         self.most = max(_LEAST, error.arrived // 2)

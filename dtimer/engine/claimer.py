@@ -92,7 +92,7 @@ class Claimer(Service):
         self._options = options
         self._demand = demand
         #: Whether the store answers.
-        self.connectivity = Connectivity(store.slow, changed)
+        self.connectivity = Connectivity(store.needs_operator, changed)
         self._pid = os.getpid()
         #: How large a claim the connection can carry.
         self.capacity = Capacity(options, announce)
@@ -160,8 +160,8 @@ class Claimer(Service):
                 if leaving:
                     if self._done(abandoned):
                         return
-                    if (grace := self._grace_left()) > 0:
-                        self._next_claim_at = min(self._next_claim_at, time.monotonic() + grace)
+                    if (left := self._outage_wait_left()) > 0:
+                        self._next_claim_at = min(self._next_claim_at, time.monotonic() + left)
                 self._asleep_until = self._next_action_at()
             self._bell.wait(self._asleep_until - time.monotonic())
 
@@ -222,9 +222,9 @@ class Claimer(Service):
             return False
         pending = self._pipeline.request is not None or self._unread is not None
         settled = not (pending or self._dispatcher.unsettled or self._dispatcher.lookahead)
-        return settled or (self.connectivity.error is not None and self._grace_left() <= 0)
+        return settled or (self.connectivity.error is not None and self._outage_wait_left() <= 0)
 
-    def _grace_left(self) -> float:
+    def _outage_wait_left(self) -> float:
         """
         Return for how many more seconds a leaving node waits for a server that does not answer.
 
@@ -254,7 +254,7 @@ class Claimer(Service):
                 # Redis answers, if slowly: a join need not wait for the complete reply.
                 self.connectivity.answered()
                 return 0.0
-            if not request.resends and not self._store.slow(e):
+            if not request.resends and not self._store.needs_operator(e):
                 # Do not report the first failure: the server may have closed an idle connection.
                 return 0.0
             return self.connectivity.failed(e)

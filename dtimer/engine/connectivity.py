@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dtimer.engine.flag import Flag
 from dtimer.model.jitter import between
 
-# Seconds before the next try: at first, at most, and if the error will last.
+# Seconds before the next try: the shortest pause after the first error, the longest pause, and the
+# pause after an error that an operator must fix.
 _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
 
 
@@ -16,17 +17,18 @@ class Connectivity:
     Tracks whether claims are answered. Used by one thread at a time.
 
     Args:
-        slow: Tells whether an error lasts until an operator acts, so that retries may be slow.
+        needs_operator: Returns whether an error lasts until an operator fixes its cause. The
+            next try is then made after 5 s.
         changed: Called with None when the store begins to answer, and with the error when it
             fails. In one outage it is called once for each kind of error.
     """
 
     def __init__(
         self,
-        slow: Callable[[BaseException | None], bool],
+        needs_operator: Callable[[BaseException | None], bool],
         changed: Callable[[Exception | None], None],
     ) -> None:
-        self._slow = slow
+        self._needs_operator = needs_operator
         self._changed = changed
         self._pause = _FIRST_PAUSE
         self._reported: set[type] = set()
@@ -52,7 +54,7 @@ class Connectivity:
             self._changed(error)
         self.error = error
         self.tried.set()
-        if self._slow(error):
+        if self._needs_operator(error):
             return _SLOW_PAUSE
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         return between(self._pause / 2, self._pause)

@@ -154,27 +154,27 @@ class Dispatcher(HandlerPool):
                 self._remove(batch)
                 self._settle_as(batch, Verdict.RELEASE)
                 raise
-        if not (self.lookahead and self.lookahead.overdue(self.lookahead.grace)):
+        if not (self.lookahead and self.lookahead.overdue(self.lookahead.patience)):
             self._behind = False
             return back
         if not self._behind:
             self._behind = True
             self.batching.claimed_too_many()
-        if late := self.lookahead.pop_overdue(self._grace()):
+        if late := self.lookahead.pop_overdue(self._patience()):
             self._release(late)
             back = True
         return back
 
-    def _grace(self) -> float:
+    def _patience(self) -> float:
         """
         Return for how many seconds a due event waits for a thread before it is released.
 
         Asks the store whether there are other nodes or a pause.
         """
         early = self.lookahead
-        if early.alone_patience > early.grace and self._peers.is_alone():
+        if early.alone_patience > early.patience and self._peers.is_alone():
             return early.alone_patience
-        return early.grace
+        return early.patience
 
     def _release(self, leases: list[Lease]) -> None:
         """Release *leases*; with one handler thread, also the whole look-ahead queue."""
@@ -217,7 +217,7 @@ class Dispatcher(HandlerPool):
         if due is None or self._busy < self._options.concurrency:
             return due
         # All threads are busy. A thread that becomes free calls `start_due` itself.
-        late = due + self.lookahead.grace
+        late = due + self.lookahead.patience
         if not self._peers.known_alone:
             return late
         # Until then, ask the store regularly whether the events may be kept.
@@ -234,13 +234,13 @@ class Dispatcher(HandlerPool):
         """
         if not self.lookahead:
             return False
-        kept = self.lookahead.holds()
+        kept = self.lookahead.leases()
         try:
             return self._release_ids(ids)
         except BaseException:
             # A signal handler raised. Leases that are neither kept nor released must expire, so
             # the heartbeat must not renew them.
-            left = self.lookahead.holds()
+            left = self.lookahead.leases()
             self._remove([h for h in kept if h.started is None and h not in left])
             raise
 

@@ -83,10 +83,10 @@ class HandlerPool(LeaseTable):
         #: The events that wait for their due time, or for a free thread.
         self.lookahead = LookaheadQueue(options)
         #: How many more events than free threads a claim may take.
-        self.batching = Batching(allowed=self.lookahead.grace >= IN_ADVANCE)
+        self.batching = Batching(allowed=self.lookahead.patience >= IN_ADVANCE)
         #: The ids of claimed events that this process has replaced, and that must not start.
         self.superseded_ids = SupersededIds()
-        self._peers = Peers(alone, self.lookahead.grace)
+        self._peers = Peers(alone, self.lookahead.patience)
         # A single handler thread starts events in the order of their due times.
         self._in_order = options.concurrency == 1
         # True from a release by that thread until a claim carries all settlements made before.

@@ -26,7 +26,8 @@ from dtimer.model.jitter import between
 # A claim may send an echo early, by this fraction (1/5) of the time between echoes.
 _EARLY = 5
 
-# Seconds before the next attempt to subscribe: at first, at most, and if the error will last.
+# Seconds before the next attempt to subscribe: the shortest pause after the first error, the
+# longest pause, and the pause after an error that an operator must fix.
 _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
 
 
@@ -36,8 +37,8 @@ class Subscription(Protocol):
     def open(self) -> None:
         """Subscribe, or raise."""
 
-    def wait(self, seconds: float, also: int) -> bool:
-        """Wait for a message, or until the descriptor *also* is readable; True for a message."""
+    def wait(self, seconds: float, stop_descriptor: int) -> bool:
+        """Wait for a message, or until *stop_descriptor* is readable; return True for a message."""
         ...
 
     def hear(self) -> list[str]:
@@ -58,10 +59,11 @@ class Listener(Service):
 
     Args:
         name: The name of the thread.
-        subscription: Returns a new subscription that is not open yet.
+        subscription: Makes a subscription. The listener opens it.
         ring: Rings the claimer's bell.
         changed: Called with None when wakes begin to arrive, and with the error when they stop.
-        slow: Tells whether an error lasts until an operator acts, so that retries may be slow.
+        needs_operator: Returns whether an error lasts until an operator fixes its cause. The
+            next try is then made after 5 s.
         echo_every: The seconds of silence after which an echo is needed.
         timeout: The seconds within which an echo must arrive.
     """
@@ -73,7 +75,7 @@ class Listener(Service):
         subscription: Callable[[], Subscription],
         ring: Callable[[], None],
         changed: Callable[[BaseException | None], None],
-        slow: Callable[[BaseException | None], bool],
+        needs_operator: Callable[[BaseException | None], bool],
         echo_every: float,
         timeout: float,
     ) -> None:
@@ -81,7 +83,7 @@ class Listener(Service):
         self._subscribe = subscription
         self._ring = ring
         self._changed = changed
-        self._slow = slow
+        self._needs_operator = needs_operator
         self._echo_every = echo_every
         self._timeout = timeout
         self._stop_bell = Bell()
@@ -148,7 +150,7 @@ class Listener(Service):
                 if time.monotonic() - began > 10 * _LONGEST_PAUSE:
                     pause = _FIRST_PAUSE
                 pause = min(pause * 2, _LONGEST_PAUSE)
-                rest = _SLOW_PAUSE if self._slow(e) else between(pause / 2, pause)
+                rest = _SLOW_PAUSE if self._needs_operator(e) else between(pause / 2, pause)
             finally:
                 self._subscribed = self.hears = False
                 self._opened = None

@@ -1,10 +1,10 @@
 """
 The look-ahead queue: events that wait for their due time, or for a free handler thread.
 
-A claim takes a round trip, which makes an event late that is already due. So a claim also takes
-events that fall due within the next milliseconds, and the node waits for their due time here.
-No event starts early: the script computes the time that is left, and the node counts it from the
-arrival of the reply, which is later.
+A claim takes a round trip. An event that is claimed only when it is due is late by this time. So a
+claim also takes events that fall due within the next milliseconds, and this queue keeps them until
+then. No event starts early: the script computes the time that is left until an event is due. The
+node waits for this time from the arrival of the reply, which is later than the computation.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Container, Sequence
 from dtimer.engine.lease import Lease
 from dtimer.model.options import Options
 
-# The seconds that a due event waits for a handler thread on a node without other nodes. The same
-# node would claim a released event again. The wait is limited, because the event cannot be
-# cancelled or rescheduled meanwhile.
-_ALONE_GRACE = 1.0
+# The seconds that a due event waits for a handler thread if no other node has joined. A release
+# would be useless then, because this node would claim the event again. The wait is limited, because
+# an event that is in flight can be neither cancelled nor rescheduled.
+_ALONE_PATIENCE = 1.0
 
 # At most this fraction (1/10) of a lease may pass before the handler starts.
 _LEASE_FRACTION = 10
@@ -28,7 +28,8 @@ _LEASE_FRACTION = 10
 
 def ahead_us(options: Options) -> int:
     """Return how far ahead a node of these *options* claims, in µs."""
-    # A test's clock does not advance while a thread waits, so an event would start early.
+    # With the option `now` a test sets the clock. That clock does not advance while the node waits,
+    # so an event that was claimed ahead would start before it is due by that clock.
     return 0 if options.now else min(options.look_ahead, options.lease // _LEASE_FRACTION)
 
 
@@ -47,12 +48,13 @@ class LookaheadQueue:
 
     def __init__(self, options: Options) -> None:
         self.ahead_us = ahead_us(options)
-        #: The seconds that a due event waits for a thread; then another node may have one free.
-        self.grace = self.ahead_us / 1e6
-        #: The same for a node without other nodes.
+        #: The seconds that a due event waits for a free thread. Then it is released, because
+        #: another node may have a free thread.
+        self.patience = self.ahead_us / 1e6
+        #: The same if no other node has joined.
         self.alone_patience = max(
-            self.grace,
-            min(_ALONE_GRACE, options.lease / 1e6 / _LEASE_FRACTION) if self.ahead_us else 0,
+            self.patience,
+            min(_ALONE_PATIENCE, options.lease / 1e6 / _LEASE_FRACTION) if self.ahead_us else 0,
         )
         self._order = itertools.count()
         # Ordered by the server's due times. The moments to start also depend on the time that a
@@ -80,11 +82,11 @@ class LookaheadQueue:
         except IndexError:
             return None
 
-    def pop_due(self, most: int) -> list[Lease]:
-        """Remove and return the leases of at *most* that many due events."""
+    def pop_due(self, limit: int) -> list[Lease]:
+        """Remove and return the leases of due events, at most *limit*."""
         taken: list[Lease] = []
         now = time.monotonic()
-        while len(taken) < most and (first := self._remove_first(now)):
+        while len(taken) < limit and (first := self._remove_first(now)):
             _, _, _, at, lease = first
             if lease.event is not None:
                 lease.event.lateness_ms += (now - at) * 1000
@@ -98,18 +100,18 @@ class LookaheadQueue:
 
     def pop_overdue(self, seconds: float) -> list[Lease]:
         """Remove and return the leases of events that have been due for *seconds*."""
-        late = time.monotonic() - seconds
-        given: list[Lease] = []
-        while first := self._remove_first(late):
-            given.append(first[4])
-        return given
+        latest_start = time.monotonic() - seconds
+        taken: list[Lease] = []
+        while first := self._remove_first(latest_start):
+            taken.append(first[4])
+        return taken
 
     def remove(self, ids: Container[str] | None = None) -> list[Lease]:
         """Remove and return the leases of these *ids*, or all of them."""
         wanted = [e for e in list(self._kept) if ids is None or e[1] in ids]
         return [entry[4] for entry in wanted if self._remove(entry)]
 
-    def holds(self) -> list[Lease]:
+    def leases(self) -> list[Lease]:
         """Return all leases in the queue."""
         return [entry[4] for entry in list(self._kept)]
 
@@ -117,7 +119,8 @@ class LookaheadQueue:
         """Remove and return the first entry if it starts no later than *by*; else return None."""
         kept = self._kept
         while kept:
-            # Without `_remove` and `suppress`, which would cost a quick handler several percent.
+            # Inlined, without `contextlib.suppress`: with handlers that return at once, these two
+            # calls would cost several percent of all time.
             try:
                 first = kept[0]
                 if first[3] > by:
@@ -132,7 +135,7 @@ class LookaheadQueue:
     def _remove(self, entry: _Entry) -> bool:
         """Remove an entry; return False if another caller has already removed it."""
         try:
-            # Each entry has a number of its own, so leases are never compared.
+            # The unique number decides each comparison of entries, so leases are never compared.
             self._kept.remove(entry)
         except ValueError:
             return False

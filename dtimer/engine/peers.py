@@ -14,7 +14,8 @@ class Peers:
 
     Args:
         alone: Asks the store whether no other node has joined, and the namespace is not paused.
-        trusted_seconds: How long a reply is trusted. Events may start for that long after a pause.
+        trusted_seconds: How long a reply is trusted. Events may still start for that long after the
+            namespace is paused.
     """
 
     def __init__(self, alone: Callable[[], bool], trusted_seconds: float) -> None:
@@ -37,5 +38,5 @@ class Peers:
 
     @property
     def known_alone(self) -> bool:
-        """True if `none` has returned True a short time ago. Asks nothing."""
+        """True if `is_alone` has returned True a short time ago. Does not ask the store."""
         return self._answer and time.monotonic() < self.trusted_until

@@ -1,7 +1,7 @@
 """
 The pipeline of claims: one request at a time, sent again until its reply arrives.
 
-While the server works on a request, the node may dispatch the events of the reply before.
+While the server works on a request, the node may dispatch the events of the previous reply.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ class Pipeline:
         return self._pending is not None
 
     def next_request(self, claiming: bool) -> ClaimRequest:
-        """Return the request that still needs a reply, or else a new one, which is not sent yet."""
+        """Return the request that still has no reply or, if there is none, a new unsent one."""
         if self.request is not None:
             if not (claiming or self.under_way):
-                # The node leaves: the server releases the events of this claim, unread.
+                # The node leaves. With this limit the server releases the events of this claim, and
+                # does not send them again.
                 self.request.most_bytes, self.request.strict = 0, True
             return self.request
         limit, ahead_us = self._dispatcher.claim_size(self._demand()) if claiming else (0, 0)
@@ -100,7 +101,7 @@ class Pipeline:
         """
         Wait for the reply to *request*, and send the request first unless it is under way.
 
-        Until `done` is called, `next` returns the same request, to be sent again.
+        Until `done` is called, `next_request` returns the same request, to be sent again.
         """
         was_waiting = self._pending is not None
         answer, self._pending = self._pending or self._send(request), None
@@ -146,7 +147,8 @@ class Pipeline:
         """
         Send the next request, so that the server works on it while events are dispatched.
 
-        An error is ignored here: `next` returns the request again, and sending it shows the error.
+        An error is ignored here: `next_request` returns the request again, and sending it again
+        shows the error.
         """
         # Send `hears=False`: all threads are busy, so a wake would find none free. Start tracking
         # re-posts first, because this reply will wait unread.

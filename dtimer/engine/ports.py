@@ -17,7 +17,7 @@ class ClaimStore(LeaseRenewal, Protocol):
 
     @property
     def busy(self) -> bool:
-        """True if `ask` must first make other calls, which may take long."""
+        """True if `start_claim` must first make other calls, which may take long."""
         ...
 
     def register(self) -> None:
@@ -32,6 +32,6 @@ class ClaimStore(LeaseRenewal, Protocol):
         """Send the server more nominal times of a schedule."""
         ...
 
-    def slow(self, error: BaseException | None) -> bool:
-        """Return whether an error lasts until an operator acts, so that retries may be slow."""
+    def needs_operator(self, error: BaseException | None) -> bool:
+        """Return True if *error* lasts until an operator fixes its cause."""
         ...

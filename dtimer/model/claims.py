@@ -14,11 +14,11 @@ class BrokenReply(StoreError):
     """
     The connection ended, or the deadline passed, in the middle of the reply to a claim.
 
-    ``arrived`` is the number of bytes received. ``slow`` is True if the deadline passed.
+    ``arrived`` is the number of bytes received. ``timed_out`` is True if the deadline passed.
     """
 
     arrived = 0
-    slow = False
+    timed_out = False
 
 
 class Verdict(enum.Enum):

@@ -1,8 +1,8 @@
 """
 Operations for people who administer a namespace: export, restore, list holders, audit.
 
-Iterating over a whole namespace takes constant memory, because ids that were yielded are not
-remembered. So an event that another process moves meanwhile may be yielded twice.
+An iteration over a whole namespace takes constant memory, because it does not remember the ids that
+it has yielded. So an event that another process moves meanwhile may be yielded twice.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ class Audit:
     """
     The result of checking the keys of a namespace against each other.
 
-    The numbers are the sizes of the keys. ``strays`` are pairs of a problem and the id that has
-    it, found in a random sample.
+    The numbers are the sizes of the keys; the prelude of the scripts explains each key. ``bodies``,
+    ``leases`` and ``schedules`` are the sizes of ``body``, ``lease`` and ``beats``. ``strays`` are
+    pairs of a problem and the id that has it, found in a random sample.
     """
 
     due: int
@@ -99,11 +100,11 @@ class AdminStore(Store):
     def specs(self) -> Iterator[tuple[ScheduleSpec, bool, str]]:
         """Yield the schedules: definition, True if it is paused, id of the pending occurrence."""
         for name in self.schedule_ids():
-            if state := self._ask(replies.read_standing_plan, "schedule", name):
-                text, plan, schedule_state, _ = state
+            if stored := self._ask(replies.read_stored_schedule, "schedule", name):
+                definition, template, schedule_state, _ = stored
                 pending = f"{name}@{schedule_state.get('next', '')}"
                 paused = schedule_state.get("paused") == "1"
-                yield spec_from_json(name, text, plan), paused, pending
+                yield spec_from_json(name, definition, template), paused, pending
 
     def died_after(self, last: str, died_us: int) -> Iterator[DeadLetter]:
         """
@@ -129,14 +130,14 @@ class AdminStore(Store):
             head = b"%d,%b,%d|" % (letter.attempt, letter.reason.encode(), len(error))
             text = (head + error + letter.raw).decode(errors="surrogateescape")
             arguments += (letter.id, str(round(letter.died * 1000)), text)
-        done = True
+        may_exist = True
         try:
             return self._ask(int, "restore", *arguments, named=True)
         except StoreError as e:
-            done = isinstance(e, OutcomeUnknown)
+            may_exist = isinstance(e, OutcomeUnknown)
             raise
         finally:
-            for letter in letters if done else ():
+            for letter in letters if may_exist else ():
                 self._walks.restored(letter.id, round(letter.died * 1000))
 
     def holders(self, most: int = 500) -> dict[str, int]:
@@ -148,7 +149,7 @@ class AdminStore(Store):
         )
 
     def audit(self, most: int = 100) -> Audit:
-        """Check, on a sample of each key, whether the keys agree with each other."""
+        """Check whether the keys agree with each other, on at most *most* members of each key."""
 
         def read(reply: Any) -> Audit:
             *sizes, flat = reply
@@ -159,5 +160,5 @@ class AdminStore(Store):
         return self._ask(read, "audit", str(most))
 
     def command(self, *words: str) -> object:
-        """Run one command on its own connection."""
+        """Run one Redis command on a new connection, and return its reply."""
         return self._source.command(*words)

@@ -77,7 +77,7 @@ def classify(error: BaseException, sent: bool) -> Failure:
     classes, text = names(error), message(error)
     if "NoScriptError" in classes or text.startswith("NOSCRIPT"):
         return Failure.NO_SCRIPT
-    if slow(error):
+    if needs_operator(error):
         return Failure.REFUSED
     if classes & _TOPOLOGY or text.startswith(_TOPOLOGY_PREFIXES):
         return Failure.RECONNECT
@@ -90,7 +90,7 @@ def classify(error: BaseException, sent: bool) -> Failure:
     return Failure.UNKNOWN
 
 
-def slow(error: BaseException | None) -> bool:
+def needs_operator(error: BaseException | None) -> bool:
     """Return True if *error* lasts until an operator fixes its cause: retries may be slow."""
     if isinstance(error, StoreError) and error.__cause__ is not None:
         error = error.__cause__
@@ -108,7 +108,7 @@ def slow(error: BaseException | None) -> bool:
 def broken_reply(error: BaseException, arrived: int) -> BrokenReply:
     """Return the error for a reply that ended with *error* after *arrived* bytes."""
     made = BrokenReply(f"a reply broke off after {arrived} bytes: {message(error)}")
-    made.arrived, made.slow = arrived, "TimeoutError" in names(error)
+    made.arrived, made.timed_out = arrived, "TimeoutError" in names(error)
     return made
 
 
@@ -135,7 +135,7 @@ def translate(error: BaseException, doing: str, place: str) -> StoreError:
         return NamespaceCorrupt(f"a key of the namespace has a wrong type ({doing}: {text})")
     if tls.mistrusted(error):
         return StoreError(f"no trusted connection to Redis at {place} ({doing}): {text}")
-    if slow(error):
+    if needs_operator(error):
         return StoreError(f"Redis at {place} refuses this client ({doing}): {text}")
     if "ResponseError" not in names(error) or text.startswith(("OOM", "MISCONF", "NOREPLICAS")):
         return StoreError(f"Redis at {place} refused to {doing}: {text}")

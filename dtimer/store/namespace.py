@@ -64,7 +64,7 @@ class Namespace:
         """
         self._open(self._scripts.deadline())
 
-    def look(self) -> bool:
+    def exists(self) -> bool:
         """
         Return True if the namespace exists, without creating it.
 
@@ -128,7 +128,7 @@ class Namespace:
             read: Converts the reply.
             verb: The name of the script.
             arguments: The arguments of the script.
-            named: True if the script must not act twice.
+            named: Send the name of the operation, so that a repetition does not act twice.
             until: The deadline, if several calls share one.
         """
         return understood(verb, read, self._call(verb, *arguments, named=named, until=until))
@@ -142,15 +142,15 @@ class Namespace:
         """
         # Use a fixed time and the source of the script, because TIME or EVALSHA itself may be
         # among the refused commands.
-        line = ScriptClient(self._source, self.keys, self._timeout, lambda: 1)
+        client = ScriptClient(self._source, self.keys, self._timeout, lambda: 1)
         try:
-            flat = line.call("permissions", deadline=line.deadline(), with_source=True)
+            flat = client.call("permissions", deadline=client.deadline(), with_source=True)
         except StoreError as e:
             if acl.refusal(str(e)):
                 return {"EVAL": str(e)}
             raise
         finally:
-            line.close()
+            client.close()
         return understood(
             "permissions",
             lambda flat: {replies.text(command): replies.text(why) for command, why in pairs(flat)},
@@ -177,8 +177,8 @@ class Namespace:
         try:
             raw = self._source.command("INFO")
         except Exception:
-            # INFO only serves warnings, so its failure must not stop a node. An emulation has no
-            # INFO, and a strict ACL forbids it.
+            # INFO only serves warnings, so its failure must not stop a node. An emulated server has
+            # no INFO, and a strict ACL forbids it.
             return {}
         if isinstance(raw, dict):
             return {str(name): str(value) for name, value in raw.items()}
@@ -210,6 +210,6 @@ class Namespace:
             self._pubsub_source.after_fork()
 
     @staticmethod
-    def slow(error: BaseException | None) -> bool:
+    def needs_operator(error: BaseException | None) -> bool:
         """Return True if *error* lasts until an operator fixes its cause."""
-        return failures.slow(error)
+        return failures.needs_operator(error)

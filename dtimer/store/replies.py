@@ -178,17 +178,19 @@ def _maybe(raw: bytes) -> int | None:
 
 def read_namespace_state(reply: Sequence[Any]) -> NamespaceState:
     """Read the state of a namespace, from the reply to opening it."""
-    time, _, born, token, posted, struck = reply
+    time, _, born, token, posted, removed = reply
     now = _maybe(time)
     if now is None:
         # A longer number may be a time after the year 9999, which datetime cannot represent.
         raise ValueError("the server's time is not a valid number")
-    return NamespaceState(now, text(born), _maybe(token) or 0, _maybe(posted), _maybe(struck))
+    return NamespaceState(now, text(born), _maybe(token) or 0, _maybe(posted), _maybe(removed))
 
 
-def read_claim_reply(reply: bytes, order: Sequence[int], came: float | None = None) -> ClaimReply:
+def read_claim_reply(
+    reply: bytes, order: Sequence[int], received_at: float | None = None
+) -> ClaimReply:
     """
-    Read the reply to a claim, which arrived at *came*, on the monotonic clock.
+    Read the reply to a claim, which arrived at *received_at*, on the monotonic clock.
 
     An invalid body raises no error here: decoding its payload fails later.
     """
@@ -217,7 +219,7 @@ def read_claim_reply(reply: bytes, order: Sequence[int], came: float | None = No
         heard=_maybe(head[4]),
         before=_maybe(head[5]),
         posted=_maybe(head[6]),
-        received_at=came,
+        received_at=received_at,
     )
 
 
@@ -232,12 +234,18 @@ def read_record(id: str, reply: Sequence[Any]) -> Record | None:
     return Record(id, read_payload(raw), due / 1000, state, integer(attempt))
 
 
-def read_standing_plan(reply: Sequence[Any]) -> tuple[bytes, bytes, dict[str, str], bool] | None:
-    """Read a stored schedule: definition, template, state, and True if the state is readable."""
+def read_stored_schedule(reply: Sequence[Any]) -> tuple[bytes, bytes, dict[str, str], bool] | None:
+    """
+    Read a stored schedule.
+
+    Returns:
+        The definition, the template of its occurrences (max_retries and payload), the state, and
+        True if the state is readable. None if the schedule does not exist.
+    """
     if not reply:
         return None
-    spec, plan, schedule_state, _, readable = reply
-    return spec, plan, read_schedule_state(schedule_state), bool(readable)
+    definition, template, schedule_state, _, readable = reply
+    return definition, template, read_schedule_state(schedule_state), bool(readable)
 
 
 def read_declared(reply: bytes) -> str:

@@ -125,11 +125,11 @@ class Schedules(Namespace):
             OptionError: This machine does not know the time zone, or the expression is invalid.
             NamespaceCorrupt: The stored definition cannot be read, or does not match the state.
         """
-        state = self._ask(replies.read_standing_plan, "schedule", id, until=until)
-        if state is None:
+        stored = self._ask(replies.read_stored_schedule, "schedule", id, until=until)
+        if stored is None:
             return False
-        text, payload, schedule_state, readable = state
-        spec = spec_from_json(id, text, payload)
+        definition, template, schedule_state, readable = stored
+        spec = spec_from_json(id, definition, template)
         if not readable:
             return False
         known = schedule_state["ahead"].rpartition(",")[2] or schedule_state["next"]

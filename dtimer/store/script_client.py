@@ -104,7 +104,7 @@ class ScriptClient:
         self._idle: list[Session] = []
         # Includes the connections in use: a forked child must close them, because the threads that
         # use them do not exist there.
-        self._wires: weakref.WeakSet[AnyConnection] = weakref.WeakSet()
+        self._connections: weakref.WeakSet[AnyConnection] = weakref.WeakSet()
         # Needed if this object is collected as part of a reference cycle: the collector may reach
         # the sockets before their connections, and would warn that they are unclosed.
         self._finalizer = weakref.finalize(self, _close_idle, self._idle)
@@ -115,7 +115,7 @@ class ScriptClient:
             return self._idle.pop()
         except IndexError:
             connection = self._source.connection(self._keys)
-            self._wires.add(connection)
+            self._connections.add(connection)
             return Session(connection, incarnation())
 
     def deadline(self) -> float:
@@ -137,7 +137,7 @@ class ScriptClient:
             verb: The name of the script.
             arguments: The arguments of the script.
             deadline: When to give up, on the monotonic clock.
-            named: True if the verb changes data and must not do so twice.
+            named: Give the operation a name, so that a repetition of it does not act twice.
             with_source: Send the source of the script instead of its SHA1.
 
         Raises:
@@ -213,7 +213,7 @@ class ScriptClient:
         return PendingCall(session.connection, script, words, lasts=lasts, longest=longest, end=end)
 
     def call_once(self, verb: str, *arguments: Argument, op: str = "") -> Any:
-        """Run the script of *verb* in a single attempt, and return its reply; see `ask`."""
+        """Run the script of *verb* in a single attempt, and return its reply; see `start`."""
         return self.start(verb, *arguments, op=op).answer()
 
     def _time(self) -> str:
@@ -282,7 +282,7 @@ class ScriptClient:
         the fork stays open, because only the client library has a reference to it.
         """
         self._finalizer.detach()
-        for connection in list(self._wires):
+        for connection in list(self._connections):
             with contextlib.suppress(Exception):
                 connection.close()
         self._begin()

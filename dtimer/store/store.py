@@ -103,7 +103,7 @@ class Store(Schedules):
             except MALFORMED as e:
                 raise not_understood(verb, e) from e
         except StoreError as e:
-            # No event was stored, as if the script had refused the post with ``x``.
+            # With ``x`` no event was stored, as if the script had refused the post.
             marks = b"" if isinstance(e, OutcomeUnknown) else b"x"
             raise
         finally:
@@ -148,7 +148,7 @@ class Store(Schedules):
     # Claiming
 
     def claim(self, incarnation: str, request: ClaimRequest, lease_us: int) -> ClaimReply:
-        """Claim events for a node, and wait for the reply; see `ask`."""
+        """Claim events for a node, and wait for the reply; see `start_claim`."""
         return self.start_claim(incarnation, request, lease_us)(was_waiting=False)
 
     def start_claim(self, incarnation: str, request: ClaimRequest, lease_us: int) -> PendingReply:
@@ -157,7 +157,7 @@ class Store(Schedules):
 
         Returns:
             A function that waits for the reply and returns it; call it exactly once. With
-            ``lay=True``, for a caller that did other work meanwhile, the timeout starts then.
+            ``was_waiting=True``, after other work of the caller, the timeout starts with that call.
 
         Raises:
             Exception: An error of the client library or of dtimer, from this call or from the
@@ -197,8 +197,8 @@ class Store(Schedules):
                 # this session was not made by this node, and would block its claims for minutes.
                 own = self._claim_sessions[incarnation] = f"{incarnation}-{request.seq}"
                 reply = self._scripts.call_once("claim", *arguments, op=f"{own}:{request.seq}")
-            came = time.monotonic()
-            result = understood("claim", lambda r: replies.read_claim_reply(r, order, came), reply)
+            now = time.monotonic()
+            result = understood("claim", lambda r: replies.read_claim_reply(r, order, now), reply)
             self.rollback.claimed(known, result)
             return result
 

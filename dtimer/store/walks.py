@@ -87,7 +87,7 @@ class Placed(Protocol):
 
 
 class Walk:
-    """The state of one iteration in progress."""
+    """The state of one iteration in progress, a *walk*."""
 
     def __init__(self, clock: Callable[[], int] | None, spare_us: int) -> None:
         self._clock = clock
@@ -136,7 +136,7 @@ class Walk:
 
 class Walks:
     """
-    The iterations of one timer that are in progress, and the changes that it makes meanwhile.
+    The walks of one timer: its iterations that are in progress, and the changes it makes meanwhile.
 
     The code takes no lock, because a signal handler may post at any point of it.
 
@@ -214,10 +214,10 @@ class Walks:
         """True if an iteration over scheduled events is in progress."""
         return bool(self._events)
 
-    def posted(self, entries: Iterable[Placed], letters: bytes = b"") -> None:
-        """Record that this timer has posted *entries*, except those with ``0`` in *letters*."""
+    def posted(self, entries: Iterable[Placed], marks: bytes = b"") -> None:
+        """Record that this timer has posted *entries*, except those with the mark ``0``."""
         for i, entry in enumerate(entries):
-            if letters[i : i + 1] != b"0":
+            if marks[i : i + 1] != b"0":
                 self.put(entry.id, entry.when)
 
     def put(self, event: str, when: str) -> None:

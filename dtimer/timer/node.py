@@ -78,7 +78,7 @@ class Node:
             subscription=lambda: store.subscription(self.incarnation),
             ring=self.bell.ring,
             changed=self._contact.hearing_changed,
-            slow=store.slow,
+            needs_operator=store.needs_operator,
             echo_every=max(0.25, min(_ECHO_EVERY, 5 * options.poll_interval / 1e6)),
             timeout=timeout,
         )
@@ -191,7 +191,7 @@ class Node:
             self._node_store.register()
         except StoreError as e:
             self._registered = False
-            if self._store.slow(e):
+            if self._store.needs_operator(e):
                 # Report all missing permissions at once, not just the first that was refused.
                 preflight.check_permissions(self._store)
             raise

@@ -33,7 +33,7 @@ class NodeStore:
         self._who = who
         self._options = options
         self.extend = store.renew
-        self.slow = store.slow
+        self.needs_operator = store.needs_operator
         # For each rollback that is not repaired yet: how many seconds back schedules may be
         # lost. None means all of them.
         self._rollbacks: list[float | None] = []

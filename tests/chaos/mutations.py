@@ -201,8 +201,8 @@ MUTANTS = [
     _mutant(
         "the only node of a namespace releases events to itself",
         "engine/dispatcher.py",
-        "early.alone_patience > early.grace and self._peers.is_alone()",
-        "early.alone_patience < early.grace and self._peers.is_alone()",
+        "early.alone_patience > early.patience and self._peers.is_alone()",
+        "early.alone_patience < early.patience and self._peers.is_alone()",
         _DISPATCHER,
         _HANDLERS,
     ),

@@ -198,7 +198,7 @@ class Watch:
             for node in struck:
                 eventually(lambda node=node: node.heard("error", before.at))
         if recovers:
-            self.recovered(*struck)
+            self.assert_recovery(*struck)
             cost = self.gauges.since(before)
             self._cheap(cost, len(self.posted) - posted)
             eventually(lambda: self._connected() <= before.connections + 2 * len(self.nodes) + 1)
@@ -228,7 +228,7 @@ class Watch:
         # The nodes report everything by events, which have listeners, so nothing is logged.
         assert [] == cost.lines
 
-    def recovered(self, *nodes: Node) -> None:
+    def assert_recovery(self, *nodes: Node) -> None:
         """Assert that full service, with wakes, returns within the time for a recovery."""
         ended = time.monotonic()
         self.wait_handled(self.post())

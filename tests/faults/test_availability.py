@@ -67,7 +67,7 @@ class TestPlannedFailover:
                 if not coordinated:
                     with master.client() as probe:
                         probe.replicaof("127.0.0.1", replica.port)
-                watch.recovered()
+                watch.assert_recovery()
             posted.append(timer.post({"n": -1}, at=LATER, id="after"))
             watch.wait_handled(*kept)
             lost = [id for id in posted if timer.peek(id) is None]
@@ -130,7 +130,7 @@ class TestSplitBrain:
             cut_off.leave()
             # This node lost nothing: it only ever used the new master.
             assert [] == rollbacks_of(node)
-            watch.recovered()
+            watch.assert_recovery()
 
     @pytest.mark.fault("F43")
     @pytest.mark.fault("F36")
@@ -154,7 +154,7 @@ class TestSplitBrain:
                     node.timer.post({"n": 1})
             link.heal()
             watch.healthy()
-            watch.recovered()
+            watch.assert_recovery()
             assert [] == rollbacks_of(node)
             replica.kill9()
             master.configure(min_replicas_to_write=0)
@@ -192,7 +192,7 @@ class TestCluster:
                     pending.append(watch.post(0, timer))
                 except StoreError:
                     refused += 1
-            watch.recovered()
+            watch.assert_recovery()
         assert refused, "no post met the move"
         watch.wait_handled(*pending)
         assert timer.peek("stays")
@@ -458,7 +458,7 @@ class TestWrongServer:
                 eventually(lambda: any("wakes do not arrive" in str(e) for e in node.errors))
                 # The open connection stays: the deaf node must subscribe again by itself.
                 sub.lead_to(replica)
-                watch.recovered()
+                watch.assert_recovery()
 
     @pytest.mark.fault("F48")
     def test_joining_on_a_replica_fails(self, pair, caplog):

@@ -61,7 +61,7 @@ def test_a_raising_error_listener_does_not_stop_recovery(watch, own, caplog):
     eventually(lambda: node.errors)
     eventually(lambda: not node.timer.health().ok)
     own.start()
-    watch.recovered()
+    watch.assert_recovery()
     # Another thread emits the errors, a moment later.
     eventually(
         lambda: (
@@ -85,7 +85,7 @@ def test_heartbeats_keep_the_lease_of_a_long_handler(watch):
         eventually(lambda: watch.client.zscore(watch.keys.due, id) > first + more)
         assert not ev.lease_lost
         held.go_on(10_000)
-    watch.recovered()
+    watch.assert_recovery()
     assert 1 == watch.times(id)
     assert [] == [node for node in nodes if node.heard("lease_lost")]
 
@@ -179,7 +179,7 @@ def test_each_event_of_a_chain_of_re_posts_is_delivered_once(watch):
     eventually(lambda: len(links) >= 200)
     assert [(n, 1) for n in range(1, 201)] == links
     eventually(lambda: nodes[0].timer.peek("chain") is None)
-    watch.recovered()
+    watch.assert_recovery()
     # The other node may report a lost lease: it did not post the replacement itself.
     assert [] == nodes[0].errors
     assert 200 <= nodes[0].timer.stats().totals["started"]

@@ -362,7 +362,7 @@ def test_ten_concurrent_posts_of_one_id_leave_one_whole_event(watch, own, joined
         assert record.event["by"] == record.event["again"]
         watch.node()
     watch.wait_handled("same")
-    watch.recovered()
+    watch.assert_recovery()
     delivered = [handled for handled in watch.handled if handled.id == "same"]
     assert all(handled.payload["by"] == handled.payload["again"] for handled in delivered)
     assert {1} == {handled.attempt for handled in delivered}

@@ -308,7 +308,7 @@ class TestCredentials:
         user("reset", "on", ">first", "~*", "&*", "+@all")
         watch.healthy()
         watch.wait_handled(id)
-        watch.recovered()
+        watch.assert_recovery()
 
     @pytest.mark.fault("F103")
     def test_a_credential_provider_is_asked_for_each_connection(self, watch, own, user):
@@ -330,7 +330,7 @@ class TestCredentials:
                 vault.word = word
                 user("resetpass", f">{word}")
                 watch.healthy()
-                watch.recovered()
+                watch.assert_recovery()
 
 
 class TestNeighbours:

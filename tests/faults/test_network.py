@@ -95,7 +95,7 @@ class TestBroken:
             for _ in range(3):
                 (proxy.cut if how == "reset" else proxy.half_close)()
                 ids = [watch.post(), watch.post(20)]
-                watch.recovered()
+                watch.assert_recovery()
                 watch.wait_handled(*ids)
         assert [] == node.errors
 

@@ -235,7 +235,7 @@ class TestFailover:
             replica.promote()
             address.lead_to(replica)
             address.cut()
-            watch.recovered()
+            watch.assert_recovery()
             error = rollback_of(node)
             fault.felt(0.0)
         assert not error.wiped
@@ -283,7 +283,7 @@ class TestFailover:
                 replica.promote()
                 address.lead_to(replica)
                 address.cut()
-                watch.recovered()
+                watch.assert_recovery()
             poster.leave()
             watch.wait_handled(id)
             assert [] == [e for e in node.errors if isinstance(e, StateRollback)]

@@ -67,7 +67,7 @@ def jumps(node):
 
 
 class TestWrongClocks:
-    """The tool that the tests below rely on: a clock that is set is wrong, and no other clock."""
+    """The tests below need tools that make one chosen clock wrong, and leave all others right."""
 
     def test_a_servers_time_can_be_set_forward_and_back(self):
         """Both as a command and within a script: the library reads it in scripts."""
@@ -142,7 +142,7 @@ class TestClockSetForward:
             eventually(lambda: until(id) > 2 * MINUTE_MS)
             assert not ev.lease_lost
             handler.go_on(10_000)
-        watch.recovered()
+        watch.assert_recovery()
         assert 1 == watch.times(id)
         assert [] == node.heard("lease_lost")
 
@@ -196,7 +196,7 @@ class TestClockSetBack:
         with watch.fault(degraded=None):
             set_clock(-HOUR)
             eventually(lambda: until(before) > 0.9 * HOUR * 1000)
-            watch.recovered()
+            watch.assert_recovery()
             assert 0 == watch.times(before)
             set_clock(0)
         watch.wait_handled(before)
@@ -213,7 +213,7 @@ class TestClockSetBack:
             eventually(lambda: until(id) <= 3 * MINUTE_MS)
             assert not ev.lease_lost
             handler.go_on(10_000)
-        watch.recovered()
+        watch.assert_recovery()
         assert 1 == watch.times(id)
 
     @pytest.mark.parametrize("seconds", [-HOUR, HOUR])
@@ -223,17 +223,20 @@ class TestClockSetBack:
         """The reply to a post, and to a claim, is lost. The server recognises both repetitions."""
         poster = DTimer("caller", proxy.url, ns=watch.ns, timeout=1_500)
         poster.stats()
-        with Proxy(own) as way:
-            node = watch.node(url=way.url, sub=own.url, timeout=1_500, poll_interval=MINUTE_MS)
+        with Proxy(own) as node_proxy:
+            node = watch.node(
+                url=node_proxy.url, sub=own.url, timeout=1_500, poll_interval=MINUTE_MS
+            )
             # Wait, so that the next claim of the node is caused by the wake.
             claimer = node.timer._node._claimer
             eventually(lambda: time.monotonic() > claimer.answered + 0.2)
-            way.drop_reply_once(node.timer._node.incarnation.encode(), close=False)
+            node_proxy.drop_reply_once(node.timer._node.incarnation.encode(), close=False)
             id = watch.post()
-            assert way.wait_dropped()
+            assert node_proxy.wait_dropped()
             eventually(lambda: poster.peek(id).state is State.IN_FLIGHT)
             set_clock(seconds)
-            # The operations of other nodes must not make the server forget this one.
+            # The server remembers the operation of the lost reply. Later operations of other nodes
+            # must not make it forget.
             watch.wait_handled(id, watch.post())
             assert [1, 1] == [handled.attempt for handled in watch.handled]
             proxy.drop_reply_once(b"kettle", close=False)
@@ -242,7 +245,8 @@ class TestClockSetBack:
             posting = Thread(target=lambda: posted.append(watch.post(0, poster, more=more)))
             posting.start()
             assert proxy.wait_dropped()
-            # An event that is not claimed before the clock is set back is due in an hour.
+            # The post has run, and its event is claimed before the clock is set right: after a step
+            # backwards the event would be due only in an hour.
             eventually(lambda: len(watch.handled) == 3)
             set_clock(0)
             watch.post()
@@ -264,7 +268,7 @@ class TestClockSetBack:
         set_clock(-HOUR)
         eventually(lambda: jumps(node))
         so_far = len(seen)
-        watch.recovered()
+        watch.assert_recovery()
         assert so_far == len(seen)
         set_clock(0)
         eventually(lambda: len(seen) > so_far + 2)
@@ -332,8 +336,8 @@ def test_a_handler_doubts_its_lease_after_the_machine_was_suspended(
 @pytest.mark.fault("F54")
 def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own, monkeypatch):
     """
-    The clocks of the node run 5 % slow. The node relies on 90 % of its lease only, so it stops
-    relying on it before another node can claim the event.
+    The clocks of the node run 5 % slow. The node relies on its lease for only 90 % of its length.
+    So it considers the lease lost before another node can claim the event.
     """
     text = """
     dt = timer("slow", lease=1_000, max_run=1, max_retries=3)
@@ -345,7 +349,7 @@ def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own, monkeyp
         while not events[0].lease_lost:
             last = time.clock_gettime(11)
         say(last)
-        heard()
+        heard()  # waits for a line from the test
     dt.join()
     say("joined")
     heard()
@@ -360,7 +364,8 @@ def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own, monkeyp
             slow = Script(own, watch.ns, "import time\n" + textwrap.dedent(text))
         with slow:
             assert "joined" == slow.hear()
-            apart = time.clock_gettime(11) - time.time()
+            # The seconds between CLOCK_TAI and the wall clock.
+            tai_offset = time.clock_gettime(11) - time.time()
             id = watch.post()
             assert "begun" == slow.hear()
             claims = []
@@ -368,7 +373,7 @@ def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own, monkeyp
             watch.wait_handled(id)
             (second,) = claims
             assert 2 == second.attempt
-            believed = float(slow.hear()) - apart
+            believed = float(slow.hear()) - tai_offset
             assert 0 < believed < (second.due + second.lateness_ms) / 1000
             slow.tell()
             slow.tell()
@@ -379,8 +384,8 @@ def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own, monkeyp
 @pytest.mark.parametrize("names", [["one"], ["one", "two"]], ids=["alone", "two"])
 def test_5000_events_due_in_one_millisecond_are_each_handled_once(watch, names):
     """
-    A single node starts them in the order of their ids. With two nodes, one may start an event
-    that the other has released after its own.
+    A single node starts them in the order of their ids. Two nodes need not: if one node releases an
+    event, the other may start it after events with greater ids.
     """
     for name in names:
         watch.node(name, max_events=100, poll_interval=1_000)

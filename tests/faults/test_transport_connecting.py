@@ -55,7 +55,7 @@ class TestUnreachableServer:
         tries = watch.gauges.connects
         eventually(lambda: watch.gauges.connects > tries + 8)
         own.start()
-        watch.recovered()
+        watch.assert_recovery()
         lines = watch.gauges.lines
         assert 1 <= len(lines) <= 2
         assert re.match(r"dtimer: Redis at \S+ does not answer; the node keeps trying", lines[0])

@@ -387,8 +387,8 @@ class TestMissingPermission:
         user(*rules, "-hset")
         with pytest.raises(StoreError, match="refuses this client") as caught:
             store.join("node", "{}")
-        assert store.slow(caught.value)
-        assert store.slow(caught.value.__cause__)
+        assert store.needs_operator(caught.value)
+        assert store.needs_operator(caught.value.__cause__)
         user(*rules)
         store.leave("node")
         store.close()

@@ -472,7 +472,7 @@ class TestOrder:
         The only node of a namespace keeps events for its busy thread. After pause() it releases
         them, and does not start them.
         """
-        monkeypatch.setattr("dtimer.engine.lookahead._ALONE_GRACE", 10 * PATIENCE)
+        monkeypatch.setattr("dtimer.engine.lookahead._ALONE_PATIENCE", 10 * PATIENCE)
         monkeypatch.setattr("dtimer.engine.batching.Batching.batches", 10)
         timer = make(lease=1_000 * 100 * PATIENCE)
         handler = Gated(timer)

@@ -93,7 +93,7 @@ class FakeStore:
         if schedule in self.unfit:
             raise NamespaceCorrupt(f"{schedule} cannot be read")
 
-    def slow(self, error):
+    def needs_operator(self, error):
         return isinstance(error, Refused)
 
 
@@ -322,7 +322,7 @@ class TestClaimRequest:
 
 def broken(arrived, *, slow=True):
     error = BrokenReply("it broke off")
-    error.arrived, error.slow = arrived, slow
+    error.arrived, error.timed_out = arrived, slow
     return error
 
 
@@ -1056,7 +1056,7 @@ class TestPipelining:
         """With one thread, the later events would otherwise start before the earlier ones."""
         backlog.store.lone = False
         del backlog.store.answers[1:]
-        backlog.dispatcher.lookahead.grace = 0.0
+        backlog.dispatcher.lookahead.patience = 0.0
         for _ in range(4):
             backlog.claimer._dispatcher.start_due()
             backlog.claim()

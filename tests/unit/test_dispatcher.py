@@ -1050,7 +1050,7 @@ class TestLookAhead:
                 interruption.during(lambda made=made: made.dispatcher.release_superseded(["a"]))
             if interruption.where is None:
                 break
-            kept = made.dispatcher.lookahead.holds()
+            kept = made.dispatcher.lookahead.leases()
             assert [] == [h for h in made.dispatcher.held() if h not in kept], interruption.where
         assert n > 5
 

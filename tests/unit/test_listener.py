@@ -68,7 +68,7 @@ class ListenerHarness:
             subscription=self._make,
             ring=self._ring,
             changed=self.changes.put,
-            slow=lambda e: isinstance(e, tuple(slow)),
+            needs_operator=lambda e: isinstance(e, tuple(slow)),
             echo_every=echo_every,
             timeout=patience,
         )
@@ -347,7 +347,7 @@ class TestLoss:
             subscription=Opening,
             ring=lambda: None,
             changed=lambda error: None,
-            slow=lambda error: False,
+            needs_operator=lambda error: False,
             echo_every=1.0,
             timeout=1.0,
         )

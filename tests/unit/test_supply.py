@@ -71,8 +71,8 @@ class TestScripts:
 
     def test_a_script_is_the_code_of_its_files(self):
         """
-        The only exception is the first and the last line of a function in `mint` for code that is
-        seldom needed.
+        The only exceptions are the first and the last line of the function `later`, which
+        `post_new` calls for code that is seldom needed.
         """
         ends = {"post_new": ["local function later()", "return guard, rouse", "end"]}
         for verb in VERBS:

@@ -15,7 +15,7 @@ from dtimer.model.ids import incarnation
 from dtimer.store import acl
 from dtimer.store.admin import AdminStore, Audit
 from dtimer.store.connection.sources import redacted
-from dtimer.store.failures import message, names, slow
+from dtimer.store.failures import message, names, needs_operator
 from dtimer.store.replies import text
 
 #: The clock difference that is reported, and the wait for a published message, in seconds.
@@ -70,7 +70,7 @@ def connection(store: AdminStore, url: str) -> Finding:
     except Exception as e:
         if "NOPERM" in message(e) or "NoPermissionError" in names(e):
             return ok("connection", f"{place} answers, though not to PING")
-        if slow(e):
+        if needs_operator(e):
             remedy = "put user and password into the URL: redis://user:password@host:6379"
             return error("connection", f"{place} refuses this client: {message(e)}", remedy)
         remedy = "is the server running, is the URL right, is there a firewall in between?"
@@ -118,7 +118,7 @@ def hearing(store: AdminStore) -> Finding:
 def schema(store: AdminStore) -> Finding:
     """Check that the namespace is dtimer's, and of this version."""
     try:
-        there = store.look()
+        there = store.exists()
     except NamespaceCorrupt as e:
         remedy = "choose another --ns, or upgrade dtimer if the version is the reason"
         return error("schema", str(e), remedy)

@@ -16,20 +16,27 @@ from typing import Any
 
 
 class Subscription:
-    """A subscription, from `open` to `close`. Only one thread may use it."""
+    """
+    A subscription, from `open` to `close`. Only one thread may use it.
 
-    # How often to check a connection that has no descriptor (an emulation), in seconds.
+    Args:
+        make_connection: Returns a connection of the client library that is not connected yet.
+        channels: The channels to subscribe to.
+    """
+
+    # How often to check a connection to an emulated server (fakeredis), which has no descriptor to
+    # wait for, in seconds.
     _SLICE = 0.02
 
-    def __init__(self, connect: Callable[[], Any], channels: Sequence[str]) -> None:
-        self._make = connect
+    def __init__(self, make_connection: Callable[[], Any], channels: Sequence[str]) -> None:
+        self._make_connection = make_connection
         self._channels = channels
         self._connection: Any = None
 
     def open(self) -> None:
         """Connect, subscribe, and return after the server has confirmed each channel."""
         # Assign before connecting, so that a child forked meanwhile can close its copy.
-        connection = self._connection = self._make()
+        connection = self._connection = self._make_connection()
         try:
             connection.connect()
             connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
@@ -43,9 +50,9 @@ class Subscription:
         sock = getattr(self._connection, "_sock", None)
         return sock.fileno() if isinstance(sock, socket.socket) else None
 
-    def wait(self, seconds: float, also: int) -> bool:
+    def wait(self, seconds: float, stop_descriptor: int) -> bool:
         """
-        Wait until a message arrives, the descriptor *also* is readable, or *seconds* have passed.
+        Wait until a message arrives, *stop_descriptor* is readable, or *seconds* have passed.
 
         Return True if there is something to `hear`.
         """
@@ -53,10 +60,10 @@ class Subscription:
         if descriptor is None:
             seconds = min(seconds, self._SLICE)
         poll = select.poll()
-        poll.register(also, select.POLLIN)
+        poll.register(stop_descriptor, select.POLLIN)
         if descriptor is None:
-            interrupted = poll.poll(seconds * 1000)
-            return not interrupted and bool(self._connection.can_read(timeout=0))
+            stopped = poll.poll(seconds * 1000)
+            return not stopped and bool(self._connection.can_read(timeout=0))
         poll.register(descriptor, select.POLLIN)
         return any(fd == descriptor for fd, _ in poll.poll(seconds * 1000))
 
@@ -68,7 +75,7 @@ class Subscription:
             ConnectionError: (of the client library) The subscription has ended.
         """
         heard: list[str] = []
-        # Check first: the readable bytes may have belonged to TLS only.
+        # Check first: the socket is also readable after TLS messages that contain no reply.
         while self._connection.can_read(timeout=0):
             reply = self._connection.read_response(disable_decoding=True)
             if reply[0] == b"message":

@@ -3,8 +3,8 @@
 -- Uses      guard rouse events plan
 --
 -- ARGV[3]   schedule
--- ARGV[4]   fingerprint of the definition that they were computed from
--- ARGV[5]   the last nominal time that the caller knew; these follow it
+-- ARGV[4]   fingerprint of the definition from which the times were computed
+-- ARGV[5]   the last nominal time that the caller knew; the added times follow it
 -- ARGV[6]   nominal times, joined by ','
 -- ARGV[7]   how many past times before these were left out
 -- ARGV[8]   1 if no other times will follow these, else ''

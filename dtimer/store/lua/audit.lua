@@ -1,10 +1,10 @@
--- Check that the keys agree with each other: return their sizes, and the faults found in a random
--- sample.
+-- Check that the keys agree with each other. Return their sizes, and the problems found in a random
+-- sample of each.
 --
 -- ARGV[3]   how many members of each key to check
 --
 -- Returns   {due, bodies, dead, graves, leases, schedules, plans, strays}
---   strays  fault and id, for each fault: no_body (due without a body), no_due (a body that is
+--   strays  problem and id, for each problem: no_body (due without a body), no_due (a body that is
 --           never due), no_grave (a dead letter that graves does not list), no_letter (an entry
 --           of graves without its letter), no_event (a lease without an event)
 local many = tonumber(ARGV[3])

@@ -37,7 +37,8 @@ elseif redis.call('ZSCORE', DUE, id) then
   count('cancelled', 1)
   if pending then plan().advance(schedule, beat, after) end
   plan().ended(id)
-  -- The next occurrence may have waited for this one to end, even if this one was moved far away.
+  -- The next occurrence may have waited for this one to end, even if this one was rescheduled to a
+  -- much later time.
   local earliest = schedule and first_due()
   if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
   result = 'cancelled'

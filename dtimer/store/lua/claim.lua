@@ -11,10 +11,11 @@
 --             e         publish an echo to the node
 --             p         return how many events were ever posted
 --             <number>  how many times this claim was sent before
---             ,<bytes>  for a slow connection: how many bytes of bodies to return, 1000000 if
---                       not given. The first event may exceed it alone
---             !         apply that limit to the first event too, and skip larger events
--- ARGV[7]   `heard` of the reply to this node's last claim; '' if the node does not know it
+--             ,<bytes>  for a slow connection: how many bytes of bodies to return at most,
+--                       1000000 if not given. The first event is returned even if it is larger
+--             !         a strict claim: skip every event that is larger than that limit
+-- ARGV[7]   `heard` in the reply to this node's last claim: the time of that claim. '' if the node
+--           does not know it
 -- ARGV[8]   look-ahead in µs: events that fall due within it are claimed too, and the node keeps
 --           them until they are due
 -- ARGV[9]   number of confirmed events
@@ -33,13 +34,17 @@
 --   known   1 if the node is registered; 0 if it must register again, also because the
 --           namespace has the schema of another version
 --   results one letter per settled event, in order (parts/settle.lua)
---   heard   when this node last claimed, for ARGV[7] of its next claim
+--   heard   the server's time of this claim, for ARGV[7] of this node's next claim
 --   before  if ARGV[7] is not what the server had recorded: what it had, 0 for nothing; else ''
 --   posted  how many events were ever posted; '' if not requested
 --   claims, buried, short  how many of each follow
+
+-- The default limit of bytes, how many events a strict claim may skip, and the last bucket of the
+-- histogram of lateness.
 local MOST_BYTES, MOST_PASSED, LATEST = 1000000, 100, 80
 local node, limit, lease, flags = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
 local ahead, confirms, others = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+-- From ARGV[6]: `curious` is the flag p, and `asked` is how many times this claim was sent before.
 local hears, echo, curious, asked, most, strict = flags == 'h', false, false, 0, MOST_BYTES, false
 if not hears and flags ~= '' then
   hears = string.find(flags, 'h', 1, true)
@@ -49,7 +54,7 @@ if not hears and flags ~= '' then
   if #flags > 3 then
     most = tonumber(string.match(flags, ',(%d+)') or most)
     strict = string.find(flags, '!', 1, true)
-    -- A strict claim needs the larger limit to choose its events.
+    -- A strict claim keeps a limit above the default until `fitting` has chosen its events.
     if not strict then most = math.min(most, MOST_BYTES) end
   end
 end
@@ -81,7 +86,7 @@ local function fitting(horizon, limit, most, kept)
   return found, left
 end
 
--- Set once the settlements are done: their results, and `before` of the reply.
+-- When the settlements are done: their results, and the value of `before` in the reply.
 local settled, was
 
 -- The types of the keys are not checked first. Each key is read, or receives a harmless write,
@@ -96,11 +101,13 @@ local function take_turn()
 
   local now = digits(NOW)
   local first, second = unpack(redis.call('ZRANGE', ROSTER, '0', '1'))
-  -- Redis allows a ZREM when it is out of memory, and then allows all later writes of the script.
+  -- This ZREM comes first on purpose. Redis allows it when it is out of memory, and then allows all
+  -- later writes of the script.
   redis.call('ZREM', PROMISE, node)
-  -- The server must still have what it told this node last. If it has lost the previous claim, it
-  -- has lost all later writes too (docs/decisions/10-rollbacks). Adding the difference makes the
-  -- score NOW if the server has it, so the check costs no extra command.
+  -- Detect a rollback: ALIVE must still have the time of this node's previous claim, `heard`. If
+  -- that write is lost, all later writes are lost too (docs/decisions/10-rollbacks). ZADD INCR adds
+  -- NOW - heard to the stored time. The sum is NOW if the stored time is `heard`, so one command
+  -- both checks the time and updates it.
   local before = ''
   local heard = tonumber(ARGV[7])
   if heard then
@@ -119,15 +126,15 @@ local function take_turn()
   end
   if echo then tell('echo', node) end
 
-  -- Read one event more than a claim by a single handler thread takes, to know when the next is
-  -- due.
+  -- A node with one free handler thread claims one event. Read two, because the second tells when
+  -- the next event is due.
   local top = redis.call('ZRANGE', DUE, '0', limit > 0 and '1' or '0', 'WITHSCORES')
   local earliest = soonest(top[2])
   local horizon = digits(NOW + ahead)
   local paused, last_token = false, 0
   local due = {}
   -- `left` is how many events are due by the horizon and stay unclaimed, nil if not counted.
-  -- `told` is how many nodes have been told to come.
+  -- `told` is how many other nodes are expected to claim now, by PROMISE.
   local left, told = 0, 0
   if earliest and earliest <= NOW + ahead then
     local says, version, token = unpack(redis.call('HMGET', SYS, 'paused', 'v', 'token'))
@@ -140,12 +147,12 @@ local function take_turn()
     if limit > 0 and not paused then
       due = limit == 1 and {top[1], top[2]}
         or redis.call('ZRANGEBYSCORE', DUE, '-inf', horizon, 'WITHSCORES', 'LIMIT', '0', ARGV[4])
-      -- Keep one event for each node that has been told to come. Otherwise a fast node would take
-      -- all of the work.
+      -- Keep one event for each node that is expected to claim now. Otherwise a fast node would
+      -- take all of the work.
       told = redis.call('ZCOUNT', PROMISE, digits(NOW - GRACE), now)
       if told > 0 then
-        -- Count registered nodes only. Events would be kept for ever for unknown names in
-        -- PROMISE.
+        -- Count registered nodes only. Otherwise events would be kept for ever for names in
+        -- PROMISE that dtimer has not written.
         local names = redis.call(
           'ZRANGEBYSCORE', PROMISE, digits(NOW - GRACE), now, 'LIMIT', '0', '100')
         told = 0
@@ -172,9 +179,11 @@ local function take_turn()
   local reply, buried, short, ids = {''}, {}, {}, {}
   -- How many events were claimed, were left until they are due, and were claimed early.
   local taken, held_back, early = 0, 0, 0
+  -- `trouble` is an error reply if a key that an event needs has the wrong type. `occurred` is true
+  -- once an occurrence was claimed, moved or dropped.
   local first_token, trouble, checked, occurred = 0, nil, false, false
-  -- The ids to remember for this claim, each with its length, because a foreign id may hold any
-  -- byte.
+  -- The ids to remember for this claim, each with its length, because an id that dtimer has not
+  -- written may contain any byte.
   local given = {}
   if #due > 0 then
     for i = 1, #due, 2 do ids[#ids + 1] = due[i] end
@@ -196,6 +205,7 @@ local function take_turn()
     end
     local leases = redis.call('HMGET', LEASE, unpack(ids))
     local tries = redis.call('HMGET', TRIES, unpack(ids))
+    -- No token of dtimer is as high as this. Above about 9e15, Lua cannot count in steps of one.
     if last_token > 9e15 then last_token = 0 end
     first_token = math.max(last_token + 1, NOW)
     local token = first_token
@@ -212,6 +222,7 @@ local function take_turn()
       local expires, max_retries, mark = parse_body(body)
       local occurs = mark == 's'
       local last, attempt, _, cancelled, whose, marks
+      -- `last` is the token of the expired lease, if there is one; `marks` are the lease's flags.
       if leases[i] then
         last, attempt, _, cancelled, whose, marks = parse_lease(leases[i])
       end
@@ -235,6 +246,7 @@ local function take_turn()
       if occurs and not leave then
         occurred = true
         if not (last or cancelled or unfit) then
+          -- `meet` decides whether the occurrence starts now. If not, it has moved or removed it.
           local starts, missed = plan().meet(id)
           waits = not starts
           if missed and missed > 0 then
@@ -245,7 +257,6 @@ local function take_turn()
         local schedule = plan().named_by(id)
         if schedule and plan().is_short(schedule) then short[#short + 1] = schedule end
       end
-      -- An occurrence that waits has been moved or removed by its schedule.
       if not (leave or waits) then
         if cancelled then
           remove(id)
@@ -256,8 +267,8 @@ local function take_turn()
           buried[#buried + 1] = unfit
         else
           if tries[i] then tried[#tried + 1] = id end
-          -- Format numbers with `digits`. Letting Lua convert one costs as much as half a
-          -- command.
+          -- The head of the new lease, which the reply repeats. Format numbers with `digits`,
+          -- because a conversion by Lua takes half as long as a Redis command.
           local mark = digits(token) .. ',' .. digits(attempt + 1) .. ',' .. score .. ','
           local length = digits(#id)
           scores[#scores + 1] = lease_end
@@ -292,9 +303,9 @@ local function take_turn()
   end
   if trouble and not busy and taken == 0 then return trouble end
 
-  -- Put this node on the roster if it has free handler threads, at the tail if it took work. If
-  -- no other node is listed, a node that only claimed ahead stays: its threads are free until
-  -- then.
+  -- Put this node on the roster if it has free handler threads, at the tail if it took work. If no
+  -- other node is listed, a node without free threads also stays (`reserve`) if some of its events
+  -- were claimed ahead: the threads for these events are free until the events are due.
   local free = limit - taken
   local alone = (not first or first == node) and (not second or second == node)
   local reserve = free <= 0 and early > 0 and alone
@@ -322,19 +333,20 @@ local function take_turn()
       earliest = first_due()
     end
   end
-  -- Claim again at once if events are due that are not kept for other nodes. Either buried events
-  -- took the place of others, or the bodies reached the limit, or the next occurrence is due
-  -- already.
+  -- Claim again at once if events are due that are not kept for other nodes. There are three
+  -- causes: the limit of this claim was used up by events that were buried, the bodies have
+  -- reached the limit of bytes, or the next occurrence is due already.
   local again = free > 0 and earliest and earliest <= NOW
     and (#ids > taken + held_back or told == 0) and not (strict and taken == 0)
   if earliest and not paused then
-    -- Come half of the look-ahead before the event is due, to claim it and those behind it in
-    -- time. An event that is nearer than that has been left on purpose, so come when it is due.
+    -- The next claim should be made half of the look-ahead before the next event is due. It then
+    -- claims this event, and the events shortly after it, ahead of time. If the event is nearer
+    -- than that, this claim has left it on purpose, so the next claim is made when it is due.
     local lead = reserve and 0 or math.floor(ahead / 2)
     local coming = earliest - NOW > lead and earliest - NOW - lead or earliest - NOW
     if head == node then
-      -- This node is on duty. Events that are due and unclaimed are kept for nodes that were told
-      -- to come.
+      -- This node is on duty. Events that are due and unclaimed are kept for nodes that are
+      -- expected to claim now.
       wait = again and 0 or earliest > NOW and coming or GRACE
       redis.call('ZADD', PROMISE, digits(NOW + wait), node)
     elseif head then
@@ -342,7 +354,7 @@ local function take_turn()
       rouse(earliest, left)
       if left > 0 and free > 0 then wait = GRACE end
     elseif free > 0 then
-      -- No node can be woken, so each node that claims is told when to come back.
+      -- No node can be woken, so each node that claims is told when to claim again.
       wait = math.max(strict and GRACE or 0, coming)
     end
     if again or trouble then wait = 0 end
@@ -366,8 +378,8 @@ local function take_turn()
   return table.concat(reply)
 end
 
--- If claiming fails after the settlements, remember their results. When this claim is sent again,
--- the reply has the results, and the node's next claim fails with the error.
+-- Remember the results of the settlements if the script fails after them. When the node sends this
+-- claim again, the reply has the results. The node's next claim then fails with the error.
 local function failed()
   if settled then
     remember(table.concat({settled, was, digits(asked), '0', '0', ''}, ';'))

@@ -9,12 +9,12 @@
 -- ARGV[3]   the schema version
 -- ARGV[4]   the random mark for the namespace if it must be created; '' to create none
 --
--- Returns   {now, version, born, token, posted, struck}
+-- Returns   {now, version, born, token, posted, removed}
 --   version '' if the namespace does not exist and was not created
 --   born    the random mark that it was created with
 --   token   the last one issued, 0 for none
 --   posted  how many events were ever posted
---   struck  how many nodes were ever removed because they were silent
+--   removed how many nodes were ever removed because they were silent
 local wrong = guard(unpack(KEYS))
 if wrong then return wrong end
 local version, born, token, posted, struck = unpack(

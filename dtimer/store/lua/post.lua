@@ -97,8 +97,8 @@ end
 
 local posted = ''
 if #ids > 0 then
-  -- The node on duty has promised to come for the event that was earliest. If this post moved
-  -- that event to a later time, the node finds out when it comes.
+  -- PROMISE has the time at which the node on duty claims the event that was earliest. If this post
+  -- has moved that event to a later time, the claim finds nothing, and the node waits again.
   local earliest = math.min(first_due() or math.huge, soonest)
   local wakes = soonest == earliest or due_now > 0
   wrong = wakes and guard(ROSTER, PROMISE)

@@ -86,7 +86,7 @@ end
 local wrong = type(added) == 'table' and added or type(stored) == 'table' and stored
 local posted, wakes = '', false
 if not wrong then
-  -- If another event is earlier, the node on duty has promised to come for it.
+  -- If another event is due earlier, the node on duty already claims at that time.
   local head = redis.pcall('ZRANGE', DUE, '0', '0', 'WITHSCORES')
   wakes = due_now > 0 or tonumber(head[2]) == soonest
   wrong = head.err and head or wakes and later()(ROSTER, PROMISE)
@@ -96,7 +96,8 @@ if not wrong then
   if type(total) == 'number' then
     posted = digits(total)
   else
-    -- A foreign value in the total must not undo a post. A SYS of the wrong type does.
+    -- A total with a value that dtimer has not written must not undo the post. A SYS of the wrong
+    -- type does undo it.
     wrong = later()(SYS)
   end
 end

@@ -1,4 +1,4 @@
--- Return the numbers of a namespace. The time to read them does not grow with the number of events.
+-- Return the statistics of a namespace. Their cost does not grow with the number of events.
 --
 -- Uses      rouse
 --

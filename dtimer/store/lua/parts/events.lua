@@ -1,13 +1,14 @@
 -- Add to one of the totals that stats.lua returns. Return the total, or '' if it is not a number.
 local function count(what, n)
   if n == 0 then return '' end
-  -- The change has been made already, so a foreign value in the total must not fail the script.
+  -- The counted change has been made already. So a total with a value that dtimer has not written
+  -- must not make the script fail.
   local total = redis.pcall('HINCRBY', SYS, 'n:' .. what, n)
   return type(total) == 'number' and digits(total) or ''
 end
 
--- Remove an event, whether it is scheduled or in flight. Redis allows a ZREM when it is out of
--- memory, and then allows all later writes of the script.
+-- Remove an event, whether it is scheduled or in flight. The ZREM comes first: Redis allows it when
+-- it is out of memory, and then allows all later writes of the script.
 local function remove(id)
   redis.call('ZREM', DUE, id)
   redis.call('HDEL', BODY, id)
@@ -15,7 +16,7 @@ local function remove(id)
   redis.call('HDEL', TRIES, id)
 end
 
--- Undo a claim: the event is due when it was before, and the attempt is not charged.
+-- Undo a claim: the event is due when it was before, and the attempt is not counted.
 local function release(id, attempt, due)
   redis.call('ZADD', DUE, due, id)
   redis.call('HDEL', LEASE, id)

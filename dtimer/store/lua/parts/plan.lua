@@ -16,17 +16,18 @@
 --   stop      the last moment at which a nominal time may be; '' for none
 --   left      how many occurrences are left; '' for no limit
 --   paused    1 or ''
---   next      nominal time of the pending occurrence; ''
---   last      nominal time of the last claimed occurrence, or the last of those it stood for; ''
---   running   nominal time of the last claimed occurrence, until it has ended; ''
+--   next      nominal time of the pending occurrence; '' if there is none
+--   last      nominal time of the last claimed occurrence. If it also stood for missed ones, the
+--             latest of their nominal times. '' before the first claim
+--   running   nominal time of the last claimed occurrence; '' once it has ended
 --   ahead     nominal times that follow, joined by ','
---   final     1 if no other times will follow these; ''
---   gap       how many past times were left out of the list; ''
+--   final     1 if no other times will follow these, else ''
+--   gap       how many past times were left out of the list `ahead`; '' for none
 --   anchor    one nominal time of the interval, from which the others are computed
---   waits     the time to which `put_off` has moved the pending occurrence; ''
+--   waits     the time to which `put_off` has moved the pending occurrence; '' if it has not
 --
--- Few events are occurrences, so these functions are created when a script meets the first one.
--- Creating them costs as much as ten commands.
+-- Few events are occurrences. So a script creates these functions only when it needs the first of
+-- them: creating them takes as long as ten Redis commands.
 local plans_made
 local function plan()
   if plans_made then return plans_made end
@@ -40,6 +41,9 @@ local function plan()
     left = '^%d*$', paused = '^1?$', next = '^%d*$', last = '^%d*$', running = '^%d*$',
     ahead = '^[%d,]*$', final = '^1?$', gap = '^%d*$', anchor = '^%d*$', waits = '^%d*$',
   }
+  -- In order: the shortest interval in µs; how many occurrences misfire `a` creates at most after a
+  -- pause; at how many known times a schedule runs short; the µs after which an occurrence that
+  -- waits is checked again.
   local SHORTEST = 10000
   local MOST_BEHIND = 1000
   local SHORT = 4
@@ -61,8 +65,8 @@ local function plan()
       if not string.find(value, looks) or (#value > 17 and name ~= 'ahead') then return nil end
     end
     local every = tonumber(beat.every)
-    -- If the jitter were longer than the interval, `meet` would take one step for each interval
-    -- in it.
+    -- A jitter longer than the interval cannot have been written by dtimer, and could make the loop
+    -- in `meet` that counts the missed occurrences very long.
     if every and (every < SHORTEST or every < tonumber(beat.jitter) or beat.anchor == '') then
       return nil
     end
@@ -79,7 +83,7 @@ local function plan()
     return schedule .. '@' .. nominal
   end
 
-  -- Return the schedule and the nominal time that an id contains; nil if it is not an occurrence.
+  -- Return the schedule and the nominal time that an id names; nil if it is not an occurrence's id.
   local function named_by(id)
     return string.match(id, '^(.+)@(%d+)$')
   end
@@ -146,10 +150,10 @@ local function plan()
     end
   end
 
-  -- Try the commands that replace the pending occurrence by the next one, before it is removed.
-  -- They change nothing here. If one is refused, because a permission was taken away for example,
-  -- the script fails now and not half way, where the chain would break. Redis allows a ZREM when
-  -- it is out of memory, and then allows all later writes of the script.
+  -- Before the pending occurrence is removed, try the commands that will replace it by the next one,
+  -- in a form that changes nothing. If a command is refused, for example because a permission is
+  -- missing, the script fails now. If it failed half way, no occurrence would be pending. The ZREM
+  -- comes first: Redis allows it when it is out of memory, and then allows all later writes.
   local function sure_to_go_on(schedule, beat)
     redis.call('ZREM', DUE, '')
     redis.call('ZADD', DUE, 'XX', '0', '')
@@ -166,8 +170,8 @@ local function plan()
     write_beat(schedule, beat)
   end
 
-  -- Move the pending occurrence to a later time and record that time. With it, `go_on` leaves an
-  -- occurrence alone that was rescheduled since.
+  -- Move the pending occurrence to a later time, and record that time. If the user reschedules the
+  -- occurrence, its time differs from the recorded one, and `go_on` does not move it.
   local function put_off(schedule, beat, id, when)
     beat.waits = digits(when)
     redis.call('ZADD', DUE, beat.waits, id)
@@ -210,8 +214,8 @@ local function plan()
         after = following(beat, latest)
       end
       if not after and open_ended(beat) then
-        -- The next nominal time is unknown. Wait until a node adds more. Keep the last of the
-        -- past times in the list, so that it is short and the added times follow it.
+        -- The next nominal time is unknown. Wait until a node adds more. Of the past times, keep
+        -- only the last in the list: the list stays short, and the added times follow that time.
         if latest > tonumber(nominal) then
           beat.ahead, beat.gap = digits(latest), digits(missed - 1)
         end
@@ -238,7 +242,8 @@ local function plan()
       return false
     end
     if beat.misfire == 's' and missed > 0 then
-      -- Drop each occurrence whose successor is due as well. The latest is not missed, only late.
+      -- Drop each occurrence whose successor is due as well. The latest one is only
+      -- late, and becomes the pending occurrence.
       remove(id)
       count('skipped', missed)
       if beat.every == '' and after then
@@ -255,8 +260,8 @@ local function plan()
     return true, missed
   end
 
-  -- Record that an occurrence has ended, whether it succeeded or not. The next may start if it
-  -- waited.
+  -- Record that an occurrence has ended, whether it succeeded or not. If the next occurrence has
+  -- waited for it, the next one may start.
   local function ended(id)
     local schedule, nominal = named_by(id)
     local beat = schedule and read_beat(schedule)

@@ -4,7 +4,7 @@
 -- KEYS      in the order of Keys in dtimer/store/keys.py
 --   due       sorted set: id -> when it is due or, if leased, when its lease ends, in µs
 --   body      hash: id -> '<expires µs or nothing>,<max_retries>[,<mark>]|<payload>'. The mark is
---             n if a user chose the id; parts/plan.lua describes that of an occurrence
+--             n if a user chose the id; parts/plan.lua describes the mark of an occurrence
 --   lease     hash: id -> '<token>,<attempt>,<due>,<flags>,<incarnation>', where the flags are c
 --             for cancelled and s for an occurrence
 --   tries     hash: id -> how often it was started, for events that wait for a retry
@@ -12,7 +12,8 @@
 --   graves    sorted set: id -> when it became a dead letter, in µs
 --   sys       hash: v (schema), born (random mark of the namespace), token (the last one
 --             issued), paused, totals
---   memo_a, memo_b  hashes: session -> '<seq>:<result>' (parts/session.lua)
+--   memo_a, memo_b  hashes: session -> '<seq>:<result>' of its last operation: memo_a of the
+--             current period, memo_b of the period before (parts/session.lua)
 --   nodes     hash: incarnation -> '<joined µs>|<id, host and pid as JSON>'
 --   alive     sorted set: incarnation -> when it last claimed, in µs
 --   roster    sorted set: incarnation -> its place among the nodes with free handler threads
@@ -38,8 +39,9 @@ end
 -- The version of the stored formats (dtimer/store/namespace.py).
 local SCHEMA = '1'
 
--- Format a whole number without the exponent that Lua gives to large ones. Where a C long has 64
--- bits, use %d: it takes a fifth of the time of %.0f, which takes as long as a command.
+-- Format a whole number without the exponent that Lua gives to large ones. One %.0f takes as long
+-- as a Redis command, and %d takes a fifth of that. But %d is only correct for large numbers if a
+-- C long has 64 bits.
 local WHOLE = string.format('%d', 9007199254740991) == '9007199254740991' and '%d' or '%.0f'
 local function digits(n)
   return string.format(WHOLE, n)

@@ -1,9 +1,9 @@
 -- Answer a claim that was made before: its reply was lost, or the node sent it twice.
 --
--- The reply has the same events, as far as the node still holds them under the same tokens, and
--- their leases start over. If a whole lease has passed since the first attempt, the node may be
--- unable to receive them, so they are released for other nodes. Events that exceed the limit in
--- ARGV[6] are released at once.
+-- The reply has those events of the first reply that the node still holds under the same tokens.
+-- Their leases start over. If a whole lease has passed since the first attempt, the node may be
+-- unable to receive the events, so they are released for other nodes. Events that exceed the limit
+-- in ARGV[6] are released at once.
 --
 -- done      what was remembered: '<results>;<before>;<resends>;<first token>;<claims>;<texts>'.
 --           <before> is as in the reply. <texts> is '<length>:<text>' of each claimed id, then of
@@ -26,8 +26,9 @@ local function answer_again(done)
   local first
   first, ids = tonumber(token), tonumber(ids)
   if not ids or ids > #list or first > 9e15 then return nil end
-  -- A token is the server's time, or the previous token plus one. If a later attempt was
-  -- answered, that reply may have been received, and this one must not contradict it.
+  -- The first token is about the time of the first attempt: a token is the server's time, or the
+  -- previous token plus one. Release events only in reply to the latest attempt. If a later attempt
+  -- was answered, the node may have that reply, and this one must not contradict it.
   local latest = asked > tonumber(last)
   local impatient = NOW > first + lease
   -- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
@@ -55,7 +56,7 @@ local function answer_again(done)
   end
   for i = ids + 1, #list do reply[#reply + 1] = digits(#list[i]) .. ':' .. list[i] end
   if back > 0 then
-    -- Take this node off the roster, so that another one is told to come, if there is one.
+    -- Take this node off the roster, so that another node is woken for the released events.
     redis.call('ZREM', ROSTER, node)
     redis.call('ZREM', PROMISE, node)
     rouse(first_due(), back)

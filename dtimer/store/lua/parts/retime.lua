@@ -12,7 +12,7 @@ local function times_within(list, low, high)
   return within
 end
 
--- Return the moment up to which a list has all nominal times.
+-- Return the moment up to which a list is complete.
 local function told_until(list, final)
   return final == '1' and math.huge or tonumber(string.match(list, '(%d+)$') or 0)
 end
@@ -39,8 +39,8 @@ local function retime(schedule, beat, times, final)
     return false
   end
 
-  -- Time zones change by about an hour. So the first new time may be that of an occurrence that
-  -- has already come at its old time. It must not come twice.
+  -- Time zones change by about an hour. So the first new time may belong to an occurrence that was
+  -- already claimed at its old time. That occurrence must not be created twice.
   local before = pending <= over and pending or last
   local function belongs_to(one, another)
     return fresh[1] and one and another
@@ -49,8 +49,9 @@ local function retime(schedule, beat, times, final)
   if belongs_to(before, known[1]) then table.remove(fresh, 1) end
 
   local coming = pending
-  -- Or the new time of the pending occurrence is over, and the first new time is that of the one
-  -- after it. Then the pending occurrence comes late, at its old time, rather than not at all.
+  -- Or the new time of the pending occurrence is already past, and the first new time belongs to
+  -- the occurrence after it. Then the pending occurrence keeps its old time: it is late, but not
+  -- lost.
   if pending > over and not belongs_to(known[2], pending) then
     local moved = table.remove(fresh, 1)
     local score = tonumber(redis.call('ZSCORE', DUE, plan().occurrence(schedule, beat.next)))

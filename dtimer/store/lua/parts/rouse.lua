@@ -1,18 +1,17 @@
--- Decide which node comes for the next event. The roster lists the nodes with free handler
--- threads, longest waiting first. The head is on duty. PROMISE holds the time at which a node
--- will claim by itself or, after a wake, the time of the wake. If a node is silent for GRACE
--- after that time, it is struck off the roster. Its next poll brings it back.
+-- Decide which node claims the next event. The roster lists the nodes with free handler threads.
+-- The node that has waited longest is its head, and is on duty. PROMISE holds the time at which a
+-- node will claim by itself or, after a wake, the time of the wake. A node that is silent for GRACE
+-- after that time is removed from the roster. Its next poll puts it back.
 local GRACE = 50000
 local MOST_TOLD = 16
 
--- A wake is only a hint. If the client may not publish it, the rest of the script must still be
--- done.
+-- A wake is only a hint. If the client may not publish it, the rest of the script must still run.
 local function tell(kind, node)
   redis.pcall('PUBLISH', string.sub(DUE, 1, -4) .. kind .. ':' .. node, '')
 end
 
--- Make sure that a node comes for an event due at `earliest`, and one node for each of the
--- `waiting` events that are due already.
+-- Make sure that one node claims at `earliest`, when the next event is due. If `waiting` events are
+-- due already, make sure that as many nodes claim now, MOST_TOLD at most.
 local function rouse(earliest, waiting)
   local wanted = math.max(1, math.min(waiting, MOST_TOLD))
   local expected = 0
@@ -32,8 +31,8 @@ local function rouse(earliest, waiting)
   end
 end
 
--- Return a score as a number, or nil. A foreign score of infinity counts as none: it is never
--- due.
+-- Return a score as a number, or nil if there is none. An infinite score, which dtimer never
+-- writes, counts as none, because it is never due.
 local function soonest(score)
   score = tonumber(score)
   return score ~= math.huge and score or nil

@@ -3,11 +3,12 @@
 -- arrives after its successor is refused. A session is a sequence of operations, one at a time,
 -- as in D. Ongaro, *Consensus: Bridging Theory and Practice*, 2014, section 6.3.
 --
--- There are two hashes. MEMO_A holds the operations since the time in its field w. After a minute
--- it replaces MEMO_B, whose results are forgotten. So a result is remembered for at least a
--- minute, far longer than any deadline, and idle sessions are forgotten without a timer and
--- without a key that expires. Look-ups ignore the time, and nothing is dropped if the clock is
--- set back: a clock step between two attempts must not let an operation act twice.
+-- There are two hashes. MEMO_A holds the operations since the time in its field w. When it is a
+-- minute old, it replaces MEMO_B, and the results in MEMO_B are forgotten. So a result is
+-- remembered for at least a minute, far longer than any deadline. Idle sessions are forgotten
+-- without a timer and without a key that expires. A look-up ignores the time, and no result is
+-- dropped if the clock is set back: a step of the clock between two attempts must not let an
+-- operation act twice.
 local WINDOW = 60000000
 local memo_lane, memo_seq = string.match(ARGV[2], '^(.+):(%d+)$')
 local memo_since
@@ -21,7 +22,7 @@ local function recall()
   local last = here[2] or redis.call('HGET', MEMO_B, memo_lane)
   if not last then return nil end
   local seq, result = string.match(last, '^(%d+):(.*)$')
-  -- Not written by dtimer.
+  -- dtimer has not written this value.
   if not seq or #seq > 15 then return nil end
   if seq == memo_seq then return result end
   if tonumber(seq) > tonumber(memo_seq) then

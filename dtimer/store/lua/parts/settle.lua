@@ -1,10 +1,10 @@
--- Settle `confirms` confirmed events, and `others` that end in other ways. Their arguments begin
--- at ARGV[at]: id and token of each confirmed event, then id, token, verdict, wait in µs and error
--- of each of the others.
+-- Settle events: `confirms` is the number of confirmed events, and `others` is the number of events
+-- that are settled in other ways. Their arguments begin at ARGV[at]: id and token of each confirmed
+-- event, then id, token, verdict, wait in µs and error of each of the others.
 --
 -- verdict   retry    start it again after the wait; bury it if it has no attempt left
 --           release  undo a claim that was never started
---           bury     move it to the dead letters; the wait holds the reason instead
+--           bury     move it to the dead letters; the argument for the wait is the reason
 --
 -- Returns   one letter for each: 1 done, 0 not held under this token, d now a dead letter,
 --           c cancelled meanwhile and removed. If a key has the wrong type: nil and an error

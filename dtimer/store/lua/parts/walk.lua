@@ -1,7 +1,7 @@
 -- Page through a sorted set. A position is a score and an id, and holds even after its event is
 -- gone.
 
--- End a page at this many bytes, even if more would follow, because large payloads take long.
+-- End a page early when it has this many bytes, because large payloads take long to send.
 local MOST_PAGE = 1000000
 
 -- Return whether the first position comes after the second, in the order of a sorted set. Ids of
