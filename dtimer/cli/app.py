@@ -83,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
         # Otherwise a character that the terminal cannot show would fail the event.
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
-    with _log_shown(output):
+    with _warnings_shown(output):
         try:
             code = app.main(list(arguments), prog_name="dtimer", standalone_mode=False)
         except click.ClickException as e:
@@ -116,9 +116,9 @@ class _NoticeHandler(logging.Handler):
 
 
 @contextlib.contextmanager
-def _log_shown(output: Output) -> Iterator[None]:
+def _warnings_shown(output: Output) -> Iterator[None]:
     """
-    Write dtimer's log from level WARNING on to stderr, unless the root logger has handlers.
+    Write dtimer's warnings and errors to stderr, unless the root logger has handlers.
 
     Python's RuntimeWarnings are hidden: they are meant for programs, not for people.
     """

@@ -61,7 +61,7 @@ class Logged(Output):
 
 def start(level: str, *, as_json: bool) -> Logged:
     """
-    Log everything from *level* on to stderr, including records of handlers.
+    Write log records of *level* or above to stderr, including those of handlers.
 
     If the program has configured logging already, its configuration stays.
     """

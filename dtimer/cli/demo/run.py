@@ -26,8 +26,9 @@ from dtimer.timer import DTimer
 
 NODES, EVENTS = ("node-1", "node-2", "node-3"), 400
 
-#: In milliseconds. The lease is short, so that the demo does not take long.
-FIRST, LAST, FATAL_DELAY, LEASE = 300, 6_500, 2_000, 2_000
+#: The shortest and the longest delay of the events, the delay of the event during which a node is
+#: killed, and the lease, in ms. The lease is short, so that the demo does not take long.
+MIN_DELAY, MAX_DELAY, FATAL_DELAY, LEASE = 300, 6_500, 2_000, 2_000
 
 #: The longest waits for all nodes to join, all events to be handled and all nodes to leave, in
 #: seconds.
@@ -143,7 +144,7 @@ class Run:
                 raise StoreError(f"a node of the demo did not join: {processes.last_words()}")
             counts.posted = [*timer.post_many(_events())]
             self._view.note(
-                f"posted {EVENTS} events, due within {LAST / 1000:g} s, to {len(NODES)} node"
+                f"posted {EVENTS} events, due within {MAX_DELAY / 1000:g} s, to {len(NODES)} node"
                 f" processes with a lease of {LEASE / 1000:g} s"
             )
             self._watch(_HANDLING, lambda: not counts.lost)
@@ -168,4 +169,4 @@ class Run:
 def _events() -> Iterator[tuple[dict[str, Any], float]]:
     yield {"n": 0, FATAL: True}, FATAL_DELAY
     for n in range(1, EVENTS):
-        yield {"n": n}, random.uniform(FIRST, LAST)
+        yield {"n": n}, random.uniform(MIN_DELAY, MAX_DELAY)

@@ -19,7 +19,7 @@ from dtimer.store.failures import message, names, needs_operator
 from dtimer.store.replies import text
 
 #: The clock difference that is reported, and the wait for a published message, in seconds.
-_SKEW, _HEARING = 1.0, 2.0
+_SKEW, _PUBSUB_WAIT = 1.0, 2.0
 
 _STRAYS = {
     "no_body": "scheduled, but without a payload: it becomes a dead letter when it is due",
@@ -48,7 +48,7 @@ def examine(store: AdminStore, url: str) -> Iterator[Finding]:
             "this client may not run INFO: version, role, persistence and eviction are unknown",
             "ACL SETUSER <user> +info, or check them on the server",
         )
-    yield hearing(store)
+    yield pubsub(store)
     found = schema(store)
     yield found
     if found.level is Level.ERROR and acl.refusal(found.text) is None:
@@ -88,18 +88,19 @@ def _settings(store: AdminStore) -> dict[str, str]:
     return settings
 
 
-def hearing(store: AdminStore) -> Finding:
+def pubsub(store: AdminStore) -> Finding:
     """Check that a published message arrives."""
-    life = incarnation()
-    ear = store.subscription(life)
-    remedy = "without it events are late by up to poll_interval (1 s), but not lost; "
+    receiver = incarnation()
+    subscription = store.subscription(receiver)
+    remedy = "without pub/sub, events are late by up to poll_interval (1 s), but not lost; "
     began = time.perf_counter()
     try:
-        ear.open()
+        subscription.open()
+        # The wait needs a descriptor that may interrupt it. This one never does.
         reading, writing = os.pipe()
         try:
-            store.command("PUBLISH", store.keys.echo(life), "")
-            heard = ear.wait(_HEARING, reading) and bool(ear.hear())
+            store.command("PUBLISH", store.keys.echo(receiver), "")
+            arrived = subscription.wait(_PUBSUB_WAIT, reading) and bool(subscription.hear())
         finally:
             os.close(reading)
             os.close(writing)
@@ -107,10 +108,10 @@ def hearing(store: AdminStore) -> Finding:
         remedy += acl.remedy(message(e), store.ns)
         return warning("pub/sub", f"refused: {message(e)}", remedy)
     finally:
-        ear.close()
-    if not heard:
+        subscription.close()
+    if not arrived:
         remedy += "is there a proxy in between that does not support pub/sub?"
-        return warning("pub/sub", f"no message arrived within {_HEARING:.0f} s", remedy)
+        return warning("pub/sub", f"no message arrived within {_PUBSUB_WAIT:.0f} s", remedy)
     took = (time.perf_counter() - began) * 1000
     return ok("pub/sub", f"a message comes back in {took:.1f} ms")
 

@@ -85,9 +85,9 @@ class Sampler:
         self._lateness.append(stats.lateness)
         recent = grown(stats.lateness, self._lateness[0])
         held = self._store.holders(_LEASES)
-        looked = sum(held.values())
-        if looked < stats.in_flight and looked:
-            held = {name: round(n * stats.in_flight / looked) for name, n in held.items()}
+        leases_read = sum(held.values())
+        if 0 < leases_read < stats.in_flight:
+            held = {name: round(n * stats.in_flight / leases_read) for name, n in held.items()}
         return Frame(
             ns=self._ns,
             now=self._store.server_now() / 1000,

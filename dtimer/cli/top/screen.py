@@ -13,7 +13,7 @@ from dtimer.cli.top.sample import MINUTE, Frame
 
 _BLOCKS, _PLAIN = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 
-#: In ms. An event that is later than this is highlighted: twice the cost of a lost wake.
+#: In ms. An event that is later than this is highlighted. A lost wake costs at most half of it.
 _LATE = 2_000
 
 _NODES = (

@@ -35,7 +35,7 @@ VERSION = 1
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _REASON = re.compile(r"\w{1,40}", re.ASCII)
-_ENDLESS = 2**40
+_NO_LIMIT = 2**40
 _OCCURRENCE = re.compile(r"@\d{16}\Z")
 
 #: The fields of a schedule that are durations or moments.
@@ -196,7 +196,7 @@ def schedule(line: dict[str, Any]) -> ScheduleLine:
     for name in ("count", "max_retries"):
         if fields[name] is not None:
             fields[name] = _whole(fields[name], name)
-    read = ScheduleSpec(payload=encode(_get(line, "event"), _ENDLESS), **fields)
+    read = ScheduleSpec(payload=encode(_get(line, "event"), _NO_LIMIT), **fields)
     span = {n: None if fields[n] is None else _after_epoch(fields[n], n) for n in ("start", "stop")}
     made = make_spec(
         check_id(read.id),

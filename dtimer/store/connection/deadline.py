@@ -28,7 +28,7 @@ def with_deadline(connection_class: type) -> type:
 
     Its errors hint at a TLS mismatch if connecting fails, and never quote a password.
     """
-    # The fast path needs the library's own methods: a user's subclass may read or write otherwise.
+    # The fast path needs the library's own methods. A user's subclass may replace them.
     steps = (getattr(connection_class, name) for name in ("send_packed_command", "read_response"))
     plain = all(step.__module__.startswith(("redis.", "valkey.")) for step in steps)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 # The socket's timeout is set again only if it is wrong by this many seconds or more. Setting it
 # costs a system call, and nearly all calls need the same timeout.
-_NEAR = 0.001
+_TOLERANCE = 0.001
 # How many bytes to read at first, and in each further read of a large reply.
 _AT_FIRST, _MORE = 65_536, 262_144
 # The size in bytes from which sending a request may take long. A smaller request fits into the
@@ -39,7 +39,7 @@ class Socket:
         self._sock = sock
         self._connection = connection
         self._timeout = -1.0
-        # The bytes that were received, and the error, which the library is to receive again.
+        # The bytes and the error that dtimer has received, and the library must receive again.
         self._unread = _NOTHING
         self._failure: OSError | None = None
         #: How many bytes of the reply to the last request have arrived, if it took several reads.
@@ -61,7 +61,7 @@ class Socket:
                 left = max(left, min(self._connection.limit - now, self._timeout))
             if left <= 0:
                 raise TimeoutError("timed out")
-            if not -_NEAR < left - self._timeout < _NEAR:
+            if not -_TOLERANCE < left - self._timeout < _TOLERANCE:
                 self._sock.settimeout(left)
                 self._timeout = left
 

@@ -1,9 +1,9 @@
 """
 A pub/sub subscription: a connection that only receives.
 
-It returns the channels of messages and ignores their contents. The library's PubSub is not used,
-because it reconnects without telling the caller, and because a thread cannot wait for it and for
-a stop signal at the same time.
+A subscription returns the channels of messages and ignores their contents. The library's PubSub is
+not used, because it reconnects without telling the caller, and because a thread cannot wait for it
+and for a stop signal at the same time.
 """
 
 from __future__ import annotations

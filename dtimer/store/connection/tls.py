@@ -44,9 +44,10 @@ def hung_up(connection: Any, error: BaseException) -> bool:
 
 def verified(settings: dict[str, Any]) -> dict[str, Any]:
     """
-    Return *settings* with a check of the host name in the certificate, unless they say otherwise.
+    Return *settings* with a check of the host name in the certificate.
 
-    redis-py makes this check by default only from version 6.
+    The user's settings may turn the check off. redis-py makes the check by default only from
+    version 6.
     """
     trusts_all = settings.get("ssl_cert_reqs") in ("none", ssl.CERT_NONE)
     return settings if trusts_all else {"ssl_check_hostname": True} | settings
