@@ -22,7 +22,8 @@ class ClaimCycle:
         dispatcher: Receives the claimed events.
         heartbeat: Is informed when leases begin.
         announce: Queues something to be emitted on the callback thread.
-        paced: Report a server clock that jumps against this machine's. False for a test's clock.
+        reports_clock_jumps: False if the server's time is set by a test, which would look like
+            jumps.
     """
 
     def __init__(
@@ -32,13 +33,13 @@ class ClaimCycle:
         dispatcher: Dispatcher,
         heartbeat: Heartbeat,
         announce: Callable[..., None],
-        paced: bool,
+        reports_clock_jumps: bool,
     ) -> None:
         self._store = store
         self._dispatcher = dispatcher
         self._heartbeat = heartbeat
         self._announce = announce
-        self._clock_jumps = ClockJumpDetector() if paced else None
+        self._clock_jumps = ClockJumpDetector() if reports_clock_jumps else None
         self._without_times: set[str] = set()
         self._registered = True
 
@@ -67,7 +68,7 @@ class ClaimCycle:
             self._clock_jumped(jump)
         if reply.claims:
             self._heartbeat.leases_began(sent)
-            # First of all: a delay here makes every event late that was claimed ahead of time.
+            # Before the rest: a delay here delays every event that was claimed ahead of time.
             self._dispatcher.accept(
                 request.seq, reply.claims, sent, received_at, was_waiting=was_waiting
             )

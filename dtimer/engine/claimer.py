@@ -104,7 +104,7 @@ class Claimer(Service):
             dispatcher=dispatcher,
             heartbeat=self._heartbeat,
             announce=announce,
-            paced=options.now is None,
+            reports_clock_jumps=options.now is None,
         )
         # A list, because append is one step: a signal handler may interrupt another call.
         self._deadlines: list[float] = []
@@ -148,9 +148,9 @@ class Claimer(Service):
                     if not abandoned and self._is_past_deadline():
                         abandoned = True
                         self._dispatcher.abandon()
-                back = self._dispatcher.start_due()
+                released = self._dispatcher.start_due()
                 freed, self._thread_freed = self._thread_freed, False
-                if rung or back or leaving:
+                if rung or released or leaving:
                     self._run_cycle(claiming=not leaving, fresh=True)
                 elif freed:
                     self._claim_or_linger()
@@ -186,14 +186,14 @@ class Claimer(Service):
             return
         try:
             # A stopping claimer may have released its events already, and must not claim.
-            early = self.stopping
-            if not early:
+            must_nudge = self.stopping
+            if not must_nudge:
                 self._dispatcher.start_due()
                 self._claim_or_linger()
-                early = self._next_action_at() < self._asleep_until
+                must_nudge = self._next_action_at() < self._asleep_until
         finally:
             self._claiming.release()
-        if early:
+        if must_nudge:
             self._bell.nudge()
 
     def _claim_or_linger(self) -> None:
@@ -206,9 +206,9 @@ class Claimer(Service):
 
     def _run_cycle(self, *, claiming: bool = True, fresh: bool = False) -> None:
         """Receive the reply under way, or claim; claim again if *fresh*, or if due at once."""
-        early = self._pipeline.under_way or self._unread is not None
+        was_sent = self._pipeline.under_way or self._unread is not None
         seconds = self._claim(claiming)
-        if early and self._pipeline.request is None and (fresh or seconds <= 0):
+        if was_sent and self._pipeline.request is None and (fresh or seconds <= 0):
             seconds = self._claim(claiming)
         self._next_claim_at = time.monotonic() + seconds
 

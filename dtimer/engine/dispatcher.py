@@ -5,7 +5,8 @@ Rule 1: a claim asks for no more events than free threads can start now. If hand
 also asks for those that the threads can start soon.
 
 Rule 2: an event that was claimed ahead occupies no thread before it is due. If no thread is free
-then, the event is released soon. A node without other nodes releases it after a second.
+then, the event waits for one as long as the node looks ahead (20 ms), or for a second at most if no
+other node has joined. After this wait it is released.
 
 Rule 3: a single handler thread starts events in the order of their due times. If one of them is
 released, all events that were claimed after it are released, too. The claim that carries these
@@ -95,8 +96,7 @@ class Dispatcher(HandlerPool):
             sent: When the claim was sent, on the monotonic clock.
             received_at: When its reply was received, on the monotonic clock.
             was_waiting: The reply may have arrived earlier than *received_at* and waited unread.
-                The wait then
-                counts as lateness.
+                The time since *sent* then counts as lateness.
         """
         trusted = trusted_until(sent, self._options.lease)
         # Add the leases only when all are complete: if this fails half-way, the heartbeat would
@@ -134,17 +134,17 @@ class Dispatcher(HandlerPool):
             True if events are released, so that a claim should be made at once to do so.
         """
         # Includes events of a reply that was under way when the others were released.
-        back = self._release_all() if self._recalling else False
+        released = self._release_all() if self._recalling else False
         while self.lookahead and self._busy < self._options.concurrency:
             batch = self.lookahead.pop_due(self.max_events)
             if not batch:
-                return back
+                return released
             # Leases may have expired here, if the machine was suspended. Events with an expiry
             # may have waited too long; the server makes dead letters of them.
             now = boottime()
             if any(now > lease.expires_at or lease.lost(now) for lease in batch):
                 self._release(batch)
-                back = True
+                released = True
                 continue
             try:
                 self._enqueue(batch)
@@ -156,14 +156,14 @@ class Dispatcher(HandlerPool):
                 raise
         if not (self.lookahead and self.lookahead.overdue(self.lookahead.patience)):
             self._behind = False
-            return back
+            return released
         if not self._behind:
             self._behind = True
             self.batching.claimed_too_many()
         if late := self.lookahead.pop_overdue(self._patience()):
             self._release(late)
-            back = True
-        return back
+            released = True
+        return released
 
     def _patience(self) -> float:
         """
@@ -171,10 +171,10 @@ class Dispatcher(HandlerPool):
 
         Asks the store whether there are other nodes or a pause.
         """
-        early = self.lookahead
-        if early.alone_patience > early.patience and self._peers.is_alone():
-            return early.alone_patience
-        return early.patience
+        ahead = self.lookahead
+        if ahead.alone_patience > ahead.patience and self._peers.is_alone():
+            return ahead.alone_patience
+        return ahead.patience
 
     def _release(self, leases: list[Lease]) -> None:
         """Release *leases*; with one handler thread, also the whole look-ahead queue."""

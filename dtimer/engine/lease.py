@@ -254,12 +254,12 @@ class Lease:
         if self.settled:
             return False
         # While the handler runs, heartbeats renew the lease: the handler can only lengthen it.
-        running, before, sent = self.running, self._wanted_until, time.monotonic()
+        running, wanted, sent = self.running, self._wanted_until, time.monotonic()
         until = sent + us / 1_000_000
         # Before the request is sent: if a heartbeat that is under way shortens the lease, it
         # sees this value with its reply, and renews the lease again.
         if running:
-            before.append(until)
+            wanted.append(until)
         else:
             self._wanted_until = [until]
         try:
@@ -268,15 +268,15 @@ class Lease:
             raise
         except BaseException:
             if running:
-                _remove(before, [until])
+                _remove(wanted, [until])
             elif self._wanted_until == [until]:
-                self._wanted_until = before
+                self._wanted_until = wanted
             raise
         if not held:
             self.mark_lost()
             return False
         if running:
-            _remove(before, [moment for moment in before[:] if moment < until])
+            _remove(wanted, [moment for moment in wanted[:] if moment < until])
         trusted = trusted_until(sent, us)
         self._trusted_until = max(trusted, self._trusted_until) if running else trusted
         return True

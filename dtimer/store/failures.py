@@ -50,7 +50,7 @@ _CONFIGURATION = {
 }
 _CONFIGURATION_PREFIXES = ("NOPERM", "NOAUTH", "WRONGPASS", "Protocol error: unauthenticated")
 _TOPOLOGY_PREFIXES = ("READONLY", "MOVED", "ASK ", "TRYAGAIN", "MASTERDOWN", "CLUSTERDOWN")
-_PASSING_PREFIXES = ("LOADING", "BUSY ", "UNBLOCKED", "max number of clients")
+_TEMPORARY_PREFIXES = ("LOADING", "BUSY ", "UNBLOCKED", "max number of clients")
 
 
 # Finds, in the error of a script, why the server refused one of its commands (Redis 6.2 and 7).
@@ -81,7 +81,7 @@ def classify(error: BaseException, sent: bool) -> Failure:
         return Failure.REFUSED
     if classes & _TOPOLOGY or text.startswith(_TOPOLOGY_PREFIXES):
         return Failure.RECONNECT
-    if "BusyLoadingError" in classes or text.startswith(_PASSING_PREFIXES):
+    if "BusyLoadingError" in classes or text.startswith(_TEMPORARY_PREFIXES):
         return Failure.RETRY
     if "ResponseError" in classes or isinstance(error, DTimerError):
         return Failure.REFUSED

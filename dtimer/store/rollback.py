@@ -180,23 +180,23 @@ class RollbackDetector:
         era.posted = max(era.posted, total)
         return True
 
-    def claimed(self, asked: Watermarks, reply: ClaimReply) -> None:
-        """Check the reply to a claim against the marks from before it was *asked*."""
-        if asked.era is not self._era:
+    def claimed(self, marks: Watermarks, reply: ClaimReply) -> None:
+        """Check the reply to a claim against *marks*, which were read before the claim was sent."""
+        if marks.era is not self._era:
             self._era.heard = None
             return
         error = None
-        if asked.heard is not None:
-            less = reply.posted is not None and reply.posted < asked.posted
-            if reply.before is None and (less or asked.suspect):
-                error = self._end_era(asked.era, asked.heard, reply.now_us, wiped=False)
-            elif reply.before and reply.before < asked.heard:
-                error = self._end_era(asked.era, reply.before, reply.now_us, wiped=False)
+        if marks.heard is not None:
+            less = reply.posted is not None and reply.posted < marks.posted
+            if reply.before is None and (less or marks.suspect):
+                error = self._end_era(marks.era, marks.heard, reply.now_us, wiped=False)
+            elif reply.before and reply.before < marks.heard:
+                error = self._end_era(marks.era, reply.before, reply.now_us, wiped=False)
             # A node that the server does not know registers next, which opens the namespace.
             elif reply.posted is not None and not less:
-                asked.era.checked = max(asked.era.checked, asked.posted)
+                marks.era.checked = max(marks.era.checked, marks.posted)
         era = self._era
-        era.missing = asked.heard is not None and reply.before == 0 and not error
+        era.missing = marks.heard is not None and reply.before == 0 and not error
         era.heard = reply.heard
         if era.token < reply.token <= _MOST_TOKEN:
             era.token = reply.token
