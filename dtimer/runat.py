@@ -137,7 +137,7 @@ class RunAt(Emitter):
             key, run_at = job["key"], job.get("runAt")
         else:
             key = job
-        self._timer.post_in_line(check_id(key, "key"), run_at)
+        self._timer.post_in_order(check_id(key, "key"), run_at)
         return True
 
     # Reading

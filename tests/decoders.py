@@ -18,14 +18,14 @@ from dtimer.model.histogram import percentile
 from dtimer.model.ids import IdGenerator
 from dtimer.model.options import validate
 from dtimer.model.payload import decode
-from dtimer.model.schedules import ahead_of, check_cron, spec_from_json
+from dtimer.model.schedules import check_cron, spec_from_json, times_to_add
 from dtimer.model.zones import zone
 from dtimer.store import acl, admin, overview, replies
 from dtimer.store.admin import PendingEvent
 from dtimer.timer.posting import prepare_item
 
 _OPTIONS = validate({})
-_MINT = IdGenerator()
+_NEW_ID = IdGenerator()
 
 _PLAN = b'3|{"a":1}'
 _DEFINITION = (
@@ -95,14 +95,14 @@ def _definition(raw: bytes) -> object:
     zone(definition.tz)
     if definition.cron is not None:
         check_cron(definition.cron, definition.tz)
-        ahead_of(definition, _NOW, _NOW)
+        times_to_add(definition, _NOW, _NOW)
     return lines.schedule_line(definition, paused=False)
 
 
 def _line(raw: bytes) -> object:
     line = lines.read_line(raw)
     if line["kind"] == "event":
-        return prepare_item(_OPTIONS, _MINT, lines.posting(line))
+        return prepare_item(_OPTIONS, _NEW_ID, lines.posting(line))
     if line["kind"] == "dead":
         return lines.letter(line)
     if line["kind"] == "schedule":

@@ -34,7 +34,7 @@ def connections(client: Any) -> dict[str, str]:
     return {c["id"]: f"{c['name']} {c['cmd']} {c['flags']}" for c in client.client_list()}
 
 
-class Left:
+class Leftovers:
     """Threads, descriptors and connections that did not exist when this object was made."""
 
     def __init__(self, client: Any) -> None:
@@ -63,7 +63,7 @@ class Left:
 @contextlib.contextmanager
 def nothing_left(client: Any) -> Iterator[None]:
     """Fail if the body leaves a thread, a descriptor or a connection behind."""
-    left = Left(client)
+    left = Leftovers(client)
     yield
     try:
         eventually(lambda: not str(left))

@@ -33,7 +33,7 @@ class Peer:
         self.name = name
         self.hears = hears
         self.seq = 0
-        self.asked = 0
+        self.resends = 0
         if join:
             store.join(name, "{}")
 
@@ -57,10 +57,10 @@ class Peer:
             strict: Apply *most* to the first event too.
         """
         self.seq += not again
-        self.asked = self.asked + 1 if again else 0
+        self.resends = self.resends + 1 if again else 0
         request = ClaimRequest(
-            self.seq, limit, self.hears, False, list(settlements), self.asked, round(ahead * 1000),
-            most, strict,
+            self.seq, limit, self.hears, False, list(settlements), self.resends,
+            round(ahead * 1000), most, strict,
         )  # fmt: skip
         reply = self.store.claim(self.name, request, lease * 1000)
         return dataclasses.replace(reply, claims=list(reply.claims))

@@ -41,7 +41,7 @@ class _Link:
     server: socket.socket
     pumps: int = 2  # threads that still run; the last one closes the sockets
     ended: bool = False
-    armed: _Fault | None = None  # its request was seen, so it applies to the next reply
+    armed: _Fault | None = None  # the fault for the next reply: its request was seen
     tail: bytes = b""  # the end of the requests, for a match that spans two reads
     swallowing: bool = False  # dropping the rest of a reply
     mute: bool = False  # the client gets no more replies

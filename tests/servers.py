@@ -57,9 +57,9 @@ PROMPT = LIMIT / 15
 # ports for outgoing connections, so that a server finds its port free again after a restart.
 _PORTS = range(20_000, 32_000)
 
-# Becomes the server, after asking the kernel to kill it with the thread that started it.
-# Popen's preexec_fn could do that too, but is not safe in a process that has threads.
-_TIED = """
+# A program that asks the kernel to kill it when the thread that started it ends, and then becomes
+# the server. Popen's preexec_fn could do that too, but is not safe in a process with threads.
+_DIES_WITH_PARENT = """
 import ctypes, os, sys
 parent, *command = sys.argv[1:]
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
@@ -67,8 +67,8 @@ if os.getppid() == int(parent):
     os.execv(command[0], command)
 """
 
-# Waits for the end of standard input, then kills the server.
-_LEASH = """
+# A program that waits for the end of standard input, and then kills the server.
+_WATCHDOG = """
 import os, sys
 sys.stdin.read()
 os.kill(int(sys.argv[1]), 9)
@@ -188,7 +188,7 @@ class Server(Running):
         self._clock = WrongClock() if clock else None
         self._disk = Disk(fsync_ms) if power else None
         self._process: subprocess.Popen[bytes] | None = None
-        self._leash: subprocess.Popen[bytes] | None = None
+        self._watchdog: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
 
     @property
@@ -237,10 +237,10 @@ class Server(Running):
         process.kill()
         process.wait()
         self._process = None
-        if self._leash:
-            self._leash.kill()
-            self._leash.communicate()
-            self._leash = None
+        if self._watchdog:
+            self._watchdog.kill()
+            self._watchdog.communicate()
+            self._watchdog = None
 
     def pause(self) -> None:
         """Freeze the server: its connections stay open, but it does not answer."""
@@ -359,9 +359,9 @@ class Server(Running):
         python = [sys.executable, "-I", "-S", "-c"]
         # The kernel would kill the server when the starting thread ends, not the process.
         in_main_thread = threading.current_thread() is threading.main_thread()
-        tied = sys.platform == "linux" and in_main_thread
-        if tied:
-            command = [*python, _TIED, str(os.getpid()), *command]
+        dies_with_parent = sys.platform == "linux" and in_main_thread
+        if dies_with_parent:
+            command = [*python, _DIES_WITH_PARENT, str(os.getpid()), *command]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -371,9 +371,12 @@ class Server(Running):
                 env=os.environ | self._env,
                 start_new_session=True,
             )
-        if not tied:
-            leash = [*python, _LEASH, str(self._process.pid)]
-            self._leash = subprocess.Popen(leash, stdin=subprocess.PIPE, start_new_session=True)
+        if not dies_with_parent:
+            self._watchdog = subprocess.Popen(
+                [*python, _WATCHDOG, str(self._process.pid)],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
 
     def _answers(self) -> bool:
         """Wait until the server answers a PING; return False if it ends instead."""

@@ -3,8 +3,8 @@ The embedded server: a real Redis-compatible server that needs no installation a
 
 ``embedded:`` is a server in memory, private to a process tree. ``embedded:///a/folder`` is a server
 that keeps its data in that folder. The first process to attach starts the server, and later
-processes find it by its unix socket. It ends when the last of these processes closes its
-attachment or ends, even if that process is killed.
+processes find it by its unix socket. The server ends when the last of these processes closes its
+attachment, or has itself ended, even if that process was killed.
 
 This package does not import redis. It only returns the path of a socket.
 """

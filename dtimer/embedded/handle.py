@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dtimer.embedded.binary import find_binary, missing, supported
-from dtimer.embedded.layout import GRACE, SERVER, connect, socket_folder
+from dtimer.embedded.layout import RESPONSE_TIMEOUT, SERVER, connect, socket_folder
 from dtimer.embedded.location import make_private
 from dtimer.errors import StoreError
 
@@ -58,7 +58,7 @@ class Handle:
             StoreError: the server could not be started. The text says why.
         """
         self.close()
-        deadline = time.monotonic() + 2 * GRACE
+        deadline = time.monotonic() + 2 * RESPONSE_TIMEOUT
         while time.monotonic() < deadline:
             make_private(self.folder)
             try:
@@ -93,7 +93,7 @@ class Handle:
             StoreError: the supervisor reports a failure, or does not answer.
         """
         # Longer than the supervisor ever takes to report anything, including a failure.
-        handle.settimeout(1.5 * GRACE)
+        handle.settimeout(1.5 * RESPONSE_TIMEOUT)
         heard = b""
         while True:
             try:
@@ -129,7 +129,7 @@ class Handle:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 start_new_session=True,
-                timeout=2 * GRACE,
+                timeout=2 * RESPONSE_TIMEOUT,
                 check=False,
             )
         except subprocess.TimeoutExpired as e:
@@ -198,7 +198,7 @@ class Registry:
         Waiting without a limit could deadlock: the thread that has the lock may have been
         interrupted by a signal handler that waits for the calling thread.
         """
-        if not self._lock.acquire(timeout=4 * GRACE):
+        if not self._lock.acquire(timeout=4 * RESPONSE_TIMEOUT):
             raise StoreError("no embedded server: another thread takes too long to start one")
         try:
             yield

@@ -36,7 +36,7 @@ POINTER = "sockets"
 LONGEST = 103
 
 #: How many seconds a process waits for another one to respond. Only a broken process is that slow.
-GRACE = 10.0
+RESPONSE_TIMEOUT = 10.0
 
 PREFIX = "dtimer-"
 
@@ -96,7 +96,7 @@ def connect(folder: str) -> socket.socket | None:
         return None
     handle = socket.socket(socket.AF_UNIX)
     try:
-        handle.settimeout(GRACE)
+        handle.settimeout(RESPONSE_TIMEOUT)
         handle.connect(os.path.join(where, SOCKET))
     except (FileNotFoundError, ConnectionError, BlockingIOError):
         handle.close()
@@ -119,7 +119,7 @@ def acquire(folder: str) -> int | None:
     Raises:
         TimeoutError: another process has the lock, but does not accept connections.
     """
-    deadline = time.monotonic() + GRACE
+    deadline = time.monotonic() + RESPONSE_TIMEOUT
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         lock = os.open(os.path.join(folder, LOCK), flags, 0o600)

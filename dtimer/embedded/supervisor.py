@@ -26,10 +26,10 @@ import sys
 import time
 
 from dtimer.embedded.layout import (
-    GRACE,
     LOCK,
     LOG,
     POINTER,
+    RESPONSE_TIMEOUT,
     SERVER,
     SOCKET,
     acquire,
@@ -60,33 +60,34 @@ class Supervisor:
         #: The handles. The value is True once the handle was sent the greeting.
         self._handles: dict[socket.socket, bool] = {}
         # Give the process that started this supervisor time to connect.
-        self._alone_until = time.monotonic() + GRACE
-        self._bell, self._ring = socket.socketpair()
+        self._alone_until = time.monotonic() + RESPONSE_TIMEOUT
+        self._signal_reader, self._signal_writer = socket.socketpair()
         self._select = selectors.DefaultSelector()
-        for ear in (socket_file, self._bell):
-            self._select.register(ear, selectors.EVENT_READ)
-        for end in (self._bell, self._ring):
+        for source in (socket_file, self._signal_reader):
+            self._select.register(source, selectors.EVENT_READ)
+        for end in (self._signal_reader, self._signal_writer):
             end.setblocking(False)
         # A signal only wakes the supervisor; only SIGKILL ends it. When a service is stopped, all
         # of its processes get a signal, and still need the server to leave the namespace.
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
-        signal.set_wakeup_fd(self._ring.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> None:
         """Run the server until the last handle is closed, or the server cannot be started."""
-        young = 0
+        quick_ends = 0
         while True:
-            log, born = os.lseek(2, 0, os.SEEK_END), time.monotonic()
+            log, started_at = os.lseek(2, 0, os.SEEK_END), time.monotonic()
             self._server.start(s.fileno() for s in (self._socket, *self._handles))
             trouble = self._until_ready()
             while self._ready and (self._handles or time.monotonic() < self._alone_until):
                 self._run_once(60.0 if self._handles else 1.0)
             ended = not self._server.pid
-            self._stop(0 if trouble else GRACE)
-            young = young + 1 if ended and time.monotonic() < born + TOO_YOUNG else 0
-            if young == TOO_OFTEN:
-                trouble = f"the server ended {young} times within {TOO_YOUNG:g} s of its start"
+            self._stop(0 if trouble else RESPONSE_TIMEOUT)
+            ended_early = ended and time.monotonic() < started_at + TOO_YOUNG
+            quick_ends = quick_ends + 1 if ended_early else 0
+            if quick_ends == TOO_OFTEN:
+                trouble = f"the server ended {quick_ends} times within {TOO_YOUNG:g} s of its start"
             if trouble:
                 say(trouble)
                 return self._send(f"failed {trouble}{_tail(log)}")
@@ -100,8 +101,8 @@ class Supervisor:
         for key, _ in self._select.select(timeout):
             if key.fileobj is self._socket:
                 self._accept()
-            elif key.fileobj is self._bell:
-                self._bell.recv(64)
+            elif key.fileobj is self._signal_reader:
+                self._signal_reader.recv(64)
             elif isinstance(key.fileobj, socket.socket):
                 self._receive(key.fileobj)
         if self._server.has_ended():
@@ -138,8 +139,8 @@ class Supervisor:
 
     def _send(self, text: str) -> None:
         """Send *text* to each handle that still waits for the server."""
-        for handle, told in self._handles.items():
-            if not told:
+        for handle, greeted in self._handles.items():
+            if not greeted:
                 self._handles[handle] = self._ready
                 # After an error, the next read finds that the other end was closed.
                 with contextlib.suppress(OSError):
@@ -148,7 +149,7 @@ class Supervisor:
     def _until_ready(self) -> str:
         """Wait until the server answers. Return what went wrong, or an empty text."""
         now = time.monotonic()
-        late, still_loading = now + GRACE, now + 1.0
+        late, still_loading = now + RESPONSE_TIMEOUT, now + 1.0
         while now < late:
             # The end of the server wakes this call at once; the creation of its socket does not.
             self._run_once(0.002)
@@ -161,7 +162,7 @@ class Supervisor:
                 self._send(self._greeting)
                 return ""
             if answer:
-                late = now + GRACE
+                late = now + RESPONSE_TIMEOUT
                 # Loading the data may take any time. Report it, so that no process gives up.
                 if now > still_loading:
                     still_loading = now + 1.0

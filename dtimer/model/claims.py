@@ -112,11 +112,11 @@ class ClaimReply:
     moved to the dead letters, as (id, reason) pairs. ``short`` lists the cron schedules that are
     running out of nominal times. ``received_at`` is on the monotonic clock.
 
-    The rollback detector reads the other fields. ``heard`` is when the node claimed
-    now, by the server's clock, and the next claim sends it back. ``before`` is None if the claim
-    sent back the time that the server had recorded, otherwise the recorded time, or 0 if there
-    was none. ``posted`` is the number of events ever posted, and ``token`` is the last token that
-    the server issued.
+    The rollback detector reads the other fields. ``heard`` is the time of this claim by the
+    server's clock. The next claim sends it back, and the server compares it with the time that it
+    has recorded. ``before`` is None if the two are equal; otherwise it is the recorded time, or 0
+    if there is none. ``posted`` is the number of events ever posted, and ``token`` is the last
+    token that the server issued.
     """
 
     now_us: int

@@ -23,7 +23,7 @@ def _offset(zone: tzinfo, at: int) -> int:
     return 0 if shown is None else round(shown.total_seconds())
 
 
-def _shift(zone: tzinfo, low: int, high: int) -> int:
+def _offset_change(zone: tzinfo, low: int, high: int) -> int:
     """Return the first moment after *low*, at most *high*, that has another offset than *low*."""
     before = _offset(zone, low)
     while high - low > 1:
@@ -43,7 +43,7 @@ def _seconds(local: datetime) -> int:
     return (local - _EPOCH) // _SECOND
 
 
-def fixed(calendar: Calendar, zone: tzinfo, after: int) -> Iterator[int]:
+def once_each(calendar: Calendar, zone: tzinfo, after: int) -> Iterator[int]:
     """
     Yield one moment for each local time of a calendar, for expressions with fixed hours.
 
@@ -58,13 +58,13 @@ def fixed(calendar: Calendar, zone: tzinfo, after: int) -> Iterator[int]:
         if early != late and _offset(zone, at) + at != shown:
             # For a skipped time, the later offset gives a moment before the gap, and the earlier
             # offset one after it. Search the change between the two.
-            at = _shift(zone, shown - round((late or timedelta()).total_seconds()), at)
+            at = _offset_change(zone, shown - round((late or timedelta()).total_seconds()), at)
         if at > last:
             yield at
             last = at
 
 
-def real(calendar: Calendar, zone: tzinfo, after: int) -> Iterator[int]:
+def every_match(calendar: Calendar, zone: tzinfo, after: int) -> Iterator[int]:
     """
     Yield every moment at which the local clock reads one of the calendar's times.
 
@@ -80,7 +80,7 @@ def real(calendar: Calendar, zone: tzinfo, after: int) -> Iterator[int]:
             # the offset within a day as well as at the next time.
             for look in (min(then, at + _DAY), then):
                 if _offset(zone, look) != offset:
-                    then = _shift(zone, at, look)
+                    then = _offset_change(zone, at, look)
                     break
             else:
                 yield then

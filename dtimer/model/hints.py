@@ -116,7 +116,9 @@ def nearest(
     return folded[near[0]] if near else None
 
 
-def meant(given: object, among: Collection[str], words: Mapping[str, str] | None = None) -> str:
+def suggestion(
+    given: object, among: Collection[str], words: Mapping[str, str] | None = None
+) -> str:
     """Return the end of an error text: the name that was probably meant, or all valid names."""
     near = nearest(given, among, words) if isinstance(given, str) else None
     return f"; did you mean {near!r}?" if near else f"; valid names are {', '.join(among)}"

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: The last bucket begins at twelve days and is open-ended. lua/claim.lua and stats.lua have the
-#: same
-#: number.
+#: The last bucket begins at twelve days and is open-ended. lua/claim.lua and lua/stats.lua depend
+#: on this number.
 BUCKETS = 81
 
 
@@ -35,7 +34,7 @@ def percentile(counts: Sequence[int], share: float) -> float | None:
     return None
 
 
-def grown(new: Sequence[int], old: Sequence[int]) -> list[int]:
+def increase(new: Sequence[int], old: Sequence[int]) -> list[int]:
     """Return the counts since *old*, or all of *new* if the counters were reset in between."""
     if any(n < o for n, o in zip(new, old, strict=False)) or len(old) != len(new):
         return list(new)

@@ -63,8 +63,8 @@ DEFAULTS: dict[str, Any] = {
     "concurrency": 1,
     "max_retries": 3,
     "backoff": exponential,
-    # If a node dies, its events are delivered elsewhere after this time. The node renews the leases
-    # of running handlers every third of it, so it need not cover the longest handler.
+    # If a node dies, its events are delivered elsewhere after this time. A node renews the leases
+    # of running handlers three times within it, so it need not cover the longest handler.
     "lease": 30_000,
     # How long before its due time a node may claim an event and keep it until then. Otherwise the
     # round trip of the claim would make the event late. A claimed event counts as in flight and
@@ -136,7 +136,7 @@ def validate(given: dict[str, Any]) -> Options:
     """
     for name in given:
         if name not in DEFAULTS:
-            hint = hints.meant(name, ("pub", "sub", *DEFAULTS), hints.OPTIONS)
+            hint = hints.suggestion(name, ("pub", "sub", *DEFAULTS), hints.OPTIONS)
             raise OptionError(f"unknown option {name!r}{hint}")
     v = DEFAULTS | given
     if not callable(v["backoff"]):

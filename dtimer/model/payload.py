@@ -81,7 +81,7 @@ def _check(payload: Mapping[str, Any]) -> bool:
     raise payload_errors.too_deep(payload, DEEPEST)
 
 
-def _values(payload: Mapping[str, Any], limit: int) -> int:
+def _count_values(payload: Mapping[str, Any], limit: int) -> int:
     """Count the values that json would write, each occurrence separately, up to about *limit*."""
     count = 0
     level: dict[int, tuple[Any, int]] = {0: (payload, 1)}
@@ -113,7 +113,7 @@ def encode(payload: object, limit: int) -> str:
         raise PayloadError(f"the payload must be a dict, not {type(payload).__name__}")
     # Count before encoding: a few lists, each with two references to the previous one, can stand
     # for more JSON than fits into memory.
-    if _check(payload) and (count := _values(payload, limit)) > limit:
+    if _check(payload) and (count := _count_values(payload, limit)) > limit:
         raise PayloadTooLarge(
             f"the payload has at least {count} values; at most {limit} bytes of JSON are allowed"
             " (max_payload)"

@@ -29,14 +29,14 @@ MISFIRES = {"coalesce": "c", "skip": "s", "all": "a"}
 OVERLAPS = {"queue": "q", "allow": "a", "skip": "s"}
 
 #: How many future nominal times of a cron schedule are stored in Redis.
-AHEAD = 10
+STORED_TIMES = 10
 
 #: The most missed occurrences that ``misfire="all"`` delivers. lua/parts/plan.lua has the same
 #: limit.
 MOST_BEHIND = 1_000
 
 #: The most nominal times that one call computes, which takes about a quarter of a second.
-MOST_WALKED = 20_000
+MOST_COMPUTED = 20_000
 
 #: The shortest interval of a schedule. A shorter one should be a loop in the program.
 SHORTEST_US = 10_000
@@ -47,9 +47,9 @@ _LONGEST_TEXT = 1_000
 #: Shorter than other ids, because the id of an occurrence is this id and the nominal time.
 LONGEST_SCHEDULE_ID = 230
 
-_ONE_LONG = re.compile(r"(?<![^\s,])(\w+)-\1/\d+(?![^\s,])", re.IGNORECASE)
+_RANGE_OF_ONE = re.compile(r"(?<![^\s,])(\w+)-\1/\d+(?![^\s,])", re.IGNORECASE)
 
-_NAMES = {
+_NICKNAMES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
     "@monthly": "0 0 1 * *",
@@ -138,9 +138,9 @@ def _check_read(d: ScheduleSpec) -> None:
 
 def _walk(expression: str, tz: str, after_us: int, stop: int | None) -> Iterator[int]:
     # Write 6-6/2 as 6: cronsim would read that range as a single 6, and 6/2 as "from 6 on".
-    plain = _ONE_LONG.sub(r"\1", _NAMES.get(expression, expression))
+    plain = _RANGE_OF_ONE.sub(r"\1", _NICKNAMES.get(expression, expression))
     fixed = not any(field.startswith("*") for field in plain.split()[-5:-3])
-    walk = cron.fixed if fixed else cron.real
+    walk = cron.once_each if fixed else cron.every_match
     for seconds in walk(lambda local: CronSim(plain, local), ZoneInfo(tz), after_us // 1_000_000):
         us = seconds * 1_000_000
         if stop is not None and us > stop:
@@ -158,8 +158,8 @@ def check_cron(expression: object, tz: str) -> str:
     if not isinstance(expression, str):
         raise OptionError(f"a cron expression must be a str, not {expression!r}")
     plain = " ".join(expression.split())
-    if plain.startswith("@") and plain.lower() not in _NAMES:
-        names = ", ".join(_NAMES)
+    if plain.startswith("@") and plain.lower() not in _NICKNAMES:
+        names = ", ".join(_NICKNAMES)
         raise OptionError(f"unknown cron name {expression!r}; valid names are {names}")
     plain = plain.lower() if plain.startswith("@") else plain
     try:
@@ -240,17 +240,18 @@ def make_spec(
     )
 
 
-def ahead(spec: ScheduleSpec, after_us: int, most: int = AHEAD) -> list[int]:
-    """Return up to *most* nominal times of a cron schedule after a moment."""
+def next_times(spec: ScheduleSpec, after_us: int, most: int = STORED_TIMES) -> list[int]:
+    """Return the next nominal times of a cron schedule after a moment, at most *most*."""
     return list(itertools.islice(spec.nominals(after_us), most))
 
 
-def ahead_of(spec: ScheduleSpec, known_us: int, now_us: int) -> tuple[int, list[int], bool]:
+def times_to_add(spec: ScheduleSpec, known_us: int, now_us: int) -> tuple[int, list[int], bool]:
     """
-    Return the nominal times that follow the last stored one, without most of the missed ones.
+    Return the nominal times of a cron schedule that must be stored next, at most `STORED_TIMES`.
 
-    Of the missed times only the last is kept, and it stands for the earlier ones. With
-    ``misfire="all"``, the last `MOST_BEHIND` are kept. At most `AHEAD` times are returned.
+    They follow the last stored time, *known_us*. Of the times that were missed before *now_us*,
+    only the last is returned, and it stands for the others. With ``misfire="all"``, the last
+    `MOST_BEHIND` of them are returned.
 
     Returns:
         How many missed times were left out, the times, and True if no more will follow.
@@ -259,10 +260,10 @@ def ahead_of(spec: ScheduleSpec, known_us: int, now_us: int) -> tuple[int, list[
     over, future, gap, final = deque[int](), list[int](), 0, True
     for walked, nominal in enumerate(spec.nominals(known_us)):
         is_over = nominal + spec.jitter <= now_us
-        if len(over) + len(future) >= AHEAD and not is_over:
+        if len(over) + len(future) >= STORED_TIMES and not is_over:
             final = False
             break
-        if walked == MOST_WALKED:
+        if walked == MOST_COMPUTED:
             # Leave the rest to the next call: the caller must renew leases in the meantime.
             return gap + len(over) - 1, [over[-1]], False
         if not is_over:
@@ -273,7 +274,7 @@ def ahead_of(spec: ScheduleSpec, known_us: int, now_us: int) -> tuple[int, list[
             gap += 1
         over.append(nominal)
     times = [*over, *future]
-    return gap, times[:AHEAD], final and len(times) <= AHEAD
+    return gap, times[:STORED_TIMES], final and len(times) <= STORED_TIMES
 
 
 @dataclass(frozen=True, slots=True)

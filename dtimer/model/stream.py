@@ -12,10 +12,19 @@ from dtimer.model.options import DEFAULTS, check_poll_interval
 from dtimer.model.times import Duration
 
 # Options of the timer that a stream sets itself, or offers by another name.
-_ITS_OWN = {"ns", "max_events", "auto_confirm", "poll_interval"}
-_NAMES = ("queue_name", "interval", "redis", *(name for name in DEFAULTS if name not in _ITS_OWN))
-_CALLED = {"ns": "queue_name", "poll_interval": "interval", "pub": "redis"}
-_WORDS = {word: _CALLED.get(name, name) for word, name in hints.OPTIONS.items()} | _CALLED
+_SET_BY_STREAM = {"ns", "max_events", "auto_confirm", "poll_interval"}
+_NAMES = (
+    "queue_name",
+    "interval",
+    "redis",
+    *(name for name in DEFAULTS if name not in _SET_BY_STREAM),
+)
+# The name in the stream for each of these options of the timer.
+_STREAM_NAMES = {"ns": "queue_name", "poll_interval": "interval", "pub": "redis"}
+# Names in other libraries, and the name in the stream of each.
+_OTHER_NAMES = {
+    word: _STREAM_NAMES.get(name, name) for word, name in hints.OPTIONS.items()
+} | _STREAM_NAMES
 
 
 def timer_options(
@@ -30,7 +39,7 @@ def timer_options(
     """
     for name in options:
         if name not in _NAMES:
-            hint = hints.meant(name, _NAMES, _WORDS)
+            hint = hints.suggestion(name, _NAMES, _OTHER_NAMES)
             raise OptionError(f"unknown option {name!r} of RunAt{hint}")
     if not isinstance(queue_name, str) or "://" in queue_name:
         given = "a URL" if isinstance(queue_name, str) else type(queue_name).__name__
@@ -38,12 +47,12 @@ def timer_options(
             f"queue_name comes first, a str, and the client as redis=, as in"
             f" RunAt('reminders', redis=…); queue_name is not {given}"
         )
-    its_own = {
+    set_by_stream = {
         "ns": check_namespace(queue_name, "queue_name"),
         "poll_interval": interval,
     }
     check_poll_interval(interval, "interval")
-    return _client(redis), its_own | options
+    return _client(redis), set_by_stream | options
 
 
 def _client(redis: Any) -> Any:

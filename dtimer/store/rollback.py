@@ -100,7 +100,7 @@ class RollbackDetector:
 
     def __init__(self) -> None:
         #: Called with the error, on the thread that detected the rollback.
-        self.tell: Callable[[StateRollback], object] = id
+        self.on_rollback: Callable[[StateRollback], object] = id
         self._era = Era()
 
     @property
@@ -140,7 +140,7 @@ class RollbackDetector:
         era.missing = False
         era.removed = found.removed
         if error:
-            self.tell(error)
+            self.on_rollback(error)
 
     def _judge(self, before: Watermarks, found: NamespaceState) -> StateRollback | None:
         wiped = bool(before.born) and found.born != before.born
@@ -201,7 +201,7 @@ class RollbackDetector:
         if era.token < reply.token <= _MOST_TOKEN:
             era.token = reply.token
         if error:
-            self.tell(error)
+            self.on_rollback(error)
 
     def _end_era(
         self, ended: Era, since: int | None, until: int, *, wiped: bool

@@ -8,15 +8,15 @@ from typing import Any
 
 from dtimer.errors import NamespaceCorrupt, OutcomeUnknown, StoreError
 from dtimer.model.schedules import (
-    AHEAD,
     MISFIRES,
     OVERLAPS,
+    STORED_TIMES,
     Schedule,
     ScheduleSpec,
-    ahead,
-    ahead_of,
     check_cron,
+    next_times,
     spec_from_json,
+    times_to_add,
 )
 from dtimer.model.zones import zone
 from dtimer.store import replies
@@ -79,12 +79,12 @@ class Schedules(Namespace):
         until = self._scripts.deadline()
         if spec.every is not None:
             return self._declare_with(spec, [], until)
-        result = self._declare_with(spec, ahead(spec, self.server_now(until)), until)
+        result = self._declare_with(spec, next_times(spec, self.server_now(until)), until)
         while result.startswith("behind:"):
             # The server's clock was set back: occurrences were already made for these times.
             self._check_deadline(until, spec.id)
             latest = int(result.partition(":")[2])
-            result = self._declare_with(spec, ahead(spec, latest), until)
+            result = self._declare_with(spec, next_times(spec, latest), until)
         return result
 
     def _declare_with(self, d: ScheduleSpec, times: list[int], until: float | None = None) -> str:
@@ -104,7 +104,7 @@ class Schedules(Namespace):
             "" if d.stop is None else str(d.stop),
             "" if d.count is None else str(d.count),
             ",".join(map(str, times)),
-            "1" if d.every is None and len(times) < AHEAD else "",
+            "1" if d.every is None and len(times) < STORED_TIMES else "",
         )
         return self._ask(replies.read_declared, "declare", *arguments, named=True, until=until)
 
@@ -143,7 +143,7 @@ class Schedules(Namespace):
             )
         zone(spec.tz)
         check_cron(spec.cron, spec.tz)
-        gap, times, final = ahead_of(spec, int(known), self.server_now(until))
+        gap, times, final = times_to_add(spec, int(known), self.server_now(until))
         arguments = (",".join(map(str, times)), str(gap), "1" if final else "")
         return self._ask(
             flag, "add_times", id, schedule_state["print"], known, *arguments, until=until

@@ -16,7 +16,7 @@ from dtimer.model.options import MOST_REPLICAS, Options, check_count
 from dtimer.model.times import Duration, Moment, duration_us
 from dtimer.store.store import Entry, Store
 from dtimer.timer.emitter import Emitter
-from dtimer.timer.posting import chunks, prepare, prepare_item, when
+from dtimer.timer.posting import chunks, due_argument, prepare, prepare_item
 
 # How often a post is repeated because a generated id exists. Two generators produce the same id
 # about once in 2**30 pairs of one millisecond.
@@ -33,8 +33,8 @@ class Client(Emitter):
         if options.wait_replicas and not store.replicable:
             raise OptionError("an embedded server has no replicas; leave wait_replicas at 0")
         # A weak reference: the store must not keep a timer alive that the user has dropped.
-        tell = weakref.WeakMethod(self._rolled_back)
-        store.rollback.tell = lambda error: (told := tell()) and told(error)
+        reference = weakref.WeakMethod(self._rolled_back)
+        store.rollback.on_rollback = lambda error: (report := reference()) and report(error)
         self._new_id = IdGenerator()
         self._pid = os.getpid()
 
@@ -126,10 +126,10 @@ class Client(Emitter):
         replicas = self._replicas(wait_replicas)
         return self._post([posting.entry], posting.policy, replicas)[0]
 
-    def post_in_line(self, id: str, at: Moment | None) -> None:
+    def post_in_order(self, id: str, at: Moment | None) -> None:
         """Post an event without a payload, ordered after others of the same millisecond."""
         self._notice_fork()
-        due = when(0, at, stepped=self._options.now is not None, name="runAt")
+        due = due_argument(0, at, stepped=self._options.now is not None, name="runAt")
         entry = prepare(self._options, self._new_id, {}, id=id).entry
         self._store.post([entry._replace(when=f"={due}")], "replace")
 
@@ -226,7 +226,7 @@ class Client(Emitter):
         self._notice_fork()
         if delay is None and at is None:
             raise OptionError("reschedule needs a delay or at")
-        due = when(0 if delay is None else delay, at, stepped=self._options.now is not None)
+        due = due_argument(0 if delay is None else delay, at, stepped=self._options.now is not None)
         return self._store.reschedule(check_id(id), due)
 
     def peek(self, id: str) -> Record | None:
@@ -243,12 +243,12 @@ class Client(Emitter):
         """
         Iterate over the scheduled events in due order, a page at a time.
 
-        The iteration begins with the first ``next()`` and ends at the last (due, id) that exists
-        then. So a loop may post, move, cancel and revive. The iteration skips events that this
-        timer posts, moves, revives or declares meanwhile to a place before that end. It also
-        skips an id that this timer adds to your pipeline, even if the pipeline is never executed
-        or an existing event is kept. At most one pending occurrence of each schedule is yielded.
-        Events that other processes change meanwhile may or may not appear.
+        The first ``next()`` notes which event is the last at that moment, and the iteration ends
+        there. So a loop may post, move, cancel and revive events, and still ends. The iteration
+        skips the events that this timer itself posts, moves, revives or declares meanwhile. It
+        also skips an id that this timer adds to your pipeline, even if the pipeline is never
+        executed or an existing event is kept. At most one pending occurrence of each schedule is
+        yielded. Events that other processes change meanwhile may or may not appear.
 
         Args:
             offset: Skip events that are due earlier than this from now. None begins with the

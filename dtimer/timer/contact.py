@@ -16,8 +16,9 @@ class Contact:
     Args:
         store: Provides the address and the namespace for messages.
         announce: Queues something to be emitted on the callback thread.
-        answered: Returns when a claim was last answered, on the monotonic clock; None for never.
-        deaf_since: Returns since when wakes do not arrive; None while they do.
+        answered: Returns the time of the last answered claim on the monotonic clock, or None if no
+            claim was answered.
+        deaf_since: Returns the time from which on wakes do not arrive; None while they do.
     """
 
     def __init__(

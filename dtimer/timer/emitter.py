@@ -30,7 +30,7 @@ def _unawaited(f: Callable[..., Any], result: object) -> TypeError:
     return TypeError(f"the listener {f!r} returned an awaitable, but listeners are not awaited")
 
 
-def _ends_here(pid: int) -> bool:
+def _forked_by_listener(pid: int) -> bool:
     """
     Return True in a child that a listener has forked on a thread of a node.
 
@@ -129,24 +129,24 @@ class Emitter(EventEmitter):
 
     def remove_listener(self, event: str, f: Callable[..., Any]) -> None:
         """Remove a listener. Does nothing if it is not registered."""
-        self._of(event).pop(f, None)
+        self._listeners_of(event).pop(f, None)
         self._listening(event, added=False)
 
     def remove_all_listeners(self, event: str | None = None) -> None:
         """Remove all listeners of *event*, or of every event."""
         for name in list(self._events) if event is None else [event]:
-            self._of(name).clear()
+            self._listeners_of(name).clear()
             self._listening(name, added=False)
 
     def listeners(self, event: str) -> list[Callable[..., Any]]:
         """Return the listeners of *event* in the order of their calls."""
-        return list(self._of(event))
+        return list(self._listeners_of(event))
 
     def event_names(self) -> set[str]:
         """Return the names that have at least one listener."""
         return {name for name, found in list(self._events.items()) if found}
 
-    def _of(self, event: str) -> dict[Callable[..., Any], Callable[..., Any]]:
+    def _listeners_of(self, event: str) -> dict[Callable[..., Any], Callable[..., Any]]:
         return self._events.get(event) or {}
 
     def _add_event_handler(self, event: str, k: Callable[..., Any], v: Callable[..., Any]) -> None:
@@ -159,7 +159,7 @@ class Emitter(EventEmitter):
     def _call_handlers(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         # An emission by the user behaves as in pyee.
         called = False
-        for f in list(self._of(event).values()):
+        for f in list(self._listeners_of(event).values()):
             self._emit_run(f, args, kwargs)
             called = True
         return called
@@ -168,7 +168,7 @@ class Emitter(EventEmitter):
         """Call each listener of *event*; return their exceptions, or None if none was called."""
         raised: list[BaseException] = []
         called = False
-        for f in list(self._of(event).values()):
+        for f in list(self._listeners_of(event).values()):
             called = self._call_guarded(f, args, raised) or called
         return raised if called else None
 
@@ -182,12 +182,12 @@ class Emitter(EventEmitter):
         pid = os.getpid()
         try:
             result = listener(*args)
-            if _ends_here(pid):
+            if _forked_by_listener(pid):
                 fork.end_child(None)
             if inspect.isawaitable(result):
                 raised.append(_unawaited(listener, result))
         except BaseException as e:
-            if _ends_here(pid):
+            if _forked_by_listener(pid):
                 fork.end_child(e)
             # Also SystemExit, which must not silently end a thread of the node. The traceback is
             # cut to begin with the listener, because this frame would only hide the user's own.

@@ -36,7 +36,8 @@ def examine(
     now = time.monotonic()
     answered, heard = claimer.answered, listener.heard
     age = None if answered is None else (now - answered) * 1000
-    # At most a poll interval, a try and a pause pass between two replies.
+    # Between two replies a node waits at most a poll interval. One second is added for an attempt
+    # that fails, and for the pause after it.
     fresh = age is not None and age < poll_interval * 1e3 + 1_000
     deaf = not listener.hears
     failing = [s.failure for s in services if s.failure is not None]

@@ -15,14 +15,14 @@ class Ledger:
 
     Args:
         store: The node's store.
-        over: Returns whether the node that claimed the events has ended. A call opened after
+        ended: Returns whether the node that claimed the events has ended. A call opened after
             that must close its own connections, because the node does not close them any more.
         close: Closes the connections of the store, unless the timer has joined again.
     """
 
-    def __init__(self, store: Store, over: Callable[[], bool], close: Callable[[], None]) -> None:
+    def __init__(self, store: Store, ended: Callable[[], bool], close: Callable[[], None]) -> None:
         self._store = store
-        self._over = over
+        self._ended = ended
         self._close = close
 
     def settle(self, settlements: Sequence[Settlement]) -> list[Outcome]:
@@ -42,5 +42,5 @@ class Ledger:
         try:
             yield
         finally:
-            if self._over():
+            if self._ended():
                 self._close()

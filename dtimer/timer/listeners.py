@@ -30,7 +30,7 @@ STREAM: Mapping[str, tuple[str, ...]] = {
 }
 
 # Names that other libraries use, and ours that were probably meant.
-_WORDS = {
+_OTHER_NAMES = {
     "data": "event",
     "drain": "end",
     "event": "data",
@@ -63,9 +63,8 @@ def check_name(event: object, emits: Mapping[str, tuple[str, ...]] | None) -> st
     if not isinstance(event, str):
         raise OptionError(f"the name of an event must be a str, not {event!r:.80}")
     if emits is not None and event not in emits:
-        raise OptionError(
-            f"nothing is ever emitted as {event!r:.80}{hints.meant(event, emits, _WORDS)}"
-        )
+        hint = hints.suggestion(event, emits, _OTHER_NAMES)
+        raise OptionError(f"nothing is ever emitted as {event!r:.80}{hint}")
     return event
 
 

@@ -25,7 +25,7 @@ class Nesting:
         found: int = getattr(self._by_thread, "leaves", 0)
         return found
 
-    def left(self) -> None:
+    def record_leave(self) -> None:
         """Record that this thread calls leave()."""
         self._by_thread.leaves = self.leaves + 1
 

@@ -56,7 +56,7 @@ class Node:
         self._announce = weakly(timer.announce, lambda: None)
         self._listens = weakly(timer.listens, lambda: True)
         self._pid = os.getpid()
-        self._over = Flag()
+        self._end = Flag()
         # The thread that runs start(), which cannot wait for the end meanwhile.
         self._starter: int | None = threading.get_ident()
         #: Whether the start has succeeded, and whether a stop was requested.
@@ -90,9 +90,7 @@ class Node:
             announce=self._callbacks.announce,
             ring=self._claim_inline,
             alone=self._node_store.alone,
-            store=Ledger(
-                store, self._over.is_set, weakly(timer.close_unless_joined, store.release)
-            ),
+            store=Ledger(store, self._end.is_set, weakly(timer.close_unless_joined, store.release)),
             quit=lambda: self.stop(None),
         )
         self._claimer = Claimer(
@@ -141,7 +139,7 @@ class Node:
 
     def start(self, *, leaving: bool) -> None:
         """
-        Register, subscribe, and wait for the first claim; if *leaving* already, only end.
+        Register, subscribe, and wait for the first claim. If *leaving* is true, only end the node.
 
         Ends early if a stop is requested meanwhile, for example by an interrupting signal handler.
 
@@ -245,7 +243,7 @@ class Node:
         if self._claimer.started:
             if not self._claimer.stopping:
                 self._claimer.stop_within(0)
-        elif not self.over:
+        elif not self.ended:
             self._on_stopped()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -257,8 +255,8 @@ class Node:
         """
         own = (self._claimer, self._dispatcher, self._callbacks, self._listener)
         if self._starter == threading.get_ident() or any(part.current for part in own):
-            return self._over.is_set()
-        return self._over.wait(timeout)
+            return self._end.is_set()
+        return self._end.wait(timeout)
 
     def _deregister(self) -> None:
         if self._registered and self._claimer.connectivity.error is None:
@@ -289,7 +287,7 @@ class Node:
             if not self._listener.started:
                 self._listener.close()
             self.bell.close()
-            self._over.set()
+            self._end.set()
             # Again, because a handler's confirm may have left its connection idle since. From now
             # on a confirm closes its connection itself (timer/ledger.py).
             self._store.release()
@@ -312,9 +310,9 @@ class Node:
         self.bell.ring()
 
     @property
-    def over(self) -> bool:
+    def ended(self) -> bool:
         """True when the node has ended."""
-        return self._over.is_set()
+        return self._end.is_set()
 
     def health(self) -> Health:
         """See `DTimer.health`."""

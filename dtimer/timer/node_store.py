@@ -10,7 +10,8 @@ from dtimer.model.claims import ClaimRequest, PendingReply
 from dtimer.model.options import Options
 from dtimer.store.store import Store
 
-# Seconds added to the age of a rollback, in case it goes back further than the server's clock says.
+# Seconds added to the period that a rollback has lost. The server's clock may have jumped, so the
+# period may be longer than the clock says.
 _MARGIN = 2.0
 
 
@@ -21,16 +22,16 @@ class NodeStore:
     Args:
         store: The store.
         incarnation: The node's incarnation.
-        who: Returns the node's entry for the list of nodes.
+        entry: Returns the node's entry for the list of nodes.
         options: The node's options.
     """
 
     def __init__(
-        self, store: Store, incarnation: str, who: Callable[[], str], options: Options
+        self, store: Store, incarnation: str, entry: Callable[[], str], options: Options
     ) -> None:
         self._store = store
         self._incarnation = incarnation
-        self._who = who
+        self._entry = entry
         self._options = options
         self.extend = store.renew
         self.needs_operator = store.needs_operator
@@ -46,7 +47,7 @@ class NodeStore:
     def start_claim(self, request: ClaimRequest) -> PendingReply:
         """See `dtimer.engine.ports.ClaimStore`, also for the other methods."""
         if armed:
-            self._points(request)
+            self._reach_fault_points(request)
         while self._rollbacks:
             # A failure counts as a failure of the claim, and is retried with it.
             self._store.redeclare(self._rollbacks[0])
@@ -59,7 +60,7 @@ class NodeStore:
         return bool(self._rollbacks)
 
     @staticmethod
-    def _points(request: ClaimRequest) -> None:
+    def _reach_fault_points(request: ClaimRequest) -> None:
         if request.resends:
             reached("retry.sending")
         if request.settlements:
@@ -72,7 +73,7 @@ class NodeStore:
 
     def register(self) -> None:
         """Register the node."""
-        self._store.join(self._incarnation, self._who())
+        self._store.join(self._incarnation, self._entry())
 
     def add_times(self, schedule: str) -> None:
         """Send the server more nominal times of a schedule."""

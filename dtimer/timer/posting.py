@@ -29,13 +29,17 @@ _ARGUMENTS = {"ev", "delay", "at", "id", "max_retries", "expires", "if_exists"}
 
 
 class Posting(NamedTuple):
-    """An entry, and the policy for a pending event of its id. Generated ids have their own."""
+    """
+    An entry, and the policy if an event with its id is pending.
+
+    The policy is *if_exists* of the caller, or ``post_new`` for a generated id.
+    """
 
     entry: Entry
     policy: str
 
 
-def when(delay: Duration, at: Moment | None, *, stepped: bool, name: str = "at") -> str:
+def due_argument(delay: Duration, at: Moment | None, *, stepped: bool, name: str = "at") -> str:
     """
     Return a due time in the form of the scripts: ``+µs`` from now, or µs since the epoch.
 
@@ -88,7 +92,7 @@ def prepare(
         raise OptionError(
             f"if_exists must be one of {', '.join(POLICIES)}, not {if_exists!r:.80}{hint}"
         )
-    due = when(delay, at, stepped=options.now is not None)
+    due = due_argument(delay, at, stepped=options.now is not None)
     if max_retries is None:
         max_retries = options.max_retries
     else:
@@ -120,7 +124,7 @@ def prepare_item(options: Options, new_id: IdGenerator, item: object) -> Posting
                 f" as {{'ev': …, 'delay': …}}, and this one has {given}"
             )
         if unknown := [name for name in _names(item) if name not in _ARGUMENTS]:
-            hint = hints.meant(unknown[0], sorted(_ARGUMENTS), hints.POSTING)
+            hint = hints.suggestion(unknown[0], sorted(_ARGUMENTS), hints.POSTING)
             raise OptionError(f"an item of post_many has no argument {unknown[0]!r}{hint}")
         return prepare(options, new_id, **item)
     if isinstance(item, tuple | list) and len(item) == 2:
@@ -143,7 +147,7 @@ class Chunk:
         #: About the number of bytes of the payloads.
         self.size = 0
 
-    def takes(self, entry: Entry) -> bool:
+    def has_room_for(self, entry: Entry) -> bool:
         """Return whether *entry* still fits into this call."""
         if not self.entries:
             return True
@@ -171,7 +175,7 @@ def chunks(postings: Iterable[Posting]) -> Iterator[Chunk]:
     ids: set[str] = set()
     for place, (entry, policy) in enumerate(postings):
         chunk = opened.get(policy)
-        if entry.id in ids or (chunk is not None and not chunk.takes(entry)):
+        if entry.id in ids or (chunk is not None and not chunk.has_room_for(entry)):
             yield from opened.values()
             opened, ids, chunk = {}, set(), None
         if chunk is None:

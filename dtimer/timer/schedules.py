@@ -52,7 +52,7 @@ class ScheduleClient(Client):
             count: The most occurrences.
             jitter: Each occurrence is due at a random moment up to this long after its nominal
                 time.
-            misfire: What to do after an outage with occurrences whose successor is already due.
+            misfire: What to do if several occurrences became due during an outage.
                 ``coalesce`` delivers the oldest, and ``ev.missed`` counts the others. ``skip``
                 delivers the latest and drops the others. ``all`` delivers each of them, at
                 most a thousand.

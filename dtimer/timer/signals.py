@@ -26,7 +26,7 @@ class Signals:
         self._stop_waiting = stop_waiting
         self._caught: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._leaving = False
-        self._before: dict[int, Any] = {}
+        self._previous: dict[int, Any] = {}
 
     def catch(self) -> None:
         """Catch the signals from now on."""
@@ -36,7 +36,7 @@ class Signals:
             # A shell starts a background job with SIGINT ignored, so that Ctrl-C does not end it.
             if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
                 continue
-            self._before[number] = signal.signal(number, self._handle)
+            self._previous[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -52,8 +52,8 @@ class Signals:
             return False
         return True
 
-    def leaving(self) -> None:
-        """Let a signal hurry the node from now on, also a signal that has come already."""
+    def hurry_leave(self) -> None:
+        """From now on let each signal shorten the leave, including an earlier signal."""
         self._leaving = True
         if not self._caught.empty():
             self._stop_waiting()
@@ -69,7 +69,7 @@ class Signals:
             signal.raise_signal(self._caught.get())
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             # None stands for a handler that Python has not installed, and cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
@@ -103,7 +103,7 @@ def run(node: Node) -> None:
             pass
     finally:
         try:
-            signals.leaving()
+            signals.hurry_leave()
             node.leave()
         finally:
             signals.put_back()

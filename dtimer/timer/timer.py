@@ -107,7 +107,7 @@ class DTimer(ScheduleClient):
         self._node: Node | None = None
         self._finalizer: Any = None
         # Re-entrant, because a signal handler that interrupts a leave may call leave itself.
-        self._state = threading.RLock()
+        self._state_lock = threading.RLock()
         self.nesting = Nesting()
         fork.watch(self)
 
@@ -141,7 +141,7 @@ class DTimer(ScheduleClient):
     def joined(self) -> bool:
         """True between `join` and the end of `leave`."""
         self._notice_fork()
-        return self._node is not None and self._node.begun and not self._node.over
+        return self._node is not None and self._node.begun and not self._node.ended
 
     def join(self) -> None:
         """
@@ -160,12 +160,12 @@ class DTimer(ScheduleClient):
         leaves = self.nesting.leaves
         self._notice_fork()
         while True:
-            with self._state:
+            with self._state_lock:
                 if self.nesting.joining_here:
                     return
                 with self.nesting.joining:
                     node = self._node
-                    if node is None or node.over:
+                    if node is None or node.ended:
                         node = self._begin(leaves)
                         break
                 if not node.leaving:
@@ -212,11 +212,11 @@ class DTimer(ScheduleClient):
             OptionError: *timeout* is not a valid duration.
         """
         seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6
-        self.nesting.left()
+        self.nesting.record_leave()
         self._notice_fork()
-        with self._state:
+        with self._state_lock:
             node = self._node
-            if node is None or node.over:
+            if node is None or node.ended:
                 self.close_unless_joined()
                 return
         self._end(node, seconds)
@@ -227,8 +227,8 @@ class DTimer(ScheduleClient):
 
     def close_unless_joined(self) -> None:
         """Close the connections that calls have opened while the node has not joined."""
-        with self._state:
-            if self._node is None or self._node.over:
+        with self._state_lock:
+            if self._node is None or self._node.ended:
                 self._store.release()
 
     def __enter__(self) -> Self:
@@ -270,7 +270,7 @@ class DTimer(ScheduleClient):
     # Overridden by subclasses
 
     def demand(self) -> int:
-        """Return how many events the listeners can take, not counting the threads."""
+        """Return how many events the listeners can take. Free threads are another limit."""
         return ANY_NUMBER if self.listeners("event") else 0
 
     def listens(self) -> bool:
@@ -295,7 +295,7 @@ class DTimer(ScheduleClient):
 
     def _note_superseded(self, ids: Collection[str], *, posted: bool) -> None:
         node = self._node
-        if node is not None and not node.over:
+        if node is not None and not node.ended:
             node.note_superseded(ids, posted=posted)
 
     def _rolled_back(self, error: StateRollback) -> None:
@@ -311,18 +311,18 @@ class DTimer(ScheduleClient):
     def after_fork(self) -> None:
         """Reset this timer in a forked child, which has not joined."""
         super().after_fork()
-        self._state = threading.RLock()
+        self._state_lock = threading.RLock()
         self.nesting = Nesting()
         node, self._node = self._node, None
         if self._finalizer is not None:
             self._finalizer.detach()
-        if node is not None and not node.over:
+        if node is not None and not node.ended:
             node.after_fork()
             log.info("%r was joined by the parent process; join() in this one to receive", self)
 
     def at_exit(self) -> None:
         """Leave within ``exit_timeout``, because the interpreter is about to exit."""
         node = self._node
-        if node is not None and not node.over:
+        if node is not None and not node.ended:
             # Without the lock, which another thread may hold for an unlimited time.
             self._end(node, self._options.exit_timeout / 1e6)

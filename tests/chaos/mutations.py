@@ -485,8 +485,8 @@ MUTANTS = [
     _mutant(
         "two posts of one id with different policies change their order",
         "timer/posting.py",
-        "if entry.id in ids or (chunk is not None and not chunk.takes(entry)):",
-        "if chunk is not None and (entry in chunk.entries or not chunk.takes(entry)):",
+        "if entry.id in ids or (chunk is not None and not chunk.has_room_for(entry)):",
+        "if chunk is not None and (entry in chunk.entries or not chunk.has_room_for(entry)):",
         _POSTING,
     ),
     _mutant(
@@ -1028,7 +1028,7 @@ MUTANTS = [
     _mutant(
         "a forked child goes on after its listener has returned",
         "timer/emitter.py",
-        "            if _ends_here(pid):\n                fork.end_child(None)\n",
+        "            if _forked_by_listener(pid):\n                fork.end_child(None)\n",
         "",
         "tests/integration/test_processes.py",
     ),

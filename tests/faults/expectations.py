@@ -32,7 +32,7 @@ from chaos.settings import (
     MOST_MEMORY,
     PATIENT,
 )
-from leftovers import Left
+from leftovers import Leftovers
 from servers import LONGEST_CALL, PATIENCE, PROMPT, Running, eventually
 from soundness import assert_sound
 
@@ -79,7 +79,7 @@ class Watch:
         self._numbers = itertools.count(1)
         self.client = server.client(retry_on_error=[ConnectionError])
         self.gauges = Gauges(self.client)
-        self._left = Left(self.client)
+        self._left = Leftovers(self.client)
         self._resident = resident()
         self._poster = DTimer("poster", server.url, ns=ns, timeout=LONGEST_CALL)
         # Without a listener, a rollback would be logged.

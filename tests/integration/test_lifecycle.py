@@ -590,7 +590,7 @@ class TestLeave:
         node = timer._node
         with arm(point, lambda: node.stop(None)):
             id = timer.post({}, 900, max_retries=0)
-            eventually(lambda: node.over)
+            eventually(lambda: node.ended)
         record = timer.peek(id)
         assert (State.SCHEDULED, 0) == (record.state, record.attempt)
         assert [] == [letter.id for letter in timer.dead()]

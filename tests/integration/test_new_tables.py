@@ -8,7 +8,7 @@ import zoneinfo
 import pytest
 from peers import Now, Peer
 
-from dtimer.model.schedules import AHEAD, make_spec
+from dtimer.model.schedules import STORED_TIMES, make_spec
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -89,7 +89,7 @@ def test_an_unchanged_table_changes_nothing(store, now, law, client):
     """
     law(3)
     declare(store)
-    for _ in range(AHEAD + 3):
+    for _ in range(STORED_TIMES + 3):
         before = client.hgetall(store.keys.beats)
         assert "same" == declare(store)
         assert before == client.hgetall(store.keys.beats)

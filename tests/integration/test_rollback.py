@@ -32,7 +32,7 @@ def make_store(client, namespace, now):
     def build():
         store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
         store.told = []
-        store.rollback.tell = store.told.append
+        store.rollback.on_rollback = store.told.append
         made.append(store)
         return store
 

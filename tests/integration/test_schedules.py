@@ -12,7 +12,7 @@ from soundness import assert_sound
 from dtimer.errors import OptionError
 from dtimer.model.claims import Outcome, Settlement, Verdict
 from dtimer.model.event import Cancelled, State
-from dtimer.model.schedules import MOST_WALKED, make_spec
+from dtimer.model.schedules import MOST_COMPUTED, make_spec
 from dtimer.store.connection.sources import source
 from dtimer.store.store import Store
 
@@ -456,7 +456,7 @@ class TestMisfires:
     def test_a_very_long_outage_is_counted_in_parts(self, store, node, now):
         """Counting the missed seconds of a month is split, so that it does not block the node."""
         declare(store, cron="* * * * * *")
-        seconds = 2 * MOST_WALKED + 17
+        seconds = 2 * MOST_COMPUTED + 17
         now.tick(seconds * 1_000)
         (claim,) = serve(node)
         assert seconds - 1 == claim.missed

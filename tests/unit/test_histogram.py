@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtimer.model.histogram import BUCKETS, grown, percentile
+from dtimer.model.histogram import BUCKETS, increase, percentile
 
 
 def histogram(micros):
@@ -37,4 +37,4 @@ def test_an_empty_histogram_has_no_percentile():
 )
 def test_grown_returns_the_counts_since_an_earlier_reading(new, old, since):
     """After a server lost its data, counting starts again at zero."""
-    assert since == grown(new, old)
+    assert since == increase(new, old)

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from dtimer.errors import OptionError
-from dtimer.model.schedules import AHEAD, ahead, ahead_of, make_spec, spec_from_json
+from dtimer.model.schedules import STORED_TIMES, make_spec, next_times, spec_from_json, times_to_add
 
 SECOND = 1_000_000
 
@@ -144,16 +144,16 @@ class TestDefinition:
     def test_ahead_returns_ten_times_and_fewer_at_the_end(self):
         """The server needs times in advance, because only nodes can compute cron."""
         d = definition("* * * * *", end=us("2027-01-01 00:20") / 1000)
-        assert AHEAD == len(ahead(d, us("2027-01-01 00:00")))
-        assert 5 == len(ahead(d, us("2027-01-01 00:15")))
+        assert STORED_TIMES == len(next_times(d, us("2027-01-01 00:00")))
+        assert 5 == len(next_times(d, us("2027-01-01 00:15")))
 
     @pytest.mark.parametrize(("misfire", "gap"), [("coalesce", 199), ("skip", 199), ("all", 0)])
     def test_ahead_of_skips_missed_times_as_the_misfire_policy_says(self, misfire, gap):
         """With ``all`` the missed times are kept. Otherwise only the last of them is."""
         d = definition("* * * * *", misfire=misfire)
         known = us("2027-01-01 00:00")
-        left_out, times, final = ahead_of(d, known, known + 200 * 60 * SECOND)
-        assert (gap, AHEAD, False) == (left_out, len(times), final)
+        left_out, times, final = times_to_add(d, known, known + 200 * 60 * SECOND)
+        assert (gap, STORED_TIMES, False) == (left_out, len(times), final)
         assert known + (gap + 1) * 60 * SECOND == times[0]
 
     def test_ahead_of_marks_the_last_times_as_final(self):
@@ -161,8 +161,8 @@ class TestDefinition:
         known = us("2027-01-01 00:00")
         d = definition("* * * * *", end=known / 1000 + 180_000)
         minutes = [known + i * 60 * SECOND for i in (1, 2, 3)]
-        assert (0, minutes, True) == ahead_of(d, known, known)
-        assert (0, [], True) == ahead_of(d, known + 180 * SECOND, known)
+        assert (0, minutes, True) == times_to_add(d, known, known)
+        assert (0, [], True) == times_to_add(d, known + 180 * SECOND, known)
 
 
 class TestCronFields:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dtimer.cli.events import fields, numbers_for_programs
 from dtimer.model.event import NodeInfo, Record, Stats
-from dtimer.model.histogram import grown, percentile
+from dtimer.model.histogram import increase, percentile
 from dtimer.store.admin import AdminStore
 
 #: Seconds of history that the sparkline shows.
@@ -83,7 +83,7 @@ class Sampler:
             self._history.append(rate)
         self._before = at, stats
         self._lateness.append(stats.lateness)
-        recent = grown(stats.lateness, self._lateness[0])
+        recent = increase(stats.lateness, self._lateness[0])
         held = self._store.holders(_LEASES)
         leases_read = sum(held.values())
         if 0 < leases_read < stats.in_flight:
