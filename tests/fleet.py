@@ -169,7 +169,7 @@ class Fleet:
         """Take *count* reports of kind *what*, waiting up to *patience* seconds for each."""
         return [self.next(what, patience=patience) for _ in range(count)]
 
-    def taken(self, what: str) -> list[Report]:
+    def reported(self, what: str) -> list[Report]:
         """Return all reports of kind *what* so far, taken or not."""
         self._read()
         return [report for report in self.log if report.what == what]

@@ -63,10 +63,10 @@ class Counter:
         )
         reply, count = lua.execute(_COUNT)(source)
         self._instructions += count
-        return _said(reply)
+        return _as_client_value(reply)
 
     def _command(self, lua: LuaRuntime, words: tuple[Any, ...]) -> Any:
-        raw = [_word(word) for word in words]
+        raw = [_argument(word) for word in words]
         pieces = [b"$%d\r\n%b\r\n" % (len(word), word) for word in raw]
         self._line.sendall(b"*%d\r\n" % len(raw) + b"".join(pieces))
         return self._reply(lua)
@@ -100,19 +100,19 @@ class Counter:
         self._line.close()
 
 
-def _word(value: Any) -> bytes:
+def _argument(value: Any) -> bytes:
     if isinstance(value, str):
         return value.encode()
     return value if isinstance(value, bytes) else b"%.17g" % value
 
 
-def _said(reply: Any) -> Any:
+def _as_client_value(reply: Any) -> Any:
     """Convert the reply of a script to the value that a client receives."""
     if lua_type(reply) != "table":
         return int(reply) if isinstance(reply, int | float) and reply is not False else reply
     if error := reply[b"err"]:
         raise redis.ResponseError(error.decode())
-    return [_said(reply[n]) for n in range(1, len(reply) + 1)]
+    return [_as_client_value(reply[n]) for n in range(1, len(reply) + 1)]
 
 
 @contextlib.contextmanager
@@ -125,7 +125,7 @@ def interpreted(server: Running, keys: Keys) -> Iterator[Counter]:
 
     def send(wire, script, arguments, until, limit=None, *, with_source=False):
         wire.sent = True
-        words = [_word(part) for part in arguments]
+        words = [_argument(part) for part in arguments]
         replies[wire] = functools.partial(counter.run, script.source, names, words)
 
     with pytest.MonkeyPatch.context() as patch:

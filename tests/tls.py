@@ -81,7 +81,7 @@ class Native:
             return int(client.info("stats")["total_connections_received"])
 
     def close(self) -> None:
-        """Have nothing left of it."""
+        """Kill the server, and remove its folder."""
         self._server.close()
 
 
@@ -149,7 +149,7 @@ class Front:
                 socket.socket.shutdown(end, socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Have nothing left of it."""
+        """Close all sockets, and wait for the threads to end."""
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
         with self._lock:

@@ -19,7 +19,7 @@ from typing import Self
 from dtimer.embedded.binary import find_binary, missing, supported
 from dtimer.embedded.handle import Registry
 from dtimer.embedded.layout import remove
-from dtimer.embedded.location import check, check_folder, make_private, of_tree, state_folder
+from dtimer.embedded.location import check, check_folder, make_private, state_folder, tree_folder
 from dtimer.errors import StoreError
 
 __all__ = ["Attachment", "attach", "attach_folder", "available", "check", "state_folder"]
@@ -112,11 +112,11 @@ def attach(url: str) -> Attachment:
     if folder is not None:
         return attach_folder(folder)
     _check_platform()
-    tree = of_tree()
+    tree = tree_folder()
     try:
         return Attachment(tree, "memory")
     except StoreError:
-        # `of_tree` may just have made the folder. Remove it if it is empty.
+        # `tree_folder` may just have made the folder. Remove it if it is empty.
         remove(str(tree))
         raise
 

@@ -87,7 +87,7 @@ def make_private(folder: Path) -> None:
         raise StoreError(f"the folder {str(folder)!r} is not writable")
 
 
-def of_tree() -> Path:
+def tree_folder() -> Path:
     """
     Return the folder of the server in memory that this process tree shares.
 

@@ -10,7 +10,7 @@ from dtimer import DTimer
 @pytest.fixture
 def timer(server, namespace):
     """A timer in the namespace of the test. It posts and reads, and joins only in some tests."""
-    timer = DTimer("looker", server.url, ns=namespace)
+    timer = DTimer("reader", server.url, ns=namespace)
     yield timer
     timer.leave()
 

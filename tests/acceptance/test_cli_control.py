@@ -185,8 +185,8 @@ class TestNodes:
         timer.on("event", lambda _: None)
         with timer:
             eventually(lambda: timer.nodes()[0].waiting)
-            assert [["looker", "waiting"]] == [row[:2] for row in run("nodes").rows]
-            assert ["looker"] == [node["id"] for node in run("nodes", "--json").objects]
+            assert [["reader", "waiting"]] == [row[:2] for row in run("nodes").rows]
+            assert ["reader"] == [node["id"] for node in run("nodes", "--json").objects]
 
 
 def stats(**changes):

@@ -37,7 +37,7 @@ def run(run, monkeypatch, tmp_path):
 @pytest.fixture
 def namespace_of_examples(server, namespace, client):
     """A namespace with the schedule and the dead letters that the examples name."""
-    timer = DTimer("looker", server.url, ns=namespace)
+    timer = DTimer("reader", server.url, ns=namespace)
     timer.every(600_000, {}, id="report")
     for id in ("charge-17", "charge-18"):
         client.hset(f"dtimer:{{{namespace}}}:dead", id, b"1,failed,0|,3|{}")

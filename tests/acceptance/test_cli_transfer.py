@@ -39,7 +39,7 @@ def other(namespace):
 @pytest.fixture
 def timers(server, namespace, other, client):
     """A timer in each of the two namespaces, which must be sound at the end."""
-    made = [DTimer("looker", server.url, ns=ns) for ns in (namespace, other)]
+    made = [DTimer("reader", server.url, ns=ns) for ns in (namespace, other)]
     yield made
     for timer, ns in zip(made, (namespace, other), strict=True):
         timer.leave()

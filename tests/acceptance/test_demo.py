@@ -35,9 +35,9 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 #: Seconds. The demo claims to take 20 on an idle machine.
 LONGEST = LIMIT / 3
 
-TRUTH = r"posted 400, handled 400, redelivered [1-9]\d* \((node-[123]) was killed\), lost 0"
+SUMMARY = r"posted 400, handled 400, redelivered [1-9]\d* \((node-[123]) was killed\), lost 0"
 
-HEADS = "node state received handled in flight again p50 ms p99 ms max ms"
+COLUMN_HEADINGS = "node state received handled in flight again p50 ms p99 ms max ms"
 
 
 class Demo:
@@ -83,7 +83,7 @@ class Demo:
                 continue  # The process has ended, or belongs to another user.
         return marked | {pid for pid, parent in parents.items() if marked & set(parent)}
 
-    def under_way(self):
+    def wait_until_posted(self):
         """Wait until the events have been posted; return the processes that exist then."""
         out: Any = self.process.stdout
         while "posted 400 events" not in out.readline():
@@ -160,10 +160,10 @@ class TestDemo:
         assert ("", "") == (err, err_json)
         assert took < LONGEST
 
-        truth = re.fullmatch(TRUTH, lines[-1])
-        assert truth
+        summary = re.fullmatch(SUMMARY, lines[-1])
+        assert summary
         assert re.search(r"posted 400, confirmed 400, pending 0$", lines[-2])
-        killed = truth[1]
+        killed = summary[1]
         assert [killed] == [line.split()[0] for line in lines if re.match(r"node-\d +killed", line)]
         assert any(re.search(rf"{killed} \(pid \d+\) killed by SIGKILL", line) for line in lines)
 
@@ -203,18 +203,18 @@ class TestDemo:
             assert "\x1b[?25h" in text  # the cursor, which a live table hides, is shown again
             lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines()
             lines = [line.rstrip() for line in lines if line.strip()]
-            assert re.fullmatch(TRUTH, lines[-1])
+            assert re.fullmatch(SUMMARY, lines[-1])
             assert max(map(cell_len, lines)) <= terminal.columns
-            heads = [line for line in lines if line.startswith("node ")]
-            assert len(heads) > 2  # frames
-            assert HEADS == " ".join(heads[-1].split())
+            headings = [line for line in lines if line.startswith("node ")]
+            assert len(headings) > 2  # frames
+            assert COLUMN_HEADINGS == " ".join(headings[-1].split())
             assert "…" not in text
         assert [] == list(client.scan_iter(match="dtimer:{demo-*", count=10_000))
 
     def test_ctrl_c_ends_all_processes(self):
         """Ctrl-C ends the demo with its nodes and server, and the exit code is 130."""
         with Demo() as demo:
-            found = demo.under_way()
+            found = demo.wait_until_posted()
             demo.process.send_signal(signal.SIGINT)
             demo.finish()
             assert 130 == demo.process.returncode
@@ -223,7 +223,7 @@ class TestDemo:
     def test_killing_the_demo_ends_its_processes(self):
         """If the demo is killed, its nodes and its server end too."""
         with Demo() as demo:
-            found = demo.under_way()
+            found = demo.wait_until_posted()
             demo.process.kill()
             demo.finish()
             eventually(lambda: not any(map(alive, found)))

@@ -29,12 +29,12 @@ def server_ms(client):
 def starts_by_id(fleet):
     """Return all reported starts by id, in the order of their attempts."""
     starts = defaultdict(list)
-    for report in fleet.taken("start"):
+    for report in fleet.reported("start"):
         starts[report.id].append(report)
     return {id: sorted(reports, key=lambda r: r.attempt) for id, reports in starts.items()}
 
 
-class Supervised:
+class ReplacedNodes:
     """
     Three nodes, each of which is replaced when it is killed.
 
@@ -64,7 +64,7 @@ def test_ten_nodes_killed_in_a_handler_lose_no_event(server, client, namespace, 
     """
     held, killed = [], {}
     with Fleet(server.url, namespace, lease=LEASE) as fleet:
-        nodes = Supervised(fleet)
+        nodes = ReplacedNodes(fleet)
         ordinary = []
         for _ in range(KILLS):
             ordinary += post.post_many([({}, 20 * n) for n in range(OTHERS)])
@@ -103,7 +103,7 @@ def test_an_event_that_kills_its_nodes_becomes_a_dead_letter(server, client, nam
     letter. Otherwise it would be retried for ever.
     """
     with Fleet(server.url, namespace, lease=1_000) as fleet:
-        nodes = Supervised(fleet)
+        nodes = ReplacedNodes(fleet)
         id = post.post({"hold": 9}, max_retries=2)
         for attempt in (1, 2, 3):
             nodes.kill(fleet.next("start", id=id, attempt=attempt).node)

@@ -88,7 +88,7 @@ with RunAt("second-floor") as upstairs:
 class Case(NamedTuple):
     """The lines before and after a sample, and the output of the whole program."""
 
-    says: str
+    output: str
     before: str = ""
     after: str = ""
 
@@ -148,10 +148,13 @@ with dt:
 }
 
 # Run in other tests: the first until a signal (below), the second by gunicorn (test_gunicorn.py).
-OTHERWISE = {"README.rst: import redis", "README.rst: # gunicorn.conf.py, also with preload_app"}
+RUN_ELSEWHERE = {
+    "README.rst: import redis",
+    "README.rst: # gunicorn.conf.py, also with preload_app",
+}
 
 # The program stays as the page shows it. Only the default port of a client is changed.
-ELSEWHERE = """\
+WITH_PORT = """\
 import redis, runpy, sys
 
 class Redis(redis.Redis):
@@ -167,7 +170,7 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **more}
 
 
-def shapes(text):
+def with_placeholders(text):
     """Return the text with its ids and figures replaced by placeholders."""
     return re.sub(r"\b[\w-]{12}\b", "ID", re.sub(r"\b\d+\.\d+\b", "MS", text))
 
@@ -178,11 +181,11 @@ def test_every_sample_is_run():
     page gets a new or changed sample, this test fails until a case runs it.
     """
     shown = {block.name for block in blocks("python")}
-    assert shown == set(CASES) | OTHERWISE
+    assert shown == set(CASES) | RUN_ELSEWHERE
 
 
 @pytest.mark.parametrize(
-    "block", [b for b in blocks("python") if b.name not in OTHERWISE], ids=lambda b: b.name
+    "block", [b for b in blocks("python") if b.name not in RUN_ELSEWHERE], ids=lambda b: b.name
 )
 def test_a_sample_prints_the_expected_text(block, tcp_server, tmp_path):
     """A reader who copies a sample sees it run, without a warning, and print the expected text."""
@@ -197,8 +200,8 @@ def test_a_sample_prints_the_expected_text(block, tcp_server, tmp_path):
         check=False,
         env=environment(DTIMER_URL=tcp_server.url),
     )
-    said = ran.stdout.replace(f"{tmp_path}{os.sep}", "")
-    assert (0, case.says, "") == (ran.returncode, said, ran.stderr)
+    printed = ran.stdout.replace(f"{tmp_path}{os.sep}", "")
+    assert (0, case.output, "") == (ran.returncode, printed, ran.stderr)
 
 
 def test_the_first_program_prints_what_the_readme_shows(tcp_server, tmp_path):
@@ -213,7 +216,7 @@ def test_the_first_program_prints_what_the_readme_shows(tcp_server, tmp_path):
     assert "$ python hello.py" == prompt
     (tmp_path / "hello.py").write_text(first.text)
     with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", ELSEWHERE.format(port=tcp_server.port), "hello.py"],
+        [sys.executable, "-W", "error", "-c", WITH_PORT.format(port=tcp_server.port), "hello.py"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -221,19 +224,19 @@ def test_the_first_program_prints_what_the_readme_shows(tcp_server, tmp_path):
         env=environment(),
     ) as program:
         try:
-            said = program.stdout.readline()
+            printed = program.stdout.readline()
             program.send_signal(signal.SIGINT)
             rest, _ = program.communicate(timeout=PATIENCE)
         finally:
             program.kill()
-    assert (shapes(shown), 0) == (shapes(said + rest), program.returncode)
+    assert (with_placeholders(shown), 0) == (with_placeholders(printed + rest), program.returncode)
 
 
-def said_by(line):
+def without_figures(line):
     """Return a line with node, server, time and lateness replaced by placeholders."""
     line = re.sub(r"^\S+ joined", "NODE joined", line)
     line = re.sub(r"redis://[^;]*", "URL", line)
-    return re.sub(r"due \S+  late \S+ m?s", "due TIME  late MS", shapes(line))
+    return re.sub(r"due \S+  late \S+ m?s", "due TIME  late MS", with_placeholders(line))
 
 
 def test_two_terminals_show_what_the_readme_shows(tcp_server):
@@ -257,8 +260,11 @@ def test_two_terminals_show_what_the_readme_shows(tcp_server):
         )
         received = first.find(".")
         assert 0 == first.end()
-    assert [said_by(line) for line in listen[1:]] == [said_by(joined), said_by(received)]
-    assert [said_by(line) for line in post[1:]] == [said_by(posted.stdout.rstrip())]
+    assert [without_figures(line) for line in listen[1:]] == [
+        without_figures(joined),
+        without_figures(received),
+    ]
+    assert [without_figures(line) for line in post[1:]] == [without_figures(posted.stdout.rstrip())]
     assert received.startswith(posted.stdout.rstrip())
 
 

@@ -30,7 +30,7 @@ SECONDS = float(os.environ.get("DTIMER_TEST_CRASHES", "6"))
 INTERVALS = [200, 300, 400, 500, 700, 900, 1_100, 1_500, 2_000]
 
 
-class Orchestra:
+class ScheduleProcesses:
     """Six processes that serve the same schedules, and their reports."""
 
     def __init__(self, url, ns):
@@ -45,15 +45,15 @@ class Orchestra:
             "intervals": INTERVALS,
             "options": {"lease": 1_000, "concurrency": 4, "backoff": 0, "max_retries": 50},
         }
-        self.playing = {}
+        self.running = {}
         self.rest = b""
-        self.said = []
+        self.reports = []
         self.kills = 0
         self.pids = set()
 
     def start(self, i):
         setting = self.setting | {"name": f"m{i}"}
-        self.playing[i] = subprocess.Popen(
+        self.running[i] = subprocess.Popen(
             [sys.executable, "-W", "error", metronome.__file__, json.dumps(setting)],
             stdin=subprocess.PIPE,
             pass_fds=[self.writer],
@@ -61,12 +61,12 @@ class Orchestra:
         )
 
     def kill(self, i):
-        self.playing[i].kill()
-        self.gone(i)
+        self.running[i].kill()
+        self.wait_for_end(i)
         self.kills += 1
 
-    def gone(self, i):
-        process = self.playing.pop(i)
+    def wait_for_end(self, i):
+        process = self.running.pop(i)
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         return process.wait()
@@ -74,16 +74,16 @@ class Orchestra:
     @property
     def joined(self):
         """The numbers of the processes that have joined."""
-        return {i for i, process in self.playing.items() if process.pid in self.pids}
+        return {i for i, process in self.running.items() if process.pid in self.pids}
 
-    def listen(self, seconds):
+    def read_for(self, seconds):
         """Read reports for some seconds."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             if select.select([self.reader], [], [], left)[0]:
-                self.hear()
+                self.read_available()
 
-    def hear(self):
+    def read_available(self):
         """Read the available reports."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.reader, 1 << 16):
@@ -92,24 +92,24 @@ class Orchestra:
                     if isinstance(report, dict):
                         self.pids.add(report["joined"])
                     else:
-                        self.said.append(report)
+                        self.reports.append(report)
 
-    def listen_until(self, condition):
+    def read_until(self, condition):
         """Read reports until *condition* holds."""
-        eventually(lambda: self.hear() or condition())
+        eventually(lambda: self.read_available() or condition())
 
     def leave(self):
         """Make all processes leave and exit."""
-        for process in self.playing.values():
+        for process in self.running.values():
             process.stdin.close()
-        assert [0] * len(self.playing) == [self.gone(i) for i in list(self.playing)]
-        self.hear()
+        assert [0] * len(self.running) == [self.wait_for_end(i) for i in list(self.running)]
+        self.read_available()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        for i in list(self.playing):
+        for i in list(self.running):
             self.kill(i)
         os.close(self.reader)
         os.close(self.writer)
@@ -126,54 +126,55 @@ def test_six_processes_killed_at_random_miss_no_occurrence(server, client, names
     """
     chance = random.Random(SECONDS)
     deadline = time.monotonic() + SECONDS
-    with Orchestra(server.url, namespace) as orchestra:
+    with ScheduleProcesses(server.url, namespace) as processes:
         for i in range(6):
-            orchestra.start(i)
-        while time.monotonic() < deadline or orchestra.kills < SECONDS:
-            orchestra.listen(chance.uniform(0.1, 0.6))
+            processes.start(i)
+        while time.monotonic() < deadline or processes.kills < SECONDS:
+            processes.read_for(chance.uniform(0.1, 0.6))
             # On a busy machine a process starts slowly. Killing a process that has not joined would
             # prove nothing.
-            orchestra.listen_until(lambda: orchestra.joined)
-            i = chance.choice(sorted(orchestra.joined))
-            orchestra.kill(i)
-            orchestra.start(i)
+            processes.read_until(lambda: processes.joined)
+            i = chance.choice(sorted(processes.joined))
+            processes.kill(i)
+            processes.start(i)
         # Events of the last killed process are delivered again when their leases have ended.
-        orchestra.listen_until(lambda: len(orchestra.joined) == 6)
+        processes.read_until(lambda: len(processes.joined) == 6)
         keys = Keys.of(namespace)
-        orchestra.listen_until(lambda: client.hlen(keys.lease) == client.hlen(keys.tries) == 0)
-        orchestra.leave()
-        said = orchestra.said
-        kills = orchestra.kills
+        processes.read_until(lambda: client.hlen(keys.lease) == client.hlen(keys.tries) == 0)
+        processes.leave()
+        reports = processes.reports
+        kills = processes.kills
 
     firsts = defaultdict(int)
-    stood_for = {}
-    for schedule, nominal, missed, attempt, *_ in said:
+    missed_by = {}
+    for schedule, nominal, missed, attempt, *_ in reports:
         firsts[schedule, nominal] += attempt == 1
-        assert stood_for.setdefault((schedule, nominal), missed) == missed
+        assert missed_by.setdefault((schedule, nominal), missed) == missed
     assert set(firsts.values()) <= {0, 1}, "an occurrence with two first attempts"
 
-    with DTimer("looker", server.url, ns=namespace) as looker:
-        schedules = {schedule.id: schedule for schedule in looker.schedules()}
+    with DTimer("reader", server.url, ns=namespace) as reader:
+        schedules = {schedule.id: schedule for schedule in reader.schedules()}
         # Claimed by a node that was leaving, and released.
-        handed_back = {record.id for record in looker.upcoming()}
+        released = {record.id for record in reader.upcoming()}
     assert len(INTERVALS) + 1 == len(schedules)
     starts = coalesced = 0
     for id, schedule in schedules.items():
         every = int(id.split("-")[1]) * 1_000
-        times = sorted(nominal for name, nominal in stood_for if name == id)
+        times = sorted(nominal for name, nominal in missed_by if name == id)
         starts += len(times)
         for one, following in itertools.pairwise(times):
-            missed = stood_for[id, one]
+            missed = missed_by[id, one]
             coalesced += missed
             assert one + (missed + 1) * every == following, f"a gap, or a double, in {id}"
         last = round(schedule.last * 1000)
-        coming = times[-1] + (stood_for[id, times[-1]] + 1) * every
-        assert coming > last or f"{id}@{coming}" in handed_back, f"{id} lost its last"
-    unheard = sum(n == 0 for n in firsts.values())
+        coming = times[-1] + (missed_by[id, times[-1]] + 1) * every
+        assert coming > last or f"{id}@{coming}" in released, f"{id} lost its last"
+    unreported = sum(n == 0 for n in firsts.values())
     sys.stdout.write(
         f"{SECONDS:.0f} s, {kills} kills, {starts} occurrences started, {coalesced} coalesced,"
-        f" {unheard} whose first attempt died unheard, {len(said) - starts} started again,"
-        f" first attempts at most {max(s[-1] for s in said if s[3] == 1):.0f} ms late\n"
+        f" {unreported} whose first attempt was not reported,"
+        f" {len(reports) - starts} started again,"
+        f" first attempts at most {max(s[-1] for s in reports if s[3] == 1):.0f} ms late\n"
     )
     assert kills >= SECONDS
     assert_sound(client, keys)

@@ -52,8 +52,8 @@ def built(tmp_path_factory):
     would contain its files, even deleted ones.
     """
     source = tmp_path_factory.mktemp("source") / "dtimer"
-    strange = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=strange)
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
     (source / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", source / ".ci")
     out = tmp_path_factory.mktemp("dist")

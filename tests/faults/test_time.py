@@ -300,7 +300,7 @@ def test_a_wrong_wall_clock_of_a_node_has_no_effect(watch, own, monkeypatch):
                 eventually(lambda: watch.client.zscore(watch.keys.due, id) > until_renewed)  # noqa: B023
                 fleet.go_on("wrong")
                 assert not fleet.next("end").lost
-            assert [] == fleet.taken("error")
+            assert [] == fleet.reported("error")
 
 
 @pytest.mark.fault("F53")

@@ -599,7 +599,7 @@ class TestBadInput:
     )
     def test_a_bad_url_is_refused(self, url, monkeypatch):
         """A URL that names neither memory nor a folder is an OptionError, before any I/O."""
-        for io in "make_private", "of_tree", "_check_platform", "_registry":
+        for io in "make_private", "tree_folder", "_check_platform", "_registry":
             monkeypatch.setattr(embedded, io, None)
         with pytest.raises(OptionError):
             embedded.attach(url)
