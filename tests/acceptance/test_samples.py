@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pytest
 from pages import ROOT, blocks
-from servers import PATIENCE
+from servers import LIMIT, LONGEST_CALL, PATIENCE, SLOWNESS
 from shell import Program
 
 pytestmark = pytest.mark.acceptance
@@ -166,6 +166,23 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
 
+# Calls have a longer deadline, because a sample has none for a busy machine.
+PATIENT = f"""\
+import runpy, sys
+
+from dtimer.model import options
+
+options.DEFAULTS["timeout"] = {LONGEST_CALL}
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def slowed(text):
+    """Return a sample with longer delays on a slow machine, where it could be late for its own."""
+    return re.sub(r"\bnow \+ (\d+)", lambda m: f"now + {int(m[1]) * max(1, SLOWNESS):.0f}", text)
+
+
 def environment(**more):
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **more}
 
@@ -191,12 +208,12 @@ def test_a_sample_prints_the_expected_text(block, tcp_server, tmp_path):
     """A reader who copies a sample sees it run, without a warning, and print the expected text."""
     case = CASES[block.name]
     program = tmp_path / "program.py"
-    program.write_text(case.before + block.text + case.after)
+    program.write_text(case.before + slowed(block.text) + case.after)
     ran = subprocess.run(
-        [sys.executable, "-W", "error", str(program)],
+        [sys.executable, "-W", "error", "-c", PATIENT, str(program)],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=LIMIT - 10,
         check=False,
         env=environment(DTIMER_URL=tcp_server.url),
     )

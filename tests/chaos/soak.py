@@ -64,6 +64,9 @@ _WARM = 60.0
 #: How many ms a call may exceed its deadline, because more processes run than there are cores.
 _SLACK = round(400 * SLOWNESS)
 
+# A soak of this many minutes has all that happens a few times a minute by chance.
+_SURE_MINUTES = 4
+
 #: Seconds for all processes to start on an overloaded machine.
 _STARTING = 120.0
 
@@ -196,7 +199,7 @@ class Soak:
         self.wrong += found.bugs + found.left
         if not verdict.counts["claimed ahead"]:
             self.wrong.append("a vacuous run: nothing was claimed ahead of its time")
-        if not verdict.counts["left unstarted"]:
+        if self.plan.minutes >= _SURE_MINUTES and not verdict.counts["left unstarted"]:
             self.wrong.append("a vacuous run: no node left with a claim that it had not started")
         if not any(strike.fault == "F66" for strike in found.strikes):
             self.nemesis.struck.pop("F66", None)

@@ -125,7 +125,7 @@ class TestThreads:
     @pytest.mark.fault("F64")
     def test_join_fails_if_its_threads_do_not_run(self, watch, own, monkeypatch):
         """If ``join()`` returned, the node would never receive an event, without any error."""
-        node = DTimer("node", own.url, ns=watch.ns, timeout=100)
+        node = DTimer("node", own.url, ns=watch.ns, timeout=2_000)
         gate = threading.Event()
         run = Service._run
         monkeypatch.setattr(Service, "_run", lambda *args: gate.wait(PATIENCE) and run(*args))
