@@ -44,12 +44,12 @@ _QUICK = Scale(factor=0.01, seconds=1.0)
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    running = commands.add_parser("run", help="measure works; print tables, write JSON and plots")
+    running = commands.add_parser("run", help="run workloads; print tables, write JSON and plots")
     running.add_argument(
         "works",
         nargs="*",
         choices=[*WORKS, []],
-        metavar="WORK",
+        metavar="WORKLOAD",
         help=f"one of {', '.join(WORKS)}; default: all",
     )
     running.add_argument("--contenders", nargs="+", default=[], metavar="NAME")
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     comparing.add_argument("base", type=Path)
     comparing.add_argument("head", type=Path)
     comparing.add_argument("--rounds", type=int, default=15)
-    commands.add_parser("list", help="list the contenders and the works")
+    commands.add_parser("list", help="list the contenders and the workloads")
     return parser
 
 
@@ -149,7 +149,7 @@ def _list() -> None:
     for contender in CONTENDERS:
         pins = ", ".join(ENVIRONMENTS[contender.environment].pins)
         print(f"{contender.id:24}  {contender.says}  [{pins}]")
-    print(f"works: {', '.join(WORKS)}")
+    print(f"workloads: {', '.join(WORKS)}")
 
 
 def main() -> None:

@@ -130,8 +130,10 @@ def interpreted(server: Running, keys: Keys) -> Iterator[Counter]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Connection, "send", send)
-        patch.setattr(Connection, "receive", lambda wire, until, limit=None: replies.pop(wire)())
-        patch.setattr(Connection, "_receive", lambda wire: replies.pop(wire)())
+        patch.setattr(
+            Connection, "receive", lambda connection, until, limit=None: replies.pop(connection)()
+        )
+        patch.setattr(Connection, "_receive", lambda connection: replies.pop(connection)())
         try:
             yield counter
         finally:

@@ -189,18 +189,18 @@ def main(make: Callable[[dict[str, Any]], Peer]) -> None:
     """Run a driver."""
     # Keep the peer's output apart from the answers. A process that the peer forks closes
     # `sys.stdin`: it would wait for ever for the reading thread, which does not exist there.
-    voice, ear = os.dup(1), os.fdopen(os.dup(0))
+    replies, orders = os.dup(1), os.fdopen(os.dup(0))
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
     def say(what: dict[str, Any]) -> None:
-        os.write(voice, json.dumps(what).encode() + b"\n")
+        os.write(replies, json.dumps(what).encode() + b"\n")
 
-    peer = make(json.loads(ear.readline()))
+    peer = make(json.loads(orders.readline()))
 
     def obey() -> None:
         try:
-            for line in ear:
+            for line in orders:
                 command = json.loads(line)
                 say(_COMMANDS[command["do"]](peer, command))
         except BaseException:

@@ -237,12 +237,12 @@ class Claimer(Service):
         """Make one claim; return the seconds to wait after it."""
         if self._unread is not None:
             return self._apply_reply(self._unread, claiming)
-        exchange = self._pipeline
-        was_waiting = exchange.under_way
-        request = exchange.next_request(claiming)
+        pipeline = self._pipeline
+        was_waiting = pipeline.under_way
+        request = pipeline.next_request(claiming)
         try:
-            reply = exchange.receive(request)
-            more = exchange.next_limit(request, reply) if claiming else 0
+            reply = pipeline.receive(request)
+            more = pipeline.next_limit(request, reply) if claiming else 0
             if not more:
                 # Parse the claims now: if that fails, the claim can still be sent again.
                 reply.claims[:]
@@ -250,7 +250,7 @@ class Claimer(Service):
             # Renew the leases of running handlers, also while claims fail.
             with contextlib.suppress(Exception):
                 self._heartbeat.beat()
-            if exchange.broke(request, e):
+            if pipeline.broke(request, e):
                 # Redis answers, if slowly: a join need not wait for the complete reply.
                 self.connectivity.answered()
                 return 0.0
@@ -260,13 +260,13 @@ class Claimer(Service):
             return self.connectivity.failed(e)
         self.answered = time.monotonic()
         self._unread = _UnreadReply(
-            request, reply, exchange.sent, reply.received_at or self.answered, was_waiting
+            request, reply, pipeline.sent, reply.received_at or self.answered, was_waiting
         )
-        exchange.done()
+        pipeline.done()
         if armed:
             reached("claim.answered")
         if more:
-            exchange.send_next(more)
+            pipeline.send_next(more)
         return self._apply_reply(self._unread, claiming)
 
     def _apply_reply(self, unread: _UnreadReply, claiming: bool) -> float:

@@ -20,7 +20,7 @@ EIGHT = names("node", 8)
 
 
 @pytest.fixture(scope="module")
-def crew(server):
+def fleet(server):
     """Eight nodes, each in a process, and a timer that posts and never joins."""
     ns = f"t-{uuid.uuid4().hex[:12]}"
     post = DTimer("poster", server.url, ns=ns)
@@ -33,18 +33,18 @@ def crew(server):
 
 
 @pytest.fixture
-def post(crew):
+def post(fleet):
     """The timer that posts, after the previous test's events are done."""
-    _, post = crew
+    _, post = fleet
     eventually(lambda: not post.stats().in_flight)
     idle(post, 8)
     return post
 
 
 @pytest.fixture
-def eight(crew, post):
+def eight(fleet, post):
     """The eight nodes, all idle."""
-    return crew[0]
+    return fleet[0]
 
 
 def idle(timer, count):

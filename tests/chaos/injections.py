@@ -36,7 +36,7 @@ class FaultContext:
 
     server: Server
     admin: redis.Redis
-    crew: Processes
+    processes: Processes
     ns: str
     rng: random.Random
     #: How many seconds the server's clock is ahead.
@@ -51,15 +51,15 @@ class FaultContext:
 
     def any_member(self) -> Member:
         """Choose one of all processes."""
-        return self.rng.choice(self.crew.members)
+        return self.rng.choice(self.processes.members)
 
     def node(self) -> Member:
         """Choose a node."""
-        return self.rng.choice(self.crew.of("handling"))
+        return self.rng.choice(self.processes.of("handling"))
 
     def killable(self, program: str | None = None) -> Member:
         """Choose one of the processes that may be killed."""
-        members = self.crew.of(program) if program else self.crew.members
+        members = self.processes.of(program) if program else self.processes.members
         return self.rng.choice([m for m in members if not m.setting.get("immortal")])
 
     def seconds(self, low: float, high: float) -> float:

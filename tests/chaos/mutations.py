@@ -29,13 +29,13 @@ _POSTING = "tests/integration/test_posting.py"
 _READING = "tests/integration/test_reading.py"
 _MACHINE = "tests/chaos/test_machine.py"
 _ORDERS = "tests/chaos/test_interleavings.py"
-_TURN = "store/lua/claim.lua"
+_CLAIM = "store/lua/claim.lua"
 _PICKLE = "tests/unit/test_pickle.py"
 _TABLES = "tests/integration/test_new_tables.py"
 _NONSENSE = "tests/unit/test_nonsense.py"
 _WALKS = "tests/integration/test_walks.py"
 _POST = "store/lua/post.lua"
-_MINT = "store/lua/post_new.lua"
+_POST_NEW = "store/lua/post_new.lua"
 _MINTED = "tests/integration/test_post_new.py"
 _SETTLE = "store/lua/parts/settle.lua"
 _RECALL = "local done, stale = recall()"
@@ -104,7 +104,7 @@ MUTANTS = [
     ),
     _mutant(
         "tokens go back with the clock",
-        _TURN,
+        _CLAIM,
         "first_token = math.max(last_token + 1, NOW)",
         "first_token = NOW",
         _STORE,
@@ -142,7 +142,7 @@ MUTANTS = [
     ),
     _mutant(
         "events are claimed a millisecond early",
-        _TURN,
+        _CLAIM,
         "local ahead, confirms, others = tonumber(ARGV[8]),",
         "local ahead, confirms, others = tonumber(ARGV[8]) + 1000,",
         _STORE,
@@ -157,7 +157,7 @@ MUTANTS = [
     ),
     _mutant(
         "a lease is taken over before it has expired",
-        _TURN,
+        _CLAIM,
         "ahead or last or mark or unfit",
         "ahead or mark or unfit",
         _AHEAD,
@@ -165,7 +165,7 @@ MUTANTS = [
     ),
     _mutant(
         "an event with an id of the user's own is claimed ahead",
-        _TURN,
+        _CLAIM,
         "ahead or last or mark or unfit",
         "ahead or last or occurs or unfit",
         _AHEAD,
@@ -326,11 +326,13 @@ MUTANTS = [
         f"{_AVAILABILITY}::TestCluster::test_a_post_to_hung_servers_is_unknown_within_its_deadline",
     ),
     _mutant("a repeated post is not recognised", _POST, _RECALL, _FORGETS, _STORE),
-    _mutant("a repeated post without an id is not recognised", _MINT, _RECALL, _FORGETS, _STORE),
+    _mutant(
+        "a repeated post without an id is not recognised", _POST_NEW, _RECALL, _FORGETS, _STORE
+    ),
     _mutant(
         "a repeated cancel is not recognised", "store/lua/cancel.lua", _RECALL, _FORGETS, _STORE
     ),
-    _mutant("a repeated claim is not recognised", _TURN, _RECALL, _FORGETS, _STORE),
+    _mutant("a repeated claim is not recognised", _CLAIM, _RECALL, _FORGETS, _STORE),
     _mutant(
         "a repeated settlement is not recognised",
         "store/lua/settle.lua",
@@ -375,7 +377,7 @@ MUTANTS = [
     ),
     _mutant(
         "payloads are loaded before they are measured",
-        _TURN,
+        _CLAIM,
         "if bytes > most and i > 1 then",
         "if bytes > most and i == #ids then",
         _SLOW,
@@ -462,7 +464,7 @@ MUTANTS = [
     # ---------------------------------------------------------------------------- lost events
     _mutant(
         "an event is removed when it is claimed",
-        _TURN,
+        _CLAIM,
         "redis.call('ZADD', DUE, unpack(scores))",
         "for i = 2, #scores, 2 do redis.call('ZREM', DUE, scores[i]) end",
         _STORE,
@@ -506,7 +508,7 @@ MUTANTS = [
     ),
     _mutant(
         "a generated id replaces an event that has it by chance",
-        _MINT,
+        _POST_NEW,
         "redis.pcall('ZADD', DUE, 'NX', digits(soonest), id)",
         "redis.pcall('ZADD', DUE, digits(soonest), id)",
         _MINTED,
@@ -573,7 +575,7 @@ MUTANTS = [
     ),
     _mutant(
         "a post without an id writes before it has checked the types of the keys",
-        _MINT,
+        _POST_NEW,
         "    redis.call('ZREM', DUE, unpack(ids))\n",
         "",
         _MINTED,
@@ -596,7 +598,7 @@ MUTANTS = [
     # ---------------------------------------------------------------------------- payloads
     _mutant(
         "the script decodes and encodes payloads",
-        _TURN,
+        _CLAIM,
         "reply[#reply + 1] = mark .. length .. ',' .. digits(#body) .. '|' .. id .. body",
         "local function again(head, payload)\n"
         "        local fine, read = pcall(cjson.decode, payload)\n"
@@ -618,14 +620,14 @@ MUTANTS = [
     # ------------------------------------------------------------------------------ attempts
     _mutant(
         "a lost lease is not counted",
-        _TURN,
+        _CLAIM,
         "digits(token) .. ',' .. digits(attempt + 1) .. ','",
         "digits(token) .. ',' .. digits(last and attempt or attempt + 1) .. ','",
         _STORE,
     ),
     _mutant(
         "one retry too many after a lost lease",
-        _TURN,
+        _CLAIM,
         "if holder and attempt > max_retries then",
         "if holder and attempt > max_retries + 1 then",
         _STORE,
@@ -655,7 +657,7 @@ MUTANTS = [
     ),
     _mutant(
         "an expired event is delivered",
-        _TURN,
+        _CLAIM,
         "if expires and expires <= NOW then",
         "elseif expires and expires < 0 then",
         _STORE,
@@ -731,7 +733,7 @@ MUTANTS = [
     ),
     _mutant(
         "a node stays expected after its claim",
-        _TURN,
+        _CLAIM,
         "\n  redis.call('ZREM', PROMISE, node)\n",
         "\nredis.call('ZREM', PROMISE, '')\n",
         _DUTY,
@@ -739,14 +741,14 @@ MUTANTS = [
     ),
     _mutant(
         "a node with free threads is not told to ask for events that no node is expected for",
-        _TURN,
+        _CLAIM,
         "and (#ids > taken + held_back or told == 0)",
         "and #ids > taken + held_back",
         _DUTY,
     ),
     _mutant(
         "a paused namespace delivers events",
-        _TURN,
+        _CLAIM,
         "paused, last_token = foreign or says == '1',",
         "paused, last_token = foreign,",
         _STORE,
@@ -885,7 +887,7 @@ MUTANTS = [
     # --------------------------------------------------------------------------- foreign data
     _mutant(
         "events are kept for unregistered nodes",
-        _TURN,
+        _CLAIM,
         "if who then told = told + 1 end",
         "told = told + 1",
         _DUTY,

@@ -57,7 +57,7 @@ class Nemesis:
         faults: Sequence[str] = tuple(INJECTIONS),
         weights: dict[str, int] | None = None,
     ) -> None:
-        self._scene = context
+        self._context = context
         self._pen = pen
         self._rng = rng
         self._cards = [name for name in faults for _ in range((weights or {}).get(name, 1))]
@@ -96,7 +96,7 @@ class Nemesis:
         if name is None:
             return
         injection, server = INJECTIONS[name]
-        running = injection(self._scene)
+        running = injection(self._context)
         said: Any = next(running)
         target, seconds = said
         self._pen.note("fault", name=name, target=target, phase="begin")

@@ -31,9 +31,11 @@ def close_within_a_reply(context: FaultContext) -> Injection:
 
 
 def _blackhole(
-    context: FaultContext, who: Member, seconds: float, *, ears: bool, commands: bool
+    context: FaultContext, who: Member, seconds: float, *, subscription: bool, commands: bool
 ) -> Injection:
-    ways = [way for way, on in ((who.proxy, commands), (who.ears, ears)) if on and way]
+    ways = [
+        way for way, on in ((who.proxy, commands), (who.subscription, subscription)) if on and way
+    ]
     yield who.name, seconds
     for way in ways:
         way.blackhole()
@@ -47,21 +49,23 @@ def _blackhole(
 def blackhole_commands(context: FaultContext) -> Injection:
     """Let the commands of a process get neither a reply nor an error."""
     return _blackhole(
-        context, context.any_member(), context.seconds(0.3, 1.5), ears=False, commands=True
+        context, context.any_member(), context.seconds(0.3, 1.5), subscription=False, commands=True
     )
 
 
 @injection("F04")
-def blackhole_ears(context: FaultContext) -> Injection:
+def blackhole_subscription(context: FaultContext) -> Injection:
     """Lose all messages to a node's subscription, without an error."""
-    return _blackhole(context, context.node(), context.seconds(1, 2.5), ears=True, commands=False)
+    return _blackhole(
+        context, context.node(), context.seconds(1, 2.5), subscription=True, commands=False
+    )
 
 
 @injection("F05")
 def reset(context: FaultContext) -> Injection:
     """Reset, or half close, all connections of a process."""
     who = context.any_member()
-    ways = [way for way in (who.proxy, who.ears) if way]
+    ways = [way for way in (who.proxy, who.subscription) if way]
     yield who.name, context.seconds(0.3, 1)
     for way in ways:
         if context.rng.random() < 0.5:
@@ -109,7 +113,7 @@ def choke(context: FaultContext) -> Injection:
 def refuse(context: FaultContext) -> Injection:
     """Refuse the connections of a process."""
     who = context.any_member()
-    ways = [way for way in (who.proxy, who.ears) if way]
+    ways = [way for way in (who.proxy, who.subscription) if way]
     yield who.name, context.seconds(0.5, 2)
     for way in ways:
         way.refuse()
@@ -124,4 +128,4 @@ def refuse(context: FaultContext) -> Injection:
 def cut_off(context: FaultContext) -> Injection:
     """Cut a node off for longer than its leases last."""
     seconds = context.seconds(2, 3.5) * LEASE / 1000
-    return _blackhole(context, context.node(), seconds, ears=True, commands=True)
+    return _blackhole(context, context.node(), seconds, subscription=True, commands=True)

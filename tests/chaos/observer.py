@@ -18,7 +18,7 @@ class Observer(DTimer):
     """Reads the state of a namespace, with a direct connection to the server."""
 
     def __init__(self, server: Server, ns: str) -> None:
-        super().__init__("looker", server.url, ns=ns, timeout=10_000)
+        super().__init__("observer", server.url, ns=ns, timeout=10_000)
         self._client = server.client()
         self._keys = Keys.of(ns)
 

@@ -65,7 +65,7 @@ FAR = 3_600_000
 _BACKLOG = 6_000
 
 
-class _Mint:
+class _Ids:
     """
     Generates the ids of a timer's posts, and tells them in advance.
 
@@ -73,17 +73,17 @@ class _Mint:
     no later record can give the id.
     """
 
-    def __init__(self, mint: Callable[[], str]) -> None:
-        self._mint = mint
+    def __init__(self, ids: Callable[[], str]) -> None:
+        self._generate = ids
         self._drawn: deque[str] = deque()
 
     def draw(self) -> str:
         """Return the id of the next post for which no id was drawn yet."""
-        self._drawn.append(self._mint())
+        self._drawn.append(self._generate())
         return self._drawn[-1]
 
     def __call__(self) -> str:
-        return self._drawn.popleft() if self._drawn else self._mint()
+        return self._drawn.popleft() if self._drawn else self._generate()
 
 
 class Posting(Program):
@@ -100,8 +100,8 @@ class Posting(Program):
         url, options = setting["url"], setting["options"]
         self.calls = Calls(self.pen)
         self.timer = DTimer(self.name, self.way, **options)
-        self.mint = _Mint(self.timer._new_id)
-        self.timer._new_id = self.mint
+        self.ids = _Ids(self.timer._new_id)
+        self.timer._new_id = self.ids
         self.queue = RunAt(setting["runat"], redis=self.way, timeout=options["timeout"])
         # Without retries, because a repeated transaction would act twice.
         self.client = redis.Redis.from_url(url, socket_timeout=1, retry=Retry(NoBackoff(), 0))
@@ -116,7 +116,7 @@ class Posting(Program):
         """Return a payload, and the options that give its id."""
         if self.rng.random() < _MINTED:
             payload = workload.payload(self.rng, self.serial(), self._near(), minted=True)
-            self.minted.append(self.mint.draw())
+            self.minted.append(self.ids.draw())
             return payload, {"id": self.minted[-1], "minted": True}
         payload, id = self._named()
         return payload, {"id": id}
@@ -202,7 +202,7 @@ class Posting(Program):
 
     def _one_of_many(self, n: int, *, minted: bool) -> dict[str, Any]:
         """Return the options that give an event of a burst its id: all are generated, or none."""
-        return {"id": self.mint.draw(), "minted": True} if minted else {"id": f"{self.name}-{n}"}
+        return {"id": self.ids.draw(), "minted": True} if minted else {"id": f"{self.name}-{n}"}
 
     def schedule(self) -> None:
         """Declare a schedule, changed or not, or end it."""

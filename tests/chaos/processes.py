@@ -38,18 +38,23 @@ class Member:
         name: The name of all of its processes.
         setting: The settings of the program, to which `Processes` adds some.
         proxy: The proxy to the server.
-        ears: A second proxy for the subscription, or None.
+        subscription: A second proxy for the subscription, or None.
     """
 
     def __init__(
-        self, program: str, name: str, setting: dict[str, Any], proxy: Proxy, ears: Proxy | None
+        self,
+        program: str,
+        name: str,
+        setting: dict[str, Any],
+        proxy: Proxy,
+        subscription: Proxy | None,
     ) -> None:
         self.program = program
         self.name = name
         self.setting = setting
         #: The proxies to the server, which each process takes over from the one before.
         self.proxy = proxy
-        self.ears = ears
+        self.subscription = subscription
         self.process: subprocess.Popen[bytes] | None = None
         self.frozen = False
         #: Resident memory in KiB, by seconds since the process began.
@@ -128,13 +133,13 @@ class Processes:
         """Return the members that run *program*."""
         return [m for m in self.members if m.program == program]
 
-    def add(self, program: str, name: str, *, ears: bool = False, **setting: Any) -> None:
+    def add(self, program: str, name: str, *, subscription: bool = False, **setting: Any) -> None:
         """Start another process."""
-        proxy, own_ears = Proxy(self._server), Proxy(self._server) if ears else None
+        proxy, own_subscription = Proxy(self._server), Proxy(self._server) if subscription else None
         setting["url"] = self._url(proxy)
-        if own_ears:
-            setting["sub"] = self._url(own_ears)
-        self.members.append(Member(program, name, self._common | setting, proxy, own_ears))
+        if own_subscription:
+            setting["sub"] = self._url(own_subscription)
+        self.members.append(Member(program, name, self._common | setting, proxy, own_subscription))
         self._begin(self.members[-1])
 
     @staticmethod
@@ -240,8 +245,8 @@ class Processes:
                 member.process.communicate()
                 member.process = None
             member.proxy.close()
-            if member.ears:
-                member.ears.close()
+            if member.subscription:
+                member.subscription.close()
         for watch in self._watches:
             watch.join()
 

@@ -56,8 +56,8 @@ class Program:
         self.ended = threading.Event()
         self._before = descriptors()
         self.pen.note("node", phase="begin", start=self.start, rss=rss(), **self._limits())
-        self._pulse = StarvationMonitor(self.pen)
-        self._pulse.__enter__()
+        self._starvation = StarvationMonitor(self.pen)
+        self._starvation.__enter__()
         self._clients: list[Any] = []
         #: How timers reach the server: a URL, or a client of the cluster.
         self.way: Any = self.setting["url"]
@@ -88,7 +88,7 @@ class Program:
 
     def finish(self) -> None:
         """Record the end of the program, and the threads and descriptors that are left."""
-        self._pulse.__exit__()
+        self._starvation.__exit__()
         for client in self._clients:
             client.close()
         deadline = time.monotonic() + 5

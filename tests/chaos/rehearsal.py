@@ -130,9 +130,9 @@ class Rehearsal(Simulation):
         if not self._draining and self._left > 0:
             declare = lambda: self.server.declare(self.us(), "beat", says)  # noqa: E731
             self.call(node, "schedule", declare, id="beat", **says)
-        self.after(1, node, lambda: self._turn(node))
+        self.after(1, node, lambda: self._claim(node))
 
-    def _turn(self, node: Process) -> None:
+    def _claim(self, node: Process) -> None:
         """Settle and claim, and plan what follows; a claim is sent again until it is answered."""
         if node.busy:
             return
@@ -191,7 +191,7 @@ class Rehearsal(Simulation):
             return
         node.busy = False
         if not (self._draining and not self.server.model.pending and not node.settling):
-            self.after(self.random.uniform(2, 20), node, lambda: self._turn(node))
+            self.after(self.random.uniform(2, 20), node, lambda: self._claim(node))
         else:
             self.say(node, "node", phase="end")
             node.alive = False
@@ -230,7 +230,7 @@ class Rehearsal(Simulation):
             if not held["settled"]:
                 held["settled"] = True
                 node.settling.append((run, "retry" if failed else "confirm"))
-            self._turn(node)
+            self._claim(node)
 
         def middle() -> None:
             pick = self.random.random() if self.trouble else 1.0

@@ -132,7 +132,7 @@ def kill_clients(context: FaultContext) -> Injection:
 def overflow(context: FaultContext) -> Injection:
     """Overflow the output buffer of a node's subscription, which the node does not read."""
     who = context.node()
-    assert who.ears
+    assert who.subscription
     yield who.name, context.seconds(0.5, 1.5)
     limit = "client-output-buffer-limit"
     context.admin.config_set(limit, "pubsub 32kb 16kb 1")
@@ -141,12 +141,12 @@ def overflow(context: FaultContext) -> Injection:
     mine = [node.incarnation for node in asking.nodes() if node.id == who.name]
     asking.leave()
     before = stat(context, OVERFLOWS)
-    who.ears.blackhole()
+    who.subscription.blackhole()
     for incarnation in mine:
         # All messages in one script: the buffers of the network would absorb a slower stream.
         context.admin.eval(_PUBLISH, 0, keys.wake(incarnation), "x" * 10_000)
     yield
-    who.ears.heal()
+    who.subscription.heal()
     context.admin.config_set(limit, "pubsub 32mb 8mb 60")
     yield stat(context, OVERFLOWS) > before
 

@@ -143,9 +143,13 @@ class Soak:
             "runat": RUNAT,
             "options": options,
         }
-        self.crew = Processes(self.server, plan.folder, self.pen, common, strict=not plan.events)
-        self._closing.enter_context(self.crew)
-        context = FaultContext(self.server, self.admin, self.crew, NS, random.Random(rng.random()))
+        self.processes = Processes(
+            self.server, plan.folder, self.pen, common, strict=not plan.events
+        )
+        self._closing.enter_context(self.processes)
+        context = FaultContext(
+            self.server, self.admin, self.processes, NS, random.Random(rng.random())
+        )
         context.others = others
         weights = _BULK_WEIGHTS if plan.events else None
         # A server of a cluster cannot be demoted in place (F34). Without a cluster, no other
@@ -181,10 +185,10 @@ class Soak:
         self.nemesis.heal()
         self._phase("healed")
         self._keep_running(_AFTER)
-        self.crew.end("posting")
+        self.processes.end("posting")
         self._drain()
         self._phase("drained")
-        self.crew.end("handling", "reading")
+        self.processes.end("handling", "reading")
         self._record_end()
         self._phase("checked")
         return self._report()
@@ -206,7 +210,7 @@ class Soak:
         if never := self.nemesis.never:
             self.wrong.append(f"a vacuous run: never injected: {', '.join(never)}")
         self._phase("reported")
-        memory = {pid: kib for m in self.crew.of("handling") for pid, kib in m.memory.items()}
+        memory = {pid: kib for m in self.processes.of("handling") for pid, kib in m.memory.items()}
         names = ["all well", "faults", "healed, drained", "left", "checked"]
         parts = zip(names, itertools.pairwise(self._phases), strict=False)
         return Report(
@@ -214,7 +218,7 @@ class Soak:
             verdict,
             took={name: end - begin for name, (begin, end) in parts},
             struck=dict(self.nemesis.struck),
-            kills=self.crew.kills,
+            kills=self.processes.kills,
             errors=dict(found.errors),
             resources={
                 "memory of nodes": growth(memory, _WARM),
@@ -226,17 +230,17 @@ class Soak:
         )
 
     def _start_all(self) -> None:
-        options = self.crew._common["options"] | {"max_run": MAX_RUN}
+        options = self.processes._common["options"] | {"max_run": MAX_RUN}
         bulk = bool(self.plan.events)
         # Half of the processes use a cluster client.
         home = {"home": self.server.port} if self.plan.cluster else {}
         for i in (1, 2, 3, 4):
             # The number of handler threads, and of events in a batch.
             own = (4, 100) if bulk else [(4, 1), (8, 1), (4, 8), (2, 1)][i - 1]
-            self.crew.add(
+            self.processes.add(
                 "handling",
                 f"node-{i}",
-                ears=True,
+                subscription=True,
                 options=options | {"concurrency": own[0], "max_events": own[1]},
                 restless=10 if i == 2 else 0,
                 graceful=False,
@@ -244,10 +248,10 @@ class Soak:
                 immortal=i == 4,
                 **(home if i > 2 else {}),
             )
-        self.crew.add(
+        self.processes.add(
             "handling",
             "node-5",
-            ears=True,
+            subscription=True,
             options=options | {"lease": LONG_LEASE, "concurrency": 2},
             restless=1.5,
             graceful=True,
@@ -257,13 +261,15 @@ class Soak:
         for i in (1, 2):
             own_way = home if i == 2 else {}
             bulk_rate = self.plan.bulk / 2
-            self.crew.add("posting", f"poster-{i}", rate=_STEPS, bulk=bulk_rate, **own_way)
-        self.crew.add("reading", "reader-1", threads=2, restless=8, **home)
+            self.processes.add("posting", f"poster-{i}", rate=_STEPS, bulk=bulk_rate, **own_way)
+        self.processes.add("reading", "reader-1", threads=2, restless=8, **home)
 
     def _await_all(self) -> None:
         """Wait until all processes are working."""
         with Observer(self.server, NS) as observer, Observer(self.server, RUNAT) as keys:
-            eventually(lambda: len(observer.nodes()) == len(self.crew.of("handling")), _STARTING)
+            eventually(
+                lambda: len(observer.nodes()) == len(self.processes.of("handling")), _STARTING
+            )
             eventually(lambda: observer.stats().totals.get("posted") and keys.nodes(), _STARTING)
 
     def _phase(self, name: str) -> None:
@@ -287,7 +293,7 @@ class Soak:
                 return
 
     def _tick(self) -> None:
-        self.crew.replace_dead()
+        self.processes.replace_dead()
         now = time.monotonic()
         if now - self._asked > _ASK:
             self._asked = now
@@ -297,7 +303,7 @@ class Soak:
                 said["srv"] = seconds * 1_000_000 + us
         if now - self._sampled > 2:
             self._sampled = now
-            self.crew.sample()
+            self.processes.sample()
             # The server may be down, or refuse the command.
             with contextlib.suppress(redis.RedisError):
                 self.memory.append(int(self._hurried.info("memory")["used_memory"]))
@@ -322,8 +328,10 @@ class Soak:
 
     def _record_end(self) -> None:
         """Record which events and dead letters are left, and whether the keys are sound."""
-        self.wrong += self.crew.complaints
-        self.wrong += [f"{name} wrote: {text[-2000:]}" for name, text in self.crew.stderr().items()]
+        self.wrong += self.processes.complaints
+        self.wrong += [
+            f"{name} wrote: {text[-2000:]}" for name, text in self.processes.stderr().items()
+        ]
         pending: list[str] = []
         letters: list[dict[str, Any]] = []
         sound = True

@@ -30,47 +30,47 @@ class Spill:
     """
 
     def __init__(self, *, count: int = 128, room: int = _ROOM) -> None:
-        self._shelves: list[list[tuple[Any, ...]]] = [[] for _ in range(count)]
+        self._parts: list[list[tuple[Any, ...]]] = [[] for _ in range(count)]
         self._files: list[IO[bytes] | None] = [None] * count
         self._room = room
         self._held = 0
 
     def put(self, key: Key, operation: Operation) -> None:
         """Add *operation* to the group of *key*."""
-        self._shelves[hash(key) % len(self._shelves)].append((key, tuple(operation)))
+        self._parts[hash(key) % len(self._parts)].append((key, tuple(operation)))
         self._held += 1
         if self._held >= self._room:
             self._write_out()
 
     def _write_out(self) -> None:
-        for i, shelf in enumerate(self._shelves):
-            if shelf:
+        for i, part in enumerate(self._parts):
+            if part:
                 file = self._files[i]
                 if file is None:
                     file = self._files[i] = tempfile.TemporaryFile()  # noqa: SIM115 - see close
-                packed = marshal.dumps(shelf)
+                packed = marshal.dumps(part)
                 file.write(_LENGTH.pack(len(packed)) + packed)
-                shelf.clear()
+                part.clear()
         self._held = 0
 
     def __iter__(self) -> Iterator[tuple[Key, list[Operation]]]:
         """Yield each key with its operations, sorted by their beginnings."""
-        for shelf, file in zip(self._shelves, self._files, strict=True):
+        for part, file in zip(self._parts, self._files, strict=True):
             gathered: dict[Key, list[Operation]] = {}
-            for key, fields in self._all(shelf, file):
+            for key, fields in self._all(part, file):
                 gathered.setdefault(key, []).append(Operation(*fields))
             for key, operations in gathered.items():
                 operations.sort(key=_beginning)
                 yield key, operations
 
     @staticmethod
-    def _all(shelf: list[tuple[Any, ...]], file: IO[bytes] | None) -> Iterator[tuple[Any, ...]]:
+    def _all(part: list[tuple[Any, ...]], file: IO[bytes] | None) -> Iterator[tuple[Any, ...]]:
         if file is not None:
             file.seek(0)
             while head := file.read(_LENGTH.size):
                 # `marshal.load` would read the file byte by byte.
                 yield from marshal.loads(file.read(*_LENGTH.unpack(head)))
-        yield from shelf
+        yield from part
 
     def close(self) -> None:
         """Delete the files."""

@@ -27,7 +27,7 @@ class StarvationMonitor:
         self._beat = beat
         self._late = late
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="starvation", daemon=True)
 
     def _run(self) -> None:
         before = time.monotonic()

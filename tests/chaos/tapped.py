@@ -26,8 +26,8 @@ class TappedConnection:
     The caller's deadlines are ignored, because the caller may read a test's clock.
     """
 
-    def __init__(self, wire: Any, tap: Tap, loads: bool) -> None:
-        self._wire = wire
+    def __init__(self, connection: Any, tap: Tap, loads: bool) -> None:
+        self._connection = connection
         self._tap = tap
         self._loads = loads
         self.sent = False
@@ -76,17 +76,17 @@ class TappedConnection:
         def send(words: list[Any]) -> Any:
             until = time.monotonic() + 5
             try:
-                return self._wire.run(script, words, until, with_source=with_source)
+                return self._connection.run(script, words, until, with_source=with_source)
             except redis.exceptions.NoScriptError:
                 if not self._loads:
                     raise
-            return self._wire.run(script, words, until, with_source=True)
+            return self._connection.run(script, words, until, with_source=True)
 
         return self._tap(script, list(arguments), send)
 
     def close(self) -> None:
         """Drop the connection."""
-        self._wire.close()
+        self._connection.close()
 
 
 class TappedSource:

@@ -578,15 +578,15 @@ class Machine(RuleBasedStateMachine):
         at, script, arguments, reply = self.lossy.sent[-1 - index % len(self.lossy.sent)]
         if self.now.us - at > 60_000_000:
             return
-        wire: Any = TappedSource(self.client, _straight).connection(self.store.keys)
+        connection: Any = TappedSource(self.client, _straight).connection(self.store.keys)
         try:
-            again = wire.run(script, [str(self.now.us), *arguments[1:]], 0, with_source=True)
+            again = connection.run(script, [str(self.now.us), *arguments[1:]], 0, with_source=True)
         except redis.ResponseError as e:
             if "DTSTALE" in str(e):
                 return
             raise
         finally:
-            wire.close()
+            connection.close()
         self.lossy.assert_same(script, reply, again)
         if script.name != "claim":
             return

@@ -89,11 +89,11 @@ class Case:
         self.meter = meter
         self._server = server
         self.store = Store(source(client, 5.0), "cost", timeout=10.0, now=self.now)
-        self.mint = IdGenerator()
+        self.new_id = IdGenerator()
         self.node = Peer(self.store, f"{0:024}")
 
     def post(self, count=1, delay=0):
-        entries = [Entry(self.mint(), f"+{delay}", "", BODY) for _ in range(count)]
+        entries = [Entry(self.new_id(), f"+{delay}", "", BODY) for _ in range(count)]
         self.store.post(entries, "post_new")
         return [entry.id for entry in entries]
 

@@ -94,7 +94,7 @@ def pid_of(path):
     return call(path, "INFO", "server")["process_id"]
 
 
-def keeper_of(folder):
+def supervisor_of(folder):
     return int((Path(folder) / layout.LOCK).read_text())
 
 
@@ -376,13 +376,13 @@ class TestEnd:
         that are still leaving need the server.
         """
         with embedded.attach(url_of(folder)) as ours:
-            keeper = keeper_of(folder)
-            assert os.getsid(keeper) != os.getsid(0)
+            supervisor = supervisor_of(folder)
+            assert os.getsid(supervisor) != os.getsid(0)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                os.kill(keeper, number)
+                os.kill(supervisor, number)
             with embedded.attach(url_of(folder)):
                 assert call(ours.socket, "PING")
-            assert keeper == keeper_of(folder)
+            assert supervisor == supervisor_of(folder)
             assert not ours.renew()
 
 
@@ -422,7 +422,7 @@ class TestKilled:
             call(ours.socket, "SET", "tea", "kettle")
             address, watched = ours.socket, watch(ours.socket)
 
-            os.kill(keeper_of(folder), signal.SIGKILL)
+            os.kill(supervisor_of(folder), signal.SIGKILL)
             assert has_ended(watched)
 
             # The watchdog may act before the other effects of the supervisor's end, so retry.
@@ -435,7 +435,7 @@ class TestKilled:
         """If the supervisor was killed, the next attach() of the process connects to a new one."""
         with embedded.attach(url_of(folder)) as ours:
             watched = watch(ours.socket)
-            os.kill(keeper_of(folder), signal.SIGKILL)
+            os.kill(supervisor_of(folder), signal.SIGKILL)
             assert has_ended(watched)
             with embedded.attach(url_of(folder)) as again:
                 assert call(again.socket, "PING")

@@ -35,7 +35,7 @@ def score(client, namespace):
     return lambda name: client.zscore(Keys.of(namespace).due, name)
 
 
-def takes_a_turn(timer):
+def claims_once(timer):
     """Make the node claim once more, and wait for the reply."""
     claimer = timer._node._claimer
     before = claimer.answered
@@ -230,7 +230,7 @@ class TestListeners:
             timer.post({"n": 1})
             assert heard.wait(PATIENCE)
             second = timer.post({"n": 2})
-            takes_a_turn(timer)
+            claims_once(timer)
             assert 0 == timer.peek(second).attempt
         assert [[{"n": 1}]] == caught
 
@@ -280,7 +280,7 @@ class TestListeners:
         timer = make(poll_interval=LATER)
         with timer:
             id = timer.post({})
-            takes_a_turn(timer)
+            claims_once(timer)
             assert (State.SCHEDULED, 0) == (timer.peek(id).state, timer.peek(id).attempt)
             assert [False] == [node.waiting for node in timer.nodes()]
             caught = Catch(timer, "event")
@@ -297,7 +297,7 @@ class TestListeners:
             second = timer.post({})
             caught.go_on()
             eventually(lambda: timer.peek(first) is None)
-            takes_a_turn(timer)
+            claims_once(timer)
             assert 0 == timer.peek(second).attempt
 
 
@@ -580,7 +580,7 @@ class TestLease:
         with timer:
             id = timer.post({})
             (ev,) = caught.next()
-            takes_a_turn(timer)
+            claims_once(timer)
             assert State.IN_FLIGHT is timer.peek(id).state
             assert not ev.lease_lost
             assert ev.confirm() is True

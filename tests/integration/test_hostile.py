@@ -293,8 +293,8 @@ class TestClaim:
 
     def test_a_repeated_pause_acts_once(self, store):
         """A pause whose reply was lost returns the first result when it is sent again."""
-        assert b"1" == store._scripts.call_once("pause", "1", op="lane:1")
-        assert b"1" == store._scripts.call_once("pause", "1", op="lane:1")
+        assert b"1" == store._scripts.call_once("pause", "1", op="session:1")
+        assert b"1" == store._scripts.call_once("pause", "1", op="session:1")
 
 
 class TestDeadlines:

@@ -36,10 +36,10 @@ def together(count, act):
         except BaseException as e:
             raised.append(e)
 
-    crew = [threading.Thread(target=run, args=(n,)) for n in range(count)]
-    for thread in crew:
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    for thread in threads:
         thread.start()
-    for thread in crew:
+    for thread in threads:
         thread.join(3 * PATIENCE)
         assert not thread.is_alive(), "the thread hangs"
     for error in raised:
@@ -714,7 +714,7 @@ class TestForgotten:
         class Elder:
             def __del__(self):
                 seen.append(
-                    [lane.connection._connection for lane in self.timer._store._scripts._idle]
+                    [session.connection._connection for session in self.timer._store._scripts._idle]
                 )
 
         elder = Elder()

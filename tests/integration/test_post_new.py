@@ -131,9 +131,13 @@ class TestAllOrNothing:
         (taken,) = entries(count)[-1:]
         store.post([taken], "post_new")
         verb, arguments = Store._posting(entries(count), "post_new")
-        assert b"x;;" + taken.id.encode() == store._scripts.call_once(verb, *arguments, op="lane:1")
+        assert b"x;;" + taken.id.encode() == store._scripts.call_once(
+            verb, *arguments, op="session:1"
+        )
         store.cancel(taken.id)
-        assert b"x;;" + taken.id.encode() == store._scripts.call_once(verb, *arguments, op="lane:1")
+        assert b"x;;" + taken.id.encode() == store._scripts.call_once(
+            verb, *arguments, op="session:1"
+        )
         assert [] == list(store.upcoming("-inf", "+inf"))
 
     @pytest.mark.parametrize("delay", [0, HOUR])

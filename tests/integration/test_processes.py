@@ -495,8 +495,8 @@ def post():
         n += 1
     posted.append(n)
 
-crew = [threading.Thread(target=post) for _ in range(3)]
-for thread in crew:
+threads = [threading.Thread(target=post) for _ in range(3)]
+for thread in threads:
     thread.start()
 
 def child():
@@ -506,7 +506,7 @@ def child():
 for _ in range(40):
     forked(child)
 ending.set()
-for thread in crew:
+for thread in threads:
     thread.join()
 dt.leave()
 say(sum(posted) + 41)

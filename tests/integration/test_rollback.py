@@ -106,9 +106,9 @@ class TestDetected:
         node.claim_reply()
         snapshot.restore()
         now.tick(1)
-        turned, store.rollback.claimed = store.rollback.claimed, lambda *_: None
+        claimed, store.rollback.claimed = store.rollback.claimed, lambda *_: None
         node.claim_reply()
-        store.rollback.claimed = turned
+        store.rollback.claimed = claimed
         now.tick(1)
         node.claim_reply(again=True)
         assert 1 == len(store.told)
@@ -193,12 +193,12 @@ class TestDetected:
         now.tick(5)
         before = store.rollback.known
         post(store, "milk", 60_000)
-        late_turn = node.claim_reply()
+        late_claim = node.claim_reply()
         _, late_standing = store._read_state(store._scripts.deadline(), make=True)
         snapshot.restore()
         node.claim_reply()
         assert 1 == len(store.told)
-        store.rollback.claimed(before, late_turn)
+        store.rollback.claimed(before, late_claim)
         store.rollback.opened(before, late_standing)
         store.rollback.posted(before.era, before.posted, 1, 2)
         node.claim_reply()

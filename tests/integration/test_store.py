@@ -409,10 +409,10 @@ class TestLostReplies:
         nothing.
         """
         verb, arguments = Store._posting([Entry("tea", "+0", "", "3|{}")], policy)
-        assert b"1;1;" == store._scripts.call_once(verb, *arguments, op="lane:1")
+        assert b"1;1;" == store._scripts.call_once(verb, *arguments, op="session:1")
         (claim,) = node.claim()
         node.confirm(claim)
-        assert b"1;;" == store._scripts.call_once(verb, *arguments, op="lane:1")
+        assert b"1;;" == store._scripts.call_once(verb, *arguments, op="session:1")
         assert store.peek("tea") is None
 
     @pytest.mark.parametrize("policy", ["post_new", "replace"])
@@ -423,9 +423,9 @@ class TestLostReplies:
         """
         verb, new = Store._posting([Entry("tea", "+0", "", '3|{"cup":2}')], policy)
         _, old = Store._posting([Entry("egg", "+0", "", '3|{"cup":1}')], policy)
-        store._scripts.call_once(verb, *new, op="lane:2")
+        store._scripts.call_once(verb, *new, op="session:2")
         with pytest.raises(Exception, match="DTSTALE"):
-            store._scripts.call_once(verb, *old, op="lane:1")
+            store._scripts.call_once(verb, *old, op="session:1")
         assert store.peek("egg") is None
         assert {"cup": 2} == store.peek("tea").event
 
@@ -435,10 +435,10 @@ class TestLostReplies:
         now.us -= now.us % 60_000_000
         now.tick(30_000)
         post(store, "tea", 100)
-        assert "cancelled" == store._scripts.call_once("cancel", "tea", op="lane:7").decode()
+        assert "cancelled" == store._scripts.call_once("cancel", "tea", op="session:7").decode()
         now.tick(minutes * 60_000)
         post(store, "tea", 100)
-        assert "cancelled" == store._scripts.call_once("cancel", "tea", op="lane:7").decode()
+        assert "cancelled" == store._scripts.call_once("cancel", "tea", op="session:7").decode()
         assert store.peek("tea") is not None
 
     @pytest.mark.parametrize("steps", [(3600,), (-3600,), (-60,), (-3600, 3600), (3600, -3600)])
@@ -448,20 +448,20 @@ class TestLostReplies:
         acts once, even if other nodes are active meanwhile.
         """
         verb, entry = Store._posting([Entry("tea", "+0", "", "3|{}")], "post_new")
-        store._scripts.call_once(verb, *entry, op="lane:1")
+        store._scripts.call_once(verb, *entry, op="session:1")
         post(store, "egg")
         first = node.claim_reply(1)
         for n, seconds in enumerate(steps):
             now.tick(seconds * 1000)
             post(store, f"other-{n}", 10_000_000)
-        assert b"1;;" == store._scripts.call_once(verb, *entry, op="lane:1")
+        assert b"1;;" == store._scripts.call_once(verb, *entry, op="session:1")
         again = node.claim_reply(1, again=True)
         assert [c.token for c in first.claims] == [c.token for c in again.claims]
 
     def test_session_memory_is_bounded(self, store, client, now):
         """Sessions that have been idle for two minutes are forgotten."""
         for i in range(50):
-            store._scripts.call_once("cancel", "nothing", op=f"lane{i}:1")
+            store._scripts.call_once("cancel", "nothing", op=f"session{i}:1")
         for seq in (1, 2):
             now.tick(60_000)
             store._scripts.call_once("cancel", "nothing", op=f"last:{seq}")
@@ -582,9 +582,9 @@ class TestPost:
         """
         post(store, "tea", 100)
         words = ("keep", "tea", "+0", ",3|{}")
-        first = store._scripts.call_once("post", *words, op="lane:1")
+        first = store._scripts.call_once("post", *words, op="session:1")
         store.cancel("tea")
-        assert first == store._scripts.call_once("post", *words, op="lane:1")
+        assert first == store._scripts.call_once("post", *words, op="session:1")
         assert b"0;;" == first
 
     def test_a_post_replaces_a_dead_letter(self, store, node):
@@ -748,9 +748,11 @@ class TestControl:
         post(store, "tea", max_retries=0, expires="+1000000", payload='{"cup":1}')
         node.fail(node.claim()[0])
         now.tick(2_000)
-        assert b"1" == store._scripts.call_once("revive", "tea", op="lane:1")
+        assert b"1" == store._scripts.call_once("revive", "tea", op="session:1")
         assert not store.revive("tea")
-        assert b"1" == store._scripts.call_once("revive", "tea", op="lane:1"), "its reply was lost"
+        assert b"1" == store._scripts.call_once("revive", "tea", op="session:1"), (
+            "its reply was lost"
+        )
         (claim,) = node.claim()
         assert (1, b'{"cup":1}') == (claim.attempt, claim.payload)
 

@@ -716,7 +716,7 @@ class TestClaimInline:
         ask = harness.store.answer
 
         def recorded(request):
-            if threading.current_thread() is hand:
+            if threading.current_thread() is thread:
                 asked.set()
                 assert answer.wait(PATIENCE)
             return ask(request)
@@ -725,13 +725,13 @@ class TestClaimInline:
         late = reply("egg")
         late.claims[0] = replace(late.claims[0], token=2)
         harness.store.answers.append(late)
-        hand = threading.Thread(target=harness.claimer.claim_inline)
-        hand.start()
+        thread = threading.Thread(target=harness.claimer.claim_inline)
+        thread.start()
         assert asked.wait(PATIENCE)
         harness.claimer.stop_within(0)
         eventually(lambda: not harness.bell._rung)
         answer.set()
-        hand.join(PATIENCE)
+        thread.join(PATIENCE)
         assert harness.claimer.join(PATIENCE)
         assert [("egg", Verdict.RELEASE), ("tea", Verdict.RETRY)] == sorted(harness.settled)
 
@@ -1440,12 +1440,12 @@ class TestLeaving:
     def test_calls_on_stopped_even_if_the_drain_raises(self, harness):
         """leave() waits for this call."""
         harness = harness(start=True)
-        hand_back, broken = harness.dispatcher.release_waiting, [MemoryError("no more")]
+        release_waiting, broken = harness.dispatcher.release_waiting, [MemoryError("no more")]
 
         def fail():
             if broken:
                 raise broken.pop()
-            hand_back()
+            release_waiting()
 
         harness.dispatcher.release_waiting = fail
         harness.claimer.stop_within(None)

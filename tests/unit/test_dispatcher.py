@@ -365,20 +365,20 @@ class TestReleasing:
         harness = harness(concurrency=3)
         harness.begin(claim())
         gate, ending = threading.Event(), queue.SimpleQueue()
-        for hand in harness.dispatcher.threads:
+        for thread in harness.dispatcher.threads:
 
             def ended():
                 ending.put(None)
                 assert gate.wait(PATIENCE)
 
-            hand._ended = ended
+            thread._ended = ended
         harness.dispatcher.stop()
         for _ in range(2):
             ending.get(timeout=PATIENCE)
         assert not harness.dispatcher.join_idle(0)
         gate.set()
         assert harness.dispatcher.join_idle(PATIENCE)
-        assert 1 == sum(not hand.join(0) for hand in harness.dispatcher.threads)
+        assert 1 == sum(not thread.join(0) for thread in harness.dispatcher.threads)
 
 
 class TestSettling:
@@ -783,8 +783,8 @@ class TestOrder:
         harness.accept(claim(id="a"))
         take = LeaseTable.take_settlements
 
-        def taken_before(book):
-            taken = take(book)
+        def taken_before(table):
+            taken = take(table)
             monkeypatch.setattr(LeaseTable, "take_settlements", take)
             assert harness.dispatcher.run_one()
             return taken

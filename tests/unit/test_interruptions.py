@@ -63,14 +63,14 @@ def test_ids_ascend_and_are_unique():
 
     A duplicate id would replace an event.
     """
-    mint = IdGenerator()
+    generate = IdGenerator()
     for n in each_bytecode():
-        before, inner = mint(), []
-        interruption = Interruption(n, lambda inner=inner: inner.append(mint()))
-        outer = interruption.during(mint)
+        before, inner = generate(), []
+        interruption = Interruption(n, lambda inner=inner: inner.append(generate()))
+        outer = interruption.during(generate)
         if interruption.where is None:
             break
-        after = mint()
+        after = generate()
         assert 4 == len({before, outer, after, *inner}), interruption.where
         assert before < min(outer, *inner), interruption.where
         assert after > max(outer, *inner), interruption.where
@@ -152,20 +152,20 @@ class TestLeaseTable:
     def test_a_settlement_added_inside_another_call_is_sent_once(self, outer):
         """A lost confirm repeats the event; a second one reports a lost lease."""
         for n in each_bytecode():
-            book = LeaseTable("node", OPTIONS, lambda *a: None)
-            book._settle([Settlement("a", 1, Verdict.CONFIRM)])
+            table = LeaseTable("node", OPTIONS, lambda *a: None)
+            table._settle([Settlement("a", 1, Verdict.CONFIRM)])
             taken = []
             acts = {
-                "take": lambda b=book, t=taken: t.extend(b.take_settlements()),
-                "settle": lambda b=book: b._settle([Settlement("b", 2, Verdict.CONFIRM)]),
+                "take": lambda b=table, t=taken: t.extend(b.take_settlements()),
+                "settle": lambda b=table: b._settle([Settlement("b", 2, Verdict.CONFIRM)]),
             }
             interruption = Interruption(
-                n, lambda b=book: b._settle([Settlement("c", 3, Verdict.CONFIRM)])
+                n, lambda b=table: b._settle([Settlement("c", 3, Verdict.CONFIRM)])
             )
             interruption.during(acts[outer])
             if interruption.where is None:
                 break
-            taken += book.take_settlements()
+            taken += table.take_settlements()
             expected = [1, 3] if outer == "take" else [1, 2, 3]
             assert expected == sorted(s.token for s in taken), interruption.where
         assert n > 5
@@ -174,26 +174,26 @@ class TestLeaseTable:
     def test_leases_may_change_inside_an_iteration(self, outer):
         """A signal handler may settle and post while the leases are iterated."""
         for n in each_bytecode():
-            book = LeaseTable("node", OPTIONS, lambda *a: None)
+            table = LeaseTable("node", OPTIONS, lambda *a: None)
             leases = [a_lease(i) for i in range(3)]
-            book._add(leases)
+            table._add(leases)
             acts = {
-                "superseded": lambda b=book: b.superseded({"e1"}),
-                "held": book.held,
-                "stuck": book.stuck,
+                "superseded": lambda b=table: b.superseded({"e1"}),
+                "held": table.held,
+                "stuck": table.stuck,
             }
 
-            def handler(book=book, leases=leases):
-                book._remove(leases[:1])
-                book._add([a_lease(7)])
-                book.superseded({"e2"})
+            def handler(table=table, leases=leases):
+                table._remove(leases[:1])
+                table._add([a_lease(7)])
+                table.superseded({"e2"})
 
             interruption = Interruption(n, handler)
             interruption.during(acts[outer])
             if interruption.where is None:
                 break
             assert leases[2].superseded, interruption.where
-            assert {1, 2, 7} == {h.claim.token for h in book.held()}
+            assert {1, 2, 7} == {h.claim.token for h in table.held()}
         assert n > 5
 
 
@@ -458,11 +458,11 @@ class TestReaders:
 
         readers, reading, handed = Readers(), Reading(), []
         readers._waiting.append(reading)
-        hand = threading.Thread(
+        thread = threading.Thread(
             target=lambda: handed.append(readers.hand_over(Key(), Stopped())), daemon=True
         )
-        hand.start()
-        hand.join(PATIENCE)
+        thread.start()
+        thread.join(PATIENCE)
         assert [None] == handed
         assert reading.arrived.is_set()
         assert reading.event is None
@@ -478,11 +478,13 @@ class TestReaders:
         handed = []
 
         def begun():
-            hand = threading.Thread(target=lambda: handed.append(readers.hand_over(Key(), stopped)))
-            hand.start()
+            thread = threading.Thread(
+                target=lambda: handed.append(readers.hand_over(Key(), stopped))
+            )
+            thread.start()
             assert reading.arrived.wait(PATIENCE)
             readers.abandon(reading)
-            hand.join(PATIENCE)
+            thread.join(PATIENCE)
 
         readers.read(reading, 0, begun, stopped)
         assert [None] == handed
@@ -540,32 +542,32 @@ class TestRollbackDetector:
         """Two reports would look like two rollbacks."""
         less = NamespaceState(2, "a", 1, 1, 0)
         for n in each_bytecode():
-            witness, reports = RollbackDetector(), []
-            witness.tell = reports.append
-            before = witness.known
-            witness.opened(before, NamespaceState(1, "a", 5, 5, 0))
-            known = witness.known
-            interruption = Interruption(n, lambda w=witness, k=known: w.opened(k, less))
-            interruption.during(lambda w=witness, k=known: w.opened(k, less))
+            detector, reports = RollbackDetector(), []
+            detector.on_rollback = reports.append
+            before = detector.known
+            detector.opened(before, NamespaceState(1, "a", 5, 5, 0))
+            known = detector.known
+            interruption = Interruption(n, lambda w=detector, k=known: w.opened(k, less))
+            interruption.during(lambda w=detector, k=known: w.opened(k, less))
             if interruption.where is None:
                 break
             assert 1 == len(reports), interruption.where
             # The reported loss is the new baseline, so the next check finds no loss.
-            witness.opened(witness.known, less)
+            detector.opened(detector.known, less)
             assert 1 == len(reports), interruption.where
         assert n > 20
 
     def test_the_total_never_decreases(self):
         """A smaller total would look like a rollback."""
         for n in each_bytecode():
-            witness = RollbackDetector()
-            era = witness.era
-            interruption = Interruption(n, lambda w=witness, e=era: w.posted(e, 0, 1, 7))
-            interruption.during(lambda w=witness, e=era: w.posted(e, 0, 1, 3))
+            detector = RollbackDetector()
+            era = detector.era
+            interruption = Interruption(n, lambda w=detector, e=era: w.posted(e, 0, 1, 7))
+            interruption.during(lambda w=detector, e=era: w.posted(e, 0, 1, 3))
             if interruption.where is None:
                 break
-            assert witness.known.posted in (3, 7), interruption.where
-            assert witness.posted(era, era.posted, 1, 8)
+            assert detector.known.posted in (3, 7), interruption.where
+            assert detector.posted(era, era.posted, 1, 8)
         assert n > 5
 
 

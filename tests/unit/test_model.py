@@ -189,24 +189,24 @@ class TestIds:
 
     def test_generated_ids_are_short_unique_and_sorted_by_time(self):
         """Events with the same due time start in order of id."""
-        mint = IdGenerator()
-        ids = [mint() for _ in range(10_000)]
+        generate = IdGenerator()
+        ids = [generate() for _ in range(10_000)]
         assert sorted(set(ids)) == ids
         assert {12} == {len(id) for id in ids}
 
     def test_generated_ids_ascend_even_if_the_clock_steps_back(self, monkeypatch):
         """A repeated id would replace an event."""
-        mint = IdGenerator()
-        first = mint()
+        generate = IdGenerator()
+        first = generate()
         monkeypatch.setattr("dtimer.model.ids.time.time_ns", lambda: 0)
-        assert mint() > first
+        assert generate() > first
 
     def test_threads_never_generate_the_same_id(self):
         """A repeated id would replace an event."""
-        mint, made = IdGenerator(), []
+        generate, made = IdGenerator(), []
 
         def make():
-            made.extend([mint() for _ in range(2_000)])
+            made.extend([generate() for _ in range(2_000)])
 
         threads = [threading.Thread(target=make) for _ in range(8)]
         for thread in threads:

@@ -96,7 +96,7 @@ def reply_with(monkeypatch):
     """
 
     def set_reply(reply, opened=OPENED):
-        def run(wire, script, arguments, until, limit):
+        def run(connection, script, arguments, until, limit):
             return opened if script.name == "open" else reply
 
         monkeypatch.setattr(script_client, "run", run)

@@ -47,8 +47,8 @@ def clock(monkeypatch):
 @pytest.fixture
 def line():
     """A script client for a server that does not exist."""
-    wire = FakeConnection()
-    source = SimpleNamespace(connection=lambda keys: wire, place="nowhere")
+    connection = FakeConnection()
+    source = SimpleNamespace(connection=lambda keys: connection, place="nowhere")
     return ScriptClient(source, Keys.of("x"), TIMEOUT, None)
 
 
@@ -63,7 +63,7 @@ class TestDeadline:
         """
         given = []
 
-        def unanswered(wire, script, words, until, limit):
+        def unanswered(connection, script, words, until, limit):
             assert deadline == limit, "the limit while bytes arrive"
             given.append(until - clock.now)
             clock.now = max(clock.now, until)
@@ -85,9 +85,9 @@ class TestDeadline:
         """
         tried = []
 
-        def refused(wire, script, words, until, limit):
+        def refused(connection, script, words, until, limit):
             tried.append(clock.now)
-            wire.sent = False
+            connection.sent = False
             raise redis.ConnectionError("refused")
 
         monkeypatch.setattr("dtimer.store.script_client.run", refused)
