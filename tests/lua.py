@@ -123,10 +123,10 @@ def interpreted(server: Running, keys: Keys) -> Iterator[Counter]:
 
     replies: dict[Connection, Any] = {}
 
-    def send(wire, script, arguments, until, limit=None, *, with_source=False):
-        wire.sent = True
+    def send(connection, script, arguments, until, limit=None, *, with_source=False):
+        connection.sent = True
         words = [_argument(part) for part in arguments]
-        replies[wire] = functools.partial(counter.run, script.source, names, words)
+        replies[connection] = functools.partial(counter.run, script.source, names, words)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Connection, "send", send)
