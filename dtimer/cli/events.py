@@ -86,7 +86,7 @@ def post(  # noqa: PLR0917 - click passes them by name
     delay = timedelta(0) if delay is None else delay
     # Check everything before looking for a server.
     prepare(validate({"ns": settings.ns}), IdGenerator(), event, delay or 0, **given)
-    print_assumed(settings, due=at, expires=expires)
+    print_assumed_zones(settings, due=at, expires=expires)
     with opened(settings) as timer:
         posted = timer.post(event, delay or 0, **given, wait_replicas=wait_replicas)
     settings.output.result(str(posted), id=str(posted), stored=posted.stored)
@@ -167,7 +167,7 @@ def fields(record: Record) -> dict[str, Any]:
     return dataclasses.asdict(record) | {"state": record.state.value}
 
 
-def print_assumed(settings: Settings, **moments: object) -> None:
+def print_assumed_zones(settings: Settings, **moments: object) -> None:
     """Print, with its offset, each moment that the user gave without a zone."""
     for name, value in moments.items():
         if isinstance(value, Moment) and value.zone_assumed:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from dtimer.cli.durations import format_duration
-from dtimer.cli.events import ahead, print_assumed
+from dtimer.cli.events import ahead, print_assumed_zones
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, escaped, moment, payload
@@ -58,22 +58,32 @@ def _rules(command: Command) -> Command:
 
 def _declare(
     settings: Settings,
-    declare: Callable[[DTimer], Callable[..., str]],
+    method: Callable[[DTimer], Callable[..., str]],
     rule: dict[str, Any],
     event: dict[str, Any],
     given: dict[str, Any],
 ) -> None:
+    """
+    Declare a schedule, and print the outcome.
+
+    Args:
+        settings: The settings of the command.
+        method: Returns `DTimer.every` or `DTimer.cron` of a timer.
+        rule: The arguments of the method that say when the event recurs. The first is positional.
+        event: The payload.
+        given: The options of `_rules`, as the user gave them.
+    """
     id = given.pop("id")
-    print_assumed(settings, start=given["start"], end=given["end"])
+    print_assumed_zones(settings, start=given["start"], end=given["end"])
     for name in ("start", "end"):
         given[name] = given[name] and given[name].at
     # Check everything before looking for a server.
     options = validate({"ns": settings.ns})
     checked = given | {"max_retries": given["max_retries"] or 0}
     make_spec(id, **rule, **checked, payload=encode(event, options.max_payload))
-    first, *more = rule.items()
+    (_, when), *more = rule.items()
     with opened(settings) as timer:
-        outcome = declare(timer)(first[1], event, id=id, **dict(more), **given)
+        outcome = method(timer)(when, event, id=id, **dict(more), **given)
         schedule = timer.schedule(id)
     due = None if schedule is None else schedule.due
     following = "no occurrence left" if due is None else f"next {moment(due)}"

@@ -8,7 +8,7 @@ from datetime import timedelta
 import click
 
 from dtimer.cli.durations import Moment
-from dtimer.cli.events import ahead, fields, print_assumed
+from dtimer.cli.events import ahead, fields, print_assumed_zones
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import escaped, moment, payload
@@ -70,7 +70,7 @@ def peek(settings: Settings, id: str) -> int:
 @click.pass_obj
 def reschedule(settings: Settings, id: str, when: timedelta | Moment) -> int:
     """Change when the waiting event ID, or its retry, is due."""
-    print_assumed(settings, due=when)
+    print_assumed_zones(settings, due=when)
     with opened(settings) as timer:
         if isinstance(when, Moment):
             moved = timer.reschedule(id, at=when.at)

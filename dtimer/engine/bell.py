@@ -16,7 +16,11 @@ import select
 
 
 class _Pipe:
-    """Two descriptors, closed with the last reference to them, so that no call uses a stale one."""
+    """
+    The two descriptors of a pipe. They are closed with the last reference to this object.
+
+    So a call that still uses a descriptor cannot meet another file that got the same number.
+    """
 
     __slots__ = ("_open", "reader", "writer")
 
@@ -48,8 +52,9 @@ class Bell:
     """
     Keeps a ring until the bell is cleared. Many rings count as one.
 
-    The bell has no lock. A signal handler that interrupts a ring may leave the namespace, and
-    then waits for the thread that closes the bell: a lock would make that a deadlock.
+    The bell has no lock. A signal handler may interrupt `ring` and leave the namespace. It then
+    waits for the thread that closes the bell. If `ring` held a lock, that thread would wait for
+    the lock, and both would wait for ever.
     """
 
     def __init__(self) -> None:
@@ -116,7 +121,8 @@ class Bell:
         """
         Close a forked child's copies of the descriptors.
 
-        `close` alone would not: copied frames of the parent's threads still refer to them.
+        `close` only drops a reference. In the child, copied frames of the parent's threads also
+        refer to the pipe, and would keep it open.
         """
         pipe = self._pipe
         self.close()

@@ -1,6 +1,8 @@
 """
 The handler pool: threads that run handlers and settle the leases afterwards.
 
+To settle a lease is to end it: by a confirm, a retry, a release or a dead letter.
+
 Rule 1: a lease is settled once: by the handler itself, or else by its thread after the handler.
 
 Rule 2: a handler thread survives every exception. An exception of a handler fails that handler.
@@ -29,7 +31,7 @@ from dtimer.model.claims import Verdict
 from dtimer.model.event import Event
 from dtimer.model.options import Options
 
-# The most characters of a traceback in a dead letter. Its end is kept, which names the cause.
+# A dead letter keeps at most this many characters of a traceback: the last, which name the cause.
 _ERROR_TEXT = 2_000
 
 # Seconds between two checks of which threads are still alive.
@@ -55,7 +57,8 @@ class HandlerPool(LeaseTable):
             that they raised, or None if no listener was called.
         announce: Queues something to be emitted on the callback thread.
         ring: Called when a thread has become free, or a settlement is ready to be sent.
-        alone: Asks the store whether no other node has joined, and the namespace is not paused.
+        alone: Asks the store. Returns True if no other node has joined and the namespace is not
+            paused.
         store: Settles and extends leases immediately, outside the claim cycle.
         quit: Called when a handler raised SystemExit or KeyboardInterrupt.
     """
@@ -82,20 +85,24 @@ class HandlerPool(LeaseTable):
         self._inbox: queue.SimpleQueue[list[Lease] | None] = queue.SimpleQueue()
         #: The events that wait for their due time, or for a free thread.
         self.lookahead = LookaheadQueue(options)
-        #: How many more events than free threads a claim may take.
+        #: How many batches a claim takes for each thread. More than one only if a due event may
+        #: wait for a thread for at least `IN_ADVANCE` before it is released.
         self.batching = Batching(allowed=self.lookahead.patience >= IN_ADVANCE)
         #: The ids of claimed events that this process has replaced, and that must not start.
         self.superseded_ids = SupersededIds()
+        # Decides whether a due event may wait longer, because no other node could start it.
         self._peers = Peers(alone, self.lookahead.patience)
         # A single handler thread starts events in the order of their due times.
         self._in_order = options.concurrency == 1
-        # True from a release by that thread until a claim carries all settlements made before.
+        # With a single thread, True after a release until a claim carries all releases. Meanwhile
+        # the node releases all events that wait, because they may be due after the released one.
         self._recalling = False
-        # Whether an event of the look-ahead queue has waited too long for a thread.
+        # True if an event of the look-ahead queue has waited too long for a thread.
         self._behind = False
         self._busy = 0
         # Guards only the count above. User code never runs while it is held, so a lock is safe.
         self._busy_lock = threading.Lock()
+        # True once the node leaves: events that no handler has started are then released.
         self._releasing = False
         #: The handler threads.
         self.threads = [
@@ -140,7 +147,7 @@ class HandlerPool(LeaseTable):
 
     def join_idle(self, timeout: float) -> bool:
         """
-        Wait until every thread has ended that does not run a handler.
+        Wait until all threads have ended, except those that run a handler.
 
         Returns:
             False if that takes longer than *timeout* seconds.
@@ -150,7 +157,7 @@ class HandlerPool(LeaseTable):
         while len(alive := [thread for thread in alive if not thread.join(0)]) > self._busy:
             if time.monotonic() >= deadline:
                 return False
-            # An arbitrary thread, because the pool does not know which of them run handlers.
+            # Wait for any of them, because the pool does not know which threads run handlers.
             alive[-1].join(_SLICE)
         return True
 
@@ -219,8 +226,9 @@ class HandlerPool(LeaseTable):
         if raised is None:
             # The last listener was removed after the claim.
             self._settle_as(batch, Verdict.RELEASE)
-            # Not before the release. If a claim carries the release in between, this flag
-            # releases more events than necessary; set too early, it would be reset and lost.
+            # Set the flag after the release. A claim may reset it, and a claim between the two
+            # steps would reset it before the release exists. In this order, such a claim carries
+            # the release, and the flag only causes some needless releases.
             self._recalling = self._in_order
         elif raised:
             self._fail(batch, raised)
@@ -237,11 +245,12 @@ class HandlerPool(LeaseTable):
         self._settle([lease.settlement(verdict) for lease in self._reserve(batch, verdict)])
 
     def _reserve(self, batch: list[Lease], verdict: Verdict) -> list[Lease]:
-        """Reserve the settling of *batch*; return the leases that this call has to settle."""
+        """Reserve the leases of *batch* for this caller; return those that it must now settle."""
         taken = [lease for lease in batch if lease.reserve(verdict)]
         if len(taken) < len(batch):
-            # If the other party fails later, no party settles these leases. They must expire, so
-            # the heartbeat must not renew them.
+            # Another thread is settling the other leases, through a method of `Event`. This call
+            # has given up waiting for it if a lease is `abandoned`. If the other thread then
+            # fails, no thread settles the lease. It must expire, so do not renew it.
             self._remove([lease for lease in batch if lease.abandoned])
         return taken
 

@@ -13,7 +13,8 @@ class Peers:
     Used by one thread at a time.
 
     Args:
-        alone: Asks the store whether no other node has joined, and the namespace is not paused.
+        alone: Asks the store. Returns True if no other node has joined and the namespace is not
+            paused.
         trusted_seconds: How long a reply is trusted. Events may still start for that long after the
             namespace is paused.
     """

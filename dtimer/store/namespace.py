@@ -71,14 +71,14 @@ class Namespace:
         Raises:
             NamespaceCorrupt: As in `open`.
         """
-        self._open(self._scripts.deadline(), make=False)
+        self._open(self._scripts.deadline(), create=False)
         return self._opened
 
-    def _open(self, deadline: float, *, make: bool = True) -> None:
+    def _open(self, deadline: float, *, create: bool = True) -> None:
         if self._opened:
             return
         before = self.rollback.known
-        version, state = self._read_state(deadline, make=make)
+        version, state = self._read_state(deadline, create=create)
         if not version:
             self.rollback.opened(before, state)
             return
@@ -90,8 +90,8 @@ class Namespace:
         self._opened = True
         self.rollback.opened(before, state)
 
-    def _read_state(self, deadline: float, *, make: bool) -> tuple[str, NamespaceState]:
-        name = incarnation() if make else ""
+    def _read_state(self, deadline: float, *, create: bool) -> tuple[str, NamespaceState]:
+        name = incarnation() if create else ""
         reply = self._scripts.call("open", SCHEMA, name, deadline=deadline)
         return understood(
             "open", lambda r: (replies.text(r[1]), replies.read_namespace_state(r)), reply
@@ -106,7 +106,7 @@ class Namespace:
     ) -> Any:
         deadline = self._scripts.deadline() if until is None else until
         if not self._opened:
-            self._open(deadline, make=verb not in READS)
+            self._open(deadline, create=verb not in READS)
         return self._scripts.call(verb, *arguments, named=named, deadline=deadline)
 
     def alone(self, incarnation: str) -> bool:

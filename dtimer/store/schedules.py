@@ -32,6 +32,7 @@ class Schedules(Namespace):
         super().__init__(*arguments, **options)
         # The schedules that this timer has declared, and when, on the monotonic clock.
         self._declared: dict[str, tuple[ScheduleSpec, float]] = {}
+        # The iterations in progress, which must not yield an occurrence that a change here creates.
         self._walks = Walks(self._now, round(self._timeout * 1e6))
 
     def declare(self, spec: ScheduleSpec) -> str:
@@ -48,8 +49,12 @@ class Schedules(Namespace):
         self._declared[spec.id] = (spec, time.monotonic())
         return result
 
-    def _change(self, note: Callable[[], None], verb: str, *arguments: str) -> bool:
-        """Run *verb*; return True if it changed anything. Call *note* if it did or may have."""
+    def _change(self, on_change: Callable[[], None], verb: str, *arguments: str) -> bool:
+        """
+        Run the script *verb*; return True if it changed anything.
+
+        Calls *on_change* if the script changed anything, or if its outcome is unknown.
+        """
         changed = True
         try:
             changed = self._ask(flag, verb, *arguments, named=True)
@@ -59,7 +64,7 @@ class Schedules(Namespace):
             raise
         finally:
             if changed:
-                note()
+                on_change()
 
     def redeclare(self, seconds: float | None) -> None:
         """
@@ -71,8 +76,8 @@ class Schedules(Namespace):
         """
         horizon = None if seconds is None else time.monotonic() - seconds
         for id, (spec, declared) in list(self._declared.items()):
-            late = horizon is None or declared >= horizon
-            if late and not self._call("schedule", id):
+            is_recent = horizon is None or declared >= horizon
+            if is_recent and not self._call("schedule", id):
                 self._declare(spec)
 
     def _declare(self, spec: ScheduleSpec) -> str:
@@ -111,7 +116,7 @@ class Schedules(Namespace):
     def server_now(self, until: float | None = None) -> int:
         """Return the server's time in µs; *until* is the deadline of the call."""
         deadline = self._scripts.deadline() if until is None else until
-        return self._read_state(deadline, make=False)[1].now
+        return self._read_state(deadline, create=False)[1].now
 
     def add_times(self, id: str, until: float | None = None) -> bool:
         """
@@ -128,9 +133,9 @@ class Schedules(Namespace):
         stored = self._ask(replies.read_stored_schedule, "schedule", id, until=until)
         if stored is None:
             return False
-        definition, template, schedule_state, readable = stored
+        definition, template, schedule_state, state_is_readable = stored
         spec = spec_from_json(id, definition, template)
-        if not readable:
+        if not state_is_readable:
             return False
         known = schedule_state["ahead"].rpartition(",")[2] or schedule_state["next"]
         if not known or schedule_state["every"]:
@@ -143,8 +148,8 @@ class Schedules(Namespace):
             )
         zone(spec.tz)
         check_cron(spec.cron, spec.tz)
-        gap, times, final = times_to_add(spec, int(known), self.server_now(until))
-        arguments = (",".join(map(str, times)), str(gap), "1" if final else "")
+        left_out, times, final = times_to_add(spec, int(known), self.server_now(until))
+        arguments = (",".join(map(str, times)), str(left_out), "1" if final else "")
         return self._ask(
             flag, "add_times", id, schedule_state["print"], known, *arguments, until=until
         )
@@ -184,11 +189,11 @@ class Schedules(Namespace):
     def pause_schedule(self, id: str, *, on: bool) -> bool:
         """Pause or resume one schedule; return True if that changed anything."""
 
-        def note() -> None:
+        def on_change() -> None:
             if not on:
                 self._walks.declared(id)
 
-        return self._change(note, "pause_schedule", id, "1" if on else "0")
+        return self._change(on_change, "pause_schedule", id, "1" if on else "0")
 
     def run_now(self, id: str) -> str | None:
         """See `DTimer.run_now`."""

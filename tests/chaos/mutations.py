@@ -494,8 +494,8 @@ MUTANTS = [
     _mutant(
         "a reading call creates a namespace",
         "store/namespace.py",
-        "make=verb not in READS",
-        "make=True",
+        "create=verb not in READS",
+        "create=True",
         _READING,
     ),
     _mutant(

@@ -655,10 +655,10 @@ class TestFindBinary:
         monkeypatch.setattr(binary, "_packaged", lambda: None)
         assert not embedded.available()
 
-        monkeypatch.setattr(binary, "_has_package", lambda: True)
+        monkeypatch.setattr(binary, "_package_exists_for_platform", lambda: True)
         with pytest.raises(StoreError, match=r"pip install 'dtimer\[embedded\]'"):
             embedded.attach(url_of(folder))
-        monkeypatch.setattr(binary, "_has_package", lambda: False)
+        monkeypatch.setattr(binary, "_package_exists_for_platform", lambda: False)
         with pytest.raises(StoreError, match="package manager"):
             embedded.attach("embedded:")
         assert not Path(os.environ["DTIMER_EMBEDDED"]).exists()

@@ -1,4 +1,9 @@
-"""Which node is woken: the roster, the expected nodes and sharing, with time moved by the test."""
+"""
+The node that is woken, and the events that are reserved for woken nodes.
+
+A node is expected to claim after it was woken, or at the time that it was told. The server keeps
+this time in the key ``promise``. The test moves the time.
+"""
 
 from __future__ import annotations
 
@@ -84,10 +89,7 @@ def test_a_woken_node_is_not_woken_again_before_it_claims(store, trio, wakes, po
 
 
 def test_duty_rotates(store, trio, wakes, now):
-    """
-    A node that claims an event moves to the tail of the roster, and the next is told when to
-    come.
-    """
+    """A node that claims an event moves to the tail of the roster; the next node is on duty."""
     for i in range(6):
         post(store, f"e{i}", 1_000 * (i + 1))
     takers = []
@@ -112,11 +114,11 @@ def test_the_earliest_of_several_posts_decides(store, trio, wakes, policy):
     post(store, "tea", 1_000)
     trio[0].claim_reply()
     wakes.heard()
-    for first, told in ((1_001, []), (999, ["a"])):
+    for first, woken in ((1_001, []), (999, ["a"])):
         delays = (5_000, first, 5_000, 4_000)
         entries = [Entry(f"{first}-{n}", f"+{d}000", "", "3|{}") for n, d in enumerate(delays)]
         store.post(entries, policy)
-        assert told == wakes.heard()
+        assert woken == wakes.heard()
     assert 999_000 == trio[0].claim_reply().wait_us
 
 
@@ -127,9 +129,9 @@ def test_each_node_gets_one_of_several_due_events(store, trio, wakes, policy):
     a, b, c = trio
     (first,) = a.claim()
     a.confirm(first)
-    kept = a.claim_reply()
-    assert [] == kept.claims, "the rest is reserved for the woken nodes"
-    assert GRACE * 1000 >= kept.wait_us
+    reply = a.claim_reply()
+    assert [] == reply.claims, "the rest is reserved for the woken nodes"
+    assert GRACE * 1000 >= reply.wait_us
     assert 1 == len(b.claim())
     assert 1 == len(c.claim())
 
@@ -146,8 +148,8 @@ def test_events_are_not_reserved_if_there_are_more_than_nodes(store, trio):
 @pytest.mark.parametrize("key", ["promise", "roster"])
 def test_no_event_is_reserved_for_an_unknown_node(store, client, now, key, policy):
     """
-    A name without a registration, among the expected nodes or on the roster, does not keep a lone
-    event from the node that polls. Even a thousand such names do not.
+    No event is reserved for a name that is not registered, even if it is on the roster or among the
+    expected nodes. The node that polls gets the event, even if there are a thousand such names.
     """
     node = Peer(store, "node")
     node.claim_reply()
@@ -193,7 +195,7 @@ def test_a_removed_node_enrols_again_with_its_next_claim(store, trio, now, clien
 
 
 def test_a_deaf_node_is_never_on_duty(store, wakes, now):
-    """A node that does not hear wakes is never on duty. If it is alone, it is told when to come."""
+    """A node that does not hear wakes is never on duty. If alone, it is told when to claim."""
     deaf = Peer(store, "deaf", hears=False)
     deaf.claim_reply()
     post(store, "tea", 700)
@@ -273,8 +275,8 @@ def test_cancelling_wakes_for_the_next_occurrence(store, trio, wakes):
 
 def test_a_node_claims_again_at_once_if_nothing_is_reserved(store, trio, now):
     """
-    If no other node was woken, a node with free threads claims again at once. It gets the next of a
-    chain of missed occurrences, or the events that exceeded the size limit of one claim.
+    If no other node was woken, a node with free threads claims again at once. It gets the next of
+    several missed occurrences, or the events that did not fit into the last claim.
     """
     definition = make_spec(
         "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="all",

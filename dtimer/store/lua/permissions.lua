@@ -1,10 +1,11 @@
 -- Try every command that the scripts use, in a form that changes nothing. A command that this
 -- client may not run, or that the server refuses for another reason, is returned and not raised.
--- The namespace need not be open yet, and may be foreign.
+-- The keys need not exist, and may hold values of another program. BODY, BEATS, DUE and SYS are
+-- keys of the namespace (parts/prelude.lua).
 --
--- ARGV[1]   never '', or the prelude would call TIME, which may be the refused command
+-- ARGV[1]   any time. With '' the prelude calls TIME, and fails if this client may not run it
 --
--- Returns   command and error of each that was refused; nothing if all are permitted
+-- Returns   each refused command, followed by its error; nothing if all are permitted
 local NOBODY = '\1nobody'
 
 local refused = {}

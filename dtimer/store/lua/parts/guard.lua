@@ -1,6 +1,8 @@
 -- Redis does not roll back. If a script fails half way because a key has the wrong type, its
 -- earlier writes stay. So a script checks types before its first write: with TYPE, or with a
 -- command that it needs anyway and that fails on a wrong type.
+--
+-- Return the type that a key must have. parts/prelude.lua says what each key holds.
 local function kind(key)
   local sorted = key == DUE or key == GRAVES or key == ALIVE or key == ROSTER or key == PROMISE
   return sorted and 'zset' or 'hash'
@@ -18,8 +20,9 @@ local function guard(...)
   end
 end
 
--- Run a verb. If it fails because a key has the wrong type, return an error reply that names the
--- key. `failed`, if given, is called first, to remember what was done before the failure.
+-- Call the function `verb`, and return its result. If it fails, call the function `failed`, if
+-- given: it records what `verb` has done so far. Then return an error reply that names the key with
+-- the wrong type. If all types are right, raise the error again.
 local function named(verb, failed)
   local done, result = pcall(verb)
   if done then return result end
