@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import random
 import re
 import signal
-import statistics
 import time
 
 import pytest
+from interrupted import Interruption, each_bytecode
 from scripts import Script
 from servers import LATER, LONGEST_CALL, close_connections, eventually
 
 from dtimer import DTimer
+from dtimer.store.connection import sockets
 from faults.gated_handler import GatedHandler
 
 pytestmark = pytest.mark.chaos
@@ -87,55 +88,59 @@ def test_a_node_recovers_when_its_process_can_open_sockets_again(watch, own):
 class TestSignals:
     """F18: a signal arrives during a call."""
 
-    class Alarm(Exception):
-        """Raised by the signal handler."""
+    class Alarm(BaseException):
+        """Raised by the signal handler, as KeyboardInterrupt is. A call does not catch it."""
 
-    @pytest.fixture
-    def seed(self):
-        """The seed of the random moments, printed so that a failure can be repeated."""
-        seed = random.randrange(2**32)
-        print(f"the seed was {seed}")  # noqa: T201 - shown if the test fails
-        return seed
+    def ring(self):
+        raise self.Alarm
 
     @pytest.mark.fault("F18")
-    def test_a_call_interrupted_by_an_exception_closes_its_connection(self, watch, own, seed):
+    def test_a_call_interrupted_by_an_exception_closes_its_connection(self, watch, own):
         """
         The exception of the signal handler passes through the call. If the connection were used
         again, the next call would read the reply to this one.
         """
         watch.node(handler=GatedHandler())
-        caller = DTimer("caller", own.url, ns=watch.ns)
+        caller = DTimer("caller", own.url, ns=watch.ns, timeout=LONGEST_CALL)
         ids = [caller.post({"mine": n}, LATER) for n in range(10)]
-        chance = random.Random(seed)
+        for n in each_bytecode():
+            interruption = Interruption(n, self.ring, raises=True)
+            with contextlib.suppress(self.Alarm):
+                interruption.during(lambda n=n: caller.peek(ids[n % 10]))
+            if interruption.where is None:
+                break
+            following = (n + 1) % 10
+            record = caller.peek(ids[following])
+            assert {"mine": following} == record.event, interruption.where
+        assert n > 10, "too few interruptions"
+        assert len(ids) == sum(bool(caller.cancel(id)) for id in ids)
+        caller.leave()
 
-        def ring(*_):
-            raise self.Alarm
+    @pytest.mark.fault("F18")
+    def test_a_wait_interrupted_by_an_exception_closes_its_connection(self, watch, own, proxy):
+        """The reply arrives after the exception, and the next call must not read it."""
+        caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=LONGEST_CALL)
+        ids = [caller.post({"mine": n}, LATER) for n in range(2)]
 
-        # The alarm must ring during a call, so measure how long a call takes on this machine. Take
-        # the median: on a busy machine one call may take as long as all others.
-        took = []
-        for _ in range(50):
-            began = time.perf_counter()
-            caller.peek(ids[0])
-            took.append(time.perf_counter() - began)
-        usual = statistics.median(took)
+        def ring(_, frame):
+            # The reply is withheld, so the signal is repeated until the call waits for it.
+            if frame.f_code.co_filename == sockets.__file__:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                raise self.Alarm
+
+        # Load the script: the reply to an unknown one would not be taken for another event.
+        assert caller.peek(ids[0])
         before = signal.signal(signal.SIGALRM, ring)
-        broken = 0
+        proxy.blackhole()
         try:
-            for round in range(300):
-                n = round % len(ids)
-                try:
-                    signal.setitimer(signal.ITIMER_REAL, usual * chance.uniform(0.1, 1.2))
-                    record = caller.peek(ids[n])
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-                except self.Alarm:
-                    broken += 1
-                    record = caller.peek(ids[n])
-                assert {"mine": n} == record.event
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+            with pytest.raises(self.Alarm):
+                caller.peek(ids[0])
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-        assert broken > 10
+        proxy.heal()
+        assert {"mine": 1} == caller.peek(ids[1]).event
         assert len(ids) == sum(bool(caller.cancel(id)) for id in ids)
         caller.leave()
 
