@@ -10,7 +10,13 @@ errors of the cluster client are not even a ``RedisError``.
 from __future__ import annotations
 
 import enum
+import functools
+import inspect
 import re
+import signal
+import threading
+import traceback
+from types import CodeType
 
 from dtimer.errors import DTimerError, NamespaceCorrupt, ScriptError, StoreError
 from dtimer.model.claims import BrokenReply
@@ -88,6 +94,37 @@ def classify(error: BaseException, sent: bool) -> Failure:
     if not sent:
         return Failure.RETRY
     return Failure.UNKNOWN
+
+
+def of_signal_handler(error: BaseException) -> BaseException | None:
+    """
+    Return the exception of a signal handler that ended the call with *error*; None if none did.
+
+    Such an exception is the user's wish to end the call, and not a failure of it. The client
+    library may have replaced it, because a handler often raises ``TimeoutError``.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        # Python runs the handlers on the main thread only.
+        return None
+    handlers = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    found: BaseException | None = error
+    while handlers and found is not None:
+        if any(frame.f_code in handlers for frame, _ in traceback.walk_tb(found.__traceback__)):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def _code(handler: object) -> CodeType | None:
+    """Return the code of a signal handler; None if it is not written in Python."""
+    if not callable(handler):
+        return None
+    if isinstance(handler, functools.partial):
+        handler = handler.func
+    if not inspect.isroutine(handler):
+        handler = getattr(handler, "__call__", None)  # noqa: B004 - the method, not a test
+    code = getattr(handler, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def needs_operator(error: BaseException | None) -> bool:

@@ -176,7 +176,9 @@ class Namespace:
         """Return the fields of INFO; empty if the server has no INFO or refuses it."""
         try:
             raw = self._source.command("INFO")
-        except Exception:
+        except Exception as e:
+            if failures.of_signal_handler(e):
+                raise
             # INFO only serves warnings, so its failure must not stop a node. An emulated server has
             # no INFO, and a strict ACL forbids it.
             return {}

@@ -23,7 +23,7 @@ from dtimer.model.jitter import between
 from dtimer.store.calls import AnyConnection, PendingCall, ReplicatedCall, run, run_with_source
 from dtimer.store.connection.connection import Argument
 from dtimer.store.connection.sources import Source
-from dtimer.store.failures import Failure, classify, message, translate
+from dtimer.store.failures import Failure, classify, message, of_signal_handler, translate
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import Script, load, texts
 
@@ -236,6 +236,8 @@ class ScriptClient:
                 # Let an attempt go on while bytes are moving: a new one would transfer them again.
                 return run(session.connection, script, [self._time(), *arguments], until, deadline)
             except Exception as e:
+                if (wish := of_signal_handler(e)) is not None:
+                    raise wish from None
                 what = classify(e, session.connection.sent)
                 # A refusal proves nothing if an earlier attempt may have taken effect: the server
                 # refuses most calls before the script can check for the earlier attempt.

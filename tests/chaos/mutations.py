@@ -1041,4 +1041,11 @@ MUTANTS = [
         "                pass\n        self._begin()\n",
         "tests/integration/test_processes.py",
     ),
+    _mutant(
+        "the exception of a signal handler counts as a failed attempt",
+        "store/script_client.py",
+        "if (wish := of_signal_handler(e)) is not None:",
+        "if (wish := of_signal_handler(e)) is not None and not isinstance(e, Exception):",
+        "tests/faults/test_transport_process.py",
+    ),
 ]

@@ -89,7 +89,10 @@ class TestSignals:
     """F18: a signal arrives during a call."""
 
     class Alarm(BaseException):
-        """Raised by the signal handler, as KeyboardInterrupt is. A call does not catch it."""
+        """Raised by the signal handler, as KeyboardInterrupt is."""
+
+    class Late(Exception):
+        """Raised by the signal handler. Could be taken for a failure of the call."""
 
     def ring(self):
         raise self.Alarm
@@ -117,16 +120,22 @@ class TestSignals:
         caller.leave()
 
     @pytest.mark.fault("F18")
-    def test_a_wait_interrupted_by_an_exception_closes_its_connection(self, watch, own, proxy):
-        """The reply arrives after the exception, and the next call must not read it."""
+    @pytest.mark.parametrize("alarm", [Alarm, Late, TimeoutError, ConnectionError, ValueError])
+    def test_a_wait_ends_with_the_exception_of_a_signal_handler(self, watch, own, proxy, alarm):
+        """
+        A handler that raises wants the call to end, and not another attempt until its deadline.
+        The reply arrives after the exception, and the next call must not read it.
+        """
         caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=LONGEST_CALL)
         ids = [caller.post({"mine": n}, LATER) for n in range(2)]
+
+        wish = alarm("it takes too long")
 
         def ring(_, frame):
             # The reply is withheld, so the signal is repeated until the call waits for it.
             if frame.f_code.co_filename == sockets.__file__:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                raise self.Alarm
+                raise wish
 
         # Load the script: the reply to an unknown one would not be taken for another event.
         assert caller.peek(ids[0])
@@ -134,8 +143,9 @@ class TestSignals:
         proxy.blackhole()
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-            with pytest.raises(self.Alarm):
+            with pytest.raises(alarm) as caught:
                 caller.peek(ids[0])
+            assert caught.value is wish
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)

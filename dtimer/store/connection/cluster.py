@@ -21,7 +21,7 @@ from dtimer.store.connection.connection import Argument, Connection, Packer, is_
 from dtimer.store.connection.deadline import set_deadline, with_deadline
 from dtimer.store.connection.pool import library, settings
 from dtimer.store.connection.subscription import Subscription
-from dtimer.store.failures import Failure, classify, needs_operator
+from dtimer.store.failures import Failure, classify, needs_operator, of_signal_handler
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import Script
 
@@ -118,7 +118,7 @@ class ClusterSource:
                 last = i == len(nodes) - 1
                 ranges = self._ask(address, until if last else until - left / 2)
             except Exception as e:
-                if needs_operator(e):
+                if needs_operator(e) or of_signal_handler(e):
                     raise
                 error = e
                 continue
