@@ -211,7 +211,7 @@ class RunAt(Emitter):
         self.on("data", write)
         return target
 
-    def _listening(self, event: str, *, added: bool) -> None:
+    def _listener_changed(self, event: str, *, added: bool) -> None:
         if added and event == "data" and not self._stopped.is_set() and self._join():
             self._timer.ring()
 

@@ -32,11 +32,11 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
-def payload(event: dict[str, Any] | None) -> str:
+def payload(value: dict[str, Any] | None) -> str:
     """Format a payload on one line, for people."""
-    if event is None:
+    if value is None:
         return "(not a payload)"
-    return escaped(json.dumps(event, ensure_ascii=False))
+    return escaped(json.dumps(value, ensure_ascii=False))
 
 
 def moment(ms: float, timespec: str = "milliseconds") -> str:
@@ -77,7 +77,7 @@ def report_unwritable(error: OSError, output: Output) -> int:
     """
     Report in one line that the output could not be written, and return the exit code.
 
-    A closed pipe, as in ``dtimer upcoming | head``, is not reported.
+    A closed pipe, as in ``dtimer upcoming | head``, is not reported. Its exit code is 1.
     """
     # Otherwise Python flushes the buffer at exit, fails again, and prints a second error.
     with contextlib.suppress(OSError, ValueError):
@@ -128,7 +128,7 @@ class Output:
         self._say(sys.stderr, parts, fields)
 
     def mute(self, stream: TextIO | None = None) -> None:
-        """Discard all further output to *stream* (stdout), buffered output included."""
+        """Discard all further and all buffered output to *stream*, by default stdout."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, (stream or sys.stdout).fileno())
         os.close(nowhere)

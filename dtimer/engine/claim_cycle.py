@@ -50,7 +50,7 @@ class ClaimCycle:
         sent: float,
         received_at: float,
         *,
-        was_waiting: bool,
+        read_late: bool,
     ) -> None:
         """
         Apply the reply to *request*.
@@ -60,7 +60,7 @@ class ClaimCycle:
             reply: Its reply.
             sent: When the request was sent, on the monotonic clock.
             received_at: When the reply was received, on the monotonic clock.
-            was_waiting: The reply may have arrived earlier than *received_at* and waited unread.
+            read_late: The reply may have arrived earlier than *received_at* and waited unread.
         """
         if self._clock_jumps is not None and (
             jump := self._clock_jumps.jumped(reply.now_us / 1e6, sent)
@@ -70,7 +70,7 @@ class ClaimCycle:
             self._heartbeat.leases_began(sent)
             # Before the rest: a delay here delays every event that was claimed ahead of time.
             self._dispatcher.accept(
-                request.seq, reply.claims, sent, received_at, was_waiting=was_waiting
+                request.seq, reply.claims, sent, received_at, read_late=read_late
             )
             if armed:
                 reached("claim.handed")

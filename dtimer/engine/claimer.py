@@ -50,7 +50,7 @@ class _UnreadReply(NamedTuple):
     reply: ClaimReply
     sent: float
     received_at: float
-    was_waiting: bool
+    read_late: bool
 
 
 class Claimer(Service):
@@ -238,7 +238,7 @@ class Claimer(Service):
         if self._unread is not None:
             return self._apply_reply(self._unread, claiming)
         pipeline = self._pipeline
-        was_waiting = pipeline.under_way
+        read_late = pipeline.under_way
         request = pipeline.next_request(claiming)
         try:
             reply = pipeline.receive(request)
@@ -260,7 +260,7 @@ class Claimer(Service):
             return self.connectivity.failed(e)
         self.answered = time.monotonic()
         self._unread = _UnreadReply(
-            request, reply, pipeline.sent, reply.received_at or self.answered, was_waiting
+            request, reply, pipeline.sent, reply.received_at or self.answered, read_late
         )
         pipeline.done()
         if armed:
@@ -271,14 +271,14 @@ class Claimer(Service):
 
     def _apply_reply(self, unread: _UnreadReply, claiming: bool) -> float:
         """Apply a reply; return the seconds to wait after it."""
-        request, reply, sent, received_at, was_waiting = unread
+        request, reply, sent, received_at, read_late = unread
         under_way = self._pipeline.under_way
         try:
             reply.claims[:]
             # Not before: if parsing fails, the reply is kept and parsed again next time.
             self._unread = None
             try:
-                self._cycle.apply(request, reply, sent, received_at, was_waiting=was_waiting)
+                self._cycle.apply(request, reply, sent, received_at, read_late=read_late)
             finally:
                 self._heartbeat.beat()
         except Exception as e:

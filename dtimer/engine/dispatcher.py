@@ -85,7 +85,7 @@ class Dispatcher(HandlerPool):
         sent: float,
         received_at: float,
         *,
-        was_waiting: bool = False,
+        read_late: bool = False,
     ) -> None:
         """
         Give *claims* to the handler threads, oldest first, or keep them until they are due.
@@ -95,7 +95,7 @@ class Dispatcher(HandlerPool):
             claims: The claimed events.
             sent: When the claim was sent, on the monotonic clock.
             received_at: When its reply was received, on the monotonic clock.
-            was_waiting: The reply may have arrived earlier than *received_at* and waited unread.
+            read_late: The reply may have arrived earlier than *received_at* and waited unread.
                 The time since *sent* then counts as lateness.
         """
         trusted = trusted_until(sent, self._options.lease)
@@ -103,7 +103,7 @@ class Dispatcher(HandlerPool):
         # renew for ever leases whose events are never started.
         leases = [lease for claim in claims if (lease := self._lease_of(claim, trusted))]
         self._set_expiries(leases, sent)
-        for lease in leases if was_waiting else ():
+        for lease in leases if read_late else ():
             if lease.event is not None:
                 lease.event.lateness_ms += (received_at - sent) * 1000
         self._add(leases)

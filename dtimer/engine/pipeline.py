@@ -103,15 +103,15 @@ class Pipeline:
 
         Until `done` is called, `next_request` returns the same request, to be sent again.
         """
-        was_waiting = self._pending is not None
+        read_late = self._pending is not None
         answer, self._pending = self._pending or self._send(request), None
         try:
-            reply = answer(was_waiting=was_waiting)
+            reply = answer(read_late=read_late)
         except BaseException:
             self._listener.echo_failed()
             raise
         if self._capacity.most is not None:
-            took = None if was_waiting else time.monotonic() - self.sent
+            took = None if read_late else time.monotonic() - self.sent
             self._capacity.received(request, reply, took)
         return reply
 

@@ -1,9 +1,10 @@
 """
 The ids of events that this process replaces while a claim's reply is under way.
 
-The reply most likely contains the replaced event, which must not start. So the node releases the
-event. That is always safe: the server ignores the release of a replaced event, and an event that
-was not replaced is claimed again at once.
+The reply may still contain the old event, which must not start. So the node releases every event
+of the reply that has one of these ids. This does no harm. If the post has replaced the event, the
+server ignores the release. If the post has failed, the event is still valid, and the next claim
+takes it again.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ class SupersededIds:
     """
     Tracks replaced ids. Claims have ascending numbers, and their replies arrive in that order.
 
-    Safe for any thread, without a lock: every change is one step of the interpreter. So a signal
-    handler that interrupts a post here may post itself, or wait for the claimer, which uses this.
+    Any thread may use it. It takes no lock, because every change is one step of the interpreter. A
+    lock could deadlock: a signal handler can interrupt one of these methods, and then post, or wait
+    for the claimer, which calls these methods too.
     """
 
     def __init__(self) -> None:
@@ -26,10 +28,11 @@ class SupersededIds:
         self._ids: dict[str, int] = {}
 
     def begin(self, seq: int) -> None:
-        """Record that claim *seq* is sent. The reply to the claim before may be still unread."""
+        """Record that claim *seq* is sent. The reply to the previous claim may still be unread."""
         self._last_claim = seq
         for id, claim in list(self._ids.items()):
-            # Drop ids of older claims, but put back an id that was added again meanwhile.
+            # Drop the ids of claims whose replies were read. Another thread may add an id again
+            # between the check and the `pop`. Such an id is put back.
             if claim < seq - 1 and self._ids.pop(id, -1) >= seq - 1:
                 self._ids[id] = seq
 

@@ -136,9 +136,11 @@ class ClaimReply:
 class PendingReply(Protocol):
     """Waits for the reply to a claim that was sent before."""
 
-    def __call__(self, *, was_waiting: bool) -> ClaimReply:
+    def __call__(self, *, read_late: bool) -> ClaimReply:
         """
-        Wait for the reply. Pass *was_waiting* as True if the node has done other work since it
-        asked.
+        Wait for the reply.
+
+        The timeout counts from the sending. Pass *read_late* as True if the node has done other
+        work since then: the timeout then counts from now.
         """
         ...

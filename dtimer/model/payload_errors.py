@@ -1,7 +1,8 @@
 """
 Errors for values that JSON cannot represent, with the path of the value in the payload.
 
-A path reads like ``payload['order']['at']``. The search runs only after the encoding has failed.
+A path reads like ``payload['order']['at']``. The payload is searched for the value only after the
+encoding has failed.
 Error texts contain the path and the type, and never the value, which may be confidential.
 """
 
@@ -137,7 +138,8 @@ def too_deep(payload: Any, deepest: int) -> PayloadError:
 
 def _circle(payload: Any) -> list[_Step] | None:
     """Return the path of a container that contains itself, or None if there is none."""
-    above = {id(payload): 0}
+    # The depth of each container on the current path, by its id.
+    depths = {id(payload): 0}
     done: set[int] = set()
     # For each container from the payload to the current one: the container, the step to it, and an
     # iterator over its remaining members.
@@ -147,13 +149,13 @@ def _circle(payload: Any) -> list[_Step] | None:
         for step, value in members:
             if not isinstance(value, dict | list | tuple) or id(value) in done:
                 continue
-            if id(value) in above:
-                return [step for _, step, _ in path[1 : above[id(value)] + 1]]
-            above[id(value)] = len(path)
+            if id(value) in depths:
+                return [step for _, step, _ in path[1 : depths[id(value)] + 1]]
+            depths[id(value)] = len(path)
             path.append((value, step, _members(value)))
             break
         else:
             path.pop()
-            del above[id(container)]
+            del depths[id(container)]
             done.add(id(container))
     return None

@@ -1,4 +1,10 @@
-"""The ways to attempt a call once: sent and received in one step or in two, or replicated."""
+"""
+Single attempts to call a script: `run`, `ReplicatedCall` and `PendingCall`.
+
+`run` sends a call and receives its reply. `ReplicatedCall` then also waits for replicas.
+`PendingCall` sends a call now, and receives its reply later. An attempt ends at *until*, or at the
+later *limit* while bytes of the reply arrive. Both are times on the monotonic clock.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +72,9 @@ class ReplicatedCall:
     """
     An operation in two steps: run the script, then wait for replicas. The second may fail alone.
 
-    A retry repeats both steps. The server recognises the operation, which does not act twice, but
-    makes a new write: WAIT only waits for writes made on its own connection.
+    A retry repeats both steps. The script recognises an operation that was already done, and then
+    only writes the remembered result again. This write is needed, because WAIT only waits for
+    writes that were made on its own connection.
     """
 
     def __init__(self, replicas: int, deadline: float) -> None:
@@ -141,24 +148,26 @@ class PendingCall:
     def _finish(self, error: BaseException | None) -> None:
         # After a failure a reply may arrive late, and the next call would read it as its own.
         replied = error is None or is_a_reply(error)
-        wrong_server = (
+        # A complete reply may also say that this server must not be asked again: it is a replica,
+        # for example.
+        reconnect = (
             error is not None and classify(error, self._connection.sent) is Failure.RECONNECT
         )
-        self._end(wrong_server or not replied)
+        self._end(reconnect or not replied)
 
-    def answer(self, *, was_waiting: bool = False) -> Any:
+    def answer(self, *, read_late: bool = False) -> Any:
         """
         Wait for the reply until the attempt times out, and return it.
 
-        With *was_waiting*, the timeout starts now: the caller has done other work since it sent the
-        call.
+        The timeout counts from the sending. Pass *read_late* as True if the caller has done other
+        work since then: the timeout then counts from now.
 
         Raises:
             Exception: The error of the client library, untranslated.
         """
         error: BaseException | None = None
         try:
-            began = time.monotonic() if was_waiting else self._began
+            began = time.monotonic() if read_late else self._began
             until, limit = began + self._lasts, began + self._longest
             return receive(self._connection, self._script, self._arguments, until, limit)
         except BaseException as e:

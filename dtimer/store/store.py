@@ -149,15 +149,15 @@ class Store(Schedules):
 
     def claim(self, incarnation: str, request: ClaimRequest, lease_us: int) -> ClaimReply:
         """Claim events for a node, and wait for the reply; see `start_claim`."""
-        return self.start_claim(incarnation, request, lease_us)(was_waiting=False)
+        return self.start_claim(incarnation, request, lease_us)(read_late=False)
 
     def start_claim(self, incarnation: str, request: ClaimRequest, lease_us: int) -> PendingReply:
         """
         Send one request that settles leases, claims events, and asks when to claim again.
 
         Returns:
-            A function that waits for the reply and returns it; call it exactly once. With
-            ``was_waiting=True``, after other work of the caller, the timeout starts with that call.
+            A function that waits for the reply and returns it; call it exactly once. Pass
+            ``read_late=True`` if the caller has done other work since the request was sent.
 
         Raises:
             Exception: An error of the client library or of dtimer, from this call or from the
@@ -183,9 +183,9 @@ class Store(Schedules):
         most = lease_us / 3e6
         call = self._scripts.start("claim", *arguments, op=f"{session}:{request.seq}", longest=most)
 
-        def answer(*, was_waiting: bool) -> ClaimReply:
+        def answer(*, read_late: bool) -> ClaimReply:
             try:
-                reply = call.answer(was_waiting=was_waiting)
+                reply = call.answer(read_late=read_late)
             except Exception as e:
                 # Only an incomplete reply is reported as broken, which makes the next claim
                 # smaller. An error reply is complete, so the connection need not be slow.

@@ -1,5 +1,5 @@
 """
-The emitter: pyee's, with all emissions of dtimer guarded against exceptions of listeners.
+pyee's emitter, changed so that exceptions of listeners cannot harm a node.
 
 pyee stops at the first listener that raises, lets the exception escape to the emitting code, and
 raises an ``'error'`` that has no listener. Here every listener is called, no exception reaches a
@@ -64,9 +64,10 @@ class Emitter(EventEmitter):
     """
     Registers and calls listeners, like pyee's emitter, with guarded emissions.
 
-    pyee's lock is not used. A signal handler that interrupts a call of this class may add a
-    listener, or leave, which waits for threads that emit: a lock would deadlock. Instead, every
-    change is one step of the interpreter, and a name is kept when its last listener is removed.
+    pyee's lock is not used, because it could deadlock. A signal handler can interrupt a method of
+    this class, and then add a listener, or leave, which waits for threads that emit. Instead, every
+    change is one step of the interpreter. For this reason a name stays in the table when its last
+    listener is removed: pyee removes it in a second step.
     """
 
     _events: dict[str, dict[Callable[..., Any], Callable[..., Any]]]  # type: ignore[assignment]
@@ -109,7 +110,7 @@ class Emitter(EventEmitter):
         """Register *f* as a listener of *event*. See `on`."""
         listeners.check(event, f, self.emits)
         super().add_listener(event, f)
-        self._listening(event, added=True)
+        self._listener_changed(event, added=True)
         return f
 
     def once(self, event: str, f: Callable[..., Any] | None = None) -> Callable[..., Any]:
@@ -118,11 +119,12 @@ class Emitter(EventEmitter):
 
         def register(f: F) -> F:
             listeners.check(event, f, self.emits)
-            # Not pyee's, which does not tell whether the listener was called. A batch of events
-            # would count as handled although another thread had used up the only listener.
+            # pyee's wrapper does not tell whether this thread or another one has called the
+            # listener. If another thread has, this thread's events have no listener, and must not
+            # count as handled.
             once = _Once(f, lambda: self.remove_listener(event, f))
             self._add_event_handler(event, f, once)
-            self._listening(event, added=True)
+            self._listener_changed(event, added=True)
             return f
 
         return register if f is None else register(f)
@@ -130,13 +132,13 @@ class Emitter(EventEmitter):
     def remove_listener(self, event: str, f: Callable[..., Any]) -> None:
         """Remove a listener. Does nothing if it is not registered."""
         self._listeners_of(event).pop(f, None)
-        self._listening(event, added=False)
+        self._listener_changed(event, added=False)
 
     def remove_all_listeners(self, event: str | None = None) -> None:
         """Remove all listeners of *event*, or of every event."""
         for name in list(self._events) if event is None else [event]:
             self._listeners_of(name).clear()
-            self._listening(name, added=False)
+            self._listener_changed(name, added=False)
 
     def listeners(self, event: str) -> list[Callable[..., Any]]:
         """Return the listeners of *event* in the order of their calls."""
@@ -153,8 +155,8 @@ class Emitter(EventEmitter):
         self.emit("new_listener", event, k)
         self._events.setdefault(event, {})[k] = v
 
-    def _listening(self, event: str, *, added: bool) -> None:
-        """Hook, called when a listener of *event* was added or, if not *added*, removed."""
+    def _listener_changed(self, event: str, *, added: bool) -> None:
+        """Do nothing. Subclasses override this to learn of an added or a removed listener."""
 
     def _call_handlers(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         # An emission by the user behaves as in pyee.

@@ -304,7 +304,7 @@ class DTimer(ScheduleClient):
         else:
             super()._rolled_back(error)
 
-    def _listening(self, event: str, *, added: bool) -> None:
+    def _listener_changed(self, event: str, *, added: bool) -> None:
         if event == "event" and (node := getattr(self, "_node", None)) is not None:
             node.listened(added=added)
 

@@ -353,8 +353,8 @@ MUTANTS = [
     _mutant(
         "a claim without a reply is given up",
         "engine/pipeline.py",
-        "            reply = answer(was_waiting=was_waiting)\n        except BaseException:\n",
-        "            reply = answer(was_waiting=was_waiting)\n"
+        "            reply = answer(read_late=read_late)\n        except BaseException:\n",
+        "            reply = answer(read_late=read_late)\n"
         "        except BaseException:\n"
         "            self.request = None\n",
         _CLAIMER,

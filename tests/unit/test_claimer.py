@@ -64,7 +64,7 @@ class FakeStore:
         self.requests.append(request)
         if self.deaf:
             raise self.deaf.pop()
-        return lambda *, was_waiting: self.answer(request)
+        return lambda *, read_late: self.answer(request)
 
     def answer(self, request):
         answer = self.trouble or (self.answers.pop(0) if self.answers else None)

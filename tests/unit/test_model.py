@@ -1,4 +1,8 @@
-"""The model: which values are accepted, and which are refused with which message."""
+"""
+The model: which values are accepted, and which are refused with which message.
+
+The numbers in ``fault`` marks are rows of the catalogue of faults, tests/chaos/catalogue.py.
+"""
 
 from __future__ import annotations
 

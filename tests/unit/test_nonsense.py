@@ -82,7 +82,7 @@ class Pending:
     def __init__(self, reply):
         self.reply = reply
 
-    def answer(self, *, was_waiting=False):
+    def answer(self, *, read_late=False):
         """Return the reply."""
         return self.reply
 

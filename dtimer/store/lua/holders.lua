@@ -1,10 +1,11 @@
--- Return which nodes hold the events in flight: of all events, or of a sample if there are many.
+-- Return how many events in flight each node holds. If there are more than ARGV[3], count only a
+-- random sample of them.
 --
 -- Uses      events
 --
 -- ARGV[3]   how many events to look at, at most
 --
--- Returns   incarnation and number of sampled events of each holder
+-- Returns   for each node: incarnation, number of its events that were counted
 local counts, names, reply = {}, {}, {}
 local held = redis.call('HRANDFIELD', LEASE, tonumber(ARGV[3]), 'WITHVALUES')
 for i = 2, #held, 2 do

@@ -5,9 +5,15 @@
 -- ARGV[3]   how long a silent node is remembered, in µs
 --
 -- Returns   {now, pending, leased, due, earliest or -1, dead, nodes, paused, totals, lateness}
---   due     how many of `pending` are due, or have a lease that has ended
---   totals  name and number of each total
+--   pending   how many events are scheduled or in flight
+--   leased    how many of them are in flight
+--   due       how many of `pending` are due and not leased, or have a lease that has ended
+--   earliest  when the next of `pending` is due, or its lease ends
+--   dead      how many dead letters there are
+--   totals    name and number of each total
 --   lateness  the number in each bucket (dtimer/model/histogram.py)
+--
+-- rouse.lua is used for its function `first_due`.
 local names = {
   'posted', 'started', 'confirmed', 'retried', 'released', 'cancelled', 'died', 'expired',
   'revived', 'coalesced', 'skipped',
