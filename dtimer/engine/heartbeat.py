@@ -58,6 +58,7 @@ class Heartbeat:
         for lease in self._leases.held():
             groups.setdefault(lease.lease_us(now), []).append(lease)
         for lease_us, leases in groups.items():
+            # A request with more than MOST_CLAIMS leases would block the other clients of Redis.
             for i in range(0, len(leases), MOST_CLAIMS):
                 self._renew(leases[i : i + MOST_CLAIMS], lease_us)
         # Only after success: a failed renewal is repeated at once, not a third of a lease later.

@@ -19,12 +19,19 @@ _DAY = 86_400
 
 def _offset(zone: tzinfo, at: int) -> int:
     """Return the offset of a zone's local time from UTC at a moment, in seconds."""
-    shown = datetime.fromtimestamp(at, UTC).astimezone(zone).utcoffset()
-    return 0 if shown is None else round(shown.total_seconds())
+    return _whole_seconds(datetime.fromtimestamp(at, UTC).astimezone(zone).utcoffset())
+
+
+def _whole_seconds(offset: timedelta | None) -> int:
+    return 0 if offset is None else round(offset.total_seconds())
 
 
 def _offset_change(zone: tzinfo, low: int, high: int) -> int:
-    """Return the first moment after *low*, at most *high*, that has another offset than *low*."""
+    """
+    Return a moment at which the offset of a zone changes.
+
+    The change lies after *low* and not after *high*. The offsets at these two must differ.
+    """
     before = _offset(zone, low)
     while high - low > 1:
         middle = (low + high) // 2
@@ -52,13 +59,17 @@ def once_each(calendar: Calendar, zone: tzinfo, after: int) -> Iterator[int]:
     """
     last = after
     for local in calendar(_local_time(after, _offset(zone, after))):
-        early, late = (local.replace(tzinfo=zone, fold=fold).utcoffset() for fold in (0, 1))
-        shown = _seconds(local)
-        at = shown - round((early or timedelta()).total_seconds())
-        if early != late and _offset(zone, at) + at != shown:
-            # For a skipped time, the later offset gives a moment before the gap, and the earlier
-            # offset one after it. Search the change between the two.
-            at = _offset_change(zone, shown - round((late or timedelta()).total_seconds()), at)
+        # If the clock skips or repeats this time, two offsets are possible: the one before the
+        # change and the one after it. Else the two are equal.
+        offset_before, offset_after = (
+            _whole_seconds(local.replace(tzinfo=zone, fold=fold).utcoffset()) for fold in (0, 1)
+        )
+        local_seconds = _seconds(local)
+        at = local_seconds - offset_before
+        if offset_before != offset_after and _offset(zone, at) + at != local_seconds:
+            # The clock skips this time. Computed with the offset before the change, the moment
+            # lies after the gap. Computed with the other offset, it lies before the gap.
+            at = _offset_change(zone, local_seconds - offset_after, at)
         if at > last:
             yield at
             last = at
@@ -76,11 +87,11 @@ def every_match(calendar: Calendar, zone: tzinfo, after: int) -> Iterator[int]:
         offset = _offset(zone, at)
         for local in calendar(_local_time(at, offset)):
             then = _seconds(local) - offset
-            # After the clock is set back, earlier local times come again, so look for a change of
-            # the offset within a day as well as at the next time.
-            for look in (min(then, at + _DAY), then):
-                if _offset(zone, look) != offset:
-                    then = _offset_change(zone, at, look)
+            # If the offset changes before the next time, *then* is wrong. A clock that is set back
+            # soon after *at* can also repeat earlier times, so check the offset a day later too.
+            for moment in (min(then, at + _DAY), then):
+                if _offset(zone, moment) != offset:
+                    then = _offset_change(zone, at, moment)
                     break
             else:
                 yield then

@@ -19,7 +19,7 @@ class Holder(Protocol):
         ...
 
     def retry(self, delay: Duration | None) -> bool:
-        """Release the event, to be delivered again."""
+        """End the lease; the event is delivered again after *delay*."""
         ...
 
     def extend(self, ms: Duration) -> bool:
@@ -46,15 +46,15 @@ class Event(dict[str, Any]):
             the posted due time or, after a failure, the end of the backoff.
         attempt: 1 for the first delivery, at most ``max_retries + 1``.
         max_retries: How often the event may be delivered again.
-        lateness_ms: Milliseconds from ``due`` until the claim, by the server's clock. For an event
-            that was claimed ahead of time, until a handler thread received it. Never negative.
+        lateness_ms: Milliseconds from ``due`` until the claim, by the server's clock. If the claim
+            was before ``due``: until a handler thread received the event. Never negative.
         token: A number that grows with every claim in the namespace. To protect an effect from a
             node that lost its lease, store the token with the effect and refuse lower ones (a
             *fencing token*: M. Kleppmann, *How to do distributed locking*, 2016).
         schedule: The id of the schedule if the event is an occurrence of one, else None.
         nominal: The time that the schedule gives for this occurrence, in ms since the epoch; None
             if the event is not an occurrence.
-        missed: How many other nominal times, all past, this occurrence also stands for.
+        missed: How many other occurrences, all missed, this one replaces.
     """
 
     __slots__ = (
@@ -118,7 +118,7 @@ class Event(dict[str, Any]):
 
     def retry(self, delay: Duration | None = None) -> bool:
         """
-        Release the event, to be delivered again after *delay* (by default the backoff).
+        End the lease; the event is delivered again after *delay*, by default the backoff.
 
         Returns:
             True if the event will be delivered again. False if the lease was lost, the event

@@ -114,8 +114,8 @@ def check_node(value: object) -> str:
         return check_id(value)
     given = "a URL" if isinstance(value, str) else type(value).__name__
     raise OptionError(
-        f"the id of the node comes first, a str, and then the client or its URL, as in"
-        f" DTimer('node-1', redis.Redis()); the id is not {given}"
+        f"the id of the node must be a name (a str), not {given}; pass the id first and then the"
+        " client or its URL, as in DTimer('node-1', redis.Redis())"
     )
 
 

@@ -11,17 +11,17 @@ from dtimer.model.ids import check_namespace
 from dtimer.model.options import DEFAULTS, check_poll_interval
 from dtimer.model.times import Duration
 
-# Options of the timer that a stream sets itself, or offers by another name.
+# Options of the timer that RunAt sets itself, or offers by another name.
 _SET_BY_STREAM = {"ns", "max_events", "auto_confirm", "poll_interval"}
-_NAMES = (
+_VALID_OPTIONS = (
     "queue_name",
     "interval",
     "redis",
     *(name for name in DEFAULTS if name not in _SET_BY_STREAM),
 )
-# The name in the stream for each of these options of the timer.
+# Maps options of the timer to their names in RunAt, where these differ.
 _STREAM_NAMES = {"ns": "queue_name", "poll_interval": "interval", "pub": "redis"}
-# Names in other libraries, and the name in the stream of each.
+# Maps names that other libraries and the timer use to the names in RunAt, for hints.
 _OTHER_NAMES = {
     word: _STREAM_NAMES.get(name, name) for word, name in hints.OPTIONS.items()
 } | _STREAM_NAMES
@@ -31,21 +31,21 @@ def timer_options(
     queue_name: object, interval: Duration, redis: object, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """
-    Return the client and the options of the timer that a stream uses.
+    Return the client and the options of the timer that a ``RunAt`` uses.
 
     Raises:
         OptionError: an argument is invalid. The text uses the name that the argument has in
             ``RunAt``.
     """
     for name in options:
-        if name not in _NAMES:
-            hint = hints.suggestion(name, _NAMES, _OTHER_NAMES)
+        if name not in _VALID_OPTIONS:
+            hint = hints.suggestion(name, _VALID_OPTIONS, _OTHER_NAMES)
             raise OptionError(f"unknown option {name!r} of RunAt{hint}")
     if not isinstance(queue_name, str) or "://" in queue_name:
         given = "a URL" if isinstance(queue_name, str) else type(queue_name).__name__
         raise OptionError(
-            f"queue_name comes first, a str, and the client as redis=, as in"
-            f" RunAt('reminders', redis=…); queue_name is not {given}"
+            f"queue_name must be a name (a str), not {given}; pass the client as redis=, as in"
+            " RunAt('reminders', redis=…)"
         )
     set_by_stream = {
         "ns": check_namespace(queue_name, "queue_name"),

@@ -15,14 +15,14 @@ from dtimer.model.event import Event
 
 class Calls:
     """
-    Calls the library, and records each call with *pen*.
+    Calls the library, and records each call with *writer*.
 
     The program continues if Redis refused a call, or if the outcome of a call is unknown. Any other
     exception is a bug, and ends the program.
     """
 
-    def __init__(self, pen: Writer) -> None:
-        self._pen = pen
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
 
     @contextlib.contextmanager
     def _ended(self, op: str, k: int) -> Iterator[dict[str, Any]]:
@@ -31,15 +31,15 @@ class Calls:
         try:
             yield more
         except OutcomeUnknown as e:
-            self._pen.end(op, k, "info", why=str(e)[:200], **more)
+            self._writer.end(op, k, "info", why=str(e)[:200], **more)
         except (StoreError, EventExists) as e:
-            self._pen.end(op, k, "no", why=f"{type(e).__name__}: {e}"[:200], **more)
+            self._writer.end(op, k, "no", why=f"{type(e).__name__}: {e}"[:200], **more)
         else:
-            self._pen.end(op, k, "ok", **more)
+            self._writer.end(op, k, "ok", **more)
 
     def _recorded(self, op: str, **about: Any) -> contextlib.AbstractContextManager[dict[str, Any]]:
         """Record the beginning of a call now, and its end when the block ends."""
-        return self._ended(op, self._pen.inv(op, **about))
+        return self._ended(op, self._writer.inv(op, **about))
 
     @staticmethod
     def _fields(payload: dict[str, Any], delay: float, **options: Any) -> dict[str, Any]:
@@ -85,23 +85,23 @@ class Calls:
                 payload, delay = options.pop("ev"), options.pop("delay")
                 about = self._fields(payload, delay, **options)
                 # The deadline is the client's, so the checker must not test that of the timer.
-                begun.append(self._pen.inv("post", burst=True, **about))
+                begun.append(self._writer.inv("post", burst=True, **about))
                 timer.post(payload, delay, pipe=pipe, **self._asked(options))
             try:
                 pipe.execute()
             except Exception as e:
                 # The client's exception does not tell whether the transaction took effect.
                 for k in begun:
-                    self._pen.end("post", k, "info", why=f"{type(e).__name__}: {e}"[:200])
+                    self._writer.end("post", k, "info", why=f"{type(e).__name__}: {e}"[:200])
             else:
                 for k in begun:
-                    self._pen.end("post", k)
+                    self._writer.end("post", k)
 
     def post_many(self, timer: DTimer, each: Sequence[dict[str, Any]]) -> bool:
         """Post *each* with ``post_many``; return True if the call succeeded."""
         k: int | None = None
         for item in each:
-            k = self._pen.inv("post", k=k, **self._fields(**{**item, "payload": item["ev"]}))
+            k = self._writer.inv("post", k=k, **self._fields(**{**item, "payload": item["ev"]}))
         assert k is not None
         with self._ended("post", k):
             timer.post_many(map(self._asked, each))

@@ -52,15 +52,15 @@ def client(url: str, home: int, given_up: threading.Event) -> Any:
     The constructor connects, so it is repeated until the server answers, or *given_up* is set.
     """
     parts = urlsplit(url)
-    way = (parts.hostname, parts.port)
+    proxy_address = (parts.hostname, parts.port)
     pause = threading.Event()
     while True:
         try:
             return RedisCluster(
-                *way,
+                *proxy_address,
                 username=parts.username,
                 password=parts.password,
-                address_remap=lambda address: way if address[1] == home else address,
+                address_remap=lambda address: proxy_address if address[1] == home else address,
                 socket_timeout=1,
                 socket_connect_timeout=1,
             )

@@ -60,13 +60,13 @@ class Handling(Program):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.calls = Calls(self.pen)
+        self.calls = Calls(self.writer)
         self._lease: int = self.setting["options"]["lease"]
         self.timer = self._make()
 
     def _make(self) -> DTimer:
         setting = self.setting
-        timer = DTimer(self.name, self.way, setting["sub"], **setting["options"])
+        timer = DTimer(self.name, self.client_or_url, setting["sub"], **setting["options"])
         timer.on("event", self.handle)
         timer.on("error", self._error)
         timer.on("lease_lost", lambda ev: self._note("lost", ev))
@@ -78,16 +78,16 @@ class Handling(Program):
     # -------------------------------------------------------------------------- records
 
     def _note(self, op: str, ev: Event) -> None:
-        self.pen.note(op, id=ev.id, n=ev.get("n"), tok=ev.token)
+        self.writer.note(op, id=ev.id, n=ev.get("n"), tok=ev.token)
 
     def _letter(self, op: str, letter: DeadLetter) -> None:
         n = letter.event.get("n") if letter.event else None
         about = {"att": letter.attempt, "reason": letter.reason, "error": letter.error[:300]}
-        self.pen.note(op, id=letter.id, n=n, **about)
+        self.writer.note(op, id=letter.id, n=n, **about)
 
     def _error(self, error: BaseException) -> None:
         if not isinstance(error, HandlerError | LeaseLost):
-            self.pen.note("error", kind=type(error).__name__, text=str(error)[:300])
+            self.writer.note("error", kind=type(error).__name__, text=str(error)[:300])
 
     def _watch_settlements(self) -> None:
         """Record each claim that the library settles by itself, and the server's reply."""
@@ -105,7 +105,7 @@ class Handling(Program):
                     k = None
                     if s.verdict is Verdict.RETRY:
                         # No call waits for this retry, so it has no deadline: record it as a burst.
-                        k = self.pen.inv("retry", burst=True, **about)
+                        k = self.writer.inv("retry", burst=True, **about)
                     asked[s.token] = about, k
             return settlements
 
@@ -114,9 +114,9 @@ class Handling(Program):
                 about, k = asked.pop(s.token, (None, None))
                 accepted = result is not Outcome.STALE
                 if k is not None:
-                    self.pen.end("retry", k, accepted=accepted, result=result.name)
+                    self.writer.end("retry", k, accepted=accepted, result=result.name)
                 elif about:
-                    self.pen.note("auto", accepted=accepted, result=result.name, **about)
+                    self.writer.note("auto", accepted=accepted, result=result.name, **about)
             settled(settlements, results)
 
         dispatcher.take_settlements, dispatcher.settled = taken, answered
@@ -131,7 +131,7 @@ class Handling(Program):
                 n = decode(c.payload).get("n")
                 about = {"id": c.id, "n": n, "tok": c.token, "att": c.attempt, "due": c.due_us}
                 about |= {"srv": c.claimed_us, "lease_us": lease_us, "by": node.incarnation}
-                self.pen.note("claim", **about)
+                self.writer.note("claim", **about)
             accept(seq, claims, *rest, **more)
 
         node._dispatcher.accept = accepted
@@ -141,7 +141,7 @@ class Handling(Program):
     def handle(self, events: list[Event]) -> None:
         """Handle a batch: do what each payload says."""
         runs = [
-            self.pen.inv("run", **run_of(ev, self._lease * 1000, AHEAD * 1000)) for ev in events
+            self.writer.inv("run", **run_of(ev, self._lease * 1000, AHEAD * 1000)) for ev in events
         ]
         ended = "no"
         try:
@@ -150,7 +150,7 @@ class Handling(Program):
             ended = "ok"
         finally:
             for k in runs:
-                self.pen.end("run", k, ended)
+                self.writer.end("run", k, ended)
 
     @staticmethod
     def _wait(ms: float) -> None:
@@ -251,7 +251,7 @@ class Handling(Program):
     def _fail(self, point: str) -> None:
         """Raise a memory error, once. Any code may get one."""
         if armed.pop(point, None):
-            self.pen.note("broken", point=point)
+            self.writer.note("broken", point=point)
             raise MemoryError("injected")
 
     def join(self) -> None:
@@ -269,7 +269,7 @@ class Handling(Program):
 
     def leave(self, timeout: float | None) -> None:
         """Leave, and record the call."""
-        with self.pen.call("leave", timeout=timeout):
+        with self.writer.call("leave", timeout=timeout):
             self.timer.leave(timeout)
 
     def _stop_during_claim(self) -> None:

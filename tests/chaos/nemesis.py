@@ -43,7 +43,7 @@ class Nemesis:
 
     Args:
         context: The possible targets, and the means to strike them.
-        pen: Records the beginning and the end of each fault.
+        writer: Records the beginning and the end of each fault.
         rng: Decides the faults, their times, their targets and their lengths.
         faults: The numbers of the faults.
         weights: How often a fault is in the deck, if not once.
@@ -52,13 +52,13 @@ class Nemesis:
     def __init__(
         self,
         context: FaultContext,
-        pen: Writer,
+        writer: Writer,
         rng: random.Random,
         faults: Sequence[str] = tuple(INJECTIONS),
         weights: dict[str, int] | None = None,
     ) -> None:
         self._context = context
-        self._pen = pen
+        self._writer = writer
         self._rng = rng
         self._cards = [name for name in faults for _ in range((weights or {}).get(name, 1))]
         self._deck: deque[str] = deque()
@@ -99,7 +99,7 @@ class Nemesis:
         running = injection(self._context)
         said: Any = next(running)
         target, seconds = said
-        self._pen.note("fault", name=name, target=target, phase="begin")
+        self._writer.note("fault", name=name, target=target, phase="begin")
         next(running)
         self._active.append(_Active(name, target, server, time.monotonic() + seconds, running))
 
@@ -109,7 +109,9 @@ class Nemesis:
             # The fault has not ended yet. Try again at the next call.
             return
         self._active.remove(active)
-        self._pen.note("fault", name=active.name, target=active.target, phase="end", struck=struck)
+        self._writer.note(
+            "fault", name=active.name, target=active.target, phase="end", struck=struck
+        )
         (self.struck if struck else self.missed)[active.name] += 1
         if not struck:
             # Try this fault again soon: its target may have been down already.

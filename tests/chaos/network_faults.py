@@ -33,15 +33,17 @@ def close_within_a_reply(context: FaultContext) -> Injection:
 def _blackhole(
     context: FaultContext, who: Member, seconds: float, *, subscription: bool, commands: bool
 ) -> Injection:
-    ways = [
-        way for way, on in ((who.proxy, commands), (who.subscription, subscription)) if on and way
+    proxies = [
+        proxy
+        for proxy, on in ((who.proxy, commands), (who.subscription, subscription))
+        if on and proxy
     ]
     yield who.name, seconds
-    for way in ways:
-        way.blackhole()
+    for proxy in proxies:
+        proxy.blackhole()
     yield
-    for way in ways:
-        way.heal()
+    for proxy in proxies:
+        proxy.heal()
     yield True
 
 
@@ -65,13 +67,13 @@ def blackhole_subscription(context: FaultContext) -> Injection:
 def reset(context: FaultContext) -> Injection:
     """Reset, or half close, all connections of a process."""
     who = context.any_member()
-    ways = [way for way in (who.proxy, who.subscription) if way]
+    proxies = [proxy for proxy in (who.proxy, who.subscription) if proxy]
     yield who.name, context.seconds(0.3, 1)
-    for way in ways:
+    for proxy in proxies:
         if context.rng.random() < 0.5:
-            way.cut()
+            proxy.cut()
         else:
-            way.half_close()
+            proxy.half_close()
     yield
     yield True
 
@@ -113,14 +115,14 @@ def choke(context: FaultContext) -> Injection:
 def refuse(context: FaultContext) -> Injection:
     """Refuse the connections of a process."""
     who = context.any_member()
-    ways = [way for way in (who.proxy, who.subscription) if way]
+    proxies = [proxy for proxy in (who.proxy, who.subscription) if proxy]
     yield who.name, context.seconds(0.5, 2)
-    for way in ways:
-        way.refuse()
-        way.cut()
+    for proxy in proxies:
+        proxy.refuse()
+        proxy.cut()
     yield
-    for way in ways:
-        way.heal()
+    for proxy in proxies:
+        proxy.heal()
     yield True
 
 

@@ -98,11 +98,11 @@ class Posting(Program):
         super().__init__(text)
         setting = self.setting
         url, options = setting["url"], setting["options"]
-        self.calls = Calls(self.pen)
-        self.timer = DTimer(self.name, self.way, **options)
+        self.calls = Calls(self.writer)
+        self.timer = DTimer(self.name, self.client_or_url, **options)
         self.ids = _Ids(self.timer._new_id)
         self.timer._new_id = self.ids
-        self.queue = RunAt(setting["runat"], redis=self.way, timeout=options["timeout"])
+        self.queue = RunAt(setting["runat"], redis=self.client_or_url, timeout=options["timeout"])
         # Without retries, because a repeated transaction would act twice.
         self.client = redis.Redis.from_url(url, socket_timeout=1, retry=Retry(NoBackoff(), 0))
         self.recent: deque[str] = deque(maxlen=40)

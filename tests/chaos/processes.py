@@ -109,17 +109,17 @@ class Processes:
     Args:
         server: The server, which each process reaches through a proxy of its own.
         folder: The folder of the run, for the histories and the standard errors.
-        pen: Records the kills.
+        writer: Records the kills.
         common: The settings that all programs share.
         strict: Run the interpreter in its development mode.
     """
 
     def __init__(
-        self, server: Server, folder: Path, pen: Writer, common: dict[str, Any], *, strict: bool
+        self, server: Server, folder: Path, writer: Writer, common: dict[str, Any], *, strict: bool
     ) -> None:
         self._server = server
         self._folder = folder
-        self._pen = pen
+        self._writer = writer
         self._common = common
         self._flags = _FLAGS if strict else _FLAGS[2:]
         self._starts = 0
@@ -175,7 +175,7 @@ class Processes:
     def _watch(self, name: str, process: subprocess.Popen[bytes]) -> None:
         """Wait for the end of a process, and record it if the process was killed."""
         if process.wait() == -signal.SIGKILL:
-            self._pen.note("kill", pid=process.pid, who=f"{name}.{process.pid}")
+            self._writer.note("kill", pid=process.pid, who=f"{name}.{process.pid}")
 
     def _stderr(self, member: Member) -> Path:
         return self._folder / f"{member.name}.stderr"

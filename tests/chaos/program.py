@@ -48,22 +48,24 @@ class Program:
         self.name: str = self.setting["name"]
         self.start: int = self.setting["start"]
         self.rng = random.Random(f"{self.setting['seed']} {self.name} {self.start}")
-        self.pen = Writer(self.setting["folder"], self.name)
+        self.writer = Writer(self.setting["folder"], self.name)
         self._serial = self.start * 10_000_000
         self._lock = threading.Lock()
         self._rest = b""
         #: Set when standard input has ended.
         self.ended = threading.Event()
         self._before = descriptors()
-        self.pen.note("node", phase="begin", start=self.start, rss=rss(), **self._limits())
-        self._starvation = StarvationMonitor(self.pen)
+        self.writer.note("node", phase="begin", start=self.start, rss=rss(), **self._limits())
+        self._starvation = StarvationMonitor(self.writer)
         self._starvation.__enter__()
         self._clients: list[Any] = []
         #: How timers reach the server: a URL, or a client of the cluster.
-        self.way: Any = self.setting["url"]
+        self.client_or_url: Any = self.setting["url"]
         if "home" in self.setting:
-            self.way = cluster.client(self.way, self.setting["home"], self.ended)
-            self._clients.append(self.way)
+            self.client_or_url = cluster.client(
+                self.client_or_url, self.setting["home"], self.ended
+            )
+            self._clients.append(self.client_or_url)
 
     def _limits(self) -> dict[str, Any]:
         options = self.setting["options"]
@@ -97,8 +99,8 @@ class Program:
             pause.wait(0.01)
         # The file of the history is not among them, because it was open before.
         left = sorted(descriptors() - self._before)
-        self.pen.note("node", phase="end", threads=threads(), descriptors=left, rss=rss())
-        self.pen.close()
+        self.writer.note("node", phase="end", threads=threads(), descriptors=left, rss=rss())
+        self.writer.close()
 
 
 class _Log(logging.Handler):
@@ -110,7 +112,7 @@ class _Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Record a log record."""
-        self._program.pen.note("log", level=record.levelname, text=record.getMessage()[:300])
+        self._program.writer.note("log", level=record.levelname, text=record.getMessage()[:300])
 
 
 class Thread(threading.Thread):

@@ -30,14 +30,14 @@ class Reading(Program):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.calls = Calls(self.pen)
+        self.calls = Calls(self.writer)
 
     def _make(self) -> RunAt:
         setting = self.setting
         options = {name: setting["options"][name] for name in ("lease", "timeout", "backoff")}
         queue = RunAt(
             setting["runat"],
-            redis=self.way,
+            redis=self.client_or_url,
             interval=setting["options"]["poll_interval"],
             concurrency=setting["threads"],
             max_retries=50,
@@ -48,22 +48,22 @@ class Reading(Program):
 
     def _error(self, error: BaseException) -> None:
         if not isinstance(error, HandlerError | LeaseLost):
-            self.pen.note("error", kind=type(error).__name__, text=str(error)[:300])
+            self.writer.note("error", kind=type(error).__name__, text=str(error)[:300])
 
     def _read(self, queue: RunAt, until: float) -> None:
         """Read keys until the moment *until*; raise `_Enough` now and then."""
         while time.monotonic() < until and not self.ended.is_set():
-            k = self.pen.inv("read", face="runat")
+            k = self.writer.inv("read", face="runat")
             try:
                 key = queue.read(300)
             except StoreError as e:
-                self.pen.end("read", k, "no", why=f"{type(e).__name__}: {e}"[:200])
+                self.writer.end("read", k, "no", why=f"{type(e).__name__}: {e}"[:200])
                 self.ended.wait(0.1)
                 continue
             if key is None:
-                self.pen.end("read", k, id=None)
+                self.writer.end("read", k, id=None)
                 continue
-            self.pen.end("read", k, id=key, **_about(queue))
+            self.writer.end("read", k, id=key, **_about(queue))
             self._use(queue, key)
 
     def _use(self, queue: RunAt, key: str) -> None:
@@ -90,7 +90,7 @@ class Reading(Program):
             # This thread does not confirm the key that it holds, so the key is delivered again.
             last = getattr(queue._by_thread, "last_reading", None)
             if last is not None and not last.done.is_set():
-                self.pen.note("retry", face="runat", id=last.event.id, accepted=True)
+                self.writer.note("retry", face="runat", id=last.event.id, accepted=True)
 
         queue = self._make()
         try:

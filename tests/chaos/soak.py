@@ -117,10 +117,10 @@ class Soak:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         rng = random.Random(plan.seed)
-        self.pen = Writer(plan.folder, "supervisor")
+        self.writer = Writer(plan.folder, "supervisor")
         self._closing = contextlib.ExitStack()
-        self._closing.enter_context(self.pen)
-        self._closing.enter_context(StarvationMonitor(self.pen))
+        self._closing.enter_context(self.writer)
+        self._closing.enter_context(StarvationMonitor(self.writer))
         user = ["--user", USER, "on", f">{PASSWORD}", "~*", "&*", "+@all"]
         more = ["--enable-debug-command", "yes", "--busy-reply-threshold", "100"]
         args = [*user, *more, *(cluster.ARGS if plan.cluster else ())]
@@ -144,7 +144,7 @@ class Soak:
             "options": options,
         }
         self.processes = Processes(
-            self.server, plan.folder, self.pen, common, strict=not plan.events
+            self.server, plan.folder, self.writer, common, strict=not plan.events
         )
         self._closing.enter_context(self.processes)
         context = FaultContext(
@@ -156,7 +156,7 @@ class Soak:
         # server can hang (F44).
         never = "F34" if plan.cluster else "F44"
         faults = [name for name in INJECTIONS if name != never]
-        self.nemesis = Nemesis(context, self.pen, rng, faults, weights=weights)
+        self.nemesis = Nemesis(context, self.writer, rng, faults, weights=weights)
         #: Reasons why the run fails, besides broken promises.
         self.wrong: list[str] = []
         #: The memory of the server, in bytes.
@@ -196,7 +196,7 @@ class Soak:
     def _report(self) -> Report:
         found = Findings.of(History(self.plan.folder))
         for strike, who, ms in found.recoveries():
-            self.pen.note("recovered", fault=strike.fault, who=who, ms=ms)
+            self.writer.note("recovered", fault=strike.fault, who=who, ms=ms)
             if ms > 1000 * (RECOVERY_LIMIT + SLOW.get(strike.fault, 0)):
                 self.wrong.append(f"{who} took {ms:.0f} ms to recover from {strike}")
         verdict = check(self.plan.folder, slack_ms=_SLACK)
@@ -273,7 +273,7 @@ class Soak:
             eventually(lambda: observer.stats().totals.get("posted") and keys.nodes(), _STARTING)
 
     def _phase(self, name: str) -> None:
-        self.pen.note("phase", phase=name)
+        self.writer.note("phase", phase=name)
         self._phases.append(time.monotonic())
 
     def _keep_running(self, seconds: float) -> None:
@@ -298,7 +298,7 @@ class Soak:
         if now - self._asked > _ASK:
             self._asked = now
             # From this the checker knows when claims were made, to within a round trip.
-            with contextlib.suppress(redis.RedisError), self.pen.call("clock") as said:
+            with contextlib.suppress(redis.RedisError), self.writer.call("clock") as said:
                 seconds, us = self._hurried.time()
                 said["srv"] = seconds * 1_000_000 + us
         if now - self._sampled > 2:
@@ -344,7 +344,7 @@ class Soak:
                     self.wrong.append(text)
                 pending += observer.pending()
                 letters += observer.letters()
-        self.pen.note("final", pending=pending, dead=letters, sound=sound)
+        self.writer.note("final", pending=pending, dead=letters, sound=sound)
         self._leftovers()
 
     def _leftovers(self) -> None:

@@ -175,7 +175,7 @@ class SteppedNode:
         self.world = world
         self.name = name
         self.dead = False
-        way: Any = TappedSource(world.client, self.tap, loads=True)
+        source: Any = TappedSource(world.client, self.tap, loads=True)
         options = validate(
             OPTIONS
             | {
@@ -185,7 +185,7 @@ class SteppedNode:
                 "now": lambda: world.clock.us / 1000,
             }
         )
-        self.store = Store(way, world.ns, timeout=0.3, now=lambda: world.clock.us)
+        self.store = Store(source, world.ns, timeout=0.3, now=lambda: world.clock.us)
         timer: Any = self
         self.node = Node(name, options, self.store, timer)
         self.node._listener.hears = world.rng.random() < 0.7
@@ -388,8 +388,8 @@ class World:
         self._stack.callback(faultpoints.armed.clear)
         for point in CRASHES:
             faultpoints.armed[point] = lambda point=point: self._point(point)
-        way: Any = TappedSource(self.client, self.network, loads=True)
-        self.poster = Store(way, self.ns, timeout=0.3, now=lambda: self.clock.us)
+        source: Any = TappedSource(self.client, self.network, loads=True)
+        self.poster = Store(source, self.ns, timeout=0.3, now=lambda: self.clock.us)
         self._stack.callback(self.poster.close)
         # Late requests need a connection of their own. The sender's may be closed by then. If it
         # were opened again, nothing would close it.

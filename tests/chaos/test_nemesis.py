@@ -19,7 +19,11 @@ from dtimer import DTimer, faultpoints
 
 
 class Scripted:
-    """Faults that only log when they begin and end; a fault of *duds* never takes effect."""
+    """
+    Faults that only log when they begin and end. A fault of *duds* never takes effect.
+
+    Each is a generator with the steps that `chaos.injections` describes.
+    """
 
     def __init__(self, *names, server=(), duds=()):
         self.log = []
@@ -28,7 +32,8 @@ class Scripted:
 
     def _injection(self, name):
         def inject(_):
-            yield "target", 0.0
+            seconds = 0.0
+            yield "target", seconds
             self.log.append(f"+{name}")
             yield
             self.log.append(f"-{name}")
@@ -38,19 +43,19 @@ class Scripted:
 
 
 @pytest.fixture
-def pen(tmp_path):
-    with Writer(tmp_path, "supervisor") as pen:
-        yield pen
+def writer(tmp_path):
+    with Writer(tmp_path, "supervisor") as writer:
+        yield writer
 
 
 @pytest.fixture
-def nemesis_with(monkeypatch, pen):
+def nemesis_with(monkeypatch, writer):
     """Return a function that makes a nemesis with only the given faults and no pauses."""
 
     def make(scripted, seed=1):
         monkeypatch.setattr(nemesis, "INJECTIONS", scripted.injections)
         monkeypatch.setattr(nemesis, "_PAUSE", (0, 0))
-        return Nemesis(None, pen, random.Random(seed), tuple(scripted.injections))
+        return Nemesis(None, writer, random.Random(seed), tuple(scripted.injections))
 
     return make
 
@@ -81,7 +86,7 @@ class TestNemesis:
         assert logs[0] == logs[1]
 
     def test_injects_one_server_fault_at_a_time(self, nemesis_with, monkeypatch):
-        """A fault of the server ends before the next one begins, or the two would blur."""
+        """A fault of the server ends before the next one begins, or their effects would mix."""
         scripted = Scripted(*"abcd", server="abcd")
         injector = nemesis_with(scripted)
         for _ in range(40):
@@ -116,12 +121,12 @@ class TestFaultPoints:
     """The points at which the nemesis orders a node to die or fail."""
 
     def test_every_ordered_point_exists(self):
-        """A node never reaches an unknown point, so the injection would count without effect."""
+        """A node never reaches a misspelt point, so the ordered death or failure never happens."""
         assert {*process_faults.DEATHS, *process_faults.FAILURES} <= set(faultpoints.POINTS)
 
     @pytest.mark.parametrize("do", ["die", "fail"])
     def test_a_node_refuses_an_unknown_point(self, do):
-        """The refusal ends its program with a traceback, so the soak fails."""
+        """The refusal ends the node's program with a traceback, so the soak fails."""
         node = Handling.__new__(Handling)
         with pytest.raises(ValueError, match=r"unknown fault point 'loop\.gone'"):
             node.order({"do": do, "point": "loop.gone"})
@@ -149,8 +154,8 @@ class TestFindings:
         self.write(tmp_path, "node-1.2", (1_500_000_000, run), (2_040_000_000, run))
         self.write(tmp_path, "node-2.3", (2_700_000_000, run))
         found = Findings.of(History(tmp_path))
-        told = {who: ms for _, who, ms in found.recoveries()}
-        assert {"node-1": 40.0, "node-2": 700.0} == told
+        recovery_ms = {who: ms for _, who, ms in found.recoveries()}
+        assert {"node-1": 40.0, "node-2": 700.0} == recovery_ms
 
     def test_omits_a_recovery_during_which_another_fault_began(self, tmp_path):
         """The time would include the other fault, so it says nothing about the first."""
@@ -181,8 +186,8 @@ class TestFindings:
         begin = '"op":"node","ph":"ok","phase":"begin"'
         run = '"op":"run","ph":"inv","k":1'
         self.write(tmp_path, "node-1.3", (12 * 10**9, begin), (13 * 10**9, run))
-        told = [(s.fault, ms) for s, _, ms in Findings.of(History(tmp_path)).recoveries()]
-        assert [("killed", 1000.0)] == told
+        recovery_ms = [(s.fault, ms) for s, _, ms in Findings.of(History(tmp_path)).recoveries()]
+        assert [("killed", 1000.0)] == recovery_ms
 
     def test_reports_threads_left_behind_and_bugs(self, tmp_path):
         """Findings are threads that outlive their node, and errors that ask for a report."""
@@ -196,21 +201,21 @@ class TestFindings:
 
 def test_a_cluster_client_of_a_soak_reaches_its_server_through_the_proxy(namespace):
     """
-    This holds also while the other servers of the cluster hang. The client replaces the
-    addresses that the server reports, or its connections would bypass the faults of the proxy.
+    The client does so even while the other servers of the cluster hang. It replaces the addresses
+    that the server reports, or its connections would bypass the faults of the proxy.
     """
     with (
         Server(tcp=True, args=cluster.ARGS) as server,
         cluster.joined(server, cluster.ARGS) as others,
-        Proxy(server) as way,
-        contextlib.closing(cluster.client(way.url, server.port, threading.Event())) as client,
+        Proxy(server) as proxy,
+        contextlib.closing(cluster.client(proxy.url, server.port, threading.Event())) as client,
     ):
         timer = DTimer("poster", client, ns=namespace, timeout=LONGEST_CALL)
         timer.post({"n": 1}, 3_600_000, id="tea")
         for other in others:
             other.pause()
-        assert way.connections
-        way.cut()
+        assert proxy.connections
+        proxy.cut()
         assert {"n": 1} == timer.peek("tea").event
         for other in others:
             other.resume()

@@ -165,10 +165,10 @@ class TestAfterALostReply:
         The first attempt stored the event. The second is refused before its script runs, because
         the replica has gone. If the refusal counted as definite, the caller would post again.
         """
-        with Proxy(own) as way, own.client() as client:
-            timer = DTimer("poster", way.url, ns=namespace, timeout=LONGEST_CALL)
+        with Proxy(own) as proxy, own.client() as client:
+            timer = DTimer("poster", proxy.url, ns=namespace, timeout=LONGEST_CALL)
             timer.post({"n": 0}, LATER, id="known")
-            way.drop_reply_once(b"tea")
+            proxy.drop_reply_once(b"tea")
             refuse = functools.partial(client.config_set, "min-replicas-to-write", 1)
             with arm("retry.sending", refuse), pytest.raises(OutcomeUnknown, match="NOREPLICAS"):
                 timer.post({"n": 1}, LATER, id="tea")
@@ -203,8 +203,8 @@ class TestAfterALostReply:
             raise Lost
 
         with server.client() as client:
-            way = TappedSource(client, tap, loads=True)
-            store = Store(way, namespace, timeout=PATIENCE)
+            source = TappedSource(client, tap, loads=True)
+            store = Store(source, namespace, timeout=PATIENCE)
             with pytest.raises(OutcomeUnknown, match=refusal.split()[0]):
                 store.post([Entry("tea", "+60000000", "", "3|{}")], "replace")
             assert store.peek("tea")

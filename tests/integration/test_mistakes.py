@@ -257,16 +257,16 @@ MAKING = [
         "the client first",
         lambda: DTimer(redis.Redis()),
         (
-            "the id of the node comes first, a str, and then the client or its URL, as in"
-            " DTimer('node-1', redis.Redis()); the id is not Redis"
+            "the id of the node must be a name (a str), not Redis; pass the id first and then the"
+            " client or its URL, as in DTimer('node-1', redis.Redis())"
         ),
     ),
     (
         "the URL first",
         lambda: DTimer("redis://:secret@localhost"),
         (
-            "the id of the node comes first, a str, and then the client or its URL, as in"
-            " DTimer('node-1', redis.Redis()); the id is not a URL"
+            "the id of the node must be a name (a str), not a URL; pass the id first and then the"
+            " client or its URL, as in DTimer('node-1', redis.Redis())"
         ),
     ),
     ("an option misspelt", lambda: DTimer("n", leese=5), "did you mean 'lease'?"),
@@ -309,11 +309,15 @@ MAKING = [
         "a stream's client first",
         lambda: RunAt(redis.Redis()),
         (
-            "queue_name comes first, a str, and the client as redis=, as in"
-            " RunAt('reminders', redis=…); queue_name is not Redis"
+            "queue_name must be a name (a str), not Redis; pass the client as redis=, as in"
+            " RunAt('reminders', redis=…)"
         ),
     ),
-    ("a stream's URL first", lambda: RunAt("redis://:secret@x"), "queue_name is not a URL"),
+    (
+        "a stream's URL first",
+        lambda: RunAt("redis://:secret@x"),
+        "must be a name (a str), not a URL",
+    ),
     ("a stream's space", lambda: RunAt("my queue"), "queue_name must be 1 to 64 characters"),
     (
         "a timer's word for a stream's",

@@ -16,8 +16,9 @@ from dtimer.store.admin import AdminStore
 #: Seconds of history that the sparkline shows.
 MINUTE = 60
 
-#: Leases that are read to compute the nodes' shares. If there are more, shares are estimates.
-_LEASES = 500
+#: The most leases that are read to count the events in flight of each node. If there are more
+#: leases, the counts are estimates.
+_MOST_LEASES = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +85,10 @@ class Sampler:
         self._before = at, stats
         self._lateness.append(stats.lateness)
         recent = increase(stats.lateness, self._lateness[0])
-        held = self._store.holders(_LEASES)
+        held = self._store.holders(_MOST_LEASES)
         leases_read = sum(held.values())
         if 0 < leases_read < stats.in_flight:
+            # Only a sample was read: scale its counts to all the events in flight.
             held = {name: round(n * stats.in_flight / leases_read) for name, n in held.items()}
         return Frame(
             ns=self._ns,

@@ -4,6 +4,8 @@
 -- ARGV[3]   how many members of each key to check
 --
 -- Returns   {due, bodies, dead, graves, leases, schedules, plans, strays}
+--   graves  the size of the index of the dead letters by time; dead is the number of their records
+--   schedules, plans  how many schedules have a state (BEATS), and how many a payload (PLANS)
 --   strays  problem and id, for each problem: no_body (due without a body), no_due (a body that is
 --           never due), no_grave (a dead letter that graves does not list), no_letter (an entry
 --           of graves without its letter), no_event (a lease without an event)

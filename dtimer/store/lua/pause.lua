@@ -8,6 +8,8 @@
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
+-- `wrong` is an error reply if a key has the wrong type. `rouse` below uses ROSTER and PROMISE, the
+-- times at which nodes are expected to claim.
 local wrong = guard(SYS, ROSTER, PROMISE)
 if wrong then return wrong end
 
