@@ -56,7 +56,8 @@ def rules(ns: str, commands: tuple[str, ...] = EVERYTHING) -> str:
     return f"~{what} resetchannels &{what} -@all {_plus(sorted(commands))}"
 
 
-# The error texts of Redis 6.2 to 7.0 and of later versions, for a command and for one in a script.
+# The error texts of Redis 6.2 to 7.0 and of later versions, for a command that the client sends and
+# for a command that a script runs.
 _COMMAND = re.compile(r"permissions? to run the '([\w|]+)'|executing the script can't run this")
 _KEY = re.compile(r"access .*\bkeys?\b")
 _CHANNEL = re.compile(r"(?:access .*|publish to the )\bchannels?\b")

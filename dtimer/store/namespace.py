@@ -91,8 +91,9 @@ class Namespace:
         self.rollback.opened(before, state)
 
     def _read_state(self, deadline: float, *, create: bool) -> tuple[str, NamespaceState]:
-        name = incarnation() if create else ""
-        reply = self._scripts.call("open", SCHEMA, name, deadline=deadline)
+        # The random mark of a new namespace. Any unique text will do.
+        mark = incarnation() if create else ""
+        reply = self._scripts.call("open", SCHEMA, mark, deadline=deadline)
         return understood(
             "open", lambda r: (replies.text(r[1]), replies.read_namespace_state(r)), reply
         )
@@ -110,7 +111,11 @@ class Namespace:
         return self._scripts.call(verb, *arguments, named=named, deadline=deadline)
 
     def alone(self, incarnation: str) -> bool:
-        """Return True if no other node is alive and the namespace is not paused, in one attempt."""
+        """
+        Return True if no other node is alive and the namespace is not paused.
+
+        The script is sent once: the caller must deal with a failure.
+        """
         return bool(self._scripts.call_once("alone", incarnation, str(SILENT_US)))
 
     def _ask(

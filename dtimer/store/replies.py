@@ -49,11 +49,16 @@ def read_payload(raw: bytes | None) -> dict[str, Any] | None:
 
 def read_posted(reply: bytes, count: int) -> tuple[bytes, int | None, str]:
     """
-    Read the reply to a post: its letters, the total number of posts, and an id that was taken.
+    Read the reply to a post.
 
     Args:
         reply: The reply.
-        count: The number of letters to expect, unless nothing was stored.
+        count: The number of digits to expect, unless nothing was stored.
+
+    Returns:
+        One digit for each event, or one for all if dtimer generated the ids: 1 if it was stored,
+        else 0; or ``x`` if nothing was stored. The total number of posts. The id that existed
+        already, if nothing was stored for this reason.
     """
     letters, total, id = reply.split(b";", 2)
     if (len(letters) != count or letters.strip(b"01")) and letters != b"x":
@@ -66,7 +71,7 @@ def settlement_arguments(settlements: Iterable[Settlement]) -> tuple[list[str], 
     Return settlements as arguments of a script, which expects the confirmations first.
 
     Returns:
-        The arguments, and the index of the settlement of each outcome in the reply, in order.
+        The arguments; and, for each outcome in the reply, in order, the index of its settlement.
     """
     confirms: list[str] = []
     others: list[str] = []

@@ -9,7 +9,7 @@ marks from replies that the process receives anyway:
 * For a node: the time of its last claim, as the server recorded it. Only the node's own claims
   change that time. The server removes a node only after a long silence, and counts the removals.
 * For a process that posts: the total number of posted events, which never decreases.
-* For every process: the name that the namespace was given when it was created.
+* For every process: the random mark that the namespace got when it was created.
 
 The detector compares stored values only, never the readings of clocks: a clock that is set back
 must not look like a rollback.
@@ -57,7 +57,7 @@ class Era:
         self.suspect = False
         self.missing = False
         self.removed: int | None = None
-        # The total number of posts that a claim has found complete.
+        # Up to this total number of posts, a claim has found that none is lost.
         self.checked = 0
         # Holds one item until a rollback is detected. The thread that removes it reports the
         # rollback, so it is reported once.
@@ -68,11 +68,12 @@ class Watermarks(NamedTuple):
     """
     The high-water marks when a call was sent: its reply must not be below them.
 
-    ``era`` ends when a rollback is detected, which makes the marks of the era invalid. ``heard``
-    is the time of this node's last claim, by the server's clock; None if it is not known.
-    ``suspect`` is true after a post whose total was too low: a later call finds out since when.
-    ``missing`` is true if the server no longer knows this node. ``removed`` is how many silent
-    nodes the server had removed when the namespace was last opened.
+    ``era`` ends when a rollback is detected, which makes the marks of the era invalid. ``born`` is
+    the random mark of the namespace, and ``posted`` the total number of posts. ``heard`` is the
+    time of this node's last claim, by the server's clock; None if it is not known. ``suspect`` is
+    true after a post whose total was too low: a later call finds out since when. ``missing`` is
+    true if the server no longer knows this node. ``removed`` is how many silent nodes the server
+    had removed when the namespace was last opened.
     """
 
     era: Era
@@ -99,7 +100,8 @@ class RollbackDetector:
     """Keeps the high-water marks, and reports each rollback once. Any thread may use it."""
 
     def __init__(self) -> None:
-        #: Called with the error, on the thread that detected the rollback.
+        #: Called with the error, on the thread that detected the rollback. The default, the
+        #: built-in function `id`, has no effect.
         self.on_rollback: Callable[[StateRollback], object] = id
         self._era = Era()
 
@@ -145,12 +147,14 @@ class RollbackDetector:
     def _judge(self, before: Watermarks, found: NamespaceState) -> StateRollback | None:
         wiped = bool(before.born) and found.born != before.born
         posted = before.posted if found.posted is None else found.posted
-        # No node was removed for its silence since, so it was a rollback that removed this one.
+        # The server does not know this node any more, and it has removed no silent node since. So
+        # a rollback has removed this node.
         forgotten = before.missing and found.removed is not None and found.removed == before.removed
         less = found.token < before.token or posted < before.posted
         if not (wiped or less or forgotten or before.suspect):
             return None
-        # The start is unknown: other processes may have posted since the rollback.
+        # Report no start of the lost period. Other processes may have posted since the rollback, so
+        # the totals do not tell it.
         return self._end_era(before.era, None, found.now, wiped=wiped)
 
     @property
@@ -192,7 +196,8 @@ class RollbackDetector:
                 error = self._end_era(marks.era, marks.heard, reply.now_us, wiped=False)
             elif reply.before and reply.before < marks.heard:
                 error = self._end_era(marks.era, reply.before, reply.now_us, wiped=False)
-            # A node that the server does not know registers next, which opens the namespace.
+            # If `before` is 0, the server does not know this node. The node then registers, which
+            # opens the namespace, and `opened` decides whether it was a rollback.
             elif reply.posted is not None and not less:
                 marks.era.checked = max(marks.era.checked, marks.posted)
         era = self._era

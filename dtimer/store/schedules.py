@@ -71,8 +71,8 @@ class Schedules(Namespace):
         Declare the schedules again that a rollback has removed.
 
         Only schedules that this timer declared in the last *seconds* are considered; with None,
-        all that it declared. An older schedule has survived the rollback. If one is missing,
-        another process has removed it on purpose.
+        all that it declared. An older schedule was stored before the lost period. If it is missing,
+        a process has removed it on purpose.
         """
         horizon = None if seconds is None else time.monotonic() - seconds
         for id, (spec, declared) in list(self._declared.items()):

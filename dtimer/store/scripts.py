@@ -30,9 +30,9 @@ class Script:
         return "post" if self.name == "post_new" else self.name
 
 
-def uses(source: str, when: str = "Uses") -> set[str]:
-    """Return the names of the parts in the line *when* (``Uses`` or ``Later``) of a header."""
-    line = re.search(rf"^-- {when} +(.+)$", source, re.MULTILINE)
+def uses(source: str, label: str = "Uses") -> set[str]:
+    """Return the parts that a header lists after *label*, which is ``Uses`` or ``Later``."""
+    line = re.search(rf"^-- {label} +(.+)$", source, re.MULTILINE)
     return set(line.group(1).split()) if line else set()
 
 

@@ -48,6 +48,7 @@ class _Page(NamedTuple):
 def _read_events(reply: Any) -> _Page:
     now, end_score, end_id, last_score, last_id, flat = reply
     end, last = (replies.text(end_score), replies.text(end_id)), replies.text(last_score)
+    # Raise ValueError here if the score is not a number: `page_read` must not fail.
     float(end[0] or 0)
     return _Page(
         int(now),
@@ -63,13 +64,14 @@ def _read_events(reply: Any) -> _Page:
 def _read_letters(reply: Any) -> _Page:
     now, end_score, end_id, more, flat = reply
     end = replies.text(end_score), replies.text(end_id)
+    # As in `_read_events`.
     float(end[0] or 0)
-    met = [
+    letters = [
         (replies.text(flat[i]), replies.integer(flat[i + 1]), flat[i + 2])
         for i in range(0, len(flat), 3)
     ]
-    last = (replies.text(flat[-2]), met[-1][0]) if more else ("", "")
-    return _Page(int(now), end, last, met)
+    last = (replies.text(flat[-2]), letters[-1][0]) if more else ("", "")
+    return _Page(int(now), end, last, letters)
 
 
 class Placed(Protocol):
@@ -92,7 +94,9 @@ class Walk:
     def __init__(self, clock: Callable[[], int] | None, spare_us: int) -> None:
         self._clock = clock
         self._spare = spare_us
-        self._server, self._mine = 0, 0.0
+        # The server's time when it read the last page, in µs, and when that page was received, on
+        # the monotonic clock.
+        self._page_us, self._received = 0, 0.0
         #: The scores at which the iteration ends, and at which the next page begins.
         self.end, self.place = math.inf, -math.inf
         #: The ids of the current page, without those that this timer has moved since.
@@ -103,7 +107,7 @@ class Walk:
 
     def page_read(self, page: _Page, ids: Iterable[str]) -> None:
         """Record a page: its *ids*, the server's time, the end, and where the next page begins."""
-        self._server, self._mine = page.now, time.monotonic()
+        self._page_us, self._received = page.now, time.monotonic()
         self.remaining = set(ids)
         self.end = float(page.end[0] or 0)
         self.place = float(page.last[0] or math.inf)
@@ -111,7 +115,7 @@ class Walk:
     def moment(self, when: str) -> int:
         """Return the due time, in µs, of an event posted for *when*, in the form scripts read."""
         if self._clock is None:
-            now = self._server + round((time.monotonic() - self._mine) * 1e6)
+            now = self._page_us + round((time.monotonic() - self._received) * 1e6)
         else:
             now = self._clock()
         text = when.removeprefix("=")

@@ -740,7 +740,7 @@ MUTANTS = [
         _MACHINE,
     ),
     _mutant(
-        "a node with free threads is not told to ask for events that no node is expected for",
+        "a node with free threads waits although due events are kept for no other node",
         _CLAIM,
         "and (#ids > taken + held_back or told == 0)",
         "and #ids > taken + held_back",

@@ -21,6 +21,7 @@ local lease = redis.call('HGET', LEASE, id)
 local token, attempt, due, _, node, flags = parse_lease(lease)
 if token then
   -- A lease that ended a moment ago counts as held, because its handler may still be running.
+  -- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
   redis.call('ZREM', PROMISE, '')
   redis.call('HSET', LEASE, id, token .. ',' .. attempt .. ',' .. due .. ',c' .. flags .. ',' .. node)
   result = 'in_flight'
@@ -43,6 +44,7 @@ elseif redis.call('ZSCORE', DUE, id) then
   if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
   result = 'cancelled'
 else
+  -- As above: it lets `remember` write when Redis is out of memory.
   redis.call('ZREM', PROMISE, '')
 end
 remember(result)

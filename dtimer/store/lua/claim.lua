@@ -9,11 +9,11 @@
 -- ARGV[6]   '' or, in this order, any of
 --             h         the node can hear wakes
 --             e         publish an echo to the node
---             p         return how many events were ever posted
 --             <number>  how many times this claim was sent before
 --             ,<bytes>  for a slow connection: how many bytes of bodies to return at most,
 --                       1000000 if not given. The first event is returned even if it is larger
 --             !         a strict claim: skip every event that is larger than that limit
+--             p         return how many events were ever posted
 -- ARGV[7]   `heard` in the reply to this node's last claim: the time of that claim. '' if the node
 --           does not know it
 -- ARGV[8]   look-ahead in µs: events that fall due within it are claimed too, and the node keeps
@@ -35,7 +35,8 @@
 --           namespace has the schema of another version
 --   results one letter per settled event, in order (parts/settle.lua)
 --   heard   the server's time of this claim, for ARGV[7] of this node's next claim
---   before  if ARGV[7] is not what the server had recorded: what it had, 0 for nothing; else ''
+--   before  '' if the server had recorded the time in ARGV[7], or if that is ''. Else the time
+--           that it had recorded, 0 for none
 --   posted  how many events were ever posted; '' if not requested
 --   claims, buried, short  how many of each follow
 

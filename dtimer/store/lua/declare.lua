@@ -17,10 +17,10 @@
 -- ARGV[14]  the next nominal times of a list, joined by ','
 -- ARGV[15]  1 if no other times will follow these, else ''
 --
--- Returns   new, changed or same. An unchanged definition whose nominal times have changed,
---           because its time zone has, is also changed.
---           behind:<µs> if the whole list is not after the last nominal time that was claimed,
---           which is returned. Nothing was done, and the caller must send later times
+-- Returns   new, changed or same. The result is also changed if the definition is the same, but
+--           its time zone has changed, and so have its nominal times.
+--           behind:<µs> if no time of the list is after the last claimed nominal time, which is
+--           <µs>. Nothing was done, and the caller must send later times
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
@@ -39,8 +39,8 @@ if old and old.print == ARGV[4] then
   end
   if retime(schedule, old, ARGV[14], ARGV[15]) then result = 'changed' end
 else
-  -- The clock was set back. Times before the last claimed occurrence are useless, and without
-  -- later ones the chain would end.
+  -- If the clock was set back, the list may have no time after the last claimed occurrence. Then
+  -- there would be no next occurrence, and the chain would end.
   local latest = tonumber(string.match(ARGV[14], '(%d+)$'))
   if ARGV[7] == '' and ARGV[15] ~= '1' and latest and old and latest <= (tonumber(old.last) or 0) then
     return 'behind:' .. old.last
@@ -62,8 +62,8 @@ else
   }
   redis.call('HSET', DEFS, schedule, ARGV[5])
   redis.call('HSET', PLANS, schedule, ARGV[6])
-  -- A change applies from now on. An occurrence that is due already still comes, once, after any
-  -- change. An unchanged interval keeps its rhythm. Otherwise a schedule that is changed more
+  -- A change applies from now on. An occurrence that is already due is still delivered, once. If
+  -- the interval is unchanged, so are the nominal times. Otherwise a schedule that is changed more
   -- often than it recurs would never run.
   local first
   local every, start = tonumber(beat.every), tonumber(ARGV[11])

@@ -1,7 +1,7 @@
 -- Check the types of all keys of a namespace, create it if that is requested, and return its state.
 --
 -- A caller that only reads does not create it, so a mistyped name leaves no key behind. A namespace
--- that is created gets a random mark. Another mark tells a client that the namespace was lost and
+-- that is created gets a random mark. A different mark tells a client that the namespace was lost and
 -- created again.
 --
 -- Uses      guard

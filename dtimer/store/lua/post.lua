@@ -32,6 +32,8 @@ end
 local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS)
 if wrong then return wrong end
 
+-- Return a time in the millisecond that begins at `when`, after all events that are due in it. If
+-- its last microsecond is taken, use the next millisecond, and so on, at most 20 times.
 local function in_line(when)
   for _ = 1, 20 do
     local last = redis.call(

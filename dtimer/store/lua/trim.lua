@@ -25,8 +25,7 @@ if #ids > 0 then
   redis.call('ZREM', GRAVES, unpack(ids))
   redis.call('HDEL', DEAD, unpack(ids))
 else
-  -- This ZREM removes nothing. Redis allows it when out of memory, and with it the result's
-  -- write.
+  -- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
   redis.call('ZREM', GRAVES, '')
 end
 remember(digits(#ids))

@@ -43,6 +43,8 @@ local function bury(id, attempt, reason, err)
   if reason == 'expired' then count('expired', 1) end
 end
 
+-- Return token, attempt, due time, whether it was cancelled, incarnation and flags of a lease; nil
+-- if there is none or dtimer has not written it.
 local function parse_lease(text)
   local token, attempt, due, flags, node =
     string.match(text or '', '^(%d+),(%d+),(%d+),([cs]*),(.*)$')
@@ -51,7 +53,8 @@ local function parse_lease(text)
   return token, tonumber(attempt), due, cancelled, node, flags
 end
 
--- The third result is 's' for an occurrence of a schedule, and 'n' for an id that the user chose.
+-- Return expiry, max_retries and mark of a body; nil if dtimer has not written it. The mark is 's'
+-- for an occurrence of a schedule, and 'n' for an id that the user chose.
 local function parse_body(text)
   local expires, max_retries, comma, mark = string.match(text or '', '^(%d*),(%d+)(,?)(.)')
   if not expires or #expires > 17 or #max_retries > 7 then return nil end

@@ -206,6 +206,7 @@ local function plan()
 
     local latest, missed = tonumber(nominal), tonumber(beat.gap) or 0
     local after = following(beat, latest)
+    -- `behind` is true if missed occurrences are not delivered one by one.
     local behind = runs and beat.overlap == 's' or beat.misfire ~= 'a'
     if beat.every == '' then
       while behind and after and is_due(schedule, beat, after) do
@@ -224,6 +225,8 @@ local function plan()
       end
     elseif after and is_due(schedule, beat, after) then
       local every = tonumber(beat.every)
+      -- How many occurrences after this one are due. With misfire `a`, pass over only those that
+      -- exceed MOST_BEHIND.
       local over = math.floor((math.min(NOW, tonumber(beat.stop) or NOW) - after) / every) + 1
       while not is_due(schedule, beat, after + (over - 1) * every) do over = over - 1 end
       if not behind then over = over - (MOST_BEHIND - 1) end

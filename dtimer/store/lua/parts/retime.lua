@@ -17,6 +17,7 @@ local function told_until(list, final)
   return final == '1' and math.huge or tonumber(string.match(list, '(%d+)$') or 0)
 end
 
+-- Return the times of all given lists as one text, joined by ','.
 local function written(...)
   local texts = {}
   for _, times in ipairs({...}) do
@@ -42,6 +43,7 @@ local function retime(schedule, beat, times, final)
   -- Time zones change by about an hour. So the first new time may belong to an occurrence that was
   -- already claimed at its old time. That occurrence must not be created twice.
   local before = pending <= over and pending or last
+  -- Return whether the first new time is nearer to `one` than to `another`.
   local function belongs_to(one, another)
     return fresh[1] and one and another
       and math.abs(fresh[1] - one) < math.abs(fresh[1] - another)
@@ -49,9 +51,8 @@ local function retime(schedule, beat, times, final)
   if belongs_to(before, known[1]) then table.remove(fresh, 1) end
 
   local coming = pending
-  -- Or the new time of the pending occurrence is already past, and the first new time belongs to
-  -- the occurrence after it. Then the pending occurrence keeps its old time: it is late, but not
-  -- lost.
+  -- If the new time of the pending occurrence is already past, the first new time belongs to the
+  -- occurrence after it. Then the pending occurrence keeps its old time: it is late, but not lost.
   if pending > over and not belongs_to(known[2], pending) then
     local moved = table.remove(fresh, 1)
     local score = tonumber(redis.call('ZSCORE', DUE, plan().occurrence(schedule, beat.next)))
@@ -59,7 +60,9 @@ local function retime(schedule, beat, times, final)
     if moved and (usual or beat.paused == '1') then coming = moved end
   end
 
-  -- The declared times include those that were dropped here. A second declaration changes nothing.
+  -- The declared times still include those that were dropped above. So the comparison above finds
+  -- a difference at every declaration. Compare the result as well: if it is stored already, this
+  -- declaration changes nothing.
   local ahead = written(times_within(beat.ahead, 0, over), fresh)
   if coming == pending
     and written(times_within(ahead, 0, high)) == written(times_within(beat.ahead, 0, high)) then

@@ -9,6 +9,7 @@
 -- without a timer and without a key that expires. A look-up ignores the time, and no result is
 -- dropped if the clock is set back: a step of the clock between two attempts must not let an
 -- operation act twice.
+-- `memo_lane` is the name of the session, and `memo_seq` the number of this operation.
 local WINDOW = 60000000
 local memo_lane, memo_seq = string.match(ARGV[2], '^(.+):(%d+)$')
 local memo_since
