@@ -57,8 +57,7 @@ def read_posted(reply: bytes, count: int) -> tuple[bytes, int | None, str]:
 
     Returns:
         One digit for each event, or one for all if dtimer generated the ids: 1 if it was stored,
-        else 0; or ``x`` if nothing was stored. The total number of posts. The id that existed
-        already, if nothing was stored for this reason.
+        else 0; or ``x`` if nothing was, because an id existed. The number of posts. That id.
     """
     letters, total, id = reply.split(b";", 2)
     if (len(letters) != count or letters.strip(b"01")) and letters != b"x":

@@ -39,8 +39,8 @@ if old and old.print == ARGV[4] then
   end
   if retime(schedule, old, ARGV[14], ARGV[15]) then result = 'changed' end
 else
-  -- If the clock was set back, the list may have no time after the last claimed occurrence. Then
-  -- there would be no next occurrence, and the chain would end.
+  -- If the clock was set back, all times of the list may be before the last claimed occurrence. The
+  -- next occurrence would then be missing, and the chain would end.
   local latest = tonumber(string.match(ARGV[14], '(%d+)$'))
   if ARGV[7] == '' and ARGV[15] ~= '1' and latest and old and latest <= (tonumber(old.last) or 0) then
     return 'behind:' .. old.last
