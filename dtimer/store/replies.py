@@ -49,15 +49,11 @@ def read_payload(raw: bytes | None) -> dict[str, Any] | None:
 
 def read_posted(reply: bytes, count: int) -> tuple[bytes, int | None, str]:
     """
-    Read the reply to a post.
-
-    Args:
-        reply: The reply.
-        count: The number of digits to expect, unless nothing was stored.
+    Read the reply to a post, with *count* digits unless nothing was stored.
 
     Returns:
-        One digit for each event, or one for all if dtimer generated the ids: 1 if it was stored,
-        else 0; or ``x`` if nothing was, because an id existed. The number of posts. That id.
+        A digit for each event (one for all with generated ids): 1 if it was stored, else 0. Or
+        ``x`` if nothing was, because an id existed. Then the total number of posts, and that id.
     """
     letters, total, id = reply.split(b";", 2)
     if (len(letters) != count or letters.strip(b"01")) and letters != b"x":

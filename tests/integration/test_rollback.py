@@ -194,7 +194,7 @@ class TestDetected:
         before = store.rollback.known
         post(store, "milk", 60_000)
         late_claim = node.claim_reply()
-        _, late_standing = store._read_state(store._scripts.deadline(), make=True)
+        _, late_standing = store._read_state(store._scripts.deadline(), create=True)
         snapshot.restore()
         node.claim_reply()
         assert 1 == len(store.told)
