@@ -48,6 +48,9 @@ from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
 from dtimer.model.event import DeadLetter, Event
 from dtimer.model.payload import decode
 
+#: The points of `dtimer.faultpoints` at which a node may stop during a claim.
+STOPS = ["claim.asking", "claim.answered", "claim.handed"]
+
 
 class Handling(Program):
     """
@@ -274,7 +277,7 @@ class Handling(Program):
 
     def _stop_during_claim(self) -> None:
         """Stop the node at some fault point of its next claim, or at no particular moment."""
-        point = self.rng.choice(["claim.asking", "claim.answered", "claim.handed", None])
+        point = self.rng.choice([*STOPS, None])
         node = self.timer._node
         if point is None or node is None:
             return

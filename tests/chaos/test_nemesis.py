@@ -10,9 +10,8 @@ import pytest
 from proxy import Proxy
 from servers import LONGEST_CALL, Server
 
-from chaos import cluster, nemesis, process_faults
+from chaos import cluster, handling, nemesis, process_faults, stepped
 from chaos.findings import Findings
-from chaos.handling import Handling
 from chaos.history import History, Writer
 from chaos.nemesis import Nemesis
 from dtimer import DTimer, faultpoints
@@ -118,16 +117,21 @@ class TestNemesis:
 
 
 class TestFaultPoints:
-    """The points at which the nemesis orders a node to die or fail."""
+    """The points at which nodes of the soak die, fail or stop, and at which stepped nodes crash."""
 
-    def test_every_ordered_point_exists(self):
-        """A node never reaches a misspelt point, so the ordered death or failure never happens."""
-        assert {*process_faults.DEATHS, *process_faults.FAILURES} <= set(faultpoints.POINTS)
+    @pytest.mark.parametrize(
+        "points",
+        [process_faults.DEATHS, process_faults.FAILURES, handling.STOPS, stepped.CRASHES],
+        ids=["DEATHS", "FAILURES", "STOPS", "CRASHES"],
+    )
+    def test_each_point_exists(self, points):
+        """A node never reaches a misspelt point, so the ordered fault never happens."""
+        assert [] == [point for point in points if point not in faultpoints.POINTS]
 
     @pytest.mark.parametrize("do", ["die", "fail"])
     def test_a_node_refuses_an_unknown_point(self, do):
         """The refusal ends the node's program with a traceback, so the soak fails."""
-        node = Handling.__new__(Handling)
+        node = handling.Handling.__new__(handling.Handling)
         with pytest.raises(ValueError, match=r"unknown fault point 'loop\.gone'"):
             node.order({"do": do, "point": "loop.gone"})
         assert {} == faultpoints.armed

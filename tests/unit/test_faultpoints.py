@@ -28,7 +28,7 @@ def calls(path):
             behind |= {id(inner) for inner in ast.walk(node)}
     for function in ast.walk(tree):
         # A method that groups several points is itself called behind such a check.
-        if isinstance(function, ast.FunctionDef) and function.name == "_points":
+        if isinstance(function, ast.FunctionDef) and function.name == "_reach_fault_points":
             behind |= {id(inner) for inner in ast.walk(function)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("reached"):
