@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dtimer.cli.events import ahead
+from dtimer.cli.events import from_now
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, escaped, moment, payload
@@ -32,7 +32,8 @@ def letter_cells(letter: DeadLetter, narrow: bool) -> list[str]:
     """Return the cells of a dead letter, for people."""
     died = brief(letter.died) if narrow else moment(letter.died)
     about = f"{escaped(letter.error)}  {payload(letter.event)}".strip()
-    ago = ahead(letter.died, time.time() * 1000 + 1)
+    # One ms later, so that a letter of this moment is "1ms ago" and not "in 0ms".
+    ago = from_now(letter.died, time.time() * 1000 + 1)
     return [died, ago, escaped(letter.id), str(letter.attempt), letter.reason, about]
 
 

@@ -148,9 +148,9 @@ COLUMNS = (
 )
 
 
-def ahead(due: float, now: float) -> str:
+def from_now(moment_ms: float, now: float) -> str:
     """Describe how far away a moment is: in 5s, 5s ago."""
-    left = due - now
+    left = moment_ms - now
     return f"in {format_duration(left)}" if left >= 0 else f"{format_duration(-left)} ago"
 
 
@@ -158,7 +158,7 @@ def cells(record: Record, narrow: bool, now: float | None = None) -> list[str]:
     """Return the cells of a record, for people; *now* is this machine's time if None."""
     now = time.time() * 1000 if now is None else now
     due = brief(record.due) if narrow else moment(record.due)
-    about = (due, ahead(record.due, now), escaped(record.id), str(record.attempt))
+    about = (due, from_now(record.due, now), escaped(record.id), str(record.attempt))
     return [*about, payload(record.event)]
 
 

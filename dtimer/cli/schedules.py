@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from dtimer.cli.durations import format_duration
-from dtimer.cli.events import ahead, print_assumed_zones
+from dtimer.cli.events import from_now, print_assumed_zones
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, escaped, moment, payload
@@ -27,7 +27,7 @@ from dtimer.timer import DTimer
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _rules(command: Command) -> Command:
+def _schedule_options(command: Command) -> Command:
     """Give a command the options that all schedules have."""
     options = (
         click.option("--id", type=ID, required=True, help="The id of the schedule."),
@@ -71,7 +71,7 @@ def _declare(
         method: Returns `DTimer.every` or `DTimer.cron` of a timer.
         rule: The arguments of the method that say when the event recurs. The first is positional.
         event: The payload.
-        given: The options of `_rules`, as the user gave them.
+        given: The options of `_schedule_options`, as the user gave them.
     """
     id = given.pop("id")
     print_assumed_zones(settings, start=given["start"], end=given["end"])
@@ -105,7 +105,7 @@ def _declare(
 )
 @click.argument("interval", type=DURATION)
 @click.argument("event", type=EVENT)
-@_rules
+@_schedule_options
 @shared()
 @click.pass_obj
 def every(settings: Settings, /, interval: timedelta, event: dict[str, Any], **given: Any) -> None:
@@ -127,7 +127,7 @@ def every(settings: Settings, /, interval: timedelta, event: dict[str, Any], **g
 @click.argument("expression")
 @click.argument("event", type=EVENT)
 @click.option("--tz", default="UTC", show_default=True, help="The time zone of the fields.")
-@_rules
+@_schedule_options
 @shared()
 @click.pass_obj
 def cron(
@@ -159,7 +159,7 @@ def _cells(schedule: Schedule, narrow: bool) -> list[str]:
     write = brief if narrow else moment
     due, away = "paused" if schedule.paused else "over", ""
     if schedule.due is not None:
-        due, away = write(schedule.due), ahead(schedule.due, time.time() * 1000)
+        due, away = write(schedule.due), from_now(schedule.due, time.time() * 1000)
     last = "never" if schedule.last is None else write(schedule.last)
     event = payload(schedule.event)
     return [escaped(schedule.id), escaped(rule_of(schedule)), due, away, last, event]
@@ -182,7 +182,7 @@ def schedules(settings: Settings) -> None:
             settings.output.notice(f"the namespace {settings.ns} has no schedules")
 
 
-def _none(settings: Settings, id: str) -> int:
+def _report_missing(settings: Settings, id: str) -> int:
     settings.output.notice(f"no such schedule: {escaped(id)}", id=id)
     return ExitCode.NEGATIVE
 
@@ -204,7 +204,7 @@ def unschedule(settings: Settings, id: str, yes: bool) -> int:
     confirm_or_abort(f"End the schedule {escaped(id)} of the namespace {settings.ns}", yes=yes)
     with opened(settings) as timer:
         if not timer.unschedule(id):
-            return _none(settings, id)
+            return _report_missing(settings, id)
     settings.output.result(f"ended {escaped(id)}", id=id)
     return ExitCode.DONE
 
@@ -229,6 +229,6 @@ def run_now(settings: Settings, id: str) -> int:
     with opened(settings) as timer:
         occurrence = timer.run_now(id)
     if occurrence is None:
-        return _none(settings, id)
+        return _report_missing(settings, id)
     settings.output.result(escaped(occurrence), id=occurrence, schedule=id)
     return ExitCode.DONE

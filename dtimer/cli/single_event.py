@@ -8,7 +8,7 @@ from datetime import timedelta
 import click
 
 from dtimer.cli.durations import Moment
-from dtimer.cli.events import ahead, fields, print_assumed_zones
+from dtimer.cli.events import fields, from_now, print_assumed_zones
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import escaped, moment, payload
@@ -42,7 +42,7 @@ def peek(settings: Settings, id: str) -> int:
     rows = {
         "id": escaped(record.id),
         "state": record.state.value.replace("_", " "),
-        when: f"{moment(record.due)} ({ahead(record.due, time.time() * 1000)})",
+        when: f"{moment(record.due)} ({from_now(record.due, time.time() * 1000)})",
         "starts": str(record.attempt),
         "event": payload(record.event),
     }

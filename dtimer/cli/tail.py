@@ -52,9 +52,10 @@ def tail(settings: Settings, interval: timedelta) -> None:
 
 def repeat(look: Callable[[], None], seconds: float, output: Output) -> None:
     """Call *look* every *seconds*, and report an outage once; only Ctrl-C ends the loop."""
-    never = threading.Event()
+    # An event that is never set: only its time-out ends the wait.
+    pause = threading.Event()
     lost = False
-    while not never.wait(seconds):
+    while not pause.wait(seconds):
         try:
             look()
         except StoreError as e:
@@ -75,24 +76,26 @@ class Follow:
         self._output = output
         self._totals: dict[str, int] | None = None
         self._paused = False
-        self._last, self._died = "", 0
-        self._seen: set[str] = set()
+        # The dead letter that was printed last, and the time of its death in µs.
+        self._last_id, self._last_died = "", 0
+        # All that were printed with this time of death, because several may die in one µs.
+        self._printed: set[str] = set()
 
     def look(self) -> None:
         """Read the state, and print the changes. The first call prints nothing."""
         stats = self._store.stats()
         if self._totals is None:
             # The position before all dead letters of this moment: NUL sorts before every id.
-            self._last, self._died = "\0", self._store.server_now()
+            self._last_id, self._last_died = "\0", self._store.server_now()
             self._totals, self._paused = stats.totals, stats.paused
             return
-        for letter in self._store.died_after(self._last, self._died):
+        for letter in self._store.died_after(self._last_id, self._last_died):
             died = round(letter.died * 1000)
-            if died != self._died:
-                self._last, self._died, self._seen = letter.id, died, set()
-            if letter.id not in self._seen:
-                self._seen.add(letter.id)
-                self._last = letter.id
+            if died != self._last_died:
+                self._last_id, self._last_died, self._printed = letter.id, died, set()
+            if letter.id not in self._printed:
+                self._printed.add(letter.id)
+                self._last_id = letter.id
                 self._print_dead(letter)
         if stats.paused != self._paused:
             self._paused = stats.paused

@@ -82,7 +82,8 @@ class ClaimRequest:
     If the reply is lost, the node sends the request again with the same ``seq``, and the server
     returns the same claim instead of claiming twice. ``resends`` counts how often the request was
     sent again. The server may also claim events that become due within ``ahead_us``; the node
-    keeps those until they are due.
+    keeps those until they are due. ``hears`` is True if a wake would reach the node and find a
+    free thread. ``echo`` asks the server to send the node a wake, as a test of its subscription.
 
     ``most_bytes`` limits the reply for a slow connection. The stored bytes of all events after the
     first fit into that limit, and with ``strict`` those of the first event, too. None leaves the

@@ -139,6 +139,8 @@ def _check_read(d: ScheduleSpec) -> None:
 def _walk(expression: str, tz: str, after_us: int, stop: int | None) -> Iterator[int]:
     # Write 6-6/2 as 6: cronsim would read that range as a single 6, and 6/2 as "from 6 on".
     plain = _RANGE_OF_ONE.sub(r"\1", _NICKNAMES.get(expression, expression))
+    # If the minute and the hour are both fixed, a change of the clock neither drops nor repeats an
+    # occurrence. Otherwise occurrences follow the clock.
     fixed = not any(field.startswith("*") for field in plain.split()[-5:-3])
     walk = cron.once_each if fixed else cron.every_match
     for seconds in walk(lambda local: CronSim(plain, local), ZoneInfo(tz), after_us // 1_000_000):
@@ -250,31 +252,31 @@ def times_to_add(spec: ScheduleSpec, known_us: int, now_us: int) -> tuple[int, l
     Return the nominal times of a cron schedule that must be stored next, at most `STORED_TIMES`.
 
     They follow the last stored time, *known_us*. Of the times that were missed before *now_us*,
-    only the last is returned, and it stands for the others. With ``misfire="all"``, the last
+    only the last is returned, in place of all of them. With ``misfire="all"``, the last
     `MOST_BEHIND` of them are returned.
 
     Returns:
         How many missed times were left out, the times, and True if no more will follow.
     """
     most = MOST_BEHIND if spec.misfire == "all" else 1
-    over, future, gap, final = deque[int](), list[int](), 0, True
+    past, future, left_out, final = deque[int](), list[int](), 0, True
     for walked, nominal in enumerate(spec.nominals(known_us)):
-        is_over = nominal + spec.jitter <= now_us
-        if len(over) + len(future) >= STORED_TIMES and not is_over:
+        is_past = nominal + spec.jitter <= now_us
+        if len(past) + len(future) >= STORED_TIMES and not is_past:
             final = False
             break
         if walked == MOST_COMPUTED:
             # Leave the rest to the next call: the caller must renew leases in the meantime.
-            return gap + len(over) - 1, [over[-1]], False
-        if not is_over:
+            return left_out + len(past) - 1, [past[-1]], False
+        if not is_past:
             future.append(nominal)
             continue
-        if len(over) == most:
-            over.popleft()
-            gap += 1
-        over.append(nominal)
-    times = [*over, *future]
-    return gap, times[:STORED_TIMES], final and len(times) <= STORED_TIMES
+        if len(past) == most:
+            past.popleft()
+            left_out += 1
+        past.append(nominal)
+    times = [*past, *future]
+    return left_out, times[:STORED_TIMES], final and len(times) <= STORED_TIMES
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,11 @@ def percentile(values: Sequence[float], part: float) -> float | None:
 
 @dataclass
 class NodeCounts:
-    """The counts of one node, or of all nodes together."""
+    """
+    The counts of one node, or of all nodes together.
+
+    ``again`` is how many of the received events had been delivered before.
+    """
 
     name: str
     pid: int = 0
@@ -50,6 +54,7 @@ class Counts:
         self.errors: list[str] = []
         #: The node that was killed, the event that it was handling, and when.
         self.killed: str | None = None
+        # The id of the event during which the node was killed.
         self._fatal = ""
         self._killed_at = 0.0
         #: The node that received this event again, and how long after the kill.

@@ -105,7 +105,7 @@ def private_server() -> Iterator[str]:
 
 @contextlib.contextmanager
 def swept(url: str) -> Iterator[str]:
-    """Yield a unique namespace, and delete its keys when the block ends."""
+    """Yield the name of a new namespace, and delete its keys when the block ends."""
     ns = f"demo-{uuid.uuid4().hex[:8]}"
     try:
         yield ns

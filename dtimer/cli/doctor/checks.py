@@ -145,8 +145,8 @@ def permissions(store: AdminStore) -> Iterator[Finding]:
     missing = list(acl.missing(refused, store.ns))
     for m in missing:
         # Without the permission to send wakes events are late; without any other, calls fail.
-        found = error if m.fatal or not m.late else warning
-        yield found(check, m.text, f"ACL SETUSER <user> {m.rule}")
+        finding = error if m.fatal or not m.late else warning
+        yield finding(check, m.text, f"ACL SETUSER <user> {m.rule}")
     for command, reason in refused.items():
         if acl.refusal(reason) is None:
             yield error(check, f"{command}: {reason}", "look at the server's message")

@@ -82,9 +82,9 @@ def memory(info: Mapping[str, str]) -> Finding:
     policy = info.get("maxmemory_policy", "noeviction")
     limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
     if policy.startswith("allkeys"):
-        found = error if limit else warning
+        finding = error if limit else warning
         bounded = "when its memory is full" if limit else "if a maxmemory is set"
-        return found(
+        return finding(
             "eviction",
             f"maxmemory-policy {policy}: {bounded} it may evict all events at once",
             "CONFIG SET maxmemory-policy noeviction",

@@ -13,7 +13,8 @@ from dtimer.cli.top.sample import MINUTE, Frame
 
 _BLOCKS, _PLAIN = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 
-#: In ms. An event that is later than this is highlighted. A lost wake costs at most half of it.
+#: An event that is later than this many ms is highlighted: twice the default poll interval, so a
+#: lost wake alone never causes it.
 _LATE = 2_000
 
 _NODES = (
