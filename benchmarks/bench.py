@@ -47,7 +47,7 @@ class Team:
 
 @dataclass(frozen=True)
 class Cell:
-    """A measurement of each round: a contender and its parameters."""
+    """What each round measures once: a work, for one contender, with parameters."""
 
     work: str
     contender: Contender
@@ -71,7 +71,7 @@ class Scale:
 
 
 class Bench:
-    """A run."""
+    """The server and the size of a run, and the processes of contenders that works start."""
 
     def __init__(self, server: Server, scale: Scale) -> None:
         self.server = server

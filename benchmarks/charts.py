@@ -54,7 +54,7 @@ def _bars(work: Work, rows: list[Row], figure: str, way: str | None) -> str:
     bars = []
     for row in rows:
         # A logarithmic scale cannot show early events.
-        rounds = {n: value for n, value in row.main(figure).items() if value > 0}
+        rounds = {n: value for n, value in row.rounds(figure).items() if value > 0}
         if not rounds or any(row.params.get(name) != value for name, value in shown.items()):
             continue
         kind = plots.OURS if row.contender.ours else plots.PEER

@@ -21,7 +21,7 @@ from benchmarks.server import Server
 
 _SPEND = Path(__file__).with_name("peers") / "spend.py"
 
-#: The works, with the number of events in a round.
+#: The works, with the number of events in a round. In ``lone``, events come one at a time.
 WORKS: dict[str, int] = {
     "drain1": 2_000,
     "drain10": 10_000,
@@ -42,7 +42,7 @@ class Ratio:
 
     @property
     def none(self) -> bool:
-        """True if a ratio of 1 is inside the spread."""
+        """True if the spread contains 1, so that no difference is shown."""
         return self.low <= 1 <= self.high
 
     def __str__(self) -> str:

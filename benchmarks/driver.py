@@ -149,7 +149,7 @@ class Driver:
         return self.answer()
 
     def complaint(self) -> str:
-        """Return the end of its standard error."""
+        """Return the end of the driver's standard error."""
         self._said.seek(0)
         return self._said.read()[-2000:].decode(errors="replace").strip()
 

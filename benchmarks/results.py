@@ -29,8 +29,8 @@ class Row:
     figures: dict[str, dict[int, float]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
-    def main(self, name: str) -> dict[int, float]:
-        """Return a figure of each round."""
+    def rounds(self, name: str) -> dict[int, float]:
+        """Return the values of a figure, by the number of the round."""
         return self.figures.get(name, {})
 
     def medians(self) -> dict[str, float]:
@@ -95,15 +95,15 @@ def _rank(params: dict[str, Any]) -> list[tuple[float, str]]:
 def against(
     row: Row, rows: dict[Key, Row], contender: str, params: dict[str, Any], figure: str
 ) -> float | None:
-    """Return the ratio of a figure to that of another cell, within rounds."""
-    other = rows.get(key(contender, params)) or _nearest(rows.values(), contender, params)
-    return None if other is None else ratio(row.main(figure), other.main(figure))
+    """Return the ratio of a row's figure to that of another cell, within rounds."""
+    other = rows.get(key(contender, params)) or _floor_for(rows.values(), contender, params)
+    return None if other is None else ratio(row.rounds(figure), other.rounds(figure))
 
 
-def _nearest(rows: Iterable[Row], contender: str, params: dict[str, Any]) -> Row | None:
-    """Return the cell of a floor for parameters that it was not run with."""
+def _floor_for(rows: Iterable[Row], contender: str, params: dict[str, Any]) -> Row | None:
+    """Return the cell of a floor that can be compared with a cell of these parameters."""
     mine = [row for row in rows if row.contender.id == contender]
-    # Floors have neither batches nor processes. Their other parameters must be equal.
+    # A floor does not depend on batches, processes and nodes. Its other parameters must be equal.
     alike = [r for r in mine if r.contender.floor and _agrees(r.params, params)]
     return alike[0] if alike else None
 

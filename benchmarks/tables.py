@@ -87,7 +87,7 @@ def _param(value: object) -> str:
 
 
 def _range(row: Row, name: str) -> str:
-    values = row.main(name).values()
+    values = row.rounds(name).values()
     return f"{number(min(values))} to {number(max(values))}" if values else MISSING
 
 

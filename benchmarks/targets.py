@@ -43,7 +43,7 @@ def _figure(work: str, figure: str, params: dict[str, Any]) -> Callable[..., Any
 
     def read(results: Results) -> float | None:
         row = _row(results, work, _OURS, params)
-        rounds = row.main(figure) if row else None
+        rounds = row.rounds(figure) if row else None
         return middle(rounds) if rounds else None
 
     return read
@@ -54,24 +54,24 @@ def _worst(work: str, figure: str, params: dict[str, Any]) -> Callable[..., Any]
 
     def read(results: Results) -> float | None:
         row = _row(results, work, _OURS, params)
-        return max(row.main(figure).values(), default=None) if row else None
+        return max(row.rounds(figure).values(), default=None) if row else None
 
     return read
 
 
-def _times(
+def _ratio_to(
     work: str, figure: str, mine: dict[str, Any], other: str, theirs: dict[str, Any]
 ) -> Callable[..., Any]:
     """Read the ratio of dtimer's figure to another contender's."""
 
     def read(results: Results) -> float | None:
         row, base = _row(results, work, _OURS, mine), _row(results, work, other, theirs)
-        return ratio(row.main(figure), base.main(figure)) if row and base else None
+        return ratio(row.rounds(figure), base.rounds(figure)) if row and base else None
 
     return read
 
 
-def _times_the_best(
+def _ratio_to_best(
     work: str, figure: str, mine: dict[str, Any], peers: Callable[[Contender], bool], *, most: bool
 ) -> Callable[..., Any]:
     """Read the ratio of dtimer's figure to that of the best peer."""
@@ -86,7 +86,7 @@ def _times_the_best(
             if row
             and peers(other.contender)
             and all(other.params.get(name) == value for name, value in alike.items())
-            and (times := ratio(row.main(figure), other.main(figure))) is not None
+            and (times := ratio(row.rounds(figure), other.rounds(figure))) is not None
             # Early events do not make a contender better.
             and times > 0
         ]
@@ -119,7 +119,7 @@ TARGETS = (
         Target(
             f"lateness {part}, of the best peer's",
             1,
-            _times_the_best("lateness", part, _ALONE, _peer, most=True),
+            _ratio_to_best("lateness", part, _ALONE, _peer, most=True),
         )
         for part in ("p50", "p99")
     ),
@@ -127,14 +127,14 @@ TARGETS = (
         Target(
             f"lateness {part} with 32 nodes, of that with one",
             1.5,
-            _times("lateness", part, _MANY, _OURS, _ALONE),
+            _ratio_to("lateness", part, _MANY, _OURS, _ALONE),
         )
         for part in ("p50", "p99")
     ),
     Target(
         "posting one by one, of a bare EVALSHA",
         0.8,
-        _times("posting", _RATE, {"way": "one"}, _CALL, {"way": "one"}),
+        _ratio_to("posting", _RATE, {"way": "one"}, _CALL, {"way": "one"}),
         most=False,
     ),
     Target(
@@ -143,13 +143,13 @@ TARGETS = (
     Target(
         "posting in bulk, of the best Python peer",
         8,
-        _times_the_best("posting", _RATE, {"way": "bulk"}, _python, most=False),
+        _ratio_to_best("posting", _RATE, {"way": "bulk"}, _python, most=False),
         most=False,
     ),
     Target(
         "drain one at a time, of a bare EVALSHA",
         0.55,
-        _times("drain", _RATE, _ONE, _CALL, _ONE),
+        _ratio_to("drain", _RATE, _ONE, _CALL, _ONE),
         most=False,
     ),
     Target("drain by 10, events/s", 20_000, _figure("drain", _RATE, _TEN), most=False),
@@ -157,19 +157,19 @@ TARGETS = (
     Target(
         "drain by 100, of a bare EVALSHA",
         3.5,
-        _times("drain", _RATE, _HUNDRED, _CALL, _ONE),
+        _ratio_to("drain", _RATE, _HUNDRED, _CALL, _ONE),
         most=False,
     ),
     Target(
         "drain by 100, of npm dtimer with confirms",
         3,
-        _times("drain", _RATE, _HUNDRED, _NPM, _HUNDRED),
+        _ratio_to("drain", _RATE, _HUNDRED, _NPM, _HUNDRED),
         most=False,
     ),
     Target(
         "drain by 100, of the best Python peer",
         15,
-        _times_the_best("drain", _RATE, _HUNDRED, _python, most=False),
+        _ratio_to_best("drain", _RATE, _HUNDRED, _python, most=False),
         most=False,
     ),
     Target(
@@ -184,7 +184,7 @@ TARGETS = (
         Target(
             f"growth: {figure} at 5 M pending, of that at 1 k",
             0.5,
-            _times("growth", figure, {"pending": 5_000_000}, _OURS, {"pending": 1_000}),
+            _ratio_to("growth", figure, {"pending": 5_000_000}, _OURS, {"pending": 1_000}),
             most=False,
         )
         for figure in ("post/s", "drain 1/s", "drain 100/s")

@@ -15,9 +15,21 @@ class Contender:
     """
     A contender: one row of the tables.
 
-    ``events`` says how many events a work gives it (`lateness` always gives 300), and ``most`` how
-    many are made pending at most. ``cannot`` names the works that it cannot do, with the reason. If
-    ``inside`` is true, it posts from the process that consumes.
+    Attributes:
+        name: The name of the library or program.
+        setting: Whether it runs with its defaults or tuned; ``floor`` for a program that costs
+            less than any timer could.
+        environment: The name of its environment in `benchmarks.environments`.
+        driver: The file of its driver in ``benchmarks/peers``.
+        package: The package whose version the tables show.
+        says: Its settings in words, for the tables.
+        options: What the driver passes on to the library.
+        events: How many events a work gives it, if not the standard number. `lateness` always
+            gives 300.
+        most: How many events are made pending at most.
+        cannot: The works, or parts of works, that it cannot do, with the reason.
+        batches: The largest numbers of events that its handler receives in one call.
+        inside: True if it must post from the process that consumes.
     """
 
     name: str
@@ -45,7 +57,7 @@ class Contender:
 
     @property
     def floor(self) -> bool:
-        """True for the least that anything could cost, which is not a contender."""
+        """True for a program that costs less than any timer could, run for comparison."""
         return self.setting == FLOOR
 
     def settings(self, url: str, role: str, batch: int) -> dict[str, Any]:

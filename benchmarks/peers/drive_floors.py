@@ -4,8 +4,8 @@ Drive the floors: programs that cost less than any timer could. dtimer is measur
 ``wait``   waits for each moment with `select.select`, without a server.
 ``call``   posts by calling a script that does nothing, with as many arguments as dtimer's post.
 ``least``  a sorted set, a hash, and the cheapest scripts that can post, claim and confirm (the
-           confirm is sent with the next claim). They check, remember, wake, retry and count
-           nothing, and a process that dies loses the events it holds.
+           confirm is sent with the next claim). The scripts do not check, count or retry, and
+           send no wakes. A process that dies loses the events that it holds.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _LEASE = 30_000_000
 _LONGEST = 0.05  # seconds; without wakes, the consumer polls
 
 
-def mint() -> str:
+def new_id() -> str:
     """Return a random id of 12 characters."""
     return urlsafe_b64encode(os.urandom(9)).decode()
 
 
 class Wait(Peer):
-    """Waits. A post only tells it the moments."""
+    """Waits for moments without a server. A post gives the moments."""
 
     def consume(self, ready: Callable[[], None]) -> None:
         """See `Peer.consume`."""
@@ -80,14 +80,14 @@ class Least(Peer):
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)
         self._client: Any = redis.Redis.from_url(self.url)
-        self._post, self._post_many, self._turn = (
+        self._post, self._post_many, self._claim = (
             self._client.script_load(text) for text in (POST, POST_MANY, CLAIM)
         )
 
     def _words(self, items: Sequence[Item]) -> list[str | int]:
         words: list[str | int] = []
         for body, due in items:
-            words += [due, mint(), json.dumps(body, separators=(",", ":"))]
+            words += [due, new_id(), json.dumps(body, separators=(",", ":"))]
         return words
 
     def post(self, body: dict[str, Any], due: int) -> None:
@@ -106,7 +106,7 @@ class Least(Peer):
         ready()
         while True:
             wait, ids, bodies = self._client.evalsha(
-                self._turn, 2, *_KEYS_OF_LEAST, self.batch, _LEASE, *done
+                self._claim, 2, *_KEYS_OF_LEAST, self.batch, _LEASE, *done
             )
             record_all((json.loads(body), 0) for body in bodies)
             done = ids

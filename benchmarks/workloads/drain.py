@@ -22,7 +22,9 @@ class PostedLate(Exception):
 
 class Drain:
     """
-    The rate from the first handler to the last. Consumers wait, and all events are posted before.
+    The rate from the first handler to the last.
+
+    All events are posted before they are due, while the consumers wait.
 
     ``batch`` is the most events that a handler receives, if the contender has that option.
     """

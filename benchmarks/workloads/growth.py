@@ -1,4 +1,4 @@
-"""How each figure grows with the pending events: one filling, and all works on it."""
+"""How each figure depends on the number of pending events."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from benchmarks.workloads import drain, idle, lateness, memory, posting
 
 class Growth:
     """
-    Posting, draining, lateness and idling, while far events are pending.
+    Posting, draining, lateness and idling, while many events are pending that are due later.
 
-    Each work does a share of its usual size, because all run on one filling. Only dtimer and the
-    floor are measured: most peers would take hours to fill.
+    The server is filled once, and all works then run on it, each with a share of its usual size.
+    Only dtimer and the floor are measured: filling the server through most peers takes hours.
     """
 
     name = "growth"

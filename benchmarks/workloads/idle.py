@@ -11,15 +11,15 @@ from benchmarks.contenders import Contender
 from benchmarks.machine import members, processor_seconds, resident_mb
 from benchmarks.server import Monitor
 
-_REST = 3.0  # seconds; the first claims are not those of an idle node
+_REST = 3.0  # seconds before the measurement; a node that has just joined is not idle yet
 
 
 class Idle:
     """
-    Per node: the commands that it sends, all commands with those of its scripts, and CPU time.
+    The commands and the CPU time of one node.
 
-    The commands are counted with ``MONITOR``, because the server's totals do not separate clients
-    from scripts.
+    ``calls/s`` counts the commands that the node sends. ``commands/s`` also counts those that its
+    scripts run. ``MONITOR`` counts them, because the server's totals do not separate the two.
     """
 
     name = "idle"

@@ -12,7 +12,7 @@ from benchmarks.contenders.contender import TUNED
 COUNTS = (1_000, 100_000, 1_000_000, 5_000_000)
 SIZES = (50, 500)
 
-#: The size at which contenders are compared. All of them can be filled to it.
+#: The parameters with which contenders are compared.
 STANDARD = {"pending": 100_000, "size": 50}
 
 

@@ -18,9 +18,9 @@ class Recovery:
     """
     100 000 events (fewer for slow contenders) are overdue when one consumer starts.
 
-    ``seconds`` is the time from when the consumer is ready to the last handler. ``GET`` is the
-    round trip of another client of the same server, which asks a thousand times a second, before
-    and during the recovery.
+    ``seconds`` is the time from the moment when the consumer is ready to the last handler. ``GET``
+    is the round trip of another client of the same server during the recovery, and ``before`` the
+    same before it. That client asks a thousand times a second.
     """
 
     name = "recovery"
