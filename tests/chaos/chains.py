@@ -46,7 +46,7 @@ class Chains:
             return
         stable = chain.stable(self._latest)
         if stable is not None and not self._bench.forgotten(chain.declarations):
-            self._rhythm(chain, stable)
+            self._check_chain(chain, stable)
 
     # ------------------------------------------------------------------- each occurrence by itself
 
@@ -109,7 +109,8 @@ class Chains:
 
     # ----------------------------------------------------------------------------------- the chain
 
-    def _rhythm(self, chain: Chain, stable: Operation) -> None:
+    def _check_chain(self, chain: Chain, stable: Operation) -> None:
+        """Check the nominal times of all occurrences against *stable*, the only declaration."""
         bench, says = self._bench, stable.data
         successor = _successor(chain.name, says)
         met = sorted(chain.met())
@@ -146,7 +147,7 @@ class Chains:
             self._links(chain, stable, successor, met)
         if says.get("overlap", "queue") == "queue":
             self._one_by_one(chain, stable, started)
-        self._goes_on(chain, stable, met, started)
+        self._check_end(chain, stable, met, started)
 
     def _links(
         self,
@@ -155,7 +156,7 @@ class Chains:
         successor: Callable[[int, int], int | None],
         met: list[int],
     ) -> None:
-        """Find nominal times that are missing, or that two occurrences stand for."""
+        """Find nominal times for which there is no occurrence, or more than one."""
         start = stable.data.get("start_us")
         expected = start if stable.data.get("every_us") is not None else None
         exact, last = expected is not None, None
@@ -175,7 +176,7 @@ class Chains:
             gen = chain.occurrences.get(nominal)
             runs = gen.runs if gen else []
             missed = runs[-1].data.get("missed") or 0 if runs else 0
-            # Only a run records for how many nominal times an occurrence stood.
+            # Only a run records how many missed times its occurrence replaces.
             exact = bool(runs)
             expected, last = successor(nominal, missed), nominal
 
@@ -194,8 +195,10 @@ class Chains:
             text = "started while the one before was still claimed, with overlap=queue"
             self._bench.blame("I11", chain.id(nominal), text, stable, first, run)
 
-    def _goes_on(self, chain: Chain, stable: Operation, met: list[int], started: list[int]) -> None:
-        """Find chains that ended by themselves."""
+    def _check_end(
+        self, chain: Chain, stable: Operation, met: list[int], started: list[int]
+    ) -> None:
+        """Find a chain that ended although its schedule continues."""
         if self._bench.pending is None or chain.ends or not started:
             return
         says = stable.data
@@ -208,7 +211,11 @@ class Chains:
 
 
 def _successor(name: str, says: dict[str, Any]) -> Callable[[int, int], int | None]:
-    """Return a function of a nominal time and a number: the next time after skipping that many."""
+    """
+    Return a function that computes the next nominal time of a schedule.
+
+    Its arguments are a nominal time, and how many of the times after it are missed.
+    """
     every = says.get("every_us")
     if every is not None:
         return lambda nominal, missed: nominal + (missed + 1) * every

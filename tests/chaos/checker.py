@@ -189,7 +189,7 @@ def _overtime(op: Operation, troubles: Troubles, timed: list[Operation], slack: 
         timed.append(op)
         return
     # The first record of a process has its deadline.
-    timeout = troubles.lives[op.p].timeout
+    timeout = troubles.lifetimes[op.p].timeout
     if timeout is not None and op.end - op.t > timeout + slack:
         timed.append(op)
 
@@ -197,16 +197,16 @@ def _overtime(op: Operation, troubles: Troubles, timed: list[Operation], slack: 
 def _late_calls(bench: Bench, timed: list[Operation]) -> None:
     troubles = bench.troubles
     for op in timed:
-        node = troubles.lives[op.p]
+        process = troubles.lifetimes[op.p]
         if op.end is None:
-            if node.left is not None and node.killed is None:
+            if process.left is not None and process.killed is None:
                 text = f"{op.op} had not returned when its process left"
                 bench.blame("I16", op.id, text, op)
             continue
         if troubles.halted(op.p, op.t, op.end):
             continue
         text = f"{op.op} took {(op.end - op.t) / 1e6:.0f} ms, the deadline was"
-        bench.blame("I16", op.id, f"{text} {(node.timeout or 0) / 1e6:.0f} ms", op)
+        bench.blame("I16", op.id, f"{text} {(process.timeout or 0) / 1e6:.0f} ms", op)
 
 
 def _remarks(verdict: Verdict, history: History, clock: Clock, troubles: Troubles) -> None:
@@ -214,8 +214,10 @@ def _remarks(verdict: Verdict, history: History, clock: Clock, troubles: Trouble
     verdict.counts["lost"] += 0
     verdict.counts["torn lines"] = history.torn
     verdict.counts["records"] = history.lines
-    verdict.counts["processes"] = len(troubles.lives)
-    verdict.counts["killed"] = sum(node.killed is not None for node in troubles.lives.values())
+    verdict.counts["processes"] = len(troubles.lifetimes)
+    verdict.counts["killed"] = sum(
+        process.killed is not None for process in troubles.lifetimes.values()
+    )
     if not clock.steady:
         verdict.notes.append(
             "the server's clock and the monotonic clock moved apart, but no fault is recorded that"

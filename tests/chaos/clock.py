@@ -54,13 +54,16 @@ class Clock:
     """Collects posts and runs with `saw`, and computes the moments of claims after `close`."""
 
     def __init__(self) -> None:
+        # Only ids whose checksum has none of these bits are kept, so that memory is bounded.
         self._mask = 0
         self._posts: dict[int, Operation] = {}
         self._runs: dict[int, Operation] = {}
         self._asked: list[Operation] = []
         self._low = -_ALWAYS
-        self._ahead: tuple[list[int], list[int]] = ([], [])
-        self._behind: tuple[list[int], list[int]] = ([], [])
+        # Sorted tokens, and for each the first start of a handler under this or a higher token.
+        self._first_starts: tuple[list[int], list[int]] = ([], [])
+        # Sorted tokens, and for each the last post whose event has this or a lower token.
+        self._last_posts: tuple[list[int], list[int]] = ([], [])
         self._epochs: list[Epoch] = []
         self._begins: list[int] = []
         #: True if the distance between the clocks was constant, except at the recorded steps.
@@ -125,9 +128,9 @@ class Clock:
         if ordered:
             known.sort()
             begun.sort(reverse=True)
-            self._behind = ([k[0] for k in known], list(accumulate((k[1] for k in known), max)))
+            self._last_posts = ([k[0] for k in known], list(accumulate((k[1] for k in known), max)))
             soonest = list(accumulate((b[1] for b in begun), min))
-            self._ahead = ([b[0] for b in reversed(begun)], soonest[::-1])
+            self._first_starts = ([b[0] for b in reversed(begun)], soonest[::-1])
 
     def _narrow(self, op: Operation) -> None:
         end = op.t if op.end is None else op.end
@@ -153,7 +156,7 @@ class Clock:
         """
         earliest, placed = self._placed(run.data["srv"] * 1000, run.t)
         latest = min(run.t, placed)
-        tokens, begun = self._ahead
+        tokens, begun = self._first_starts
         if (i := bisect.bisect_left(tokens, run.data["tok"])) < len(tokens):
             latest = min(latest, begun[i])
         return max(earliest, self._after(run)), latest
@@ -177,7 +180,7 @@ class Clock:
         return max(srv, run.data.get("tok", srv)) if stepped else srv
 
     def _after(self, run: Operation) -> int:
-        tokens, posted = self._behind
+        tokens, posted = self._last_posts
         i = bisect.bisect_right(tokens, run.data["tok"])
         return posted[i - 1] if i else -_ALWAYS
 

@@ -47,7 +47,12 @@ def _whole(client: Any) -> bool:
 
 def client(url: str, home: int, given_up: threading.Event) -> Any:
     """
-    Return a client of the cluster that reaches the server at port *home* by *url*, a proxy's.
+    Return a client of the cluster that reaches one of its servers through a proxy.
+
+    Args:
+        url: The URL of the proxy.
+        home: The port of the server behind the proxy.
+        given_up: Set to end the attempts to connect.
 
     The constructor connects, so it is repeated until the server answers, or *given_up* is set.
     """

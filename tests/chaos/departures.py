@@ -40,7 +40,7 @@ class Departures:
 
     def _end(self, claim: Operation) -> Operation | None:
         """Return the undisturbed ``leave`` of the node that made a claim, or None."""
-        leaves = self._troubles.lives[claim.p].leaves
+        leaves = self._troubles.lifetimes[claim.p].leaves
         later = [leave for leave in leaves if leave.end is None or leave.end > claim.t]
         leave = min(later, key=lambda leave: leave.t, default=None)
         if leave is None or leave.end is None or leave.ph != "ok":

@@ -145,7 +145,16 @@ SETTINGS: dict[str, list[str]] = {
 def alone(
     setting: str, fault: str, end: Callable[[Server], None], n: int, fsync_ms: int = 0
 ) -> Outcome:
-    """Break a server without replicas *n* times; each fsync of its disk takes *fsync_ms*."""
+    """
+    Measure a server without replicas.
+
+    Args:
+        setting: The name of the setting, for the table.
+        fault: The name of the fault, for the table.
+        end: Breaks the server.
+        n: The number of rounds.
+        fsync_ms: How long each fsync of its disk takes.
+    """
     outcome = Outcome(setting, fault)
     for i in range(n):
         with (

@@ -61,6 +61,7 @@ _SWAPPED = 256
 #: The number of bytes that are read and parsed at a time.
 _BLOCK = 1 << 18
 
+# The fields that become attributes of an `Operation`. All others are its ``data``.
 _FRAME = ("op", "p", "t", "ph", "k", "id")
 
 

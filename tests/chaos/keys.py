@@ -13,6 +13,7 @@ from chaos.clock import Clock
 from chaos.history import Operation
 from chaos.verdict import Bench
 
+#: A read may seem earlier than it was by this many ns: the two clocks may drift apart.
 _DRIFT = 1_000_000
 
 

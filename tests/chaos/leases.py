@@ -52,6 +52,7 @@ class Generation:
         self.runs: list[Operation] = []
         #: The claims of nodes that record them, whether a handler started or not.
         self.claims: list[Operation] = []
+        #: By token: the calls that the holder of a claim made about it, such as confirm.
         self.words: dict[int, list[Operation]] = {}
         self.letters: list[Operation] = []
         self.revived = False
@@ -228,7 +229,7 @@ class Leases:
             # The node reported the handler's outcome at once, before the lease expired.
             until = min(until, earlier.end + earlier.data["lease_us"] * 1000)
         met = self._troubles.met(earlier.p, since, until)
-        limit = self._troubles.lives[earlier.p].max_run
+        limit = self._troubles.lifetimes[earlier.p].max_run
         if limit is None or run.t - earlier.t < limit or met in ("killed", "left"):
             return met
         if earlier.end is None or earlier.end - earlier.t >= limit:
@@ -327,8 +328,8 @@ class Leases:
         if any(w.t <= until for w in others) or any(r.t > run.t for r in gen.runs):
             return
         since, _ = self._clock.claimed(run)
-        node = self._troubles.lives[run.p]
-        if node.max_run is not None and until - run.t >= node.max_run:
+        process = self._troubles.lifetimes[run.p]
+        if process.max_run is not None and until - run.t >= process.max_run:
             return
         if self._troubles.met(run.p, since, until) or self._troubles.anywhere(since, until):
             return

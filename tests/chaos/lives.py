@@ -22,7 +22,7 @@ from chaos.verdict import Bench
 
 #: With these policies a post stores the event or raises, with or without an existing event.
 _DEFINITE = {"replace", "error"}
-#: How much earlier than it was a claim may seem, in ns: the two clocks may drift apart.
+#: A claim may seem earlier than it was by this many ns: the two clocks may drift apart.
 _DRIFT = 1_000_000
 
 
@@ -37,37 +37,37 @@ class Lives:
 
     def check(self, id: str, operations: list[Operation]) -> None:
         """Check all operations on one id."""
-        node = IdHistory(id, operations, self._bench.nameless)
-        for op in node.strays:
-            self._stray(node, op)
-        gens = list(node.generations.values())
+        history = IdHistory(id, operations, self._bench.nameless)
+        for op in history.strays:
+            self._stray(history, op)
+        gens = list(history.generations.values())
         if (letter := self._bench.buried.get(id)) is not None:
-            node.bury(letter)
+            history.bury(letter)
         for gen in gens:
             gen.arrange()
             if gen.letters and gen.origin and gen.origin.ph == "no":
                 text = "a refused post became a dead letter"
                 self._bench.blame("I3", id, text, gen.origin, *gen.letters)
-            gen.revived = any(op.ph != "no" for op in node.revivals)
+            gen.revived = any(op.ph != "no" for op in history.revivals)
         if len(gens) > 1:
-            self._order(node, gens)
+            self._order(history, gens)
         for gen in gens:
             if gen.origin and gen.origin.data.get("stored") is False:
-                self._kept(node, gen, gens)
+                self._kept(history, gen, gens)
         stale_words(self._bench, id, gens)
         for gen in gens:
             self._leases.check(gen)
-            self._delivery(node, gen)
-            if node.cancels:
-                self._cancelled(node, gen)
-            self._fate(node, gen)
+            self._delivery(history, gen)
+            if history.cancels:
+                self._cancelled(history, gen)
+            self._fate(history, gen)
         if self._bench.pending is not None and id in self._bench.pending:
-            self._pending(node, gens)
+            self._pending(history, gens)
 
-    def _stray(self, node: IdHistory, op: Operation) -> None:
+    def _stray(self, history: IdHistory, op: Operation) -> None:
         what = "was delivered" if op.op == "run" else "died"
         text = f"n={op.data.get('n')!r} {what}, which was never posted under this id"
-        self._bench.blame("I3", node.id, text, op)
+        self._bench.blame("I3", history.id, text, op)
 
     # -------------------------------------------------------------- the order of the generations
 
@@ -86,7 +86,7 @@ class Lives:
         definite = post.data.get("stored", definite)
         return (post.ph == "ok" and bool(definite)) or bool(gen.runs or gen.letters)
 
-    def _order(self, node: IdHistory, gens: list[Generation]) -> None:
+    def _order(self, history: IdHistory, gens: list[Generation]) -> None:
         """Find generations delivered after a later one had been acknowledged: I10."""
         gens = [gen for gen in gens if gen.origin and may_be_stored(gen.origin)]
         done = {gen: self.effect(gen) for gen in gens}
@@ -113,11 +113,11 @@ class Lives:
                 if self._clock.claimed(run)[0] > at:
                     text = "an older generation was delivered after a newer one was stored"
                     proof = (gen.origin, newer.origin, *newer.runs[:1], run)
-                    self._bench.blame("I10", node.id, text, *proof)
-        self._interleaved(node, gens, done)
+                    self._bench.blame("I10", history.id, text, *proof)
+        self._interleaved(history, gens, done)
 
     def _interleaved(
-        self, node: IdHistory, gens: list[Generation], done: dict[Generation, int]
+        self, history: IdHistory, gens: list[Generation], done: dict[Generation, int]
     ) -> None:
         """Find generations that were claimed alternately: in any order, each is current once."""
         claims = sorted(
@@ -136,72 +136,74 @@ class Lives:
             mine = gens[i].origin
             if i in over:
                 text = "a generation came back after another had been delivered"
-                self._bench.blame("I10", node.id, text, over[i], last, run)
+                self._bench.blame("I10", history.id, text, over[i], last, run)
             elif newest and done[gens[i]] < newest.t:
                 text = "an older generation was claimed after a newer one"
-                self._bench.blame("I10", node.id, text, mine, newest, last, run)
+                self._bench.blame("I10", history.id, text, mine, newest, last, run)
 
-    def _kept(self, node: IdHistory, gen: Generation, gens: list[Generation]) -> None:
+    def _kept(self, history: IdHistory, gen: Generation, gens: list[Generation]) -> None:
         """Find posts that were dropped, or stored, although they reported otherwise: I2."""
         post = gen.origin
         assert post
         assert post.end is not None
         if gen.runs or gen.letters:
             text = "reported as not stored, but it was"
-            self._bench.blame("I2", node.id, text, post, *gen.runs, *gen.letters)
+            self._bench.blame("I2", history.id, text, post, *gen.runs, *gen.letters)
         policy = post.data.get("if_exists", "replace")
         before = [g.origin for g in gens if g is not gen and g.origin and may_be_stored(g.origin)]
         if policy in _DEFINITE or not any(other.t < post.end for other in before):
-            self._bench.blame("I2", node.id, "dropped for an event that cannot exist", post)
+            self._bench.blame("I2", history.id, "dropped for an event that cannot exist", post)
         if policy in ("earliest", "latest"):
             for run, confirm in held_throughout(self._clock, gens, post):
                 text = "dropped for an event in flight, whose confirm ended both"
-                self._bench.blame("I2", node.id, text, post, run, confirm)
+                self._bench.blame("I2", history.id, text, post, run, confirm)
 
-    def _cancelled(self, node: IdHistory, gen: Generation) -> None:
+    def _cancelled(self, history: IdHistory, gen: Generation) -> None:
         """Find claims after a cancel had returned, with any outcome: I6."""
         post = gen.origin
         if post is None or post.ph != "ok" or post.end is None or gen.revived:
             return
-        for cancel in node.cancels:
+        for cancel in history.cancels:
             if cancel.ph != "ok" or cancel.end is None or cancel.t <= post.end:
                 continue
             outcome = cancel.data.get("outcome")
             for run in gen.runs:
                 if claimed_after(self._clock, run, cancel):
                     text = f"delivered after cancel had returned {outcome}"
-                    self._bench.blame("I6", node.id, text, post, cancel, run)
+                    self._bench.blame("I6", history.id, text, post, cancel, run)
             buried = [letter for letter in gen.letters if letter.op == "buried"]
             if cancel.data.get("outcome") == "CANCELLED" and buried:
                 text = "cancelled, but a dead letter at the end"
-                self._bench.blame("I6", node.id, text, post, cancel, *buried)
+                self._bench.blame("I6", history.id, text, post, cancel, *buried)
 
     # -------------------------------------------------------------------------------- deliveries
 
-    def _delivery(self, node: IdHistory, gen: Generation) -> None:
+    def _delivery(self, history: IdHistory, gen: Generation) -> None:
         post = gen.origin
         assert post
         for run in gen.runs:
             if post.ph == "no":
-                self._bench.blame("I3", node.id, "a refused post was delivered", post, run)
+                self._bench.blame("I3", history.id, "a refused post was delivered", post, run)
             elif run.t < post.t:
-                self._bench.blame("I3", node.id, "delivered before it was posted", post, run)
+                self._bench.blame("I3", history.id, "delivered before it was posted", post, run)
             crc = post.data.get("crc")
             if crc is not None and run.data.get("crc") != crc:
-                self._bench.blame("I10", node.id, "another payload than the posted one", post, run)
+                self._bench.blame(
+                    "I10", history.id, "another payload than the posted one", post, run
+                )
         if gen.runs and not gen.revived and self._clock.kept_pace(post.t, gen.runs[0].t):
-            self._punctual(node, gen, post)
+            self._punctual(history, gen, post)
         expires = post.data.get("expires_us")
         if expires is not None and not gen.revived:
-            self._expiry(node, gen, post, expires)
+            self._expiry(history, gen, post, expires)
 
-    def _punctual(self, node: IdHistory, gen: Generation, post: Operation) -> None:
+    def _punctual(self, history: IdHistory, gen: Generation, post: Operation) -> None:
         """Find handlers that began before the delay was over by the monotonic clock."""
         run = gen.runs[0]
         delay = post.data.get("delay_us")
         if run.data["att"] != 1 or delay is None:
             return
-        setters = [post, *(m for m in node.moves if m.ph != "no" and m.data.get("moved", True))]
+        setters = [post, *(m for m in history.moves if m.ph != "no" and m.data.get("moved", True))]
         claimed, _ = self._clock.claimed(run)
         certain = [op.t for op in setters if op.ph == "ok" and (op.end or 0) < claimed]
         last = max(certain, default=0)
@@ -216,9 +218,9 @@ class Lives:
         early = min(dues) - run.t
         if early > _DRIFT + (run.t - post.t) // 1000:
             text = f"its handler began {early / 1e6:.1f} ms before the delay was over"
-            self._bench.blame("I1", node.id, text, post, *node.moves, run)
+            self._bench.blame("I1", history.id, text, post, *history.moves, run)
 
-    def _expiry(self, node: IdHistory, gen: Generation, post: Operation, expires: int) -> None:
+    def _expiry(self, history: IdHistory, gen: Generation, post: Operation, expires: int) -> None:
         for run in gen.runs:
             # After a lost reply, the server sends the claim again. The token has the time of the
             # first reply.
@@ -231,16 +233,16 @@ class Lives:
             if not self._clock.kept_pace(post.t, run.t):
                 continue
             if at > self._clock.latest_ns(post.end) + expires * 1000 + 10 * _DRIFT:
-                self._bench.blame("I3", node.id, "delivered after it had expired", post, run)
+                self._bench.blame("I3", history.id, "delivered after it had expired", post, run)
         for letter in gen.letters:
             early = post.t + expires * 1000 - letter.t
             expired = letter.op == "expired" or letter.data.get("reason") == "expired"
             if expired and early > _DRIFT and self._clock.kept_pace(post.t, letter.t):
-                self._bench.blame("I1", node.id, "expired too early", post, letter)
+                self._bench.blame("I1", history.id, "expired too early", post, letter)
 
     # ------------------------------------------------------------------- the end of a generation
 
-    def _fate(self, node: IdHistory, gen: Generation) -> None:
+    def _fate(self, history: IdHistory, gen: Generation) -> None:
         counts = self._bench.verdict.counts
         post = gen.origin
         assert post
@@ -257,30 +259,30 @@ class Lives:
         elif gen.letters:
             reasons = {letter.data.get("reason") or letter.op for letter in gen.letters}
             counts["expired" if "expired" in reasons else "dead"] += 1
-        elif self._may_be_cancelled(node, post):
+        elif self._may_be_cancelled(history, post):
             counts["cancelled"] += 1
         elif not gen.alone or not self._stored(gen):
             counts["superseded"] += 1
-        elif self._bench.pending is None or node.id in self._bench.pending:
+        elif self._bench.pending is None or history.id in self._bench.pending:
             counts["pending"] += 1
         else:
             counts["lost"] += 1
             text = "acknowledged, but at the end neither done, dead, cancelled nor pending"
             if gen.runs:
                 text += f"; started {len(gen.runs)} times"
-            self._bench.blame("I2", node.id, text, post, *gen.runs, *node.cancels)
+            self._bench.blame("I2", history.id, text, post, *gen.runs, *history.cancels)
 
-    def _may_be_cancelled(self, node: IdHistory, post: Operation) -> bool:
+    def _may_be_cancelled(self, history: IdHistory, post: Operation) -> bool:
         return any(
             cancel.ph != "no"
             and cancel.data.get("outcome") != "NOT_FOUND"
             and self._latest(cancel) >= post.t
-            for cancel in node.cancels
+            for cancel in history.cancels
         )
 
-    def _pending(self, node: IdHistory, gens: Iterable[Generation]) -> None:
+    def _pending(self, history: IdHistory, gens: Iterable[Generation]) -> None:
         """Find ids that are pending at the end although all of their posts have ended: I12."""
-        if node.revivals:
+        if history.revivals:
             return
         over: list[Operation | None] = []
         for gen in gens:
@@ -290,7 +292,7 @@ class Lives:
             buried = [letter for letter in gen.letters if letter.op == "buried"]
             cancels = [
                 cancel
-                for cancel in node.cancels
+                for cancel in history.cancels
                 if cancel.ph == "ok" and post.end is not None and cancel.t > post.end
                 if cancel.data.get("outcome") != "IN_FLIGHT"
             ]
@@ -300,7 +302,7 @@ class Lives:
                 return
             over += [post, confirm, *buried, *cancels]
         text = "pending at the end, although all of its posts have ended"
-        self._bench.blame("I12", node.id, text, *over)
+        self._bench.blame("I12", history.id, text, *over)
 
 
 def may_be_stored(post: Operation) -> bool:

@@ -201,7 +201,12 @@ class Simulation:
         then: Callable[[Record | None], None] | None = None,
         **fields: Any,
     ) -> None:
-        """Make a call, which may be executed late, or after its caller has given up, or never."""
+        """
+        Make a call.
+
+        With ``trouble``, the server may execute the call late, after its caller has given up, or
+        never.
+        """
         k = next(self.k)
         self.say(process, op, "inv", k=k, **fields)
 

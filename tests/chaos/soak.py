@@ -64,7 +64,7 @@ _WARM = 60.0
 #: How many ms a call may exceed its deadline, because more processes run than there are cores.
 _SLACK = round(400 * SLOWNESS)
 
-# A soak of this many minutes has all that happens a few times a minute by chance.
+# Some situations occur by chance, a few times a minute. A soak of this many minutes must have each.
 _SURE_MINUTES = 4
 
 #: Seconds for all processes to start on an overloaded machine.
@@ -73,7 +73,7 @@ _STARTING = 120.0
 #: The steps of each poster in a second, not counting posts in bulk.
 _STEPS = 40
 
-#: The fraction of the time during which posts get through, at the least.
+#: The least fraction of the time during which posts succeed despite the faults.
 _SHARE = 0.5
 
 #: How much longer than planned it may take to post the requested events, as a multiple of the plan.
@@ -259,9 +259,9 @@ class Soak:
             immortal=True,
         )
         for i in (1, 2):
-            own_way = home if i == 2 else {}
+            own_home = home if i == 2 else {}
             bulk_rate = self.plan.bulk / 2
-            self.processes.add("posting", f"poster-{i}", rate=_STEPS, bulk=bulk_rate, **own_way)
+            self.processes.add("posting", f"poster-{i}", rate=_STEPS, bulk=bulk_rate, **own_home)
         self.processes.add("reading", "reader-1", threads=2, restless=8, **home)
 
     def _await_all(self) -> None:

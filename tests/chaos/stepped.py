@@ -227,8 +227,8 @@ class SteppedNode:
             finally:
                 self.running -= 1
 
-    def speak(self) -> None:
-        """Emit the next waiting event of the node."""
+    def emit(self) -> None:
+        """Call the listeners of the next emission that waits."""
         self.node._callbacks.emit_one()
 
     def leave(self) -> None:
@@ -497,7 +497,7 @@ class World:
                 self._log(node, "work")
                 self.do(node, node.work)
         elif luck < 0.60:
-            self.do(node, node.speak)
+            self.do(node, node.emit)
         elif luck < 0.76:
             ms = self.rng.choice([0.001, 1, 20, 50, 100, 200, 300, 599, 601, 700])
             self.log.append(f"{ms} ms pass")
@@ -571,7 +571,7 @@ class World:
             for node in list(self.nodes):
                 self.do(node, node.claim)
                 self.do(node, node.work)
-                self.do(node, node.speak)
+                self.do(node, node.emit)
             if not self.truth.bodies and not any(n.node._dispatcher.running for n in self.nodes):
                 break
             self.clock.tick(20)

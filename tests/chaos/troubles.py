@@ -46,7 +46,7 @@ class Spell:
 
 
 @dataclass(slots=True)
-class NodeLifetime:
+class ProcessLifetime:
     """The facts about one process."""
 
     first: int
@@ -116,7 +116,7 @@ class Troubles:
 
     aftermath: int = 2 * SECOND
     grace: int = 5 * SECOND
-    lives: dict[str, NodeLifetime] = field(default_factory=dict)
+    lifetimes: dict[str, ProcessLifetime] = field(default_factory=dict)
     fired: Counter[str] = field(default_factory=Counter)
     phases: list[tuple[int, str]] = field(default_factory=list)
     rollbacks: list[Spell] = field(default_factory=list)
@@ -133,16 +133,16 @@ class Troubles:
 
     def saw(self, op: Operation) -> None:
         """Take in one call or note of any process."""
-        node = self.lives.get(op.p)
+        process = self.lifetimes.get(op.p)
         last = op.end or op.t
-        if node is None:
-            node = self.lives[op.p] = NodeLifetime(op.t, last)
-        node.first = min(node.first, op.t)
-        node.last = max(node.last, last)
+        if process is None:
+            process = self.lifetimes[op.p] = ProcessLifetime(op.t, last)
+        process.first = min(process.first, op.t)
+        process.last = max(process.last, last)
         if op.end is None:
-            node.hanging = True
+            process.hanging = True
         if op.op == "leave":
-            node.leaves.append(op)
+            process.leaves.append(op)
         if op.op == "fault":
             self._faults.append(op)
         elif op.op == "kill":
@@ -155,10 +155,10 @@ class Troubles:
             self._everywhere.add(spell)
         elif op.op == "node":
             if op.data.get("phase") == "end":
-                node.left = op.t
+                process.left = op.t
             for name in ("max_run", "timeout"):
                 if op.data.get(f"{name}_ms") is not None:
-                    setattr(node, name, round(op.data[f"{name}_ms"] * 1_000_000))
+                    setattr(process, name, round(op.data[f"{name}_ms"] * 1_000_000))
 
     def close(self) -> None:
         """Compute the spells of all faults, and find the process of each kill."""
@@ -167,20 +167,20 @@ class Troubles:
         for kill in self._kills:
             pid = str(kill.data["pid"])
             mortal = [
-                (node.first, p)
-                for p, node in self.lives.items()
-                if node.first <= kill.t and pid_of(p) == pid
+                (process.first, p)
+                for p, process in self.lifetimes.items()
+                if process.first <= kill.t and pid_of(p) == pid
             ]
             if mortal:
                 # A kill is recorded when it is noticed, perhaps long after the last record.
-                node = self.lives[max(mortal)[1]]
-                node.killed, node.gone = min(kill.t, node.last), kill.t
+                process = self.lifetimes[max(mortal)[1]]
+                process.killed, process.gone = min(kill.t, process.last), kill.t
         self._everywhere.close()
         for spells in self._of.values():
             spells.close()
 
     def _place_faults(self) -> None:
-        names = {name_of(p) for p in self.lives}
+        names = {name_of(p) for p in self.lifetimes}
         begun: dict[tuple[str, str], Operation] = {}
         for op in sorted(self._faults, key=lambda op: op.t):
             what = (op.data["name"], str(op.data.get("target") or ""))
@@ -212,7 +212,7 @@ class Troubles:
         spell = Spell(begin.t, min(FOREVER, end + self.aftermath), label)
         if target in names:
             self._of.setdefault(target, _Spells()).add(spell)
-        elif target in self.lives:
+        elif target in self.lifetimes:
             self._of.setdefault(name_of(target), _Spells()).add(spell)
         else:
             self._everywhere.add(spell)
@@ -221,10 +221,10 @@ class Troubles:
 
     def met(self, p: str, t0: int, t1: int) -> str | None:
         """Return what kept process *p* from renewing a lease at some time from *t0* to *t1*."""
-        node = self.lives[p]
-        if node.died_by(t1):
+        process = self.lifetimes[p]
+        if process.died_by(t1):
             return "killed"
-        if node.left is not None and t0 <= node.left <= t1 + _LEAVING:
+        if process.left is not None and t0 <= process.left <= t1 + _LEAVING:
             return "left"
         own = self._of.get(name_of(p))
         spell = (own and own.meeting(t0, t1)) or self._everywhere.meeting(t0, t1)
@@ -237,10 +237,10 @@ class Troubles:
             spell = spell or own.meeting(t0, t1)
         if spell:
             return spell.label
-        for node in self.lives.values():
-            if node.died_by(t1) and node.gone >= t0:
+        for process in self.lifetimes.values():
+            if process.died_by(t1) and process.gone >= t0:
                 return "killed"
-            if node.left is not None and t0 <= node.left <= t1:
+            if process.left is not None and t0 <= process.left <= t1:
                 return "left"
         return None
 

@@ -111,7 +111,7 @@ class Verdict:
 
 class Bench:
     """
-    Shared by the parts of the checker: the facts of the run, and the verdict they add to.
+    What the parts of the checker share: the facts of the run, and the verdict on it.
 
     Args:
         troubles: The faults of the run.
