@@ -47,7 +47,7 @@ class Team:
 
 @dataclass(frozen=True)
 class Cell:
-    """What each round measures once: a work, for one contender, with parameters."""
+    """A work with one contender and parameters. Each round measures every cell once."""
 
     work: str
     contender: Contender

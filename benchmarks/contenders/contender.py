@@ -21,9 +21,9 @@ class Contender:
             less than any timer could.
         environment: The name of its environment in `benchmarks.environments`.
         driver: The file of its driver in ``benchmarks/peers``.
-        package: The package whose version the tables show.
+        package: The package of the contender. The tables show its version.
         says: Its settings in words, for the tables.
-        options: What the driver passes on to the library.
+        options: The options that the driver passes on to the library.
         events: How many events a work gives it, if not the standard number. `lateness` always
             gives 300.
         most: How many events are made pending at most.

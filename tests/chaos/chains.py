@@ -156,7 +156,7 @@ class Chains:
         successor: Callable[[int, int], int | None],
         met: list[int],
     ) -> None:
-        """Find nominal times for which there is no occurrence, or more than one."""
+        """Find nominal times without an occurrence, or with more than one."""
         start = stable.data.get("start_us")
         expected = start if stable.data.get("every_us") is not None else None
         exact, last = expected is not None, None

@@ -111,7 +111,7 @@ class Verdict:
 
 class Bench:
     """
-    What the parts of the checker share: the facts of the run, and the verdict on it.
+    The facts of the run and the verdict on it, which the parts of the checker share.
 
     Args:
         troubles: The faults of the run.
