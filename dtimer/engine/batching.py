@@ -29,6 +29,7 @@ class Batching:
 
     def __init__(self, *, allowed: bool) -> None:
         self._allowed = allowed
+        # 1, doubled with each claim in a row that got all the events it asked for.
         self._streak = 1
         # The seconds that a batch takes: the longest of recent ones. None before the first end.
         self._handler_seconds: float | None = None

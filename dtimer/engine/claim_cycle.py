@@ -40,6 +40,7 @@ class ClaimCycle:
         self._heartbeat = heartbeat
         self._announce = announce
         self._clock_jumps = ClockJumpDetector() if reports_clock_jumps else None
+        # The schedules to which this node could not add times. Each is reported once.
         self._without_times: set[str] = set()
         self._registered = True
 
@@ -82,6 +83,7 @@ class ClaimCycle:
         if not self._registered:
             self._store.register()
             self._registered = True
+        # Schedules for which the server has only few nominal times left.
         for schedule in reply.short:
             try:
                 self._store.add_times(schedule)

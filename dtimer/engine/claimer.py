@@ -9,8 +9,8 @@ Rule 2: the claimer does not know why the bell rang. A wake, the poll and a leav
 Rule 3: clear the bell first, then claim. A ring that arrives during the claim then starts the
 next claim. In the other order the ring would be lost.
 
-Rule 4: a claim whose reply is lost is sent again unchanged until a reply arrives, the first time
-at once. So a lost reply delays its events by one try, not by a whole lease.
+Rule 4: a claim whose reply is lost is sent again unchanged until a reply arrives. The first
+repetition follows at once. So a lost reply delays its events by one try, not by a whole lease.
 """
 
 from __future__ import annotations
@@ -205,7 +205,11 @@ class Claimer(Service):
             self._next_claim_at = min(self._next_claim_at, time.monotonic() + wait)
 
     def _run_cycle(self, *, claiming: bool = True, fresh: bool = False) -> None:
-        """Receive the reply under way, or claim; claim again if *fresh*, or if due at once."""
+        """
+        Receive the reply to a request that was sent before or, if there is none, claim.
+
+        Claims again after an earlier request, if the next claim is due or must be *fresh*.
+        """
         was_sent = self._pipeline.under_way or self._unread is not None
         seconds = self._claim(claiming)
         if was_sent and self._pipeline.request is None and (fresh or seconds <= 0):
@@ -217,7 +221,7 @@ class Claimer(Service):
 
     def _done(self, abandoned: bool) -> bool:
         """Return True if nothing is left to do, or the wait for the server is over."""
-        # Handlers first: in the other order, a handler that ends in between goes unsettled.
+        # Check the handlers first: a handler that ends in between may add a settlement.
         if self._dispatcher.running and not abandoned:
             return False
         pending = self._pipeline.request is not None or self._unread is not None

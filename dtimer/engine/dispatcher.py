@@ -112,8 +112,8 @@ class Dispatcher(HandlerPool):
             return
         self.lookahead.add(leases, received_at)
         if gone := self.superseded_ids.since(seq):
-            # After they were added: a post from now on finds them in the queue, and the ids of
-            # earlier posts are found here. In the other order a post in between is missed.
+            # The leases are in the queue by now, so a later post finds them there. The ids of
+            # earlier posts are found here. In the other order, a post in between would be missed.
             self._release_ids(gone)
         self.start_due()
 
@@ -131,9 +131,9 @@ class Dispatcher(HandlerPool):
         Give due events to free handler threads; release those that waited too long for one.
 
         Returns:
-            True if events are released, so that a claim should be made at once to do so.
+            True if events were released, so that a claim should carry the releases at once.
         """
-        # Includes events of a reply that was under way when the others were released.
+        # Also release the events of a reply that was under way when the others were released.
         released = self._release_all() if self._recalling else False
         while self.lookahead and self._busy < self._options.concurrency:
             batch = self.lookahead.pop_due(self.max_events)
@@ -230,7 +230,7 @@ class Dispatcher(HandlerPool):
         Must be called after the post: an event released before it could be claimed again at once.
 
         Returns:
-            True if there were any, so that a claim should be made soon to release them.
+            True if there were any, so that a claim should carry the releases soon.
         """
         if not self.lookahead:
             return False
@@ -241,7 +241,7 @@ class Dispatcher(HandlerPool):
             # A signal handler raised. Leases that are neither kept nor released must expire, so
             # the heartbeat must not renew them.
             left = self.lookahead.leases()
-            self._remove([h for h in kept if h.started is None and h not in left])
+            self._remove([e for e in kept if e.started is None and e not in left])
             raise
 
     def _release_ids(self, ids: Collection[str]) -> bool:

@@ -68,6 +68,7 @@ def _remove(moments: list[float], some: list[float]) -> None:
             moments.remove(moment)
 
 
+# Stands in where no thread can wait for the end of a settling.
 _UNUSED = Flag()
 
 
@@ -181,8 +182,8 @@ class Lease:
             if by.thread in (None, threading.get_ident()):
                 return False
             # The wait has a limit: the other thread may be interrupted by a signal handler that
-            # waits for this thread. If no party settles the lease, it expires. That also holds
-            # if an exception interrupted a failed settling before its entry was removed.
+            # waits for this thread. If no party settles the lease, it expires. Give up as well if
+            # the entry of a failed settling is still there: an exception prevented its removal.
             over = by.over.wait(self._longest_wait)
             if not over or (self._end.get("by") is by and by.thread is not None):
                 self.abandoned = True

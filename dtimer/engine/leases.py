@@ -93,7 +93,8 @@ class LeaseTable:
     def held(self) -> list[Lease]:
         """Return the unsettled leases, except those whose handler overran ``max_run``."""
         now = time.monotonic()
-        return [h for h in list(self._leases.values()) if not (h.settled or self._overran(h, now))]
+        leases = list(self._leases.values())
+        return [each for each in leases if not (each.settled or self._overran(each, now))]
 
     def _overran(self, lease: Lease, now: float) -> bool:
         limit = self._options.max_run
@@ -102,7 +103,7 @@ class LeaseTable:
     def stuck(self) -> int:
         """Return how many events have handlers that have run longer than ``max_run``."""
         now = time.monotonic()
-        return sum(self._overran(h, now) for h in list(self._leases.values()))
+        return sum(self._overran(lease, now) for lease in list(self._leases.values()))
 
     def superseded(self, ids: Collection[str]) -> None:
         """Record that this process replaces the events of these ids."""

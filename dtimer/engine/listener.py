@@ -164,7 +164,7 @@ class Listener(Service):
         self._stop_bell.close()
 
     def after_fork(self) -> None:
-        """Close a forked child's copies of the descriptors: the thread that would is missing."""
+        """Close a forked child's copies of the descriptors. The child lacks this thread."""
         self._stop_bell.after_fork()
         if self._opened is not None:
             self._opened.close()

@@ -1,10 +1,10 @@
 """
 A named thread that can be started, stopped and restarted, and that survives exceptions.
 
-Each start creates a stop flag and passes it to the body, so that a later start cannot revive an
-older thread. If the body raises anything, the exception is reported and the body runs again: no
-thread of a node ends before the node does. If the body raises after the stop, it runs once more,
-so that it can finish its last actions.
+Each start creates a stop flag and passes it to the body, so that a later start cannot clear the
+flag of an older thread. If the body raises anything, the exception is reported and the body runs
+again: no thread of a node ends before the node does. If the body raises after the stop, it runs
+once more, so that it can finish its last actions.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Service:
 
         Raises:
             RuntimeError: the process can start no more threads. The service may be stopped and
-                joined nevertheless, also if an exception from a signal handler interrupts this.
+                joined after any exception in this call, also after that of a signal handler.
         """
         self._stopping = Flag()
         # An exception from a signal handler may end this call before or after the thread has

@@ -76,7 +76,7 @@ class Emitter(EventEmitter):
     emits: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be pickled or copied, with a clearer message than an inner object would."""
+        """Refuse to be pickled or copied, with a clearer message than that of an inner lock."""
         name = type(self).__name__
         raise TypeError(
             f"a {name} cannot be pickled or copied: it has connections, locks and threads of its"

@@ -54,7 +54,7 @@ def _why_not_patched() -> str | None:
     patched = getattr(sys.modules.get("eventlet.patcher"), "is_monkey_patched", None)
     if patched is not None and any(map(patched, ("thread", "socket", "select"))):
         # All greenlets stop while one of them waits for a SimpleQueue.
-        return "eventlet has replaced what threads wait with: use gevent, or neither"
+        return "eventlet has replaced the modules that threads need: use gevent, or neither"
     patched = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
     waits = ("socket", "select", "queue")
     if patched is not None and any(map(patched, waits)) and not patched("threading"):

@@ -228,8 +228,8 @@ class Node:
     def stop(self, timeout: float | None) -> None:
         """Request the end; running handlers have *timeout* seconds. Does not wait for it."""
         self._claimer.stop_within(timeout)
-        # Only after the request. A join() in a signal handler that interrupts the two lines in
-        # the other order would wait for ever.
+        # Set this after the request. In the other order, a signal handler between the two lines
+        # could call join(), which would wait for ever.
         self.leaving = True
         if self._starter is not None:
             self._claimer.stop_within(None)  # The thread may have been started meanwhile.
@@ -238,7 +238,7 @@ class Node:
 
     def abort(self) -> None:
         """End a node whose start was interrupted. Does not wait for a claimer that has started."""
-        # Otherwise `DTimer.leave` and the next join would wait for ever.
+        # Without this, `DTimer.leave` and the next join would wait for ever.
         self._starter, self.leaving = None, True
         if self._claimer.started:
             if not self._claimer.stopping:

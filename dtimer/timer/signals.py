@@ -53,7 +53,7 @@ class Signals:
         return True
 
     def hurry_leave(self) -> None:
-        """From now on let each signal shorten the leave, including an earlier signal."""
+        """Let each signal from now on shorten the leave, and each that `wait` has not seen."""
         self._leaving = True
         if not self._caught.empty():
             self._stop_waiting()
@@ -63,7 +63,8 @@ class Signals:
         try:
             self._restore()
         finally:
-            # A signal may come as soon as the first handler is restored, and that handler raise.
+            # Again, because the first handler may be called, and raise, before the second is
+            # restored.
             self._restore()
         if not self._caught.empty():
             signal.raise_signal(self._caught.get())

@@ -187,8 +187,8 @@ class DTimer(ScheduleClient):
         try:
             node.start(leaving=self.nesting.leaves != leaves)
             self._finalizer = fork.when_dropped(self, node, self._id)
-            # It may have been set during the start. This also rings the bell, in case a listener
-            # was added during the start.
+            # The option may have been set during the start. Setting it also rings the bell, in case
+            # a listener was added during the start.
             node.max_events = self._options.max_events
         except BaseException:
             node.abort()

@@ -51,8 +51,8 @@ class TestListings:
 
     def test_dead_letters_are_listed_from_a_given_one(self, sound, client):
         """
-        Dead letters are listed from after a given one. An id that does not exist stands for its
-        time alone.
+        The list begins after a given dead letter. If no letter has that id, the list begins
+        with the given time of death.
         """
         for n in range(1_100):
             client.hset(sound.keys.dead, f"d{n:04d}", b"1,failed,0|,3|{}")

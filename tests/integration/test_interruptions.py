@@ -1,5 +1,5 @@
 """
-Calls of the library that a signal handler interrupts with calls of the library (law 14).
+Calls of the library that a signal handler interrupts with calls of the library.
 
 The signal handler runs at one bytecode after another of the library's own frames. The suite tries
 only a sample, to be fast; ``DTIMER_TEST_BYTECODES=1`` tries each bytecode.
@@ -185,10 +185,10 @@ class TestReading:
         if there and n == 0:
             pytest.fail("there was no interruption")
 
-    def test_an_interrupted_read_ends_the_hold_on_the_key_before(self, queue):
+    def test_an_interrupted_read_does_not_keep_the_previous_key(self, queue):
         """
-        A read() that an exception interrupts while it confirms the key before does not forget that
-        key unconfirmed: it would be held, and its lease renewed, for ever.
+        A read() first confirms the previous key. If an exception interrupts the confirm, the next
+        read() confirms that key. Otherwise its lease would be renewed for ever.
         """
         queue.read(timeout=0)
         # The first real points of read(): confirming comes before the rest.

@@ -376,7 +376,7 @@ class TestLeave:
         assert 0 == handler.waiting
 
     @pytest.mark.fault("F60")
-    def test_leave_with_a_timeout_releases_a_hanging_handlers_event(self, make):
+    def test_leave_with_a_timeout_retries_a_hanging_handlers_event(self, make):
         """
         leave(timeout) gives up events whose handlers still run, with the attempt charged. The
         handler sees lease_lost, its confirm has no effect, and the next node gets the event at

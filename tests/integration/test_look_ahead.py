@@ -15,8 +15,8 @@ from dtimer.model.claims import Settlement, Verdict
 from dtimer.model.schedules import make_spec
 from dtimer.store.store import Entry
 
-# How many ms before it is due a claim takes an event, and how many ms before that time the node on
-# duty claims.
+# In ms: how long before its due time a claim takes an event, and how long before that time the node
+# on duty claims.
 AHEAD = 20
 LEAD = AHEAD / 2
 

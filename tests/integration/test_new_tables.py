@@ -17,7 +17,7 @@ MIDNIGHT = Now().us - 8 * HOUR
 
 
 @pytest.fixture
-def law(tmp_path):
+def write_table(tmp_path):
     """Return a function that writes the table of a zone with a given offset from UTC in hours."""
     paths = zoneinfo.TZPATH
     zoneinfo.reset_tzpath([str(tmp_path), *paths])
@@ -69,25 +69,25 @@ def days(node, now, many=3):
     return came
 
 
-@pytest.mark.parametrize("laws", [(3, 4), (4, 3)])
-def test_all_nominal_times_follow_the_new_table(store, node, now, law, laws):
+@pytest.mark.parametrize("offsets", [(3, 4), (4, 3)])
+def test_all_nominal_times_follow_the_new_table(store, node, now, write_table, offsets):
     """The pending occurrence moves, and later ones follow. No occurrence is lost or doubled."""
-    old, new = laws
-    law(old)
+    old, new = offsets
+    write_table(old)
     assert "new" == declare(store)
     assert [9 - old] == due(store)
-    law(new)
+    write_table(new)
     assert "changed" == declare(store)
     assert [9 - new] == due(store)
     assert [day * 24 + 9 - new for day in range(15)] == days(node, now, 15)
 
 
-def test_an_unchanged_table_changes_nothing(store, now, law, client):
+def test_an_unchanged_table_changes_nothing(store, now, write_table, client):
     """
     A process that starts later computes later times. The times that both know are equal, so the
     declaration changes nothing.
     """
-    law(3)
+    write_table(3)
     declare(store)
     for _ in range(STORED_TIMES + 3):
         before = client.hgetall(store.keys.beats)
@@ -116,53 +116,57 @@ def test_a_daylight_saving_change_is_not_a_new_table(store, node, now, cron, cha
         assert "same" == store.declare(beat)
 
 
-def test_an_occurrence_that_came_by_the_old_table_does_not_come_again(store, node, now, law):
+def test_an_occurrence_that_came_by_the_old_table_does_not_come_again(
+    store, node, now, write_table
+):
     """
     Today's occurrence came at five. By the new table it would be due at six, and it does not come
     again.
     """
-    law(4)
+    write_table(4)
     declare(store)
     now.us += 5 * HOUR
     node.confirm(node.claim()[0])
-    law(3)
+    write_table(3)
     assert "changed" == declare(store)
     assert [24 + 6, 48 + 6] == days(node, now)
 
 
-def test_a_due_occurrence_stays(store, node, now, law):
+def test_a_due_occurrence_stays(store, node, now, write_table):
     """
     An occurrence that is due and not claimed yet is delivered once, and not again an hour
     later.
     """
-    law(4)
+    write_table(4)
     declare(store)
     now.us += 5 * HOUR
-    law(3)
+    write_table(3)
     assert "changed" == declare(store)
     assert [5, 24 + 6, 48 + 6] == days(node, now)
 
 
-def test_an_occurrence_whose_new_time_is_past_comes_at_the_old_time(store, node, now, law):
+def test_an_occurrence_whose_new_time_is_past_comes_at_the_old_time(store, node, now, write_table):
     """If the table changes between the new and the old time, the occurrence is not lost."""
-    law(3)
+    write_table(3)
     declare(store)
     now.us += 5 * HOUR + HOUR // 2
-    law(4)
+    write_table(4)
     assert "changed" == declare(store)
     assert [6] == due(store)
     assert [6.5, 24 + 5.5, 48 + 5.5] == days(node, now)
 
 
-@pytest.mark.parametrize("laws", [(3, 4), (4, 3)])
-def test_a_rescheduled_occurrence_stays_where_the_user_put_it(store, node, now, law, laws):
+@pytest.mark.parametrize("offsets", [(3, 4), (4, 3)])
+def test_a_rescheduled_occurrence_stays_where_the_user_put_it(
+    store, node, now, write_table, offsets
+):
     """A pending occurrence that the user rescheduled keeps its time, and counts as that day's."""
-    old, new = laws
-    law(old)
+    old, new = offsets
+    write_table(old)
     declare(store)
     (record,) = store.upcoming("-inf", "+inf")
     assert store.reschedule(record.id, str(MIDNIGHT + 8 * HOUR))
-    law(new)
+    write_table(new)
     assert "changed" == declare(store)
     assert [8] == due(store)
     assert [8, 24 + 9 - new, 48 + 9 - new] == days(node, now)
@@ -173,13 +177,13 @@ def test_a_rescheduled_occurrence_stays_where_the_user_put_it(store, node, now, 
     [((4, 3), 5, True, False), ((3, 4), 5.5, False, False), ((3, 4), 0, False, True)],
     ids=["came by the old table", "comes by the old table", "moved by the user"],
 )
-def test_the_same_table_declared_twice_changes_nothing(store, node, now, law, case):
+def test_the_same_table_declared_twice_changes_nothing(store, node, now, write_table, case):
     """
     The second declaration has a time that the first has dropped. That must not count as a
     change.
     """
-    laws, hours, claims, move = case
-    law(laws[0])
+    offsets, hours, claims, move = case
+    write_table(offsets[0])
     declare(store)
     now.us += round(hours * HOUR)
     if claims:
@@ -187,59 +191,59 @@ def test_the_same_table_declared_twice_changes_nothing(store, node, now, law, ca
     if move:
         (record,) = store.upcoming("-inf", "+inf")
         assert store.reschedule(record.id, str(MIDNIGHT + 8 * HOUR))
-    law(laws[1])
+    write_table(offsets[1])
     assert "changed" == declare(store)
     before = due(store)
     assert "same" == declare(store)
     assert before == due(store)
 
 
-def test_a_jittered_occurrence_moves(store, now, law):
+def test_a_jittered_occurrence_moves(store, now, write_table):
     """
     A pending occurrence that is delayed by jitter counts as pending at its scheduled time, so it
     moves.
     """
-    law(3)
+    write_table(3)
     declare(store, jitter=600_000)
     assert [6] != due(store)
-    law(4)
+    write_table(4)
     assert "changed" == declare(store, jitter=600_000)
     (hours,) = due(store)
     assert 5 <= hours <= 5 + 1 / 6
 
 
-def test_a_paused_schedule_follows_the_new_table_when_resumed(store, law):
+def test_a_paused_schedule_follows_the_new_table_when_resumed(store, write_table):
     """
     A paused schedule has no pending occurrence. After it is resumed, it follows the new
     table.
     """
-    law(3)
+    write_table(3)
     declare(store)
     store.pause_schedule("nine", on=True)
-    law(4)
+    write_table(4)
     assert "changed" == declare(store)
     assert [] == due(store)
     store.pause_schedule("nine", on=False)
     assert [5] == due(store)
 
 
-def test_a_limited_count_stays_the_same(store, node, now, law):
+def test_a_limited_count_stays_the_same(store, node, now, write_table):
     """A new table neither adds nor removes an occurrence of a limited number."""
-    law(3)
+    write_table(3)
     declare(store, count=2)
-    law(4)
+    write_table(4)
     assert "changed" == declare(store, count=2)
     assert [5, 24 + 5] == days(node, now, 5)
 
 
-def test_the_last_of_alternating_declarations_applies(store, node, now, law):
+def test_the_last_of_alternating_declarations_applies(store, node, now, write_table):
     """If only some processes have the new table, the last declaration applies."""
-    law(3)
+    write_table(3)
     declare(store)
     Peer(store, "another")
     came = []
     for ahead in (4, 3, 4):
-        law(ahead)
+        write_table(ahead)
         assert "changed" == declare(store)
         came += days(node, now, 1)
     assert [5, 24 + 6, 48 + 5] == came

@@ -89,8 +89,8 @@ class TestSignals:
         self, script, make, client, namespace, number
     ):
         """
-        A second signal releases the running handler's event at once, and then acts as it did before
-        run(). The node has left by then, so other nodes need not wait for a lease.
+        A second signal has the running handler's event retried at once, and then acts as it did
+        before run(). The node has left by then, so other nodes need not wait for a lease.
         """
         program = script(
             HANGING
@@ -240,8 +240,8 @@ class TestExit:
 
     def test_a_hanging_handler_is_given_up_at_exit(self, script, make, client, namespace):
         """
-        A handler that does not finish within exit_timeout is given up: its event is released with
-        the attempt charged, and the next node gets it at once.
+        A handler that does not finish within exit_timeout is given up. Its event is retried at
+        once, on another node, and the attempt is charged.
         """
         program = script(
             HANGING.replace("8_000", "100") + "dt.post({}, id='tea'); dt.join(); heard()"

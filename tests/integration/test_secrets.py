@@ -28,7 +28,7 @@ from dtimer.store.connection.sources import redacted
 USER, PASSWORD, PAYLOAD = "hunter2user", "hunter2pass", "hunter2load"
 
 
-class Told:
+class ShownTexts:
     """
     Collects all texts that a program shows, and checks at the end that none contains a
     secret.
@@ -73,20 +73,20 @@ class Told:
 
 
 @pytest.fixture
-def told():
-    with Told() as told:
-        yield told
+def shown():
+    with ShownTexts() as shown:
+        yield shown
 
 
-def tried(told, make):
+def tried(shown, make):
     """Call everything that contacts the server, and add each error that is raised."""
     timer = None
     try:
         timer = make()
     except Exception as e:
-        told.add(e)
+        shown.add(e)
         return
-    told.watch(timer)
+    shown.watch(timer)
     for call in (
         timer.join,
         timer.stats,
@@ -96,8 +96,8 @@ def tried(told, make):
         try:
             call()
         except Exception as e:
-            told.add(e)
-    told.add(timer.health())
+            shown.add(e)
+    shown.add(timer.health())
     timer.leave(0)
 
 
@@ -109,19 +109,19 @@ class TestCredentials:
         with Server(tcp=True, args=("--requirepass", "another")) as server:
             yield server
 
-    def test_refused_credentials_are_not_shown(self, told, guarded):
+    def test_refused_credentials_are_not_shown(self, shown, guarded):
         """The server refuses the credentials."""
         url = guarded.url.replace("redis://", f"redis://{USER}:{PASSWORD}@")
-        tried(told, lambda: DTimer("node", url, timeout=900))
+        tried(shown, lambda: DTimer("node", url, timeout=900))
         with redis.Redis.from_url(url) as client:
-            tried(told, lambda: DTimer("node", client, timeout=900))
+            tried(shown, lambda: DTimer("node", client, timeout=900))
 
     @pytest.mark.parametrize("host", ["127.0.0.1:1", "no-such-host.invalid:6379"])
-    def test_an_unreachable_server_shows_no_credentials(self, told, host):
+    def test_an_unreachable_server_shows_no_credentials(self, shown, host):
         """No server listens, or the host name is not found."""
         for scheme in ("redis", "rediss"):
             url = f"{scheme}://{USER}:{PASSWORD}@{host}/0"
-            tried(told, lambda url=url: DTimer("node", url, timeout=300))
+            tried(shown, lambda url=url: DTimer("node", url, timeout=300))
 
     @pytest.mark.parametrize(
         "says",
@@ -136,7 +136,7 @@ class TestCredentials:
             b"",
         ],
     )
-    def test_a_reply_that_quotes_the_credentials_is_not_shown(self, told, says):
+    def test_a_reply_that_quotes_the_credentials_is_not_shown(self, shown, says):
         """Some servers quote the AUTH command in their reply."""
         with socket.create_server(("127.0.0.1", 0)) as door:
 
@@ -153,7 +153,7 @@ class TestCredentials:
             thread = threading.Thread(target=serve)
             thread.start()
             url = f"redis://{USER}:{PASSWORD}@127.0.0.1:{door.getsockname()[1]}"
-            tried(told, lambda: DTimer("node", url, timeout=300))
+            tried(shown, lambda: DTimer("node", url, timeout=300))
             door.shutdown(socket.SHUT_RDWR)
         thread.join(10)
 
@@ -177,11 +177,11 @@ class TestCredentials:
         ],
         ids=range(14),
     )
-    def test_an_invalid_url_is_not_shown(self, told, given):
+    def test_an_invalid_url_is_not_shown(self, shown, given):
         """An argument that is neither a client nor a valid URL may contain a password."""
-        tried(told, lambda: DTimer("node", given, timeout=300))
+        tried(shown, lambda: DTimer("node", given, timeout=300))
 
-    def test_a_failed_tls_handshake_shows_no_credentials(self, told):
+    def test_a_failed_tls_handshake_shows_no_credentials(self, shown):
         """The TLS handshake fails, or the server does not use TLS."""
         with TlsServer(certificate(trustme.CA())) as server:
             for url in (
@@ -190,20 +190,20 @@ class TestCredentials:
                 server.plain.url.replace("redis://", "rediss://"),
             ):
                 known = url.replace("://", f"://{USER}:{PASSWORD}@")
-                tried(told, lambda url=known: DTimer("node", url, timeout=300))
+                tried(shown, lambda url=known: DTimer("node", url, timeout=300))
 
     @pytest.mark.parametrize(
         "denied", ["-eval -evalsha", "-zscore -time", "-subscribe", "~other:*"]
     )
-    def test_an_acl_refusal_shows_no_password(self, told, tcp_server, denied):
+    def test_an_acl_refusal_shows_no_password(self, shown, tcp_server, denied):
         """The server names the user whom it refuses. The password is never shown."""
         with tcp_server.client() as admin:
             rules = ["~dtimer:*" if "~" not in denied else "~x", "&*", "+@all", *denied.split()]
             admin.execute_command("ACL", "SETUSER", "known", "reset", "on", f">{PASSWORD}", *rules)
         url = tcp_server.url.replace("redis://", f"redis://known:{PASSWORD}@")
-        tried(told, lambda: DTimer("node", url, timeout=900))
+        tried(shown, lambda: DTimer("node", url, timeout=900))
 
-    def test_an_unknown_client_is_not_shown(self, told):
+    def test_an_unknown_client_is_not_shown(self, shown):
         """A client of an unknown library may have its password in its repr."""
 
         class Strange:
@@ -212,8 +212,8 @@ class TestCredentials:
             def __repr__(self):
                 return f"<Strange password={PASSWORD}>"
 
-        tried(told, lambda: DTimer("node", Strange()))
-        tried(told, lambda: RunAt("queue", redis=Strange()).timer)
+        tried(shown, lambda: DTimer("node", Strange()))
+        tried(shown, lambda: RunAt("queue", redis=Strange()).timer)
 
     @given(st.text(min_size=4, max_size=30).map(lambda text: "hunter2" + text))
     @example("hunter2a/b")
@@ -227,17 +227,17 @@ class TestCredentials:
         urls = [f"redis://{user}:{password}@127.0.0.1:1/0" for user in ("", USER)]
         urls += [f"redis://{password}@127.0.0.1:1", f"redis://127.0.0.1:1?password={password}"]
         urls += [f"redis://:{quote(password, safe='')}@127.0.0.1:1", f"unix://:{password}@/s"]
-        with Told() as told:
-            told.add("begun")
+        with ShownTexts() as shown:
+            shown.add("begun")
             for url in urls:
-                told.add(redacted(url))
+                shown.add(redacted(url))
                 try:
-                    told.add(DTimer("node", url))
+                    shown.add(DTimer("node", url))
                 except DTimerError as e:
-                    told.add(e)
+                    shown.add(e)
 
     def test_commands_do_not_repeat_credentials(
-        self, told, guarded, namespace, monkeypatch, capsys
+        self, shown, guarded, namespace, monkeypatch, capsys
     ):
         """Neither doctor nor another command repeats credentials, in text or in JSON."""
         run = runner(guarded, namespace, monkeypatch, capsys)
@@ -255,7 +255,7 @@ class TestCredentials:
             for words in commands:
                 ran = run(*words, "--url", url)
                 assert ran.code != 0
-                told.add(ran)
+                shown.add(ran)
 
 
 UNFIT = {
@@ -276,7 +276,7 @@ class TestPayloads:
     """Payloads, with every kind of fault."""
 
     @pytest.mark.parametrize("payload", UNFIT.values(), ids=UNFIT)
-    def test_a_refused_payload_is_not_quoted(self, told, make, payload):
+    def test_a_refused_payload_is_not_quoted(self, shown, make, payload):
         """A payload that cannot be posted is refused without being quoted."""
         timer = make()
         for call in (
@@ -288,17 +288,17 @@ class TestPayloads:
         ):
             with pytest.raises(DTimerError) as caught:
                 call()
-            told.add(caught.value)
+            shown.add(caught.value)
         with RunAt("queue", redis=timer._store._source and "redis://127.0.0.1:1") as queue:
             with pytest.raises(DTimerError) as caught:
                 queue.write({"wrong": PAYLOAD})
-            told.add(caught.value)
+            shown.add(caught.value)
 
     @pytest.mark.parametrize("body", [b"%s", b",3|%s", b',3|{"a":"%s"', b',3|{"a":"%s","b":\xff}'])
-    def test_a_corrupt_payload_is_not_quoted(self, told, make, client, namespace, body):
+    def test_a_corrupt_payload_is_not_quoted(self, shown, make, client, namespace, body):
         """A corrupt record is buried, and the error does not quote it."""
         node = make(poll_interval=50)
-        told.watch(node)
+        shown.watch(node)
         dead = []
         node.on("dead", dead.append)
         node.on("event", lambda events: None)
@@ -307,13 +307,13 @@ class TestPayloads:
             client.hset(keys.body, "bad", body.replace(b"%s", PAYLOAD.encode()))
             client.zadd(keys.due, {"bad": 1})
             eventually(lambda: dead)
-        told.add(dead[0].error)
-        told.add(dead[0].reason)
+        shown.add(dead[0].error)
+        shown.add(dead[0].reason)
 
-    def test_a_payload_is_not_logged(self, told, make):
+    def test_a_payload_is_not_logged(self, shown, make):
         """A payload is not logged, even at level DEBUG and if its handler fails."""
         node = make(max_retries=1, backoff=1)
-        told.watch(node)
+        shown.watch(node)
         seen = []
 
         @node.on("event")
@@ -326,22 +326,22 @@ class TestPayloads:
             id = node.post({"a": PAYLOAD})
             eventually(lambda: 2 in seen and node.peek(id).state.value == "dead")
         for warning in warned:
-            told.add(warning.message)
-        told.add(next(iter(node.dead())).error)
+            shown.add(warning.message)
+        shown.add(next(iter(node.dead())).error)
 
-    def test_commands_do_not_repeat_a_payload(self, told, run, tmp_path):
+    def test_commands_do_not_repeat_a_payload(self, shown, run, tmp_path):
         """A payload that cannot be read from an argument or a file is not repeated."""
         file = tmp_path / "lines"
         for text in (f'"{PAYLOAD}"', f'{{"a": "{PAYLOAD}"', f"[{PAYLOAD}]"):
             ran = run("post", text)
             assert 2 == ran.code
-            told.add(ran)
+            shown.add(ran)
             file.write_text('{"kind":"dead","id":"a","died":1,"attempt":1,"reason":"x","event":')
             with file.open("a") as stream:
                 stream.write(text + ',"max_retries":1}\n')
             ran = run("import", file)
             assert 0 != ran.code
-            told.add(ran)
+            shown.add(ran)
 
 
 def test_a_url_is_shown_without_its_secrets():

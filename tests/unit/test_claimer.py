@@ -195,7 +195,7 @@ class ClaimerHarness:
         """The id and the verdict of each settlement that was sent."""
         return [(s.id, s.verdict) for request in self.store.requests for s in request.settlements]
 
-    def told(self):
+    def reported(self):
         """Return the changes reported so far."""
         return [self.changes.get() for _ in range(self.changes.qsize())]
 
@@ -414,7 +414,7 @@ class TestSlowConnection:
         assert ["error"] == [
             harness.announcements.get()[0] for _ in range(harness.announcements.qsize())
         ]
-        assert [None] == harness.told()
+        assert [None] == harness.reported()
         assert harness.claimer.connectivity.tried.is_set()
 
     def test_repeats_a_reset_claim_unchanged_the_first_time(self, harness):
@@ -492,43 +492,43 @@ class TestReply:
         """Two errors that alternate must not fill the log."""
         harness = harness()
         harness.claim()
-        assert [None] == harness.told()
+        assert [None] == harness.reported()
         for error in (Wrong(1), Wrong(2), ValueError(3), Wrong(4), ValueError(5)):
             harness.claim(error)
-        assert ["2", "3"] == [str(change) for change in harness.told()]
+        assert ["2", "3"] == [str(change) for change in harness.reported()]
         assert "5" == str(harness.claimer.connectivity.error)
         answered = harness.claimer.answered
         harness.claim()
         harness.claim()
-        assert [None] == harness.told()
+        assert [None] == harness.reported()
         assert harness.claimer.connectivity.error is None
         assert harness.claimer.answered > answered
         harness.claim(Wrong(6))
         harness.claim(Wrong(7))
-        assert ["7"] == [str(change) for change in harness.told()]
+        assert ["7"] == [str(change) for change in harness.reported()]
 
     def test_reports_nothing_if_the_first_repetition_succeeds(self, harness):
         """Such a failure, a closed connection for example, has no effect."""
         harness = harness()
         harness.claim()
-        harness.told()
+        harness.reported()
         harness.claim(Wrong())
         assert harness.claimer.connectivity.error is None
         harness.claim()
-        assert [] == harness.told()
+        assert [] == harness.reported()
 
     def test_reports_a_refusal_at_once_and_repeats_it_after_5_s(self, harness):
         """Only a person can fix it, so quick repetitions would not help."""
         harness = harness()
         assert 5.0 == harness.claim(Refused("no"))
-        assert ["no"] == [str(change) for change in harness.told()]
+        assert ["no"] == [str(change) for change in harness.reported()]
 
     def test_reports_a_failure_after_the_reply_without_repeating_the_claim(self, harness):
         """The claim itself was answered; repeating it would return the same events again."""
         harness = harness()
         registered = _count_failures(harness, "register", 3)
         harness.claim(reply(known=False))
-        assert ["gone again"] == [str(change) for change in harness.told()]
+        assert ["gone again"] == [str(change) for change in harness.reported()]
         harness.claim()
         assert [1, 2] == [r.seq for r in harness.store.requests]
         assert 2 == len(registered)
@@ -540,18 +540,18 @@ class TestReply:
         """
         harness = harness()
         harness.claim()
-        harness.told()
+        harness.reported()
         harness.claim(reply("tea"))
         harness.begun.get(timeout=PATIENCE)
         registered = _count_failures(harness, "register", 3)
         for answer in (reply(known=False), reply(), reply()):
             harness.claimer._heartbeat.due = 0.0
             harness.claim(answer)
-        assert ["gone again"] == [str(change) for change in harness.told()]
+        assert ["gone again"] == [str(change) for change in harness.reported()]
         assert 3 == len(harness.store.extended)
         harness.claim()
         assert 4 == len(registered)
-        assert [None] == harness.told()
+        assert [None] == harness.reported()
         harness.claim()
         assert 4 == len(registered)
         harness.go_on.release()
@@ -561,16 +561,16 @@ class TestReply:
         harness = harness()
         harness.claim(reply("tea"))
         harness.begun.get(timeout=PATIENCE)
-        harness.told()
+        harness.reported()
         beats = _count_failures(harness, "extend", 3)
         harness.claimer._heartbeat.due = 0.0
         naps = [harness.claim() for _ in range(3)]
         assert 3 == len(beats)
-        assert ["gone again"] == [str(change) for change in harness.told()]
+        assert ["gone again"] == [str(change) for change in harness.reported()]
         assert "gone again" == str(harness.claimer.connectivity.error)
         assert naps[2] > 0.15, "the pauses do not grow"
         harness.claim()
-        assert [None] == harness.told()
+        assert [None] == harness.reported()
         assert harness.claimer.connectivity.error is None
         harness.go_on.release()
 
@@ -1007,7 +1007,7 @@ class TestPipelining:
 
     def test_repeats_an_unsent_claim_at_once_and_silently(self, backlog):
         """A first failure is not reported, as with any other claim."""
-        backlog.told()
+        backlog.reported()
         backlog.store.deaf.append(Wrong("closed"))
         assert 0.0 == backlog.claim()
         assert not backlog.claimer._pipeline.under_way
@@ -1015,7 +1015,7 @@ class TestPipelining:
         first, second = (r for r in backlog.store.requests if r.seq == 4)
         assert first is second
         assert 1 == first.resends
-        assert [] == backlog.told()
+        assert [] == backlog.reported()
 
     def test_repeats_a_claim_whose_reply_was_lost(self, backlog):
         """Events that were already passed to threads stay there."""
@@ -1421,7 +1421,7 @@ class TestLeaving:
     def test_reports_an_exception_of_the_loop_and_continues_within_a_second(self, harness):
         """The thread must survive any exception, or the node would silently stop claiming."""
         harness = harness(start=True)
-        harness.told()
+        harness.reported()
         room, broken = harness.dispatcher.free_slots, [MemoryError("no more")]
 
         def fail():
@@ -1435,7 +1435,7 @@ class TestLeaving:
         assert ("error", "no more") == (what, str(error))
         asked = len(harness.store.requests)
         eventually(lambda: len(harness.store.requests) > asked)
-        assert [] == harness.told(), "reported an outage of Redis"
+        assert [] == harness.reported(), "reported an outage of Redis"
 
     def test_calls_on_stopped_even_if_the_drain_raises(self, harness):
         """leave() waits for this call."""

@@ -435,7 +435,7 @@ class TestSettling:
     def test_stops_renewing_if_a_confirm_outlasts_the_handler_and_fails(self, harness, monkeypatch):
         """
         The handler thread does not wait for ever for another thread's confirm. If that fails later,
-        the lease ends by itself, and the event is handed out again.
+        the lease ends by itself, and the event is delivered again.
         """
         monkeypatch.setattr("dtimer.engine.lease.Lease._longest_wait", 0.0)
         harness = harness()
@@ -886,7 +886,7 @@ class TestLookAhead:
         assert ["later"] == [ev.id for ev in harness.begun.get(timeout=PATIENCE)]
 
     def test_releases_an_event_if_no_thread_is_free_within_20_ms(self, harness, clock):
-        """The grace is the look-ahead time. The release costs no attempt."""
+        """An event waits for as long as the node looks ahead. The release charges no attempt."""
         harness = harness(look_ahead=20)
         harness.accept(ahead(5, id="later"))
         harness.begin(claim(id="now"))
@@ -965,16 +965,16 @@ class TestLookAhead:
     def test_claims_less_after_a_release(self, harness, clock):
         """Releases mean that handlers are slower than estimated."""
         harness = harness(look_ahead=20)
-        prefetch = harness.dispatcher.batching
+        batching = harness.dispatcher.batching
         for _ in range(6):
-            prefetch.claim_answered(1, 1, overdue=True)
-        prefetch.handler_took(1e-6)
+            batching.claim_answered(1, 1, overdue=True)
+        batching.handler_took(1e-6)
         harness.accept(ahead(5, id="later"))
         harness.begin(claim(id="now"))
-        assert prefetch.batches > 1
+        assert batching.batches > 1
         clock.now += 0.026
         assert harness.dispatcher.start_due()
-        assert 1 == prefetch.batches
+        assert 1 == batching.batches
 
     def test_counts_a_kept_event_as_too_much_only_once(self, harness, clock):
         """Repeated checks of the same event must not lower the estimate further."""

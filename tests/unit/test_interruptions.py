@@ -1,5 +1,5 @@
 """
-The actions that a signal handler may take inside the code it interrupts (law 14).
+The actions that a signal handler may take inside the code it interrupts.
 
 Each part that a caller's thread changes is interrupted at every bytecode by a call of the same
 part. No call waits for its own thread, and no item is lost or found twice.

@@ -120,9 +120,9 @@ class TestHearing:
 
     def test_hears_only_after_the_first_echo(self, harness):
         """
-        A subscription that stands may still deliver nothing.
+        An open subscription may still deliver nothing.
 
-        It rings at once, because a wake may have been missed before.
+        The listener rings at once, because a wake may have been missed before.
         """
         harness = harness()
         harness.listener.start()
@@ -171,7 +171,7 @@ class TestEcho:
     """When an echo is wanted, and the meaning of a missing one."""
 
     def test_an_echo_is_due_after_subscribing_and_then_after_each_silence(self, harness):
-        """None is due before the subscription stands, or while one is expected."""
+        """No echo is due before the subscription is open, or while an echo is expected."""
         harness = harness(echo_every=10.0)
         listener = harness.listener
         assert 10.0 == listener.echo_due()
@@ -266,7 +266,7 @@ class TestLoss:
         third = harness.next()
         third.say(["ns:echo:me"])
         assert harness.change() is None
-        # One ring when the subscription ended, one when the new one stood, and one for its first
+        # One ring when the subscription ended, one when the new one was open, and one for its first
         # echo. None for the attempts that failed.
         assert rings + 3 == harness.rings
 

@@ -214,7 +214,7 @@ class TestTimers:
     @pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
     def test_refuses_pickling_and_says_what_to_do(self, kind, way):
         """
-        The error names the timer and the remedy, where the error of some inner lock would not.
+        The error names the timer and the remedy. The error of an inner lock would name neither.
 
         A bound method, which users give to a pool, gets the same message.
         """
