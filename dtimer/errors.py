@@ -76,8 +76,8 @@ def _portable(cause: BaseException | None) -> BaseException | None:
     else:
         # Pickling a chain of this length, or a cycle, would exceed the recursion limit.
         return None
-    # Test this cause alone: each error of the chain tests its own when it is pickled. If each
-    # tested the whole chain, every further link would double the time.
+    # Test this cause without the next one of the chain, which is tested when this cause is pickled.
+    # If each error tested the rest of the chain, every further link would double the time.
     ours = type(cause).__reduce__ is DTimerError.__reduce__
     tested = _Alone(cause) if ours and isinstance(cause, DTimerError) else cause
     try:
@@ -162,8 +162,8 @@ class ClockJump(DTimerError):
 
     dtimer emits this as ``'error'`` and never raises it. Due times and leases follow the server's
     clock, so events are delivered earlier by ``seconds``, or later if that is negative. Emitted,
-    too, if a server with a different clock took over, or if this machine was suspended and its
-    boot-time clock did not count that time.
+    too, if a server with a different clock took over. The same happens if this machine was
+    suspended, and has no clock that counts the time of the suspension.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -188,13 +188,13 @@ class StateRollback(DTimerError):
     by a power failure, or a FLUSHALL. Every timer that detects the loss emits this as ``'error'``,
     once for each loss. It is never raised.
 
-    Events that were posted in the window may be gone. Events that were confirmed, cancelled or
-    replaced in the window may be delivered, or delivered again. The node has already registered
-    again, and has declared its schedules again. Post again any event that must not be lost.
+    Only writes that were acknowledged between ``since`` and ``until`` are affected. Both are in ms
+    since the epoch by the server's clock, and ``since`` is None if it is unknown. ``wiped`` is True
+    if nothing of the namespace was left.
 
-    ``since`` and ``until`` bound the window, in ms since the epoch by the server's clock. Writes
-    that were acknowledged before ``since``, or after ``until``, are not affected. ``since`` is
-    None if it is unknown. ``wiped`` is True if nothing of the namespace was left.
+    Events that were posted in this window may be gone. Events that were confirmed, cancelled or
+    replaced in it may be delivered, or delivered again. The node has already registered again, and
+    has declared its schedules again. Post again any event that must not be lost.
     """
 
     def __init__(self, since: float | None, until: float, *, wiped: bool) -> None:
@@ -219,8 +219,9 @@ class NotReplicated(DTimerError):
     The events are pending, and are delivered unless the server is lost before it has replicated
     them. To wait again, post them again with the same ``ids``.
 
-    ``ids`` are the ids of the call, or of its last chunk. ``wanted`` is the requested number of
-    replicas, and ``acknowledged`` is how many are known to have the events.
+    ``ids`` are the ids of these events. ``post_many`` waits after each round trip, so there they
+    are the ids of the last round trip. ``wanted`` is the requested number of replicas, and
+    ``acknowledged`` is how many are known to have the events.
     """
 
     def __init__(self, ids: Sequence[str], wanted: int, acknowledged: int) -> None:
@@ -235,7 +236,9 @@ class NotReplicated(DTimerError):
 
 class StoreError(DTimerError):
     """
-    Redis could not be reached, or refused the call. Nothing was changed.
+    Redis could not be reached, or refused the call.
+
+    Nothing was changed, unless the error is an ``OutcomeUnknown``.
 
     ``__cause__`` is the client library's exception.
     """

@@ -30,7 +30,7 @@ _PAGE = 100
 
 class Entry(NamedTuple):
     """
-    An event to store; ``rest`` holds max_retries and the payload.
+    An event to store.
 
     ``when`` and ``expires`` are in the form that the scripts read.
     """
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     id: str
     when: str
     expires: str
-    rest: str
+    retries_and_payload: str
 
 
 class Posted(NamedTuple):
@@ -72,7 +72,7 @@ class Store(Schedules):
         """Return the script that stores *entries*, and its arguments."""
         arguments = [] if policy == "post_new" else [policy]
         for e in entries:
-            arguments += (e.id, e.when, f"{e.expires},{e.rest}")
+            arguments += (e.id, e.when, f"{e.expires},{e.retries_and_payload}")
         return "post_new" if policy == "post_new" else "post", arguments
 
     def post(self, entries: Sequence[Entry], policy: str, replicas: int = 0) -> Posted:
@@ -141,7 +141,7 @@ class Store(Schedules):
         """
         now = "" if self._now is None else str(self._now())
         verb, arguments = self._posting(entries, policy)
-        words = self._piped.words(pipe, load(verb))
+        words = self._piped.first_words(pipe, load(verb))
         self._walks.posted(entries)
         pipe.execute_command(*words, len(self.keys), *self.keys, now, "", *arguments)
 

@@ -21,8 +21,9 @@ POLICIES = ("replace", "keep", "error", "earliest", "latest")
 _MOST_ENTRIES = 500
 _MOST_BYTES = 1_000_000
 
-# The end of an occurrence's id. The next occurrence is created when the pending one is claimed
-# (lua/parts/plan.lua), so a post of the same id would end the schedule.
+# The end of the id of an occurrence. A post with such an id could replace the pending occurrence.
+# The schedule would then end, because only the claim of an occurrence creates the next one
+# (lua/parts/plan.lua).
 _OCCURRENCE = re.compile(r"@\d{16}\Z")
 
 _ARGUMENTS = {"ev", "delay", "at", "id", "max_retries", "expires", "if_exists"}
@@ -32,7 +33,8 @@ class Posting(NamedTuple):
     """
     An entry, and the policy if an event with its id is pending.
 
-    The policy is *if_exists* of the caller, or ``post_new`` for a generated id.
+    The policy is *if_exists* of the caller. For a generated id it is ``post_new``: the script of
+    this name stores such events.
     """
 
     entry: Entry
@@ -46,7 +48,7 @@ def due_argument(delay: Duration, at: Moment | None, *, stepped: bool, name: str
     Args:
         delay: The time from now. Zero or less means now.
         at: The due time instead of a delay. A past time means now.
-        stepped: See `moment_us`.
+        stepped: True if a test moves the clock; see `moment_us`.
         name: The name of *at* in messages.
     """
     if at is None:
@@ -106,7 +108,8 @@ def prepare(
         raise OptionError(
             f"the id {id!r} ends like that of an occurrence of a schedule; choose another id"
         )
-    # The mark 'n' means that the id may be posted again before it is due (lua/claim.lua).
+    # The mark 'n' means that the user chose the id. A later post may replace such an event, so
+    # nodes do not claim it ahead of its due time (lua/claim.lua).
     return Posting(Entry(id, due, _expires(expires), f"{max_retries},n|{payload}"), if_exists)
 
 
@@ -151,13 +154,16 @@ class Chunk:
         """Return whether *entry* still fits into this call."""
         if not self.entries:
             return True
-        return len(self.entries) < _MOST_ENTRIES and self.size + len(entry.rest) <= _MOST_BYTES
+        return (
+            len(self.entries) < _MOST_ENTRIES
+            and self.size + len(entry.retries_and_payload) <= _MOST_BYTES
+        )
 
     def add(self, place: int, entry: Entry) -> None:
         """Add the entry of the item at *place*."""
         self.places.append(place)
         self.entries.append(entry)
-        self.size += len(entry.rest)
+        self.size += len(entry.retries_and_payload)
 
 
 def chunks(postings: Iterable[Posting]) -> Iterator[Chunk]:
@@ -166,8 +172,8 @@ def chunks(postings: Iterable[Posting]) -> Iterator[Chunk]:
 
     One chunk for each policy is open at a time, so that alternating items with and without ids
     do not need one call each. If a chunk is full, or an id repeats, all open chunks are yielded.
-    So the events of one id are posted in the order of their items, and no item of an endless
-    source waits for its end.
+    So the events of one id are posted in the order of their items, and every item of an endless
+    source is posted at some time.
 
     Consumes *postings* only as far as the next chunks need.
     """

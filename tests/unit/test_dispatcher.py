@@ -44,13 +44,13 @@ class FakeLeaseStore:
         self.results = queue.SimpleQueue()
         self.asked = threading.Event()
         self.trouble = None  # raised by extensions
-        self.answer = None  # an event to wait for before replying
+        self.reply_gate = None  # a threading.Event: `settle` waits until it is set
 
     def settle(self, settlements):
         self.settled += settlements
         self.asked.set()
-        if self.answer is not None:
-            assert self.answer.wait(PATIENCE)
+        if self.reply_gate is not None:
+            assert self.reply_gate.wait(PATIENCE)
         result = Outcome.DONE if self.results.empty() else self.results.get()
         if isinstance(result, Exception):
             raise result
@@ -73,10 +73,10 @@ class DispatcherHarness:
         self.announcements = queue.SimpleQueue()
         self.begun = queue.SimpleQueue()
         self.go_on = threading.Semaphore(0)
-        self.raised = []
+        self.raised = []  # the exceptions of the listeners; None without any listener
         self.rings = 0
         self.alone = [False] * 100  # the answers to "is this the only node?"
-        self.quits = 0
+        self.quits = 0  # how often a handler's SystemExit asked the node to leave
         self.dispatcher = Dispatcher(
             "dtimer-test",
             node="test",
@@ -104,7 +104,9 @@ class DispatcherHarness:
 
     def accept(self, *claims):
         """Pass claims to the dispatcher, as a reply received at this moment."""
-        self.dispatcher.accept(1, claims, self.clock.now, self.clock.now)
+        self.dispatcher.accept(
+            seq=1, claims=claims, sent=self.clock.now, received_at=self.clock.now
+        )
 
     def begin(self, *claims):
         """Pass claims to the dispatcher; return the events of the first batch that starts."""
@@ -157,7 +159,7 @@ def summary(settlements):
 class TestHandlerThreads:
     """Which thread starts which event, and when."""
 
-    def test_has_room_for_a_batch_a_free_thread_and_at_most_100(self, harness):
+    def test_has_room_for_one_batch_per_free_thread_up_to_100_events(self, harness):
         """A larger claim would fetch events that no thread can start."""
         harness = harness(concurrency=3, max_events=2)
         dispatcher = harness.dispatcher
@@ -258,7 +260,7 @@ class TestHandlerThreads:
         """
         No thread will start these events, so their lease must end.
 
-        The thread is free for later events.
+        The thread that was reserved for them must be free for later events.
         """
         harness = harness(concurrency=3, start=False)
         batches = []
@@ -315,7 +317,7 @@ class TestReleasing:
         assert [(running.id, running.token, Verdict.CONFIRM)] == summary(harness.finish())
 
     def test_starts_nothing_after_release_waiting(self, harness):
-        """A claim under way may still bring events, even if a thread is free."""
+        """The reply to a claim under way may still bring events. No free thread may start them."""
         harness = harness()
         harness.dispatcher.release_waiting()
         late = claim()
@@ -358,7 +360,7 @@ class TestReleasing:
 
     def test_join_idle_waits_for_all_threads_but_the_running_one(self, harness):
         """
-        A handler that does not return keeps its own thread only.
+        A handler that does not return delays the end of its own thread only.
 
         The idle threads are joined, however slow the machine is.
         """
@@ -409,7 +411,7 @@ class TestSettling:
         """
         harness = harness()
         (ev,) = harness.begin(claim())
-        harness.store.answer = threading.Event()
+        harness.store.reply_gate = threading.Event()
         harness.store.results.put(StoreError("no reply"))
         failed = []
 
@@ -423,7 +425,7 @@ class TestSettling:
         other.start()
         assert harness.store.asked.wait(PATIENCE)
         harness.go_on.release()
-        harness.store.answer.set()
+        harness.store.reply_gate.set()
         other.join(PATIENCE)
         eventually(lambda: harness.dispatcher.running == 0)
         assert 1 == len(failed)
@@ -440,7 +442,7 @@ class TestSettling:
         monkeypatch.setattr("dtimer.engine.lease.Lease._longest_wait", 0.0)
         harness = harness()
         (ev,) = harness.begin(claim())
-        harness.store.answer = threading.Event()
+        harness.store.reply_gate = threading.Event()
         harness.store.results.put(OutcomeUnknown("no reply"))
         failed = []
 
@@ -454,7 +456,7 @@ class TestSettling:
         other.start()
         assert harness.store.asked.wait(PATIENCE)
         assert [] == harness.finish()
-        harness.store.answer.set()
+        harness.store.reply_gate.set()
         other.join(PATIENCE)
         assert 1 == len(failed)
         assert [] == harness.dispatcher.held()
@@ -463,7 +465,7 @@ class TestSettling:
         """Both callers must learn the same outcome."""
         harness = harness()
         (ev,) = harness.begin(claim())
-        harness.store.answer = threading.Event()
+        harness.store.reply_gate = threading.Event()
         harness.store.results.put(Outcome.STALE)
         confirmed = []
         threads = [
@@ -472,7 +474,7 @@ class TestSettling:
         for thread in threads:
             thread.start()
         assert harness.store.asked.wait(PATIENCE)
-        harness.store.answer.set()
+        harness.store.reply_gate.set()
         for thread in threads:
             thread.join(PATIENCE)
         assert [False, False] == confirmed
@@ -546,7 +548,7 @@ class TestSettling:
         assert [(good.id, good.token, Verdict.CONFIRM)] == summary(harness.finish())
 
     def test_retries_a_batch_once_if_two_listeners_raise(self, harness):
-        """'error' is emitted for each of the exceptions."""
+        """'error' is emitted for each of the exceptions, and SystemExit makes the node quit."""
         harness = harness()
         harness.raised = [ValueError("one"), SystemExit("two")]
         harness.begin(claim())
@@ -648,7 +650,7 @@ class TestLeases:
         harness.dispatcher.mark_lost(lease)
         assert [("lease_lost", ev)] == harness.announced()
 
-    def test_extend_renews_at_once_and_raises_later_renewals(self, harness):
+    def test_extend_renews_at_once_and_later_renewals_do_not_shorten_it(self, harness):
         """Otherwise the next heartbeat would shorten the extended lease."""
         harness = harness(lease=10_000)
         (ev,) = harness.begin(claim())
@@ -744,12 +746,12 @@ class TestOrder:
         """
         The later events would otherwise start before the released one.
 
-        Several threads keep no order, and each event waits as long as any other.
+        Several threads keep no order, so only the events that have waited too long are released.
         """
         harness = harness(look_ahead=20, concurrency=threads)
         harness.accept(*(claim(id=f"0{n}") for n in range(threads)), claim(id="a"), claim(id="b"))
         clock.now += 0.02
-        harness.dispatcher.lookahead.add([hold_of(harness, ahead(0, id="c"))], clock.now)
+        harness.dispatcher.lookahead.add([lease_of(harness, ahead(0, id="c"))], clock.now)
         assert harness.dispatcher.start_due()
         settlements = harness.dispatcher.take_settlements()
         assert list(released) == sorted(s.id for s in settlements)
@@ -757,9 +759,10 @@ class TestOrder:
 
     def test_a_release_includes_the_events_of_a_claim_under_way(self, harness, clock):
         """
-        These events are later, too.
+        The events of a claim that was sent before the release are due after the released event.
 
-        The claim that carries the release is different: there the server chooses in order.
+        Those of the claim that carries the release are kept: the server has released the event
+        first, and has then chosen in the order of due times.
         """
         harness = harness(look_ahead=20)
         harness.begin(claim())
@@ -772,7 +775,7 @@ class TestOrder:
         harness.accept(claim(id="c"))
         assert 1 == len(harness.dispatcher.lookahead)
 
-    def test_a_release_during_a_claim_keeps_its_mark(self, harness, monkeypatch):
+    def test_a_release_that_just_missed_a_claim_includes_its_events(self, harness, monkeypatch):
         """
         A handler thread releases an event right after a claim has taken the settlements. This claim
         does not carry the release, so what it claims must be released, too.
@@ -832,7 +835,7 @@ class TestOrder:
         assert ["a", "b", "c"] == [ev.id for ev in harness.begun.get(timeout=PATIENCE)]
 
 
-def hold_of(harness, made):
+def lease_of(harness, made):
     """Return a lease of a claim, made as the dispatcher makes it."""
     lease = harness.dispatcher._lease_of(made, boottime() + 100)
     harness.dispatcher._add([lease])
@@ -956,7 +959,7 @@ class TestLookAhead:
     def test_releases_an_event_if_the_store_cannot_tell_whether_it_is_alone(self, harness, clock):
         """There may be other nodes."""
         harness = harness(look_ahead=20)
-        harness.alone = []
+        harness.alone = []  # the next question fails, as without a reply
         harness.begin(claim())
         harness.accept(claim())
         clock.now += 0.02
@@ -976,8 +979,8 @@ class TestLookAhead:
         assert harness.dispatcher.start_due()
         assert 1 == batching.batches
 
-    def test_counts_a_kept_event_as_too_much_only_once(self, harness, clock):
-        """Repeated checks of the same event must not lower the estimate further."""
+    def test_reduces_the_next_claims_only_once_for_a_kept_event(self, harness, clock):
+        """Repeated checks of the same event do not show that handlers became slower."""
         harness = harness(look_ahead=20)
         harness.alone = [True]
         harness.begin(claim())
@@ -1024,13 +1027,14 @@ class TestLookAhead:
         harness.accept(ahead(5, id="a"), ahead(6, id="b"))
         assert harness.dispatcher.release_superseded(["a"])
         assert ["a", "b"] == [s.id for s in harness.dispatcher.take_settlements()]
-        harness.dispatcher.superseded_ids.begin(1)
+        # A post replaces "c" while the reply to claim 1 is under way.
+        harness.dispatcher.superseded_ids.begin(seq=1)
         harness.dispatcher.superseded_ids.add(["c"])
         harness.accept(claim(id="c"), claim(id="d"))
         assert ["c", "d"] == [s.id for s in harness.dispatcher.take_settlements()]
 
     @pytest.mark.parametrize("threads", [1, 2])
-    def test_an_interrupted_post_leaves_no_lease_that_never_ends(self, harness, threads):
+    def test_an_interrupted_post_leaves_no_lease_that_is_renewed_for_ever(self, harness, threads):
         """
         An exception interrupts the release of the events that a post has replaced. Each is kept,
         released, or no longer renewed.
@@ -1055,7 +1059,7 @@ class TestLookAhead:
         assert n > 5
 
     def test_does_not_start_an_event_that_this_process_replaced(self, harness, clock):
-        """The posting thread does not claim, as a free handler thread would."""
+        """The release does not ring, because a ring may claim on the thread of the user's post."""
         harness = harness(concurrency=2)
         harness.accept(ahead(5, id="a"), ahead(6, id="b"))
         assert harness.dispatcher.release_superseded(["a"])

@@ -11,6 +11,8 @@ if done then return done end
 local wrong = guard(DUE, BODY, LEASE, TRIES, SYS, DEFS, PLANS, BEATS)
 if wrong then return wrong end
 
+-- `plan()` returns the functions of parts/plan.lua, and a `beat` is the state of a schedule. The
+-- definition is in DEFS, the payload in PLANS and the state in BEATS.
 local beat = plan().read_beat(ARGV[3])
 local known = beat ~= nil or redis.call('HEXISTS', BEATS, ARGV[3]) == 1
 if known then

@@ -44,7 +44,8 @@ local function bury(id, attempt, reason, err)
 end
 
 -- Return token, attempt, due time, whether it was cancelled, incarnation and flags of a lease; nil
--- if there is none or dtimer has not written it.
+-- if there is none or dtimer has not written it. The flags are 'c' for cancelled, and 's' for an
+-- occurrence of a schedule.
 local function parse_lease(text)
   local token, attempt, due, flags, node =
     string.match(text or '', '^(%d+),(%d+),(%d+),([cs]*),(.*)$')
