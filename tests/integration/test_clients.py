@@ -222,7 +222,10 @@ def test_connections_use_tcp_keepalive(tcp_server, library):
     client = getattr(library, library.__name__.capitalize())(port=tcp_server.port)
     keys = Keys.of("dt")
     way = source(client, 5.0)
-    for connection in (way.connection(keys)._make(), way.subscription(keys, ["wake"])._make()):
+    for connection in (
+        way.connection(keys)._make_connection(),
+        way.subscription(keys, ["wake"])._make_connection(),
+    ):
         connection.connect()
         assert 1 == connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert IDLE == connection._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
@@ -239,7 +242,7 @@ def test_the_users_keepalive_times_are_kept(tcp_server):
     with redis.Redis(
         port=tcp_server.port, socket_keepalive=True, socket_keepalive_options=options
     ) as client:
-        connection = source(client, 5.0).connection(Keys.of("dt"))._make()
+        connection = source(client, 5.0).connection(Keys.of("dt"))._make_connection()
         connection.connect()
         assert 77 == connection._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
         connection.disconnect()
@@ -250,7 +253,7 @@ def test_keepalive_that_the_user_has_switched_off_stays_off(tcp_server, library)
     """A device on battery, or a metered connection, may not want packets that carry no data."""
     kind = getattr(library, library.__name__.capitalize())
     with kind(port=tcp_server.port, socket_keepalive=False) as client:
-        connection = source(client, 5.0).connection(Keys.of("dt"))._make()
+        connection = source(client, 5.0).connection(Keys.of("dt"))._make_connection()
         connection.connect()
         assert 0 == connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         connection.disconnect()

@@ -74,7 +74,7 @@ class Connection:
     """
 
     def __init__(self, connect: Callable[[], Any], packer: Packer) -> None:
-        self._make = connect
+        self._make_connection = connect
         self._packer = packer
         self._connection: Any = None
         self._socket: Socket | None = None
@@ -134,7 +134,7 @@ class Connection:
         try:
             connection = self._connection
             if connection is None:
-                connection = self._connection = self._make()
+                connection = self._connection = self._make_connection()
                 set_deadline(connection, until, limit)
                 connection.connect()
                 self._socket = fast_socket(connection)
