@@ -53,7 +53,7 @@ class Capacity:
         since = self._strict_since
         request.strict = since is not None and time.monotonic() < since + self._pause
 
-    def broke(self, request: ClaimRequest, error: Exception) -> bool:
+    def reply_broke_off(self, request: ClaimRequest, error: Exception) -> bool:
         """
         Record that *error* prevented the reply to *request*; lower the limit if necessary.
 

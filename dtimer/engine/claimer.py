@@ -44,13 +44,13 @@ _LONGEST_WAIT = 30.0
 
 
 class _UnreadReply(NamedTuple):
-    """A received reply that is still to be applied. The fields are those of `ClaimCycle.apply`."""
+    """A received reply that is still to be applied: the arguments of `ClaimCycle.apply`."""
 
     request: ClaimRequest
     reply: ClaimReply
     sent: float
     received_at: float
-    read_late: bool
+    read_late: bool  # The reply may have arrived before `received_at`, and waited unread.
 
 
 class Claimer(Service):
@@ -206,11 +206,11 @@ class Claimer(Service):
 
     def _run_cycle(self, *, claiming: bool = True, fresh: bool = False) -> None:
         """
-        Receive the reply to a request that was sent before or, if there is none, claim.
+        Receive the reply to the request sent before. If there is none, make a new claim.
 
-        Claims again after an earlier request, if the next claim is due or must be *fresh*.
+        After an earlier request, make a new claim too: always with *fresh*, otherwise if it is due.
         """
-        was_sent = self._pipeline.under_way or self._unread is not None
+        was_sent = self._pipeline.reply_outstanding or self._unread is not None
         seconds = self._claim(claiming)
         if was_sent and self._pipeline.request is None and (fresh or seconds <= 0):
             seconds = self._claim(claiming)
@@ -242,20 +242,20 @@ class Claimer(Service):
         if self._unread is not None:
             return self._apply_reply(self._unread, claiming)
         pipeline = self._pipeline
-        read_late = pipeline.under_way
+        read_late = pipeline.reply_outstanding
         request = pipeline.next_request(claiming)
         try:
             reply = pipeline.receive(request)
             more = pipeline.next_limit(request, reply) if claiming else 0
             if not more:
-                # Parse the claims now: if that fails, the claim can still be sent again.
+                # Parse now: on failure this claim can be sent again, since no later one was sent.
                 reply.claims[:]
         except Exception as e:
             # Renew the leases of running handlers, also while claims fail.
             with contextlib.suppress(Exception):
                 self._heartbeat.beat()
-            if pipeline.broke(request, e):
-                # Redis answers, if slowly: a join need not wait for the complete reply.
+            if pipeline.reply_broke_off(request, e):
+                # Part of a reply has arrived, so Redis answers, and a `join` may return.
                 self.connectivity.answered()
                 return 0.0
             if not request.resends and not self._store.needs_operator(e):
@@ -276,7 +276,7 @@ class Claimer(Service):
     def _apply_reply(self, unread: _UnreadReply, claiming: bool) -> float:
         """Apply a reply; return the seconds to wait after it."""
         request, reply, sent, received_at, read_late = unread
-        under_way = self._pipeline.under_way
+        outstanding = self._pipeline.reply_outstanding
         try:
             reply.claims[:]
             # Not before: if parsing fails, the reply is kept and parsed again next time.
@@ -290,14 +290,14 @@ class Claimer(Service):
                 with contextlib.suppress(Exception):
                     self._heartbeat.beat()
             pause = self.connectivity.failed(e)
-            return min(pause, IN_ADVANCE) if under_way else pause
+            return min(pause, IN_ADVANCE) if outstanding else pause
         self.connectivity.answered()
-        if under_way:
-            return IN_ADVANCE
+        if outstanding:
+            return IN_ADVANCE  # Read the reply to the next claim after this time at the latest.
         if self._pipeline.request is not None:
             # The next request could not be sent. Sending it again will show why.
             return 0.0
-        self._dispatcher.superseded_ids.end()
+        self._dispatcher.superseded_ids.end()  # No claim is under way that a post can overtake.
         return self._seconds_until_next(request, reply, sent, claiming)
 
     def _seconds_until_next(
@@ -309,7 +309,7 @@ class Claimer(Service):
         if claiming and 0 < request.limit == len(reply.claims) and spare > 0:
             return 0.0
         if claiming and spare > 0 and self._listener.hears and not request.hears:
-            # The server does not know yet that this node is on duty, and would not wake it.
+            # The last claim (`hears=False`) left this node off the roster, so no wake would come.
             return 0.0
         now = time.monotonic()
         # Jitter keeps nodes from polling together. It only shortens the guaranteed interval.
@@ -317,7 +317,7 @@ class Claimer(Service):
         if reply.wait_us is not None:
             # Counted from the sending, because the next claim will travel for as long.
             wait = reply.wait_us / 1e6 - (now - sent)
-            # If the next claim looks further ahead than this one did, it can be sent earlier.
+            # The wait allows for half of this claim's look-ahead. Allow for the next claim's.
             ahead_us = self._dispatcher.claim_size(self._demand())[1]
             wait -= max(0, ahead_us - request.ahead_us) / 2e6
             seconds = min(seconds, max(0.0, wait))

@@ -52,14 +52,14 @@ class Pipeline:
         self.sent = 0.0
 
     @property
-    def under_way(self) -> bool:
+    def reply_outstanding(self) -> bool:
         """True if a request was sent and its reply, which may have arrived, is still unread."""
         return self._pending is not None
 
     def next_request(self, claiming: bool) -> ClaimRequest:
         """Return the request that still has no reply or, if there is none, a new unsent one."""
         if self.request is not None:
-            if not (claiming or self.under_way):
+            if not (claiming or self.reply_outstanding):
                 # The node leaves. With this limit the server releases the events of this claim, and
                 # does not send them again.
                 self.request.most_bytes, self.request.strict = 0, True
@@ -115,12 +115,12 @@ class Pipeline:
             self._capacity.received(request, reply, took)
         return reply
 
-    def broke(self, request: ClaimRequest, error: Exception) -> bool:
+    def reply_broke_off(self, request: ClaimRequest, error: Exception) -> bool:
         """If the reply broke off while it arrived, lower the limit of *request* and return True."""
-        broke = self._capacity.broke(request, error)
-        if broke:
+        broke_off = self._capacity.reply_broke_off(request, error)
+        if broke_off:
             self._capacity.bound(request)
-        return broke
+        return broke_off
 
     def done(self) -> None:
         """Record that the reply was received, so that the request is not sent again."""

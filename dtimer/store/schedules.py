@@ -198,5 +198,5 @@ class Schedules(Namespace):
     def run_now(self, id: str) -> str | None:
         """See `DTimer.run_now`."""
         made = self._ask(replies.text, "run_now", id, named=True)
-        self._walks.put(made, "+0")
+        self._walks.moved(made, "+0")
         return made or None

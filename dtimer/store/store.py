@@ -267,7 +267,7 @@ class Store(Schedules):
 
     def reschedule(self, id: str, when: str) -> bool:
         """See `DTimer.reschedule`."""
-        return self._change(lambda: self._walks.put(id, when), "reschedule", id, when)
+        return self._change(lambda: self._walks.moved(id, when), "reschedule", id, when)
 
     def peek(self, id: str) -> Record | None:
         """See `DTimer.peek`."""

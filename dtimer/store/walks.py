@@ -36,7 +36,9 @@ class _Page(NamedTuple):
     The reply for one page of an iteration.
 
     ``now`` is the server's time. ``end`` and ``last`` are positions (score and id): where the
-    iteration ends, and the last entry that was looked at, empty on the final page.
+    iteration ends, and the last entry that was looked at, empty on the final page. Each of
+    ``entries`` is a dead letter, or a `StoredEvent` and whether it is the pending occurrence of a
+    schedule.
     """
 
     now: int
@@ -98,7 +100,7 @@ class Walk:
         # the monotonic clock.
         self._page_us, self._received = 0, 0.0
         #: The scores at which the iteration ends, and at which the next page begins.
-        self.end, self.place = math.inf, -math.inf
+        self.end, self.next_page_at = math.inf, -math.inf
         #: The ids of the current page, without those that this timer has moved since.
         self.remaining: set[str] = set()
         #: The ids and the schedules that the iteration must not yield again.
@@ -110,7 +112,7 @@ class Walk:
         self._page_us, self._received = page.now, time.monotonic()
         self.remaining = set(ids)
         self.end = float(page.end[0] or 0)
-        self.place = float(page.last[0] or math.inf)
+        self.next_page_at = float(page.last[0] or math.inf)
 
     def moment(self, when: str) -> int:
         """Return the due time, in µs, of an event posted for *when*, in the form scripts read."""
@@ -121,18 +123,19 @@ class Walk:
         text = when.removeprefix("=")
         return now + int(text[1:]) if text.startswith("+") else max(now, int(text))
 
-    def put(self, id: str, us: int) -> None:
-        """Skip *id* if its new due time *us*, set by this timer, is before the end."""
+    def moved(self, id: str, us: int) -> None:
+        """Record that this timer has moved *id* to *us*: skip it if that is before the end."""
         if us <= self.end + self._spare:
             self.remaining.discard(id)
             # A position before the next page is not read again. Do not remember it: a caller can
             # keep an iterator without exhausting it, and its memory would grow.
-            if us >= self.place - self._spare:
+            if us >= self.next_page_at - self._spare:
                 self.skipped.add(id)
 
     def revived(self, id: str) -> None:
-        """Skip the dead letter *id*, which this timer has revived, if it can die before the end."""
-        # This can happen only if the server's clock was set back.
+        """Record that this timer has revived *id*: skip it if it can be found dead again."""
+        # If the event dies again, it dies after now. That is before the end only if the server's
+        # clock was set back.
         if self.moment("+0") <= self.end + self._spare:
             self.remaining.discard(id)
             self.skipped.add(id)
@@ -177,8 +180,8 @@ class Walks:
                 page: _Page = ask(_read_events, "upcoming", str(size), low, high, *last, *end)
                 walk.page_read(page, (event.id for event, _ in page.entries))
                 end, last = page.end, _next_position(last, page.last)
-                for event, pending in page.entries:
-                    if _is_new(walk, event.id, pending=pending):
+                for event, is_occurrence in page.entries:
+                    if _may_yield(walk, event.id, is_occurrence=is_occurrence):
                         yield event
                 if not last[0]:
                     return
@@ -198,17 +201,17 @@ class Walks:
             last: Begin after the letter with this id.
         """
         walk = Walk(self._clock, self._spare)
-        end, place = ("", ""), (died, last)
+        end, position = ("", ""), (died, last)
         self._letters[id(walk)] = walk
         try:
             while True:
-                page: _Page = ask(_read_letters, "dead", str(size), *place, *end)
+                page: _Page = ask(_read_letters, "dead", str(size), *position, *end)
                 walk.page_read(page, (letter[0] for letter in page.entries))
-                end, place = page.end, _next_position(place, page.last)
+                end, position = page.end, _next_position(position, page.last)
                 for letter in page.entries:
                     if letter[0] in walk.remaining and letter[0] not in walk.skipped:
                         yield letter
-                if not place[0]:
+                if not position[0]:
                     return
         finally:
             self._letters.pop(id(walk), None)
@@ -219,15 +222,22 @@ class Walks:
         return bool(self._events)
 
     def posted(self, entries: Iterable[Placed], marks: bytes = b"") -> None:
-        """Record that this timer has posted *entries*, except those with the mark ``0``."""
+        """
+        Record that this timer has, or may have, posted *entries*.
+
+        Args:
+            entries: The events.
+            marks: The reply of the server, one byte for each event: ``0`` if it was not stored.
+                Empty if the reply was lost.
+        """
         for i, entry in enumerate(entries):
             if marks[i : i + 1] != b"0":
-                self.put(entry.id, entry.when)
+                self.moved(entry.id, entry.when)
 
-    def put(self, event: str, when: str) -> None:
+    def moved(self, event: str, when: str) -> None:
         """Record that this timer has, or may have, posted or moved an event to *when*."""
         for walk in list(self._events.values()):
-            walk.put(event, walk.moment(when))
+            walk.moved(event, walk.moment(when))
 
     def declared(self, schedule: str) -> None:
         """Record that this timer has, or may have, created the pending occurrence of *schedule*."""
@@ -236,30 +246,31 @@ class Walks:
 
     def revived(self, letter: str) -> None:
         """Record that this timer has, or may have, revived the dead letter."""
-        self.put(letter, "+0")
+        self.moved(letter, "+0")
         for walk in list(self._letters.values()):
             walk.revived(letter)
 
     def restored(self, letter: str, died_us: int) -> None:
-        """Record that this timer has, or may have, restored a dead letter."""
+        """Record that this timer has, or may have, stored an exported dead letter again."""
         for walk in list(self._letters.values()):
             # A restored letter is placed at its original time of death, which may be long ago.
-            walk.put(letter, died_us)
+            walk.moved(letter, died_us)
 
 
-def _next_position(place: tuple[str, str], last: tuple[str, str]) -> tuple[str, str]:
-    """Return *last*, or raise if it equals *place*: the same page would be read forever."""
-    if last[0] and last == place:
+def _next_position(previous: tuple[str, str], last: tuple[str, str]) -> tuple[str, str]:
+    """Return *last*, or raise if it equals *previous*: the same page would be read forever."""
+    if last[0] and last == previous:
         raise StoreError("Redis returned a page of an iteration that ends where the last one ended")
     return last
 
 
-def _is_new(walk: Walk, event: str, *, pending: bool) -> bool:
+def _may_yield(walk: Walk, event: str, *, is_occurrence: bool) -> bool:
+    """Return True if *walk* has not yielded the event, nor an occurrence of the same schedule."""
     if event in walk.skipped:
         return False
     if event not in walk.remaining:
         return False
-    if pending:
+    if is_occurrence:
         schedule = event.rpartition("@")[0]
         if schedule in walk.schedules:
             return False

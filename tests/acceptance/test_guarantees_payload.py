@@ -35,8 +35,9 @@ TRAPS = [
 
 def same(one, other):
     """
-    Return True if both are equal and of the same types throughout: 1 is not 1.0, nor 0.0
-    -0.0.
+    Return True if both are equal and of the same types throughout.
+
+    Unlike ``==``, this tells 1 from 1.0, and 0.0 from -0.0.
     """
     if type(one) is not type(other):
         return False
@@ -57,7 +58,7 @@ class Reader:
 
     def __init__(self, server, namespace, attempts):
         self.attempts = attempts
-        self._given: queue.SimpleQueue[tuple[int, dict]] = queue.SimpleQueue()
+        self._received: queue.SimpleQueue[tuple[int, dict]] = queue.SimpleQueue()
         self.timer = DTimer("reader", server.url, ns=namespace, backoff=0)
         self.timer.on("event", self._handle)
         self.timer.on("error", lambda _: None)
@@ -65,7 +66,7 @@ class Reader:
     def _handle(self, events):
         (ev,) = events
         # Copy the payload: the handler changes its own, which must not affect the next attempt.
-        self._given.put((ev.attempt, dict(ev)))
+        self._received.put((ev.attempt, dict(ev)))
         attempt = ev.attempt
         ev.clear()
         ev["spoilt"] = True
@@ -75,9 +76,9 @@ class Reader:
     def read(self, payload):
         """Post *payload* and return the payloads of all attempts."""
         self.timer.post(payload)
-        given = [self._given.get(timeout=PATIENCE) for _ in range(self.attempts)]
-        assert list(range(1, self.attempts + 1)) == [attempt for attempt, _ in given]
-        return [payload for _, payload in given]
+        received = [self._received.get(timeout=PATIENCE) for _ in range(self.attempts)]
+        assert list(range(1, self.attempts + 1)) == [attempt for attempt, _ in received]
+        return [payload for _, payload in received]
 
 
 @pytest.fixture
@@ -141,7 +142,7 @@ def twice(server):
 @given(payload=st.dictionaries(TEXT, JSON, max_size=5))
 def test_any_payload_arrives_as_it_was(twice, payload):
     """Any JSON object arrives as posted, at the first and the second attempt."""
-    # Join only while an example is read: a node's threads must not use the random numbers that draw
-    # the next one.
+    # Join only while an example is read. Hypothesis draws the next example from the generator of
+    # `random`, and a node's threads must not use that generator meanwhile.
     with twice.timer:
         assert all(same(payload, found) for found in twice.read(payload))

@@ -363,8 +363,8 @@ MUTANTS = [
     _mutant(
         "a claim whose reply broke off is repeated with the same size",
         "engine/pipeline.py",
-        "            self._capacity.bound(request)\n        return broke",
-        "            pass\n        return broke",
+        "            self._capacity.bound(request)\n        return broke_off",
+        "            pass\n        return broke_off",
         _CLAIMER,
         _SLOW,
     ),
@@ -845,7 +845,7 @@ MUTANTS = [
     _mutant(
         "an iterator that is kept remembers every post",
         "store/walks.py",
-        "if us >= self.place - self._spare:",
+        "if us >= self.next_page_at - self._spare:",
         "if us:",
         _WALKS,
     ),

@@ -930,7 +930,7 @@ class TestPipelining:
         thread is free.
         """
         assert ["1"] == [ev.id for ev in backlog.begun.get(timeout=PATIENCE)]
-        assert backlog.claimer._pipeline.under_way
+        assert backlog.claimer._pipeline.reply_outstanding
         *_, last = backlog.store.requests
         assert (3, 4, 0, False) == (last.seq, last.limit, last.ahead_us, last.hears)
         assert 2 == len(backlog.store.answers), "the reply was read"
@@ -963,7 +963,7 @@ class TestPipelining:
         harness = harness(poll_interval=3_600_000)
         harness.dispatcher.batching.handler_took(1e-6)
         harness.claim(several(1, 1))
-        assert not harness.claimer._pipeline.under_way
+        assert not harness.claimer._pipeline.reply_outstanding
 
     def test_sends_nothing_ahead_if_handlers_are_slow(self, harness):
         """Events that would wait for a slow thread are better left to other nodes."""
@@ -973,14 +973,14 @@ class TestPipelining:
         for n in range(3):
             harness.claim(several(n + 1, 1))
             eventually(lambda: not harness.dispatcher.running)
-        assert not harness.claimer._pipeline.under_way
+        assert not harness.claimer._pipeline.reply_outstanding
 
     @pytest.mark.parametrize("odd", [{"known": False}, {"buried": [("9", "expired")]}])
     def test_sends_nothing_ahead_of_a_registration_or_buried_events(self, backlog, odd):
         """An unknown node must register before it claims again."""
         backlog.store.answers[:] = [replace(several(4, 4), **odd)]
         backlog.claim()
-        assert not backlog.claimer._pipeline.under_way
+        assert not backlog.claimer._pipeline.reply_outstanding
 
     def test_counts_a_lease_from_its_own_request(self, backlog):
         """The request sent after it must not make the node trust the lease for longer."""
@@ -1012,7 +1012,7 @@ class TestPipelining:
         backlog.reported()
         backlog.store.deaf.append(Wrong("closed"))
         assert 0.0 == backlog.claim()
-        assert not backlog.claimer._pipeline.under_way
+        assert not backlog.claimer._pipeline.reply_outstanding
         backlog.claim()
         first, second = (r for r in backlog.store.requests if r.seq == 4)
         assert first is second
@@ -1048,7 +1048,7 @@ class TestPipelining:
         for _ in range(8):
             next(tokens)
             backlog.claim()
-        assert not backlog.claimer._pipeline.under_way
+        assert not backlog.claimer._pipeline.reply_outstanding
         asked = len(backlog.store.requests)
         assert len(backlog.dispatcher.lookahead) <= 2 * 64
         backlog.claim()
@@ -1090,7 +1090,7 @@ class TestPipelining:
         answer = several(4, 4)
         backlog.store.answers[0] = replace(answer, claims=Unreadable(answer.claims))
         assert 0 < backlog.claim() <= IN_ADVANCE
-        assert backlog.claimer._pipeline.under_way
+        assert backlog.claimer._pipeline.reply_outstanding
         assert 1 == len(backlog.dispatcher.lookahead)
         backlog.claim()
         assert {"4", "5", "6", "7"} <= {h.claim.id for h in backlog.dispatcher.lookahead.remove()}

@@ -10,11 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def percentile(values: Sequence[float], part: float) -> float | None:
-    """Return the smallest of *values* that *part* of them do not exceed; None without values."""
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """
+    Return a percentile of *values*, or None without values.
+
+    Args:
+        values: In any order.
+        share: From 0 to 1. The result is the smallest value such that this share of the values are
+            not greater.
+    """
     if not values:
         return None
-    return sorted(values)[max(0, math.ceil(part * len(values)) - 1)]
+    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
 @dataclass
@@ -37,8 +44,8 @@ class NodeCounts:
     @property
     def late(self) -> dict[str, float | None]:
         """The percentiles of the lateness in ms."""
-        parts = {"p50": 0.5, "p99": 0.99, "max": 1}
-        return {name: percentile(self.lateness, part) for name, part in parts.items()}
+        shares = {"p50": 0.5, "p99": 0.99, "max": 1}
+        return {name: percentile(self.lateness, share) for name, share in shares.items()}
 
 
 class Counts:
@@ -52,12 +59,12 @@ class Counts:
         #: The ids that were delivered again.
         self.redelivered: set[str] = set()
         self.errors: list[str] = []
-        #: The node that was killed, the event that it was handling, and when.
+        #: The name of the node that was killed.
         self.killed: str | None = None
-        # The id of the event during which the node was killed.
+        # The id of the event that this node was handling, and when it was killed.
         self._fatal = ""
         self._killed_at = 0.0
-        #: The node that received this event again, and how long after the kill.
+        #: The name of the node that received this event again, and how long after the kill.
         self.again_by: str | None = None
         self.again_after_ms: float | None = None
 

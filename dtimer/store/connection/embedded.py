@@ -85,7 +85,11 @@ class EmbeddedSource:
             attachment.close()
 
     def after_fork(self) -> None:
-        """Replace the lock; the inherited handle of the server keeps it running."""
+        """
+        Replace the lock, which another thread may have held during the fork.
+
+        The child keeps its copy of the connection that keeps the server running.
+        """
         self._lock = threading.RLock()
 
 

@@ -21,7 +21,8 @@ local lease = redis.call('HGET', LEASE, id)
 local token, attempt, due, _, node, flags = parse_lease(lease)
 if token then
   -- A lease that ended a moment ago counts as held, because its handler may still be running.
-  -- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
+  -- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
+  -- script, and then all later writes of that script.
   redis.call('ZREM', PROMISE, '')
   redis.call('HSET', LEASE, id, token .. ',' .. attempt .. ',' .. due .. ',c' .. flags .. ',' .. node)
   result = 'in_flight'
@@ -38,8 +39,9 @@ elseif redis.call('ZSCORE', DUE, id) then
   count('cancelled', 1)
   if pending then plan().advance(schedule, beat, after) end
   plan().ended(id)
-  -- The next occurrence may have waited for this one to end, even if this one was rescheduled to a
-  -- much later time.
+  -- Another occurrence of this schedule may be due earlier now: the next one, if this one was
+  -- rescheduled to a much later time, or an occurrence that waited for this one to end. So make
+  -- sure that a node claims it in time.
   local earliest = schedule and first_due()
   if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
   result = 'cancelled'

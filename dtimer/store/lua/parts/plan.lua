@@ -41,12 +41,13 @@ local function plan()
     left = '^%d*$', paused = '^1?$', next = '^%d*$', last = '^%d*$', running = '^%d*$',
     ahead = '^[%d,]*$', final = '^1?$', gap = '^%d*$', anchor = '^%d*$', waits = '^%d*$',
   }
-  -- In order: the shortest interval in µs; how many occurrences misfire `a` creates at most after a
-  -- pause; at how many known times a schedule runs short; the µs after which an occurrence that
-  -- waits is checked again.
+  -- The shortest interval, in µs.
   local SHORTEST = 10000
+  -- How many missed occurrences misfire `a` delivers at most after a pause.
   local MOST_BEHIND = 1000
+  -- A schedule runs short if `ahead` has this many times or fewer.
   local SHORT = 4
+  -- An occurrence that waits is checked again after this time, in µs.
   local REMIND = 1000000
 
   -- Return the state of a schedule; nil if there is none or dtimer has not written it. An
@@ -153,7 +154,8 @@ local function plan()
   -- Before the pending occurrence is removed, try the commands that will replace it by the next one,
   -- in a form that changes nothing. If a command is refused, for example because a permission is
   -- missing, the script fails now. If it failed half way, no occurrence would be pending. The ZREM
-  -- comes first: Redis allows it when it is out of memory, and then allows all later writes.
+  -- comes first: if Redis is out of memory, it allows a ZREM as the first write of a script, and
+  -- then all later writes of that script.
   local function sure_to_go_on(schedule, beat)
     redis.call('ZREM', DUE, '')
     redis.call('ZADD', DUE, 'XX', '0', '')
@@ -161,7 +163,8 @@ local function plan()
     write_beat(schedule, beat)
   end
 
-  -- Make `after` the pending occurrence in place of the current one, which uses up one of `left`.
+  -- Make `after` the pending occurrence in place of the current one. The current one is over, and
+  -- counts against `left`.
   local function advance(schedule, beat, after)
     if beat.left ~= '' then beat.left = digits(math.max(0, tonumber(beat.left) - 1)) end
     beat.next = after and beat.left ~= '0' and digits(after) or ''
@@ -206,7 +209,8 @@ local function plan()
 
     local latest, missed = tonumber(nominal), tonumber(beat.gap) or 0
     local after = following(beat, latest)
-    -- `behind` is true if missed occurrences are not delivered one by one.
+    -- `behind` is true if this occurrence stands for all missed ones, or is dropped with them. If
+    -- it is false (misfire `a`), the missed occurrences are delivered one by one.
     local behind = runs and beat.overlap == 's' or beat.misfire ~= 'a'
     if beat.every == '' then
       while behind and after and is_due(schedule, beat, after) do
@@ -215,8 +219,9 @@ local function plan()
         after = following(beat, latest)
       end
       if not after and open_ended(beat) then
-        -- The next nominal time is unknown. Wait until a node adds more. Of the past times, keep
-        -- only the last in the list: the list stays short, and the added times follow that time.
+        -- The next nominal time is unknown. Wait until a node adds more. Replace the past times in
+        -- the list by the last of them, so that the list stays short. The node adds the times after
+        -- it. `gap` counts the others, and not the last, which is counted again from the list.
         if latest > tonumber(nominal) then
           beat.ahead, beat.gap = digits(latest), digits(missed - 1)
         end
