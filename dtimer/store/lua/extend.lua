@@ -12,7 +12,8 @@
 local wrong = guard(DUE, LEASE)
 if wrong then return wrong end
 
--- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
+-- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
+-- script, and then all later writes of that script.
 redis.call('ZREM', DUE, '')
 local least = string.sub(ARGV[3], 1, 1) == '+'
 local asked = NOW + tonumber(string.match(ARGV[3], '%d+'))

@@ -11,7 +11,8 @@
 local wrong = guard(DUE, SYS, NODES, ALIVE, ROSTER, PROMISE)
 if wrong then return wrong end
 
--- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
+-- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
+-- script, and then all later writes of that script.
 redis.call('ZREM', PROMISE, '')
 local silent = redis.call('ZRANGEBYSCORE', ALIVE, '-inf', digits(NOW - tonumber(ARGV[5])),
   'LIMIT', 0, 200)

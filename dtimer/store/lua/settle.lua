@@ -15,7 +15,8 @@ local wrong = guard(DUE, ROSTER, PROMISE)
 if wrong then return wrong end
 
 local before = first_due()
--- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
+-- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
+-- script, and then all later writes of that script.
 redis.call('ZREM', DUE, '')
 local results
 results, wrong = settle(5, tonumber(ARGV[3]), tonumber(ARGV[4]))

@@ -25,7 +25,8 @@ if #ids > 0 then
   redis.call('ZREM', GRAVES, unpack(ids))
   redis.call('HDEL', DEAD, unpack(ids))
 else
-  -- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
+  -- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
+  -- script, and then all later writes of that script.
   redis.call('ZREM', GRAVES, '')
 end
 remember(digits(#ids))

@@ -31,7 +31,8 @@ local function answer_again(done)
   -- was answered, the node may have that reply, and this one must not contradict it.
   local latest = asked > tonumber(last)
   local impatient = NOW > first + lease
-  -- This ZREM removes nothing. Redis allows it when out of memory, and then all later writes.
+  -- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
+  -- script, and then all later writes of that script.
   redis.call('ZREM', PROMISE, '')
   local reply, claims, back, bytes = {''}, 0, 0, 0
   for i = 1, ids do
