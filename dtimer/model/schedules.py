@@ -114,7 +114,8 @@ def spec_from_json(id: str, text: bytes, plan: bytes) -> ScheduleSpec:
         fields: dict[str, Any] = json.loads(text)
         made = ScheduleSpec(id=id, payload=plan.partition(b"|")[2].decode(), **fields)
         _check_read(made)
-    except (TypeError, ValueError, RecursionError) as e:
+    # CPython 3.11 reports a field named "id" as a KeyError while another exception is handled.
+    except (TypeError, ValueError, KeyError, RecursionError) as e:
         raise NamespaceCorrupt(
             f"the schedule {id!r} cannot be read ({e!s:.200}): declare it again, or unschedule it"
         ) from None

@@ -109,6 +109,14 @@ class TestEveryDecoder:
         decoders.attempt(name, raw)
         assert time.monotonic() - began < PROMPT
 
+    @pytest.mark.parametrize("raw", CORPUS, ids=range(len(CORPUS)))
+    def test_bytes_that_once_failed_are_refused_alike_while_an_error_is_handled(self, name, raw):
+        """CPython 3.11 then raises a KeyError for a field that is given twice, not a TypeError."""
+        try:
+            int("not a number")
+        except ValueError:
+            decoders.attempt(name, raw)
+
     @given(raw=_garbage | _lines | _json.map(lambda v: json.dumps(v).encode()))
     @settings(max_examples=60, deadline=None)
     def test_random_bytes_and_json(self, name, raw):
