@@ -45,7 +45,8 @@ soak: .venv/made
 	    $(if $(SEED),--seed $(SEED)) $(if $(EVENTS),--events $(EVENTS)) $(ARGS)
 
 fuzz: .venv/made
-	.venv/bin/pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	.venv/bin/pip install --quiet --disable-pip-version-check 'pip>=25.1'
+	.venv/bin/pip install --quiet --disable-pip-version-check --group fuzz
 	.venv/bin/python tests/chaos/fuzz.py $(or $(SECONDS),60) $(SEED)
 
 audit:

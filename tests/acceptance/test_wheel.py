@@ -16,7 +16,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from servers import LIMIT
+from servers import LIMIT, Server
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,24 +29,42 @@ pytestmark = [
 ]
 
 
+#: A post and its delivery, with the installed package and a server of the tests.
+POST_AND_HANDLE = """
+import queue, sys
+from dtimer import DTimer
+
+received = queue.Queue()
+timer = DTimer("node", sys.argv[1], ns="wheel")
+timer.on("event", received.put)
+with timer:
+    timer.post({"msg": "hello"}, 1)
+    print(received.get(timeout=float(sys.argv[2]))[0]["msg"])
+"""
+
+#: A line that setuptools prints if it leaves a file out, or will do so in its next version.
+WARNING = re.compile(r"\bwarn(ing)?\b|deprecat|found matching|absent from", re.IGNORECASE)
+
+
 def run(*command, cwd):
     """Run a command and return its output. If it fails, the test shows that output."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, f"{command} failed:\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{command} failed:\n{done.stdout}"
     return done.stdout
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """
-    A folder with the source archive and the wheel.
+    A folder with the source archive, the wheel, and the output of the build.
 
     They are built from a copy, because setuptools leaves a build folder behind. The next wheel
     would contain its files, even deleted ones.
@@ -57,7 +75,8 @@ def built(tmp_path_factory):
     (source / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", source / ".ci")
     out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", out, source, cwd=out)
+    output = run(sys.executable, "-m", "build", "--outdir", out, source, cwd=out)
+    (out / "build.log").write_text(output, "utf-8")
     return out
 
 
@@ -95,6 +114,13 @@ def shipped():
     }
 
 
+def test_the_build_prints_no_warning(built):
+    """In this way setuptools announces that its next version will leave the scripts out."""
+    lines = (built / "build.log").read_text("utf-8").splitlines()
+    assert lines[-1].startswith("Successfully built")
+    assert [] == [line for line in lines if WARNING.search(line)]
+
+
 class TestArchive:
     """The source archive, from which a distribution builds and tests."""
 
@@ -112,6 +138,21 @@ class TestArchive:
             "tox.ini",
         }
         assert set() == wanted - archive
+
+    @pytest.mark.parametrize("folder", ["benchmarks", "docs", "tests"])
+    def test_it_contains_every_file_of_a_folder(self, archive, folder):
+        """MANIFEST.in names the kinds of files, so it would omit a new kind."""
+        files = {
+            path.relative_to(ROOT).as_posix()
+            for path in (ROOT / folder).rglob("*")
+            if path.is_file() and path.suffix != ".pyc" and not path.name.startswith(".")
+        }
+        assert files
+        assert set() == files - archive
+
+    def test_it_contains_no_compiled_module(self, archive):
+        """A checkout in which the tests have run contains compiled modules."""
+        assert set() == {name for name in archive if name.endswith(".pyc")}
 
     def test_it_contains_the_scripts(self, archive):
         """The source archive contains every script and the typing marker."""
@@ -163,6 +204,12 @@ class TestInstalled:
         )
         names = [name.removeprefix("dtimer/") for name in sorted(shipped())]
         run(installed, "-c", program, *names, cwd=tmp_path)
+
+    def test_an_event_is_posted_and_handled(self, installed, tmp_path):
+        """The installed package contains everything that a node needs."""
+        with Server() as server:
+            output = run(installed, "-c", POST_AND_HANDLE, server.url, LIMIT, cwd=tmp_path)
+        assert "hello\n" == output
 
     def test_the_version_is_printed_without_extras(self, installed, wheel, tmp_path):
         """

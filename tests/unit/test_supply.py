@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import dtimer
 from dtimer.store.scripts import _code, load
 
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(dtimer.__file__).parent
 VERBS = sorted(path.stem for path in (PACKAGE / "store" / "lua").glob("*.lua"))
 
@@ -35,6 +38,34 @@ def test_depends_on_redis_pyee_and_cronsim_only():
         name = re.match(r"[\w-]+", what)[0]
         named.add(f"{name}; {marker.strip()}" if marker else name)
     assert NEEDED == named
+
+
+def declared():
+    """Return the extras of setup.cfg, and the requirements of each."""
+    file = configparser.ConfigParser(interpolation=None)
+    assert file.read(ROOT / "setup.cfg", "utf-8")
+    return {extra: text.split("\n") for extra, text in file["options.extras_require"].items()}
+
+
+class TestExtras:
+    """The extras are for users, and the dependency groups for developers."""
+
+    def test_each_extra_is_in_the_readme(self):
+        """A user finds an extra in the README, or never."""
+        readme = (ROOT / "README.rst").read_text("utf-8")
+        assert [] == [x for x in declared() if f"``{x}``" not in readme and f"[{x}]" not in readme]
+
+    def test_each_extra_installs_what_the_package_uses(self):
+        """An extra with no code behind it promises an integration that does not exist."""
+        required = {name for x, text in declared().items() if x != "test" for name in text}
+        packages = {re.match(r"[\w-]*", requirement)[0] for requirement in required}
+        assert OPTIONAL == packages - {"dtimer", ""}
+
+    def test_no_dependency_group_is_an_extra_too(self):
+        """An extra is part of the package, and a group is not. Two lists would drift apart."""
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+        assert {"audit", "dev", "docs", "fuzz"} == {*project["dependency-groups"]}
+        assert set() == {*project["dependency-groups"]} & {*declared()}
 
 
 def test_imports_only_python_the_dependencies_and_the_extras():
