@@ -39,7 +39,7 @@ _MODULES = (
     "dtimer.errors",
     "dtimer.model.event",
     "dtimer.model.ids",
-    "dtimer.model.schedules",
+    "dtimer.model.records",
     "dtimer.timer",
     "dtimer.runat",
 )
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from dtimer.errors import *
     from dtimer.model.event import *
     from dtimer.model.ids import *
-    from dtimer.model.schedules import *
+    from dtimer.model.records import *
     from dtimer.runat import *
     from dtimer.timer import *
 else:

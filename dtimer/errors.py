@@ -26,8 +26,10 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
+
+from dtimer.epoch import to_datetime
 
 # The longest chain of causes that a pickled error keeps.
 _MOST_CAUSES = 50
@@ -176,8 +178,7 @@ class ClockJump(DTimerError):
 
 
 def _clock(ms: float) -> str:
-    moment = datetime.fromtimestamp(ms / 1000, UTC)
-    return moment.isoformat(sep=" ", timespec="milliseconds").replace("+00:00", " UTC")
+    return to_datetime(ms).isoformat(sep=" ", timespec="milliseconds").replace("+00:00", " UTC")
 
 
 class StateRollback(DTimerError):
@@ -190,7 +191,8 @@ class StateRollback(DTimerError):
 
     Only writes that were acknowledged between ``since`` and ``until`` are affected. Both are in ms
     since the epoch by the server's clock, and ``since`` is None if it is unknown. ``wiped`` is True
-    if nothing of the namespace was left.
+    if nothing of the namespace was left. ``since_at`` and ``until_at`` are the same moments as
+    aware datetimes in UTC.
 
     Events that were posted in this window may be gone. Events that were confirmed, cancelled or
     replaced in it may be delivered, or delivered again. The node has already registered again, and
@@ -210,6 +212,16 @@ class StateRollback(DTimerError):
         self.since = since
         self.until = until
         self.wiped = wiped
+
+    @property
+    def since_at(self) -> datetime | None:
+        """``since`` as an aware datetime in UTC, or None."""
+        return None if self.since is None else to_datetime(self.since)
+
+    @property
+    def until_at(self) -> datetime:
+        """``until`` as an aware datetime in UTC."""
+        return to_datetime(self.until)
 
 
 class NotReplicated(DTimerError):

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 from dtimer.engine.flag import Flag
 from dtimer.engine.readers import Readers, Reading, Returned
 from dtimer.errors import OptionError, UsageError
+from dtimer.model import summary
 from dtimer.model.event import Event
 from dtimer.model.ids import check_id, incarnation
 from dtimer.model.stream import timer_options
@@ -206,7 +207,9 @@ class RunAt(Emitter):
         write = getattr(target, "write", None)
         if not callable(write):
             if not callable(target):
-                raise OptionError(f"pipe takes a callable or an object with write, not {target!r}")
+                raise OptionError(
+                    f"pipe takes a callable or an object with write, not {summary.value(target)}"
+                )
             write = target
         self.on("data", write)
         return target

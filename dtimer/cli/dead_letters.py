@@ -16,7 +16,7 @@ from dtimer.cli.param_types import ID
 from dtimer.cli.prompts import confirm_or_abort, yes_option
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
-from dtimer.model.event import DeadLetter
+from dtimer.model.records import DeadLetter
 
 _COLUMNS = (
     Column("died"),

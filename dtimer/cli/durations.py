@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import math
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
+from dtimer.epoch import EPOCH
 from dtimer.errors import OptionError
 from dtimer.model.times import LATEST_US, LONGEST_US
 
@@ -46,8 +47,6 @@ _DATE_FIRST = re.compile(r"[0-9]{4}-")
 # The smallest number that is taken for a moment in ms since the epoch: March 1973. A smaller one
 # was probably meant as seconds, or as a date without dashes.
 _EARLIEST_MOMENT_MS = 100_000_000_000
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Moment(NamedTuple):
@@ -145,7 +144,7 @@ def parse_moment(text: str) -> Moment:
             )
         if ms > LATEST_US // 1000:
             raise OptionError(f"{text!r} as milliseconds since the epoch is beyond the year 2223")
-        return Moment(_EPOCH + timedelta(microseconds=math.ceil(ms * 1000)), zone_assumed=False)
+        return Moment(EPOCH + timedelta(microseconds=math.ceil(ms * 1000)), zone_assumed=False)
     try:
         if not _DATE_FIRST.match(words):
             raise ValueError("no date")  # noqa: TRY301 - the same message as below

@@ -17,9 +17,9 @@ from dtimer.cli.output import brief, escaped, lateness, moment, payload
 from dtimer.cli.param_types import DURATION, EVENT, EXPIRY, ID, MOMENT
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
-from dtimer.model.event import Cancelled, Record, Stats
 from dtimer.model.ids import IdGenerator
 from dtimer.model.options import MOST_REPLICAS, validate
+from dtimer.model.records import Cancelled, Record, Stats
 from dtimer.timer import DTimer
 from dtimer.timer.posting import POLICIES, prepare
 

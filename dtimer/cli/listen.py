@@ -22,7 +22,8 @@ from dtimer.cli.options import shared
 from dtimer.cli.output import Output, clock, escaped, lateness, payload, report_unwritable
 from dtimer.cli.param_types import DURATION, ID
 from dtimer.cli.server import Settings, chosen_url, opened
-from dtimer.model.event import DeadLetter, Event
+from dtimer.model.event import Event
+from dtimer.model.records import DeadLetter
 from dtimer.store.connection.sources import redacted
 from dtimer.timer import DTimer
 

@@ -18,7 +18,7 @@ from dtimer.cli.param_types import DURATION, ID
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
 from dtimer.errors import StoreError
-from dtimer.model.event import NodeInfo, Stats
+from dtimer.model.records import NodeInfo, Stats
 
 
 def _switch(settings: Settings, schedule: str | None, *, on: bool) -> int:

@@ -21,7 +21,8 @@ from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
 from dtimer.model.options import validate
 from dtimer.model.payload import encode
-from dtimer.model.schedules import MISFIRES, OVERLAPS, Schedule, make_spec
+from dtimer.model.records import Schedule
+from dtimer.model.schedules import MISFIRES, OVERLAPS, make_spec
 from dtimer.timer import DTimer
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -16,7 +16,7 @@ from dtimer.cli.output import Output, clock, escaped, payload
 from dtimer.cli.param_types import DURATION
 from dtimer.cli.server import Settings, opened_store
 from dtimer.errors import StoreError
-from dtimer.model.event import DeadLetter
+from dtimer.model.records import DeadLetter
 from dtimer.store.admin import AdminStore
 
 

@@ -67,7 +67,7 @@ class Claim:
     due_us: int
     claimed_us: int
     max_retries: int
-    payload: bytes
+    payload: bytes = field(repr=False)
     schedule: str | None = None
     nominal_us: int | None = None
     missed: int = 0

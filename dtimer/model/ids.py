@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol, Self
 
 from dtimer.errors import OptionError
+from dtimer.model import summary
 
 #: The limit is in bytes of UTF-8. Each id is stored twice, so a long id costs its memory twice.
 LONGEST_ID = 255
@@ -88,7 +89,7 @@ def check_id(value: object, name: str = "id") -> str:
         hint = f"; give its id, ev.{name}" if hasattr(value, name) else ""
         raise OptionError(f"{name} must be a str, not {type(value).__name__}{hint}")
     if not isinstance(value, str):
-        raise OptionError(f"{name} must be a str, not {value!r:.80} ({type(value).__name__})")
+        raise OptionError(f"{name} must be a str, not {summary.typed(value)}")
     if not value:
         raise OptionError(f"{name} must not be empty")
     try:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from dtimer.errors import OptionError
-from dtimer.model import hints
+from dtimer.model import hints, summary
 from dtimer.model.ids import check_namespace
 from dtimer.model.retry import Backoff, exponential, wait_us
 from dtimer.model.times import Duration, duration_us
@@ -94,7 +94,9 @@ DEFAULTS: dict[str, Any] = {
 def check_count(value: object, name: str, low: int, high: int) -> int:
     """Return *value* if it is a whole number from *low* to *high*."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise OptionError(f"{name} must be a whole number from {low} to {high}, not {value!r:.80}")
+        raise OptionError(
+            f"{name} must be a whole number from {low} to {high}, not {summary.value(value)}"
+        )
     return value
 
 
@@ -102,14 +104,15 @@ def _time(value: Duration, name: str, low_ms: int, high_ms: int) -> int:
     us = duration_us(value, name)
     if not low_ms * 1000 <= us <= high_ms * 1000:
         raise OptionError(
-            f"{name} must be {low_ms} to {high_ms} ms, not {value!r:.80}; numbers are milliseconds"
+            f"{name} must be {low_ms} to {high_ms} ms, not {summary.value(value)}; numbers are"
+            " milliseconds"
         )
     return us
 
 
 def _flag(value: object, name: str) -> bool:
     if not isinstance(value, bool):
-        raise OptionError(f"{name} must be True or False, not {value!r:.80}")
+        raise OptionError(f"{name} must be True or False, not {summary.value(value)}")
     return value
 
 
@@ -143,7 +146,8 @@ def validate(given: dict[str, Any]) -> Options:
         wait_us(v["backoff"], 1)
     if v["now"] is not None and not callable(v["now"]):
         raise OptionError(
-            f"now must be a function that returns milliseconds since the epoch, not {v['now']!r}"
+            "now must be a function that returns milliseconds since the epoch, not"
+            f" {summary.value(v['now'])}"
         )
     return Options(
         ns=check_namespace(v["ns"]),

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dtimer.errors import PayloadError
+from dtimer.model import summary
 
-# The limits for an error text: steps of a path, and characters of a key. Longer ones are cut.
-_STEPS, _KEY = 8, 40
+# The most steps of a path in an error text.
+_STEPS = 8
 
 # By class name, because importing all these modules for an error text would be wasteful.
 _ADVICE = {
@@ -60,13 +61,8 @@ class _Found(NamedTuple):
 
 
 def _spell(steps: Sequence[_Step]) -> str:
-    shown = "".join(f"[{_cut(step)}]" for step in steps[:_STEPS])
+    shown = "".join(f"[{summary.key(step)}]" for step in steps[:_STEPS])
     return f"payload{shown}{'…' if len(steps) > _STEPS else ''}"
-
-
-def _cut(step: _Step) -> str:
-    text = repr(step)
-    return text if len(text) <= _KEY else f"{text[: _KEY - 2]}…{text[-1]}"
 
 
 def _members(container: Any) -> Iterator[tuple[_Step, Any]]:

@@ -13,14 +13,14 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 from dtimer.errors import NamespaceCorrupt, OptionError
-from dtimer.model import cron, hints
+from dtimer.model import cron, hints, summary
 from dtimer.model.options import check_count
 from dtimer.model.times import Duration, Moment, duration_us, moment_us
 from dtimer.model.zones import zone
@@ -80,7 +80,7 @@ class ScheduleSpec:
     misfire: str
     overlap: str
     max_retries: int
-    payload: str
+    payload: str = field(repr=False)
 
     def to_json(self) -> str:
         """Return the specification as JSON, without the id and the payload."""
@@ -159,7 +159,7 @@ def check_cron(expression: object, tz: str) -> str:
         OptionError: *expression* is not a valid cron expression.
     """
     if not isinstance(expression, str):
-        raise OptionError(f"a cron expression must be a str, not {expression!r}")
+        raise OptionError(f"a cron expression must be a str, not {summary.value(expression)}")
     plain = " ".join(expression.split())
     if plain.startswith("@") and plain.lower() not in _NICKNAMES:
         names = ", ".join(_NICKNAMES)
@@ -176,11 +176,13 @@ def check_cron(expression: object, tz: str) -> str:
 
 
 def _choice(value: object, name: str, among: dict[str, str]) -> str:
-    if value not in among:
+    if not isinstance(value, str) or value not in among:
         near = hints.nearest(str(value), among, hints.POLICIES)
         hint = f"; did you mean {near!r}?" if near else ""
-        raise OptionError(f"{name} must be one of {', '.join(among)}, not {value!r:.80}{hint}")
-    return str(value)
+        raise OptionError(
+            f"{name} must be one of {', '.join(among)}, not {summary.value(value)}{hint}"
+        )
+    return value
 
 
 def make_spec(
@@ -278,38 +280,3 @@ def times_to_add(spec: ScheduleSpec, known_us: int, now_us: int) -> tuple[int, l
         past.append(nominal)
     times = [*past, *future]
     return left_out, times[:STORED_TIMES], final and len(times) <= STORED_TIMES
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """
-    A stored schedule. Durations are in ms, moments in ms since the epoch.
-
-    Attributes:
-        id: The id of the schedule.
-        event: The payload of its occurrences.
-        interval: The time between two occurrences; None for a cron schedule.
-        cron: The cron expression; None for an interval.
-        tz: The time zone of the cron expression.
-        misfire: The policy for occurrences that were missed.
-        overlap: The policy for an occurrence that becomes due while the previous one runs.
-        jitter: The longest random delay of an occurrence after its nominal time.
-        due: When the next occurrence is due. None if the schedule is paused, or has no further
-            occurrence.
-        last: The nominal time of the last occurrence that was delivered, or None.
-        left: How many occurrences are left, or None if their number is not limited.
-        paused: True if the schedule is paused.
-    """
-
-    id: str
-    event: dict[str, Any]
-    interval: float | None
-    cron: str | None
-    tz: str
-    misfire: str
-    overlap: str
-    jitter: float
-    due: float | None
-    last: float | None
-    left: int | None
-    paused: bool

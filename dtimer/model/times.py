@@ -8,9 +8,11 @@ an event may be late but never early.
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
+from dtimer.epoch import EPOCH, MICROSECOND
 from dtimer.errors import OptionError
+from dtimer.model import summary
 
 #: A number of milliseconds, or a timedelta.
 Duration = int | float | timedelta
@@ -29,9 +31,6 @@ LIKELY_SECONDS = range(500_000_000, 5_000_000_001)
 #: which is a double, is exact to the microsecond.
 LATEST_US = 8_006_399_337_000_000
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
 
 def duration_us(value: Duration, name: str) -> int:
     """
@@ -42,12 +41,12 @@ def duration_us(value: Duration, name: str) -> int:
             longer than 100 years.
     """
     if isinstance(value, timedelta):
-        us = value // _MICROSECOND
+        us = value // MICROSECOND
     elif isinstance(value, bool) or not isinstance(value, int | float):
         hint = _hint(value, datetime, "; a moment is given as at=") if name == "delay" else ""
         raise OptionError(
-            f"{name} must be a number of milliseconds or a timedelta, not {value!r:.80}"
-            f" ({type(value).__name__}){hint}"
+            f"{name} must be a number of milliseconds or a timedelta,"
+            f" not {summary.typed(value)}{hint}"
         )
     else:
         us = _ceil(value, name)
@@ -87,12 +86,12 @@ def moment_us(value: Moment, name: str, *, stepped: bool = False) -> int:
                 f"{name} is a naive datetime, {value!r:.80}; give it a tzinfo, for instance"
                 " datetime.now(timezone.utc)"
             )
-        us = (value - _EPOCH) // _MICROSECOND
+        us = (value - EPOCH) // MICROSECOND
     elif isinstance(value, bool) or not isinstance(value, int | float):
         hint = _hint(value, timedelta, "; add it to datetime.now(timezone.utc)")
         raise OptionError(
-            f"{name} must be an aware datetime or milliseconds since the epoch, not {value!r:.80}"
-            f" ({type(value).__name__}){hint}"
+            f"{name} must be an aware datetime or milliseconds since the epoch,"
+            f" not {summary.typed(value)}{hint}"
         )
     else:
         us = _ceil(value, name)

@@ -7,7 +7,7 @@ from datetime import UTC
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from dtimer.errors import OptionError
-from dtimer.model import hints
+from dtimer.model import hints, summary
 
 
 def zone(given: object) -> ZoneInfo:
@@ -21,7 +21,7 @@ def zone(given: object) -> ZoneInfo:
     if not isinstance(name, str):
         raise OptionError(
             f"tz must be a ZoneInfo with a key, or the name of a time zone such as"
-            f" 'Europe/Berlin', not {given!r:.80}"
+            f" 'Europe/Berlin', not {summary.value(given)}"
         )
     try:
         return ZoneInfo(name)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dtimer.errors import OutcomeUnknown, StoreError
-from dtimer.model.event import DeadLetter
+from dtimer.model.records import DeadLetter
 from dtimer.model.schedules import ScheduleSpec, spec_from_json
 from dtimer.store import replies
 from dtimer.store.reply_checks import pairs
@@ -31,7 +31,7 @@ class Body:
 
     expires_us: int | None
     max_retries: int
-    payload: bytes
+    payload: bytes = field(repr=False)
 
 
 def read_body(raw: bytes) -> Body | None:
@@ -56,7 +56,7 @@ class PendingEvent:
     id: str
     due_us: int
     attempt: int
-    raw: bytes
+    raw: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from dtimer.errors import PayloadError
-from dtimer.model.event import NodeInfo, Stats
 from dtimer.model.ids import LONGEST_ID
 from dtimer.model.payload import decode
+from dtimer.model.records import NodeInfo, Stats
 from dtimer.store import replies
 
 

@@ -8,9 +8,9 @@ from typing import Any, overload
 
 from dtimer.errors import NamespaceCorrupt, PayloadError
 from dtimer.model.claims import Claim, ClaimReply, Outcome, Settlement, Verdict
-from dtimer.model.event import DeadLetter, Record, State
 from dtimer.model.payload import decode
-from dtimer.model.schedules import Schedule, spec_from_json
+from dtimer.model.records import DeadLetter, Record, Schedule, State
+from dtimer.model.schedules import spec_from_json
 from dtimer.store.rollback import NamespaceState
 
 # The head of a body: <expiry in µs, or nothing>,<max_retries>. An occurrence adds

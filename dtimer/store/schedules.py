@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dtimer.errors import NamespaceCorrupt, OutcomeUnknown, StoreError
+from dtimer.model.records import Schedule
 from dtimer.model.schedules import (
     MISFIRES,
     OVERLAPS,
     STORED_TIMES,
-    Schedule,
     ScheduleSpec,
     check_cron,
     next_times,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from dtimer.errors import EventExists, NotReplicated, OutcomeUnknown, StoreError
 from dtimer.model.claims import ClaimReply, ClaimRequest, Outcome, PendingReply, Settlement
-from dtimer.model.event import Cancelled, DeadLetter, NodeInfo, Record, Stats
+from dtimer.model.records import Cancelled, DeadLetter, NodeInfo, Record, Stats
 from dtimer.store import overview, replies
 from dtimer.store.connection.subscription import Subscription
 from dtimer.store.failures import Failure, broken_reply, classify, overtaken

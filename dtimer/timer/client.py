@@ -10,9 +10,11 @@ from datetime import datetime
 from typing import Any
 
 from dtimer.errors import OptionError, StateRollback, StoreError
-from dtimer.model.event import Cancelled, DeadLetter, Event, NodeInfo, Record, Stats
+from dtimer.model import summary
+from dtimer.model.event import Event
 from dtimer.model.ids import EventId, IdGenerator, check_id, event_ids
 from dtimer.model.options import MOST_REPLICAS, Options, check_count
+from dtimer.model.records import Cancelled, DeadLetter, NodeInfo, Record, Stats
 from dtimer.model.times import Duration, Moment, duration_us
 from dtimer.store.store import Entry, Store
 from dtimer.timer.emitter import Emitter
@@ -269,7 +271,9 @@ class Client(Emitter):
     def confirm(self, ev: Event) -> bool:
         """Confirm an event that a handler received: the same as ``ev.confirm()``."""
         if not isinstance(ev, Event):
-            raise OptionError(f"confirm takes an event that a handler was given, not {ev!r:.80}")
+            raise OptionError(
+                f"confirm takes an event that a handler was given, not {summary.value(ev)}"
+            )
         return ev.confirm()
 
     def dead(self, limit: int | None = None) -> Iterator[DeadLetter]:

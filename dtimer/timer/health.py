@@ -9,7 +9,7 @@ from dtimer.engine.claimer import Claimer
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.listener import Listener
 from dtimer.engine.service import Service
-from dtimer.model.event import Health
+from dtimer.model.records import Health
 
 
 def examine(

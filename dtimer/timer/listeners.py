@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dtimer.errors import OptionError
-from dtimer.model import hints
+from dtimer.model import hints, summary
 
 #: The names that a timer emits, and the arguments of their listeners.
 TIMER: Mapping[str, tuple[str, ...]] = {
@@ -61,7 +61,7 @@ def check_name(event: object, emits: Mapping[str, tuple[str, ...]] | None) -> st
             f"on needs the name of what to listen to: write @timer.on({first!r}), not @timer.on"
         )
     if not isinstance(event, str):
-        raise OptionError(f"the name of an event must be a str, not {event!r:.80}")
+        raise OptionError(f"the name of an event must be a str, not {summary.value(event)}")
     if emits is not None and event not in emits:
         hint = hints.suggestion(event, emits, _OTHER_NAMES)
         raise OptionError(f"nothing is ever emitted as {event!r:.80}{hint}")
@@ -78,7 +78,7 @@ def check(event: object, f: object, emits: Mapping[str, tuple[str, ...]] | None)
     """
     name = check_name(event, emits)
     if not callable(f):
-        raise OptionError(f"a listener of {name!r} must be callable, not {f!r:.80}")
+        raise OptionError(f"a listener of {name!r} must be callable, not {summary.value(f)}")
     if inspect.iscoroutinefunction(f):
         raise OptionError(
             f"a listener of {name!r} must be a plain function: listeners are called on"

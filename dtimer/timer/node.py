@@ -19,9 +19,9 @@ from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.flag import Flag
 from dtimer.engine.listener import Listener
 from dtimer.errors import StateRollback, StoreError, UsageError
-from dtimer.model.event import Health
 from dtimer.model.ids import incarnation
 from dtimer.model.options import Options
+from dtimer.model.records import Health
 from dtimer.store.store import Store
 from dtimer.timer import preflight
 from dtimer.timer.contact import Contact

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from dtimer.errors import OptionError
-from dtimer.model import hints
+from dtimer.model import hints, summary
 from dtimer.model.ids import IdGenerator, check_id
 from dtimer.model.options import MOST_RETRIES, Options, check_count
 from dtimer.model.payload import encode
@@ -54,7 +54,8 @@ def due_argument(delay: Duration, at: Moment | None, *, stepped: bool, name: str
     if at is None:
         return f"+{max(0, duration_us(delay, 'delay'))}"
     if delay != 0 or isinstance(delay, bool):
-        raise OptionError(f"give either delay or at, not both (delay={delay!r}, at={at!r})")
+        given = f"delay={summary.value(delay)}, at={summary.value(at)}"
+        raise OptionError(f"give either delay or at, not both ({given})")
     return str(max(0, moment_us(at, name, stepped=stepped)))
 
 
@@ -92,7 +93,7 @@ def prepare(
         near = hints.nearest(str(if_exists), POLICIES, hints.POLICIES)
         hint = f"; did you mean {near!r}?" if near else ""
         raise OptionError(
-            f"if_exists must be one of {', '.join(POLICIES)}, not {if_exists!r:.80}{hint}"
+            f"if_exists must be one of {', '.join(POLICIES)}, not {summary.value(if_exists)}{hint}"
         )
     due = due_argument(delay, at, stepped=options.now is not None)
     if max_retries is None:

@@ -10,7 +10,8 @@ from dtimer.errors import OptionError
 from dtimer.model.ids import check_id
 from dtimer.model.options import MOST_RETRIES, check_count
 from dtimer.model.payload import encode
-from dtimer.model.schedules import Schedule, make_spec
+from dtimer.model.records import Schedule
+from dtimer.model.schedules import make_spec
 from dtimer.model.times import Duration, Moment
 from dtimer.timer.client import Client
 

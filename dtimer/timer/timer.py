@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from dtimer.errors import StateRollback, UsageError
-from dtimer.model.event import Event, Health
+from dtimer.model.event import Event
 from dtimer.model.ids import check_node
 from dtimer.model.options import ANY_NUMBER, check_max_events, validate
+from dtimer.model.records import Health
 from dtimer.model.times import Duration, duration_us, moment_us
 from dtimer.store.connection.sources import source
 from dtimer.store.script_client import TRIES

@@ -11,7 +11,7 @@ from servers import PATIENCE, eventually
 from shell import Terminal, environment
 
 from dtimer.cli.namespace import judge
-from dtimer.model.event import Stats
+from dtimer.model.records import Stats
 
 pytestmark = pytest.mark.acceptance
 

@@ -14,7 +14,7 @@ from shell import Program, Terminal, environment
 from dtimer.cli.tail import Follow
 from dtimer.cli.top.sample import Frame, Sampler
 from dtimer.cli.top.screen import draw, plan, sparkline
-from dtimer.model.event import NodeInfo, Record, State, Stats
+from dtimer.model.records import NodeInfo, Record, State, Stats
 from dtimer.store.admin import AdminStore
 from dtimer.store.connection.sources import source
 

@@ -45,8 +45,9 @@ from dtimer import DTimer
 from dtimer.errors import HandlerError, LeaseLost, StoreError
 from dtimer.faultpoints import POINTS, armed
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
-from dtimer.model.event import DeadLetter, Event
+from dtimer.model.event import Event
 from dtimer.model.payload import decode
+from dtimer.model.records import DeadLetter
 
 #: The points of `dtimer.faultpoints` at which a node may stop during a claim.
 STOPS = ["claim.asking", "claim.answered", "claim.handed"]

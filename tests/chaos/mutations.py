@@ -267,8 +267,8 @@ MUTANTS = [
             Change("model/times.py", "return math.ceil(ms * 1000)", "return int(ms * 1000)"),
             Change(
                 "model/times.py",
-                "us = value // _MICROSECOND",
-                "us = value // _MICROSECOND // 1000 * 1000",
+                "us = value // MICROSECOND",
+                "us = value // MICROSECOND // 1000 * 1000",
             ),
         ),
         ("tests/unit/test_model.py",),

@@ -21,7 +21,7 @@ from servers import PATIENCE, eventually
 import dtimer
 from dtimer import HandlerError, OptionError, RunAt, StoreError, UsageError
 from dtimer.errors import DTimerError
-from dtimer.model.event import State
+from dtimer.model.records import State
 from dtimer.testing import Catch, Clock
 
 #: A timeout of `RunAt.read` in ms; only a failing test waits that long.

@@ -11,7 +11,7 @@ from soundness import assert_sound
 
 from dtimer.errors import OptionError
 from dtimer.model.claims import Outcome, Settlement, Verdict
-from dtimer.model.event import Cancelled, State
+from dtimer.model.records import Cancelled, State
 from dtimer.model.schedules import MOST_COMPUTED, make_spec
 from dtimer.store.connection.sources import source
 from dtimer.store.store import Store

@@ -6,7 +6,7 @@ import pytest
 from peers import LEASE, Peer, post
 
 from dtimer.model.claims import ClaimRequest, Outcome
-from dtimer.model.event import Cancelled
+from dtimer.model.records import Cancelled
 
 pytestmark = pytest.mark.fault("F108")
 

@@ -12,7 +12,7 @@ from soundness import assert_sound
 
 from dtimer.errors import EventExists, NamespaceCorrupt, StoreError
 from dtimer.model.claims import ClaimRequest, Outcome, Settlement, Verdict
-from dtimer.model.event import Cancelled, State
+from dtimer.model.records import Cancelled, State
 from dtimer.store.connection.sources import source
 from dtimer.store.store import Entry, Store
 

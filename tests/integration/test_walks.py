@@ -8,7 +8,7 @@ import pytest
 from peers import Peer, post
 
 from dtimer.errors import OutcomeUnknown, StoreError
-from dtimer.model.event import Record
+from dtimer.model.records import Record
 from dtimer.model.schedules import make_spec
 from dtimer.store.admin import AdminStore
 from dtimer.store.connection.sources import source

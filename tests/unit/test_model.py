@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dtimer.errors import OptionError, PayloadError, PayloadTooLarge
-from dtimer.model.event import Cancelled
 from dtimer.model.ids import EventId, IdGenerator, check_id, check_namespace
 from dtimer.model.options import DEFAULTS, validate
 from dtimer.model.payload import decode, encode
+from dtimer.model.records import Cancelled
 from dtimer.model.retry import exponential, wait_us
 from dtimer.model.times import duration_us, moment_us
 

@@ -19,7 +19,7 @@ from dtimer.cli.demo.processes import Processes
 from dtimer.cli.demo.view import FRAME, View
 from dtimer.embedded.location import TREE
 from dtimer.errors import StoreError
-from dtimer.model.event import Stats
+from dtimer.model.records import Stats
 from dtimer.store.connection.sources import source
 from dtimer.store.keys import Keys
 from dtimer.timer import DTimer

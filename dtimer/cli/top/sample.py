@@ -9,8 +9,8 @@ from collections import deque
 from typing import Any
 
 from dtimer.cli.events import fields, numbers_for_programs
-from dtimer.model.event import NodeInfo, Record, Stats
 from dtimer.model.histogram import increase, percentile
+from dtimer.model.records import NodeInfo, Record, Stats
 from dtimer.store.admin import AdminStore
 
 #: Seconds of history that the sparkline shows.

@@ -16,9 +16,9 @@ from dtimer.cli.transfer import lines
 from dtimer.cli.transfer.lines import BadLine
 from dtimer.cli.transfer.progress import progress
 from dtimer.errors import OptionError, PayloadError
-from dtimer.model.event import DeadLetter
 from dtimer.model.ids import IdGenerator
 from dtimer.model.options import validate
+from dtimer.model.records import DeadLetter
 from dtimer.store.admin import AdminStore
 from dtimer.timer.posting import Posting, chunks, prepare_item
 

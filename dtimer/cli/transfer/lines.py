@@ -19,21 +19,21 @@ import base64
 import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from dtimer.cli.param_types import read_event
+from dtimer.epoch import EPOCH
 from dtimer.errors import OptionError, PayloadError
-from dtimer.model.event import DeadLetter
 from dtimer.model.ids import check_id
 from dtimer.model.options import MOST_RETRIES, check_count
 from dtimer.model.payload import decode, encode
+from dtimer.model.records import DeadLetter
 from dtimer.model.schedules import ScheduleSpec, make_spec
 from dtimer.store.admin import Body, PendingEvent, read_body, write_body
 
 VERSION = 1
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _REASON = re.compile(r"\w{1,40}", re.ASCII)
 _NO_LIMIT = 2**40
 _OCCURRENCE = re.compile(r"@\d{16}\Z")
@@ -149,7 +149,7 @@ def _get(line: dict[str, Any], name: str) -> Any:
 
 def _after_epoch(us: int, name: str) -> datetime:
     try:
-        return _EPOCH + timedelta(microseconds=us)
+        return EPOCH + timedelta(microseconds=us)
     except OverflowError:
         raise BadLine(f'"{name}" is out of range: {us!r}') from None
 
