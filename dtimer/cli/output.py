@@ -14,11 +14,12 @@ import sys
 import threading
 import time
 import traceback
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, TextIO
 
 from dtimer.cli.durations import format_duration
 from dtimer.cli.exit_codes import ExitCode
+from dtimer.epoch import to_datetime
 from dtimer.errors import HandlerError
 
 #: A text, or a text and its style for rich.
@@ -56,7 +57,11 @@ def brief(ms: float) -> str:
 
 
 def _local(ms: float) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, tz=UTC).astimezone()
+    moment = to_datetime(ms)
+    # The offset may lead beyond the last datetime, or before the first.
+    with contextlib.suppress(OverflowError, ValueError, OSError):
+        return moment.astimezone()
+    return moment
 
 
 def _short(text: str) -> str:

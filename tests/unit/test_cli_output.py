@@ -51,6 +51,14 @@ class TestTimes:
         assert datetime.fromtimestamp(MS / 1000, UTC) == parse_moment(moment(MS)).at
         assert not parse_moment(moment(MS)).zone_assumed
 
+    @pytest.mark.parametrize("tz", ["UTC", "Pacific/Apia", "America/New_York"])
+    def test_prints_a_moment_beyond_the_last_datetime(self, tz, zone):
+        """Another program may have moved an event so far, and a list must not end with it."""
+        zone(tz)
+        for print_moment in (moment, clock, brief):
+            assert "59" in print_moment(1e15)
+        assert moment(1e15).startswith("9999-12-31 ")
+
     def test_narrow_columns_show_the_time_today_and_the_date_otherwise(self, zone):
         """Both fit in 22 characters, with their zone."""
         zone("Asia/Kolkata")
