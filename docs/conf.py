@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +21,11 @@ if _found is None:
     raise RuntimeError('dtimer/__init__.py has no line __version__ = "..."')
 version = release = _found.group(1)
 
+# For option_table.py, beside this file.
+sys.path.insert(0, str(ROOT / "docs"))
+
 extensions = [
+    "option_table",
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
     "sphinx.ext.napoleon",

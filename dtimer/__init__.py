@@ -10,35 +10,53 @@ __all__ = [
     "DTimer",
     "DTimerError",
     "DeadLetter",
+    "Declared",
+    "Duration",
     "Event",
     "EventExists",
     "EventId",
     "HandlerError",
     "Health",
+    "IfExists",
+    "Job",
     "LeaseLost",
+    "Misfire",
+    "Moment",
     "NamespaceCorrupt",
     "NodeInfo",
     "NotReplicated",
     "OptionError",
     "OutcomeUnknown",
+    "Overlap",
     "PayloadError",
     "PayloadTooLarge",
+    "PostItem",
+    "Reason",
     "Record",
+    "RedisAddress",
+    "RedisClient",
+    "RedisPipeline",
     "RunAt",
+    "RunAtOptions",
     "Schedule",
     "ScriptError",
     "State",
     "StateRollback",
     "Stats",
     "StoreError",
+    "TimerOptions",
     "UsageError",
 ]
 
 # The modules that define these names. Those that import the fewest others come first.
 _MODULES = (
     "dtimer.errors",
+    "dtimer.model.outcomes",
+    "dtimer.model.times",
+    "dtimer.model.arguments",
     "dtimer.model.event",
     "dtimer.model.ids",
+    "dtimer.model.options",
     "dtimer.model.records",
     "dtimer.timer",
     "dtimer.runat",
@@ -51,9 +69,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     # With `*`, so that each name is written only once, in __all__.
     from dtimer.errors import *
+    from dtimer.model.arguments import *
     from dtimer.model.event import *
     from dtimer.model.ids import *
+    from dtimer.model.options import *
+    from dtimer.model.outcomes import *
     from dtimer.model.records import *
+    from dtimer.model.times import *
     from dtimer.runat import *
     from dtimer.timer import *
 else:

@@ -11,49 +11,56 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar, Unpack
 
 from dtimer.engine.flag import Flag
 from dtimer.engine.readers import Readers, Reading, Returned
 from dtimer.errors import OptionError, UsageError
 from dtimer.model import summary
+from dtimer.model.arguments import Job, KeySink, RedisAddress, RedisClient
 from dtimer.model.event import Event
 from dtimer.model.ids import check_id, incarnation
+from dtimer.model.options import RunAtOptions, TimerOptions
 from dtimer.model.stream import timer_options
 from dtimer.model.times import Duration, Moment, duration_us
-from dtimer.timer import listeners
-from dtimer.timer.emitter import Emitter
+from dtimer.timer.stream_emitter import StreamEmitter
 from dtimer.timer.timer import DTimer
 
-T = TypeVar("T")
+Target = TypeVar("Target", bound=Callable[[str], object] | KeySink)
 
 
 class _QueueTimer(DTimer):
     """A timer that claims no more events than there are waiting readers."""
 
-    def __init__(self, queue: RunAt, id: str, pub: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        queue: RunAt,
+        id: str,
+        pub: RedisClient | str | None,
+        **options: Unpack[TimerOptions],
+    ) -> None:
         super().__init__(id, pub, **options)
         self._queue = queue
 
-    def demand(self) -> int:
-        """See `DTimer.demand`."""
-        return self._queue.wanted()
+    def _demand(self) -> int:
+        """See `DTimer._demand`."""
+        return self._queue._wanted()
 
-    def listens(self) -> bool:
-        """See `DTimer.listens`. Always True, because readers need no listener."""
+    def _listens(self) -> bool:
+        """See `DTimer._listens`. Always True, because readers need no listener."""
         return True
 
-    def deliver(self, events: list[Event]) -> list[BaseException] | None:
-        """See `DTimer.deliver`."""
-        return self._queue.deliver(events[0])
+    def _deliver(self, events: list[Event]) -> list[BaseException] | None:
+        """See `DTimer._deliver`."""
+        return self._queue._deliver(events[0])
 
-    def after_fork(self) -> None:
-        """See `DTimer.after_fork`."""
-        super().after_fork()
-        self._queue.after_fork()
+    def _after_fork(self) -> None:
+        """See `DTimer._after_fork`."""
+        super()._after_fork()
+        self._queue._after_fork()
 
 
-class RunAt(Emitter):
+class RunAt(StreamEmitter):
     """
     A scheduled queue of keys, with the interface of a stream: write, read, iterate and pipe.
 
@@ -71,48 +78,44 @@ class RunAt(Emitter):
         interval: How late a key may be if pub/sub messages are lost, in ms. While messages arrive,
             keys are pushed without polling.
         redis: A client, a URL, or ``{"host": …, "port": …}``. See `DTimer`.
-        concurrency: How many keys this consumer may hold at a time, each on a thread of its own.
-        options: Other options of `DTimer`, such as ``lease``, ``max_retries`` and ``backoff``.
+        options: The keyword arguments of `RunAtOptions`, such as ``lease`` and ``max_retries``.
+            ``concurrency`` is how many keys this consumer may hold at a time, each on a thread
+            of its own.
 
     Raises:
         OptionError: an option or the client is not valid.
     """
-
-    emits = listeners.STREAM
 
     def __init__(
         self,
         queue_name: str = "RunAt~default",
         *,
         interval: Duration = 100,
-        redis: Any = None,
-        concurrency: int = 1,
-        **options: Any,
+        redis: RedisClient | RedisAddress | str | None = None,
+        **options: Unpack[RunAtOptions],
     ) -> None:
         super().__init__()
-        self.after_fork()
+        self._after_fork()
         self._stopped = Flag()
         # Has one item until 'end' is emitted. The caller that removes it emits 'end'.
         self._end_pending = [True]
-        pub, options = timer_options(queue_name, interval, redis, options)
-        self._timer = _QueueTimer(
-            self, f"runat-{incarnation()}", pub, concurrency=concurrency, **options
-        )
-        self._timer.on("error", lambda error: self.announce("error", error))
+        pub, its_options = timer_options(queue_name, interval, redis, options)
+        self._timer = _QueueTimer(self, f"runat-{incarnation()}", pub, **its_options)
+        self._timer.on("error", lambda error: self._announce("error", error))
 
     @property
     def timer(self) -> DTimer:
         """The timer underneath, with its `DTimer.peek`, `DTimer.dead` and `DTimer.stats`."""
         return self._timer
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """Reset the queue in a forked child: it has no readers, and holds no keys."""
         self._readers = Readers()
         self._by_thread = threading.local()
 
     # Writing
 
-    def write(self, job: Mapping[str, Any] | str, run_at: Moment | None = None) -> bool:
+    def write(self, job: Job | str, run_at: Moment | None = None) -> bool:
         """
         Schedule a key.
 
@@ -138,7 +141,7 @@ class RunAt(Emitter):
             key, run_at = job["key"], job.get("runAt")
         else:
             key = job
-        self._timer.post_in_order(check_id(key, "key"), run_at)
+        self._timer._post_in_order(check_id(key, "key"), run_at)
         return True
 
     # Reading
@@ -180,7 +183,7 @@ class RunAt(Emitter):
             return None
         reading = Reading()
         try:
-            self._readers.read(reading, seconds, self._timer.ring, self._stopped)
+            self._readers.read(reading, seconds, self._timer._ring, self._stopped)
             if reading.event is None or reading.abandoned:
                 return None
             self._by_thread.last_reading = reading
@@ -197,7 +200,7 @@ class RunAt(Emitter):
         """Confirm a key now; return False if no reader of this queue object holds it."""
         return self._readers.confirm(key)
 
-    def pipe(self, target: Callable[[str], Any] | Any) -> Any:
+    def pipe(self, target: Target) -> Target:
         """
         Pass each key to *target*, a callable or an object with ``write``; return *target*.
 
@@ -216,12 +219,12 @@ class RunAt(Emitter):
 
     def _listener_changed(self, event: str, *, added: bool) -> None:
         if added and event == "data" and not self._stopped.is_set() and self._join():
-            self._timer.ring()
+            self._timer._ring()
 
     def _join(self) -> bool:
         """Join; return False if the queue was stopped before the join or during it."""
         self._timer.join()
-        if self._timer.nesting.joining_here:
+        if self._timer._nesting.joining_here:
             # The interrupted join continues only after the signal handler, so no key would arrive.
             raise UsageError("a signal handler cannot read while it interrupts the joining")
         if self._stopped.is_set():
@@ -231,16 +234,16 @@ class RunAt(Emitter):
 
     # Called by the timer
 
-    def wanted(self) -> int:
+    def _wanted(self) -> int:
         """Return how many keys the readers or listeners can take, which is the timer's `demand`."""
         if self._stopped.is_set():
             return 0
         return 1_000 if self.listeners("data") else len(self._readers)
 
-    def deliver(self, event: Event) -> list[BaseException] | None:
+    def _deliver(self, event: Event) -> list[BaseException] | None:
         """Give a key to the listeners or to a reader, and return when they are done with it."""
         if self.listeners("data"):
-            return self.emit_guarded("data", event.id)
+            return self._emit_guarded("data", event.id)
         return self._readers.hand_over(event, self._stopped)
 
     def _finish(self, failure: BaseException | None = None) -> None:
@@ -276,7 +279,7 @@ class RunAt(Emitter):
             self._end_pending.pop()
         except IndexError:
             return
-        self.announce("end")
+        self._announce("end")
 
     def __enter__(self) -> Self:
         return self

@@ -17,6 +17,7 @@ from dtimer.cli.output import brief, escaped, lateness, moment, payload
 from dtimer.cli.param_types import DURATION, EVENT, EXPIRY, ID, MOMENT
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
+from dtimer.model.arguments import IfExists
 from dtimer.model.ids import IdGenerator
 from dtimer.model.options import MOST_REPLICAS, validate
 from dtimer.model.records import Cancelled, Record, Stats
@@ -66,7 +67,7 @@ def post(  # noqa: PLR0917 - click passes them by name
     at: Moment | None,
     max_retries: int | None,
     expires: timedelta | Moment | None,
-    if_exists: str,
+    if_exists: IfExists,
     wait_replicas: int | None,
 ) -> None:
     """

@@ -20,6 +20,7 @@ from dtimer.cli.prompts import confirm_or_abort, yes_option
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
 from dtimer.model.options import validate
+from dtimer.model.outcomes import Declared
 from dtimer.model.payload import encode
 from dtimer.model.records import Schedule
 from dtimer.model.schedules import MISFIRES, OVERLAPS, make_spec
@@ -59,7 +60,7 @@ def _schedule_options(command: Command) -> Command:
 
 def _declare(
     settings: Settings,
-    method: Callable[[DTimer], Callable[..., str]],
+    method: Callable[[DTimer], Callable[..., Declared]],
     rule: dict[str, Any],
     event: dict[str, Any],
     given: dict[str, Any],

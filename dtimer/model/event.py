@@ -52,8 +52,7 @@ class Event(dict[str, Any]):
             node that lost its lease, store the token with the effect and refuse lower ones (a
             *fencing token*: M. Kleppmann, *How to do distributed locking*, 2016).
         schedule: The id of the schedule if the event is an occurrence of one, else None.
-        nominal: The time that the schedule gives for this occurrence, in ms since the epoch; None
-            if the event is not an occurrence.
+        nominal: The nominal time of this occurrence, in ms since the epoch, or None.
         missed: How many other occurrences, all missed, this one replaces.
     """
 

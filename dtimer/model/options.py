@@ -1,15 +1,18 @@
 """
-The options of a node: their defaults, their units, and the reasons for the values.
+The options of `DTimer` and `RunAt`: for each its type, default, limits and description, in one row.
 
-`validate` checks them once, before any I/O, and returns a frozen object with times in microseconds.
+A row is a field of `TimerOptions` or of `RunAtOptions`. Type checkers and IDEs read these classes;
+`validate` checks an option with its row; and the reference takes its table of options from them.
+`validate` runs once, before any I/O, and returns a frozen object with times in microseconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any, Protocol, TypedDict, get_type_hints
 
 from dtimer.errors import OptionError
 from dtimer.model import hints, summary
@@ -30,10 +33,204 @@ MOST_RETRIES = 1_000_000
 #: More replicas than any deployment has.
 MOST_REPLICAS = 100
 
+_DAY_MS = 86_400_000
+
+
+def check_count(value: object, name: str, low: int, high: int) -> int:
+    """Return *value* if it is a whole number from *low* to *high*."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise OptionError(
+            f"{name} must be a whole number from {low} to {high}, not {summary.value(value)}"
+        )
+    return value
+
+
+class Row(Protocol):
+    """The default, the limits and the check of one option."""
+
+    @property
+    def default(self) -> Any:
+        """The default, as a user would give it."""
+        ...
+
+    @property
+    def limits(self) -> str:
+        """The allowed values, for the reference; empty if the type says everything."""
+        ...
+
+    def check(self, value: Any, name: str) -> Any:
+        """Return *value* as it is used, or raise `OptionError`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """The row of a whole number."""
+
+    default: int
+    least: int
+    most: int
+
+    @property
+    def limits(self) -> str:
+        """See `Row`."""
+        return f"{self.least:_} to {self.most:_}"
+
+    def check(self, value: Any, name: str) -> int:
+        """See `Row`."""
+        return check_count(value, name, self.least, self.most)
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """The row of a duration, with limits in ms. If the default is None, None is allowed."""
+
+    default: Duration | None
+    least: int
+    most: int
+
+    @property
+    def limits(self) -> str:
+        """See `Row`."""
+        days, rest = divmod(self.most, _DAY_MS)
+        most = f"{self.most:_} ms" if rest else "a day" if days == 1 else f"{days:_} days"
+        return f"{self.least:_} ms to {most}"
+
+    def check(self, value: Any, name: str) -> int | None:
+        """See `Row`. Returns microseconds."""
+        return None if value is None and self.default is None else self.us(value, name)
+
+    def us(self, value: Duration, name: str) -> int:
+        """Return *value* in microseconds if it is within the limits."""
+        us = duration_us(value, name)
+        if not self.least * 1000 <= us <= self.most * 1000:
+            raise OptionError(
+                f"{name} must be {self.least} to {self.most} ms, not {summary.value(value)};"
+                " numbers are milliseconds"
+            )
+        return us
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """The row of an option that is on or off."""
+
+    default: bool
+    limits: str = ""
+
+    def check(self, value: Any, name: str) -> bool:
+        """See `Row`."""
+        if not isinstance(value, bool):
+            raise OptionError(f"{name} must be True or False, not {summary.value(value)}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """The row of an option with a check of its own."""
+
+    default: Any
+    check: Callable[[Any, str], Any]
+    limits: str = ""
+
+
+def _backoff(value: Any, _name: str) -> Any:
+    if not callable(value):
+        wait_us(value, 1)
+    return value
+
+
+def _now(value: Any, name: str) -> Any:
+    if value is not None and not callable(value):
+        raise OptionError(
+            f"{name} must be a function that returns milliseconds since the epoch, not"
+            f" {summary.value(value)}"
+        )
+    return value
+
+
+_MAX_EVENTS = Count(1, 1, MOST_CLAIMS)
+_POLL_INTERVAL = Time(1_000, 10, 3_600_000)
+
+
+class RunAtOptions(TypedDict, total=False):
+    """
+    The keyword arguments that `RunAt` passes to its timer. `DTimer` takes them, too.
+
+    A number for a time is milliseconds. The reference describes each option.
+    """
+
+    concurrency: Annotated[int, Count(1, 1, MOST_HANDLERS)]
+    """How many handlers run at a time, each on a thread of its own."""
+
+    max_retries: Annotated[int, Count(3, 0, MOST_RETRIES)]
+    """How often an event posted by this node is retried. With 0 an event is never started twice;
+    unless it is confirmed, it becomes a dead letter."""
+
+    backoff: Annotated[Backoff, Other(exponential, _backoff)]
+    """The wait before a retry, or a function of the attempt that failed, counted from 1. By default
+    1 s, doubled each time up to an hour, half of it random."""
+
+    lease: Annotated[Duration, Time(30_000, 100, _DAY_MS)]
+    """If a node dies, its events are delivered elsewhere after this time. Running handlers renew
+    their lease every third of it, so it need not cover the longest handler."""
+
+    look_ahead: Annotated[Duration, Time(20, 0, 1_000)]
+    """How long before its due time an event with a generated id may be claimed, and kept until
+    then. That avoids the lateness of a round trip, but a claimed event can not be cancelled. 0
+    switches it off."""
+
+    # At most 30 s, because the scripts recognise the repetition of a call only for a minute.
+    timeout: Annotated[Duration, Time(2_000, 50, 30_000)]
+    """The deadline of a single call, including its repetitions."""
+
+    max_run: Annotated[Duration | None, Time(None, 1, 30 * _DAY_MS)]
+    """The lease of a handler that runs longer is no longer renewed. None sets no limit."""
+
+    max_payload: Annotated[int, Count(256 * 1024, 2, 64 * 1024 * 1024)]
+    """The largest payload, in bytes of JSON."""
+
+    dead_limit: Annotated[int, Count(10_000, 0, 10_000_000)]
+    """How many dead letters are kept."""
+
+    dead_age: Annotated[Duration, Time(timedelta(days=30), 0, 36_525 * _DAY_MS)]
+    """How long dead letters are kept."""
+
+    exit_timeout: Annotated[Duration, Time(5_000, 0, _DAY_MS)]
+    """How long the exiting interpreter waits for running handlers."""
+
+    wait_replicas: Annotated[int, Count(0, 0, MOST_REPLICAS)]
+    """How many replicas must have a post before it returns. See ``post``."""
+
+    now: Annotated[Callable[[], float] | None, Other(None, _now)]
+    """For tests: a function that returns ms since the epoch and replaces the server's clock."""
+
+
+class TimerOptions(RunAtOptions, total=False):
+    """
+    The keyword arguments of `DTimer`: those of `RunAtOptions`, and these.
+
+    A number for a time is milliseconds. The reference describes each option.
+    """
+
+    ns: Annotated[str, Other("dt", check_namespace, "1 to 64 of A-Z a-z 0-9 _ . : ~ -")]
+    """The namespace. Only nodes of the same namespace share events."""
+
+    # One by default, as in the original for Node.js. A handler that raises fails only that event.
+    max_events: Annotated[int, _MAX_EVENTS]
+    """The most events in one call of a handler."""
+
+    auto_confirm: Annotated[bool, Flag(default=True)]
+    """Confirm when the handler returns. Otherwise call ``ev.confirm()`` within the lease, from any
+    thread."""
+
+    poll_interval: Annotated[Duration, _POLL_INTERVAL]
+    """How late an event may be if pub/sub messages are lost."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The validated options. Durations are in microseconds; in ``DEFAULTS``, in milliseconds."""
+    """The checked options, in the order of the reference. Durations are in microseconds."""
 
     ns: str
     max_events: int
@@ -54,82 +251,29 @@ class Options:
     now: Callable[[], float] | None
 
 
+def _rows() -> dict[str, Row]:
+    found = get_type_hints(TimerOptions, include_extras=True)
+    return {f.name: found[f.name].__metadata__[0] for f in dataclasses.fields(Options)}
+
+
+#: The row of each option.
+ROWS: dict[str, Row] = _rows()
+
 #: Durations are in milliseconds.
-DEFAULTS: dict[str, Any] = {
-    "ns": "dt",
-    # One event per call of a handler, as in the original for Node.js. A handler that raises then
-    # fails only that event.
-    "max_events": 1,
-    "concurrency": 1,
-    "max_retries": 3,
-    "backoff": exponential,
-    # If a node dies, its events are delivered elsewhere after this time. A node renews the leases
-    # of running handlers three times within it, so it need not cover the longest handler.
-    "lease": 30_000,
-    # How long before its due time a node may claim an event and keep it until then. Otherwise the
-    # round trip of the claim would make the event late. A claimed event counts as in flight and
-    # cannot be cancelled. 0: claim events only when they are due.
-    "look_ahead": 20,
-    "auto_confirm": True,
-    # How late an event may be if every wake is lost.
-    "poll_interval": 1_000,
-    # The deadline of a call, including its retries. At most 30 s, because the scripts recognise
-    # the repetition of a call only for a minute.
-    "timeout": 2_000,
-    # After a handler has run this long, the node no longer renews its leases. None: no limit.
-    "max_run": None,
-    "max_payload": 256 * 1024,
-    "dead_limit": 10_000,
-    "dead_age": timedelta(days=30),
-    # How long the interpreter waits at exit for running handlers.
-    "exit_timeout": 5_000,
-    # How many replicas must have acknowledged a post before the call returns.
-    "wait_replicas": 0,
-    # For tests: a function that returns milliseconds since the epoch, used instead of the
-    # server's clock.
-    "now": None,
-}
-
-
-def check_count(value: object, name: str, low: int, high: int) -> int:
-    """Return *value* if it is a whole number from *low* to *high*."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise OptionError(
-            f"{name} must be a whole number from {low} to {high}, not {summary.value(value)}"
-        )
-    return value
-
-
-def _time(value: Duration, name: str, low_ms: int, high_ms: int) -> int:
-    us = duration_us(value, name)
-    if not low_ms * 1000 <= us <= high_ms * 1000:
-        raise OptionError(
-            f"{name} must be {low_ms} to {high_ms} ms, not {summary.value(value)}; numbers are"
-            " milliseconds"
-        )
-    return us
-
-
-def _flag(value: object, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise OptionError(f"{name} must be True or False, not {summary.value(value)}")
-    return value
+DEFAULTS: dict[str, Any] = {name: row.default for name, row in ROWS.items()}
 
 
 def check_poll_interval(value: Duration, name: str = "poll_interval") -> int:
     """Return *value* in microseconds if it is a valid poll interval."""
-    return _time(value, name, 10, 3_600_000)
+    return _POLL_INTERVAL.us(value, name)
 
 
 def check_max_events(value: object) -> int:
     """Return *value* if a handler may receive that many events in one call."""
-    return check_count(value, "max_events", 1, MOST_CLAIMS)
+    return _MAX_EVENTS.check(value, "max_events")
 
 
-_DAY_MS = 86_400_000
-
-
-def validate(given: dict[str, Any]) -> Options:
+def validate(given: Mapping[str, Any]) -> Options:
     """
     Check the options that the caller gave, and return them with the defaults filled in.
 
@@ -138,33 +282,8 @@ def validate(given: dict[str, Any]) -> Options:
             suggests the option that was probably meant.
     """
     for name in given:
-        if name not in DEFAULTS:
-            hint = hints.suggestion(name, ("pub", "sub", *DEFAULTS), hints.OPTIONS)
+        if name not in ROWS:
+            hint = hints.suggestion(name, ("pub", "sub", *ROWS), hints.OPTIONS)
             raise OptionError(f"unknown option {name!r}{hint}")
-    v = DEFAULTS | given
-    if not callable(v["backoff"]):
-        wait_us(v["backoff"], 1)
-    if v["now"] is not None and not callable(v["now"]):
-        raise OptionError(
-            "now must be a function that returns milliseconds since the epoch, not"
-            f" {summary.value(v['now'])}"
-        )
-    return Options(
-        ns=check_namespace(v["ns"]),
-        max_events=check_max_events(v["max_events"]),
-        concurrency=check_count(v["concurrency"], "concurrency", 1, MOST_HANDLERS),
-        max_retries=check_count(v["max_retries"], "max_retries", 0, MOST_RETRIES),
-        backoff=v["backoff"],
-        lease=_time(v["lease"], "lease", 100, _DAY_MS),
-        look_ahead=_time(v["look_ahead"], "look_ahead", 0, 1_000),
-        auto_confirm=_flag(v["auto_confirm"], "auto_confirm"),
-        poll_interval=check_poll_interval(v["poll_interval"]),
-        timeout=_time(v["timeout"], "timeout", 50, 30_000),
-        max_run=None if v["max_run"] is None else _time(v["max_run"], "max_run", 1, 30 * _DAY_MS),
-        max_payload=check_count(v["max_payload"], "max_payload", 2, 64 * 1024 * 1024),
-        dead_limit=check_count(v["dead_limit"], "dead_limit", 0, 10_000_000),
-        dead_age=_time(v["dead_age"], "dead_age", 0, 36_525 * _DAY_MS),
-        exit_timeout=_time(v["exit_timeout"], "exit_timeout", 0, _DAY_MS),
-        wait_replicas=check_count(v["wait_replicas"], "wait_replicas", 0, MOST_REPLICAS),
-        now=v["now"],
-    )
+    values = DEFAULTS | dict(given)
+    return Options(**{name: row.check(values[name], name) for name, row in ROWS.items()})

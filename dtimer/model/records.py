@@ -9,7 +9,9 @@ from typing import Any
 
 from dtimer.epoch import to_datetime
 from dtimer.model import summary
+from dtimer.model.arguments import Misfire, Overlap
 from dtimer.model.histogram import percentile
+from dtimer.model.outcomes import Reason
 
 
 class State(enum.Enum):
@@ -84,7 +86,7 @@ class DeadLetter:
         id: The id of the event.
         event: The payload; None if the stored bytes are not a valid payload.
         attempt: How many times the event was started.
-        reason: ``failed``, ``lease_lost``, ``expired``, ``corrupt`` or ``payload_missing``.
+        reason: A `Reason`; a plain string if this version of dtimer does not know it.
         error: The text of the last failure, with its traceback if a handler raised.
         died: When the event became a dead letter, in ms since the epoch.
         raw: The stored bytes, even if they are not a valid payload.
@@ -93,7 +95,7 @@ class DeadLetter:
     id: str
     event: dict[str, Any] | None
     attempt: int
-    reason: str
+    reason: Reason | str
     error: str
     died: float
     raw: bytes
@@ -141,8 +143,8 @@ class Schedule:
     interval: float | None
     cron: str | None
     tz: str
-    misfire: str
-    overlap: str
+    misfire: Misfire
+    overlap: Overlap
     jitter: float
     due: float | None
     last: float | None

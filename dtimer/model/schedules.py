@@ -12,21 +12,22 @@ import itertools
 import json
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 from dtimer.errors import NamespaceCorrupt, OptionError
 from dtimer.model import cron, hints, summary
+from dtimer.model.arguments import Misfire, Overlap
 from dtimer.model.options import check_count
 from dtimer.model.times import Duration, Moment, duration_us, moment_us
 from dtimer.model.zones import zone
 
-MISFIRES = {"coalesce": "c", "skip": "s", "all": "a"}
-OVERLAPS = {"queue": "q", "allow": "a", "skip": "s"}
+MISFIRES: dict[Misfire, str] = {"coalesce": "c", "skip": "s", "all": "a"}
+OVERLAPS: dict[Overlap, str] = {"queue": "q", "allow": "a", "skip": "s"}
 
 #: How many future nominal times of a cron schedule are stored in Redis.
 STORED_TIMES = 10
@@ -46,6 +47,8 @@ _LONGEST_TEXT = 1_000
 
 #: Shorter than other ids, because the id of an occurrence is this id and the nominal time.
 LONGEST_SCHEDULE_ID = 230
+
+Choice = TypeVar("Choice", bound=str)
 
 _RANGE_OF_ONE = re.compile(r"(?<![^\s,])(\w+)-\1/\d+(?![^\s,])", re.IGNORECASE)
 
@@ -77,8 +80,8 @@ class ScheduleSpec:
     stop: int | None
     count: int | None
     jitter: int
-    misfire: str
-    overlap: str
+    misfire: Misfire
+    overlap: Overlap
     max_retries: int
     payload: str = field(repr=False)
 
@@ -175,14 +178,13 @@ def check_cron(expression: object, tz: str) -> str:
     return plain
 
 
-def _choice(value: object, name: str, among: dict[str, str]) -> str:
-    if not isinstance(value, str) or value not in among:
-        near = hints.nearest(str(value), among, hints.POLICIES)
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise OptionError(
-            f"{name} must be one of {', '.join(among)}, not {summary.value(value)}{hint}"
-        )
-    return value
+def _choice(value: object, name: str, among: Mapping[Choice, str]) -> Choice:
+    for choice in among:
+        if choice == value:
+            return choice
+    near = hints.nearest(str(value), among, hints.POLICIES)
+    hint = f"; did you mean {near!r}?" if near else ""
+    raise OptionError(f"{name} must be one of {', '.join(among)}, not {summary.value(value)}{hint}")
 
 
 def make_spec(
@@ -195,8 +197,8 @@ def make_spec(
     end: Moment | None,
     count: int | None,
     jitter: Duration,
-    misfire: str,
-    overlap: str,
+    misfire: Misfire,
+    overlap: Overlap,
     max_retries: int,
     payload: str,
     stepped: bool = False,

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 from dtimer.errors import OptionError
 from dtimer.model import hints
+from dtimer.model.arguments import RedisClient
 from dtimer.model.ids import check_namespace
-from dtimer.model.options import DEFAULTS, check_poll_interval
+from dtimer.model.options import ROWS, RunAtOptions, TimerOptions, check_poll_interval
 from dtimer.model.times import Duration
 
-# Options of the timer that RunAt sets itself, or offers by another name.
-_SET_BY_STREAM = {"ns", "max_events", "auto_confirm", "poll_interval"}
 _VALID_OPTIONS = (
     "queue_name",
     "interval",
     "redis",
-    *(name for name in DEFAULTS if name not in _SET_BY_STREAM),
+    *(n for n in ROWS if n in RunAtOptions.__annotations__),
 )
 # Maps options of the timer to their names in RunAt, where these differ.
 _STREAM_NAMES = {"ns": "queue_name", "poll_interval": "interval", "pub": "redis"}
@@ -28,8 +27,8 @@ _OTHER_NAMES = {
 
 
 def timer_options(
-    queue_name: object, interval: Duration, redis: object, options: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
+    queue_name: object, interval: Duration, redis: object, options: RunAtOptions
+) -> tuple[RedisClient | str | None, TimerOptions]:
     """
     Return the client and the options of the timer that a ``RunAt`` uses.
 
@@ -47,21 +46,19 @@ def timer_options(
             f"queue_name must be a name (a str), not {given}; pass the client as redis=, as in"
             " RunAt('reminders', redis=…)"
         )
-    set_by_stream = {
-        "ns": check_namespace(queue_name, "queue_name"),
-        "poll_interval": interval,
-    }
+    ns = check_namespace(queue_name, "queue_name")
     check_poll_interval(interval, "interval")
-    return _client(redis), set_by_stream | options
+    set_by_stream: TimerOptions = {"ns": ns, "poll_interval": interval}
+    return _client(redis), cast("TimerOptions", {**set_by_stream, **options})
 
 
-def _client(redis: Any) -> Any:
+def _client(redis: object) -> RedisClient | str | None:
     """Return *redis* as a client or a URL, as a timer takes it."""
     if not isinstance(redis, Mapping):
-        if redis is None or isinstance(redis, str) or hasattr(redis, "connection_pool"):
+        if redis is None or isinstance(redis, str):
             return redis
-        if hasattr(redis, "nodes_manager"):
-            return redis
+        if hasattr(redis, "connection_pool") or hasattr(redis, "nodes_manager"):
+            return cast("RedisClient", redis)
         # Do not quote the value: it may contain a password.
         raise OptionError(
             "redis must be a redis or valkey client, a URL, or {'host': …, 'port': …}, not"

@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from dtimer.errors import NamespaceCorrupt, PayloadError
 from dtimer.model.claims import Claim, ClaimReply, Outcome, Settlement, Verdict
+from dtimer.model.outcomes import Reason
 from dtimer.model.payload import decode
 from dtimer.model.records import DeadLetter, Record, Schedule, State
 from dtimer.model.schedules import spec_from_json
@@ -312,14 +313,14 @@ def read_letter(id: str, died_us: int, raw: bytes) -> DeadLetter:
     """Read a dead letter; return it with the reason ``corrupt`` if dtimer did not write it."""
     match = _LETTER.match(raw)
     if match is None:
-        return DeadLetter(id, None, 0, "corrupt", "", died_us / 1000, raw)
+        return DeadLetter(id, None, 0, Reason.CORRUPT, "", died_us / 1000, raw)
     end = match.end() + int(match[3])
     error, body = raw[match.end() : end], raw[end:]
     return DeadLetter(
         id=id,
         event=read_payload(body),
         attempt=int(match[1]),
-        reason=text(match[2]),
+        reason=Reason.read(text(match[2])),
         error=text(error),
         died=died_us / 1000,
         raw=body,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dtimer.errors import NamespaceCorrupt, OutcomeUnknown, StoreError
+from dtimer.model.outcomes import Declared
 from dtimer.model.records import Schedule
 from dtimer.model.schedules import (
     MISFIRES,
@@ -35,8 +36,8 @@ class Schedules(Namespace):
         # The iterations in progress, which must not yield an occurrence that a change here creates.
         self._walks = Walks(self._now, round(self._timeout * 1e6))
 
-    def declare(self, spec: ScheduleSpec) -> str:
-        """Declare a schedule; return ``"new"``, ``"changed"`` or ``"same"``."""
+    def declare(self, spec: ScheduleSpec) -> Declared:
+        """Declare a schedule; return what that has changed."""
         result = ""
         try:
             result = self._declare(spec)
@@ -47,7 +48,7 @@ class Schedules(Namespace):
             if result != "same":
                 self._walks.declared(spec.id)
         self._declared[spec.id] = (spec, time.monotonic())
-        return result
+        return Declared(result)
 
     def _change(self, on_change: Callable[[], None], verb: str, *arguments: str) -> bool:
         """

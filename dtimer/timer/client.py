@@ -11,21 +11,22 @@ from typing import Any
 
 from dtimer.errors import OptionError, StateRollback, StoreError
 from dtimer.model import summary
+from dtimer.model.arguments import IfExists, PostItem, PostPair, RedisPipeline
 from dtimer.model.event import Event
 from dtimer.model.ids import EventId, IdGenerator, check_id, event_ids
 from dtimer.model.options import MOST_REPLICAS, Options, check_count
 from dtimer.model.records import Cancelled, DeadLetter, NodeInfo, Record, Stats
 from dtimer.model.times import Duration, Moment, duration_us
 from dtimer.store.store import Entry, Store
-from dtimer.timer.emitter import Emitter
 from dtimer.timer.posting import chunks, due_argument, prepare, prepare_item
+from dtimer.timer.timer_emitter import TimerEmitter
 
 # How often a post is repeated because a generated id exists. Two generators produce the same id
 # about once in 2**30 pairs of one millisecond.
 _MOST_COLLISIONS = 20
 
 
-class Client(Emitter):
+class Client(TimerEmitter):
     """Posts, inspects and changes events. The part of `DTimer` that needs no threads."""
 
     def __init__(self, options: Options, store: Store) -> None:
@@ -41,14 +42,14 @@ class Client(Emitter):
         self._pid = os.getpid()
 
     def _rolled_back(self, error: StateRollback) -> None:
-        self.announce("error", error)
+        self._announce("error", error)
 
     def _notice_fork(self) -> None:
         # A server that forks without Python (uWSGI) calls no fork hook.
         if self._pid != os.getpid():
-            self.after_fork()
+            self._after_fork()
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """Reset this timer in a forked child, which must not use inherited connections or locks."""
         self._pid = os.getpid()
         self._new_id.after_fork()
@@ -65,8 +66,8 @@ class Client(Emitter):
         id: str | None = None,
         max_retries: int | None = None,
         expires: Duration | datetime | None = None,
-        if_exists: str = "replace",
-        pipe: Any = None,
+        if_exists: IfExists = "replace",
+        pipe: RedisPipeline | None = None,
         wait_replicas: int | None = None,
     ) -> EventId:
         """
@@ -128,7 +129,7 @@ class Client(Emitter):
         replicas = self._replicas(wait_replicas)
         return self._post([posting.entry], posting.policy, replicas)[0]
 
-    def post_in_order(self, id: str, at: Moment | None) -> None:
+    def _post_in_order(self, id: str, at: Moment | None) -> None:
         """Post an event without a payload, ordered after others of the same millisecond."""
         self._notice_fork()
         due = due_argument(0, at, stepped=self._options.now is not None, name="runAt")
@@ -171,7 +172,9 @@ class Client(Emitter):
         # Existing events of these ids stay as they are.
         return self._store.post(entries, policy, replicas).kept
 
-    def post_many(self, items: Iterable[Any], *, wait_replicas: int | None = None) -> list[EventId]:
+    def post_many(
+        self, items: Iterable[PostItem | PostPair], *, wait_replicas: int | None = None
+    ) -> list[EventId]:
         """
         Post many events, hundreds in one round trip.
 

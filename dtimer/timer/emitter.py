@@ -73,7 +73,7 @@ class Emitter(EventEmitter):
     _events: dict[str, dict[Callable[..., Any], Callable[..., Any]]]  # type: ignore[assignment]
 
     #: The names that are emitted, and the arguments of their listeners; None allows any name.
-    emits: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
+    _emits: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
 
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied, with a clearer message than that of an inner lock."""
@@ -99,7 +99,7 @@ class Emitter(EventEmitter):
 
     def listens_to(self, event: str) -> Callable[[F], F]:
         """Return a decorator that registers a listener of *event*. See `on`."""
-        listeners.check_name(event, self.emits)
+        listeners.check_name(event, self._emits)
 
         def register(f: F) -> F:
             return self.add_listener(event, f)
@@ -108,17 +108,17 @@ class Emitter(EventEmitter):
 
     def add_listener(self, event: str, f: F) -> F:
         """Register *f* as a listener of *event*. See `on`."""
-        listeners.check(event, f, self.emits)
+        listeners.check(event, f, self._emits)
         super().add_listener(event, f)
         self._listener_changed(event, added=True)
         return f
 
     def once(self, event: str, f: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """Register a listener that is called once and then removed. See `on`."""
-        listeners.check_name(event, self.emits)
+        listeners.check_name(event, self._emits)
 
         def register(f: F) -> F:
-            listeners.check(event, f, self.emits)
+            listeners.check(event, f, self._emits)
             # pyee's wrapper does not tell whether this thread or another one has called the
             # listener. If another thread has, this thread's events have no listener, and must not
             # count as handled.
@@ -166,7 +166,7 @@ class Emitter(EventEmitter):
             called = True
         return called
 
-    def emit_guarded(self, event: str, *args: Any) -> list[BaseException] | None:
+    def _emit_guarded(self, event: str, *args: Any) -> list[BaseException] | None:
         """Call each listener of *event*; return their exceptions, or None if none was called."""
         raised: list[BaseException] = []
         called = False
@@ -196,9 +196,9 @@ class Emitter(EventEmitter):
             raised.append(e.with_traceback(e.__traceback__ and e.__traceback__.tb_next))
         return True
 
-    def announce(self, event: str, *args: Any) -> None:
+    def _announce(self, event: str, *args: Any) -> None:
         """Emit something from within dtimer; log the exceptions of its listeners."""
-        raised = self.emit_guarded(event, *args)
+        raised = self._emit_guarded(event, *args)
         if raised is None and event == "error":
             log.error("%s", args[0], exc_info=args[0])
         for error in raised or ():

@@ -14,10 +14,10 @@ from typing import Any, NoReturn, Protocol
 class Watched(Protocol):
     """A timer that is called when the process forks or exits."""
 
-    def at_exit(self) -> None:
+    def _at_exit(self) -> None:
         """Called before the interpreter exits. Running threads still run."""
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """Called in a forked child, which has none of its parent's threads."""
 
 
@@ -137,12 +137,12 @@ def watch(timer: Watched) -> None:
 
 def _at_exit() -> None:
     for timer in list(_watched):
-        timer.at_exit()
+        timer._at_exit()  # noqa: SLF001 - a user of the timer must not see it
 
 
 def _after_fork_in_child() -> None:
     for timer in list(_watched):
-        timer.after_fork()
+        timer._after_fork()  # noqa: SLF001
 
 
 atexit.register(_at_exit)

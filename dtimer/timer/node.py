@@ -10,7 +10,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dtimer.engine.bell import Bell
 from dtimer.engine.callbacks import CallbackThread
@@ -21,6 +21,7 @@ from dtimer.engine.listener import Listener
 from dtimer.errors import StateRollback, StoreError, UsageError
 from dtimer.model.ids import incarnation
 from dtimer.model.options import Options
+from dtimer.model.outcomes import Reason
 from dtimer.model.records import Health
 from dtimer.store.store import Store
 from dtimer.timer import preflight
@@ -29,10 +30,7 @@ from dtimer.timer.health import examine
 from dtimer.timer.ledger import Ledger
 from dtimer.timer.node_store import NodeStore
 from dtimer.timer.presence import PATIENCE, Presence
-from dtimer.timer.weak import weakly
-
-if TYPE_CHECKING:
-    from dtimer.timer.timer import DTimer
+from dtimer.timer.weak import TimerCalls
 
 # Ask for an echo after this many seconds without a message, or after five polls if that is less.
 _ECHO_EVERY = 5.0
@@ -46,15 +44,15 @@ class Node:
         id: The node's id.
         options: The node's options.
         store: The store, whose calls and subscription the node uses.
-        timer: The timer that has joined. The node does not keep it alive.
+        timer: Calls the timer that has joined. The node does not keep it alive.
     """
 
-    def __init__(self, id: str, options: Options, store: Store, timer: DTimer) -> None:
+    def __init__(self, id: str, options: Options, store: Store, timer: TimerCalls) -> None:
         self.incarnation = incarnation()
         self._options = options
         self._store = store
-        self._announce = weakly(timer.announce, lambda: None)
-        self._listens = weakly(timer.listens, lambda: True)
+        self._announce = timer.announce
+        self._listens = timer.listens
         self._pid = os.getpid()
         self._end = Flag()
         # The thread that runs start(), which cannot wait for the end meanwhile.
@@ -86,11 +84,11 @@ class Node:
             f"dtimer-{id}",
             node=id,
             options=options,
-            handle=weakly(timer.deliver, lambda: None),
+            handle=timer.deliver,
             announce=self._callbacks.announce,
             ring=self._claim_inline,
             alone=self._node_store.alone,
-            store=Ledger(store, self._end.is_set, weakly(timer.close_unless_joined, store.release)),
+            store=Ledger(store, self._end.is_set, timer.close_unless_joined),
             quit=lambda: self.stop(None),
         )
         self._claimer = Claimer(
@@ -100,7 +98,7 @@ class Node:
             listener=self._listener,
             dispatcher=self._dispatcher,
             options=options,
-            demand=weakly(timer.demand, int),
+            demand=timer.demand,
             changed=self._contact.connectivity_changed,
             announce=self._callbacks.announce,
             on_stopped=self._on_stopped,
@@ -117,7 +115,7 @@ class Node:
         with contextlib.suppress(StoreError):
             # None if the dead letter was revived, purged or trimmed meanwhile.
             if letter := self._store.letter(arguments[0]):
-                kind = "expired" if letter.reason == "expired" else "dead"
+                kind = "expired" if letter.reason == Reason.EXPIRED else "dead"
                 self._announce(kind, letter)
 
     def rolled_back(self, error: StateRollback) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from dtimer.errors import OptionError
 from dtimer.model import hints, summary
+from dtimer.model.arguments import IfExists, PostItem
 from dtimer.model.ids import IdGenerator, check_id
 from dtimer.model.options import MOST_RETRIES, Options, check_count
 from dtimer.model.payload import encode
 from dtimer.model.times import Duration, Moment, duration_us, moment_us
 from dtimer.store.store import Entry
 
-POLICIES = ("replace", "keep", "error", "earliest", "latest")
+POLICIES: tuple[IfExists, ...] = get_args(IfExists)
 
 #: The most events in one script call, and about the most bytes of payload.
 _MOST_ENTRIES = 500
@@ -26,7 +27,7 @@ _MOST_BYTES = 1_000_000
 # (lua/parts/plan.lua).
 _OCCURRENCE = re.compile(r"@\d{16}\Z")
 
-_ARGUMENTS = {"ev", "delay", "at", "id", "max_retries", "expires", "if_exists"}
+_ARGUMENTS = frozenset(PostItem.__annotations__)
 
 
 class Posting(NamedTuple):
@@ -80,7 +81,7 @@ def prepare(
     id: str | None = None,
     max_retries: int | None = None,
     expires: Duration | datetime | None = None,
-    if_exists: str = "replace",
+    if_exists: IfExists = "replace",
 ) -> Posting:
     """
     Check the arguments of ``post``, and return the entry.

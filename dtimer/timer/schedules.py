@@ -7,8 +7,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from dtimer.errors import OptionError
+from dtimer.model.arguments import Misfire, Overlap
 from dtimer.model.ids import check_id
 from dtimer.model.options import MOST_RETRIES, check_count
+from dtimer.model.outcomes import Declared
 from dtimer.model.payload import encode
 from dtimer.model.records import Schedule
 from dtimer.model.schedules import make_spec
@@ -29,10 +31,10 @@ class ScheduleClient(Client):
         end: Moment | None = None,
         count: int | None = None,
         jitter: Duration = 0,
-        misfire: str = "coalesce",
-        overlap: str = "queue",
+        misfire: Misfire = "coalesce",
+        overlap: Overlap = "queue",
         max_retries: int | None = None,
-    ) -> str:
+    ) -> Declared:
         """
         Declare an event that recurs at an interval. The occurrences do not drift.
 
@@ -62,7 +64,7 @@ class ScheduleClient(Client):
             max_retries: Replaces the node's ``max_retries`` for each occurrence.
 
         Returns:
-            ``new``, ``changed`` or ``same``.
+            A `Declared`, which equals its text: ``new``, ``changed`` or ``same``.
 
         Raises:
             OptionError, PayloadError: an argument is not valid; raised before any I/O.
@@ -94,10 +96,10 @@ class ScheduleClient(Client):
         end: Moment | None = None,
         count: int | None = None,
         jitter: Duration = 0,
-        misfire: str = "coalesce",
-        overlap: str = "queue",
+        misfire: Misfire = "coalesce",
+        overlap: Overlap = "queue",
         max_retries: int | None = None,
-    ) -> str:
+    ) -> Declared:
         """
         Declare an event that recurs at times of the calendar.
 
@@ -126,7 +128,7 @@ class ScheduleClient(Client):
 
     def _declare(
         self, id: str, ev: Mapping[str, Any], max_retries: int | None, **fields: Any
-    ) -> str:
+    ) -> Declared:
         self._notice_fork()
         retries = self._options.max_retries if max_retries is None else max_retries
         spec = make_spec(

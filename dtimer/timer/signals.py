@@ -89,13 +89,10 @@ class Node(Protocol):
     def leave(self) -> None:
         """Leave after running handlers have finished."""
 
-    def stop_waiting(self) -> None:
-        """End the wait of a running `leave` for handlers."""
 
-
-def run(node: Node) -> None:
-    """See `DTimer.run`."""
-    signals = Signals(node.stop_waiting)
+def run(node: Node, stop_waiting: Callable[[], None]) -> None:
+    """See `DTimer.run`; *stop_waiting* ends the wait of a running ``leave`` for handlers."""
+    signals = Signals(stop_waiting)
     try:
         # Before the join, because a signal may come during it.
         signals.catch()

@@ -7,12 +7,13 @@ import logging
 import threading
 from collections.abc import Collection
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from dtimer.errors import StateRollback, UsageError
+from dtimer.model.arguments import RedisClient
 from dtimer.model.event import Event
 from dtimer.model.ids import check_node
-from dtimer.model.options import ANY_NUMBER, check_max_events, validate
+from dtimer.model.options import ANY_NUMBER, TimerOptions, check_max_events, validate
 from dtimer.model.records import Health
 from dtimer.model.times import Duration, duration_us, moment_us
 from dtimer.store.connection.sources import source
@@ -22,6 +23,7 @@ from dtimer.timer import fork, listeners, signals
 from dtimer.timer.nesting import Nesting
 from dtimer.timer.node import Node
 from dtimer.timer.schedules import ScheduleClient
+from dtimer.timer.weak import TimerCalls, weakly
 
 log = logging.getLogger("dtimer")
 
@@ -46,53 +48,20 @@ class DTimer(ScheduleClient):
             or else ``redis://localhost:6379``. dtimer copies the settings of a client and opens
             its own connections; your client object is never used.
         sub: The same for the pub/sub connection; *pub* by default.
-        options: Keyword arguments. Times are milliseconds or timedeltas.
-
-            ``ns="dt"``
-                The namespace. Only nodes of the same namespace share events.
-            ``max_events=1``
-                The most events in one call of a handler, up to 100.
-            ``concurrency=1``
-                How many handlers run at a time, each on a thread of its own, up to 1000.
-            ``max_retries=3``
-                How often an event posted by this node is retried. With 0 an event is never
-                started twice; unless it is confirmed, it becomes a dead letter.
-            ``backoff``
-                The wait before a retry: ms, or a function of the attempt that failed.
-                By default 1 s, doubled each time up to an hour, half of it random.
-            ``lease=30_000``
-                If a node dies, its events are delivered elsewhere after this time. Running
-                handlers renew their lease, so it need not cover the longest handler.
-            ``look_ahead=20``
-                How long before its due time an event with a generated id may be claimed. That
-                avoids lateness, but the event can then not be cancelled. 0 switches it off.
-            ``auto_confirm=True``
-                Confirm when the handler returns. Otherwise call ``ev.confirm()`` within
-                the lease, from any thread.
-            ``poll_interval=1_000``
-                How late an event may be if pub/sub messages are lost.
-            ``timeout=2_000``
-                The deadline of a single call.
-            ``max_run=None``
-                The lease of a handler that runs longer is no longer renewed.
-            ``max_payload=262_144``
-                The largest payload, in bytes of JSON.
-            ``dead_limit=10_000``, ``dead_age=30 days``
-                How many dead letters are kept, and for how long.
-            ``exit_timeout=5_000``
-                How long the exiting interpreter waits for running handlers.
-            ``wait_replicas=0``
-                How many replicas must have a post before it returns. See `post`.
-            ``now=None``
-                For tests: a function that returns epoch ms and replaces the server's clock.
+        options: The keyword arguments of `TimerOptions`, such as ``ns``, ``max_events``,
+            ``concurrency`` and ``lease``. A number for a time is milliseconds.
 
     Raises:
         OptionError: an option is unknown or out of range, or *pub* is not a client.
     """
 
-    emits = listeners.TIMER
-
-    def __init__(self, id: str, pub: Any = None, sub: Any = None, **options: Any) -> None:
+    def __init__(
+        self,
+        id: str,
+        pub: RedisClient | str | None = None,
+        sub: RedisClient | str | None = None,
+        **options: Unpack[TimerOptions],
+    ) -> None:
         self._id = check_node(id)
         valid = validate(options)
         now = valid.now
@@ -109,7 +78,7 @@ class DTimer(ScheduleClient):
         self._finalizer: Any = None
         # Re-entrant, because a signal handler that interrupts a leave may call leave itself.
         self._state_lock = threading.RLock()
-        self.nesting = Nesting()
+        self._nesting = Nesting()
         fork.watch(self)
 
     @property
@@ -158,13 +127,13 @@ class DTimer(ScheduleClient):
                 cannot run a node: uWSGI before it forks or without threads, eventlet, gevent
                 with ``thread=False``, Windows.
         """
-        leaves = self.nesting.leaves
+        leaves = self._nesting.leaves
         self._notice_fork()
         while True:
             with self._state_lock:
-                if self.nesting.joining_here:
+                if self._nesting.joining_here:
                     return
-                with self.nesting.joining:
+                with self._nesting.joining:
                     node = self._node
                     if node is None or node.ended:
                         node = self._begin(leaves)
@@ -182,11 +151,11 @@ class DTimer(ScheduleClient):
             raise UsageError(f"no node can join in this process: {reason}")
         if self._finalizer is not None:
             self._finalizer.detach()
-        node = Node(self._id, self._options, self._store, self)
+        node = Node(self._id, self._options, self._store, self._calls())
         # Assigned before the start, so that a leave() that interrupts the start finds it.
         self._node = node
         try:
-            node.start(leaving=self.nesting.leaves != leaves)
+            node.start(leaving=self._nesting.leaves != leaves)
             self._finalizer = fork.when_dropped(self, node, self._id)
             # The option may have been set during the start. Setting it also rings the bell, in case
             # a listener was added during the start.
@@ -195,6 +164,15 @@ class DTimer(ScheduleClient):
             node.abort()
             raise
         return node
+
+    def _calls(self) -> TimerCalls:
+        return TimerCalls(
+            announce=weakly(self._announce, lambda: None),
+            deliver=weakly(self._deliver, lambda: None),
+            demand=weakly(self._demand, int),
+            listens=weakly(self._listens, lambda: True),
+            close_unless_joined=weakly(self._close_unless_joined, self._store.release),
+        )
 
     def leave(self, timeout: Duration | None = None) -> None:
         """
@@ -213,12 +191,12 @@ class DTimer(ScheduleClient):
             OptionError: *timeout* is not a valid duration.
         """
         seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6
-        self.nesting.record_leave()
+        self._nesting.record_leave()
         self._notice_fork()
         with self._state_lock:
             node = self._node
             if node is None or node.ended:
-                self.close_unless_joined()
+                self._close_unless_joined()
                 return
         self._end(node, seconds)
 
@@ -226,7 +204,7 @@ class DTimer(ScheduleClient):
         node.stop(seconds)
         node.wait(None if seconds is None else seconds + 2 * self._options.timeout / 1e6 + 1)
 
-    def close_unless_joined(self) -> None:
+    def _close_unless_joined(self) -> None:
         """Close the connections that calls have opened while the node has not joined."""
         with self._state_lock:
             if self._node is None or self._node.ended:
@@ -254,9 +232,9 @@ class DTimer(ScheduleClient):
         ignored. On a thread other than the main thread no signal is caught, and this call returns
         when another thread calls `leave`.
         """
-        signals.run(self)
+        signals.run(self, self._stop_waiting)
 
-    def stop_waiting(self) -> None:
+    def _stop_waiting(self) -> None:
         """End the wait of a running `leave` for handlers."""
         if self._node is not None:
             self._node.stop(0)
@@ -270,24 +248,24 @@ class DTimer(ScheduleClient):
 
     # Overridden by subclasses
 
-    def demand(self) -> int:
+    def _demand(self) -> int:
         """Return how many events the listeners can take. Free threads are another limit."""
         return ANY_NUMBER if self.listeners("event") else 0
 
-    def listens(self) -> bool:
+    def _listens(self) -> bool:
         """Return whether there is a listener that takes events."""
         return bool(self.listeners("event"))
 
-    def deliver(self, events: list[Event]) -> list[BaseException] | None:
+    def _deliver(self, events: list[Event]) -> list[BaseException] | None:
         """
         Call the listeners of ``'event'`` with *events*; return the exceptions that they raise.
 
         The events are confirmed if the list is empty. None means that no listener was called: the
         events are then released, no attempt charged.
         """
-        return listeners.explained(self.emit_guarded("event", events))
+        return listeners.explained(self._emit_guarded("event", events))
 
-    def ring(self) -> None:
+    def _ring(self) -> None:
         """Make the node claim now, because it can take more events."""
         if self._node is not None:
             self._node.bell.ring()
@@ -309,11 +287,11 @@ class DTimer(ScheduleClient):
         if event == "event" and (node := getattr(self, "_node", None)) is not None:
             node.listened(added=added)
 
-    def after_fork(self) -> None:
+    def _after_fork(self) -> None:
         """Reset this timer in a forked child, which has not joined."""
-        super().after_fork()
+        super()._after_fork()
         self._state_lock = threading.RLock()
-        self.nesting = Nesting()
+        self._nesting = Nesting()
         node, self._node = self._node, None
         if self._finalizer is not None:
             self._finalizer.detach()
@@ -321,7 +299,7 @@ class DTimer(ScheduleClient):
             node.after_fork()
             log.info("%r was joined by the parent process; join() in this one to receive", self)
 
-    def at_exit(self) -> None:
+    def _at_exit(self) -> None:
         """Leave within ``exit_timeout``, because the interpreter is about to exit."""
         node = self._node
         if node is not None and not node.ended:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
+
+from dtimer.model.event import Event
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,3 +28,23 @@ def weakly(method: Callable[P, T], otherwise: Callable[[], T]) -> Callable[P, T]
         return otherwise() if found is None else found(*args, **kwargs)
 
     return call
+
+
+@dataclass(frozen=True, slots=True)
+class TimerCalls:
+    """
+    The methods of a timer that its joined node calls, each through a weak reference.
+
+    Attributes:
+        announce: Emits something other than events; logs the exceptions of listeners.
+        deliver: Calls the listeners of events; returns their exceptions, or None if there is none.
+        demand: Returns how many events the listeners can take.
+        listens: Returns whether there is a listener that takes events.
+        close_unless_joined: Closes the connections of a timer that has not joined.
+    """
+
+    announce: Callable[..., None]
+    deliver: Callable[[list[Event]], list[BaseException] | None]
+    demand: Callable[[], int]
+    listens: Callable[[], bool]
+    close_unless_joined: Callable[[], None]

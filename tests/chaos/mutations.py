@@ -995,7 +995,7 @@ MUTANTS = [
     _mutant(
         "a signal handler's join starts a second node within a join",
         "timer/timer.py",
-        "                if self.nesting.joining_here:\n                    return\n",
+        "                if self._nesting.joining_here:\n                    return\n",
         "",
         "tests/integration/test_interruptions.py",
     ),

@@ -35,7 +35,7 @@ def calls(timer):
         "cancel": lambda: timer.cancel("egg"),
         "join": timer.join,
         "leave": timer.leave,
-        "exit": timer.at_exit,
+        "exit": timer._at_exit,
     }
 
 

@@ -526,7 +526,7 @@ class TestStopping:
     def test_a_waiting_read_returns_none(self, queue):
         """A read that waits returns None when the queue is stopped."""
         result = in_thread(queue.read)
-        eventually(lambda: queue.wanted() == 1)
+        eventually(lambda: queue._wanted() == 1)
         queue.stop()
         assert result() is None
 
@@ -586,7 +586,7 @@ class TestStopping:
         working = in_thread(work)
         assert holding.wait(PATIENCE)
         stopping = in_thread(queue.stop)
-        eventually(lambda: queue.wanted() == 0 and queue.read(0) is None)
+        eventually(lambda: queue._wanted() == 0 and queue.read(0) is None)
         go_on.set()
         stopping()
         assert "done" == working()

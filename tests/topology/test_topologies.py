@@ -47,7 +47,7 @@ def test_a_forked_child_closes_the_connections_to_the_sentinels(sentinel):
     inherited = list(asked.connection_pool._available_connections)
     assert [True] == [c._sock is not None for c in inherited]
     # As the hook does in the child.
-    node.after_fork()
+    node._after_fork()
     assert [False] == [c._sock is not None for c in inherited]
     assert node.stats().scheduled == 1
     node.leave()

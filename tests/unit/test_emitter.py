@@ -47,7 +47,7 @@ class TestRegistering:
         assert third is emitter.once("tea", third)
         assert [first, fourth, second, third] == emitter.listeners("tea")
         for n in range(2):
-            emitter.emit_guarded("tea", n)
+            emitter._emit_guarded("tea", n)
         assert [
             ("first", 0),
             ("fourth", 0),
@@ -84,7 +84,7 @@ class TestRegistering:
         emitter.remove_listener("tea", fail)
         emitter.remove_listener("tea", fail)
         emitter.remove_listener("egg", fail)
-        assert emitter.emit_guarded("tea") is None
+        assert emitter._emit_guarded("tea") is None
 
 
 class TestEmitting:
@@ -94,14 +94,14 @@ class TestEmitting:
         self, emitter
     ):
         """The node releases an event that no listener has received."""
-        assert emitter.emit_guarded("tea") is None
+        assert emitter._emit_guarded("tea") is None
         emitter.on("tea", lambda: None)
-        assert [] == emitter.emit_guarded("tea")
+        assert [] == emitter._emit_guarded("tea")
 
     def test_a_traceback_begins_in_the_listener(self, emitter):
         """Readers of a log or a dead letter see no line of the library."""
         emitter.on("tea", fail)
-        (error,) = emitter.emit_guarded("tea")
+        (error,) = emitter._emit_guarded("tea")
         assert ["fail"] == [frame.name for frame in traceback.extract_tb(error.__traceback__)]
 
     def test_calls_all_listeners_even_if_some_raise(self, emitter):
@@ -114,7 +114,7 @@ class TestEmitting:
         emitter.on("tea", fail)
         emitter.on("tea", leave)
         emitter.on("tea", lambda: called.append(1))
-        assert [ValueError, SystemExit] == [type(e) for e in emitter.emit_guarded("tea")]
+        assert [ValueError, SystemExit] == [type(e) for e in emitter._emit_guarded("tea")]
         assert [1] == called
 
     def test_an_emission_of_a_listener_raises_in_the_listener(self, emitter):
@@ -130,17 +130,17 @@ class TestEmitting:
 
         emitter.on("tea", listen)
         emitter.on("egg", fail)
-        assert [KeyError] == [type(e) for e in emitter.emit_guarded("tea")]
+        assert [KeyError] == [type(e) for e in emitter._emit_guarded("tea")]
         assert 1 == len(caught)
 
     def test_nested_guarded_emissions_report_their_own_errors(self, emitter):
         """A mixed report would fail the wrong events."""
         inner = []
-        emitter.on("tea", lambda: inner.append(emitter.emit_guarded("egg")))
+        emitter.on("tea", lambda: inner.append(emitter._emit_guarded("egg")))
         emitter.on("tea", fail)
-        assert [ValueError] == [type(e) for e in emitter.emit_guarded("tea")]
+        assert [ValueError] == [type(e) for e in emitter._emit_guarded("tea")]
         emitter.on("egg", fail)
-        emitter.emit_guarded("tea")
+        emitter._emit_guarded("tea")
         assert inner[0] is None
         assert [ValueError] == [type(e) for e in inner[1]]
 
@@ -158,11 +158,11 @@ class TestEmitting:
 
     def test_logs_errors_of_listeners_and_errors_without_a_listener(self, emitter, caplog):
         """An announcement never raises in the node."""
-        emitter.announce("ready")
+        emitter._announce("ready")
         assert [] == caplog.records
-        emitter.announce("error", KeyError("unheard"))
+        emitter._announce("error", KeyError("unheard"))
         emitter.on("error", fail)
-        emitter.announce("error", KeyError("heard"))
+        emitter._announce("error", KeyError("heard"))
         unheard, raised = caplog.records
         assert (logging.ERROR, "'unheard'") == (unheard.levelno, unheard.message)
         assert unheard.exc_info[0] is KeyError
@@ -181,7 +181,7 @@ class TestOnce:
 
             def emit(results=results, start=start):
                 start.wait(PATIENCE)
-                results.append(emitter.emit_guarded("tea"))
+                results.append(emitter._emit_guarded("tea"))
 
             emitter.once("tea", lambda called=called: called.append(1))
             threads = [threading.Thread(target=emit) for _ in range(4)]
@@ -199,7 +199,7 @@ class TestOnce:
         (found,) = emitter._events["tea"].values()
         assert found.unwrap() is fail
         emitter._events["tea"] = {fail: found}
-        assert emitter.emit_guarded("tea") is None
+        assert emitter._emit_guarded("tea") is None
 
     def test_may_register_itself_again_for_the_next_emission(self, emitter):
         """The current emission does not call it a second time."""
@@ -211,5 +211,5 @@ class TestOnce:
 
         emitter.once("tea", listen)
         for n in range(3):
-            assert [] == emitter.emit_guarded("tea", n)
+            assert [] == emitter._emit_guarded("tea", n)
         assert [0, 1, 2] == called

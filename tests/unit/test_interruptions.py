@@ -505,7 +505,7 @@ class TestEmitter:
                 "on": lambda e=emitter: e.on("tea", lambda: None),
                 "once": lambda e=emitter: e.once("tea", lambda: None),
                 "remove": lambda e=emitter, f=first: e.remove_listener("tea", f),
-                "emit": lambda e=emitter: e.emit_guarded("tea"),
+                "emit": lambda e=emitter: e._emit_guarded("tea"),
             }
             late = lambda called=called: called.append("late")  # noqa: E731
             interruption = Interruption(n, lambda e=emitter, f=late: e.on("tea", f))
@@ -513,7 +513,7 @@ class TestEmitter:
             if interruption.where is None:
                 break
             called.clear()
-            assert [] == emitter.emit_guarded("tea"), interruption.where
+            assert [] == emitter._emit_guarded("tea"), interruption.where
             assert "late" in called, interruption.where
         assert n > 5
 
@@ -525,9 +525,9 @@ class TestEmitter:
             emitter.on("milk", lambda: None)
             inner = []
             interruption = Interruption(
-                n, lambda e=emitter, i=inner: i.append(e.emit_guarded("milk"))
+                n, lambda e=emitter, i=inner: i.append(e._emit_guarded("milk"))
             )
-            outer = interruption.during(lambda e=emitter: e.emit_guarded("tea"))
+            outer = interruption.during(lambda e=emitter: e._emit_guarded("tea"))
             if interruption.where is None:
                 break
             assert [ZeroDivisionError] == [type(e) for e in outer], interruption.where
@@ -598,7 +598,7 @@ def test_signals_are_handled_as_before_after_an_interrupted_run():
         def join(self):
             """Join."""
 
-        leave = stop_waiting = join
+        leave = join
 
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -607,7 +607,7 @@ def test_signals_are_handled_as_before_after_an_interrupted_run():
         for n in each_bytecode():
             interruption = Interruption(n, lambda: signal.raise_signal(signal.SIGINT), raises=True)
             with contextlib.suppress(KeyboardInterrupt):
-                interruption.during(lambda: signals.run(Node()))
+                interruption.during(lambda: signals.run(Node(), lambda: None))
             if interruption.where is None:
                 break
             if "put_back" in interruption.where or "_restore" in interruption.where:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from dtimer.errors import OptionError, PayloadError, PayloadTooLarge
 from dtimer.model.ids import EventId, IdGenerator, check_id, check_namespace
-from dtimer.model.options import DEFAULTS, validate
+from dtimer.model.options import validate
 from dtimer.model.payload import decode, encode
 from dtimer.model.records import Cancelled
 from dtimer.model.retry import exponential, wait_us
@@ -284,13 +284,6 @@ class TestOptions:
         """The message names the option, the given value and the expected one."""
         with pytest.raises(OptionError, match=words):
             validate(given)
-
-    def test_the_docstring_of_dtimer_names_every_option(self):
-        """An option that is not documented does not exist for users."""
-        from dtimer import DTimer
-
-        for name in DEFAULTS:
-            assert f"``{name}" in DTimer.__doc__, name
 
 
 class TestBackoff:

@@ -27,6 +27,7 @@ from dtimer.epoch import EPOCH
 from dtimer.errors import OptionError, PayloadError
 from dtimer.model.ids import check_id
 from dtimer.model.options import MOST_RETRIES, check_count
+from dtimer.model.outcomes import Reason
 from dtimer.model.payload import decode, encode
 from dtimer.model.records import DeadLetter
 from dtimer.model.schedules import ScheduleSpec, make_spec
@@ -254,7 +255,7 @@ def letter(line: dict[str, Any]) -> DeadLetter:
         id=check_id(_get(line, "id")),
         event=None,
         attempt=check_count(_get(line, "attempt"), "attempt", 0, 10**7),
-        reason=reason,
+        reason=Reason.read(reason),
         error=error,
         died=_us(_get(line, "died"), "died") / 1000,
         raw=raw,

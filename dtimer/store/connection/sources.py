@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from dtimer.errors import OptionError
+from dtimer.model.arguments import RedisClient
 from dtimer.store.connection import tls
 from dtimer.store.connection.cluster import ClusterConnection, ClusterSource
 from dtimer.store.connection.connection import Connection
@@ -104,7 +105,7 @@ def redacted(url: str) -> str:
     return f"{scheme}://{'…@' if user else ''}{place}"
 
 
-def source(given: Any, timeout: float) -> Source:
+def source(given: RedisClient | str | None, timeout: float) -> Source:
     """
     Return a source of connections for a client, a URL, or None for ``DTIMER_URL``.
 

@@ -1,0 +1,83 @@
+"""
+The emitter of a stream: type checkers know its events, and the arguments of their listeners.
+
+The overloads accept only names that are emitted. pyee's methods accept any, so type checkers
+report an override, which is ignored here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, overload
+
+from dtimer.timer import listeners
+from dtimer.timer.emitter import Emitter
+
+# The result of a listener is ignored, so it may have any type.
+OnKey = TypeVar("OnKey", bound=Callable[[str], object])
+OnError = TypeVar("OnError", bound=Callable[[Exception], object])
+OnEnd = TypeVar("OnEnd", bound=Callable[[], object])
+
+
+class StreamEmitter(Emitter):
+    """Emits the events of a `RunAt`."""
+
+    _emits = listeners.STREAM
+
+    @overload  # type: ignore[override]
+    def on(self, event: Literal["data"], f: None = None) -> Callable[[OnKey], OnKey]: ...
+    @overload
+    def on(self, event: Literal["data"], f: OnKey) -> OnKey: ...
+    @overload
+    def on(self, event: Literal["error"], f: None = None) -> Callable[[OnError], OnError]: ...
+    @overload
+    def on(self, event: Literal["error"], f: OnError) -> OnError: ...
+    @overload
+    def on(self, event: Literal["end"], f: None = None) -> Callable[[OnEnd], OnEnd]: ...
+    @overload
+    def on(self, event: Literal["end"], f: OnEnd) -> OnEnd: ...
+    def on(self, event: str, f: Any = None) -> Any:
+        """
+        Register the listener *f*; without *f*, return a decorator that does.
+
+        Raises:
+            OptionError: nothing is emitted by that name, or *f* is not callable, is a coroutine
+                function, or does not accept the arguments of its calls.
+        """
+        return super().on(event, f)
+
+    @overload  # type: ignore[override]
+    def once(self, event: Literal["data"], f: None = None) -> Callable[[OnKey], OnKey]: ...
+    @overload
+    def once(self, event: Literal["data"], f: OnKey) -> OnKey: ...
+    @overload
+    def once(self, event: Literal["error"], f: None = None) -> Callable[[OnError], OnError]: ...
+    @overload
+    def once(self, event: Literal["error"], f: OnError) -> OnError: ...
+    @overload
+    def once(self, event: Literal["end"], f: None = None) -> Callable[[OnEnd], OnEnd]: ...
+    @overload
+    def once(self, event: Literal["end"], f: OnEnd) -> OnEnd: ...
+    def once(self, event: str, f: Any = None) -> Any:
+        """Register a listener that is called once and then removed. See `on`."""
+        return super().once(event, f)
+
+    @overload  # type: ignore[override]
+    def listens_to(self, event: Literal["data"]) -> Callable[[OnKey], OnKey]: ...
+    @overload
+    def listens_to(self, event: Literal["error"]) -> Callable[[OnError], OnError]: ...
+    @overload
+    def listens_to(self, event: Literal["end"]) -> Callable[[OnEnd], OnEnd]: ...
+    def listens_to(self, event: str) -> Any:
+        """Return a decorator that registers a listener of *event*. See `on`."""
+        return super().listens_to(event)
+
+    @overload  # type: ignore[override]
+    def add_listener(self, event: Literal["data"], f: OnKey) -> OnKey: ...
+    @overload
+    def add_listener(self, event: Literal["error"], f: OnError) -> OnError: ...
+    @overload
+    def add_listener(self, event: Literal["end"], f: OnEnd) -> OnEnd: ...
+    def add_listener(self, event: str, f: Any) -> Any:
+        """Register *f* as a listener of *event*. See `on`."""
+        return super().add_listener(event, f)

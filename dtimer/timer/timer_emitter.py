@@ -1,0 +1,133 @@
+"""
+The emitter of a timer: type checkers know its events, and the arguments of their listeners.
+
+The overloads accept only names that are emitted. pyee's methods accept any, so type checkers
+report an override, which is ignored here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, overload
+
+from dtimer.model.event import Event
+from dtimer.model.records import DeadLetter
+from dtimer.timer import listeners
+from dtimer.timer.emitter import Emitter
+
+# The result of a listener is ignored, so it may have any type.
+OnEvents = TypeVar("OnEvents", bound=Callable[[list[Event]], object])
+OnError = TypeVar("OnError", bound=Callable[[Exception], object])
+OnEvent = TypeVar("OnEvent", bound=Callable[[Event], object])
+OnDeadLetter = TypeVar("OnDeadLetter", bound=Callable[[DeadLetter], object])
+OnChange = TypeVar("OnChange", bound=Callable[[], object])
+
+
+class TimerEmitter(Emitter):
+    """Emits the events of a `DTimer`."""
+
+    _emits = listeners.TIMER
+
+    @overload  # type: ignore[override]
+    def on(self, event: Literal["event"], f: None = None) -> Callable[[OnEvents], OnEvents]: ...
+    @overload
+    def on(self, event: Literal["event"], f: OnEvents) -> OnEvents: ...
+    @overload
+    def on(
+        self, event: Literal["error", "disconnected"], f: None = None
+    ) -> Callable[[OnError], OnError]: ...
+    @overload
+    def on(self, event: Literal["error", "disconnected"], f: OnError) -> OnError: ...
+    @overload
+    def on(
+        self, event: Literal["retry", "lease_lost"], f: None = None
+    ) -> Callable[[OnEvent], OnEvent]: ...
+    @overload
+    def on(self, event: Literal["retry", "lease_lost"], f: OnEvent) -> OnEvent: ...
+    @overload
+    def on(
+        self, event: Literal["dead", "expired"], f: None = None
+    ) -> Callable[[OnDeadLetter], OnDeadLetter]: ...
+    @overload
+    def on(self, event: Literal["dead", "expired"], f: OnDeadLetter) -> OnDeadLetter: ...
+    @overload
+    def on(
+        self, event: Literal["ready", "connected"], f: None = None
+    ) -> Callable[[OnChange], OnChange]: ...
+    @overload
+    def on(self, event: Literal["ready", "connected"], f: OnChange) -> OnChange: ...
+    def on(self, event: str, f: Any = None) -> Any:
+        """
+        Register the listener *f*; without *f*, return a decorator that does.
+
+        Raises:
+            OptionError: nothing is emitted by that name, or *f* is not callable, is a coroutine
+                function, or does not accept the arguments of its calls.
+        """
+        return super().on(event, f)
+
+    @overload  # type: ignore[override]
+    def once(self, event: Literal["event"], f: None = None) -> Callable[[OnEvents], OnEvents]: ...
+    @overload
+    def once(self, event: Literal["event"], f: OnEvents) -> OnEvents: ...
+    @overload
+    def once(
+        self, event: Literal["error", "disconnected"], f: None = None
+    ) -> Callable[[OnError], OnError]: ...
+    @overload
+    def once(self, event: Literal["error", "disconnected"], f: OnError) -> OnError: ...
+    @overload
+    def once(
+        self, event: Literal["retry", "lease_lost"], f: None = None
+    ) -> Callable[[OnEvent], OnEvent]: ...
+    @overload
+    def once(self, event: Literal["retry", "lease_lost"], f: OnEvent) -> OnEvent: ...
+    @overload
+    def once(
+        self, event: Literal["dead", "expired"], f: None = None
+    ) -> Callable[[OnDeadLetter], OnDeadLetter]: ...
+    @overload
+    def once(self, event: Literal["dead", "expired"], f: OnDeadLetter) -> OnDeadLetter: ...
+    @overload
+    def once(
+        self, event: Literal["ready", "connected"], f: None = None
+    ) -> Callable[[OnChange], OnChange]: ...
+    @overload
+    def once(self, event: Literal["ready", "connected"], f: OnChange) -> OnChange: ...
+    def once(self, event: str, f: Any = None) -> Any:
+        """Register a listener that is called once and then removed. See `on`."""
+        return super().once(event, f)
+
+    @overload  # type: ignore[override]
+    def listens_to(self, event: Literal["event"]) -> Callable[[OnEvents], OnEvents]: ...
+    @overload
+    def listens_to(
+        self, event: Literal["error", "disconnected"]
+    ) -> Callable[[OnError], OnError]: ...
+    @overload
+    def listens_to(self, event: Literal["retry", "lease_lost"]) -> Callable[[OnEvent], OnEvent]: ...
+    @overload
+    def listens_to(
+        self, event: Literal["dead", "expired"]
+    ) -> Callable[[OnDeadLetter], OnDeadLetter]: ...
+    @overload
+    def listens_to(
+        self, event: Literal["ready", "connected"]
+    ) -> Callable[[OnChange], OnChange]: ...
+    def listens_to(self, event: str) -> Any:
+        """Return a decorator that registers a listener of *event*. See `on`."""
+        return super().listens_to(event)
+
+    @overload  # type: ignore[override]
+    def add_listener(self, event: Literal["event"], f: OnEvents) -> OnEvents: ...
+    @overload
+    def add_listener(self, event: Literal["error", "disconnected"], f: OnError) -> OnError: ...
+    @overload
+    def add_listener(self, event: Literal["retry", "lease_lost"], f: OnEvent) -> OnEvent: ...
+    @overload
+    def add_listener(self, event: Literal["dead", "expired"], f: OnDeadLetter) -> OnDeadLetter: ...
+    @overload
+    def add_listener(self, event: Literal["ready", "connected"], f: OnChange) -> OnChange: ...
+    def add_listener(self, event: str, f: Any) -> Any:
+        """Register *f* as a listener of *event*. See `on`."""
+        return super().add_listener(event, f)

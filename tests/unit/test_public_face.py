@@ -1,0 +1,48 @@
+"""The public face: a user's editor offers what the reference describes, and no internals."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pyee.base import EventEmitter
+
+from dtimer import DTimer, RunAt
+
+REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference.rst"
+
+#: The interface of pyee, which both classes keep.
+PYEE = {name for name in dir(EventEmitter) if not name.startswith("_")}
+
+
+def public(made):
+    """Return the names that an editor offers for an object."""
+    return {name for name in dir(made) if not name.startswith("_")}
+
+
+def described(name):
+    """Return the members of a class that the reference shows."""
+    text = REFERENCE.read_text("utf-8")
+    members = re.search(rf"autoclass:: {name}\n   :members: (.+)", text)[1]
+    return {*members.split(", "), *re.findall(rf"automethod:: {name}\.(\w+)", text)}
+
+
+@pytest.mark.parametrize("make", [DTimer, RunAt], ids=lambda kind: kind.__name__)
+def test_each_public_name_is_in_the_reference_or_of_pyee(make):
+    """A name without an underscore is a promise, and cannot be changed later."""
+    made = make("tea")
+    try:
+        assert described(make.__name__) | PYEE == public(made) | PYEE
+        assert public(made) >= PYEE
+    finally:
+        made.leave() if make is DTimer else made.stop()
+
+
+def test_the_timer_of_a_queue_has_the_same_public_names():
+    """RunAt gives its timer away for inspection."""
+    queue = RunAt("tea")
+    try:
+        assert public(DTimer("tea")) == public(queue.timer)
+    finally:
+        queue.stop()
