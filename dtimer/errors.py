@@ -27,9 +27,13 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dtimer.epoch import to_datetime
+
+if TYPE_CHECKING:
+    # For type checkers alone, because the errors are a lower layer.
+    from dtimer.model.event import Event
 
 # The longest chain of causes that a pickled error keeps.
 _MOST_CAUSES = 50
@@ -131,14 +135,14 @@ class HandlerError(DTimerError):
     None if the handler had confirmed all.
     """
 
-    def __init__(self, cause: BaseException, events: Sequence[Any]) -> None:
+    def __init__(self, cause: BaseException, events: Sequence[Event]) -> None:
         ids = ", ".join(repr(ev.id) for ev in events) or "all events were already settled"
         super().__init__(f"a handler raised {type(cause).__name__}: {cause} ({ids})")
-        self.__cause__ = cause
-        self.events = list(events)
+        self.__cause__: BaseException | None = cause
+        self.events: list[Event] = list(events)
 
     @property
-    def event(self) -> Any:
+    def event(self) -> Event | None:
         """The first event that failed, or None."""
         return self.events[0] if self.events else None
 
@@ -241,7 +245,7 @@ class NotReplicated(DTimerError):
         super().__init__(
             f"{which} posted, but only {acknowledged} of {wanted} replicas acknowledged in time"
         )
-        self.ids = list(ids)
+        self.ids: list[str] = list(ids)
         self.wanted = wanted
         self.acknowledged = acknowledged
 

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -20,7 +20,7 @@ Handler = Callable[[list[Any]], Any]
 class NoHandler(click.ClickException):
     """The handler cannot be imported; the text says why."""
 
-    exit_code = ExitCode.IMPORT
+    exit_code: ClassVar[int] = ExitCode.IMPORT
 
 
 def load_handler(spec: str) -> Handler:

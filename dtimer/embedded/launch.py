@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-embedded = __file__.rpartition("/")[0]
-root = embedded.rpartition("/")[0]
-for name, path in ("dtimer", root), ("dtimer.embedded", embedded):
-    sys.modules[name] = package = ModuleType(name)
-    package.__path__ = [path]
+_embedded = __file__.rpartition("/")[0]
+_root = _embedded.rpartition("/")[0]
+for _name, _path in ("dtimer", _root), ("dtimer.embedded", _embedded):
+    sys.modules[_name] = _package = ModuleType(_name)
+    _package.__path__ = [_path]
 
 from dtimer.embedded.supervisor import main  # noqa: E402 - needs the packages above
 

@@ -53,7 +53,7 @@ class ServerProcess:
         self._die_with_parent = None if watchdog else _death_signal()
         self._watchdog = self._pipe = 0
         #: 0 if the server is not running.
-        self.pid = 0
+        self.pid: int = 0
 
     def start(self, ours: Iterable[int]) -> None:
         """Start the server. *ours* are descriptors that only the supervisor may have open."""

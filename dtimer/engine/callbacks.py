@@ -30,7 +30,7 @@ class CallbackThread(Service):
         self._emit = emit
         self._queue: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         #: How many announcements were dropped because the queue was full.
-        self.dropped = 0
+        self.dropped: int = 0
         # Re-entrant, because a signal handler that interrupts an announcement may announce, too.
         self._dropped_lock = threading.RLock()
         # The moment of a delayed call, on the monotonic clock, and the function to call.

@@ -92,10 +92,10 @@ class Claimer(Service):
         self._options = options
         self._demand = demand
         #: Whether the store answers.
-        self.connectivity = Connectivity(store.needs_operator, changed)
+        self.connectivity: Connectivity = Connectivity(store.needs_operator, changed)
         self._pid = os.getpid()
         #: How large a claim the connection can carry.
-        self.capacity = Capacity(options, announce)
+        self.capacity: Capacity = Capacity(options, announce)
         self._pipeline = Pipeline(store, listener, dispatcher, demand, self.capacity)
         self._unread: _UnreadReply | None = None
         self._heartbeat = Heartbeat(store, dispatcher, options.lease)

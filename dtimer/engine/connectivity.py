@@ -33,7 +33,7 @@ class Connectivity:
         self._pause = _FIRST_PAUSE
         self._reported: set[type] = set()
         #: Set when the first claim has been answered, or has failed.
-        self.tried = Flag()
+        self.tried: Flag = Flag()
         #: Why the last claim failed; None if it was answered.
         self.error: Exception | None = None
 

@@ -77,19 +77,19 @@ class HandlerPool(LeaseTable):
         quit: Callable[[], None],
     ) -> None:
         super().__init__(node, options, announce)
-        self.max_events = options.max_events
+        self.max_events: int = options.max_events
         self._handle = handle
         self._ring = ring
         self._store = store
         self._quit = quit
         self._inbox: queue.SimpleQueue[list[Lease] | None] = queue.SimpleQueue()
         #: The events that wait for their due time, or for a free thread.
-        self.lookahead = LookaheadQueue(options)
+        self.lookahead: LookaheadQueue = LookaheadQueue(options)
         #: How many batches a claim takes for each thread. More than one only if a due event may
         #: wait for a thread for at least `IN_ADVANCE` before it is released.
-        self.batching = Batching(allowed=self.lookahead.patience >= IN_ADVANCE)
+        self.batching: Batching = Batching(allowed=self.lookahead.patience >= IN_ADVANCE)
         #: The ids of claimed events that this process has replaced, and that must not start.
-        self.superseded_ids = SupersededIds()
+        self.superseded_ids: SupersededIds = SupersededIds()
         # Decides whether a due event may wait longer, because no other node could start it.
         self._peers = Peers(alone, self.lookahead.patience)
         # A single handler thread starts events in the order of their due times.
@@ -105,7 +105,7 @@ class HandlerPool(LeaseTable):
         # True once the node leaves: events that no handler has started are then released.
         self._releasing = False
         #: The handler threads.
-        self.threads = [
+        self.threads: list[Service] = [
             Service(f"{name}-handler-{i + 1}", self._work, lambda e: announce("error", e))
             for i in range(options.concurrency)
         ]
@@ -256,6 +256,7 @@ class HandlerPool(LeaseTable):
 
     def _fail(self, batch: list[Lease], raised: list[BaseException]) -> None:
         failed = self._reserve(batch, Verdict.RETRY)
+        events = [lease.event for lease in failed if lease.event is not None]
         text = describe(raised[0])
         for lease in failed:
             wait, trouble = lease.backoff_us()
@@ -263,6 +264,6 @@ class HandlerPool(LeaseTable):
                 self._announce("error", trouble)
             self._settle([lease.settlement(Verdict.RETRY, wait=wait, error=text)])
         for error in raised:
-            self._announce("error", HandlerError(error, [lease.event for lease in failed]))
+            self._announce("error", HandlerError(error, events))
             if not isinstance(error, Exception):
                 self._quit()

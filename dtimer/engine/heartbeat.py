@@ -37,7 +37,7 @@ class Heartbeat:
         self._leases = leases
         self._pause = lease_us / 1e6 / _BEATS
         #: When the next heartbeat is due, on the monotonic clock.
-        self.due = 0.0
+        self.due: float = 0.0
 
     def leases_began(self, sent: float) -> None:
         """Record that leases were granted to a request that was sent at *sent*."""

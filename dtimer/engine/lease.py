@@ -108,14 +108,14 @@ class Lease:
         self.event: Event | None = None
         self.started: float | None = None
         #: When the event expires, on the clock of `boottime`: it must not start later.
-        self.expires_at = math.inf
+        self.expires_at: float = math.inf
         #: True if losing this lease is expected: this process replaced the event, or sent a
         #: settlement whose reply was lost.
-        self.superseded = False
+        self.superseded: bool = False
         #: False once the handler has returned without settling the event (``auto_confirm=False``).
         self.running = True
         #: True if this node gave up waiting for another party that was settling the lease.
-        self.abandoned = False
+        self.abandoned: bool = False
         self._options = options
         self._store = store
         self._ended = ended

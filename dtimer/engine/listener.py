@@ -93,11 +93,11 @@ class Listener(Service):
         #: When a message was last received, on the monotonic clock.
         self.heard: float | None = None
         #: True while wakes are proven to arrive.
-        self.hears = False
+        self.hears: bool = False
         #: Since when wakes do not arrive, on the monotonic clock; None while they do.
         self.deaf_since: float | None = None
         #: Set when the first attempt to subscribe has succeeded or failed.
-        self.tried = Flag()
+        self.tried: Flag = Flag()
 
     def echo_due(self) -> float:
         """Return the seconds until an echo is due. The claimer asks for it with a claim."""

@@ -47,12 +47,12 @@ class LookaheadQueue:
     """
 
     def __init__(self, options: Options) -> None:
-        self.ahead_us = ahead_us(options)
+        self.ahead_us: int = ahead_us(options)
         #: The seconds that a due event waits for a free thread. Then it is released, because
         #: another node may have a free thread.
-        self.patience = self.ahead_us / 1e6
+        self.patience: float = self.ahead_us / 1e6
         #: The same if no other node has joined.
-        self.alone_patience = max(
+        self.alone_patience: float = max(
             self.patience,
             min(_ALONE_PATIENCE, options.lease / 1e6 / _LEASE_FRACTION) if self.ahead_us else 0,
         )

@@ -24,7 +24,7 @@ class Peers:
         self._answer = False
         self._trusted_seconds = trusted_seconds
         #: When the store must be asked again, on the monotonic clock.
-        self.trusted_until = 0.0
+        self.trusted_until: float = 0.0
 
     def is_alone(self) -> bool:
         """Return the reply of the store; False if it does not answer."""

@@ -49,7 +49,7 @@ class Pipeline:
         #: The request whose reply has not been received; None if there is none.
         self.request: ClaimRequest | None = None
         #: When a request was last sent, on the monotonic clock.
-        self.sent = 0.0
+        self.sent: float = 0.0
 
     @property
     def reply_outstanding(self) -> bool:

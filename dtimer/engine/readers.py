@@ -32,9 +32,9 @@ class Reading:
         self.failure: BaseException | None = None
         #: True if the read was interrupted: its key is released, and no attempt is charged.
         self.abandoned = False
-        self.reader = threading.current_thread()
-        self.arrived = Flag()
-        self.done = Flag()
+        self.reader: threading.Thread = threading.current_thread()
+        self.arrived: Flag = Flag()
+        self.done: Flag = Flag()
 
 
 class Readers:

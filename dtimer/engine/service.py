@@ -59,7 +59,7 @@ class Service:
         self._failure: BaseException | None = None
         self._failed_at = 0.0
         #: How often the body has raised an exception.
-        self.failures = 0
+        self.failures: int = 0
 
     def start(self) -> None:
         """

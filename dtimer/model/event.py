@@ -85,15 +85,15 @@ class Event(dict[str, Any]):
         missed: int = 0,
     ) -> None:
         super().__init__(payload)
-        self.schedule = schedule
-        self.nominal = nominal
-        self.missed = missed
-        self.id = id
-        self.due = due
-        self.attempt = attempt
-        self.max_retries = max_retries
-        self.lateness_ms = lateness_ms
-        self.token = token
+        self.schedule: str | None = schedule
+        self.nominal: float | None = nominal
+        self.missed: int = missed
+        self.id: str = id
+        self.due: float = due
+        self.attempt: int = attempt
+        self.max_retries: int = max_retries
+        self.lateness_ms: float = lateness_ms
+        self.token: int = token
         self._holder = holder
 
     @property

@@ -81,9 +81,9 @@ class ReplicatedCall:
         self._replicas = replicas
         self._deadline = deadline
         #: True once the operation has certainly taken effect.
-        self.done = False
+        self.done: bool = False
         self.reply: Any = None
-        self.acknowledged = 0
+        self.acknowledged: int = 0
         #: Why waiting for the replicas failed.
         self.error: StoreError | None = None
 
@@ -138,7 +138,7 @@ class PendingCall:
         self._began = time.monotonic()
         self._end = end
         #: How many bytes of an incomplete reply arrived before the failure; 0 if none.
-        self.arrived = 0
+        self.arrived: int = 0
         try:
             connection.send(script, arguments, self._began + lasts, self._began + longest)
         except BaseException as e:

@@ -45,14 +45,14 @@ class Namespace:
         now: Callable[[], int] | None = None,
     ) -> None:
         self.ns = ns
-        self.keys = Keys.of(ns)
+        self.keys: Keys = Keys.of(ns)
         self._source = source
         self._pubsub_source = pubsub_source or source
         self._scripts = ScriptClient(source, self.keys, timeout, now)
         self._timeout = timeout
         self._now = now
         self._opened = False
-        self.rollback = RollbackDetector()
+        self.rollback: RollbackDetector = RollbackDetector()
 
     def open(self) -> None:
         """

@@ -50,18 +50,18 @@ class Era:
     )
 
     def __init__(self) -> None:
-        self.born = ""
-        self.token = 0
-        self.posted = 0
+        self.born: str = ""
+        self.token: int = 0
+        self.posted: int = 0
         self.heard: int | None = None
-        self.suspect = False
-        self.missing = False
+        self.suspect: bool = False
+        self.missing: bool = False
         self.removed: int | None = None
         # Up to this total number of posts, a claim has found that none is lost.
-        self.checked = 0
+        self.checked: int = 0
         # Holds one item until a rollback is detected. The thread that removes it reports the
         # rollback, so it is reported once.
-        self.unreported = [True]
+        self.unreported: list[bool] = [True]
 
 
 class Watermarks(NamedTuple):

@@ -100,7 +100,8 @@ class Walk:
         # the monotonic clock.
         self._page_us, self._received = 0, 0.0
         #: The scores at which the iteration ends, and at which the next page begins.
-        self.end, self.next_page_at = math.inf, -math.inf
+        self.end: float = math.inf
+        self.next_page_at: float = -math.inf
         #: The ids of the current page, without those that this timer has moved since.
         self.remaining: set[str] = set()
         #: The ids and the schedules that the iteration must not yield again.

@@ -19,7 +19,7 @@ from pyee.base import EventEmitter
 from dtimer.engine.service import on_service_thread
 from dtimer.timer import fork, listeners
 
-log = logging.getLogger("dtimer")
+log: logging.Logger = logging.getLogger("dtimer")
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -16,7 +16,7 @@ class Nesting:
 
     def __init__(self) -> None:
         #: Held by the thread that joins. A lock, because an exception always releases it.
-        self.joining = threading.RLock()
+        self.joining: threading.RLock = threading.RLock()
         self._by_thread = threading.local()
 
     @property

@@ -48,7 +48,7 @@ class Node:
     """
 
     def __init__(self, id: str, options: Options, store: Store, timer: TimerCalls) -> None:
-        self.incarnation = incarnation()
+        self.incarnation: str = incarnation()
         self._options = options
         self._store = store
         self._announce = timer.announce
@@ -58,10 +58,11 @@ class Node:
         # The thread that runs start(), which cannot wait for the end meanwhile.
         self._starter: int | None = threading.get_ident()
         #: Whether the start has succeeded, and whether a stop was requested.
-        self.begun = self.leaving = False
+        self.begun: bool = False
+        self.leaving: bool = False
         self._presence = Presence(id, self._listens)
         self._node_store = NodeStore(store, self.incarnation, self._presence.entry, options)
-        self.bell = Bell()
+        self.bell: Bell = Bell()
         self._callbacks = CallbackThread(f"dtimer-callbacks-{id}", self._emit)
         self._registered = False
         self._contact = Contact(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dtimer.errors import StateRollback
 from dtimer.faultpoints import armed, reached
@@ -33,8 +33,8 @@ class NodeStore:
         self._incarnation = incarnation
         self._entry = entry
         self._options = options
-        self.extend = store.renew
-        self.needs_operator = store.needs_operator
+        self.extend: Callable[[Sequence[tuple[str, int]], int], list[bool]] = store.renew
+        self.needs_operator: Callable[[BaseException | None], bool] = store.needs_operator
         # For each rollback that is not repaired yet: how many seconds back schedules may be
         # lost. None means all of them.
         self._rollbacks: list[float | None] = []

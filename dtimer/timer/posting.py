@@ -146,11 +146,11 @@ class Chunk:
     __slots__ = ("entries", "places", "policy", "size")
 
     def __init__(self, policy: str) -> None:
-        self.policy = policy
+        self.policy: str = policy
         self.entries: list[Entry] = []
         self.places: list[int] = []
         #: About the number of bytes of the payloads.
-        self.size = 0
+        self.size: int = 0
 
     def has_room_for(self, entry: Entry) -> bool:
         """Return whether *entry* still fits into this call."""

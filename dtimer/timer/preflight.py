@@ -13,7 +13,7 @@ from dtimer.errors import StoreError
 from dtimer.store import acl
 from dtimer.store.store import Store
 
-log = logging.getLogger("dtimer")
+log: logging.Logger = logging.getLogger("dtimer")
 
 
 def check_server(store: Store) -> None:

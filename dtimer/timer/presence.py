@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 
-log = logging.getLogger("dtimer")
+log: logging.Logger = logging.getLogger("dtimer")
 
 #: Seconds before a node without a listener warns, so that a program may join first and register
 #: its listeners afterwards.
@@ -30,7 +30,7 @@ class Presence:
         self._listens = listens
         self._warned = False
         #: Whether the node has a listener, according to its entry.
-        self.listening = True
+        self.listening: bool = True
 
     def entry(self) -> str:
         """Return the entry, as JSON."""

@@ -25,7 +25,7 @@ from dtimer.timer.node import Node
 from dtimer.timer.schedules import ScheduleClient
 from dtimer.timer.weak import TimerCalls, weakly
 
-log = logging.getLogger("dtimer")
+log: logging.Logger = logging.getLogger("dtimer")
 
 
 class DTimer(ScheduleClient):

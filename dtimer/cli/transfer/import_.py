@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import click
 
@@ -36,7 +36,7 @@ _LETTERS_PER_CALL = 100
 class Unreadable(click.ClickException):
     """A line cannot be read. The lines before it have been imported."""
 
-    exit_code = ExitCode.USAGE
+    exit_code: ClassVar[int] = ExitCode.USAGE
 
 
 @click.command(

@@ -224,9 +224,9 @@ class ClusterConnection:
         self._home: Any = None
         self._connection: Any = None
         self._last_call: Any = None
-        self.sent = False
+        self.sent: bool = False
         #: See `Connection.arrived`.
-        self.arrived = 0
+        self.arrived: int = 0
 
     def run(
         self,

@@ -79,9 +79,9 @@ class Connection:
         self._connection: Any = None
         self._socket: Socket | None = None
         self._until = 0.0
-        self.sent = False
+        self.sent: bool = False
         #: How many bytes of an incomplete reply arrived before the failure; 0 if none.
-        self.arrived = 0
+        self.arrived: int = 0
 
     def run(
         self,

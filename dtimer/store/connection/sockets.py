@@ -43,11 +43,11 @@ class Socket:
         self._unread = _NOTHING
         self._failure: OSError | None = None
         #: How many bytes of the reply to the last request have arrived, if it took several reads.
-        self.arrived = 0
+        self.arrived: int = 0
         self._moving = False
         #: False once unrequested bytes have arrived. The library may have buffered some of them, so
         #: only the library can read the following replies.
-        self.fast = True
+        self.fast: bool = True
 
     def _apply_deadline(self) -> None:
         if self._failure is not None:
