@@ -50,7 +50,7 @@ def descriptions() -> dict[str, Description]:
 
 def _default(value: Any) -> str:
     if callable(value):
-        return "see right"
+        return "as described"
     if isinstance(value, timedelta):
         return f"``timedelta(days={value.days})``"
     # Numbers with underscores, as the pages write them.

@@ -21,7 +21,7 @@ RECORDS = [
 ]
 
 # "str", "bool | None", "list[str]", "Iterator[Record]", but not a sentence.
-_ONE = r"[A-Za-z_.]+(\[[\w\[\]., |…]+\])?"
+_ONE = r"[A-Za-z_.]+(\[[\w\[\]., |…\u2018\u2019]+\])?"
 _TYPE = re.compile(rf"{_ONE}( \| {_ONE})*")
 _FIELD = re.compile(
     r'<dt class="field-\w+">(Return type|Type)<span[^>]*>:</span></dt>\s*<dd[^>]*>(.*?)</dd>',
@@ -60,6 +60,7 @@ def test_sets_only_types_as_types():
         ("float | None", True),
         ("Iterator[Record]", True),
         ("dict[str, Any] | None", True),
+        ("Literal[\u2018skip\u2019, \u2018all\u2019]", True),
         ("CANCELLED, which alone is true", False),
         ("False, and nothing is changed, when no event of that id is scheduled", False),
         ("Given up", False),

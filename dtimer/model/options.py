@@ -177,7 +177,7 @@ class RunAtOptions(TypedDict, total=False):
 
     look_ahead: Annotated[Duration, Time(20, 0, 1_000)]
     """How long before its due time an event with a generated id may be claimed, and kept until
-    then. That avoids the lateness of a round trip, but a claimed event can not be cancelled. 0
+    then. That avoids the lateness of a round trip, but a claimed event cannot be cancelled. 0
     switches it off."""
 
     # At most 30 s, because the scripts recognise the repetition of a call only for a minute.

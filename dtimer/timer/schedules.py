@@ -64,7 +64,7 @@ class ScheduleClient(Client):
             max_retries: Replaces the node's ``max_retries`` for each occurrence.
 
         Returns:
-            A `Declared`, which equals its text: ``new``, ``changed`` or ``same``.
+            ``Declared.NEW``, ``CHANGED`` or ``SAME``. They equal ``new``, ``changed`` and ``same``.
 
         Raises:
             OptionError, PayloadError: an argument is not valid; raised before any I/O.

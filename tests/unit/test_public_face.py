@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from pyee.base import EventEmitter
 
+import dtimer
 from dtimer import DTimer, RunAt
+from dtimer.timer.listeners import STREAM, TIMER
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference.rst"
 
@@ -46,3 +48,28 @@ def test_the_timer_of_a_queue_has_the_same_public_names():
         assert public(DTimer("tea")) == public(queue.timer)
     finally:
         queue.stop()
+
+
+def test_the_reference_has_each_emitted_event():
+    """The tables of events are written by hand."""
+    text = REFERENCE.read_text("utf-8")
+    timer, stream = (
+        re.findall(r"^   \* - ``'(\w+)'``", part, re.MULTILINE) for part in halves(text)
+    )
+    assert sorted(TIMER) == sorted(timer)
+    assert sorted(STREAM) == sorted(stream)
+
+
+def halves(text):
+    """Return the parts of the reference about a timer, and about a stream."""
+    before, heading, after = text.partition("\nRunAt\n-----\n")
+    assert heading
+    return before, after
+
+
+@pytest.mark.parametrize("name", dtimer.__all__)
+def test_the_reference_describes_each_exported_name(name):
+    """Errors are described by their module."""
+    text = REFERENCE.read_text("utf-8")
+    error = isinstance(getattr(dtimer, name), type) and issubclass(getattr(dtimer, name), Exception)
+    assert error or re.search(rf"autoclass:: {name}\b|^``dtimer\.{name}``$", text, re.MULTILINE)

@@ -1,0 +1,140 @@
+"""
+Uses of dtimer that type checkers must accept and understand.
+
+This file is checked in the strict mode of each type checker, and never run.
+"""
+
+import json
+import queue as stdlib_queue
+from datetime import UTC, datetime, timedelta
+from typing import Unpack, assert_type
+
+import fakeredis
+import redis
+import valkey
+from redis.client import Pipeline
+from redis.cluster import ClusterPipeline, RedisCluster
+
+from dtimer import (
+    Cancelled,
+    DeadLetter,
+    Declared,
+    DTimer,
+    Duration,
+    Event,
+    EventId,
+    HandlerError,
+    IfExists,
+    Job,
+    PostItem,
+    Reason,
+    Record,
+    RunAt,
+    RunAtOptions,
+    TimerOptions,
+)
+
+# Clients and options
+for client in (redis.Redis(), redis.Redis(decode_responses=True), valkey.Valkey(), None):
+    DTimer("node-1", client)
+DTimer("node-1", fakeredis.FakeRedis(), RedisCluster())
+DTimer("node-1", "redis://localhost", lease=timedelta(seconds=5), max_run=None, now=None)
+DTimer("node-1", ns="tea", max_events=10, backoff=lambda attempt: 100 * attempt)
+RunAt("reminders", redis={"host": "localhost", "port": 6379}, lease=5_000)
+RunAt("reminders", redis=redis.Redis(), interval=timedelta(seconds=1), concurrency=4)
+
+
+class Worker(DTimer):
+    """A class of the user's own."""
+
+    def __init__(self, name: str, **options: Unpack[TimerOptions]) -> None:
+        super().__init__(name, **options)
+
+
+def stream(name: str, **options: Unpack[RunAtOptions]) -> RunAt:
+    """Pass the options on."""
+    return RunAt(name, **options)
+
+
+given: TimerOptions = {"ns": "tea", "lease": 5_000}
+timer = Worker("node-1", **given)
+queue = stream("reminders", max_retries=0)
+
+
+# Posting
+def post(delay: Duration, policy: IfExists) -> EventId:
+    """Pass the types of arguments on."""
+    return timer.post({"tea": "green"}, delay, id="tea", if_exists=policy)
+
+
+assert_type(timer.post({"tea": ["green", {"sugar": 1}]}, 200).stored, bool | None)
+timer.post(json.loads("{}"), at=datetime.now(UTC), expires=timedelta(hours=1), max_retries=0)
+
+
+def post_in(pipe: Pipeline, cluster_pipe: ClusterPipeline) -> None:
+    """Add a post to the pipelines of redis-py."""
+    timer.post({"tea": "green"}, pipe=pipe)
+    timer.post({"tea": "green"}, pipe=cluster_pipe)
+
+
+timer.post_many([({"tea": "green"}, 5), {"ev": {"tea": "black"}, "id": "tea", "at": 0}])
+items: list[PostItem] = [{"ev": {"n": n}, "delay": timedelta(seconds=n)} for n in range(3)]
+timer.post_many(items)
+timer.post_many(({"n": n}, 10 * n) for n in range(1_000))
+
+
+# Listeners
+@timer.on("event")
+def handle(events: list[Event]) -> None:
+    """Take a batch."""
+    for event in events:
+        assert_type(event.id, str)
+        assert_type(event.confirm(), bool)
+
+
+handle([])
+
+
+@timer.once("dead")
+@timer.on("expired")
+def bury(letter: DeadLetter) -> bool:
+    """Return something, which is ignored."""
+    return letter.reason == "failed" or letter.reason is Reason.EXPIRED
+
+
+@timer.on("error")
+def fail(error: Exception) -> None:
+    """Take an error apart."""
+    if isinstance(error, HandlerError) and error.event is not None:
+        assert_type(error.event, Event)
+
+
+lost: list[Event] = []
+timer.on("lease_lost", lost.append)
+timer.on("retry", lambda event: print(event.attempt))
+timer.once("ready", lambda: None)
+timer.listens_to("connected")(lambda: None)
+timer.add_listener("disconnected", fail)
+timer.remove_listener("error", fail)
+
+# Results
+assert_type(timer.every(60_000, {"tea": "green"}, id="tea", misfire="skip"), Declared)
+assert_type(timer.cron("@daily", {}, id="tea", tz="Europe/Berlin", overlap="allow"), Declared)
+if timer.every(60_000, {}, id="tea") == "same":
+    print("as before")
+if timer.cancel("tea") is Cancelled.CANCELLED:
+    print("never starts")
+for record in timer.upcoming(limit=5):
+    assert_type(record, Record)
+for schedule in timer.schedules():
+    print(schedule.misfire == "skip", schedule.id)
+
+# Streams
+keys: stdlib_queue.Queue[str] = stdlib_queue.Queue()
+queue.on("data", keys.put)
+queue.once("end", lambda: None)
+queue.write("tea", datetime.now(UTC))
+queue.write({"key": "tea", "runAt": 0})
+jobs: list[Job] = [{"key": "tea"}]
+assert_type(queue.pipe(RunAt("other")), RunAt)
+assert_type(list(queue), list[str])
