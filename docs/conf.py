@@ -37,10 +37,6 @@ default_role = "literal"
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-# Signatures with these names are shorter than with the types that they stand for.
-autodoc_type_aliases = {
-    name: name for name in ("Duration", "Moment", "Backoff", "IfExists", "Misfire", "Overlap")
-}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
