@@ -137,6 +137,11 @@ with dt:
     "docs/recurring.rst: from fakeredis import FakeRedis": Case(
         "sweep 1800000060000.0 4\n['report', 'sweep']\n"
     ),
+    "docs/reference.rst: from typing import Unpack": Case(
+        "<DTimer 'node-1' of 'tea', not joined>\n",
+        "import dtimer\n",
+        "print(worker('node-1', ns='tea'))\n",
+    ),
     "docs/runat.rst: import time": Case("first\nmiddle\nlast\n"),
     "docs/runat.rst: queue.pipe(print)                 # a callable": Case(
         "key\nkey upstairs\n", QUEUE, SHOW_QUEUE
