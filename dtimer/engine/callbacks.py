@@ -1,5 +1,5 @@
 """
-The callback thread: emits everything except ``'event'``.
+The callback thread: emits everything except ``'event'``, and writes the log.
 
 A listener of ``'error'`` may be slow, for example because it writes to a remote log. On the
 claimer's thread it would delay the renewal of leases.
@@ -18,8 +18,10 @@ from dtimer.engine.flag import Flag
 from dtimer.engine.service import Service
 from dtimer.faultpoints import armed, reached
 
-# The longest queue. A listener that never returns must not fill the memory.
+# The longest queue. A listener that never returns must not fill the memory. Calls, which write the
+# log, may fill half of it, so that a slow log causes no announcement to be dropped.
 _MOST = 10_000
+_MOST_CALLS = _MOST // 2
 
 
 class CallbackThread(Service):
@@ -44,6 +46,13 @@ class CallbackThread(Service):
         else:
             with self._dropped_lock:
                 self.dropped += 1
+
+    def call(self, function: Callable[..., None], *arguments: Any) -> bool:
+        """Queue *function* to be called. Never blocks; return False if the call was dropped."""
+        room = self._queue.qsize() < _MOST_CALLS
+        if room:
+            self._queue.put((function, *arguments))
+        return room
 
     def later(self, seconds: float, call: Callable[[], None]) -> None:
         """Run *call* on this thread in *seconds*. Replaces a call that still waits."""
@@ -77,7 +86,10 @@ class CallbackThread(Service):
             return
         if armed:
             reached("loop.callbacks")
-        self._emit(*item)
+        if callable(item[0]):
+            item[0](*item[1:])
+        else:
+            self._emit(*item)
 
     def emit_one(self) -> bool:
         """Emit the next announcement on the calling thread; return False if there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dtimer import log as messages
 from dtimer.engine.clock import ClockJumpDetector
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.heartbeat import Heartbeat
@@ -19,7 +20,7 @@ class ClaimCycle:
 
     Args:
         store: The store, as the engine uses it.
-        dispatcher: Receives the claimed events.
+        dispatcher: Receives the claimed events. Has the node's log.
         heartbeat: Is informed when leases begin.
         announce: Queues something to be emitted on the callback thread.
         reports_clock_jumps: False if the server's time is set by a test, which would look like
@@ -37,6 +38,7 @@ class ClaimCycle:
     ) -> None:
         self._store = store
         self._dispatcher = dispatcher
+        self._log = dispatcher.log
         self._heartbeat = heartbeat
         self._announce = announce
         self._clock_jumps = ClockJumpDetector() if reports_clock_jumps else None
@@ -68,6 +70,8 @@ class ClaimCycle:
         ):
             self._clock_jumped(jump)
         if reply.claims:
+            if self._log.debugging:
+                self._log.add_events(messages.CLAIMED, [claim.id for claim in reply.claims])
             self._heartbeat.leases_began(sent)
             # Before the rest: a delay here delays every event that was claimed ahead of time.
             self._dispatcher.accept(
@@ -76,8 +80,10 @@ class ClaimCycle:
             if armed:
                 reached("claim.handed")
         self._dispatcher.settled(request.settlements, reply.results)
-        for id, _ in reply.buried:
-            self._announce("buried", id)
+        if reply.buried:
+            self._log.add_events(messages.BURIED, [id for id, _ in reply.buried])
+            for id, _ in reply.buried:
+                self._announce("buried", id)
         # Stays False until register() has succeeded.
         self._registered = self._registered and reply.known
         if not self._registered:

@@ -62,7 +62,7 @@ class Claimer(Service):
         store: The store, as the engine uses it.
         bell: Ends the wait between two claims.
         listener: Knows whether wakes reach this node.
-        dispatcher: Receives the claimed events.
+        dispatcher: Receives the claimed events. Has the node's log.
         options: The node's options.
         demand: Returns how many events the listeners or readers can take.
         changed: Called with None when Redis begins to answer, and with the error when it fails.
@@ -92,7 +92,9 @@ class Claimer(Service):
         self._options = options
         self._demand = demand
         #: Whether the store answers.
-        self.connectivity: Connectivity = Connectivity(store.needs_operator, changed)
+        self.connectivity: Connectivity = Connectivity(
+            store.needs_operator, changed, dispatcher.log
+        )
         self._pid = os.getpid()
         #: How large a claim the connection can carry.
         self.capacity: Capacity = Capacity(options, announce)
@@ -137,6 +139,7 @@ class Claimer(Service):
         self._next_claim_at = 0.0
         while True:
             rung = self._bell.clear()
+            self._dispatcher.log.refresh()
             if armed:
                 reached("loop.claimer")
             with self._claiming:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dtimer import log as messages
 from dtimer.engine.flag import Flag
+from dtimer.log import Log
 from dtimer.model.jitter import between
 
 # Seconds before the next try: the shortest pause after the first error, the longest pause, and the
@@ -21,14 +23,17 @@ class Connectivity:
             next try is then made after 5 s.
         changed: Called with None when the store begins to answer, and with the error when it
             fails. In one outage it is called once for each kind of error.
+        log: The node's log.
     """
 
     def __init__(
         self,
         needs_operator: Callable[[BaseException | None], bool],
         changed: Callable[[Exception | None], None],
+        log: Log,
     ) -> None:
         self._needs_operator = needs_operator
+        self._log = log
         self._changed = changed
         self._pause = _FIRST_PAUSE
         self._reported: set[type] = set()
@@ -54,6 +59,11 @@ class Connectivity:
             self._changed(error)
         self.error = error
         self.tried.set()
+        pause = self._next_pause(error)
+        self._log.add(messages.CLAIMING_AGAIN, pause * 1000, error)
+        return pause
+
+    def _next_pause(self, error: Exception) -> float:
         if self._needs_operator(error):
             return _SLOW_PAUSE
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from dtimer import log as messages
 from dtimer.engine.batching import IN_ADVANCE, Batching
 from dtimer.engine.flag import Flag
 from dtimer.engine.lease import Lease, LeaseStore
@@ -27,6 +28,7 @@ from dtimer.engine.service import Service
 from dtimer.engine.superseded import SupersededIds
 from dtimer.errors import HandlerError
 from dtimer.faultpoints import armed, reached
+from dtimer.log import Log
 from dtimer.model.claims import Verdict
 from dtimer.model.event import Event
 from dtimer.model.options import Options
@@ -56,6 +58,7 @@ class HandlerPool(LeaseTable):
         handle: Calls every listener of ``'event'`` with a list of events. Returns the exceptions
             that they raised, or None if no listener was called.
         announce: Queues something to be emitted on the callback thread.
+        log: The node's log.
         ring: Called when a thread has become free, or a settlement is ready to be sent.
         alone: Asks the store. Returns True if no other node has joined and the namespace is not
             paused.
@@ -71,12 +74,13 @@ class HandlerPool(LeaseTable):
         options: Options,
         handle: Callable[[list[Event]], list[BaseException] | None],
         announce: Callable[..., None],
+        log: Log,
         ring: Callable[[], None],
         alone: Callable[[], bool],
         store: LeaseStore,
         quit: Callable[[], None],
     ) -> None:
-        super().__init__(node, options, announce)
+        super().__init__(node, options, announce, log)
         self.max_events: int = options.max_events
         self._handle = handle
         self._ring = ring
@@ -217,6 +221,8 @@ class HandlerPool(LeaseTable):
         for lease in batch:
             lease.started = started
         events: list[Any] = [lease.event for lease in batch]
+        if self.log.debugging:
+            self.log.add_events(messages.STARTED, [lease.claim.id for lease in batch])
         if armed:
             reached("handler.before")
         raised = self._handle(events)

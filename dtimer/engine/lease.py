@@ -96,6 +96,9 @@ class Lease:
         trusted_until: See the function of that name.
     """
 
+    #: True once the log says that this lease was lost. Set on the instance only then.
+    logged_lost = False
+
     def __init__(
         self,
         claim: Claim,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import bisect
 import itertools
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
+from dtimer import log as messages
 from dtimer.engine.lease import Lease
 from dtimer.errors import LeaseLost
+from dtimer.log import Log
 from dtimer.model.claims import Outcome, Settlement, Verdict
 from dtimer.model.options import Options
 
@@ -18,6 +20,15 @@ MOST_SETTLEMENTS = 250
 # The most characters of error text in them, because a slow connection takes long to send these.
 # Few settlements always stay below it: the handler pool bounds each text (engine/handler_pool.py).
 _MOST_TEXT, _FEW = 50_000, 20
+
+# The records of the outcomes. A stale outcome means that the lease was lost.
+_MESSAGES = {Outcome.DEAD: messages.BURIED, Outcome.CANCELLED: messages.CANCELLED}
+_DONE = {
+    (Verdict.CONFIRM, Outcome.DONE): messages.CONFIRMED,
+    (Verdict.RETRY, Outcome.DONE): messages.RETRIED,
+    (Verdict.RELEASE, Outcome.DONE): messages.RELEASED,
+    (Verdict.BURY, Outcome.DONE): messages.BURIED,
+}
 
 
 class LeaseTable:
@@ -31,9 +42,14 @@ class LeaseTable:
         node: The node's id, for messages.
         options: The node's options.
         announce: Queues something to be emitted on the callback thread.
+        log: The node's log.
     """
 
-    def __init__(self, node: str, options: Options, announce: Callable[..., None]) -> None:
+    def __init__(
+        self, node: str, options: Options, announce: Callable[..., None], log: Log
+    ) -> None:
+        #: The node's log.
+        self.log = log
         self._node = node
         self._options = options
         self._announce = announce
@@ -74,6 +90,9 @@ class LeaseTable:
 
     def settled(self, settlements: Sequence[Settlement], results: Sequence[Outcome]) -> None:
         """Record the outcomes of the settlements that a claim carried."""
+        if self.log.debugging:
+            done = zip(settlements, results, strict=False)
+            self._log_outcomes([(s.id, s.verdict, result) for s, result in done])
         unusual: list[tuple[Settlement, Outcome, Lease]] = []
         for settlement, result in zip(settlements, results, strict=False):
             lease = self._leases.pop(settlement.token, None)
@@ -83,12 +102,14 @@ class LeaseTable:
                 unusual.append((settlement, result, lease))
         for settlement, result, lease in unusual:
             stale = result is Outcome.STALE and settlement.verdict is not Verdict.RELEASE
+            if stale:
+                self._log_lost(lease)
             # Not an error if this process itself replaced or settled the event.
             if stale and lease.mark_lost() and not lease.superseded:
                 self._announce("lease_lost", lease.event)
                 lost = LeaseLost(settlement.id, self._node, settlement.token)
                 self._announce("error", lost)
-            self._ended(lease, result)
+            self._finish(lease, result)
 
     def held(self) -> list[Lease]:
         """Return the unsettled leases, except those whose handler overran ``max_run``."""
@@ -113,10 +134,34 @@ class LeaseTable:
 
     def mark_lost(self, lease: Lease) -> None:
         """Record that the server refused to renew a lease: this node no longer holds it."""
+        self._log_lost(lease)
         if lease.mark_lost() and not lease.superseded:
             self._announce("lease_lost", lease.event)
 
+    def _log_outcomes(self, outcomes: Iterable[tuple[str, Verdict, Outcome]]) -> None:
+        """Log one record for each kind of outcome."""
+        ids: dict[messages.Message, list[str]] = {}
+        for id, verdict, result in outcomes:
+            if message := _MESSAGES.get(result) or _DONE.get((verdict, result)):
+                ids.setdefault(message, []).append(id)
+        for message, some in ids.items():
+            self.log.add_events(message, some)
+
+    def _log_lost(self, lease: Lease) -> None:
+        """Log once that a lease was lost, unless this process has replaced the event."""
+        if self.log.debugging and not (lease.superseded or lease.logged_lost):
+            lease.logged_lost = True
+            self.log.add_events(messages.LEASE_LOST, [lease.claim.id])
+
     def _ended(self, lease: Lease, result: Outcome) -> None:
+        """Record the outcome of a call of `Event` that has settled *lease*."""
+        if self.log.debugging and (verdict := lease.verdict):
+            if result is Outcome.STALE:
+                self._log_lost(lease)
+            self._log_outcomes([(lease.claim.id, verdict, result)])
+        self._finish(lease, result)
+
+    def _finish(self, lease: Lease, result: Outcome) -> None:
         self._leases.pop(lease.claim.token, None)
         if result is Outcome.STALE:
             return

@@ -17,10 +17,12 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from dtimer import log as messages
 from dtimer.engine.bell import Bell
 from dtimer.engine.flag import Flag
 from dtimer.engine.service import Service
 from dtimer.faultpoints import armed, reached
+from dtimer.log import Log
 from dtimer.model.jitter import between
 
 # A claim may send an echo early, by this fraction (1/5) of the time between echoes.
@@ -66,6 +68,7 @@ class Listener(Service):
             next try is then made after 5 s.
         echo_every: The seconds of silence after which an echo is needed.
         timeout: The seconds within which an echo must arrive.
+        log: The node's log.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Listener(Service):
         needs_operator: Callable[[BaseException | None], bool],
         echo_every: float,
         timeout: float,
+        log: Log,
     ) -> None:
         super().__init__(name, self._loop, self._lost, self.close)
         self._subscribe = subscription
@@ -86,6 +90,7 @@ class Listener(Service):
         self._needs_operator = needs_operator
         self._echo_every = echo_every
         self._timeout = timeout
+        self._log = log
         self._stop_bell = Bell()
         self._opened: Subscription | None = None
         self._subscribed = False
@@ -151,6 +156,7 @@ class Listener(Service):
                     pause = _FIRST_PAUSE
                 pause = min(pause * 2, _LONGEST_PAUSE)
                 rest = _SLOW_PAUSE if self._needs_operator(e) else between(pause / 2, pause)
+                self._log.add(messages.SUBSCRIBING_AGAIN, rest * 1000, e)
             finally:
                 self._subscribed = self.hears = False
                 self._opened = None
@@ -194,6 +200,7 @@ class Listener(Service):
                 self._ring()
             elif any(":wake:" in channel for channel in channels):
                 self._ring()
+                self._log.add(messages.WAKE_HEARD)
 
     def _lost(self, error: BaseException) -> None:
         if self.deaf_since is None:

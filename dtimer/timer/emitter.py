@@ -9,17 +9,16 @@ thread of the node, and an error without a listener is logged.
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
 from pyee.base import EventEmitter
 
+from dtimer import log
 from dtimer.engine.service import on_service_thread
+from dtimer.errors import HandlerError, LeaseLost
 from dtimer.timer import fork, listeners
-
-log: logging.Logger = logging.getLogger("dtimer")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +36,13 @@ def _forked_by_listener(pid: int) -> bool:
     A child that was forked on a thread of the user continues there, as after any other fork.
     """
     return os.getpid() != pid and on_service_thread()
+
+
+def _ids(error: BaseException) -> list[str]:
+    """Return the ids of the events that *error* is about."""
+    if isinstance(error, LeaseLost):
+        return [error.id]
+    return [event.id for event in error.events] if isinstance(error, HandlerError) else []
 
 
 class _Once:
@@ -199,7 +205,12 @@ class Emitter(EventEmitter):
     def _announce(self, event: str, *args: Any) -> None:
         """Emit something from within dtimer; log the exceptions of its listeners."""
         raised = self._emit_guarded(event, *args)
+        source = self._log_source()
         if raised is None and event == "error":
-            log.error("%s", args[0], exc_info=args[0])
+            log.write(log.UNHEARD, args[0], source=source, ids=_ids(args[0]), error=args[0])
         for error in raised or ():
-            log.error("a listener of %r raised", event, exc_info=error)
+            log.write(log.LISTENER_RAISED, event, source=source, error=error)
+
+    def _log_source(self) -> log.Source:
+        """Return the node that records of the log name; overridden by subclasses."""
+        return log.Source()

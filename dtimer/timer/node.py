@@ -10,8 +10,8 @@ import contextlib
 import os
 import threading
 from collections.abc import Collection
-from typing import Any
 
+from dtimer import log as messages
 from dtimer.engine.bell import Bell
 from dtimer.engine.callbacks import CallbackThread
 from dtimer.engine.claimer import Claimer
@@ -19,12 +19,13 @@ from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.flag import Flag
 from dtimer.engine.listener import Listener
 from dtimer.errors import StateRollback, StoreError, UsageError
+from dtimer.log import Log, Source
 from dtimer.model.ids import incarnation
 from dtimer.model.options import Options
-from dtimer.model.outcomes import Reason
 from dtimer.model.records import Health
 from dtimer.store.store import Store
 from dtimer.timer import preflight
+from dtimer.timer.announcer import Announcer
 from dtimer.timer.contact import Contact
 from dtimer.timer.health import examine
 from dtimer.timer.ledger import Ledger
@@ -51,7 +52,6 @@ class Node:
         self.incarnation: str = incarnation()
         self._options = options
         self._store = store
-        self._announce = timer.announce
         self._listens = timer.listens
         self._pid = os.getpid()
         self._end = Flag()
@@ -60,16 +60,19 @@ class Node:
         #: Whether the start has succeeded, and whether a stop was requested.
         self.begun: bool = False
         self.leaving: bool = False
-        self._presence = Presence(id, self._listens)
+        announcer = Announcer(store, timer.announce)
+        self._callbacks = CallbackThread(f"dtimer-callbacks-{id}", announcer.emit)
+        self._log = Log(self._callbacks.call, Source(id, options.ns, self.incarnation))
+        self._presence = Presence(id, self._listens, self._log)
         self._node_store = NodeStore(store, self.incarnation, self._presence.entry, options)
         self.bell: Bell = Bell()
-        self._callbacks = CallbackThread(f"dtimer-callbacks-{id}", self._emit)
         self._registered = False
         self._contact = Contact(
             store,
             self._callbacks.announce,
             answered=lambda: self._claimer.answered,
             deaf_since=lambda: self._listener.deaf_since,
+            log=self._log,
         )
         timeout = options.timeout / 1e6
         self._listener = Listener(
@@ -80,6 +83,7 @@ class Node:
             needs_operator=store.needs_operator,
             echo_every=max(0.25, min(_ECHO_EVERY, 5 * options.poll_interval / 1e6)),
             timeout=timeout,
+            log=self._log,
         )
         self._dispatcher = Dispatcher(
             f"dtimer-{id}",
@@ -87,6 +91,7 @@ class Node:
             options=options,
             handle=timer.deliver,
             announce=self._callbacks.announce,
+            log=self._log,
             ring=self._claim_inline,
             alone=self._node_store.alone,
             store=Ledger(store, self._end.is_set, timer.close_unless_joined),
@@ -107,17 +112,6 @@ class Node:
 
     def _claim_inline(self) -> None:
         self._claimer.claim_inline()
-
-    def _emit(self, event: str, *arguments: Any) -> None:
-        """Emit an announcement. Runs on the callback thread, which may call Redis."""
-        if event != "buried":
-            self._announce(event, *arguments)
-            return
-        with contextlib.suppress(StoreError):
-            # None if the dead letter was revived, purged or trimmed meanwhile.
-            if letter := self._store.letter(arguments[0]):
-                kind = "expired" if letter.reason == Reason.EXPIRED else "dead"
-                self._announce(kind, letter)
 
     def rolled_back(self, error: StateRollback) -> None:
         """Report a rollback, and have this timer's lost schedules declared again soon."""
@@ -147,7 +141,9 @@ class Node:
         """
         try:
             self.leaving = self.leaving or leaving
-            for step in (self._register, self._start_threads, self._first_claim):
+            # First the thread that writes the log: registering may log warnings.
+            steps = self._callbacks.start, self._register, self._start_threads, self._first_claim
+            for step in steps:
                 if self.leaving:
                     break
                 step()
@@ -165,6 +161,7 @@ class Node:
             self._starter = None
         if not self.leaving:
             self.begun = True
+            self._log.add(messages.JOINED)
             self._callbacks.announce("ready")
             self._callbacks.later(PATIENCE, self._show_listening)
 
@@ -180,7 +177,7 @@ class Node:
                 self._store.describe(self.incarnation, self._presence.entry())
 
     def _register(self) -> None:
-        preflight.check_server(self._store)
+        preflight.check_server(self._store, self._log)
         # Set before the call. An exception from a signal handler may come right after the call,
         # and the registration must then be removed.
         self._registered = True
@@ -190,15 +187,14 @@ class Node:
             self._registered = False
             if self._store.needs_operator(e):
                 # Report all missing permissions at once, not just the first that was refused.
-                preflight.check_permissions(self._store)
+                preflight.check_permissions(self._store, self._log)
             raise
-        preflight.check_permissions(self._store)
+        preflight.check_permissions(self._store, self._log)
 
     def _start_threads(self) -> None:
         # A test's clock rings the bell when the test advances it.
         if attach := getattr(self._options.now, "attach", None):
             attach(self.bell.ring)
-        self._callbacks.start()
         self._dispatcher.start()
         self._listener.start()
         # Subscribe before the first claim, or a wake between the two would be missed. If the
@@ -270,6 +266,8 @@ class Node:
             self._deregister()
             self._listener.stop()
             self._dispatcher.stop()
+            if self.begun:
+                self._log.add(messages.LEFT)
             self._callbacks.stop()
             self._listener.join(self._options.timeout / 1e6)
             # After the deadline some handlers may still run. All other handler threads end now.

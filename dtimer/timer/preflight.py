@@ -7,33 +7,27 @@ would appear only once, and would end a program that turns warnings into errors.
 
 from __future__ import annotations
 
-import logging
-
+from dtimer import log as messages
 from dtimer.errors import StoreError
+from dtimer.log import Log
 from dtimer.store import acl
 from dtimer.store.store import Store
 
-log: logging.Logger = logging.getLogger("dtimer")
 
-
-def check_server(store: Store) -> None:
+def check_server(store: Store, log: Log) -> None:
     """Warn if the server may lose events or will reject posts."""
     about = store.about_server()
     policy = about.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
-        log.warning(
-            "this Redis evicts keys when its memory is full (maxmemory-policy %s),"
-            " and may evict all pending events at once: set it to noeviction",
-            policy,
-        )
+        log.add(messages.EVICTS, policy)
     if about.get("role", "master") != "master":
-        log.warning("this Redis is a replica, which rejects posts: connect to its master")
+        log.add(messages.REPLICA)
     version = about.get("redis_version", "7").split(".")
     if version[0].isdigit() and [int(n) for n in version[:2] if n.isdigit()] < [6, 2]:
-        log.warning("this Redis is version %s; dtimer needs 6.2 or later", ".".join(version))
+        log.add(messages.OLD_SERVER, ".".join(version))
 
 
-def check_permissions(store: Store) -> None:
+def check_permissions(store: Store, log: Log) -> None:
     """
     Warn about missing permissions of the Redis user that a node can do without.
 
@@ -47,4 +41,4 @@ def check_permissions(store: Store) -> None:
         missing_texts = "; ".join(m.text for m in fatal)
         raise StoreError(f"Redis refuses this client: {missing_texts} (ACL SETUSER <user> {rule})")
     for m in missing:
-        log.warning("Redis refuses this client: %s (ACL SETUSER <user> %s)", m.text, m.rule)
+        log.add(messages.REFUSED, m.text, m.rule)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 from collections.abc import Callable
 
-log: logging.Logger = logging.getLogger("dtimer")
+from dtimer import log as messages
+from dtimer.log import Log
 
 #: Seconds before a node without a listener warns, so that a program may join first and register
 #: its listeners afterwards.
@@ -22,9 +22,11 @@ class Presence:
     Args:
         id: The node's id.
         listens: Returns whether there is a listener that takes events.
+        log: The node's log.
     """
 
-    def __init__(self, id: str, listens: Callable[[], bool]) -> None:
+    def __init__(self, id: str, listens: Callable[[], bool], log: Log) -> None:
+        self._log = log
         self._id = id
         self._about = {"id": id, "host": socket.gethostname(), "pid": os.getpid()}
         self._listens = listens
@@ -46,11 +48,7 @@ class Presence:
         listening = self._listens()
         if not listening and not self._warned:
             self._warned = True
-            log.warning(
-                "the node %r has joined but has no listener of 'event', so it receives none:"
-                " register one with @timer.on('event')",
-                self._id,
-            )
+            self._log.add(messages.NO_LISTENER, self._id)
         outdated = listening is not self.listening
         self.listening = listening
         return outdated

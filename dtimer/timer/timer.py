@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import threading
 from collections.abc import Collection
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from dtimer import log
 from dtimer.errors import StateRollback, UsageError
 from dtimer.model.arguments import RedisClient
 from dtimer.model.event import Event
@@ -24,8 +24,6 @@ from dtimer.timer.nesting import Nesting
 from dtimer.timer.node import Node
 from dtimer.timer.schedules import ScheduleClient
 from dtimer.timer.weak import TimerCalls, weakly
-
-log: logging.Logger = logging.getLogger("dtimer")
 
 
 class DTimer(ScheduleClient):
@@ -272,6 +270,9 @@ class DTimer(ScheduleClient):
 
     # Internals
 
+    def _log_source(self) -> log.Source:
+        return log.Source(self._id, self.ns, getattr(self._node, "incarnation", None))
+
     def _note_superseded(self, ids: Collection[str], *, posted: bool) -> None:
         node = self._node
         if node is not None and not node.ended:
@@ -297,7 +298,7 @@ class DTimer(ScheduleClient):
             self._finalizer.detach()
         if node is not None and not node.ended:
             node.after_fork()
-            log.info("%r was joined by the parent process; join() in this one to receive", self)
+            log.write(log.FORKED, repr(self), source=self._log_source())
 
     def _at_exit(self) -> None:
         """Leave within ``exit_timeout``, because the interpreter is about to exit."""

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from interrupted import Interruption, each_bytecode
+from logged import Logged
 from servers import LIMIT, PATIENCE, PROMPT, eventually
 
 from dtimer.engine.batching import IN_ADVANCE
@@ -129,6 +130,7 @@ class ClaimerHarness:
         self.bell = Bell()
         self.announcements = queue.SimpleQueue()
         self.changes = queue.SimpleQueue()
+        self.log = Logged()
         self.begun = queue.SimpleQueue()
         self.go_on = threading.Semaphore(0)
         self.demand = 100
@@ -139,6 +141,7 @@ class ClaimerHarness:
             options=self.options,
             handle=self._handle,
             announce=lambda *what: self.announcements.put(what),
+            log=self.log.log,
             ring=self._ring,
             alone=self.store.alone,
             store=SimpleNamespace(),

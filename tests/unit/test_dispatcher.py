@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from interrupted import Interruption, each_bytecode
+from logged import Logged
 from servers import PATIENCE, eventually
 
 from dtimer.engine.clock import boottime
@@ -71,6 +72,7 @@ class DispatcherHarness:
         self.clock = clock
         self.store = FakeLeaseStore()
         self.announcements = queue.SimpleQueue()
+        self.log = Logged()
         self.begun = queue.SimpleQueue()
         self.go_on = threading.Semaphore(0)
         self.raised = []  # the exceptions of the listeners; None without any listener
@@ -83,6 +85,7 @@ class DispatcherHarness:
             options=validate(options),
             handle=self._handle,
             announce=lambda *what: self.announcements.put(what),
+            log=self.log.log,
             ring=self._ring,
             alone=lambda: self.alone.pop(0),
             store=self.store,

@@ -15,6 +15,7 @@ import time
 
 import pytest
 from interrupted import Interruption, each_bytecode
+from logged import Logged
 from servers import PATIENCE
 
 from dtimer import OutcomeUnknown, StoreError
@@ -152,7 +153,7 @@ class TestLeaseTable:
     def test_a_settlement_added_inside_another_call_is_sent_once(self, outer):
         """A lost confirm repeats the event; a second one reports a lost lease."""
         for n in each_bytecode():
-            table = LeaseTable("node", OPTIONS, lambda *a: None)
+            table = LeaseTable("node", OPTIONS, lambda *a: None, Logged().log)
             table._settle([Settlement("a", 1, Verdict.CONFIRM)])
             taken = []
             acts = {
@@ -174,7 +175,7 @@ class TestLeaseTable:
     def test_leases_may_change_inside_an_iteration(self, outer):
         """A signal handler may settle and post while the leases are iterated."""
         for n in each_bytecode():
-            table = LeaseTable("node", OPTIONS, lambda *a: None)
+            table = LeaseTable("node", OPTIONS, lambda *a: None, Logged().log)
             leases = [a_lease(i) for i in range(3)]
             table._add(leases)
             acts = {

@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from logged import Logged
 from servers import LIMIT, PATIENCE, PROMPT, eventually
 
 from dtimer.engine.bell import Bell
@@ -62,6 +63,7 @@ class ListenerHarness:
         self._fails = list(fails)
         self._made = queue.SimpleQueue()
         self.changes = queue.SimpleQueue()
+        self.log = Logged()
         self.rings = 0
         self.listener = Listener(
             "dtimer-listener",
@@ -71,6 +73,7 @@ class ListenerHarness:
             needs_operator=lambda e: isinstance(e, tuple(slow)),
             echo_every=echo_every,
             timeout=patience,
+            log=self.log.log,
         )
 
     def _make(self):
@@ -350,6 +353,7 @@ class TestLoss:
             needs_operator=lambda error: False,
             echo_every=1.0,
             timeout=1.0,
+            log=Logged().log,
         )
         listener._loop(stopping)
         assert [1] == in_child

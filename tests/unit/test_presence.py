@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import json
-import logging
 
+from logged import Logged
+
+from dtimer import log
 from dtimer.timer.presence import Presence
 
 
-def test_a_node_without_a_listener_warns_once(caplog):
+def test_a_node_without_a_listener_warns_once():
     """
     The log has the warning once, not with every check.
 
     The node's entry says it as long as it holds.
     """
     listens = [False]
-    presence = Presence("node-1", lambda: listens[0])
-    with caplog.at_level(logging.WARNING, logger="dtimer"):
-        assert presence.outdated()
-        assert not presence.outdated()
-        assert {"id": "node-1", "listening": False}.items() <= json.loads(presence.entry()).items()
-        listens[0] = True
-        assert presence.outdated()
-        assert "listening" not in json.loads(presence.entry())
-        listens[0] = False
-        assert presence.outdated()
-    (record,) = caplog.records
-    assert "the node 'node-1' has joined but has no listener of 'event'" in record.getMessage()
+    logged = Logged()
+    presence = Presence("node-1", lambda: listens[0], logged.log)
+    assert presence.outdated()
+    assert not presence.outdated()
+    assert {"id": "node-1", "listening": False}.items() <= json.loads(presence.entry()).items()
+    listens[0] = True
+    assert presence.outdated()
+    assert "listening" not in json.loads(presence.entry())
+    listens[0] = False
+    assert presence.outdated()
+    assert [(log.NO_LISTENER, ("node-1",), [])] == logged.records
 
 
-def test_a_node_with_a_listener_has_the_short_entry(caplog):
+def test_a_node_with_a_listener_has_the_short_entry():
     """The usual entry stays short and is not written again."""
-    presence = Presence("node-1", lambda: True)
+    logged = Logged()
+    presence = Presence("node-1", lambda: True, logged.log)
     assert not presence.outdated()
     assert {"id", "host", "pid"} == set(json.loads(presence.entry()))
-    assert [] == caplog.records
+    assert [] == logged.records

@@ -1,0 +1,214 @@
+"""
+The log: every message that dtimer logs, and the way of a node's records to the logger ``dtimer``.
+
+Rule 1: only the callback thread of a node calls the logging module. The other threads queue a
+record. A logging handler holds a lock while it writes. A signal handler may interrupt such a write
+and call ``leave``, which waits for the node's threads. A thread that waits for the lock would then
+never end. Only the wait for the callback thread has a time limit. A slow handler also delays no
+claim and no renewal of a lease.
+
+Rule 2: while debug records are off, each step of an event costs the test of one attribute.
+
+Rule 3: no record contains a payload, and an address is shown without its credentials.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+logger = logging.getLogger("dtimer")
+
+
+class Message(NamedTuple):
+    """The level and the constant text of a record."""
+
+    level: int
+    text: str
+
+
+CLAIMED = Message(logging.DEBUG, "claimed %d event(s): %s")
+STARTED = Message(logging.DEBUG, "started %d event(s): %s")
+CONFIRMED = Message(logging.DEBUG, "confirmed %d event(s): %s")
+RETRIED = Message(logging.DEBUG, "to be retried: %d event(s): %s")
+RELEASED = Message(logging.DEBUG, "released %d event(s): %s")
+BURIED = Message(logging.DEBUG, "dead letters: %d event(s): %s")
+CANCELLED = Message(logging.DEBUG, "not retried, because cancelled: %d event(s): %s")
+LEASE_LOST = Message(logging.DEBUG, "lost the lease of %d event(s): %s")
+WAKE_HEARD = Message(logging.DEBUG, "heard a wake")
+CLAIMING_AGAIN = Message(logging.DEBUG, "the claim failed; reconnecting in %d ms: %s")
+SUBSCRIBING_AGAIN = Message(logging.DEBUG, "the subscription failed; reconnecting in %d ms: %s")
+
+JOINED = Message(logging.INFO, "joined")
+LEFT = Message(logging.INFO, "left")
+OUTAGE_BEGAN = Message(logging.INFO, "outage began: Redis at %s does not answer: %s")
+OUTAGE_ENDED = Message(logging.INFO, "outage ended after %.1f s: Redis at %s answers again")
+DEAF = Message(logging.INFO, "wakes do not arrive; events are found by polling: %s")
+HEARS = Message(logging.INFO, "wakes arrive again")
+FORKED = Message(logging.INFO, "%s was joined by the parent process; join() in this one to receive")
+
+NO_LISTENER = Message(
+    logging.WARNING,
+    "the node %r has joined but has no listener of 'event', so it receives none:"
+    " register one with @timer.on('event')",
+)
+EVICTS = Message(
+    logging.WARNING,
+    "this Redis evicts keys when its memory is full (maxmemory-policy %s),"
+    " and may evict all pending events at once: set it to noeviction",
+)
+REPLICA = Message(
+    logging.WARNING, "this Redis is a replica, which rejects posts: connect to its master"
+)
+OLD_SERVER = Message(logging.WARNING, "this Redis is version %s; dtimer needs 6.2 or later")
+REFUSED = Message(logging.WARNING, "Redis refuses this client: %s (ACL SETUSER <user> %s)")
+DROPPED = Message(
+    logging.WARNING, "%d log record(s) were dropped, because logging is slower than the node"
+)
+
+UNHEARD = Message(logging.ERROR, "%s")
+LISTENER_RAISED = Message(logging.ERROR, "a listener of %r raised")
+
+#: All of them. A test compares them with the table in docs/logging.rst.
+MESSAGES: dict[str, Message] = {
+    name: value for name, value in list(globals().items()) if isinstance(value, Message)
+}
+
+
+class Source(NamedTuple):
+    """The node of a record. ``incarnation`` is None if it has not joined."""
+
+    node: str | None = None
+    ns: str | None = None
+    incarnation: str | None = None
+
+
+class Call(Protocol):
+    """Runs a function on the callback thread."""
+
+    def __call__(self, function: Any, *arguments: Any) -> bool:
+        """Queue the call; return False if it was dropped instead."""
+        ...
+
+
+class Log:
+    """
+    Queues the records of one node. Safe for any thread, and for signal handlers.
+
+    Args:
+        call: Runs a function on the callback thread of the node.
+        source: Describes the node.
+    """
+
+    def __init__(self, call: Call, source: Source) -> None:
+        self._call = call
+        self._source = source
+        #: Whether debug records are wanted, as of the last `refresh`.
+        self.debugging = False
+        self._failed = False
+        self._dropped = 0
+        # Re-entrant, because a signal handler that interrupts a dropped record may drop another.
+        self._dropped_lock = threading.RLock()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """
+        Look up whether debug records are wanted.
+
+        ``isEnabledFor`` would cache the answer, but takes the lock of the logging module.
+        """
+        self.debugging = (
+            logger.getEffectiveLevel() <= logging.DEBUG
+            and not logger.disabled
+            and logger.manager.disable < logging.DEBUG
+        )
+
+    def add(self, message: Message, *arguments: object, ids: Sequence[str] = ()) -> None:
+        """
+        Queue a record.
+
+        Args:
+            message: The level and the text of the record.
+            arguments: The arguments of the text.
+            ids: The ids of the events that the record is about.
+        """
+        if message.level <= logging.DEBUG and not self.debugging:
+            return
+        if not self._call(self._write, message, arguments, ids, time.time()):
+            with self._dropped_lock:
+                self._dropped += 1
+
+    def add_events(self, message: Message, ids: Sequence[str]) -> None:
+        """Queue one record for all events of *ids*."""
+        self.add(message, len(ids), ", ".join(ids), ids=ids)
+
+    def _write(
+        self, message: Message, arguments: tuple[object, ...], ids: Sequence[str], at: float
+    ) -> None:
+        try:
+            if self._dropped:
+                with self._dropped_lock:
+                    dropped, self._dropped = self._dropped, 0
+                write(DROPPED, dropped, source=self._source)
+            write(message, *arguments, source=self._source, ids=ids, at=at)
+        except Exception:
+            # A logging handler or filter raised. The callback thread emits the first exception as
+            # an 'error'. After each exception it pauses, which would delay other listeners.
+            if not self._failed:
+                self._failed = True
+                raise
+
+
+def write(
+    message: Message,
+    *arguments: object,
+    source: Source,
+    ids: Sequence[str] = (),
+    at: float | None = None,
+    error: BaseException | None = None,
+) -> None:
+    """
+    Log a record on the calling thread, if its level is enabled.
+
+    Args:
+        message: The level and the text of the record.
+        arguments: The arguments of the text.
+        source: Describes the node.
+        ids: The ids of the events that the record is about.
+        at: When it happened, in seconds since the epoch; None for now.
+        error: An exception whose traceback belongs to the record.
+    """
+    if not logger.isEnabledFor(message.level):
+        return
+    record = logger.makeRecord(
+        logger.name,
+        message.level,
+        __file__,
+        0,
+        message.text,
+        tuple(map(_printable, arguments)),
+        None if error is None else (type(error), error, error.__traceback__),
+        extra=_fields(source, ids),
+    )
+    if at is not None:
+        record.relativeCreated -= (record.created - at) * 1000
+        record.created, record.msecs = at, int(at % 1 * 1000)
+    logger.handle(record)
+
+
+def _fields(source: Source, ids: Sequence[str]) -> Mapping[str, object]:
+    # Each record has all four, because a format that names a missing one fails.
+    return {**source._asdict(), "event_ids": list(ids)}
+
+
+def _printable(argument: object) -> object:
+    """Return *argument* so that its text stays on one line: any client of Redis can write an id."""
+    if isinstance(argument, int | float):
+        return argument
+    text = str(argument)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,0 +1,36 @@
+"""Emit what a node announces."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from dtimer.errors import StoreError
+from dtimer.model.outcomes import Reason
+from dtimer.store.store import Store
+
+
+class Announcer:
+    """
+    Emits the announcements of a node on its callback thread, where a call of Redis may wait.
+
+    Args:
+        store: Returns the dead letter of an event.
+        announce: Calls the listeners.
+    """
+
+    def __init__(self, store: Store, announce: Callable[..., None]) -> None:
+        self._store = store
+        self._announce = announce
+
+    def emit(self, event: str, *arguments: Any) -> None:
+        """Emit *event*; for an event that was buried, emit ``'dead'`` or ``'expired'``."""
+        if event != "buried":
+            self._announce(event, *arguments)
+            return
+        with contextlib.suppress(StoreError):
+            # None if the dead letter was revived, purged or trimmed meanwhile.
+            if letter := self._store.letter(arguments[0]):
+                kind = "expired" if letter.reason == Reason.EXPIRED else "dead"
+                self._announce(kind, letter)
