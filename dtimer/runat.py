@@ -16,6 +16,7 @@ from typing import Self, TypeVar, Unpack
 from dtimer.engine.flag import Flag
 from dtimer.engine.readers import Readers, Reading, Returned
 from dtimer.errors import OptionError, UsageError
+from dtimer.log import Source
 from dtimer.model import summary
 from dtimer.model.arguments import Job, KeySink, RedisAddress, RedisClient
 from dtimer.model.event import Event
@@ -107,6 +108,9 @@ class RunAt(StreamEmitter):
     def timer(self) -> DTimer:
         """The timer underneath, with its `DTimer.peek`, `DTimer.dead` and `DTimer.stats`."""
         return self._timer
+
+    def _log_source(self) -> Source:
+        return self._timer._log_source()
 
     def _after_fork(self) -> None:
         """Reset the queue in a forked child: it has no readers, and holds no keys."""

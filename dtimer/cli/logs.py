@@ -10,10 +10,14 @@ from typing import Any
 
 from dtimer.cli.output import Output, escaped, moment
 from dtimer.errors import HandlerError
+from dtimer.log import Source
 
 LEVELS = ("debug", "info", "warning", "error")
 
 _log = logging.getLogger("dtimer.cli")
+
+# The fields of the library's records (docs/logging.rst).
+_FIELDS = (*Source._fields, "event_ids")
 
 
 class _Lines(logging.Formatter):
@@ -38,6 +42,7 @@ class _Objects(logging.Formatter):
             "logger": record.name,
             "text": record.getMessage(),
         }
+        line |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

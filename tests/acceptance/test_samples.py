@@ -84,6 +84,12 @@ with RunAt("second-floor") as upstairs:
     print(upstairs.read(), "upstairs")
 """
 
+SHOW_LOG = """
+dt.on("event", print)
+with dt:
+    pass
+"""
+
 
 class Case(NamedTuple):
     """The lines before and after a sample, and the output of the whole program."""
@@ -112,6 +118,15 @@ with dt:
     ),
     "docs/internals.rst: from dtimer.faultpoints import arm": Case(
         "{}\n", "import os, signal\n", "from dtimer.faultpoints import armed\nprint(armed)\n"
+    ),
+    "docs/logging.rst: import logging.config": Case(
+        "INFO node-1: joined\nINFO node-1: left\n", NODE, SHOW_LOG
+    ),
+    "docs/logging.rst: import json": Case(
+        '{"level": "INFO", "text": "joined", "node": "node-1", "ns": "dt", "event_ids": []}\n'
+        '{"level": "INFO", "text": "left", "node": "node-1", "ns": "dt", "event_ids": []}\n',
+        NODE,
+        SHOW_LOG,
     ),
     "docs/quickstart.rst: from threading import Event": Case("hello, attempt 1\n"),
     "docs/quickstart.rst: for letter in dt.dead():": Case(

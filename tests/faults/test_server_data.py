@@ -86,6 +86,7 @@ class TestEviction:
         """An operator can change the policy before it loses events."""
         watch.client.config_set("maxmemory-policy", "allkeys-lru")
         watch.node()
+        eventually(lambda: watch.gauges.lines)
         (line,) = watch.gauges.lines
         assert "maxmemory-policy allkeys-lru" in line
 

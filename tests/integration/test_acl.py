@@ -454,6 +454,8 @@ def joined(url, ns, caplog):
         with contextlib.suppress(StoreError):
             node.post({"n": 1})
             assert {"n": 1} == caught.next()[0]
+        # Only then the callback thread has written all records.
+        node.leave(0)
         told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
         if not told:
             told = [str(errors.next())]
