@@ -22,6 +22,9 @@ from typing import Any, NamedTuple, Protocol
 
 logger = logging.getLogger("dtimer")
 
+# Seconds between two checks of whether debug records are wanted. Each claim would be too often.
+_FRESH = 0.5
+
 
 class Message(NamedTuple):
     """The level and the constant text of a record."""
@@ -108,6 +111,8 @@ class Log:
         self._source = source
         #: Whether debug records are wanted, as of the last `refresh`.
         self.debugging = False
+        #: When to call `refresh` again, on the monotonic clock.
+        self.fresh_until = 0.0
         self._failed = False
         self._dropped = 0
         # Re-entrant, because a signal handler that interrupts a dropped record may drop another.
@@ -125,6 +130,7 @@ class Log:
             and not logger.disabled
             and logger.manager.disable < logging.DEBUG
         )
+        self.fresh_until = time.monotonic() + _FRESH
 
     def add(self, message: Message, *arguments: object, ids: Sequence[str] = ()) -> None:
         """

@@ -67,6 +67,15 @@ class TestLog:
         )
         assert "no tea" in told["traceback"]
 
+    def test_as_json_a_record_of_the_library_has_its_fields(self, listen, timer):
+        """A log service finds all records of an event by its id, and all of a node by its name."""
+        with listen("--log", "debug", "--quiet", "--json") as node:
+            timer.post({}, id="tea")
+            told = json.loads(node.find("confirmed", "stderr"))
+            assert 0 == node.end(signal.SIGTERM)
+        assert ("dtimer", ["tea"], timer.ns) == (told["logger"], told["event_ids"], told["ns"])
+        assert {"node", "incarnation"} < set(told)
+
     def test_lines_below_the_level_are_not_logged(self, listen, timer):
         """Lines below the level are not logged."""
         with listen("--log", "error", "--quiet") as node:

@@ -206,7 +206,7 @@ class TestTrouble:
 
 
 class TestLaws:
-    """What holds for every record, and for every program that logs."""
+    """Rules for every record, and for every program that logs."""
 
     def test_no_record_contains_a_secret(self, tcp_server, records):
         """

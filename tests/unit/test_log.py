@@ -25,7 +25,7 @@ from dtimer.timer.emitter import Emitter
 
 OPTIONS = validate({})
 
-#: What a level of the table in docs/logging.rst is called.
+#: The names of the levels in the table of docs/logging.rst.
 LEVELS = {getattr(logging, name.upper()): name for name in ("debug", "info", "warning", "error")}
 
 
