@@ -14,8 +14,8 @@ Rule 3: no record contains a payload, and an address is shown without its creden
 
 from __future__ import annotations
 
+import itertools
 import logging
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -114,9 +114,10 @@ class Log:
         #: When to call `refresh` again, on the monotonic clock.
         self.fresh_until = 0.0
         self._failed = False
-        self._dropped = 0
-        # Re-entrant, because a signal handler that interrupts a dropped record may drop another.
-        self._dropped_lock = threading.RLock()
+        # A count, because a signal handler that interrupts a dropped record may drop another.
+        self._drops = itertools.count()
+        self._dropped = False
+        self._drops_seen = 0
         self.refresh()
 
     def refresh(self) -> None:
@@ -144,8 +145,8 @@ class Log:
         if message.level <= logging.DEBUG and not self.debugging:
             return
         if not self._call(self._write, message, arguments, ids, time.time()):
-            with self._dropped_lock:
-                self._dropped += 1
+            next(self._drops)
+            self._dropped = True
 
     def add_events(self, message: Message, ids: Sequence[str]) -> None:
         """Queue one record for all events of *ids*."""
@@ -156,9 +157,7 @@ class Log:
     ) -> None:
         try:
             if self._dropped:
-                with self._dropped_lock:
-                    dropped, self._dropped = self._dropped, 0
-                write(DROPPED, dropped, source=self._source)
+                self._write_drops()
             write(message, *arguments, source=self._source, ids=ids, at=at)
         except Exception:
             # A logging handler or filter raised. The callback thread emits the first exception as
@@ -166,6 +165,15 @@ class Log:
             if not self._failed:
                 self._failed = True
                 raise
+
+    def _write_drops(self) -> None:
+        # First the flag: a record that is dropped from now on sets it again.
+        self._dropped = False
+        drops = next(self._drops)
+        # Reading the count has advanced it.
+        dropped, self._drops_seen = drops - self._drops_seen, drops + 1
+        if dropped:
+            write(DROPPED, dropped, source=self._source)
 
 
 def write(

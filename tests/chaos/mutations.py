@@ -1048,4 +1048,27 @@ MUTANTS = [
         "if (wish := of_signal_handler(e)) is not None and not isinstance(e, Exception):",
         "tests/faults/test_transport_process.py",
     ),
+    _mutant(
+        "the threads of a node write to the log themselves",
+        "log.py",
+        "        if not self._call(self._write, message, arguments, ids, time.time()):\n"
+        "            next(self._drops)\n"
+        "            self._dropped = True\n",
+        "        self._write(message, arguments, ids, time.time())\n",
+        "tests/integration/test_log.py",
+    ),
+    _mutant(
+        "a slow log drops the announcements of a node",
+        "engine/callbacks.py",
+        "_MOST_CALLS = _MOST // 2",
+        "_MOST_CALLS = _MOST",
+        "tests/unit/test_log.py",
+    ),
+    _mutant(
+        "a lost lease is logged each time that it is found",
+        "engine/leases.py",
+        "            lease.logged_lost = True\n",
+        "",
+        "tests/unit/test_log.py",
+    ),
 ]

@@ -306,6 +306,18 @@ with dt:
             log.logger.setLevel(logging.DEBUG)
             eventually(lambda: timer.post({}) and records.of(log.CLAIMED))
 
+    def test_a_slow_log_delays_no_event(self, make):
+        """A log on a full disk or a slow network must not make events late."""
+        timer = make(poll_interval=50)
+        caught = Catch(timer, "event")
+        with kept() as records, timer:
+            with records.lock:
+                for _ in range(5):
+                    timer.post({})
+                    caught.next()
+            eventually(lambda: records.of(log.CONFIRMED))
+        assert 5 == sum(len(record.event_ids) for record in records.of(log.STARTED))
+
     @pytest.mark.parametrize("lock", ["handler", "module"])
     def test_a_leave_in_a_signal_handler_does_not_wait_for_the_lock_of_a_log(self, make, lock):
         """
@@ -333,15 +345,3 @@ with dt:
                 one(records, log.LEFT)
         finally:
             signal.signal(signal.SIGUSR1, before)
-
-    def test_a_slow_log_delays_no_event(self, make):
-        """A log on a full disk or a slow network must not make events late."""
-        timer = make(poll_interval=50)
-        caught = Catch(timer, "event")
-        with kept() as records, timer:
-            with records.lock:
-                for _ in range(5):
-                    timer.post({})
-                    caught.next()
-            eventually(lambda: records.of(log.CONFIRMED))
-        assert 5 == sum(len(record.event_ids) for record in records.of(log.STARTED))

@@ -26,6 +26,7 @@ from dtimer.engine.leases import LeaseTable
 from dtimer.engine.lookahead import LookaheadQueue
 from dtimer.engine.readers import Readers, Reading
 from dtimer.engine.superseded import SupersededIds
+from dtimer.log import CLAIMED, LEFT
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
 from dtimer.model.ids import IdGenerator
 from dtimer.model.options import validate
@@ -534,6 +535,29 @@ class TestEmitter:
             assert [ZeroDivisionError] == [type(e) for e in outer], interruption.where
             assert [[]] == inner, interruption.where
         assert n > 5
+
+
+class TestLog:
+    """The records of a node's log."""
+
+    @pytest.mark.parametrize("accepts", [True, False], ids=["queued", "dropped"])
+    def test_a_record_added_inside_another_is_kept_or_counted(self, accepts):
+        """
+        A signal handler that leaves logs while another record is added.
+
+        The log takes no lock that another thread may hold, and loses no record.
+        """
+        for n in each_bytecode():
+            logged = Logged(debugging=True, accepts=accepts)
+            interruption = Interruption(n, lambda logged=logged: logged.log.add(LEFT))
+            interruption.during(lambda logged=logged: logged.log.add_events(CLAIMED, ["a"]))
+            added = 1 if interruption.where is None else 2
+            kept = len(logged.records)
+            assert (added if accepts else 0) == kept, interruption.where
+            assert added == kept + next(logged.log._drops), interruption.where
+            if interruption.where is None:
+                break
+        assert n > 10
 
 
 class TestRollbackDetector:
