@@ -200,7 +200,8 @@ class Listener(Service):
                 self._ring()
             elif any(":wake:" in channel for channel in channels):
                 self._ring()
-                self._log.add(messages.WAKE_HEARD)
+                if self._log.debugging:
+                    self._log.add(messages.WAKE_HEARD)
 
     def _lost(self, error: BaseException) -> None:
         if self.deaf_since is None:
