@@ -139,8 +139,6 @@ class Claimer(Service):
         self._next_claim_at = 0.0
         while True:
             rung = self._bell.clear()
-            if time.monotonic() >= self._dispatcher.log.fresh_until:
-                self._dispatcher.log.refresh()
             if armed:
                 reached("loop.claimer")
             with self._claiming:

@@ -26,7 +26,7 @@ class Pipeline:
     Args:
         store: The store, as the engine uses it.
         listener: Waits for the echoes that claims send.
-        dispatcher: Decides how much to claim, and has the settlements.
+        dispatcher: Decides how much to claim. Has the settlements and the log of the node.
         demand: Returns how many events the listeners or readers can take.
         capacity: Limits the bytes of a claim.
     """
@@ -42,6 +42,7 @@ class Pipeline:
         self._store = store
         self._listener = listener
         self._dispatcher = dispatcher
+        self._log = dispatcher.log
         self._demand = demand
         self._capacity = capacity
         self._seq = 0
@@ -86,6 +87,8 @@ class Pipeline:
             request.resends += 1
         self.request = request
         self.sent = time.monotonic()
+        if self.sent >= self._log.fresh_until:
+            self._log.refresh()
         if request.echo and not request.resends:
             # Before the request is sent, because the echo may be heard before this thread runs
             # again. Only for the first try: if its reply alone was lost, the server sends no
