@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-logger = logging.getLogger("dtimer")
+logger: logging.Logger = logging.getLogger("dtimer")
 
 # Seconds between two checks of whether debug records are wanted. Each claim would be too often.
 _FRESH = 0.5
@@ -110,9 +110,9 @@ class Log:
         self._call = call
         self._source = source
         #: Whether debug records are wanted, as of the last `refresh`.
-        self.debugging = False
+        self.debugging: bool = False
         #: When to call `refresh` again, on the monotonic clock.
-        self.fresh_until = 0.0
+        self.fresh_until: float = 0.0
         self._failed = False
         # A count, because a signal handler that interrupts a dropped record may drop another.
         self._drops = itertools.count()

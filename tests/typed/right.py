@@ -89,6 +89,8 @@ def handle(events: list[Event]) -> None:
     """Take a batch."""
     for event in events:
         assert_type(event.id, str)
+        assert_type(event.due_at, datetime)
+        assert_type(event.nominal_at, datetime | None)
         assert_type(event.confirm(), bool)
 
 
@@ -99,6 +101,7 @@ handle([])
 @timer.on("expired")
 def bury(letter: DeadLetter) -> bool:
     """Return something, which is ignored."""
+    assert_type(letter.died_at, datetime)
     return letter.reason == "failed" or letter.reason is Reason.EXPIRED
 
 
@@ -126,7 +129,9 @@ if timer.cancel("tea") is Cancelled.CANCELLED:
     print("never starts")
 for record in timer.upcoming(limit=5):
     assert_type(record, Record)
+    assert_type(record.due_at, datetime)
 for schedule in timer.schedules():
+    assert_type(schedule.last_at, datetime | None)
     print(schedule.misfire == "skip", schedule.id)
 
 # Streams
