@@ -91,12 +91,10 @@ class Claimer(Service):
         self._dispatcher = dispatcher
         self._options = options
         self._demand = demand
-        #: Whether the store answers.
-        self.connectivity: Connectivity = Connectivity(
-            store.needs_operator, changed, dispatcher.log
-        )
         self._pid = os.getpid()
-        #: How large a claim the connection can carry.
+        log = dispatcher.log
+        #: Whether the store answers, and how large a claim the connection can carry.
+        self.connectivity: Connectivity = Connectivity(store.needs_operator, changed, log)
         self.capacity: Capacity = Capacity(options, announce)
         self._pipeline = Pipeline(store, listener, dispatcher, demand, self.capacity)
         self._unread: _UnreadReply | None = None

@@ -33,8 +33,7 @@ class Client(TimerEmitter):
         super().__init__()
         self._options = options
         self._store = store
-        if options.wait_replicas and not store.replicable:
-            raise OptionError("an embedded server has no replicas; leave wait_replicas at 0")
+        self._replicas(options.wait_replicas)
         # A weak reference: the store must not keep a timer alive that the user has dropped.
         reference = weakref.WeakMethod(self._rolled_back)
         store.rollback.on_rollback = lambda error: (report := reference()) and report(error)
@@ -119,9 +118,8 @@ class Client(TimerEmitter):
         )
         if pipe is not None:
             if not callable(getattr(pipe, "execute_command", None)):
-                raise OptionError(
-                    f"pipe must be a pipeline of a Redis client, not {type(pipe).__name__}"
-                )
+                given = type(pipe).__name__
+                raise OptionError(f"pipe must be a pipeline of a Redis client, not {given}")
             if wait_replicas:
                 raise OptionError("wait_replicas cannot wait in a pipe; send WAIT after it")
             self._store.post_in(pipe, [posting.entry], posting.policy)
@@ -157,8 +155,7 @@ class Client(TimerEmitter):
                 # The generated id exists already, and the call has stored nothing.
                 entries = [e._replace(id=self._new_id()) if e.id == taken else e for e in entries]
             raise StoreError(f"Redis reports every generated id as taken, the last one {taken!r}")
-        kept = self._post_named(entries, policy, replicas)
-        return event_ids(entries, kept)
+        return event_ids(entries, self._post_named(entries, policy, replicas))
 
     def _post_named(self, entries: list[Entry], policy: str, replicas: int) -> frozenset[str]:
         if policy in {"replace", "latest", "earliest"}:
