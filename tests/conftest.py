@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
+import sys
 import uuid
 
 import pytest
@@ -19,10 +21,14 @@ from dtimer.testing import Catch
 settings.register_profile("dtimer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dtimer")
 
+#: The standard error of the process. During a test, pytest captures that of the test.
+_STDERR = pytest.StashKey[int]()
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config):
     """Set the time limit of a test, and the signal handling that child processes inherit."""
+    config.stash[_STDERR] = os.dup(sys.__stderr__.fileno())
     if "DTIMER_TEST_TIMEOUT" in os.environ and config.getoption("timeout", None) is None:
         config.option.timeout = LIMIT
     # On a slow machine, events that a `Catch` waits for are slow too.
@@ -33,6 +39,20 @@ def pytest_configure(config):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    """
+    End the process if the teardown of a test hangs. If it is a worker, xdist starts another one.
+
+    pytest-timeout limits the teardown of a test that passed, but not of a test that failed.
+    """
+    faulthandler.dump_traceback_later(LIMIT, exit=True, file=item.config.stash[_STDERR])
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def pytest_xdist_auto_num_workers():

@@ -1,0 +1,50 @@
+"""The time limit of the tests themselves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from servers import PATIENCE
+
+TESTS = Path(__file__).parents[1]
+
+PROGRAM = """
+import threading
+
+import pytest
+
+@pytest.fixture
+def hanging():
+    yield
+    threading.Event().wait()
+
+def test_fails(hanging):
+    assert False
+"""
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_run_ends_if_the_teardown_of_a_failed_test_hangs(tmp_path, workers):
+    """
+    pytest-timeout takes its limit away when a test has failed.
+
+    Without a second limit, a fixture that waits for ever would hang the whole run, and the output
+    would not name the test.
+    """
+    (tmp_path / "test_inner.py").write_text(PROGRAM)
+    words = ["-p", "conftest", "-p", "no:cacheprovider", "-p", "no:valkey", "-n", workers, "."]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *words],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "DTIMER_TEST_TIMEOUT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE,
+        check=False,
+    )
+    assert 1 == run.returncode
+    assert "in hanging" in run.stderr
+    if workers == "1":
+        assert "crashed while running" in run.stdout
