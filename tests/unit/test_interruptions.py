@@ -8,6 +8,8 @@ part. No call waits for its own thread, and no item is lost or found twice.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import itertools
 import signal
 import threading
@@ -37,16 +39,89 @@ from dtimer.timer.emitter import Emitter
 OPTIONS = validate({})
 
 
-class FakeLeaseStore:
-    """A store that settles everything it is asked to, or fails."""
+class NoMoreBytecodes(Exception):
+    """The call has ended before the bytecode at which it should be interrupted."""
 
-    def __init__(self):
+
+class Interrupt:
+    """Interrupts the one call of a test, before the bytecode number *at*."""
+
+    def __init__(self, at, *, raises):
+        self.at = at
+        self._raises = raises
+        self.where = None
+
+    def __call__(self, call, handler):
+        """Run *call* and, inside it, *handler*; return the result of *call*."""
+        interruption = Interruption(self.at, handler, raises=self._raises)
+        try:
+            return interruption.during(call)
+        finally:
+            self.where = interruption.where
+            if self.where is None:
+                raise NoMoreBytecodes
+
+
+def at_each_bytecode(*, more_than, raises=False):
+    """
+    Run a test again and again: its call is interrupted at the first bytecode, then at the second,
+    and so on to its end. The last argument of the test is an `Interrupt`, which it calls once.
+
+    Args:
+        more_than: The call has more bytecodes than this, or its code was not interrupted at all.
+        raises: The handler raises; see `Interruption`.
+    """
+
+    def decorate(test):
+        @functools.wraps(test)
+        def run(*arguments, **fixtures):
+            for at in each_bytecode():
+                interrupt = Interrupt(at, raises=raises)
+                try:
+                    test(*arguments, interrupt=interrupt, **fixtures)
+                except NoMoreBytecodes:
+                    break
+                except Exception as e:
+                    e.add_note(f"interrupted at {interrupt.where}")
+                    raise
+            assert at > more_than
+
+        # Without its last parameter, which pytest would take for a fixture.
+        signature = inspect.signature(test)
+        run.__signature__ = signature.replace(parameters=[*signature.parameters.values()][:-1])
+        return run
+
+    return decorate
+
+
+class Alarm(Exception):
+    """The exception of a signal handler."""
+
+
+def raise_alarm():
+    raise Alarm
+
+
+def result_on_another_thread(call):
+    """Return what *call* returns on another thread. A call that hangs fails the test."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    (result,) = results
+    return result
+
+
+class FakeLeaseStore:
+    """A store that settles everything it is asked to, or raises the given errors first."""
+
+    def __init__(self, *errors):
         self.settled = []
-        self.failures = []
+        self._errors = list(errors)
 
     def settle(self, settlements):
-        if self.failures:
-            raise self.failures.pop()
+        if self._errors:
+            raise self._errors.pop()
         self.settled += settlements
         return [Outcome.DONE] * len(settlements)
 
@@ -54,29 +129,29 @@ class FakeLeaseStore:
         return [True] * len(held)
 
 
-def a_lease(token, store=None, id=None):
-    claim = Claim(id or f"e{token}", token, 1, 1_000 * token, 1_000 * token, 3, b"{}")
+def a_lease(token, store=None):
+    claim = Claim(f"e{token}", token, 1, 1_000 * token, 1_000 * token, 3, b"{}")
     return Lease(claim, OPTIONS, store or FakeLeaseStore(), lambda lease, result: None, 0.0)
 
 
-def test_ids_ascend_and_are_unique():
-    """
-    A signal handler that posts takes an id inside the making of another.
+def a_lease_table():
+    return LeaseTable("node", OPTIONS, lambda *a: None, Logged().log)
 
-    A duplicate id would replace an event.
-    """
+
+def a_confirm(token):
+    return [Settlement(f"e{token}", token, Verdict.CONFIRM)]
+
+
+@at_each_bytecode(more_than=10)
+def test_ids_ascend_and_are_unique(interrupt):
+    """A signal handler may post while an id is made. A duplicate id would replace an event."""
     generate = IdGenerator()
-    for n in each_bytecode():
-        before, inner = generate(), []
-        interruption = Interruption(n, lambda inner=inner: inner.append(generate()))
-        outer = interruption.during(generate)
-        if interruption.where is None:
-            break
-        after = generate()
-        assert 4 == len({before, outer, after, *inner}), interruption.where
-        assert before < min(outer, *inner), interruption.where
-        assert after > max(outer, *inner), interruption.where
-    assert n > 10
+    before, inner = generate(), []
+    outer = interrupt(generate, lambda: inner.append(generate()))
+    after = generate()
+    assert 4 == len({before, outer, after, *inner})
+    assert before < min(outer, *inner)
+    assert after > max(outer, *inner)
 
 
 class TestLookaheadQueue:
@@ -84,268 +159,184 @@ class TestLookaheadQueue:
 
     @pytest.mark.parametrize("inner", ["clear", "clear one", "take", "give up", "add"])
     @pytest.mark.parametrize("outer", ["clear", "clear one", "take", "give up", "add"])
-    def test_each_event_is_removed_exactly_once(self, outer, inner):
-        """
-        A lost event would hold its lease for ever.
+    @at_each_bytecode(more_than=10)
+    def test_each_event_is_removed_exactly_once(self, outer, inner, interrupt):
+        """A lost event keeps its lease for ever. One removed twice starts after its release."""
+        waiting = LookaheadQueue(OPTIONS)
+        tokens = itertools.count(100)
+        added, removed = [a_lease(i) for i in range(4)], []
 
-        An event removed twice would start after it was released.
-        """
-        for n in each_bytecode():
-            early = LookaheadQueue(OPTIONS)
-            tokens = itertools.count(100)
-            added, gone = [], []
+        def add():
+            more = [a_lease(next(tokens)) for _ in range(2)]
+            added.extend(more)
+            waiting.add(more, 0.0)
 
-            def act(
-                name, early=early, tokens=tokens, added=added, gone=gone
-            ):  # each round has its own
-                if name == "add":
-                    more = [a_lease(next(tokens)) for _ in range(2)]
-                    added.extend(more)
-                    early.add(more, 0.0)
-                elif name == "clear":
-                    gone.extend(early.remove())
-                elif name == "clear one":
-                    gone.extend(early.remove({"e2"}))
-                else:
-                    gone.extend(early.pop_due(2) if name == "take" else early.pop_overdue(0))
-
-            kept = [a_lease(i) for i in range(4)]
-            early.add(kept, 0.0)
-            interruption = Interruption(n, lambda act=act: act(inner))
-            interruption.during(lambda act=act: act(outer))
-            if interruption.where is None:
-                break
-            gone += early.remove()
-            assert sorted(h.claim.token for h in kept + added) == sorted(
-                h.claim.token for h in gone
-            ), interruption.where
-            assert 0 == len(early)
-        assert n > 10
+        calls = {
+            "add": add,
+            "clear": lambda: removed.extend(waiting.remove()),
+            "clear one": lambda: removed.extend(waiting.remove({"e2"})),
+            "take": lambda: removed.extend(waiting.pop_due(2)),
+            "give up": lambda: removed.extend(waiting.pop_overdue(0)),
+        }
+        waiting.add(list(added), 0.0)
+        interrupt(calls[outer], calls[inner])
+        removed += waiting.remove()
+        assert sorted(x.claim.token for x in added) == sorted(x.claim.token for x in removed)
+        assert 0 == len(waiting)
 
 
-class TestSupersededIds:
-    """Ids that are posted while claims are under way."""
-
-    @pytest.mark.parametrize("outer", ["begin", "since", "add"])
-    def test_an_id_added_inside_any_call_is_found_by_the_next(self, outer):
-        """A lost id would let a replaced event start."""
-        for n in each_bytecode():
-            reposts = SupersededIds()
-            reposts.begin(1)
-            reposts.add(["old"])
-            reposts.begin(2)
-            acts = {
-                "begin": lambda r=reposts: r.begin(3),
-                "since": lambda r=reposts: r.since(2),
-                "add": lambda r=reposts: r.add(["more"]),
-            }
-            interruption = Interruption(n, lambda r=reposts: r.add(["tea", "old"]))
-            interruption.during(acts[outer])
-            if interruption.where is None:
-                break
-            assert {"tea", "old"} <= reposts.since(2), interruption.where
-        assert n > 5
+@pytest.mark.parametrize(
+    "outer",
+    [lambda ids: ids.begin(3), lambda ids: ids.since(2), lambda ids: ids.add(["more"])],
+    ids=["begin", "since", "add"],
+)
+@at_each_bytecode(more_than=5)
+def test_an_id_superseded_inside_any_call_is_found_by_the_next(outer, interrupt):
+    """A lost id would let a replaced event start."""
+    superseded = SupersededIds()
+    superseded.begin(1)
+    superseded.add(["old"])
+    superseded.begin(2)
+    interrupt(lambda: outer(superseded), lambda: superseded.add(["tea", "old"]))
+    assert {"tea", "old"} <= superseded.since(2)
 
 
 class TestLeaseTable:
     """The leases of a node, and its unsent settlements."""
 
-    @pytest.mark.parametrize("outer", ["take", "settle"])
-    def test_a_settlement_added_inside_another_call_is_sent_once(self, outer):
+    @pytest.mark.parametrize(("outer", "tokens"), [("take", [1, 3]), ("settle", [1, 2, 3])],
+                             ids=["take", "settle"])  # fmt: skip
+    @at_each_bytecode(more_than=5)
+    def test_a_settlement_added_inside_another_call_is_sent_once(self, outer, tokens, interrupt):
         """A lost confirm repeats the event; a second one reports a lost lease."""
-        for n in each_bytecode():
-            table = LeaseTable("node", OPTIONS, lambda *a: None, Logged().log)
-            table._settle([Settlement("a", 1, Verdict.CONFIRM)])
-            taken = []
-            acts = {
-                "take": lambda b=table, t=taken: t.extend(b.take_settlements()),
-                "settle": lambda b=table: b._settle([Settlement("b", 2, Verdict.CONFIRM)]),
-            }
-            interruption = Interruption(
-                n, lambda b=table: b._settle([Settlement("c", 3, Verdict.CONFIRM)])
-            )
-            interruption.during(acts[outer])
-            if interruption.where is None:
-                break
-            taken += table.take_settlements()
-            expected = [1, 3] if outer == "take" else [1, 2, 3]
-            assert expected == sorted(s.token for s in taken), interruption.where
-        assert n > 5
+        table, taken = a_lease_table(), []
+        table._settle(a_confirm(1))
+        calls = {
+            "take": lambda: taken.extend(table.take_settlements()),
+            "settle": lambda: table._settle(a_confirm(2)),
+        }
+        interrupt(calls[outer], lambda: table._settle(a_confirm(3)))
+        taken += table.take_settlements()
+        assert tokens == sorted(settlement.token for settlement in taken)
 
-    @pytest.mark.parametrize("outer", ["superseded", "held", "stuck"])
-    def test_leases_may_change_inside_an_iteration(self, outer):
+    @pytest.mark.parametrize(
+        "iterate",
+        [lambda table: table.superseded({"e1"}), LeaseTable.held, LeaseTable.stuck],
+        ids=["superseded", "held", "stuck"],
+    )
+    @at_each_bytecode(more_than=5)
+    def test_leases_may_change_inside_an_iteration(self, iterate, interrupt):
         """A signal handler may settle and post while the leases are iterated."""
-        for n in each_bytecode():
-            table = LeaseTable("node", OPTIONS, lambda *a: None, Logged().log)
-            leases = [a_lease(i) for i in range(3)]
-            table._add(leases)
-            acts = {
-                "superseded": lambda b=table: b.superseded({"e1"}),
-                "held": table.held,
-                "stuck": table.stuck,
-            }
+        table, leases = a_lease_table(), [a_lease(i) for i in range(3)]
+        table._add(leases)
 
-            def handler(table=table, leases=leases):
-                table._remove(leases[:1])
-                table._add([a_lease(7)])
-                table.superseded({"e2"})
+        def settle_and_post():
+            table._remove(leases[:1])
+            table._add([a_lease(7)])
+            table.superseded({"e2"})
 
-            interruption = Interruption(n, handler)
-            interruption.during(acts[outer])
-            if interruption.where is None:
-                break
-            assert leases[2].superseded, interruption.where
-            assert {1, 2, 7} == {h.claim.token for h in table.held()}
-        assert n > 5
+        interrupt(lambda: iterate(table), settle_and_post)
+        assert leases[2].superseded
+        assert {1, 2, 7} == {lease.claim.token for lease in table.held()}
 
 
 class TestLease:
     """Which of two callers settles an event."""
 
-    def test_exactly_one_of_two_nested_calls_reserves(self):
+    @at_each_bytecode(more_than=5)
+    def test_exactly_one_of_two_nested_calls_reserves(self, interrupt):
         """If both did, two outcomes would be sent."""
-        for n in each_bytecode():
-            lease, won = a_lease(1), []
-            interruption = Interruption(
-                n, lambda h=lease, w=won: w.append(h.reserve(Verdict.RELEASE))
-            )
-            won.append(interruption.during(lambda h=lease: h.reserve(Verdict.CONFIRM)))
-            if interruption.where is None:
-                break
-            assert [False, True] == sorted(won), interruption.where
-        assert n > 5
+        lease, reserved = a_lease(1), []
+
+        def reserve():
+            reserved.append(lease.reserve(Verdict.CONFIRM))
+
+        interrupt(reserve, reserve)
+        assert [False, True] == sorted(reserved)
 
     def test_a_confirm_inside_a_confirm_succeeds_or_is_unknown(self):
-        """
-        The inner confirm settles the event, finds it settled, or raises `OutcomeUnknown`.
+        """The inner call neither waits for the outer one for ever, nor returns a wrong answer."""
+        inner_results = set()
 
-        It neither waits for ever nor returns a wrong answer.
-        """
-        outcomes = set()
-        for n in each_bytecode():
+        @at_each_bytecode(more_than=5)
+        def trial(interrupt):
             store = FakeLeaseStore()
             lease, inner = a_lease(1, store), []
 
-            def handler(lease=lease, inner=inner):
+            def confirm():
                 try:
                     inner.append(lease.confirm())
                 except OutcomeUnknown:
                     inner.append("unknown")
 
-            interruption = Interruption(n, handler)
-            outer = interruption.during(lease.confirm)
-            if interruption.where is None:
-                break
-            assert outer is True, interruption.where
-            assert inner in ([True], ["unknown"]), interruption.where
-            assert 1 == len(store.settled), interruption.where
-            outcomes.add(inner[0])
-        assert {True, "unknown"} == outcomes
+            assert interrupt(lease.confirm, confirm) is True
+            assert inner in ([True], ["unknown"])
+            assert 1 == len(store.settled)
+            inner_results.update(inner)
 
-    def test_an_exception_inside_a_confirm_leaves_no_lock(self):
-        """The next caller, on another thread, can settle the event."""
+        trial()
+        assert {True, "unknown"} == inner_results
 
-        class Alarm(Exception):
-            pass
+    @at_each_bytecode(more_than=20)
+    def test_an_exception_inside_a_confirm_leaves_no_lock(self, interrupt):
+        """The next caller, on another thread, can settle the event, or finds it settled."""
+        lease = a_lease(1)
+        with contextlib.suppress(Alarm):
+            interrupt(lease.confirm, raise_alarm)
+        result_on_another_thread(lambda: lease.reserve(Verdict.RETRY))
 
-        def ring():
-            raise Alarm
-
-        for n in each_bytecode():
-            store = FakeLeaseStore()
-            lease = a_lease(1, store)
-            interruption = Interruption(n, ring)
-            with contextlib.suppress(Alarm):
-                interruption.during(lease.confirm)
-            if interruption.where is None:
-                break
-            locked = []
-            other = threading.Thread(
-                target=lambda h=lease, x=locked: x.append(h.reserve(Verdict.RETRY))
-            )
-            other.start()
-            other.join(PATIENCE)
-            assert not other.is_alive(), interruption.where
-            # One of the two calls has settled it.
-            assert locked, interruption.where
-        assert n > 20
-
-    def test_the_longest_of_two_extensions_counts(self):
-        """A signal handler that extends a lease within an extension is heeded by the heartbeats."""
-        for n in each_bytecode():
-            lease = a_lease(1)
-            interruption = Interruption(n, lambda h=lease: h.extend(3_600_000))
-            interruption.during(lambda h=lease: h.extend(60_000))
-            if interruption.where is None:
-                break
-            assert lease.lease_us(time.monotonic()) > 3_000_000_000, interruption.where
-        assert n > 20
+    @at_each_bytecode(more_than=20)
+    def test_the_longest_of_two_extensions_counts(self, interrupt):
+        """A heartbeat must not renew the lease for less than the handler has asked for."""
+        lease = a_lease(1)
+        interrupt(lambda: lease.extend(60_000), lambda: lease.extend(3_600_000))
+        assert lease.lease_us(time.monotonic()) > 3_000_000_000
 
     def test_an_interrupted_failure_keeps_no_thread_waiting(self, monkeypatch):
         """
         The store refuses a confirm, and an exception interrupts the handling of that error. The
-        next caller takes over the settling, or leaves it to the end of the lease, at once.
+        next caller settles the event, or leaves it to the end of the lease, at once.
         """
-
-        class Alarm(Exception):
-            pass
-
-        def ring():
-            raise Alarm
-
-        # An interrupted `set` of a flag: the next caller waits for this long, and then gives up.
+        # If the `set` of a flag was interrupted, the next caller waits for this long, and gives up.
         monkeypatch.setattr(Lease, "_longest_wait", 0.0)
-        abandoned = 0
-        for n in each_bytecode():
-            store = FakeLeaseStore()
-            store.failures.append(StoreError("refused"))
-            lease = a_lease(1, store)
-            interruption = Interruption(n, ring, raises=True)
+        abandoned = []
+
+        @at_each_bytecode(more_than=5, raises=True)
+        def trial(interrupt):
+            lease = a_lease(1, FakeLeaseStore(StoreError("refused")))
             with contextlib.suppress(Alarm, StoreError):
-                interruption.during(lease.confirm)
-            if interruption.where is None:
-                break
-            taken = []
-            other = threading.Thread(
-                target=lambda h=lease, x=taken: x.append(h.reserve(Verdict.RETRY)), daemon=True
-            )
-            other.start()
-            other.join(PATIENCE)
-            assert taken == [not lease.abandoned], interruption.where
-            abandoned += lease.abandoned
-        assert n > 5
-        assert abandoned, "no exception came before the entry was removed"
+                interrupt(lease.confirm, raise_alarm)
+            reserved = result_on_another_thread(lambda: lease.reserve(Verdict.RETRY))
+            assert reserved is not lease.abandoned
+            abandoned.append(lease.abandoned)
+
+        trial()
+        assert any(abandoned), "no exception came before the entry was removed"
 
 
 class TestFlag:
     """The flag that threads wait for."""
 
-    def test_a_set_inside_a_set_or_a_wait_ends_the_wait(self):
+    @at_each_bytecode(more_than=3)
+    def test_a_set_inside_a_set_sets_the_flag(self, interrupt):
+        """A signal handler may set a flag that its thread is setting."""
+        flag = Flag()
+        interrupt(flag.set, flag.set)
+        assert flag.is_set()
+
+    @at_each_bytecode(more_than=20)
+    def test_a_set_inside_a_wait_ends_the_wait(self, interrupt):
         """A signal handler may set the flag that its own thread waits for."""
-        for n in each_bytecode():
-            flag = Flag()
-            interruption = Interruption(n, flag.set)
-            interruption.during(flag.set)
-            if interruption.where is None:
-                break
-            assert flag.is_set()
-        assert n > 3
-        for n in each_bytecode():
-            flag = Flag()
-            interruption = Interruption(n, flag.set)
-            # After so many bytecodes the handler may come too late to end the wait.
-            if n < 20:
-                assert interruption.during(lambda f=flag: f.wait(PATIENCE)), interruption.where
-            else:
-                interruption.during(lambda f=flag: f.wait(0.001))
-            if interruption.where is None:
-                break
-        assert n > 20
+        flag = Flag()
+        # After 20 bytecodes the handler may come too late to end the wait.
+        if interrupt.at < 20:
+            assert interrupt(lambda: flag.wait(PATIENCE), flag.set)
+        else:
+            interrupt(lambda: flag.wait(0.001), flag.set)
 
     def test_set_wakes_every_waiting_thread(self):
-        """A wait that times out returns False."""
-        flag = Flag()
-        woken = []
+        """A wait that times out returns False, and one that the flag ends returns True."""
+        flag, woken = Flag(), []
         threads = [
             threading.Thread(target=lambda: woken.append(flag.wait(PATIENCE))) for _ in range(3)
         ]
@@ -359,14 +350,11 @@ class TestFlag:
         assert [] == flag._waiters
 
     def test_a_long_wait_is_split_into_slices_of_a_second(self, monkeypatch):
-        """
-        If a signal comes just before the thread blocks, Python handles it only when
-        the wait ends.
-        """
+        """If a signal comes just before the thread blocks, Python handles it after that wait."""
         flag, waits = Flag(), []
         lock = threading.Lock
 
-        class Watched:
+        class LockOfShortWaits:
             def __init__(self):
                 self._lock = lock()
 
@@ -379,77 +367,57 @@ class TestFlag:
             def release(self):
                 pass
 
-        monkeypatch.setattr(threading, "Lock", Watched)
+        monkeypatch.setattr(threading, "Lock", LockOfShortWaits)
         assert flag.wait()
         assert all(0 < seconds <= 1 for seconds in waits[1:])
 
-    def test_an_exception_inside_a_set_or_a_wait_leaves_no_lock(self):
-        """The flag works as before."""
+    @pytest.mark.parametrize("call", [Flag.set, lambda flag: flag.wait(0)], ids=["set", "wait"])
+    @at_each_bytecode(more_than=3)
+    def test_an_exception_inside_a_call_leaves_no_lock(self, call, interrupt):
+        """Otherwise the next call would hang."""
+        flag = Flag()
+        with contextlib.suppress(Alarm):
+            interrupt(lambda: call(flag), raise_alarm)
+        flag.set()
+        assert flag.wait(0)
 
-        class Alarm(Exception):
-            pass
 
-        def ring():
-            raise Alarm
+class Key:
+    """The event of a key that is handed to a reader."""
 
-        for name in ("set", "wait"):
-            for n in each_bytecode():
-                flag = Flag()
-                interruption = Interruption(n, ring)
-                with contextlib.suppress(Alarm):
-                    interruption.during(
-                        lambda f=flag, name=name: f.set() if name == "set" else f.wait(0)
-                    )
-                if interruption.where is None:
-                    break
-                flag.set()
-                assert flag.wait(0)
+    id = "k"
 
 
 class TestReaders:
     """Threads that wait for a key."""
 
-    def test_an_interrupted_reader_receives_no_more_keys(self):
+    @at_each_bytecode(more_than=20)
+    def test_an_interrupted_reader_receives_no_more_keys(self, interrupt):
         """The key would be held, and its lease renewed, for ever."""
+        readers, reading, stopped = Readers(), Reading(), Flag()
 
-        class Alarm(Exception):
-            pass
-
-        def ring():
-            raise Alarm
-
-        class Key:
-            id = "k"
-
-        def read(readers, reading, stopped):
+        def read():
             try:
                 readers.read(reading, 0.001, lambda: None, stopped)
             except BaseException:
                 readers.abandon(reading)
                 raise
 
-        for n in each_bytecode():
-            readers, reading, stopped = Readers(), Reading(), Flag()
-            interruption = Interruption(n, ring)
-            with contextlib.suppress(Alarm):
-                interruption.during(lambda r=(readers, reading, stopped): read(*r))
-            if interruption.where is None:
-                break
-            assert 0 == len(readers), interruption.where
-            assert readers.hand_over(Key(), stopped) is None, interruption.where
-        assert n > 20
+        with contextlib.suppress(Alarm):
+            interrupt(read, raise_alarm)
+        assert 0 == len(readers)
+        assert readers.hand_over(Key(), stopped) is None
 
     def test_a_stop_during_a_handover_releases_the_key(self):
         """
-        A stop that comes just before a key is noted does not find it. The key is released all the
-        same: the interrupted reader and the handler thread would wait for each other.
+        A stop that comes just before a key is noted does not find that key. Unless the key is
+        released all the same, the interrupted reader and the handler thread wait for each other.
         """
+        readers, reading = Readers(), Reading()
+        readers._waiting.append(reading)
 
-        class Key:
-            id = "k"
-
-        class Stopped(Flag):
-            """Is set by another thread right after the first look at it."""
+        class SetAfterFirstLook(Flag):
+            """Another thread sets this flag, right after the first look at it."""
 
             def is_set(self):
                 before = super().is_set()
@@ -458,38 +426,28 @@ class TestReaders:
                     readers.end_waits()
                 return before
 
-        readers, reading, handed = Readers(), Reading(), []
-        readers._waiting.append(reading)
-        thread = threading.Thread(
-            target=lambda: handed.append(readers.hand_over(Key(), Stopped())), daemon=True
-        )
-        thread.start()
-        thread.join(PATIENCE)
-        assert [None] == handed
+        stopped = SetAfterFirstLook()
+        assert result_on_another_thread(lambda: readers.hand_over(Key(), stopped)) is None
         assert reading.arrived.is_set()
         assert reading.event is None
         assert not readers.confirm("k")
 
     def test_releases_a_key_that_an_interrupted_reader_already_has(self):
-        """The release costs no attempt."""
-
-        class Key:
-            id = "k"
-
+        """The reader cannot return the key, and the release does not count as an attempt."""
         readers, reading, stopped = Readers(), Reading(), Flag()
-        handed = []
+        confirmed = []
 
-        def begun():
+        def hand_over_and_abandon():
             thread = threading.Thread(
-                target=lambda: handed.append(readers.hand_over(Key(), stopped))
+                target=lambda: confirmed.append(readers.hand_over(Key(), stopped))
             )
             thread.start()
             assert reading.arrived.wait(PATIENCE)
             readers.abandon(reading)
             thread.join(PATIENCE)
 
-        readers.read(reading, 0, begun, stopped)
-        assert [None] == handed
+        readers.read(reading, 0, hand_over_and_abandon, stopped)
+        assert [None] == confirmed
         assert not readers.confirm("k")
 
 
@@ -497,125 +455,93 @@ class TestEmitter:
     """Listeners that are added and removed."""
 
     @pytest.mark.parametrize("outer", ["on", "remove", "emit", "once"])
-    def test_a_listener_added_inside_any_call_is_called_later(self, outer):
+    @at_each_bytecode(more_than=5)
+    def test_a_listener_added_inside_any_call_is_called_later(self, outer, interrupt):
         """A lost listener would never be called."""
-        for n in each_bytecode():
-            emitter, called = Emitter(), []
-            first = lambda called=called: called.append("first")  # noqa: E731
-            emitter.on("tea", first)
-            acts = {
-                "on": lambda e=emitter: e.on("tea", lambda: None),
-                "once": lambda e=emitter: e.once("tea", lambda: None),
-                "remove": lambda e=emitter, f=first: e.remove_listener("tea", f),
-                "emit": lambda e=emitter: e._emit_guarded("tea"),
-            }
-            late = lambda called=called: called.append("late")  # noqa: E731
-            interruption = Interruption(n, lambda e=emitter, f=late: e.on("tea", f))
-            interruption.during(acts[outer])
-            if interruption.where is None:
-                break
-            called.clear()
-            assert [] == emitter._emit_guarded("tea"), interruption.where
-            assert "late" in called, interruption.where
-        assert n > 5
+        emitter, called = Emitter(), []
 
-    def test_nested_emissions_report_their_own_exceptions(self):
+        def first():
+            called.append("first")
+
+        emitter.on("tea", first)
+        calls = {
+            "on": lambda: emitter.on("tea", lambda: None),
+            "once": lambda: emitter.once("tea", lambda: None),
+            "remove": lambda: emitter.remove_listener("tea", first),
+            "emit": lambda: emitter._emit_guarded("tea"),
+        }
+        interrupt(calls[outer], lambda: emitter.on("tea", lambda: called.append("second")))
+        called.clear()
+        assert [] == emitter._emit_guarded("tea")
+        assert "second" in called
+
+    @at_each_bytecode(more_than=5)
+    def test_nested_emissions_report_their_own_exceptions(self, interrupt):
         """A wrong report would fail the events of another handler."""
-        for n in each_bytecode():
-            emitter = Emitter()
-            emitter.on("tea", lambda: 1 / 0)
-            emitter.on("milk", lambda: None)
-            inner = []
-            interruption = Interruption(
-                n, lambda e=emitter, i=inner: i.append(e._emit_guarded("milk"))
-            )
-            outer = interruption.during(lambda e=emitter: e._emit_guarded("tea"))
-            if interruption.where is None:
-                break
-            assert [ZeroDivisionError] == [type(e) for e in outer], interruption.where
-            assert [[]] == inner, interruption.where
-        assert n > 5
+        emitter, inner = Emitter(), []
+        emitter.on("tea", lambda: 1 / 0)
+        emitter.on("milk", lambda: None)
+        outer = interrupt(
+            lambda: emitter._emit_guarded("tea"),
+            lambda: inner.append(emitter._emit_guarded("milk")),
+        )
+        assert [ZeroDivisionError] == [type(e) for e in outer]
+        assert [[]] == inner
 
 
-class TestLog:
-    """The records of a node's log."""
-
-    @pytest.mark.parametrize("accepts", [True, False], ids=["queued", "dropped"])
-    def test_a_record_added_inside_another_is_kept_or_counted(self, accepts):
-        """
-        A signal handler that leaves logs while another record is added.
-
-        The log takes no lock that another thread may hold, and loses no record.
-        """
-        for n in each_bytecode():
-            logged = Logged(debugging=True, accepts=accepts)
-            interruption = Interruption(n, lambda logged=logged: logged.log.add(LEFT))
-            interruption.during(lambda logged=logged: logged.log.add_events(CLAIMED, ["a"]))
-            added = 1 if interruption.where is None else 2
-            kept = len(logged.records)
-            assert (added if accepts else 0) == kept, interruption.where
-            assert added == kept + next(logged.log._drops), interruption.where
-            if interruption.where is None:
-                break
-        assert n > 10
+@pytest.mark.parametrize("accepts", [True, False], ids=["queued", "dropped"])
+@at_each_bytecode(more_than=10)
+def test_a_log_record_added_inside_another_is_kept_or_counted(accepts, interrupt):
+    """A signal handler may leave, which logs. A lock would hang, and no record may be lost."""
+    logged = Logged(debugging=True, accepts=accepts)
+    interrupt(lambda: logged.log.add_events(CLAIMED, ["a"]), lambda: logged.log.add(LEFT))
+    assert (2 if accepts else 0) == len(logged.records)
+    assert 2 == len(logged.records) + next(logged.log._drops)
 
 
 class TestRollbackDetector:
     """The rollback detector: acknowledged writes that are missing."""
 
-    def test_a_loss_found_by_two_nested_calls_is_reported_once(self):
+    @at_each_bytecode(more_than=20)
+    def test_a_loss_found_by_two_nested_calls_is_reported_once(self, interrupt):
         """Two reports would look like two rollbacks."""
-        less = NamespaceState(2, "a", 1, 1, 0)
-        for n in each_bytecode():
-            detector, reports = RollbackDetector(), []
-            detector.on_rollback = reports.append
-            before = detector.known
-            detector.opened(before, NamespaceState(1, "a", 5, 5, 0))
-            known = detector.known
-            interruption = Interruption(n, lambda w=detector, k=known: w.opened(k, less))
-            interruption.during(lambda w=detector, k=known: w.opened(k, less))
-            if interruption.where is None:
-                break
-            assert 1 == len(reports), interruption.where
-            # The reported loss is the new baseline, so the next check finds no loss.
-            detector.opened(detector.known, less)
-            assert 1 == len(reports), interruption.where
-        assert n > 20
+        rolled_back = NamespaceState(2, "a", 1, 1, 0)
+        detector, reports = RollbackDetector(), []
+        detector.on_rollback = reports.append
+        detector.opened(detector.known, NamespaceState(1, "a", 5, 5, 0))
+        opened = functools.partial(detector.opened, detector.known, rolled_back)
+        interrupt(opened, opened)
+        assert 1 == len(reports)
+        # The reported loss is the new baseline, so the next check finds no loss.
+        detector.opened(detector.known, rolled_back)
+        assert 1 == len(reports)
 
-    def test_the_total_never_decreases(self):
+    @at_each_bytecode(more_than=5)
+    def test_the_total_never_decreases(self, interrupt):
         """A smaller total would look like a rollback."""
-        for n in each_bytecode():
-            detector = RollbackDetector()
-            era = detector.era
-            interruption = Interruption(n, lambda w=detector, e=era: w.posted(e, 0, 1, 7))
-            interruption.during(lambda w=detector, e=era: w.posted(e, 0, 1, 3))
-            if interruption.where is None:
-                break
-            assert detector.known.posted in (3, 7), interruption.where
-            assert detector.posted(era, era.posted, 1, 8)
-        assert n > 5
+        detector = RollbackDetector()
+        era = detector.era
+        interrupt(lambda: detector.posted(era, 0, 1, 3), lambda: detector.posted(era, 0, 1, 7))
+        assert detector.known.posted in (3, 7)
+        assert detector.posted(era, era.posted, 1, 8)
 
 
-def test_a_bell_may_be_rung_nudged_and_closed_inside_each_other():
+@pytest.mark.parametrize("inner", [Bell.ring, Bell.nudge, Bell.close])
+@pytest.mark.parametrize("outer", [Bell.ring, Bell.nudge, Bell.close])
+@at_each_bytecode(more_than=2)
+def test_a_bell_may_be_rung_nudged_and_closed_inside_each_other(outer, inner, interrupt):
     """A signal handler may post or leave at any moment."""
-    for inner, outer in itertools.product(("ring", "nudge", "close"), repeat=2):
-        for n in each_bytecode():
-            bell = Bell()
-            interruption = Interruption(n, getattr(bell, inner))
-            interruption.during(getattr(bell, outer))
-            if interruption.where is None:
-                break
-            if "close" not in (inner, outer):
-                assert bell.wait(0), interruption.where
-            bell.close()
-        assert n > 2
+    bell = Bell()
+    try:
+        interrupt(lambda: outer(bell), lambda: inner(bell))
+        if Bell.close not in (inner, outer):
+            assert bell.wait(0)
+    finally:
+        bell.close()
 
 
 def test_signals_are_handled_as_before_after_an_interrupted_run():
-    """
-    A Ctrl-C that comes while run() restores the signal handlers, after any of them, leaves none
-    behind that swallows the signal.
-    """
+    """A Ctrl-C while run() restores the signal handlers must leave none that swallows signals."""
 
     class Node:
         joined = False
@@ -625,21 +551,23 @@ def test_signals_are_handled_as_before_after_an_interrupted_run():
 
         leave = join
 
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    original = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    expected = original | {signal.SIGINT: signal.default_int_handler}
+
+    @at_each_bytecode(more_than=10, raises=True)
+    def trial(interrupt):
+        for number, handler in expected.items():
+            signal.signal(number, handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            interrupt(
+                lambda: signals.run(Node(), lambda: None),
+                lambda: signal.raise_signal(signal.SIGINT),
+            )
+        if "put_back" in interrupt.where or "_restore" in interrupt.where:
+            assert expected == {n: signal.getsignal(n) for n in expected}
+
     try:
-        expected = {n: signal.getsignal(n) for n in before}
-        for n in each_bytecode():
-            interruption = Interruption(n, lambda: signal.raise_signal(signal.SIGINT), raises=True)
-            with contextlib.suppress(KeyboardInterrupt):
-                interruption.during(lambda: signals.run(Node(), lambda: None))
-            if interruption.where is None:
-                break
-            if "put_back" in interruption.where or "_restore" in interruption.where:
-                assert expected == {n: signal.getsignal(n) for n in before}, interruption.where
-            for number, handler in expected.items():
-                signal.signal(number, handler)
-        assert n > 10
+        trial()
     finally:
-        for number, handler in before.items():
+        for number, handler in original.items():
             signal.signal(number, handler)

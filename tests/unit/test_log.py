@@ -23,22 +23,20 @@ from dtimer.model.options import validate
 from dtimer.timer.contact import Contact
 from dtimer.timer.emitter import Emitter
 
-OPTIONS = validate({})
 
-#: The names of the levels in the table of docs/logging.rst.
-LEVELS = {getattr(logging, name.upper()): name for name in ("debug", "info", "warning", "error")}
-
-
-def documented():
-    """Return the levels and texts of the table in docs/logging.rst."""
-    page = (ROOT / "docs" / "logging.rst").read_text("utf-8")
-    row = r"^   \* - (debug|info|warning|error)\n     - ``(.*)``\n     - \S"
-    return re.findall(row, page, re.MULTILINE)
+@pytest.fixture
+def logged():
+    """The log of a node that keeps debug records too."""
+    return Logged(debugging=True)
 
 
 def test_the_docs_list_every_record():
     """An operator looks a record up by its text, and finds its level and what to do."""
-    assert [(LEVELS[m.level], m.text) for m in MESSAGES.values()] == documented()
+    page = (ROOT / "docs" / "logging.rst").read_text("utf-8")
+    row = r"^   \* - (debug|info|warning|error)\n     - ``(.*)``\n     - \S"
+    documented = re.findall(row, page, re.MULTILINE)
+    in_code = [(logging.getLevelName(m.level).lower(), m.text) for m in MESSAGES.values()]
+    assert in_code == documented
 
 
 @pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
@@ -67,7 +65,7 @@ class TestLog:
 
     def test_debug_records_are_not_queued_while_they_are_off(self):
         """A queued record costs a change of threads. Other levels are rare, and always queued."""
-        logged = Logged()
+        logged = Logged(debugging=False)
         logged.log.add(log.WAKE_HEARD)
         logged.log.add(log.JOINED)
         assert [(log.JOINED, (), [])] == logged.records
@@ -84,25 +82,22 @@ class TestLog:
     )
     def test_debug_records_are_on_if_the_logger_takes_them(self, prepare, expected):
         """The log looks this up itself, because ``isEnabledFor`` may wait for a lock."""
-        logged = Logged()
+        logged = Logged(debugging=not expected)
         with kept():
             try:
                 prepare(log.logger)
                 logged.log.refresh()
-                assert (expected, expected) == (
-                    logged.log.debugging,
-                    log.logger.isEnabledFor(logging.DEBUG),
-                )
+                assert expected == logged.log.debugging
+                assert expected == log.logger.isEnabledFor(logging.DEBUG)
             finally:
                 log.logger.disabled = False
                 logging.disable(logging.NOTSET)
 
-    def test_a_record_has_the_time_at_which_it_was_made(self, monkeypatch):
+    def test_a_record_has_the_time_at_which_it_was_made(self, logged, monkeypatch):
         """A listener of 'error' may be slow, and the record is then written later."""
-        monkeypatch.setattr(log.time, "time", lambda: 1_800_000_000.25)
-        logged = Logged()
-        logged.log.add(log.JOINED)
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr(log.time, "time", lambda: 1_800_000_000.25)
+            logged.log.add(log.JOINED)
         with kept() as records:
             logged.log._write(*logged.calls[0][1:])
         (record,) = records.kept
@@ -118,22 +113,18 @@ class TestLog:
             logged.log._write(log.LEFT, (), (), 1.0)
             logged.log.add(log.JOINED)
             logged.log._write(log.LEFT, (), (), 1.0)
-        assert [f"{n} log record(s) were dropped" for n in (3, 1)] == [
-            record.getMessage().partition(",")[0] for record in records.of(log.DROPPED)
-        ]
+        dropped = [record.getMessage().partition(",")[0] for record in records.of(log.DROPPED)]
+        assert [f"{n} log record(s) were dropped" for n in (3, 1)] == dropped
         assert 3 == len(records.of(log.LEFT))
 
     def test_a_logging_handler_that_raises_is_reported_once(self):
         """The callback thread pauses after an exception. Telemetry must not delay listeners."""
 
-        class Broken(logging.Handler):
-            """Raises for every record."""
+        def fail(record):
+            raise OSError("no log")
 
-            def emit(self, record):
-                """Raise."""
-                raise OSError("no log")
-
-        emitted, broken = queue.SimpleQueue(), Broken()
+        emitted, broken = queue.SimpleQueue(), logging.Handler()
+        broken.emit = fail
         callbacks = CallbackThread("dtimer-callbacks", lambda *event: emitted.put(event))
         log.logger.addHandler(broken)
         try:
@@ -153,45 +144,39 @@ class TestLog:
         assert emitted.empty()
 
 
-class TestCallbackThread:
-    """The thread that writes the records."""
-
-    def test_half_of_the_queue_is_kept_for_announcements(self):
-        """A node that logs each step must still emit 'dead' and 'error'."""
-        callbacks = CallbackThread("dtimer-callbacks", lambda *event: None)
-        taken = sum(callbacks.call(print) for _ in range(6_000))
-        assert 5_000 == taken
-        for _ in range(5_000):
-            callbacks.announce("retry", None)
-        assert 0 == callbacks.dropped
-
-
-def table():
-    """Return a table of leases whose log is kept."""
-    logged = Logged(debugging=True)
-    announced = []
-    return (
-        LeaseTable("node", OPTIONS, lambda *what: announced.append(what), logged.log),
-        logged,
-        announced,
-    )
-
-
-def lease(book, id, outcome=Outcome.DONE):
-    """Return a lease of the table, whose direct settling has *outcome*."""
-    claim = Claim(id, int(id), 1, 0, 0, 3, b"{}")
-    store = SimpleNamespace(settle=lambda settlements: [outcome], extend=lambda held, us: [False])
-    made = Lease(claim, OPTIONS, store, book._ended, 0.0)
-    book._add([made])
-    return made
+def test_half_of_the_queue_is_kept_for_announcements():
+    """A node that logs each step must still emit 'dead' and 'error'."""
+    callbacks = CallbackThread("dtimer-callbacks", lambda *event: None)
+    queued = sum(callbacks.call(print) for _ in range(6_000))
+    assert 5_000 == queued
+    for _ in range(5_000):
+        callbacks.announce("retry", None)
+    assert 0 == callbacks.dropped
 
 
 class TestOutcomes:
     """The records of settled leases."""
 
-    def test_a_batch_is_one_record_for_each_outcome(self):
+    @pytest.fixture
+    def announced(self):
+        """The names of the announcements."""
+        return []
+
+    @pytest.fixture
+    def table(self, logged, announced):
+        """The leases of a node."""
+        return LeaseTable("node", validate({}), lambda name, *_: announced.append(name), logged.log)
+
+    def a_lease(self, table, id, outcome=Outcome.DONE):
+        """Add a lease that the server settles with *outcome* if the handler asks for it."""
+        claim = Claim(id, int(id), 1, 0, 0, 3, b"{}")
+        store = SimpleNamespace(settle=lambda settlements: [outcome])
+        lease = Lease(claim, validate({}), store, table._ended, 0.0)
+        table._add([lease])
+        return lease
+
+    def test_a_batch_is_one_record_for_each_outcome(self, table, logged):
         """A record for each event would make the log cost more than the events."""
-        book, logged, _ = table()
         settlements, results = [], []
         outcomes = [
             (Verdict.CONFIRM, Outcome.DONE, log.CONFIRMED),
@@ -202,44 +187,39 @@ class TestOutcomes:
             (Verdict.RELEASE, Outcome.STALE, None),
         ]
         for i, (verdict, result, _) in enumerate(outcomes * 2, 1):
-            one = lease(book, str(i))
-            assert one.reserve(verdict)
-            settlements.append(Settlement(*one.key, verdict))
+            lease = self.a_lease(table, str(i))
+            assert lease.reserve(verdict)
+            settlements.append(Settlement(*lease.key, verdict))
             results.append(result)
-        book.settled(settlements, results)
+        table.settled(settlements, results)
         expected = {m: [[str(i), str(i + 6)]] for i, (*_, m) in enumerate(outcomes, 1) if m}
         assert expected == {message: logged.ids(message) for message in expected}
         assert 5 == len(logged.records)
 
-    def test_an_event_that_dies_is_a_dead_letter_and_no_retry(self):
+    def test_an_event_that_dies_is_a_dead_letter_and_no_retry(self, table, logged):
         """The reader of the log must not wait for a retry that never comes."""
-        book, logged, _ = table()
-        one = lease(book, "1")
-        one.reserve(Verdict.RETRY)
-        book.settled([Settlement("1", 1, Verdict.RETRY)], [Outcome.DEAD])
+        self.a_lease(table, "1").reserve(Verdict.RETRY)
+        table.settled([Settlement("1", 1, Verdict.RETRY)], [Outcome.DEAD])
         assert [log.BURIED] == [message for message, *_ in logged.records]
 
-    def test_a_call_of_the_handler_is_one_record(self):
+    def test_a_call_of_the_handler_is_one_record(self, table, logged):
         """``ev.confirm()`` settles at once, not with a claim, and shows in the log alike."""
-        book, logged, _ = table()
-        assert lease(book, "1").confirm()
+        assert self.a_lease(table, "1").confirm()
         assert [(log.CONFIRMED, (1, "1"), ["1"])] == logged.records
 
-    def test_a_lost_lease_is_logged_once(self):
+    def test_a_lost_lease_is_logged_once(self, table, logged, announced):
         """The heartbeat finds the loss first, and the confirm again."""
-        book, logged, announced = table()
-        one = lease(book, "1", Outcome.STALE)
-        book.mark_lost(one)
-        assert not one.confirm()
+        lease = self.a_lease(table, "1", Outcome.STALE)
+        table.mark_lost(lease)
+        assert not lease.confirm()
         assert [(log.LEASE_LOST, (1, "1"), ["1"])] == logged.records
-        assert ["lease_lost"] == [name for name, *_ in announced]
+        assert ["lease_lost"] == announced
 
-    def test_a_lease_of_an_event_that_this_process_replaced_is_not_lost(self):
+    def test_a_lease_of_an_event_that_this_process_replaced_is_not_lost(self, table, logged):
         """A program that posts an id again has not lost an event."""
-        book, logged, _ = table()
-        one = lease(book, "1", Outcome.STALE)
-        book.superseded(["1"])
-        assert not one.confirm()
+        lease = self.a_lease(table, "1", Outcome.STALE)
+        table.superseded(["1"])
+        assert not lease.confirm()
         assert [] == logged.records
 
 
@@ -247,14 +227,12 @@ class TestContact:
     """The records of outages."""
 
     @pytest.fixture
-    def contact(self):
-        logged = Logged()
+    def contact(self, logged):
         store = SimpleNamespace(place="redis://…@host", ns="dt")
-        return Contact(store, lambda *what: None, lambda: 2.0, lambda: 1.0, logged.log), logged
+        return Contact(store, lambda *what: None, lambda: 2.0, lambda: 1.0, logged.log)
 
-    def test_an_outage_begins_and_ends_once(self, contact):
+    def test_an_outage_begins_and_ends_once(self, contact, logged):
         """Several kinds of errors are one outage."""
-        contact, logged = contact
         contact.connectivity_changed(None)
         assert [] == logged.records
         first = ConnectionError("refused")
@@ -265,33 +243,29 @@ class TestContact:
         assert (log.OUTAGE_BEGAN, ("redis://…@host", first), []) == began
         assert (log.OUTAGE_ENDED, "redis://…@host") == (ended[0], ended[1][1])
 
-    def test_deafness_begins_and_ends_once(self, contact):
+    def test_deafness_begins_and_ends_once(self, contact, logged):
         """Events are late meanwhile, which an operator must be able to explain."""
-        contact, logged = contact
         error = OSError("no pub/sub")
-        for changed in (None, error, error, None, None):
-            contact.hearing_changed(changed)
+        for change in (None, error, error, None, None):
+            contact.hearing_changed(change)
         assert [(log.DEAF, (error,), []), (log.HEARS, (), [])] == logged.records
 
 
-class TestEmitter:
-    """Errors that no listener hears."""
-
-    @pytest.mark.parametrize(
-        ("error", "ids"),
-        [
-            (HandlerError(ValueError("no"), [SimpleNamespace(id="a"), SimpleNamespace(id="b")]), 2),
-            (LeaseLost("a", "node", 1), 1),
-            (ConnectionError("refused"), 0),
-        ],
-        ids=["handler", "lease", "server"],
-    )
-    def test_an_unheard_error_names_its_events(self, error, ids):
-        """A search of the log for an event's id finds its failure."""
-        with kept() as records:
-            Emitter()._announce("error", error)
-        (record,) = records.of(log.UNHEARD)
-        assert (["a", "b"][:ids], error) == (record.event_ids, record.exc_info[1])
+@pytest.mark.parametrize(
+    ("error", "ids"),
+    [
+        (HandlerError(ValueError("no"), [SimpleNamespace(id=id) for id in "ab"]), ["a", "b"]),
+        (LeaseLost("a", "node", 1), ["a"]),
+        (ConnectionError("refused"), []),
+    ],
+    ids=["handler", "lease", "server"],
+)
+def test_an_error_without_a_listener_names_its_events(error, ids):
+    """A search of the log for an event's id finds its failure."""
+    with kept() as records:
+        Emitter()._announce("error", error)
+    (record,) = records.of(log.UNHEARD)
+    assert (ids, error) == (record.event_ids, record.exc_info[1])
 
 
 def test_messages_are_constants():
