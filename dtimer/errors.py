@@ -24,12 +24,14 @@ An event that does not exist is not an error: ``peek`` returns None, and ``confi
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from dtimer.epoch import to_datetime
+from dtimer.naming import public
 
 if TYPE_CHECKING:
     # For type checkers alone, because the errors are a lower layer.
@@ -49,27 +51,15 @@ class DTimerError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how to rebuild the error without its constructor, which does not take the text."""
-        return _made_again, (type(self), self.args, _portable(self.__cause__)), self.__dict__
+        cause = _portable(self.__cause__)
+        state = self.__dict__ if cause is None else self.__dict__ | {"__cause__": cause}
+        return copyreg.__newobj__, (type(self), *self.args), state  # type: ignore[attr-defined]
 
 
-def _made_again(
-    kind: type[DTimerError], arguments: tuple[Any, ...], cause: BaseException | None
-) -> DTimerError:
-    error = kind.__new__(kind, *arguments)
-    if cause is not None:
-        error.__cause__ = cause
-    return error
-
-
-class _Alone:
-    """Stands for an error, and pickles as that error without its cause."""
-
-    def __init__(self, error: DTimerError) -> None:
-        self._error = error
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Return how to rebuild the error."""
-        return _made_again, (type(self._error), self._error.args, None), self._error.__dict__
+def _without_cause(error: DTimerError) -> DTimerError:
+    copy = error.__new__(type(error), *error.args)
+    copy.__dict__.update(error.__dict__)
+    return copy
 
 
 def _portable(cause: BaseException | None) -> BaseException | None:
@@ -85,7 +75,7 @@ def _portable(cause: BaseException | None) -> BaseException | None:
     # Test this cause without the next one of the chain, which is tested when this cause is pickled.
     # If each error tested the rest of the chain, every further link would double the time.
     ours = type(cause).__reduce__ is DTimerError.__reduce__
-    tested = _Alone(cause) if ours and isinstance(cause, DTimerError) else cause
+    tested = _without_cause(cause) if ours and isinstance(cause, DTimerError) else cause
     try:
         # Safe to load: this process has just written these bytes.
         pickle.loads(pickle.dumps(tested))  # noqa: S301
@@ -278,3 +268,22 @@ class NamespaceCorrupt(StoreError):
 
 class ScriptError(StoreError):
     """A Lua script failed on the server. This is a bug in dtimer; please report it."""
+
+
+public(
+    ClockJump,
+    DTimerError,
+    EventExists,
+    HandlerError,
+    LeaseLost,
+    NamespaceCorrupt,
+    NotReplicated,
+    OptionError,
+    OutcomeUnknown,
+    PayloadError,
+    PayloadTooLarge,
+    ScriptError,
+    StateRollback,
+    StoreError,
+    UsageError,
+)

@@ -24,6 +24,7 @@ from dtimer.model.ids import check_id, incarnation
 from dtimer.model.options import RunAtOptions, TimerOptions
 from dtimer.model.stream import timer_options
 from dtimer.model.times import Duration, Moment, duration_us
+from dtimer.naming import public
 from dtimer.timer.stream_emitter import StreamEmitter
 from dtimer.timer.timer import DTimer
 
@@ -298,3 +299,6 @@ class RunAt(StreamEmitter):
         if failure is not None:
             failure.__cause__ = value
         self._end(failure, None)
+
+
+public(RunAt)

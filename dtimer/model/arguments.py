@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, Literal, Protocol, Required, TypedDict
 
 from dtimer.model.times import Duration, Moment
+from dtimer.naming import public
 
 #: The policies of `DTimer.post` for an event of the given id that exists.
 IfExists = Literal["replace", "keep", "error", "earliest", "latest"]
@@ -82,3 +83,6 @@ class KeySink(Protocol):
     def write(self, key: str, /) -> object:
         """Accept a key. A result is ignored."""
         ...
+
+
+public(Job, PostItem, RedisAddress, RedisClient, RedisPipeline)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
 from dtimer.errors import UsageError
 from dtimer.model.times import Duration
-
-T = TypeVar("T")
 
 
 class _NoLease:
@@ -38,6 +34,5 @@ class _NoLease:
         )
 
 
-def detached(kind: type[T], payload: dict[str, Any], fields: dict[str, Any]) -> T:
-    """Return an event of class *kind* with this payload and these attributes, but no lease."""
-    return kind(payload, holder=_NoLease(), **fields)  # type: ignore[call-arg]
+#: The holder of every copy.
+NO_LEASE = _NoLease()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copyreg
 from datetime import datetime
 from typing import Any, Protocol
 
 from dtimer.epoch import to_datetime
 from dtimer.model import summary
-from dtimer.model.detached import detached
+from dtimer.model.detached import NO_LEASE
 from dtimer.model.times import Duration
+from dtimer.naming import public
 
 
 class Holder(Protocol):
@@ -172,7 +174,17 @@ class Event(dict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how to rebuild the event, detached from its lease."""
-        return detached, (type(self), dict(self), self._fields())
+        new = copyreg.__newobj__  # type: ignore[attr-defined]
+        return new, (type(self),), self._fields(), None, iter(self.items())
+
+    def __setstate__(self, fields: dict[str, Any]) -> None:
+        """Set the attributes of a rebuilt event."""
+        for name, value in fields.items():
+            setattr(self, name, value)
+        self._holder = NO_LEASE
 
     def _fields(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__ if name != "_holder"}
+
+
+public(Event)

@@ -8,10 +8,11 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from dtimer.errors import OptionError
 from dtimer.model import summary
+from dtimer.naming import public
 
 #: The limit is in bytes of UTF-8. Each id is stored twice, so a long id costs its memory twice.
 LONGEST_ID = 255
@@ -51,13 +52,8 @@ class EventId(str):  # noqa: SLOT000 - a slot has no default, and nearly all are
             self.stored = stored
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Return how to rebuild the id, for pickle and copy."""
-        return _event_id, (str(self), self.stored)
 
-
-def _event_id(id: str, stored: bool | None) -> EventId:
-    return EventId(id, stored=stored)
+public(EventId)
 
 
 class Identified(Protocol):

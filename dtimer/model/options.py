@@ -19,6 +19,7 @@ from dtimer.model import hints, summary
 from dtimer.model.ids import check_namespace
 from dtimer.model.retry import Backoff, exponential, wait_us
 from dtimer.model.times import Duration, duration_us
+from dtimer.naming import public
 
 #: The most events that one claim may return. A larger claim would block the other clients of Redis.
 MOST_CLAIMS = 100
@@ -287,3 +288,6 @@ def validate(given: Mapping[str, Any]) -> Options:
             raise OptionError(f"unknown option {name!r}{hint}")
     values = DEFAULTS | dict(given)
     return Options(**{name: row.check(values[name], name) for name, row in ROWS.items()})
+
+
+public(RunAtOptions, TimerOptions)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from dtimer.naming import public
+
 
 class Declared(enum.StrEnum):
     """The outcome of declaring a schedule. Each member equals its text."""
@@ -43,3 +45,6 @@ class Reason(enum.StrEnum):
             return cls(text)
         except ValueError:
             return text
+
+
+public(Declared, Reason)

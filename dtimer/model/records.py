@@ -1,6 +1,7 @@
 """The records that inspection calls return: stored events, schedules, nodes and numbers."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: programs that resolve the annotations of a class,
+# such as pydantic, look names up in the module that the class names, which is `dtimer`.
 
 import enum
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dtimer.model import summary
 from dtimer.model.arguments import Misfire, Overlap
 from dtimer.model.histogram import percentile
 from dtimer.model.outcomes import Reason
+from dtimer.naming import public
 
 
 class State(enum.Enum):
@@ -318,3 +320,6 @@ class Health:
             **{name: str(count) for name, count in counts.items() if count},
             error=None if self.error is None else f"{self.error!r:.80}",
         )
+
+
+public(Cancelled, DeadLetter, Health, NodeInfo, Record, Schedule, State, Stats)

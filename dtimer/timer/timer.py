@@ -16,6 +16,7 @@ from dtimer.model.ids import check_node
 from dtimer.model.options import ANY_NUMBER, TimerOptions, check_max_events, validate
 from dtimer.model.records import Health
 from dtimer.model.times import Duration, duration_us, moment_us
+from dtimer.naming import public
 from dtimer.store.connection.sources import source
 from dtimer.store.script_client import TRIES
 from dtimer.store.store import Store
@@ -306,3 +307,6 @@ class DTimer(ScheduleClient):
         if node is not None and not node.ended:
             # Without the lock, which another thread may hold for an unlimited time.
             self._end(node, self._options.exit_timeout / 1e6)
+
+
+public(DTimer)

@@ -910,16 +910,23 @@ MUTANTS = [
     _mutant(
         "an error is unpickled by its constructor",
         "errors.py",
-        "return _made_again, (type(self), self.args, _portable(self.__cause__)), self.__dict__",
-        "return type(self), self.args, self.__dict__",
+        "return copyreg.__newobj__, (type(self), *self.args), state",
+        "return type(self), self.args, state",
         _PICKLE,
     ),
     _mutant(
         "a copy of an event takes the lease with it",
         "model/event.py",
-        "return detached, (type(self), dict(self), self._fields())",
+        "return new, (type(self),), self._fields(), None, iter(self.items())",
         "return Event.__copy__, (self,)",
         _PICKLE,
+    ),
+    _mutant(
+        "a pickle names the module of a class",
+        "naming.py",
+        'kind.__module__ = "dtimer"',
+        "kind.__module__ += ''",
+        f"{_PICKLE}::TestNames",
     ),
     # --------------------------------------------------------------------------------- calls
     _mutant(

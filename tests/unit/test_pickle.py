@@ -7,10 +7,28 @@ import inspect
 import json
 import multiprocessing
 import pickle
+import pickletools
+import typing
 
 import pytest
 
-from dtimer import DTimer, RunAt, errors
+import dtimer
+from dtimer import (
+    Cancelled,
+    DeadLetter,
+    Declared,
+    DTimer,
+    EventId,
+    Health,
+    NodeInfo,
+    Reason,
+    Record,
+    RunAt,
+    Schedule,
+    State,
+    Stats,
+    errors,
+)
 from dtimer.errors import (
     ClockJump,
     DTimerError,
@@ -205,6 +223,71 @@ class TestEvents:
         """The attributes are not part of the payload."""
         event = an_event()
         assert {"a": [1]} == json.loads(json.dumps(event)) == dict(event) == event.copy()
+
+
+#: An object of each public class whose objects are data.
+DATA = [
+    an_event(), *Cancelled, *Declared, *Reason, *State, *RICH, *PLAIN,
+    EventId("an-id"), EventId("an-id", stored=False), EventId("an-id", stored=None),
+    Record("id", {}, 1.5, State.DEAD, 1),
+    DeadLetter("id", {}, 1, Reason.FAILED, "error", 1.5, b"raw"),
+    Schedule("id", {}, None, "@daily", "UTC", "all", "skip", 0.0, None, None, None, False),
+    NodeInfo("id", "incarnation", "host", 1, 1.5, 2.5, True),
+    Stats(1, 2, 3, 4.5, 5, 6, False, {"posted": 1}, (1, 2)),
+    Health(True, True, False, 1.5, 2.5, 0, 0, None),
+]  # fmt: skip
+
+#: Public classes that only type checkers use, and those whose objects cannot be pickled.
+NO_DATA = {
+    *("DTimer", "RunAt"),
+    *("Job", "PostItem", "RedisAddress", "RunAtOptions", "TimerOptions"),
+    *("RedisClient", "RedisPipeline"),
+}
+
+CLASSES = {n: kind for n in dtimer.__all__ if isinstance(kind := getattr(dtimer, n), type)}
+
+
+def modules_in(pickled):
+    """Return the modules that a pickle imports from, without those of the standard library."""
+    found, texts = set(), []
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "GLOBAL":
+            found.add(argument.split(" ")[0])
+        elif opcode.name == "STACK_GLOBAL":
+            found.add(texts[-2])
+        elif isinstance(argument, str):
+            texts.append(argument)
+    return {name for name in found if name.startswith("dtimer")}
+
+
+class TestNames:
+    """A pickle names only `dtimer`, so that modules within the package may change."""
+
+    @pytest.mark.parametrize("name", dtimer.__all__)
+    def test_a_pickled_name_is_that_of_the_package(self, name):
+        """A job queue pickles a class by the name that it gives, and imports it from there."""
+        kind = getattr(dtimer, name)
+        pickled = pickle.dumps(kind, 0) + pickle.dumps(kind)
+        assert modules_in(pickled) <= {"dtimer"}
+        if name in CLASSES:
+            assert f"cdtimer\n{name}\n".encode() in pickled
+
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+    @pytest.mark.parametrize("data", DATA, ids=repr)
+    def test_a_pickled_object_names_only_the_package(self, data, protocol):
+        """A stored pickle must not depend on the module of a class, or of a helper of its own."""
+        pickled = pickle.dumps(data, protocol)
+        assert {"dtimer"} == modules_in(pickled)
+        assert repr(data) == repr(pickle.loads(pickled))
+
+    def test_an_object_of_each_public_class_is_pickled_above(self):
+        """A new public class is added either to the objects or to the exceptions."""
+        assert {type(data).__name__ for data in DATA} == {*CLASSES} - NO_DATA
+
+    @pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)
+    def test_the_annotations_of_a_public_class_can_be_resolved(self, kind):
+        """Programs such as pydantic look up the names of annotations in the module of a class."""
+        assert {*typing.get_type_hints(kind)} >= {*inspect.get_annotations(kind)}
 
 
 class TestTimers:
