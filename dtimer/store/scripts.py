@@ -15,6 +15,9 @@ from importlib import resources
 # Ordered so that each part follows the parts on which it depends.
 _PARTS = ("guard", "session", "rouse", "events", "replay", "plan", "retime", "settle", "walk")
 
+_LOCAL = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)
+_FORMAT = re.compile(r"^ *-- Format +(.+)$", re.MULTILINE)
+
 
 @dataclass(frozen=True, slots=True)
 class Script:
@@ -64,12 +67,26 @@ def load(name: str) -> Script:
     returns one function of each part: the function with the name of the part.
     """
     verb = texts()[name]
-    pieces = _parts("prelude", *_ordered(uses(verb)))
+    pieces = _parts(*_ordered(uses(verb)))
     if later := _ordered(uses(verb, "Later")):
         returned = f"return {', '.join(later)}"
         pieces += ["local function later()", *_parts(*later), returned, "end"]
-    source = _code("\n".join([*pieces, verb])).encode()
+    pieces = _with_format("\n".join([*pieces, verb]))
+    source = _code("\n".join([*_parts("prelude"), *pieces])).encode()
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
+
+
+def _with_format(text: str) -> list[str]:
+    """
+    Return the functions and patterns of ``parts/format.lua`` that a script uses, then its *text*.
+
+    A line ``-- Format`` in the text names those that are placed there, and not before the text.
+    """
+    places = re.split(r"\n(?=(?:--.*\n)*local )", texts()["parts/format"])
+    named = {found[1]: place for place in places if (found := _LOCAL.search(place))}
+    text = _FORMAT.sub(lambda line: "\n".join(named.pop(name) for name in line[1].split()), text)
+    used = set(re.findall(r"\w+", _code(text)))
+    return [*(place for name, place in named.items() if name in used), text]
 
 
 def _code(text: str) -> str:

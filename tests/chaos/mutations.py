@@ -91,7 +91,7 @@ MUTANTS = [
     _mutant(
         "an extension needs no token",
         "store/lua/extend.lua",
-        "if leases[i] and string.match(leases[i], '^(%d+),') == ARGV[2 * i + 3] then",
+        "if leases[i] and string.match(leases[i], TOKEN_AND_FLAGS) == ARGV[2 * i + 3] then",
         "if leases[i] then",
         _STORE,
     ),
@@ -535,9 +535,9 @@ MUTANTS = [
     ),
     _mutant(
         "a dead letter loses its payload",
-        "store/lua/parts/events.lua",
-        "attempt .. ',' .. reason .. ',' .. #err .. '|' .. err .. body)",
-        "attempt .. ',' .. reason .. ',' .. #err .. '|' .. err)",
+        "store/lua/parts/format.lua",
+        "attempt .. ',' .. reason .. ',' .. #err .. '|' .. err .. body",
+        "attempt .. ',' .. reason .. ',' .. #err .. '|' .. err",
         _STORE,
     ),
     _mutant(
@@ -583,7 +583,7 @@ MUTANTS = [
     _mutant(
         "foreign types are not checked",
         "store/lua/parts/guard.lua",
-        "if found ~= 'none' and found ~= kind(key) then",
+        "if found ~= kind then",
         "if false then",
         _STORE,
     ),
@@ -621,8 +621,8 @@ MUTANTS = [
     _mutant(
         "a lost lease is not counted",
         _CLAIM,
-        "digits(token) .. ',' .. digits(attempt + 1) .. ','",
-        "digits(token) .. ',' .. digits(last and attempt or attempt + 1) .. ','",
+        "digits(token), digits(attempt + 1), score",
+        "digits(token), digits(last and attempt or attempt + 1), score",
         _STORE,
     ),
     _mutant(

@@ -24,7 +24,8 @@ if token then
   -- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
   -- script, and then all later writes of that script.
   redis.call('ZREM', PROMISE, '')
-  redis.call('HSET', LEASE, id, token .. ',' .. attempt .. ',' .. due .. ',c' .. flags .. ',' .. node)
+  lease = write_lease(token, attempt, due, 'c' .. flags, node)
+  redis.call('HSET', LEASE, id, lease)
   result = 'in_flight'
 elseif redis.call('ZSCORE', DUE, id) then
   local schedule, nominal = plan().named_by(id)

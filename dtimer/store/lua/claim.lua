@@ -248,12 +248,9 @@ local function take_turn()
         occurred = true
         if not (last or cancelled or unfit) then
           -- `meet` decides whether the occurrence starts now. If not, it has moved or removed it.
-          local starts, missed = plan().meet(id)
+          local starts
+          starts, body = plan().meet(id, body)
           waits = not starts
-          if missed and missed > 0 then
-            body = string.gsub(body, '^(%d*,%d+,s%d+),%d+', '%1,' .. digits(missed), 1)
-            redis.call('HSET', BODY, id, body)
-          end
         end
         local schedule = plan().named_by(id)
         if schedule and plan().is_short(schedule) then short[#short + 1] = schedule end
@@ -270,12 +267,13 @@ local function take_turn()
           if tries[i] then tried[#tried + 1] = id end
           -- The head of the new lease, which the reply repeats. Format numbers with `digits`,
           -- because a conversion by Lua takes half as long as a Redis command.
-          local mark = digits(token) .. ',' .. digits(attempt + 1) .. ',' .. score .. ','
+          local text, mark = write_lease(
+            digits(token), digits(attempt + 1), score, occurs and 's' or '', node)
           local length = digits(#id)
           scores[#scores + 1] = lease_end
           scores[#scores + 1] = id
           held[#held + 1] = id
-          held[#held + 1] = mark .. (occurs and 's,' or ',') .. node
+          held[#held + 1] = text
           reply[#reply + 1] = mark .. length .. ',' .. digits(#body) .. '|' .. id .. body
           given[#given + 1] = length .. ':' .. id
           if at > NOW then

@@ -22,7 +22,7 @@ for i = 4, #ARGV, 2 do ids[#ids + 1] = ARGV[i] end
 local leases = redis.call('HMGET', LEASE, unpack(ids))
 local letters = {}
 for i, id in ipairs(ids) do
-  if leases[i] and string.match(leases[i], '^(%d+),') == ARGV[2 * i + 3] then
+  if leases[i] and string.match(leases[i], TOKEN_AND_FLAGS) == ARGV[2 * i + 3] then
     local ends = asked
     if least then
       local left = tonumber(redis.call('ZSCORE', DUE, id) or '0')

@@ -9,7 +9,7 @@
 --             id
 --             when  '+<µs>' from now, or '<µs>' since the epoch; a past time means now.
 --                   With a leading '=', the event is put behind those due in that millisecond
---             body  '<expires>,<max_retries>|<payload>', where expires is '' or like `when`
+--             body  as in parts/format.lua; <expires> may also be '+<µs>' from now
 --
 -- Returns   '<letters>;<posted>;<id>'
 --   letters one per event: 1 stored, 0 not stored because an existing one was kept. Or a
@@ -50,11 +50,6 @@ local function moment(text)
   return tonumber(text)
 end
 
-local function body(text)
-  local after, rest = string.match(text, '^%+(%d+)(.*)$')
-  return after and digits(NOW + after) .. rest or text
-end
-
 -- Return whether an event with this id exists and, if it waits, when it is due.
 local function existing(id)
   local score = redis.call('ZSCORE', DUE, id)
@@ -91,7 +86,7 @@ for i = 4, #ARGV, 3 do
     scores[#scores + 1] = digits(when)
     scores[#scores + 1] = id
     bodies[#bodies + 1] = id
-    bodies[#bodies + 1] = body(ARGV[i + 2])
+    bodies[#bodies + 1] = posted_body(ARGV[i + 2])
     soonest = math.min(soonest, when)
     if when <= NOW then due_now = due_now + 1 end
   end

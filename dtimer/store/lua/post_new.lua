@@ -5,7 +5,7 @@
 --
 -- ARGV[3]   id
 -- ARGV[4]   when: '+<µs>' from now, or '<µs>' since the epoch; a past time means now
--- ARGV[5]   body: '<expires>,<max_retries>|<payload>', where expires is '' or like `when`
+-- ARGV[5]   body, as in parts/format.lua; <expires> may also be '+<µs>' from now
 --           and so on, three for each event
 --
 -- Returns   '<letter>;<posted>;<id>'
@@ -25,19 +25,9 @@ if done then
   end
 end
 
--- Return whether a text begins with a plus sign.
-local function relative(text)
-  return string.byte(text) == 43
-end
-
 local function moment(text)
-  return math.max(relative(text) and NOW + tonumber(text) or tonumber(text), NOW)
-end
-
-local function body(text)
-  if not relative(text) then return text end
-  local after, rest = string.match(text, '^%+(%d+)(.*)$')
-  return digits(NOW + after) .. rest
+  -- The byte 43 is the plus sign.
+  return math.max(string.byte(text) == 43 and NOW + tonumber(text) or tonumber(text), NOW)
 end
 
 -- Checking the types of the keys first would cost as much as the post. Instead, a write that
@@ -50,7 +40,7 @@ if count == 1 then
   if soonest == NOW then due_now = 1 end
   added = redis.pcall('ZADD', DUE, 'NX', digits(soonest), id)
   if added == 1 then
-    stored = redis.pcall('HSET', BODY, id, body(ARGV[5]))
+    stored = redis.pcall('HSET', BODY, id, posted_body(ARGV[5]))
   elseif added == 0 then
     taken = id
   end
@@ -69,7 +59,7 @@ else
     if when == NOW then due_now = due_now + 1 end
     ids[i] = id
     scores[2 * i - 1], scores[2 * i] = score, id
-    bodies[2 * i - 1], bodies[2 * i] = id, body(ARGV[3 * i + 2])
+    bodies[2 * i - 1], bodies[2 * i] = id, posted_body(ARGV[3 * i + 2])
   end
   added = redis.pcall('ZMSCORE', DUE, unpack(ids))
   if not added.err then

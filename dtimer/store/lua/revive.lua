@@ -16,12 +16,11 @@ if wrong then return wrong end
 local result = '0'
 local letter = redis.call('HGET', DEAD, id)
 if letter then
-  local length, start = string.match(letter, '^%d+,[%w_]+,(%d+)|()')
-  local body = length and string.sub(letter, start + tonumber(length)) or ''
+  local body = body_of_letter(letter)
   local _, max_retries = parse_body(body)
   if max_retries then
     redis.call('ZADD', DUE, digits(NOW), id)
-    redis.call('HSET', BODY, id, (string.gsub(body, '^%d*,', ',', 1)))
+    redis.call('HSET', BODY, id, without_expiry(body))
     redis.call('HDEL', DEAD, id)
     redis.call('ZREM', GRAVES, id)
     count('revived', 1)

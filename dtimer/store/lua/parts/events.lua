@@ -36,32 +36,8 @@ local function bury(id, attempt, reason, err)
     body = string.sub(body, 1, KEPT)
   end
   remove(id)
-  redis.call('HSET', DEAD, id,
-    attempt .. ',' .. reason .. ',' .. #err .. '|' .. err .. body)
+  redis.call('HSET', DEAD, id, write_letter(attempt, reason, err, body))
   redis.call('ZADD', GRAVES, digits(NOW), id)
   count('died', 1)
   if reason == 'expired' then count('expired', 1) end
-end
-
--- Return token, attempt, due time, whether it was cancelled, incarnation and flags of a lease; nil
--- if there is none or dtimer has not written it. The flags are 'c' for cancelled, and 's' for an
--- occurrence of a schedule.
-local function parse_lease(text)
-  local token, attempt, due, flags, node =
-    string.match(text or '', '^(%d+),(%d+),(%d+),([cs]*),(.*)$')
-  if not token or #attempt > 8 or #token > 16 or #due > 17 then return nil end
-  local cancelled = string.find(flags, 'c', 1, true) ~= nil
-  return token, tonumber(attempt), due, cancelled, node, flags
-end
-
--- Return expiry, max_retries and mark of a body; nil if dtimer has not written it. The mark is 's'
--- for an occurrence of a schedule, and 'n' for an id that the user chose.
-local function parse_body(text)
-  local expires, max_retries, comma, mark = string.match(text or '', '^(%d*),(%d+)(,?)(.)')
-  if not expires or #expires > 17 or #max_retries > 7 then return nil end
-  if comma == '' then
-    if mark ~= '|' then return nil end
-    return tonumber(expires), tonumber(max_retries)
-  end
-  return tonumber(expires), tonumber(max_retries), mark
 end

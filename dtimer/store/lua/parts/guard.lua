@@ -1,21 +1,20 @@
 -- Redis does not roll back. If a script fails half way because a key has the wrong type, its
 -- earlier writes stay. So a script checks types before its first write: with TYPE, or with a
--- command that it needs anyway and that fails on a wrong type.
---
--- Return the type that a key must have. parts/prelude.lua says what each key holds.
-local function kind(key)
-  local sorted = key == DUE or key == GRAVES or key == ALIVE or key == ROSTER or key == PROMISE
-  return sorted and 'zset' or 'hash'
-end
+-- command that it needs anyway and that fails on a wrong type. parts/prelude.lua says what each key
+-- holds.
 
 -- Return an error reply if one of the given keys has the wrong type or may not be read, else nil.
 local function guard(...)
   for _, key in ipairs({...}) do
     local reply = redis.pcall('TYPE', key)
     local found = reply.ok
-    if found ~= 'none' and found ~= kind(key) then
-      return reply.err and reply or redis.error_reply(
-        'DTCORRUPT the key ' .. key .. ' holds a ' .. found .. ', not a ' .. kind(key))
+    if found ~= 'none' then
+      local sorted = key == DUE or key == GRAVES or key == ALIVE or key == ROSTER or key == PROMISE
+      local kind = sorted and 'zset' or 'hash'
+      if found ~= kind then
+        return reply.err and reply or redis.error_reply(
+          'DTCORRUPT the key ' .. key .. ' holds a ' .. found .. ', not a ' .. kind)
+      end
     end
   end
 end

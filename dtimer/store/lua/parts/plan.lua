@@ -4,8 +4,7 @@
 -- and the reply to a claim names the schedules that run short of them. An occurrence is not
 -- claimed while the time of the next one is unknown.
 --
--- An occurrence is an event with the id '<schedule>@<nominal µs>'. The third field of its body is
--- 's<nominal>,<missed>'.
+-- An occurrence is an event with the id '<schedule>@<nominal µs>'.
 --
 -- The state of a schedule, a `beat`, is these fields, joined by ';':
 --   print     fingerprint of the definition
@@ -41,6 +40,7 @@ local function plan()
     left = '^%d*$', paused = '^1?$', next = '^%d*$', last = '^%d*$', running = '^%d*$',
     ahead = '^[%d,]*$', final = '^1?$', gap = '^%d*$', anchor = '^%d*$', waits = '^%d*$',
   }
+  -- Format    occurrence_body parse_template with_missed
   -- The shortest interval, in µs.
   local SHORTEST = 10000
   -- How many missed occurrences misfire `a` delivers at most after a pause.
@@ -134,15 +134,14 @@ local function plan()
   -- Store the pending occurrence in DUE, as a post does. An event with the same id is replaced:
   -- it may be left from a schedule that was ended and declared again.
   local function put(schedule, beat)
-    local plan = redis.call('HGET', PLANS, schedule)
-    if beat.next ~= '' and plan then
-      local max_retries, payload = string.match(plan, '^(%d+)|()')
+    local template = redis.call('HGET', PLANS, schedule)
+    if beat.next ~= '' and template then
+      local max_retries, payload = parse_template(template)
       if not max_retries then return end
       local nominal = tonumber(beat.next)
       local id = occurrence(schedule, beat.next)
       local added = redis.call('ZADD', DUE, digits(nominal + spread(schedule, beat, nominal)), id)
-      redis.call('HSET', BODY, id,
-        ',' .. max_retries .. ',s' .. beat.next .. ',0|' .. string.sub(plan, payload))
+      redis.call('HSET', BODY, id, occurrence_body(max_retries, beat.next, payload))
       if added == 0 then
         redis.call('HDEL', LEASE, id)
         redis.call('HDEL', TRIES, id)
@@ -192,12 +191,13 @@ local function plan()
     end
   end
 
-  -- Decide about an occurrence that is due. If it may start now, return true and the number of
-  -- missed occurrences that it also stands for. If it was moved or dropped, return false.
-  local function meet(id)
+  -- Decide about an occurrence that is due. If it may start now, return true and its body, which has
+  -- the number of missed occurrences that it also stands for. If it was moved or dropped, return
+  -- false.
+  local function meet(id, body)
     local schedule, nominal = named_by(id)
     local beat = schedule and read_beat(schedule)
-    if not beat or beat.next ~= nominal then return true, 0 end
+    if not beat or beat.next ~= nominal then return true, body end
 
     local runs = beat.running ~= '' and
       redis.call('ZSCORE', DUE, occurrence(schedule, beat.running))
@@ -265,7 +265,11 @@ local function plan()
     count('coalesced', missed)
     beat.last, beat.running = digits(latest), nominal
     advance(schedule, beat, after)
-    return true, missed
+    if missed > 0 then
+      body = with_missed(body, missed)
+      redis.call('HSET', BODY, id, body)
+    end
+    return true, body
   end
 
   -- Record that an occurrence has ended, whether it succeeded or not. If the next occurrence has

@@ -3,12 +3,10 @@
 --
 -- KEYS      in the order of Keys in dtimer/store/keys.py
 --   due       sorted set: id -> when it is due or, if leased, when its lease ends, in µs
---   body      hash: id -> '<expires µs or nothing>,<max_retries>[,<mark>]|<payload>'. The mark is
---             n if a user chose the id; parts/plan.lua describes the mark of an occurrence
---   lease     hash: id -> '<token>,<attempt>,<due>,<flags>,<incarnation>', where the flags are c
---             for cancelled and s for an occurrence
+--   body      hash: id -> its body (parts/format.lua, which also describes the next forms)
+--   lease     hash: id -> its lease, if it is in flight
 --   tries     hash: id -> how often it was started, for events that wait for a retry
---   dead      hash: id -> '<attempt>,<reason>,<length of error>|<error><body>'
+--   dead      hash: id -> its dead letter
 --   graves    sorted set: id -> when it became a dead letter, in µs
 --   sys       hash: v (schema), born (random mark of the namespace), token (the last one
 --             issued), paused, totals
@@ -19,7 +17,7 @@
 --   roster    sorted set: incarnation -> its place among the nodes with free handler threads
 --   promise   sorted set: incarnation -> when it is expected to claim, in µs
 --   defs      hash: schedule -> its definition, as JSON that no script reads
---   plans     hash: schedule -> '<max_retries>|<payload>' of its occurrences
+--   plans     hash: schedule -> the template of its occurrences
 --   beats     hash: schedule -> its state (parts/plan.lua)
 --
 -- ARGV[1]   now, in µs since the epoch; '' to read the server's clock

@@ -20,7 +20,7 @@ local function settle(at, confirms, others)
     local leases = redis.call('HMGET', LEASE, unpack(ids))
     local seen = {}
     for i, id in ipairs(ids) do
-      local held, flags = string.match(leases[i] or '', '^(%d+),%d+,%d+,(%a*),')
+      local held, flags = string.match(leases[i] or '', TOKEN_AND_FLAGS)
       if held and held == ARGV[at + 2 * i - 1] and not seen[id] then
         seen[id] = true
         gone[#gone + 1] = id
