@@ -22,10 +22,12 @@ if importlib.util.find_spec("hiredis"):
     PARSERS.append(_HiredisParser)
 
 PUSH = b">2\r\n$10\r\ninvalidate\r\n*1\r\n$1\r\nk\r\n"
+HELLO = b"$5\r\nhello\r\n"
+NEXT = b"$4\r\nnext\r\n"
 
 #: Replies of a server, and the result of the call.
 REPLIES = {
-    b"$5\r\nhello\r\n": b"hello",
+    HELLO: b"hello",
     b"$0\r\n\r\n": b"",
     b"$12\r\na\r\n$3\r\nabc\r\n\r\n": b"a\r\n$3\r\nabc\r\n",
     b"$-1\r\n": None,
@@ -36,31 +38,31 @@ REPLIES = {
 }
 
 
-class Scripted(socket.socket):
+class ScriptedSocket(socket.socket):
     """A socket that receives the given pieces, one a read, and raises the exceptions among them."""
 
     def __init__(self, pieces) -> None:
         super().__init__()
         self.pieces = list(pieces)
         self.timeouts = []
-        self.asked = []
-        self.full = None
-        self.sizes = []
+        self.reads = 0
+        self.sent_sizes = []
+        self.send_error = None
 
     def settimeout(self, seconds):
         self.timeouts.append(seconds)
 
     def sendall(self, data, *_):
-        if self.full:
-            raise self.full
+        if self.send_error:
+            raise self.send_error
 
     def send(self, data, *_):
-        self.sizes.append(len(data))
+        self.sent_sizes.append(len(data))
         self.sendall(data)
         return len(data)
 
     def recv(self, size, *_):
-        self.asked.append(size)
+        self.reads += 1
         piece = self.pieces.pop(0) if self.pieces else b""
         if isinstance(piece, OSError):
             raise piece
@@ -74,18 +76,19 @@ class Scripted(socket.socket):
         return len(data)
 
 
-class FakeSession:
-    """A connection over such a socket."""
+class Line:
+    """A connection over a `ScriptedSocket`, and the replies that redis-py's parser has read."""
 
     def __init__(self, *pieces, parser=_RESP2Parser, base=redis.Connection) -> None:
-        self.socket = Scripted(pieces)
-        self.made = 0
+        self.socket = ScriptedSocket(pieces)
+        self.connects = 0
         self.parsed = parsed = []
         line = self
 
         class FakeConnection(base):
             def _connect(self):
-                return line.connect()
+                line.connects += 1
+                return line.socket
 
         class Parser(parser):
             def read_response(self, *args, **kwargs):
@@ -101,14 +104,22 @@ class FakeSession:
 
         self.connection = Connection(make, Packer(Keys.of("ns")))
 
-    def connect(self):
-        self.made += 1
-        return self.socket
+    @property
+    def dropped(self):
+        """Whether the connection has been given up."""
+        return self.connection._connection is None
 
-    def start(self, until=None, limit=None, id="id"):
-        if until is None:
-            until = time.monotonic() + 100
-        return self.connection.run(load("peek"), ["", "", id], until, limit)
+    def call(self, attempt_end=None, deadline=None, id="id"):
+        """Run a script, and return its result."""
+        if attempt_end is None:
+            attempt_end = time.monotonic() + 100
+        return self.connection.run(load("peek"), ["", "", id], attempt_end, deadline)
+
+    def call_fails(self, error, *times, match=None):
+        """Run a script, which raises *error*; return that error."""
+        with pytest.raises(error, match=match) as caught:
+            self.call(*times)
+        return caught.value
 
     def __enter__(self):
         return self
@@ -119,11 +130,21 @@ class FakeSession:
 
 
 def cuts(reply):
-    """Yield the reply whole, cut in two at every place, and byte by byte."""
+    """Yield the reply in one piece, cut in two at every place, and byte by byte."""
     yield [reply]
     for at in range(1, len(reply)):
         yield [reply[:at], reply[at:]]
     yield [reply[at : at + 1] for at in range(len(reply))]
+
+
+@pytest.fixture
+def set_clock(monkeypatch):
+    """Return a function that makes the connection read the given moments from the clock."""
+
+    def set_clock(moments):
+        monkeypatch.setattr("dtimer.store.connection.sockets.time.monotonic", lambda: next(moments))
+
+    return set_clock
 
 
 @pytest.mark.parametrize("parser", PARSERS)
@@ -137,95 +158,85 @@ class TestReplies:
         if parser is _RESP3Parser and value is None:
             reply = b"_\r\n"
         for pieces in cuts(reply):
-            with FakeSession(*pieces, *pieces, b"$4\r\nnext\r\n", parser=parser) as line:
-                assert value == line.start()
-                assert value == line.start()
-                assert b"next" == line.start()
-                assert 1 == line.made
+            with Line(*pieces, *pieces, NEXT, parser=parser) as line:
+                assert [value, value, b"next"] == [line.call() for _ in range(3)]
+                assert 1 == line.connects
 
     def test_an_error_reply_is_raised_and_keeps_the_connection(self, parser):
         """redis-py raises it, however it is cut."""
         for pieces in cuts(b"-NOSCRIPT No matching script.\r\n"):
-            with FakeSession(*pieces, b"$4\r\nnext\r\n", parser=parser) as line:
-                with pytest.raises(redis.exceptions.NoScriptError, match="No matching script"):
-                    line.start()
-                assert b"next" == line.start()
-                assert 1 == line.made
+            with Line(*pieces, NEXT, parser=parser) as line:
+                line.call_fails(redis.exceptions.NoScriptError, match="No matching script")
+                assert b"next" == line.call()
+                assert 1 == line.connects
 
     def test_a_connection_that_ends_inside_a_reply_leaves_the_outcome_unknown(self, parser):
         """Even if it ends after a complete line, the server has not answered."""
         reply = b"$6\r\nab\r\nde\r\n"
         for at in range(len(reply)):
-            with FakeSession(reply[:at], parser=parser) as line:
-                with pytest.raises(redis.ConnectionError) as caught:
-                    line.start()
+            with Line(reply[:at], parser=parser) as line:
+                error = line.call_fails(redis.ConnectionError)
                 assert line.connection.sent
-                assert Failure.UNKNOWN is classify(caught.value, line.connection.sent)
+                assert Failure.UNKNOWN is classify(error, line.connection.sent)
 
     def test_a_large_reply_is_assembled_without_copying_pieces_again(self, parser):
         """Otherwise the time would grow with the square of the size."""
         value = bytes(range(256)) * 20_000
         reply = b"$%d\r\n%b\r\n" % (len(value), value)
         pieces = [reply[at : at + 50_000] for at in range(0, len(reply), 50_000)]
-        with FakeSession(*pieces, b"$4\r\nnext\r\n", parser=parser) as line:
-            assert value == line.start()
-            assert len(pieces) == len(line.socket.asked)
-            assert b"next" == line.start()
+        with Line(*pieces, NEXT, parser=parser) as line:
+            assert value == line.call()
+            assert len(pieces) == line.socket.reads
+            assert b"next" == line.call()
             assert [] == line.parsed
 
     def test_a_large_reply_may_be_left_to_the_parser(self, parser):
         """The parser of redis-py may read replies of any size, too."""
         value = bytes(range(256)) * 2_000
-        with FakeSession(b"*1\r\n$%d\r\n%b\r\n" % (len(value), value), parser=parser) as line:
-            assert [value] == line.start()
+        with Line(b"*1\r\n$%d\r\n%b\r\n" % (len(value), value), parser=parser) as line:
+            assert [value] == line.call()
 
-    def test_a_connection_that_breaks_raises_as_in_redis_py_and_is_dropped(self, parser):
+    @pytest.mark.parametrize("received", [[], [b"$5\r"], [b"$5\r\nhel"]])
+    def test_a_connection_that_breaks_raises_as_in_redis_py_and_is_dropped(self, parser, received):
         """Users know the messages of redis-py."""
-        for before in ([], [b"$5\r"], [b"$5\r\nhel"]):
-            with FakeSession(
-                *before, ConnectionResetError(104, "reset by peer"), parser=parser
-            ) as line:
-                with pytest.raises(redis.ConnectionError, match=r"while reading from .*reset by"):
-                    line.start()
-                assert line.connection.sent
-                assert line.connection._connection is None
+        with Line(*received, ConnectionResetError(104, "reset by peer"), parser=parser) as line:
+            line.call_fails(redis.ConnectionError, match=r"while reading from .*reset by")
+            assert line.connection.sent
+            assert line.dropped
 
     def test_a_connection_that_breaks_while_sending_is_dropped(self, parser):
         """The command may have arrived, so it counts as sent."""
-        with FakeSession(parser=parser) as line:
-            line.socket.full = BrokenPipeError(32, "Broken pipe")
-            with pytest.raises(redis.ConnectionError, match=r"while writing to .*Broken pipe"):
-                line.start()
+        with Line(parser=parser) as line:
+            line.socket.send_error = BrokenPipeError(32, "Broken pipe")
+            line.call_fails(redis.ConnectionError, match=r"while writing to .*Broken pipe")
             assert line.connection.sent
-            assert line.connection._connection is None
+            assert line.dropped
 
     def test_a_silent_server_raises_a_timeout(self, parser):
         """This holds for reading and for writing."""
-        with FakeSession(TimeoutError("timed out"), parser=parser) as line:
-            with pytest.raises(redis.TimeoutError):
-                line.start()
-            assert line.connection._connection is None
-            line.socket.full = TimeoutError("timed out")
-            with pytest.raises(redis.TimeoutError, match="Timeout writing"):
-                line.start()
+        with Line(TimeoutError("timed out"), parser=parser) as line:
+            line.call_fails(redis.TimeoutError)
+            assert line.dropped
+            line.socket.send_error = TimeoutError("timed out")
+            line.call_fails(redis.TimeoutError, match="Timeout writing")
             assert line.connection.sent
 
 
 def test_reads_only_bulk_strings_without_the_parser():
     """The scripts of the hot path reply with one string."""
     for reply in REPLIES:
-        with FakeSession(reply, b"$4\r\nnext\r\n") as line:
-            line.start()
+        with Line(reply, NEXT) as line:
+            line.call()
             assert (not reply.startswith(b"$") or reply == b"$-1\r\n") == bool(line.parsed)
             line.parsed.clear()
-            assert b"next" == line.start()
+            assert b"next" == line.call()
             assert [] == line.parsed
 
 
 def test_leaves_a_string_of_the_wrong_length_to_the_parser():
     """redis-py then raises its own error."""
-    with FakeSession(b"$5\r\nhello!!") as line:
-        line.start()
+    with Line(b"$5\r\nhello!!") as line:
+        line.call()
         assert line.parsed
 
 
@@ -234,121 +245,106 @@ class TestPushes:
 
     def test_skips_a_push_before_the_reply(self):
         """A push is not the reply."""
-        for pieces in cuts(PUSH + b"$5\r\nhello\r\n"):
-            with FakeSession(*pieces, b"$4\r\nnext\r\n", parser=_RESP3Parser) as line:
-                assert b"hello" == line.start()
-                assert b"next" == line.start()
+        for pieces in cuts(PUSH + HELLO):
+            with Line(*pieces, NEXT, parser=_RESP3Parser) as line:
+                assert [b"hello", b"next"] == [line.call(), line.call()]
 
     def test_skips_a_push_after_the_reply(self):
         """The push is not the reply to the next command, and the call does not wait for it."""
-        for pieces in cuts(b"$5\r\nhello\r\n" + PUSH):
-            with FakeSession(*pieces, b"$4\r\nnext\r\n", parser=_RESP3Parser) as line:
-                assert b"hello" == line.start()
+        for pieces in cuts(HELLO + PUSH):
+            with Line(*pieces, NEXT, parser=_RESP3Parser) as line:
+                assert b"hello" == line.call()
                 assert line.socket.pieces, "waited for more than the reply"
-                assert b"next" == line.start()
+                assert b"next" == line.call()
 
-    def test_skips_a_push_that_arrives_in_parts(self):
+    @pytest.mark.parametrize("before", [PUSH + HELLO, HELLO], ids=["second push", "first push"])
+    def test_skips_a_push_that_arrives_in_parts(self, before):
         """The end of a push must not be taken for the next reply."""
-        for first in (PUSH + b"$5\r\nhello\r\n", b"$5\r\nhello\r\n"):
-            for at in range(1, len(PUSH)):
-                pieces = (first + PUSH[:at], PUSH[at:], b"$4\r\nnext\r\n")
-                with FakeSession(*pieces, parser=_RESP3Parser) as line:
-                    assert b"hello" == line.start()
-                    assert b"next" == line.start()
+        for at in range(1, len(PUSH)):
+            with Line(before + PUSH[:at], PUSH[at:], NEXT, parser=_RESP3Parser) as line:
+                assert [b"hello", b"next"] == [line.call(), line.call()]
 
     def test_resp2_refuses_a_push_and_drops_the_connection(self):
         """After an unexpected message, replies would be shifted by one."""
-        with FakeSession(PUSH + b"$5\r\nhello\r\n") as line:
-            with pytest.raises(redis.exceptions.InvalidResponse):
-                line.start()
-            assert line.connection._connection is None
+        with Line(PUSH + HELLO) as line:
+            line.call_fails(redis.exceptions.InvalidResponse)
+            assert line.dropped
 
 
 class TestDeadlines:
     """An exchange ends at its deadline, however long the single steps take."""
 
-    @pytest.mark.parametrize("head", [b"", b"$", b"$99999\r\n", b"*", b"*9\r\n$99\r\n"])
-    def test_a_reply_that_comes_byte_by_byte_ends_at_the_deadline(self, monkeypatch, head):
+    @pytest.mark.parametrize("head", [b"$", b"$99999\r\n", b"*", b"*9\r\n$99\r\n"])
+    def test_a_reply_that_comes_byte_by_byte_ends_at_the_deadline(self, set_clock, head):
         """A socket's own timeout starts again with each byte."""
-        clock = itertools.count(1000.0, 0.01)
-        monkeypatch.setattr("dtimer.store.connection.sockets.time.monotonic", clock.__next__)
-        with FakeSession(head or b"$", *[b"1"] * 2000) as line:
-            with pytest.raises(redis.TimeoutError):
-                line.start(1010.0)
+        set_clock(itertools.count(1000.0, 0.01))
+        with Line(head, *[b"1"] * 2000) as line:
+            line.call_fails(redis.TimeoutError, 1010.0)
             # One step of the clock a read, and a few before the first.
-            assert 900 < len(line.socket.asked) <= 1000
+            assert 900 < line.socket.reads <= 1000
 
-    def test_each_step_gets_the_time_that_is_left(self, monkeypatch):
+    def test_each_step_gets_the_time_that_is_left(self, set_clock):
         """Otherwise the steps together could take longer than the deadline."""
-        clock = itertools.count(1000.0, 0.25)
-        monkeypatch.setattr("dtimer.store.connection.sockets.time.monotonic", clock.__next__)
-        with FakeSession(b"$5\r\n", b"hel", b"lo\r\n") as line:
-            line.start(1010.0)
+        set_clock(itertools.count(1000.0, 0.25))
+        with Line(b"$5\r\n", b"hel", b"lo\r\n") as line:
+            line.call(1010.0)
             assert [9.75, 9.5, 9.25, 9.0] == line.socket.timeouts
 
-    def test_sets_the_socket_timeout_only_when_it_changes(self, monkeypatch):
-        """Setting it costs a system call."""
-        monkeypatch.setattr("dtimer.store.connection.sockets.time.monotonic", lambda: 1000.0)
-        with FakeSession(*[b"$1\r\na\r\n"] * 9) as line:
-            line.start(1003.0)
-            line.start(1003.0)
-            line.start(1003.0005)
+    def test_sets_the_socket_timeout_only_when_it_changes(self, set_clock):
+        """Setting it costs a system call. A difference of half a millisecond does not count."""
+        set_clock(itertools.repeat(1000.0))
+        with Line(*[b"$1\r\na\r\n"] * 9) as line:
+            for deadline in (1003.0, 1003.0, 1003.0005):
+                line.call(deadline)
             assert [3.0] == line.socket.timeouts
-            line.start(1002.0)
+            line.call(1002.0)
             assert [3.0, 2.0] == line.socket.timeouts
 
-    def test_sets_the_timeout_again_after_redis_py_changed_it(self, monkeypatch):
+    def test_sets_the_timeout_again_after_redis_py_changed_it(self, set_clock):
         """redis-py sets timeouts of its own, for example to check a connection."""
-        monkeypatch.setattr("dtimer.store.connection.sockets.time.monotonic", lambda: 1000.0)
-        with FakeSession(*[b"$1\r\na\r\n"] * 9) as line:
-            line.start(1003.0)
+        set_clock(itertools.repeat(1000.0))
+        with Line(*[b"$1\r\na\r\n"] * 9) as line:
+            line.call(1003.0)
             line.connection._connection._sock.settimeout(0)
-            line.start(1003.0)
+            line.call(1003.0)
             assert [3.0, 0, 3.0] == line.socket.timeouts
 
 
-class TestSlow:
-    """
-    While bytes arrive, an attempt continues up to a limit, because a repetition
-    would start again.
-    """
+class TestSlowConnections:
+    """While bytes arrive, an attempt continues beyond its end: a repetition would start again."""
 
     @pytest.fixture
-    def clock(self, monkeypatch):
+    def ticking(self, set_clock):
         """A clock that advances by a second with each reading."""
-        clock = itertools.count(1000.0)
-        monkeypatch.setattr("dtimer.store.connection.sockets.time.monotonic", clock.__next__)
-        return clock
+        set_clock(itertools.count(1000.0))
 
-    @pytest.mark.usefixtures("clock")
+    @pytest.mark.usefixtures("ticking")
     @pytest.mark.parametrize("head", [b"$40\r\n", b"*1\r\n$40\r\n"])
     def test_reads_a_steady_reply_beyond_the_end_of_the_attempt(self, head):
         """A slow connection would otherwise never receive a large reply."""
-        with FakeSession(head, *[b"1"] * 40, b"\r\n") as line:
-            assert line.start(1003.0, 1100.0) in (b"1" * 40, [b"1" * 40])
+        with Line(head, *[b"1"] * 40, b"\r\n") as line:
+            assert line.call(1003.0, 1100.0) in (b"1" * 40, [b"1" * 40])
 
-    @pytest.mark.usefixtures("clock")
+    @pytest.mark.usefixtures("ticking")
     @pytest.mark.parametrize("head", [b"$99999\r\n", b"*9\r\n$99\r\n"])
     def test_never_reads_beyond_the_deadline_of_the_call(self, head):
         """A server that sends a byte now and then must not hold the caller."""
-        with FakeSession(head, *[b"1"] * 2000) as line:
-            with pytest.raises(redis.TimeoutError):
-                line.start(1003.0, 1100.0)
-            assert 50 < len(line.socket.asked) <= 100
+        with Line(head, *[b"1"] * 2000) as line:
+            line.call_fails(redis.TimeoutError, 1003.0, 1100.0)
+            assert 50 < line.socket.reads <= 100
 
-    @pytest.mark.usefixtures("clock")
+    @pytest.mark.usefixtures("ticking")
     def test_waits_between_two_bytes_no_longer_than_for_the_first(self):
         """Silence means that the connection has stalled."""
-        with FakeSession(b"$9\r\n", b"123", b"456", b"789\r\n") as line:
-            line.start(1010.0, 1100.0)
+        with Line(b"$9\r\n", b"123", b"456", b"789\r\n") as line:
+            line.call(1010.0, 1100.0)
             assert max(line.socket.timeouts) < 10.0
 
-    @pytest.mark.usefixtures("clock")
+    @pytest.mark.usefixtures("ticking")
     def test_a_server_that_sends_nothing_is_given_up_after_the_attempt(self):
-        """The longer limit holds only while bytes arrive."""
-        with FakeSession(TimeoutError("timed out")) as line:
-            with pytest.raises(redis.TimeoutError):
-                line.start(1010.0, 1100.0)
+        """The deadline of the call counts only while bytes arrive."""
+        with Line(TimeoutError("timed out")) as line:
+            line.call_fails(redis.TimeoutError, 1010.0, 1100.0)
             assert max(line.socket.timeouts) < 10.0
             assert 0 == line.connection.arrived
 
@@ -356,29 +352,28 @@ class TestSlow:
     @pytest.mark.parametrize("head", [b"$99\r\n", b"*1\r\n$99\r\n"])
     def test_reports_how_many_bytes_arrived(self, parser, head):
         """The next claim asks for as much as the connection can carry."""
-        with FakeSession(head, b"1" * 30, TimeoutError("timed out"), parser=parser) as line:
-            with pytest.raises(redis.TimeoutError):
-                line.start()
+        with Line(head, b"1" * 30, TimeoutError("timed out"), parser=parser) as line:
+            line.call_fails(redis.TimeoutError)
             assert line.connection.arrived == len(head) + 30
 
-    @pytest.mark.usefixtures("clock")
+    @pytest.mark.usefixtures("ticking")
     def test_sends_a_large_request_in_pieces_beyond_the_end_of_the_attempt(self):
         """Each piece may take its time."""
-        with FakeSession(b"$2\r\nok\r\n") as line:
-            assert b"ok" == line.start(1004.0, 1100.0, "x" * 5_000_000)
-            assert len(line.socket.sizes) > 10
-            assert max(line.socket.sizes) <= 262_144
+        with Line(b"$2\r\nok\r\n") as line:
+            assert b"ok" == line.call(1004.0, 1100.0, "x" * 5_000_000)
+            assert len(line.socket.sent_sizes) > 10
+            assert max(line.socket.sent_sizes) <= 262_144
 
-    def test_waits_longer_for_the_reply_to_a_large_request(self, monkeypatch):
+    def test_waits_longer_for_the_reply_to_a_large_request(self, set_clock):
         """A request that counts as sent may still be under way."""
-        monkeypatch.setattr("dtimer.store.connection.sockets.time.monotonic", lambda: 1000.0)
-        with FakeSession(*[b"$2\r\nok\r\n"] * 2) as line:
-            line.start(1002.0, 1006.0)
-            line.start(1002.0, 1006.0, "x" * 100_000)
+        set_clock(itertools.repeat(1000.0))
+        with Line(*[b"$2\r\nok\r\n"] * 2) as line:
+            line.call(1002.0, 1006.0)
+            line.call(1002.0, 1006.0, "x" * 100_000)
             assert [2.0, 4.0] == line.socket.timeouts
 
 
-class Careful(redis.Connection):
+class PrefixingConnection(redis.Connection):
     """A user's subclass of a connection that changes how replies are read."""
 
     def read_response(self, *args, **kwargs):
@@ -387,6 +382,6 @@ class Careful(redis.Connection):
 
 def test_a_users_connection_class_reads_its_own_replies():
     """Reading directly would bypass the user's code."""
-    with FakeSession(b"$5\r\nhello\r\n", base=Careful) as line:
-        assert b"read: hello" == line.start()
+    with Line(HELLO, base=PrefixingConnection) as line:
+        assert b"read: hello" == line.call()
         assert fast_socket(line.connection._connection) is None

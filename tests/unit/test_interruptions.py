@@ -335,7 +335,7 @@ class TestFlag:
             interrupt(lambda: flag.wait(0.001), flag.set)
 
     def test_set_wakes_every_waiting_thread(self):
-        """A wait that times out returns False, and one that the flag ends returns True."""
+        """A wait returns False after its time, and True if the flag has ended it."""
         flag, woken = Flag(), []
         threads = [
             threading.Thread(target=lambda: woken.append(flag.wait(PATIENCE))) for _ in range(3)
