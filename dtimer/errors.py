@@ -143,10 +143,13 @@ class LeaseLost(DTimerError):
 
     dtimer emits this as ``'error'`` and never raises it. Another node was given the event, or the
     event was replaced. The effects of the handler remain, but the event was not confirmed.
+
+    ``id`` is the id of the event, ``node`` that of the node, and ``token`` the token of the lost
+    lease. The text does not contain the token, because texts of errors are logged.
     """
 
     def __init__(self, id: str, node: str, token: int) -> None:
-        super().__init__(f"node {node!r} lost its lease on the event {id!r} (token {token})")
+        super().__init__(f"node {node!r} lost its lease on the event {id!r}")
         self.id = id
         self.node = node
         self.token = token

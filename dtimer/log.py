@@ -9,11 +9,15 @@ claim and no renewal of a lease.
 
 Rule 2: while debug records are off, each step of an event costs the test of one attribute.
 
-Rule 3: no record contains a payload, and an address is shown without its credentials.
+Rule 3: no record contains a payload or a token, and an address is shown without its credentials.
+
+Rule 4: no exception of the logging module, or of a handler, a filter or a factory that the program
+has given to it, reaches the caller.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import time
@@ -114,6 +118,8 @@ class Log:
         #: When to call `refresh` again, on the monotonic clock.
         self.fresh_until: float = 0.0
         self._failed = False
+        # Whether the record ``joined`` is queued, and whether it is written.
+        self._joined = self._joined_written = False
         # A count, because a signal handler that interrupts a dropped record may drop another.
         self._drops = itertools.count()
         self._dropped = False
@@ -126,11 +132,15 @@ class Log:
 
         ``isEnabledFor`` would cache the answer, but takes the lock of the logging module.
         """
-        self.debugging = (
-            logger.getEffectiveLevel() <= logging.DEBUG
-            and not logger.disabled
-            and logger.manager.disable < logging.DEBUG
-        )
+        try:
+            self.debugging = (
+                logger.getEffectiveLevel() <= logging.DEBUG
+                and not logger.disabled
+                and logger.manager.disable < logging.DEBUG
+            )
+        except Exception:
+            # For example, a level is a text. The claimer calls this, and no claim may fail.
+            self.debugging = False
         self.fresh_until = time.monotonic() + _FRESH
 
     def add(self, message: Message, *arguments: object, ids: Sequence[str] = ()) -> None:
@@ -152,19 +162,36 @@ class Log:
         """Queue one record for all events of *ids*."""
         self.add(message, len(ids), ", ".join(ids), ids=ids)
 
+    def joined(self) -> None:
+        """Queue the record ``joined``."""
+        self.add(JOINED)
+        self._joined = True
+
+    def left(self) -> None:
+        """
+        Queue the record ``left``, and before it ``joined`` if that is not queued yet.
+
+        A signal handler may interrupt the end of a join, and leave.
+        """
+        if not self._joined:
+            self.add(JOINED)
+        self.add(LEFT)
+
     def _write(
         self, message: Message, arguments: tuple[object, ...], ids: Sequence[str], at: float
     ) -> None:
-        try:
-            if self._dropped:
-                self._write_drops()
-            write(message, *arguments, source=self._source, ids=ids, at=at)
-        except Exception:
-            # A logging handler or filter raised. The callback thread emits the first exception as
-            # an 'error'. After each exception it pauses, which would delay other listeners.
-            if not self._failed:
-                self._failed = True
-                raise
+        if message is JOINED:
+            if self._joined_written:
+                return
+            self._joined_written = True
+        if self._dropped:
+            self._write_drops()
+        raised = write(message, *arguments, source=self._source, ids=ids, at=at)
+        if raised is not None and not self._failed:
+            # The callback thread emits the first exception as an 'error'. After each exception it
+            # pauses, which would delay other listeners.
+            self._failed = True
+            raise raised
 
     def _write_drops(self) -> None:
         # First the flag: a record that is dropped from now on sets it again.
@@ -183,9 +210,11 @@ def write(
     ids: Sequence[str] = (),
     at: float | None = None,
     error: BaseException | None = None,
-) -> None:
+) -> Exception | None:
     """
     Log a record on the calling thread, if its level is enabled.
+
+    Never raises. A warning or an error that cannot be logged is printed to stderr.
 
     Args:
         message: The level and the text of the record.
@@ -194,23 +223,37 @@ def write(
         ids: The ids of the events that the record is about.
         at: When it happened, in seconds since the epoch; None for now.
         error: An exception whose traceback belongs to the record.
+
+    Returns:
+        What a handler, a filter or a factory of the program raised; None if the record is logged.
     """
-    if not logger.isEnabledFor(message.level):
-        return
-    record = logger.makeRecord(
-        logger.name,
-        message.level,
-        __file__,
-        0,
-        message.text,
-        tuple(map(_printable, arguments)),
-        None if error is None else (type(error), error, error.__traceback__),
-        extra=_fields(source, ids),
-    )
-    if at is not None:
-        record.relativeCreated -= (record.created - at) * 1000
-        record.created, record.msecs = at, int(at % 1 * 1000)
-    logger.handle(record)
+    texts = tuple(map(_printable, arguments))
+    cause = None if error is None else (type(error), error, error.__traceback__)
+    try:
+        if logger.isEnabledFor(message.level):
+            record = logger.makeRecord(
+                logger.name, message.level, __file__, 0, message.text, texts, cause
+            )
+            # Not as `extra`, which fails if the program's factory has set a field of that name.
+            record.__dict__.update(_fields(source, ids))
+            if at is not None:
+                record.relativeCreated -= (record.created - at) * 1000
+                record.created, record.msecs = at, int(at % 1 * 1000)
+            logger.handle(record)
+    except Exception as e:
+        _print(
+            logging.LogRecord(logger.name, message.level, __file__, 0, message.text, texts, cause)
+        )
+        return e
+    return None
+
+
+def _print(record: logging.LogRecord) -> None:
+    """Print a warning or an error to stderr, as Python does without any configuration."""
+    last = logging.lastResort
+    if last is not None and record.levelno >= last.level:
+        with contextlib.suppress(Exception):
+            last.handle(record)
 
 
 def _fields(source: Source, ids: Sequence[str]) -> Mapping[str, object]:
@@ -222,7 +265,11 @@ def _printable(argument: object) -> object:
     """Return *argument* so that its text stays on one line: any client of Redis can write an id."""
     if isinstance(argument, int | float):
         return argument
-    text = str(argument)
+    try:
+        text = str(argument)
+    except Exception:
+        # An exception of the program may have a method __str__ that fails.
+        text = f"<{type(argument).__name__} without a text>"
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

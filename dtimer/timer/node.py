@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Collection
 
-from dtimer import log as messages
 from dtimer.engine.bell import Bell
 from dtimer.engine.callbacks import CallbackThread
 from dtimer.engine.claimer import Claimer
@@ -161,7 +160,7 @@ class Node:
             self._starter = None
         if not self.leaving:
             self.begun = True
-            self._log.add(messages.JOINED)
+            self._log.joined()
             self._callbacks.announce("ready")
             self._callbacks.later(PATIENCE, self._show_listening)
 
@@ -267,7 +266,7 @@ class Node:
             self._listener.stop()
             self._dispatcher.stop()
             if self.begun:
-                self._log.add(messages.LEFT)
+                self._log.left()
             self._callbacks.stop()
             self._listener.join(self._options.timeout / 1e6)
             # After the deadline some handlers may still run. All other handler threads end now.

@@ -1078,4 +1078,18 @@ MUTANTS = [
         "",
         "tests/unit/test_log.py",
     ),
+    _mutant(
+        "an exception of a logging handler fails the call that logs",
+        "log.py",
+        "        return e\n    return None\n",
+        "        raise\n    return None\n",
+        "tests/unit/test_log.py",
+    ),
+    _mutant(
+        "a node that leaves while its join ends is not logged as joined",
+        "log.py",
+        "        if not self._joined:\n            self.add(JOINED)\n",
+        "",
+        "tests/unit/test_log.py",
+    ),
 ]

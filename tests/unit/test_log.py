@@ -30,6 +30,24 @@ def logged():
     return Logged(debugging=True)
 
 
+class Broken(logging.Handler):
+    """Raises for every record, as a handler of the user's own may."""
+
+    def emit(self, record):
+        """Raise."""
+        raise OSError("no log")
+
+
+@pytest.fixture
+def broken():
+    """A logging handler that raises."""
+    handler = Broken()
+    log.logger.addHandler(handler)
+    with kept():
+        yield
+    log.logger.removeHandler(handler)
+
+
 def test_the_docs_list_every_record():
     """An operator looks a record up by its text, and finds its level and what to do."""
     page = (ROOT / "docs" / "logging.rst").read_text("utf-8")
@@ -50,6 +68,61 @@ def test_every_record_has_all_fields(message):
     assert message.level == record.levelno
     assert message.text % tuple(arguments) == record.getMessage()
     assert (*SOURCE, ["a"]) == (record.node, record.ns, record.incarnation, record.event_ids)
+
+
+def test_fields_of_the_programs_own_factory_lose_no_record():
+    """
+    A program may add its own ``node`` to all records. `logging` refuses the same name as an
+    ``extra``, and each record would be lost.
+    """
+
+    def factory(*arguments, **named):
+        record = before(*arguments, **named)
+        record.node = record.ns = "of the program"
+        return record
+
+    before = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(factory)
+    try:
+        with kept() as records:
+            assert log.write(log.JOINED, source=SOURCE) is None
+    finally:
+        logging.setLogRecordFactory(before)
+    (record,) = records.kept
+    assert SOURCE == (record.node, record.ns, record.incarnation)
+
+
+def test_an_argument_without_a_text_loses_no_record():
+    """The ``__str__`` of the program's own exception may fail."""
+
+    class Mute(Exception):
+        def __str__(self):
+            raise ValueError("no text")
+
+    with kept() as records:
+        log.write(log.OUTAGE_BEGAN, "a server", Mute(), source=SOURCE)
+    (record,) = records.kept
+    assert "<Mute without a text>" == record.args[1]
+
+
+@pytest.mark.usefixtures("broken")
+def test_an_error_that_cannot_be_logged_is_printed(capsys):
+    """A failing event handler must not be invisible because a logging handler fails, too."""
+    assert isinstance(log.write(log.JOINED, source=SOURCE), OSError)
+    assert "" == capsys.readouterr().err
+    error = HandlerError(ValueError("the shop is closed"), [])
+    assert isinstance(log.write(log.UNHEARD, error, source=SOURCE, error=error), OSError)
+    assert "a handler raised ValueError: the shop is closed" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize("event", ["error", "other"])
+def test_a_logging_handler_that_raises_fails_no_call(event, capsys):
+    """An error of a timer that has not joined is logged by the caller's thread, within a post."""
+    emitter = Emitter()
+    emitter.on("other", lambda error: 1 / 0)
+    emitter._announce(event, ValueError("no"))
+    assert "Error: " in capsys.readouterr().err
 
 
 def test_a_record_stays_on_one_line():
@@ -93,6 +166,26 @@ class TestLog:
                 log.logger.disabled = False
                 logging.disable(logging.NOTSET)
 
+    def test_a_level_that_is_a_text_fails_no_claim(self, logged, monkeypatch):
+        """`logging` cannot compare such a level. The claimer looks it up, and must go on."""
+        monkeypatch.setattr(log.logger, "level", "DEBUG")
+        logged.log.refresh()
+        assert not logged.log.debugging
+
+    @pytest.mark.parametrize("interrupted", [False, True])
+    def test_joined_and_left_are_a_pair(self, logged, interrupted):
+        """
+        A signal handler that interrupts the end of a join may leave before ``joined`` is queued.
+        The interrupted call then continues, and queues it too late.
+        """
+        steps = [logged.log.joined, logged.log.left]
+        for step in reversed(steps) if interrupted else steps:
+            step()
+        with kept() as records:
+            for call in logged.calls:
+                call[0](*call[1:])
+        assert [log.JOINED.text, log.LEFT.text] == [record.msg for record in records.kept]
+
     def test_a_record_has_the_time_at_which_it_was_made(self, logged, monkeypatch):
         """A listener of 'error' may be slow, and the record is then written later."""
         with monkeypatch.context() as patched:
@@ -117,28 +210,21 @@ class TestLog:
         assert [f"{n} log record(s) were dropped" for n in (3, 1)] == dropped
         assert 3 == len(records.of(log.LEFT))
 
+    @pytest.mark.usefixtures("broken")
     def test_a_logging_handler_that_raises_is_reported_once(self):
         """The callback thread pauses after an exception. Telemetry must not delay listeners."""
-
-        def fail(record):
-            raise OSError("no log")
-
-        emitted, broken = queue.SimpleQueue(), logging.Handler()
-        broken.emit = fail
+        emitted = queue.SimpleQueue()
         callbacks = CallbackThread("dtimer-callbacks", lambda *event: emitted.put(event))
-        log.logger.addHandler(broken)
         try:
-            with kept():
-                records = Log(callbacks.call, SOURCE)
-                for _ in range(3):
-                    records.add(log.JOINED)
-                callbacks.announce("ready")
-                callbacks.start()
-                name, error = emitted.get(timeout=PATIENCE)
-                assert ("error", "no log") == (name, str(error))
-                assert ("ready",) == emitted.get(timeout=PATIENCE)
+            records = Log(callbacks.call, SOURCE)
+            for _ in range(3):
+                records.add(log.OUTAGE_ENDED, 1.0, "a server")
+            callbacks.announce("ready")
+            callbacks.start()
+            name, error = emitted.get(timeout=PATIENCE)
+            assert ("error", "no log") == (name, str(error))
+            assert ("ready",) == emitted.get(timeout=PATIENCE)
         finally:
-            log.logger.removeHandler(broken)
             callbacks.stop()
             assert callbacks.join(PATIENCE)
         assert emitted.empty()
@@ -266,6 +352,14 @@ def test_an_error_without_a_listener_names_its_events(error, ids):
         Emitter()._announce("error", error)
     (record,) = records.of(log.UNHEARD)
     assert (ids, error) == (record.event_ids, record.exc_info[1])
+
+    def test_a_lost_lease_shows_no_token(self):
+        """A token admits an effect to a store that fences. The text of the error is logged."""
+        with kept() as records:
+            Emitter()._announce("error", LeaseLost("a", "node", 123_456))
+        (record,) = records.of(log.UNHEARD)
+        assert 123_456 == record.exc_info[1].token
+        assert "123456" not in logging.Formatter().format(record)
 
 
 def test_messages_are_constants():
