@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack, overload
 
 from dtimer.engine.flag import Flag
 from dtimer.engine.readers import Readers, Reading, Returned
@@ -28,7 +28,9 @@ from dtimer.naming import public
 from dtimer.timer.stream_emitter import StreamEmitter
 from dtimer.timer.timer import DTimer
 
-Target = TypeVar("Target", bound=Callable[[str], object] | KeySink)
+# A lambda is understood only if its parameter is written as a Callable, not as a variable.
+Sink = TypeVar("Sink", bound=KeySink)
+T = TypeVar("T")
 
 
 class _QueueTimer(DTimer):
@@ -205,7 +207,11 @@ class RunAt(StreamEmitter):
         """Confirm a key now; return False if no reader of this queue object holds it."""
         return self._readers.confirm(key)
 
-    def pipe(self, target: Target) -> Target:
+    @overload
+    def pipe(self, target: Sink) -> Sink: ...
+    @overload
+    def pipe(self, target: Callable[[str], T]) -> Callable[[str], T]: ...
+    def pipe(self, target: Any) -> Any:
         """
         Pass each key to *target*, a callable or an object with ``write``; return *target*.
 

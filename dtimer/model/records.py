@@ -16,7 +16,7 @@ from dtimer.model.outcomes import Reason
 from dtimer.naming import public
 
 
-class State(enum.Enum):
+class State(enum.StrEnum):
     """The state of a stored event. A confirmed or cancelled event has no record and no state."""
 
     SCHEDULED = "scheduled"
@@ -29,7 +29,7 @@ class State(enum.Enum):
     """Moved to the dead letters."""
 
 
-class Cancelled(enum.Enum):
+class Cancelled(enum.StrEnum):
     """
     The result of ``cancel``. It is true if the event will never start.
 

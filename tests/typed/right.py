@@ -6,6 +6,7 @@ This file is checked in the strict mode of each type checker, and never run.
 
 import json
 import queue as stdlib_queue
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Unpack, assert_type
 
@@ -31,6 +32,7 @@ from dtimer import (
     Record,
     RunAt,
     RunAtOptions,
+    State,
     TimerOptions,
 )
 
@@ -125,11 +127,12 @@ assert_type(timer.every(60_000, {"tea": "green"}, id="tea", misfire="skip"), Dec
 assert_type(timer.cron("@daily", {}, id="tea", tz="Europe/Berlin", overlap="allow"), Declared)
 if timer.every(60_000, {}, id="tea") == "same":
     print("as before")
-if timer.cancel("tea") is Cancelled.CANCELLED:
+if timer.cancel("tea") is Cancelled.CANCELLED or timer.cancel("tea") == "not_found":
     print("never starts")
 for record in timer.upcoming(limit=5):
     assert_type(record, Record)
     assert_type(record.due_at, datetime)
+    print(record.state == "scheduled", record.state is State.DEAD)
 for schedule in timer.schedules():
     assert_type(schedule.last_at, datetime | None)
     print(schedule.misfire == "skip", schedule.id)
@@ -142,4 +145,7 @@ queue.write("tea", datetime.now(UTC))
 queue.write({"key": "tea", "runAt": 0})
 jobs: list[Job] = [{"key": "tea"}]
 assert_type(queue.pipe(RunAt("other")), RunAt)
+queue.pipe(lambda key: print(key.upper()))
+queue.pipe(keys.put)
+queue.pipe(sys.stdout)
 assert_type(list(queue), list[str])

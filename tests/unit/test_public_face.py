@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from pyee.base import EventEmitter
 
 import dtimer
-from dtimer import DTimer, RunAt
+from dtimer import Cancelled, Declared, DTimer, Reason, RunAt, State
 from dtimer.timer.listeners import STREAM, TIMER
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference.rst"
@@ -58,6 +59,16 @@ def test_the_reference_has_each_emitted_event():
     )
     assert sorted(TIMER) == sorted(timer)
     assert sorted(STREAM) == sorted(stream)
+
+
+@pytest.mark.parametrize("kind", [Cancelled, Declared, Reason, State])
+def test_each_member_of_an_enum_equals_its_text(kind):
+    """``record.state == "dead"`` must not be false for a dead letter, and no check finds it."""
+    for member in kind:
+        assert member.value == member
+        assert f"{member.value}" == f"{member}"
+        assert f'"{member.value}"' == json.dumps(member)
+    assert [Cancelled.CANCELLED] == [member for member in Cancelled if member]
 
 
 def halves(text):
