@@ -1,15 +1,12 @@
-"""
-A server that sends invalid replies: every call raises an error of dtimer, and every
-call ends.
-"""
+"""A server that sends invalid replies: every call ends, and raises only errors of dtimer."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
-import redis
 
 from dtimer import DTimer, OutcomeUnknown, StoreError
 from dtimer.model.claims import ClaimRequest, Settlement, Verdict
@@ -20,7 +17,7 @@ from dtimer.store.connection.sources import source
 #: The reply of the script `open` for a sound namespace.
 OPENED = [b"1800000000000000", b"1", b"a-name", b"0", b"0", b"0"]
 
-NONSENSE = [
+INVALID = [
     None, True, 0, 1, -1, 10**30, 1.5, "text",
     b"", b"x", b"1", b"1;2", b"11;x;", b"x;;other", b"2;;", b"\xff;|", b"short", b"behind:x",
     b"1;2;1;;4;5;6;1;0;0|", b"1;2;1;1;;;;9;9;9|", b"1;2;1;;;;;1;0;0|1,1,1,9,9|",
@@ -32,8 +29,9 @@ NONSENSE = [
     {}, {b"a": b"b"},
 ]  # fmt: skip
 
-CLAIM = Settlement("id", 7, Verdict.CONFIRM)
+CONFIRM = Settlement("id", 7, Verdict.CONFIRM)
 
+#: A call of each kind, of the store or of the timer.
 CALLS = {
     "post": lambda s, t: t.post({}),
     "post, named": lambda s, t: t.post({}, id="id", if_exists="keep"),
@@ -55,11 +53,11 @@ CALLS = {
     "unschedule": lambda s, t: t.unschedule("id"),
     "run_now": lambda s, t: t.run_now("id"),
     "pause_schedule": lambda s, t: t.pause_schedule("id"),
-    "settle": lambda s, t: s.settle([CLAIM]),
+    "settle": lambda s, t: s.settle([CONFIRM]),
     "extend": lambda s, t: s.extend([("id", 7)], 1_000),
     "renew": lambda s, t: s.renew([("id", 7)], 1_000),
     "claim": lambda s, t: list(
-        s.claim("node", ClaimRequest(1, 1, True, False, [CLAIM]), 1_000).results
+        s.claim("node", ClaimRequest(1, 1, True, False, [CONFIRM]), 1_000).results
     ),
     "trim": lambda s, t: s.trim(0, -1),
     "add_times": lambda s, t: s.add_times("id"),
@@ -74,39 +72,23 @@ CALLS = {
 }  # fmt: skip
 
 
-class Pending:
-    """A pending call whose reply the test has given."""
-
-    arrived = 0
-
-    def __init__(self, reply):
-        self.reply = reply
-
-    def answer(self, *, read_late=False):
-        """Return the reply."""
-        return self.reply
-
-
 @pytest.fixture
 def reply_with(monkeypatch):
-    """
-    Return a function that makes every script but ``open`` reply with a value.
-
-    No connection is made.
-    """
+    """Return a function that makes every script but ``open`` return a reply, without a server."""
 
     def set_reply(reply, opened=OPENED):
         def run(connection, script, arguments, until, limit):
             return opened if script.name == "open" else reply
 
+        pending = SimpleNamespace(arrived=0, reply=reply, answer=lambda **_: reply)
         monkeypatch.setattr(script_client, "run", run)
         monkeypatch.setattr(script_client, "run_with_source", run)
-        monkeypatch.setattr(script_client, "PendingCall", lambda *_, **__: Pending(reply))
+        monkeypatch.setattr(script_client, "PendingCall", lambda *_, **__: pending)
 
     return set_reply
 
 
-def outcome(call, timeout=300):
+def error_of(call, timeout=300):
     """Return the error of dtimer that a call raises, or None."""
     timer = DTimer("node", "redis://127.0.0.1:1", timeout=timeout)
     store = AdminStore(source("redis://127.0.0.1:1", 0.1), "dt", timeout=timeout / 1000)
@@ -124,45 +106,42 @@ def outcome(call, timeout=300):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_with_an_invalid_reply_raises_only_errors_of_dtimer(reply_with, name):
-    """No reply makes a call raise an unexpected error or run for ever."""
-    for reply in NONSENSE:
+    """Another error would end a thread of the node, or reach a caller who does not expect it."""
+    for reply in INVALID:
         reply_with(reply)
-        outcome(CALLS[name])
+        error_of(CALLS[name])
 
 
 @pytest.mark.parametrize("name", ["post", "peek", "settle", "cron"])
 def test_an_invalid_reply_to_the_opening_script_raises(reply_with, name):
-    """
-    The first script of a timer checks the namespace, and its reply is checked with
-    the same care.
-    """
-    for reply in NONSENSE:
+    """That script checks the namespace, so a wrong reply could let a wrong namespace pass."""
+    for reply in INVALID:
         if reply == [b"1"] * 6:
             continue  # a valid reply
         reply_with(b"1;1;", opened=reply)
-        assert isinstance(outcome(CALLS[name]), StoreError)
+        assert isinstance(error_of(CALLS[name]), StoreError)
 
 
 @pytest.mark.parametrize("now", [b"9" * 19, b"260000000000000000", b"-1", b"1e9"])
 def test_a_server_time_outside_the_calendar_raises(reply_with, now):
-    """A schedule cannot be computed from it, and the error is not the calendar's own."""
+    """No schedule can be computed from such a time. The calendar's own error is unexpected."""
     reply_with(b"new", opened=[now, *OPENED[1:]])
-    assert isinstance(outcome(CALLS["cron"]), StoreError)
+    assert isinstance(error_of(CALLS["cron"]), StoreError)
 
 
 @pytest.mark.parametrize("reply", [b";7;", b"1;7;", b"111;7;"])
 def test_a_reply_to_a_post_must_tell_about_each_event(reply_with, reply):
-    """Without its letter, an event that was kept from being stored would count as stored."""
+    """Its letter is 0 if an event was not stored. Without one, the event would count as stored."""
     reply_with(reply)
     items = [{"ev": {}, "id": id, "if_exists": "keep"} for id in "ab"]
-    assert isinstance(outcome(lambda s, t: t.post_many(items)), OutcomeUnknown)
+    assert isinstance(error_of(lambda s, t: t.post_many(items)), OutcomeUnknown)
 
 
 @pytest.mark.parametrize("name", ["post", "cancel", "settle", "unschedule", "every"])
 def test_an_invalid_reply_to_a_change_raises_outcome_unknown(reply_with, name):
     """The server may have stored the post or made the change."""
     reply_with([b"nonsense"])
-    error = outcome(CALLS[name])
+    error = error_of(CALLS[name])
     assert isinstance(error, OutcomeUnknown)
     assert "answered" in str(error)
     assert "nonsense" not in str(error), "a reply may have payloads in it"
@@ -171,8 +150,8 @@ def test_an_invalid_reply_to_a_change_raises_outcome_unknown(reply_with, name):
 @pytest.mark.parametrize("name", ["peek", "upcoming", "stats", "schedules"])
 def test_an_invalid_reply_to_a_query_raises_store_error(reply_with, name):
     """A query changes nothing, so its outcome cannot be unknown."""
-    reply_with(redis)
-    assert StoreError is type(outcome(CALLS[name]))
+    reply_with(object())
+    assert StoreError is type(error_of(CALLS[name]))
 
 
 @pytest.mark.parametrize("reply", [b"short", b"behind:1800000000000000"])
@@ -180,4 +159,4 @@ def test_a_reply_that_asks_for_more_times_ends_at_the_deadline(reply_with, reply
     """A server that asks again and again must not hold the caller."""
     reply_with(reply)
     name = "cancel" if reply == b"short" else "cron"
-    assert isinstance(outcome(CALLS[name], timeout=50), StoreError)
+    assert isinstance(error_of(CALLS[name], timeout=50), StoreError)

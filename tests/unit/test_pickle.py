@@ -50,16 +50,14 @@ class FakeLease:
     """The lease of a node, which cannot be sent to another process."""
 
     def __init__(self):
-        self.confirmed = 0
-        self.refuse = lambda: None  # like a lock, a lambda cannot be pickled
+        self.confirms = 0
+        self.like_a_lock = lambda: None  # cannot be pickled
 
     def confirm(self):
-        """Count the call."""
-        self.confirmed += 1
+        self.confirms += 1
         return True
 
     def lost(self):
-        """Return False: the lease is not lost."""
         return False
 
 
@@ -75,8 +73,8 @@ def attributes(event):
     return {name: getattr(event, name) for name in Event.__slots__ if name != "_holder"}
 
 
-#: Errors whose constructor takes more than a text.
-RICH = [
+#: Errors with more than a text.
+ERRORS_WITH_ATTRIBUTES = [
     EventExists("an-id"),
     LeaseLost("id", "node", 7),
     StateRollback(1.0, 2.0, wiped=False),
@@ -86,22 +84,23 @@ RICH = [
     HandlerError(ValueError("v"), [an_event()]),
     HandlerError(ValueError("v"), []),
 ]
-PLAIN = [
+OTHER_ERRORS = [
     kind("a text")
     for _, kind in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(kind, DTimerError) and kind not in {type(error) for error in RICH}
+    if issubclass(kind, DTimerError)
+    and kind not in {type(error) for error in ERRORS_WITH_ATTRIBUTES}
 ]
 
-ways = pytest.mark.parametrize(
-    "way",
+each_way = pytest.mark.parametrize(
+    "copied",
     [lambda x: pickle.loads(pickle.dumps(x)), lambda x: pickle.loads(pickle.dumps(x, 0)),
      copy.copy, copy.deepcopy],
     ids=["pickle", "pickle, the oldest protocol", "copy", "deepcopy"],
 )  # fmt: skip
 
 
-def chain(length, *, closed=False):
-    """Make an error with so many errors in its chain of causes, itself included."""
+def chain_of_causes(length, *, closed=False):
+    """Return an error with *length* errors in its chain of causes, itself included."""
     first = error = StoreError("0")
     for n in range(1, length):
         above = StoreError(str(n))
@@ -114,65 +113,66 @@ def chain(length, *, closed=False):
 class TestErrors:
     """An error that does not survive pickling would hang a process pool."""
 
-    @ways
-    @pytest.mark.parametrize("error", [*RICH, *PLAIN], ids=lambda e: type(e).__name__)
-    def test_survives_with_its_text_and_attributes(self, error, way):
-        """The type, the text and each attribute are the same."""
-        back = way(error)
-        assert type(error) is type(back)
-        assert (str(error), error.args) == (str(back), back.args)
-        assert repr(vars(error)) == repr(vars(back))
+    @each_way
+    @pytest.mark.parametrize(
+        "error", [*ERRORS_WITH_ATTRIBUTES, *OTHER_ERRORS], ids=lambda e: type(e).__name__
+    )
+    def test_survives_with_its_text_and_attributes(self, error, copied):
+        """The process that handles the error looks at all of them."""
+        found = copied(error)
+        assert type(error) is type(found)
+        assert (str(error), error.args) == (str(found), found.args)
+        assert repr(vars(error)) == repr(vars(found))
 
-    @ways
-    def test_survives_with_its_cause_and_notes(self, way):
+    @each_way
+    def test_survives_with_its_cause_and_notes(self, copied):
         """The docs tell users to look at the cause. A note says how far a call has come."""
         error = StoreError("refused")
         error.__cause__ = KeyError("gone")
         error.add_note("3 events before")
-        back = way(error)
-        assert "KeyError('gone')" == repr(back.__cause__)
-        assert ["3 events before"] == back.__notes__
+        found = copied(error)
+        assert "KeyError('gone')" == repr(found.__cause__)
+        assert ["3 events before"] == found.__notes__
 
-    @ways
-    def test_drops_a_cause_that_cannot_be_pickled(self, way):
+    @each_way
+    def test_drops_a_cause_that_cannot_be_pickled(self, copied):
         """The exception of a handler may hold any object. The error itself still comes through."""
         cause = ValueError("v")
         cause.lock = lambda: None
-        back = way(HandlerError(cause, [an_event()]))
-        assert "a handler raised ValueError: v ('e')" == str(back)
-        assert "e" == back.event.id
+        found = copied(HandlerError(cause, [an_event()]))
+        assert "a handler raised ValueError: v ('e')" == str(found)
+        assert "e" == found.event.id
 
-    @ways
-    def test_survives_with_a_chain_of_causes(self, way, monkeypatch):
+    @each_way
+    def test_survives_with_a_chain_of_causes(self, copied, monkeypatch):
         """Each cause is tested once. Testing it again for each error above would take for ever."""
         dumps, tests = pickle.dumps, []
         monkeypatch.setattr(errors.pickle, "dumps", lambda *a: tests.append(a) or dumps(*a))
-        error = chain(12)
-        back, texts = way(error), []
-        while back is not None:
-            texts.append(str(back))
-            back = back.__cause__
+        error, texts = copied(chain_of_causes(12)), []
+        while error is not None:
+            texts.append(str(error))
+            error = error.__cause__
         assert [str(n) for n in reversed(range(12))] == texts
         assert len(tests) <= 2 * 12
 
     @pytest.mark.parametrize("closed", [False, True], ids=["long", "closed"])
     def test_drops_the_causes_of_an_endless_chain(self, closed):
         """A chain that pickle cannot follow to its end must not take the error along."""
-        error = chain(1_000, closed=closed)
+        error = chain_of_causes(1_000, closed=closed)
         assert "999" == str(pickle.loads(pickle.dumps(error)))
 
     def test_is_raised_by_a_process_pool(self):
         """`multiprocessing.Pool` hangs for ever on an error that the parent cannot unpickle."""
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             with pytest.raises(NotReplicated):
-                pool.apply_async(not_replicated).get(PATIENCE)
+                pool.apply_async(raise_not_replicated).get(PATIENCE)
             assert 3 == pool.apply_async(abs, [-3]).get(PATIENCE)
             pool.close()
             pool.join()
 
 
-def not_replicated():
-    """Raise in a worker of the pool."""
+def raise_not_replicated():
+    """Raise in a worker of the pool, which imports this function by its name."""
     raise NotReplicated(["a"], 1, 0)
 
 
@@ -183,41 +183,41 @@ class TestEvents:
     def test_a_pickle_has_the_payload_and_the_attributes(self, protocol):
         """The other process can do the work: it has everything but the lease."""
         event = an_event()
-        back = pickle.loads(pickle.dumps(event, protocol))
-        assert type(event) is type(back)
-        assert event == back
-        assert attributes(event) == attributes(back)
+        detached = pickle.loads(pickle.dumps(event, protocol))
+        assert type(event) is type(detached)
+        assert event == detached
+        assert attributes(event) == attributes(detached)
 
     def test_a_deep_copy_shares_nothing(self):
         """A change of the copy leaves the original alone, and the copy has no lease."""
         event = an_event()
-        back = copy.deepcopy(event)
-        back["a"].append(2)
+        detached = copy.deepcopy(event)
+        detached["a"].append(2)
         assert {"a": [1]} == event
-        assert attributes(event) == attributes(back)
+        assert attributes(event) == attributes(detached)
         with pytest.raises(UsageError):
-            back.confirm()
+            detached.confirm()
 
     @pytest.mark.parametrize(
-        "verb",
+        "call",
         [Event.confirm, Event.retry, lambda ev: ev.extend(1_000), lambda ev: ev.lease_lost],
         ids=["confirm", "retry", "extend", "lease_lost"],
     )
-    def test_a_detached_event_refuses_to_settle_and_to_extend(self, verb):
-        """A copy does not know the state of the lease, so it must not claim that all is well."""
-        back = pickle.loads(pickle.dumps(an_event()))
-        for event in (back, copy.copy(back), pickle.loads(pickle.dumps(back))):
+    def test_a_detached_event_refuses_to_settle_and_to_extend(self, call):
+        """A copy does not know the state of the lease, so it must not say that all is well."""
+        detached = pickle.loads(pickle.dumps(an_event()))
+        for event in (detached, copy.copy(detached), pickle.loads(pickle.dumps(detached))):
             with pytest.raises(UsageError, match="a copy and has no lease"):
-                verb(event)
+                call(event)
 
     def test_a_shallow_copy_holds_the_same_lease(self):
         """`copy.copy` makes another dict of the same running event."""
         event = an_event()
-        again = copy.copy(event)
-        assert again.confirm()
-        assert 1 == event._holder.confirmed
-        assert again["a"] is event["a"]
-        assert not again.lease_lost
+        shallow = copy.copy(event)
+        assert shallow.confirm()
+        assert 1 == event._holder.confirms
+        assert shallow["a"] is event["a"]
+        assert not shallow.lease_lost
 
     def test_json_dict_and_copy_contain_only_the_payload(self):
         """The attributes are not part of the payload."""
@@ -227,7 +227,7 @@ class TestEvents:
 
 #: An object of each public class whose objects are data.
 DATA = [
-    an_event(), *Cancelled, *Declared, *Reason, *State, *RICH, *PLAIN,
+    an_event(), *Cancelled, *Declared, *Reason, *State, *ERRORS_WITH_ATTRIBUTES, *OTHER_ERRORS,
     EventId("an-id"), EventId("an-id", stored=False), EventId("an-id", stored=None),
     Record("id", {}, 1.5, State.DEAD, 1),
     DeadLetter("id", {}, 1, Reason.FAILED, "error", 1.5, b"raw"),
@@ -290,18 +290,15 @@ class TestNames:
         assert {*typing.get_type_hints(kind)} >= {*inspect.get_annotations(kind)}
 
 
-class TestTimers:
-    """A timer cannot be sent to another process."""
+@pytest.mark.parametrize("kind", [DTimer, RunAt])
+@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_timer_refuses_pickling_and_says_what_to_do(kind, way):
+    """
+    The error names the timer and the remedy. The error of an inner lock would name neither.
 
-    @pytest.mark.parametrize("kind", [DTimer, RunAt])
-    @pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
-    def test_refuses_pickling_and_says_what_to_do(self, kind, way):
-        """
-        The error names the timer and the remedy. The error of an inner lock would name neither.
-
-        A bound method, which users give to a pool, gets the same message.
-        """
-        timer = kind("name", redis="redis://x") if kind is RunAt else kind("name", "redis://x")
-        for what in (timer, timer.on) if way is pickle.dumps else (timer,):
-            with pytest.raises(TypeError, match=f"Make a {kind.__name__} in each process"):
-                way(what)
+    A bound method, which users give to a pool, gets the same message.
+    """
+    timer = kind("name")
+    for refused in (timer, timer.on) if way is pickle.dumps else (timer,):
+        with pytest.raises(TypeError, match=f"Make a {kind.__name__} in each process"):
+            way(refused)

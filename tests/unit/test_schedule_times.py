@@ -70,7 +70,7 @@ def local(nominal, tz="UTC"):
 
 
 def nominals(cron, tz, after, most, **options):
-    """Return the first nominal times of an expression after a moment, at *most* so many."""
+    """Return the first *most* nominal times of an expression after a moment."""
     return list(itertools.islice(definition(cron, tz, **options).nominals(after), most))
 
 

@@ -13,29 +13,34 @@ from dtimer.engine.service import Service
 
 
 class Body:
-    """A thread body that runs the given functions in turn, then waits for the stop."""
+    """
+    A thread body that runs the given functions in turn, then waits for the stop.
+
+    The queue has "body" for each run, the type of each reported error, and "ended".
+    """
 
     def __init__(self, *runs):
         self._runs = list(runs)
-        self.reports = queue.SimpleQueue()
-        self.stoppings = []
+        self._reports = queue.SimpleQueue()
+        self.stop_flags = []
 
     def __call__(self, stopping):
-        self.stoppings.append(stopping)
-        self.reports.put("body")
+        self.stop_flags.append(stopping)
+        self._reports.put("body")
         if self._runs:
             self._runs.pop(0)(stopping)
         else:
             stopping.wait(PATIENCE)
 
     def failed(self, error):
-        self.reports.put(error)
+        self._reports.put(type(error))
 
     def ended(self):
-        self.reports.put("ended")
+        self._reports.put("ended")
 
-    def next(self):
-        return self.reports.get(timeout=PATIENCE)
+    def reports(self, count):
+        """Wait for the next *count* reports, and return them."""
+        return [self._reports.get(timeout=PATIENCE) for _ in range(count)]
 
 
 def fail(stopping):
@@ -54,8 +59,7 @@ def fail_at_the_end(stopping):
 class Clock:
     """A monotonic clock that the test moves."""
 
-    def __init__(self):
-        self.now = 1_000.0
+    now = 1_000.0
 
     def monotonic(self):
         return self.now
@@ -64,8 +68,13 @@ class Clock:
         self.now += seconds
 
 
-def service(body):
+def a_service(body):
     return Service("dtimer-test", body, body.failed, body.ended)
+
+
+def stop(service):
+    service.stop()
+    assert service.join(PATIENCE)
 
 
 class TestLifecycle:
@@ -74,57 +83,52 @@ class TestLifecycle:
     def test_runs_its_body_on_a_named_daemon_thread_until_stopped(self):
         """A daemon thread does not keep the process alive."""
         body = Body()
-        service_ = service(body)
-        assert not service_.started
-        service_.start()
-        assert "body" == body.next()
+        service = a_service(body)
+        assert not service.started
+        service.start()
+        assert ["body"] == body.reports(1)
         (thread,) = (t for t in threading.enumerate() if t.name == "dtimer-test")
         assert thread.daemon
-        assert not service_.join(0)
-        service_.stop()
-        assert service_.join(PATIENCE)
-        assert service_.started
-        assert "ended" == body.next()
+        assert not service.join(0)
+        stop(service)
+        assert service.started
+        assert ["ended"] == body.reports(1)
 
     def test_stop_and_join_without_start_do_nothing(self):
-        """A failed start must be cleaned up like any other."""
-        service_ = service(Body())
-        service_.stop()
-        assert service_.join(PATIENCE)
+        """A node whose start failed must be cleaned up like any other."""
+        stop(a_service(Body()))
 
     def test_each_start_has_its_own_stop_flag(self):
         """A new start must not clear the flag of an older thread that has not ended yet."""
         body = Body()
-        service_ = service(body)
+        service = a_service(body)
         for _ in range(50):
-            service_.start()
-            service_.stop()
-            assert service_.join(PATIENCE)
-        assert 50 == len(set(body.stoppings))
-        assert all(stopping.is_set() for stopping in body.stoppings)
+            service.start()
+            stop(service)
+        assert 50 == len(set(body.stop_flags))
+        assert all(flag.is_set() for flag in body.stop_flags)
 
     def test_join_on_its_own_thread_returns_false_at_once(self):
-        """A wait for itself would never end."""
-        seen = []
-        service_ = service(Body(lambda stopping: seen.append((service_.current, service_.join()))))
-        service_.start()
-        assert service_.join(PATIENCE)
-        assert [(True, False)] == seen
-        assert not service_.current
+        """A thread that waits for itself would never end."""
+        results = []
+        service = a_service(Body(lambda _: results.append((service.current, service.join()))))
+        service.start()
+        assert service.join(PATIENCE)
+        assert [(True, False)] == results
+        assert not service.current
 
     def test_start_raises_if_no_thread_can_be_started(self, monkeypatch):
         """Stop and join still work after that."""
-        service_ = service(Body())
+        service = a_service(Body())
 
         def start(thread):
             raise RuntimeError("can't start new thread")
 
         monkeypatch.setattr(threading.Thread, "start", start)
         with pytest.raises(RuntimeError):
-            service_.start()
-        assert not service_.started
-        service_.stop()
-        assert service_.join(PATIENCE)
+            service.start()
+        assert not service.started
+        stop(service)
 
 
 class TestFailure:
@@ -133,74 +137,59 @@ class TestFailure:
     def test_reports_a_body_that_raises_and_runs_it_again_within_a_second(self):
         """The node depends on its threads."""
         body = Body(fail, leave)
-        service_ = service(body)
-        service_.start()
-        for kind in (MemoryError, SystemExit):
-            assert "body" == body.next()
-            assert isinstance(body.next(), kind)
+        service = a_service(body)
+        service.start()
+        assert ["body", MemoryError, "body", SystemExit] == body.reports(4)
         began = time.monotonic()
-        assert "body" == body.next()
+        assert ["body"] == body.reports(1)
         assert time.monotonic() - began < PROMPT
-        assert 2 == service_.failures
-        service_.stop()
-        assert service_.join(PATIENCE)
-        assert "ended" == body.next()
+        assert 2 == service.failures
+        stop(service)
+        assert ["ended"] == body.reports(1)
 
     def test_runs_a_body_that_raises_while_stopping_once_more(self):
         """The second run can end properly, and release events for example."""
         body = Body(fail_at_the_end)
-        service_ = service(body)
-        service_.start()
-        assert "body" == body.next()
-        service_.stop()
-        assert isinstance(body.next(), MemoryError)
-        assert "body" == body.next()
-        assert "ended" == body.next()
-        assert service_.join(PATIENCE)
+        service = a_service(body)
+        service.start()
+        assert ["body"] == body.reports(1)
+        service.stop()
+        assert [MemoryError, "body", "ended"] == body.reports(3)
+        assert service.join(PATIENCE)
 
     def test_ends_even_if_the_body_always_raises(self):
         """leave() waits for the thread."""
         body = Body(fail_at_the_end, fail, fail, fail)
-        service_ = service(body)
-        service_.start()
-        service_.stop()
-        assert service_.join(PATIENCE)
-        reports = [body.next() for _ in range(4)]
-        assert ["body", "MemoryError", "body", "ended"] == [
-            what if isinstance(what, str) else type(what).__name__ for what in reports
-        ]
+        service = a_service(body)
+        service.start()
+        stop(service)
+        assert ["body", MemoryError, "body", "ended"] == body.reports(4)
 
     def test_reports_each_kind_of_error_once_until_the_body_ran_steadily(self, monkeypatch):
         """A body that keeps failing must not flood the log. Meanwhile `failure` has the error."""
         clock = Clock()
         monkeypatch.setattr("dtimer.engine.service.time", clock)
         body = Body(fail, fail, leave, fail, lambda _: clock.tick(60) or fail(_))
-        service_ = service(body)
-        assert service_.failure is None
-        service_.start()
-        reports = [body.next() for _ in range(9)]
-        assert ["body", MemoryError, "body", "body", SystemExit, "body", "body"] == [
-            what if isinstance(what, str) else type(what) for what in reports[:7]
-        ]
-        assert [MemoryError, "body"] == [type(reports[7]), reports[8]], (
-            "not reported after a steady run"
-        )
-        assert isinstance(service_.failure, MemoryError)
+        service = a_service(body)
+        assert service.failure is None
+        service.start()
+        expected = ["body", MemoryError, "body", "body", SystemExit, "body", "body"]
+        assert expected == body.reports(7)
+        assert [MemoryError, "body"] == body.reports(2), "not reported after a steady run"
+        assert isinstance(service.failure, MemoryError)
         clock.tick(2)
-        assert service_.failure is None
-        assert 5 == service_.failures
-        service_.stop()
-        assert service_.join(PATIENCE)
+        assert service.failure is None
+        assert 5 == service.failures
+        stop(service)
 
     def test_survives_a_report_that_raises(self):
         """Reporting calls listeners, which may raise."""
 
-        def deaf(error):
+        def failing_report(error):
             raise MemoryError("no more")
 
         body = Body(fail)
-        service_ = Service("dtimer-test", body, deaf, body.ended)
-        service_.start()
-        assert ["body", "body"] == [body.next(), body.next()]
-        service_.stop()
-        assert service_.join(PATIENCE)
+        service = Service("dtimer-test", body, failing_report, body.ended)
+        service.start()
+        assert ["body", "body"] == body.reports(2)
+        stop(service)
