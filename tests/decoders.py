@@ -18,10 +18,11 @@ from dtimer.model.histogram import percentile
 from dtimer.model.ids import IdGenerator
 from dtimer.model.options import validate
 from dtimer.model.payload import decode
-from dtimer.model.schedules import check_cron, spec_from_json, times_to_add
+from dtimer.model.schedules import check_cron, times_to_add
 from dtimer.model.zones import zone
-from dtimer.store import acl, admin, overview, replies
+from dtimer.store import acl, overview, replies
 from dtimer.store.admin import PendingEvent
+from dtimer.store.format import read_body, read_letter, read_payload, read_spec, text
 from dtimer.timer.posting import prepare_item
 
 _OPTIONS = validate({})
@@ -41,9 +42,9 @@ def _payload(raw: bytes) -> object:
 
 
 def _body(raw: bytes) -> object:
-    body = admin.read_body(raw)
+    body = read_body(raw)
     waiting = PendingEvent("id", _NOW, 0, raw)
-    return body and (replies.read_payload(raw), admin.write_body(body), lines.event_line(waiting))
+    return body and (read_payload(raw), lines.event_line(waiting))
 
 
 def _claim_reply(raw: bytes) -> object:
@@ -60,7 +61,7 @@ def _record(raw: bytes) -> object:
 
 
 def _dead_letter(raw: bytes) -> object:
-    letter = replies.read_letter("id", 1, raw)
+    letter = read_letter("id", 1, raw)
     assert isinstance(json.loads(lines.dead_line(letter)), dict)
     return letter.reason != "corrupt" and letter
 
@@ -91,7 +92,7 @@ def _schedule(raw: bytes) -> object:
 
 
 def _definition(raw: bytes) -> object:
-    definition = spec_from_json("id", raw, _PLAN)
+    definition = read_spec("id", raw, _PLAN)
     zone(definition.tz)
     if definition.cron is not None:
         check_cron(definition.cron, definition.tz)
@@ -111,7 +112,7 @@ def _line(raw: bytes) -> object:
 
 
 def _refusal(raw: bytes) -> object:
-    return acl.remedy(replies.text(raw), "dt")
+    return acl.remedy(text(raw), "dt")
 
 
 #: The decoders by name, each with the errors that it is documented to raise.

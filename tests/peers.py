@@ -94,5 +94,5 @@ def post(
     max_retries: int = 3,
 ) -> bool:
     """Post one event with a delay in ms; return True if it was stored."""
-    entry = Entry(id, f"+{round(delay * 1000)}", expires, f"{max_retries}|{payload}")
+    entry = Entry(id, f"+{round(delay * 1000)}", f"{expires},{max_retries}|{payload}")
     return not store.post([entry], policy).kept

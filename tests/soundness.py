@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dtimer.store.format import read_schedule_state
 from dtimer.store.keys import Keys
-from dtimer.store.replies import read_schedule_state
 
 
 def assert_sound(client: Any, keys: Keys) -> None:

@@ -101,21 +101,21 @@ class ScheduleSpec:
         return _walk(self.cron or "", self.tz, max(after_us, (self.start or 0) - 1), self.stop)
 
 
-def spec_from_json(id: str, text: bytes, plan: bytes) -> ScheduleSpec:
+def spec_from_json(id: str, text: bytes, payload: bytes) -> ScheduleSpec:
     """
     Return the specification of a schedule from its stored form.
 
     Args:
         id: The id of the schedule.
         text: The stored specification, without the payload.
-        plan: The stored template of the occurrences, which ends with the payload.
+        payload: The stored payload of the occurrences.
 
     Raises:
         NamespaceCorrupt: the stored form is not valid, so dtimer has not written it.
     """
     try:
         fields: dict[str, Any] = json.loads(text)
-        made = ScheduleSpec(id=id, payload=plan.partition(b"|")[2].decode(), **fields)
+        made = ScheduleSpec(id=id, payload=payload.decode(), **fields)
         _check_read(made)
     # CPython 3.11 reports a field named "id" as a KeyError while another exception is handled.
     except (TypeError, ValueError, KeyError, RecursionError) as e:

@@ -7,46 +7,20 @@ it has yielded. So an event that another process moves meanwhile may be yielded 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from dtimer.errors import OutcomeUnknown, StoreError
 from dtimer.model.records import DeadLetter
-from dtimer.model.schedules import ScheduleSpec, spec_from_json
+from dtimer.model.schedules import ScheduleSpec
 from dtimer.store import replies
+from dtimer.store.format import read_letter, read_spec, text, write_letter
 from dtimer.store.reply_checks import pairs
 from dtimer.store.store import Store
 
 #: The number of events in one page when iterating over all events: about 1 ms of server time.
 _PAGE = 500
-
-_HEAD = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,[^|]*)?\|")
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """The stored body of an event: its expiry time, the number of retries, and the payload."""
-
-    expires_us: int | None
-    max_retries: int
-    payload: bytes = field(repr=False)
-
-
-def read_body(raw: bytes) -> Body | None:
-    """Parse a stored body; return None if it is not valid."""
-    match = _HEAD.match(raw)
-    if match is None:
-        return None
-    expires = int(match[1]) if match[1] else None
-    return Body(expires, int(match[2]), raw[match.end() :])
-
-
-def write_body(body: Body) -> bytes:
-    """Return *body* in the form in which a post stores it."""
-    expires = b"" if body.expires_us is None else b"%d" % body.expires_us
-    return b"%b,%d|%b" % (expires, body.max_retries, body.payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +78,7 @@ class AdminStore(Store):
                 definition, template, schedule_state, _ = stored
                 pending = f"{name}@{schedule_state.get('next', '')}"
                 paused = schedule_state.get("paused") == "1"
-                yield spec_from_json(name, definition, template), paused, pending
+                yield read_spec(name, definition, template), paused, pending
 
     def died_after(self, last: str, died_us: int) -> Iterator[DeadLetter]:
         """
@@ -115,7 +89,7 @@ class AdminStore(Store):
             died_us: Its time of death.
         """
         for id, died, letter in self._walks.dead(self._ask, _PAGE, str(died_us), last):
-            yield replies.read_letter(id, died, letter)
+            yield read_letter(id, died, letter)
 
     def restore(self, letters: Sequence[DeadLetter]) -> int:
         """
@@ -126,10 +100,7 @@ class AdminStore(Store):
         """
         arguments: list[str] = []
         for letter in letters:
-            error = letter.error.encode(errors="surrogateescape")
-            head = b"%d,%b,%d|" % (letter.attempt, letter.reason.encode(), len(error))
-            text = (head + error + letter.raw).decode(errors="surrogateescape")
-            arguments += (letter.id, str(round(letter.died * 1000)), text)
+            arguments += (letter.id, str(round(letter.died * 1000)), write_letter(letter))
         may_exist = True
         try:
             return self._ask(int, "restore", *arguments, named=True)
@@ -143,7 +114,7 @@ class AdminStore(Store):
     def holders(self, most: int = 500) -> dict[str, int]:
         """Return the number of leases of each incarnation, counting at most *most* leases."""
         return self._ask(
-            lambda flat: {replies.text(node): int(n) for node, n in pairs(flat)},
+            lambda flat: {text(node): int(n) for node, n in pairs(flat)},
             "holders",
             str(most),
         )
@@ -153,7 +124,7 @@ class AdminStore(Store):
 
         def read(reply: Any) -> Audit:
             *sizes, flat = reply
-            strays = [(replies.text(what), replies.text(id)) for what, id in pairs(flat)]
+            strays = [(text(what), text(id)) for what, id in pairs(flat)]
             due, bodies, dead, graves, leases, schedules, plans = map(int, sizes)
             return Audit(due, bodies, dead, graves, leases, schedules, plans, strays)
 

@@ -10,6 +10,7 @@ from dtimer.model.ids import incarnation
 from dtimer.store import acl, failures, replies
 from dtimer.store.calls import ReplicatedCall
 from dtimer.store.connection.sources import Source
+from dtimer.store.format import text
 from dtimer.store.keys import Keys
 from dtimer.store.reply_checks import pairs, understood
 from dtimer.store.rollback import NamespaceState, RollbackDetector
@@ -94,9 +95,7 @@ class Namespace:
         # The random mark of a new namespace. Any unique text will do.
         mark = incarnation() if create else ""
         reply = self._scripts.call("open", SCHEMA, mark, deadline=deadline)
-        return understood(
-            "open", lambda r: (replies.text(r[1]), replies.read_namespace_state(r)), reply
-        )
+        return understood("open", lambda r: (text(r[1]), replies.read_namespace_state(r)), reply)
 
     def reopen(self) -> None:
         """Have the next call open the namespace again, because it may have changed."""
@@ -158,7 +157,7 @@ class Namespace:
             client.close()
         return understood(
             "permissions",
-            lambda flat: {replies.text(command): replies.text(why) for command, why in pairs(flat)},
+            lambda flat: {text(command): text(why) for command, why in pairs(flat)},
             flat,
         )
 
@@ -189,7 +188,7 @@ class Namespace:
             return {}
         if isinstance(raw, dict):
             return {str(name): str(value) for name, value in raw.items()}
-        lines = replies.text(raw).splitlines() if isinstance(raw, bytes) else []
+        lines = text(raw).splitlines() if isinstance(raw, bytes) else []
         return dict(line.split(":", 1) for line in lines if ":" in line)
 
     # Closing

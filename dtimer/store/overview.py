@@ -10,6 +10,7 @@ from dtimer.model.ids import LONGEST_ID
 from dtimer.model.payload import decode
 from dtimer.model.records import NodeInfo, Stats
 from dtimer.store import replies
+from dtimer.store.format import text
 
 
 def read_stats(reply: Sequence[Any]) -> Stats:
@@ -25,10 +26,7 @@ def read_stats(reply: Sequence[Any]) -> Stats:
         nodes=int(nodes),
         paused=paused == b"1",
         lateness=tuple(map(replies.integer, lateness)),
-        totals={
-            replies.text(totals[i]): replies.integer(totals[i + 1])
-            for i in range(0, len(totals), 2)
-        },
+        totals={text(totals[i]): replies.integer(totals[i + 1]) for i in range(0, len(totals), 2)},
     )
 
 
@@ -46,7 +44,7 @@ def read_node(incarnation: bytes, registration: bytes, idle: bytes, waiting: byt
         about = {}
     return NodeInfo(
         id=str(about.get("id", "?"))[:LONGEST_ID],
-        incarnation=replies.text(incarnation),
+        incarnation=text(incarnation),
         host=str(about.get("host", "?"))[:LONGEST_ID],
         pid=pid if isinstance(pid := about.get("pid"), int) else 0,
         joined=replies.integer(joined) / 1000,

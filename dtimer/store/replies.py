@@ -8,25 +8,21 @@ from typing import Any, overload
 
 from dtimer.errors import NamespaceCorrupt, PayloadError
 from dtimer.model.claims import Claim, ClaimReply, Outcome, Settlement, Verdict
-from dtimer.model.outcomes import Reason
 from dtimer.model.payload import decode
-from dtimer.model.records import DeadLetter, Record, Schedule, State
-from dtimer.model.schedules import spec_from_json
+from dtimer.model.records import Record, Schedule, State
+from dtimer.store.format import (
+    read_claim,
+    read_letter,
+    read_payload,
+    read_schedule_state,
+    read_spec,
+    text,
+)
 from dtimer.store.rollback import NamespaceState
 
-# The head of a body: <expiry in µs, or nothing>,<max_retries>. An occurrence adds
-# ,s<nominal time in µs>,<missed>. Later versions may add more fields.
-# The lengths of numbers are bounded, because a foreign writer may have stored an endless one.
-_BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(?:,[^|]*)?\|")
 _CLAIM = re.compile(rb"(\d+),(\d+),(\d+),(\d+),(\d+)\|")
 _DECLARED = re.compile(rb"new|changed|same|behind:\d{1,17}")
 _RESULTS = {ord(result.value): result for result in Outcome}
-_LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
-
-
-def text(raw: bytes) -> str:
-    """Decode an id or another text; bytes that are not UTF-8 survive a round trip unchanged."""
-    return raw.decode(errors="surrogateescape")
 
 
 def integer(raw: bytes) -> int:
@@ -35,17 +31,6 @@ def integer(raw: bytes) -> int:
         return int(float(raw))
     except (ValueError, OverflowError):
         return 0
-
-
-def read_payload(raw: bytes | None) -> dict[str, Any] | None:
-    """Return the payload of a body, or None if it cannot be read."""
-    match = _BODY.match(raw or b"")
-    if match is None or raw is None:
-        return None
-    try:
-        return decode(raw[match.end() :])
-    except PayloadError:
-        return None
 
 
 def read_posted(reply: bytes, count: int) -> tuple[bytes, int | None, str]:
@@ -93,11 +78,7 @@ def read_results(letters: bytes, order: Sequence[int]) -> list[Outcome]:
 
 
 def _read_claims(reply: bytes, at: int, count: int, now: int) -> tuple[list[Claim], int]:
-    """
-    Read *count* claims, beginning at the offset *at*; return them and the offset of their end.
-
-    A claim gets the payload without the head of the body. An invalid body is left as it is.
-    """
+    """Read *count* claims, from the offset *at*; return them and the offset of their end."""
     claims: list[Claim] = []
     for _ in range(count):
         mark = _CLAIM.match(reply, at)
@@ -109,17 +90,9 @@ def _read_claims(reply: bytes, at: int, count: int, now: int) -> tuple[list[Clai
         raw = reply[start:end]
         id = raw.decode() if raw.isascii() else text(raw)
         at = end + body_length
-        body = _BODY.match(reply, end, at)
-        if body is None:
-            claims.append(Claim(id, token, attempt, due, now, 0, reply[end:at]))
-            continue
-        claim = Claim(id, token, attempt, due, now, int(body[2]), reply[body.end() : at])
-        if body.end(1) > end:
-            claim.expires_us = int(body[1])
-        if body[3] is not None:
-            claim.schedule = id.rpartition("@")[0]
-            claim.nominal_us, claim.missed = int(body[3]), int(body[4])
-        claims.append(claim)
+        claims.append(
+            read_claim(reply, end, at, id=id, token=token, attempt=attempt, due=due, now=now)
+        )
     return claims, at
 
 
@@ -265,7 +238,7 @@ def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
     """
     if not reply:
         return None
-    spec = spec_from_json(id, reply[0], reply[1])
+    spec = read_spec(id, reply[0], reply[1])
     schedule_state = read_schedule_state(reply[2])
     try:
         event = decode(spec.payload.encode())
@@ -292,36 +265,7 @@ def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
     )
 
 
-_SCHEDULE_STATE = (
-    "print", "every", "misfire", "overlap", "jitter", "stop", "left", "paused", "next", "last",
-    "running", "ahead", "final", "gap", "anchor", "waits",
-)  # fmt: skip
-
-
-def read_schedule_state(raw: bytes) -> dict[str, str]:
-    """Read the state of a schedule into the fields that lua/parts/plan.lua lists."""
-    return dict(zip(_SCHEDULE_STATE, text(raw).split(";"), strict=False))
-
-
 def read_scheduled(id: str, due: bytes, tries: bytes, body: bytes) -> Record:
     """Read one scheduled event of an iteration."""
     due_ms, attempt = integer(due) / 1000, integer(tries)
     return Record(id, read_payload(body), due_ms, State.SCHEDULED, attempt)
-
-
-def read_letter(id: str, died_us: int, raw: bytes) -> DeadLetter:
-    """Read a dead letter; return it with the reason ``corrupt`` if dtimer did not write it."""
-    match = _LETTER.match(raw)
-    if match is None:
-        return DeadLetter(id, None, 0, Reason.CORRUPT, "", died_us / 1000, raw)
-    end = match.end() + int(match[3])
-    error, body = raw[match.end() : end], raw[end:]
-    return DeadLetter(
-        id=id,
-        event=read_payload(body),
-        attempt=int(match[1]),
-        reason=Reason.read(text(match[2])),
-        error=text(error),
-        died=died_us / 1000,
-        raw=body,
-    )

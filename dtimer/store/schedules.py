@@ -16,11 +16,11 @@ from dtimer.model.schedules import (
     ScheduleSpec,
     check_cron,
     next_times,
-    spec_from_json,
     times_to_add,
 )
 from dtimer.model.zones import zone
 from dtimer.store import replies
+from dtimer.store.format import read_spec, text, write_template
 from dtimer.store.namespace import Namespace
 from dtimer.store.reply_checks import flag
 from dtimer.store.walks import Walks
@@ -101,7 +101,7 @@ class Schedules(Namespace):
             d.id,
             d.fingerprint,
             d.to_json(),
-            f"{d.max_retries}|{d.payload}",
+            write_template(d),
             "" if d.every is None else str(d.every),
             MISFIRES[d.misfire],
             OVERLAPS[d.overlap],
@@ -135,7 +135,7 @@ class Schedules(Namespace):
         if stored is None:
             return False
         definition, template, schedule_state, state_is_readable = stored
-        spec = spec_from_json(id, definition, template)
+        spec = read_spec(id, definition, template)
         if not state_is_readable:
             return False
         known = schedule_state["ahead"].rpartition(",")[2] or schedule_state["next"]
@@ -169,7 +169,7 @@ class Schedules(Namespace):
 
     def schedule_ids(self) -> list[str]:
         """Return the names of all schedules, sorted."""
-        return self._ask(lambda flat: sorted(map(replies.text, flat)), "schedules")
+        return self._ask(lambda flat: sorted(map(text, flat)), "schedules")
 
     def schedules(self) -> Iterator[Schedule]:
         """
@@ -198,6 +198,6 @@ class Schedules(Namespace):
 
     def run_now(self, id: str) -> str | None:
         """See `DTimer.run_now`."""
-        made = self._ask(replies.text, "run_now", id, named=True)
+        made = self._ask(text, "run_now", id, named=True)
         self._walks.moved(made, "+0")
         return made or None

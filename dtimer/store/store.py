@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 from dtimer.errors import EventExists, NotReplicated, OutcomeUnknown, StoreError
 from dtimer.model.claims import ClaimReply, ClaimRequest, Outcome, PendingReply, Settlement
+from dtimer.model.ids import schedule_of
 from dtimer.model.records import Cancelled, DeadLetter, NodeInfo, Record, Stats
 from dtimer.store import overview, replies
 from dtimer.store.connection.subscription import Subscription
 from dtimer.store.failures import Failure, broken_reply, classify, overtaken
+from dtimer.store.format import read_letter, text
 from dtimer.store.namespace import SILENT_US
 from dtimer.store.piped import Piped
 from dtimer.store.reply_checks import MALFORMED, flag, letters, not_understood, understood
@@ -32,13 +34,12 @@ class Entry(NamedTuple):
     """
     An event to store.
 
-    ``when`` and ``expires`` are in the form that the scripts read.
+    ``when`` is in the form that the scripts read, and ``body`` in that of `write_body`.
     """
 
     id: str
     when: str
-    expires: str
-    retries_and_payload: str
+    body: str
 
 
 class Posted(NamedTuple):
@@ -72,7 +73,7 @@ class Store(Schedules):
         """Return the script that stores *entries*, and its arguments."""
         arguments = [] if policy == "post_new" else [policy]
         for e in entries:
-            arguments += (e.id, e.when, f"{e.expires},{e.retries_and_payload}")
+            arguments += e  # id, when, body
         return "post_new" if policy == "post_new" else "post", arguments
 
     def post(self, entries: Sequence[Entry], policy: str, replicas: int = 0) -> Posted:
@@ -250,7 +251,7 @@ class Store(Schedules):
 
     def cancel(self, id: str) -> Cancelled:
         """See `DTimer.cancel`."""
-        until, schedule = self._scripts.deadline(), id.rpartition("@")[0]
+        until, schedule = self._scripts.deadline(), schedule_of(id)
         while (result := self._cancel(id, until)) is None:
             self._check_deadline(until, schedule)
             self.add_times(schedule, until)
@@ -261,7 +262,7 @@ class Store(Schedules):
         """Cancel an event; return None, without effect, if its schedule needs more times first."""
 
         def read(reply: bytes) -> Cancelled | None:
-            return None if reply == b"short" else Cancelled(replies.text(reply))
+            return None if reply == b"short" else Cancelled(text(reply))
 
         return self._ask(read, "cancel", id, named=True, until=until)
 
@@ -281,7 +282,7 @@ class Store(Schedules):
     def dead(self) -> Iterator[DeadLetter]:
         """Yield the dead letters, oldest first; see `Walks`."""
         for id, died_us, letter in self._walks.dead(self._ask, _PAGE):
-            yield replies.read_letter(id, died_us, letter)
+            yield read_letter(id, died_us, letter)
 
     def letter(self, id: str) -> DeadLetter | None:
         """Return the dead letter with this id, or None."""
@@ -289,7 +290,7 @@ class Store(Schedules):
         def read(reply: Sequence[Any]) -> DeadLetter | None:
             if not reply or reply[0] != b"dead":
                 return None
-            return replies.read_letter(id, replies.integer(reply[1]), reply[3])
+            return read_letter(id, replies.integer(reply[1]), reply[3])
 
         return self._ask(read, "peek", id)
 

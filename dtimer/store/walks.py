@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 from dtimer.errors import StoreError
+from dtimer.model.ids import schedule_of
 from dtimer.store import replies
+from dtimer.store.format import text
 
 # The possible error of the estimate of the server's time, in µs. If it is too large, an iteration
 # remembers more ids than it needs; if it is too small, it yields some events twice.
@@ -49,15 +51,15 @@ class _Page(NamedTuple):
 
 def _read_events(reply: Any) -> _Page:
     now, end_score, end_id, last_score, last_id, flat = reply
-    end, last = (replies.text(end_score), replies.text(end_id)), replies.text(last_score)
+    end, last = (text(end_score), text(end_id)), text(last_score)
     # Raise ValueError here if the score is not a number: `page_read` must not fail.
     float(end[0] or 0)
     return _Page(
         int(now),
         end,
-        (last, replies.text(last_id)),
+        (last, text(last_id)),
         [
-            (StoredEvent(replies.text(flat[i]), *flat[i + 1 : i + 4]), bool(flat[i + 4]))
+            (StoredEvent(text(flat[i]), *flat[i + 1 : i + 4]), bool(flat[i + 4]))
             for i in range(0, len(flat), 5)
         ],
     )
@@ -65,14 +67,13 @@ def _read_events(reply: Any) -> _Page:
 
 def _read_letters(reply: Any) -> _Page:
     now, end_score, end_id, more, flat = reply
-    end = replies.text(end_score), replies.text(end_id)
+    end = text(end_score), text(end_id)
     # As in `_read_events`.
     float(end[0] or 0)
     letters = [
-        (replies.text(flat[i]), replies.integer(flat[i + 1]), flat[i + 2])
-        for i in range(0, len(flat), 3)
+        (text(flat[i]), replies.integer(flat[i + 1]), flat[i + 2]) for i in range(0, len(flat), 3)
     ]
-    last = (replies.text(flat[-2]), letters[-1][0]) if more else ("", "")
+    last = (text(flat[-2]), letters[-1][0]) if more else ("", "")
     return _Page(int(now), end, last, letters)
 
 
@@ -121,8 +122,8 @@ class Walk:
             now = self._page_us + round((time.monotonic() - self._received) * 1e6)
         else:
             now = self._clock()
-        text = when.removeprefix("=")
-        return now + int(text[1:]) if text.startswith("+") else max(now, int(text))
+        due = when.removeprefix("=")
+        return now + int(due[1:]) if due.startswith("+") else max(now, int(due))
 
     def moved(self, id: str, us: int) -> None:
         """Record that this timer has moved *id* to *us*: skip it if that is before the end."""
@@ -272,7 +273,7 @@ def _may_yield(walk: Walk, event: str, *, is_occurrence: bool) -> bool:
     if event not in walk.remaining:
         return False
     if is_occurrence:
-        schedule = event.rpartition("@")[0]
+        schedule = schedule_of(event)
         if schedule in walk.schedules:
             return False
         walk.schedules.add(schedule)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple, get_args
@@ -10,10 +9,11 @@ from typing import Any, NamedTuple, get_args
 from dtimer.errors import OptionError
 from dtimer.model import hints, summary
 from dtimer.model.arguments import IfExists, PostItem
-from dtimer.model.ids import IdGenerator, check_id
+from dtimer.model.ids import IdGenerator, check_id, is_occurrence
 from dtimer.model.options import MOST_RETRIES, Options, check_count
 from dtimer.model.payload import encode
 from dtimer.model.times import Duration, Moment, duration_us, moment_us
+from dtimer.store.format import write_body
 from dtimer.store.store import Entry
 
 POLICIES: tuple[IfExists, ...] = get_args(IfExists)
@@ -21,11 +21,6 @@ POLICIES: tuple[IfExists, ...] = get_args(IfExists)
 #: The most events in one script call, and about the most bytes of payload.
 _MOST_ENTRIES = 500
 _MOST_BYTES = 1_000_000
-
-# The end of the id of an occurrence. A post with such an id could replace the pending occurrence.
-# The schedule would then end, because only the claim of an occurrence creates the next one
-# (lua/parts/plan.lua).
-_OCCURRENCE = re.compile(r"@\d{16}\Z")
 
 _ARGUMENTS = frozenset(PostItem.__annotations__)
 
@@ -60,9 +55,7 @@ def due_argument(delay: Duration, at: Moment | None, *, stepped: bool, name: str
     return str(max(0, moment_us(at, name, stepped=stepped)))
 
 
-def _expires(value: Duration | datetime | None) -> str:
-    if value is None:
-        return ""
+def _expires(value: Duration | datetime) -> str:
     if isinstance(value, datetime):
         return str(max(0, moment_us(value, "expires")))
     us = duration_us(value, "expires")
@@ -102,17 +95,15 @@ def prepare(
     else:
         check_count(max_retries, "max_retries", 0, MOST_RETRIES)
     payload = encode(ev, options.max_payload)
+    until = "" if expires is None else _expires(expires)
     if id is None:
-        return Posting(
-            Entry(new_id(), due, _expires(expires), f"{max_retries}|{payload}"), "post_new"
-        )
-    if _OCCURRENCE.search(check_id(id)):
+        return Posting(Entry(new_id(), due, write_body(until, max_retries, payload)), "post_new")
+    if is_occurrence(check_id(id)):
         raise OptionError(
             f"the id {id!r} ends like that of an occurrence of a schedule; choose another id"
         )
-    # The mark 'n' means that the user chose the id. A later post may replace such an event, so
-    # nodes do not claim it ahead of its due time (lua/claim.lua).
-    return Posting(Entry(id, due, _expires(expires), f"{max_retries},n|{payload}"), if_exists)
+    body = write_body(until, max_retries, payload, chosen_id=True)
+    return Posting(Entry(id, due, body), if_exists)
 
 
 def _names(item: Mapping[Any, Any]) -> list[str]:
@@ -156,16 +147,13 @@ class Chunk:
         """Return whether *entry* still fits into this call."""
         if not self.entries:
             return True
-        return (
-            len(self.entries) < _MOST_ENTRIES
-            and self.size + len(entry.retries_and_payload) <= _MOST_BYTES
-        )
+        return len(self.entries) < _MOST_ENTRIES and self.size + len(entry.body) <= _MOST_BYTES
 
     def add(self, place: int, entry: Entry) -> None:
         """Add the entry of the item at *place*."""
         self.places.append(place)
         self.entries.append(entry)
-        self.size += len(entry.retries_and_payload)
+        self.size += len(entry.body)
 
 
 def chunks(postings: Iterable[Posting]) -> Iterator[Chunk]:

@@ -547,7 +547,7 @@ class World:
         delay = self.rng.choice([0, 0, 1_000, 40_000, 300_000])
         retries = self.rng.choice([0, 1, 3])
         self.log.append(f"post {id} n={n} in {delay} us, {retries} retries")
-        store.post([Entry(id, f"+{delay}", "", f'{retries}|{{"n":{n}}}')], "replace")
+        store.post([Entry(id, f"+{delay}", f',{retries}|{{"n":{n}}}')], "replace")
         self.acked[n] = id
 
     def cancel(self, store: Store, id: str) -> None:

@@ -41,7 +41,8 @@ from chaos.tapped import TappedSource
 from dtimer.errors import EventExists
 from dtimer.model.claims import ClaimReply, Outcome, Settlement, Verdict
 from dtimer.model.schedules import make_spec
-from dtimer.store.replies import read_claim_reply, read_schedule_state
+from dtimer.store.format import read_schedule_state
+from dtimer.store.replies import read_claim_reply
 from dtimer.store.store import Entry, Store
 
 pytestmark = pytest.mark.chaos
@@ -210,8 +211,7 @@ class Machine(RuleBasedStateMachine):
             entry = Entry(
                 id,
                 ("=" if behind else "") + when,
-                "" if expires is None else f"+{expires}",
-                f"{retries}|{payload}",
+                f"{'' if expires is None else f'+{expires}'},{retries}|{payload}",
             )
             entries.append(entry)
             event = Event(id, due, payload, retries, None if expires is None else now + expires)

@@ -206,7 +206,7 @@ class TestAfterALostReply:
             source = TappedSource(client, tap, loads=True)
             store = Store(source, namespace, timeout=PATIENCE)
             with pytest.raises(OutcomeUnknown, match=refusal.split()[0]):
-                store.post([Entry("tea", "+60000000", "", "3|{}")], "replace")
+                store.post([Entry("tea", "+60000000", ",3|{}")], "replace")
             assert store.peek("tea")
             store.close()
         assert 2 == len(tries)

@@ -93,7 +93,7 @@ class Case:
         self.node = Peer(self.store, f"{0:024}")
 
     def post(self, count=1, delay=0):
-        entries = [Entry(self.new_id(), f"+{delay}", "", BODY) for _ in range(count)]
+        entries = [Entry(self.new_id(), f"+{delay}", f",{BODY}") for _ in range(count)]
         self.store.post(entries, "post_new")
         return [entry.id for entry in entries]
 

@@ -111,7 +111,7 @@ class TestLookAheadClaim:
         A claim leaves an event whose id the user chose: until it is due, the user may replace,
         reschedule or cancel it.
         """
-        store.post([Entry("tea", "+10000", "", "3,n|{}")], "replace")
+        store.post([Entry("tea", "+10000", ",3,n|{}")], "replace")
         reply = node.claim_reply(1, ahead=AHEAD)
         assert ([], 10_000) == (ids(reply), reply.wait_us)
         now.tick(10)

@@ -25,7 +25,7 @@ def store(client, namespace, now):
 
 
 def entries(count, delay=0):
-    return [Entry(f"new-{n}", f"+{delay}", "", f'3|{{"n":{n}}}') for n in range(count)]
+    return [Entry(f"new-{n}", f"+{delay}", f',3|{{"n":{n}}}') for n in range(count)]
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ class TestAllOrNothing:
         """
         store.post(entries(9)[5:], "post_new")
         if field in ("roster", "promise"):
-            store.post([Entry("soon", "+60000000", "", "3|{}")], "post_new")
+            store.post([Entry("soon", "+60000000", ",3|{}")], "post_new")
         keys = store.keys
         name = getattr(keys, field)
         client.delete(name)
@@ -144,7 +144,8 @@ class TestAllOrNothing:
     def test_an_expiry_is_stored_as_a_time(self, store, now, count, delay):
         """An expiry may be relative or absolute; it is stored as an absolute time."""
         for expires in ("+5000", str(now.us + 5000)):
-            posted = [Entry(f"{expires}-{n}", f"+{delay}", expires, "3|{}") for n in range(count)]
+            body = f"{expires},3|{{}}"
+            posted = [Entry(f"{expires}-{n}", f"+{delay}", body) for n in range(count)]
             store.post(posted, "post_new")
             bodies = store._source.command("HVALS", store.keys.body)
             assert {b"%d,3|{}" % (now.us + 5000)} == set(bodies)

@@ -363,7 +363,7 @@ class TestNotDetected:
             now.tick(1)
             node.claim_reply(again=True)
         for policy in ("replace", "post_new"):
-            verb, arguments = Store._posting([Entry(f"milk-{policy}", "+0", "", "3|{}")], policy)
+            verb, arguments = Store._posting([Entry(f"milk-{policy}", "+0", ",3|{}")], policy)
             store._scripts.call_once(verb, *arguments, op=f"{policy}:1")
             store._scripts.call_once(verb, *arguments, op=f"{policy}:1")
         post(store, "honey")

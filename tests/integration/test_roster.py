@@ -116,7 +116,7 @@ def test_the_earliest_of_several_posts_decides(store, trio, wakes, policy):
     wakes.heard()
     for first, woken in ((1_001, []), (999, ["a"])):
         delays = (5_000, first, 5_000, 4_000)
-        entries = [Entry(f"{first}-{n}", f"+{d}000", "", "3|{}") for n, d in enumerate(delays)]
+        entries = [Entry(f"{first}-{n}", f"+{d}000", ",3|{}") for n, d in enumerate(delays)]
         store.post(entries, policy)
         assert woken == wakes.heard()
     assert 999_000 == trio[0].claim_reply().wait_us
@@ -124,7 +124,7 @@ def test_the_earliest_of_several_posts_decides(store, trio, wakes, policy):
 
 def test_each_node_gets_one_of_several_due_events(store, trio, wakes, policy):
     """Events that are due together go to one node each, even if the first node is done quickly."""
-    store.post([Entry(f"e{i}", "+0", "", "3|{}") for i in range(3)], policy)
+    store.post([Entry(f"e{i}", "+0", ",3|{}") for i in range(3)], policy)
     assert ["a", "b", "c"] == wakes.heard()
     a, b, c = trio
     (first,) = a.claim()
@@ -138,7 +138,7 @@ def test_each_node_gets_one_of_several_due_events(store, trio, wakes, policy):
 
 def test_events_are_not_reserved_if_there_are_more_than_nodes(store, trio):
     """A node does not wait for others while there is enough work for all nodes."""
-    store.post([Entry(f"e{i}", "+0", "", "3|{}") for i in range(10)], "replace")
+    store.post([Entry(f"e{i}", "+0", ",3|{}") for i in range(10)], "replace")
     a = trio[0]
     (first,) = a.claim()
     a.confirm(first)

@@ -408,7 +408,7 @@ class TestLostReplies:
         If the reply to a post was lost and its event was handled since, sending the post again adds
         nothing.
         """
-        verb, arguments = Store._posting([Entry("tea", "+0", "", "3|{}")], policy)
+        verb, arguments = Store._posting([Entry("tea", "+0", ",3|{}")], policy)
         assert b"1;1;" == store._scripts.call_once(verb, *arguments, op="session:1")
         (claim,) = node.claim()
         node.confirm(claim)
@@ -421,8 +421,8 @@ class TestLostReplies:
         After a session has sent its next operation, an earlier operation that arrives late is
         refused.
         """
-        verb, new = Store._posting([Entry("tea", "+0", "", '3|{"cup":2}')], policy)
-        _, old = Store._posting([Entry("egg", "+0", "", '3|{"cup":1}')], policy)
+        verb, new = Store._posting([Entry("tea", "+0", ',3|{"cup":2}')], policy)
+        _, old = Store._posting([Entry("egg", "+0", ',3|{"cup":1}')], policy)
         store._scripts.call_once(verb, *new, op="session:2")
         with pytest.raises(Exception, match="DTSTALE"):
             store._scripts.call_once(verb, *old, op="session:1")
@@ -447,7 +447,7 @@ class TestLostReplies:
         The clock may be stepped back, ahead, or both before a call is sent again. The call still
         acts once, even if other nodes are active meanwhile.
         """
-        verb, entry = Store._posting([Entry("tea", "+0", "", "3|{}")], "post_new")
+        verb, entry = Store._posting([Entry("tea", "+0", ",3|{}")], "post_new")
         store._scripts.call_once(verb, *entry, op="session:1")
         post(store, "egg")
         first = node.claim_reply(1)
@@ -499,7 +499,7 @@ class TestPost:
     def test_error_on_a_pending_id_stores_nothing(self, store):
         """With if_exists="error" one pending id makes the whole call fail."""
         post(store, "b")
-        entries = [Entry(id, "+0", "", "3|{}") for id in "abc"]
+        entries = [Entry(id, "+0", ",3|{}") for id in "abc"]
         with pytest.raises(EventExists) as caught:
             store.post(entries, "error")
         assert "b" == caught.value.id
@@ -572,7 +572,7 @@ class TestPost:
     def test_says_which_of_several_were_kept(self, store):
         """The reply to one call names which of its events were kept."""
         post(store, "b", 100)
-        entries = [Entry(id, "+200000", "", "3|{}") for id in "abc"]
+        entries = [Entry(id, "+200000", ",3|{}") for id in "abc"]
         assert {"b"} == store.post(entries, "keep").kept
 
     def test_a_repeated_post_returns_the_first_result(self, store):
@@ -606,7 +606,7 @@ class TestPost:
 
     def test_a_due_time_in_the_past_is_now(self, store, node, now):
         """A due time in the past means now, so that the event does not count as late."""
-        store.post([Entry("tea", str(now.us - 5_000_000), "", "3|{}")], "replace")
+        store.post([Entry("tea", str(now.us - 5_000_000), ",3|{}")], "replace")
         assert now.us == node.claim()[0].due_us
 
 
@@ -703,7 +703,7 @@ class TestControl:
         Each scheduled event is listed once, in due order, over many pages and many equal due
         times.
         """
-        entries = [Entry(f"e{i:04}", f"+{i // 250 * 1000}", "", "3|{}") for i in range(1000)]
+        entries = [Entry(f"e{i:04}", f"+{i // 250 * 1000}", ",3|{}") for i in range(1000)]
         store.post(entries[:500], "replace")
         store.post(entries[500:], "replace")
         node.claim(10)
@@ -715,7 +715,7 @@ class TestControl:
         If the last event of a page is removed, the next page neither skips nor repeats an
         event.
         """
-        entries = [Entry(f"e{i:04}", "+1000", "", "3|{}") for i in range(300)]
+        entries = [Entry(f"e{i:04}", "+1000", ",3|{}") for i in range(300)]
         store.post(entries, "replace")
         walk = store.upcoming("-inf", "+inf")
         seen = [r.id for r in itertools.islice(walk, 100)]
@@ -788,7 +788,7 @@ class TestControl:
 
     def test_dead_letters_are_listed_in_pages(self, store, node):
         """Each dead letter is listed once, even if many events died in the same microsecond."""
-        store.post([Entry(f"e{i:03}", "+0", "", "0|{}") for i in range(250)], "replace")
+        store.post([Entry(f"e{i:03}", "+0", ",0|{}") for i in range(250)], "replace")
         while claims := node.claim(100):
             verdicts = [Settlement(c.id, c.token, Verdict.RETRY, 0, "x") for c in claims]
             store.settle(verdicts)

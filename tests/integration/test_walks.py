@@ -31,7 +31,7 @@ def other(client, namespace, now):
 
 def fill(store, many=MANY, apart_us=1_000, rest="3|{}"):
     """Post *many* events; return their ids in due order."""
-    entries = [Entry(f"e{i:04}", f"+{60_000_000 + i * apart_us}", "", rest) for i in range(many)]
+    entries = [Entry(f"e{i:04}", f"+{60_000_000 + i * apart_us}", f",{rest}") for i in range(many)]
     for first in range(0, many, 500):
         store.post(entries[first : first + 500], "replace")
     return [entry.id for entry in entries]
@@ -51,7 +51,7 @@ def recurring(id, ms=1_000):
 
 def bury(store, node, many):
     """Create *many* dead letters with different times of death."""
-    store.post([Entry(f"d{i:04}", "+0", "", "0|{}") for i in range(many)], "replace")
+    store.post([Entry(f"d{i:04}", "+0", ",0|{}") for i in range(many)], "replace")
     while claims := node.claim(100):
         for claim in claims:
             node.fail(claim)
@@ -97,7 +97,7 @@ class TestEnd:
         met = []
         for record in everything(store):
             met.append(record.id)
-            store.post([Entry(f"after-{record.id}", f"+{HOUR}", "", "3|{}")], policy)
+            store.post([Entry(f"after-{record.id}", f"+{HOUR}", ",3|{}")], policy)
         assert [*ids, "last"] == met
 
     def test_events_kept_by_a_post_are_visited(self, store):
@@ -106,7 +106,7 @@ class TestEnd:
         met = []
         for record in everything(store):
             met.append(record.id)
-            store.post([Entry(ids[-1], "+0", "", "3|{}")], "keep")
+            store.post([Entry(ids[-1], "+0", ",3|{}")], "keep")
         assert ids == met
 
     def test_a_post_with_an_unknown_outcome_is_skipped(self, store, monkeypatch):
@@ -127,7 +127,7 @@ class TestEnd:
         next(walk)
         monkeypatch.setattr(store, "_call", lost)
         with pytest.raises(OutcomeUnknown):
-            store.post([Entry("perhaps", "+60000500", "", "3|{}")], "replace")
+            store.post([Entry("perhaps", "+60000500", ",3|{}")], "replace")
         assert ["e0001", "e0002"] == [record.id for record in walk]
 
     def test_an_event_is_not_visited_again_if_the_reply_to_its_move_was_late(
@@ -172,7 +172,7 @@ class TestEnd:
     @pytest.mark.parametrize(
         "refused",
         [
-            lambda s: s.post([Entry("e0001", "+0", "", "3|{}")], "replace"),
+            lambda s: s.post([Entry("e0001", "+0", ",3|{}")], "replace"),
             lambda s: s.reschedule("e0001", "+0"),
             lambda s: s.revive("e0001"),
             lambda s: s.declare(recurring("beat")),
@@ -228,7 +228,7 @@ class TestEnd:
         walk = everything(store)
         next(walk)
         for n in range(300):
-            store.post([Entry(f"n{n}", "+5000", "", "3|{}")], "post_new")
+            store.post([Entry(f"n{n}", "+5000", ",3|{}")], "post_new")
         (noted,) = store._walks._events.values()
         assert set() == noted.skipped
 
@@ -386,7 +386,7 @@ class TestPages:
     def test_large_dead_letters_come_in_several_pages(self, store, node, pages):
         """The limit in bytes applies to dead letters too."""
         store.post(
-            [Entry(f"d{i}", "+0", "", f'0|{{"a":"{"x" * 300_000}"}}') for i in range(9)], "replace"
+            [Entry(f"d{i}", "+0", f',0|{{"a":"{"x" * 300_000}"}}') for i in range(9)], "replace"
         )
         while claims := node.claim(100):
             for claim in claims:
@@ -410,7 +410,7 @@ def test_the_place_among_ties_is_found_with_any_id(store):
     id.
     """
     ids = sorted({*(f"é{i}" for i in range(60)), *(f"Z{i}" for i in range(60)), "~", "aa", "a"})
-    store.post([Entry(id, "+1000000", "", "3|{}") for id in ids], "replace")
+    store.post([Entry(id, "+1000000", ",3|{}") for id in ids], "replace")
     met = []
     for record in everything(store):
         met.append(record.id)

@@ -16,7 +16,7 @@ from dtimer.store import acl
 from dtimer.store.admin import AdminStore, Audit
 from dtimer.store.connection.sources import redacted
 from dtimer.store.failures import message, names, needs_operator
-from dtimer.store.replies import text
+from dtimer.store.format import text
 
 #: The clock difference that is reported, and the wait for a published message, in seconds.
 _SKEW, _PUBSUB_WAIT = 1.0, 2.0

@@ -25,19 +25,19 @@ from typing import Any
 from dtimer.cli.param_types import read_event
 from dtimer.epoch import EPOCH
 from dtimer.errors import OptionError, PayloadError
-from dtimer.model.ids import check_id
+from dtimer.model.ids import check_id, is_occurrence
 from dtimer.model.options import MOST_RETRIES, check_count
 from dtimer.model.outcomes import Reason
 from dtimer.model.payload import decode, encode
 from dtimer.model.records import DeadLetter
 from dtimer.model.schedules import ScheduleSpec, make_spec
-from dtimer.store.admin import Body, PendingEvent, read_body, write_body
+from dtimer.store.admin import PendingEvent
+from dtimer.store.format import read_body, write_body
 
 VERSION = 1
 
 _REASON = re.compile(r"\w{1,40}", re.ASCII)
 _NO_LIMIT = 2**40
-_OCCURRENCE = re.compile(r"@\d{16}\Z")
 
 #: The fields of a schedule that are durations or moments.
 _TIMES = ("every", "jitter", "start", "stop")
@@ -64,7 +64,7 @@ def event_line(event: PendingEvent) -> bytes | None:
         return None
     # An occurrence that waits for a retry, or was created by run-now, is imported as an ordinary
     # event. It needs another id, because only the schedule may post ids of this form.
-    id = f"{event.id}.moved" if _OCCURRENCE.search(event.id) else event.id
+    id = f"{event.id}.moved" if is_occurrence(event.id) else event.id
     # A payload that another program wrote may have line ends between its tokens.
     raw = b" ".join(body.payload.splitlines())
     head = (
@@ -245,12 +245,10 @@ def letter(line: dict[str, Any]) -> DeadLetter:
         except OptionError as e:
             raise BadLine(str(e)) from None
         raw = write_body(
-            Body(
-                None if expires is None else _us(expires, "expires"),
-                check_count(_get(line, "max_retries"), "max_retries", 0, MOST_RETRIES),
-                text.encode(),
-            )
-        )
+            "" if expires is None else str(_us(expires, "expires")),
+            check_count(_get(line, "max_retries"), "max_retries", 0, MOST_RETRIES),
+            text,
+        ).encode()
     return DeadLetter(
         id=check_id(_get(line, "id")),
         event=None,

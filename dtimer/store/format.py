@@ -1,0 +1,143 @@
+"""
+How events, dead letters and schedules are stored: the only writer and reader of these bytes.
+
+``lua/parts/format.lua`` is its mirror for scripts, and describes the forms. Only scripts write and
+read leases. A foreign writer may have stored anything, so each reader also accepts invalid bytes,
+and limits the lengths of numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from dtimer.errors import PayloadError
+from dtimer.model.claims import Claim
+from dtimer.model.ids import schedule_of
+from dtimer.model.outcomes import Reason
+from dtimer.model.payload import decode
+from dtimer.model.records import DeadLetter
+from dtimer.model.schedules import ScheduleSpec, spec_from_json
+
+# The head of a body: expiry, max_retries, and for an occurrence its nominal time and the number of
+# missed ones. Later versions may add more fields.
+_BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(?:,[^|]*)?\|")
+_LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
+
+# The fields of the state of a schedule, in order. ``lua/parts/plan.lua`` describes each.
+_SCHEDULE_STATE = (
+    "print", "every", "misfire", "overlap", "jitter", "stop", "left", "paused", "next", "last",
+    "running", "ahead", "final", "gap", "anchor", "waits",
+)  # fmt: skip
+
+
+def text(raw: bytes) -> str:
+    """Decode an id or another text; bytes that are not UTF-8 survive a round trip unchanged."""
+    return raw.decode(errors="surrogateescape")
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The stored body of an event: its expiry time, the number of retries, and the payload."""
+
+    expires_us: int | None
+    max_retries: int
+    payload: bytes = field(repr=False)
+
+
+def write_body(expires: str, max_retries: int, payload: str, *, chosen_id: bool = False) -> str:
+    """
+    Return the body of an event.
+
+    Args:
+        expires: µs since the epoch, or ``""``. A script that posts also accepts ``+µs`` from now.
+        max_retries: How often the event may be delivered again.
+        payload: The payload, as JSON.
+        chosen_id: True if the user chose the id. A later post may then replace the event, so nodes
+            do not claim it ahead of its due time.
+    """
+    return f"{expires},{max_retries}{',n' if chosen_id else ''}|{payload}"
+
+
+def read_body(raw: bytes) -> Body | None:
+    """Parse a body; return None if it is not valid."""
+    match = _BODY.match(raw)
+    if match is None:
+        return None
+    expires = int(match[1]) if match[1] else None
+    return Body(expires, int(match[2]), raw[match.end() :])
+
+
+def read_payload(raw: bytes | None) -> dict[str, Any] | None:
+    """Return the payload of a body, or None if it cannot be read."""
+    body = read_body(raw or b"")
+    try:
+        return None if body is None else decode(body.payload)
+    except PayloadError:
+        return None
+
+
+def read_claim(
+    reply: bytes, start: int, end: int, *, id: str, token: int, attempt: int, due: int, now: int
+) -> Claim:
+    """
+    Return the claim of an event whose body is ``reply[start:end]``.
+
+    Its payload is that of the body; an invalid body is left as it is.
+    """
+    body = _BODY.match(reply, start, end)
+    if body is None:
+        return Claim(id, token, attempt, due, now, 0, reply[start:end])
+    claim = Claim(id, token, attempt, due, now, int(body[2]), reply[body.end() : end])
+    if body[1]:
+        claim.expires_us = int(body[1])
+    if body[3] is not None:
+        claim.schedule = schedule_of(id)
+        claim.nominal_us, claim.missed = int(body[3]), int(body[4])
+    return claim
+
+
+def write_letter(letter: DeadLetter) -> str:
+    """Return the stored form of a dead letter."""
+    error = letter.error.encode(errors="surrogateescape")
+    head = b"%d,%b,%d|" % (letter.attempt, letter.reason.encode(), len(error))
+    return text(head + error + letter.raw)
+
+
+def read_letter(id: str, died_us: int, raw: bytes) -> DeadLetter:
+    """Read a dead letter; return it with the reason ``corrupt`` if dtimer did not write it."""
+    match = _LETTER.match(raw)
+    if match is None:
+        return DeadLetter(id, None, 0, Reason.CORRUPT, "", died_us / 1000, raw)
+    end = match.end() + int(match[3])
+    error, body = raw[match.end() : end], raw[end:]
+    return DeadLetter(
+        id=id,
+        event=read_payload(body),
+        attempt=int(match[1]),
+        reason=Reason.read(text(match[2])),
+        error=text(error),
+        died=died_us / 1000,
+        raw=body,
+    )
+
+
+def write_template(spec: ScheduleSpec) -> str:
+    """Return the template of the occurrences of a schedule."""
+    return f"{spec.max_retries}|{spec.payload}"
+
+
+def read_spec(id: str, definition: bytes, template: bytes) -> ScheduleSpec:
+    """
+    Return a schedule from its stored definition and template.
+
+    Raises:
+        NamespaceCorrupt: One of them is not valid, so dtimer has not written it.
+    """
+    return spec_from_json(id, definition, template.partition(b"|")[2])
+
+
+def read_schedule_state(raw: bytes) -> dict[str, str]:
+    """Read the state of a schedule into its fields by name."""
+    return dict(zip(_SCHEDULE_STATE, text(raw).split(";"), strict=False))

@@ -1,0 +1,153 @@
+"""The stored forms of events, dead letters and schedules, in Python and in the scripts."""
+
+from __future__ import annotations
+
+import pytest
+from lupa.lua51 import LuaRuntime
+
+from dtimer.model.outcomes import Reason
+from dtimer.model.records import DeadLetter
+from dtimer.store.format import (
+    Body,
+    read_body,
+    read_claim,
+    read_letter,
+    read_payload,
+    write_body,
+    write_letter,
+)
+from dtimer.store.scripts import texts
+
+NOW = 1_800_000_000_000_000
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The functions of parts/format.lua by name, outside a server."""
+    lua = LuaRuntime(encoding=None, unpack_returned_tuples=True)
+    preamble = f"local NOW = {NOW}\nlocal function digits(n) return string.format('%.0f', n) end\n"
+    functions = texts()["parts/format"].replace("local function ", "function ")
+    lua.execute((preamble + functions).encode())
+    return lambda name, *arguments: lua.globals()[name.encode()](*arguments)
+
+
+BODIES = {
+    "without an expiry": Body(None, 3, b"{}"),
+    "with an expiry": Body(NOW + 123, 0, b'{"a":"|"}'),
+    "of the most retries": Body(None, 1_000_000, b""),
+}
+
+
+@pytest.mark.parametrize("chosen_id", [False, True], ids=["generated id", "chosen id"])
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+class TestBody:
+    """A body that Python writes."""
+
+    def test_is_read_by_python_as_it_was_written(self, body, chosen_id):
+        """An export, a claim and an inspection read what a post has stored."""
+        raw = written(body, chosen_id)
+        assert body == read_body(raw)
+        at = len(b"before")
+        claim = read_claim(
+            b"before" + raw + b"after",
+            at,
+            at + len(raw),
+            id="tea",
+            token=1,
+            attempt=1,
+            due=2,
+            now=3,
+        )
+        assert (body.expires_us, body.max_retries) == (claim.expires_us, claim.max_retries)
+        assert (body.payload, None, 0) == (claim.payload, claim.nominal_us, claim.missed)
+
+    def test_is_read_by_scripts_as_it_was_written(self, scripts, body, chosen_id):
+        """Scripts judge expiry and retries, and do not claim a chosen id ahead of its time."""
+        raw = written(body, chosen_id)
+        expires, retries, *mark = scripts("parse_body", raw)
+        assert (body.expires_us, body.max_retries) == (expires, retries)
+        assert ([b"n"] if chosen_id else []) == mark
+
+
+def written(body, chosen_id):
+    expires = "" if body.expires_us is None else str(body.expires_us)
+    payload = body.payload.decode()
+    return write_body(expires, body.max_retries, payload, chosen_id=chosen_id).encode()
+
+
+def test_a_script_stores_a_relative_expiry_as_an_absolute_one(scripts):
+    """The expiry counts from the server's time of the post."""
+    posted = write_body("+5", 3, "{}").encode()
+    assert Body(NOW + 5, 3, b"{}") == read_body(scripts("posted_body", posted))
+
+
+class TestOccurrence:
+    """The body of an occurrence, which only scripts write."""
+
+    def test_is_read_by_python(self, scripts):
+        """A claim has the schedule, the nominal time and the number of missed occurrences."""
+        raw = scripts("occurrence_body", b"3", b"%d" % NOW, b"{}")
+        raw = scripts("with_missed", raw, 2)
+        claim = read_claim(raw, 0, len(raw), id=f"a@b@{NOW}", token=1, attempt=1, due=2, now=3)
+        assert ("a@b", NOW, 2) == (claim.schedule, claim.nominal_us, claim.missed)
+        assert (3, b"{}") == (claim.max_retries, claim.payload)
+
+    def test_has_a_mark_that_scripts_read(self, scripts):
+        """A script that ends an occurrence lets the next one start."""
+        raw = scripts("occurrence_body", b"3", b"%d" % NOW, b"{}")
+        assert (None, 3, b"s") == scripts("parse_body", raw)
+
+
+@pytest.mark.parametrize("raw", [b"", b"x", b"1|{}", b",|{}", b"\xff", b"1" * 18 + b",3|{}"])
+class TestForeignBody:
+    """A body that dtimer has not written."""
+
+    def test_is_refused_by_python_and_by_scripts(self, scripts, raw):
+        """Both treat it as corrupt, or an event would be claimed that no node can read."""
+        assert read_body(raw) is None
+        assert read_payload(raw) is None
+        assert scripts("parse_body", raw) is None
+
+    def test_becomes_the_payload_of_its_claim(self, scripts, raw):
+        """Decoding it fails later, and the event becomes a dead letter with these bytes."""
+        claim = read_claim(raw, 0, len(raw), id="tea", token=1, attempt=1, due=2, now=3)
+        assert raw == claim.payload
+
+
+class TestDeadLetter:
+    """The stored form of a dead letter."""
+
+    LETTER = DeadLetter("tea", {}, 4, Reason.FAILED, "a|b\udcff", NOW / 1000, b"9,3|{}")
+
+    def test_is_read_as_it_was_written(self):
+        """An imported dead letter equals the exported one, also with bytes that are not UTF-8."""
+        raw = write_letter(self.LETTER).encode(errors="surrogateescape")
+        assert self.LETTER == read_letter("tea", NOW, raw)
+
+    def test_is_equal_in_scripts(self, scripts):
+        """Scripts bury events, and revive imported dead letters."""
+        raw = write_letter(self.LETTER).encode(errors="surrogateescape")
+        error = self.LETTER.error.encode(errors="surrogateescape")
+        assert raw == scripts("write_letter", 4, b"failed", error, self.LETTER.raw)
+        assert self.LETTER.raw == scripts("body_of_letter", raw)
+        assert b",3|{}" == scripts("without_expiry", self.LETTER.raw)
+
+    def test_has_no_body_if_dtimer_has_not_written_it(self, scripts):
+        """Such a letter cannot be revived, and is shown as corrupt."""
+        assert b"" == scripts("body_of_letter", b"junk")
+        assert Reason.CORRUPT == read_letter("tea", NOW, b"junk").reason
+
+
+class TestLease:
+    """A lease, which only scripts write and read."""
+
+    def test_is_read_as_it_was_written(self, scripts):
+        """Any incarnation is kept, also one with a comma."""
+        lease, head = scripts("write_lease", b"17", b"2", b"%d" % NOW, b"cs", b"node,1")
+        assert lease.startswith(head)
+        assert (b"17", 2, b"%d" % NOW, True, b"node,1", b"cs") == scripts("parse_lease", lease)
+
+    @pytest.mark.parametrize("raw", [b"", b"5,", b"5,1,1,x,n", b"1" * 17 + b",1,1,,n"])
+    def test_is_none_if_dtimer_has_not_written_it(self, scripts, raw):
+        """The event is then claimed again."""
+        assert scripts("parse_lease", raw) is None
