@@ -719,7 +719,9 @@ def test_a_child_closes_the_sockets_of_its_parent_at_once(script):
             return found
 
         before = set(sockets())
-        dt = timer()
+        # With a short deadline, a thread of the node could be reconnecting at the fork on a slow
+        # machine: the client library alone knows a socket that is being connected.
+        dt = timer(timeout=30_000)
         dt.join()
         busy, go_on = threading.Event(), threading.Event()
         three, seen = threading.Barrier(3), set()
@@ -739,8 +741,7 @@ def test_a_child_closes_the_sockets_of_its_parent_at_once(script):
             return thread
 
         with arm("reply.reading", wait):
-            # Three connections at once, so that no thread is connecting at the fork: the client
-            # library alone knows a socket that is being connected.
+            # Three connections at once, so that no thread opens another one at the fork.
             for thread in [posting("warm") for _ in range(3)]:
                 thread.join()
             thread = posting("busy")
