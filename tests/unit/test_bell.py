@@ -102,7 +102,7 @@ class TestRinging:
 
     @pytest.mark.parametrize("when", ["before", "after"])
     def test_a_ring_inside_clear_never_blocks_a_later_ring(self, bell, monkeypatch, when):
-        """That ring may be lost, because the thread that clears the bell then looks for work."""
+        """The ring itself may be lost: the thread that clears the bell then looks for work."""
         read = os.read
 
         def read_and_ring(descriptor, size):

@@ -21,11 +21,13 @@ from benchmarks.workloads import drain, lateness
 OURS, PEER, FLOOR = "dtimer/defaults", "Huey/defaults", "bare EVALSHA/floor"
 
 
-def results(*records):
-    """Return results of records, each (round, contender, figures, work, params)."""
+def results(work, *records):
+    """Return results of records of a workload, each (round, contender, figures, params)."""
     about = {"scale": "full", "contenders": [c.id for c in CONTENDERS], "versions": {}}
-    names = ("round", "contender", "figures", "work", "params")
-    return Results(about, [dict(zip(names, one, strict=True), error=None) for one in records])
+    names = ("round", "contender", "figures", "params")
+    return Results(
+        about, [dict(zip(names, one, strict=True), work=work, error=None) for one in records]
+    )
 
 
 class TestFigures:
@@ -121,8 +123,8 @@ class TestSummaries:
 
     def test_an_incomplete_record_is_left_out(self):
         """A handler may be writing it while the file is read."""
-        whole = driver._RECORD.pack(1, 2, 3, 4)
-        assert [1] == [one.number for one in driver.unpack(whole + whole[:31])]
+        record = driver._RECORD.pack(1, 2, 3, 4)
+        assert [1] == [handled.number for handled in driver.unpack(record + record[:-1])]
 
     @pytest.mark.parametrize("size", [50, 51, 500])
     def test_a_payload_has_the_given_size(self, size, monkeypatch):
@@ -142,30 +144,28 @@ class TestResults:
         """Each contender is compared with dtimer's best batch, dtimer's other batches included."""
         one, hundred = {"batch": 1, "processes": 1}, {"batch": 100, "processes": 1}
         rows = results(
-            (0, OURS, {"events/s": 1000.0}, "drain", hundred),
-            (0, PEER, {"events/s": 100.0}, "drain", one),
-            (0, FLOOR, {"events/s": 250.0}, "drain", one),
+            "drain",
+            (0, OURS, {"events/s": 1000.0}, hundred),
+            (0, PEER, {"events/s": 100.0}, one),
+            (0, FLOOR, {"events/s": 250.0}, one),
         ).rows("drain")
         params = drain.Drain().reference(one)
         assert 0.1 == against(rows[key(PEER, one)], rows, OURS, params, "events/s")
         # A floor without batches is the floor of every batch.
         assert 4 == against(rows[key(OURS, hundred)], rows, FLOOR, hundred, "events/s")
 
-    def test_a_target_is_judged_by_the_median_of_the_rounds(self):
+    @pytest.mark.parametrize(("p50s", "met"), [((0.5, 0.7, 9), True), ((0.5, 2.0, 9), False)])
+    def test_a_target_is_judged_by_the_median_of_the_rounds(self, p50s, met):
         """A single slow round does not miss a target, and unmeasured targets are not judged."""
         alone = {"nodes": 1, "stream": 0}
-        for values, met in (((0.5, 0.7, 9), True), ((0.5, 2.0, 9), False)):
-            run = results(
-                *((n, OURS, {"p50": p50}, "lateness", alone) for n, p50 in enumerate(values))
-            )
-            assert [("lateness p50, ms", values[1], met)] == [
-                (target.what, value, target.met(value)) for target, value in judge(run)
-            ]
+        run = results("lateness", *((n, OURS, {"p50": p50}, alone) for n, p50 in enumerate(p50s)))
+        judged = [(target.what, value, target.met(value)) for target, value in judge(run)]
+        assert [("lateness p50, ms", p50s[1], met)] == judged
 
     def test_the_best_peer_is_neither_a_floor_nor_early(self):
         """An early event breaks the promise, and a floor is not a timer."""
-        late = {OURS: 2.0, PEER: 500.0, "Celery/tuned": 4.0, "RQ/tuned": -300.0, FLOOR: 0.2}
+        p50s = {OURS: 2.0, PEER: 500.0, "Celery/tuned": 4.0, "RQ/tuned": -300.0, FLOOR: 0.2}
         alone = {"nodes": 1, "stream": 0}
-        run = results(*((0, who, {"p50": p50}, "lateness", alone) for who, p50 in late.items()))
-        found = {target.what: value for target, value in judge(run)}
-        assert 0.5 == found["lateness p50, of the best peer's"]
+        run = results("lateness", *((0, who, {"p50": p50}, alone) for who, p50 in p50s.items()))
+        judged = {target.what: value for target, value in judge(run)}
+        assert 0.5 == judged["lateness p50, of the best peer's"]

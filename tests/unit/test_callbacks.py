@@ -5,155 +5,157 @@ from __future__ import annotations
 import queue
 import threading
 
+import pytest
 from servers import PATIENCE
 
 from dtimer.engine import callbacks as module
 from dtimer.engine.callbacks import CallbackThread
 
+NAME = "dtimer-callbacks"
 
-class Heard:
-    """The emitted announcements, and the thread that emitted each."""
+
+class Emissions:
+    """The emitted announcements, and the name of the thread that emitted each."""
 
     def __init__(self):
-        self.emitted = queue.SimpleQueue()
+        self._queue = queue.SimpleQueue()
 
-    def emit(self, *event):
-        if event == ("fail",):
-            raise RuntimeError("cannot be said")
-        self.emitted.put((event, threading.current_thread().name))
+    def emit(self, *announcement):
+        if announcement == ("fail",):
+            raise RuntimeError("a listener failed")
+        self._queue.put((announcement, threading.current_thread().name))
 
     def next(self):
-        return self.emitted.get(timeout=PATIENCE)[0]
+        return self._queue.get(timeout=PATIENCE)
+
+    @property
+    def count(self):
+        return self._queue.qsize()
 
 
-def test_emits_in_order_on_its_own_thread():
-    """A slow listener must not hold up the claimer or a handler thread."""
-    heard = Heard()
-    callbacks = CallbackThread("dtimer-callbacks", heard.emit)
-    callbacks.start()
-    for n in range(100):
-        callbacks.announce("number", n)
-    for n in range(100):
-        assert (("number", n), "dtimer-callbacks") == heard.emitted.get(timeout=PATIENCE)
+@pytest.fixture
+def emissions():
+    return Emissions()
+
+
+@pytest.fixture
+def callbacks(emissions):
+    """A callback thread that the test starts."""
+    callbacks = CallbackThread(NAME, emissions.emit)
+    yield callbacks
+    stop(callbacks)
+
+
+def stop(callbacks):
     callbacks.stop()
     assert callbacks.join(PATIENCE)
 
 
-def test_emits_everything_announced_before_stop_and_nothing_after():
+def test_emits_in_order_on_its_own_thread(callbacks, emissions):
+    """A slow listener must not hold up the claimer or a handler thread."""
+    callbacks.start()
+    for n in range(100):
+        callbacks.announce("number", n)
+    assert [(("number", n), NAME) for n in range(100)] == [emissions.next() for _ in range(100)]
+
+
+def test_emits_everything_announced_before_stop_and_nothing_after(callbacks, emissions):
     """Listeners learn of the last events of a node that leaves."""
-    heard = Heard()
-    callbacks = CallbackThread("dtimer-callbacks", heard.emit)
     for n in range(3):
         callbacks.announce("number", n)
     callbacks.stop()
     callbacks.start()
     callbacks.announce("number", 3)
-    assert callbacks.join(PATIENCE)
-    assert 3 == heard.emitted.qsize()
+    stop(callbacks)
+    assert 3 == emissions.count
 
 
-def test_reports_an_emission_that_raises_and_continues():
+def test_reports_an_emission_that_raises_and_continues(callbacks, emissions):
     """The thread must survive any listener."""
-    heard = Heard()
-    callbacks = CallbackThread("dtimer-callbacks", heard.emit)
     callbacks.start()
     callbacks.announce("fail")
     callbacks.announce("after")
-    event = heard.next()
-    assert "error" == event[0]
-    assert "cannot be said" == str(event[1])
-    assert ("after",) == heard.next()
-    callbacks.stop()
-    assert callbacks.join(PATIENCE)
+    (name, error), _ = emissions.next()
+    assert ("error", "a listener failed") == (name, str(error))
+    assert (("after",), NAME) == emissions.next()
 
 
-def test_drops_and_counts_announcements_beyond_a_bound_while_a_listener_hangs(monkeypatch):
+def test_drops_and_counts_announcements_beyond_a_bound_while_a_listener_hangs(
+    emissions, monkeypatch
+):
     """Announcing never blocks, so a hanging listener would otherwise fill the memory."""
     monkeypatch.setattr(module, "_MOST", 10)
     hanging, go_on = threading.Event(), threading.Event()
-    heard = Heard()
 
-    def emit(*event):
+    def emit(*announcement):
         hanging.set()
         assert go_on.wait(PATIENCE)
-        heard.emit(*event)
+        emissions.emit(*announcement)
 
-    callbacks = CallbackThread("dtimer-callbacks", emit)
+    callbacks = CallbackThread(NAME, emit)
     callbacks.start()
     callbacks.announce("first")
     assert hanging.wait(PATIENCE)
     for n in range(1_000):
         callbacks.announce("number", n)
     go_on.set()
-    callbacks.stop()
-    assert callbacks.join(PATIENCE)
-    assert 11 == heard.emitted.qsize()
+    stop(callbacks)
+    assert 11 == emissions.count
     assert 990 == callbacks.dropped
 
 
-def test_emits_one_announcement_a_call_without_a_thread():
+def test_emits_one_announcement_a_call_without_a_thread(callbacks, emissions):
     """A caller that drives a node without threads emits on its own thread."""
-    heard = Heard()
-    callbacks = CallbackThread("dtimer-callbacks", heard.emit)
     assert not callbacks.emit_one()
     callbacks.announce("one")
     callbacks.announce("two")
     assert callbacks.emit_one()
-    assert (("one",), threading.current_thread().name) == heard.emitted.get(timeout=PATIENCE)
+    assert (("one",), threading.current_thread().name) == emissions.next()
     assert callbacks.emit_one()
     assert not callbacks.emit_one()
 
 
-def test_calls_a_delayed_function_once_on_its_own_thread():
+def test_calls_a_delayed_function_once_on_its_own_thread(callbacks, emissions):
     """The call comes between announcements, never during one."""
-    heard = Heard()
-    callbacks = CallbackThread("dtimer-callbacks", heard.emit)
     callbacks.start()
-    callbacks.later(0.0, lambda: heard.emit("later"))
-    assert (("later",), "dtimer-callbacks") == heard.emitted.get(timeout=PATIENCE)
+    callbacks.later(0.0, lambda: emissions.emit("later"))
+    assert (("later",), NAME) == emissions.next()
     callbacks.announce("number", 1)
-    assert ("number", 1) == heard.next()
-    callbacks.stop()
-    assert callbacks.join(PATIENCE)
-    assert heard.emitted.empty()
+    assert (("number", 1), NAME) == emissions.next()
+    stop(callbacks)
+    assert 0 == emissions.count
 
 
-def test_a_second_delayed_call_replaces_the_first_and_stop_does_not_wait_for_it():
-    """
-    There is room for one delayed call.
-
-    A call that is hours away must not keep the thread alive.
-    """
-    heard = Heard()
-    callbacks = CallbackThread("dtimer-callbacks", heard.emit)
-    callbacks.later(0.0, lambda: heard.emit("replaced"))
-    callbacks.later(0.0, lambda: heard.emit("called"))
+def test_a_second_delayed_call_replaces_the_first_and_stop_does_not_wait_for_it(
+    callbacks, emissions
+):
+    """There is room for one. A call that is hours away must not keep the thread alive."""
+    callbacks.later(0.0, lambda: emissions.emit("replaced"))
+    callbacks.later(0.0, lambda: emissions.emit("called"))
     callbacks.start()
-    assert ("called",) == heard.next()
-    callbacks.later(3_600.0, lambda: heard.emit("never"))
+    assert (("called",), NAME) == emissions.next()
+    callbacks.later(3_600.0, lambda: emissions.emit("never"))
     callbacks.announce("number", 1)
-    assert ("number", 1) == heard.next()
-    callbacks.stop()
-    assert callbacks.join(PATIENCE)
-    assert heard.emitted.empty()
+    assert (("number", 1), NAME) == emissions.next()
+    stop(callbacks)
+    assert 0 == emissions.count
 
 
-def test_a_delayed_call_that_comes_while_another_is_due_is_not_lost(monkeypatch):
+def test_a_delayed_call_is_not_lost_if_it_replaces_one_that_is_due(callbacks, monkeypatch):
     """Another thread may replace the delayed call after this one has looked at the time."""
-    callbacks, called = CallbackThread("dtimer-callbacks", lambda *event: None), []
+    called = []
     callbacks.later(0.0, lambda: called.append("first"))
     monotonic = module.time.monotonic
 
-    def replaced():
+    def read_and_replace():
         now = monotonic()
         if not called:
-            called.append("looked")
+            called.append("replaced")
             callbacks.later(-1.0, lambda: called.append("second"))
         return now
 
-    monkeypatch.setattr(module.time, "monotonic", replaced)
-    assert () == callbacks._next()
-    assert () == callbacks._next()
+    monkeypatch.setattr(module.time, "monotonic", read_and_replace)
+    assert [(), ()] == [callbacks._next(), callbacks._next()]
     callbacks.stop()
     assert callbacks._next() is None
-    assert ["looked", "second"] == called
+    assert ["replaced", "second"] == called

@@ -29,7 +29,7 @@ class TestDuration:
         ],
     )
     def test_reads_milliseconds_units_and_iso_8601(self, text, ms):
-        """A bare number is milliseconds. Units go from large to small."""
+        """A number without a unit is milliseconds. Units go from large to small."""
         assert timedelta(milliseconds=ms) == parse_duration(text)
 
     @pytest.mark.parametrize(
@@ -46,16 +46,17 @@ class TestDuration:
         with pytest.raises(OptionError, match=r"not a duration.*1h30m"):
             parse_duration(text)
 
-    def test_the_message_says_what_is_wrong(self):
-        """The reason is an unknown unit, the order, or the calendar."""
-        for text, reason in {
-            "5x": "unknown unit 'x'",
-            "10m1h": "greatest first",
-            "1.5h30m": "only the last number",
-            "P1M": "months and years",
-        }.items():
-            with pytest.raises(OptionError, match=reason):
-                parse_duration(text)
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            *[("5x", "unknown unit 'x'"), ("10m1h", "greatest first")],
+            *[("1.5h30m", "only the last number"), ("P1M", "months and years")],
+        ],
+    )
+    def test_the_message_says_what_is_wrong(self, text, reason):
+        """A user sees at once whether it is the unit, the order, or the calendar."""
+        with pytest.raises(OptionError, match=reason):
+            parse_duration(text)
 
     @pytest.mark.parametrize("text", ["36526d", "9" * 30 + "w", "9" * 5_000, "P99999999D"])
     def test_refuses_more_than_100_years(self, text):
@@ -67,7 +68,7 @@ class TestDuration:
         ("text", "us"), [("0.0001", 1), ("0.0011ms", 2), ("4.35ms", 4_350), ("0.1ms", 100)]
     )
     def test_rounds_fractions_of_a_microsecond_up(self, text, us):
-        """No other digit changes."""
+        """A shorter duration would make an event early. All other digits stay."""
         assert timedelta(microseconds=us) == parse_duration(text)
 
     @pytest.mark.parametrize(
@@ -90,24 +91,20 @@ class TestMoment:
     @pytest.mark.parametrize(
         "text",
         [
-            "2030-01-31T08:00:00Z",
-            "2030-01-31T09:00+01:00",
-            "2030-01-31 08:00Z",
-            "1896076800000",
-            "1896076800000.0",
+            *["2030-01-31T08:00:00Z", "2030-01-31T09:00+01:00", "2030-01-31 08:00Z"],
+            *["1896076800000", "1896076800000.0"],
         ],
     )
     def test_reads_iso_8601_with_a_zone_and_epoch_milliseconds(self, text):
-        """They mean the same moment on every machine."""
+        """Such a text means the same moment on every machine."""
         assert (datetime(2030, 1, 31, 8, tzinfo=UTC), False) == parse_moment(text)
 
     @pytest.mark.parametrize("text", ["2030-01-31T08:00", "2030-01-31 08:00:00", "2030-01-31"])
     def test_a_moment_without_a_zone_is_local_time_and_marked_as_assumed(self, text):
         """The command then prints the local time that it has assumed."""
         at, zone_assumed = parse_moment(text)
-        naive = datetime.fromisoformat(text)
         assert zone_assumed
-        assert naive.astimezone() == at
+        assert datetime.fromisoformat(text).astimezone() == at
         assert at.utcoffset() is not None
 
     @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ class Line:
 
     @property
     def dropped(self):
-        """Whether the connection has been given up."""
+        """Return True if the connection has been given up."""
         return self.connection._connection is None
 
     def call(self, attempt_end=None, deadline=None, id="id"):

