@@ -1,4 +1,4 @@
-"""Which server of a cluster holds the keys: redirections, and who asks the servers."""
+"""The server of a cluster that holds the keys: redirections, and the look-up of its address."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import valkey
 from dtimer.store.connection.cluster import ClusterSource, _moved
 from dtimer.store.keys import Keys
 
-HOME = ("127.0.0.1", 7001)
+OWNER = ("127.0.0.1", 7001)
 
 
 @pytest.fixture
 def source():
-    """A source whose servers all name the same owner of every slot; it opens no connection."""
+    """A source that finds the same owner of every slot, without a connection."""
     source = ClusterSource.__new__(ClusterSource)
     source._home_of_slot, source._lock = {}, threading.RLock()
     source._slot_of = lambda key: 1
-    source.asked = 0
+    source.lookups = 0
 
     def look_up(slot, until):
-        source.asked += 1
-        return HOME
+        source.lookups += 1
+        return OWNER
 
     source._look_up = look_up
     return source
@@ -57,6 +57,6 @@ def test_a_lock_that_an_interrupted_thread_has_left_taken_delays_one_call(source
     thread = threading.Thread(target=source._lock.acquire)
     thread.start()
     thread.join()
-    assert HOME == source.home(Keys.of("dt"), time.monotonic() + 0.01)
-    assert 1 == source.asked
+    assert OWNER == source.home(Keys.of("dt"), time.monotonic() + 0.01)
+    assert 1 == source.lookups
     assert source._lock.acquire(blocking=False), "the next call waits for the lock as well"

@@ -16,28 +16,23 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = sorted(set((ROOT / "dtimer").rglob("*.py")) - {Path(faultpoints.__file__)})
 
 
-def calls(path):
-    """
-    Yield the point of each call of `reached` in a module, and whether it is behind a check of
-    `armed`.
-    """
-    tree = ast.parse(path.read_text("utf-8"))
-    behind = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "armed":
-            behind |= {id(inner) for inner in ast.walk(node)}
-    for function in ast.walk(tree):
-        # A method that groups several points is itself called behind such a check.
-        if isinstance(function, ast.FunctionDef) and function.name == "_reach_fault_points":
-            behind |= {id(inner) for inner in ast.walk(function)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("reached"):
-            yield ast.literal_eval(node.args[0]), id(node) in behind
-
-
-def found():
-    """Return every call of `reached` in the library."""
-    return [call for path in MODULES for call in calls(path)]
+def calls_of_reached():
+    """Return the point of each call of `reached`, and whether it is behind a check of `armed`."""
+    found = []
+    for tree in [ast.parse(path.read_text("utf-8")) for path in MODULES]:
+        checked = set()
+        for node in ast.walk(tree):
+            # A method that groups several points is itself called behind such a check.
+            if (isinstance(node, ast.If) and ast.unparse(node.test) == "armed") or (
+                isinstance(node, ast.FunctionDef) and node.name == "_reach_fault_points"
+            ):
+                checked |= {id(inner) for inner in ast.walk(node)}
+        found += [
+            (ast.literal_eval(node.args[0]), id(node) in checked)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("reached")
+        ]
+    return found
 
 
 class TestList:
@@ -45,11 +40,11 @@ class TestList:
 
     def test_the_listed_points_are_the_reached_ones(self):
         """A test that arms an unreached point would test nothing."""
-        assert set(faultpoints.POINTS) == {point for point, _ in found()}
+        assert set(faultpoints.POINTS) == {point for point, _ in calls_of_reached()}
 
     def test_each_call_is_behind_a_check_of_armed(self):
         """A point costs almost nothing while none is armed."""
-        assert [] == [point for point, behind in found() if not behind]
+        assert [] == [point for point, checked in calls_of_reached() if not checked]
 
     def test_the_internals_page_names_each_point(self):
         """Readers of the page rely on the list."""
@@ -57,8 +52,12 @@ class TestList:
         assert [] == [point for point in faultpoints.POINTS if f"``{point}``" not in text]
 
 
+def raise_memory_error():
+    raise MemoryError
+
+
 class TestArming:
-    """The points that may be armed, and for how long."""
+    """A test arms a point: the function of the test then runs wherever the point is reached."""
 
     def test_calls_the_armed_function_until_the_end_of_the_context(self):
         """Contexts nest: the inner one hides the outer one."""
@@ -74,14 +73,14 @@ class TestArming:
 
     def test_passes_on_an_exception_and_disarms(self):
         """The next test must not find the point armed."""
-        with pytest.raises(MemoryError), faultpoints.arm("loop.handler", _out_of_memory):
+        with pytest.raises(MemoryError), faultpoints.arm("loop.handler", raise_memory_error):
             faultpoints.reached("loop.handler")
         assert {} == faultpoints.armed
 
     def test_refuses_an_unknown_point(self):
         """A misspelt point would never be reached, and the test would pass for the wrong reason."""
         with pytest.raises(KeyError, match="unknown fault point"):
-            faultpoints.arm("claim.answred", _out_of_memory).__enter__()
+            faultpoints.arm("claim.answred", raise_memory_error).__enter__()
 
     def test_nothing_is_armed_on_import_whatever_the_environment(self):
         """No setting of a production machine can arm a point."""
@@ -94,7 +93,3 @@ class TestArming:
         )
         assert "{}" == output.stdout.strip()
         assert not hasattr(faultpoints, "os")
-
-
-def _out_of_memory():
-    raise MemoryError

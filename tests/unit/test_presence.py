@@ -11,13 +11,8 @@ from dtimer.timer.presence import Presence
 
 
 def test_a_node_without_a_listener_warns_once():
-    """
-    The log has the warning once, not with every check.
-
-    The node's entry says it as long as it holds.
-    """
-    listens = [False]
-    logged = Logged()
+    """Not with every check. The node's entry says so as long as there is no listener."""
+    listens, logged = [False], Logged()
     presence = Presence("node-1", lambda: listens[0], logged.log)
     assert presence.outdated()
     assert not presence.outdated()

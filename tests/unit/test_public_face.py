@@ -13,10 +13,28 @@ import dtimer
 from dtimer import Cancelled, Declared, DTimer, Reason, RunAt, State
 from dtimer.timer.listeners import STREAM, TIMER
 
-REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference.rst"
-
 #: The interface of pyee, which both classes keep.
 PYEE = {name for name in dir(EventEmitter) if not name.startswith("_")}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The text of the reference."""
+    return (Path(__file__).resolve().parents[2] / "docs" / "reference.rst").read_text("utf-8")
+
+
+@pytest.fixture
+def timer():
+    timer = DTimer("tea")
+    yield timer
+    timer.leave()
+
+
+@pytest.fixture
+def stream():
+    stream = RunAt("tea")
+    yield stream
+    stream.stop()
 
 
 def public(made):
@@ -24,41 +42,27 @@ def public(made):
     return {name for name in dir(made) if not name.startswith("_")}
 
 
-def described(name):
-    """Return the members of a class that the reference shows."""
-    text = REFERENCE.read_text("utf-8")
-    members = re.search(rf"autoclass:: {name}\n   :members: (.+)", text)[1]
-    return {*members.split(", "), *re.findall(rf"automethod:: {name}\.(\w+)", text)}
-
-
-@pytest.mark.parametrize("make", [DTimer, RunAt], ids=lambda kind: kind.__name__)
-def test_each_public_name_is_in_the_reference_or_of_pyee(make):
+def test_each_public_name_is_in_the_reference_or_of_pyee(reference, timer, stream):
     """A name without an underscore is a promise, and cannot be changed later."""
-    made = make("tea")
-    try:
-        assert described(make.__name__) | PYEE == public(made) | PYEE
+    for made in (timer, stream):
+        name = type(made).__name__
+        members = re.search(rf"autoclass:: {name}\n   :members: (.+)", reference)[1].split(", ")
+        described = {*members, *re.findall(rf"automethod:: {name}\.(\w+)", reference)}
+        assert described | PYEE == public(made) | PYEE
         assert public(made) >= PYEE
-    finally:
-        made.leave() if make is DTimer else made.stop()
 
 
-def test_the_timer_of_a_queue_has_the_same_public_names():
+def test_the_timer_of_a_stream_has_the_same_public_names(timer, stream):
     """RunAt gives its timer away for inspection."""
-    queue = RunAt("tea")
-    try:
-        assert public(DTimer("tea")) == public(queue.timer)
-    finally:
-        queue.stop()
+    assert public(timer) == public(stream.timer)
 
 
-def test_the_reference_has_each_emitted_event():
+def test_the_reference_has_each_emitted_event(reference):
     """The tables of events are written by hand."""
-    text = REFERENCE.read_text("utf-8")
-    timer, stream = (
-        re.findall(r"^   \* - ``'(\w+)'``", part, re.MULTILINE) for part in halves(text)
-    )
-    assert sorted(TIMER) == sorted(timer)
-    assert sorted(STREAM) == sorted(stream)
+    of_timer, heading, of_stream = reference.partition("\nRunAt\n-----\n")
+    assert heading
+    for events, text in ((TIMER, of_timer), (STREAM, of_stream)):
+        assert sorted(events) == sorted(re.findall(r"^   \* - ``'(\w+)'``", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("kind", [Cancelled, Declared, Reason, State])
@@ -71,17 +75,9 @@ def test_each_member_of_an_enum_equals_its_text(kind):
     assert [Cancelled.CANCELLED] == [member for member in Cancelled if member]
 
 
-def halves(text):
-    """Return the parts of the reference about a timer, and about a stream."""
-    before, heading, after = text.partition("\nRunAt\n-----\n")
-    assert heading
-    return before, after
-
-
 @pytest.mark.parametrize("name", dtimer.__all__)
-def test_the_reference_describes_each_exported_name(name):
+def test_the_reference_describes_each_exported_name(reference, name):
     """The module of the errors lists them, because a class says that it is defined in dtimer."""
-    text = REFERENCE.read_text("utf-8")
-    errors = re.search(r"automodule:: dtimer\.errors\n   :members: ((?:.+\n)+?)   :", text)[1]
-    alone = re.search(rf"autoclass:: {name}\b|^``dtimer\.{name}``$", text, re.MULTILINE)
+    errors = re.search(r"automodule:: dtimer\.errors\n   :members: ((?:.+\n)+?)   :", reference)[1]
+    alone = re.search(rf"autoclass:: {name}\b|^``dtimer\.{name}``$", reference, re.MULTILINE)
     assert alone or name in re.findall(r"\w+", errors)

@@ -11,7 +11,7 @@ from dtimer import OutcomeUnknown, StoreError
 from dtimer.store.keys import Keys
 from dtimer.store.script_client import TRIES, ScriptClient
 
-TIMEOUT = 3.0
+TIMEOUT = 3.0  # seconds
 
 
 class FakeConnection:
@@ -23,11 +23,10 @@ class FakeConnection:
         """Nothing is open."""
 
 
-class Stepped:
+class Clock:
     """A clock that the attempts and pauses of a call move forward."""
 
-    def __init__(self):
-        self.now = 1_000.0
+    now = 1_000.0
 
     def monotonic(self):
         return self.now
@@ -39,13 +38,13 @@ class Stepped:
 @pytest.fixture
 def clock(monkeypatch):
     """The clock of the calls."""
-    clock = Stepped()
+    clock = Clock()
     monkeypatch.setattr("dtimer.store.script_client.time", clock)
     return clock
 
 
 @pytest.fixture
-def line():
+def script_client(clock):
     """A script client for a server that does not exist."""
     connection = FakeConnection()
     source = SimpleNamespace(connection=lambda keys: connection, place="nowhere")
@@ -55,45 +54,49 @@ def line():
 class TestDeadline:
     """A call ends by its deadline, however its attempts end."""
 
-    def test_ends_at_its_deadline_if_no_attempt_is_answered(self, clock, line, monkeypatch):
+    def test_ends_at_its_deadline_if_no_attempt_is_answered(
+        self, clock, script_client, monkeypatch
+    ):
         """
         Each attempt gets its share of the time, the last one the rest.
 
         The call does not end later than its deadline, so that the caller can rely on it.
         """
-        given = []
+        attempts = []
 
         def unanswered(connection, script, words, until, limit):
             assert deadline == limit, "the limit while bytes arrive"
-            given.append(until - clock.now)
+            attempts.append(until - clock.now)
             clock.now = max(clock.now, until)
             raise redis.TimeoutError("no reply")
 
         monkeypatch.setattr("dtimer.store.script_client.run", unanswered)
-        deadline = line.deadline()
+        deadline = script_client.deadline()
         with pytest.raises(OutcomeUnknown):
-            line.call("cancel", "id", deadline=deadline, named=True)
+            script_client.call("cancel", "id", deadline=deadline, named=True)
         assert deadline == clock.now
-        assert TRIES == len(given)
-        assert max(given) <= TIMEOUT / TRIES + 1e-6
+        assert TRIES == len(attempts)
+        assert max(attempts) <= TIMEOUT / TRIES + 1e-6
 
-    def test_ends_by_its_deadline_if_each_attempt_is_refused(self, clock, line, monkeypatch):
+    def test_ends_by_its_deadline_if_each_attempt_is_refused(
+        self, clock, script_client, monkeypatch
+    ):
         """
         A refused connection costs no time, so the call is repeated after growing pauses.
 
         It gives up when no attempt would fit any more.
         """
-        tried = []
+        attempts = []
 
         def refused(connection, script, words, until, limit):
-            tried.append(clock.now)
+            attempts.append(clock.now)
             connection.sent = False
             raise redis.ConnectionError("refused")
 
         monkeypatch.setattr("dtimer.store.script_client.run", refused)
-        deadline = line.deadline()
+        deadline = script_client.deadline()
         with pytest.raises(StoreError) as caught:
-            line.call("cancel", "id", deadline=deadline, named=True)
+            script_client.call("cancel", "id", deadline=deadline, named=True)
         assert not isinstance(caught.value, OutcomeUnknown)
         assert deadline - TIMEOUT / TRIES <= clock.now <= deadline
-        assert len(tried) > TRIES
+        assert len(attempts) > TRIES
