@@ -235,7 +235,7 @@ class RunAt(StreamEmitter):
     def _join(self) -> bool:
         """Join; return False if the queue was stopped before the join or during it."""
         self._timer.join()
-        if self._timer._nesting.joining_here:
+        if self._timer._membership.joining_here:
             # The interrupted join continues only after the signal handler, so no key would arrive.
             raise UsageError("a signal handler cannot read while it interrupts the joining")
         if self._stopped.is_set():

@@ -1,47 +1,50 @@
-"""The operations of a timer that need no join: post, inspect and change events."""
+"""The calls of a timer that need no join: post, inspect and change events and schedules."""
 
 from __future__ import annotations
 
 import itertools
 import os
-import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
-from dtimer.errors import OptionError, StateRollback, StoreError
+from dtimer.errors import OptionError
 from dtimer.model import summary
-from dtimer.model.arguments import IfExists, PostItem, PostPair, RedisPipeline
+from dtimer.model.arguments import IfExists, Misfire, Overlap, PostItem, PostPair, RedisPipeline
 from dtimer.model.event import Event
-from dtimer.model.ids import EventId, IdGenerator, check_id, event_ids
-from dtimer.model.options import MOST_REPLICAS, Options, check_count
-from dtimer.model.records import Cancelled, DeadLetter, NodeInfo, Record, Stats
+from dtimer.model.ids import EventId, check_id
+from dtimer.model.options import Options, check_count
+from dtimer.model.outcomes import Declared
+from dtimer.model.records import Cancelled, DeadLetter, NodeInfo, Record, Schedule, Stats
 from dtimer.model.times import Duration, Moment, duration_us
-from dtimer.store.store import Entry, Store
-from dtimer.timer.posting import chunks, due_argument, prepare, prepare_item
-from dtimer.timer.timer_emitter import TimerEmitter
-
-# How often a post is repeated because a generated id exists. Two generators produce the same id
-# about once in 2**30 pairs of one millisecond.
-_MOST_COLLISIONS = 20
+from dtimer.store.store import Store
+from dtimer.timer.declaring import prepare_schedule
+from dtimer.timer.poster import NoteSuperseded, Poster
+from dtimer.timer.posting import due_argument, prepare
 
 
-class Client(TimerEmitter):
-    """Posts, inspects and changes events. The part of `DTimer` that needs no threads."""
+class Client:
+    """
+    Posts, inspects and changes events and schedules. Needs no threads.
 
-    def __init__(self, options: Options, store: Store) -> None:
-        super().__init__()
+    Args:
+        options: The options of the timer.
+        store: The store of its namespace.
+        note_superseded: See `Poster`.
+    """
+
+    def __init__(self, options: Options, store: Store, note_superseded: NoteSuperseded) -> None:
         self._options = options
         self._store = store
-        self._replicas(options.wait_replicas)
-        # A weak reference: the store must not keep a timer alive that the user has dropped.
-        reference = weakref.WeakMethod(self._rolled_back)
-        store.rollback.on_rollback = lambda error: (report := reference()) and report(error)
-        self._new_id = IdGenerator()
+        self._poster = Poster(options, store, note_superseded)
         self._pid = os.getpid()
 
-    def _rolled_back(self, error: StateRollback) -> None:
-        self._announce("error", error)
+    @property
+    def _live_store(self) -> Store:
+        """The store, reset first if this process was forked."""
+        self._notice_fork()
+        return self._store
 
     def _notice_fork(self) -> None:
         # A server that forks without Python (uWSGI) calls no fork hook.
@@ -51,7 +54,7 @@ class Client(TimerEmitter):
     def _after_fork(self) -> None:
         """Reset this timer in a forked child, which must not use inherited connections or locks."""
         self._pid = os.getpid()
-        self._new_id.after_fork()
+        self._poster.new_id.after_fork()
         self._store.after_fork()
 
     # Posting
@@ -107,7 +110,7 @@ class Client(TimerEmitter):
         self._notice_fork()
         posting = prepare(
             self._options,
-            self._new_id,
+            self._poster.new_id,
             ev,
             delay,
             at=at,
@@ -116,58 +119,7 @@ class Client(TimerEmitter):
             expires=expires,
             if_exists=if_exists,
         )
-        if pipe is not None:
-            if not callable(getattr(pipe, "execute_command", None)):
-                given = type(pipe).__name__
-                raise OptionError(f"pipe must be a pipeline of a Redis client, not {given}")
-            if wait_replicas:
-                raise OptionError("wait_replicas cannot wait in a pipe; send WAIT after it")
-            self._store.post_in(pipe, [posting.entry], posting.policy)
-            return EventId(posting.entry.id, stored=None)
-        replicas = self._replicas(wait_replicas)
-        return self._post([posting.entry], posting.policy, replicas)[0]
-
-    def _post_in_order(self, id: str, at: Moment | None) -> None:
-        """Post an event without a payload, ordered after others of the same millisecond."""
-        self._notice_fork()
-        due = due_argument(0, at, stepped=self._options.now is not None, name="runAt")
-        entry = prepare(self._options, self._new_id, {}, id=id).entry
-        self._store.post([entry._replace(when=f"={due}")], "replace")
-
-    def _note_superseded(self, ids: Collection[str], *, posted: bool) -> None:
-        """Hook, called before and after a post under ids that may be pending."""
-
-    def _replicas(self, given: int | None) -> int:
-        if given is None:
-            return self._options.wait_replicas
-        check_count(given, "wait_replicas", 0, MOST_REPLICAS)
-        if given and not self._store.replicable:
-            raise OptionError("an embedded server has no replicas; leave wait_replicas at 0")
-        return given
-
-    def _post(self, entries: list[Entry], policy: str, replicas: int) -> list[EventId]:
-        if policy == "post_new":
-            taken = ""
-            for _ in range(_MOST_COLLISIONS):
-                taken = self._store.post(entries, policy, replicas).taken
-                if not taken:
-                    return event_ids(entries, frozenset())
-                # The generated id exists already, and the call has stored nothing.
-                entries = [e._replace(id=self._new_id()) if e.id == taken else e for e in entries]
-            raise StoreError(f"Redis reports every generated id as taken, the last one {taken!r}")
-        return event_ids(entries, self._post_named(entries, policy, replicas))
-
-    def _post_named(self, entries: list[Entry], policy: str, replicas: int) -> frozenset[str]:
-        if policy in {"replace", "latest", "earliest"}:
-            ids = {e.id for e in entries}
-            self._note_superseded(ids, posted=False)
-            try:
-                return self._store.post(entries, policy, replicas).kept
-            finally:
-                # Also after an error, because the events may have been posted nevertheless.
-                self._note_superseded(ids, posted=True)
-        # Existing events of these ids stay as they are.
-        return self._store.post(entries, policy, replicas).kept
+        return self._poster.post(posting, pipe, wait_replicas)
 
     def post_many(
         self, items: Iterable[PostItem | PostPair], *, wait_replicas: int | None = None
@@ -189,19 +141,14 @@ class Client(TimerEmitter):
             not be.
         """
         self._notice_fork()
-        replicas = self._replicas(wait_replicas)
-        ids: dict[int, EventId] = {}
-        try:
-            postings = (prepare_item(self._options, self._new_id, item) for item in items)
-            for chunk in chunks(postings):
-                posted = self._post(chunk.entries, chunk.policy, replicas)
-                ids.update(zip(chunk.places, posted, strict=True))
-        except Exception as e:
-            e.add_note(f"post_many had posted {len(ids)} events before")
-            raise
-        return [ids[place] for place in range(len(ids))]
+        return self._poster.post_many(items, wait_replicas)
 
-    # Control
+    def _post_in_order(self, id: str, at: Moment | None) -> None:
+        """Post an event without a payload, ordered after others of the same millisecond."""
+        self._notice_fork()
+        self._poster.post_in_order(id, at)
+
+    # Events
 
     def cancel(self, id: str) -> Cancelled:
         """
@@ -212,8 +159,7 @@ class Client(TimerEmitter):
             if a node has already claimed it, perhaps up to ``look_ahead`` before its due time:
             it is not retried. ``NOT_FOUND`` if no event of that id is pending.
         """
-        self._notice_fork()
-        return self._store.cancel(check_id(id))
+        return self._live_store.cancel(check_id(id))
 
     def reschedule(
         self, id: str, delay: Duration | None = None, *, at: Moment | None = None
@@ -233,8 +179,7 @@ class Client(TimerEmitter):
 
     def peek(self, id: str) -> Record | None:
         """Return the record of a scheduled, in-flight or dead event; None if none has this id."""
-        self._notice_fork()
-        return self._store.peek(check_id(id))
+        return self._live_store.peek(check_id(id))
 
     def upcoming(
         self,
@@ -295,13 +240,152 @@ class Client(TimerEmitter):
         Returns:
             False if there is no such dead letter, or its content was never an event.
         """
-        self._notice_fork()
-        return self._store.revive(check_id(id))
+        return self._live_store.revive(check_id(id))
 
     def purge_dead(self) -> int:
         """Delete all dead letters; return how many there were."""
-        self._notice_fork()
-        return self._store.purge()
+        return self._live_store.purge()
+
+    # Recurring events
+
+    def every(
+        self,
+        interval: Duration,
+        ev: Mapping[str, Any],
+        *,
+        id: str,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        count: int | None = None,
+        jitter: Duration = 0,
+        misfire: Misfire = "coalesce",
+        overlap: Overlap = "queue",
+        max_retries: int | None = None,
+    ) -> Declared:
+        """
+        Declare an event that recurs at an interval. The occurrences do not drift.
+
+        Every process may declare its schedules each time it starts. Declaring the same again
+        changes nothing; a different declaration of the same id changes the schedule. When an
+        occurrence is claimed, the server creates the next one, computed from the nominal time.
+        Occurrences have their own retries, leases and dead letters. ``ev.schedule``,
+        ``ev.nominal`` and ``ev.missed`` describe their origin.
+
+        Args:
+            interval: At least 10 ms. **A number is milliseconds**: ``every(60, …)`` is not a
+                minute but nearly seventeen times a second. Write ``60_000`` or
+                ``timedelta(minutes=1)``.
+            ev: The payload of each occurrence.
+            id: The id of the schedule, up to 230 bytes.
+            start: The first nominal time; one interval after the first declaration if None.
+            end: The schedule ends at this time: no later nominal time is delivered.
+            count: The most occurrences.
+            jitter: Each occurrence is due at a random moment up to this long after its nominal
+                time.
+            misfire: What to do if several occurrences became due during an outage.
+                ``coalesce`` delivers the oldest, and ``ev.missed`` counts the others. ``skip``
+                delivers the latest and drops the others. ``all`` delivers each of them, at
+                most a thousand.
+            overlap: What to do if the previous occurrence is still running: ``queue`` keeps one
+                waiting until that ends, ``allow`` starts the next, ``skip`` drops the next.
+            max_retries: Replaces the node's ``max_retries`` for each occurrence.
+
+        Returns:
+            ``Declared.NEW``, ``CHANGED`` or ``SAME``. They equal ``new``, ``changed`` and ``same``.
+
+        Raises:
+            OptionError, PayloadError: an argument is not valid; raised before any I/O.
+            StoreError: the schedule was not declared.
+        """
+        if interval is None:
+            raise OptionError("every needs an interval")
+        return self._declare(
+            id=id,
+            ev=ev,
+            max_retries=max_retries,
+            every=interval,
+            start=start,
+            end=end,
+            count=count,
+            jitter=jitter,
+            misfire=misfire,
+            overlap=overlap,
+        )
+
+    def cron(
+        self,
+        expression: str,
+        ev: Mapping[str, Any],
+        *,
+        id: str,
+        tz: str | ZoneInfo = "UTC",
+        start: Moment | None = None,
+        end: Moment | None = None,
+        count: int | None = None,
+        jitter: Duration = 0,
+        misfire: Misfire = "coalesce",
+        overlap: Overlap = "queue",
+        max_retries: int | None = None,
+    ) -> Declared:
+        """
+        Declare an event that recurs at times of the calendar.
+
+        The other arguments, the return value and the errors are those of `every`.
+
+        Args:
+            expression: Five fields (minute, hour, day, month, weekday) or six (seconds first),
+                with names, lists, ranges, steps, ``L`` and ``#``; or a nickname such as ``@daily``.
+            tz: The time zone of the fields, as a name or a ``ZoneInfo``.
+        """
+        if expression is None:
+            raise OptionError("cron needs an expression")
+        return self._declare(
+            id=id,
+            ev=ev,
+            max_retries=max_retries,
+            cron=expression,
+            tz=tz,
+            start=start,
+            end=end,
+            count=count,
+            jitter=jitter,
+            misfire=misfire,
+            overlap=overlap,
+        )
+
+    def _declare(self, **arguments: Any) -> Declared:
+        return self._live_store.declare(prepare_schedule(self._options, **arguments))
+
+    def schedules(self) -> Iterator[Schedule]:
+        """Iterate over the schedules of the namespace, ordered by id."""
+        return self._live_store.schedules()
+
+    def schedule(self, id: str) -> Schedule | None:
+        """Return one schedule; None if there is none of that id."""
+        return self._live_store.schedule(check_id(id))
+
+    def unschedule(self, id: str) -> bool:
+        """Delete a schedule; return False if there was none. Running occurrences finish."""
+        return self._live_store.unschedule(check_id(id))
+
+    def run_now(self, id: str) -> str | None:
+        """
+        Post one additional occurrence of a schedule, due now, regardless of its rules.
+
+        Returns:
+            The id of the occurrence, or None if there is no such schedule.
+        """
+        return self._live_store.run_now(check_id(id))
+
+    def pause_schedule(self, id: str) -> bool:
+        """Pause one schedule; return False if it was already paused, or there is none."""
+        return self._live_store.pause_schedule(check_id(id), on=True)
+
+    def resume_schedule(self, id: str) -> bool:
+        """Resume one schedule. Occurrences that fell due meanwhile are misfires: see `every`."""
+        return self._live_store.pause_schedule(check_id(id), on=False)
+
+    # The namespace
 
     def pause(self) -> bool:
         """
@@ -310,20 +394,16 @@ class Client(TimerEmitter):
         Returns:
             False if the namespace was already paused.
         """
-        self._notice_fork()
-        return self._store.pause(on=True)
+        return self._live_store.pause(on=True)
 
     def resume(self) -> bool:
         """Resume delivery after `pause`; return False if the namespace was not paused."""
-        self._notice_fork()
-        return self._store.pause(on=False)
+        return self._live_store.pause(on=False)
 
     def stats(self) -> Stats:
         """Return counts and other figures of the namespace."""
-        self._notice_fork()
-        return self._store.stats()
+        return self._live_store.stats()
 
     def nodes(self) -> list[NodeInfo]:
         """Return the nodes that have joined and have contacted the server in the last minute."""
-        self._notice_fork()
-        return self._store.nodes()
+        return self._live_store.nodes()

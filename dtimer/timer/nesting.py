@@ -12,12 +12,16 @@ class Nesting:
     If a join interrupts a join, the interrupted one serves both. If a leave interrupts a join,
     the join must end once it continues. The leave cannot wait for that, because it runs on the
     same thread.
+
+    Args:
+        leaves: How often the calling thread has called leave() before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leaves: int = 0) -> None:
         #: Held by the thread that joins. A lock, because an exception always releases it.
         self.joining: threading.RLock = threading.RLock()
         self._by_thread = threading.local()
+        self._by_thread.leaves = leaves
 
     @property
     def leaves(self) -> int:

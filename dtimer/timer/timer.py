@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import threading
-from collections.abc import Collection
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Self, Unpack
 
 from dtimer import log
-from dtimer.errors import StateRollback, UsageError
+from dtimer.errors import StateRollback
 from dtimer.model.arguments import RedisClient
 from dtimer.model.event import Event
 from dtimer.model.ids import check_node
@@ -21,13 +18,14 @@ from dtimer.store.connection.sources import source
 from dtimer.store.script_client import TRIES
 from dtimer.store.store import Store
 from dtimer.timer import fork, listeners, signals
-from dtimer.timer.nesting import Nesting
+from dtimer.timer.client import Client
+from dtimer.timer.membership import Membership
 from dtimer.timer.node import Node
-from dtimer.timer.schedules import ScheduleClient
+from dtimer.timer.timer_emitter import TimerEmitter
 from dtimer.timer.weak import TimerCalls, weakly
 
 
-class DTimer(ScheduleClient):
+class DTimer(Client, TimerEmitter):
     """
     Posts events, and after `join` receives them, as one node of a distributed timer.
 
@@ -72,13 +70,20 @@ class DTimer(ScheduleClient):
             pubsub_source=None if sub is None else source(sub, timeout / TRIES),
             now=None if now is None else lambda: moment_us(now(), "now", stepped=True),
         )
-        super().__init__(valid, store)
-        self._node: Node | None = None
-        self._finalizer: Any = None
-        # Re-entrant, because a signal handler that interrupts a leave may call leave itself.
-        self._state_lock = threading.RLock()
-        self._nesting = Nesting()
+        TimerEmitter.__init__(self)
+        self._membership = Membership(self._id, valid, store, self._calls(store))
+        Client.__init__(self, valid, store, self._membership.note_superseded)
+        store.rollback.on_rollback = weakly(self._rolled_back, lambda: None)
         fork.watch(self)
+
+    def _calls(self, store: Store) -> TimerCalls:
+        return TimerCalls(
+            announce=weakly(self._announce, lambda: None),
+            deliver=weakly(self._deliver, lambda: None),
+            demand=weakly(self._demand, int),
+            listens=weakly(self._listens, lambda: True),
+            close_unless_joined=weakly(self._close_unless_joined, store.release),
+        )
 
     @property
     def id(self) -> str:
@@ -93,13 +98,11 @@ class DTimer(ScheduleClient):
     @property
     def max_events(self) -> int:
         """The most events in one call of a handler. Setting it takes effect at once."""
-        return self._options.max_events
+        return self._membership.max_events
 
     @max_events.setter
     def max_events(self, value: int) -> None:
-        self._options = dataclasses.replace(self._options, max_events=check_max_events(value))
-        if self._node is not None:
-            self._node.max_events = value
+        self._membership.max_events = check_max_events(value)
 
     def __repr__(self) -> str:
         return f"<DTimer {self._id!r} of {self.ns!r}, {'' if self.joined else 'not '}joined>"
@@ -110,7 +113,7 @@ class DTimer(ScheduleClient):
     def joined(self) -> bool:
         """True between `join` and the end of `leave`."""
         self._notice_fork()
-        return self._node is not None and self._node.begun and not self._node.ended
+        return self._membership.joined
 
     def join(self) -> None:
         """
@@ -126,52 +129,10 @@ class DTimer(ScheduleClient):
                 cannot run a node: uWSGI before it forks or without threads, eventlet, gevent
                 with ``thread=False``, Windows.
         """
-        leaves = self._nesting.leaves
+        # First, so that each later leave() of a signal handler counts.
+        leaves = self._membership.leaves
         self._notice_fork()
-        while True:
-            with self._state_lock:
-                if self._nesting.joining_here:
-                    return
-                with self._nesting.joining:
-                    node = self._node
-                    if node is None or node.ended:
-                        node = self._begin(leaves)
-                        break
-                if not node.leaving:
-                    return
-            # Without the lock, because a handler that still runs may call leave itself.
-            if not node.wait(None):
-                raise UsageError("join() was called by a handler while its node leaves")
-        if node.leaving:
-            node.wait(None)
-
-    def _begin(self, leaves: int) -> Node:
-        if reason := fork.why_no_node():
-            raise UsageError(f"no node can join in this process: {reason}")
-        if self._finalizer is not None:
-            self._finalizer.detach()
-        node = Node(self._id, self._options, self._store, self._calls())
-        # Assigned before the start, so that a leave() that interrupts the start finds it.
-        self._node = node
-        try:
-            node.start(leaving=self._nesting.leaves != leaves)
-            self._finalizer = fork.when_dropped(self, node, self._id)
-            # The option may have been set during the start. Setting it also rings the bell, in case
-            # a listener was added during the start.
-            node.max_events = self._options.max_events
-        except BaseException:
-            node.abort()
-            raise
-        return node
-
-    def _calls(self) -> TimerCalls:
-        return TimerCalls(
-            announce=weakly(self._announce, lambda: None),
-            deliver=weakly(self._deliver, lambda: None),
-            demand=weakly(self._demand, int),
-            listens=weakly(self._listens, lambda: True),
-            close_unless_joined=weakly(self._close_unless_joined, self._store.release),
-        )
+        self._membership.join(leaves)
 
     def leave(self, timeout: Duration | None = None) -> None:
         """
@@ -190,24 +151,8 @@ class DTimer(ScheduleClient):
             OptionError: *timeout* is not a valid duration.
         """
         seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6
-        self._nesting.record_leave()
         self._notice_fork()
-        with self._state_lock:
-            node = self._node
-            if node is None or node.ended:
-                self._close_unless_joined()
-                return
-        self._end(node, seconds)
-
-    def _end(self, node: Node, seconds: float | None) -> None:
-        node.stop(seconds)
-        node.wait(None if seconds is None else seconds + 2 * self._options.timeout / 1e6 + 1)
-
-    def _close_unless_joined(self) -> None:
-        """Close the connections that calls have opened while the node has not joined."""
-        with self._state_lock:
-            if self._node is None or self._node.ended:
-                self._store.release()
+        self._membership.leave(seconds)
 
     def __enter__(self) -> Self:
         self.join()
@@ -231,19 +176,14 @@ class DTimer(ScheduleClient):
         ignored. On a thread other than the main thread no signal is caught, and this call returns
         when another thread calls `leave`.
         """
-        signals.run(self, self._stop_waiting)
-
-    def _stop_waiting(self) -> None:
-        """End the wait of a running `leave` for handlers."""
-        if self._node is not None:
-            self._node.stop(0)
+        signals.run(self, self._membership.stop_waiting)
 
     def health(self) -> Health:
         """Return whether this node makes progress. Sends nothing to Redis, and never raises."""
-        self._notice_fork()
-        if self._node is None or not self.joined:
+        node = self._node
+        if node is None or not self.joined:
             return Health(False, False, False, None, None, 0, 0, None)
-        return self._node.health()
+        return node.health()
 
     # Overridden by subclasses
 
@@ -266,47 +206,40 @@ class DTimer(ScheduleClient):
 
     def _ring(self) -> None:
         """Make the node claim now, because it can take more events."""
-        if self._node is not None:
-            self._node.bell.ring()
+        if (node := self._node) is not None:
+            node.bell.ring()
 
     # Internals
+
+    @property
+    def _node(self) -> Node | None:
+        return self._membership.node
 
     def _log_source(self) -> log.Source:
         return log.Source(self._id, self.ns, getattr(self._node, "incarnation", None))
 
-    def _note_superseded(self, ids: Collection[str], *, posted: bool) -> None:
-        node = self._node
-        if node is not None and not node.ended:
-            node.note_superseded(ids, posted=posted)
+    def _close_unless_joined(self) -> None:
+        self._membership.close_unless_joined()
 
     def _rolled_back(self, error: StateRollback) -> None:
-        if self._node is not None and self.joined:
-            self._node.rolled_back(error)
+        node = self._node
+        if node is not None and self.joined:
+            node.rolled_back(error)
         else:
-            super()._rolled_back(error)
+            self._announce("error", error)
 
     def _listener_changed(self, event: str, *, added: bool) -> None:
-        if event == "event" and (node := getattr(self, "_node", None)) is not None:
+        if event == "event" and (node := self._node) is not None:
             node.listened(added=added)
 
     def _after_fork(self) -> None:
         """Reset this timer in a forked child, which has not joined."""
         super()._after_fork()
-        self._state_lock = threading.RLock()
-        self._nesting = Nesting()
-        node, self._node = self._node, None
-        if self._finalizer is not None:
-            self._finalizer.detach()
-        if node is not None and not node.ended:
-            node.after_fork()
+        if self._membership.after_fork():
             log.write(log.FORKED, repr(self), source=self._log_source())
 
     def _at_exit(self) -> None:
-        """Leave within ``exit_timeout``, because the interpreter is about to exit."""
-        node = self._node
-        if node is not None and not node.ended:
-            # Without the lock, which another thread may hold for an unlimited time.
-            self._end(node, self._options.exit_timeout / 1e6)
+        self._membership.at_exit()
 
 
 public(DTimer)

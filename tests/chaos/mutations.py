@@ -1001,7 +1001,7 @@ MUTANTS = [
     # ----------------------------------------------------------------- signal handlers and forks
     _mutant(
         "a signal handler's join starts a second node within a join",
-        "timer/timer.py",
+        "timer/membership.py",
         "                if self._nesting.joining_here:\n                    return\n",
         "",
         "tests/integration/test_interruptions.py",

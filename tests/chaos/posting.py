@@ -100,8 +100,8 @@ class Posting(Program):
         url, options = setting["url"], setting["options"]
         self.calls = Calls(self.writer)
         self.timer = DTimer(self.name, self.client_or_url, **options)
-        self.ids = _Ids(self.timer._new_id)
-        self.timer._new_id = self.ids
+        self.ids = _Ids(self.timer._poster.new_id)
+        self.timer._poster.new_id = self.ids
         self.queue = RunAt(setting["runat"], redis=self.client_or_url, timeout=options["timeout"])
         # Without retries, because a repeated transaction would act twice.
         self.client = redis.Redis.from_url(url, socket_timeout=1, retry=Retry(NoBackoff(), 0))

@@ -134,7 +134,7 @@ def test_a_generated_id_that_is_taken_is_replaced(timer, monkeypatch):
     """If two generators produce the same id, neither event is lost."""
     first = timer.post({"n": 1}, 60_000)
     again = iter([first, first, "another"])
-    monkeypatch.setattr(timer, "_new_id", lambda: next(again))
+    monkeypatch.setattr(timer._poster, "new_id", lambda: next(again))
     assert "another" == timer.post({"n": 2}, 60_000)
     assert {"n": 1} == timer.peek(first).event
 
@@ -148,7 +148,9 @@ def test_a_post_gives_up_a_claimed_event_only_if_it_replaces_it(
 ):
     """A post that does not replace an event does not make this process release it."""
     told = []
-    monkeypatch.setattr(timer, "_note_superseded", lambda ids, *, posted: told.append(posted))
+    monkeypatch.setattr(
+        timer._poster, "_note_superseded", lambda ids, *, posted: told.append(posted)
+    )
     timer.post({}, 60_000, id="tea", if_exists=policy)
     assert ([False, True] if gives_up else []) == told
 

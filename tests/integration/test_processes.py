@@ -469,6 +469,29 @@ dt.leave()
         assert ["False None", "child 0", "True"] == [program.hear() for _ in range(3)]
         assert "" == program.end(0)
 
+    def test_a_child_can_join_if_its_parent_has_left_and_the_fork_called_no_hook(self, script):
+        """A join counts the leaves of a signal handler. A leave of its parent is not one."""
+        program = script(
+            FORK
+            + """
+import weakref
+from dtimer.timer import fork
+dt = timer()
+dt.join()
+dt.leave()
+fork._watched = weakref.WeakSet()
+
+def child():
+    dt.join()
+    say(dt.joined)
+    dt.leave()
+
+forked(child)
+"""
+        )
+        assert ["True", "child 0"] == [program.hear() for _ in range(2)]
+        assert "" == program.end(0)
+
     @pytest.mark.fault("F63")
     @pytest.mark.parametrize("joined", [False, True])
     def test_forking_while_other_threads_work_is_safe(self, script, make, joined):
