@@ -30,30 +30,22 @@ def run(
     arguments: Sequence[Argument],
     until: float,
     limit: float,
+    *,
+    is_sent: bool = False,
 ) -> Any:
-    """Run a script by its SHA1, or by its source if the server does not have it."""
+    """
+    Run a script by its SHA1, or by its source if the server does not have it.
+
+    With *is_sent*, the script was sent by its SHA1 already: receive its reply.
+    """
     try:
+        if is_sent:
+            return connection.receive(until, limit)
         return connection.run(script, arguments, until, limit)
     except Exception as e:
         if classify(e, connection.sent) is not Failure.NO_SCRIPT:
             raise
     # Nothing ran, because the server was restarted, promoted, or has run SCRIPT FLUSH.
-    return run_with_source(connection, script, arguments, until, limit)
-
-
-def receive(
-    connection: AnyConnection,
-    script: Script,
-    arguments: Sequence[Argument],
-    until: float,
-    limit: float,
-) -> Any:
-    """Return the reply to a script that was sent; send its source if the server needs it."""
-    try:
-        return connection.receive(until, limit)
-    except Exception as e:
-        if classify(e, connection.sent) is not Failure.NO_SCRIPT:
-            raise
     return run_with_source(connection, script, arguments, until, limit)
 
 
@@ -169,7 +161,8 @@ class PendingCall:
         try:
             began = time.monotonic() if read_late else self._began
             until, limit = began + self._lasts, began + self._longest
-            return receive(self._connection, self._script, self._arguments, until, limit)
+            call = self._connection, self._script, self._arguments, until, limit
+            return run(*call, is_sent=True)
         except BaseException as e:
             error = e
             # Read this before `_finish` makes the connection available to other callers.

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dtimer.store.connection.connection import Argument, Connection, Packer, is_a_reply
-from dtimer.store.connection.deadline import set_deadline, with_deadline
+from dtimer.store.connection.deadline import run_command, set_deadline, with_deadline
 from dtimer.store.connection.pool import library, settings
 from dtimer.store.connection.subscription import Subscription
 from dtimer.store.failures import Failure, classify, needs_operator, of_signal_handler
@@ -36,7 +36,7 @@ _SERVERS_IN_MESSAGE = 3
 
 # Matches the text of a redirection. dtimer's connections use the library's parser for a single
 # server. That of newer versions of redis-py raises a MovedError. That of redis-py 5 and valkey-py
-# does not know MOVED, and raises a plain error with the with_source text.
+# does not know MOVED, and raises a plain error with the whole text.
 _MOVED = re.compile(r"(?:MOVED )?\d+ (.*):(\d+)\Z")
 
 
@@ -134,13 +134,8 @@ class ClusterSource:
 
     def _ask(self, address: Address, until: float) -> Any:
         connection = self.connect_to(address)
-        try:
-            set_deadline(connection, until)
-            connection.connect()
-            connection.send_command("CLUSTER", "SLOTS", check_health=False)
-            return connection.read_response(disable_decoding=True)
-        finally:
-            connection.disconnect()
+        set_deadline(connection, until)
+        return run_command(connection, "CLUSTER", "SLOTS")
 
     def _address(self, server: Sequence[Any], asked: Address) -> Address:
         # A server may report an empty host for itself, which means the host that was asked.
@@ -193,13 +188,7 @@ class ClusterSource:
 
     def command(self, *words: str) -> Any:
         """Run one command on the first known server, on its own connection."""
-        connection = self.connect_to(self._nodes[0])
-        try:
-            connection.connect()
-            connection.send_command(*words, check_health=False)
-            return connection.read_response(disable_decoding=True)
-        finally:
-            connection.disconnect()
+        return run_command(self.connect_to(self._nodes[0]), *words)
 
     def close(self) -> None:
         """See `Source.close`: this source keeps no connections."""

@@ -91,6 +91,16 @@ def set_deadline(connection: Any, until: float, limit: float | None = None) -> N
     connection.limit = until if limit is None else limit
 
 
+def run_command(connection: Any, *words: str) -> Any:
+    """Connect *connection*, run one command on it, and disconnect; return the undecoded reply."""
+    try:
+        connection.connect()
+        connection.send_command(*words, check_health=False)
+        return connection.read_response(disable_decoding=True)
+    finally:
+        connection.disconnect()
+
+
 def fast_socket(connection: Any) -> Socket | None:
     """Return the socket of *connection* if dtimer may bypass the library on it, else None."""
     found: Socket | None = getattr(connection, "fast_socket", None)

@@ -18,7 +18,7 @@ from typing import Any
 
 from dtimer.errors import OptionError
 from dtimer.store.connection.connection import Connection, Packer
-from dtimer.store.connection.deadline import with_deadline
+from dtimer.store.connection.deadline import run_command, with_deadline
 from dtimer.store.connection.subscription import Subscription
 from dtimer.store.keys import Keys
 
@@ -165,13 +165,7 @@ class PoolSource:
 
     def command(self, *words: str) -> Any:
         """See `Source.command`."""
-        connection = self.connect()
-        try:
-            connection.connect()
-            connection.send_command(*words, check_health=False)
-            return connection.read_response(disable_decoding=True)
-        finally:
-            connection.disconnect()
+        return run_command(self.connect(), *words)
 
     def close(self) -> None:
         """Close the connections to the Sentinels; the next look-up makes new ones."""
