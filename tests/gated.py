@@ -14,16 +14,21 @@ class Gated:
     A handler that waits, once called, until the test lets it return.
 
     Args:
-        timer: The node whose events it handles.
+        timer: The node whose events it handles; None if the test passes the handler on itself.
         then: Called with the events before the handler returns.
     """
 
-    def __init__(self, timer: Any, then: Any = lambda events: None) -> None:
+    def __init__(self, timer: Any = None, then: Any = lambda events: None) -> None:
         self._begun: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[list[Any]] = queue.SimpleQueue()
         self._go_on = threading.Semaphore(0)
         self._then = then
-        timer.on("event", self.handle)
+        if timer is not None:
+            timer.on("event", self.handle)
+
+    def __call__(self, ev: Any) -> None:
+        """Handle one event, as the ``handler=`` of `faults.expectations.Watch.node`."""
+        self.handle([ev])
 
     def handle(self, events: list[Any]) -> None:
         self._begun.put(events)

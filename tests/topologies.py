@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from redis.cluster import ClusterNode, RedisCluster
+from redis.crc import key_slot
 from redis.sentinel import Sentinel
 from servers import Server, eventually, server_binary
+
+from dtimer.store.keys import Keys
 
 
 class SentinelServer(Server):
@@ -67,12 +70,19 @@ def three_masters() -> Iterator[tuple[RedisCluster, list[Server]]]:
             yield client, servers
 
 
-def migrate(servers: list[Server], source: Server, target: Server, slot: int) -> Iterator[None]:
+def holder(ns: str, client: Any, servers: list[Server]) -> Server:
+    """Return the server of a cluster that holds the keys of a namespace."""
+    port = client.get_node_from_key(Keys.of(ns).due).port
+    return next(server for server in servers if server.port == port)
+
+
+def migrate(ns: str, servers: list[Server], source: Server, target: Server) -> Iterator[None]:
     """
-    Move a slot from one server of a cluster to another, as operators do.
+    Move the slot of a namespace from one server of a cluster to another, as operators do.
 
     Yields before the first key, after each key, and when all servers know the new owner.
     """
+    slot = key_slot(Keys.of(ns).due.encode())
     with contextlib.ExitStack() as stack:
         clients: dict[Server, Any] = {s: stack.enter_context(s.client()) for s in servers}
 

@@ -32,6 +32,7 @@ from chaos.settings import (
     MOST_MEMORY,
     PATIENT,
 )
+from gated import Gated
 from leftovers import Leftovers
 from servers import LONGEST_CALL, PATIENCE, PROMPT, Running, eventually
 from soundness import assert_sound
@@ -76,6 +77,7 @@ class Watch:
         #: True if the fault may have lost acknowledged writes.
         self.rollback = False
         self._forgotten: set[str] = set()
+        self._callers: list[DTimer] = []
         self._numbers = itertools.count(1)
         self.client = server.client(retry_on_error=[ConnectionError])
         self.gauges = Gauges(self.client)
@@ -114,6 +116,22 @@ class Watch:
         node.join()
         self.healthy(node)
         return node
+
+    def busy_node(
+        self, id: str = "node", url: Any = None, sub: Any = None, **options: Any
+    ) -> tuple[Node, Gated, Any]:
+        """Make a node; return it, its handler, and the event that the handler now runs with."""
+        handler = Gated()
+        node = self.node(id, url, sub, handler=handler, **options)
+        self.post()
+        (ev,) = handler.begun()
+        return node, handler, ev
+
+    def caller(self, id: str = "caller", url: Any = None, **options: Any) -> DTimer:
+        """Make a timer that never joins, waits long for each reply, and leaves at the end."""
+        options = {"ns": self.ns, "timeout": LONGEST_CALL} | options
+        self._callers.append(DTimer(id, url or self.server.url, **options))
+        return self._callers[-1]
 
     def post(
         self, delay: float = 0, timer: DTimer | None = None, *, more: Any = None, **options: Any
@@ -163,6 +181,18 @@ class Watch:
     def wait_handled(self, *ids: str) -> None:
         """Wait until each of these has been handled."""
         eventually(lambda: set(ids) <= {handled.id for handled in list(self.handled)})
+
+    def assert_prompt(self, posts: int = 5) -> None:
+        """Post some events, and assert that each is handled promptly."""
+        ids = [self.post() for _ in range(posts)]
+        self.wait_handled(*ids)
+        assert self.latest(*ids) < PROMPT * 1000
+
+    def claims(self) -> int:
+        """Return how many claims of all nodes should have reached a handler, once none is open."""
+        eventually(lambda: self._poster.stats().in_flight == 0)
+        totals = self._poster.stats().totals
+        return totals["started"] - totals["released"]
 
     def healthy(self, *nodes: Node) -> None:
         """Wait until ``health()`` of these nodes, or of all, reports no problem."""
@@ -259,6 +289,8 @@ class Watch:
 
     def _end(self, patience: float) -> None:
         try:
+            for timer in self._callers:
+                timer.leave()
             self._leave(patience)
             if patience:
                 self._nothing_left()

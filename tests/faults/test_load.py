@@ -34,10 +34,10 @@ MANY = int(os.environ.get("DTIMER_TEST_MANY", "100000"))
 
 #: Milliseconds that another client of the server may wait, in the median: ten times as long as
 #: on a quiet machine. A high percentile would measure the machine instead.
-FOREIGN = 15 * PROMPT
+LONGEST_GET = 15 * PROMPT
 
 # Another client of that server: measures how long each GET takes, until it is told to stop.
-_FOREIGN = """
+_MEASURE_GETS = """
 import redis, select, time
 client = redis.Redis.from_url(sys.argv[1])
 client.set("foreign", 1)
@@ -58,214 +58,184 @@ def commands(client):
     return {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}
 
 
-class TestVeryManyDue:
-    """F98: very many events fell due during an outage."""
+@pytest.mark.fault("F98")
+def test_a_backlog_is_delivered_in_claims_of_at_most_a_hundred(own_server):
+    """
+    A hundred thousand events are due at once. Each is delivered once, and no claim is so large
+    that other clients of the server notice. A handler that runs meanwhile keeps its lease.
+    """
+    begun, go_on = threading.Event(), threading.Event()
+    times: Counter[str] = Counter()
+    attempts: set[int] = set()
 
-    @pytest.mark.fault("F98")
-    def test_a_backlog_is_delivered_in_claims_of_at_most_a_hundred(self, own):
-        """
-        A hundred thousand events are due at once. Each is delivered once, and no claim is so
-        large that other clients of the server notice. A handler that runs meanwhile keeps its
-        lease.
-        """
-        held, go_on = threading.Event(), threading.Event()
-        with contextlib.ExitStack() as stack:
-            watch = stack.enter_context(Watch(own, "chaos"))
-            foreign = stack.enter_context(Script(own, "chaos", _FOREIGN))
-            stack.callback(go_on.set)
-            assert "ready" == foreign.hear()
-            poster = DTimer("bulk", own.url, ns="chaos", timeout=LONGEST_CALL)
-            poster.pause()
-            poster.post_many(({}, 0) for _ in range(MANY))
-            watch.client.config_resetstat()
-            times: Counter[str] = Counter()
-            attempts: set[int] = set()
+    def handle(events):
+        times.update(ev.id for ev in events)
+        attempts.update(ev.attempt for ev in events)
 
-            def handle(events):
-                times.update(ev.id for ev in events)
-                attempts.update(ev.attempt for ev in events)
+    def wait(ev):
+        begun.set()
+        assert go_on.wait(LIMIT)
 
-            def wait(ev):
-                held.set()
-                assert go_on.wait(LIMIT)
-
-            # The drain takes longer than a lease. Calls wait long, because the machine is busy.
-            patient = {"lease": 2_000, "timeout": LONGEST_CALL}
-            slow = watch.node("slow", handler=wait, max_events=1, **patient)
-            drain = DTimer("drain", own.url, ns="chaos", max_events=100, **patient)
-            errors = Catch(drain, "error")
-            drain.on("event", handle)
-            poster.resume()
-            with drain:
-                assert held.wait(PATIENCE)
-                eventually(lambda: len(times) == MANY - 1, LIMIT - 10)
-                # All others have been confirmed, and the slow handler still holds its lease.
-                eventually(lambda: poster.stats().in_flight == 1)
-            foreign.tell("stop")
-            requests, median = map(float, foreign.hear().split())
-            go_on.set()
-            eventually(lambda: not poster.stats().in_flight)
-            poster.leave()
-            assert {1} == attempts == set(times.values())
-            ((_, _, _, attempt, *_),) = watch.handled
-            assert 1 == attempt
-            assert errors.empty()
-            assert [] == slow.errors
-            assert requests > 10
-            assert median < FOREIGN
-            slowest = watch.client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"]
-            assert slowest < 20_000
-
-
-class TestHerd:
-    """F99: many nodes wait for one event."""
-
-    @pytest.mark.fault("F99")
-    def test_an_event_wakes_only_one_of_fifty_nodes(self, own):
-        """An event costs as many calls with fifty nodes as it costs with one."""
-        with contextlib.ExitStack() as stack:
-            watch = stack.enter_context(Watch(own, "chaos"))
-            handled = []
-            nodes = []
-            for n in range(50):
-                node = DTimer(f"node-{n}", own.url, ns="chaos", poll_interval=60_000)
-                node.on("event", lambda events: handled.extend(ev.id for ev in events))
-                stack.enter_context(node)
-                nodes.append(node)
-            eventually(lambda: all(node.health().ok for node in nodes))
-            eventually(lambda: 50 == sum(n.waiting for n in watch._poster.nodes()))
-            with Meter(own, "chaos") as meter:
-                for n in range(10):
-                    id = watch._poster.post({"n": n}, 20)
-                    eventually(lambda i=id: i in handled)
-                eventually(lambda: 0 == watch._poster.stats().in_flight)
-                count = meter.read()
-            # One wake for the post, unless a node is on duty; one for the next node; and echoes.
-            assert len(count.wakes) <= 2 * 10
-            assert count.calls <= 8 * 10 + 2 * len(count.echoes) + 20
-            assert 10 == len(handled)
-
-
-class TestVeryManyPending:
-    """F100: a large namespace."""
-
-    @pytest.mark.fault("F100")
-    def test_calls_do_not_get_slower(self, own):
-        """
-        With very many events pending, each call runs the same commands as with a few and takes
-        about as long. No call iterates over all events.
-        """
-        with Watch(own, "chaos") as watch:
-            timer = DTimer("bulk", own.url, ns="chaos", timeout=LONGEST_CALL)
-            watch.server.configure(slowlog_log_slower_than=0, slowlog_max_len=10_000)
-            before = self._measure(watch, timer)
-            memory = watch.client.info("memory")["used_memory"]
-            timer.post_many(({"n": n}, 10_000_000 + n) for n in range(MANY))
-            grown = watch.client.info("memory")["used_memory"] - memory
-            after = self._measure(watch, timer)
-            assert before[0] == after[0]
-            assert not {"keys", "scan", "hscan", "zscan", "hgetall"} & set(after[0])
-            assert after[1] < 5 * before[1] + 50
-            # The payload, and the overhead that the docs on performance give.
-            assert grown / MANY < 10 + 250
-            began = time.monotonic()
-            assert 10 == len(list(timer.upcoming(limit=10)))
-            assert timer.stats().scheduled == MANY
-            assert time.monotonic() - began < PROMPT
-            watch.client.flushall()
-            timer.leave()
-            watch.rollback = True
-
-    def _measure(self, watch, timer):
-        """Return the commands that a few calls run, and the median µs that a script takes."""
-        node = watch.node(f"node-{len(watch.nodes)}", poll_interval=60_000)
-        # From here on the node has nothing to renew, and no wake arrives.
-        eventually(lambda: node.timer._node._listener.hears)
-        for n in range(51):
-            if n == 1:
-                # The first round opens connections and loads the scripts.
-                watch.client.config_resetstat()
-                watch.client.slowlog_reset()
-            timer.post({"n": 1}, at=LATER, id="measured")
-            timer.reschedule("measured", at=LATER - 1_000)
-            timer.peek("measured")
-            timer.cancel("measured")
-        stats = watch.client.info("commandstats")
-        # Not the mean: a busy machine interrupts single scripts for many times as long as they run.
-        took = [
-            slow["duration"]
-            for slow in watch.client.slowlog_get(10_000)
-            if slow["command"].startswith(b"EVALSHA")
-        ]
-        node.timer.leave()
-        # An echo may or may not be published meanwhile.
-        kinds = {name.removeprefix("cmdstat_") for name in stats} - {"publish"}
-        return kinds, statistics.median(took)
-
-
-class TestHotId:
-    """F101: one id is moved and posted very often."""
-
-    @pytest.mark.fault("F101")
-    def test_an_event_that_changes_a_thousand_times_leaves_nothing_behind(self, watch):
-        """The event is delivered once, and hardly any of its changes wakes a node."""
-        node = watch.node(poll_interval=60_000)
-        timer = node.timer
-        timer.post({"n": 0}, at=LATER, id="hot")
+    with (
+        Watch(own_server, "chaos") as watch,
+        Script(own_server, "chaos", _MEASURE_GETS) as other_client,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(go_on.set)
+        assert "ready" == other_client.hear()
+        poster = watch.caller("bulk")
+        poster.pause()
+        poster.post_many(({}, 0) for _ in range(MANY))
         watch.client.config_resetstat()
-        for n in range(1, 1_001):
-            if n % 2:
-                assert timer.reschedule("hot", 600_000 + n % 7)
-            else:
-                timer.post({"n": n}, 600_000 + n % 7, id="hot")
-        ran = commands(watch.client)
-        assert 1 == watch.client.hlen(watch.keys.body) == watch.client.zcard(watch.keys.due)
-        assert 0 == watch.client.hlen(watch.keys.tries) == watch.client.hlen(watch.keys.lease)
-        # Each due time is after the next claim of the node on duty, so few changes wake it.
-        assert ran["evalsha"] < 1_000 + 50
-        watch.posted["hot"] = {"n": 1_000}
-        assert timer.reschedule("hot", 0)
-        watch.wait_handled("hot")
-        assert 1 == watch.times("hot")
+        # The drain takes longer than a lease. Calls wait long, because the machine is busy.
+        options = {"lease": 2_000, "timeout": LONGEST_CALL}
+        slow = watch.node("slow", handler=wait, max_events=1, **options)
+        drain = DTimer("drain", own_server.url, ns="chaos", max_events=100, **options)
+        errors = Catch(drain, "error")
+        drain.on("event", handle)
+        poster.resume()
+        with drain:
+            assert begun.wait(PATIENCE)
+            eventually(lambda: len(times) == MANY - 1, LIMIT - 10)
+            # All others have been confirmed, and the slow handler still holds its lease.
+            eventually(lambda: poster.stats().in_flight == 1)
+        other_client.tell("stop")
+        gets, median = map(float, other_client.hear().split())
+        go_on.set()
+        eventually(lambda: not poster.stats().in_flight)
+        assert {1} == attempts == set(times.values())
+        assert [1] == [handled.attempt for handled in watch.handled]
+        assert errors.empty()
+        assert [] == slow.errors
+        assert gets > 10
+        assert median < LONGEST_GET
+        assert watch.client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"] < 20_000
 
 
-class TestDeadLetters:
-    """F102: handlers that always fail."""
+@pytest.mark.fault("F99")
+def test_an_event_wakes_only_one_of_fifty_nodes(own_server):
+    """An event costs as many calls with fifty nodes as it costs with one."""
+    handled = []
+    with Watch(own_server, "chaos") as watch, contextlib.ExitStack() as stack:
+        poster = watch.caller()
+        for n in range(50):
+            node = DTimer(f"node-{n}", own_server.url, ns="chaos", poll_interval=60_000)
+            node.on("event", lambda events: handled.extend(ev.id for ev in events))
+            stack.enter_context(node)
+        eventually(lambda: 50 == sum(n.waiting for n in poster.nodes()))
+        with Meter(own_server, "chaos") as meter:
+            for n in range(10):
+                id = poster.post({"n": n}, 20)
+                eventually(lambda i=id: i in handled)
+            eventually(lambda: 0 == poster.stats().in_flight)
+            count = meter.read()
+        # One wake for the post, unless a node is on duty; one for the next node; and echoes.
+        assert len(count.wakes) <= 2 * 10
+        assert count.calls <= 8 * 10 + 2 * len(count.echoes) + 20
+        assert 10 == len(handled)
 
-    @pytest.mark.fault("F102")
-    def test_only_the_newest_dead_letters_are_kept(self, watch):
-        """``dead_limit`` bounds the dead letters. All deaths are counted, also of those dropped."""
 
-        def fail(ev):
-            raise RuntimeError("always")
+@pytest.mark.fault("F100")
+def test_calls_do_not_get_slower_with_very_many_pending_events(own_server):
+    """Each call runs the same commands as with a few events. None iterates over all events."""
+    with Watch(own_server, "chaos") as watch:
+        timer = watch.caller()
+        watch.server.configure(slowlog_log_slower_than=0, slowlog_max_len=10_000)
+        commands_before, us_before = measure_calls(watch, timer)
+        memory = watch.client.info("memory")["used_memory"]
+        timer.post_many(({"n": n}, 10_000_000 + n) for n in range(MANY))
+        grown = watch.client.info("memory")["used_memory"] - memory
+        commands_after, us_after = measure_calls(watch, timer)
+        assert commands_before == commands_after
+        assert not {"keys", "scan", "hscan", "zscan", "hgetall"} & commands_after
+        assert us_after < 5 * us_before + 50
+        # The payload, and the overhead that the docs on performance give.
+        assert grown / MANY < 10 + 250
+        began = time.monotonic()
+        assert 10 == len(list(timer.upcoming(limit=10)))
+        assert timer.stats().scheduled == MANY
+        assert time.monotonic() - began < PROMPT
+        watch.client.flushall()
+        watch.rollback = True
 
-        node = watch.node(handler=fail, dead_limit=20, max_events=10)
-        ids = node.timer.post_many([{"ev": {"n": n}, "max_retries": 0} for n in range(200)])
-        watch.excused.update(ids)
-        eventually(lambda: node.timer.stats().totals.get("died") == 200)
-        eventually(lambda: 20 >= len(list(node.timer.dead())))
-        kept = [letter.id for letter in node.timer.dead()]
-        assert 20 == len(kept) == len(set(kept))
-        assert watch.client.zcard(watch.keys.graves) == watch.client.hlen(watch.keys.dead) == 20
-        assert node.timer.revive(kept[0])
-        eventually(lambda: node.timer.stats().totals["died"] == 201)
-        assert node.timer.purge_dead() > 0
-        assert [] == list(node.timer.dead())
+
+def measure_calls(watch, timer):
+    """Return the commands that a few calls run, and the median µs that a script takes."""
+    node = watch.node(f"node-{len(watch.nodes)}", poll_interval=60_000)
+    # From here on the node has nothing to renew, and no wake arrives.
+    eventually(lambda: node.timer._node._listener.hears)
+    for n in range(51):
+        if n == 1:
+            # The first round opens connections and loads the scripts.
+            watch.client.config_resetstat()
+            watch.client.slowlog_reset()
+        timer.post({"n": 1}, at=LATER, id="measured")
+        timer.reschedule("measured", at=LATER - 1_000)
+        timer.peek("measured")
+        timer.cancel("measured")
+    # An echo may or may not be published meanwhile.
+    ran = set(commands(watch.client)) - {"publish"}
+    slowlog = watch.client.slowlog_get(10_000)
+    node.timer.leave()
+    # Not the mean: a busy machine interrupts single scripts for many times as long as they run.
+    took = [slow["duration"] for slow in slowlog if slow["command"].startswith(b"EVALSHA")]
+    return ran, statistics.median(took)
 
 
+@pytest.mark.fault("F101")
+def test_an_event_that_changes_a_thousand_times_leaves_nothing_behind(watch):
+    """The event is delivered once, and hardly any of its changes wakes a node."""
+    timer = watch.node(poll_interval=60_000).timer
+    timer.post({"n": 0}, at=LATER, id="hot")
+    watch.client.config_resetstat()
+    for n in range(1, 1_001):
+        if n % 2:
+            assert timer.reschedule("hot", 600_000 + n % 7)
+        else:
+            timer.post({"n": n}, 600_000 + n % 7, id="hot")
+    calls = commands(watch.client)["evalsha"]
+    assert 1 == watch.client.hlen(watch.keys.body) == watch.client.zcard(watch.keys.due)
+    assert 0 == watch.client.hlen(watch.keys.tries) == watch.client.hlen(watch.keys.lease)
+    # Each due time is after the next claim of the node on duty, so few changes wake it.
+    assert calls < 1_000 + 50
+    watch.posted["hot"] = {"n": 1_000}
+    assert timer.reschedule("hot", 0)
+    watch.wait_handled("hot")
+    assert 1 == watch.times("hot")
+
+
+@pytest.mark.fault("F102")
+def test_only_the_newest_dead_letters_are_kept(watch):
+    """``dead_limit`` bounds the dead letters. All deaths are counted, also of those dropped."""
+    node = watch.node(handler=lambda ev: 1 / 0, dead_limit=20, max_events=10)
+    timer = node.timer
+    ids = timer.post_many([{"ev": {"n": n}, "max_retries": 0} for n in range(200)])
+    watch.excused.update(ids)
+    eventually(lambda: timer.stats().totals.get("died") == 200)
+    eventually(lambda: 20 >= len(list(timer.dead())))
+    kept = [letter.id for letter in timer.dead()]
+    assert 20 == len(kept) == len(set(kept))
+    assert watch.client.zcard(watch.keys.graves) == watch.client.hlen(watch.keys.dead) == 20
+    assert timer.revive(kept[0])
+    eventually(lambda: timer.stats().totals["died"] == 201)
+    assert timer.purge_dead() > 0
+    assert [] == list(timer.dead())
+
+
+@pytest.mark.fault("F103")
 class TestCredentials:
-    """F103: the password changes, or the user is disabled or deleted."""
+    """The password changes, or the user is disabled or deleted."""
 
     @pytest.fixture
     def short_pause(self, monkeypatch):
-        """Retry a refused login every second instead of every five seconds."""
+        """Retry a refused login each second instead of every five seconds."""
         monkeypatch.setattr("dtimer.engine.connectivity._SLOW_PAUSE", 1.0)
         monkeypatch.setattr("dtimer.engine.listener._SLOW_PAUSE", 1.0)
 
     @pytest.fixture
-    def user(self, own):
+    def user(self, own_server):
         """Return a function that changes the nodes' user and kills its connections."""
-        with own.client() as client:
+        with own_server.client() as client:
 
             def set_user(*rules):
                 client.execute_command("ACL", "SETUSER", "app", *rules)
@@ -279,16 +249,15 @@ class TestCredentials:
         errors = watch.client.info("errorstats")
         return sum(int(e["count"]) for name, e in errors.items() if "WRONGPASS" in name)
 
-    @pytest.mark.fault("F103")
     @pytest.mark.parametrize("change", ["off", "password", "deleted"])
     def test_a_refused_node_retries_slowly_and_recovers(
-        self, watch, own, user, short_pause, change
+        self, watch, own_server, user, short_pause, change
     ):
         """
         Only an operator can fix the credentials, so the node reports the refusal once and
         retries slowly. It serves again after the fix. A post fails at once.
         """
-        parts = urlsplit(own.url)
+        parts = urlsplit(own_server.url)
         node = watch.node(url=f"redis://app:first@{parts.netloc}/0")
         id = watch.post(600)
         with watch.fault(recovers=False) as fault:
@@ -310,8 +279,7 @@ class TestCredentials:
         watch.wait_handled(id)
         watch.assert_recovery()
 
-    @pytest.mark.fault("F103")
-    def test_a_credential_provider_is_asked_for_each_connection(self, watch, own, user):
+    def test_a_credential_provider_is_asked_for_each_connection(self, watch, own_server, user):
         """
         A password rotation that cuts all connections therefore causes no outage, for commands
         and for the subscription.
@@ -324,7 +292,7 @@ class TestCredentials:
                 return "app", self.word
 
         vault = Vault()
-        with redis.Redis(port=own.port, credential_provider=vault) as client:
+        with redis.Redis(port=own_server.port, credential_provider=vault) as client:
             watch.node(url=client)
             for word in ("second", "third"):
                 vault.word = word
@@ -333,16 +301,16 @@ class TestCredentials:
                 watch.assert_recovery()
 
 
+@pytest.mark.fault("F105")
 class TestNeighbours:
-    """F105: other applications use the same namespace, or another database of the server."""
+    """Other applications use the same namespace, or another database of the server."""
 
-    @pytest.mark.fault("F105")
-    def test_one_name_in_two_databases_is_two_namespaces(self, own):
+    def test_one_name_in_two_databases_is_two_namespaces(self, own_server):
         """
         Events stay apart, and so do wakes. Redis delivers messages across databases, but the
         name of a channel contains the node's incarnation.
         """
-        with Watch(own, "chaos") as watch, redis.Redis(port=own.port, db=1) as client:
+        with Watch(own_server, "chaos") as watch, redis.Redis(port=own_server.port, db=1) as client:
             # With this poll interval, an event arrives in time only by a wake.
             here = watch.node("here", poll_interval=60_000)
             there = DTimer("there", client, ns="chaos", poll_interval=60_000)
@@ -361,7 +329,6 @@ class TestNeighbours:
             assert events.empty()
             client.delete(*Keys.of("chaos"))
 
-    @pytest.mark.fault("F105")
     def test_two_applications_with_one_namespace_share_its_events(self, watch):
         """Each event goes to one of the two, because a namespace does not know applications."""
         watch.node("app-1")
@@ -371,10 +338,10 @@ class TestNeighbours:
         assert {"app-1", "app-2"} == {handled.node for handled in watch.handled}
 
 
+@pytest.mark.fault("F106")
 class TestComingAndGoing:
-    """F106: hundreds of nodes join and leave, or die."""
+    """Hundreds of nodes join and leave, or die."""
 
-    @pytest.mark.fault("F106")
     def test_two_hundred_joins_and_leaves_leave_nothing_behind(self, watch):
         """No key keeps an entry of a node that left, and a node that stays misses no event."""
         node = watch.node("stays")
@@ -400,7 +367,6 @@ class TestComingAndGoing:
         for key in ("alive", "roster", "promise"):
             assert watch.client.zcard(getattr(watch.keys, key)) <= 1
 
-    @pytest.mark.fault("F106")
     def test_dead_nodes_do_not_slow_a_claim_and_are_forgotten(self, client, namespace):
         """
         Two hundred nodes died without leaving. A claim runs as many commands as with two dead
@@ -434,37 +400,32 @@ class TestComingAndGoing:
         store.close()
 
 
-class TestServerKilledDuringABulkPost:
-    """F107: the server is killed while a script stores hundreds of events."""
+@pytest.mark.fault("F107")
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_chunk_is_stored_completely_or_not_at_all_if_the_server_is_killed(
+    watch, own_server, seed
+):
+    """Each acknowledged event is there after a restart. The seed decides the time of the kill."""
+    timer = watch.caller(timeout=PATIENT["timeout"])
+    acknowledged = []
+    begun = threading.Event()
 
-    @pytest.mark.fault("F107")
-    @pytest.mark.parametrize("seed", [1, 2, 3])
-    def test_a_chunk_is_stored_completely_or_not_at_all(self, watch, own, seed):
-        """
-        After a restart no chunk is there in part, and each acknowledged event is there. The
-        seed decides when the server is killed.
-        """
-        timer = DTimer("bulk", own.url, ns=watch.ns, timeout=PATIENT["timeout"])
-        acknowledged = []
-        begun = threading.Event()
+    def post():
+        with contextlib.suppress(Exception):
+            for _ in range(1_000):
+                acknowledged.extend(timer.post_many([({}, 10_000_000)] * 500))
+                begun.set()
 
-        def post():
-            with contextlib.suppress(Exception):
-                for _ in range(1_000):
-                    acknowledged.extend(timer.post_many([({}, 10_000_000)] * 500))
-                    begun.set()
-
-        thread = threading.Thread(target=post)
-        thread.start()
-        assert begun.wait(PATIENCE)
-        moment = time.monotonic() + random.Random(seed).uniform(0, 0.2)
-        eventually(lambda: time.monotonic() >= moment)
-        own.kill9()
-        thread.join()
-        own.start()
-        there = set(watch.client.zrange(watch.keys.due, 0, -1))
-        assert len(there) % 500 == 0
-        assert there >= {id.encode() for id in acknowledged}
-        assert_sound(watch.client, watch.keys)
-        watch.client.flushall()
-        timer.leave()
+    thread = threading.Thread(target=post)
+    thread.start()
+    assert begun.wait(PATIENCE)
+    moment = time.monotonic() + random.Random(seed).uniform(0, 0.2)
+    eventually(lambda: time.monotonic() >= moment)
+    own_server.kill9()
+    thread.join()
+    own_server.start()
+    there = set(watch.client.zrange(watch.keys.due, 0, -1))
+    assert len(there) % 500 == 0
+    assert there >= {id.encode() for id in acknowledged}
+    assert_sound(watch.client, watch.keys)
+    watch.client.flushall()

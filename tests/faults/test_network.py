@@ -6,45 +6,38 @@ import time
 
 import pytest
 from chaos.settings import PATIENT
-from servers import LATER, LONGEST_CALL, PROMPT, eventually
+from servers import LONGEST_CALL, eventually
 
 from dtimer import DTimer, OutcomeUnknown, StoreError
-from faults.gated_handler import GatedHandler
-from faults.haste import hurried
+from faults.calls import definite_failure, hurried
 
 pytestmark = pytest.mark.chaos
 
 
-@pytest.fixture
-def proxied(watch, proxy):
-    """A timer that only posts, through the proxy, and already has a connection."""
-    timer = DTimer("proxied", proxy.url, ns=watch.ns, timeout=LONGEST_CALL)
-    timer.stats()
-    yield timer
-    timer.leave()
+def large(size):
+    """Return the further payload of an event of this many bytes."""
+    return {"text": "x" * size}
 
 
 class TestBlackHole:
     """A half-open connection never raises, so only deadlines and echoes reveal it."""
 
     @pytest.mark.fault("F03")
-    def test_calls_into_a_black_hole_end_at_their_deadline(self, watch, proxy, own, proxied):
+    def test_calls_into_a_black_hole_end_at_their_deadline(
+        self, watch, proxy, own_server, proxied_caller
+    ):
         """
-        A call that only reads fails; the outcome of a post is unknown. The node reports the
-        outage once and retries less and less often. When the network works again, a post that
-        was sent into the black hole has not acted twice.
+        A call that only reads fails; the outcome of a post is unknown. The post has not acted
+        twice when the network works again.
         """
-        node = watch.node(url=proxy.url, sub=own.url)
-        # Notices that the namespace exists, so that the post below is the only request.
-        proxied.stats()
+        node = watch.node(url=proxy.url, sub=own_server.url)
         with watch.fault() as fault:
             proxy.blackhole()
-            with hurried(proxied):
+            with hurried(proxied_caller):
                 with pytest.raises(OutcomeUnknown):
-                    watch.in_time(watch.post, 0, proxied, id="perhaps")
-                with pytest.raises(StoreError, match="could not be reached") as caught:
-                    watch.in_time(proxied.stats)
-            assert not isinstance(caught.value, OutcomeUnknown)
+                    watch.in_time(watch.post, 0, proxied_caller, id="perhaps")
+                with definite_failure("could not be reached"):
+                    watch.in_time(proxied_caller.stats)
             fault.felt()
             assert node.timer.health().error
             proxy.heal()
@@ -54,12 +47,12 @@ class TestBlackHole:
         assert watch.times("perhaps") <= 2
 
     @pytest.mark.fault("F04")
-    def test_a_deaf_node_polls_and_reports_it_once(self, watch, proxy, own):
+    def test_a_deaf_node_polls_and_reports_it_once(self, watch, proxy, own_server):
         """
         Its echo does not come back, so the node knows that no wake would. It is not healthy.
         Its events arrive by polling, at most one poll interval late.
         """
-        node = watch.node(url=own.url, sub=proxy.url)
+        node = watch.node(url=own_server.url, sub=proxy.url)
         with watch.fault() as fault:
             proxy.blackhole()
             id = watch.post()
@@ -69,79 +62,52 @@ class TestBlackHole:
             assert health.deaf
             assert health.error is None
             assert ["wakes do not arrive"] == [str(e).partition(";")[0] for e in node.errors]
-            ids = [watch.post() for _ in range(5)]
-            watch.wait_handled(*ids)
-            assert watch.latest(*ids) < PROMPT * 1000
+            watch.assert_prompt()
             proxy.heal()
         assert [] == node.heard("disconnected")
 
 
-class TestBroken:
-    """A connection that ends is replaced, without an error if it was idle."""
-
-    @pytest.mark.fault("F05")
-    @pytest.mark.parametrize("which", ["all", "command", "subscription"])
-    @pytest.mark.parametrize("how", ["reset", "half closed"])
-    def test_an_ended_connection_is_replaced_without_an_error(self, watch, proxy, own, how, which):
-        """
-        The node notices a reset or a half close and connects again. It claims at once, in case
-        it missed a wake meanwhile.
-        """
-        node = watch.node(
-            url=own.url if which == "subscription" else proxy.url,
-            sub=own.url if which == "command" else proxy.url,
-        )
-        with watch.fault(degraded=False):
-            for _ in range(3):
-                (proxy.cut if how == "reset" else proxy.half_close)()
-                ids = [watch.post(), watch.post(20)]
-                watch.assert_recovery()
-                watch.wait_handled(*ids)
-        assert [] == node.errors
-
-    @pytest.mark.fault("F05")
-    def test_a_claim_follows_each_subscription(self, watch, proxy, own):
-        """An event posted while the node was not subscribed does not wait for the next poll."""
-        node = watch.node(url=own.url, sub=proxy.url, poll_interval=LATER)
-        with watch.fault(degraded=False):
-            for _ in range(3):
-                eventually(lambda: node.timer.nodes()[0].waiting)
-                proxy.cut()
-                watch.wait_handled(watch.post())
-                watch.healthy()
+@pytest.mark.fault("F05")
+@pytest.mark.parametrize("which", ["all", "command", "subscription"])
+@pytest.mark.parametrize("how", ["reset", "half closed"])
+def test_an_ended_connection_is_replaced_without_an_error(watch, proxy, own_server, how, which):
+    """The node connects again, and claims at once, in case it missed a wake meanwhile."""
+    node = watch.node(
+        url=own_server.url if which == "subscription" else proxy.url,
+        sub=own_server.url if which == "command" else proxy.url,
+    )
+    with watch.fault(degraded=False):
+        for _ in range(3):
+            (proxy.cut if how == "reset" else proxy.half_close)()
+            ids = [watch.post(), watch.post(20)]
+            watch.assert_recovery()
+            watch.wait_handled(*ids)
+    assert [] == node.errors
 
 
-class TestBad:
-    """The network works, but badly."""
+class TestSlowNetwork:
+    """The network works, but slowly."""
 
     @pytest.mark.fault("F06")
-    def test_replies_that_arrive_byte_by_byte_are_complete(self, watch, proxy):
+    def test_replies_that_arrive_byte_by_byte_are_complete(self, watch, proxy, proxied_caller):
         """Text outside ASCII and line breaks in a payload survive it too."""
         # The text of a script may be sent byte by byte too, which takes long.
         watch.node(url=proxy.url, max_events=10, timeout=LONGEST_CALL)
-        proxied = DTimer("proxied", proxy.url, ns=watch.ns, timeout=LONGEST_CALL)
+        more = {"u": "\u00e9\U0001f600\r\n$3", "l": []}
         with watch.fault(silent=True):
             proxy.slice1()
-            ids = [
-                watch.post(0, proxied, more={"u": "\u00e9\U0001f600\r\n$3", "l": []})
-                for _ in range(10)
-            ]
-            watch.wait_handled(*ids)
-            assert 0 == proxied.stats().dead
+            watch.wait_handled(*[watch.post(0, proxied_caller, more=more) for _ in range(10)])
+            assert 0 == proxied_caller.stats().dead
             proxy.heal()
-        proxied.leave()
 
     @pytest.mark.fault("F07")
-    def test_long_round_trips_cost_neither_a_lease_nor_more_lateness(self, watch, proxy, own):
+    def test_long_round_trips_cost_neither_a_lease_nor_more_lateness(self, watch, proxy):
         """
         Each round trip takes a sixth of a lease. A handler that runs for two leases still keeps
         its event. Other events are late by the round trips and no more.
         """
-        handler = GatedHandler()
         lease = PATIENT["lease"]
-        node = watch.node(url=proxy.url, concurrency=2, handler=handler)
-        long = watch.post()
-        (ev,) = handler.begun()
+        node, handler, ev = watch.busy_node(url=proxy.url, concurrency=2)
         other = watch.node("other")
         other.timer.remove_listener("event", other.timer.listeners("event")[0])
         eventually(lambda: any("no listener" in line for line in watch.gauges.lines))
@@ -151,36 +117,29 @@ class TestBad:
             eventually(lambda: time.monotonic() > began + 2 * lease / 1000)
             assert not ev.lease_lost
             handler.go_on(100)
-            watch.wait_handled(long)
-            ids = [watch.post() for _ in range(5)]
-            watch.wait_handled(*ids)
-            assert watch.latest(*ids) < PROMPT * 1000
+            watch.wait_handled(ev.id)
+            watch.assert_prompt()
             proxy.heal()
         assert [] == node.heard("lease_lost")
 
     @pytest.mark.fault("F08")
-    def test_a_post_that_is_too_slow_has_an_unknown_outcome(self, watch, proxy, own, proxied):
+    def test_a_post_that_is_too_slow_has_an_unknown_outcome(self, watch, proxy, proxied_caller):
         """A large post over a narrow connection ends at its deadline. Other nodes work on."""
         watch.node()
         with watch.fault(silent=True):
             proxy.throttle(10_000)
-            with hurried(proxied), pytest.raises(OutcomeUnknown):
-                watch.in_time(watch.post, 0, proxied, more={"much": "x" * 200_000}, id="perhaps")
-            ids = [watch.post() for _ in range(5)]
-            watch.wait_handled(*ids)
-            assert watch.latest(*ids) < PROMPT * 1000
+            with hurried(proxied_caller), pytest.raises(OutcomeUnknown):
+                watch.in_time(watch.post, 0, proxied_caller, more=large(200_000), id="perhaps")
+            watch.assert_prompt()
             proxy.heal()
 
     @pytest.mark.fault("F08")
-    def test_an_event_too_large_for_one_node_goes_to_another(self, watch, proxy, own):
-        """
-        A node that cannot receive an event in time withholds it from the others for at most a
-        lease or two.
-        """
-        watch.node("narrow", proxy.url, own.url)
+    def test_an_event_too_large_for_one_node_goes_to_another(self, watch, proxy, own_server):
+        """A node that cannot receive it in time withholds it for at most a lease or two."""
+        watch.node("narrow", proxy.url, own_server.url)
         with watch.fault(degraded=False):
             proxy.throttle(10_000)
-            id = watch.post(more={"much": "x" * 200_000})
+            id = watch.post(more=large(200_000))
             other = watch.node("other")
             watch.wait_handled(id)
             assert other.id == next(h.node for h in watch.handled if h.id == id)
@@ -191,19 +150,13 @@ class TestBad:
 class TestChoked:
     """Only the first part of each reply arrives, so a node must claim less at a time."""
 
-    @pytest.fixture
-    def choked(self, watch, proxy, own):
-        """A node that will claim 600 kB, over a connection that ends each reply after 100 kB."""
-        node = watch.node("choked", proxy.url, own.url, max_events=20)
+    def test_claims_fewer_events_at_a_time(self, watch, proxy, own_server):
+        """Each event arrives once, on its first attempt. The node does not report an outage."""
+        node = watch.node("choked", proxy.url, own_server.url, max_events=20)
         node.timer.pause()
-        ids = [watch.post(more={"much": "x" * 50_000}) for _ in range(12)]
+        ids = [watch.post(more=large(50_000)) for _ in range(12)]
         proxy.choke(100_000)
         node.timer.resume()
-        return node, ids
-
-    def test_claims_fewer_events_at_a_time(self, watch, proxy, choked):
-        """Each event arrives once, on its first attempt. The node does not report an outage."""
-        node, ids = choked
         with watch.fault(degraded=False):
             watch.wait_handled(*ids)
             proxy.heal()
@@ -211,14 +164,14 @@ class TestChoked:
         reported = [str(e).partition(";")[0] for e in node.errors]
         assert 1 == reported.count("the connection is too slow for the claimed events")
 
-    def test_skips_an_event_that_can_never_arrive(self, watch, proxy, own):
+    def test_skips_an_event_that_can_never_arrive(self, watch, proxy, own_server):
         """
         The event does not block the events behind it, and another node receives it. The node is
         not healthy while it leaves events to others.
         """
-        node = watch.node("choked", proxy.url, own.url, max_events=20)
+        node = watch.node("choked", proxy.url, own_server.url, max_events=20)
         node.timer.pause()
-        large = watch.post(more={"much": "x" * 200_000})
+        too_large = watch.post(more=large(200_000))
         small = [watch.post() for _ in range(5)]
         with watch.fault(node) as fault:
             proxy.choke(100_000)
@@ -226,18 +179,18 @@ class TestChoked:
             watch.wait_handled(*small)
             fault.felt()
             assert "left to other nodes" in str(node.timer.health().error)
-            assert 0 == watch.times(large)
+            assert 0 == watch.times(too_large)
             other = watch.node("other")
-            watch.wait_handled(large)
-            assert other.id == next(h.node for h in watch.handled if h.id == large)
+            watch.wait_handled(too_large)
+            assert other.id == next(h.node for h in watch.handled if h.id == too_large)
             proxy.heal()
         assert {1} == {h.attempt for h in watch.handled}
 
-    def test_joins_although_its_first_claim_is_too_large(self, watch, proxy, own):
-        """The node joins, claims less at a time, and handles all events."""
-        ids = [watch.post(more={"much": "x" * 50_000}) for _ in range(12)]
+    def test_joins_although_its_first_claim_is_too_large(self, watch, proxy, own_server):
+        """A node that could not join would never learn to claim less at a time."""
+        ids = [watch.post(more=large(50_000)) for _ in range(12)]
         proxy.choke(100_000)
-        timer = DTimer("choked", proxy.url, own.url, ns=watch.ns, max_events=20, **PATIENT)
+        timer = DTimer("choked", proxy.url, own_server.url, ns=watch.ns, max_events=20, **PATIENT)
         seen: set[str] = set()
         timer.on("event", lambda events: seen.update(ev.id for ev in events))
         timer.on("error", lambda _: None)
@@ -255,17 +208,14 @@ def test_a_node_that_is_cut_off_loses_its_event_after_the_lease(watch, proxy):
     handler can see that its lease is lost. When the network works again, its confirm returns
     False and the node reports the lost lease.
     """
-    handler = GatedHandler()
-    lost = watch.node("lost", proxy.url, handler=handler)
-    id = watch.post()
-    (ev,) = handler.begun()
+    cut_off, handler, ev = watch.busy_node("cut off", proxy.url)
     other = watch.node("other")
-    watch.excused.add(id)
-    with watch.fault(lost) as fault:
+    watch.excused.add(ev.id)
+    with watch.fault(cut_off) as fault:
         began = time.monotonic()
         proxy.blackhole()
         assert not ev.lease_lost
-        watch.wait_handled(id)
+        watch.wait_handled(ev.id)
         # The lease began at the last heartbeat, at most a third of a lease ago.
         assert time.monotonic() - began > PATIENT["lease"] / 1000 * 2 / 3 - 0.1
         assert other.id == watch.handled[-1].node
@@ -273,12 +223,11 @@ def test_a_node_that_is_cut_off_loses_its_event_after_the_lease(watch, proxy):
         with pytest.raises(StoreError):
             watch.in_time(ev.confirm)
         fault.felt()
-        ids = [watch.post() for _ in range(5)]
-        watch.wait_handled(*ids)
+        watch.wait_handled(*[watch.post() for _ in range(5)])
         proxy.heal()
-        eventually(lambda: lost.heard("lease_lost"))
+        eventually(lambda: cut_off.heard("lease_lost"))
         assert not watch.in_time(ev.confirm)
         assert ev.lease_lost
         handler.go_on(1000)
-        eventually(lambda: watch.times(id) == 2)
-    assert [id] == [ev.id for ev in lost.heard("lease_lost")]
+        eventually(lambda: watch.times(ev.id) == 2)
+    assert [ev.id] == [lost.id for lost in cut_off.heard("lease_lost")]

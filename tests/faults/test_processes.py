@@ -35,12 +35,12 @@ def handle(events):
 
 
 @pytest.fixture
-def script(watch, own):
+def script(watch, own_server):
     """Return a function that runs a program as a node; remove the node at the end."""
     running = []
 
     def run(text, **options):
-        program = Script(own, watch.ns, text, **options)
+        program = Script(own_server, watch.ns, text, **options)
         running.append(program)
         return program
 
@@ -62,10 +62,7 @@ def script(watch, own):
     ids=["exit", "segfault", "kill"],
 )
 def test_an_event_is_delivered_again_if_its_handler_ends_the_process(watch, script, end):
-    """
-    This holds for an exit, a crash and a kill. The event is delivered again when its lease
-    ends, and the attempt counts.
-    """
+    """After an exit, a crash or a kill the event waits for the end of its lease."""
     # The signal arrives a moment later. The handler must not return before.
     dying = script(
         _NODE.replace("do()", f"{end}; threading.Event().wait()")
@@ -76,19 +73,18 @@ def test_an_event_is_delivered_again_if_its_handler_ends_the_process(watch, scri
     assert "begun 1" == dying.hear()
     watch.node()
     watch.wait_handled(id)
-    (handled,) = watch.handled
-    assert 2 == handled.attempt
+    assert [2] == [handled.attempt for handled in watch.handled]
 
 
 @pytest.mark.fault("F61")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_post_does_not_mix_up_replies(watch, own, error):
+def test_an_interrupted_post_does_not_mix_up_replies(watch, error):
     """
     An exception interrupts a post between the command and its reply, and reaches the caller
     unchanged. The connection is closed, or the next call would read the wrong reply.
     """
     watch.node()
-    caller = DTimer("caller", own.url, ns=watch.ns)
+    caller = watch.caller()
     watch.post(timer=caller)
     # The server now knows the script, so the interrupted post will take effect.
     watch.post(timer=caller, id="whole")
@@ -104,28 +100,73 @@ def test_an_interrupted_post_does_not_mix_up_replies(watch, own, error):
     assert caller.peek("nothing") is None
     assert isinstance(watch.post(timer=caller), str)
     watch.wait_handled("cut")
-    caller.leave()
+
+
+def uwsgi(*, has_threads=1, **state):
+    """Return a stand-in for uWSGI's module; all of *state* except ``numproc`` are functions."""
+    functions = {k: v if k == "numproc" else (lambda v=v: v) for k, v in state.items()}
+    return "uwsgi", SimpleNamespace(has_threads=has_threads, **functions)
+
+
+def gevent(*patched):
+    """Return a stand-in for gevent, which has patched these modules."""
+    return "gevent.monkey", SimpleNamespace(is_module_patched=lambda name: name in patched)
+
+
+def eventlet(patched):
+    """Return a stand-in for eventlet, which has patched this module."""
+    return "eventlet.patcher", SimpleNamespace(is_monkey_patched=lambda name: name == patched)
+
+
+#: The states of a process that will fork workers, and of such a worker.
+MASTER, WORKER = {"worker_id": 0, "masterpid": 17}, {"worker_id": 2, "masterpid": 17}
+
+#: Each environment of a node, and the words with which ``join()`` refuses it, or None.
+ENVIRONMENTS = {
+    "uwsgi without threads": (uwsgi(has_threads=0), "enable-threads"),
+    "uwsgi with threads": (uwsgi(), None),
+    "uwsgi master": (uwsgi(**MASTER, numproc=1), r"@postfork.* lazy-apps"),
+    "uwsgi with processes": (uwsgi(worker_id=0, masterpid=0, numproc=4), r"@postfork.* lazy-apps"),
+    "uwsgi alone": (uwsgi(worker_id=0, masterpid=0, numproc=1), None),
+    "uwsgi worker": (uwsgi(**WORKER, numproc=4), None),
+    "uwsgi mule": (uwsgi(**MASTER, numproc=4, mule_id=1), None),
+    "uwsgi spooler": (uwsgi(**MASTER, numproc=4, i_am_the_spooler=True), None),
+    "eventlet": (eventlet("thread"), "eventlet"),
+    "gevent without threads": (gevent("socket", "select", "queue"), "thread=False"),
+    "gevent": (gevent("socket", "select", "queue", "threading"), None),
+    "gevent with signals only": (gevent("signal"), None),
+}
 
 
 class TestThreads:
     """``join()`` must say so if the threads of the node could not run."""
 
     @pytest.mark.fault("F64")
-    def test_join_refuses_uwsgi_without_threads(self, own, monkeypatch):
-        """The error names the option ``enable-threads``. With it, the node joins."""
-        node = DTimer("node", own.url)
-        monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(has_threads=0))
-        with pytest.raises(UsageError, match="enable-threads"):
+    @pytest.mark.fault("F65")
+    @pytest.mark.parametrize(("module", "words"), ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+    def test_join_refuses_an_environment_in_which_threads_do_not_run(
+        self, own_server, monkeypatch, module, words
+    ):
+        """
+        Threads do not survive a fork, but may leave locks taken in the workers. An unpatched
+        thread that waits for a socket blocks all greenlets. The error says what to do. A timer
+        can post in each environment, because a post needs no threads.
+        """
+        monkeypatch.setitem(sys.modules, *module)
+        node = DTimer("node", own_server.url)
+        node.post({}, 1_000)
+        if words:
+            with pytest.raises(UsageError, match=words):
+                node.join()
+        else:
             node.join()
-        assert not node.joined
-        monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(has_threads=1))
-        with node:
-            assert node.joined
+        assert node.joined == (words is None)
+        node.leave()
 
     @pytest.mark.fault("F64")
-    def test_join_fails_if_its_threads_do_not_run(self, watch, own, monkeypatch):
+    def test_join_fails_if_its_threads_do_not_run(self, watch, own_server, monkeypatch):
         """If ``join()`` returned, the node would never receive an event, without any error."""
-        node = DTimer("node", own.url, ns=watch.ns, timeout=2_000)
+        node = DTimer("node", own_server.url, ns=watch.ns, timeout=2_000)
         gate = threading.Event()
         run = Service._run
         monkeypatch.setattr(Service, "_run", lambda *args: gate.wait(PATIENCE) and run(*args))
@@ -134,67 +175,6 @@ class TestThreads:
         assert not node.joined
         gate.set()
         eventually(lambda: not threads())
-
-    @pytest.mark.fault("F65")
-    def test_a_timer_can_post_but_not_join_under_eventlet(self, own, monkeypatch):
-        """Eventlet replaces the threads, which a node needs and a post does not."""
-        patcher = SimpleNamespace(is_monkey_patched=lambda what: what == "thread")
-        monkeypatch.setitem(sys.modules, "eventlet.patcher", patcher)
-        node = DTimer("node", own.url)
-        node.post({}, 1_000)
-        with pytest.raises(UsageError, match="eventlet"):
-            node.join()
-        node.leave()
-
-    @pytest.mark.fault("F64")
-    @pytest.mark.parametrize(
-        ("state", "refused"),
-        [
-            ({"worker_id": 0, "masterpid": 17, "numproc": 1}, True),
-            ({"worker_id": 0, "masterpid": 0, "numproc": 4}, True),
-            ({"worker_id": 0, "masterpid": 0, "numproc": 1}, False),
-            ({"worker_id": 2, "masterpid": 17, "numproc": 4}, False),
-            ({"worker_id": 0, "masterpid": 17, "numproc": 4, "mule_id": 1}, False),
-            ({"worker_id": 0, "masterpid": 17, "numproc": 4, "i_am_the_spooler": True}, False),
-        ],
-    )
-    def test_join_refuses_a_uwsgi_process_that_forks_later(self, own, monkeypatch, state, refused):
-        """
-        The threads do not survive the fork, but their locks may stay locked in the workers for
-        ever. The error says where to join instead.
-        """
-        attributes = {k: v if k == "numproc" else (lambda v=v: v) for k, v in state.items()}
-        monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(has_threads=1, **attributes))
-        node = DTimer("node", own.url)
-        if refused:
-            with pytest.raises(UsageError, match=r"@postfork.* lazy-apps"):
-                node.join()
-        else:
-            node.join()
-        assert node.joined != refused
-        node.leave()
-
-    @pytest.mark.fault("F65")
-    @pytest.mark.parametrize(
-        ("patched", "refused"),
-        [
-            ({"socket", "select", "queue"}, True),
-            ({"socket", "select", "queue", "threading"}, False),
-            ({"signal"}, False),
-        ],
-    )
-    def test_join_refuses_gevent_with_unpatched_threads(self, own, monkeypatch, patched, refused):
-        """With such patches, a thread that waits for a socket would block the others."""
-        monkey = SimpleNamespace(is_module_patched=lambda name: name in patched)
-        monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
-        node = DTimer("node", own.url)
-        if refused:
-            with pytest.raises(UsageError, match="thread=False"):
-                node.join()
-        else:
-            node.join()
-        assert node.joined != refused
-        node.leave()
 
     @pytest.mark.fault("F65")
     def test_join_refuses_gevent_with_unpatched_threads_in_a_process(self, script):
@@ -208,9 +188,9 @@ class TestThreads:
         assert "True" == program.hear()
         assert "" == program.end(0)
 
-    def test_a_timer_can_post_but_not_join_on_windows(self, own, monkeypatch):
+    def test_a_timer_can_post_but_not_join_on_windows(self, own_server, monkeypatch):
         """The error names Windows, because a node is not supported there."""
-        node = DTimer("node", own.url)
+        node = DTimer("node", own_server.url)
         monkeypatch.setattr(sys, "platform", "win32")
         with pytest.raises(UsageError, match="Windows"):
             node.join()

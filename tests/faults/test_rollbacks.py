@@ -10,26 +10,31 @@ from __future__ import annotations
 import pytest
 from chaos.settings import PATIENT
 from proxy import Proxy
-from servers import LONGEST_CALL, PATIENCE, PROMPT, Server, eventually
+from servers import PATIENCE, PROMPT, Server, eventually
 
-from dtimer import DTimer, NotReplicated, StateRollback
+from dtimer import NotReplicated, StateRollback
 from faults.expectations import Watch
 
 LATER = 4_000_000_000_000
 
 #: The longest time between two claims of a node, in ms, on a busy machine. A node cannot date a
 #: rollback more precisely.
-SHORTEST = PATIENT["poll_interval"] + PROMPT * 1000
+LONGEST_POLL = PATIENT["poll_interval"] + PROMPT * 1000
 
 
 def rollback_of(node):
     """Wait until a node reports a rollback, and return it; there must be exactly one."""
-    eventually(lambda: any(isinstance(e, StateRollback) for e in node.errors))
-    (error,) = (e for e in node.errors if isinstance(e, StateRollback))
-    return error
+    eventually(lambda: node.rollbacks)
+    (rollback,) = node.rollbacks
+    return rollback
 
 
-def next_claim_of(*nodes):
+def assert_dates(rollback, ms):
+    """Assert that the reported window begins at most one poll interval before this time."""
+    assert ms - LONGEST_POLL <= rollback.since <= ms
+
+
+def wait_next_claim(*nodes):
     """Wait until each node has claimed once more."""
     for node in nodes:
         claimer = node.timer._node._claimer
@@ -43,11 +48,11 @@ def server_ms(client):
     return seconds * 1000 + micros / 1000
 
 
+@pytest.mark.fault("F20")
 class TestPowerLoss:
-    """F20: the last writes are lost in a power failure."""
+    """The last writes are lost in a power failure."""
 
-    @pytest.mark.fault("F20")
-    def test_each_node_names_the_window_of_a_truncated_append_only_file(self, watch, own):
+    def test_each_node_names_the_window_of_a_truncated_append_only_file(self, watch, own_server):
         """
         An event posted in the lost part is gone, and an event cancelled in it is pending again.
         An operator needs the window to find both.
@@ -57,163 +62,133 @@ class TestPowerLoss:
         poster = nodes[0].timer
         poster.post({"n": 1}, at=LATER, id="kept")
         poster.post({"n": 2}, at=LATER, id="cancelled")
-        next_claim_of(*nodes)
-        (tail,) = (own.folder / "appendonlydir").glob("*.incr.aof")
+        wait_next_claim(*nodes)
+        (tail,) = (own_server.folder / "appendonlydir").glob("*.incr.aof")
         size, began = tail.stat().st_size, server_ms(watch.client)
         assert poster.cancel("cancelled")
         poster.post({"n": 3}, at=LATER, id="gone")
-        next_claim_of(*nodes)
+        wait_next_claim(*nodes)
         with watch.fault(degraded=True) as fault:
-            own.kill9()
+            own_server.kill9()
             fault.felt(0.1)
-            own.truncate_aof(tail.stat().st_size - size)
-            own.start()
+            own_server.truncate_aof(tail.stat().st_size - size)
+            own_server.start()
             watch.healthy()
             for node in nodes:
-                error = rollback_of(node)
-                assert not error.wiped
-                assert began - SHORTEST <= error.since <= began
-                assert server_ms(watch.client) >= error.until
+                rollback = rollback_of(node)
+                assert not rollback.wiped
+                assert_dates(rollback, began)
+                assert server_ms(watch.client) >= rollback.until
         assert poster.peek("kept")
         assert poster.peek("cancelled")
         assert poster.peek("gone") is None
         poster.cancel("kept")
         poster.cancel("cancelled")
 
-    @pytest.mark.fault("F20")
     def test_reports_the_writes_and_the_registrations_lost_since_the_last_snapshot(self):
         """Without an append-only file Redis restarts from its last snapshot."""
-        with Server(tcp=True) as own, Watch(own, "chaos") as watch:
+        with Server(tcp=True) as own_server, Watch(own_server, "chaos") as watch:
             watch.rollback = True
             client = watch.client
             old = watch.node("old")
             watch.wait_handled(watch.post())
-            next_claim_of(old)
+            wait_next_claim(old)
             client.save()
             saved = server_ms(client)
             new = watch.node("new")
             ids = [new.timer.post({"n": 9}, id=f"gone-{n}", at=LATER) for n in range(20)]
-            next_claim_of(old, new)
+            wait_next_claim(old, new)
             with watch.fault(degraded=True) as fault:
-                own.kill9()
+                own_server.kill9()
                 fault.felt(0.1)
-                own.start()
+                own_server.start()
                 watch.healthy()
-                assert saved - SHORTEST <= rollback_of(old).since <= saved
+                assert_dates(rollback_of(old), saved)
                 # This node joined after the snapshot: it has seen no state that was kept.
                 assert rollback_of(new).since is None
                 assert not rollback_of(new).wiped
             assert [None] * len(ids) == [new.timer.peek(id) for id in ids]
             eventually(lambda: {"old", "new"} == {node.id for node in old.timer.nodes()})
 
-    @pytest.mark.fault("F20")
     @pytest.mark.parametrize("fsync", ["always", "everysec"])
     def test_loses_nothing_with_appendfsync_always_and_reports_any_loss_with_everysec(self, fsync):
         """The docs advise users on this setting: ``everysec`` may lose the last second."""
         options = ["--appendfsync", fsync]
         with (
-            Server(tcp=True, appendonly=True, args=options, power=True) as own,
-            Watch(own, "chaos") as watch,
+            Server(tcp=True, appendonly=True, args=options, power=True) as own_server,
+            Watch(own_server, "chaos") as watch,
         ):
             watch.rollback = True
             node = watch.node()
-            # The disk may be slow.
-            poster = DTimer("poster", own.url, ns=watch.ns, timeout=LONGEST_CALL)
+            # The disk may be slow, so the poster waits long.
+            poster = watch.caller()
             ids = [poster.post({"n": n}, at=LATER) for n in range(100)]
-            poster.leave()
-            next_claim_of(node)
+            wait_next_claim(node)
             with watch.fault(degraded=True) as fault:
-                own.lose_power()
+                own_server.lose_power()
                 fault.felt(0.1)
-                own.start()
+                own_server.start()
                 watch.healthy()
             there = {record.id for record in node.timer.upcoming()}
             gone = set(ids) - there
             if fsync == "always":
                 assert set() == gone
-                assert [] == [e for e in node.errors if isinstance(e, StateRollback)]
+                assert [] == node.rollbacks
             elif gone:
                 assert not rollback_of(node).wiped or len(gone) == len(ids)
 
-    @pytest.mark.fault("F20")
-    @pytest.mark.fault("F19")
-    def test_reports_nothing_if_a_restart_lost_nothing(self, watch, own):
-        """A false report would make an operator look for losses after each restart."""
-        node = watch.node()
-        for _ in range(2):
-            watch.post(700)
-            with watch.fault() as fault:
-                own.kill9()
-                fault.felt(0.1)
-                own.start()
-        assert [] == [e for e in node.errors if isinstance(e, StateRollback)]
+
+@pytest.mark.fault("F21")
+def test_nodes_register_and_declare_their_schedules_again_after_a_wipe(watch):
+    """Each node reports the wipe once, and ``health()`` stays ok: the server answers."""
+    watch.rollback = True
+    nodes = [watch.node("node-1"), watch.node("node-2")]
+    for node in nodes:
+        node.timer.every(50, {"n": "beat"}, id="beat")
+    timer = nodes[0].timer
+    timer.post({"n": 1}, id="gone", at=LATER)
+    eventually(lambda: len(watch.handled) > 2)
+    with watch.fault(degraded=None):
+        watch.client.flushall()
+        assert [True, True] == [rollback_of(node).wiped for node in nodes]
+        eventually(lambda: 2 == len(timer.nodes()))
+        handled = len(watch.handled)
+        eventually(lambda: len(watch.handled) > handled + 2)
+    assert timer.peek("gone") is None
+    assert all(node.timer.health().ok for node in nodes)
+    assert all([] == node.heard("disconnected") for node in nodes)
+    timer.unschedule("beat")
+    assert [] == list(timer.schedules())
 
 
-class TestWiped:
-    """F21: FLUSHALL while nodes are joined."""
-
-    @pytest.mark.fault("F21")
-    def test_nodes_register_and_declare_their_schedules_again(self, watch):
-        """Each node reports the wipe once, and ``health()`` stays ok: the server answers."""
-        watch.rollback = True
-        nodes = [watch.node("node-1"), watch.node("node-2")]
-        for node in nodes:
-            node.timer.every(50, {"n": "beat"}, id="beat")
-        nodes[0].timer.post({"n": 1}, id="gone", at=LATER)
-        eventually(lambda: len(watch.handled) > 2)
-        with watch.fault(degraded=None):
-            watch.client.flushall()
-            for node in nodes:
-                assert rollback_of(node).wiped
-            eventually(lambda: 2 == len(nodes[0].timer.nodes()))
-            handled = len(watch.handled)
-            eventually(lambda: len(watch.handled) > handled + 2)
-        assert nodes[0].timer.peek("gone") is None
-        assert all(node.timer.health().ok for node in nodes)
-        assert all([] == node.heard("disconnected") for node in nodes)
-        nodes[0].timer.unschedule("beat")
-        assert [] == list(nodes[0].timer.schedules())
-
-    @pytest.mark.fault("F21")
-    def test_reports_each_of_three_wipes_once(self, watch):
-        """A report sets a new reference state, so the next loss is seen too."""
-        watch.rollback = True
-        node = watch.node()
-        for times in range(1, 4):
-            watch.client.flushall()
-            eventually(lambda n=times: len(node.errors) == n)
-            watch.wait_handled(watch.post())
-            next_claim_of(node)
-        assert [True] * 3 == [error.wiped for error in node.errors]
-
-
+@pytest.mark.fault("F42")
 class TestFailover:
-    """F42: the replica that is promoted has not received the last writes."""
+    """The promoted replica has not received the last writes of its master."""
 
     @pytest.fixture
-    def pair(self, pair):
+    def replication(self, replication):
         """A master, the link to its replica, the replica, and an address for clients."""
-        with Proxy(pair[0]) as address:
-            yield *pair, address
+        with Proxy(replication[0]) as address:
+            yield *replication, address
 
-    @pytest.mark.fault("F42")
-    def test_loses_the_writes_of_the_window_and_reports_them(self, pair):
+    @pytest.fixture
+    def watch(self, replication):
+        with Watch(replication[2], "chaos") as watch:
+            yield watch
+
+    def test_loses_the_writes_of_the_window_and_reports_them(self, watch, replication):
         """
         A post, a cancel and a confirm of the window are undone, and the nodes report it later.
         A post with ``wait_replicas`` raises at once.
         """
-        master, link, replica, address = pair
-        with Watch(replica, "chaos") as watch:
-            watch.rollback = True
-            self._fail_over(watch, master, link, replica, address)
-
-    def _fail_over(self, watch, master, link, replica, address):
-        poster = DTimer("poster", address.url, ns=watch.ns, **PATIENT)
+        master, link, replica, address = replication
+        watch.rollback = True
+        poster = watch.caller("poster", address.url, **PATIENT)
         node = watch.node(url=address.url)
         poster.post({"n": 1}, at=LATER, id="kept")
         poster.post({"n": 2}, at=LATER, id="cancelled")
         poster.post({"n": 3}, at=LATER, id="again")
-        next_claim_of(node)
+        wait_next_claim(node)
         with master.client() as client:
             client.set("mark", 1)
             assert 1 == client.wait(1, PATIENCE * 1000)
@@ -228,7 +203,7 @@ class TestFailover:
         watch.wait_handled("again")
         with pytest.raises(NotReplicated):
             poster.post({"n": 5}, at=LATER, id="refused", wait_replicas=1)
-        next_claim_of(node)
+        wait_next_claim(node)
         with watch.fault(degraded=None, recovers=False) as fault:
             master.kill9()
             eventually(lambda: node.timer.health().error)
@@ -236,10 +211,10 @@ class TestFailover:
             address.lead_to(replica)
             address.cut()
             watch.assert_recovery()
-            error = rollback_of(node)
+            rollback = rollback_of(node)
             fault.felt(0.0)
-        assert not error.wiped
-        assert began - SHORTEST <= error.since <= began
+        assert not rollback.wiped
+        assert_dates(rollback, began)
         assert poster.peek("kept")
         assert poster.peek("cancelled")
         assert poster.peek("gone") is None
@@ -249,41 +224,32 @@ class TestFailover:
         assert poster.reschedule("again", 0)
         eventually(lambda: 2 == watch.times("again"))
         # The poster, which has not joined, finds a smaller total of posts than it has seen.
-        told = []
-        poster.on("error", told.append)
+        errors = []
+        poster.on("error", errors.append)
         poster.post({"n": 6}, at=LATER, id="more")
-        assert [StateRollback] == [type(e) for e in told]
+        assert [StateRollback] == [type(e) for e in errors]
         for id in ("kept", "cancelled", "more"):
             poster.cancel(id)
-        poster.leave()
 
-    @pytest.mark.fault("F42")
-    def test_reports_nothing_if_the_replica_had_every_write(self, pair):
+    def test_reports_nothing_if_the_replica_had_every_write(self, watch, replication):
         """A planned failover must not alarm an operator."""
-        master, _, replica, address = pair
-        with Watch(replica, "chaos") as watch:
-            node = watch.node(url=address.url)
-            poster = DTimer("poster", address.url, ns=watch.ns, **PATIENT)
-            id = poster.post({"n": 0}, 1_000, wait_replicas=1)
-            watch.posted[id] = {"n": 0}
-            next_claim_of(node)
-            with watch.fault(degraded=None, recovers=False):
-                # Claims are writes too. Refuse them, or the failover may lose the last one.
-                master.configure(min_replicas_to_write=2)
-                with master.client() as client:
-                    eventually(lambda: client.wait(1, 100) == 1)
-                    state = client.info("replication")
-                    eventually(
-                        lambda: (
-                            client.info("replication")["slave0"]["offset"]
-                            >= state["master_repl_offset"]
-                        )
-                    )
-                master.kill9()
-                replica.promote()
-                address.lead_to(replica)
-                address.cut()
-                watch.assert_recovery()
-            poster.leave()
-            watch.wait_handled(id)
-            assert [] == [e for e in node.errors if isinstance(e, StateRollback)]
+        master, _, replica, address = replication
+        node = watch.node(url=address.url)
+        poster = watch.caller("poster", address.url, **PATIENT)
+        id = poster.post({"n": 0}, 1_000, wait_replicas=1)
+        watch.posted[id] = {"n": 0}
+        wait_next_claim(node)
+        with watch.fault(degraded=None, recovers=False):
+            # Claims are writes too. Refuse them, or the failover may lose the last one.
+            master.configure(min_replicas_to_write=2)
+            with master.client() as client:
+                eventually(lambda: client.wait(1, 100) == 1)
+                written = client.info("replication")["master_repl_offset"]
+                eventually(lambda: client.info("replication")["slave0"]["offset"] >= written)
+            master.kill9()
+            replica.promote()
+            address.lead_to(replica)
+            address.cut()
+            watch.assert_recovery()
+        watch.wait_handled(id)
+        assert [] == node.rollbacks

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
+from gated import Gated
 from servers import LATER, PROMPT, eventually
 
-from dtimer import DTimer, NamespaceCorrupt
+from dtimer import NamespaceCorrupt
 from dtimer.testing import Catch
-from faults.gated_handler import GatedHandler
 
 pytestmark = pytest.mark.chaos
 
@@ -21,33 +23,42 @@ def caller(caller):
 
 
 def _fill(client, megabytes, ttl=None):
-    """Write this many megabytes of keys that do not belong to dtimer."""
+    """Write this many megabytes of keys that do not belong to dtimer, with this TTL in seconds."""
     with client.pipeline(transaction=False) as pipe:
         for n in range(megabytes * 10):
             pipe.set(f"filler:{n}", b"x" * 100_000, ex=ttl)
         pipe.execute()
 
 
-def _limit(client, policy):
+def _limit_memory(client, policy):
+    """Let the server evict keys by this policy when it needs three more megabytes."""
     client.config_set("maxmemory-policy", policy)
     client.config_set("maxmemory", client.info("memory")["used_memory"] + 3_000_000)
+
+
+@contextlib.contextmanager
+def _replaced(client, key):
+    """Put a string in the place of a key, and the right value back at the end."""
+    client.pipeline().rename(key, "kept").set(key, "foreign").execute()
+    yield
+    assert b"foreign" == client.get(key)
+    client.pipeline().delete(key).rename("kept", key).execute()
 
 
 class TestEviction:
     """A server that evicts keys when its memory is full."""
 
     @pytest.mark.fault("F31")
-    def test_a_node_recovers_after_whole_keys_were_evicted(self, watch, own, caller):
+    def test_a_node_recovers_after_whole_keys_were_evicted(self, watch, caller):
         """
-        An allkeys policy may evict any key of a namespace, and its events are lost. Afterwards the
-        node must work again, and each event must be handled, gone, or a dead letter without a
-        payload. Retrying a lost event for ever would block the others.
+        An allkeys policy may evict any key of a namespace, and its events are lost. Each must be
+        handled, gone, or a dead letter: retrying a lost event for ever would block the others.
         """
         node = watch.node()
         ids = [watch.post(LATER, more={"x": "x" * 1000}) for _ in range(5)]
         watch.excused |= set(ids)
         with watch.fault(degraded=False):
-            _limit(watch.client, "allkeys-random")
+            _limit_memory(watch.client, "allkeys-random")
             while watch.client.exists(watch.keys.due, watch.keys.body) == 2:
                 _fill(watch.client, 6)
             watch.client.config_set("maxmemory", 0)
@@ -81,26 +92,12 @@ class TestEviction:
         }
         assert 3 == caller.purge_dead()
 
-    @pytest.mark.fault("F31")
-    def test_join_warns_of_a_policy_that_may_evict_pending_events(self, watch):
-        """An operator can change the policy before it loses events."""
-        watch.client.config_set("maxmemory-policy", "allkeys-lru")
-        watch.node()
-        eventually(lambda: watch.gauges.lines)
-        (line,) = watch.gauges.lines
-        assert "maxmemory-policy allkeys-lru" in line
-
     @pytest.mark.fault("F32")
     def test_a_volatile_policy_evicts_no_key_of_dtimer(self, watch, caller):
-        """
-        Such a policy evicts only keys with a time to live, and no key of dtimer has one: neither
-        leases nor dead letters nor sessions.
-        """
-        _limit(watch.client, "volatile-lru")
-        held = GatedHandler()
-        node = watch.node(handler=held)
-        running, pending = watch.post(), watch.post(100)
-        (ev,) = held.begun()
+        """Such a policy evicts only keys with a time to live, and no key of dtimer has one."""
+        _limit_memory(watch.client, "volatile-lru")
+        node, handler, ev = watch.busy_node()
+        pending = watch.post(100)
         caller.every(LATER, {}, id="hourly")
         with watch.fault(silent=True):
             keys = [key for key in watch.keys if watch.client.exists(key)]
@@ -110,8 +107,8 @@ class TestEviction:
             assert watch.client.info("stats")["evicted_keys"] > 10
             assert keys == [key for key in keys if watch.client.exists(key)]
             assert not ev.lease_lost
-            held.go_on(1000)
-            watch.wait_handled(running, pending)
+            handler.go_on(1000)
+            watch.wait_handled(ev.id, pending)
         caller.unschedule("hourly")
         watch.client.config_set("maxmemory", 0)
         assert [] == node.heard("lease_lost")
@@ -127,46 +124,36 @@ class TestForeignData:
         A partial write would corrupt the namespace further. The node reports the key once, and
         works again when the right key is back.
         """
-        held = GatedHandler()
-        node = watch.node(concurrency=2, handler=lambda ev: ev.get("hold") and held(ev))
+        gate = Gated()
+        node = watch.node(concurrency=2, handler=lambda ev: ev.get("hold") and gate(ev))
         running = watch.post(more={"hold": True})
-        held.begun()
+        gate.begun()
         pending = [watch.post(300) for _ in range(3)]
         keys = watch.keys
         key = getattr(keys, field)
-        watched = [k for k in (keys.due, keys.body, keys.lease, keys.dead) if k != key]
+        others = [k for k in (keys.due, keys.body, keys.lease, keys.dead) if k != key]
         with watch.fault() as fault:
-            before = [watch.client.dump(k) for k in watched]
-            watch.client.pipeline().rename(key, "kept").set(key, "foreign").execute()
-            if field != "nodes":
-                with pytest.raises(NamespaceCorrupt, match="holds a string"):
-                    watch.in_time(watch.post, 0, caller, id="refused")
-                assert before == [watch.client.dump(k) for k in watched]
-            held.go_on(1)
-            fault.felt(0.8)
-            assert b"foreign" == watch.client.get(key)
-            watch.client.pipeline().delete(key).rename("kept", key).execute()
+            before = [watch.client.dump(k) for k in others]
+            with _replaced(watch.client, key):
+                if field != "nodes":
+                    with pytest.raises(NamespaceCorrupt, match="holds a string"):
+                        watch.in_time(watch.post, 0, caller, id="refused")
+                    assert before == [watch.client.dump(k) for k in others]
+                gate.go_on(1)
+                fault.felt(0.8)
         watch.wait_handled(running, *pending)
         assert [] == node.heard("lease_lost")
 
     @pytest.mark.fault("F37")
     def test_a_heartbeat_that_meets_a_foreign_key_reports_one_outage(self, watch):
         """With one busy handler thread only heartbeats use the key, several of them."""
-        held = GatedHandler()
-        node = watch.node(handler=held, lease=3_000)
-        running = watch.post()
-        held.begun()
+        node, handler, ev = watch.busy_node(lease=3_000)
         with watch.fault() as fault:
-            watch.client.pipeline().rename(watch.keys.lease, "kept").set(
-                watch.keys.lease, "foreign"
-            ).execute()
-            fault.felt(0.8)
-            assert 1 == len(node.errors)
-            watch.client.pipeline().delete(watch.keys.lease).rename(
-                "kept", watch.keys.lease
-            ).execute()
-            held.go_on(1000)
-        watch.wait_handled(running)
+            with _replaced(watch.client, watch.keys.lease):
+                fault.felt(0.8)
+                assert 1 == len(node.errors)
+            handler.go_on(1000)
+        watch.wait_handled(ev.id)
 
     @pytest.mark.fault("F38")
     def test_a_foreign_payload_becomes_a_dead_letter_with_its_bytes_unchanged(self, watch, caller):
@@ -200,26 +187,25 @@ class TestForeignData:
         assert len(foreign) == caller.purge_dead()
 
     @pytest.mark.fault("F39")
-    def test_a_node_claims_nothing_in_a_namespace_of_a_later_version(self, watch, own, caller):
+    def test_a_node_claims_nothing_in_a_namespace_of_a_later_version(self, watch):
         """
         This version could misread the events. The node reports the version once, and works again
         when it is its own. Other timers can neither join nor post.
         """
         node = watch.node()
-        held = watch.post(150)
+        pending = watch.post(150)
         with watch.fault() as fault:
             watch.client.hset(watch.keys.sys, "v", "2")
             eventually(lambda: node.errors)
             assert "version 2" in str(node.errors[0])
-            fresh = DTimer("fresh", own.url, ns=watch.ns)
-            for call in (fresh.join, lambda: fresh.post({}), fresh.stats):
+            timer = watch.caller()
+            for call in (timer.join, lambda: timer.post({}), timer.stats):
                 with pytest.raises(NamespaceCorrupt, match="version 2, and this dtimer knows"):
                     watch.in_time(call)
-            fresh.leave()
             fault.felt(0.8)
-            assert 0 == watch.times(held)
+            assert 0 == watch.times(pending)
             watch.client.hset(watch.keys.sys, "v", "1")
-        watch.wait_handled(held)
+        watch.wait_handled(pending)
 
 
 @pytest.mark.fault("F40")

@@ -13,19 +13,20 @@ import pytest
 import redis
 from chaos.settings import PATIENT
 from chaos.tapped import Lost, TappedSource
+from gated import Gated
 from proxy import Proxy
 from servers import LATER, LONGEST_CALL, PATIENCE, eventually
 
-from dtimer import DTimer, OutcomeUnknown, StoreError
+from dtimer import DTimer, OutcomeUnknown
 from dtimer.faultpoints import arm
 from dtimer.store.store import Entry, Store
-from faults.gated_handler import GatedHandler
+from faults.calls import definite_failure
 
 pytestmark = pytest.mark.chaos
 
 
 @pytest.mark.fault("F30")
-def test_only_posts_fail_when_memory_is_full(watch, own, caller):
+def test_only_posts_fail_when_memory_is_full(watch, own_server, caller):
     """
     A post fails definitely and stores nothing. Pending events are still claimed, confirmed,
     retried and cancelled, leases are renewed, and a node can join: that frees the memory.
@@ -37,19 +38,18 @@ def test_only_posts_fail_when_memory_is_full(watch, own, caller):
             failed.append(ev.id)
             raise RuntimeError("as the test says")
 
-    held = GatedHandler()
-    node = watch.node(handler=lambda ev: held(ev) if ev.get("hold") else fail_once(ev))
+    gate = Gated()
+    node = watch.node(handler=lambda ev: gate(ev) if ev.get("hold") else fail_once(ev))
     long = watch.post(more={"hold": True})
-    (ev,) = held.begun()
+    (ev,) = gate.begun()
     pending = [watch.post(100), watch.post(100, more={"fail": True})]
     cancelled = watch.post(LATER)
     watch.excused |= {cancelled, pending[1]}
     with watch.fault(degraded=False):
         watch.client.config_set("maxmemory", 1)
         for _ in range(3):
-            with pytest.raises(StoreError, match="out of memory") as caught:
+            with definite_failure("out of memory"):
                 watch.in_time(watch.post, 0, caller, id="refused")
-            assert not isinstance(caught.value, OutcomeUnknown)
         assert caller.peek("refused") is None
         assert caller.cancel(cancelled)
         late = watch.node("late")
@@ -59,7 +59,7 @@ def test_only_posts_fail_when_memory_is_full(watch, own, caller):
         began = time.monotonic()
         eventually(lambda: time.monotonic() > began + 2 * PATIENT["lease"] / 1000)
         assert not ev.lease_lost
-        held.go_on(100)
+        gate.go_on(100)
         watch.wait_handled(long)
         eventually(lambda: caller.stats().in_flight == 0)
         assert [True, True] == [n.timer.health().ok for n in (node, late)]
@@ -69,13 +69,13 @@ def test_only_posts_fail_when_memory_is_full(watch, own, caller):
 
 
 @contextlib.contextmanager
-def _not_persisting(own, client):
+def _not_persisting(own_server, client):
     """Refuse writes as after a failed snapshot: its process is killed."""
     client.config_set("save", "3600 1")
     client.config_set("rdb-key-save-delay", 10_000_000)
     client.set("filler", "x")
     client.bgsave()
-    children = Path(f"/proc/{own.pid}/task/{own.pid}/children")
+    children = Path(f"/proc/{own_server.pid}/task/{own_server.pid}/children")
     eventually(children.read_text)
     os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
     eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
@@ -87,71 +87,57 @@ def _not_persisting(own, client):
 
 
 @contextlib.contextmanager
-def _demoted(own, client):
+def _demoted(own_server, client):
     client.replicaof("127.0.0.1", 1)
     yield
     client.replicaof("NO", "ONE")
 
 
 @contextlib.contextmanager
-def _orphaned(own, client):
+def _orphaned(own_server, client):
     client.config_set("replica-serve-stale-data", "no")
-    with _demoted(own, client):
+    with _demoted(own_server, client):
         yield
     client.config_set("replica-serve-stale-data", "yes")
 
 
 @contextlib.contextmanager
-def _without_replicas(own, client):
+def _without_replicas(own_server, client):
     client.config_set("min-replicas-to-write", 1)
     yield
     client.config_set("min-replicas-to-write", 0)
 
 
-#: For each refusal: how to provoke it, and its words.
-REFUSALS = {
-    "MISCONF": (_not_persisting, "MISCONF"),
-    "READONLY": (_demoted, "read only replica"),
-    "MASTERDOWN": (_orphaned, "Link with MASTER is down"),
-    "NOREPLICAS": (_without_replicas, "NOREPLICAS"),
-}
-
-
 @pytest.mark.parametrize(
-    "word",
+    ("refusing", "words"),
     [
-        pytest.param("MISCONF", marks=pytest.mark.fault("F33")),
-        pytest.param("READONLY", marks=pytest.mark.fault("F34")),
-        pytest.param("MASTERDOWN", marks=pytest.mark.fault("F35")),
-        pytest.param("NOREPLICAS", marks=pytest.mark.fault("F36")),
+        pytest.param(_not_persisting, "MISCONF", marks=pytest.mark.fault("F33")),
+        pytest.param(_demoted, "read only replica", marks=pytest.mark.fault("F34")),
+        pytest.param(_orphaned, "Link with MASTER is down", marks=pytest.mark.fault("F35")),
+        pytest.param(_without_replicas, "NOREPLICAS", marks=pytest.mark.fault("F36")),
     ],
 )
 def test_a_post_fails_with_the_words_of_a_server_that_refuses_writes(
-    watch, own, caller, refused, word
+    watch, own_server, caller, refused_caller, *, refusing, words
 ):
     """
     The words name the cause, and nothing was stored. The node reports the refusal once and keeps
     trying. A handler that ends meanwhile is confirmed when the server accepts writes again.
     """
-    held = GatedHandler()
-    node = watch.node(handler=held, lease=6_000, max_events=1)
-    running = watch.post()
-    held.begun()
+    node, handler, ev = watch.busy_node(lease=6_000, max_events=1)
     pending = watch.post(200)
-    inject, words = REFUSALS[word]
-    with watch.fault() as fault, inject(own, watch.client):
-        with pytest.raises(StoreError, match=words) as caught:
-            watch.in_time(watch.post, 0, refused, id="refused")
-        assert not isinstance(caught.value, OutcomeUnknown)
+    with watch.fault() as fault, refusing(own_server, watch.client):
+        with definite_failure(words):
+            watch.in_time(watch.post, 0, refused_caller, id="refused")
         tries = watch.gauges.connects
         fault.felt()
         assert words in str(node.timer.health().error)
-        held.go_on(1000)
-        if word in ("READONLY", "MASTERDOWN"):
+        handler.go_on(1000)
+        if refusing in (_demoted, _orphaned):
             # The address may lead to a new master: the node must connect again.
             eventually(lambda: watch.gauges.connects > tries)
     assert caller.peek("refused") is None
-    watch.wait_handled(running, pending)
+    watch.wait_handled(ev.id, pending)
     eventually(lambda: caller.stats().in_flight == 0)
     assert [] == node.heard("lease_lost")
 
@@ -160,12 +146,12 @@ class TestAfterALostReply:
     """A call whose first reply was lost and whose second attempt is refused."""
 
     @pytest.mark.fault("F36")
-    def test_the_outcome_of_a_stored_post_is_unknown(self, own, namespace):
+    def test_the_outcome_of_a_stored_post_is_unknown(self, own_server, namespace):
         """
         The first attempt stored the event. The second is refused before its script runs, because
         the replica has gone. If the refusal counted as definite, the caller would post again.
         """
-        with Proxy(own) as proxy, own.client() as client:
+        with Proxy(own_server) as proxy, own_server.client() as client:
             timer = DTimer("poster", proxy.url, ns=namespace, timeout=LONGEST_CALL)
             timer.post({"n": 0}, LATER, id="known")
             proxy.drop_reply_once(b"tea")

@@ -13,12 +13,11 @@ from threading import Thread
 import pytest
 from clocks import WrongClock
 from fleet import Fleet
-from gated import Gated
 from proxy import Proxy
 from scripts import Script
 from servers import PATIENCE, Server, eventually
 
-from dtimer import ClockJump, DTimer, State, StateRollback
+from dtimer import ClockJump, State
 from dtimer.engine import clock
 from dtimer.testing import Catch
 
@@ -32,37 +31,32 @@ MINUTE_MS = 60_000  # a lease or a poll interval that ends after any test
 
 
 @pytest.fixture
-def own():
+def own_server():
     """A server of the test's own, whose clock can be set."""
     with Server(tcp=True, appendonly=True, clock=True) as server:
         yield server
 
 
 @pytest.fixture
-def until(watch):
-    """A function: the ms until an event is due, or its lease ends, by the server's clock."""
-
-    def left(id):
-        seconds, us = watch.client.time()
-        return watch.client.zscore(watch.keys.due, id) / 1000 - seconds * 1000 - us / 1000
-
-    return left
-
-
-@pytest.fixture
-def set_clock(watch, own):
+def set_clock(watch, own_server):
     """A function that sets the server's clock, and returns when commands see the new time."""
 
-    def set_off(seconds):
-        own.set_clock(seconds)
+    def set_clock(seconds):
+        own_server.set_clock(seconds)
         eventually(lambda: abs(watch.client.time()[0] - time.time() - seconds) < 2)
 
-    return set_off
+    return set_clock
 
 
-def jumps(node):
+def ms_until(watch, id):
+    """Return the ms until an event is due, or its lease ends, by the server's clock."""
+    seconds, us = watch.client.time()
+    return watch.client.zscore(watch.keys.due, id) / 1000 - seconds * 1000 - us / 1000
+
+
+def clock_jumps(node):
     """Return the seconds of each clock jump that a node reported. It must report no rollback."""
-    assert not [error for error in node.errors if isinstance(error, StateRollback)]
+    assert [] == node.rollbacks
     return [round(error.seconds) for error in node.errors if isinstance(error, ClockJump)]
 
 
@@ -114,36 +108,33 @@ class TestClockSetForward:
     """The server's clock is set an hour forward."""
 
     def test_events_come_due_sooner_and_each_node_reports_the_jump(self, watch, set_clock):
-        """By the server's clock these events are not early. Each node reports the jump once."""
+        """By the server's clock these events are not early."""
         nodes = [watch.node("one"), watch.node("two")]
         soon = [watch.post(1_800_000) for _ in range(3)]
         far = watch.post(2 * HOUR * 1000)
         with watch.fault(degraded=None):
             set_clock(HOUR)
             watch.wait_handled(*soon)
-            eventually(lambda: all(jumps(node) for node in nodes))
-        assert [[HOUR], [HOUR]] == [jumps(node) for node in nodes]
+            eventually(lambda: all(clock_jumps(node) for node in nodes))
+        assert [[HOUR], [HOUR]] == [clock_jumps(node) for node in nodes]
         assert State.SCHEDULED is nodes[0].timer.peek(far).state
         assert "cancelled" == nodes[0].timer.cancel(far).value
         watch.excused.add(far)
 
-    def test_the_lease_of_a_running_handler_is_renewed_at_once(self, watch, until, set_clock):
+    def test_the_lease_of_a_running_handler_is_renewed_at_once(self, watch, set_clock):
         """
         By the server's clock the lease has ended. If the node waited for its next heartbeat,
         another node could start the event.
         """
-        node = watch.node(lease=3 * MINUTE_MS, poll_interval=300)
-        handler = Gated(node.timer)
-        id = watch.post()
-        (ev,) = handler.begun()
+        node, handler, ev = watch.busy_node(lease=3 * MINUTE_MS, poll_interval=300)
         with watch.fault(degraded=None, recovers=False):
             set_clock(HOUR)
-            eventually(lambda: jumps(node) == [HOUR])
-            eventually(lambda: until(id) > 2 * MINUTE_MS)
+            eventually(lambda: clock_jumps(node) == [HOUR])
+            eventually(lambda: ms_until(watch, ev.id) > 2 * MINUTE_MS)
             assert not ev.lease_lost
             handler.go_on(10_000)
         watch.assert_recovery()
-        assert 1 == watch.times(id)
+        assert 1 == watch.times(ev.id)
         assert [] == node.heard("lease_lost")
 
     def test_the_former_holder_of_a_lease_that_ended_cannot_confirm(self, watch, set_clock):
@@ -151,13 +142,13 @@ class TestClockSetForward:
         The event of a lease that is not renewed is redelivered at once. The first holder learns
         from the refused confirm that its lease is lost.
         """
-        first = watch.node("first", lease=MINUTE_MS, auto_confirm=False)
-        held = Catch(first.timer, "event")
+        node = watch.node(lease=MINUTE_MS, auto_confirm=False)
+        deliveries = Catch(node.timer, "event")
         id = watch.post()
         watch.excused.add(id)
-        old = held.next()[0]
+        (old,) = deliveries.next()
         set_clock(HOUR)
-        new = held.next()[0]
+        (new,) = deliveries.next()
         assert (id, id, 1, 2) == (old.id, new.id, old.attempt, new.attempt)
         assert old.token < new.token
         assert old.confirm() is False
@@ -187,45 +178,40 @@ class TestClockSetForward:
 class TestClockSetBack:
     """The server's clock is set an hour back."""
 
-    def test_pending_events_wait_an_hour_longer_and_new_ones_are_in_time(
-        self, watch, until, set_clock
-    ):
+    def test_pending_events_wait_an_hour_longer_and_new_ones_are_in_time(self, watch, set_clock):
         """When the clock is right again the pending event is handled, without a restart."""
         node = watch.node()
         before = watch.post(300)
         with watch.fault(degraded=None):
             set_clock(-HOUR)
-            eventually(lambda: until(before) > 0.9 * HOUR * 1000)
+            eventually(lambda: ms_until(watch, before) > 0.9 * HOUR * 1000)
             watch.assert_recovery()
             assert 0 == watch.times(before)
             set_clock(0)
         watch.wait_handled(before)
-        assert [-HOUR, HOUR] == jumps(node)
+        assert [-HOUR, HOUR] == clock_jumps(node)
 
-    def test_the_lease_of_a_running_handler_is_shortened(self, watch, until, set_clock):
+    def test_the_lease_of_a_running_handler_is_shortened(self, watch, set_clock):
         """If the node were killed with the old lease, its event would wait for an hour."""
-        node = watch.node(lease=3 * MINUTE_MS, poll_interval=300)
-        handler = Gated(node.timer)
-        id = watch.post()
-        (ev,) = handler.begun()
+        _, handler, ev = watch.busy_node(lease=3 * MINUTE_MS, poll_interval=300)
         with watch.fault(degraded=None, recovers=False):
             set_clock(-HOUR)
-            eventually(lambda: until(id) <= 3 * MINUTE_MS)
+            eventually(lambda: ms_until(watch, ev.id) <= 3 * MINUTE_MS)
             assert not ev.lease_lost
             handler.go_on(10_000)
         watch.assert_recovery()
-        assert 1 == watch.times(id)
+        assert 1 == watch.times(ev.id)
 
     @pytest.mark.parametrize("seconds", [-HOUR, HOUR])
     def test_a_repetition_takes_effect_once_if_the_clock_is_set_in_between(
-        self, watch, own, proxy, seconds, set_clock
+        self, watch, own_server, proxy, seconds, set_clock
     ):
         """The reply to a post, and to a claim, is lost. The server recognises both repetitions."""
-        poster = DTimer("caller", proxy.url, ns=watch.ns, timeout=1_500)
+        poster = watch.caller("caller", proxy.url, timeout=1_500)
         poster.stats()
-        with Proxy(own) as node_proxy:
+        with Proxy(own_server) as node_proxy:
             node = watch.node(
-                url=node_proxy.url, sub=own.url, timeout=1_500, poll_interval=MINUTE_MS
+                url=node_proxy.url, sub=own_server.url, timeout=1_500, poll_interval=MINUTE_MS
             )
             # Wait, so that the next claim of the node is caused by the wake.
             claimer = node.timer._node._claimer
@@ -254,7 +240,6 @@ class TestClockSetBack:
             watch.wait_handled(*posted)
             assert 4 == poster.stats().totals["posted"]
             node.timer.leave()
-        poster.leave()
 
     def test_a_schedule_rests_until_its_next_nominal_time(self, watch, set_clock):
         """No nominal time of the repeated hour comes twice."""
@@ -266,7 +251,7 @@ class TestClockSetBack:
         node.timer.every(200, {}, id="beat")
         eventually(lambda: len(seen) >= 2)
         set_clock(-HOUR)
-        eventually(lambda: jumps(node))
+        eventually(lambda: clock_jumps(node))
         so_far = len(seen)
         watch.assert_recovery()
         assert so_far == len(seen)
@@ -278,14 +263,14 @@ class TestClockSetBack:
 
 
 @pytest.mark.fault("F51")
-def test_a_wrong_wall_clock_of_a_node_has_no_effect(watch, own, monkeypatch):
+def test_a_wrong_wall_clock_of_a_node_has_no_effect(watch, own_server, monkeypatch):
     """
     The wall clock is years off and is set while the node runs. Due times come from the server, and
     waits from the monotonic clock, so the node loses no lease and reports no error.
     """
     with WrongClock() as clock:
         clock.set(-10 * 365 * 24 * HOUR)
-        with monkeypatch.context() as patch, Fleet(own.url, watch.ns, lease=1_000) as fleet:
+        with monkeypatch.context() as patch, Fleet(own_server.url, watch.ns, lease=1_000) as fleet:
             for name, value in clock.env.items():
                 patch.setenv(name, value)
             fleet.start("wrong")
@@ -304,37 +289,32 @@ def test_a_wrong_wall_clock_of_a_node_has_no_effect(watch, own, monkeypatch):
 
 
 @pytest.mark.fault("F53")
-def test_a_handler_doubts_its_lease_after_the_machine_was_suspended(
-    watch, own, monkeypatch, set_clock
-):
+def test_a_handler_doubts_its_lease_after_the_machine_was_suspended(watch, monkeypatch, set_clock):
     """
     The monotonic clock of Linux stops while a machine is suspended, and leases run on. So
     ``lease_lost`` is True at once, before any request. It is False again when the server confirms
     that the lease is still held.
     """
-    node = watch.node(lease=3_000, poll_interval=MINUTE_MS)
-    handler = Gated(node.timer)
-    id = watch.post()
-    (ev,) = handler.begun()
+    node, handler, ev = watch.busy_node(lease=3_000, poll_interval=MINUTE_MS)
     assert not ev.lease_lost
-    awake = clock.boottime
-    slept = [0.0]
+    boottime = clock.boottime
+    suspended_s = 0.0
     # Patch each module that uses the clock, or two modules would disagree about the time.
     for module in ("clock", "lease", "dispatcher"):
-        monkeypatch.setattr(f"dtimer.engine.{module}.boottime", lambda: awake() + slept[0])
+        monkeypatch.setattr(f"dtimer.engine.{module}.boottime", lambda: boottime() + suspended_s)
     set_clock(30)
-    slept[0] = 30.0
+    suspended_s = 30.0
     assert ev.lease_lost
     node.timer._node.bell.ring()
     eventually(lambda: not ev.lease_lost)
     handler.go_on(10_000)
-    watch.wait_handled(id)
-    assert [] == jumps(node)
-    assert 1 == watch.times(id)
+    watch.wait_handled(ev.id)
+    assert [] == clock_jumps(node)
+    assert 1 == watch.times(ev.id)
 
 
 @pytest.mark.fault("F54")
-def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own, monkeypatch):
+def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own_server, monkeypatch):
     """
     The clocks of the node run 5 % slow. The node relies on its lease for only 90 % of its length.
     So it considers the lease lost before another node can claim the event.
@@ -362,7 +342,7 @@ def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own, monkeyp
             for name, value in clock.env.items():
                 patch.setenv(name, value)
             # The replaced library leaves CLOCK_TAI, which is 11, alone: the script reads true time.
-            slow = Script(own, watch.ns, "import time\n" + textwrap.dedent(text))
+            slow = Script(own_server, watch.ns, "import time\n" + textwrap.dedent(text))
         with slow:
             assert "joined" == slow.hear()
             # The seconds between CLOCK_TAI and the wall clock.

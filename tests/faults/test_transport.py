@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import pytest
 from chaos.settings import PATIENT
+from gated import Gated
 from servers import LATER, eventually
-
-from dtimer import DTimer
-from faults.gated_handler import GatedHandler
 
 pytestmark = pytest.mark.chaos
 
-#: Each fault of one reply, by its name: it strikes the first request that contains *match*.
-STRIKES = {
+#: Each fault of one reply: it strikes the reply to the first request that contains *match*.
+LOST = {
     "lost": lambda proxy, match: proxy.drop_reply_once(match),
     "silent": lambda proxy, match: proxy.drop_reply_once(match, close=False),
+}
+CUT = {
     "cut short": lambda proxy, match: proxy.truncate_reply_once(3, match),
     "cut inside a bulk string": lambda proxy, match: proxy.truncate_reply_once(30, match),
     "closed behind": lambda proxy, match: proxy.close_reply_once(match),
 }
 
-
-def each_strike(*names):
-    return pytest.mark.parametrize("strike", [STRIKES[name] for name in names], ids=names)
-
-
-lost_or_silent = each_strike("lost", "silent")
-cut = each_strike("cut short", "cut inside a bulk string", "closed behind")
+lost = [pytest.param(f, id=name, marks=pytest.mark.fault("F01")) for name, f in LOST.items()]
+cut = [pytest.param(f, id=name, marks=pytest.mark.fault("F02")) for name, f in CUT.items()]
 
 
 class TestLostReply:
@@ -35,13 +30,16 @@ class TestLostReply:
     @pytest.fixture
     def timer(self, watch, proxy):
         """A timer that uses the proxy, with an open connection."""
-        timer = DTimer("caller", proxy.url, ns=watch.ns, timeout=PATIENT["timeout"])
+        timer = watch.caller("caller", proxy.url, timeout=PATIENT["timeout"])
         timer.stats()
-        yield timer
-        timer.leave()
+        return timer
 
-    @staticmethod
-    def one_post(watch, proxy, timer, strike):
+    @pytest.mark.parametrize("strike", [*lost, *cut])
+    def test_a_post_takes_effect_once(self, watch, proxy, timer, strike):
+        """
+        The repetition names the same operation as the first attempt. A connection whose reply was
+        cut is closed, or the rest of the reply would be read as the next one.
+        """
         node = watch.node()
         with watch.fault(silent=True):
             strike(proxy, b"kettle")
@@ -52,20 +50,9 @@ class TestLostReply:
         assert len(watch.posted) == timer.stats().totals["posted"]
         assert [] == node.errors
 
-    @pytest.mark.fault("F01")
-    @lost_or_silent
-    def test_a_post_whose_reply_is_lost_takes_effect_once(self, watch, proxy, timer, strike):
-        """The repetition names the same operation as the first attempt."""
-        self.one_post(watch, proxy, timer, strike)
-
-    @pytest.mark.fault("F02")
-    @cut
-    def test_a_post_whose_reply_is_cut_takes_effect_once(self, watch, proxy, timer, strike):
-        """The connection is closed: the rest of the reply would be read as the next one."""
-        self.one_post(watch, proxy, timer, strike)
-
-    @staticmethod
-    def one_claim(watch, proxy, strike):
+    @pytest.mark.parametrize("strike", [*lost, *cut])
+    def test_a_claim_returns_the_same_events_again(self, watch, proxy, strike):
+        """The events are on their first attempt. None starts twice, even if a part was read."""
         node = watch.node(url=proxy.url, sub=watch.server.url, max_events=5)
         watch.post()
         eventually(lambda: len(watch.handled) == 1 and node.timer.stats().in_flight == 0)
@@ -78,26 +65,12 @@ class TestLostReply:
             watch.wait_handled(*ids)
         assert [1, 1, 1] == [h.attempt for h in watch.handled if h.id in ids]
         eventually(lambda: node.timer.stats().totals["confirmed"] == len(watch.posted))
-        totals = node.timer.stats().totals
-        assert len(watch.posted) == totals["started"] - totals["released"]
+        assert watch.claims() == len(watch.posted)
 
-    @pytest.mark.fault("F01")
-    @lost_or_silent
-    def test_a_claim_whose_reply_is_lost_returns_the_same_events_again(self, watch, proxy, strike):
-        """The events are still on their first attempt."""
-        self.one_claim(watch, proxy, strike)
-
-    @pytest.mark.fault("F02")
-    @cut
-    def test_a_claim_whose_reply_is_cut_returns_the_same_events_again(self, watch, proxy, strike):
-        """No event of a reply that was read in part may start twice."""
-        self.one_claim(watch, proxy, strike)
-
-    @pytest.mark.fault("F01")
-    @lost_or_silent
-    def test_a_confirm_whose_reply_is_lost_is_not_a_lost_lease(self, watch, proxy, strike):
+    @pytest.mark.parametrize("strike", lost)
+    def test_a_confirm_is_not_a_lost_lease(self, watch, proxy, strike):
         """The event is confirmed once, and does not start again."""
-        handler = GatedHandler()
+        handler = Gated()
         node = watch.node(url=proxy.url, sub=watch.server.url, handler=handler)
         with watch.fault(degraded=False):
             id = watch.post(id="saucer")
@@ -111,7 +84,7 @@ class TestLostReply:
 
     @pytest.mark.fault("F01")
     @pytest.mark.parametrize("verb", ["cancel", "revive", "pause"])
-    def test_a_change_whose_reply_is_lost_returns_the_first_result(self, watch, timer, proxy, verb):
+    def test_a_change_returns_the_first_result(self, watch, timer, proxy, verb):
         """A repetition that ran again would find the change made, and return the opposite."""
         timer.post({}, LATER, id="cup", max_retries=0)
         if verb == "revive":

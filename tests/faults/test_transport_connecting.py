@@ -12,7 +12,8 @@ import redis
 from chaos.settings import CALL_LIMIT, HASTY
 from servers import LATER, PROMPT, close_connections, eventually
 
-from dtimer import DTimer, OutcomeUnknown, StoreError
+from dtimer import StoreError
+from faults.calls import definite_failure
 
 pytestmark = pytest.mark.chaos
 
@@ -21,70 +22,66 @@ class TestUnreachableServer:
     """No server accepts the connection."""
 
     @pytest.mark.fault("F09")
-    def test_a_node_connects_again_when_the_server_is_back(self, watch, own):
+    def test_a_node_connects_again_when_the_server_is_back(self, watch, own_server):
         """
         The node tries with growing pauses for as long as the outage lasts. It reports the outage
         once, and loses no acknowledged post. A call during the outage fails by its deadline.
         """
         node = watch.node()
-        caller = DTimer("caller", own.url, ns=watch.ns, **HASTY)
+        caller = watch.caller(**HASTY)
         before = watch.post(500)
         with watch.fault() as fault:
-            own.kill9()
-            with pytest.raises(StoreError, match="could not be reached") as caught:
+            own_server.kill9()
+            with definite_failure("could not be reached"):
                 watch.in_time(caller.post, {})
-            assert not isinstance(caught.value, OutcomeUnknown)
             with pytest.raises(StoreError, match="could not be reached"):
                 watch.in_time(caller.join)
             assert not caller.joined
             fault.felt(1.0)
-            own.start()
+            own_server.start()
         watch.wait_handled(before)
         assert ["disconnected"] == [n for _, n, _ in node.said if n == "disconnected"]
         (error,) = node.errors
         assert "does not answer; the node keeps trying" in str(error)
-        caller.leave()
 
     @pytest.mark.fault("F09")
-    def test_an_outage_is_logged_once_without_an_error_listener(self, watch, own):
+    def test_an_outage_is_logged_once_without_an_error_listener(self, watch, own_server):
         """A line for each failed attempt would flood the log. A second line is allowed."""
         node = watch.node()
         node.timer.remove_all_listeners("error")
-        own.kill9()
+        own_server.kill9()
         eventually(lambda: node.heard("disconnected"))
         tries = watch.gauges.connects
         eventually(lambda: watch.gauges.connects > tries + 8)
-        own.start()
+        own_server.start()
         watch.assert_recovery()
         lines = watch.gauges.lines
         assert 1 <= len(lines) <= 2
         assert re.match(r"dtimer: Redis at \S+ does not answer; the node keeps trying", lines[0])
 
     @pytest.mark.fault("F10")
-    def test_calls_and_leave_return_in_time_if_a_connect_hangs(self, watch, own):
+    def test_calls_and_leave_return_in_time_if_a_connect_hangs(self, watch, own_server):
         """A firewall that drops packets neither accepts nor refuses. Connecting has a deadline."""
         node, stuck = watch.node(), watch.node("stuck")
         with watch.fault(node) as fault:
-            own.kill9()
-            with _full(own.port):
-                caller = DTimer("caller", own.url, ns=watch.ns, **HASTY)
-                with pytest.raises(StoreError, match="could not be reached"):
-                    watch.in_time(caller.post, {})
-                with pytest.raises(StoreError, match="could not be reached"):
-                    watch.in_time(caller.join)
-                caller.leave()
+            own_server.kill9()
+            with _full_backlog(own_server.port):
+                caller = watch.caller(**HASTY)
+                for call in (lambda: caller.post({}), caller.join):
+                    with pytest.raises(StoreError, match="could not be reached"):
+                        watch.in_time(call)
                 fault.felt(1.0)
                 began = time.monotonic()
                 stuck.timer.leave(100)
                 assert time.monotonic() - began < CALL_LIMIT
                 assert not stuck.timer.joined
-            own.start()
+            own_server.start()
             # It could not leave the roster. Other nodes would remove it only after a minute.
             watch.forget(stuck)
 
 
 @contextlib.contextmanager
-def _full(port):
+def _full_backlog(port):
     """Fill the backlog of a port, so that it neither accepts nor refuses connections."""
     with contextlib.ExitStack() as sockets:
         listening = sockets.enter_context(socket.socket())
@@ -127,6 +124,7 @@ class Names:
         return self._real("127.0.0.1", self.port, *args, **kwargs)
 
 
+@pytest.mark.fault("F11")
 class TestHostName:
     """The name of the server cannot be resolved, or its address changes."""
 
@@ -135,16 +133,15 @@ class TestHostName:
         return Names(monkeypatch, proxy.port)
 
     @pytest.fixture
-    def url(self, own, names):
-        with own.client() as client:
+    def url(self, own_server, names):
+        with own_server.client() as client:
             client.execute_command("ACL", "SETUSER", "tea", "on", ">kettle", "~*", "&*", "+@all")
         return f"redis://tea:kettle@{names.NAME}:6379/0"
 
-    @pytest.mark.fault("F11")
     def test_a_name_that_cannot_be_resolved_is_looked_up_again(self, watch, proxy, names, url):
         """Errors name the host, so that an operator can check it, and hide the password."""
         node = watch.node(url=url)
-        caller = DTimer("caller", url, ns=watch.ns, **HASTY)
+        caller = watch.caller("caller", url, **HASTY)
         with watch.fault() as fault:
             names.port = None
             proxy.cut()
@@ -154,17 +151,15 @@ class TestHostName:
             asked = names.asked
             eventually(lambda: names.asked > asked + 2)
             names.port = proxy.port
-        said = [str(caught.value), *map(str, node.errors), *map(str, node.heard("disconnected"))]
-        assert any(names.NAME in text for text in said), said
-        assert not any("kettle" in text for text in said)
-        caller.leave()
+        texts = [str(caught.value), *map(str, node.errors), *map(str, node.heard("disconnected"))]
+        assert any(names.NAME in text for text in texts), texts
+        assert not any("kettle" in text for text in texts)
 
-    @pytest.mark.fault("F11")
-    def test_a_server_is_found_at_its_new_address(self, watch, proxy, names, url, own):
+    def test_a_server_is_found_at_its_new_address(self, watch, proxy, names, url, own_server):
         """A failover by DNS works only if the name is looked up for each connection."""
         watch.node(url=url)
         with watch.fault(silent=True):
-            names.port = own.port
+            names.port = own_server.port
             proxy.cut()
             watch.wait_handled(watch.post())
             eventually(lambda: 0 == proxy.connections)
@@ -175,7 +170,7 @@ class TestClosedByServer:
     """The server closes connections, or accepts no more."""
 
     @pytest.mark.fault("F13")
-    def test_a_dropped_idle_connection_is_replaced_silently(self, watch, own):
+    def test_a_dropped_idle_connection_is_replaced_silently(self, watch, own_server):
         """
         Servers and NATs drop idle connections. The node must notice it by its own checks, or it
         would be deaf until the next poll.
@@ -207,15 +202,14 @@ class TestClosedByServer:
 
     @pytest.mark.fault("F15")
     @pytest.mark.parametrize("kind", [redis.ConnectionPool, redis.BlockingConnectionPool])
-    def test_a_node_works_while_the_users_pool_is_exhausted(self, watch, own, kind):
+    def test_a_node_works_while_the_users_pool_is_exhausted(self, watch, own_server, kind):
         """A node copies the client's settings and opens its own connections."""
-        pool = kind.from_url(own.url, max_connections=1)
+        pool = kind.from_url(own_server.url, max_connections=1)
         with redis.Redis.from_pool(pool) as client:
             taken = pool.get_connection()
             watch.node(url=client)
             with watch.fault(silent=True):
-                caller = DTimer("caller", client, ns=watch.ns)
+                caller = watch.caller("caller", client)
                 ids = [watch.in_time(watch.post, 0, caller) for _ in range(3)]
                 watch.wait_handled(*ids)
-                caller.leave()
             pool.release(taken)

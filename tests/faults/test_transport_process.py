@@ -9,13 +9,12 @@ import signal
 import time
 
 import pytest
+from gated import Gated
 from interrupted import Interruption, each_bytecode
 from scripts import Script
-from servers import LATER, LONGEST_CALL, close_connections, eventually
+from servers import LATER, close_connections, eventually
 
-from dtimer import DTimer
 from dtimer.store.connection import sockets
-from faults.gated_handler import GatedHandler
 
 pytestmark = pytest.mark.chaos
 
@@ -58,12 +57,12 @@ node.leave()
 
 
 @pytest.mark.fault("F16")
-def test_a_node_recovers_when_its_process_can_open_sockets_again(watch, own):
+def test_a_node_recovers_when_its_process_can_open_sockets_again(watch, own_server):
     """
     Without descriptors the node cannot connect. It reports that once, no thread ends, and no
     thread uses the CPU in a tight loop.
     """
-    with Script(own, watch.ns, _STARVED) as script:
+    with Script(own_server, watch.ns, _STARVED) as script:
         assert script.hear().startswith("joined")
         script.tell()
         assert f"full {errno.EMFILE}" == script.hear()
@@ -85,8 +84,21 @@ def test_a_node_recovers_when_its_process_can_open_sockets_again(watch, own):
         script.end()
 
 
+@contextlib.contextmanager
+def alarms(handler):
+    """Call *handler* on SIGALRM, which arrives every 10 ms in this block."""
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.fault("F18")
 class TestSignals:
-    """F18: a signal arrives during a call."""
+    """A signal arrives during a call."""
 
     class Alarm(BaseException):
         """Raised by the signal handler, as KeyboardInterrupt is."""
@@ -94,20 +106,16 @@ class TestSignals:
     class Late(Exception):
         """Raised by the signal handler. Could be taken for a failure of the call."""
 
-    def ring(self):
+    def raise_alarm(self):
         raise self.Alarm
 
-    @pytest.mark.fault("F18")
-    def test_a_call_interrupted_by_an_exception_closes_its_connection(self, watch, own):
-        """
-        The exception of the signal handler passes through the call. If the connection were used
-        again, the next call would read the reply to this one.
-        """
-        watch.node(handler=GatedHandler())
-        caller = DTimer("caller", own.url, ns=watch.ns, timeout=LONGEST_CALL)
+    def test_a_call_interrupted_by_an_exception_closes_its_connection(self, watch):
+        """If the connection were used again, the next call would read the reply to this one."""
+        watch.node(handler=Gated())
+        caller = watch.caller()
         ids = [caller.post({"mine": n}, LATER) for n in range(10)]
         for n in each_bytecode():
-            interruption = Interruption(n, self.ring, raises=True)
+            interruption = Interruption(n, self.raise_alarm, raises=True)
             with contextlib.suppress(self.Alarm):
                 interruption.during(lambda n=n: caller.peek(ids[n % 10]))
             if interruption.where is None:
@@ -117,59 +125,42 @@ class TestSignals:
             assert {"mine": following} == record.event, interruption.where
         assert n > 10, "too few interruptions"
         assert len(ids) == sum(bool(caller.cancel(id)) for id in ids)
-        caller.leave()
 
-    @pytest.mark.fault("F18")
     @pytest.mark.parametrize("alarm", [Alarm, Late, TimeoutError, ConnectionError, ValueError])
-    def test_a_wait_ends_with_the_exception_of_a_signal_handler(self, watch, own, proxy, alarm):
+    def test_a_wait_ends_with_the_exception_of_a_signal_handler(
+        self, watch, proxy, proxied_caller, alarm
+    ):
         """
         A handler that raises wants the call to end, and not another attempt until its deadline.
         The reply arrives after the exception, and the next call must not read it.
         """
-        caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=LONGEST_CALL)
+        caller = proxied_caller
         ids = [caller.post({"mine": n}, LATER) for n in range(2)]
+        raised = alarm("it takes too long")
 
-        wish = alarm("it takes too long")
-
-        def ring(_, frame):
+        def raise_in_wait(_, frame):
             # The reply is withheld, so the signal is repeated until the call waits for it.
             if frame.f_code.co_filename == sockets.__file__:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                raise wish
+                raise raised
 
         # Load the script: the reply to an unknown one would not be taken for another event.
         assert caller.peek(ids[0])
-        before = signal.signal(signal.SIGALRM, ring)
         proxy.blackhole()
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-            with pytest.raises(alarm) as caught:
-                caller.peek(ids[0])
-            assert caught.value is wish
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
+        with alarms(raise_in_wait), pytest.raises(alarm) as caught:
+            caller.peek(ids[0])
+        assert caught.value is raised
         proxy.heal()
         assert {"mine": 1} == caller.peek(ids[1]).event
         assert len(ids) == sum(bool(caller.cancel(id)) for id in ids)
-        caller.leave()
 
-    @pytest.mark.fault("F18")
-    def test_a_call_survives_signals_whose_handler_returns(self, watch, own, proxy):
+    def test_a_call_survives_signals_whose_handler_returns(self, watch, proxy, proxied_caller):
         """Each signal interrupts the wait for the reply (EINTR); the call must continue to wait."""
-        caller = DTimer("caller", proxy.url, ns=watch.ns, timeout=LONGEST_CALL)
-        caller.stats()
-        heard = []
-        before = signal.signal(signal.SIGALRM, lambda *_: heard.append(1))
-        try:
-            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+        signals = []
+        with alarms(lambda *_: signals.append(1)):
             proxy.delay(60)
-            id = watch.in_time(caller.post, {}, LATER)
+            id = watch.in_time(proxied_caller.post, {}, LATER)
             proxy.heal()
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        assert len(heard) > 3
-        assert 1 == caller.stats().totals["posted"]
-        assert caller.cancel(id)
-        caller.leave()
+        assert len(signals) > 3
+        assert 1 == proxied_caller.stats().totals["posted"]
+        assert proxied_caller.cancel(id)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from servers import eventually
 
 from dtimer import DTimer
-from dtimer.errors import HandlerError, StoreError
+from dtimer.errors import HandlerError, StateRollback, StoreError
 
 
 class Handled(NamedTuple):
@@ -68,6 +68,11 @@ class Node:
         return [e for e in self.heard("error") if not isinstance(e, HandlerError)]
 
     @property
+    def rollbacks(self) -> list[StateRollback]:
+        """The emitted rollbacks."""
+        return [e for e in self.errors if isinstance(e, StateRollback)]
+
+    @property
     def id(self) -> str:
         """The id of the node."""
         return self.timer.id
@@ -75,7 +80,7 @@ class Node:
     def reported_twice(self, since: float) -> list[str]:
         """Return the reports since *since* that repeat an earlier one without a recovery."""
         reports: Counter[str] = Counter()
-        again = []
+        repeated = []
         state = "connected"
         for at, name, what in list(self.said):
             if name == "connected":
@@ -84,12 +89,12 @@ class Node:
                 kind = f"{str(what).partition(':')[0]} ({type(what.__cause__ or what).__name__})"
                 reports[kind] += 1
                 if reports[kind] > 1 and at >= since:
-                    again.append(kind)
+                    repeated.append(kind)
             if name in ("connected", "disconnected"):
                 if name == state == "disconnected" and at >= since:
-                    again.append(name)
+                    repeated.append(name)
                 state = name
-        return again
+        return repeated
 
 
 class Fault:
