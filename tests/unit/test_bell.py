@@ -100,44 +100,6 @@ class TestRinging:
         for thread in threads:
             thread.join(PATIENCE)
 
-    @pytest.mark.parametrize("when", ["before", "after"])
-    def test_a_ring_inside_clear_never_blocks_a_later_ring(self, bell, monkeypatch, when):
-        """The ring itself may be lost: the thread that clears the bell then looks for work."""
-        read = os.read
-
-        def read_and_ring(descriptor, size):
-            if when == "before":
-                bell.ring()
-            try:
-                return read(descriptor, size)
-            finally:
-                if when == "after":
-                    bell.ring()
-
-        for rung in (True, False):
-            if rung:
-                bell.ring()
-            with monkeypatch.context() as patched:
-                patched.setattr(os, "read", read_and_ring)
-                bell.clear()
-            bell.ring()
-            assert bell.wait(0)
-            bell.clear()
-
-    def test_a_signal_handler_may_ring_and_clear_inside_a_ring(self, bell, monkeypatch):
-        """A signal handler may post an event, which rings."""
-        write = os.write
-        calls = iter([bell.ring, bell.clear])
-
-        def interrupted_write(descriptor, data):
-            for call in calls:
-                call()
-            return write(descriptor, data)
-
-        monkeypatch.setattr(os, "write", interrupted_write)
-        bell.ring()
-        assert bell.wait(0)
-
 
 class TestDescriptors:
     """The descriptors of a bell."""

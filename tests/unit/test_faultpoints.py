@@ -57,7 +57,7 @@ def raise_memory_error():
 
 
 class TestArming:
-    """A test arms a point: the function of the test then runs wherever the point is reached."""
+    """A test arms a point with a function, which is called each time that the point is reached."""
 
     def test_calls_the_armed_function_until_the_end_of_the_context(self):
         """Contexts nest: the inner one hides the outer one."""
