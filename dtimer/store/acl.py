@@ -1,9 +1,9 @@
 """
 List the permissions that the Redis user of a node needs, and recognise a refusal.
 
-`rules` turns the list into arguments of ``ACL SETUSER``, which the documentation shows. The check
-before joining and ``dtimer doctor`` report missing permissions. A test compares the list with the
-scripts: they run exactly the listed commands.
+The list comes from the headers of the scripts. `rules` turns the list into arguments of
+``ACL SETUSER``, which the documentation shows. The check before joining and ``dtimer doctor``
+report missing permissions.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dtimer.store.keys import Keys
+from dtimer.store.scripts import commands, header, verbs
 
-#: The commands that call scripts, and those that a node's scripts run. A node needs all of them.
-NODE = (
-    *("eval", "evalsha"),
-    *("hdel", "hexists", "hget", "hincrby", "hmget", "hset", "hstrlen", "rename", "time", "type"),
-    *("zadd", "zcard", "zcount", "zrange", "zrangebyscore", "zrem", "zscore"),
-)
+# The commands that call scripts.
+_CALLS = ("eval", "evalsha")
+
+
+def _list(*roles: str) -> tuple[str, ...]:
+    """Return the commands of the verbs that have one of *roles*, or of all verbs."""
+    named = (name for name in verbs() if not roles or header(name).roles.intersection(roles))
+    return (*_CALLS, *sorted(commands(*named)))
+
 
 #: The commands for pub/sub. Without them, nodes find events by polling.
 WAKES = ("publish", "subscribe")
 
-#: The other commands that scripts run, for post_many, RunAt and inspection.
-REST = ("hkeys", "hlen", "hrandfield", "zmscore", "zrandmember", "zrank", "zrevrangebyscore")
-
-#: All commands that nodes, DTimer, RunAt and the command line need.
-EVERYTHING = (*NODE, *WAKES, *REST)
+#: The commands that a node's scripts run, and those that call them. A node needs all of them.
+NODE = tuple(command for command in _list("node") if command not in WAKES)
 
 #: For a client that posts, cancels, reschedules and peeks, and never joins.
-PRODUCER = (
-    *("eval", "evalsha", "publish"),
-    *("hdel", "hexists", "hget", "hincrby", "hmget", "hset", "rename", "time", "type"),
-    *("zadd", "zmscore", "zrange", "zrem", "zrevrangebyscore", "zscore"),
-)
+PRODUCER = _list("producer")
+
+#: All commands that nodes, DTimer, RunAt and the command line need.
+EVERYTHING = (*_list(), "subscribe")
 
 
 #: The additional commands in a cluster: to find the keys, and to create the library's client.

@@ -17,10 +17,16 @@ from dtimer.model.schedules import ScheduleSpec
 from dtimer.store import replies
 from dtimer.store.format import read_letter, read_spec, text, write_letter
 from dtimer.store.reply_checks import pairs
+from dtimer.store.schedules import SCHEDULE
+from dtimer.store.scripts import verb
 from dtimer.store.store import Store
 
 #: The number of events in one page when iterating over all events: about 1 ms of server time.
 _PAGE = 500
+
+_AUDIT = verb("audit", "sample")
+_HOLDERS = verb("holders", "most")
+_RESTORE = verb("restore", "letters...")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,7 @@ class AdminStore(Store):
     def specs(self) -> Iterator[tuple[ScheduleSpec, bool, str]]:
         """Yield the schedules: definition, True if it is paused, id of the pending occurrence."""
         for name in self.schedule_ids():
-            if stored := self._ask(replies.read_stored_schedule, "schedule", name):
+            if stored := self._ask(replies.read_stored_schedule, SCHEDULE, name):
                 definition, template, schedule_state, _ = stored
                 pending = f"{name}@{schedule_state.get('next', '')}"
                 paused = schedule_state.get("paused") == "1"
@@ -103,7 +109,7 @@ class AdminStore(Store):
             arguments += (letter.id, str(round(letter.died * 1000)), write_letter(letter))
         may_exist = True
         try:
-            return self._ask(int, "restore", *arguments, named=True)
+            return self._ask(int, _RESTORE, *arguments)
         except StoreError as e:
             may_exist = isinstance(e, OutcomeUnknown)
             raise
@@ -115,7 +121,7 @@ class AdminStore(Store):
         """Return the number of leases of each incarnation, counting at most *most* leases."""
         return self._ask(
             lambda flat: {text(node): int(n) for node, n in pairs(flat)},
-            "holders",
+            _HOLDERS,
             str(most),
         )
 
@@ -128,7 +134,7 @@ class AdminStore(Store):
             due, bodies, dead, graves, leases, schedules, plans = map(int, sizes)
             return Audit(due, bodies, dead, graves, leases, schedules, plans, strays)
 
-        return self._ask(read, "audit", str(most))
+        return self._ask(read, _AUDIT, str(most))
 
     def command(self, *words: str) -> object:
         """Run one Redis command on a new connection, and return its reply."""

@@ -14,7 +14,8 @@ from dtimer.store.format import text
 from dtimer.store.keys import Keys
 from dtimer.store.reply_checks import pairs, understood
 from dtimer.store.rollback import NamespaceState, RollbackDetector
-from dtimer.store.script_client import READS, ScriptClient
+from dtimer.store.script_client import ScriptClient
+from dtimer.store.scripts import Verb, header, verb
 
 SCHEMA = "1"
 
@@ -22,6 +23,10 @@ SCHEMA = "1"
 SILENT_US = 60_000_000
 
 T = TypeVar("T")
+
+_ALONE = verb("alone", "node", "silent_after")
+_OPEN = verb("open", "schema", "mark")
+_PERMISSIONS = verb("permissions")
 
 
 class Namespace:
@@ -94,20 +99,18 @@ class Namespace:
     def _read_state(self, deadline: float, *, create: bool) -> tuple[str, NamespaceState]:
         # The random mark of a new namespace. Any unique text will do.
         mark = incarnation() if create else ""
-        reply = self._scripts.call("open", SCHEMA, mark, deadline=deadline)
-        return understood("open", lambda r: (text(r[1]), replies.read_namespace_state(r)), reply)
+        reply = self._scripts.call(_OPEN, SCHEMA, mark, deadline=deadline)
+        return understood(_OPEN, lambda r: (text(r[1]), replies.read_namespace_state(r)), reply)
 
     def reopen(self) -> None:
         """Have the next call open the namespace again, because it may have changed."""
         self._opened = False
 
-    def _call(
-        self, verb: str, *arguments: str, named: bool = False, until: float | None = None
-    ) -> Any:
+    def _call(self, verb: Verb, *arguments: str, until: float | None = None) -> Any:
         deadline = self._scripts.deadline() if until is None else until
         if not self._opened:
-            self._open(deadline, create=verb not in READS)
-        return self._scripts.call(verb, *arguments, named=named, deadline=deadline)
+            self._open(deadline, create=header(verb).kind != "reads")
+        return self._scripts.call(verb, *arguments, deadline=deadline)
 
     def alone(self, incarnation: str) -> bool:
         """
@@ -115,14 +118,13 @@ class Namespace:
 
         The script is sent once: the caller must deal with a failure.
         """
-        return bool(self._scripts.call_once("alone", incarnation, str(SILENT_US)))
+        return bool(self._scripts.call_once(_ALONE, incarnation, str(SILENT_US)))
 
     def _ask(
         self,
         read: Callable[[Any], T],
-        verb: str,
+        verb: Verb,
         *arguments: str,
-        named: bool = False,
         until: float | None = None,
     ) -> T:
         """
@@ -130,12 +132,11 @@ class Namespace:
 
         Args:
             read: Converts the reply.
-            verb: The name of the script.
+            verb: The script.
             arguments: The arguments of the script.
-            named: Send the name of the operation, so that a repetition does not act twice.
             until: The deadline, if several calls share one.
         """
-        return understood(verb, read, self._call(verb, *arguments, named=named, until=until))
+        return understood(verb, read, self._call(verb, *arguments, until=until))
 
     def permissions(self) -> dict[str, str]:
         """
@@ -148,7 +149,7 @@ class Namespace:
         # among the refused commands.
         client = ScriptClient(self._source, self.keys, self._timeout, lambda: 1)
         try:
-            flat = client.call("permissions", deadline=client.deadline(), with_source=True)
+            flat = client.call(_PERMISSIONS, deadline=client.deadline(), with_source=True)
         except StoreError as e:
             if acl.refusal(str(e)):
                 return {"EVAL": str(e)}
@@ -156,12 +157,12 @@ class Namespace:
         finally:
             client.close()
         return understood(
-            "permissions",
+            _PERMISSIONS,
             lambda flat: {text(command): text(why) for command, why in pairs(flat)},
             flat,
         )
 
-    def _call_replicated(self, verb: str, *arguments: str, replicas: int) -> ReplicatedCall:
+    def _call_replicated(self, verb: Verb, *arguments: str, replicas: int) -> ReplicatedCall:
         deadline = self._scripts.deadline()
         self._open(deadline)
         return self._scripts.call_replicated(verb, *arguments, deadline=deadline, replicas=replicas)

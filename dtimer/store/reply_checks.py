@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from dtimer.errors import DTimerError, OutcomeUnknown, StoreError
-from dtimer.store.script_client import READS
+from dtimer.store.scripts import header
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ def not_understood(verb: str, error: Exception) -> StoreError:
     """Return the error for a reply to a *verb* whose reading raised *error*, one of `MALFORMED`."""
     # Do not quote the reply, which may contain payloads.
     problem = f"Redis answered {verb} with a reply that no script of dtimer returns"
-    if verb in READS:
+    if header(verb).kind == "reads":
         return StoreError(f"{problem} ({type(error).__name__})")
     return OutcomeUnknown(f"{problem} ({type(error).__name__}): it may or may not have been done")
 

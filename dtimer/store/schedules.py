@@ -23,7 +23,22 @@ from dtimer.store import replies
 from dtimer.store.format import read_spec, text, write_template
 from dtimer.store.namespace import Namespace
 from dtimer.store.reply_checks import flag
+from dtimer.store.scripts import Verb, verb
 from dtimer.store.walks import Walks
+
+#: The script that reads one schedule.
+SCHEDULE = verb("schedule", "schedule")
+
+_ADD_TIMES = verb("add_times", "schedule", "fingerprint", "after", "times", "left_out", "final")
+_DECLARE = verb(
+    "declare",
+    *("schedule", "fingerprint", "definition", "template"),
+    *("every", "misfire", "overlap", "jitter", "start", "stop", "left", "times", "final"),
+)
+_PAUSE_SCHEDULE = verb("pause_schedule", "schedule", "on")
+_RUN_NOW = verb("run_now", "schedule")
+_SCHEDULES = verb("schedules")
+_UNSCHEDULE = verb("unschedule", "schedule")
 
 
 class Schedules(Namespace):
@@ -50,7 +65,7 @@ class Schedules(Namespace):
         self._declared[spec.id] = (spec, time.monotonic())
         return Declared(result)
 
-    def _change(self, on_change: Callable[[], None], verb: str, *arguments: str) -> bool:
+    def _change(self, on_change: Callable[[], None], verb: Verb, *arguments: str) -> bool:
         """
         Run the script *verb*; return True if it changed anything.
 
@@ -58,7 +73,7 @@ class Schedules(Namespace):
         """
         changed = True
         try:
-            changed = self._ask(flag, verb, *arguments, named=True)
+            changed = self._ask(flag, verb, *arguments)
             return changed
         except StoreError as e:
             changed = isinstance(e, OutcomeUnknown)
@@ -78,7 +93,7 @@ class Schedules(Namespace):
         horizon = None if seconds is None else time.monotonic() - seconds
         for id, (spec, declared) in list(self._declared.items()):
             is_recent = horizon is None or declared >= horizon
-            if is_recent and not self._call("schedule", id):
+            if is_recent and not self._call(SCHEDULE, id):
                 self._declare(spec)
 
     def _declare(self, spec: ScheduleSpec) -> str:
@@ -97,22 +112,22 @@ class Schedules(Namespace):
         first = ""
         if d.every is not None:
             first = f"+{d.every}" if d.start is None else str(d.start)
-        arguments = (
-            d.id,
-            d.fingerprint,
-            d.to_json(),
-            write_template(d),
-            "" if d.every is None else str(d.every),
-            MISFIRES[d.misfire],
-            OVERLAPS[d.overlap],
-            str(d.jitter),
-            first,
-            "" if d.stop is None else str(d.stop),
-            "" if d.count is None else str(d.count),
-            ",".join(map(str, times)),
-            "1" if d.every is None and len(times) < STORED_TIMES else "",
+        arguments = _DECLARE.in_order(
+            schedule=d.id,
+            fingerprint=d.fingerprint,
+            definition=d.to_json(),
+            template=write_template(d),
+            every="" if d.every is None else str(d.every),
+            misfire=MISFIRES[d.misfire],
+            overlap=OVERLAPS[d.overlap],
+            jitter=str(d.jitter),
+            start=first,
+            stop="" if d.stop is None else str(d.stop),
+            left="" if d.count is None else str(d.count),
+            times=",".join(map(str, times)),
+            final="1" if d.every is None and len(times) < STORED_TIMES else "",
         )
-        return self._ask(replies.read_declared, "declare", *arguments, named=True, until=until)
+        return self._ask(replies.read_declared, _DECLARE, *arguments, until=until)
 
     def server_now(self, until: float | None = None) -> int:
         """Return the server's time in µs; *until* is the deadline of the call."""
@@ -131,7 +146,7 @@ class Schedules(Namespace):
             OptionError: This machine does not know the time zone, or the expression is invalid.
             NamespaceCorrupt: The stored definition cannot be read, or does not match the state.
         """
-        stored = self._ask(replies.read_stored_schedule, "schedule", id, until=until)
+        stored = self._ask(replies.read_stored_schedule, SCHEDULE, id, until=until)
         if stored is None:
             return False
         definition, template, schedule_state, state_is_readable = stored
@@ -150,10 +165,15 @@ class Schedules(Namespace):
         zone(spec.tz)
         check_cron(spec.cron, spec.tz)
         left_out, times, final = times_to_add(spec, int(known), self.server_now(until))
-        arguments = (",".join(map(str, times)), str(left_out), "1" if final else "")
-        return self._ask(
-            flag, "add_times", id, schedule_state["print"], known, *arguments, until=until
+        arguments = _ADD_TIMES.in_order(
+            schedule=id,
+            fingerprint=schedule_state["print"],
+            after=known,
+            times=",".join(map(str, times)),
+            left_out=str(left_out),
+            final="1" if final else "",
         )
+        return self._ask(flag, _ADD_TIMES, *arguments, until=until)
 
     def _check_deadline(self, until: float, id: str) -> None:
         """Raise a `StoreError`, which says that nothing was done, if *until* has passed."""
@@ -165,11 +185,11 @@ class Schedules(Namespace):
 
     def schedule(self, id: str) -> Schedule | None:
         """Return the schedule of this name, or None."""
-        return self._ask(lambda reply: replies.read_schedule(id, reply), "schedule", id)
+        return self._ask(lambda reply: replies.read_schedule(id, reply), SCHEDULE, id)
 
     def schedule_ids(self) -> list[str]:
         """Return the names of all schedules, sorted."""
-        return self._ask(lambda flat: sorted(map(text, flat)), "schedules")
+        return self._ask(lambda flat: sorted(map(text, flat)), _SCHEDULES)
 
     def schedules(self) -> Iterator[Schedule]:
         """
@@ -185,7 +205,7 @@ class Schedules(Namespace):
     def unschedule(self, id: str) -> bool:
         """See `DTimer.unschedule`."""
         self._declared.pop(id, None)
-        return self._ask(flag, "unschedule", id, named=True)
+        return self._ask(flag, _UNSCHEDULE, id)
 
     def pause_schedule(self, id: str, *, on: bool) -> bool:
         """Pause or resume one schedule; return True if that changed anything."""
@@ -194,10 +214,10 @@ class Schedules(Namespace):
             if not on:
                 self._walks.declared(id)
 
-        return self._change(on_change, "pause_schedule", id, "1" if on else "0")
+        return self._change(on_change, _PAUSE_SCHEDULE, id, "1" if on else "0")
 
     def run_now(self, id: str) -> str | None:
         """See `DTimer.run_now`."""
-        made = self._ask(text, "run_now", id, named=True)
+        made = self._ask(text, _RUN_NOW, id)
         self._walks.moved(made, "+0")
         return made or None

@@ -35,23 +35,6 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
 # an entry in the server's memory.
 _IDLE_SESSIONS = 64
 
-#: Verbs that change nothing: if no reply arrives, the outcome is not in doubt.
-READS = {
-    "alone",
-    "audit",
-    "dead",
-    "holders",
-    "nodes",
-    # Creating the namespace is not an effect the caller asked for; the caller's verb follows it.
-    "open",
-    "peek",
-    "permissions",
-    "schedule",
-    "schedules",
-    "stats",
-    "upcoming",
-}
-
 
 @dataclass(slots=True)
 class Session:
@@ -127,17 +110,17 @@ class ScriptClient:
         verb: str,
         *arguments: Argument,
         deadline: float,
-        named: bool = False,
         with_source: bool = False,
     ) -> Any:
         """
         Run the script of *verb* and return its reply, retrying until the deadline.
 
+        An operation of the kind ``once`` gets a name, so that a repetition does not act twice.
+
         Args:
             verb: The name of the script.
             arguments: The arguments of the script.
             deadline: When to give up, on the monotonic clock.
-            named: Give the operation a name, so that a repetition of it does not act twice.
             with_source: Send the source of the script instead of its SHA1.
 
         Raises:
@@ -146,9 +129,10 @@ class ScriptClient:
         """
         session = self._acquire()
         try:
-            op = session.next() if named else ""
+            script = load(verb)
+            op = session.next() if script.kind == "once" else ""
             attempt = run_with_source if with_source else run
-            return self._retry_until(deadline, session, load(verb), (op, *arguments), attempt)
+            return self._retry_until(deadline, session, script, (op, *arguments), attempt)
         finally:
             # Inlined on purpose: a signal handler can raise as soon as a Python function is
             # entered, and the session would leak.
@@ -245,7 +229,7 @@ class ScriptClient:
                     raise translate(e, script.doing, self._source.place) from e
                 if what is Failure.RECONNECT:
                     session.connection.close()
-                maybe_done = maybe_done or (what is Failure.UNKNOWN and script.name not in READS)
+                maybe_done = maybe_done or (what is Failure.UNKNOWN and script.kind != "reads")
                 left = deadline - time.monotonic()
                 if what is Failure.REFUSED:
                     raise OutcomeUnknown(

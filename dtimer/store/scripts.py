@@ -1,6 +1,22 @@
 """
 Load the scripts: plain ``.lua`` files, one verb each, joined with the parts that they use.
 
+The header of a verb, which is its opening comment, is its contract. The loader reads these lines:
+
+``Kind``
+    ``reads``: the script changes nothing, so a lost reply leaves no doubt about its outcome.
+    ``idempotent``: a second call has the same effect as the first. ``once``: the server remembers
+    the operation by its name, so a repetition does not act twice.
+``Roles``
+    The users of Redis that call the script: ``node``, ``producer``. Any other call needs a user
+    with all permissions (`dtimer.store.acl`).
+``Uses``, ``Later``
+    The parts that the script needs, and the parts that it seldom needs.
+``Commands``
+    The Redis commands of this file. Each part lists its own.
+``Arguments``
+    The names of the arguments after the first two. The script reads them as locals.
+
 Ids and payloads are always passed as arguments. They are never formatted into a script.
 """
 
@@ -11,12 +27,44 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Literal, NamedTuple, cast
 
 # Ordered so that each part follows the parts on which it depends.
 _PARTS = ("guard", "session", "rouse", "events", "replay", "plan", "retime", "settle", "walk")
 
 _LOCAL = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)
 _FORMAT = re.compile(r"^ *-- Format +(.+)$", re.MULTILINE)
+Kind = Literal["reads", "idempotent", "once"]
+
+# The prelude names the first two elements of ARGV.
+_FIRST_ARGUMENT = 3
+
+_ARGUMENT = re.compile(r"--   (\w+)(\.\.\.)? +(number: )?")
+
+
+class Argument(NamedTuple):
+    """
+    An argument of a verb, as its header declares it.
+
+    An argument that ``repeats`` comes last. It stands for all remaining elements of ARGV, and its
+    local is the index of the first of them.
+    """
+
+    name: str
+    number: bool
+    repeats: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The contract of a verb or a part, read from the opening comment of its file."""
+
+    kind: Kind
+    roles: frozenset[str]
+    uses: tuple[str, ...]
+    later: tuple[str, ...]
+    commands: frozenset[str]
+    arguments: tuple[Argument, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +72,7 @@ class Script:
     """A verb of the store: its source, and the SHA1 under which Redis caches it."""
 
     name: str
+    kind: Kind
     source: bytes
     sha: bytes
 
@@ -33,10 +82,31 @@ class Script:
         return "post" if self.name == "post_new" else self.name
 
 
-def uses(source: str, label: str = "Uses") -> set[str]:
-    """Return the parts that a header lists after *label*, which is ``Uses`` or ``Later``."""
-    line = re.search(rf"^-- {label} +(.+)$", source, re.MULTILINE)
-    return set(line.group(1).split()) if line else set()
+class Verb(str):
+    """The name of a verb that Python calls, with the names of its arguments in order."""
+
+    __slots__ = ("parameters",)
+
+    parameters: tuple[str, ...]
+
+    def in_order(self, **arguments: str) -> list[str]:
+        """Return *arguments*, given by name, in the order in which the script reads them."""
+        return [arguments[name] for name in self.parameters]
+
+
+def verb(name: str, *parameters: str) -> Verb:
+    """
+    Declare that the calling module calls the verb *name* with *parameters*, in this order.
+
+    Raises:
+        TypeError: The header of the script has other arguments.
+    """
+    declared = tuple(f"{a.name}{'...' * a.repeats}" for a in header(name).arguments)
+    if parameters != declared:
+        raise TypeError(f"{name}.lua has the arguments {declared}, and its caller {parameters}")
+    made = Verb(name)
+    made.parameters = parameters
+    return made
 
 
 @cache
@@ -57,23 +127,61 @@ def texts() -> dict[str, str]:
     return found
 
 
+def verbs() -> list[str]:
+    """Return the names of all verbs, sorted."""
+    return sorted(name for name in texts() if "/" not in name)
+
+
+@cache
+def header(name: str) -> Header:
+    """Return the header of the verb *name*, or of a part (``parts/`` and its name)."""
+    lines = dict[str, list[str]]()
+    arguments = []
+    for line in texts()[name].splitlines():
+        if not line.startswith("--"):
+            break
+        label, _, rest = line.removeprefix("-- ").partition(" ")
+        lines.setdefault(label, rest.split())
+        if "Arguments" in lines and "Returns" not in lines and (a := _ARGUMENT.match(line)):
+            arguments.append(Argument(a[1], number=bool(a[3]), repeats=bool(a[2])))
+    return Header(
+        kind=cast(Kind, " ".join(lines.get("Kind", ()))),
+        roles=frozenset(lines.get("Roles", ())),
+        uses=_ordered(lines.get("Uses", ())),
+        later=_ordered(lines.get("Later", ())),
+        commands=frozenset(lines.get("Commands", ())),
+        arguments=tuple(arguments),
+    )
+
+
+def commands(*names: str) -> set[str]:
+    """Return the Redis commands that the verbs *names* run, with their parts, in lower case."""
+    found = set(header("parts/prelude").commands)
+    for name in names:
+        found |= header(name).commands
+        for part in (*header(name).uses, *header(name).later):
+            found |= header(f"parts/{part}").commands
+    return found
+
+
 @cache
 def load(name: str) -> Script:
     """
-    Return the script of the verb *name*, with the prelude and its parts.
+    Return the script of the verb *name*: the prelude, its parts, its arguments, its code.
 
     Creating the functions of a part costs a call as much as a Redis command. So a verb can list
     parts that it seldom needs after ``Later``. Its function ``later`` then creates them, and
     returns one function of each part: the function with the name of the part.
     """
-    verb = texts()[name]
-    pieces = _parts(*_ordered(uses(verb)))
-    if later := _ordered(uses(verb, "Later")):
+    contract = header(name)
+    pieces = _parts(*contract.uses)
+    if later := contract.later:
         returned = f"return {', '.join(later)}"
         pieces += ["local function later()", *_parts(*later), returned, "end"]
-    pieces = _with_format("\n".join([*pieces, verb]))
-    source = _code("\n".join([*_parts("prelude"), *pieces])).encode()
-    return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
+    pieces = _with_format("\n".join([*pieces, binding(contract.arguments), texts()[name]]))
+    source = code("\n".join([*_parts("prelude"), *pieces])).encode()
+    sha = hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
+    return Script(name, contract.kind, source, sha)
 
 
 def _with_format(text: str) -> list[str]:
@@ -85,11 +193,22 @@ def _with_format(text: str) -> list[str]:
     places = re.split(r"\n(?=(?:--.*\n)*local )", texts()["parts/format"])
     named = {found[1]: place for place in places if (found := _LOCAL.search(place))}
     text = _FORMAT.sub(lambda line: "\n".join(named.pop(name) for name in line[1].split()), text)
-    used = set(re.findall(r"\w+", _code(text)))
+    used = set(re.findall(r"\w+", code(text)))
     return [*(place for name, place in named.items() if name in used), text]
 
 
-def _code(text: str) -> str:
+def binding(arguments: tuple[Argument, ...]) -> str:
+    """Return the Lua statement that makes *arguments* locals; empty if there are none."""
+    if not arguments:
+        return ""
+    values = []
+    for at, (_, number, repeats) in enumerate(arguments, _FIRST_ARGUMENT):
+        value = f"ARGV[{at}]"
+        values.append(str(at) if repeats else f"tonumber({value})" if number else value)
+    return f"local {', '.join(a.name for a in arguments)} = {', '.join(values)}"
+
+
+def code(text: str) -> str:
     """
     Return *text* without comments and indentation, which halves the size of a post in a pipeline.
 
@@ -99,8 +218,8 @@ def _code(text: str) -> str:
     return "\n".join(line for line in lines if line and not line.startswith("--"))
 
 
-def _ordered(names: set[str]) -> list[str]:
-    return [part for part in _PARTS if part in names]
+def _ordered(names: list[str] | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part for part in _PARTS if part in names)
 
 
 def _parts(*names: str) -> list[str]:

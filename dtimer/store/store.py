@@ -25,9 +25,29 @@ from dtimer.store.namespace import SILENT_US
 from dtimer.store.piped import Piped
 from dtimer.store.reply_checks import MALFORMED, flag, letters, not_understood, understood
 from dtimer.store.schedules import Schedules
-from dtimer.store.scripts import load
+from dtimer.store.scripts import Verb, load, verb
 
 _PAGE = 100
+
+_CANCEL = verb("cancel", "id")
+_CLAIM = verb(
+    "claim",
+    *("node", "limit", "lease", "flags", "heard", "ahead"),
+    *("confirms", "others", "settlements..."),
+)
+_EXTEND = verb("extend", "lease", "leases...")
+_JOIN = verb("join", "node", "description", "silent_after", "update")
+_LEAVE = verb("leave", "node")
+_NODES = verb("nodes", "silent_after")
+_PAUSE = verb("pause", "on")
+_PEEK = verb("peek", "id")
+_POST = verb("post", "policy", "events...")
+_POST_NEW = verb("post_new", "events...")
+_RESCHEDULE = verb("reschedule", "id", "when")
+_REVIVE = verb("revive", "id")
+_SETTLE = verb("settle", "confirms", "others", "settlements...")
+_STATS = verb("stats", "silent_after")
+_TRIM = verb("trim", "keep", "age")
 
 
 class Entry(NamedTuple):
@@ -69,12 +89,12 @@ class Store(Schedules):
     # Posting
 
     @staticmethod
-    def _posting(entries: Iterable[Entry], policy: str) -> tuple[str, list[str]]:
+    def _posting(entries: Iterable[Entry], policy: str) -> tuple[Verb, list[str]]:
         """Return the script that stores *entries*, and its arguments."""
         arguments = [] if policy == "post_new" else [policy]
         for e in entries:
             arguments += e  # id, when, body
-        return "post_new" if policy == "post_new" else "post", arguments
+        return _POST_NEW if policy == "post_new" else _POST, arguments
 
     def post(self, entries: Sequence[Entry], policy: str, replicas: int = 0) -> Posted:
         """
@@ -98,7 +118,7 @@ class Store(Schedules):
                 replicated = self._call_replicated(verb, *arguments, replicas=replicas)
                 reply = replicated.reply
             else:
-                reply = self._call(verb, *arguments, named=True)
+                reply = self._call(verb, *arguments)
             try:
                 marks, total, id = replies.read_posted(reply, count)
             except MALFORMED as e:
@@ -182,7 +202,7 @@ class Store(Schedules):
         session = self._claim_sessions.get(incarnation, incarnation)
         # The same thread renews leases, every third of a lease. A reply may not delay it longer.
         most = lease_us / 3e6
-        call = self._scripts.start("claim", *arguments, op=f"{session}:{request.seq}", longest=most)
+        call = self._scripts.start(_CLAIM, *arguments, op=f"{session}:{request.seq}", longest=most)
 
         def answer(*, read_late: bool) -> ClaimReply:
             try:
@@ -197,9 +217,9 @@ class Store(Schedules):
                 # A node makes one claim at a time, and this is its latest. So a later operation in
                 # this session was not made by this node, and would block its claims for minutes.
                 own = self._claim_sessions[incarnation] = f"{incarnation}-{request.seq}"
-                reply = self._scripts.call_once("claim", *arguments, op=f"{own}:{request.seq}")
+                reply = self._scripts.call_once(_CLAIM, *arguments, op=f"{own}:{request.seq}")
             now = time.monotonic()
-            result = understood("claim", lambda r: replies.read_claim_reply(r, order, now), reply)
+            result = understood(_CLAIM, lambda r: replies.read_claim_reply(r, order, now), reply)
             self.rollback.claimed(known, result)
             return result
 
@@ -208,7 +228,7 @@ class Store(Schedules):
     def settle(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle leases outside the claim cycle; return one outcome for each, in order."""
         arguments, order = replies.settlement_arguments(settlements)
-        return self._ask(lambda r: replies.read_results(r, order), "settle", *arguments, named=True)
+        return self._ask(lambda r: replies.read_results(r, order), _SETTLE, *arguments)
 
     def extend(
         self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
@@ -220,27 +240,27 @@ class Store(Schedules):
         """
         arguments = [str(word) for claim in held for word in claim]
         sign = "+" if at_least else ""
-        return self._ask(lambda r: letters(r, len(held)), "extend", f"{sign}{lease_us}", *arguments)
+        return self._ask(lambda r: letters(r, len(held)), _EXTEND, f"{sign}{lease_us}", *arguments)
 
     def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
         """Extend leases in a single attempt, for a loop that repeats the call itself."""
         arguments = [str(word) for claim in held for word in claim]
-        reply = self._scripts.call_once("extend", str(lease_us), *arguments)
-        return understood("extend", lambda r: letters(r, len(held)), reply)
+        reply = self._scripts.call_once(_EXTEND, str(lease_us), *arguments)
+        return understood(_EXTEND, lambda r: letters(r, len(held)), reply)
 
     def join(self, incarnation: str, who: str) -> None:
         """Register a node, described by the JSON object *who*. A repetition changes nothing."""
         self.reopen()  # A server that has lost all its data has lost the schema version, too.
         self.rollback.registering()
-        self._call("join", incarnation, who, str(SILENT_US))
+        self._call(_JOIN, incarnation, who, str(SILENT_US), "")
 
     def describe(self, incarnation: str, who: str) -> None:
         """Replace the description of a node, if it is still registered."""
-        self._call("join", incarnation, who, str(SILENT_US), "1")
+        self._call(_JOIN, incarnation, who, str(SILENT_US), "1")
 
     def leave(self, incarnation: str) -> None:
         """Remove a node from every list of nodes."""
-        self._call("leave", incarnation)
+        self._call(_LEAVE, incarnation)
 
     def subscription(self, incarnation: str) -> Subscription:
         """Return the node's subscription, not yet opened."""
@@ -264,15 +284,15 @@ class Store(Schedules):
         def read(reply: bytes) -> Cancelled | None:
             return None if reply == b"short" else Cancelled(text(reply))
 
-        return self._ask(read, "cancel", id, named=True, until=until)
+        return self._ask(read, _CANCEL, id, until=until)
 
     def reschedule(self, id: str, when: str) -> bool:
         """See `DTimer.reschedule`."""
-        return self._change(lambda: self._walks.moved(id, when), "reschedule", id, when)
+        return self._change(lambda: self._walks.moved(id, when), _RESCHEDULE, id, when)
 
     def peek(self, id: str) -> Record | None:
         """See `DTimer.peek`."""
-        return self._ask(lambda r: replies.read_record(id, r), "peek", id)
+        return self._ask(lambda r: replies.read_record(id, r), _PEEK, id)
 
     def upcoming(self, low: str, high: str) -> Iterator[Record]:
         """Yield the scheduled events between two bounds, in due order; see `Walks`."""
@@ -292,11 +312,11 @@ class Store(Schedules):
                 return None
             return read_letter(id, replies.integer(reply[1]), reply[3])
 
-        return self._ask(read, "peek", id)
+        return self._ask(read, _PEEK, id)
 
     def revive(self, id: str) -> bool:
         """See `DTimer.revive`."""
-        return self._change(lambda: self._walks.revived(id), "revive", id)
+        return self._change(lambda: self._walks.revived(id), _REVIVE, id)
 
     def trim(self, limit: int, age_us: int) -> int:
         """
@@ -305,7 +325,7 @@ class Store(Schedules):
         Returns:
             The number deleted. Call again until it is 0.
         """
-        return self._ask(int, "trim", str(limit), str(age_us), named=True)
+        return self._ask(int, _TRIM, str(limit), str(age_us))
 
     def purge(self) -> int:
         """Delete all present dead letters, oldest first; return how many were deleted."""
@@ -318,12 +338,12 @@ class Store(Schedules):
 
     def pause(self, *, on: bool) -> bool:
         """Pause or resume the namespace; return True if that changed anything."""
-        return self._ask(flag, "pause", "1" if on else "0", named=True)
+        return self._ask(flag, _PAUSE, "1" if on else "0")
 
     def stats(self) -> Stats:
         """See `DTimer.stats`."""
-        return self._ask(overview.read_stats, "stats", str(SILENT_US))
+        return self._ask(overview.read_stats, _STATS, str(SILENT_US))
 
     def nodes(self) -> list[NodeInfo]:
         """See `DTimer.nodes`."""
-        return self._ask(overview.read_nodes, "nodes", str(SILENT_US))
+        return self._ask(overview.read_nodes, _NODES, str(SILENT_US))

@@ -18,10 +18,15 @@ from dtimer.errors import StoreError
 from dtimer.model.ids import schedule_of
 from dtimer.store import replies
 from dtimer.store.format import text
+from dtimer.store.scripts import verb
 
 # The possible error of the estimate of the server's time, in µs. If it is too large, an iteration
 # remembers more ids than it needs; if it is too small, it yields some events twice.
 _SPARE_US = 1_000_000
+
+_POSITIONS = ("after_score", "after_id", "end_score", "end_id")
+_DEAD = verb("dead", "limit", *_POSITIONS)
+_UPCOMING = verb("upcoming", "limit", "low", "high", *_POSITIONS)
 
 
 class StoredEvent(NamedTuple):
@@ -179,7 +184,7 @@ class Walks:
         self._events[id(walk)] = walk
         try:
             while True:
-                page: _Page = ask(_read_events, "upcoming", str(size), low, high, *last, *end)
+                page: _Page = ask(_read_events, _UPCOMING, str(size), low, high, *last, *end)
                 walk.page_read(page, (event.id for event, _ in page.entries))
                 end, last = page.end, _next_position(last, page.last)
                 for event, is_occurrence in page.entries:
@@ -207,7 +212,7 @@ class Walks:
         self._letters[id(walk)] = walk
         try:
             while True:
-                page: _Page = ask(_read_letters, "dead", str(size), *position, *end)
+                page: _Page = ask(_read_letters, _DEAD, str(size), *position, *end)
                 walk.page_read(page, (letter[0] for letter in page.entries))
                 end, position = page.end, _next_position(position, page.last)
                 for letter in page.entries:

@@ -91,8 +91,8 @@ MUTANTS = [
     _mutant(
         "an extension needs no token",
         "store/lua/extend.lua",
-        "if leases[i] and string.match(leases[i], TOKEN_AND_FLAGS) == ARGV[2 * i + 3] then",
-        "if leases[i] then",
+        "if held[i] and string.match(held[i], TOKEN_AND_FLAGS) == token then",
+        "if held[i] then",
         _STORE,
     ),
     _mutant(
@@ -143,8 +143,8 @@ MUTANTS = [
     _mutant(
         "events are claimed a millisecond early",
         _CLAIM,
-        "local ahead, confirms, others = tonumber(ARGV[8]),",
-        "local ahead, confirms, others = tonumber(ARGV[8]) + 1000,",
+        "\nlocal function fitting(",
+        "\nahead = ahead + 1000\nlocal function fitting(",
         _STORE,
         _MACHINE,
     ),
@@ -494,7 +494,7 @@ MUTANTS = [
     _mutant(
         "a reading call creates a namespace",
         "store/namespace.py",
-        "create=verb not in READS",
+        'create=header(verb).kind != "reads"',
         "create=True",
         _READING,
     ),
@@ -787,7 +787,7 @@ MUTANTS = [
     _mutant(
         "new time zone tables are not applied",
         "store/lua/declare.lua",
-        "if retime(schedule, old, ARGV[14], ARGV[15]) then result = 'changed' end",
+        "if retime(schedule, old, times, final) then result = 'changed' end",
         "",
         _TABLES,
     ),
@@ -859,7 +859,7 @@ MUTANTS = [
     _mutant(
         "a node that describes itself hides a rollback",
         "store/lua/join.lua",
-        "if ARGV[6] ~= '1' then redis.call('ZADD', ALIVE",
+        "if update ~= '1' then redis.call('ZADD', ALIVE",
         "if true then redis.call('ZADD', ALIVE",
         "tests/integration/test_rollback.py",
     ),

@@ -105,43 +105,6 @@ class TestModules:
         assert {"Duration", "IfExists", "Misfire", "Moment", "Overlap"} == {*objects} - {*named}
 
 
-def header_and_body(text):
-    """
-    Return the opening comment of a script, and its code without further comments.
-
-    The header ends with the first line that is not a comment, even an empty one.
-    """
-    lines = text.splitlines()
-    end = next((i for i, line in enumerate(lines) if not line.startswith("--")), len(lines))
-    code = "\n".join(re.sub(r"--.*$", "", line) for line in lines[end:])
-    return "\n".join(lines[:end]), code
-
-
-class TestScripts:
-    """The header of a script is its contract."""
-
-    @each(VERBS)
-    def test_the_header_states_argv_and_the_return_value(self, path):
-        """Callers read the header, not the code."""
-        header, _ = header_and_body(path.read_text("utf-8"))
-        assert re.search(r"\bARGV\b", header)
-        assert re.search(r"\bReturns\b", header)
-
-    @each(VERBS)
-    def test_the_header_names_each_argument_that_the_code_reads(self, path):
-        """Every ``ARGV[n]`` that the code reads by number is listed."""
-        header, body = header_and_body(path.read_text("utf-8"))
-        arguments = r"\bARGV\[\s*(\d+)\s*\]"
-        assert set(re.findall(arguments, body)) <= set(re.findall(arguments, header))
-
-    def test_the_header_is_the_opening_comment_only(self):
-        """A comment in the code belongs neither to the header nor to the code."""
-        text = "-- Do it.\n--\n-- ARGV[3]  what\nlocal a = ARGV[3] -- not ARGV[4]\n-- ARGV[5]\n"
-        header, body = header_and_body(text)
-        assert header.endswith("what")
-        assert ["ARGV[3]"] == re.findall(r"ARGV\[\d\]", body)
-
-
 @each([path for path in TESTS if path != Path(__file__).resolve()])  # this file has the pattern
 def test_no_test_sleeps(path):
     """Tests move time or wait for a signal, and so do the programs that they start."""

@@ -73,7 +73,7 @@ class TestDeadline:
         monkeypatch.setattr("dtimer.store.script_client.run", unanswered)
         deadline = script_client.deadline()
         with pytest.raises(OutcomeUnknown):
-            script_client.call("cancel", "id", deadline=deadline, named=True)
+            script_client.call("cancel", "id", deadline=deadline)
         assert deadline == clock.now
         assert TRIES == len(attempts)
         assert max(attempts) <= TIMEOUT / TRIES + 1e-6
@@ -96,7 +96,7 @@ class TestDeadline:
         monkeypatch.setattr("dtimer.store.script_client.run", refused)
         deadline = script_client.deadline()
         with pytest.raises(StoreError) as caught:
-            script_client.call("cancel", "id", deadline=deadline, named=True)
+            script_client.call("cancel", "id", deadline=deadline)
         assert not isinstance(caught.value, OutcomeUnknown)
         assert deadline - TIMEOUT / TRIES <= clock.now <= deadline
         assert len(attempts) > TRIES

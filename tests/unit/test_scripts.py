@@ -1,45 +1,140 @@
-"""Loading the scripts from the package."""
+"""The scripts: how they are loaded, and whether their headers are true."""
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 
+import pytest
+
 from dtimer import DTimer
+from dtimer.store import acl, scripts
 from dtimer.store.namespace import SCHEMA
-from dtimer.store.scripts import load, texts
+from dtimer.store.scripts import header, load, texts, verb, verbs
+
+VERBS = verbs()
+FILES = sorted(texts())
+
+#: Verbs of the kind ``reads`` with commands that write: ``open`` creates the namespace if it is
+#: asked to, and ``permissions`` tries each command in a form that changes nothing.
+WRITING_READS = {"open", "permissions"}
+
+#: The commands of the scripts that change no data. A wake is a hint.
+READ_ONLY = {
+    *("hexists", "hget", "hkeys", "hlen", "hmget", "hrandfield", "hstrlen", "publish", "time"),
+    *("type", "zcard", "zcount", "zmscore", "zrandmember", "zrange", "zrangebyscore", "zrank"),
+    *("zrevrangebyscore", "zscore"),
+}
 
 
-def test_reads_no_file_after_a_timer_was_made(monkeypatch):
-    """
-    A process without a free descriptor, or whose package was upgraded, continues with the scripts
-    it has loaded.
-    """
-    verbs = [name for name in texts() if not name.startswith("parts/")]
-    shas = {name: load(name).sha for name in verbs}
-    texts.cache_clear()
-    load.cache_clear()
-    timer = DTimer("node", "redis://127.0.0.1:1")
-    with monkeypatch.context() as patched:
-        patched.setattr(resources, "files", None)
-        assert shas == {name: load(name).sha for name in verbs}
-    timer.leave()
+def body_of(name):
+    """Return the code of a file without its comments."""
+    lines = texts()[name].splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith("--"))
 
 
-def test_sends_scripts_without_comments():
-    """
-    A post in a pipeline sends its script, a third of which is comments.
+def opening_of(name):
+    """Return the opening comment of a file: all lines before the first line of code."""
+    return re.match(r"(?:--.*\n)*", texts()[name])[0]
 
-    Stripping works by line, so a comment must be a line of its own and no string may span lines.
-    """
-    for name, text in texts().items():
-        for line in text.splitlines():
-            assert "--" not in line or line.lstrip().startswith("--"), f"{name}: {line}"
-            assert "[[" not in line, f"{name}: {line}"
-        if not name.startswith("parts/"):
+
+class TestLoading:
+    """Loading the scripts from the package."""
+
+    def test_reads_no_file_after_a_timer_was_made(self, monkeypatch):
+        """
+        A process without a free descriptor, or whose package was upgraded, continues with the
+        scripts it has loaded.
+        """
+        shas = {name: load(name).sha for name in VERBS}
+        texts.cache_clear()
+        load.cache_clear()
+        header.cache_clear()
+        timer = DTimer("node", "redis://127.0.0.1:1")
+        with monkeypatch.context() as patched:
+            patched.setattr(resources, "files", None)
+            assert shas == {name: load(name).sha for name in VERBS}
+        timer.leave()
+
+    def test_sends_scripts_without_comments(self):
+        """
+        A post in a pipeline sends its script, a third of which is comments.
+
+        Stripping works by line, so a comment must be a line of its own and no string may span
+        lines.
+        """
+        for name, text in texts().items():
+            for line in text.splitlines():
+                assert "--" not in line or line.lstrip().startswith("--"), f"{name}: {line}"
+                assert "[[" not in line, f"{name}: {line}"
+        for name in VERBS:
             sent = load(name).source.decode().splitlines()
             assert [] == [line for line in sent if line.startswith((" ", "--")) or not line]
 
+    def test_scripts_and_package_have_the_same_schema_version(self):
+        """A script of another version would misread the stored data."""
+        assert f"local SCHEMA = '{SCHEMA}'\n" in texts()["parts/prelude"]
 
-def test_scripts_and_package_have_the_same_schema_version():
-    """A script of another version would misread the stored data."""
-    assert f"local SCHEMA = '{SCHEMA}'\n" in texts()["parts/prelude"]
+    def test_a_caller_with_other_arguments_fails_when_its_module_loads(self, monkeypatch):
+        """The caller passes by position, so a name that differs means a wrong argument."""
+        with pytest.raises(TypeError, match=r"reschedule\.lua has the arguments"):
+            verb("reschedule", "when", "id")
+        assert ["1", "2"] == verb("reschedule", "id", "when").in_order(when="2", id="1")
+
+    def test_arguments_become_locals_by_name(self):
+        """The code of a script reads its arguments by name, numbers as numbers."""
+        source = load("trim").source.decode()
+        assert "local keep, age = tonumber(ARGV[3]), tonumber(ARGV[4])\n" in source
+        assert "local policy, events = ARGV[3], 4\n" in load("post").source.decode()
+
+
+class TestHeaders:
+    """The header of a script is its contract, from which permissions and retries follow."""
+
+    @pytest.mark.parametrize("name", VERBS)
+    def test_the_header_states_the_kind_and_the_reply(self, name):
+        """Callers read the header, not the code."""
+        assert header(name).kind in {"reads", "idempotent", "once"}
+        assert re.search(r"^-- Returns   \S", opening_of(name), re.MULTILINE)
+
+    @pytest.mark.parametrize("name", FILES)
+    def test_the_commands_are_those_of_the_code(self, name):
+        """The permissions of the Redis user come from the headers."""
+        found = set(re.findall(r"redis\.p?call\(\s*'([A-Z]+)'", body_of(name)))
+        assert {command.lower() for command in found} == header(name).commands
+
+    @pytest.mark.parametrize("name", VERBS)
+    def test_the_code_uses_each_argument_and_none_by_number(self, name):
+        """An unused argument, or one hidden by a local, is a mistake in the header or the code."""
+        body = body_of(name)
+        for argument in header(name).arguments:
+            assert re.search(rf"\b{argument.name}\b", body), argument
+            assert not re.search(rf"\blocal [\w, ]*\b{argument.name}\b[\w, ]*(=|$)", body), argument
+        assert "" == "".join(a.name for a in header(name).arguments[:-1] if a.repeats)
+
+    @pytest.mark.parametrize("name", [name for name in FILES if name != "parts/prelude"])
+    def test_only_the_prelude_reads_arguments_by_number(self, name):
+        """A number says nothing to a reader, and is wrong when an argument is added."""
+        assert [] == re.findall(r"ARGV\[\d+\]", texts()[name])
+
+    @pytest.mark.parametrize("name", VERBS)
+    def test_the_kind_is_that_of_the_code(self, name):
+        """
+        The kind decides whether a lost reply leaves the outcome unknown, and whether a repetition
+        must be recognised.
+        """
+        body, kind = body_of(name), header(name).kind
+        assert ("recall()" in body) == ("remember(" in body) == (kind == "once")
+        if kind == "reads" and name not in WRITING_READS:
+            assert header(name).commands <= READ_ONLY
+        if kind != "reads":
+            assert not scripts.commands(name) <= READ_ONLY
+
+    def test_the_self_test_tries_every_command(self):
+        """The self-test tries every command that some script runs, so it can report each one."""
+        tried = re.findall(r"^  \{'([A-Z]+)'", texts()["permissions"], re.MULTILINE)
+        assert scripts.commands(*VERBS) == {command.lower() for command in tried}
+
+    def test_a_node_may_run_what_a_claim_runs(self):
+        """The claim is the widest script; a list without it would be empty or wrong."""
+        assert scripts.commands("claim") - {"publish"} <= set(acl.NODE)

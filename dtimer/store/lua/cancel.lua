@@ -1,13 +1,16 @@
 -- Cancel an event: it does not start or, if it is running, is not retried.
 --
+-- Kind      once
+-- Roles     producer
 -- Uses      guard session rouse events plan
+-- Commands  hget hset zrem zscore
 --
--- ARGV[3]   id
+-- Arguments
+--   id      the event
 --
 -- Returns   cancelled: it will never start; in_flight: it has started and will not be retried;
 --           not_found; short: nothing was done, because the next occurrence is not known and
 --           the chain would end
-local id = ARGV[3]
 local done, stale = recall()
 if stale then return stale end
 if done then return done end

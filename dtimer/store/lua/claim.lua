@@ -1,26 +1,30 @@
 -- Serve one claim of a node: settle the events it has finished, lease it due events, and say when
 -- it should claim again. To do so, the script decides which node is on duty for the next event.
 --
+-- Kind      once
+-- Roles     node
 -- Uses      guard session rouse events replay plan settle
+-- Commands  hdel hexists hget hmget hset hstrlen zadd zcount zrange zrangebyscore zrem zscore
 --
--- ARGV[3]   the node's incarnation
--- ARGV[4]   limit: how many events its free handler threads can start; 0 claims nothing
--- ARGV[5]   lease length in µs
--- ARGV[6]   '' or, in this order, any of
---             h         the node can hear wakes
---             e         publish an echo to the node
---             <number>  how many times this claim was sent before
---             ,<bytes>  for a slow connection: how many bytes of bodies to return at most,
---                       1000000 if not given. The first event is returned even if it is larger
---             !         a strict claim: skip every event that is larger than that limit
---             p         return how many events were ever posted
--- ARGV[7]   `heard` in the reply to this node's last claim: the time of that claim. '' if the node
---           does not know it
--- ARGV[8]   look-ahead in µs: events that fall due within it are claimed too, and the node keeps
---           them until they are due
--- ARGV[9]   number of confirmed events
--- ARGV[10]  number of events settled in other ways
--- ARGV[11]  and on: those events, in the format of parts/settle.lua
+-- Arguments
+--   node            its incarnation
+--   limit           number: how many events its free handler threads can start; 0 claims nothing
+--   lease           number: lease length in µs
+--   flags           '' or, in this order, any of
+--     h             the node can hear wakes
+--     e             publish an echo to the node
+--     <number>      how many times this claim was sent before
+--     ,<bytes>      for a slow connection: how many bytes of bodies to return at most, 1000000 if
+--                   not given. The first event is returned even if it is larger
+--     !             a strict claim: skip every event that is larger than that limit
+--     p             return how many events were ever posted
+--   heard           `heard` in the reply to this node's last claim: the time of that claim. '' if
+--                   the node does not know it
+--   ahead           number: look-ahead in µs: events that fall due within it are claimed too, and
+--                   the node keeps them until they are due
+--   confirms        number: how many events are confirmed
+--   others          number: how many events are settled in other ways
+--   settlements...  these events, in the format of parts/settle.lua
 --
 -- Returns   '<head>|<claim>...<text>...', one string, because a client spends as much on each
 --           element of a reply as on the payload of an event
@@ -34,8 +38,9 @@
 --   known   1 if the node is registered; 0 if it must register again, also because the
 --           namespace has the schema of another version
 --   results one letter per settled event, in order (parts/settle.lua)
---   heard   the server's time of this claim, for ARGV[7] of this node's next claim
---   before  '' if the server had recorded the time in ARGV[7], or if that is ''. Else the time
+--   heard   the server's time of this claim, for the argument `heard` of this node's next claim
+--   before  '' if the server had recorded the time in the argument `heard`, or if that is ''.
+--           Else the time
 --           that it had recorded, 0 for none
 --   posted  how many events were ever posted; '' if not requested
 --   claims, buried, short  how many of each follow
@@ -43,9 +48,7 @@
 -- The default limit of bytes, how many events a strict claim may skip, and the last bucket of the
 -- histogram of lateness.
 local MOST_BYTES, MOST_PASSED, LATEST = 1000000, 100, 80
-local node, limit, lease, flags = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
-local ahead, confirms, others = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
--- From ARGV[6]: `curious` is the flag p, and `asked` is how many times this claim was sent before.
+-- From flags: `curious` is the flag p, and `asked` is how many times this claim was sent before.
 local hears, echo, curious, asked, most, strict = flags == 'h', false, false, 0, MOST_BYTES, false
 if not hears and flags ~= '' then
   hears = string.find(flags, 'h', 1, true)
@@ -97,7 +100,7 @@ local settled, was
 local function take_turn()
   local done, stale = recall()
   if stale then return stale end
-  local answer = done and answer_again(done)
+  local answer = done and answer_again(done, node, lease, flags, heard)
   if answer then return answer end
 
   local now = digits(NOW)
@@ -110,18 +113,18 @@ local function take_turn()
   -- NOW - heard to the stored time. The sum is NOW if the stored time is `heard`, so one command
   -- both checks the time and updates it.
   local before = ''
-  local heard = tonumber(ARGV[7])
-  if heard then
-    local found = tonumber(redis.call('ZADD', ALIVE, 'INCR', digits(NOW - heard), node))
-    if found ~= NOW then before = digits(math.max(0, found - (NOW - heard))) end
+  local last = tonumber(heard)
+  if last then
+    local found = tonumber(redis.call('ZADD', ALIVE, 'INCR', digits(NOW - last), node))
+    if found ~= NOW then before = digits(math.max(0, found - (NOW - last))) end
   end
-  if not heard or before ~= '' then redis.call('ZADD', ALIVE, now, node) end
+  if not last or before ~= '' then redis.call('ZADD', ALIVE, now, node) end
   local known = redis.call('HEXISTS', NODES, node) == 1
   local busy = confirms + others > 0
   local results = ''
   if busy then
     local wrong
-    results, wrong = settle(11, confirms, others)
+    results, wrong = settle(settlements, confirms, others)
     if wrong then return wrong end
     settled, was = results, before
   end
@@ -147,7 +150,7 @@ local function take_turn()
     left = nil
     if limit > 0 and not paused then
       due = limit == 1 and {top[1], top[2]}
-        or redis.call('ZRANGEBYSCORE', DUE, '-inf', horizon, 'WITHSCORES', 'LIMIT', '0', ARGV[4])
+        or redis.call('ZRANGEBYSCORE', DUE, '-inf', horizon, 'WITHSCORES', 'LIMIT', '0', digits(limit))
       -- Keep one event for each node that is expected to claim now. Otherwise a fast node would
       -- take all of the work.
       told = redis.call('ZCOUNT', PROMISE, digits(NOW - GRACE), now)

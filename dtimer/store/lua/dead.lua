@@ -1,21 +1,22 @@
 -- Return one page of the dead letters, oldest first.
 --
+-- Kind      reads
 -- Uses      walk
+-- Commands  hget zrange
 --
--- ARGV[3]   how many letters
--- ARGV[4]   when the last letter of the previous page died, in µs; '' for the first page
--- ARGV[5]   its id
--- ARGV[6]   end score, as the first page returned it; '' for the first page
--- ARGV[7]   end id, likewise
+-- Arguments
+--   limit        number: how many letters to return, at most
+--   after_score  when the last letter of the previous page died, in µs; '' for the first page
+--   after_id     its id
+--   end_score    the end, as the first page returned it; '' for the first page
+--   end_id       its id
 --
 -- Returns   {now, end score, end id, more, letters}
 --   end       score and id of the last letter when the first page was read; '' and '' if none
 --   more      1 if another page follows, else ''
 --   letters   id, time of death and letter of each
-local end_score, end_id = ARGV[6], ARGV[7]
 if end_score == '' then end_score, end_id = last_place(GRAVES, '+inf') end
-local from = ARGV[4] == '' and 0 or rank_after(GRAVES, ARGV[4], ARGV[5])
-local limit = tonumber(ARGV[3])
+local from = after_score == '' and 0 or rank_after(GRAVES, after_score, after_id)
 local letters, bytes, more = {}, 0, ''
 local page = end_score == '' and {}
   or redis.call('ZRANGE', GRAVES, from, from + limit - 1, 'WITHSCORES')

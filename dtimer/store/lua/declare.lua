@@ -1,21 +1,24 @@
 -- Declare a schedule: a new one, a changed one, or an unchanged one, as every process does when it
 -- starts.
 --
+-- Kind      once
 -- Uses      guard session rouse events plan retime
+-- Commands  hdel hset zadd zscore
 --
--- ARGV[3]   schedule
--- ARGV[4]   fingerprint of the definition
--- ARGV[5]   definition, as JSON that no script reads
--- ARGV[6]   '<max_retries>|<payload>' of its occurrences
--- ARGV[7]   interval in µs; '' for a list of nominal times
--- ARGV[8]   misfire: c, s or a
--- ARGV[9]   overlap: q, a or s
--- ARGV[10]  jitter in µs
--- ARGV[11]  the first nominal time of an interval: µs, or '+<µs>' from now
--- ARGV[12]  the last moment at which a nominal time may be, in µs; '' for none
--- ARGV[13]  how many occurrences; '' for no limit
--- ARGV[14]  the next nominal times of a list, joined by ','
--- ARGV[15]  1 if no other times will follow these, else ''
+-- Arguments
+--   schedule     its name
+--   fingerprint  of the definition
+--   definition   as JSON that no script reads
+--   template     '<max_retries>|<payload>' of its occurrences
+--   every        interval in µs; '' for a list of nominal times
+--   misfire      c, s or a (parts/plan.lua)
+--   overlap      q, a or s (parts/plan.lua)
+--   jitter       in µs
+--   start        the first nominal time of an interval: µs, or '+<µs>' from now
+--   stop         the last moment at which a nominal time may be, in µs; '' for none
+--   left         how many occurrences; '' for no limit
+--   times        the next nominal times of a list, joined by ','
+--   final        1 if no other times will follow these, else ''
 --
 -- Returns   new, changed or same. The result is also changed if the definition is the same, but
 --           its time zone has changed, and so have its nominal times.
@@ -28,21 +31,20 @@ local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, DEFS, PLANS, BEA
   PROMISE)
 if wrong then return wrong end
 
-local schedule = ARGV[3]
 local old = plan().read_beat(schedule)
 local result = 'same'
-if old and old.print == ARGV[4] then
+if old and old.print == fingerprint then
   -- Repair a chain whose pending occurrence was removed by hand.
   if old.paused == '' and old.next ~= ''
     and not redis.call('ZSCORE', DUE, plan().occurrence(schedule, old.next)) then
     plan().put(schedule, old)
   end
-  if retime(schedule, old, ARGV[14], ARGV[15]) then result = 'changed' end
+  if retime(schedule, old, times, final) then result = 'changed' end
 else
   -- If the clock was set back, all times of the list may be before the last claimed occurrence. The
   -- next occurrence would then be missing, and the chain would end.
-  local latest = tonumber(string.match(ARGV[14], '(%d+)$'))
-  if ARGV[7] == '' and ARGV[15] ~= '1' and latest and old and latest <= (tonumber(old.last) or 0) then
+  local latest = tonumber(string.match(times, '(%d+)$'))
+  if every == '' and final ~= '1' and latest and old and latest <= (tonumber(old.last) or 0) then
     return 'behind:' .. old.last
   end
   if old and old.next ~= '' then
@@ -55,35 +57,35 @@ else
     redis.call('HDEL', BODY, '')
   end
   local beat = {
-    print = ARGV[4], every = ARGV[7], misfire = ARGV[8], overlap = ARGV[9], jitter = ARGV[10],
-    stop = ARGV[12], left = ARGV[13], paused = old and old.paused or '', next = '',
-    last = old and old.last or '', running = old and old.running or '', ahead = ARGV[14],
-    final = ARGV[15], gap = '', anchor = '', waits = '',
+    print = fingerprint, every = every, misfire = misfire, overlap = overlap, jitter = jitter,
+    stop = stop, left = left, paused = old and old.paused or '', next = '',
+    last = old and old.last or '', running = old and old.running or '', ahead = times,
+    final = final, gap = '', anchor = '', waits = '',
   }
-  redis.call('HSET', DEFS, schedule, ARGV[5])
-  redis.call('HSET', PLANS, schedule, ARGV[6])
+  redis.call('HSET', DEFS, schedule, definition)
+  redis.call('HSET', PLANS, schedule, template)
   -- A change applies from now on. An occurrence that is already due is still delivered, once. If
   -- the interval is unchanged, so are the nominal times. Otherwise a schedule that is changed more
   -- often than it recurs would never run.
   local first
-  local every, start = tonumber(beat.every), tonumber(ARGV[11])
+  local interval, from = tonumber(every), tonumber(start)
   if old and old.next ~= '' and tonumber(old.next) <= NOW then first = tonumber(old.next) end
-  if every then
-    if string.sub(ARGV[11], 1, 1) == '+' then
-      start = NOW + every
-      if old and old.every == beat.every then
-        start = tonumber(old.anchor)
+  if interval then
+    if string.sub(start, 1, 1) == '+' then
+      from = NOW + interval
+      if old and old.every == every then
+        from = tonumber(old.anchor)
       elseif old and old.last ~= '' then
-        start = tonumber(old.last) + every
+        from = tonumber(old.last) + interval
       end
     end
-    beat.anchor = digits(start)
+    beat.anchor = digits(from)
     -- Do not repeat occurrences that were claimed before the clock was set back.
     local over = math.max(NOW, tonumber(beat.last) or 0)
-    if not first and old and start <= over then
+    if not first and old and from <= over then
       first = plan().following(beat, over)
     elseif not first then
-      first = start
+      first = from
     end
   else
     first = first or plan().following(beat, beat.last ~= '' and beat.last or '0')

@@ -1,12 +1,16 @@
 -- Renew leases: as the heartbeat of running handlers, or for one event at its handler's request.
 -- A second call has the same effect, so the result is not remembered.
 --
+-- Kind      idempotent
+-- Roles     node
 -- Uses      guard
+-- Commands  hmget zadd zrem zscore
 --
--- ARGV[3]   lease length in µs, from now. With a leading '+', a lease that lasts longer is not
---           changed. A handler's request has the '+', so it never shortens its lease. A
---           heartbeat may shorten one, after the server's clock was set back
--- ARGV[4]   and on: id and token of each event
+-- Arguments
+--   lease      its new length in µs, from now. With a leading '+', a lease that lasts longer is
+--              not changed. A handler's request has the '+', so it never shortens its lease. A
+--              heartbeat may shorten one, after the server's clock was set back
+--   leases...  id and token of each event
 --
 -- Returns   one letter for each: 1 renewed, 0 not held under this token any more
 local wrong = guard(DUE, LEASE)
@@ -15,14 +19,15 @@ if wrong then return wrong end
 -- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
 -- script, and then all later writes of that script.
 redis.call('ZREM', DUE, '')
-local least = string.sub(ARGV[3], 1, 1) == '+'
-local asked = NOW + tonumber(string.match(ARGV[3], '%d+'))
+local least = string.sub(lease, 1, 1) == '+'
+local asked = NOW + tonumber(string.match(lease, '%d+'))
 local ids = {}
-for i = 4, #ARGV, 2 do ids[#ids + 1] = ARGV[i] end
-local leases = redis.call('HMGET', LEASE, unpack(ids))
+for i = leases, #ARGV, 2 do ids[#ids + 1] = ARGV[i] end
+local held = redis.call('HMGET', LEASE, unpack(ids))
 local letters = {}
 for i, id in ipairs(ids) do
-  if leases[i] and string.match(leases[i], TOKEN_AND_FLAGS) == ARGV[2 * i + 3] then
+  local token = ARGV[leases + 2 * i - 1]
+  if held[i] and string.match(held[i], TOKEN_AND_FLAGS) == token then
     local ends = asked
     if least then
       local left = tonumber(redis.call('ZSCORE', DUE, id) or '0')

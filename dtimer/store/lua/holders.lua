@@ -1,13 +1,16 @@
--- Return how many events in flight each node holds. If there are more than ARGV[3], count only a
+-- Return how many events in flight each node holds. If there are more than `most`, count only a
 -- random sample of them.
 --
+-- Kind      reads
 -- Uses      events
+-- Commands  hrandfield
 --
--- ARGV[3]   how many events to look at, at most
+-- Arguments
+--   most    number: how many events to look at, at most
 --
--- Returns   for each node: incarnation, number of its events that were counted
+-- Returns   {incarnation, number, ...}: for each node, how many of its events were counted
 local counts, names, reply = {}, {}, {}
-local held = redis.call('HRANDFIELD', LEASE, tonumber(ARGV[3]), 'WITHVALUES')
+local held = redis.call('HRANDFIELD', LEASE, most, 'WITHVALUES')
 for i = 2, #held, 2 do
   local _, _, _, _, node = parse_lease(held[i])
   if node then

@@ -1,11 +1,15 @@
 -- Register a node, and remove those that have been silent for long.
 --
+-- Kind      idempotent
+-- Roles     node
 -- Uses      guard rouse events
+-- Commands  hdel hget hset zadd zcard zrangebyscore zrem
 --
--- ARGV[3]   the node's incarnation
--- ARGV[4]   its id, host and pid, as JSON
--- ARGV[5]   how long a silent node is remembered, in µs
--- ARGV[6]   1 to update the JSON of a registered node, and not to register a new one
+-- Arguments
+--   node          the node's incarnation
+--   description   its id, host and pid, as JSON
+--   silent_after  number: how long a silent node is remembered, in µs
+--   update        1 to update the JSON of a registered node, and not to register a new one
 --
 -- Returns   how many nodes there are
 local wrong = guard(DUE, SYS, NODES, ALIVE, ROSTER, PROMISE)
@@ -14,7 +18,7 @@ if wrong then return wrong end
 -- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
 -- script, and then all later writes of that script.
 redis.call('ZREM', PROMISE, '')
-local silent = redis.call('ZRANGEBYSCORE', ALIVE, '-inf', digits(NOW - tonumber(ARGV[5])),
+local silent = redis.call('ZRANGEBYSCORE', ALIVE, '-inf', digits(NOW - silent_after),
   'LIMIT', 0, 200)
 if #silent > 0 then
   redis.call('ZREM', ALIVE, unpack(silent))
@@ -28,12 +32,12 @@ if #silent > 0 then
   local earliest = first_due()
   if earliest then rouse(earliest, 0) end
 end
-local was = redis.call('HGET', NODES, ARGV[3])
-if ARGV[6] == '1' and not was then return redis.call('ZCARD', ALIVE) end
+local was = redis.call('HGET', NODES, node)
+if update == '1' and not was then return redis.call('ZCARD', ALIVE) end
 -- A node that only updates its JSON keeps its time of joining.
 local since = was and was:match('^%d+') or digits(NOW)
-redis.call('HSET', NODES, ARGV[3], since .. '|' .. ARGV[4])
+redis.call('HSET', NODES, node, since .. '|' .. description)
 -- Only its claims update the time of a registered node. If the server loses the last claim, the node
 -- detects the rollback by this time.
-if ARGV[6] ~= '1' then redis.call('ZADD', ALIVE, digits(NOW), ARGV[3]) end
+if update ~= '1' then redis.call('ZADD', ALIVE, digits(NOW), node) end
 return redis.call('ZCARD', ALIVE)

@@ -1,11 +1,17 @@
 -- Return the joined nodes that have claimed within a given time, at most 1000 of them.
 --
--- ARGV[3]   how long a silent node is remembered, in µs
+-- Kind      reads
+-- Commands  hget zrangebyscore zscore
 --
--- Returns   for each node: incarnation, registration ('<joined µs>|<JSON>'), µs since its last claim,
---           and 1 if it is on the roster, else 0
+-- Arguments
+--   silent_after  number: how long a silent node is remembered, in µs
+--
+-- Returns   {incarnation, registration, silence, on_roster, ...}, for each node
+--   registration  '<joined µs>|<JSON>'
+--   silence       µs since its last claim
+--   on_roster     1 if it is on the roster, else 0
 local rows = {}
-local alive = redis.call('ZRANGEBYSCORE', ALIVE, '(' .. digits(NOW - tonumber(ARGV[3])), '+inf',
+local alive = redis.call('ZRANGEBYSCORE', ALIVE, '(' .. digits(NOW - silent_after), '+inf',
   'WITHSCORES', 'LIMIT', 0, 1000)
 for i = 1, #alive, 2 do
   local who = redis.call('HGET', NODES, alive[i])

@@ -4,10 +4,14 @@
 -- that is created gets a random mark. A different mark tells a client that the namespace was lost and
 -- created again.
 --
+-- Kind      reads
+-- Roles     node producer
 -- Uses      guard
+-- Commands  hmget hset
 --
--- ARGV[3]   the schema version
--- ARGV[4]   the random mark for the namespace if it must be created; '' to create none
+-- Arguments
+--   schema  the version of the stored formats, for a new namespace
+--   mark    the random mark for the namespace if it must be created; '' to create none
 --
 -- Returns   {now, version, born, token, posted, removed}
 --   version '' if the namespace does not exist and was not created
@@ -19,10 +23,10 @@ local wrong = guard(unpack(KEYS))
 if wrong then return wrong end
 local version, born, token, posted, struck = unpack(
   redis.call('HMGET', SYS, 'v', 'born', 'token', 'n:posted', 'n:struck'))
-if not version and ARGV[4] ~= '' then
+if not version and mark ~= '' then
   -- Write in this case only, because a full server or a replica refuses writes.
-  born = ARGV[4]
-  redis.call('HSET', SYS, 'v', ARGV[3], 'born', born)
-  version = ARGV[3]
+  born = mark
+  redis.call('HSET', SYS, 'v', schema, 'born', born)
+  version = schema
 end
 return {digits(NOW), version or '', born or '', token or '0', posted or '0', struck or '0'}

@@ -1,9 +1,11 @@
 -- Pause or resume one schedule. An occurrence that falls due during the pause is a misfire.
 --
+-- Kind      once
 -- Uses      guard session rouse events plan
 --
--- ARGV[3]   schedule
--- ARGV[4]   1 to pause, 0 to resume
+-- Arguments
+--   schedule  its name
+--   on        1 to pause, 0 to resume
 --
 -- Returns   1 if that changed something, else 0
 local done, stale = recall()
@@ -12,22 +14,22 @@ if done then return done end
 local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, PLANS, BEATS, ROSTER, PROMISE)
 if wrong then return wrong end
 
-local beat = plan().read_beat(ARGV[3])
-if not beat or (beat.paused == '1') == (ARGV[4] == '1') then
+local beat = plan().read_beat(schedule)
+if not beat or (beat.paused == '1') == (on == '1') then
   remember('0')
   return '0'
 end
-if ARGV[4] == '1' then
+if on == '1' then
   if beat.next ~= '' then
-    plan().sure_to_go_on(ARGV[3], beat)
-    remove(plan().occurrence(ARGV[3], beat.next))
+    plan().sure_to_go_on(schedule, beat)
+    remove(plan().occurrence(schedule, beat.next))
   end
   beat.paused = '1'
 else
   beat.paused = ''
-  plan().put(ARGV[3], beat)
+  plan().put(schedule, beat)
 end
-plan().write_beat(ARGV[3], beat)
+plan().write_beat(schedule, beat)
 local earliest = first_due()
 if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
 remember('1')

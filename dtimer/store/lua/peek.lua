@@ -1,11 +1,17 @@
 -- Return one event, in any state.
 --
+-- Kind      reads
+-- Roles     node producer
 -- Uses      events
+-- Commands  hget zscore
 --
--- ARGV[3]   id
+-- Arguments
+--   id      the event
 --
--- Returns   {state, due, attempt, body or dead letter}; {} if the event does not exist
-local id = ARGV[3]
+-- Returns   {state, due, attempt, body}; {} if the event does not exist
+--   state     scheduled, in_flight or dead
+--   due       when it is due or, for a dead letter, when it died
+--   body      the stored body or, for a dead letter, the letter
 local score = redis.call('ZSCORE', DUE, id)
 if score then
   local body = redis.call('HGET', BODY, id) or ''

@@ -3,9 +3,10 @@
 -- The keys need not exist, and may hold values of another program. BODY, BEATS, DUE and SYS are
 -- keys of the namespace (parts/prelude.lua).
 --
--- ARGV[1]   any time. With '' the prelude calls TIME, and fails if this client may not run it
+-- Kind      reads
+-- Commands  hdel
 --
--- Returns   each refused command, followed by its error; nothing if all are permitted
+-- Returns   {command, error, ...}, for each command that is refused
 local NOBODY = '\1nobody'
 
 local refused = {}

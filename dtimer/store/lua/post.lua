@@ -1,22 +1,24 @@
 -- Store events under ids that the user chose. Wake a node if the earliest due time has moved
 -- closer. Events with generated ids are stored by lua/post_new.lua.
 --
+-- Kind      once
+-- Roles     producer
 -- Uses      guard session rouse events
+-- Commands  hdel hget hset zadd zrem zrevrangebyscore zscore
 --
--- ARGV[3]   what to do if the id exists: replace, keep, error, earliest, latest. The last two
---           compare due times with an event that waits, and replace an event in flight
--- ARGV[4]   and on, three for each event:
---             id
---             when  '+<µs>' from now, or '<µs>' since the epoch; a past time means now.
---                   With a leading '=', the event is put behind those due in that millisecond
---             body  as in parts/format.lua; <expires> may also be '+<µs>' from now
+-- Arguments
+--   policy     what to do if the id exists: replace, keep, error, earliest, latest. The last two
+--              compare due times with an event that waits, and replace an event in flight
+--   events...  three elements for each event:
+--     id
+--     when     '+<µs>' from now, or '<µs>' since the epoch; a past time means now. With a
+--              leading '=', the event is put behind those due in that millisecond
+--     body     as in parts/format.lua; <expires> may also be '+<µs>' from now
 --
 -- Returns   '<letters>;<posted>;<id>'
 --   letters one per event: 1 stored, 0 not stored because an existing one was kept. Or a
 --           single x: nothing was stored because `id` exists already
 --   posted  how many events were ever posted, including these; '' if nothing was stored now
-local policy = ARGV[3]
-
 local done, stale = recall()
 if stale then return stale end
 local letters, id = string.match(done or '', '^(%w*);(.*)$')
@@ -62,7 +64,7 @@ end
 
 local scores, bodies, ids, letters = {}, {}, {}, {}
 local soonest, due_now = math.huge, 0
-for i = 4, #ARGV, 3 do
+for i = events, #ARGV, 3 do
   local id = ARGV[i]
   local behind, text = string.match(ARGV[i + 1], '^(=?)(.*)$')
   local when = math.max(moment(text), NOW)

@@ -1,12 +1,16 @@
 -- Store events under generated ids. Wake a node if the earliest due time has moved closer.
 --
+-- Kind      once
+-- Roles     producer
 -- Uses      session
 -- Later     guard rouse
+-- Commands  hdel hincrby hset zadd zmscore zrange zrem
 --
--- ARGV[3]   id
--- ARGV[4]   when: '+<µs>' from now, or '<µs>' since the epoch; a past time means now
--- ARGV[5]   body, as in parts/format.lua; <expires> may also be '+<µs>' from now
---           and so on, three for each event
+-- Arguments
+--   events...  three elements for each event:
+--     id
+--     when     '+<µs>' from now, or '<µs>' since the epoch; a past time means now
+--     body     as in parts/format.lua; <expires> may also be '+<µs>' from now
 --
 -- Returns   '<letter>;<posted>;<id>'
 --   letter  1 if all were stored; x if none was, because `id` is pending already
@@ -33,14 +37,15 @@ end
 -- Checking the types of the keys first would cost as much as the post. Instead, a write that
 -- meets a wrong type fails, and the writes before it are undone. Redis refuses the first write
 -- when it is out of memory, so nothing is half stored then.
-local count, soonest, due_now, added, stored, taken = (#ARGV - 2) / 3, math.huge, 0, nil, nil, nil
+local count, soonest, due_now = (#ARGV - events + 1) / 3, math.huge, 0
+local added, stored, taken
 if count == 1 then
-  local id = ARGV[3]
-  soonest = moment(ARGV[4])
+  local id = ARGV[events]
+  soonest = moment(ARGV[events + 1])
   if soonest == NOW then due_now = 1 end
   added = redis.pcall('ZADD', DUE, 'NX', digits(soonest), id)
   if added == 1 then
-    stored = redis.pcall('HSET', BODY, id, posted_body(ARGV[5]))
+    stored = redis.pcall('HSET', BODY, id, posted_body(ARGV[events + 2]))
   elseif added == 0 then
     taken = id
   end
@@ -48,10 +53,11 @@ else
   local ids, scores, bodies = {}, {}, {}
   local text, when, score
   for i = 1, count do
-    local id = ARGV[3 * i]
+    local at = events + 3 * i - 3
+    local id = ARGV[at]
     -- The events of a batch often have the same time.
-    if ARGV[3 * i + 1] ~= text then
-      text = ARGV[3 * i + 1]
+    if ARGV[at + 1] ~= text then
+      text = ARGV[at + 1]
       when = moment(text)
       score = digits(when)
       if when < soonest then soonest = when end
@@ -59,7 +65,7 @@ else
     if when == NOW then due_now = due_now + 1 end
     ids[i] = id
     scores[2 * i - 1], scores[2 * i] = score, id
-    bodies[2 * i - 1], bodies[2 * i] = id, posted_body(ARGV[3 * i + 2])
+    bodies[2 * i - 1], bodies[2 * i] = id, posted_body(ARGV[at + 2])
   end
   added = redis.pcall('ZMSCORE', DUE, unpack(ids))
   if not added.err then
@@ -94,7 +100,7 @@ end
 if wrong then
   if type(added) == 'number' then
     local ids = {}
-    for i = 1, count do ids[i] = ARGV[3 * i] end
+    for i = 1, count do ids[i] = ARGV[events + 3 * i - 3] end
     redis.pcall('HDEL', BODY, unpack(ids))
     redis.call('ZREM', DUE, unpack(ids))
   end

@@ -1,13 +1,16 @@
 -- Move a scheduled event to another time. An event in flight has already started, and a dead letter
 -- is not scheduled, so neither is changed.
 --
+-- Kind      once
+-- Roles     producer
 -- Uses      guard session rouse
+-- Commands  hexists zadd zscore
 --
--- ARGV[3]   id
--- ARGV[4]   when: '+<µs>' from now, or '<µs>' since the epoch; a past time means now
+-- Arguments
+--   id      the event
+--   when    '+<µs>' from now, or '<µs>' since the epoch; a past time means now
 --
 -- Returns   1 if it was moved, else 0
-local id = ARGV[3]
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
@@ -17,11 +20,11 @@ if wrong then return wrong end
 
 local result = '0'
 if redis.call('ZSCORE', DUE, id) and redis.call('HEXISTS', LEASE, id) == 0 then
-  local when = tonumber(ARGV[4])
-  if string.sub(ARGV[4], 1, 1) == '+' then when = NOW + tonumber(string.sub(ARGV[4], 2)) end
-  when = math.max(when, NOW)
-  redis.call('ZADD', DUE, 'XX', digits(when), id)
-  if when <= first_due() then rouse(when, when <= NOW and 1 or 0) end
+  local moment = tonumber(when)
+  if string.sub(when, 1, 1) == '+' then moment = NOW + tonumber(string.sub(when, 2)) end
+  moment = math.max(moment, NOW)
+  redis.call('ZADD', DUE, 'XX', digits(moment), id)
+  if moment <= first_due() then rouse(moment, moment <= NOW and 1 or 0) end
   result = '1'
 end
 remember(result)

@@ -1,12 +1,15 @@
 -- Put back dead letters that were exported before, perhaps from another namespace. A letter whose
 -- id is pending or dead here is skipped, so a second call changes nothing.
 --
+-- Kind      once
 -- Uses      guard session
+-- Commands  hexists hset zadd zscore
 --
--- ARGV[3]   and on, three for each letter:
---             id
---             died     in µs since the epoch
---             letter   in the format of the hash of dead letters
+-- Arguments
+--   letters...  three elements for each letter:
+--     id
+--     died      in µs since the epoch
+--     letter    as the hash of dead letters stores it
 --
 -- Returns   how many were put back
 local done, stale = recall()
@@ -16,11 +19,11 @@ local wrong = guard(DUE, DEAD, GRAVES)
 if wrong then return wrong end
 
 local restored = 0
-for i = 3, #ARGV, 3 do
-  local id = ARGV[i]
+for i = letters, #ARGV, 3 do
+  local id, died, letter = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   if not redis.call('ZSCORE', DUE, id) and redis.call('HEXISTS', DEAD, id) == 0 then
-    redis.call('HSET', DEAD, id, ARGV[i + 2])
-    redis.call('ZADD', GRAVES, ARGV[i + 1], id)
+    redis.call('HSET', DEAD, id, letter)
+    redis.call('ZADD', GRAVES, died, id)
     restored = restored + 1
   end
 end

@@ -1,11 +1,13 @@
 -- Make a dead letter a pending event again: due now, without its past attempts and its expiry.
 --
+-- Kind      once
 -- Uses      guard session rouse events
+-- Commands  hdel hget hset zadd zrem
 --
--- ARGV[3]   id
+-- Arguments
+--   id      the dead letter
 --
 -- Returns   1; 0 if the letter does not exist, or if its body is not an event
-local id = ARGV[3]
 local done, stale = recall()
 if stale then return stale end
 if done then return done end

@@ -1,8 +1,11 @@
 -- Create one more occurrence of a schedule, due now, in addition to its regular ones.
 --
+-- Kind      once
 -- Uses      guard session rouse events plan
+-- Commands  hexists zadd
 --
--- ARGV[3]   schedule
+-- Arguments
+--   schedule  its name
 --
 -- Returns   the id of the occurrence; '' if it does not exist
 local done, stale = recall()
@@ -11,7 +14,6 @@ if done then return done end
 local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, PLANS, BEATS, ROSTER, PROMISE)
 if wrong then return wrong end
 
-local schedule = ARGV[3]
 local beat = plan().read_beat(schedule)
 local id = ''
 if beat then

@@ -1,17 +1,22 @@
 -- Return one schedule.
 --
+-- Kind      reads
+-- Roles     node
 -- Uses      events plan
+-- Commands  hget zscore
 --
--- ARGV[3]   schedule
+-- Arguments
+--   schedule  its name
 --
--- Returns   {definition, plan, beat, due time of the pending occurrence or '', 1 if the beat can
---           be read, else ''}; {} if it does not exist
-local text = redis.call('HGET', BEATS, ARGV[3])
+-- Returns   {definition, template, state, due, readable}; {} if it does not exist
+--   due       when the pending occurrence is due; '' if there is none
+--   readable  1 if dtimer has written the state, else ''
+local text = redis.call('HGET', BEATS, schedule)
 if not text then return {} end
-local beat = plan().read_beat(ARGV[3])
-local pending = beat and beat.next ~= '' and plan().occurrence(ARGV[3], beat.next)
+local beat = plan().read_beat(schedule)
+local pending = beat and beat.next ~= '' and plan().occurrence(schedule, beat.next)
 local due = pending and redis.call('ZSCORE', DUE, pending)
 return {
-  redis.call('HGET', DEFS, ARGV[3]) or '', redis.call('HGET', PLANS, ARGV[3]) or '', text,
+  redis.call('HGET', DEFS, schedule) or '', redis.call('HGET', PLANS, schedule) or '', text,
   due or '', beat and '1' or '',
 }

@@ -1,6 +1,7 @@
 -- Return the names of all schedules. They are few, because programs declare them.
 --
--- ARGV[2]   the last argument; it is common to all scripts
+-- Kind      reads
+-- Commands  hkeys
 --
--- Returns   the names, in no particular order
+-- Returns   {name, ...}, in no particular order
 return redis.call('HKEYS', BEATS)

@@ -1,10 +1,14 @@
 -- Settle events immediately, outside a claim, for a handler that waits for the outcome.
 --
+-- Kind      once
+-- Roles     node
 -- Uses      guard session rouse events plan settle
+-- Commands  zrem
 --
--- ARGV[3]   number of confirmed events
--- ARGV[4]   number of events settled in other ways
--- ARGV[5]   and on: those events, in the format of parts/settle.lua
+-- Arguments
+--   confirms        number: how many events are confirmed
+--   others          number: how many events are settled in other ways
+--   settlements...  these events, in the format of parts/settle.lua
 --
 -- Returns   one letter per event, in order (parts/settle.lua)
 local done, stale = recall()
@@ -19,7 +23,7 @@ local before = first_due()
 -- script, and then all later writes of that script.
 redis.call('ZREM', DUE, '')
 local results
-results, wrong = settle(5, tonumber(ARGV[3]), tonumber(ARGV[4]))
+results, wrong = settle(settlements, confirms, others)
 if wrong then return wrong end
 remember(results)
 local earliest = first_due()

@@ -1,19 +1,20 @@
 -- Return the statistics of a namespace. Their cost does not grow with the number of events.
 --
+-- Kind      reads
 -- Uses      rouse
+-- Commands  hget hlen hmget zcard zcount
 --
--- ARGV[3]   how long a silent node is remembered, in µs
+-- Arguments
+--   silent_after  number: how long a silent node is remembered, in µs
 --
--- Returns   {now, pending, leased, due, earliest or -1, dead, nodes, paused, totals, lateness}
+-- Returns   {now, pending, leased, due, earliest, dead, nodes, paused, totals, lateness}
 --   pending   how many events are scheduled or in flight
 --   leased    how many of them are in flight
 --   due       how many of `pending` are due and not leased, or have a lease that has ended
---   earliest  when the next of `pending` is due, or its lease ends
+--   earliest  when the next of `pending` is due, or its lease ends; -1 if there is none
 --   dead      how many dead letters there are
 --   totals    name and number of each total
 --   lateness  the number in each bucket (dtimer/model/histogram.py)
---
--- rouse.lua is used for its function `first_due`.
 local names = {
   'posted', 'started', 'confirmed', 'retried', 'released', 'cancelled', 'died', 'expired',
   'revived', 'coalesced', 'skipped',
@@ -37,7 +38,7 @@ return {
   redis.call('ZCOUNT', DUE, '-inf', digits(NOW)),
   digits(math.floor(first_due() or -1)),
   redis.call('ZCARD', GRAVES),
-  redis.call('ZCOUNT', ALIVE, '(' .. digits(NOW - tonumber(ARGV[3])), '+inf'),
+  redis.call('ZCOUNT', ALIVE, '(' .. digits(NOW - silent_after), '+inf'),
   redis.call('HGET', SYS, 'paused') or '0',
   totals,
   lateness,

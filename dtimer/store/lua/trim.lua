@@ -1,9 +1,13 @@
 -- Delete dead letters that are too many or too old, a limited number in one call.
 --
+-- Kind      once
+-- Roles     node
 -- Uses      guard session
+-- Commands  hdel zcard zrange zrangebyscore zrem
 --
--- ARGV[3]   how many may stay
--- ARGV[4]   how old they may be, in µs; -1 for any age
+-- Arguments
+--   keep    number: how many may stay
+--   age     number: how old they may be, in µs; -1 for any age
 --
 -- Returns   how many were deleted; call again until it is 0
 local MOST = 500
@@ -13,12 +17,12 @@ if done then return done end
 local wrong = guard(DEAD, GRAVES)
 if wrong then return wrong end
 
-local over = redis.call('ZCARD', GRAVES) - tonumber(ARGV[3])
+local over = redis.call('ZCARD', GRAVES) - keep
 local ids = {}
 if over > 0 then
   ids = redis.call('ZRANGE', GRAVES, 0, math.min(over, MOST) - 1)
-elseif tonumber(ARGV[4]) >= 0 then
-  ids = redis.call('ZRANGEBYSCORE', GRAVES, '-inf', digits(NOW - tonumber(ARGV[4])),
+elseif age >= 0 then
+  ids = redis.call('ZRANGEBYSCORE', GRAVES, '-inf', digits(NOW - age),
     'LIMIT', 0, MOST)
 end
 if #ids > 0 then

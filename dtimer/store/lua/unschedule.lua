@@ -1,8 +1,11 @@
 -- End a schedule. An occurrence in flight runs on.
 --
+-- Kind      once
 -- Uses      guard session events plan
+-- Commands  hdel hexists
 --
--- ARGV[3]   schedule
+-- Arguments
+--   schedule  its name
 --
 -- Returns   1; 0 if it does not exist
 local done, stale = recall()
@@ -13,13 +16,13 @@ if wrong then return wrong end
 
 -- `plan()` returns the functions of parts/plan.lua, and a `beat` is the state of a schedule. The
 -- definition is in DEFS, the payload in PLANS and the state in BEATS.
-local beat = plan().read_beat(ARGV[3])
-local known = beat ~= nil or redis.call('HEXISTS', BEATS, ARGV[3]) == 1
+local beat = plan().read_beat(schedule)
+local known = beat ~= nil or redis.call('HEXISTS', BEATS, schedule) == 1
 if known then
-  if beat and beat.next ~= '' then remove(plan().occurrence(ARGV[3], beat.next)) end
-  redis.call('HDEL', DEFS, ARGV[3])
-  redis.call('HDEL', PLANS, ARGV[3])
-  redis.call('HDEL', BEATS, ARGV[3])
+  if beat and beat.next ~= '' then remove(plan().occurrence(schedule, beat.next)) end
+  redis.call('HDEL', DEFS, schedule)
+  redis.call('HDEL', PLANS, schedule)
+  redis.call('HDEL', BEATS, schedule)
 end
 remember(known and '1' or '0')
 return known and '1' or '0'

@@ -1,14 +1,17 @@
 -- Return one page of the scheduled events, in order of due time. Events in flight are skipped.
 --
+-- Kind      reads
 -- Uses      events plan walk
+-- Commands  hget hmget zcount zrange
 --
--- ARGV[3]   how many events to look at
--- ARGV[4]   the earliest due time: µs since the epoch, or '+<µs>' from now; '-inf' for no bound
--- ARGV[5]   the latest due time, likewise; '+inf' for no bound
--- ARGV[6]   the score at which the previous page ended; '' for the first page
--- ARGV[7]   its id
--- ARGV[8]   end score, as the first page returned it; '' for the first page
--- ARGV[9]   end id, likewise
+-- Arguments
+--   limit        number: how many events to look at
+--   low          the earliest due time: µs since the epoch, or '+<µs>' from now; '-inf' for none
+--   high         the latest due time, likewise; '+inf' for none
+--   after_score  the score at which the previous page ended; '' for the first page
+--   after_id     its id
+--   end_score    the end, as the first page returned it; '' for the first page
+--   end_id       its id
 --
 -- Returns   {now, end score, end id, last score, last id, events}
 --   end       the last position that existed when the first page was read; '' if there was none
@@ -21,16 +24,14 @@ local function bound(text)
 end
 
 local from
-local end_score, end_id = ARGV[8], ARGV[9]
-if ARGV[6] == '' then
-  local low = bound(ARGV[4])
-  from = low == '-inf' and 0 or redis.call('ZCOUNT', DUE, '-inf', '(' .. low)
-  end_score, end_id = last_place(DUE, bound(ARGV[5]))
+if after_score == '' then
+  local first = bound(low)
+  from = first == '-inf' and 0 or redis.call('ZCOUNT', DUE, '-inf', '(' .. first)
+  end_score, end_id = last_place(DUE, bound(high))
 else
-  from = rank_after(DUE, ARGV[6], ARGV[7])
+  from = rank_after(DUE, after_score, after_id)
 end
 
-local limit = tonumber(ARGV[3])
 local page = end_score == '' and {}
   or redis.call('ZRANGE', DUE, from, from + limit - 1, 'WITHSCORES')
 local ids = {}

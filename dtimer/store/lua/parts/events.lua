@@ -1,3 +1,7 @@
+-- Change the state of one event, and read what is stored about it.
+--
+-- Commands  hdel hget hincrby hset zadd zrem
+
 -- Add to one of the totals that stats.lua returns. Return the total, or '' if it is not a number.
 local function count(what, n)
   if n == 0 then return '' end

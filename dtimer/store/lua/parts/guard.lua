@@ -2,6 +2,8 @@
 -- earlier writes stay. So a script checks types before its first write: with TYPE, or with a
 -- command that it needs anyway and that fails on a wrong type. parts/prelude.lua says what each key
 -- holds.
+--
+-- Commands  type
 
 -- Return an error reply if one of the given keys has the wrong type or may not be read, else nil.
 local function guard(...)

@@ -27,6 +27,8 @@
 --
 -- Few events are occurrences. So a script creates these functions only when it needs the first of
 -- them: creating them takes as long as ten Redis commands.
+--
+-- Commands  hdel hget hset zadd zrem zscore
 local plans_made
 local function plan()
   if plans_made then return plans_made end

@@ -1,6 +1,8 @@
 -- Comes before every script (dtimer/store/scripts.py). Names the inputs that all scripts share, so
 -- that a script need not index KEYS.
 --
+-- Commands  time
+--
 -- KEYS      in the order of Keys in dtimer/store/keys.py
 --   due       sorted set: id -> when it is due or, if leased, when its lease ends, in µs
 --   body      hash: id -> its body (parts/format.lua, which also describes the next forms)
@@ -28,6 +30,7 @@
 local DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, MEMO_A, MEMO_B, NODES, ALIVE, ROSTER, PROMISE,
   DEFS, PLANS, BEATS = unpack(KEYS)
 
+local OPERATION = ARGV[2]
 local NOW = tonumber(ARGV[1])
 if not NOW then
   local t = redis.call('TIME')

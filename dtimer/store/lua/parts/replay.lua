@@ -3,14 +3,15 @@
 -- The reply has those events of the first reply that the node still holds under the same tokens.
 -- Their leases start over. If a whole lease has passed since the first attempt, the node may be
 -- unable to receive the events, so they are released for other nodes. Events that exceed the limit
--- in ARGV[6] are released at once.
+-- in `flags` are released at once.
 --
 -- done      what was remembered: '<results>;<before>;<resends>;<first token>;<claims>;<texts>'.
 --           <before> is as in the reply. <texts> is '<length>:<text>' of each claimed id, then of
 --           id and reason of each event that was buried
 -- Returns   the reply to the claim (lua/claim.lua); nil if dtimer has not written `done`
-local function answer_again(done)
-  local node, lease, flags = ARGV[3], tonumber(ARGV[5]), ARGV[6]
+--
+-- Commands  hget hstrlen zadd zrem zscore
+local function answer_again(done, node, lease, flags, last_heard)
   local asked = tonumber(string.match(flags, '^%a*(%d+)') or 0)
   local most, strict = string.match(flags, ',(%d+)(!?)')
   most = tonumber(most or math.huge)
@@ -69,7 +70,7 @@ local function answer_again(done)
   -- Leave ALIVE as the first attempt has set it, because a third attempt may be on its way.
   local heard = redis.call('ZSCORE', ALIVE, node) or ''
   -- If the node sends this time, it has received this reply before. Do not report `before` twice.
-  if heard ~= '' and tonumber(heard) == tonumber(ARGV[7]) then before = '' end
+  if heard ~= '' and tonumber(heard) == tonumber(last_heard) then before = '' end
   reply[1] = table.concat({digits(NOW), '0', '1', results, heard, before, '', digits(claims),
     digits(math.floor((#list - ids) / 2)), '0'}, ';') .. '|'
   return table.concat(reply)

@@ -1,6 +1,8 @@
 -- Compare the nominal times of a cron schedule that is declared again with those that are stored.
 -- If they differ, the data of its time zone has changed, and the new times replace the stored
 -- ones. Only future times are compared, over the period that both lists cover.
+--
+-- Commands  zscore
 
 -- Return the times of a list that are after `low` and not after `high`.
 local function times_within(list, low, high)

@@ -2,6 +2,8 @@
 -- The node that has waited longest is its head, and is on duty. PROMISE holds the time at which a
 -- node will claim by itself or, after a wake, the time of the wake. A node that is silent for GRACE
 -- after that time is removed from the roster. Its next poll puts it back.
+--
+-- Commands  publish zadd zrange zrem zscore
 local GRACE = 50000
 local MOST_TOLD = 16
 

@@ -10,8 +10,10 @@
 -- dropped if the clock is set back: a step of the clock between two attempts must not let an
 -- operation act twice.
 -- `memo_lane` is the name of the session, and `memo_seq` the number of this operation.
+--
+-- Commands  hget hmget hset rename
 local WINDOW = 60000000
-local memo_lane, memo_seq = string.match(ARGV[2], '^(.+):(%d+)$')
+local memo_lane, memo_seq = string.match(OPERATION, '^(.+):(%d+)$')
 local memo_since
 
 -- Return the result if this operation was done before, else nil. The second result is an error

@@ -9,6 +9,8 @@
 -- Returns   one letter for each: 1 done, 0 not held under this token, d now a dead letter,
 --           c cancelled meanwhile and removed. If a key has the wrong type: nil and an error
 --           reply, and nothing has been done
+--
+-- Commands  hdel hget hmget hset zadd zrem
 local function settle(at, confirms, others)
   local results, occurrences = {}, {}
   local wrong = others > 0

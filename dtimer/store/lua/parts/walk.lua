@@ -1,5 +1,7 @@
 -- Page through a sorted set. A position is a score and an id, and holds even after its event is
 -- gone.
+--
+-- Commands  zcount zrange zrank zrevrangebyscore zscore
 
 -- End a page early when it has this many bytes, because large payloads take long to send.
 local MOST_PAGE = 1000000

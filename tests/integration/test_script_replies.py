@@ -1,0 +1,113 @@
+"""The replies of the scripts have the form that their headers state."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from dtimer.store.scripts import texts, verbs
+
+LATER = "2000000000000000"
+_BODY = ",3|{}"
+
+#: Arguments for each verb, for calls that find something in the filled namespace.
+CALLS = {
+    "add_times": ["cron", "print", LATER, "", "0", "1"],
+    "alone": ["node", "60000000"],
+    "audit": ["10"],
+    "cancel": ["one"],
+    "claim": ["node", "4", "30000000", "hep", "", "0", "0", "0"],
+    "dead": ["10", "", "", "", ""],
+    "declare": ["hourly", "p", "{}", "3|{}", "3600000000", "c", "q", "0", "+1", "", "", "", ""],
+    "extend": ["30000000", "three", "1"],
+    "holders": ["10"],
+    "join": ["node", "{}", "60000000", ""],
+    "leave": ["node"],
+    "nodes": ["60000000"],
+    "open": ["1", "mark"],
+    "pause": ["1"],
+    "pause_schedule": ["hourly", "1"],
+    "peek": ["two"],
+    "permissions": [],
+    "post": ["keep", "five", "+0", _BODY],
+    "post_new": ["six", "+0", _BODY],
+    "reschedule": ["two", "+5"],
+    "restore": ["letter", "1", "1,failed,4|boom,3|{}"],
+    "revive": ["letter"],
+    "run_now": ["hourly"],
+    "schedule": ["hourly"],
+    "schedules": [],
+    "settle": ["1", "0", "three", "1"],
+    "stats": ["60000000"],
+    "trim": ["0", "-1"],
+    "unschedule": ["hourly"],
+    "upcoming": ["10", "-inf", "+inf", "", "", "", ""],
+}
+
+#: Calls that fill a namespace: a node, events, a schedule and a dead letter.
+FILL = [
+    ("open", CALLS["open"]),
+    ("join", CALLS["join"]),
+    ("post_new", ["three", "+0", _BODY]),
+    ("claim", CALLS["claim"]),
+    ("post", ["keep", "one", LATER, _BODY, "two", LATER, _BODY]),
+    ("declare", CALLS["declare"]),
+    ("restore", CALLS["restore"]),
+]
+
+
+def stated(verb):
+    """Return the form of a reply that the header of *verb* states first."""
+    return re.search(r"^-- Returns   (\{[^}]*\}|'[^']*')?", texts()[verb], re.MULTILINE)[1]
+
+
+def has_form(reply, form):
+    """Return True if *reply* has the *form* of a header: a list, a text with marks, or neither."""
+    if form is None:
+        return isinstance(reply, int | bytes)
+    if form.startswith("'"):
+        # Anything may stand for <words>, and for claims and texts that are not there.
+        marks = re.split(r"(?:<[^>]*>|\.\.\.)+", form.strip("'"))
+        return re.fullmatch(".*".join(map(re.escape, marks)).encode(), reply, re.DOTALL) is not None
+    names = form.strip("{}").split(", ")
+    if names[-1] == "...":
+        return len(reply) % (len(names) - 1) == 0
+    return len(reply) in {0, len(names)}
+
+
+@pytest.mark.parametrize("filled", [False, True], ids=["empty", "filled"])
+@pytest.mark.parametrize("verb", verbs())
+def test_a_reply_has_the_form_that_the_header_states(store, verb, filled):
+    """The code in Python that reads a reply is written by the header."""
+    call = store._scripts.call_once
+    for n, (name, words) in enumerate(FILL if filled else [], 1):
+        call(name, *words, op=f"fill:{n}")
+    reply = call(verb, *CALLS[verb], op="session:1")
+    form = stated(verb)
+    assert has_form(reply, form), f"{form}: {reply}"
+    if filled and form and form.startswith("{") and verb != "permissions":
+        assert reply, "the call finds nothing, so it proves nothing"
+
+
+def test_every_verb_has_a_call():
+    """A new verb needs a line in the table above."""
+    assert verbs() == list(CALLS)
+
+
+@pytest.mark.parametrize(
+    ("form", "reply", "good"),
+    [
+        ("{a, b}", [1, 2], True),
+        ("{a, b}", [1, 2, 3], False),
+        ("{a, b, ...}", [1, 2, 3], False),
+        ("{a, b, ...}", [], True),
+        ("'<a>;<b>'", b"1;2", True),
+        ("'<a>;<b>'", b"1", False),
+        (None, b"1", True),
+        (None, [], False),
+    ],
+)
+def test_a_wrong_form_is_noticed(form, reply, good):
+    """The check above would otherwise pass on anything."""
+    assert good == has_form(reply, form)
