@@ -14,7 +14,7 @@ import dtimer
 from dtimer.cli.completion import completion
 from dtimer.cli.dead_letters import dead, purge, revive
 from dtimer.cli.demo.command import demo
-from dtimer.cli.doctor.command import doctor
+from dtimer.cli.doctor import doctor
 from dtimer.cli.events import cancel, post, stats, upcoming
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.groups import Grouped

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from typing import Any
 
 import click
 
@@ -17,6 +15,7 @@ from dtimer.cli.prompts import confirm_or_abort, yes_option
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
 from dtimer.model.records import DeadLetter
+from dtimer.monitor.fields import letter_fields
 
 _COLUMNS = (
     Column("died"),
@@ -35,13 +34,6 @@ def letter_cells(letter: DeadLetter, narrow: bool) -> list[str]:
     # One ms later, so that a letter of this moment is "1ms ago" and not "in 0ms".
     ago = from_now(letter.died, time.time() * 1000 + 1)
     return [died, ago, escaped(letter.id), str(letter.attempt), letter.reason, about]
-
-
-def letter_fields(letter: DeadLetter) -> dict[str, Any]:
-    """Return the fields of a dead letter, for programs; its bytes if they are not a payload."""
-    fields = dataclasses.asdict(letter)
-    raw = fields.pop("raw")
-    return fields if letter.event is not None else fields | {"raw": raw.decode(errors="replace")}
 
 
 @click.command(

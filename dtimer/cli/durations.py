@@ -24,18 +24,9 @@ from typing import NamedTuple
 
 from dtimer.epoch import EPOCH
 from dtimer.errors import OptionError
-from dtimer.model.times import LATEST_US, LONGEST_US
+from dtimer.model.times import LATEST_US, LONGEST_US, UNITS
 
-#: The length of each unit in microseconds, the greatest first.
-_UNITS = {
-    "w": 604_800_000_000,
-    "d": 86_400_000_000,
-    "h": 3_600_000_000,
-    "m": 60_000_000,
-    "s": 1_000_000,
-    "ms": 1_000,
-}
-_ORDER = list(_UNITS)
+_ORDER = list(UNITS)
 _ISO_UNITS = {"W": "w", "D": "d", "TH": "h", "TM": "m", "TS": "s"}
 
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
@@ -78,7 +69,7 @@ def parse_duration(text: str) -> timedelta:
         if "." in number and index < len(parts) - 1:
             raise _not_a_duration(text, "only the last number may have a fraction")
         left = left[left.index(unit) + 1 :]
-        us += Decimal(number) * _UNITS[unit]
+        us += Decimal(number) * UNITS[unit]
     if us > LONGEST_US:
         raise OptionError(f"{text!r} is longer than 100 years; is the unit right?")
     return timedelta(microseconds=math.ceil(us))
@@ -91,7 +82,7 @@ def _parts(words: str) -> list[tuple[str, str]]:
         match = _PART.match(words, at)
         if match is None:
             raise _not_a_duration(words)
-        if match[2] not in _UNITS:
+        if match[2] not in UNITS:
             raise _not_a_duration(words, f"unknown unit {match[2]!r}")
         parts.append((match[1], match[2]))
         at = match.end()
@@ -188,19 +179,3 @@ def parse_when(text: str) -> timedelta | Moment:
     if _NUMBER.fullmatch(words) and Decimal(words) >= _EARLIEST_MOMENT_MS:
         return parse_moment(text)
     return parse_expiry(text)
-
-
-def format_duration(ms: float) -> str:
-    """Format a duration in its two greatest units, such as 1h30m. Weeks are written as days."""
-    left = max(0, round(ms)) * 1000
-    if not left:
-        return "0ms"
-    words: list[str] = []
-    for unit, size in list(_UNITS.items())[1:]:
-        count, rest = divmod(left, size)
-        if count or words:
-            words.append(f"{count}{unit}" if count else "")
-            left = rest
-        if len(words) == 2:
-            break
-    return "".join(words)

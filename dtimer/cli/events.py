@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,7 +9,7 @@ from typing import Any
 
 import click
 
-from dtimer.cli.durations import Moment, format_duration
+from dtimer.cli.durations import Moment
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, escaped, lateness, moment, payload
@@ -20,7 +19,10 @@ from dtimer.cli.tables import Column, show
 from dtimer.model.arguments import IfExists
 from dtimer.model.ids import IdGenerator
 from dtimer.model.options import MOST_REPLICAS, validate
-from dtimer.model.records import Cancelled, Record, Stats
+from dtimer.model.records import Cancelled, Record
+from dtimer.model.times import format_duration
+from dtimer.monitor.fields import record_fields, stats_fields
+from dtimer.monitor.judgement import overdue_ms
 from dtimer.timer import DTimer
 from dtimer.timer.posting import POLICIES, prepare
 
@@ -133,7 +135,7 @@ def upcoming(settings: Settings, limit: int) -> None:
                 yield record
 
     with opened(settings) as timer:
-        shown = show(settings, COLUMNS, some(timer), cells, fields)
+        shown = show(settings, COLUMNS, some(timer), cells, record_fields)
     if not shown:
         settings.output.notice(f"nothing is waiting in the namespace {settings.ns}")
     elif more:
@@ -161,11 +163,6 @@ def cells(record: Record, narrow: bool, now: float | None = None) -> list[str]:
     due = brief(record.due) if narrow else moment(record.due)
     about = (due, from_now(record.due, now), escaped(record.id), str(record.attempt))
     return [*about, payload(record.event)]
-
-
-def fields(record: Record) -> dict[str, Any]:
-    """Return the fields of a record, for programs."""
-    return dataclasses.asdict(record) | {"state": record.state.value}
 
 
 def print_assumed_zones(settings: Settings, **moments: object) -> None:
@@ -210,13 +207,6 @@ def cancel(settings: Settings, id: str) -> int:
     return code
 
 
-def numbers_for_programs(numbers: Stats) -> dict[str, Any]:
-    """Return the numbers for JSON, with percentiles instead of the histogram."""
-    result = dataclasses.asdict(numbers)
-    del result["lateness"]
-    return result | {"lateness_ms": {"p50": numbers.late(0.5), "p99": numbers.late(0.99)}}
-
-
 @click.command(
     epilog="""
     \b
@@ -232,11 +222,9 @@ def stats(settings: Settings) -> None:
     with opened(settings) as timer:
         numbers = timer.stats()
     if settings.as_json:
-        settings.output.result(**{"ns": settings.ns} | numbers_for_programs(numbers))
+        settings.output.result(**{"ns": settings.ns} | stats_fields(numbers))
         return
-    late = (
-        f", the oldest for {format_duration(numbers.oldest_overdue_ms)}" if numbers.overdue else ""
-    )
+    late = f", the oldest for {format_duration(overdue_ms(numbers))}" if numbers.overdue else ""
     rows = {
         "namespace": settings.ns + (" (paused)" if numbers.paused else ""),
         "scheduled": numbers.scheduled,

@@ -9,8 +9,6 @@ from typing import Any
 
 import click
 
-from dtimer.cli.durations import format_duration
-from dtimer.cli.events import numbers_for_programs
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, escaped, moment
@@ -18,7 +16,10 @@ from dtimer.cli.param_types import DURATION, ID
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
 from dtimer.errors import StoreError
-from dtimer.model.records import NodeInfo, Stats
+from dtimer.model.records import NodeInfo
+from dtimer.model.times import format_duration
+from dtimer.monitor.fields import stats_fields
+from dtimer.monitor.judgement import Check, judge, node_state
 
 
 def _switch(settings: Settings, schedule: str | None, *, on: bool) -> int:
@@ -90,9 +91,7 @@ def node_cells(node: NodeInfo, narrow: bool) -> list[str]:
     """Return the cells of a node, for people."""
     heard = f"{format_duration(node.idle_ms)} ago"
     joined = brief(node.joined) if narrow else moment(node.joined)
-    state = "waiting" if node.waiting else "busy"
-    state = state if node.listening else "no listener"
-    return [escaped(node.id), state, heard, escaped(node.host), str(node.pid), joined]
+    return [escaped(node.id), node_state(node), heard, escaped(node.host), str(node.pid), joined]
 
 
 @click.command(
@@ -115,32 +114,6 @@ def nodes(settings: Settings) -> None:
         found = sorted(timer.nodes(), key=lambda node: (node.id, node.incarnation))
     if not show(settings, _NODES, found, node_cells, dataclasses.asdict):
         settings.output.notice(f"no node has joined the namespace {settings.ns}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """The result of checking one condition of a healthy namespace."""
-
-    name: str
-    ok: bool
-    text: str
-    #: The name for programs, if it differs.
-    key: str = ""
-
-
-def judge(stats: Stats, least_nodes: int, most_overdue_ms: float) -> list[Check]:
-    """Check a namespace by its numbers."""
-    late = stats.oldest_overdue_ms if stats.overdue else 0.0
-    oldest = f"the oldest for {format_duration(late)}" if stats.overdue else "none"
-    return [
-        Check("paused", not stats.paused, "yes" if stats.paused else "no", "not_paused"),
-        Check("nodes", stats.nodes >= least_nodes, f"{stats.nodes}, at least {least_nodes} needed"),
-        Check(
-            "overdue",
-            late <= most_overdue_ms,
-            f"{oldest}, at most {format_duration(most_overdue_ms)} allowed",
-        ),
-    ]
 
 
 @click.command(
@@ -190,7 +163,7 @@ def health(settings: Settings, max_overdue: timedelta, min_nodes: int) -> int:
         took = (time.monotonic() - began) * 1000
         checks = [Check("reachable", True, f"in {took:.1f} ms")]
         checks += judge(stats, min_nodes, max_overdue / timedelta(milliseconds=1))
-        numbers = numbers_for_programs(stats)
+        numbers = stats_fields(stats)
     ok = all(check.ok for check in checks)
     if settings.as_json:
         results = {check.key or check.name: check.ok for check in checks}

@@ -17,10 +17,10 @@ import traceback
 from datetime import datetime
 from typing import Any, TextIO
 
-from dtimer.cli.durations import format_duration
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.epoch import to_datetime
 from dtimer.errors import HandlerError
+from dtimer.model.times import format_duration
 
 #: A text, or a text and its style for rich.
 Part = str | tuple[str, str]

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import click
 
-from dtimer.cli.durations import format_duration
 from dtimer.cli.events import from_now, print_assumed_zones
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
@@ -24,6 +23,7 @@ from dtimer.model.outcomes import Declared
 from dtimer.model.payload import encode
 from dtimer.model.records import Schedule
 from dtimer.model.schedules import MISFIRES, OVERLAPS, make_spec
+from dtimer.model.times import format_duration
 from dtimer.timer import DTimer
 
 Command = TypeVar("Command", bound=Callable[..., Any])

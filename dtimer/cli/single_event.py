@@ -8,12 +8,13 @@ from datetime import timedelta
 import click
 
 from dtimer.cli.durations import Moment
-from dtimer.cli.events import fields, from_now, print_assumed_zones
+from dtimer.cli.events import from_now, print_assumed_zones
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import escaped, moment, payload
 from dtimer.cli.param_types import ID, WHEN
 from dtimer.cli.server import Settings, opened
+from dtimer.monitor.fields import record_fields
 
 
 @click.command(
@@ -36,7 +37,7 @@ def peek(settings: Settings, id: str) -> int:
         settings.output.notice(f"no such event: {escaped(id)}", id=id)
         return ExitCode.NEGATIVE
     if settings.as_json:
-        settings.output.result(**fields(record))
+        settings.output.result(**record_fields(record))
         return ExitCode.DONE
     when = "died" if record.state.value == "dead" else "due"
     rows = {

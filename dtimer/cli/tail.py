@@ -10,13 +10,13 @@ from datetime import timedelta
 
 import click
 
-from dtimer.cli.dead_letters import letter_fields
 from dtimer.cli.options import shared
 from dtimer.cli.output import Output, clock, escaped, payload
 from dtimer.cli.param_types import DURATION
 from dtimer.cli.server import Settings, opened_store
 from dtimer.errors import StoreError
 from dtimer.model.records import DeadLetter
+from dtimer.monitor.fields import letter_fields
 from dtimer.store.admin import AdminStore
 
 

@@ -31,6 +31,16 @@ LIKELY_SECONDS = range(500_000_000, 5_000_000_001)
 #: which is a double, is exact to the microsecond.
 LATEST_US = 8_006_399_337_000_000
 
+#: The length of each unit in microseconds, the greatest first.
+UNITS: dict[str, int] = {
+    "w": 604_800_000_000,
+    "d": 86_400_000_000,
+    "h": 3_600_000_000,
+    "m": 60_000_000,
+    "s": 1_000_000,
+    "ms": 1_000,
+}
+
 
 def duration_us(value: Duration, name: str) -> int:
     """
@@ -106,3 +116,19 @@ def moment_us(value: Moment, name: str, *, stepped: bool = False) -> int:
             " are expected"
         )
     return us
+
+
+def format_duration(ms: float) -> str:
+    """Format a duration in its two greatest units, such as 1h30m. Weeks are written as days."""
+    left = max(0, round(ms)) * 1000
+    if not left:
+        return "0ms"
+    words: list[str] = []
+    for unit, size in list(UNITS.items())[1:]:
+        count, rest = divmod(left, size)
+        if count or words:
+            words.append(f"{count}{unit}" if count else "")
+            left = rest
+        if len(words) == 2:
+            break
+    return "".join(words)

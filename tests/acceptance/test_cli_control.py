@@ -10,8 +10,8 @@ import pytest
 from servers import PATIENCE, eventually
 from shell import Terminal, environment
 
-from dtimer.cli.namespace import judge
 from dtimer.model.records import Stats
+from dtimer.monitor.judgement import judge
 
 pytestmark = pytest.mark.acceptance
 

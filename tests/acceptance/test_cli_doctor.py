@@ -8,8 +8,8 @@ import pytest
 from servers import Server
 from shell import Terminal, environment
 
-from dtimer.cli.doctor import server as by_info
-from dtimer.cli.doctor.findings import Level
+from dtimer.monitor import server_info as by_info
+from dtimer.monitor.findings import Level
 
 pytestmark = pytest.mark.acceptance
 

@@ -12,9 +12,9 @@ from servers import PATIENCE, Server
 from shell import Program, Terminal, environment
 
 from dtimer.cli.tail import Follow
-from dtimer.cli.top.sample import Frame, Sampler
 from dtimer.cli.top.screen import draw, plan, sparkline
 from dtimer.model.records import NodeInfo, Record, State, Stats
+from dtimer.monitor.sample import Frame, Sampler
 from dtimer.store.admin import AdminStore
 from dtimer.store.connection.sources import source
 

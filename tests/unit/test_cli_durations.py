@@ -5,13 +5,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dtimer.cli.durations import (
-    format_duration,
     parse_duration,
     parse_expiry,
     parse_moment,
     parse_when,
 )
 from dtimer.errors import OptionError
+from dtimer.model.times import format_duration
 
 
 class TestDuration:

@@ -73,6 +73,16 @@ class TestModules:
         text = ["", "# A comment.", *code[:1], '    """Do it.', "", '    Well."""', *code[1:]]
         assert len(code) == lines_of_code("\n".join(text))
 
+    def test_each_module_has_a_layer(self):
+        """`lint-imports` checks this for the package, but not for the modules of `contrib`."""
+        text = (ROOT / "setup.cfg").read_text("utf-8")
+        layers = re.search(r"^layers =\n((?: .*\n)+)", text, re.MULTILINE)[1]
+        package = ROOT / "dtimer"
+        found = [*package.glob("[a-z]*"), *(package / "contrib").glob("[a-z]*")]
+        modules = {str(path.relative_to(package).with_suffix("")) for path in found}
+        wanted = {name.replace("/", ".") for name in modules} - {"contrib", "py"}
+        assert wanted <= set(re.findall(r"[a-z.]+", layers))
+
     def test_all_is_sorted_without_duplicates(self):
         """Sorted names make a change to the public face easy to see."""
         assert sorted(set(dtimer.__all__)) == list(dtimer.__all__)

@@ -13,9 +13,9 @@ import click
 from dtimer.cli.options import shared
 from dtimer.cli.server import Settings, opened_store
 from dtimer.cli.tail import repeat
-from dtimer.cli.top.sample import Frame, Sampler
 from dtimer.cli.top.screen import draw
 from dtimer.errors import StoreError
+from dtimer.monitor.sample import Frame, Sampler
 
 #: Seconds between two frames.
 _EACH = 1.0

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from dtimer.cli.durations import format_duration
 from dtimer.cli.events import COLUMNS, cells
 from dtimer.cli.namespace import node_cells
 from dtimer.cli.output import lateness, moment
 from dtimer.cli.tables import WIDE, Column, table
-from dtimer.cli.top.sample import MINUTE, Frame
+from dtimer.model.times import format_duration
+from dtimer.monitor.judgement import LATE_MS, overdue_ms
+from dtimer.monitor.sample import MINUTE, Frame
 
 _BLOCKS, _PLAIN = "▁▂▃▄▅▆▇█", "_.-:=+*#"
-
-#: An event that is later than this many ms is highlighted: twice the default poll interval, so a
-#: lost wake alone never causes it.
-_LATE = 2_000
 
 _NODES = (
     Column("node", "cyan", fold=True),
@@ -52,7 +49,7 @@ def _head(frame: Frame, width: int, blocks: str) -> Any:
     from rich.text import Text
 
     stats = frame.stats
-    late = stats.oldest_overdue_ms if stats.overdue else 0.0
+    late = overdue_ms(stats)
     title = Text.assemble(
         ("dtimer ", "bold"), (frame.ns, "bold cyan"), f"   {moment(frame.now, 'seconds')} (server)"
     )
@@ -63,7 +60,7 @@ def _head(frame: Frame, width: int, blocks: str) -> Any:
 
     p50, p99 = (lateness(ms) if ms is not None else "-" for ms in frame.late)
     numbers = (
-        ("due now", str(stats.overdue), "bold red" if late > _LATE else ""),
+        ("due now", str(stats.overdue), "bold red" if late > LATE_MS else ""),
         ("scheduled", str(stats.scheduled), ""),
         ("in flight", str(stats.in_flight), "green" if stats.in_flight else ""),
         ("dead", str(stats.dead), "red" if stats.dead else ""),
@@ -71,7 +68,7 @@ def _head(frame: Frame, width: int, blocks: str) -> Any:
         (
             "oldest overdue",
             format_duration(late) if stats.overdue else "-",
-            "bold red" if late > _LATE else "",
+            "bold red" if late > LATE_MS else "",
         ),
         ("late p50", p50, ""),
         ("late p99", p99, ""),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from dtimer.cli.doctor.findings import Finding, error, ok, warning
+from dtimer.monitor.findings import Finding, error, ok, warning
 
 OLDEST = (6, 2)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 class Level(enum.IntEnum):
-    """The severity of a finding. The highest level is the exit code of the command."""
+    """The severity of a finding. The highest one is the exit code of ``dtimer doctor``."""
 
     OK = 0
     WARNING = 1

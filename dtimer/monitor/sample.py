@@ -1,4 +1,4 @@
-"""Read the state of a namespace for ``top``, and compute rates from earlier reads."""
+"""Read the state of a namespace repeatedly, and compute rates from earlier reads."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 from collections import deque
 from typing import Any
 
-from dtimer.cli.events import fields, numbers_for_programs
 from dtimer.model.histogram import increase, percentile
 from dtimer.model.records import NodeInfo, Record, Stats
+from dtimer.monitor.fields import record_fields, stats_fields
 from dtimer.store.admin import AdminStore
 
-#: Seconds of history that the sparkline shows.
+#: Seconds of history that a frame has, if one is read each second.
 MINUTE = 60
 
 #: The most leases that are read to count the events in flight of each node. If there are more
@@ -48,7 +48,7 @@ class Frame:
         return {
             "ns": self.ns,
             "now": self.now,
-            **numbers_for_programs(self.stats),
+            **stats_fields(self.stats),
             "lateness_ms": {"p50": self.late[0], "p99": self.late[1]},
             "events_per_second": round(self.rate, 3),
             "posts_per_second": round(self.posted_rate, 3),
@@ -57,7 +57,7 @@ class Frame:
                 dataclasses.asdict(node) | {"in_flight": self.held.get(node.incarnation, 0)}
                 for node in self.nodes
             ],
-            "upcoming": [fields(record) for record in self.upcoming],
+            "upcoming": [record_fields(record) for record in self.upcoming],
         }
 
 

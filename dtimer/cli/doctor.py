@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from dtimer.cli.doctor.findings import Finding, Level
 from dtimer.cli.options import shared
 from dtimer.cli.output import escaped
 from dtimer.cli.server import Settings, chosen_url, opened_store
+from dtimer.monitor.findings import Finding, Level
 
 _MARKS = {
     Level.OK: ("ok", "green"),
@@ -37,7 +37,7 @@ def doctor(settings: Settings) -> int:
     the schema, the permission to run each command that the scripts use, the clocks, and
     whether the keys agree with each other.
     """
-    from dtimer.cli.doctor.checks import examine
+    from dtimer.monitor.checks import examine
 
     worst = Level.OK
     with opened_store(settings) as store:

@@ -8,10 +8,10 @@ import shlex
 import time
 from collections.abc import Iterator
 
-from dtimer.cli.doctor import server
-from dtimer.cli.doctor.findings import Finding, Level, error, ok, warning
 from dtimer.errors import NamespaceCorrupt, StoreError
 from dtimer.model.ids import incarnation
+from dtimer.monitor import server_info
+from dtimer.monitor.findings import Finding, Level, error, ok, warning
 from dtimer.store import acl
 from dtimer.store.admin import AdminStore, Audit
 from dtimer.store.connection.sources import redacted
@@ -38,10 +38,10 @@ def examine(store: AdminStore, url: str) -> Iterator[Finding]:
         return
     info = store.about_server()
     if info:
-        yield server.version(info)
-        yield server.role(info)
-        yield from server.persistence(info, _settings(store))
-        yield server.memory(info)
+        yield server_info.version(info)
+        yield server_info.role(info)
+        yield from server_info.persistence(info, _settings(store))
+        yield server_info.memory(info)
     else:
         yield warning(
             "version",

@@ -1,1 +1,0 @@
-"""``dtimer doctor``: finds problems of a server or a namespace, and says what to do."""
