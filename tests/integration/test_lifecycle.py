@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import threading
@@ -10,10 +11,11 @@ import warnings
 import weakref
 
 import pytest
+from background import background, in_thread, together
 from gated import Gated
 from leftovers import descriptors, nothing_left, threads
 from proxy import Proxy
-from servers import PATIENCE, PROMPT, Server, eventually
+from servers import LATER, PATIENCE, PROMPT, eventually
 
 from dtimer import DTimer, OptionError, State, StoreError, UsageError
 from dtimer.faultpoints import arm
@@ -21,39 +23,48 @@ from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 from dtimer.timer.node import Node
 
-LATER = 3_600_000  # ms; longer than any test
+
+def assert_joins(timer):
+    """Assert that nothing is left of a failed join, and that the timer can join now."""
+    assert not timer.joined
+    assert [] == threads()
+    with timer:
+        assert timer.joined
 
 
-def together(count, act):
-    """Call *act* with a number on *count* threads that start together; raise what they raise."""
-    start = threading.Barrier(count)
-    raised = []
+def join_and_begin(timer, then=lambda events: None):
+    """Join, and return a gated handler that has begun to handle an event, and the event."""
+    handler = Gated(timer, then)
+    timer.join()
+    timer.post({})
+    (ev,) = handler.begun()
+    return handler, ev
 
-    def run(n):
-        try:
-            start.wait(PATIENCE)
-            act(n)
-        except BaseException as e:
-            raised.append(e)
 
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(3 * PATIENCE)
-        assert not thread.is_alive(), "the thread hangs"
-    for error in raised:
-        raise error
+@contextlib.contextmanager
+def leaving(timer):
+    """Run the block while another thread is in leave(), which must return after the block."""
+    with background(timer.leave) as future:
+        eventually(lambda: timer._node.leaving)
+        yield future
+
+
+def state_and_attempt(timer, id):
+    record = timer.peek(id)
+    return record.state, record.attempt
+
+
+@pytest.fixture
+def make_unreferenced(make, server, namespace):
+    """A function: make a timer that the fixtures do not refer to, so that it can be collected."""
+    return lambda: DTimer("dropped", server.url, ns=namespace)
 
 
 class TestJoin:
     """The state after join() has returned."""
 
     def test_join_registers_subscribes_and_claims(self, make, client, namespace):
-        """
-        After join() the node is registered and subscribed, and has claimed the events that were
-        due.
-        """
+        """A program may rely on the node from the return of join() on."""
         timer = make("tea")
         handler = Gated(timer)
         id = timer.post({})
@@ -68,42 +79,31 @@ class TestJoin:
         eventually(lambda: timer.health().ok)
         handler.go_on()
 
-    def test_join_emits_connected_and_ready_once(self, make):
-        """A join emits 'connected' and 'ready' once each; a second join emits nothing."""
+    def test_joining_twice_changes_nothing(self, make):
+        """A second join emits nothing and keeps the incarnation, and one leave ends the node."""
         timer = make()
-        said = [Catch(timer, name) for name in ("connected", "ready")]
+        catches = [Catch(timer, name) for name in ("connected", "ready")]
         timer.join()
+        before = timer.nodes()[0].incarnation
         timer.join()
+        assert [before] == [node.incarnation for node in timer.nodes()]
         timer.leave()
-        for caught in said:
+        assert not timer.joined
+        for caught in catches:
             assert () == caught.next()
             assert caught.empty()
 
-    def test_joining_twice_changes_nothing(self, make):
-        """Joining a joined node changes nothing, and one leave ends it."""
-        timer = make()
-        timer.join()
-        (before,) = timer.nodes()
-        timer.join()
-        (after,) = timer.nodes()
-        assert before.incarnation == after.incarnation
-        timer.leave()
-        assert not timer.joined
-
     def test_a_node_may_join_again_as_a_new_incarnation(self, make):
-        """
-        A node that has left may join again; it then has a new incarnation and receives
-        events.
-        """
+        """Otherwise the node could settle events that it held in its earlier incarnation."""
         timer = make()
         caught = Catch(timer, "event")
-        lives = set()
+        incarnations = set()
         for n in range(3):
             with timer:
-                lives.add(timer.nodes()[0].incarnation)
+                incarnations.add(timer.nodes()[0].incarnation)
                 timer.post({"n": n})
                 assert [{"n": n}] == caught.next()
-        assert 3 == len(lives)
+        assert 3 == len(incarnations)
 
     @pytest.mark.fault("F70")
     def test_two_nodes_may_share_an_id(self, make):
@@ -123,75 +123,52 @@ class TestJoin:
     def test_max_events_set_during_join_applies(self, make, monkeypatch):
         """A value of max_events that is set while the node joins applies from then on."""
         timer = make()
-        told = threading.Event()
+        changed = threading.Event()
 
         def connected():
             timer.max_events = 4
-            told.set()
+            changed.set()
 
         timer.on("connected", connected)
         start = Node.start
 
-        def slow(node, *, leaving):
+        def start_and_wait(node, *, leaving):
             start(node, leaving=leaving)
-            assert told.wait(PATIENCE)
+            assert changed.wait(PATIENCE)
 
-        monkeypatch.setattr(Node, "start", slow)
+        monkeypatch.setattr(Node, "start", start_and_wait)
         with timer:
             timer.post_many([({}, 0)] * 4)
             assert 4 == len(Catch(timer, "event").next())
 
-    def test_join_fails_cleanly_without_a_server(self, make, namespace):
-        """
-        If no server listens, join() raises a StoreError within its deadline and leaves no thread or
-        descriptor behind.
-        """
-        with Server(tcp=True) as gone:
-            url = gone.url
-        timer = DTimer("node", url, ns=namespace, timeout=500)
+    @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.blackhole])
+    def test_join_fails_within_its_deadline_if_the_server_does_not_answer(self, make, proxy, fault):
+        """The server may refuse connections, or accept them and not answer."""
+        timer = make(url=proxy.url, timeout=300)
+        fault(proxy)
         began = time.monotonic()
         with pytest.raises(StoreError):
             timer.join()
         assert time.monotonic() - began < PROMPT
-        assert not timer.joined
         assert [] == threads()
-        timer.leave()
-
-    def test_join_fails_cleanly_if_the_server_does_not_answer(self, server, clean, namespace):
-        """
-        If the server accepts connections and does not answer, join() fails within its deadline and
-        leaves nothing behind. The node can join once the server answers.
-        """
-        with Proxy(server) as proxy:
-            proxy.blackhole()
-            timer = DTimer("node", proxy.url, ns=namespace, timeout=300)
-            began = time.monotonic()
-            with pytest.raises(StoreError):
-                timer.join()
-            assert time.monotonic() - began < PROMPT
-            assert [] == threads()
-            proxy.heal()
-            with timer:
-                assert timer.joined
+        proxy.heal()
+        assert_joins(timer)
 
     def test_join_fails_if_redis_goes_away_after_registering(
         self, make, monkeypatch, client, namespace
     ):
-        """
-        If Redis goes away between the registration and the first claim, join() raises that
-        error.
-        """
+        """If the first claim fails, join() raises its error although the node is registered."""
+
+        def start_claim(*arguments, **options):
+            raise ConnectionError("gone")
+
         timer = make(timeout=3_000)
-        monkeypatch.setattr(timer._store, "start_claim", _raiser(ConnectionError("gone")))
+        monkeypatch.setattr(timer._store, "start_claim", start_claim)
         with pytest.raises(StoreError, match="went away while joining: gone"):
             timer.join()
         monkeypatch.undo()
-        assert not timer.joined
-        assert [] == threads()
-        with timer:
-            assert timer.joined
-        # Remove the registration by hand; the node could not, and it would expire only after a
-        # minute.
+        assert_joins(timer)
+        # The failed node could not remove its registration, which would expire after a minute.
         client.delete(Keys.of(namespace).nodes, Keys.of(namespace).alive)
 
     def test_health_counts_what_was_not_emitted(self, make, monkeypatch):
@@ -200,48 +177,52 @@ class TestJoin:
         with make() as timer:
             assert timer.health().dropped > 0, "'ready' was announced"
 
-    @pytest.mark.parametrize("which", ["callbacks", "handler-2", "listener", "claimer"])
-    def test_join_fails_cleanly_if_no_thread_can_be_started(self, make, monkeypatch, which):
-        """
-        If the process cannot start another thread, join() raises that error and leaves nothing
-        behind.
-        """
+    @pytest.mark.parametrize("name", ["callbacks", "handler-2", "listener", "claimer"])
+    def test_join_fails_cleanly_if_no_thread_can_be_started(self, make, monkeypatch, name):
+        """The threads that were started before the error must end."""
         timer = make(concurrency=3)
         start = threading.Thread.start
 
-        def limited(thread):
-            if which in thread.name:
+        def start_another(thread):
+            if name in thread.name:
                 raise RuntimeError("can't start new thread")
             start(thread)
 
-        monkeypatch.setattr(threading.Thread, "start", limited)
+        monkeypatch.setattr(threading.Thread, "start", start_another)
         with pytest.raises(RuntimeError, match="can't start"):
             timer.join()
         monkeypatch.undo()
-        assert not timer.joined
         assert [] == timer.nodes()
-        assert [] == threads()
-        with timer:
-            assert timer.joined
+        assert_joins(timer)
 
     def test_an_interrupted_join_leaves_nothing_behind(self, make, monkeypatch):
         """A KeyboardInterrupt during join() leaves no thread and no registration behind."""
+
+        class InterruptedEvent:
+            def wait(self, timeout=None):
+                raise KeyboardInterrupt
+
+            def is_set(self):
+                return True
+
+            def set(self):
+                pass
+
+            def __set__(self, owner, value):
+                pass
+
         timer = make()
         monkeypatch.setattr(
-            "dtimer.engine.connectivity.Connectivity.tried", _Interrupted(), raising=False
+            "dtimer.engine.connectivity.Connectivity.tried", InterruptedEvent(), raising=False
         )
         with pytest.raises(KeyboardInterrupt):
             timer.join()
         monkeypatch.undo()
-        assert not timer.joined
         assert [] == timer.nodes()
-        assert [] == threads()
+        assert_joins(timer)
 
-    def test_a_user_who_may_not_subscribe_may_join(self, make, client, namespace, server):
-        """
-        A user without permission to subscribe may join. The poll delivers events, and 'error' says
-        why.
-        """
+    def test_a_user_who_may_not_subscribe_may_join(self, make, client, server):
+        """Without the permission the poll delivers events, and 'error' says why."""
         client.execute_command(
             *["ACL", "SETUSER", "deafened", "on", "nopass", "~*", "&*", "+@all", "-subscribe"]
         )
@@ -257,29 +238,6 @@ class TestJoin:
                 assert [{"n": 1}] == caught.next()
             assert errors.empty()
         client.execute_command("ACL", "DELUSER", "deafened")
-
-
-def _raiser(error):
-    def fail(*arguments, **options):
-        raise error
-
-    return fail
-
-
-class _Interrupted:
-    """Replaces the attribute that a thread waits for, and raises a KeyboardInterrupt there."""
-
-    def wait(self, timeout=None):
-        raise KeyboardInterrupt
-
-    def is_set(self):
-        return True
-
-    def set(self):
-        pass
-
-    def __set__(self, owner, value):
-        pass
 
 
 class TestLeave:
@@ -322,57 +280,42 @@ class TestLeave:
     def test_leave_closes_the_connection_of_a_confirm_during_it(self, make, client, monkeypatch):
         """A confirm that ends in the last steps of leave() leaves no idle connection behind."""
         timer = make(auto_confirm=False)
-        handler = Gated(timer)
         with nothing_left(client):
-            timer.join()
-            timer.post({})
-            (ev,) = handler.begun()
+            handler, ev = join_and_begin(timer)
             handler.go_on()
             eventually(lambda: timer.health().handlers == 0)
             close, confirmed = timer._node.bell.close, []
 
-            def late():
+            def confirm_and_close():
                 confirmed.append(ev.confirm())
                 close()
 
-            monkeypatch.setattr(timer._node.bell, "close", late)
+            monkeypatch.setattr(timer._node.bell, "close", confirm_and_close)
             timer.leave()
             assert [True] == confirmed
 
     def test_leave_waits_for_running_handlers(self, make):
         """leave() waits for the running handler, and its event is confirmed."""
         timer = make()
-        handler = Gated(timer)
-        timer.join()
-        id = timer.post({})
-        handler.begun()
-        leaving = threading.Thread(target=timer.leave)
-        leaving.start()
-        eventually(lambda: timer._node.leaving)
-        assert timer.joined
-        handler.go_on()
-        leaving.join(PATIENCE)
+        handler, ev = join_and_begin(timer)
+        with leaving(timer):
+            assert timer.joined
+            handler.go_on()
         assert not timer.joined
-        assert timer.peek(id) is None
+        assert timer.peek(ev.id) is None
 
     @pytest.mark.fault("F60")
     def test_a_leaving_node_claims_nothing(self, make):
         """A leaving node claims nothing: another node gets what becomes due."""
         timer, other = make("leaving"), make("other")
-        handler = Gated(timer)
         caught = Catch(other, "event")
-        timer.join()
-        timer.post({"n": 1})
-        handler.begun()
-        leaving = threading.Thread(target=timer.leave)
-        leaving.start()
-        eventually(lambda: not any(node.waiting for node in timer.nodes()))
-        eventually(lambda: timer._node.leaving)
-        with other:
-            timer.post({"n": 2})
-            handler.go_on(2)
-            assert [{"n": 2}] == caught.next()
-            leaving.join(PATIENCE)
+        handler, _ = join_and_begin(timer)
+        with leaving(timer):
+            eventually(lambda: not any(node.waiting for node in timer.nodes()))
+            with other:
+                timer.post({"n": 2})
+                handler.go_on(2)
+                assert [{"n": 2}] == caught.next()
         assert 0 == handler.waiting
 
     @pytest.mark.fault("F60")
@@ -383,23 +326,20 @@ class TestLeave:
         once.
         """
         timer, other = make("hanging"), make("other", auto_confirm=False)
-        handler = Gated(timer)
         caught = Catch(other, "event")
-        timer.join()
-        id = timer.post({})
-        (ev,) = handler.begun()
+        handler, ev = join_and_begin(timer)
         assert not ev.lease_lost
         began = time.monotonic()
         timer.leave(100)
         assert 0.1 <= time.monotonic() - began < PROMPT
         assert not timer.joined
         assert ev.lease_lost
-        assert (State.SCHEDULED, 1) == (timer.peek(id).state, timer.peek(id).attempt)
+        assert (State.SCHEDULED, 1) == state_and_attempt(timer, ev.id)
         with other:
-            (again,) = caught.next()
-            assert 2 == again.attempt
+            (retry,) = caught.next()
+            assert 2 == retry.attempt
             assert ev.confirm() is False
-            assert again.confirm() is True
+            assert retry.confirm() is True
         handler.go_on()
         handler.ended()
         eventually(lambda: not threads())
@@ -407,44 +347,34 @@ class TestLeave:
     def test_a_second_leave_may_shorten_the_wait(self, make):
         """A second leave() with a timeout shortens the wait of a first one without."""
         timer = make()
-        handler = Gated(timer)
-        timer.join()
-        timer.post({})
-        handler.begun()
-        patient = threading.Thread(target=timer.leave)
-        patient.start()
-        eventually(lambda: timer._node.leaving)
-        timer.leave(0)
-        patient.join(PATIENCE)
-        assert not patient.is_alive()
+        handler, _ = join_and_begin(timer)
+        with leaving(timer):
+            timer.leave(0)
         handler.go_on()
 
     @pytest.mark.fault("F68")
     def test_a_handler_may_leave(self, make):
-        """
-        In a handler leave() returns at once. The node ends after the handler has returned, with its
-        event confirmed.
-        """
+        """leave() returns at once. The node ends after the handler, with its event confirmed."""
         timer = make()
-        told = []
+        joined = []
 
         def handle(events):
             timer.leave()
-            told.append(timer.joined)
+            joined.append(timer.joined)
 
         timer.on("event", handle)
         timer.join()
         id = timer.post({})
         eventually(lambda: not timer.joined)
-        assert [True] == told
+        assert [True] == joined
         assert timer.peek(id) is None
         assert [] == timer.nodes()
         with timer:
             assert timer.joined
 
     @pytest.mark.fault("F68")
-    @pytest.mark.parametrize("said", ["error", "retry", "connected", "ready"])
-    def test_a_listener_may_leave(self, make, said):
+    @pytest.mark.parametrize("emitted", ["error", "retry", "connected", "ready"])
+    def test_a_listener_may_leave(self, make, emitted):
         """A listener of any emitted event may call leave()."""
         timer = make(backoff=LATER)
         done = threading.Event()
@@ -453,7 +383,7 @@ class TestLeave:
             timer.leave()
             done.set()
 
-        timer.on(said, listen)
+        timer.on(emitted, listen)
         timer.on("event", lambda events: 1 / 0)
         timer.join()
         timer.post({})
@@ -466,7 +396,7 @@ class TestLeave:
         UsageError. On a node that stays joined, join() has no effect.
         """
         timer = make()
-        told = []
+        errors = []
 
         def handle(events):
             timer.join()
@@ -474,13 +404,13 @@ class TestLeave:
             try:
                 timer.join()
             except UsageError as e:
-                told.append(e)
+                errors.append(e)
 
         timer.on("event", handle)
         timer.join()
         timer.post({})
         eventually(lambda: not timer.joined)
-        assert 1 == len(told)
+        assert 1 == len(errors)
 
     def test_two_threads_may_leave_at_once(self, make):
         """If two threads leave at once, both calls return after the node has ended."""
@@ -500,23 +430,13 @@ class TestLeave:
         too, none of the three waits for ever.
         """
         timer = make()
-        handler = Gated(timer, lambda events: timer.leave())
-        timer.join()
-        timer.post({})
-        handler.begun()
-        leaving = threading.Thread(target=timer.leave)
-        joining = threading.Thread(target=timer.join)
-        leaving.start()
-        eventually(lambda: timer._node.leaving)
-        joining.start()
-        # The joining thread waits for a lock and shows no other sign, so check only that it runs.
-        eventually(joining.is_alive)
-        handler.go_on()
-        handler.ended()
-        leaving.join(PATIENCE)
-        joining.join(PATIENCE)
-        assert not leaving.is_alive()
-        assert not joining.is_alive()
+        handler, _ = join_and_begin(timer, lambda events: timer.leave())
+        with leaving(timer):
+            # The joining thread waits for a lock and shows no sign that it has begun to.
+            joining = in_thread(timer.join)
+            handler.go_on()
+            handler.ended()
+        joining.result(PATIENCE)
         assert timer.joined
 
     def test_a_listener_may_post_while_the_node_leaves(self, make, client):
@@ -524,29 +444,23 @@ class TestLeave:
         timer = make(backoff=LATER)
         posted = threading.Event()
 
-        def again(ev):
+        def post_after_the_listener_thread(ev):
             listener = timer._node._listener
             eventually(listener._stopping.is_set)
             listener.join(PATIENCE)
             timer.post({}, LATER)
             posted.set()
 
-        timer.on("retry", again)
+        timer.on("retry", post_after_the_listener_thread)
         timer.on("error", lambda _: None)
-        handler = Gated(timer, lambda events: 1 / 0)
         with nothing_left(client):
-            timer.join()
-            timer.post({})
-            handler.begun()
-            leaving = threading.Thread(target=timer.leave)
-            leaving.start()
-            eventually(lambda: timer._node.leaving)
-            handler.go_on()
-            leaving.join(PATIENCE)
+            handler, _ = join_and_begin(timer, lambda events: 1 / 0)
+            with leaving(timer):
+                handler.go_on()
             assert posted.is_set()
 
     @pytest.mark.fault("F60")
-    def test_leave_releases_claimed_events_that_have_not_started(self, make, server):
+    def test_leave_releases_claimed_events_that_have_not_started(self, make, proxy):
         """
         Events that were claimed and not started before leave() are released at once, with no
         attempt charged. The next node starts each as its first attempt.
@@ -554,29 +468,26 @@ class TestLeave:
         The reply of the claim is lost, and the proxy refuses connections until the node leaves. So
         the node learns of the claim only then, by sending it again.
         """
-        with Proxy(server) as proxy:
-            timer, other = make("leaving", proxy.url, poll_interval=LATER), make("other")
-            started, caught = Catch(timer, "event"), Catch(other, "event")
-            timer.join()
-            eventually(lambda: timer.health().ok and timer.nodes()[0].waiting)
-            proxy.drop_reply_once(timer._node.incarnation.encode())
-            proxy.refuse()
-            other.post({"n": 1}, id="tea")
-            assert proxy.wait_dropped()
-            eventually(lambda: other.peek("tea").state is State.IN_FLIGHT)
-            node = timer._node
-            leaving = threading.Thread(target=timer.leave)
-            leaving.start()
+        timer, other = make("leaving", proxy.url, poll_interval=LATER), make("other")
+        started, caught = Catch(timer, "event"), Catch(other, "event")
+        timer.join()
+        eventually(lambda: timer.health().ok and timer.nodes()[0].waiting)
+        proxy.drop_reply_once(timer._node.incarnation.encode())
+        proxy.refuse()
+        other.post({"n": 1}, id="tea")
+        assert proxy.wait_dropped()
+        eventually(lambda: other.peek("tea").state is State.IN_FLIGHT)
+        node = timer._node
+        with background(timer.leave):
             # From now on, and not before, the node releases every event that it claims.
             eventually(lambda: node._dispatcher._releasing)
             proxy.heal()
-            leaving.join(PATIENCE)
-            assert (State.SCHEDULED, 0) == (other.peek("tea").state, other.peek("tea").attempt)
-            with other:
-                (ev,) = caught.next()
-                assert 1 == ev.attempt
-            assert started.empty()
-            assert 1 == other.stats().totals["released"]
+        assert (State.SCHEDULED, 0) == state_and_attempt(other, "tea")
+        with other:
+            (ev,) = caught.next()
+            assert 1 == ev.attempt
+        assert started.empty()
+        assert 1 == other.stats().totals["released"]
 
     @pytest.mark.parametrize("point", ["claim.asking", "claim.answered", "claim.handed"])
     def test_leave_releases_events_that_are_claimed_meanwhile(self, make, point):
@@ -585,16 +496,15 @@ class TestLeave:
         keeps its due time, with no attempt charged.
         """
         timer = make(look_ahead=1_000, lease=LATER, poll_interval=LATER)
-        said = Catch(timer, "event")
+        caught = Catch(timer, "event")
         timer.join()
         node = timer._node
         with arm(point, lambda: node.stop(None)):
             id = timer.post({}, 900, max_retries=0)
             eventually(lambda: node.ended)
-        record = timer.peek(id)
-        assert (State.SCHEDULED, 0) == (record.state, record.attempt)
-        assert [] == [letter.id for letter in timer.dead()]
-        assert said.empty()
+        assert (State.SCHEDULED, 0) == state_and_attempt(timer, id)
+        assert [] == list(timer.dead())
+        assert caught.empty()
 
     def test_a_confirm_after_leave_closes_its_connection(self, make):
         """
@@ -603,10 +513,10 @@ class TestLeave:
         """
         before = descriptors()
         timer = make(auto_confirm=False)
-        said = Catch(timer, "event")
+        caught = Catch(timer, "event")
         timer.post_many([({}, 0), ({}, 0)])
         timer.join()
-        (first,), (second,) = said.next(), said.next()
+        (first,), (second,) = caught.next(), caught.next()
         timer.leave()
         assert first.extend(LATER) is True
         assert second.confirm() is True
@@ -620,12 +530,9 @@ class TestLeave:
         """run() blocks its thread until another thread makes the node leave."""
         timer = make()
         ready = Catch(timer, "ready")
-        running = threading.Thread(target=timer.run)
-        running.start()
-        ready.next()
-        timer.leave()
-        running.join(PATIENCE)
-        assert not running.is_alive()
+        with background(timer.run):
+            ready.next()
+            timer.leave()
 
 
 @pytest.mark.fault("F69")
@@ -637,24 +544,24 @@ class TestStorms:
         timer = make()
         timer.on("event", lambda events: None)
 
-        def storm(n):
-            for turn in range(50):
-                if (n + turn) % 2:
+        def join_leave_and_post(number):
+            for n in range(50):
+                if (number + n) % 2:
                     timer.join()
                 else:
-                    timer.leave(0 if turn % 3 else None)
+                    timer.leave(0 if n % 3 else None)
                 timer.post({})
 
         with nothing_left(client):
-            together(10, storm)
+            together(10, join_leave_and_post)
             with timer:
                 eventually(lambda: timer.stats().totals.get("confirmed") == 500)
 
-    def test_concurrent_posts_each_arrive_once(self, make, client):
+    def test_concurrent_posts_each_arrive_once(self, make):
         """The posts of many threads through one timer all arrive, each once."""
         timer = make(max_events=100, concurrency=2)
-        caught = []
-        timer.on("event", lambda events: caught.extend(ev["n"] for ev in events))
+        received = []
+        timer.on("event", lambda events: received.extend(ev["n"] for ev in events))
         numbers = itertools.count()
 
         def post(_):
@@ -664,46 +571,28 @@ class TestStorms:
         with timer:
             together(8, post)
             eventually(lambda: timer.stats().totals.get("confirmed") == 400)
-        assert list(range(400)) == sorted(caught)
+        assert list(range(400)) == sorted(received)
 
 
 @pytest.mark.fault("F73")
 class TestForgotten:
     """Timers that are garbage-collected without leave()."""
 
-    def test_a_dropped_joined_timer_warns_and_ends(self, make, server, namespace, clean):
-        """
-        When a joined timer is collected, a ResourceWarning is issued and its threads end as after
-        leave().
-        """
-        timer = DTimer("dropped", server.url, ns=namespace)
-        timer.join()
-        gone = weakref.ref(timer)
-        with pytest.warns(ResourceWarning, match="'dropped' was dropped while joined"):
-            del timer
-            gc.collect()
-        assert gone() is None
-        eventually(lambda: not threads())
-        assert [] == make().nodes()
-
-    def test_a_listener_that_refers_to_its_timer_does_not_keep_it(
-        self, make, server, namespace, clean
-    ):
-        """A listener that refers to its timer does not keep a dropped timer alive."""
-        timer = DTimer("dropped", server.url, ns=namespace)
+    def test_a_dropped_joined_timer_warns_and_ends(self, make, make_unreferenced):
+        """The threads end as after leave(), even if listeners refer to the timer."""
+        timer = make_unreferenced()
         timer.on("event", lambda events, timer=timer: None)
         timer.once("error", lambda error, timer=timer: None)
         timer.join()
-        gone = weakref.ref(timer)
-        with pytest.warns(ResourceWarning):
+        reference = weakref.ref(timer)
+        with pytest.warns(ResourceWarning, match="'dropped' was dropped while joined"):
             del timer
             gc.collect()
-        assert gone() is None
+        assert reference() is None
         eventually(lambda: not threads())
+        assert [] == make().nodes()
 
-    def test_a_collected_timer_closes_its_connections_before_their_sockets(
-        self, make, server, namespace, clean
-    ):
+    def test_a_collected_timer_closes_its_connections_before_their_sockets(self, make_unreferenced):
         """
         A timer in a reference cycle closes its connections before any of its objects is finalized.
         Otherwise the collector may finalize a socket first, which then warns that it was not
@@ -718,33 +607,27 @@ class TestForgotten:
                 )
 
         elder = Elder()
-        elder.timer = DTimer("forgotten", server.url, ns=namespace)
+        elder.timer = make_unreferenced()
         elder.timer.elder = elder
         elder.timer.post({})
         del elder
         gc.collect()
         assert [[]] == seen
 
-    @pytest.mark.parametrize("again", [False, True])
-    def test_a_timer_that_a_handler_made_leave_does_not_warn(
-        self, make, server, namespace, clean, again
-    ):
-        """
-        A timer whose handler called leave() is not a dropped one, so its collection does not warn,
-        even after another join.
-        """
-        timer = DTimer("left", server.url, ns=namespace)
-        there = weakref.ref(timer)
-        timer.on("event", lambda events: there().leave())
+    @pytest.mark.parametrize("joins", [1, 2])
+    def test_a_timer_that_a_handler_made_leave_does_not_warn(self, make_unreferenced, joins):
+        """A timer whose handler called leave() was not forgotten, even if it joined again."""
+        timer = make_unreferenced()
+        reference = weakref.ref(timer)
+        timer.on("event", lambda events: reference().leave())
         timer.join()
         timer.post({})
-        eventually(lambda: not there().joined)
-        if again:
+        eventually(lambda: not reference().joined)
+        if joins == 2:
             timer.join()
             timer.leave()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             del timer
             gc.collect()
-        assert there() is None
-        assert Keys.of(namespace)
+        assert reference() is None
