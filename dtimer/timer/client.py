@@ -47,13 +47,20 @@ class Client:
         return self._store
 
     def _notice_fork(self) -> None:
-        # A server that forks without Python (uWSGI) calls no fork hook.
-        if self._pid != os.getpid():
-            self._after_fork()
+        if self._pid != (pid := os.getpid()):
+            # A server that forks without Python (uWSGI) calls no fork hook.
+            if self._pid != -pid:
+                self._after_fork()
+            self._pid = pid
+            self._report_fork()
+
+    def _report_fork(self) -> None:
+        """Do nothing. `DTimer` overrides this to log, with the first call in a forked child."""
 
     def _after_fork(self) -> None:
         """Reset this timer in a forked child, which must not use inherited connections or locks."""
-        self._pid = os.getpid()
+        # Negative until the first call in this process.
+        self._pid = -os.getpid()
         self._poster.new_id.after_fork()
         self._store.after_fork()
 

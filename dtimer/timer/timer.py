@@ -74,6 +74,8 @@ class DTimer(Client, TimerEmitter):
         self._membership = Membership(self._id, valid, store, self._calls(store))
         Client.__init__(self, valid, store, self._membership.note_superseded)
         store.rollback.on_rollback = weakly(self._rolled_back, lambda: None)
+        # In a forked child, has one item until the log says that the parent's node is not its own.
+        self._has_lost_node: list[bool] = []
         fork.watch(self)
 
     def _calls(self, store: Store) -> TimerCalls:
@@ -236,6 +238,13 @@ class DTimer(Client, TimerEmitter):
         """Reset this timer in a forked child, which has not joined."""
         super()._after_fork()
         if self._membership.after_fork():
+            self._has_lost_node[:] = [True]
+
+    def _report_fork(self) -> None:
+        # Not in the fork itself: a logging handler may use a lock that a thread of the parent held
+        # at that moment, such as that of a `queue.Queue`. The child would never begin to run.
+        if self._has_lost_node:
+            self._has_lost_node.clear()
             log.write(log.FORKED, repr(self), source=self._log_source())
 
     def _at_exit(self) -> None:

@@ -385,6 +385,48 @@ class TestFork:
             missing -= {text for text in missing if text in line}
         assert_ends(program)
 
+    def test_a_child_begins_while_a_lock_of_the_log_is_held(self, script):
+        """
+        A thread of the parent may hold a lock of a logging handler at the moment of the fork, such
+        as that of a queue. The child has no such thread, and must not wait for the lock in the
+        fork. It logs with its first call.
+        """
+        program = script(
+            FORK
+            + """
+import logging, threading
+
+class Queued(logging.Handler):
+    lock_of_queue = threading.Lock()
+    def emit(self, record):
+        with self.lock_of_queue:
+            say(record.getMessage().partition(">")[2] or record.getMessage())
+
+logger = logging.getLogger("dtimer")
+logger.setLevel(logging.INFO)
+dt = timer()
+dt.on("event", lambda events: None)
+dt.join()
+
+def act():
+    say("the child begins")
+    Queued.lock_of_queue.release()
+    for _ in range(2):
+        say(dt.joined)
+
+logger.addHandler(Queued())
+with Queued.lock_of_queue:
+    forked(act)
+logger.handlers.clear()
+dt.leave()
+"""
+        )
+        assert "the child begins" == program.hear()
+        told = "was joined by the parent process; join() in this one to receive"
+        assert told == program.hear().strip()
+        assert ["False", "False", "child 0"] == [program.hear() for _ in range(3)]
+        assert "" == program.end(0)
+
     def test_nothing_is_inherited(self, script):
         """The child's copies of pipes and sockets would outlive those that the parent closes."""
         program = script("""
