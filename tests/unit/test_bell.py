@@ -46,7 +46,7 @@ class TestRinging:
         """A single clear() is enough, and a full pipe must not block the ringing thread."""
         for _ in range(100_000):
             if all_written:
-                bell._rung = False
+                bell._rung = False  # a bell that knows of its ring would not write again
             bell.ring()
         assert bell.wait(0)
         bell.clear()

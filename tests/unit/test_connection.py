@@ -76,19 +76,19 @@ class ScriptedSocket(socket.socket):
         return len(data)
 
 
-class Line:
+class ScriptedConnection:
     """A connection over a `ScriptedSocket`, and the replies that redis-py's parser has read."""
 
     def __init__(self, *pieces, parser=_RESP2Parser, base=redis.Connection) -> None:
         self.socket = ScriptedSocket(pieces)
         self.connects = 0
         self.parsed = parsed = []
-        line = self
+        scripted = self
 
         class FakeConnection(base):
             def _connect(self):
-                line.connects += 1
-                return line.socket
+                scripted.connects += 1
+                return scripted.socket
 
         class Parser(parser):
             def read_response(self, *args, **kwargs):
@@ -158,86 +158,90 @@ class TestReplies:
         if parser is _RESP3Parser and value is None:
             reply = b"_\r\n"
         for pieces in cuts(reply):
-            with Line(*pieces, *pieces, NEXT, parser=parser) as line:
-                assert [value, value, b"next"] == [line.call() for _ in range(3)]
-                assert 1 == line.connects
+            with ScriptedConnection(*pieces, *pieces, NEXT, parser=parser) as scripted:
+                assert [value, value, b"next"] == [scripted.call() for _ in range(3)]
+                assert 1 == scripted.connects
 
     def test_an_error_reply_is_raised_and_keeps_the_connection(self, parser):
         """redis-py raises it, however it is cut."""
         for pieces in cuts(b"-NOSCRIPT No matching script.\r\n"):
-            with Line(*pieces, NEXT, parser=parser) as line:
-                line.call_fails(redis.exceptions.NoScriptError, match="No matching script")
-                assert b"next" == line.call()
-                assert 1 == line.connects
+            with ScriptedConnection(*pieces, NEXT, parser=parser) as scripted:
+                scripted.call_fails(redis.exceptions.NoScriptError, match="No matching script")
+                assert b"next" == scripted.call()
+                assert 1 == scripted.connects
 
     def test_a_connection_that_ends_inside_a_reply_leaves_the_outcome_unknown(self, parser):
         """Even if it ends after a complete line, the server has not answered."""
         reply = b"$6\r\nab\r\nde\r\n"
         for at in range(len(reply)):
-            with Line(reply[:at], parser=parser) as line:
-                error = line.call_fails(redis.ConnectionError)
-                assert line.connection.sent
-                assert Failure.UNKNOWN is classify(error, line.connection.sent)
+            with ScriptedConnection(reply[:at], parser=parser) as scripted:
+                error = scripted.call_fails(redis.ConnectionError)
+                assert scripted.connection.sent
+                assert Failure.UNKNOWN is classify(error, scripted.connection.sent)
 
     def test_a_large_reply_is_assembled_without_copying_pieces_again(self, parser):
         """Otherwise the time would grow with the square of the size."""
         value = bytes(range(256)) * 20_000
         reply = b"$%d\r\n%b\r\n" % (len(value), value)
         pieces = [reply[at : at + 50_000] for at in range(0, len(reply), 50_000)]
-        with Line(*pieces, NEXT, parser=parser) as line:
-            assert value == line.call()
-            assert len(pieces) == line.socket.reads
-            assert b"next" == line.call()
-            assert [] == line.parsed
+        with ScriptedConnection(*pieces, NEXT, parser=parser) as scripted:
+            assert value == scripted.call()
+            assert len(pieces) == scripted.socket.reads
+            assert b"next" == scripted.call()
+            assert [] == scripted.parsed
 
     def test_a_large_reply_may_be_left_to_the_parser(self, parser):
         """The parser of redis-py may read replies of any size, too."""
         value = bytes(range(256)) * 2_000
-        with Line(b"*1\r\n$%d\r\n%b\r\n" % (len(value), value), parser=parser) as line:
-            assert [value] == line.call()
+        with ScriptedConnection(
+            b"*1\r\n$%d\r\n%b\r\n" % (len(value), value), parser=parser
+        ) as scripted:
+            assert [value] == scripted.call()
 
     @pytest.mark.parametrize("received", [[], [b"$5\r"], [b"$5\r\nhel"]])
     def test_a_connection_that_breaks_raises_as_in_redis_py_and_is_dropped(self, parser, received):
         """Users know the messages of redis-py."""
-        with Line(*received, ConnectionResetError(104, "reset by peer"), parser=parser) as line:
-            line.call_fails(redis.ConnectionError, match=r"while reading from .*reset by")
-            assert line.connection.sent
-            assert line.dropped
+        with ScriptedConnection(
+            *received, ConnectionResetError(104, "reset by peer"), parser=parser
+        ) as scripted:
+            scripted.call_fails(redis.ConnectionError, match=r"while reading from .*reset by")
+            assert scripted.connection.sent
+            assert scripted.dropped
 
     def test_a_connection_that_breaks_while_sending_is_dropped(self, parser):
         """The command may have arrived, so it counts as sent."""
-        with Line(parser=parser) as line:
-            line.socket.send_error = BrokenPipeError(32, "Broken pipe")
-            line.call_fails(redis.ConnectionError, match=r"while writing to .*Broken pipe")
-            assert line.connection.sent
-            assert line.dropped
+        with ScriptedConnection(parser=parser) as scripted:
+            scripted.socket.send_error = BrokenPipeError(32, "Broken pipe")
+            scripted.call_fails(redis.ConnectionError, match=r"while writing to .*Broken pipe")
+            assert scripted.connection.sent
+            assert scripted.dropped
 
     def test_a_silent_server_raises_a_timeout(self, parser):
         """This holds for reading and for writing."""
-        with Line(TimeoutError("timed out"), parser=parser) as line:
-            line.call_fails(redis.TimeoutError)
-            assert line.dropped
-            line.socket.send_error = TimeoutError("timed out")
-            line.call_fails(redis.TimeoutError, match="Timeout writing")
-            assert line.connection.sent
+        with ScriptedConnection(TimeoutError("timed out"), parser=parser) as scripted:
+            scripted.call_fails(redis.TimeoutError)
+            assert scripted.dropped
+            scripted.socket.send_error = TimeoutError("timed out")
+            scripted.call_fails(redis.TimeoutError, match="Timeout writing")
+            assert scripted.connection.sent
 
 
 def test_reads_only_bulk_strings_without_the_parser():
     """The scripts of the hot path reply with one string."""
     for reply in REPLIES:
-        with Line(reply, NEXT) as line:
-            line.call()
-            assert (not reply.startswith(b"$") or reply == b"$-1\r\n") == bool(line.parsed)
-            line.parsed.clear()
-            assert b"next" == line.call()
-            assert [] == line.parsed
+        with ScriptedConnection(reply, NEXT) as scripted:
+            scripted.call()
+            assert (not reply.startswith(b"$") or reply == b"$-1\r\n") == bool(scripted.parsed)
+            scripted.parsed.clear()
+            assert b"next" == scripted.call()
+            assert [] == scripted.parsed
 
 
 def test_leaves_a_string_of_the_wrong_length_to_the_parser():
     """redis-py then raises its own error."""
-    with Line(b"$5\r\nhello!!") as line:
-        line.call()
-        assert line.parsed
+    with ScriptedConnection(b"$5\r\nhello!!") as scripted:
+        scripted.call()
+        assert scripted.parsed
 
 
 class TestPushes:
@@ -246,29 +250,31 @@ class TestPushes:
     def test_skips_a_push_before_the_reply(self):
         """A push is not the reply."""
         for pieces in cuts(PUSH + HELLO):
-            with Line(*pieces, NEXT, parser=_RESP3Parser) as line:
-                assert [b"hello", b"next"] == [line.call(), line.call()]
+            with ScriptedConnection(*pieces, NEXT, parser=_RESP3Parser) as scripted:
+                assert [b"hello", b"next"] == [scripted.call(), scripted.call()]
 
     def test_skips_a_push_after_the_reply(self):
         """The push is not the reply to the next command, and the call does not wait for it."""
         for pieces in cuts(HELLO + PUSH):
-            with Line(*pieces, NEXT, parser=_RESP3Parser) as line:
-                assert b"hello" == line.call()
-                assert line.socket.pieces, "waited for more than the reply"
-                assert b"next" == line.call()
+            with ScriptedConnection(*pieces, NEXT, parser=_RESP3Parser) as scripted:
+                assert b"hello" == scripted.call()
+                assert scripted.socket.pieces, "waited for more than the reply"
+                assert b"next" == scripted.call()
 
     @pytest.mark.parametrize("before", [PUSH + HELLO, HELLO], ids=["second push", "first push"])
     def test_skips_a_push_that_arrives_in_parts(self, before):
         """The end of a push must not be taken for the next reply."""
         for at in range(1, len(PUSH)):
-            with Line(before + PUSH[:at], PUSH[at:], NEXT, parser=_RESP3Parser) as line:
-                assert [b"hello", b"next"] == [line.call(), line.call()]
+            with ScriptedConnection(
+                before + PUSH[:at], PUSH[at:], NEXT, parser=_RESP3Parser
+            ) as scripted:
+                assert [b"hello", b"next"] == [scripted.call(), scripted.call()]
 
     def test_resp2_refuses_a_push_and_drops_the_connection(self):
         """After an unexpected message, replies would be shifted by one."""
-        with Line(PUSH + HELLO) as line:
-            line.call_fails(redis.exceptions.InvalidResponse)
-            assert line.dropped
+        with ScriptedConnection(PUSH + HELLO) as scripted:
+            scripted.call_fails(redis.exceptions.InvalidResponse)
+            assert scripted.dropped
 
 
 class TestDeadlines:
@@ -278,36 +284,36 @@ class TestDeadlines:
     def test_a_reply_that_comes_byte_by_byte_ends_at_the_deadline(self, set_clock, head):
         """A socket's own timeout starts again with each byte."""
         set_clock(itertools.count(1000.0, 0.01))
-        with Line(head, *[b"1"] * 2000) as line:
-            line.call_fails(redis.TimeoutError, 1010.0)
+        with ScriptedConnection(head, *[b"1"] * 2000) as scripted:
+            scripted.call_fails(redis.TimeoutError, 1010.0)
             # One step of the clock a read, and a few before the first.
-            assert 900 < line.socket.reads <= 1000
+            assert 900 < scripted.socket.reads <= 1000
 
     def test_each_step_gets_the_time_that_is_left(self, set_clock):
         """Otherwise the steps together could take longer than the deadline."""
         set_clock(itertools.count(1000.0, 0.25))
-        with Line(b"$5\r\n", b"hel", b"lo\r\n") as line:
-            line.call(1010.0)
-            assert [9.75, 9.5, 9.25, 9.0] == line.socket.timeouts
+        with ScriptedConnection(b"$5\r\n", b"hel", b"lo\r\n") as scripted:
+            scripted.call(1010.0)
+            assert [9.75, 9.5, 9.25, 9.0] == scripted.socket.timeouts
 
     def test_sets_the_socket_timeout_only_when_it_changes(self, set_clock):
         """Setting it costs a system call. A difference of half a millisecond does not count."""
         set_clock(itertools.repeat(1000.0))
-        with Line(*[b"$1\r\na\r\n"] * 9) as line:
+        with ScriptedConnection(*[b"$1\r\na\r\n"] * 9) as scripted:
             for deadline in (1003.0, 1003.0, 1003.0005):
-                line.call(deadline)
-            assert [3.0] == line.socket.timeouts
-            line.call(1002.0)
-            assert [3.0, 2.0] == line.socket.timeouts
+                scripted.call(deadline)
+            assert [3.0] == scripted.socket.timeouts
+            scripted.call(1002.0)
+            assert [3.0, 2.0] == scripted.socket.timeouts
 
     def test_sets_the_timeout_again_after_redis_py_changed_it(self, set_clock):
         """redis-py sets timeouts of its own, for example to check a connection."""
         set_clock(itertools.repeat(1000.0))
-        with Line(*[b"$1\r\na\r\n"] * 9) as line:
-            line.call(1003.0)
-            line.connection._connection._sock.settimeout(0)
-            line.call(1003.0)
-            assert [3.0, 0, 3.0] == line.socket.timeouts
+        with ScriptedConnection(*[b"$1\r\na\r\n"] * 9) as scripted:
+            scripted.call(1003.0)
+            scripted.connection._connection._sock.settimeout(0)
+            scripted.call(1003.0)
+            assert [3.0, 0, 3.0] == scripted.socket.timeouts
 
 
 class TestSlowConnections:
@@ -322,55 +328,57 @@ class TestSlowConnections:
     @pytest.mark.parametrize("head", [b"$40\r\n", b"*1\r\n$40\r\n"])
     def test_reads_a_steady_reply_beyond_the_end_of_the_attempt(self, head):
         """A slow connection would otherwise never receive a large reply."""
-        with Line(head, *[b"1"] * 40, b"\r\n") as line:
-            assert line.call(1003.0, 1100.0) in (b"1" * 40, [b"1" * 40])
+        with ScriptedConnection(head, *[b"1"] * 40, b"\r\n") as scripted:
+            assert scripted.call(1003.0, 1100.0) in (b"1" * 40, [b"1" * 40])
 
     @pytest.mark.usefixtures("ticking")
     @pytest.mark.parametrize("head", [b"$99999\r\n", b"*9\r\n$99\r\n"])
     def test_never_reads_beyond_the_deadline_of_the_call(self, head):
         """A server that sends a byte now and then must not hold the caller."""
-        with Line(head, *[b"1"] * 2000) as line:
-            line.call_fails(redis.TimeoutError, 1003.0, 1100.0)
-            assert 50 < line.socket.reads <= 100
+        with ScriptedConnection(head, *[b"1"] * 2000) as scripted:
+            scripted.call_fails(redis.TimeoutError, 1003.0, 1100.0)
+            assert 50 < scripted.socket.reads <= 100
 
     @pytest.mark.usefixtures("ticking")
     def test_waits_between_two_bytes_no_longer_than_for_the_first(self):
         """Silence means that the connection has stalled."""
-        with Line(b"$9\r\n", b"123", b"456", b"789\r\n") as line:
-            line.call(1010.0, 1100.0)
-            assert max(line.socket.timeouts) < 10.0
+        with ScriptedConnection(b"$9\r\n", b"123", b"456", b"789\r\n") as scripted:
+            scripted.call(1010.0, 1100.0)
+            assert max(scripted.socket.timeouts) < 10.0
 
     @pytest.mark.usefixtures("ticking")
     def test_a_server_that_sends_nothing_is_given_up_after_the_attempt(self):
         """The deadline of the call counts only while bytes arrive."""
-        with Line(TimeoutError("timed out")) as line:
-            line.call_fails(redis.TimeoutError, 1010.0, 1100.0)
-            assert max(line.socket.timeouts) < 10.0
-            assert 0 == line.connection.arrived
+        with ScriptedConnection(TimeoutError("timed out")) as scripted:
+            scripted.call_fails(redis.TimeoutError, 1010.0, 1100.0)
+            assert max(scripted.socket.timeouts) < 10.0
+            assert 0 == scripted.connection.arrived
 
     @pytest.mark.parametrize("parser", PARSERS)
     @pytest.mark.parametrize("head", [b"$99\r\n", b"*1\r\n$99\r\n"])
     def test_reports_how_many_bytes_arrived(self, parser, head):
         """The next claim asks for as much as the connection can carry."""
-        with Line(head, b"1" * 30, TimeoutError("timed out"), parser=parser) as line:
-            line.call_fails(redis.TimeoutError)
-            assert line.connection.arrived == len(head) + 30
+        with ScriptedConnection(
+            head, b"1" * 30, TimeoutError("timed out"), parser=parser
+        ) as scripted:
+            scripted.call_fails(redis.TimeoutError)
+            assert scripted.connection.arrived == len(head) + 30
 
     @pytest.mark.usefixtures("ticking")
     def test_sends_a_large_request_in_pieces_beyond_the_end_of_the_attempt(self):
         """Each piece may take its time."""
-        with Line(b"$2\r\nok\r\n") as line:
-            assert b"ok" == line.call(1004.0, 1100.0, "x" * 5_000_000)
-            assert len(line.socket.sent_sizes) > 10
-            assert max(line.socket.sent_sizes) <= 262_144
+        with ScriptedConnection(b"$2\r\nok\r\n") as scripted:
+            assert b"ok" == scripted.call(1004.0, 1100.0, "x" * 5_000_000)
+            assert len(scripted.socket.sent_sizes) > 10
+            assert max(scripted.socket.sent_sizes) <= 262_144
 
     def test_waits_longer_for_the_reply_to_a_large_request(self, set_clock):
         """A request that counts as sent may still be under way."""
         set_clock(itertools.repeat(1000.0))
-        with Line(*[b"$2\r\nok\r\n"] * 2) as line:
-            line.call(1002.0, 1006.0)
-            line.call(1002.0, 1006.0, "x" * 100_000)
-            assert [2.0, 4.0] == line.socket.timeouts
+        with ScriptedConnection(*[b"$2\r\nok\r\n"] * 2) as scripted:
+            scripted.call(1002.0, 1006.0)
+            scripted.call(1002.0, 1006.0, "x" * 100_000)
+            assert [2.0, 4.0] == scripted.socket.timeouts
 
 
 class PrefixingConnection(redis.Connection):
@@ -382,6 +390,6 @@ class PrefixingConnection(redis.Connection):
 
 def test_a_users_connection_class_reads_its_own_replies():
     """Reading directly would bypass the user's code."""
-    with Line(HELLO, base=PrefixingConnection) as line:
-        assert b"read: hello" == line.call()
-        assert fast_socket(line.connection._connection) is None
+    with ScriptedConnection(HELLO, base=PrefixingConnection) as scripted:
+        assert b"read: hello" == scripted.call()
+        assert fast_socket(scripted.connection._connection) is None

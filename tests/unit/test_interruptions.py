@@ -2,7 +2,8 @@
 The actions that a signal handler may take inside the code it interrupts.
 
 Each part that a caller's thread changes is interrupted at every bytecode by a call of the same
-part. No call waits for its own thread, and no item is lost or found twice.
+part. No call waits for its own thread, and no item is lost or found twice. In the tests, *outer* is
+the interrupted call, and *inner* the call of the signal handler.
 """
 
 from __future__ import annotations

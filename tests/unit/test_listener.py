@@ -356,7 +356,7 @@ class TestLoss:
         assert [1] == closed_in_child
 
 
-def test_has_one_thread_which_ends_with_it():
+def test_a_listener_has_one_thread_which_ends_when_it_is_stopped():
     """A leaked thread would keep its connection."""
     harness = Harness()
     harness.start_and_hear()

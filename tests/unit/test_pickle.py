@@ -92,7 +92,7 @@ OTHER_ERRORS = [
 ]
 
 each_way = pytest.mark.parametrize(
-    "copied",
+    "copy_of",
     [lambda x: pickle.loads(pickle.dumps(x)), lambda x: pickle.loads(pickle.dumps(x, 0)),
      copy.copy, copy.deepcopy],
     ids=["pickle", "pickle, the oldest protocol", "copy", "deepcopy"],
@@ -117,38 +117,38 @@ class TestErrors:
     @pytest.mark.parametrize(
         "error", [*ERRORS_WITH_ATTRIBUTES, *OTHER_ERRORS], ids=lambda e: type(e).__name__
     )
-    def test_survives_with_its_text_and_attributes(self, error, copied):
+    def test_survives_with_its_text_and_attributes(self, error, copy_of):
         """The process that handles the error looks at all of them."""
-        found = copied(error)
+        found = copy_of(error)
         assert type(error) is type(found)
         assert (str(error), error.args) == (str(found), found.args)
         assert repr(vars(error)) == repr(vars(found))
 
     @each_way
-    def test_survives_with_its_cause_and_notes(self, copied):
+    def test_survives_with_its_cause_and_notes(self, copy_of):
         """The docs tell users to look at the cause. A note says how far a call has come."""
         error = StoreError("refused")
         error.__cause__ = KeyError("gone")
         error.add_note("3 events before")
-        found = copied(error)
+        found = copy_of(error)
         assert "KeyError('gone')" == repr(found.__cause__)
         assert ["3 events before"] == found.__notes__
 
     @each_way
-    def test_drops_a_cause_that_cannot_be_pickled(self, copied):
+    def test_drops_a_cause_that_cannot_be_pickled(self, copy_of):
         """The exception of a handler may hold any object. The error itself still comes through."""
         cause = ValueError("v")
         cause.lock = lambda: None
-        found = copied(HandlerError(cause, [an_event()]))
+        found = copy_of(HandlerError(cause, [an_event()]))
         assert "a handler raised ValueError: v ('e')" == str(found)
         assert "e" == found.event.id
 
     @each_way
-    def test_survives_with_a_chain_of_causes(self, copied, monkeypatch):
+    def test_survives_with_a_chain_of_causes(self, copy_of, monkeypatch):
         """Each cause is tested once. Testing it again for each error above would take for ever."""
         dumps, tests = pickle.dumps, []
         monkeypatch.setattr(errors.pickle, "dumps", lambda *a: tests.append(a) or dumps(*a))
-        error, texts = copied(chain_of_causes(12)), []
+        error, texts = copy_of(chain_of_causes(12)), []
         while error is not None:
             texts.append(str(error))
             error = error.__cause__

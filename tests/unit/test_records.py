@@ -207,7 +207,7 @@ class TestDatetimes:
         assert "2026-11-30T17:03:44.123456+01:00" == berlin.isoformat()
 
 
-class TestPrinted:
+class TestRepr:
     """The repr of an event or a record is for logs and terminals."""
 
     @pytest.mark.parametrize(("record", "text"), PRINTED.values(), ids=PRINTED)

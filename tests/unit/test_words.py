@@ -92,7 +92,7 @@ def joined(comments: Iterator[Text]) -> Iterator[Text]:
         yield Text(block[0].line, "\n".join(part.words for part in block))
 
 
-def of_python(source: str, *, messages: bool) -> Iterator[Text]:
+def texts_of_python(source: str, *, messages: bool) -> Iterator[Text]:
     """Yield the comments, the docstrings and, on request, texts of at least four words."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     yield from joined(
@@ -116,7 +116,7 @@ def text_of(node: ast.AST) -> str:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
-def of_lines(source: str, mark: str) -> Iterator[Text]:
+def comments_of_lines(source: str, mark: str) -> Iterator[Text]:
     """Yield the comments that begin with *mark*."""
     comment = re.compile(rf"(?:^|\s){mark}(.*)$")
     yield from joined(
@@ -126,7 +126,7 @@ def of_lines(source: str, mark: str) -> Iterator[Text]:
     )
 
 
-def of_pages(source: str) -> Iterator[Text]:
+def paragraphs_of_page(source: str) -> Iterator[Text]:
     """Yield the paragraphs of a page of documentation."""
     for paragraph in re.finditer(r"(?:^.*\S.*\n?)+", source, re.MULTILINE):
         yield Text(source[: paragraph.start()].count("\n") + 1, paragraph.group())
@@ -136,13 +136,13 @@ def prose(path: Path, source: str) -> Iterator[Text]:
     """Yield the prose of a file, by the kind of the file."""
     if path.suffix == ".py":
         # The texts in tests and benchmarks are payloads and replies as often as messages.
-        yield from of_python(source, messages=path.parts[0] == "dtimer")
+        yield from texts_of_python(source, messages=path.parts[0] == "dtimer")
     elif path.suffix == ".lua":
-        yield from of_lines(source, "--")
+        yield from comments_of_lines(source, "--")
     elif path.suffix in (".rst", ".md"):
-        yield from of_pages(source)
+        yield from paragraphs_of_page(source)
     elif path.suffix in {".cfg", ".toml", ".ini", ".in"} or path.name in {"Makefile", "run"}:
-        yield from of_lines(source, "#")
+        yield from comments_of_lines(source, "#")
 
 
 def findings(path: Path, source: str) -> list[str]:
