@@ -10,7 +10,7 @@ import copy
 import json
 import math
 import pickle
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 
@@ -201,17 +201,10 @@ class TestIds:
 
     def test_threads_never_generate_the_same_id(self):
         """A repeated id would replace an event."""
-        generate, made = IdGenerator(), []
-
-        def make():
-            made.extend([generate() for _ in range(2_000)])
-
-        threads = [threading.Thread(target=make) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(set(made)) == 16_000
+        generate = IdGenerator()
+        with ThreadPoolExecutor(8) as pool:
+            made = pool.map(lambda _: [generate() for _ in range(2_000)], range(8))
+        assert 8 * 2_000 == len({id for ids in made for id in ids})
 
 
 class TestEventId:
@@ -234,32 +227,29 @@ class TestEventId:
             assert (EventId, "tea", stored) == (type(other), other, other.stored)
 
 
-class TestOptions:
-    """Options are all checked, once, by name."""
-
-    @pytest.mark.parametrize(
-        ("given", "words"),
-        [
-            ({"max_event": 1}, "did you mean 'max_events'"),
-            ({"zzz": 1}, "unknown option 'zzz'"),
-            ({"max_events": 0}, "max_events must be a whole number from 1 to 100"),
-            ({"concurrency": 0}, "concurrency must be a whole number from 1 to 1000"),
-            ({"lease": 99}, "lease must be 100 to 86400000 ms"),
-            *[({"max_events": wrong}, "max_events") for wrong in (101, True, 1.0)],
-            *[({"concurrency": "4"}, "concurrency"), ({"max_retries": -1}, "max_retries")],
-            *[({"lease": math.nan}, "lease"), ({"poll_interval": 0}, "poll_interval")],
-            *[({"timeout": timedelta(0)}, "timeout"), ({"backoff": "1s"}, "backoff")],
-            *[({"auto_confirm": 1}, "auto_confirm"), ({"max_run": -1}, "max_run")],
-            *[({"max_payload": 1}, "max_payload"), ({"dead_limit": -1}, "dead_limit")],
-            *[({"dead_age": "week"}, "dead_age"), ({"exit_timeout": None}, "exit_timeout")],
-            *[({"now": 5}, "now"), ({"ns": "a}b"}, "ns")],
-        ],
-        ids=str,
-    )
-    def test_refuses_an_invalid_option(self, given, words):
-        """The message names the option, the given value and the expected one."""
-        with pytest.raises(OptionError, match=words):
-            validate(given)
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"max_event": 1}, "did you mean 'max_events'"),
+        ({"zzz": 1}, "unknown option 'zzz'"),
+        ({"max_events": 0}, "max_events must be a whole number from 1 to 100"),
+        ({"concurrency": 0}, "concurrency must be a whole number from 1 to 1000"),
+        ({"lease": 99}, "lease must be 100 to 86400000 ms"),
+        *[({"max_events": wrong}, "max_events") for wrong in (101, True, 1.0)],
+        *[({"concurrency": "4"}, "concurrency"), ({"max_retries": -1}, "max_retries")],
+        *[({"lease": math.nan}, "lease"), ({"poll_interval": 0}, "poll_interval")],
+        *[({"timeout": timedelta(0)}, "timeout"), ({"backoff": "1s"}, "backoff")],
+        *[({"auto_confirm": 1}, "auto_confirm"), ({"max_run": -1}, "max_run")],
+        *[({"max_payload": 1}, "max_payload"), ({"dead_limit": -1}, "dead_limit")],
+        *[({"dead_age": "week"}, "dead_age"), ({"exit_timeout": None}, "exit_timeout")],
+        *[({"now": 5}, "now"), ({"ns": "a}b"}, "ns")],
+    ],
+    ids=str,
+)
+def test_refuses_an_invalid_option(given, words):
+    """The message names the option, the given value and the expected one."""
+    with pytest.raises(OptionError, match=words):
+        validate(given)
 
 
 class TestBackoff:

@@ -54,33 +54,36 @@ def script_client(clock):
 class TestDeadline:
     """A call ends by its deadline, however its attempts end."""
 
-    def test_ends_at_its_deadline_if_no_attempt_is_answered(
-        self, clock, script_client, monkeypatch
-    ):
-        """
-        Each attempt gets its share of the time, the last one the rest.
+    @pytest.fixture
+    def failed_call(self, script_client, monkeypatch):
+        """Return a function that replaces each attempt of a call; it returns error and deadline."""
 
-        The call does not end later than its deadline, so that the caller can rely on it.
-        """
-        attempts = []
+        def call(attempt):
+            monkeypatch.setattr("dtimer.store.script_client.run", attempt)
+            deadline = script_client.deadline()
+            with pytest.raises(StoreError) as caught:
+                script_client.call("cancel", "id", deadline=deadline)
+            return caught.value, deadline
+
+        return call
+
+    def test_ends_at_its_deadline_if_no_attempt_is_answered(self, clock, failed_call):
+        """The caller relies on it. Each attempt gets its share of the time, the last the rest."""
+        shares, limits = [], []
 
         def unanswered(connection, script, words, until, limit):
-            assert deadline == limit, "the limit while bytes arrive"
-            attempts.append(until - clock.now)
+            shares.append(until - clock.now)
+            limits.append(limit)
             clock.now = max(clock.now, until)
             raise redis.TimeoutError("no reply")
 
-        monkeypatch.setattr("dtimer.store.script_client.run", unanswered)
-        deadline = script_client.deadline()
-        with pytest.raises(OutcomeUnknown):
-            script_client.call("cancel", "id", deadline=deadline)
+        error, deadline = failed_call(unanswered)
+        assert isinstance(error, OutcomeUnknown)
         assert deadline == clock.now
-        assert TRIES == len(attempts)
-        assert max(attempts) <= TIMEOUT / TRIES + 1e-6
+        assert [deadline] * TRIES == limits, "the limit while bytes arrive"
+        assert max(shares) <= TIMEOUT / TRIES + 1e-6
 
-    def test_ends_by_its_deadline_if_each_attempt_is_refused(
-        self, clock, script_client, monkeypatch
-    ):
+    def test_ends_by_its_deadline_if_each_attempt_is_refused(self, clock, failed_call):
         """
         A refused connection costs no time, so the call is repeated after growing pauses.
 
@@ -93,10 +96,7 @@ class TestDeadline:
             connection.sent = False
             raise redis.ConnectionError("refused")
 
-        monkeypatch.setattr("dtimer.store.script_client.run", refused)
-        deadline = script_client.deadline()
-        with pytest.raises(StoreError) as caught:
-            script_client.call("cancel", "id", deadline=deadline)
-        assert not isinstance(caught.value, OutcomeUnknown)
+        error, deadline = failed_call(refused)
+        assert not isinstance(error, OutcomeUnknown)
         assert deadline - TIMEOUT / TRIES <= clock.now <= deadline
         assert len(attempts) > TRIES
