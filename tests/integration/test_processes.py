@@ -391,36 +391,33 @@ class TestFork:
         as that of a queue. The child has no such thread, and must not wait for the lock in the
         fork. It logs with its first call.
         """
-        program = script(
-            FORK
-            + """
-import logging, threading
+        program = script("""
+            import logging, threading
 
-class Queued(logging.Handler):
-    lock_of_queue = threading.Lock()
-    def emit(self, record):
-        with self.lock_of_queue:
-            say(record.getMessage().partition(">")[2] or record.getMessage())
+            class Queued(logging.Handler):
+                lock_of_queue = threading.Lock()
+                def emit(self, record):
+                    with self.lock_of_queue:
+                        say(record.getMessage().partition(">")[2] or record.getMessage())
 
-logger = logging.getLogger("dtimer")
-logger.setLevel(logging.INFO)
-dt = timer()
-dt.on("event", lambda events: None)
-dt.join()
+            logger = logging.getLogger("dtimer")
+            logger.setLevel(logging.INFO)
+            dt = timer()
+            dt.on("event", lambda events: None)
+            dt.join()
 
-def act():
-    say("the child begins")
-    Queued.lock_of_queue.release()
-    for _ in range(2):
-        say(dt.joined)
+            def act():
+                say("the child begins")
+                Queued.lock_of_queue.release()
+                for _ in range(2):
+                    say(dt.joined)
 
-logger.addHandler(Queued())
-with Queued.lock_of_queue:
-    forked(act)
-logger.handlers.clear()
-dt.leave()
-"""
-        )
+            logger.addHandler(Queued())
+            with Queued.lock_of_queue:
+                forked(act)
+            logger.handlers.clear()
+            dt.leave()
+        """)
         assert "the child begins" == program.hear()
         told = "was joined by the parent process; join() in this one to receive"
         assert told == program.hear().strip()
