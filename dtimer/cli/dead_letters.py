@@ -8,7 +8,7 @@ import click
 
 from dtimer.cli.events import from_now
 from dtimer.cli.exit_codes import ExitCode
-from dtimer.cli.options import shared
+from dtimer.cli.options import limit_option, shared
 from dtimer.cli.output import brief, escaped, moment, payload
 from dtimer.cli.param_types import ID
 from dtimer.cli.prompts import confirm_or_abort, yes_option
@@ -44,14 +44,7 @@ def letter_cells(letter: DeadLetter, narrow: bool) -> list[str]:
       $ dtimer dead --limit 3 --json
     """
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    metavar="N",
-    help="The most dead letters to list.",
-)
+@limit_option("dead letters")
 @shared()
 @click.pass_obj
 def dead(settings: Settings, limit: int) -> None:
@@ -60,13 +53,10 @@ def dead(settings: Settings, limit: int) -> None:
 
     These are the events that are no longer delivered, each with the reason.
     """
+    empty = f"the namespace {settings.ns} has no dead letters"
     with opened(settings) as timer:
-        count = show(settings, _COLUMNS, timer.dead(limit=limit), letter_cells, letter_fields)
-        more = count == limit and timer.stats().dead > limit
-    if not count:
-        settings.output.notice(f"the namespace {settings.ns} has no dead letters")
-    elif more:
-        settings.output.notice(f"there are more than these {limit}: --limit shows them")
+        letters = timer.dead()
+        show(settings, _COLUMNS, letters, letter_cells, letter_fields, empty=empty, limit=limit)
 
 
 @click.command(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +10,7 @@ import click
 
 from dtimer.cli.durations import Moment
 from dtimer.cli.exit_codes import ExitCode
-from dtimer.cli.options import shared
+from dtimer.cli.options import limit_option, shared
 from dtimer.cli.output import brief, escaped, lateness, moment, payload
 from dtimer.cli.param_types import DURATION, EVENT, EXPIRY, ID, MOMENT
 from dtimer.cli.server import Settings, opened
@@ -23,7 +22,6 @@ from dtimer.model.records import Cancelled, Record
 from dtimer.model.times import format_duration
 from dtimer.monitor.fields import record_fields, stats_fields
 from dtimer.monitor.judgement import overdue_ms
-from dtimer.timer import DTimer
 from dtimer.timer.posting import POLICIES, prepare
 
 
@@ -107,14 +105,7 @@ def post(  # noqa: PLR0917 - click passes them by name
       $ dtimer upcoming --limit 3 --json
     """
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
-    metavar="N",
-    help="The most events to list.",
-)
+@limit_option("events")
 @shared()
 @click.pass_obj
 def upcoming(settings: Settings, limit: int) -> None:
@@ -124,22 +115,10 @@ def upcoming(settings: Settings, limit: int) -> None:
     The output is a table on a terminal, and columns separated by tabs elsewhere. Events
     that are in flight or dead are not listed.
     """
-    more = False
-
-    def some(timer: DTimer) -> Iterator[Record]:
-        nonlocal more
-        for count, record in enumerate(timer.upcoming(limit=limit + 1)):
-            if count == limit:
-                more = True
-            else:
-                yield record
-
+    empty = f"nothing is waiting in the namespace {settings.ns}"
     with opened(settings) as timer:
-        shown = show(settings, COLUMNS, some(timer), cells, record_fields)
-    if not shown:
-        settings.output.notice(f"nothing is waiting in the namespace {settings.ns}")
-    elif more:
-        settings.output.notice(f"there are more than these {limit}: --limit shows them")
+        records = timer.upcoming()
+        show(settings, COLUMNS, records, cells, record_fields, empty=empty, limit=limit)
 
 
 COLUMNS = (

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import queue
-import signal
 import socket
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
 
 import click
 
@@ -26,6 +21,7 @@ from dtimer.model.event import Event
 from dtimer.model.records import DeadLetter
 from dtimer.store.connection.sources import redacted
 from dtimer.timer import DTimer
+from dtimer.timer.signals import Signals
 
 
 @click.command(
@@ -111,7 +107,10 @@ class ForegroundNode:
 
     def run(self, place: str) -> int:
         """Join, wait for a signal, and leave; return the exit code. *place* names the server."""
-        with _signals() as signals:
+        signals = Signals(lambda: None, ("SIGINT", "SIGTERM", "SIGHUP"))
+        try:
+            # Before the join, because an early signal would kill the process.
+            signals.catch()
             self._timer.join()
             self._output.notice(
                 f"{self._timer.id} joined the namespace {self._timer.ns} on {place};"
@@ -122,9 +121,9 @@ class ForegroundNode:
             )
             signalled = False
             while self._timer.joined and not signalled:
-                with contextlib.suppress(queue.Empty):
-                    signals.get(timeout=0.5)
-                    signalled = True
+                signalled = signals.wait(0.5)
+        finally:
+            signals.put_back()
         if signalled and (running := self._timer.health().handlers):
             self._output.notice(f"leaving; handlers still running: {running}", handlers=running)
         # From here on signals are not caught: the next one ends the process at once.
@@ -195,25 +194,3 @@ class ForegroundNode:
             reason=letter.reason,
             attempt=letter.attempt,
         )
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[queue.SimpleQueue[Any]]:
-    """
-    Put the signals that end the node into the yielded queue, until the block ends.
-
-    Enter the block before the node joins. Otherwise an early signal would kill the process. The
-    signal handler only puts into a SimpleQueue, which is safe at any point of the program.
-    """
-    signals: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    previous: dict[int, Any] = {}
-    try:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            # Under nohup SIGHUP is ignored, and must stay so.
-            if number and not (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
-                previous[number] = signal.signal(number, lambda n, _: signals.put(n))
-        yield signals
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -33,8 +33,7 @@ def _switch(settings: Settings, schedule: str | None, *, on: bool) -> int:
             changed = change(schedule)
             about = f"the schedule {escaped(schedule)}"
             if not changed and timer.schedule(schedule) is None:
-                settings.output.notice(f"no such schedule: {escaped(schedule)}", id=schedule)
-                return ExitCode.NEGATIVE
+                return settings.output.missing("schedule", schedule)
     was = "was paused already" if on else "was not paused"
     text = f"{done} {about}" if changed else f"{about} {was}"
     settings.output.result(text, ns=settings.ns, schedule=schedule, changed=changed)
@@ -112,8 +111,8 @@ def nodes(settings: Settings) -> None:
     """List the nodes that have joined."""
     with opened(settings) as timer:
         found = sorted(timer.nodes(), key=lambda node: (node.id, node.incarnation))
-    if not show(settings, _NODES, found, node_cells, dataclasses.asdict):
-        settings.output.notice(f"no node has joined the namespace {settings.ns}")
+    empty = f"no node has joined the namespace {settings.ns}"
+    show(settings, _NODES, found, node_cells, dataclasses.asdict, empty=empty)
 
 
 @click.command(

@@ -60,3 +60,15 @@ def shared(*, environment: bool = False, ns: bool = True) -> Callable[[Command],
         )(command)
 
     return decorate
+
+
+def limit_option(what: str) -> Callable[[Command], Command]:
+    """Give a command that lists *what* the option ``--limit``."""
+    return click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        default=50,
+        show_default=True,
+        metavar="N",
+        help=f"The most {what} to list.",
+    )

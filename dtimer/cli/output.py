@@ -118,6 +118,11 @@ class Output:
         text = "".join(part if isinstance(part, str) else part[0] for part in parts)
         self._say(sys.stderr, parts, {"notice": text} | fields)
 
+    def missing(self, what: str, id: str) -> int:
+        """Write that there is no *what* of this id, and return the exit code for that."""
+        self.notice(f"no such {what}: {escaped(id)}", id=id)
+        return ExitCode.NEGATIVE
+
     def failure(self, error: BaseException) -> None:
         """Write an error to stderr, with the traceback of a handler's error."""
         fields: dict[str, Any] = {"error": type(error).__name__, "text": str(error)}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dtimer.cli.durations import parse_duration, parse_expiry, parse_moment, parse_when
 from dtimer.errors import OptionError
 from dtimer.model.ids import check_id, check_namespace
+from dtimer.model.payload import parse
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -50,16 +50,12 @@ def read_event(text: str) -> dict[str, Any]:
         OptionError: *text* is not a JSON object.
     """
     try:
-        event = json.loads(text, parse_constant=_refuse)
+        event = parse(text)
     except (ValueError, RecursionError) as e:
         raise OptionError(f'it is not JSON ({e}); in a shell: \'{{"msg": "hello"}}\'') from None
     if not isinstance(event, dict):
         raise OptionError('it is not a JSON object; in a shell: \'{"msg": "hello"}\'')
     return event
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not valid JSON")
 
 
 EVENT = Checked("event", read_event)

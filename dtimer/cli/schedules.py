@@ -179,14 +179,9 @@ def _cells(schedule: Schedule, narrow: bool) -> list[str]:
 @click.pass_obj
 def schedules(settings: Settings) -> None:
     """List the schedules, and when each is due next."""
+    empty = f"the namespace {settings.ns} has no schedules"
     with opened(settings) as timer:
-        if not show(settings, _COLUMNS, timer.schedules(), _cells, dataclasses.asdict):
-            settings.output.notice(f"the namespace {settings.ns} has no schedules")
-
-
-def _report_missing(settings: Settings, id: str) -> int:
-    settings.output.notice(f"no such schedule: {escaped(id)}", id=id)
-    return ExitCode.NEGATIVE
+        show(settings, _COLUMNS, timer.schedules(), _cells, dataclasses.asdict, empty=empty)
 
 
 @click.command(
@@ -206,7 +201,7 @@ def unschedule(settings: Settings, id: str, yes: bool) -> int:
     confirm_or_abort(f"End the schedule {escaped(id)} of the namespace {settings.ns}", yes=yes)
     with opened(settings) as timer:
         if not timer.unschedule(id):
-            return _report_missing(settings, id)
+            return settings.output.missing("schedule", id)
     settings.output.result(f"ended {escaped(id)}", id=id)
     return ExitCode.DONE
 
@@ -231,6 +226,6 @@ def run_now(settings: Settings, id: str) -> int:
     with opened(settings) as timer:
         occurrence = timer.run_now(id)
     if occurrence is None:
-        return _report_missing(settings, id)
+        return settings.output.missing("schedule", id)
     settings.output.result(escaped(occurrence), id=occurrence, schedule=id)
     return ExitCode.DONE

@@ -34,8 +34,7 @@ def peek(settings: Settings, id: str) -> int:
     with opened(settings) as timer:
         record = timer.peek(id)
     if record is None:
-        settings.output.notice(f"no such event: {escaped(id)}", id=id)
-        return ExitCode.NEGATIVE
+        return settings.output.missing("event", id)
     if settings.as_json:
         settings.output.result(**record_fields(record))
         return ExitCode.DONE

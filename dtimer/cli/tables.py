@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -40,9 +41,12 @@ def show(
     items: Iterable[Item],
     cells: Callable[[Item, bool], Sequence[str]],
     fields: Callable[[Item], dict[str, Any]],
-) -> int:
+    *,
+    empty: str,
+    limit: int | None = None,
+) -> None:
     """
-    Print *items* in the form that suits standard output, and return their number.
+    Print *items* in the form that suits standard output.
 
     Args:
         settings: The settings of the command.
@@ -50,7 +54,23 @@ def show(
         items: Iterated lazily, except on a terminal, where the table needs all of them.
         cells: Returns the cells of an item, for people. The second argument asks for short ones.
         fields: Returns the fields of an item, for programs.
+        empty: The notice if there are no items.
+        limit: Print at most this many, with a notice if there are more. None prints all.
     """
+    left = iter(items)
+    if not _print(settings, columns, itertools.islice(left, limit), cells, fields):
+        settings.output.notice(empty)
+    elif limit is not None and next(left, None) is not None:
+        settings.output.notice(f"there are more than these {limit}: --limit shows them")
+
+
+def _print(
+    settings: Settings,
+    columns: Sequence[Column],
+    items: Iterable[Item],
+    cells: Callable[[Item, bool], Sequence[str]],
+    fields: Callable[[Item], dict[str, Any]],
+) -> int:
     count = 0
     if settings.as_json or not sys.stdout.isatty():
         for item in items:

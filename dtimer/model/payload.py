@@ -26,14 +26,20 @@ _encode = json.JSONEncoder(
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not JSON")
+    raise ValueError(f"{text} is not valid JSON")
 
 
 _decoder = json.JSONDecoder(parse_constant=_refuse_constant)
 _scan: Callable[[str, int], tuple[Any, int]] = make_scanner(_decoder)  # type: ignore[arg-type]
 
 
-def _decode(text: str) -> Any:
+def parse(text: str) -> Any:
+    """
+    Parse JSON, and refuse NaN and the infinities.
+
+    Raises:
+        ValueError, RecursionError: *text* is not JSON, or is nested too deeply.
+    """
     try:
         # Like JSONDecoder.decode, but without the search for surrounding white space, which
         # payloads written by dtimer do not have.
@@ -137,7 +143,7 @@ def decode(raw: bytes) -> dict[str, Any]:
         PayloadError: the bytes are not a JSON object, so dtimer has not written them.
     """
     try:
-        payload = _decode(raw.decode())
+        payload = parse(raw.decode())
     except (ValueError, RecursionError) as e:
         raise PayloadError(f"the stored payload is not JSON: {e}") from e
     if not isinstance(payload, dict):

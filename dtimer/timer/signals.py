@@ -5,14 +5,14 @@ from __future__ import annotations
 import queue
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Protocol
 
 
 class Signals:
     """
-    Catches SIGINT and SIGTERM, but only if used on the main thread.
+    Catches signals that end a node, but only if used on the main thread.
 
     A signal must not interrupt a node that leaves, because an exception of its handler would
     leave the work half done. So a second signal only hurries the leave. Its previous handler is
@@ -20,10 +20,14 @@ class Signals:
 
     Args:
         stop_waiting: Called by the signal handler if another signal comes while the node leaves.
+        names: The signals. Those that the system lacks are left out.
     """
 
-    def __init__(self, stop_waiting: Callable[[], None]) -> None:
+    def __init__(
+        self, stop_waiting: Callable[[], None], names: Sequence[str] = ("SIGINT", "SIGTERM")
+    ) -> None:
         self._stop_waiting = stop_waiting
+        self._numbers = [number for name in names if (number := getattr(signal, name, None))]
         self._caught: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._leaving = False
         self._previous: dict[int, Any] = {}
@@ -32,9 +36,10 @@ class Signals:
         """Catch the signals from now on."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._numbers:
             # A shell starts a background job with SIGINT ignored, so that Ctrl-C does not end it.
-            if number == signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
+            # nohup ignores SIGHUP.
+            if number != signal.SIGTERM and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             self._previous[number] = signal.signal(number, self._handle)
 

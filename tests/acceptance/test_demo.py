@@ -27,7 +27,7 @@ from servers import LIMIT, PATIENCE, PROMPT, eventually
 import dtimer
 from dtimer import Stats
 from dtimer.cli.app import app
-from dtimer.cli.demo.counts import Counts, percentile
+from dtimer.cli.demo.counts import Counts, NodeCounts
 from dtimer.cli.demo.run import LEASE, Outcome
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
@@ -303,6 +303,7 @@ class TestCounts:
         exceed.
         """
         values = [float(n) for n in range(100, 0, -1)]
-        assert [50, 99, 100] == [percentile(values, part) for part in (0.5, 0.99, 1)]
-        assert 7 == percentile([7.0], 0.5)
-        assert percentile([], 0.5) is None
+        late = NodeCounts("node-1", lateness=values).late
+        assert {"p50": 50, "p99": 99, "max": 100} == late
+        assert 7 == NodeCounts("node-1", lateness=[7.0]).late["p50"]
+        assert NodeCounts("node-1").late["p50"] is None

@@ -10,20 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """
-    Return a percentile of *values*, or None without values.
-
-    Args:
-        values: In any order.
-        share: From 0 to 1. The result is the smallest value such that this share of the values are
-            not greater.
-    """
-    if not values:
-        return None
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
-
-
 @dataclass
 class NodeCounts:
     """
@@ -43,9 +29,13 @@ class NodeCounts:
 
     @property
     def late(self) -> dict[str, float | None]:
-        """The percentiles of the lateness in ms."""
-        shares = {"p50": 0.5, "p99": 0.99, "max": 1}
-        return {name: percentile(self.lateness, share) for name, share in shares.items()}
+        """The lateness in ms that half, 99 % and all of the received events did not exceed."""
+        ranked = sorted(self.lateness)
+        ranks = {"p50": 0.5, "p99": 0.99, "max": 1}
+        return {
+            name: ranked[math.ceil(share * len(ranked)) - 1] if ranked else None
+            for name, share in ranks.items()
+        }
 
 
 class Counts:

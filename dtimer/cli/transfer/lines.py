@@ -28,7 +28,7 @@ from dtimer.errors import OptionError, PayloadError
 from dtimer.model.ids import check_id, is_occurrence
 from dtimer.model.options import MOST_RETRIES, check_count
 from dtimer.model.outcomes import Reason
-from dtimer.model.payload import decode, encode
+from dtimer.model.payload import decode, encode, parse
 from dtimer.model.records import DeadLetter
 from dtimer.model.schedules import ScheduleSpec, make_spec
 from dtimer.store.admin import PendingEvent
@@ -104,14 +104,6 @@ def dead_line(letter: DeadLetter) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is not valid JSON")
-
-
-# One decoder, reused: json.loads builds one for each call that has an argument.
-_decode = json.JSONDecoder(parse_constant=_refuse).decode
-
-
 def read_line(raw: bytes) -> dict[str, Any]:
     """
     Parse a line.
@@ -120,7 +112,7 @@ def read_line(raw: bytes) -> dict[str, Any]:
         BadLine: the line is not a JSON object with a kind.
     """
     try:
-        line = _decode(raw.decode())
+        line = parse(raw.decode())
     except (ValueError, RecursionError) as e:
         raise BadLine(f"it is not JSON ({e})") from None
     if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
