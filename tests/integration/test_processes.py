@@ -721,9 +721,11 @@ def test_a_child_closes_the_sockets_of_its_parent_at_once(script):
             return found
 
         before = set(sockets())
-        # With a short deadline, a thread of the node could be reconnecting at the fork on a slow
-        # machine: the client library alone knows a socket that is being connected.
+        # No thread may be connecting at the fork, because the client library alone knows a socket
+        # that is being connected. With a short deadline a slow machine could reconnect.
         dt = timer(timeout=30_000)
+        handled = threading.Event()
+        dt.on("event", lambda events: handled.set())
         dt.join()
         busy, go_on = threading.Event(), threading.Event()
         three, seen = threading.Barrier(3), set()
@@ -743,9 +745,12 @@ def test_a_child_closes_the_sockets_of_its_parent_at_once(script):
             return thread
 
         with arm("reply.reading", wait):
-            # Three connections at once, so that no thread opens another one at the fork.
+            # Open more connections than are in use at the fork. The claimer may open one, too: it
+            # has done so when the event is handled.
             for thread in [posting("warm") for _ in range(3)]:
                 thread.join()
+            dt.post({})
+            handled.wait()
             thread = posting("busy")
             busy.wait()
             child = os.fork()
