@@ -316,6 +316,7 @@ class TestDeadlines:
             assert [3.0, 0, 3.0] == scripted.socket.timeouts
 
 
+@pytest.mark.usefixtures("ticking")
 class TestSlowConnections:
     """While bytes arrive, an attempt continues beyond its end: a repetition would start again."""
 
@@ -324,14 +325,12 @@ class TestSlowConnections:
         """A clock that advances by a second with each reading."""
         set_clock(itertools.count(1000.0))
 
-    @pytest.mark.usefixtures("ticking")
     @pytest.mark.parametrize("head", [b"$40\r\n", b"*1\r\n$40\r\n"])
     def test_reads_a_steady_reply_beyond_the_end_of_the_attempt(self, head):
         """A slow connection would otherwise never receive a large reply."""
         with ScriptedConnection(head, *[b"1"] * 40, b"\r\n") as scripted:
             assert scripted.call(1003.0, 1100.0) in (b"1" * 40, [b"1" * 40])
 
-    @pytest.mark.usefixtures("ticking")
     @pytest.mark.parametrize("head", [b"$99999\r\n", b"*9\r\n$99\r\n"])
     def test_never_reads_beyond_the_deadline_of_the_call(self, head):
         """A server that sends a byte now and then must not hold the caller."""
@@ -339,14 +338,12 @@ class TestSlowConnections:
             scripted.call_fails(redis.TimeoutError, 1003.0, 1100.0)
             assert 50 < scripted.socket.reads <= 100
 
-    @pytest.mark.usefixtures("ticking")
     def test_waits_between_two_bytes_no_longer_than_for_the_first(self):
         """Silence means that the connection has stalled."""
         with ScriptedConnection(b"$9\r\n", b"123", b"456", b"789\r\n") as scripted:
             scripted.call(1010.0, 1100.0)
             assert max(scripted.socket.timeouts) < 10.0
 
-    @pytest.mark.usefixtures("ticking")
     def test_a_server_that_sends_nothing_is_given_up_after_the_attempt(self):
         """The deadline of the call counts only while bytes arrive."""
         with ScriptedConnection(TimeoutError("timed out")) as scripted:
@@ -364,7 +361,6 @@ class TestSlowConnections:
             scripted.call_fails(redis.TimeoutError)
             assert scripted.connection.arrived == len(head) + 30
 
-    @pytest.mark.usefixtures("ticking")
     def test_sends_a_large_request_in_pieces_beyond_the_end_of_the_attempt(self):
         """Each piece may take its time."""
         with ScriptedConnection(b"$2\r\nok\r\n") as scripted:

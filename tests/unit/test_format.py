@@ -38,6 +38,19 @@ BODIES = {
 }
 
 
+def written(body, chosen_id):
+    """Return the bytes that a post stores."""
+    expires = "" if body.expires_us is None else str(body.expires_us)
+    payload = body.payload.decode()
+    return write_body(expires, body.max_retries, payload, chosen_id=chosen_id).encode()
+
+
+def claim_of(raw, *, id="tea", before=b"", after=b""):
+    """Return the claim whose reply has *raw* as the body of an event, between other bytes."""
+    start, end = len(before), len(before + raw)
+    return read_claim(before + raw + after, start, end, id=id, token=1, attempt=1, due=2, now=3)
+
+
 @pytest.mark.parametrize("chosen_id", [False, True], ids=["generated id", "chosen id"])
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 class TestBody:
@@ -47,17 +60,7 @@ class TestBody:
         """An export, a claim and an inspection read what a post has stored."""
         raw = written(body, chosen_id)
         assert body == read_body(raw)
-        at = len(b"before")
-        claim = read_claim(
-            b"before" + raw + b"after",
-            at,
-            at + len(raw),
-            id="tea",
-            token=1,
-            attempt=1,
-            due=2,
-            now=3,
-        )
+        claim = claim_of(raw, before=b"before", after=b"after")
         assert (body.expires_us, body.max_retries) == (claim.expires_us, claim.max_retries)
         assert (body.payload, None, 0) == (claim.payload, claim.nominal_us, claim.missed)
 
@@ -67,12 +70,6 @@ class TestBody:
         expires, retries, *mark = scripts("parse_body", raw)
         assert (body.expires_us, body.max_retries) == (expires, retries)
         assert ([b"n"] if chosen_id else []) == mark
-
-
-def written(body, chosen_id):
-    expires = "" if body.expires_us is None else str(body.expires_us)
-    payload = body.payload.decode()
-    return write_body(expires, body.max_retries, payload, chosen_id=chosen_id).encode()
 
 
 def test_a_script_stores_a_relative_expiry_as_an_absolute_one(scripts):
@@ -88,7 +85,7 @@ class TestOccurrence:
         """A claim has the schedule, the nominal time and the number of missed occurrences."""
         raw = scripts("occurrence_body", b"3", b"%d" % NOW, b"{}")
         raw = scripts("with_missed", raw, 2)
-        claim = read_claim(raw, 0, len(raw), id=f"a@b@{NOW}", token=1, attempt=1, due=2, now=3)
+        claim = claim_of(raw, id=f"a@b@{NOW}")
         assert ("a@b", NOW, 2) == (claim.schedule, claim.nominal_us, claim.missed)
         assert (3, b"{}") == (claim.max_retries, claim.payload)
 
@@ -110,8 +107,7 @@ class TestForeignBody:
 
     def test_becomes_the_payload_of_its_claim(self, scripts, raw):
         """Decoding it fails later, and the event becomes a dead letter with these bytes."""
-        claim = read_claim(raw, 0, len(raw), id="tea", token=1, attempt=1, due=2, now=3)
-        assert raw == claim.payload
+        assert raw == claim_of(raw).payload
 
 
 class TestDeadLetter:
