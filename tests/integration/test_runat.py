@@ -16,6 +16,7 @@ from pathlib import Path
 
 import consumer
 import pytest
+from background import background, in_thread, together
 from servers import PATIENCE, eventually
 
 import dtimer
@@ -23,6 +24,12 @@ from dtimer import HandlerError, OptionError, RunAt, StoreError, UsageError
 from dtimer.errors import DTimerError
 from dtimer.model.records import State
 from dtimer.testing import Catch, Clock
+
+#: Times at which no key can be due.
+BAD_TIMES = [
+    "1", True, float("nan"), float("inf"), 1e300, timedelta(seconds=1),
+    datetime(2030, 1, 1),  # noqa: DTZ001 - naive is the point
+]  # fmt: skip
 
 #: A timeout of `RunAt.read` in ms; only a failing test waits that long.
 SOON = PATIENCE * 1000
@@ -35,16 +42,12 @@ def clock():
 
 @pytest.fixture
 def make(server, namespace):
-    """
-    Return a function that makes queues of one name. After the test none may have left a
-    thread.
-    """
+    """A function: make a queue of the test's name. After the test no thread may be left."""
     before = set(threading.enumerate())
     with contextlib.ExitStack() as stopping:
 
         def make(**options):
-            given = {"queue_name": namespace, "redis": server.url, "backoff": 0} | options
-            queue = RunAt(**given)
+            queue = RunAt(**{"queue_name": namespace, "redis": server.url, "backoff": 0} | options)
             stopping.callback(queue.stop, 1_000)
             return queue
 
@@ -57,42 +60,25 @@ def queue(make):
     return make()
 
 
-def in_thread(f, *args):
-    """Run *f* in another thread; return a function that waits for its result."""
-    results = queues.SimpleQueue()
-
-    def run():
-        try:
-            results.put((f(*args), None))
-        except BaseException as e:
-            results.put((None, e))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-
-    def result():
-        value, error = results.get(timeout=PATIENCE)
-        thread.join(PATIENCE)
-        if error is not None:
-            raise error
-        return value
-
-    return result
-
-
 def state(queue, key):
     record = queue.timer.peek(key)
-    return None if record is None else record.state
+    return record and record.state
+
+
+def write_all(queue, keys, run_at=None):
+    for key in keys:
+        queue.write(key, run_at)
+
+
+def confirmed(queue):
+    return queue.timer.stats().totals.get("confirmed", 0)
 
 
 class TestWriting:
     """Accepted jobs, and when their keys are read."""
 
     def test_keys_are_read_in_order_of_their_times(self, make, clock):
-        """
-        As in the original library's example, keys are read in the order of their times, not of
-        writing.
-        """
+        """As in the example of the original library, the order of writing does not matter."""
         queue = make(now=clock)
         for delay, key in ((560, "last"), (409, "middle"), (333, "first")):
             assert queue.write({"runAt": clock() + delay, "key": key}) is True
@@ -120,37 +106,19 @@ class TestWriting:
         ],
     )
     def test_a_job_is_a_mapping_or_a_key_and_a_time(self, queue, job):
-        """
-        A job is a mapping, or a key and a time. A time is in milliseconds or an aware
-        datetime.
-        """
+        """A time is in milliseconds or an aware datetime."""
         assert queue.write(*job) is True
         assert 1_900_000_000_000 == queue.timer.peek("x").due
 
     @pytest.mark.parametrize(
         "job",
         [
-            ({},),
-            ({"runAt": 1},),
-            ({"runAt": 1, "key": None},),
-            ({"runAt": 1, "key": 5},),
-            ({"runAt": 1, "key": b"x"},),
-            ({"runAt": 1, "key": ""},),
-            ({"runAt": "1", "key": "x"},),
-            ({"runAt": True, "key": "x"},),
-            ({"runAt": float("nan"), "key": "x"},),
-            ({"runAt": float("inf"), "key": "x"},),
-            ({"runAt": 1e300, "key": "x"},),
-            ({"runAt": timedelta(seconds=1), "key": "x"},),
-            ({"runAt": datetime(2030, 1, 1), "key": "x"},),  # noqa: DTZ001 - naive is the point
-            ({"runat": 1, "key": "x"},),
-            ({"runAt": 1, "key": "x", "more": 1},),
+            *[({"runAt": 1} | key,) for key in ({}, {"key": None}, {"key": 5}, {"key": b"x"})],
+            *[({"runAt": 1} | key,) for key in ({"key": ""}, {"key": "x", "more": 1})],
+            *[({"runAt": time, "key": "x"},) for time in BAD_TIMES],
+            *[(job,) for job in ({}, None, 5, ["x"], {"runat": 1, "key": "x"}, "x" * 10_000)],
             ({"key": "x"}, 5),
-            (None,),
-            (5,),
-            (["x"],),
             ("x", "soon"),
-            ("x" * 10_000,),
         ],
     )
     def test_a_bad_job_is_refused_before_any_io(self, job):
@@ -161,21 +129,12 @@ class TestWriting:
     @pytest.mark.parametrize(
         "options",
         [
-            {"redis": 5},
-            {"redis": object()},
-            {"redis": {"port": "6379"}},
-            {"redis": {"hots": "x"}},
-            {"redis": "http://localhost"},
-            {"queue_name": ""},
-            {"queue_name": 5},
-            {"interval": 0},
-            {"interval": "often"},
-            {"concurrency": 0},
-            {"ns": "x"},
-            {"max_events": 2},
-            {"poll_interval": 5},
-            {"auto_confirm": False},
-            {"laese": 5},
+            *[{"redis": bad} for bad in (5, object(), "http://localhost")],
+            *[{"redis": bad} for bad in ({"port": "6379"}, {"hots": "x"})],
+            *[{"queue_name": bad} for bad in ("", 5)],
+            *[{"interval": bad} for bad in (0, "often")],
+            *[{"concurrency": 0}, {"max_events": 2}, {"poll_interval": 5}, {"auto_confirm": False}],
+            *[{"ns": "x"}, {"laese": 5}],
         ],
     )
     def test_bad_options_are_refused_at_construction(self, options):
@@ -220,36 +179,28 @@ class TestWriting:
         assert "tea" == queue.read(SOON)
 
     def test_keys_of_one_millisecond_are_read_in_order_of_writing(self, make, clock):
-        """A thousand keys of one millisecond are read in the order of writing."""
+        """Otherwise writers that know no better than the millisecond could rely on no order."""
         queue = make(now=clock)
         keys = [f"{random.randrange(1 << 40):x}" for _ in range(1_000)]
-        then = int(clock()) + 1_000
-        for key in keys:
-            queue.write(key, then)
+        write_all(queue, keys, int(clock()) + 1_000)
         clock.tick(3_000)
         assert keys == [queue.read(SOON) for _ in keys]
 
     def test_more_than_a_thousand_keys_of_one_millisecond_stay_in_order(self, make, clock):
-        """
-        Keys beyond a thousand spill into the next millisecond, still in order, never early, and
-        none is lost.
-        """
+        """Keys beyond a thousand spill into the next millisecond, never early, and none is lost."""
         queue = make(now=clock)
         keys = [f"{random.randrange(1 << 40):x}" for _ in range(1_500)]
-        then = int(clock()) + 1_000
-        for key in keys:
-            queue.write(key, then)
+        run_at = int(clock()) + 1_000
+        write_all(queue, keys, run_at)
         dues = [queue.timer.peek(key).due for key in keys]
-        assert sorted(dues) == dues
-        assert then <= dues[0]
-        assert dues[-1] < then + 2
-        assert len(set(dues)) == len(dues)
+        assert sorted(set(dues)) == dues
+        assert run_at <= dues[0]
+        assert dues[-1] < run_at + 2
 
     def test_writing_a_key_again_moves_it_to_the_end_of_its_millisecond(self, make, clock):
         """A key that is written again for the same millisecond goes behind the other keys."""
         queue = make(now=clock)
-        for key in "abca":
-            queue.write(key, int(clock()) + 1_000)
+        write_all(queue, "abca", int(clock()) + 1_000)
         clock.tick(2_000)
         assert ["b", "c", "a"] == [queue.read(SOON) for _ in range(3)]
 
@@ -265,22 +216,18 @@ class TestReading:
         assert "tea" == queue.read(SOON)
 
     def test_a_reader_that_timed_out_holds_no_key(self, make):
-        """
-        A key that becomes due after the reader has timed out stays in the queue with no attempt
-        charged.
-        """
-        slow, quick = make(), make()
-        assert slow.read(10) is None
-        slow.write("tea")
-        assert "tea" == quick.read(SOON)
-        assert 1 == quick.timer.peek("tea").attempt
+        """A key that becomes due afterwards stays in the queue with no attempt charged."""
+        idle, reader = make(), make()
+        assert idle.read(10) is None
+        idle.write("tea")
+        assert "tea" == reader.read(SOON)
+        assert 1 == reader.timer.peek("tea").attempt
 
     def test_a_slow_reader_leases_only_its_key(self, make):
         """A slow reader holds one key, and another reads all the others meanwhile."""
         slow, quick = make(), make()
         keys = {f"k{i}" for i in range(30)}
-        for key in keys:
-            slow.write(key)
+        write_all(slow, keys)
         held = slow.read(SOON)
         assert 1 == slow.timer.stats().in_flight
         assert keys - {held} == {quick.read(SOON) for _ in range(29)}
@@ -310,7 +257,7 @@ class TestReading:
             queue.write("tea")
             queue.read(SOON)
         assert state(queue, "tea") is None
-        assert 1 == queue.timer.stats().totals["confirmed"]
+        assert 1 == confirmed(queue)
 
     def test_leaving_the_block_by_an_exception_releases_the_key(self, make):
         """If an exception leaves the block, its key is delivered to another reader."""
@@ -325,10 +272,7 @@ class TestReading:
         assert 2 == other.timer.peek("tea").attempt
 
     def test_a_confirmed_key_stays_confirmed_after_an_exception(self, make):
-        """
-        A key that was confirmed stays confirmed if an exception leaves the block, and no error is
-        emitted.
-        """
+        """The exception leaves the block with no key to release, and no error is emitted."""
         queue = make()
         errors = Catch(queue, "error")
         queue.write("tea")
@@ -342,15 +286,12 @@ class TestReading:
         queue = make()
         errors = Catch(queue, "error")
         queue.write("tea")
-        assert "tea" == in_thread(queue.read, SOON)()
+        assert "tea" == in_thread(queue.read, SOON).result(PATIENCE)
         assert "ended while it held 'tea'" in str(errors.next())
         assert "tea" == queue.read(SOON)
 
     def test_a_reader_may_write_its_own_key_again(self, queue):
-        """
-        A reader may write its own key for later. Confirming the old one does not remove the new
-        one.
-        """
+        """Confirming the old key must not remove the new one."""
         queue.on("error", lambda error: None)
         queue.write("tea")
         queue.read(SOON)
@@ -361,8 +302,7 @@ class TestReading:
 
     def test_iterating_reads_until_stopped(self, queue):
         """``for key in queue`` reads until the queue is stopped, even by the body of the loop."""
-        for key in "abc":
-            queue.write(key)
+        write_all(queue, "abc")
         read = []
         for key in queue:
             read.append(key)
@@ -370,36 +310,41 @@ class TestReading:
                 queue.stop()
         assert ["a", "b", "c"] == read
         assert 0 == queue.timer.stats().in_flight
-        assert 3 == queue.timer.stats().totals["confirmed"]
+        assert 3 == confirmed(queue)
 
     def test_each_key_goes_to_one_of_several_threads(self, make):
         """With concurrency=4 four threads hold a key each, and each key goes to one thread."""
         queue = make(concurrency=4)
         keys = [f"k{i}" for i in range(40)]
-        for key in keys:
-            queue.write(key)
-        together = threading.Barrier(4, timeout=PATIENCE)
+        write_all(queue, keys)
+        all_hold_one = threading.Barrier(4, timeout=PATIENCE)
+        read = queues.SimpleQueue()
 
-        def read():
-            read = [queue.read(SOON)]
-            together.wait()
-            assert 4 == queue.timer.stats().in_flight or read == []
-            together.wait()
+        def read_all(_):
+            read.put(queue.read(SOON))
+            all_hold_one.wait()
+            assert 4 == queue.timer.stats().in_flight
+            all_hold_one.wait()
             while (key := queue.read(200)) is not None:
-                read.append(key)
-            return read
+                read.put(key)
 
-        results = [in_thread(read) for _ in range(4)]
-        assert sorted(keys) == sorted(key for result in results for key in result())
+        together(4, read_all)
+        assert sorted(keys) == sorted(read.get_nowait() for _ in range(read.qsize()))
 
     def test_more_reader_threads_than_concurrency_all_get_keys(self, make):
         """If there are more reader threads than ``concurrency``, each of them still gets a key."""
         queue = make(concurrency=2)
-        results = [in_thread(queue.read, SOON) for _ in range(5)]
-        for i in range(5):
-            queue.write(f"k{i}")
+        readers = [in_thread(queue.read, SOON) for _ in range(5)]
+        keys = {f"k{i}" for i in range(5)}
+        write_all(queue, keys)
         # A thread that has ended releases its key, so a key may be read again.
-        assert all(result() in {f"k{i}" for i in range(5)} for result in results)
+        assert keys >= {reader.result(PATIENCE) for reader in readers}
+
+
+class Sink(queues.SimpleQueue):
+    """A queue of keys with a method ``write``."""
+
+    write = queues.SimpleQueue.put
 
 
 class TestFlowing:
@@ -408,10 +353,9 @@ class TestFlowing:
     def test_a_data_listener_gets_keys_that_are_confirmed_when_it_returns(self, queue):
         """A listener of 'data' is called with each key, and its return confirms the key."""
         keys = Catch(queue, "data")
-        for key in "abc":
-            queue.write(key)
+        write_all(queue, "abc")
         assert ["a", "b", "c"] == [keys.next() for _ in range(3)]
-        eventually(lambda: queue.timer.stats().totals.get("confirmed") == 3)
+        eventually(lambda: confirmed(queue) == 3)
 
     def test_a_key_whose_listener_raises_is_delivered_again(self, queue):
         """If the listener raises, its key is delivered again and 'error' gets the exception."""
@@ -435,36 +379,22 @@ class TestFlowing:
         with pytest.raises(UsageError):
             queue.read(0)
 
-    def test_pipe_calls_a_function_with_each_key(self, queue):
-        """``pipe`` calls a function with each key, and returns the function."""
-        piped = queues.SimpleQueue()
-        assert queue.pipe(piped.put) is not None
-        queue.write("tea")
-        assert "tea" == piped.get(timeout=PATIENCE)
-
-    def test_pipe_writes_each_key_to_a_writer(self, queue):
-        """``pipe`` accepts an object with a ``write`` method, and returns that object."""
-
-        class Sink:
-            def __init__(self):
-                self.got = queues.SimpleQueue()
-
-            def write(self, key):
-                self.got.put(key)
-
-        sink = Sink()
+    @pytest.mark.parametrize("target", [Sink, queues.SimpleQueue], ids=["writer", "function"])
+    def test_pipe_passes_each_key_on(self, queue, target):
+        """``pipe`` accepts a function or an object with a ``write`` method, and returns it."""
+        keys = target()
+        sink = keys if hasattr(keys, "write") else keys.put
         assert queue.pipe(sink) is sink
         queue.write("tea")
-        assert "tea" == sink.got.get(timeout=PATIENCE)
+        assert "tea" == keys.get(timeout=PATIENCE)
 
     def test_queues_can_be_piped_into_each_other(self, make, namespace):
         """A key passes through queues that are piped into each other."""
-        first, second = make(), make(queue_name=f"{namespace}-2")
-        third = make(queue_name=f"{namespace}-3")
+        first, second, third = (make(queue_name=f"{namespace}-{n}") for n in range(3))
         first.pipe(second).pipe(third)
         first.write("tea")
         assert "tea" == third.read(SOON)
-        eventually(lambda: first.timer.stats().totals.get("confirmed") == 1)
+        eventually(lambda: confirmed(first) == 1)
 
     @pytest.mark.parametrize("target", [None, 5, "x"])
     def test_pipe_refuses_an_object_that_cannot_take_keys(self, target):
@@ -482,25 +412,21 @@ class TestFlowing:
         assert state(queue, "tea") is None
 
     def test_keys_flow_in_order_if_one_takes_long(self, make, monkeypatch):
-        """
-        A listener that takes long for one key does not change the order, even with other
-        consumers.
-        """
+        """A listener that takes long for a key keeps the order, even with other consumers."""
         monkeypatch.setattr("dtimer.store.store.Store.alone", lambda *_: False)
-        queue, said = make(), queues.SimpleQueue()
+        queue, received = make(), queues.SimpleQueue()
         keys = [f"{n:03d}" for n in range(120)]
-        for key in keys:
-            queue.write(key)
+        write_all(queue, keys)
 
         def take(key):
-            said.put(key)
+            received.put(key)
             if key == "060":
                 eventually(lambda: queue.timer._node)
                 dispatcher = queue.timer._node._dispatcher
                 eventually(lambda: dispatcher._behind or not dispatcher.lookahead)
 
         queue.on("data", take)
-        assert keys == [said.get(timeout=PATIENCE) for _ in keys]
+        assert keys == [received.get(timeout=PATIENCE) for _ in keys]
 
 
 class TestStopping:
@@ -525,23 +451,20 @@ class TestStopping:
 
     def test_a_waiting_read_returns_none(self, queue):
         """A read that waits returns None when the queue is stopped."""
-        result = in_thread(queue.read)
-        eventually(lambda: queue._wanted() == 1)
-        queue.stop()
-        assert result() is None
+        with background(queue.read) as reading:
+            eventually(lambda: queue._wanted() == 1)
+            queue.stop()
+        assert reading.result() is None
 
     def test_stops_and_reads_from_eight_threads_all_return(self, make):
         """Stops and reads on several threads at the same time all return, and no thread is left."""
         for _ in range(15):
             queue = make(concurrency=2)
-            start = threading.Barrier(8, timeout=PATIENCE)
 
-            def run(stops, queue=queue, start=start):
-                start.wait()
-                return queue.stop() if stops else queue.read()
+            def read_or_stop(number, queue=queue):
+                assert (queue.stop if number % 2 else queue.read)() is None
 
-            results = [in_thread(run, i % 2) for i in range(8)]
-            assert [None] * 8 == [result() for result in results]
+            together(8, read_or_stop)
             eventually(lambda queue=queue: not queue.timer.joined)
 
     def test_a_stop_just_before_a_reader_joins_is_not_lost(self, make, monkeypatch):
@@ -561,66 +484,57 @@ class TestStopping:
     def test_unread_keys_stay_in_the_queue(self, make):
         """Stopping confirms the key that was read, and releases the others."""
         queue, other = make(), make()
-        for i in range(10):
-            queue.write(f"k{i}")
+        write_all(queue, [f"k{i}" for i in range(10)])
         first = queue.read(SOON)
         queue.stop()
         assert 9 == len({other.read(SOON) for _ in range(9)} - {first})
         assert 0 == len(list(other.timer.dead()))
 
     def test_stop_waits_for_other_readers(self, make):
-        """
-        stop() waits for the key of another thread, which is confirmed when that thread is
-        done.
-        """
+        """The key of another thread is confirmed when that thread is done, and then stop() ends."""
         queue = make()
         queue.write("tea")
         holding, go_on = threading.Event(), threading.Event()
 
-        def work():
+        def read_all():
             for _ in queue:
                 holding.set()
                 go_on.wait(PATIENCE)
-            return "done"
 
-        working = in_thread(work)
-        assert holding.wait(PATIENCE)
-        stopping = in_thread(queue.stop)
-        eventually(lambda: queue._wanted() == 0 and queue.read(0) is None)
-        go_on.set()
-        stopping()
-        assert "done" == working()
+        with background(read_all):
+            assert holding.wait(PATIENCE)
+            with background(queue.stop):
+                eventually(lambda: queue._wanted() == 0 and queue.read(0) is None)
+                go_on.set()
         assert state(queue, "tea") is None
 
     def test_stop_with_a_timeout_gives_the_key_up(self, make):
         """stop(timeout) waits no longer than that, and another reader gets the key."""
         queue = make()
         queue.write("tea")
-        reading, go_on = threading.Event(), threading.Event()
+        holding, go_on = threading.Event(), threading.Event()
 
-        def lease():
-            key = queue.read(SOON)
-            reading.set()
+        def read_one():
+            assert "tea" == queue.read(SOON)
+            holding.set()
             go_on.wait(PATIENCE)
-            return key
 
-        holding = in_thread(lease)
-        assert reading.wait(PATIENCE)
-        queue.stop(10)
-        assert "tea" == make().read(SOON)
-        go_on.set()
-        assert "tea" == holding()
+        with background(read_one):
+            assert holding.wait(PATIENCE)
+            queue.stop(10)
+            assert "tea" == make().read(SOON)
+            go_on.set()
 
     def test_stop_leaves_nothing_behind(self, server, namespace, client):
         """After stop() the queue has no thread and no connection."""
-        before, connected = set(threading.enumerate()), len(client.client_list())
+        threads, connections = set(threading.enumerate()), len(client.client_list())
         queue = RunAt(namespace, redis=server.url, concurrency=3)
         queue.write("tea")
         queue.read(SOON)
-        assert len(threading.enumerate()) > len(before)
+        assert len(threading.enumerate()) > len(threads)
         queue.stop()
-        eventually(lambda: set(threading.enumerate()) <= before)
-        eventually(lambda: len(client.client_list()) <= connected)
+        eventually(lambda: set(threading.enumerate()) <= threads)
+        eventually(lambda: len(client.client_list()) <= connections)
 
     def test_the_users_client_stays_open(self, make, client):
         """stop() does not close a client that the user opened."""
@@ -658,23 +572,19 @@ class TestProcesses:
         writer = make()
         keys = [f"k{i}" for i in range(10_000)]
         with consuming(server, namespace) as a, consuming(server, namespace) as b:
-            lines = [in_thread(process.stdout.read) for process in (a, b)]
+            outputs = [in_thread(process.stdout.read) for process in (a, b)]
             writer.timer.post_many({"ev": {}, "id": key} for key in keys)
             # A consumer ends after it has read one of these keys.
-            eventually(lambda: writer.timer.stats().totals.get("confirmed", 0) >= 10_000, 50)
-            writer.write("end-1")
-            writer.write("end-2")
+            eventually(lambda: confirmed(writer) >= 10_000, 50)
+            write_all(writer, ["end-1", "end-2"])
             for process in (a, b):
                 assert 0 == process.wait(PATIENCE)
-            read = [result().split() for result in lines]
+            read = [output.result(PATIENCE).split() for output in outputs]
         assert sorted(keys) == sorted(read[0] + read[1])
         assert min(map(len, read)) > 1_000, "one consumer read almost nothing"
 
     def test_the_key_of_a_killed_consumer_is_read_by_another(self, server, namespace, make):
-        """
-        When the lease of the killed consumer ends, the other reads its key. Other keys are not
-        delayed.
-        """
+        """When the lease ends, the other reads the key. Other keys are not delayed."""
         options = {"lease": 500}
         other = make(**options)
         with consuming(server, namespace, options=options, hold="tea") as process:
