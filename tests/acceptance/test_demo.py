@@ -27,8 +27,8 @@ from servers import LIMIT, PATIENCE, PROMPT, eventually
 import dtimer
 from dtimer import Stats
 from dtimer.cli.app import app
-from dtimer.cli.demo.counts import Counts, NodeCounts
-from dtimer.cli.demo.run import LEASE, Outcome
+from dtimer.cli.demo.counts import Counts, NodeCounts, Outcome
+from dtimer.cli.demo.run import LEASE
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 

@@ -1,4 +1,4 @@
-"""The counts of the demo, which come only from the reports of its nodes."""
+"""The counts of the demo, which come only from the reports of its nodes, and its outcome."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from dtimer.model.records import Stats
 
 
 @dataclass
@@ -42,18 +44,17 @@ class Counts:
     """The counts of all nodes, and the ids that were posted."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.nodes: list[NodeCounts] = [NodeCounts(name) for name in names]
-        self.total: NodeCounts = NodeCounts("all", state="")
+        self.nodes = [NodeCounts(name) for name in names]
+        self.total = NodeCounts("all", state="")
         self.posted: list[str] = []
-        self.handled: Counter[str] = Counter()
+        self.handled = Counter[str]()
         #: The ids that were delivered again.
-        self.redelivered: set[str] = set()
+        self.redelivered = set[str]()
         self.errors: list[str] = []
         #: The name of the node that was killed.
         self.killed: str | None = None
         # The id of the event that this node was handling, and when it was killed.
-        self._fatal = ""
-        self._killed_at = 0.0
+        self._fatal, self._killed_at = "", 0.0
         #: The name of the node that received this event again, and how long after the kill.
         self.again_by: str | None = None
         self.again_after_ms: float | None = None
@@ -64,7 +65,13 @@ class Counts:
             case ["ready", pid]:
                 node.pid, node.state = pid, "joined"
             case ["start", id, attempt, lateness]:
-                self._started(node, id, attempt, lateness)
+                if attempt > 1:
+                    self.redelivered.add(id)
+                for counts in (node, self.total):
+                    counts.received += 1
+                    counts.again += attempt > 1
+                    counts.in_flight.add(id)
+                    counts.lateness.append(lateness)
                 if id == self._fatal and self.again_by is None:
                     after = time.monotonic() - self._killed_at
                     self.again_by, self.again_after_ms = node.name, after * 1000
@@ -90,21 +97,56 @@ class Counts:
                 node.in_flight.clear()
         return None
 
-    def _started(self, node: NodeCounts, id: str, attempt: int, lateness: float) -> None:
-        if attempt > 1:
-            self.redelivered.add(id)
-        for counts in (node, self.total):
-            counts.received += 1
-            counts.again += attempt > 1
-            counts.in_flight.add(id)
-            counts.lateness.append(lateness)
-
-    @property
-    def running(self) -> int:
-        """The number of nodes that may still report."""
-        return sum(node.state in ("starting", "joined") for node in self.nodes)
-
     @property
     def lost(self) -> int:
         """The number of posted events that no node has reported as handled."""
         return len(set(self.posted) - set(self.handled))
+
+
+@dataclass
+class Outcome:
+    """The result of the demo: the counts of its nodes, and the numbers of Redis."""
+
+    counts: Counts
+    stats: Stats
+
+    @property
+    def pending(self) -> int:
+        """The number of events that Redis still holds."""
+        return self.stats.scheduled + self.stats.in_flight
+
+    @property
+    def ok(self) -> bool:
+        """True if no event was lost, and the event of the killed node was delivered again."""
+        left = self.counts.lost or self.pending or self.stats.dead
+        return self.counts.again_by is not None and not left
+
+    def line(self) -> str:
+        """Return the summary in one line."""
+        counts = self.counts
+        killed = f"{counts.killed} was killed" if counts.killed else "no node was killed"
+        return (
+            f"posted {len(counts.posted)}, handled {len(counts.handled)},"
+            f" redelivered {len(counts.redelivered)} ({killed}), lost {counts.lost}"
+        )
+
+    def fields(self) -> dict[str, Any]:
+        """Return all results, for programs."""
+        counts = self.counts
+        return {
+            "ok": self.ok,
+            "posted": len(counts.posted),
+            "handled": len(counts.handled),
+            "redelivered": len(counts.redelivered),
+            "lost": counts.lost,
+            "killed": counts.killed,
+            "again_by": counts.again_by,
+            "again_after_ms": counts.again_after_ms,
+            "lateness_ms": counts.total.late,
+            "nodes": [
+                {"id": n.name, "state": n.state, "received": n.received, "handled": n.handled}
+                for n in counts.nodes
+            ],
+            "server": {"pending": self.pending, "dead": self.stats.dead, **self.stats.totals},
+            "errors": counts.errors,
+        }

@@ -1,25 +1,28 @@
-"""Run the demo: post events, kill a node while it handles one, and count."""
+"""Run the demo: start the nodes, post events, kill a node while it handles one, and count."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import queue
 import random
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 from dtimer import embedded
-from dtimer.cli.demo.counts import Counts
+from dtimer.cli.demo.counts import Counts, NodeCounts, Outcome
 from dtimer.cli.demo.node import FATAL
-from dtimer.cli.demo.processes import Processes
-from dtimer.cli.demo.view import FRAME, View
+from dtimer.cli.demo.view import View
 from dtimer.embedded.location import TREE
 from dtimer.errors import StoreError
-from dtimer.model.records import Stats
 from dtimer.store.connection.sources import source
 from dtimer.store.keys import Keys
 from dtimer.timer import DTimer
@@ -30,58 +33,9 @@ NODES, EVENTS = ("node-1", "node-2", "node-3"), 400
 #: killed, and the lease, in ms. The lease is short, so that the demo does not take long.
 MIN_DELAY, MAX_DELAY, FATAL_DELAY, LEASE = 300, 6_500, 2_000, 2_000
 
-#: The longest waits for all nodes to join, all events to be handled and all nodes to leave, in
-#: seconds.
-_JOINING, _HANDLING, _LEAVING = 10.0, 14.0, 3.0
-
-
-@dataclass
-class Outcome:
-    """The result of the demo."""
-
-    counts: Counts
-    stats: Stats
-
-    @property
-    def pending(self) -> int:
-        """The number of events that Redis still holds."""
-        return self.stats.scheduled + self.stats.in_flight
-
-    @property
-    def ok(self) -> bool:
-        """True if no event was lost, and the event of the killed node was delivered again."""
-        left = self.counts.lost or self.pending or self.stats.dead
-        return self.counts.again_by is not None and not left
-
-    def line(self) -> str:
-        """Return the summary in one line."""
-        counts = self.counts
-        killed = f"{counts.killed} was killed" if counts.killed else "no node was killed"
-        return (
-            f"posted {len(counts.posted)}, handled {len(counts.handled)},"
-            f" redelivered {len(counts.redelivered)} ({killed}), lost {counts.lost}"
-        )
-
-    def fields(self) -> dict[str, Any]:
-        """Return all results, for programs."""
-        counts = self.counts
-        return {
-            "ok": self.ok,
-            "posted": len(counts.posted),
-            "handled": len(counts.handled),
-            "redelivered": len(counts.redelivered),
-            "lost": counts.lost,
-            "killed": counts.killed,
-            "again_by": counts.again_by,
-            "again_after_ms": counts.again_after_ms,
-            "lateness_ms": counts.total.late,
-            "nodes": [
-                {"id": n.name, "state": n.state, "received": n.received, "handled": n.handled}
-                for n in counts.nodes
-            ],
-            "server": {"pending": self.pending, "dead": self.stats.dead, **self.stats.totals},
-            "errors": counts.errors,
-        }
+#: The longest waits for all nodes to join, all events to be handled and all nodes to leave, and the
+#: time between two frames of the table, in seconds.
+_JOINING, _HANDLING, _LEAVING, _FRAME = 10.0, 14.0, 3.0, 0.1
 
 
 @contextlib.contextmanager
@@ -118,14 +72,20 @@ def swept(url: str) -> Iterator[str]:
 
 
 class Run:
-    """Runs the demo once on the server at *url*."""
+    """
+    Runs the demo once on the server at *url*.
+
+    A thread for each node process reads its reports, and passes them to the thread that counts.
+    """
 
     def __init__(self, url: str, ns: str, view: View) -> None:
         self._url = url
         self._ns = ns
         self._view = view
-        self._processes = Processes()
         self._counts = Counts(NODES)
+        self._reports: queue.SimpleQueue[tuple[NodeCounts, list[Any]]] = queue.SimpleQueue()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by run
 
     def run(self) -> Outcome:
         """
@@ -134,36 +94,77 @@ class Run:
         Raises:
             StoreError: Redis could not be reached, or a node could not join.
         """
-        processes, counts = self._processes, self._counts
+        counts = self._counts
         timer = DTimer("demo", self._url, ns=self._ns)
         try:
             timer.stats()  # Fail before any node is started if no server answers.
-            processes.start(counts.nodes, self._url, self._ns, LEASE)
+            for node in counts.nodes:
+                self._start(node)
             self._watch(_JOINING, lambda: "starting" not in {node.state for node in counts.nodes})
             if not all(node.pid for node in counts.nodes):
-                raise StoreError(f"a node of the demo did not join: {processes.last_words()}")
+                raise StoreError(f"a node of the demo did not join: {self._last_words()}")
             counts.posted = [*timer.post_many(_events())]
             self._view.note(
                 f"posted {EVENTS} events, due within {MAX_DELAY / 1000:g} s, to {len(NODES)} node"
                 f" processes with a lease of {LEASE / 1000:g} s"
             )
             self._watch(_HANDLING, lambda: not counts.lost)
-            processes.tell_to_leave()
-            self._watch(_LEAVING, lambda: not counts.running)
+            self._tell_to_leave()
+            self._watch(_LEAVING, lambda: "joined" not in {node.state for node in counts.nodes})
             return Outcome(counts, timer.stats())
         finally:
-            processes.end()
+            self._tell_to_leave()
+            for process in self._processes.values():
+                process.kill()
+                process.wait()
+            self._stderr.close()
             timer.leave()
+
+    def _start(self, node: NodeCounts) -> None:
+        words = [self._url, self._ns, node.name, str(LEASE)]
+        # A session of its own: Ctrl-C must reach only the parent, which ends the nodes.
+        process = subprocess.Popen(  # noqa: S603 - all words are our own
+            [sys.executable, "-m", "dtimer.cli.demo.node", *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            start_new_session=True,
+        )
+        self._processes[node.name] = process
+        threading.Thread(target=self._read, args=(node, process.stdout), daemon=True).start()
+
+    def _read(self, node: NodeCounts, pipe: IO[bytes]) -> None:
+        with pipe:
+            for line in pipe:
+                self._reports.put((node, json.loads(line)))
+        self._reports.put((node, ["end"]))
 
     def _watch(self, patience: float, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + patience
         while not done() and time.monotonic() < deadline:
-            for node, report in self._processes.reports(FRAME):
-                if report[0] == "fatal":
-                    self._processes.kill(node.name)
-                if text := self._counts.read(node, report):
-                    self._view.note(text)
+            with contextlib.suppress(queue.Empty):
+                self._count(*self._reports.get(timeout=_FRAME))
+                while True:
+                    self._count(*self._reports.get_nowait())
             self._view.show(self._counts)
+
+    def _count(self, node: NodeCounts, report: list[Any]) -> None:
+        if report[0] == "fatal":
+            self._processes[node.name].kill()
+        if text := self._counts.read(node, report):
+            self._view.note(text)
+
+    def _tell_to_leave(self) -> None:
+        for process in self._processes.values():
+            if process.stdin is not None:
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
+
+    def _last_words(self) -> str:
+        """Return the end of the processes' output to standard error."""
+        size = self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, size - 4_000))
+        return self._stderr.read().decode(errors="replace").strip()
 
 
 def _events() -> Iterator[tuple[dict[str, Any], float]]:

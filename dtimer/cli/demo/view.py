@@ -11,11 +11,7 @@ from typing import Any
 from dtimer.cli.demo.counts import Counts, NodeCounts
 from dtimer.cli.output import Output
 
-_STYLES = {"killed": "bold red", "died": "bold red"}
 _NUMBERS = ("received", "handled", "in flight", "again", "p50 ms", "p99 ms", "max ms")
-
-#: The most seconds between two frames of the table.
-FRAME = 0.1
 
 
 def table(counts: Counts) -> Any:
@@ -31,7 +27,7 @@ def table(counts: Counts) -> Any:
     for head, number in zip(_NUMBERS, numbers, strict=True):
         made.add_column(head, number, justify="right", no_wrap=True)
     for node in counts.nodes:
-        made.add_row(*_row(node), style=_STYLES.get(node.state))
+        made.add_row(*_row(node), style="bold red" if node.state in ("killed", "died") else None)
     return made
 
 
@@ -42,13 +38,7 @@ def _row(node: NodeCounts) -> list[str]:
 
 
 class View:
-    """
-    Shows the progress of the demo. With ``--json`` it shows nothing.
-
-    Args:
-        output: The output of the command.
-        live: The live display of a terminal, if standard output is one.
-    """
+    """Shows the progress: on *live*, the display of a terminal, or as lines; nothing as JSON."""
 
     def __init__(self, output: Output, live: Any = None) -> None:
         self._output = output
