@@ -54,7 +54,7 @@ def show(
         items: Iterated lazily, except on a terminal, where the table needs all of them.
         cells: Returns the cells of an item, for people. The second argument asks for short ones.
         fields: Returns the fields of an item, for programs.
-        empty: The notice if there are no items.
+        empty: The notice if *items* is empty.
         limit: Print at most this many, with a notice if there are more. None prints all.
     """
     left = iter(items)
