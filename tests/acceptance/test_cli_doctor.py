@@ -16,10 +16,7 @@ pytestmark = pytest.mark.acceptance
 
 @pytest.fixture
 def examined(run):
-    """
-    Return a function that examines a server; it returns the exit code and the findings by
-    check.
-    """
+    """A function: examine a server; return the exit code, and the findings by check."""
 
     def examine(*words):
         ran = run("doctor", "--json", *words)
@@ -42,10 +39,7 @@ class TestServers:
         } == set(found)
 
     def test_missing_persistence_and_eviction_are_found(self, examined):
-        """
-        Missing persistence is a warning. Eviction with a memory limit is an error, and the exit
-        code is 3.
-        """
+        """The first is a warning. Eviction is an error: it loses events."""
         args = ("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
         with Server(args=args) as server:
             code, found = examined("--url", server.url)
@@ -59,19 +53,13 @@ class TestServers:
         assert 1 == examined()[0]
 
     def test_an_unreachable_server_is_exit_code_3(self, examined):
-        """
-        If no server answers, that is the only finding and the exit code is 3. The password is not
-        shown.
-        """
+        """This is the only finding, and the password is not shown."""
         code, found = examined("--url", "redis://me:secret@127.0.0.1:1")
         assert (3, {"connection"}) == (code, set(found))
         assert "secret" not in json.dumps(found)
 
     def test_a_wrong_password_is_named(self, examined):
-        """
-        A server that refuses the password is distinguished from a server that cannot be
-        reached.
-        """
+        """The remedy differs from that for a server that cannot be reached."""
         with Server(tcp=True, args=("--requirepass", "right")) as server:
             url = server.url.replace("redis://", "redis://:wrong@")
             code, found = examined("--url", url)
@@ -95,10 +83,7 @@ class TestServers:
         assert (3, "error") == (code, found["schema"]["level"])
 
     def test_an_event_that_is_never_due_is_found(self, examined, client, namespace):
-        """
-        A stored event that is never due is found, and the remedy is the command that removes
-        it.
-        """
+        """The remedy is the command that removes it."""
         client.hset(f"dtimer:{{{namespace}}}:body", "ghost", ",3|{}")
         code, found = examined()
         assert (1, "warning") == (code, found["orphans"]["level"])
@@ -107,10 +92,7 @@ class TestServers:
         assert "ok" == examined()[1]["orphans"]["level"]
 
     def test_an_unreadable_schedule_is_found(self, examined, run, client, namespace):
-        """
-        The finding names the schedule, and the remedy is the command that ends it. Other findings
-        remain.
-        """
+        """The remedy is the command that ends it. Other findings remain."""
         run("every", "1h", "{}", "--id", "tick")
         run("every", "1h", "{}", "--id", "tock")
         client.hset(f"dtimer:{{{namespace}}}:beats", "tick", "what")
@@ -212,16 +194,13 @@ class TestByInfo:
         ],
     )
     def test_eviction_policies_that_harm_are_found(self, info, level):
-        """
-        The keys of a namespace have no expiry, so only policies that evict any key are
-        harmful.
-        """
+        """Keys of dtimer have no expiry, so only policies for all keys are harmful."""
         assert level is by_info.memory(info).level
 
 
 @pytest.mark.parametrize("columns", [80, 160])
 def test_no_line_is_wider_than_the_terminal(columns, server, namespace):
-    """No line is wider than the terminal."""
+    """A wrapped line would break the columns."""
     with Terminal("doctor", env=environment(server, namespace), columns=columns) as terminal:
         terminal.wait()
     lines = terminal.written.splitlines()

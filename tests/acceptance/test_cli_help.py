@@ -60,10 +60,7 @@ def test_each_example_works(name, run, namespace_of_examples, client):
 
 @pytest.mark.parametrize("name", sorted(ENDLESS))
 def test_each_endless_example_works(name, run, namespace_of_examples, server, namespace):
-    """
-    Commands that run until they are stopped print something, and end with exit code 0 on
-    Ctrl-C.
-    """
+    """Such a command runs until Ctrl-C, and then ends with exit code 0."""
     for words in examples(run(name, "--help").out):
         with Program(*words, env=environment(server, namespace)) as program:
             if name == "tail":

@@ -25,10 +25,7 @@ def env(server, namespace):
 
 @pytest.fixture
 def listening(env, tmp_path):
-    """
-    Return a function that starts ``dtimer listen`` in an empty folder and waits until it has
-    joined.
-    """
+    """A function: start ``dtimer listen`` in an empty folder, and wait until it has joined."""
     with contextlib.ExitStack() as stack:
 
         def listening(*words, unread=False):
@@ -61,7 +58,7 @@ class TestTwoTerminals:
         assert 0 == listener.end(signal.SIGTERM)
 
     def test_for_people_an_event_is_a_line(self, listening, timer):
-        """For people each event is a line: id, due time, lateness, attempt, payload."""
+        """The line has the id, due time, lateness, attempt and payload."""
         listener = listening()
         timer.post({"msg": "hello"}, id="tea")
         line = listener.find("tea")
@@ -71,7 +68,7 @@ class TestTwoTerminals:
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_a_signal_makes_the_node_leave(self, number, listening, timer):
-        """On SIGINT, SIGTERM or SIGHUP the node leaves, and the exit code is 0."""
+        """Terminals and supervisors send different signals to end a program."""
         listener = listening()
         assert 1 == timer.stats().nodes
         assert 0 == listener.end(number)
@@ -82,10 +79,7 @@ class TestHandler:
     """``--handler module:function``."""
 
     def test_a_handler_in_the_current_folder_gets_a_list(self, listening, timer, tmp_path):
-        """
-        A handler in the current folder is called with a list of at most ``--max-events`` events,
-        and its return confirms them.
-        """
+        """The list has at most ``--max-events`` events; the return confirms them."""
         name = handler(tmp_path, "print(type(events), [ev['n'] for ev in events], flush=True)")
         timer.post_many(({"n": n}, 0) for n in range(3))
         listener = listening("--handler", name, "--max-events", 3)
@@ -167,7 +161,7 @@ class TestHandler:
         ],
     )
     def test_a_handler_that_cannot_be_loaded_is_exit_code_4(self, name, text, env, tmp_path):
-        """The exit code is 4 and the reason is shown, before a connection is opened."""
+        """The reason is shown before a connection is opened."""
         (tmp_path / "shop.py").write_text("import os\nNAME = 'x'\nasync def later(e): pass\n")
         (tmp_path / "broken.py").write_text("1 / 0\n")
         (tmp_path / "exits.py").write_text("raise SystemExit(0)\n")
@@ -203,10 +197,7 @@ class TestTrouble:
             assert 0 == listener.end(signal.SIGTERM)
 
     def test_a_closed_output_ends_a_node_that_prints(self, listening, timer):
-        """
-        If the output is closed and the node only prints, it leaves with exit code 1. The event that
-        it could not print is retried.
-        """
+        """The event that it could not print is retried."""
         listener = listening(unread=True)
         timer.post({}, id="tea")
         assert 1 == listener.process.wait(PATIENCE)

@@ -40,10 +40,7 @@ class TestLog:
     """``--log``."""
 
     def test_each_line_has_time_and_level(self, listen, timer):
-        """
-        Each line has a time and a level: those of the node, of the handler and of its
-        exception.
-        """
+        """Also the lines of the handler, and of its exception."""
         with listen("--log", "info", "--quiet") as node:
             node.find(r"^\d{4}-.* INFO +dtimer\.cli: .* joined the namespace", "stderr")
             timer.post({"fail": 1}, id="tea", max_retries=0)
@@ -88,7 +85,7 @@ class TestQuiet:
     """``--quiet``."""
 
     def test_events_are_not_printed(self, listen, timer):
-        """With ``--quiet`` nothing is printed on stdout."""
+        """Stdout stays empty for the handler's own output."""
         with listen("--quiet", "--log", "info") as node:
             timer.post({}, id="tea")
             node.find("got tea", "stderr")
@@ -105,10 +102,7 @@ class TestDrain:
     """``--drain``."""
 
     def test_a_hanging_handler_is_left_behind(self, listen, timer):
-        """
-        If a handler runs longer than ``--drain``, its event is released and the exit code is
-        1.
-        """
+        """After the time of ``--drain``, its event is released, and the exit code is 1."""
         with listen("--drain", "50ms", "--log", "info") as node:
             timer.post({"hang": 1}, id="tea")
             node.find("got tea", "stderr")

@@ -42,10 +42,7 @@ def run(server, namespace, *words, out="/dev/full", err=subprocess.PIPE):
     ids=" ".join,
 )
 def test_a_full_disk_is_one_line(words, server, namespace):
-    """
-    The error is one line without a traceback, and the exit code says that the output is
-    missing.
-    """
+    """The exit code tells a script that the output is missing."""
     code, said = run(server, namespace, *words)
     assert (ExitCode.OUTPUT, f"Error: {FULL}\n") == (code, said)
 
@@ -64,10 +61,7 @@ def test_a_full_standard_error_leaves_the_exit_code(server, namespace):
 
 
 def test_a_listener_that_cannot_print_ends(server, namespace):
-    """
-    A listener that cannot print has not handled its event. It prints one line on stderr and ends,
-    and the event is delivered again.
-    """
+    """The listener has not handled its event, which is delivered again."""
     with open("/dev/full", "w", encoding="utf-8") as full:
         listener = subprocess.Popen(
             [sys.executable, "-m", "dtimer", "listen"],
@@ -90,10 +84,7 @@ def test_a_listener_that_cannot_print_ends(server, namespace):
 
 
 def test_listen_names_the_server_that_it_joined(tcp_server, namespace):
-    """
-    The line names the server, so that a user with two terminals sees if they use different servers.
-    It shows no password.
-    """
+    """A user with two terminals sees if they differ. No password is shown."""
     password = {"DTIMER_URL": f"redis://default:secret@127.0.0.1:{tcp_server.port}/0"}
     with tcp_server.client() as client:
         client.acl_setuser("default", enabled=True, passwords=["+secret"], nopass=False)

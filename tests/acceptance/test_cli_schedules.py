@@ -11,10 +11,7 @@ class TestDeclare:
     """``every`` and ``cron``."""
 
     def test_every_declares_an_interval_once(self, run, timer):
-        """
-        Declaring the same interval again changes nothing; another interval changes the
-        schedule.
-        """
+        """A script may declare it at each start. Another interval changes the schedule."""
         words = ("every", "10m", '{"n": 1}', "--id", "sweep", "--json")
         assert ["new", "same"] == [run(*words).objects[0]["outcome"] for _ in range(2)]
         assert 600_000 == timer.schedule("sweep").interval
@@ -59,7 +56,7 @@ class TestDeclare:
         ids=" ".join,
     )
     def test_bad_input_is_exit_code_2_before_any_io(self, words, run, monkeypatch):
-        """Bad input is exit code 2 before any I/O; the address has no server."""
+        """A mistake is reported at once, even if no server can be reached."""
         ran = run("--url", "redis://127.0.0.1:1", *words)
         assert (2, "") == (ran.code, ran.out)
 
@@ -68,10 +65,7 @@ class TestSchedules:
     """Commands for existing schedules."""
 
     def test_schedules_are_listed_by_name(self, run, timer):
-        """
-        Schedules are listed by name with rule, next time, last time and payload. JSON has
-        everything.
-        """
+        """With rule, next time, last time and payload. JSON has everything."""
         assert "no schedules" in run("schedules").err
         timer.every(5_400_000, {"n": 1}, id="b")
         timer.cron("@daily", {}, id="a", tz="Asia/Tokyo")
@@ -90,10 +84,7 @@ class TestSchedules:
         assert 1 == run("unschedule", "sweep", "--yes").code
 
     def test_run_now_prints_the_id_of_the_occurrence(self, run, timer):
-        """
-        ``run-now`` prints the id of the added occurrence. Without the schedule the exit code
-        is 1.
-        """
+        """A script can follow the occurrence by its id."""
         timer.every(60_000, {"n": 1}, id="sweep")
         ran = run("run-now", "sweep")
         assert {"n": 1} == timer.peek(ran.out.strip()).event

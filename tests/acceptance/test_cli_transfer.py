@@ -56,10 +56,7 @@ def inventories(server, namespace, other):
 
 
 def content(store):
-    """
-    Return all that is stored of the scheduled events, except whether their ids were
-    generated.
-    """
+    """Return what is stored of the scheduled events, except whether an id was generated."""
     return [(e.id, e.due_us, e.raw.replace(b",n|", b"|", 1)) for e in store.waiting()]
 
 
@@ -67,10 +64,7 @@ class TestRoundTrip:
     """Everything that is exported is imported."""
 
     def test_events_arrive_unchanged(self, run, timers, inventories, other, tmp_path):
-        """
-        Id, due time to the microsecond, expiry, retries and payload arrive unchanged in the other
-        namespace. A second import changes nothing.
-        """
+        """With the due time to the microsecond. A second import changes nothing."""
         here, _ = timers
         payload = {"a": [], "n": 9007199254740993, "u": "\ud800\n", "x": 1e22, "é": None}
         here.post(payload, at=DUE, id="tea", max_retries=7, expires=9 * HOUR)
@@ -99,8 +93,8 @@ class TestRoundTrip:
         self, run, timers, inventories, other, tmp_path
     ):
         """
-        A schedule arrives with its specification, so that a program's declaration finds it the
-        same. Its pending occurrence is not exported, because the new schedule makes its own.
+        So a program that declares one finds it the same. The new schedule makes its own occurrence,
+        so the pending one is not exported.
         """
         here, there = timers
         rules = {"tz": "Europe/Berlin", "jitter": 1.5, "start": DUE, "max_retries": 1}
@@ -118,10 +112,7 @@ class TestRoundTrip:
         assert "same" == there.cron("0 9 * * *", {"n": 1}, id="report", **rules)
 
     def test_a_manual_occurrence_is_moved_as_an_event(self, run, timers, tmp_path):
-        """
-        An occurrence that its schedule will not make again is exported as an event with its own id,
-        and imported once, however often.
-        """
+        """The schedule will not make it again. It is imported once, however often."""
         here, there = timers
         here.every(HOUR, {"n": 1}, id="sweep")
         id = here.run_now("sweep")
@@ -133,10 +124,7 @@ class TestRoundTrip:
             assert (f"{id}.moved", {"n": 1}) == (moved.id, moved.event)
 
     def test_dead_letters_arrive_with_dead(self, run, timers, tmp_path, client, namespace):
-        """
-        With ``--dead`` dead letters arrive as dead letters, even those that are not valid events.
-        Without it they are not exported.
-        """
+        """Even those that are not valid events. Without ``--dead`` they stay behind."""
         here, there = timers
         other, keys = there.ns, Keys.of(namespace)
         for id, letter in {
@@ -238,10 +226,7 @@ class TestFiles:
         ],
     )
     def test_a_bad_line_is_named(self, line, run, timers, tmp_path):
-        """
-        The exit code is 2, the error names the line, and the lines before it have been
-        imported.
-        """
+        """The lines before it have been imported."""
         here, _ = timers
         file = tmp_path / "all.jsonl"
         good = '{"kind": "event", "id": "tea", "due": 1896076800000, "event": {}}'
@@ -258,10 +243,7 @@ class TestFiles:
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_events(server, namespace, other, tmp_path):
-    """
-    Fifty thousand events need hardly more memory than none, because neither command keeps what it
-    reads or writes. (A million were measured by hand; docs/cli.rst has the figures.)
-    """
+    """Neither command keeps what it reads or writes. docs/cli.rst has figures for a million."""
     line = '{"kind": "event", "id": "e-%d", "due": 1896076800000, "event": {"text": "%s"}}\n'
     file, nothing = tmp_path / "many.jsonl", tmp_path / "nothing.jsonl"
     with file.open("w") as out:

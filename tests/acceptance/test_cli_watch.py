@@ -44,7 +44,7 @@ class TestTail:
     """``dtimer tail``."""
 
     def test_each_change_is_printed_once(self, store, timer):
-        """Only changes since the previous look are printed, each once."""
+        """A quiet namespace prints nothing."""
         timer.post({}, HOUR)
         said = Said()
         follow = Follow(store, said)
@@ -87,7 +87,7 @@ class TestTail:
             assert 0 == program.end(signal.SIGINT)
 
     def test_it_stays_during_an_outage(self, namespace):
-        """During an outage the program stays, reports the outage once, and continues afterwards."""
+        """The outage is reported once."""
         with Server(tcp=True) as server:
             env = environment(server, namespace)
             with Program("tail", "--interval", "50ms", env=env) as program:
@@ -138,7 +138,7 @@ class TestTop:
     @pytest.mark.parametrize("height", [24, 50])
     @pytest.mark.parametrize("nodes", [0, 3, 200])
     def test_a_frame_fits_the_screen(self, width, height, nodes):
-        """A full frame fits the width and height of the screen, and shows all its parts."""
+        """A frame that is too large would scroll, and tear the picture."""
         lines = drawn(frame(nodes, history=range(60)), width, height, "Redis does not answer")
         assert width >= max(map(len, lines))
         assert height >= len(lines)
@@ -193,10 +193,7 @@ class TestTop:
         assert [1] == [n["in_flight"] for n in seen.for_programs()["nodes"]]
 
     def test_as_json_it_prints_an_object_each_second(self, timer, server, namespace):
-        """
-        With ``--json`` it prints an object each second until Ctrl-C, and ends with exit code
-        0.
-        """
+        """A program can follow a namespace without a terminal."""
         timer.post({"n": 1}, HOUR, id="tea")
         with Program("top", "--json", env=environment(server, namespace)) as program:
             seen = [json.loads(program.find("events_per_second")) for _ in range(2)]

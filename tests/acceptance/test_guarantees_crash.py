@@ -35,12 +35,7 @@ def starts_by_id(fleet):
 
 
 class ReplacedNodes:
-    """
-    Three nodes, each of which is replaced when it is killed.
-
-    A replacement joins before the next kill, because an event needs a live node to be delivered
-    again.
-    """
+    """Three nodes, each replaced when it is killed, so that a live node can receive its event."""
 
     def __init__(self, fleet):
         self.fleet = fleet
@@ -56,11 +51,8 @@ class ReplacedNodes:
 @pytest.mark.slow
 def test_ten_nodes_killed_in_a_handler_lose_no_event(server, client, namespace, post):
     """
-    Ten nodes are killed, each while it handles an event, and other nodes replace them.
-
-    Every event is handled in the end. The event of a killed node is delivered again after its lease
-    has ended, never before, and within a second. No event starts twice except after a lost lease,
-    and each start has a greater token than the previous one.
+    The event of a killed node is delivered again after its lease has ended, never before, and
+    within a second. No other event starts twice, and each start has a greater token.
     """
     held, killed = [], {}
     with Fleet(server.url, namespace, lease=LEASE) as fleet:
@@ -98,10 +90,7 @@ def test_ten_nodes_killed_in_a_handler_lose_no_event(server, client, namespace, 
 
 @pytest.mark.fault("F59")
 def test_an_event_that_kills_its_nodes_becomes_a_dead_letter(server, client, namespace, post):
-    """
-    An event whose nodes are all killed starts ``max_retries + 1`` times and then becomes a dead
-    letter. Otherwise it would be retried for ever.
-    """
+    """The event would be retried for ever if only failures counted as attempts."""
     with Fleet(server.url, namespace, lease=1_000) as fleet:
         nodes = ReplacedNodes(fleet)
         id = post.post({"hold": 9}, max_retries=2)
@@ -116,8 +105,7 @@ def test_an_event_that_kills_its_nodes_becomes_a_dead_letter(server, client, nam
 @pytest.mark.fault("F52")
 def test_a_frozen_node_loses_its_lease(server, client, namespace, post):
     """
-    A node is frozen in a handler until its lease ends, and another node handles the event. When the
-    first node continues, its handler sees the lost lease. Its confirm has no effect, even if the
+    When the node continues, its handler sees the lost lease. Its confirm has no effect, even if the
     same id has been posted again.
     """
     with Fleet(server.url, namespace, lease=1_000) as fleet:
@@ -146,9 +134,8 @@ def test_a_frozen_node_loses_its_lease(server, client, namespace, post):
 
 def test_a_cancelled_event_does_not_start(server, client, namespace, post):
     """
-    Events are cancelled around their due times. If ``cancel`` returns CANCELLED, the event never
-    starts. If it returns IN_FLIGHT, a node has claimed the event: the event starts, or it is
-    dropped if that node releases it because no thread was free.
+    This holds if ``cancel`` returns CANCELLED. After IN_FLIGHT the event starts, or is dropped if
+    its node releases it for want of a thread.
     """
     with Fleet(server.url, namespace) as fleet:
         start_together(fleet, [["node-1"], ["node-2"]])

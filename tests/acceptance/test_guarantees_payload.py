@@ -34,11 +34,7 @@ TRAPS = [
 
 
 def same(one, other):
-    """
-    Return True if both are equal and of the same types throughout.
-
-    Unlike ``==``, this tells 1 from 1.0, and 0.0 from -0.0.
-    """
+    """Return True if both are equal and of the same types: unlike ``==``, this tells 1 from 1.0."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -51,10 +47,7 @@ def same(one, other):
 
 
 class Reader:
-    """
-    A node that fails each event a given number of times and keeps the payload of each
-    attempt.
-    """
+    """A node that fails each event a given number of times, and keeps each payload."""
 
     def __init__(self, server, namespace, attempts):
         self.attempts = attempts
@@ -91,10 +84,7 @@ def reader(server, namespace):
 @pytest.mark.fault("F90")
 @pytest.mark.parametrize("payload", TRAPS, ids=lambda payload: next(iter(payload), "nothing"))
 def test_a_payload_arrives_as_it_was(reader, payload):
-    """
-    A payload arrives equal, with equal types and order, at the first attempt and each later one,
-    even if the handler changed its own copy.
-    """
+    """At each attempt with equal types and order, even if the handler changed its own copy."""
     assert all(same(payload, found) for found in reader.read(payload))
 
 

@@ -57,10 +57,7 @@ class TestShares:
 
     @pytest.mark.parametrize("delay", [0, 200])
     def test_eight_due_events_go_to_one_node_each(self, eight, post, delay):
-        """
-        If eight events are due at once, eight nodes with one thread get one each. A busy node
-        claims no second event, and the other nodes are woken.
-        """
+        """A busy node claims no second event, and the other nodes are woken."""
         post.post_many([({"hold": 1}, delay)] * 8)
         started = eight.wait("start", 8)
         assert Counter(EIGHT) == Counter(report.node for report in started)
@@ -83,10 +80,7 @@ class TestShares:
         assert max(shares.values()) <= 50
 
     def test_a_stream_is_shared(self, eight, post, client):
-        """
-        If events come one after another, each of eight nodes handles its share, within 25 %. A node
-        that has claimed an event goes to the tail of the roster.
-        """
+        """A node that has claimed goes to the tail of the roster, so shares differ by 25 %."""
         due = Keys.of(post.ns).due
         shares: Counter[str] = Counter()
         for _ in range(400):
@@ -129,8 +123,8 @@ class TestCost:
     @pytest.mark.slow
     def test_calls_do_not_grow_with_nodes(self):
         """
-        An event costs at most four calls with its post, and with 32 nodes no more than with two.
-        Polls and echoes are not counted, because they belong to a node and not to an event.
+        An event costs at most four calls with its post. Polls and echoes are not counted, because
+        they belong to a node.
         """
         two, many = cost(2), cost(32)
         # A node that is late makes one claim in vain.
@@ -142,51 +136,34 @@ class TestCost:
 
     @pytest.mark.slow
     def test_an_event_wakes_at_most_two_nodes(self):
-        """
-        An event wakes the node that handles it and, at most, the node that watches its lease, out
-        of 32. Over time each node is woken.
-        """
+        """The node that handles it, and the node that watches its lease. All are woken in turn."""
         found = cost(32)
         assert EVENTS <= len(found.wakes) <= 2 * EVENTS + EVENTS // 10
         assert 32 == len(set(found.wakes))
 
 
-class TestWake:
-    """A wake makes an event prompt; the poll alone would take a minute."""
+def test_no_event_of_another_process_waits_for_a_poll(server, namespace):
+    """
+    The poll alone would take a minute. A wake announces an event that is due now or soon, or
+    earlier than the event that the node waits for. A handler thread that becomes free looks for
+    the next event itself.
+    """
+    with Fleet(server.url, namespace, poll_interval=60_000) as fleet:
+        fleet.start("node")
+        fleet.start("poster", join=False)
 
-    def test_a_post_wakes_a_node(self, server, namespace):
-        """
-        An event of another process arrives long before the next poll, whether it is due now or
-        soon.
-        """
-        with Fleet(server.url, namespace, poll_interval=60_000) as fleet:
-            fleet.start("node")
-            fleet.start("poster", join=False)
-            for delay in (0, 300, 0):
-                fleet.tell("poster", "post", items=[[{}, delay]])
-                (id,) = fleet.next("posted").ids
-                started = fleet.next("start")
-                assert id == started.id
-                assert started.due <= started.began
+        def post(*items):
+            fleet.tell("poster", "post", items=items)
+            return fleet.next("posted").ids
 
-    def test_an_earlier_event_wakes_a_waiting_node(self, server, namespace):
-        """A node that waits for a later event is woken for an earlier one."""
-        with Fleet(server.url, namespace, poll_interval=60_000) as fleet:
-            fleet.start("node")
-            fleet.start("poster", join=False)
-            fleet.tell("poster", "post", items=[[{}, 3_600_000], [{}, 50]])
-            assert fleet.next("posted").ids[1] == fleet.next("start").id
-
-    def test_a_freed_thread_takes_the_next_event(self, server, namespace):
-        """
-        An event that waited for a free thread is handled as soon as one is free, without a
-        poll.
-        """
-        with Fleet(server.url, namespace, poll_interval=60_000) as fleet:
-            fleet.start("node")
-            fleet.start("poster", join=False)
-            fleet.tell("poster", "post", items=[[{"hold": 1}, 0], [{}, 0], [{}, 100]])
-            first, *others = fleet.next("posted").ids
-            assert first == fleet.next("start").id
-            fleet.go_on("node")
-            assert others == [report.id for report in fleet.wait("start", 2)]
+        for delay in (0, 300, 0):
+            (id,) = post([{}, delay])
+            started = fleet.next("start")
+            assert id == started.id
+            assert started.due <= started.began
+        _, earlier = post([{}, 3_600_000], [{}, 50])
+        assert earlier == fleet.next("start").id
+        first, *others = post([{"hold": 1}, 0], [{}, 0], [{}, 100])
+        assert first == fleet.next("start").id
+        fleet.go_on("node")
+        assert others == [report.id for report in fleet.wait("start", 2)]

@@ -162,8 +162,8 @@ def web(tmp_path, server, namespace):
 @pytest.mark.parametrize("early", ["", "1"])
 def test_each_preloaded_worker_joins_once(web, client, namespace, early):
     """
-    With --preload each of two workers joins once, after the fork, and both handle events. The same
-    holds if the master has joined before. SIGTERM ends all processes, and no registration remains.
+    A worker joins after the fork, also if the master had joined. SIGTERM ends all processes, and no
+    registration remains.
     """
     keys = Keys.of(namespace)
     site = web(JOIN_EARLY=early)

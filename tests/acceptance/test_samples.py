@@ -213,10 +213,7 @@ def with_placeholders(text):
 
 
 def test_every_sample_is_run():
-    """
-    A test runs each Python sample of the README and the docs, under its page and first line. If a
-    page gets a new or changed sample, this test fails until a case runs it.
-    """
+    """A page with a new or changed sample fails this test until a case runs it."""
     shown = {block.name for block in blocks("python")}
     assert shown == set(CASES) | RUN_ELSEWHERE
 
@@ -242,10 +239,7 @@ def test_a_sample_prints_the_expected_text(block, tcp_server, tmp_path):
 
 
 def test_the_first_program_prints_what_the_readme_shows(tcp_server, tmp_path):
-    """
-    A newcomer copies the first program, runs it, and sees the line that the README shows below it.
-    Ctrl-C ends it silently. The README's first program once printed nothing and exited with 0.
-    """
+    """Ctrl-C ends it silently. An earlier first program printed nothing and exited with 0."""
     (first,) = (b for b in blocks("python") if b.name == "README.rst: import redis")
     prompt, _, shown = next(b.text for b in blocks("console") if "hello.py" in b.text).partition(
         "\n"

@@ -119,10 +119,9 @@ class ScheduleProcesses:
 @pytest.mark.timeout(SECONDS + LIMIT)
 def test_six_processes_killed_at_random_miss_no_occurrence(server, client, namespace):
     """
-    Each nominal time has one first attempt or is coalesced into one, in spite of the kills.
-
-    A first attempt may be unreported, if its process was killed between the claim and the handler.
-    Then the same occurrence starts again after its lease has ended.
+    Each nominal time has one first attempt, or is coalesced into one. A first attempt is unreported
+    if its process was killed between the claim and the handler. Then the occurrence starts again
+    after its lease has ended.
     """
     chance = random.Random(SECONDS)
     deadline = time.monotonic() + SECONDS

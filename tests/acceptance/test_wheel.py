@@ -186,10 +186,7 @@ class TestInstalled:
     """The wheel in a clean virtual environment, run from another folder."""
 
     def test_the_package_works_from_elsewhere(self, installed, tmp_path):
-        """
-        ``DTimer`` works without an extra, and is imported from the virtual environment, not from
-        the checkout.
-        """
+        """The installed package is imported, not the checkout, and needs no extra."""
         program = "import dtimer; print(dtimer.DTimer.__name__, dtimer.__file__, sep='\\n')"
         name, file = run(installed, "-c", program, cwd=tmp_path).splitlines()
         assert "DTimer" == name
@@ -212,10 +209,7 @@ class TestInstalled:
         assert "hello\n" == output
 
     def test_the_version_is_printed_without_extras(self, installed, wheel, tmp_path):
-        """
-        ``python -m dtimer --version`` and the console script print the wheel's version, even
-        without the extra for the command line.
-        """
+        """``python -m dtimer --version`` and the console script need no extra."""
         version = wheel.name.split("-")[1]
         assert version in run(installed, "-m", "dtimer", "--version", cwd=tmp_path)
         assert version in run(installed.with_name("dtimer"), "--version", cwd=tmp_path)
