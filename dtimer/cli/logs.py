@@ -20,6 +20,20 @@ _log = logging.getLogger("dtimer.cli")
 _FIELDS = (*Source._fields, "event_ids")
 
 
+def _with_fields(record: logging.LogRecord) -> bool:
+    """
+    Add the fields of the library's records to a record of this command.
+
+    A handler of the logger ``dtimer`` also gets the records of ``dtimer.cli``, and its format may
+    name the fields.
+    """
+    record.__dict__.update({**Source()._asdict(), "event_ids": []} | record.__dict__)
+    return True
+
+
+_log.addFilter(_with_fields)
+
+
 class _Lines(logging.Formatter):
     """Formats a record for people: a line, and a traceback below it."""
 
@@ -42,7 +56,8 @@ class _Objects(logging.Formatter):
             "logger": record.name,
             "text": record.getMessage(),
         }
-        line |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
+        if record.name != _log.name:
+            line |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

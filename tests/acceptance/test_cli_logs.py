@@ -73,6 +73,23 @@ class TestLog:
         assert ("dtimer", ["tea"], timer.ns) == (told["logger"], told["event_ids"], told["ns"])
         assert {"node", "incarnation"} < set(told)
 
+    def test_a_format_with_the_fields_of_the_library_fits_each_record(self, listen, tmp_path):
+        """
+        The module of the handler may configure ``dtimer`` as docs/logging.rst shows. Records of the
+        command reach that configuration, too.
+        """
+        (tmp_path / "shop.py").write_text(
+            HANDLER
+            + """
+out = logging.StreamHandler()
+out.setFormatter(logging.Formatter("%(levelname)s %(ns)s %(event_ids)s: %(message)s"))
+logging.getLogger("dtimer").addHandler(out)
+"""
+        )
+        with listen("--log", "info", "--quiet") as node:
+            node.find(r"^INFO \S+ \[\]: .* joined the namespace", "stderr")
+            assert 0 == node.end(signal.SIGTERM)
+
     def test_lines_below_the_level_are_not_logged(self, listen, timer):
         """Lines below the level are not logged."""
         with listen("--log", "error", "--quiet") as node:
