@@ -120,12 +120,17 @@ class TestDepth:
     @settings(max_examples=50, deadline=None)
     def test_reading_and_writing_have_the_same_limit(self, depth):
         """A payload can be read exactly if it can be written."""
-        raw = b'{"a":' * depth + b"1" + b"}" * depth
+        raw, payload = b'{"a":' * depth + b"1" + b"}" * depth, {"a": 1}
+        for _ in range(depth - 1):
+            payload = {"a": payload}
         if depth <= DEEPEST:
-            assert raw == encode(decode(raw), 10**6).encode()
+            assert payload == decode(raw)
+            assert raw == encode(payload, 10**6).encode()
         else:
             with pytest.raises(PayloadError):
                 decode(raw)
+            with pytest.raises(PayloadError, match=f"deeper than {DEEPEST}"):
+                encode(payload, 10**6)
 
     def test_containers_next_to_each_other_do_not_count_as_depth(self):
         """A list of a thousand lists is as deep as a list of one."""

@@ -1,14 +1,10 @@
-"""
-The definitions of schedules, and the nominal times of cron, checked against a
-separate interpreter.
-"""
+"""Definitions of schedules, and nominal times of cron, compared with a separate interpreter."""
 
 from __future__ import annotations
 
 import calendar
 import contextlib
 import itertools
-import json
 import os
 import random
 from datetime import UTC, datetime, timedelta, timezone
@@ -19,7 +15,7 @@ import pytest
 from dtimer.errors import OptionError
 from dtimer.model.schedules import STORED_TIMES, make_spec, next_times, spec_from_json, times_to_add
 
-SECOND = 1_000_000  # in microseconds, which all times of a schedule are counted in
+SECOND = 1_000_000  # microseconds, the unit of all times of a schedule
 
 #: The number of expressions that are compared with the oracle. Ten thousand take some minutes.
 EXPRESSIONS = int(os.environ.get("DTIMER_TEST_CRONS", "200"))
@@ -29,7 +25,7 @@ DEFAULTS = {
     "overlap": "queue", "max_retries": 3, "payload": "{}",
 }  # fmt: skip
 
-NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001 - of no zone, on purpose
+NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001 - no node knows which zone is meant
 
 #: Wrong values of each option.
 INVALID = {
@@ -52,7 +48,7 @@ def definition(cron=None, tz="UTC", id="beat", **options):
     return make_spec(id, cron=cron, tz=tz, **({"every": every} | DEFAULTS | options))
 
 
-def us(text, tz="UTC"):
+def moment(text, tz="UTC"):
     """
     Return a moment given as local time of a zone, in microseconds.
 
@@ -112,40 +108,38 @@ class TestDefinition:
 
     def test_spaces_and_case_do_not_change_the_fingerprint(self):
         """Otherwise a reformatted expression would restart its schedule."""
-        one, two = definition("0  9 * * *"), definition(" 0 9 * *\t* ")
-        assert one.fingerprint == two.fingerprint
-        assert definition("@Daily").fingerprint == definition("@daily").fingerprint
+        for one, other in (("0  9 * * *", " 0 9 * *\t* "), ("@Daily", "@daily")):
+            assert definition(one).fingerprint == definition(other).fingerprint
 
     def test_survives_json_with_its_payload(self):
         """The stored definition must be read back unchanged."""
-        one = definition("0 9 * * MON", "Europe/Berlin", jitter=5, payload='{"a":"|"}')
-        assert one == spec_from_json("beat", one.to_json().encode(), b'{"a":"|"}')
-        json.loads(one.to_json())
+        spec = definition("0 9 * * MON", "Europe/Berlin", jitter=5, payload='{"a":"|"}')
+        assert spec == spec_from_json("beat", spec.to_json().encode(), b'{"a":"|"}')
 
     def test_times_lie_between_start_and_end_inclusive(self):
         """Both bounds are part of the schedule."""
-        start, end = us("2027-01-01 00:00"), us("2027-01-01 00:03")
+        start, end = moment("2027-01-01 00:00"), moment("2027-01-01 00:03")
         found = nominals("* * * * *", "UTC", 0, 50, start=start / 1000, end=end / 1000)
         assert [start + i * 60 * SECOND for i in range(4)] == found
 
     def test_computes_ten_times_in_advance_and_fewer_at_the_end(self):
         """The server needs times in advance, because only nodes can compute cron."""
-        each_minute = definition("* * * * *", end=us("2027-01-01 00:20") / 1000)
-        assert STORED_TIMES == len(next_times(each_minute, us("2027-01-01 00:00")))
-        assert 5 == len(next_times(each_minute, us("2027-01-01 00:15")))
+        each_minute = definition("* * * * *", end=moment("2027-01-01 00:20") / 1000)
+        assert STORED_TIMES == len(next_times(each_minute, moment("2027-01-01 00:00")))
+        assert 5 == len(next_times(each_minute, moment("2027-01-01 00:15")))
 
     @pytest.mark.parametrize(("misfire", "missed"), [("coalesce", 199), ("skip", 199), ("all", 0)])
     def test_leaves_out_missed_times_as_the_misfire_policy_says(self, misfire, missed):
         """With ``all`` the missed times are kept. Otherwise only the last of them is."""
         each_minute = definition("* * * * *", misfire=misfire)
-        stored = us("2027-01-01 00:00")
+        stored = moment("2027-01-01 00:00")
         left_out, times, final = times_to_add(each_minute, stored, stored + 200 * 60 * SECOND)
         assert (missed, STORED_TIMES, False) == (left_out, len(times), final)
         assert stored + (missed + 1) * 60 * SECOND == times[0]
 
     def test_marks_the_last_times_as_final(self):
         """The server then asks for no more."""
-        stored = us("2027-01-01 00:00")
+        stored = moment("2027-01-01 00:00")
         each_minute = definition("* * * * *", end=stored / 1000 + 180_000)
         minutes = [stored + i * 60 * SECOND for i in (1, 2, 3)]
         assert (0, minutes, True) == times_to_add(each_minute, stored, stored)
@@ -188,25 +182,25 @@ class TestCronFields:
     def test_fields_match_the_documented_times(self, cron, expected):
         """Names, lists, ranges, steps, L, LW, # and the two day fields, from Friday 2027-01-01."""
         expected = expected.split(", ")
-        found = nominals(cron, "UTC", us("2027-01-01 00:00"), len(expected))
+        found = nominals(cron, "UTC", moment("2027-01-01 00:00"), len(expected))
         assert expected == [local(at)[5:16] for at in found]
         # So early that the table needs no years.
-        assert found[-1] < us("2029-01-02 00:00")
+        assert found[-1] < moment("2029-01-02 00:00")
 
     def test_the_first_of_six_fields_is_the_seconds(self):
         """Five fields have no seconds."""
-        found = nominals("*/20 59 23 31 12 *", "UTC", us("2027-01-01 00:00"), 4)
-        assert [us(f"2027-12-31 23:59:{s:02}") for s in (0, 20, 40)] == found[:3]
-        assert us("2028-12-31 23:59:00") == found[3]
+        found = nominals("*/20 59 23 31 12 *", "UTC", moment("2027-01-01 00:00"), 4)
+        assert [moment(f"2027-12-31 23:59:{s:02}") for s in (0, 20, 40)] == found[:3]
+        assert moment("2028-12-31 23:59:00") == found[3]
 
     def test_29_february_comes_in_leap_years_only(self):
         """2100 has no 29 February."""
-        found = nominals("0 12 29 2 *", "UTC", us("2088-03-01 00:00"), 4)
+        found = nominals("0 12 29 2 *", "UTC", moment("2088-03-01 00:00"), 4)
         assert ["2092", "2096", "2104", "2108"] == [local(at)[:4] for at in found]
 
     def test_the_next_time_is_strictly_later(self):
         """A time equal to the given moment is not returned again."""
-        at = us("2027-01-01 00:00")
+        at = moment("2027-01-01 00:00")
         for after, expected in ((at, at + SECOND), (at + 1, at + SECOND), (at - 1, at)):
             assert [expected] == nominals("* * * * * *", "UTC", after, 1)
 
@@ -263,7 +257,7 @@ def test_times_match_the_documented_table_if_the_clock_is_put_forward_or_back(ro
     """The same table is in docs/recurring.rst. The times are local, with their offsets."""
     cron, zone, after, expected = row.split(" | ")
     expected, tz = expected.split(", "), globals()[zone]
-    found = nominals(cron, tz, us(after, tz), len(expected))
+    found = nominals(cron, tz, moment(after, tz), len(expected))
     assert expected == [local(at, tz)[5:] for at in found]
 
 
@@ -282,9 +276,9 @@ BOUNDS = {
 }  # fmt: skip
 
 
-def seconds(moment):
+def seconds(at):
     """Return a datetime as seconds since the epoch. One without a zone is taken as UTC."""
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp())
 
 
 class Oracle:
@@ -481,8 +475,8 @@ class TestOracle:
         after = any_moment(chance, tz)
         horizon = after + (days - 4) * 86_400
 
-        def tested_after(moment, most):
-            times = itertools.islice(tested.nominals(moment * SECOND), most)
+        def tested_after(start, most):
+            times = itertools.islice(tested.nominals(start * SECOND), most)
             return [at // SECOND for at in times if at // SECOND < horizon]
 
         expected = [at for at in Oracle(text, tz).next_times(after, most, days) if at < horizon]
