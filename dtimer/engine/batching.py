@@ -1,14 +1,18 @@
 """
-Decide how many batches a claim takes for each handler thread.
+Decide how many events a claim asks for, and how far ahead of their due time.
 
-More than one pays if events are overdue and handlers are quick: a claim may take as long as a
-handler, and costs one script call, however many events it takes. But no other node can start
-the events that this node has claimed. So a claim takes no more than the threads handle within a few
-milliseconds. It begins with one batch a thread, until it is known that there is a backlog and
-that handlers are quick.
+Nothing here has a thread, a clock or a lock: numbers go in, and numbers come out.
+
+More than one batch for each handler thread pays if events are overdue and handlers are quick: a
+claim may take as long as a handler, and costs one script call, however many events it takes. But no
+other node can start the events that this node has claimed. So a claim takes no more than the
+threads handle within a few milliseconds. It begins with one batch a thread, until it is known that
+there is a backlog and that handlers are quick.
 """
 
 from __future__ import annotations
+
+from dtimer.model.options import MOST_CLAIMS
 
 #: The handler threads may have at most this many seconds of work in advance. Settlements wait no
 #: longer than this for a claim that carries them.
@@ -18,6 +22,45 @@ IN_ADVANCE = 0.005
 _MOST = 64
 # The number of batches after two claims in a row that got all the events they asked for.
 _BACKLOG = 4
+
+
+def claim_size(
+    slots: int, demand: int, waiting: int, batches: int, ahead_us: int
+) -> tuple[int, int]:
+    """
+    Return how many events to claim, and how far ahead of their due time, in µs.
+
+    Args:
+        slots: How many events the free handler threads can start now.
+        demand: How many events the listeners or readers can take.
+        waiting: How many events the look-ahead queue has.
+        batches: How many batches to claim for each free handler thread.
+        ahead_us: How far ahead the node may claim.
+    """
+    slots = min(slots, demand)
+    # Every event in the look-ahead queue will need a thread once it is due. Until then the
+    # threads may run events that are due earlier.
+    spare = slots - waiting
+    if spare <= 0:
+        return slots, 0
+    if batches > 1:
+        return min(spare * batches, demand - waiting, MOST_CLAIMS), 0
+    return spare, ahead_us
+
+
+def next_claim_size(most: int, demand: int, limit: int, claimed: int, waiting: int) -> int:
+    """
+    Return how many events to claim while the threads run those that were just claimed.
+
+    Args:
+        most: The most events that one thread handles in time. One thread, not each of them: quick
+            handlers mostly hold the interpreter lock, so that only one runs at a time.
+        demand: How many events the listeners or readers can take besides those that are handled.
+        limit: How many events the last claim asked for.
+        claimed: How many it got.
+        waiting: How many events the look-ahead queue has.
+    """
+    return max(0, min(min(most, demand - claimed) - waiting, 2 * limit, MOST_CLAIMS))
 
 
 class Batching:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
+from dtimer.engine.ports import Announcements
 from dtimer.errors import StoreError
 from dtimer.model.claims import BrokenReply, ClaimReply, ClaimRequest
 from dtimer.model.options import Options
@@ -28,11 +28,11 @@ class Capacity:
 
     Args:
         options: The node's options.
-        announce: Queues something to be emitted on the callback thread.
+        announcements: Emits ``'error'`` for a slow connection.
     """
 
-    def __init__(self, options: Options, announce: Callable[..., None]) -> None:
-        self._announce = announce
+    def __init__(self, options: Options, announcements: Announcements) -> None:
+        self._announcements = announcements
         self._pause = options.lease / 1e6
         # About the longest that a try may take while its reply arrives (store/store.py).
         self._longest = min(options.timeout, options.lease / 3) / 1e6
@@ -75,7 +75,7 @@ class Capacity:
         self.error = report
         if not self._reported:
             self._reported = True
-            self._announce("error", report)
+            self._announcements.announce("error", report)
         return True
 
     def received(self, request: ClaimRequest, reply: ClaimReply, took: float | None) -> None:

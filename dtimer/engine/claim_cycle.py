@@ -1,112 +1,272 @@
-"""Apply the reply to a claim: everything that follows from it, except the next claim."""
+"""
+The claim cycle: one claim, and all that follows from its reply.
+
+A claim settles what the handler threads have finished, and leases the events that are due::
+
+    ask       plan a request, send it, and wait for its reply; send the next one ahead in a backlog
+    apply     check the clock, dispatch the events, record the settlements, follow up, beat
+    pause     decide when to claim again
+
+Rule: a claim whose reply is lost is sent again unchanged until a reply arrives. The first
+repetition follows at once. So a lost reply delays its events by one try, not by a whole lease.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import time
 
 from dtimer import log as messages
-from dtimer.engine.clock import ClockJumpDetector
+from dtimer.engine.batching import IN_ADVANCE
 from dtimer.engine.dispatcher import Dispatcher
-from dtimer.engine.heartbeat import Heartbeat
-from dtimer.engine.ports import ClaimStore
+from dtimer.engine.next_claim import must_claim_at_once, seconds_until_next
+from dtimer.engine.ports import Consumer
+from dtimer.engine.seat import Seat, UnreadReply
 from dtimer.errors import ClockJump, NamespaceCorrupt, OptionError
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import ClaimReply, ClaimRequest, Outcome
+from dtimer.model.jitter import between
 
 
 class ClaimCycle:
     """
-    Applies the replies to claims. Used by one thread at a time.
+    Makes the claims of a seat. Used by one thread at a time.
 
     Args:
-        store: The store, as the engine uses it.
-        dispatcher: Receives the claimed events. Has the node's log.
-        heartbeat: Is informed when leases begin.
-        announce: Queues something to be emitted on the callback thread.
-        reports_clock_jumps: False if the server's time is set by a test, which would look like
-            jumps.
+        seat: The namespace.
+        dispatcher: Receives the claimed events, and knows how many to claim.
+        consumer: Knows how many events the listeners or readers can take.
     """
 
-    def __init__(
-        self,
-        *,
-        store: ClaimStore,
-        dispatcher: Dispatcher,
-        heartbeat: Heartbeat,
-        announce: Callable[..., None],
-        reports_clock_jumps: bool,
-    ) -> None:
-        self._store = store
+    def __init__(self, seat: Seat, dispatcher: Dispatcher, consumer: Consumer) -> None:
+        self._seat = seat
         self._dispatcher = dispatcher
-        self._log = dispatcher.log
-        self._heartbeat = heartbeat
-        self._announce = announce
-        self._clock_jumps = ClockJumpDetector() if reports_clock_jumps else None
-        # The schedules to which this node could not add times. Each is reported once.
-        self._without_times: set[str] = set()
-        self._registered = True
+        self._consumer = consumer
 
-    def apply(
+    def run(
+        self, *, claiming: bool = True, fresh: bool = False, leave_at: float | None = None
+    ) -> None:
+        """
+        Receive the reply to the request sent before. If there is none, make a new claim.
+
+        After an earlier request, make a new claim too: always with *fresh*, otherwise if it is due.
+
+        Args:
+            claiming: False once the node leaves: it then only settles.
+            fresh: Make a claim that begins now.
+            leave_at: When a leaving node gives up its running handlers, on the monotonic clock.
+        """
+        was_sent = self._seat.pipeline.pending is not None or self._seat.unread is not None
+        seconds = self.claim(claiming, leave_at)
+        if was_sent and self._seat.pipeline.request is None and (fresh or seconds <= 0):
+            seconds = self.claim(claiming, leave_at)
+        self._seat.next_claim_at = time.monotonic() + seconds
+
+    def claim(self, claiming: bool, leave_at: float | None = None) -> float:
+        """Make one claim; return the seconds to wait after it."""
+        reply = self._seat.unread or self._ask(claiming)
+        return reply if isinstance(reply, float) else self._apply(reply, claiming, leave_at)
+
+    # Asking
+
+    def _ask(self, claiming: bool) -> UnreadReply | float:
+        """Send a request and return its reply; if that fails, return the seconds to wait."""
+        seat = self._seat
+        pipeline = seat.pipeline
+        read_late = pipeline.pending is not None
+        request = pipeline.request
+        if request is None:
+            request = self._plan(claiming)
+        elif not (claiming or read_late):
+            # The node leaves. With this limit the server releases the events of this claim, and
+            # does not send them again.
+            request.most_bytes, request.strict = 0, True
+        try:
+            reply = pipeline.receive(request)
+            more = self._plan_ahead(request, reply) if claiming else 0
+            if not more:
+                # Parse now: on failure this claim can be sent again, since no later one was sent.
+                reply.claims[:]
+        except Exception as e:
+            return self._ask_again(request, e)
+        seat.contact.answered = answered = time.monotonic()
+        received_at = reply.received_at or answered
+        unread_ms = (received_at - pipeline.sent) * 1000 if read_late else 0.0
+        unread = UnreadReply(request, reply, pipeline.sent, received_at, unread_ms)
+        seat.unread = unread
+        pipeline.request = None  # The server has answered it.
+        if armed:
+            reached("claim.answered")
+        if more:
+            # Send `hears=False`: all threads are busy, so a wake would find none free. Start
+            # tracking re-posts first, because this reply will wait unread.
+            seat.superseded_ids.begin(pipeline.seq + 1)
+            settlements = seat.leases.take_settlements()
+            pipeline.send_ahead(pipeline.new_request(settlements, more, 0, hears=False))
+        return unread
+
+    def _plan(self, claiming: bool) -> ClaimRequest:
+        """Make the request of a new claim."""
+        seat = self._seat
+        limit, ahead_us = (
+            self._dispatcher.claim_size(self._consumer.demand()) if claiming else (0, 0)
+        )
+        hears = seat.listener.hears and claiming
+        settlements = seat.leases.take_settlements()
+        return seat.pipeline.new_request(settlements, limit, ahead_us, hears=hears)
+
+    def _plan_ahead(self, request: ClaimRequest, reply: ClaimReply) -> int:
+        """Return how many events to claim before the events of *reply* are dispatched."""
+        count = len(reply.claims)
+        # If the claim did not look ahead, all its events were due, and no claim is parsed here.
+        overdue = count > 0 and (not request.ahead_us or reply.claims[-1].due_us <= reply.now_us)
+        self._dispatcher.batching.claim_answered(request.limit, count, overdue=overdue)
+        if (
+            self._seat.store.busy
+            or not reply.known
+            or reply.buried
+            or reply.short
+            or Outcome.DEAD in reply.results
+        ):
+            # Each of these needs a call to the store first.
+            return 0
+        return self._dispatcher.next_claim_size(request.limit, count, self._consumer.demand())
+
+    def _ask_again(self, request: ClaimRequest, error: Exception) -> float:
+        """Prepare to send *request* again after an error; return the seconds to wait before."""
+        seat = self._seat
+        # Renew the leases of running handlers, also while claims fail.
+        with contextlib.suppress(Exception):
+            seat.heartbeat.beat()
+        if seat.pipeline.reply_broke_off(request, error):
+            # Part of a reply has arrived, so Redis answers, and a `join` may return.
+            seat.connectivity.answered()
+            return 0.0
+        if not request.resends and not seat.store.needs_operator(error):
+            # Do not report the first failure: the server may have closed an idle connection.
+            return 0.0
+        return seat.connectivity.failed(error)
+
+    # Applying
+
+    def _apply(self, unread: UnreadReply, claiming: bool, leave_at: float | None) -> float:
+        """Apply a reply; return the seconds to wait after it."""
+        seat = self._seat
+        outstanding = seat.pipeline.pending is not None
+        try:
+            if seat.pipeline.request is not None:
+                # A later request was sent before this reply was parsed. If parsing fails, the reply
+                # is kept and parsed again next time.
+                unread.reply.claims[:]
+            seat.unread = None
+            try:
+                self._check_clock(unread)
+                self._dispatch(unread)
+                seat.leases.settled(unread.request.settlements, unread.reply.results)
+                self._follow_up(unread.reply)
+            finally:
+                seat.heartbeat.beat()
+        except Exception as e:
+            if seat.unread is not None:
+                with contextlib.suppress(Exception):
+                    seat.heartbeat.beat()
+            pause = seat.connectivity.failed(e)
+            return min(pause, IN_ADVANCE) if outstanding else pause
+        seat.connectivity.answered()
+        if outstanding:
+            return IN_ADVANCE  # Read the reply to the next claim after this time at the latest.
+        if seat.pipeline.request is not None:
+            # The next request could not be sent. Sending it again will show why.
+            return 0.0
+        seat.superseded_ids.end()  # No claim is under way that a post can overtake.
+        return self._pause(unread.request, unread.reply, unread.sent, claiming, leave_at)
+
+    def _check_clock(self, unread: UnreadReply) -> None:
+        """Report a jump of the server's clock, and renew the leases, whose ends have moved."""
+        detector = self._seat.clock_jumps
+        jump = detector and detector.jumped(unread.reply.now_us / 1e6, unread.sent)
+        if not jump:
+            return
+        # Leases now end earlier than this node expects, or last too long: renew them at once.
+        # After a jump forwards, rely on no lease before the server has renewed it.
+        for lease in self._seat.leases.held() if jump > 0 else ():
+            lease.distrust()
+        self._seat.heartbeat.renew_soon()
+        self._seat.announcements.announce("error", ClockJump(jump))
+
+    def _dispatch(self, unread: UnreadReply) -> None:
+        """Give the claimed events to the dispatcher. A delay here would delay each of them."""
+        request, reply, sent, received_at, unread_ms = unread
+        seat = self._seat
+        if not reply.claims:
+            return
+        if seat.log.debugging:
+            seat.log.add_events(messages.CLAIMED, [claim.id for claim in reply.claims])
+        seat.heartbeat.leases_began(sent)
+        leases = seat.leases.grant(reply.claims, sent, unread_ms)
+        self._dispatcher.accept(leases, request.seq, received_at)
+        if armed:
+            reached("claim.handed")
+
+    def _follow_up(self, reply: ClaimReply) -> None:
+        """Make the calls that the reply asks for."""
+        seat = self._seat
+        if reply.buried:
+            seat.log.add_events(messages.BURIED, [id for id, _ in reply.buried])
+            for id, _ in reply.buried:
+                seat.announcements.announce("buried", id)
+        # Stays False until register() has succeeded.
+        seat.registered = seat.registered and reply.known
+        if not seat.registered:
+            seat.store.register()
+            seat.registered = True
+        # Schedules for which the server has only few nominal times left.
+        for schedule in reply.short:
+            try:
+                seat.store.add_times(schedule)
+                seat.without_times.discard(schedule)
+            except (OptionError, NamespaceCorrupt) as e:
+                # This machine lacks the time zone, or another version wrote the definition.
+                # Another node may succeed. Until then the server asks again every second.
+                if schedule not in seat.without_times:
+                    seat.without_times.add(schedule)
+                    seat.announcements.announce("error", e)
+        if reply.buried or Outcome.DEAD in reply.results:
+            seat.store.trim()
+
+    # Waiting
+
+    def _pause(
         self,
         request: ClaimRequest,
         reply: ClaimReply,
         sent: float,
-        received_at: float,
-        *,
-        read_late: bool,
-    ) -> None:
-        """
-        Apply the reply to *request*.
-
-        Args:
-            request: The claim's request.
-            reply: Its reply.
-            sent: When the request was sent, on the monotonic clock.
-            received_at: When the reply was received, on the monotonic clock.
-            read_late: The reply may have arrived earlier than *received_at* and waited unread.
-        """
-        if self._clock_jumps is not None and (
-            jump := self._clock_jumps.jumped(reply.now_us / 1e6, sent)
+        claiming: bool,
+        leave_at: float | None,
+    ) -> float:
+        """Return the seconds until the next claim."""
+        seat, dispatcher = self._seat, self._dispatcher
+        if seat.leases.unsettled:
+            return dispatcher.linger() or 0.0
+        spare = dispatcher.free_slots() - len(dispatcher.lookahead)
+        if claiming and must_claim_at_once(
+            request.limit, len(reply.claims), spare, hears=seat.listener.hears, heard=request.hears
         ):
-            self._clock_jumped(jump)
-        if reply.claims:
-            if self._log.debugging:
-                self._log.add_events(messages.CLAIMED, [claim.id for claim in reply.claims])
-            self._heartbeat.leases_began(sent)
-            # Before the rest: a delay here delays every event that was claimed ahead of time.
-            self._dispatcher.accept(
-                request.seq, reply.claims, sent, received_at, read_late=read_late
-            )
-            if armed:
-                reached("claim.handed")
-        self._dispatcher.settled(request.settlements, reply.results)
-        if reply.buried:
-            self._log.add_events(messages.BURIED, [id for id, _ in reply.buried])
-            for id, _ in reply.buried:
-                self._announce("buried", id)
-        # Stays False until register() has succeeded.
-        self._registered = self._registered and reply.known
-        if not self._registered:
-            self._store.register()
-            self._registered = True
-        # Schedules for which the server has only few nominal times left.
-        for schedule in reply.short:
-            try:
-                self._store.add_times(schedule)
-                self._without_times.discard(schedule)
-            except (OptionError, NamespaceCorrupt) as e:
-                # This machine lacks the time zone, or another version wrote the definition.
-                # Another node may succeed. Until then the server asks again every second.
-                if schedule not in self._without_times:
-                    self._without_times.add(schedule)
-                    self._announce("error", e)
-        if reply.buried or Outcome.DEAD in reply.results:
-            self._store.trim()
-
-    def _clock_jumped(self, jump: float) -> None:
-        # Leases now end earlier than this node expects, or last too long: renew them at once.
-        # After a jump forwards, rely on no lease before the server has renewed it.
-        for lease in self._dispatcher.held() if jump > 0 else ():
-            lease.distrust()
-        self._heartbeat.renew_soon()
-        self._announce("error", ClockJump(jump))
+            return 0.0
+        now = time.monotonic()
+        wait, more_ahead = None, 0.0
+        if reply.wait_us is not None:
+            # Counted from the sending, because the next claim will travel for as long.
+            wait = reply.wait_us / 1e6 - (now - sent)
+            ahead_us = dispatcher.claim_size(self._consumer.demand())[1]
+            more_ahead = (ahead_us - request.ahead_us) / 1e6
+        active = dispatcher.pool.busy or dispatcher.lookahead
+        return seconds_until_next(
+            seat.options.poll_interval / 1e6,
+            between(0.8, 0.95),
+            seat.listener.echo_due(),
+            wait=wait,
+            more_ahead=more_ahead,
+            heartbeat=seat.heartbeat.due - now if active else None,
+            leave=None if claiming or leave_at is None else leave_at - now,
+        )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from dtimer import log as messages
 from dtimer.engine.flag import Flag
+from dtimer.engine.ports import ClaimStore, ContactReports
 from dtimer.log import Log
 from dtimer.model.jitter import between
 
@@ -19,22 +18,17 @@ class Connectivity:
     Tracks whether claims are answered. Used by one thread at a time.
 
     Args:
-        needs_operator: Returns whether an error lasts until an operator fixes its cause. The
-            next try is then made after 5 s.
-        changed: Called with None when the store begins to answer, and with the error when it
-            fails. In one outage it is called once for each kind of error.
+        store: Knows whether an error lasts until an operator fixes its cause. The next try is
+            then made after 5 s.
+        contact: Learns when the store begins to answer and when it fails. In one outage it is told
+            once of each kind of error.
         log: The node's log.
     """
 
-    def __init__(
-        self,
-        needs_operator: Callable[[BaseException | None], bool],
-        changed: Callable[[Exception | None], None],
-        log: Log,
-    ) -> None:
-        self._needs_operator = needs_operator
+    def __init__(self, store: ClaimStore, contact: ContactReports, log: Log) -> None:
+        self._store = store
+        self._contact = contact
         self._log = log
-        self._changed = changed
         self._pause = _FIRST_PAUSE
         self._reported: set[type] = set()
         #: Set when the first claim has been answered, or has failed.
@@ -48,15 +42,15 @@ class Connectivity:
         if self.error is not None or not self.tried.is_set():
             self.error = None
             self._reported.clear()
-            self._changed(None)
-        self.tried.set()
+            self._contact.connectivity_changed(None)
+            self.tried.set()
 
     def failed(self, error: Exception) -> float:
         """Record that a claim failed; return for how many seconds to pause."""
         if type(error) not in self._reported:
             # Once for each kind, even if two kinds of error alternate during an outage.
             self._reported.add(type(error))
-            self._changed(error)
+            self._contact.connectivity_changed(error)
         self.error = error
         self.tried.set()
         pause = self._next_pause(error)
@@ -64,7 +58,7 @@ class Connectivity:
         return pause
 
     def _next_pause(self, error: Exception) -> float:
-        if self._needs_operator(error):
+        if self._store.needs_operator(error):
             return _SLOW_PAUSE
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         return between(self._pause / 2, self._pause)

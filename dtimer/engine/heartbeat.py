@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
 
 from dtimer.engine.lease import Lease
 from dtimer.engine.leases import LeaseTable
+from dtimer.engine.ports import ClaimStore
 from dtimer.faultpoints import armed, reached
 from dtimer.model.options import MOST_CLAIMS
 
 # Heartbeats in the length of a lease. Two of the three may be lost.
 _BEATS = 3
-
-
-class LeaseRenewal(Protocol):
-    """Renews leases."""
-
-    def extend(self, held: list[tuple[str, int]], lease_us: int) -> list[bool]:
-        """Renew leases, given as (id, token); return which of them this node still holds."""
-        ...
 
 
 class Heartbeat:
@@ -32,7 +24,7 @@ class Heartbeat:
         lease_us: The length of a lease.
     """
 
-    def __init__(self, store: LeaseRenewal, leases: LeaseTable, lease_us: int) -> None:
+    def __init__(self, store: ClaimStore, leases: LeaseTable, lease_us: int) -> None:
         self._store = store
         self._leases = leases
         self._pause = lease_us / 1e6 / _BEATS
@@ -68,7 +60,7 @@ class Heartbeat:
         if armed:
             reached("heartbeat.sending")
         sent = time.monotonic()
-        kept = self._store.extend([lease.key for lease in leases], lease_us)
+        kept = self._store.renew([lease.key for lease in leases], lease_us)
         for lease, still in zip(leases, kept, strict=True):
             if still:
                 lease.renewed(sent, lease_us)

@@ -11,16 +11,17 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from dtimer.engine.clock import boottime
 from dtimer.engine.flag import Flag
+from dtimer.engine.ports import LeaseStore
 from dtimer.errors import OutcomeUnknown, StoreError
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
 from dtimer.model.event import Event
 from dtimer.model.options import Options
+from dtimer.model.payload import decode
 from dtimer.model.retry import exponential, wait_us
 from dtimer.model.times import Duration, duration_us
 
@@ -28,21 +29,11 @@ from dtimer.model.times import Duration, duration_us
 _TRUSTED_FRACTION = 0.9
 
 
-class LeaseStore(Protocol):
-    """Settles and extends leases immediately, outside the claim cycle."""
+class LeaseOwner(Protocol):
+    """Keeps the leases of a node."""
 
-    def settle(self, settlements: Sequence[Settlement]) -> list[Outcome]:
-        """Settle leases; return one outcome for each, in order."""
-        ...
-
-    def extend(
-        self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
-    ) -> list[bool]:
-        """
-        Extend leases, given as (id, token); return which of them this node still holds.
-
-        With *at_least* a lease that already lasts longer is not shortened.
-        """
+    def ended(self, lease: Lease, outcome: Outcome) -> None:
+        """Learn that a call of `Event` has settled *lease*, with this outcome."""
         ...
 
 
@@ -92,7 +83,7 @@ class Lease:
         claim: The claimed event, as the store returned it.
         options: The node's options.
         store: Settles and extends leases immediately.
-        ended: Called with this lease and the outcome when a call of `Event` has settled it.
+        owner: Is told when a call of `Event` has settled this lease.
         trusted_until: See the function of that name.
     """
 
@@ -104,7 +95,7 @@ class Lease:
         claim: Claim,
         options: Options,
         store: LeaseStore,
-        ended: Callable[[Lease, Outcome], None],
+        owner: LeaseOwner,
         trusted_until: float,
     ) -> None:
         self.claim = claim
@@ -121,7 +112,7 @@ class Lease:
         self.abandoned: bool = False
         self._options = options
         self._store = store
-        self._ended = ended
+        self._owner = owner
         # Has the one key 'by' once a party settles the lease. A dict, because `setdefault` makes
         # the first party win in one step of the interpreter, without a lock.
         self._end: dict[str, _End] = {}
@@ -130,6 +121,33 @@ class Lease:
         # because a call in a signal handler may interrupt another.
         self._wanted_until = [0.0]
         self._trusted_until = trusted_until
+
+    def decode(self, unread_ms: float = 0.0) -> None:
+        """
+        Make the event of this lease from its claim.
+
+        Args:
+            unread_ms: For how long the reply waited unread, which counts as lateness.
+
+        Raises:
+            PayloadError: The payload cannot be decoded.
+        """
+        claim = self.claim
+        self.event = Event(
+            decode(claim.payload),
+            id=claim.id,
+            due=claim.due_us / 1000,
+            attempt=claim.attempt,
+            max_retries=claim.max_retries,
+            # Not negative: if a claim is sent again after the server's clock was set back, its
+            # reply has the new time.
+            lateness_ms=max(0, claim.claimed_us - claim.due_us) / 1000 + unread_ms,
+            token=claim.token,
+            holder=self,
+            schedule=claim.schedule,
+            nominal=None if claim.nominal_us is None else claim.nominal_us / 1000,
+            missed=claim.missed,
+        )
 
     @property
     def _longest_wait(self) -> float:
@@ -234,7 +252,7 @@ class Lease:
             raise
         finally:
             end.over.set()
-        self._ended(self, result)
+        self._owner.ended(self, result)
         return result
 
     # Called by `Event`

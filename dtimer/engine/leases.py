@@ -5,20 +5,23 @@ from __future__ import annotations
 import bisect
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from dtimer import log as messages
-from dtimer.engine.lease import Lease
-from dtimer.errors import LeaseLost
+from dtimer.engine.batching import IN_ADVANCE
+from dtimer.engine.clock import boottime
+from dtimer.engine.lease import Lease, trusted_until
+from dtimer.engine.ports import Announcements, LeaseStore
+from dtimer.errors import LeaseLost, PayloadError
 from dtimer.log import Log
-from dtimer.model.claims import Outcome, Settlement, Verdict
+from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
 from dtimer.model.options import Options
 
 #: The most settlements that one claim carries, because a script must stay short.
 MOST_SETTLEMENTS = 250
 
 # The most characters of error text in them, because a slow connection takes long to send these.
-# Few settlements always stay below it: the handler pool bounds each text (engine/handler_pool.py).
+# Few settlements always stay below it: the runner bounds each text (engine/batch_runner.py).
 _MOST_TEXT, _FEW = 50_000, 20
 
 # The records of the outcomes. A stale outcome means that the lease was lost.
@@ -41,47 +44,135 @@ class LeaseTable:
     Args:
         node: The node's id, for messages.
         options: The node's options.
-        announce: Queues something to be emitted on the callback thread.
+        store: Settles and extends leases immediately.
+        announcements: Emits the outcomes.
         log: The node's log.
     """
 
     def __init__(
-        self, node: str, options: Options, announce: Callable[..., None], log: Log
+        self,
+        node: str,
+        options: Options,
+        store: LeaseStore,
+        announcements: Announcements,
+        log: Log,
     ) -> None:
-        #: The node's log.
-        self.log = log
+        self._log = log
         self._node = node
         self._options = options
-        self._announce = announce
+        self._store = store
+        self._announcements = announcements
         self._leases: dict[int, Lease] = {}
         self._settlements: list[Settlement] = []
         self._unsettled_since = 0.0
-        # Whether the last claim could not carry all settlements.
-        self._left_over = False
+        # A single handler thread starts events in the order of their due times.
+        self._in_order = options.concurrency == 1
+        #: With a single handler thread, True after a release until a claim carries all releases.
+        #: Meanwhile the node releases all events that wait, because they may be due after the
+        #: released one.
+        self.recalling: bool = False
+
+    def grant(self, claims: Sequence[Claim], sent: float, unread_ms: float = 0.0) -> list[Lease]:
+        """
+        Add and return the leases of *claims*, except of those whose payload cannot be decoded.
+
+        Args:
+            claims: The events that a claim got.
+            sent: When the claim was sent, on the monotonic clock.
+            unread_ms: For how long its reply may have waited unread.
+        """
+        trusted = trusted_until(sent, self._options.lease)
+        # Add the leases only when all are complete: if this fails half-way, the heartbeat would
+        # renew for ever leases whose events are never started.
+        leases: list[Lease] = []
+        for claim in claims:
+            lease = Lease(claim, self._options, self._store, self, trusted)
+            try:
+                lease.decode(unread_ms)
+            except PayloadError as e:
+                lease.reserve(Verdict.BURY)
+                self._add([lease])
+                self.settle([Settlement(*lease.key, Verdict.BURY, error=str(e), reason="corrupt")])
+                continue
+            # A test's clock does not advance while an event waits.
+            if claim.expires_us is not None and self._options.now is None:
+                left = (claim.expires_us - claim.claimed_us) / 1e6
+                lease.expires_at = boottime() - (time.monotonic() - sent) + left
+            leases.append(lease)
+        self._add(leases)
+        return leases
 
     def _add(self, leases: Sequence[Lease]) -> None:
         for lease in leases:
             self._leases[lease.claim.token] = lease
 
-    def _remove(self, leases: Sequence[Lease]) -> None:
+    def drop(self, leases: Sequence[Lease]) -> None:
+        """Forget *leases*, so that they are not renewed and expire."""
         for lease in leases:
             self._leases.pop(lease.claim.token, None)
 
-    def _settle(self, settlements: Sequence[Settlement]) -> None:
+    def reserve(self, leases: Sequence[Lease], verdict: Verdict) -> list[Lease]:
+        """Reserve *leases* for this caller; return those that it must now settle."""
+        taken = [lease for lease in leases if lease.reserve(verdict)]
+        if len(taken) < len(leases):
+            # Another thread is settling the other leases, through a method of `Event`. This call
+            # has given up waiting for it if a lease is `abandoned`. If the other thread then
+            # fails, no thread settles the lease. It must expire, so do not renew it.
+            self.drop([lease for lease in leases if lease.abandoned])
+        return taken
+
+    def settle(self, settlements: Sequence[Settlement]) -> None:
+        """Have the next claim carry *settlements*."""
         if not self._settlements:
             self._unsettled_since = time.monotonic()
         self._settlements.extend(settlements)
 
+    def settle_as(self, leases: Sequence[Lease], verdict: Verdict) -> None:
+        """Settle those of *leases* that no other party settles."""
+        self.settle([lease.settlement(verdict) for lease in self.reserve(leases, verdict)])
+
+    def release(self, leases: Sequence[Lease]) -> None:
+        """Release *leases*. With a single handler thread, the events that wait must follow."""
+        self.settle_as(leases, Verdict.RELEASE)
+        # Set the flag after the release. A claim may reset it, and a claim between the two steps
+        # would reset it before the release exists. In this order, such a claim carries the
+        # release, and the flag only causes some needless releases.
+        self.recalling = self._in_order
+
+    def abandon(self) -> None:
+        """Retry the events of handlers that still run; the attempt counts. The node leaves now."""
+        for lease in list(self._leases.values()):
+            if lease.reserve(Verdict.RETRY):
+                lease.mark_lost()
+                error = "the node left while the handler was running"
+                self.settle([lease.settlement(Verdict.RETRY, error=error)])
+
     def take_settlements(self) -> list[Settlement]:
         """Remove and return the settlements that the next claim carries."""
+        # Clear the mark before taking the settlements. A handler thread may now add a release and
+        # set the mark again. If the next claim carries that release, it must find the mark.
+        recalling, self.recalling = self.recalling, False
         taken = self._settlements[:MOST_SETTLEMENTS]
         if len(taken) > _FEW:
             sizes = itertools.accumulate([len(s.error) for s in taken])
             del taken[max(1, bisect.bisect_right(list(sizes), _MOST_TEXT)) :]
         # By their number: other threads may have added settlements meanwhile.
         del self._settlements[: len(taken)]
-        self._left_over = bool(self._settlements)
+        if recalling and self._settlements:
+            self.recalling = True
         return taken
+
+    @property
+    def exceed_a_claim(self) -> bool:
+        """True if more settlements wait than one claim carries."""
+        return len(self._settlements) > MOST_SETTLEMENTS
+
+    def linger(self) -> float | None:
+        """Return for how many seconds settlements may wait for others; None to send them now."""
+        waited = time.monotonic() - self._unsettled_since
+        if waited < IN_ADVANCE and len(self._settlements) < MOST_SETTLEMENTS:
+            return IN_ADVANCE - waited
+        return None
 
     @property
     def unsettled(self) -> bool:
@@ -90,7 +181,7 @@ class LeaseTable:
 
     def settled(self, settlements: Sequence[Settlement], results: Sequence[Outcome]) -> None:
         """Record the outcomes of the settlements that a claim carried."""
-        if self.log.debugging:
+        if self._log.debugging:
             done = zip(settlements, results, strict=False)
             self._log_outcomes([(s.id, s.verdict, result) for s, result in done])
         unusual: list[tuple[Settlement, Outcome, Lease]] = []
@@ -106,9 +197,9 @@ class LeaseTable:
                 self._log_lost(lease)
             # Not an error if this process itself replaced or settled the event.
             if stale and lease.mark_lost() and not lease.superseded:
-                self._announce("lease_lost", lease.event)
+                self._announcements.announce("lease_lost", lease.event)
                 lost = LeaseLost(settlement.id, self._node, settlement.token)
-                self._announce("error", lost)
+                self._announcements.announce("error", lost)
             self._finish(lease, result)
 
     def held(self) -> list[Lease]:
@@ -136,7 +227,7 @@ class LeaseTable:
         """Record that the server refused to renew a lease: this node no longer holds it."""
         self._log_lost(lease)
         if lease.mark_lost() and not lease.superseded:
-            self._announce("lease_lost", lease.event)
+            self._announcements.announce("lease_lost", lease.event)
 
     def _log_outcomes(self, outcomes: Iterable[tuple[str, Verdict, Outcome]]) -> None:
         """Log one record for each kind of outcome."""
@@ -145,27 +236,27 @@ class LeaseTable:
             if message := _MESSAGES.get(result) or _DONE.get((verdict, result)):
                 ids.setdefault(message, []).append(id)
         for message, some in ids.items():
-            self.log.add_events(message, some)
+            self._log.add_events(message, some)
 
     def _log_lost(self, lease: Lease) -> None:
         """Log once that a lease was lost, unless this process has replaced the event."""
-        if self.log.debugging and not (lease.superseded or lease.logged_lost):
+        if self._log.debugging and not (lease.superseded or lease.logged_lost):
             lease.logged_lost = True
-            self.log.add_events(messages.LEASE_LOST, [lease.claim.id])
+            self._log.add_events(messages.LEASE_LOST, [lease.claim.id])
 
-    def _ended(self, lease: Lease, result: Outcome) -> None:
+    def ended(self, lease: Lease, outcome: Outcome) -> None:
         """Record the outcome of a call of `Event` that has settled *lease*."""
-        if self.log.debugging and (verdict := lease.verdict):
-            if result is Outcome.STALE:
+        if self._log.debugging and (verdict := lease.verdict):
+            if outcome is Outcome.STALE:
                 self._log_lost(lease)
-            self._log_outcomes([(lease.claim.id, verdict, result)])
-        self._finish(lease, result)
+            self._log_outcomes([(lease.claim.id, verdict, outcome)])
+        self._finish(lease, outcome)
 
     def _finish(self, lease: Lease, result: Outcome) -> None:
         self._leases.pop(lease.claim.token, None)
         if result is Outcome.STALE:
             return
         if result is Outcome.DEAD:
-            self._announce("buried", lease.claim.id)
+            self._announcements.announce("buried", lease.claim.id)
         elif lease.verdict is Verdict.RETRY and result is Outcome.DONE:
-            self._announce("retry", lease.event)
+            self._announcements.announce("retry", lease.event)

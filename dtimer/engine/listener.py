@@ -14,12 +14,11 @@ also rings after each new subscription, because wakes may have been missed befor
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Protocol
 
 from dtimer import log as messages
 from dtimer.engine.bell import Bell
 from dtimer.engine.flag import Flag
+from dtimer.engine.ports import ContactReports, Subscription, WakeStore
 from dtimer.engine.service import Service
 from dtimer.faultpoints import armed, reached
 from dtimer.log import Log
@@ -33,24 +32,6 @@ _EARLY = 5
 _FIRST_PAUSE, _LONGEST_PAUSE, _SLOW_PAUSE = 0.05, 0.5, 5.0
 
 
-class Subscription(Protocol):
-    """A pub/sub subscription."""
-
-    def open(self) -> None:
-        """Subscribe, or raise."""
-
-    def wait(self, seconds: float, stop_descriptor: int) -> bool:
-        """Wait for a message, or until *stop_descriptor* is readable; return True for a message."""
-        ...
-
-    def hear(self) -> list[str]:
-        """Return the channels of the messages that have arrived."""
-        ...
-
-    def close(self) -> None:
-        """End the subscription."""
-
-
 class Deaf(Exception):
     """An echo that was sent did not come back."""
 
@@ -61,11 +42,10 @@ class Listener(Service):
 
     Args:
         name: The name of the thread.
-        subscription: Makes a subscription. The listener opens it.
-        ring: Rings the claimer's bell.
-        changed: Called with None when wakes begin to arrive, and with the error when they stop.
-        needs_operator: Returns whether an error lasts until an operator fixes its cause. The
-            next try is then made after 5 s.
+        store: Makes subscriptions, and knows whether an error lasts until an operator fixes its
+            cause. The next try is then made after 5 s.
+        bell: The claimer's bell.
+        contact: Learns when wakes begin to arrive, and when they stop.
         echo_every: The seconds of silence after which an echo is needed.
         timeout: The seconds within which an echo must arrive.
         log: The node's log.
@@ -75,19 +55,17 @@ class Listener(Service):
         self,
         name: str,
         *,
-        subscription: Callable[[], Subscription],
-        ring: Callable[[], None],
-        changed: Callable[[BaseException | None], None],
-        needs_operator: Callable[[BaseException | None], bool],
+        store: WakeStore,
+        bell: Bell,
+        contact: ContactReports,
         echo_every: float,
         timeout: float,
         log: Log,
     ) -> None:
         super().__init__(name, self._loop, self._lost, self.close)
-        self._subscribe = subscription
-        self._ring = ring
-        self._changed = changed
-        self._needs_operator = needs_operator
+        self._store = store
+        self._bell = bell
+        self._contact = contact
         self._echo_every = echo_every
         self._timeout = timeout
         self._log = log
@@ -141,13 +119,13 @@ class Listener(Service):
                 if armed:
                     reached("loop.listener")
                 # Assigned before `open`, so that a child forked meanwhile can close it.
-                self._opened = subscription = self._subscribe()
+                self._opened = subscription = self._store.subscription()
                 subscription.open()
                 if armed:
                     reached("listener.subscribed")
                 self._subscribed, self._echo_sent = True, None
                 self.tried.set()
-                self._ring()
+                self._bell.ring()
                 self._listen(subscription, stopping)
             except BaseException as e:
                 # After any exception: report that the node is deaf, and subscribe again.
@@ -155,7 +133,7 @@ class Listener(Service):
                 if time.monotonic() - began > 10 * _LONGEST_PAUSE:
                     pause = _FIRST_PAUSE
                 pause = min(pause * 2, _LONGEST_PAUSE)
-                rest = _SLOW_PAUSE if self._needs_operator(e) else between(pause / 2, pause)
+                rest = _SLOW_PAUSE if self._store.needs_operator(e) else between(pause / 2, pause)
                 self._log.add(messages.SUBSCRIBING_AGAIN, rest * 1000, e)
             finally:
                 self._subscribed = self.hears = False
@@ -196,10 +174,10 @@ class Listener(Service):
             if not self.hears:
                 self.hears = True
                 self.deaf_since = None
-                self._changed(None)
-                self._ring()
+                self._contact.hearing_changed(None, None)
+                self._bell.ring()
             elif any(":wake:" in channel for channel in channels):
-                self._ring()
+                self._bell.ring()
                 if self._log.debugging:
                     self._log.add(messages.WAKE_HEARD)
 
@@ -209,6 +187,6 @@ class Listener(Service):
             sent = self._echo_sent if isinstance(error, Deaf) else None
             self.deaf_since = sent or time.monotonic()
         ended, self._subscribed, self.hears = self._subscribed, False, False
-        self._changed(error)
+        self._contact.hearing_changed(error, self.deaf_since)
         if ended:
-            self._ring()
+            self._bell.ring()

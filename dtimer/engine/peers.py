@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+
+from dtimer.engine.ports import ClaimStore
 
 
 class Peers:
@@ -13,14 +14,13 @@ class Peers:
     Used by one thread at a time.
 
     Args:
-        alone: Asks the store. Returns True if no other node has joined and the namespace is not
-            paused.
+        store: Knows whether another node has joined, and whether the namespace is paused.
         trusted_seconds: How long a reply is trusted. Events may still start for that long after the
             namespace is paused.
     """
 
-    def __init__(self, alone: Callable[[], bool], trusted_seconds: float) -> None:
-        self._alone = alone
+    def __init__(self, store: ClaimStore, trusted_seconds: float) -> None:
+        self._store = store
         self._answer = False
         self._trusted_seconds = trusted_seconds
         #: When the store must be asked again, on the monotonic clock.
@@ -30,7 +30,7 @@ class Peers:
         """Return the reply of the store; False if it does not answer."""
         if time.monotonic() >= self.trusted_until:
             try:
-                self._answer = self._alone()
+                self._answer = self._store.alone()
             except Exception:
                 # The next claim fails as well, and reports the error.
                 self._answer = False

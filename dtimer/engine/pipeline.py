@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 
 from dtimer.engine.capacity import Capacity
-from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.listener import Listener
 from dtimer.engine.ports import ClaimStore
-from dtimer.model.claims import ClaimReply, ClaimRequest, Outcome, PendingReply
+from dtimer.log import Log
+from dtimer.model.claims import ClaimReply, ClaimRequest, PendingReply, Settlement
 
 
 class Pipeline:
@@ -26,57 +25,44 @@ class Pipeline:
     Args:
         store: The store, as the engine uses it.
         listener: Waits for the echoes that claims send.
-        dispatcher: Decides how much to claim. Has the settlements and the log of the node.
-        demand: Returns how many events the listeners or readers can take.
         capacity: Limits the bytes of a claim.
+        log: The node's log.
     """
 
-    def __init__(
-        self,
-        store: ClaimStore,
-        listener: Listener,
-        dispatcher: Dispatcher,
-        demand: Callable[[], int],
-        capacity: Capacity,
-    ) -> None:
+    def __init__(self, store: ClaimStore, listener: Listener, capacity: Capacity, log: Log) -> None:
         self._store = store
         self._listener = listener
-        self._dispatcher = dispatcher
-        self._log = dispatcher.log
-        self._demand = demand
         self._capacity = capacity
-        self._seq = 0
-        self._pending: PendingReply | None = None
+        self._log = log
+        #: The number of the last request.
+        self.seq: int = 0
         #: The request whose reply has not been received; None if there is none.
         self.request: ClaimRequest | None = None
+        #: Set if that request was sent and its reply, which may have arrived, is still unread.
+        self.pending: PendingReply | None = None
         #: When a request was last sent, on the monotonic clock.
         self.sent: float = 0.0
 
-    @property
-    def reply_outstanding(self) -> bool:
-        """True if a request was sent and its reply, which may have arrived, is still unread."""
-        return self._pending is not None
+    def new_request(
+        self, settlements: list[Settlement], limit: int, ahead_us: int, *, hears: bool
+    ) -> ClaimRequest:
+        """
+        Make the next request. It is not sent yet.
 
-    def next_request(self, claiming: bool) -> ClaimRequest:
-        """Return the request that still has no reply or, if there is none, a new unsent one."""
-        if self.request is not None:
-            if not (claiming or self.reply_outstanding):
-                # The node leaves. With this limit the server releases the events of this claim, and
-                # does not send them again.
-                self.request.most_bytes, self.request.strict = 0, True
-            return self.request
-        limit, ahead_us = self._dispatcher.claim_size(self._demand()) if claiming else (0, 0)
-        return self._new(limit, ahead_us, hears=self._listener.hears and claiming)
-
-    def _new(self, limit: int, ahead_us: int = 0, *, hears: bool) -> ClaimRequest:
-        self._seq += 1
+        Args:
+            settlements: The settlements that it carries.
+            limit: How many events to claim.
+            ahead_us: How far ahead of their due time.
+            hears: Whether a wake would reach the node and find a free thread.
+        """
+        self.seq += 1
         request = ClaimRequest(
-            seq=self._seq,
+            seq=self.seq,
             limit=limit,
             ahead_us=ahead_us,
             hears=hears,
             echo=self._listener.echo_wanted,
-            settlements=self._dispatcher.take_settlements(),
+            settlements=settlements,
         )
         if self._capacity.most is not None:
             self._capacity.bound(request)
@@ -104,10 +90,10 @@ class Pipeline:
         """
         Wait for the reply to *request*, and send the request first unless it is under way.
 
-        Until `done` is called, `next_request` returns the same request, to be sent again.
+        The caller clears `request` once it has the reply. Until then, it is sent again.
         """
-        read_late = self._pending is not None
-        answer, self._pending = self._pending or self._send(request), None
+        read_late = self.pending is not None
+        answer, self.pending = self.pending or self._send(request), None
         try:
             reply = answer(read_late=read_late)
         except BaseException:
@@ -125,37 +111,11 @@ class Pipeline:
             self._capacity.bound(request)
         return broke_off
 
-    def done(self) -> None:
-        """Record that the reply was received, so that the request is not sent again."""
-        self.request = None
-
-    def next_limit(self, request: ClaimRequest, reply: ClaimReply) -> int:
-        """Return how many events to claim before the events of *reply* are dispatched."""
-        count = len(reply.claims)
-        # If the claim did not look ahead, all its events were due, and no claim is parsed here.
-        overdue = count > 0 and (not request.ahead_us or reply.claims[-1].due_us <= reply.now_us)
-        self._dispatcher.batching.claim_answered(request.limit, count, overdue=overdue)
-        if (
-            self._store.busy
-            or not reply.known
-            or reply.buried
-            or reply.short
-            or Outcome.DEAD in reply.results
-        ):
-            # Each of these needs a call to the store first.
-            return 0
-        return self._dispatcher.next_claim_size(request.limit, count, self._demand())
-
-    def send_next(self, limit: int) -> None:
+    def send_ahead(self, request: ClaimRequest) -> None:
         """
-        Send the next request, so that the server works on it while events are dispatched.
+        Send *request* without waiting for its reply.
 
-        An error is ignored here: `next_request` returns the request again, and sending it again
-        shows the error.
+        An error is ignored here: the request stays, and sending it again shows the error.
         """
-        # Send `hears=False`: all threads are busy, so a wake would find none free. Start tracking
-        # re-posts first, because this reply will wait unread.
-        self._dispatcher.superseded_ids.begin(self._seq + 1)
-        request = self._new(limit, hears=False)
         with contextlib.suppress(Exception):
-            self._pending = self._send(request)
+            self.pending = self._send(request)

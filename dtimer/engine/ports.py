@@ -1,15 +1,16 @@
-"""The operations of the store that the engine uses."""
+"""The protocols of the store, the timer and the node, as the engine uses them."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from dtimer.engine.heartbeat import LeaseRenewal
-from dtimer.model.claims import ClaimRequest, PendingReply
+from dtimer.model.claims import ClaimRequest, Outcome, PendingReply, Settlement
+from dtimer.model.event import Event
 
 
-class ClaimStore(LeaseRenewal, Protocol):
-    """Sends claims, and makes the calls that follow from their replies."""
+class ClaimStore(Protocol):
+    """The store of one namespace: sends claims, and makes the calls that their replies ask for."""
 
     def start_claim(self, request: ClaimRequest) -> PendingReply:
         """Send a claim, in one try. Return a callable that waits for the reply and returns it."""
@@ -18,6 +19,14 @@ class ClaimStore(LeaseRenewal, Protocol):
     @property
     def busy(self) -> bool:
         """True if `start_claim` must first make other calls, which may take long."""
+        ...
+
+    def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
+        """Renew leases, given as (id, token); return which of them this node still holds."""
+        ...
+
+    def alone(self) -> bool:
+        """Return True if no other node has joined, and the namespace is not paused."""
         ...
 
     def register(self) -> None:
@@ -34,4 +43,107 @@ class ClaimStore(LeaseRenewal, Protocol):
 
     def needs_operator(self, error: BaseException | None) -> bool:
         """Return True if *error* lasts until an operator fixes its cause."""
+        ...
+
+
+class LeaseStore(Protocol):
+    """Settles and extends leases immediately, outside the claim cycle."""
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[Outcome]:
+        """Settle leases; return one outcome for each, in order."""
+        ...
+
+    def extend(
+        self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
+    ) -> list[bool]:
+        """
+        Extend leases, given as (id, token); return which of them this node still holds.
+
+        With *at_least* a lease that already lasts longer is not shortened.
+        """
+        ...
+
+
+class Subscription(Protocol):
+    """A pub/sub subscription."""
+
+    def open(self) -> None:
+        """Subscribe, or raise."""
+
+    def wait(self, seconds: float, stop_descriptor: int) -> bool:
+        """Wait for a message, or until *stop_descriptor* is readable; return True for a message."""
+        ...
+
+    def hear(self) -> list[str]:
+        """Return the channels of the messages that have arrived."""
+        ...
+
+    def close(self) -> None:
+        """End the subscription."""
+
+
+class WakeStore(Protocol):
+    """The store of one namespace, as the source of wakes."""
+
+    def subscription(self) -> Subscription:
+        """Make a subscription to the node's wakes. The caller opens it."""
+        ...
+
+    def needs_operator(self, error: BaseException | None) -> bool:
+        """Return True if *error* lasts until an operator fixes its cause."""
+        ...
+
+
+class Consumer(Protocol):
+    """The timer, which has the listeners of ``'event'``."""
+
+    def demand(self) -> int:
+        """Return how many events the listeners or readers can take."""
+        ...
+
+    def deliver(self, events: list[Event], /) -> list[BaseException] | None:
+        """Call each listener; return the exceptions raised, or None if no listener was called."""
+        ...
+
+
+class Announcements(Protocol):
+    """Emits everything but ``'event'`` to the listeners."""
+
+    def announce(self, event: str, *arguments: Any) -> None:
+        """Queue *event* to be emitted on the callback thread. Never blocks."""
+        ...
+
+
+class ContactReports(Protocol):
+    """Learns whether Redis answers, and whether wakes arrive."""
+
+    #: When the last reply to a claim was received, on the monotonic clock. The claim cycle sets it.
+    answered: float | None
+
+    def connectivity_changed(self, error: Exception | None) -> None:
+        """Learn that Redis does not answer, because of *error*; None means that it answers."""
+        ...
+
+    def hearing_changed(self, error: BaseException | None, deaf_since: float | None) -> None:
+        """Learn that wakes have not arrived since *deaf_since*; the error is None if they do."""
+        ...
+
+
+class Host(Protocol):
+    """The node that owns the threads of the engine."""
+
+    def quit(self) -> None:
+        """Leave, because a handler raised SystemExit or KeyboardInterrupt."""
+        ...
+
+    def on_stopped(self) -> None:
+        """Stop the other threads. Called once, as the last action of the claimer."""
+        ...
+
+
+class InlineClaims(Protocol):
+    """The claimer, as a handler thread knows it."""
+
+    def claim_inline(self) -> None:
+        """Claim on the calling thread, a handler thread that has just become free."""
         ...

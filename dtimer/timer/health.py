@@ -7,51 +7,48 @@ import time
 from dtimer.engine.callbacks import CallbackThread
 from dtimer.engine.claimer import Claimer
 from dtimer.engine.dispatcher import Dispatcher
-from dtimer.engine.listener import Listener
+from dtimer.engine.seat import Seat
 from dtimer.engine.service import Service
 from dtimer.model.records import Health
 
 
 def examine(
     claimer: Claimer,
-    listener: Listener,
+    seat: Seat,
     callbacks: CallbackThread,
     dispatcher: Dispatcher,
     *,
     listening: bool,
-    poll_interval: float,
 ) -> Health:
     """
     Return the health of a joined node.
 
     Args:
         claimer: The node's claimer.
-        listener: The node's listener.
+        seat: The node's seat. Has the node's listener.
         callbacks: The node's callback thread.
         dispatcher: The node's dispatcher.
         listening: Whether the node has a listener of ``'event'``.
-        poll_interval: The longest time between two claims, in seconds.
     """
-    services: list[Service] = [claimer, listener, callbacks, *dispatcher.threads]
+    listener = seat.listener
+    services: list[Service] = [claimer, listener, callbacks, *dispatcher.pool.threads]
     now = time.monotonic()
-    answered, heard = claimer.answered, listener.heard
+    answered, heard = seat.contact.answered, listener.heard
     age = None if answered is None else (now - answered) * 1000
     # Between two replies a node waits at most a poll interval. One second is added for an attempt
     # that fails, and for the pause after it.
-    fresh = age is not None and age < poll_interval * 1e3 + 1_000
+    fresh = age is not None and age < seat.options.poll_interval / 1e3 + 1_000
     deaf = not listener.hears
     failing = [s.failure for s in services if s.failure is not None]
-    error = (
-        claimer.connectivity.error or claimer.capacity.error or (failing[0] if failing else None)
-    )
+    error = seat.connectivity.error or seat.capacity.error or (failing[0] if failing else None)
     return Health(
         ok=fresh and error is None and not deaf,
         joined=True,
         deaf=deaf,
         claim_age_ms=age,
         heard_age_ms=None if heard is None else (now - heard) * 1000,
-        handlers=dispatcher.running,
-        stuck=dispatcher.stuck(),
+        handlers=dispatcher.pool.busy,
+        stuck=seat.leases.stuck(),
         error=None if error is None else str(error) or repr(error),
         restarts=sum(s.failures for s in services),
         listening=listening,

@@ -16,7 +16,9 @@ from dtimer.engine.callbacks import CallbackThread
 from dtimer.engine.claimer import Claimer
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.flag import Flag
+from dtimer.engine.leases import LeaseTable
 from dtimer.engine.listener import Listener
+from dtimer.engine.seat import Seat
 from dtimer.errors import StateRollback, StoreError, UsageError
 from dtimer.log import Log, Source
 from dtimer.model.ids import incarnation
@@ -66,51 +68,36 @@ class Node:
         self._node_store = NodeStore(store, self.incarnation, self._presence.entry, options)
         self.bell: Bell = Bell()
         self._registered = False
-        self._contact = Contact(
-            store,
-            self._callbacks.announce,
-            answered=lambda: self._claimer.answered,
-            deaf_since=lambda: self._listener.deaf_since,
-            log=self._log,
-        )
-        timeout = options.timeout / 1e6
+        self._contact = Contact(store, self._callbacks, self._log)
         self._listener = Listener(
             f"dtimer-listener-{id}",
-            subscription=lambda: store.subscription(self.incarnation),
-            ring=self.bell.ring,
-            changed=self._contact.hearing_changed,
-            needs_operator=store.needs_operator,
-            echo_every=max(0.25, min(_ECHO_EVERY, 5 * options.poll_interval / 1e6)),
-            timeout=timeout,
-            log=self._log,
-        )
-        self._dispatcher = Dispatcher(
-            f"dtimer-{id}",
-            node=id,
-            options=options,
-            handle=timer.deliver,
-            announce=self._callbacks.announce,
-            log=self._log,
-            ring=self._claim_inline,
-            alone=self._node_store.alone,
-            store=Ledger(store, self._end.is_set, timer.close_unless_joined),
-            quit=lambda: self.stop(None),
-        )
-        self._claimer = Claimer(
-            f"dtimer-claimer-{id}",
             store=self._node_store,
             bell=self.bell,
-            listener=self._listener,
-            dispatcher=self._dispatcher,
-            options=options,
-            demand=timer.demand,
-            changed=self._contact.connectivity_changed,
-            announce=self._callbacks.announce,
-            on_stopped=self._on_stopped,
+            contact=self._contact,
+            echo_every=max(0.25, min(_ECHO_EVERY, 5 * options.poll_interval / 1e6)),
+            timeout=options.timeout / 1e6,
+            log=self._log,
         )
-
-    def _claim_inline(self) -> None:
-        self._claimer.claim_inline()
+        ledger = Ledger(store, self._end.is_set, timer.close_unless_joined)
+        self._leases = LeaseTable(id, options, ledger, self._callbacks, self._log)
+        self._seat = Seat(
+            options,
+            store=self._node_store,
+            leases=self._leases,
+            listener=self._listener,
+            contact=self._contact,
+            announcements=self._callbacks,
+            log=self._log,
+        )
+        self._dispatcher = Dispatcher(f"dtimer-{id}", self._seat, timer, self)
+        self._claimer = Claimer(
+            f"dtimer-claimer-{id}",
+            bell=self.bell,
+            seat=self._seat,
+            dispatcher=self._dispatcher,
+            consumer=timer,
+            host=self,
+        )
 
     def rolled_back(self, error: StateRollback) -> None:
         """Report a rollback, and have this timer's lost schedules declared again soon."""
@@ -121,8 +108,8 @@ class Node:
     def note_superseded(self, ids: Collection[str], *, posted: bool) -> None:
         """Record that this process is about to replace, or has replaced, events of these ids."""
         if not posted:
-            self._dispatcher.superseded(ids)
-            self._dispatcher.superseded_ids.add(ids)
+            self._leases.superseded(ids)
+            self._seat.superseded_ids.add(ids)
         elif self._dispatcher.release_superseded(ids):
             # Ring, do not claim here: this thread belongs to the caller that posts.
             self.bell.ring()
@@ -147,14 +134,14 @@ class Node:
                     break
                 step()
             if self.leaving and not self._claimer.started:
-                self._on_stopped()
+                self.on_stopped()
         except BaseException:
             # Also for a KeyboardInterrupt, or if the process can start no more threads.
             self.stop(0)
             if self._claimer.started:
                 self._claimer.join(2 * self._options.timeout / 1e6)
             else:
-                self._on_stopped()
+                self.on_stopped()
             raise
         finally:
             self._starter = None
@@ -194,7 +181,7 @@ class Node:
         # A test's clock rings the bell when the test advances it.
         if attach := getattr(self._options.now, "attach", None):
             attach(self.bell.ring)
-        self._dispatcher.start()
+        self._dispatcher.pool.start()
         self._listener.start()
         # Subscribe before the first claim, or a wake between the two would be missed. If the
         # subscription fails, the node polls, and reports that.
@@ -206,10 +193,10 @@ class Node:
             # The stop was requested before the thread existed, and had no effect on it.
             self._claimer.stop()
             return
-        self._claimer.connectivity.tried.wait(2 * self._options.timeout / 1e6)
-        reached = self._claimer.answered is not None or self._claimer.capacity.error is not None
+        self._seat.connectivity.tried.wait(2 * self._options.timeout / 1e6)
+        reached = self._contact.answered is not None or self._seat.capacity.error is not None
         if not (reached or self.leaving):
-            error = self._claimer.connectivity.error
+            error = self._seat.connectivity.error
             if error is None:
                 raise UsageError(
                     "the first claim was not made in time: the node's threads are stuck or starved"
@@ -218,6 +205,10 @@ class Node:
         self._contact.report_if_deaf()
 
     # End
+
+    def quit(self) -> None:
+        """Leave, because a handler raised SystemExit or KeyboardInterrupt."""
+        self.stop(None)
 
     def stop(self, timeout: float | None) -> None:
         """Request the end; running handlers have *timeout* seconds. Does not wait for it."""
@@ -238,7 +229,7 @@ class Node:
             if not self._claimer.stopping:
                 self._claimer.stop_within(0)
         elif not self.ended:
-            self._on_stopped()
+            self.on_stopped()
 
     def wait(self, timeout: float | None = None) -> bool:
         """
@@ -247,30 +238,30 @@ class Node:
         Returns at once on a thread of the node, and on the thread that runs `start`: the node
         ends only after these have returned.
         """
-        own = (self._claimer, self._dispatcher, self._callbacks, self._listener)
+        own = (self._claimer, self._dispatcher.pool, self._callbacks, self._listener)
         if self._starter == threading.get_ident() or any(part.current for part in own):
             return self._end.is_set()
         return self._end.wait(timeout)
 
     def _deregister(self) -> None:
-        if self._registered and self._claimer.connectivity.error is None:
+        if self._registered and self._seat.connectivity.error is None:
             # If Redis does not answer, the registration expires by itself.
             with contextlib.suppress(StoreError):
                 self._store.leave(self.incarnation)
         self._registered = False
 
-    def _on_stopped(self) -> None:
+    def on_stopped(self) -> None:
         """Stop all other threads. Runs last on the claimer's thread, or on the caller's if none."""
         try:
             self._deregister()
             self._listener.stop()
-            self._dispatcher.stop()
+            self._dispatcher.pool.stop()
             if self.begun:
                 self._log.left()
             self._callbacks.stop()
             self._listener.join(self._options.timeout / 1e6)
             # After the deadline some handlers may still run. All other handler threads end now.
-            self._dispatcher.join_idle(max(1.0, self._options.timeout / 1e6))
+            self._dispatcher.pool.join_idle(max(1.0, self._options.timeout / 1e6))
             self._callbacks.join(1.0)
             # Last, because listeners may post until the callback thread has ended.
             self._store.release()
@@ -278,7 +269,7 @@ class Node:
             # Again, because an exception may have interrupted these steps above.
             self._deregister()
             self._listener.stop()
-            self._dispatcher.stop()
+            self._dispatcher.pool.stop()
             self._callbacks.stop()
             if not self._listener.started:
                 self._listener.close()
@@ -314,9 +305,8 @@ class Node:
         """See `DTimer.health`."""
         return examine(
             self._claimer,
-            self._listener,
+            self._seat,
             self._callbacks,
             self._dispatcher,
             listening=self._listens(),
-            poll_interval=self._options.poll_interval / 1e6,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from dtimer.engine.ports import Subscription
 from dtimer.errors import StateRollback
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import ClaimRequest, PendingReply
@@ -17,7 +18,7 @@ _MARGIN = 2.0
 
 class NodeStore:
     """
-    Passes the calls of a node's claimer to the store.
+    Passes the calls of a node's claimer and listener to the store.
 
     Args:
         store: The store.
@@ -33,8 +34,6 @@ class NodeStore:
         self._incarnation = incarnation
         self._entry = entry
         self._options = options
-        self.extend: Callable[[Sequence[tuple[str, int]], int], list[bool]] = store.renew
-        self.needs_operator: Callable[[BaseException | None], bool] = store.needs_operator
         # For each rollback that is not repaired yet: how many seconds back schedules may be
         # lost. None means all of them.
         self._rollbacks: list[float | None] = []
@@ -66,6 +65,18 @@ class NodeStore:
         if request.settlements:
             reached("settle.sending")
         reached("claim.asking")
+
+    def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
+        """Renew leases; return which of them this node still holds."""
+        return self._store.renew(held, lease_us)
+
+    def needs_operator(self, error: BaseException | None) -> bool:
+        """Return True if *error* lasts until an operator fixes its cause."""
+        return self._store.needs_operator(error)
+
+    def subscription(self) -> Subscription:
+        """Make a subscription to the wakes of this node."""
+        return self._store.subscription(self._incarnation)
 
     def alone(self) -> bool:
         """Return whether no other node has joined, and the namespace is not paused."""

@@ -95,14 +95,14 @@ class Handling(Program):
 
     def _watch_settlements(self) -> None:
         """Record each claim that the library settles by itself, and the server's reply."""
-        dispatcher: Any = self.timer._node._dispatcher
-        take, settled = dispatcher.take_settlements, dispatcher.settled
+        leases: Any = self.timer._node._leases
+        take, settled = leases.take_settlements, leases.settled
         asked: dict[int, tuple[dict[str, Any], int | None]] = {}
 
         def taken() -> list[Settlement]:
             settlements: list[Settlement] = take()
             for s in settlements:
-                lease = dispatcher._leases.get(s.token)
+                lease = leases._leases.get(s.token)
                 # Without a started handler, the history has no run that this could refer to.
                 if lease is not None and lease.started is not None:
                     about = {"id": s.id, "n": lease.event.get("n"), "tok": s.token}
@@ -123,22 +123,22 @@ class Handling(Program):
                     self.writer.note("auto", accepted=accepted, result=result.name, **about)
             settled(settlements, results)
 
-        dispatcher.take_settlements, dispatcher.settled = taken, answered
+        leases.take_settlements, leases.settled = taken, answered
 
     def _watch_claims(self) -> None:
         """Record each claim, whether or not a handler receives the event."""
         node: Any = self.timer._node
-        accept, lease_us = node._dispatcher.accept, round(self._lease * 1000)
+        grant, lease_us = node._leases.grant, round(self._lease * 1000)
 
-        def accepted(seq: int, claims: Sequence[Claim], *rest: Any, **more: Any) -> None:
+        def granted(claims: Sequence[Claim], *rest: Any) -> Any:
             for c in claims:
                 n = decode(c.payload).get("n")
                 about = {"id": c.id, "n": n, "tok": c.token, "att": c.attempt, "due": c.due_us}
                 about |= {"srv": c.claimed_us, "lease_us": lease_us, "by": node.incarnation}
                 self.writer.note("claim", **about)
-            accept(seq, claims, *rest, **more)
+            return grant(claims, *rest)
 
-        node._dispatcher.accept = accepted
+        node._leases.grant = granted
 
     # -------------------------------------------------------------------------- handlers
 

@@ -220,10 +220,10 @@ class SteppedNode:
 
     def work(self) -> None:
         """Run one batch to its end; the other nodes take steps in the meantime."""
-        if self.running < self.node._dispatcher._options.concurrency:
+        if self.running < self.node._dispatcher.pool.size:
             self.running += 1
             try:
-                self.node._dispatcher.run_one()
+                self.node._dispatcher.pool.run_one()
             finally:
                 self.running -= 1
 
@@ -239,7 +239,7 @@ class SteppedNode:
         """
         try:
             self.node._dispatcher.release_waiting()
-            self.node._claimer._run_cycle(claiming=False, fresh=True)
+            self.node._claimer._cycle.run(claiming=False, fresh=True)
             self.store.leave(self.node.incarnation)
         finally:
             self.dead = True
@@ -364,10 +364,10 @@ class World:
 
     def _set_up(self) -> None:
         from dtimer.engine import (
+            claim_cycle,
             claimer,
             clock,
             connectivity,
-            dispatcher,
             heartbeat,
             lease,
             leases,
@@ -378,12 +378,12 @@ class World:
         from dtimer.timer import health, node
 
         names = itertools.count(1)
-        engine = (leases, claimer, dispatcher, pipeline, heartbeat, lease, clock, services)
+        engine = (leases, claimer, claim_cycle, pipeline, heartbeat, lease, clock, services)
         for module in (*engine, script_client, schedules, calls, health):
             self._patch(module, "time", self.clock)
         for module in (script_client, node):
             self._patch(module, "incarnation", lambda: f"i{next(names):011d}")
-        for module in (script_client, claimer, connectivity):
+        for module in (script_client, claim_cycle, connectivity):
             self._patch(module, "between", lambda low, high: (low + high) / 2)
         self._stack.callback(faultpoints.armed.clear)
         for point in CRASHES:
@@ -572,13 +572,13 @@ class World:
                 self.do(node, node.claim)
                 self.do(node, node.work)
                 self.do(node, node.emit)
-            if not self.truth.bodies and not any(n.node._dispatcher.running for n in self.nodes):
+            if not self.truth.bodies and not any(n.node._dispatcher.pool.busy for n in self.nodes):
                 break
             self.clock.tick(20)
         assert {} == self.truth.bodies, f"left: {self.truth.bodies} {self.truth.leases}"
         for node in self.nodes:
             self.do(node, node.claim)
-            assert not node.node._dispatcher.held(), "the node holds an event that is gone"
+            assert not node.node._leases.held(), "the node holds an event that is gone"
         unaccounted = {n: id for n, id in self.acked.items() if n not in self.truth.ends}
         assert {} == unaccounted, "acknowledged, but lost"
 

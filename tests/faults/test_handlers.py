@@ -235,7 +235,7 @@ def test_a_backlog_waits_in_redis_in_due_order(watch):
     assert stats.oldest_overdue_ms > 0
     assert 2 == node.timer.health().handlers
     assert 0 == handler.waiting
-    assert len(node.timer._node._dispatcher.held()) == 2
+    assert len(node.timer._node._leases.held()) == 2
     handler.go_on(10_000)
     watch.wait_handled(*ids)
     order = [ids.index(handled.id) for handled in watch.handled]

@@ -37,9 +37,9 @@ def assert_dates(rollback, ms):
 def wait_next_claim(*nodes):
     """Wait until each node has claimed once more."""
     for node in nodes:
-        claimer = node.timer._node._claimer
-        before = claimer.answered
-        eventually(lambda c=claimer, b=before: c.answered > b)
+        contact = node.timer._node._contact
+        before = contact.answered
+        eventually(lambda c=contact, b=before: c.answered > b)
 
 
 def server_ms(client):

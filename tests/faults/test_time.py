@@ -214,8 +214,8 @@ class TestClockSetBack:
                 url=node_proxy.url, sub=own_server.url, timeout=1_500, poll_interval=MINUTE_MS
             )
             # Wait, so that the next claim of the node is caused by the wake.
-            claimer = node.timer._node._claimer
-            eventually(lambda: time.monotonic() > claimer.answered + 0.2)
+            contact = node.timer._node._contact
+            eventually(lambda: time.monotonic() > contact.answered + 0.2)
             node_proxy.drop_reply_once(node.timer._node.incarnation.encode(), close=False)
             id = watch.post()
             assert node_proxy.wait_dropped()
@@ -300,7 +300,7 @@ def test_a_handler_doubts_its_lease_after_the_machine_was_suspended(watch, monke
     boottime = clock.boottime
     suspended_s = 0.0
     # Patch each module that uses the clock, or two modules would disagree about the time.
-    for module in ("clock", "lease", "dispatcher"):
+    for module in ("clock", "lease", "leases", "dispatcher"):
         monkeypatch.setattr(f"dtimer.engine.{module}.boottime", lambda: boottime() + suspended_s)
     set_clock(30)
     suspended_s = 30.0

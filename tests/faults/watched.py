@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from servers import eventually
@@ -45,13 +46,14 @@ class Node:
         assert self.timer._node
         self.incarnation = self.timer._node.incarnation
         listener = self.timer._node._listener
-        ring = listener._ring
+        ring = listener._bell.ring
 
         def counted() -> None:
             self.rings += 1
             ring()
 
-        listener._ring = counted
+        bell: Any = SimpleNamespace(ring=counted)
+        listener._bell = bell
 
     def _joined(self) -> bool:
         with contextlib.suppress(StoreError):

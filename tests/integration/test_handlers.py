@@ -47,10 +47,10 @@ def score(client, namespace):
 
 def claims_once(timer):
     """Make the node claim once more, and wait for the reply."""
-    claimer = timer._node._claimer
-    answered = claimer.answered
+    contact = timer._node._contact
+    answered = contact.answered
     timer._node.bell.ring()
-    eventually(lambda: claimer.answered > answered)
+    eventually(lambda: contact.answered > answered)
 
 
 class TestFailure:
@@ -298,7 +298,7 @@ class TestOwnEvent:
         timer.on("event", handle)
         with timer:
             timer.post({"n": 1}, id="tick")
-            eventually(lambda: not timer._node._dispatcher._leases and seen)
+            eventually(lambda: not timer._node._leases._leases and seen)
             record = timer.peek("tick")
             assert ({"n": 2}, State.SCHEDULED, 0) == (record.event, record.state, record.attempt)
         assert [1] == seen
@@ -533,10 +533,10 @@ class TestLease:
             (ev,) = handler.begun()
             assert ev.extend(LATER) is True
             until = score(id)
-            claimer = timer._node._claimer
+            heartbeat = timer._node._seat.heartbeat
             for _ in range(2):
-                beat = claimer._heartbeat.due
-                eventually(lambda beat=beat: claimer._heartbeat.due > beat)
+                beat = heartbeat.due
+                eventually(lambda beat=beat: heartbeat.due > beat)
             assert score(id) > until - 1_000_000
             handler.go_on()
             handler.ended()

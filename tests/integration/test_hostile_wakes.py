@@ -65,11 +65,11 @@ class TestWakes:
         Twenty thousand wakes at once cause far fewer claims, and the node keeps up with its
         work.
         """
-        before = node._node._claimer._pipeline._seq
+        before = node._node._seat.pipeline.seq
         with client.pipeline(transaction=False) as pipe:
             for channel in channels(client, namespace):
                 for _ in range(10_000):
                     pipe.publish(channel, b"")
             pipe.execute()
         works(node)
-        assert node._node._claimer._pipeline._seq - before < 10_000
+        assert node._node._seat.pipeline.seq - before < 10_000

@@ -480,7 +480,7 @@ class TestLeave:
         node = timer._node
         with background(timer.leave):
             # From now on, and not before, the node releases every event that it claims.
-            eventually(lambda: node._dispatcher._releasing)
+            eventually(lambda: node._dispatcher._runner.releasing)
             proxy.heal()
         assert (State.SCHEDULED, 0) == state_and_attempt(other, "tea")
         with other:

@@ -105,7 +105,7 @@ class TestSteps:
         timer.on("event", lambda events: None)
 
         def remove():
-            if timer._node._claimer._unread.reply.claims:
+            if timer._node._seat.unread.reply.claims:
                 timer.remove_all_listeners("event")
 
         with arm("claim.answered", remove), timer:

@@ -623,14 +623,14 @@ class TestFork:
                 child = os.fork()
                 if child == 0:
                     # The child's handler thread ends after this.
-                    dispatcher._inbox.put(None)
+                    pool._inbox.put(None)
                     return
                 os.waitpid(child, 0)
                 say(dt.peek("egg").state.value)
                 done.set()
 
             with dt:
-                dispatcher = dt._node._dispatcher
+                pool = dt._node._dispatcher.pool
                 dt.post({}, id="tea")
                 assert done.wait(PATIENCE)
         """)

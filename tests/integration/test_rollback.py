@@ -444,8 +444,8 @@ class TestNodes:
         snapshot = Snapshot(client, node._store.keys)
         node.post({}, id="lost", at=LATER)
         for timer in (node, other):
-            before = timer._node._claimer.answered
-            eventually(lambda t=timer, b=before: t._node._claimer.answered > b)
+            before = timer._node._contact.answered
+            eventually(lambda t=timer, b=before: t._node._contact.answered > b)
         snapshot.restore()
         errors = [told.next(), told_other.next()]
         assert [StateRollback] * 2 == [type(e) for e in errors]
@@ -509,8 +509,8 @@ class TestNodes:
         other.unschedule("old")
         snapshot = Snapshot(client, store.keys)
         node.every(3_600_000, {}, id="new")
-        before = node._node._claimer.answered
-        eventually(lambda: node._node._claimer.answered > before)
+        before = node._node._contact.answered
+        eventually(lambda: node._node._contact.answered > before)
         snapshot.restore()
         assert not told.next().wiped
         eventually(lambda: ["new"] == [s.id for s in node.schedules()])

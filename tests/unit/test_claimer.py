@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 from interrupted import Interruption, each_bytecode
-from logged import Logged
+from seats import Announced, make_seat
 from servers import LIMIT, PATIENCE, PROMPT, eventually
 
 from dtimer.engine.batching import IN_ADVANCE
@@ -20,10 +20,10 @@ from dtimer.engine.bell import Bell
 from dtimer.engine.claimer import Claimer
 from dtimer.engine.clock import boottime
 from dtimer.engine.dispatcher import Dispatcher
+from dtimer.engine.leases import LeaseTable
 from dtimer.errors import ClockJump, NamespaceCorrupt, StoreError
 from dtimer.faultpoints import arm
 from dtimer.model.claims import BrokenReply, Claim, ClaimReply, Outcome, Verdict
-from dtimer.model.options import validate
 
 LONG = 3_600.0  # seconds: longer than any test
 YEAR_US = 365 * 86_400 * 1_000_000
@@ -76,7 +76,7 @@ class FakeStore:
     def register(self):
         self.registered += 1
 
-    def extend(self, held, lease_us):
+    def renew(self, held, lease_us):
         if self.trouble:
             raise self.trouble
         self.extended.append(([id for id, _ in held], lease_us))
@@ -98,91 +98,58 @@ class FakeStore:
         return isinstance(error, Refused)
 
 
-class FakeListener:
-    """A listener that hears, or does not, as the test says."""
-
-    def __init__(self):
-        self.hears = True
-        self.due = LONG
-        self.echoes = []
-
-    def echo_due(self):
-        return self.due
-
-    @property
-    def echo_wanted(self):
-        return self.due <= 0
-
-    def echo_sent(self):
-        self.echoes.append("sent")
-
-    def echo_failed(self):
-        self.echoes.append("failed")
-
-
 class ClaimerHarness:
     """A claimer and a real dispatcher, with a fake store and listener around them."""
 
     def __init__(self, **options):
-        self.options = validate(options)
         self.store = FakeStore()
-        self.listener = FakeListener()
+        self.announced = Announced()
+        self.seat = make_seat(self.store, announced=self.announced, **options)
+        self.leases, self.pipeline = self.seat.leases, self.seat.pipeline
+        self.listener, self.contact = self.seat.listener, self.seat.contact
         self.bell = Bell()
-        self.announcements = queue.SimpleQueue()
-        self.changes = queue.SimpleQueue()
-        self.log = Logged()
         self.begun = queue.SimpleQueue()
         self.go_on = threading.Semaphore(0)
-        self.demand = 100
+        self.most = 100  # the demand
         self.stops = 0
-        self.dispatcher = Dispatcher(
-            "dtimer-test",
-            node="test",
-            options=self.options,
-            handle=self._handle,
-            announce=lambda *what: self.announcements.put(what),
-            log=self.log.log,
-            ring=self._ring,
-            alone=self.store.alone,
-            store=SimpleNamespace(),
-            quit=lambda: None,
-        )
+        self.dispatcher = Dispatcher("dtimer-test", self.seat, self, self)
         self.claimer = Claimer(
             "dtimer-claimer",
-            store=self.store,
             bell=self.bell,
-            listener=self.listener,
+            seat=self.seat,
             dispatcher=self.dispatcher,
-            options=self.options,
-            demand=lambda: self.demand,
-            changed=self.changes.put,
-            announce=lambda *what: self.announcements.put(what),
-            on_stopped=self._on_stopped,
+            consumer=self,
+            host=self,
         )
+        self.cycle = self.claimer._cycle
+        # If the test claims on its own thread, no other thread may.
+        self.dispatcher.pool.claimer = self
 
-    def _handle(self, events):
+    def demand(self):
+        return self.most
+
+    def deliver(self, events):
         self.begun.put(events)
         assert self.go_on.acquire(timeout=PATIENCE)
         return []
 
-    def _ring(self):
-        # If the test claims on its own thread, no other thread may.
+    def claim_inline(self):
         (self.claimer.claim_inline if self.claimer.started else self.bell.ring)()
 
-    def _on_stopped(self):
+    def on_stopped(self):
         self.stops += 1
 
     def claim(self, answer=None, *, claiming=True):
         """Claim once on the test's own thread; return the seconds until the next claim."""
         if answer is not None:
             self.store.answers.append(answer)
-        return self.claimer._claim(claiming)
+        return self.cycle.claim(claiming)
 
     def asleep(self):
         """Wait until the claimer has finished its claim and sleeps."""
         eventually(lambda: self.claimer._asleep_until and not self.claimer._claiming.locked())
 
-    def deliver(self, answer):
+    def start(self, answer):
         """Have the claimer claim *answer*; return the events that a handler gets first."""
         self.store.answers.append(answer)
         self.bell.ring()
@@ -198,17 +165,13 @@ class ClaimerHarness:
         """The id and the verdict of each settlement that was sent."""
         return [(s.id, s.verdict) for request in self.store.requests for s in request.settlements]
 
-    def reported(self):
-        """Return the changes reported so far."""
-        return [self.changes.get() for _ in range(self.changes.qsize())]
-
     def close(self):
         self.go_on.release(1_000)
         self.store.trouble = None
         self.claimer.stop_within(0)
         assert self.claimer.join(PATIENCE)
-        self.dispatcher.stop()
-        assert self.dispatcher.join(PATIENCE)
+        self.dispatcher.pool.stop()
+        assert self.dispatcher.pool.join(PATIENCE)
         self.bell.close()
 
 
@@ -219,10 +182,10 @@ def harness():
     def build(*, start=False, **options):
         harness = ClaimerHarness(**options)
         made.append(harness)
-        harness.dispatcher.start()
+        harness.dispatcher.pool.start()
         if start:
             harness.claimer.start()
-            assert harness.claimer.connectivity.tried.wait(PATIENCE)
+            assert harness.seat.connectivity.tried.wait(PATIENCE)
             harness.asleep()
         return harness
 
@@ -248,7 +211,7 @@ class TestClaimRequest:
     ):
         """A claim is numbered, so that the server recognises a repetition."""
         harness = harness(**options)
-        harness.demand = demand
+        harness.most = demand
         for _ in range(2):
             harness.claim(claiming=claiming)
         assert [(1, limit, claiming), (2, limit, claiming)] == [
@@ -288,9 +251,9 @@ class TestClaimRequest:
         harness.claim(reply("tea"))
         harness.begun.get(timeout=PATIENCE)
         harness.go_on.release()
-        eventually(lambda: harness.dispatcher.running == 0)
+        eventually(lambda: harness.dispatcher.pool.busy == 0)
         harness.claim(Wrong())
-        assert not harness.dispatcher.unsettled
+        assert not harness.leases.unsettled
         harness.claim()
         harness.claim()
         settled = [[s.verdict for s in r.settlements] for r in harness.store.requests]
@@ -383,7 +346,7 @@ class TestSlowConnection:
         for _ in range(2):
             harness.claim(broken(100_000))
         harness.claim()
-        harness.claimer.capacity._strict_since -= 30.0
+        harness.seat.capacity._strict_since -= 30.0
         harness.claim(broken(100_000))
         harness.claim()
         assert [(2, 50_000, False), (2, 50_000, True)] == asked[3:]
@@ -393,9 +356,9 @@ class TestSlowConnection:
         harness = harness(lease=300)
         asked = self.asked(harness)
         harness.claim(broken(100_000))
-        capacity = harness.claimer.capacity
-        capacity.received(harness.claimer._pipeline.request, reply("tea"), 0.05)
-        capacity.received(harness.claimer._pipeline.request, reply("tea"), None)
+        capacity = harness.seat.capacity
+        capacity.received(harness.seat.pipeline.request, reply("tea"), 0.05)
+        capacity.received(harness.seat.pipeline.request, reply("tea"), None)
         harness.claim()
         assert 50_000 == asked[-1][1]
 
@@ -406,7 +369,7 @@ class TestSlowConnection:
         """
         harness = harness()
         harness.claim(broken(100_000))
-        capacity = harness.claimer.capacity
+        capacity = harness.seat.capacity
         assert "fewer events are claimed at a time" in str(capacity.error)
         harness.claim(broken(100_000))
         assert "more than 50000 bytes are left to other nodes" in str(capacity.error)
@@ -414,11 +377,9 @@ class TestSlowConnection:
         harness.claim()
         harness.claim(reply("tea"))
         assert capacity.error
-        assert ["error"] == [
-            harness.announcements.get()[0] for _ in range(harness.announcements.qsize())
-        ]
-        assert [None] == harness.reported()
-        assert harness.claimer.connectivity.tried.is_set()
+        assert ["error"] == [what for what, _ in harness.announced.all()]
+        assert [None] == harness.contact.reported()
+        assert harness.seat.connectivity.tried.is_set()
 
     def test_repeats_a_reset_claim_unchanged_the_first_time(self, harness):
         """
@@ -428,7 +389,7 @@ class TestSlowConnection:
         harness = harness()
         asked = self.asked(harness)
         harness.claim(broken(100_000, slow=False))
-        assert 0 == harness.announcements.qsize()
+        assert [] == harness.announced.all()
         harness.claim(broken(100_000, slow=False))
         harness.claim()
         assert [None, None, 50_000] == [most for _, most, _ in asked]
@@ -457,7 +418,7 @@ class TestReply:
         """A reply without buried events trims nothing."""
         harness = harness()
         harness.claim(reply(buried=[("tea", "expired"), ("egg", "lease_lost")]))
-        said = [harness.announcements.get_nowait() for _ in range(2)]
+        said = [harness.announced.next() for _ in range(2)]
         assert [("buried", "tea"), ("buried", "egg")] == said
         assert 1 == harness.store.trimmed
         harness.claim(reply())
@@ -480,58 +441,58 @@ class TestReply:
             answer.short.extend(["bad", "good"])
             harness.claim(answer)
         assert ["bad", "good"] * 3 == harness.store.supplied
-        assert harness.claimer.connectivity.error is None
-        said = harness.announcements.get_nowait()
+        assert harness.seat.connectivity.error is None
+        said = harness.announced.next()
         assert ("error", "bad cannot be read") == (said[0], str(said[1]))
-        assert harness.announcements.empty()
+        assert [] == harness.announced.all()
         for unfit in (set(), {"bad"}):
             harness.store.unfit = unfit
             answer = reply()
             answer.short.append("bad")
             harness.claim(answer)
-        assert "error" == harness.announcements.get_nowait()[0]
+        assert "error" == harness.announced.next()[0]
 
     def test_reports_each_kind_of_error_once_an_outage_and_its_end_once(self, harness):
         """Two errors that alternate must not fill the log."""
         harness = harness()
         harness.claim()
-        assert [None] == harness.reported()
+        assert [None] == harness.contact.reported()
         for error in (Wrong(1), Wrong(2), ValueError(3), Wrong(4), ValueError(5)):
             harness.claim(error)
-        assert ["2", "3"] == [str(change) for change in harness.reported()]
-        assert "5" == str(harness.claimer.connectivity.error)
-        answered = harness.claimer.answered
+        assert ["2", "3"] == [str(change) for change in harness.contact.reported()]
+        assert "5" == str(harness.seat.connectivity.error)
+        answered = harness.contact.answered
         harness.claim()
         harness.claim()
-        assert [None] == harness.reported()
-        assert harness.claimer.connectivity.error is None
-        assert harness.claimer.answered > answered
+        assert [None] == harness.contact.reported()
+        assert harness.seat.connectivity.error is None
+        assert harness.contact.answered > answered
         harness.claim(Wrong(6))
         harness.claim(Wrong(7))
-        assert ["7"] == [str(change) for change in harness.reported()]
+        assert ["7"] == [str(change) for change in harness.contact.reported()]
 
     def test_reports_nothing_if_the_first_repetition_succeeds(self, harness):
         """Such a failure, a closed connection for example, has no effect."""
         harness = harness()
         harness.claim()
-        harness.reported()
+        harness.contact.reported()
         harness.claim(Wrong())
-        assert harness.claimer.connectivity.error is None
+        assert harness.seat.connectivity.error is None
         harness.claim()
-        assert [] == harness.reported()
+        assert [] == harness.contact.reported()
 
     def test_reports_a_refusal_at_once_and_repeats_it_after_5_s(self, harness):
         """Only a person can fix it, so quick repetitions would not help."""
         harness = harness()
         assert 5.0 == harness.claim(Refused("no"))
-        assert ["no"] == [str(change) for change in harness.reported()]
+        assert ["no"] == [str(change) for change in harness.contact.reported()]
 
     def test_reports_a_failure_after_the_reply_without_repeating_the_claim(self, harness):
         """The claim itself was answered; repeating it would return the same events again."""
         harness = harness()
         registered = _count_failures(harness, "register", 3)
         harness.claim(reply(known=False))
-        assert ["gone again"] == [str(change) for change in harness.reported()]
+        assert ["gone again"] == [str(change) for change in harness.contact.reported()]
         harness.claim()
         assert [1, 2] == [r.seq for r in harness.store.requests]
         assert 2 == len(registered)
@@ -543,18 +504,18 @@ class TestReply:
         """
         harness = harness()
         harness.claim()
-        harness.reported()
+        harness.contact.reported()
         harness.claim(reply("tea"))
         harness.begun.get(timeout=PATIENCE)
         registered = _count_failures(harness, "register", 3)
         for answer in (reply(known=False), reply(), reply()):
-            harness.claimer._heartbeat.due = 0.0
+            harness.seat.heartbeat.due = 0.0
             harness.claim(answer)
-        assert ["gone again"] == [str(change) for change in harness.reported()]
+        assert ["gone again"] == [str(change) for change in harness.contact.reported()]
         assert 3 == len(harness.store.extended)
         harness.claim()
         assert 4 == len(registered)
-        assert [None] == harness.reported()
+        assert [None] == harness.contact.reported()
         harness.claim()
         assert 4 == len(registered)
         harness.go_on.release()
@@ -564,17 +525,17 @@ class TestReply:
         harness = harness()
         harness.claim(reply("tea"))
         harness.begun.get(timeout=PATIENCE)
-        harness.reported()
-        beats = _count_failures(harness, "extend", 3)
-        harness.claimer._heartbeat.due = 0.0
+        harness.contact.reported()
+        beats = _count_failures(harness, "renew", 3)
+        harness.seat.heartbeat.due = 0.0
         naps = [harness.claim() for _ in range(3)]
         assert 3 == len(beats)
-        assert ["gone again"] == [str(change) for change in harness.reported()]
-        assert "gone again" == str(harness.claimer.connectivity.error)
+        assert ["gone again"] == [str(change) for change in harness.contact.reported()]
+        assert "gone again" == str(harness.seat.connectivity.error)
         assert naps[2] > 0.15, "the pauses do not grow"
         harness.claim()
-        assert [None] == harness.reported()
-        assert harness.claimer.connectivity.error is None
+        assert [None] == harness.contact.reported()
+        assert harness.seat.connectivity.error is None
         harness.go_on.release()
 
 
@@ -615,8 +576,8 @@ class TestNextClaim:
         leave earlier.
         """
         harness = harness(poll_interval=3_600_000)
-        request, answer = harness.claimer._pipeline.next_request(True), reply(wait=10_000_000)
-        nap = harness.claimer._seconds_until_next(request, answer, time.monotonic() - 4, True)
+        request, answer = harness.cycle._plan(True), reply(wait=10_000_000)
+        nap = harness.cycle._pause(request, answer, time.monotonic() - 4, True, None)
         assert 5.5 < nap <= 6
 
     def test_polls_after_75_to_100_percent_of_poll_interval(self, harness):
@@ -649,10 +610,9 @@ class TestNextClaim:
         harness.claim(reply("tea"))
         harness.begun.get(timeout=PATIENCE)
         harness.go_on.release()
-        eventually(lambda: harness.dispatcher.unsettled)
-        assert 0.0 == harness.claimer._seconds_until_next(
-            harness.store.requests[0], reply(), time.monotonic(), True
-        )
+        eventually(lambda: harness.leases.unsettled)
+        request = harness.store.requests[0]
+        assert 0.0 == harness.cycle._pause(request, reply(), time.monotonic(), True, None)
 
     def test_wakes_for_the_next_heartbeat_while_a_handler_runs(self, harness):
         """Otherwise the lease would expire before the next claim."""
@@ -673,7 +633,7 @@ class TestClaimInline:
             threads.put((threading.current_thread().name, len(request.settlements)))
             return ask(request)
 
-        harness.deliver(reply("a"))
+        harness.start(reply("a"))
         harness.asleep()
         harness.store.answer = recorded
         harness.store.answers.append(reply("b", results=[Outcome.DONE]))
@@ -685,7 +645,7 @@ class TestClaimInline:
     def test_the_claimer_wakes_when_the_inline_reply_said(self, harness):
         """A nudge alone must not cause an earlier claim."""
         harness = harness(start=True, poll_interval=3_600_000, look_ahead=0)
-        harness.deliver(reply("a"))
+        harness.start(reply("a"))
         harness.asleep()
         harness.store.answers.append(reply(wait=100_000, results=[Outcome.DONE]))
         asked = len(harness.store.requests)
@@ -713,7 +673,7 @@ class TestClaimInline:
     def test_the_claimer_ends_after_an_inline_claim_and_releases_its_events(self, harness):
         """Otherwise the events would wait for the end of their lease. No thread would run them."""
         harness = harness(start=True)
-        harness.deliver(reply("tea"))
+        harness.start(reply("tea"))
         harness.asleep()
         asked, answer = threading.Event(), threading.Event()
         ask = harness.store.answer
@@ -770,14 +730,14 @@ class TestLookAhead:
         harness = harness(start=True, poll_interval=3_600_000)
         asked = len(harness.store.requests)
         before = time.monotonic()
-        assert ["a"] == [ev.id for ev in harness.deliver(self.early(20, "a"))]
+        assert ["a"] == [ev.id for ev in harness.start(self.early(20, "a"))]
         assert time.monotonic() - before >= 0.02
         assert asked + 1 == len(harness.store.requests)
 
     def test_starts_an_event_that_a_handler_thread_claimed_ahead(self, harness):
         """The event must not wait for the claimer's next claim."""
         harness = harness(start=True, poll_interval=3_600_000)
-        harness.deliver(reply("a"))
+        harness.start(reply("a"))
         harness.asleep()
         answer = self.early(20, "b")
         answer.claims[0] = replace(answer.claims[0], token=2)
@@ -805,7 +765,7 @@ class TestLookAhead:
     def test_renews_the_lease_of_a_running_event_without_claims(self, harness):
         """The next claim may be an hour away."""
         harness = harness(start=True, lease=300, poll_interval=3_600_000)
-        harness.deliver(self.early(20, "a"))
+        harness.start(self.early(20, "a"))
         assert harness.store.beaten.wait(PATIENCE)
         assert (["a"], 300_000) == harness.store.extended[0]
 
@@ -826,7 +786,7 @@ class TestBatching:
             harness.store.answers.append(answer)
             harness.go_on.release()
             harness.claim()
-            eventually(lambda: not harness.dispatcher.running)
+            eventually(lambda: not harness.dispatcher.pool.busy)
         harness.claim()
         assert [(3, 20_000), (6, 0), (3, 20_000)] == [
             (request.limit, request.ahead_us) for request in harness.store.requests
@@ -840,7 +800,7 @@ class TestBatching:
         harness = harness(poll_interval=3_600_000)
         harness.go_on.release()
         harness.claim(reply("a"))
-        eventually(lambda: not harness.dispatcher.running)
+        eventually(lambda: not harness.dispatcher.pool.busy)
         nap = harness.claim(reply(wait=100_000, results=[Outcome.DONE]))
         assert [(1, 20_000), (2, 0)] == [(r.limit, r.ahead_us) for r in harness.store.requests]
         assert 0.05 < nap <= 0.09
@@ -848,7 +808,7 @@ class TestBatching:
     def test_does_not_hurry_for_a_claim_that_cannot_look_ahead(self, harness):
         """If all demand is promised, the next claim will not look ahead either."""
         harness = harness(concurrency=2, poll_interval=3_600_000, look_ahead=1_000)
-        harness.demand = 1
+        harness.most = 1
         harness.claim(TestLookAhead.early(1_000, "a"))
         assert 0 < harness.claim(reply(wait=400_000))
         assert [(1, 1_000_000), (1, 0)] == [(r.limit, r.ahead_us) for r in harness.store.requests]
@@ -860,7 +820,7 @@ class TestBatching:
         """
         harness = harness(look_ahead=4)
         harness.dispatcher.batching.claim_answered(1, 1, overdue=True)
-        assert 1 == harness.claimer._pipeline.next_request(True).limit
+        assert 1 == harness.cycle._plan(True).limit
 
     def test_asks_for_at_most_the_demand_and_100(self, harness):
         """A script claims at most 100 events."""
@@ -868,20 +828,20 @@ class TestBatching:
         harness.dispatcher.batching.handler_took(1e-6)
         for _ in range(5):
             harness.dispatcher.batching.claim_answered(1, 1, overdue=True)
-        harness.demand = 1_000
-        assert 100 == harness.claimer._pipeline.next_request(True).limit
-        harness.demand = 40
-        assert 40 == harness.claimer._pipeline.next_request(True).limit
+        harness.most = 1_000
+        assert 100 == harness.cycle._plan(True).limit
+        harness.most = 40
+        assert 40 == harness.cycle._plan(True).limit
 
     def test_settles_a_quick_event_while_the_next_one_of_its_batch_runs(self, harness, monkeypatch):
         """The next event may take long. A crash in the meantime would repeat the finished one."""
         # A settlement that has waited this long is sent at once, which a slow machine may reach.
-        monkeypatch.setattr("dtimer.engine.dispatcher.IN_ADVANCE", 1.0)
+        monkeypatch.setattr("dtimer.engine.leases.IN_ADVANCE", 1.0)
         # No heartbeat may carry the settlement.
         harness = harness(start=True, poll_interval=3_600_000, lease=3_600_000)
         answer = reply("quick", "slow")
         answer.claims[1].token = 2
-        harness.deliver(answer)
+        harness.start(answer)
         harness.asleep()
         harness.go_on.release()
         assert ["slow"] == [ev.id for ev in harness.begun.get(timeout=PATIENCE)]
@@ -922,7 +882,7 @@ class TestPipelining:
         harness.store.answers += [several(1, 1), several(2, 2), several(4, 4), several(8, 8)]
         harness.go_on.release()
         harness.claim()
-        eventually(lambda: not harness.dispatcher.running)
+        eventually(lambda: not harness.dispatcher.pool.busy)
         assert [1] == harness.limits
         harness.claim()
         return harness
@@ -933,7 +893,7 @@ class TestPipelining:
         thread is free.
         """
         assert ["1"] == [ev.id for ev in backlog.begun.get(timeout=PATIENCE)]
-        assert backlog.claimer._pipeline.reply_outstanding
+        assert backlog.seat.pipeline.pending
         *_, last = backlog.store.requests
         assert (3, 4, 0, False) == (last.seq, last.limit, last.ahead_us, last.hears)
         assert 2 == len(backlog.store.answers), "the reply was read"
@@ -944,7 +904,7 @@ class TestPipelining:
         assert [[], ["1"], []] == [[s.id for s in r.settlements] for r in backlog.store.requests]
         assert ["2"] == [ev.id for ev in backlog.begun.get(timeout=PATIENCE)]
         backlog.go_on.release()
-        eventually(lambda: not backlog.dispatcher.running)
+        eventually(lambda: not backlog.dispatcher.pool.busy)
         backlog.dispatcher.batching._handler_seconds = 1e-6
         backlog.claim()
         assert ["2"] == [s.id for s in backlog.store.requests[-1].settlements]
@@ -952,11 +912,11 @@ class TestPipelining:
 
     def test_reads_the_reply_within_milliseconds_if_no_thread_does(self, backlog):
         """The claimed events must not wait in an unread reply."""
-        assert 0 < backlog.claimer._claim(True) <= IN_ADVANCE
+        assert 0 < backlog.cycle.claim(True) <= IN_ADVANCE
 
     def test_counts_events_under_way_against_the_demand(self, backlog):
         """Events in an unread reply and running events together stay within the demand."""
-        backlog.demand = 9
+        backlog.most = 9
         backlog.claim()
         # One runs, one waits, four have arrived: three more may be asked for.
         assert 3 == backlog.store.requests[-1].limit
@@ -966,7 +926,7 @@ class TestPipelining:
         harness = harness(poll_interval=3_600_000)
         harness.dispatcher.batching.handler_took(1e-6)
         harness.claim(several(1, 1))
-        assert not harness.claimer._pipeline.reply_outstanding
+        assert not harness.seat.pipeline.pending
 
     def test_sends_nothing_ahead_if_handlers_are_slow(self, harness):
         """Events that would wait for a slow thread are better left to other nodes."""
@@ -975,20 +935,20 @@ class TestPipelining:
         harness.go_on.release(3)
         for n in range(3):
             harness.claim(several(n + 1, 1))
-            eventually(lambda: not harness.dispatcher.running)
-        assert not harness.claimer._pipeline.reply_outstanding
+            eventually(lambda: not harness.dispatcher.pool.busy)
+        assert not harness.seat.pipeline.pending
 
     @pytest.mark.parametrize("odd", [{"known": False}, {"buried": [("9", "expired")]}])
     def test_sends_nothing_ahead_of_a_registration_or_buried_events(self, backlog, odd):
         """An unknown node must register before it claims again."""
         backlog.store.answers[:] = [replace(several(4, 4), **odd)]
         backlog.claim()
-        assert not backlog.claimer._pipeline.reply_outstanding
+        assert not backlog.seat.pipeline.pending
 
     def test_counts_a_lease_from_its_own_request(self, backlog):
         """The request sent after it must not make the node trust the lease for longer."""
-        sent = backlog.claimer._pipeline.sent
-        backlog.claimer._pipeline.sent = sent - 20
+        sent = backlog.seat.pipeline.sent
+        backlog.seat.pipeline.sent = sent - 20
         backlog.claim()
         late = backlog.dispatcher.lookahead.remove({"4"})
         assert [-20] == [round(lease._trusted_until - boottime() - 27) for lease in late]
@@ -997,14 +957,14 @@ class TestPipelining:
         """The claim under way may have passed the server before the event was posted."""
         backlog.store.answers[:] = [reply(), reply("new")]
         backlog.store.answers[1].claims[0].token = 99
-        backlog.claimer._run_cycle(fresh=True)
+        backlog.cycle.run(fresh=True)
         assert [3, 4] == [r.seq for r in backlog.store.requests[2:]]
         assert backlog.dispatcher.lookahead.remove({"new"})
 
     def test_releases_the_events_of_the_last_reply_when_leaving(self, backlog):
         """Otherwise they would wait for the end of their lease."""
         backlog.dispatcher.release_waiting()
-        backlog.claimer._run_cycle(claiming=False, fresh=True)
+        backlog.cycle.run(claiming=False, fresh=True)
         backlog.claim(claiming=False)
         given = {s.id for r in backlog.store.requests for s in r.settlements if s.id in "4567"}
         assert {"4", "5", "6", "7"} == given
@@ -1012,15 +972,15 @@ class TestPipelining:
 
     def test_repeats_an_unsent_claim_at_once_and_silently(self, backlog):
         """A first failure is not reported, as with any other claim."""
-        backlog.reported()
+        backlog.contact.reported()
         backlog.store.deaf.append(Wrong("closed"))
         assert 0.0 == backlog.claim()
-        assert not backlog.claimer._pipeline.reply_outstanding
+        assert not backlog.seat.pipeline.pending
         backlog.claim()
         first, second = (r for r in backlog.store.requests if r.seq == 4)
         assert first is second
         assert 1 == first.resends
-        assert [] == backlog.reported()
+        assert [] == backlog.contact.reported()
 
     def test_repeats_a_claim_whose_reply_was_lost(self, backlog):
         """Events that were already passed to threads stay there."""
@@ -1032,7 +992,7 @@ class TestPipelining:
 
     def test_releases_an_event_that_this_process_replaced_meanwhile(self, backlog):
         """The reply under way still has the old event, which must not start."""
-        backlog.dispatcher.superseded_ids.add({"5", "6"})
+        backlog.seat.superseded_ids.add({"5", "6"})
         backlog.claim()
         assert not backlog.dispatcher.lookahead.remove({"5", "6"})
         backlog.claim()
@@ -1051,7 +1011,7 @@ class TestPipelining:
         for _ in range(8):
             next(tokens)
             backlog.claim()
-        assert not backlog.claimer._pipeline.reply_outstanding
+        assert not backlog.seat.pipeline.pending
         asked = len(backlog.store.requests)
         assert len(backlog.dispatcher.lookahead) <= 2 * 64
         backlog.claim()
@@ -1063,7 +1023,7 @@ class TestPipelining:
         del backlog.store.answers[1:]
         backlog.dispatcher.lookahead.patience = 0.0
         for _ in range(4):
-            backlog.claimer._dispatcher.start_due()
+            backlog.dispatcher.start_due()
             backlog.claim()
         released = [s.id for r in backlog.store.requests for s in r.settlements if s.id != "1"]
         assert ["3", "4", "5", "6", "7"] == sorted(released)
@@ -1075,8 +1035,8 @@ class TestPipelining:
         come.
         """
         harness = harness(poll_interval=3_600_000)
-        harness.claimer._pipeline.send_next(1)
-        harness.claimer._run_cycle()
+        harness.seat.pipeline.send_ahead(harness.seat.pipeline.new_request([], 1, 0, hears=False))
+        harness.cycle.run()
         assert [False, True] == [r.hears for r in harness.store.requests]
 
     def test_repeats_a_claim_whose_reply_cannot_be_read(self, harness):
@@ -1093,15 +1053,15 @@ class TestPipelining:
         answer = several(4, 4)
         backlog.store.answers[0] = replace(answer, claims=Unreadable(answer.claims))
         assert 0 < backlog.claim() <= IN_ADVANCE
-        assert backlog.claimer._pipeline.reply_outstanding
+        assert backlog.seat.pipeline.pending
         assert 1 == len(backlog.dispatcher.lookahead)
         backlog.claim()
         assert {"4", "5", "6", "7"} <= {h.claim.id for h in backlog.dispatcher.lookahead.remove()}
-        assert not backlog.claimer._unread
+        assert not backlog.seat.unread
 
     def test_lateness_includes_the_time_in_an_unread_reply(self, backlog):
         """Users would otherwise see an event as punctual that waited for seconds."""
-        backlog.claimer._pipeline.sent -= 2
+        backlog.seat.pipeline.sent -= 2
         backlog.claim()
         late = [h.event.lateness_ms for h in backlog.dispatcher.lookahead.remove({"4", "7"})]
         assert [2000, 2000] == pytest.approx(late, abs=500)
@@ -1123,7 +1083,7 @@ class TestHeartbeats:
         """Deliver these events, and make their heartbeat due."""
         harness.claim(reply(*ids))
         harness.begun.get(timeout=PATIENCE)
-        harness.claimer._heartbeat.due = 0.0
+        harness.seat.heartbeat.due = 0.0
 
     def test_renews_every_third_of_a_lease(self, harness):
         """Two heartbeats may fail before the lease expires."""
@@ -1132,14 +1092,14 @@ class TestHeartbeats:
         before = time.monotonic()
         harness.claim()
         assert [(["tea", "egg"], 30_000_000)] == harness.store.extended
-        assert before + 10 <= harness.claimer._heartbeat.due <= time.monotonic() + 10
+        assert before + 10 <= harness.seat.heartbeat.due <= time.monotonic() + 10
         harness.claim()
         assert 1 == len(harness.store.extended)
 
     def test_renews_without_a_ring(self, harness):
         """The thread must wake for a heartbeat by itself."""
         harness = harness(start=True, lease=100, poll_interval=3_600_000)
-        harness.deliver(reply("tea"))
+        harness.start(reply("tea"))
         for _ in range(3):
             assert harness.store.beaten.wait(PATIENCE)
             harness.store.beaten.clear()
@@ -1149,7 +1109,7 @@ class TestHeartbeats:
         """A renewal would keep the event from other nodes."""
         harness = harness(max_events=3, max_run=10_000)
         self.held(harness, "tea", "egg", "ham")
-        tea, egg, _ = harness.dispatcher.held()
+        tea, egg, _ = harness.leases.held()
         tea.reserve(Verdict.CONFIRM)
         egg.started -= 11
         harness.claim()
@@ -1159,13 +1119,13 @@ class TestHeartbeats:
         """The handler must learn that another node may run the event."""
         harness = harness(max_events=2)
         self.held(harness, "tea", "egg")
-        tea, egg = harness.dispatcher.held()
+        tea, egg = harness.leases.held()
         harness.store.lost.add("egg")
         for _ in range(2):
-            harness.claimer._heartbeat.due = 0.0
+            harness.seat.heartbeat.due = 0.0
             harness.claim()
-        assert ("lease_lost", egg.event) == harness.announcements.get_nowait()
-        assert harness.announcements.empty()
+        assert ("lease_lost", egg.event) == harness.announced.next()
+        assert [] == harness.announced.all()
         assert egg.lost()
         assert not tea.lost()
 
@@ -1173,9 +1133,9 @@ class TestHeartbeats:
         """Waiting for the next regular heartbeat could lose the lease."""
         harness = harness()
         self.held(harness, "tea")
-        extend, harness.store.extend = harness.store.extend, None
+        extend, harness.store.renew = harness.store.renew, None
         assert harness.claim() <= 0.5
-        harness.store.extend = extend
+        harness.store.renew = extend
         harness.claim()
         assert 1 == len(harness.store.extended)
 
@@ -1190,7 +1150,7 @@ class TestHeartbeats:
         """A regular heartbeat would shorten the lease that the handler asked for."""
         harness = harness(max_events=2)
         self.held(harness, "tea", "egg")
-        _, egg = harness.dispatcher.held()
+        _, egg = harness.leases.held()
         egg._wanted_until.append(time.monotonic() + 60)
         harness.claim()
         (tea, (ids, lease_us)) = harness.store.extended
@@ -1205,15 +1165,15 @@ class TestHeartbeats:
         """
         harness = harness()
         self.held(harness, "tea")
-        (tea,) = harness.dispatcher.held()
-        extend = harness.store.extend
+        (tea,) = harness.leases.held()
+        extend = harness.store.renew
 
         def overtaken(held, lease_us):
-            harness.store.extend = extend
+            harness.store.renew = extend
             tea._wanted_until.append(time.monotonic() + 60)
             return extend(held, lease_us)
 
-        harness.store.extend = overtaken
+        harness.store.renew = overtaken
         harness.claim()
         first, second = harness.store.extended
         assert (["tea"], 30_000_000) == first
@@ -1226,19 +1186,19 @@ class TestHeartbeats:
         """
         harness = harness()
         self.held(harness, "tea")
-        harness.claimer._heartbeat.due = time.monotonic() + LONG
-        (tea,) = harness.dispatcher.held()
-        extend, harness.store.extend = harness.store.extend, None
+        harness.seat.heartbeat.due = time.monotonic() + LONG
+        (tea,) = harness.leases.held()
+        extend, harness.store.renew = harness.store.renew, None
         harness.claim(reply(ahead=3_600))
         assert tea.lost()
-        harness.store.extend = extend
+        harness.store.renew = extend
         harness.claim(reply(ahead=3_600))
         assert not tea.lost()
         assert [(["tea"], 30_000_000)] == harness.store.extended
-        kind, error = harness.announcements.get_nowait()
+        kind, error = harness.announced.next()
         assert ("error", ClockJump) == (kind, type(error))
         assert pytest.approx(3_600, abs=1) == error.seconds
-        assert harness.announcements.empty()
+        assert [] == harness.announced.all()
 
     @pytest.mark.parametrize(("options", "renewed"), [({}, True), ({"now": lambda: 0}, False)])
     def test_renews_leases_at_once_if_the_server_clock_jumped_back(self, harness, options, renewed):
@@ -1248,14 +1208,12 @@ class TestHeartbeats:
         """
         harness = harness(**options)
         self.held(harness, "tea")
-        harness.claimer._heartbeat.due = time.monotonic() + LONG
-        (tea,) = harness.dispatcher.held()
+        harness.seat.heartbeat.due = time.monotonic() + LONG
+        (tea,) = harness.leases.held()
         harness.claim(reply(ahead=-3_600))
         assert not tea.lost()
         assert ([(["tea"], 30_000_000)] if renewed else []) == harness.store.extended
-        jumps = [
-            harness.announcements.get()[1].seconds for _ in range(harness.announcements.qsize())
-        ]
+        jumps = [error.seconds for _, error in harness.announced.all()]
         assert ([pytest.approx(-3_600, abs=1)] if renewed else []) == jumps
 
     def test_renews_at_most_100_leases_a_call(self, harness):
@@ -1264,7 +1222,7 @@ class TestHeartbeats:
         for n in range(3):
             claims = [Claim(f"{n}-{i}", 100 * n + i, 1, 1, 1, 3, b"{}") for i in range(80)]
             harness.claim(replace(reply(), claims=claims))
-        harness.claimer._heartbeat.due = 0.0
+        harness.seat.heartbeat.due = 0.0
         harness.claim()
         assert [100, 100, 40] == [len(ids) for ids, _ in harness.store.extended]
 
@@ -1275,7 +1233,7 @@ class TestLeaving:
     def test_waits_for_handlers_and_settles_before_it_ends(self, harness):
         """`on_stopped` is called last, when all results are stored."""
         harness = harness(start=True)
-        harness.deliver(reply("tea"))
+        harness.start(reply("tea"))
         asked = len(harness.store.requests)
         harness.claimer.stop_within(None)
         eventually(lambda: len(harness.store.requests) > asked)
@@ -1293,7 +1251,7 @@ class TestLeaving:
         prolong the first.
         """
         harness = harness(start=True)
-        harness.deliver(reply("tea"))
+        harness.start(reply("tea"))
         for seconds in (LONG, 0.05, None, LONG):
             harness.claimer.stop_within(seconds)
         assert harness.claimer.join(PATIENCE)
@@ -1316,7 +1274,7 @@ class TestLeaving:
         harness = harness(start=True)
         harness.store.trouble = Wrong()
         harness.bell.ring()
-        eventually(lambda: harness.claimer.connectivity.error)
+        eventually(lambda: harness.seat.connectivity.error)
         harness.claimer.stop_within(None)
         eventually(harness.claimer._stopping.is_set)
         harness.store.answers.append(reply("tea"))
@@ -1360,19 +1318,19 @@ class TestLeaving:
         between the two checks is still confirmed before the thread ends.
         """
         harness = harness(start=True)
-        harness.deliver(reply("tea"))
+        harness.start(reply("tea"))
         harness.asleep()
         done, looking = harness.claimer._done, []
 
-        class Ending(Dispatcher):
+        class Ending(LeaseTable):
             """Lets the handler return while the claimer checks for unsettled events."""
 
             @property
             def unsettled(self):
                 seen = super().unsettled
-                if looking and self.running:
+                if looking and harness.dispatcher.pool.busy:
                     harness.go_on.release()
-                    eventually(lambda: not self.running)
+                    eventually(lambda: not harness.dispatcher.pool.busy)
                 return seen
 
         def look(abandoned):
@@ -1383,7 +1341,7 @@ class TestLeaving:
                 looking.clear()
                 harness.go_on.release()
 
-        harness.dispatcher.__class__ = Ending
+        harness.leases.__class__ = Ending
         harness.claimer._done = look
         harness.claimer.stop_within(None)
         assert harness.claimer.join(PATIENCE)
@@ -1392,15 +1350,15 @@ class TestLeaving:
     def test_releases_a_batch_if_enqueueing_it_fails(self, harness):
         """Without memory for the queue entry, the events would wait for the end of their lease."""
         harness = harness()
-        put, broken = harness.dispatcher._inbox.put, [MemoryError("no more")]
-        harness.dispatcher._inbox = SimpleNamespace(
+        put, broken = harness.dispatcher.pool._inbox.put, [MemoryError("no more")]
+        harness.dispatcher.pool._inbox = SimpleNamespace(
             put=lambda batch: put(batch) if batch is None or not broken else self._fail(broken),
-            get_nowait=harness.dispatcher._inbox.get_nowait,
+            get_nowait=harness.dispatcher.pool._inbox.get_nowait,
         )
         harness.claim(reply("tea"))
         harness.claim()
         assert [("tea", Verdict.RELEASE)] == harness.settled
-        assert [] == harness.dispatcher.held()
+        assert [] == harness.leases.held()
 
     @staticmethod
     def _fail(broken):
@@ -1416,7 +1374,7 @@ class TestLeaving:
         harness = harness(start=True, timeout=200)
         harness.store.trouble = trouble
         harness.bell.ring()
-        eventually(lambda: harness.claimer.connectivity.error)
+        eventually(lambda: harness.seat.connectivity.error)
         began = time.monotonic()
         harness.claimer.stop_within(None)
         assert harness.claimer.join(PATIENCE)
@@ -1426,7 +1384,7 @@ class TestLeaving:
     def test_reports_an_exception_of_the_loop_and_continues_within_a_second(self, harness):
         """The thread must survive any exception, or the node would silently stop claiming."""
         harness = harness(start=True)
-        harness.reported()
+        harness.contact.reported()
         room, broken = harness.dispatcher.free_slots, [MemoryError("no more")]
 
         def fail():
@@ -1436,11 +1394,11 @@ class TestLeaving:
 
         harness.dispatcher.free_slots = fail
         harness.bell.ring()
-        what, error = harness.announcements.get(timeout=PATIENCE)
+        what, error = harness.announced.next(PATIENCE)
         assert ("error", "no more") == (what, str(error))
         asked = len(harness.store.requests)
         eventually(lambda: len(harness.store.requests) > asked)
-        assert [] == harness.reported(), "reported an outage of Redis"
+        assert [] == harness.contact.reported(), "reported an outage of Redis"
 
     def test_calls_on_stopped_even_if_the_drain_raises(self, harness):
         """leave() waits for this call."""
@@ -1456,4 +1414,4 @@ class TestLeaving:
         harness.claimer.stop_within(None)
         assert harness.claimer.join(PATIENCE)
         assert 1 == harness.stops
-        assert "error" == harness.announcements.get_nowait()[0]
+        assert "error" == harness.announced.next()[0]

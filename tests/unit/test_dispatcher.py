@@ -16,12 +16,12 @@ from types import SimpleNamespace
 
 import pytest
 from interrupted import Interruption, each_bytecode
-from logged import Logged
+from seats import Announced, make_seat
 from servers import PATIENCE, eventually
 
 from dtimer.engine.clock import boottime
 from dtimer.engine.dispatcher import Dispatcher
-from dtimer.engine.leases import MOST_SETTLEMENTS, LeaseTable
+from dtimer.engine.leases import MOST_SETTLEMENTS
 from dtimer.engine.lookahead import ahead_us
 from dtimer.errors import HandlerError, LeaseLost, OptionError, OutcomeUnknown, StoreError
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
@@ -71,45 +71,37 @@ class DispatcherHarness:
     def __init__(self, clock, **options):
         self.clock = clock
         self.store = FakeLeaseStore()
-        self.announcements = queue.SimpleQueue()
-        self.log = Logged()
+        self.announced = Announced()
+        self.seat = make_seat(self, lease_store=self.store, announced=self.announced, **options)
+        self.leases = self.seat.leases
         self.begun = queue.SimpleQueue()
         self.go_on = threading.Semaphore(0)
         self.raised = []  # the exceptions of the listeners; None without any listener
-        self.rings = 0
-        self.alone = [False] * 100  # the answers to "is this the only node?"
+        self.freed = 0  # how often a handler thread became free
+        self.is_alone = [False] * 100  # the answers to "is this the only node?"
         self.quits = 0  # how often a handler's SystemExit asked the node to leave
-        self.dispatcher = Dispatcher(
-            "dtimer-test",
-            node="test",
-            options=validate(options),
-            handle=self._handle,
-            announce=lambda *what: self.announcements.put(what),
-            log=self.log.log,
-            ring=self._ring,
-            alone=lambda: self.alone.pop(0),
-            store=self.store,
-            quit=self._quit,
-        )
+        self.dispatcher = Dispatcher("dtimer-test", self.seat, self, self)
+        self.dispatcher.pool.claimer = self
 
-    def _handle(self, events):
+    def deliver(self, events):
         self.begun.put(events)
         assert self.go_on.acquire(timeout=PATIENCE)
         return self.raised
 
-    def _ring(self):
-        self.rings += 1
-        # As the claimer does, or a handler thread that claims inline.
-        self.dispatcher.start_due()
+    def claim_inline(self):
+        self.freed += 1
+        self.dispatcher.start_due()  # as the claimer does
 
-    def _quit(self):
+    def quit(self):
         self.quits += 1
+
+    def alone(self):
+        return self.is_alone.pop(0)
 
     def accept(self, *claims):
         """Pass claims to the dispatcher, as a reply received at this moment."""
-        self.dispatcher.accept(
-            seq=1, claims=claims, sent=self.clock.now, received_at=self.clock.now
-        )
+        leases = self.leases.grant(claims, self.clock.now)
+        self.dispatcher.accept(leases, 1, self.clock.now)
 
     def begin(self, *claims):
         """Pass claims to the dispatcher; return the events of the first batch that starts."""
@@ -119,12 +111,8 @@ class DispatcherHarness:
     def finish(self):
         """Let all handlers return; return their settlements."""
         self.go_on.release(100)
-        eventually(lambda: self.dispatcher.running == 0)
-        return self.dispatcher.take_settlements()
-
-    def announced(self):
-        """Return what was announced so far."""
-        return [self.announcements.get() for _ in range(self.announcements.qsize())]
+        eventually(lambda: self.dispatcher.pool.busy == 0)
+        return self.leases.take_settlements()
 
 
 @pytest.fixture
@@ -145,14 +133,14 @@ def harness(clock):
         harness = DispatcherHarness(clock, **options)
         made.append(harness)
         if start:
-            harness.dispatcher.start()
+            harness.dispatcher.pool.start()
         return harness
 
     yield build
     for each in made:
         each.go_on.release(1_000)
-        each.dispatcher.stop()
-        assert each.dispatcher.join(PATIENCE)
+        each.dispatcher.pool.stop()
+        assert each.dispatcher.pool.join(PATIENCE)
 
 
 def summary(settlements):
@@ -168,7 +156,7 @@ class TestHandlerThreads:
         dispatcher = harness.dispatcher
         assert 6 == dispatcher.free_slots()
         harness.begin(*(claim() for _ in range(3)))
-        assert (2, 2) == (dispatcher.free_slots(), dispatcher.running)
+        assert (2, 2) == (dispatcher.free_slots(), dispatcher.pool.busy)
         dispatcher.max_events = 80
         assert 80 == dispatcher.free_slots()
         dispatcher.max_events = 1
@@ -213,7 +201,7 @@ class TestHandlerThreads:
         harness.accept(*[claim() for _ in range(7)])
         for _ in range(5):
             harness.begun.get(timeout=PATIENCE)
-        assert (5, 2) == (harness.dispatcher.running, len(harness.dispatcher.lookahead))
+        assert (5, 2) == (harness.dispatcher.pool.busy, len(harness.dispatcher.lookahead))
         assert harness.begun.empty()
         assert 7 == len(harness.finish())
 
@@ -221,7 +209,9 @@ class TestHandlerThreads:
         """The settlement is stored before the ring, so that the next claim carries it."""
         harness = harness()
         found = []
-        harness.dispatcher._ring = lambda: found.append(harness.dispatcher.unsettled)
+        harness.dispatcher.pool.claimer = SimpleNamespace(
+            claim_inline=lambda: found.append(harness.leases.unsettled)
+        )
         harness.begin(claim())
         harness.finish()
         eventually(lambda: [True] == found)
@@ -245,19 +235,19 @@ class TestHandlerThreads:
         def broken(events):
             raise MemoryError
 
-        harness.dispatcher._handle, handle = broken, harness.dispatcher._handle
+        harness.deliver, deliver = broken, harness.deliver
         first = claim()
         harness.accept(first)
-        what, error = harness.announcements.get(timeout=PATIENCE)
+        what, error = harness.announced.next(PATIENCE)
         assert ("error", MemoryError) == (what, type(error))
-        harness.dispatcher._handle = handle
+        harness.deliver = deliver
         second = claim()
         harness.begin(second)
         assert [
             (first.id, first.token, Verdict.RETRY),
             (second.id, second.token, Verdict.CONFIRM),
         ] == summary(harness.finish())
-        assert [] == harness.dispatcher.held()
+        assert [] == harness.leases.held()
 
     def test_drops_the_lease_of_a_batch_that_cannot_be_enqueued(self, harness, monkeypatch):
         """
@@ -274,13 +264,13 @@ class TestHandlerThreads:
                     raise MemoryError
                 batches.append(batch)
 
-        inbox, harness.dispatcher._inbox = harness.dispatcher._inbox, Full()
+        inbox, harness.dispatcher.pool._inbox = harness.dispatcher.pool._inbox, Full()
         first, second, third = claim(), claim(), claim()
         with pytest.raises(MemoryError):
             harness.accept(first, second, third)
-        harness.dispatcher._inbox = inbox
-        assert [first.id, third.id] == [lease.claim.id for lease in harness.dispatcher.held()]
-        assert 1 == harness.dispatcher.running
+        harness.dispatcher.pool._inbox = inbox
+        assert [first.id, third.id] == [lease.claim.id for lease in harness.leases.held()]
+        assert 1 == harness.dispatcher.pool.busy
         harness.dispatcher.start_due()
         assert third is inbox.get_nowait()[0].claim
 
@@ -293,16 +283,16 @@ class TestWithoutThreads:
         harness = harness(start=False, concurrency=2)
         first, second = claim(), claim()
         harness.go_on.release(2)
-        assert not harness.dispatcher.run_one()
+        assert not harness.dispatcher.pool.run_one()
         harness.accept(first, second)
-        assert harness.dispatcher.run_one()
+        assert harness.dispatcher.pool.run_one()
         assert [(first.id, first.token, Verdict.CONFIRM)] == summary(
-            harness.dispatcher.take_settlements()
+            harness.leases.take_settlements()
         )
-        assert (1, 1) == (harness.dispatcher.running, harness.rings)
-        assert harness.dispatcher.run_one()
-        assert not harness.dispatcher.run_one()
-        assert 0 == harness.dispatcher.running
+        assert (1, 1) == (harness.dispatcher.pool.busy, harness.freed)
+        assert harness.dispatcher.pool.run_one()
+        assert not harness.dispatcher.pool.run_one()
+        assert 0 == harness.dispatcher.pool.busy
 
 
 class TestReleasing:
@@ -315,7 +305,7 @@ class TestReleasing:
         harness.begin(running, *waiting)
         harness.dispatcher.release_waiting()
         assert [(c.id, c.token, Verdict.RELEASE) for c in waiting] == summary(
-            harness.dispatcher.take_settlements()
+            harness.leases.take_settlements()
         )
         assert [(running.id, running.token, Verdict.CONFIRM)] == summary(harness.finish())
 
@@ -325,9 +315,9 @@ class TestReleasing:
         harness.dispatcher.release_waiting()
         late = claim()
         harness.accept(late)
-        eventually(lambda: harness.dispatcher.running == 0)
+        eventually(lambda: harness.dispatcher.pool.busy == 0)
         assert [(late.id, late.token, Verdict.RELEASE)] == summary(
-            harness.dispatcher.take_settlements()
+            harness.leases.take_settlements()
         )
         assert harness.begun.empty()
 
@@ -340,26 +330,26 @@ class TestReleasing:
         harness = harness()
         held = claim()
         (ev,) = harness.begin(held)
-        harness.dispatcher.abandon()
-        (settlement,) = harness.dispatcher.take_settlements()
+        harness.leases.abandon()
+        (settlement,) = harness.leases.take_settlements()
         assert (held.id, held.token, Verdict.RETRY) == summary([settlement])[0]
         assert 0 == settlement.wait_us
         assert "left" in settlement.error
         assert ev.lease_lost
         assert ev.confirm() is False
         assert [] == harness.finish()
-        harness.dispatcher.abandon()
-        assert not harness.dispatcher.unsettled
+        harness.leases.abandon()
+        assert not harness.leases.unsettled
 
     def test_stop_ends_each_thread_after_its_handler(self, harness):
         """``join`` returns True only when all threads have ended."""
         harness = harness(concurrency=2)
         harness.begin(claim())
-        harness.dispatcher.stop()
-        assert not harness.dispatcher.join(0)
+        harness.dispatcher.pool.stop()
+        assert not harness.dispatcher.pool.join(0)
         harness.go_on.release()
-        assert harness.dispatcher.join(PATIENCE)
-        assert not harness.dispatcher.current
+        assert harness.dispatcher.pool.join(PATIENCE)
+        assert not harness.dispatcher.pool.current
 
     def test_join_idle_waits_for_all_threads_but_the_running_one(self, harness):
         """
@@ -370,20 +360,20 @@ class TestReleasing:
         harness = harness(concurrency=3)
         harness.begin(claim())
         gate, ending = threading.Event(), queue.SimpleQueue()
-        for thread in harness.dispatcher.threads:
+        for thread in harness.dispatcher.pool.threads:
 
             def ended():
                 ending.put(None)
                 assert gate.wait(PATIENCE)
 
             thread._ended = ended
-        harness.dispatcher.stop()
+        harness.dispatcher.pool.stop()
         for _ in range(2):
             ending.get(timeout=PATIENCE)
-        assert not harness.dispatcher.join_idle(0)
+        assert not harness.dispatcher.pool.join_idle(0)
         gate.set()
-        assert harness.dispatcher.join_idle(PATIENCE)
-        assert 1 == sum(not thread.join(0) for thread in harness.dispatcher.threads)
+        assert harness.dispatcher.pool.join_idle(PATIENCE)
+        assert 1 == sum(not thread.join(0) for thread in harness.dispatcher.pool.threads)
 
 
 class TestSettling:
@@ -430,12 +420,10 @@ class TestSettling:
         harness.go_on.release()
         harness.store.reply_gate.set()
         other.join(PATIENCE)
-        eventually(lambda: harness.dispatcher.running == 0)
+        eventually(lambda: harness.dispatcher.pool.busy == 0)
         assert 1 == len(failed)
-        assert [(ev.id, ev.token, Verdict.CONFIRM)] == summary(
-            harness.dispatcher.take_settlements()
-        )
-        assert [] == harness.dispatcher.held()
+        assert [(ev.id, ev.token, Verdict.CONFIRM)] == summary(harness.leases.take_settlements())
+        assert [] == harness.leases.held()
 
     def test_stops_renewing_if_a_confirm_outlasts_the_handler_and_fails(self, harness, monkeypatch):
         """
@@ -462,7 +450,7 @@ class TestSettling:
         harness.store.reply_gate.set()
         other.join(PATIENCE)
         assert 1 == len(failed)
-        assert [] == harness.dispatcher.held()
+        assert [] == harness.leases.held()
 
     def test_the_second_of_two_confirms_waits_for_the_result_of_the_first(self, harness):
         """Both callers must learn the same outcome."""
@@ -491,13 +479,13 @@ class TestSettling:
         events = harness.begin(*(claim() for _ in range(4)))
         settlements = harness.finish()
         assert [Verdict.RETRY] * 4 == [s.verdict for s in settlements]
-        ((what, error),) = harness.announced()
+        ((what, error),) = harness.announced.all()
         assert "error" == what
         assert isinstance(error, HandlerError)
         assert events == error.events
         results = [Outcome.DONE, Outcome.DEAD, Outcome.CANCELLED, Outcome.STALE]
-        harness.dispatcher.settled(settlements, results)
-        retry, buried, lost, error = harness.announced()
+        harness.leases.settled(settlements, results)
+        retry, buried, lost, error = harness.announced.all()
         assert ("retry", events[0]) == retry
         assert ("buried", events[1].id) == buried
         assert ("lease_lost", events[3]) == lost
@@ -508,19 +496,19 @@ class TestSettling:
             error[1].token,
         )
         assert events[3].lease_lost
-        harness.dispatcher.settled(settlements, results)
-        assert [] == harness.announced()
+        harness.leases.settled(settlements, results)
+        assert [] == harness.announced.all()
 
     def test_does_not_report_the_loss_of_events_that_this_process_replaced(self, harness):
         """The process knows that the old event is gone."""
         harness = harness(max_events=3)
         events = harness.begin(*(claim() for _ in range(3)))
-        harness.dispatcher.superseded({events[0].id, events[1].id})
-        first = harness.dispatcher.held()[0]
-        harness.dispatcher.mark_lost(first)
+        harness.leases.superseded({events[0].id, events[1].id})
+        first = harness.leases.held()[0]
+        harness.leases.mark_lost(first)
         settlements = harness.finish()
-        harness.dispatcher.settled(settlements, [Outcome.STALE] * 3)
-        announced = harness.announced()
+        harness.leases.settled(settlements, [Outcome.STALE] * 3)
+        announced = harness.announced.all()
         assert ["lease_lost", "error"] == [what for what, _ in announced]
         assert events[2] is announced[0][1]
         assert all(ev.lease_lost for ev in events)
@@ -530,24 +518,24 @@ class TestSettling:
         harness = harness(start=False)
         harness.accept(claim())
         harness.dispatcher.release_waiting()
-        settlements = harness.dispatcher.take_settlements()
-        harness.dispatcher.settled(settlements, [Outcome.STALE])
-        assert [] == harness.announced()
-        assert [] == harness.dispatcher.held()
+        settlements = harness.leases.take_settlements()
+        harness.leases.settled(settlements, [Outcome.STALE])
+        assert [] == harness.announced.all()
+        assert [] == harness.leases.held()
 
     def test_buries_a_corrupt_payload_and_handles_the_rest(self, harness):
         """No handler could read it, and each retry would fail the same way."""
         harness = harness(max_events=2)
         bad = claim(b"\xff")
         (good,) = harness.begin(bad, claim())
-        (settlement,) = harness.dispatcher.take_settlements()
+        (settlement,) = harness.leases.take_settlements()
         assert (bad.id, Verdict.BURY, "corrupt") == (
             settlement.id,
             settlement.verdict,
             settlement.reason,
         )
-        harness.dispatcher.settled([settlement], [Outcome.DEAD])
-        assert [("buried", bad.id)] == harness.announced()
+        harness.leases.settled([settlement], [Outcome.DEAD])
+        assert [("buried", bad.id)] == harness.announced.all()
         assert [(good.id, good.token, Verdict.CONFIRM)] == summary(harness.finish())
 
     def test_retries_a_batch_once_if_two_listeners_raise(self, harness):
@@ -557,7 +545,7 @@ class TestSettling:
         harness.begin(claim())
         (settlement,) = harness.finish()
         assert "ValueError: one" in settlement.error
-        assert [ValueError, SystemExit] == [type(e.__cause__) for _, e in harness.announced()]
+        assert [ValueError, SystemExit] == [type(e.__cause__) for _, e in harness.announced.all()]
         assert 1 == harness.quits
 
     def test_keeps_the_end_of_a_traceback_as_valid_utf8(self, harness):
@@ -574,26 +562,24 @@ class TestSettling:
         harness = harness(start=False)
         for _ in range(4):
             harness.accept(*[claim(b"") for _ in range(100)])
-        assert MOST_SETTLEMENTS == len(harness.dispatcher.take_settlements())
-        assert harness.dispatcher.unsettled
-        assert 400 - MOST_SETTLEMENTS == len(harness.dispatcher.take_settlements())
-        assert not harness.dispatcher.unsettled
+        assert MOST_SETTLEMENTS == len(harness.leases.take_settlements())
+        assert harness.leases.unsettled
+        assert 400 - MOST_SETTLEMENTS == len(harness.leases.take_settlements())
+        assert not harness.leases.unsettled
 
     def test_bounds_the_bytes_of_errors_in_a_claim(self, harness):
         """
         On a slow connection, the errors of a large batch are sent in several claims, and none is
         dropped.
         """
-        dispatcher = harness(start=False).dispatcher
+        leases = harness(start=False).leases
         given = [Settlement(str(n), n, Verdict.RETRY, error="x" * 2_000) for n in range(60)]
-        dispatcher._settle(given)
-        taken = [dispatcher.take_settlements() for _ in range(3)]
+        leases.settle(given)
+        taken = [leases.take_settlements() for _ in range(3)]
         assert [25, 25, 10] == [len(each) for each in taken]
         assert given == [s for each in taken for s in each]
-        dispatcher._settle(
-            [Settlement(str(n), n, Verdict.RETRY, error="x" * 90_000) for n in range(21)]
-        )
-        assert 1 == len(dispatcher.take_settlements())
+        leases.settle([Settlement(str(n), n, Verdict.RETRY, error="x" * 90_000) for n in range(21)])
+        assert 1 == len(leases.take_settlements())
 
 
 class TestLeases:
@@ -603,36 +589,36 @@ class TestLeases:
         """Only held events are renewed."""
         harness = harness(max_events=2)
         first, second = harness.begin(claim(), claim(), claim())
-        assert 3 == len(harness.dispatcher.held())
+        assert 3 == len(harness.leases.held())
         first.confirm()
-        assert [second.id] == [h.claim.id for h in harness.dispatcher.held()][:1]
-        assert 2 == len(harness.dispatcher.held())
+        assert [second.id] == [h.claim.id for h in harness.leases.held()][:1]
+        assert 2 == len(harness.leases.held())
         harness.finish()
-        assert [] == harness.dispatcher.held()
+        assert [] == harness.leases.held()
 
     def test_without_auto_confirm_renews_and_settles_nothing_after_the_handler(self, harness):
         """The event then belongs to the user's code, which confirms or extends it."""
         harness = harness(auto_confirm=False)
         (ev,) = harness.begin(claim())
-        assert 1 == len(harness.dispatcher.held())
+        assert 1 == len(harness.leases.held())
         assert [] == harness.finish()
-        assert [] == harness.dispatcher.held()
+        assert [] == harness.leases.held()
         assert ev.confirm() is True
 
     def test_stops_renewing_after_max_run_and_counts_the_event_as_stuck(self, harness):
         """A handler that hangs must not keep its event for ever."""
         harness = harness(max_run=10_000, max_events=2)
         harness.begin(claim(), claim())
-        assert (2, 0) == (len(harness.dispatcher.held()), harness.dispatcher.stuck())
-        for lease in harness.dispatcher.held():
+        assert (2, 0) == (len(harness.leases.held()), harness.leases.stuck())
+        for lease in harness.leases.held():
             lease.started -= 11
-        assert (0, 2) == (len(harness.dispatcher.held()), harness.dispatcher.stuck())
+        assert (0, 2) == (len(harness.leases.held()), harness.leases.stuck())
 
     def test_trusts_a_lease_for_nine_tenths_from_when_it_was_requested(self, harness):
         """The rest absorbs clock drift and slow replies."""
         harness = harness(lease=10_000)
         (ev,) = harness.begin(claim())
-        (lease,) = harness.dispatcher.held()
+        (lease,) = harness.leases.held()
         now = time.monotonic()
         lease.renewed(now - 8.9, 10_000_000)
         assert not ev.lease_lost
@@ -648,16 +634,16 @@ class TestLeases:
         """A heartbeat and a confirm may both find the loss."""
         harness = harness()
         (ev,) = harness.begin(claim())
-        (lease,) = harness.dispatcher.held()
-        harness.dispatcher.mark_lost(lease)
-        harness.dispatcher.mark_lost(lease)
-        assert [("lease_lost", ev)] == harness.announced()
+        (lease,) = harness.leases.held()
+        harness.leases.mark_lost(lease)
+        harness.leases.mark_lost(lease)
+        assert [("lease_lost", ev)] == harness.announced.all()
 
     def test_extend_renews_at_once_and_later_renewals_do_not_shorten_it(self, harness):
         """Otherwise the next heartbeat would shorten the extended lease."""
         harness = harness(lease=10_000)
         (ev,) = harness.begin(claim())
-        (lease,) = harness.dispatcher.held()
+        (lease,) = harness.leases.held()
         assert 10_000_000 == lease.lease_us(time.monotonic())
         assert ev.extend(60_000) is True
         assert [([(ev.id, ev.token)], 60_000_000)] == harness.store.extended
@@ -680,7 +666,7 @@ class TestLeases:
         """
         harness = harness(lease=10_000)
         (ev,) = harness.begin(claim())
-        (lease,) = harness.dispatcher.held()
+        (lease,) = harness.leases.held()
         assert ev.extend(60_000) is True
         believed = lease._trusted_until
         assert ev.extend(300) is True
@@ -692,7 +678,7 @@ class TestLeases:
         """Work that outlives its handler holds the event exactly as long as it asks."""
         harness = harness(lease=10_000, auto_confirm=False)
         (ev,) = harness.begin(claim())
-        (lease,) = harness.dispatcher.held()
+        (lease,) = harness.leases.held()
         harness.finish()
         assert ev.extend(60_000) is True
         assert ev.extend(300) is True
@@ -705,7 +691,7 @@ class TestLeases:
         """A refused extension must not hold the event for longer."""
         harness = harness(lease=10_000)
         (ev,) = harness.begin(claim())
-        (lease,) = harness.dispatcher.held()
+        (lease,) = harness.leases.held()
         harness.store.trouble = error
         with pytest.raises(type(error)):
             ev.extend(60_000)
@@ -730,7 +716,7 @@ class TestLeases:
         (settlement,) = harness.store.settled
         assert (Verdict.RETRY, 1_500_000) == (settlement.verdict, settlement.wait_us)
         assert ev.confirm() is False
-        assert [("retry", ev)] == harness.announced()
+        assert [("retry", ev)] == harness.announced.all()
 
 
 def ahead(ms, **more):
@@ -756,7 +742,7 @@ class TestOrder:
         clock.now += 0.02
         harness.dispatcher.lookahead.add([lease_of(harness, ahead(0, id="c"))], clock.now)
         assert harness.dispatcher.start_due()
-        settlements = harness.dispatcher.take_settlements()
+        settlements = harness.leases.take_settlements()
         assert list(released) == sorted(s.id for s in settlements)
         assert {Verdict.RELEASE} == {s.verdict for s in settlements}
 
@@ -774,11 +760,11 @@ class TestOrder:
         assert harness.dispatcher.start_due()
         assert 0 == harness.dispatcher.next_claim_size(1, 1, 100)
         harness.accept(claim(id="b"))
-        assert ["a", "b"] == [s.id for s in harness.dispatcher.take_settlements()]
+        assert ["a", "b"] == [s.id for s in harness.leases.take_settlements()]
         harness.accept(claim(id="c"))
         assert 1 == len(harness.dispatcher.lookahead)
 
-    def test_a_release_that_just_missed_a_claim_includes_its_events(self, harness, monkeypatch):
+    def test_a_release_that_just_missed_a_claim_includes_its_events(self, harness):
         """
         A handler thread releases an event right after a claim has taken the settlements. This claim
         does not carry the release, so what it claims must be released, too.
@@ -787,18 +773,20 @@ class TestOrder:
         harness.go_on.release()
         harness.raised = None
         harness.accept(claim(id="a"))
-        take = LeaseTable.take_settlements
 
-        def taken_before(table):
-            taken = take(table)
-            monkeypatch.setattr(LeaseTable, "take_settlements", take)
-            assert harness.dispatcher.run_one()
-            return taken
+        class Settlements(list):
+            """Has the handler thread release its event right after these were copied."""
 
-        monkeypatch.setattr(LeaseTable, "take_settlements", taken_before)
-        assert [] == harness.dispatcher.take_settlements()
+            def __getitem__(self, index):
+                taken = super().__getitem__(index)
+                harness.leases._settlements = [*self]
+                assert harness.dispatcher.pool.run_one()
+                return taken
+
+        harness.leases._settlements = Settlements()
+        assert [] == harness.leases.take_settlements()
         harness.accept(claim(id="b"))
-        assert ["a", "b"] == [s.id for s in harness.dispatcher.take_settlements()]
+        assert ["a", "b"] == [s.id for s in harness.leases.take_settlements()]
 
     def test_claims_nothing_until_all_releases_are_sent(self, harness, clock):
         """
@@ -810,15 +798,15 @@ class TestOrder:
         clock.now += 0.02
         assert harness.dispatcher.start_due()
         harness.go_on.release()
-        eventually(lambda: not harness.dispatcher.running)
+        eventually(lambda: not harness.dispatcher.pool.busy)
         assert (0, 0) == harness.dispatcher.claim_size(100)
-        harness.dispatcher.take_settlements()
+        harness.leases.take_settlements()
         assert 1 == harness.dispatcher.claim_size(100)[0]
         harness.accept(claim(id="still on its way"))
         assert not harness.dispatcher.lookahead
-        harness.dispatcher.take_settlements()
+        harness.leases.take_settlements()
         harness.accept(claim())
-        assert harness.dispatcher.running
+        assert harness.dispatcher.pool.busy
 
     def test_a_batch_without_a_listener_releases_the_rest_too(self, harness, clock):
         """If a listener is added soon, it must not receive later events first."""
@@ -839,10 +827,8 @@ class TestOrder:
 
 
 def lease_of(harness, made):
-    """Return a lease of a claim, made as the dispatcher makes it."""
-    lease = harness.dispatcher._lease_of(made, boottime() + 100)
-    harness.dispatcher._add([lease])
-    return lease
+    """Return the lease of a claim."""
+    return harness.leases.grant([made], harness.clock.now)[0]
 
 
 class TestLookAhead:
@@ -856,7 +842,7 @@ class TestLookAhead:
         assert came + 0.015 == pytest.approx(harness.dispatcher.next_start(), abs=1e-6)
         clock.now = came + 0.0149
         harness.dispatcher.start_due()
-        assert (0, 1) == (harness.dispatcher.running, len(harness.dispatcher.lookahead))
+        assert (0, 1) == (harness.dispatcher.pool.busy, len(harness.dispatcher.lookahead))
         clock.now = came + 0.0152
         harness.dispatcher.start_due()
         (ev,) = harness.begun.get(timeout=PATIENCE)
@@ -900,7 +886,7 @@ class TestLookAhead:
         assert clock.now == pytest.approx(harness.dispatcher.next_start(), abs=1e-6)
         clock.now += 0.001
         assert harness.dispatcher.start_due()
-        (settlement,) = harness.dispatcher.take_settlements()
+        (settlement,) = harness.leases.take_settlements()
         assert ("later", Verdict.RELEASE) == (settlement.id, settlement.verdict)
         assert None is harness.dispatcher.next_start()
 
@@ -911,18 +897,18 @@ class TestLookAhead:
         The time is limited, because a kept event cannot be cancelled.
         """
         harness = harness(look_ahead=20)
-        harness.alone = [True] * 4
+        harness.is_alone = [True] * 4
         harness.begin(claim())
         harness.accept(claim(id="kept"))
         for seconds in (0.03, 0.96):
             clock.now += seconds
             assert not harness.dispatcher.start_due()
             assert not harness.dispatcher.start_due()
-        assert 2 == len(harness.alone), "asked more than once within 20 ms"
+        assert 2 == len(harness.is_alone), "asked more than once within 20 ms"
         assert clock.now + 0.01 == pytest.approx(harness.dispatcher.next_start(), abs=1e-6)
         clock.now += 0.02
         assert harness.dispatcher.start_due()
-        assert ["kept"] == [s.id for s in harness.dispatcher.take_settlements()]
+        assert ["kept"] == [s.id for s in harness.leases.take_settlements()]
 
     def test_releases_a_kept_event_within_20_ms_of_a_pause_or_a_join(self, harness, clock):
         """
@@ -933,12 +919,12 @@ class TestLookAhead:
         harness.begin(claim())
         harness.accept(claim())
         clock.now += 0.02
-        harness.alone = [True, False]
+        harness.is_alone = [True, False]
         assert not harness.dispatcher.start_due()
         assert clock.now + 0.02 == pytest.approx(harness.dispatcher.next_start(), abs=1e-6)
         clock.now += 0.021
         assert harness.dispatcher.start_due()
-        assert 1 == len(harness.dispatcher.take_settlements())
+        assert 1 == len(harness.leases.take_settlements())
 
     @pytest.mark.parametrize(("seconds", "starts"), [(0.9, True), (1.1, False)])
     def test_starts_no_event_that_has_expired_meanwhile(
@@ -954,15 +940,15 @@ class TestLookAhead:
         harness.go_on.release(2)
         if starts:
             assert ["waits"] == [ev.id for ev in harness.begun.get(timeout=PATIENCE)]
-        eventually(lambda: harness.dispatcher.running == 0)
-        settled = [(s.id, s.verdict) for s in harness.dispatcher.take_settlements()]
+        eventually(lambda: harness.dispatcher.pool.busy == 0)
+        settled = [(s.id, s.verdict) for s in harness.leases.take_settlements()]
         end = Verdict.CONFIRM if starts else Verdict.RELEASE
         assert [(first.id, Verdict.CONFIRM), ("waits", end)] == settled
 
     def test_releases_an_event_if_the_store_cannot_tell_whether_it_is_alone(self, harness, clock):
         """There may be other nodes."""
         harness = harness(look_ahead=20)
-        harness.alone = []  # the next question fails, as without a reply
+        harness.is_alone = []  # the next question fails, as without a reply
         harness.begin(claim())
         harness.accept(claim())
         clock.now += 0.02
@@ -985,7 +971,7 @@ class TestLookAhead:
     def test_reduces_the_next_claims_only_once_for_a_kept_event(self, harness, clock):
         """Repeated checks of the same event do not show that handlers became slower."""
         harness = harness(look_ahead=20)
-        harness.alone = [True]
+        harness.is_alone = [True]
         harness.begin(claim())
         harness.accept(claim(), claim())
         clock.now += 0.02
@@ -1005,9 +991,9 @@ class TestLookAhead:
         monkeypatch.setattr("dtimer.engine.dispatcher.boottime", lambda: past)
         clock.now += 0.006
         assert harness.dispatcher.start_due()
-        (settlement,) = harness.dispatcher.take_settlements()
+        (settlement,) = harness.leases.take_settlements()
         assert ("tea", Verdict.RELEASE) == (settlement.id, settlement.verdict)
-        assert 0 == harness.dispatcher.running
+        assert 0 == harness.dispatcher.pool.busy
 
     def test_releases_waiting_and_later_events_when_leaving(self, harness, clock):
         """Otherwise they would wait for the end of their lease."""
@@ -1015,8 +1001,8 @@ class TestLookAhead:
         harness.accept(ahead(5, id="one"))
         harness.dispatcher.release_waiting()
         harness.accept(ahead(5, id="two"))
-        eventually(lambda: harness.dispatcher.running == 0)
-        settled = harness.dispatcher.take_settlements()
+        eventually(lambda: harness.dispatcher.pool.busy == 0)
+        settled = harness.leases.take_settlements()
         assert [("one", Verdict.RELEASE), ("two", Verdict.RELEASE)] == [
             (s.id, s.verdict) for s in settled
         ]
@@ -1029,12 +1015,12 @@ class TestLookAhead:
         harness = harness()
         harness.accept(ahead(5, id="a"), ahead(6, id="b"))
         assert harness.dispatcher.release_superseded(["a"])
-        assert ["a", "b"] == [s.id for s in harness.dispatcher.take_settlements()]
+        assert ["a", "b"] == [s.id for s in harness.leases.take_settlements()]
         # A post replaces "c" while the reply to claim 1 is under way.
-        harness.dispatcher.superseded_ids.begin(seq=1)
-        harness.dispatcher.superseded_ids.add(["c"])
+        harness.seat.superseded_ids.begin(seq=1)
+        harness.seat.superseded_ids.add(["c"])
         harness.accept(claim(id="c"), claim(id="d"))
-        assert ["c", "d"] == [s.id for s in harness.dispatcher.take_settlements()]
+        assert ["c", "d"] == [s.id for s in harness.leases.take_settlements()]
 
     @pytest.mark.parametrize("threads", [1, 2])
     def test_an_interrupted_post_leaves_no_lease_that_is_renewed_for_ever(self, harness, threads):
@@ -1058,7 +1044,7 @@ class TestLookAhead:
             if interruption.where is None:
                 break
             kept = made.dispatcher.lookahead.leases()
-            assert [] == [h for h in made.dispatcher.held() if h not in kept], interruption.where
+            assert [] == [h for h in made.leases.held() if h not in kept], interruption.where
         assert n > 5
 
     def test_does_not_start_an_event_that_this_process_replaced(self, harness, clock):
@@ -1067,7 +1053,7 @@ class TestLookAhead:
         harness.accept(ahead(5, id="a"), ahead(6, id="b"))
         assert harness.dispatcher.release_superseded(["a"])
         assert not harness.dispatcher.release_superseded(["a", "c"])
-        assert (0, 1) == (harness.rings, len(harness.dispatcher.lookahead))
+        assert (0, 1) == (harness.freed, len(harness.dispatcher.lookahead))
         clock.now += 0.007
         harness.dispatcher.start_due()
         assert ["b"] == [ev.id for ev in harness.begun.get(timeout=PATIENCE)]

@@ -15,6 +15,7 @@ import itertools
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from interrupted import Interruption, each_bytecode
@@ -132,11 +133,13 @@ class FakeLeaseStore:
 
 def a_lease(token, store=None):
     claim = Claim(f"e{token}", token, 1, 1_000 * token, 1_000 * token, 3, b"{}")
-    return Lease(claim, OPTIONS, store or FakeLeaseStore(), lambda lease, result: None, 0.0)
+    owner = SimpleNamespace(ended=lambda lease, outcome: None)
+    return Lease(claim, OPTIONS, store or FakeLeaseStore(), owner, 0.0)
 
 
 def a_lease_table():
-    return LeaseTable("node", OPTIONS, lambda *a: None, Logged().log)
+    announcements = SimpleNamespace(announce=lambda *what: None)
+    return LeaseTable("node", OPTIONS, FakeLeaseStore(), announcements, Logged().log)
 
 
 def a_confirm(token):
@@ -208,12 +211,12 @@ class TestLeaseTable:
     def test_a_settlement_added_inside_another_call_is_sent_once(self, outer, tokens, interrupt):
         """A lost confirm repeats the event; a second one reports a lost lease."""
         table, taken = a_lease_table(), []
-        table._settle(a_confirm(1))
+        table.settle(a_confirm(1))
         calls = {
             "take": lambda: taken.extend(table.take_settlements()),
-            "settle": lambda: table._settle(a_confirm(2)),
+            "settle": lambda: table.settle(a_confirm(2)),
         }
-        interrupt(calls[outer], lambda: table._settle(a_confirm(3)))
+        interrupt(calls[outer], lambda: table.settle(a_confirm(3)))
         taken += table.take_settlements()
         assert tokens == sorted(settlement.token for settlement in taken)
 
@@ -229,7 +232,7 @@ class TestLeaseTable:
         table._add(leases)
 
         def settle_and_post():
-            table._remove(leases[:1])
+            table.drop(leases[:1])
             table._add([a_lease(7)])
             table.superseded({"e2"})
 

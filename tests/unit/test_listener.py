@@ -78,15 +78,16 @@ class Harness:
         self, *, echo_every=HOUR, echo_timeout=HOUR, errors=(), lasting=(), subscription=None
     ):
         self.errors = list(errors)
+        self._lasting = tuple(lasting)
+        self._make_subscription = subscription or self._subscribe
         self._subscriptions = queue.SimpleQueue()
         self._changes = queue.SimpleQueue()
         self.rings = 0
         self.listener = Listener(
             "dtimer-listener",
-            subscription=subscription or self._subscribe,
-            ring=self._ring,
-            changed=self._changes.put,
-            needs_operator=lambda e: isinstance(e, tuple(lasting)),
+            store=self,
+            bell=self,
+            contact=self,
             echo_every=echo_every,
             timeout=echo_timeout,
             log=Logged().log,
@@ -97,8 +98,20 @@ class Harness:
         self._subscriptions.put(subscription)
         return subscription
 
-    def _ring(self):
+    # The store, the bell and the contact of the listener
+
+    def subscription(self):
+        return self._make_subscription()
+
+    def needs_operator(self, error):
+        return isinstance(error, self._lasting)
+
+    def ring(self):
         self.rings += 1
+
+    def hearing_changed(self, error, deaf_since):
+        assert self.listener.deaf_since == deaf_since
+        self._changes.put(error)
 
     def next_subscription(self):
         """Return the next subscription that the listener makes."""
@@ -296,7 +309,7 @@ class TestLoss:
 
     def test_reports_a_subscription_that_cannot_be_made_and_tries_again(self, harness):
         """The thread must survive errors before there is a subscription."""
-        make = harness.listener._subscribe
+        make = harness._make_subscription
         errors = [MemoryError("no memory")]
 
         def fail_once():
@@ -304,7 +317,7 @@ class TestLoss:
                 raise errors.pop()
             return make()
 
-        harness.listener._subscribe = fail_once
+        harness._make_subscription = fail_once
         harness.listener.start()
         assert "no memory" == str(harness.next_change())
         harness.next_subscription().receive([ECHO])

@@ -251,13 +251,14 @@ class TestOutcomes:
     @pytest.fixture
     def table(self, logged, announced):
         """The leases of a node."""
-        return LeaseTable("node", validate({}), lambda name, *_: announced.append(name), logged.log)
+        announcements = SimpleNamespace(announce=lambda name, *_: announced.append(name))
+        return LeaseTable("node", validate({}), SimpleNamespace(), announcements, logged.log)
 
     def a_lease(self, table, id, outcome=Outcome.DONE):
         """Add a lease that the server settles with *outcome* if the handler asks for it."""
         claim = Claim(id, int(id), 1, 0, 0, 3, b"{}")
         store = SimpleNamespace(settle=lambda settlements: [outcome])
-        lease = Lease(claim, validate({}), store, table._ended, 0.0)
+        lease = Lease(claim, validate({}), store, table, 0.0)
         table._add([lease])
         return lease
 
@@ -315,7 +316,9 @@ class TestContact:
     @pytest.fixture
     def contact(self, logged):
         store = SimpleNamespace(place="redis://…@host", ns="dt")
-        return Contact(store, lambda *what: None, lambda: 2.0, lambda: 1.0, logged.log)
+        contact = Contact(store, SimpleNamespace(announce=lambda *what: None), logged.log)
+        contact.answered = 2.0
+        return contact
 
     def test_an_outage_begins_and_ends_once(self, contact, logged):
         """Several kinds of errors are one outage."""
@@ -333,7 +336,7 @@ class TestContact:
         """Events are late meanwhile, which an operator must be able to explain."""
         error = OSError("no pub/sub")
         for change in (None, error, error, None, None):
-            contact.hearing_changed(change)
+            contact.hearing_changed(change, 1.0)
         assert [(log.DEAF, (error,), []), (log.HEARS, (), [])] == logged.records
 
 

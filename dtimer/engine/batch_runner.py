@@ -1,0 +1,121 @@
+"""
+The batch runner: calls the handlers of a batch, and settles its leases afterwards.
+
+To settle a lease is to end it: by a confirm, a retry, a release or a dead letter. A lease is
+settled once: by the handler itself, or else by its thread after the handler.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from typing import Any
+
+from dtimer import log as messages
+from dtimer.engine.batching import Batching
+from dtimer.engine.lease import Lease
+from dtimer.engine.ports import Consumer, Host
+from dtimer.engine.seat import Seat
+from dtimer.errors import HandlerError
+from dtimer.faultpoints import armed, reached
+from dtimer.model.claims import Verdict
+
+# A dead letter keeps at most this many characters of a traceback: the last, which name the cause.
+_ERROR_TEXT = 2_000
+
+
+def describe(error: BaseException) -> str:
+    """Return the end of the traceback of *error* as text that can be stored."""
+    text = "".join(traceback.format_exception(error))[-_ERROR_TEXT:]
+    # A payload may contain lone surrogates, and so may an error text that quotes it.
+    return text.encode(errors="backslashreplace").decode()
+
+
+class BatchRunner:
+    """
+    Runs batches on the threads that call it.
+
+    Args:
+        seat: The namespace of the events.
+        batching: Learns how long handlers take.
+        consumer: Has the handlers.
+        host: Quits if a handler raises SystemExit or KeyboardInterrupt.
+    """
+
+    def __init__(self, seat: Seat, batching: Batching, consumer: Consumer, host: Host) -> None:
+        self._leases = seat.leases
+        self._announcements = seat.announcements
+        self._log = seat.log
+        self._auto_confirm = seat.options.auto_confirm
+        self._batching = batching
+        self._consumer = consumer
+        self._host = host
+        #: True once the node leaves: batches that no handler has started are then released.
+        self.releasing: bool = False
+
+    def run(self, batch: list[Lease]) -> None:
+        """Run the handlers of *batch* and settle it. Any exception retries what is unsettled."""
+        try:
+            if armed:
+                reached("loop.handler")
+            if self.releasing:
+                self._leases.settle_as(batch, Verdict.RELEASE)
+                return
+            raised = self._handle(batch)
+            if raised is None:
+                # The last listener was removed after the claim.
+                self._leases.release(batch)
+            elif raised:
+                self._fail(batch, raised)
+            elif self._auto_confirm:
+                self._leases.settle_as(batch, Verdict.CONFIRM)
+            else:
+                self._hand_over(batch)
+        except BaseException as e:
+            self._retry_unsettled(batch, e)
+            raise
+
+    def _handle(self, batch: list[Lease]) -> list[BaseException] | None:
+        started = time.monotonic()
+        for lease in batch:
+            lease.started = started
+        events: list[Any] = [lease.event for lease in batch]
+        if self._log.debugging:
+            self._log.add_events(messages.STARTED, [lease.claim.id for lease in batch])
+        if armed:
+            reached("handler.before")
+        raised = self._consumer.deliver(events)
+        self._batching.handler_took(time.monotonic() - started)
+        if armed:
+            reached("handler.after")
+        return raised
+
+    def _hand_over(self, batch: list[Lease]) -> None:
+        """Leave the events to the user's code, which settles them before the leases expire."""
+        # From now on the heartbeat does not renew them.
+        self._leases.drop(batch)
+        for lease in batch:
+            lease.running = False
+
+    def _retry_unsettled(self, batch: list[Lease], error: BaseException) -> None:
+        """Retry the unsettled events of a batch whose thread failed outside the handler."""
+        # Reserve all leases first. Then none is renewed any more, even if a later step fails.
+        left = self._leases.reserve(batch, Verdict.RETRY)
+        text = describe(error)
+        for lease in left:
+            wait = lease.backoff_us()[0]
+            self._leases.settle([lease.settlement(Verdict.RETRY, wait=wait, error=text)])
+
+    def _fail(self, batch: list[Lease], raised: list[BaseException]) -> None:
+        failed = self._leases.reserve(batch, Verdict.RETRY)
+        events = [lease.event for lease in failed if lease.event is not None]
+        text = describe(raised[0])
+        for lease in failed:
+            wait, trouble = lease.backoff_us()
+            if trouble is not None:
+                self._announcements.announce("error", trouble)
+            self._leases.settle([lease.settlement(Verdict.RETRY, wait=wait, error=text)])
+        for error in raised:
+            self._announcements.announce("error", HandlerError(error, events))
+            if not isinstance(error, Exception):
+                self._host.quit()
