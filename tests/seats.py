@@ -3,52 +3,122 @@
 from __future__ import annotations
 
 import queue
+import threading
+import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 from logged import Logged
 
+from dtimer.engine.claim_cycle import ClaimCycle
+from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.leases import LeaseTable
 from dtimer.engine.seat import Seat
+from dtimer.errors import NamespaceCorrupt
+from dtimer.model.claims import BrokenReply, Claim, ClaimReply, Outcome
 from dtimer.model.options import validate
 
+HOUR_S = 3_600.0  # longer than any test
 
-class Announced:
-    """Keeps what the engine announces."""
+
+class Wrong(Exception):
+    """An error of the fake store."""
+
+
+class Refused(Exception):
+    """An error that only a person can fix."""
+
+
+def reply(*ids, wait=None, known=True, results=(), buried=(), ahead=0, first=1):
+    """
+    Return a reply whose events are overdue. Their tokens count up from *first*.
+
+    Args:
+        wait: The time until the next event is due, in µs.
+        ahead: By how many seconds the server's clock is ahead.
+    """
+    claims = [Claim(id, n, 1, 1_000, 1_000, 3, b"{}") for n, id in enumerate(ids, first)]
+    now = round((time.monotonic() + ahead) * 1e6)
+    return ClaimReply(now, wait, known, list(results), claims, list(buried))
+
+
+def ahead(ms, *ids, **more):
+    """Return a reply whose events are due *ms* later."""
+    answer = reply(*ids, **more)
+    claims = [replace(c, due_us=c.claimed_us + ms * 1000) for c in answer.claims]
+    return replace(answer, claims=claims)
+
+
+def broken(arrived, *, slow=True):
+    """Return the error of a reply that broke off after this many bytes."""
+    error = BrokenReply("it broke off")
+    error.arrived, error.timed_out = arrived, slow
+    return error
+
+
+class FakeStore:
+    """A store that gives the replies the test has prepared; without one, nothing is due."""
 
     def __init__(self):
-        self._queue = queue.SimpleQueue()
+        self.requests = []
+        self.sent = []  # the number, the size limit and the strictness of each try to claim
+        self.answers = []
+        self.renewed = []  # the ids and the length of each renewal
+        self.registered = 0
+        self.supplied = []
+        self.unfit = set()  # schedules that no node can supply
+        self.trimmed = 0
+        self.lone = False  # True if this node is alone
+        self.lost = set()  # ids whose lease another node has
+        self.trouble = None  # raised by every call from now on
+        self.busy = False
+        self.deaf = []  # raised when a claim is sent, not when it is answered
+        self.beaten = threading.Event()
 
-    def announce(self, *what):
-        self._queue.put(what)
+    def start_claim(self, request):
+        self.requests.append(request)
+        self.sent.append((request.seq, request.most_bytes, request.strict))
+        if self.deaf:
+            raise self.deaf.pop()
+        return lambda *, read_late: self.answer(request)
 
-    def next(self, patience=0.0):
-        """Return the next announcement, which must come within *patience* seconds."""
-        return self._queue.get(timeout=patience)
+    def answer(self, request):
+        answer = self.trouble or (self.answers.pop(0) if self.answers else None)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer or reply(results=[Outcome.DONE] * len(request.settlements))
 
-    def all(self):
-        """Return what was announced since the last call."""
-        return [self._queue.get() for _ in range(self._queue.qsize())]
+    def register(self):
+        self.registered += 1
 
+    def renew(self, held, lease_us):
+        if self.trouble:
+            raise self.trouble
+        self.renewed.append(([id for id, _ in held], lease_us))
+        self.beaten.set()
+        return [id not in self.lost for id, _ in held]
 
-class FakeContact:
-    """Keeps the changes of the connectivity."""
+    def alone(self):
+        return self.lone
 
-    def __init__(self):
-        self.answered = None
-        self._changes = queue.SimpleQueue()
-        self.connectivity_changed = self._changes.put
+    def trim(self):
+        self.trimmed += 1
 
-    def reported(self):
-        """Return the changes since the last call: an error, or None if Redis answers."""
-        return [self._changes.get() for _ in range(self._changes.qsize())]
+    def add_times(self, schedule):
+        self.supplied.append(schedule)
+        if schedule in self.unfit:
+            raise NamespaceCorrupt(f"{schedule} cannot be read")
+
+    def needs_operator(self, error):
+        return isinstance(error, Refused)
 
 
 class FakeListener:
     """A listener that hears, or does not, as the test says."""
 
-    def __init__(self, due=3_600.0):
+    def __init__(self):
         self.hears = True
-        self.due = due
+        self.due = HOUR_S  # the seconds until an echo is due
         self.echoes = []
 
     def echo_due(self):
@@ -65,26 +135,100 @@ class FakeListener:
         self.echoes.append("failed")
 
 
-def make_leases(lease_store=None, announced=None, logged=None, **options):
-    """Return a table of leases. Its announcements and records are kept in the given objects."""
-    return LeaseTable(
-        "test",
-        validate(options),
-        lease_store or SimpleNamespace(),
-        announced or Announced(),
-        (logged or Logged()).log,
-    )
+class FakeContact:
+    """Keeps the changes of the connectivity."""
+
+    def __init__(self):
+        self.answered = None
+        self._changes = queue.SimpleQueue()
+        self.connectivity_changed = self._changes.put
+
+    def reported(self):
+        """Return the changes since the last call: an error, or None if Redis answers."""
+        return [self._changes.get() for _ in range(self._changes.qsize())]
 
 
-def make_seat(store, *, leases=None, lease_store=None, announced=None, logged=None, **options):
+class Announced:
+    """Keeps what the engine announces."""
+
+    def __init__(self):
+        self._queue = queue.SimpleQueue()
+
+    def announce(self, *what):
+        self._queue.put(what)
+
+    def next(self, patience_s=0.0):
+        """Return the next announcement, which must come within *patience_s* seconds."""
+        return self._queue.get(timeout=patience_s)
+
+    def all(self):
+        """Return the announcements since the last call."""
+        return [self._queue.get() for _ in range(self._queue.qsize())]
+
+
+def make_leases(lease_store=None, announced=None, **options):
+    """Return a table of leases."""
+    store, announced = lease_store or SimpleNamespace(), announced or Announced()
+    return LeaseTable("test", validate(options), store, announced, Logged().log)
+
+
+def make_seat(store, *, lease_store=None, announced=None, **options):
     """Return a seat around a fake store, with a fake listener and a fake contact."""
-    announced, logged = announced or Announced(), logged or Logged()
+    announced = announced or Announced()
     return Seat(
         validate(options),
         store=store,
-        leases=leases or make_leases(lease_store, announced, logged, **options),
+        leases=make_leases(lease_store, announced, **options),
         listener=FakeListener(),
         contact=FakeContact(),
         announcements=announced,
-        log=logged.log,
+        log=Logged().log,
     )
+
+
+class CycleHarness:
+    """
+    A claim cycle and its dispatcher around a fake store, without threads.
+
+    The harness is also the consumer of the events and the host.
+    """
+
+    def __init__(self, **options):
+        self.store = FakeStore()
+        self.announced = Announced()
+        self.seat = make_seat(self.store, announced=self.announced, **options)
+        self.leases, self.pipeline = self.seat.leases, self.seat.pipeline
+        self.heartbeat = self.seat.heartbeat
+        self.listener, self.contact = self.seat.listener, self.seat.contact
+        self.dispatcher = Dispatcher("dtimer-test", self.seat, self, self)
+        self.pool, self.batching = self.dispatcher.pool, self.dispatcher.batching
+        self.cycle = ClaimCycle(self.seat, self.dispatcher, self)
+        self.most = 100  # the demand
+        self.handled = []  # the ids of each batch
+
+    def demand(self):
+        return self.most
+
+    def deliver(self, events):
+        self.handled.append([ev.id for ev in events])
+        return []
+
+    def claim(self, answer=None, *, claiming=True):
+        """Claim once on the test's own thread; return the seconds until the next claim."""
+        if answer is not None:
+            self.store.answers.append(answer)
+        return self.cycle.claim(claiming)
+
+    def handle(self):
+        """Run the batch that waits for a handler thread."""
+        assert self.pool.run_one()
+
+    @property
+    def limits(self):
+        """How many events each claim has asked for."""
+        return [request.limit for request in self.store.requests]
+
+    @property
+    def settled(self):
+        """The id and the verdict of each settlement that was sent."""
+        return [(s.id, s.verdict) for request in self.store.requests for s in request.settlements]
