@@ -282,7 +282,7 @@ class TestFollowUp:
 
 
 class TestOutage:
-    """The reports of an outage, and what the node does meanwhile."""
+    """The reports of an outage, and the actions of the node meanwhile."""
 
     def test_reports_each_kind_of_error_once_an_outage_and_its_end_once(self, harness):
         """Two errors that alternate must not fill the log."""
