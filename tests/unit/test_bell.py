@@ -105,7 +105,7 @@ class TestDescriptors:
     """The descriptors of a bell."""
 
     def test_waits_on_descriptors_above_1023(self):
-        """select() refuses them."""
+        """select() refuses such descriptors, which a process with many files has."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         high = 1_500 if hard == resource.RLIM_INFINITY else min(1_500, hard - 1)
         assert high > 1_023, "this machine has no such descriptors"

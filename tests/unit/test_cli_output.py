@@ -52,7 +52,7 @@ class TestTimes:
 
     @pytest.mark.parametrize("tz", ["UTC", "Pacific/Apia", "America/New_York"])
     def test_prints_a_moment_beyond_the_last_datetime(self, tz, set_zone):
-        """Another program may have moved an event so far, and a list must not end with it."""
+        """Another program may have moved an event so far. A list that contains it must not fail."""
         set_zone(tz)
         for print_moment in (moment, clock, brief):
             assert "59" in print_moment(1e15)

@@ -1,4 +1,4 @@
-"""Telling a clock that was set from a reply that took long."""
+"""How a node distinguishes a clock that was set from a slow reply."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ class TestReplies:
                 assert 1 == scripted.connects
 
     def test_an_error_reply_is_raised_and_keeps_the_connection(self, parser):
-        """redis-py raises it, however it is cut."""
+        """redis-py raises its own error, however the reply is cut."""
         for pieces in cuts(b"-NOSCRIPT No matching script.\r\n"):
             with ScriptedConnection(*pieces, NEXT, parser=parser) as scripted:
                 scripted.call_fails(redis.exceptions.NoScriptError, match="No matching script")
@@ -217,7 +217,7 @@ class TestReplies:
             assert scripted.dropped
 
     def test_a_silent_server_raises_a_timeout(self, parser):
-        """This holds for reading and for writing."""
+        """A call must end, whether it waits to read or to write."""
         with ScriptedConnection(TimeoutError("timed out"), parser=parser) as scripted:
             scripted.call_fails(redis.TimeoutError)
             assert scripted.dropped
@@ -362,7 +362,7 @@ class TestSlowConnections:
             assert scripted.connection.arrived == len(head) + 30
 
     def test_sends_a_large_request_in_pieces_beyond_the_end_of_the_attempt(self):
-        """Each piece may take its time."""
+        """A slow connection would otherwise never send a large request."""
         with ScriptedConnection(b"$2\r\nok\r\n") as scripted:
             assert b"ok" == scripted.call(1004.0, 1100.0, "x" * 5_000_000)
             assert len(scripted.socket.sent_sizes) > 10

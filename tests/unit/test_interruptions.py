@@ -501,7 +501,7 @@ def test_a_log_record_added_inside_another_is_kept_or_counted(accepts, interrupt
 
 
 class TestRollbackDetector:
-    """The rollback detector: acknowledged writes that are missing."""
+    """The rollback detector, which reports that acknowledged writes are missing."""
 
     @at_each_bytecode(more_than=20)
     def test_a_loss_found_by_two_nested_calls_is_reported_once(self, interrupt):

@@ -158,7 +158,7 @@ class TestHearing:
     """The listener trusts a subscription once it has received a message through it."""
 
     def test_hears_only_after_the_first_echo(self, harness):
-        """An open subscription may deliver nothing. The ring is for wakes that came before it."""
+        """An open subscription may deliver nothing. The listener rings, as a wake may be lost."""
         harness.listener.start()
         subscription = harness.next_subscription()
         assert harness.listener.tried.wait(PATIENCE)

@@ -290,7 +290,7 @@ class TestOutcomes:
         assert [log.BURIED] == [message for message, *_ in logged.records]
 
     def test_a_call_of_the_handler_is_one_record(self, table, logged):
-        """``ev.confirm()`` settles at once, not with a claim, and shows in the log alike."""
+        """``ev.confirm()`` settles at once, not with a claim, and is logged in the same way."""
         assert self.a_lease(table, "1").confirm()
         assert [(log.CONFIRMED, (1, "1"), ["1"])] == logged.records
 

@@ -55,7 +55,7 @@ class TestPayload:
 
     @pytest.mark.fault("F91")
     def test_refuses_a_payload_of_shared_containers_before_encoding_it(self):
-        """YAML's anchors make few containers that repeat each other, and could fill the memory."""
+        """A YAML file with a few anchors may stand for a text that would fill the memory."""
         small: dict = {"laugh": ["ha"]}
         for _ in range(3):
             small = {"twice": [small, small]}

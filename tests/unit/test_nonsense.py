@@ -114,7 +114,7 @@ def test_a_call_with_an_invalid_reply_raises_only_errors_of_dtimer(reply_with, n
 
 @pytest.mark.parametrize("name", ["post", "peek", "settle", "cron"])
 def test_an_invalid_reply_to_the_opening_script_raises(reply_with, name):
-    """The opening script checks the namespace, so a wrong reply could let another one pass."""
+    """The opening script checks the namespace. A wrong reply must not let a foreign one pass."""
     for reply in INVALID:
         if reply == [b"1"] * 6:
             continue  # a valid reply
@@ -124,14 +124,14 @@ def test_an_invalid_reply_to_the_opening_script_raises(reply_with, name):
 
 @pytest.mark.parametrize("now", [b"9" * 19, b"260000000000000000", b"-1", b"1e9"])
 def test_a_server_time_outside_the_calendar_raises(reply_with, now):
-    """No schedule can be computed from such a time. The calendar's own error is unexpected."""
+    """No schedule can be computed from such a time, and users do not expect a ValueError."""
     reply_with(b"new", opened=[now, *OPENED[1:]])
     assert isinstance(error_of(CALLS["cron"]), StoreError)
 
 
 @pytest.mark.parametrize("reply", [b";7;", b"1;7;", b"111;7;"])
-def test_a_reply_to_a_post_must_tell_about_each_event(reply_with, reply):
-    """Its letter is 0 if an event was not stored. Without one, the event would count as stored."""
+def test_a_reply_to_a_post_has_a_letter_for_each_event(reply_with, reply):
+    """The letter 0 says that an event was not stored. Without a letter it would count as stored."""
     reply_with(reply)
     items = [{"ev": {}, "id": id, "if_exists": "keep"} for id in "ab"]
     assert isinstance(error_of(lambda s, t: t.post_many(items)), OutcomeUnknown)

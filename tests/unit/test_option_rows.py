@@ -13,7 +13,7 @@ from dtimer.model.outcomes import Reason
 
 
 class TestRows:
-    """The rows, and the lists that must agree with them."""
+    """The rows agree with the fields, the types and the descriptions of the options."""
 
     def test_every_option_has_a_typed_field_a_row_and_a_description(self):
         """An option that is missing in one of them is unknown to type checkers or to readers."""
@@ -30,7 +30,7 @@ class TestRows:
 
     @pytest.mark.parametrize("name", [n for n, row in ROWS.items() if hasattr(row, "most")])
     def test_the_stated_limits_are_the_first_and_last_accepted_values(self, name):
-        """The reference prints them."""
+        """The reference prints the limits, and users rely on them."""
         row = ROWS[name]
         for accepted in (row.least, row.most):
             validate({name: accepted})
@@ -39,7 +39,7 @@ class TestRows:
                 validate({name: value})
 
     def test_runat_takes_the_options_that_it_does_not_set_itself(self):
-        """A stream sets four of them by its queue name, its interval and its rules."""
+        """A stream chooses the other four itself, such as the namespace by its queue name."""
         own = {"ns", "max_events", "auto_confirm", "poll_interval"}
         assert set(ROWS) - own == set(RunAtOptions.__annotations__)
 

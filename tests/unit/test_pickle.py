@@ -281,7 +281,7 @@ class TestNames:
         assert repr(data) == repr(pickle.loads(pickled))
 
     def test_an_object_of_each_public_class_is_pickled_above(self):
-        """A new public class is added either to the objects or to the exceptions."""
+        """A new public class is added to DATA or to NO_DATA."""
         assert {type(data).__name__ for data in DATA} == {*CLASSES} - NO_DATA
 
     @pytest.mark.parametrize("kind", CLASSES.values(), ids=CLASSES)

@@ -11,7 +11,7 @@ from dtimer.timer.presence import Presence
 
 
 def test_a_node_without_a_listener_warns_once():
-    """Not with every check. The node's entry says so as long as no listener is added."""
+    """A repeated warning would fill the log. The node's entry has it until a listener is added."""
     listens, logged = [False], Logged()
     presence = Presence("node-1", lambda: listens[0], logged.log)
     assert presence.outdated()

@@ -67,7 +67,7 @@ def test_the_reference_has_each_emitted_event(reference):
 
 @pytest.mark.parametrize("kind", [Cancelled, Declared, Reason, State])
 def test_each_member_of_an_enum_equals_its_text(kind):
-    """``record.state == "dead"`` must not be false for a dead letter, and no check finds it."""
+    """``record.state == "dead"`` must not be false, and few type checkers find it."""
     for member in kind:
         assert member.value == member
         assert f"{member.value}" == f"{member}"
@@ -77,7 +77,7 @@ def test_each_member_of_an_enum_equals_its_text(kind):
 
 @pytest.mark.parametrize("name", dtimer.__all__)
 def test_the_reference_describes_each_exported_name(reference, name):
-    """The module of the errors lists them, because a class says that it is defined in dtimer."""
+    """An error is in the list of the module of errors. Any other name has its own entry."""
     errors = re.search(r"automodule:: dtimer\.errors\n   :members: ((?:.+\n)+?)   :", reference)[1]
     alone = re.search(rf"autoclass:: {name}\b|^``dtimer\.{name}``$", reference, re.MULTILINE)
     assert alone or name in re.findall(r"\w+", errors)

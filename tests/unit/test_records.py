@@ -168,7 +168,7 @@ class TestDatetimes:
         """An event without a schedule has no nominal time."""
         assert getattr(make(kind, **{field: None}), f"{field}_at") is None
 
-    def test_every_documented_moment_has_one(self):
+    def test_every_documented_moment_has_a_datetime(self):
         """The documentation of each field says whether it is a moment, so a new one is found."""
         found = set()
         for name in dtimer.__all__:
@@ -264,7 +264,7 @@ class TestValues:
 
 
 def test_a_rollback_beyond_the_year_9999_can_be_reported():
-    """The text of the error contains the moments, and must not raise in its turn."""
+    """The text of the error contains the moments, and must not raise another error."""
     assert "9999-12-31" in str(StateRollback(None, 1e15, wiped=False))
 
 

@@ -56,7 +56,7 @@ class TestDeadline:
 
     @pytest.fixture
     def failed_call(self, script_client, monkeypatch):
-        """Return a function that replaces each attempt of a call; it returns error and deadline."""
+        """Return a function that runs a call by *attempt*, and returns its error and deadline."""
 
         def call(attempt):
             monkeypatch.setattr("dtimer.store.script_client.run", attempt)
