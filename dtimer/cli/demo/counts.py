@@ -44,12 +44,12 @@ class Counts:
     """The counts of all nodes, and the ids that were posted."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.nodes = [NodeCounts(name) for name in names]
-        self.total = NodeCounts("all", state="")
+        self.nodes: list[NodeCounts] = [NodeCounts(name) for name in names]
+        self.total: NodeCounts = NodeCounts("all", state="")
         self.posted: list[str] = []
-        self.handled = Counter[str]()
+        self.handled: Counter[str] = Counter()
         #: The ids that were delivered again.
-        self.redelivered = set[str]()
+        self.redelivered: set[str] = set()
         self.errors: list[str] = []
         #: The name of the node that was killed.
         self.killed: str | None = None
