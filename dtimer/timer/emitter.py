@@ -18,6 +18,8 @@ from pyee.base import EventEmitter
 from dtimer import log
 from dtimer.engine.service import on_service_thread
 from dtimer.errors import HandlerError, LeaseLost
+from dtimer.model.event import Event
+from dtimer.model.records import DeadLetter
 from dtimer.timer import fork, listeners
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,11 +40,15 @@ def _forked_by_listener(pid: int) -> bool:
     return os.getpid() != pid and on_service_thread()
 
 
-def _ids(error: BaseException) -> list[str]:
-    """Return the ids of the events that *error* is about."""
-    if isinstance(error, LeaseLost):
-        return [error.id]
-    return [event.id for event in error.events] if isinstance(error, HandlerError) else []
+def _ids(*emitted: object) -> list[str]:
+    """Return the ids of the events that an emission with these arguments is about."""
+    found: list[str] = []
+    for about in emitted:
+        if isinstance(about, HandlerError):
+            found += [event.id for event in about.events]
+        elif isinstance(about, LeaseLost | Event | DeadLetter):
+            found.append(about.id)
+    return found
 
 
 class _Once:
@@ -205,11 +211,14 @@ class Emitter(EventEmitter):
     def _announce(self, event: str, *args: Any) -> None:
         """Emit something from within dtimer; log the exceptions of its listeners."""
         raised = self._emit_guarded(event, *args)
-        source = self._log_source()
-        if raised is None and event == "error":
-            log.write(log.UNHEARD, args[0], source=source, ids=_ids(args[0]), error=args[0])
+        unheard = raised is None and event == "error"
+        if not (raised or unheard):
+            return
+        source, ids = self._log_source(), _ids(*args)
+        if unheard:
+            log.write(log.UNHEARD, args[0], source=source, ids=ids, error=args[0])
         for error in raised or ():
-            log.write(log.LISTENER_RAISED, event, source=source, error=error)
+            log.write(log.LISTENER_RAISED, event, source=source, ids=ids, error=error)
 
     def _log_source(self) -> log.Source:
         """Return the node that records of the log name; overridden by subclasses."""

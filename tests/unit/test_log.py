@@ -20,6 +20,8 @@ from dtimer.errors import HandlerError, LeaseLost
 from dtimer.log import MESSAGES, Log, Message
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
 from dtimer.model.options import validate
+from dtimer.model.outcomes import Reason
+from dtimer.model.records import DeadLetter
 from dtimer.timer.contact import Contact
 from dtimer.timer.emitter import Emitter
 
@@ -355,6 +357,18 @@ def test_an_error_without_a_listener_names_its_events(error, ids):
         Emitter()._announce("error", error)
     (record,) = records.of(log.UNHEARD)
     assert (ids, error) == (record.event_ids, record.exc_info[1])
+
+
+def test_the_record_of_a_listener_that_raises_names_the_events():
+    """A listener of 'dead' alerts a person. If it fails, the log says for which event."""
+    emitter = Emitter()
+    for event in ("dead", "error", "ready"):
+        emitter.on(event, lambda *about: 1 / 0)
+    with kept() as records:
+        emitter._announce("dead", DeadLetter("a", {}, 1, Reason.FAILED, "", 1.0, b""))
+        emitter._announce("error", LeaseLost("b", "node", 1))
+        emitter._announce("ready")
+    assert [["a"], ["b"], []] == [each.event_ids for each in records.of(log.LISTENER_RAISED)]
 
 
 def test_a_lost_lease_shows_no_token():
