@@ -6,16 +6,18 @@ import pytest
 
 from dtimer.engine.batching import IN_ADVANCE, Batching
 
+QUICK = 1e-6  # seconds that a handler takes
+
 
 @pytest.fixture
 def batching():
     return Batching(allowed=True)
 
 
-def full(batching, times, limit=10):
-    """Record *times* claims that got all they asked for, all of it overdue."""
-    for _ in range(times):
-        batching.claim_answered(limit, limit, overdue=True)
+def answer_full_claims(batching, count):
+    """Record *count* claims that got the ten events they asked for, all of them overdue."""
+    for _ in range(count):
+        batching.claim_answered(10, 10, overdue=True)
 
 
 def test_starts_with_one_batch_a_thread(batching):
@@ -24,46 +26,43 @@ def test_starts_with_one_batch_a_thread(batching):
 
 
 def test_does_not_grow_before_a_handler_has_returned(batching):
-    """
-    The first handler may run for an hour, and other nodes could start the events
-    that wait for it.
-    """
-    full(batching, 6)
+    """The first may run for an hour, and other nodes could start the events that wait for it."""
+    answer_full_claims(batching, 6)
     assert 1 == batching.batches
-    batching.handler_took(1e-6)
+    batching.handler_took(QUICK)
     assert 64 == batching.batches
 
 
 def test_doubles_with_each_full_claim_up_to_64(batching):
     """A backlog is known only by full claims."""
-    batching.handler_took(1e-6)
+    batching.handler_took(QUICK)
     sizes = []
     for _ in range(9):
-        full(batching, 1)
+        answer_full_claims(batching, 1)
         sizes.append(batching.batches)
     assert [2, 4, 8, 16, 32, 64, 64, 64, 64] == sizes
 
 
 @pytest.mark.parametrize(("claimed", "overdue"), [(9, True), (10, False), (0, False)])
 def test_returns_to_one_when_a_claim_is_not_full_or_not_overdue(batching, claimed, overdue):
-    """The backlog has ended."""
-    batching.handler_took(1e-6)
-    full(batching, 5)
+    """The backlog has ended, and other nodes may start the next events sooner."""
+    batching.handler_took(QUICK)
+    answer_full_claims(batching, 5)
     batching.claim_answered(10, claimed, overdue=overdue)
     assert 1 == batching.batches
 
 
 def test_ignores_a_claim_that_asked_for_nothing(batching):
     """A claim that only settles says nothing about the backlog."""
-    batching.handler_took(1e-6)
-    full(batching, 3)
+    batching.handler_took(QUICK)
+    answer_full_claims(batching, 3)
     batching.claim_answered(0, 0, overdue=False)
     assert 8 == batching.batches
 
 
 def test_claims_what_the_slowest_recent_handler_finishes_in_time(batching):
     """Further events would wait too long for a thread."""
-    full(batching, 6)
+    answer_full_claims(batching, 6)
     batching.handler_took(IN_ADVANCE / 4)
     assert 4 == batching.batches
     batching.handler_took(IN_ADVANCE * 5)
@@ -72,43 +71,43 @@ def test_claims_what_the_slowest_recent_handler_finishes_in_time(batching):
 
 def test_halves_the_estimate_after_a_release(batching):
     """A release means that the handlers are slower than they seemed."""
-    full(batching, 6)
+    answer_full_claims(batching, 6)
     batching.handler_took(IN_ADVANCE / 8)
     batching.claimed_too_many()
     assert 1 == batching.batches
-    full(batching, 6)
+    answer_full_claims(batching, 6)
     assert 4 == batching.batches
 
 
 def test_remembers_a_slow_handler_for_a_while(batching):
     """A single slow handler among quick ones may be followed by another."""
-    full(batching, 6)
+    answer_full_claims(batching, 6)
     batching.handler_took(IN_ADVANCE)
-    batching.handler_took(1e-6)
+    batching.handler_took(QUICK)
     assert 1 == batching.batches
     for _ in range(100):
-        batching.handler_took(1e-6)
+        batching.handler_took(QUICK)
     assert 64 == batching.batches
 
 
 def test_never_exceeds_one_if_events_may_not_wait():
     """Without look-ahead, waiting events would be released at once."""
     batching = Batching(allowed=False)
-    batching.handler_took(1e-6)
-    full(batching, 6)
+    batching.handler_took(QUICK)
+    answer_full_claims(batching, 6)
     assert 1 == batching.batches
 
 
 def test_sends_a_claim_ahead_after_two_full_claims_if_handlers_are_quick(batching):
     """A single full claim does not make a backlog."""
-    full(batching, 6)
+    answer_full_claims(batching, 6)
     assert 0 == batching.in_backlog
-    batching.handler_took(1e-6)
+    batching.handler_took(QUICK)
     assert 64 == batching.in_backlog
     batching.claim_answered(10, 9, overdue=True)
-    full(batching, 1)
+    answer_full_claims(batching, 1)
     assert 0 == batching.in_backlog
-    full(batching, 1)
+    answer_full_claims(batching, 1)
     assert 4 == batching.in_backlog
     batching.handler_took(IN_ADVANCE * 5)
     assert 0 == batching.in_backlog
