@@ -69,7 +69,6 @@ class WrongClock:
         _FIELDS.pack_into(self._fields, 0, *fields)
 
     def close(self) -> None:
-        """Remove the shared memory."""
         self._fields.close()
         Path(self._path).unlink(missing_ok=True)
 

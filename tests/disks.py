@@ -55,5 +55,4 @@ class Disk:
         return lost
 
     def close(self) -> None:
-        """Remove the record of synced files."""
         Path(self._path).unlink(missing_ok=True)

@@ -74,7 +74,6 @@ class Fleet:
 
     @property
     def names(self) -> list[str]:
-        """The nodes whose processes are alive."""
         return list(self._processes)
 
     def start(self, *names: str, join: bool = True, wait: bool = True, **more: Any) -> None:
@@ -200,7 +199,6 @@ class Fleet:
     # -------------------------------------------------------------------------------- the end
 
     def close(self) -> None:
-        """Kill the processes that are left."""
         for process in set(self._processes.values()):
             process.kill()
             self._gone(process)
@@ -226,7 +224,6 @@ def _read_report(line: bytes) -> Report:
 
 
 def names(prefix: str, count: int) -> list[str]:
-    """Return *count* names: ``prefix-1``, ``prefix-2`` and so on."""
     return [f"{prefix}-{i + 1}" for i in range(count)]
 
 

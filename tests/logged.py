@@ -45,7 +45,6 @@ class Records(logging.Handler):
         self.kept: list[Any] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record."""
         self.kept.append(record)
 
     def of(self, message: Message) -> list[Any]:

@@ -95,7 +95,6 @@ class Counter:
             return lua.table_from({b"err": str(e).encode()})
 
     def close(self) -> None:
-        """Close the connection."""
         self._file.close()
         self._line.close()
 

@@ -66,10 +66,6 @@ class Meter:
         self._last, self._since = self._stats(), now
         return count
 
-    def wait_published(self) -> None:
-        """Wait for one message, as a sign that time has passed. That message is not counted."""
-        self._message()
-
     def _now(self) -> float:
         seconds, micros = self._client.time()
         return float(seconds) + float(micros) / 1e6

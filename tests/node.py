@@ -92,7 +92,6 @@ def execute(
     reporter: Reporter,
     permits: queue.SimpleQueue[None],
 ) -> None:
-    """Carry out one order."""
     if order["do"] == "go on":
         for _ in range(order["times"]):
             permits.put(None)

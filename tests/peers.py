@@ -21,7 +21,6 @@ class Now:
         return self.us
 
     def tick(self, ms: float) -> None:
-        """Move the clock forward by *ms*."""
         self.us += round(ms * 1000)
 
 
@@ -79,7 +78,6 @@ class Peer:
         return self.claim_reply(0, verdict).results[0]
 
     def release(self, claim: Claim) -> Outcome:
-        """Release an event that was not started."""
         return self.claim_reply(0, Settlement(claim.id, claim.token, Verdict.RELEASE)).results[0]
 
 

@@ -85,7 +85,6 @@ class Proxy:
 
     @property
     def connections(self) -> int:
-        """The number of open connections."""
         with self._state:
             return sum(not link.ended for link in self._links)
 

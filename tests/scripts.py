@@ -65,7 +65,6 @@ class Script:
 
     @property
     def pid(self) -> int:
-        """The process id."""
         return self._process.pid
 
     def hear(self, patience: float = PATIENCE) -> str:
@@ -115,7 +114,6 @@ class Script:
         return text
 
     def kill(self) -> None:
-        """Kill the program and its children."""
         try:
             os.killpg(self._process.pid, 9)
         except ProcessLookupError:

@@ -309,7 +309,6 @@ class Server(Running):
         self.start()
 
     def close(self) -> None:
-        """Kill the server, and remove its folder."""
         if self._process:
             self.kill9()
         if self._clock:

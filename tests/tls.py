@@ -76,12 +76,10 @@ class Native:
 
     @property
     def accepted(self) -> int:
-        """The number of connections accepted so far."""
         with self.plain.client() as client:
             return int(client.info("stats")["total_connections_received"])
 
     def close(self) -> None:
-        """Kill the server, and remove its folder."""
         self._server.close()
 
 

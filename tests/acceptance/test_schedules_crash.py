@@ -84,7 +84,6 @@ class ScheduleProcesses:
                 self.read_available()
 
     def read_available(self):
-        """Read the available reports."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.reader, 1 << 16):
                 *lines, self.rest = (self.rest + data).split(b"\n")
@@ -99,7 +98,6 @@ class ScheduleProcesses:
         eventually(lambda: self.read_available() or condition())
 
     def leave(self):
-        """Make all processes leave and exit."""
         for process in self.running.values():
             process.stdin.close()
         assert [0] * len(self.running) == [self.wait_for_end(i) for i in list(self.running)]

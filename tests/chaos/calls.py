@@ -109,12 +109,10 @@ class Calls:
         return False
 
     def cancel(self, timer: DTimer, id: str) -> None:
-        """Cancel an event."""
         with self._recorded("cancel", id=id) as end:
             end["outcome"] = timer.cancel(id).name
 
     def reschedule(self, timer: DTimer, id: str, delay: float) -> None:
-        """Move an event."""
         with self._recorded("reschedule", id=id, delay_us=round(delay * 1000)) as end:
             end["moved"] = timer.reschedule(id, delay)
 
@@ -147,7 +145,6 @@ class Calls:
             end["occurrence"] = timer.run_now(id)
 
     def revive(self, timer: DTimer, id: str) -> None:
-        """Revive a dead letter."""
         with self._recorded("revive", id=id) as end:
             end["revived"] = timer.revive(id)
 

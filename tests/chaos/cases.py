@@ -47,7 +47,6 @@ class Case:
         self._over = 0.0
 
     def say(self, p: str, at: float, op: str, ph: str = "ok", **fields: Any) -> None:
-        """Add one record."""
         record = {"t": MONO + round(at * 1e6), "p": p, "op": op, "ph": ph, **fields}
         self._lines[p].append((at, next(self._order), record))
         self._over = max(self._over, at)

@@ -86,7 +86,6 @@ class Poster:
                 self.acknowledged.append((time.monotonic(), id))
 
     def stop(self) -> None:
-        """Stop posting."""
         self._stopping.set()
         self._thread.join()
 
@@ -108,7 +107,6 @@ def posting(url: str, **options: object) -> Iterator[tuple[Poster, list[Exceptio
 
 
 def lasts(seconds: float) -> None:
-    """Return after *seconds*."""
     until = time.monotonic() + seconds
     eventually(lambda: time.monotonic() >= until, seconds + 10)
 
@@ -211,7 +209,6 @@ def pair(
 
 
 def say(line: str) -> None:
-    """Print a line without buffering."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

@@ -42,7 +42,7 @@ from chaos.history import run_of
 from chaos.program import Program
 from chaos.workload import AHEAD, LEASE, MAX_RUN
 from dtimer import DTimer
-from dtimer.errors import HandlerError, LeaseLost, StoreError
+from dtimer.errors import StoreError
 from dtimer.faultpoints import POINTS, armed
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
 from dtimer.model.event import Event
@@ -72,7 +72,7 @@ class Handling(Program):
         setting = self.setting
         timer = DTimer(self.name, self.client_or_url, setting["sub"], **setting["options"])
         timer.on("event", self.handle)
-        timer.on("error", self._error)
+        timer.on("error", self.note_error)
         timer.on("lease_lost", lambda ev: self._note("lost", ev))
         timer.on("retry", lambda ev: self._note("retried", ev))
         timer.on("dead", lambda letter: self._letter("dead", letter))
@@ -88,10 +88,6 @@ class Handling(Program):
         n = letter.event.get("n") if letter.event else None
         about = {"att": letter.attempt, "reason": letter.reason, "error": letter.error[:300]}
         self.writer.note(op, id=letter.id, n=n, **about)
-
-    def _error(self, error: BaseException) -> None:
-        if not isinstance(error, HandlerError | LeaseLost):
-            self.writer.note("error", kind=type(error).__name__, text=str(error)[:300])
 
     def _watch_settlements(self) -> None:
         """Record each claim that the library settles by itself, and the server's reply."""

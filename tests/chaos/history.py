@@ -212,7 +212,6 @@ class Writer:
         self.end(op, k, "ok", **said)
 
     def close(self) -> None:
-        """Close the file."""
         if self._descriptor >= 0 and self._pid == os.getpid():
             os.close(self._descriptor)
             self._descriptor = -1

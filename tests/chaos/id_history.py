@@ -5,9 +5,6 @@ from __future__ import annotations
 from chaos.history import HistoryError, Operation
 from chaos.leases import Generation
 
-#: Calls of the holder of a claim.
-_WORDS = {"auto", "confirm", "extend", "release", "retry"}
-
 
 class IdHistory:
     """
@@ -51,14 +48,8 @@ class IdHistory:
         elif (gen := self._whose(op)) is None:
             if op.op == "run" or (op.op in ("dead", "expired") and op.data.get("n") is not None):
                 self.strays.append(op)
-        elif op.op == "run":
-            gen.runs.append(op)
-        elif op.op == "claim":
-            gen.claims.append(op)
-        elif op.op in _WORDS:
-            gen.words.setdefault(op.data["tok"], []).append(op)
-        elif op.op in ("dead", "expired"):
-            gen.letters.append(op)
+        else:
+            gen.add(op)
 
     def _whose(self, op: Operation) -> Generation | None:
         if op.data.get("n") is None and op.op != "run" and len(self.generations) == 1:

@@ -50,11 +50,9 @@ class FaultContext:
         self.server.set_clock(self.ahead)
 
     def any_member(self) -> Member:
-        """Choose one of all processes."""
         return self.rng.choice(self.processes.members)
 
     def node(self) -> Member:
-        """Choose a node."""
         return self.rng.choice(self.processes.of("handling"))
 
     def killable(self, program: str | None = None) -> Member:
@@ -63,7 +61,6 @@ class FaultContext:
         return self.rng.choice([m for m in members if not m.setting.get("immortal")])
 
     def seconds(self, low: float, high: float) -> float:
-        """Choose a duration in seconds."""
         return self.rng.uniform(low, high)
 
     def send(self, *command: str) -> socket.socket:

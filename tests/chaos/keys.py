@@ -25,7 +25,6 @@ class Keys:
         self._clock = clock
 
     def check(self, key: str, operations: list[Operation]) -> None:
-        """Check all operations on one key."""
         bench, counts = self._bench, self._bench.verdict.counts
         writes = [op for op in operations if op.op == "write" and op.ph != "no"]
         reads = [op for op in operations if op.op == "read" and op.ph == "ok"]

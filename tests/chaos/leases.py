@@ -18,6 +18,8 @@ from chaos.troubles import FOREVER, Troubles
 from chaos.verdict import Bench
 
 _SETTLES = {"confirm", "retry", "release"}
+#: Calls of the holder of a claim, and the server's reply to its thread.
+_WORDS = {*_SETTLES, "auto", "extend"}
 #: The server keeps the last reply of a session for at least this long, in ns.
 _MEMO = 60_000_000_000
 
@@ -59,6 +61,17 @@ class Generation:
         #: True if no other post of the id can have come after this one, or before it.
         self.alone = True
         self.first = True
+
+    def add(self, op: Operation) -> None:
+        """Add an operation on this generation; other kinds are left out."""
+        if op.op == "run":
+            self.runs.append(op)
+        elif op.op == "claim":
+            self.claims.append(op)
+        elif op.op in _WORDS:
+            self.words.setdefault(op.data["tok"], []).append(op)
+        elif op.op in ("dead", "expired"):
+            self.letters.append(op)
 
     def arrange(self) -> None:
         """Put the runs in the order in which they were claimed."""
@@ -104,7 +117,6 @@ class Generation:
 
 
 def token(run: Operation) -> int:
-    """Return the token of a run."""
     tok: int = run.data["tok"]
     return tok
 
@@ -124,7 +136,6 @@ class Leases:
         self._departures = Departures(bench, clock)
 
     def check(self, gen: Generation) -> None:
-        """Check one complete generation."""
         runs = gen.runs
         for run in runs:
             if (ahead := run.data["due"] - self._clock.shown_us(run)) > 0:

@@ -36,7 +36,6 @@ class Lives:
         self._latest = bench.troubles.latest
 
     def check(self, id: str, operations: list[Operation]) -> None:
-        """Check all operations on one id."""
         history = IdHistory(id, operations, self._bench.nameless)
         for op in history.strays:
             self._stray(history, op)

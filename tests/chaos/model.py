@@ -338,7 +338,6 @@ class Model:
         self.asked[node] = now
 
     def leave(self, node: str) -> None:
-        """Remove a node."""
         self.nodes.discard(node)
         self.asked.pop(node, None)
 
@@ -431,7 +430,6 @@ class Model:
         return "new" if old is None else "changed"
 
     def unschedule(self, name: str) -> bool:
-        """End a schedule."""
         schedule = self.schedules.pop(name, None)
         if schedule is None:
             return False

@@ -118,7 +118,6 @@ class Nemesis:
             self._deck.insert(3, active.name)
 
     def heal(self) -> None:
-        """End all active faults."""
         pause = threading.Event()
         while self._active:
             for active in list(self._active):

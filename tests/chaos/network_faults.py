@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
+from proxy import Proxy
+
 from chaos.injections import FaultContext, Injection, injection
 from chaos.processes import Member
 from chaos.workload import LEASE
@@ -30,50 +34,63 @@ def close_within_a_reply(context: FaultContext) -> Injection:
     yield who.proxy.wait_dropped(0)
 
 
-def _blackhole(
-    context: FaultContext, who: Member, seconds: float, *, subscription: bool, commands: bool
+def _proxied(
+    who: Member,
+    seconds: float,
+    begin: Callable[[Proxy], None],
+    proxies: Iterable[Proxy | None] | None = None,
 ) -> Injection:
-    proxies = [
-        proxy
-        for proxy, on in ((who.proxy, commands), (who.subscription, subscription))
-        if on and proxy
-    ]
+    """
+    Inject a fault of proxies, and heal them at the end.
+
+    Args:
+        who: The process that the fault strikes.
+        seconds: How long the fault lasts.
+        begin: Begins the fault of one proxy.
+        proxies: The proxies of the process. By default only that of its commands.
+    """
+    struck = [who.proxy] if proxies is None else [proxy for proxy in proxies if proxy]
     yield who.name, seconds
-    for proxy in proxies:
-        proxy.blackhole()
+    for proxy in struck:
+        begin(proxy)
     yield
-    for proxy in proxies:
+    for proxy in struck:
         proxy.heal()
     yield True
+
+
+def _both(who: Member) -> tuple[Proxy, Proxy | None]:
+    """Return the proxies of a process: that of its commands, and that of its subscription."""
+    return who.proxy, who.subscription
 
 
 @injection("F03")
 def blackhole_commands(context: FaultContext) -> Injection:
     """Let the commands of a process get neither a reply nor an error."""
-    return _blackhole(
-        context, context.any_member(), context.seconds(0.3, 1.5), subscription=False, commands=True
-    )
+    return _proxied(context.any_member(), context.seconds(0.3, 1.5), Proxy.blackhole)
 
 
 @injection("F04")
 def blackhole_subscription(context: FaultContext) -> Injection:
     """Lose all messages to a node's subscription, without an error."""
-    return _blackhole(
-        context, context.node(), context.seconds(1, 2.5), subscription=True, commands=False
-    )
+    who = context.node()
+    return _proxied(who, context.seconds(1, 2.5), Proxy.blackhole, [who.subscription])
+
+
+@injection("F12")
+def cut_off(context: FaultContext) -> Injection:
+    """Cut a node off for longer than its leases last."""
+    who, seconds = context.node(), context.seconds(2, 3.5) * LEASE / 1000
+    return _proxied(who, seconds, Proxy.blackhole, _both(who))
 
 
 @injection("F05")
 def reset(context: FaultContext) -> Injection:
     """Reset, or half close, all connections of a process."""
     who = context.any_member()
-    proxies = [proxy for proxy in (who.proxy, who.subscription) if proxy]
     yield who.name, context.seconds(0.3, 1)
-    for proxy in proxies:
-        if context.rng.random() < 0.5:
-            proxy.cut()
-        else:
-            proxy.half_close()
+    for proxy in filter(None, _both(who)):
+        (proxy.cut if context.rng.random() < 0.5 else proxy.half_close)()
     yield
     yield True
 
@@ -81,53 +98,31 @@ def reset(context: FaultContext) -> Injection:
 @injection("F07")
 def delay(context: FaultContext) -> Injection:
     """Delay all bytes of a process."""
-    who = context.any_member()
-    yield who.name, context.seconds(1.5, 3)
-    who.proxy.delay(context.rng.uniform(5, 30))
-    yield
-    who.proxy.heal()
-    yield True
+    who, seconds = context.any_member(), context.seconds(1.5, 3)
+    return _proxied(who, seconds, lambda proxy: proxy.delay(context.rng.uniform(5, 30)))
 
 
 @injection("F08")
 def narrow(context: FaultContext) -> Injection:
     """Limit the bandwidth of a process."""
-    who = context.any_member()
-    yield who.name, context.seconds(1, 2)
-    who.proxy.throttle(10_000)
-    yield
-    who.proxy.heal()
-    yield True
+    who, seconds = context.any_member(), context.seconds(1, 2)
+    return _proxied(who, seconds, lambda proxy: proxy.throttle(10_000))
 
 
 @injection("F108")
 def choke(context: FaultContext) -> Injection:
     """Let only the beginning of each large reply reach a process, less than a large claim."""
-    who = context.any_member()
-    yield who.name, context.seconds(2, 4)
-    who.proxy.choke(20_000)
-    yield
-    who.proxy.heal()
-    yield True
+    who, seconds = context.any_member(), context.seconds(2, 4)
+    return _proxied(who, seconds, lambda proxy: proxy.choke(20_000))
+
+
+def _refuse(proxy: Proxy) -> None:
+    proxy.refuse()
+    proxy.cut()
 
 
 @injection("F09")
 def refuse(context: FaultContext) -> Injection:
     """Refuse the connections of a process."""
     who = context.any_member()
-    proxies = [proxy for proxy in (who.proxy, who.subscription) if proxy]
-    yield who.name, context.seconds(0.5, 2)
-    for proxy in proxies:
-        proxy.refuse()
-        proxy.cut()
-    yield
-    for proxy in proxies:
-        proxy.heal()
-    yield True
-
-
-@injection("F12")
-def cut_off(context: FaultContext) -> Injection:
-    """Cut a node off for longer than its leases last."""
-    seconds = context.seconds(2, 3.5) * LEASE / 1000
-    return _blackhole(context, context.node(), seconds, subscription=True, commands=True)
+    return _proxied(who, context.seconds(0.5, 2), _refuse, _both(who))

@@ -34,7 +34,6 @@ class Observer(DTimer):
         return self.stats().in_flight + sum(1 for _ in self.upcoming(duration=_NEAR))
 
     def pending(self) -> list[str]:
-        """Return the ids of all pending events."""
         return [member.decode() for member, _ in self._client.zscan_iter(self._keys.due)]
 
     def letters(self) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ _DEFINES = (
     *("every_us", "cron", "tz", "misfire", "overlap", "jitter_us", "start_us", "end_us"),
     *("count", "max_retries", "crc"),
 )
-_WORDS = {"auto", "confirm", "extend", "release", "retry"}
 
 
 class Chain:
@@ -41,7 +40,6 @@ class Chain:
                 self._of_schedule(op)
 
     def id(self, nominal: int) -> str:
-        """Return the id of an occurrence."""
         return f"{self.name}@{nominal:016d}"
 
     def occurrence(self, nominal: int) -> Generation:
@@ -64,24 +62,11 @@ class Chain:
             self.extras_unknown |= match is None
 
     def _of_occurrence(self, nominal: int, op: Operation) -> None:
-        for name, those in (
-            ("cancel", self.cancels),
-            ("reschedule", self.moves),
-            ("revive", self.revivals),
-        ):
-            if op.op == name:
-                if op.ph != "no":
-                    those.setdefault(nominal, []).append(op)
-                return
-        gen = self.occurrence(nominal)
-        if op.op == "run":
-            gen.runs.append(op)
-        elif op.op == "claim":
-            gen.claims.append(op)
-        elif op.op in _WORDS:
-            gen.words.setdefault(op.data["tok"], []).append(op)
-        elif op.op in ("dead", "expired"):
-            gen.letters.append(op)
+        calls = {"cancel": self.cancels, "reschedule": self.moves, "revive": self.revivals}
+        if op.op not in calls:
+            self.occurrence(nominal).add(op)
+        elif op.ph != "no":
+            calls[op.op].setdefault(nominal, []).append(op)
 
     def met(self) -> set[int]:
         """Return the nominal times of the occurrences that certainly existed."""

@@ -137,7 +137,6 @@ class Posting(Program):
         return self.rng.choice([0, self.rng.uniform(0, 50), self.rng.uniform(0, 2_000)])
 
     def post(self) -> None:
-        """Post an ordinary event."""
         payload, named = self._new()
         self.calls.post(self.timer, payload, self._delay(), **named)
 
@@ -174,17 +173,14 @@ class Posting(Program):
         self.calls.post_in(self.timer, self.client, each)
 
     def post_again(self) -> None:
-        """Post a recent id again."""
         payload, id = self._named()
         self.calls.post(self.timer, payload, self._delay(), id=self.rng.choice([id, *self.recent]))
 
     def cancel(self) -> None:
-        """Cancel a recent event."""
         if near := self._near():
             self.calls.cancel(self.timer, self.rng.choice(near))
 
     def reschedule(self) -> None:
-        """Move a recent event."""
         if near := self._near():
             self.calls.reschedule(self.timer, self.rng.choice(near), self._delay())
 
@@ -227,7 +223,6 @@ class Posting(Program):
         self.calls.run_now(self.timer, self._schedule(self.rng.randrange(3)))
 
     def revive(self) -> None:
-        """Revive a dead letter."""
         letters = []
         with self.calls.ignoring_outages():
             letters = [letter.id for letter in self.timer.dead(limit=50)]

@@ -31,12 +31,8 @@ def die_at_a_point(context: FaultContext) -> Injection:
 
 #: The points of `dtimer.faultpoints` at which a node may die. A node reaches them all the time.
 DEATHS = [
-    "claim.answered",
-    "claim.handed",
-    "handler.before",
-    "handler.after",
-    "settle.sending",
-    "reply.reading",
+    *("claim.answered", "claim.handed", "handler.before", "handler.after"),
+    *("settle.sending", "reply.reading"),
 ]
 
 

@@ -63,7 +63,6 @@ class Member:
 
     @property
     def pid(self) -> int:
-        """The pid of the current process."""
         assert self.process
         return self.process.pid
 
@@ -76,12 +75,10 @@ class Member:
             self.process.stdin.flush()
 
     def kill(self) -> None:
-        """Kill the process, as a crash would."""
         assert self.process
         self.process.kill()
 
     def freeze(self) -> None:
-        """Stop the process."""
         # Another injection may have killed the process; then there is nothing to stop.
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGSTOP)
@@ -95,7 +92,6 @@ class Member:
                 os.kill(self.pid, signal.SIGCONT)
 
     def sample(self) -> None:
-        """Record the resident memory of the process."""
         with contextlib.suppress(OSError, IndexError):
             pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
             age = time.monotonic() - self.begun
@@ -130,11 +126,9 @@ class Processes:
         self.complaints: list[str] = []
 
     def of(self, program: str) -> list[Member]:
-        """Return the members that run *program*."""
         return [m for m in self.members if m.program == program]
 
     def add(self, program: str, name: str, *, subscription: bool = False, **setting: Any) -> None:
-        """Start another process."""
         proxy, own_subscription = Proxy(self._server), Proxy(self._server) if subscription else None
         setting["url"] = self._url(proxy)
         if own_subscription:
@@ -181,7 +175,6 @@ class Processes:
         return self._folder / f"{member.name}.stderr"
 
     def replace_dead(self) -> None:
-        """Replace the processes that have died."""
         for member in self.members:
             if member.process and member.process.poll() is not None:
                 self._record_exit(member)
@@ -201,7 +194,6 @@ class Processes:
             self.complaints.append(f"{member.name}.{process.pid} ended with status {status}")
 
     def sample(self) -> None:
-        """Record the resident memory of all processes."""
         for member in self.members:
             if member.process:
                 member.sample()
@@ -238,7 +230,6 @@ class Processes:
         return {name: text for name, text in texts.items() if text}
 
     def close(self) -> None:
-        """Kill all processes, and close all proxies."""
         for member in self.members:
             if member.process:
                 member.process.kill()

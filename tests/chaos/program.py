@@ -29,6 +29,7 @@ from leftovers import descriptors, threads
 from chaos import cluster
 from chaos.history import Writer
 from chaos.starvation import StarvationMonitor
+from dtimer.errors import HandlerError, LeaseLost
 
 
 class Program:
@@ -72,6 +73,11 @@ class Program:
         names = [name for name in ("timeout", "max_run") if name in options]
         return {f"{name}_ms": options[name] for name in names}
 
+    def note_error(self, error: BaseException) -> None:
+        """Record an error that a timer emitted, unless a handler or a lost lease caused it."""
+        if not isinstance(error, HandlerError | LeaseLost):
+            self.writer.note("error", kind=type(error).__name__, text=str(error)[:300])
+
     def serial(self) -> int:
         """Return a number that is unique in the run."""
         with self._lock:
@@ -111,7 +117,6 @@ class _Log(logging.Handler):
         self._program = program
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Record a log record."""
         self._program.writer.note("log", level=record.levelname, text=record.getMessage()[:300])
 
 

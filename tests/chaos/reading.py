@@ -18,7 +18,7 @@ from chaos.history import claimed_us
 from chaos.program import Program, Thread
 from chaos.workload import LEASE
 from dtimer import RunAt
-from dtimer.errors import HandlerError, LeaseLost, StoreError
+from dtimer.errors import StoreError
 
 
 class _Enough(Exception):
@@ -43,12 +43,8 @@ class Reading(Program):
             max_retries=50,
             **options,
         )
-        queue.on("error", self._error)
+        queue.on("error", self.note_error)
         return queue
-
-    def _error(self, error: BaseException) -> None:
-        if not isinstance(error, HandlerError | LeaseLost):
-            self.writer.note("error", kind=type(error).__name__, text=str(error)[:300])
 
     def _read(self, queue: RunAt, until: float) -> None:
         """Read keys until the moment *until*; raise `_Enough` now and then."""

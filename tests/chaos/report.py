@@ -52,7 +52,6 @@ class Report:
         return self.verdict.ok and not self.wrong
 
     def as_json(self) -> str:
-        """Return the report as JSON."""
         made: dict[str, Any] = json.loads(as_json(self.verdict))
         made |= {
             name: getattr(self, name)

@@ -60,24 +60,19 @@ class Server:
         return None if refused else {"stored": stored[0]}
 
     def cancel(self, now: int, id: str) -> Record:
-        """Cancel an event."""
         return {"outcome": self.model.cancel(now, id).upper()}
 
     def reschedule(self, now: int, id: str, delay: int) -> Record:
-        """Move an event."""
         return {"moved": self.model.reschedule(now, id, now + delay)}
 
     def revive(self, now: int, id: str) -> Record:
-        """Revive a dead letter."""
         return {"revived": self.model.revive(now, id)}
 
     def settle(self, now: int, id: str, token: int, verdict: str, wait: int = 0) -> str:
-        """Settle a claim; return the result."""
         (result,) = self.model.settle_all(now, [(id, token, verdict, wait)])
         return result
 
     def extend(self, now: int, id: str, token: int, lease: int) -> bool:
-        """Renew a lease."""
         return self.model.extend(now, id, token, lease)
 
     def claim(self, now: int, lease: int, limit: int = 1) -> tuple[list[Record], list[Record]]:
@@ -104,12 +99,10 @@ class Server:
         return {}
 
     def unschedule(self, name: str) -> Record:
-        """End a schedule."""
         self.model.unschedule(name)
         return {}
 
     def letters(self) -> list[Record]:
-        """Return the dead letters."""
         return [_letter(letter) for letter in self.model.dead.values()]
 
 
@@ -175,7 +168,6 @@ class Simulation:
         return self.random.random() < share
 
     def us(self) -> int:
-        """Return the server's time."""
         return SERVER + (self.now - MONO) // 1000
 
     def say(self, process: Process | None, op: str, ph: str = "ok", **fields: Any) -> None:

@@ -73,7 +73,6 @@ class Spill:
         yield from part
 
     def close(self) -> None:
-        """Delete the files."""
         for file in self._files:
             if file is not None:
                 file.close()

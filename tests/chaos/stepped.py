@@ -34,16 +34,8 @@ NODES = 3
 
 #: The fault points at which a node may die. `SteppedNode.tap` adds one between sending and reading.
 CRASHES = [
-    "claim.asking",
-    "claim.answered",
-    "claim.handed",
-    "handler.before",
-    "handler.after",
-    "settle.sending",
-    "heartbeat.sending",
-    "retry.sending",
-    "loop.handler",
-    "loop.callbacks",
+    *("claim.asking", "claim.answered", "claim.handed", "handler.before", "handler.after"),
+    *("settle.sending", "heartbeat.sending", "retry.sending", "loop.handler", "loop.callbacks"),
 ]
 
 
@@ -69,7 +61,6 @@ class Clock:
         self.us += round(seconds * 1e6)
 
     def tick(self, ms: float) -> None:
-        """Advance the clock by *ms*."""
         self.us += round(ms * 1000)
 
 
@@ -257,9 +248,6 @@ class SteppedNode:
     def listens(self) -> bool:
         """Have a listener."""
         return True
-
-    def close_unless_joined(self) -> None:
-        """Keep the connections: `close` closes them."""
 
     # --------------------------------------------------------------------------- the handler
 

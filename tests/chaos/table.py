@@ -10,29 +10,10 @@ from chaos.verdict import INVARIANTS, Spread, Verdict
 
 #: The counts of the table, in this order. A missing count is 0.
 _COUNTS = (
-    "posted",
-    "handled",
-    "occurrences",
-    "of them handled",
-    "in held chains",
-    "claimed ahead",
-    "left unstarted",
-    "lost",
-    "early",
-    "dead",
-    "expired",
-    "cancelled",
-    "superseded",
-    "pending",
-    "refused",
-    "unknown outcomes",
-    "recovered",
-    "written",
-    "read",
-    "processes",
-    "killed",
-    "records",
-    "torn lines",
+    *("posted", "handled", "occurrences", "of them handled", "in held chains"),
+    *("claimed ahead", "left unstarted", "lost", "early", "dead", "expired", "cancelled"),
+    *("superseded", "pending", "refused", "unknown outcomes", "recovered", "written", "read"),
+    *("processes", "killed", "records", "torn lines"),
 )
 _PHASES = ("healthy", "faulty", "healed", "drained")
 
@@ -76,7 +57,6 @@ def rows(verdict: Verdict) -> list[tuple[str, str]]:
 
 
 def as_text(verdict: Verdict) -> str:
-    """Return the table as text."""
     lines = rows(verdict)
     width = max(len(name) for name, _ in lines) + 2
     text = [f"{name:<{width}}{beside}".rstrip() for name, beside in lines]

@@ -85,7 +85,6 @@ class TappedConnection:
         return self._tap(script, list(arguments), send)
 
     def close(self) -> None:
-        """Drop the connection."""
         self._connection.close()
 
 

@@ -37,7 +37,6 @@ def occurrence(i):
 
 
 def declare(at=0, **more):
-    """Declare the schedule."""
     fields = {"every_us": EVERY * 1000, "start_us": nominal(0), "max_retries": 3, "crc": 7}
     return call(NODE, "schedule", at, at + 2, id="beat", **(fields | more))
 
@@ -65,13 +64,11 @@ def claimed_at(us):
 
 
 def write(key, at, *, n=1, delay_ms=0, ph="ok", **more):
-    """Write a key."""
     fields = {"n": n, "delay_us": delay_ms * 1000} | RUNAT | more
     return call(POSTER, "write", at, at + 2, ph, id=key, **fields)
 
 
 def read(key, at, *, p="reader.20", **said):
-    """Read a key."""
     return call(p, "read", at - 1, at, said={"id": key} | said, **RUNAT)
 
 

@@ -56,11 +56,8 @@ def run(client, seed, steps=STEPS):
 @pytest.mark.parametrize("seeds", _ranges(), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 def test_the_guarantees_hold_in_any_order_of_steps(client, seeds):
     """
-    Messages are lost, late or doubled, and processes are killed, in any order of steps.
-
-    No event is claimed early, while another node holds its lease, or more often than its
-    retries allow. No claim is started twice. Each confirmed event was handled, and every
-    acknowledged post ends in one of the ways that the guarantees name.
+    Messages are lost, late or doubled, and processes are killed. `Truth` and `World.drain` in
+    `chaos.stepped` assert the guarantees.
     """
     total = {}
     for seed in seeds:
@@ -80,9 +77,8 @@ def test_the_same_seed_gives_the_same_run(client):
 
 def test_a_world_closes_all_its_connections(client):
     """
-    They include those of requests that arrive after their senders have died. If one were left
-    to the garbage collector, its socket could be finalized first. That warning would fail
-    another test.
+    A connection that is left to the garbage collector could make another test fail, because its
+    socket may be finalized first.
     """
     known = connections(client)
     gc.disable()

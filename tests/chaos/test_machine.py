@@ -266,7 +266,6 @@ class Machine(RuleBasedStateMachine):
 
     @rule(data=st.data(), reply=replies)
     def revive(self, data, reply):
-        """Revive a dead letter."""
         dead = sorted(self.model.dead)
         id = data.draw(st.sampled_from(dead), label="id") if dead else self.some(data)
         now = self.begin(reply)
@@ -284,12 +283,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def purge(self):
-        """Drop all dead letters."""
         assert self.model.trim(self.now.us, 0, -1) == self.store.purge()
 
     @rule(on=st.booleans(), reply=replies)
     def pause(self, on, reply):
-        """Pause or resume the namespace."""
         self.begin(reply)
         assert (self.model.paused != on) == self.store.pause(on=on)
         self.model.paused = on
@@ -505,7 +502,6 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=names, reply=replies)
     def unschedule(self, name, reply):
-        """Delete a schedule."""
         self.begin(reply)
         assert self.model.unschedule(name) == self.store.unschedule(name)
 
@@ -539,7 +535,6 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=nodes, reply=replies)
     def leave(self, name, reply):
-        """Remove a node."""
         self.begin(reply)
         self.store.leave(name)
         self.model.leave(name)

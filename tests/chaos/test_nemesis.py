@@ -204,10 +204,7 @@ class TestFindings:
 
 
 def test_a_cluster_client_of_a_soak_reaches_its_server_through_the_proxy(namespace):
-    """
-    The client does so even while the other servers of the cluster hang. It replaces the addresses
-    that the server reports, or its connections would bypass the faults of the proxy.
-    """
+    """Otherwise its connections would bypass the faults of the proxy."""
     with (
         Server(tcp=True, args=cluster.ARGS) as server,
         cluster.joined(server, cluster.ARGS) as others,

@@ -19,10 +19,7 @@ SEED = int(os.environ.get("DTIMER_TEST_SEED", "0")) or random.randrange(1, 10**6
 @pytest.mark.slow
 @pytest.mark.timeout(3 * LIMIT)
 def test_a_soak_of_a_minute_passes():
-    """
-    While posters, nodes, readers and schedules run, the nemesis injects each fault at least
-    once. The guarantees hold throughout, and nothing is left behind.
-    """
+    """The nemesis injects each fault at least once, and the guarantees hold."""
     report = soak(Plan(minutes=1, seed=SEED))
     sys.stdout.write(f"{report}\n")
     assert report.passed, str(report)

@@ -19,7 +19,6 @@ PREFIX = "dtimer-"
 
 
 def node_threads() -> set[threading.Thread]:
-    """Return the running threads of nodes."""
     return {t for t in threading.enumerate() if t.name.startswith(PREFIX)}
 
 

@@ -46,10 +46,7 @@ def next_rollback(errors):
 
 @pytest.mark.fault("F41")
 def test_nodes_follow_a_failover_of_sentinel_and_report_what_it_lost():
-    """
-    Each replicated event is handled once on the new master. If the failover loses acknowledged
-    posts, the application receives an error. A coordinated failover (Valkey 9) loses none.
-    """
+    """Each replicated event is handled once. A coordinated failover (Valkey 9) loses no post."""
     with (
         watched_by_sentinel() as (client, master, replica, sentinel_server),
         Watch(replica, NS) as watch,
@@ -101,8 +98,7 @@ class TestSplitBrain:
 
     def test_the_remaining_master_refuses_the_lower_token(self, replication):
         """
-        Both masters grant the event, which no client can prevent. The second claim has the greater
-        token, so the remaining master refuses the confirm of the first holder.
+        No client can prevent that both masters grant the event. The token tells the claims apart.
         """
         master, link, replica = replication
         with Proxy(master) as proxy, Watch(replica, NS) as watch:
@@ -132,10 +128,7 @@ class TestSplitBrain:
 
     @pytest.mark.fault("F36")
     def test_a_master_without_its_replica_refuses_writes(self, replication):
-        """
-        With ``min-replicas-to-write``, posts to a master that is cut off fail definitely, and
-        events wait until the replica is back. So no second master can differ from it.
-        """
+        """With ``min-replicas-to-write``, no second master can differ from it. Events wait."""
         master, link, replica = replication
         master.configure(min_replicas_to_write=1, min_replicas_max_lag=1)
         with master.client() as client:
@@ -175,10 +168,7 @@ class TestCluster:
         timer.leave()
 
     def test_a_node_follows_a_slot_that_moves(self, cluster):
-        """
-        While the slot of the namespace moves, posts succeed or raise. Then each event is handled
-        once on the new server. The move is not mistaken for a rollback.
-        """
+        """During the move, posts succeed or raise. The move is not mistaken for a rollback."""
         client, servers, source = cluster
         target = servers[servers.index(source) - 1]
         with Watch(target, NS) as watch:
@@ -204,10 +194,7 @@ class TestCluster:
             source.kill9()
 
     def test_a_node_recovers_within_a_second_of_its_servers_return(self, cluster):
-        """
-        The node reports an error while the server of its namespace is down, although the other
-        servers run. The server returns empty, and the node reports that too.
-        """
+        """The other servers run. The server returns empty, and the node reports that too."""
         client, servers, server = cluster
         timer = DTimer("node", client, ns=NS, **PATIENT)
         events, errors = Catch(timer, "event"), Catch(timer, "error")
@@ -229,10 +216,7 @@ class TestCluster:
     def test_a_post_to_hung_servers_is_unknown_within_its_deadline(
         self, cluster, poster, all_servers
     ):
-        """
-        A server that hangs may run the post later. The call says so within its deadline, however
-        many servers do not tell where the slots are. The node continues when they answer again.
-        """
+        """A hung server may run the post later, and none may tell where the slots are."""
         client, servers, server = cluster
         hanging = servers if all_servers else [server]
         timer = DTimer("node", client, ns=NS, **PATIENT)
@@ -308,10 +292,7 @@ def slot_lookups(servers):
 
 @pytest.mark.fault("F46")
 def test_a_wake_reaches_a_subscription_on_another_server_of_a_cluster(cluster):
-    """
-    The cluster forwards the wake. PUBLISH does not count that subscriber, so dtimer must not rely
-    on the count.
-    """
+    """PUBLISH does not count such a subscriber, so dtimer must not rely on the count."""
     client, servers, server = cluster
     with next(s for s in servers if s is not server).client() as sub:
         timer = DTimer("node", client, sub, ns=NS, poll_interval=60_000)
@@ -338,10 +319,7 @@ class TestKeys:
         assert {key_slot(ns.encode())} == {key_slot(key.encode()) for key in Keys.of(ns)}
 
     def test_scripts_build_no_keys(self):
-        """
-        Each command of a script takes one of ``KEYS``, by the name that the prelude gives it.
-        A key built in a script, or passed as an argument, would fail in a cluster.
-        """
+        """A key that is built in a script, or passed as an argument, would fail in a cluster."""
         folder = Path(dtimer.store.__file__).parent / "lua"
         prelude = (folder / "parts" / "prelude.lua").read_text()
         named = re.search(r"local (DUE[A-Z_, \n]+) = unpack\(KEYS\)", prelude)[1]
@@ -365,11 +343,8 @@ class TestKeys:
 @pytest.mark.fault("F47")
 def test_a_subscription_left_on_the_old_master_is_detected(replication):
     """
-    A subscription on the old master, which still runs, receives nothing from the new one.
-
-    The node notices, because its echo goes through the new master and does not come back. It
-    serves by polling, and hears wakes as soon as the subscription's address leads to the new
-    master.
+    The old master still runs, and never sends a wake. The node notices, because its echo goes
+    through the new master and does not come back.
     """
     master, _, replica = replication
     with Proxy(master) as proxy, Proxy(master) as sub, Watch(replica, NS) as watch:

@@ -22,10 +22,7 @@ class Boom(Exception):
 
 @pytest.mark.fault("F74")
 def test_an_event_is_retried_and_reported_each_time_its_handler_raises(watch):
-    """
-    The error has the event's id and attempt. Events whose handlers do not raise are handled on
-    their first attempt, and do not wait for the retries of others.
-    """
+    """The error has the id and the attempt. Other events do not wait for the retries."""
 
     def handler(ev):
         if ev.get("bad") and ev.attempt < 3:
@@ -87,9 +84,8 @@ def test_heartbeats_keep_the_lease_of_a_long_handler(watch):
 @pytest.mark.fault("F77")
 def test_an_event_moves_on_after_max_run(watch):
     """
-    The node no longer renews the lease, ``health()`` counts the handler thread as stuck, and the
-    node's other thread keeps working. When the handler returns at last, the node reports the lost
-    lease, and the thread is free again.
+    ``health()`` counts the handler thread as stuck, and the node's other thread keeps working. When
+    the handler returns at last, the lost lease is reported.
     """
     hanging = Gated()
 
@@ -118,10 +114,7 @@ def test_an_event_moves_on_after_max_run(watch):
 
 @pytest.mark.fault("F80")
 def test_each_event_of_a_chain_of_re_posts_is_delivered_once(watch):
-    """
-    A handler posts the id of its own event again and returns, two hundred times. Each event
-    is delivered in order, by either node, and the node that posts reports no lost lease.
-    """
+    """A handler posts the id of its own event again, and no event is lost or early."""
     links = []
 
     def handler(ev):
@@ -145,10 +138,7 @@ def test_each_event_of_a_chain_of_re_posts_is_delivered_once(watch):
 
 @pytest.mark.fault("F81")
 def test_a_handler_may_cancel_and_move_other_events(watch):
-    """
-    A pending event is cancelled or moved. For a running event the call returns that it is
-    running, and the event ends as usual. Moving an unknown id creates no event.
-    """
+    """A running event ends as usual. Moving an unknown id creates no event."""
     gate = Gated()
     results = queue.SimpleQueue()
     timer = watch.node("one").timer
@@ -180,10 +170,7 @@ def test_a_handler_may_cancel_and_move_other_events(watch):
 
 @pytest.mark.fault("F82")
 def test_only_one_of_many_settlements_takes_effect(watch):
-    """
-    Ten threads confirm one event while ten others retry it. The event ends in one of the two
-    ways. Calls that asked for it return True, the others return False, and none raises.
-    """
+    """Ten threads confirm while ten others retry. Only calls that got their result return True."""
     results: dict[str, list[bool]] = {"confirm": [], "retry": []}
     raised = []
 
@@ -221,10 +208,7 @@ def test_only_one_of_many_settlements_takes_effect(watch):
 
 @pytest.mark.fault("F83")
 def test_a_backlog_waits_in_redis_in_due_order(watch):
-    """
-    A node whose handlers are slower than the posts holds one event for each handler thread.
-    ``stats()`` shows how many events wait in Redis, and for how long.
-    """
+    """A slow node holds one event for each handler thread. ``stats()`` shows how many wait."""
     handler = Gated()
     node = watch.node(handler=handler, concurrency=2)
     ids = [watch.post() for _ in range(300)]

@@ -61,8 +61,8 @@ def commands(client):
 @pytest.mark.fault("F98")
 def test_a_backlog_is_delivered_in_claims_of_at_most_a_hundred(own_server):
     """
-    A hundred thousand events are due at once. Each is delivered once, and no claim is so large
-    that other clients of the server notice. A handler that runs meanwhile keeps its lease.
+    Larger claims would delay other clients of the server. A handler that runs meanwhile keeps its
+    lease.
     """
     begun, go_on = threading.Event(), threading.Event()
     times: Counter[str] = Counter()
@@ -253,10 +253,7 @@ class TestCredentials:
     def test_a_refused_node_retries_slowly_and_recovers(
         self, watch, own_server, user, short_pause, change
     ):
-        """
-        Only an operator can fix the credentials, so the node reports the refusal once and
-        retries slowly. It serves again after the fix. A post fails at once.
-        """
+        """Only an operator can fix the credentials. The node serves again after the fix."""
         parts = urlsplit(own_server.url)
         node = watch.node(url=f"redis://app:first@{parts.netloc}/0")
         id = watch.post(600)
@@ -280,10 +277,7 @@ class TestCredentials:
         watch.assert_recovery()
 
     def test_a_credential_provider_is_asked_for_each_connection(self, watch, own_server, user):
-        """
-        A password rotation that cuts all connections therefore causes no outage, for commands
-        and for the subscription.
-        """
+        """So a password rotation that cuts all connections causes no outage."""
 
         class Vault(redis.CredentialProvider):
             word = "first"
@@ -306,10 +300,7 @@ class TestNeighbours:
     """Other applications use the same namespace, or another database of the server."""
 
     def test_one_name_in_two_databases_is_two_namespaces(self, own_server):
-        """
-        Events stay apart, and so do wakes. Redis delivers messages across databases, but the
-        name of a channel contains the node's incarnation.
-        """
+        """Redis delivers messages across databases, but each node has a channel of its own."""
         with Watch(own_server, "chaos") as watch, redis.Redis(port=own_server.port, db=1) as client:
             # With this poll interval, an event arrives in time only by a wake.
             here = watch.node("here", poll_interval=60_000)
@@ -368,10 +359,7 @@ class TestComingAndGoing:
             assert watch.client.zcard(getattr(watch.keys, key)) <= 1
 
     def test_dead_nodes_do_not_slow_a_claim_and_are_forgotten(self, client, namespace):
-        """
-        Two hundred nodes died without leaving. A claim runs as many commands as with two dead
-        nodes. After a minute without a heartbeat, they are forgotten.
-        """
+        """Two hundred nodes died without leaving. After a minute they are forgotten."""
         now = Now()
         store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
         node = Peer(store, "lives")

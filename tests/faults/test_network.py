@@ -26,10 +26,7 @@ class TestBlackHole:
     def test_calls_into_a_black_hole_end_at_their_deadline(
         self, watch, proxy, own_server, proxied_caller
     ):
-        """
-        A call that only reads fails; the outcome of a post is unknown. The post has not acted
-        twice when the network works again.
-        """
+        """The outcome of a post is unknown, and it does not act twice later."""
         node = watch.node(url=proxy.url, sub=own_server.url)
         with watch.fault() as fault:
             proxy.blackhole()
@@ -48,10 +45,7 @@ class TestBlackHole:
 
     @pytest.mark.fault("F04")
     def test_a_deaf_node_polls_and_reports_it_once(self, watch, proxy, own_server):
-        """
-        Its echo does not come back, so the node knows that no wake would. It is not healthy.
-        Its events arrive by polling, at most one poll interval late.
-        """
+        """Its echo does not come back, so no wake would. Events are late by one poll at most."""
         node = watch.node(url=own_server.url, sub=proxy.url)
         with watch.fault() as fault:
             proxy.blackhole()
@@ -102,10 +96,7 @@ class TestSlowNetwork:
 
     @pytest.mark.fault("F07")
     def test_long_round_trips_cost_neither_a_lease_nor_more_lateness(self, watch, proxy):
-        """
-        Each round trip takes a sixth of a lease. A handler that runs for two leases still keeps
-        its event. Other events are late by the round trips and no more.
-        """
+        """A round trip takes a sixth of a lease, and the handler two leases."""
         lease = PATIENT["lease"]
         node, handler, ev = watch.busy_node(url=proxy.url, concurrency=2)
         other = watch.node("other")
@@ -165,10 +156,7 @@ class TestChoked:
         assert 1 == reported.count("the connection is too slow for the claimed events")
 
     def test_skips_an_event_that_can_never_arrive(self, watch, proxy, own_server):
-        """
-        The event does not block the events behind it, and another node receives it. The node is
-        not healthy while it leaves events to others.
-        """
+        """The event does not block the events behind it. The node is not healthy meanwhile."""
         node = watch.node("choked", proxy.url, own_server.url, max_events=20)
         node.timer.pause()
         too_large = watch.post(more=large(200_000))
@@ -204,9 +192,8 @@ class TestChoked:
 @pytest.mark.fault("F12")
 def test_a_node_that_is_cut_off_loses_its_event_after_the_lease(watch, proxy):
     """
-    Another node receives the event after the lease has ended, and not before. The first
-    handler can see that its lease is lost. When the network works again, its confirm returns
-    False and the node reports the lost lease.
+    Another node receives the event after the lease, never before. The first handler can see it, and
+    the node reports it when the network works again.
     """
     cut_off, handler, ev = watch.busy_node("cut off", proxy.url)
     other = watch.node("other")

@@ -79,10 +79,7 @@ def test_an_event_is_delivered_again_if_its_handler_ends_the_process(watch, scri
 @pytest.mark.fault("F61")
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_an_interrupted_post_does_not_mix_up_replies(watch, error):
-    """
-    An exception interrupts a post between the command and its reply, and reaches the caller
-    unchanged. The connection is closed, or the next call would read the wrong reply.
-    """
+    """The connection is closed, or the next call would read the reply to the post."""
     watch.node()
     caller = watch.caller()
     watch.post(timer=caller)
@@ -201,8 +198,8 @@ class TestThreads:
     @pytest.mark.fault("F65")
     def test_a_node_works_under_gevent(self, watch, script):
         """
-        Heartbeats keep the lease of a handler that waits for longer, and wakes arrive. An idle
-        node uses hardly any CPU. After it has left, none of its threads remains.
+        Heartbeats keep the lease of a handler that waits, wakes arrive, and an idle node uses
+        hardly any CPU.
         """
         program = script(
             "from gevent import monkey; monkey.patch_all()\n"
@@ -247,11 +244,7 @@ def heard():
 
 @pytest.mark.fault("F71")
 def test_an_event_moves_on_while_a_handler_holds_the_interpreter_lock(watch, script):
-    """
-    C code can hold the lock for longer than a lease, so no heartbeat is sent. Another node
-    receives the event. When the first handler returns, its node reports the lost lease and
-    continues.
-    """
+    """C code can hold the lock for longer than a lease, so no heartbeat is sent."""
     hog = script(
         _NODE.replace("do()", "'hog' in events[0] and ctypes.PyDLL(None).usleep(1_500_000)")
         + "dt.join(); say('joined'); heard(); say(dt.health().ok); dt.leave()"
@@ -298,10 +291,7 @@ class TestStarved:
 
     @pytest.mark.fault("F72")
     def test_a_starved_node_confirms_each_event_once(self, watch, script):
-        """
-        Busy processes leave the node hardly any CPU time. It handles its events late and may
-        lose leases, but each event is confirmed once.
-        """
+        """Its events are late and it may lose leases, but no event is lost."""
         program = script(
             "os.nice(19)\n"
             + _NODE.replace("do()", "pass")

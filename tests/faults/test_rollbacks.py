@@ -53,10 +53,7 @@ class TestPowerLoss:
     """The last writes are lost in a power failure."""
 
     def test_each_node_names_the_window_of_a_truncated_append_only_file(self, watch, own_server):
-        """
-        An event posted in the lost part is gone, and an event cancelled in it is pending again.
-        An operator needs the window to find both.
-        """
+        """An operator needs it to find posts that are gone, and cancels that are undone."""
         watch.rollback = True
         nodes = [watch.node("node-1"), watch.node("node-2")]
         poster = nodes[0].timer
@@ -177,10 +174,7 @@ class TestFailover:
             yield watch
 
     def test_loses_the_writes_of_the_window_and_reports_them(self, watch, replication):
-        """
-        A post, a cancel and a confirm of the window are undone, and the nodes report it later.
-        A post with ``wait_replicas`` raises at once.
-        """
+        """The nodes report them later. A post with ``wait_replicas`` raises at once."""
         master, link, replica, address = replication
         watch.rollback = True
         poster = watch.caller("poster", address.url, **PATIENT)

@@ -50,10 +50,7 @@ def test_a_post_sent_into_a_long_pause_takes_effect_at_most_once(
 
 @pytest.mark.fault("F25")
 def test_a_first_call_fails_definitely_if_the_namespace_cannot_be_opened(watch):
-    """
-    A timer opens the namespace before its first call. Without a reply to that the call itself has
-    not been sent, so its outcome is known.
-    """
+    """A timer opens the namespace first, so the call itself has not been sent."""
     timer = watch.caller()
     watch.client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
     for call in (timer.stats, lambda: timer.post({})):
@@ -82,10 +79,7 @@ def test_a_killed_connection_is_replaced_silently_and_followed_by_a_claim(watch,
 
 @pytest.mark.fault("F27")
 def test_a_node_dropped_as_a_slow_subscriber_subscribes_again(own_server):
-    """
-    Redis drops a subscriber whose output buffer overflows. Here a flood of messages arrives while
-    the process of the node is stopped.
-    """
+    """Redis drops a subscriber whose output buffer overflows, here of a stopped process."""
     with (
         own_server.client() as client,
         Fleet(own_server.url, "chaos", poll_interval=LATER, timeout=LONGEST_CALL) as fleet,

@@ -50,10 +50,7 @@ class TestEviction:
 
     @pytest.mark.fault("F31")
     def test_a_node_recovers_after_whole_keys_were_evicted(self, watch, caller):
-        """
-        An allkeys policy may evict any key of a namespace, and its events are lost. Each must be
-        handled, gone, or a dead letter: retrying a lost event for ever would block the others.
-        """
+        """Events are lost. Retrying them for ever would block the others."""
         node = watch.node()
         ids = [watch.post(LATER, more={"x": "x" * 1000}) for _ in range(5)]
         watch.excused |= set(ids)
@@ -120,10 +117,7 @@ class TestForeignData:
     @pytest.mark.fault("F37")
     @pytest.mark.parametrize("field", ["due", "body", "lease", "nodes"])
     def test_a_call_names_a_key_of_a_foreign_type_and_writes_nothing(self, watch, caller, field):
-        """
-        A partial write would corrupt the namespace further. The node reports the key once, and
-        works again when the right key is back.
-        """
+        """A partial write would corrupt the namespace further."""
         gate = Gated()
         node = watch.node(concurrency=2, handler=lambda ev: ev.get("hold") and gate(ev))
         running = watch.post(more={"hold": True})
@@ -157,10 +151,7 @@ class TestForeignData:
 
     @pytest.mark.fault("F38")
     def test_a_foreign_payload_becomes_a_dead_letter_with_its_bytes_unchanged(self, watch, caller):
-        """
-        An operator needs the bytes to find the writer. The event is reported once, and does not
-        hold up the events that were claimed with it.
-        """
+        """An operator needs the bytes to find the writer. Other events do not wait."""
         node = watch.node(max_events=20)
         foreign = {
             "text": b",3|not json",
@@ -188,10 +179,7 @@ class TestForeignData:
 
     @pytest.mark.fault("F39")
     def test_a_node_claims_nothing_in_a_namespace_of_a_later_version(self, watch):
-        """
-        This version could misread the events. The node reports the version once, and works again
-        when it is its own. Other timers can neither join nor post.
-        """
+        """This version could misread the events. Other timers can neither join nor post."""
         node = watch.node()
         pending = watch.post(150)
         with watch.fault() as fault:
@@ -210,10 +198,7 @@ class TestForeignData:
 
 @pytest.mark.fault("F40")
 def test_an_event_posted_to_an_empty_namespace_is_woken_for(watch, caller):
-    """
-    Redis deletes a key with its last member. The next post creates the keys again, and its event
-    must not wait for a poll.
-    """
+    """Redis deletes a key with its last member, and the next post creates it again."""
     watch.node(poll_interval=LATER)
     with watch.fault(silent=True):
         for _ in range(5):

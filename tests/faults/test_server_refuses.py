@@ -27,10 +27,7 @@ pytestmark = pytest.mark.chaos
 
 @pytest.mark.fault("F30")
 def test_only_posts_fail_when_memory_is_full(watch, own_server, caller):
-    """
-    A post fails definitely and stores nothing. Pending events are still claimed, confirmed,
-    retried and cancelled, leases are renewed, and a node can join: that frees the memory.
-    """
+    """All other work goes on, because it frees the memory. The post stores nothing."""
     failed = []
 
     def fail_once(ev):
@@ -120,10 +117,7 @@ def _without_replicas(own_server, client):
 def test_a_post_fails_with_the_words_of_a_server_that_refuses_writes(
     watch, own_server, caller, refused_caller, *, refusing, words
 ):
-    """
-    The words name the cause, and nothing was stored. The node reports the refusal once and keeps
-    trying. A handler that ends meanwhile is confirmed when the server accepts writes again.
-    """
+    """Nothing was stored. A handler that ends meanwhile is confirmed later."""
     node, handler, ev = watch.busy_node(lease=6_000, max_events=1)
     pending = watch.post(200)
     with watch.fault() as fault, refusing(own_server, watch.client):
@@ -147,10 +141,7 @@ class TestAfterALostReply:
 
     @pytest.mark.fault("F36")
     def test_the_outcome_of_a_stored_post_is_unknown(self, own_server, namespace):
-        """
-        The first attempt stored the event. The second is refused before its script runs, because
-        the replica has gone. If the refusal counted as definite, the caller would post again.
-        """
+        """If the refusal of the second attempt counted as definite, the caller would post again."""
         with Proxy(own_server) as proxy, own_server.client() as client:
             timer = DTimer("poster", proxy.url, ns=namespace, timeout=LONGEST_CALL)
             timer.post({"n": 0}, LATER, id="known")

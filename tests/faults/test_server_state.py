@@ -21,12 +21,7 @@ _SET = b"*3\r\n$3\r\nSET\r\n$6\r\nfiller\r\n$1\r\nx\r\n"
 
 
 class EndlessScript:
-    """
-    An endless script on the server, run by another client in a thread.
-
-    Args:
-        busy: The time, in ms, after which the server replies BUSY and lets the script be killed.
-    """
+    """An endless script on the server; after *busy* ms the server replies BUSY to others."""
 
     def __init__(self, own_server, busy):
         self._own = own_server
@@ -49,10 +44,7 @@ class EndlessScript:
 
 @pytest.mark.fault("F19")
 def test_each_event_is_handled_once_after_a_restart_from_the_append_only_file(watch, own_server):
-    """
-    The file has every acknowledged write: running, overdue and future events. It does not have
-    the scripts, which must be sent again. A false report of a rollback would alarm an operator.
-    """
+    """The file has every acknowledged write, but no scripts. No rollback may be reported."""
     node, handler, ev = watch.busy_node(concurrency=3, lease=6_000)
     ids = [watch.post(n) for n in (200, 400, 1_500)]
     with watch.fault() as fault:
@@ -69,10 +61,7 @@ def test_each_event_is_handled_once_after_a_restart_from_the_append_only_file(wa
 def test_requests_repeated_during_a_freeze_take_effect_at_most_once(
     watch, own_server, caller, hasty_caller
 ):
-    """
-    A frozen server executes every request that it has received as soon as it runs again. So each
-    attempt of a post or a claim arrives, and the server must recognise the repetitions.
-    """
+    """A frozen server executes each attempt that it has received when it runs again."""
     watch.node()
     before = watch.post(100)
     with watch.fault() as fault:
@@ -94,10 +83,7 @@ def test_requests_repeated_during_a_freeze_take_effect_at_most_once(
 
 @pytest.mark.fault("F22")
 def test_a_confirm_of_unknown_outcome_is_not_reported_as_a_lost_lease(watch, own_server):
-    """
-    The server executes the confirm after the freeze. When the handler then returns, the server no
-    longer knows its lease, because of this node's own confirm.
-    """
+    """The server no longer knows the lease, because of this node's own confirm."""
     results, going_on = queue.SimpleQueue(), threading.Event()
 
     def confirm(ev):
@@ -137,10 +123,7 @@ def test_a_confirm_of_unknown_outcome_is_not_reported_as_a_lost_lease(watch, own
 def test_a_post_delayed_beyond_its_deadline_takes_effect_at_most_once(
     watch, own_server, hasty_caller
 ):
-    """
-    A long command of another client blocks the server. Posts whose deadline passes meanwhile raise
-    `OutcomeUnknown`. Other events are late and not lost.
-    """
+    """A long command of another client blocks the server. Other events are late."""
     node = watch.node()
     with watch.fault(degraded=False) as fault:
         # Longer than the deadlines, also on a busy machine.
@@ -155,10 +138,7 @@ def test_a_post_delayed_beyond_its_deadline_takes_effect_at_most_once(
 
 @pytest.mark.fault("F24")
 def test_a_post_fails_definitely_while_the_server_is_busy(watch, own_server, refused_caller):
-    """
-    BUSY means that the server has not executed the call. The node reports it once, and renews the
-    lease of a running handler as soon as the script has ended.
-    """
+    """BUSY means that the server has not executed the call. Leases are renewed afterwards."""
     node, handler, ev = watch.busy_node(lease=6_000)
     with watch.fault() as fault:
         script = EndlessScript(own_server, busy=50)

@@ -110,10 +110,7 @@ class TestThreads:
         ],
     )
     def test_a_failing_thread_starts_again_within_a_second(self, watch, point, thread, error):
-        """
-        The node reports the error once, and ``health()`` is not ok meanwhile. When the error is
-        gone the node works as before.
-        """
+        """The error is reported once, and ``health()`` is not ok meanwhile."""
         node = watch.node()
         failing = Failing(error, thread)
         waiting = []

@@ -122,10 +122,7 @@ class TestClockSetForward:
         watch.excused.add(far)
 
     def test_the_lease_of_a_running_handler_is_renewed_at_once(self, watch, set_clock):
-        """
-        By the server's clock the lease has ended. If the node waited for its next heartbeat,
-        another node could start the event.
-        """
+        """By the server's clock the lease has ended, so another node could start the event."""
         node, handler, ev = watch.busy_node(lease=3 * MINUTE_MS, poll_interval=300)
         with watch.fault(degraded=None, recovers=False):
             set_clock(HOUR)
@@ -138,10 +135,7 @@ class TestClockSetForward:
         assert [] == node.heard("lease_lost")
 
     def test_the_former_holder_of_a_lease_that_ended_cannot_confirm(self, watch, set_clock):
-        """
-        The event of a lease that is not renewed is redelivered at once. The first holder learns
-        from the refused confirm that its lease is lost.
-        """
+        """The first holder learns from the refused confirm that its lease is lost."""
         node = watch.node(lease=MINUTE_MS, auto_confirm=False)
         deliveries = Catch(node.timer, "event")
         id = watch.post()
@@ -264,10 +258,7 @@ class TestClockSetBack:
 
 @pytest.mark.fault("F51")
 def test_a_wrong_wall_clock_of_a_node_has_no_effect(watch, own_server, monkeypatch):
-    """
-    The wall clock is years off and is set while the node runs. Due times come from the server, and
-    waits from the monotonic clock, so the node loses no lease and reports no error.
-    """
+    """Due times come from the server, and waits from the monotonic clock."""
     with WrongClock() as clock:
         clock.set(-10 * 365 * 24 * HOUR)
         with monkeypatch.context() as patch, Fleet(own_server.url, watch.ns, lease=1_000) as fleet:
@@ -291,9 +282,8 @@ def test_a_wrong_wall_clock_of_a_node_has_no_effect(watch, own_server, monkeypat
 @pytest.mark.fault("F53")
 def test_a_handler_doubts_its_lease_after_the_machine_was_suspended(watch, monkeypatch, set_clock):
     """
-    The monotonic clock of Linux stops while a machine is suspended, and leases run on. So
-    ``lease_lost`` is True at once, before any request. It is False again when the server confirms
-    that the lease is still held.
+    The monotonic clock of Linux stops meanwhile, and leases run on. ``lease_lost`` is False again
+    when the server confirms the lease.
     """
     node, handler, ev = watch.busy_node(lease=3_000, poll_interval=MINUTE_MS)
     assert not ev.lease_lost
@@ -315,10 +305,7 @@ def test_a_handler_doubts_its_lease_after_the_machine_was_suspended(watch, monke
 
 @pytest.mark.fault("F54")
 def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own_server, monkeypatch):
-    """
-    The clocks of the node run 5 % slow. The node relies on its lease for only 90 % of its length.
-    So it considers the lease lost before another node can claim the event.
-    """
+    """The clocks run 5 % slow, but a node relies on only 90 % of a lease."""
     text = """
     dt = timer("slow", lease=1_000, max_run=1, max_retries=3)
     dt.on("error", lambda error: None)
@@ -364,10 +351,7 @@ def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own_server, 
 @pytest.mark.fault("F57")
 @pytest.mark.parametrize("names", [["one"], ["one", "two"]], ids=["alone", "two"])
 def test_5000_events_due_in_one_millisecond_are_each_handled_once(watch, names):
-    """
-    A single node starts them in the order of their ids. Two nodes need not: if one node releases an
-    event, the other may start it after events with greater ids.
-    """
+    """A single node starts them in the order of their ids. Two nodes need not."""
     for name in names:
         watch.node(name, max_events=100, poll_interval=1_000)
     # Posting takes long on a busy machine. No event may start before the last one is posted.

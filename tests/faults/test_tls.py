@@ -150,10 +150,7 @@ class TestInvalidCertificate:
     def test_a_joined_node_recovers_when_the_certificate_is_valid_again(
         self, server, authority_path, authority, make_timer, monkeypatch
     ):
-        """
-        Meanwhile the node reports the certificate once, ``health()`` is not ok, and the node
-        connects about once a second, not in a tight loop.
-        """
+        """Meanwhile it reports the certificate once, and connects about once a second."""
         for module in ("connectivity", "listener"):
             monkeypatch.setattr(f"dtimer.engine.{module}._SLOW_PAUSE", SLOW)
         node = make_timer(server.url(ssl_ca_certs=authority_path))
@@ -207,10 +204,7 @@ class TestTlsOnOneSide:
 
     @pytest.mark.parametrize("says", [b"-ERR what\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
     def test_nothing_is_sent_unencrypted(self, make_timer, says):
-        """
-        If the server replies to the handshake with plain text, or closes the connection, dtimer
-        must not fall back to plain text: it would reveal the password and the payload.
-        """
+        """Dtimer must not answer plain text with plain text: it would reveal the password."""
         heard = []
         with socket.create_server((ADDRESS, 0)) as listening:
 

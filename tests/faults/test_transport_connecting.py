@@ -23,10 +23,7 @@ class TestUnreachableServer:
 
     @pytest.mark.fault("F09")
     def test_a_node_connects_again_when_the_server_is_back(self, watch, own_server):
-        """
-        The node tries with growing pauses for as long as the outage lasts. It reports the outage
-        once, and loses no acknowledged post. A call during the outage fails by its deadline.
-        """
+        """The pauses grow. No acknowledged post is lost, and a call fails by its deadline."""
         node = watch.node()
         caller = watch.caller(**HASTY)
         before = watch.post(500)
@@ -171,10 +168,7 @@ class TestClosedByServer:
 
     @pytest.mark.fault("F13")
     def test_a_dropped_idle_connection_is_replaced_silently(self, watch, own_server):
-        """
-        Servers and NATs drop idle connections. The node must notice it by its own checks, or it
-        would be deaf until the next poll.
-        """
+        """Servers and NATs drop them. The node would be deaf until the next poll."""
         watch.client.config_set("timeout", 1)
         node = watch.node(poll_interval=LATER)
         with watch.fault(silent=True):

@@ -58,10 +58,7 @@ node.leave()
 
 @pytest.mark.fault("F16")
 def test_a_node_recovers_when_its_process_can_open_sockets_again(watch, own_server):
-    """
-    Without descriptors the node cannot connect. It reports that once, no thread ends, and no
-    thread uses the CPU in a tight loop.
-    """
+    """No thread ends, and no thread uses the CPU in a tight loop."""
     with Script(own_server, watch.ns, _STARVED) as script:
         assert script.hear().startswith("joined")
         script.tell()
@@ -130,10 +127,7 @@ class TestSignals:
     def test_a_wait_ends_with_the_exception_of_a_signal_handler(
         self, watch, proxy, proxied_caller, alarm
     ):
-        """
-        A handler that raises wants the call to end, and not another attempt until its deadline.
-        The reply arrives after the exception, and the next call must not read it.
-        """
+        """The handler wants the call to end. The next call must not read the late reply."""
         caller = proxied_caller
         ids = [caller.post({"mine": n}, LATER) for n in range(2)]
         raised = alarm("it takes too long")

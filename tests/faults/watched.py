@@ -71,12 +71,10 @@ class Node:
 
     @property
     def rollbacks(self) -> list[StateRollback]:
-        """The emitted rollbacks."""
         return [e for e in self.errors if isinstance(e, StateRollback)]
 
     @property
     def id(self) -> str:
-        """The id of the node."""
         return self.timer.id
 
     def reported_twice(self, since: float) -> list[str]:
