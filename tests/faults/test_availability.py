@@ -97,9 +97,7 @@ class TestSplitBrain:
     """Two masters accept writes, each from its own clients."""
 
     def test_the_remaining_master_refuses_the_lower_token(self, replication):
-        """
-        No client can prevent that both masters grant the event. The token tells the claims apart.
-        """
+        """No client can prevent that both masters grant the event. The tokens differ."""
         master, link, replica = replication
         with Proxy(master) as proxy, Watch(replica, NS) as watch:
             watch.rollback = True
