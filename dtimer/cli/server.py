@@ -19,9 +19,9 @@ from dtimer.cli.output import Output
 from dtimer.errors import StoreError
 from dtimer.model.ids import check_id
 from dtimer.model.options import validate
-from dtimer.store.admin import AdminStore
 from dtimer.store.connection.sources import DEFAULT_URL, source
 from dtimer.store.script_client import TRIES
+from dtimer.store.store import Store
 from dtimer.timer import DTimer
 
 #: Seconds to wait for the local server to accept a connection; normally it accepts at once.
@@ -118,14 +118,14 @@ def opened(settings: Settings, id: str = "cli", **options: Any) -> Iterator[DTim
 
 
 @contextlib.contextmanager
-def opened_store(settings: Settings, timeout: float = TIMEOUT) -> Iterator[AdminStore]:
+def opened_store(settings: Settings, timeout: float = TIMEOUT) -> Iterator[Store]:
     """
     Yield the store itself, for operations that a timer does not have.
 
     Raises:
         StoreError: no server was found.
     """
-    store = AdminStore(source(chosen_url(settings), timeout / TRIES), settings.ns, timeout=timeout)
+    store = Store(source(chosen_url(settings), timeout / TRIES), settings.ns, timeout=timeout)
     try:
         yield store
     finally:

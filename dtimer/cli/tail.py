@@ -18,6 +18,7 @@ from dtimer.errors import StoreError
 from dtimer.model.records import DeadLetter
 from dtimer.monitor.fields import letter_fields
 from dtimer.store.admin import AdminStore
+from dtimer.store.store import Store
 
 
 @click.command(
@@ -71,8 +72,9 @@ def repeat(look: Callable[[], None], seconds: float, output: Output) -> None:
 class Follow:
     """Remembers the state that was read last, and prints the changes."""
 
-    def __init__(self, store: AdminStore, output: Output) -> None:
+    def __init__(self, store: Store, output: Output) -> None:
         self._store = store
+        self._admin = AdminStore(store)
         self._output = output
         self._totals: dict[str, int] | None = None
         self._paused = False
@@ -86,10 +88,10 @@ class Follow:
         stats = self._store.stats()
         if self._totals is None:
             # The position before all dead letters of this moment: NUL sorts before every id.
-            self._last_id, self._last_died = "\0", self._store.server_now()
+            self._last_id, self._last_died = "\0", self._store.namespace.server_now()
             self._totals, self._paused = stats.totals, stats.paused
             return
-        for letter in self._store.died_after(self._last_id, self._last_died):
+        for letter in self._admin.died_after(self._last_id, self._last_died):
             died = round(letter.died * 1000)
             if died != self._last_died:
                 self._last_id, self._last_died, self._printed = letter.id, died, set()

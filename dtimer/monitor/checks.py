@@ -17,6 +17,7 @@ from dtimer.store.admin import AdminStore, Audit
 from dtimer.store.connection.sources import redacted
 from dtimer.store.failures import message, names, needs_operator
 from dtimer.store.format import text
+from dtimer.store.store import Store
 
 #: The clock difference that is reported, and the wait for a published message, in seconds.
 _SKEW, _PUBSUB_WAIT = 1.0, 2.0
@@ -30,13 +31,13 @@ _STRAYS = {
 }
 
 
-def examine(store: AdminStore, url: str) -> Iterator[Finding]:
+def examine(store: Store, url: str) -> Iterator[Finding]:
     """Check the server and the namespace. Without a connection only that is reported."""
     found = connection(store, url)
     yield found
     if found.level is Level.ERROR:
         return
-    info = store.about_server()
+    info = store.server.info()
     if info:
         yield server_info.version(info)
         yield server_info.role(info)
@@ -61,12 +62,12 @@ def examine(store: AdminStore, url: str) -> Iterator[Finding]:
     yield from orphans(store)
 
 
-def connection(store: AdminStore, url: str) -> Finding:
+def connection(store: Store, url: str) -> Finding:
     """Check that a server answers, and accepts this client."""
     place = redacted(url)
     began = time.perf_counter()
     try:
-        store.command("PING")
+        store.server.command("PING")
     except Exception as e:
         if "NOPERM" in message(e) or "NoPermissionError" in names(e):
             return ok("connection", f"{place} answers, though not to PING")
@@ -78,17 +79,17 @@ def connection(store: AdminStore, url: str) -> Finding:
     return ok("connection", f"{place} answers in {(time.perf_counter() - began) * 1000:.1f} ms")
 
 
-def _settings(store: AdminStore) -> dict[str, str]:
+def _settings(store: Store) -> dict[str, str]:
     settings = {}
     for name in ("save", "appendfsync"):
         with contextlib.suppress(Exception):  # Hosted servers have no CONFIG; INFO has the rest.
-            flat = store.command("CONFIG", "GET", name)
+            flat = store.server.command("CONFIG", "GET", name)
             if isinstance(flat, list) and len(flat) == 2:
                 settings[name] = text(flat[1])
     return settings
 
 
-def pubsub(store: AdminStore) -> Finding:
+def pubsub(store: Store) -> Finding:
     """Check that a published message arrives."""
     receiver = incarnation()
     subscription = store.subscription(receiver)
@@ -99,7 +100,7 @@ def pubsub(store: AdminStore) -> Finding:
         # The wait needs a descriptor that may interrupt it. This one never does.
         reading, writing = os.pipe()
         try:
-            store.command("PUBLISH", store.keys.echo(receiver), "")
+            store.server.command("PUBLISH", store.keys.echo(receiver), "")
             arrived = subscription.wait(_PUBSUB_WAIT, reading) and bool(subscription.hear())
         finally:
             os.close(reading)
@@ -116,10 +117,10 @@ def pubsub(store: AdminStore) -> Finding:
     return ok("pub/sub", f"a message comes back in {took:.1f} ms")
 
 
-def schema(store: AdminStore) -> Finding:
+def schema(store: Store) -> Finding:
     """Check that the namespace is dtimer's, and of this version."""
     try:
-        there = store.exists()
+        there = store.namespace.exists()
     except NamespaceCorrupt as e:
         remedy = "choose another --ns, or upgrade dtimer if the version is the reason"
         return error("schema", str(e), remedy)
@@ -130,15 +131,15 @@ def schema(store: AdminStore) -> Finding:
     return ok("schema", "the namespace has the version that this dtimer supports")
 
 
-def _remedy(store: AdminStore, refused: str) -> str:
+def _remedy(store: Store, refused: str) -> str:
     return acl.remedy(refused, store.ns) or "look at the server's message"
 
 
-def permissions(store: AdminStore) -> Iterator[Finding]:
+def permissions(store: Store) -> Iterator[Finding]:
     """Check that this client may run each command that the scripts use, by trying each."""
     check = "permissions"
     try:
-        refused = store.permissions()
+        refused = store.server.permissions()
     except StoreError as e:
         yield error(check, f"the commands cannot be tried: {e}", _remedy(store, str(e)))
         return
@@ -154,11 +155,11 @@ def permissions(store: AdminStore) -> Iterator[Finding]:
         yield ok(check, "this client may run every command that the scripts use")
 
 
-def skew(store: AdminStore) -> Finding:
+def skew(store: Store) -> Finding:
     """Check the difference between the server's clock and this machine's."""
     before = time.time()
     try:
-        now = store.server_now() / 1e6
+        now = store.namespace.server_now() / 1e6
     except StoreError as e:
         return warning("clock", f"the server's time cannot be read: {e}", _remedy(store, str(e)))
     after = time.time()
@@ -171,23 +172,23 @@ def skew(store: AdminStore) -> Finding:
     return ok("clock", summary)
 
 
-def schedules(store: AdminStore) -> Iterator[Finding]:
+def schedules(store: Store) -> Iterator[Finding]:
     """Check that each schedule can be read; yield nothing if all can."""
     try:
-        for id in store.schedule_ids():
+        for id in store.schedules.ids():
             try:
-                store.schedule(id)
+                store.schedules.get(id)
             except NamespaceCorrupt as e:
                 yield error("schedules", str(e), f"dtimer unschedule {shlex.quote(id)} --yes")
     except StoreError as e:
         yield warning("schedules", f"not checked: {e}", _remedy(store, str(e)))
 
 
-def orphans(store: AdminStore) -> Iterator[Finding]:
+def orphans(store: Store) -> Iterator[Finding]:
     """Check that the keys agree with each other."""
     check = "orphans"
     try:
-        audit = store.audit()
+        audit = AdminStore(store).audit()
     except StoreError as e:
         yield warning(check, f"not checked: {e}", "the check needs a server of 6.2 or later")
         return
@@ -205,7 +206,7 @@ def orphans(store: AdminStore) -> Iterator[Finding]:
         )
 
 
-def _fix(store: AdminStore, what: str, id: str) -> str:
+def _fix(store: Store, what: str, id: str) -> str:
     keys = store.keys
     command = {
         "no_body": f"dtimer cancel {id}",

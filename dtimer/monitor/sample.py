@@ -12,6 +12,7 @@ from dtimer.model.histogram import increase, percentile
 from dtimer.model.records import NodeInfo, Record, Stats
 from dtimer.monitor.fields import record_fields, stats_fields
 from dtimer.store.admin import AdminStore
+from dtimer.store.store import Store
 
 #: Seconds of history that a frame has, if one is read each second.
 MINUTE = 60
@@ -64,7 +65,7 @@ class Frame:
 class Sampler:
     """Reads frames, and keeps the history of a minute."""
 
-    def __init__(self, store: AdminStore, ns: str) -> None:
+    def __init__(self, store: Store, ns: str) -> None:
         self._store = store
         self._ns = ns
         self._before: tuple[float, Stats] | None = None
@@ -85,14 +86,14 @@ class Sampler:
         self._before = at, stats
         self._lateness.append(stats.lateness)
         recent = increase(stats.lateness, self._lateness[0])
-        held = self._store.holders(_MOST_LEASES)
+        held = AdminStore(self._store).holders(_MOST_LEASES)
         leases_read = sum(held.values())
         if 0 < leases_read < stats.in_flight:
             # Only a sample was read: scale its counts to all the events in flight.
             held = {name: round(n * stats.in_flight / leases_read) for name, n in held.items()}
         return Frame(
             ns=self._ns,
-            now=self._store.server_now() / 1000,
+            now=self._store.namespace.server_now() / 1000,
             stats=stats,
             nodes=sorted(self._store.nodes(), key=lambda node: (node.id, node.incarnation)),
             held=held,

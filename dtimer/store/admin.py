@@ -69,17 +69,21 @@ class Audit:
         )
 
 
-class AdminStore(Store):
-    """A store with the operations for people who administer a namespace."""
+class AdminStore:
+    """The operations for people who administer the namespace of a *store*."""
+
+    def __init__(self, store: Store) -> None:
+        self.store: Store = store
+        self._ask = store.namespace.ask
 
     def waiting(self) -> Iterator[PendingEvent]:
         """Yield the scheduled events in due order, with everything that is stored about them."""
-        for id, due, tries, raw in self._walks.upcoming(self._ask, "-inf", "+inf", _PAGE):
+        for id, due, tries, raw in self.store.walks.upcoming(self._ask, "-inf", "+inf", _PAGE):
             yield PendingEvent(id, replies.integer(due), replies.integer(tries), raw)
 
     def specs(self) -> Iterator[tuple[ScheduleSpec, bool, str]]:
         """Yield the schedules: definition, True if it is paused, id of the pending occurrence."""
-        for name in self.schedule_ids():
+        for name in self.store.schedules.ids():
             if stored := self._ask(replies.read_stored_schedule, SCHEDULE, name):
                 definition, template, schedule_state, _ = stored
                 pending = f"{name}@{schedule_state.get('next', '')}"
@@ -94,7 +98,7 @@ class AdminStore(Store):
             last: The id of the given letter, which may have been deleted.
             died_us: Its time of death.
         """
-        for id, died, letter in self._walks.dead(self._ask, _PAGE, str(died_us), last):
+        for id, died, letter in self.store.walks.dead(self._ask, _PAGE, str(died_us), last):
             yield read_letter(id, died, letter)
 
     def restore(self, letters: Sequence[DeadLetter]) -> int:
@@ -115,7 +119,7 @@ class AdminStore(Store):
             raise
         finally:
             for letter in letters if may_exist else ():
-                self._walks.restored(letter.id, round(letter.died * 1000))
+                self.store.walks.restored(letter.id, round(letter.died * 1000))
 
     def holders(self, most: int = 500) -> dict[str, int]:
         """Return the number of leases of each incarnation, counting at most *most* leases."""
@@ -135,7 +139,3 @@ class AdminStore(Store):
             return Audit(due, bodies, dead, graves, leases, schedules, plans, strays)
 
         return self._ask(read, _AUDIT, str(most))
-
-    def command(self, *words: str) -> object:
-        """Run one Redis command on a new connection, and return its reply."""
-        return self._source.command(*words)

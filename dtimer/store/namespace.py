@@ -1,18 +1,16 @@
-"""A namespace on a Redis server: its keys, the check when it is opened, and calls of scripts."""
+"""A namespace: the check when it is opened, and calls of its scripts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dtimer.errors import NamespaceCorrupt, StoreError
+from dtimer.errors import NamespaceCorrupt, OutcomeUnknown, StoreError
 from dtimer.model.ids import incarnation
-from dtimer.store import acl, failures, replies
+from dtimer.store import replies
 from dtimer.store.calls import ReplicatedCall
-from dtimer.store.connection.sources import Source
 from dtimer.store.format import text
-from dtimer.store.keys import Keys
-from dtimer.store.reply_checks import pairs, understood
+from dtimer.store.reply_checks import flag, understood
 from dtimer.store.rollback import NamespaceState, RollbackDetector
 from dtimer.store.script_client import ScriptClient
 from dtimer.store.scripts import Verb, header, verb
@@ -24,41 +22,22 @@ SILENT_US = 60_000_000
 
 T = TypeVar("T")
 
-_ALONE = verb("alone", "node", "silent_after")
 _OPEN = verb("open", "schema", "mark")
-_PERMISSIONS = verb("permissions")
 
 
 class Namespace:
     """
-    Opens a namespace and calls scripts on it: the base of all operations of the store.
+    Opens a namespace, and calls scripts on it once it is open.
 
     Args:
-        source: Makes the connections for scripts.
-        ns: The name of the namespace.
-        timeout: The deadline of a call, in seconds.
-        pubsub_source: Makes the connections for pub/sub; None for *source*.
-        now: None for the server's clock, or a function giving µs since the epoch.
+        scripts: Runs the scripts.
+        rollback: Checks the state of the namespace when it is opened.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        ns: str,
-        *,
-        timeout: float,
-        pubsub_source: Source | None = None,
-        now: Callable[[], int] | None = None,
-    ) -> None:
-        self.ns = ns
-        self.keys: Keys = Keys.of(ns)
-        self._source = source
-        self._pubsub_source = pubsub_source or source
-        self._scripts = ScriptClient(source, self.keys, timeout, now)
-        self._timeout = timeout
-        self._now = now
+    def __init__(self, scripts: ScriptClient, rollback: RollbackDetector) -> None:
+        self.scripts: ScriptClient = scripts
+        self._rollback = rollback
         self._opened = False
-        self.rollback: RollbackDetector = RollbackDetector()
 
     def open(self) -> None:
         """
@@ -68,7 +47,7 @@ class Namespace:
             NamespaceCorrupt: One of its keys holds a value of another type, or this version of
                 dtimer does not know the schema version.
         """
-        self._open(self._scripts.deadline())
+        self._open(self.scripts.deadline())
 
     def exists(self) -> bool:
         """
@@ -77,16 +56,16 @@ class Namespace:
         Raises:
             NamespaceCorrupt: As in `open`.
         """
-        self._open(self._scripts.deadline(), create=False)
+        self._open(self.scripts.deadline(), create=False)
         return self._opened
 
     def _open(self, deadline: float, *, create: bool = True) -> None:
         if self._opened:
             return
-        before = self.rollback.known
-        version, state = self._read_state(deadline, create=create)
+        before = self._rollback.known
+        version, state = self.read_state(deadline, create=create)
         if not version:
-            self.rollback.opened(before, state)
+            self._rollback.opened(before, state)
             return
         if version != SCHEMA:
             raise NamespaceCorrupt(
@@ -94,33 +73,32 @@ class Namespace:
                 f" knows version {SCHEMA}: upgrade it"
             )
         self._opened = True
-        self.rollback.opened(before, state)
+        self._rollback.opened(before, state)
 
-    def _read_state(self, deadline: float, *, create: bool) -> tuple[str, NamespaceState]:
+    def read_state(self, deadline: float, *, create: bool) -> tuple[str, NamespaceState]:
+        """Return the schema version and the state; with *create*, create a missing namespace."""
         # The random mark of a new namespace. Any unique text will do.
         mark = incarnation() if create else ""
-        reply = self._scripts.call(_OPEN, SCHEMA, mark, deadline=deadline)
+        reply = self.scripts.call(_OPEN, SCHEMA, mark, deadline=deadline)
         return understood(_OPEN, lambda r: (text(r[1]), replies.read_namespace_state(r)), reply)
 
     def reopen(self) -> None:
         """Have the next call open the namespace again, because it may have changed."""
         self._opened = False
 
-    def _call(self, verb: Verb, *arguments: str, until: float | None = None) -> Any:
-        deadline = self._scripts.deadline() if until is None else until
+    def server_now(self, until: float | None = None) -> int:
+        """Return the server's time in µs; *until* is the deadline of the call."""
+        deadline = self.scripts.deadline() if until is None else until
+        return self.read_state(deadline, create=False)[1].now
+
+    def call(self, verb: Verb, *arguments: str, until: float | None = None) -> Any:
+        """Call a script, and return its reply as the client library read it; see `ask`."""
+        deadline = self.scripts.deadline() if until is None else until
         if not self._opened:
             self._open(deadline, create=header(verb).kind != "reads")
-        return self._scripts.call(verb, *arguments, deadline=deadline)
+        return self.scripts.call(verb, *arguments, deadline=deadline)
 
-    def alone(self, incarnation: str) -> bool:
-        """
-        Return True if no other node is alive and the namespace is not paused.
-
-        The script is sent once: the caller must deal with a failure.
-        """
-        return bool(self._scripts.call_once(_ALONE, incarnation, str(SILENT_US)))
-
-    def _ask(
+    def ask(
         self,
         read: Callable[[Any], T],
         verb: Verb,
@@ -136,87 +114,27 @@ class Namespace:
             arguments: The arguments of the script.
             until: The deadline, if several calls share one.
         """
-        return understood(verb, read, self._call(verb, *arguments, until=until))
+        return understood(verb, read, self.call(verb, *arguments, until=until))
 
-    def permissions(self) -> dict[str, str]:
+    def change(self, on_change: Callable[[], None], verb: Verb, *arguments: str) -> bool:
         """
-        Return the commands that this client may not or cannot run, each with the server's reason.
+        Run the script *verb*; return True if it changed anything.
 
-        Raises:
-            StoreError: The server did not answer.
+        Calls *on_change* if the script changed anything, or if its outcome is unknown.
         """
-        # Use a fixed time and the source of the script, because TIME or EVALSHA itself may be
-        # among the refused commands.
-        client = ScriptClient(self._source, self.keys, self._timeout, lambda: 1)
+        changed = True
         try:
-            flat = client.call(_PERMISSIONS, deadline=client.deadline(), with_source=True)
+            changed = self.ask(flag, verb, *arguments)
+            return changed
         except StoreError as e:
-            if acl.refusal(str(e)):
-                return {"EVAL": str(e)}
+            changed = isinstance(e, OutcomeUnknown)
             raise
         finally:
-            client.close()
-        return understood(
-            _PERMISSIONS,
-            lambda flat: {text(command): text(why) for command, why in pairs(flat)},
-            flat,
-        )
+            if changed:
+                on_change()
 
-    def _call_replicated(self, verb: Verb, *arguments: str, replicas: int) -> ReplicatedCall:
-        deadline = self._scripts.deadline()
+    def call_replicated(self, verb: Verb, *arguments: str, replicas: int) -> ReplicatedCall:
+        """Call a script, and wait until *replicas* replicas have what it wrote."""
+        deadline = self.scripts.deadline()
         self._open(deadline)
-        return self._scripts.call_replicated(verb, *arguments, deadline=deadline, replicas=replicas)
-
-    @property
-    def place(self) -> str:
-        """The address of the server, for messages: host and port, without user and password."""
-        return self._source.place
-
-    @property
-    def replicable(self) -> bool:
-        """True if the server can have replicas to wait for."""
-        return self._source.replicable
-
-    def about_server(self) -> dict[str, str]:
-        """Return the fields of INFO; empty if the server has no INFO or refuses it."""
-        try:
-            raw = self._source.command("INFO")
-        except Exception as e:
-            if failures.of_signal_handler(e):
-                raise
-            # INFO only serves warnings, so its failure must not stop a node. An emulated server has
-            # no INFO, and a strict ACL forbids it.
-            return {}
-        if isinstance(raw, dict):
-            return {str(name): str(value) for name, value in raw.items()}
-        lines = text(raw).splitlines() if isinstance(raw, bytes) else []
-        return dict(line.split(":", 1) for line in lines if ":" in line)
-
-    # Closing
-
-    def close(self) -> None:
-        """Close the connections. A later call makes new ones."""
-        self._scripts.close()
-
-    def release(self) -> None:
-        """Close the connections, and stop keeping an embedded server alive."""
-        # The embedded server may exit now and lose its data, which must not count as a rollback.
-        self.rollback.forget()
-        self.reopen()
-        self._scripts.close()
-        self._source.close()
-        if self._pubsub_source is not self._source:
-            self._pubsub_source.close()
-
-    def after_fork(self) -> None:
-        """Discard, in a forked child, the connections that belong to the parent."""
-        self.rollback.after_fork()
-        self._scripts.after_fork()
-        self._source.after_fork()
-        if self._pubsub_source is not self._source:
-            self._pubsub_source.after_fork()
-
-    @staticmethod
-    def needs_operator(error: BaseException | None) -> bool:
-        """Return True if *error* lasts until an operator fixes its cause."""
-        return failures.needs_operator(error)
+        return self.scripts.call_replicated(verb, *arguments, deadline=deadline, replicas=replicas)

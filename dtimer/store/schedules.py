@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from dtimer.errors import NamespaceCorrupt, OutcomeUnknown, StoreError
 from dtimer.model.outcomes import Declared
@@ -23,7 +22,7 @@ from dtimer.store import replies
 from dtimer.store.format import read_spec, text, write_template
 from dtimer.store.namespace import Namespace
 from dtimer.store.reply_checks import flag
-from dtimer.store.scripts import Verb, verb
+from dtimer.store.scripts import verb
 from dtimer.store.walks import Walks
 
 #: The script that reads one schedule.
@@ -41,15 +40,21 @@ _SCHEDULES = verb("schedules")
 _UNSCHEDULE = verb("unschedule", "schedule")
 
 
-class Schedules(Namespace):
-    """The operations on schedules; most methods call one or two scripts."""
+class Schedules:
+    """
+    The operations on the schedules of a namespace; most methods call one or two scripts.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    Args:
+        namespace: Calls the scripts.
+        walks: The iterations in progress, which must not yield an occurrence that a change here
+            creates.
+    """
+
+    def __init__(self, namespace: Namespace, walks: Walks) -> None:
+        self._namespace = namespace
+        self._walks = walks
         # The schedules that this timer has declared, and when, on the monotonic clock.
         self._declared: dict[str, tuple[ScheduleSpec, float]] = {}
-        # The iterations in progress, which must not yield an occurrence that a change here creates.
-        self._walks = Walks(self._now, round(self._timeout * 1e6))
 
     def declare(self, spec: ScheduleSpec) -> Declared:
         """Declare a schedule; return what that has changed."""
@@ -65,23 +70,6 @@ class Schedules(Namespace):
         self._declared[spec.id] = (spec, time.monotonic())
         return Declared(result)
 
-    def _change(self, on_change: Callable[[], None], verb: Verb, *arguments: str) -> bool:
-        """
-        Run the script *verb*; return True if it changed anything.
-
-        Calls *on_change* if the script changed anything, or if its outcome is unknown.
-        """
-        changed = True
-        try:
-            changed = self._ask(flag, verb, *arguments)
-            return changed
-        except StoreError as e:
-            changed = isinstance(e, OutcomeUnknown)
-            raise
-        finally:
-            if changed:
-                on_change()
-
     def redeclare(self, seconds: float | None) -> None:
         """
         Declare the schedules again that a rollback has removed.
@@ -93,17 +81,19 @@ class Schedules(Namespace):
         horizon = None if seconds is None else time.monotonic() - seconds
         for id, (spec, declared) in list(self._declared.items()):
             is_recent = horizon is None or declared >= horizon
-            if is_recent and not self._call(SCHEDULE, id):
+            if is_recent and not self._namespace.call(SCHEDULE, id):
                 self._declare(spec)
 
     def _declare(self, spec: ScheduleSpec) -> str:
-        until = self._scripts.deadline()
+        until = self._namespace.scripts.deadline()
         if spec.every is not None:
             return self._declare_with(spec, [], until)
-        result = self._declare_with(spec, next_times(spec, self.server_now(until)), until)
+        result = self._declare_with(
+            spec, next_times(spec, self._namespace.server_now(until)), until
+        )
         while result.startswith("behind:"):
             # The server's clock was set back: occurrences were already made for these times.
-            self._check_deadline(until, spec.id)
+            self.check_deadline(until, spec.id)
             latest = int(result.partition(":")[2])
             result = self._declare_with(spec, next_times(spec, latest), until)
         return result
@@ -127,12 +117,7 @@ class Schedules(Namespace):
             times=",".join(map(str, times)),
             final="1" if d.every is None and len(times) < STORED_TIMES else "",
         )
-        return self._ask(replies.read_declared, _DECLARE, *arguments, until=until)
-
-    def server_now(self, until: float | None = None) -> int:
-        """Return the server's time in µs; *until* is the deadline of the call."""
-        deadline = self._scripts.deadline() if until is None else until
-        return self._read_state(deadline, create=False)[1].now
+        return self._namespace.ask(replies.read_declared, _DECLARE, *arguments, until=until)
 
     def add_times(self, id: str, until: float | None = None) -> bool:
         """
@@ -146,7 +131,7 @@ class Schedules(Namespace):
             OptionError: This machine does not know the time zone, or the expression is invalid.
             NamespaceCorrupt: The stored definition cannot be read, or does not match the state.
         """
-        stored = self._ask(replies.read_stored_schedule, SCHEDULE, id, until=until)
+        stored = self._namespace.ask(replies.read_stored_schedule, SCHEDULE, id, until=until)
         if stored is None:
             return False
         definition, template, schedule_state, state_is_readable = stored
@@ -164,7 +149,7 @@ class Schedules(Namespace):
             )
         zone(spec.tz)
         check_cron(spec.cron, spec.tz)
-        left_out, times, final = times_to_add(spec, int(known), self.server_now(until))
+        left_out, times, final = times_to_add(spec, int(known), self._namespace.server_now(until))
         arguments = _ADD_TIMES.in_order(
             schedule=id,
             fingerprint=schedule_state["print"],
@@ -173,51 +158,51 @@ class Schedules(Namespace):
             left_out=str(left_out),
             final="1" if final else "",
         )
-        return self._ask(flag, _ADD_TIMES, *arguments, until=until)
+        return self._namespace.ask(flag, _ADD_TIMES, *arguments, until=until)
 
-    def _check_deadline(self, until: float, id: str) -> None:
+    def check_deadline(self, until: float, id: str) -> None:
         """Raise a `StoreError`, which says that nothing was done, if *until* has passed."""
         if time.monotonic() >= until:
             raise StoreError(
                 f"the next times of the schedule {id!r} could not be computed within"
-                f" {self._timeout * 1000:.0f} ms: nothing was done"
+                f" {self._namespace.scripts.timeout * 1000:.0f} ms: nothing was done"
             )
 
-    def schedule(self, id: str) -> Schedule | None:
+    def get(self, id: str) -> Schedule | None:
         """Return the schedule of this name, or None."""
-        return self._ask(lambda reply: replies.read_schedule(id, reply), SCHEDULE, id)
+        return self._namespace.ask(lambda reply: replies.read_schedule(id, reply), SCHEDULE, id)
 
-    def schedule_ids(self) -> list[str]:
+    def ids(self) -> list[str]:
         """Return the names of all schedules, sorted."""
-        return self._ask(lambda flat: sorted(map(text, flat)), _SCHEDULES)
+        return self._namespace.ask(lambda flat: sorted(map(text, flat)), _SCHEDULES)
 
-    def schedules(self) -> Iterator[Schedule]:
+    def all(self) -> Iterator[Schedule]:
         """
         Yield the schedules, sorted by name.
 
         Raises:
             NamespaceCorrupt: The next schedule cannot be read.
         """
-        for id in self.schedule_ids():
-            if (schedule := self.schedule(id)) is not None:
+        for id in self.ids():
+            if (schedule := self.get(id)) is not None:
                 yield schedule
 
-    def unschedule(self, id: str) -> bool:
+    def remove(self, id: str) -> bool:
         """See `DTimer.unschedule`."""
         self._declared.pop(id, None)
-        return self._ask(flag, _UNSCHEDULE, id)
+        return self._namespace.ask(flag, _UNSCHEDULE, id)
 
-    def pause_schedule(self, id: str, *, on: bool) -> bool:
+    def pause(self, id: str, *, on: bool) -> bool:
         """Pause or resume one schedule; return True if that changed anything."""
 
         def on_change() -> None:
             if not on:
                 self._walks.declared(id)
 
-        return self._change(on_change, _PAUSE_SCHEDULE, id, "1" if on else "0")
+        return self._namespace.change(on_change, _PAUSE_SCHEDULE, id, "1" if on else "0")
 
     def run_now(self, id: str) -> str | None:
         """See `DTimer.run_now`."""
-        made = self._ask(text, _RUN_NOW, id)
+        made = self._namespace.ask(text, _RUN_NOW, id)
         self._walks.moved(made, "+0")
         return made or None

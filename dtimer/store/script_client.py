@@ -79,7 +79,7 @@ class ScriptClient:
         texts()
         self._source = source
         self._keys = keys
-        self._timeout = timeout
+        self.timeout: float = timeout
         self._now = now
         self._begin()
 
@@ -103,7 +103,7 @@ class ScriptClient:
 
     def deadline(self) -> float:
         """Return the deadline of a call that begins now, on the monotonic clock."""
-        return time.monotonic() + self._timeout
+        return time.monotonic() + self.timeout
 
     def call(
         self,
@@ -192,8 +192,8 @@ class ScriptClient:
             if len(self._idle) > _IDLE_SESSIONS:
                 _close_idle(self._idle, _IDLE_SESSIONS)
 
-        lasts = self._timeout / TRIES
-        longest = max(lasts, min(longest, self._timeout))
+        lasts = self.timeout / TRIES
+        longest = max(lasts, min(longest, self.timeout))
         return PendingCall(session.connection, script, words, lasts=lasts, longest=longest, end=end)
 
     def call_once(self, verb: str, *arguments: Argument, op: str = "") -> Any:
@@ -213,7 +213,7 @@ class ScriptClient:
     ) -> Any:
         maybe_done = False
         pause = _FIRST_PAUSE
-        one_try = self._timeout / TRIES
+        one_try = self.timeout / TRIES
         while True:
             until = min(deadline, time.monotonic() + one_try)
             try:
@@ -246,7 +246,7 @@ class ScriptClient:
                 reached("retry.sending")
 
     def _deadline_error(self, doing: str, error: Exception, maybe_done: bool) -> StoreError:
-        within = f"within {self._timeout * 1000:.0f} ms"
+        within = f"within {self.timeout * 1000:.0f} ms"
         if maybe_done:
             return OutcomeUnknown(
                 f"no reply to {doing} {within} from Redis at {self._source.place}: it may or may"

@@ -10,25 +10,32 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dtimer.errors import EventExists, NotReplicated, OutcomeUnknown, StoreError
 from dtimer.model.claims import ClaimReply, ClaimRequest, Outcome, PendingReply, Settlement
 from dtimer.model.ids import schedule_of
 from dtimer.model.records import Cancelled, DeadLetter, NodeInfo, Record, Stats
-from dtimer.store import overview, replies
+from dtimer.store import failures, overview, replies
+from dtimer.store.connection.sources import Source
 from dtimer.store.connection.subscription import Subscription
 from dtimer.store.failures import Failure, broken_reply, classify, overtaken
 from dtimer.store.format import read_letter, text
-from dtimer.store.namespace import SILENT_US
+from dtimer.store.keys import Keys
+from dtimer.store.namespace import SILENT_US, Namespace
 from dtimer.store.piped import Piped
 from dtimer.store.reply_checks import MALFORMED, flag, letters, not_understood, understood
+from dtimer.store.rollback import RollbackDetector
 from dtimer.store.schedules import Schedules
+from dtimer.store.script_client import ScriptClient
 from dtimer.store.scripts import Verb, load, verb
+from dtimer.store.server import Server
+from dtimer.store.walks import Walks
 
 _PAGE = 100
 
+_ALONE = verb("alone", "node", "silent_after")
 _CANCEL = verb("cancel", "id")
 _CLAIM = verb(
     "claim",
@@ -77,11 +84,40 @@ class Posted(NamedTuple):
 _ALL_STORED = Posted("", frozenset())
 
 
-class Store(Schedules):
-    """The state of one namespace, on one Redis."""
+class Store:
+    """
+    The state of one namespace, on one Redis.
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    Args:
+        source: Makes the connections for scripts.
+        ns: The name of the namespace.
+        timeout: The deadline of a call, in seconds.
+        pubsub_source: Makes the connections for pub/sub; None for *source*.
+        now: None for the server's clock, or a function giving µs since the epoch.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        ns: str,
+        *,
+        timeout: float,
+        pubsub_source: Source | None = None,
+        now: Callable[[], int] | None = None,
+    ) -> None:
+        self.ns = ns
+        self.keys: Keys = Keys.of(ns)
+        self.rollback: RollbackDetector = RollbackDetector()
+        self._now = now
+        self._scripts = ScriptClient(source, self.keys, timeout, now)
+        #: The iterations in progress.
+        self.walks: Walks = Walks(now, round(timeout * 1e6))
+        #: Opens the namespace, and calls scripts on it.
+        self.namespace: Namespace = Namespace(self._scripts, self.rollback)
+        #: The operations on schedules.
+        self.schedules: Schedules = Schedules(self.namespace, self.walks)
+        #: The server that has the namespace.
+        self.server: Server = Server(source, pubsub_source or source, self.keys, timeout)
         self._piped = Piped()
         # The session of a node's claims, by incarnation, if it is not named after the incarnation.
         self._claim_sessions: dict[str, str] = {}
@@ -115,10 +151,10 @@ class Store(Schedules):
         count = 1 if policy == "post_new" else len(entries)
         try:
             if replicas:
-                replicated = self._call_replicated(verb, *arguments, replicas=replicas)
+                replicated = self.namespace.call_replicated(verb, *arguments, replicas=replicas)
                 reply = replicated.reply
             else:
-                reply = self._call(verb, *arguments)
+                reply = self.namespace.call(verb, *arguments)
             try:
                 marks, total, id = replies.read_posted(reply, count)
             except MALFORMED as e:
@@ -128,8 +164,8 @@ class Store(Schedules):
             marks = b"" if isinstance(e, OutcomeUnknown) else b"x"
             raise
         finally:
-            if self._walks.under_way and marks != b"x":
-                self._walks.posted(entries, marks)
+            if self.walks.under_way and marks != b"x":
+                self.walks.posted(entries, marks)
         if total:
             stored = len(entries) if policy == "post_new" else marks.count(b"1")
             if not self.rollback.posted(era, before, stored, total):
@@ -148,10 +184,10 @@ class Store(Schedules):
     def _check_for_rollback(self) -> None:
         """Check the namespace for a rollback, unless a claim will: its error has more details."""
         if self.rollback.known.heard is None:
-            self.reopen()
+            self.namespace.reopen()
             # The post has succeeded, so a failure here must not raise. The next call checks again.
             with contextlib.suppress(StoreError):
-                self.open()
+                self.namespace.open()
 
     def post_in(self, pipe: Any, entries: Sequence[Entry], policy: str) -> None:
         """
@@ -163,7 +199,7 @@ class Store(Schedules):
         now = "" if self._now is None else str(self._now())
         verb, arguments = self._posting(entries, policy)
         words = self._piped.first_words(pipe, load(verb))
-        self._walks.posted(entries)
+        self.walks.posted(entries)
         pipe.execute_command(*words, len(self.keys), *self.keys, now, "", *arguments)
 
     # Claiming
@@ -228,7 +264,7 @@ class Store(Schedules):
     def settle(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """Settle leases outside the claim cycle; return one outcome for each, in order."""
         arguments, order = replies.settlement_arguments(settlements)
-        return self._ask(lambda r: replies.read_results(r, order), _SETTLE, *arguments)
+        return self.namespace.ask(lambda r: replies.read_results(r, order), _SETTLE, *arguments)
 
     def extend(
         self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
@@ -238,9 +274,9 @@ class Store(Schedules):
 
         With *at_least*, a lease that already lasts longer is not shortened.
         """
-        arguments = [str(word) for claim in held for word in claim]
-        sign = "+" if at_least else ""
-        return self._ask(lambda r: letters(r, len(held)), _EXTEND, f"{sign}{lease_us}", *arguments)
+        lease = f"{'+' if at_least else ''}{lease_us}"
+        arguments = [lease, *(str(word) for claim in held for word in claim)]
+        return self.namespace.ask(lambda r: letters(r, len(held)), _EXTEND, *arguments)
 
     def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
         """Extend leases in a single attempt, for a loop that repeats the call itself."""
@@ -250,22 +286,31 @@ class Store(Schedules):
 
     def join(self, incarnation: str, who: str) -> None:
         """Register a node, described by the JSON object *who*. A repetition changes nothing."""
-        self.reopen()  # A server that has lost all its data has lost the schema version, too.
+        # A server that has lost all its data has lost the schema version, too.
+        self.namespace.reopen()
         self.rollback.registering()
-        self._call(_JOIN, incarnation, who, str(SILENT_US), "")
+        self.namespace.call(_JOIN, incarnation, who, str(SILENT_US), "")
 
     def describe(self, incarnation: str, who: str) -> None:
         """Replace the description of a node, if it is still registered."""
-        self._call(_JOIN, incarnation, who, str(SILENT_US), "1")
+        self.namespace.call(_JOIN, incarnation, who, str(SILENT_US), "1")
 
     def leave(self, incarnation: str) -> None:
         """Remove a node from every list of nodes."""
-        self._call(_LEAVE, incarnation)
+        self.namespace.call(_LEAVE, incarnation)
+
+    def alone(self, incarnation: str) -> bool:
+        """
+        Return True if no other node is alive and the namespace is not paused.
+
+        The script is sent once: the caller must deal with a failure.
+        """
+        return bool(self._scripts.call_once(_ALONE, incarnation, str(SILENT_US)))
 
     def subscription(self, incarnation: str) -> Subscription:
         """Return the node's subscription, not yet opened."""
         channels = self.keys.wake(incarnation), self.keys.echo(incarnation)
-        return self._pubsub_source.subscription(self.keys, channels)
+        return self.server.subscription(channels)
 
     # Control
 
@@ -273,9 +318,9 @@ class Store(Schedules):
         """See `DTimer.cancel`."""
         until, schedule = self._scripts.deadline(), schedule_of(id)
         while (result := self._cancel(id, until)) is None:
-            self._check_deadline(until, schedule)
-            self.add_times(schedule, until)
-            self._check_deadline(until, schedule)
+            self.schedules.check_deadline(until, schedule)
+            self.schedules.add_times(schedule, until)
+            self.schedules.check_deadline(until, schedule)
         return result
 
     def _cancel(self, id: str, until: float) -> Cancelled | None:
@@ -284,24 +329,24 @@ class Store(Schedules):
         def read(reply: bytes) -> Cancelled | None:
             return None if reply == b"short" else Cancelled(text(reply))
 
-        return self._ask(read, _CANCEL, id, until=until)
+        return self.namespace.ask(read, _CANCEL, id, until=until)
 
     def reschedule(self, id: str, when: str) -> bool:
         """See `DTimer.reschedule`."""
-        return self._change(lambda: self._walks.moved(id, when), _RESCHEDULE, id, when)
+        return self.namespace.change(lambda: self.walks.moved(id, when), _RESCHEDULE, id, when)
 
     def peek(self, id: str) -> Record | None:
         """See `DTimer.peek`."""
-        return self._ask(lambda r: replies.read_record(id, r), _PEEK, id)
+        return self.namespace.ask(lambda r: replies.read_record(id, r), _PEEK, id)
 
     def upcoming(self, low: str, high: str) -> Iterator[Record]:
         """Yield the scheduled events between two bounds, in due order; see `Walks`."""
-        for met in self._walks.upcoming(self._ask, low, high, _PAGE):
+        for met in self.walks.upcoming(self.namespace.ask, low, high, _PAGE):
             yield replies.read_scheduled(*met)
 
     def dead(self) -> Iterator[DeadLetter]:
         """Yield the dead letters, oldest first; see `Walks`."""
-        for id, died_us, letter in self._walks.dead(self._ask, _PAGE):
+        for id, died_us, letter in self.walks.dead(self.namespace.ask, _PAGE):
             yield read_letter(id, died_us, letter)
 
     def letter(self, id: str) -> DeadLetter | None:
@@ -312,11 +357,11 @@ class Store(Schedules):
                 return None
             return read_letter(id, replies.integer(reply[1]), reply[3])
 
-        return self._ask(read, _PEEK, id)
+        return self.namespace.ask(read, _PEEK, id)
 
     def revive(self, id: str) -> bool:
         """See `DTimer.revive`."""
-        return self._change(lambda: self._walks.revived(id), _REVIVE, id)
+        return self.namespace.change(lambda: self.walks.revived(id), _REVIVE, id)
 
     def trim(self, limit: int, age_us: int) -> int:
         """
@@ -325,7 +370,7 @@ class Store(Schedules):
         Returns:
             The number deleted. Call again until it is 0.
         """
-        return self._ask(int, _TRIM, str(limit), str(age_us))
+        return self.namespace.ask(int, _TRIM, str(limit), str(age_us))
 
     def purge(self) -> int:
         """Delete all present dead letters, oldest first; return how many were deleted."""
@@ -338,12 +383,37 @@ class Store(Schedules):
 
     def pause(self, *, on: bool) -> bool:
         """Pause or resume the namespace; return True if that changed anything."""
-        return self._ask(flag, _PAUSE, "1" if on else "0")
+        return self.namespace.ask(flag, _PAUSE, "1" if on else "0")
 
     def stats(self) -> Stats:
         """See `DTimer.stats`."""
-        return self._ask(overview.read_stats, _STATS, str(SILENT_US))
+        return self.namespace.ask(overview.read_stats, _STATS, str(SILENT_US))
 
     def nodes(self) -> list[NodeInfo]:
         """See `DTimer.nodes`."""
-        return self._ask(overview.read_nodes, _NODES, str(SILENT_US))
+        return self.namespace.ask(overview.read_nodes, _NODES, str(SILENT_US))
+
+    # Closing
+
+    def close(self) -> None:
+        """Close the connections. A later call makes new ones."""
+        self._scripts.close()
+
+    def release(self) -> None:
+        """Close the connections, and stop keeping an embedded server alive."""
+        # The embedded server may exit now and lose its data, which must not count as a rollback.
+        self.rollback.forget()
+        self.namespace.reopen()
+        self._scripts.close()
+        self.server.release()
+
+    def after_fork(self) -> None:
+        """Discard, in a forked child, the connections that belong to the parent."""
+        self.rollback.after_fork()
+        self._scripts.after_fork()
+        self.server.after_fork()
+
+    @staticmethod
+    def needs_operator(error: BaseException | None) -> bool:
+        """Return True if *error* lasts until an operator fixes its cause."""
+        return failures.needs_operator(error)

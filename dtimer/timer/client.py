@@ -361,19 +361,19 @@ class Client:
         )
 
     def _declare(self, **arguments: Any) -> Declared:
-        return self._live_store.declare(prepare_schedule(self._options, **arguments))
+        return self._live_store.schedules.declare(prepare_schedule(self._options, **arguments))
 
     def schedules(self) -> Iterator[Schedule]:
         """Iterate over the schedules of the namespace, ordered by id."""
-        return self._live_store.schedules()
+        return self._live_store.schedules.all()
 
     def schedule(self, id: str) -> Schedule | None:
         """Return one schedule; None if there is none of that id."""
-        return self._live_store.schedule(check_id(id))
+        return self._live_store.schedules.get(check_id(id))
 
     def unschedule(self, id: str) -> bool:
         """Delete a schedule; return False if there was none. Running occurrences finish."""
-        return self._live_store.unschedule(check_id(id))
+        return self._live_store.schedules.remove(check_id(id))
 
     def run_now(self, id: str) -> str | None:
         """
@@ -382,15 +382,15 @@ class Client:
         Returns:
             The id of the occurrence, or None if there is no such schedule.
         """
-        return self._live_store.run_now(check_id(id))
+        return self._live_store.schedules.run_now(check_id(id))
 
     def pause_schedule(self, id: str) -> bool:
         """Pause one schedule; return False if it was already paused, or there is none."""
-        return self._live_store.pause_schedule(check_id(id), on=True)
+        return self._live_store.schedules.pause(check_id(id), on=True)
 
     def resume_schedule(self, id: str) -> bool:
         """Resume one schedule. Occurrences that fell due meanwhile are misfires: see `every`."""
-        return self._live_store.pause_schedule(check_id(id), on=False)
+        return self._live_store.schedules.pause(check_id(id), on=False)
 
     # The namespace
 

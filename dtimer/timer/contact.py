@@ -39,17 +39,17 @@ class Contact:
         if error is None:
             if not self._reachable:
                 lasted = time.monotonic() - self._outage_began
-                self._log.add(messages.OUTAGE_ENDED, lasted, self._store.place)
+                self._log.add(messages.OUTAGE_ENDED, lasted, self._store.server.place)
             self._announcements.announce("connected")
             self._reachable = True
         else:
             if self._reachable:
                 self._outage_began = time.monotonic()
-                self._log.add(messages.OUTAGE_BEGAN, self._store.place, error)
+                self._log.add(messages.OUTAGE_BEGAN, self._store.server.place, error)
                 self._announcements.announce("disconnected", error)
             self._reachable = False
             self._report(
-                error, f"Redis at {self._store.place} does not answer; the node keeps trying"
+                error, f"Redis at {self._store.server.place} does not answer; the node keeps trying"
             )
 
     def hearing_changed(self, error: BaseException | None, deaf_since: float | None) -> None:

@@ -49,7 +49,7 @@ class NodeStore:
             self._reach_fault_points(request)
         while self._rollbacks:
             # A failure counts as a failure of the claim, and is retried with it.
-            self._store.redeclare(self._rollbacks[0])
+            self._store.schedules.redeclare(self._rollbacks[0])
             self._rollbacks.pop(0)
         return self._store.start_claim(self._incarnation, request, self._options.lease)
 
@@ -88,7 +88,7 @@ class NodeStore:
 
     def add_times(self, schedule: str) -> None:
         """Send the server more nominal times of a schedule."""
-        self._store.add_times(schedule)
+        self._store.schedules.add_times(schedule)
 
     def trim(self) -> None:
         """Drop the dead letters that are too many or too old."""

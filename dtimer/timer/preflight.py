@@ -16,7 +16,7 @@ from dtimer.store.store import Store
 
 def check_server(store: Store, log: Log) -> None:
     """Warn if the server may lose events or will reject posts."""
-    about = store.about_server()
+    about = store.server.info()
     policy = about.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         log.add(messages.EVICTS, policy)
@@ -35,7 +35,7 @@ def check_permissions(store: Store, log: Log) -> None:
         StoreError: a permission that the node needs is missing. The message names it, and the
             ACL rule that grants it.
     """
-    missing = list(acl.missing(store.permissions(), store.ns))
+    missing = list(acl.missing(store.server.permissions(), store.ns))
     if fatal := [m for m in missing if m.fatal]:
         rule = " ".join(m.rule for m in fatal)
         missing_texts = "; ".join(m.text for m in fatal)

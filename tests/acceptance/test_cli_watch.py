@@ -15,8 +15,8 @@ from dtimer.cli.tail import Follow
 from dtimer.cli.top.screen import draw, plan, sparkline
 from dtimer.model.records import NodeInfo, Record, State, Stats
 from dtimer.monitor.sample import Frame, Sampler
-from dtimer.store.admin import AdminStore
 from dtimer.store.connection.sources import source
+from dtimer.store.store import Store
 
 pytestmark = pytest.mark.acceptance
 
@@ -25,7 +25,7 @@ HOUR = 3_600_000
 
 @pytest.fixture
 def store(server, namespace):
-    store = AdminStore(source(server.url, 1.0), namespace, timeout=3.0)
+    store = Store(source(server.url, 1.0), namespace, timeout=3.0)
     yield store
     store.release()
 
@@ -69,7 +69,7 @@ class TestTail:
         die("old", 1)
         follow = Follow(store, said)
         follow.look()
-        now = store.server_now()
+        now = store.namespace.server_now()
         for ids in (("b",), ("c", "d"), (), ("e",)):
             for id in ids:
                 die(id, now)

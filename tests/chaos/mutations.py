@@ -406,7 +406,7 @@ MUTANTS = [
             "store/connection/cluster.py", "tests/unit/test_cluster.py",
             'and not str(error).startswith("MOVED "):', "and True:"),
     _mutant("each call of a cancel has a deadline of its own", "store/store.py", _SCHEDULES,
-            "self.add_times(schedule, until)", "self.add_times(schedule)"),
+            "self.schedules.add_times(schedule, until)", "self.schedules.add_times(schedule)"),
     # --------------------------------------------------------------------------- foreign data
     _mutant("events are kept for unregistered nodes", _CLAIM, _DUTY,
             "if who then told = told + 1 end", "told = told + 1"),

@@ -136,7 +136,7 @@ class Machine(RuleBasedStateMachine):
         self.lossy = Lossy(self.now)
         source: Any = TappedSource(self.client, self.lossy)
         self.store = Store(source, self.ns, timeout=6.0, now=self.now)
-        self.store.open()
+        self.store.namespace.open()
         self.model = Model()
         self.peers: dict[str, Peer] = {}
         #: Every claim so far: id, token, node.
@@ -295,7 +295,7 @@ class Machine(RuleBasedStateMachine):
 
     def walk(self) -> Iterator[str]:
         """Walk the scheduled events, two a page, and stop after 50 of them."""
-        met = self.store._walks.upcoming(self.store._ask, "-inf", "+inf", 2)
+        met = self.store.walks.upcoming(self.store.namespace.ask, "-inf", "+inf", 2)
         return itertools.islice((event.id for event in met), 50)
 
     @rule(span=spans)
@@ -495,7 +495,7 @@ class Machine(RuleBasedStateMachine):
         start_us = None if begins is None else begins * 1000
         expected = self.model.declare(now, name, new, start_us)
         self.lossy.lost = reply
-        assert expected == self.store.declare(spec)
+        assert expected == self.store.schedules.declare(spec)
         if expected != "same":
             # The new schedule may post events with the ids of cancelled ones.
             self.cancelled = {id for id in self.cancelled if id.rpartition("@")[0] != name}
@@ -503,19 +503,19 @@ class Machine(RuleBasedStateMachine):
     @rule(name=names, reply=replies)
     def unschedule(self, name, reply):
         self.begin(reply)
-        assert self.model.unschedule(name) == self.store.unschedule(name)
+        assert self.model.unschedule(name) == self.store.schedules.remove(name)
 
     @rule(name=names, on=st.booleans(), reply=replies)
     def pause_schedule(self, name, on, reply):
         """Pause or resume one schedule."""
         self.begin(reply)
-        assert self.model.suspend(name, on) == self.store.pause_schedule(name, on=on)
+        assert self.model.suspend(name, on) == self.store.schedules.pause(name, on=on)
 
     @rule(name=names, reply=replies)
     def run_now(self, name, reply):
         """Post an extra occurrence. No other event may have its id."""
         now = self.begin(reply)
-        id = self.store.run_now(name)
+        id = self.store.schedules.run_now(name)
         assert (name in self.model.schedules) == (id is not None)
         if id is not None:
             assert id.startswith(f"{name}@")
@@ -647,7 +647,7 @@ class Machine(RuleBasedStateMachine):
     def drain(self) -> None:
         """Deliver all remaining events to a deaf node, each at the poll after its due time."""
         for name in list(self.model.schedules):
-            assert self.store.unschedule(name)
+            assert self.store.schedules.remove(name)
             self.model.unschedule(name)
         self.store.pause(on=False)
         self.model.paused = False

@@ -21,11 +21,11 @@ def hurried(timer: DTimer) -> Iterator[None]:
     machine is late.
     """
     scripts = timer._store._scripts
-    patient, scripts._timeout = scripts._timeout, HASTY["timeout"] / 1000
+    patient, scripts.timeout = scripts.timeout, HASTY["timeout"] / 1000
     try:
         yield
     finally:
-        scripts._timeout = patient
+        scripts.timeout = patient
 
 
 @contextlib.contextmanager

@@ -19,9 +19,9 @@ from shell import runner
 import dtimer
 from dtimer import DTimer, RunAt, StoreError
 from dtimer.store import acl
-from dtimer.store.admin import AdminStore
 from dtimer.store.connection.sources import source
 from dtimer.store.keys import Keys
+from dtimer.store.store import Store
 from dtimer.testing import Catch
 
 LUA = Path(dtimer.__file__).parent / "store" / "lua"
@@ -345,7 +345,7 @@ class TestMissingPermission:
         """
         rules = acl.rules(ns).split()
         url = user(*rules)
-        store = AdminStore(source(url, 1.0), ns, timeout=3.0)
+        store = Store(source(url, 1.0), ns, timeout=3.0)
         store.join("node", "{}")
         user(*rules, "-hset")
         with pytest.raises(StoreError, match="refuses this client") as caught:
@@ -390,15 +390,15 @@ class TestMissingPermission:
         The self-test writes nothing, even in a namespace that is new, foreign or of another
         version.
         """
-        store = AdminStore(source(guarded.url, 1.0), ns, timeout=3.0)
+        store = Store(source(guarded.url, 1.0), ns, timeout=3.0)
         keys = store.keys
-        assert {} == store.permissions()
+        assert {} == store.server.permissions()
         assert 0 == admin.exists(*keys)
         admin.hset(keys.sys, "v", "9")
-        assert {} == store.permissions()
+        assert {} == store.server.permissions()
         assert {b"v": b"9"} == admin.hgetall(keys.sys)
         admin.set(keys.body, "foreign")
-        assert {"HGET", "HLEN"} <= set(store.permissions())
+        assert {"HGET", "HLEN"} <= set(store.server.permissions())
         assert b"foreign" == admin.get(keys.body)
         store.close()
 

@@ -11,11 +11,12 @@ from soundness import assert_sound
 
 from dtimer.store.admin import AdminStore
 from dtimer.store.connection.sources import source
+from dtimer.store.store import Store
 
 
 @pytest.fixture
 def store(client, namespace, now):
-    store = AdminStore(source(client, 1.0), namespace, timeout=3.0, now=now)
+    store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
     yield store
     store.release()
 
@@ -37,8 +38,8 @@ class TestListings:
         """
         for n in range(1_203):
             post(sound, f"e-{n:04d}", n // 700)
-        assert [f"e-{n:04d}" for n in range(1_203)] == [e.id for e in sound.waiting()]
-        first = next(sound.waiting())
+        assert [f"e-{n:04d}" for n in range(1_203)] == [e.id for e in AdminStore(sound).waiting()]
+        first = next(AdminStore(sound).waiting())
         assert now.us == first.due_us
         assert b",3|{}" == first.raw
 
@@ -47,7 +48,7 @@ class TestListings:
         post(sound, "tea")
         post(sound, "milk", 1)
         Peer(sound, "node").claim()
-        assert ["milk"] == [e.id for e in sound.waiting()]
+        assert ["milk"] == [e.id for e in AdminStore(sound).waiting()]
 
     def test_dead_letters_are_listed_from_a_given_one(self, sound, client):
         """
@@ -58,9 +59,9 @@ class TestListings:
             client.hset(sound.keys.dead, f"d{n:04d}", b"1,failed,0|,3|{}")
             client.zadd(sound.keys.graves, {f"d{n:04d}": 1_000 + n // 2})
         ids = [f"d{n:04d}" for n in range(1_100)]
-        assert ids == [letter.id for letter in sound.died_after("\0", 0)]
-        assert ids[41:] == [letter.id for letter in sound.died_after("d0040", 1_020)]
-        assert ids[1_098:] == [letter.id for letter in sound.died_after("\0", 1_549)]
+        assert ids == [letter.id for letter in AdminStore(sound).died_after("\0", 0)]
+        assert ids[41:] == [letter.id for letter in AdminStore(sound).died_after("d0040", 1_020)]
+        assert ids[1_098:] == [letter.id for letter in AdminStore(sound).died_after("\0", 1_549)]
 
 
 class TestHolders:
@@ -73,8 +74,8 @@ class TestHolders:
         one, other = Peer(sound, "one"), Peer(sound, "other")
         one.claim(3)
         other.claim(5)
-        assert [2, 3] == sorted(sound.holders().values())
-        assert 4 == sum(sound.holders(4).values())
+        assert [2, 3] == sorted(AdminStore(sound).holders().values())
+        assert 4 == sum(AdminStore(sound).holders(4).values())
 
 
 class TestRestore:
@@ -85,15 +86,15 @@ class TestRestore:
         keys = sound.keys
         client.hset(keys.dead, "old", b"1,failed,2|no,3|{}")
         client.zadd(keys.graves, {"old": 7})
-        (letter,) = sound.died_after("\0", 0)
-        assert 0 == sound.restore([letter])
+        (letter,) = AdminStore(sound).died_after("\0", 0)
+        assert 0 == AdminStore(sound).restore([letter])
         client.delete(keys.dead, keys.graves)
-        assert 1 == sound.restore([letter])
-        assert [letter] == list(sound.died_after("\0", 0))
+        assert 1 == AdminStore(sound).restore([letter])
+        assert [letter] == list(AdminStore(sound).died_after("\0", 0))
         client.delete(keys.dead, keys.graves)
         post(sound, "old")
-        assert 0 == sound.restore([letter])
-        assert [] == list(sound.died_after("\0", 0))
+        assert 0 == AdminStore(sound).restore([letter])
+        assert [] == list(AdminStore(sound).died_after("\0", 0))
 
 
 class TestAudit:
@@ -101,13 +102,13 @@ class TestAudit:
 
     def test_a_namespace_written_by_dtimer_is_sound(self, sound, now):
         """A namespace that only dtimer has written to is sound, in all states of its events."""
-        assert sound.audit().sound
+        assert AdminStore(sound).audit().sound
         for n in range(9):
             post(sound, f"e{n}", n)
         Peer(sound, "node").claim(1)
         now.tick(LEASE * 2)
         Peer(sound, "other").claim(2)
-        audit = sound.audit()
+        audit = AdminStore(sound).audit()
         assert audit.sound
         assert (9, 9, 3) == (audit.due, audit.bodies, audit.leases)
 
@@ -128,7 +129,7 @@ class TestAudit:
             client.zadd(key, {"ghost": 1})
         else:
             client.hset(key, "ghost", "x")
-        audit = store.audit()
+        audit = AdminStore(store).audit()
         assert not audit.sound
         assert [(what, "ghost")] == audit.strays
 
@@ -136,7 +137,7 @@ class TestAudit:
         """If the sample is smaller than the keys, a difference of their sizes is still found."""
         client.zadd(store.keys.due, {f"e{n}": n for n in range(500)})
         client.hset(store.keys.body, mapping={f"e{n}": "x" for n in range(499)})
-        assert not store.audit(1).sound
+        assert not AdminStore(store).audit(1).sound
 
 
 class TestPermissions:
@@ -145,9 +146,9 @@ class TestPermissions:
     def test_no_key_changes(self, sound, client):
         """The self-test changes no key."""
         post(sound, "tea")
-        sound.permissions()
+        sound.server.permissions()
         before = {key: client.dump(key) for key in sound.keys}
-        assert {} == sound.permissions()
+        assert {} == sound.server.permissions()
         assert before == {key: client.dump(key) for key in sound.keys}
 
     def test_all_missing_commands_are_named(self, tcp_server, namespace):
@@ -156,8 +157,8 @@ class TestPermissions:
             admin.execute_command("ACL", "SETUSER", "poor", "on", ">x", "~*", "&*", "+@all")
             admin.execute_command("ACL", "SETUSER", "poor", "-zrem", "-hincrby")
         url = tcp_server.url.replace("redis://", "redis://poor:x@")
-        store = AdminStore(source(url, 1.0), namespace, timeout=3.0)
+        store = Store(source(url, 1.0), namespace, timeout=3.0)
         try:
-            assert {"ZREM", "HINCRBY"} == set(store.permissions())
+            assert {"ZREM", "HINCRBY"} == set(store.server.permissions())
         finally:
             store.release()

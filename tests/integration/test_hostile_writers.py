@@ -25,6 +25,7 @@ from dtimer.model.schedules import make_spec
 from dtimer.store.admin import AdminStore
 from dtimer.store.connection.sources import source
 from dtimer.store.keys import Keys
+from dtimer.store.store import Store
 from dtimer.testing import Catch
 
 HASHES = ("body", "lease", "tries", "dead", "sys", "memo_a", "memo_b", "nodes", "defs", "plans")
@@ -109,7 +110,7 @@ class World:
         self.client = client
         self.now = Now()
         self.ns = f"t-{uuid.uuid4().hex[:12]}"
-        self.store = AdminStore(source(server.url, 3.0), self.ns, timeout=9.0, now=self.now)
+        self.store = Store(source(server.url, 3.0), self.ns, timeout=9.0, now=self.now)
         self.keys = Keys.of(self.ns)
         self.node = Peer(self.store, "node")
         store = self.store
@@ -125,9 +126,9 @@ class World:
             rule = {"every": 60_000} if cron is None else {"cron": cron, "tz": "Europe/Berlin"}
             rest = {"start": None, "end": None, "count": None, "jitter": 0, "max_retries": 3}
             d = make_spec(id, **rule, **rest, misfire="coalesce", overlap="queue", payload="{}")
-            store.declare(d)
+            store.schedules.declare(d)
         post(store, "soon", 1_000)
-        self.next = store.schedule("tick").due * 1000
+        self.next = store.schedules.get("tick").due * 1000
 
     def spoil(self, key, name, value):
         """
@@ -174,29 +175,29 @@ class World:
         """Compute the missing times of schedules, as a node does."""
         for schedule in reply.short:
             with contextlib.suppress(OptionError, NamespaceCorrupt):
-                self.store.add_times(schedule)
+                self.store.schedules.add_times(schedule)
 
     def look(self):
         """Call everything that a person may use to inspect or repair."""
         store = self.store
         store.stats()
         store.nodes()
-        store.holders()
-        store.audit()
-        store.waiting()
-        for walk in (store.upcoming("-inf", "+inf"), store.dead(), store.waiting()):
+        AdminStore(store).holders()
+        AdminStore(store).audit()
+        AdminStore(store).waiting()
+        for walk in (store.upcoming("-inf", "+inf"), store.dead(), AdminStore(store).waiting()):
             for _ in walk:
                 pass
         for id in ("soon", "held", "failed", "gone", "stray", f"tick@{round(self.next)}"):
             store.peek(id)
         for id in ("tick", "tock"):
             with contextlib.suppress(NamespaceCorrupt):
-                store.schedule(id)
-            store.pause_schedule(id, on=True)
-            store.pause_schedule(id, on=False)
-            store.run_now(id)
-            store.unschedule(id)
-            assert store.schedule(id) is None
+                store.schedules.get(id)
+            store.schedules.pause(id, on=True)
+            store.schedules.pause(id, on=False)
+            store.schedules.run_now(id)
+            store.schedules.remove(id)
+            assert store.schedules.get(id) is None
         for id in ("stray", "failed", "gone"):
             store.cancel(id)
             store.reschedule(id, "+1000")
@@ -304,9 +305,9 @@ class TestTypes:
         held = there.client.dump(name)
         there.client.delete(name)
         there.client.set(name, "foreign")
-        there.store._opened = False
+        there.store.namespace._opened = False
         with pytest.raises(NamespaceCorrupt, match=key):
-            there.store.open()
+            there.store.namespace.open()
         assert b"foreign" == there.client.get(name)
         there.client.delete(name)
         if held:
@@ -375,7 +376,7 @@ class TestFindings:
         there.client.hset(keys.defs, "tock", there.client.hget(keys.defs, "tick"))
         with pytest.raises(NamespaceCorrupt, match="declare it again"):
             store.cancel(id)
-        assert store.unschedule("tock")
+        assert store.schedules.remove("tock")
 
     def test_an_infinite_heartbeat_time_is_no_error(self, world):
         """

@@ -168,7 +168,7 @@ class TestTrouble:
                     assert identified(records.of(message)[0], timer)
                 began = one(records, log.OUTAGE_BEGAN)
                 assert identified(began, timer)
-                assert timer._store.place in began.getMessage()
+                assert timer._store.server.place in began.getMessage()
                 own.start()
                 assert identified(one(records, log.OUTAGE_ENDED), timer)
                 eventually(lambda: timer.health().ok)

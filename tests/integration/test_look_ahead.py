@@ -91,7 +91,7 @@ class TestLookAheadClaim:
         A claim leaves an occurrence until it is due, because misfire and overlap are decided
         then.
         """
-        store.declare(every_second(now, start=now.us + 1_000_000))
+        store.schedules.declare(every_second(now, start=now.us + 1_000_000))
         now.tick(1_000 - AHEAD / 2)
         reply = node.claim_reply(1, ahead=AHEAD)
         assert ([], 1000 * AHEAD / 2) == (ids(reply), reply.wait_us)
@@ -148,10 +148,12 @@ class TestLookAheadClaim:
         A claim may create an occurrence with the id of a due event, and so replace that event. The
         claim then delivers the occurrence, with the payload of the schedule.
         """
-        store.declare(every_second(now, '{"old":1}', start=now.us + 1_000_000))
-        assert f"tick@{now.us}" == store.run_now("tick")
-        store.unschedule("tick")
-        store.declare(every_second(now, '{"new":1}', start=now.us - 5_000_000, misfire="skip"))
+        store.schedules.declare(every_second(now, '{"old":1}', start=now.us + 1_000_000))
+        assert f"tick@{now.us}" == store.schedules.run_now("tick")
+        store.schedules.remove("tick")
+        store.schedules.declare(
+            every_second(now, '{"new":1}', start=now.us - 5_000_000, misfire="skip")
+        )
         (claim,) = node.claim(3)
         assert (f"tick@{now.us}", {"new": 1}) == (claim.id, json.loads(claim.payload))
 

@@ -47,7 +47,9 @@ def declare(store, cron="0 9 * * *", **options):
         "start": None, "end": None, "count": None, "jitter": 0, "misfire": "coalesce",
         "overlap": "queue", "max_retries": 3, "payload": "{}",
     }  # fmt: skip
-    return store.declare(make_spec("nine", cron=cron, tz="Test/Here", **(given | options)))
+    return store.schedules.declare(
+        make_spec("nine", cron=cron, tz="Test/Here", **(given | options))
+    )
 
 
 def due(store):
@@ -64,7 +66,7 @@ def days(node, now, many=3):
         for claim in reply.claims:
             node.confirm(claim)
         for schedule in reply.short:
-            node.store.add_times(schedule)
+            node.store.schedules.add_times(schedule)
         now.us += HOUR
     return came
 
@@ -105,15 +107,15 @@ def test_a_daylight_saving_change_is_not_a_new_table(store, node, now, cron, cha
         misfire="coalesce", overlap="queue", max_retries=3, payload="{}",
     )  # fmt: skip
     now.us = change * 1_000_000 - 9 * HOUR
-    assert "new" == store.declare(beat)
+    assert "new" == store.schedules.declare(beat)
     for _ in range(40):
         now.us += HOUR // 2
         reply = node.claim_reply(10)
         for claim in reply.claims:
             node.confirm(claim)
         for schedule in reply.short:
-            store.add_times(schedule)
-        assert "same" == store.declare(beat)
+            store.schedules.add_times(schedule)
+        assert "same" == store.schedules.declare(beat)
 
 
 def test_an_occurrence_that_came_by_the_old_table_does_not_come_again(
@@ -219,11 +221,11 @@ def test_a_paused_schedule_follows_the_new_table_when_resumed(store, write_table
     """
     write_table(3)
     declare(store)
-    store.pause_schedule("nine", on=True)
+    store.schedules.pause("nine", on=True)
     write_table(4)
     assert "changed" == declare(store)
     assert [] == due(store)
-    store.pause_schedule("nine", on=False)
+    store.schedules.pause("nine", on=False)
     assert [5] == due(store)
 
 

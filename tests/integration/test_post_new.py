@@ -83,7 +83,7 @@ class TestAllOrNothing:
 
     def test_a_foreign_key_in_an_empty_namespace_leaves_nothing(self, client, store, count):
         """In an empty namespace, too, nothing remains of a post that meets a foreign key."""
-        store.open()
+        store.namespace.open()
         client.set(store.keys.body, "foreign")
         with pytest.raises(NamespaceCorrupt, match="body holds a string, not a hash"):
             store.post(entries(count), "post_new")
@@ -147,7 +147,7 @@ class TestAllOrNothing:
             body = f"{expires},3|{{}}"
             posted = [Entry(f"{expires}-{n}", f"+{delay}", body) for n in range(count)]
             store.post(posted, "post_new")
-            bodies = store._source.command("HVALS", store.keys.body)
+            bodies = store.server.command("HVALS", store.keys.body)
             assert {b"%d,3|{}" % (now.us + 5000)} == set(bodies)
 
     def test_an_invalid_total_does_not_prevent_a_post(self, client, store, count):

@@ -174,11 +174,11 @@ class TestDetected:
         else:
             assert 1 == len(node.claim())
         snapshot.restore()
-        store.reopen()
+        store.namespace.reopen()
         store.peek("tea")
         (error,) = store.told
         assert not error.wiped
-        store.reopen()
+        store.namespace.reopen()
         store.peek("tea")
         assert 1 == len(store.told), "told again"
 
@@ -194,7 +194,7 @@ class TestDetected:
         before = store.rollback.known
         post(store, "milk", 60_000)
         late_claim = node.claim_reply()
-        _, late_standing = store._read_state(store._scripts.deadline(), create=True)
+        _, late_standing = store.namespace.read_state(store._scripts.deadline(), create=True)
         snapshot.restore()
         node.claim_reply()
         assert 1 == len(store.told)
@@ -259,7 +259,7 @@ class TestDetected:
         """
         make_store().join("old", "{}")
         store = make_store()
-        store.open()
+        store.namespace.open()
         snapshot = Snapshot(client, store.keys)
         node = Peer(store, "node")
         node.claim_reply()
@@ -503,8 +503,8 @@ class TestNodes:
         told = Catch(node, "error")
         node.every(3_600_000, {}, id="old")
         store = node._store
-        definition, declared = store._declared["old"]
-        store._declared["old"] = (definition, declared - 60)
+        definition, declared = store.schedules._declared["old"]
+        store.schedules._declared["old"] = (definition, declared - 60)
         node.join()
         other.unschedule("old")
         snapshot = Snapshot(client, store.keys)

@@ -243,7 +243,7 @@ def test_cancelling_wakes_for_an_occurrence_that_waited(store, trio, wakes, now)
         "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="coalesce",
         overlap="queue", max_retries=3, payload="{}",
     )  # fmt: skip
-    store.declare(definition)
+    store.schedules.declare(definition)
     now.tick(1_000)
     (first,) = trio[0].claim()
     trio[0].fail(first, wait=60_000)
@@ -264,7 +264,7 @@ def test_cancelling_wakes_for_the_next_occurrence(store, trio, wakes):
         "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="coalesce",
         overlap="queue", max_retries=3, payload="{}",
     )  # fmt: skip
-    store.declare(definition)
+    store.schedules.declare(definition)
     (pending,) = store.upcoming("-inf", "+inf")
     store.reschedule(pending.id, "+60000000")
     trio[0].claim_reply()
@@ -282,13 +282,13 @@ def test_a_node_claims_again_at_once_if_nothing_is_reserved(store, trio, now):
         "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="all",
         overlap="allow", max_retries=3, payload="{}",
     )  # fmt: skip
-    store.declare(definition)
+    store.schedules.declare(definition)
     for node in trio:
         node.claim_reply()
     now.tick(3_500)
     reply = trio[0].claim_reply(5)
     assert (1, 0) == (len(reply.claims), reply.wait_us)
-    store.unschedule("beat")
+    store.schedules.remove("beat")
     for i in range(12):
         post(store, f"large-{i}", payload='{"n":"' + 200_000 * "x" + '"}')
     now.tick(1_000)

@@ -14,6 +14,7 @@ from dtimer.model.claims import Outcome, Settlement, Verdict
 from dtimer.model.records import Cancelled, State
 from dtimer.model.schedules import MOST_COMPUTED, make_spec
 from dtimer.store.connection.sources import source
+from dtimer.store.namespace import Namespace
 from dtimer.store.store import Store
 
 #: The start time of `Now` in microseconds and in milliseconds: Friday, 15 January 2027, 8:00 UTC.
@@ -41,7 +42,7 @@ def definition(id="beat", **options):
 
 
 def declare(store, id="beat", **options):
-    return store.declare(definition(id, **options))
+    return store.schedules.declare(definition(id, **options))
 
 
 def first_occurrence(node, now, seconds, **options):
@@ -73,7 +74,7 @@ def each_minute(first, last):
 
 def add_missing_times(store, reply):
     for name in reply.short:
-        store.add_times(name)
+        store.schedules.add_times(name)
 
 
 def serve(peer):
@@ -156,9 +157,9 @@ class TestChain:
     def test_a_limit_finishes_the_schedule(self, store, delivered, limit, last):
         """No occurrence follows the end, which may itself be a nominal time, or the count."""
         declare(store, **limit)
-        assert limit.get("count") == store.schedule("beat").left
+        assert limit.get("count") == store.schedules.get("beat").left
         assert list(range(1, last + 1)) == [t for _ in range(6) for t in delivered(1)]
-        assert (None, 0) == (store.schedule("beat").due, store.schedule("beat").left)
+        assert (None, 0) == (store.schedules.get("beat").due, store.schedules.get("beat").left)
 
     def test_an_end_before_the_first_time_makes_no_occurrence(self, store, delivered, minutely):
         """A schedule may be declared when it is already over."""
@@ -190,7 +191,7 @@ class TestChain:
         """An operator sees what a schedule will do next, and when it last did something."""
         declare(store, count=5)
         declare(store, "cron", cron="0 9 * * *", tz="Europe/Berlin", misfire="skip")
-        beat, cron = store.schedules()
+        beat, cron = store.schedules.all()
         assert ("beat", 1_000, None, START_MS + 1_000, None, 5) == (
             beat.id, beat.interval, beat.cron, beat.due, beat.last, beat.left,
         )  # fmt: skip
@@ -199,8 +200,8 @@ class TestChain:
         )  # fmt: skip
         assert datetime(2027, 1, 16, 8, 0, tzinfo=UTC).timestamp() * 1_000 == cron.due
         delivered(1)
-        assert START_MS + 1_000 == store.schedule("beat").last
-        assert store.schedule("nobody") is None
+        assert START_MS + 1_000 == store.schedules.get("beat").last
+        assert store.schedules.get("nobody") is None
 
 
 class TestDeclaring:
@@ -209,10 +210,10 @@ class TestDeclaring:
     def test_declaring_the_same_changes_nothing(self, store, now):
         """A schedule that is declared again keeps its anchor and its pending occurrence."""
         assert "new" == declare(store)
-        before = store.schedule("beat")
+        before = store.schedules.get("beat")
         now.tick(400)
         assert "same" == declare(store)
-        assert before == store.schedule("beat")
+        assert before == store.schedules.get("beat")
 
     def test_declaring_the_same_keeps_an_overdue_occurrence(self, store, node, now):
         """A process that starts after an outage must not lose the occurrences of the outage."""
@@ -266,7 +267,7 @@ class TestDeclaring:
         now.tick(3_600_000)
         declare(store, cron="30 9 * * *")
         assert [] == delivered(0)
-        assert 1 == round((store.schedule("beat").due - now.us / 1_000) / DAY_MS)
+        assert 1 == round((store.schedules.get("beat").due - now.us / 1_000) / DAY_MS)
 
     def test_a_change_does_not_repeat_coalesced_occurrences(self, store, node, now, delivered):
         """A change after an outage must not deliver the occurrences that one stood for."""
@@ -352,7 +353,7 @@ class TestMisfires:
         now.tick(60_000 * (1 + missed) + 30_000)
         (claim,) = serve(node)
         assert (60, missed) == (nominal(claim), claim.missed)
-        assert START_MS + (1 + missed) * 60_000 == store.schedule("beat").last
+        assert START_MS + (1 + missed) * 60_000 == store.schedules.get("beat").last
         now.tick(30_000)
         (claim,) = serve(node)
         assert (60 * (2 + missed), 0) == (nominal(claim), claim.missed)
@@ -364,7 +365,7 @@ class TestMisfires:
         declare(node.store, misfire=policy, end=START_MS + 5 * 60_000, **minutely)
         now.tick(100 * 60_000)
         assert [served] == [(nominal(claim), claim.missed) for claim in serve(node)]
-        assert node.store.schedule("beat").due is None
+        assert node.store.schedules.get("beat").due is None
 
     @pytest.mark.parametrize("dropped", [1, 2, 9, 10, 11, 35])
     def test_skip_drops_all_but_the_latest(self, store, node, now, minutely, dropped):
@@ -600,7 +601,7 @@ class TestControl:
         """Cancelling the last occurrence before the end finishes the schedule."""
         declare(store, end=START_MS + 60_000, **minutely)
         assert Cancelled.CANCELLED is store.cancel(occurrence(60))
-        assert store.schedule("beat").due is None
+        assert store.schedules.get("beat").due is None
 
     def test_an_occurrence_cancelled_in_flight_is_not_retried(
         self, store, node, now, delivered, minutely
@@ -642,8 +643,8 @@ class TestControl:
     def test_unschedule_leaves_nothing_behind(self, store, node, now, client, minutely):
         """No occurrence follows, an occurrence in flight runs on, and no key is left."""
         claim = first_occurrence(node, now, 60, overlap="allow", **minutely)
-        assert store.unschedule("beat")
-        assert not store.unschedule("beat")
+        assert store.schedules.remove("beat")
+        assert not store.schedules.remove("beat")
         assert Outcome.DONE is node.confirm(claim)
         now.tick(600_000)
         assert [] == serve(node)
@@ -656,7 +657,7 @@ class TestControl:
         old = first_occurrence(node, now, 1, start=start, max_retries=0 if end == "dead" else 3)
         if end != "in flight":
             node.fail(old, wait=60_000)
-        store.unschedule("beat")
+        store.schedules.remove("beat")
         declare(store, start=start)
         assert_sound(client, store.keys)
         (new,) = node.claim()
@@ -668,7 +669,7 @@ class TestControl:
     def test_unschedule_keeps_retries(self, store, node, now, delivered, minutely):
         """An occurrence in flight keeps its retries after its schedule has been removed."""
         claim = first_occurrence(node, now, 60, **minutely)
-        store.unschedule("beat")
+        store.schedules.remove("beat")
         node.fail(claim)
         assert [60] == delivered(0)
 
@@ -676,58 +677,58 @@ class TestControl:
         """Other schedules continue. Once resumed, the misfire policy applies to missed times."""
         declare(store, **minutely)
         declare(store, "other", **minutely)
-        assert store.pause_schedule("beat", on=True)
-        assert not store.pause_schedule("beat", on=True)
-        assert (True, None) == (store.schedule("beat").paused, store.schedule("beat").due)
+        assert store.schedules.pause("beat", on=True)
+        assert not store.schedules.pause("beat", on=True)
+        assert (True, None) == (store.schedules.get("beat").paused, store.schedules.get("beat").due)
         now.tick(60_000 * 5)
         assert ["other"] == [claim.schedule for claim in serve(node)]
         assert "same" == declare(store, **minutely)
         assert [] == serve(node)
-        assert store.pause_schedule("beat", on=False)
-        assert not store.pause_schedule("beat", on=False)
+        assert store.schedules.pause("beat", on=False)
+        assert not store.schedules.pause("beat", on=False)
         (claim,) = serve(node)
         assert (60, 4) == (nominal(claim), claim.missed)
 
     def test_a_paused_schedule_stays_paused_when_changed(self, store, node, delivered, minutely):
         """A process that starts with a new version must not resume what an operator paused."""
         declare(store, **minutely)
-        store.pause_schedule("beat", on=True)
+        store.schedules.pause("beat", on=True)
         assert "changed" == declare(store, payload='{"n":2}', **minutely)
         assert [] == delivered(60)
-        store.pause_schedule("beat", on=False)
+        store.schedules.pause("beat", on=False)
         assert [b'{"n":2}'] == [claim.payload for claim in serve(node)]
 
     def test_pausing_an_unknown_schedule_changes_nothing(self, store):
         """Pausing an unknown schedule changes and creates nothing."""
-        assert not store.pause_schedule("nobody", on=True)
-        assert store.schedule("nobody") is None
+        assert not store.schedules.pause("nobody", on=True)
+        assert store.schedules.get("nobody") is None
 
     def test_run_now_adds_an_occurrence(self, store, node, now, delivered, minutely):
         """The additional occurrence is due at once, with an id of its own. The rhythm stays."""
         declare(store, **minutely)
         now.tick(20_000)
-        id = store.run_now("beat")
+        id = store.schedules.run_now("beat")
         assert f"beat@{now.us}" == id
         assert [id] == [claim.id for claim in serve(node)]
         assert [60] == delivered(40)
-        assert store.run_now("nobody") is None
+        assert store.schedules.run_now("nobody") is None
 
     def test_run_now_twice_in_one_microsecond_adds_two(self, store, node, now, minutely):
         """Each call of run_now delivers an occurrence with its own id."""
         declare(store, **minutely)
-        ids = [store.run_now("beat") for _ in range(3)]
+        ids = [store.schedules.run_now("beat") for _ in range(3)]
         assert 3 == len(set(ids))
         assert sorted(ids) == sorted(claim.id for claim in serve(node))
 
     def test_run_now_works_for_a_paused_or_finished_schedule(self, store, delivered, minutely):
         """A paused or finished schedule can be run by hand."""
         declare(store, count=1, **minutely)
-        store.pause_schedule("beat", on=True)
-        store.run_now("beat")
+        store.schedules.pause("beat", on=True)
+        store.schedules.run_now("beat")
         assert 1 == len(delivered(0))
-        store.pause_schedule("beat", on=False)
+        store.schedules.pause("beat", on=False)
         delivered(60)
-        store.run_now("beat")
+        store.schedules.run_now("beat")
         assert 1 == len(delivered(0))
 
     def test_pausing_the_namespace_is_a_misfire(self, store, node, now, minutely):
@@ -784,11 +785,11 @@ class TestAddTimes:
         def call(verb, *arguments, **options):
             if verb == "add_times":
                 action()
-            return Store._call(store, verb, *arguments, **options)
+            return Namespace.call(store.namespace, verb, *arguments, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr(store, "_call", call)
-            return store.add_times("beat")
+            patch.setattr(store.namespace, "call", call)
+            return store.schedules.add_times("beat")
 
     def test_a_node_is_asked_in_time(self, store, node, now):
         """The reply asks a node for more times before the stored ones are used up."""
@@ -842,7 +843,7 @@ class TestAddTimes:
                 node.confirm(claim)
         additions = []
         assert not self.add_times_after(
-            store, monkeypatch, lambda: additions.append(other_store.add_times("beat"))
+            store, monkeypatch, lambda: additions.append(other_store.schedules.add_times("beat"))
         )
         assert [True] == additions
         seen = []
@@ -864,8 +865,8 @@ class TestAddTimes:
     def test_adding_times_to_nothing_is_not_an_error(self, store):
         """Adding times to a schedule that is gone, or does not need them, is not an error."""
         declare(store)
-        assert not store.add_times("beat")
-        assert not store.add_times("nobody")
+        assert not store.schedules.add_times("beat")
+        assert not store.schedules.add_times("nobody")
 
     @pytest.mark.parametrize(
         "limit", [{"end": START_MS + 23 * 60_000}, {"count": 23}], ids=["end", "count"]
@@ -874,7 +875,7 @@ class TestAddTimes:
         """A cron schedule with an end or a count stops there."""
         declare(store, cron="* * * * *", **limit)
         assert each_minute(1, 23) == [t for _ in range(40) for t in delivered(60)]
-        assert store.schedule("beat").due is None
+        assert store.schedules.get("beat").due is None
 
     def test_an_unknown_time_zone_is_named(self, store, client):
         """A machine that lacks the time zone raises an error that names the zone."""
@@ -882,7 +883,7 @@ class TestAddTimes:
         raw = client.hget(store.keys.defs, "beat").replace(b'"UTC"', b'"Mars/Olympus"')
         client.hset(store.keys.defs, "beat", raw)
         with pytest.raises(OptionError, match="Mars/Olympus"):
-            store.add_times("beat")
+            store.schedules.add_times("beat")
 
 
 class TestManyNodes:
@@ -901,5 +902,5 @@ class TestManyNodes:
             for claimer in peers:
                 add_missing_times(store, claimer.claim_reply(0))
             if i % 7 == 0:
-                store.add_times("beat")
+                store.schedules.add_times("beat")
         assert each_minute(1, 30) == seen

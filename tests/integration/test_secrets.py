@@ -289,7 +289,7 @@ class TestPayloads:
             with pytest.raises(DTimerError) as caught:
                 call()
             shown.add(caught.value)
-        with RunAt("queue", redis=timer._store._source and "redis://127.0.0.1:1") as queue:
+        with RunAt("queue", redis=timer._store.server.source and "redis://127.0.0.1:1") as queue:
             with pytest.raises(DTimerError) as caught:
                 queue.write({"wrong": PAYLOAD})
             shown.add(caught.value)

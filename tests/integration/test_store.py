@@ -714,7 +714,7 @@ class TestForeignData:
     @pytest.mark.parametrize("field", ["due", "body", "dead", "sys", "memo_a", "roster"])
     def test_a_wrong_type_found_later_writes_nothing(self, unchecked_store, client, field):
         """If a key gets a wrong type after opening, it is named too, before any write."""
-        unchecked_store.open()
+        unchecked_store.namespace.open()
         keys = unchecked_store.keys
         spoilt = getattr(keys, field)
         client.delete(spoilt)

@@ -115,7 +115,7 @@ class TestEnd:
         end.
         """
         fill(store, 3)
-        call = store._call
+        call = store.namespace.call
 
         def lost(verb, *arguments, **options):
             reply = call(verb, *arguments, **options)
@@ -125,7 +125,7 @@ class TestEnd:
 
         walk = everything(store)
         next(walk)
-        monkeypatch.setattr(store, "_call", lost)
+        monkeypatch.setattr(store.namespace, "call", lost)
         with pytest.raises(OutcomeUnknown):
             store.post([Entry("perhaps", "+60000500", ",3|{}")], "replace")
         assert ["e0001", "e0002"] == [record.id for record in walk]
@@ -139,7 +139,7 @@ class TestEnd:
         """
         ids = fill(store)
         post(store, "last", HOUR / 1000)
-        call = store._call
+        call = store.namespace.call
 
         def late(verb, *arguments, **options):
             reply = call(verb, *arguments, **options)
@@ -147,7 +147,7 @@ class TestEnd:
                 now.tick(2_900)
             return reply
 
-        monkeypatch.setattr(store, "_call", late)
+        monkeypatch.setattr(store.namespace, "call", late)
         walk = everything(store)
         met = [next(walk).id]
         store.reschedule(met[0], f"+{HOUR - 1}")
@@ -157,7 +157,7 @@ class TestEnd:
     def test_an_event_posted_while_the_first_page_is_read_is_skipped(self, store, monkeypatch):
         """A signal handler may post between the reply of the first page and its use."""
         ids = fill(store)
-        call = store._call
+        call = store.namespace.call
 
         def interrupted(verb, *arguments, **options):
             reply = call(verb, *arguments, **options)
@@ -166,7 +166,7 @@ class TestEnd:
                 post(store, "handler", 60_200.5)
             return reply
 
-        monkeypatch.setattr(store, "_call", interrupted)
+        monkeypatch.setattr(store.namespace, "call", interrupted)
         assert ids == [record.id for record in everything(store)]
 
     @pytest.mark.parametrize(
@@ -175,22 +175,22 @@ class TestEnd:
             lambda s: s.post([Entry("e0001", "+0", ",3|{}")], "replace"),
             lambda s: s.reschedule("e0001", "+0"),
             lambda s: s.revive("e0001"),
-            lambda s: s.declare(recurring("beat")),
-            lambda s: s.pause_schedule("beat", on=False),
+            lambda s: s.schedules.declare(recurring("beat")),
+            lambda s: s.schedules.pause("beat", on=False),
         ],
         ids=["post", "reschedule", "revive", "declare", "resume"],
     )
     def test_a_call_that_the_server_refused_hides_no_event(self, store, monkeypatch, refused):
         """The refused call changed nothing, so the iteration still visits all remaining events."""
         fill(store, 3)
-        store.declare(recurring("beat", 3_600_000))
+        store.schedules.declare(recurring("beat", 3_600_000))
         walk = everything(store)
         next(walk)
 
         def refuse(*_, **__):
             raise StoreError("out of memory")
 
-        monkeypatch.setattr(store, "_call", refuse)
+        monkeypatch.setattr(store.namespace, "call", refuse)
         with pytest.raises(StoreError):
             refused(store)
         monkeypatch.undo()
@@ -215,7 +215,7 @@ class TestEnd:
         fill(store)
         for record in everything(store):
             store.reschedule(record.id, f"+{YEAR}")
-            (walk,) = store._walks._events.values()
+            (walk,) = store.walks._events.values()
             assert set() == walk.skipped
 
     @pytest.mark.parametrize("many", [3, MANY], ids=["the last page", "the first page"])
@@ -229,7 +229,7 @@ class TestEnd:
         next(walk)
         for n in range(300):
             store.post([Entry(f"n{n}", "+5000", ",3|{}")], "post_new")
-        (noted,) = store._walks._events.values()
+        (noted,) = store.walks._events.values()
         assert set() == noted.skipped
 
     def test_an_event_that_the_loop_moves_back_is_skipped_on_the_current_page(self, store):
@@ -246,9 +246,9 @@ class TestEnd:
         list(everything(store))
         walk = store.upcoming("-inf", "+inf")
         next(walk)
-        assert store._walks.under_way
+        assert store.walks.under_way
         walk.close()
-        assert not store._walks.under_way
+        assert not store.walks.under_way
 
 
 class TestSchedules:
@@ -261,7 +261,7 @@ class TestSchedules:
         """
         names = [f"beat-{i:03}" for i in range(150)]
         for name in names:
-            store.declare(recurring(name))
+            store.schedules.declare(recurring(name))
         post(store, "far", YEAR / 1000)
         met = []
         for record in everything(store):
@@ -274,7 +274,7 @@ class TestSchedules:
         The limit applies to the pending occurrence. An occurrence that waits for its retry is
         visited too.
         """
-        store.declare(recurring("beat"))
+        store.schedules.declare(recurring("beat"))
         now.tick(1_000)
         (claim,) = node.claim()
         node.fail(claim, wait=500)
@@ -287,8 +287,8 @@ class TestSchedules:
         met = []
         for record in everything(store):
             met.append(record.id)
-            store.declare(recurring(f"of-{record.id}"))
-            store.run_now(f"of-{record.id}")
+            store.schedules.declare(recurring(f"of-{record.id}"))
+            store.schedules.run_now(f"of-{record.id}")
         assert [*ids, "last"] == met
 
 
@@ -330,7 +330,7 @@ class TestDead:
         A dead letter is restored at its time of death, which the iteration may not have reached
         yet.
         """
-        store = AdminStore(source(client, 1.0), namespace, timeout=3.0, now=now)
+        store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
         bury(store, Peer(store, "node"), MANY)
         now.tick(1)
         bury(store, Peer(store, "node"), 1)
@@ -338,7 +338,7 @@ class TestDead:
         for letter in itertools.islice(store.dead(), 5 * MANY):
             met.append(letter.id)
             copy = type(letter)(f"{letter.id}-copy", None, 1, "failed", "", letter.died, b",0|{}")
-            store.restore([copy])
+            AdminStore(store).restore([copy])
         store.close()
         assert [*(f"d{i:04}" for i in range(1, MANY)), "d0000"] == met
 
@@ -362,7 +362,7 @@ class TestPages:
     def pages(self, store, monkeypatch):
         """The bytes that each page has returned."""
         sizes = []
-        call = store._call
+        call = store.namespace.call
 
         def counted(verb, *arguments, **options):
             reply = call(verb, *arguments, **options)
@@ -370,7 +370,7 @@ class TestPages:
                 sizes.append(sum(map(len, reply[-1])))
             return reply
 
-        monkeypatch.setattr(store, "_call", counted)
+        monkeypatch.setattr(store.namespace, "call", counted)
         return sizes
 
     def test_large_events_come_in_several_pages(self, store, pages):

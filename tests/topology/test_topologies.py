@@ -43,7 +43,7 @@ def test_a_forked_child_closes_the_connections_to_the_sentinels(sentinel):
     client, _, _ = sentinel
     node = DTimer("node", client.master_for("events"))
     node.post({}, 10_000)
-    (asked,) = node._store._source._sentinels
+    (asked,) = node._store.server.source._sentinels
     inherited = list(asked.connection_pool._available_connections)
     assert [True] == [c._sock is not None for c in inherited]
     # As the hook does in the child.
@@ -115,7 +115,7 @@ def test_a_call_follows_a_redirection_before_the_other_servers_know_of_it(cluste
         owner = client.get_node_from_key("dtimer:{dt}:due").port
         stale = next(s.port for s in servers if s.port != owner)
         timer = DTimer("node", client)
-        timer._store._source._look_up = lambda slot, until: ("127.0.0.1", stale)
+        timer._store.server.source._look_up = lambda slot, until: ("127.0.0.1", stale)
         timer.post({}, 10_000, id="tea")
         assert timer.peek("tea") is not None
         timer.leave()

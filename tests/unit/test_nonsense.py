@@ -13,6 +13,7 @@ from dtimer.model.claims import ClaimRequest, Settlement, Verdict
 from dtimer.store import script_client
 from dtimer.store.admin import AdminStore
 from dtimer.store.connection.sources import source
+from dtimer.store.store import Store
 
 #: The reply of the script `open` for a sound namespace.
 OPENED = [b"1800000000000000", b"1", b"a-name", b"0", b"0", b"0"]
@@ -60,14 +61,14 @@ CALLS = {
         s.claim("node", ClaimRequest(1, 1, True, False, [CONFIRM]), 1_000).results
     ),
     "trim": lambda s, t: s.trim(0, -1),
-    "add_times": lambda s, t: s.add_times("id"),
+    "add_times": lambda s, t: s.schedules.add_times("id"),
     "letter": lambda s, t: s.letter("id"),
-    "waiting": lambda s, t: s.waiting(),
-    "specs": lambda s, t: s.specs(),
-    "died_after": lambda s, t: s.died_after("id", 5),
-    "holders": lambda s, t: s.holders(),
-    "audit": lambda s, t: s.audit(),
-    "permissions": lambda s, t: s.permissions(),
+    "waiting": lambda s, t: AdminStore(s).waiting(),
+    "specs": lambda s, t: AdminStore(s).specs(),
+    "died_after": lambda s, t: AdminStore(s).died_after("id", 5),
+    "holders": lambda s, t: AdminStore(s).holders(),
+    "audit": lambda s, t: AdminStore(s).audit(),
+    "permissions": lambda s, t: s.server.permissions(),
     "join": lambda s, t: s.join("node", "{}"),
 }  # fmt: skip
 
@@ -91,7 +92,7 @@ def reply_with(monkeypatch):
 def error_of(call, timeout=300):
     """Return the error of dtimer that a call raises, or None."""
     timer = DTimer("node", "redis://127.0.0.1:1", timeout=timeout)
-    store = AdminStore(source("redis://127.0.0.1:1", 0.1), "dt", timeout=timeout / 1000)
+    store = Store(source("redis://127.0.0.1:1", 0.1), "dt", timeout=timeout / 1000)
     try:
         result = call(store, timer)
         if isinstance(result, Iterator):

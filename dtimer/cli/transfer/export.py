@@ -18,6 +18,7 @@ from dtimer.cli.server import Settings, opened_store
 from dtimer.cli.transfer.lines import VERSION, dead_line, event_line, schedule_line
 from dtimer.cli.transfer.progress import Advance, progress
 from dtimer.store.admin import AdminStore
+from dtimer.store.store import Store
 
 #: The lines between two steps of the progress bar.
 _STEP = 500
@@ -94,27 +95,28 @@ def _opened(file: Path | None) -> Iterator[BinaryIO]:
 class _Writer:
     """Writes the lines of an export, and counts them."""
 
-    def __init__(self, store: AdminStore, out: BinaryIO, advance: Advance) -> None:
+    def __init__(self, store: Store, out: BinaryIO, advance: Advance) -> None:
         self._store = store
+        self._admin = AdminStore(store)
         self._write: Callable[[bytes], object] = out.write
         self._advance = advance
         self._counts = {"events": 0, "schedules": 0, "dead": 0, "skipped": 0}
 
     def all(self, ns: str, *, dead: bool) -> dict[str, int]:
         """Write the whole namespace; return the number of lines of each kind."""
-        at = self._store.server_now() / 1000
+        at = self._store.namespace.server_now() / 1000
         self._object(kind="export", version=VERSION, ns=ns, at=at)
         pending = set[str]()
-        for spec, paused, occurrence in self._store.specs():
+        for spec, paused, occurrence in self._admin.specs():
             # Not exported: the imported schedule creates this occurrence again.
             pending.add(occurrence)
             self._write(schedule_line(spec, paused=paused))
             self._counts["schedules"] += 1
-        for event in self._store.waiting():
+        for event in self._admin.waiting():
             if event.id not in pending or event.attempt:
                 self._line("events", event_line(event))
         if dead:
-            for letter in self._store.died_after("\0", 0):
+            for letter in self._admin.died_after("\0", 0):
                 self._line("dead", dead_line(letter))
         self._advance(self._done() % _STEP)
         self._object(kind="end", **{n: c for n, c in self._counts.items() if n != "skipped"})

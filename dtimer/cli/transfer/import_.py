@@ -20,6 +20,7 @@ from dtimer.model.ids import IdGenerator
 from dtimer.model.options import validate
 from dtimer.model.records import DeadLetter
 from dtimer.store.admin import AdminStore
+from dtimer.store.store import Store
 from dtimer.timer.posting import Posting, chunks, prepare_item
 
 #: The most lines that the import keeps in memory. It then stores them in a few round trips.
@@ -89,7 +90,7 @@ def import_(settings: Settings, file: str) -> int:
 class _Reader:
     """Reads the lines of an export, and stores their contents in batches."""
 
-    def __init__(self, store: AdminStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
         self._options = validate({"max_payload": _MAX_PAYLOAD})
         self._new_id = IdGenerator()
@@ -154,10 +155,10 @@ class _Reader:
 
     def _store_schedule(self, line: lines.ScheduleLine) -> None:
         # An existing schedule is kept, like an existing event.
-        if self._store.schedule(line.spec.id) is None:
-            self._store.declare(line.spec)
+        if self._store.schedules.get(line.spec.id) is None:
+            self._store.schedules.declare(line.spec)
             if line.paused:
-                self._store.pause_schedule(line.spec.id, on=True)
+                self._store.schedules.pause(line.spec.id, on=True)
         self.counts["schedules"] += 1
 
     def flush(self) -> None:
@@ -168,6 +169,6 @@ class _Reader:
             self.counts["events"] += len(self._events)
             self._events = []
         for at in range(0, len(self._letters), _LETTERS_PER_CALL):
-            self._store.restore(self._letters[at : at + _LETTERS_PER_CALL])
+            AdminStore(self._store).restore(self._letters[at : at + _LETTERS_PER_CALL])
         self.counts["dead"] += len(self._letters)
         self._letters = []
