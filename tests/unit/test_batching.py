@@ -1,7 +1,5 @@
 """Batching: how many events a claim asks for, for each handler thread."""
 
-from __future__ import annotations
-
 import pytest
 
 from dtimer.engine.batching import IN_ADVANCE, Batching

@@ -1,7 +1,5 @@
 """The bell: no ring is lost, any thread may ring, and ringing is always safe."""
 
-from __future__ import annotations
-
 import collections
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """The arithmetic of the benchmarks: every published figure depends on it."""
 
-from __future__ import annotations
-
 import json
 import os
 

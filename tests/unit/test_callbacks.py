@@ -1,7 +1,5 @@
 """The callback thread: it emits announcements in order, and never blocks the announcing thread."""
 
-from __future__ import annotations
-
 import queue
 import threading
 

@@ -1,7 +1,5 @@
 """How the command line prints moments, lateness and help."""
 
-from __future__ import annotations
-
 import time
 from datetime import UTC, datetime
 

@@ -1,7 +1,5 @@
 """How a node distinguishes a clock that was set from a slow reply."""
 
-from __future__ import annotations
-
 import pytest
 
 from dtimer.engine import clock

@@ -1,7 +1,5 @@
 """The server of a cluster that holds the keys: redirections, and the look-up of its address."""
 
-from __future__ import annotations
-
 import threading
 import time
 

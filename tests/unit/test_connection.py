@@ -1,7 +1,5 @@
 """Replies that are read directly, and those that are left to redis-py's parser."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import socket

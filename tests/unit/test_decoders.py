@@ -4,8 +4,6 @@ All bytes in Redis or in a file are decoded, or refused with a documented error.
 The decoders are listed in ``decoders``, which the fuzzer shares.
 """
 
-from __future__ import annotations
-
 import json
 import time
 

@@ -1,7 +1,5 @@
 """The emitter: every listener is called, and no listener harms the caller."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import threading

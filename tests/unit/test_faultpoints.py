@@ -1,7 +1,5 @@
 """The fault points: complete, documented, armed by code only, and off by default."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The stored forms of events, dead letters and schedules, in Python and in the scripts."""
 
-from __future__ import annotations
-
 import pytest
 from lupa.lua51 import LuaRuntime
 

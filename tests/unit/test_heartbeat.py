@@ -1,7 +1,5 @@
 """The heartbeat: which leases it renews, when, and for how long."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

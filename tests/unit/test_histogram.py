@@ -1,7 +1,5 @@
 """The histogram of lateness, and its percentiles."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

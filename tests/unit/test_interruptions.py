@@ -6,8 +6,6 @@ part. No call waits for its own thread, and no item is lost or found twice. In t
 the interrupted call, and *inner* the call of the signal handler.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect

@@ -1,7 +1,5 @@
 """The listener, with a fake subscription: when it hears, when it is deaf, and its reports."""
 
-from __future__ import annotations
-
 import queue
 import select
 import threading

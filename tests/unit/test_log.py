@@ -1,7 +1,5 @@
 """The log: records on their way from a node to the logger, and the table that documents them."""
 
-from __future__ import annotations
-
 import logging
 import queue
 import re

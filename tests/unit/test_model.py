@@ -6,8 +6,6 @@ tests/faults/test_inputs.py shows for each call of a timer which payloads, ids a
 The numbers in ``fault`` marks are rows of the catalogue of faults, tests/chaos/catalogue.py.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math

@@ -1,7 +1,5 @@
 """A server that sends invalid replies: every call ends, and raises only errors of dtimer."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """The rows of options: one place for the type, default, limits and description of each."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,7 +1,5 @@
 """Pickle and copy: errors and events survive them, and a timer refuses them with a reason."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import json

@@ -1,7 +1,5 @@
 """Presence: the entry that a joined node stores, and its warning if it has no listener."""
 
-from __future__ import annotations
-
 import json
 
 from logged import Logged

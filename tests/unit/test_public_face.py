@@ -1,7 +1,5 @@
 """The public face: a user's editor offers what the reference describes, and no internals."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Events and records: their moments as datetimes, and how they look when they are printed."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import pickle

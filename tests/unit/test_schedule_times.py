@@ -1,7 +1,5 @@
 """Definitions of schedules, and nominal times of cron, compared with a separate interpreter."""
 
-from __future__ import annotations
-
 import calendar
 import contextlib
 import itertools

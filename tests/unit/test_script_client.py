@@ -1,7 +1,5 @@
 """Calls with a deadline: how often they are tried, and when they end."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,7 +1,5 @@
 """The service: one thread that survives exceptions and can be stopped and joined."""
 
-from __future__ import annotations
-
 import queue
 import threading
 import time

@@ -1,7 +1,5 @@
 """The ids that this process replaces while claims are under way."""
 
-from __future__ import annotations
-
 from dtimer.engine.superseded import SupersededIds
 
 

@@ -1,7 +1,5 @@
 """The dependencies of dtimer, and the text of its scripts."""
 
-from __future__ import annotations
-
 import ast
 import configparser
 import hashlib
