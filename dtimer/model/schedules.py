@@ -32,8 +32,8 @@ OVERLAPS: dict[Overlap, str] = {"queue": "q", "allow": "a", "skip": "s"}
 #: How many future nominal times of a cron schedule are stored in Redis.
 STORED_TIMES = 10
 
-#: The most missed occurrences that ``misfire="all"`` delivers. lua/parts/plan.lua has the same
-#: limit.
+#: The most missed occurrences that ``misfire="all"`` delivers. The script has the same limit
+#: (``lua/parts/schedule/due.lua``).
 MOST_BEHIND = 1_000
 
 #: The most nominal times that one call computes, which takes about a quarter of a second.

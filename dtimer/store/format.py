@@ -25,7 +25,7 @@ from dtimer.model.schedules import ScheduleSpec, spec_from_json
 _BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(?:,[^|]*)?\|")
 _LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
 
-# The fields of the state of a schedule, in order. ``lua/parts/plan.lua`` describes each.
+# The fields of the state of a schedule, in order. ``lua/parts/schedule.lua`` describes each.
 _SCHEDULE_STATE = (
     "print", "every", "misfire", "overlap", "jitter", "stop", "left", "paused", "next", "last",
     "running", "ahead", "final", "gap", "anchor", "waits",

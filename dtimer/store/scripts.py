@@ -11,7 +11,8 @@ The header of a verb, which is its opening comment, is its contract. The loader 
     The users of Redis that call the script: ``node``, ``producer``. Any other call needs a user
     with all permissions (`dtimer.store.acl`).
 ``Uses``, ``Later``
-    The parts that the script needs, and the parts that it seldom needs.
+    The parts that the script needs. The parts that it seldom needs, each with the function that
+    it calls: ``types.check_types``.
 ``Commands``
     The Redis commands of this file. Each part lists its own.
 ``Arguments``
@@ -30,8 +31,12 @@ from importlib import resources
 from typing import Literal, NamedTuple, cast
 
 # Ordered so that each part follows the parts on which it depends.
-_PARTS = ("guard", "session", "rouse", "events", "replay", "plan", "retime", "settle", "walk")
+_PARTS = (
+    *("types", "session", "wake", "events", "judge", "replay"),
+    *("schedule", "retime", "settle", "walk"),
+)
 
+_SECTION = re.compile(r"^ *--- @section (\S+)$", re.MULTILINE)
 _LOCAL = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)
 _FORMAT = re.compile(r"^ *-- Format +(.+)$", re.MULTILINE)
 Kind = Literal["reads", "idempotent", "once"]
@@ -63,6 +68,7 @@ class Header:
     roles: frozenset[str]
     uses: tuple[str, ...]
     later: tuple[str, ...]
+    deferred: tuple[str, ...]
     commands: frozenset[str]
     arguments: tuple[Argument, ...]
 
@@ -112,18 +118,20 @@ def verb(name: str, *parameters: str) -> Verb:
 @cache
 def texts() -> dict[str, str]:
     """
-    Return the text of every verb and, under ``parts/``, of every part.
+    Return the text of every file by its name: verbs, ``parts/…``, and sections in other folders.
 
     All files are read at once, before the first call. Later the process may have no descriptor
     left to open a file, or an upgrade may have replaced it.
     """
-    folder = resources.files(__package__) / "lua"
     found = {}
-    for place, prefix in ((folder, ""), (folder / "parts", "parts/")):
-        for file in place.iterdir():
+    folders = [("", resources.files(__package__) / "lua")]
+    for prefix, folder in folders:
+        for file in folder.iterdir():
             name, dot, kind = file.name.rpartition(".")
             if dot and kind == "lua":
                 found[prefix + name] = file.read_text(encoding="utf-8")
+            elif file.is_dir():
+                folders.append((f"{prefix}{file.name}/", file))
     return found
 
 
@@ -148,7 +156,8 @@ def header(name: str) -> Header:
         kind=cast(Kind, " ".join(lines.get("Kind", ()))),
         roles=frozenset(lines.get("Roles", ())),
         uses=_ordered(lines.get("Uses", ())),
-        later=_ordered(lines.get("Later", ())),
+        later=tuple(function.partition(".")[0] for function in lines.get("Later", ())),
+        deferred=tuple(function.partition(".")[2] for function in lines.get("Later", ())),
         commands=frozenset(lines.get("Commands", ())),
         arguments=tuple(arguments),
     )
@@ -156,12 +165,27 @@ def header(name: str) -> Header:
 
 def commands(*names: str) -> set[str]:
     """Return the Redis commands that the verbs *names* run, with their parts, in lower case."""
-    found = set(header("parts/prelude").commands)
+    files = {"parts/prelude", *names}
     for name in names:
-        found |= header(name).commands
-        for part in (*header(name).uses, *header(name).later):
-            found |= header(f"parts/{part}").commands
-    return found
+        files |= {f"parts/{part}" for part in (*header(name).uses, *header(name).later)}
+    for name in tuple(files):
+        files |= set(sections(name))
+    return {command for name in files for command in header(name).commands}
+
+
+def sections(name: str) -> list[str]:
+    """Return the names of the sections of a file, in order."""
+    return _SECTION.findall(texts()[name])
+
+
+def _with_sections(name: str) -> str:
+    """
+    Return the text of a file, with each line ``--- @section`` replaced by that section.
+
+    A section is a piece of a long function. It shares the locals of that function, and its header
+    says which of them it reads and sets.
+    """
+    return _SECTION.sub(lambda line: texts()[line[1]].rstrip("\n"), texts()[name])
 
 
 @cache
@@ -171,14 +195,14 @@ def load(name: str) -> Script:
 
     Creating the functions of a part costs a call as much as a Redis command. So a verb can list
     parts that it seldom needs after ``Later``. Its function ``later`` then creates them, and
-    returns one function of each part: the function with the name of the part.
+    returns the functions that the header names, in that order.
     """
     contract = header(name)
     pieces = _parts(*contract.uses)
     if later := contract.later:
-        returned = f"return {', '.join(later)}"
+        returned = f"return {', '.join(contract.deferred)}"
         pieces += ["local function later()", *_parts(*later), returned, "end"]
-    pieces = _with_format("\n".join([*pieces, binding(contract.arguments), texts()[name]]))
+    pieces = _with_format("\n".join([*pieces, binding(contract.arguments), _with_sections(name)]))
     source = code("\n".join([*_parts("prelude"), *pieces])).encode()
     sha = hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
     return Script(name, contract.kind, source, sha)
@@ -223,4 +247,4 @@ def _ordered(names: list[str] | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _parts(*names: str) -> list[str]:
-    return [texts()[f"parts/{name}"] for name in names]
+    return [_with_sections(f"parts/{name}") for name in names]

@@ -14,6 +14,7 @@ from dtimer.store.scripts import header, load, texts, verb, verbs
 
 VERBS = verbs()
 FILES = sorted(texts())
+SECTIONS = [(name, section) for name in FILES for section in scripts.sections(name)]
 
 #: Verbs of the kind ``reads`` with commands that write: ``open`` creates the namespace if it is
 #: asked to, and ``permissions`` tries each command in a form that changes nothing.
@@ -106,7 +107,7 @@ class TestHeaders:
     @pytest.mark.parametrize("name", VERBS)
     def test_the_code_uses_each_argument_and_none_by_number(self, name):
         """An unused argument, or one hidden by a local, is a mistake in the header or the code."""
-        body = body_of(name)
+        body = "\n".join(map(body_of, [name, *scripts.sections(name)]))
         for argument in header(name).arguments:
             assert re.search(rf"\b{argument.name}\b", body), argument
             assert not re.search(rf"\blocal [\w, ]*\b{argument.name}\b[\w, ]*(=|$)", body), argument
@@ -138,3 +139,74 @@ class TestHeaders:
     def test_a_node_may_run_what_a_claim_runs(self):
         """The claim is the widest script; a list without it would be empty or wrong."""
         assert scripts.commands("claim") - {"publish"} <= set(acl.NODE)
+
+
+def locals_of(code, depth):
+    """Return the names that *code* declares at *depth* spaces of indentation."""
+    names = set()
+    for found in re.finditer(rf"^ {{{depth}}}local (?:function )?([\w, ]+)", code, re.MULTILINE):
+        names |= set(found[1].split(", "))
+    return {name.strip() for name in names}
+
+
+def words_in(code):
+    """Return the names that *code* uses, without strings, fields and keys of tables."""
+    code = re.sub(r"'(?:[^'\\]|\\.)*'", "''", code)
+    return set(re.findall(r"(?<![.\w])[a-z_]\w*", code))
+
+
+def assigned_in(code):
+    """Return the names to which *code* assigns without declaring them on the same line."""
+    start = r"(?:^|\bthen\b|\belse\b|\bdo\b)"
+    targets = re.findall(rf"{start} *([a-z_][\w, ]*?) = ", code, re.MULTILINE)
+    return {name for target in targets for name in target.split(", ") if " " not in name}
+
+
+def listed(section, label):
+    """Return the names that the header of *section* lists after *label*, on one or more lines."""
+    lines = re.findall(rf"^-- {label} +(\S.*)$", opening_of(section), re.MULTILINE)
+    return [name for line in lines for name in line.split()]
+
+
+def names_before(name, section):
+    """Return the locals that *section* shares with the function in which its file puts it."""
+    before = texts()[name].partition(f"--- @section {section}\n")[0]
+    shared = {a.name for a in header(name).arguments} | locals_of(before, 0) | locals_of(before, 2)
+    for earlier in scripts.sections(name):
+        if earlier == section:
+            return shared
+        shared |= locals_of(body_of(earlier), 0)
+    raise AssertionError(section)
+
+
+def words_after(name, section):
+    """Return the names that the file and its sections use after *section*."""
+    after = texts()[name].partition(f"--- @section {section}\n")[2]
+    code = "\n".join(line for line in after.splitlines() if not line.lstrip().startswith("--"))
+    later = scripts.sections(name)
+    return words_in("\n".join([code, *map(body_of, later[later.index(section) + 1 :])]))
+
+
+class TestSections:
+    """A section of a long function says which of its locals it reads and sets."""
+
+    @pytest.mark.parametrize(("name", "section"), SECTIONS)
+    def test_the_header_names_the_locals_that_it_sets(self, name, section):
+        """A reader of a later section looks here for the origin of a local."""
+        body, shared = body_of(section), names_before(name, section)
+        after = words_after(name, section)
+        sets = {x for x in locals_of(body, 0) if x.islower() and x in after}
+        assert sorted(sets | assigned_in(body) & shared) == listed(section, "Sets")
+
+    @pytest.mark.parametrize(("name", "section"), SECTIONS)
+    def test_the_header_names_the_locals_that_it_reads(self, name, section):
+        """A section is read alone, so its header says what comes from elsewhere."""
+        shared = {x for x in names_before(name, section) if x.islower()} - {"_"}
+        assert sorted(words_in(body_of(section)) & shared) == listed(section, "Reads")
+
+    def test_no_section_is_left_out(self):
+        """A file that no script contains is dead."""
+        placed = {section for _, section in SECTIONS}
+        parts = {f"parts/{part}" for name in VERBS for part in header(name).uses}
+        parts |= {f"parts/{part}" for name in VERBS for part in header(name).later}
+        assert {*FILES} == {*VERBS} | placed | parts | {"parts/prelude", "parts/format"}

@@ -108,7 +108,7 @@ class TestScripts:
         last line of the function `later`, which `post_new` calls for code that is seldom needed.
         """
         files = {line for text in texts().values() for line in code(text).splitlines()}
-        ends = {"local function later()", "return guard, rouse"}
+        ends = {"local function later()", "return check_types, wake_next"}
         for verb in VERBS:
             lines = set(load(verb).source.decode().splitlines())
             binds = {binding(header(verb).arguments)} - {""}

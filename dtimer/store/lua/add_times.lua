@@ -2,7 +2,7 @@
 --
 -- Kind      idempotent
 -- Roles     node
--- Uses      guard rouse events plan
+-- Uses      types wake events schedule
 --
 -- Arguments
 --   schedule     its name
@@ -13,23 +13,23 @@
 --   final        1 if no other times will follow these, else ''
 --
 -- Returns   1 if they were added, else 0
-local wrong = guard(DUE, BODY, SYS, PLANS, BEATS, ROSTER, PROMISE)
+local wrong = check_types(DUE, BODY, SYS, TEMPLATES, STATES, ROSTER, EXPECTED)
 if wrong then return wrong end
 
-local beat = plan().read_beat(schedule)
-if not beat or beat.print ~= fingerprint then return 0 end
-local known = string.match(beat.ahead, '(%d+)$') or beat.next
+local state = schedules().read_state(schedule)
+if not state or state.print ~= fingerprint then return 0 end
+local known = string.match(state.ahead, '(%d+)$') or state.next
 if known ~= after then return 0 end
-if beat.ahead == '' then
-  beat.ahead = times
+if state.ahead == '' then
+  state.ahead = times
 elseif times ~= '' then
-  beat.ahead = beat.ahead .. ',' .. times
+  state.ahead = state.ahead .. ',' .. times
 end
-beat.gap = digits((tonumber(beat.gap) or 0) + left_out)
-beat.final = final
-plan().write_beat(schedule, beat)
+state.gap = digits((tonumber(state.gap) or 0) + left_out)
+state.final = final
+schedules().write_state(schedule, state)
 -- The pending occurrence may have waited for these times.
-plan().go_on(schedule, beat)
+schedules().let_start(schedule, state)
 local earliest = first_due()
-if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
+if earliest then wake_next(earliest, earliest <= NOW and 1 or 0) end
 return 1

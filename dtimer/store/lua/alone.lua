@@ -3,7 +3,7 @@
 --
 -- Kind      reads
 -- Roles     node
--- Uses      guard
+-- Uses      types
 -- Commands  hget zcount zscore
 --
 -- Arguments
@@ -11,7 +11,7 @@
 --   silent_after  number: how long a silent node is remembered, in µs
 --
 -- Returns   1 if it should keep them, else 0
-local wrong = guard(ALIVE, SYS)
+local wrong = check_types(ALIVE, SYS)
 if wrong then return wrong end
 if redis.call('HGET', SYS, 'paused') == '1' then return 0 end
 

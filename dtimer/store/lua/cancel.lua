@@ -2,7 +2,7 @@
 --
 -- Kind      once
 -- Roles     producer
--- Uses      guard session rouse events plan
+-- Uses      types session wake events schedule
 -- Commands  hget hset zrem zscore
 --
 -- Arguments
@@ -15,8 +15,8 @@ local done, stale = recall()
 if stale then return stale end
 if done then return done end
 
-local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, PLANS, BEATS,
-  ROSTER, PROMISE)
+local wrong = check_types(DUE, BODY, LEASE, TRIES, DEAD, DIED, SYS, TEMPLATES, STATES,
+  ROSTER, EXPECTED)
 if wrong then return wrong end
 
 local result = 'not_found'
@@ -24,34 +24,34 @@ local lease = redis.call('HGET', LEASE, id)
 local token, attempt, due, _, node, flags = parse_lease(lease)
 if token then
   -- A lease that ended a moment ago counts as held, because its handler may still be running.
-  -- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
-  -- script, and then all later writes of that script.
-  redis.call('ZREM', PROMISE, '')
+  --
+  -- Let Redis accept the later writes if it is out of memory (parts/types.lua).
+  redis.call('ZREM', EXPECTED, '')
   lease = write_lease(token, attempt, due, 'c' .. flags, node)
   redis.call('HSET', LEASE, id, lease)
   result = 'in_flight'
 elseif redis.call('ZSCORE', DUE, id) then
-  local schedule, nominal = plan().named_by(id)
-  local beat = schedule and plan().read_beat(schedule)
-  local pending = beat and beat.next == nominal
-  local after = pending and plan().following(beat, nominal)
+  local schedule, nominal = schedules().parse_occurrence_id(id)
+  local state = schedule and schedules().read_state(schedule)
+  local pending = state and state.next == nominal
+  local after = pending and schedules().next_after(state, nominal)
   if pending then
-    if not after and plan().open_ended(beat) then return 'short' end
-    plan().sure_to_go_on(schedule, beat)
+    if not after and schedules().has_more(state) then return 'short' end
+    schedules().try_writes(schedule, state)
   end
   remove(id)
   count('cancelled', 1)
-  if pending then plan().advance(schedule, beat, after) end
-  plan().ended(id)
+  if pending then schedules().advance(schedule, state, after) end
+  schedules().ended(id)
   -- Another occurrence of this schedule may be due earlier now: the next one, if this one was
   -- rescheduled to a much later time, or an occurrence that waited for this one to end. So make
   -- sure that a node claims it in time.
   local earliest = schedule and first_due()
-  if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
+  if earliest then wake_next(earliest, earliest <= NOW and 1 or 0) end
   result = 'cancelled'
 else
-  -- As above: it lets `remember` write when Redis is out of memory.
-  redis.call('ZREM', PROMISE, '')
+  -- As above: let `remember` write.
+  redis.call('ZREM', EXPECTED, '')
 end
 remember(result)
 return result

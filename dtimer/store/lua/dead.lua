@@ -15,11 +15,11 @@
 --   end       score and id of the last letter when the first page was read; '' and '' if none
 --   more      1 if another page follows, else ''
 --   letters   id, time of death and letter of each
-if end_score == '' then end_score, end_id = last_place(GRAVES, '+inf') end
-local from = after_score == '' and 0 or rank_after(GRAVES, after_score, after_id)
+if end_score == '' then end_score, end_id = last_place(DIED, '+inf') end
+local from = after_score == '' and 0 or rank_after(DIED, after_score, after_id)
 local letters, bytes, more = {}, 0, ''
 local page = end_score == '' and {}
-  or redis.call('ZRANGE', GRAVES, from, from + limit - 1, 'WITHSCORES')
+  or redis.call('ZRANGE', DIED, from, from + limit - 1, 'WITHSCORES')
 for i = 1, #page, 2 do
   local id, score = page[i], page[i + 1]
   if comes_after(score, id, end_score, end_id) then break end

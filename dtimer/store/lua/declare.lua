@@ -2,7 +2,7 @@
 -- starts.
 --
 -- Kind      once
--- Uses      guard session rouse events plan retime
+-- Uses      types session wake events schedule retime
 -- Commands  hdel hset zadd zscore
 --
 -- Arguments
@@ -11,8 +11,8 @@
 --   definition   as JSON that no script reads
 --   template     '<max_retries>|<payload>' of its occurrences
 --   every        interval in µs; '' for a list of nominal times
---   misfire      c, s or a (parts/plan.lua)
---   overlap      q, a or s (parts/plan.lua)
+--   misfire      c, s or a (parts/schedule.lua)
+--   overlap      q, a or s (parts/schedule.lua)
 --   jitter       in µs
 --   start        the first nominal time of an interval: µs, or '+<µs>' from now
 --   stop         the last moment at which a nominal time may be, in µs; '' for none
@@ -27,17 +27,17 @@
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
-local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, DEFS, PLANS, BEATS, ROSTER,
-  PROMISE)
+local wrong = check_types(DUE, BODY, LEASE, TRIES, DEAD, DIED, SYS, DEFINITIONS, TEMPLATES, STATES,
+  ROSTER, EXPECTED)
 if wrong then return wrong end
 
-local old = plan().read_beat(schedule)
+local old = schedules().read_state(schedule)
 local result = 'same'
 if old and old.print == fingerprint then
   -- Repair a chain whose pending occurrence was removed by hand.
   if old.paused == '' and old.next ~= ''
-    and not redis.call('ZSCORE', DUE, plan().occurrence(schedule, old.next)) then
-    plan().put(schedule, old)
+    and not redis.call('ZSCORE', DUE, schedules().occurrence_id(schedule, old.next)) then
+    schedules().store_pending(schedule, old)
   end
   if retime(schedule, old, times, final) then result = 'changed' end
 else
@@ -48,22 +48,22 @@ else
     return 'behind:' .. old.last
   end
   if old and old.next ~= '' then
-    plan().sure_to_go_on(schedule, old)
-    remove(plan().occurrence(schedule, old.next))
+    schedules().try_writes(schedule, old)
+    remove(schedules().occurrence_id(schedule, old.next))
   else
     -- Try the commands that change something, so that a missing permission fails before any
     -- change.
     redis.call('ZADD', DUE, 'XX', '0', '')
     redis.call('HDEL', BODY, '')
   end
-  local beat = {
+  local state = {
     print = fingerprint, every = every, misfire = misfire, overlap = overlap, jitter = jitter,
     stop = stop, left = left, paused = old and old.paused or '', next = '',
     last = old and old.last or '', running = old and old.running or '', ahead = times,
     final = final, gap = '', anchor = '', waits = '',
   }
-  redis.call('HSET', DEFS, schedule, definition)
-  redis.call('HSET', PLANS, schedule, template)
+  redis.call('HSET', DEFINITIONS, schedule, definition)
+  redis.call('HSET', TEMPLATES, schedule, template)
   -- A change applies from now on. An occurrence that is already due is still delivered, once. If
   -- the interval is unchanged, so are the nominal times. Otherwise a schedule that is changed more
   -- often than it recurs would never run.
@@ -79,24 +79,24 @@ else
         from = tonumber(old.last) + interval
       end
     end
-    beat.anchor = digits(from)
+    state.anchor = digits(from)
     -- Do not repeat occurrences that were claimed before the clock was set back.
-    local over = math.max(NOW, tonumber(beat.last) or 0)
+    local over = math.max(NOW, tonumber(state.last) or 0)
     if not first and old and from <= over then
-      first = plan().following(beat, over)
+      first = schedules().next_after(state, over)
     elseif not first then
       first = from
     end
   else
-    first = first or plan().following(beat, beat.last ~= '' and beat.last or '0')
+    first = first or schedules().next_after(state, state.last ~= '' and state.last or '0')
   end
-  if first and beat.stop ~= '' and first > tonumber(beat.stop) then first, beat.left = nil, '0' end
-  beat.next = first and beat.left ~= '0' and digits(first) or ''
-  if beat.paused == '' then plan().put(schedule, beat) end
-  plan().write_beat(schedule, beat)
+  if first and stop ~= '' and first > tonumber(stop) then first, state.left = nil, '0' end
+  state.next = first and state.left ~= '0' and digits(first) or ''
+  if state.paused == '' then schedules().store_pending(schedule, state) end
+  schedules().write_state(schedule, state)
   result = old and 'changed' or 'new'
 end
 local earliest = first_due()
-if earliest then rouse(earliest, 0) end
+if earliest then wake_next(earliest, 0) end
 remember(result)
 return result

@@ -3,7 +3,7 @@
 --
 -- Kind      idempotent
 -- Roles     node
--- Uses      guard
+-- Uses      types
 -- Commands  hmget zadd zrem zscore
 --
 -- Arguments
@@ -13,11 +13,10 @@
 --   leases...  id and token of each event
 --
 -- Returns   one letter for each: 1 renewed, 0 not held under this token any more
-local wrong = guard(DUE, LEASE)
+local wrong = check_types(DUE, LEASE)
 if wrong then return wrong end
 
--- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
--- script, and then all later writes of that script.
+-- Let Redis accept the later writes if it is out of memory (parts/types.lua).
 redis.call('ZREM', DUE, '')
 local least = string.sub(lease, 1, 1) == '+'
 local asked = NOW + tonumber(string.match(lease, '%d+'))

@@ -14,10 +14,10 @@ local rows = {}
 local alive = redis.call('ZRANGEBYSCORE', ALIVE, '(' .. digits(NOW - silent_after), '+inf',
   'WITHSCORES', 'LIMIT', 0, 1000)
 for i = 1, #alive, 2 do
-  local who = redis.call('HGET', NODES, alive[i])
-  if who then
-    local on = redis.call('ZSCORE', ROSTER, alive[i]) and '1' or '0'
-    for _, v in ipairs({alive[i], who, digits(NOW - tonumber(alive[i + 1])), on}) do
+  local registration = redis.call('HGET', NODES, alive[i])
+  if registration then
+    local on_roster = redis.call('ZSCORE', ROSTER, alive[i]) and '1' or '0'
+    for _, v in ipairs({alive[i], registration, digits(NOW - tonumber(alive[i + 1])), on_roster}) do
       rows[#rows + 1] = v
     end
   end

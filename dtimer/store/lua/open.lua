@@ -1,32 +1,32 @@
 -- Check the types of all keys of a namespace, create it if that is requested, and return its state.
 --
 -- A caller that only reads does not create it, so a mistyped name leaves no key behind. A namespace
--- that is created gets a random mark. A different mark tells a client that the namespace was lost and
--- created again.
+-- that is created gets a random mark. A different mark tells a client that the namespace was lost
+-- and created again.
 --
 -- Kind      reads
 -- Roles     node producer
--- Uses      guard
+-- Uses      types
 -- Commands  hmget hset
 --
 -- Arguments
 --   schema  the version of the stored formats, for a new namespace
 --   mark    the random mark for the namespace if it must be created; '' to create none
 --
--- Returns   {now, version, born, token, posted, removed}
+-- Returns   {now, version, mark, token, posted, removed}
 --   version '' if the namespace does not exist and was not created
---   born    the random mark that it was created with
+--   mark    the random mark that it was created with
 --   token   the last one issued, 0 for none
 --   posted  how many events were ever posted
 --   removed how many nodes were ever removed because they were silent
-local wrong = guard(unpack(KEYS))
+local wrong = check_types(unpack(KEYS))
 if wrong then return wrong end
-local version, born, token, posted, struck = unpack(
+local version, stored_mark, token, posted, removed = unpack(
   redis.call('HMGET', SYS, 'v', 'born', 'token', 'n:posted', 'n:struck'))
 if not version and mark ~= '' then
   -- Write in this case only, because a full server or a replica refuses writes.
-  born = mark
-  redis.call('HSET', SYS, 'v', schema, 'born', born)
+  stored_mark = mark
+  redis.call('HSET', SYS, 'v', schema, 'born', mark)
   version = schema
 end
-return {digits(NOW), version or '', born or '', token or '0', posted or '0', struck or '0'}
+return {digits(NOW), version or '', stored_mark or '', token or '0', posted or '0', removed or '0'}

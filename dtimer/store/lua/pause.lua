@@ -1,7 +1,7 @@
 -- Pause or resume a whole namespace. While it is paused, no event is claimed.
 --
 -- Kind      once
--- Uses      guard session rouse
+-- Uses      types session wake
 -- Commands  hdel hget hset zcount
 --
 -- Arguments
@@ -11,9 +11,7 @@
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
--- `wrong` is an error reply if a key has the wrong type. `rouse` below uses ROSTER and PROMISE, the
--- times at which nodes are expected to claim.
-local wrong = guard(SYS, ROSTER, PROMISE)
+local wrong = check_types(SYS, ROSTER, EXPECTED)
 if wrong then return wrong end
 
 local before = redis.call('HGET', SYS, 'paused') == '1'
@@ -22,7 +20,7 @@ if on == '1' then
 else
   redis.call('HDEL', SYS, 'paused')
   local earliest = first_due()
-  if earliest then rouse(earliest, redis.call('ZCOUNT', DUE, '-inf', digits(NOW))) end
+  if earliest then wake_next(earliest, redis.call('ZCOUNT', DUE, '-inf', digits(NOW))) end
 end
 local result = before == (on == '1') and '0' or '1'
 remember(result)

@@ -1,7 +1,7 @@
 -- Pause or resume one schedule. An occurrence that falls due during the pause is a misfire.
 --
 -- Kind      once
--- Uses      guard session rouse events plan
+-- Uses      types session wake events schedule
 --
 -- Arguments
 --   schedule  its name
@@ -11,26 +11,27 @@
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
-local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, PLANS, BEATS, ROSTER, PROMISE)
+local wrong = check_types(DUE, BODY, LEASE, TRIES, DEAD, DIED, SYS, TEMPLATES, STATES,
+  ROSTER, EXPECTED)
 if wrong then return wrong end
 
-local beat = plan().read_beat(schedule)
-if not beat or (beat.paused == '1') == (on == '1') then
+local state = schedules().read_state(schedule)
+if not state or (state.paused == '1') == (on == '1') then
   remember('0')
   return '0'
 end
 if on == '1' then
-  if beat.next ~= '' then
-    plan().sure_to_go_on(schedule, beat)
-    remove(plan().occurrence(schedule, beat.next))
+  if state.next ~= '' then
+    schedules().try_writes(schedule, state)
+    remove(schedules().occurrence_id(schedule, state.next))
   end
-  beat.paused = '1'
+  state.paused = '1'
 else
-  beat.paused = ''
-  plan().put(schedule, beat)
+  state.paused = ''
+  schedules().store_pending(schedule, state)
 end
-plan().write_beat(schedule, beat)
+schedules().write_state(schedule, state)
 local earliest = first_due()
-if earliest then rouse(earliest, earliest <= NOW and 1 or 0) end
+if earliest then wake_next(earliest, earliest <= NOW and 1 or 0) end
 remember('1')
 return '1'

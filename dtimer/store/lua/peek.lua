@@ -20,5 +20,5 @@ if score then
   return {'scheduled', score, redis.call('HGET', TRIES, id) or '0', body}
 end
 local letter = redis.call('HGET', DEAD, id)
-if letter then return {'dead', redis.call('ZSCORE', GRAVES, id) or '0', '0', letter} end
+if letter then return {'dead', redis.call('ZSCORE', DIED, id) or '0', '0', letter} end
 return {}

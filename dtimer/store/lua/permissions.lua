@@ -1,6 +1,6 @@
 -- Try every command that the scripts use, in a form that changes nothing. A command that this
 -- client may not run, or that the server refuses for another reason, is returned and not raised.
--- The keys need not exist, and may hold values of another program. BODY, BEATS, DUE and SYS are
+-- The keys need not exist, and may hold values of another program. BODY, STATES, DUE and SYS are
 -- keys of the namespace (parts/prelude.lua).
 --
 -- Kind      reads
@@ -14,7 +14,7 @@ for _, words in ipairs({
   {'HDEL', BODY, NOBODY},
   {'HEXISTS', BODY, NOBODY},
   {'HGET', BODY, NOBODY},
-  {'HKEYS', BEATS},
+  {'HKEYS', STATES},
   {'HLEN', BODY},
   {'HMGET', BODY, NOBODY},
   {'HRANDFIELD', BODY, '1'},

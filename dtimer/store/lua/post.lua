@@ -3,7 +3,7 @@
 --
 -- Kind      once
 -- Roles     producer
--- Uses      guard session rouse events
+-- Uses      types session wake events
 -- Commands  hdel hget hset zadd zrem zrevrangebyscore zscore
 --
 -- Arguments
@@ -31,7 +31,7 @@ if letters then
   return letters .. ';;' .. id
 end
 
-local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS)
+local wrong = check_types(DUE, BODY, LEASE, TRIES, DEAD, DIED, SYS)
 if wrong then return wrong end
 
 -- Return a time in the millisecond that begins at `when`, after all events that are due in it. If
@@ -96,11 +96,11 @@ end
 
 local posted = ''
 if #ids > 0 then
-  -- PROMISE has the time at which the node on duty claims the event that was earliest. If this post
-  -- has moved that event to a later time, the claim finds nothing, and the node waits again.
+  -- EXPECTED has the time at which the node on duty claims the event that was earliest. If this
+  -- post has moved that event to a later time, the claim finds nothing, and the node waits again.
   local earliest = math.min(first_due() or math.huge, soonest)
   local wakes = soonest == earliest or due_now > 0
-  wrong = wakes and guard(ROSTER, PROMISE)
+  wrong = wakes and check_types(ROSTER, EXPECTED)
   if wrong then return wrong end
   -- Begin with a write that Redis refuses when it is out of memory, so nothing is half stored.
   local added = redis.call('ZADD', DUE, unpack(scores))
@@ -110,10 +110,10 @@ if #ids > 0 then
     redis.call('HDEL', TRIES, unpack(ids))
   end
   if redis.call('HDEL', DEAD, unpack(ids)) > 0 then
-    redis.call('ZREM', GRAVES, unpack(ids))
+    redis.call('ZREM', DIED, unpack(ids))
   end
   posted = count('posted', #ids)
-  if wakes then rouse(earliest, due_now) end
+  if wakes then wake_next(earliest, due_now) end
 end
 letters = table.concat(letters)
 remember(letters .. ';')

@@ -3,7 +3,7 @@
 -- Kind      once
 -- Roles     producer
 -- Uses      session
--- Later     guard rouse
+-- Later     types.check_types wake.wake_next
 -- Commands  hdel hincrby hset zadd zmscore zrange zrem
 --
 -- Arguments
@@ -85,7 +85,7 @@ if not wrong then
   -- If another event is due earlier, the node on duty already claims at that time.
   local head = redis.pcall('ZRANGE', DUE, '0', '0', 'WITHSCORES')
   wakes = due_now > 0 or tonumber(head[2]) == soonest
-  wrong = head.err and head or wakes and later()(ROSTER, PROMISE)
+  wrong = head.err and head or wakes and later()(ROSTER, EXPECTED)
 end
 if not wrong then
   local total = redis.pcall('HINCRBY', SYS, 'n:posted', digits(count))
@@ -107,8 +107,8 @@ if wrong then
   return later()(DUE, BODY) or wrong
 end
 if wakes then
-  local _, rouse = later()
-  rouse(soonest, due_now)
+  local _, wake_next = later()
+  wake_next(soonest, due_now)
 end
 remember('1;')
 return '1;' .. posted .. ';'

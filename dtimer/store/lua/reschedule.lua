@@ -3,7 +3,7 @@
 --
 -- Kind      once
 -- Roles     producer
--- Uses      guard session rouse
+-- Uses      types session wake
 -- Commands  hexists zadd zscore
 --
 -- Arguments
@@ -15,7 +15,7 @@ local done, stale = recall()
 if stale then return stale end
 if done then return done end
 
-local wrong = guard(DUE, LEASE, ROSTER, PROMISE)
+local wrong = check_types(DUE, LEASE, ROSTER, EXPECTED)
 if wrong then return wrong end
 
 local result = '0'
@@ -24,7 +24,7 @@ if redis.call('ZSCORE', DUE, id) and redis.call('HEXISTS', LEASE, id) == 0 then
   if string.sub(when, 1, 1) == '+' then moment = NOW + tonumber(string.sub(when, 2)) end
   moment = math.max(moment, NOW)
   redis.call('ZADD', DUE, 'XX', digits(moment), id)
-  if moment <= first_due() then rouse(moment, moment <= NOW and 1 or 0) end
+  if moment <= first_due() then wake_next(moment, moment <= NOW and 1 or 0) end
   result = '1'
 end
 remember(result)

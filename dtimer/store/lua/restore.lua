@@ -2,7 +2,7 @@
 -- id is pending or dead here is skipped, so a second call changes nothing.
 --
 -- Kind      once
--- Uses      guard session
+-- Uses      types session
 -- Commands  hexists hset zadd zscore
 --
 -- Arguments
@@ -15,7 +15,7 @@
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
-local wrong = guard(DUE, DEAD, GRAVES)
+local wrong = check_types(DUE, DEAD, DIED)
 if wrong then return wrong end
 
 local restored = 0
@@ -23,7 +23,7 @@ for i = letters, #ARGV, 3 do
   local id, died, letter = ARGV[i], ARGV[i + 1], ARGV[i + 2]
   if not redis.call('ZSCORE', DUE, id) and redis.call('HEXISTS', DEAD, id) == 0 then
     redis.call('HSET', DEAD, id, letter)
-    redis.call('ZADD', GRAVES, died, id)
+    redis.call('ZADD', DIED, died, id)
     restored = restored + 1
   end
 end

@@ -1,7 +1,7 @@
 -- Make a dead letter a pending event again: due now, without its past attempts and its expiry.
 --
 -- Kind      once
--- Uses      guard session rouse events
+-- Uses      types session wake events
 -- Commands  hdel hget hset zadd zrem
 --
 -- Arguments
@@ -12,7 +12,7 @@ local done, stale = recall()
 if stale then return stale end
 if done then return done end
 
-local wrong = guard(DUE, BODY, DEAD, GRAVES, SYS, ROSTER, PROMISE)
+local wrong = check_types(DUE, BODY, DEAD, DIED, SYS, ROSTER, EXPECTED)
 if wrong then return wrong end
 
 local result = '0'
@@ -24,9 +24,9 @@ if letter then
     redis.call('ZADD', DUE, digits(NOW), id)
     redis.call('HSET', BODY, id, without_expiry(body))
     redis.call('HDEL', DEAD, id)
-    redis.call('ZREM', GRAVES, id)
+    redis.call('ZREM', DIED, id)
     count('revived', 1)
-    rouse(first_due(), 1)
+    wake_next(first_due(), 1)
     result = '1'
   end
 end

@@ -1,7 +1,7 @@
 -- Create one more occurrence of a schedule, due now, in addition to its regular ones.
 --
 -- Kind      once
--- Uses      guard session rouse events plan
+-- Uses      types session wake events schedule
 -- Commands  hexists zadd
 --
 -- Arguments
@@ -11,25 +11,26 @@
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
-local wrong = guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, PLANS, BEATS, ROSTER, PROMISE)
+local wrong = check_types(DUE, BODY, LEASE, TRIES, DEAD, DIED, SYS, TEMPLATES, STATES,
+  ROSTER, EXPECTED)
 if wrong then return wrong end
 
-local beat = plan().read_beat(schedule)
+local state = schedules().read_state(schedule)
 local id = ''
-if beat then
+if state then
   local now = NOW
-  while digits(now) == beat.next
-    or redis.call('HEXISTS', BODY, plan().occurrence(schedule, digits(now))) == 1
-    or redis.call('HEXISTS', DEAD, plan().occurrence(schedule, digits(now))) == 1 do
+  while digits(now) == state.next
+    or redis.call('HEXISTS', BODY, schedules().occurrence_id(schedule, digits(now))) == 1
+    or redis.call('HEXISTS', DEAD, schedules().occurrence_id(schedule, digits(now))) == 1 do
     now = now + 1
   end
   now = digits(now)
   local extra = {next = now, jitter = '', every = '0', left = '', paused = ''}
-  plan().put(schedule, extra)
+  schedules().store_pending(schedule, extra)
   count('posted', 1)
-  id = plan().occurrence(schedule, now)
+  id = schedules().occurrence_id(schedule, now)
   redis.call('ZADD', DUE, digits(NOW), id)
-  rouse(first_due(), 1)
+  wake_next(first_due(), 1)
 end
 remember(id)
 return id

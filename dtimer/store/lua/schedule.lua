@@ -2,7 +2,7 @@
 --
 -- Kind      reads
 -- Roles     node
--- Uses      events plan
+-- Uses      events schedule
 -- Commands  hget zscore
 --
 -- Arguments
@@ -11,12 +11,12 @@
 -- Returns   {definition, template, state, due, readable}; {} if it does not exist
 --   due       when the pending occurrence is due; '' if there is none
 --   readable  1 if dtimer has written the state, else ''
-local text = redis.call('HGET', BEATS, schedule)
+local text = redis.call('HGET', STATES, schedule)
 if not text then return {} end
-local beat = plan().read_beat(schedule)
-local pending = beat and beat.next ~= '' and plan().occurrence(schedule, beat.next)
+local state = schedules().read_state(schedule)
+local pending = state and state.next ~= '' and schedules().occurrence_id(schedule, state.next)
 local due = pending and redis.call('ZSCORE', DUE, pending)
 return {
-  redis.call('HGET', DEFS, schedule) or '', redis.call('HGET', PLANS, schedule) or '', text,
-  due or '', beat and '1' or '',
+  redis.call('HGET', DEFINITIONS, schedule) or '', redis.call('HGET', TEMPLATES, schedule) or '',
+  text, due or '', state and '1' or '',
 }

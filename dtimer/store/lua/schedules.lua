@@ -4,4 +4,4 @@
 -- Commands  hkeys
 --
 -- Returns   {name, ...}, in no particular order
-return redis.call('HKEYS', BEATS)
+return redis.call('HKEYS', STATES)

@@ -2,7 +2,7 @@
 --
 -- Kind      once
 -- Roles     node
--- Uses      guard session rouse events plan settle
+-- Uses      types session wake events schedule settle
 -- Commands  zrem
 --
 -- Arguments
@@ -15,12 +15,11 @@ local done, stale = recall()
 if stale then return stale end
 if done then return done end
 
-local wrong = guard(DUE, ROSTER, PROMISE)
+local wrong = check_types(DUE, ROSTER, EXPECTED)
 if wrong then return wrong end
 
 local before = first_due()
--- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
--- script, and then all later writes of that script.
+-- Let Redis accept the later writes if it is out of memory (parts/types.lua).
 redis.call('ZREM', DUE, '')
 local results
 results, wrong = settle(settlements, confirms, others)
@@ -28,6 +27,6 @@ if wrong then return wrong end
 remember(results)
 local earliest = first_due()
 if earliest and before and earliest < before then
-  rouse(earliest, earliest <= NOW and 1 or 0)
+  wake_next(earliest, earliest <= NOW and 1 or 0)
 end
 return results

@@ -1,7 +1,7 @@
 -- Return the statistics of a namespace. Their cost does not grow with the number of events.
 --
 -- Kind      reads
--- Uses      rouse
+-- Uses      wake
 -- Commands  hget hlen hmget zcard zcount
 --
 -- Arguments
@@ -37,7 +37,7 @@ return {
   redis.call('HLEN', LEASE),
   redis.call('ZCOUNT', DUE, '-inf', digits(NOW)),
   digits(math.floor(first_due() or -1)),
-  redis.call('ZCARD', GRAVES),
+  redis.call('ZCARD', DIED),
   redis.call('ZCOUNT', ALIVE, '(' .. digits(NOW - silent_after), '+inf'),
   redis.call('HGET', SYS, 'paused') or '0',
   totals,

@@ -2,7 +2,7 @@
 --
 -- Kind      once
 -- Roles     node
--- Uses      guard session
+-- Uses      types session
 -- Commands  hdel zcard zrange zrangebyscore zrem
 --
 -- Arguments
@@ -14,24 +14,23 @@ local MOST = 500
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
-local wrong = guard(DEAD, GRAVES)
+local wrong = check_types(DEAD, DIED)
 if wrong then return wrong end
 
-local over = redis.call('ZCARD', GRAVES) - keep
+local over = redis.call('ZCARD', DIED) - keep
 local ids = {}
 if over > 0 then
-  ids = redis.call('ZRANGE', GRAVES, 0, math.min(over, MOST) - 1)
+  ids = redis.call('ZRANGE', DIED, 0, math.min(over, MOST) - 1)
 elseif age >= 0 then
-  ids = redis.call('ZRANGEBYSCORE', GRAVES, '-inf', digits(NOW - age),
+  ids = redis.call('ZRANGEBYSCORE', DIED, '-inf', digits(NOW - age),
     'LIMIT', 0, MOST)
 end
 if #ids > 0 then
-  redis.call('ZREM', GRAVES, unpack(ids))
+  redis.call('ZREM', DIED, unpack(ids))
   redis.call('HDEL', DEAD, unpack(ids))
 else
-  -- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
-  -- script, and then all later writes of that script.
-  redis.call('ZREM', GRAVES, '')
+  -- Let Redis accept the later writes if it is out of memory (parts/types.lua).
+  redis.call('ZREM', DIED, '')
 end
 remember(digits(#ids))
 return digits(#ids)

@@ -1,7 +1,7 @@
 -- End a schedule. An occurrence in flight runs on.
 --
 -- Kind      once
--- Uses      guard session events plan
+-- Uses      types session events schedule
 -- Commands  hdel hexists
 --
 -- Arguments
@@ -11,18 +11,16 @@
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
-local wrong = guard(DUE, BODY, LEASE, TRIES, SYS, DEFS, PLANS, BEATS)
+local wrong = check_types(DUE, BODY, LEASE, TRIES, SYS, DEFINITIONS, TEMPLATES, STATES)
 if wrong then return wrong end
 
--- `plan()` returns the functions of parts/plan.lua, and a `beat` is the state of a schedule. The
--- definition is in DEFS, the payload in PLANS and the state in BEATS.
-local beat = plan().read_beat(schedule)
-local known = beat ~= nil or redis.call('HEXISTS', BEATS, schedule) == 1
+local state = schedules().read_state(schedule)
+local known = state ~= nil or redis.call('HEXISTS', STATES, schedule) == 1
 if known then
-  if beat and beat.next ~= '' then remove(plan().occurrence(schedule, beat.next)) end
-  redis.call('HDEL', DEFS, schedule)
-  redis.call('HDEL', PLANS, schedule)
-  redis.call('HDEL', BEATS, schedule)
+  if state and state.next ~= '' then remove(schedules().occurrence_id(schedule, state.next)) end
+  redis.call('HDEL', DEFINITIONS, schedule)
+  redis.call('HDEL', TEMPLATES, schedule)
+  redis.call('HDEL', STATES, schedule)
 end
 remember(known and '1' or '0')
 return known and '1' or '0'

@@ -1,7 +1,7 @@
 -- Return one page of the scheduled events, in order of due time. Events in flight are skipped.
 --
 -- Kind      reads
--- Uses      events plan walk
+-- Uses      events schedule walk
 -- Commands  hget hmget zcount zrange
 --
 -- Arguments
@@ -41,9 +41,9 @@ if #ids == 0 then return {digits(NOW), end_score, end_id, '', '', {}} end
 local function mark_of(id, body)
   local _, _, mark = parse_body(body)
   if mark ~= 's' then return '' end
-  local schedule, nominal = plan().named_by(id)
-  local beat = schedule and plan().read_beat(schedule)
-  return beat and beat.next == nominal and 'p' or ''
+  local schedule, nominal = schedules().parse_occurrence_id(id)
+  local state = schedule and schedules().read_state(schedule)
+  return state and state.next == nominal and 'p' or ''
 end
 
 local leases = redis.call('HMGET', LEASE, unpack(ids))

@@ -41,7 +41,7 @@ local function bury(id, attempt, reason, err)
   end
   remove(id)
   redis.call('HSET', DEAD, id, write_letter(attempt, reason, err, body))
-  redis.call('ZADD', GRAVES, digits(NOW), id)
+  redis.call('ZADD', DIED, digits(NOW), id)
   count('died', 1)
   if reason == 'expired' then count('expired', 1) end
 end

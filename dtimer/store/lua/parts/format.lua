@@ -1,6 +1,6 @@
 -- How an event, a lease and a dead letter are stored, in the same forms as dtimer/store/format.py.
 -- Scripts write and read the bytes of these values only here, and those of the state of a schedule
--- only in parts/plan.lua.
+-- only in parts/schedule.lua.
 --
 -- body      '<expires>,<max_retries>[,<mark>]|<payload>'. <expires> is in µs since the epoch, or
 --           empty. The mark is 'n' if the user chose the id. It is 's<nominal>,<missed>' for an

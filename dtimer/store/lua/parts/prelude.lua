@@ -3,7 +3,9 @@
 --
 -- Commands  time
 --
--- KEYS      in the order of Keys in dtimer/store/keys.py
+-- KEYS      in the order of Keys in dtimer/store/keys.py. Each local has the name of its key, but
+--           DIED is graves, EXPECTED is promise, DEFINITIONS is defs, TEMPLATES is plans, and
+--           STATES is beats
 --   due       sorted set: id -> when it is due or, if leased, when its lease ends, in µs
 --   body      hash: id -> its body (parts/format.lua, which also describes the next forms)
 --   lease     hash: id -> its lease, if it is in flight
@@ -20,15 +22,15 @@
 --   promise   sorted set: incarnation -> when it is expected to claim, in µs
 --   defs      hash: schedule -> its definition, as JSON that no script reads
 --   plans     hash: schedule -> the template of its occurrences
---   beats     hash: schedule -> its state (parts/plan.lua)
+--   beats     hash: schedule -> its state (parts/schedule.lua)
 --
 -- ARGV[1]   now, in µs since the epoch; '' to read the server's clock
 -- ARGV[2]   '<session>:<seq>', the name of this operation; '' if it has none
 --
 -- An id is either in due and body, or in dead and graves, never in both. In Lua, a missing reply
 -- is false and not nil, and 0 is true.
-local DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, MEMO_A, MEMO_B, NODES, ALIVE, ROSTER, PROMISE,
-  DEFS, PLANS, BEATS = unpack(KEYS)
+local DUE, BODY, LEASE, TRIES, DEAD, DIED, SYS, MEMO_A, MEMO_B, NODES, ALIVE, ROSTER, EXPECTED,
+  DEFINITIONS, TEMPLATES, STATES = unpack(KEYS)
 
 local OPERATION = ARGV[2]
 local NOW = tonumber(ARGV[1])

@@ -11,11 +11,12 @@
 -- Returns   the reply to the claim (lua/claim.lua); nil if dtimer has not written `done`
 --
 -- Commands  hget hstrlen zadd zrem zscore
-local function answer_again(done, node, lease, flags, last_heard)
-  local asked = tonumber(string.match(flags, '^%a*(%d+)') or 0)
-  local most, strict = string.match(flags, ',(%d+)(!?)')
-  most = tonumber(most or math.huge)
-  local results, before, last, token, ids, texts =
+
+local function replay_claim(done, node, lease, flags, last_heard)
+  local resends = tonumber(string.match(flags, '^%a*(%d+)') or 0)
+  local most_bytes, strict = string.match(flags, ',(%d+)(!?)')
+  most_bytes = tonumber(most_bytes or math.huge)
+  local results, before, last_resends, token, claimed, texts =
     string.match(done, '^(%w*);(%d*);(%d+);(%d+);(%d+);(.*)$')
   local list, at = {}, 1
   while at <= #(texts or '') do
@@ -24,48 +25,46 @@ local function answer_again(done, node, lease, flags, last_heard)
     list[#list + 1] = string.sub(texts, start, start + length - 1)
     at = start + length
   end
-  local first
-  first, ids = tonumber(token), tonumber(ids)
-  if not ids or ids > #list or first > 9e15 then return nil end
+  local first_token, ids = tonumber(token), tonumber(claimed)
+  if not ids or ids > #list or first_token > 9e15 then return nil end
   -- The first token is about the time of the first attempt: a token is the server's time, or the
   -- previous token plus one. Release events only in reply to the latest attempt. If a later attempt
   -- was answered, the node may have that reply, and this one must not contradict it.
-  local latest = asked > tonumber(last)
-  local impatient = NOW > first + lease
-  -- This ZREM removes nothing. If Redis is out of memory, it allows a ZREM as the first write of a
-  -- script, and then all later writes of that script.
-  redis.call('ZREM', PROMISE, '')
-  local reply, claims, back, bytes = {''}, 0, 0, 0
+  local latest = resends > tonumber(last_resends)
+  local lease_passed = NOW > first_token + lease
+  -- Let Redis accept the later writes if it is out of memory (parts/types.lua).
+  redis.call('ZREM', EXPECTED, '')
+  local reply, claims, released, bytes = {''}, 0, 0, 0
   for i = 1, ids do
     local id = list[i]
-    local held, attempt, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
-    if held == digits(first + i - 1) then
+    local held_token, attempt, due, cancelled = parse_lease(redis.call('HGET', LEASE, id))
+    if held_token == digits(first_token + i - 1) then
       local size = redis.call('HSTRLEN', BODY, id)
-      local fits = bytes + size <= most or (claims == 0 and strict ~= '!')
+      local fits = bytes + size <= most_bytes or (claims == 0 and strict ~= '!')
       local running = tonumber(redis.call('ZSCORE', DUE, id) or 0) > NOW
-      if latest and not cancelled and (impatient and running or not fits) then
+      if latest and not cancelled and (lease_passed and running or not fits) then
         release(id, attempt, due)
-        back = back + 1
+        released = released + 1
       elseif fits then
         bytes = bytes + size
         redis.call('ZADD', DUE, 'XX', digits(NOW + lease), id)
         local body = redis.call('HGET', BODY, id) or ''
         claims = claims + 1
         reply[#reply + 1] = table.concat(
-          {held, digits(attempt), due, digits(#id), digits(#body)}, ',') .. '|' .. id .. body
+          {held_token, digits(attempt), due, digits(#id), digits(#body)}, ',') .. '|' .. id .. body
       end
     end
   end
   for i = ids + 1, #list do reply[#reply + 1] = digits(#list[i]) .. ':' .. list[i] end
-  if back > 0 then
+  if released > 0 then
     -- Take this node off the roster, so that another node is woken for the released events.
     redis.call('ZREM', ROSTER, node)
-    redis.call('ZREM', PROMISE, node)
-    rouse(first_due(), back)
+    redis.call('ZREM', EXPECTED, node)
+    wake_next(first_due(), released)
   end
-  if string.find(flags, 'e', 1, true) then tell('echo', node) end
+  if string.find(flags, 'e', 1, true) then notify('echo', node) end
   if latest then
-    remember(table.concat({results, before, digits(asked), token, digits(ids), texts}, ';'))
+    remember(table.concat({results, before, digits(resends), token, digits(ids), texts}, ';'))
   end
   -- Leave ALIVE as the first attempt has set it, because a third attempt may be on its way.
   local heard = redis.call('ZSCORE', ALIVE, node) or ''

@@ -15,7 +15,7 @@ local function times_within(list, low, high)
 end
 
 -- Return the moment up to which a list is complete.
-local function told_until(list, final)
+local function known_until(list, final)
   return final == '1' and math.huge or tonumber(string.match(list, '(%d+)$') or 0)
 end
 
@@ -30,12 +30,12 @@ end
 
 -- Store `times` in place of the known ones. Return whether they differ. The pending occurrence
 -- moves with them, unless it is due already or was rescheduled.
-local function retime(schedule, beat, times, final)
-  if beat.every ~= '' or beat.next == '' then return false end
-  local pending, last = tonumber(beat.next), tonumber(beat.last)
-  local kept = beat.ahead == '' and beat.next or beat.next .. ',' .. beat.ahead
+local function retime(schedule, state, times, final)
+  if state.every ~= '' or state.next == '' then return false end
+  local pending, last = tonumber(state.next), tonumber(state.last)
+  local kept = state.ahead == '' and state.next or state.next .. ',' .. state.ahead
   local over = math.max(NOW, last or 0)
-  local high = math.min(told_until(kept, beat.final), told_until(times, final))
+  local high = math.min(known_until(kept, state.final), known_until(times, final))
   local known = times_within(kept, over, math.huge)
   local fresh = times_within(times, over, math.huge)
   if written(times_within(kept, over, high)) == written(times_within(times, over, high)) then
@@ -57,26 +57,27 @@ local function retime(schedule, beat, times, final)
   -- occurrence after it. Then the pending occurrence keeps its old time: it is late, but not lost.
   if pending > over and not belongs_to(known[2], pending) then
     local moved = table.remove(fresh, 1)
-    local score = tonumber(redis.call('ZSCORE', DUE, plan().occurrence(schedule, beat.next)))
-    local usual = score == pending + plan().spread(schedule, beat, pending)
-    if moved and (usual or beat.paused == '1') then coming = moved end
+    local id = schedules().occurrence_id(schedule, state.next)
+    local score = tonumber(redis.call('ZSCORE', DUE, id))
+    local usual = score == pending + schedules().jitter_of(schedule, state, pending)
+    if moved and (usual or state.paused == '1') then coming = moved end
   end
 
   -- The declared times still include those that were dropped above. So the comparison above finds
   -- a difference at every declaration. Compare the result as well: if it is stored already, this
   -- declaration changes nothing.
-  local ahead = written(times_within(beat.ahead, 0, over), fresh)
+  local ahead = written(times_within(state.ahead, 0, over), fresh)
   if coming == pending
-    and written(times_within(ahead, 0, high)) == written(times_within(beat.ahead, 0, high)) then
+    and written(times_within(ahead, 0, high)) == written(times_within(state.ahead, 0, high)) then
     return false
   end
   if coming ~= pending then
-    plan().sure_to_go_on(schedule, beat)
-    remove(plan().occurrence(schedule, beat.next))
-    beat.next, beat.waits = digits(coming), ''
-    if beat.paused == '' then plan().put(schedule, beat) end
+    schedules().try_writes(schedule, state)
+    remove(schedules().occurrence_id(schedule, state.next))
+    state.next, state.waits = digits(coming), ''
+    if state.paused == '' then schedules().store_pending(schedule, state) end
   end
-  beat.ahead, beat.final = ahead, final
-  plan().write_beat(schedule, beat)
+  state.ahead, state.final = ahead, final
+  schedules().write_state(schedule, state)
   return true
 end

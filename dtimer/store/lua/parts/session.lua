@@ -9,38 +9,42 @@
 -- without a timer and without a key that expires. A look-up ignores the time, and no result is
 -- dropped if the clock is set back: a step of the clock between two attempts must not let an
 -- operation act twice.
--- `memo_lane` is the name of the session, and `memo_seq` the number of this operation.
 --
 -- Commands  hget hmget hset rename
+
+-- How long MEMO_A is used before it replaces MEMO_B, in µs.
 local WINDOW = 60000000
-local memo_lane, memo_seq = string.match(OPERATION, '^(.+):(%d+)$')
-local memo_since
+-- The name of the session, and the number of this operation; nil if it has no name.
+local session_name, operation_seq = string.match(OPERATION, '^(.+):(%d+)$')
+-- The time in the field w of MEMO_A.
+local results_since
 
 -- Return the result if this operation was done before, else nil. The second result is an error
 -- reply if the session has done a later operation.
 local function recall()
-  if not memo_lane then return nil end
-  local here = redis.call('HMGET', MEMO_A, 'w', memo_lane)
-  memo_since = here[1]
-  local last = here[2] or redis.call('HGET', MEMO_B, memo_lane)
+  if not session_name then return nil end
+  local here = redis.call('HMGET', MEMO_A, 'w', session_name)
+  results_since = here[1]
+  local last = here[2] or redis.call('HGET', MEMO_B, session_name)
   if not last then return nil end
   local seq, result = string.match(last, '^(%d+):(.*)$')
   -- dtimer has not written this value.
   if not seq or #seq > 15 then return nil end
-  if seq == memo_seq then return result end
-  if tonumber(seq) > tonumber(memo_seq) then
-    return nil, redis.error_reply('DTSTALE a later operation of this lane has been done')
+  if seq == operation_seq then return result end
+  if tonumber(seq) > tonumber(operation_seq) then
+    return nil, redis.error_reply('DTSTALE a later operation of this session has been done')
   end
 end
 
+-- Remember the result of this operation.
 local function remember(result)
-  if not memo_lane then return end
-  local last = memo_seq .. ':' .. result
-  local age = NOW - (tonumber(memo_since) or -WINDOW)
+  if not session_name then return end
+  local last = operation_seq .. ':' .. result
+  local age = NOW - (tonumber(results_since) or -WINDOW)
   if math.abs(age) < WINDOW then
-    redis.call('HSET', MEMO_A, memo_lane, last)
+    redis.call('HSET', MEMO_A, session_name, last)
   else
-    if memo_since and age > 0 then redis.call('RENAME', MEMO_A, MEMO_B) end
-    redis.call('HSET', MEMO_A, 'w', digits(NOW), memo_lane, last)
+    if results_since and age > 0 then redis.call('RENAME', MEMO_A, MEMO_B) end
+    redis.call('HSET', MEMO_A, 'w', digits(NOW), session_name, last)
   end
 end

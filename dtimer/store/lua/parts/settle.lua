@@ -11,10 +11,11 @@
 --           reply, and nothing has been done
 --
 -- Commands  hdel hget hmget hset zadd zrem
+
 local function settle(at, confirms, others)
   local results, occurrences = {}, {}
   local wrong = others > 0
-    and guard(DUE, BODY, LEASE, TRIES, DEAD, GRAVES, SYS, ROSTER, PROMISE, PLANS, BEATS)
+    and check_types(DUE, BODY, LEASE, TRIES, DEAD, DIED, SYS, ROSTER, EXPECTED, TEMPLATES, STATES)
   if wrong then return nil, wrong end
   if confirms > 0 then
     local ids, gone = {}, {}
@@ -32,7 +33,9 @@ local function settle(at, confirms, others)
         results[i] = '0'
       end
     end
-    if #occurrences > 0 then wrong = guard(DUE, BODY, TRIES, DEAD, GRAVES, PLANS, BEATS) end
+    if #occurrences > 0 then
+      wrong = check_types(DUE, BODY, TRIES, DEAD, DIED, TEMPLATES, STATES)
+    end
     if wrong then return nil, wrong end
     if #gone > 0 then
       -- Delete the leases last. If a key has the wrong type, the same settlement can be sent
@@ -77,6 +80,6 @@ local function settle(at, confirms, others)
       occurrences[#occurrences + 1] = id
     end
   end
-  for _, id in ipairs(occurrences) do plan().ended(id) end
+  for _, id in ipairs(occurrences) do schedules().ended(id) end
   return table.concat(results)
 end

@@ -3,15 +3,19 @@
 -- command that it needs anyway and that fails on a wrong type. parts/prelude.lua says what each key
 -- holds.
 --
+-- If Redis is out of memory, it refuses a script whose first write may need more memory. It allows
+-- a ZREM or an HDEL, and then all later writes of that script. So a script that must not be refused
+-- begins with a ZREM that removes nothing.
+--
 -- Commands  type
 
 -- Return an error reply if one of the given keys has the wrong type or may not be read, else nil.
-local function guard(...)
+local function check_types(...)
   for _, key in ipairs({...}) do
     local reply = redis.pcall('TYPE', key)
     local found = reply.ok
     if found ~= 'none' then
-      local sorted = key == DUE or key == GRAVES or key == ALIVE or key == ROSTER or key == PROMISE
+      local sorted = key == DUE or key == DIED or key == ALIVE or key == ROSTER or key == EXPECTED
       local kind = sorted and 'zset' or 'hash'
       if found ~= kind then
         return reply.err and reply or redis.error_reply(
@@ -24,9 +28,9 @@ end
 -- Call the function `verb`, and return its result. If it fails, call the function `failed`, if
 -- given: it records what `verb` has done so far. Then return an error reply that names the key with
 -- the wrong type. If all types are right, raise the error again.
-local function named(verb, failed)
+local function run_checked(verb, failed)
   local done, result = pcall(verb)
   if done then return result end
   if failed then failed() end
-  return guard(unpack(KEYS)) or error(result, 0)
+  return check_types(unpack(KEYS)) or error(result, 0)
 end

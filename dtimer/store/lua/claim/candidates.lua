@@ -1,0 +1,65 @@
+-- Find the events that this claim may take, and how many it must leave for other nodes.
+--
+-- Commands  hmget hstrlen zcount zrange zrangebyscore
+-- Reads     ahead known limit most_bytes now strict
+-- Sets      candidates earliest expected horizon known last_token most_bytes paused top unclaimed
+
+-- A node with one free handler thread claims one event. Read two, because the second tells when the
+-- next event is due.
+local top = redis.call('ZRANGE', DUE, '0', limit > 0 and '1' or '0', 'WITHSCORES')
+local earliest = finite(top[2])
+local horizon = digits(NOW + ahead)
+local paused, last_token = false, 0
+-- Ids and scores.
+local candidates = {}
+-- `unclaimed` is how many events are due by the horizon and stay unclaimed, nil if not counted.
+-- `expected` is how many other nodes are expected to claim now.
+local unclaimed, expected = 0, 0
+if earliest and earliest <= NOW + ahead then
+  local pause, version, token = unpack(redis.call('HMGET', SYS, 'paused', 'v', 'token'))
+  -- Events that another version of dtimer has stored are not claimed. The node tries to register
+  -- again, and that is refused with the reason.
+  local foreign = version and version ~= SCHEMA
+  known = known and not foreign
+  paused, last_token = foreign or pause == '1', tonumber(token or '0') or 0
+  unclaimed = nil
+  if limit > 0 and not paused then
+    candidates = limit == 1 and {top[1], top[2]} or redis.call(
+      'ZRANGEBYSCORE', DUE, '-inf', horizon, 'WITHSCORES', 'LIMIT', '0', digits(limit))
+    -- Keep one event for each node that is expected to claim now. Otherwise a fast node would take
+    -- all of the work.
+    expected = redis.call('ZCOUNT', EXPECTED, digits(NOW - GRACE), now)
+    if expected > 0 then
+      -- Count registered nodes only. Otherwise events would be kept for ever for names in EXPECTED
+      -- that dtimer has not written.
+      local names = redis.call(
+        'ZRANGEBYSCORE', EXPECTED, digits(NOW - GRACE), now, 'LIMIT', '0', '100')
+      expected = 0
+      for _, registration in ipairs(redis.call('HMGET', NODES, unpack(names))) do
+        if registration then expected = expected + 1 end
+      end
+      unclaimed = redis.call('ZCOUNT', DUE, '-inf', horizon)
+      while #candidates > 0 and #candidates / 2 > unclaimed - expected do
+        candidates[#candidates] = nil
+        candidates[#candidates] = nil
+      end
+    elseif #candidates / 2 < limit then
+      unclaimed = #candidates / 2
+    end
+    if strict then
+      -- Events that this node cannot receive are left for other nodes, which are woken for them.
+      unclaimed = redis.call('ZCOUNT', DUE, '-inf', horizon)
+      local due = redis.call('ZRANGEBYSCORE', DUE, '-inf', horizon, 'WITHSCORES',
+        'LIMIT', '0', digits(limit + MOST_SKIPPED))
+      candidates = {}
+      for i = 1, #due, 2 do
+        if #candidates < 2 * math.min(limit, unclaimed - expected)
+          and redis.call('HSTRLEN', BODY, due[i]) <= most_bytes then
+          candidates[#candidates + 1] = due[i]
+          candidates[#candidates + 1] = due[i + 1]
+        end
+      end
+      most_bytes = math.min(most_bytes, MOST_BYTES)
+    end
+  end
+end

@@ -1,0 +1,15 @@
+-- Write the new leases.
+--
+-- Commands  hdel hset zadd
+-- Reads     claimed held ids lateness scores token tried unclaimed
+-- Sets      unclaimed
+
+if claimed > 0 then
+  redis.call('ZADD', DUE, unpack(scores))
+  redis.call('HSET', LEASE, unpack(held))
+  if #tried > 0 then redis.call('HDEL', TRIES, unpack(tried)) end
+  redis.call('HSET', SYS, 'token', digits(token - 1))
+  count('started', claimed)
+  for bucket, n in pairs(lateness) do count('late:' .. bucket, n) end
+end
+unclaimed = unclaimed and unclaimed - #ids

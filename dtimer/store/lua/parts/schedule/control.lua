@@ -1,0 +1,77 @@
+-- Change the pending occurrence of a schedule.
+--
+-- Commands  hdel hget hset zadd zrem zscore
+-- Format    occurrence_body parse_template
+-- Reads     jitter_of occurrence_id parse_occurrence_id read_state write_state
+-- Sets      advance ended let_start postpone store_pending try_writes
+
+-- Store the pending occurrence in DUE, as a post does. An event with the same id is replaced:
+-- it may be left from a schedule that was ended and declared again.
+local function store_pending(schedule, state)
+  local template = redis.call('HGET', TEMPLATES, schedule)
+  if state.next ~= '' and template then
+    local max_retries, payload = parse_template(template)
+    if not max_retries then return end
+    local nominal = tonumber(state.next)
+    local id = occurrence_id(schedule, state.next)
+    local added = redis.call('ZADD', DUE, digits(nominal + jitter_of(schedule, state, nominal)), id)
+    redis.call('HSET', BODY, id, occurrence_body(max_retries, state.next, payload))
+    if added == 0 then
+      redis.call('HDEL', LEASE, id)
+      redis.call('HDEL', TRIES, id)
+    end
+    if redis.call('HDEL', DEAD, id) > 0 then redis.call('ZREM', DIED, id) end
+  end
+end
+
+-- Before the pending occurrence is removed, try the commands that will replace it by the next one,
+-- in a form that changes nothing. If a command is refused, for example because a permission is
+-- missing, the script fails now. If it failed half way, no occurrence would be pending. The ZREM
+-- comes first: if Redis is out of memory, it allows a ZREM as the first write of a script, and
+-- then all later writes of that script.
+local function try_writes(schedule, state)
+  redis.call('ZREM', DUE, '')
+  redis.call('ZADD', DUE, 'XX', '0', '')
+  redis.call('HDEL', BODY, '')
+  write_state(schedule, state)
+end
+
+-- Make `after` the pending occurrence in place of the current one. The current one is over, and
+-- counts against `left`.
+local function advance(schedule, state, after)
+  if state.left ~= '' then state.left = digits(math.max(0, tonumber(state.left) - 1)) end
+  state.next = after and state.left ~= '0' and digits(after) or ''
+  state.waits = ''
+  store_pending(schedule, state)
+  write_state(schedule, state)
+end
+
+-- Move the pending occurrence to a later time, and record that time. If the user reschedules the
+-- occurrence, its time differs from the recorded one, and `let_start` does not move it.
+local function postpone(schedule, state, id, when)
+  state.waits = digits(when)
+  redis.call('ZADD', DUE, state.waits, id)
+  write_state(schedule, state)
+end
+
+-- Let the pending occurrence start now, if it is still at the time to which `postpone` moved it.
+local function let_start(schedule, state)
+  local id = occurrence_id(schedule, state.next)
+  if state.waits ~= '' and tonumber(redis.call('ZSCORE', DUE, id)) == tonumber(state.waits) then
+    -- If the clock was set back meanwhile, the occurrence may not be due any more.
+    local nominal = tonumber(state.next)
+    redis.call('ZADD', DUE, 'XX',
+      digits(math.max(NOW, nominal + jitter_of(schedule, state, nominal))), id)
+  end
+end
+
+-- Record that an occurrence has ended, whether it succeeded or not. If the next occurrence has
+-- waited for it, the next one may start.
+local function ended(id)
+  local schedule, nominal = parse_occurrence_id(id)
+  local state = schedule and read_state(schedule)
+  if not state or state.running ~= nominal then return end
+  state.running = ''
+  write_state(schedule, state)
+  let_start(schedule, state)
+end
