@@ -1,7 +1,4 @@
-"""
-The permissions of the Redis user: the documented list is sufficient and minimal, and a missing
-permission is named.
-"""
+"""The Redis user's permissions: the documented list is enough, and each missing one is named."""
 
 from __future__ import annotations
 
@@ -72,27 +69,33 @@ def ns():
 
 @pytest.fixture
 def user(guarded, admin):
-    """Return a function that creates a user with only these rules and returns the user's URL."""
+    """A function: give a user exactly these rules, and return the user's URL."""
 
-    def make(*rules, name="poor"):
+    def user(*rules, name="poor"):
         admin.execute_command("ACL", "SETUSER", name, "reset", "on", ">x", *rules)
         return guarded.url.replace("redis://", f"redis://{name}:x@")
 
-    return make
+    return user
+
+
+@pytest.fixture
+def rules(ns):
+    """The documented rules: a key pattern, a channel pattern and commands."""
+    return acl.rules(ns).split()
 
 
 @pytest.fixture
 def command(guarded, ns, monkeypatch, capsys):
-    """Return a function that runs a command of the command line as a user."""
+    """A function: run a command of the command line as the user of a URL."""
     run = runner(guarded, ns, monkeypatch, capsys)
 
-    def call(url, *words, code=0):
+    def command(url, *words, code=0):
         monkeypatch.setenv("DTIMER_URL", url)
         ran = run(*words)
         assert code == ran.code, ran
         return ran
 
-    return call
+    return command
 
 
 def refused(admin):
@@ -104,11 +107,10 @@ def refused(admin):
     ]
 
 
-def drive(url, ns):
+def use_library(url, ns):
     """Use every operation of a node and of a stream."""
     node = DTimer("node", url, ns=ns, backoff=1, poll_interval=50, lease=600)
-    caught, retried = Catch(node, "event"), Catch(node, "retry")
-    heard = Catch(node, "error")
+    caught, retried, errors = (Catch(node, name) for name in ("event", "retry", "error"))
 
     @node.on("event")
     def handle(events):
@@ -123,7 +125,7 @@ def drive(url, ns):
         caught.next()
         retried.next()
         caught.next()
-        assert heard.next().event == {"fail": 1}
+        assert errors.next().event == {"fail": 1}
         node.post_many([({"n": i}, 3_600_000) for i in range(150)])
         node.post({}, 3_600_000, id="far")
         assert node.reschedule("far", 7_200_000)
@@ -148,65 +150,45 @@ def drive(url, ns):
         caught.next()
         node.stats()
         node.purge_dead()
-        assert [] == [e for e in iter_empty(heard) if "Redis" in str(e)]
+        while not errors.empty():
+            assert "Redis" not in str(errors.next())
     with RunAt(f"{ns}:stream", redis=url) as stream:
         stream.write("key", 1)
         assert "key" == stream.read(5_000)
         assert stream.confirm("key")
 
 
-def administer(url, command, tmp_path):
+def use_command_line(url, command, tmp_path):
     """Use every operation that a person has at the command line."""
     file = tmp_path / "events.jsonl"
-    for words in (
-        ["post", '{"n": 1}', "1h", "--id", "cli"],
-        ["peek", "cli"],
-        ["reschedule", "cli", "2h"],
-        ["upcoming"],
-        ["stats"],
-        ["nodes"],
-        ["dead"],
-        ["every", "1h", '{"n": 1}', "--id", "tick"],
-        ["cron", "0 0 1 1 *", '{"n": 1}', "--id", "tock"],
-        ["schedules"],
-        ["pause"],
-        ["resume"],
-        ["export", file, "--dead", "--yes"],
-        ["import", file],
-        ["unschedule", "tick", "--yes"],
-        ["cancel", "cli"],
-        ["purge", "--yes"],
-        ["top", "--once"],
+    command(url, "post", '{"n": 1}', "1h", "--id", "cli")
+    command(url, "every", "1h", '{"n": 1}', "--id", "tick")
+    command(url, "cron", "0 0 1 1 *", '{"n": 1}', "--id", "tock")
+    for line in (
+        *("peek cli", "reschedule cli 2h", "upcoming", "stats", "nodes", "dead", "schedules"),
+        *("pause", "resume", f"export {file} --dead --yes", f"import {file}"),
+        *("unschedule tick --yes", "cancel cli", "purge --yes", "top --once"),
     ):
+        words = line.split()
         command(url, *words)
-
-
-def iter_empty(caught):
-    """Yield what was caught and not taken yet."""
-    while not caught.empty():
-        yield caught.next()
 
 
 class TestDocumentedRules:
     """A user with exactly the documented rules."""
 
     @pytest.fixture
-    def ours(self, user, ns):
+    def ours(self, user, ns, rules):
         """The URL of a user with the rules of the namespace and of the stream in the test."""
-        rules = acl.rules(ns).split()
         return user(*rules, *acl.rules(f"{ns}:stream").split()[:3:2])
 
     def test_the_rules_are_sufficient_and_every_command_is_used(
         self, ours, ns, admin, command, tmp_path
     ):
-        """
-        DTimer, RunAt and the command line work with these rules: the server refuses nothing. Every
-        command in the rules is used, so none is superfluous.
-        """
+        """The server refuses nothing, and no command in the rules is superfluous."""
         admin.config_resetstat()
         before = set(admin.info("commandstats"))
-        drive(ours, ns)
-        administer(ours, command, tmp_path)
+        use_library(ours, ns)
+        use_command_line(ours, command, tmp_path)
         assert [] == refused(admin)
         used = {
             name.removeprefix("cmdstat_")
@@ -239,111 +221,93 @@ class TestDocumentedRules:
                 assert {"n": 2} == caught.next()[0]
 
     @pytest.mark.parametrize(
-        "words",
+        "line",
         [
-            ["FLUSHALL"],
-            ["FLUSHDB"],
-            ["KEYS", "*"],
-            ["SCAN", "0"],
-            ["CONFIG", "GET", "*"],
-            ["INFO"],
-            ["ACL", "LIST"],
-            ["SCRIPT", "FLUSH"],
-            ["GET", "dtimer:{dt}:due"],
-            ["HGET", "foreign", "field"],
-            ["HSET", "foreign", "field", "value"],
-            ["DEL", "dtimer:{other}:due"],
-            ["PUBLISH", "foreign", ""],
-            ["PUBLISH", "dtimer:{other}:wake:x", ""],
-            ["SUBSCRIBE", "foreign"],
-            ["PSUBSCRIBE", "*"],
+            *["FLUSHALL", "FLUSHDB", "KEYS *", "SCAN 0", "CONFIG GET *", "INFO", "ACL LIST"],
+            *["SCRIPT FLUSH", "GET dtimer:{dt}:due", "HGET foreign field"],
+            *["HSET foreign field value", "DEL dtimer:{other}:due", "PUBLISH foreign -"],
+            *["PUBLISH dtimer:{other}:wake:x -", "SUBSCRIBE foreign", "PSUBSCRIBE *"],
         ],
-        ids=" ".join,
     )
-    def test_other_commands_keys_and_channels_are_refused(self, ours, guarded, words):
+    def test_other_commands_keys_and_channels_are_refused(self, ours, line):
         """The rules allow no other command, key or channel, not even from within a script."""
         with redis.Redis.from_url(ours) as client:
             with pytest.raises(redis.ResponseError, match=r"permission"):
-                client.execute_command(*words)
+                client.execute_command(*line.split())
             with pytest.raises(redis.ResponseError, match=r"permission|can't|not allowed"):
-                client.eval("return redis.call(unpack(ARGV))", 0, *words)
+                client.eval("return redis.call(unpack(ARGV))", 0, *line.split())
 
-    def test_joining_another_namespace_is_refused_and_the_keys_are_named(self, ours, ns):
-        """
-        A node cannot join a namespace that its user has no rules for. The error names the key
-        pattern.
-        """
-        node = DTimer("node", ours, ns="other")
+    def test_joining_another_namespace_is_refused_and_the_keys_are_named(self, ours):
+        """The namespace may be misspelt in the program or in the rules, so the error names it."""
         with pytest.raises(StoreError, match=re.escape("~dtimer:{other}:*")):
+            DTimer("node", ours, ns="other").join()
+
+
+@pytest.fixture
+def reports(ns, caplog):
+    """A function: join and post as a user; return what is raised, emitted as error or logged."""
+
+    def reports(url):
+        caplog.clear()
+        node = DTimer("node", url, ns=ns, poll_interval=50, timeout=LONGEST_CALL)
+        errors, caught = Catch(node, "error"), Catch(node, "event")
+        try:
             node.join()
-        node.leave()
+        except StoreError as e:
+            return f"StoreError: {e}"
+        else:
+            with contextlib.suppress(StoreError):
+                node.post({"n": 1})
+                assert {"n": 1} == caught.next()[0]
+            # Only then the callback thread has written all records.
+            node.leave(0)
+            warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+            return "; ".join(warnings or [str(errors.next())])
+        finally:
+            node.leave(0)
+
+    return reports
 
 
 class TestMissingPermission:
     """The documented rules with one permission removed."""
 
     @pytest.mark.fault("F104")
-    @pytest.mark.parametrize("command", acl.EVERYTHING)
-    def test_a_missing_command_is_named(self, command, user, ns, caplog, guarded):
+    @pytest.mark.parametrize("name", acl.EVERYTHING)
+    def test_a_missing_command_is_named(self, name, user, rules, reports, command):
         """
         Without a command of the node list, join fails. Without another command, the node works and
-        reports what it cannot do. The message names the command and the rule that allows it.
+        reports what it cannot do. The message and doctor name the rule that allows the command.
         """
-        url = user(*acl.rules(ns).split(), f"-{command}")
-        told = joined(url, ns, caplog)
-        assert f"+{command}" in told or f"'{command}'" in told, told
-        assert (command in acl.NODE) is told.startswith("StoreError")
-
-    @pytest.mark.parametrize("name", acl.EVERYTHING)
-    def test_doctor_names_a_missing_command(self, name, user, ns, command):
-        """The remedy that doctor prints is the rule that allows the command."""
-        url = user(*acl.rules(ns).split(), f"-{name}")
-        late = name in acl.WAKES
-        ran = command(url, "doctor", "--json", code=1 if late else 3)
-        bad = [f for f in ran.objects if f["level"] == ("warning" if late else "error")]
+        url = user(*rules, f"-{name}")
+        report = reports(url)
+        assert f"+{name}" in report or f"'{name}'" in report, report
+        assert (name in acl.NODE) is report.startswith("StoreError")
+        only_slower = name in acl.WAKES
+        ran = command(url, "doctor", "--json", code=1 if only_slower else 3)
+        bad = [f for f in ran.objects if f["level"] == ("warning" if only_slower else "error")]
         assert any(re.search(rf"\+{name}\b", f["remedy"]) for f in bad), bad
 
     @pytest.mark.fault("F104")
-    def test_a_missing_key_pattern_is_named(self, user, ns, caplog, command):
-        """
-        Without access to its keys a node cannot join. The error and doctor name the key
-        pattern.
-        """
-        rules = acl.rules(ns).split()
-        url = user(*rules[1:], "~other:*")
-        told = joined(url, ns, caplog)
-        assert told.startswith("StoreError")
-        assert rules[0] in told
-        ran = command(url, "doctor", "--json", code=3)
-        assert any(rules[0] in f["remedy"] for f in ran.objects)
+    @pytest.mark.parametrize("mark", ["~", "&"], ids=["keys", "channels"])
+    def test_a_missing_pattern_is_named(self, user, rules, reports, command, mark):
+        """Without its keys a node cannot join; without its channels it polls."""
+        (pattern,) = [rule for rule in rules if rule.startswith(mark)]
+        url = user(*[rule for rule in rules if rule != pattern], f"{mark}other:*")
+        report = reports(url)
+        assert (mark == "~") is report.startswith("StoreError")
+        assert pattern in report
+        ran = command(url, "doctor", "--json", code=3 if mark == "~" else 1)
+        assert any(pattern in f["remedy"] for f in ran.objects)
 
-    @pytest.mark.fault("F104")
-    def test_a_missing_channel_pattern_is_named(self, user, ns, caplog, command):
-        """
-        Without access to its channels a node polls. The error and doctor name the channel
-        pattern.
-        """
-        rules = acl.rules(ns).split()
-        url = user(*[rule for rule in rules if not rule.startswith("&")])
-        told = joined(url, ns, caplog)
-        assert f"&dtimer:{{{ns}}}:*" in told
-        ran = command(url, "doctor", "--json", code=1)
-        assert any(f"&dtimer:{{{ns}}}:*" in f["remedy"] for f in ran.objects)
-
-    def test_all_missing_commands_are_named_at_once(self, user, ns, caplog):
+    def test_all_missing_commands_are_named_at_once(self, user, rules, reports):
         """The error names all missing commands, so that the user need not fix them one by one."""
-        url = user(*acl.rules(ns).split(), "-zrem", "-hset", "-time", "-publish")
-        told = joined(url, ns, caplog)
-        for name in ("zrem", "hset", "time"):
-            assert f"+{name}" in told
+        report = reports(user(*rules, "-zrem", "-hset", "-time", "-publish"))
+        assert all(f"+{name}" in report for name in ("zrem", "hset", "time"))
 
     @pytest.mark.fault("F104")
-    def test_a_permission_revoked_later_is_retried_slowly(self, user, ns, guarded):
-        """
-        Only a person can fix a refusal that occurs within a script. The error quotes the server,
-        and the store marks it as one to retry slowly.
-        """
-        rules = acl.rules(ns).split()
+    def test_a_permission_revoked_later_is_retried_slowly(self, user, ns, rules):
+        """Only a person can fix a refusal that occurs within a script. The error quotes it."""
         url = user(*rules)
         store = Store(source(url, 1.0), ns, timeout=3.0)
         store.join("node", "{}")
@@ -357,39 +321,34 @@ class TestMissingPermission:
         store.close()
 
     @pytest.mark.fault("F104")
-    @pytest.mark.parametrize("command", ["zadd", "zrem", "hset", "hdel"])
-    def test_a_refused_change_of_a_schedule_changes_nothing(self, command, user, ns, admin):
-        """
-        If a change of a schedule needs a command that has been revoked, the change is refused as a
-        whole. The pending occurrence stays, and the next one will follow it.
-        """
-        rules = acl.rules(ns).split()
+    @pytest.mark.parametrize("revoked", ["zadd", "zrem", "hset", "hdel"])
+    def test_a_refused_change_of_a_schedule_changes_nothing(self, revoked, user, ns, rules, admin):
+        """The pending occurrence stays, and the next one will follow it."""
+
+        def dumps():
+            return {key: admin.dump(key) for key in Keys.of(ns) if admin.exists(key)}
+
         timer = DTimer("timer", user(*rules), ns=ns, timeout=LONGEST_CALL)
         timer.every(300_000, {"n": 1}, id="beat")
-        keys = [key for key in Keys.of(ns) if admin.exists(key)]
-        before = {key: admin.dump(key) for key in keys}
+        before = dumps()
         (id,) = admin.zrange(Keys.of(ns).due, 0, -1)
-        user(*rules, f"-{command}")
-        for change in (
+        user(*rules, f"-{revoked}")
+        changes = [
             lambda: timer.every(420_000, {"n": 2}, id="beat"),
             lambda: timer.pause_schedule("beat"),
             lambda: timer.cancel(id.decode()),
-        ):
+        ]
+        if revoked != "zrem":
+            changes.append(lambda: timer.every(420_000, {"n": 2}, id="another"))
+        for change in changes:
             with pytest.raises(StoreError, match="refuses this client"):
                 change()
-            assert before == {key: admin.dump(key) for key in Keys.of(ns) if admin.exists(key)}
-        if command != "zrem":
-            with pytest.raises(StoreError, match="refuses this client"):
-                timer.every(420_000, {"n": 2}, id="another")
-            assert before == {key: admin.dump(key) for key in Keys.of(ns) if admin.exists(key)}
+            assert before == dumps()
         user(*rules)
         timer.leave()
 
     def test_the_self_test_changes_nothing(self, guarded, admin, ns):
-        """
-        The self-test writes nothing, even in a namespace that is new, foreign or of another
-        version.
-        """
+        """The namespace may be new, foreign or of another version."""
         store = Store(source(guarded.url, 1.0), ns, timeout=3.0)
         keys = store.keys
         assert {} == store.server.permissions()
@@ -403,38 +362,11 @@ class TestMissingPermission:
         store.close()
 
 
-def joined(url, ns, caplog):
-    """Join and post; return the text that was raised, emitted as an error, or logged."""
-    caplog.clear()
-    node = DTimer("node", url, ns=ns, poll_interval=50, timeout=LONGEST_CALL)
-    errors = Catch(node, "error")
-    caught = Catch(node, "event")
-    try:
-        node.join()
-    except StoreError as e:
-        return f"StoreError: {e}"
-    else:
-        with contextlib.suppress(StoreError):
-            node.post({"n": 1})
-            assert {"n": 1} == caught.next()[0]
-        # Only then the callback thread has written all records.
-        node.leave(0)
-        told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-        if not told:
-            told = [str(errors.next())]
-        return "; ".join(told)
-    finally:
-        node.leave(0)
-
-
 class TestProducer:
     """A user that posts and never joins."""
 
     def test_the_producers_rules_are_sufficient(self, user, ns, admin, guarded):
-        """
-        A producer can post, reschedule, cancel and peek. Its posts wake a node of another
-        user.
-        """
+        """A producer can post, move, cancel and peek. Its posts wake a node of another user."""
         url = user(*acl.rules(ns, acl.PRODUCER).split(), name="producer")
         node = DTimer("node", guarded.url, ns=ns, poll_interval=30_000)
         caught = Catch(node, "event")
@@ -454,26 +386,21 @@ class TestProducer:
     def test_a_producer_cannot_join(self, user, ns):
         """The error names the permission that joining needs."""
         url = user(*acl.rules(ns, acl.PRODUCER).split(), name="producer")
-        node = DTimer("producer", url, ns=ns)
         with pytest.raises(StoreError, match=r"\+zrangebyscore"):
-            node.join()
-        node.leave()
+            DTimer("producer", url, ns=ns).join()
 
 
 def test_the_refusals_of_each_redis_version_are_recognized():
     """Redis 6.2, 7.0 and 7.2 word a refusal differently, and again differently within a script."""
-    said = json.loads((Path(__file__).parent / "refusals.json").read_text())
-    for text, (kind, name) in said.items():
+    refusals = json.loads((Path(__file__).parent / "refusals.json").read_text())
+    for text, (kind, name) in refusals.items():
         assert acl.Refusal(kind, name) == acl.refusal(text), text
     for other in ("OOM command not allowed", "DTCORRUPT the key dtimer:{access}:due holds", ""):
         assert acl.refusal(other) is None
 
 
 def test_a_refused_subscription_on_a_second_client_is_named(user, ns, guarded):
-    """
-    If the subscription has its own client, the permission which that client lacks is named
-    too.
-    """
+    """The subscription may have its own client, whose user lacks other permissions."""
     url = user(*acl.rules(ns, ("subscribe",)).split(), "resetchannels")
     node = DTimer("node", guarded.url, url, ns=ns)
     errors = Catch(node, "error")

@@ -1,19 +1,17 @@
-"""
-Rollbacks of the server: which process detects lost writes, what is reported, and when
-nothing is.
-"""
+"""Rollbacks of the server: which process detects lost writes, and how they are reported."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-import threading
 import weakref
 
 import pytest
+from background import in_thread
 from gated import Gated
 from peers import Peer, post
-from servers import eventually
+from servers import PATIENCE, eventually
 from snapshot import Snapshot
 
 from dtimer import DTimer, LeaseLost, StateRollback
@@ -21,23 +19,24 @@ from dtimer.store.connection.sources import source
 from dtimer.store.store import Entry, Store
 from dtimer.testing import Catch
 
-LATER = 4_000_000_000_000
+#: A due time after any test, in ms since the epoch.
+FAR_FUTURE = 4_000_000_000_000
 
 
 @pytest.fixture
 def make_store(client, namespace, now):
-    """Return a function that makes stores, each of which collects the rollbacks that it detects."""
-    made = []
+    """A function: make a store that collects the errors of the rollbacks that it detects."""
+    stores = []
 
-    def build():
+    def make_store():
         store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
-        store.told = []
-        store.rollback.on_rollback = store.told.append
-        made.append(store)
+        store.errors = []
+        store.rollback.on_rollback = store.errors.append
+        stores.append(store)
         return store
 
-    yield build
-    for store in made:
+    yield make_store
+    for store in stores:
         store.close()
 
 
@@ -46,158 +45,132 @@ def store(make_store):
     return make_store()
 
 
-def ms(us):
-    return us / 1000
+@pytest.fixture
+def lost(client, store):
+    """A function: a block whose writes the server loses, as in a failover to a stale replica."""
+
+    @contextlib.contextmanager
+    def lost():
+        snapshot = Snapshot(client, store.keys)
+        yield
+        snapshot.restore()
+
+    return lost
+
+
+def reported(store):
+    """Return the window of each rollback that *store* reported, and whether all data were lost."""
+    return [(error.since, error.until, error.wiped) for error in store.errors]
+
+
+def claims_once(timer):
+    """Wait until the node has claimed once more."""
+    contact = timer._node._contact
+    answered = contact.answered
+    eventually(lambda: contact.answered > answered)
 
 
 class TestDetected:
     """A process that knows of a lost write reports it once."""
 
-    def test_a_lost_claim_is_detected(self, client, store, node, now):
-        """
-        A node whose last claim is lost reports the time from the last claim that survived until
-        now.
-        """
+    @pytest.mark.parametrize("write", ["claim", "post"])
+    def test_a_lost_claim_or_post_is_detected(self, store, node, now, lost, write):
+        """The window begins with the last claim that survived, and the loss is reported once."""
         node.claim_reply()
-        there = now.us
-        snapshot = Snapshot(client, store.keys)
-        now.tick(500)
-        node.claim_reply()
-        snapshot.restore()
+        survived = now.us
+        with lost():
+            now.tick(500)
+            node.claim_reply() if write == "claim" else post(store, "tea", 60_000)
         now.tick(100)
         node.claim_reply()
-        (error,) = store.told
-        assert (ms(there), ms(now.us), False) == (error.since, error.until, error.wiped)
+        assert [(survived / 1000, now.us / 1000, False)] == reported(store)
         node.claim_reply()
         node.claim_reply()
-        assert 1 == len(store.told), "told again"
+        assert 1 == len(store.errors)
 
-    def test_a_node_that_describes_itself_still_notices_a_lost_claim(
-        self, client, store, node, now
-    ):
+    def test_a_node_that_describes_itself_still_notices_a_lost_claim(self, store, node, now, lost):
         """The server updates the description, and keeps the time at which the node last claimed."""
         node.claim_reply()
-        there = now.us
-        snapshot = Snapshot(client, store.keys)
-        now.tick(500)
-        node.claim_reply()
-        snapshot.restore()
+        survived = now.us
+        with lost():
+            now.tick(500)
+            node.claim_reply()
         store.describe(node.name, '{"listening":true}')
         now.tick(100)
         node.claim_reply()
-        assert [(ms(there), ms(now.us))] == [(error.since, error.until) for error in store.told]
+        assert [(survived / 1000, now.us / 1000, False)] == reported(store)
 
-    def test_each_rollback_is_reported(self, client, store, node):
-        """A second rollback is reported again."""
-        for times in (1, 2):
+    def test_each_rollback_is_reported(self, store, node, now, lost):
+        """A second rollback is reported again. A claim that is sent again reports none."""
+        for count in (1, 2):
             node.claim_reply()
-            snapshot = Snapshot(client, store.keys)
-            node.store._now.tick(1)
+            with lost():
+                now.tick(1)
+                node.claim_reply()
             node.claim_reply()
-            snapshot.restore()
-            node.claim_reply()
-            assert times == len(store.told)
+            node.claim_reply(again=True)
+            assert count == len(store.errors)
 
-    def test_a_rollback_is_detected_if_the_revealing_reply_is_lost(self, client, store, node, now):
+    def test_a_rollback_is_detected_if_the_revealing_reply_is_lost(
+        self, store, node, now, lost, monkeypatch
+    ):
         """The claim that reveals the rollback may lose its reply; its repetition reveals it too."""
         node.claim_reply()
-        snapshot = Snapshot(client, store.keys)
+        with lost():
+            now.tick(1)
+            node.claim_reply()
         now.tick(1)
-        node.claim_reply()
-        snapshot.restore()
-        now.tick(1)
-        claimed, store.rollback.claimed = store.rollback.claimed, lambda *_: None
-        node.claim_reply()
-        store.rollback.claimed = claimed
+        with monkeypatch.context() as patch:
+            patch.setattr(store.rollback, "claimed", lambda *_: None)
+            node.claim_reply()
         now.tick(1)
         node.claim_reply(again=True)
-        assert 1 == len(store.told)
+        assert 1 == len(store.errors)
 
-    def test_a_repeated_claim_reports_nothing_new(self, client, store, node, now):
-        """If a claim that was answered is sent again, the rollback is not reported again."""
-        node.claim_reply()
-        snapshot = Snapshot(client, store.keys)
-        now.tick(1)
-        node.claim_reply()
-        snapshot.restore()
-        node.claim_reply()
-        node.claim_reply(again=True)
-        assert 1 == len(store.told)
-
-    def test_a_lost_post_is_detected(self, client, store, node, now):
-        """A node detects the loss of its own post after its last claim."""
-        node.claim_reply()
-        there = now.us
-        snapshot = Snapshot(client, store.keys)
-        now.tick(5)
-        post(store, "tea", 60_000)
-        snapshot.restore()
-        now.tick(5)
-        node.claim_reply()
-        (error,) = store.told
-        assert (ms(there), ms(now.us), False) == (error.since, error.until, error.wiped)
-
-    def test_posts_by_others_do_not_hide_a_loss(self, client, store, node, make_store):
-        """
-        If others have posted as many events meanwhile, the node still detects the loss at its next
-        post.
-        """
+    def test_posts_by_others_do_not_hide_a_loss(self, store, node, lost, make_store):
+        """Others may have posted as many events meanwhile as were lost."""
         other = make_store()
         node.claim_reply()
-        snapshot = Snapshot(client, store.keys)
-        post(store, "tea", 60_000)
-        snapshot.restore()
+        with lost():
+            post(store, "tea", 60_000)
         post(store, "milk", 60_000)
         post(other, "honey", 60_000)
         node.claim_reply()
-        assert [False] == [error.wiped for error in store.told]
+        assert [False] == [error.wiped for error in store.errors]
 
-    def test_a_process_that_only_posts_detects_it(self, client, store, now):
+    def test_a_process_that_only_posts_detects_it(self, store, now, lost):
         """A process that has not joined detects the loss of its last post at its next post."""
         post(store, "tea", 60_000)
-        snapshot = Snapshot(client, store.keys)
-        post(store, "milk", 60_000)
-        snapshot.restore()
+        with lost():
+            post(store, "milk", 60_000)
         post(store, "honey", 60_000)
-        (error,) = store.told
-        assert (None, ms(now.us), False) == (error.since, error.until, error.wiped)
+        assert [(None, now.us / 1000, False)] == reported(store)
         post(store, "sugar", 60_000)
-        assert 1 == len(store.told)
+        assert 1 == len(store.errors)
 
-    @pytest.mark.parametrize("gone", ["a post", "a claim"])
-    def test_opening_again_detects_it(self, client, store, node, gone):
+    @pytest.mark.parametrize("write", ["post", "claim"])
+    def test_opening_again_detects_it(self, store, node, lost, write):
         """A process that opens the namespace again detects the loss with any request."""
         post(store, "tea")
-        snapshot = Snapshot(client, store.keys)
-        if gone == "a post":
-            post(store, "egg")
-        else:
-            assert 1 == len(node.claim())
-        snapshot.restore()
-        store.namespace.reopen()
-        store.peek("tea")
-        (error,) = store.told
-        assert not error.wiped
-        store.namespace.reopen()
-        store.peek("tea")
-        assert 1 == len(store.told), "told again"
+        with lost():
+            post(store, "egg") if write == "post" else node.claim()
+        for _ in range(2):
+            store.namespace.reopen()
+            store.peek("tea")
+            assert [False] == [error.wiped for error in store.errors]
 
-    def test_replies_from_before_the_rollback_are_ignored(self, client, store, node, now):
-        """
-        A reply that was under way when the rollback was detected is not trusted, and not
-        reported.
-        """
+    def test_replies_from_before_the_rollback_are_ignored(self, store, node, now, lost):
+        """A reply that was under way at the detection is neither trusted nor reported."""
         post(store, "tea", 60_000)
         node.claim_reply()
-        snapshot = Snapshot(client, store.keys)
-        now.tick(5)
-        before = store.rollback.known
-        post(store, "milk", 60_000)
-        late_claim = node.claim_reply()
-        _, late_standing = store.namespace.read_state(store._scripts.deadline(), create=True)
-        snapshot.restore()
+        with lost():
+            now.tick(5)
+            before = store.rollback.known
+            post(store, "milk", 60_000)
+            late_claim = node.claim_reply()
+            _, late_standing = store.namespace.read_state(store._scripts.deadline(), create=True)
         node.claim_reply()
-        assert 1 == len(store.told)
+        assert 1 == len(store.errors)
         store.rollback.claimed(before, late_claim)
         store.rollback.opened(before, late_standing)
         store.rollback.posted(before.era, before.posted, 1, 2)
@@ -205,7 +178,7 @@ class TestDetected:
         store.join("node", "{}")
         node.claim_reply()
         post(store, "honey", 60_000)
-        assert 1 == len(store.told), "told again"
+        assert 1 == len(store.errors)
 
     def test_a_wiped_namespace_is_detected(self, client, store, node, now):
         """If everything is lost, that is reported when the node registers again."""
@@ -214,12 +187,11 @@ class TestDetected:
         client.delete(*store.keys)
         assert not node.claim_reply().known
         store.join("node", "{}")
-        (error,) = store.told
-        assert (None, ms(now.us), True) == (error.since, error.until, error.wiped)
+        assert [(None, now.us / 1000, True)] == reported(store)
         node.claim_reply()
         post(store, "milk", 60_000)
         node.claim_reply()
-        assert 1 == len(store.told)
+        assert 1 == len(store.errors)
 
     def test_a_wiped_namespace_is_detected_if_others_have_refilled_it(
         self, client, store, node, make_store
@@ -233,71 +205,59 @@ class TestDetected:
         Peer(other, "other").claim_reply(5)
         assert not node.claim_reply().known
         store.join("node", "{}")
-        assert [True] == [error.wiped for error in store.told]
-        assert [] == other.told
+        assert [True] == [error.wiped for error in store.errors]
+        assert [] == other.errors
 
-    def test_a_rollback_to_before_the_node_joined_is_detected(self, client, make_store):
+    def test_a_rollback_to_before_the_node_joined_is_detected(self, make_store, now, lost):
         """If the node is not even registered in the old state, the tokens reveal the rollback."""
         old = make_store()
         post(old, "tea")
         Peer(old, "old").claim()
-        snapshot = Snapshot(client, old.keys)
-        store = make_store()
-        node = Peer(store, "node")
-        node.store._now.tick(1)
-        post(old, "milk")
-        assert 1 == len(node.claim())
-        snapshot.restore()
+        with lost():
+            store = make_store()
+            node = Peer(store, "node")
+            now.tick(1)
+            post(old, "milk")
+            assert 1 == len(node.claim())
         assert not node.claim_reply().known
         store.join("node", "{}")
-        assert [(None, False)] == [(error.since, error.wiped) for error in store.told]
+        assert [(None, False)] == [(error.since, error.wiped) for error in store.errors]
 
-    def test_a_lost_registration_is_detected(self, client, make_store, now):
-        """
-        A node that has only registered itself detects the rollback when its registration is
-        gone.
-        """
+    def test_a_lost_registration_is_detected(self, make_store, store, now, lost):
+        """A node that has only registered itself detects the rollback by its missing entry."""
         make_store().join("old", "{}")
-        store = make_store()
         store.namespace.open()
-        snapshot = Snapshot(client, store.keys)
-        node = Peer(store, "node")
-        node.claim_reply()
-        node.claim_reply()
-        snapshot.restore()
+        with lost():
+            node = Peer(store, "node")
+            node.claim_reply()
+            node.claim_reply()
         assert not node.claim_reply().known
         store.join("node", "{}")
-        (error,) = store.told
-        assert (None, ms(now.us), False) == (error.since, error.until, error.wiped)
+        assert [(None, now.us / 1000, False)] == reported(store)
         node.claim_reply()
-        assert 1 == len(store.told)
+        assert 1 == len(store.errors)
 
     def test_a_forked_child_detects_it(self, client, store):
         """A forked child keeps its parent's knowledge."""
         post(store, "tea", 60_000)
         snapshot = Snapshot(client, store.keys)
         post(store, "milk", 60_000)
-        reader, writer = os.pipe()
         child = os.fork()
         if not child:
             store.after_fork()
             snapshot.restore()
             post(store, "honey", 60_000)
-            os.write(writer, b"%d" % len(store.told))
-            os._exit(0)
-        os.waitpid(child, 0)
-        assert b"1" == os.read(reader, 10)
-        os.close(reader)
-        os.close(writer)
+            os._exit(len(store.errors))
+        assert 1 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 class TestNotDetected:
     """Events that resemble a rollback and are not reported."""
 
     @pytest.fixture(autouse=True)
-    def silent(self, store):
+    def nothing_is_reported(self, store):
         yield
-        assert [] == store.told
+        assert [] == store.errors
 
     def test_ordinary_work_is_not_a_rollback(self, store, node, now):
         """Posting, claiming, confirming, failing and cancelling."""
@@ -328,10 +288,7 @@ class TestNotDetected:
                 node.confirm(claim)
 
     def test_a_forgotten_node_is_not_a_rollback(self, store, node, now, make_store):
-        """
-        A process that was stopped for long has been removed from the list of nodes, and
-        returns.
-        """
+        """A process that was stopped for long has been removed from the list of nodes."""
         post(store, "tea", -1)
         node.claim()
         now.tick(600_000)
@@ -340,7 +297,7 @@ class TestNotDetected:
         assert not node.claim_reply().known
         store.join("node", "{}")
         node.claim_reply()
-        assert [] == other.told
+        assert [] == other.errors
 
     def test_a_node_forgotten_by_a_wrong_clock_is_not_a_rollback(
         self, store, node, now, make_store
@@ -404,24 +361,19 @@ class TestNotDetected:
     def test_replies_that_overtake_each_other_are_not_a_rollback(self, store, node):
         """Replies overtake each other on several connections."""
 
-        def many(name):
+        def post_many(name):
             for n in range(50):
                 post(store, f"{name}-{n}", 60_000)
 
-        threads = [threading.Thread(target=many, args=(name,)) for name in "abcd"]
-        for thread in threads:
-            thread.start()
+        posting = [in_thread(post_many, name) for name in "abcd"]
         for _ in range(50):
             node.claim_reply()
-        for thread in threads:
-            thread.join()
+        for future in posting:
+            future.result(PATIENCE)
         node.claim_reply()
 
     def test_a_wipe_while_the_node_was_away_is_not_a_rollback(self, client, store, node):
-        """
-        A node that has left forgets what it knew, because the data may have been removed on
-        purpose.
-        """
+        """A node that has left forgets what it knew: the data may be removed on purpose."""
         post(store, "tea", 60_000)
         node.claim_reply()
         store.release()
@@ -437,19 +389,17 @@ class TestNodes:
     def test_each_timer_emits_it_once(self, client, make):
         """Each timer emits a StateRollback once, and the node continues to work."""
         node, other = make("node", poll_interval=50), make("other", poll_interval=50)
-        told, told_other = Catch(node, "error"), Catch(other, "error")
+        errors = [Catch(timer, "error") for timer in (node, other)]
         events = Catch(node, "event")
         node.join()
         other.join()
         snapshot = Snapshot(client, node._store.keys)
-        node.post({}, id="lost", at=LATER)
-        for timer in (node, other):
-            before = timer._node._contact.answered
-            eventually(lambda t=timer, b=before: t._node._contact.answered > b)
+        node.post({}, id="lost", at=FAR_FUTURE)
+        claims_once(node)
+        claims_once(other)
         snapshot.restore()
-        errors = [told.next(), told_other.next()]
-        assert [StateRollback] * 2 == [type(e) for e in errors]
-        for error in errors:
+        for error in [caught.next() for caught in errors]:
+            assert isinstance(error, StateRollback)
             assert error.since < error.until
             assert not error.wiped
             assert "between" in str(error)
@@ -457,25 +407,24 @@ class TestNodes:
         node.post({"n": 1})
         assert [{"n": 1}] == events.next()
         assert node.health().ok
-        assert told.empty()
-        assert told_other.empty()
+        assert all(caught.empty() for caught in errors)
 
     def test_a_timer_that_only_posts_emits_it(self, client, make):
         """A timer that has not joined emits the rollback during a post, which succeeds."""
         timer = make()
-        told = Catch(timer, "error")
+        errors = Catch(timer, "error")
         snapshot = Snapshot(client, timer._store.keys)
-        timer.post({}, at=LATER)
+        timer.post({}, at=FAR_FUTURE)
         snapshot.restore()
-        id = timer.post({}, at=LATER)
-        assert told.next().wiped
+        id = timer.post({}, at=FAR_FUTURE)
+        assert errors.next().wiped
         assert timer.peek(id)
         timer.cancel(id)
 
     def test_schedules_are_declared_again(self, client, make):
         """After a FLUSHALL a node declares its own schedules again, and no others."""
         node = make(poll_interval=50)
-        told, events = Catch(node, "error"), Catch(node, "event")
+        errors, events = Catch(node, "error"), Catch(node, "event")
         node.every(50, {"beat": True}, id="beat")
         node.every(50, {"gone": True}, id="gone")
         node.unschedule("gone")
@@ -484,7 +433,7 @@ class TestNodes:
         events.next()
         client.delete(*node._store.keys)
         # An occurrence in flight at that moment is lost too.
-        while isinstance(error := told.next(), LeaseLost):
+        while isinstance(error := errors.next(), LeaseLost):
             pass
         assert error.wiped
         eventually(lambda: ["beat"] == [s.id for s in node.schedules()])
@@ -495,12 +444,9 @@ class TestNodes:
         node.unschedule("beat")
 
     def test_only_schedules_of_the_lost_period_are_declared_again(self, client, make):
-        """
-        If a period is lost, a schedule declared in it is declared again. A schedule that was
-        declared before, and ended by another node, is not.
-        """
+        """A schedule that was declared before, and ended by another node, stays ended."""
         node, other = make(poll_interval=50), make("other")
-        told = Catch(node, "error")
+        errors = Catch(node, "error")
         node.every(3_600_000, {}, id="old")
         store = node._store
         definition, declared = store.schedules._declared["old"]
@@ -509,32 +455,31 @@ class TestNodes:
         other.unschedule("old")
         snapshot = Snapshot(client, store.keys)
         node.every(3_600_000, {}, id="new")
-        before = node._node._contact.answered
-        eventually(lambda: node._node._contact.answered > before)
+        claims_once(node)
         snapshot.restore()
-        assert not told.next().wiped
+        assert not errors.next().wiped
         eventually(lambda: ["new"] == [s.id for s in node.schedules()])
         node.unschedule("new")
 
     def test_a_lost_lease_is_reported_too(self, client, make):
         """If the lease of a running handler is lost with the rest, that is reported as usual."""
         node = make(poll_interval=50)
-        told = Catch(node, "error")
+        errors = Catch(node, "error")
         handler = Gated(node)
         node.join()
         snapshot = Snapshot(client, node._store.keys)
         node.post({"n": 1}, id="tea")
         handler.begun()
         snapshot.restore()
-        assert isinstance(told.next(), StateRollback)
+        assert isinstance(errors.next(), StateRollback)
         handler.go_on()
         handler.ended()
-        assert isinstance(told.next(), LeaseLost)
+        assert isinstance(errors.next(), LeaseLost)
 
-    def test_it_does_not_keep_the_timer_alive(self, server, namespace):
-        """The rollback detector holds no strong reference to the timer."""
+    def test_the_rollback_detector_does_not_keep_the_timer_alive(self, server, namespace):
+        """The detector calls the timer, but holds no strong reference to it."""
         timer = DTimer("node", server.url, ns=namespace)
-        gone = weakref.ref(timer)
+        reference = weakref.ref(timer)
         del timer
         gc.collect()
-        assert gone() is None
+        assert reference() is None

@@ -1,12 +1,10 @@
-"""
-The test tools themselves: a server that can be damaged, and a proxy that simulates bad
-networks.
-"""
+"""The test tools themselves: a server that can be damaged, and a proxy for bad networks."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,13 +22,6 @@ from redis.retry import Retry
 from servers import PATIENCE, Running, Server, any_server, clear, connect, eventually
 
 
-@pytest.fixture
-def through(proxy):
-    """A client through the proxy, without retries."""
-    with client_of(proxy) as client:
-        yield client
-
-
 def client_of(proxy, **settings):
     settings = {"socket_timeout": PATIENCE, "retry": Retry(NoBackoff(), 0), **settings}
     return redis.Redis.from_url(proxy.url, **settings)
@@ -42,12 +33,44 @@ def ask(line, *words):
     return line.recv(65_536)
 
 
+def answers(line):
+    return ask(line, "PING") == b"+PONG\r\n"
+
+
+def assert_silent(line):
+    """Assert that no reply arrives for a while."""
+    line.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        line.recv(16)
+    line.settimeout(PATIENCE)
+
+
+@pytest.fixture
+def through(proxy):
+    """A client through the proxy, without retries."""
+    with client_of(proxy) as client:
+        yield client
+
+
+@pytest.fixture
+def line(proxy):
+    """A plain connection through the proxy, which has answered a request."""
+    with connect(proxy.url) as line:
+        assert answers(line)
+        yield line
+
+
+@pytest.fixture
+def key(namespace):
+    return f"dtimer:{{{namespace}}}"
+
+
 class TestServer:
     """A server that a test starts for itself."""
 
     @pytest.mark.parametrize("tcp", [False, True])
     def test_it_answers_once_started_and_removes_its_folder(self, tcp):
-        """A server answers as soon as it has been started, and its folder is removed at the end."""
+        """A test may use the server at once, and need not clean up."""
         with Server(tcp=tcp) as server, server.client() as client:
             assert client.ping()
             assert server.pid == client.info("server")["process_id"]
@@ -58,26 +81,22 @@ class TestServer:
     @pytest.mark.parametrize("tcp", [False, True])
     def test_data_survive_a_kill(self, tcp):
         """With an append-only file, acknowledged data survive a kill -9."""
-        with Server(tcp=tcp, appendonly=True) as server:
+        with Server(tcp=tcp, appendonly=True) as server, server.client() as client:
             url = server.url
-            with server.client() as client:
-                client.set("tea", "kettle")
+            client.set("tea", "kettle")
             server.kill9()
             with pytest.raises(OSError):
                 connect(url)
             server.restart()
             assert url == server.url
-            with server.client() as client:
-                assert b"kettle" == client.get("tea")
+            assert b"kettle" == client.get("tea")
 
     def test_data_without_a_file_are_lost(self):
         """Without an append-only file the server restarts empty, at the same address."""
-        with Server() as server:
-            with server.client() as client:
-                client.set("tea", "kettle")
+        with Server() as server, server.client() as client:
+            client.set("tea", "kettle")
             server.restart()
-            with server.client() as client:
-                assert client.get("tea") is None
+            assert client.get("tea") is None
 
     def test_a_replica_has_its_masters_data_and_can_be_promoted(self):
         """A replica has its master's data. After its promotion it accepts writes of its own."""
@@ -132,18 +151,12 @@ class TestServer:
             assert kept == client.get("a")
 
     def test_a_paused_server_answers_later(self):
-        """
-        A paused server does not answer. After it is resumed, it answers the requests sent
-        meanwhile.
-        """
+        """A resumed server answers the requests that were sent during the pause."""
         with Server() as server, connect(server.url) as line:
             server.pause()
             line.sendall(b"PING\r\n")
-            line.settimeout(0.05)
-            with pytest.raises(TimeoutError):
-                line.recv(16)
+            assert_silent(line)
             server.resume()
-            line.settimeout(PATIENCE)
             assert b"+PONG\r\n" == line.recv(16)
 
     def test_a_paused_server_can_be_stopped(self):
@@ -188,10 +201,7 @@ class TestServer:
 
     @pytest.mark.parametrize("thread", ["main", "another"])
     def test_it_ends_with_the_test_process(self, thread):
-        """
-        A server ends with the process that started it, even if that process is killed. It does not
-        end with the thread that started it.
-        """
+        """The server ends even if the process is killed, and not with the thread that starts it."""
         program = "import sys, threading\nfrom servers import Server\nserver = Server()\n"
         if thread == "main":
             program += "server.start()\n"
@@ -209,25 +219,19 @@ class TestServer:
         ) as process:
             url = process.stdout.readline().strip()
             with connect(url) as line:
-                assert b"+PONG\r\n" == ask(line, "PING")
+                assert answers(line)
                 os.kill(process.pid, signal.SIGKILL)
                 assert b"" == line.recv(16)
         folder = Path(url.removeprefix("unix://")).parent
-        for left in folder.iterdir():
-            left.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
 
 
-class TestFixtures:
-    """The fixtures of conftest."""
-
-    def test_only_the_namespace_is_cleared(self, client, namespace):
-        """Every namespace that begins with the given name is cleared, and no other."""
-        for key in "one}:due", "one}:body", "one~1}:due", "two}:due":
-            client.set(f"dtimer:{{{namespace}-{key}", 1)
-        clear(client, f"{namespace}-one")
-        left = f"dtimer:{{{namespace}-two}}:due"
-        assert [left.encode()] == client.keys(f"dtimer:{{{namespace}*")
+def test_only_the_namespace_is_cleared(client, namespace):
+    """Every namespace that begins with the given name is cleared, and no other."""
+    for name in "one}:due", "one}:body", "one~1}:due", "two}:due":
+        client.set(f"dtimer:{{{namespace}-{name}", 1)
+    clear(client, f"{namespace}-one")
+    assert [f"dtimer:{{{namespace}-two}}:due".encode()] == client.keys(f"dtimer:{{{namespace}*")
 
 
 class TestModes:
@@ -243,42 +247,29 @@ class TestModes:
             with client_of(proxy) as client:
                 assert other.pid == client.info("server")["process_id"]
 
-    def test_a_black_hole_delays_everything(self, proxy, through):
-        """
-        In a black hole no request is answered and no connection ends. After healing, the data
-        arrive, as after a network partition.
-        """
-        with connect(proxy.url) as line:
-            assert b"+PONG\r\n" == ask(line, "PING")
-            proxy.blackhole()
-            line.sendall(b"ECHO late\r\n")
-            line.settimeout(0.05)
-            with pytest.raises(TimeoutError):
-                line.recv(16)
-            newcomer = client_of(proxy, socket_timeout=0.05)
-            with newcomer, pytest.raises(redis.TimeoutError):
-                newcomer.ping()
-            proxy.heal()
-            line.settimeout(PATIENCE)
-            assert b"$4\r\nlate\r\n" == line.recv(16)
-            assert through.ping()
+    def test_a_black_hole_delays_everything(self, proxy, through, line):
+        """No connection ends. After healing, the data arrive, as after a network partition."""
+        proxy.blackhole()
+        line.sendall(b"ECHO late\r\n")
+        assert_silent(line)
+        newcomer = client_of(proxy, socket_timeout=0.05)
+        with newcomer, pytest.raises(redis.TimeoutError):
+            newcomer.ping()
+        proxy.heal()
+        assert b"$4\r\nlate\r\n" == line.recv(16)
+        assert through.ping()
 
-    def test_refuse_affects_new_connections_only(self, proxy):
-        """
-        New connections are refused, and existing ones work. After healing, the port is open
-        again.
-        """
+    def test_refuse_affects_new_connections_only(self, proxy, line):
+        """Existing connections work. After healing, the same port is open again."""
         port = proxy.port
-        with connect(proxy.url) as line:
-            assert b"+PONG\r\n" == ask(line, "PING")
-            proxy.refuse()
-            with pytest.raises(ConnectionRefusedError):
-                connect(proxy.url)
-            assert b"+PONG\r\n" == ask(line, "PING")
+        proxy.refuse()
+        with pytest.raises(ConnectionRefusedError):
+            connect(proxy.url)
+        assert answers(line)
         proxy.heal()
         assert port == proxy.port
-        with connect(proxy.url) as line:
-            assert b"+PONG\r\n" == ask(line, "PING")
+        with connect(proxy.url) as newcomer:
+            assert answers(newcomer)
 
     def test_delay_applies_in_both_directions(self, proxy, through):
         """A reply takes at least twice the delay: once for the request, once for the reply."""
@@ -288,22 +279,16 @@ class TestModes:
         assert through.ping()
         assert time.monotonic() - begin >= 0.060
 
-    def test_healing_ends_a_delay(self, proxy):
+    def test_healing_ends_a_delay(self, proxy, line):
         """When the proxy heals, delayed data are delivered at once."""
-        with connect(proxy.url) as line:
-            ask(line, "PING")
-            proxy.delay(3_600_000)
-            line.sendall(b"PING\r\n")
-            line.settimeout(0.05)
-            with pytest.raises(TimeoutError):
-                line.recv(16)
-            proxy.heal()
-            line.settimeout(PATIENCE)
-            assert b"+PONG\r\n" == line.recv(16)
+        proxy.delay(3_600_000)
+        line.sendall(b"PING\r\n")
+        assert_silent(line)
+        proxy.heal()
+        assert b"+PONG\r\n" == line.recv(16)
 
-    def test_single_bytes_give_the_same_results(self, proxy, through, client, namespace):
+    def test_single_bytes_give_the_same_results(self, proxy, through, client, key):
         """If the proxy forwards single bytes, the results are the same as without a proxy."""
-        key = f"dtimer:{{{namespace}}}"
         proxy.slice1()
         for value in (b"", b"\r\n", "ü\0".encode(), os.urandom(5_000)):
             through.set(key, value)
@@ -320,36 +305,26 @@ class TestModes:
         # Twice 5000 bytes, without the last piece of each, which is not waited for.
         assert time.monotonic() - begin >= 0.15
 
-    def test_cut_resets_connections(self, proxy):
+    def test_cut_resets_connections(self, proxy, line):
         """All connections are reset, and new ones work."""
-        with connect(proxy.url) as line:
-            ask(line, "PING")
-            proxy.cut()
-            with pytest.raises(ConnectionResetError):
-                line.recv(16)
-        with connect(proxy.url) as line:
-            assert b"+PONG\r\n" == ask(line, "PING")
+        proxy.cut()
+        with pytest.raises(ConnectionResetError):
+            line.recv(16)
+        with connect(proxy.url) as newcomer:
+            assert answers(newcomer)
 
-    def test_half_close_still_forwards_requests(self, proxy, client, namespace):
-        """
-        After a half close the client reads the end of the stream, and its requests are still
-        executed.
-        """
-        with connect(proxy.url) as line:
-            ask(line, "PING")
-            proxy.half_close()
-            assert b"" == line.recv(16)
-            line.sendall(f"SET dtimer:{{{namespace}}} done\r\n".encode())
-            eventually(lambda: client.get(f"dtimer:{{{namespace}}}") == b"done")
+    def test_half_close_still_forwards_requests(self, proxy, line, client, key):
+        """The client reads the end of the stream, and its requests are still executed."""
+        proxy.half_close()
+        assert b"" == line.recv(16)
+        line.sendall(f"SET {key} done\r\n".encode())
+        eventually(lambda: client.get(key) == b"done")
 
     def test_the_end_of_the_server_is_seen_through_the_proxy(self):
-        """
-        A client sees the server's end as the end of its connection, and can then reach the next
-        server.
-        """
+        """A client sees the end of its connection, and can then reach the next server."""
         with Server() as server, Proxy(server) as proxy:
             with connect(proxy.url) as line:
-                ask(line, "PING")
+                assert answers(line)
                 server.kill9()
                 assert b"" == line.recv(16)
             # The error occurs in connect or in recv, depending on timing.
@@ -357,19 +332,15 @@ class TestModes:
                 line.recv(16)
             server.start()
             with connect(proxy.url) as line:
-                assert b"+PONG\r\n" == ask(line, "PING")
+                assert answers(line)
 
 
 class TestFaults:
     """Faults of the proxy that affect one reply."""
 
     @pytest.mark.parametrize("close", [True, False])
-    def test_a_dropped_reply_affects_one_request(self, proxy, through, client, namespace, close):
-        """
-        The server executes the request and the client gets no reply: the connection closes or stays
-        silent. After that everything passes again.
-        """
-        key = f"dtimer:{{{namespace}}}"
+    def test_a_dropped_reply_affects_one_request(self, proxy, through, client, key, close):
+        """The server executes the request, and the connection closes or stays silent."""
         proxy.drop_reply_once(b"INCR", close=close)
         with connect(proxy.url) as unlucky:
             unlucky.sendall(f"INCR {key}\r\n".encode())
@@ -377,84 +348,69 @@ class TestFaults:
             if close:
                 assert b"" == unlucky.recv(16)
             else:
-                unlucky.settimeout(0.05)
-                with pytest.raises(TimeoutError):
-                    unlucky.recv(16)
+                assert_silent(unlucky)
         assert b"1" == client.get(key)
         assert 2 == through.incr(key)
 
-    def test_silence_lasts_for_one_reply(self, proxy):
+    def test_silence_lasts_for_one_reply(self, proxy, line):
         """A connection that stays open after a dropped reply answers the next request."""
-        with connect(proxy.url) as line:
-            proxy.drop_reply_once(b"one", close=False)
-            line.sendall(b"ECHO one\r\n")
-            assert proxy.wait_dropped()
-            assert b"$3\r\ntwo\r\n" == ask(line, "ECHO", "two")
+        proxy.drop_reply_once(b"one", close=False)
+        line.sendall(b"ECHO one\r\n")
+        assert proxy.wait_dropped()
+        assert b"$3\r\ntwo\r\n" == ask(line, "ECHO", "two")
 
-    def test_a_fault_waits_for_its_request(self, proxy):
+    def test_a_fault_waits_for_its_request(self, proxy, line):
         """A fault waits for the matching request, even if its bytes arrive in pieces."""
         proxy.drop_reply_once(b"EVALSHA")
-        with connect(proxy.url) as line:
-            assert b"+PONG\r\n" == ask(line, "PING")
-            assert not proxy.wait_dropped(0)
-            line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for byte in b"EVALSHA 0 0\r\n":
-                line.sendall(bytes([byte]))
-            assert b"" == line.recv(100)
+        assert answers(line)
+        assert not proxy.wait_dropped(0)
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in b"EVALSHA 0 0\r\n":
+            line.sendall(bytes([byte]))
+        assert b"" == line.recv(100)
         assert proxy.wait_dropped()
 
-    def test_a_fault_affects_only_the_matching_connection(self, proxy):
+    def test_a_fault_affects_only_the_matching_connection(self, proxy, line):
         """A fault with a match affects the connection of that request, and no other."""
-        proxy.drop_reply_once(b"mine")
-        with connect(proxy.url) as mine, connect(proxy.url) as other:
+        proxy.drop_reply_once(b"matching")
+        with connect(proxy.url) as other:
             assert b"$5\r\nother\r\n" == ask(other, "ECHO", "other")
-            assert b"" == ask(mine, "ECHO", "mine")
+            assert b"" == ask(line, "ECHO", "matching")
             assert b"$5\r\nother\r\n" == ask(other, "ECHO", "other")
 
-    def test_close_reply_once_closes_after_the_reply(self, proxy):
+    def test_close_reply_once_closes_after_the_reply(self, proxy, line):
         """The reply arrives, and then the connection closes."""
         proxy.close_reply_once()
-        with connect(proxy.url) as line:
-            assert b"+PONG\r\n" == ask(line, "PING")
-            assert b"" == line.recv(16)
+        assert answers(line)
+        assert b"" == line.recv(16)
         assert proxy.wait_dropped()
 
-    def test_truncate_reply_once_cuts_the_reply(self, proxy):
+    def test_truncate_reply_once_cuts_the_reply(self, proxy, line):
         """The first bytes of the reply arrive, and then the connection closes."""
         proxy.truncate_reply_once(3, b"ECHO")
-        with connect(proxy.url) as line:
-            line.sendall(b"ECHO kettle\r\n")
-            received = b""
-            while data := line.recv(16):
-                received += data
+        line.sendall(b"ECHO kettle\r\n")
+        received = b""
+        while data := line.recv(16):
+            received += data
         assert b"$6\r" == received
         assert proxy.wait_dropped()
 
-    def test_a_client_with_retries_executes_twice(self, proxy, namespace):
-        """
-        A fault occurs once. A client that resends a command after a lost reply executes it twice,
-        and gets the second reply.
-        """
-        key = f"dtimer:{{{namespace}}}"
+    def test_a_client_with_retries_executes_twice(self, proxy, key):
+        """A fault occurs once, so the command that the client sends again has a reply."""
         with client_of(proxy, retry=Retry(NoBackoff(), 1)) as careless:
             careless.ping()
             proxy.drop_reply_once(b"INCR")
             assert 2 == careless.incr(key)
 
-
-class TestCleanup:
-    """A closed proxy leaves nothing behind."""
-
     @pytest.mark.parametrize("mode", ["heal", "blackhole", "refuse", "slice1", "cut", "half_close"])
     def test_close_leaves_no_thread_or_descriptor(self, server, mode):
-        """After close() no thread and no descriptor of the proxy is left, in any mode."""
+        """Otherwise the tests of nodes would find the threads of their own tools."""
         threads = set(threading.enumerate())
         descriptors = set(os.listdir("/dev/fd"))
         with contextlib.ExitStack() as clients:
             proxy = Proxy(server)
             lines = [clients.enter_context(connect(proxy.url)) for _ in range(5)]
-            for line in lines:
-                assert b"+PONG\r\n" == ask(line, "PING")
+            assert all(answers(line) for line in lines)
             assert 5 == proxy.connections
             getattr(proxy, mode)()
             for line in lines:

@@ -486,7 +486,8 @@ class TestPost:
         """An event cancelled in flight is not retried, so a post that kept it would be lost."""
         post_and_claim(node)
         store.cancel("tea")
-        assert post(store, "tea", policy=policy)
+        assert post(store, "tea", payload='{"n":2}', policy=policy)
+        assert {"n": 2} == store.peek("tea").event
 
     def test_says_which_of_several_were_kept(self, store):
         """The reply to one call names which of its events were kept."""
