@@ -9,6 +9,7 @@ creates the next one, so an iteration yields at most one occurrence of each sche
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,10 @@ _DEAD = verb("dead", "limit", *_POSITIONS)
 _UPCOMING = verb("upcoming", "limit", "low", "high", *_POSITIONS)
 
 
+#: A position in an iteration: a score and an id.
+Position = tuple[str, str]
+
+
 class StoredEvent(NamedTuple):
     """A scheduled event as an iteration reads it: its id, and the stored form of the rest."""
 
@@ -38,20 +43,30 @@ class StoredEvent(NamedTuple):
     body: bytes
 
 
+class _Entry(NamedTuple):
+    """
+    An entry of a page, with the item that the iteration yields for it.
+
+    ``schedule`` is the schedule of which it is the pending occurrence, or ``""``.
+    """
+
+    id: str
+    schedule: str
+    item: Any
+
+
 class _Page(NamedTuple):
     """
     The reply for one page of an iteration.
 
     ``now`` is the server's time. ``end`` and ``last`` are positions (score and id): where the
-    iteration ends, and the last entry that was looked at, empty on the final page. Each of
-    ``entries`` is a dead letter, or a `StoredEvent` and whether it is the pending occurrence of a
-    schedule.
+    iteration ends, and the last entry that was looked at, empty on the final page.
     """
 
     now: int
-    end: tuple[str, str]
-    last: tuple[str, str]
-    entries: list[Any]
+    end: Position
+    last: Position
+    entries: list[_Entry]
 
 
 def _read_events(reply: Any) -> _Page:
@@ -63,11 +78,13 @@ def _read_events(reply: Any) -> _Page:
         int(now),
         end,
         (last, text(last_id)),
-        [
-            (StoredEvent(text(flat[i]), *flat[i + 1 : i + 4]), bool(flat[i + 4]))
-            for i in range(0, len(flat), 5)
-        ],
+        [_read_event(*flat[i : i + 5]) for i in range(0, len(flat), 5)],
     )
+
+
+def _read_event(raw: bytes, due: bytes, tries: bytes, body: bytes, mark: bytes) -> _Entry:
+    id = text(raw)
+    return _Entry(id, schedule_of(id) if mark else "", StoredEvent(id, due, tries, body))
 
 
 def _read_letters(reply: Any) -> _Page:
@@ -79,7 +96,7 @@ def _read_letters(reply: Any) -> _Page:
         (text(flat[i]), replies.integer(flat[i + 1]), flat[i + 2]) for i in range(0, len(flat), 3)
     ]
     last = (text(flat[-2]), letters[-1][0]) if more else ("", "")
-    return _Page(int(now), end, last, letters)
+    return _Page(int(now), end, last, [_Entry(letter[0], "", letter) for letter in letters])
 
 
 class Placed(Protocol):
@@ -114,10 +131,10 @@ class Walk:
         self.skipped: set[str] = set()
         self.schedules: set[str] = set()
 
-    def page_read(self, page: _Page, ids: Iterable[str]) -> None:
-        """Record a page: its *ids*, the server's time, the end, and where the next page begins."""
+    def page_read(self, page: _Page) -> None:
+        """Record a page: its ids, the server's time, the end, and where the next page begins."""
         self._page_us, self._received = page.now, time.monotonic()
-        self.remaining = set(ids)
+        self.remaining = {entry.id for entry in page.entries}
         self.end = float(page.end[0] or 0)
         self.next_page_at = float(page.last[0] or math.inf)
 
@@ -129,6 +146,16 @@ class Walk:
             now = self._clock()
         due = when.removeprefix("=")
         return now + int(due[1:]) if due.startswith("+") else max(now, int(due))
+
+    def may_yield(self, entry: _Entry) -> bool:
+        """Return True if neither *entry* nor an occurrence of its schedule was yielded before."""
+        if entry.id in self.skipped or entry.id not in self.remaining:
+            return False
+        if entry.schedule:
+            if entry.schedule in self.schedules:
+                return False
+            self.schedules.add(entry.schedule)
+        return True
 
     def moved(self, id: str, us: int) -> None:
         """Record that this timer has moved *id* to *us*: skip it if that is before the end."""
@@ -178,22 +205,8 @@ class Walks:
             high: The highest score.
             size: The number of events to look at in one call.
         """
-        walk = Walk(self._clock, self._spare)
-        end, last = ("", ""), ("", "")
-        # Register before the first page is read: a signal handler may post in between.
-        self._events[id(walk)] = walk
-        try:
-            while True:
-                page: _Page = ask(_read_events, _UPCOMING, str(size), low, high, *last, *end)
-                walk.page_read(page, (event.id for event, _ in page.entries))
-                end, last = page.end, _next_position(last, page.last)
-                for event, is_occurrence in page.entries:
-                    if _may_yield(walk, event.id, is_occurrence=is_occurrence):
-                        yield event
-                if not last[0]:
-                    return
-        finally:
-            self._events.pop(id(walk), None)
+        page = functools.partial(ask, _read_events, _UPCOMING, str(size), low, high)
+        return self._iterate(self._events, page, ("", ""))
 
     def dead(
         self, ask: Callable[..., Any], size: int, died: str = "", last: str = ""
@@ -207,21 +220,28 @@ class Walks:
             died: Begin after the letter with this time of death; ``""`` begins with the first.
             last: Begin after the letter with this id.
         """
-        walk = Walk(self._clock, self._spare)
-        end, position = ("", ""), (died, last)
-        self._letters[id(walk)] = walk
+        page = functools.partial(ask, _read_letters, _DEAD, str(size))
+        return self._iterate(self._letters, page, (died, last))
+
+    def _iterate(
+        self, walks: dict[int, Walk], read_page: Callable[..., _Page], position: Position
+    ) -> Iterator[Any]:
+        """Yield the entries of one page after the other, from *position*."""
+        walk, end = Walk(self._clock, self._spare), ("", "")
+        # Register before the first page is read: a signal handler may post in between.
+        walks[id(walk)] = walk
         try:
             while True:
-                page: _Page = ask(_read_letters, _DEAD, str(size), *position, *end)
-                walk.page_read(page, (letter[0] for letter in page.entries))
+                page = read_page(*position, *end)
+                walk.page_read(page)
                 end, position = page.end, _next_position(position, page.last)
-                for letter in page.entries:
-                    if letter[0] in walk.remaining and letter[0] not in walk.skipped:
-                        yield letter
+                for entry in page.entries:
+                    if walk.may_yield(entry):
+                        yield entry.item
                 if not position[0]:
                     return
         finally:
-            self._letters.pop(id(walk), None)
+            walks.pop(id(walk), None)
 
     @property
     def under_way(self) -> bool:
@@ -264,22 +284,8 @@ class Walks:
             walk.moved(letter, died_us)
 
 
-def _next_position(previous: tuple[str, str], last: tuple[str, str]) -> tuple[str, str]:
+def _next_position(previous: Position, last: Position) -> Position:
     """Return *last*, or raise if it equals *previous*: the same page would be read forever."""
     if last[0] and last == previous:
         raise StoreError("Redis returned a page of an iteration that ends where the last one ended")
     return last
-
-
-def _may_yield(walk: Walk, event: str, *, is_occurrence: bool) -> bool:
-    """Return True if *walk* has not yielded the event, nor an occurrence of the same schedule."""
-    if event in walk.skipped:
-        return False
-    if event not in walk.remaining:
-        return False
-    if is_occurrence:
-        schedule = schedule_of(event)
-        if schedule in walk.schedules:
-            return False
-        walk.schedules.add(schedule)
-    return True
