@@ -64,6 +64,9 @@ def make_node(
                 claimed=ev._holder.claim.claimed_us / 1000,
                 began=ev.due + ev.lateness_ms,
                 batch=len(events),
+                schedule=ev.schedule,
+                nominal=round((ev.nominal or 0) * 1000),
+                missed=ev.missed,
             )
             if ev.get("again"):
                 timer.post(ev | {"again": ev["again"] - 1}, id=ev.id)
@@ -97,6 +100,11 @@ def execute(
             permits.put(None)
     elif order["do"] == "post":
         reporter.report(timers[0].id, "posted", ids=timers[0].post_many(order["items"]))
+    elif order["do"] == "declare":
+        for interval in order["intervals"]:
+            payload, id = order["payload"], f"every-{interval}"
+            timers[0].every(interval, payload, id=id, overlap="allow")
+        timers[0].cron("* * * * * *", order["payload"], id="cron-1000", overlap="allow")
     elif order["do"] == "health":
         for timer in timers:
             reporter.report(timer.id, "health", **asdict(timer.health()))
