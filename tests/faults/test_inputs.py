@@ -53,8 +53,7 @@ def offline_timer(monkeypatch):
     def call(*_, **__):
         raise AssertionError("it was sent")
 
-    monkeypatch.setattr(timer._store, "post", call)
-    monkeypatch.setattr(timer._store, "_call", call)
+    monkeypatch.setattr(timer._store._scripts, "call", call)
     yield timer
     timer.leave()
 
