@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
+from background import together
 from servers import eventually
 
 from chaos.history import History, HistoryError, Writer, checksum, run_of
@@ -87,16 +87,12 @@ class TestWriter:
         """Each line is whole, and each call is paired with its own end."""
         with Writer(tmp_path, "node") as writer:
 
-            def talk(id):
+            def talk(thread):
                 for n in range(200):
-                    with writer.call("post", id=id, n=n) as said:
+                    with writer.call("post", id=str(thread), n=n) as said:
                         said["same"] = n
 
-            threads = [threading.Thread(target=talk, args=[str(i)]) for i in range(4)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            together(4, talk)
         ops = operations(tmp_path)
         assert 800 == len(ops)
         assert [] == [op for op in ops if op.data["n"] != op.data["same"]]

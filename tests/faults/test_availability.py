@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import threading
 import time
 from pathlib import Path
 
 import pytest
 import redis
+from background import together
 from chaos.settings import CALL_LIMIT, HASTY, PATIENT
 from proxy import Proxy
 from redis.crc import key_slot
@@ -263,18 +263,8 @@ class TestCluster:
     def test_eight_threads_share_one_slot_lookup(self, cluster, poster):
         """After a failover, all threads of all nodes would otherwise ask at once."""
         _, servers, _ = cluster
-        at_once = threading.Barrier(8)
-
-        def post():
-            at_once.wait(PATIENCE)
-            poster.post({}, at=LATER)
-
-        threads = [threading.Thread(target=post) for _ in range(8)]
         before = slot_lookups(servers)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together(8, lambda _: poster.post({}, at=LATER))
         assert 1 == slot_lookups(servers) - before
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import queue
-import threading
 from collections import Counter
 
 import pytest
+from background import together
 from chaos.settings import PATIENT
 from gated import Gated
 from servers import LATER, PATIENCE, eventually
@@ -172,31 +172,17 @@ def test_a_handler_may_cancel_and_move_other_events(watch):
 def test_only_one_of_many_settlements_takes_effect(watch):
     """Ten threads confirm while ten others retry. Only calls that got their result return True."""
     results: dict[str, list[bool]] = {"confirm": [], "retry": []}
-    raised = []
 
-    def settle(ev, how, start):
-        start.wait(PATIENCE)
-        try:
-            results[how].append(ev.confirm() if how == "confirm" else ev.retry(LATER))
-        except Exception as e:
-            raised.append(e)
+    def settle(ev, n):
+        if n < 10:
+            results["confirm"].append(ev.confirm())
+        else:
+            results["retry"].append(ev.retry(LATER))
 
-    def handler(ev):
-        start = threading.Barrier(20)
-        threads = [
-            threading.Thread(target=settle, args=(ev, how, start))
-            for how in ("confirm", "retry")
-            for _ in range(10)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(PATIENCE)
-
-    node = watch.node(handler=handler)
+    node = watch.node(handler=lambda ev: together(20, lambda n: settle(ev, n)))
     id = watch.post()
     watch.wait_handled(id)
-    assert [] == raised
+    assert [] == node.heard("error")
     record = node.timer.peek(id)
     if record is None:
         assert {"confirm": [True] * 10, "retry": [False] * 10} == results

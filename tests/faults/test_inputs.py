@@ -6,15 +6,15 @@ import collections
 import enum
 import fractions
 import math
-import threading
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 
 import pytest
 import redis
+from background import together
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from servers import PATIENCE, eventually
+from servers import eventually
 
 from dtimer import DTimer, OptionError, PayloadError, PayloadTooLarge, State, StoreError
 
@@ -258,19 +258,9 @@ def test_ten_concurrent_posts_of_one_id_leave_one_whole_event(watch, joined):
     watch.excused.add("same")
     if joined:
         watch.node(concurrency=4)
-    start = threading.Barrier(10)
     ids = []
-
-    def post(n):
-        for _ in range(5):
-            start.wait(PATIENCE)
-            ids.append(timers[n].post({"by": n, "again": n}, id="same"))
-
-    threads = [threading.Thread(target=post, args=(n,)) for n in range(10)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(5 * PATIENCE)
+    for _ in range(5):
+        together(10, lambda n: ids.append(timers[n].post({"by": n, "again": n}, id="same")))
     assert ["same"] * 50 == ids
     if not joined:
         record = timers[0].peek("same")

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+from background import background, together
 from chaos.settings import PATIENT
 from meters import Meter
 from peers import Now, Peer
@@ -337,22 +338,13 @@ class TestComingAndGoing:
         """No key keeps an entry of a node that left, and a node that stays misses no event."""
         node = watch.node("stays")
         ids = [watch.post(50 * n) for n in range(20)]
-        failed = []
 
-        def come_and_go(name):
-            try:
-                for _ in range(50):
-                    with DTimer(name, watch.server.url, ns=watch.ns, **PATIENT):
-                        pass
-            except BaseException as e:
-                failed.append(e)
+        def come_and_go(n):
+            for _ in range(50):
+                with DTimer(f"passing-{n}", watch.server.url, ns=watch.ns, **PATIENT):
+                    pass
 
-        threads = [threading.Thread(target=come_and_go, args=(f"passing-{n}",)) for n in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [] == failed
+        together(4, come_and_go)
         watch.wait_handled(*ids)
         assert ["stays"] == [n.id for n in node.timer.nodes()]
         for key in ("alive", "roster", "promise"):
@@ -404,13 +396,11 @@ def test_a_chunk_is_stored_completely_or_not_at_all_if_the_server_is_killed(
                 acknowledged.extend(timer.post_many([({}, 10_000_000)] * 500))
                 begun.set()
 
-    thread = threading.Thread(target=post)
-    thread.start()
-    assert begun.wait(PATIENCE)
-    moment = time.monotonic() + random.Random(seed).uniform(0, 0.2)
-    eventually(lambda: time.monotonic() >= moment)
-    own_server.kill9()
-    thread.join()
+    with background(post):
+        assert begun.wait(PATIENCE)
+        moment = time.monotonic() + random.Random(seed).uniform(0, 0.2)
+        eventually(lambda: time.monotonic() >= moment)
+        own_server.kill9()
     own_server.start()
     there = set(watch.client.zrange(watch.keys.due, 0, -1))
     assert len(there) % 500 == 0
