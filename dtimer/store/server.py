@@ -1,4 +1,4 @@
-"""The Redis server that has a namespace: its connections, its INFO, and what it permits."""
+"""The Redis server that has a namespace: its connections, its INFO, and its permissions."""
 
 from __future__ import annotations
 
