@@ -20,11 +20,11 @@ from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
 from dtimer.model.options import validate
 from dtimer.model.outcomes import Declared
-from dtimer.model.payload import encode
 from dtimer.model.records import Schedule
-from dtimer.model.schedules import MISFIRES, OVERLAPS, make_spec
+from dtimer.model.schedules import MISFIRES, OVERLAPS
 from dtimer.model.times import format_duration
 from dtimer.timer import DTimer
+from dtimer.timer.declaring import prepare_schedule
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -80,9 +80,7 @@ def _declare(
     for name in ("start", "end"):
         given[name] = given[name] and given[name].at
     # Check everything before looking for a server.
-    options = validate({"ns": settings.ns})
-    checked = given | {"max_retries": given["max_retries"] or 0}
-    make_spec(id, **rule, **checked, payload=encode(event, options.max_payload))
+    prepare_schedule(validate({"ns": settings.ns}), id=id, ev=event, **rule, **given)
     (_, when), *more = rule.items()
     with opened(settings) as timer:
         outcome = method(timer)(when, event, id=id, **dict(more), **given)

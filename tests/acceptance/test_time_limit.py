@@ -34,11 +34,12 @@ def test_a_run_ends_if_the_teardown_of_a_failed_test_hangs(tmp_path, workers):
     would not name the test.
     """
     (tmp_path / "test_inner.py").write_text(PROGRAM)
-    words = ["-p", "conftest", "-p", "no:cacheprovider", "-p", "no:valkey", "-n", workers, "."]
+    words = ["-p", "conftest", "-p", "no:cacheprovider", "-p", "no:valkey", "-p", "no:timeout"]
+    words += ["-n", workers, "."]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *words],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "DTIMER_TEST_TIMEOUT": "1"},
+        env=os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}", "DTIMER_TEST_TIMEOUT": "2"},
         capture_output=True,
         text=True,
         timeout=3 * PATIENCE,
