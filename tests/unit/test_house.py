@@ -1,5 +1,5 @@
 """
-Rules for modules, scripts and tests that are easy to forget.
+Rules for modules and tests that are easy to forget.
 
 A contract in setup.cfg says which layer may import which; ``lint-imports`` checks it.
 """
@@ -18,10 +18,7 @@ import pytest
 import dtimer
 
 ROOT = Path(__file__).resolve().parents[2]
-LUA = ROOT / "dtimer" / "store" / "lua"
-
 MODULES = sorted((ROOT / "dtimer").rglob("*.py"))
-VERBS = sorted(path for path in LUA.rglob("*.lua") if "parts" not in path.parts)
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 #: The most lines of code in a module. A longer module has a second noun.
@@ -52,10 +49,9 @@ def lines_of_code(text):
     return len(lines)
 
 
-def test_finds_modules_scripts_and_tests():
+def test_finds_modules_and_tests():
     """The checks below would pass on an empty list if a folder moved."""
     assert MODULES
-    assert VERBS
     assert Path(__file__).resolve() in TESTS
 
 
