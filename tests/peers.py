@@ -61,7 +61,7 @@ class Peer:
             self.seq, limit, self.hears, False, list(settlements), self.resends,
             round(ahead * 1000), most, strict,
         )  # fmt: skip
-        reply = self.store.claim(self.name, request, lease * 1000)
+        reply = self.store.claims.start(self.name, request, lease * 1000)(read_late=False)
         return dataclasses.replace(reply, claims=list(reply.claims))
 
     def claim(self, limit: int = 1, **options: Any) -> list[Claim]:

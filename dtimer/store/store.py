@@ -9,23 +9,21 @@ deadline. It raises a `StoreError` if Redis could not be reached or refused, and
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dtimer.errors import EventExists, NotReplicated, OutcomeUnknown, StoreError
-from dtimer.model.claims import ClaimReply, ClaimRequest, Outcome, PendingReply, Settlement
 from dtimer.model.ids import schedule_of
 from dtimer.model.records import Cancelled, DeadLetter, NodeInfo, Record, Stats
 from dtimer.store import failures, overview, replies
+from dtimer.store.claims import Claims
 from dtimer.store.connection.sources import Source
 from dtimer.store.connection.subscription import Subscription
-from dtimer.store.failures import Failure, broken_reply, classify, overtaken
 from dtimer.store.format import read_letter, text
 from dtimer.store.keys import Keys
 from dtimer.store.namespace import SILENT_US, Namespace
 from dtimer.store.piped import Piped
-from dtimer.store.reply_checks import MALFORMED, flag, letters, not_understood, understood
+from dtimer.store.reply_checks import MALFORMED, flag, not_understood
 from dtimer.store.rollback import RollbackDetector
 from dtimer.store.schedules import Schedules
 from dtimer.store.script_client import ScriptClient
@@ -37,12 +35,6 @@ _PAGE = 100
 
 _ALONE = verb("alone", "node", "silent_after")
 _CANCEL = verb("cancel", "id")
-_CLAIM = verb(
-    "claim",
-    *("node", "limit", "lease", "flags", "heard", "ahead"),
-    *("confirms", "others", "settlements..."),
-)
-_EXTEND = verb("extend", "lease", "leases...")
 _JOIN = verb("join", "node", "description", "silent_after", "update")
 _LEAVE = verb("leave", "node")
 _NODES = verb("nodes", "silent_after")
@@ -52,7 +44,6 @@ _POST = verb("post", "policy", "events...")
 _POST_NEW = verb("post_new", "events...")
 _RESCHEDULE = verb("reschedule", "id", "when")
 _REVIVE = verb("revive", "id")
-_SETTLE = verb("settle", "confirms", "others", "settlements...")
 _STATS = verb("stats", "silent_after")
 _TRIM = verb("trim", "keep", "age")
 
@@ -114,13 +105,13 @@ class Store:
         self.walks: Walks = Walks(now, round(timeout * 1e6))
         #: Opens the namespace, and calls scripts on it.
         self.namespace: Namespace = Namespace(self._scripts, self.rollback)
+        #: The operations on claims and their leases.
+        self.claims: Claims = Claims(self.namespace, self.rollback)
         #: The operations on schedules.
         self.schedules: Schedules = Schedules(self.namespace, self.walks)
         #: The server that has the namespace.
         self.server: Server = Server(source, pubsub_source or source, self.keys, timeout)
         self._piped = Piped()
-        # The session of a node's claims, by incarnation, if it is not named after the incarnation.
-        self._claim_sessions: dict[str, str] = {}
 
     # Posting
 
@@ -202,87 +193,7 @@ class Store:
         self.walks.posted(entries)
         pipe.execute_command(*words, len(self.keys), *self.keys, now, "", *arguments)
 
-    # Claiming
-
-    def claim(self, incarnation: str, request: ClaimRequest, lease_us: int) -> ClaimReply:
-        """Claim events for a node, and wait for the reply; see `start_claim`."""
-        return self.start_claim(incarnation, request, lease_us)(read_late=False)
-
-    def start_claim(self, incarnation: str, request: ClaimRequest, lease_us: int) -> PendingReply:
-        """
-        Send one request that settles leases, claims events, and asks when to claim again.
-
-        Returns:
-            A function that waits for the reply and returns it; call it exactly once. Pass
-            ``read_late=True`` if the caller has done other work since the request was sent.
-
-        Raises:
-            Exception: An error of the client library or of dtimer, from this call or from the
-                returned function. The caller must send the same request again until it is answered.
-        """
-        settled, order = replies.settlement_arguments(request.settlements)
-        known = self.rollback.known
-        flags = ("h" if request.hears else "") + ("e" if request.echo else "")
-        flags += str(request.resends or "")
-        if request.most_bytes is not None:
-            flags += f",{request.most_bytes}{'!' if request.strict else ''}"
-        arguments = (
-            incarnation,
-            str(request.limit),
-            str(lease_us),
-            flags + ("p" if self.rollback.wants_total else ""),
-            "" if known.heard is None else str(known.heard),
-            str(request.ahead_us),
-            *settled,
-        )
-        session = self._claim_sessions.get(incarnation, incarnation)
-        # The same thread renews leases, every third of a lease. A reply may not delay it longer.
-        most = lease_us / 3e6
-        call = self._scripts.start(_CLAIM, *arguments, op=f"{session}:{request.seq}", longest=most)
-
-        def answer(*, read_late: bool) -> ClaimReply:
-            try:
-                reply = call.answer(read_late=read_late)
-            except Exception as e:
-                # Only an incomplete reply is reported as broken, which makes the next claim
-                # smaller. An error reply is complete, so the connection need not be slow.
-                if call.arrived and classify(e, sent=True) is Failure.UNKNOWN:
-                    raise broken_reply(e, call.arrived) from e
-                if not overtaken(e):
-                    raise
-                # A node makes one claim at a time, and this is its latest. So a later operation in
-                # this session was not made by this node, and would block its claims for minutes.
-                own = self._claim_sessions[incarnation] = f"{incarnation}-{request.seq}"
-                reply = self._scripts.call_once(_CLAIM, *arguments, op=f"{own}:{request.seq}")
-            now = time.monotonic()
-            result = understood(_CLAIM, lambda r: replies.read_claim_reply(r, order, now), reply)
-            self.rollback.claimed(known, result)
-            return result
-
-        return answer
-
-    def settle(self, settlements: Sequence[Settlement]) -> list[Outcome]:
-        """Settle leases outside the claim cycle; return one outcome for each, in order."""
-        arguments, order = replies.settlement_arguments(settlements)
-        return self.namespace.ask(lambda r: replies.read_results(r, order), _SETTLE, *arguments)
-
-    def extend(
-        self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
-    ) -> list[bool]:
-        """
-        Extend leases, given as (id, token); return which of them this node still holds.
-
-        With *at_least*, a lease that already lasts longer is not shortened.
-        """
-        lease = f"{'+' if at_least else ''}{lease_us}"
-        arguments = [lease, *(str(word) for claim in held for word in claim)]
-        return self.namespace.ask(lambda r: letters(r, len(held)), _EXTEND, *arguments)
-
-    def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
-        """Extend leases in a single attempt, for a loop that repeats the call itself."""
-        arguments = [str(word) for claim in held for word in claim]
-        reply = self._scripts.call_once(_EXTEND, str(lease_us), *arguments)
-        return understood(_EXTEND, lambda r: letters(r, len(held)), reply)
+    # Nodes
 
     def join(self, incarnation: str, who: str) -> None:
         """Register a node, described by the JSON object *who*. A repetition changes nothing."""

@@ -26,16 +26,16 @@ class Ledger:
         self._close = close
 
     def settle(self, settlements: Sequence[Settlement]) -> list[Outcome]:
-        """See `dtimer.store.store.Store.settle`."""
+        """See `dtimer.store.claims.Claims.settle`."""
         with self._closing():
-            return self._store.settle(settlements)
+            return self._store.claims.settle(settlements)
 
     def extend(
         self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
     ) -> list[bool]:
-        """See `dtimer.store.store.Store.extend`."""
+        """See `dtimer.store.claims.Claims.extend`."""
         with self._closing():
-            return self._store.extend(held, lease_us, at_least=at_least)
+            return self._store.claims.extend(held, lease_us, at_least=at_least)
 
     @contextlib.contextmanager
     def _closing(self) -> Iterator[None]:

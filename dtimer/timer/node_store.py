@@ -51,7 +51,7 @@ class NodeStore:
             # A failure counts as a failure of the claim, and is retried with it.
             self._store.schedules.redeclare(self._rollbacks[0])
             self._rollbacks.pop(0)
-        return self._store.start_claim(self._incarnation, request, self._options.lease)
+        return self._store.claims.start(self._incarnation, request, self._options.lease)
 
     @property
     def busy(self) -> bool:
@@ -68,7 +68,7 @@ class NodeStore:
 
     def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
         """Renew leases; return which of them this node still holds."""
-        return self._store.renew(held, lease_us)
+        return self._store.claims.renew(held, lease_us)
 
     def needs_operator(self, error: BaseException | None) -> bool:
         """Return True if *error* lasts until an operator fixes its cause."""

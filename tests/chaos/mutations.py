@@ -258,7 +258,7 @@ MUTANTS = [
             'create=header(verb).kind != "reads"', "create=True"),
     _mutant("a post that kept an existing event returns stored",
             "store/store.py", (_STORE, _MACHINE),
-            'if b"0" in marks:', 'if b"2" in letters:'),
+            'if b"0" in marks:', 'if b"2" in marks:'),
     _mutant("a generated id replaces an event that has it by chance", _POST_NEW, _MINTED,
             "redis.pcall('ZADD', DUE, 'NX', digits(soonest), id)",
             "redis.pcall('ZADD', DUE, digits(soonest), id)"),

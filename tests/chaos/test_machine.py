@@ -427,7 +427,9 @@ class Machine(RuleBasedStateMachine):
         id, token, _ = self.pick(index)
         now = self.begin(reply)
         (expected,) = self.model.settle_all(now, [(id, token, verdict.value, wait)])
-        (result,) = self.store.settle([Settlement(id, token, verdict, wait, "why", "corrupt")])
+        (result,) = self.store.claims.settle(
+            [Settlement(id, token, verdict, wait, "why", "corrupt")]
+        )
         assert expected == _RESULTS[result]
 
     def stale(self) -> list[tuple[str, int]]:
@@ -442,10 +444,10 @@ class Machine(RuleBasedStateMachine):
         """Settle or extend a claim that was lost to another node: nothing may change."""
         id, token = data.draw(st.sampled_from(self.stale()), label="claim")
         self.begin(None)
-        assert [False] == self.store.extend([(id, token)], 2 * LEASE)
+        assert [False] == self.store.claims.extend([(id, token)], 2 * LEASE)
         late = Settlement(id, token, verdict, 0, "why", "corrupt")
         if at_once:
-            assert [Outcome.STALE] == self.store.settle([late])
+            assert [Outcome.STALE] == self.store.claims.settle([late])
         else:
             self.claim_in_both("deaf", 0, [late], None)
 
@@ -462,7 +464,7 @@ class Machine(RuleBasedStateMachine):
         self.begin(reply)
         # A holder may shorten its lease. No node is woken at the earlier end.
         self.by_poll |= lease < LEASE
-        renewed = self.store.extend(held, lease, at_least=at_least)
+        renewed = self.store.claims.extend(held, lease, at_least=at_least)
         # If the reply was lost, the repeated request extends the leases again.
         assert renewed == [
             self.model.extend(self.now.us, *claim, lease, at_least=at_least) for claim in held

@@ -164,7 +164,7 @@ def claim_again(case):
 
 def extend(case, count=1):
     held = [(c.id, c.token) for c in case.claimed(count)]
-    return lambda: case.store.extend(held, LEASE * 1000)
+    return lambda: case.store.claims.extend(held, LEASE * 1000)
 
 
 def poll(case):

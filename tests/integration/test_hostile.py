@@ -122,7 +122,9 @@ class TestClaim:
             pubsub.subscribe(channel)
             assert pubsub.get_message(timeout=PATIENCE)
             for _ in range(2):
-                store.claim("node", ClaimRequest(99, 0, True, True), LEASE * 1000)
+                store.claims.start("node", ClaimRequest(99, 0, True, True), LEASE * 1000)(
+                    read_late=False
+                )
                 assert "message" == pubsub.get_message(timeout=PATIENCE)["type"]
 
     def test_a_repeated_claim_names_the_buried_events(self, store, node, now):

@@ -492,7 +492,7 @@ class TestOverlap:
         first = first_occurrence(node, now, 60, cron="* * * * *", overlap="skip")
         for _ in range(25):
             now.tick(60_000)
-            store.extend([(first.id, first.token)], LEASE * 10_000)
+            store.claims.extend([(first.id, first.token)], LEASE * 10_000)
             add_missing_times(store, node.claim_reply(10))
         node.confirm(first)
         assert [27 * 60] == delivered(60)

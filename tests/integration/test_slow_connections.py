@@ -119,7 +119,7 @@ class TestRepeatedClaim:
         """
         assert ["a", "b", "c"] == ids(node.claim(9, again=True))
         late = ClaimRequest(node.seq, 9, True, False, [], 0, 0, 10, True)
-        assert [] == list(store.claim(node.name, late, LEASE * 1000).claims)
+        assert [] == list(store.claims.start(node.name, late, LEASE * 1000)(read_late=False).claims)
         assert [] == Peer(store, "other").claim(9)
 
     @pytest.mark.usefixtures("claimed")

@@ -90,11 +90,11 @@ class TestClaim:
         claim = post_and_claim(node)
         for _ in range(5):
             now.tick(LEASE * 0.9)
-            assert [True] == store.extend([("tea", claim.token)], LEASE * 1000)
+            assert [True] == store.claims.extend([("tea", claim.token)], LEASE * 1000)
         assert [] == other.claim()
         now.tick(LEASE)
         assert 1 == len(other.claim())
-        assert [False] == store.extend([("tea", claim.token)], LEASE * 1000)
+        assert [False] == store.claims.extend([("tea", claim.token)], LEASE * 1000)
 
     def test_a_node_is_alone_if_no_other_is_alive(self, store, node, now):
         """Nodes that left or fell silent do not count. An unregistered node is never alone."""
@@ -131,17 +131,17 @@ class TestClaim:
         """
         held, ends = [("tea", post_and_claim(node).token)], now.us + LEASE * 1000
         for us, expected in ((1_000, ends), (LEASE * 2_000, now.us + LEASE * 2_000)):
-            assert [True] == store.extend(held, us, at_least=True)
+            assert [True] == store.claims.extend(held, us, at_least=True)
             assert expected == client.zscore(store.keys.due, "tea")
         now.tick(-3_600_000)
-        assert [True] == store.extend(held, LEASE * 1000)
+        assert [True] == store.claims.extend(held, LEASE * 1000)
         assert now.us + LEASE * 1000 == client.zscore(store.keys.due, "tea")
 
     def test_extending_replaces_an_invalid_score(self, store, node, now, client):
         """If another program has overwritten the end of a lease, an extension sets a valid one."""
         claim = post_and_claim(node)
         client.zadd(store.keys.due, {"tea": "inf"})
-        assert [True] == store.extend([("tea", claim.token)], LEASE * 1000, at_least=True)
+        assert [True] == store.claims.extend([("tea", claim.token)], LEASE * 1000, at_least=True)
         assert now.us + LEASE * 1000 == client.zscore(store.keys.due, "tea")
 
     def test_an_expired_event_is_not_delivered(self, store, node, now):
@@ -246,7 +246,7 @@ class TestSettle:
         """If a holder cannot read a payload, the dead letter keeps the bytes."""
         claim = post_and_claim(node, "x", payload="not json")
         verdict = Settlement("x", claim.token, Verdict.BURY, error="no", reason="corrupt")
-        assert [Outcome.DEAD] == store.settle([verdict])
+        assert [Outcome.DEAD] == store.claims.settle([verdict])
         (letter,) = store.dead()
         assert letter.event is None
         assert letter.raw.endswith(b"not json")
@@ -315,7 +315,7 @@ class TestLostReplies:
             for claim in node.claim(2):
                 proxy.drop_reply_once(b"EVALSHA")
                 settlement = Settlement(claim.id, claim.token, Verdict.CONFIRM)
-                assert [Outcome.DONE] == store.settle([settlement])
+                assert [Outcome.DONE] == store.claims.settle([settlement])
             store.release()
 
     def test_an_overtaken_repetition_releases_nothing(self, store, node, now):
@@ -329,7 +329,7 @@ class TestLostReplies:
         assert [claim.token] == [c.token for c in node.claim_reply(again=True).claims]
         for resends in (0, 1):
             overtaken = ClaimRequest(node.seq, 1, True, False, [], resends)
-            store.claim(node.name, overtaken, LEASE * 1000)
+            store.claims.start(node.name, overtaken, LEASE * 1000)(read_late=False)
             assert [] == other.claim()
         assert Outcome.DONE is node.confirm(claim)
 
@@ -660,7 +660,7 @@ class TestControl:
         """Each dead letter is listed once, even if many events died in the same microsecond."""
         store.post([entry(f"e{i:03}", max_retries=0) for i in range(250)], "replace")
         while claims := node.claim(100):
-            store.settle([Settlement(c.id, c.token, Verdict.RETRY, 0, "x") for c in claims])
+            store.claims.settle([Settlement(c.id, c.token, Verdict.RETRY, 0, "x") for c in claims])
         ids = [letter.id for letter in store.dead()]
         assert 250 == len(ids)
         assert sorted(ids) == ids

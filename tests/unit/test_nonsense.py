@@ -52,11 +52,13 @@ CALLS = {
     "unschedule": lambda s, t: t.unschedule("id"),
     "run_now": lambda s, t: t.run_now("id"),
     "pause_schedule": lambda s, t: t.pause_schedule("id"),
-    "settle": lambda s, t: s.settle([CONFIRM]),
-    "extend": lambda s, t: s.extend([("id", 7)], 1_000),
-    "renew": lambda s, t: s.renew([("id", 7)], 1_000),
+    "settle": lambda s, t: s.claims.settle([CONFIRM]),
+    "extend": lambda s, t: s.claims.extend([("id", 7)], 1_000),
+    "renew": lambda s, t: s.claims.renew([("id", 7)], 1_000),
     "claim": lambda s, t: list(
-        s.claim("node", ClaimRequest(1, 1, True, False, [CONFIRM]), 1_000).results
+        s.claims.start("node", ClaimRequest(1, 1, True, False, [CONFIRM]), 1_000)(
+            read_late=False
+        ).results
     ),
     "trim": lambda s, t: s.trim(0, -1),
     "add_times": lambda s, t: s.schedules.add_times("id"),
