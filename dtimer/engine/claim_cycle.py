@@ -108,6 +108,8 @@ class ClaimCycle:
     def _plan(self, claiming: bool) -> ClaimRequest:
         """Make the request of a new claim."""
         seat = self._seat
+        # Before the request is sent: its reply may have events that this process then replaces.
+        seat.superseded_ids.begin(seat.pipeline.seq + 1)
         limit, ahead_us = (
             self._dispatcher.claim_size(self._consumer.demand()) if claiming else (0, 0)
         )

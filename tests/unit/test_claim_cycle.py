@@ -158,6 +158,34 @@ class TestRequest:
         assert {"failed"} == set(harness.listener.echoes[1:])
 
 
+class TestReplaced:
+    """Events that this process posts again while a claim is under way."""
+
+    def test_releases_an_event_that_is_replaced_before_its_reply_is_read(self, harness):
+        """
+        A busy machine may read the reply long after the post. The reply still has the old event,
+        which must not start.
+        """
+        answer = harness.store.answer
+
+        def replaced(request):
+            harness.seat.superseded_ids.add({"tea"})
+            return answer(request)
+
+        harness.store.answer = replaced
+        harness.claim(reply("tea"))
+        harness.store.answer = answer
+        harness.claim()
+        assert [("tea", Verdict.RELEASE)] == harness.settled
+
+    def test_keeps_an_event_that_was_posted_before_its_claim(self, harness):
+        """The claim returns the new event. A release would make it late."""
+        harness.seat.superseded_ids.add({"tea"})
+        harness.claim(reply("tea"))
+        harness.handle()
+        assert [["tea"]] == harness.handled
+
+
 class TestSlowConnection:
     """A claim whose reply broke off midway is repeated for a smaller reply."""
 
