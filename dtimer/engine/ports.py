@@ -106,6 +106,14 @@ class Consumer(Protocol):
         ...
 
 
+class Announcer(Protocol):
+    """Calls the listeners of everything but ``'event'``."""
+
+    def emit(self, event: str, *arguments: Any) -> None:
+        """Call the listeners of *event*."""
+        ...
+
+
 class Announcements(Protocol):
     """Emits everything but ``'event'`` to the listeners."""
 

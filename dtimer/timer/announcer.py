@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
 from dtimer.errors import StoreError
 from dtimer.model.outcomes import Reason
 from dtimer.store.store import Store
+from dtimer.timer.weak import TimerCalls
 
 
 class Announcer:
@@ -17,20 +17,20 @@ class Announcer:
 
     Args:
         store: Returns the dead letter of an event.
-        announce: Calls the listeners.
+        timer: Has the listeners.
     """
 
-    def __init__(self, store: Store, announce: Callable[..., None]) -> None:
+    def __init__(self, store: Store, timer: TimerCalls) -> None:
         self._store = store
-        self._announce = announce
+        self._timer = timer
 
     def emit(self, event: str, *arguments: Any) -> None:
         """Emit *event*; for an event that was buried, emit ``'dead'`` or ``'expired'``."""
         if event != "buried":
-            self._announce(event, *arguments)
+            self._timer.announce(event, *arguments)
             return
         with contextlib.suppress(StoreError):
             # None if the dead letter was revived, purged or trimmed meanwhile.
             if letter := self._store.letter(arguments[0]):
                 kind = "expired" if letter.reason == Reason.EXPIRED else "dead"
-                self._announce(kind, letter)
+                self._timer.announce(kind, letter)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+from dtimer.engine.flag import Flag
 from dtimer.model.claims import Outcome, Settlement
 from dtimer.store.store import Store
+from dtimer.timer.weak import TimerCalls
 
 
 class Ledger:
@@ -15,15 +17,15 @@ class Ledger:
 
     Args:
         store: The node's store.
-        ended: Returns whether the node that claimed the events has ended. A call opened after
-            that must close its own connections, because the node does not close them any more.
-        close: Closes the connections of the store, unless the timer has joined again.
+        end: Set when the node that claimed the events has ended. A call opened after that must
+            close its own connections, because the node does not close them any more.
+        timer: Closes the connections of the store, unless it has joined again.
     """
 
-    def __init__(self, store: Store, ended: Callable[[], bool], close: Callable[[], None]) -> None:
+    def __init__(self, store: Store, end: Flag, timer: TimerCalls) -> None:
         self._store = store
-        self._ended = ended
-        self._close = close
+        self._end = end
+        self._timer = timer
 
     def settle(self, settlements: Sequence[Settlement]) -> list[Outcome]:
         """See `dtimer.store.claims.Claims.settle`."""
@@ -42,5 +44,5 @@ class Ledger:
         try:
             yield
         finally:
-            if self._ended():
-                self._close()
+            if self._end.is_set():
+                self._timer.close_unless_joined()

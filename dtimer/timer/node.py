@@ -53,7 +53,7 @@ class Node:
         self.incarnation: str = incarnation()
         self._options = options
         self._store = store
-        self._listens = timer.listens
+        self._timer = timer
         self._pid = os.getpid()
         self._end = Flag()
         # The thread that runs start(), which cannot wait for the end meanwhile.
@@ -61,11 +61,11 @@ class Node:
         #: Whether the start has succeeded, and whether a stop was requested.
         self.begun: bool = False
         self.leaving: bool = False
-        announcer = Announcer(store, timer.announce)
-        self._callbacks = CallbackThread(f"dtimer-callbacks-{id}", announcer.emit)
+        announcer = Announcer(store, timer)
+        self._callbacks = CallbackThread(f"dtimer-callbacks-{id}", announcer)
         self._log = Log(self._callbacks.call, Source(id, options.ns, self.incarnation))
-        self._presence = Presence(id, self._listens, self._log)
-        self._node_store = NodeStore(store, self.incarnation, self._presence.entry, options)
+        self._presence = Presence(id, timer, self._log)
+        self._node_store = NodeStore(store, self.incarnation, self._presence, options)
         self.bell: Bell = Bell()
         self._registered = False
         self._contact = Contact(store, self._callbacks, self._log)
@@ -78,7 +78,7 @@ class Node:
             timeout=options.timeout / 1e6,
             log=self._log,
         )
-        ledger = Ledger(store, self._end.is_set, timer.close_unless_joined)
+        ledger = Ledger(store, self._end, timer)
         self._leases = LeaseTable(id, options, ledger, self._callbacks, self._log)
         self._seat = Seat(
             options,
@@ -308,5 +308,5 @@ class Node:
             self._seat,
             self._callbacks,
             self._dispatcher,
-            listening=self._listens(),
+            listening=self._timer.listens(),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from dtimer.engine.ports import Subscription
 from dtimer.errors import StateRollback
@@ -10,6 +10,7 @@ from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import ClaimRequest, PendingReply
 from dtimer.model.options import Options
 from dtimer.store.store import Store
+from dtimer.timer.presence import Presence
 
 # Seconds added to the period that a rollback has lost. The server's clock may have jumped, so the
 # period may be longer than the clock says.
@@ -23,16 +24,16 @@ class NodeStore:
     Args:
         store: The store.
         incarnation: The node's incarnation.
-        entry: Returns the node's entry for the list of nodes.
+        presence: Has the node's entry for the list of nodes.
         options: The node's options.
     """
 
     def __init__(
-        self, store: Store, incarnation: str, entry: Callable[[], str], options: Options
+        self, store: Store, incarnation: str, presence: Presence, options: Options
     ) -> None:
         self._store = store
         self._incarnation = incarnation
-        self._entry = entry
+        self._presence = presence
         self._options = options
         # For each rollback that is not repaired yet: how many seconds back schedules may be
         # lost. None means all of them.
@@ -84,7 +85,7 @@ class NodeStore:
 
     def register(self) -> None:
         """Register the node."""
-        self._store.join(self._incarnation, self._entry())
+        self._store.join(self._incarnation, self._presence.entry())
 
     def add_times(self, schedule: str) -> None:
         """Send the server more nominal times of a schedule."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable
 
 from dtimer import log as messages
 from dtimer.log import Log
+from dtimer.timer.weak import TimerCalls
 
 #: Seconds before a node without a listener warns, so that a program may join first and register
 #: its listeners afterwards.
@@ -21,15 +21,15 @@ class Presence:
 
     Args:
         id: The node's id.
-        listens: Returns whether there is a listener that takes events.
+        timer: Knows whether there is a listener that takes events.
         log: The node's log.
     """
 
-    def __init__(self, id: str, listens: Callable[[], bool], log: Log) -> None:
+    def __init__(self, id: str, timer: TimerCalls, log: Log) -> None:
         self._log = log
         self._id = id
         self._about = {"id": id, "host": socket.gethostname(), "pid": os.getpid()}
-        self._listens = listens
+        self._timer = timer
         self._warned = False
         #: Whether the node has a listener, according to its entry.
         self.listening: bool = True
@@ -45,7 +45,7 @@ class Presence:
 
         Logs a warning the first time that there is none.
         """
-        listening = self._listens()
+        listening = self._timer.listens()
         if not listening and not self._warned:
             self._warned = True
             self._log.add(messages.NO_LISTENER, self._id)

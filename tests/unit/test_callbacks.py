@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from types import SimpleNamespace
 
 import pytest
 from servers import PATIENCE
@@ -39,7 +40,7 @@ def emissions():
 @pytest.fixture
 def callbacks(emissions):
     """A callback thread that the test starts."""
-    callbacks = CallbackThread(NAME, emissions.emit)
+    callbacks = CallbackThread(NAME, emissions)
     yield callbacks
     stop(callbacks)
 
@@ -90,7 +91,7 @@ def test_drops_and_counts_announcements_beyond_a_bound_while_a_listener_hangs(
         assert go_on.wait(PATIENCE)
         emissions.emit(*announcement)
 
-    callbacks = CallbackThread(NAME, emit)
+    callbacks = CallbackThread(NAME, SimpleNamespace(emit=emit))
     callbacks.start()
     callbacks.announce("first")
     assert hanging.wait(PATIENCE)

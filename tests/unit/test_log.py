@@ -214,7 +214,9 @@ class TestLog:
     def test_a_logging_handler_that_raises_is_reported_once(self):
         """The callback thread pauses after an exception. Telemetry must not delay listeners."""
         emitted = queue.SimpleQueue()
-        callbacks = CallbackThread("dtimer-callbacks", lambda *event: emitted.put(event))
+        callbacks = CallbackThread(
+            "dtimer-callbacks", SimpleNamespace(emit=lambda *event: emitted.put(event))
+        )
         try:
             records = Log(callbacks.call, SOURCE)
             for _ in range(3):
@@ -232,7 +234,7 @@ class TestLog:
 
 def test_half_of_the_queue_is_kept_for_announcements():
     """A node that logs each step must still emit 'dead' and 'error'."""
-    callbacks = CallbackThread("dtimer-callbacks", lambda *event: None)
+    callbacks = CallbackThread("dtimer-callbacks", SimpleNamespace(emit=lambda *event: None))
     queued = sum(callbacks.call(print) for _ in range(6_000))
     assert 5_000 == queued
     for _ in range(5_000):
