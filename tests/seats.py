@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -9,6 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from logged import Logged
+from servers import PATIENCE
 
 from dtimer.engine.claim_cycle import ClaimCycle
 from dtimer.engine.dispatcher import Dispatcher
@@ -111,6 +113,51 @@ class FakeStore:
 
     def needs_operator(self, error):
         return isinstance(error, Refused)
+
+
+_tokens = itertools.count(1)
+
+
+def claim(payload=b"{}", *, id=None, attempt=1, max_retries=3, ahead_ms=None):
+    """Return a claim of an event that has been due for 2 ms, or is due *ahead_ms* later."""
+    token = next(_tokens)
+    due_us = 1_000 if ahead_ms is None else 3_000 + round(ahead_ms * 1000)
+    return Claim(id or f"ev-{token:06}", token, attempt, due_us, 3_000, max_retries, payload)
+
+
+def summary(settlements):
+    """Return the id, the token and the verdict of each settlement."""
+    return [(s.id, s.token, s.verdict) for s in settlements]
+
+
+class FakeLeaseStore:
+    """A store that settles and extends leases as the test says."""
+
+    def __init__(self):
+        self.settled = []
+        self.extended = []
+        self.at_least = []  # for each extension: True if it must not shorten the lease
+        self.outcomes = []  # of the next settlements and extensions; an exception is raised
+        self.asked = threading.Event()
+        self.reply_gate = None  # a threading.Event: `settle` waits until it is set
+
+    def settle(self, settlements):
+        self.settled += settlements
+        self.asked.set()
+        if self.reply_gate is not None:
+            assert self.reply_gate.wait(PATIENCE)
+        return [self._next(Outcome.DONE)]
+
+    def extend(self, held, lease_us, *, at_least=False):
+        self.extended.append((list(held), lease_us))
+        self.at_least.append(at_least)
+        return [self._next(True)]
+
+    def _next(self, usual):
+        outcome = self.outcomes.pop(0) if self.outcomes else usual
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
 
 class FakeListener:

@@ -22,6 +22,8 @@ _CLAIMER = "tests/unit/test_claimer.py"
 _CYCLE = "tests/unit/test_claim_cycle.py"
 _HEARTBEAT = "tests/unit/test_heartbeat.py"
 _DISPATCHER = "tests/unit/test_dispatcher.py"
+_LEASES = "tests/unit/test_leases.py"
+_RUNNER = "tests/unit/test_batch_runner.py"
 _NEXT_CLAIM = "tests/unit/test_next_claim.py"
 _LISTENER = "tests/unit/test_listener.py"
 _SERVICE = "tests/unit/test_service.py"
@@ -96,9 +98,9 @@ MUTANTS = [
             "store/lua/parts/replay.lua", (_STORE, _ORDERS),
             "if latest and not cancelled and (lease_passed", "if not cancelled and (lease_passed"),
     _mutant("a node relies on a lease for longer than its length",
-            "engine/lease.py", (_DISPATCHER, _ORDERS),
+            "engine/lease.py", (_LEASES, _ORDERS),
             "_TRUSTED_FRACTION = 0.9", "_TRUSTED_FRACTION = 1.5"),
-    _mutant("two parties may settle one lease", "engine/lease.py", _DISPATCHER,
+    _mutant("two parties may settle one lease", "engine/lease.py", _LEASES,
             '        while (by := self._end.setdefault("by", end)) is not end:\n',
             '        while (by := self._end.setdefault("by", end)) is None:\n'),
     # --------------------------------------------------------------------------------- time
@@ -162,7 +164,7 @@ MUTANTS = [
                    "us = value // MICROSECOND // 1000 * 1000")),
            ("tests/unit/test_model.py",)),
     _mutant("an extension shortens the lease of a running handler",
-            "engine/lease.py", (_DISPATCHER, _HANDLERS),
+            "engine/lease.py", (_LEASES, _HANDLERS),
             "at_least=running)[0]", "at_least=False)[0]"),
     _mutant("the server lets an extension shorten a lease", "store/lua/extend.lua", _STORE,
             "if left > ends and left < 9e15 then ends = left end", ""),
@@ -270,7 +272,7 @@ MUTANTS = [
             "for i = 1, #bodies, 2 do\n    if redis.call('HEXISTS', BODY, bodies[i]) == 0 then\n"
             "      redis.call('HSET', BODY, bodies[i], bodies[i + 1])\n    end\n  end"),
     _mutant("an event that cannot be decoded drops the rest of its batch",
-            "engine/leases.py", (_DISPATCHER, _HOSTILE),
+            "engine/leases.py", (_LEASES, _HOSTILE),
             "                lease.reserve(Verdict.BURY)\n", "                raise\n"),
     _mutant("a dead letter loses its payload", "store/lua/parts/format.lua", _STORE,
             "attempt .. ',' .. reason .. ',' .. #err .. '|' .. err .. body",
@@ -278,10 +280,10 @@ MUTANTS = [
     _mutant("the newest dead letters are trimmed", "store/lua/trim.lua", (_STORE, _MACHINE),
             "ids = redis.call('ZRANGE', DIED, 0, math.min(over, MOST) - 1)",
             "ids = redis.call('ZRANGE', DIED, -math.min(over, MOST), -1)"),
-    _mutant("an event whose handler raised is confirmed", "engine/batch_runner.py", _DISPATCHER,
+    _mutant("an event whose handler raised is confirmed", "engine/batch_runner.py", _RUNNER,
             "            elif raised:\n                self._fail(batch, raised)\n", ""),
     _mutant("the events of a failed handler thread are kept for ever",
-            "engine/batch_runner.py", (_DISPATCHER, "tests/faults/test_threads.py"),
+            "engine/batch_runner.py", (_RUNNER, "tests/faults/test_threads.py"),
             "            self._retry_unsettled(batch, e)\n            raise\n",
             "            raise\n"),
     _mutant("a post is half written when memory is full",
