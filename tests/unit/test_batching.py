@@ -1,10 +1,61 @@
-"""Batching: how many events a claim asks for, for each handler thread."""
+"""How many events a claim asks for and how far ahead: tables, and what is learned of handlers."""
 
 import pytest
 
-from dtimer.engine.batching import IN_ADVANCE, Batching
+from dtimer.engine.batching import IN_ADVANCE, Batching, claim_size, next_claim_size
 
 QUICK = 1e-6  # seconds that a handler takes
+
+
+IDLE = {"slots": 6, "demand": 100, "waiting": 0, "batches": 1, "ahead_us": 20_000}
+BACKLOG = IDLE | {"batches": 4}
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        pytest.param(IDLE, (6, 20_000), id="as many as free threads can start, also ahead"),
+        pytest.param(IDLE | {"demand": 2}, (2, 20_000), id="as many as the listeners take"),
+        pytest.param(IDLE | {"demand": 0}, (0, 0), id="no listener"),
+        pytest.param(IDLE | {"slots": 0}, (0, 0), id="no free thread"),
+        pytest.param(IDLE | {"waiting": 4}, (2, 20_000), id="threads are promised"),
+        pytest.param(IDLE | {"waiting": 6}, (6, 0), id="all are promised: only due events"),
+        pytest.param(IDLE | {"waiting": 9}, (6, 0), id="more events wait than threads are free"),
+        pytest.param(IDLE | {"ahead_us": 0}, (6, 0), id="no look-ahead"),
+        pytest.param(BACKLOG, (24, 0), id="a backlog: several batches, and none ahead"),
+        pytest.param(BACKLOG | {"demand": 20}, (20, 0), id="a backlog within the demand"),
+        pytest.param(BACKLOG | {"demand": 20, "waiting": 4}, (8, 0), id="a backlog in the queue"),
+        pytest.param(
+            BACKLOG | {"demand": 7, "waiting": 4}, (3, 0), id="the queue is in the demand"
+        ),
+        pytest.param(BACKLOG | {"slots": 90, "demand": 999}, (100, 0), id="at most 100 a script"),
+    ],
+)
+def test_a_claim_asks_for_what_threads_can_start_soon(case, expected):
+    """Other nodes could start any further event, and cannot while this node has it."""
+    assert expected == claim_size(**case)
+
+
+FULL = {"most": 64, "demand": 100, "limit": 8, "claimed": 8, "waiting": 0}
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        pytest.param(FULL, 16, id="at most twice the last limit"),
+        pytest.param(FULL | {"limit": 80}, 64, id="as many as a thread handles in time"),
+        pytest.param(FULL | {"limit": 80, "waiting": 60}, 4, id="less those that wait"),
+        pytest.param(FULL | {"limit": 80, "waiting": 70}, 0, id="too many wait"),
+        pytest.param(FULL | {"demand": 11}, 3, id="within the demand"),
+        pytest.param(FULL | {"demand": 8}, 0, id="no demand is left"),
+        pytest.param(FULL | {"demand": 5}, 0, id="less demand than before"),
+        pytest.param(FULL | {"most": 0}, 0, id="no backlog of quick events"),
+        pytest.param(FULL | {"most": 999, "limit": 80, "demand": 999}, 100, id="at most 100"),
+    ],
+)
+def test_the_next_claim_of_a_backlog_asks_for_what_a_thread_handles_in_time(case, expected):
+    """Events that wait for longer would be released again."""
+    assert expected == next_claim_size(**case)
 
 
 @pytest.fixture

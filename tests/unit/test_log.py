@@ -317,7 +317,8 @@ class TestContact:
 
     @pytest.fixture
     def contact(self, logged):
-        store = SimpleNamespace(place="redis://…@host", ns="dt")
+        server = SimpleNamespace(place="redis://…@host")
+        store = SimpleNamespace(server=server, ns="dt")
         contact = Contact(store, SimpleNamespace(announce=lambda *what: None), logged.log)
         contact.answered = 2.0
         return contact
