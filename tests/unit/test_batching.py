@@ -1,4 +1,4 @@
-"""How many events a claim asks for and how far ahead: tables, and what is learned of handlers."""
+"""How many events a claim asks for, how far ahead, and the estimate of a handler's duration."""
 
 import pytest
 
