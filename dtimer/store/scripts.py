@@ -44,7 +44,9 @@ Kind = Literal["reads", "idempotent", "once"]
 # The prelude names the first two elements of ARGV.
 _FIRST_ARGUMENT = 3
 
-_ARGUMENT = re.compile(r"--   (\w+)(\.\.\.)? +(number: )?")
+_CODE = re.compile(r"^(?!--)", re.MULTILINE)
+_LINE = re.compile(r"^-- (Kind|Roles|Uses|Later|Commands) +(.+)$", re.MULTILINE)
+_ARGUMENT = re.compile(r"^--   (\w+)(\.\.\.)? +(number: )?", re.MULTILINE)
 
 
 class Argument(NamedTuple):
@@ -67,8 +69,7 @@ class Header:
     kind: Kind
     roles: frozenset[str]
     uses: tuple[str, ...]
-    later: tuple[str, ...]
-    deferred: tuple[str, ...]
+    later: dict[str, str]
     commands: frozenset[str]
     arguments: tuple[Argument, ...]
 
@@ -143,23 +144,20 @@ def verbs() -> list[str]:
 @cache
 def header(name: str) -> Header:
     """Return the header of the verb *name*, or of a part (``parts/`` and its name)."""
-    lines = dict[str, list[str]]()
-    arguments = []
-    for line in texts()[name].splitlines():
-        if not line.startswith("--"):
-            break
-        label, _, rest = line.removeprefix("-- ").partition(" ")
-        lines.setdefault(label, rest.split())
-        if "Arguments" in lines and "Returns" not in lines and (a := _ARGUMENT.match(line)):
-            arguments.append(Argument(a[1], number=bool(a[3]), repeats=bool(a[2])))
+    opening = _CODE.split(texts()[name], maxsplit=1)[0]
+    lines = {label: words.split() for label, words in _LINE.findall(opening)}
+    listed = opening.partition("\n-- Arguments\n")[2].partition("\n-- Returns")[0]
+    later = [function.partition(".") for function in lines.get("Later", ())]
     return Header(
         kind=cast(Kind, " ".join(lines.get("Kind", ()))),
         roles=frozenset(lines.get("Roles", ())),
         uses=_ordered(lines.get("Uses", ())),
-        later=tuple(function.partition(".")[0] for function in lines.get("Later", ())),
-        deferred=tuple(function.partition(".")[2] for function in lines.get("Later", ())),
+        later={part: function for part, _, function in later},
         commands=frozenset(lines.get("Commands", ())),
-        arguments=tuple(arguments),
+        arguments=tuple(
+            Argument(name, number=bool(number), repeats=bool(dots))
+            for name, dots, number in _ARGUMENT.findall(listed)
+        ),
     )
 
 
@@ -200,7 +198,7 @@ def load(name: str) -> Script:
     contract = header(name)
     pieces = _parts(*contract.uses)
     if later := contract.later:
-        returned = f"return {', '.join(contract.deferred)}"
+        returned = f"return {', '.join(later.values())}"
         pieces += ["local function later()", *_parts(*later), returned, "end"]
     pieces = _with_format("\n".join([*pieces, binding(contract.arguments), _with_sections(name)]))
     source = code("\n".join([*_parts("prelude"), *pieces])).encode()
