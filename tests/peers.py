@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from dtimer.model.claims import Claim, ClaimReply, ClaimRequest, Outcome, Settlement, Verdict
+from dtimer.model.schedules import ScheduleSpec, make_spec
 from dtimer.store.store import Entry, Store
 
 LEASE = 30_000
@@ -94,3 +95,25 @@ def post(
     """Post one event with a delay in ms; return True if it was stored."""
     entry = Entry(id, f"+{round(delay * 1000)}", f"{expires},{max_retries}|{payload}")
     return not store.post([entry], policy).kept
+
+
+def definition(id: str = "beat", **options: Any) -> ScheduleSpec:
+    """Return a schedule's specification; every second, unless ``every`` or ``cron`` is given."""
+    defaults = {
+        "every": None if "cron" in options else 1_000,
+        "start": None,
+        "end": None,
+        "count": None,
+        "jitter": 0,
+        "misfire": "coalesce",
+        "overlap": "queue",
+        "max_retries": 3,
+        "payload": "{}",
+    }
+    return make_spec(id, **defaults | options)
+
+
+def add_missing_times(store: Store, reply: ClaimReply) -> None:
+    """Add nominal times to the schedules that need them according to a reply, as a node does."""
+    for schedule in reply.short:
+        store.schedules.add_times(schedule)

@@ -1,7 +1,4 @@
-"""
-The store's administrative verbs: listings, the audit, lease holders, restoring and
-permissions.
-"""
+"""The store's administrative verbs: listings, audit, lease holders, restoring, permissions."""
 
 from __future__ import annotations
 
@@ -32,10 +29,7 @@ class TestListings:
     """All pending events, and all dead letters."""
 
     def test_every_pending_event_is_listed_once_in_due_order(self, sound, now):
-        """
-        Each scheduled event is listed once, in due order, over many pages and with equal due
-        times.
-        """
+        """There may be many pages, and equal due times."""
         for n in range(1_203):
             post(sound, f"e-{n:04d}", n // 700)
         assert [f"e-{n:04d}" for n in range(1_203)] == [e.id for e in AdminStore(sound).waiting()]
@@ -51,10 +45,7 @@ class TestListings:
         assert ["milk"] == [e.id for e in AdminStore(sound).waiting()]
 
     def test_dead_letters_are_listed_from_a_given_one(self, sound, client):
-        """
-        The list begins after a given dead letter. If no letter has that id, the list begins
-        with the given time of death.
-        """
+        """If no letter has the given id, the list begins with the given time of death."""
         for n in range(1_100):
             client.hset(sound.keys.dead, f"d{n:04d}", b"1,failed,0|,3|{}")
             client.zadd(sound.keys.graves, {f"d{n:04d}": 1_000 + n // 2})
@@ -114,14 +105,11 @@ class TestAudit:
 
     @pytest.mark.parametrize(
         ("kind", "what"),
-        [
-            ("body", "no_due"),
-            ("lease", "no_event"),
-            ("dead", "no_grave"),
-            ("due", "no_body"),
-            ("graves", "no_letter"),
-        ],
-    )
+        {
+            "body": "no_due", "lease": "no_event", "dead": "no_grave", "due": "no_body",
+            "graves": "no_letter",
+        }.items(),
+    )  # fmt: skip
     def test_an_entry_without_its_partner_is_named(self, kind, what, store, client):
         """An entry that is in one key and missing in its partner is found and named."""
         key = getattr(store.keys, kind)
@@ -158,7 +146,5 @@ class TestPermissions:
             admin.execute_command("ACL", "SETUSER", "poor", "-zrem", "-hincrby")
         url = tcp_server.url.replace("redis://", "redis://poor:x@")
         store = Store(source(url, 1.0), namespace, timeout=3.0)
-        try:
-            assert {"ZREM", "HINCRBY"} == set(store.server.permissions())
-        finally:
-            store.release()
+        assert {"ZREM", "HINCRBY"} == set(store.server.permissions())
+        store.release()

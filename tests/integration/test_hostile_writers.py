@@ -15,13 +15,12 @@ import uuid
 import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from peers import LEASE, Now, Peer, post
+from peers import LEASE, Now, Peer, definition, post
 from servers import LONGEST_CALL, PATIENCE, PROMPT, eventually
 
 from dtimer import NamespaceCorrupt
 from dtimer.errors import OptionError
 from dtimer.model.claims import Settlement, Verdict
-from dtimer.model.schedules import make_spec
 from dtimer.store.admin import AdminStore
 from dtimer.store.connection.sources import source
 from dtimer.store.keys import Keys
@@ -92,12 +91,8 @@ class World:
         self.node.fail(*self.node.claim(), wait=5_000)
         post(store, "held")
         self.node.claim()
-        rest = {
-            "start": None, "end": None, "count": None, "jitter": 0, "max_retries": 3,
-            "misfire": "coalesce", "overlap": "queue", "payload": "{}",
-        }  # fmt: skip
-        store.schedules.declare(make_spec("tick", every=60_000, **rest))
-        store.schedules.declare(make_spec("tock", cron="*/5 * * * *", tz="Europe/Berlin", **rest))
+        store.schedules.declare(definition("tick", every=60_000))
+        store.schedules.declare(definition("tock", cron="*/5 * * * *", tz="Europe/Berlin"))
         post(store, "soon", 1_000)
         self.next = store.schedules.get("tick").due * 1000
 

@@ -7,12 +7,11 @@ import queue
 import time
 
 import pytest
-from peers import LEASE, Peer, post
+from peers import LEASE, Peer, definition, post
 from servers import PATIENCE, eventually
 
 from dtimer import DTimer
 from dtimer.model.claims import Settlement, Verdict
-from dtimer.model.schedules import make_spec
 from dtimer.store.store import Entry
 
 # In ms: how long before its due time a claim takes an event, and how long before that time the node
@@ -30,20 +29,10 @@ def ids(reply):
     return [claim.id for claim in reply.claims]
 
 
-def every_second(now, payload="{}", *, start=None, misfire="coalesce"):
-    """Return the specification of a schedule named tick that occurs every second."""
-    return make_spec(
-        "tick",
-        every=1_000,
-        start=(now.us if start is None else start) / 1000,
-        end=None,
-        count=None,
-        jitter=0,
-        misfire=misfire,
-        overlap="queue",
-        max_retries=0,
-        payload=payload,
-    )
+def declare_tick(store, start_us, **options):
+    """Declare a schedule that occurs every second, from *start_us* on."""
+    spec = definition("tick", start=start_us / 1000, max_retries=0, **options)
+    assert "new" == store.schedules.declare(spec)
 
 
 class TestLookAheadClaim:
@@ -62,10 +51,7 @@ class TestLookAheadClaim:
         assert ["later"] == ids(node.claim_reply(5, ahead=AHEAD))
 
     def test_one_free_thread_takes_one_event(self, store, node):
-        """
-        A claim for one thread takes the first event, and its reply says when the second is
-        due.
-        """
+        """The reply says when the second event is due."""
         post(store, "one", 5)
         post(store, "two", 40)
         reply = node.claim_reply(1, ahead=AHEAD)
@@ -87,11 +73,8 @@ class TestLookAheadClaim:
         assert ["tea"] == ids(node.claim_reply(1, ahead=AHEAD))
 
     def test_does_not_take_an_occurrence_early(self, store, node, now):
-        """
-        A claim leaves an occurrence until it is due, because misfire and overlap are decided
-        then.
-        """
-        store.schedules.declare(every_second(now, start=now.us + 1_000_000))
+        """Misfire and overlap are decided when the occurrence is due."""
+        declare_tick(store, now.us + 1_000_000)
         now.tick(1_000 - AHEAD / 2)
         reply = node.claim_reply(1, ahead=AHEAD)
         assert ([], 1000 * AHEAD / 2) == (ids(reply), reply.wait_us)
@@ -107,10 +90,7 @@ class TestLookAheadClaim:
         assert [("tea", "expired")] == node.claim_reply(1, ahead=AHEAD).buried
 
     def test_leaves_an_event_with_a_users_id(self, store, node, now):
-        """
-        A claim leaves an event whose id the user chose: until it is due, the user may replace,
-        reschedule or cancel it.
-        """
+        """Until the event is due, the user may replace, reschedule or cancel it."""
         store.post([Entry("tea", "+10000", ",3,n|{}")], "replace")
         reply = node.claim_reply(1, ahead=AHEAD)
         assert ([], 10_000) == (ids(reply), reply.wait_us)
@@ -118,14 +98,11 @@ class TestLookAheadClaim:
         assert ["tea"] == ids(node.claim_reply(1, ahead=AHEAD))
 
     def test_tells_generated_ids_from_users_ids(self, client, namespace, now, node):
-        """
-        A claim takes events with generated ids early, and leaves those whose id the user
-        gave.
-        """
+        """The id alone does not show who chose it."""
         timer = DTimer("poster", client, ns=namespace, now=lambda: now.us / 1000)
         timer.post({}, 10, id="tea")
-        made = timer.post({}, 10)
-        assert [made] == ids(node.claim_reply(5, ahead=AHEAD))
+        generated = timer.post({}, 10)
+        assert [generated] == ids(node.claim_reply(5, ahead=AHEAD))
 
     def test_buries_a_corrupt_event_only_when_it_is_due(self, store, node, client, now):
         """A corrupt event becomes a dead letter when it is due; until then posts may replace it."""
@@ -144,16 +121,11 @@ class TestLookAheadClaim:
     def test_an_occurrence_that_replaces_an_event_is_delivered_with_its_own_payload(
         self, store, node, now
     ):
-        """
-        A claim may create an occurrence with the id of a due event, and so replace that event. The
-        claim then delivers the occurrence, with the payload of the schedule.
-        """
-        store.schedules.declare(every_second(now, '{"old":1}', start=now.us + 1_000_000))
+        """A claim may create an occurrence with the id of a due event, which it so replaces."""
+        declare_tick(store, now.us + 1_000_000, payload='{"old":1}')
         assert f"tick@{now.us}" == store.schedules.run_now("tick")
         store.schedules.remove("tick")
-        store.schedules.declare(
-            every_second(now, '{"new":1}', start=now.us - 5_000_000, misfire="skip")
-        )
+        declare_tick(store, now.us - 5_000_000, payload='{"new":1}', misfire="skip")
         (claim,) = node.claim(3)
         assert (f"tick@{now.us}", {"new": 1}) == (claim.id, json.loads(claim.payload))
 
@@ -163,15 +135,12 @@ class TestLookAheadQueue:
 
     @pytest.mark.parametrize("part", [0.6, 3])
     def test_a_replaced_event_is_not_started(self, make, part):
-        """
-        If the process replaces an event that it keeps, the old event is not started. The new one
-        starts once, when it is due, which may be before or after the old one was due.
-        """
+        """The new event starts once, when it is due, before or after the old one was due."""
         timer = make(look_ahead=1_000, poll_interval=60_000)
         caught = queue.SimpleQueue()
         timer.on("event", lambda events: caught.put((events[0]["n"], time.monotonic())))
-        troubles = []
-        timer.on("error", troubles.append)
+        errors = []
+        timer.on("error", errors.append)
         timer.join()
         old, delay, replaced = 0, 500, 0
         while replaced < 3:
@@ -190,17 +159,14 @@ class TestLookAheadQueue:
             assert old + 1 == n
             old += 2
         assert caught.empty()
-        assert [] == troubles
+        assert [] == errors
 
 
 class TestLookAheadOnDuty:
     """Which node is on duty if nodes claim early."""
 
     def test_the_node_on_duty_claims_half_of_its_look_ahead_early(self, store, node, now):
-        """
-        The reply tells the node on duty when to claim: half of its look-ahead before the event is
-        due. That claim takes the event.
-        """
+        """The reply tells the node when to claim, and that claim takes the event."""
         post(store, "tea", 1_000)
         reply = node.claim_reply(1, ahead=AHEAD)
         assert 1000 * (1_000 - LEAD) == reply.wait_us
@@ -208,10 +174,7 @@ class TestLookAheadOnDuty:
         assert ["tea"] == ids(node.claim_reply(1, ahead=AHEAD))
 
     def test_a_lone_node_stays_on_duty_after_an_early_claim(self, store, node, client):
-        """
-        If no other node is there, the node that claimed early stays on duty for earlier
-        events.
-        """
+        """If no other node is there, the node must hear of earlier events."""
         post(store, "tea", AHEAD)
         assert ["tea"] == ids(node.claim_reply(1, ahead=AHEAD))
         assert [b"a"] == client.zrange(store.keys.roster, 0, -1)
@@ -238,14 +201,11 @@ class TestLookAheadOnDuty:
         ]
 
     def test_an_event_released_early_keeps_its_due_time_and_attempts(self, store, node, now):
-        """
-        An event that a node releases before it is due keeps its due time, and no attempt is
-        charged.
-        """
+        """The release is not an attempt, and the event is not early on another node."""
         post(store, "tea", AHEAD)
         (claim,) = node.claim_reply(1, ahead=AHEAD).claims
         node.claim_reply(0, Settlement(claim.id, claim.token, Verdict.RELEASE))
         assert [] == node.claim()
         now.tick(AHEAD)
-        (again,) = node.claim()
-        assert (1, claim.due_us) == (again.attempt, again.due_us)
+        (released,) = node.claim()
+        assert (1, claim.due_us) == (released.attempt, released.due_us)

@@ -187,6 +187,12 @@ DTimer("n", "localhost:6379")
     the URL scheme is not known; use redis:
 DTimer("n", "http://x")
     the URL scheme 'http' is not known;
+DTimer("n", "redis://localhost:port")
+    cannot be understood
+DTimer("n", "embedded://relative/path")
+    embedded
+DTimer("n", object())
+    must be redis or valkey clients or URLs
 DTimer("n", 42)
     must be redis or valkey clients or URLs, not int
 DTimer("n", AsyncRedis())

@@ -6,19 +6,21 @@ import struct
 import zoneinfo
 
 import pytest
-from peers import Now, Peer
+from peers import Now, Peer, add_missing_times, definition
 
-from dtimer.model.schedules import STORED_TIMES, make_spec
+from dtimer.model.schedules import STORED_TIMES
 
+#: In microseconds.
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
+
 #: 15 January 2027, 0:00 UTC; `Now` begins at 8:00.
 MIDNIGHT = Now().us - 8 * HOUR
 
 
 @pytest.fixture
 def write_table(tmp_path):
-    """Return a function that writes the table of a zone with a given offset from UTC in hours."""
+    """A function: write the table of a zone with an offset from UTC, in hours."""
     paths = zoneinfo.TZPATH
     zoneinfo.reset_tzpath([str(tmp_path), *paths])
     (tmp_path / "Test").mkdir()
@@ -41,15 +43,10 @@ def midnight(now):
     now.us = MIDNIGHT
 
 
-def declare(store, cron="0 9 * * *", **options):
-    """Declare a schedule in the zone of the test, every day at nine by default."""
-    given = {
-        "start": None, "end": None, "count": None, "jitter": 0, "misfire": "coalesce",
-        "overlap": "queue", "max_retries": 3, "payload": "{}",
-    }  # fmt: skip
-    return store.schedules.declare(
-        make_spec("nine", cron=cron, tz="Test/Here", **(given | options))
-    )
+def declare(store, **options):
+    """Declare a schedule in the zone of the test, every day at nine."""
+    spec = definition("nine", cron="0 9 * * *", tz="Test/Here", **options)
+    return store.schedules.declare(spec)
 
 
 def due(store):
@@ -57,18 +54,23 @@ def due(store):
     return [(r.due * 1000 - MIDNIGHT) / HOUR for r in store.upcoming("-inf", "+inf")]
 
 
-def days(node, now, many=3):
+def claim_hourly(node, now, days=3):
     """Claim every hour for some days; return when each occurrence was claimed, in hours."""
-    came = []
-    for _ in range(many * 24):
+    claimed = []
+    for _ in range(days * 24):
         reply = node.claim_reply(10)
-        came += [(claim.claimed_us - MIDNIGHT) / HOUR for claim in reply.claims]
+        claimed += [(claim.claimed_us - MIDNIGHT) / HOUR for claim in reply.claims]
         for claim in reply.claims:
             node.confirm(claim)
-        for schedule in reply.short:
-            node.store.schedules.add_times(schedule)
+        add_missing_times(node.store, reply)
         now.us += HOUR
-    return came
+    return claimed
+
+
+def move_to_eight(store):
+    """Reschedule the pending occurrence, as a user would."""
+    (record,) = store.upcoming("-inf", "+inf")
+    assert store.reschedule(record.id, str(MIDNIGHT + 8 * HOUR))
 
 
 @pytest.mark.parametrize("offsets", [(3, 4), (4, 3)])
@@ -81,14 +83,11 @@ def test_all_nominal_times_follow_the_new_table(store, node, now, write_table, o
     write_table(new)
     assert "changed" == declare(store)
     assert [9 - new] == due(store)
-    assert [day * 24 + 9 - new for day in range(15)] == days(node, now, 15)
+    assert [day * 24 + 9 - new for day in range(15)] == claim_hourly(node, now, 15)
 
 
 def test_an_unchanged_table_changes_nothing(store, now, write_table, client):
-    """
-    A process that starts later computes later times. The times that both know are equal, so the
-    declaration changes nothing.
-    """
+    """A process that starts later computes later times; those that both know are equal."""
     write_table(3)
     declare(store)
     for _ in range(STORED_TIMES + 3):
@@ -102,49 +101,39 @@ def test_an_unchanged_table_changes_nothing(store, now, write_table, client):
 @pytest.mark.parametrize("change", [1_805_007_600, 1_825_567_200], ids=["spring", "autumn"])
 def test_a_daylight_saving_change_is_not_a_new_table(store, node, now, cron, change):
     """The same table gives the same times from any moment, even around a daylight saving change."""
-    beat = make_spec(
-        "nine", cron=cron, tz="America/New_York", start=None, end=None, count=None, jitter=0,
-        misfire="coalesce", overlap="queue", max_retries=3, payload="{}",
-    )  # fmt: skip
+    spec = definition("nine", cron=cron, tz="America/New_York")
     now.us = change * 1_000_000 - 9 * HOUR
-    assert "new" == store.schedules.declare(beat)
+    assert "new" == store.schedules.declare(spec)
     for _ in range(40):
         now.us += HOUR // 2
         reply = node.claim_reply(10)
         for claim in reply.claims:
             node.confirm(claim)
-        for schedule in reply.short:
-            store.schedules.add_times(schedule)
-        assert "same" == store.schedules.declare(beat)
+        add_missing_times(store, reply)
+        assert "same" == store.schedules.declare(spec)
 
 
 def test_an_occurrence_that_came_by_the_old_table_does_not_come_again(
     store, node, now, write_table
 ):
-    """
-    Today's occurrence came at five. By the new table it would be due at six, and it does not come
-    again.
-    """
+    """Today's occurrence was claimed at five. By the new table it would be due at six."""
     write_table(4)
     declare(store)
     now.us += 5 * HOUR
     node.confirm(node.claim()[0])
     write_table(3)
     assert "changed" == declare(store)
-    assert [24 + 6, 48 + 6] == days(node, now)
+    assert [24 + 6, 48 + 6] == claim_hourly(node, now)
 
 
 def test_a_due_occurrence_stays(store, node, now, write_table):
-    """
-    An occurrence that is due and not claimed yet is delivered once, and not again an hour
-    later.
-    """
+    """An occurrence that is due and not claimed yet is not delivered again an hour later."""
     write_table(4)
     declare(store)
     now.us += 5 * HOUR
     write_table(3)
     assert "changed" == declare(store)
-    assert [5, 24 + 6, 48 + 6] == days(node, now)
+    assert [5, 24 + 6, 48 + 6] == claim_hourly(node, now)
 
 
 def test_an_occurrence_whose_new_time_is_past_comes_at_the_old_time(store, node, now, write_table):
@@ -155,7 +144,7 @@ def test_an_occurrence_whose_new_time_is_past_comes_at_the_old_time(store, node,
     write_table(4)
     assert "changed" == declare(store)
     assert [6] == due(store)
-    assert [6.5, 24 + 5.5, 48 + 5.5] == days(node, now)
+    assert [6.5, 24 + 5.5, 48 + 5.5] == claim_hourly(node, now)
 
 
 @pytest.mark.parametrize("offsets", [(3, 4), (4, 3)])
@@ -166,12 +155,11 @@ def test_a_rescheduled_occurrence_stays_where_the_user_put_it(
     old, new = offsets
     write_table(old)
     declare(store)
-    (record,) = store.upcoming("-inf", "+inf")
-    assert store.reschedule(record.id, str(MIDNIGHT + 8 * HOUR))
+    move_to_eight(store)
     write_table(new)
     assert "changed" == declare(store)
     assert [8] == due(store)
-    assert [8, 24 + 9 - new, 48 + 9 - new] == days(node, now)
+    assert [8, 24 + 9 - new, 48 + 9 - new] == claim_hourly(node, now)
 
 
 @pytest.mark.parametrize(
@@ -180,10 +168,7 @@ def test_a_rescheduled_occurrence_stays_where_the_user_put_it(
     ids=["came by the old table", "comes by the old table", "moved by the user"],
 )
 def test_the_same_table_declared_twice_changes_nothing(store, node, now, write_table, case):
-    """
-    The second declaration has a time that the first has dropped. That must not count as a
-    change.
-    """
+    """A time that only the first declaration has dropped must not count as a change."""
     offsets, hours, claims, move = case
     write_table(offsets[0])
     declare(store)
@@ -191,8 +176,7 @@ def test_the_same_table_declared_twice_changes_nothing(store, node, now, write_t
     if claims:
         node.confirm(node.claim()[0])
     if move:
-        (record,) = store.upcoming("-inf", "+inf")
-        assert store.reschedule(record.id, str(MIDNIGHT + 8 * HOUR))
+        move_to_eight(store)
     write_table(offsets[1])
     assert "changed" == declare(store)
     before = due(store)
@@ -201,10 +185,7 @@ def test_the_same_table_declared_twice_changes_nothing(store, node, now, write_t
 
 
 def test_a_jittered_occurrence_moves(store, now, write_table):
-    """
-    A pending occurrence that is delayed by jitter counts as pending at its scheduled time, so it
-    moves.
-    """
+    """An occurrence that is delayed by jitter counts as pending at its scheduled time."""
     write_table(3)
     declare(store, jitter=600_000)
     assert [6] != due(store)
@@ -215,10 +196,7 @@ def test_a_jittered_occurrence_moves(store, now, write_table):
 
 
 def test_a_paused_schedule_follows_the_new_table_when_resumed(store, write_table):
-    """
-    A paused schedule has no pending occurrence. After it is resumed, it follows the new
-    table.
-    """
+    """A paused schedule has no pending occurrence that could move."""
     write_table(3)
     declare(store)
     store.schedules.pause("nine", on=True)
@@ -235,7 +213,7 @@ def test_a_limited_count_stays_the_same(store, node, now, write_table):
     declare(store, count=2)
     write_table(4)
     assert "changed" == declare(store, count=2)
-    assert [5, 24 + 5] == days(node, now, 5)
+    assert [5, 24 + 5] == claim_hourly(node, now, 5)
 
 
 def test_the_last_of_alternating_declarations_applies(store, node, now, write_table):
@@ -243,9 +221,9 @@ def test_the_last_of_alternating_declarations_applies(store, node, now, write_ta
     write_table(3)
     declare(store)
     Peer(store, "another")
-    came = []
-    for ahead in (4, 3, 4):
-        write_table(ahead)
+    claimed = []
+    for offset in (4, 3, 4):
+        write_table(offset)
         assert "changed" == declare(store)
-        came += days(node, now, 1)
-    assert [5, 24 + 6, 48 + 5] == came
+        claimed += claim_hourly(node, now, 1)
+    assert [5, 24 + 6, 48 + 5] == claimed

@@ -16,31 +16,32 @@ from dtimer import DTimer, LeaseLost, StateRollback, StoreError
 from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 
+#: The namespace on the server of the test.
 NS = "outage"
 
 
 @pytest.fixture
-def own():
+def own_server():
     """A server for one test to damage, which keeps acknowledged data."""
     with Server(appendonly=True) as server:
         yield server
 
 
 @pytest.fixture
-def asked(own):
+def patient_client(own_server):
     """A client of that server that survives the outages of the test."""
-    with own.client(retry_on_error=[ConnectionError]) as client:
+    with own_server.client(retry_on_error=[ConnectionError]) as client:
         yield client
 
 
 @pytest.fixture
-def node(own):
+def node(own_server):
     """A node on that server that detects a fault quickly and leaves nothing behind."""
     before = descriptors()
-    timer = DTimer("node", own.url, ns=NS, timeout=3_000, poll_interval=200)
+    timer = DTimer("node", own_server.url, ns=NS, timeout=3_000, poll_interval=200)
     yield timer
     timer.leave(0)
-    with own.client() as client:
+    with own_server.client() as client:
         assert_sound(client, Keys.of(NS))
         assert [] == client.hvals(Keys.of(NS).nodes)
         # Only this client is connected.
@@ -61,18 +62,14 @@ class TestServerGone:
     """The server is killed or loses its data."""
 
     @pytest.mark.fault("F19")
-    def test_a_node_recovers_from_a_restart_of_the_server(self, node, own):
-        """
-        A killed server is reported once, by 'disconnected' and one 'error'. Soon after the restart
-        the node is connected again, and acknowledged events are delivered.
-        """
-        caught, errors, gone, back = (
-            Catch(node, name) for name in ("event", "error", "disconnected", "connected")
-        )
+    def test_a_node_recovers_from_a_restart_of_the_server(self, node, own_server):
+        """The outage is reported once. Soon after the restart, events are delivered again."""
+        caught, errors = Catch(node, "event"), Catch(node, "error")
+        gone, back = Catch(node, "disconnected"), Catch(node, "connected")
         with joined(node):
             back.next()
             node.post({"n": 1}, 2_000)
-            own.kill9()
+            own_server.kill9()
             assert isinstance(gone.next(), Exception)
             assert isinstance(errors.next(), StoreError)
             health = node.health()
@@ -80,11 +77,11 @@ class TestServerGone:
             assert health.joined
             assert health.error
             # After several more attempts by both threads, nothing else must be reported.
-            tries = _count(node._store, "start_claim"), _count(node._store, "subscription")
-            eventually(lambda: all(len(made) > 3 for made in tries))
+            attempts = [_recorded(node._store, name) for name in ("start_claim", "subscription")]
+            eventually(lambda: all(len(calls) > 3 for calls in attempts))
             assert gone.empty()
             assert errors.empty()
-            own.start()
+            own_server.start()
             began = time.monotonic()
             back.next()
             assert time.monotonic() - began < PROMPT
@@ -97,55 +94,49 @@ class TestServerGone:
         assert back.empty()
 
     @pytest.mark.fault("F19")
-    def test_a_handler_that_runs_through_an_outage_is_confirmed(self, node, own):
-        """
-        A handler that runs during an outage keeps its event if the lease has not ended. Its return
-        is recorded after the restart.
-        """
+    def test_a_handler_that_runs_through_an_outage_is_confirmed(self, node, own_server):
+        """The event stays its own while the lease lasts, and its return is recorded afterwards."""
         node.on("error", lambda _: None)
         gone = Catch(node, "disconnected")
         handler = Gated(node)
         with joined(node):
             id = node.post({})
             handler.begun()
-            own.kill9()
+            own_server.kill9()
             gone.next()
             handler.go_on()
             handler.ended()
-            own.start()
+            own_server.start()
             eventually(lambda: node.peek(id) is None)
             assert 1 == node.stats().totals["started"]
             assert 1 == node.stats().totals["confirmed"]
 
     @pytest.mark.fault("F09")
-    def test_leave_without_a_server_returns(self, node, own):
+    def test_leave_without_a_server_returns(self, node, own_server):
         """If the server is gone, leave() still returns within a bounded time."""
         node.on("error", lambda _: None)
         node.on("event", lambda _: None)
         with joined(node):
-            own.kill9()
+            own_server.kill9()
             began = time.monotonic()
             node.leave()
             assert time.monotonic() - began < PROMPT
             assert not node.joined
             assert [] == threads()
-        own.start()
-        with own.client() as client:
+        own_server.start()
+        with own_server.client() as client:
             # The node could not unregister; it would be forgotten after a minute.
             client.flushall()
 
     @pytest.mark.fault("F21")
-    def test_an_event_flushed_while_its_handler_runs_is_a_lost_lease(self, node, asked):
-        """
-        If an event is lost while its handler runs, a lost lease is reported. The handler's work is
-        not recorded.
-        """
+    def test_an_event_flushed_while_its_handler_runs_is_a_lost_lease(self, node, patient_client):
+        """The handler's work is not recorded."""
         lost, errors = Catch(node, "lease_lost"), Catch(node, "error")
         handler = Gated(node)
         with joined(node):
             id = node.post({})
             handler.begun()
-            asked.flushall()
+            patient_client.flushall()
             handler.go_on()
             assert id == lost.next().id
             # A poll may report before this that all data are gone.
@@ -155,17 +146,17 @@ class TestServerGone:
             assert node.peek(id) is None
 
 
-def _count(thing, name):
-    """Count the calls of a method from now on, in the list that is returned."""
-    made = []
-    method = getattr(thing, name)
+def _recorded(store, name):
+    """Return a list that gets the arguments of each call of a method from now on."""
+    calls = []
+    method = getattr(store, name)
 
-    def counted(*arguments):
-        made.append(arguments)
+    def call(*arguments):
+        calls.append(arguments)
         return method(*arguments)
 
-    setattr(thing, name, counted)
-    return made
+    setattr(store, name, call)
+    return calls
 
 
 class TestNetwork:
@@ -173,10 +164,7 @@ class TestNetwork:
 
     @pytest.mark.fault("F12")
     def test_a_node_in_a_black_hole_notices_and_can_leave(self, make, proxy):
-        """
-        A node whose connections get no answer notices within its timeout, and its leave() returns
-        within a bounded time. Another node gets its event when the lease has ended.
-        """
+        """Another node gets the event of the cut-off node when the lease has ended."""
         timer = make("lost", proxy.url, timeout=300, lease=600)
         other = make("other", poll_interval=50)
         handler = Gated(timer)
@@ -207,59 +195,51 @@ class TestNetwork:
 
     @pytest.mark.fault("F01")
     def test_a_lost_reply_does_not_cost_the_subscription(self, make, proxy, server):
-        """
-        An echo is published with a claim. If the reply to that claim is lost, the echo still
-        arrived, so the node must not replace its subscription.
-        """
+        """The echo of a claim arrives although the reply is lost, so the subscription works."""
         timer = DTimer("node", proxy.url, server.url, ns=make().ns, timeout=3_000, poll_interval=50)
-        caught = Catch(timer, "error")
+        errors = Catch(timer, "error")
         timer.on("event", lambda _: None)
         with joined(timer):
-            made = _count(timer._store, "subscription")
-            claims = _count(timer._store, "start_claim")
+            subscriptions = _recorded(timer._store, "subscription")
+            claims = _recorded(timer._store, "start_claim")
             for _ in range(3):
-                seen = len(claims)
-                _hold_for_echo(timer, proxy, claims)
-                eventually(lambda seen=seen: len(claims) > seen + 10)
+                before = len(claims)
+                _drop_reply_to_echo(timer, proxy)
+                eventually(lambda before=before: len(claims) > before + 10)
             eventually(lambda: timer.health().ok)
-        assert [] == made
-        assert all("wakes" not in str(e) for e in iter(lambda: _next(caught), None))
+        assert [] == subscriptions
+        while not errors.empty():
+            assert "wakes" not in str(errors.next())
 
 
-def _next(caught):
-    return None if caught.empty() else caught.next()
-
-
-def _hold_for_echo(timer, proxy, claims):
+def _drop_reply_to_echo(timer, proxy):
     """Drop the reply of the next claim that requests an echo."""
     store = timer._store
-    ask = store.start_claim
+    start_claim = store.start_claim
     dropped = threading.Event()
 
-    def look(incarnation, request, lease_us):
+    def drop_reply_and_claim(incarnation, request, lease_us):
         if request.echo and not dropped.is_set():
             dropped.set()
             proxy.drop_reply_once(f"{incarnation}:{request.seq}".encode())
-        return ask(incarnation, request, lease_us)
+        return start_claim(incarnation, request, lease_us)
 
-    store.start_claim = look
+    store.start_claim = drop_reply_and_claim
     assert dropped.wait(PATIENCE)
     assert proxy.wait_dropped()
-    store.start_claim = ask
-    assert claims
+    store.start_claim = start_claim
 
 
-def test_burying_an_event_out_of_memory_is_not_an_outage(node, own, asked):
+def test_burying_an_event_out_of_memory_is_not_an_outage(node, own_server, patient_client):
     """A node can bury an event while Redis is out of memory, and reports no outage."""
-    said, dead = [], Catch(node, "dead")
-    node.on("disconnected", said.append)
+    gone, dead = Catch(node, "disconnected"), Catch(node, "dead")
     node.on("event", lambda events: 1 / 0)
     node.join()
     node.post({}, 100, id="a", max_retries=0)
-    asked.config_set("maxmemory", 1)
+    patient_client.config_set("maxmemory", 1)
     assert "a" == dead.next().id
     # The burial is emitted before the dead letters are counted, so wait for a later claim.
     buried = time.monotonic()
     eventually(lambda: node.health().claim_age_ms < (time.monotonic() - buried) * 1000)
-    asked.config_set("maxmemory", 0)
-    assert [] == said
+    patient_client.config_set("maxmemory", 0)
+    assert gone.empty()

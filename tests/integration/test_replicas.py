@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
+from background import in_thread
 from proxy import Proxy
 from redis import Redis
-from servers import PROMPT, Server, eventually
+from servers import PATIENCE, PROMPT, Server, eventually
 
 from dtimer import DTimer, EventExists, NotReplicated, OptionError, StoreError
 from dtimer.testing import Catch
 
-LATER = 4_000_000_000_000
+#: A due time after any test, in ms since the epoch.
+FAR_FUTURE = 4_000_000_000_000
 NS = "replicas"
 
 
@@ -44,168 +45,164 @@ def proxy(master):
 
 
 @pytest.fixture
-def post(master, link, replica):
-    """Return a function that makes posting timers; the replica is in sync at first."""
+def make(master, link, replica):
+    """A function: make a timer that posts. The replica is in sync at first."""
     link.heal()
     with master.client() as client:
         client.flushall()
         eventually(lambda: client.wait(1, 1000) == 1)
-    made = []
+    timers = []
 
-    def build(url=master.url, **options):
-        timer = DTimer("poster", url, **{"ns": NS, "timeout": 600} | options)
-        made.append(timer)
-        return timer
+    def make(url=master.url, **options):
+        timers.append(DTimer("poster", url, **{"ns": NS, "timeout": 600} | options))
+        return timers[-1]
 
-    yield build
+    yield make
     link.heal()
-    for timer in made:
+    for timer in timers:
         timer.leave()
+
+
+@pytest.fixture
+def cut_off(link):
+    """A function: make the replica unreachable after a timer has posted an event."""
+
+    def cut_off(timer):
+        timer.post({}, at=FAR_FUTURE)
+        link.blackhole()
+
+    return cut_off
 
 
 class TestHealthy:
     """The replica is connected."""
 
-    def test_a_post_returns_after_the_replica_has_it(self, post, replica):
+    def test_a_post_returns_after_the_replica_has_it(self, make, replica):
         """When the call returns, the event is on the replica."""
-        id = post(timeout=5_000).post({"n": 1}, at=LATER, wait_replicas=1)
+        id = make(timeout=5_000).post({"n": 1}, at=FAR_FUTURE, wait_replicas=1)
         with replica.client() as copy:
             assert copy.zscore(f"dtimer:{{{NS}}}:due", id) is not None
 
-    def test_many_posts_return_after_the_replica_has_them(self, post, replica):
+    def test_many_posts_return_after_the_replica_has_them(self, make, replica):
         """When post_many returns after several round trips, all events are on the replica."""
-        ids = post(timeout=5_000).post_many(([{}, 10_000_000],) * 1_200, wait_replicas=1)
+        ids = make(timeout=5_000).post_many(([{}, 10_000_000],) * 1_200, wait_replicas=1)
         with replica.client() as copy:
             there = {id.decode() for id in copy.zrange(f"dtimer:{{{NS}}}:due", 0, -1)}
         assert set(ids) == there
 
-    def test_the_timers_option_applies_to_each_post(self, post, link):
+    def test_the_timers_option_applies_to_each_post(self, make, link):
         """The timer's option applies to each post that does not override it."""
-        timer = post(wait_replicas=1)
-        assert timer.post({}, at=LATER)
+        timer = make(wait_replicas=1)
+        assert timer.post({}, at=FAR_FUTURE)
         link.blackhole()
         with pytest.raises(NotReplicated):
-            timer.post({}, at=LATER)
+            timer.post({}, at=FAR_FUTURE)
         with pytest.raises(NotReplicated):
             timer.post_many([({}, 10_000_000)])
-        assert timer.post({}, at=LATER, wait_replicas=0)
+        assert timer.post({}, at=FAR_FUTURE, wait_replicas=0)
 
 
 class TestUnreplicated:
     """The replica does not answer."""
 
-    def test_an_unreplicated_post_is_named_in_the_error(self, post, link, client):
+    def test_an_unreplicated_post_is_named_in_the_error(self, make, client, cut_off):
         """The event is posted. The error names it and the number of replicas that have it."""
-        timer = post()
-        timer.post({}, at=LATER)
-        link.blackhole()
+        timer = make()
+        cut_off(timer)
         began = time.monotonic()
         with pytest.raises(NotReplicated, match="'tea' is posted, but only 0 of 1") as raised:
-            timer.post({"n": 1}, at=LATER, id="tea", wait_replicas=1)
+            timer.post({"n": 1}, at=FAR_FUTURE, id="tea", wait_replicas=1)
         assert time.monotonic() - began < PROMPT
         assert (["tea"], 1, 0) == (raised.value.ids, raised.value.wanted, raised.value.acknowledged)
         assert {"n": 1} == timer.peek("tea").event
 
-    def test_the_replicas_that_have_it_are_counted(self, post):
+    def test_the_replicas_that_have_it_are_counted(self, make):
         """If more replicas are requested than exist, the error counts those that have the event."""
         with pytest.raises(NotReplicated) as raised:
-            post().post({}, at=LATER, wait_replicas=2)
+            make().post({}, at=FAR_FUTURE, wait_replicas=2)
         assert 1 == raised.value.acknowledged
 
-    def test_posting_again_after_the_link_is_restored(self, post, link):
+    def test_posting_again_after_the_link_is_restored(self, make, link, cut_off):
         """Posting the same id again waits again, and does not add a second event."""
-        timer = post()
-        timer.post({}, at=LATER)
-        link.blackhole()
+        timer = make()
+        cut_off(timer)
         with pytest.raises(NotReplicated) as raised:
-            timer.post({}, at=LATER, wait_replicas=1)
+            timer.post({}, at=FAR_FUTURE, wait_replicas=1)
         link.heal()
         (id,) = raised.value.ids
-        timer.post({}, at=LATER, id=id, wait_replicas=1)
+        timer.post({}, at=FAR_FUTURE, id=id, wait_replicas=1)
         assert 2 == timer.stats().scheduled
 
-    def test_a_post_with_a_lost_reply_still_waits(self, post, link, proxy):
+    def test_a_post_with_a_lost_reply_still_waits(self, make, proxy, cut_off):
         """
         The post is sent again on a new connection, which has written nothing, so WAIT alone would
         count every replica. The post still waits, and is stored once.
         """
-        timer = post(url=proxy.url)
-        timer.post({}, at=LATER)
-        link.blackhole()
+        timer = make(url=proxy.url)
+        cut_off(timer)
         proxy.drop_reply_once(b"EVALSHA")
         with pytest.raises(NotReplicated) as raised:
-            timer.post({}, at=LATER, wait_replicas=1)
+            timer.post({}, at=FAR_FUTURE, wait_replicas=1)
         assert proxy.wait_dropped()
         assert 0 == raised.value.acknowledged
         assert 2 == timer.stats().totals["posted"]
 
-    def test_a_post_with_a_lost_reply_still_waits_out_of_memory(self, post, link, proxy, master):
+    def test_a_post_with_a_lost_reply_still_waits_out_of_memory(self, make, proxy, master, cut_off):
         """The same applies if the server is out of memory by then: the post was stored before."""
-        timer = post(url=proxy.url, timeout=2_000)
-        timer.post({}, at=LATER)
-        link.blackhole()
+        timer = make(url=proxy.url, timeout=2_000)
+        cut_off(timer)
         # Keep the connection open: the next attempt starts only when this one times out.
         proxy.drop_reply_once(b"EVALSHA", close=False)
-        caught = []
-
-        def act():
-            with pytest.raises(NotReplicated) as raised:
-                timer.post({}, at=LATER, wait_replicas=1)
-            caught.append(raised.value)
-
-        thread = threading.Thread(target=act)
-        thread.start()
+        posting = in_thread(lambda: timer.post({}, at=FAR_FUTURE, wait_replicas=1))
         assert proxy.wait_dropped()
         master.configure(maxmemory=1)
-        try:
-            thread.join()
-        finally:
-            master.configure(maxmemory=0)
-        assert [0] == [error.acknowledged for error in caught]
+        with pytest.raises(NotReplicated) as raised:
+            posting.result(PATIENCE)
+        master.configure(maxmemory=0)
+        assert 0 == raised.value.acknowledged
 
-    def test_a_lost_wait_is_repeated(self, post, link, proxy):
+    def test_a_lost_wait_is_repeated(self, make, link, proxy):
         """If the connection breaks during WAIT, the call reconnects and waits again."""
-        timer = post(url=proxy.url, timeout=2_000)
-        timer.post({}, at=LATER)
+        timer = make(url=proxy.url, timeout=2_000)
+        timer.post({}, at=FAR_FUTURE)
         proxy.drop_reply_once(b"WAIT")
-        timer.post({}, at=LATER, wait_replicas=1)
+        timer.post({}, at=FAR_FUTURE, wait_replicas=1)
         assert proxy.wait_dropped()
         assert 2 == timer.stats().totals["posted"]
 
-    def test_a_user_who_may_not_wait_is_told_that_the_event_is_posted(self, post, master):
+    def test_a_user_who_may_not_wait_is_told_that_the_event_is_posted(self, make, master):
         """If the user may not run WAIT, the error says so and that the event is posted."""
         with master.client() as client:
             client.execute_command("ACL", "SETUSER", "default", "-wait")
             try:
                 with pytest.raises(NotReplicated) as raised:
-                    post().post({}, at=LATER, id="tea", wait_replicas=1)
+                    make().post({}, at=FAR_FUTURE, id="tea", wait_replicas=1)
             finally:
                 client.execute_command("ACL", "SETUSER", "default", "+wait")
         assert isinstance(raised.value.__cause__, StoreError)
-        assert post().peek("tea")
+        assert make().peek("tea")
 
-    def test_a_refused_post_is_refused_without_waiting(self, post, link):
+    def test_a_refused_post_is_refused_without_waiting(self, make, link):
         """A post that is refused raises EventExists, whether the replicas answer or not."""
-        timer = post()
-        timer.post({}, at=LATER, id="tea")
+        timer = make()
+        timer.post({}, at=FAR_FUTURE, id="tea")
         link.blackhole()
         with pytest.raises(EventExists):
-            timer.post({}, at=LATER, id="tea", if_exists="error", wait_replicas=1)
+            timer.post({}, at=FAR_FUTURE, id="tea", if_exists="error", wait_replicas=1)
 
-    def test_post_many_stops_after_the_first_unreplicated_chunk(self, post, link):
+    def test_post_many_stops_after_the_first_unreplicated_chunk(self, make, cut_off):
         """post_many stops after the first round trip that is not replicated."""
-        timer = post()
-        timer.post({}, at=LATER)
-        link.blackhole()
+        timer = make()
+        cut_off(timer)
         with pytest.raises(NotReplicated, match="500 events are posted") as raised:
             timer.post_many([({}, 10_000_000)] * 1_200, wait_replicas=1)
         assert 500 == len(raised.value.ids)
         assert ["post_many had posted 0 events before"] == raised.value.__notes__
         assert 501 == timer.stats().scheduled
 
-    def test_a_node_whose_posts_wait_receives_events(self, post, link):
+    def test_a_node_whose_posts_wait_receives_events(self, make, link):
         """A node receives events while its posts wait for replicas."""
-        timer = post(poll_interval=50, wait_replicas=1)
+        timer = make(poll_interval=50, wait_replicas=1)
         events = Catch(timer, "event")
         with timer:
             timer.post({"n": 1})
@@ -219,17 +216,17 @@ class TestUnreplicated:
 class TestRefused:
     """Waiting that cannot work is refused before any event is posted."""
 
-    def test_waiting_in_a_pipeline_is_refused(self, post, master):
+    def test_waiting_in_a_pipeline_is_refused(self, make, master):
         """A post in a pipeline cannot wait, because the caller executes the pipeline."""
-        timer = post()
+        timer = make()
         with master.client() as client, pytest.raises(OptionError, match="pipe"):
             timer.post({}, pipe=client.pipeline(), wait_replicas=1)
 
-    def test_a_waiting_timer_does_not_wait_in_a_pipeline(self, post, master):
+    def test_a_waiting_timer_does_not_wait_in_a_pipeline(self, make, master):
         """If waiting is the timer's default, a post in a pipeline does not wait."""
-        timer = post(wait_replicas=1)
+        timer = make(wait_replicas=1)
         with master.client() as client, client.pipeline() as pipe:
-            timer.post({}, at=LATER, pipe=pipe, id="tea")
+            timer.post({}, at=FAR_FUTURE, pipe=pipe, id="tea")
             pipe.execute()
         assert timer.peek("tea")
 
@@ -247,9 +244,9 @@ class TestRefused:
             DTimer("node", fakeredis.FakeRedis(), wait_replicas=1)
 
     @pytest.mark.parametrize("value", [-1, 101, 1.0, True, "1"])
-    def test_an_invalid_number_of_replicas_is_refused(self, post, value):
+    def test_an_invalid_number_of_replicas_is_refused(self, make, value):
         """The number of replicas must be a small whole number, for a post and for a timer."""
         with pytest.raises(OptionError, match="wait_replicas"):
-            post().post({}, wait_replicas=value)
+            make().post({}, wait_replicas=value)
         with pytest.raises(OptionError, match="wait_replicas"):
             DTimer("node", Redis(), wait_replicas=value)

@@ -8,13 +8,13 @@ this time in the key ``promise``. The test moves the time.
 from __future__ import annotations
 
 import pytest
-from peers import Peer, post
+from peers import Peer, definition, post
 from servers import PATIENCE
 
-from dtimer.model.schedules import make_spec
 from dtimer.store.store import Entry
 
-GRACE = 50  # ms, as in the Lua part that wakes a node
+#: The time in ms within which a woken node must claim, as in the Lua part that wakes a node.
+GRACE = 50
 
 
 class Wakes:
@@ -107,10 +107,7 @@ def test_duty_rotates(store, trio, wakes, now):
 
 
 def test_the_earliest_of_several_posts_decides(store, trio, wakes, policy):
-    """
-    If events are posted together, the earliest decides whether to wake, at any position
-    among them.
-    """
+    """Events that are posted together wake a node for the earliest, at any position."""
     post(store, "tea", 1_000)
     trio[0].claim_reply()
     wakes.heard()
@@ -147,10 +144,7 @@ def test_events_are_not_reserved_if_there_are_more_than_nodes(store, trio):
 
 @pytest.mark.parametrize("key", ["promise", "roster"])
 def test_no_event_is_reserved_for_an_unknown_node(store, client, now, key, policy):
-    """
-    No event is reserved for a name that is not registered, even if it is on the roster or among the
-    expected nodes. The node that polls gets the event, even if there are a thousand such names.
-    """
+    """The node that polls gets the event, even if a thousand unregistered names are listed."""
     node = Peer(store, "node")
     node.claim_reply()
     score = now.us if key == "promise" else 0
@@ -239,11 +233,7 @@ def test_resume_wakes_for_events_that_became_due(store, trio, wakes):
 
 def test_cancelling_wakes_for_an_occurrence_that_waited(store, trio, wakes, now):
     """If an occurrence waits for the previous one and that one is cancelled, a node is woken."""
-    definition = make_spec(
-        "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="coalesce",
-        overlap="queue", max_retries=3, payload="{}",
-    )  # fmt: skip
-    store.schedules.declare(definition)
+    store.schedules.declare(definition())
     now.tick(1_000)
     (first,) = trio[0].claim()
     trio[0].fail(first, wait=60_000)
@@ -256,15 +246,8 @@ def test_cancelling_wakes_for_an_occurrence_that_waited(store, trio, wakes, now)
 
 
 def test_cancelling_wakes_for_the_next_occurrence(store, trio, wakes):
-    """
-    Cancelling an occurrence that had been rescheduled far ahead brings the next one closer, so a
-    node is woken.
-    """
-    definition = make_spec(
-        "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="coalesce",
-        overlap="queue", max_retries=3, payload="{}",
-    )  # fmt: skip
-    store.schedules.declare(definition)
+    """Cancelling an occurrence that was moved far ahead brings the next one closer."""
+    store.schedules.declare(definition())
     (pending,) = store.upcoming("-inf", "+inf")
     store.reschedule(pending.id, "+60000000")
     trio[0].claim_reply()
@@ -274,15 +257,8 @@ def test_cancelling_wakes_for_the_next_occurrence(store, trio, wakes):
 
 
 def test_a_node_claims_again_at_once_if_nothing_is_reserved(store, trio, now):
-    """
-    If no other node was woken, a node with free threads claims again at once. It gets the next of
-    several missed occurrences, or the events that did not fit into the last claim.
-    """
-    definition = make_spec(
-        "beat", every=1_000, start=None, end=None, count=None, jitter=0, misfire="all",
-        overlap="allow", max_retries=3, payload="{}",
-    )  # fmt: skip
-    store.schedules.declare(definition)
+    """Further missed occurrences, or events that did not fit into the last claim, are waiting."""
+    store.schedules.declare(definition(misfire="all", overlap="allow"))
     for node in trio:
         node.claim_reply()
     now.tick(3_500)

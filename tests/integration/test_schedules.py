@@ -6,13 +6,13 @@ import itertools
 from datetime import UTC, datetime
 
 import pytest
-from peers import LEASE, Now, Peer, post
+from peers import LEASE, Now, Peer, add_missing_times, definition, post
 from soundness import assert_sound
 
 from dtimer.errors import OptionError
 from dtimer.model.claims import Outcome, Settlement, Verdict
 from dtimer.model.records import Cancelled, State
-from dtimer.model.schedules import MOST_COMPUTED, make_spec
+from dtimer.model.schedules import MOST_COMPUTED
 from dtimer.store.connection.sources import source
 from dtimer.store.namespace import Namespace
 from dtimer.store.store import Store
@@ -25,24 +25,8 @@ START_MS = START / 1_000
 DAY_MS = 86_400_000
 
 
-def definition(id="beat", **options):
-    """Return a schedule's specification; every second, unless ``every`` or ``cron`` is given."""
-    defaults = {
-        "every": None if "cron" in options else 1_000,
-        "start": None,
-        "end": None,
-        "count": None,
-        "jitter": 0,
-        "misfire": "coalesce",
-        "overlap": "queue",
-        "max_retries": 3,
-        "payload": '{"n":1}',
-    }
-    return make_spec(id, **(defaults | options))
-
-
 def declare(store, id="beat", **options):
-    return store.schedules.declare(definition(id, **options))
+    return store.schedules.declare(definition(id, **{"payload": '{"n":1}'} | options))
 
 
 def first_occurrence(node, now, seconds, **options):
@@ -70,11 +54,6 @@ def nominals(claims):
 def each_minute(first, last):
     """Return the nominal times from the *first* to the *last* minute, in seconds."""
     return [60 * minute for minute in range(first, last + 1)]
-
-
-def add_missing_times(store, reply):
-    for name in reply.short:
-        store.schedules.add_times(name)
 
 
 def serve(peer):

@@ -40,10 +40,7 @@ class TestClaim:
         assert ["b"] == ids(node.claim(9))
 
     def test_asks_for_the_next_claim_at_once_if_events_did_not_fit(self, store, node):
-        """
-        If a due event did not fit, the node claims again at once and does not wait for a
-        wake.
-        """
+        """Otherwise a due event that did not fit would wait for a wake."""
         for id in "abc":
             large(store, id)
         assert 0 == node.claim_reply(9).wait_us
@@ -65,43 +62,32 @@ class TestClaim:
 class TestRepeatedClaim:
     """If a reply broke off, the repeated claim returns fewer events and releases the others."""
 
-    @pytest.fixture
+    @pytest.fixture(autouse=True)
     def claimed(self, store, node):
         """Three events that the node has claimed, and whose reply never arrived."""
         for id in "abc":
             large(store, id, 1_000)
         assert ["a", "b", "c"] == ids(node.claim(9))
 
-    @pytest.mark.usefixtures("claimed")
     def test_releases_what_does_not_fit(self, store, node):
-        """
-        Other nodes can claim the released events at once, as first attempts, so that no event
-        starts twice.
-        """
-        again = node.claim_reply(9, again=True, most=10)
-        assert ["a"] == ids(again.claims)
-        assert 0 == again.wait_us
+        """Other nodes can claim the released events at once, as first attempts."""
+        repetition = node.claim_reply(9, again=True, most=10)
+        assert (["a"], 0) == (ids(repetition.claims), repetition.wait_us)
         other = Peer(store, "other").claim(9)
         assert [("b", 1), ("c", 1)] == [(c.id, c.attempt) for c in other]
-        assert Outcome.DONE is node.confirm(again.claims[0])
+        assert Outcome.DONE is node.confirm(repetition.claims[0])
         assert 2 == store.stats().totals["released"]
 
-    @pytest.mark.usefixtures("claimed")
     def test_keeps_what_fits(self, node):
         """Events that fit stay claimed."""
         assert ["a", "b"] == ids(node.claim(9, again=True, most=2 * (1_000 + HEAD)))
         assert ["a", "b"] == ids(node.claim(9, again=True, most=2 * (1_000 + HEAD)))
 
-    @pytest.mark.usefixtures("claimed")
     def test_releases_all_if_the_first_does_not_fit(self, store, node):
-        """
-        An event too large for one node must not be withheld from the others for a whole
-        lease.
-        """
+        """An event too large for one node is not withheld from the others for a whole lease."""
         assert [] == node.claim(9, again=True, most=10, strict=True)
         assert ["a", "b", "c"] == ids(Peer(store, "other").claim(9))
 
-    @pytest.mark.usefixtures("claimed")
     def test_wakes_another_node(self, store, node, now):
         """A waiting node is woken, and one of the released events is reserved for it."""
         other = Peer(store, "other")
@@ -111,18 +97,14 @@ class TestRepeatedClaim:
         assert ["a", "b"] == ids(node.claim(9))
         assert ["c"] == ids(other.claim(9))
 
-    @pytest.mark.usefixtures("claimed")
     def test_releases_nothing_if_it_was_overtaken(self, store, node):
-        """
-        A repetition that arrives after a later one was answered says nothing about what was
-        received.
-        """
+        """A repetition that arrives late says nothing about what the node received."""
         assert ["a", "b", "c"] == ids(node.claim(9, again=True))
-        late = ClaimRequest(node.seq, 9, True, False, [], 0, 0, 10, True)
-        assert [] == list(store.claims.start(node.name, late, LEASE * 1000)(read_late=False).claims)
+        overtaken = ClaimRequest(node.seq, 9, True, False, [], 0, 0, 10, True)
+        reply = store.claims.start(node.name, overtaken, LEASE * 1000)(read_late=False)
+        assert [] == list(reply.claims)
         assert [] == Peer(store, "other").claim(9)
 
-    @pytest.mark.usefixtures("claimed")
     def test_a_cancelled_event_is_not_delivered_again(self, store, node, now):
         """An event that was cancelled and does not fit is never delivered again."""
         assert Cancelled.IN_FLIGHT is store.cancel("c")

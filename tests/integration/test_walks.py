@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from peers import Peer, post
+from peers import Peer, definition, post
 
 from dtimer.errors import OutcomeUnknown, StoreError
 from dtimer.model.records import Record
-from dtimer.model.schedules import make_spec
 from dtimer.store.admin import AdminStore
 from dtimer.store.connection.sources import source
 from dtimer.store.store import Entry, Store
@@ -73,13 +72,6 @@ def after_reply(store, monkeypatch):
         monkeypatch.setattr(store.namespace, "call", call_and_act)
 
     return after_reply
-
-
-def recurring(id, ms=1_000):
-    return make_spec(
-        id, every=ms, start=None, end=None, count=None, jitter=0, misfire="coalesce",
-        overlap="queue", max_retries=3, payload="{}",
-    )  # fmt: skip
 
 
 def bury_many(store, node, many, payload="{}"):
@@ -175,7 +167,7 @@ class TestEnd:
             lambda s: s.post([Entry("e0001", "+0", ",3|{}")], "replace"),
             lambda s: s.reschedule("e0001", "+0"),
             lambda s: s.revive("e0001"),
-            lambda s: s.schedules.declare(recurring("beat")),
+            lambda s: s.schedules.declare(definition("beat")),
             lambda s: s.schedules.pause("beat", on=False),
         ],
         ids=["post", "reschedule", "revive", "declare", "resume"],
@@ -183,7 +175,7 @@ class TestEnd:
     def test_a_call_that_the_server_refused_hides_no_event(self, store, monkeypatch, refused):
         """The refused call changed nothing, so the iteration still visits all remaining events."""
         fill(store, 3)
-        store.schedules.declare(recurring("beat", 3_600_000))
+        store.schedules.declare(definition("beat", every=3_600_000))
         walk = everything(store)
         next(walk)
 
@@ -250,14 +242,14 @@ class TestSchedules:
         """Cancelling an occurrence creates the next one, which the loop does not visit."""
         names = [f"beat-{i:03}" for i in range(150)]
         for name in names:
-            store.schedules.declare(recurring(name))
+            store.schedules.declare(definition(name))
         post(store, "far", YEAR / 1000)
         visited = visit(everything(store), lambda record: store.cancel(record.id))
         assert [*names, "far"] == [id.partition("@")[0] for id in visited]
 
     def test_an_occurrence_that_waits_for_its_retry_is_visited_too(self, store, node, now):
         """The limit applies to the pending occurrence, not to an occurrence that waits to retry."""
-        store.schedules.declare(recurring("beat"))
+        store.schedules.declare(definition("beat"))
         now.tick(1_000)
         (claim,) = node.claim()
         node.fail(claim, wait=500)
@@ -269,7 +261,7 @@ class TestSchedules:
         post(store, "last", YEAR / 1000)
 
         def declare(record):
-            store.schedules.declare(recurring(f"of-{record.id}"))
+            store.schedules.declare(definition(f"of-{record.id}"))
             store.schedules.run_now(f"of-{record.id}")
 
         assert [*ids, "last"] == visit(everything(store), declare)
