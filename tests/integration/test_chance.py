@@ -23,36 +23,33 @@ def test_the_random_module_is_not_used(make, tcp_server):
         node = make(url=proxy.url, poll_interval=20, timeout=300)
         plain = make("plain", url=proxy.url, max_retries=1)
         before = random.getstate()
-        for one in (node, plain):
-            retried, lost = Catch(one, "retry"), Catch(one, "error")
-            down, up = Catch(one, "disconnected"), Catch(one, "connected")
+        for timer in (node, plain):
+            retried, error = Catch(timer, "retry"), Catch(timer, "error")
+            down, up = Catch(timer, "disconnected"), Catch(timer, "connected")
 
-            @one.on("event")
+            @timer.on("event")
             def fail(events):
                 raise ValueError("no")
 
-            one.join()
+            timer.join()
             up.next()
-            one.post({})
+            timer.post({})
             retried.next()
-            lost.next()
+            error.next()
             proxy.refuse()
             proxy.cut()
             down.next()
             with contextlib.suppress(StoreError, OutcomeUnknown):
-                one.post({})
+                timer.post({})
             proxy.heal()
             up.next()
-            eventually(lambda one=one: one.health().ok)
-            one.leave(0)
+            eventually(lambda timer=timer: timer.health().ok)
+            timer.leave(0)
         assert before == random.getstate()
 
 
 def test_forked_children_draw_different_numbers():
-    """
-    Forked children draw different numbers. With an inherited generator they would draw the
-    same.
-    """
+    """With an inherited generator they would draw the same."""
     reading, writing = os.pipe()
     for _ in range(2):
         if (child := os.fork()) == 0:
@@ -60,8 +57,8 @@ def test_forked_children_draw_different_numbers():
             os._exit(0)
         os.waitpid(child, 0)
     os.close(writing)
-    with os.fdopen(reading) as told:
-        assert 2 == len(set(told.read().split()))
+    with os.fdopen(reading) as numbers:
+        assert 2 == len(set(numbers.read().split()))
 
 
 def test_numbers_are_random_and_within_the_bounds():

@@ -40,17 +40,10 @@ def test_every_fault_point_is_reached(make, tcp_server):
         faultpoints.armed.clear()
     assert set(faultpoints.POINTS) == set(seen)
     threads = {point: name.split("-")[1] for point, name in seen.items() if "-" in name}
-    claimer = {
-        "claim.asking",
-        "claim.answered",
-        "claim.handed",
-        "heartbeat.sending",
-        "loop.claimer",
-    }
+    claimer = {"claim.asking", "claim.answered", "claim.handed"}
+    claimer |= {"heartbeat.sending", "loop.claimer"}
+    handler = {"handler.before", "handler.after", "settle.sending", "loop.handler"}
     assert {"claimer"} == {threads[point] for point in claimer}
-    assert {"dtimer-node-handler-1"} == {
-        seen[point]
-        for point in ("handler.before", "handler.after", "settle.sending", "loop.handler")
-    }
+    assert {"dtimer-node-handler-1"} == {seen[point] for point in handler}
     assert ["listener"] * 2 == [threads["loop.listener"], threads["listener.subscribed"]]
     assert "callbacks" == threads["loop.callbacks"]

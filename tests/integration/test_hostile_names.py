@@ -10,7 +10,7 @@ from servers import eventually
 from dtimer import DTimer, OptionError, PayloadError
 from dtimer.store.keys import Keys
 
-_json = st.recursive(
+_json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=20,
@@ -61,7 +61,7 @@ def test_any_id_is_refused_or_names_one_event(timer, client, id):
     assert new <= {key.encode() for key in Keys.of(timer.ns)}
 
 
-@given(payload=st.dictionaries(st.text(), _json, max_size=5) | _anything | _json)
+@given(payload=st.dictionaries(st.text(), _json_values, max_size=5) | _anything | _json_values)
 @quick
 def test_any_payload_is_refused_or_returned_unchanged(timer, payload):
     """A payload is refused with a PayloadError, or comes back equal and with the same types."""
@@ -98,10 +98,10 @@ def test_any_namespace_is_refused_or_makes_valid_keys(ns):
 def test_an_id_that_looks_like_code_is_delivered(make):
     """An id that looks like a script, a key or a pattern is delivered like any other."""
     node = make()
-    heard = []
-    node.on("event", lambda events: heard.extend(ev.id for ev in events))
+    delivered = []
+    node.on("event", lambda events: delivered.extend(ev.id for ev in events))
     ids = ["'; return redis.call('FLUSHALL') --", "*", "dtimer:{dt}:due", "%s", "a@b", "a,b;c|d"]
     with node:
         node.post_many([{"ev": {}, "id": id} for id in ids])
-        eventually(lambda: len(heard) == len(ids))
-    assert sorted(ids) == sorted(heard)
+        eventually(lambda: len(delivered) == len(ids))
+    assert sorted(ids) == sorted(delivered)

@@ -27,7 +27,7 @@ def channels(client, namespace):
     return found
 
 
-def works(node):
+def assert_works(node):
     """Assert that the node is healthy and gets a posted event by a wake, not by a poll."""
     node.post({"n": 1}, 1)
     assert {"n": 1} == node.caught.next()[0]
@@ -38,19 +38,19 @@ def works(node):
 class TestWakes:
     """Any bytes, large messages, and many messages."""
 
-    @given(said=st.lists(st.binary(max_size=200), min_size=1, max_size=10))
+    @given(messages=st.lists(st.binary(max_size=200), min_size=1, max_size=10))
     @settings(
         max_examples=30,
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
-    def test_the_content_of_a_wake_is_ignored(self, node, client, namespace, said):
+    def test_the_content_of_a_wake_is_ignored(self, node, client, namespace, messages):
         """A node ignores the content of a wake: no event is delivered early, and nothing fails."""
         node.post({"far": 1}, 3_600_000, id="far")
-        for message in said:
+        for message in messages:
             for channel in channels(client, namespace):
                 client.publish(channel, message)
-        works(node)
+        assert_works(node)
         assert "far" == node.peek("far").id
         assert node.caught.empty()
 
@@ -58,18 +58,15 @@ class TestWakes:
         """A message of several megabytes has no effect."""
         for channel in channels(client, namespace):
             client.publish(channel, b"x" * 4_000_000)
-        works(node)
+        assert_works(node)
 
     def test_a_flood_of_wakes_causes_few_claims(self, node, client, namespace):
-        """
-        Twenty thousand wakes at once cause far fewer claims, and the node keeps up with its
-        work.
-        """
-        before = node._node._seat.pipeline.seq
+        """The node keeps up with its work under twenty thousand wakes at once."""
+        first = node._node._seat.pipeline.seq
         with client.pipeline(transaction=False) as pipe:
             for channel in channels(client, namespace):
                 for _ in range(10_000):
                     pipe.publish(channel, b"")
             pipe.execute()
-        works(node)
-        assert node._node._seat.pipeline.seq - before < 10_000
+        assert_works(node)
+        assert node._node._seat.pipeline.seq - first < 10_000

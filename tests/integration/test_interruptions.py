@@ -13,22 +13,17 @@ import threading
 import pytest
 from interrupted import STRIDE, Interruption, each_bytecode
 from leftovers import nothing_left, threads
-from servers import PATIENCE, eventually
+from servers import LATER, PATIENCE, eventually
 
 from dtimer import Cancelled, RunAt, State, UsageError
 from dtimer.timer.node import Node
-
-LATER = 3_600_000  # ms; longer than any test
 
 #: Steps between the tried bytecodes: a call has some hundred to some thousand of them.
 STRIDES = {"post": 83, "post an id": 97, "cancel": 61, "join": 331, "leave": 29, "exit": 29}
 
 
 def calls(timer):
-    """
-    Return calls of *timer* by name, each to be made while it is joined or not, as it
-    requires.
-    """
+    """Return calls of *timer* by name; all but "join" require that it has joined."""
     return {
         "post": lambda: timer.post({"by": "outer"}, LATER),
         "post an id": lambda: timer.post({"by": "outer"}, LATER, id="tea"),
@@ -53,10 +48,7 @@ class TestSignalHandlers:
 
     @pytest.mark.parametrize("call", STRIDES)
     def test_a_handler_may_post_and_cancel(self, timer, call):
-        """
-        A signal handler can post, cancel and read, and the interrupted call completes too. If one
-        waited for the other, both would wait for ever.
-        """
+        """The interrupted call completes too. If one waited for the other, neither would end."""
         posted = []
 
         def handler():
@@ -88,15 +80,13 @@ class TestSignalHandlers:
             if call == "cancel":
                 assert Cancelled.CANCELLED is result, interruption.where
             assert timer.joined == (call not in ("leave", "exit")), interruption.where
-            timer.cancel_all = [timer.cancel(id) for id in (kept, "tea", "egg")]
+            for id in (kept, "tea", "egg"):
+                timer.cancel(id)
         assert n >= 2 * STRIDES[call], "too few interruptions"
 
     @pytest.mark.parametrize("call", STRIDES)
     def test_a_handler_may_leave(self, timer, client, call):
-        """
-        A signal handler that leaves ends the node, during any call. A leave() during join() is not
-        lost, and no two threads wait for each other.
-        """
+        """A leave() during join() is not lost, and no two threads wait for each other."""
         with nothing_left(client):
             for n in each_bytecode(STRIDES[call]):
                 if call != "join":
@@ -149,6 +139,14 @@ def ring():
     raise Alarm
 
 
+def ring_during(n, call):
+    """Raise an Alarm at a bytecode of a call; return where, and the result if there is one."""
+    interruption, result = Interruption(n, ring, raises=True), None
+    with contextlib.suppress(Alarm):
+        result = interruption.during(call)
+    return interruption.where, result
+
+
 @pytest.fixture
 def queue(server, namespace, clean):
     queue = RunAt(namespace, redis=server.url, interval=60_000, lease=600_000)
@@ -160,88 +158,73 @@ def queue(server, namespace, clean):
 class TestReading:
     """A read that is interrupted."""
 
-    @pytest.mark.parametrize("there", [True, False])
-    def test_an_interrupted_read_loses_no_key(self, queue, there):
-        """
-        A read() that an exception ends, at any bytecode, does not keep a key: the next read()
-        returns it at once, and not when a lease of ten minutes ends.
-        """
+    @pytest.mark.parametrize("written", ["before", "afterwards"])
+    def test_an_interrupted_read_loses_no_key(self, queue, written):
+        """The next read() returns the key at once, and not when a lease of ten minutes ends."""
         queue.read(timeout=0)
         for n in each_bytecode(23):
-            if there:
+            if written == "before":
                 queue.write(f"k{n}")
-            interruption = Interruption(n, ring, raises=True)
-            read = None
-            with contextlib.suppress(Alarm):
-                read = interruption.during(lambda: queue.read(timeout=20))
-            if interruption.where is None:
+            where, key = ring_during(n, lambda: queue.read(timeout=20))
+            if where is None:
                 break
-            if not there:
+            if written == "afterwards":
                 queue.write(f"k{n}")
-            if read is None:
-                read = queue.read(timeout=20_000)
-            assert f"k{n}" == read, interruption.where
-            assert queue.confirm(read), interruption.where
-        if there and n == 0:
-            pytest.fail("there was no interruption")
+            if key is None:
+                key = queue.read(timeout=20_000)
+            assert f"k{n}" == key, where
+            assert queue.confirm(key), where
+        assert written == "afterwards" or n > 0, "there was no interruption"
 
     def test_an_interrupted_read_does_not_keep_the_previous_key(self, queue):
-        """
-        A read() first confirms the previous key. If an exception interrupts the confirm, the next
-        read() confirms that key. Otherwise its lease would be renewed for ever.
-        """
+        """The next read() must confirm that key, or its lease would be renewed for ever."""
         queue.read(timeout=0)
         # The first real points of read(): confirming comes before the rest.
         for n in range(0, 40, STRIDE or 2):
             queue.write(f"a{n}")
             assert f"a{n}" == queue.read(timeout=20_000)
-            interruption = Interruption(n, ring, raises=True)
-            with contextlib.suppress(Alarm):
-                interruption.during(lambda: queue.read(timeout=0))
+            where, _ = ring_during(n, lambda: queue.read(timeout=0))
             queue.read(timeout=0)
             eventually(lambda n=n: queue.timer.peek(f"a{n}") is None)
-        assert interruption.where is not None
+        assert where is not None
 
     def test_a_handler_cannot_read_within_a_read(self, queue, monkeypatch):
-        """
-        A signal handler that reads while it interrupts a read() is refused: the key would go to the
-        interrupted read(), which cannot return it before the handler has ended.
-        """
+        """The key would go to the interrupted read(), which cannot return before the handler."""
         queue.read(timeout=0)
         queue.write("tea")
-        read, refused = queue._readers.read, []
+        read, errors = queue._readers.read, []
 
-        def interrupted(*arguments):
+        def interrupted_read(*arguments):
             with pytest.raises(UsageError, match="interrupts a read") as raised:
                 queue.read()
-            refused.append(raised.value)
+            errors.append(raised.value)
             read(*arguments)
 
-        monkeypatch.setattr(queue._readers, "read", interrupted)
+        monkeypatch.setattr(queue._readers, "read", interrupted_read)
         assert "tea" == queue.read(timeout=20_000)
-        assert 1 == len(refused)
+        assert 1 == len(errors)
 
     def test_a_handler_may_write_read_and_stop(self, server, namespace, clean):
         """A signal handler may use the queue that its thread reads from, and may stop it."""
         for n in each_bytecode(701):
             queue = RunAt(namespace, redis=server.url, interval=60_000)
-            found = []
+            read = []
 
-            def handler(queue=queue, found=found):
+            def handler(queue=queue, read=read):
                 queue.write("milk")
                 with contextlib.suppress(UsageError):
                     # If the handler interrupts the join, no key can be read.
-                    found.append(queue.read(timeout=1))
+                    read.append(queue.read(timeout=1))
                 queue.stop()
 
             interruption = Interruption(n, handler)
-            found.append(interruption.during(lambda queue=queue: queue.read(timeout=1)))
+            read.append(interruption.during(lambda queue=queue: queue.read(timeout=1)))
             queue.stop()
             if interruption.where is None:
                 break
-            left = queue.timer.peek("milk")
-            assert ("milk" in found) == (left is None), interruption.where
-            assert left is None or State.SCHEDULED is left.state, interruption.where
+            record = queue.timer.peek("milk")
+            assert ("milk" in read) == (record is None), interruption.where
+            assert record is None or State.SCHEDULED is record.state, interruption.where
             queue.timer.cancel("milk")
             queue.stop()
         assert n > 701
@@ -267,23 +250,18 @@ class TestExceptions:
 
     @pytest.mark.parametrize("call", POINTS)
     def test_a_timer_joins_and_leaves_after_an_interrupted_call(self, timer, client, call):
-        """
-        An exception may end a call at any bytecode. The timer can join and leave afterwards, and
-        leaves no thread, descriptor or connection behind.
-        """
+        """An exception at any bytecode leaves no thread, descriptor or connection behind."""
         with nothing_left(client):
             for n in each_bytecode(POINTS[call]):
                 if call != "join":
                     timer.join()
-                interruption = Interruption(n, ring, raises=True)
-                with contextlib.suppress(Alarm):
-                    interruption.during(calls(timer)[call])
-                if interruption.where is None:
+                where, _ = ring_during(n, calls(timer)[call])
+                if where is None:
                     break
-                assert returns(timer.join), interruption.where
-                assert timer.joined, interruption.where
-                assert returns(timer.leave), interruption.where
-                assert not timer.joined, interruption.where
+                assert returns(timer.join), where
+                assert timer.joined, where
+                assert returns(timer.leave), where
+                assert not timer.joined, where
                 eventually(lambda: not threads())
             timer.leave()
         assert n >= 2 * POINTS[call], "it was hardly interrupted"
@@ -294,15 +272,13 @@ class TestExceptions:
             for n in each_bytecode(19):
                 with monkeypatch.context() as patched:
                     patched.setattr(Node, "_first_claim", lambda node: ring())
-                    interruption = Interruption(n, ring, raises=True)
-                    with contextlib.suppress(Alarm):
-                        interruption.during(timer.join)
-                if interruption.where is None:
+                    where, _ = ring_during(n, timer.join)
+                if where is None:
                     break
-                assert returns(timer.leave), interruption.where
+                assert returns(timer.leave), where
                 eventually(lambda: not threads())
-                assert returns(timer.join), interruption.where
-                assert timer.joined, interruption.where
+                assert returns(timer.join), where
+                assert timer.joined, where
                 timer.leave()
         timer.leave()
 
@@ -312,14 +288,12 @@ class TestExceptions:
             queue = RunAt(namespace, redis=server.url, interval=60_000, lease=600_000)
             queue.write("tea")
             assert "tea" == queue.read(timeout=20_000)
-            interruption = Interruption(n, ring, raises=True)
-            with contextlib.suppress(Alarm):
-                interruption.during(queue.stop)
+            where, _ = ring_during(n, queue.stop)
             queue.stop()
-            assert not queue.timer.joined, interruption.where
-            assert queue.timer.peek("tea") is None, interruption.where
+            assert not queue.timer.joined, where
+            assert queue.timer.peek("tea") is None, where
             queue.stop()
             eventually(lambda: not threads())
-            if interruption.where is None:
+            if where is None:
                 break
         assert n >= 22, "it was hardly interrupted"

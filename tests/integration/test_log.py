@@ -11,13 +11,11 @@ import pytest
 from gated import Gated
 from logged import kept
 from pages import ROOT
-from servers import PATIENCE, Server, eventually
+from servers import LATER, PATIENCE, Server, eventually
 
 from dtimer import DTimer, log
 from dtimer.faultpoints import arm
 from dtimer.testing import Catch
-
-LATER = 600_000
 
 #: The secrets that no record may contain.
 USER, PASSWORD, PAYLOAD = "hunter2user", "hunter2pass", "hunter2load"
@@ -30,20 +28,29 @@ def records():
         yield records
 
 
-def one(records, message):
+def only(records, message):
     """Return the one record of *message*, which its cause has put on its way."""
     eventually(lambda: records.of(message))
     (record,) = records.of(message)
     return record
 
 
-def identified(record, timer):
-    """Return whether the record has the fields of the node of *timer*."""
-    return (record.node, record.ns, record.incarnation) == (
-        timer.id,
-        timer.ns,
-        timer._node.incarnation,
-    )
+def has_fields_of_node(record, timer):
+    expected = (timer.id, timer.ns, timer._node.incarnation)
+    return expected == (record.node, record.ns, record.incarnation)
+
+
+@pytest.fixture
+def restricted(tcp_server):
+    """A function: make a timer of a user with the given ACL rules."""
+
+    def restricted(*rules, user="known", password="secret", **options):
+        with tcp_server.client() as admin:
+            admin.execute_command("ACL", "SETUSER", user, "reset", "on", f">{password}", *rules)
+        url = tcp_server.url.replace("redis://", f"redis://{user}:{password}@")
+        return DTimer("node", url, **options)
+
+    return restricted
 
 
 class TestSteps:
@@ -54,11 +61,11 @@ class TestSteps:
         timer = make()
         timer.on("event", lambda events: None)
         with timer:
-            joined = one(records, log.JOINED)
-        left = one(records, log.LEFT)
+            joined = only(records, log.JOINED)
+        left = only(records, log.LEFT)
         for record in (joined, left):
             assert logging.INFO == record.levelno
-            assert identified(record, timer)
+            assert has_fields_of_node(record, timer)
             assert [] == record.event_ids
 
     def test_an_event_is_claimed_started_and_confirmed(self, make, records):
@@ -68,9 +75,9 @@ class TestSteps:
         with timer:
             id = timer.post({})
             for message in (log.CLAIMED, log.STARTED, log.CONFIRMED):
-                record = one(records, message)
+                record = only(records, message)
                 assert logging.DEBUG == record.levelno
-                assert identified(record, timer)
+                assert has_fields_of_node(record, timer)
                 assert [id] == record.event_ids
                 assert message.text % (1, id) == record.getMessage()
 
@@ -81,7 +88,7 @@ class TestSteps:
         ids = timer.post_many([({}, 0)] * 100)
         with timer:
             for message in (log.CLAIMED, log.STARTED, log.CONFIRMED):
-                assert sorted(ids) == sorted(one(records, message).event_ids)
+                assert sorted(ids) == sorted(only(records, message).event_ids)
 
     def test_a_failed_event_is_retried_and_then_a_dead_letter(self, make, records):
         """The log shows how an event came to be a dead letter."""
@@ -96,8 +103,8 @@ class TestSteps:
         with timer:
             id = timer.post({})
             dead.next()
-            assert [id] == one(records, log.RETRIED).event_ids
-            assert [id] == one(records, log.BURIED).event_ids
+            assert [id] == only(records, log.RETRIED).event_ids
+            assert [id] == only(records, log.BURIED).event_ids
 
     def test_an_event_without_a_listener_is_released(self, make, records):
         """A release explains why an event that was claimed did not start."""
@@ -110,7 +117,7 @@ class TestSteps:
 
         with arm("claim.answered", remove), timer:
             id = timer.post({})
-            assert [id] == one(records, log.RELEASED).event_ids
+            assert [id] == only(records, log.RELEASED).event_ids
 
     def test_a_call_of_confirm_is_logged(self, make, records):
         """Without ``auto_confirm`` the log shows when the program has confirmed."""
@@ -121,7 +128,7 @@ class TestSteps:
             (event,) = caught.next()
             assert [] == records.of(log.CONFIRMED)
             assert event.confirm()
-            assert [id] == one(records, log.CONFIRMED).event_ids
+            assert [id] == only(records, log.CONFIRMED).event_ids
 
     def test_a_lost_lease_is_logged(self, make, records):
         """The log of both processes together shows which of them replaced the event."""
@@ -135,8 +142,8 @@ class TestSteps:
             other.post({}, LATER, id="tea")
             handler.go_on()
             assert "tea" == lost.next().id
-            record = one(records, log.LEASE_LOST)
-            assert identified(record, timer)
+            record = only(records, log.LEASE_LOST)
+            assert has_fields_of_node(record, timer)
             assert ["tea"] == record.event_ids
 
     def test_a_wake_is_logged(self, make, records):
@@ -147,7 +154,7 @@ class TestSteps:
             eventually(lambda: timer.health().ok and timer.nodes()[0].waiting)
             other.post({})
             caught.next()
-            assert identified(one(records, log.WAKE_HEARD), timer)
+            assert has_fields_of_node(only(records, log.WAKE_HEARD), timer)
 
 
 class TestTrouble:
@@ -165,42 +172,38 @@ class TestTrouble:
                 own.kill9()
                 for message in (log.CLAIMING_AGAIN, log.SUBSCRIBING_AGAIN):
                     eventually(lambda message=message: len(records.of(message)) > 2)
-                    assert identified(records.of(message)[0], timer)
-                began = one(records, log.OUTAGE_BEGAN)
-                assert identified(began, timer)
+                    assert has_fields_of_node(records.of(message)[0], timer)
+                began = only(records, log.OUTAGE_BEGAN)
+                assert has_fields_of_node(began, timer)
                 assert timer._store.server.place in began.getMessage()
                 own.start()
-                assert identified(one(records, log.OUTAGE_ENDED), timer)
+                assert has_fields_of_node(only(records, log.OUTAGE_ENDED), timer)
                 eventually(lambda: timer.health().ok)
         (began, ended) = (records.of(m) for m in (log.OUTAGE_BEGAN, log.OUTAGE_ENDED))
         assert (1, 1) == (len(began), len(ended))
 
-    def test_a_refused_permission_is_a_warning(self, tcp_server, records):
+    def test_a_refused_permission_is_a_warning(self, restricted, records):
         """A node that can do without pub/sub says what to grant, and that events may be late."""
-        with tcp_server.client() as admin:
-            rules = ["~*", "resetchannels", "+@all"]
-            admin.execute_command("ACL", "SETUSER", "known", "reset", "on", ">secret", *rules)
-        url = tcp_server.url.replace("redis://", "redis://known:secret@")
-        timer = DTimer("node", url)
+        timer = restricted("~*", "resetchannels", "+@all")
         timer.on("event", lambda events: None)
         timer.on("error", lambda error: None)
         with timer:
             for message in (log.REFUSED, log.DEAF):
-                record = one(records, message)
+                record = only(records, message)
                 assert message.level == record.levelno
-                assert identified(record, timer)
+                assert has_fields_of_node(record, timer)
                 assert "channel" in record.getMessage()
 
-    def test_a_warning_is_logged_although_the_join_then_fails(self, tcp_server, records):
+    def test_a_warning_is_logged_although_the_join_then_fails(
+        self, tcp_server, restricted, records
+    ):
         """The warning may be the reason why the join failed."""
         with tcp_server.client() as admin:
             admin.config_set("maxmemory-policy", "allkeys-lru")
-            rules = ["~*", "&*", "+@all", "-zadd"]
-            admin.execute_command("ACL", "SETUSER", "known", "reset", "on", ">secret", *rules)
-        timer = DTimer("node", tcp_server.url.replace("redis://", "redis://known:secret@"))
+        timer = restricted("~*", "&*", "+@all", "-zadd")
         with pytest.raises(Exception, match="ACL SETUSER"):
             timer.join()
-        assert logging.WARNING == one(records, log.EVICTS).levelno
+        assert logging.WARNING == only(records, log.EVICTS).levelno
         assert [] == records.of(log.JOINED)
         assert [] == records.of(log.LEFT)
 
@@ -208,17 +211,10 @@ class TestTrouble:
 class TestLaws:
     """Rules for every record, and for every program that logs."""
 
-    def test_no_record_contains_a_secret(self, tcp_server, records):
-        """
-        A log is read by more people than the data. Neither a text, an argument, a field nor a
-        traceback of dtimer's own contains a payload, a user or a password.
-        """
-        with tcp_server.client() as admin:
-            admin.execute_command(
-                "ACL", "SETUSER", USER, "reset", "on", f">{PASSWORD}", "~*", "&*", "+@all"
-            )
-        url = tcp_server.url.replace("redis://", f"redis://{USER}:{PASSWORD}@")
-        timer = DTimer("node", url, max_retries=1, backoff=1)
+    def test_no_record_contains_a_secret(self, tcp_server, restricted, records):
+        """A log is read by more people than the data: no payload, user or password is in it."""
+        options = {"max_retries": 1, "backoff": 1}
+        timer = restricted("~*", "&*", "+@all", user=USER, password=PASSWORD, **options)
         attempts = []
 
         @timer.on("event")
@@ -248,10 +244,7 @@ class TestLaws:
         assert [] == [text for text in texts if "hunter2" in text]
 
     def test_a_node_at_work_prints_nothing_by_default(self, server, namespace):
-        """
-        A program that has not configured logging sees neither debug nor info records. An error
-        without a listener is printed: a failing handler must not look like a working one.
-        """
+        """Only an error without a listener is printed: a failing handler must not look well."""
         program = """
 import sys, threading
 from dtimer import DTimer
@@ -319,10 +312,7 @@ with dt:
 
     @pytest.mark.parametrize("lock", ["handler", "module"])
     def test_a_leave_in_a_signal_handler_does_not_wait_for_the_lock_of_a_log(self, make, lock):
-        """
-        A signal interrupts the main thread while it writes to the log, and its handler leaves.
-        Every record of the node then waits for the lock that the main thread holds.
-        """
+        """Every record of the node waits for the lock that the interrupted main thread holds."""
         timer = make()
         handler = Gated(timer)
         left = []
@@ -341,6 +331,6 @@ with dt:
                     signal.raise_signal(signal.SIGUSR1)
                     assert [None] == left
                     assert not timer.joined
-                one(records, log.LEFT)
+                only(records, log.LEFT)
         finally:
             signal.signal(signal.SIGUSR1, before)

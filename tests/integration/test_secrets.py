@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import functools
 import io
 import logging
 import socket
-import threading
 import traceback
 import warnings
 from urllib.parse import quote
@@ -15,24 +15,23 @@ from urllib.parse import quote
 import pytest
 import redis
 import trustme
+from background import background
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from servers import Server, eventually
+from servers import Server
 from shell import runner
 from tls import TlsServer, certificate
 
 from dtimer import DTimer, DTimerError, RunAt
 from dtimer.store.connection.sources import redacted
+from dtimer.testing import Catch
 
 #: The secrets that must not be shown anywhere.
 USER, PASSWORD, PAYLOAD = "hunter2user", "hunter2pass", "hunter2load"
 
 
 class ShownTexts:
-    """
-    Collects all texts that a program shows, and checks at the end that none contains a
-    secret.
-    """
+    """Collects the texts that a program shows, and checks at the end that none has a secret."""
 
     def __init__(self):
         self._texts = []
@@ -64,12 +63,10 @@ class ShownTexts:
         root.removeHandler(self._handler)
         root.setLevel(self._level)
         if kind is None:
-            said = "\n".join([*self._texts, self._stream.getvalue()])
-            assert said.strip(), "no output was collected"
-            # Tracebacks show lines of this file, which have the names of the constants and no
-            # secrets.
-            lines = [line for line in said.splitlines() if "hunter2" in line]
-            assert [] == lines
+            shown = "\n".join([*self._texts, self._stream.getvalue()])
+            assert shown.strip(), "no output was collected"
+            # Tracebacks show lines of this file, which name the constants and not the secrets.
+            assert [] == [line for line in shown.splitlines() if "hunter2" in line]
 
 
 @pytest.fixture
@@ -78,21 +75,16 @@ def shown():
         yield shown
 
 
-def tried(shown, make):
+def try_everything(shown, make):
     """Call everything that contacts the server, and add each error that is raised."""
-    timer = None
     try:
         timer = make()
     except Exception as e:
         shown.add(e)
         return
     shown.watch(timer)
-    for call in (
-        timer.join,
-        timer.stats,
-        lambda: timer.post({"a": PAYLOAD}),
-        lambda: list(timer.dead()),
-    ):
+    post = functools.partial(timer.post, {"a": PAYLOAD})
+    for call in (timer.join, timer.stats, post, lambda: list(timer.dead())):
         try:
             call()
         except Exception as e:
@@ -112,50 +104,44 @@ class TestCredentials:
     def test_refused_credentials_are_not_shown(self, shown, guarded):
         """The server refuses the credentials."""
         url = guarded.url.replace("redis://", f"redis://{USER}:{PASSWORD}@")
-        tried(shown, lambda: DTimer("node", url, timeout=900))
+        try_everything(shown, lambda: DTimer("node", url, timeout=900))
         with redis.Redis.from_url(url) as client:
-            tried(shown, lambda: DTimer("node", client, timeout=900))
+            try_everything(shown, lambda: DTimer("node", client, timeout=900))
 
     @pytest.mark.parametrize("host", ["127.0.0.1:1", "no-such-host.invalid:6379"])
     def test_an_unreachable_server_shows_no_credentials(self, shown, host):
         """No server listens, or the host name is not found."""
         for scheme in ("redis", "rediss"):
             url = f"{scheme}://{USER}:{PASSWORD}@{host}/0"
-            tried(shown, lambda url=url: DTimer("node", url, timeout=300))
+            try_everything(shown, lambda url=url: DTimer("node", url, timeout=300))
 
     @pytest.mark.parametrize(
-        "says",
+        "reply",
         [
             b"-ERR unknown command 'AUTH', with args beginning with: '%(all)s' \r\n",
             b"-ERR unknown command `AUTH`, with args beginning with: `%(all)s`, \r\n",
             b"-ERR wrong number of arguments for 'auth' command\r\n",
             b"-NOAUTH Authentication required.\r\n",
-            b"$-1\r\n",
-            b"what?\r\n",
-            b"\x15\x03\x01\x00\x02\x02\x46",
-            b"",
+            *(b"$-1\r\n", b"what?\r\n", b"\x15\x03\x01\x00\x02\x02\x46", b""),
         ],
     )
-    def test_a_reply_that_quotes_the_credentials_is_not_shown(self, shown, says):
+    def test_a_reply_that_quotes_the_credentials_is_not_shown(self, shown, reply):
         """Some servers quote the AUTH command in their reply."""
-        with socket.create_server(("127.0.0.1", 0)) as door:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
 
             def serve():
                 with contextlib.suppress(OSError):
                     while True:
-                        line, _ = door.accept()
+                        line, _ = listener.accept()
                         with line:
                             line.settimeout(5)
-                            asked = line.recv(65_536)
-                            words = b"' '".join(asked.split(b"\r\n")[4::2])
-                            line.sendall(says.replace(b"%(all)s", words))
+                            words = b"' '".join(line.recv(65_536).split(b"\r\n")[4::2])
+                            line.sendall(reply.replace(b"%(all)s", words))
 
-            thread = threading.Thread(target=serve)
-            thread.start()
-            url = f"redis://{USER}:{PASSWORD}@127.0.0.1:{door.getsockname()[1]}"
-            tried(shown, lambda: DTimer("node", url, timeout=300))
-            door.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+            with background(serve):
+                url = f"redis://{USER}:{PASSWORD}@127.0.0.1:{listener.getsockname()[1]}"
+                try_everything(shown, lambda: DTimer("node", url, timeout=300))
+                listener.shutdown(socket.SHUT_RDWR)
 
     @pytest.mark.parametrize(
         "given",
@@ -179,7 +165,7 @@ class TestCredentials:
     )
     def test_an_invalid_url_is_not_shown(self, shown, given):
         """An argument that is neither a client nor a valid URL may contain a password."""
-        tried(shown, lambda: DTimer("node", given, timeout=300))
+        try_everything(shown, lambda: DTimer("node", given, timeout=300))
 
     def test_a_failed_tls_handshake_shows_no_credentials(self, shown):
         """The TLS handshake fails, or the server does not use TLS."""
@@ -190,7 +176,7 @@ class TestCredentials:
                 server.plain.url.replace("redis://", "rediss://"),
             ):
                 known = url.replace("://", f"://{USER}:{PASSWORD}@")
-                tried(shown, lambda url=known: DTimer("node", url, timeout=300))
+                try_everything(shown, lambda url=known: DTimer("node", url, timeout=300))
 
     @pytest.mark.parametrize(
         "denied", ["-eval -evalsha", "-zscore -time", "-subscribe", "~other:*"]
@@ -201,7 +187,7 @@ class TestCredentials:
             rules = ["~dtimer:*" if "~" not in denied else "~x", "&*", "+@all", *denied.split()]
             admin.execute_command("ACL", "SETUSER", "known", "reset", "on", f">{PASSWORD}", *rules)
         url = tcp_server.url.replace("redis://", f"redis://known:{PASSWORD}@")
-        tried(shown, lambda: DTimer("node", url, timeout=900))
+        try_everything(shown, lambda: DTimer("node", url, timeout=900))
 
     def test_an_unknown_client_is_not_shown(self, shown):
         """A client of an unknown library may have its password in its repr."""
@@ -212,8 +198,8 @@ class TestCredentials:
             def __repr__(self):
                 return f"<Strange password={PASSWORD}>"
 
-        tried(shown, lambda: DTimer("node", Strange()))
-        tried(shown, lambda: RunAt("queue", redis=Strange()).timer)
+        try_everything(shown, lambda: DTimer("node", Strange()))
+        try_everything(shown, lambda: RunAt("queue", redis=Strange()).timer)
 
     @given(st.text(min_size=4, max_size=30).map(lambda text: "hunter2" + text))
     @example("hunter2a/b")
@@ -295,39 +281,38 @@ class TestPayloads:
             shown.add(caught.value)
 
     @pytest.mark.parametrize("body", [b"%s", b",3|%s", b',3|{"a":"%s"', b',3|{"a":"%s","b":\xff}'])
-    def test_a_corrupt_payload_is_not_quoted(self, shown, make, client, namespace, body):
+    def test_a_corrupt_payload_is_not_quoted(self, shown, make, client, body):
         """A corrupt record is buried, and the error does not quote it."""
         node = make(poll_interval=50)
         shown.watch(node)
-        dead = []
-        node.on("dead", dead.append)
+        dead = Catch(node, "dead")
         node.on("event", lambda events: None)
         keys = node._store.keys
         with node:
             client.hset(keys.body, "bad", body.replace(b"%s", PAYLOAD.encode()))
             client.zadd(keys.due, {"bad": 1})
-            eventually(lambda: dead)
-        shown.add(dead[0].error)
-        shown.add(dead[0].reason)
+            letter = dead.next()
+        shown.add(letter.error)
+        shown.add(letter.reason)
 
     def test_a_payload_is_not_logged(self, shown, make):
         """A payload is not logged, even at level DEBUG and if its handler fails."""
         node = make(max_retries=1, backoff=1)
         shown.watch(node)
-        seen = []
+        dead = Catch(node, "dead")
 
         @node.on("event")
         def fail(events):
-            seen.append(events[0].attempt)
             raise ValueError("no")
 
-        with warnings.catch_warnings(record=True) as warned, node:
+        with warnings.catch_warnings(record=True) as caught, node:
             warnings.simplefilter("always")
-            id = node.post({"a": PAYLOAD})
-            eventually(lambda: 2 in seen and node.peek(id).state.value == "dead")
-        for warning in warned:
+            node.post({"a": PAYLOAD})
+            letter = dead.next()
+        assert 2 == letter.attempt
+        for warning in caught:
             shown.add(warning.message)
-        shown.add(next(iter(node.dead())).error)
+        shown.add(letter.error)
 
     def test_commands_do_not_repeat_a_payload(self, shown, run, tmp_path):
         """A payload that cannot be read from an argument or a file is not repeated."""
