@@ -265,8 +265,8 @@ MUTANTS = [
             "store/store.py", (_STORE, _MACHINE),
             'if b"0" in marks:', 'if b"2" in marks:'),
     _mutant("a generated id replaces an event that has it by chance", _POST_NEW, _MINTED,
-            "redis.pcall('ZADD', DUE, 'NX', digits(soonest), id)",
-            "redis.pcall('ZADD', DUE, digits(soonest), id)"),
+            "redis.pcall('ZADD', DUE, 'NX', digits(earliest_posted), id)",
+            "redis.pcall('ZADD', DUE, digits(earliest_posted), id)"),
     _mutant("a replacement keeps the old payload", _POST, (_STORE, _MACHINE),
             "redis.call('HSET', BODY, unpack(bodies))",
             "for i = 1, #bodies, 2 do\n    if redis.call('HEXISTS', BODY, bodies[i]) == 0 then\n"

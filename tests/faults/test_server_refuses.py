@@ -161,7 +161,7 @@ class TestAfterALostReply:
             "NOPERM this user has no permissions to run the 'evalsha' command",
             "DTCORRUPT the key due holds a string, not a zset",
             "WRONGTYPE Operation against a key holding the wrong kind of value",
-            "DTSTALE a later operation of this lane has been done",
+            "DTSTALE a later operation of this session has been done",
             "ERR anything else",
         ],
         ids=lambda text: text.split()[0],

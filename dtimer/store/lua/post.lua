@@ -47,6 +47,7 @@ local function in_line(when)
   return when
 end
 
+-- Return the time that an argument `when` states.
 local function moment(text)
   if string.sub(text, 1, 1) == '+' then return NOW + tonumber(string.sub(text, 2)) end
   return tonumber(text)
@@ -63,7 +64,7 @@ local function existing(id)
 end
 
 local scores, bodies, ids, letters = {}, {}, {}, {}
-local soonest, due_now = math.huge, 0
+local earliest_posted, due_now = math.huge, 0
 for i = events, #ARGV, 3 do
   local id = ARGV[i]
   local behind, text = string.match(ARGV[i + 1], '^(=?)(.*)$')
@@ -89,7 +90,7 @@ for i = events, #ARGV, 3 do
     scores[#scores + 1] = id
     bodies[#bodies + 1] = id
     bodies[#bodies + 1] = posted_body(ARGV[i + 2])
-    soonest = math.min(soonest, when)
+    earliest_posted = math.min(earliest_posted, when)
     if when <= NOW then due_now = due_now + 1 end
   end
 end
@@ -98,8 +99,8 @@ local posted = ''
 if #ids > 0 then
   -- EXPECTED has the time at which the node on duty claims the event that was earliest. If this
   -- post has moved that event to a later time, the claim finds nothing, and the node waits again.
-  local earliest = math.min(first_due() or math.huge, soonest)
-  local wakes = soonest == earliest or due_now > 0
+  local earliest = math.min(first_due() or math.huge, earliest_posted)
+  local wakes = earliest_posted == earliest or due_now > 0
   wrong = wakes and check_types(ROSTER, EXPECTED)
   if wrong then return wrong end
   -- Begin with a write that Redis refuses when it is out of memory, so nothing is half stored.

@@ -29,6 +29,7 @@ if done then
   end
 end
 
+-- Return the time that an argument `when` states.
 local function moment(text)
   -- The byte 43 is the plus sign.
   return math.max(string.byte(text) == 43 and NOW + tonumber(text) or tonumber(text), NOW)
@@ -36,14 +37,16 @@ end
 
 -- Checking the types of the keys first would cost as much as the post. Instead, a write that
 -- meets a wrong type fails, and the writes before it are undone. Redis refuses the first write
--- when it is out of memory, so nothing is half stored then.
-local count, soonest, due_now = (#ARGV - events + 1) / 3, math.huge, 0
+-- when it is out of memory, so nothing is half stored then. The first function that `later` returns
+-- is check_types.
+-- `taken` is an id that is pending already.
+local count, earliest_posted, due_now = (#ARGV - events + 1) / 3, math.huge, 0
 local added, stored, taken
 if count == 1 then
   local id = ARGV[events]
-  soonest = moment(ARGV[events + 1])
-  if soonest == NOW then due_now = 1 end
-  added = redis.pcall('ZADD', DUE, 'NX', digits(soonest), id)
+  earliest_posted = moment(ARGV[events + 1])
+  if earliest_posted == NOW then due_now = 1 end
+  added = redis.pcall('ZADD', DUE, 'NX', digits(earliest_posted), id)
   if added == 1 then
     stored = redis.pcall('HSET', BODY, id, posted_body(ARGV[events + 2]))
   elseif added == 0 then
@@ -60,7 +63,7 @@ else
       text = ARGV[at + 1]
       when = moment(text)
       score = digits(when)
-      if when < soonest then soonest = when end
+      if when < earliest_posted then earliest_posted = when end
     end
     if when == NOW then due_now = due_now + 1 end
     ids[i] = id
@@ -84,7 +87,7 @@ local posted, wakes = '', false
 if not wrong then
   -- If another event is due earlier, the node on duty already claims at that time.
   local head = redis.pcall('ZRANGE', DUE, '0', '0', 'WITHSCORES')
-  wakes = due_now > 0 or tonumber(head[2]) == soonest
+  wakes = due_now > 0 or tonumber(head[2]) == earliest_posted
   wrong = head.err and head or wakes and later()(ROSTER, EXPECTED)
 end
 if not wrong then
@@ -108,7 +111,7 @@ if wrong then
 end
 if wakes then
   local _, wake_next = later()
-  wake_next(soonest, due_now)
+  wake_next(earliest_posted, due_now)
 end
 remember('1;')
 return '1;' .. posted .. ';'
