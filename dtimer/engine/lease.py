@@ -132,22 +132,7 @@ class Lease:
         Raises:
             PayloadError: The payload cannot be decoded.
         """
-        claim = self.claim
-        self.event = Event(
-            decode(claim.payload),
-            id=claim.id,
-            due=claim.due_us / 1000,
-            attempt=claim.attempt,
-            max_retries=claim.max_retries,
-            # Not negative: if a claim is sent again after the server's clock was set back, its
-            # reply has the new time.
-            lateness_ms=max(0, claim.claimed_us - claim.due_us) / 1000 + unread_ms,
-            token=claim.token,
-            holder=self,
-            schedule=claim.schedule,
-            nominal=None if claim.nominal_us is None else claim.nominal_us / 1000,
-            missed=claim.missed,
-        )
+        self.event = Event(decode(self.claim.payload), self.claim, self, unread_ms=unread_ms)
 
     @property
     def _longest_wait(self) -> float:

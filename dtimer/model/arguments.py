@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, Literal, Protocol, Required, TypedDict
 
-from dtimer.model.times import Duration, Moment
+from dtimer.model.times import Moment
 from dtimer.naming import public
 
 #: The policies of `DTimer.post` for an event of the given id that exists.
@@ -54,22 +52,6 @@ class RedisAddress(TypedDict, total=False):
     port: int
 
 
-#: A payload and its delay, for `DTimer.post_many`.
-PostPair = tuple[Mapping[str, Any], Duration]
-
-
-class PostItem(TypedDict, total=False):
-    """An event for `DTimer.post_many`: arguments of `DTimer.post` by their names."""
-
-    ev: Required[Mapping[str, Any]]
-    delay: Duration
-    at: Moment | None
-    id: str | None
-    max_retries: int | None
-    expires: Duration | datetime | None
-    if_exists: IfExists
-
-
 class Job(TypedDict, total=False):
     """A key for `RunAt.write`, and when it is due."""
 
@@ -85,4 +67,4 @@ class KeySink(Protocol):
         ...
 
 
-public(Job, PostItem, RedisAddress, RedisClient, RedisPipeline)
+public(Job, RedisAddress, RedisClient, RedisPipeline)

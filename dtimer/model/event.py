@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from dtimer.epoch import to_datetime
 from dtimer.model import summary
+from dtimer.model.claims import Claim
 from dtimer.model.detached import NO_LEASE
 from dtimer.model.times import Duration
 from dtimer.naming import public
@@ -72,30 +73,29 @@ class Event(dict[str, Any]):
     )
 
     def __init__(
-        self,
-        payload: dict[str, Any],
-        *,
-        id: str,
-        due: float,
-        attempt: int,
-        max_retries: int,
-        lateness_ms: float,
-        token: int,
-        holder: Holder,
-        schedule: str | None = None,
-        nominal: float | None = None,
-        missed: int = 0,
+        self, payload: dict[str, Any], claim: Claim, holder: Holder, *, unread_ms: float = 0.0
     ) -> None:
+        """
+        Make the event of a claim.
+
+        Args:
+            payload: The decoded payload of the claim.
+            claim: The claim.
+            holder: The node's lease on the event.
+            unread_ms: For how long the reply waited unread, which counts as lateness.
+        """
         super().__init__(payload)
-        self.schedule: str | None = schedule
-        self.nominal: float | None = nominal
-        self.missed: int = missed
-        self.id: str = id
-        self.due: float = due
-        self.attempt: int = attempt
-        self.max_retries: int = max_retries
-        self.lateness_ms: float = lateness_ms
-        self.token: int = token
+        self.id: str = claim.id
+        self.due: float = claim.due_us / 1000
+        self.attempt: int = claim.attempt
+        self.max_retries: int = claim.max_retries
+        # Not negative: if a claim is sent again after the server's clock was set back, its reply
+        # has the new time.
+        self.lateness_ms: float = max(0, claim.claimed_us - claim.due_us) / 1000 + unread_ms
+        self.token: int = claim.token
+        self.schedule: str | None = claim.schedule
+        self.nominal: float | None = None if claim.nominal_us is None else claim.nominal_us / 1000
+        self.missed: int = claim.missed
         self._holder = holder
 
     @property
@@ -170,7 +170,10 @@ class Event(dict[str, Any]):
 
     def __copy__(self) -> Event:
         """Return the same event in another dict. Both have the same lease."""
-        return Event(dict(self), holder=self._holder, **self._fields())
+        copy = Event.__new__(Event)
+        copy.update(self)
+        copy.__setstate__(self._fields() | {"_holder": self._holder})
+        return copy
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how to rebuild the event, detached from its lease."""
@@ -179,9 +182,9 @@ class Event(dict[str, Any]):
 
     def __setstate__(self, fields: dict[str, Any]) -> None:
         """Set the attributes of a rebuilt event."""
+        self._holder = NO_LEASE
         for name, value in fields.items():
             setattr(self, name, value)
-        self._holder = NO_LEASE
 
     def _fields(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__ if name != "_holder"}

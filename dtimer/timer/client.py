@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from dtimer.errors import OptionError
 from dtimer.model import summary
-from dtimer.model.arguments import IfExists, Misfire, Overlap, PostItem, PostPair, RedisPipeline
+from dtimer.model.arguments import IfExists, Misfire, Overlap, RedisPipeline
 from dtimer.model.event import Event
 from dtimer.model.ids import EventId, check_id
 from dtimer.model.options import Options, check_count
@@ -21,7 +21,7 @@ from dtimer.model.times import Duration, Moment, duration_us
 from dtimer.store.store import Store
 from dtimer.timer.declaring import prepare_schedule
 from dtimer.timer.poster import NoteSuperseded, Poster
-from dtimer.timer.posting import due_argument, prepare
+from dtimer.timer.posting import PostItem, PostPair, due_argument, prepare
 
 
 class Client:

@@ -6,12 +6,20 @@ from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from dtimer.errors import OptionError, StoreError
-from dtimer.model.arguments import PostItem, PostPair, RedisPipeline
+from dtimer.model.arguments import RedisPipeline
 from dtimer.model.ids import EventId, IdGenerator, event_ids
 from dtimer.model.options import MOST_REPLICAS, Options, check_count
 from dtimer.model.times import Moment
 from dtimer.store.store import Entry, Store
-from dtimer.timer.posting import Posting, chunks, due_argument, prepare, prepare_item
+from dtimer.timer.posting import (
+    Posting,
+    PostItem,
+    PostPair,
+    chunks,
+    due_argument,
+    prepare,
+    prepare_item,
+)
 
 # How often a post is repeated because a generated id exists. Two generators produce the same id
 # about once in 2**30 pairs of one millisecond.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, Required, TypedDict, get_args
 
 from dtimer.errors import OptionError
 from dtimer.model import hints, summary
-from dtimer.model.arguments import IfExists, PostItem
+from dtimer.model.arguments import IfExists
 from dtimer.model.ids import IdGenerator, check_id, is_occurrence
 from dtimer.model.options import MOST_RETRIES, Options, check_count
 from dtimer.model.payload import encode
 from dtimer.model.times import Duration, Moment, duration_us, moment_us
+from dtimer.naming import public
 from dtimer.store.format import write_body
 from dtimer.store.store import Entry
 
@@ -21,6 +22,24 @@ POLICIES: tuple[IfExists, ...] = get_args(IfExists)
 #: The most events in one script call, and about the most bytes of payload.
 _MOST_ENTRIES = 500
 _MOST_BYTES = 1_000_000
+
+#: A payload and its delay, for `DTimer.post_many`.
+PostPair = tuple[Mapping[str, Any], Duration]
+
+
+class PostItem(TypedDict, total=False):
+    """An event for `DTimer.post_many`: arguments of `DTimer.post` by their names."""
+
+    ev: Required[Mapping[str, Any]]
+    delay: Duration
+    at: Moment | None
+    id: str | None
+    max_retries: int | None
+    expires: Duration | datetime | None
+    if_exists: IfExists
+
+
+public(PostItem)
 
 _ARGUMENTS = frozenset(PostItem.__annotations__)
 

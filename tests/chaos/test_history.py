@@ -17,6 +17,7 @@ from chaos.history import History, HistoryError, Writer, checksum, run_of
 from chaos.spill import Spill
 from chaos.starvation import StarvationMonitor
 from dtimer import EventExists, OutcomeUnknown
+from dtimer.model.claims import Claim
 from dtimer.model.event import Event
 
 TESTS = Path(__file__).parents[1]
@@ -121,8 +122,8 @@ class TestWriter:
     def test_a_run_records_the_fields_of_its_event(self, tmp_path):
         """Times are whole µs: the checker compares them exactly."""
         due = 1_795_311_246_189_837
-        more = {"attempt": 2, "max_retries": 3, "token": 9, "holder": None}
-        ev = Event({"n": 5, "x": [1]}, id="a", due=due / 1000, lateness_ms=1.234, **more)
+        claim = Claim("a", 9, 2, due, due + 1_234, 3, b"")
+        ev = Event({"n": 5, "x": [1]}, claim, holder=None)
         run = run_of(ev, 600_000, 20_000)
         assert (due, due + 1234, 2, 9, 5) == tuple(
             run[k] for k in ("due", "srv", "att", "tok", "n")

@@ -38,6 +38,7 @@ from dtimer.errors import (
     StoreError,
     UsageError,
 )
+from dtimer.model.claims import Claim
 from dtimer.model.event import Event
 
 #: Seconds to wait; only a failing test waits this long.
@@ -61,10 +62,11 @@ class FakeLease:
 
 def an_event():
     """Return a running event of a schedule, with a distinct value for each attribute."""
-    return Event(
-        {"a": [1]}, id="e", due=1.5, attempt=2, max_retries=3, lateness_ms=0.25, token=7,
-        holder=FakeLease(), schedule="s", nominal=1.0, missed=4,
+    claim = Claim(
+        "e", token=7, attempt=2, due_us=1_500, claimed_us=1_750, max_retries=3, payload=b"",
+        schedule="s", nominal_us=1_000, missed=4,
     )  # fmt: skip
+    return Event({"a": [1]}, claim, FakeLease())
 
 
 def attributes(event):
