@@ -138,13 +138,3 @@ class TestPermissions:
         before = {key: client.dump(key) for key in sound.keys}
         assert {} == sound.server.permissions()
         assert before == {key: client.dump(key) for key in sound.keys}
-
-    def test_all_missing_commands_are_named(self, tcp_server, namespace):
-        """The self-test names every command that the user may not run."""
-        with tcp_server.client() as admin:
-            admin.execute_command("ACL", "SETUSER", "poor", "on", ">x", "~*", "&*", "+@all")
-            admin.execute_command("ACL", "SETUSER", "poor", "-zrem", "-hincrby")
-        url = tcp_server.url.replace("redis://", "redis://poor:x@")
-        store = Store(source(url, 1.0), namespace, timeout=3.0)
-        assert {"ZREM", "HINCRBY"} == set(store.server.permissions())
-        store.release()

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from background import background, in_thread
-from peers import LEASE, Peer, post
+from peers import LEASE, post
 from proxy import Proxy
 from redis.exceptions import ResponseError
 from servers import PATIENCE, PROMPT
@@ -30,25 +30,6 @@ def store(client, namespace, now):
 
 class TestForbidden:
     """Commands that an ACL forbids, and operations that work without them."""
-
-    def test_a_producer_without_channels_posts(self, tcp_server, now):
-        """A wake that may not be published does not undo the post."""
-        with tcp_server.client() as client:
-            client.execute_command(
-                "ACL", "SETUSER", "mute", "on", ">pw", "~*", "resetchannels", "+@all"
-            )
-            admin = Store(source(client, 1.0), "dt", timeout=3.0, now=now)
-            node = Peer(admin, "node")
-            node.claim_reply()
-            url = tcp_server.url.replace("redis://", "redis://mute:pw@")
-            mute = Store(source(url, 1.0), "dt", timeout=3.0, now=now)
-            post(mute, "tea")
-            peer = Peer(mute, "mute")
-            now.tick(60)
-            assert ["tea"] == [c.id for c in peer.claim()]
-            assert_sound(client, admin.keys)
-            mute.close()
-            admin.close()
 
     def test_a_refusal_after_a_lost_reply_is_outcome_unknown(self, tcp_server):
         """The server may have acted before it refused the second attempt."""

@@ -302,17 +302,6 @@ class TestExit:
         """)
         assert_ends(program, "['MainThread']")
 
-    def test_a_node_that_never_leaves_causes_no_warnings(self, script):
-        """A node without leave() ends with its program, in development mode too."""
-        script = functools.partial(script, flags=DEVELOPMENT)
-        program = script("""
-            dt = timer()
-            dt.on("event", lambda events: say("handled"))
-            dt.join()
-            dt.post({})
-        """)
-        assert_ends(program)
-
 
 class TestFork:
     """A forked child has no threads, new locks and connections, and has not joined."""
@@ -568,24 +557,6 @@ class TestFork:
         assert_prints(program, "two")
         program.tell()
         assert_ends(program, "child 0 1")
-
-    def test_a_handler_may_fork(self, script):
-        """A handler may fork a child that ends by itself, and the event is confirmed."""
-        program = script("""
-            dt = timer()
-            done = threading.Event()
-
-            @dt.on("event")
-            def handle(events):
-                forked(lambda: dt.post({"by": "child"}, 60_000, id="egg"))
-                done.set()
-
-            with dt:
-                dt.post({}, id="tea")
-                assert done.wait(PATIENCE)
-            say(dt.peek("tea"), dt.peek("egg").event)
-        """)
-        assert_ends(program, "child 0", "None {'by': 'child'}")
 
     def test_a_child_that_a_listener_forks_on_a_thread_of_the_user_continues(self, script):
         """

@@ -9,12 +9,11 @@ import weakref
 
 import pytest
 from background import in_thread
-from gated import Gated
 from peers import Peer, post
 from servers import PATIENCE, eventually
 from snapshot import Snapshot
 
-from dtimer import DTimer, LeaseLost, StateRollback
+from dtimer import DTimer, LeaseLost
 from dtimer.store.connection.sources import source
 from dtimer.store.store import Entry, Store
 from dtimer.testing import Catch
@@ -386,41 +385,6 @@ class TestNotDetected:
 class TestNodes:
     """How a user's timer reports a rollback."""
 
-    def test_each_timer_emits_it_once(self, client, make):
-        """Each timer emits a StateRollback once, and the node continues to work."""
-        node, other = make("node", poll_interval=50), make("other", poll_interval=50)
-        errors = [Catch(timer, "error") for timer in (node, other)]
-        events = Catch(node, "event")
-        node.join()
-        other.join()
-        snapshot = Snapshot(client, node._store.keys)
-        node.post({}, id="lost", at=FAR_FUTURE)
-        claims_once(node)
-        claims_once(other)
-        snapshot.restore()
-        for error in [caught.next() for caught in errors]:
-            assert isinstance(error, StateRollback)
-            assert error.since < error.until
-            assert not error.wiped
-            assert "between" in str(error)
-        other.leave()
-        node.post({"n": 1})
-        assert [{"n": 1}] == events.next()
-        assert node.health().ok
-        assert all(caught.empty() for caught in errors)
-
-    def test_a_timer_that_only_posts_emits_it(self, client, make):
-        """A timer that has not joined emits the rollback during a post, which succeeds."""
-        timer = make()
-        errors = Catch(timer, "error")
-        snapshot = Snapshot(client, timer._store.keys)
-        timer.post({}, at=FAR_FUTURE)
-        snapshot.restore()
-        id = timer.post({}, at=FAR_FUTURE)
-        assert errors.next().wiped
-        assert timer.peek(id)
-        timer.cancel(id)
-
     def test_schedules_are_declared_again(self, client, make):
         """After a FLUSHALL a node declares its own schedules again, and no others."""
         node = make(poll_interval=50)
@@ -460,21 +424,6 @@ class TestNodes:
         assert not errors.next().wiped
         eventually(lambda: ["new"] == [s.id for s in node.schedules()])
         node.unschedule("new")
-
-    def test_a_lost_lease_is_reported_too(self, client, make):
-        """If the lease of a running handler is lost with the rest, that is reported as usual."""
-        node = make(poll_interval=50)
-        errors = Catch(node, "error")
-        handler = Gated(node)
-        node.join()
-        snapshot = Snapshot(client, node._store.keys)
-        node.post({"n": 1}, id="tea")
-        handler.begun()
-        snapshot.restore()
-        assert isinstance(errors.next(), StateRollback)
-        handler.go_on()
-        handler.ended()
-        assert isinstance(errors.next(), LeaseLost)
 
     def test_the_rollback_detector_does_not_keep_the_timer_alive(self, server, namespace):
         """The detector calls the timer, but holds no strong reference to it."""

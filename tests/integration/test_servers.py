@@ -78,68 +78,6 @@ class TestServer:
             assert server.port < 55_000
         assert not server.folder.exists()
 
-    @pytest.mark.parametrize("tcp", [False, True])
-    def test_data_survive_a_kill(self, tcp):
-        """With an append-only file, acknowledged data survive a kill -9."""
-        with Server(tcp=tcp, appendonly=True) as server, server.client() as client:
-            url = server.url
-            client.set("tea", "kettle")
-            server.kill9()
-            with pytest.raises(OSError):
-                connect(url)
-            server.restart()
-            assert url == server.url
-            assert b"kettle" == client.get("tea")
-
-    def test_data_without_a_file_are_lost(self):
-        """Without an append-only file the server restarts empty, at the same address."""
-        with Server() as server, server.client() as client:
-            client.set("tea", "kettle")
-            server.restart()
-            assert client.get("tea") is None
-
-    def test_a_replica_has_its_masters_data_and_can_be_promoted(self):
-        """A replica has its master's data. After its promotion it accepts writes of its own."""
-        with Server(tcp=True) as master, master.client() as client:
-            client.set("a", 1)
-            with master.replica() as replica, replica.client() as copy:
-                assert b"1" == copy.get("a")
-                with pytest.raises(redis.ReadOnlyError):
-                    copy.set("a", 2)
-                client.set("a", 2)
-                assert 1 == client.wait(1, PATIENCE * 1000)
-                replica.promote()
-                copy.set("a", 3)
-                assert b"2" == client.get("a")
-
-    def test_unreplicated_writes_are_lost_with_the_master(self):
-        """Writes that did not reach the replica are lost with the master."""
-        with (
-            Server(tcp=True) as master,
-            Proxy(master) as link,
-            master.replica(link.port) as replica,
-            master.client() as client,
-            replica.client() as copy,
-        ):
-            client.set("a", 1)
-            assert 1 == client.wait(1, PATIENCE * 1000)
-            link.blackhole()
-            client.set("a", 2)
-            assert 0 == client.wait(1, 20)
-            master.kill9()
-            replica.promote()
-            assert b"1" == copy.get("a")
-
-    def test_a_truncated_file_loses_the_last_writes(self):
-        """If the end of its file is cut off, the server has lost the last writes."""
-        with Server(appendonly=True) as server, server.client() as client:
-            client.set("a", "first")
-            client.set("a", "second")
-            server.kill9()
-            server.truncate_aof(len("second") + 2)
-            server.start()
-            assert b"first" == client.get("a")
-
     @pytest.mark.parametrize(("fsync", "kept"), [("always", b"1"), ("no", None)])
     def test_a_power_failure_loses_unsynced_writes(self, fsync, kept):
         """After a power failure synced writes are there, and the others are lost."""

@@ -593,22 +593,6 @@ class TestControl:
         node.claim(10)
         assert [e.id for e in entries[10:]] == [r.id for r in store.upcoming("-inf", "+inf")]
 
-    def test_upcoming_continues_if_the_last_event_of_a_page_is_removed(self, store):
-        """The next page then neither skips nor repeats an event."""
-        entries = [entry(f"e{i:04}", "+1000") for i in range(300)]
-        store.post(entries, "replace")
-        walk = store.upcoming("-inf", "+inf")
-        seen = [r.id for r in itertools.islice(walk, 100)]
-        store.cancel(seen[-1])
-        seen += [r.id for r in walk]
-        assert [e.id for e in entries] == seen
-
-    def test_upcoming_lists_a_window(self, store):
-        """Offset and duration limit the listed events; both ends are included."""
-        for ms in (100, 200, 300, 400):
-            post(store, str(ms), ms)
-        assert ["200", "300"] == [r.id for r in store.upcoming("+200000", "+300000")]
-
     def test_a_paused_namespace_delivers_nothing(self, store, node):
         """A paused namespace delivers no events, and its claimed events can be confirmed."""
         claim = post_and_claim(node, "a")
@@ -655,15 +639,6 @@ class TestControl:
         trim_while_events_die(100, -1)
         monkeypatch.setattr(store, "trim", trim_while_events_die)
         assert 3 == store.purge()
-
-    def test_dead_letters_are_listed_in_pages(self, store, node):
-        """Each dead letter is listed once, even if many events died in the same microsecond."""
-        store.post([entry(f"e{i:03}", max_retries=0) for i in range(250)], "replace")
-        while claims := node.claim(100):
-            store.claims.settle([Settlement(c.id, c.token, Verdict.RETRY, 0, "x") for c in claims])
-        ids = [letter.id for letter in store.dead()]
-        assert 250 == len(ids)
-        assert sorted(ids) == ids
 
     def test_stats_count_each_state(self, store, node, now):
         """The counts match the events' states, and the totals match what has happened."""
