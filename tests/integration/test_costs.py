@@ -68,7 +68,7 @@ COSTS: dict[str, Cost] = {
     "poll, nothing due": Cost(1, 7, 436, 647, 55),
     "cancel": Cost(1, 20, 468, 551, 15),
     "reschedule": Cost(1, 10, 245, 569, 7),
-    "peek": Cost(1, 4, 80, 536, 110),
+    "peek": Cost(1, 4, 73, 536, 110),
 }
 
 #: Bytes per pending event with a generated id and a payload of 52 bytes: MEMORY USAGE of all keys.

@@ -14,6 +14,7 @@ from dtimer.store.scripts import header, load, texts, verb, verbs
 
 VERBS = verbs()
 FILES = sorted(texts())
+PARTS = [name for name in FILES if re.fullmatch("parts/(?!prelude|format)\\w+", name)]
 SECTIONS = [(name, section) for name in FILES for section in scripts.sections(name)]
 
 #: Verbs of the kind ``reads`` with commands that write: ``open`` creates the namespace if it is
@@ -37,6 +38,12 @@ def body_of(name):
 def opening_of(name):
     """Return the opening comment of a file: all lines before the first line of code."""
     return re.match(r"(?:--.*\n)*", texts()[name])[0]
+
+
+def whole(name):
+    """Return the code of a file with its sections, without comments, strings and fields."""
+    code = "\n".join(map(body_of, [name, *scripts.sections(name)]))
+    return re.sub(r"'(?:[^'\\]|\\.)*'|[.]\w+", "", code)
 
 
 class TestLoading:
@@ -130,6 +137,20 @@ class TestHeaders:
             assert header(name).commands <= READ_ONLY
         if kind != "reads":
             assert not scripts.commands(name) <= READ_ONLY
+
+    @pytest.mark.parametrize("name", VERBS)
+    def test_the_parts_are_those_that_the_code_needs(self, name):
+        """A missing part fails when its function is called; a superfluous one costs each call."""
+        parts = [f"parts/{part}" for part in (*header(name).uses, *header(name).later)]
+        code = {file: whole(file) for file in (name, *parts)}
+        used = {file: set(re.findall(r"\w+", text)) for file, text in code.items()}
+        # A local of the same name hides the function.
+        used[name] -= locals_of(code[name], 0)
+        used[name] |= {*header(name).later.values()}
+        for part in PARTS:
+            offers = locals_of(body_of(part), 0)
+            needed = any(offers & used[file] for file in used if file != part)
+            assert needed == (part in parts), part
 
     def test_the_self_test_tries_every_command(self):
         """The self-test tries every command that some script runs, so it can report each one."""

@@ -38,9 +38,8 @@
 --           namespace has the schema of another version
 --   results one letter per settled event, in order (parts/settle.lua)
 --   heard   the server's time of this claim, for the argument `heard` of this node's next claim
---   before  '' if the server had recorded the time in the argument `heard`, or if that is ''.
---           Else the time
---           that it had recorded, 0 for none
+--   before  '' if the server had recorded the time in the argument `heard`, or if that is ''. Else
+--           the time that it had recorded, 0 for none
 --   posted  how many events were ever posted; '' if not requested
 --   claims, buried, short  how many of each follow
 

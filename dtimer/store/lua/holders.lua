@@ -2,7 +2,6 @@
 -- random sample of them.
 --
 -- Kind      reads
--- Uses      events
 -- Commands  hrandfield
 --
 -- Arguments

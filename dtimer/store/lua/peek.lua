@@ -2,7 +2,6 @@
 --
 -- Kind      reads
 -- Roles     node producer
--- Uses      events
 -- Commands  hget zscore
 --
 -- Arguments

@@ -11,7 +11,6 @@
 --           reply, and nothing has been done
 --
 -- Commands  hdel hget hmget hset zadd zrem
-
 local function settle(at, confirms, others)
   local results, occurrences = {}, {}
   local wrong = others > 0
