@@ -213,10 +213,10 @@ class Announced:
         return [self._queue.get() for _ in range(self._queue.qsize())]
 
 
-def make_leases(lease_store=None, announced=None, **options):
+def make_leases(lease_store=None, announced=None, log=None, **options):
     """Return a table of leases."""
     store, announced = lease_store or SimpleNamespace(), announced or Announced()
-    return LeaseTable("test", validate(options), store, announced, Logged().log)
+    return LeaseTable("test", validate(options), store, announced, log or Logged().log)
 
 
 def make_seat(store, *, lease_store=None, announced=None, **options):

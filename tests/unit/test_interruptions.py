@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import pytest
 from interrupted import Interruption, each_bytecode
 from logged import Logged
+from seats import FakeLeaseStore, make_leases
 from servers import PATIENCE
 
 from dtimer import OutcomeUnknown, StoreError
@@ -29,7 +30,7 @@ from dtimer.engine.lookahead import LookaheadQueue
 from dtimer.engine.readers import Readers, Reading
 from dtimer.engine.superseded import SupersededIds
 from dtimer.log import CLAIMED, LEFT
-from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
+from dtimer.model.claims import Claim, Settlement, Verdict
 from dtimer.model.ids import IdGenerator
 from dtimer.model.options import validate
 from dtimer.store.rollback import NamespaceState, RollbackDetector
@@ -112,32 +113,10 @@ def result_on_another_thread(call):
     return result
 
 
-class FakeLeaseStore:
-    """A store that settles everything it is asked to, or raises the given errors first."""
-
-    def __init__(self, *errors):
-        self.settled = []
-        self._errors = list(errors)
-
-    def settle(self, settlements):
-        if self._errors:
-            raise self._errors.pop()
-        self.settled += settlements
-        return [Outcome.DONE] * len(settlements)
-
-    def extend(self, held, lease_us, *, at_least=False):
-        return [True] * len(held)
-
-
 def a_lease(token, store=None):
     claim = Claim(f"e{token}", token, 1, 1_000 * token, 1_000 * token, 3, b"{}")
     owner = SimpleNamespace(ended=lambda lease, outcome: None)
     return Lease(claim, OPTIONS, store or FakeLeaseStore(), owner, 0.0)
-
-
-def a_lease_table():
-    announcements = SimpleNamespace(announce=lambda *what: None)
-    return LeaseTable("node", OPTIONS, FakeLeaseStore(), announcements, Logged().log)
 
 
 def a_confirm(token):
@@ -208,7 +187,7 @@ class TestLeaseTable:
     @at_each_bytecode(more_than=5)
     def test_a_settlement_added_inside_another_call_is_sent_once(self, outer, tokens, interrupt):
         """A lost confirm repeats the event; a second one reports a lost lease."""
-        table, taken = a_lease_table(), []
+        table, taken = make_leases(), []
         table.settle(a_confirm(1))
         calls = {
             "take": lambda: taken.extend(table.take_settlements()),
@@ -226,7 +205,7 @@ class TestLeaseTable:
     @at_each_bytecode(more_than=5)
     def test_leases_may_change_inside_an_iteration(self, iterate, interrupt):
         """A signal handler may settle and post while the leases are iterated."""
-        table, leases = a_lease_table(), [a_lease(i) for i in range(3)]
+        table, leases = make_leases(), [a_lease(i) for i in range(3)]
         table._add(leases)
 
         def settle_and_post():
@@ -302,7 +281,9 @@ class TestLease:
 
         @at_each_bytecode(more_than=5, raises=True)
         def trial(interrupt):
-            lease = a_lease(1, FakeLeaseStore(StoreError("refused")))
+            store = FakeLeaseStore()
+            store.outcomes.append(StoreError("refused"))
+            lease = a_lease(1, store)
             with contextlib.suppress(Alarm, StoreError):
                 interrupt(lease.confirm, raise_alarm)
             reserved = result_on_another_thread(lambda: lease.reserve(Verdict.RETRY))

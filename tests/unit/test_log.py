@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import pytest
 from logged import SOURCE, Logged, kept
 from pages import ROOT
+from seats import Announced, FakeLeaseStore, make_leases
 from servers import PATIENCE
 
 from dtimer import log
 from dtimer.engine.callbacks import CallbackThread
 from dtimer.engine.lease import Lease
-from dtimer.engine.leases import LeaseTable
 from dtimer.errors import HandlerError, LeaseLost
 from dtimer.log import MESSAGES, Log, Message
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
@@ -247,19 +247,18 @@ class TestOutcomes:
 
     @pytest.fixture
     def announced(self):
-        """The names of the announcements."""
-        return []
+        return Announced()
 
     @pytest.fixture
     def table(self, logged, announced):
         """The leases of a node."""
-        announcements = SimpleNamespace(announce=lambda name, *_: announced.append(name))
-        return LeaseTable("node", validate({}), SimpleNamespace(), announcements, logged.log)
+        return make_leases(announced=announced, log=logged.log)
 
     def a_lease(self, table, id, outcome=Outcome.DONE):
         """Add a lease that the server settles with *outcome* if the handler asks for it."""
+        store = FakeLeaseStore()
+        store.outcomes.append(outcome)
         claim = Claim(id, int(id), 1, 0, 0, 3, b"{}")
-        store = SimpleNamespace(settle=lambda settlements: [outcome])
         lease = Lease(claim, validate({}), store, table, 0.0)
         table._add([lease])
         return lease
@@ -302,7 +301,7 @@ class TestOutcomes:
         table.mark_lost(lease)
         assert not lease.confirm()
         assert [(log.LEASE_LOST, (1, "1"), ["1"])] == logged.records
-        assert ["lease_lost"] == announced
+        assert ["lease_lost"] == [name for name, *_ in announced.all()]
 
     def test_a_lease_of_an_event_that_this_process_replaced_is_not_lost(self, table, logged):
         """A program that posts an id again has not lost an event."""
