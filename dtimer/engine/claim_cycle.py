@@ -122,17 +122,21 @@ class ClaimCycle:
         count = len(reply.claims)
         # If the claim did not look ahead, all its events were due, and no claim is parsed here.
         overdue = count > 0 and (not request.ahead_us or reply.claims[-1].due_us <= reply.now_us)
-        self._dispatcher.batching.claim_answered(request.limit, count, overdue=overdue)
+        batching = self._dispatcher.batching
+        batching.claim_answered(request.limit, count, overdue=overdue)
+        batches = batching.in_backlog
         if (
-            self._seat.store.busy
+            not batches
+            # Each of these needs a call to the store first.
+            or self._seat.store.busy
             or not reply.known
             or reply.buried
             or reply.short
             or Outcome.DEAD in reply.results
         ):
-            # Each of these needs a call to the store first.
             return 0
-        return self._dispatcher.next_claim_size(request.limit, count, self._consumer.demand())
+        demand = self._consumer.demand()
+        return self._dispatcher.next_claim_size(batches, request.limit, count, demand)
 
     def _ask_again(self, request: ClaimRequest, error: Exception) -> float:
         """Prepare to send *request* again after an error; return the seconds to wait before."""

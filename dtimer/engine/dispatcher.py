@@ -75,11 +75,11 @@ class Dispatcher:
         waiting, ahead_us = len(self.lookahead), self.lookahead.ahead_us
         return claim_size(self.free_slots(), demand, waiting, self.batching.batches, ahead_us)
 
-    def next_claim_size(self, limit: int, claimed: int, demand: int) -> int:
+    def next_claim_size(self, batches: int, limit: int, claimed: int, demand: int) -> int:
         """Return how many events to claim meanwhile: see `batching.next_claim_size`."""
         if self._leases.recalling:
             return 0
-        most = self.max_events * self.batching.in_backlog
+        most = self.max_events * batches
         left = demand - self.pool.busy * self.max_events
         return next_claim_size(most, left, limit, claimed, len(self.lookahead))
 

@@ -89,13 +89,10 @@ class HandlerPool:
 
     def _work(self, stopping: Flag) -> None:
         while (batch := self._inbox.get()) is not None:
-            self._run(batch)
-
-    def _run(self, batch: list[Lease]) -> None:
-        try:
-            self._runner.run(batch)
-        finally:
-            self.thread_is_free()
+            try:
+                self._runner.run(batch)
+            finally:
+                self.thread_is_free()
 
     def run_one(self) -> bool:
         """
@@ -104,9 +101,13 @@ class HandlerPool:
         For tests that step a node without threads.
         """
         batch = self.take_back()
-        if batch is not None:
-            self._run(batch)
-        return batch is not None
+        if batch is None:
+            return False
+        try:
+            self._runner.run(batch)
+        finally:
+            self.thread_is_free()
+        return True
 
     def stop(self) -> None:
         """Ask every thread to end after the batches that wait for it. Does not wait."""
