@@ -76,7 +76,7 @@ class ClaimCycle:
         read_late = pipeline.pending is not None
         request = pipeline.request
         if request is None:
-            request = self._plan(claiming)
+            request = self._plan() if claiming else self._new_request(0, 0, hears=False)
         elif not (claiming or read_late):
             # The node leaves. With this limit the server releases the events of this claim, and
             # does not send them again.
@@ -98,22 +98,19 @@ class ClaimCycle:
         if armed:
             reached("claim.answered")
         if more:
-            # Send `hears=False`: all threads are busy, so a wake would find none free. Start
-            # tracking re-posts first, because this reply will wait unread.
-            seat.superseded_ids.begin(pipeline.seq + 1)
-            settlements = seat.leases.take_settlements()
-            pipeline.send_ahead(pipeline.new_request(settlements, more, 0, hears=False))
+            # Send `hears=False`: all threads are busy, so a wake would find none free.
+            pipeline.send_ahead(self._new_request(more, 0, hears=False))
         return unread
 
-    def _plan(self, claiming: bool) -> ClaimRequest:
-        """Make the request of a new claim."""
+    def _plan(self) -> ClaimRequest:
+        """Make the request of a claim for the free handler threads."""
+        limit, ahead_us = self._dispatcher.claim_size(self._consumer.demand())
+        return self._new_request(limit, ahead_us, hears=self._seat.listener.hears)
+
+    def _new_request(self, limit: int, ahead_us: int, *, hears: bool) -> ClaimRequest:
         seat = self._seat
         # Before the request is sent: its reply may have events that this process then replaces.
         seat.superseded_ids.begin(seat.pipeline.seq + 1)
-        limit, ahead_us = (
-            self._dispatcher.claim_size(self._consumer.demand()) if claiming else (0, 0)
-        )
-        hears = seat.listener.hears and claiming
         settlements = seat.leases.take_settlements()
         return seat.pipeline.new_request(settlements, limit, ahead_us, hears=hears)
 

@@ -419,7 +419,7 @@ class TestPause:
 
     def test_counts_the_wait_from_when_the_request_was_sent(self, harness):
         """The next request will take as long to arrive, so it must leave earlier."""
-        request, answer = harness.cycle._plan(True), reply(wait=10_000_000)
+        request, answer = harness.cycle._plan(), reply(wait=10_000_000)
         pause = harness.cycle._pause(request, answer, time.monotonic() - 4, True, None)
         assert 5.5 < pause <= 6
 
