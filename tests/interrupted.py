@@ -8,6 +8,8 @@ at the bytecode that a test chooses.
 from __future__ import annotations
 
 import dis
+import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -105,3 +107,70 @@ def each_bytecode(stride: int = 1) -> Iterator[int]:
     while True:
         yield n
         n += STRIDE or stride
+
+
+class NoMoreBytecodes(Exception):
+    """The call has ended before the bytecode at which it should be interrupted."""
+
+
+class Interrupt:
+    """Interrupts the one call of a test, before the bytecode number *at*."""
+
+    def __init__(self, at: int, *, raises: bool) -> None:
+        self.at = at
+        self._raises = raises
+        #: Where the call was interrupted; None before that.
+        self.where: str | None = None
+
+    def __call__(self, call: Callable[[], Any], handler: Callable[[], object]) -> Any:
+        """Run *call* and, inside it, *handler*; return the result of *call*."""
+        interruption = Interruption(self.at, handler, raises=self._raises)
+        try:
+            return interruption.during(call)
+        finally:
+            self.where = interruption.where
+            if self.where is None:
+                raise NoMoreBytecodes
+
+
+def at_each_bytecode(*, more_than: int, raises: bool = False) -> Callable[[Any], Any]:
+    """
+    Run a test again and again: its call is interrupted at the first bytecode, then at the second,
+    and so on to its end. The last argument of the test is an `Interrupt`, which it calls once.
+
+    Args:
+        more_than: The call has more bytecodes than this, or its code was not interrupted at all.
+        raises: The handler raises; see `Interruption`.
+    """
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(test)
+        def run(*arguments: Any, **fixtures: Any) -> None:
+            at = 0
+            for at in each_bytecode():
+                interrupt = Interrupt(at, raises=raises)
+                try:
+                    test(*arguments, interrupt=interrupt, **fixtures)
+                except NoMoreBytecodes:
+                    break
+                except Exception as e:
+                    e.add_note(f"interrupted at {interrupt.where}")
+                    raise
+            assert at > more_than
+
+        # Without its last parameter, which pytest would take for a fixture.
+        signature = inspect.signature(test)
+        parameters = [*signature.parameters.values()][:-1]
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+class Alarm(Exception):
+    """The exception of a signal handler."""
+
+
+def raise_alarm() -> None:
+    """Raise `Alarm`, as a signal handler may."""
+    raise Alarm

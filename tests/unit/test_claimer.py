@@ -10,7 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from interrupted import Interruption, each_bytecode
+from interrupted import at_each_bytecode
 from seats import HOUR_S, CycleHarness, Refused, Wrong, ahead, reply
 from servers import LIMIT, PATIENCE, PROMPT, eventually
 
@@ -264,16 +264,13 @@ class TestLeaving:
         assert harness.claimer.join(PATIENCE)
         assert [Verdict.RETRY] == [verdict for _, verdict in harness.settled]
 
-    def test_the_nearest_deadline_counts_if_one_call_interrupts_another(self, harness):
+    @at_each_bytecode(more_than=5)
+    def test_the_nearest_deadline_counts_if_one_call_interrupts_another(self, harness, interrupt):
         """A signal handler that leaves at once may interrupt a leave() with a longer deadline."""
-        for n in each_bytecode():
-            harness.claimer._deadlines.clear()
-            interruption = Interruption(n, lambda: harness.claimer.stop_within(0))
-            interruption.during(lambda: harness.claimer.stop_within(HOUR_S))
-            if interruption.where is None:
-                break
-            assert harness.claimer._is_past_deadline(), interruption.where
-        assert n > 5
+        claimer = harness.claimer
+        claimer._deadlines.clear()
+        interrupt(lambda: claimer.stop_within(HOUR_S), lambda: claimer.stop_within(0))
+        assert claimer._is_past_deadline()
 
     def test_releases_the_events_of_a_lost_claim(self, harness):
         """The node learns of these events only while it leaves, and does not start them."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from interrupted import Interruption, each_bytecode
+from interrupted import Alarm, at_each_bytecode, raise_alarm
 from seats import CycleHarness, claim, summary
 
 from dtimer.engine.clock import boottime
@@ -454,29 +454,20 @@ class TestLookAhead:
         assert ["c", "d"] == harness.released()
 
     @pytest.mark.parametrize("threads", [1, 2])
-    def test_an_interrupted_post_leaves_no_lease_that_is_renewed_for_ever(self, make, threads):
+    @at_each_bytecode(more_than=5, raises=True)
+    def test_an_interrupted_post_leaves_no_lease_that_is_renewed_for_ever(
+        self, make, threads, interrupt
+    ):
         """
         An exception interrupts the release of the events that a post has replaced. Each is kept,
         released, or no longer renewed.
         """
-
-        class Alarm(Exception):
-            pass
-
-        def ring():
-            raise Alarm
-
-        for n in each_bytecode():
-            made = make(concurrency=threads)
-            made.accept(claim(ahead_ms=5, id="a"), claim(ahead_ms=6, id="b"))
-            interruption = Interruption(n, ring, raises=True)
-            with contextlib.suppress(Alarm):
-                interruption.during(lambda made=made: made.dispatcher.release_superseded(["a"]))
-            if interruption.where is None:
-                break
-            kept = made.dispatcher.lookahead.leases()
-            assert [] == [h for h in made.leases.held() if h not in kept], interruption.where
-        assert n > 5
+        harness = make(concurrency=threads)
+        harness.accept(claim(ahead_ms=5, id="a"), claim(ahead_ms=6, id="b"))
+        with contextlib.suppress(Alarm):
+            interrupt(lambda: harness.dispatcher.release_superseded(["a"]), raise_alarm)
+        kept = harness.dispatcher.lookahead.leases()
+        assert [] == [lease for lease in harness.leases.held() if lease not in kept]
 
     def test_does_not_start_an_event_that_this_process_replaced(self, make, clock):
         """The release does not ring, because a ring may claim on the thread of the user's post."""

@@ -8,7 +8,6 @@ the interrupted call, and *inner* the call of the signal handler.
 
 import contextlib
 import functools
-import inspect
 import itertools
 import signal
 import threading
@@ -16,7 +15,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from interrupted import Interruption, each_bytecode
+from interrupted import Alarm, at_each_bytecode, raise_alarm
 from logged import Logged
 from seats import FakeLeaseStore, make_leases
 from servers import PATIENCE
@@ -38,69 +37,6 @@ from dtimer.timer import signals
 from dtimer.timer.emitter import Emitter
 
 OPTIONS = validate({})
-
-
-class NoMoreBytecodes(Exception):
-    """The call has ended before the bytecode at which it should be interrupted."""
-
-
-class Interrupt:
-    """Interrupts the one call of a test, before the bytecode number *at*."""
-
-    def __init__(self, at, *, raises):
-        self.at = at
-        self._raises = raises
-        self.where = None
-
-    def __call__(self, call, handler):
-        """Run *call* and, inside it, *handler*; return the result of *call*."""
-        interruption = Interruption(self.at, handler, raises=self._raises)
-        try:
-            return interruption.during(call)
-        finally:
-            self.where = interruption.where
-            if self.where is None:
-                raise NoMoreBytecodes
-
-
-def at_each_bytecode(*, more_than, raises=False):
-    """
-    Run a test again and again: its call is interrupted at the first bytecode, then at the second,
-    and so on to its end. The last argument of the test is an `Interrupt`, which it calls once.
-
-    Args:
-        more_than: The call has more bytecodes than this, or its code was not interrupted at all.
-        raises: The handler raises; see `Interruption`.
-    """
-
-    def decorate(test):
-        @functools.wraps(test)
-        def run(*arguments, **fixtures):
-            for at in each_bytecode():
-                interrupt = Interrupt(at, raises=raises)
-                try:
-                    test(*arguments, interrupt=interrupt, **fixtures)
-                except NoMoreBytecodes:
-                    break
-                except Exception as e:
-                    e.add_note(f"interrupted at {interrupt.where}")
-                    raise
-            assert at > more_than
-
-        # Without its last parameter, which pytest would take for a fixture.
-        signature = inspect.signature(test)
-        run.__signature__ = signature.replace(parameters=[*signature.parameters.values()][:-1])
-        return run
-
-    return decorate
-
-
-class Alarm(Exception):
-    """The exception of a signal handler."""
-
-
-def raise_alarm():
-    raise Alarm
 
 
 def result_on_another_thread(call):
