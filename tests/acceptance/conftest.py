@@ -16,7 +16,7 @@ def timer(server, namespace):
 
 
 @pytest.fixture
-def post(server, namespace):
+def poster(server, namespace):
     """A timer that posts and reads, and never joins."""
     timer = DTimer("poster", server.url, ns=namespace)
     yield timer

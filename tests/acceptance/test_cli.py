@@ -117,8 +117,8 @@ class TestPost:
         kept = run("post", '{"n": 3}', "1h", "--id", "tea", "--if-exists", "keep")
         assert (0, "tea") == (kept.code, kept.out.strip())
         assert "not stored: an event with the id tea exists already and was kept" in kept.err
-        told = run("post", "{}", "1h", "--id", "tea", "--if-exists", "keep", "--json")
-        assert {"id": "tea", "stored": False} in told.objects
+        as_json = run("post", "{}", "1h", "--id", "tea", "--if-exists", "keep", "--json")
+        assert {"id": "tea", "stored": False} in as_json.objects
         assert {"n": 1} == timer.peek("tea").event
         assert 0 == run("post", '{"n": 4}', "1h", "--id", "tea").code
         assert {"n": 4} == timer.peek("tea").event
@@ -228,8 +228,10 @@ class TestUpcoming:
     def test_as_json_each_event_is_an_object(self, run, timer):
         """A program needs the exact due time and the whole payload."""
         timer.post({"n": 1}, at=1_896_076_800_000, id="tea")
-        known = {"id": "tea", "event": {"n": 1}, "due": 1_896_076_800_000.0}
-        assert [known | {"state": "scheduled", "attempt": 0}] == run("upcoming", "--json").objects
+        expected = {"id": "tea", "event": {"n": 1}, "due": 1_896_076_800_000.0}
+        assert [expected | {"state": "scheduled", "attempt": 0}] == run(
+            "upcoming", "--json"
+        ).objects
 
     def test_limit_says_if_there_are_more(self, run, timer):
         """Stderr says so, because a cut list looks like a whole one."""
@@ -294,10 +296,10 @@ class TestStats:
     def test_as_json_it_prints_all_statistics(self, run, timer, namespace):
         """The object has all of ``stats()``, and the namespace."""
         timer.post({}, HOUR)
-        (told,) = run("stats", "--json").objects
-        assert namespace == told["ns"]
-        assert (1, 0, 0) == (told["scheduled"], told["in_flight"], told["dead"])
-        assert 1 == told["totals"]["posted"]
+        (stats,) = run("stats", "--json").objects
+        assert namespace == stats["ns"]
+        assert (1, 0, 0) == (stats["scheduled"], stats["in_flight"], stats["dead"])
+        assert 1 == stats["totals"]["posted"]
 
     def test_for_people_it_prints_a_number_on_each_line(self, run, timer):
         """The output also says if the namespace is paused."""

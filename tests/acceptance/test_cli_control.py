@@ -184,7 +184,7 @@ class TestNodes:
 
 
 def stats(**changes):
-    known = {
+    fields = {
         "scheduled": 1,
         "in_flight": 0,
         "overdue": 0,
@@ -194,7 +194,7 @@ def stats(**changes):
         "paused": False,
         "totals": {},
     }
-    return Stats(**known | changes)
+    return Stats(**fields | changes)
 
 
 class TestHealth:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.acceptance
 
 
 @pytest.fixture
-def examined(run):
+def examine_server(run):
     """A function: examine a server; return the exit code, and the findings by check."""
 
     def examine(*words):
@@ -28,101 +28,104 @@ def examined(run):
 class TestServers:
     """Real servers, with and without faults."""
 
-    def test_a_server_without_faults_is_exit_code_0(self, examined):
+    def test_a_server_without_faults_is_exit_code_0(self, examine_server):
         """A server with an append-only file has no faults, and the exit code is 0."""
         with Server(appendonly=True, args=["--appendfsync", "everysec"]) as server:
-            code, found = examined("--url", server.url)
-        assert (0, {"ok"}) == (code, {f["level"] for f in found.values()})
+            code, findings = examine_server("--url", server.url)
+        assert (0, {"ok"}) == (code, {f["level"] for f in findings.values()})
         assert {
             *("connection", "version", "role", "persistence", "eviction"),
             *("pub/sub", "schema", "permissions", "clock", "orphans"),
-        } == set(found)
+        } == set(findings)
 
-    def test_missing_persistence_and_eviction_are_found(self, examined):
+    def test_missing_persistence_and_eviction_are_found(self, examine_server):
         """The first is a warning. Eviction is an error: it loses events."""
         args = ("--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
         with Server(args=args) as server:
-            code, found = examined("--url", server.url)
+            code, findings = examine_server("--url", server.url)
         assert 3 == code
-        assert ("warning", "error") == (found["persistence"]["level"], found["eviction"]["level"])
-        assert "appendonly yes" in found["persistence"]["remedy"]
-        assert "noeviction" in found["eviction"]["remedy"]
+        assert ("warning", "error") == (
+            findings["persistence"]["level"],
+            findings["eviction"]["level"],
+        )
+        assert "appendonly yes" in findings["persistence"]["remedy"]
+        assert "noeviction" in findings["eviction"]["remedy"]
 
-    def test_warnings_alone_are_exit_code_1(self, examined, server):
+    def test_warnings_alone_are_exit_code_1(self, examine_server, server):
         """With warnings and no errors the exit code is 1. (The test server has no persistence.)"""
-        assert 1 == examined()[0]
+        assert 1 == examine_server()[0]
 
-    def test_an_unreachable_server_is_exit_code_3(self, examined):
+    def test_an_unreachable_server_is_exit_code_3(self, examine_server):
         """This is the only finding, and the password is not shown."""
-        code, found = examined("--url", "redis://me:secret@127.0.0.1:1")
-        assert (3, {"connection"}) == (code, set(found))
-        assert "secret" not in json.dumps(found)
+        code, findings = examine_server("--url", "redis://me:secret@127.0.0.1:1")
+        assert (3, {"connection"}) == (code, set(findings))
+        assert "secret" not in json.dumps(findings)
 
-    def test_a_wrong_password_is_named(self, examined):
+    def test_a_wrong_password_is_named(self, examine_server):
         """The remedy differs from that for a server that cannot be reached."""
         with Server(tcp=True, args=("--requirepass", "right")) as server:
             url = server.url.replace("redis://", "redis://:wrong@")
-            code, found = examined("--url", url)
+            code, findings = examine_server("--url", url)
         assert 3 == code
-        assert "refuses this client" in found["connection"]["text"]
-        assert "password" in found["connection"]["remedy"]
+        assert "refuses this client" in findings["connection"]["text"]
+        assert "password" in findings["connection"]["remedy"]
 
-    def test_a_replica_names_its_master(self, examined, server):
+    def test_a_replica_names_its_master(self, examine_server, server):
         """A replica is an error that names the replica's master."""
         with Server(tcp=True) as replica:
             with replica.client() as client:
                 client.execute_command("REPLICAOF", "127.0.0.1", "1")
-            code, found = examined("--url", replica.url)
+            code, findings = examine_server("--url", replica.url)
         assert 3 == code
-        assert "127.0.0.1:1" in found["role"]["remedy"]
+        assert "127.0.0.1:1" in findings["role"]["remedy"]
 
-    def test_a_newer_schema_is_an_error(self, examined, client, namespace):
+    def test_a_newer_schema_is_an_error(self, examine_server, client, namespace):
         """A namespace with a schema that this version does not know is an error."""
         client.hset(f"dtimer:{{{namespace}}}:sys", "v", "9")
-        code, found = examined()
-        assert (3, "error") == (code, found["schema"]["level"])
+        code, findings = examine_server()
+        assert (3, "error") == (code, findings["schema"]["level"])
 
-    def test_an_event_that_is_never_due_is_found(self, examined, client, namespace):
+    def test_an_event_that_is_never_due_is_found(self, examine_server, client, namespace):
         """The remedy is the command that removes it."""
         client.hset(f"dtimer:{{{namespace}}}:body", "ghost", ",3|{}")
-        code, found = examined()
-        assert (1, "warning") == (code, found["orphans"]["level"])
-        assert f"HDEL dtimer:{{{namespace}}}:body ghost" in found["orphans"]["remedy"]
+        code, findings = examine_server()
+        assert (1, "warning") == (code, findings["orphans"]["level"])
+        assert f"HDEL dtimer:{{{namespace}}}:body ghost" in findings["orphans"]["remedy"]
         client.hdel(f"dtimer:{{{namespace}}}:body", "ghost")
-        assert "ok" == examined()[1]["orphans"]["level"]
+        assert "ok" == examine_server()[1]["orphans"]["level"]
 
-    def test_an_unreadable_schedule_is_found(self, examined, run, client, namespace):
+    def test_an_unreadable_schedule_is_found(self, examine_server, run, client, namespace):
         """The remedy is the command that ends it. Other findings remain."""
         run("every", "1h", "{}", "--id", "tick")
         run("every", "1h", "{}", "--id", "tock")
         client.hset(f"dtimer:{{{namespace}}}:beats", "tick", "what")
-        code, found = examined()
-        assert (3, "error") == (code, found["schedules"]["level"])
-        assert "'tick'" in found["schedules"]["text"]
-        assert 0 == run(*found["schedules"]["remedy"].split()[1:]).code
-        assert "schedules" not in examined()[1]
+        code, findings = examine_server()
+        assert (3, "error") == (code, findings["schedules"]["level"])
+        assert "'tick'" in findings["schedules"]["text"]
+        assert 0 == run(*findings["schedules"]["remedy"].split()[1:]).code
+        assert "schedules" not in examine_server()[1]
 
 
 class TestAccess:
     """A user without some permission."""
 
     @pytest.fixture
-    def as_user(self, examined, tcp_server):
+    def as_user(self, examine_server, tcp_server):
         """Return a function that examines a server as a user with these rules."""
 
         def examine(*rules):
             with tcp_server.client() as admin:
                 admin.execute_command("ACL", "SETUSER", "poor", "reset", "on", ">x", *rules)
-            return examined("--url", tcp_server.url.replace("redis://", "redis://poor:x@"))
+            return examine_server("--url", tcp_server.url.replace("redis://", "redis://poor:x@"))
 
         return examine
 
     def test_the_needed_permissions_are_sufficient(self, as_user, namespace):
         """The keys and channels of the namespace are sufficient for a report without errors."""
-        _, found = as_user(
+        _, findings = as_user(
             "+@all", "-@admin", f"~dtimer:{{{namespace}}}:*", f"&dtimer:{{{namespace}}}:*"
         )
-        assert [] == [f for f in found.values() if f["level"] == "error"]
+        assert [] == [f for f in findings.values() if f["level"] == "error"]
 
     @pytest.mark.parametrize(
         ("denied", "check", "level", "named"),
@@ -138,22 +141,22 @@ class TestAccess:
     )
     def test_a_missing_command_is_named(self, denied, check, level, named, as_user):
         """The remedy names the missing command or the rule that allows it."""
-        _, found = as_user("+@all", "~*", "&*", denied)
-        assert level == found[check]["level"]
-        assert named in found[check]["remedy"]
+        _, findings = as_user("+@all", "~*", "&*", denied)
+        assert level == findings[check]["level"]
+        assert named in findings[check]["remedy"]
 
     def test_missing_keys_are_named(self, as_user, namespace):
         """If the keys are not allowed, the remedy has their pattern."""
-        code, found = as_user("+@all", "~other:*", "&*")
+        code, findings = as_user("+@all", "~other:*", "&*")
         assert 3 == code
-        told = next(f for f in found.values() if f["level"] == "error")
-        assert f"~dtimer:{{{namespace}}}:*" in told["remedy"]
+        finding = next(f for f in findings.values() if f["level"] == "error")
+        assert f"~dtimer:{{{namespace}}}:*" in finding["remedy"]
 
     def test_missing_channels_are_named(self, as_user, namespace):
         """If the channels are not allowed, events are late, and the remedy has their pattern."""
-        code, found = as_user("+@all", "~*", "resetchannels")
+        code, findings = as_user("+@all", "~*", "resetchannels")
         assert 1 == code
-        assert f"&dtimer:{{{namespace}}}:*" in found["pub/sub"]["remedy"]
+        assert f"&dtimer:{{{namespace}}}:*" in findings["pub/sub"]["remedy"]
 
 
 class TestByInfo:

@@ -50,9 +50,9 @@ def namespace_of_examples(server, namespace, client):
 def test_each_example_works(name, run, namespace_of_examples, client):
     """The unchanged examples of a command succeed, one after another."""
     client.delete("dtimer:{orders}:sys", "dtimer:{orders}:due", "dtimer:{orders}:body")
-    found = examples(run(name, "--help").out)
-    assert found
-    for words in found:
+    words_of_examples = examples(run(name, "--help").out)
+    assert words_of_examples
+    for words in words_of_examples:
         # The words behind ``>`` are for the shell.
         ran = run(*itertools.takewhile(">".__ne__, words))
         assert ran.code in {ExitCode.DONE, *ALSO_ALLOWED.get(name, ())}, (words, ran.err)

@@ -24,16 +24,16 @@ def env(server, namespace):
 
 
 @pytest.fixture
-def listening(env, tmp_path):
+def start_listen(env, tmp_path):
     """A function: start ``dtimer listen`` in an empty folder, and wait until it has joined."""
     with contextlib.ExitStack() as stack:
 
-        def listening(*words, unread=False):
+        def start_listen(*words, unread=False):
             program = Program("listen", *words, cwd=tmp_path, env=env, unread=unread)
             stack.enter_context(program).find("joined the namespace", "stderr")
             return program
 
-        yield listening
+        yield start_listen
 
 
 def handler(tmp_path, body, name="shop"):
@@ -46,9 +46,9 @@ def handler(tmp_path, body, name="shop"):
 class TestTwoTerminals:
     """The first steps of a new user."""
 
-    def test_an_event_posted_in_one_terminal_arrives_in_the_other(self, listening, env):
+    def test_an_event_posted_in_one_terminal_arrives_in_the_other(self, start_listen, env):
         """A process receives the event of another, after the delay and never before."""
-        listener = listening("--json", "--id", "node-1")
+        listener = start_listen("--json", "--id", "node-1")
         with Program("post", '{"msg": "hello"}', "200ms", env=env) as poster:
             (id,) = poster.rest()
         event = json.loads(listener.find("hello"))
@@ -57,9 +57,9 @@ class TestTwoTerminals:
         assert 0 <= event["lateness_ms"] < PATIENCE * 1000
         assert 0 == listener.end(signal.SIGTERM)
 
-    def test_for_people_an_event_is_a_line(self, listening, timer):
+    def test_for_people_an_event_is_a_line(self, start_listen, timer):
         """The line has the id, due time, lateness, attempt and payload."""
-        listener = listening()
+        listener = start_listen()
         timer.post({"msg": "hello"}, id="tea")
         line = listener.find("tea")
         due, late = r"\d\d:\d\d:\d\d\.\d{3}(Z|[+-]\d\d(:\d\d)?)", r"[\d.]+ m?s"
@@ -67,9 +67,9 @@ class TestTwoTerminals:
         assert re.fullmatch(pattern, line)
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-    def test_a_signal_makes_the_node_leave(self, number, listening, timer):
+    def test_a_signal_makes_the_node_leave(self, number, start_listen, timer):
         """Terminals and supervisors send different signals to end a program."""
-        listener = listening()
+        listener = start_listen()
         assert 1 == timer.stats().nodes
         assert 0 == listener.end(number)
         assert 0 == timer.stats().nodes
@@ -78,21 +78,21 @@ class TestTwoTerminals:
 class TestHandler:
     """``--handler module:function``."""
 
-    def test_a_handler_in_the_current_folder_gets_a_list(self, listening, timer, tmp_path):
+    def test_a_handler_in_the_current_folder_gets_a_list(self, start_listen, timer, tmp_path):
         """The list has at most ``--max-events`` events; the return confirms them."""
         name = handler(tmp_path, "print(type(events), [ev['n'] for ev in events], flush=True)")
         timer.post_many(({"n": n}, 0) for n in range(3))
-        listener = listening("--handler", name, "--max-events", 3)
+        listener = start_listen("--handler", name, "--max-events", 3)
         assert "<class 'list'> [0, 1, 2]" == listener.find("class")
         assert 0 == listener.end(signal.SIGTERM)
         assert 3 == timer.stats().totals["confirmed"]
 
-    def test_a_signal_waits_for_the_running_handler(self, listening, timer, tmp_path):
+    def test_a_signal_waits_for_the_running_handler(self, start_listen, timer, tmp_path):
         """On SIGTERM the node waits for a running handler, and confirms its events."""
         name = handler(
             tmp_path, "print('began', flush=True)\nos.read(0, 1)\nprint('ended', flush=True)"
         )
-        listener = listening("--handler", name)
+        listener = start_listen("--handler", name)
         timer.post({}, id="tea")
         listener.find("began")
         listener.process.terminate()
@@ -103,10 +103,10 @@ class TestHandler:
         assert 0 == listener.process.wait(PATIENCE)
         assert timer.peek("tea") is None
 
-    def test_a_second_signal_does_not_wait(self, listening, timer, tmp_path):
+    def test_a_second_signal_does_not_wait(self, start_listen, timer, tmp_path):
         """A second Ctrl-C ends the program at once, and the running event is retried."""
         name = handler(tmp_path, "print('began', flush=True)\nos.read(0, 1)")
-        listener = listening("--handler", name)
+        listener = start_listen("--handler", name)
         timer.post({}, id="tea")
         listener.find("began")
         listener.process.send_signal(signal.SIGINT)
@@ -115,34 +115,34 @@ class TestHandler:
         record = timer.peek("tea")
         assert (State.SCHEDULED, 1) == (record.state, record.attempt)
 
-    def test_an_exception_is_printed_and_the_event_retried(self, listening, timer, tmp_path):
+    def test_an_exception_is_printed_and_the_event_retried(self, start_listen, timer, tmp_path):
         """If the handler raises, stderr shows the traceback and the event is retried."""
-        listener = listening("--handler", handler(tmp_path, "raise ValueError('no tea')"))
+        listener = start_listen("--handler", handler(tmp_path, "raise ValueError('no tea')"))
         timer.post({}, id="tea")
         assert "'tea'" in listener.find("Error: .*ValueError: no tea", "stderr")
         listener.find(r'shop\.py", line 4, in handle', "stderr")
         assert 0 == listener.end(signal.SIGTERM)
         assert State.SCHEDULED is timer.peek("tea").state
 
-    def test_an_exception_may_be_printed_as_json(self, listening, timer, tmp_path):
+    def test_an_exception_may_be_printed_as_json(self, start_listen, timer, tmp_path):
         """With ``--json`` an error is one object on one line of stderr."""
         name = handler(tmp_path, "raise ValueError('no tea')")
-        listener = listening("--handler", name, "--json")
+        listener = start_listen("--handler", name, "--json")
         timer.post({}, id="tea")
         error = json.loads(listener.find("HandlerError", "stderr"))
         assert ("HandlerError", "ValueError") == (error["error"], error["cause"])
         assert ["tea"] == error["ids"]
         assert "no tea" in error["traceback"]
 
-    def test_a_dead_letter_is_printed(self, listening, timer, tmp_path):
+    def test_a_dead_letter_is_printed(self, start_listen, timer, tmp_path):
         """When an event becomes a dead letter, stderr says so."""
-        listener = listening("--handler", handler(tmp_path, "raise ValueError"))
+        listener = start_listen("--handler", handler(tmp_path, "raise ValueError"))
         timer.post({}, id="tea", max_retries=0)
         listener.find("dead letter: tea", "stderr")
 
-    def test_a_handler_that_exits_makes_the_node_leave(self, listening, timer, tmp_path):
+    def test_a_handler_that_exits_makes_the_node_leave(self, start_listen, timer, tmp_path):
         """A handler that calls ``sys.exit`` makes the node leave, with exit code 1."""
-        listener = listening("--handler", handler(tmp_path, "sys.exit(0)"))
+        listener = start_listen("--handler", handler(tmp_path, "sys.exit(0)"))
         timer.post({}, id="tea")
         assert 1 == listener.process.wait(PATIENCE)
 
@@ -182,10 +182,10 @@ class TestTrouble:
             assert 3 == program.process.wait(PATIENCE)
             program.find("could not be reached", "stderr")
 
-    def test_the_node_stays_during_an_outage(self, listening, env):
+    def test_the_node_stays_during_an_outage(self, start_listen, env):
         """During an outage the node stays, reports it, and receives events afterwards."""
         with Server(appendonly=True) as server:
-            listener = listening("--url", server.url)
+            listener = start_listen("--url", server.url)
             server.kill9()
             listener.find(r"Error: Redis at \S+ does not answer", "stderr")
             server.start()
@@ -196,17 +196,19 @@ class TestTrouble:
             listener.find("hello")
             assert 0 == listener.end(signal.SIGTERM)
 
-    def test_a_closed_output_ends_a_node_that_prints(self, listening, timer):
+    def test_a_closed_output_ends_a_node_that_prints(self, start_listen, timer):
         """The event that it could not print is retried."""
-        listener = listening(unread=True)
+        listener = start_listen(unread=True)
         timer.post({}, id="tea")
         assert 1 == listener.process.wait(PATIENCE)
         assert 1 == timer.peek("tea").attempt
 
-    def test_a_closed_output_does_not_end_a_node_with_a_handler(self, listening, timer, tmp_path):
+    def test_a_closed_output_does_not_end_a_node_with_a_handler(
+        self, start_listen, timer, tmp_path
+    ):
         """With a handler the node continues after its output has been closed."""
         name = handler(tmp_path, "os.write(2, events[0].id.encode() + b' handled\\n')")
-        listener = listening("--handler", name, unread=True)
+        listener = start_listen("--handler", name, unread=True)
         timer.post({}, id="tea")
         timer.post({}, 1, id="milk")
         listener.find("tea handled", "stderr")
@@ -215,7 +217,7 @@ class TestTrouble:
         assert 2 == timer.stats().totals["confirmed"]
 
 
-def test_the_examples_of_its_help_work(listening, env, tmp_path):
+def test_the_examples_of_its_help_work(start_listen, env, tmp_path):
     """Each example in the help of ``listen`` joins, and leaves with exit code 0."""
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "mail.py").write_text("def send(events): pass\n")
@@ -224,4 +226,4 @@ def test_the_examples_of_its_help_work(listening, env, tmp_path):
     examples = [shlex.split(line)[3:] for line in lines if line.startswith("$ dtimer listen")]
     assert len(examples) > 1
     for words in examples:
-        assert 0 == listening(*words).end(signal.SIGTERM)
+        assert 0 == start_listen(*words).end(signal.SIGTERM)

@@ -55,23 +55,23 @@ class TestLog:
         with listen("--log", "info", "--quiet", "--json") as node:
             node.find("joined", "stderr")
             timer.post({"fail": 1}, id="tea")
-            told = json.loads(node.find("a handler raised", "stderr"))
+            line = json.loads(node.find("a handler raised", "stderr"))
             assert 0 == node.end(signal.SIGTERM)
         assert ("error", "dtimer.cli", "HandlerError") == (
-            told["level"],
-            told["logger"],
-            told["error"],
+            line["level"],
+            line["logger"],
+            line["error"],
         )
-        assert "no tea" in told["traceback"]
+        assert "no tea" in line["traceback"]
 
     def test_as_json_a_record_of_the_library_has_its_fields(self, listen, timer):
         """A log service finds all records of an event by its id, and all of a node by its name."""
         with listen("--log", "debug", "--quiet", "--json") as node:
             timer.post({}, id="tea")
-            told = json.loads(node.find("confirmed", "stderr"))
+            line = json.loads(node.find("confirmed", "stderr"))
             assert 0 == node.end(signal.SIGTERM)
-        assert ("dtimer", ["tea"], timer.ns) == (told["logger"], told["event_ids"], told["ns"])
-        assert {"node", "incarnation"} < set(told)
+        assert ("dtimer", ["tea"], timer.ns) == (line["logger"], line["event_ids"], line["ns"])
+        assert {"node", "incarnation"} < set(line)
 
     def test_a_format_with_the_fields_of_the_library_fits_each_record(self, listen, tmp_path):
         """

@@ -43,14 +43,14 @@ def run(server, namespace, *words, out="/dev/full", err=subprocess.PIPE):
 )
 def test_a_full_disk_is_one_line(words, server, namespace):
     """The exit code tells a script that the output is missing."""
-    code, said = run(server, namespace, *words)
-    assert (ExitCode.OUTPUT, f"Error: {FULL}\n") == (code, said)
+    code, errors = run(server, namespace, *words)
+    assert (ExitCode.OUTPUT, f"Error: {FULL}\n") == (code, errors)
 
 
 def test_with_json_the_error_is_an_object(server, namespace):
     """With ``--json`` the line on stderr is a JSON object."""
-    code, said = run(server, namespace, "stats", "--json")
-    assert (ExitCode.OUTPUT, f'{{"error": "OSError", "text": "{FULL}"}}\n') == (code, said)
+    code, errors = run(server, namespace, "stats", "--json")
+    assert (ExitCode.OUTPUT, f'{{"error": "OSError", "text": "{FULL}"}}\n') == (code, errors)
 
 
 def test_a_full_standard_error_leaves_the_exit_code(server, namespace):
@@ -75,8 +75,8 @@ def test_a_listener_that_cannot_print_ends(server, namespace):
             assert "joined the namespace" in listener.stderr.readline()
             timer = DTimer("poster", server.url, ns=namespace)
             timer.post({}, id="x")
-            said = listener.stderr.read()
-            assert (ExitCode.OUTPUT, f"Error: {FULL}\n") == (listener.wait(PATIENCE), said)
+            errors = listener.stderr.read()
+            assert (ExitCode.OUTPUT, f"Error: {FULL}\n") == (listener.wait(PATIENCE), errors)
             assert 1 == timer.peek("x").attempt
             timer.leave()
         finally:

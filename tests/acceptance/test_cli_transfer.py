@@ -40,9 +40,9 @@ def other(namespace):
 @pytest.fixture
 def timers(server, namespace, other, client):
     """A timer in each of the two namespaces, which must be sound at the end."""
-    made = [DTimer("reader", server.url, ns=ns) for ns in (namespace, other)]
-    yield made
-    for timer, ns in zip(made, (namespace, other), strict=True):
+    timers_made = [DTimer("reader", server.url, ns=ns) for ns in (namespace, other)]
+    yield timers_made
+    for timer, ns in zip(timers_made, (namespace, other), strict=True):
         timer.leave()
         assert_sound(client, Keys.of(ns))
 
@@ -50,9 +50,9 @@ def timers(server, namespace, other, client):
 @pytest.fixture
 def inventories(server, namespace, other):
     """The stores of the two namespaces."""
-    made = [Store(source(server.url, 1.0), ns, timeout=3.0) for ns in (namespace, other)]
-    yield made
-    for store in made:
+    timers_made = [Store(source(server.url, 1.0), ns, timeout=3.0) for ns in (namespace, other)]
+    yield timers_made
+    for store in timers_made:
         store.release()
 
 
@@ -73,8 +73,8 @@ class TestRoundTrip:
         file = tmp_path / "all.jsonl"
         assert 1_101 == run("export", file, "--json").objects[0]["events"]
         for _ in range(2):
-            (told,) = run("import", file, "--ns", other, "--json").objects
-            assert (1_101, True) == (told["events"], told["whole"])
+            (summary,) = run("import", file, "--ns", other, "--json").objects
+            assert (1_101, True) == (summary["events"], summary["whole"])
             assert content(inventories[0]) == content(inventories[1])
         assert 1_101 == timers[1].stats().totals["posted"]
 
@@ -103,8 +103,8 @@ class TestRoundTrip:
         here.every(HOUR, {"n": 2}, id="sweep", count=3, misfire="all", overlap="skip")
         here.pause_schedule("sweep")
         file = tmp_path / "all.jsonl"
-        (told,) = run("export", file, "--json").objects
-        assert (2, 0) == (told["schedules"], told["events"])
+        (summary,) = run("export", file, "--json").objects
+        assert (2, 0) == (summary["schedules"], summary["events"])
         run("import", file, "--ns", other)
         first, second = ([d for d, _, _ in AdminStore(store).specs()] for store in inventories)
         assert first == second

@@ -30,7 +30,7 @@ def store(server, namespace):
     store.release()
 
 
-class Said:
+class Printer:
     """Collects the objects that would be printed."""
 
     def __init__(self):
@@ -46,36 +46,39 @@ class TestTail:
     def test_each_change_is_printed_once(self, store, timer):
         """A quiet namespace prints nothing."""
         timer.post({}, HOUR)
-        said = Said()
-        follow = Follow(store, said)
+        printer = Printer()
+        follow = Follow(store, printer)
         follow.look()
         follow.look()
-        assert [] == said.objects
+        assert [] == printer.objects
         timer.post_many(({}, HOUR) for _ in range(3))
         timer.pause()
         follow.look()
         follow.look()
-        assert ["paused", "totals"] == [o["kind"] for o in said.objects]
-        assert ({"posted": 3}, 4) == (said.objects[1]["changes"], said.objects[1]["scheduled"])
+        assert ["paused", "totals"] == [o["kind"] for o in printer.objects]
+        assert ({"posted": 3}, 4) == (
+            printer.objects[1]["changes"],
+            printer.objects[1]["scheduled"],
+        )
 
     def test_each_dead_letter_is_printed_once(self, store, timer, client):
         """Each new dead letter is printed once, even if several died at the same moment."""
-        keys, said = store.keys, Said()
+        keys, printer = store.keys, Printer()
 
         def die(id, at):
             client.hset(keys.dead, id, b"1,failed,2|no,3|{}")
             client.zadd(keys.graves, {id: at})
 
         die("old", 1)
-        follow = Follow(store, said)
+        follow = Follow(store, printer)
         follow.look()
         now = store.namespace.server_now()
         for ids in (("b",), ("c", "d"), (), ("e",)):
             for id in ids:
                 die(id, now)
             follow.look()
-        assert ["b", "c", "d", "e"] == [o["id"] for o in said.objects]
-        assert ("failed", "no") == (said.objects[0]["reason"], said.objects[0]["error"])
+        assert ["b", "c", "d", "e"] == [o["id"] for o in printer.objects]
+        assert ("failed", "no") == (printer.objects[0]["reason"], printer.objects[0]["error"])
 
     def test_it_prints_until_ctrl_c(self, timer, server, namespace):
         """The program prints lines until Ctrl-C, and then ends with exit code 0."""
@@ -110,7 +113,7 @@ def frame(nodes=3, events=30, history=(), **changes):
         Record(f"order-{n}", {"text": "x" * 200}, 1.8e12 + n, State.SCHEDULED, 0)
         for n in range(events)
     ]
-    known = {
+    fields = {
         "ns": "orders",
         "now": 1.8e12,
         "stats": stats,
@@ -121,7 +124,7 @@ def frame(nodes=3, events=30, history=(), **changes):
         "posted_rate": 3.0,
         "history": list(history),
     }
-    return Frame(**known | changes)
+    return Frame(**fields | changes)
 
 
 def drawn(frame, width, height, note=""):
@@ -186,21 +189,21 @@ class TestTop:
         with timer:
             timer.post({}, id="tea")
             assert began.acquire(timeout=PATIENCE)
-            seen = sampler.look(5)
+            sample = sampler.look(5)
             go_on.set()
-        assert (1, 5, 9) == (seen.stats.in_flight, len(seen.upcoming), seen.stats.scheduled)
-        assert seen.posted_rate > 0
-        assert [1] == [n["in_flight"] for n in seen.for_programs()["nodes"]]
+        assert (1, 5, 9) == (sample.stats.in_flight, len(sample.upcoming), sample.stats.scheduled)
+        assert sample.posted_rate > 0
+        assert [1] == [n["in_flight"] for n in sample.for_programs()["nodes"]]
 
     def test_as_json_it_prints_an_object_each_second(self, timer, server, namespace):
         """A program can follow a namespace without a terminal."""
         timer.post({"n": 1}, HOUR, id="tea")
         with Program("top", "--json", env=environment(server, namespace)) as program:
-            seen = [json.loads(program.find("events_per_second")) for _ in range(2)]
+            sample = [json.loads(program.find("events_per_second")) for _ in range(2)]
             assert 0 == program.end(signal.SIGINT)
-        assert [1, 1] == [s["scheduled"] for s in seen]
-        assert [0, 1] == [len(s["history"]) for s in seen]
-        assert ["tea"] == [e["id"] for e in seen[0]["upcoming"]]
+        assert [1, 1] == [s["scheduled"] for s in sample]
+        assert [0, 1] == [len(s["history"]) for s in sample]
+        assert ["tea"] == [e["id"] for e in sample[0]["upcoming"]]
 
     def test_once_prints_one_frame(self, run, timer):
         """``--once`` prints one frame, or with ``--json`` one object."""

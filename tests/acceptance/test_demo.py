@@ -86,10 +86,10 @@ class Demo:
         out: Any = self.process.stdout
         while "posted 400 events" not in out.readline():
             assert self.process.poll() is None
-        found = self.processes()
+        pids = self.processes()
         if sys.platform == "linux":  # the demo, three nodes, the server and its supervisor
-            assert 6 == len(found)
-        return found
+            assert 6 == len(pids)
+        return pids
 
     def __enter__(self):
         return self
@@ -163,21 +163,21 @@ class TestDemo:
         assert [killed] == [line.split()[0] for line in lines if re.match(r"node-\d +killed", line)]
         assert any(re.search(rf"{killed} \(pid \d+\) killed by SIGKILL", line) for line in lines)
 
-        (told,) = [json.loads(line) for line in objects]
-        assert told["ok"]
-        assert (400, 400, 0) == (told["posted"], told["handled"], told["lost"])
-        assert told["redelivered"] >= 1
-        assert told["again_by"] != told["killed"]
-        assert told["again_after_ms"] <= LEASE + 1_000 * PROMPT
-        assert ["killed", "left", "left"] == sorted(node["state"] for node in told["nodes"])
-        assert 400 == sum(node["handled"] for node in told["nodes"])
-        assert 400 + told["redelivered"] == sum(node["received"] for node in told["nodes"])
-        server = told["server"]
+        (result,) = [json.loads(line) for line in objects]
+        assert result["ok"]
+        assert (400, 400, 0) == (result["posted"], result["handled"], result["lost"])
+        assert result["redelivered"] >= 1
+        assert result["again_by"] != result["killed"]
+        assert result["again_after_ms"] <= LEASE + 1_000 * PROMPT
+        assert ["killed", "left", "left"] == sorted(node["state"] for node in result["nodes"])
+        assert 400 == sum(node["handled"] for node in result["nodes"])
+        assert 400 + result["redelivered"] == sum(node["received"] for node in result["nodes"])
+        server = result["server"]
         assert (0, 0) == (server["pending"], server["dead"])
         assert (400, 400) == (server["posted"], server["confirmed"])
-        assert server["started"] == 400 + told["redelivered"]
-        late = told["lateness_ms"]
-        assert 0 <= late["p50"] <= late["p99"] <= late["max"]
+        assert server["started"] == 400 + result["redelivered"]
+        lateness = result["lateness_ms"]
+        assert 0 <= lateness["p50"] <= lateness["p99"] <= lateness["max"]
 
     def test_the_table_fits_the_terminal_and_a_given_server_is_used(self, server, client):
         """
@@ -209,19 +209,19 @@ class TestDemo:
     def test_ctrl_c_ends_all_processes(self):
         """Ctrl-C ends the demo with its nodes and server, and the exit code is 130."""
         with Demo() as demo:
-            found = demo.wait_until_posted()
+            pids = demo.wait_until_posted()
             demo.process.send_signal(signal.SIGINT)
             demo.finish()
             assert 130 == demo.process.returncode
-            eventually(lambda: not any(map(alive, found)))
+            eventually(lambda: not any(map(alive, pids)))
 
     def test_killing_the_demo_ends_its_processes(self):
         """If the demo is killed, its nodes and its server end too."""
         with Demo() as demo:
-            found = demo.wait_until_posted()
+            pids = demo.wait_until_posted()
             demo.process.kill()
             demo.finish()
-            eventually(lambda: not any(map(alive, found)))
+            eventually(lambda: not any(map(alive, pids)))
 
     def test_an_unreachable_server_is_exit_code_3(self):
         """If the named server cannot be reached, the exit code is 3 and no node is started."""
@@ -292,7 +292,7 @@ class TestCounts:
     def test_percentile_is_the_nearest_rank(self):
         """This is the least value which the given part does not exceed."""
         values = [float(n) for n in range(100, 0, -1)]
-        late = NodeCounts("node-1", lateness=values).late
-        assert {"p50": 50, "p99": 99, "max": 100} == late
+        lateness = NodeCounts("node-1", lateness=values).late
+        assert {"p50": 50, "p99": 99, "max": 100} == lateness
         assert 7 == NodeCounts("node-1", lateness=[7.0]).late["p50"]
         assert NodeCounts("node-1").late["p50"] is None

@@ -68,10 +68,10 @@ def wait_hearing(timer):
     eventually(lambda: not timer.health().deaf, 2 * PATIENCE)
 
 
-def assert_by_poll(post, events, *delays):
+def assert_by_poll(poster, events, *delays):
     """Post an event for each delay in ms, and assert that it arrives by the next poll."""
     for n, delay in enumerate(delays):
-        assert post.post({"n": n}, delay)
+        assert poster.post({"n": n}, delay)
         (ev,) = events.next()
         assert n == ev["n"]
         assert 0 <= ev.lateness_ms <= LATEST
@@ -80,24 +80,24 @@ def assert_by_poll(post, events, *delays):
 class TestPoll:
     """Without pub/sub an event is late by at most one poll interval."""
 
-    def test_events_arrive_by_the_poll_after_the_connection_is_cut(self, join, post, cut):
+    def test_events_arrive_by_the_poll_after_the_connection_is_cut(self, join, poster, cut):
         """This holds before the node knows of the cut, and after it has reported it."""
         with join() as (timer, events, errors):
             wait_hearing(timer)
             cut()
-            assert_by_poll(post, events, 0, 100, 200, 300)
+            assert_by_poll(poster, events, 0, 100, 200, 300)
             wait_deaf(timer)
             assert not timer.health().ok
             assert "wakes do not arrive" in str(errors.next())
-            assert_by_poll(post, events, 50)
+            assert_by_poll(poster, events, 50)
 
-    def test_a_node_that_cannot_subscribe_joins_and_polls(self, join, post, cut):
+    def test_a_node_that_cannot_subscribe_joins_and_polls(self, join, poster, cut):
         """The node reports that it is deaf, once."""
         cut()
         with join() as (timer, events, errors):
             assert timer.health().deaf
             assert "wakes do not arrive" in str(errors.next())
-            assert_by_poll(post, events, 100, 100, 100)
+            assert_by_poll(poster, events, 100, 100, 100)
             assert errors.empty()
 
     def test_a_user_who_may_not_publish_can_post(self, namespace):
@@ -107,15 +107,15 @@ class TestPoll:
                 rules = ("on", ">pw", "~*", "resetchannels", "+@all")
                 admin.execute_command("ACL", "SETUSER", "mute", *rules)
             with server.client(username="mute", password="pw") as client:
-                post = DTimer("poster", client, ns=namespace)
+                poster = DTimer("poster", client, ns=namespace)
                 wait_hearing(timer)
-                assert_by_poll(post, events, 100, 100, 100)
-                post.leave()
+                assert_by_poll(poster, events, 100, 100, 100)
+                poster.leave()
 
-    def test_a_deaf_node_comes_at_the_next_due_time(self, join, proxy, post):
+    def test_a_deaf_node_comes_at_the_next_due_time(self, join, proxy, poster):
         """A poll tells the node when the next event is due, so it need not wait for another."""
         silence(proxy)
-        post.post({"n": 1}, 3_000)
+        poster.post({"n": 1}, 3_000)
         with join(60 * MINUTE) as (timer, events, _):
             assert timer.health().deaf
             (ev,) = events.next()
@@ -125,27 +125,27 @@ class TestPoll:
 class TestRecovery:
     """A node hears wakes again as soon as it can."""
 
-    def test_a_node_hears_again_after_the_network_recovers(self, join, proxy, post, cut):
+    def test_a_node_hears_again_after_the_network_recovers(self, join, proxy, poster, cut):
         """An event posted while the node was deaf, and events that come later, wait for no poll."""
         with join(MINUTE) as (timer, events, _):
             wait_hearing(timer)
             cut()
             wait_deaf(timer)
-            post.post({"n": "while deaf"})
+            poster.post({"n": "while deaf"})
             proxy.heal()
             assert [{"n": "while deaf"}] == events.next()
             wait_hearing(timer)
             assert timer.health().ok
             # While it recovered, the node claimed. From here on it needs a wake.
             for n in range(3):
-                post.post({"n": n})
+                poster.post({"n": n})
                 assert [{"n": n}] == events.next()
 
 
 class TestOtherNodes:
     """A deaf node does not affect other nodes."""
 
-    def test_a_deaf_node_does_not_delay_others(self, server, namespace, join, post, cut):
+    def test_a_deaf_node_does_not_delay_others(self, server, namespace, join, poster, cut):
         """A node that knows that it is deaf is never expected to come, so no event waits for it."""
         with (
             Fleet(server.url, namespace, poll_interval=MINUTE, timeout=TIMEOUT) as fleet,
@@ -155,16 +155,16 @@ class TestOtherNodes:
             cut()
             wait_deaf(timer)
             # The next claim takes the deaf node off the roster; it claims when an echo is due.
-            eventually(lambda: not any(node.waiting for node in post.nodes()), 2 * PATIENCE)
+            eventually(lambda: not any(node.waiting for node in poster.nodes()), 2 * PATIENCE)
             fleet.start("hears")
-            eventually(lambda: any(node.waiting for node in post.nodes()))
+            eventually(lambda: any(node.waiting for node in poster.nodes()))
             for _ in range(20):
-                id = post.post({})
+                id = poster.post({})
                 assert id == fleet.next("start").id
             assert events.empty()
 
     def test_a_node_that_has_just_gone_deaf_delays_by_one_poll_at_most(
-        self, server, namespace, join, post, cut
+        self, server, namespace, join, poster, cut
     ):
         """No node knows of it yet. Either node handles an event whose wake is missed."""
         late: queue.SimpleQueue[float] = queue.SimpleQueue()
@@ -175,8 +175,8 @@ class TestOtherNodes:
             wait_hearing(timer)
             for node in (timer, other):
                 node.on("event", lambda batch: late.put(batch[0].lateness_ms))
-            eventually(lambda: 2 == sum(node.waiting for node in post.nodes()))
+            eventually(lambda: 2 == sum(node.waiting for node in poster.nodes()))
             cut()
             for _ in range(6):
-                post.post({}, 30)
+                poster.post({}, 30)
                 assert 0 <= late.get(timeout=2 * PATIENCE) <= LATEST

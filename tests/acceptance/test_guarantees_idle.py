@@ -26,24 +26,24 @@ class TestWaiting:
         """A long wait must not overflow, or become a tight loop."""
         ns, poll = "idle", 200
         with Server() as server, Meter(server, ns) as meter:
-            post = DTimer("poster", server.url, ns=ns)
-            post.post({"far": 1}, TEN_YEARS)
+            poster = DTimer("poster", server.url, ns=ns)
+            poster.post({"far": 1}, TEN_YEARS)
             with Fleet(server.url, ns, poll_interval=poll) as fleet:
                 fleet.start("node")
-                post.post({"near": 1})
+                poster.post({"near": 1})
                 fleet.next("start")
                 fleet.next("end")
                 fleet.tell("node", "cpu")
                 before = fleet.next("cpu").seconds
                 meter.read()
                 # Instead of sleeping, wait for an event that is due after the measured time.
-                post.post({"near": 2}, 3_000)
+                poster.post({"near": 2}, 3_000)
                 fleet.next("end")
                 fleet.tell("node", "cpu")
                 spent = fleet.next("cpu").seconds - before
                 found = meter.read()
-            assert TEN_YEARS / 2 < next(post.upcoming()).due - _now_ms(server)
-            post.leave()
+            assert TEN_YEARS / 2 < next(poster.upcoming()).due - _now_ms(server)
+            poster.leave()
         # Jitter shortens a wait to at least three quarters of the interval. The other calls are the
         # post, the claims for the near event, and the echoes.
         polls = found.seconds * 1000 / (0.75 * poll)

@@ -23,26 +23,26 @@ EIGHT = names("node", 8)
 def fleet(server):
     """Eight nodes, each in a process, and a timer that posts and never joins."""
     ns = f"t-{uuid.uuid4().hex[:12]}"
-    post = DTimer("poster", server.url, ns=ns)
+    poster = DTimer("poster", server.url, ns=ns)
     with Fleet(server.url, ns) as fleet:
         start_together(fleet, [[name] for name in EIGHT])
-        yield fleet, post
-    post.leave()
+        yield fleet, poster
+    poster.leave()
     with server.client() as client:
         clear(client, ns)
 
 
 @pytest.fixture
-def post(fleet):
+def poster(fleet):
     """The timer that posts, after the previous test's events are done."""
-    _, post = fleet
-    eventually(lambda: not post.stats().in_flight)
-    idle(post, 8)
-    return post
+    _, poster = fleet
+    eventually(lambda: not poster.stats().in_flight)
+    idle(poster, 8)
+    return poster
 
 
 @pytest.fixture
-def eight(fleet, post):
+def eight(fleet, poster):
     """The eight nodes, all idle."""
     return fleet[0]
 
@@ -56,9 +56,9 @@ class TestShares:
     """Eight equal nodes share the events."""
 
     @pytest.mark.parametrize("delay", [0, 200])
-    def test_eight_due_events_go_to_one_node_each(self, eight, post, delay):
+    def test_eight_due_events_go_to_one_node_each(self, eight, poster, delay):
         """A busy node claims no second event, and the other nodes are woken."""
-        post.post_many([({"hold": 1}, delay)] * 8)
+        poster.post_many([({"hold": 1}, delay)] * 8)
         started = eight.wait("start", 8)
         assert Counter(EIGHT) == Counter(report.node for report in started)
         for name in EIGHT:
@@ -66,25 +66,25 @@ class TestShares:
         eight.wait("end", 8)
 
     @pytest.mark.parametrize("delay", [0, 200])
-    def test_a_backlog_is_shared(self, eight, post, delay):
+    def test_a_backlog_is_shared(self, eight, poster, delay):
         """
         If 320 events are due at once, each of eight nodes handles its share, within 25 %.
 
         The handlers take far longer than an event needs of the processor. If they took no time, the
         shares would follow the nodes' shares of the processor, which dtimer does not control.
         """
-        post.post_many([({"brief": True, "take": 100}, delay)] * 320)
+        poster.post_many([({"brief": True, "take": 100}, delay)] * 320)
         shares = Counter(report.node for report in eight.wait("start", 320))
         assert set(EIGHT) == set(shares)
         assert 30 <= min(shares.values())
         assert max(shares.values()) <= 50
 
-    def test_a_stream_is_shared(self, eight, post, client):
+    def test_a_stream_is_shared(self, eight, poster, client):
         """A node that has claimed goes to the tail of the roster, so shares differ by 25 %."""
-        due = Keys.of(post.ns).due
+        due = Keys.of(poster.ns).due
         shares: Counter[str] = Counter()
         for _ in range(400):
-            post.post({"brief": True})
+            poster.post({"brief": True})
             shares[eight.next("start").node] += 1
             eventually(lambda: not client.zcard(due))
         assert set(EIGHT) == set(shares)
@@ -102,18 +102,18 @@ def cost(count):
     due = Keys.of(ns).due
     # Use a separate server, so that its counters count only these nodes.
     with Server() as server, server.client() as client, Meter(server, ns) as meter:
-        post = DTimer("poster", server.url, ns=ns)
+        poster = DTimer("poster", server.url, ns=ns)
         with Fleet(server.url, ns, poll_interval=60_000) as fleet:
             groups = max(1, count // 8)
             start_together(fleet, [names(f"node-{g}", count // groups) for g in range(groups)])
-            idle(post, count)
+            idle(poster, count)
             meter.read()
             for _ in range(EVENTS):
-                post.post({"brief": True})
+                poster.post({"brief": True})
                 fleet.next("start")
                 eventually(lambda: not client.zcard(due))
             found = meter.read()
-        post.leave()
+        poster.leave()
     return found
 
 
@@ -152,18 +152,18 @@ def test_no_event_of_another_process_waits_for_a_poll(server, namespace):
         fleet.start("node")
         fleet.start("poster", join=False)
 
-        def post(*items):
+        def send(*items):
             fleet.tell("poster", "post", items=items)
             return fleet.next("posted").ids
 
         for delay in (0, 300, 0):
-            (id,) = post([{}, delay])
+            (id,) = send([{}, delay])
             started = fleet.next("start")
             assert id == started.id
             assert started.due <= started.began
-        _, earlier = post([{}, 3_600_000], [{}, 50])
+        _, earlier = send([{}, 3_600_000], [{}, 50])
         assert earlier == fleet.next("start").id
-        first, *others = post([{"hold": 1}, 0], [{}, 0], [{}, 100])
+        first, *others = send([{"hold": 1}, 0], [{}, 0], [{}, 100])
         assert first == fleet.next("start").id
         fleet.go_on("node")
         assert others == [report.id for report in fleet.wait("start", 2)]

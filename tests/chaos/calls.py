@@ -9,7 +9,7 @@ from typing import Any
 
 from chaos.history import Writer, checksum
 from dtimer import DTimer, RunAt
-from dtimer.errors import EventExists, OutcomeUnknown, StoreError
+from dtimer.errors import EventExists, StoreError
 from dtimer.model.event import Event
 
 
@@ -25,21 +25,19 @@ class Calls:
         self._writer = writer
 
     @contextlib.contextmanager
-    def _ended(self, op: str, k: int) -> Iterator[dict[str, Any]]:
-        """Record the end of a call. The caller fills the yielded dictionary with further fields."""
-        more: dict[str, Any] = {}
-        try:
-            yield more
-        except OutcomeUnknown as e:
-            self._writer.end(op, k, "info", why=str(e)[:200], **more)
-        except (StoreError, EventExists) as e:
-            self._writer.end(op, k, "no", why=f"{type(e).__name__}: {e}"[:200], **more)
-        else:
-            self._writer.end(op, k, "ok", **more)
+    def _recorded(self, op: str, *, k: int | None = None, **about: Any) -> Iterator[dict[str, Any]]:
+        """
+        Record a call and its outcome, and suppress its refusal and its unknown outcome.
 
-    def _recorded(self, op: str, **about: Any) -> contextlib.AbstractContextManager[dict[str, Any]]:
-        """Record the beginning of a call now, and its end when the block ends."""
-        return self._ended(op, self._writer.inv(op, **about))
+        Args:
+            op: The kind of the call.
+            k: The number of a call whose beginning is recorded already.
+            about: Fields of its beginning. The caller fills the yielded dictionary with further
+                fields of its end.
+        """
+        recorded = self._writer.call(op, **about) if k is None else self._writer.ending(op, k)
+        with contextlib.suppress(StoreError, EventExists), recorded as end:
+            yield end
 
     @staticmethod
     def _fields(payload: dict[str, Any], delay: float, **options: Any) -> dict[str, Any]:
@@ -103,7 +101,7 @@ class Calls:
         for item in each:
             k = self._writer.inv("post", k=k, **self._fields(**{**item, "payload": item["ev"]}))
         assert k is not None
-        with self._ended("post", k):
+        with self._recorded("post", k=k):
             timer.post_many(map(self._asked, each))
             return True
         return False

@@ -193,14 +193,13 @@ class Writer:
         self._say(op, "ok", None, fields)
 
     @contextlib.contextmanager
-    def call(self, op: str, **fields: Any) -> Iterator[dict[str, Any]]:
+    def ending(self, op: str, k: int) -> Iterator[dict[str, Any]]:
         """
-        Record a call of the library and its outcome.
+        Record the outcome of the call *k* when the block ends.
 
         Yields:
             A dictionary to fill with further fields of the call's end.
         """
-        k = self.inv(op, **fields)
         said: dict[str, Any] = {}
         try:
             yield said
@@ -210,6 +209,10 @@ class Writer:
             self.end(op, k, "no" if refused else "info", error=f"{type(e).__name__}: {e}"[:200])
             raise
         self.end(op, k, "ok", **said)
+
+    def call(self, op: str, **fields: Any) -> contextlib.AbstractContextManager[dict[str, Any]]:
+        """Record the beginning of a call of the library now, and its outcome as in `ending`."""
+        return self.ending(op, self.inv(op, **fields))
 
     def close(self) -> None:
         if self._descriptor >= 0 and self._pid == os.getpid():

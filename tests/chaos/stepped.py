@@ -64,7 +64,8 @@ class Clock:
         self.us += round(ms * 1000)
 
 
-def _lease(text: bytes) -> tuple[int, int, bool]:
+def read_lease(text: bytes) -> tuple[int, int, bool]:
+    """Return the token, the attempt, and True if the event is cancelled."""
     token, attempt, _, flags, _ = text.split(b",", 4)
     return int(token), int(attempt), b"c" in flags
 
@@ -98,7 +99,7 @@ class Truth:
             due, lease, body, dead = pipe.execute()
         words = {w.decode() if isinstance(w, bytes) else w for w in arguments}
         scores = {id.decode(): int(score) for id, score in due}
-        leases = {id.decode(): _lease(text) for id, text in lease.items()}
+        leases = {id.decode(): read_lease(text) for id, text in lease.items()}
         bodies = {id.decode(): _body(text) for id, text in body.items()}
         dead_letters = {id.decode(): text for id, text in dead.items()}
         for id, held in sorted(leases.items(), key=lambda item: item[1]):

@@ -37,6 +37,7 @@ from servers import LIMIT, clear
 from soundness import assert_sound
 
 from chaos.model import Event, Model, Schedule
+from chaos.stepped import read_lease
 from chaos.tapped import TappedSource
 from dtimer.errors import EventExists
 from dtimer.model.claims import ClaimReply, Outcome, Settlement, Verdict
@@ -380,7 +381,7 @@ class Machine(RuleBasedStateMachine):
         held = {id: (e.token, e.lease_end) for id, e in model.pending.items() if e.token}
         claims, buried, known = model.claim(now, name, limit, LEASE, awaited, ahead=ahead)
         actual = peer.claim_reply(limit, *settlements, lease=LEASE // 1000, ahead=ahead / 1000)
-        assert expected == [_RESULTS[result] for result in actual.results]
+        assert expected == [result.name.lower() for result in actual.results]
         assert buried == actual.buried
         if reply is None and not (settlements or claims):
             # A claim that settles or returns events does not look the registration up.
@@ -430,7 +431,7 @@ class Machine(RuleBasedStateMachine):
         (result,) = self.store.claims.settle(
             [Settlement(id, token, verdict, wait, "why", "corrupt")]
         )
-        assert expected == _RESULTS[result]
+        assert expected == result.name.lower()
 
     def stale(self) -> list[tuple[str, int]]:
         """Return claims on events that a later claim has taken over."""
@@ -575,7 +576,9 @@ class Machine(RuleBasedStateMachine):
         at, script, arguments, reply = self.lossy.sent[-1 - index % len(self.lossy.sent)]
         if self.now.us - at > 60_000_000:
             return
-        connection: Any = TappedSource(self.client, _straight).connection(self.store.keys)
+        connection: Any = TappedSource(self.client, lambda _, words, send: send(words)).connection(
+            self.store.keys
+        )
         try:
             again = connection.run(script, [str(self.now.us), *arguments[1:]], 0, with_source=True)
         except redis.ResponseError as e:
@@ -616,7 +619,7 @@ class Machine(RuleBasedStateMachine):
             i.decode(): b.partition(b"|")[2].decode() for i, b in body.items()
         }
         held = {e.id: (e.token, e.starts, e.cancelled) for e in model.pending.values() if e.token}
-        assert held == {i.decode(): _lease(text) for i, text in lease.items()}
+        assert held == {i.decode(): read_lease(text) for i, text in lease.items()}
         waiting = {e.id: e.starts for e in model.pending.values() if not e.token and e.starts}
         assert waiting == {i.decode(): int(n) for i, n in tries.items()}
         assert {i: (e.starts, e.reason) for i, e in model.dead.items()} == {
@@ -671,23 +674,6 @@ class Machine(RuleBasedStateMachine):
                 self.now.us = max(self.now.us, soonest)
             self.equals_the_model()
         assert_sound(self.client, self.store.keys)
-
-
-_RESULTS = {
-    Outcome.DONE: "done",
-    Outcome.STALE: "stale",
-    Outcome.DEAD: "dead",
-    Outcome.CANCELLED: "cancelled",
-}
-
-
-def _straight(script: Any, arguments: list[Any], send: Any) -> Any:
-    return send(arguments)
-
-
-def _lease(text: bytes) -> tuple[int, int, bool]:
-    token, starts, _, flags, _ = text.split(b",", 4)
-    return int(token), int(starts), b"c" in flags
 
 
 def _dead_letter(text: bytes) -> tuple[int, str]:

@@ -314,9 +314,9 @@ class Watch:
 
     def _leave(self, patience: float) -> None:
         for node in self.nodes:
-            asked = time.monotonic()
+            began = time.monotonic()
             node.timer.leave(patience * 1000)
-            took = time.monotonic() - asked
+            took = time.monotonic() - began
             assert took < PATIENCE, f"node {node.id} took {took:.1f} s to leave"
 
     def _nothing_left(self) -> None:

@@ -59,7 +59,7 @@ def test_nodes_follow_a_failover_of_sentinel_and_report_what_it_lost():
         kept = [timer.post({"n": n}, 500, id=f"kept-{n}") for n in range(10)]
         wait_replicated(master)
         posted = []
-        with watch.fault(degraded=None, recovers=False):
+        with watch.fault(degraded=False, recovers=False):
             coordinated = begin_failover(sentinel)
             for n in itertools.count():
                 with contextlib.suppress(StoreError):
@@ -175,7 +175,7 @@ class TestCluster:
             pending = [watch.post(400, timer) for _ in range(20)]
             timer.post({"n": 0}, at=LATER, id="stays")
             refused = 0
-            with watch.fault(degraded=None, recovers=False):
+            with watch.fault(degraded=False, recovers=False):
                 for _ in migrate(NS, servers, source, target):
                     try:
                         pending.append(watch.post(0, timer))
@@ -285,13 +285,13 @@ def test_a_wake_reaches_a_subscription_on_another_server_of_a_cluster(cluster):
     with next(s for s in servers if s is not server).client() as sub:
         timer = DTimer("node", client, sub, ns=NS, poll_interval=60_000)
         events = Catch(timer, "event")
-        other = DTimer("other", client, ns=NS)
+        other_node = DTimer("other", client, ns=NS)
         with timer:
             eventually(lambda: timer.health().ok)
             for n in range(3):
-                other.post({"n": n}, 20)
+                other_node.post({"n": n}, 20)
                 assert {"n": n} == events.next()[0]
-        other.leave()
+        other_node.leave()
 
 
 _CALL = re.compile(r"redis\.p?call\(\s*'([A-Z]+)'\s*(?:,\s*([^\n]*))?")
@@ -310,8 +310,8 @@ class TestKeys:
         """A key that is built in a script, or passed as an argument, would fail in a cluster."""
         folder = Path(dtimer.store.__file__).parent / "lua"
         prelude = (folder / "parts" / "prelude.lua").read_text()
-        named = re.search(r"local (DUE[A-Z_, \n]+) = unpack\(KEYS\)", prelude)[1]
-        names = set(re.findall(r"\w+", named))
+        declared = re.search(r"local (DUE[A-Z_, \n]+) = unpack\(KEYS\)", prelude)[1]
+        names = set(re.findall(r"\w+", declared))
         assert len(Keys._fields) == len(names)
         # Functions and loops use one of ``KEYS`` under these names. A channel is not a key.
         with_key = ("TYPE", "ZCOUNT", "ZRANGE", "ZRANK", "ZREVRANGEBYSCORE", "ZSCORE")
@@ -339,7 +339,7 @@ def test_a_subscription_left_on_the_old_master_is_detected(replication):
         watch.rollback = True
         node = watch.node(url=proxy.url, sub=sub.url)
         watch.posted[node.timer.post({"n": "before"})] = {"n": "before"}
-        with watch.fault(degraded=None, recovers=False):
+        with watch.fault(degraded=False, recovers=False):
             # The old master does not become a replica, so it still accepts subscriptions.
             replica.promote()
             proxy.lead_to(replica)

@@ -29,7 +29,7 @@ def test_an_event_is_retried_and_reported_each_time_its_handler_raises(watch):
             raise Boom(ev.id)
 
     nodes = [watch.node(name, handler=handler) for name in ("one", "two")]
-    with watch.fault(degraded=None):
+    with watch.fault(degraded=False):
         ids = [watch.post(more={"bad": n % 2}) for n in range(40)]
         watch.wait_handled(*ids)
     errors = [error for node in nodes for error in node.heard("error")]
@@ -69,7 +69,7 @@ def test_a_raising_error_listener_does_not_stop_recovery(watch, own_server, capl
 def test_heartbeats_keep_the_lease_of_a_long_handler(watch):
     """A handler that runs for three leases keeps its event, so no other node handles it."""
     node, handler, ev = watch.busy_node("one")
-    other = watch.node("two")
+    other_node = watch.node("two")
     with watch.fault(degraded=False, recovers=False):
         first = watch.client.zscore(watch.keys.due, ev.id)
         more = 3 * PATIENT["lease"] * 1000
@@ -78,7 +78,7 @@ def test_heartbeats_keep_the_lease_of_a_long_handler(watch):
         handler.go_on(10_000)
     watch.assert_recovery()
     assert 1 == watch.times(ev.id)
-    assert [] == node.heard("lease_lost") + other.heard("lease_lost")
+    assert [] == node.heard("lease_lost") + other_node.heard("lease_lost")
 
 
 @pytest.mark.fault("F77")
@@ -93,23 +93,23 @@ def test_an_event_moves_on_after_max_run(watch):
         if "hang" in ev and ev.attempt == 1:
             hanging(ev)
 
-    slow = watch.node("slow", handler=handler, max_run=100, concurrency=2)
+    slow_node = watch.node("slow", handler=handler, max_run=100, concurrency=2)
     id = watch.post(more={"hang": True})
     (ev,) = hanging.begun()
     # Handled twice: by the node that receives it next, and by the handler that hung.
     watch.excused.add(id)
-    other = watch.node("other")
+    other_node = watch.node("other")
     watch.wait_handled(id)
     assert [2] == [handled.attempt for handled in watch.handled]
     assert ev.lease_lost
-    assert 1 == slow.timer.health().stuck
+    assert 1 == slow_node.timer.health().stuck
     while "slow" not in {handled.node for handled in watch.handled if handled.id != id}:
         watch.wait_handled(watch.post())
     hanging.go_on(10_000)
-    eventually(lambda: slow.heard("lease_lost"))
-    eventually(lambda: slow.timer.health().stuck == slow.timer.health().handlers == 0)
-    assert [] == other.heard("lease_lost")
-    assert 0 == other.timer.stats().dead
+    eventually(lambda: slow_node.heard("lease_lost"))
+    eventually(lambda: slow_node.timer.health().stuck == slow_node.timer.health().handlers == 0)
+    assert [] == other_node.heard("lease_lost")
+    assert 0 == other_node.timer.stats().dead
 
 
 @pytest.mark.fault("F80")

@@ -90,7 +90,7 @@ def test_a_backlog_is_delivered_in_claims_of_at_most_a_hundred(own_server):
         watch.client.config_resetstat()
         # The drain takes longer than a lease. Calls wait long, because the machine is busy.
         options = {"lease": 2_000, "timeout": LONGEST_CALL}
-        slow = watch.node("slow", handler=wait, max_events=1, **options)
+        slow_node = watch.node("slow", handler=wait, max_events=1, **options)
         drain = DTimer("drain", own_server.url, ns="chaos", max_events=100, **options)
         errors = Catch(drain, "error")
         drain.on("event", handle)
@@ -107,7 +107,7 @@ def test_a_backlog_is_delivered_in_claims_of_at_most_a_hundred(own_server):
         assert {1} == attempts == set(times.values())
         assert [1] == [handled.attempt for handled in watch.handled]
         assert errors.empty()
-        assert [] == slow.errors
+        assert [] == slow_node.errors
         assert gets > 10
         assert median < LONGEST_GET
         assert watch.client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"] < 20_000
@@ -179,7 +179,11 @@ def measure_calls(watch, timer):
     slowlog = watch.client.slowlog_get(10_000)
     node.timer.leave()
     # Not the mean: a busy machine interrupts single scripts for many times as long as they run.
-    took = [slow["duration"] for slow in slowlog if slow["command"].startswith(b"EVALSHA")]
+    took = [
+        slow_node["duration"]
+        for slow_node in slowlog
+        if slow_node["command"].startswith(b"EVALSHA")
+    ]
     return ran, statistics.median(took)
 
 

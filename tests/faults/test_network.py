@@ -99,8 +99,8 @@ class TestSlowNetwork:
         """A round trip takes a sixth of a lease, and the handler two leases."""
         lease = PATIENT["lease"]
         node, handler, ev = watch.busy_node(url=proxy.url, concurrency=2)
-        other = watch.node("other")
-        other.timer.remove_listener("event", other.timer.listeners("event")[0])
+        other_node = watch.node("other")
+        other_node.timer.remove_listener("event", other_node.timer.listeners("event")[0])
         eventually(lambda: any("no listener" in line for line in watch.gauges.lines))
         with watch.fault(node, silent=True):
             proxy.delay(lease / 12)
@@ -131,9 +131,9 @@ class TestSlowNetwork:
         with watch.fault(degraded=False):
             proxy.throttle(10_000)
             id = watch.post(more=large(200_000))
-            other = watch.node("other")
+            other_node = watch.node("other")
             watch.wait_handled(id)
-            assert other.id == next(h.node for h in watch.handled if h.id == id)
+            assert other_node.id == next(h.node for h in watch.handled if h.id == id)
             proxy.heal()
 
 
@@ -168,9 +168,9 @@ class TestChoked:
             fault.felt()
             assert "left to other nodes" in str(node.timer.health().error)
             assert 0 == watch.times(too_large)
-            other = watch.node("other")
+            other_node = watch.node("other")
             watch.wait_handled(too_large)
-            assert other.id == next(h.node for h in watch.handled if h.id == too_large)
+            assert other_node.id == next(h.node for h in watch.handled if h.id == too_large)
             proxy.heal()
         assert {1} == {h.attempt for h in watch.handled}
 
@@ -196,7 +196,7 @@ def test_a_node_that_is_cut_off_loses_its_event_after_the_lease(watch, proxy):
     the node reports it when the network works again.
     """
     cut_off, handler, ev = watch.busy_node("cut off", proxy.url)
-    other = watch.node("other")
+    other_node = watch.node("other")
     watch.excused.add(ev.id)
     with watch.fault(cut_off) as fault:
         began = time.monotonic()
@@ -205,7 +205,7 @@ def test_a_node_that_is_cut_off_loses_its_event_after_the_lease(watch, proxy):
         watch.wait_handled(ev.id)
         # The lease began at the last heartbeat, at most a third of a lease ago.
         assert time.monotonic() - began > PATIENT["lease"] / 1000 * 2 / 3 - 0.1
-        assert other.id == watch.handled[-1].node
+        assert other_node.id == watch.handled[-1].node
         assert ev.lease_lost
         with pytest.raises(StoreError):
             watch.in_time(ev.confirm)

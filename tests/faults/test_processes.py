@@ -283,8 +283,8 @@ class TestStarved:
         assert "joined" == program.hear()
         id = watch.post()
         watch.excused.add(id)
-        said = [program.hear() for _ in range(4)]
-        assert ["begun 1", "error HandlerError MemoryError", "begun 2", "ended False"] == said
+        lines = [program.hear() for _ in range(4)]
+        assert ["begun 1", "error HandlerError MemoryError", "begun 2", "ended False"] == lines
         program.tell()
         assert "True" == program.hear()
         assert "" == program.end()

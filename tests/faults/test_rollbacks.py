@@ -65,7 +65,7 @@ class TestPowerLoss:
         assert poster.cancel("cancelled")
         poster.post({"n": 3}, at=LATER, id="gone")
         wait_next_claim(*nodes)
-        with watch.fault(degraded=True) as fault:
+        with watch.fault() as fault:
             own_server.kill9()
             fault.felt(0.1)
             own_server.truncate_aof(tail.stat().st_size - size)
@@ -95,7 +95,7 @@ class TestPowerLoss:
             new = watch.node("new")
             ids = [new.timer.post({"n": 9}, id=f"gone-{n}", at=LATER) for n in range(20)]
             wait_next_claim(old, new)
-            with watch.fault(degraded=True) as fault:
+            with watch.fault() as fault:
                 own_server.kill9()
                 fault.felt(0.1)
                 own_server.start()
@@ -121,7 +121,7 @@ class TestPowerLoss:
             poster = watch.caller()
             ids = [poster.post({"n": n}, at=LATER) for n in range(100)]
             wait_next_claim(node)
-            with watch.fault(degraded=True) as fault:
+            with watch.fault() as fault:
                 own_server.lose_power()
                 fault.felt(0.1)
                 own_server.start()
@@ -145,7 +145,7 @@ def test_nodes_register_and_declare_their_schedules_again_after_a_wipe(watch):
     timer = nodes[0].timer
     timer.post({"n": 1}, id="gone", at=LATER)
     eventually(lambda: len(watch.handled) > 2)
-    with watch.fault(degraded=None):
+    with watch.fault(degraded=False):
         watch.client.flushall()
         assert [True, True] == [rollback_of(node).wiped for node in nodes]
         eventually(lambda: 2 == len(timer.nodes()))
@@ -198,7 +198,7 @@ class TestFailover:
         with pytest.raises(NotReplicated):
             poster.post({"n": 5}, at=LATER, id="refused", wait_replicas=1)
         wait_next_claim(node)
-        with watch.fault(degraded=None, recovers=False) as fault:
+        with watch.fault(degraded=False, recovers=False) as fault:
             master.kill9()
             eventually(lambda: node.timer.health().error)
             replica.promote()
@@ -233,7 +233,7 @@ class TestFailover:
         id = poster.post({"n": 0}, 1_000, wait_replicas=1)
         watch.posted[id] = {"n": 0}
         wait_next_claim(node)
-        with watch.fault(degraded=None, recovers=False):
+        with watch.fault(degraded=False, recovers=False):
             # Claims are writes too. Refuse them, or the failover may lose the last one.
             master.configure(min_replicas_to_write=2)
             with master.client() as client:

@@ -67,13 +67,13 @@ def test_a_killed_connection_is_replaced_silently_and_followed_by_a_claim(watch,
     node = watch.node(poll_interval=LATER)
     with watch.fault(silent=True):
         for _ in range(5):
-            heard = node.rings
+            rings_before = node.rings
             watch.client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
             watch.wait_handled(watch.post())
             if kind == "pubsub":
                 # Only a new subscription is sure to ring: a claim that is sent again because its
                 # connection was killed may find the event, and then no wake is published.
-                eventually(lambda heard=heard: node.rings > heard)
+                eventually(lambda rings_before=rings_before: node.rings > rings_before)
             watch.healthy()
 
 

@@ -49,7 +49,7 @@ def test_only_posts_fail_when_memory_is_full(watch, own_server, caller):
                 watch.in_time(watch.post, 0, caller, id="refused")
         assert caller.peek("refused") is None
         assert caller.cancel(cancelled)
-        late = watch.node("late")
+        late_node = watch.node("late")
         watch.wait_handled(*pending)
         # Wait for the length of two leases: without renewals the first would have ended.
         eventually(lambda: node.timer.stats().totals["confirmed"] >= 2)
@@ -59,8 +59,8 @@ def test_only_posts_fail_when_memory_is_full(watch, own_server, caller):
         gate.go_on(100)
         watch.wait_handled(long)
         eventually(lambda: caller.stats().in_flight == 0)
-        assert [True, True] == [n.timer.health().ok for n in (node, late)]
-        assert [] == node.errors + late.errors
+        assert [True, True] == [n.timer.health().ok for n in (node, late_node)]
+        assert [] == node.errors + late_node.errors
         watch.client.config_set("maxmemory", 0)
     assert [] == node.heard("lease_lost") + node.heard("disconnected")
 

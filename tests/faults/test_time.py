@@ -98,7 +98,7 @@ class TestWrongClocks:
 
             clock.set(-3600)
             assert pytest.approx((-3600, 0), abs=0.1) == off()
-            clock.set(slow=0.9)
+            clock.set(program=0.9)
             eventually(lambda: max(off()) < -0.2, patience=PATIENCE)
             process.stdin.close()
 
@@ -112,7 +112,7 @@ class TestClockSetForward:
         nodes = [watch.node("one"), watch.node("two")]
         soon = [watch.post(1_800_000) for _ in range(3)]
         far = watch.post(2 * HOUR * 1000)
-        with watch.fault(degraded=None):
+        with watch.fault(degraded=False):
             set_clock(HOUR)
             watch.wait_handled(*soon)
             eventually(lambda: all(clock_jumps(node) for node in nodes))
@@ -124,7 +124,7 @@ class TestClockSetForward:
     def test_the_lease_of_a_running_handler_is_renewed_at_once(self, watch, set_clock):
         """By the server's clock the lease has ended, so another node could start the event."""
         node, handler, ev = watch.busy_node(lease=3 * MINUTE_MS, poll_interval=300)
-        with watch.fault(degraded=None, recovers=False):
+        with watch.fault(degraded=False, recovers=False):
             set_clock(HOUR)
             eventually(lambda: clock_jumps(node) == [HOUR])
             eventually(lambda: ms_until(watch, ev.id) > 2 * MINUTE_MS)
@@ -176,7 +176,7 @@ class TestClockSetBack:
         """When the clock is right again the pending event is handled, without a restart."""
         node = watch.node()
         before = watch.post(300)
-        with watch.fault(degraded=None):
+        with watch.fault(degraded=False):
             set_clock(-HOUR)
             eventually(lambda: ms_until(watch, before) > 0.9 * HOUR * 1000)
             watch.assert_recovery()
@@ -188,7 +188,7 @@ class TestClockSetBack:
     def test_the_lease_of_a_running_handler_is_shortened(self, watch, set_clock):
         """If the node were killed with the old lease, its event would wait for an hour."""
         _, handler, ev = watch.busy_node(lease=3 * MINUTE_MS, poll_interval=300)
-        with watch.fault(degraded=None, recovers=False):
+        with watch.fault(degraded=False, recovers=False):
             set_clock(-HOUR)
             eventually(lambda: ms_until(watch, ev.id) <= 3 * MINUTE_MS)
             assert not ev.lease_lost
@@ -324,28 +324,28 @@ def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own_server, 
     dt.leave()
     """
     with WrongClock() as clock:
-        clock.set(slow=0.05)
+        clock.set(program=0.05)
         with monkeypatch.context() as patch:
             for name, value in clock.env.items():
                 patch.setenv(name, value)
             # The replaced library leaves CLOCK_TAI, which is 11, alone: the script reads true time.
-            slow = Script(own_server, watch.ns, "import time\n" + textwrap.dedent(text))
-        with slow:
-            assert "joined" == slow.hear()
+            program = Script(own_server, watch.ns, "import time\n" + textwrap.dedent(text))
+        with program:
+            assert "joined" == program.hear()
             # The seconds between CLOCK_TAI and the wall clock.
             tai_offset = time.clock_gettime(11) - time.time()
             id = watch.post()
-            assert "begun" == slow.hear()
+            assert "begun" == program.hear()
             claims = []
             watch.node("other", handler=claims.append)
             watch.wait_handled(id)
             (second,) = claims
             assert 2 == second.attempt
-            believed = float(slow.hear()) - tai_offset
+            believed = float(program.hear()) - tai_offset
             assert 0 < believed < (second.due + second.lateness_ms) / 1000
-            slow.tell()
-            slow.tell()
-            assert "" == slow.end()
+            program.tell()
+            program.tell()
+            assert "" == program.end()
 
 
 @pytest.mark.fault("F57")

@@ -178,8 +178,8 @@ class TestInvalidCertificate:
         node.post({"n": 1})
         assert {"n": 1} == caught.next()[0]
         # The subscription and the commands may fail for different reasons: two errors, each once.
-        said = [str(e).partition(":")[0] for e in [first, *remaining(errors)]]
-        assert len(said) == len(set(said)) <= 2
+        received_bytes = [str(e).partition(":")[0] for e in [first, *remaining(errors)]]
+        assert len(received_bytes) == len(set(received_bytes)) <= 2
 
 
 class TestTlsOnOneSide:
@@ -205,7 +205,7 @@ class TestTlsOnOneSide:
     @pytest.mark.parametrize("says", [b"-ERR what\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
     def test_nothing_is_sent_unencrypted(self, make_timer, says):
         """Dtimer must not answer plain text with plain text: it would reveal the password."""
-        heard = []
+        received = []
         with socket.create_server((ADDRESS, 0)) as listening:
 
             def listen():
@@ -214,11 +214,11 @@ class TestTlsOnOneSide:
                         accepted, _ = listening.accept()
                         with accepted:
                             accepted.settimeout(PATIENCE)
-                            heard.append(accepted.recv(65_536))
+                            received.append(accepted.recv(65_536))
                             accepted.sendall(says)
                             accepted.shutdown(socket.SHUT_WR)
                             while more := accepted.recv(65_536):
-                                heard.append(more)
+                                received.append(more)
 
             thread = threading.Thread(target=listen)
             thread.start()
@@ -228,10 +228,10 @@ class TestTlsOnOneSide:
                 timer.post({"secret": "payload"})
             listening.shutdown(socket.SHUT_RDWR)
         thread.join(PATIENCE)
-        said = b"".join(heard)
-        assert said.startswith(b"\x16\x03")  # a handshake
+        received_bytes = b"".join(received)
+        assert received_bytes.startswith(b"\x16\x03")  # a handshake
         for secret in (b"hunter2", b"user", b"AUTH", b"EVAL", b"payload"):
-            assert secret not in said
+            assert secret not in received_bytes
         assert "hunter2" not in str(caught.value)
 
 

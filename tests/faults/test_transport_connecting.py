@@ -108,14 +108,14 @@ class Names:
 
     def __init__(self, monkeypatch, port):
         self.port = port
-        self.asked = 0
+        self.lookups = 0
         self._real = socket.getaddrinfo
         monkeypatch.setattr(socket, "getaddrinfo", self._look_up)
 
     def _look_up(self, host, port, *args, **kwargs):
         if host != self.NAME:
             return self._real(host, port, *args, **kwargs)
-        self.asked += 1
+        self.lookups += 1
         if self.port is None:
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         return self._real("127.0.0.1", self.port, *args, **kwargs)
@@ -145,8 +145,8 @@ class TestHostName:
             fault.felt()
             with pytest.raises(StoreError, match="name resolution") as caught:
                 watch.in_time(caller.post, {})
-            asked = names.asked
-            eventually(lambda: names.asked > asked + 2)
+            lookups = names.lookups
+            eventually(lambda: names.lookups > lookups + 2)
             names.port = proxy.port
         texts = [str(caught.value), *map(str, node.errors), *map(str, node.heard("disconnected"))]
         assert any(names.NAME in text for text in texts), texts
@@ -200,10 +200,10 @@ class TestClosedByServer:
         """A node copies the client's settings and opens its own connections."""
         pool = kind.from_url(own_server.url, max_connections=1)
         with redis.Redis.from_pool(pool) as client:
-            taken = pool.get_connection()
+            connection = pool.get_connection()
             watch.node(url=client)
             with watch.fault(silent=True):
                 caller = watch.caller("caller", client)
                 ids = [watch.in_time(watch.post, 0, caller) for _ in range(3)]
                 watch.wait_handled(*ids)
-            pool.release(taken)
+            pool.release(connection)

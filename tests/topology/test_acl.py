@@ -52,12 +52,12 @@ def test_a_node_works_in_a_cluster_with_the_documented_permissions_only(cluster)
 
 def test_a_node_works_under_sentinel_with_the_documented_permissions_only(sentinel):
     """The rules for one server suffice on the master; a Sentinel must allow one command."""
-    watching, master, _ = sentinel
-    (asked,) = watching.sentinels
+    sentinel_of_master, master, _ = sentinel
+    (sentinel_client,) = sentinel_of_master.sentinels
     with master.client() as admin:
         allow(admin, "dtimer", *acl.rules("dt").split())
-    allow(asked, "watcher", "-@all", *plus(acl.SENTINEL))
-    port = asked.connection_pool.connection_kwargs["port"]
+    allow(sentinel_client, "watcher", "-@all", *plus(acl.SENTINEL))
+    port = sentinel_client.connection_pool.connection_kwargs["port"]
     client = Sentinel(
         [("127.0.0.1", port)],
         sentinel_kwargs={"username": "watcher", "password": "x"},
