@@ -58,17 +58,8 @@ from chaos.verdict import Bench, Verdict
 
 #: Calls of the library that have a deadline of one script each.
 _CALLS = {
-    "cancel",
-    "confirm",
-    "extend",
-    "post",
-    "release",
-    "reschedule",
-    "retry",
-    "revive",
-    "schedule",
-    "unschedule",
-    "write",
+    *("cancel", "confirm", "extend", "post", "release", "reschedule", "retry", "revive"),
+    *("schedule", "unschedule", "write"),
 }
 _OF_SCHEDULES = {"schedule", "unschedule", "run_now", "pause_schedule", "resume_schedule"}
 _COUNTED = _CALLS | {"run_now", "pause_schedule", "resume_schedule"}

@@ -40,19 +40,8 @@ from dtimer.errors import DTimerError, OutcomeUnknown
 
 #: Operations with one record.
 NOTES = {
-    "auto",
-    "claim",
-    "dead",
-    "expired",
-    "fault",
-    "final",
-    "kill",
-    "lost",
-    "node",
-    "phase",
-    "recovered",
-    "retried",
-    "stall",
+    *("auto", "claim", "dead", "expired", "fault", "final", "kill", "lost", "node", "phase"),
+    *("recovered", "retried", "stall"),
 }
 
 #: A thread reads the clock before it writes, so lines may be out of order by up to this many.

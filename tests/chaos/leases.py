@@ -34,15 +34,7 @@ class Generation:
     """
 
     __slots__ = (
-        "alone",
-        "claims",
-        "first",
-        "id",
-        "letters",
-        "max_retries",
-        "origin",
-        "revived",
-        "runs",
+        *("alone", "claims", "first", "id", "letters", "max_retries", "origin", "revived", "runs"),
         "words",
     )
 

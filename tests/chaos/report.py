@@ -56,14 +56,7 @@ class Report:
         made |= {
             name: getattr(self, name)
             for name in (
-                "replay",
-                "passed",
-                "took",
-                "struck",
-                "kills",
-                "errors",
-                "resources",
-                "machine",
+                *("replay", "passed", "took", "struck", "kills", "errors", "resources", "machine"),
                 "wrong",
             )
         }
