@@ -124,7 +124,7 @@ class Case:
         """Add a leave, by default without a time-out."""
         self.call(p, "leave", begin, end, **{"timeout": None} | more)
 
-    def word(self, op: str, at: float, run: tuple[str, int, int], **more: Any) -> None:
+    def holder(self, op: str, at: float, run: tuple[str, int, int], **more: Any) -> None:
         """Add a call that the holder of a run (its id, serial and token) made about it."""
         fields: dict[str, Any] = {"p": NODE, "accepted": True, "ph": "ok", "took": 2} | more
         p, accepted, ph, took = (fields.pop(name) for name in ("p", "accepted", "ph", "took"))

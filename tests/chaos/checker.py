@@ -45,16 +45,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from chaos.chains import Chains
 from chaos.clock import Clock
 from chaos.history import NOTES, History, Operation
-from chaos.keys import Keys
-from chaos.lives import Lives
+from chaos.id_checker import IdChecker
+from chaos.key_checker import KeyChecker
 from chaos.occurrences import OCCURRENCE
+from chaos.schedule_checker import ScheduleChecker
 from chaos.spill import Key, Spill
 from chaos.table import as_json, as_text
 from chaos.troubles import SECOND, Troubles
-from chaos.verdict import Bench, Verdict
+from chaos.verdict import CheckContext, Verdict
 
 #: Calls of the library that have a deadline of one script each.
 _CALLS = {
@@ -108,7 +108,7 @@ def _check(
 ) -> Verdict:
     troubles = Troubles(aftermath=round(aftermath * SECOND))
     clock = Clock()
-    bench = Bench(troubles, rollback=rollback)
+    context = CheckContext(troubles, rollback=rollback)
     timed: list[Operation] = []
     finals: list[Operation] = []
     with Spill() as spill:
@@ -118,23 +118,23 @@ def _check(
             if op.op == "final":
                 finals.append(op)
             elif op.op == "post" and op.id is None and op.unknown:
-                bench.nameless[op.data["n"]] = op
+                context.nameless[op.data["n"]] = op
             elif op.op == "recovered":
-                bench.recovered(op)
+                context.recovered(op)
             elif op.op in _COUNTED:
-                bench.verdict.counts["unknown outcomes"] += op.unknown
+                context.verdict.counts["unknown outcomes"] += op.unknown
                 _overtime(op, troubles, timed, round(slack_ms * 1e6))
             if (key := _key(op)) is not None:
                 spill.put(key, op)
         troubles.close()
         clock.close(steps=troubles.steps, ordered=not troubles.rollbacks)
         for final in finals:
-            bench.ended(final)
+            context.ended(final)
         if not finals and not partial:
-            bench.blame("I12", "", "the history has no end: there is no final record")
-        _late_calls(bench, timed)
-        _check_all(bench, clock, spill)
-    verdict = bench.close()
+            context.blame("I12", "", "the history has no end: there is no final record")
+        _late_calls(context, timed)
+        _check_all(context, clock, spill)
+    verdict = context.close()
     _remarks(verdict, history, clock, troubles)
     return verdict
 
@@ -153,13 +153,13 @@ def _key(op: Operation) -> Key | None:
     return ("id", op.id)
 
 
-def _check_all(bench: Bench, clock: Clock, spill: Spill) -> None:
-    checkers: dict[str, Lives | Chains | Keys] = {
-        "id": Lives(bench, clock),
-        "schedule": Chains(bench, clock),
-        "key": Keys(bench, clock),
+def _check_all(context: CheckContext, clock: Clock, spill: Spill) -> None:
+    checkers: dict[str, IdChecker | ScheduleChecker | KeyChecker] = {
+        "id": IdChecker(context, clock),
+        "schedule": ScheduleChecker(context, clock),
+        "key": KeyChecker(context, clock),
     }
-    unheard = set(bench.pending or ()) | set(bench.buried)
+    unheard = set(context.pending or ()) | set(context.buried)
     schedules = set()
     for (kind, name), operations in spill:
         unheard.discard(name)
@@ -169,7 +169,7 @@ def _check_all(bench: Bench, clock: Clock, spill: Spill) -> None:
     for id in sorted(unheard):
         match = OCCURRENCE.match(id)
         if not match or match[1] not in schedules:
-            bench.blame("I3", id, "present at the end, but never posted", bench.buried.get(id))
+            context.blame("I3", id, "present at the end, but never posted", context.buried.get(id))
 
 
 def _overtime(op: Operation, troubles: Troubles, timed: list[Operation], slack: int) -> None:
@@ -185,19 +185,19 @@ def _overtime(op: Operation, troubles: Troubles, timed: list[Operation], slack: 
         timed.append(op)
 
 
-def _late_calls(bench: Bench, timed: list[Operation]) -> None:
-    troubles = bench.troubles
+def _late_calls(context: CheckContext, timed: list[Operation]) -> None:
+    troubles = context.troubles
     for op in timed:
         process = troubles.lifetimes[op.p]
         if op.end is None:
             if process.left is not None and process.killed is None:
                 text = f"{op.op} had not returned when its process left"
-                bench.blame("I16", op.id, text, op)
+                context.blame("I16", op.id, text, op)
             continue
         if troubles.halted(op.p, op.t, op.end):
             continue
         text = f"{op.op} took {(op.end - op.t) / 1e6:.0f} ms, the deadline was"
-        bench.blame("I16", op.id, f"{text} {(process.timeout or 0) / 1e6:.0f} ms", op)
+        context.blame("I16", op.id, f"{text} {(process.timeout or 0) / 1e6:.0f} ms", op)
 
 
 def _remarks(verdict: Verdict, history: History, clock: Clock, troubles: Troubles) -> None:

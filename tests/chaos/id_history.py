@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from chaos.history import HistoryError, Operation
-from chaos.leases import Generation
+from chaos.lease_checker import Generation
 
 
 class IdHistory:

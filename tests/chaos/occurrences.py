@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from chaos.history import Operation
-from chaos.leases import Generation
+from chaos.lease_checker import Generation
 
 #: The id of an occurrence: its schedule, and its nominal time in µs.
 OCCURRENCE = re.compile(r"(.+)@(\d{16})\Z", re.DOTALL)

@@ -23,12 +23,12 @@ def _method(name: str) -> Callable[..., Step]:
 
 
 say, call, post, run, ahead = map(_method, ("say", "call", "post", "run", "ahead"))
-claim, leave, word, cancel = map(_method, ("claim", "leave", "word", "cancel"))
+claim, leave, holder, cancel = map(_method, ("claim", "leave", "holder", "cancel"))
 fault, kill, ends = map(_method, ("fault", "kill", "ends"))
 
 
 def began(id: str, n: int, at: float) -> tuple[str, int, int]:
-    """Return the id, serial and token of the run that began at this time, as `word` takes them."""
+    """Return the id, serial and token of the run that began at this time, for `holder`."""
     return id, n, server_us(at - 1)
 
 

@@ -29,6 +29,7 @@ from chaos.steps import (
     claim,
     ends,
     fault,
+    holder,
     illegal,
     kill,
     leave,
@@ -37,7 +38,6 @@ from chaos.steps import (
     run,
     say,
     tell,
-    word,
 )
 from chaos.table import as_json, as_text
 
@@ -82,14 +82,14 @@ LEGAL = [
           call(POSTER, "revive", 30, 32, said={"revived": True}, id="a"), run("a", 1, 40)),
     legal("a failure is followed by the server's reply to the retry",
           post("a", 1, max_retries=1),
-          run("a", 1, 10, ph="no"), word("retry", 16, began("a", 1, 10), result="DONE"),
-          run("a", 1, 80, ph="no", att=2), word("retry", 86, began("a", 1, 80), result="DEAD"),
+          run("a", 1, 10, ph="no"), holder("retry", 16, began("a", 1, 10), result="DONE"),
+          run("a", 1, 80, ph="no", att=2), holder("retry", 86, began("a", 1, 80), result="DEAD"),
           say(NODE, 90, "dead", id="a", n=1, reason="failed", att=2),
           redelivered={"failed": 1}),
 
     legal("a handler fails after its own retry was refused, so that the library retries",
           post("a", 1), run("a", 1, 10, took=30, ph="no"),
-          word("retry", 20, began("a", 1, 10), ph="no", accepted=None),
+          holder("retry", 20, began("a", 1, 10), ph="no", accepted=None),
           run("a", 1, 110, p=OTHER, att=2),
           redelivered={"failed": 1}),
 
@@ -123,7 +123,8 @@ LEGAL = [
     legal("a claim is replayed after a lost reply: its token is older than the replay",
           post("a", 1), run("a", 1, 300, tok=server_us(5), due=server_us(1))),
     legal("a confirm counts after the end of the lease, while no other node has claimed",
-          post("a", 1), run("a", 1, 10, took=2 * LEASE), word("confirm", 1000, began("a", 1, 10))),
+          post("a", 1), run("a", 1, 10, took=2 * LEASE),
+          holder("confirm", 1000, began("a", 1, 10))),
 
     # Calls whose outcome is unknown.
     legal("an unknown post takes effect after its call gave up",
@@ -168,7 +169,7 @@ LEGAL = [
     legal("a conditional post replaces an event in flight, whose confirm is refused",
           post("a", 1), run("a", 1, 10, took=100),
           post("a", 2, 20, if_exists="earliest", delay_us=10_000, stored=True),
-          word("confirm", 50, began("a", 1, 10), accepted=False), run("a", 2, 60, p=OTHER)),
+          holder("confirm", 50, began("a", 1, 10), accepted=False), run("a", 2, 60, p=OTHER)),
     legal("a rescheduled event is due at its new time",
           post("a", 1, delay_us=900_000),
           call(POSTER, "reschedule", 10, 12, said={"moved": True}, id="a", delay_us=50_000),
@@ -257,7 +258,7 @@ ILLEGAL = [
               "I2", "dropped for an event in flight",
               post("a", 1), run("a", 1, 10, took=100),
               post("a", 2, 20, if_exists=policy, delay_us=10_000, stored=False),
-              word("confirm", 50, began("a", 1, 10)))
+              holder("confirm", 50, began("a", 1, 10)))
       for policy in ("earliest", "latest")],
     illegal("not stored, though its id was free", "I2", "cannot exist",
             post("a", 1, if_exists="keep", stored=False)),
@@ -278,7 +279,7 @@ ILLEGAL = [
             post("a", 1, took=300, ph="info"), cancel("a", 400, None, took=300),
             post("a", 2, 30_000)),
     illegal("its handler asked for a retry, and returned", "I2", "",
-            post("a", 1), run("a", 1, 10, took=20), word("retry", 20, began("a", 1, 10))),
+            post("a", 1), run("a", 1, 10, took=20), holder("retry", 20, began("a", 1, 10))),
     illegal("its confirm was refused", "I2", "",
             post("a", 1), fault(PAUSED, 5, 900, target="node-1"), run("a", 1, 10, took=900),
             auto(920, began("a", 1, 10), accepted=False)),
@@ -310,32 +311,33 @@ ILLEGAL = [
             post("a", 1), run("a", 1, 10), run("a", 1, 700, p=OTHER, att=2)),
     illegal("a refused retry does not explain a redelivery", "I4", "nothing explains why",
             post("a", 1), run("a", 1, 10, ph="no"),
-            word("retry", 16, began("a", 1, 10), accepted=False),
+            holder("retry", 16, began("a", 1, 10), accepted=False),
             run("a", 1, 700, p=OTHER, att=2)),
     illegal("an attempt reached no handler, without a fault", "I4", "reached no handler",
             post("a", 1), run("a", 1, 10, att=2)),
     # A handler that asks for less than is left of its lease keeps it.
     illegal("a short extension by a running handler does not end the lease", "I4",
             "before the previous lease could have expired",
-            post("a", 1), run("a", 1, 10, took=2000), word("extend", 20, began("a", 1, 10), ms=100),
+            post("a", 1), run("a", 1, 10, took=2000),
+            holder("extend", 20, began("a", 1, 10), ms=100),
             run("a", 1, 200, p=OTHER, att=2)),
 
     illegal("one claim starts two runs", "I5", "started twice",
             post("a", 1), run("a", 1, 10), run("a", 1, 30, p=OTHER, tok=server_us(9))),
     *[illegal(f"a {op} counts after another node's claim", "I5", "after a newer claim",
               post("a", 1), fault(PAUSED, 20, 700, target="node-1"), run("a", 1, 10, took=1500),
-              run("a", 1, 700, p=OTHER, att=2, took=200), word(op, 800, began("a", 1, 10)))
+              run("a", 1, 700, p=OTHER, att=2, took=200), holder(op, 800, began("a", 1, 10)))
       for op in ("confirm", "retry", "extend")],
     illegal("a confirm counts after a claim of the next generation", "I5", "after a newer claim",
             post("a", 1), run("a", 1, 10, took=200), post("a", 2, 20), run("a", 2, 30, p=OTHER),
-            word("confirm", 100, began("a", 1, 10))),
+            holder("confirm", 100, began("a", 1, 10))),
     illegal("the only holder is refused", "I5", "for no reason",
             post("a", 1), run("a", 1, 10, took=100),
-            word("confirm", 50, began("a", 1, 10), accepted=False),
+            holder("confirm", 50, began("a", 1, 10), accepted=False),
             post("b", 2), run("b", 2, 10), auto(20, began("b", 2, 10), accepted=False),
             times=2),
     illegal("a confirm of a claim that no node made", "I5", "unknown claim",
-            post("a", 1), run("a", 1, 10), word("confirm", 12, ("a", 1, 12345))),
+            post("a", 1), run("a", 1, 10), holder("confirm", 12, ("a", 1, 12345))),
 
     *[illegal(f"retried after cancel returned {outcome}", "I6", outcome,
               post("a", 1), run("a", 1, 10, ph="no"), cancel("a", 50, outcome),
@@ -347,7 +349,7 @@ ILLEGAL = [
 
     illegal("claimed after its handler confirmed it, in an outage", "I7", "claimed once more",
             fault(UNREACHABLE, 20, 600), post("a", 1), run("a", 1, 10),
-            word("confirm", 12, began("a", 1, 10)), run("a", 1, 700, p=OTHER, att=2)),
+            holder("confirm", 12, began("a", 1, 10)), run("a", 1, 700, p=OTHER, att=2)),
     illegal("claimed after the handler thread confirmed it, in an outage", "I7",
             "claimed once more",
             fault(UNREACHABLE, 20, 600), post("a", 1), run("a", 1, 10),
@@ -355,13 +357,13 @@ ILLEGAL = [
             run("a", 1, 700, p=OTHER, att=2)),
     illegal("two holders confirm", "I7", "two holders",
             fault(PAUSED, 20, 700, target="node-1"), post("a", 1), run("a", 1, 10, took=1500),
-            run("a", 1, 700, p=OTHER, att=2, took=500), word("confirm", 690, began("a", 1, 10)),
-            word("confirm", 800, began("a", 1, 700), p=OTHER)),
+            run("a", 1, 700, p=OTHER, att=2, took=500), holder("confirm", 690, began("a", 1, 10)),
+            holder("confirm", 800, began("a", 1, 700), p=OTHER)),
     illegal("a claim is confirmed and retried", "I7", "two ways",
-            post("a", 1), run("a", 1, 10, took=50), word("confirm", 20, began("a", 1, 10)),
-            word("retry", 30, began("a", 1, 10))),
+            post("a", 1), run("a", 1, 10, took=50), holder("confirm", 20, began("a", 1, 10)),
+            holder("retry", 30, began("a", 1, 10))),
     illegal("a confirmed event is a dead letter", "I7", "dead letter",
-            post("a", 1, max_retries=0), run("a", 1, 10), word("confirm", 12, began("a", 1, 10)),
+            post("a", 1, max_retries=0), run("a", 1, 10), holder("confirm", 12, began("a", 1, 10)),
             ends(dead=[{"id": "a", "n": 1, "reason": "lease_lost", "attempt": 1}])),
 
     illegal("started more often than max_retries + 1", "I8", "started 3 times",
@@ -374,7 +376,7 @@ ILLEGAL = [
             ends(dead=[{"id": "a", "n": 1, "reason": "failed", "attempt": 1}])),
     *[illegal(f"claimed after its retry returned {result}", "I8", f"came to {result}",
               post("a", 1), run("a", 1, 10, ph="no"),
-              word("retry", 16, began("a", 1, 10), result=result), run("a", 1, 80, att=2))
+              holder("retry", 16, began("a", 1, 10), result=result), run("a", 1, 80, att=2))
       for result in ("DEAD", "CANCELLED")],
     illegal("a dead letter is claimed", "I8", "after its death",
             post("a", 1, max_retries=1), run("a", 1, 10, ph="no"),
@@ -402,7 +404,7 @@ ILLEGAL = [
     illegal("the state at the end contradicts itself", "I12", "contradict",
             post("a", 1), run("a", 1, 10), ends(sound=False)),
     illegal("a confirmed and a cancelled event are pending", "I12", "pending at the end",
-            post("a", 1), run("a", 1, 10), word("confirm", 12, began("a", 1, 10)),
+            post("a", 1), run("a", 1, 10), holder("confirm", 12, began("a", 1, 10)),
             post("b", 2, delay_us=900_000), cancel("b", 10), ends(pending=["a", "b"]),
             times=2),
 
@@ -490,7 +492,7 @@ class TestVerdict:
 
     def test_an_extension_after_the_handler_may_shorten_the_lease(self, case):
         """I4: once the handler has returned the lease is exactly as long as its holder asks."""
-        steps = [run("a", 1, 10), word("extend", 20, began("a", 1, 10), ms=100)]
+        steps = [run("a", 1, 10), holder("extend", 20, began("a", 1, 10), ms=100)]
         tell(case, [post("a", 1), *steps, run("a", 1, 200, p=OTHER, att=2)])
         assert "I4" not in [v.invariant for v in case.check().violations if "before" in v.text]
 
@@ -581,7 +583,7 @@ class TestRollback:
         case.cancel("cancelled", 950)
         case.post("replaced", 4, 950, delay_us=900_000_000)
         tok = case.run("confirmed", 2, 960)
-        case.word("confirm", 962, ("confirmed", 2, tok))
+        case.holder("confirm", 962, ("confirmed", 2, tok))
         case.run("cancelled", 1, 1600)
         case.run("confirmed", 2, 1600, p=OTHER)
         case.run("replaced", 3, 1610)

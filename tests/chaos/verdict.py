@@ -109,7 +109,7 @@ class Verdict:
         return "\n".join([*map(str, self.violations), *more])
 
 
-class Bench:
+class CheckContext:
     """
     The facts of the run and the verdict on it, which the parts of the checker share.
 

@@ -15,43 +15,43 @@ from typing import Any
 
 from chaos.clock import Clock
 from chaos.history import Operation
-from chaos.leases import Generation, Leases, stale_words
-from chaos.lives import claimed_after
+from chaos.id_checker import claimed_after
+from chaos.lease_checker import Generation, LeaseChecker, stale_calls
 from chaos.occurrences import OCCURRENCE, Chain
-from chaos.verdict import Bench
+from chaos.verdict import CheckContext
 from dtimer.model import schedules
 
 
-class Chains:
+class ScheduleChecker:
     """Checks schedules for I11, and their occurrences for the invariants of any event."""
 
-    def __init__(self, bench: Bench, clock: Clock) -> None:
-        self._bench = bench
+    def __init__(self, context: CheckContext, clock: Clock) -> None:
+        self._context = context
         self._clock = clock
-        self._leases = Leases(bench, clock)
-        self._latest = bench.troubles.latest
+        self._lease_checker = LeaseChecker(context, clock)
+        self._latest = context.troubles.latest
 
     def check(self, name: str, operations: list[Operation]) -> None:
         """Check all operations on one schedule and its occurrences."""
         chain = Chain(name, operations)
-        for id in self._bench.pending or ():
+        for id in self._context.pending or ():
             if (match := OCCURRENCE.match(id)) and match[1] == name:
                 chain.pending.add(int(match[2]))
-        for id, letter in self._bench.buried.items():
+        for id, letter in self._context.buried.items():
             if (match := OCCURRENCE.match(id)) and match[1] == name:
                 chain.occurrence(int(match[2])).letters.append(letter)
         for nominal, gen in chain.occurrences.items():
-            self._occurrence(chain, nominal, gen)
+            self._check_occurrence(chain, nominal, gen)
         if not chain.declarations:
             return
         stable = chain.stable(self._latest)
-        if stable is not None and not self._bench.forgotten(chain.declarations):
+        if stable is not None and not self._context.forgotten(chain.declarations):
             self._check_chain(chain, stable)
 
     # ------------------------------------------------------------------- each occurrence by itself
 
-    def _occurrence(self, chain: Chain, nominal: int, gen: Generation) -> None:
-        bench = self._bench
+    def _check_occurrence(self, chain: Chain, nominal: int, gen: Generation) -> None:
+        context = self._context
         gen.arrange()
         gen.revived = any(op.ph != "no" for op in chain.revivals.get(nominal, ()))
         declared = [d for d in chain.declarations if d.ph != "no"]
@@ -63,23 +63,23 @@ class Chains:
         for run in gen.runs:
             if not any(d.t <= run.t for d in declared):
                 text = "an occurrence of a schedule that was never declared"
-                bench.blame("I3", gen.id, text, run)
+                context.blame("I3", gen.id, text, run)
             elif None not in sums and run.data.get("crc") not in sums:
                 text = "another payload than the declared one"
-                bench.blame("I10", gen.id, text, gen.origin, run)
+                context.blame("I10", gen.id, text, gen.origin, run)
             # A later attempt may come before the nominal time, if the clock was set back since.
             first = run.data["att"] == 1
             if first and self._clock.shown_us(run) < nominal and not chain.moves.get(nominal):
-                bench.blame("I1", gen.id, "claimed before its nominal time", run)
+                context.blame("I1", gen.id, "claimed before its nominal time", run)
         if len({run.data.get("missed") for run in gen.runs}) > 1:
             text = "stands for more or fewer than at its first delivery"
-            bench.blame("I11", gen.id, text, *gen.runs)
-        self._leases.check(gen)
-        stale_words(bench, gen.id, [gen])
-        self._cancelled(chain, nominal, gen)
-        self._fate(chain, nominal, gen)
+            context.blame("I11", gen.id, text, *gen.runs)
+        self._lease_checker.check(gen)
+        stale_calls(context, gen.id, [gen])
+        self._check_cancels(chain, nominal, gen)
+        self._count_end(chain, nominal, gen)
 
-    def _cancelled(self, chain: Chain, nominal: int, gen: Generation) -> None:
+    def _check_cancels(self, chain: Chain, nominal: int, gen: Generation) -> None:
         for cancel in chain.cancels.get(nominal, ()):
             if cancel.ph != "ok" or cancel.end is None or gen.revived:
                 continue
@@ -88,10 +88,10 @@ class Chains:
                 continue
             for run in gen.runs:
                 if claimed_after(self._clock, run, cancel):
-                    self._bench.blame("I6", gen.id, "delivered after its cancel", cancel, run)
+                    self._context.blame("I6", gen.id, "delivered after its cancel", cancel, run)
 
-    def _fate(self, chain: Chain, nominal: int, gen: Generation) -> None:
-        counts = self._bench.verdict.counts
+    def _count_end(self, chain: Chain, nominal: int, gen: Generation) -> None:
+        counts = self._context.verdict.counts
         if not (gen.runs or gen.letters):
             return
         counts["occurrences"] += 1
@@ -101,17 +101,17 @@ class Chains:
             counts["dead"] += 1
         elif any(c.data.get("outcome") != "NOT_FOUND" for c in chain.cancels.get(nominal, ())):
             counts["cancelled"] += 1
-        elif self._bench.pending is None or nominal in chain.pending:
+        elif self._context.pending is None or nominal in chain.pending:
             counts["pending"] += 1
         else:
             counts["lost"] += 1
-            self._bench.blame("I2", gen.id, "an occurrence was started, but lost", *gen.runs)
+            self._context.blame("I2", gen.id, "an occurrence was started, but lost", *gen.runs)
 
     # ----------------------------------------------------------------------------------- the chain
 
     def _check_chain(self, chain: Chain, stable: Operation) -> None:
         """Check the nominal times of all occurrences against *stable*, the only declaration."""
-        bench, says = self._bench, stable.data
+        context, says = self._context, stable.data
         successor = _successor(chain.name, says)
         met = sorted(chain.met())
         if not met:
@@ -128,28 +128,28 @@ class Chains:
         for nominal in off:
             text = "not a nominal time of its schedule"
             runs = chain.occurrence(nominal).runs
-            bench.blame("I11", chain.id(nominal), text, stable, *runs)
+            context.blame("I11", chain.id(nominal), text, stable, *runs)
         end = says.get("end_us")
         for nominal in met:
             if end is not None and nominal > end:
                 runs = chain.occurrence(nominal).runs
-                bench.blame("I11", chain.id(nominal), "after the schedule's end", stable, *runs)
-        bench.verdict.counts["in held chains"] += len(met)
+                context.blame("I11", chain.id(nominal), "after the schedule's end", stable, *runs)
+        context.verdict.counts["in held chains"] += len(met)
         started = [n for n in met if n in chain.occurrences and chain.occurrences[n].runs]
         count = says.get("count")
         if count is not None and len(started) - len(chain.extras) > count:
             text = f"{len(started)} occurrences, with count={count}"
-            bench.blame("I11", chain.name, text, stable)
+            context.blame("I11", chain.name, text, stable)
         dropping = "skip" in (says.get("misfire"), says.get("overlap"))
         if off or (chain.extras and says.get("every_us") is None):
             return
         if not dropping:
-            self._links(chain, stable, successor, met)
+            self._check_links(chain, stable, successor, met)
         if says.get("overlap", "queue") == "queue":
-            self._one_by_one(chain, stable, started)
+            self._check_overlap(chain, stable, started)
         self._check_end(chain, stable, met, started)
 
-    def _links(
+    def _check_links(
         self,
         chain: Chain,
         stable: Operation,
@@ -169,10 +169,10 @@ class Chains:
                     proof += chain.occurrence(last).runs[:1]
                 if nominal < expected:
                     text = "delivered, although the one before stood for it"
-                    self._bench.blame("I11", chain.id(nominal), text, *proof)
+                    self._context.blame("I11", chain.id(nominal), text, *proof)
                 elif exact:
                     text = f"left out, like all up to {nominal}"
-                    self._bench.blame("I11", chain.id(expected), text, *proof)
+                    self._context.blame("I11", chain.id(expected), text, *proof)
             gen = chain.occurrences.get(nominal)
             runs = gen.runs if gen else []
             missed = runs[-1].data.get("missed") or 0 if runs else 0
@@ -180,7 +180,7 @@ class Chains:
             exact = bool(runs)
             expected, last = successor(nominal, missed), nominal
 
-    def _one_by_one(self, chain: Chain, stable: Operation, started: list[int]) -> None:
+    def _check_overlap(self, chain: Chain, stable: Operation, started: list[int]) -> None:
         """Find occurrences that started while the one before was still claimed."""
         for before, nominal in itertools.pairwise(started):
             earlier, later = chain.occurrences[before], chain.occurrences[nominal]
@@ -189,17 +189,19 @@ class Chains:
             first, run = earlier.runs[0], later.runs[0]
             if (first.end is not None and first.end <= run.t) or before in chain.extras:
                 continue
-            settled = [w for w in earlier.words.get(first.data["tok"], ()) if w.op != "extend"]
-            if settled or self._bench.troubles.anywhere(first.t, run.t):
+            settled = [
+                w for w in earlier.holder_calls.get(first.data["tok"], ()) if w.op != "extend"
+            ]
+            if settled or self._context.troubles.anywhere(first.t, run.t):
                 continue
             text = "started while the one before was still claimed, with overlap=queue"
-            self._bench.blame("I11", chain.id(nominal), text, stable, first, run)
+            self._context.blame("I11", chain.id(nominal), text, stable, first, run)
 
     def _check_end(
         self, chain: Chain, stable: Operation, met: list[int], started: list[int]
     ) -> None:
         """Find a chain that ended although its schedule continues."""
-        if self._bench.pending is None or chain.ends or not started:
+        if self._context.pending is None or chain.ends or not started:
             return
         says = stable.data
         if says.get("count") is not None or says.get("end_us") is not None:
@@ -207,7 +209,7 @@ class Chains:
         if not any(nominal > started[-1] for nominal in chain.pending):
             text = f"the chain ended: nothing is pending after {met[-1]}"
             runs = chain.occurrences[started[-1]].runs
-            self._bench.blame("I11", chain.name, text, stable, *runs)
+            self._context.blame("I11", chain.name, text, stable, *runs)
 
 
 def _successor(name: str, says: dict[str, Any]) -> Callable[[int, int], int | None]:

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from chaos.clock import Clock
 from chaos.history import Operation
 from chaos.id_history import IdHistory
-from chaos.leases import Generation, Leases, accepted, stale_words, token
+from chaos.lease_checker import Generation, LeaseChecker, accepted, stale_calls, token
 from chaos.troubles import FOREVER
-from chaos.verdict import Bench
+from chaos.verdict import CheckContext
 
 #: With these policies a post stores the event or raises, with or without an existing event.
 _DEFINITE = {"replace", "error"}
@@ -26,47 +26,47 @@ _DEFINITE = {"replace", "error"}
 _DRIFT = 1_000_000
 
 
-class Lives:
+class IdChecker:
     """Checks each id for I1, I2, I3, I6, I10 and I12, and each of its generations by itself."""
 
-    def __init__(self, bench: Bench, clock: Clock) -> None:
-        self._bench = bench
+    def __init__(self, context: CheckContext, clock: Clock) -> None:
+        self._context = context
         self._clock = clock
-        self._leases = Leases(bench, clock)
-        self._latest = bench.troubles.latest
+        self._lease_checker = LeaseChecker(context, clock)
+        self._latest = context.troubles.latest
 
     def check(self, id: str, operations: list[Operation]) -> None:
-        history = IdHistory(id, operations, self._bench.nameless)
+        history = IdHistory(id, operations, self._context.nameless)
         for op in history.strays:
-            self._stray(history, op)
+            self._report_stray(history, op)
         gens = list(history.generations.values())
-        if (letter := self._bench.buried.get(id)) is not None:
+        if (letter := self._context.buried.get(id)) is not None:
             history.bury(letter)
         for gen in gens:
             gen.arrange()
             if gen.letters and gen.origin and gen.origin.ph == "no":
                 text = "a refused post became a dead letter"
-                self._bench.blame("I3", id, text, gen.origin, *gen.letters)
+                self._context.blame("I3", id, text, gen.origin, *gen.letters)
             gen.revived = any(op.ph != "no" for op in history.revivals)
         if len(gens) > 1:
-            self._order(history, gens)
+            self._check_order(history, gens)
         for gen in gens:
             if gen.origin and gen.origin.data.get("stored") is False:
-                self._kept(history, gen, gens)
-        stale_words(self._bench, id, gens)
+                self._check_reported_as_stored(history, gen, gens)
+        stale_calls(self._context, id, gens)
         for gen in gens:
-            self._leases.check(gen)
-            self._delivery(history, gen)
+            self._lease_checker.check(gen)
+            self._check_deliveries(history, gen)
             if history.cancels:
-                self._cancelled(history, gen)
-            self._fate(history, gen)
-        if self._bench.pending is not None and id in self._bench.pending:
-            self._pending(history, gens)
+                self._check_cancels(history, gen)
+            self._count_end(history, gen)
+        if self._context.pending is not None and id in self._context.pending:
+            self._check_pending(history, gens)
 
-    def _stray(self, history: IdHistory, op: Operation) -> None:
+    def _report_stray(self, history: IdHistory, op: Operation) -> None:
         what = "was delivered" if op.op == "run" else "died"
         text = f"n={op.data.get('n')!r} {what}, which was never posted under this id"
-        self._bench.blame("I3", history.id, text, op)
+        self._context.blame("I3", history.id, text, op)
 
     # -------------------------------------------------------------- the order of the generations
 
@@ -85,7 +85,7 @@ class Lives:
         definite = post.data.get("stored", definite)
         return (post.ph == "ok" and bool(definite)) or bool(gen.runs or gen.letters)
 
-    def _order(self, history: IdHistory, gens: list[Generation]) -> None:
+    def _check_order(self, history: IdHistory, gens: list[Generation]) -> None:
         """Find generations delivered after a later one had been acknowledged: I10."""
         gens = [gen for gen in gens if gen.origin and may_be_stored(gen.origin)]
         done = {gen: self.effect(gen) for gen in gens}
@@ -112,10 +112,10 @@ class Lives:
                 if self._clock.claimed(run)[0] > at:
                     text = "an older generation was delivered after a newer one was stored"
                     proof = (gen.origin, newer.origin, *newer.runs[:1], run)
-                    self._bench.blame("I10", history.id, text, *proof)
-        self._interleaved(history, gens, done)
+                    self._context.blame("I10", history.id, text, *proof)
+        self._check_alternation(history, gens, done)
 
-    def _interleaved(
+    def _check_alternation(
         self, history: IdHistory, gens: list[Generation], done: dict[Generation, int]
     ) -> None:
         """Find generations that were claimed alternately: in any order, each is current once."""
@@ -135,29 +135,31 @@ class Lives:
             mine = gens[i].origin
             if i in over:
                 text = "a generation came back after another had been delivered"
-                self._bench.blame("I10", history.id, text, over[i], last, run)
+                self._context.blame("I10", history.id, text, over[i], last, run)
             elif newest and done[gens[i]] < newest.t:
                 text = "an older generation was claimed after a newer one"
-                self._bench.blame("I10", history.id, text, mine, newest, last, run)
+                self._context.blame("I10", history.id, text, mine, newest, last, run)
 
-    def _kept(self, history: IdHistory, gen: Generation, gens: list[Generation]) -> None:
+    def _check_reported_as_stored(
+        self, history: IdHistory, gen: Generation, gens: list[Generation]
+    ) -> None:
         """Find posts that were dropped, or stored, although they reported otherwise: I2."""
         post = gen.origin
         assert post
         assert post.end is not None
         if gen.runs or gen.letters:
             text = "reported as not stored, but it was"
-            self._bench.blame("I2", history.id, text, post, *gen.runs, *gen.letters)
+            self._context.blame("I2", history.id, text, post, *gen.runs, *gen.letters)
         policy = post.data.get("if_exists", "replace")
         before = [g.origin for g in gens if g is not gen and g.origin and may_be_stored(g.origin)]
         if policy in _DEFINITE or not any(other.t < post.end for other in before):
-            self._bench.blame("I2", history.id, "dropped for an event that cannot exist", post)
+            self._context.blame("I2", history.id, "dropped for an event that cannot exist", post)
         if policy in ("earliest", "latest"):
             for run, confirm in held_throughout(self._clock, gens, post):
                 text = "dropped for an event in flight, whose confirm ended both"
-                self._bench.blame("I2", history.id, text, post, run, confirm)
+                self._context.blame("I2", history.id, text, post, run, confirm)
 
-    def _cancelled(self, history: IdHistory, gen: Generation) -> None:
+    def _check_cancels(self, history: IdHistory, gen: Generation) -> None:
         """Find claims after a cancel had returned, with any outcome: I6."""
         post = gen.origin
         if post is None or post.ph != "ok" or post.end is None or gen.revived:
@@ -169,34 +171,34 @@ class Lives:
             for run in gen.runs:
                 if claimed_after(self._clock, run, cancel):
                     text = f"delivered after cancel had returned {outcome}"
-                    self._bench.blame("I6", history.id, text, post, cancel, run)
+                    self._context.blame("I6", history.id, text, post, cancel, run)
             buried = [letter for letter in gen.letters if letter.op == "buried"]
             if cancel.data.get("outcome") == "CANCELLED" and buried:
                 text = "cancelled, but a dead letter at the end"
-                self._bench.blame("I6", history.id, text, post, cancel, *buried)
+                self._context.blame("I6", history.id, text, post, cancel, *buried)
 
     # -------------------------------------------------------------------------------- deliveries
 
-    def _delivery(self, history: IdHistory, gen: Generation) -> None:
+    def _check_deliveries(self, history: IdHistory, gen: Generation) -> None:
         post = gen.origin
         assert post
         for run in gen.runs:
             if post.ph == "no":
-                self._bench.blame("I3", history.id, "a refused post was delivered", post, run)
+                self._context.blame("I3", history.id, "a refused post was delivered", post, run)
             elif run.t < post.t:
-                self._bench.blame("I3", history.id, "delivered before it was posted", post, run)
+                self._context.blame("I3", history.id, "delivered before it was posted", post, run)
             crc = post.data.get("crc")
             if crc is not None and run.data.get("crc") != crc:
-                self._bench.blame(
+                self._context.blame(
                     "I10", history.id, "another payload than the posted one", post, run
                 )
         if gen.runs and not gen.revived and self._clock.kept_pace(post.t, gen.runs[0].t):
-            self._punctual(history, gen, post)
+            self._check_delay(history, gen, post)
         expires = post.data.get("expires_us")
         if expires is not None and not gen.revived:
-            self._expiry(history, gen, post, expires)
+            self._check_expiry(history, gen, post, expires)
 
-    def _punctual(self, history: IdHistory, gen: Generation, post: Operation) -> None:
+    def _check_delay(self, history: IdHistory, gen: Generation, post: Operation) -> None:
         """Find handlers that began before the delay was over by the monotonic clock."""
         run = gen.runs[0]
         delay = post.data.get("delay_us")
@@ -217,9 +219,11 @@ class Lives:
         early = min(dues) - run.t
         if early > _DRIFT + (run.t - post.t) // 1000:
             text = f"its handler began {early / 1e6:.1f} ms before the delay was over"
-            self._bench.blame("I1", history.id, text, post, *history.moves, run)
+            self._context.blame("I1", history.id, text, post, *history.moves, run)
 
-    def _expiry(self, history: IdHistory, gen: Generation, post: Operation, expires: int) -> None:
+    def _check_expiry(
+        self, history: IdHistory, gen: Generation, post: Operation, expires: int
+    ) -> None:
         for run in gen.runs:
             # After a lost reply, the server sends the claim again. The token has the time of the
             # first reply.
@@ -232,17 +236,17 @@ class Lives:
             if not self._clock.kept_pace(post.t, run.t):
                 continue
             if at > self._clock.latest_ns(post.end) + expires * 1000 + 10 * _DRIFT:
-                self._bench.blame("I3", history.id, "delivered after it had expired", post, run)
+                self._context.blame("I3", history.id, "delivered after it had expired", post, run)
         for letter in gen.letters:
             early = post.t + expires * 1000 - letter.t
             expired = letter.op == "expired" or letter.data.get("reason") == "expired"
             if expired and early > _DRIFT and self._clock.kept_pace(post.t, letter.t):
-                self._bench.blame("I1", history.id, "expired too early", post, letter)
+                self._context.blame("I1", history.id, "expired too early", post, letter)
 
     # ------------------------------------------------------------------- the end of a generation
 
-    def _fate(self, history: IdHistory, gen: Generation) -> None:
-        counts = self._bench.verdict.counts
+    def _count_end(self, history: IdHistory, gen: Generation) -> None:
+        counts = self._context.verdict.counts
         post = gen.origin
         assert post
         if post.ph == "no":
@@ -262,14 +266,14 @@ class Lives:
             counts["cancelled"] += 1
         elif not gen.alone or not self._stored(gen):
             counts["superseded"] += 1
-        elif self._bench.pending is None or history.id in self._bench.pending:
+        elif self._context.pending is None or history.id in self._context.pending:
             counts["pending"] += 1
         else:
             counts["lost"] += 1
             text = "acknowledged, but at the end neither done, dead, cancelled nor pending"
             if gen.runs:
                 text += f"; started {len(gen.runs)} times"
-            self._bench.blame("I2", history.id, text, post, *gen.runs, *history.cancels)
+            self._context.blame("I2", history.id, text, post, *gen.runs, *history.cancels)
 
     def _may_be_cancelled(self, history: IdHistory, post: Operation) -> bool:
         return any(
@@ -279,7 +283,7 @@ class Lives:
             for cancel in history.cancels
         )
 
-    def _pending(self, history: IdHistory, gens: Iterable[Generation]) -> None:
+    def _check_pending(self, history: IdHistory, gens: Iterable[Generation]) -> None:
         """Find ids that are pending at the end although all of their posts have ended: I12."""
         if history.revivals:
             return
@@ -301,7 +305,7 @@ class Lives:
                 return
             over += [post, confirm, *buried, *cancels]
         text = "pending at the end, although all of its posts have ended"
-        self._bench.blame("I12", history.id, text, *over)
+        self._context.blame("I12", history.id, text, *over)
 
 
 def may_be_stored(post: Operation) -> bool:
@@ -321,7 +325,7 @@ def held_throughout(
     for gen in gens:
         for run in gen.runs:
             if clock.claimed(run)[1] < post.t:
-                for confirm in gen.said(run, "confirm"):
+                for confirm in gen.calls_about(run, "confirm"):
                     if accepted(confirm) and post.end is not None and confirm.t > post.end:
                         yield run, confirm
 

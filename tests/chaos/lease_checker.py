@@ -12,14 +12,14 @@ from __future__ import annotations
 import itertools
 
 from chaos.clock import Clock
-from chaos.departures import Departures
 from chaos.history import Operation
+from chaos.leave_checker import LeaveChecker
 from chaos.troubles import FOREVER, Troubles
-from chaos.verdict import Bench
+from chaos.verdict import CheckContext
 
 _SETTLES = {"confirm", "retry", "release"}
 #: Calls of the holder of a claim, and the server's reply to its thread.
-_WORDS = {*_SETTLES, "auto", "extend"}
+_HOLDER_CALLS = {*_SETTLES, "auto", "extend"}
 #: The server keeps the last reply of a session for at least this long, in ns.
 _MEMO = 60_000_000_000
 
@@ -35,7 +35,7 @@ class Generation:
 
     __slots__ = (
         *("alone", "claims", "first", "id", "letters", "max_retries", "origin", "revived", "runs"),
-        "words",
+        "holder_calls",
     )
 
     def __init__(self, id: str, origin: Operation | None) -> None:
@@ -47,7 +47,7 @@ class Generation:
         #: The claims of nodes that record them, whether a handler started or not.
         self.claims: list[Operation] = []
         #: By token: the calls that the holder of a claim made about it, such as confirm.
-        self.words: dict[int, list[Operation]] = {}
+        self.holder_calls: dict[int, list[Operation]] = {}
         self.letters: list[Operation] = []
         self.revived = False
         #: True if no other post of the id can have come after this one, or before it.
@@ -60,8 +60,8 @@ class Generation:
             self.runs.append(op)
         elif op.op == "claim":
             self.claims.append(op)
-        elif op.op in _WORDS:
-            self.words.setdefault(op.data["tok"], []).append(op)
+        elif op.op in _HOLDER_CALLS:
+            self.holder_calls.setdefault(op.data["tok"], []).append(op)
         elif op.op in ("dead", "expired"):
             self.letters.append(op)
 
@@ -70,26 +70,28 @@ class Generation:
         if len(self.runs) > 1:
             self.runs.sort(key=token)
 
-    def said(self, run: Operation, *ops: str) -> list[Operation]:
+    def calls_about(self, run: Operation, *ops: str) -> list[Operation]:
         """Return the calls of the given kinds that the holder of a run made about it."""
-        words = self.words.get(run.data["tok"])
-        return [word for word in words if word.op in ops] if words else []
+        calls = self.holder_calls.get(run.data["tok"])
+        return [call for call in calls if call.op in ops] if calls else []
 
     def confirmed(self) -> Operation | None:
         """Return an accepted confirmation, by the handler or by its thread, or None."""
-        for words in self.words.values():
-            for word in words:
-                if word.op == "confirm" and accepted(word):
-                    return word
-                if word.op == "auto" and word.data.get("result") == "DONE" and accepted(word):
-                    return word
+        for calls in self.holder_calls.values():
+            for call in calls:
+                if call.op == "confirm" and accepted(call):
+                    return call
+                if call.op == "auto" and call.data.get("result") == "DONE" and accepted(call):
+                    return call
         return None
 
     @property
     def handled(self) -> bool:
         """True if the event was handled, as far as the history shows, so nothing need follow."""
         if self.confirmed() or any(
-            word.op == "confirm" and word.unknown for words in self.words.values() for word in words
+            call.op == "confirm" and call.unknown
+            for calls in self.holder_calls.values()
+            for call in calls
         ):
             return True
         if not self.runs:
@@ -98,12 +100,12 @@ class Generation:
         last = self.runs[-1]
         if last.ph != "ok" or last.end is None:
             return False
-        returned = any(word.ph == "ok" for word in self.said(last, "retry", "release"))
+        returned = any(call.ph == "ok" for call in self.calls_about(last, "retry", "release"))
         refused = any(
             # If the session's reply has expired, a repeated confirmation is refused although the
             # first one was accepted.
-            word.t - last.end < _MEMO and not accepted(word)
-            for word in self.said(last, "auto")
+            call.t - last.end < _MEMO and not accepted(call)
+            for call in self.calls_about(last, "auto")
         )
         return not (returned or refused)
 
@@ -113,111 +115,111 @@ def token(run: Operation) -> int:
     return tok
 
 
-def accepted(word: Operation) -> bool:
+def accepted(call: Operation) -> bool:
     """Return True if the server certainly accepted a holder's call."""
-    return word.ph == "ok" and bool(word.data.get("accepted"))
+    return call.ph == "ok" and bool(call.data.get("accepted"))
 
 
-class Leases:
+class LeaseChecker:
     """Checks generations for I4, I5, I7, I8, I9, I13 and I17, and for claims that are too early."""
 
-    def __init__(self, bench: Bench, clock: Clock) -> None:
-        self._bench = bench
+    def __init__(self, context: CheckContext, clock: Clock) -> None:
+        self._context = context
         self._clock = clock
-        self._troubles: Troubles = bench.troubles
-        self._departures = Departures(bench, clock)
+        self._troubles: Troubles = context.troubles
+        self._leave_checker = LeaveChecker(context, clock)
 
     def check(self, gen: Generation) -> None:
         runs = gen.runs
         for run in runs:
             if (ahead := run.data["due"] - self._clock.shown_us(run)) > 0:
-                self._ahead(gen, run, ahead)
-            self._bench.late(run)
+                self._check_ahead(gen, run, ahead)
+            self._context.late(run)
         if len(runs) > 1:
             for earlier, run in itertools.pairwise(runs):
-                self._again(gen, earlier, run)
+                self._check_redelivery(gen, earlier, run)
         if runs and (runs[0].data["att"] > 1 and not gen.revived):
-            self._unseen(gen, None, runs[0])
+            self._check_unseen_attempt(gen, None, runs[0])
         if runs:
-            self._numbers(gen)
-        if gen.words:
-            self._words(gen)
+            self._check_attempts(gen)
+        if gen.holder_calls:
+            self._check_calls(gen)
         if gen.letters:
-            self._deaths(gen)
+            self._check_dead_letters(gen)
         if gen.claims:
-            self._departures.check(gen)
+            self._leave_checker.check(gen)
 
-    def _ahead(self, gen: Generation, run: Operation, ahead: int) -> None:
+    def _check_ahead(self, gen: Generation, run: Operation, ahead: int) -> None:
         """Check a claim that was made *ahead* µs before the event was due."""
-        bench, due = self._bench, run.data["due"]
-        bench.verdict.counts["claimed ahead"] += 1
+        context, due = self._context, run.data["due"]
+        context.verdict.counts["claimed ahead"] += 1
         if gen.origin is None or not gen.origin.data.get("minted"):
             # A user may replace an event with an id of their own until it is due.
-            bench.blame("I1", gen.id, "claimed before it was due", gen.origin, run)
+            context.blame("I1", gen.id, "claimed before it was due", gen.origin, run)
         elif ahead > run.data.get("ahead_us", 0):
             text = f"claimed {ahead / 1000:.1f} ms before it was due, which is too far ahead"
-            bench.blame("I1", gen.id, text, gen.origin, run)
+            context.blame("I1", gen.id, text, gen.origin, run)
         left = due * 1000 - self._clock.latest_ns(run.t)
         if left > 0 and self._clock.kept_pace(self._clock.claimed(run)[0], run.t):
             text = f"its handler began {left / 1e6:.1f} ms before it was due by the server's clock"
-            bench.blame("I1", gen.id, text, gen.origin, run)
+            context.blame("I1", gen.id, text, gen.origin, run)
 
     # ------------------------------------------------------------------- one claim after another
 
-    def _again(self, gen: Generation, earlier: Operation, run: Operation) -> None:
-        bench = self._bench
+    def _check_redelivery(self, gen: Generation, earlier: Operation, run: Operation) -> None:
+        context = self._context
         if token(earlier) == token(run):
-            bench.verdict.redelivered["unexplained"] += 1
-            bench.blame("I5", gen.id, "one claim was started twice", earlier, run)
+            context.verdict.redelivered["unexplained"] += 1
+            context.blame("I5", gen.id, "one claim was started twice", earlier, run)
             return
         if gen.revived:
-            bench.verdict.redelivered["revived"] += 1
+            context.verdict.redelivered["revived"] += 1
             return
         skipped = run.data["att"] - earlier.data["att"] > 1
-        reason = self._given_back(gen, earlier, run)
+        reason = self._given_back_by(gen, earlier, run)
         if reason is None:
             # Only the end of its lease can have made the event available.
-            reason = self._ran_out(gen, earlier, run)
+            reason = self._expired_by(gen, earlier, run)
             if not skipped and self._clock.shown_us(run) < run.data["due"]:
                 text = "claimed ahead of the end of the previous lease"
-                bench.blame("I4", gen.id, text, earlier, run)
+                context.blame("I4", gen.id, text, earlier, run)
         elif skipped:
-            self._unseen(gen, earlier, run)
-        bench.verdict.redelivered[reason or "unexplained"] += 1
+            self._check_unseen_attempt(gen, earlier, run)
+        context.verdict.redelivered[reason or "unexplained"] += 1
         if reason is None:
-            words = gen.words.get(token(earlier), ())
+            calls = gen.holder_calls.get(token(earlier), ())
             if earlier.end is None or run.t < earlier.end:
                 text = "delivered while its handler ran, and nothing prevented a renewal"
-                bench.blame("I13", gen.id, text, gen.origin, earlier, run, *words)
+                context.blame("I13", gen.id, text, gen.origin, earlier, run, *calls)
             else:
                 text = "delivered again, and nothing explains why"
-                bench.blame("I4", gen.id, text, gen.origin, earlier, run, *words)
+                context.blame("I4", gen.id, text, gen.origin, earlier, run, *calls)
 
     @staticmethod
-    def _given_back(gen: Generation, earlier: Operation, run: Operation) -> str | None:
-        words = [
-            word
-            for word in gen.said(earlier, "retry", "release")
+    def _given_back_by(gen: Generation, earlier: Operation, run: Operation) -> str | None:
+        calls = [
+            call
+            for call in gen.calls_about(earlier, "retry", "release")
             # A refused call had no effect, so the handler's failure counts.
-            if word.t <= run.t and word.ph != "no"
+            if call.t <= run.t and call.ph != "no"
         ]
-        if any(word.op == "release" for word in words):
+        if any(call.op == "release" for call in calls):
             return "released"
         failed = earlier.ph == "no" and earlier.end is not None and earlier.end <= run.t
-        if any(word.unknown or accepted(word) for word in words):
+        if any(call.unknown or accepted(call) for call in calls):
             return "failed" if failed else "retried"
         # If the handler made one of these calls, only the call counts, not the handler's failure.
-        return "failed" if failed and not words else None
+        return "failed" if failed and not calls else None
 
-    def _ran_out(self, gen: Generation, earlier: Operation, run: Operation) -> str | None:
+    def _expired_by(self, gen: Generation, earlier: Operation, run: Operation) -> str | None:
         over = FOREVER if earlier.end is None else earlier.end
         # While the handler runs, an extension never shortens the lease.
         lease = min(
             [earlier.data["lease_us"]]
             + [
-                word.data["ms"] * 1000
-                for word in gen.said(earlier, "extend")
-                if "ms" in word.data and word.t >= over
+                call.data["ms"] * 1000
+                for call in gen.calls_about(earlier, "extend")
+                if "ms" in call.data and call.t >= over
             ]
         )
         since, _ = self._clock.claimed(earlier)
@@ -226,7 +228,7 @@ class Leases:
         if run.data["srv"] < ends and not self._troubles.stepped_in(since, run.t):
             short = (ends - run.data["srv"]) / 1000
             text = f"claimed {short:.1f} ms before the previous lease could have expired"
-            self._bench.blame("I4", gen.id, text, earlier, run)
+            self._context.blame("I4", gen.id, text, earlier, run)
         until = run.t
         if earlier.end is not None:
             # The node reported the handler's outcome at once, before the lease expired.
@@ -239,32 +241,34 @@ class Leases:
             return "overran"
         return met or "overran"
 
-    def _unseen(self, gen: Generation, earlier: Operation | None, run: Operation) -> None:
+    def _check_unseen_attempt(
+        self, gen: Generation, earlier: Operation | None, run: Operation
+    ) -> None:
         since = earlier.t if earlier else gen.origin.t if gen.origin else 0
         if self._troubles.anywhere(since, run.t) is None:
             text = "a counted attempt reached no handler, and nothing explains why"
-            self._bench.blame("I4", gen.id, text, gen.origin, earlier, run)
+            self._context.blame("I4", gen.id, text, gen.origin, earlier, run)
 
     # -------------------------------------------------------------------------------- how often
 
-    def _numbers(self, gen: Generation) -> None:
+    def _check_attempts(self, gen: Generation) -> None:
         runs, most = gen.runs, gen.max_retries
         if gen.revived:
             return
         for earlier, run in itertools.pairwise(runs):
-            free = int(bool(gen.said(earlier, "release")))
+            free = int(bool(gen.calls_about(earlier, "release")))
             if run.data["att"] < earlier.data["att"] + 1 - free and token(earlier) != token(run):
-                self._bench.blame("I8", gen.id, "attempts do not grow", earlier, run)
+                self._context.blame("I8", gen.id, "attempts do not grow", earlier, run)
         if most is None:
             return
-        charged = [run for run in runs if not gen.said(run, "release")]
+        charged = [run for run in runs if not gen.calls_about(run, "release")]
         highest = max(runs, key=lambda run: run.data["att"])
         if len(charged) > most + 1 or highest.data["att"] > most + 1:
             text = f"started {len(runs)} times, with max_retries={most}"
-            self._bench.blame("I8" if most else "I9", gen.id, text, gen.origin, *runs[:10])
+            self._context.blame("I8" if most else "I9", gen.id, text, gen.origin, *runs[:10])
 
-    def _deaths(self, gen: Generation) -> None:
-        bench = self._bench
+    def _check_dead_letters(self, gen: Generation) -> None:
+        context = self._context
         confirm = gen.confirmed()
         for letter in gen.letters:
             reason = letter.data.get("reason")
@@ -278,56 +282,56 @@ class Leases:
                 and attempt != gen.max_retries + 1
             ):
                 text = f"dead after attempt {attempt}, with max_retries={gen.max_retries}"
-                bench.blame("I8", gen.id, text, gen.origin, *gen.runs, letter)
+                context.blame("I8", gen.id, text, gen.origin, *gen.runs, letter)
             for run in gen.runs:
                 if letter.op in ("dead", "expired") and self._clock.claimed(run)[0] > letter.t:
-                    bench.blame("I8", gen.id, "delivered after its death", letter, run)
+                    context.blame("I8", gen.id, "delivered after its death", letter, run)
         if confirm is not None and gen.letters and not gen.revived:
-            bench.blame("I7", gen.id, "confirmed, but also a dead letter", confirm, *gen.letters)
+            context.blame("I7", gen.id, "confirmed, but also a dead letter", confirm, *gen.letters)
 
     # -------------------------------------------------------------------- the calls of the holders
 
-    def _words(self, gen: Generation) -> None:
-        bench = self._bench
+    def _check_calls(self, gen: Generation) -> None:
+        context = self._context
         confirm = gen.confirmed()
         if confirm is not None:
             later = [run for run in gen.runs if token(run) > confirm.data["tok"]]
             if later:
-                bench.blame("I7", gen.id, "confirmed, and claimed once more", confirm, *later)
-        for words in gen.words.values():
-            for word in words:
-                over = word.data.get("result") in ("DEAD", "CANCELLED") and accepted(word)
-                later = [r for r in gen.runs if over and token(r) > word.data["tok"]]
+                context.blame("I7", gen.id, "confirmed, and claimed once more", confirm, *later)
+        for calls in gen.holder_calls.values():
+            for call in calls:
+                over = call.data.get("result") in ("DEAD", "CANCELLED") and accepted(call)
+                later = [r for r in gen.runs if over and token(r) > call.data["tok"]]
                 if later and not gen.revived:
-                    text = f"{word.op} came to {word.data['result']}, and it was claimed once more"
-                    bench.blame("I8", gen.id, text, word, *later)
+                    text = f"{call.op} came to {call.data['result']}, and it was claimed once more"
+                    context.blame("I8", gen.id, text, call, *later)
         counted: set[int] = set()
-        for tok, words in gen.words.items():
-            settled = {word.op for word in words if word.op in _SETTLES and accepted(word)}
+        for tok, calls in gen.holder_calls.items():
+            settled = {call.op for call in calls if call.op in _SETTLES and accepted(call)}
             if "confirm" in settled:
                 counted.add(tok)
             if len(settled) > 1:
                 text = "one claim was settled in two ways"
-                bench.blame("I7", gen.id, text, *words)
+                context.blame("I7", gen.id, text, *calls)
             run = next((run for run in gen.runs if token(run) == tok), None)
             if run is None:
-                bench.blame("I5", gen.id, "a call with the token of an unknown claim", *words)
+                context.blame("I5", gen.id, "a call with the token of an unknown claim", *calls)
                 continue
-            for word in words:
-                if word.ph == "ok" and not accepted(word):
-                    self._refusal(gen, run, word)
+            for call in calls:
+                if call.ph == "ok" and not accepted(call):
+                    self._check_refusal(gen, run, call)
         if len(counted) > 1:
-            words = [w for tok in counted for w in gen.words[tok] if accepted(w)]
-            bench.blame("I7", gen.id, "confirmed by two holders", *words)
+            calls = [w for tok in counted for w in gen.holder_calls[tok] if accepted(w)]
+            context.blame("I7", gen.id, "confirmed by two holders", *calls)
 
-    def _refusal(self, gen: Generation, run: Operation, word: Operation) -> None:
+    def _check_refusal(self, gen: Generation, run: Operation, call: Operation) -> None:
         """Find a refused call of a holder that was certainly the newest."""
-        until = word.end if word.end is not None else word.t
+        until = call.end if call.end is not None else call.t
         late = run.end is not None and run.end <= until
-        if word.op == "retry" or (late and word.op != "auto") or not gen.alone:
+        if call.op == "retry" or (late and call.op != "auto") or not gen.alone:
             # This may have been the last attempt, or the library had already settled the event.
             return
-        others = [w for w in gen.words[token(run)] if w is not word and w.op in _SETTLES]
+        others = [w for w in gen.holder_calls[token(run)] if w is not call and w.op in _SETTLES]
         if any(w.t <= until for w in others) or any(r.t > run.t for r in gen.runs):
             return
         since, _ = self._clock.claimed(run)
@@ -338,13 +342,13 @@ class Leases:
             return
         if gen.letters or gen.revived:
             return
-        text = f"{word.op} was refused to the only holder, for no reason"
-        self._bench.blame("I5", gen.id, text, gen.origin, run, word)
+        text = f"{call.op} was refused to the only holder, for no reason"
+        self._context.blame("I5", gen.id, text, gen.origin, run, call)
 
 
-def stale_words(bench: Bench, id: str, gens: list[Generation]) -> None:
+def stale_calls(context: CheckContext, id: str, gens: list[Generation]) -> None:
     """Find calls of a holder that were accepted after a newer claim of the id had begun: I5."""
-    if not any(gen.words for gen in gens):
+    if not any(gen.holder_calls for gen in gens):
         return
     runs = sorted((run for gen in gens for run in gen.runs), key=token)
     soonest = FOREVER
@@ -356,12 +360,12 @@ def stale_words(bench: Bench, id: str, gens: list[Generation]) -> None:
         if run.t < soonest:
             soonest, first = run.t, run
     for gen in gens:
-        for tok, words in gen.words.items():
-            for word in words:
-                by, since = newer.get(tok), word.t
-                if word.op == "auto":
+        for tok, calls in gen.holder_calls.items():
+            for call in calls:
+                by, since = newer.get(tok), call.t
+                if call.op == "auto":
                     # It is recorded when the reply has arrived, but was sent when the run ended.
                     since = next((r.end or r.t for r in gen.runs if token(r) == tok), 0)
-                if accepted(word) and by is not None and by.t < since:
-                    text = f"{word.op} accepted after a newer claim"
-                    bench.blame("I5", id, text, word, by)
+                if accepted(call) and by is not None and by.t < since:
+                    text = f"{call.op} accepted after a newer claim"
+                    context.blame("I5", id, text, call, by)
