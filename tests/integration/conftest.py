@@ -29,15 +29,15 @@ def make(server, client, namespace, clean):
     Make timers in the namespace of this test. After the test each timer leaves, no node remains
     registered, and the keys of the namespace agree with each other.
     """
-    made = []
+    timers = []
 
     def build(id="node", url=None, **options):
         timer = DTimer(id, url or server.url, **{"ns": namespace} | options)
-        made.append(timer)
+        timers.append(timer)
         return timer
 
     yield build
-    for timer in made:
+    for timer in timers:
         timer.leave(0)
     keys = Keys.of(namespace)
     assert [] == client.hvals(keys.nodes)

@@ -177,18 +177,18 @@ class TestDocumentedRules:
     """A user with exactly the documented rules."""
 
     @pytest.fixture
-    def ours(self, user, ns, rules):
+    def documented_url(self, user, ns, rules):
         """The URL of a user with the rules of the namespace and of the stream in the test."""
         return user(*rules, *acl.rules(f"{ns}:stream").split()[:3:2])
 
     def test_the_rules_are_sufficient_and_every_command_is_used(
-        self, ours, ns, admin, command, tmp_path
+        self, documented_url, ns, admin, command, tmp_path
     ):
         """The server refuses nothing, and no command in the rules is superfluous."""
         admin.config_resetstat()
         before = set(admin.info("commandstats"))
-        use_library(ours, ns)
-        use_command_line(ours, command, tmp_path)
+        use_library(documented_url, ns)
+        use_command_line(documented_url, command, tmp_path)
         assert [] == refused(admin)
         used = {
             name.removeprefix("cmdstat_")
@@ -197,19 +197,19 @@ class TestDocumentedRules:
         }
         assert set(acl.EVERYTHING) - used == set()
 
-    def test_doctor_reports_no_missing_permission(self, ours, command):
+    def test_doctor_reports_no_missing_permission(self, documented_url, command):
         """Doctor reports that permissions, pub/sub and schema are in order."""
         # the test server does not persist its data, which doctor reports
-        ran = command(ours, "doctor", "--json", code=1)
-        found = {f["check"]: f["level"] for f in ran.objects}
+        ran = command(documented_url, "doctor", "--json", code=1)
+        levels = {f["check"]: f["level"] for f in ran.objects}
         assert ["ok"] * 5 == [
-            found[c] for c in ("connection", "pub/sub", "schema", "permissions", "clock")
+            levels[c] for c in ("connection", "pub/sub", "schema", "permissions", "clock")
         ]
 
     @pytest.mark.parametrize("protocol", [2, 3])
-    def test_both_protocols_work(self, ours, ns, protocol):
+    def test_both_protocols_work(self, documented_url, ns, protocol):
         """A client that speaks RESP2 or RESP3 works with these rules."""
-        with redis.Redis.from_url(ours, protocol=protocol) as client:
+        with redis.Redis.from_url(documented_url, protocol=protocol) as client:
             node = DTimer("node", client, ns=ns)
             caught = Catch(node, "event")
             with node, client.pipeline(transaction=False) as pipe:
@@ -229,18 +229,18 @@ class TestDocumentedRules:
             *["PUBLISH dtimer:{other}:wake:x -", "SUBSCRIBE foreign", "PSUBSCRIBE *"],
         ],
     )
-    def test_other_commands_keys_and_channels_are_refused(self, ours, line):
+    def test_other_commands_keys_and_channels_are_refused(self, documented_url, line):
         """The rules allow no other command, key or channel, not even from within a script."""
-        with redis.Redis.from_url(ours) as client:
+        with redis.Redis.from_url(documented_url) as client:
             with pytest.raises(redis.ResponseError, match=r"permission"):
                 client.execute_command(*line.split())
             with pytest.raises(redis.ResponseError, match=r"permission|can't|not allowed"):
                 client.eval("return redis.call(unpack(ARGV))", 0, *line.split())
 
-    def test_joining_another_namespace_is_refused_and_the_keys_are_named(self, ours):
+    def test_joining_another_namespace_is_refused_and_the_keys_are_named(self, documented_url):
         """The namespace may be misspelt in the program or in the rules, so the error names it."""
         with pytest.raises(StoreError, match=re.escape("~dtimer:{other}:*")):
-            DTimer("node", ours, ns="other").join()
+            DTimer("node", documented_url, ns="other").join()
 
 
 @pytest.fixture
@@ -285,8 +285,8 @@ class TestMissingPermission:
         assert (name in acl.NODE) is report.startswith("StoreError")
         only_slower = name in acl.WAKES
         ran = command(url, "doctor", "--json", code=1 if only_slower else 3)
-        bad = [f for f in ran.objects if f["level"] == ("warning" if only_slower else "error")]
-        assert any(re.search(rf"\+{name}\b", f["remedy"]) for f in bad), bad
+        problems = [f for f in ran.objects if f["level"] == ("warning" if only_slower else "error")]
+        assert any(re.search(rf"\+{name}\b", f["remedy"]) for f in problems), problems
 
     @pytest.mark.fault("F104")
     @pytest.mark.parametrize("mark", ["~", "&"], ids=["keys", "channels"])

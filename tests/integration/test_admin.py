@@ -19,87 +19,92 @@ def store(client, namespace, now):
 
 
 @pytest.fixture
-def sound(store, client):
+def checked_store(store, client):
     """The store, for tests that leave its keys sound."""
     yield store
     assert_sound(client, store.keys)
 
 
+@pytest.fixture
+def admin(checked_store):
+    return AdminStore(checked_store)
+
+
 class TestListings:
     """All pending events, and all dead letters."""
 
-    def test_every_pending_event_is_listed_once_in_due_order(self, sound, now):
+    def test_every_pending_event_is_listed_once_in_due_order(self, checked_store, admin, now):
         """There may be many pages, and equal due times."""
         for n in range(1_203):
-            post(sound, f"e-{n:04d}", n // 700)
-        assert [f"e-{n:04d}" for n in range(1_203)] == [e.id for e in AdminStore(sound).waiting()]
-        first = next(AdminStore(sound).waiting())
+            post(checked_store, f"e-{n:04d}", n // 700)
+        assert [f"e-{n:04d}" for n in range(1_203)] == [e.id for e in admin.waiting()]
+        first = next(admin.waiting())
         assert now.us == first.due_us
         assert b",3|{}" == first.raw
 
-    def test_events_in_flight_are_skipped(self, sound):
+    def test_events_in_flight_are_skipped(self, checked_store, admin):
         """An event that a node holds is not pending."""
-        post(sound, "tea")
-        post(sound, "milk", 1)
-        Peer(sound, "node").claim()
-        assert ["milk"] == [e.id for e in AdminStore(sound).waiting()]
+        post(checked_store, "tea")
+        post(checked_store, "milk", 1)
+        Peer(checked_store, "node").claim()
+        assert ["milk"] == [e.id for e in admin.waiting()]
 
-    def test_dead_letters_are_listed_from_a_given_one(self, sound, client):
+    def test_dead_letters_are_listed_from_a_given_one(self, checked_store, admin, client):
         """If no letter has the given id, the list begins with the given time of death."""
         for n in range(1_100):
-            client.hset(sound.keys.dead, f"d{n:04d}", b"1,failed,0|,3|{}")
-            client.zadd(sound.keys.graves, {f"d{n:04d}": 1_000 + n // 2})
+            client.hset(checked_store.keys.dead, f"d{n:04d}", b"1,failed,0|,3|{}")
+            client.zadd(checked_store.keys.graves, {f"d{n:04d}": 1_000 + n // 2})
         ids = [f"d{n:04d}" for n in range(1_100)]
-        assert ids == [letter.id for letter in AdminStore(sound).died_after("\0", 0)]
-        assert ids[41:] == [letter.id for letter in AdminStore(sound).died_after("d0040", 1_020)]
-        assert ids[1_098:] == [letter.id for letter in AdminStore(sound).died_after("\0", 1_549)]
+        assert ids == [letter.id for letter in admin.died_after("\0", 0)]
+        assert ids[41:] == [letter.id for letter in admin.died_after("d0040", 1_020)]
+        assert ids[1_098:] == [letter.id for letter in admin.died_after("\0", 1_549)]
 
 
 class TestHolders:
     """The number of events in flight by node."""
 
-    def test_leases_are_counted_by_incarnation(self, sound):
+    def test_leases_are_counted_by_incarnation(self, checked_store, admin):
         """Each incarnation is counted with the events that it holds, each event once."""
         for n in range(5):
-            post(sound, f"e{n}")
-        one, other = Peer(sound, "one"), Peer(sound, "other")
-        one.claim(3)
-        other.claim(5)
-        assert [2, 3] == sorted(AdminStore(sound).holders().values())
-        assert 4 == sum(AdminStore(sound).holders(4).values())
+            post(checked_store, f"e{n}")
+        one_node, other_node = Peer(checked_store, "one"), Peer(checked_store, "other")
+        one_node.claim(3)
+        other_node.claim(5)
+        assert [2, 3] == sorted(admin.holders().values())
+        assert 4 == sum(admin.holders(4).values())
 
 
 class TestRestore:
     """Restoring dead letters."""
 
-    def test_pending_and_dead_ids_are_skipped(self, sound, client):
+    def test_pending_and_dead_ids_are_skipped(self, checked_store, admin, client):
         """A dead letter whose id is pending, or is a dead letter already, is not restored."""
-        keys = sound.keys
+        keys = checked_store.keys
         client.hset(keys.dead, "old", b"1,failed,2|no,3|{}")
         client.zadd(keys.graves, {"old": 7})
-        (letter,) = AdminStore(sound).died_after("\0", 0)
-        assert 0 == AdminStore(sound).restore([letter])
+        (letter,) = admin.died_after("\0", 0)
+        assert 0 == admin.restore([letter])
         client.delete(keys.dead, keys.graves)
-        assert 1 == AdminStore(sound).restore([letter])
-        assert [letter] == list(AdminStore(sound).died_after("\0", 0))
+        assert 1 == admin.restore([letter])
+        assert [letter] == list(admin.died_after("\0", 0))
         client.delete(keys.dead, keys.graves)
-        post(sound, "old")
-        assert 0 == AdminStore(sound).restore([letter])
-        assert [] == list(AdminStore(sound).died_after("\0", 0))
+        post(checked_store, "old")
+        assert 0 == admin.restore([letter])
+        assert [] == list(admin.died_after("\0", 0))
 
 
 class TestAudit:
     """The check that the keys agree with each other."""
 
-    def test_a_namespace_written_by_dtimer_is_sound(self, sound, now):
+    def test_a_namespace_written_by_dtimer_is_sound(self, checked_store, admin, now):
         """A namespace that only dtimer has written to is sound, in all states of its events."""
-        assert AdminStore(sound).audit().sound
+        assert admin.audit().sound
         for n in range(9):
-            post(sound, f"e{n}", n)
-        Peer(sound, "node").claim(1)
+            post(checked_store, f"e{n}", n)
+        Peer(checked_store, "node").claim(1)
         now.tick(LEASE * 2)
-        Peer(sound, "other").claim(2)
-        audit = AdminStore(sound).audit()
+        Peer(checked_store, "other").claim(2)
+        audit = admin.audit()
         assert audit.sound
         assert (9, 9, 3) == (audit.due, audit.bodies, audit.leases)
 
@@ -131,10 +136,10 @@ class TestAudit:
 class TestPermissions:
     """The self-test tries each command and changes nothing."""
 
-    def test_no_key_changes(self, sound, client):
+    def test_no_key_changes(self, checked_store, client):
         """The self-test changes no key."""
-        post(sound, "tea")
-        sound.server.permissions()
-        before = {key: client.dump(key) for key in sound.keys}
-        assert {} == sound.server.permissions()
-        assert before == {key: client.dump(key) for key in sound.keys}
+        post(checked_store, "tea")
+        checked_store.server.permissions()
+        before = {key: client.dump(key) for key in checked_store.keys}
+        assert {} == checked_store.server.permissions()
+        assert before == {key: client.dump(key) for key in checked_store.keys}

@@ -173,8 +173,11 @@ def test_connections_use_tcp_keepalive(tcp_server, library):
     """
     keys = Keys.of("dt")
     with getattr(library, library.__name__.capitalize())(port=tcp_server.port) as client:
-        way = source(client, 5.0)
-        for connection in (way.connection(keys), way.subscription(keys, ["wake"])):
+        server_source = source(client, 5.0)
+        for connection in (
+            server_source.connection(keys),
+            server_source.subscription(keys, ["wake"]),
+        ):
             with connected(connection) as line:
                 assert 1 == line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
                 assert IDLE == line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)

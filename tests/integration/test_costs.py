@@ -159,8 +159,8 @@ def claim_again(case):
 
 
 def extend(case, count=1):
-    held = [(c.id, c.token) for c in case.claimed(count)]
-    return lambda: case.store.claims.extend(held, LEASE * 1000)
+    leases = [(c.id, c.token) for c in case.claimed(count)]
+    return lambda: case.store.claims.extend(leases, LEASE * 1000)
 
 
 def cancel(case):
@@ -215,9 +215,9 @@ def case(server):
     with (
         Relay(server.url) as relay,
         Meter(server, "cost") as meter,
-        redis.Redis.from_url(relay.url) as ours,
+        redis.Redis.from_url(relay.url) as relayed_client,
     ):
-        case = Case(server, relay, meter, ours)
+        case = Case(server, relay, meter, relayed_client)
         yield case
         case.store.close()
 

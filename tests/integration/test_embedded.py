@@ -156,11 +156,11 @@ class TestAttach:
 
     def test_two_processes_share_one_server(self, folder, start_user):
         """A second process reads what the first one wrote."""
-        with embedded.attach(url_of(folder)) as ours:
-            _, theirs = start_user(url_of(folder))
-            store_tea(ours)
-            assert has_tea(theirs)
-            assert pid_of(ours.socket) == pid_of(theirs)
+        with embedded.attach(url_of(folder)) as attachment:
+            _, other_socket = start_user(url_of(folder))
+            store_tea(attachment)
+            assert has_tea(other_socket)
+            assert pid_of(attachment.socket) == pid_of(other_socket)
 
     def test_one_of_six_concurrent_processes_starts_the_server(self, folder, start):
         """If six processes find no server at the same time, exactly one of them starts it."""
@@ -197,21 +197,21 @@ class TestAttach:
 
     def test_the_url_quotes_the_name_of_the_folder(self, tmp_path, start_user):
         """A folder may have any name; the URL quotes it as URLs do."""
-        with embedded.attach_folder(tmp_path / "a b'\"%?#ü") as ours:
-            _, theirs = start_user(f"embedded://{tmp_path}/a%20b'%22%25%3F%23%C3%BC")
-            assert ours.socket == theirs
-            assert call(theirs, "PING")
+        with embedded.attach_folder(tmp_path / "a b'\"%?#ü") as attachment:
+            _, other_socket = start_user(f"embedded://{tmp_path}/a%20b'%22%25%3F%23%C3%BC")
+            assert attachment.socket == other_socket
+            assert call(other_socket, "PING")
 
     def test_a_path_too_long_for_a_socket_works(self, tmp_path, start_user):
         """The sockets are then in a private folder, which all users of the server find."""
         folder = tmp_path / ("long" * 30) / ("longer" * 30)
-        with embedded.attach_folder(folder) as ours:
-            _, theirs = start_user(url_of(folder))
-            assert ours.socket == theirs
-            assert len(os.fsencode(ours.socket)) <= layout.LONGEST
-            assert 0o700 == mode_of(Path(ours.socket).parent)
-            store_tea(ours)
-        assert has_tea(theirs)
+        with embedded.attach_folder(folder) as attachment:
+            _, other_socket = start_user(url_of(folder))
+            assert attachment.socket == other_socket
+            assert len(os.fsencode(attachment.socket)) <= layout.LONGEST
+            assert 0o700 == mode_of(Path(attachment.socket).parent)
+            store_tea(attachment)
+        assert has_tea(other_socket)
 
     @pytest.mark.parametrize("name", [layout.LOG, layout.LOCK])
     def test_a_symbolic_link_is_not_followed(self, folder, tmp_path, name):
@@ -239,28 +239,28 @@ class TestInMemory:
 
     def test_a_child_process_shares_the_server(self, start_user):
         """A program that an attached program starts shares its server without any configuration."""
-        with embedded.attach("embedded:") as ours:
-            assert ours.socket == start_user("embedded:")[1]
+        with embedded.attach("embedded:") as attachment:
+            assert attachment.socket == start_user("embedded:")[1]
 
     def test_its_folder_is_private_and_removed(self):
         """The data of a server in memory end with it, and the next server is empty."""
-        with embedded.attach("embedded:") as ours:
-            server = watch(ours.socket)
-            assert 0o700 == mode_of(ours.folder)
-            store_tea(ours)
+        with embedded.attach("embedded:") as attachment:
+            server = watch(attachment.socket)
+            assert 0o700 == mode_of(attachment.folder)
+            store_tea(attachment)
         assert has_ended(server)
-        eventually(lambda: not ours.folder.exists())
-        with embedded.attach("embedded:") as ours:
-            assert not has_tea(ours.socket)
+        eventually(lambda: not attachment.folder.exists())
+        with embedded.attach("embedded:") as attachment:
+            assert not has_tea(attachment.socket)
 
     def test_the_inherited_name_of_an_ended_server_is_no_obstacle(self, monkeypatch, start_user):
         """Two processes that inherited the name start a new server and share it."""
         ended = tempfile.mkdtemp(prefix="dtimer-")
         os.rmdir(ended)
         monkeypatch.setenv("DTIMER_EMBEDDED", ended)
-        _, theirs = start_user("embedded:")
-        with embedded.attach("embedded:") as ours:
-            assert ours.socket == theirs
+        _, other_socket = start_user("embedded:")
+        with embedded.attach("embedded:") as attachment:
+            assert attachment.socket == other_socket
 
     def test_a_foreign_folder_in_the_environment_is_replaced(self, monkeypatch, tmp_path):
         """
@@ -270,9 +270,9 @@ class TestInMemory:
         (tmp_path / "dtimer-open").mkdir(mode=0o755)
         for foreign in tmp_path, tmp_path / "dtimer-open", "relative", "dtimer-relative":
             monkeypatch.setenv("DTIMER_EMBEDDED", str(foreign))
-            with embedded.attach("embedded:") as ours:
-                assert ours.folder != Path(foreign)
-                assert str(ours.folder) == os.environ["DTIMER_EMBEDDED"]
+            with embedded.attach("embedded:") as attachment:
+                assert attachment.folder != Path(foreign)
+                assert str(attachment.folder) == os.environ["DTIMER_EMBEDDED"]
         assert [] == list((tmp_path / "dtimer-open").iterdir())
 
 
@@ -281,8 +281,8 @@ class TestEnd:
 
     def test_the_server_ends_with_the_last_of_two_users(self, folder, start_user):
         """The server continues when the first of two users leaves."""
-        with embedded.attach(url_of(folder)) as ours:
-            server = watch(ours.socket)
+        with embedded.attach(url_of(folder)) as attachment:
+            server = watch(attachment.socket)
             other, _ = start_user(url_of(folder))
         assert answers(server)
         other.stdin.close()
@@ -300,12 +300,12 @@ class TestEnd:
 
     def test_data_on_disk_survive_the_end(self, folder):
         """After the server in a folder has shut down, the next server has its data."""
-        with embedded.attach(url_of(folder)) as ours:
-            server = watch(ours.socket)
-            store_tea(ours)
+        with embedded.attach(url_of(folder)) as attachment:
+            server = watch(attachment.socket)
+            store_tea(attachment)
         assert has_ended(server)
-        with embedded.attach(url_of(folder)) as ours:
-            assert has_tea(ours.socket)
+        with embedded.attach(url_of(folder)) as attachment:
+            assert has_tea(attachment.socket)
 
     def test_a_forked_child_keeps_the_server(self, folder, start_user):
         """A forked child shares its parent's handle, which lasts until the child ends too."""
@@ -347,15 +347,15 @@ print("all answered", flush=True)
 
     def test_signals_do_not_end_the_supervisor(self, folder):
         """A terminal signals all its processes, but users that are leaving need the server."""
-        with embedded.attach(url_of(folder)) as ours:
+        with embedded.attach(url_of(folder)) as attachment:
             supervisor = supervisor_of(folder)
             assert os.getsid(supervisor) != os.getsid(0)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 os.kill(supervisor, number)
             with embedded.attach(url_of(folder)):
-                assert call(ours.socket, "PING")
+                assert call(attachment.socket, "PING")
             assert supervisor == supervisor_of(folder)
-            assert not ours.renew()
+            assert not attachment.renew()
 
 
 class TestKilled:
@@ -363,15 +363,15 @@ class TestKilled:
 
     def test_the_supervisor_restarts_a_killed_server(self, folder):
         """Address and data stay the same, so no user has to attach again."""
-        with embedded.attach(url_of(folder)) as ours:
-            store_tea(ours)
-            pid, server = pid_of(ours.socket), watch(ours.socket)
+        with embedded.attach(url_of(folder)) as attachment:
+            store_tea(attachment)
+            pid, server = pid_of(attachment.socket), watch(attachment.socket)
             os.kill(pid, signal.SIGKILL)
             assert has_ended(server)
             # A new user gets the address only once the server answers.
             assert has_tea(subprocess_attach(folder))
-            assert pid != pid_of(ours.socket)
-            assert not ours.renew()
+            assert pid != pid_of(attachment.socket)
+            assert not attachment.renew()
 
     @pytest.mark.parametrize("guard", ["kernel", "watchdog"])
     def test_the_server_ends_with_a_killed_supervisor(self, folder, guard):
@@ -384,26 +384,26 @@ class TestKilled:
         launch = Path(embedded.__file__).with_name("launch.py")
         command = [sys.executable, "-I", "-S", launch, folder, "disk", server_binary(), guard]
         subprocess.run(command, check=True, timeout=PATIENCE)
-        with embedded.attach(url_of(folder)) as ours:
-            store_tea(ours)
-            address, server = ours.socket, watch(ours.socket)
+        with embedded.attach(url_of(folder)) as attachment:
+            store_tea(attachment)
+            address, server = attachment.socket, watch(attachment.socket)
             os.kill(supervisor_of(folder), signal.SIGKILL)
             assert has_ended(server)
             # The watchdog may act before the other effects of the supervisor's end, so retry.
-            eventually(ours.renew)
-            assert address == ours.socket
-            assert has_tea(ours.socket)
-            assert not ours.renew()
+            eventually(attachment.renew)
+            assert address == attachment.socket
+            assert has_tea(attachment.socket)
+            assert not attachment.renew()
 
     def test_attaching_again_after_a_killed_supervisor_gets_a_new_server(self, folder):
         """If the supervisor was killed, the next attach() of the process connects to a new one."""
-        with embedded.attach(url_of(folder)) as ours:
-            server = watch(ours.socket)
+        with embedded.attach(url_of(folder)) as attachment:
+            server = watch(attachment.socket)
             os.kill(supervisor_of(folder), signal.SIGKILL)
             assert has_ended(server)
             with embedded.attach(url_of(folder)) as again:
                 assert call(again.socket, "PING")
-            assert not ours.renew()
+            assert not attachment.renew()
 
     def test_leftovers_of_a_crashed_machine_are_no_obstacle(self, folder):
         """A crash of the machine leaves stale sockets and a lock without an owner behind."""
@@ -412,8 +412,8 @@ class TestKilled:
             with socket.socket(socket.AF_UNIX) as stale:
                 stale.bind(str(folder / name))
         (folder / layout.LOCK).write_text("1\n")
-        with embedded.attach(url_of(folder)) as ours:
-            assert call(ours.socket, "PING")
+        with embedded.attach(url_of(folder)) as attachment:
+            assert call(attachment.socket, "PING")
 
     def test_the_error_of_a_failed_start_quotes_the_server(self, folder, monkeypatch, tmp_path):
         """If the server does not start, the error ends with the last output of the server."""
@@ -426,10 +426,10 @@ class TestKilled:
 
     def test_a_removed_folder_is_created_again(self, folder):
         """The old supervisor removes nothing of the new server when it ends."""
-        with embedded.attach(url_of(folder)) as ours:
-            server = watch(ours.socket)
+        with embedded.attach(url_of(folder)) as attachment:
+            server = watch(attachment.socket)
             shutil.rmtree(folder)
-            assert ours.socket == subprocess_attach(folder)
+            assert attachment.socket == subprocess_attach(folder)
         assert has_ended(server)
 
 
@@ -453,9 +453,9 @@ class TestPrivacy:
         """A umask of 0 would otherwise make the data readable for every user of the machine."""
         umask = os.umask(0)
         try:
-            with embedded.attach(url_of(folder)) as ours:
-                store_tea(ours)
-                for path in (folder, ours.socket, folder / layout.SOCKET):
+            with embedded.attach(url_of(folder)) as attachment:
+                store_tea(attachment)
+                for path in (folder, attachment.socket, folder / layout.SOCKET):
                     assert 0o700 == mode_of(path)
                 everything = list(folder.rglob("*"))
                 assert any("aof" in path.name for path in everything)
@@ -545,10 +545,10 @@ class TestBadInput:
 
     def test_a_closed_attachment_cannot_be_renewed(self, folder):
         """A handle that a renewal opened would never be closed."""
-        with embedded.attach(url_of(folder)) as ours:
+        with embedded.attach(url_of(folder)) as attachment:
             pass
         with pytest.raises(StoreError, match="closed"):
-            ours.renew()
+            attachment.renew()
 
 
 class TestFindBinary:

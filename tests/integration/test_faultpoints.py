@@ -16,10 +16,12 @@ def test_every_fault_point_is_reached(make, tcp_server):
     A node joins, loses a reply, handles an event during two heartbeats, confirms it in its handler
     and leaves. On the way it reaches every fault point.
     """
-    seen = {}
+    thread_at = {}
 
     def watch(point):
-        faultpoints.armed[point] = lambda: seen.setdefault(point, threading.current_thread().name)
+        faultpoints.armed[point] = lambda: thread_at.setdefault(
+            point, threading.current_thread().name
+        )
 
     for point in faultpoints.POINTS:
         watch(point)
@@ -31,19 +33,19 @@ def test_every_fault_point_is_reached(make, tcp_server):
             proxy.drop_reply_once(b"stay")
             timer.post({"stay": 1}, id="tea")
             gate.begun()
-            eventually(lambda: "heartbeat.sending" in seen)
+            eventually(lambda: "heartbeat.sending" in thread_at)
             gate.go_on()
             gate.ended()
-            eventually(lambda: {"claim.handed", "handler.after"} <= set(seen))
+            eventually(lambda: {"claim.handed", "handler.after"} <= set(thread_at))
             timer.leave()
     finally:
         faultpoints.armed.clear()
-    assert set(faultpoints.POINTS) == set(seen)
-    threads = {point: name.split("-")[1] for point, name in seen.items() if "-" in name}
+    assert set(faultpoints.POINTS) == set(thread_at)
+    threads = {point: name.split("-")[1] for point, name in thread_at.items() if "-" in name}
     claimer = {"claim.asking", "claim.answered", "claim.handed"}
     claimer |= {"heartbeat.sending", "loop.claimer"}
     handler = {"handler.before", "handler.after", "settle.sending", "loop.handler"}
     assert {"claimer"} == {threads[point] for point in claimer}
-    assert {"dtimer-node-handler-1"} == {seen[point] for point in handler}
+    assert {"dtimer-node-handler-1"} == {thread_at[point] for point in handler}
     assert ["listener"] * 2 == [threads["loop.listener"], threads["listener.subscribed"]]
     assert "callbacks" == threads["loop.callbacks"]

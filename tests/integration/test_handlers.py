@@ -514,8 +514,8 @@ class TestLease:
         with timer:
             id = timer.post({})
             (first,) = handler.begun()
-            held = score(id)
-            eventually(lambda: score(id) > held)
+            lease_end = score(id)
+            eventually(lambda: score(id) > lease_end)
             handler.go_on()
             (second,) = handler.begun()
             assert 2 == second.attempt
@@ -532,12 +532,12 @@ class TestLease:
             id = timer.post({})
             (ev,) = handler.begun()
             assert ev.extend(LATER) is True
-            until = score(id)
+            lease_end = score(id)
             heartbeat = timer._node._seat.heartbeat
             for _ in range(2):
                 beat = heartbeat.due
                 eventually(lambda beat=beat: heartbeat.due > beat)
-            assert score(id) > until - 1_000_000
+            assert score(id) > lease_end - 1_000_000
             handler.go_on()
             handler.ended()
             assert not ev.lease_lost
@@ -550,9 +550,9 @@ class TestLease:
         with timer:
             id = timer.post({})
             (ev,) = handler.begun()
-            until = score(id)
+            lease_end = score(id)
             assert ev.extend(1) is True
-            assert until == score(id)
+            assert lease_end == score(id)
             assert not ev.lease_lost
             handler.go_on()
             handler.ended()

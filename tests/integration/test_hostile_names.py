@@ -47,7 +47,7 @@ def test_any_id_is_refused_or_names_one_event(timer, client, id):
     """An id is refused with an OptionError, or names exactly one event."""
     if id is None:
         return
-    keys = set(client.scan_iter(count=10_000))
+    keys_before = set(client.scan_iter(count=10_000))
     try:
         assert id == timer.post({"n": 1}, 3_600_000, id=id)
     except OptionError as e:
@@ -57,8 +57,8 @@ def test_any_id_is_refused_or_names_one_event(timer, client, id):
     assert [id] == [record.id for record in timer.upcoming()]
     assert timer.cancel(id)
     assert timer.peek(id) is None
-    new = set(client.scan_iter(count=10_000)) - keys
-    assert new <= {key.encode() for key in Keys.of(timer.ns)}
+    new_keys = set(client.scan_iter(count=10_000)) - keys_before
+    assert new_keys <= {key.encode() for key in Keys.of(timer.ns)}
 
 
 @given(payload=st.dictionaries(st.text(), _json_values, max_size=5) | _anything | _json_values)

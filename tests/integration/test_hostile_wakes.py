@@ -22,9 +22,9 @@ def node(make):
 
 def channels(client, namespace):
     """Return the channels that the nodes of a namespace are subscribed to."""
-    found = client.pubsub_channels(f"dtimer:{{{namespace}}}:*")
-    assert len(found) == 2
-    return found
+    names = client.pubsub_channels(f"dtimer:{{{namespace}}}:*")
+    assert len(names) == 2
+    return names
 
 
 def assert_works(node):

@@ -159,11 +159,11 @@ class TestJoin:
     ):
         """If the first claim fails, join() raises its error although the node is registered."""
 
-        def start_claim(*arguments, **options):
+        def start(*arguments, **options):
             raise ConnectionError("gone")
 
         timer = make(timeout=3_000)
-        monkeypatch.setattr(timer._store, "start_claim", start_claim)
+        monkeypatch.setattr(timer._store.claims, "start", start)
         with pytest.raises(StoreError, match="went away while joining: gone"):
             timer.join()
         monkeypatch.undo()
@@ -307,12 +307,12 @@ class TestLeave:
     @pytest.mark.fault("F60")
     def test_a_leaving_node_claims_nothing(self, make):
         """A leaving node claims nothing: another node gets what becomes due."""
-        timer, other = make("leaving"), make("other")
-        caught = Catch(other, "event")
+        timer, other_node = make("leaving"), make("other")
+        caught = Catch(other_node, "event")
         handler, _ = join_and_begin(timer)
         with leaving(timer):
             eventually(lambda: not any(node.waiting for node in timer.nodes()))
-            with other:
+            with other_node:
                 timer.post({"n": 2})
                 handler.go_on(2)
                 assert [{"n": 2}] == caught.next()
@@ -325,8 +325,8 @@ class TestLeave:
         handler sees lease_lost, its confirm has no effect, and the next node gets the event at
         once.
         """
-        timer, other = make("hanging"), make("other", auto_confirm=False)
-        caught = Catch(other, "event")
+        timer, other_node = make("hanging"), make("other", auto_confirm=False)
+        caught = Catch(other_node, "event")
         handler, ev = join_and_begin(timer)
         assert not ev.lease_lost
         began = time.monotonic()
@@ -335,7 +335,7 @@ class TestLeave:
         assert not timer.joined
         assert ev.lease_lost
         assert (State.SCHEDULED, 1) == state_and_attempt(timer, ev.id)
-        with other:
+        with other_node:
             (retry,) = caught.next()
             assert 2 == retry.attempt
             assert ev.confirm() is False
@@ -468,26 +468,26 @@ class TestLeave:
         The reply of the claim is lost, and the proxy refuses connections until the node leaves. So
         the node learns of the claim only then, by sending it again.
         """
-        timer, other = make("leaving", proxy.url, poll_interval=LATER), make("other")
-        started, caught = Catch(timer, "event"), Catch(other, "event")
+        timer, other_node = make("leaving", proxy.url, poll_interval=LATER), make("other")
+        started, caught = Catch(timer, "event"), Catch(other_node, "event")
         timer.join()
         eventually(lambda: timer.health().ok and timer.nodes()[0].waiting)
         proxy.drop_reply_once(timer._node.incarnation.encode())
         proxy.refuse()
-        other.post({"n": 1}, id="tea")
+        other_node.post({"n": 1}, id="tea")
         assert proxy.wait_dropped()
-        eventually(lambda: other.peek("tea").state is State.IN_FLIGHT)
+        eventually(lambda: other_node.peek("tea").state is State.IN_FLIGHT)
         node = timer._node
         with background(timer.leave):
             # From now on, and not before, the node releases every event that it claims.
             eventually(lambda: node._dispatcher._runner.releasing)
             proxy.heal()
-        assert (State.SCHEDULED, 0) == state_and_attempt(other, "tea")
-        with other:
+        assert (State.SCHEDULED, 0) == state_and_attempt(other_node, "tea")
+        with other_node:
             (ev,) = caught.next()
             assert 1 == ev.attempt
         assert started.empty()
-        assert 1 == other.stats().totals["released"]
+        assert 1 == other_node.stats().totals["released"]
 
     @pytest.mark.parametrize("point", ["claim.asking", "claim.answered", "claim.handed"])
     def test_leave_releases_events_that_are_claimed_meanwhile(self, make, point):

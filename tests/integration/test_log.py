@@ -125,14 +125,14 @@ class TestSteps:
 
     def test_a_lost_lease_is_logged(self, make, records):
         """The log of both processes together shows which of them replaced the event."""
-        timer, other = make(), make("other")
+        timer, other_node = make(), make("other")
         lost = Catch(timer, "lease_lost")
         timer.on("error", lambda error: None)
         handler = Gated(timer)
         with timer:
             timer.post({}, id="tea")
             handler.begun()
-            other.post({}, LATER, id="tea")
+            other_node.post({}, LATER, id="tea")
             handler.go_on()
             assert "tea" == lost.next().id
             record = only(records, log.LEASE_LOST)
@@ -141,11 +141,11 @@ class TestSteps:
 
     def test_a_wake_is_logged(self, make, records):
         """A missing wake is the first suspicion if events are late."""
-        timer, other = make(poll_interval=LATER), make("other")
+        timer, other_node = make(poll_interval=LATER), make("other")
         caught = Catch(timer, "event")
         with timer:
             eventually(lambda: timer.health().ok and timer.nodes()[0].waiting)
-            other.post({})
+            other_node.post({})
             caught.next()
             assert has_fields_of_node(only(records, log.WAKE_HEARD), timer)
 

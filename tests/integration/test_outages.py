@@ -65,45 +65,46 @@ class TestServerGone:
     def test_a_node_recovers_from_a_restart_of_the_server(self, node, own_server):
         """The outage is reported once. Soon after the restart, events are delivered again."""
         caught, errors = Catch(node, "event"), Catch(node, "error")
-        gone, back = Catch(node, "disconnected"), Catch(node, "connected")
+        disconnects, connects = Catch(node, "disconnected"), Catch(node, "connected")
         with joined(node):
-            back.next()
+            connects.next()
             node.post({"n": 1}, 2_000)
             own_server.kill9()
-            assert isinstance(gone.next(), Exception)
+            assert isinstance(disconnects.next(), Exception)
             assert isinstance(errors.next(), StoreError)
             health = node.health()
             assert not health.ok
             assert health.joined
             assert health.error
             # After several more attempts by both threads, nothing else must be reported.
-            attempts = [_recorded(node._store, name) for name in ("start_claim", "subscription")]
+            store = node._store
+            attempts = [_recorded(store.claims, "start"), _recorded(store, "subscription")]
             eventually(lambda: all(len(calls) > 3 for calls in attempts))
-            assert gone.empty()
+            assert disconnects.empty()
             assert errors.empty()
             own_server.start()
             began = time.monotonic()
-            back.next()
+            connects.next()
             assert time.monotonic() - began < PROMPT
             assert [{"n": 1}] == caught.next()
             eventually(lambda: node.health().ok)
             node.post({"n": 2})
             assert [{"n": 2}] == caught.next()
-        assert gone.empty()
+        assert disconnects.empty()
         assert errors.empty(), errors.next()
-        assert back.empty()
+        assert connects.empty()
 
     @pytest.mark.fault("F19")
     def test_a_handler_that_runs_through_an_outage_is_confirmed(self, node, own_server):
         """The event stays its own while the lease lasts, and its return is recorded afterwards."""
         node.on("error", lambda _: None)
-        gone = Catch(node, "disconnected")
+        disconnects = Catch(node, "disconnected")
         handler = Gated(node)
         with joined(node):
             id = node.post({})
             handler.begun()
             own_server.kill9()
-            gone.next()
+            disconnects.next()
             handler.go_on()
             handler.ended()
             own_server.start()
@@ -140,22 +141,22 @@ class TestServerGone:
             handler.go_on()
             assert id == lost.next().id
             # A poll may report before this that all data are gone.
-            found = {type(error): error for error in (errors.next(), errors.next())}
-            assert {LeaseLost, StateRollback} == set(found)
-            assert id == found[LeaseLost].id
+            errors_by_type = {type(error): error for error in (errors.next(), errors.next())}
+            assert {LeaseLost, StateRollback} == set(errors_by_type)
+            assert id == errors_by_type[LeaseLost].id
             assert node.peek(id) is None
 
 
-def _recorded(store, name):
+def _recorded(owner, name):
     """Return a list that gets the arguments of each call of a method from now on."""
     calls = []
-    method = getattr(store, name)
+    method = getattr(owner, name)
 
     def call(*arguments):
         calls.append(arguments)
         return method(*arguments)
 
-    setattr(store, name, call)
+    setattr(owner, name, call)
     return calls
 
 
@@ -166,19 +167,19 @@ class TestNetwork:
     def test_a_node_in_a_black_hole_notices_and_can_leave(self, make, proxy):
         """Another node gets the event of the cut-off node when the lease has ended."""
         timer = make("lost", proxy.url, timeout=300, lease=600)
-        other = make("other", poll_interval=50)
+        other_node = make("other", poll_interval=50)
         handler = Gated(timer)
-        gone, errors = Catch(timer, "disconnected"), Catch(timer, "error")
-        caught = Catch(other, "event")
+        disconnects, errors = Catch(timer, "disconnected"), Catch(timer, "error")
+        caught = Catch(other_node, "event")
         with joined(timer):
             timer.post({})
             (ev,) = handler.begun()
             incarnation = timer._node.incarnation
             proxy.blackhole()
-            gone.next()
+            disconnects.next()
             assert isinstance(errors.next(), StoreError)
             assert not timer.health().ok
-            with other:
+            with other_node:
                 assert 2 == caught.next()[0].attempt
             assert ev.lease_lost
             with pytest.raises(StoreError):
@@ -191,7 +192,7 @@ class TestNetwork:
             handler.ended()
             proxy.heal()
         # The node could not unregister; it would be forgotten after a minute.
-        other._store.leave(incarnation)
+        other_node._store.leave(incarnation)
 
     @pytest.mark.fault("F01")
     def test_a_lost_reply_does_not_cost_the_subscription(self, make, proxy, server):
@@ -201,7 +202,7 @@ class TestNetwork:
         timer.on("event", lambda _: None)
         with joined(timer):
             subscriptions = _recorded(timer._store, "subscription")
-            claims = _recorded(timer._store, "start_claim")
+            claims = _recorded(timer._store.claims, "start")
             for _ in range(3):
                 before = len(claims)
                 _drop_reply_to_echo(timer, proxy)
@@ -214,25 +215,25 @@ class TestNetwork:
 
 def _drop_reply_to_echo(timer, proxy):
     """Drop the reply of the next claim that requests an echo."""
-    store = timer._store
-    start_claim = store.start_claim
+    claims = timer._store.claims
+    start = claims.start
     dropped = threading.Event()
 
     def drop_reply_and_claim(incarnation, request, lease_us):
         if request.echo and not dropped.is_set():
             dropped.set()
             proxy.drop_reply_once(f"{incarnation}:{request.seq}".encode())
-        return start_claim(incarnation, request, lease_us)
+        return start(incarnation, request, lease_us)
 
-    store.start_claim = drop_reply_and_claim
+    claims.start = drop_reply_and_claim
     assert dropped.wait(PATIENCE)
     assert proxy.wait_dropped()
-    store.start_claim = start_claim
+    claims.start = start
 
 
 def test_burying_an_event_out_of_memory_is_not_an_outage(node, own_server, patient_client):
     """A node can bury an event while Redis is out of memory, and reports no outage."""
-    gone, dead = Catch(node, "disconnected"), Catch(node, "dead")
+    disconnects, dead = Catch(node, "disconnected"), Catch(node, "dead")
     node.on("event", lambda events: 1 / 0)
     node.join()
     node.post({}, 100, id="a", max_retries=0)
@@ -242,4 +243,4 @@ def test_burying_an_event_out_of_memory_is_not_an_outage(node, own_server, patie
     buried = time.monotonic()
     eventually(lambda: node.health().claim_age_ms < (time.monotonic() - buried) * 1000)
     patient_client.config_set("maxmemory", 0)
-    assert gone.empty()
+    assert disconnects.empty()

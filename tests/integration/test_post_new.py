@@ -31,23 +31,23 @@ def entries(count, delay=0):
 @pytest.fixture
 def poor(client, server, store, now):
     """A function: make a store whose user may not run a given command."""
-    made = []
+    stores = []
 
     def make(command):
         rules = [*acl.rules(store.ns).split(), f"-{command}"]
         client.execute_command("ACL", "SETUSER", "poor", "reset", "on", ">x", *rules)
         user = redis.Redis.from_url(server.url, username="poor", password="x")
-        made.append(Store(source(user, 1.0), store.ns, timeout=3.0, now=now))
-        made[-1]._opened = True
-        return made[-1]
+        stores.append(Store(source(user, 1.0), store.ns, timeout=3.0, now=now))
+        stores[-1].namespace._opened = True
+        return stores[-1]
 
     yield make
-    for theirs in made:
-        theirs.close()
+    for made in stores:
+        made.close()
     client.execute_command("ACL", "DELUSER", "poor")
 
 
-def kept(client, keys):
+def contents(client, keys):
     """Return the contents of all keys except the sessions' memory."""
     return {key: client.dump(key) for key in keys if key not in (keys.memo_a, keys.memo_b)}
 
@@ -68,7 +68,7 @@ class TestAllOrNothing:
         name = getattr(keys, field)
         client.delete(name)
         client.set(name, "foreign")
-        before = kept(client, keys)
+        before = contents(client, keys)
         if delay and field in ("roster", "promise"):
             store.post(entries(count, delay), "post_new")
             assert store.peek("new-0") is not None
@@ -76,7 +76,7 @@ class TestAllOrNothing:
         words = "WRONGTYPE" if field == "memo_a" else f"the key {re.escape(name)} holds a string"
         with pytest.raises(NamespaceCorrupt, match=words):
             store.post(entries(count, delay), "post_new")
-        assert before == kept(client, keys)
+        assert before == contents(client, keys)
 
     def test_a_foreign_key_in_an_empty_namespace_leaves_nothing(self, client, store, count):
         """In an empty namespace, too, nothing remains of a post that meets a foreign key."""
@@ -93,7 +93,7 @@ class TestAllOrNothing:
     ):
         """If the user may not run a command that a post needs, the post stores nothing."""
         post(store, "early", 60_000)
-        before = kept(client, store.keys)
+        before = contents(client, store.keys)
         # The script checks types only if it has a node to wake.
         delay = 0 if command == "type" else HOUR
         if command == "zmscore" and count == 1:
@@ -101,7 +101,7 @@ class TestAllOrNothing:
             return
         with pytest.raises(StoreError, match="refuses this client"):
             poor(command).post(entries(count, delay), "post_new")
-        assert before == kept(client, store.keys)
+        assert before == contents(client, store.keys)
 
     @pytest.mark.parametrize("state", ["scheduled", "in flight", "cancelled in flight"])
     def test_a_taken_id_is_reported_and_nothing_stored(self, client, store, count, state):
@@ -113,9 +113,9 @@ class TestAllOrNothing:
             assert node.claim()
         if state == "cancelled in flight":
             store.cancel(taken.id)
-        before = kept(client, store.keys)
+        before = contents(client, store.keys)
         assert taken.id == store.post(entries(count, HOUR), "post_new").taken
-        assert before == kept(client, store.keys)
+        assert before == contents(client, store.keys)
 
     def test_a_repeated_post_reports_the_taken_id_again(self, store, count):
         """A repetition reports the taken id, even if that event is gone by now."""

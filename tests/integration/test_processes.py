@@ -138,9 +138,9 @@ class TestSignals:
             threading.Thread(target=watch, daemon=True).start()
             dt.run()
         """)
-        other = make("other")
-        caught = Catch(other, "event")
-        id = other.post({})
+        other_node = make("other")
+        caught = Catch(other_node, "event")
+        id = other_node.post({})
         assert_prints(program, f"begun {id} 1")
         program.signal(number)
         assert_prints(program, "leaving")
@@ -148,7 +148,7 @@ class TestSignals:
         complaint = program.end(-number)
         assert ("KeyboardInterrupt" in complaint) == (number == signal.SIGINT)
         assert [] == registered()
-        with other:
+        with other_node:
             (ev,) = caught.next()
             assert (id, 2) == (ev.id, ev.attempt)
 
@@ -248,13 +248,16 @@ class TestExit:
             {last_line}
         """)
         assert_prints(program, "begun first 1", "main is over")
-        other = make("other")
+        other_node = make("other")
         program.tell()
         assert_prints(program, "done")
         complaint = program.end(status)
         assert "ZeroDivisionError" in complaint if status == 1 else complaint == ""
-        assert other.peek("first") is None
-        assert (State.SCHEDULED, 0) == (other.peek("second").state, other.peek("second").attempt)
+        assert other_node.peek("first") is None
+        assert (State.SCHEDULED, 0) == (
+            other_node.peek("second").state,
+            other_node.peek("second").attempt,
+        )
         assert [] == registered()
 
     def test_a_hanging_handler_is_given_up_at_exit(self, script, make, registered):
@@ -265,13 +268,13 @@ class TestExit:
             dt.join()
             heard()
         """)
-        other = make("other")
-        caught = Catch(other, "event")
+        other_node = make("other")
+        caught = Catch(other_node, "event")
         assert_prints(program, "begun tea 1")
         program.tell()
         assert_ends(program)
         assert [] == registered()
-        with other:
+        with other_node:
             assert 2 == caught.next()[0].attempt
 
     def test_all_nodes_of_a_program_leave_at_exit(self, script, registered):

@@ -87,8 +87,8 @@ class TestHealthy:
         """When post_many returns after several round trips, all events are on the replica."""
         ids = make(timeout=5_000).post_many(([{}, 10_000_000],) * 1_200, wait_replicas=1)
         with replica.client() as copy:
-            there = {id.decode() for id in copy.zrange(f"dtimer:{{{NS}}}:due", 0, -1)}
-        assert set(ids) == there
+            replicated = {id.decode() for id in copy.zrange(f"dtimer:{{{NS}}}:due", 0, -1)}
+        assert set(ids) == replicated
 
     def test_the_timers_option_applies_to_each_post(self, make, link):
         """The timer's option applies to each post that does not override it."""

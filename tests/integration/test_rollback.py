@@ -128,12 +128,12 @@ class TestDetected:
 
     def test_posts_by_others_do_not_hide_a_loss(self, store, node, lost, make_store):
         """Others may have posted as many events meanwhile as were lost."""
-        other = make_store()
+        other_store = make_store()
         node.claim_reply()
         with lost():
             post(store, "tea", 60_000)
         post(store, "milk", 60_000)
-        post(other, "honey", 60_000)
+        post(other_store, "honey", 60_000)
         node.claim_reply()
         assert [False] == [error.wiped for error in store.errors]
 
@@ -198,25 +198,25 @@ class TestDetected:
         """A namespace that was wiped counts as wiped, even if others have posted to it since."""
         node.claim_reply()
         client.delete(*store.keys)
-        other = make_store()
+        other_store = make_store()
         for n in range(5):
-            post(other, f"cup-{n}", 0)
-        Peer(other, "other").claim_reply(5)
+            post(other_store, f"cup-{n}", 0)
+        Peer(other_store, "other").claim_reply(5)
         assert not node.claim_reply().known
         store.join("node", "{}")
         assert [True] == [error.wiped for error in store.errors]
-        assert [] == other.errors
+        assert [] == other_store.errors
 
     def test_a_rollback_to_before_the_node_joined_is_detected(self, make_store, now, lost):
         """If the node is not even registered in the old state, the tokens reveal the rollback."""
-        old = make_store()
-        post(old, "tea")
-        Peer(old, "old").claim()
+        old_store = make_store()
+        post(old_store, "tea")
+        Peer(old_store, "old").claim()
         with lost():
             store = make_store()
             node = Peer(store, "node")
             now.tick(1)
-            post(old, "milk")
+            post(old_store, "milk")
             assert 1 == len(node.claim())
         assert not node.claim_reply().known
         store.join("node", "{}")
@@ -291,12 +291,12 @@ class TestNotDetected:
         post(store, "tea", -1)
         node.claim()
         now.tick(600_000)
-        other = make_store()
-        Peer(other, "other").claim_reply()
+        other_store = make_store()
+        Peer(other_store, "other").claim_reply()
         assert not node.claim_reply().known
         store.join("node", "{}")
         node.claim_reply()
-        assert [] == other.errors
+        assert [] == other_store.errors
 
     def test_a_node_forgotten_by_a_wrong_clock_is_not_a_rollback(
         self, store, node, now, make_store
@@ -409,14 +409,14 @@ class TestNodes:
 
     def test_only_schedules_of_the_lost_period_are_declared_again(self, client, make):
         """A schedule that was declared before, and ended by another node, stays ended."""
-        node, other = make(poll_interval=50), make("other")
+        node, other_store = make(poll_interval=50), make("other")
         errors = Catch(node, "error")
         node.every(3_600_000, {}, id="old")
         store = node._store
         definition, declared = store.schedules._declared["old"]
         store.schedules._declared["old"] = (definition, declared - 60)
         node.join()
-        other.unschedule("old")
+        other_store.unschedule("old")
         snapshot = Snapshot(client, store.keys)
         node.every(3_600_000, {}, id="new")
         claims_once(node)

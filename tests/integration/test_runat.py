@@ -160,12 +160,12 @@ class TestWriting:
 
     def test_the_last_write_of_a_key_wins(self, make, clock):
         """Writing a key again moves it to the new time, earlier or later. The key is read once."""
-        queue, other = make(now=clock), make(now=clock)
+        queue, other_queue = make(now=clock), make(now=clock)
         queue.write("tea", clock() + 1_000)
-        other.write("tea", clock() + 5_000)
+        other_queue.write("tea", clock() + 5_000)
         clock.tick(1_000)
         assert queue.read(20) is None
-        other.write("tea", clock() + 10)
+        other_queue.write("tea", clock() + 10)
         clock.tick(10)
         assert "tea" == queue.read(SOON)
         assert queue.read(10) is None
@@ -267,9 +267,9 @@ class TestReading:
         with pytest.raises(ZeroDivisionError), failing as queue:
             1 / len(queue.read(SOON)[3:])
         assert isinstance(errors.next().__cause__, DTimerError)
-        other = make()
-        assert "tea" == other.read(SOON)
-        assert 2 == other.timer.peek("tea").attempt
+        other_queue = make()
+        assert "tea" == other_queue.read(SOON)
+        assert 2 == other_queue.timer.peek("tea").attempt
 
     def test_a_confirmed_key_stays_confirmed_after_an_exception(self, make):
         """The exception leaves the block with no key to release, and no error is emitted."""
@@ -359,11 +359,11 @@ class TestFlowing:
 
     def test_a_key_whose_listener_raises_is_delivered_again(self, queue):
         """If the listener raises, its key is delivered again and 'error' gets the exception."""
-        errors, seen = Catch(queue, "error"), queues.SimpleQueue()
+        errors, keys_seen = Catch(queue, "error"), queues.SimpleQueue()
 
         def listen(key):
-            seen.put(key)
-            if seen.qsize() == 1:
+            keys_seen.put(key)
+            if keys_seen.qsize() == 1:
                 raise ZeroDivisionError(key)
 
         queue.on("data", listen)
@@ -371,7 +371,7 @@ class TestFlowing:
         error = errors.next()
         assert isinstance(error, HandlerError)
         assert isinstance(error.__cause__, ZeroDivisionError)
-        eventually(lambda: seen.qsize() == 2)
+        eventually(lambda: keys_seen.qsize() == 2)
 
     def test_reading_a_flowing_queue_is_a_usage_error(self, queue):
         """Reading a queue with a listener raises a UsageError instead of waiting for ever."""
@@ -483,12 +483,12 @@ class TestStopping:
 
     def test_unread_keys_stay_in_the_queue(self, make):
         """Stopping confirms the key that was read, and releases the others."""
-        queue, other = make(), make()
+        queue, other_queue = make(), make()
         write_all(queue, [f"k{i}" for i in range(10)])
         first = queue.read(SOON)
         queue.stop()
-        assert 9 == len({other.read(SOON) for _ in range(9)} - {first})
-        assert 0 == len(list(other.timer.dead()))
+        assert 9 == len({other_queue.read(SOON) for _ in range(9)} - {first})
+        assert 0 == len(list(other_queue.timer.dead()))
 
     def test_stop_waits_for_other_readers(self, make):
         """The key of another thread is confirmed when that thread is done, and then stop() ends."""
@@ -586,13 +586,13 @@ class TestProcesses:
     def test_the_key_of_a_killed_consumer_is_read_by_another(self, server, namespace, make):
         """When the lease ends, the other reads the key. Other keys are not delayed."""
         options = {"lease": 500}
-        other = make(**options)
+        other_queue = make(**options)
         with consuming(server, namespace, options=options, hold="tea") as process:
-            other.write("tea")
+            other_queue.write("tea")
             assert "tea\n" == process.stdout.readline()
             process.kill()
             process.wait()
-            other.write("milk")
-            assert "milk" == other.read(SOON)
-            assert "tea" == other.read(SOON)
-            assert 2 == other.timer.peek("tea").attempt
+            other_queue.write("milk")
+            assert "milk" == other_queue.read(SOON)
+            assert "tea" == other_queue.read(SOON)
+            assert 2 == other_queue.timer.peek("tea").attempt

@@ -197,12 +197,12 @@ class TestDeclaring:
     def test_a_change_keeps_the_rhythm(self, store, now, delivered):
         """If a new payload restarted the interval, a schedule changed often would never recur."""
         declare(store, every=60_000)
-        seen = []
+        times = []
         for i in range(12):
             now.tick(10_000)
             assert "changed" == declare(store, every=60_000, payload=f'{{"n":{i}}}')
-            seen += delivered(0)
-        assert [60, 120] == seen
+            times += delivered(0)
+        assert [60, 120] == times
 
     def test_a_new_interval_counts_from_the_last_occurrence(self, store, now, delivered):
         """A new interval counts from the last nominal time, and adds no occurrences in the past."""
@@ -291,11 +291,11 @@ class TestDeclaring:
 
     def test_alternating_declarations_lose_no_occurrence(self, store, delivered):
         """During a rolling update the old and the new version declare alternately."""
-        seen = []
+        times = []
         for i in range(200):
             declare(store, payload=f'{{"n":{i % 2}}}')
-            seen += delivered(0.097)
-        assert list(range(1, 20)) == seen
+            times += delivered(0.097)
+        assert list(range(1, 20)) == times
 
     def test_after_a_flush_a_declaration_is_new(self, store, client, delivered):
         """After FLUSHALL the next declaration creates the schedule again."""
@@ -428,15 +428,15 @@ class TestOverlap:
 
     def test_queue_continues_if_the_node_died(self, store, node, now):
         """When the lease ends, another node gets the running occurrence, and then the next one."""
-        other = Peer(store, "other")
+        other_node = Peer(store, "other")
         first = first_occurrence(node, now, 1)
         now.tick(1_000)
-        assert [] == other.claim()
+        assert [] == other_node.claim()
         now.tick(LEASE)
-        assert [first.id] == [c.id for c in other.claim(1)]
-        assert [] == other.claim()
+        assert [first.id] == [c.id for c in other_node.claim(1)]
+        assert [] == other_node.claim()
         now.tick(LEASE + 1_000)
-        assert [1, 2] == nominals(serve(other))
+        assert [1, 2] == nominals(serve(other_node))
 
     def test_allow_runs_occurrences_in_parallel(self, store, node, now):
         """With ``allow`` any number of occurrences run at the same time."""
@@ -494,12 +494,12 @@ class TestFailures:
         """If the node that holds an occurrence dies, another node gets it, and then the next."""
         lost = first_occurrence(node, now, 60, overlap="allow", **minutely)
         now.tick(LEASE)
-        other = Peer(store, "other")
-        (found,) = other.claim()
+        other_node = Peer(store, "other")
+        (found,) = other_node.claim()
         assert (lost.id, 2) == (found.id, found.attempt)
-        other.confirm(found)
+        other_node.confirm(found)
         now.tick(60_000 - LEASE)
-        assert [120] == nominals(other.claim())
+        assert [120] == nominals(other_node.claim())
 
     def test_a_lost_occurrence_without_retries_is_dead(self, store, node, now, minutely):
         """With max_retries=0 a lost occurrence becomes a dead letter, and the next one follows."""
@@ -512,11 +512,11 @@ class TestFailures:
         """An occurrence that is released before it starts is claimed again once, as itself."""
         claim = first_occurrence(node, now, 3 * 60, **minutely)
         assert Outcome.DONE is node.release(claim)
-        other = Peer(store, "other")
-        (released,) = serve(other)
+        other_node = Peer(store, "other")
+        (released,) = serve(other_node)
         assert (claim.id, 1, 2) == (released.id, released.attempt, released.missed)
         now.tick(60_000)
-        assert [4 * 60] == nominals(serve(other))
+        assert [4 * 60] == nominals(serve(other_node))
 
     def test_a_repeated_claim_makes_no_second_successor(
         self, store, node, now, delivered, minutely
@@ -625,16 +625,18 @@ class TestControl:
     def test_a_schedule_declared_again_starts_with_a_new_event(self, store, node, now, client, end):
         """The old first occurrence has the same id, and may still run, wait or be dead."""
         start = START_MS + 1_000
-        old = first_occurrence(node, now, 1, start=start, max_retries=0 if end == "dead" else 3)
+        old_claim = first_occurrence(
+            node, now, 1, start=start, max_retries=0 if end == "dead" else 3
+        )
         if end != "in flight":
-            node.fail(old, wait=60_000)
+            node.fail(old_claim, wait=60_000)
         store.schedules.remove("beat")
         declare(store, start=start)
         assert_sound(client, store.keys)
-        (new,) = node.claim()
-        assert (old.id, 1) == (new.id, new.attempt)
-        assert Outcome.STALE is node.confirm(old)
-        assert Outcome.DONE is node.confirm(new)
+        (new_claim,) = node.claim()
+        assert (old_claim.id, 1) == (new_claim.id, new_claim.attempt)
+        assert Outcome.STALE is node.confirm(old_claim)
+        assert Outcome.DONE is node.confirm(new_claim)
         assert [] == list(store.dead())
 
     def test_unschedule_keeps_retries(self, store, node, now, delivered, minutely):
@@ -774,13 +776,13 @@ class TestAddTimes:
     def test_without_new_times_occurrences_wait(self, store, node, now):
         """An occurrence without a known successor waits, and no time is missing afterwards."""
         declare(store, cron="* * * * *")
-        seen = []
+        times = []
         for _ in range(15):
             now.tick(60_000)
             for claim in node.claim(10):
-                seen.append(nominal(claim))
+                times.append(nominal(claim))
                 node.confirm(claim)
-        assert each_minute(1, 9) == seen
+        assert each_minute(1, 9) == times
         now.tick(1_000)
         (claim,) = serve(node)
         assert (10 * 60, 5) == (nominal(claim), claim.missed)
@@ -788,18 +790,18 @@ class TestAddTimes:
     def test_another_node_is_asked_if_one_dies(self, store, now):
         """If the node that was asked dies, the next occurrence asks another node."""
         declare(store, cron="* * * * *")
-        seen = []
+        times = []
         for i in range(40):
             now.tick(60_000)
             peer = Peer(store, f"n{i}")
             reply = peer.claim_reply(10)
             if i % 3 == 0:
                 add_missing_times(store, reply)
-            seen += nominals(reply.claims)
+            times += nominals(reply.claims)
             for claim in reply.claims:
                 peer.confirm(claim)
             store.leave(peer.name)
-        assert each_minute(1, 40) == seen
+        assert each_minute(1, 40) == times
 
     def test_two_nodes_that_add_at_once_add_once(self, node, now, monkeypatch, other_store):
         """The second addition is refused, so that no nominal time is listed twice."""
@@ -814,11 +816,11 @@ class TestAddTimes:
             store, monkeypatch, lambda: additions.append(other_store.schedules.add_times("beat"))
         )
         assert [True] == additions
-        seen = []
+        times = []
         for _ in range(20):
             now.tick(60_000)
-            seen += nominals(serve(node))
-        assert each_minute(8, 27) == seen
+            times += nominals(serve(node))
+        assert each_minute(8, 27) == times
 
     def test_times_of_an_old_specification_are_refused(
         self, store, monkeypatch, other_store, delivered
@@ -860,15 +862,15 @@ class TestManyNodes:
     def test_each_nominal_time_is_delivered_once(self, store, now, minutely):
         """Two nodes that alternately declare and claim deliver each nominal time once."""
         peers = [Peer(store, "a"), Peer(store, "b")]
-        seen = []
+        times = []
         for i, peer in zip(range(60), itertools.cycle(peers)):
             declare(store, **minutely)
             now.tick(30_000)
             for claim in peer.claim(10):
-                seen.append(nominal(claim))
+                times.append(nominal(claim))
                 peer.confirm(claim)
             for claimer in peers:
                 add_missing_times(store, claimer.claim_reply(0))
             if i % 7 == 0:
                 store.schedules.add_times("beat")
-        assert each_minute(1, 30) == seen
+        assert each_minute(1, 30) == times

@@ -73,8 +73,8 @@ class TestRepeatedClaim:
         """Other nodes can claim the released events at once, as first attempts."""
         repetition = node.claim_reply(9, again=True, most=10)
         assert (["a"], 0) == (ids(repetition.claims), repetition.wait_us)
-        other = Peer(store, "other").claim(9)
-        assert [("b", 1), ("c", 1)] == [(c.id, c.attempt) for c in other]
+        claims = Peer(store, "other").claim(9)
+        assert [("b", 1), ("c", 1)] == [(c.id, c.attempt) for c in claims]
         assert Outcome.DONE is node.confirm(repetition.claims[0])
         assert 2 == store.stats().totals["released"]
 
@@ -90,12 +90,12 @@ class TestRepeatedClaim:
 
     def test_wakes_another_node(self, store, node, now):
         """A waiting node is woken, and one of the released events is reserved for it."""
-        other = Peer(store, "other")
-        other.claim_reply()
+        other_node = Peer(store, "other")
+        other_node.claim_reply()
         now.tick(1)
         node.claim_reply(9, again=True, most=10, strict=True)
         assert ["a", "b"] == ids(node.claim(9))
-        assert ["c"] == ids(other.claim(9))
+        assert ["c"] == ids(other_node.claim(9))
 
     def test_releases_nothing_if_it_was_overtaken(self, store, node):
         """A repetition that arrives late says nothing about what the node received."""
@@ -133,16 +133,16 @@ class TestStrict:
 
     def test_leaves_one_event_to_each_node_that_was_woken(self, store, node, now):
         """The woken node must not find that a slow one has taken everything, as in any claim."""
-        other = Peer(store, "other")
-        while claims := other.claim(9):
+        other_node = Peer(store, "other")
+        while claims := other_node.claim(9):
             for claim in claims:
-                other.confirm(claim)
+                other_node.confirm(claim)
         now.tick(1_000)
-        other.claim_reply()
+        other_node.claim_reply()
         for id in "def":
             post(store, id)
         assert ["d", "e"] == ids(node.claim(9, most=500, strict=True))
-        assert ["f"] == ids(other.claim(9))
+        assert ["f"] == ids(other_node.claim(9))
 
     @pytest.mark.parametrize("hears", [True, False])
     def test_waits_between_claims_that_find_nothing(self, node, hears):
@@ -153,11 +153,11 @@ class TestStrict:
 
     def test_wakes_another_node_for_a_skipped_event(self, store, node):
         """A waiting node is woken for an event that was skipped."""
-        other = Peer(store, "other")
+        other_node = Peer(store, "other")
         store.pause(on=True)
-        other.claim_reply()
+        other_node.claim_reply()
         store.pause(on=False)
         node.claim(9, most=500, strict=True)
         node.claim_reply(9, most=500, strict=True)
         assert [] == node.claim(1), "the event is reserved for the woken node"
-        assert ["a"] == ids(other.claim(1))
+        assert ["a"] == ids(other_node.claim(1))

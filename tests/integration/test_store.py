@@ -67,12 +67,12 @@ class TestClaim:
 
     def test_leases_never_overlap(self, store, node, now):
         """Another node can claim the event from the end of its lease, not a microsecond earlier."""
-        other = Peer(store, "other")
+        other_node = Peer(store, "other")
         first = post_and_claim(node)
         now.tick(LEASE - 0.001)
-        assert [] == other.claim()
+        assert [] == other_node.claim()
         now.tick(0.001)
-        (second,) = other.claim()
+        (second,) = other_node.claim()
         assert (1, 2) == (first.attempt, second.attempt)
         assert second.token > first.token
 
@@ -86,20 +86,20 @@ class TestClaim:
 
     def test_an_extended_lease_lasts_from_the_extension(self, store, node, now):
         """An extended lease lasts from the extension. A lost lease cannot be extended."""
-        other = Peer(store, "other")
+        other_node = Peer(store, "other")
         claim = post_and_claim(node)
         for _ in range(5):
             now.tick(LEASE * 0.9)
             assert [True] == store.claims.extend([("tea", claim.token)], LEASE * 1000)
-        assert [] == other.claim()
+        assert [] == other_node.claim()
         now.tick(LEASE)
-        assert 1 == len(other.claim())
+        assert 1 == len(other_node.claim())
         assert [False] == store.claims.extend([("tea", claim.token)], LEASE * 1000)
 
     def test_a_node_is_alone_if_no_other_is_alive(self, store, node, now):
         """Nodes that left or fell silent do not count. An unregistered node is never alone."""
         assert store.alone(node.name)
-        other = Peer(store, "other")
+        other_node = Peer(store, "other")
         assert not store.alone(node.name)
         assert not store.alone("unregistered")
         store.leave("other")
@@ -108,7 +108,7 @@ class TestClaim:
         now.tick(60_001)
         node.claim_reply()
         assert store.alone(node.name)
-        other.claim_reply()
+        other_node.claim_reply()
         assert not store.alone(node.name)
 
     def test_a_paused_namespace_has_no_node_that_is_alone(self, store, node):
@@ -170,13 +170,13 @@ class TestSettle:
 
     def test_the_confirm_of_a_lost_lease_is_refused(self, store, node, now):
         """The former holder can no longer settle the event; the new holder can."""
-        other = Peer(store, "other")
+        other_node = Peer(store, "other")
         lost = post_and_claim(node)
         now.tick(LEASE)
-        (held,) = other.claim()
+        (held,) = other_node.claim()
         for settle in (node.confirm, node.fail, node.release):
             assert Outcome.STALE is settle(lost)
-        assert Outcome.DONE is other.confirm(held)
+        assert Outcome.DONE is other_node.confirm(held)
 
     def test_a_post_replaces_a_running_event(self, store, node, now):
         """The old holder of a replaced event cannot settle the new event."""
@@ -284,9 +284,9 @@ class TestLostReplies:
         If a node repeats a claim for a whole lease, it apparently cannot receive the reply. Its
         events are released with no attempt charged, and another node is woken and claims them.
         """
-        other = Peer(store, "other")
+        other_node = Peer(store, "other")
         claim = post_and_claim(node)
-        other.claim_reply()
+        other_node.claim_reply()
         for _ in range(4):
             now.tick(LEASE / 4)
             assert [claim.token] == [c.token for c in node.claim_reply(again=True).claims]
@@ -294,10 +294,10 @@ class TestLostReplies:
         assert [] == node.claim_reply(again=True).claims
         assert [] == node.claim_reply(again=True).claims
         assert [] == node.claim(), "the event is reserved for the woken node"
-        (taken,) = other.claim()
+        (taken,) = other_node.claim()
         assert ("tea", 1) == (taken.id, taken.attempt)
         assert Outcome.STALE is node.confirm(claim)
-        assert Outcome.DONE is other.confirm(taken)
+        assert Outcome.DONE is other_node.confirm(taken)
         assert 1 == store.stats().totals["released"]
 
     def test_a_repeated_settlement_has_the_outcome_of_the_first(self, tcp_server):
@@ -323,14 +323,14 @@ class TestLostReplies:
         A repetition that arrives after a later one was answered says nothing about what the node
         received. The node keeps its events, although a lease has passed.
         """
-        other = Peer(store, "other")
+        other_node = Peer(store, "other")
         claim = post_and_claim(node)
         now.tick(LEASE + 1)
         assert [claim.token] == [c.token for c in node.claim_reply(again=True).claims]
         for resends in (0, 1):
             overtaken = ClaimRequest(node.seq, 1, True, False, [], resends)
             store.claims.start(node.name, overtaken, LEASE * 1000)(read_late=False)
-            assert [] == other.claim()
+            assert [] == other_node.claim()
         assert Outcome.DONE is node.confirm(claim)
 
     @pytest.mark.fault("F37")
