@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dtimer import DTimer, EventExists, EventId, OptionError, State
+from dtimer import DTimer, EventId, OptionError, State
 from dtimer.store.scripts import load
 from dtimer.testing import Clock
 
@@ -174,15 +174,6 @@ def test_stored_is_unknown_in_a_pipeline(timer, pipe):
     assert timer.post({}, 60_000, id="tea", if_exists="keep", pipe=pipe).stored is None
 
 
-def test_error_if_a_pending_id_exists(timer):
-    """With if_exists="error" a pending id raises an error that names it."""
-    timer.post({"n": 1}, 60_000, id="tea")
-    with pytest.raises(EventExists) as caught:
-        timer.post({"n": 2}, id="tea", if_exists="error")
-    assert "tea" == caught.value.id
-    assert {"n": 1} == timer.peek("tea").event
-
-
 def test_post_many_takes_few_round_trips(timer, client):
     """Thousands of events take a few round trips, and their ids are returned in order."""
     before = client.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
@@ -267,20 +258,6 @@ def test_post_many_posts_a_rare_policy_without_delay(timer):
         timer.post_many(items())
 
 
-def test_post_many_applies_each_items_own_policy(timer):
-    """Items with the same id are posted one after another, each by its own policy."""
-    timer.post_many(
-        [
-            {"ev": {"n": 1}, "id": "tea", "delay": 100},
-            {"ev": {"n": 2}, "id": "tea", "delay": 200, "if_exists": "keep"},
-            {"ev": {"n": 3}, "id": "cake", "delay": 300},
-            {"ev": {"n": 4}, "id": "cake", "delay": 400},
-        ]
-    )
-    assert {"n": 1} == timer.peek("tea").event
-    assert {"n": 4} == timer.peek("cake").event
-
-
 @pytest.mark.parametrize("transaction", [True, False], ids=["multi", "pipeline"])
 def test_a_pipeline_carries_a_script_once(timer, client, transaction):
     """
@@ -343,13 +320,6 @@ def test_a_script_flush_does_not_break_a_transaction(timer, client, pipe):
     pipe.execute()
     assert State.SCHEDULED is timer.peek(id).state
     assert State.SCHEDULED is timer.peek("tea").state
-
-
-def test_a_dropped_pipeline_posts_nothing(timer, pipe):
-    """A pipeline that is never executed posts nothing."""
-    id = timer.post({}, 60_000, pipe=pipe)
-    pipe.reset()
-    assert timer.peek(id) is None
 
 
 def test_upcoming_is_limited_by_offset_duration_and_limit(timer):
