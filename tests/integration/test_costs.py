@@ -230,8 +230,8 @@ def test_an_operation_costs_exactly_its_line(case, name):
     # count.
     operation(case)()
     case.now.tick(1)
-    found = case.cost(operation)
-    assert COSTS.get(name) == found, f'it is now    "{name}": Cost{astuple(found)},'
+    cost = case.cost(operation)
+    assert COSTS.get(name) == cost, f'it is now    "{name}": Cost{astuple(cost)},'
 
 
 def test_every_operation_has_a_line():
@@ -258,7 +258,7 @@ def test_the_memory_of_a_pending_event_is_unchanged(case, server):
 @pytest.mark.parametrize("nodes", LONE)
 def test_the_cost_of_a_lone_event_is_unchanged(nodes):
     """The script calls and wakes for one event stay as in the table, however many nodes wait."""
-    due, found = Keys.of("cost").due, []
+    due, costs = Keys.of("cost").due, []
     # An idle node checks its subscription by an echo every five seconds, which is not a cost of the
     # event.
     with Server() as server, server.client() as client, Meter(server, "cost") as meter:
@@ -272,8 +272,8 @@ def test_the_cost_of_a_lone_event_is_unchanged(nodes):
                 fleet.next("start")
                 eventually(lambda: not client.zcard(due))
                 count = meter.read()
-                found.append((count.calls - len(count.echoes), len(count.wakes)))
+                costs.append((count.calls - len(count.echoes), len(count.wakes)))
         poster.leave()
     # A node that is late makes one claim in vain, so take the most frequent count.
-    usual = statistics.mode(found)
-    assert LONE[nodes] == usual, f"it is now    {nodes}: {usual}   (of {found})"
+    usual = statistics.mode(costs)
+    assert LONE[nodes] == usual, f"it is now    {nodes}: {usual}   (of {costs})"

@@ -410,11 +410,10 @@ class TestFork:
             logger.handlers.clear()
             dt.leave()
         """)
-        assert "the child begins" == program.hear()
-        told = "was joined by the parent process; join() in this one to receive"
-        assert told == program.hear().strip()
-        assert ["False", "False", "child 0"] == [program.hear() for _ in range(3)]
-        assert "" == program.end(0)
+        assert_prints(program, "the child begins")
+        record = "was joined by the parent process; join() in this one to receive"
+        assert record == program.hear().strip()
+        assert_ends(program, "False", "False", "child 0")
 
     def test_nothing_is_inherited(self, script):
         """The child's copies of pipes and sockets would outlive those that the parent closes."""
@@ -684,17 +683,16 @@ def test_a_child_closes_the_sockets_of_its_parent_at_once(script):
         from dtimer.faultpoints import arm
         gc.disable()
 
-        def sockets():
-            found = []
-            for name in os.listdir("/proc/self/fd"):
-                try:
-                    if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
-                        found.append(int(name))
-                except OSError:
-                    pass
-            return found
+        def is_socket(name):
+            try:
+                return stat.S_ISSOCK(os.fstat(int(name)).st_mode)
+            except OSError:
+                return False
 
-        before = set(sockets())
+        def sockets():
+            return {name for name in os.listdir("/proc/self/fd") if is_socket(name)}
+
+        before = sockets()
         # No thread may be connecting at the fork, because the client library alone knows a socket
         # that is being connected. With a short deadline a slow machine could reconnect.
         dt = timer(timeout=30_000)
@@ -702,16 +700,16 @@ def test_a_child_closes_the_sockets_of_its_parent_at_once(script):
         dt.on("event", lambda events: handled.set())
         dt.join()
         busy, go_on = threading.Event(), threading.Event()
-        three, seen = threading.Barrier(3), set()
+        three_reading, have_met = threading.Barrier(3), set()
 
         def wait():
             thread = threading.current_thread()
             if thread.name == "busy":
                 busy.set()
                 go_on.wait()
-            elif thread.name == "warm" and thread not in seen:
-                seen.add(thread)
-                three.wait()
+            elif thread.name == "warm" and thread not in have_met:
+                have_met.add(thread)
+                three_reading.wait()
 
         def posting(name):
             thread = threading.Thread(target=dt.post, args=({}, 3_600_000), name=name)
@@ -729,7 +727,7 @@ def test_a_child_closes_the_sockets_of_its_parent_at_once(script):
             busy.wait()
             child = os.fork()
             if not child:
-                os._exit(len(set(sockets()) - before))
+                os._exit(len(sockets() - before))
             say("left open", exit_status(child))
             go_on.set()
             thread.join()
