@@ -98,7 +98,7 @@ class TestWrongClocks:
 
             clock.set(-3600)
             assert pytest.approx((-3600, 0), abs=0.1) == off()
-            clock.set(program=0.9)
+            clock.set(slow=0.9)
             eventually(lambda: max(off()) < -0.2, patience=PATIENCE)
             process.stdin.close()
 
@@ -324,7 +324,7 @@ def test_a_node_with_a_slow_clock_gives_up_its_lease_in_time(watch, own_server, 
     dt.leave()
     """
     with WrongClock() as clock:
-        clock.set(program=0.05)
+        clock.set(slow=0.05)
         with monkeypatch.context() as patch:
             for name, value in clock.env.items():
                 patch.setenv(name, value)
