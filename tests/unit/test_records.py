@@ -43,12 +43,13 @@ PAYLOAD = {"msg": SECRET, "card": {"number": SECRET}}
 LATENESS = [0] * BUCKETS
 LATENESS[15], LATENESS[22] = 90, 10
 
+CLAIM = Claim(
+    "e", token=7, attempt=2, due_us=US, claimed_us=US + 250, max_retries=3, payload=b"",
+    schedule="s", nominal_us=US,
+)  # fmt: skip
+
 #: The fields of a record of each kind.
 FIELDS = {
-    Event: {
-        "id": "e", "due": MS, "attempt": 2, "max_retries": 3, "lateness_ms": 0.25, "token": 7,
-        "holder": None, "schedule": "s", "nominal": MS,
-    },
     Record: {"id": "e", "event": PAYLOAD, "due": MS, "state": State.SCHEDULED, "attempt": 1},
     DeadLetter: {
         "id": "e", "event": PAYLOAD, "attempt": 4, "reason": "failed",
@@ -76,11 +77,9 @@ FIELDS = {
 }  # fmt: skip
 
 
-def make(kind, *payload, **fields):
-    """Return an object of a class above, in which *fields* replace those of the table."""
-    if kind is Event:
-        payload = payload or (PAYLOAD,)
-    return kind(*payload, **FIELDS[kind] | fields)
+def make(kind, payload=PAYLOAD, **fields):
+    """Return an event, or a record in which *fields* replace those of the table."""
+    return Event(payload, CLAIM, None) if kind is Event else kind(**FIELDS[kind] | fields)
 
 
 #: Each kind of record in several states, and its repr.
@@ -159,12 +158,16 @@ class TestDatetimes:
         assert UTC is getattr(make(kind), f"{field}_at").tzinfo
 
     @pytest.mark.parametrize(
-        ("kind", "field"),
-        [(Event, "nominal"), (Schedule, "due"), (Schedule, "last"), (StateRollback, "since")],
+        ("kind", "field"), [(Schedule, "due"), (Schedule, "last"), (StateRollback, "since")]
     )
     def test_is_none_if_there_is_no_moment(self, kind, field):
-        """An event without a schedule has no nominal time."""
+        """A schedule that has ended has no due time."""
         assert getattr(make(kind, **{field: None}), f"{field}_at") is None
+
+    def test_is_none_for_the_nominal_time_of_an_event_without_a_schedule(self):
+        """Most events have no schedule, and a handler may look at the time all the same."""
+        event = Event(PAYLOAD, dataclasses.replace(CLAIM, nominal_us=None), None)
+        assert event.nominal_at is None
 
     def test_every_documented_moment_has_a_datetime(self):
         """The documentation of each field says whether it is a moment, so a new one is found."""
