@@ -98,7 +98,7 @@ def command(guarded, ns, monkeypatch, capsys):
     return command
 
 
-def refused(admin):
+def refusals(admin):
     """Return what the server refused, except what client libraries try by themselves."""
     return [
         entry["object"]
@@ -189,7 +189,7 @@ class TestDocumentedRules:
         before = set(admin.info("commandstats"))
         use_library(documented_url, ns)
         use_command_line(documented_url, command, tmp_path)
-        assert [] == refused(admin)
+        assert [] == refusals(admin)
         used = {
             name.removeprefix("cmdstat_")
             for name, stat in admin.info("commandstats").items()
@@ -380,7 +380,7 @@ class TestProducer:
             assert producer.peek("far").state.value == "scheduled"
             assert producer.cancel("far")
             producer.post_many([({}, 60_000)] * 3)
-        assert [] == refused(admin)
+        assert [] == refusals(admin)
         producer.leave()
 
     def test_a_producer_cannot_join(self, user, ns):

@@ -59,7 +59,7 @@ _pieces = st.sampled_from(
         *(b"print;", b"60000000;"),
     ]
 )
-garbage = st.binary(max_size=60) | st.lists(_pieces, max_size=14).map(b"".join)
+any_bytes = st.binary(max_size=60) | st.lists(_pieces, max_size=14).map(b"".join)
 
 
 @st.composite
@@ -69,7 +69,7 @@ def mutated(draw):
     return lambda value: value[:at] + what + value[at + length :]
 
 
-scores = st.sampled_from(
+any_score = st.sampled_from(
     [float("inf"), float("-inf"), 0.0, -1.0, 1.5, 1e300, -1e300, 1e17, 9007199254740993.0, 1e-300]
 ) | st.floats(allow_nan=False)
 
@@ -206,7 +206,7 @@ class TestHashes:
         """If a field holds any bytes, or nearly valid ones, all other events are delivered."""
         world = make_world()
         name = data.draw(st.sampled_from(HASHES[key]))
-        world.spoil(key, name, data.draw(garbage | mutated()))
+        world.spoil(key, name, data.draw(any_bytes | mutated()))
         started = world.assert_goes_on()
         if key in ("memo_a", "memo_b", "nodes", "dead"):
             assert {"soon", "held", "failed"} <= started
@@ -219,7 +219,7 @@ class TestHashes:
         for _ in range(data.draw(st.integers(2, 6))):
             key = data.draw(st.sampled_from(sorted(HASHES)))
             name = data.draw(st.sampled_from(HASHES[key]))
-            world.spoil(key, name, data.draw(garbage | mutated()))
+            world.spoil(key, name, data.draw(any_bytes | mutated()))
         world.assert_goes_on()
 
 
@@ -232,7 +232,7 @@ class TestZsets:
     def test_any_score_leaves_other_events_delivered(self, make_world, key, data):
         """If a member of a sorted set has any score, all other events are delivered."""
         world = make_world()
-        world.spoil(key, data.draw(st.sampled_from(ZSETS[key])), data.draw(scores))
+        world.spoil(key, data.draw(st.sampled_from(ZSETS[key])), data.draw(any_score))
         world.assert_goes_on()
 
     @given(ids=st.lists(st.binary(max_size=300), min_size=1, max_size=20, unique=True))

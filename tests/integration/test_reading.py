@@ -25,7 +25,7 @@ def timer(server, namespace):
     timer.leave()
 
 
-def kept(client, namespace):
+def existing_keys(client, namespace):
     """Return the keys of the namespace that exist."""
     return {key for key in Keys.of(namespace) if client.exists(key)}
 
@@ -35,7 +35,7 @@ def test_reading_an_empty_namespace_writes_nothing(timer, client, namespace, rea
     """Reading from a mistyped namespace does not create that namespace."""
     for _ in range(2):
         read(timer)
-    assert set() == kept(client, namespace)
+    assert set() == existing_keys(client, namespace)
 
 
 def test_the_first_write_creates_the_namespace(timer, client, namespace):

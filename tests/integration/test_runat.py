@@ -70,7 +70,7 @@ def write_all(queue, keys, run_at=None):
         queue.write(key, run_at)
 
 
-def confirmed(queue):
+def confirmed_count(queue):
     return queue.timer.stats().totals.get("confirmed", 0)
 
 
@@ -257,7 +257,7 @@ class TestReading:
             queue.write("tea")
             queue.read(SOON)
         assert state(queue, "tea") is None
-        assert 1 == confirmed(queue)
+        assert 1 == confirmed_count(queue)
 
     def test_leaving_the_block_by_an_exception_releases_the_key(self, make):
         """If an exception leaves the block, its key is delivered to another reader."""
@@ -310,7 +310,7 @@ class TestReading:
                 queue.stop()
         assert ["a", "b", "c"] == read
         assert 0 == queue.timer.stats().in_flight
-        assert 3 == confirmed(queue)
+        assert 3 == confirmed_count(queue)
 
     def test_each_key_goes_to_one_of_several_threads(self, make):
         """With concurrency=4 four threads hold a key each, and each key goes to one thread."""
@@ -355,7 +355,7 @@ class TestFlowing:
         keys = Catch(queue, "data")
         write_all(queue, "abc")
         assert ["a", "b", "c"] == [keys.next() for _ in range(3)]
-        eventually(lambda: confirmed(queue) == 3)
+        eventually(lambda: confirmed_count(queue) == 3)
 
     def test_a_key_whose_listener_raises_is_delivered_again(self, queue):
         """If the listener raises, its key is delivered again and 'error' gets the exception."""
@@ -394,7 +394,7 @@ class TestFlowing:
         first.pipe(second).pipe(third)
         first.write("tea")
         assert "tea" == third.read(SOON)
-        eventually(lambda: confirmed(first) == 1)
+        eventually(lambda: confirmed_count(first) == 1)
 
     @pytest.mark.parametrize("target", [None, 5, "x"])
     def test_pipe_refuses_an_object_that_cannot_take_keys(self, target):
@@ -575,7 +575,7 @@ class TestProcesses:
             outputs = [in_thread(process.stdout.read) for process in (a, b)]
             writer.timer.post_many({"ev": {}, "id": key} for key in keys)
             # A consumer ends after it has read one of these keys.
-            eventually(lambda: confirmed(writer) >= 10_000, 50)
+            eventually(lambda: confirmed_count(writer) >= 10_000, 50)
             write_all(writer, ["end-1", "end-2"])
             for process in (a, b):
                 assert 0 == process.wait(PATIENCE)
