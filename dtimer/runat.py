@@ -8,6 +8,7 @@ loses such a key, and calls this *Lost Work*.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -174,7 +175,7 @@ class RunAt(StreamEmitter):
         seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6
         if self.listeners("data"):
             raise UsageError("the keys of this RunAt go to its 'data' listeners; read from another")
-        if getattr(self._by_thread, "in_read", False):
+        if getattr(self._by_thread, "in_read", False) and self._interrupts_a_read():
             # The interrupted read may hold the only key that is due. It cannot return the key
             # before the signal handler returns.
             raise UsageError("a signal handler cannot read while it interrupts a read")
@@ -183,6 +184,20 @@ class RunAt(StreamEmitter):
             return self._read(seconds)
         finally:
             self._by_thread.in_read = False
+
+    def _interrupts_a_read(self) -> bool:
+        """
+        Return whether the caller interrupts a `read` of this queue on this thread.
+
+        ``in_read`` alone does not tell: an exception of a signal handler that interrupts the end of
+        a `read` leaves it true.
+        """
+        frame = sys._getframe(1).f_back
+        while frame is not None:
+            if frame.f_code is RunAt.read.__code__ and frame.f_locals["self"] is self:
+                return True
+            frame = frame.f_back
+        return False
 
     def _read(self, seconds: float | None) -> str | None:
         self._finish()
