@@ -27,7 +27,8 @@ import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from itertools import takewhile
+from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
 # Ordered so that each part follows the parts on which it depends.
@@ -39,14 +40,11 @@ _PARTS = (
 _SECTION = re.compile(r"^ *--- @section (\S+)$", re.MULTILINE)
 _LOCAL = re.compile(r"^local (?:function )?(\w+)", re.MULTILINE)
 _FORMAT = re.compile(r"^ *-- Format +(.+)$", re.MULTILINE)
-Kind = Literal["reads", "idempotent", "once"]
 
 # The prelude names the first two elements of ARGV.
 _FIRST_ARGUMENT = 3
 
-_CODE = re.compile(r"^(?!--)", re.MULTILINE)
-_LINE = re.compile(r"^-- (Kind|Roles|Uses|Later|Commands) +(.+)$", re.MULTILINE)
-_ARGUMENT = re.compile(r"^--   (\w+)(\.\.\.)? +(number: )?", re.MULTILINE)
+Kind = Literal["reads", "idempotent", "once"]
 
 
 class Argument(NamedTuple):
@@ -62,8 +60,7 @@ class Argument(NamedTuple):
     repeats: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """The contract of a verb or a part, read from the opening comment of its file."""
 
     kind: Kind
@@ -124,16 +121,11 @@ def texts() -> dict[str, str]:
     All files are read at once, before the first call. Later the process may have no descriptor
     left to open a file, or an upgrade may have replaced it.
     """
-    found = {}
-    folders = [("", resources.files(__package__) / "lua")]
-    for prefix, folder in folders:
-        for file in folder.iterdir():
-            name, dot, kind = file.name.rpartition(".")
-            if dot and kind == "lua":
-                found[prefix + name] = file.read_text(encoding="utf-8")
-            elif file.is_dir():
-                folders.append((f"{prefix}{file.name}/", file))
-    return found
+    folder = Path(__file__).with_name("lua")
+    return {
+        file.relative_to(folder).with_suffix("").as_posix(): file.read_text("utf-8")
+        for file in folder.rglob("*.lua")
+    }
 
 
 def verbs() -> list[str]:
@@ -144,9 +136,15 @@ def verbs() -> list[str]:
 @cache
 def header(name: str) -> Header:
     """Return the header of the verb *name*, or of a part (``parts/`` and its name)."""
-    opening = _CODE.split(texts()[name], maxsplit=1)[0]
-    lines = {label: words.split() for label, words in _LINE.findall(opening)}
-    listed = opening.partition("\n-- Arguments\n")[2].partition("\n-- Returns")[0]
+    lines: dict[str, list[str]] = {}
+    arguments = []
+    for line in takewhile(lambda line: line.startswith("--"), texts()[name].splitlines()):
+        label, *words = line[2:].split() or [""]
+        if line.startswith(f"-- {label}"):
+            lines.setdefault(label, words)
+        elif "Arguments" in lines and "Returns" not in lines and line.startswith(f"--   {label}"):
+            number, repeats = words[:1] == ["number:"], label.endswith("...")
+            arguments.append(Argument(label.rstrip("."), number=number, repeats=repeats))
     later = [function.partition(".") for function in lines.get("Later", ())]
     return Header(
         kind=cast(Kind, " ".join(lines.get("Kind", ()))),
@@ -154,10 +152,7 @@ def header(name: str) -> Header:
         uses=_ordered(lines.get("Uses", ())),
         later={part: function for part, _, function in later},
         commands=frozenset(lines.get("Commands", ())),
-        arguments=tuple(
-            Argument(name, number=bool(number), repeats=bool(dots))
-            for name, dots, number in _ARGUMENT.findall(listed)
-        ),
+        arguments=tuple(arguments),
     )
 
 
@@ -173,7 +168,8 @@ def commands(*names: str) -> set[str]:
 
 def sections(name: str) -> list[str]:
     """Return the names of the sections of a file, in order."""
-    return _SECTION.findall(texts()[name])
+    text = texts()[name]
+    return _SECTION.findall(text) if "@section" in text else []
 
 
 def _with_sections(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -60,7 +60,7 @@ class TestLoading:
         header.cache_clear()
         timer = DTimer("node", "redis://127.0.0.1:1")
         with monkeypatch.context() as patched:
-            patched.setattr(resources, "files", None)
+            patched.setattr(Path, "read_text", None)
             assert shas == {name: load(name).sha for name in VERBS}
         timer.leave()
 
