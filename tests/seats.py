@@ -47,8 +47,9 @@ def reply(*ids, wait=None, known=True, results=(), buried=(), ahead=0, first=1):
 def ahead(ms, *ids, **more):
     """Return a reply whose events are due *ms* later."""
     answer = reply(*ids, **more)
-    claims = [replace(c, due_us=c.claimed_us + ms * 1000) for c in answer.claims]
-    return replace(answer, claims=claims)
+    now_us = answer.now_us
+    later = [replace(c, claimed_us=now_us, due_us=now_us + ms * 1000) for c in answer.claims]
+    return replace(answer, claims=later)
 
 
 def broken(arrived, *, slow=True):
