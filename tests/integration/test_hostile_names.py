@@ -18,9 +18,7 @@ _json_values = st.recursive(
 _anything = st.text() | st.binary() | st.integers() | st.floats() | st.none() | st.tuples(st.text())
 
 quick = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

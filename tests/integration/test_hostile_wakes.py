@@ -40,9 +40,7 @@ class TestWakes:
 
     @given(messages=st.lists(st.binary(max_size=200), min_size=1, max_size=10))
     @settings(
-        max_examples=30,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
+        max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     def test_the_content_of_a_wake_is_ignored(self, node, client, namespace, messages):
         """A node ignores the content of a wake: no event is delivered early, and nothing fails."""
