@@ -49,6 +49,9 @@ LONGEST_CALL = 30_000
 #: A delay, in ms, that ends after any test.
 LATER = 3_600_000
 
+#: A moment after any test, in ms since the epoch.
+YEAR_2096 = 4_000_000_000_000
+
 #: Seconds for an action that takes milliseconds if it works and longer than this if it fails.
 #: Such an assertion tells one from the other; it does not measure the machine.
 PROMPT = LIMIT / 15
@@ -95,6 +98,12 @@ def close_connections(client: Any) -> None:
     # The subscriptions last: a node that loses only its subscription reports that it is deaf.
     for kind in ("normal", "pubsub"):
         client.client_kill_filter(_type=kind, skipme=True)
+
+
+def server_ms(client: Any) -> float:
+    """Return the time of a server's clock, in ms since the epoch."""
+    seconds, us = client.time()
+    return float(seconds * 1000 + us / 1000)
 
 
 def server_binary() -> str:

@@ -8,7 +8,7 @@ from itertools import count, pairwise
 
 import pytest
 from fleet import Fleet, start_together
-from servers import PATIENCE, PROMPT, eventually
+from servers import PATIENCE, PROMPT, eventually, server_ms
 
 from dtimer import Cancelled
 from dtimer.store.keys import Keys
@@ -18,12 +18,6 @@ pytestmark = pytest.mark.acceptance
 LEASE = 2_000
 KILLS = 10
 OTHERS = 20  # ordinary events posted between two kills
-
-
-def server_ms(client):
-    """Return the time of the server's clock in milliseconds since the epoch."""
-    seconds, micros = client.time()
-    return seconds * 1000 + micros / 1000
 
 
 def starts_by_id(fleet):

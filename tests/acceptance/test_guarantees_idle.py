@@ -7,7 +7,7 @@ import queue
 import pytest
 from fleet import Fleet
 from meters import Meter
-from servers import PATIENCE, Server, eventually
+from servers import PATIENCE, Server, eventually, server_ms
 
 from dtimer import DTimer
 from dtimer.model.histogram import BUCKETS
@@ -25,7 +25,7 @@ class TestWaiting:
     def test_an_event_in_ten_years_costs_only_polls(self):
         """A long wait must not overflow, or become a tight loop."""
         ns, poll = "idle", 200
-        with Server() as server, Meter(server, ns) as meter:
+        with Server() as server, server.client() as client, Meter(server, ns) as meter:
             poster = DTimer("poster", server.url, ns=ns)
             poster.post({"far": 1}, TEN_YEARS)
             with Fleet(server.url, ns, poll_interval=poll) as fleet:
@@ -42,7 +42,7 @@ class TestWaiting:
                 fleet.tell("node", "cpu")
                 spent = fleet.next("cpu").seconds - before
                 found = meter.read()
-            assert TEN_YEARS / 2 < next(poster.upcoming()).due - _now_ms(server)
+            assert TEN_YEARS / 2 < next(poster.upcoming()).due - server_ms(client)
             poster.leave()
         # Jitter shortens a wait to at least three quarters of the interval. The other calls are the
         # post, the claims for the near event, and the echoes.
@@ -50,12 +50,6 @@ class TestWaiting:
         assert found.calls <= polls + len(found.echoes) + 8
         # A thread that spins would use all of the time.
         assert spent < found.seconds / 4
-
-
-def _now_ms(server):
-    with server.client() as client:
-        seconds, micros = client.time()
-    return seconds * 1000 + micros / 1000
 
 
 class TestKeys:

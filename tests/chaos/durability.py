@@ -30,13 +30,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from proxy import Proxy
-from servers import Running, Server, eventually
+from servers import YEAR_2096, Running, Server, eventually
 
 from chaos.settings import OPTIONS
 from dtimer import DTimer, NotReplicated, StateRollback, StoreError
 from dtimer.store.keys import Keys
 
-LATER = 4_000_000_000_000
 NS = "durability"
 
 
@@ -82,7 +81,7 @@ class Poster:
     def _run(self) -> None:
         while not self._stopping.is_set():
             with contextlib.suppress(StoreError, NotReplicated):
-                id = self.timer.post({}, at=LATER)
+                id = self.timer.post({}, at=YEAR_2096)
                 self.acknowledged.append((time.monotonic(), id))
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ from background import together
 from chaos.settings import CALL_LIMIT, HASTY, PATIENT
 from proxy import Proxy
 from redis.crc import key_slot
-from servers import LONGEST_CALL, PATIENCE, eventually
+from servers import LONGEST_CALL, PATIENCE, YEAR_2096, eventually
 from topologies import holder, migrate, three_masters, watched_by_sentinel
 
 import dtimer.store
@@ -26,8 +26,6 @@ from faults.expectations import Watch
 
 #: The namespace of these tests.
 NS = "chaos"
-
-LATER = 4_000_000_000_000
 
 
 def wait_replicated(master):
@@ -63,7 +61,7 @@ def test_nodes_follow_a_failover_of_sentinel_and_report_what_it_lost():
             coordinated = begin_failover(sentinel)
             for n in itertools.count():
                 with contextlib.suppress(StoreError):
-                    posted.append(timer.post({"n": n}, at=LATER, id=f"during-{n}"))
+                    posted.append(timer.post({"n": n}, at=YEAR_2096, id=f"during-{n}"))
                 if sentinel.sentinel_get_master_addr_by_name("events")[1] == replica.port:
                     break
             if not coordinated:
@@ -71,7 +69,7 @@ def test_nodes_follow_a_failover_of_sentinel_and_report_what_it_lost():
                 with master.client() as probe:
                     probe.replicaof("127.0.0.1", replica.port)
             watch.assert_recovery()
-        posted.append(timer.post({"n": -1}, at=LATER, id="after"))
+        posted.append(timer.post({"n": -1}, at=YEAR_2096, id="after"))
         watch.wait_handled(*kept)
         lost = [id for id in posted if timer.peek(id) is None]
         if coordinated or (not node.rollbacks and errors.empty()):
@@ -104,7 +102,7 @@ class TestSplitBrain:
             cut_off = watch.caller("cut off", proxy.url, auto_confirm=False, **PATIENT)
             events, errors = Catch(cut_off, "event"), Catch(cut_off, "error")
             cut_off.join()
-            cut_off.post({"n": 1}, at=LATER, id="shared")
+            cut_off.post({"n": 1}, at=YEAR_2096, id="shared")
             wait_replicated(master)
             link.blackhole()
             replica.promote()
@@ -173,7 +171,7 @@ class TestCluster:
             timer = watch.caller("poster", client, **PATIENT)
             node = watch.node(url=client)
             pending = [watch.post(400, timer) for _ in range(20)]
-            timer.post({"n": 0}, at=LATER, id="stays")
+            timer.post({"n": 0}, at=YEAR_2096, id="stays")
             refused = 0
             with watch.fault(degraded=False, recovers=False):
                 for _ in migrate(NS, servers, source, target):
@@ -228,7 +226,7 @@ class TestCluster:
                 each.pause()
             began = time.monotonic()
             with hurried(poster), pytest.raises(OutcomeUnknown):
-                poster.post({"n": 1}, at=LATER, id="perhaps")
+                poster.post({"n": 1}, at=YEAR_2096, id="perhaps")
             assert time.monotonic() - began <= CALL_LIMIT
             errors.next()
             for each in hanging:
@@ -255,7 +253,7 @@ class TestCluster:
         """A claim has only one try, and would report an outage."""
         _, servers, source = cluster
         steps = migrate(NS, servers, source, servers[servers.index(source) - 1])
-        poster.post({"n": 1}, at=LATER, id="moved")
+        poster.post({"n": 1}, at=YEAR_2096, id="moved")
         for _ in steps:
             pass
         assert b"scheduled" == poster._store._scripts.call_once("peek", "moved")[0]
@@ -264,7 +262,7 @@ class TestCluster:
         """After a failover, all threads of all nodes would otherwise ask at once."""
         _, servers, _ = cluster
         before = slot_lookups(servers)
-        together(8, lambda _: poster.post({}, at=LATER))
+        together(8, lambda _: poster.post({}, at=YEAR_2096))
         assert 1 == slot_lookups(servers) - before
 
 

@@ -18,7 +18,7 @@ from chaos.settings import PATIENT
 from meters import Meter
 from peers import Now, Peer
 from scripts import Script
-from servers import LIMIT, LONGEST_CALL, PATIENCE, PROMPT, eventually
+from servers import LIMIT, LONGEST_CALL, PATIENCE, PROMPT, YEAR_2096, eventually
 from soundness import assert_sound
 
 from dtimer import DTimer
@@ -27,8 +27,6 @@ from dtimer.store.keys import Keys
 from dtimer.store.store import Store
 from dtimer.testing import Catch
 from faults.expectations import Watch
-
-LATER = 4_000_000_000_000
 
 #: The number of events in the tests of large numbers. The docs give figures for a million.
 MANY = int(os.environ.get("DTIMER_TEST_MANY", "100000"))
@@ -170,8 +168,8 @@ def measure_calls(watch, timer):
             # The first round opens connections and loads the scripts.
             watch.client.config_resetstat()
             watch.client.slowlog_reset()
-        timer.post({"n": 1}, at=LATER, id="measured")
-        timer.reschedule("measured", at=LATER - 1_000)
+        timer.post({"n": 1}, at=YEAR_2096, id="measured")
+        timer.reschedule("measured", at=YEAR_2096 - 1_000)
         timer.peek("measured")
         timer.cancel("measured")
     # An echo may or may not be published meanwhile.
@@ -191,7 +189,7 @@ def measure_calls(watch, timer):
 def test_an_event_that_changes_a_thousand_times_leaves_nothing_behind(watch):
     """The event is delivered once, and hardly any of its changes wakes a node."""
     timer = watch.node(poll_interval=60_000).timer
-    timer.post({"n": 0}, at=LATER, id="hot")
+    timer.post({"n": 0}, at=YEAR_2096, id="hot")
     watch.client.config_resetstat()
     for n in range(1, 1_001):
         if n % 2:

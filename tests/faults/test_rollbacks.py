@@ -10,12 +10,10 @@ from __future__ import annotations
 import pytest
 from chaos.settings import PATIENT
 from proxy import Proxy
-from servers import PATIENCE, PROMPT, Server, eventually
+from servers import PATIENCE, PROMPT, YEAR_2096, Server, eventually, server_ms
 
 from dtimer import NotReplicated, StateRollback
 from faults.expectations import Watch
-
-LATER = 4_000_000_000_000
 
 #: The longest time between two claims of a node, in ms, on a busy machine. A node cannot date a
 #: rollback more precisely.
@@ -42,12 +40,6 @@ def wait_next_claim(*nodes):
         eventually(lambda c=contact, b=before: c.answered > b)
 
 
-def server_ms(client):
-    """Return the time of a server, in ms."""
-    seconds, micros = client.time()
-    return seconds * 1000 + micros / 1000
-
-
 @pytest.mark.fault("F20")
 class TestPowerLoss:
     """The last writes are lost in a power failure."""
@@ -57,13 +49,13 @@ class TestPowerLoss:
         watch.rollback = True
         nodes = [watch.node("node-1"), watch.node("node-2")]
         poster = nodes[0].timer
-        poster.post({"n": 1}, at=LATER, id="kept")
-        poster.post({"n": 2}, at=LATER, id="cancelled")
+        poster.post({"n": 1}, at=YEAR_2096, id="kept")
+        poster.post({"n": 2}, at=YEAR_2096, id="cancelled")
         wait_next_claim(*nodes)
         (tail,) = (own_server.folder / "appendonlydir").glob("*.incr.aof")
         size, began = tail.stat().st_size, server_ms(watch.client)
         assert poster.cancel("cancelled")
-        poster.post({"n": 3}, at=LATER, id="gone")
+        poster.post({"n": 3}, at=YEAR_2096, id="gone")
         wait_next_claim(*nodes)
         with watch.fault() as fault:
             own_server.kill9()
@@ -93,7 +85,7 @@ class TestPowerLoss:
             client.save()
             saved = server_ms(client)
             new = watch.node("new")
-            ids = [new.timer.post({"n": 9}, id=f"gone-{n}", at=LATER) for n in range(20)]
+            ids = [new.timer.post({"n": 9}, id=f"gone-{n}", at=YEAR_2096) for n in range(20)]
             wait_next_claim(old, new)
             with watch.fault() as fault:
                 own_server.kill9()
@@ -119,7 +111,7 @@ class TestPowerLoss:
             node = watch.node()
             # The disk may be slow, so the poster waits long.
             poster = watch.caller()
-            ids = [poster.post({"n": n}, at=LATER) for n in range(100)]
+            ids = [poster.post({"n": n}, at=YEAR_2096) for n in range(100)]
             wait_next_claim(node)
             with watch.fault() as fault:
                 own_server.lose_power()
@@ -143,7 +135,7 @@ def test_nodes_register_and_declare_their_schedules_again_after_a_wipe(watch):
     for node in nodes:
         node.timer.every(50, {"n": "beat"}, id="beat")
     timer = nodes[0].timer
-    timer.post({"n": 1}, id="gone", at=LATER)
+    timer.post({"n": 1}, id="gone", at=YEAR_2096)
     eventually(lambda: len(watch.handled) > 2)
     with watch.fault(degraded=False):
         watch.client.flushall()
@@ -179,9 +171,9 @@ class TestFailover:
         watch.rollback = True
         poster = watch.caller("poster", address.url, **PATIENT)
         node = watch.node(url=address.url)
-        poster.post({"n": 1}, at=LATER, id="kept")
-        poster.post({"n": 2}, at=LATER, id="cancelled")
-        poster.post({"n": 3}, at=LATER, id="again")
+        poster.post({"n": 1}, at=YEAR_2096, id="kept")
+        poster.post({"n": 2}, at=YEAR_2096, id="cancelled")
+        poster.post({"n": 3}, at=YEAR_2096, id="again")
         wait_next_claim(node)
         with master.client() as client:
             client.set("mark", 1)
@@ -191,12 +183,12 @@ class TestFailover:
             began = server_ms(client)
         # The poster compares totals. So it must lose more posts than others make before its next.
         poster.post_many([({"n": 4}, 10_000_000)] * 100)
-        poster.post({"n": 4}, at=LATER, id="gone")
+        poster.post({"n": 4}, at=YEAR_2096, id="gone")
         assert poster.cancel("cancelled")
         assert poster.reschedule("again", 0)
         watch.wait_handled("again")
         with pytest.raises(NotReplicated):
-            poster.post({"n": 5}, at=LATER, id="refused", wait_replicas=1)
+            poster.post({"n": 5}, at=YEAR_2096, id="refused", wait_replicas=1)
         wait_next_claim(node)
         with watch.fault(degraded=False, recovers=False) as fault:
             master.kill9()
@@ -220,7 +212,7 @@ class TestFailover:
         # The poster, which has not joined, finds a smaller total of posts than it has seen.
         errors = []
         poster.on("error", errors.append)
-        poster.post({"n": 6}, at=LATER, id="more")
+        poster.post({"n": 6}, at=YEAR_2096, id="more")
         assert [StateRollback] == [type(e) for e in errors]
         for id in ("kept", "cancelled", "more"):
             poster.cancel(id)

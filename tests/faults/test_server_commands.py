@@ -18,7 +18,7 @@ pytestmark = pytest.mark.chaos
 
 @pytest.mark.fault("F25")
 @pytest.mark.parametrize("kind", ["WRITE", "ALL"])
-def test_a_pause_shorter_than_the_deadlines_only_delays(watch, own_server, caller, kind):
+def test_a_pause_shorter_than_the_deadlines_only_delays(watch, caller, kind):
     """Operators use a short CLIENT PAUSE for failovers. It must not cause errors."""
     watch.node(timeout=LONGEST_CALL)
     with watch.fault(silent=True):
@@ -31,9 +31,7 @@ def test_a_pause_shorter_than_the_deadlines_only_delays(watch, own_server, calle
 
 @pytest.mark.fault("F25")
 @pytest.mark.parametrize("kind", ["WRITE", "ALL"])
-def test_a_post_sent_into_a_long_pause_takes_effect_at_most_once(
-    watch, own_server, hasty_caller, kind
-):
+def test_a_post_sent_into_a_long_pause_takes_effect_at_most_once(watch, hasty_caller, kind):
     """A CLIENT PAUSE longer than the deadlines is an outage: the outcome of the post is unknown."""
     watch.node()
     with watch.fault() as fault:
@@ -62,7 +60,7 @@ def test_a_first_call_fails_definitely_if_the_namespace_cannot_be_opened(watch):
 
 @pytest.mark.fault("F26")
 @pytest.mark.parametrize("kind", ["pubsub", "normal"])
-def test_a_killed_connection_is_replaced_silently_and_followed_by_a_claim(watch, own_server, kind):
+def test_a_killed_connection_is_replaced_silently_and_followed_by_a_claim(watch, kind):
     """An event posted while the subscription was down would otherwise wait for the next poll."""
     node = watch.node(poll_interval=LATER)
     with watch.fault(silent=True):
@@ -101,7 +99,7 @@ def test_a_node_dropped_as_a_slow_subscriber_subscribes_again(own_server):
 
 
 @pytest.mark.fault("F28")
-def test_a_script_flush_goes_unnoticed(watch, own_server, caller):
+def test_a_script_flush_goes_unnoticed(watch, caller):
     """A script that the server no longer knows is sent again with its source."""
     watch.node()
     with watch.fault(silent=True):

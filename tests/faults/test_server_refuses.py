@@ -26,7 +26,7 @@ pytestmark = pytest.mark.chaos
 
 
 @pytest.mark.fault("F30")
-def test_only_posts_fail_when_memory_is_full(watch, own_server, caller):
+def test_only_posts_fail_when_memory_is_full(watch, caller):
     """All other work goes on, because it frees the memory. The post stores nothing."""
     failed = []
 

@@ -167,7 +167,7 @@ class TestClosedByServer:
     """The server closes connections, or accepts no more."""
 
     @pytest.mark.fault("F13")
-    def test_a_dropped_idle_connection_is_replaced_silently(self, watch, own_server):
+    def test_a_dropped_idle_connection_is_replaced_silently(self, watch):
         """Servers and NATs drop them. The node would be deaf until the next poll."""
         watch.client.config_set("timeout", 1)
         node = watch.node(poll_interval=LATER)
