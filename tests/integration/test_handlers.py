@@ -168,7 +168,7 @@ class TestListeners:
 
     @pytest.mark.fault("F79")
     def test_all_listeners_run_if_one_raises(self, make):
-        """The others still get the event. The batch fails, and 'error' gets each exception."""
+        """Each listener gets the event, the batch fails, and 'error' gets each exception."""
         timer = make(backoff=LATER)
         before = Catch(timer, "event")
         timer.on("event", boom)

@@ -109,7 +109,7 @@ class TestClaim:
                 assert "message" == pubsub.get_message(timeout=PATIENCE)["type"]
 
     def test_a_repeated_claim_names_the_buried_events(self, store, node, now):
-        """Otherwise 'dead' would not be emitted for them."""
+        """Without the names the node could not emit 'dead' for these events."""
         post(store, "old", expires="+1000")
         now.tick(10)
         assert [("old", "expired")] == node.claim_reply().buried
@@ -122,7 +122,7 @@ class TestClaim:
     def test_a_claim_that_met_a_foreign_key_reports_its_settlements_when_repeated(
         self, store, node, client, key
     ):
-        """Once the key has been repaired, the repetition reports the confirm, which is not lost."""
+        """When the key has been repaired, the repetition of the claim reports its confirm."""
         post(store, "tea")
         (claim,) = node.claim()
         post(store, "egg")

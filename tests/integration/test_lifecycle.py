@@ -94,7 +94,7 @@ class TestJoin:
             assert caught.empty()
 
     def test_a_node_may_join_again_as_a_new_incarnation(self, make):
-        """Otherwise the node could settle events that it held in its earlier incarnation."""
+        """A node must not settle events that it held before it left."""
         timer = make()
         caught = Catch(timer, "event")
         incarnations = set()

@@ -148,7 +148,7 @@ class TestUnreplicated:
         assert 2 == timer.stats().totals["posted"]
 
     def test_a_post_with_a_lost_reply_still_waits_out_of_memory(self, make, proxy, master, cut_off):
-        """The same applies if the server is out of memory by then: the post was stored before."""
+        """A post that was stored waits for replicas, even if the server refuses posts by then."""
         timer = make(url=proxy.url, timeout=2_000)
         cut_off(timer)
         # Keep the connection open: the next attempt starts only when this one times out.

@@ -127,7 +127,7 @@ class TestDetected:
         assert 1 == len(store.errors)
 
     def test_posts_by_others_do_not_hide_a_loss(self, store, node, lost, make_store):
-        """Others may have posted as many events meanwhile as were lost."""
+        """Other processes may have posted as many events since the rollback as were lost."""
         other_store = make_store()
         node.claim_reply()
         with lost():

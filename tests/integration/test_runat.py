@@ -179,7 +179,7 @@ class TestWriting:
         assert "tea" == queue.read(SOON)
 
     def test_keys_of_one_millisecond_are_read_in_order_of_writing(self, make, clock):
-        """Otherwise writers that know no better than the millisecond could rely on no order."""
+        """Writers give times in milliseconds, and still expect the order of their writes."""
         queue = make(now=clock)
         keys = [f"{random.randrange(1 << 40):x}" for _ in range(1_000)]
         write_all(queue, keys, int(clock()) + 1_000)
@@ -235,7 +235,7 @@ class TestReading:
         assert State.IN_FLIGHT is state(slow, held)
 
     def test_the_next_read_confirms_the_previous_key(self, queue):
-        """The next read confirms the previous key, even if it returns no key."""
+        """A reader that asks for the next key has dealt with the last one, even if none is due."""
         queue.write("tea")
         assert "tea" == queue.read(SOON)
         assert State.IN_FLIGHT is state(queue, "tea")

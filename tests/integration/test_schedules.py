@@ -115,7 +115,7 @@ class TestChain:
             assert 1 == len(list(store.upcoming("-inf", "+inf")))
 
     def test_start_is_the_first_nominal_time(self, store, node, now, delivered):
-        """The other times count from it, and none is claimed a microsecond early."""
+        """Later nominal times count from the start, and no occurrence is a microsecond early."""
         declare(store, start=START_MS + 250)
         now.tick(249.999)
         assert [] == node.claim()
@@ -332,7 +332,7 @@ class TestMisfires:
 
     @pytest.mark.parametrize(("policy", "served"), [("coalesce", (60, 4)), ("skip", (300, 0))])
     def test_no_nominal_time_after_the_end_counts(self, node, now, minutely, policy, served):
-        """Neither the latest occurrence nor the count of missed ones reaches past the end."""
+        """Nominal times after the end are neither delivered nor counted as missed."""
         declare(node.store, misfire=policy, end=START_MS + 5 * 60_000, **minutely)
         now.tick(100 * 60_000)
         assert [served] == [(nominal(claim), claim.missed) for claim in serve(node)]
@@ -386,7 +386,7 @@ class TestOverlap:
     """An occurrence that becomes due while the previous one still runs."""
 
     def test_queue_keeps_one_waiting(self, node, now):
-        """The next one starts when the previous one has ended, and stands for those in between."""
+        """The waiting occurrence starts after the running one, and stands for those in between."""
         first = first_occurrence(node, now, 1)
         for _ in range(5):
             now.tick(700)
@@ -482,7 +482,7 @@ class TestFailures:
         assert claim.nominal_us == retry.nominal_us
 
     def test_a_dead_occurrence_does_not_stop_the_chain(self, store, node, now, delivered, minutely):
-        """The next one follows, and the dead letter may be revived in addition to the chain."""
+        """The next occurrence follows, and the dead letter may be revived in addition."""
         claim = first_occurrence(node, now, 60, max_retries=0, **minutely)
         assert Outcome.DEAD is node.fail(claim)
         assert [120] == delivered(60)
@@ -647,7 +647,7 @@ class TestControl:
         assert [60] == delivered(0)
 
     def test_a_paused_schedule_delivers_nothing_until_resumed(self, store, node, now, minutely):
-        """Other schedules continue. Once resumed, the misfire policy applies to missed times."""
+        """Other schedules continue. After the pause, the misfire policy applies to missed times."""
         declare(store, **minutely)
         declare(store, "other", **minutely)
         assert store.schedules.pause("beat", on=True)

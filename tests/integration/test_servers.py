@@ -342,7 +342,7 @@ class TestFaults:
 
     @pytest.mark.parametrize("mode", ["heal", "blackhole", "refuse", "slice1", "cut", "half_close"])
     def test_close_leaves_no_thread_or_descriptor(self, server, mode):
-        """Otherwise the tests of nodes would find the threads of their own tools."""
+        """Tests of nodes count threads and descriptors, and must not find those of a proxy."""
         threads = set(threading.enumerate())
         descriptors = set(os.listdir("/dev/fd"))
         with contextlib.ExitStack() as clients:

@@ -40,7 +40,7 @@ class TestClaim:
         assert ["b"] == ids(node.claim(9))
 
     def test_asks_for_the_next_claim_at_once_if_events_did_not_fit(self, store, node):
-        """Otherwise a due event that did not fit would wait for a wake."""
+        """A due event that did not fit into a claim must not wait for a wake."""
         for id in "abc":
             large(store, id)
         assert 0 == node.claim_reply(9).wait_us

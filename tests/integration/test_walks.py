@@ -43,7 +43,7 @@ def everything(store):
 
 
 def dead_letters(store):
-    """The same for all dead letters."""
+    """Iterate over all dead letters; stop an iteration that does not end."""
     return itertools.islice(store.dead(), 5 * MANY)
 
 
