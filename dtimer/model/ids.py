@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol, Self
 
 from dtimer.errors import OptionError
@@ -18,8 +18,12 @@ from dtimer.naming import public
 LONGEST_ID = 255
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.:~-]{1,64}\Z")
-_OCCURRENCE = re.compile(r"@\d{16}\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+#: Returns None unless an id ends like that of an occurrence of a schedule. A post with such an id
+#: could replace the pending occurrence. The schedule would then end, because only the claim of an
+#: occurrence creates the next one.
+is_occurrence: Callable[[str], object] = re.compile(r"@\d{16}\Z").search
 
 # Base 64 with its digits in ASCII order, so that ids sort like the numbers that they encode.
 _TO_SORTED = bytes.maketrans(
@@ -72,16 +76,6 @@ def event_ids(entries: Iterable[Identified], kept: frozenset[str]) -> list[Event
     # Skip the constructor, which would slow a bulk post down by a few percent.
     make = str.__new__
     return [make(EventId, e.id) for e in entries]
-
-
-def is_occurrence(id: str) -> bool:
-    """
-    Return True if *id* ends like that of an occurrence of a schedule.
-
-    A post with such an id could replace the pending occurrence. The schedule would then end,
-    because only the claim of an occurrence creates the next one.
-    """
-    return _OCCURRENCE.search(id) is not None
 
 
 def schedule_of(id: str) -> str:
