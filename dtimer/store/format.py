@@ -20,8 +20,9 @@ from dtimer.model.payload import decode
 from dtimer.model.records import DeadLetter
 from dtimer.model.schedules import ScheduleSpec, spec_from_json
 
-# The head of a body: expiry, max_retries, and for an occurrence its nominal time and the number of
-# missed ones. Later versions may add more fields.
+# The head of a body: expiry, max_retries, and for an occurrence the mark with its nominal time and
+# the number of missed ones. Another mark and the fields of later versions are skipped. A new field
+# goes after the mark. An event without a mark then writes an empty one: `,3,,<new>|`.
 _BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(?:,[^|]*)?\|")
 _LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
 
@@ -39,11 +40,24 @@ def text(raw: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The stored body of an event: its expiry time, the number of retries, and the payload."""
+    """
+    The stored body of an event.
+
+    Attributes:
+        expires_us: The expiry time; None if the event does not expire.
+        max_retries: How often the event may be delivered again.
+        payload: The payload, as JSON.
+        chosen_id: True if the user chose the id.
+        nominal_us: The nominal time of an occurrence; None for any other event.
+        missed: How many missed occurrences this one replaces.
+    """
 
     expires_us: int | None
     max_retries: int
     payload: bytes = field(repr=False)
+    chosen_id: bool = False
+    nominal_us: int | None = None
+    missed: int = 0
 
 
 def write_body(expires: str, max_retries: int, payload: str, *, chosen_id: bool = False) -> str:
@@ -60,13 +74,26 @@ def write_body(expires: str, max_retries: int, payload: str, *, chosen_id: bool 
     return f"{expires},{max_retries}{',n' if chosen_id else ''}|{payload}"
 
 
+def write_occurrence(
+    expires: str, max_retries: int, payload: str, nominal_us: int, missed: int
+) -> str:
+    """Return the body of an occurrence. Scripts write that of a new one themselves."""
+    return f"{expires},{max_retries},s{nominal_us},{missed}|{payload}"
+
+
 def read_body(raw: bytes) -> Body | None:
     """Parse a body; return None if it is not valid."""
     match = _BODY.match(raw)
     if match is None:
         return None
-    expires = int(match[1]) if match[1] else None
-    return Body(expires, int(match[2]), raw[match.end() :])
+    return Body(
+        int(match[1]) if match[1] else None,
+        int(match[2]),
+        raw[match.end() :],
+        chosen_id=raw.startswith((b",n|", b",n,"), match.end(2)),
+        nominal_us=None if match[3] is None else int(match[3]),
+        missed=int(match[4] or 0),
+    )
 
 
 def read_payload(raw: bytes | None) -> dict[str, Any] | None:

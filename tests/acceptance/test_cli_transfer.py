@@ -144,6 +144,24 @@ class TestRoundTrip:
             assert list(here.dead()) == list(there.dead())
         assert 0 == there.stats().scheduled
 
+    @pytest.mark.parametrize("mark", [b"", b",n", b",s1800000000000123,2"])
+    def test_a_dead_letter_keeps_its_mark(self, run, timers, tmp_path, client, mark):
+        """
+        A revived event with a chosen id must not be claimed ahead of its time, or ``cancel`` comes
+        too late. A revived occurrence still has its schedule and its nominal time.
+        """
+        here, away = (Keys.of(timer.ns) for timer in timers)
+        there = timers[1]
+        id, body = "sweep@1800000000000123", b"9,3" + mark + b'|{"n":1}'
+        client.hset(here.dead, id, b"2,failed,7|no good" + body)
+        client.zadd(here.graves, {id: 1_800_000_000_000_123})
+        file = tmp_path / "all.jsonl"
+        run("export", file, "--dead")
+        assert 0 == run("import", file, "--ns", there.ns).code
+        assert client.hgetall(here.dead) == client.hgetall(away.dead)
+        assert there.revive(id)
+        assert body.removeprefix(b"9") == client.hget(away.body, id)
+
     def test_without_a_file_pipes_are_used(self, timers, server, namespace, other):
         """Without a file export writes to stdout. The file ``-`` is stdin."""
         here, there = timers
@@ -222,6 +240,7 @@ class TestFiles:
             '{"kind": "event", "id": "a", "due": 1, "max_retries": -1, "event": {}}',
             '{"kind": "dead", "id": "a", "died": 1, "attempt": 1, "reason": "a|b", "event": {}}',
             '{"kind": "dead", "id": "a", "died": 1, "attempt": 1, "reason": "x", "raw": "?"}',
+            '{"kind": "dead", "reason": "x", "max_retries": 3, "nominal": "x", "event": {}}',
             '{"kind": "schedule", "id": "a"}',
             SCHEDULE,
         ],

@@ -11,6 +11,10 @@ The lines of an export: one JSON object each, written and read here.
 
 Moments are milliseconds since the epoch, and durations milliseconds, with three decimals. The
 payloads of events are copied as bytes, so that no digit of a number changes.
+
+The line of a dead letter has ``"chosen_id"`` too, or the ``"nominal"`` time and ``"missed"`` of an
+occurrence. The event of a line without them counts as one with a chosen id, as imported events do:
+nodes do not claim it ahead of its due time.
 """
 
 from __future__ import annotations
@@ -32,12 +36,13 @@ from dtimer.model.payload import decode, encode, parse
 from dtimer.model.records import DeadLetter
 from dtimer.model.schedules import ScheduleSpec, make_spec
 from dtimer.store.admin import PendingEvent
-from dtimer.store.format import read_body, write_body
+from dtimer.store.format import read_body, write_body, write_occurrence
 
 VERSION = 1
 
 _REASON = re.compile(r"\w{1,40}", re.ASCII)
 _NO_LIMIT = 2**40
+_MOST_MISSED = 10**15 - 1
 
 #: The fields of a schedule that are durations or moments.
 _TIMES = ("every", "jitter", "start", "stop")
@@ -100,7 +105,12 @@ def dead_line(letter: DeadLetter) -> bytes:
         line["raw"] = base64.b64encode(letter.raw).decode()
     else:
         expires = None if body.expires_us is None else body.expires_us / 1000
-        line |= {"expires": expires, "max_retries": body.max_retries, "event": letter.event}
+        line |= {"expires": expires, "max_retries": body.max_retries}
+        if body.nominal_us is None:
+            line["chosen_id"] = body.chosen_id
+        else:
+            line |= {"nominal": body.nominal_us / 1000, "missed": body.missed}
+        line["event"] = letter.event
     return json.dumps(line).encode() + b"\n"
 
 
@@ -210,6 +220,23 @@ def schedule(line: dict[str, Any]) -> ScheduleLine:
     return ScheduleLine(made, bool(line.get("paused")))
 
 
+def _body(line: dict[str, Any]) -> bytes:
+    """Return the stored body of the event in the line of a dead letter."""
+    text = json.dumps(_get(line, "event"), separators=(",", ":"))
+    try:
+        read_event(text)
+    except OptionError as e:
+        raise BadLine(str(e)) from None
+    expires = "" if line.get("expires") is None else str(_us(line["expires"], "expires"))
+    max_retries = check_count(_get(line, "max_retries"), "max_retries", 0, MOST_RETRIES)
+    if line.get("nominal") is None:
+        chosen_id = line.get("chosen_id") is not False
+        return write_body(expires, max_retries, text, chosen_id=chosen_id).encode()
+    nominal = _us(line["nominal"], "nominal")
+    missed = check_count(_get(line, "missed"), "missed", 0, _MOST_MISSED)
+    return write_occurrence(expires, max_retries, text, nominal, missed).encode()
+
+
 def letter(line: dict[str, Any]) -> DeadLetter:
     """
     Return the dead letter of a line.
@@ -230,17 +257,7 @@ def letter(line: dict[str, Any]) -> DeadLetter:
         except ValueError:
             raise BadLine('"raw" is not base 64') from None
     else:
-        expires = line.get("expires")
-        text = json.dumps(_get(line, "event"), separators=(",", ":"))
-        try:
-            read_event(text)
-        except OptionError as e:
-            raise BadLine(str(e)) from None
-        raw = write_body(
-            "" if expires is None else str(_us(expires, "expires")),
-            check_count(_get(line, "max_retries"), "max_retries", 0, MOST_RETRIES),
-            text,
-        ).encode()
+        raw = _body(line)
     return DeadLetter(
         id=check_id(_get(line, "id")),
         event=None,

@@ -4,7 +4,9 @@
 --
 -- body      '<expires>,<max_retries>[,<mark>]|<payload>'. <expires> is in µs since the epoch, or
 --           empty. The mark is 'n' if the user chose the id. It is 's<nominal>,<missed>' for an
---           occurrence: its nominal time in µs, and how many missed occurrences it replaces
+--           occurrence: its nominal time in µs, and how many missed occurrences it replaces. Any
+--           other event has no mark. A new field goes after the mark; an event without a mark then
+--           writes an empty one: ',3,,<new>|'. Readers skip the fields that they do not know
 -- template  '<max_retries>|<payload>' of the occurrences of a schedule
 -- lease     '<token>,<attempt>,<due>,<flags>,<incarnation>'. The flags are 'c' for cancelled, and
 --           's' for an occurrence
@@ -14,15 +16,13 @@
 -- one takes half a percent of a claim. They take and return single values: a table for each event
 -- would make a claim slower by an eighth.
 
--- Return expiry, max_retries and the first letter of the mark; nil if dtimer has not written the
--- body.
+-- Return expiry, max_retries and the first letter of the mark, if there is one; nil if dtimer has
+-- not written the body.
 local function parse_body(body)
-  local expires, max_retries, comma, mark = string.match(body or '', '^(%d*),(%d+)(,?)(.)')
+  local expires, max_retries, after, mark = string.match(
+    body or '', '^(%d*),(%d+)([,|])([ns]?)')
   if not expires or #expires > 17 or #max_retries > 7 then return nil end
-  if comma == '' then
-    if mark ~= '|' then return nil end
-    return tonumber(expires), tonumber(max_retries)
-  end
+  if after == '|' or mark == '' then return tonumber(expires), tonumber(max_retries) end
   return tonumber(expires), tonumber(max_retries), mark
 end
 
