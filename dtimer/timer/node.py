@@ -126,7 +126,9 @@ class Node:
             StoreError: Redis does not answer. No thread is left running.
         """
         try:
-            self.leaving = self.leaving or leaving
+            if leaving:
+                # Never set to False here: an interrupting signal handler may have called leave().
+                self.leaving = True
             # First the thread that writes the log: registering may log warnings.
             steps = self._callbacks.start, self._register, self._start_threads, self._first_claim
             for step in steps:
