@@ -46,12 +46,15 @@ BURIED = Message(logging.DEBUG, "dead letters: %d event(s): %s")
 CANCELLED = Message(logging.DEBUG, "not retried, because cancelled: %d event(s): %s")
 LEASE_LOST = Message(logging.DEBUG, "lost the lease of %d event(s): %s")
 WAKE_HEARD = Message(logging.DEBUG, "heard a wake")
-CLAIMING_AGAIN = Message(logging.DEBUG, "the claim failed; reconnecting in %d ms: %s")
+CLAIMING_AGAIN = Message(logging.DEBUG, "claiming again in %d ms, because of an error: %s")
 SUBSCRIBING_AGAIN = Message(logging.DEBUG, "the subscription failed; reconnecting in %d ms: %s")
 
 JOINED = Message(logging.INFO, "joined")
 LEFT = Message(logging.INFO, "left")
 OUTAGE_BEGAN = Message(logging.INFO, "outage began: Redis at %s does not answer: %s")
+STEP_FAILED = Message(
+    logging.INFO, "outage began: Redis at %s answered a claim, but a step after it failed: %s"
+)
 OUTAGE_ENDED = Message(logging.INFO, "outage ended after %.1f s: Redis at %s answers again")
 DEAF = Message(logging.INFO, "wakes do not arrive; events are found by polling: %s")
 HEARS = Message(logging.INFO, "wakes arrive again")

@@ -189,7 +189,12 @@ class FakeContact:
     def __init__(self):
         self.answered = None
         self._changes = queue.SimpleQueue()
-        self.connectivity_changed = self._changes.put
+        self.after_claims = []  # for each error: True if its claim had been answered
+
+    def connectivity_changed(self, error, *, claim_answered=False):
+        self._changes.put(error)
+        if error is not None:
+            self.after_claims.append(claim_answered)
 
     def reported(self):
         """Return the changes since the last call: an error, or None if Redis answers."""

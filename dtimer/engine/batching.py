@@ -48,7 +48,7 @@ def claim_size(
     return spare, ahead_us
 
 
-def next_claim_size(most: int, demand: int, limit: int, claimed: int, waiting: int) -> int:
+def claim_size_while_busy(most: int, demand: int, limit: int, claimed: int, waiting: int) -> int:
     """
     Return how many events to claim while the threads run those that were just claimed.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dtimer.engine.flag import Flag
-from dtimer.engine.ports import Announcer
+from dtimer.engine.ports import AnnouncementEmitter
 from dtimer.engine.service import Service
 from dtimer.faultpoints import armed, reached
 
@@ -28,9 +28,9 @@ _MOST_CALLS = _MOST // 2
 class CallbackThread(Service):
     """Emits, in order, what the other threads of the node announce."""
 
-    def __init__(self, name: str, announcer: Announcer) -> None:
+    def __init__(self, name: str, emitter: AnnouncementEmitter) -> None:
         super().__init__(name, self._loop, self._report)
-        self._announcer = announcer
+        self._emitter = emitter
         self._queue: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
         #: How many announcements were dropped because the queue was full.
         self.dropped: int = 0
@@ -41,7 +41,7 @@ class CallbackThread(Service):
         self._later: list[tuple[float, Callable[[], None]]] = []
 
     def _report(self, error: BaseException) -> None:
-        self._announcer.emit("error", error)
+        self._emitter.emit("error", error)
 
     def announce(self, event: str, *arguments: Any) -> None:
         """Queue *event* to be emitted. Never blocks; if the queue is full, drops and counts it."""
@@ -93,7 +93,7 @@ class CallbackThread(Service):
         if callable(item[0]):
             item[0](*item[1:])
         else:
-            self._announcer.emit(*item)
+            self._emitter.emit(*item)
 
     def emit_one(self) -> bool:
         """Emit the next announcement on the calling thread; return False if there is none."""

@@ -33,7 +33,7 @@ class Capacity:
 
     def __init__(self, options: Options, announcements: Announcements) -> None:
         self._announcements = announcements
-        self._pause = options.lease / 1e6
+        self._strict_seconds = options.lease / 1e6
         # About the longest that a try may take while its reply arrives (store/store.py).
         self._longest = min(options.timeout, options.lease / 3) / 1e6
         #: The limit in bytes; None for the store's default.
@@ -51,7 +51,7 @@ class Capacity:
         """Put the current limit into *request*."""
         request.most_bytes = self.most
         since = self._strict_since
-        request.strict = since is not None and time.monotonic() < since + self._pause
+        request.strict = since is not None and time.monotonic() < since + self._strict_seconds
 
     def reply_broke_off(self, request: ClaimRequest, error: Exception) -> bool:
         """

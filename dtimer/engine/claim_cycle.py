@@ -133,7 +133,7 @@ class ClaimCycle:
         ):
             return 0
         demand = self._consumer.demand()
-        return self._dispatcher.next_claim_size(batches, request.limit, count, demand)
+        return self._dispatcher.claim_size_while_busy(batches, request.limit, count, demand)
 
     def _ask_again(self, request: ClaimRequest, error: Exception) -> float:
         """Prepare to send *request* again after an error; return the seconds to wait before."""
@@ -173,7 +173,7 @@ class ClaimCycle:
             if seat.unread is not None:
                 with contextlib.suppress(Exception):
                     seat.heartbeat.beat()
-            pause = seat.connectivity.failed(e)
+            pause = seat.connectivity.failed(e, claim_answered=True)
             return min(pause, IN_ADVANCE) if outstanding else pause
         seat.connectivity.answered()
         if outstanding:
@@ -182,7 +182,7 @@ class ClaimCycle:
             # The next request could not be sent. Sending it again will show why.
             return 0.0
         seat.superseded_ids.end()  # No claim is under way that a post can overtake.
-        return self._pause(unread.request, unread.reply, unread.sent, claiming, leave_at)
+        return self._wait_after(unread.request, unread.reply, unread.sent, claiming, leave_at)
 
     def _check_clock(self, unread: UnreadReply) -> None:
         """Report a jump of the server's clock, and renew the leases, whose ends have moved."""
@@ -239,7 +239,7 @@ class ClaimCycle:
 
     # Waiting
 
-    def _pause(
+    def _wait_after(
         self,
         request: ClaimRequest,
         reply: ClaimReply,
@@ -253,7 +253,11 @@ class ClaimCycle:
             return dispatcher.linger() or 0.0
         spare = dispatcher.free_slots() - len(dispatcher.lookahead)
         if claiming and must_claim_at_once(
-            request.limit, len(reply.claims), spare, hears=seat.listener.hears, heard=request.hears
+            request.limit,
+            len(reply.claims),
+            spare,
+            hears=seat.listener.hears,
+            said_hears=request.hears,
         ):
             return 0.0
         now = time.monotonic()

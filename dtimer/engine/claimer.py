@@ -166,7 +166,7 @@ class Claimer(Service):
         if self._dispatcher.pool.busy and not abandoned:
             return False
         seat = self._seat
-        settled = not (seat.pending or seat.leases.unsettled or self._dispatcher.lookahead)
+        settled = not (seat.unfinished or seat.leases.unsettled or self._dispatcher.lookahead)
         return settled or (seat.connectivity.error is not None and self._outage_wait_left() <= 0)
 
     def _outage_wait_left(self) -> float:

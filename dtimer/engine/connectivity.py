@@ -45,12 +45,19 @@ class Connectivity:
             self._contact.connectivity_changed(None)
             self.tried.set()
 
-    def failed(self, error: Exception) -> float:
-        """Record that a claim failed; return for how many seconds to pause."""
+    def failed(self, error: Exception, *, claim_answered: bool = False) -> float:
+        """
+        Record that a claim failed; return for how many seconds to pause.
+
+        Args:
+            error: Why it failed.
+            claim_answered: True if the claim was answered, but a step after it failed: a heartbeat,
+                or a call that the reply asks for.
+        """
         if type(error) not in self._reported:
             # Once for each kind, even if two kinds of error alternate during an outage.
             self._reported.add(type(error))
-            self._contact.connectivity_changed(error)
+            self._contact.connectivity_changed(error, claim_answered=claim_answered)
         self.error = error
         self.tried.set()
         pause = self._next_pause(error)

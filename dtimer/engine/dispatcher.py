@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from dtimer.engine.batch_runner import BatchRunner
-from dtimer.engine.batching import IN_ADVANCE, Batching, claim_size, next_claim_size
+from dtimer.engine.batching import IN_ADVANCE, Batching, claim_size, claim_size_while_busy
 from dtimer.engine.clock import boottime
 from dtimer.engine.handler_pool import HandlerPool
 from dtimer.engine.lease import Lease
@@ -75,13 +75,13 @@ class Dispatcher:
         waiting, ahead_us = len(self.lookahead), self.lookahead.ahead_us
         return claim_size(self.free_slots(), demand, waiting, self.batching.batches, ahead_us)
 
-    def next_claim_size(self, batches: int, limit: int, claimed: int, demand: int) -> int:
-        """Return how many events to claim meanwhile: see `batching.next_claim_size`."""
+    def claim_size_while_busy(self, batches: int, limit: int, claimed: int, demand: int) -> int:
+        """Return how many events to claim meanwhile: see `batching.claim_size_while_busy`."""
         if self._leases.recalling:
             return 0
         most = self.max_events * batches
         left = demand - self.pool.busy * self.max_events
-        return next_claim_size(most, left, limit, claimed, len(self.lookahead))
+        return claim_size_while_busy(most, left, limit, claimed, len(self.lookahead))
 
     def accept(self, leases: Sequence[Lease], seq: int, received_at: float) -> None:
         """

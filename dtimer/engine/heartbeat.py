@@ -27,14 +27,14 @@ class Heartbeat:
     def __init__(self, store: ClaimStore, leases: LeaseTable, lease_us: int) -> None:
         self._store = store
         self._leases = leases
-        self._pause = lease_us / 1e6 / _BEATS
+        self._interval = lease_us / 1e6 / _BEATS
         #: When the next heartbeat is due, on the monotonic clock.
         self.due: float = 0.0
 
     def leases_began(self, sent: float) -> None:
         """Record that leases were granted to a request that was sent at *sent*."""
         if not self._leases.held():
-            self.due = sent + self._pause
+            self.due = sent + self._interval
 
     def renew_soon(self) -> None:
         """Make the next heartbeat due now."""
@@ -54,7 +54,7 @@ class Heartbeat:
             for i in range(0, len(leases), MOST_CLAIMS):
                 self._renew(leases[i : i + MOST_CLAIMS], lease_us)
         # Only after success: a failed renewal is repeated at once, not a third of a lease later.
-        self.due = now + self._pause
+        self.due = now + self._interval
 
     def _renew(self, leases: list[Lease], lease_us: int) -> None:
         if armed:

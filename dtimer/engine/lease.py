@@ -163,6 +163,11 @@ class Lease:
         """Stop relying on the lease until the server has renewed it."""
         self._trusted_until = 0.0
 
+    @property
+    def known_lost(self) -> bool:
+        """True if the server has said that this node no longer holds the lease."""
+        return self._lost
+
     def mark_lost(self) -> bool:
         """Record that this node no longer holds the lease; return True the first time."""
         first = not self._lost

@@ -203,10 +203,18 @@ class LeaseTable:
             self._finish(lease, result)
 
     def held(self) -> list[Lease]:
-        """Return the unsettled leases, except those whose handler overran ``max_run``."""
+        """
+        Return the unsettled leases, except those whose handler overran ``max_run``.
+
+        A lease that was lost is left out too: no renewal brings it back.
+        """
         now = time.monotonic()
         leases = list(self._leases.values())
-        return [each for each in leases if not (each.settled or self._overran(each, now))]
+        return [
+            each
+            for each in leases
+            if not (each.settled or each.known_lost or self._overran(each, now))
+        ]
 
     def _overran(self, lease: Lease, now: float) -> bool:
         limit = self._options.max_run

@@ -11,7 +11,9 @@ from __future__ import annotations
 _LONGEST_WAIT = 30.0
 
 
-def must_claim_at_once(limit: int, claimed: int, spare: int, *, hears: bool, heard: bool) -> bool:
+def must_claim_at_once(
+    limit: int, claimed: int, spare: int, *, hears: bool, said_hears: bool
+) -> bool:
     """
     Return whether the next claim follows a reply without a wait.
 
@@ -20,13 +22,13 @@ def must_claim_at_once(limit: int, claimed: int, spare: int, *, hears: bool, hea
         claimed: How many it got.
         spare: How many more events the free handler threads can start.
         hears: Whether wakes reach this node.
-        heard: Whether the claim said so.
+        said_hears: Whether the claim said so.
     """
     if spare <= 0:
         return False
     # A full reply means that more events may be due. After a claim that said `hears=False`, the
     # node is not on the roster, so no wake would come.
-    return 0 < limit == claimed or (hears and not heard)
+    return 0 < limit == claimed or (hears and not said_hears)
 
 
 def seconds_until_next(

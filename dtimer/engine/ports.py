@@ -106,7 +106,7 @@ class Consumer(Protocol):
         ...
 
 
-class Announcer(Protocol):
+class AnnouncementEmitter(Protocol):
     """Calls the listeners of everything but ``'event'``."""
 
     def emit(self, event: str, *arguments: Any) -> None:
@@ -128,8 +128,14 @@ class ContactReports(Protocol):
     #: When the last reply to a claim was received, on the monotonic clock. The claim cycle sets it.
     answered: float | None
 
-    def connectivity_changed(self, error: Exception | None) -> None:
-        """Learn that Redis does not answer, because of *error*; None means that it answers."""
+    def connectivity_changed(
+        self, error: Exception | None, *, claim_answered: bool = False
+    ) -> None:
+        """
+        Learn that the node cannot work, because of *error*; None means that it can.
+
+        With *claim_answered*, Redis answered a claim, but a step after it failed.
+        """
         ...
 
     def hearing_changed(self, error: BaseException | None, deaf_since: float | None) -> None:

@@ -89,6 +89,6 @@ class Seat:
         self.next_claim_at: float = 0.0
 
     @property
-    def pending(self) -> bool:
+    def unfinished(self) -> bool:
         """True while a reply is still to be received or applied."""
         return self.pipeline.request is not None or self.unread is not None

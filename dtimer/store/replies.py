@@ -96,7 +96,7 @@ def _read_claims(reply: bytes, at: int, count: int, now: int) -> tuple[list[Clai
     return claims, at
 
 
-class Claims(Sequence[Claim]):
+class ClaimSequence(Sequence[Claim]):
     """
     The claims in a reply, parsed on first access.
 
@@ -173,7 +173,7 @@ def read_claim_reply(
     at += 1
     now, wait, buried, short = int(head[0]), int(head[1]), int(head[8]), int(head[9])
     count = int(head[7])
-    claims = Claims(reply, at, count, now)
+    claims = ClaimSequence(reply, at, count, now)
     token = _last_token(reply, at, count)
     rest: list[str] = []
     if buried or short:

@@ -27,10 +27,10 @@ class Announcer:
     def emit(self, event: str, *arguments: Any) -> None:
         """Emit *event*; for an event that was buried, emit ``'dead'`` or ``'expired'``."""
         if event != "buried":
-            self._timer.announce(event, *arguments)
+            self._timer.emit(event, *arguments)
             return
         with contextlib.suppress(StoreError):
             # None if the dead letter was revived, purged or trimmed meanwhile.
             if letter := self._store.letter(arguments[0]):
                 kind = "expired" if letter.reason == Reason.EXPIRED else "dead"
-                self._timer.announce(kind, letter)
+                self._timer.emit(kind, letter)

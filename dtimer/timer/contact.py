@@ -34,8 +34,17 @@ class Contact:
         self._deafness: tuple[BaseException | None, float | None] = (None, None)
         self._deaf_reported = False
 
-    def connectivity_changed(self, error: Exception | None) -> None:
-        """Report that Redis does not answer, because of *error*; None reports that it answers."""
+    def connectivity_changed(
+        self, error: Exception | None, *, claim_answered: bool = False
+    ) -> None:
+        """
+        Report that the node cannot work, because of *error*; None reports that it can again.
+
+        Args:
+            error: Why it cannot work.
+            claim_answered: False if Redis does not answer a claim; True if it answered one, but a
+                step after it failed.
+        """
         if error is None:
             if not self._reachable:
                 lasted = time.monotonic() - self._outage_began
@@ -45,11 +54,17 @@ class Contact:
         else:
             if self._reachable:
                 self._outage_began = time.monotonic()
-                self._log.add(messages.OUTAGE_BEGAN, self._store.server.place, error)
+                began = messages.STEP_FAILED if claim_answered else messages.OUTAGE_BEGAN
+                self._log.add(began, self._store.server.place, error)
                 self._announcements.announce("disconnected", error)
             self._reachable = False
+            what = (
+                "answered a claim, but a step after it failed"
+                if claim_answered
+                else "does not answer"
+            )
             self._report(
-                error, f"Redis at {self._store.server.place} does not answer; the node keeps trying"
+                error, f"Redis at {self._store.server.place} {what}; the node keeps trying"
             )
 
     def hearing_changed(self, error: BaseException | None, deaf_since: float | None) -> None:

@@ -80,7 +80,7 @@ class DTimer(Client, TimerEmitter):
 
     def _calls(self, store: Store) -> TimerCalls:
         return TimerCalls(
-            announce=weakly(self._announce, lambda: None),
+            emit=weakly(self._announce, lambda: None),
             deliver=weakly(self._deliver, lambda: None),
             demand=weakly(self._demand, int),
             listens=weakly(self._listens, lambda: True),

@@ -36,14 +36,14 @@ class TimerCalls:
     The methods of a timer that its joined node calls, each through a weak reference.
 
     Attributes:
-        announce: Emits something other than events; logs the exceptions of listeners.
+        emit: Emits something other than events; logs the exceptions of listeners.
         deliver: Calls the listeners of events; returns their exceptions, or None if there is none.
         demand: Returns how many events the listeners can take.
         listens: Returns whether there is a listener that takes events.
         close_unless_joined: Closes the connections of a timer that has not joined.
     """
 
-    announce: Callable[..., None]
+    emit: Callable[..., None]
     deliver: Callable[[list[Event]], list[BaseException] | None]
     demand: Callable[[], int]
     listens: Callable[[], bool]

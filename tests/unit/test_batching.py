@@ -2,7 +2,7 @@
 
 import pytest
 
-from dtimer.engine.batching import IN_ADVANCE, Batching, claim_size, next_claim_size
+from dtimer.engine.batching import IN_ADVANCE, Batching, claim_size, claim_size_while_busy
 
 QUICK = 1e-6  # seconds that a handler takes
 
@@ -55,7 +55,7 @@ FULL = {"most": 64, "demand": 100, "limit": 8, "claimed": 8, "waiting": 0}
 )
 def test_the_next_claim_of_a_backlog_asks_for_what_a_thread_handles_in_time(case, expected):
     """Events that wait for longer would be released again."""
-    assert expected == next_claim_size(**case)
+    assert expected == claim_size_while_busy(**case)
 
 
 @pytest.fixture

@@ -329,6 +329,7 @@ class TestOutage:
         harness.claim(Wrong(6))
         harness.claim(Wrong(7))
         assert ["7"] == [str(change) for change in harness.contact.reported()]
+        assert not any(harness.contact.after_claims)
 
     def test_reports_nothing_if_the_first_repetition_succeeds(self, harness):
         """Such a failure, a closed connection for example, has no effect."""
@@ -382,6 +383,7 @@ class TestOutage:
         pauses = [harness.claim() for _ in range(3)]
         assert 3 == len(beats)
         assert ["gone again"] == [str(change) for change in harness.contact.reported()]
+        assert [True] == harness.contact.after_claims
         assert "gone again" == str(harness.seat.connectivity.error)
         assert pauses[2] > 0.15, "the pauses do not grow"
         harness.claim()
@@ -419,7 +421,7 @@ class TestPause:
     def test_counts_the_wait_from_when_the_request_was_sent(self, harness):
         """The next request will take as long to arrive, so it must leave earlier."""
         request, answer = harness.cycle._plan(), reply(wait=10_000_000)
-        pause = harness.cycle._pause(request, answer, time.monotonic() - 4, True, None)
+        pause = harness.cycle._wait_after(request, answer, time.monotonic() - 4, True, None)
         assert 5.5 < pause <= 6
 
     def test_ends_for_an_echo(self, harness):
@@ -444,7 +446,7 @@ class TestPause:
         harness.claim(reply("tea"))
         harness.handle()
         request = harness.store.requests[0]
-        assert 0.0 == harness.cycle._pause(request, reply(), time.monotonic(), True, None)
+        assert 0.0 == harness.cycle._wait_after(request, reply(), time.monotonic(), True, None)
 
     def test_allows_for_the_look_ahead_of_the_next_claim(self, harness):
         """After a backlog the next claim looks ahead again, so it comes by half of that earlier."""

@@ -219,7 +219,7 @@ class TestOrder:
         harness.accept(claim(id="a"))
         clock.now += 0.02
         assert harness.dispatcher.start_due()
-        assert 0 == harness.dispatcher.next_claim_size(1, 1, 1, 100)
+        assert 0 == harness.dispatcher.claim_size_while_busy(1, 1, 1, 100)
         harness.accept(claim(id="b"))
         assert ["a", "b"] == harness.released()
         harness.accept(claim(id="c"))

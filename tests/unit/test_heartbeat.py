@@ -63,6 +63,7 @@ def test_reports_a_lost_lease_once_and_renews_the_others():
     harness.store.lost.add("egg")
     for _ in range(2):
         harness.beat()
+    assert [["tea", "egg"], ["tea"]] == [ids for ids, _ in harness.store.renewed]
     assert [("lease_lost", egg.event)] == harness.announced.all()
     assert egg.lost()
     assert not tea.lost()

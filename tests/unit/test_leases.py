@@ -163,8 +163,10 @@ class TestSettling:
         """The process knows that the old event is gone."""
         events = leases.grant(*(claim() for _ in range(3)))
         leases.table.superseded({events[0].id, events[1].id})
-        leases.table.mark_lost(leases.held[0])
-        leases.table.settled(leases.confirm_all(), [Outcome.STALE] * 3)
+        held = leases.held
+        leases.table.mark_lost(held[0])
+        leases.table.settle_as(held, Verdict.CONFIRM)
+        leases.table.settled(leases.table.take_settlements(), [Outcome.STALE] * 3)
         (lost, error) = leases.announced.all()
         assert ("lease_lost", "error") == (lost[0], error[0])
         assert events[2] is lost[1]
@@ -275,8 +277,9 @@ class TestHeld:
     def test_reports_a_lost_lease_once(self, leases):
         """A heartbeat and a confirm may both find the loss."""
         (ev,) = leases.grant()
+        (lease,) = leases.held
         for _ in range(2):
-            leases.table.mark_lost(leases.held[0])
+            leases.table.mark_lost(lease)
         assert [("lease_lost", ev)] == leases.announced.all()
 
 

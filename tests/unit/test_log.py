@@ -315,10 +315,15 @@ class TestContact:
     """The records of outages."""
 
     @pytest.fixture
-    def contact(self, logged):
+    def announced(self):
+        return []
+
+    @pytest.fixture
+    def contact(self, logged, announced):
         server = SimpleNamespace(place="redis://…@host")
         store = SimpleNamespace(server=server, ns="dt")
-        contact = Contact(store, SimpleNamespace(announce=lambda *what: None), logged.log)
+        announcements = SimpleNamespace(announce=lambda *what: announced.append(what))
+        contact = Contact(store, announcements, logged.log)
         contact.answered = 2.0
         return contact
 
@@ -333,6 +338,16 @@ class TestContact:
         (began, ended) = logged.records
         assert (log.OUTAGE_BEGAN, ("redis://…@host", first), []) == began
         assert (log.OUTAGE_ENDED, "redis://…@host") == (ended[0], ended[1][1])
+
+    def test_an_outage_after_an_answer_says_so(self, contact, logged, announced):
+        """An operator would otherwise look for a server that is down."""
+        contact.connectivity_changed(None)
+        error = ValueError("no memory")
+        contact.connectivity_changed(error, claim_answered=True)
+        assert [(log.STEP_FAILED, ("redis://…@host", error), [])] == logged.records
+        report = str(announced[-1][1])
+        assert "answered a claim, but a step after it failed" in report
+        assert "does not answer" not in report
 
     def test_deafness_begins_and_ends_once(self, contact, logged):
         """Events are late meanwhile, which an operator must be able to explain."""

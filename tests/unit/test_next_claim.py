@@ -9,7 +9,7 @@ from dtimer.engine.next_claim import must_claim_at_once, seconds_until_next
 HOUR = 3_600.0
 
 
-FULL = {"limit": 2, "claimed": 2, "spare": 1, "hears": True, "heard": True}
+FULL = {"limit": 2, "claimed": 2, "spare": 1, "hears": True, "said_hears": True}
 EMPTY = FULL | {"claimed": 0}
 
 
@@ -21,11 +21,11 @@ EMPTY = FULL | {"claimed": 0}
         pytest.param(EMPTY | {"limit": 0}, False, id="the claim asked for no events"),
         pytest.param(FULL | {"spare": 0}, False, id="no thread could start more events"),
         pytest.param(FULL | {"spare": -1}, False, id="more events wait than threads are free"),
-        pytest.param(EMPTY | {"heard": False}, True, id="off the roster, and can be on it"),
+        pytest.param(EMPTY | {"said_hears": False}, True, id="off the roster, and can be on it"),
         pytest.param(
-            EMPTY | {"heard": False, "spare": 0}, False, id="off it, but no thread is free"
+            EMPTY | {"said_hears": False, "spare": 0}, False, id="off it, but no thread is free"
         ),
-        pytest.param(EMPTY | {"heard": False, "hears": False}, False, id="off it, and deaf"),
+        pytest.param(EMPTY | {"said_hears": False, "hears": False}, False, id="off it, and deaf"),
     ],
 )
 def test_claims_at_once_while_there_is_something_to_gain(case, expected):

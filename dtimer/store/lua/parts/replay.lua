@@ -1,9 +1,9 @@
 -- Answer a claim that was made before: its reply was lost, or the node sent it twice.
 --
 -- The reply has those events of the first reply that the node still holds under the same tokens.
--- Their leases start over. If a whole lease has passed since the first attempt, the node may be
--- unable to receive the events, so they are released for other nodes. Events that exceed the limit
--- in `flags` are released at once.
+-- Their leases start over. If a whole lease has passed since the first attempt, and a later attempt
+-- has renewed them, the node may be unable to receive the events, so they are released for other
+-- nodes. Events that exceed the limit in `flags` are released at once.
 --
 -- done      what was remembered: '<results>;<before>;<resends>;<first token>;<claims>;<texts>'.
 --           <before> is as in the reply. <texts> is '<length>:<text>' of each claimed id, then of
@@ -41,8 +41,8 @@ local function replay_claim(done, node, lease, flags, last_heard)
     if held_token == digits(first_token + i - 1) then
       local size = redis.call('HSTRLEN', BODY, id)
       local fits = bytes + size <= most_bytes or (claims == 0 and strict ~= '!')
-      local running = tonumber(redis.call('ZSCORE', DUE, id) or 0) > NOW
-      if latest and not cancelled and (lease_passed and running or not fits) then
+      local lease_runs = tonumber(redis.call('ZSCORE', DUE, id) or 0) > NOW
+      if latest and not cancelled and (lease_passed and lease_runs or not fits) then
         release(id, attempt, due)
         released = released + 1
       elseif fits then
