@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dtimer.engine.flag import Flag
-from dtimer.engine.ports import AnnouncementEmitter
+from dtimer.engine.ports import Announcement, AnnouncementEmitter
 from dtimer.engine.service import Service
 from dtimer.faultpoints import armed, reached
 
@@ -43,7 +43,7 @@ class CallbackThread(Service):
     def _report(self, error: BaseException) -> None:
         self._emitter.emit("error", error)
 
-    def announce(self, event: str, *arguments: Any) -> None:
+    def announce(self, event: Announcement, *arguments: Any) -> None:
         """Queue *event* to be emitted. Never blocks; if the queue is full, drops and counts it."""
         if self._queue.qsize() < _MOST:
             self._queue.put((event, *arguments))

@@ -1,10 +1,12 @@
 """
 The claimer: the thread that waits on the bell, claims, dispatches and repeats.
 
-Rule 1: all claims are made here, one at a time. A component that wants a claim rings the bell.
-One exception: a handler thread that has just become free may claim itself (`claim_inline`).
+Rule 1: this module decides when to claim, and `claim_cycle` makes the claims, one at a time. A
+component that wants a claim rings the bell. One exception: a handler thread that has just become
+free may claim itself (`claim_inline`).
 
-Rule 2: the claimer does not know why the bell rang. A wake, the poll and a leave look alike.
+Rule 2: the claimer does not know why the bell rang. A wake and a leave look alike. The poll does
+not ring: the wait on the bell ends by itself.
 
 Rule 3: clear the bell first, then claim. A ring that arrives during the claim then starts the
 next claim. In the other order the ring would be lost.

@@ -1,4 +1,9 @@
-"""The heartbeat: renews the leases of running handlers, three times in the length of a lease."""
+"""
+The heartbeat: renews all unsettled leases, three times in the length of a lease.
+
+Events that wait for a handler thread have leases too. The heartbeat has no thread of its own: the
+claim cycle calls `Heartbeat.beat` after each claim, and the wait for the next claim ends in time.
+"""
 
 from __future__ import annotations
 

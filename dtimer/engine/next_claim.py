@@ -2,7 +2,14 @@
 Decide when to claim again after a reply.
 
 Nothing here has a thread, a clock or chance: numbers go in, and numbers come out. A component that
-needs a claim sooner rings the bell (`claimer`).
+needs a claim sooner rings the bell (`claimer`). Other modules decide about these waits:
+
+- after a claim that failed: `Connectivity.failed`
+- while the reply to a claim that was sent ahead is under way: `ClaimCycle._apply`
+- for more settlements that the next claim can carry: `LeaseTable.linger`
+- until an event that was claimed ahead is due: `Claimer._next_action_at`
+- of a leaving node for a server that does not answer: `Claimer._outage_wait_left`
+- until the next event is due, which the server knows: ``lua/claim/wait.lua``
 """
 
 from __future__ import annotations

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from dtimer.model.claims import ClaimRequest, Outcome, PendingReply, Settlement
 from dtimer.model.event import Event
+
+#: The names that a node announces. ``buried`` becomes ``'dead'`` or ``'expired'`` once its dead
+#: letter was read (``timer/announcer.py``). The other names are emitted as they are.
+Announcement: TypeAlias = Literal[
+    "buried", "connected", "disconnected", "error", "lease_lost", "ready", "retry"
+]
 
 
 class ClaimStore(Protocol):
@@ -22,7 +28,11 @@ class ClaimStore(Protocol):
         ...
 
     def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
-        """Renew leases, given as (id, token); return which of them this node still holds."""
+        """
+        Renew leases, given as (id, token); return which of them this node still holds.
+
+        In one try, for the heartbeat. `LeaseStore.extend` is the same call at a handler's request.
+        """
         ...
 
     def alone(self) -> bool:
@@ -59,7 +69,8 @@ class LeaseStore(Protocol):
         """
         Extend leases, given as (id, token); return which of them this node still holds.
 
-        With *at_least* a lease that already lasts longer is not shortened.
+        With *at_least* a lease that already lasts longer is not shortened. Tries again up to the
+        deadline of a call, unlike `ClaimStore.renew`.
         """
         ...
 
@@ -109,7 +120,7 @@ class Consumer(Protocol):
 class AnnouncementEmitter(Protocol):
     """Calls the listeners of everything but ``'event'``."""
 
-    def emit(self, event: str, *arguments: Any) -> None:
+    def emit(self, event: Announcement, *arguments: Any) -> None:
         """Call the listeners of *event*."""
         ...
 
@@ -117,7 +128,7 @@ class AnnouncementEmitter(Protocol):
 class Announcements(Protocol):
     """Emits everything but ``'event'`` to the listeners."""
 
-    def announce(self, event: str, *arguments: Any) -> None:
+    def announce(self, event: Announcement, *arguments: Any) -> None:
         """Queue *event* to be emitted on the callback thread. Never blocks."""
         ...
 

@@ -86,7 +86,13 @@ class ScheduleSpec:
     payload: str = field(repr=False)
 
     def to_json(self) -> str:
-        """Return the specification as JSON, without the id and the payload."""
+        """
+        Return the specification as JSON, without the id and the payload.
+
+        The fingerprint follows from it. A new field must be left out while it has its default.
+        Otherwise all fingerprints change: nodes of two versions would each declare their schedules
+        as changed, and the older version could not read the definitions of the newer.
+        """
         fields = {n: getattr(self, n) for n in self.__slots__ if n not in ("id", "payload")}
         return json.dumps(fields, separators=(",", ":"), sort_keys=True)
 

@@ -102,14 +102,15 @@ class Claims:
         """
         Extend leases, given as (id, token); return which of them this node still holds.
 
-        With *at_least*, a lease that already lasts longer is not shortened.
+        With *at_least*, a lease that already lasts longer is not shortened. A handler calls this,
+        and it is retried up to the deadline of a call. See also `renew`.
         """
         lease = f"{'+' if at_least else ''}{lease_us}"
         arguments = [lease, *(str(word) for claim in held for word in claim)]
         return self._namespace.ask(lambda r: letters(r, len(held)), _EXTEND, *arguments)
 
     def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
-        """Extend leases in a single attempt, for a loop that repeats the call itself."""
+        """Do the same as `extend` in one attempt, for the heartbeat, which repeats it itself."""
         arguments = [str(word) for claim in held for word in claim]
         reply = self._namespace.scripts.call_once(_EXTEND, str(lease_us), *arguments)
         return understood(_EXTEND, lambda r: letters(r, len(held)), reply)

@@ -15,6 +15,9 @@ from dtimer.store.rollback import NamespaceState, RollbackDetector
 from dtimer.store.script_client import ScriptClient
 from dtimer.store.scripts import Verb, header, verb
 
+#: The version of the stored formats, also in ``lua/parts/prelude.lua``. Raise both if an older
+#: version would misread what this one stores, or would store what this one misreads. A field that
+#: the other version skips or may omit, such as one after the mark of a body, needs no new version.
 SCHEMA = "1"
 
 #: A node that has made no claim for this long is removed from the list of nodes.

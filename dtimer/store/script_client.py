@@ -5,6 +5,9 @@ Every operation that must not act twice has a name, ``session:seq``. One caller 
 session, and its sequence number only grows. The server remembers the last operation of each
 session (``lua/parts/session.lua``). So a call whose reply was lost can be sent again, and a call
 that arrives after its successor has no effect.
+
+Claims and heartbeats have no deadline, and are not retried here: `start` and `call_once` make one
+attempt, and the claim cycle repeats it (``engine/claim_cycle.py``).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from dtimer.engine.ports import Announcement
 from dtimer.errors import StoreError
 from dtimer.model.outcomes import Reason
 from dtimer.store.store import Store
@@ -24,7 +25,7 @@ class Announcer:
         self._store = store
         self._timer = timer
 
-    def emit(self, event: str, *arguments: Any) -> None:
+    def emit(self, event: Announcement, *arguments: Any) -> None:
         """Emit *event*; for an event that was buried, emit ``'dead'`` or ``'expired'``."""
         if event != "buried":
             self._timer.emit(event, *arguments)

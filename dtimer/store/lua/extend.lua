@@ -1,4 +1,4 @@
--- Renew leases: as the heartbeat of running handlers, or for one event at its handler's request.
+-- Renew leases: all unsettled ones of a node as its heartbeat, or one at its handler's request.
 -- A second call has the same effect, so the result is not remembered.
 --
 -- Kind      idempotent

@@ -39,7 +39,7 @@ if not NOW then
   NOW = t[1] * 1000000 + t[2]
 end
 
--- The version of the stored formats (dtimer/store/namespace.py).
+-- The version of the stored formats (dtimer/store/namespace.py says when to raise it).
 local SCHEMA = '1'
 
 -- Format a whole number without the exponent that Lua gives to large ones. One %.0f takes as long

@@ -10,6 +10,11 @@
 -- dropped if the clock is set back: a step of the clock between two attempts must not let an
 -- operation act twice.
 --
+-- Claims have no deadline: a node sends one again until it is answered, perhaps after its result was
+-- forgotten. The claim then acts as a new one, which is safe because tokens fence. Settlements that
+-- took effect before return 0, and events that were leased by a lost reply are claimed again when
+-- their leases end.
+--
 -- Commands  hget hmget hset rename
 
 -- How long MEMO_A is used before it replaces MEMO_B, in µs.
