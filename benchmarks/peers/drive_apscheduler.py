@@ -1,8 +1,10 @@
 """
-Drive APScheduler 3 with its Redis store: jobs of one date, and a background scheduler.
+Drive APScheduler 3 with its Redis store: a background scheduler, and jobs with a date trigger.
 
-A scheduler learns only of jobs that its own process adds, so this process posts to itself. By
-default APScheduler drops jobs that are a second late; here it drops none.
+Such a job runs once.
+
+A scheduler learns only of jobs that its own process adds, so the consumer posts to itself. By
+default APScheduler drops jobs that are more than a second late; here it drops none.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from driving import Peer, main, moment
 
 
 class OneScheduler(Peer):
-    """A scheduler. A poster keeps it paused."""
+    """A background scheduler. In a process that only posts, it stays paused."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__(settings)

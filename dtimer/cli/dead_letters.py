@@ -23,7 +23,7 @@ _COLUMNS = (
     Column("id", "cyan", fold=True),
     Column("starts"),
     Column("reason", "yellow"),
-    Column("error and event", rest=True),
+    Column("error and event", takes_rest=True),
 )
 
 

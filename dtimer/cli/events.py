@@ -126,7 +126,7 @@ COLUMNS = (
     Column("", "dim"),
     Column("id", "cyan", fold=True),
     Column("starts"),
-    Column("event", rest=True),
+    Column("event", takes_rest=True),
 )
 
 

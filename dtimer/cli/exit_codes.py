@@ -1,4 +1,4 @@
-"""The exit codes of the command line. Each number has one meaning."""
+"""The exit codes of the command line."""
 
 from __future__ import annotations
 
@@ -9,31 +9,41 @@ class ExitCode(enum.IntEnum):
     """The exit codes, which ``dtimer --help`` lists."""
 
     DONE = 0
-    """The command was done."""
+    """The command succeeded."""
 
     NEGATIVE = 1
     """
-    The command was understood, but its result is negative. There is no such event, or it exists
-    already; the namespace is not healthy; or a node left handlers running.
+    The command ran, and its result is negative. For example: there is no such event, the event
+    exists already, the namespace is not healthy, or a node left while handlers were running.
     """
 
     USAGE = 2
-    """The command was not understood. Nothing was done, and Redis was not asked."""
+    """
+    The command was not understood. Nothing was done, and Redis was not asked.
+
+    Or a line of an imported file was not understood. The lines before it were imported.
+    """
 
     SERVER = 3
     """
-    Redis could not be reached, refused the command, or its reply was lost; or replicas are
-    missing.
+    Redis could not be reached, Redis refused the command, its reply was lost, too few replicas have
+    the event, or ``dtimer doctor`` found an error.
     """
 
     IMPORT = 4
-    """An import failed: the handler, or the extra that the command line needs."""
+    """
+    The handler could not be imported, or the packages that the command line needs are not
+    installed.
+    """
 
     STARTED = 5
-    """Too late to cancel: the event has been delivered. It will not be retried."""
+    """The event was delivered before it could be cancelled. It will not be retried."""
 
     OUTPUT = 6
-    """The output could not be written: a full disk, for example. The command may have been done."""
+    """
+    The output could not be written, for example to a full disk. The command may have taken
+    effect.
+    """
 
     INTERRUPTED = 130
-    """Ended by Ctrl-C: 128 plus the number of the signal, as in a shell."""
+    """Ctrl-C ended the command. The code is 128 plus the number of the signal, as in a shell."""

@@ -22,19 +22,19 @@ from dtimer.monitor.fields import stats_fields
 from dtimer.monitor.judgement import Check, judge, node_state
 
 
-def _switch(settings: Settings, schedule: str | None, *, on: bool) -> int:
-    done = "paused" if on else "resumed"
+def _set_paused(settings: Settings, schedule: str | None, *, paused: bool) -> int:
+    done = "paused" if paused else "resumed"
     with opened(settings) as timer:
         if schedule is None:
-            changed = timer.pause() if on else timer.resume()
+            changed = timer.pause() if paused else timer.resume()
             about = f"the namespace {settings.ns}"
         else:
-            change = timer.pause_schedule if on else timer.resume_schedule
+            change = timer.pause_schedule if paused else timer.resume_schedule
             changed = change(schedule)
             about = f"the schedule {escaped(schedule)}"
             if not changed and timer.schedule(schedule) is None:
                 return settings.output.missing("schedule", schedule)
-    was = "was paused already" if on else "was not paused"
+    was = "was paused already" if paused else "was not paused"
     text = f"{done} {about}" if changed else f"{about} {was}"
     settings.output.result(text, ns=settings.ns, schedule=schedule, changed=changed)
     return ExitCode.DONE
@@ -57,7 +57,7 @@ def pause(settings: Settings, schedule: str | None) -> int:
 
     Running handlers finish.
     """
-    return _switch(settings, schedule, on=True)
+    return _set_paused(settings, schedule, paused=True)
 
 
 @click.command(
@@ -73,7 +73,7 @@ def pause(settings: Settings, schedule: str | None) -> int:
 @click.pass_obj
 def resume(settings: Settings, schedule: str | None) -> int:
     """Deliver events again; overdue events are delivered at once."""
-    return _switch(settings, schedule, on=False)
+    return _set_paused(settings, schedule, paused=False)
 
 
 _NODES = (
@@ -82,12 +82,12 @@ _NODES = (
     Column("last seen", "dim"),
     Column("host", fold=True),
     Column("pid"),
-    Column("joined", rest=True),
+    Column("joined", takes_rest=True),
 )
 
 
 def node_cells(node: NodeInfo, narrow: bool) -> list[str]:
-    """Return the cells of a node, for people."""
+    """Return the row of a node in a table; *narrow* asks for a short time."""
     heard = f"{format_duration(node.idle_ms)} ago"
     joined = brief(node.joined) if narrow else moment(node.joined)
     return [escaped(node.id), node_state(node), heard, escaped(node.host), str(node.pid), joined]
@@ -140,16 +140,16 @@ def nodes(settings: Settings) -> None:
     default=1,
     show_default=True,
     metavar="N",
-    help="The least number of nodes.",
+    help="How many nodes must have joined.",
 )
 @shared()
 @click.pass_obj
 def health(settings: Settings, max_overdue: timedelta, min_nodes: int) -> int:
     """
-    Check that events are delivered; the exit code tells.
+    Check that events are delivered; the exit code gives the result.
 
-    Checks that the server can be reached, there are nodes, no event is overdue for long, and the
-    namespace is not paused.
+    Checks that the server can be reached, enough nodes have joined, no event is overdue for too
+    long, and the namespace is not paused.
     """
     began = time.monotonic()
     numbers: dict[str, Any] = {}

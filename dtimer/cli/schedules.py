@@ -144,7 +144,7 @@ _COLUMNS = (
     Column("next"),
     Column("", "dim"),
     Column("last"),
-    Column("event", rest=True),
+    Column("event", takes_rest=True),
 )
 
 

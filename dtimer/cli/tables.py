@@ -25,14 +25,14 @@ class Column:
         name: The heading.
         style: The style for rich.
         fold: Wrap long cells instead of cutting them, so that they can be copied.
-        rest: Give the column the space that the others leave, and cut its cells there. Only one
-            column of a table.
+        takes_rest: Give the column the space that the others leave, and cut its cells there. At
+            most one column of a table.
     """
 
     name: str
     style: str = ""
     fold: bool = False
-    rest: bool = False
+    takes_rest: bool = False
 
 
 def show(
@@ -101,16 +101,16 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) 
     for i, column in enumerate(columns):
         if column.fold:
             widths[i] = min(widths[i], longest)
-    taken = sum(w for w, c in zip(widths, columns, strict=True) if not c.rest)
+    taken = sum(w for w, c in zip(widths, columns, strict=True) if not c.takes_rest)
     for i, column in enumerate(columns):
-        if column.rest:
+        if column.takes_rest:
             widths[i] = max(8, min(widths[i], width - taken - 2 * len(columns)))
         made.add_column(column.name, overflow="fold", width=widths[i])
     for row in rows:
         texts = []
         for text, column, most in zip(row, columns, widths, strict=True):
             cell = Text(text, column.style)
-            if column.rest:
+            if column.takes_rest:
                 cell.truncate(most, overflow="ellipsis")
             texts.append(cell)
         made.add_row(*texts)

@@ -41,10 +41,10 @@ def read_posted(reply: bytes, count: int) -> tuple[bytes, int | None, str]:
         A digit for each event (one for all with generated ids): 1 if it was stored, else 0. Or
         ``x`` if nothing was, because an id existed. Then the total number of posts, and that id.
     """
-    letters, total, id = reply.split(b";", 2)
-    if (len(letters) != count or letters.strip(b"01")) and letters != b"x":
-        raise ValueError(f"expected {count} letters, each 0 or 1")
-    return letters, int(total) if total else None, text(id) if id else ""
+    digits, total, id = reply.split(b";", 2)
+    if (len(digits) != count or digits.strip(b"01")) and digits != b"x":
+        raise ValueError(f"expected {count} digits, each 0 or 1")
+    return digits, int(total) if total else None, text(id) if id else ""
 
 
 def settlement_arguments(settlements: Iterable[Settlement]) -> tuple[list[str], list[int]]:

@@ -1,9 +1,12 @@
 """
-The operations on a namespace: each method calls one script, at most a bounded number of times.
+The operations on a namespace.
 
-Times are whole microseconds. Every method may be called from any thread and ends within the
-deadline. It raises a `StoreError` if Redis could not be reached or refused, and its subclass
-`OutcomeUnknown` if the operation may have taken effect.
+Most methods call one script. `Store.cancel` may also store more times of a schedule. `Store.purge`
+and the iterations work in batches, with one call for each. Times are whole microseconds.
+
+Any thread may call any method. A call ends within the deadline. It raises a `StoreError` if Redis
+cannot be reached or refuses the operation, and its subclass `OutcomeUnknown` if the operation may
+have taken effect.
 """
 
 from __future__ import annotations
@@ -134,11 +137,14 @@ class Store:
             EventExists: The policy is ``error`` and one of the ids exists; nothing was stored.
             NotReplicated: The events were stored, but on too few replicas.
         """
+        # How many posts the server had counted before this one. If it now counts fewer, it may have
+        # been rolled back. An era is the time between two rollbacks.
         era = self.rollback.era
-        before = era.posted
+        known_total = era.posted
         verb, arguments = self._posting(entries, policy)
-        replicated, marks = None, b""
-        # If dtimer generates the ids, the reply has one letter for all events.
+        # A digit for each event: 1 if it was stored, 0 if an existing one was kept. With generated
+        # ids there is one digit for all. Or ``x`` if nothing was stored.
+        replicated, stored_marks = None, b""
         count = 1 if policy == "post_new" else len(entries)
         try:
             if replicas:
@@ -147,28 +153,28 @@ class Store:
             else:
                 reply = self.namespace.call(verb, *arguments)
             try:
-                marks, total, id = replies.read_posted(reply, count)
+                stored_marks, total, id = replies.read_posted(reply, count)
             except MALFORMED as e:
                 raise not_understood(verb, e) from e
         except StoreError as e:
-            # With ``x`` no event was stored, as if the script had refused the post.
-            marks = b"" if isinstance(e, OutcomeUnknown) else b"x"
+            # An error with a known outcome means that nothing was stored.
+            stored_marks = b"" if isinstance(e, OutcomeUnknown) else b"x"
             raise
         finally:
-            if self.walks.under_way and marks != b"x":
-                self.walks.posted(entries, marks)
+            if self.walks.under_way and stored_marks != b"x":
+                self.walks.posted(entries, stored_marks)
         if total:
-            stored = len(entries) if policy == "post_new" else marks.count(b"1")
-            if not self.rollback.posted(era, before, stored, total):
+            stored = len(entries) if policy == "post_new" else stored_marks.count(b"1")
+            if not self.rollback.posted(era, known_total, stored, total):
                 self._check_for_rollback()
-        if marks == b"x":
+        if stored_marks == b"x":
             if policy == "error":
                 raise EventExists(id)
         elif replicated and replicated.acknowledged < replicas:
             ids = [entry.id for entry in entries]
             raise NotReplicated(ids, replicas, replicated.acknowledged) from replicated.error
-        if b"0" in marks:
-            stored_or_not = zip(entries, marks, strict=False)
+        if b"0" in stored_marks:
+            stored_or_not = zip(entries, stored_marks, strict=False)
             return Posted(id, frozenset(e.id for e, m in stored_or_not if m == ord("0")))
         return Posted(id, frozenset()) if id else _ALL_STORED
 
@@ -252,8 +258,8 @@ class Store:
 
     def upcoming(self, low: str, high: str) -> Iterator[Record]:
         """Yield the scheduled events between two bounds, in due order; see `Walks`."""
-        for met in self.walks.upcoming(self.namespace.ask, low, high, _PAGE):
-            yield replies.read_scheduled(*met)
+        for stored_event in self.walks.upcoming(self.namespace.ask, low, high, _PAGE):
+            yield replies.read_scheduled(*stored_event)
 
     def dead(self) -> Iterator[DeadLetter]:
         """Yield the dead letters, oldest first; see `Walks`."""
@@ -285,12 +291,12 @@ class Store:
 
     def purge(self) -> int:
         """Delete all present dead letters, oldest first; return how many were deleted."""
-        total, present = 0, self.stats().dead
+        deleted, present = 0, self.stats().dead
         # Stop after this number: a handler that fails all the time adds letters as fast as they
         # are deleted, and the loop would not end.
-        while total < present and (deleted := self.trim(0, -1)) > 0:
-            total += deleted
-        return total
+        while deleted < present and (batch := self.trim(0, -1)) > 0:
+            deleted += batch
+        return deleted
 
     def pause(self, *, on: bool) -> bool:
         """Pause or resume the namespace; return True if that changed anything."""

@@ -248,17 +248,17 @@ class Walks:
         """True if an iteration over scheduled events is in progress."""
         return bool(self._events)
 
-    def posted(self, entries: Iterable[Placed], marks: bytes = b"") -> None:
+    def posted(self, entries: Iterable[Placed], stored_marks: bytes = b"") -> None:
         """
         Record that this timer has, or may have, posted *entries*.
 
         Args:
             entries: The events.
-            marks: The reply of the server, one byte for each event: ``0`` if it was not stored.
+            stored_marks: A byte of the server's reply for each event: ``0`` if it was not stored.
                 Empty if the reply was lost.
         """
         for i, entry in enumerate(entries):
-            if marks[i : i + 1] != b"0":
+            if stored_marks[i : i + 1] != b"0":
                 self.moved(entry.id, entry.when)
 
     def moved(self, event: str, when: str) -> None:

@@ -99,7 +99,7 @@ class Case(NamedTuple):
     after: str = ""
 
 
-#: By the page and the first line. If a sample of a page is missing here, a test below fails.
+#: The case of each sample, by its page and its first line. A test below fails if one is missing.
 CASES = {
     "README.rst: import time": Case("first\nmiddle\nlast\n"),
     'README.rst: @dt.on("event")': Case(
@@ -167,7 +167,8 @@ with dt:
     ),
 }
 
-# Run in other tests: the first until a signal (below), the second by gunicorn (test_gunicorn.py).
+# The samples that other tests run: a test below stops the first with a signal, and
+# test_gunicorn.py runs the second.
 RUN_ELSEWHERE = {
     "README.rst: import redis",
     "README.rst: # gunicorn.conf.py, also with preload_app",
@@ -186,8 +187,9 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
 
-# Calls have a longer deadline, because a sample has none for a busy machine.
-PATIENT = f"""\
+# The samples use the default deadline of a call, which a busy machine can miss. So the tests run
+# them with a longer one.
+WITH_LONG_TIMEOUT = f"""\
 import runpy, sys
 
 from dtimer.model import options
@@ -199,7 +201,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def slowed(text):
-    """Return a sample with longer delays on a slow machine, where it could be late for its own."""
+    """
+    Return a sample, on a slow machine with longer delays.
+
+    Otherwise an event could be due before the sample has posted all events.
+    """
     return re.sub(r"\bnow \+ (\d+)", lambda m: f"now + {int(m[1]) * max(1, SLOWNESS):.0f}", text)
 
 
@@ -227,9 +233,10 @@ def test_a_sample_prints_the_expected_text(block, tcp_server, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(case.before + slowed(block.text) + case.after)
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PATIENT, str(program)],
+        [sys.executable, "-W", "error", "-c", WITH_LONG_TIMEOUT, str(program)],
         capture_output=True,
         text=True,
+        # End a program that hangs before the test itself times out.
         timeout=LIMIT - 10,
         check=False,
         env=environment(DTIMER_URL=tcp_server.url),
@@ -239,7 +246,11 @@ def test_a_sample_prints_the_expected_text(block, tcp_server, tmp_path):
 
 
 def test_the_first_program_prints_what_the_readme_shows(tcp_server, tmp_path):
-    """Ctrl-C ends it silently. An earlier first program printed nothing and exited with 0."""
+    """
+    The program prints the event, and Ctrl-C ends it silently.
+
+    An earlier README showed a program that printed nothing, although it exited with 0.
+    """
     (first,) = (b for b in blocks("python") if b.name == "README.rst: import redis")
     prompt, _, shown = next(b.text for b in blocks("console") if "hello.py" in b.text).partition(
         "\n"
@@ -271,7 +282,7 @@ def without_figures(line):
 
 
 def test_two_terminals_show_what_the_readme_shows(tcp_server):
-    """A terminal listens, another posts. Both print the lines that the README shows."""
+    """``dtimer listen`` and ``dtimer post`` print the lines that the README shows."""
     (listen, post) = (
         b.text.splitlines()
         for b in blocks("console")
@@ -300,7 +311,11 @@ def test_two_terminals_show_what_the_readme_shows(tcp_server):
 
 
 def test_the_readme_and_the_page_of_runat_show_the_same_sample():
-    """The README shows the sample of the page of RunAt unchanged, so the two cannot differ."""
+    """
+    The README repeats the sample that the page of RunAt includes from a file.
+
+    Otherwise a change to the file would leave an old version in the README.
+    """
     sample = (Path(__file__).parent / "samples" / "runat.py").read_text()
     assert sample in {block.text for block in blocks("python") if block.page == "README.rst"}
 

@@ -38,7 +38,7 @@ class Program:
 
     The setting has ``name``, ``start`` (the number of this start, counting all programs), ``seed``,
     ``folder`` (of the history), ``url``, ``options`` (of timers), and more that the program needs.
-    In a cluster, it has ``home``, the port of the server.
+    In a cluster, it has ``home_port``, the port of the server.
     """
 
     def __init__(self, text: str) -> None:
@@ -62,9 +62,9 @@ class Program:
         self._clients: list[Any] = []
         #: How timers reach the server: a URL, or a client of the cluster.
         self.client_or_url: Any = self.setting["url"]
-        if "home" in self.setting:
+        if "home_port" in self.setting:
             self.client_or_url = cluster.client(
-                self.client_or_url, self.setting["home"], self.ended
+                self.client_or_url, self.setting["home_port"], self.ended
             )
             self._clients.append(self.client_or_url)
 

@@ -90,7 +90,7 @@ class Plan:
     minutes: float
     seed: int
     events: int = 0
-    #: Make the server part of a cluster whose other servers hang now and then.
+    #: Put the server into a cluster whose other servers hang now and then.
     cluster: bool = False
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="dt-soak-")))
 
@@ -233,7 +233,7 @@ class Soak:
         options = self.processes._common["options"] | {"max_run": MAX_RUN}
         bulk = bool(self.plan.events)
         # Half of the processes use a cluster client.
-        home = {"home": self.server.port} if self.plan.cluster else {}
+        home = {"home_port": self.server.port} if self.plan.cluster else {}
         for i in (1, 2, 3, 4):
             # The number of handler threads, and of events in a batch.
             own = (4, 100) if bulk else [(4, 1), (8, 1), (4, 8), (2, 1)][i - 1]

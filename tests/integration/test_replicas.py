@@ -46,7 +46,7 @@ def proxy(master):
 
 @pytest.fixture
 def make(master, link, replica):
-    """A function: make a timer that posts. The replica is in sync at first."""
+    """Return a function that makes a timer to post with. At first the replica is in sync."""
     link.heal()
     with master.client() as client:
         client.flushall()
@@ -65,7 +65,7 @@ def make(master, link, replica):
 
 @pytest.fixture
 def cut_off(link):
-    """A function: make the replica unreachable after a timer has posted an event."""
+    """Return a function that posts an event, and then makes the replica unreachable."""
 
     def cut_off(timer):
         timer.post({}, at=FAR_FUTURE)
@@ -101,9 +101,17 @@ class TestHealthy:
             timer.post_many([({}, 10_000_000)])
         assert timer.post({}, at=FAR_FUTURE, wait_replicas=0)
 
+    def test_the_timers_option_does_not_apply_to_a_post_in_a_pipeline(self, make, master):
+        """The caller executes the pipeline, so the post cannot wait, and must not be refused."""
+        timer = make(wait_replicas=1)
+        with master.client() as client, client.pipeline() as pipe:
+            timer.post({}, at=FAR_FUTURE, pipe=pipe, id="tea")
+            pipe.execute()
+        assert timer.peek("tea")
+
 
 class TestUnreplicated:
-    """The replica does not answer."""
+    """A post waits while something fails: the link, a connection, a permission, or the post."""
 
     def test_an_unreplicated_post_is_named_in_the_error(self, make, client, cut_off):
         """The event is posted. The error names it and the number of replicas that have it."""
@@ -147,8 +155,10 @@ class TestUnreplicated:
         assert 0 == raised.value.acknowledged
         assert 2 == timer.stats().totals["posted"]
 
-    def test_a_post_with_a_lost_reply_still_waits_out_of_memory(self, make, proxy, master, cut_off):
-        """A post that was stored waits for replicas, even if the server refuses posts by then."""
+    def test_a_post_with_a_lost_reply_still_waits_on_a_full_server(
+        self, make, proxy, master, cut_off
+    ):
+        """A stored post waits for replicas, even if the server is out of memory by then."""
         timer = make(url=proxy.url, timeout=2_000)
         cut_off(timer)
         # Keep the connection open: the next attempt starts only when this one times out.
@@ -182,7 +192,7 @@ class TestUnreplicated:
         assert isinstance(raised.value.__cause__, StoreError)
         assert make().peek("tea")
 
-    def test_a_refused_post_is_refused_without_waiting(self, make, link):
+    def test_a_refused_post_does_not_wait(self, make, link):
         """A post that is refused raises EventExists, whether the replicas answer or not."""
         timer = make()
         timer.post({}, at=FAR_FUTURE, id="tea")
@@ -221,14 +231,6 @@ class TestRefused:
         timer = make()
         with master.client() as client, pytest.raises(OptionError, match="pipe"):
             timer.post({}, pipe=client.pipeline(), wait_replicas=1)
-
-    def test_a_waiting_timer_does_not_wait_in_a_pipeline(self, make, master):
-        """If waiting is the timer's default, a post in a pipeline does not wait."""
-        timer = make(wait_replicas=1)
-        with master.client() as client, client.pipeline() as pipe:
-            timer.post({}, at=FAR_FUTURE, pipe=pipe, id="tea")
-            pipe.execute()
-        assert timer.peek("tea")
 
     def test_an_embedded_server_is_refused(self):
         """An embedded server has no replicas."""

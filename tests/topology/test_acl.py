@@ -40,7 +40,7 @@ def plus(commands):
 
 
 def test_a_node_works_in_a_cluster_with_the_documented_permissions_only(cluster):
-    """A cluster needs the rules for one server, and the commands that find the right server."""
+    """A node needs the permissions for a single server, and the commands that find the server."""
     _, servers = cluster
     for server in servers:
         with server.client() as admin:
@@ -51,21 +51,25 @@ def test_a_node_works_in_a_cluster_with_the_documented_permissions_only(cluster)
 
 
 def test_a_node_works_under_sentinel_with_the_documented_permissions_only(sentinel):
-    """The rules for one server suffice on the master; a Sentinel must allow one command."""
-    sentinel_of_master, master, _ = sentinel
-    (sentinel_client,) = sentinel_of_master.sentinels
+    """
+    On the master, a node needs the permissions for a single server.
+
+    On a Sentinel, which has its own users, it needs only the command that finds the master.
+    """
+    discovery, master, _ = sentinel
+    (sentinel_admin,) = discovery.sentinels
     with master.client() as admin:
         allow(admin, "dtimer", *acl.rules("dt").split())
-    allow(sentinel_client, "watcher", "-@all", *plus(acl.SENTINEL))
-    port = sentinel_client.connection_pool.connection_kwargs["port"]
-    client = Sentinel(
+    allow(sentinel_admin, "watcher", "-@all", *plus(acl.SENTINEL))
+    port = sentinel_admin.connection_pool.connection_kwargs["port"]
+    restricted = Sentinel(
         [("127.0.0.1", port)],
         sentinel_kwargs={"username": "watcher", "password": "x"},
         username="dtimer",
         password="x",
     )
-    works(client.master_for("events"))
-    for each in client.sentinels:
+    works(restricted.master_for("events"))
+    for each in restricted.sentinels:
         each.close()
 
 

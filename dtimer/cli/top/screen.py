@@ -21,7 +21,7 @@ _NODES = (
     Column("state"),
     Column("last seen", "dim"),
     Column("host", fold=True),
-    Column("pid", rest=True),
+    Column("pid", takes_rest=True),
 )
 
 

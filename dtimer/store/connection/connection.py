@@ -78,7 +78,8 @@ class Connection:
         self._packer = packer
         self._connection: Any = None
         self._socket: Socket | None = None
-        self._until = 0.0
+        # The later deadline of a large request; it also applies to its reply. 0 for other requests.
+        self._large_until = 0.0
         self.sent: bool = False
         #: How many bytes of an incomplete reply arrived before the failure; 0 if none.
         self.arrived: int = 0
@@ -125,11 +126,12 @@ class Connection:
         self.sent = False
         self.arrived = 0
         packed = self._packer.pack(script, arguments, with_source=with_source)
-        self._until = 0.0
+        self._large_until = 0.0
         if limit is not None and len(packed) >= LARGE:
             # When `sendall` returns, much of a large request may still be in this machine's
-            # buffers. So the call, including the wait for its reply, may last longer.
-            until = self._until = (until + limit) / 2
+            # buffers. So the whole call, with the wait for its reply, has a later deadline, half way
+            # between *until* and *limit*.
+            until = self._large_until = (until + limit) / 2
         clean = False
         try:
             connection = self._connection
@@ -148,7 +150,7 @@ class Connection:
                 try:
                     sock.sendall(packed)
                 except OSError as e:
-                    sock.fail(e)
+                    sock.raise_next(e)
                     connection.send_packed_command([packed], check_health=False)
             clean = True
         finally:
@@ -157,7 +159,7 @@ class Connection:
 
     def receive(self, until: float, limit: float | None = None) -> Any:
         """Return the reply to the script that was sent last."""
-        set_deadline(self._connection, max(until, self._until), limit)
+        set_deadline(self._connection, max(until, self._large_until), limit)
         return self._receive()
 
     def _receive(self) -> Any:
@@ -171,7 +173,7 @@ class Connection:
                 try:
                     reply = sock.bulk()
                 except OSError as e:
-                    sock.fail(e)
+                    sock.raise_next(e)
             if reply is None:
                 reply = connection.read_response(disable_decoding=True)
             clean = True

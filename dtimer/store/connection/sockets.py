@@ -114,7 +114,7 @@ class Socket:
         self._moving = size > 0
         self.arrived += size
 
-    def fail(self, error: OSError) -> None:
+    def raise_next(self, error: OSError) -> None:
         """Raise *error* again in the library's next operation, which has its own class for it."""
         self._failure = error
 

@@ -1,14 +1,21 @@
--- Answer a claim that was made before: its reply was lost, or the node sent it twice.
+-- Reply again to a claim: its first reply was lost, or the node sent the claim twice.
 --
 -- The reply has those events of the first reply that the node still holds under the same tokens.
--- Their leases start over. If a whole lease has passed since the first attempt, and a later attempt
--- has renewed them, the node may be unable to receive the events, so they are released for other
--- nodes. Events that exceed the limit in `flags` are released at once.
+-- Their leases start over. If a whole lease has passed since the claim was first answered, and a
+-- later reply has renewed the leases, the node may be unable to receive the events, so they are
+-- released for other nodes. Events that exceed the limit of bytes in `flags` are released at once.
 --
--- done      what was remembered: '<results>;<before>;<resends>;<first token>;<claims>;<texts>'.
---           <before> is as in the reply. <texts> is '<length>:<text>' of each claimed id, then of
---           id and reason of each event that was buried
--- Returns   the reply to the claim (lua/claim.lua); nil if dtimer has not written `done`
+-- done        what was remembered: '<results>;<before>;<resends>;<first token>;<claims>;<texts>'.
+--             <results> and <before> are those of the first reply. <resends> is how many times the
+--             claim had been sent before the copy that was answered last. <first token> is the
+--             token of the first claimed event; each further event has the next number. <claims> is
+--             how many events were claimed. <texts> is '<length>:<text>' of each claimed id, then
+--             of id and reason of each event that was buried
+-- node, lease, flags, last_heard
+--             the arguments node, lease, flags and heard of lua/claim.lua. If `!` follows the limit
+--             of bytes in `flags`, the limit is strict: a larger event is never returned. Else the
+--             first event is returned even if it is larger
+-- Returns     the reply to the claim (lua/claim.lua); nil if dtimer has not written `done`
 --
 -- Commands  hget hstrlen zadd zrem zscore
 
@@ -27,9 +34,10 @@ local function replay_claim(done, node, lease, flags, last_heard)
   end
   local first_token, ids = tonumber(token), tonumber(claimed)
   if not ids or ids > #list or first_token > 9e15 then return nil end
-  -- The first token is about the time of the first attempt: a token is the server's time, or the
-  -- previous token plus one. Release events only in reply to the latest attempt. If a later attempt
-  -- was answered, the node may have that reply, and this one must not contradict it.
+  -- The first token is about the time at which the claim was first answered: a token is the
+  -- server's time, or the previous token plus one. Release events only if no later copy of the
+  -- claim was answered: the node may have the reply to that copy, and this one must not contradict
+  -- it.
   local latest = resends > tonumber(last_resends)
   local lease_passed = NOW > first_token + lease
   -- Let Redis accept the later writes if it is out of memory (parts/types.lua).
@@ -66,9 +74,10 @@ local function replay_claim(done, node, lease, flags, last_heard)
   if latest then
     remember(table.concat({results, before, digits(resends), token, digits(ids), texts}, ';'))
   end
-  -- Leave ALIVE as the first attempt has set it, because a third attempt may be on its way.
+  -- Leave ALIVE as the first copy of the claim has set it, because another copy may be on its way.
   local heard = redis.call('ZSCORE', ALIVE, node) or ''
-  -- If the node sends this time, it has received this reply before. Do not report `before` twice.
+  -- If `last_heard` equals `heard`, the node has already received a reply to this claim, so leave
+  -- `before` empty.
   if heard ~= '' and tonumber(heard) == tonumber(last_heard) then before = '' end
   reply[1] = table.concat({digits(NOW), '0', '1', results, heard, before, '', digits(claims),
     digits(math.floor((#list - ids) / 2)), '0'}, ';') .. '|'
