@@ -129,8 +129,8 @@ class Connection:
         self._large_until = 0.0
         if limit is not None and len(packed) >= LARGE:
             # When `sendall` returns, much of a large request may still be in this machine's
-            # buffers. So the whole call, with the wait for its reply, has a later deadline, half way
-            # between *until* and *limit*.
+            # buffers. So the whole call, with the wait for its reply, has a later deadline: half
+            # way between *until* and *limit*.
             until = self._large_until = (until + limit) / 2
         clean = False
         try:
