@@ -219,7 +219,7 @@ class SteppedNode:
             finally:
                 self.running -= 1
 
-    def emit(self) -> None:
+    def emit_one(self) -> None:
         """Call the listeners of the next emission that waits."""
         self.node._callbacks.emit_one()
 
@@ -238,7 +238,7 @@ class SteppedNode:
 
     # ------------------------------------------------------------------- the node's timer
 
-    def announce(self, event: str, *what: Any) -> None:
+    def emit(self, event: str, *what: Any) -> None:
         """Record what the node emits."""
         self.world.said.append((self.name, event, what))
 
@@ -486,7 +486,7 @@ class World:
                 self._log(node, "work")
                 self.do(node, node.work)
         elif luck < 0.60:
-            self.do(node, node.emit)
+            self.do(node, node.emit_one)
         elif luck < 0.76:
             ms = self.rng.choice([0.001, 1, 20, 50, 100, 200, 300, 599, 601, 700])
             self.log.append(f"{ms} ms pass")
@@ -560,7 +560,7 @@ class World:
             for node in list(self.nodes):
                 self.do(node, node.claim)
                 self.do(node, node.work)
-                self.do(node, node.emit)
+                self.do(node, node.emit_one)
             if not self.truth.bodies and not any(n.node._dispatcher.pool.busy for n in self.nodes):
                 break
             self.clock.tick(20)
