@@ -173,6 +173,8 @@ MUTANTS = [
             "                    self._renew([lease], longer)\n", "                    pass\n"),
     _mutant("leases are not renewed", "engine/heartbeat.py", (_HEARTBEAT, _HANDLERS),
             "if now < self.due:", "if now:"),
+    _mutant("lost leases are renewed", "engine/leases.py", _HEARTBEAT,
+            "each.settled or each.known_lost or ", "each.settled or "),
     _mutant("operations are remembered for ever", "store/lua/parts/session.lua", _STORE,
             "if math.abs(age) < WINDOW then", "if results_since then"),
     # -------------------------------------------------------------------------- repeated calls
@@ -278,6 +280,9 @@ MUTANTS = [
     _mutant("a dead letter loses its payload", "store/lua/parts/format.lua", _STORE,
             "attempt .. ',' .. reason .. ',' .. #err .. '|' .. err .. body",
             "attempt .. ',' .. reason .. ',' .. #err .. '|' .. err"),
+    _mutant("a dead letter forgets on its import that the id was chosen",
+            "cli/transfer/lines.py", "tests/acceptance/test_cli_transfer.py",
+            "text, chosen_id=chosen_id)", "text)"),
     _mutant("the newest dead letters are trimmed", "store/lua/trim.lua", (_STORE, _MACHINE),
             "ids = redis.call('ZRANGE', DIED, 0, math.min(over, MOST) - 1)",
             "ids = redis.call('ZRANGE', DIED, -math.min(over, MOST), -1)"),
