@@ -97,7 +97,7 @@ class Bench:
     @contextlib.contextmanager
     def poster(self, contender: Contender, team: Team | None = None) -> Iterator[Driver]:
         """Run a process that posts. A contender that posts to itself uses the first consumer."""
-        if contender.inside and team is not None:
+        if contender.posts_from_consumer and team is not None:
             yield team.drivers[0]
             return
         with contextlib.ExitStack() as stack:

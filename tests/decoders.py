@@ -28,12 +28,12 @@ from dtimer.timer.posting import prepare_item
 _OPTIONS = validate({})
 _NEW_ID = IdGenerator()
 
-_PLAN = b'3|{"a":1}'
+_TEMPLATE = b'3|{"a":1}'
 _DEFINITION = (
     b'{"count":null,"cron":"*/5 * * * *","every":null,"jitter":0,"max_retries":3,'
     b'"misfire":"coalesce","overlap":"queue","start":null,"stop":null,"tz":"UTC"}'
 )
-_BEAT = b"print;;c;q;0;;;;1800000000000000;;;1800000300000000;;;;"
+_SCHEDULE_STATE = b"print;;c;q;0;;;;1800000000000000;;;1800000300000000;;;;"
 _NOW = 1_800_000_000_000_000
 
 
@@ -78,12 +78,16 @@ def _number(raw: bytes) -> object:
 
 def _schedule(raw: bytes) -> object:
     """Decode *raw* in each of the three places, with correct bytes in the other two."""
-    parts = [(raw, _PLAN, _BEAT), (_DEFINITION, raw, _BEAT), (_DEFINITION, _PLAN, raw)]
+    parts = [
+        (raw, _TEMPLATE, _SCHEDULE_STATE),
+        (_DEFINITION, raw, _SCHEDULE_STATE),
+        (_DEFINITION, _TEMPLATE, raw),
+    ]
     read = 0
-    for definition, plan, beat in parts:
+    for definition, template, state in parts:
         try:
             replies.read_schedule(
-                "id", [definition, plan, beat, raw, b"1" if beat is _BEAT else b""]
+                "id", [definition, template, state, raw, b"1" if state is _SCHEDULE_STATE else b""]
             )
             read += 1
         except NamespaceCorrupt:
@@ -92,7 +96,7 @@ def _schedule(raw: bytes) -> object:
 
 
 def _definition(raw: bytes) -> object:
-    definition = read_spec("id", raw, _PLAN)
+    definition = read_spec("id", raw, _TEMPLATE)
     zone(definition.tz)
     if definition.cron is not None:
         check_cron(definition.cron, definition.tz)
@@ -111,7 +115,7 @@ def _line(raw: bytes) -> object:
     return line
 
 
-def _refusal(raw: bytes) -> object:
+def _acl_error(raw: bytes) -> object:
     return acl.remedy(text(raw), "dt")
 
 
@@ -127,7 +131,7 @@ ALL: dict[str, tuple[Callable[[bytes], Any], tuple[type[Exception], ...]]] = {
     "schedule": (_schedule, ()),
     "definition": (_definition, (NamespaceCorrupt, OptionError)),
     "line": (_line, (BadLine, OptionError, PayloadError)),
-    "refusal": (_refusal, ()),
+    "refusal": (_acl_error, ()),
 }
 
 #: Valid bytes for each decoder.
@@ -146,7 +150,7 @@ GOOD = {
 }
 
 
-def attempt(name: str, raw: bytes) -> Any:
+def decode_or_refuse(name: str, raw: bytes) -> Any:
     """
     Decode *raw*.
 

@@ -26,10 +26,10 @@ class Contender:
         options: The options that the driver passes on to the library.
         events: How many events a work gives it, if not the standard number. `lateness` always
             gives 300.
-        most: How many events are made pending at most.
+        max_pending: How many events are pending at most.
         cannot: The works, or parts of works, that it cannot do, with the reason.
         batches: The largest numbers of events that its handler receives in one call.
-        inside: True if it must post from the process that consumes.
+        posts_from_consumer: True if it must post from the process that consumes.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Contender:
     says: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     events: dict[str, int] = field(default_factory=dict)
-    most: int = 100_000
+    max_pending: int = 100_000
     cannot: dict[str, str] = field(default_factory=dict)
     batches: tuple[int, ...] = (1,)
-    inside: bool = False
+    posts_from_consumer: bool = False
 
     @property
     def id(self) -> str:

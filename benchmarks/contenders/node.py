@@ -12,7 +12,7 @@ NODE = (
         "drive_npm_dtimer.js",
         "dtimer",
         says="maxRetries 0: deleted when delivered, at most once; maxEvents 8",
-        most=1_000_000,
+        max_pending=1_000_000,
     ),
     Contender(
         "npm dtimer",
@@ -22,7 +22,7 @@ NODE = (
         "dtimer",
         says="maxRetries 1 and confirm(), so leased; maxEvents 1000, or the batch given",
         options={"maxRetries": 1, "maxEvents": 1000},
-        most=1_000_000,
+        max_pending=1_000_000,
         batches=(100, 1000),
     ),
     Contender(
@@ -33,7 +33,7 @@ NODE = (
         "redis",
         says="in place of runat, which left the registry: polls every 100 ms, at most once",
         options={"interval": 100},
-        most=1_000_000,
+        max_pending=1_000_000,
     ),
     Contender(
         "runat loop",
@@ -43,7 +43,7 @@ NODE = (
         "redis",
         says="polls every 10 ms, at most once",
         options={"interval": 10},
-        most=1_000_000,
+        max_pending=1_000_000,
     ),
     Contender(
         "BullMQ",
@@ -53,7 +53,7 @@ NODE = (
         "bullmq",
         says="concurrency 1, keeps completed jobs",
         events={"drain": 5_000, "recovery": 10_000},
-        most=1_000_000,
+        max_pending=1_000_000,
     ),
     Contender(
         "BullMQ",
@@ -63,6 +63,6 @@ NODE = (
         "bullmq",
         says="concurrency 50, removeOnComplete",
         options={"concurrency": 50, "removeOnComplete": True},
-        most=1_000_000,
+        max_pending=1_000_000,
     ),
 )

@@ -39,7 +39,7 @@ PYTHON = (
         says="prefork, one process a core; acknowledges before the handler",
         events=_FAIR,
         cannot={"bulk": _ONE_BY_ONE},
-        most=20_000,
+        max_pending=20_000,
     ),
     Contender(
         "Celery",
@@ -57,7 +57,7 @@ PYTHON = (
         },
         events=_FAIR,
         cannot={"bulk": _ONE_BY_ONE},
-        most=20_000,
+        max_pending=20_000,
     ),
     Contender(
         "Dramatiq",
@@ -152,8 +152,8 @@ PYTHON = (
             "nodes": _IN_PROCESS,
             "stream": _IN_PROCESS,
         },
-        most=20_000,
-        inside=True,
+        max_pending=20_000,
+        posts_from_consumer=True,
     ),
     Contender(
         "redis-timers",
@@ -163,7 +163,7 @@ PYTHON = (
         "faststream-redis-timers",
         says="faststream; polls every 50 ms, up to 5 s when idle; 5 at a time",
         events={**_SLOW, "posting": 5_000},
-        most=50_000,
+        max_pending=50_000,
     ),
     Contender(
         "redis-timers",
@@ -174,7 +174,7 @@ PYTHON = (
         says="polls every 10 ms, even when idle; 100 at a time",
         options={"polling_interval": 0.01, "max_polling_interval": 0.01, "max_concurrent": 100},
         events={**_FAIR, "posting": 5_000},
-        most=50_000,
+        max_pending=50_000,
     ),
     Contender(
         "docket",
@@ -184,7 +184,7 @@ PYTHON = (
         "pydocket",
         says="polls every 250 ms, 10 tasks at a time",
         events=_SLOW,
-        most=50_000,
+        max_pending=50_000,
     ),
     Contender(
         "docket",
@@ -199,6 +199,6 @@ PYTHON = (
             "concurrency": 100,
         },
         events=_SLOW,
-        most=50_000,
+        max_pending=50_000,
     ),
 )

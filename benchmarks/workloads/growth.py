@@ -31,7 +31,7 @@ class Growth:
         whole = not {"drain", "memory", "lateness"} & contender.cannot.keys()
         if not whole or not (contender.ours or contender.floor):
             return []
-        counts = [count for count in memory.COUNTS if count <= contender.most]
+        counts = [count for count in memory.COUNTS if count <= contender.max_pending]
         return [Cell(self.name, contender, {"pending": count}) for count in counts]
 
     def reference(self, params: dict[str, Any]) -> dict[str, Any]:

@@ -32,8 +32,8 @@ class Memory:
         if self.name in contender.cannot or (contender.setting == TUNED and not contender.ours):
             return []
         # Filling a slow contender further would take an hour.
-        counts = {count for count in COUNTS if count <= contender.most}
-        counts.add(min(contender.most, STANDARD["pending"]))
+        counts = {count for count in COUNTS if count <= contender.max_pending}
+        counts.add(min(contender.max_pending, STANDARD["pending"]))
         return [
             Cell(self.name, contender, {"pending": count, "size": size})
             for count in sorted(counts)

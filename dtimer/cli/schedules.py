@@ -35,7 +35,7 @@ def _schedule_options(command: Command) -> Command:
         click.option("--id", type=ID, required=True, help="The id of the schedule."),
         click.option("--start", type=MOMENT, help="The first nominal time."),
         click.option("--end", type=MOMENT, help="The last possible nominal time."),
-        click.option("--count", type=int, metavar="N", help="The most occurrences."),
+        click.option("--count", type=int, metavar="N", help="The maximum number of occurrences."),
         click.option("--jitter", type=DURATION, default="0", help="A random delay of up to this."),
         click.option(
             "--misfire",
@@ -51,7 +51,9 @@ def _schedule_options(command: Command) -> Command:
             show_default=True,
             help="What to do while the previous one is running.",
         ),
-        click.option("--max-retries", type=int, metavar="N", help="Of each occurrence."),
+        click.option(
+            "--max-retries", type=int, metavar="N", help="How often each one may be retried."
+        ),
     )
     for option in reversed(options):
         command = option(command)
@@ -60,7 +62,7 @@ def _schedule_options(command: Command) -> Command:
 
 def _declare(
     settings: Settings,
-    method: Callable[[DTimer], Callable[..., Declared]],
+    method_of: Callable[[DTimer], Callable[..., Declared]],
     rule: dict[str, Any],
     event: dict[str, Any],
     given: dict[str, Any],
@@ -70,7 +72,7 @@ def _declare(
 
     Args:
         settings: The settings of the command.
-        method: Returns `DTimer.every` or `DTimer.cron` of a timer.
+        method_of: Returns `DTimer.every` or `DTimer.cron` of a timer.
         rule: The arguments of the method that say when the event recurs. The first is positional.
         event: The payload.
         given: The options of `_schedule_options`, as the user gave them.
@@ -83,7 +85,7 @@ def _declare(
     prepare_schedule(validate({"ns": settings.ns}), id=id, ev=event, **rule, **given)
     (_, when), *more = rule.items()
     with opened(settings) as timer:
-        outcome = method(timer)(when, event, id=id, **dict(more), **given)
+        outcome = method_of(timer)(when, event, id=id, **dict(more), **given)
         schedule = timer.schedule(id)
     due = None if schedule is None else schedule.due
     following = "no occurrence left" if due is None else f"next {moment(due)}"
@@ -133,7 +135,7 @@ def every(settings: Settings, /, interval: timedelta, event: dict[str, Any], **g
 def cron(
     settings: Settings, /, expression: str, event: dict[str, Any], tz: str, **given: Any
 ) -> None:
-    """Declare a schedule: EVENT recurs by the calendar."""
+    """Declare a schedule: EVENT recurs at the times that match EXPRESSION."""
     rule = {"cron": expression, "tz": tz}
     _declare(settings, lambda timer: timer.cron, rule, event, given)
 

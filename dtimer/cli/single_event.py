@@ -30,7 +30,7 @@ from dtimer.monitor.fields import record_fields
 @shared()
 @click.pass_obj
 def peek(settings: Settings, id: str) -> int:
-    """Show the event ID, whether it is waiting, in flight or dead."""
+    """Show the event ID and its state: scheduled, in flight or dead."""
     with opened(settings) as timer:
         record = timer.peek(id)
     if record is None:
@@ -69,7 +69,7 @@ def peek(settings: Settings, id: str) -> int:
 @shared()
 @click.pass_obj
 def reschedule(settings: Settings, id: str, when: timedelta | Moment) -> int:
-    """Change when the waiting event ID, or its retry, is due."""
+    """Change the due time of the event ID, which waits for its start or its retry."""
     print_assumed_zones(settings, due=when)
     with opened(settings) as timer:
         if isinstance(when, Moment):

@@ -16,7 +16,7 @@ from dtimer.model.options import MOST_CLAIMS
 
 #: The handler threads may have at most this many seconds of work in advance. Settlements wait no
 #: longer than this for a claim that carries them.
-IN_ADVANCE = 0.005
+MAX_ADVANCE_SECONDS = 0.005
 
 # The most batches for each thread.
 _MOST = 64
@@ -84,7 +84,7 @@ class Batching:
     def claimed_too_many(self) -> None:
         """Record that events claimed in advance waited too long for a thread."""
         self._streak = 1
-        self._handler_seconds = 2 * (self._handler_seconds or IN_ADVANCE)
+        self._handler_seconds = 2 * (self._handler_seconds or MAX_ADVANCE_SECONDS)
 
     def claim_answered(self, limit: int, claimed: int, *, overdue: bool) -> None:
         """
@@ -108,7 +108,7 @@ class Batching:
         claim does not make a backlog.
         """
         took = self._handler_seconds
-        if self._streak < _BACKLOG or took is None or took > IN_ADVANCE:
+        if self._streak < _BACKLOG or took is None or took > MAX_ADVANCE_SECONDS:
             return 0
         return self.batches
 
@@ -118,4 +118,4 @@ class Batching:
         took = self._handler_seconds
         if self._streak == 1 or took is None:
             return 1
-        return max(1, min(self._streak, int(IN_ADVANCE / max(took, 1e-6))))
+        return max(1, min(self._streak, int(MAX_ADVANCE_SECONDS / max(took, 1e-6))))

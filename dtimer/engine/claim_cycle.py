@@ -17,7 +17,7 @@ import contextlib
 import time
 
 from dtimer import log as messages
-from dtimer.engine.batching import IN_ADVANCE
+from dtimer.engine.batching import MAX_ADVANCE_SECONDS
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.next_claim import must_claim_at_once, seconds_until_next
 from dtimer.engine.ports import Consumer
@@ -174,10 +174,11 @@ class ClaimCycle:
                 with contextlib.suppress(Exception):
                     seat.heartbeat.beat()
             pause = seat.connectivity.failed(e, claim_answered=True)
-            return min(pause, IN_ADVANCE) if outstanding else pause
+            return min(pause, MAX_ADVANCE_SECONDS) if outstanding else pause
         seat.connectivity.answered()
         if outstanding:
-            return IN_ADVANCE  # Read the reply to the next claim after this time at the latest.
+            # Read the reply to the next claim after this time at the latest.
+            return MAX_ADVANCE_SECONDS
         if seat.pipeline.request is not None:
             # The next request could not be sent. Sending it again will show why.
             return 0.0

@@ -9,8 +9,8 @@ then, the event waits for one as long as the node looks ahead (20 ms), or for a 
 other node has joined. After this wait it is released.
 
 Rule 3: a single handler thread starts events in the order of their due times. If one of them is
-released, all events that were claimed after it are released, too. The claim that carries these
-settlements claims them again.
+released, all events that were claimed after it are released, too. The claim that carries the
+releases may claim the same events again, in order.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from dtimer.engine.batch_runner import BatchRunner
-from dtimer.engine.batching import IN_ADVANCE, Batching, claim_size, claim_size_while_busy
+from dtimer.engine.batching import MAX_ADVANCE_SECONDS, Batching, claim_size, claim_size_while_busy
 from dtimer.engine.clock import boottime
 from dtimer.engine.handler_pool import HandlerPool
 from dtimer.engine.lease import Lease
@@ -49,8 +49,8 @@ class Dispatcher:
         #: The events that wait for their due time, or for a free thread.
         self.lookahead: LookaheadQueue = LookaheadQueue(options)
         #: How many batches a claim takes for each thread. More than one only if a due event may
-        #: wait for a thread for at least `IN_ADVANCE` before it is released.
-        self.batching: Batching = Batching(allowed=self.lookahead.patience >= IN_ADVANCE)
+        #: wait for a thread for at least `MAX_ADVANCE_SECONDS` before it is released.
+        self.batching: Batching = Batching(allowed=self.lookahead.patience >= MAX_ADVANCE_SECONDS)
         self._runner = BatchRunner(seat, self.batching, consumer, host)
         #: The handler threads.
         self.pool: HandlerPool = HandlerPool(
@@ -67,8 +67,12 @@ class Dispatcher:
         return max(0, min(free * self.max_events, MOST_CLAIMS))
 
     def claim_size(self, demand: int) -> tuple[int, int]:
-        """Return how many events to claim, and how far ahead: see `batching.claim_size`."""
-        if self._leases.recalling and self._leases.exceed_a_claim:
+        """
+        Return how many events to claim, and how far ahead: see `batching.claim_size`.
+
+        *demand* is how many events the listeners or readers can take.
+        """
+        if self._leases.must_release_waiting and self._leases.exceed_a_claim:
             # This claim cannot carry all releases. Later events that it claims would be started
             # before those that are not released yet.
             return 0, 0
@@ -76,8 +80,13 @@ class Dispatcher:
         return claim_size(self.free_slots(), demand, waiting, self.batching.batches, ahead_us)
 
     def claim_size_while_busy(self, batches: int, limit: int, claimed: int, demand: int) -> int:
-        """Return how many events to claim meanwhile: see `batching.claim_size_while_busy`."""
-        if self._leases.recalling:
+        """
+        Return how many events to claim while the threads run those that were just claimed.
+
+        See `batching.claim_size_while_busy`. *batches* is how many batches one thread handles in
+        time.
+        """
+        if self._leases.must_release_waiting:
             return 0
         most = self.max_events * batches
         left = demand - self.pool.busy * self.max_events
@@ -109,8 +118,9 @@ class Dispatcher:
         Returns:
             True if events were released, so that a claim should carry the releases at once.
         """
-        # Also release the events of a reply that was under way when the others were released.
-        released = self._release_all() if self._leases.recalling else False
+        # Also release the events of a reply that was under way when the look-ahead queue was
+        # released.
+        released = self._release_all() if self._leases.must_release_waiting else False
         while self.lookahead and self.pool.busy < self.pool.size:
             batch = self.lookahead.pop_due(self.max_events)
             if not batch:
@@ -118,7 +128,7 @@ class Dispatcher:
             # Leases may have expired here, if the machine was suspended. Events with an expiry
             # may have waited too long; the server makes dead letters of them.
             now = boottime()
-            if any(now > lease.expires_at or lease.lost(now) for lease in batch):
+            if any(now > lease.event_expires_at or lease.lost(now) for lease in batch):
                 self._release(batch)
                 released = True
                 continue
@@ -154,6 +164,7 @@ class Dispatcher:
 
     def _release(self, leases: list[Lease]) -> None:
         """Release *leases*; with one handler thread, also the whole look-ahead queue."""
+        # Unlike `settle_as`, this makes `start_due` also release the events of a reply under way.
         self._leases.release(leases)
         if self._in_order:
             self._release_all()
@@ -189,7 +200,8 @@ class Dispatcher:
         """
         Release the events of the look-ahead queue that this process has, or may have, replaced.
 
-        Must be called after the post: an event released before it could be claimed again at once.
+        Must be called after the post. Otherwise a node could claim the old event again between the
+        release and the post.
 
         Returns:
             True if there were any, so that a claim should carry the releases soon.

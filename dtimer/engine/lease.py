@@ -102,7 +102,7 @@ class Lease:
         self.event: Event | None = None
         self.started: float | None = None
         #: When the event expires, on the clock of `boottime`: it must not start later.
-        self.expires_at: float = math.inf
+        self.event_expires_at: float = math.inf
         #: True if losing this lease is expected: this process replaced the event, or sent a
         #: settlement whose reply was lost.
         self.superseded: bool = False

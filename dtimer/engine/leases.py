@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 
 from dtimer import log as messages
-from dtimer.engine.batching import IN_ADVANCE
+from dtimer.engine.batching import MAX_ADVANCE_SECONDS
 from dtimer.engine.clock import boottime
 from dtimer.engine.lease import Lease, trusted_until
 from dtimer.engine.ports import Announcements, LeaseStore
@@ -70,7 +70,7 @@ class LeaseTable:
         #: With a single handler thread, True after a release until a claim carries all releases.
         #: Meanwhile the node releases all events that wait, because they may be due after the
         #: released one.
-        self.recalling: bool = False
+        self.must_release_waiting: bool = False
 
     def grant(self, claims: Sequence[Claim], sent: float, unread_ms: float = 0.0) -> list[Lease]:
         """
@@ -97,7 +97,7 @@ class LeaseTable:
             # A test's clock does not advance while an event waits.
             if claim.expires_us is not None and self._options.now is None:
                 left = (claim.expires_us - claim.claimed_us) / 1e6
-                lease.expires_at = boottime() - (time.monotonic() - sent) + left
+                lease.event_expires_at = boottime() - (time.monotonic() - sent) + left
             leases.append(lease)
         self._add(leases)
         return leases
@@ -137,7 +137,7 @@ class LeaseTable:
         # Set the flag after the release. A claim may reset it, and a claim between the two steps
         # would reset it before the release exists. In this order, such a claim carries the
         # release, and the flag only causes some needless releases.
-        self.recalling = self._in_order
+        self.must_release_waiting = self._in_order
 
     def abandon(self) -> None:
         """Retry the events of handlers that still run; the attempt counts. The node leaves now."""
@@ -151,15 +151,15 @@ class LeaseTable:
         """Remove and return the settlements that the next claim carries."""
         # Clear the mark before taking the settlements. A handler thread may now add a release and
         # set the mark again. If the next claim carries that release, it must find the mark.
-        recalling, self.recalling = self.recalling, False
+        must_release_waiting, self.must_release_waiting = self.must_release_waiting, False
         taken = self._settlements[:MOST_SETTLEMENTS]
         if len(taken) > _FEW:
             sizes = itertools.accumulate([len(s.error) for s in taken])
             del taken[max(1, bisect.bisect_right(list(sizes), _MOST_TEXT)) :]
         # By their number: other threads may have added settlements meanwhile.
         del self._settlements[: len(taken)]
-        if recalling and self._settlements:
-            self.recalling = True
+        if must_release_waiting and self._settlements:
+            self.must_release_waiting = True
         return taken
 
     @property
@@ -170,8 +170,8 @@ class LeaseTable:
     def linger(self) -> float | None:
         """Return for how many seconds settlements may wait for others; None to send them now."""
         waited = time.monotonic() - self._unsettled_since
-        if waited < IN_ADVANCE and len(self._settlements) < MOST_SETTLEMENTS:
-            return IN_ADVANCE - waited
+        if waited < MAX_ADVANCE_SECONDS and len(self._settlements) < MOST_SETTLEMENTS:
+            return MAX_ADVANCE_SECONDS - waited
         return None
 
     @property

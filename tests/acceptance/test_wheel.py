@@ -1,7 +1,7 @@
 """
 The package as a user installs it: built, installed, and run from another folder.
 
-The source archive is built first and the wheel from it, as an installer without a wheel does. So a
+The source archive is built first and the wheel from it, as pip does when it finds no wheel. So a
 file that MANIFEST.in or setup.cfg omits is missing here.
 """
 
@@ -29,7 +29,7 @@ pytestmark = [
 ]
 
 
-#: A post and its delivery, with the installed package and a server of the tests.
+#: A post and its delivery, with the installed package and a test server.
 POST_AND_HANDLE = """
 import queue, sys
 from dtimer import DTimer
@@ -115,14 +115,14 @@ def shipped():
 
 
 def test_the_build_prints_no_warning(built):
-    """In this way setuptools announces that its next version will leave the scripts out."""
+    """A warning is how setuptools announces that its next version will leave the scripts out."""
     lines = (built / "build.log").read_text("utf-8").splitlines()
     assert lines[-1].startswith("Successfully built")
     assert [] == [line for line in lines if WARNING.search(line)]
 
 
 class TestArchive:
-    """The source archive, from which a distribution builds and tests."""
+    """The source archive, from which Linux distributions build and test the package."""
 
     def test_it_contains_the_tests_and_the_docs(self, archive):
         """The source archive contains the tests, the docs and the files of the project's root."""
@@ -154,7 +154,7 @@ class TestArchive:
         """A checkout in which the tests have run contains compiled modules."""
         assert set() == {name for name in archive if name.endswith(".pyc")}
 
-    def test_it_contains_the_scripts(self, archive):
+    def test_it_contains_the_lua_scripts(self, archive):
         """The source archive contains every script and the typing marker."""
         assert set() == shipped() - archive
 
@@ -162,7 +162,7 @@ class TestArchive:
 class TestWheel:
     """The metadata and the contents of the wheel."""
 
-    def test_it_contains_the_scripts(self, wheel):
+    def test_it_contains_the_lua_scripts(self, wheel):
         """The wheel contains every script and the typing marker, and nothing except the package."""
         with zipfile.ZipFile(wheel) as file:
             names = set(file.namelist())

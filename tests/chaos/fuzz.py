@@ -35,7 +35,7 @@ def one(data: bytes) -> None:
     name = NAMES[data[0] % len(NAMES)]
     began = time.monotonic()
     try:
-        decoders.attempt(name, data[1:])
+        decoders.decode_or_refuse(name, data[1:])
     except BaseException:
         sys.stderr.write(f"decoder {name!r}, bytes {data[1:]!r}\n")
         raise

@@ -1,4 +1,4 @@
-"""An event in a handler: failures, listeners, its own calls, batches and its lease."""
+"""An event in a handler: failures, listeners, calls about the event, batches and its lease."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Boom(Exception):
 
 
 class Unprintable(Exception):
-    """An exception whose text cannot be made."""
+    """An exception whose ``str`` raises."""
 
     def __str__(self):
         raise Boom("not even that")
@@ -41,11 +41,11 @@ def state_and_attempt(timer, id):
 
 @pytest.fixture
 def score(client, namespace):
-    """A function: return an event's score in ``due``, its due time or the end of its lease."""
+    """Return a function that reads an event's score in ``due``: its due time or its lease's end."""
     return lambda name: client.zscore(Keys.of(namespace).due, name)
 
 
-def claims_once(timer):
+def make_it_claim_again(timer):
     """Make the node claim once more, and wait for the reply."""
     contact = timer._node._contact
     answered = contact.answered
@@ -189,7 +189,7 @@ class TestListeners:
             timer.post({"n": 1})
             assert [{"n": 1}] == batches.get(timeout=PATIENCE)
             second = timer.post({"n": 2})
-            claims_once(timer)
+            make_it_claim_again(timer)
             assert 0 == timer.peek(second).attempt
         assert batches.empty()
 
@@ -233,7 +233,7 @@ class TestListeners:
         timer = make(poll_interval=LATER)
         with timer:
             id = timer.post({})
-            claims_once(timer)
+            make_it_claim_again(timer)
             assert (State.SCHEDULED, 0) == state_and_attempt(timer, id)
             assert [False] == [node.waiting for node in timer.nodes()]
             caught = Catch(timer, "event")
@@ -250,7 +250,7 @@ class TestListeners:
             second = timer.post({})
             handler.go_on()
             eventually(lambda: timer.peek(first) is None)
-            claims_once(timer)
+            make_it_claim_again(timer)
             assert 0 == timer.peek(second).attempt
 
 
@@ -306,7 +306,7 @@ class TestOwnEvent:
         assert errors.empty()
 
     @pytest.mark.fault("F81")
-    def test_a_handler_that_cancels_its_event_gets_in_flight(self, make):
+    def test_cancel_by_the_events_own_handler_returns_in_flight(self, make):
         """The event is not retried if the handler then fails."""
         timer = make(backoff=0)
         results = []
@@ -438,7 +438,7 @@ class TestOrder:
                 eventually(lambda: timer._node)
                 dispatcher = timer._node._dispatcher
                 eventually(lambda: dispatcher._behind or not dispatcher.lookahead)
-                claims_once(timer)
+                make_it_claim_again(timer)
             if len(seen) == count:
                 done.set()
 
@@ -500,7 +500,7 @@ class TestLease:
         with timer:
             id = timer.post({})
             (ev,) = caught.next()
-            claims_once(timer)
+            make_it_claim_again(timer)
             assert State.IN_FLIGHT is timer.peek(id).state
             assert not ev.lease_lost
             assert ev.confirm() is True

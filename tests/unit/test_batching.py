@@ -2,7 +2,7 @@
 
 import pytest
 
-from dtimer.engine.batching import IN_ADVANCE, Batching, claim_size, claim_size_while_busy
+from dtimer.engine.batching import MAX_ADVANCE_SECONDS, Batching, claim_size, claim_size_while_busy
 
 QUICK = 1e-6  # seconds that a handler takes
 
@@ -112,16 +112,16 @@ def test_ignores_a_claim_that_asked_for_nothing(batching):
 def test_claims_what_the_slowest_recent_handler_finishes_in_time(batching):
     """Further events would wait too long for a thread."""
     answer_full_claims(batching, 6)
-    batching.handler_took(IN_ADVANCE / 4)
+    batching.handler_took(MAX_ADVANCE_SECONDS / 4)
     assert 4 == batching.batches
-    batching.handler_took(IN_ADVANCE * 5)
+    batching.handler_took(MAX_ADVANCE_SECONDS * 5)
     assert 1 == batching.batches
 
 
 def test_halves_the_estimate_after_a_release(batching):
     """A release means that the handlers are slower than they seemed."""
     answer_full_claims(batching, 6)
-    batching.handler_took(IN_ADVANCE / 8)
+    batching.handler_took(MAX_ADVANCE_SECONDS / 8)
     batching.claimed_too_many()
     assert 1 == batching.batches
     answer_full_claims(batching, 6)
@@ -131,7 +131,7 @@ def test_halves_the_estimate_after_a_release(batching):
 def test_remembers_a_slow_handler_for_a_while(batching):
     """A single slow handler among quick ones may be followed by another."""
     answer_full_claims(batching, 6)
-    batching.handler_took(IN_ADVANCE)
+    batching.handler_took(MAX_ADVANCE_SECONDS)
     batching.handler_took(QUICK)
     assert 1 == batching.batches
     for _ in range(100):
@@ -158,5 +158,5 @@ def test_sends_a_claim_ahead_after_two_full_claims_if_handlers_are_quick(batchin
     assert 0 == batching.in_backlog
     answer_full_claims(batching, 1)
     assert 4 == batching.in_backlog
-    batching.handler_took(IN_ADVANCE * 5)
+    batching.handler_took(MAX_ADVANCE_SECONDS * 5)
     assert 0 == batching.in_backlog

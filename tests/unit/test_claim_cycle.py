@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from seats import HOUR_S, CycleHarness, Refused, Wrong, ahead, broken, reply
 
-from dtimer.engine.batching import IN_ADVANCE
+from dtimer.engine.batching import MAX_ADVANCE_SECONDS
 from dtimer.engine.clock import boottime
 from dtimer.errors import ClockJump, StoreError
 from dtimer.model.claims import Outcome, Verdict
@@ -517,7 +517,7 @@ class TestPipelining:
 
     def test_reads_the_reply_within_milliseconds_if_no_thread_does(self, backlog):
         """The claimed events must not wait in an unread reply."""
-        assert 0 < backlog.claim() <= IN_ADVANCE
+        assert 0 < backlog.claim() <= MAX_ADVANCE_SECONDS
 
     def test_counts_events_under_way_against_the_demand(self, backlog):
         """Events in an unread reply and running events together stay within the demand."""
@@ -649,7 +649,7 @@ class TestPipelining:
         """The server would not answer the earlier claim again. The reply is kept and read later."""
         answer = several(4, 4)
         backlog.store.answers[0] = replace(answer, claims=Unreadable(answer.claims))
-        assert 0 < backlog.claim() <= IN_ADVANCE
+        assert 0 < backlog.claim() <= MAX_ADVANCE_SECONDS
         assert backlog.pipeline.pending
         assert 1 == len(backlog.dispatcher.lookahead)
         backlog.claim()

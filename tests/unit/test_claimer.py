@@ -181,7 +181,7 @@ class TestClaimInline:
     def test_settles_a_quick_event_while_the_next_one_of_its_batch_runs(self, build, monkeypatch):
         """The next event may take long. A crash in the meantime would repeat the finished one."""
         # A settlement that has waited this long is sent at once, which a slow machine may reach.
-        monkeypatch.setattr("dtimer.engine.leases.IN_ADVANCE", 1.0)
+        monkeypatch.setattr("dtimer.engine.leases.MAX_ADVANCE_SECONDS", 1.0)
         # No heartbeat may carry the settlement.
         harness = build(lease=3_600_000)
         harness.begin(reply("quick", "slow"))

@@ -91,7 +91,7 @@ class TestEveryDecoder:
     def test_bytes_that_once_failed(self, name, raw):
         """Each finding of the fuzzer is tried on every decoder, and none takes long."""
         began = time.monotonic()
-        decoders.attempt(name, raw)
+        decoders.decode_or_refuse(name, raw)
         assert time.monotonic() - began < PROMPT
 
     @pytest.mark.parametrize("raw", CORPUS, ids=range(len(CORPUS)))
@@ -100,13 +100,13 @@ class TestEveryDecoder:
         try:
             int("not a number")
         except ValueError:
-            decoders.attempt(name, raw)
+            decoders.decode_or_refuse(name, raw)
 
     @given(raw=_garbage | _lines | _json.map(lambda v: json.dumps(v).encode()))
     @settings(max_examples=60, deadline=None)
     def test_random_bytes_json_and_lines_of_an_export(self, name, raw):
         """Another program, or a damaged file, may contain any bytes."""
-        decoders.attempt(name, raw)
+        decoders.decode_or_refuse(name, raw)
 
 
 class TestDepth:
@@ -139,5 +139,5 @@ class TestDepth:
 def test_each_decoder_accepts_bytes_that_dtimer_writes():
     """A decoder that refused everything would pass all other tests."""
     for name, raw in decoders.GOOD.items():
-        assert decoders.attempt(name, raw), name
+        assert decoders.decode_or_refuse(name, raw), name
     assert set(decoders.GOOD) == set(decoders.ALL)

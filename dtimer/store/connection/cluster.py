@@ -159,8 +159,8 @@ class ClusterSource:
         self._home_of_slot[self._slot_of(keys.due.encode())] = address
 
     @property
-    def place(self) -> str:
-        """See `Source.place`."""
+    def address(self) -> str:
+        """See `Source.address`."""
         shown = [f"{host}:{port}" for host, port in self._nodes[:_SERVERS_IN_MESSAGE]]
         more = ", …" if len(self._nodes) > _SERVERS_IN_MESSAGE else ""
         return f"the cluster of {', '.join(shown)}{more}"

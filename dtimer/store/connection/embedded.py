@@ -32,8 +32,8 @@ class EmbeddedSource:
         self._lock = threading.RLock()
 
     @property
-    def place(self) -> str:
-        """See `Source.place`."""
+    def address(self) -> str:
+        """The URL, for messages."""
         return self._url
 
     def _attached(self) -> PoolSource:
@@ -88,7 +88,7 @@ class EmbeddedSource:
         """
         Replace the lock, which another thread may have held during the fork.
 
-        The child keeps its copy of the connection that keeps the server running.
+        The child inherits the connection to the supervisor, so the server also runs for it.
         """
         self._lock = threading.RLock()
 

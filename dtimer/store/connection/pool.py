@@ -142,8 +142,8 @@ class PoolSource:
         return not self._class.__module__.startswith("fakeredis")
 
     @property
-    def place(self) -> str:
-        """See `Source.place`."""
+    def address(self) -> str:
+        """See `Source.address`."""
         if self._sentinels:
             asked = [endpoint(s.connection_pool.connection_kwargs) for s in self._sentinels]
             return f"master {self._pool.service_name!r} of the Sentinels {', '.join(asked)}"

@@ -34,8 +34,8 @@ class Source(Protocol):
         ...
 
     @property
-    def place(self) -> str:
-        """The address of the server, for messages: host and port, without user and password."""
+    def address(self) -> str:
+        """The address of the server, for messages: without user and password."""
         ...
 
     def connection(self, keys: Keys) -> Connection | ClusterConnection:
