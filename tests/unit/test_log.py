@@ -320,7 +320,7 @@ class TestContact:
 
     @pytest.fixture
     def contact(self, logged, announced):
-        server = SimpleNamespace(place="redis://…@host")
+        server = SimpleNamespace(address="redis://…@host")
         store = SimpleNamespace(server=server, ns="dt")
         announcements = SimpleNamespace(announce=lambda *what: announced.append(what))
         contact = Contact(store, announcements, logged.log)

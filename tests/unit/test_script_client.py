@@ -45,7 +45,7 @@ def clock(monkeypatch):
 def script_client(clock):
     """A script client for a server that does not exist."""
     connection = FakeConnection()
-    source = SimpleNamespace(connection=lambda keys: connection, place="nowhere")
+    source = SimpleNamespace(connection=lambda keys: connection, address="nowhere")
     return ScriptClient(source, Keys.of("x"), TIMEOUT, None)
 
 
