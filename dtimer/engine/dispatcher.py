@@ -105,7 +105,7 @@ class Dispatcher:
             self._leases.settle_as(leases, Verdict.RELEASE)
             return
         self.lookahead.add(leases, received_at)
-        if gone := self._seat.superseded_ids.since(seq):
+        if gone := self._seat.superseded_ids.to_release(seq, leases):
             # The leases are in the queue by now, so a later post finds them there. The ids of
             # earlier posts are found here. In the other order, a post in between would be missed.
             self._release_ids(gone)

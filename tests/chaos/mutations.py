@@ -27,6 +27,7 @@ _RUNNER = "tests/unit/test_batch_runner.py"
 _NEXT_CLAIM = "tests/unit/test_next_claim.py"
 _LISTENER = "tests/unit/test_listener.py"
 _SERVICE = "tests/unit/test_service.py"
+_SUPERSEDED = "tests/unit/test_superseded.py"
 _INTERRUPTIONS = "tests/unit/test_interruptions.py"
 _OUTAGES = "tests/integration/test_outages.py"
 _REFUSES = "tests/faults/test_server_refuses.py::TestAfterALostReply"
@@ -229,6 +230,11 @@ MUTANTS = [
     _mutant("an event that is replaced before the reply of its claim is read is delivered",
             "engine/claim_cycle.py", _CYCLE,
             "        seat.superseded_ids.begin(seat.pipeline.seq + 1)\n", ""),
+    _mutant("an event that is posted again during each claim never starts",
+            "engine/superseded.py", _CYCLE, "        ids -= again\n", ""),
+    _mutant("a node whose claims are refused remembers the id of each post",
+            "engine/superseded.py", _SUPERSEDED,
+            "            if len(self._ids) > _MOST_IDS:\n", "            if False:\n"),
     _mutant("a handler thread that becomes free during a claim is not noticed",
             "engine/claimer.py", _CLAIMER,
             "            self._thread_freed = True\n            self._bell.nudge()\n", ""),

@@ -178,6 +178,21 @@ class TestReplaced:
         harness.claim()
         assert [("tea", Verdict.RELEASE)] == harness.settled
 
+    def test_starts_an_event_although_each_of_its_claims_is_overtaken_by_a_post(self, harness):
+        """A process that posts an id again and again does not keep the event from starting."""
+        answer = harness.store.answer
+
+        def replaced(request):
+            harness.seat.superseded_ids.add({"tea"})
+            return answer(request)
+
+        harness.store.answer = replaced
+        harness.claim(reply("tea"))
+        harness.claim(reply("tea", first=2))
+        harness.handle()
+        assert [("tea", Verdict.RELEASE)] == harness.settled
+        assert [["tea"]] == harness.handled
+
     def test_keeps_an_event_that_was_posted_before_its_claim(self, harness):
         """The claim returns the new event. A release would make it late."""
         harness.seat.superseded_ids.add({"tea"})
