@@ -68,9 +68,12 @@ class Bell:
         return -1 if pipe is None else pipe.reader
 
     def ring(self) -> None:
-        """End the current wait, or the next one. Does nothing after `close`."""
-        if self._rung:
-            return
+        """
+        End the current wait, or the next one. Does nothing after `close`.
+
+        Writes even if the bell is rung already: the call that rang it may not have written yet, and
+        a signal handler that interrupts that call may wait for the effect of its own ring.
+        """
         if (pipe := self._pipe) is not None:
             self._rung = True
             pipe.write()

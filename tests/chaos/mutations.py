@@ -494,6 +494,10 @@ MUTANTS = [
             "timer/node.py", "tests/integration/test_interruptions.py",
             "        self.leaving = True\n        if self._starter is not None:\n",
             "        self.leaving = self._starter is None\n        if False:\n"),
+    _mutant("a ring within a ring is left to the interrupted one", "engine/bell.py", _INTERRUPTIONS,
+            "        if (pipe := self._pipe) is not None:\n            self._rung = True\n",
+            "        if not self._rung and (pipe := self._pipe) is not None:\n"
+            "            self._rung = True\n"),
     _mutant("an interrupted reader stays registered", "engine/readers.py", _INTERRUPTIONS,
             "        reading.abandoned = True\n        self._withdraw(reading)\n",
             "        reading.abandoned = True\n"),

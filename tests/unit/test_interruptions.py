@@ -462,6 +462,40 @@ def test_calls_of_a_bell_inside_each_other_never_block_a_later_ring(rung, outer,
         bell.close()
 
 
+@at_each_bytecode(more_than=10)
+def test_a_ring_inside_a_ring_takes_effect_at_once(interrupt):
+    """
+    A signal handler may leave the namespace: it rings, and waits for the thread that it has rung
+    for. The interrupted ring continues only after that.
+    """
+    bell = Bell()
+    woken = []
+
+    def handler():
+        bell.ring()
+        woken.append(bell.wait(0))
+
+    try:
+        interrupt(bell.ring, handler)
+        assert [True] == woken
+    finally:
+        bell.close()
+
+
+@at_each_bytecode(more_than=2, raises=True)
+def test_a_ring_after_an_interrupted_ring_takes_effect(interrupt):
+    """An exception of a signal handler may end a ring halfway. A later leave() must not wait."""
+    bell = Bell()
+    try:
+        with contextlib.suppress(Alarm):
+            interrupt(bell.ring, raise_alarm)
+        bell.ring()
+        assert bell.wait(0)
+        assert bell.clear()
+    finally:
+        bell.close()
+
+
 def test_signals_are_handled_as_before_after_an_interrupted_run():
     """A Ctrl-C while run() restores the signal handlers must leave none that swallows signals."""
 
