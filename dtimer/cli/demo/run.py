@@ -34,8 +34,8 @@ NODES, EVENTS = ("node-1", "node-2", "node-3"), 400
 MIN_DELAY, MAX_DELAY, FATAL_DELAY, LEASE = 300, 6_500, 2_000, 2_000
 
 #: The longest waits for all nodes to join, all events to be handled and all nodes to leave, and the
-#: time between two frames of the table, in seconds.
-_JOINING, _HANDLING, _LEAVING, _FRAME = 10.0, 14.0, 3.0, 0.1
+#: time between two frames of the table, in seconds. The waits are long enough for a busy machine.
+_JOINING, _HANDLING, _LEAVING, _FRAME = 20.0, 30.0, 10.0, 0.1
 
 
 @contextlib.contextmanager
