@@ -6,8 +6,9 @@ of the reply that has one of these ids. This does no harm. If the post has repla
 server ignores the release. If the post has failed, the event is still valid, and the next claim
 takes it again.
 
-An event is released in this way only once. If it is posted again during each claim, it starts from
-every second claim. Otherwise it would not start before these posts end.
+An event that was released in this way starts from the next claim that has it, even if a post has
+overtaken this claim too. Otherwise an event that is posted again during each claim would not start
+before these posts end.
 """
 
 from __future__ import annotations
