@@ -82,6 +82,10 @@ class Interruption:
         if self.where is not None:
             frame.f_trace_opcodes = False
             return None
+        if event == "exception":
+            # The call has raised. The interpreter then goes to the frame's handler, such as the end
+            # of a `with`, and handles no signal before it.
+            self._after[id(frame)] = False
         if event == "opcode":
             name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
             handled = self._after.get(id(frame), False)

@@ -135,7 +135,7 @@ def every(settings: Settings, /, interval: timedelta, event: dict[str, Any], **g
 def cron(
     settings: Settings, /, expression: str, event: dict[str, Any], tz: str, **given: Any
 ) -> None:
-    """Declare a schedule: EVENT recurs at the times that match EXPRESSION."""
+    """Declare a schedule: EVENT recurs when EXPRESSION matches."""
     rule = {"cron": expression, "tz": tz}
     _declare(settings, lambda timer: timer.cron, rule, event, given)
 

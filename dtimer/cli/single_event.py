@@ -69,7 +69,7 @@ def peek(settings: Settings, id: str) -> int:
 @shared()
 @click.pass_obj
 def reschedule(settings: Settings, id: str, when: timedelta | Moment) -> int:
-    """Change the due time of the event ID, which waits for its start or its retry."""
+    """Change when the event ID is due. It must not be running or dead."""
     print_assumed_zones(settings, due=when)
     with opened(settings) as timer:
         if isinstance(when, Moment):

@@ -14,8 +14,9 @@ import threading
 import time
 from types import SimpleNamespace
 
+import interrupted
 import pytest
-from interrupted import Alarm, at_each_bytecode, raise_alarm
+from interrupted import Alarm, Interruption, at_each_bytecode, raise_alarm
 from logged import Logged
 from seats import FakeLeaseStore, make_leases
 from servers import PATIENCE
@@ -527,3 +528,26 @@ def test_signals_are_handled_as_before_after_an_interrupted_run():
     finally:
         for number, handler in original.items():
             signal.signal(number, handler)
+
+
+def test_an_interruption_does_not_come_between_an_exception_and_its_handler(monkeypatch):
+    """No signal handler runs there. The tests would see a lock that no signal can leave taken."""
+    monkeypatch.setattr(interrupted, "_PACKAGE", __file__)
+    lock = threading.RLock()
+
+    def fail():
+        raise ValueError
+
+    def fail_with_the_lock():
+        with lock:
+            threading.get_ident()
+            fail()
+
+    for n in itertools.count():
+        interruption = Interruption(n, raise_alarm, raises=True)
+        with contextlib.suppress(Alarm, ValueError):
+            interruption.during(fail_with_the_lock)
+        assert not lock._is_owned(), interruption.where
+        if interruption.where is None:
+            break
+    assert n > 0

@@ -37,7 +37,7 @@ def test_an_id_concerns_every_claim_under_way_when_it_was_posted():
 
 
 def test_an_event_that_is_posted_during_each_claim_starts_from_every_second_one():
-    """It would not start at all before these posts end, which may take hours."""
+    """Otherwise the event would not start before these posts end, which may take hours."""
     superseded = SupersededIds()
     released = []
     for seq in range(1, 5):
