@@ -186,7 +186,7 @@ class RunAtOptions(TypedDict, total=False):
     """The deadline of a single call, including its repetitions."""
 
     max_run: Annotated[Duration | None, Time(None, 1, 30 * _DAY_MS)]
-    """The lease of a handler that runs longer is no longer renewed. None sets no limit."""
+    """After this time, the lease of a running handler is no longer renewed. None means no limit."""
 
     max_payload: Annotated[int, Count(256 * 1024, 2, 64 * 1024 * 1024)]
     """The largest payload, in bytes of JSON."""

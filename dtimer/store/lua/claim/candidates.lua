@@ -30,8 +30,8 @@ if earliest and earliest <= NOW + ahead then
     -- all of the work.
     expected = redis.call('ZCOUNT', EXPECTED, digits(NOW - GRACE), now)
     if expected > 0 then
-      -- Count registered nodes only. Otherwise events would be kept for ever for names in EXPECTED
-      -- that dtimer has not written.
+      -- Count only registered nodes. EXPECTED may contain names that dtimer has not written, and no
+      -- event may be kept for these.
       local names = redis.call(
         'ZRANGEBYSCORE', EXPECTED, digits(NOW - GRACE), now, 'LIMIT', '0', '100')
       expected = 0
