@@ -31,7 +31,7 @@ _FRESH = 0.5
 
 
 class Message(NamedTuple):
-    """The level and the constant text of a record."""
+    """The level and the constant text of a record. docs/logging.rst lists all messages."""
 
     level: int
     text: str
@@ -81,11 +81,6 @@ DROPPED = Message(
 
 UNHEARD = Message(logging.ERROR, "%s")
 LISTENER_RAISED = Message(logging.ERROR, "a listener of %r raised")
-
-#: All of them. A test compares them with the table in docs/logging.rst.
-MESSAGES: dict[str, Message] = {
-    name: value for name, value in list(globals().items()) if isinstance(value, Message)
-}
 
 
 class Source(NamedTuple):

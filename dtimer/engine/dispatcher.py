@@ -56,8 +56,6 @@ class Dispatcher:
         self.pool: HandlerPool = HandlerPool(
             name, options.concurrency, self._runner, seat.announcements
         )
-        # A single handler thread starts events in the order of their due times.
-        self._in_order = options.concurrency == 1
         # True if an event of the look-ahead queue has waited too long for a thread.
         self._behind = False
 
@@ -120,7 +118,7 @@ class Dispatcher:
         """
         # Also release the events of a reply that was under way when the look-ahead queue was
         # released.
-        released = self._release_all() if self._leases.must_release_waiting else False
+        released = self._leases.must_release_waiting and self._release_all()
         while self.lookahead and self.pool.busy < self.pool.size:
             batch = self.lookahead.pop_due(self.max_events)
             if not batch:
@@ -166,7 +164,7 @@ class Dispatcher:
         """Release *leases*; with one handler thread, also the whole look-ahead queue."""
         # Unlike `settle_as`, this makes `start_due` also release the events of a reply under way.
         self._leases.release(leases)
-        if self._in_order:
+        if self._leases.in_order:
             self._release_all()
 
     def _release_all(self) -> bool:

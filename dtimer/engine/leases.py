@@ -65,8 +65,9 @@ class LeaseTable:
         self._leases: dict[int, Lease] = {}
         self._settlements: list[Settlement] = []
         self._unsettled_since = 0.0
-        # A single handler thread starts events in the order of their due times.
-        self._in_order = options.concurrency == 1
+        #: True if there is a single handler thread: it starts events in the order of their due
+        #: times.
+        self.in_order: bool = options.concurrency == 1
         #: With a single handler thread, True after a release until a claim carries all releases.
         #: Meanwhile the node releases all events that wait, because they may be due after the
         #: released one.
@@ -82,8 +83,8 @@ class LeaseTable:
             unread_ms: For how long its reply may have waited unread.
         """
         trusted = trusted_until(sent, self._options.lease)
-        # Add the leases only when all are complete: if this fails half-way, the heartbeat would
-        # renew for ever leases whose events are never started.
+        # Add the leases only when all are complete. If this fails half-way, no event is started,
+        # and the heartbeat must not renew the leases.
         leases: list[Lease] = []
         for claim in claims:
             lease = Lease(claim, self._options, self._store, self, trusted)
@@ -137,7 +138,7 @@ class LeaseTable:
         # Set the flag after the release. A claim may reset it, and a claim between the two steps
         # would reset it before the release exists. In this order, such a claim carries the
         # release, and the flag only causes some needless releases.
-        self.must_release_waiting = self._in_order
+        self.must_release_waiting = self.in_order
 
     def abandon(self) -> None:
         """Retry the events of handlers that still run; the attempt counts. The node leaves now."""
@@ -193,11 +194,7 @@ class LeaseTable:
                 unusual.append((settlement, result, lease))
         for settlement, result, lease in unusual:
             stale = result is Outcome.STALE and settlement.verdict is not Verdict.RELEASE
-            if stale:
-                self._log_lost(lease)
-            # Not an error if this process itself replaced or settled the event.
-            if stale and lease.mark_lost() and not lease.superseded:
-                self._announcements.announce("lease_lost", lease.event)
+            if stale and self.mark_lost(lease):
                 lost = LeaseLost(settlement.id, self._node, settlement.token)
                 self._announcements.announce("error", lost)
             self._finish(lease, result)
@@ -231,11 +228,19 @@ class LeaseTable:
             if lease.claim.id in ids:
                 lease.superseded = True
 
-    def mark_lost(self, lease: Lease) -> None:
-        """Record that the server refused to renew a lease: this node no longer holds it."""
+    def mark_lost(self, lease: Lease) -> bool:
+        """
+        Record that the server refused to renew or to settle a lease: this node lost it.
+
+        Returns:
+            True if the loss is unexpected and not recorded before. It is expected if this process
+            itself has replaced or settled the event.
+        """
         self._log_lost(lease)
-        if lease.mark_lost() and not lease.superseded:
+        unexpected = lease.mark_lost() and not lease.superseded
+        if unexpected:
             self._announcements.announce("lease_lost", lease.event)
+        return unexpected
 
     def _log_outcomes(self, outcomes: Iterable[tuple[str, Verdict, Outcome]]) -> None:
         """Log one record for each kind of outcome."""

@@ -52,17 +52,14 @@ class Contact:
             self._announcements.announce("connected")
             self._reachable = True
         else:
+            began, what = messages.OUTAGE_BEGAN, "does not answer"
+            if claim_answered:
+                began, what = messages.STEP_FAILED, "answered a claim, but a step after it failed"
             if self._reachable:
                 self._outage_began = time.monotonic()
-                began = messages.STEP_FAILED if claim_answered else messages.OUTAGE_BEGAN
                 self._log.add(began, self._store.server.address, error)
                 self._announcements.announce("disconnected", error)
             self._reachable = False
-            what = (
-                "answered a claim, but a step after it failed"
-                if claim_answered
-                else "does not answer"
-            )
             self._report(
                 error, f"Redis at {self._store.server.address} {what}; the node keeps trying"
             )

@@ -7,7 +7,6 @@ If the timer joins again, it creates a new node, with a new incarnation, threads
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Collection
 
@@ -54,7 +53,6 @@ class Node:
         self._options = options
         self._store = store
         self._timer = timer
-        self._pid = os.getpid()
         self._end = Flag()
         # The thread that runs start(), which cannot wait for the end meanwhile.
         self._starter: int | None = threading.get_ident()

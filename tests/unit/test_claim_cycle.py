@@ -161,37 +161,38 @@ class TestRequest:
 class TestReplaced:
     """Events that this process posts again while a claim is under way."""
 
-    def test_releases_an_event_that_is_replaced_before_its_reply_is_read(self, harness):
+    @pytest.fixture
+    def posting(self, harness, monkeypatch):
+        """A harness that posts "tea" again during each claim, until `stop_posting`."""
+        answer = harness.store.answer
+
+        def post_and_answer(request):
+            harness.seat.superseded_ids.add({"tea"})
+            return answer(request)
+
+        harness.stop_posting = monkeypatch.undo
+        monkeypatch.setattr(harness.store, "answer", post_and_answer)
+        return harness
+
+    def test_releases_an_event_that_is_replaced_before_its_reply_is_read(
+        self, posting, monkeypatch
+    ):
         """
         A busy machine may read the reply long after the post. The reply still has the old event,
         which must not start.
         """
-        answer = harness.store.answer
+        posting.claim(reply("tea"))
+        posting.stop_posting()
+        posting.claim()
+        assert [("tea", Verdict.RELEASE)] == posting.settled
 
-        def replaced(request):
-            harness.seat.superseded_ids.add({"tea"})
-            return answer(request)
-
-        harness.store.answer = replaced
-        harness.claim(reply("tea"))
-        harness.store.answer = answer
-        harness.claim()
-        assert [("tea", Verdict.RELEASE)] == harness.settled
-
-    def test_starts_an_event_although_each_of_its_claims_is_overtaken_by_a_post(self, harness):
+    def test_starts_an_event_although_each_of_its_claims_is_overtaken_by_a_post(self, posting):
         """A process that posts an id again and again does not keep the event from starting."""
-        answer = harness.store.answer
-
-        def replaced(request):
-            harness.seat.superseded_ids.add({"tea"})
-            return answer(request)
-
-        harness.store.answer = replaced
-        harness.claim(reply("tea"))
-        harness.claim(reply("tea", first=2))
-        harness.handle()
-        assert [("tea", Verdict.RELEASE)] == harness.settled
-        assert [["tea"]] == harness.handled
+        posting.claim(reply("tea"))
+        posting.claim(reply("tea", first=2))
+        posting.handle()
+        assert [("tea", Verdict.RELEASE)] == posting.settled
+        assert [["tea"]] == posting.handled
 
     def test_keeps_an_event_that_was_posted_before_its_claim(self, harness):
         """The claim returns the new event. A release would make it late."""

@@ -15,13 +15,15 @@ from dtimer import log
 from dtimer.engine.callbacks import CallbackThread
 from dtimer.engine.lease import Lease
 from dtimer.errors import HandlerError, LeaseLost
-from dtimer.log import MESSAGES, Log, Message
+from dtimer.log import Log, Message
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
 from dtimer.model.options import validate
 from dtimer.model.outcomes import Reason
 from dtimer.model.records import DeadLetter
 from dtimer.timer.contact import Contact
 from dtimer.timer.emitter import Emitter
+
+MESSAGES = {name: value for name, value in vars(log).items() if isinstance(value, Message)}
 
 
 @pytest.fixture
