@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NoReturn, TypeVar, overload
+from typing import Any, ClassVar, NoReturn, TypeVar, cast
 
 from pyee.base import EventEmitter
 
@@ -23,6 +23,11 @@ from dtimer.model.records import DeadLetter
 from dtimer.timer import fork, listeners
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def typed_like(_: F) -> Callable[[Callable[..., Any]], F]:
+    """Return a decorator that gives a method the types of another one, with its overloads."""
+    return lambda method: cast("F", method)
 
 
 def _unawaited(f: Callable[..., Any], result: object) -> TypeError:
@@ -95,11 +100,7 @@ class Emitter(EventEmitter):
             f" own. Make a {name} in each process, or have the process inherit it by a fork"
         )
 
-    @overload
-    def on(self, event: str) -> Callable[[F], F]: ...
-    @overload
-    def on(self, event: str, f: F) -> F: ...
-    def on(self, event: str, f: F | None = None) -> F | Callable[[F], F]:
+    def on(self, event: str, f: Any = None) -> Any:
         """
         Register the listener *f*; without *f*, return a decorator that does.
 
@@ -107,35 +108,31 @@ class Emitter(EventEmitter):
             OptionError: nothing is emitted by that name, or *f* is not callable, is a coroutine
                 function, or does not accept the arguments of its calls.
         """
-        return self.listens_to(event) if f is None else self.add_listener(event, f)
+        return self._register(event, f, once=False)
 
-    def listens_to(self, event: str) -> Callable[[F], F]:
-        """Return a decorator that registers a listener of *event*. See `on`."""
-        listeners.check_name(event, self._emits)
+    def listens_to(self, event: str, f: Any = None) -> Any:
+        """See `on`."""
+        return self.on(event, f)
 
-        def register(f: F) -> F:
-            return self.add_listener(event, f)
+    def add_listener(self, event: str, f: Any = None) -> Any:
+        """See `on`."""
+        return self.on(event, f)
 
-        return register
-
-    def add_listener(self, event: str, f: F) -> F:
-        """Register *f* as a listener of *event*. See `on`."""
-        listeners.check(event, f, self._emits)
-        super().add_listener(event, f)
-        self._listener_changed(event, added=True)
-        return f
-
-    def once(self, event: str, f: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    def once(self, event: str, f: Any = None) -> Any:
         """Register a listener that is called once and then removed. See `on`."""
+        return self._register(event, f, once=True)
+
+    def _register(self, event: str, f: Any, *, once: bool) -> Any:
         listeners.check_name(event, self._emits)
 
         def register(f: F) -> F:
             listeners.check(event, f, self._emits)
+            self.emit("new_listener", event, f)
             # pyee's wrapper does not tell whether this thread or another one has called the
             # listener. If another thread has, this thread's events have no listener, and must not
             # count as handled.
-            once = _Once(f, lambda: self.remove_listener(event, f))
-            self._add_event_handler(event, f, once)
+            called = _Once(f, lambda: self.remove_listener(event, f)) if once else f
+            self._events.setdefault(event, {})[f] = called
             self._listener_changed(event, added=True)
             return f
 
@@ -162,10 +159,6 @@ class Emitter(EventEmitter):
 
     def _listeners_of(self, event: str) -> dict[Callable[..., Any], Callable[..., Any]]:
         return self._events.get(event) or {}
-
-    def _add_event_handler(self, event: str, k: Callable[..., Any], v: Callable[..., Any]) -> None:
-        self.emit("new_listener", event, k)
-        self._events.setdefault(event, {})[k] = v
 
     def _listener_changed(self, event: str, *, added: bool) -> None:
         """Do nothing. Subclasses override this to learn of an added or a removed listener."""

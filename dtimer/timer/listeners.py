@@ -88,21 +88,6 @@ def check(event: object, f: object, emits: Mapping[str, tuple[str, ...]] | None)
         _check_signature(name, f, emits[name])
 
 
-def explained(raised: list[BaseException] | None) -> list[BaseException] | None:
-    """
-    Return the exceptions that handlers raised.
-
-    Adds a note to an exception of a handler that treated its list of events as a single event.
-    """
-    for error in raised or ():
-        text = str(error)
-        indexed = isinstance(error, TypeError) and text.startswith("list indices must be")
-        attribute = isinstance(error, AttributeError) and text.startswith("'list' object has no")
-        if (indexed or attribute) and (trace := error.__traceback__) and trace.tb_next is None:
-            error.add_note("a handler is called with a list of events: for ev in events: …")
-    return raised
-
-
 def _check_signature(event: str, f: Callable[..., Any], arguments: tuple[str, ...]) -> None:
     try:
         signature = inspect.signature(f)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar, overload
 
 from dtimer.timer import listeners
-from dtimer.timer.emitter import Emitter
+from dtimer.timer.emitter import Emitter, typed_like
 
 # The result of a listener is ignored, so it may have any type. A lambda is understood only if its
 # parameter is written as a Callable, not as one of the variables below, which decorators need.
@@ -50,42 +50,17 @@ class StreamEmitter(Emitter):
         """
         return super().on(event, f)
 
-    @overload  # type: ignore[override]
-    def once(self, event: Literal["data"], f: None = None) -> Callable[[OnKey], OnKey]: ...
-    @overload
-    def once(self, event: Literal["data"], f: Callable[[str], T]) -> Callable[[str], T]: ...
-    @overload
-    def once(self, event: Literal["error"], f: None = None) -> Callable[[OnError], OnError]: ...
-    @overload
-    def once(
-        self, event: Literal["error"], f: Callable[[Exception], T]
-    ) -> Callable[[Exception], T]: ...
-    @overload
-    def once(self, event: Literal["end"], f: None = None) -> Callable[[OnEnd], OnEnd]: ...
-    @overload
-    def once(self, event: Literal["end"], f: Callable[[], T]) -> Callable[[], T]: ...
-    def once(self, event: str, f: Any = None) -> Any:
+    @typed_like(on)
+    def once(self, event: str, f: Any = None) -> Any:  # type: ignore[override]
         """Register a listener that is called once and then removed. See `on`."""
         return super().once(event, f)
 
-    @overload  # type: ignore[override]
-    def listens_to(self, event: Literal["data"]) -> Callable[[OnKey], OnKey]: ...
-    @overload
-    def listens_to(self, event: Literal["error"]) -> Callable[[OnError], OnError]: ...
-    @overload
-    def listens_to(self, event: Literal["end"]) -> Callable[[OnEnd], OnEnd]: ...
-    def listens_to(self, event: str) -> Any:
-        """Return a decorator that registers a listener of *event*. See `on`."""
-        return super().listens_to(event)
+    @typed_like(on)
+    def listens_to(self, event: str, f: Any = None) -> Any:  # type: ignore[override]
+        """See `on`."""
+        return super().on(event, f)
 
-    @overload  # type: ignore[override]
-    def add_listener(self, event: Literal["data"], f: Callable[[str], T]) -> Callable[[str], T]: ...
-    @overload
-    def add_listener(
-        self, event: Literal["error"], f: Callable[[Exception], T]
-    ) -> Callable[[Exception], T]: ...
-    @overload
-    def add_listener(self, event: Literal["end"], f: Callable[[], T]) -> Callable[[], T]: ...
-    def add_listener(self, event: str, f: Any) -> Any:
-        """Register *f* as a listener of *event*. See `on`."""
-        return super().add_listener(event, f)
+    @typed_like(on)
+    def add_listener(self, event: str, f: Any = None) -> Any:  # type: ignore[override]
+        """See `on`."""
+        return super().on(event, f)

@@ -17,7 +17,7 @@ from dtimer.naming import public
 from dtimer.store.connection.sources import source
 from dtimer.store.script_client import TRIES
 from dtimer.store.store import Store
-from dtimer.timer import fork, listeners, signals
+from dtimer.timer import fork, signals
 from dtimer.timer.client import Client
 from dtimer.timer.membership import Membership
 from dtimer.timer.node import Node
@@ -204,7 +204,10 @@ class DTimer(Client, TimerEmitter):
         The events are confirmed if the list is empty. None means that no listener was called: the
         events are then released, no attempt charged.
         """
-        return listeners.explained(self._emit_guarded("event", events))
+        raised = self._emit_guarded("event", events)
+        for error in raised or ():
+            _explain(error)
+        return raised
 
     def _ring(self) -> None:
         """Make the node claim now, because it can take more events."""
@@ -249,6 +252,15 @@ class DTimer(Client, TimerEmitter):
 
     def _at_exit(self) -> None:
         self._membership.at_exit()
+
+
+def _explain(error: BaseException) -> None:
+    """Add a note to *error* if its handler treated the list of events as a single event."""
+    text = str(error)
+    indexed = isinstance(error, TypeError) and text.startswith("list indices must be")
+    attribute = isinstance(error, AttributeError) and text.startswith("'list' object has no")
+    if (indexed or attribute) and (trace := error.__traceback__) and trace.tb_next is None:
+        error.add_note("a handler is called with a list of events: for ev in events: …")
 
 
 public(DTimer)

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, overload
 from dtimer.model.event import Event
 from dtimer.model.records import DeadLetter
 from dtimer.timer import listeners
-from dtimer.timer.emitter import Emitter
+from dtimer.timer.emitter import Emitter, typed_like
 
 # The result of a listener is ignored, so it may have any type. A lambda is understood only if its
 # parameter is written as a Callable, not as one of the variables below, which decorators need.
@@ -67,64 +67,17 @@ class TimerEmitter(Emitter):
         """
         return super().on(event, f)
 
-    @overload  # type: ignore[override]
-    def once(self, event: BatchName, f: None = None) -> Callable[[OnEvents], OnEvents]: ...
-    @overload
-    def once(
-        self, event: BatchName, f: Callable[[list[Event]], T]
-    ) -> Callable[[list[Event]], T]: ...
-    @overload
-    def once(self, event: FailureName, f: None = None) -> Callable[[OnError], OnError]: ...
-    @overload
-    def once(self, event: FailureName, f: Callable[[Exception], T]) -> Callable[[Exception], T]: ...
-    @overload
-    def once(self, event: IncidentName, f: None = None) -> Callable[[OnEvent], OnEvent]: ...
-    @overload
-    def once(self, event: IncidentName, f: Callable[[Event], T]) -> Callable[[Event], T]: ...
-    @overload
-    def once(self, event: DeathName, f: None = None) -> Callable[[OnDeadLetter], OnDeadLetter]: ...
-    @overload
-    def once(self, event: DeathName, f: Callable[[DeadLetter], T]) -> Callable[[DeadLetter], T]: ...
-    @overload
-    def once(self, event: ChangeName, f: None = None) -> Callable[[OnChange], OnChange]: ...
-    @overload
-    def once(self, event: ChangeName, f: Callable[[], T]) -> Callable[[], T]: ...
-    def once(self, event: str, f: Any = None) -> Any:
+    @typed_like(on)
+    def once(self, event: str, f: Any = None) -> Any:  # type: ignore[override]
         """Register a listener that is called once and then removed. See `on`."""
         return super().once(event, f)
 
-    @overload  # type: ignore[override]
-    def listens_to(self, event: BatchName) -> Callable[[OnEvents], OnEvents]: ...
-    @overload
-    def listens_to(self, event: FailureName) -> Callable[[OnError], OnError]: ...
-    @overload
-    def listens_to(self, event: IncidentName) -> Callable[[OnEvent], OnEvent]: ...
-    @overload
-    def listens_to(self, event: DeathName) -> Callable[[OnDeadLetter], OnDeadLetter]: ...
-    @overload
-    def listens_to(self, event: ChangeName) -> Callable[[OnChange], OnChange]: ...
-    def listens_to(self, event: str) -> Any:
-        """Return a decorator that registers a listener of *event*. See `on`."""
-        return super().listens_to(event)
+    @typed_like(on)
+    def listens_to(self, event: str, f: Any = None) -> Any:  # type: ignore[override]
+        """See `on`."""
+        return super().on(event, f)
 
-    @overload  # type: ignore[override]
-    def add_listener(
-        self, event: BatchName, f: Callable[[list[Event]], T]
-    ) -> Callable[[list[Event]], T]: ...
-    @overload
-    def add_listener(
-        self, event: FailureName, f: Callable[[Exception], T]
-    ) -> Callable[[Exception], T]: ...
-    @overload
-    def add_listener(
-        self, event: IncidentName, f: Callable[[Event], T]
-    ) -> Callable[[Event], T]: ...
-    @overload
-    def add_listener(
-        self, event: DeathName, f: Callable[[DeadLetter], T]
-    ) -> Callable[[DeadLetter], T]: ...
-    @overload
-    def add_listener(self, event: ChangeName, f: Callable[[], T]) -> Callable[[], T]: ...
-    def add_listener(self, event: str, f: Any) -> Any:
-        """Register *f* as a listener of *event*. See `on`."""
-        return super().add_listener(event, f)
+    @typed_like(on)
+    def add_listener(self, event: str, f: Any = None) -> Any:  # type: ignore[override]
+        """See `on`."""
+        return super().on(event, f)
