@@ -45,57 +45,6 @@ OPTIONS = {
     "workers": "concurrency",
 }
 
-#: Likewise for the arguments of ``post``.
-POSTING = {
-    "args": "ev",
-    "attempts": "max_retries",
-    "body": "ev",
-    "countdown": "delay",
-    "data": "ev",
-    "date": "at",
-    "delay_ms": "delay",
-    "due": "at",
-    "eta": "at",
-    "event": "ev",
-    "event_id": "id",
-    "expire": "expires",
-    "job_id": "id",
-    "jobId": "id",
-    "key": "id",
-    "kwargs": "ev",
-    "message": "ev",
-    "msg": "ev",
-    "name": "id",
-    "payload": "ev",
-    "retries": "max_retries",
-    "run_at": "at",
-    "runAt": "at",
-    "run_date": "at",
-    "scheduled_at": "at",
-    "task_id": "id",
-    "tries": "max_retries",
-    "ttl": "expires",
-    "when": "at",
-}
-
-#: Likewise for the values of ``if_exists``, ``misfire`` and ``overlap``.
-POLICIES = {
-    "abort": "error",
-    "fail": "error",
-    "fire_once": "coalesce",
-    "ignore": "keep",
-    "latest_only": "skip",
-    "merge": "coalesce",
-    "none": "skip",
-    "once": "coalesce",
-    "overwrite": "replace",
-    "parallel": "allow",
-    "raise": "error",
-    "update": "replace",
-    "upsert": "replace",
-    "wait": "queue",
-}
-
 
 def nearest(
     given: str, among: Collection[str], words: Mapping[str, str] | None = None
@@ -116,9 +65,7 @@ def nearest(
     return folded[near[0]] if near else None
 
 
-def suggestion(
-    given: object, among: Collection[str], words: Mapping[str, str] | None = None
-) -> str:
+def suggestion(given: str, among: Collection[str], words: Mapping[str, str] | None = None) -> str:
     """Return the end of an error text: the name that was probably meant, or all valid names."""
-    near = nearest(given, among, words) if isinstance(given, str) else None
+    near = nearest(given, among, words)
     return f"; did you mean {near!r}?" if near else f"; valid names are {', '.join(among)}"

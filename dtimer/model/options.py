@@ -9,10 +9,10 @@ A row is a field of `TimerOptions` or of `RunAtOptions`. Type checkers and IDEs 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any, Protocol, TypedDict, get_type_hints
+from typing import Annotated, Any, Protocol, TypedDict, TypeVar, get_type_hints
 
 from dtimer.errors import OptionError
 from dtimer.model import hints, summary
@@ -36,6 +36,8 @@ MOST_REPLICAS = 100
 
 _DAY_MS = 86_400_000
 
+Choice = TypeVar("Choice", bound=str)
+
 
 def check_count(value: object, name: str, low: int, high: int) -> int:
     """Return *value* if it is a whole number from *low* to *high*."""
@@ -44,6 +46,14 @@ def check_count(value: object, name: str, low: int, high: int) -> int:
             f"{name} must be a whole number from {low} to {high}, not {summary.value(value)}"
         )
     return value
+
+
+def check_choice(value: object, name: str, among: Collection[Choice]) -> Choice:
+    """Return the one of *among* that equals *value*."""
+    for choice in among:
+        if choice == value:
+            return choice
+    raise OptionError(f"{name} must be one of {', '.join(among)}, not {summary.value(value)}")
 
 
 class Row(Protocol):

@@ -12,17 +12,17 @@ import itertools
 import json
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 from dtimer.errors import NamespaceCorrupt, OptionError
-from dtimer.model import cron, hints, summary
+from dtimer.model import cron, summary
 from dtimer.model.arguments import Misfire, Overlap
-from dtimer.model.options import check_count
+from dtimer.model.options import check_choice, check_count
 from dtimer.model.times import Duration, Moment, duration_us, moment_us
 from dtimer.model.zones import zone
 
@@ -47,8 +47,6 @@ _LONGEST_TEXT = 1_000
 
 #: Shorter than other ids, because the id of an occurrence is this id and the nominal time.
 LONGEST_SCHEDULE_ID = 230
-
-Choice = TypeVar("Choice", bound=str)
 
 _RANGE_OF_ONE = re.compile(r"(?<![^\s,])(\w+)-\1/\d+(?![^\s,])", re.IGNORECASE)
 
@@ -184,15 +182,6 @@ def check_cron(expression: object, tz: str) -> str:
     return plain
 
 
-def _choice(value: object, name: str, among: Mapping[Choice, str]) -> Choice:
-    for choice in among:
-        if choice == value:
-            return choice
-    near = hints.nearest(str(value), among, hints.POLICIES)
-    hint = f"; did you mean {near!r}?" if near else ""
-    raise OptionError(f"{name} must be one of {', '.join(among)}, not {summary.value(value)}{hint}")
-
-
 def make_spec(
     id: str,
     *,
@@ -246,8 +235,8 @@ def make_spec(
         stop=ends,
         count=None if count is None else check_count(count, "count", 1, 2**53),
         jitter=spread,
-        misfire=_choice(misfire, "misfire", MISFIRES),
-        overlap=_choice(overlap, "overlap", OVERLAPS),
+        misfire=check_choice(misfire, "misfire", MISFIRES),
+        overlap=check_choice(overlap, "overlap", OVERLAPS),
         max_retries=max_retries,
         payload=payload,
     )

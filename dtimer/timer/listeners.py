@@ -29,20 +29,6 @@ STREAM: Mapping[str, tuple[str, ...]] = {
     "end": (),
 }
 
-# Names that other libraries use, and ours that were probably meant.
-_OTHER_NAMES = {
-    "data": "event",
-    "drain": "end",
-    "event": "data",
-    "failed": "error",
-    "failure": "error",
-    "job": "event",
-    "key": "data",
-    "message": "event",
-    "messages": "event",
-    "task": "event",
-}
-
 
 def check_name(event: object, emits: Mapping[str, tuple[str, ...]] | None) -> str:
     """
@@ -63,7 +49,7 @@ def check_name(event: object, emits: Mapping[str, tuple[str, ...]] | None) -> st
     if not isinstance(event, str):
         raise OptionError(f"the name of an event must be a str, not {summary.value(event)}")
     if emits is not None and event not in emits:
-        hint = hints.suggestion(event, emits, _OTHER_NAMES)
+        hint = hints.suggestion(event, emits)
         raise OptionError(f"nothing is ever emitted as {event!r:.80}{hint}")
     return event
 

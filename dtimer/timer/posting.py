@@ -10,7 +10,7 @@ from dtimer.errors import OptionError
 from dtimer.model import hints, summary
 from dtimer.model.arguments import IfExists
 from dtimer.model.ids import IdGenerator, check_id, is_occurrence
-from dtimer.model.options import MOST_RETRIES, Options, check_count
+from dtimer.model.options import MOST_RETRIES, Options, check_choice, check_count
 from dtimer.model.payload import encode
 from dtimer.model.times import Duration, Moment, duration_us, moment_us
 from dtimer.naming import public
@@ -102,12 +102,7 @@ def prepare(
         OptionError: an argument is not valid.
         PayloadError: the payload is not valid.
     """
-    if if_exists not in POLICIES:
-        near = hints.nearest(str(if_exists), POLICIES, hints.POLICIES)
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise OptionError(
-            f"if_exists must be one of {', '.join(POLICIES)}, not {summary.value(if_exists)}{hint}"
-        )
+    check_choice(if_exists, "if_exists", POLICIES)
     due = due_argument(delay, at, stepped=options.now is not None)
     if max_retries is None:
         max_retries = options.max_retries
@@ -139,7 +134,7 @@ def prepare_item(options: Options, new_id: IdGenerator, item: object) -> Posting
                 f" as {{'ev': …, 'delay': …}}, and this one has {given}"
             )
         if unknown := [name for name in _names(item) if name not in _ARGUMENTS]:
-            hint = hints.suggestion(unknown[0], sorted(_ARGUMENTS), hints.POSTING)
+            hint = hints.suggestion(unknown[0], sorted(_ARGUMENTS))
             raise OptionError(f"an item of post_many has no argument {unknown[0]!r}{hint}")
         return prepare(options, new_id, **item)
     if isinstance(item, tuple | list) and len(item) == 2:
