@@ -31,7 +31,7 @@ class Verdict(enum.Enum):
 
 
 class Outcome(enum.Enum):
-    """The outcome of a settlement. The values are the letters that the scripts return."""
+    """The outcome of a settlement. The values are the characters that the scripts return."""
 
     DONE = "1"
     STALE = "0"
@@ -85,9 +85,10 @@ class ClaimRequest:
     keeps those until they are due. ``hears`` is True if a wake would reach the node and find a
     free thread. ``echo`` asks the server to send the node a wake, as a test of its subscription.
 
-    ``most_bytes`` limits the reply for a slow connection. The stored bytes of all events after the
-    first fit into that limit, and with ``strict`` those of the first event, too. None leaves the
-    limit to the store. A request that is sent again may lower the limit; the server then releases
+    ``most_bytes`` limits the reply for a slow connection: the stored bytes of its events, together.
+    A first event that is larger than the limit is returned alone. With ``strict``, every event
+    that is larger than the limit is left for other nodes. None leaves the limit to the store. A
+    request that is sent again may lower the limit; the server then releases
     the claimed events that no longer fit.
     """
 
@@ -110,8 +111,8 @@ class ClaimReply:
     ``wait_us`` is the time until the next claim can find an event. None means that only a wake
     or the poll can tell. ``known`` is False if the server no longer has the node's registration.
     ``results`` are in the order of the settlements. ``buried`` lists the events that the claim
-    moved to the dead letters, as (id, reason) pairs. ``short`` lists the cron schedules that are
-    running out of nominal times. ``received_at`` is on the monotonic clock.
+    moved to the dead letters, as (id, reason) pairs. ``short`` lists the cron schedules for which
+    the server has only few nominal times left. ``received_at`` is on the monotonic clock.
 
     The rollback detector reads the other fields. ``heard`` is the time of this claim by the
     server's clock. The next claim sends it back, and the server compares it with the time that it

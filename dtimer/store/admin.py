@@ -31,7 +31,7 @@ _RESTORE = verb("restore", "letters...")
 
 @dataclass(frozen=True, slots=True)
 class PendingEvent:
-    """A scheduled event with everything that is stored about it, for an export."""
+    """A waiting event with everything that is stored about it, for an export."""
 
     id: str
     due_us: int
@@ -44,9 +44,11 @@ class Audit:
     """
     The result of checking the keys of a namespace against each other.
 
-    The numbers are the sizes of the keys; the prelude of the scripts explains each key. ``bodies``,
-    ``leases`` and ``schedules`` are the sizes of ``body``, ``lease`` and ``beats``. ``strays`` are
-    pairs of a problem and the id that has it, found in a random sample.
+    The numbers are the sizes of the keys that ``store/lua/parts/prelude.lua`` describes. ``due``,
+    ``dead``, ``graves`` (the dead letters by time) and ``plans`` (the templates of the schedules)
+    have the names of their keys. ``bodies``, ``leases`` and ``schedules`` are the sizes of
+    ``body``, ``lease`` and ``beats`` (the states of the schedules). ``strays`` are pairs of a
+    problem and the id that has it, found in a random sample.
     """
 
     due: int
@@ -77,7 +79,7 @@ class AdminStore:
         self._ask = store.namespace.ask
 
     def waiting(self) -> Iterator[PendingEvent]:
-        """Yield the scheduled events in due order, with everything that is stored about them."""
+        """Yield the waiting events in due order, with everything that is stored about them."""
         for id, due, tries, raw in self.store.walks.upcoming(self._ask, "-inf", "+inf", _PAGE):
             yield PendingEvent(id, replies.integer(due), replies.integer(tries), raw)
 
@@ -118,6 +120,8 @@ class AdminStore:
             may_exist = isinstance(e, OutcomeUnknown)
             raise
         finally:
+            # An iteration of this timer that is in progress must not yield the letters that were
+            # stored just now, or may have been.
             for letter in letters if may_exist else ():
                 self.store.walks.restored(letter.id, round(letter.died * 1000))
 

@@ -69,11 +69,11 @@ def settlement_arguments(settlements: Iterable[Settlement]) -> tuple[list[str], 
     return [str(len(first)), str(len(last)), *confirms, *others], first + last
 
 
-def read_results(letters: bytes, order: Sequence[int]) -> list[Outcome]:
+def read_results(characters: bytes, order: Sequence[int]) -> list[Outcome]:
     """Return the outcomes in a reply in the order of the settlements."""
     results = [Outcome.STALE] * len(order)
-    for letter, index in zip(letters, order, strict=True):
-        results[index] = _RESULTS[letter]
+    for character, index in zip(characters, order, strict=True):
+        results[index] = _RESULTS[character]
     return results
 
 
@@ -266,6 +266,6 @@ def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
 
 
 def read_scheduled(id: str, due: bytes, tries: bytes, body: bytes) -> Record:
-    """Read one scheduled event of an iteration."""
+    """Read one waiting event of an iteration."""
     due_ms, attempt = integer(due) / 1000, integer(tries)
     return Record(id, read_payload(body), due_ms, State.SCHEDULED, attempt)

@@ -257,7 +257,7 @@ class Store:
         return self.namespace.ask(lambda r: replies.read_record(id, r), _PEEK, id)
 
     def upcoming(self, low: str, high: str) -> Iterator[Record]:
-        """Yield the scheduled events between two bounds, in due order; see `Walks`."""
+        """Yield the waiting events between two bounds, in due order; see `Walks`."""
         for stored_event in self.walks.upcoming(self.namespace.ask, low, high, _PAGE):
             yield replies.read_scheduled(*stored_event)
 

@@ -1,5 +1,5 @@
 """
-Iterate over scheduled events and dead letters, also while this timer changes them.
+Iterate over waiting events and dead letters, also while this timer changes them.
 
 An iteration ends at the last (due time, id) that existed when it began. It skips everything that
 this timer has posted, moved or revived to a position before that end. So the body of a loop may
@@ -35,7 +35,7 @@ Position = tuple[str, str]
 
 
 class StoredEvent(NamedTuple):
-    """A scheduled event as an iteration reads it: its id, and the stored form of the rest."""
+    """A waiting event as an iteration reads it: its id, and the stored form of the rest."""
 
     id: str
     due: bytes
@@ -197,7 +197,7 @@ class Walks:
         self, ask: Callable[..., Any], low: str, high: str, size: int
     ) -> Iterator[StoredEvent]:
         """
-        Yield the scheduled events between two bounds, in due order, a page at a time.
+        Yield the waiting events between two bounds, in due order, a page at a time.
 
         Args:
             ask: Runs a script and reads its reply.
@@ -245,7 +245,7 @@ class Walks:
 
     @property
     def under_way(self) -> bool:
-        """True if an iteration over scheduled events is in progress."""
+        """True if an iteration over waiting events is in progress."""
         return bool(self._events)
 
     def posted(self, entries: Iterable[Placed], stored_marks: bytes = b"") -> None:

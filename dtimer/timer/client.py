@@ -172,7 +172,7 @@ class Client:
         self, id: str, delay: Duration | None = None, *, at: Moment | None = None
     ) -> bool:
         """
-        Move a scheduled event, whether new or waiting for a retry, to another due time.
+        Move a waiting event, whether new or to be retried, to another due time.
 
         Returns:
             True if it was moved. False if no event of that id is scheduled, because it is
@@ -195,7 +195,7 @@ class Client:
         limit: int | None = None,
     ) -> Iterator[Record]:
         """
-        Iterate over the scheduled events in due order, a page at a time.
+        Iterate over the waiting events in due order, a page at a time.
 
         The first ``next()`` notes which event is the last at that moment, and the iteration ends
         there. So a loop may post, move, cancel and revive events, and still ends. The iteration

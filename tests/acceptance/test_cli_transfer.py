@@ -57,7 +57,7 @@ def inventories(server, namespace, other):
 
 
 def content(store):
-    """Return what is stored of the scheduled events, except whether an id was generated."""
+    """Return what is stored of the waiting events, except whether an id was generated."""
     return [(e.id, e.due_us, e.raw.replace(b",n|", b"|", 1)) for e in AdminStore(store).waiting()]
 
 

@@ -295,7 +295,7 @@ class Machine(RuleBasedStateMachine):
     # ---------------------------------------------------------------------------------- walks
 
     def walk(self) -> Iterator[str]:
-        """Walk the scheduled events, two a page, and stop after 50 of them."""
+        """Walk the waiting events, two a page, and stop after 50 of them."""
         met = self.store.walks.upcoming(self.store.namespace.ask, "-inf", "+inf", 2)
         return itertools.islice((event.id for event in met), 50)
 

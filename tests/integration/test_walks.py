@@ -38,7 +38,7 @@ def fill(store, many=MANY, apart_us=1_000, rest="3|{}"):
 
 
 def everything(store):
-    """Iterate over all scheduled events; stop an iteration that does not end."""
+    """Iterate over all waiting events; stop an iteration that does not end."""
     return itertools.islice(store.upcoming("-inf", "+inf"), 5 * MANY)
 
 

@@ -27,7 +27,7 @@ _STEP = 500
 @click.command(
     name="export",
     epilog="""
-    Exports the scheduled events, including those that wait for a retry, and the
+    Exports the waiting events, including those that wait for a retry, and the
     schedules. Events in flight are not exported; their number is printed on stderr. To move
     a namespace, pause it first, and wait until no event is in flight. Nothing is deleted.
 

@@ -59,7 +59,7 @@ def _ms(us: int | None) -> str:
 
 
 def event_line(event: PendingEvent) -> bytes | None:
-    """Return the line of a scheduled event, or None if its record cannot be read."""
+    """Return the line of a waiting event, or None if its record cannot be read."""
     body = read_body(event.raw)
     if body is None:
         return None

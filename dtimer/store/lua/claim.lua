@@ -31,12 +31,12 @@
 --   claim   '<token>,<attempt>,<due>,<length of id>,<length of body>|<id><body>' for each
 --           leased event
 --   text    '<length>:<text>': id and reason of each event that was buried, then each schedule
---           that runs short of nominal times
+--           that has only few nominal times left
 -- where
 --   wait    µs until the node should claim again; -1 if it should wait for a wake or its poll
 --   known   1 if the node is registered; 0 if it must register again, also because the
 --           namespace has the schema of another version
---   results one letter per settled event, in order (parts/settle.lua)
+--   results one character per settled event, in order (parts/settle.lua)
 --   heard   the server's time of this claim, for the argument `heard` of this node's next claim
 --   before  '' if the server had recorded the time in the argument `heard`, or if that is ''. Else
 --           the time that it had recorded, 0 for none

@@ -20,8 +20,8 @@
 --   times        the next nominal times of a list, joined by ','
 --   final        1 if no other times will follow these, else ''
 --
--- Returns   new, changed or same. The result is also changed if the definition is the same, but
---           its time zone has changed, and so have its nominal times.
+-- Returns   new, changed or same. A schedule with the same definition counts as changed if the data
+--           of its time zone have changed, so that its nominal times differ.
 --           behind:<µs> if no time of the list is after the last claimed nominal time, which is
 --           <µs>. Nothing was done, and the caller must send later times
 local done, stale = recall()
@@ -65,8 +65,8 @@ else
   redis.call('HSET', DEFINITIONS, schedule, definition)
   redis.call('HSET', TEMPLATES, schedule, template)
   -- A change applies from now on. An occurrence that is already due is still delivered, once. If
-  -- the interval is unchanged, so are the nominal times. Otherwise a schedule that is changed more
-  -- often than it recurs would never run.
+  -- the interval is unchanged, the nominal times stay the same. If each change moved them, a
+  -- schedule that is changed more often than it recurs would never run.
   local first
   local interval, from = tonumber(every), tonumber(start)
   if old and old.next ~= '' and tonumber(old.next) <= NOW then first = tonumber(old.next) end

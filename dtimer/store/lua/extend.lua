@@ -12,7 +12,7 @@
 --              heartbeat may shorten one, after the server's clock was set back
 --   leases...  id and token of each event
 --
--- Returns   one letter for each: 1 renewed, 0 not held under this token any more
+-- Returns   one character for each: 1 renewed, 0 not held under this token any more
 local wrong = check_types(DUE, LEASE)
 if wrong then return wrong end
 

@@ -16,7 +16,7 @@
 --     body     as in parts/format.lua; <expires> may also be '+<µs>' from now
 --
 -- Returns   '<letters>;<posted>;<id>'
---   letters one per event: 1 stored, 0 not stored because an existing one was kept. Or a
+--   letters one character per event: 1 stored, 0 not stored because an existing one was kept. Or a
 --           single x: nothing was stored because `id` exists already
 --   posted  how many events were ever posted, including these; '' if nothing was stored now
 local done, stale = recall()

@@ -1,4 +1,4 @@
--- Move a scheduled event to another time. An event in flight has already started, and a dead letter
+-- Move a waiting event to another time. An event in flight has already started, and a dead letter
 -- is not scheduled, so neither is changed.
 --
 -- Kind      once

@@ -10,11 +10,12 @@
 --   others          number: how many events are settled in other ways
 --   settlements...  these events, in the format of parts/settle.lua
 --
--- Returns   one letter per event, in order (parts/settle.lua)
+-- Returns   one character per event, in order (parts/settle.lua)
 local done, stale = recall()
 if stale then return stale end
 if done then return done end
 
+-- These are keys: EXPECTED is the key `promise` (parts/prelude.lua).
 local wrong = check_types(DUE, ROSTER, EXPECTED)
 if wrong then return wrong end
 
@@ -27,6 +28,7 @@ if wrong then return wrong end
 remember(results)
 local earliest = first_due()
 if earliest and before and earliest < before then
+  -- The second argument is the number of events that are due already. Only the earliest is known.
   wake_next(earliest, earliest <= NOW and 1 or 0)
 end
 return results

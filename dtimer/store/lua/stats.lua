@@ -8,7 +8,7 @@
 --   silent_after  number: how long a silent node is remembered, in µs
 --
 -- Returns   {now, pending, leased, due, earliest, dead, nodes, paused, totals, lateness}
---   pending   how many events are scheduled or in flight
+--   pending   how many events wait or are in flight
 --   leased    how many of them are in flight
 --   due       how many of `pending` are due and not leased, or have a lease that has ended
 --   earliest  when the next of `pending` is due, or its lease ends; -1 if there is none

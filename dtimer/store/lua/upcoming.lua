@@ -1,4 +1,4 @@
--- Return one page of the scheduled events, in order of due time. Events in flight are skipped.
+-- Return one page of the waiting events, in order of due time. Events in flight are skipped.
 --
 -- Kind      reads
 -- Uses      events schedule walk

@@ -16,8 +16,8 @@
 -- one takes half a percent of a claim. They take and return single values: a table for each event
 -- would make a claim slower by an eighth.
 
--- Return expiry, max_retries and the first letter of the mark, if there is one; nil if dtimer has
--- not written the body.
+-- Return expiry, max_retries and the first character of the mark, if there is one; nil if dtimer
+-- has not written the body.
 local function parse_body(body)
   local expires, max_retries, after, mark = string.match(
     body or '', '^(%d*),(%d+)([,|])([ns]?)')

@@ -1,3 +1,5 @@
+-- For the scripts of `Kind once`: an operation that the client sends again must act only once.
+--
 -- Remember the result of the last operation of each session. If the reply was lost and the client
 -- sends the operation again, it is recognised and returns the same result. An operation that
 -- arrives after its successor is refused. A session is a sequence of operations, one at a time,
@@ -24,6 +26,7 @@ local session_name, operation_seq = string.match(OPERATION, '^(.+):(%d+)$')
 -- The time in the field w of MEMO_A.
 local results_since
 
+-- A script of `Kind once` calls this first, and ends with `remember`.
 -- Return the result if this operation was done before, else nil. The second result is an error
 -- reply if the session has done a later operation.
 local function recall()

@@ -6,7 +6,7 @@
 --           release  undo a claim that was never started
 --           bury     move it to the dead letters; the argument for the wait is the reason
 --
--- Returns   one letter for each: 1 done, 0 not held under this token, d now a dead letter,
+-- Returns   one character for each: 1 done, 0 not held under this token, d now a dead letter,
 --           c cancelled meanwhile and removed. If a key has the wrong type: nil and an error
 --           reply, and nothing has been done
 --

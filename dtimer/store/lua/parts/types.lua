@@ -9,6 +9,7 @@
 --
 -- Commands  type
 
+-- The arguments are keys, each under the local that the prelude gives it: DUE, EXPECTED and so on.
 -- Return an error reply if one of the given keys has the wrong type or may not be read, else nil.
 local function check_types(...)
   for _, key in ipairs({...}) do

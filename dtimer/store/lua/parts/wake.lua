@@ -17,7 +17,8 @@ local function notify(kind, node)
 end
 
 -- Make sure that one node claims at `earliest`, when the next event is due. If `waiting` events are
--- due already, make sure that as many nodes claim now, MOST_WOKEN at most.
+-- due already, make sure that as many nodes claim now, MOST_WOKEN at most. A script that has read
+-- only the earliest event passes 1 if that is due, else 0.
 local function wake_next(earliest, waiting)
   local wanted = math.max(1, math.min(waiting, MOST_WOKEN))
   local expected = 0
