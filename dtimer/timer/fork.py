@@ -6,7 +6,6 @@ import atexit
 import os
 import sys
 import traceback
-import warnings
 import weakref
 from typing import Any, NoReturn, Protocol
 
@@ -98,33 +97,6 @@ def _status(code: object) -> int:
         return code & 0xFF
     print(code, file=sys.stderr)  # noqa: T201 - as the interpreter does
     return 1
-
-
-class Ending(Protocol):
-    """A joined node whose timer was dropped."""
-
-    leaving: bool
-
-    def stop(self, timeout: float | None) -> None:
-        """Request the end."""
-
-
-def end_forgotten(node: Ending, id: str) -> None:
-    """End the node of a timer that was dropped while joined, and warn about it."""
-    if node.leaving:
-        # A handler called leave, so the node ends by itself.
-        return
-    node.stop(0)
-    warnings.warn(
-        f"the node {id!r} was dropped while joined; call leave()", ResourceWarning, stacklevel=2
-    )
-
-
-def when_dropped(timer: object, node: Ending, id: str) -> weakref.finalize[Any, Any]:
-    """Call `end_forgotten` when *timer* is dropped, but not when the interpreter exits."""
-    finalizer = weakref.finalize(timer, end_forgotten, node, id)
-    finalizer.atexit = False
-    return finalizer
 
 
 _watched: weakref.WeakSet[Watched] = weakref.WeakSet()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import warnings
+import weakref
 from collections.abc import Collection
 from typing import Any
 
@@ -11,7 +13,6 @@ from dtimer.errors import UsageError
 from dtimer.model.options import Options
 from dtimer.store.store import Store
 from dtimer.timer import fork
-from dtimer.timer.nesting import Nesting
 from dtimer.timer.node import Node
 from dtimer.timer.weak import TimerCalls
 
@@ -37,7 +38,12 @@ class Membership:
         self._finalizer: Any = None
         # Re-entrant, because a signal handler that interrupts a leave may call leave itself.
         self._lock = threading.RLock()
-        self._nesting = Nesting()
+        # Held by the thread that joins. A lock, because an exception always releases it. If a join
+        # interrupts a join, the interrupted one serves both.
+        self._joining = threading.RLock()
+        # How often each thread has called leave(). A leave that interrupts a join cannot wait for
+        # its end, because both run on the same thread. So the join ends once it continues.
+        self._by_thread = threading.local()
 
     @property
     def joined(self) -> bool:
@@ -47,12 +53,13 @@ class Membership:
     @property
     def joining_here(self) -> bool:
         """True in a signal handler that interrupts a join on this thread."""
-        return self._nesting.joining_here
+        return bool(self._joining._is_owned())  # type: ignore[attr-defined]  # noqa: SLF001
 
     @property
     def leaves(self) -> int:
         """How often this thread has called leave()."""
-        return self._nesting.leaves
+        found: int = getattr(self._by_thread, "leaves", 0)
+        return found
 
     @property
     def max_events(self) -> int:
@@ -75,9 +82,9 @@ class Membership:
         """
         while True:
             with self._lock:
-                if self._nesting.joining_here:
+                if self.joining_here:
                     return
-                with self._nesting.joining:
+                with self._joining:
                     node = self.node
                     if node is None or node.ended:
                         node = self._begin(leaves)
@@ -99,8 +106,9 @@ class Membership:
         # Assigned before the start, so that a leave() that interrupts the start finds it.
         self.node = node
         try:
-            node.start(leaving=self._nesting.leaves != leaves)
-            self._finalizer = fork.when_dropped(self, node, self._id)
+            node.start(leaving=self.leaves != leaves)
+            self._finalizer = weakref.finalize(self, _end_forgotten, node, self._id)
+            self._finalizer.atexit = False
             # The option may have been set during the start. Setting it also rings the bell, in case
             # a listener was added during the start.
             node.max_events = self._options.max_events
@@ -111,7 +119,7 @@ class Membership:
 
     def leave(self, seconds: float | None) -> None:
         """See `DTimer.leave`. Running handlers may take this many *seconds*."""
-        self._nesting.record_leave()
+        self._by_thread.leaves = self.leaves + 1
         with self._lock:
             node = self.node
             if node is None or node.ended:
@@ -142,8 +150,7 @@ class Membership:
     def after_fork(self) -> bool:
         """Forget the node in a forked child, which has not joined; return whether there was one."""
         self._lock = threading.RLock()
-        # This thread may be about to join, and has counted its leaves before.
-        self._nesting = Nesting(self._nesting.leaves)
+        self._joining = threading.RLock()
         node, self.node = self.node, None
         if self._finalizer is not None:
             self._finalizer.detach()
@@ -158,3 +165,14 @@ class Membership:
         if node is not None and not node.ended:
             # Without the lock, which another thread may hold for an unlimited time.
             self._end(node, self._options.exit_timeout / 1e6)
+
+
+def _end_forgotten(node: Node, id: str) -> None:
+    """End the node of a timer that was dropped while joined, and warn about it."""
+    if node.leaving:
+        # A handler called leave, so the node ends by itself.
+        return
+    node.stop(0)
+    warnings.warn(
+        f"the node {id!r} was dropped while joined; call leave()", ResourceWarning, stacklevel=2
+    )

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 
 class Signals:
@@ -78,35 +78,3 @@ class Signals:
         for number, handler in self._previous.items():
             # None stands for a handler that Python has not installed, and cannot restore.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-
-
-class Node(Protocol):
-    """A node that is run until a signal comes."""
-
-    @property
-    def joined(self) -> bool:
-        """True while the node has joined."""
-        ...
-
-    def join(self) -> None:
-        """Join."""
-
-    def leave(self) -> None:
-        """Leave after running handlers have finished."""
-
-
-def run(node: Node, stop_waiting: Callable[[], None]) -> None:
-    """See `DTimer.run`; *stop_waiting* ends the wait of a running ``leave`` for handlers."""
-    signals = Signals(stop_waiting)
-    try:
-        # Before the join, because a signal may come during it.
-        signals.catch()
-        node.join()
-        while node.joined and not signals.wait(0.5):
-            pass
-    finally:
-        try:
-            signals.hurry_leave()
-            node.leave()
-        finally:
-            signals.put_back()

@@ -17,10 +17,11 @@ from dtimer.naming import public
 from dtimer.store.connection.sources import source
 from dtimer.store.script_client import TRIES
 from dtimer.store.store import Store
-from dtimer.timer import fork, signals
+from dtimer.timer import fork
 from dtimer.timer.client import Client
 from dtimer.timer.membership import Membership
 from dtimer.timer.node import Node
+from dtimer.timer.signals import Signals
 from dtimer.timer.timer_emitter import TimerEmitter
 from dtimer.timer.weak import TimerCalls, weakly
 
@@ -178,7 +179,19 @@ class DTimer(Client, TimerEmitter):
         ignored. On a thread other than the main thread no signal is caught, and this call returns
         when another thread calls `leave`.
         """
-        signals.run(self, self._membership.stop_waiting)
+        signals = Signals(self._membership.stop_waiting)
+        try:
+            # Before the join, because a signal may come during it.
+            signals.catch()
+            self.join()
+            while self.joined and not signals.wait(0.5):
+                pass
+        finally:
+            try:
+                signals.hurry_leave()
+                self.leave()
+            finally:
+                signals.put_back()
 
     def health(self) -> Health:
         """Return whether this node makes progress. Sends nothing to Redis, and never raises."""

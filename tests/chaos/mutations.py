@@ -486,10 +486,12 @@ MUTANTS = [
     # ----------------------------------------------------------------- signal handlers and forks
     _mutant("a signal handler's join starts a second node within a join",
             "timer/membership.py", "tests/integration/test_interruptions.py",
-            "                if self._nesting.joining_here:\n                    return\n", ""),
+            "                if self.joining_here:\n                    return\n", ""),
     _mutant("a child counts a leave of its parent", "timer/membership.py",
             "tests/integration/test_processes.py",
-            "self._nesting = Nesting(self._nesting.leaves)", "self._nesting = Nesting()"),
+            "        self._joining = threading.RLock()\n        node, self.node",
+            "        self._by_thread = threading.local()\n        self._joining = threading.RLock()\n"
+            "        node, self.node"),
     _mutant("a leave within a join is lost",
             "timer/node.py", "tests/integration/test_interruptions.py",
             "        self.leaving = True\n        if self._starter is not None:\n",
