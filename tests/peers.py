@@ -7,7 +7,8 @@ from typing import Any
 
 from dtimer.model.claims import Claim, ClaimReply, ClaimRequest, Outcome, Settlement, Verdict
 from dtimer.model.schedules import ScheduleSpec, make_spec
-from dtimer.store.store import Entry, Store
+from dtimer.store.format import Entry
+from dtimer.store.store import Store
 
 LEASE = 30_000
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copyreg
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from dtimer.epoch import to_datetime
+from dtimer.errors import UsageError
 from dtimer.model import summary
 from dtimer.model.claims import Claim
-from dtimer.model.detached import NO_LEASE
 from dtimer.model.times import Duration
 from dtimer.naming import public
 
@@ -32,6 +32,18 @@ class Holder(Protocol):
     def lost(self) -> bool:
         """Return True if the lease is lost, or if the node can no longer rely on it."""
         ...
+
+
+class _NoLease:
+    """The holder of a pickled or deep-copied event, which comes back without a lease."""
+
+    def confirm(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse. So do all other methods of a `Holder`."""
+        raise UsageError(
+            "this event is a copy and has no lease: settle the event that the handler received"
+        )
+
+    retry = extend = lost = confirm
 
 
 class Event(dict[str, Any]):
@@ -96,7 +108,7 @@ class Event(dict[str, Any]):
         self.schedule: str | None = claim.schedule
         self.nominal: float | None = None if claim.nominal_us is None else claim.nominal_us / 1000
         self.missed: int = claim.missed
-        self._holder = holder
+        self._holder: Holder = holder
 
     @property
     def due_at(self) -> datetime:
@@ -182,7 +194,7 @@ class Event(dict[str, Any]):
 
     def __setstate__(self, fields: dict[str, Any]) -> None:
         """Set the attributes of a rebuilt event."""
-        self._holder = NO_LEASE
+        self._holder = _NoLease()
         for name, value in fields.items():
             setattr(self, name, value)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from dtimer.errors import PayloadError
 from dtimer.model.claims import Claim
@@ -36,6 +36,18 @@ _SCHEDULE_STATE = (
 def text(raw: bytes) -> str:
     """Decode an id or another text; bytes that are not UTF-8 survive a round trip unchanged."""
     return raw.decode(errors="surrogateescape")
+
+
+class Entry(NamedTuple):
+    """
+    An event to store.
+
+    ``when`` is in the form that the scripts read, and ``body`` in that of `write_body`.
+    """
+
+    id: str
+    when: str
+    body: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from dtimer.store import failures, overview, replies
 from dtimer.store.claims import Claims
 from dtimer.store.connection.sources import Source
 from dtimer.store.connection.subscription import Subscription
-from dtimer.store.format import read_letter, text
+from dtimer.store.format import Entry, read_letter, text
 from dtimer.store.keys import Keys
 from dtimer.store.namespace import SILENT_US, Namespace
 from dtimer.store.piped import Piped
@@ -49,18 +49,6 @@ _RESCHEDULE = verb("reschedule", "id", "when")
 _REVIVE = verb("revive", "id")
 _STATS = verb("stats", "silent_after")
 _TRIM = verb("trim", "keep", "age")
-
-
-class Entry(NamedTuple):
-    """
-    An event to store.
-
-    ``when`` is in the form that the scripts read, and ``body`` in that of `write_body`.
-    """
-
-    id: str
-    when: str
-    body: str
 
 
 class Posted(NamedTuple):

@@ -13,12 +13,12 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from dtimer.errors import StoreError
 from dtimer.model.ids import schedule_of
 from dtimer.store import replies
-from dtimer.store.format import text
+from dtimer.store.format import Entry, text
 from dtimer.store.scripts import verb
 
 # The possible error of the estimate of the server's time, in µs. If it is too large, an iteration
@@ -43,7 +43,7 @@ class StoredEvent(NamedTuple):
     body: bytes
 
 
-class _Entry(NamedTuple):
+class _Found(NamedTuple):
     """
     An entry of a page, with the item that the iteration yields for it.
 
@@ -66,7 +66,7 @@ class _Page(NamedTuple):
     now: int
     end: Position
     last: Position
-    entries: list[_Entry]
+    entries: list[_Found]
 
 
 def _read_events(reply: Any) -> _Page:
@@ -82,9 +82,9 @@ def _read_events(reply: Any) -> _Page:
     )
 
 
-def _read_event(raw: bytes, due: bytes, tries: bytes, body: bytes, mark: bytes) -> _Entry:
+def _read_event(raw: bytes, due: bytes, tries: bytes, body: bytes, mark: bytes) -> _Found:
     id = text(raw)
-    return _Entry(id, schedule_of(id) if mark else "", StoredEvent(id, due, tries, body))
+    return _Found(id, schedule_of(id) if mark else "", StoredEvent(id, due, tries, body))
 
 
 def _read_letters(reply: Any) -> _Page:
@@ -96,21 +96,7 @@ def _read_letters(reply: Any) -> _Page:
         (text(flat[i]), replies.integer(flat[i + 1]), flat[i + 2]) for i in range(0, len(flat), 3)
     ]
     last = (text(flat[-2]), letters[-1][0]) if more else ("", "")
-    return _Page(int(now), end, last, [_Entry(letter[0], "", letter) for letter in letters])
-
-
-class Placed(Protocol):
-    """An event that a post stores: its id and due time."""
-
-    @property
-    def id(self) -> str:
-        """The id of the event."""
-        ...
-
-    @property
-    def when(self) -> str:
-        """The due time, in the form that the scripts read."""
-        ...
+    return _Page(int(now), end, last, [_Found(letter[0], "", letter) for letter in letters])
 
 
 class Walk:
@@ -147,7 +133,7 @@ class Walk:
         due = when.removeprefix("=")
         return now + int(due[1:]) if due.startswith("+") else max(now, int(due))
 
-    def may_yield(self, entry: _Entry) -> bool:
+    def may_yield(self, entry: _Found) -> bool:
         """Return True if neither *entry* nor an occurrence of its schedule was yielded before."""
         if entry.id in self.skipped or entry.id not in self.remaining:
             return False
@@ -248,7 +234,7 @@ class Walks:
         """True if an iteration over waiting events is in progress."""
         return bool(self._events)
 
-    def posted(self, entries: Iterable[Placed], stored_marks: bytes = b"") -> None:
+    def posted(self, entries: Iterable[Entry], stored_marks: bytes = b"") -> None:
         """
         Record that this timer has, or may have, posted *entries*.
 

@@ -10,7 +10,8 @@ from dtimer.model.arguments import RedisPipeline
 from dtimer.model.ids import EventId, IdGenerator, event_ids
 from dtimer.model.options import MOST_REPLICAS, Options, check_count
 from dtimer.model.times import Moment
-from dtimer.store.store import Entry, Store
+from dtimer.store.format import Entry
+from dtimer.store.store import Store
 from dtimer.timer.posting import (
     Posting,
     PostItem,
@@ -105,11 +106,12 @@ class Poster:
             for _ in range(_MOST_COLLISIONS):
                 taken = self._store.post(entries, policy, replicas).taken
                 if not taken:
-                    return event_ids(entries, frozenset())
+                    return event_ids((e.id for e in entries), frozenset())
                 # The generated id exists already, and the call has stored nothing.
                 entries = [e._replace(id=self.new_id()) if e.id == taken else e for e in entries]
             raise StoreError(f"Redis reports every generated id as taken, the last one {taken!r}")
-        return event_ids(entries, self._post_named(entries, policy, replicas))
+        kept = self._post_named(entries, policy, replicas)
+        return event_ids((e.id for e in entries), kept)
 
     def _post_named(self, entries: list[Entry], policy: str, replicas: int) -> frozenset[str]:
         if policy in {"replace", "latest", "earliest"}:

@@ -14,8 +14,7 @@ from dtimer.model.options import MOST_RETRIES, Options, check_choice, check_coun
 from dtimer.model.payload import encode
 from dtimer.model.times import Duration, Moment, duration_us, moment_us
 from dtimer.naming import public
-from dtimer.store.format import write_body
-from dtimer.store.store import Entry
+from dtimer.store.format import Entry, write_body
 
 POLICIES: tuple[IfExists, ...] = get_args(IfExists)
 

@@ -490,8 +490,8 @@ MUTANTS = [
     _mutant("a child counts a leave of its parent", "timer/membership.py",
             "tests/integration/test_processes.py",
             "        self._joining = threading.RLock()\n        node, self.node",
-            "        self._by_thread = threading.local()\n        self._joining = threading.RLock()\n"
-            "        node, self.node"),
+            "        self._by_thread = threading.local()\n"
+            "        self._joining = threading.RLock()\n        node, self.node"),
     _mutant("a leave within a join is lost",
             "timer/node.py", "tests/integration/test_interruptions.py",
             "        self.leaving = True\n        if self._starter is not None:\n",

@@ -23,8 +23,9 @@ from chaos.tapped import Lost, TappedSource
 from dtimer import faultpoints
 from dtimer.errors import StoreError
 from dtimer.model.options import validate
+from dtimer.store.format import Entry
 from dtimer.store.keys import Keys
-from dtimer.store.store import Entry, Store
+from dtimer.store.store import Store
 from dtimer.timer.node import Node
 
 #: In milliseconds, like the options in `chaos.settings`.

@@ -42,9 +42,9 @@ from chaos.tapped import TappedSource
 from dtimer.errors import EventExists
 from dtimer.model.claims import ClaimReply, Outcome, Settlement, Verdict
 from dtimer.model.schedules import make_spec
-from dtimer.store.format import read_schedule_state
+from dtimer.store.format import Entry, read_schedule_state
 from dtimer.store.replies import read_claim_reply
-from dtimer.store.store import Entry, Store
+from dtimer.store.store import Store
 
 pytestmark = pytest.mark.chaos
 

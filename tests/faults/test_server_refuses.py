@@ -19,7 +19,8 @@ from servers import LATER, LONGEST_CALL, PATIENCE, eventually
 
 from dtimer import DTimer, OutcomeUnknown
 from dtimer.faultpoints import arm
-from dtimer.store.store import Entry, Store
+from dtimer.store.format import Entry
+from dtimer.store.store import Store
 from faults.calls import definite_failure
 
 pytestmark = pytest.mark.chaos

@@ -29,8 +29,9 @@ from dtimer import DTimer
 from dtimer.model.claims import Settlement, Verdict
 from dtimer.model.ids import IdGenerator
 from dtimer.store.connection.sources import source
+from dtimer.store.format import Entry
 from dtimer.store.keys import Keys
-from dtimer.store.store import Entry, Store
+from dtimer.store.store import Store
 
 BODY = '3|{"i":12345,"due":1800000000000000,"k":"abcdefghij"}'
 

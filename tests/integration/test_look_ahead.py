@@ -12,7 +12,7 @@ from servers import PATIENCE, eventually
 
 from dtimer import DTimer
 from dtimer.model.claims import Settlement, Verdict
-from dtimer.store.store import Entry
+from dtimer.store.format import Entry
 
 # In ms: how long before its due time a claim takes an event, and how long before that time the node
 # on duty claims.

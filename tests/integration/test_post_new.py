@@ -12,7 +12,8 @@ from soundness import assert_sound
 from dtimer.errors import NamespaceCorrupt, StoreError
 from dtimer.store import acl
 from dtimer.store.connection.sources import source
-from dtimer.store.store import Entry, Store
+from dtimer.store.format import Entry
+from dtimer.store.store import Store
 
 HOUR = 3_600_000_000  # microseconds
 

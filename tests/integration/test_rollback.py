@@ -15,7 +15,8 @@ from snapshot import Snapshot
 
 from dtimer import DTimer, LeaseLost
 from dtimer.store.connection.sources import source
-from dtimer.store.store import Entry, Store
+from dtimer.store.format import Entry
+from dtimer.store.store import Store
 from dtimer.testing import Catch
 
 #: A due time after any test, in ms since the epoch.

@@ -11,7 +11,7 @@ import pytest
 from peers import Peer, definition, post
 from servers import PATIENCE
 
-from dtimer.store.store import Entry
+from dtimer.store.format import Entry
 
 #: The time in ms within which a woken node must claim, as in the Lua part that wakes a node.
 GRACE = 50

@@ -14,7 +14,8 @@ from dtimer.errors import EventExists, NamespaceCorrupt, StoreError
 from dtimer.model.claims import ClaimRequest, Outcome, Settlement, Verdict
 from dtimer.model.records import Cancelled, State
 from dtimer.store.connection.sources import source
-from dtimer.store.store import Entry, Store
+from dtimer.store.format import Entry
+from dtimer.store.store import Store
 
 
 def entry(id, due="+0", *, max_retries=3, payload="{}"):

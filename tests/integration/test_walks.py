@@ -11,7 +11,8 @@ from dtimer.errors import OutcomeUnknown, StoreError
 from dtimer.model.records import Record
 from dtimer.store.admin import AdminStore
 from dtimer.store.connection.sources import source
-from dtimer.store.store import Entry, Store
+from dtimer.store.format import Entry
+from dtimer.store.store import Store
 
 #: In microseconds, the unit of the store.
 HOUR = 3_600_000_000
