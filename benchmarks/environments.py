@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 #: The folder for environments, results and plots.
 CACHE = ROOT / "build" / "benchmarks"
 
-#: redis-py, if its user chooses the version. Every Python peer gets hiredis.
+#: The redis-py of each contender that does not require another version itself. Every Python peer
+#: also gets hiredis.
 REDIS = "redis==8.1.0"
 HIREDIS = "hiredis==3.4.2"
 

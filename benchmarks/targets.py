@@ -117,7 +117,7 @@ TARGETS = (
     Target("early events", 0, _worst("lateness", "early", _ALONE)),
     *(
         Target(
-            f"lateness {part}, of the best peer's",
+            f"lateness {part}, ratio to the best peer's",
             1,
             _ratio_to_best("lateness", part, _ALONE, _peer, most=True),
         )
@@ -125,14 +125,14 @@ TARGETS = (
     ),
     *(
         Target(
-            f"lateness {part} with 32 nodes, of that with one",
+            f"lateness {part} with 32 nodes, ratio to one node",
             1.5,
             _ratio_to("lateness", part, _MANY, _OURS, _ALONE),
         )
         for part in ("p50", "p99")
     ),
     Target(
-        "posting one by one, of a bare EVALSHA",
+        "posting one by one, ratio to a bare EVALSHA",
         0.8,
         _ratio_to("posting", _RATE, {"way": "one"}, _CALL, {"way": "one"}),
         most=False,
@@ -141,13 +141,13 @@ TARGETS = (
         "posting in bulk, events/s", 40_000, _figure("posting", _RATE, {"way": "bulk"}), most=False
     ),
     Target(
-        "posting in bulk, of the best Python peer",
+        "posting in bulk, ratio to the best Python peer",
         8,
         _ratio_to_best("posting", _RATE, {"way": "bulk"}, _python, most=False),
         most=False,
     ),
     Target(
-        "drain one at a time, of a bare EVALSHA",
+        "drain one at a time, ratio to a bare EVALSHA",
         0.55,
         _ratio_to("drain", _RATE, _ONE, _CALL, _ONE),
         most=False,
@@ -155,19 +155,19 @@ TARGETS = (
     Target("drain by 10, events/s", 20_000, _figure("drain", _RATE, _TEN), most=False),
     Target("drain by 100, events/s", 30_000, _figure("drain", _RATE, _HUNDRED), most=False),
     Target(
-        "drain by 100, of a bare EVALSHA",
+        "drain by 100, ratio to a bare EVALSHA",
         3.5,
         _ratio_to("drain", _RATE, _HUNDRED, _CALL, _ONE),
         most=False,
     ),
     Target(
-        "drain by 100, of npm dtimer with confirms",
+        "drain by 100, ratio to npm dtimer with confirms",
         3,
         _ratio_to("drain", _RATE, _HUNDRED, _NPM, _HUNDRED),
         most=False,
     ),
     Target(
-        "drain by 100, of the best Python peer",
+        "drain by 100, ratio to the best Python peer",
         15,
         _ratio_to_best("drain", _RATE, _HUNDRED, _python, most=False),
         most=False,
@@ -182,7 +182,7 @@ TARGETS = (
     Target("idle, % of a core", 0.5, _figure("idle", "cpu %", {"nodes": 1})),
     *(
         Target(
-            f"growth: {figure} at 5 M pending, of that at 1 k",
+            f"growth: {figure} at 5 M pending, ratio to 1 k",
             0.5,
             _ratio_to("growth", figure, {"pending": 5_000_000}, _OURS, {"pending": 1_000}),
             most=False,
@@ -193,7 +193,7 @@ TARGETS = (
     Target(
         "a foreign GET meanwhile, p99 ms", 10, _figure("recovery", "GET p99 ms", {"batch": 100})
     ),
-    Target("import dtimer, of import redis", 1.3, _figure("startup", "of import redis", {})),
+    Target("import dtimer, ratio to import redis", 1.3, _figure("startup", "of import redis", {})),
     Target("dtimer --version, ms", 150, _figure("startup", "dtimer --version", {})),
 )
 

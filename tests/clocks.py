@@ -62,7 +62,7 @@ class WrongClock:
 
         Args:
             seconds: How far the wall clock is ahead; negative if it is behind.
-            slow: The fraction of each second that no clock shows, not even the monotonic one;
+            slow: By how many seconds each clock, also the monotonic one, falls behind in a second;
                 negative for clocks that run fast.
         """
         fields = (round(seconds * 1e9), round(slow * 1e9), time.monotonic_ns())

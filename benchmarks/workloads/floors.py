@@ -14,7 +14,8 @@ class Floors:
     """
     Round trips and scripts of redis-py, and the overshoot of Python's waits, in µs.
 
-    Run with and without hiredis, as dtimer is, with its defaults and tuned.
+    Measured in each of the two environments of dtimer: ``dtimer``, without hiredis, and
+    ``dtimer-hiredis``.
     """
 
     name = "floors"

@@ -15,8 +15,9 @@ class Growth:
     """
     Posting, draining, lateness and idling, while many events are pending that are due later.
 
-    The server is filled once, and all works then run on it, each with a share of its usual size.
-    Only dtimer and the floor are measured: filling the server through most peers takes hours.
+    The server is filled once. Then the works run on it one after the other, each with a share of
+    its usual size. Only dtimer and the floor "least scripts" are measured, because filling the
+    server through most peers takes hours.
     """
 
     name = "growth"
@@ -43,12 +44,13 @@ class Growth:
         contender = cell.contender
         count = max(100, int(cell.params["pending"] * bench.scale.factor))
         began = time.monotonic()
-        each = memory.measure(bench, contender, count)
+        # This fills the server. The events stay there during all measurements below.
+        bytes_each = memory.measure(bench, contender, count)
         took = time.monotonic() - began
         most = max(contender.batches)
         late = lateness.measure(bench, contender, share=0.4)
         figures = {
-            "bytes": each,
+            "bytes": bytes_each,
             "filled in s": took,
             "post/s": posting.measure(bench, contender, way="one", share=0.25)["events/s"],
             "late p50": late["p50"],

@@ -49,12 +49,12 @@ class Memory:
         """See `Work.measure`."""
         contender, size = cell.contender, cell.params["size"]
         count = max(100, int(cell.params["pending"] * bench.scale.factor))
-        each = measure(bench, contender, count, size)
-        return {"bytes": each, "over the payload": each - size}
+        bytes_each = measure(bench, contender, count, size)
+        return {"bytes": bytes_each, "over the payload": bytes_each - size}
 
 
 def measure(bench: Bench, contender: Contender, count: int, size: int = 50) -> float:
-    """Make *count* events pending; return the bytes of each."""
+    """Make *count* events pending, and leave them so; return the bytes of each."""
     # One event first, for the scripts and all data that exists once.
     bench.fill(contender, 1, size)
     before = bench.server.used_memory()

@@ -117,6 +117,7 @@ class TestSummaries:
             b'+1.5 [0 lua] "HGET" "k" "f"\r\n'
             b'+1.6 [0 unix:/s] "SET" "k" "[0 lua] "\r\n'
         )
+        # Two commands of clients (EVALSHA and SET), and four with those that the script called.
         assert (2, 4) == tally(text)
 
     def test_an_incomplete_record_is_left_out(self):
@@ -139,7 +140,7 @@ class TestResults:
     """From records to ratios and targets."""
 
     def test_a_drain_is_compared_with_dtimer_at_a_hundred_at_a_time(self):
-        """Each contender is compared with dtimer's best batch, dtimer's other batches included."""
+        """Every other rate, also of dtimer itself, is compared with dtimer at its best batch."""
         one, hundred = {"batch": 1, "processes": 1}, {"batch": 100, "processes": 1}
         rows = results(
             "drain",
@@ -149,7 +150,7 @@ class TestResults:
         ).rows("drain")
         params = drain.Drain().reference(one)
         assert 0.1 == against(rows[key(PEER, one)], rows, OURS, params, "events/s")
-        # A floor without batches is the floor of every batch.
+        # The cost of this floor does not depend on the batch. It is compared with every batch.
         assert 4 == against(rows[key(OURS, hundred)], rows, FLOOR, hundred, "events/s")
 
     @pytest.mark.parametrize(("p50s", "met"), [((0.5, 0.7, 9), True), ((0.5, 2.0, 9), False)])
@@ -166,4 +167,4 @@ class TestResults:
         alone = {"nodes": 1, "stream": 0}
         run = results("lateness", *((0, who, {"p50": p50}, alone) for who, p50 in p50s.items()))
         judged = {target.what: value for target, value in judge(run)}
-        assert 0.5 == judged["lateness p50, of the best peer's"]
+        assert 0.5 == judged["lateness p50, ratio to the best peer's"]

@@ -65,7 +65,7 @@ def test_the_reference_has_each_emitted_event(reference):
 
 @pytest.mark.parametrize("kind", [Cancelled, Declared, Reason, State])
 def test_each_member_of_an_enum_equals_its_text(kind):
-    """``record.state == "dead"`` must not be false, and few type checkers find it."""
+    """If ``record.state == "dead"`` were always False, few type checkers would report it."""
     for member in kind:
         assert member.value == member
         assert f"{member.value}" == f"{member}"

@@ -36,8 +36,8 @@ def test_an_id_concerns_every_claim_under_way_when_it_was_posted():
     assert {"egg"} == superseded.since(1), "kept ids of a claim that is over"
 
 
-def test_an_event_that_is_posted_during_each_claim_starts_from_every_second_one():
-    """Otherwise the event would not start before these posts end, which may take hours."""
+def test_an_event_posted_again_during_each_claim_is_released_only_every_second_time():
+    """If each claim released the event, it would not start before the posts end."""
     superseded = SupersededIds()
     released = []
     for seq in range(1, 5):
@@ -48,7 +48,7 @@ def test_an_event_that_is_posted_during_each_claim_starts_from_every_second_one(
 
 
 def test_an_event_that_has_started_may_be_released_again():
-    """The exception holds for the next claim that has the event, and for no later one."""
+    """After a release, the next claim that has the event starts it. Later claims may release it."""
     superseded = SupersededIds()
     superseded.begin(1)
     superseded.add(["tea"])
@@ -80,7 +80,7 @@ def test_does_not_collect_ids_while_a_claim_stays_unanswered():
 
 
 def test_does_not_collect_the_ids_of_released_events():
-    """Other nodes may claim them, so this node may never see them again."""
+    """Other nodes may claim these events, so this node may never claim them again."""
     superseded = SupersededIds()
     for n in range(10_001):
         superseded.begin(n)
@@ -88,4 +88,6 @@ def test_does_not_collect_the_ids_of_released_events():
         superseded.to_release(n, leases(f"tea {n}"))
     superseded.begin(20_000)
     superseded.add(["tea 0", "tea 10000"])
+    # The node remembers 10 000 released ids, so it has dropped the oldest, "tea 0". This event is
+    # released once more. "tea 10000" is remembered as released, and starts.
     assert {"tea 0"} == superseded.to_release(20_000, leases("tea 0", "tea 10000"))
