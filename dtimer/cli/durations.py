@@ -26,13 +26,19 @@ from dtimer.epoch import EPOCH
 from dtimer.errors import OptionError
 from dtimer.model.times import LATEST_US, LONGEST_US, UNITS
 
-_ORDER = list(UNITS)
-_ISO_UNITS = {"W": "w", "D": "d", "TH": "h", "TM": "m", "TS": "s"}
-
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
-_PART = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)")
-_ISO = re.compile(r"P(?=[0-9T])[0-9A-Z.]+")
-_ISO_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)([A-Z])")
+
+
+def _number(unit: str, mark: str) -> str:
+    """Return the pattern for a number of *unit*, followed by *mark*, or for nothing."""
+    return rf"(?:(?P<{unit}>{_NUMBER.pattern}){mark})?"
+
+
+_UNITS = re.compile("".join(_number(unit, rf"\s*{unit}\s*") for unit in UNITS))
+_ISO = re.compile(
+    rf"P(?=[0-9T]){_number('w', 'W')}{_number('d', 'D')}"
+    rf"(?:T(?=[0-9]){_number('h', 'H')}{_number('m', 'M')}{_number('s', 'S')})?"
+)
 _DATE_FIRST = re.compile(r"[0-9]{4}-")
 
 # The smallest number that is taken for a moment in ms since the epoch: March 1973. A smaller one
@@ -56,66 +62,18 @@ def parse_duration(text: str) -> timedelta:
     """
     words = text.strip()
     if _NUMBER.fullmatch(words):
-        parts = [(words, "ms")]
-    elif words.startswith("P"):
-        parts = _iso_parts(words)
-    else:
-        parts = _parts(words)
-    us = Decimal(0)
-    left = list(_ORDER)
-    for index, (number, unit) in enumerate(parts):
-        if unit not in left:
-            raise _not_a_duration(text, "each unit once, the greatest first")
-        if "." in number and index < len(parts) - 1:
-            raise _not_a_duration(text, "only the last number may have a fraction")
-        left = left[left.index(unit) + 1 :]
-        us += Decimal(number) * UNITS[unit]
+        words = f"{words}ms"
+    match = _UNITS.fullmatch(words) or _ISO.fullmatch(words.replace(",", "."))
+    parts = {unit: n for unit, n in (match.groupdict() if match else {}).items() if n}
+    if not parts or any("." in number for number in list(parts.values())[:-1]):
+        raise OptionError(
+            f"{text!r} is not a duration; write 200 or 200ms, 10s, 10m, 1h30m, 2d or PT10M, with"
+            " the greatest unit first, and a fraction only at the end"
+        )
+    us = sum(Decimal(number) * UNITS[unit] for unit, number in parts.items())
     if us > LONGEST_US:
         raise OptionError(f"{text!r} is longer than 100 years; is the unit right?")
     return timedelta(microseconds=math.ceil(us))
-
-
-def _parts(words: str) -> list[tuple[str, str]]:
-    parts = []
-    at = 0
-    while at < len(words):
-        match = _PART.match(words, at)
-        if match is None:
-            raise _not_a_duration(words)
-        if match[2] not in UNITS:
-            raise _not_a_duration(words, f"unknown unit {match[2]!r}")
-        parts.append((match[1], match[2]))
-        at = match.end()
-    if not parts:
-        raise _not_a_duration(words)
-    return parts
-
-
-def _iso_parts(words: str) -> list[tuple[str, str]]:
-    text = words.replace(",", ".")
-    days, t, times = text[1:].partition("T")
-    if not _ISO.fullmatch(text) or (t and not times):
-        raise _not_a_duration(words)
-    parts = []
-    for part, prefix in ((days, ""), (times, "T")):
-        at = 0
-        while at < len(part):
-            match = _ISO_PART.match(part, at)
-            unit = None if match is None else _ISO_UNITS.get(prefix + match[2])
-            if match is None or unit is None:
-                is_calendar_unit = match is not None and prefix + match[2] in ("Y", "M")
-                why = "months and years have no fixed length" if is_calendar_unit else ""
-                raise _not_a_duration(words, why)
-            parts.append((match[1], unit))
-            at = match.end()
-    return parts
-
-
-def _not_a_duration(text: str, why: str = "") -> OptionError:
-    because = f" ({why})" if why else ""
-    return OptionError(
-        f"{text!r} is not a duration{because}; write 200 or 200ms, 10s, 10m, 1h30m, 2d or PT10M"
-    )
 
 
 def parse_moment(text: str) -> Moment:

@@ -38,24 +38,12 @@ class TestDuration:
             *["", " ", "x", "s", "-5", "-5s", "+5s", "5x", "5S", "5 parsecs", "10m1h", "5s5s"],
             *["1.5h30m", "1.", ".5s", "1e3", "1_000", "1,5s", "٣s", "10s later", "1h-30m", "inf"],
             *["nan", "0x10", "P", "PT", "P1DT", "P1M", "P1Y", "PT1D", "P1H", "PT1S1M", "pt10m"],
-            *["P-1D", "PT.5S"],
+            *["P-1D", "PT.5S", "P 1D", "P1 D", "1h 3", "1h" + " " * 5_000 + "x"],
         ],
     )
     def test_refuses_invalid_text_and_shows_a_valid_duration(self, text):
         """The parser never guesses."""
         with pytest.raises(OptionError, match=r"not a duration.*1h30m"):
-            parse_duration(text)
-
-    @pytest.mark.parametrize(
-        ("text", "reason"),
-        [
-            *[("5x", "unknown unit 'x'"), ("10m1h", "greatest first")],
-            *[("1.5h30m", "only the last number"), ("P1M", "months and years")],
-        ],
-    )
-    def test_the_message_says_what_is_wrong(self, text, reason):
-        """A user sees at once whether it is the unit, the order, or the calendar."""
-        with pytest.raises(OptionError, match=reason):
             parse_duration(text)
 
     @pytest.mark.parametrize("text", ["36526d", "9" * 30 + "w", "9" * 5_000, "P99999999D"])
