@@ -21,6 +21,11 @@ from dtimer.testing import Catch
 settings.register_profile("dtimer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dtimer")
 
+# Containers often set this variable. Each of the many processes of a run would then compile all
+# modules again, which took a quarter of the run.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 #: The standard error of the process. During a test, pytest captures that of the test.
 _STDERR = pytest.StashKey[int]()
 
