@@ -13,17 +13,20 @@ from pathlib import Path
 from benchmarks import charts, machine, tables
 from benchmarks.bench import FULL, Bench, Scale
 from benchmarks.compare import compare
+from benchmarks.compare_busy import compare_busy
 from benchmarks.contenders import CONTENDERS, Contender, choose
 from benchmarks.environments import CACHE, ENVIRONMENTS
 from benchmarks.results import Results, path_for
 from benchmarks.rounds import cells_of, run
 from benchmarks.server import Server
 from benchmarks.workloads import Work
+from benchmarks.workloads.busy import Busy
 from benchmarks.workloads.drain import Drain
 from benchmarks.workloads.floors import Floors
 from benchmarks.workloads.growth import Growth
 from benchmarks.workloads.idle import Idle
 from benchmarks.workloads.lateness import Lateness
+from benchmarks.workloads.locks import Locks
 from benchmarks.workloads.memory import Memory
 from benchmarks.workloads.posting import Posting
 from benchmarks.workloads.recovery import Recovery
@@ -33,7 +36,7 @@ WORKS: dict[str, Work] = {
     work.name: work
     for work in (
         *(Floors(), Startup(), Lateness(), Posting(), Drain()),
-        *(Memory(), Idle(), Recovery(), Growth()),
+        *(Busy(), Locks(), Memory(), Idle(), Recovery(), Growth()),
     )
 }
 
@@ -69,10 +72,19 @@ def _parser() -> argparse.ArgumentParser:
     plotting.add_argument("folder", type=Path)
     setting = commands.add_parser("setup", help="make the contenders' environments")
     setting.add_argument("--contenders", nargs="+", default=[], metavar="NAME")
-    comparing = commands.add_parser("compare", help="compare the CPU an event of two checkouts")
+    comparing = commands.add_parser(
+        "compare", help="compare the CPU an event, or the lateness, of two checkouts"
+    )
     comparing.add_argument("base", type=Path)
     comparing.add_argument("head", type=Path)
-    comparing.add_argument("--rounds", type=int, default=15)
+    comparing.add_argument("--rounds", type=int, default=None, help="default: 15; for busy: 5")
+    comparing.add_argument(
+        "--work", choices=["cpu", "busy"], default="cpu", help="busy compares the lateness"
+    )
+    comparing.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME=VALUE", help="the cases of busy to run"
+    )
+    comparing.add_argument("--quick", action="store_true", help="a check that busy runs")
     commands.add_parser("list", help="list the contenders and the workloads")
     return parser
 
@@ -92,13 +104,18 @@ def _setup(contenders: list[Contender]) -> dict[str, str]:
     return failed
 
 
+def _pairs(words: list[str]) -> dict[str, str]:
+    """Return the pairs of NAME=VALUE."""
+    return dict(word.split("=", 1) for word in words)
+
+
 def _run(given: argparse.Namespace) -> None:
     seed = random.randrange(10**6) if given.seed is None else given.seed
     works = [WORKS[name] for name in given.works or WORKS]
     contenders = choose(given.contenders)
     failed = _setup(contenders)
     contenders = [one for one in contenders if one.environment not in failed]
-    only = dict(one.split("=", 1) for one in given.only)
+    only = _pairs(given.only)
     cells = [
         cell
         for cell in cells_of(works, contenders)
@@ -145,6 +162,14 @@ def _show(results: Results) -> None:
     print("", *tables.judgement(results), sep="\n")
 
 
+def _compare(given: argparse.Namespace) -> None:
+    if given.work == "cpu":
+        compare(given.base, given.head, given.rounds or 15)
+    else:
+        scale = _QUICK if given.quick else Scale()
+        compare_busy(given.base, given.head, given.rounds or 5, _pairs(given.only), scale)
+
+
 def _list() -> None:
     for contender in CONTENDERS:
         pins = ", ".join(ENVIRONMENTS[contender.environment].pins)
@@ -160,7 +185,7 @@ def main() -> None:
     elif given.command == "list":
         _list()
     elif given.command == "compare":
-        compare(given.base, given.head, given.rounds)
+        _compare(given)
     elif given.command == "run":
         _run(given)
     elif given.command == "show":

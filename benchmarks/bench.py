@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.contenders import Contender
 from benchmarks.driver import Driver, Journal
+from benchmarks.environments import ENVIRONMENTS, Home
 from benchmarks.server import Server
 
 #: Seconds for consumers to come to rest after they have reported that they consume.
@@ -71,23 +72,31 @@ class Scale:
 
 
 class Bench:
-    """The server and the size of a run, and the processes of contenders that works start."""
+    """
+    The server and the size of a run, and the processes of contenders that works start.
 
-    def __init__(self, server: Server, scale: Scale) -> None:
+    *homes* has the environments of the contenders by name.
+    """
+
+    def __init__(
+        self, server: Server, scale: Scale, homes: Mapping[str, Home] = ENVIRONMENTS
+    ) -> None:
         self.server = server
         self.scale = scale
+        self._homes = homes
 
     @contextlib.contextmanager
-    def team(self, contender: Contender, count: int = 1, batch: int = 1) -> Iterator[Team]:
-        """Run *count* consumers, each in its own process."""
+    def team(
+        self, contender: Contender, count: int = 1, batch: int = 1, **more: Any
+    ) -> Iterator[Team]:
+        """Run *count* consumers, each in its own process, with *more* settings for the driver."""
         with contextlib.ExitStack() as stack:
             journal = Journal()
             stack.callback(journal.close)
-            settings = contender.settings(self.server.url, "consume", batch)
+            settings = contender.settings(self.server.url, "consume", batch) | more
+            home = self._homes[contender.environment]
             drivers = [
-                stack.enter_context(
-                    Driver(contender.driver, contender.environment, settings, journal.path)
-                )
+                stack.enter_context(Driver(contender.driver, home, settings, journal.path))
                 for _ in range(count)
             ]
             for driver in drivers:
@@ -104,7 +113,8 @@ class Bench:
             journal = Journal()
             stack.callback(journal.close)
             settings = contender.settings(self.server.url, "post", 1)
-            driver = Driver(contender.driver, contender.environment, settings, journal.path)
+            home = self._homes[contender.environment]
+            driver = Driver(contender.driver, home, settings, journal.path)
             stack.enter_context(driver)
             driver.answer()
             yield driver

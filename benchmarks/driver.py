@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.environments import ENVIRONMENTS
+from benchmarks.environments import Home
 
 PEERS = Path(__file__).with_name("peers")
 
@@ -101,12 +101,11 @@ class Driver:
     def __init__(
         self,
         program: str,
-        environment: str,
+        home: Home,
         settings: dict[str, Any],
         journal: Path,
         folder: Path = PEERS,
     ) -> None:
-        home = ENVIRONMENTS[environment]
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - until `close`
         # A session of its own, so that all its processes can be found and killed.
         self.process = subprocess.Popen(

@@ -16,6 +16,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,6 +27,37 @@ CACHE = ROOT / "build" / "benchmarks"
 #: also gets hiredis.
 REDIS = "redis==8.1.0"
 HIREDIS = "hiredis==3.4.2"
+
+
+class Home(Protocol):
+    """A place in which a driver runs: the start of its command line, and environment variables."""
+
+    @property
+    def command(self) -> list[str]:
+        """The command that runs a program."""
+        ...
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Additional environment variables for a program."""
+        ...
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A checkout of this project, run by the interpreter of the tool."""
+
+    path: Path
+
+    @property
+    def command(self) -> list[str]:
+        """The command that runs a program with the checkout's dtimer."""
+        return [sys.executable]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Additional environment variables for a program."""
+        return {"PYTHONPATH": str(self.path.resolve()), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @dataclass(frozen=True)

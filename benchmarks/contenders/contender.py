@@ -30,6 +30,8 @@ class Contender:
         cannot: The works, or parts of works, that it cannot do, with the reason.
         batches: The largest numbers of events that its handler receives in one call.
         posts_from_consumer: True if it must post from the process that consumes.
+        in_process: True if it can consume in a process of the user's, beside threads that do other
+            work.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Contender:
     cannot: dict[str, str] = field(default_factory=dict)
     batches: tuple[int, ...] = (1,)
     posts_from_consumer: bool = False
+    in_process: bool = False
 
     @property
     def id(self) -> str:

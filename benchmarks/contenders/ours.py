@@ -14,6 +14,7 @@ OURS = (
         says="pip install dtimer, leased and confirmed",
         max_pending=5_000_000,
         batches=(1, 10, 100),
+        in_process=True,
     ),
     Contender(
         "dtimer",
@@ -24,6 +25,7 @@ OURS = (
         says="with hiredis, leased and confirmed",
         max_pending=5_000_000,
         batches=(1, 10, 100),
+        in_process=True,
     ),
 )
 
@@ -39,9 +41,10 @@ FLOORS = (
         says="select.select until the due moment: no server, no event",
         options={"kind": "wait"},
         cannot=dict.fromkeys(
-            ("posting", "drain", "memory", "idle", "recovery", "stream"), "only waits"
+            ("posting", "drain", "memory", "idle", "recovery", "stream", "nodes"), "only waits"
         ),
         posts_from_consumer=True,
+        in_process=True,
     ),
     Contender(
         "bare EVALSHA",

@@ -8,11 +8,17 @@ of this project. It reads lines of JSON and answers each with one:
     {"do": "post", ...}           post `count` events; the answer has the seconds it took
     {"do": "post_at", ...}        post one event for each of the moments `dues`
     {"do": "stream", ...}         post `rate` events a second for `seconds`
+    {"do": "burn", ...}           start `threads` threads that compute, with the interval `switch`
+    {"do": "loops"}               the loops that these threads have done
+    {"do": "calls"}               the calls that released the interpreter's lock
 
 A consumer answers ``{"ready": true}`` once it consumes. It takes the same commands, because some
 peers learn only of their own posts, and ends when its input does. Handlers write a record of 32
 bytes an event to the file that the environment names. This works from any process or thread in
 which the peer runs handlers, survives their end, and costs every peer the same one system call.
+
+The settings may have ``burn``, so that the threads compute before the peer begins to consume
+(`burning`), and ``count_calls``, so that calls are counted (`counting`).
 """
 
 from __future__ import annotations
@@ -27,6 +33,9 @@ import traceback
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
+
+from burning import Burners
+from counting import Counter
 
 #: number, the moment of the handler, the due moment, lateness of the claim or UNKNOWN; µs.
 RECORD = struct.Struct("<qqqq")
@@ -182,7 +191,22 @@ def _stream(peer: Peer, command: dict[str, Any]) -> dict[str, Any]:
     return {"posted": posted, "seconds": time.perf_counter() - began}
 
 
-_COMMANDS = {"post": _post, "post_at": _post_at, "stream": _stream}
+_burners, _counter = Burners(), Counter()
+
+
+def _burn(_peer: Peer, command: dict[str, Any]) -> dict[str, Any]:
+    _burners.start(command)
+    return _burners.told()
+
+
+_COMMANDS: dict[str, Callable[[Peer, dict[str, Any]], dict[str, Any]]] = {
+    "post": _post,
+    "post_at": _post_at,
+    "stream": _stream,
+    "burn": _burn,
+    "loops": lambda _peer, _command: _burners.told(),
+    "calls": lambda _peer, _command: {"calls": _counter.told()},
+}
 
 
 def main(make: Callable[[dict[str, Any]], Peer]) -> None:
@@ -196,7 +220,8 @@ def main(make: Callable[[dict[str, Any]], Peer]) -> None:
     def say(what: dict[str, Any]) -> None:
         os.write(replies, json.dumps(what).encode() + b"\n")
 
-    peer = make(json.loads(orders.readline()))
+    settings = json.loads(orders.readline())
+    peer = make(settings)
 
     def obey() -> None:
         try:
@@ -214,5 +239,8 @@ def main(make: Callable[[dict[str, Any]], Peer]) -> None:
         obey()
     listener = threading.Thread(target=obey, daemon=True)
     listener.start()
+    _burners.start(settings.get("burn", {}))
+    if settings.get("count_calls"):
+        _counter.start()
     peer.consume(lambda: say({"ready": True}))
     listener.join()

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.bench import Bench, Cell
 from benchmarks.contenders import Contender
 from benchmarks.driver import Driver, Journal
+from benchmarks.environments import ENVIRONMENTS
 
 
 class Floors:
@@ -36,9 +37,9 @@ class Floors:
     def measure(self, bench: Bench, cell: Cell) -> dict[str, float]:
         """See `Work.measure`."""
         settings = {"url": bench.server.url, "count": max(20, int(2_000 * bench.scale.factor))}
-        environment, journal = cell.contender.environment, Journal()
+        home, journal = ENVIRONMENTS[cell.contender.environment], Journal()
         try:
-            with Driver("measure_floors.py", environment, settings, journal.path) as driver:
+            with Driver("measure_floors.py", home, settings, journal.path) as driver:
                 return driver.answer()
         finally:
             journal.close()

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.bench import Bench, Cell, now_us, post
 from benchmarks.contenders import Contender
 from benchmarks.driver import Driver, Journal, NothingHandled
+from benchmarks.environments import ENVIRONMENTS
 
 _EVENTS = 100_000
 _LATEST = 20  # seconds without a handler
@@ -50,7 +51,8 @@ class Recovery:
             poster.ask(post(contender, count, now_us() + 2_000_000))
         time.sleep(2.1)
         journal = Journal()
-        with Driver("foreign.py", "dtimer", {"url": bench.server.url}, journal.path) as foreign:
+        home, settings = ENVIRONMENTS["dtimer"], {"url": bench.server.url}
+        with Driver("foreign.py", home, settings, journal.path) as foreign:
             time.sleep(0.5)
             before = foreign.ask({})
             with bench.team(contender, 1, cell.params["batch"]) as team:

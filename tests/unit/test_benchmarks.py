@@ -2,19 +2,23 @@
 
 import json
 import os
+import queue
+import sys
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import compare, driver
+from benchmarks import compare, compare_busy, driver
 from benchmarks.contenders import CONTENDERS
 from benchmarks.driver import PEERS, Handled, NothingHandled
 from benchmarks.numbers import each_second, middle, quantile, ratio, spread
 from benchmarks.results import Results, against, key
 from benchmarks.server import tally
 from benchmarks.targets import judge
-from benchmarks.workloads import drain, lateness
+from benchmarks.workloads import busy, drain, lateness, locks
+from benchmarks.workloads.locks import Call
 
 OURS, PEER, FLOOR = "dtimer/defaults", "Huey/defaults", "bare EVALSHA/floor"
 
@@ -81,6 +85,30 @@ class TestCompare:
         with pytest.raises(ValueError, match="at least two rounds"):
             compare.ratio([0.0, 1.0], [1.0, 1.0])
 
+    def test_the_table_of_lateness_shows_the_worst_early_count(self):
+        """Times are medians, but a single early event of any round must be seen."""
+        names = ("p50", "p90", "p99", "max", "missing")
+        old = [{**dict.fromkeys(names, ms), "early": 0} for ms in (10.0, 20.0, 90.0)]
+        new = [{**dict.fromkeys(names, ms), "early": 0} for ms in (5.0, 8.0, 9.0)]
+        new[0]["early"] = 1
+        case = json.dumps({"nodes": 1, "busy": 4, "switch": 0.5})
+        row = compare_busy.table({case: (old, new)})[2]
+        assert ["1", "4", "0.5", "20.0", ">", "8.00"] == row.split()[:6]
+        assert "0 > 1" in row
+        assert row.endswith("0.40")  # of 0.5, 0.4 and 0.1
+
+    def test_the_table_of_locks_has_each_call_of_either_checkout(self):
+        """A call that one of them no longer makes is shown with 0."""
+        wait, short = ("claimer", "select.select", "wait"), ("handler", "os.write", "short")
+        rows = compare_busy.table_of_locks(
+            ({"waits": 2.0}, {wait: 2.0}), ({"waits": 1.0}, {short: 1.0})
+        )[2:]
+        assert [
+            ["all", "threads", "waits", "2.00", "1.00"],
+            [*wait, "2.00", "0"],
+            [*short, "0", "1.00"],
+        ] == [row.split() for row in rows]
+
 
 class TestSummaries:
     """From the records of handlers to figures."""
@@ -98,6 +126,37 @@ class TestSummaries:
         assert (1, 1, 1) == (found["early"], found["missing"], found["twice"])
         assert 1.0 == found["claim p99"]
         assert {"early": 0, "missing": 5, "twice": 0} == lateness.summary([], 5)
+
+    def test_a_missing_event_is_as_late_as_it_is_when_the_records_are_read(self):
+        """Otherwise a timer that delivers fewer events would look more punctual."""
+        dues = [1_000_000, 2_000_000]
+        found = busy.summary([[Handled(0, 1_003_000, 1_000_000, None)]], dues, 9_000_000)
+        assert (3.0, 7000.0) == (found["p50"], found["max"])
+        assert (0, 1, 0) == (found["early"], found["missing"], found["twice"])
+        assert "busy node %" not in found
+
+    def test_the_share_of_the_busy_node_counts_first_handlers(self):
+        """A second handler of an event does not count for the share of its node."""
+        one, two = Handled(0, 1_005_000, 1_000_000, None), Handled(1, 1_999_000, 2_000_000, None)
+        late = Handled(0, 1_900_000, 1_000_000, None)
+        found = busy.summary([[one, two], [late]], [1_000_000, 2_000_000], 9_000_000)
+        assert (5.0, 1, 1) == (found["max"], found["early"], found["twice"])
+        assert 100 == found["busy node %"]
+        found = busy.summary([[], [one, two]], [1_000_000, 2_000_000], 9_000_000)
+        assert 0 == found["busy node %"]
+
+    def test_calls_that_release_the_lock_are_counted_for_each_event(self):
+        """Calls between the due moment and the handler are also counted apart from the others."""
+        calls = [
+            Call(900, "claimer", "socket.recv", waited=True),
+            Call(1_100, "claimer", "select.select", waited=True),
+            Call(1_150, "handler", "SimpleQueue.get", waited=True),
+            Call(1_300, "handler", "os.write", waited=False),
+        ]
+        handled = [Handled(0, 1_200, 1_000, None), Handled(1, 5_200, 5_000, None)]
+        assert {"due to handler": 1, "waits": 1.5, "short": 0.5} == locks.summary(calls, handled)
+        assert 0.5 == locks.tally(calls, 2)["handler", "os.write", "short"]
+        assert {"due to handler": 0, "waits": 0, "short": 0} == locks.summary([], [])
 
     def test_a_drain_has_rates_from_the_first_handler_and_from_the_due_moment(self):
         """The second rate includes the time until the first handler starts."""
@@ -134,6 +193,56 @@ class TestSummaries:
 
         body = driving.payload(7, 1_800_000_000_000_000, size)
         assert size == len(json.dumps(body, separators=(",", ":")))
+
+
+class TestCounting:
+    """The calls that release the interpreter's lock."""
+
+    @pytest.fixture
+    def counting(self, monkeypatch):
+        """Return the module, which runs in the peers' processes."""
+        monkeypatch.syspath_prepend(PEERS)
+        import counting
+
+        return counting
+
+    def test_counts_calls_by_their_thread_and_name(self, counting):
+        """A lock that is free is acquired without releasing the interpreter's lock."""
+        counter, reader = counting.Counter(), queue.SimpleQueue()
+
+        def work():
+            reader.put(1)
+            reader.get()
+            threading.Lock().acquire()
+            os.write(null, b"x")
+
+        null = os.open(os.devnull, os.O_WRONLY)
+        before = sys.getprofile()
+        counter.start()
+        try:
+            thread = threading.Thread(target=work, name="dtimer-node-handler-1")
+            thread.start()
+        finally:
+            sys.setprofile(before)
+            threading.setprofile(None)
+        thread.join()
+        os.close(null)
+        calls = [Call(*one) for one in counter.told()]
+        mine = [one for one in calls if one.thread == "handler"]
+        assert [("os.write", False)] == [(one.function, one.waited) for one in mine]
+
+    @pytest.mark.parametrize(
+        ("thread", "role"),
+        [
+            ("dtimer-claimer-node-12", "claimer"),
+            ("dtimer-node-handler-3", "handler"),
+            ("Worker-1", "Worker"),
+            ("7", "7"),
+        ],
+    )
+    def test_threads_of_one_role_are_counted_together(self, counting, thread, role):
+        """A table with a line for each handler thread would hide what an event costs."""
+        assert role == counting.role_of(thread)
 
 
 class TestResults:
