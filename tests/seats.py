@@ -68,21 +68,21 @@ class FakeStore:
         self.answers = []
         self.renewed = []  # the ids and the length of each renewal
         self.registered = 0
-        self.supplied = []
-        self.unfit = set()  # schedules that no node can supply
+        self.given_times = []  # the schedule of each call of `add_times`
+        self.unreadable = set()  # schedules for which `add_times` fails
         self.trimmed = 0
         self.lone = False  # True if this node is alone
         self.lost = set()  # ids whose lease another node has
         self.trouble = None  # raised by every call from now on
-        self.busy = False
-        self.deaf = []  # raised when a claim is sent, not when it is answered
+        self.busy = False  # True if `start_claim` must first make other calls
+        self.send_errors = []  # raised when a claim is sent, not when it is answered
         self.beaten = threading.Event()
 
     def start_claim(self, request):
         self.requests.append(request)
         self.sent.append((request.seq, request.most_bytes, request.strict))
-        if self.deaf:
-            raise self.deaf.pop()
+        if self.send_errors:
+            raise self.send_errors.pop()
         return lambda *, read_late: self.answer(request)
 
     def answer(self, request):
@@ -108,8 +108,8 @@ class FakeStore:
         self.trimmed += 1
 
     def add_times(self, schedule):
-        self.supplied.append(schedule)
-        if schedule in self.unfit:
+        self.given_times.append(schedule)
+        if schedule in self.unreadable:
             raise NamespaceCorrupt(f"{schedule} cannot be read")
 
     def needs_operator(self, error):
@@ -187,7 +187,7 @@ class FakeContact:
     """Keeps the changes of the connectivity."""
 
     def __init__(self):
-        self.answered = None
+        self.answered = None  # when the last reply was received; set by the claim cycle
         self._changes = queue.SimpleQueue()
         self.after_claims = []  # for each error: True if its claim had been answered
 
@@ -243,7 +243,8 @@ class CycleHarness:
     """
     A claim cycle and its dispatcher around a fake store, without threads.
 
-    The harness is also the consumer of the events and the host.
+    The harness itself is the `Consumer`, which receives the events. It is also the `Host`,
+    which these tests never ask to quit.
     """
 
     def __init__(self, **options):
@@ -256,7 +257,7 @@ class CycleHarness:
         self.dispatcher = Dispatcher("dtimer-test", self.seat, self, self)
         self.pool, self.batching = self.dispatcher.pool, self.dispatcher.batching
         self.cycle = ClaimCycle(self.seat, self.dispatcher, self)
-        self.most = 100  # the demand
+        self.most = 100  # how many events the listeners can take: the result of `demand`
         self.handled = []  # the ids of each batch
 
     def demand(self):
@@ -267,7 +268,13 @@ class CycleHarness:
         return []
 
     def claim(self, answer=None, *, claiming=True):
-        """Claim once on the test's own thread; return the seconds until the next claim."""
+        """
+        Claim once on the test's own thread; return the seconds until the next claim.
+
+        Args:
+            answer: The next reply of the store, or the error that it raises.
+            claiming: False as for a node that leaves: the claim then only settles.
+        """
         if answer is not None:
             self.store.answers.append(answer)
         return self.cycle.claim(claiming)

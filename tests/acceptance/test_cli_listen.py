@@ -68,7 +68,7 @@ class TestTwoTerminals:
 
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_a_signal_makes_the_node_leave(self, number, start_listen, timer):
-        """Terminals and supervisors send different signals to end a program."""
+        """Terminals and process managers send different signals to end a program."""
         listener = start_listen()
         assert 1 == timer.stats().nodes
         assert 0 == listener.end(number)

@@ -48,23 +48,28 @@ def timers(server, namespace, other, client):
 
 
 @pytest.fixture
-def inventories(server, namespace, other):
+def stores(server, namespace, other):
     """The stores of the two namespaces."""
-    timers_made = [Store(source(server.url, 1.0), ns, timeout=3.0) for ns in (namespace, other)]
-    yield timers_made
-    for store in timers_made:
+    stores_made = [Store(source(server.url, 1.0), ns, timeout=3.0) for ns in (namespace, other)]
+    yield stores_made
+    for store in stores_made:
         store.release()
 
 
 def content(store):
-    """Return what is stored of the waiting events, except whether an id was generated."""
+    """
+    Return what is stored of the waiting events, without the mark `n` of their bodies.
+
+    The mark says that the user chose the id (dtimer/store/format.py). Each imported event has it,
+    because an export does not contain it.
+    """
     return [(e.id, e.due_us, e.raw.replace(b",n|", b"|", 1)) for e in AdminStore(store).waiting()]
 
 
 class TestRoundTrip:
     """Everything that is exported is imported."""
 
-    def test_events_arrive_unchanged(self, run, timers, inventories, other, tmp_path):
+    def test_events_arrive_unchanged(self, run, timers, stores, other, tmp_path):
         """With the due time to the microsecond. A second import changes nothing."""
         here, _ = timers
         payload = {"a": [], "n": 9007199254740993, "u": "\ud800\n", "x": 1e22, "é": None}
@@ -75,7 +80,7 @@ class TestRoundTrip:
         for _ in range(2):
             (summary,) = run("import", file, "--ns", other, "--json").objects
             assert (1_101, True) == (summary["events"], summary["whole"])
-            assert content(inventories[0]) == content(inventories[1])
+            assert content(stores[0]) == content(stores[1])
         assert 1_101 == timers[1].stats().totals["posted"]
 
     def test_existing_events_and_schedules_are_kept(self, run, timers, other, tmp_path):
@@ -90,12 +95,10 @@ class TestRoundTrip:
         assert {"n": 2} == there.peek("tea").event
         assert 2 * HOUR == there.schedule("sweep").interval
 
-    def test_schedules_arrive_with_their_specification(
-        self, run, timers, inventories, other, tmp_path
-    ):
+    def test_schedules_arrive_with_their_specification(self, run, timers, stores, other, tmp_path):
         """
-        So a program that declares one finds it the same. The new schedule makes its own occurrence,
-        so the pending one is not exported.
+        If a program declares an imported schedule again, the result is ``same``. The import creates
+        the pending occurrence of each schedule, so the export does not contain that event.
         """
         here, there = timers
         rules = {"tz": "Europe/Berlin", "jitter": 1.5, "start": DUE, "max_retries": 1}
@@ -106,14 +109,14 @@ class TestRoundTrip:
         (summary,) = run("export", file, "--json").objects
         assert (2, 0) == (summary["schedules"], summary["events"])
         run("import", file, "--ns", other)
-        first, second = ([d for d, _, _ in AdminStore(store).specs()] for store in inventories)
+        first, second = ([d for d, _, _ in AdminStore(store).specs()] for store in stores)
         assert first == second
         assert here.schedule("report") == there.schedule("report")
         assert there.schedule("sweep").paused
         assert "same" == there.cron("0 9 * * *", {"n": 1}, id="report", **rules)
 
     def test_a_manual_occurrence_is_moved_as_an_event(self, run, timers, tmp_path):
-        """The schedule will not make it again. It is imported once, however often."""
+        """Its schedule will not create it again. A second import of the same file adds nothing."""
         here, there = timers
         here.every(HOUR, {"n": 1}, id="sweep")
         id = here.run_now("sweep")
@@ -128,6 +131,7 @@ class TestRoundTrip:
         """Even those that are not valid events. Without ``--dead`` they stay behind."""
         here, there = timers
         other, keys = there.ns, Keys.of(namespace)
+        # Attempt, reason, length of the error; the error and the body (dtimer/store/format.py).
         for id, letter in {
             "tea": b"2,failed,7|no good,3|" + b'{"n":1}',
             "odd": b"1,corrupt,0|\xff\x00",
@@ -144,6 +148,8 @@ class TestRoundTrip:
             assert list(here.dead()) == list(there.dead())
         assert 0 == there.stats().scheduled
 
+    # The marks of a body: none for a generated id, `n` for an id that the user chose, `s` for an
+    # occurrence with its nominal time and the number of missed ones (dtimer/store/format.py).
     @pytest.mark.parametrize("mark", [b"", b",n", b",s1800000000000123,2"])
     def test_a_dead_letter_keeps_its_mark(self, run, timers, tmp_path, client, mark):
         """
@@ -152,6 +158,8 @@ class TestRoundTrip:
         """
         here, away = (Keys.of(timer.ns) for timer in timers)
         there = timers[1]
+        # The body has an expiry (9) and `max_retries` (3). A dead letter begins with the attempt,
+        # the reason, and the error with its length.
         id, body = "sweep@1800000000000123", b"9,3" + mark + b'|{"n":1}'
         client.hset(here.dead, id, b"2,failed,7|no good" + body)
         client.zadd(here.graves, {id: 1_800_000_000_000_123})
@@ -160,6 +168,7 @@ class TestRoundTrip:
         assert 0 == run("import", file, "--ns", there.ns).code
         assert client.hgetall(here.dead) == client.hgetall(away.dead)
         assert there.revive(id)
+        # A revived event has no expiry.
         assert body.removeprefix(b"9") == client.hget(away.body, id)
 
     def test_without_a_file_pipes_are_used(self, timers, server, namespace, other):
@@ -174,9 +183,7 @@ class TestRoundTrip:
         assert 0 == done.returncode
         assert {"n": 1} == there.peek("tea").event
 
-    def test_events_in_flight_are_counted_and_not_exported(
-        self, run, timers, tmp_path, inventories
-    ):
+    def test_events_in_flight_are_counted_and_not_exported(self, run, timers, tmp_path):
         """Events in flight are not exported, and stderr has their number."""
         here, _ = timers
         began, go_on = threading.Event(), threading.Event()

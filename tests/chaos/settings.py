@@ -32,6 +32,8 @@ CPU_SHARE, CPU_ONCE = 0.10, 0.10
 
 #: How many connections one node may try in a second while it cannot reach its server. Its two
 #: threads try again after 50 ms, 100 ms, 200 ms and so on up to 500 ms, minus up to half.
+#: CONNECTS_ONCE is for the connections that do not depend on the length of the outage: the first
+#: tries, with the shortest pauses, and those after the recovery.
 CONNECTS_PER_SECOND = 8
 CONNECTS_ONCE = 16
 

@@ -213,6 +213,7 @@ def test_only_the_newest_dead_letters_are_kept(watch):
     node = watch.node(handler=lambda ev: 1 / 0, dead_limit=20, max_events=10)
     timer = node.timer
     ids = timer.post_many([{"ev": {"n": n}, "max_retries": 0} for n in range(200)])
+    # These events become dead letters, and most of the dead letters are dropped.
     watch.excused.update(ids)
     eventually(lambda: timer.stats().totals.get("died") == 200)
     eventually(lambda: 20 >= len(list(timer.dead())))

@@ -40,6 +40,7 @@ class TestBlackHole:
             proxy.heal()
         id = watch.post(id="perhaps")
         watch.wait_handled(id)
+        # Both posts with this id may have been delivered.
         watch.excused.add("perhaps")
         assert watch.times("perhaps") <= 2
 
@@ -197,6 +198,7 @@ def test_a_node_that_is_cut_off_loses_its_event_after_the_lease(watch, proxy):
     """
     cut_off, handler, ev = watch.busy_node("cut off", proxy.url)
     other_node = watch.node("other")
+    # Delivered twice: to the node that is cut off, and later to the other.
     watch.excused.add(ev.id)
     with watch.fault(cut_off) as fault:
         began = time.monotonic()

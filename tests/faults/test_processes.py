@@ -20,7 +20,10 @@ from dtimer.faultpoints import arm
 
 pytestmark = pytest.mark.chaos
 
-# Prints the attempts that its handler receives, and the errors that its node reports.
+# A program for `Script` (tests/scripts.py), which defines ``timer``, ``say`` and ``heard`` for it.
+# The program prints the attempts that its handler receives, and the errors that its node reports.
+# Each test replaces ``do()`` with the work of its handler. The node has the options PATIENT, with a
+# lease of 1 s. They are not related to PATIENCE, the seconds that a test waits for a signal.
 _NODE = f"""
 import ctypes, resource, signal
 dt = timer("script", **{PATIENT!r})
@@ -86,6 +89,7 @@ def test_an_interrupted_post_does_not_mix_up_replies(watch, error):
     # The server now knows the script, so the interrupted post will take effect.
     watch.post(timer=caller, id="whole")
     here = threading.current_thread()
+    # The exception hides whether the post took effect.
     watch.perhaps.add("cut")
 
     def interrupt():
@@ -218,6 +222,7 @@ say([t.name for t in threading.enumerate()])
 """
         )
         assert "joined" == program.hear()
+        # The program handles these events, so the watch sees no delivery of them.
         watch.excused |= {"long", "next"}
         watch.post(id="long", more={"wait": 2 * PATIENT["lease"] / 1000})
         assert ["begun 1", "ended False"] == [program.hear() for _ in range(2)]
@@ -231,7 +236,7 @@ say([t.name for t in threading.enumerate()])
         assert 2 == watch._poster.stats().totals["started"]
 
 
-# The preamble imported these modules before gevent patched them.
+# `Script` puts imports before the program, so gevent has not patched these modules.
 _IMPORT_AGAIN = """
 import gevent, threading
 hear = heard
@@ -258,6 +263,7 @@ def test_an_event_moves_on_while_a_handler_holds_the_interpreter_lock(watch, scr
     assert "ended True" == hog.hear()
     assert "error LeaseLost NoneType" == hog.hear()
     watch.nodes[0].timer.leave()
+    # The program handles this event, so the watch sees no delivery of it.
     watch.excused.add(watch.post())
     assert ["begun 1", "ended False"] == [hog.hear() for _ in range(2)]
     hog.tell()
@@ -282,6 +288,7 @@ class TestStarved:
         )
         assert "joined" == program.hear()
         id = watch.post()
+        # The program handles this event, so the watch sees no delivery of it.
         watch.excused.add(id)
         lines = [program.hear() for _ in range(4)]
         assert ["begun 1", "error HandlerError MemoryError", "begun 2", "ended False"] == lines
@@ -304,6 +311,7 @@ class TestStarved:
         ]
         try:
             ids = [watch.post() for _ in range(20)]
+            # The program handles these events, so the watch sees no delivery of them.
             watch.excused |= set(ids)
             poster = watch._poster
             eventually(lambda: poster.stats().totals.get("confirmed") == 20, 3 * PATIENCE)

@@ -53,6 +53,7 @@ class TestEviction:
         """Events are lost. Retrying them for ever would block the others."""
         node = watch.node()
         ids = [watch.post(LATER, more={"x": "x" * 1000}) for _ in range(5)]
+        # The eviction below removes these events, or only their payloads.
         watch.excused |= set(ids)
         with watch.fault(degraded=False):
             _limit_memory(watch.client, "allkeys-random")
@@ -76,6 +77,7 @@ class TestEviction:
         """The dead letter is reported once, and the other events of the claim are handled."""
         node = watch.node(max_events=10)
         lost = [watch.post(LATER) for _ in range(3)]
+        # They become dead letters without a delivery.
         watch.excused |= set(lost)
         with watch.fault(silent=True):
             watch.client.hdel(watch.keys.body, *lost)

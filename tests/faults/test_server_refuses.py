@@ -42,6 +42,7 @@ def test_only_posts_fail_when_memory_is_full(watch, caller):
     (ev,) = gate.begun()
     pending = [watch.post(100), watch.post(100, more={"fail": True})]
     cancelled = watch.post(LATER)
+    # The first is never delivered. The handler of the second fails once, so it is delivered twice.
     watch.excused |= {cancelled, pending[1]}
     with watch.fault(degraded=False):
         watch.client.config_set("maxmemory", 1)

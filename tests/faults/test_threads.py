@@ -86,6 +86,7 @@ class TestKilledAfterTheClaim:
     def test_an_event_with_max_retries_0_becomes_a_dead_letter(self, watch, killed):
         """A handler may have started, so the event must not be delivered again."""
         id = watch.post(max_retries=0)
+        # The killed node starts no handler, and no other node may.
         watch.excused.add(id)
         assert -9 == killed.wait()
         node = watch.node()

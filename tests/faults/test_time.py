@@ -119,6 +119,7 @@ class TestClockSetForward:
         assert [[HOUR], [HOUR]] == [clock_jumps(node) for node in nodes]
         assert State.SCHEDULED is nodes[0].timer.peek(far).state
         assert "cancelled" == nodes[0].timer.cancel(far).value
+        # The event was cancelled, so it is not delivered.
         watch.excused.add(far)
 
     def test_the_lease_of_a_running_handler_is_renewed_at_once(self, watch, set_clock):
@@ -139,6 +140,7 @@ class TestClockSetForward:
         node = watch.node(lease=MINUTE_MS, auto_confirm=False)
         deliveries = Catch(node.timer, "event")
         id = watch.post()
+        # Delivered twice: the first lease ends when the clock is set.
         watch.excused.add(id)
         (old,) = deliveries.next()
         set_clock(HOUR)

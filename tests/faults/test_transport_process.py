@@ -74,6 +74,7 @@ def test_a_node_recovers_when_its_process_can_open_sockets_again(watch, own_serv
         assert float(cpu) < 0.3, "a thread runs in a tight loop"
         assert "errors 1" == script.hear()
         id = watch.post()
+        # The program handles this event, so the watch sees no delivery of it.
         watch.excused.add(id)
         assert f"event {watch.posted[id]['n']}" == script.hear()
         script.tell()

@@ -14,8 +14,8 @@ from dtimer import DTimer
 from dtimer.model.claims import Settlement, Verdict
 from dtimer.store.format import Entry
 
-# In ms: how long before its due time a claim takes an event, and how long before that time the node
-# on duty claims.
+# In ms. AHEAD: how long before an event is due a claim may take the event.
+# LEAD: how long before an event is due the node on duty claims.
 AHEAD = 20
 LEAD = AHEAD / 2
 
@@ -81,9 +81,10 @@ class TestLookAheadClaim:
         now.tick(AHEAD / 2)
         assert 1 == len(node.claim_reply(1, ahead=AHEAD).claims)
 
-    def test_leaves_an_event_that_expires_before_it_is_due(self, store, node, now):
-        """An event that expires before it is due is never claimed. It dies when it is due."""
-        post(store, "tea", 10, expires=f"+{10_000}")
+    def test_leaves_an_event_that_has_expired_when_it_is_due(self, store, node, now):
+        """Such an event never starts. It becomes a dead letter when it is due, not earlier."""
+        # Due in 10 ms, and expired from the same moment on. The expiry is in µs.
+        post(store, "tea", 10, expires="+10000")
         reply = node.claim_reply(1, ahead=AHEAD)
         assert ([], []) == (ids(reply), reply.buried)
         now.tick(10)
@@ -91,6 +92,7 @@ class TestLookAheadClaim:
 
     def test_leaves_an_event_with_a_users_id(self, store, node, now):
         """Until the event is due, the user may replace, reschedule or cancel it."""
+        # The mark `n` says that the user chose the id (dtimer/store/format.py).
         store.post([Entry("tea", "+10000", ",3,n|{}")], "replace")
         reply = node.claim_reply(1, ahead=AHEAD)
         assert ([], 10_000) == (ids(reply), reply.wait_us)
@@ -121,7 +123,10 @@ class TestLookAheadClaim:
     def test_an_occurrence_that_replaces_an_event_is_delivered_with_its_own_payload(
         self, store, node, now
     ):
-        """A claim may create an occurrence with the id of a due event, which it so replaces."""
+        """
+        A claim may create an occurrence whose id a due event already has. The occurrence then
+        replaces that event.
+        """
         declare_tick(store, now.us + 1_000_000, payload='{"old":1}')
         assert f"tick@{now.us}" == store.schedules.run_now("tick")
         store.schedules.remove("tick")
@@ -135,7 +140,10 @@ class TestLookAheadQueue:
 
     @pytest.mark.parametrize("part", [0.6, 3])
     def test_a_replaced_event_is_not_started(self, make, part):
-        """The new event starts once, when it is due, before or after the old one was due."""
+        """
+        The new event starts once, when it is due itself. One new event is due before the old one
+        would have been, the other after.
+        """
         timer = make(look_ahead=1_000, poll_interval=60_000)
         caught = queue.SimpleQueue()
         timer.on("event", lambda events: caught.put((events[0]["n"], time.monotonic())))

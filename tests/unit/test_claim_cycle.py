@@ -306,21 +306,21 @@ class TestFollowUp:
         assert 1 == harness.store.trimmed
 
     def test_adds_times_to_a_schedule_that_runs_short(self, harness):
-        """Otherwise the schedule would stop when its times are used up."""
+        """If a node added none, the schedule would stop when its times are used up."""
         harness.claim(replace(reply(), short=["daily"]))
-        assert ["daily"] == harness.store.supplied
+        assert ["daily"] == harness.store.given_times
 
     def test_reports_an_unreadable_schedule_once_until_it_is_readable(self, harness):
         """The rest of the reply is applied, and the claim counts as answered."""
-        harness.store.unfit = {"bad"}
+        harness.store.unreadable = {"bad"}
         for _ in range(3):
             harness.claim(replace(reply(), short=["bad", "good"]))
-        assert ["bad", "good"] * 3 == harness.store.supplied
+        assert ["bad", "good"] * 3 == harness.store.given_times
         assert harness.seat.connectivity.error is None
         ((what, error),) = harness.announced.all()
         assert ("error", "bad cannot be read") == (what, str(error))
-        for unfit in (set(), {"bad"}):
-            harness.store.unfit = unfit
+        for unreadable in (set(), {"bad"}):
+            harness.store.unreadable = unreadable
             harness.claim(replace(reply(), short=["bad"]))
         assert ["error"] == [what for what, _ in harness.announced.all()]
 
@@ -588,7 +588,7 @@ class TestPipelining:
     def test_repeats_an_unsent_claim_at_once_and_silently(self, backlog):
         """A first failure is not reported, as with any other claim."""
         backlog.contact.reported()
-        backlog.store.deaf.append(Wrong("closed"))
+        backlog.store.send_errors.append(Wrong("closed"))
         assert 0.0 == backlog.claim()
         assert not backlog.pipeline.pending
         backlog.claim()
