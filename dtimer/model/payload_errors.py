@@ -46,18 +46,25 @@ class _Found(NamedTuple):
     """
 
     container: Any
-    depth: int = 0
     step: _Step = None
     above: _Found | None = None
 
+    def chain(self) -> list[_Found]:
+        """Return all containers from the payload to this one."""
+        found = [self]
+        while (above := found[-1].above) is not None:
+            found.append(above)
+        return found[::-1]
+
     def path(self) -> list[_Step]:
         """Return the steps from the payload to this container."""
-        steps = []
-        found: _Found | None = self
-        while found is not None and found.above is not None:
-            steps.append(found.step)
-            found = found.above
-        return steps[::-1]
+        return [found.step for found in self.chain()[1:]]
+
+    def inner(self) -> Iterator[_Found]:
+        """Yield the containers in this one."""
+        for step, value in _members(self.container):
+            if isinstance(value, dict | list | tuple):
+                yield _Found(value, step, self)
 
 
 def _spell(steps: Sequence[_Step]) -> str:
@@ -76,12 +83,9 @@ def _walk(payload: Any) -> Iterator[_Found]:
     while stack:
         found = stack.pop()
         yield found
-        deeper = []
-        for step, value in _members(found.container):
-            if isinstance(value, dict | list | tuple) and id(value) not in met:
-                met.add(id(value))
-                deeper.append(_Found(value, found.depth + 1, step, found))
-        stack += reversed(deeper)
+        deeper = {id(inner.container): inner for inner in found.inner()}
+        stack += [deeper[n] for n in reversed(deeper) if n not in met]
+        met.update(deeper)
 
 
 def bad_key(payload: Any) -> PayloadError:
@@ -125,33 +129,16 @@ def _wrong(value: Any) -> str | None:
 
 def too_deep(payload: Any, deepest: int) -> PayloadError:
     """Return the error for a payload that is nested deeper than *deepest* levels."""
-    if (steps := _circle(payload)) is not None:
-        return PayloadError(f"{_spell(steps) if steps else 'the payload'} contains itself")
-    found = next((found for found in _walk(payload) if found.depth >= deepest), _Found(payload))
-    where = _spell(found.path())
+    # As the check does, level by level, with each container once a level.
+    level = {id(payload): _Found(payload)}
+    for _ in range(deepest):
+        level = {id(inner.container): inner for found in level.values() for inner in found.inner()}
+    deep = next(iter(level.values()))
+    passed: dict[int, _Found] = {}
+    for found in deep.chain():
+        first = passed.setdefault(id(found.container), found)
+        if first is not found:
+            where = _spell(first.path()) if first.above else "the payload"
+            return PayloadError(f"{where} contains itself")
+    where = _spell(deep.path())
     return PayloadError(f"the payload is nested deeper than {deepest} levels, at {where}")
-
-
-def _circle(payload: Any) -> list[_Step] | None:
-    """Return the path of a container that contains itself, or None if there is none."""
-    # The depth of each container on the current path, by its id.
-    depths = {id(payload): 0}
-    done: set[int] = set()
-    # For each container from the payload to the current one: the container, the step to it, and an
-    # iterator over its remaining members.
-    path = [(payload, None, _members(payload))]
-    while path:
-        container, _, members = path[-1]
-        for step, value in members:
-            if not isinstance(value, dict | list | tuple) or id(value) in done:
-                continue
-            if id(value) in depths:
-                return [step for _, step, _ in path[1 : depths[id(value)] + 1]]
-            depths[id(value)] = len(path)
-            path.append((value, step, _members(value)))
-            break
-        else:
-            path.pop()
-            del depths[id(container)]
-            done.add(id(container))
-    return None
