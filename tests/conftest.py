@@ -11,8 +11,9 @@ import uuid
 import pytest
 from hypothesis import HealthCheck, settings
 from proxy import Proxy
-from servers import LIMIT, PATIENCE, Server, any_server, clear
+from servers import LIMIT, PATIENCE, Server, any_server, clear, eventually
 from shell import runner
+from topologies import three_masters
 
 from dtimer.errors import StoreError
 from dtimer.testing import Catch
@@ -108,6 +109,38 @@ def proxy(server):
     """A proxy to the server of this worker."""
     with Proxy(server) as proxy:
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def three_servers():
+    """A client of a cluster, and its three masters. It takes writes two seconds after its start."""
+    with three_masters() as found:
+        yield found
+
+
+@pytest.fixture
+def cluster(three_servers):
+    """
+    A client of an empty cluster, and its three masters.
+
+    A test may pause the servers and move slots. A test that does more needs `own_cluster`.
+    """
+    client, servers = three_servers
+    client.nodes_manager.initialize()
+    yield three_servers
+    for server in servers:
+        server.resume()
+    for server in servers:
+        with server.client() as admin:
+            eventually(lambda c=admin: c.cluster("INFO")["cluster_state"] == "ok")
+            admin.flushall()
+
+
+@pytest.fixture
+def own_cluster():
+    """A client of a cluster of this test's own, and its three masters."""
+    with three_masters() as found:
+        yield found
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from chaos.settings import CALL_LIMIT, HASTY, PATIENT
 from proxy import Proxy
 from redis.crc import key_slot
 from servers import LONGEST_CALL, PATIENCE, YEAR_2096, eventually
-from topologies import holder, migrate, three_masters, watched_by_sentinel
+from topologies import holder, migrate, watched_by_sentinel
 
 import dtimer.store
 from dtimer import DTimer, OutcomeUnknown, StateRollback, StoreError
@@ -146,10 +146,15 @@ class TestSplitBrain:
 
 
 @pytest.fixture
-def cluster():
+def cluster(cluster):
     """A client of a cluster, its servers, and the one of them that holds the namespace."""
-    with three_masters() as (client, servers):
-        yield client, servers, holder(NS, client, servers)
+    return *cluster, holder(NS, *cluster)
+
+
+@pytest.fixture
+def own_cluster(own_cluster):
+    """The same of a cluster whose servers a test may kill."""
+    return *own_cluster, holder(NS, *own_cluster)
 
 
 @pytest.mark.fault("F44")
@@ -163,9 +168,9 @@ class TestCluster:
         yield timer
         timer.leave()
 
-    def test_a_node_follows_a_slot_that_moves(self, cluster):
+    def test_a_node_follows_a_slot_that_moves(self, own_cluster):
         """During the move, posts succeed or raise. The move is not mistaken for a rollback."""
-        client, servers, source = cluster
+        client, servers, source = own_cluster
         target = servers[servers.index(source) - 1]
         with Watch(target, NS) as watch:
             timer = watch.caller("poster", client, **PATIENT)
@@ -174,11 +179,13 @@ class TestCluster:
             timer.post({"n": 0}, at=YEAR_2096, id="stays")
             refused = 0
             with watch.fault(degraded=False, recovers=False):
-                for _ in migrate(NS, servers, source, target):
-                    try:
-                        pending.append(watch.post(0, timer))
-                    except StoreError:
-                        refused += 1
+                # The servers refuse each post until its deadline.
+                with hurried(timer):
+                    for _ in migrate(NS, servers, source, target):
+                        try:
+                            pending.append(watch.post(0, timer))
+                        except StoreError:
+                            refused += 1
                 watch.assert_recovery()
             assert refused, "no post met the move"
             watch.wait_handled(*pending)
@@ -189,9 +196,9 @@ class TestCluster:
             target.configure(cluster_require_full_coverage="no")
             source.kill9()
 
-    def test_a_node_recovers_within_a_second_of_its_servers_return(self, cluster):
+    def test_a_node_recovers_within_a_second_of_its_servers_return(self, own_cluster):
         """The other servers run. The server returns empty, and the node reports that too."""
-        client, servers, server = cluster
+        client, servers, server = own_cluster
         timer = DTimer("node", client, ns=NS, **PATIENT)
         events, errors = Catch(timer, "event"), Catch(timer, "error")
         with timer:

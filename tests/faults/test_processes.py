@@ -12,7 +12,7 @@ import pytest
 from chaos.settings import PATIENT
 from leftovers import threads
 from scripts import Script
-from servers import PATIENCE, eventually
+from servers import LONGEST_CALL, PATIENCE, eventually
 
 from dtimer import DTimer, UsageError
 from dtimer.engine.service import Service
@@ -167,7 +167,9 @@ class TestThreads:
     @pytest.mark.fault("F64")
     def test_join_fails_if_its_threads_do_not_run(self, watch, own_server, monkeypatch):
         """If ``join()`` returned, the node would never receive an event, without any error."""
-        node = DTimer("node", own_server.url, ns=watch.ns, timeout=2_000)
+        node = DTimer("node", own_server.url, ns=watch.ns, timeout=300)
+        # Only the waits for the threads are short. The server may be slow.
+        node._store._scripts.timeout = LONGEST_CALL / 1000
         gate = threading.Event()
         run = Service._run
         monkeypatch.setattr(Service, "_run", lambda *args: gate.wait(PATIENCE) and run(*args))

@@ -124,9 +124,9 @@ def test_a_call_follows_a_redirection_before_the_other_servers_know_of_it(cluste
         timer.leave()
 
 
-def test_wait_replicas_counts_the_replicas_of_the_server_that_holds_the_namespace(cluster):
+def test_wait_replicas_counts_the_replicas_of_the_server_that_holds_the_namespace(own_cluster):
     """Replicas of other servers of the cluster do not make the event durable."""
-    client, servers = cluster
+    client, servers = own_cluster
     master = holder("dt", client, servers)
     node = DTimer("node", client, timeout=2_000)
     with pytest.raises(NotReplicated) as raised:
