@@ -15,7 +15,7 @@ from dtimer.model.event import Event
 
 class Calls:
     """
-    Calls the library, and records each call with *writer*.
+    Calls the library, and records each call with *writer*. `chaos.history` explains the fields.
 
     The program continues if Redis refused a call, or if the outcome of a call is unknown. Any other
     exception is a bug, and ends the program.
@@ -51,26 +51,27 @@ class Calls:
         }
         if "expires" in options:
             about["expires_us"] = round(options["expires"] * 1000)
-        if options.get("minted"):
-            about["minted"] = True
+        if options.get("generated"):
+            about["generated"] = True
         return about
 
     @staticmethod
     def _asked(options: dict[str, Any]) -> dict[str, Any]:
         """Return the options to pass on: without an id that the library will generate."""
-        if not options.get("minted"):
+        if not options.get("generated"):
             return options
-        return {name: value for name, value in options.items() if name not in ("id", "minted")}
+        return {name: value for name, value in options.items() if name not in ("id", "generated")}
 
     def post(self, timer: DTimer, payload: dict[str, Any], delay: float, **options: Any) -> None:
         """
-        Post with an ``id``. If ``minted``, *timer* will generate this id next.
+        Post an event, and record its ``id`` before the call: a killed poster records nothing more.
 
-        The history has the id before the call, because a killed poster records nothing more.
+        With the option ``generated``, *timer* generates the id. It is the id that `chaos.posting`
+        has reserved for this post.
         """
         options.setdefault("max_retries", 3)
         with self._recorded("post", **self._fields(payload, delay, **options)) as end:
-            # If the drawn id was taken, the timer has generated another one.
+            # If an event has the reserved id already, the timer has generated another one.
             posted = timer.post(payload, delay, **self._asked(options))
             end["id"], end["stored"] = posted, posted.stored
 
@@ -82,7 +83,8 @@ class Calls:
                 options = {"max_retries": 3, **item}
                 payload, delay = options.pop("ev"), options.pop("delay")
                 about = self._fields(payload, delay, **options)
-                # The deadline is the client's, so the checker must not test that of the timer.
+                # The client executes the pipeline, so the deadline of the timer does not apply. The
+                # checker does not test the deadline of a record that is marked as a burst.
                 begun.append(self._writer.inv("post", burst=True, **about))
                 timer.post(payload, delay, pipe=pipe, **self._asked(options))
             try:
@@ -98,6 +100,7 @@ class Calls:
     def post_many(self, timer: DTimer, each: Sequence[dict[str, Any]]) -> bool:
         """Post *each* with ``post_many``; return True if the call succeeded."""
         k: int | None = None
+        # The records of a burst all have the `k` of the first.
         for item in each:
             k = self._writer.inv("post", k=k, **self._fields(**{**item, "payload": item["ev"]}))
         assert k is not None

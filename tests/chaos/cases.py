@@ -1,6 +1,8 @@
 """
 Write histories by hand, for the tests of the checker.
 
+`chaos.history` explains the fields of the records: ``p``, ``op``, ``ph``, ``k`` and the others.
+
 Times are in ms from the beginning of the history. The server's clock is right unless a run is given
 other times. A claim is made one millisecond before its handler begins.
 """
@@ -21,8 +23,8 @@ MONO, SERVER = 5_000_000_000_000, 1_800_000_000_000_000
 
 LEASE, AHEAD = 600, 20
 
-#: A poster, two nodes, and the process that injects the faults.
-POSTER, NODE, OTHER, SUPERVISOR = "poster.10", "node-1.11", "node-2.12", "supervisor.9"
+#: A poster, two nodes, and the runner: the process that runs the soak and injects the faults.
+POSTER, NODE, OTHER, RUNNER = "poster.10", "node-1.11", "node-2.12", "runner.9"
 
 
 def server_us(at: float) -> int:
@@ -74,7 +76,7 @@ class Case:
         """
         Add a post, which by default is due at once and retried three times.
 
-        If ``stored`` is given, it is a field of the end.
+        With ``stored``, the record of its end has this field: False if an existing event was kept.
         """
         said = {"stored": more.pop("stored")} if "stored" in more else None
         fields: dict[str, Any] = {
@@ -105,9 +107,9 @@ class Case:
         self.call(p, "run", at, None if took is None else at + took, ph, id=id, n=n, **fields)
         return int(fields["tok"])
 
-    def ahead(self, id: str, n: int, at: float, *, due: float, by: float, **more: Any) -> int:
-        """Add a run of an event that was claimed *by* ms before it was *due*."""
-        claimed = server_us(due - by)
+    def ahead(self, id: str, n: int, at: float, *, due: float, early: float, **more: Any) -> int:
+        """Add a run of an event that was claimed *early* ms before it was *due*."""
+        claimed = server_us(due - early)
         fields = {"due": server_us(due), "srv": claimed, "tok": claimed, "ahead_us": AHEAD * 1000}
         return self.run(id, n, at, **fields | more)
 
@@ -125,7 +127,15 @@ class Case:
         self.call(p, "leave", begin, end, **{"timeout": None} | more)
 
     def holder(self, op: str, at: float, run: tuple[str, int, int], **more: Any) -> None:
-        """Add a call that the holder of a run (its id, serial and token) made about it."""
+        """
+        Add a call with which the holder of an event settles or extends its lease.
+
+        Args:
+            op: The kind of the call.
+            at: When it begins.
+            run: The event: its id, the number ``n`` of its post, and the token of its claim.
+            more: Other fields, and ``accepted``, ``ph``, ``took`` and ``p`` if not the usual ones.
+        """
         fields: dict[str, Any] = {"p": NODE, "accepted": True, "ph": "ok", "took": 2} | more
         p, accepted, ph, took = (fields.pop(name) for name in ("p", "accepted", "ph", "took"))
         id, n, tok = run
@@ -144,11 +154,11 @@ class Case:
     def fault(self, name: str, begin: float, end: float, target: str = "srv") -> None:
         """Add a fault, from its beginning to its end."""
         for at, phase in ((begin, "begin"), (end, "end")):
-            self.say(SUPERVISOR, at, "fault", name=name, target=target, phase=phase)
+            self.say(RUNNER, at, "fault", name=name, target=target, phase=phase)
 
     def kill(self, p: str, at: float) -> None:
         """Add the note that a process was killed."""
-        self.say(SUPERVISOR, at, "kill", pid=int(p.rpartition(".")[2]))
+        self.say(RUNNER, at, "kill", pid=int(p.rpartition(".")[2]))
 
     def ends(self, **final: Any) -> None:
         """Change the final record, which by default has no events left."""
@@ -156,11 +166,12 @@ class Case:
 
     def write(self, *, final: bool = True) -> Path:
         """Write the history, with a file for each process."""
-        # One request for the server's time, which places claims to within a tenth of a ms.
+        # One request for the server's time. The request takes 0.1 ms, so the checker can tell to
+        # within 0.1 ms when a claim was made on the monotonic clock.
         said = {"srv": server_us(-5.05)}
-        self.call(SUPERVISOR, "clock", -5.1, -5, said=said)
+        self.call(RUNNER, "clock", -5.1, -5, said=said)
         if final:
-            self.say(SUPERVISOR, self._over + 60_000, "final", **self._end)
+            self.say(RUNNER, self._over + 60_000, "final", **self._end)
         for p, lines in self._lines.items():
             lines.sort(key=lambda line: line[:2])
             text = "".join(json.dumps(record) + "\n" for _, _, record in lines)

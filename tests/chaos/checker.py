@@ -5,16 +5,17 @@ Check a recorded history for the promises of dtimer.
 
 The checker reads the history once, one process at a time, and sorts the operations by id, schedule
 and key on disk. Then it checks each id, schedule and key by itself. So memory is bounded, and a
-million events take a minute or two. `INVARIANTS` lists the checks.
+million events take a minute or two. `chaos.verdict.INVARIANTS` lists the checks.
 
 The checker reports nothing that a correct library could have done. An operation with an unknown
 outcome may or may not have taken effect. Overlapping operations may have acted in either order.
 
-The more a history records, the more the checker can find. Besides calls and runs, it reads:
+The more a history records, the more the checker can find. `chaos.history` explains the fields that
+most records have. Besides calls and runs, the checker reads:
 
 ``node`` with ``phase`` ``begin`` or ``end``; at the beginning ``max_run_ms`` and ``timeout_ms``
     How long a handler keeps its lease, and the deadline of the calls of this process (I16).
-``post`` with ``minted``, and ``run`` with ``ahead_us``
+``post`` with ``generated``, and ``run`` with ``ahead_us``
     The library generated the event's id, so a node may claim the event this long before its due
     time. Without these fields no claim may come before the due time.
 ``post`` whose end has ``stored``

@@ -1,4 +1,4 @@
-"""Read recoveries, leftovers and bugs from the history of a soak."""
+"""Read recoveries, leftovers and bugs from the history of a soak (`chaos.history`)."""
 
 from __future__ import annotations
 

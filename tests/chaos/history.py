@@ -19,6 +19,17 @@ The fields of every record:
 ``k``
     Pairs the two records of a call. A burst has two records for each item, all with one ``k``.
 
+Further fields of the records about an event:
+
+``id``
+    The id of the event. For an occurrence, it ends in ``@`` and the nominal time.
+``n``, ``crc``
+    The number of the post, which no other post has, and the checksum of the payload.
+``tok``, ``att``
+    The token of the claim, and the number of the attempt.
+``due``, ``srv``
+    When the event is due and when it was claimed, by the server's clock, in µs.
+
 A note is a single record of something without a duration: see `NOTES`.
 """
 

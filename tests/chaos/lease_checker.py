@@ -153,7 +153,7 @@ class LeaseChecker:
         """Check a claim that was made *ahead* µs before the event was due."""
         context, due = self._context, run.data["due"]
         context.verdict.counts["claimed ahead"] += 1
-        if gen.origin is None or not gen.origin.data.get("minted"):
+        if gen.origin is None or not gen.origin.data.get("generated"):
             # A user may replace an event with an id of their own until it is due.
             context.blame("I1", gen.id, "claimed before it was due", gen.origin, run)
         elif ahead > run.data.get("ahead_us", 0):

@@ -46,7 +46,7 @@ _NONSENSE = "tests/unit/test_nonsense.py"
 _WALKS = "tests/integration/test_walks.py"
 _POST = "store/lua/post.lua"
 _POST_NEW = "store/lua/post_new.lua"
-_MINTED = "tests/integration/test_post_new.py"
+_GENERATED = "tests/integration/test_post_new.py"
 _SETTLE = "store/lua/parts/settle.lua"
 _RECALL = "local done, stale = recall()"
 _FORGETS = "recall()\nlocal done, stale"
@@ -273,7 +273,7 @@ MUTANTS = [
     _mutant("a post that kept an existing event returns stored",
             "store/store.py", (_STORE, _MACHINE),
             'if b"0" in stored_marks:', 'if b"2" in stored_marks:'),
-    _mutant("a generated id replaces an event that has it by chance", _POST_NEW, _MINTED,
+    _mutant("a generated id replaces an event that has it by chance", _POST_NEW, _GENERATED,
             "redis.pcall('ZADD', DUE, 'NX', digits(earliest_posted), id)",
             "redis.pcall('ZADD', DUE, digits(earliest_posted), id)"),
     _mutant("a replacement keeps the old payload", _POST, (_STORE, _MACHINE),
@@ -304,7 +304,7 @@ MUTANTS = [
             "  redis.call('HDEL', TRIES, ids[1])\n"
             "  local added = redis.call('ZADD', DUE, unpack(scores))\n"),
     _mutant("a post without an id writes before it has checked the types of the keys",
-            _POST_NEW, _MINTED,
+            _POST_NEW, _GENERATED,
             "    redis.call('ZREM', DUE, unpack(ids))\n", ""),
     _mutant("foreign types are not checked", "store/lua/parts/types.lua", _STORE,
             "if found ~= kind then", "if false then"),

@@ -53,7 +53,7 @@ STEADY: dict[str, dict[str, Any]] = {
 
 #: The fraction of new events whose ids the library generates, so that nodes claim them ahead of
 #: time. The poster names the other events, and posts some of those ids again.
-_MINTED = 0.4
+_GENERATED = 0.4
 
 #: The number of events in a burst for one millisecond.
 BURST = 500
@@ -75,15 +75,15 @@ class _Ids:
 
     def __init__(self, ids: Callable[[], str]) -> None:
         self._generate = ids
-        self._drawn: deque[str] = deque()
+        self._reserved: deque[str] = deque()
 
-    def draw(self) -> str:
-        """Return the id of the next post for which no id was drawn yet."""
-        self._drawn.append(self._generate())
-        return self._drawn[-1]
+    def reserve(self) -> str:
+        """Generate an id now, for the next post that has none yet."""
+        self._reserved.append(self._generate())
+        return self._reserved[-1]
 
     def __call__(self) -> str:
-        return self._drawn.popleft() if self._drawn else self._generate()
+        return self._reserved.popleft() if self._reserved else self._generate()
 
 
 class Posting(Program):
@@ -107,17 +107,17 @@ class Posting(Program):
         self.client = redis.Redis.from_url(url, socket_timeout=1, retry=Retry(NoBackoff(), 0))
         self.recent: deque[str] = deque(maxlen=40)
         #: Ids that the library generated. They are never posted again.
-        self.minted: deque[str] = deque(maxlen=20)
+        self.generated: deque[str] = deque(maxlen=20)
         self.keys: deque[str] = deque(maxlen=10)
 
     # -------------------------------------------------------------------------- the steps
 
     def _new(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return a payload, and the options that give its id."""
-        if self.rng.random() < _MINTED:
-            payload = workload.payload(self.rng, self.serial(), self._near(), minted=True)
-            self.minted.append(self.ids.draw())
-            return payload, {"id": self.minted[-1], "minted": True}
+        if self.rng.random() < _GENERATED:
+            payload = workload.payload(self.rng, self.serial(), self._near(), generated=True)
+            self.generated.append(self.ids.reserve())
+            return payload, {"id": self.generated[-1], "generated": True}
         payload, id = self._named()
         return payload, {"id": id}
 
@@ -131,7 +131,7 @@ class Posting(Program):
 
     def _near(self) -> list[str]:
         """Return recent ids, which may be cancelled or moved."""
-        return [*self.recent, *self.minted]
+        return [*self.recent, *self.generated]
 
     def _delay(self) -> float:
         return self.rng.choice([0, self.rng.uniform(0, 50), self.rng.uniform(0, 2_000)])
@@ -187,18 +187,20 @@ class Posting(Program):
     def burst(self) -> None:
         """Post many events for one moment."""
         delay = self.rng.uniform(0, 1_000)
-        minted = self.rng.random() < _MINTED
+        generated = self.rng.random() < _GENERATED
         items = []
         for _ in range(BURST):
             n = self.serial()
             payload = {"n": n, "do": "ok"}
-            named = self._one_of_many(n, minted=minted)
+            named = self._one_of_many(n, generated=generated)
             items.append({"ev": payload, "delay": delay, **named, "max_retries": 3})
         self.calls.post_many(self.timer, items)
 
-    def _one_of_many(self, n: int, *, minted: bool) -> dict[str, Any]:
+    def _one_of_many(self, n: int, *, generated: bool) -> dict[str, Any]:
         """Return the options that give an event of a burst its id: all are generated, or none."""
-        return {"id": self.ids.draw(), "minted": True} if minted else {"id": f"{self.name}-{n}"}
+        if generated:
+            return {"id": self.ids.reserve(), "generated": True}
+        return {"id": f"{self.name}-{n}"}
 
     def schedule(self) -> None:
         """Declare a schedule, changed or not, or end it."""
@@ -254,16 +256,16 @@ class Posting(Program):
         with self.calls.ignoring_outages():
             if self.timer.stats().overdue > _BACKLOG:
                 return
-        minted = self.rng.random() < _MINTED
+        generated = self.rng.random() < _GENERATED
         items = []
         for _ in range(BURST):
             n = self.serial()
-            payload = workload.payload(self.rng, n, bulk=True, minted=minted)
+            payload = workload.payload(self.rng, n, bulk=True, generated=generated)
             items.append(
                 {
                     "ev": payload,
                     "delay": self.rng.uniform(0, 500),
-                    **self._one_of_many(n, minted=minted),
+                    **self._one_of_many(n, generated=generated),
                     "max_retries": 20,
                 }
             )

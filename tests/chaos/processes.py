@@ -20,7 +20,8 @@ from servers import Server, eventually
 import dtimer
 from chaos.history import Writer
 
-#: All processes but the supervisor log in as this user, so that a fault can refuse them.
+#: All processes but the runner log in as this user, so that a fault can refuse them. The runner is
+#: the process that runs the soak.
 USER, PASSWORD = "soak", "p-of-soak"
 
 #: Seconds for a program to end properly. Its handlers may hang for some of them.
@@ -161,7 +162,7 @@ class Processes:
         member.begun = time.monotonic()
         member.frozen = False
         # On a thread of its own, because the checker needs the moment of a death even if the
-        # supervisor is busy.
+        # runner is busy.
         watch = threading.Thread(target=self._watch, args=(member.name, member.process))
         watch.start()
         self._watches.append(watch)

@@ -42,7 +42,7 @@ class Program:
     """
 
     def __init__(self, text: str) -> None:
-        # The supervisor sends this signal if the process does not end.
+        # The runner sends this signal if the process does not end.
         faulthandler.register(signal.SIGUSR1)
         logging.getLogger("dtimer").addHandler(_Log(self))
         self.setting: dict[str, Any] = json.loads(text)

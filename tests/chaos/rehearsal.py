@@ -4,6 +4,7 @@ Simulate a run: correct processes and a correct server, on a simulated clock.
 The simulation has faults of every kind: replies are lost, calls give up and act later, processes
 are stopped and killed, and the server does not answer. The processes record what real ones would.
 So the checker must accept the history for every seed, and must reject it after a wrong change.
+`chaos.history` explains the fields of the records.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Rehearsal(Simulation):
         self._names = [f"node-{i + 1}" for i in range(nodes)]
         self._ids = [f"e{i}" for i in range(max(4, posts // 3))]
         # Generated ids, each of which is posted once.
-        self._minted: list[str] = []
+        self._generated: list[str] = []
         self._poster = Process("poster.10")
         self._nodes: dict[str, Process] = {}
 
@@ -63,11 +64,11 @@ class Rehearsal(Simulation):
             self._drain()
             return
         pick = self.random.random()
-        id = self.random.choice(self._ids + self._minted[-4:])
+        id = self.random.choice(self._ids + self._generated[-4:])
         again = self._post_later
         if pick < 0.25:
-            self._minted.append(f"m{len(self._minted)}")
-            self._post(self._poster, self._minted[-1], again, minted=True)
+            self._generated.append(f"generated-{len(self._generated)}")
+            self._post(self._poster, self._generated[-1], again, generated=True)
         elif pick < 0.7:
             self._post(self._poster, self.random.choice(self._ids), again)
         elif pick < 0.82:
@@ -238,7 +239,7 @@ class Rehearsal(Simulation):
                 word("confirm", "confirm")
             elif pick < 0.12:
                 word("retry", "retry")
-            elif pick < 0.18 and run["n"] is not None and run["id"] not in self._minted:
+            elif pick < 0.18 and run["n"] is not None and run["id"] not in self._generated:
                 self._post(node, run["id"], lambda _: end())
             elif pick < 0.21:
                 self._kill(node.p.partition(".")[0])
@@ -259,6 +260,7 @@ class Rehearsal(Simulation):
         if kind == "kill":
             self._kill(name)
         else:
+            # A process is stopped, or the server freezes (chaos/catalogue.py).
             what, target = ("F52", name) if kind == "pause" else ("F22", "srv")
             self.say(None, "fault", name=what, target=target, phase="begin")
             if kind == "pause":

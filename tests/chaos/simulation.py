@@ -1,4 +1,8 @@
-"""The base of a rehearsal: its clock, its server, its processes, and calls that may fail."""
+"""
+The base of a rehearsal: its clock, its server, its processes, and calls that may fail.
+
+`chaos.history` explains the fields of the records.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +58,7 @@ class Server:
             json.dumps({"n": says["n"], "crc": says["crc"]}),
             says["max_retries"],
             None if expires is None else now + expires,
-            late_bound=not says.get("minted"),
+            late_bound=not says.get("generated"),
         )
         stored, refused = self.model.post(now, [(event, False)], says["if_exists"])
         return None if refused else {"stored": stored[0]}
@@ -171,12 +175,12 @@ class Simulation:
         return SERVER + (self.now - MONO) // 1000
 
     def say(self, process: Process | None, op: str, ph: str = "ok", **fields: Any) -> None:
-        """Add a record of *process*, or of the supervisor if *process* is None."""
-        p = process.p if process else "supervisor.9"
+        """Add a record of *process*, or of the runner if *process* is None."""
+        p = process.p if process else "runner.9"
         self.records[p].append({"t": self.now, "p": p, "op": op, "ph": ph} | fields)
 
     def ask_the_time(self) -> None:
-        """Let the supervisor ask for the server's time, and record it."""
+        """Let the runner ask for the server's time, and record it."""
         k = next(self.k)
         self.say(None, "clock", "inv", k=k)
         us = self.us()

@@ -117,7 +117,7 @@ class Soak:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         rng = random.Random(plan.seed)
-        self.writer = Writer(plan.folder, "supervisor")
+        self.writer = Writer(plan.folder, "runner")
         self._closing = contextlib.ExitStack()
         self._closing.enter_context(self.writer)
         self._closing.enter_context(StarvationMonitor(self.writer))

@@ -2,6 +2,7 @@
 The steps of a history, for tables of histories in the tests of the checker.
 
 A step is a function of a `Case`: ``post("a", 1)`` calls its method ``post`` with these arguments.
+`chaos.history` explains the fields of the records.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ fault, kill, ends = map(_method, ("fault", "kill", "ends"))
 
 
 def began(id: str, n: int, at: float) -> tuple[str, int, int]:
-    """Return the id, serial and token of the run that began at this time, for `holder`."""
+    """Return the id, the number of the post and the token of a run, for `holder`."""
     return id, n, server_us(at - 1)
 
 

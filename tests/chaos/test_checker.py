@@ -1,4 +1,9 @@
-"""The checker accepts every history that a correct library can produce, and rejects the others."""
+"""
+The checker accepts every history that a correct library can produce, and rejects the others.
+
+`chaos.history` explains the fields of the records, and `chaos.verdict.INVARIANTS` the codes I1 to
+I17.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from chaos.cases import (
     NODE,
     OTHER,
     POSTER,
-    SUPERVISOR,
+    RUNNER,
     accepted,
     caught,
     server_us,
@@ -44,8 +49,9 @@ from chaos.table import as_json, as_text
 #: The server's clock after a jump of a minute.
 JUMPED = server_us(60_000)
 
-#: A node whose process stops between these times, and one whose server cannot be reached.
-PAUSED, UNREACHABLE = "F52", "F22"
+#: A node's process is stopped for longer than its lease, and the server freezes. `chaos.catalogue`
+#: lists the faults.
+PAUSED, FROZEN = "F52", "F22"
 #: The server's clock is set forward, or back.
 CLOCK_FORWARD, CLOCK_BACK = "F49", "F50"
 
@@ -131,7 +137,7 @@ LEGAL = [
           post("a", 1, took=300, ph="info"), run("a", 1, 900),
           counts={"recovered": 1}),
     legal("an unknown post replaces an event during a fault, so that neither is seen",
-          fault(UNREACHABLE, 0, 2000), post("a", 1, took=300, ph="info"), post("a", 2, 400)),
+          fault(FROZEN, 0, 2000), post("a", 1, took=300, ph="info"), post("a", 2, 400)),
     legal("a poster is killed before the library has returned the id of its event",
           call(POSTER, "post", 0, None, n=1, delay_us=0, max_retries=3, crc=1), kill(POSTER, 5),
           run("made", 1, 10),
@@ -177,15 +183,16 @@ LEGAL = [
 
     # Events that are claimed ahead of their due time.
     legal("an event with a generated id is claimed ahead",
-          post("a", 1, delay_us=50_000, minted=True), ahead("a", 1, 53, due=51, by=20),
+          post("a", 1, delay_us=50_000, generated=True), ahead("a", 1, 53, due=51, early=20),
           post("b", 2), run("b", 2, 60),
           counts={"claimed ahead": 1}),
     legal("the next attempt of a failed event is claimed ahead",
-          post("a", 1, minted=True), run("a", 1, 10, ph="no"),
-          ahead("a", 1, 101, due=100, by=20, p=OTHER, att=2),
+          post("a", 1, generated=True), run("a", 1, 10, ph="no"),
+          ahead("a", 1, 101, due=100, early=20, p=OTHER, att=2),
           redelivered={"failed": 1}),
     legal("the lease of an event claimed ahead begins with the claim, not at the due time",
-          post("a", 1, delay_us=50_000, minted=True), ahead("a", 1, 52, due=51, by=19, took=None),
+          post("a", 1, delay_us=50_000, generated=True),
+          ahead("a", 1, 52, due=51, early=19, took=None),
           kill(NODE, 60), run("a", 1, 32 + LEASE + 2, p=OTHER, att=2),
           redelivered={"killed": 1}),
 
@@ -197,9 +204,9 @@ LEGAL = [
           post("a", 1, delay_us=900_000), fault(CLOCK_BACK, 910, 2_000),
           run("a", 1, 1_000, due=server_us(901), tok=server_us(902), srv=server_us(-800))),
     legal("a clock set back while a node waits for the due time of an event",
-          post("a", 1, delay_us=50_000, minted=True), fault(CLOCK_BACK, 60, 9_000),
-          call(SUPERVISOR, "clock", 1_300, 1_300.1, said={"srv": server_us(-500)}),
-          ahead("a", 1, 1_500, due=51, by=15)),
+          post("a", 1, delay_us=50_000, generated=True), fault(CLOCK_BACK, 60, 9_000),
+          call(RUNNER, "clock", 1_300, 1_300.1, said={"srv": server_us(-500)}),
+          ahead("a", 1, 1_500, due=51, early=15)),
     # A renewal then sets the end of the lease to an earlier time than before.
     legal("a clock set back while a handler runs shortens its lease",
           post("a", 1), fault(CLOCK_BACK, 500, 600), run("a", 1, 10, took=2_390, ph="no"),
@@ -222,19 +229,19 @@ ILLEGAL = [
             post("a", 1), run("a", 1, 10, due=server_us(500))),
     # The user may still replace it.
     illegal("an event with a given id is claimed ahead", "I1", "claimed before it was due",
-            post("a", 1, delay_us=50_000), ahead("a", 1, 52, due=51, by=5)),
+            post("a", 1, delay_us=50_000), ahead("a", 1, 52, due=51, early=5)),
     illegal("a generated id is posted again by its name, and claimed ahead", "I1",
             "claimed before it was due",
-            post("a", 1, minted=True), run("a", 1, 10),
-            post("a", 2, 20, delay_us=50_000), ahead("a", 2, 72, due=71, by=5)),
+            post("a", 1, generated=True), run("a", 1, 10),
+            post("a", 2, 20, delay_us=50_000), ahead("a", 2, 72, due=71, early=5)),
     illegal("claimed further ahead than look_ahead", "I1", "too far ahead",
-            post("a", 1, delay_us=50_000, minted=True), ahead("a", 1, 52, due=51, by=20.001)),
+            post("a", 1, delay_us=50_000, generated=True), ahead("a", 1, 52, due=51, early=20.001)),
     illegal("claimed ahead by a node with look_ahead=0", "I1", "too far ahead",
-            post("a", 1, delay_us=50_000, minted=True),
-            ahead("a", 1, 52, due=51, by=5, ahead_us=0)),
+            post("a", 1, delay_us=50_000, generated=True),
+            ahead("a", 1, 52, due=51, early=5, ahead_us=0)),
     illegal("claimed ahead, and started before the due time", "I1",
             "before it was due by the server's clock",
-            post("a", 1, minted=True), ahead("a", 1, 50, due=54, by=15)),
+            post("a", 1, generated=True), ahead("a", 1, 50, due=54, early=15)),
     illegal("started before the delay is over by the host's clock", "I1", "before the delay",
             post("a", 1, delay_us=500_000), run("a", 1, 300),
             counts={"early": 1}),
@@ -291,8 +298,8 @@ ILLEGAL = [
     illegal("claimed after its expiry", "I3", "expired",
             post("a", 1, expires_us=100_000), run("a", 1, 300)),
     illegal("claimed ahead, though expired by the due time", "I3", "expired",
-            post("a", 1, delay_us=100_000, expires_us=85_000, minted=True),
-            ahead("a", 1, 102, due=101, by=20)),
+            post("a", 1, delay_us=100_000, expires_us=85_000, generated=True),
+            ahead("a", 1, 102, due=101, early=20)),
 
     illegal("redelivered without a reason", "I4", "nothing explains why",
             post("a", 1), run("a", 1, 10), run("a", 1, 700, p=OTHER, att=2),
@@ -302,11 +309,11 @@ ILLEGAL = [
             post("a", 1), run("a", 1, 10, took=None), kill(NODE, 20),
             run("a", 1, 300, p=OTHER, att=2)),
     illegal("a renewed lease is claimed ahead of its end", "I4", "end of the previous lease",
-            post("a", 1, minted=True), run("a", 1, 10, took=None), kill(NODE, 500),
-            ahead("a", 1, 1_001, due=1_000, by=10, p=OTHER, att=2)),
+            post("a", 1, generated=True), run("a", 1, 10, took=None), kill(NODE, 500),
+            ahead("a", 1, 1_001, due=1_000, early=10, p=OTHER, att=2)),
     # Another node, a fault long ago, and a fault that harms no lease.
     illegal("unrelated faults do not explain a redelivery", "I4", "nothing explains why",
-            fault(PAUSED, 20, 400, target="node-2"), fault(UNREACHABLE, -30_000, -29_000),
+            fault(PAUSED, 20, 400, target="node-2"), fault(FROZEN, -30_000, -29_000),
             fault("F28", 20, 400),
             post("a", 1), run("a", 1, 10), run("a", 1, 700, p=OTHER, att=2)),
     illegal("a refused retry does not explain a redelivery", "I4", "nothing explains why",
@@ -348,11 +355,11 @@ ILLEGAL = [
             ends(dead=[{"id": "a", "n": 1, "reason": "lease_lost", "attempt": 4}])),
 
     illegal("claimed after its handler confirmed it, in an outage", "I7", "claimed once more",
-            fault(UNREACHABLE, 20, 600), post("a", 1), run("a", 1, 10),
+            fault(FROZEN, 20, 600), post("a", 1), run("a", 1, 10),
             holder("confirm", 12, began("a", 1, 10)), run("a", 1, 700, p=OTHER, att=2)),
     illegal("claimed after the handler thread confirmed it, in an outage", "I7",
             "claimed once more",
-            fault(UNREACHABLE, 20, 600), post("a", 1), run("a", 1, 10),
+            fault(FROZEN, 20, 600), post("a", 1), run("a", 1, 10),
             auto(17, began("a", 1, 10), accepted=True, result="DONE"),
             run("a", 1, 700, p=OTHER, att=2)),
     illegal("two holders confirm", "I7", "two holders",
@@ -502,8 +509,8 @@ class TestLateness:
 
     def test_is_counted_by_the_phase_in_which_the_run_began(self, case):
         """A healthy phase has limits that a faulty one need not keep."""
-        case.say(SUPERVISOR, 0, "phase", phase="healthy")
-        case.say(SUPERVISOR, 100, "phase", phase="faulty")
+        case.say(RUNNER, 0, "phase", phase="healthy")
+        case.say(RUNNER, 100, "phase", phase="faulty")
         for n, at, late in ((1, 10, 1000), (2, 20, 3000), (3, 150, 50_000)):
             case.post(str(n), n)
             case.run(str(n), n, at, due=server_us(at - 1) - late)
@@ -517,8 +524,8 @@ class TestLateness:
 
     def test_of_an_event_claimed_ahead_is_what_its_node_measured(self, case):
         """Its claim was before the due time, so the time of the claim says nothing."""
-        case.post("a", 1, delay_us=50_000, minted=True)
-        case.ahead("a", 1, 53, due=51, by=20, late_us=1_500)
+        case.post("a", 1, delay_us=50_000, generated=True)
+        case.ahead("a", 1, 53, due=51, early=20, late_us=1_500)
         assert 1.5 == accepted(case).lateness["healthy"].max
 
 
@@ -544,7 +551,7 @@ class TestLeave:
 
     def test_accepts_it_in_an_outage(self, case):
         """A node that cannot reach the server while it leaves can release nothing."""
-        case.fault(UNREACHABLE, 95, 105)
+        case.fault(FROZEN, 95, 105)
         self.leased(case)
         assert "I17" not in case.check().broken
 
@@ -609,9 +616,9 @@ class TestReport:
     @pytest.fixture
     def broken(self, case):
         """A history with a fault, a failure, and a lost event."""
-        case.say(SUPERVISOR, 0, "phase", phase="faulty")
-        case.fault(UNREACHABLE, 0, 100)
-        case.say(SUPERVISOR, 200, "recovered", fault=UNREACHABLE, ms=350)
+        case.say(RUNNER, 0, "phase", phase="faulty")
+        case.fault(FROZEN, 0, 100)
+        case.say(RUNNER, 200, "recovered", fault=FROZEN, ms=350)
         case.post("a", 1)
         case.run("a", 1, 10, ph="no")
         case.run("a", 1, 80, att=2)

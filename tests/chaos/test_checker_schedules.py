@@ -1,4 +1,9 @@
-"""The checker on histories of schedules, and on those of the keys that `RunAt` writes and reads."""
+"""
+The checker on histories of schedules, and on those of the keys that `RunAt` writes and reads.
+
+`chaos.history` explains the fields of the records, and `chaos.verdict.INVARIANTS` the codes I1 to
+I17.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +166,8 @@ ILLEGAL = [
             declare(), beat(0, late=-20, due=nominal(0) - 30_000), pending(1)),
     # How many missed ones it stands for is decided by the claim.
     illegal("an occurrence is claimed ahead, as an event may be", "I1", "nominal time",
-            declare(minted=True), beat(0), beat(1, **claimed_at(nominal(1) - 5_000)), pending(2)),
+            declare(generated=True), beat(0), beat(1, **claimed_at(nominal(1) - 5_000)),
+            pending(2)),
     illegal("a later attempt of an occurrence is claimed ahead", "I1",
             "claimed before it was due",
             declare(), beat(0, ph="no"),

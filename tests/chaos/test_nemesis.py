@@ -43,7 +43,7 @@ class Scripted:
 
 @pytest.fixture
 def writer(tmp_path):
-    with Writer(tmp_path, "supervisor") as writer:
+    with Writer(tmp_path, "runner") as writer:
         yield writer
 
 
@@ -138,7 +138,11 @@ class TestFaultPoints:
 
 
 class TestFindings:
-    """Recovery times and leftovers, as read from the records of a run."""
+    """
+    Recovery times and leftovers, as read from the records of a run.
+
+    `chaos.history` explains the fields of the records, and `chaos.catalogue` the codes of faults.
+    """
 
     @staticmethod
     def write(tmp_path, process, *records):
@@ -151,9 +155,7 @@ class TestFindings:
 
     def test_measures_recovery_from_the_end_of_the_fault_to_the_next_event(self, tmp_path):
         """Each node has recovered when it runs its first event after the end of the fault."""
-        self.write(
-            tmp_path, "supervisor.1", self.fault(10**9, "begin"), self.fault(2 * 10**9, "end")
-        )
+        self.write(tmp_path, "runner.1", self.fault(10**9, "begin"), self.fault(2 * 10**9, "end"))
         run = '"op":"run","ph":"inv","k":1'
         self.write(tmp_path, "node-1.2", (1_500_000_000, run), (2_040_000_000, run))
         self.write(tmp_path, "node-2.3", (2_700_000_000, run))
@@ -165,7 +167,7 @@ class TestFindings:
         """The time would include the other fault, so it says nothing about the first."""
         self.write(
             tmp_path,
-            "supervisor.1",
+            "runner.1",
             self.fault(10**9, "begin"),
             self.fault(2 * 10**9, "end"),
             self.fault(2_100_000_000, "begin", "F52", "node-1"),
@@ -182,7 +184,7 @@ class TestFindings:
         """A killed node whose successor is starting is late for that reason, not for the fault."""
         self.write(
             tmp_path,
-            "supervisor.1",
+            "runner.1",
             (10**9, '"op":"kill","ph":"ok","pid":2,"who":"node-1.2"'),
             self.fault(8 * 10**9, "begin"),
             self.fault(9 * 10**9, "end"),

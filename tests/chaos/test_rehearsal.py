@@ -1,4 +1,9 @@
-"""The checker accepts simulated correct runs, and rejects each run with one wrong change."""
+"""
+The checker accepts simulated correct runs, and rejects each run with one wrong change.
+
+`chaos.history` explains the fields of the records, `chaos.verdict.INVARIANTS` the codes I1 to I17,
+and `chaos.catalogue` the codes of the faults.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +56,7 @@ class TestCorrectRuns:
             verdict = verdict_on(Rehearsal(seed).play())
             redelivered |= set(+verdict.redelivered)
             counts |= set(+verdict.counts)
+        # F22: the server freezes.
         assert {"failed", "killed", "retried", "paused", "outage F22", "revived"} <= redelivered
         assert {"dead", "expired", "cancelled", "superseded", "recovered", "refused"} <= counts
         assert {"claimed ahead"} <= counts
@@ -63,7 +69,14 @@ class TestCorrectRuns:
 
 
 class Forger:
-    """Changes one thing in *records*, those of a correct run. The seed chooses among the places."""
+    """
+    Changes one thing in the *records* of a correct run. The *seed* chooses the place.
+
+    Attributes:
+        all: All records, in the order of time.
+        ends: The second record of each call, by its process and its ``k``.
+        final: The record of the state at the end.
+    """
 
     def __init__(self, records, seed):
         self.records = records
@@ -108,7 +121,7 @@ CHANGES = []
 
 
 def change(invariant, op, fits=any_call):
-    """Register a function that changes a call of a kind, with the invariant that this breaks."""
+    """Register a function that changes a call of a kind and so breaks this invariant."""
 
     def register(f):
         CHANGES.append(pytest.param(op, fits, f, invariant, id=f.__name__))
@@ -117,14 +130,15 @@ def change(invariant, op, fits=any_call):
     return register
 
 
-def minted(begin):
+def generated(begin):
     """Return True if the library generated the id of a run."""
-    return begin["id"].startswith("m")
+    return begin["id"].startswith("generated-")
 
 
 def last_and_long_ago(forger, begin, end):
     newest = max(forger.of(begin["id"], "run"), key=lambda r: r["tok"])
-    # A node that leaves releases its events, so a later run would be legal.
+    # Nodes leave at the end of the run, and a node that leaves releases its events. This must not
+    # explain the redelivery, so the event was last run at least 7 s before.
     long_ago = forger.final["t"] - end["t"] > 7 * 10**9
     return (
         end["ph"] == "ok" and newest is begin and long_ago and not forger.of(begin["id"], "revive")
@@ -142,13 +156,13 @@ def payload_changed(forger, begin, end):
     begin["crc"] = 1
 
 
-@change("I1", "run", lambda forger, begin, end: not minted(begin))
+@change("I1", "run", lambda forger, begin, end: not generated(begin))
 def claimed_early(forger, begin, end):
     """Claim an event with a given id before its due time."""
     begin["due"] = begin["srv"] + 1
 
 
-@change("I1", "run", lambda forger, begin, end: minted(begin))
+@change("I1", "run", lambda forger, begin, end: generated(begin))
 def claimed_too_far_ahead(forger, begin, end):
     """Claim an event further ahead than the ``look_ahead`` of every node."""
     begin["due"] = begin["srv"] + 20_001
@@ -156,8 +170,9 @@ def claimed_too_far_ahead(forger, begin, end):
 
 @change("I1", "run", lambda forger, begin, end: begin["due"] - begin["srv"] > 5_000)
 def started_before_due(forger, begin, end):
-    """Start the handler of an event claimed ahead at the time of the claim."""
+    """Start a handler at the time of the claim, though the claim was ahead of the due time."""
     took = end["t"] - begin["t"]
+    # MONO is in ns and SERVER in µs. The handler starts 500 µs after the claim.
     begin["t"] = MONO + (begin["srv"] - SERVER) * 1000 + 500_000
     end["t"] = begin["t"] + took
 
@@ -203,6 +218,7 @@ def posted_once(forger, begin, end):
 def lost(forger, begin, end):
     """Remove every run of an acknowledged event."""
     forger.drop(forger.of(begin["id"], "run", "confirm", "retry"))
+    # An `auto` note has no `k`, so `drop` does not remove it. It says how the node settled the run.
     noted = {id(r) for r in forger.of(begin["id"], "auto")}
     for p, lines in forger.records.items():
         forger.records[p] = [r for r in lines if id(r) not in noted]
@@ -263,6 +279,7 @@ def occurrence_left_out(forger, begin, end):
     forger.drop(forger.of(begin["id"]))
 
 
+# Each run has a `clock` call, so this change fits each run. It concerns the final record.
 @change("I12", "clock")
 def unsound(forger, begin, end):
     """Record that the state at the end contradicts itself."""

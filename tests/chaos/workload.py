@@ -69,7 +69,7 @@ def _choose(rng: random.Random, weights: Mapping[str, float]) -> str:
 
 
 def deed(
-    rng: random.Random, near: Sequence[str], *, bulk: bool = False, minted: bool = False
+    rng: random.Random, near: Sequence[str], *, bulk: bool = False, generated: bool = False
 ) -> dict[str, Any]:
     """
     Choose what the handler of an event does.
@@ -78,10 +78,10 @@ def deed(
         rng: The source of chance.
         near: Ids that the handler may cancel or move.
         bulk: Choose for an event of a bulk post.
-        minted: The library generated the event's id, so the handler does not post it again.
+        generated: The library generated the event's id, so the handler does not post it again.
     """
     do = _choose(rng, _BULK if bulk else _DEEDS)
-    if do == "again" and minted:
+    if do == "again" and generated:
         do = "ok"
     if do == "ok" and not bulk:
         return {"do": "ok", "ms": rng.choice([0, 0, rng.uniform(0, 20)])}
@@ -109,10 +109,10 @@ def payload(
     near: Sequence[str] = (),
     *,
     bulk: bool = False,
-    minted: bool = False,
+    generated: bool = False,
 ) -> dict[str, Any]:
     """Return the payload of generation *n*; see `deed` for the arguments."""
-    made = {"n": n, **deed(rng, near, bulk=bulk, minted=minted)}
+    made = {"n": n, **deed(rng, near, bulk=bulk, generated=generated)}
     if not bulk and rng.random() < 0.3:
         made["luggage"] = rng.choice(_LUGGAGE)
     return made
