@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
 import pty
 import re
-import select
 import shlex
 import signal
 import struct
 import subprocess
 import sys
 import termios
-import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from rich.cells import cell_len
@@ -103,53 +102,64 @@ def alive(pid):
         return False
 
 
-class Terminal:
-    """A terminal with a given number of columns, and the text written to it."""
-
-    def __init__(self, columns):
-        self.columns = columns
-        self.ours, self.theirs = pty.openpty()
-        size = struct.pack("HHHH", 50, columns, 0, 0)
-        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, size)
-
-    def close(self):
-        os.close(self.ours)
+#: The width of the terminal.
+COLUMNS = 80
 
 
-def watch(demos):
-    """Read the terminals of *demos* until each has been closed; return the text written to each."""
-    written = dict.fromkeys(demos, b"")
-    by_descriptor = {terminal.ours: terminal for terminal in demos}
-    deadline = time.monotonic() + LIMIT
-    while by_descriptor:
-        assert time.monotonic() < deadline
-        for descriptor in select.select(list(by_descriptor), [], [], 1)[0]:
-            try:
-                data = os.read(descriptor, 65_536)
-            except OSError:  # Linux reports the closed other end this way
-                data = b""
-            if data:
-                written[by_descriptor[descriptor]] += data
-            else:
-                del by_descriptor[descriptor]
-    return {terminal: data.decode() for terminal, data in written.items()}
+def read_terminal(descriptor):
+    """Return the text that is written to a terminal until it is closed."""
+    written = b""
+    with contextlib.suppress(OSError):  # Linux reports the closed other end this way
+        while data := os.read(descriptor, 65_536):
+            written += data
+    os.close(descriptor)
+    return written.decode()
+
+
+class Finished(NamedTuple):
+    """Three demos that have ended: in a pipe, as JSON, and at a terminal with a given server."""
+
+    lines: list[str]
+    objects: list[str]
+    written: str
+    errors: list[str]
+    codes: list[int]
+    left: list[Demo]
+
+
+@pytest.fixture(scope="module")
+def finished(server):
+    """Three demos that ran at the same time, because each takes several seconds."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
+    with (
+        Demo() as plain,
+        Demo("--json") as as_json,
+        Demo("--url", server.url, stdout=theirs) as table,
+    ):
+        os.close(theirs)
+        written = read_terminal(ours)
+        demos = [plain, as_json, table]
+        (lines, *_), (objects, *_), _ = outputs = [demo.finish() for demo in demos]
+        codes = [demo.process.returncode for demo in demos]
+        yield Finished(lines, objects, written, [err for _, err in outputs], codes, demos)
 
 
 class TestDemo:
     """The demo as a whole."""
 
-    def test_the_last_line_and_the_json_are_correct(self):
+    def test_it_ends_without_an_error_or_a_process(self, finished):
+        """A process that stays would hold a port and the memory of a server."""
+        assert [0, 0, 0] == finished.codes, finished.errors
+        assert ["", "", ""] == finished.errors
+        eventually(lambda: not set().union(*(demo.processes() for demo in finished.left)))
+
+    def test_the_last_line_and_the_json_are_correct(self, finished):
         """
         No event is lost, and another node gets the event of a killed node. Redis counts the same
-        numbers. The demo leaves no process behind.
+        numbers.
         """
-        with Demo() as plain, Demo("--json") as as_json:
-            lines, err = plain.finish()
-            objects, err_json = as_json.finish()
-            assert (0, 0) == (plain.process.returncode, as_json.process.returncode), (err, err_json)
-            eventually(lambda: not plain.processes() | as_json.processes())
-        assert ("", "") == (err, err_json)
-
+        lines, objects = finished.lines, finished.objects
         summary = re.fullmatch(SUMMARY, lines[-1])
         assert summary
         assert re.search(r"posted 400, confirmed 400, pending 0$", lines[-2])
@@ -178,31 +188,21 @@ class TestDemo:
         assert "in ten seconds" in (app.commands["demo"].help or "")
         assert max(MAX_DELAY, FATAL_DELAY + LEASE) <= 7_000
 
-    def test_the_table_fits_the_terminal_and_a_given_server_is_used(self, server, client):
+    def test_the_table_fits_the_terminal_and_a_given_server_is_used(self, finished, client):
         """
         The table is updated in place, and no heading is cut. With --url the demo uses that server,
         in a namespace that is empty afterwards.
         """
-        narrow, wide = Terminal(80), Terminal(160)
-        words = ("--url", server.url)
-        with Demo(*words, stdout=narrow.theirs) as one, Demo(*words, stdout=wide.theirs) as two:
-            for terminal in (narrow, wide):
-                os.close(terminal.theirs)
-            written = watch([narrow, wide])
-            for demo in (one, two):
-                assert "" == demo.finish()[1]
-                assert 0 == demo.process.returncode
-        for terminal, text in written.items():
-            terminal.close()
-            assert "\x1b[?25h" in text  # the cursor, which a live table hides, is shown again
-            lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines()
-            lines = [line.rstrip() for line in lines if line.strip()]
-            assert re.fullmatch(SUMMARY, lines[-1])
-            assert max(map(cell_len, lines)) <= terminal.columns
-            headings = [line for line in lines if line.startswith("node ")]
-            assert len(headings) > 2  # frames
-            assert COLUMN_HEADINGS == " ".join(headings[-1].split())
-            assert "…" not in text
+        text = finished.written
+        assert "\x1b[?25h" in text  # the cursor, which a live table hides, is shown again
+        lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines()
+        lines = [line.rstrip() for line in lines if line.strip()]
+        assert re.fullmatch(SUMMARY, lines[-1])
+        assert max(map(cell_len, lines)) <= COLUMNS
+        headings = [line for line in lines if line.startswith("node ")]
+        assert len(headings) > 2  # frames
+        assert COLUMN_HEADINGS == " ".join(headings[-1].split())
+        assert "…" not in text
         assert [] == list(client.scan_iter(match="dtimer:{demo-*", count=10_000))
 
     def test_ctrl_c_ends_all_processes(self):
