@@ -67,7 +67,7 @@ def connection(store: Store, url: str) -> Finding:
     place = redacted(url)
     began = time.perf_counter()
     try:
-        store.server.command("PING")
+        store.server.source.command("PING")
     except Exception as e:
         if "NOPERM" in message(e) or "NoPermissionError" in names(e):
             return ok("connection", f"{place} answers, though not to PING")
@@ -83,7 +83,7 @@ def _settings(store: Store) -> dict[str, str]:
     settings = {}
     for name in ("save", "appendfsync"):
         with contextlib.suppress(Exception):  # Hosted servers have no CONFIG; INFO has the rest.
-            flat = store.server.command("CONFIG", "GET", name)
+            flat = store.server.source.command("CONFIG", "GET", name)
             if isinstance(flat, list) and len(flat) == 2:
                 settings[name] = text(flat[1])
     return settings
@@ -100,7 +100,7 @@ def pubsub(store: Store) -> Finding:
         # The wait needs a descriptor that may interrupt it. This one never does.
         reading, writing = os.pipe()
         try:
-            store.server.command("PUBLISH", store.keys.echo(receiver), "")
+            store.server.source.command("PUBLISH", store.keys.echo(receiver), "")
             arrived = subscription.wait(_PUBSUB_WAIT, reading) and bool(subscription.hear())
         finally:
             os.close(reading)

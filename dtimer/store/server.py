@@ -30,24 +30,11 @@ class Server:
     """
 
     def __init__(self, source: Source, pubsub_source: Source, keys: Keys, timeout: float) -> None:
+        #: Runs single commands, and has the address for messages.
         self.source: Source = source
         self._pubsub_source = pubsub_source
         self._keys = keys
         self._timeout = timeout
-
-    @property
-    def address(self) -> str:
-        """The address of the server, for messages: host and port, without user and password."""
-        return self.source.address
-
-    @property
-    def replicable(self) -> bool:
-        """True if the server can have replicas to wait for."""
-        return self.source.replicable
-
-    def command(self, *words: str) -> object:
-        """Run one Redis command on a new connection, and return its reply."""
-        return self.source.command(*words)
 
     def info(self) -> dict[str, str]:
         """Return the fields of INFO; empty if the server has no INFO or refuses it."""

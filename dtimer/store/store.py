@@ -300,12 +300,8 @@ class Store:
 
     # Closing
 
-    def close(self) -> None:
-        """Close the connections. A later call makes new ones."""
-        self._scripts.close()
-
     def release(self) -> None:
-        """Close the connections, and stop keeping an embedded server alive."""
+        """Close the connections, and stop keeping an embedded server alive; a call reopens."""
         # The embedded server may exit now and lose its data, which must not count as a rollback.
         self.rollback.forget()
         self.namespace.reopen()

@@ -48,7 +48,7 @@ class Contact:
         if error is None:
             if not self._reachable:
                 lasted = time.monotonic() - self._outage_began
-                self._log.add(messages.OUTAGE_ENDED, lasted, self._store.server.address)
+                self._log.add(messages.OUTAGE_ENDED, lasted, self._store.server.source.address)
             self._announcements.announce("connected")
             self._reachable = True
         else:
@@ -57,11 +57,11 @@ class Contact:
                 began, what = messages.STEP_FAILED, "answered a claim, but a step after it failed"
             if self._reachable:
                 self._outage_began = time.monotonic()
-                self._log.add(began, self._store.server.address, error)
+                self._log.add(began, self._store.server.source.address, error)
                 self._announcements.announce("disconnected", error)
             self._reachable = False
             self._report(
-                error, f"Redis at {self._store.server.address} {what}; the node keeps trying"
+                error, f"Redis at {self._store.server.source.address} {what}; the node keeps trying"
             )
 
     def hearing_changed(self, error: BaseException | None, deaf_since: float | None) -> None:

@@ -96,7 +96,7 @@ class Poster:
 
     def _check_replicas(self, given: int) -> int:
         check_count(given, "wait_replicas", 0, MOST_REPLICAS)
-        if given and not self._store.server.replicable:
+        if given and not self._store.server.source.replicable:
             raise OptionError("an embedded server has no replicas; leave wait_replicas at 0")
         return given
 

@@ -201,7 +201,7 @@ class SteppedNode:
 
     def close(self) -> None:
         """Close what the node has open in the process of the test."""
-        self.store.close()
+        self.store.release()
         self.node.bell.close()
         self.node._listener.close()
 
@@ -380,7 +380,7 @@ class World:
             faultpoints.armed[point] = lambda point=point: self._point(point)
         source: Any = TappedSource(self.client, self.network, loads=True)
         self.poster = Store(source, self.ns, timeout=0.3, now=lambda: self.clock.us)
-        self._stack.callback(self.poster.close)
+        self._stack.callback(self.poster.release)
         # Late requests need a connection of their own. The sender's may be closed by then. If it
         # were opened again, nothing would close it.
         astray: Any = TappedSource(self.client, lambda _, words, send: send(words), loads=True)

@@ -157,7 +157,7 @@ class Machine(RuleBasedStateMachine):
                 self.drain()
                 assert self.lossy.sent, "nothing went through the tap"
         finally:
-            self.store.close()
+            self.store.release()
             clear(self.client, self.ns)
             self.client.close()
 

@@ -380,7 +380,7 @@ class TestComingAndGoing:
         assert client.hlen(store.keys.nodes) == 2 == client.zcard(store.keys.alive)
         assert client.zcard(store.keys.roster) <= 1
         assert_sound(client, store.keys)
-        store.close()
+        store.release()
 
 
 @pytest.mark.fault("F107")

@@ -187,5 +187,5 @@ class TestAfterALostReply:
             with pytest.raises(OutcomeUnknown, match=refusal.split()[0]):
                 store.post([Entry("tea", "+60000000", ",3|{}")], "replace")
             assert store.peek("tea")
-            store.close()
+            store.release()
         assert 2 == len(tries)

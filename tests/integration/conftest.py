@@ -56,7 +56,7 @@ def store(client, namespace, now):
     store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
     yield store
     assert_sound(client, store.keys)
-    store.close()
+    store.release()
 
 
 @pytest.fixture

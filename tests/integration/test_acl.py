@@ -318,7 +318,7 @@ class TestMissingPermission:
         assert store.needs_operator(caught.value.__cause__)
         user(*rules)
         store.leave("node")
-        store.close()
+        store.release()
 
     @pytest.mark.fault("F104")
     @pytest.mark.parametrize("revoked", ["zadd", "zrem", "hset", "hdel"])
@@ -359,7 +359,7 @@ class TestMissingPermission:
         admin.set(keys.body, "foreign")
         assert {"HGET", "HLEN"} <= set(store.server.permissions())
         assert b"foreign" == admin.get(keys.body)
-        store.close()
+        store.release()
 
 
 class TestProducer:

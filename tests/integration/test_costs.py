@@ -223,7 +223,7 @@ def case(server):
     ):
         case = Case(server, relay, meter, relayed_client)
         yield case
-        case.store.close()
+        case.store.release()
 
 
 @pytest.mark.parametrize("name", OPERATIONS)

@@ -25,7 +25,7 @@ from dtimer.store.store import Store
 def store(client, namespace, now):
     store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
     yield store
-    store.close()
+    store.release()
 
 
 class TestForbidden:

@@ -169,7 +169,7 @@ class World:
 
     def close(self):
         self.client.delete(*self.keys)
-        self.store.close()
+        self.store.release()
 
 
 @pytest.fixture

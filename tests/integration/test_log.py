@@ -168,7 +168,7 @@ class TestTrouble:
                     assert has_fields_of_node(records.of(message)[0], timer)
                 began = only(records, log.OUTAGE_BEGAN)
                 assert has_fields_of_node(began, timer)
-                assert timer._store.server.address in began.getMessage()
+                assert timer._store.server.source.address in began.getMessage()
                 own.start()
                 assert has_fields_of_node(only(records, log.OUTAGE_ENDED), timer)
                 eventually(lambda: timer.health().ok)

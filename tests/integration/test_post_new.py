@@ -22,7 +22,7 @@ HOUR = 3_600_000_000  # microseconds
 def store(client, namespace, now):
     store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
     yield store
-    store.close()
+    store.release()
 
 
 def entries(count, delay=0):
@@ -44,7 +44,7 @@ def poor(client, server, store, now):
 
     yield make
     for made in stores:
-        made.close()
+        made.release()
     client.execute_command("ACL", "DELUSER", "poor")
 
 
@@ -136,7 +136,7 @@ class TestAllOrNothing:
             body = f"{expires},3|{{}}"
             posted = [Entry(f"{expires}-{n}", f"+{delay}", body) for n in range(count)]
             store.post(posted, "post_new")
-            bodies = store.server.command("HVALS", store.keys.body)
+            bodies = store.server.source.command("HVALS", store.keys.body)
             assert {b"%d,3|{}" % (now.us + 5000)} == set(bodies)
 
     def test_an_invalid_total_does_not_prevent_a_post(self, client, store, count):

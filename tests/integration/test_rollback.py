@@ -37,7 +37,7 @@ def make_store(client, namespace, now):
 
     yield make_store
     for store in stores:
-        store.close()
+        store.release()
 
 
 @pytest.fixture

@@ -747,7 +747,7 @@ class TestAddTimes:
         """The store of another process, on the same namespace."""
         store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
         yield store
-        store.close()
+        store.release()
 
     def add_times_after(self, store, monkeypatch, action):
         """Add times, with *action* after the schedule was read and before the times are written."""

@@ -678,7 +678,7 @@ class TestForeignData:
         """A store that is not opened yet, and whose keys need not agree after the test."""
         store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
         yield store
-        store.close()
+        store.release()
 
     def test_wrong_type_is_found_at_opening(self, unchecked_store, client, namespace):
         """If a key of the namespace has a wrong type, it is named and nothing is written."""
@@ -747,5 +747,5 @@ def test_posts_are_refused_and_work_goes_on_if_memory_is_full(tcp_server, now):
     client.config_set("maxmemory", 0)
     post(store, "e")
     assert_sound(client, store.keys)
-    store.close()
+    store.release()
     client.close()

@@ -27,7 +27,7 @@ def other(client, namespace, now):
     """The store of another process, on the same namespace."""
     store = Store(source(client, 1.0), namespace, timeout=3.0, now=now)
     yield store
-    store.close()
+    store.release()
 
 
 def fill(store, many=MANY, apart_us=1_000, rest="3|{}"):
@@ -319,7 +319,7 @@ class TestDead:
             AdminStore(store).restore([copy])
 
         visited = visit(dead_letters(store), restore_a_copy)
-        store.close()
+        store.release()
         assert [*(f"d{i:04}" for i in range(1, MANY)), "d0000"] == visited
 
     def test_a_revived_dead_letter_does_not_lose_the_place(self, store, node):

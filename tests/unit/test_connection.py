@@ -10,7 +10,7 @@ import redis
 from redis._parsers import _HiredisParser, _RESP2Parser, _RESP3Parser
 
 from dtimer.store.connection.connection import Connection, Packer
-from dtimer.store.connection.deadline import fast_socket, with_deadline
+from dtimer.store.connection.deadline import with_deadline
 from dtimer.store.failures import Failure, classify
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import load
@@ -386,4 +386,4 @@ def test_a_users_connection_class_reads_its_own_replies():
     """Reading directly would bypass the user's code."""
     with ScriptedConnection(HELLO, base=PrefixingConnection) as scripted:
         assert b"read: hello" == scripted.call()
-        assert fast_socket(scripted.connection._connection) is None
+        assert scripted.connection._connection.fast_socket is None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dtimer.faultpoints import armed, reached
-from dtimer.store.connection.deadline import arrived, fast_socket, set_deadline
+from dtimer.store.connection.deadline import set_deadline
 from dtimer.store.connection.sockets import LARGE, Socket
 from dtimer.store.keys import Keys
 from dtimer.store.scripts import Script
@@ -139,7 +139,7 @@ class Connection:
                 connection = self._connection = self._make_connection()
                 set_deadline(connection, until, limit)
                 connection.connect()
-                self._socket = fast_socket(connection)
+                self._socket = connection.fast_socket
             else:
                 set_deadline(connection, until, limit)
             self.sent = True
@@ -180,8 +180,8 @@ class Connection:
             return reply
         except Exception as e:
             clean = is_a_reply(e)
-            if not clean:
-                self.arrived = arrived(connection)
+            if not clean and connection.wrapped is not None:
+                self.arrived = connection.wrapped.arrived
             raise
         finally:
             if not clean:

@@ -35,6 +35,8 @@ def with_deadline(connection_class: type) -> type:
     class Connection(connection_class):  # type: ignore[misc]
         until: float | None = None
         limit: float | None = None
+        #: The socket once connected, and the same if dtimer may bypass the library on it. None for
+        #: an emulation.
         wrapped: Socket | None = None
         fast_socket: Socket | None = None
         socket_timeout: float | None
@@ -99,15 +101,3 @@ def run_command(connection: Any, *words: str) -> Any:
         return connection.read_response(disable_decoding=True)
     finally:
         connection.disconnect()
-
-
-def fast_socket(connection: Any) -> Socket | None:
-    """Return the socket of *connection* if dtimer may bypass the library on it, else None."""
-    found: Socket | None = getattr(connection, "fast_socket", None)
-    return found
-
-
-def arrived(connection: Any) -> int:
-    """Return how many bytes of a reply that took several reads have arrived on *connection*."""
-    wrapped: Socket | None = getattr(connection, "wrapped", None)
-    return 0 if wrapped is None else wrapped.arrived
