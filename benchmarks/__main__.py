@@ -29,6 +29,7 @@ from benchmarks.workloads.lateness import Lateness
 from benchmarks.workloads.locks import Locks
 from benchmarks.workloads.memory import Memory
 from benchmarks.workloads.posting import Posting
+from benchmarks.workloads.price import Price
 from benchmarks.workloads.recovery import Recovery
 from benchmarks.workloads.startup import Startup
 
@@ -36,7 +37,7 @@ WORKS: dict[str, Work] = {
     work.name: work
     for work in (
         *(Floors(), Startup(), Lateness(), Posting(), Drain()),
-        *(Busy(), Locks(), Memory(), Idle(), Recovery(), Growth()),
+        *(Busy(), Locks(), Price(), Memory(), Idle(), Recovery(), Growth()),
     )
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.contenders.contender import DEFAULTS, TUNED, Contender
 
 _ONE_BY_ONE = "cannot post in bulk"
+_FORKS = "runs each handler in a process that it forks"
 _IN_PROCESS = "learns only of posts of its own process"
 
 _SLOW = {"drain": 1_000, "recovery": 2_000, "posting": 5_000}
@@ -19,6 +20,7 @@ PYTHON = (
         "rq",
         says="forks for each job, scheduler polls once a second",
         events={"drain": 300, "recovery": 300, "posting": 5_000},
+        cannot={"busy": _FORKS, "locks": _FORKS},
     ),
     Contender(
         "RQ",
@@ -29,6 +31,7 @@ PYTHON = (
         says="SimpleWorker, which does not fork",
         options={"simple": True},
         events=_SLOW,
+        in_process=True,
     ),
     Contender(
         "Celery",
@@ -89,6 +92,7 @@ PYTHON = (
         says="one thread; the scheduler polls once a second, which cannot be less",
         events={"recovery": 20_000},
         cannot={"bulk": _ONE_BY_ONE},
+        in_process=True,
     ),
     Contender(
         "Huey",
@@ -100,6 +104,7 @@ PYTHON = (
         options={"workers": 4},
         events={"recovery": 20_000},
         cannot={"bulk": _ONE_BY_ONE},
+        in_process=True,
     ),
     Contender(
         "arq",
@@ -154,6 +159,7 @@ PYTHON = (
         },
         max_pending=20_000,
         posts_from_consumer=True,
+        in_process=True,
     ),
     Contender(
         "redis-timers",

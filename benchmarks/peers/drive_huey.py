@@ -19,7 +19,9 @@ class OneConsumer(Peer):
 
     def consume(self, ready: Callable[[], None]) -> None:
         """See `Peer.consume`."""
-        self._huey.on_startup(name="ready")(ready)
+        # Huey calls this on each of its threads, and the protocol has one answer.
+        answers = [ready]
+        self._huey.on_startup(name="ready")(lambda: answers and answers.pop()())
         self._huey.create_consumer(**self.options).run()
 
     def post(self, body: dict[str, Any], due: int) -> None:

@@ -9,7 +9,7 @@ of this project. It reads lines of JSON and answers each with one:
     {"do": "post_at", ...}        post one event for each of the moments `dues`
     {"do": "stream", ...}         post `rate` events a second for `seconds`
     {"do": "burn", ...}           start `threads` threads that compute, with the interval `switch`
-    {"do": "loops"}               the loops that these threads have done
+    {"do": "additions"}           the additions that these threads have done
     {"do": "calls"}               the calls that released the interpreter's lock
 
 A consumer answers ``{"ready": true}`` once it consumes. It takes the same commands, because some
@@ -204,7 +204,7 @@ _COMMANDS: dict[str, Callable[[Peer, dict[str, Any]], dict[str, Any]]] = {
     "post_at": _post_at,
     "stream": _stream,
     "burn": _burn,
-    "loops": lambda _peer, _command: _burners.told(),
+    "additions": lambda _peer, _command: _burners.told(),
     "calls": lambda _peer, _command: {"calls": _counter.told()},
 }
 

@@ -17,7 +17,7 @@ from benchmarks.numbers import each_second, middle, quantile, ratio, spread
 from benchmarks.results import Results, against, key
 from benchmarks.server import tally
 from benchmarks.targets import judge
-from benchmarks.workloads import busy, drain, lateness, locks
+from benchmarks.workloads import busy, drain, lateness, locks, price
 from benchmarks.workloads.locks import Call
 
 OURS, PEER, FLOOR = "dtimer/defaults", "Huey/defaults", "bare EVALSHA/floor"
@@ -157,6 +157,12 @@ class TestSummaries:
         assert {"due to handler": 1, "waits": 1.5, "short": 0.5} == locks.summary(calls, handled)
         assert 0.5 == locks.tally(calls, 2)["handler", "os.write", "short"]
         assert {"due to handler": 0, "waits": 0, "short": 0} == locks.summary([], [])
+
+    def test_the_work_of_computing_threads_is_a_rate_of_their_own_clock(self):
+        """The tool's sleep is longer than asked, and the answers of a busy process are late."""
+        before = {"additions": 5_000_000, "at": 10.0, "cpu": 3.0}
+        after = {"additions": 45_000_000, "at": 12.0, "cpu": 4.0}
+        assert {"M/s": 20, "M/CPU s": 40, "events/s": 50} == price.summary(before, after, 100)
 
     def test_a_drain_has_rates_from_the_first_handler_and_from_the_due_moment(self):
         """The second rate includes the time until the first handler starts."""
