@@ -29,10 +29,13 @@ class Now:
 class Peer:
     """A node as the store sees it: an incarnation that claims. It has no threads."""
 
-    def __init__(self, store: Store, name: str, *, hears: bool = True, join: bool = True) -> None:
+    def __init__(
+        self, store: Store, name: str, *, hears: bool = True, join: bool = True, lags: bool = False
+    ) -> None:
         self.store = store
         self.name = name
         self.hears = hears
+        self.lags = lags
         self.seq = 0
         self.resends = 0
         if join:
@@ -61,7 +64,7 @@ class Peer:
         self.resends = self.resends + 1 if again else 0
         request = ClaimRequest(
             self.seq, limit, self.hears, False, list(settlements), self.resends,
-            round(ahead * 1000), most, strict,
+            round(ahead * 1000), most, strict, self.lags,
         )  # fmt: skip
         reply = self.store.claims.start(self.name, request, lease * 1000)(read_late=False)
         return dataclasses.replace(reply, claims=list(reply.claims))

@@ -83,7 +83,9 @@ class ClaimRequest:
     returns the same claim instead of claiming twice. ``resends`` counts how often the request was
     sent again. The server may also claim events that become due within ``ahead_us``; the node
     keeps those until they are due. ``hears`` is True if a wake would reach the node and find a
-    free thread. ``echo`` asks the server to send the node a wake, as a test of its subscription.
+    free thread. ``lags`` is True if the node's waits end late; the server then prefers other nodes
+    for duty, until a claim of this node without it. ``echo`` asks the server to send the node a
+    wake, as a test of its subscription.
 
     ``most_bytes`` limits the reply for a slow connection: the stored bytes of its events, together.
     A first event that is larger than the limit is returned alone. With ``strict``, every event
@@ -101,6 +103,7 @@ class ClaimRequest:
     ahead_us: int = 0
     most_bytes: int | None = None
     strict: bool = False
+    lags: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,8 @@ class Claims:
         """
         settled, order = replies.settlement_arguments(request.settlements)
         known = self._rollback.known
-        flags = ("h" if request.hears else "") + ("e" if request.echo else "")
+        flags = ("h" if request.hears else "") + ("l" if request.lags else "")
+        flags += "e" if request.echo else ""
         flags += str(request.resends or "")
         if request.most_bytes is not None:
             flags += f",{request.most_bytes}{'!' if request.strict else ''}"

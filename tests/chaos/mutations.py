@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 _STORE = "tests/integration/test_store.py"
 _DUTY = "tests/integration/test_roster.py"
+_LAGGING = "tests/integration/test_lagging.py"
 _AHEAD = "tests/integration/test_look_ahead.py"
 _SCHEDULES = "tests/integration/test_schedules.py"
 _HANDLERS = "tests/integration/test_handlers.py"
@@ -373,6 +374,20 @@ MUTANTS = [
             "                    self._echo_sent = None\n"),
     _mutant("a silent node stays on duty", "store/lua/parts/wake.lua", _DUTY,
             "if claims_at and NOW > claims_at + GRACE then", "if false then"),
+    _mutant("a node that begins to lag keeps its place", "store/lua/claim/roster.lua",
+            (_LAGGING, _MACHINE), "if place and lags == (place >= BEHIND) then", "if place then"),
+    _mutant("a node that is on time again stays behind", "store/lua/claim/roster.lua",
+            (_LAGGING, _MACHINE), "'LT', now, node)", "'NX', now, node)"),
+    _mutant("a node that lags takes what a node on time is expected for", _CANDIDATES,
+            (_LAGGING, _MACHINE), "expected, ahead, horizon = 1, 0, now", ""),
+    _mutant("an event is kept for a node that lags", "store/lua/claim/presence.lua",
+            (_LAGGING, _MACHINE),
+            "redis.call('ZREM', EXPECTED, '', unpack(redis.call('ZRANGE', EXPECTED, '0', '99')))",
+            ""),
+    _mutant("nodes that lag are woken beside a node on time", "store/lua/parts/wake.lua", _LAGGING,
+            "if lags and on_time then return end", ""),
+    _mutant("a node that lags waits for a silent node", _CANDIDATES, (_LAGGING, _MACHINE),
+            "and NOW <= claims_at + GRACE\n", "\n"),
     _mutant("a node stays expected after its claim",
             "store/lua/claim/presence.lua", (_DUTY, _MACHINE),
             "\nredis.call('ZREM', EXPECTED, node)\n", "\nredis.call('ZREM', EXPECTED, '')\n"),

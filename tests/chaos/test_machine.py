@@ -50,6 +50,8 @@ pytestmark = pytest.mark.chaos
 
 LEASE = 30_000_000
 GRACE = 50_000
+#: Added to the place of a node that lags, as in the Lua part that wakes a node.
+BEHIND = 2**52
 EXAMPLES = int(os.environ.get("DTIMER_TEST_MACHINE", "0"))
 SHRINK = bool(os.environ.get("DTIMER_TEST_SHRINK"))
 
@@ -75,6 +77,8 @@ ticks = st.sampled_from(
 )
 steps_back = st.sampled_from([1, 1_000, 2_000_000, 45_000_000, 3_600_000_000])
 payloads = st.sampled_from(["{}", '{"n":1}', '{"a":[],"b":12345678901234567890,"c":"x|y/z"}'])
+#: Whether the claiming node says that it lags.
+lagging = st.sampled_from([False, False, True])
 #: How far ahead of the due times a claim reaches, in µs.
 aheads = st.sampled_from([0, 0, 1_000, 20_000, 100_000])
 #: None if the reply arrives. If it is lost, the µs after which the request is sent again.
@@ -336,21 +340,24 @@ class Machine(RuleBasedStateMachine):
             st.tuples(st.integers(0, 6), st.sampled_from(list(Verdict)), spans), max_size=3
         ),
         hears=st.booleans(),
+        lags=lagging,
         reply=replies,
         ahead=aheads,
     )
-    def claim_and_settle(self, name, limit, settled, hears, *, reply, ahead):
+    def claim_and_settle(self, name, limit, settled, hears, *, lags, reply, ahead):
         """Settle any claims, also those of other nodes, and claim due events."""
         settlements = []
         for index, verdict, wait in settled if self.claims else []:
             id, token, _ = self.pick(index)
             settlements.append(Settlement(id, token, verdict, wait, "why", "corrupt"))
         self.peers[name].hears = hears and name != "deaf"
+        self.peers[name].lags = lags
         self.claim_in_both(name, limit, settlements, reply, ahead)
 
-    @rule(name=nodes, limit=st.sampled_from([1, 3]), ahead=aheads)
-    def claim(self, name, limit, ahead):
+    @rule(name=nodes, limit=st.sampled_from([1, 3]), ahead=aheads, lags=lagging)
+    def claim(self, name, limit, ahead, lags):
         """Claim due events; the reply arrives."""
+        self.peers[name].lags = lags
         self.claim_in_both(name, limit, [], None, ahead)
 
     @precondition(lambda self: self.claims)
@@ -374,10 +381,7 @@ class Machine(RuleBasedStateMachine):
         expected = model.settle_all(
             now, [(s.id, s.token, s.verdict.value, s.wait_us) for s in settlements]
         )
-        planned = dict(self.client.zrange(keys.promise, 0, -1, withscores=True))
-        planned.pop(name.encode(), None)
-        registered = self.client.hkeys(keys.nodes)
-        awaited = sum(n in registered and now - GRACE <= at <= now for n, at in planned.items())
+        awaited = self.awaited(now, name, limit)
         held = {id: (e.token, e.lease_end) for id, e in model.pending.items() if e.token}
         claims, buried, known = model.claim(now, name, limit, LEASE, awaited, ahead=ahead)
         actual = peer.claim_reply(limit, *settlements, lease=LEASE // 1000, ahead=ahead / 1000)
@@ -399,6 +403,26 @@ class Machine(RuleBasedStateMachine):
             assert actual.wait_us is not None
             assert planned_at >= now + actual.wait_us, "a claim the node does not plan"
         return actual.wait_us
+
+    def awaited(self, now: int, name: str, limit: int) -> int:
+        """Return how many events a claim of this node leaves for others."""
+        keys, peer = self.store.keys, self.peers[name]
+        planned = dict(self.client.zrange(keys.promise, 0, -1, withscores=True))
+        planned.pop(name.encode(), None)
+        registered = self.client.hkeys(keys.nodes)
+        listed = dict(self.client.zrange(keys.roster, 0, -1, withscores=True))
+        own_place = listed.pop(name.encode(), BEHIND)
+        on_time = [n for n, place in listed.items() if place < BEHIND]
+        if peer.lags and on_time and self.model.pending:
+            earliest = min(e.score for e in self.model.pending.values())
+            at = planned.get(on_time[0])
+            comes = at is not None and at <= max(earliest, now) and now <= at + GRACE
+            if comes and on_time[0] in registered:
+                return len(self.model.pending)
+        takes_over = listed and not on_time and own_place >= BEHIND
+        if takes_over and limit and peer.hears and not peer.lags:
+            return 0
+        return sum(n in registered and now - GRACE <= at <= now for n, at in planned.items())
 
     def claimed(
         self, now: int, event: Event, claim: Any, held: tuple[int, int] | None, ahead: int
@@ -648,6 +672,12 @@ class Machine(RuleBasedStateMachine):
             planned = [at for _, at in self.client.zrange(keys.promise, 0, -1, withscores=True)]
             assert planned, "no node is expected to claim"
             assert min(planned) <= max(earliest, self.now.us), "no node claims in time"
+
+    @invariant()
+    def nodes_that_lag_are_behind(self):
+        """Check that a node has a place behind those on time if it lagged at its last claim."""
+        for name, place in self.client.zrange(self.store.keys.roster, 0, -1, withscores=True):
+            assert self.peers[name.decode()].lags == (place >= BEHIND), f"{name!r} has {place}"
 
     def drain(self) -> None:
         """Deliver all remaining events to a deaf node, each at the poll after its due time."""

@@ -9,6 +9,7 @@ import pytest
 from leftovers import nothing_left
 from peers import Now, Peer
 from soundness import assert_sound
+from wakes import Wakes
 
 from dtimer import DTimer
 from dtimer.store.connection.sources import source
@@ -57,6 +58,14 @@ def store(client, namespace, now):
     yield store
     assert_sound(client, store.keys)
     store.release()
+
+
+@pytest.fixture
+def wakes(client, store):
+    """The wakes of all nodes of `store`."""
+    wakes = Wakes(client, store)
+    yield wakes
+    wakes.close()
 
 
 @pytest.fixture

@@ -9,42 +9,11 @@ from __future__ import annotations
 
 import pytest
 from peers import Peer, definition, post
-from servers import PATIENCE
 
 from dtimer.store.format import Entry
 
 #: The time in ms within which a woken node must claim, as in the Lua part that wakes a node.
 GRACE = 50
-
-
-class Wakes:
-    """A subscriber to the wakes of all nodes of a namespace."""
-
-    def __init__(self, client, store):
-        self._client = client
-        self._pubsub = client.pubsub()
-        self._prefix = store.keys.wake("")
-        self._pubsub.psubscribe(self._prefix + "*")
-        assert self._pubsub.get_message(timeout=PATIENCE)["type"] == "psubscribe"
-
-    def heard(self):
-        """Return the nodes that were woken since the last call, in order."""
-        # The server sends in order: when the end mark arrives, all earlier wakes have arrived.
-        self._client.publish(self._prefix + "end", "")
-        names = []
-        while True:
-            message = self._pubsub.get_message(timeout=PATIENCE)
-            name = message["channel"].decode().removeprefix(self._prefix)
-            if name == "end":
-                return names
-            names.append(name)
-
-
-@pytest.fixture
-def wakes(client, store):
-    wakes = Wakes(client, store)
-    yield wakes
-    wakes._pubsub.close()
 
 
 @pytest.fixture(params=["post_new", "replace"])

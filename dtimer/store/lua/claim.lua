@@ -11,6 +11,7 @@
 --   lease           number: lease length in µs
 --   flags           '' or, in this order, any of
 --     h             the node can hear wakes
+--     l             the node lags: its waits end late, so other nodes are preferred for duty
 --     e             publish an echo to the node
 --     <number>      how many times this claim was sent before
 --     ,<bytes>      for a slow connection: how many bytes of bodies to return at most, 1000000 if
@@ -48,10 +49,11 @@
 local MOST_BYTES, MOST_SKIPPED, LATEST = 1000000, 100, 80
 
 -- The argument `flags`: `resends` is how many times this claim was sent before.
-local hears, wants_echo, wants_total, resends = flags == 'h', false, false, 0
+local hears, lags, wants_echo, wants_total, resends = flags == 'h', false, false, false, 0
 local most_bytes, strict = MOST_BYTES, false
 if not hears and flags ~= '' then
   hears = string.find(flags, 'h', 1, true)
+  lags = string.find(flags, 'l', 1, true) ~= nil
   wants_echo = string.find(flags, 'e', 1, true)
   wants_total = string.find(flags, 'p', 1, true)
   resends = tonumber(string.match(flags, '^%a*(%d+)') or 0)

@@ -1,8 +1,9 @@
 -- Find the events that this claim may take, and how many it must leave for other nodes.
 --
--- Commands  hmget hstrlen zcount zrange zrangebyscore
--- Reads     ahead known limit most_bytes now strict
--- Sets      candidates earliest expected horizon known last_token most_bytes paused top unclaimed
+-- Commands  hexists hmget hstrlen zcount zrange zrangebyscore zscore
+-- Reads     ahead known lags limit most_bytes now other other_lags strict
+-- Sets      ahead candidates earliest expected horizon known last_token most_bytes paused top
+-- Sets      unclaimed
 
 -- A node with one free handler thread claims one event. Read two, because the second tells when the
 -- next event is due.
@@ -23,7 +24,15 @@ if earliest and earliest <= NOW + ahead then
   known = known and not foreign
   paused, last_token = foreign or pause == '1', tonumber(token or '0') or 0
   unclaimed = nil
-  if limit > 0 and not paused then
+  if lags and other and not other_lags then
+    -- If a node that is on time is expected to claim by then, leave all events to it.
+    local claims_at = tonumber(redis.call('ZSCORE', EXPECTED, other))
+    if claims_at and claims_at <= math.max(earliest, NOW) and NOW <= claims_at + GRACE
+      and redis.call('HEXISTS', NODES, other) == 1 then
+      expected, ahead, horizon = 1, 0, now
+    end
+  end
+  if limit > 0 and not paused and expected == 0 then
     candidates = limit == 1 and {top[1], top[2]} or redis.call(
       'ZRANGEBYSCORE', DUE, '-inf', horizon, 'WITHSCORES', 'LIMIT', '0', digits(limit))
     -- Keep one event for each node that is expected to claim now. Otherwise a fast node would take

@@ -19,6 +19,7 @@
 --   nodes     hash: incarnation -> '<joined µs>|<id, host and pid as JSON>'
 --   alive     sorted set: incarnation -> when it last claimed, in µs
 --   roster    sorted set: incarnation -> its place among the nodes with free handler threads
+--             (parts/wake.lua)
 --   promise   sorted set: incarnation -> when it is expected to claim, in µs
 --   defs      hash: schedule -> its definition, as JSON that no script reads
 --   plans     hash: schedule -> the template of its occurrences

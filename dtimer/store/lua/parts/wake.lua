@@ -3,12 +3,17 @@
 -- node will claim by itself or, after a wake, the time of the wake. A node that is silent for GRACE
 -- after that time is removed from the roster. Its next poll adds it again.
 --
+-- A place on the roster is the time at which the node took it. That of a node that lags is BEHIND
+-- more, so it comes after all nodes that are on time. It is woken only if none of these is.
+--
 -- Commands  publish zadd zrange zrem zscore
 
 -- In µs.
 local GRACE = 50000
 -- How many nodes one script wakes at most.
 local MOST_WOKEN = 16
+-- 2^52. The sum with a time is below 2^53 until the year 2112, so it is a whole number in Lua.
+local BEHIND = 4503599627370496
 
 -- Publish a wake or an echo to a node. Both are only hints: if the client may not publish, the rest
 -- of the script must still run.
@@ -21,9 +26,12 @@ end
 -- only the earliest event passes 1 if that is due, else 0.
 local function wake_next(earliest, waiting)
   local wanted = math.max(1, math.min(waiting, MOST_WOKEN))
-  local expected = 0
-  for _, node in ipairs(redis.call('ZRANGE', ROSTER, 0, wanted + 7)) do
+  local expected, on_time = 0, false
+  local listed = redis.call('ZRANGE', ROSTER, 0, wanted + 7, 'WITHSCORES')
+  for i = 1, #listed, 2 do
     if expected == wanted then return end
+    local node, lags = listed[i], tonumber(listed[i + 1]) >= BEHIND
+    if lags and on_time then return end
     local claims_at = tonumber(redis.call('ZSCORE', EXPECTED, node))
     if claims_at and NOW > claims_at + GRACE then
       redis.call('ZREM', ROSTER, node)
@@ -33,7 +41,7 @@ local function wake_next(earliest, waiting)
         redis.call('ZADD', EXPECTED, digits(NOW), node)
         notify('wake', node)
       end
-      expected = expected + 1
+      expected, on_time = expected + 1, not lags
     end
   end
 end
