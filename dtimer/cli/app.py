@@ -80,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
     # Look for --json before click reads the options: errors in the options are JSON too.
     output = Output(as_json="--json" in arguments)
     for stream in (sys.stdout, sys.stderr):
-        # Otherwise a character that the terminal cannot show would fail the event.
+        # If a character that the terminal cannot show raised an error, its event would fail.
         if reconfigure := getattr(stream, "reconfigure", None):
             reconfigure(errors="backslashreplace")
     with _warnings_shown(output):

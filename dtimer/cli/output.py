@@ -84,7 +84,7 @@ def report_unwritable(error: OSError, output: Output) -> int:
 
     A closed pipe, as in ``dtimer upcoming | head``, is not reported. Its exit code is 1.
     """
-    # Otherwise Python flushes the buffer at exit, fails again, and prints a second error.
+    # Python would flush the buffer at exit, fail again, and print a second error.
     with contextlib.suppress(OSError, ValueError):
         output.mute()
     if isinstance(error, BrokenPipeError):

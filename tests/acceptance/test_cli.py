@@ -368,7 +368,7 @@ class TestServer:
         assert timer.peek("tea")
 
     def test_a_slow_server_at_the_default_address_is_used(self):
-        """Otherwise two terminals might use different servers."""
+        """If a slow server were skipped, two terminals might use different servers."""
         with socket.create_server(("127.0.0.1", 0)) as mute:
             port = mute.getsockname()[1]
             assert answers(f"redis://127.0.0.1:{port}")

@@ -40,7 +40,7 @@ class TestLog:
     """``--log``."""
 
     def test_each_line_has_time_and_level(self, listen, timer):
-        """Also the lines of the handler, and of its exception."""
+        """The lines of the handler and of its exception have them, too."""
         with listen("--log", "info", "--quiet") as node:
             node.find(r"^\d{4}-.* INFO +dtimer\.cli: .* joined the namespace", "stderr")
             timer.post({"fail": 1}, id="tea", max_retries=0)

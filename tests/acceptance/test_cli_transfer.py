@@ -128,7 +128,7 @@ class TestRoundTrip:
             assert (f"{id}.moved", {"n": 1}) == (moved.id, moved.event)
 
     def test_dead_letters_arrive_with_dead(self, run, timers, tmp_path, client, namespace):
-        """Even those that are not valid events. Without ``--dead`` they stay behind."""
+        """Letters without a valid event arrive too. Without ``--dead`` no letter is exported."""
         here, there = timers
         other, keys = there.ns, Keys.of(namespace)
         # Attempt, reason, length of the error; the error and the body (dtimer/store/format.py).

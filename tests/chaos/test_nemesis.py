@@ -206,7 +206,7 @@ class TestFindings:
 
 
 def test_a_cluster_client_of_a_soak_reaches_its_server_through_the_proxy(namespace):
-    """Otherwise its connections would bypass the faults of the proxy."""
+    """If the client connected directly, the faults of the proxy would not concern it."""
     with (
         Server(tcp=True, args=cluster.ARGS) as server,
         cluster.joined(server, cluster.ARGS) as others,

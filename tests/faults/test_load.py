@@ -281,7 +281,7 @@ class TestCredentials:
         watch.assert_recovery()
 
     def test_a_credential_provider_is_asked_for_each_connection(self, watch, own_server, user):
-        """So a password rotation that cuts all connections causes no outage."""
+        """If a password rotation cuts all connections, the node connects with the new password."""
 
         class Vault(redis.CredentialProvider):
             word = "first"

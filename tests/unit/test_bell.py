@@ -131,7 +131,7 @@ class TestDescriptors:
         bell.ring()
 
     def test_a_ring_that_meets_a_close_writes_to_no_other_file(self, bell, monkeypatch):
-        """Otherwise another file could get the number of a closed descriptor, and the write."""
+        """Another file may get the number of a descriptor as soon as that is closed."""
         write = os.write
         descriptors = {bell._pipe.reader, bell._pipe.writer}
         opened = []

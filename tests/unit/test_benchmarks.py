@@ -128,7 +128,7 @@ class TestSummaries:
         assert {"early": 0, "missing": 5, "twice": 0} == lateness.summary([], 5)
 
     def test_a_missing_event_is_as_late_as_it_is_when_the_records_are_read(self):
-        """Otherwise a timer that delivers fewer events would look more punctual."""
+        """If it did not count, a timer that delivers fewer events would look more punctual."""
         dues = [1_000_000, 2_000_000]
         found = busy.summary([[Handled(0, 1_003_000, 1_000_000, None)]], dues, 9_000_000)
         assert (3.0, 7000.0) == (found["p50"], found["max"])

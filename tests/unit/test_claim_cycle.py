@@ -291,7 +291,7 @@ class TestFollowUp:
     """The calls and reports that follow from a reply."""
 
     def test_registers_again_if_the_server_does_not_know_the_node(self, harness):
-        """Otherwise the node would stay unknown, and would not be woken."""
+        """A node that stayed unknown would not be woken."""
         harness.claim(reply())
         assert 0 == harness.store.registered
         harness.claim(reply(known=False))
@@ -523,7 +523,7 @@ class TestPipelining:
         assert 2 == len(backlog.store.answers), "the reply was read"
 
     def test_settles_one_batch_with_the_claim_sent_before_the_next(self, backlog):
-        """Otherwise each confirm would need a request of its own."""
+        """Without the claim, each confirm would need a request of its own."""
         assert [[], ["1"], []] == [[s.id for s in r.settlements] for r in backlog.store.requests]
         backlog.handle()
         backlog.batching._handler_seconds = 1e-6
@@ -577,7 +577,7 @@ class TestPipelining:
         assert backlog.dispatcher.lookahead.remove({"new"})
 
     def test_releases_the_events_of_the_last_reply_when_leaving(self, backlog):
-        """Otherwise they would wait for the end of their lease."""
+        """Events that were not released would wait for the end of their lease."""
         backlog.dispatcher.release_waiting()
         backlog.cycle.run(claiming=False, fresh=True)
         backlog.claim(claiming=False)
@@ -618,7 +618,7 @@ class TestPipelining:
         ]
 
     def test_stops_claiming_while_a_handler_does_not_return(self, backlog):
-        """Otherwise the node would claim and release events for as long as the handler runs."""
+        """If it went on, it would claim and release events for as long as the handler runs."""
         tokens = itertools.count(100)
         del backlog.store.answers[:]
         backlog.store.answer = lambda r: several(next(tokens), r.limit)

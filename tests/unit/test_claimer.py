@@ -146,7 +146,7 @@ class TestClaimInline:
         assert harness.bell.wait(0)
 
     def test_the_claimer_ends_after_an_inline_claim_and_releases_its_events(self, harness):
-        """Otherwise the events would wait for the end of their lease. No thread would run them."""
+        """No thread is left for the events. Without a release they would wait for their leases."""
         harness.begin(reply("tea"))
         harness.asleep()
         asked, answer = threading.Event(), threading.Event()

@@ -39,7 +39,7 @@ def test_a_difference_of_over_a_second_that_time_does_not_explain_is_a_jump(
 
 
 def test_the_boot_time_clock_counts_suspension(monkeypatch):
-    """Otherwise a suspended machine would look like a jump of the server's clock."""
+    """With any other clock, a suspension would look like a jump of the server's clock."""
     monkeypatch.setattr(clock.time, "CLOCK_BOOTTIME", 7, raising=False)
     monkeypatch.setattr(clock.time, "clock_gettime", lambda clock: {7: 42.0}[clock])
     assert pytest.approx(42.0) == clock.boottime()

@@ -178,7 +178,7 @@ class TestReplies:
                 assert Failure.UNKNOWN is classify(error, scripted.connection.sent)
 
     def test_a_large_reply_is_assembled_without_copying_pieces_again(self, parser):
-        """Otherwise the time would grow with the square of the size."""
+        """If each piece copied those before it, the time would grow with the square of the size."""
         value = bytes(range(256)) * 20_000
         reply = b"$%d\r\n%b\r\n" % (len(value), value)
         pieces = [reply[at : at + 50_000] for at in range(0, len(reply), 50_000)]
@@ -288,7 +288,7 @@ class TestDeadlines:
             assert 900 < scripted.socket.reads <= 1000
 
     def test_each_step_gets_the_time_that_is_left(self, set_clock):
-        """Otherwise the steps together could take longer than the deadline."""
+        """With the whole time for each step, all steps together could exceed the deadline."""
         set_clock(itertools.count(1000.0, 0.25))
         with ScriptedConnection(b"$5\r\n", b"hel", b"lo\r\n") as scripted:
             scripted.call(1010.0)

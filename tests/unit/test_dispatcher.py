@@ -129,7 +129,7 @@ class TestStarting:
         assert 7 == len(harness.finish())
 
     def test_a_settlement_is_stored_before_its_thread_is_free(self, harness):
-        """So the next claim carries it."""
+        """The next claim of the free thread must carry the settlement."""
         unsettled = []
         harness.claim_inline = lambda: unsettled.append(harness.leases.unsettled)
         harness.accept(claim())
@@ -250,8 +250,8 @@ class TestOrder:
 
     def test_claims_nothing_until_all_releases_are_sent(self, make, clock):
         """
-        Otherwise a claim could return later events before the released ones are
-        available again.
+        If a claim came before a release, it could return later events while the released ones
+        are not available yet.
         """
         harness = make(look_ahead=20)
         harness.accept(*(claim() for _ in range(MOST_SETTLEMENTS + 2)))

@@ -175,7 +175,7 @@ class TestOnce:
         assert emitter._emit_guarded("tea") is None
 
     def test_may_register_itself_again_for_the_next_emission(self, emitter):
-        """Otherwise the listener would run for ever within one emission."""
+        """If it took part in the same emission, it would run for ever."""
         called = []
 
         def listen(n):

@@ -108,7 +108,7 @@ class TestLaterFields:
 
     @pytest.mark.parametrize("fields", [b",,", b",,x", b",,s1", b",,n", b",x"])
     def test_is_not_taken_for_the_mark(self, scripts, fields):
-        """Otherwise no node would claim the event ahead of its due time."""
+        """If a new field were taken for the mark, no node would claim the event ahead of time."""
         raw = b",3" + fields + b"|{}"
         assert (None, 3) == scripts("parse_body", raw)
         assert Body(None, 3, b"{}") == read_body(raw)

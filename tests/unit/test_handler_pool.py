@@ -58,7 +58,7 @@ def test_runs_a_batch_on_each_thread_at_the_same_time(harness):
 
 
 def test_a_thread_survives_any_exception(harness):
-    """Otherwise the node would have a thread fewer for the rest of its life."""
+    """If the thread ended, the node would have one thread fewer until it leaves."""
     harness.pool.start()
     harness.begin(["bad"], ["b"], ["c"])
     harness.go_on.release(3)

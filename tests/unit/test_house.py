@@ -93,7 +93,7 @@ class TestModules:
         assert public <= {*dtimer.__all__, "TYPE_CHECKING"}
 
     def test_importing_dtimer_imports_no_submodule(self):
-        """So `dtimer --version` answers at once. Each name is imported when it is first used."""
+        """Each name is imported when it is first used, so `dtimer --version` answers at once."""
         code = (
             "import sys, dtimer; print([m for m in sys.modules if m.startswith('dtimer.')]);"
             " dtimer.DTimer; print('dtimer.timer' in sys.modules)"

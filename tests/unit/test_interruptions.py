@@ -291,7 +291,7 @@ class TestFlag:
     @pytest.mark.parametrize("call", [Flag.set, lambda flag: flag.wait(0)], ids=["set", "wait"])
     @at_each_bytecode(more_than=3)
     def test_an_exception_inside_a_call_leaves_no_lock(self, call, interrupt):
-        """Otherwise the next call would hang."""
+        """If a lock stayed taken, the next call would hang."""
         flag = Flag()
         with contextlib.suppress(Alarm):
             interrupt(lambda: call(flag), raise_alarm)

@@ -59,7 +59,7 @@ class TestDueEvent:
         ],
     )
     def test_an_event_that_cannot_start_becomes_a_dead_letter(self, judge, reason, changed):
-        """Otherwise each claim would take the event again."""
+        """If the event stayed due, each claim would take it again."""
         assert (False, reason, "") == judge(**changed)
 
     def test_a_lost_lease_counts_as_an_attempt(self, judge):

@@ -296,7 +296,7 @@ class TestExtend:
         return ev, lease
 
     def test_renews_at_once_and_later_renewals_do_not_shorten_it(self, leases, extended):
-        """Otherwise the next heartbeat would shorten the extended lease."""
+        """The next heartbeat must not shorten a lease that the handler extended."""
         ev, lease = extended
         assert [([(ev.id, ev.token)], 60_000_000)] == leases.store.extended
         now = time.monotonic()
@@ -310,9 +310,9 @@ class TestExtend:
 
     def test_never_shortens_the_lease_of_a_running_handler(self, leases, extended):
         """
-        Otherwise a second node would start the event while the first still runs it. The server
-        decides what is left of the lease. The node still trusts the longer one, and the next
-        heartbeat asks for it.
+        If the lease ended sooner, a second node would start the event while the first still runs
+        it. The server decides what is left of the lease. The node still trusts the longer one, and
+        the next heartbeat asks for it.
         """
         ev, lease = extended
         believed = lease._trusted_until

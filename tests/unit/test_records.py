@@ -232,7 +232,7 @@ class TestRepr:
         assert f"keys=['{'k' * 37}…']>" in repr(make(Event, {"k" * 1_000: 1}))
 
     def test_escapes_a_line_end_in_a_key(self):
-        """Otherwise the author of a payload could add a line to a log."""
+        """With a line end, the author of a payload could add a line to a log."""
         assert 1 == len(repr(make(Event, {"a\nERROR all is lost": 1})).splitlines())
 
     def test_names_only_the_type_of_a_key_that_a_handler_added(self):

@@ -105,7 +105,7 @@ class TestDefinition:
             definition("* 25 * * *")
 
     def test_spaces_and_case_do_not_change_the_fingerprint(self):
-        """Otherwise a reformatted expression would restart its schedule."""
+        """A reformatted expression must not restart its schedule."""
         for one, other in (("0  9 * * *", " 0 9 * *\t* "), ("@Daily", "@daily")):
             assert definition(one).fingerprint == definition(other).fingerprint
 
