@@ -80,7 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     comparing.add_argument("head", type=Path)
     comparing.add_argument("--rounds", type=int, default=None, help="default: 15; for busy: 5")
     comparing.add_argument(
-        "--work", choices=["cpu", "busy"], default="cpu", help="busy compares the lateness"
+        "--work",
+        choices=["cpu", "busy", "locks"],
+        default="cpu",
+        help="busy compares the lateness, and locks only how often an event acquires the lock",
     )
     comparing.add_argument(
         "--only", nargs="+", default=[], metavar="NAME=VALUE", help="the cases of busy to run"
@@ -168,7 +171,8 @@ def _compare(given: argparse.Namespace) -> None:
         compare(given.base, given.head, given.rounds or 15)
     else:
         scale = _QUICK if given.quick else Scale()
-        compare_busy(given.base, given.head, given.rounds or 5, _pairs(given.only), scale)
+        rounds = 0 if given.work == "locks" else given.rounds or 5
+        compare_busy(given.base, given.head, rounds, _pairs(given.only), scale)
 
 
 def _list() -> None:

@@ -13,8 +13,9 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.bench import Bench, Scale
 from benchmarks.contenders.ours import OURS
@@ -28,8 +29,21 @@ from benchmarks.workloads import busy, locks
 #: The figures of each case, by the JSON of its parameters: two sides, each with a figure a round.
 Found = dict[str, tuple[list[dict[str, float]], list[dict[str, float]]]]
 
-#: The totals of the calls that release the interpreter's lock, and the calls of each kind.
-Counts = tuple[dict[str, float], dict[tuple[str, str, str], float]]
+Tally = dict[tuple[str, str, str], float]
+
+
+class Counts(NamedTuple):
+    """
+    The calls that release the interpreter's lock, per event.
+
+    `totals` has the figures of `locks.summary`. `calls` has all calls by their kind, and `way` has
+    those between the due moment and the handler.
+    """
+
+    totals: dict[str, float]
+    calls: Tally
+    way: Tally
+
 
 _OURS = OURS[0]
 _TIMES = ("p50", "p90", "p99", "max")
@@ -40,7 +54,11 @@ _SHARE = "busy node %"
 def compare_busy(
     base: Path, head: Path, rounds: int, only: Mapping[str, str], scale: Scale
 ) -> None:
-    """Measure both checkouts; print a table of lateness, and one of the interpreter's lock."""
+    """
+    Measure both checkouts; print a table of lateness, and one of the interpreter's lock.
+
+    Without *rounds*, only the second table is printed.
+    """
     began, server = time.monotonic(), Server()
     paths = {"base": base, "head": head}
     print(*_heading(paths, server.version), sep="\n", flush=True)
@@ -51,8 +69,9 @@ def compare_busy(
     finally:
         server.close()
     print(f"{rounds} rounds in {time.monotonic() - began:.0f} s, load {load():.1f}")
-    print("\nlateness beside threads that compute, ms: medians of the rounds, base > head")
-    print(*table(found), sep="\n")
+    if rounds:
+        print("\nlateness beside threads that compute, ms: medians of the rounds, base > head")
+        print(*table(found), sep="\n")
     print("\nacquisitions of the interpreter's lock an event, without computing threads")
     print(*table_of_locks(*counted), sep="\n")
 
@@ -88,7 +107,12 @@ def _lateness(benches: Sequence[Bench], rounds: int, only: Mapping[str, str]) ->
 def _locks(bench: Bench) -> Counts:
     bench.server.clear()
     calls, handled = locks.observe(bench, _OURS)
-    return locks.summary(calls, handled), locks.tally(calls, len(handled))
+    way = list(chain.from_iterable(locks.on_the_way(calls, handled)))
+    return Counts(
+        locks.summary(calls, handled),
+        locks.tally(calls, len(handled)),
+        locks.tally(way, len(handled)),
+    )
 
 
 def _tell(line: str) -> None:
@@ -121,11 +145,18 @@ def _ratio(
 
 def table_of_locks(base: Counts, head: Counts) -> list[str]:
     """Return the lines of the table of the interpreter's lock."""
+    sides = base, head
     rows = [
-        ["all threads", name, "", number(base[0][name]), number(head[0][name])] for name in base[0]
+        ["all threads", name, "", *(number(side.totals[name]) for side in sides), "", ""]
+        for name in base.totals
     ]
     rows += [
-        [*kind, number(base[1].get(kind, 0)), number(head[1].get(kind, 0))]
-        for kind in sorted({*base[1], *head[1]})
+        [
+            *kind,
+            *(number(side.calls.get(kind, 0)) for side in sides),
+            *(number(side.way.get(kind, 0)) for side in sides),
+        ]
+        for kind in sorted({*base.calls, *head.calls})
     ]
-    return aligned(("thread", "call", "", "base", "head"), rows, left=3)
+    heads = ("base", "head", "base, due to handler", "head, due to handler")
+    return aligned(("thread", "call", "", *heads), rows, left=3)

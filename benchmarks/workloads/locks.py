@@ -74,13 +74,20 @@ def observe(bench: Bench, contender: Contender) -> tuple[list[Call], list[Handle
     return [call for call in calls if call.at > began], handled
 
 
+def on_the_way(calls: Sequence[Call], handled: Sequence[Handled]) -> list[list[Call]]:
+    """Return, for each event that was not early, the calls that end between its due and handler."""
+    return [
+        [call for call in calls if one.due < call.at <= one.at]
+        for one in handled
+        if one.at > one.due
+    ]
+
+
 def summary(calls: Sequence[Call], handled: Sequence[Handled]) -> dict[str, float]:
     """Return the figures of the calls and of the records of handlers."""
     count = max(1, len(handled))
     waits = sum(call.waited for call in calls)
-    between = [
-        sum(one.due < call.at <= one.at for call in calls) for one in handled if one.at > one.due
-    ]
+    between = [len(way) for way in on_the_way(calls, handled)]
     return {
         "due to handler": statistics.median(between) if between else 0,
         "waits": waits / count,

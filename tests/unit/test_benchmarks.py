@@ -101,12 +101,13 @@ class TestCompare:
         """A call that one of them no longer makes is shown with 0."""
         wait, short = ("claimer", "select.select", "wait"), ("handler", "os.write", "short")
         rows = compare_busy.table_of_locks(
-            ({"waits": 2.0}, {wait: 2.0}), ({"waits": 1.0}, {short: 1.0})
+            compare_busy.Counts({"waits": 2.0}, {wait: 2.0}, {wait: 1.0}),
+            compare_busy.Counts({"waits": 1.0}, {short: 1.0}, {}),
         )[2:]
         assert [
             ["all", "threads", "waits", "2.00", "1.00"],
-            [*wait, "2.00", "0"],
-            [*short, "0", "1.00"],
+            [*wait, "2.00", "0", "1.00", "0"],
+            [*short, "0", "1.00", "0", "0"],
         ] == [row.split() for row in rows]
 
 
@@ -156,6 +157,7 @@ class TestSummaries:
         handled = [Handled(0, 1_200, 1_000, None), Handled(1, 5_200, 5_000, None)]
         assert {"due to handler": 1, "waits": 1.5, "short": 0.5} == locks.summary(calls, handled)
         assert 0.5 == locks.tally(calls, 2)["handler", "os.write", "short"]
+        assert [calls[1:3], []] == locks.on_the_way(calls, handled)
         assert {"due to handler": 0, "waits": 0, "short": 0} == locks.summary([], [])
 
     def test_the_work_of_computing_threads_is_a_rate_of_their_own_clock(self):
