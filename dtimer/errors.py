@@ -273,20 +273,5 @@ class ScriptError(StoreError):
     """A Lua script failed on the server. This is a bug in dtimer; please report it."""
 
 
-public(
-    ClockJump,
-    DTimerError,
-    EventExists,
-    HandlerError,
-    LeaseLost,
-    NamespaceCorrupt,
-    NotReplicated,
-    OptionError,
-    OutcomeUnknown,
-    PayloadError,
-    PayloadTooLarge,
-    ScriptError,
-    StateRollback,
-    StoreError,
-    UsageError,
-)
+_CLASSES = [kind for kind in vars().values() if isinstance(kind, type)]
+public(*(kind for kind in _CLASSES if issubclass(kind, DTimerError)))

@@ -8,6 +8,7 @@ if a server answers there, and otherwise the embedded server that all terminals 
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,15 +42,10 @@ class Settings:
     ns: str = "dt"
     as_json: bool = False
 
-    def __post_init__(self) -> None:
-        self._output: Output | None = None
-
-    @property
+    @functools.cached_property
     def output(self) -> Output:
         """The output of the command. Use it only when all options have been read."""
-        if self._output is None:
-            self._output = Output(as_json=self.as_json)
-        return self._output
+        return Output(as_json=self.as_json)
 
 
 def answers(url: str = DEFAULT_URL) -> bool:
