@@ -21,7 +21,7 @@ from logged import Logged
 from seats import FakeLeaseStore, make_leases
 from servers import PATIENCE
 
-from dtimer import OutcomeUnknown, StoreError
+from dtimer import DTimer, OutcomeUnknown, StoreError
 from dtimer.engine.bell import Bell
 from dtimer.engine.flag import Flag
 from dtimer.engine.lease import Lease
@@ -34,7 +34,6 @@ from dtimer.model.claims import Claim, Settlement, Verdict
 from dtimer.model.ids import IdGenerator
 from dtimer.model.options import validate
 from dtimer.store.rollback import NamespaceState, RollbackDetector
-from dtimer.timer import signals
 from dtimer.timer.emitter import Emitter
 
 OPTIONS = validate({})
@@ -502,6 +501,7 @@ def test_signals_are_handled_as_before_after_an_interrupted_run():
 
     class Node:
         joined = False
+        _membership = SimpleNamespace(stop_waiting=lambda: None)
 
         def join(self):
             """Join."""
@@ -517,7 +517,7 @@ def test_signals_are_handled_as_before_after_an_interrupted_run():
             signal.signal(number, handler)
         with contextlib.suppress(KeyboardInterrupt):
             interrupt(
-                lambda: signals.run(Node(), lambda: None),
+                lambda: DTimer.run(Node()),
                 lambda: signal.raise_signal(signal.SIGINT),
             )
         if "put_back" in interrupt.where or "_restore" in interrupt.where:
