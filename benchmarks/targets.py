@@ -107,6 +107,10 @@ def _python(one: Contender) -> bool:
 
 _ALONE = {"nodes": 1, "stream": 0}
 _MANY = {"nodes": 32, "stream": 0}
+_ONE_BUSY, _ONE_SHORT, _FOUR_BUSY, _FOUR_SHORT = (
+    {"nodes": 1, "busy": busy, "switch": switch} for busy in (1, 4) for switch in (5, 0.5)
+)
+_BESIDE_IDLE = {"nodes": 2, "busy": 4, "switch": 5}
 _ONE, _TEN, _HUNDRED = ({"batch": batch, "processes": 1} for batch in (1, 10, 100))
 
 _RATE = "events/s"
@@ -131,6 +135,19 @@ TARGETS = (
         )
         for part in ("p50", "p99")
     ),
+    *(
+        Target(f"busy {figure}, {what}, ms", bound, _figure("busy", figure, params))
+        for what, params, bounds in (
+            ("1 thread", _ONE_BUSY, {"p50": 8, "p99": 25}),
+            ("1 thread, switch 0.5 ms", _ONE_SHORT, {"p50": 1.5}),
+            ("4 threads", _FOUR_BUSY, {"p50": 150}),
+            ("4 threads, switch 0.5 ms", _FOUR_SHORT, {"p50": 8}),
+            ("4 threads in one of 2 nodes", _BESIDE_IDLE, {"p50": 3, "p99": 100}),
+        )
+        for figure, bound in bounds.items()
+    ),
+    Target("busy, early events, 4 threads", 0, _worst("busy", "early", _FOUR_BUSY)),
+    Target("busy, missing events, 4 threads", 0, _worst("busy", "missing", _FOUR_BUSY)),
     Target(
         "posting one by one, ratio to a bare EVALSHA",
         0.8,

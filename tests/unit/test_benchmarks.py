@@ -278,6 +278,23 @@ class TestResults:
         judged = [(target.what, value, target.met(value)) for target, value in judge(run)]
         assert [("lateness p50, ms", p50s[1], met)] == judged
 
+    def test_a_busy_target_is_for_one_number_of_threads_and_one_interval(self):
+        """Lateness with a shorter switch interval must not meet the target for the default."""
+        cases = ((1, 5, 7.0, 30.0), (4, 0.5, 9.0, 9.0))
+        run = results(
+            "busy",
+            *(
+                (0, OURS, {"p50": p50, "p99": p99}, {"nodes": 1, "busy": busy, "switch": switch})
+                for busy, switch, p50, p99 in cases
+            ),
+        )
+        judged = {target.what: target.met(value) for target, value in judge(run)}
+        assert {
+            "busy p50, 1 thread, ms": True,
+            "busy p99, 1 thread, ms": False,
+            "busy p50, 4 threads, switch 0.5 ms, ms": False,
+        } == judged
+
     def test_the_best_peer_is_neither_a_floor_nor_early(self):
         """An early event breaks the promise, and a floor is not a timer."""
         p50s = {OURS: 2.0, PEER: 500.0, "Celery/tuned": 4.0, "RQ/tuned": -300.0, FLOOR: 0.2}
