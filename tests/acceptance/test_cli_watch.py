@@ -66,6 +66,7 @@ class TestTail:
         keys, printer = store.keys, Printer()
 
         def die(id, at):
+            # The error is "no", and the body is b",3|{}" (dtimer/store/format.py).
             client.hset(keys.dead, id, b"1,failed,2|no,3|{}")
             client.zadd(keys.graves, {id: at})
 

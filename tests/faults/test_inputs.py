@@ -237,6 +237,7 @@ class TestClients:
         """The dead letter keeps the bytes that another program wrote, and other events arrive."""
         with redis.Redis.from_url(own_server.url, decode_responses=True) as client:
             node = watch.node(url=client, max_events=10)
+            # The head of the body is valid (dtimer/store/format.py), but not its payload.
             watch.client.hset(watch.keys.body, "odd", b",3|{\xff")
             watch.client.zadd(watch.keys.due, {"odd": 1})
             watch.wait_handled(*[watch.post() for _ in range(5)])

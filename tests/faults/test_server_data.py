@@ -155,6 +155,7 @@ class TestForeignData:
     def test_a_foreign_payload_becomes_a_dead_letter_with_its_bytes_unchanged(self, watch, caller):
         """An operator needs the bytes to find the writer. Other events do not wait."""
         node = watch.node(max_events=20)
+        # A valid head, ",3|", has no expiry and `max_retries` 3 (dtimer/store/format.py).
         foreign = {
             "text": b",3|not json",
             "half": b',3|{"a":',

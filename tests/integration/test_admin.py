@@ -49,9 +49,10 @@ class TestListings:
         Peer(checked_store, "node").claim()
         assert ["milk"] == [e.id for e in admin.waiting()]
 
-    def test_dead_letters_are_listed_from_a_given_one(self, checked_store, admin, client):
+    def test_dead_letters_are_listed_from_a_given_letter_on(self, checked_store, admin, client):
         """If no letter has the given id, the list begins with the given time of death."""
         for n in range(1_100):
+            # Attempt, reason, length of the error; the error and the body (dtimer/store/format.py).
             client.hset(checked_store.keys.dead, f"d{n:04d}", b"1,failed,0|,3|{}")
             client.zadd(checked_store.keys.graves, {f"d{n:04d}": 1_000 + n // 2})
         ids = [f"d{n:04d}" for n in range(1_100)]
@@ -80,6 +81,7 @@ class TestRestore:
     def test_pending_and_dead_ids_are_skipped(self, checked_store, admin, client):
         """A dead letter whose id is pending, or is a dead letter already, is not restored."""
         keys = checked_store.keys
+        # The error is "no". The body has no expiry, and `max_retries` 3 (dtimer/store/format.py).
         client.hset(keys.dead, "old", b"1,failed,2|no,3|{}")
         client.zadd(keys.graves, {"old": 7})
         (letter,) = admin.died_after("\0", 0)

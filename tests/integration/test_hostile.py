@@ -69,6 +69,7 @@ class TestForeign:
     def test_a_binary_id_is_confirmed(self, store, node, client):
         """An id that is not UTF-8 is sent back unchanged, so its event can be confirmed."""
         client.zadd(store.keys.due, {b"\xff\x00": 1})
+        # No expiry, `max_retries` 3 and an empty payload (dtimer/store/format.py).
         client.hset(store.keys.body, b"\xff\x00", b",3|{}")
         (claim,) = node.claim()
         assert Outcome.DONE is node.confirm(claim)

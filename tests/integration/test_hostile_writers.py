@@ -2,7 +2,8 @@
 Another program writes into the keys: nodes continue, and no loss goes unreported.
 
 Each test starts with a sound namespace on a real server: an event in each state, a schedule and a
-node. Then arbitrary bytes are written into some field of some key.
+node. Then arbitrary bytes are written into some field of some key. `lua/parts/format.lua` and
+`lua/parts/schedule.lua` describe the valid values, and `lua/parts/prelude.lua` the keys.
 """
 
 from __future__ import annotations
@@ -276,6 +277,7 @@ FINDINGS = {
     # With 1 instead, this would be a valid pause.
     "an invalid pause": ("sys", "paused", b"what"),
     "an occurrence without a schedule": ("body", "soon", b",0,s0,0|{}"),
+    # The fields of a state are listed in dtimer/store/format.py.
     "an empty schedule state": ("beats", "tick", b""),
     "a truncated schedule state": ("beats", "tick", b"print;60000000;c;q"),
     "an endless list of times": ("beats", "tock", b"p;;c;q;0;;;;1;;;" + b"1," * 3_000 + b"2;;;;"),

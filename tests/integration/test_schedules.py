@@ -716,7 +716,7 @@ class TestControl:
         record = store.peek(occurrence(1))
         assert (State.SCHEDULED, {"n": 1}) == (record.state, record.event)
 
-    def test_an_event_with_an_id_like_an_occurrence_is_not_one(self, store, node, now):
+    def test_an_event_with_an_id_like_an_occurrence_is_no_occurrence(self, store, node, now):
         """Such an event belongs to no schedule, and affects none."""
         declare(store)
         post(store, "beat@5")

@@ -124,7 +124,7 @@ class TestStrict:
         post(store, "c")
 
     @pytest.mark.parametrize("limit", [1, 9])
-    def test_takes_the_events_behind_a_large_one(self, store, node, limit):
+    def test_takes_the_events_behind_a_large_event(self, store, node, limit):
         """An event that cannot be received does not block the events behind it."""
         found = ids(node.claim(limit, most=500, strict=True))
         found += ids(node.claim(limit, most=500, strict=True))

@@ -1,7 +1,8 @@
 """
 All bytes in Redis or in a file are decoded, or refused with a documented error.
 
-The decoders are listed in ``decoders``, which the fuzzer shares.
+The decoders are listed in ``decoders``, which the fuzzer shares. `dtimer.store.format` describes
+the valid bytes.
 """
 
 import json

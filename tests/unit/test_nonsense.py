@@ -16,6 +16,7 @@ from dtimer.store.store import Store
 #: The reply of the script `open` for a sound namespace.
 OPENED = [b"1800000000000000", b"1", b"a-name", b"0", b"0", b"0"]
 
+#: Replies that no script sends, or not in this place. Each script describes its own in its header.
 INVALID = [
     None, True, 0, 1, -1, 10**30, 1.5, "text",
     b"", b"x", b"1", b"1;2", b"11;x;", b"x;;other", b"2;;", b"\xff;|", b"short", b"behind:x",
