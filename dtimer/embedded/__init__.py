@@ -19,10 +19,10 @@ from typing import Self
 from dtimer.embedded.binary import find_binary, missing, supported
 from dtimer.embedded.handle import Registry
 from dtimer.embedded.layout import remove
-from dtimer.embedded.location import check, check_folder, make_private, state_folder, tree_folder
+from dtimer.embedded.location import check, make_private, state_folder, tree_folder
 from dtimer.errors import StoreError
 
-__all__ = ["Attachment", "attach", "attach_folder", "available", "check", "state_folder"]
+__all__ = ["Attachment", "attach", "available", "check", "state_folder"]
 
 _registry = Registry()
 
@@ -102,16 +102,20 @@ def attach(url: str) -> Attachment:
 
             ``embedded:///some/folder`` for the server that keeps its data in that folder, for all
             processes of this user. Percent-encode characters that a URL cannot contain; a space,
-            for example, is ``%20``.
+            for example, is ``%20``. Acknowledged writes survive the end of the server, even if it
+            is killed. A crash of the machine may lose those of the last second.
 
     Raises:
         OptionError: *url* is not such a URL.
         StoreError: the server could not be started. The text says what to do.
     """
     folder = check(url)
+    if not supported():
+        raise missing()
     if folder is not None:
-        return attach_folder(folder)
-    _check_platform()
+        make_private(folder)
+        # Resolve links, so that two paths of one folder share one handle.
+        return Attachment(Path(os.path.realpath(folder)), "disk")
     tree = tree_folder()
     try:
         return Attachment(tree, "memory")
@@ -119,24 +123,6 @@ def attach(url: str) -> Attachment:
         # `tree_folder` may just have made the folder. Remove it if it is empty.
         remove(str(tree))
         raise
-
-
-def attach_folder(folder: str | os.PathLike[str]) -> Attachment:
-    """
-    Attach to the server that keeps its data in *folder*, and start it if it is not running.
-
-    Acknowledged writes survive the end of the server, even if it is killed. A crash of the machine
-    may lose writes that were acknowledged in the last second.
-
-    Raises:
-        OptionError: *folder* is not an absolute path.
-        StoreError: the server could not be started. The text says what to do.
-    """
-    path = check_folder(folder)
-    _check_platform()
-    make_private(path)
-    # Resolve links, so that two paths of one folder share one handle.
-    return Attachment(Path(os.path.realpath(path)), "disk")
 
 
 def available() -> bool:
@@ -147,8 +133,3 @@ def available() -> bool:
         StoreError: ``DTIMER_SERVER`` names a program that cannot be run.
     """
     return supported() and find_binary() is not None
-
-
-def _check_platform() -> None:
-    if not supported():
-        raise missing()
