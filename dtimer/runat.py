@@ -8,6 +8,7 @@ loses such a key, and calls this *Lost Work*.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -64,16 +65,6 @@ class _QueueTimer(DTimer):
         self._queue._after_fork()
 
 
-class _ByThread(threading.local):
-    """The state of a queue that each thread has for itself."""
-
-    def __init__(self) -> None:
-        #: Held during a `read`. A lock, because an exception always releases it.
-        self.within_read = threading.RLock()
-        #: The reading of the key that this thread read last and has not finished.
-        self.last_reading: Reading | None = None
-
-
 class RunAt(StreamEmitter):
     """
     A scheduled queue of keys, with the interface of a stream: write, read, iterate and pipe.
@@ -128,7 +119,7 @@ class RunAt(StreamEmitter):
     def _after_fork(self) -> None:
         """Reset the queue in a forked child: it has no readers, and holds no keys."""
         self._readers = Readers()
-        self._by_thread = _ByThread()
+        self._by_thread = threading.local()
 
     # Writing
 
@@ -184,13 +175,29 @@ class RunAt(StreamEmitter):
         seconds = None if timeout is None else max(0, duration_us(timeout, "timeout")) / 1e6
         if self.listeners("data"):
             raise UsageError("the keys of this RunAt go to its 'data' listeners; read from another")
-        within_read = self._by_thread.within_read
-        if within_read._is_owned():  # type: ignore[attr-defined]
+        if getattr(self._by_thread, "in_read", False) and self._interrupts_a_read():
             # The interrupted read may hold the only key that is due. It cannot return the key
             # before the signal handler returns.
             raise UsageError("a signal handler cannot read while it interrupts a read")
-        with within_read:
+        try:
+            self._by_thread.in_read = True
             return self._read(seconds)
+        finally:
+            self._by_thread.in_read = False
+
+    def _interrupts_a_read(self) -> bool:
+        """
+        Return whether the caller interrupts a `read` of this queue on this thread.
+
+        ``in_read`` alone does not tell: an exception of a signal handler that interrupts the end of
+        a `read` leaves it true.
+        """
+        frame = sys._getframe(1).f_back
+        while frame is not None:
+            if frame.f_code is RunAt.read.__code__ and frame.f_locals["self"] is self:
+                return True
+            frame = frame.f_back
+        return False
 
     def _read(self, seconds: float | None) -> str | None:
         self._finish()
@@ -269,7 +276,7 @@ class RunAt(StreamEmitter):
         """Confirm the key that this thread read last, or retry it after a *failure*."""
         # Forget the reading last. A signal handler may raise at any step, and a key whose reading
         # is forgotten before it is done is held for ever.
-        last = self._by_thread.last_reading
+        last: Reading | None = getattr(self._by_thread, "last_reading", None)
         if last is not None:
             if not last.done.is_set():
                 last.failure = failure

@@ -192,6 +192,14 @@ class TestReading:
             eventually(lambda n=n: queue.timer.peek(f"a{n}") is None)
         assert where is not None
 
+    def test_an_exception_at_the_end_of_a_read_does_not_forbid_the_next_one(self, queue):
+        """At that point the thread is still marked as reading, and nothing would unmark it."""
+        queue.read(timeout=0)
+        queue._by_thread.in_read = True
+        queue.write("tea")
+        assert "tea" == queue.read(timeout=20_000)
+        assert not queue._by_thread.in_read
+
     def test_a_handler_cannot_read_within_a_read(self, queue, monkeypatch):
         """The key would go to the interrupted read(), which cannot return before the handler."""
         queue.read(timeout=0)
