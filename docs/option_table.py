@@ -58,6 +58,18 @@ def _default(value: Any) -> str:
     return f"``{value:_}``" if plain else f"``{value!r}``"
 
 
+def _limits(row: options.Row) -> str:
+    """Return the allowed values; empty if the type or the text says everything."""
+    if isinstance(row, options.Other):
+        return ""
+    most = f"{row.most:_}"
+    if isinstance(row, options.Time):
+        days, rest = divmod(row.most, 86_400_000)
+        most = f"{most} ms" if rest else "a day" if days == 1 else f"{days:_} days"
+        return f" Allowed: {row.least:_} ms to {most}."
+    return f" Allowed: {row.least:_} to {most}."
+
+
 def table() -> list[str]:
     """Return the table as lines of reStructuredText."""
     lines = [
@@ -74,12 +86,11 @@ def table() -> list[str]:
     for name, row in options.ROWS.items():
         type_, text = described[name]
         also = "" if name in options.RunAtOptions.__annotations__ else " ``DTimer`` only."
-        limits = f" Allowed: {row.limits}." if row.limits else ""
         lines += [
             f"   * - ``{name}``",
             f"     - ``{type_}``",
             f"     - {_default(row.default)}",
-            f"     - {text}{limits}{also}",
+            f"     - {text}{_limits(row)}{also}",
         ]
     return lines
 

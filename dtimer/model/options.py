@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any, Protocol, TypedDict, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeAlias, TypedDict, TypeVar, get_type_hints
 
 from dtimer.errors import OptionError
 from dtimer.model import hints, summary
@@ -56,24 +56,6 @@ def check_choice(value: object, name: str, among: Collection[Choice]) -> Choice:
     raise OptionError(f"{name} must be one of {', '.join(among)}, not {summary.value(value)}")
 
 
-class Row(Protocol):
-    """The default, the limits and the check of one option."""
-
-    @property
-    def default(self) -> Any:
-        """The default, as a user would give it."""
-        ...
-
-    @property
-    def limits(self) -> str:
-        """The allowed values, for the reference; empty if the type says everything."""
-        ...
-
-    def check(self, value: Any, name: str) -> Any:
-        """Return *value* as it is used, or raise `OptionError`."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Count:
     """The row of a whole number."""
@@ -82,13 +64,8 @@ class Count:
     least: int
     most: int
 
-    @property
-    def limits(self) -> str:
-        """See `Row`."""
-        return f"{self.least:_} to {self.most:_}"
-
     def check(self, value: Any, name: str) -> int:
-        """See `Row`."""
+        """Return *value* if it is within the limits."""
         return check_count(value, name, self.least, self.most)
 
 
@@ -100,15 +77,8 @@ class Time:
     least: int
     most: int
 
-    @property
-    def limits(self) -> str:
-        """See `Row`."""
-        days, rest = divmod(self.most, _DAY_MS)
-        most = f"{self.most:_} ms" if rest else "a day" if days == 1 else f"{days:_} days"
-        return f"{self.least:_} ms to {most}"
-
     def check(self, value: Any, name: str) -> int | None:
-        """See `Row`. Returns microseconds."""
+        """Return *value* in microseconds if it is within the limits."""
         return None if value is None and self.default is None else self.us(value, name)
 
     def us(self, value: Duration, name: str) -> int:
@@ -123,26 +93,21 @@ class Time:
 
 
 @dataclass(frozen=True, slots=True)
-class Flag:
-    """The row of an option that is on or off."""
-
-    default: bool
-    limits: str = ""
-
-    def check(self, value: Any, name: str) -> bool:
-        """See `Row`."""
-        if not isinstance(value, bool):
-            raise OptionError(f"{name} must be True or False, not {summary.value(value)}")
-        return value
-
-
-@dataclass(frozen=True, slots=True)
 class Other:
     """The row of an option with a check of its own."""
 
     default: Any
     check: Callable[[Any, str], Any]
-    limits: str = ""
+
+
+#: The default of an option, as a user would give it, and the check of a value.
+Row: TypeAlias = Count | Time | Other
+
+
+def _flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} must be True or False, not {summary.value(value)}")
+    return value
 
 
 def _backoff(value: Any, _name: str) -> Any:
@@ -224,14 +189,15 @@ class TimerOptions(RunAtOptions, total=False):
     A number for a time is milliseconds. The reference describes each option.
     """
 
-    ns: Annotated[str, Other("dt", check_namespace, "1 to 64 of A-Z a-z 0-9 _ . : ~ -")]
-    """The namespace. Only nodes of the same namespace share events."""
+    ns: Annotated[str, Other("dt", check_namespace)]
+    """The namespace. Only nodes of the same namespace share events. Allowed: 1 to 64 of A-Z a-z 0-9
+    _ . : ~ -."""
 
     # One by default, as in the original for Node.js. A handler that raises fails only that event.
     max_events: Annotated[int, _MAX_EVENTS]
     """The most events in one call of a handler."""
 
-    auto_confirm: Annotated[bool, Flag(default=True)]
+    auto_confirm: Annotated[bool, Other(default=True, check=_flag)]
     """Confirm when the handler returns. Otherwise call ``ev.confirm()`` within the lease, from any
     thread."""
 
@@ -297,7 +263,8 @@ def validate(given: Mapping[str, Any]) -> Options:
             hint = hints.suggestion(name, ("pub", "sub", *ROWS), hints.OPTIONS)
             raise OptionError(f"unknown option {name!r}{hint}")
     values = DEFAULTS | dict(given)
-    return Options(**{name: row.check(values[name], name) for name, row in ROWS.items()})
+    checked: dict[str, Any] = {n: row.check(values[n], n) for n, row in ROWS.items()}
+    return Options(**checked)
 
 
 public(RunAtOptions, TimerOptions)
