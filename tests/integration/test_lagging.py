@@ -150,6 +150,16 @@ class TestDuty:
         now.tick(1_000)
         assert ["tea"] == ids(claims("a"))
 
+    @pytest.mark.parametrize(("steps", "order"), [("a b~", "ab"), ("a~ b~", "b"), ("a b", "b")])
+    def test_a_node_with_an_early_event_stays_on_duty_if_it_alone_is_on_time(
+        self, store, client, claims, *, peers, steps, order
+    ):
+        """Until its event is due, its thread is free, and it starts an earlier event on time."""
+        claims(steps)
+        post(store, "tea", AHEAD)
+        assert ["tea"] == ids(peers["a"].claim_reply(ahead=AHEAD))
+        assert list(order) == roster(client, store)
+
     def test_nodes_that_lag_do_not_pass_the_duty_back_and_forth(self, store, claims, wakes):
         """A claim that takes nothing moves a node that still lags to no other place."""
         claims("a~ b~")

@@ -1,6 +1,7 @@
 -- Put this node on the roster if it has free handler threads, at the tail if it took work. If no
 -- other node is listed, a node without free threads also stays (`reserve`) if some of its events
--- were claimed ahead: the threads for these events are free until the events are due.
+-- were claimed ahead: the threads for these events are free until the events are due. A node on
+-- time does so, too, if all others lag.
 --
 -- A node that lags has a place behind all nodes that are on time, also if it took no work.
 --
@@ -10,7 +11,7 @@
 -- Sets      free on_duty reserve
 
 local free = limit - claimed
-local reserve = free <= 0 and claimed_early > 0 and not other
+local reserve = free <= 0 and claimed_early > 0 and (not other or other_lags and not lags)
 -- The node at the head of the roster after this claim; nil if the roster is empty.
 local on_duty = other
 if hears and (free > 0 or reserve) then
