@@ -16,14 +16,12 @@ from dtimer.cli.options import shared
 from dtimer.cli.output import brief, escaped, moment, payload
 from dtimer.cli.param_types import DURATION, EVENT, ID, MOMENT
 from dtimer.cli.prompts import confirm_or_abort, yes_option
-from dtimer.cli.server import Settings, opened
+from dtimer.cli.server import Settings, opened, opened_store
 from dtimer.cli.tables import Column, show
 from dtimer.model.options import validate
-from dtimer.model.outcomes import Declared
 from dtimer.model.records import Schedule
 from dtimer.model.schedules import MISFIRES, OVERLAPS
 from dtimer.model.times import format_duration
-from dtimer.timer import DTimer
 from dtimer.timer.declaring import prepare_schedule
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -61,32 +59,26 @@ def _schedule_options(command: Command) -> Command:
 
 
 def _declare(
-    settings: Settings,
-    method_of: Callable[[DTimer], Callable[..., Declared]],
-    rule: dict[str, Any],
-    event: dict[str, Any],
-    given: dict[str, Any],
+    settings: Settings, rule: dict[str, Any], event: dict[str, Any], given: dict[str, Any]
 ) -> None:
     """
     Declare a schedule, and print the outcome.
 
     Args:
         settings: The settings of the command.
-        method_of: Returns `DTimer.every` or `DTimer.cron` of a timer.
-        rule: The arguments of the method that say when the event recurs. The first is positional.
+        rule: Says when the event recurs, as arguments of `prepare_schedule`.
         event: The payload.
         given: The options of `_schedule_options`, as the user gave them.
     """
-    id = given.pop("id")
+    id = given["id"]
     print_assumed_zones(settings, start=given["start"], end=given["end"])
     for name in ("start", "end"):
         given[name] = given[name] and given[name].at
     # Check everything before looking for a server.
-    prepare_schedule(validate({"ns": settings.ns}), id=id, ev=event, **rule, **given)
-    (_, when), *more = rule.items()
-    with opened(settings) as timer:
-        outcome = method_of(timer)(when, event, id=id, **dict(more), **given)
-        schedule = timer.schedule(id)
+    spec = prepare_schedule(validate({"ns": settings.ns}), ev=event, **rule, **given)
+    with opened_store(settings) as store:
+        outcome = store.schedules.declare(spec)
+        schedule = store.schedules.get(id)
     due = None if schedule is None else schedule.due
     following = "no occurrence left" if due is None else f"next {moment(due)}"
     settings.output.result(
@@ -112,7 +104,7 @@ def _declare(
 @click.pass_obj
 def every(settings: Settings, /, interval: timedelta, event: dict[str, Any], **given: Any) -> None:
     """Declare a schedule: EVENT recurs every INTERVAL."""
-    _declare(settings, lambda timer: timer.every, {"every": interval}, event, given)
+    _declare(settings, {"every": interval}, event, given)
 
 
 @click.command(
@@ -136,8 +128,7 @@ def cron(
     settings: Settings, /, expression: str, event: dict[str, Any], tz: str, **given: Any
 ) -> None:
     """Declare a schedule: EVENT recurs when EXPRESSION matches."""
-    rule = {"cron": expression, "tz": tz}
-    _declare(settings, lambda timer: timer.cron, rule, event, given)
+    _declare(settings, {"cron": expression, "tz": tz}, event, given)
 
 
 _COLUMNS = (

@@ -10,8 +10,8 @@ from dtimer.store.scripts import header
 
 T = TypeVar("T")
 
-#: The exceptions that reading a reply of an unexpected type or form can raise.
-MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+# The exceptions that reading a reply of an unexpected type or form can raise.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 _FLAGS = {b"0": False, b"1": True}
 
@@ -28,17 +28,13 @@ def understood(verb: str, read: Callable[[Any], T], reply: Any) -> T:
         return read(reply)
     except DTimerError:
         raise
-    except MALFORMED as e:
-        raise not_understood(verb, e) from e
-
-
-def not_understood(verb: str, error: Exception) -> StoreError:
-    """Return the error for a reply to a *verb* whose reading raised *error*, one of `MALFORMED`."""
-    # Do not quote the reply, which may contain payloads.
-    problem = f"Redis answered {verb} with a reply that no script of dtimer returns"
-    if header(verb).kind == "reads":
-        return StoreError(f"{problem} ({type(error).__name__})")
-    return OutcomeUnknown(f"{problem} ({type(error).__name__}): it may or may not have been done")
+    except _MALFORMED as e:
+        # Do not quote the reply, which may contain payloads.
+        name = type(e).__name__
+        problem = f"Redis answered {verb} with a reply that no script of dtimer returns ({name})"
+        if header(verb).kind == "reads":
+            raise StoreError(problem) from e
+        raise OutcomeUnknown(f"{problem}: it may or may not have been done") from e
 
 
 def flag(reply: Any) -> bool:

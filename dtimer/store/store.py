@@ -12,6 +12,7 @@ have taken effect.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from dtimer.store.format import Entry, read_letter, text
 from dtimer.store.keys import Keys
 from dtimer.store.namespace import SILENT_US, Namespace
 from dtimer.store.piped import Piped
-from dtimer.store.reply_checks import MALFORMED, flag, not_understood
+from dtimer.store.reply_checks import flag, understood
 from dtimer.store.rollback import RollbackDetector
 from dtimer.store.schedules import Schedules
 from dtimer.store.script_client import ScriptClient
@@ -61,9 +62,6 @@ class Posted(NamedTuple):
 
     taken: str
     kept: frozenset[str]
-
-
-_ALL_STORED = Posted("", frozenset())
 
 
 class Store:
@@ -140,10 +138,8 @@ class Store:
                 reply = replicated.reply
             else:
                 reply = self.namespace.call(verb, *arguments)
-            try:
-                stored_marks, total, id = replies.read_posted(reply, count)
-            except MALFORMED as e:
-                raise not_understood(verb, e) from e
+            read = functools.partial(replies.read_posted, count=count)
+            stored_marks, total, id = understood(verb, read, reply)
         except StoreError as e:
             # An error with a known outcome means that nothing was stored.
             stored_marks = b"" if isinstance(e, OutcomeUnknown) else b"x"
@@ -161,10 +157,8 @@ class Store:
         elif replicated and replicated.acknowledged < replicas:
             ids = [entry.id for entry in entries]
             raise NotReplicated(ids, replicas, replicated.acknowledged) from replicated.error
-        if b"0" in stored_marks:
-            stored_or_not = zip(entries, stored_marks, strict=False)
-            return Posted(id, frozenset(e.id for e, m in stored_or_not if m == ord("0")))
-        return Posted(id, frozenset()) if id else _ALL_STORED
+        stored_or_not = zip(entries, stored_marks, strict=False)
+        return Posted(id, frozenset(e.id for e, mark in stored_or_not if mark == ord("0")))
 
     def _check_for_rollback(self) -> None:
         """Check the namespace for a rollback, unless a claim will: its error has more details."""

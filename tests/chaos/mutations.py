@@ -454,7 +454,7 @@ MUTANTS = [
             "if registration then expected = expected + 1 end", "expected = expected + 1"),
     _mutant("a malformed reply raises the exception of its parser",
             "store/reply_checks.py", _NONSENSE,
-            "except MALFORMED as e:", "except ArithmeticError as e:"),
+            "except _MALFORMED as e:", "except ArithmeticError as e:"),
     _mutant("a cancel asks for more nominal times for ever",
             "store/schedules.py", "tests/integration/test_hostile_writers.py",
             "        if spec.cron is None:\n            raise NamespaceCorrupt(",

@@ -98,8 +98,8 @@ def _screen(settings: Settings, sampler: Sampler, frame: Frame) -> None:
 
 
 @contextlib.contextmanager
-def _keys() -> Iterator[Callable[[float], bool]]:
-    """Yield a function that waits for the key q, for at most the given seconds."""
+def _keys() -> Iterator[Callable[[float], bool | None]]:
+    """Yield a function that waits for at most the given seconds; its result is true after a q."""
     try:
         import termios
         import tty
@@ -108,18 +108,13 @@ def _keys() -> Iterator[Callable[[float], bool]]:
         before = termios.tcgetattr(descriptor)
     except Exception:
         # Standard input is not a terminal, or not one of this kind: Ctrl-C still works.
-        yield _wait_only
+        yield time.sleep
         return
     try:
         tty.setcbreak(descriptor)
         yield lambda seconds: _pressed_q(descriptor, seconds)
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-
-
-def _wait_only(seconds: float) -> bool:
-    time.sleep(seconds)
-    return False
 
 
 def _pressed_q(descriptor: int, seconds: float) -> bool:
