@@ -21,8 +21,8 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 logger: logging.Logger = logging.getLogger("dtimer")
 
@@ -91,24 +91,17 @@ class Source(NamedTuple):
     incarnation: str | None = None
 
 
-class Call(Protocol):
-    """Runs a function on the callback thread."""
-
-    def __call__(self, function: Any, *arguments: Any) -> bool:
-        """Queue the call; return False if it was dropped instead."""
-        ...
-
-
 class Log:
     """
     Queues the records of one node. Safe for any thread, and for signal handlers.
 
     Args:
-        call: Runs a function on the callback thread of the node.
+        call: Queues a call of a function for the callback thread of the node; returns False if it
+            was dropped instead.
         source: Describes the node.
     """
 
-    def __init__(self, call: Call, source: Source) -> None:
+    def __init__(self, call: Callable[..., bool], source: Source) -> None:
         self._call = call
         self._source = source
         #: Whether debug records are wanted, as of the last `refresh`.

@@ -322,7 +322,7 @@ class TestContact:
 
     @pytest.fixture
     def contact(self, logged, announced):
-        server = SimpleNamespace(address="redis://…@host")
+        server = SimpleNamespace(source=SimpleNamespace(address="redis://…@host"))
         store = SimpleNamespace(server=server, ns="dt")
         announcements = SimpleNamespace(announce=lambda *what: announced.append(what))
         contact = Contact(store, announcements, logged.log)

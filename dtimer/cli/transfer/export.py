@@ -52,7 +52,7 @@ def export(settings: Settings, file: Path | None, dead: bool, yes: bool) -> None
         total = stats.scheduled + (stats.dead if dead else 0)
         with (
             _opened(None if to_stdout else file) as out,
-            progress(settings, "export", total, "events") as advance,
+            progress(settings, "export", total) as advance,
         ):
             counts = _Writer(store, out, advance).all(settings.ns, dead=dead)
         in_flight = store.stats().in_flight

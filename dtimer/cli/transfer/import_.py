@@ -67,7 +67,7 @@ def import_(settings: Settings, file: str) -> int:
             stream = stack.enter_context(path.open("rb"))
             size = path.stat().st_size
         store = stack.enter_context(opened_store(settings))
-        advance = stack.enter_context(progress(settings, "import", size, "bytes"))
+        advance = stack.enter_context(progress(settings, "import", size))
         reader = _Reader(store)
         for raw in stream:
             reader.feed(raw)

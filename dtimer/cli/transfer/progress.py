@@ -6,38 +6,25 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+import click
+
 from dtimer.cli.server import Settings
 
 Advance = Callable[[int], object]
 
 
 @contextlib.contextmanager
-def progress(settings: Settings, what: str, total: int | None, unit: str) -> Iterator[Advance]:
+def progress(settings: Settings, what: str, total: int | None) -> Iterator[Advance]:
     """
     Yield a function that advances the progress bar by a number of units.
 
     Args:
         settings: The settings of the command.
         what: The label of the bar.
-        total: The number of units, or None if it is unknown.
-        unit: ``events`` or ``bytes``.
+        total: The number of units. If it is None, no bar is shown.
     """
-    if settings.as_json or not sys.stderr.isatty():
+    if total is None or settings.as_json or not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    count = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), count, TimeRemainingColumn())
-    console = settings.output.console(sys.stderr)
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda more: bar.advance(task, more)
+    with click.progressbar(length=total, label=what, file=sys.stderr) as bar:
+        yield bar.update
