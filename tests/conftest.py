@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -70,6 +71,17 @@ def pytest_xdist_auto_num_workers():
 def pytest_collection_modifyitems(items):
     """Run slow tests first, so that no slow test is still running when all others are done."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish():
+    """
+    Exclude the collected tests from garbage collection.
+
+    Many tests collect garbage to see whether anything is left. Among thousands of collected tests,
+    that took 100 ms instead of 3 ms each time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
