@@ -107,11 +107,12 @@ def _lateness(benches: Sequence[Bench], rounds: int, only: Mapping[str, str]) ->
 def _locks(bench: Bench) -> Counts:
     bench.server.clear()
     calls, handled = locks.observe(bench, _OURS)
-    way = list(chain.from_iterable(locks.on_the_way(calls, handled)))
+    ways = locks.on_the_way(calls, handled)
+    way = list(chain.from_iterable(ways))
     return Counts(
         locks.summary(calls, handled),
         locks.tally(calls, len(handled)),
-        locks.tally(way, len(handled)),
+        locks.tally(way, len(ways)),
     )
 
 
@@ -147,8 +148,8 @@ def table_of_locks(base: Counts, head: Counts) -> list[str]:
     """Return the lines of the table of the interpreter's lock."""
     sides = base, head
     rows = [
-        ["all threads", name, "", *(number(side.totals[name]) for side in sides), "", ""]
-        for name in base.totals
+        ["all threads", name, "", *(number(side.totals.get(name)) for side in sides), "", ""]
+        for name in {**base.totals, **head.totals}
     ]
     rows += [
         [

@@ -33,7 +33,7 @@ class Locks:
     The events are those of `busy`, but no thread computes. A profiler sees every call of a C
     function on the consumer's threads. ``waits`` stopped the thread, ``short`` calls did not.
     ``due to handler`` is the median of the calls that end between the due moment and the handler,
-    on all threads of the consumer.
+    on all threads of the consumer, of the events that did not overlap others.
     """
 
     name = "locks"
@@ -75,11 +75,17 @@ def observe(bench: Bench, contender: Contender) -> tuple[list[Call], list[Handle
 
 
 def on_the_way(calls: Sequence[Call], handled: Sequence[Handled]) -> list[list[Call]]:
-    """Return, for each event that was not early, the calls that end between its due and handler."""
+    """
+    Return the calls that end between the due moment and the handler, for each event that is alone.
+
+    An event is alone if, meanwhile, no other event is due and no other handler is called: otherwise
+    the calls of several events cannot be told apart.
+    """
+    moments = [moment for one in handled for moment in (one.due, one.at)]
     return [
         [call for call in calls if one.due < call.at <= one.at]
         for one in handled
-        if one.at > one.due
+        if one.due < one.at and sum(one.due <= moment <= one.at for moment in moments) == 2
     ]
 
 
@@ -89,7 +95,7 @@ def summary(calls: Sequence[Call], handled: Sequence[Handled]) -> dict[str, floa
     waits = sum(call.waited for call in calls)
     between = [len(way) for way in on_the_way(calls, handled)]
     return {
-        "due to handler": statistics.median(between) if between else 0,
+        **({"due to handler": statistics.median(between)} if between else {}),
         "waits": waits / count,
         "short": (len(calls) - waits) / count,
     }

@@ -158,7 +158,14 @@ class TestSummaries:
         assert {"due to handler": 1, "waits": 1.5, "short": 0.5} == locks.summary(calls, handled)
         assert 0.5 == locks.tally(calls, 2)["handler", "os.write", "short"]
         assert [calls[1:3], []] == locks.on_the_way(calls, handled)
-        assert {"due to handler": 0, "waits": 0, "short": 0} == locks.summary([], [])
+        assert {"waits": 0, "short": 0} == locks.summary([], [])
+
+    def test_overlapping_events_have_no_calls_of_their_own(self):
+        """A poller that handles many events in one go would seem to make hundreds of calls."""
+        call = Call(1_500, "worker", "socket.recv", waited=True)
+        both = [Handled(0, 1_900, 1_000, None), Handled(1, 1_950, 1_800, None)]
+        assert [] == locks.on_the_way([call], both)
+        assert {"waits": 0.5, "short": 0} == locks.summary([call], both)
 
     def test_the_work_of_computing_threads_is_a_rate_of_their_own_clock(self):
         """The tool's sleep is longer than asked, and the answers of a busy process are late."""
