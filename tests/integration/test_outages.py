@@ -163,37 +163,6 @@ def _recorded(owner, name):
 class TestNetwork:
     """The server works, and the network to it does not."""
 
-    @pytest.mark.fault("F12")
-    def test_a_node_in_a_black_hole_notices_and_can_leave(self, make, proxy):
-        """Another node gets the event of the cut-off node when the lease has ended."""
-        timer = make("lost", proxy.url, timeout=300, lease=600)
-        other_node = make("other", poll_interval=50)
-        handler = Gated(timer)
-        disconnects, errors = Catch(timer, "disconnected"), Catch(timer, "error")
-        caught = Catch(other_node, "event")
-        with joined(timer):
-            timer.post({})
-            (ev,) = handler.begun()
-            incarnation = timer._node.incarnation
-            proxy.blackhole()
-            disconnects.next()
-            assert isinstance(errors.next(), StoreError)
-            assert not timer.health().ok
-            with other_node:
-                assert 2 == caught.next()[0].attempt
-            assert ev.lease_lost
-            with pytest.raises(StoreError):
-                ev.confirm()
-            began = time.monotonic()
-            timer.leave(100)
-            assert time.monotonic() - began < PROMPT
-            assert not timer.joined
-            handler.go_on()
-            handler.ended()
-            proxy.heal()
-        # The node could not unregister; it would be forgotten after a minute.
-        other_node._store.leave(incarnation)
-
     @pytest.mark.fault("F01")
     def test_a_lost_reply_does_not_cost_the_subscription(self, make, proxy, server):
         """The echo of a claim arrives although the reply is lost, so the subscription works."""
