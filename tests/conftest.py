@@ -23,8 +23,8 @@ from dtimer.testing import Catch
 settings.register_profile("dtimer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dtimer")
 
-# Containers often set this variable. Each of the many processes of a run would then compile all
-# modules again, which took a quarter of the run.
+# Containers often set this variable. Each process of a run would then compile all modules again,
+# which took 0.2 s for each program that a test starts, and 5 s for each worker.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
