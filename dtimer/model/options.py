@@ -79,10 +79,8 @@ class Time:
 
     def check(self, value: Any, name: str) -> int | None:
         """Return *value* in microseconds if it is within the limits."""
-        return None if value is None and self.default is None else self.us(value, name)
-
-    def us(self, value: Duration, name: str) -> int:
-        """Return *value* in microseconds if it is within the limits."""
+        if value is None and self.default is None:
+            return None
         us = duration_us(value, name)
         if not self.least * 1000 <= us <= self.most * 1000:
             raise OptionError(
@@ -123,10 +121,6 @@ def _now(value: Any, name: str) -> Any:
             f" {summary.value(value)}"
         )
     return value
-
-
-_MAX_EVENTS = Count(1, 1, MOST_CLAIMS)
-_POLL_INTERVAL = Time(1_000, 10, 3_600_000)
 
 
 class RunAtOptions(TypedDict, total=False):
@@ -194,14 +188,14 @@ class TimerOptions(RunAtOptions, total=False):
     _ . : ~ -."""
 
     # One by default, as in the original for Node.js. A handler that raises fails only that event.
-    max_events: Annotated[int, _MAX_EVENTS]
+    max_events: Annotated[int, Count(1, 1, MOST_CLAIMS)]
     """The most events in one call of a handler."""
 
     auto_confirm: Annotated[bool, Other(default=True, check=_flag)]
     """Confirm when the handler returns. Otherwise call ``ev.confirm()`` within the lease, from any
     thread."""
 
-    poll_interval: Annotated[Duration, _POLL_INTERVAL]
+    poll_interval: Annotated[Duration, Time(1_000, 10, 3_600_000)]
     """How late an event may be if pub/sub messages are lost."""
 
 
@@ -236,19 +230,6 @@ def _rows() -> dict[str, Row]:
 #: The row of each option.
 ROWS: dict[str, Row] = _rows()
 
-#: Durations are in milliseconds.
-DEFAULTS: dict[str, Any] = {name: row.default for name, row in ROWS.items()}
-
-
-def check_poll_interval(value: Duration, name: str = "poll_interval") -> int:
-    """Return *value* in microseconds if it is a valid poll interval."""
-    return _POLL_INTERVAL.us(value, name)
-
-
-def check_max_events(value: object) -> int:
-    """Return *value* if a handler may receive that many events in one call."""
-    return _MAX_EVENTS.check(value, "max_events")
-
 
 def validate(given: Mapping[str, Any]) -> Options:
     """
@@ -262,8 +243,9 @@ def validate(given: Mapping[str, Any]) -> Options:
         if name not in ROWS:
             hint = hints.suggestion(name, ("pub", "sub", *ROWS), hints.OPTIONS)
             raise OptionError(f"unknown option {name!r}{hint}")
-    values = DEFAULTS | dict(given)
-    checked: dict[str, Any] = {n: row.check(values[n], n) for n, row in ROWS.items()}
+    checked: dict[str, Any] = {
+        name: row.check(given.get(name, row.default), name) for name, row in ROWS.items()
+    }
     return Options(**checked)
 
 

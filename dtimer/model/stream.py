@@ -9,7 +9,7 @@ from dtimer.errors import OptionError
 from dtimer.model import hints
 from dtimer.model.arguments import RedisClient
 from dtimer.model.ids import check_namespace
-from dtimer.model.options import ROWS, RunAtOptions, TimerOptions, check_poll_interval
+from dtimer.model.options import ROWS, RunAtOptions, TimerOptions
 from dtimer.model.times import Duration
 
 _VALID_OPTIONS = (
@@ -47,7 +47,7 @@ def timer_options(
             " RunAt('reminders', redis=…)"
         )
     ns = check_namespace(queue_name, "queue_name")
-    check_poll_interval(interval, "interval")
+    ROWS["poll_interval"].check(interval, "interval")
     set_by_stream: TimerOptions = {"ns": ns, "poll_interval": interval}
     return _client(redis), cast("TimerOptions", {**set_by_stream, **options})
 

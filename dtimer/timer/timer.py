@@ -10,7 +10,7 @@ from dtimer.errors import StateRollback
 from dtimer.model.arguments import RedisClient
 from dtimer.model.event import Event
 from dtimer.model.ids import check_node
-from dtimer.model.options import ANY_NUMBER, TimerOptions, check_max_events, validate
+from dtimer.model.options import ANY_NUMBER, TimerOptions, validate
 from dtimer.model.records import Health
 from dtimer.model.times import Duration, duration_us, moment_us
 from dtimer.naming import public
@@ -105,7 +105,7 @@ class DTimer(Client, TimerEmitter):
 
     @max_events.setter
     def max_events(self, value: int) -> None:
-        self._membership.max_events = check_max_events(value)
+        self._membership.max_events = validate({"max_events": value}).max_events
 
     def __repr__(self) -> str:
         return f"<DTimer {self._id!r} of {self.ns!r}, {'' if self.joined else 'not '}joined>"
