@@ -50,17 +50,14 @@ class Poster:
         self._note_superseded = note_superseded
         #: Makes the ids of events that are posted without one.
         self.new_id: IdGenerator = IdGenerator()
-        self._check_replicas(options.wait_replicas)
+        self._replicas(options.wait_replicas)  # refused here if the server can have none
 
     def post(
         self, posting: Posting, pipe: RedisPipeline | None, wait_replicas: int | None
     ) -> EventId:
         """See `DTimer.post`."""
         if pipe is None:
-            # Most posts give no number, and need no call that checks it.
-            replicas = self._options.wait_replicas
-            if wait_replicas is not None:
-                replicas = self._check_replicas(wait_replicas)
+            replicas = self._replicas(wait_replicas)
             return self._post([posting.entry], posting.policy, replicas)[0]
         if not callable(getattr(pipe, "execute_command", None)):
             given = type(pipe).__name__
@@ -74,9 +71,7 @@ class Poster:
         self, items: Iterable[PostItem | PostPair], wait_replicas: int | None
     ) -> list[EventId]:
         """See `DTimer.post_many`."""
-        replicas = self._options.wait_replicas
-        if wait_replicas is not None:
-            replicas = self._check_replicas(wait_replicas)
+        replicas = self._replicas(wait_replicas)
         ids: dict[int, EventId] = {}
         try:
             postings = (prepare_item(self._options, self.new_id, item) for item in items)
@@ -94,7 +89,10 @@ class Poster:
         entry = prepare(self._options, self.new_id, {}, id=id).entry
         self._store.post([entry._replace(when=f"={due}")], "replace")
 
-    def _check_replicas(self, given: int) -> int:
+    def _replicas(self, given: int | None) -> int:
+        """Return how many replicas to wait for, if the caller gave this number, or none."""
+        if given is None:
+            return self._options.wait_replicas
         check_count(given, "wait_replicas", 0, MOST_REPLICAS)
         if given and not self._store.server.source.replicable:
             raise OptionError("an embedded server has no replicas; leave wait_replicas at 0")

@@ -10,7 +10,7 @@ import pytest
 from peers import Peer, post
 
 from dtimer.model.claims import Settlement, Verdict
-from dtimer.store.store import Entry
+from dtimer.store.format import Entry
 
 #: The time in ms within which a woken node must claim, as in the Lua part that wakes a node.
 GRACE = 50
