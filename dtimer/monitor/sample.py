@@ -65,9 +65,8 @@ class Frame:
 class Sampler:
     """Reads frames, and keeps the history of a minute."""
 
-    def __init__(self, store: Store, ns: str) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._ns = ns
         self._before: tuple[float, Stats] | None = None
         self._history: deque[float] = deque(maxlen=MINUTE)
         self._lateness: deque[tuple[int, ...]] = deque(maxlen=MINUTE + 1)
@@ -92,7 +91,7 @@ class Sampler:
             # Only a sample was read: scale its counts to all the events in flight.
             held = {name: round(n * stats.in_flight / leases_read) for name, n in held.items()}
         return Frame(
-            ns=self._ns,
+            ns=self._store.ns,
             now=self._store.namespace.server_now() / 1000,
             stats=stats,
             nodes=sorted(self._store.nodes(), key=lambda node: (node.id, node.incarnation)),

@@ -184,7 +184,7 @@ class TestTop:
             began.release()
             go_on.wait(PATIENCE)
 
-        sampler = Sampler(store, timer.ns)
+        sampler = Sampler(store)
         assert 0 == sampler.look(5).rate
         timer.post_many(({"n": n}, HOUR) for n in range(9))
         with timer:

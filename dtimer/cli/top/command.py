@@ -51,7 +51,7 @@ def top(settings: Settings, once: bool) -> None:
     an object is printed every second.
     """
     with opened_store(settings) as store, contextlib.suppress(KeyboardInterrupt):
-        sampler = Sampler(store, settings.ns)
+        sampler = Sampler(store)
         first = sampler.look(_LISTED if settings.as_json else _MOST)
         if settings.as_json:
             _objects(settings, sampler, first, once=once)

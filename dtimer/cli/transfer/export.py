@@ -54,7 +54,7 @@ def export(settings: Settings, file: Path | None, dead: bool, yes: bool) -> None
             _opened(None if to_stdout else file) as out,
             progress(settings, "export", total) as advance,
         ):
-            counts = _Writer(store, out, advance).all(settings.ns, dead=dead)
+            counts = _Writer(store, out, advance).all(dead=dead)
         in_flight = store.stats().in_flight
     if in_flight:
         settings.output.notice(f"not exported, because in flight: {in_flight}", in_flight=in_flight)
@@ -102,10 +102,10 @@ class _Writer:
         self._advance = advance
         self._counts = {"events": 0, "schedules": 0, "dead": 0, "skipped": 0}
 
-    def all(self, ns: str, *, dead: bool) -> dict[str, int]:
+    def all(self, *, dead: bool) -> dict[str, int]:
         """Write the whole namespace; return the number of lines of each kind."""
         at = self._store.namespace.server_now() / 1000
-        self._object(kind="export", version=VERSION, ns=ns, at=at)
+        self._object(kind="export", version=VERSION, ns=self._store.ns, at=at)
         pending = set[str]()
         for spec, paused, occurrence in self._admin.specs():
             # Not exported: the imported schedule creates this occurrence again.
