@@ -194,7 +194,7 @@ import runpy, sys
 
 from dtimer.model import options
 
-options.DEFAULTS["timeout"] = {LONGEST_CALL}
+options.ROWS["timeout"] = options.Time({LONGEST_CALL}, 50, 30_000)
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
