@@ -122,7 +122,9 @@ def interpreted(server: Running, keys: Keys) -> Iterator[Counter]:
 
     replies: dict[Connection, Any] = {}
 
-    def send(connection, script, arguments, until, limit=None, *, with_source=False):
+    def send(
+        connection, script, arguments, until, limit=None, *, with_source=False, with_time=False
+    ):
         connection.sent = True
         words = [_argument(part) for part in arguments]
         replies[connection] = functools.partial(counter.run, script.source, names, words)

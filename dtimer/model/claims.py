@@ -136,6 +136,7 @@ class ClaimReply:
     posted: int | None = None
     received_at: float | None = None
     token: int = 0
+    script_us: int = 0
 
 
 class PendingReply(Protocol):

@@ -108,6 +108,7 @@ class PendingCall:
         arguments: The arguments of the script.
         lasts: How many seconds the attempt lasts while no byte of the reply arrives.
         longest: How many seconds it lasts while bytes arrive.
+        with_time: Ask for the server's time after the script; see `ended_us`.
         end: Called once the connection is free again; its argument is True if the connection
             must be closed.
     """
@@ -120,6 +121,7 @@ class PendingCall:
         *,
         lasts: float,
         longest: float,
+        with_time: bool,
         end: Callable[[bool], None],
     ) -> None:
         self._connection = connection
@@ -131,8 +133,11 @@ class PendingCall:
         self._end = end
         #: How many bytes of an incomplete reply arrived before the failure; 0 if none.
         self.arrived: int = 0
+        #: The server's time after the script, in µs; None if it is not known.
+        self.ended_us: int | None = None
         try:
-            connection.send(script, arguments, self._began + lasts, self._began + longest)
+            until, limit = self._began + lasts, self._began + longest
+            connection.send(script, arguments, until, limit, with_time=with_time)
         except BaseException as e:
             self._finish(e)
             raise
@@ -162,7 +167,9 @@ class PendingCall:
             began = time.monotonic() if read_late else self._began
             until, limit = began + self._lasts, began + self._longest
             call = self._connection, self._script, self._arguments, until, limit
-            return run(*call, is_sent=True)
+            reply = run(*call, is_sent=True)
+            self.ended_us = self._connection.ended_us
+            return reply
         except BaseException as e:
             error = e
             # Read this before `_finish` makes the connection available to other callers.

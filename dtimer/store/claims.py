@@ -69,7 +69,9 @@ class Claims:
         # The same thread renews leases, every third of a lease. A reply may not delay it longer.
         most = lease_us / 3e6
         scripts, op = self._namespace.scripts, f"{session}:{request.seq}"
-        call = scripts.start(_CLAIM, *arguments, op=op, longest=most)
+        # Only events that are claimed ahead wait for the time that is left until they are due.
+        with_time = request.ahead_us > 0
+        call = scripts.start(_CLAIM, *arguments, op=op, longest=most, with_time=with_time)
 
         def answer(*, read_late: bool) -> ClaimReply:
             try:
@@ -86,7 +88,10 @@ class Claims:
                 own = self._sessions[incarnation] = f"{incarnation}-{request.seq}"
                 reply = scripts.call_once(_CLAIM, *arguments, op=f"{own}:{request.seq}")
             now = time.monotonic()
-            result = understood(_CLAIM, lambda r: replies.read_claim_reply(r, order, now), reply)
+            ended = call.ended_us
+            result = understood(
+                _CLAIM, lambda r: replies.read_claim_reply(r, order, now, ended), reply
+            )
             self._rollback.claimed(known, result)
             return result
 

@@ -161,10 +161,15 @@ def read_namespace_state(reply: Sequence[Any]) -> NamespaceState:
 
 
 def read_claim_reply(
-    reply: bytes, order: Sequence[int], received_at: float | None = None
+    reply: bytes,
+    order: Sequence[int],
+    received_at: float | None = None,
+    ended_us: int | None = None,
 ) -> ClaimReply:
     """
     Read the reply to a claim, which arrived at *received_at*, on the monotonic clock.
+
+    *ended_us* is the server's time after the script, if it is known.
 
     An invalid body raises no error here: decoding its payload fails later.
     """
@@ -194,6 +199,7 @@ def read_claim_reply(
         before=_maybe(head[5]),
         posted=_maybe(head[6]),
         received_at=received_at,
+        script_us=max(0, ended_us - now) if ended_us is not None else 0,
     )
 
 

@@ -170,7 +170,12 @@ class ScriptClient:
         return replicated
 
     def start(
-        self, verb: str, *arguments: Argument, op: str = "", longest: float = 0.0
+        self,
+        verb: str,
+        *arguments: Argument,
+        op: str = "",
+        longest: float = 0.0,
+        with_time: bool = False,
     ) -> PendingCall:
         """
         Send the script of *verb* once, without retrying, for a loop that repeats the call itself.
@@ -181,6 +186,7 @@ class ScriptClient:
             op: The name of the operation, the same in each attempt.
             longest: How many seconds the attempt may last while its reply is arriving, at most
                 the deadline of a call.
+            with_time: Ask for the server's time after the script; see `PendingCall.ended_us`.
 
         Raises:
             Exception: The error of the client library, untranslated.
@@ -197,7 +203,13 @@ class ScriptClient:
 
         lasts = self.timeout / TRIES
         longest = max(lasts, min(longest, self.timeout))
-        return PendingCall(session.connection, script, words, lasts=lasts, longest=longest, end=end)
+        return PendingCall(
+            *(session.connection, script, words),
+            lasts=lasts,
+            longest=longest,
+            with_time=with_time,
+            end=end,
+        )
 
     def call_once(self, verb: str, *arguments: Argument, op: str = "") -> Any:
         """Run the script of *verb* in a single attempt, and return its reply; see `start`."""

@@ -32,6 +32,7 @@ class TappedConnection:
         self._loads = loads
         self.sent = False
         self.arrived = 0
+        self.ended_us = None
         self._reply: tuple[Any, Exception | None] = None, None
 
     def run(
@@ -55,9 +56,10 @@ class TappedConnection:
         limit: float | None = None,
         *,
         with_source: bool = False,
+        with_time: bool = False,
     ) -> None:
-        """Run the script at once, and keep the reply until `receive` is called."""
-        del until, limit
+        """Run the script at once, and keep the reply until `receive` is called; give no time."""
+        del until, limit, with_time
         self.sent = True
         try:
             self._reply = self._exchange(script, arguments, with_source=with_source), None

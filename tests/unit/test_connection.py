@@ -224,6 +224,59 @@ class TestReplies:
             assert scripted.connection.sent
 
 
+@pytest.mark.parametrize("parser", PARSERS)
+class TestServerTime:
+    """The server's time after a script, asked for in the same write."""
+
+    TIME = b"*2\r\n$10\r\n1764540000\r\n$3\r\n250\r\n"
+
+    def ask(self, scripted):
+        """Run a script with the time; return its result, and the time."""
+        until = time.monotonic() + 100
+        scripted.connection.send(load("peek"), ["", "", "id"], until, with_time=True)
+        return scripted.connection.receive(until), scripted.connection.ended_us
+
+    @pytest.mark.parametrize("reply", [HELLO, b"$0\r\n\r\n", b":7\r\n"])
+    def test_both_replies_are_the_same_however_they_are_cut(self, parser, reply):
+        """The next call then reads its own reply, and has no time."""
+        expected = (REPLIES[reply], 1764540000_000250)
+        for pieces in cuts(reply + self.TIME):
+            with ScriptedConnection(*pieces, *pieces, NEXT, parser=parser) as scripted:
+                assert [expected, expected] == [self.ask(scripted) for _ in range(2)]
+                assert b"next" == scripted.call()
+                assert None is scripted.connection.ended_us
+                assert 1 == scripted.connects
+
+    def test_the_time_behind_an_error_reply_is_read_as_well(self, parser):
+        """The next call would take it for its own reply."""
+        for pieces in cuts(b"-NOSCRIPT No matching script.\r\n" + self.TIME):
+            with ScriptedConnection(*pieces, NEXT, parser=parser) as scripted:
+                with pytest.raises(redis.exceptions.NoScriptError):
+                    self.ask(scripted)
+                assert b"next" == scripted.call()
+                assert 1 == scripted.connects
+
+    @pytest.mark.parametrize("missing", [1, 10, len(TIME) - 1, len(TIME)])
+    def test_a_connection_that_ends_before_the_time_leaves_the_outcome_unknown(
+        self, parser, missing
+    ):
+        """The claim is sent again, and acts once."""
+        with ScriptedConnection((HELLO + self.TIME)[:-missing], parser=parser) as scripted:
+            with pytest.raises(redis.exceptions.ConnectionError) as caught:
+                self.ask(scripted)
+            assert Failure.UNKNOWN is classify(caught.value, sent=True)
+            assert scripted.dropped
+
+    def test_a_server_that_refuses_the_command_gives_no_time(self, parser):
+        """The claim has succeeded: the node counts from the beginning of the script, as before."""
+        refused = b"-NOPERM this user has no permissions to run the 'time' command\r\n"
+        for pieces in cuts(HELLO + refused):
+            with ScriptedConnection(*pieces, NEXT, parser=parser) as scripted:
+                assert (b"hello", None) == self.ask(scripted)
+                assert b"next" == scripted.call()
+                assert 1 == scripted.connects
+
+
 def test_reads_only_bulk_strings_without_the_parser():
     """The scripts of the hot path reply with one string."""
     for reply in REPLIES:

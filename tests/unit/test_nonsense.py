@@ -82,7 +82,7 @@ def reply_with(monkeypatch):
         def run(connection, script, arguments, until, limit):
             return opened if script.name == "open" else reply
 
-        pending = SimpleNamespace(arrived=0, reply=reply, answer=lambda **_: reply)
+        pending = SimpleNamespace(arrived=0, ended_us=None, reply=reply, answer=lambda **_: reply)
         monkeypatch.setattr(script_client, "run", run)
         monkeypatch.setattr(script_client, "run_with_source", run)
         monkeypatch.setattr(script_client, "PendingCall", lambda *_, **__: pending)

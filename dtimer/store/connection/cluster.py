@@ -216,6 +216,8 @@ class ClusterConnection:
         self.sent: bool = False
         #: See `Connection.arrived`.
         self.arrived: int = 0
+        #: See `Connection.ended_us`.
+        self.ended_us: int | None = None
 
     def run(
         self,
@@ -243,8 +245,9 @@ class ClusterConnection:
         limit: float | None = None,
         *,
         with_source: bool = False,
+        with_time: bool = False,
     ) -> None:
-        """See `Connection.send`."""
+        """See `Connection.send`. The server's time is never asked for."""
         self.sent = False
         self.arrived = 0
         self._last_call = (script, arguments, with_source)

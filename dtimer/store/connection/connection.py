@@ -18,6 +18,8 @@ from dtimer.store.scripts import Script
 
 Argument = str | bytes
 
+_TIME = b"*1\r\n$4\r\nTIME\r\n"
+
 
 def _raw(text: str) -> bytes:
     try:
@@ -34,6 +36,17 @@ def _bulk(value: bytes) -> bytes:
 def is_a_reply(error: BaseException) -> bool:
     """Return True if *error* is a complete error reply, after which the connection is usable."""
     return any(c.__name__ == "ResponseError" for c in type(error).__mro__)
+
+
+def _read_time(connection: Any) -> int | None:
+    """Read the reply to a TIME; return the time in µs, or None if the server refuses."""
+    try:
+        seconds, us = connection.read_response(disable_decoding=True)
+    except Exception as e:
+        if not is_a_reply(e):
+            raise
+        return None
+    return int(seconds) * 1_000_000 + int(us)
 
 
 class Packer:
@@ -80,9 +93,13 @@ class Connection:
         self._socket: Socket | None = None
         # The later deadline of a large request; it also applies to its reply. 0 for other requests.
         self._large_until = 0.0
+        # True until the reply to a TIME behind the last script was read.
+        self._asked_time = False
         self.sent: bool = False
         #: How many bytes of an incomplete reply arrived before the failure; 0 if none.
         self.arrived: int = 0
+        #: The server's time after the last script, in µs; None if it was not asked for.
+        self.ended_us: int | None = None
 
     def run(
         self,
@@ -121,11 +138,20 @@ class Connection:
         limit: float | None = None,
         *,
         with_source: bool = False,
+        with_time: bool = False,
     ) -> None:
-        """Send *script*. The caller must receive its reply before sending anything else."""
+        """
+        Send *script*. The caller must receive its reply before sending anything else.
+
+        With *with_time*, `ended_us` is set with the reply.
+        """
         self.sent = False
         self.arrived = 0
+        self.ended_us = None
         packed = self._packer.pack(script, arguments, with_source=with_source)
+        self._asked_time = with_time
+        if with_time:
+            packed += _TIME
         self._large_until = 0.0
         if limit is not None and len(packed) >= LARGE:
             # When `sendall` returns, much of a large request may still be in this machine's
@@ -171,11 +197,13 @@ class Connection:
             reply = None
             if sock is not None and sock.fast:
                 try:
-                    reply = sock.bulk()
+                    reply = sock.bulk(with_time=self._asked_time)
                 except OSError as e:
                     sock.raise_next(e)
             if reply is None:
-                reply = connection.read_response(disable_decoding=True)
+                reply = self._read_by_library(connection)
+            elif self._asked_time and sock is not None:
+                self.ended_us = sock.ended_us
             clean = True
             return reply
         except Exception as e:
@@ -186,6 +214,17 @@ class Connection:
         finally:
             if not clean:
                 self.close()
+
+    def _read_by_library(self, connection: Any) -> Any:
+        try:
+            return connection.read_response(disable_decoding=True)
+        except Exception as e:
+            self._asked_time = self._asked_time and is_a_reply(e)
+            raise
+        finally:
+            if self._asked_time:
+                # Also after an error reply, or the next call would read it as its own.
+                self.ended_us = _read_time(connection)
 
     def wait(self, replicas: int, ms: int, until: float) -> int:
         """

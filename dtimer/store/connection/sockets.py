@@ -8,6 +8,7 @@ call. A reply of any other form is left to the library, from its first byte.
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from typing import Any
@@ -22,6 +23,10 @@ _AT_FIRST, _MORE = 65_536, 262_144
 LARGE = 65_536
 # The longest head of a byte string: $, the digits of the size, and the line end.
 _LONGEST_HEAD = 16
+
+# The reply to a TIME: the seconds and the microseconds.
+_TIME_REPLY = re.compile(rb"\*2\r\n\$\d+\r\n(\d+)\r\n\$\d+\r\n(\d+)\r\n")
+_LONGEST_TIME = 64
 
 _NOTHING = memoryview(b"")
 
@@ -45,6 +50,8 @@ class Socket:
         #: How many bytes of the reply to the last request have arrived, if it took several reads.
         self.arrived: int = 0
         self._moving = False
+        #: See `Connection.ended_us`.
+        self.ended_us: int | None = None
         #: False once unrequested bytes have arrived. The library may have buffered some of them, so
         #: only the library can read the following replies.
         self.fast: bool = True
@@ -71,9 +78,11 @@ class Socket:
 
     # For dtimer's own calls
 
-    def bulk(self) -> bytes | None:
+    def bulk(self, *, with_time: bool = False) -> bytes | None:
         """
         Read a reply and return it if it is one byte string that no further bytes follow.
+
+        With *with_time*, the reply to a TIME must follow, and `ended_us` is set.
 
         Otherwise return None; the library must then read the reply, from its first byte.
         """
@@ -90,7 +99,12 @@ class Socket:
             end = begin + int(size)
             if len(data) < end + 2:
                 data = self._recv_rest(data, end + 2 - len(data))
-            if len(data) == end + 2 and data.endswith(b"\r\n"):
+            if with_time:
+                data, time = self._recv_time(data, end + 2)
+                if time and data.endswith(b"\r\n", 0, end + 2):
+                    self.ended_us = int(time[1]) * 1_000_000 + int(time[2])
+                    return data[begin:end]
+            elif len(data) == end + 2 and data.endswith(b"\r\n"):
                 return data[begin:end]
             self.fast = False
         elif data.startswith(b">"):
@@ -99,6 +113,15 @@ class Socket:
         self._record(len(data))
         self._unread = memoryview(data)
         return None
+
+    def _recv_time(self, data: bytes, begin: int) -> tuple[bytes, re.Match[bytes] | None]:
+        """Read on until *data* has the reply to a TIME from *begin* on; return both."""
+        while not (time := _TIME_REPLY.fullmatch(data, begin)):
+            other = len(data) > begin + _LONGEST_TIME or data[begin : begin + 1] not in (b"", b"*")
+            if other or not (more := self._recv_more(_AT_FIRST)):
+                break
+            data += more
+        return data, time
 
     def _recv_rest(self, data: bytes, missing: int) -> bytes:
         """Read *missing* more bytes, or fewer if the server closes the connection."""
