@@ -12,6 +12,7 @@ there is a backlog and that handlers are quick.
 
 from __future__ import annotations
 
+from dtimer.engine.lag import Lag
 from dtimer.model.options import MOST_CLAIMS
 
 #: The handler threads may have at most this many seconds of work in advance. Settlements wait no
@@ -23,9 +24,12 @@ _MOST = 64
 # The number of batches after two claims in a row that got all the events they asked for.
 _BACKLOG = 4
 
+# By this factor a batch changes the estimate of the median.
+_STEP = 1.25
+
 
 def claim_size(
-    slots: int, demand: int, waiting: int, batches: int, ahead_us: int
+    slots: int, demand: int, waiting: int, batches: int, ahead_us: int, *, late: bool = False
 ) -> tuple[int, int]:
     """
     Return how many events to claim, and how far ahead of their due time, in µs.
@@ -36,6 +40,7 @@ def claim_size(
         waiting: How many events the look-ahead queue has.
         batches: How many batches to claim for each free handler thread.
         ahead_us: How far ahead the node may claim.
+        late: Whether this node's threads lag.
     """
     slots = min(slots, demand)
     # Every event in the look-ahead queue will need a thread once it is due. Until then the
@@ -44,7 +49,9 @@ def claim_size(
     if spare <= 0:
         return slots, 0
     if batches > 1:
-        return min(spare * batches, demand - waiting, MOST_CLAIMS), 0
+        # In a backlog there are due events enough. A node that lags looks ahead, too: it might be
+        # late to claim the next event alone.
+        return min(spare * batches, demand - waiting, MOST_CLAIMS), ahead_us if late else 0
     return spare, ahead_us
 
 
@@ -70,19 +77,26 @@ class Batching:
     Safe for any thread, without a lock: of two records at the same time one may be lost.
     """
 
-    def __init__(self, *, allowed: bool) -> None:
+    def __init__(self, lag: Lag, *, allowed: bool) -> None:
+        self._lag = lag
         self._allowed = allowed
         # 1, doubled with each claim in a row that got all the events it asked for.
         self._streak = 1
         # The seconds that a batch takes: the longest of recent ones. None before the first end.
         self._handler_seconds: float | None = None
+        # An estimate of the median time of a batch, in seconds. In a process that lags, a few
+        # batches take long only because their thread had to wait for the interpreter's lock.
+        self._usual = MAX_ADVANCE_SECONDS
 
     def handler_took(self, seconds: float) -> None:
         """Record how long a handler thread ran a batch."""
         self._handler_seconds = max(seconds, 0.9 * (self._handler_seconds or 0.0))
+        self._usual *= _STEP if seconds > self._usual else 1 / _STEP
 
     def claimed_too_many(self) -> None:
         """Record that events claimed in advance waited too long for a thread."""
+        if self._lag.late:
+            return
         self._streak = 1
         self._handler_seconds = 2 * (self._handler_seconds or MAX_ADVANCE_SECONDS)
 
@@ -116,6 +130,12 @@ class Batching:
     def batches(self) -> int:
         """How many batches to claim for each free handler thread."""
         took = self._handler_seconds
-        if self._streak == 1 or took is None:
+        if took is None:
             return 1
-        return max(1, min(self._streak, int(MAX_ADVANCE_SECONDS / max(took, 1e-6))))
+        most, advance = self._streak, MAX_ADVANCE_SECONDS
+        if self._lag.late and self._allowed:
+            # Claim all events that are due within the lag at once: a claim for each takes longer.
+            most, took, advance = _MOST, self._usual, max(advance, self._lag.seconds)
+        elif most == 1:
+            return 1
+        return max(1, min(most, int(advance / max(took, 1e-6))))

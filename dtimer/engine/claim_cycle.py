@@ -27,6 +27,10 @@ from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import ClaimReply, ClaimRequest, Outcome
 from dtimer.model.jitter import between
 
+# The script has a claim sent half of the look-ahead before the next event is due. A node that lags
+# sends it earlier by at most this fraction of the look-ahead.
+_MOST_LEAD = 0.45
+
 
 class ClaimCycle:
     """
@@ -112,7 +116,9 @@ class ClaimCycle:
         # Before the request is sent: its reply may have events that this process then replaces.
         seat.superseded_ids.begin(seat.pipeline.seq + 1)
         settlements = seat.leases.take_settlements()
-        return seat.pipeline.new_request(settlements, limit, ahead_us, hears=hears)
+        request = seat.pipeline.new_request(settlements, limit, ahead_us, hears=hears)
+        request.lags = self._dispatcher.lag.late
+        return request
 
     def _plan_ahead(self, request: ClaimRequest, reply: ClaimReply) -> int:
         """Return how many events to claim before the events of *reply* are dispatched."""
@@ -208,7 +214,9 @@ class ClaimCycle:
             seat.log.add_events(messages.CLAIMED, [claim.id for claim in reply.claims])
         seat.heartbeat.leases_began(sent)
         leases = seat.leases.grant(reply.claims, sent, unread_ms)
-        self._dispatcher.accept(leases, request.seq, received_at)
+        # The script computed the time that is left until an event is due when it began. The reply
+        # was sent after the script had ended.
+        self._dispatcher.accept(leases, request.seq, received_at - reply.script_us / 1e6)
         if armed:
             reached("claim.handed")
 
@@ -263,11 +271,18 @@ class ClaimCycle:
             return 0.0
         now = time.monotonic()
         wait, more_ahead = None, 0.0
-        if reply.wait_us is not None:
+        lag = dispatcher.lag
+        # While all threads of a node that lags are busy, another claim would only delay them.
+        if reply.wait_us is not None and (spare > 0 or not lag.late):
             # Counted from the sending, because the next claim will travel for as long.
             wait = reply.wait_us / 1e6 - (now - sent)
             ahead_us = dispatcher.claim_size(self._consumer.demand())[1]
             more_ahead = (ahead_us - request.ahead_us) / 1e6
+            # A node that lags claims earlier, within the look-ahead. Never twice in a row: the
+            # script may have left an event to another node until it is due.
+            lead = min(lag.claim_lead, _MOST_LEAD * ahead_us / 1e6)
+            if wait > lead:
+                wait -= lead
         active = dispatcher.pool.busy or dispatcher.lookahead
         return seconds_until_next(
             seat.options.poll_interval / 1e6,

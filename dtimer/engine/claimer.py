@@ -22,6 +22,7 @@ from dtimer.engine.bell import Bell
 from dtimer.engine.claim_cycle import ClaimCycle
 from dtimer.engine.dispatcher import Dispatcher
 from dtimer.engine.flag import Flag
+from dtimer.engine.lag import wait_exactly
 from dtimer.engine.ports import Consumer, Host
 from dtimer.engine.seat import Seat
 from dtimer.engine.service import Service
@@ -89,8 +90,11 @@ class Claimer(Service):
     def _loop(self, stopping: Flag) -> None:
         abandoned, seat = False, self._seat
         seat.next_claim_at = 0.0
+        wait_exactly()
+        woken = True
         while True:
-            rung = self._bell.clear()
+            # A wait that has ended at its time has heard no ring.
+            rung = woken and self._bell.clear()
             if armed:
                 reached("loop.claimer")
             with self._claiming:
@@ -117,7 +121,14 @@ class Claimer(Service):
                     if (left := self._outage_wait_left()) > 0:
                         seat.next_claim_at = min(seat.next_claim_at, time.monotonic() + left)
                 self._asleep_until = self._next_action_at()
-            self._bell.wait(self._asleep_until - time.monotonic())
+            seconds = max(0.0, self._asleep_until - time.monotonic())
+            woken = self._bell.wait(seconds)
+            if seconds and not woken:
+                self._dispatcher.lag.waited(time.monotonic() - self._asleep_until)
+
+    def claim_soon(self) -> None:
+        """Claim on the claimer's thread now, to carry releases."""
+        self._bell.ring()
 
     def _next_action_at(self) -> float:
         """Return when to act next: to claim, or to start an event that was claimed ahead."""
@@ -144,7 +155,11 @@ class Claimer(Service):
             if not must_nudge:
                 self._dispatcher.start_due()
                 self._claim_or_linger()
-                must_nudge = self._next_action_at() < self._asleep_until
+                due = self._next_action_at()
+                must_nudge = due < self._asleep_until
+                # The claimer will have computed it again before the next wait. Until then no
+                # other nudge is needed.
+                self._asleep_until = min(due, self._asleep_until)
         finally:
             self._claiming.release()
         if must_nudge:

@@ -21,6 +21,7 @@ from dtimer.engine.batch_runner import BatchRunner
 from dtimer.engine.batching import MAX_ADVANCE_SECONDS, Batching, claim_size, claim_size_while_busy
 from dtimer.engine.clock import boottime
 from dtimer.engine.handler_pool import HandlerPool
+from dtimer.engine.lag import Lag
 from dtimer.engine.lease import Lease
 from dtimer.engine.lookahead import LookaheadQueue
 from dtimer.engine.ports import Consumer, Host
@@ -46,15 +47,23 @@ class Dispatcher:
         self._leases = seat.leases
         #: The most events in one batch.
         self.max_events: int = options.max_events
+        #: How late the waits of this node's threads end.
+        self.lag: Lag = Lag()
         #: The events that wait for their due time, or for a free thread.
         self.lookahead: LookaheadQueue = LookaheadQueue(options)
         #: How many batches a claim takes for each thread. More than one only if a due event may
         #: wait for a thread for at least `MAX_ADVANCE_SECONDS` before it is released.
-        self.batching: Batching = Batching(allowed=self.lookahead.patience >= MAX_ADVANCE_SECONDS)
+        self.batching: Batching = Batching(
+            self.lag, allowed=self.lookahead.patience >= MAX_ADVANCE_SECONDS
+        )
         self._runner = BatchRunner(seat, self.batching, consumer, host)
         #: The handler threads.
         self.pool: HandlerPool = HandlerPool(
-            name, options.concurrency, self._runner, seat.announcements
+            *(name, options.concurrency),
+            runner=self._runner,
+            events=self,
+            lag=self.lag,
+            announcements=seat.announcements,
         )
         # True if an event of the look-ahead queue has waited too long for a thread.
         self._behind = False
@@ -75,7 +84,8 @@ class Dispatcher:
             # before those that are not released yet.
             return 0, 0
         waiting, ahead_us = len(self.lookahead), self.lookahead.ahead_us
-        return claim_size(self.free_slots(), demand, waiting, self.batching.batches, ahead_us)
+        batches, late = self.batching.batches, self.lag.late
+        return claim_size(self.free_slots(), demand, waiting, batches, ahead_us, late=late)
 
     def claim_size_while_busy(self, batches: int, limit: int, claimed: int, demand: int) -> int:
         """
@@ -120,16 +130,13 @@ class Dispatcher:
         # released.
         released = self._leases.must_release_waiting and self._release_all()
         while self.lookahead and self.pool.busy < self.pool.size:
-            batch = self.lookahead.pop_due(self.max_events)
-            if not batch:
-                return released
-            # Leases may have expired here, if the machine was suspended. Events with an expiry
-            # may have waited too long; the server makes dead letters of them.
-            now = boottime()
-            if any(now > lease.event_expires_at or lease.lost(now) for lease in batch):
-                self._release(batch)
+            batch = self._pop_due()
+            if batch is None:
                 released = True
                 continue
+            if not batch:
+                self.pool.watch()
+                return released
             try:
                 self.pool.run(batch)
             except BaseException:
@@ -148,6 +155,32 @@ class Dispatcher:
             self._release(late)
             released = True
         return released
+
+    def _pop_due(self) -> list[Lease] | None:
+        """Remove and return the next due batch; None if it was released instead."""
+        batch = self.lookahead.pop_due(self.max_events)
+        if batch:
+            # Leases may have expired here, if the machine was suspended. Events with an expiry
+            # may have waited too long; the server makes dead letters of them.
+            now = boottime()
+            if any(now > lease.event_expires_at or lease.lost(now) for lease in batch):
+                self._release(batch)
+                return None
+        return batch
+
+    def next_due(self) -> float | None:
+        """See `DueEvents`."""
+        return self.lookahead.next
+
+    def pop_startable(self) -> list[Lease]:
+        """See `DueEvents`."""
+        if self._leases.must_release_waiting:
+            # The claimer releases the events that wait.
+            return []
+        batch = self._pop_due()
+        if batch is None and self.pool.claimer is not None:
+            self.pool.claimer.claim_soon()
+        return batch or []
 
     def _patience(self) -> float:
         """
@@ -184,8 +217,11 @@ class Dispatcher:
     def next_start(self) -> float | None:
         """Return when to call `start_due` next, on the monotonic clock; None if it need not be."""
         due = self.lookahead.next
-        if due is None or self.pool.busy < self.pool.size:
-            return due
+        if due is None:
+            return None
+        if self.pool.busy < self.pool.size:
+            # An idle thread starts it. If that failed, this thread does so later.
+            return due + self.lookahead.alone_patience
         # All threads are busy. A thread that becomes free calls `start_due` itself.
         late = due + self.lookahead.patience
         peers = self._seat.peers

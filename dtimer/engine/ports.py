@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from dtimer.model.claims import ClaimRequest, Outcome, PendingReply, Settlement
 from dtimer.model.event import Event
+
+if TYPE_CHECKING:
+    from dtimer.engine.lease import Lease
 
 #: The names that a node announces. ``buried`` becomes ``'dead'`` or ``'expired'`` once its dead
 #: letter was read (``timer/announcer.py``). The other names are emitted as they are.
@@ -171,4 +174,20 @@ class InlineClaims(Protocol):
 
     def claim_inline(self) -> None:
         """Claim on the calling thread, a handler thread that has just become free."""
+        ...
+
+    def claim_soon(self) -> None:
+        """Have the claimer claim now, to carry releases."""
+        ...
+
+
+class DueEvents(Protocol):
+    """The dispatcher, as an idle handler thread knows it."""
+
+    def next_due(self) -> float | None:
+        """Return when the first waiting event is due, on the monotonic clock; None without one."""
+        ...
+
+    def pop_startable(self) -> list[Lease]:
+        """Remove and return the next batch that a thread may start now; empty if there is none."""
         ...

@@ -22,6 +22,7 @@ _HOSTILE = "tests/integration/test_hostile.py"
 _CLAIMER = "tests/unit/test_claimer.py"
 _CYCLE = "tests/unit/test_claim_cycle.py"
 _HEARTBEAT = "tests/unit/test_heartbeat.py"
+_POOL = "tests/unit/test_handler_pool.py"
 _DISPATCHER = "tests/unit/test_dispatcher.py"
 _LEASES = "tests/unit/test_leases.py"
 _RUNNER = "tests/unit/test_batch_runner.py"
@@ -161,6 +162,16 @@ MUTANTS = [
            (_CLAIMER,)),
     _mutant("the settlements of quick handlers wait for a slow one", "engine/claimer.py", _CLAIMER,
             "seat.next_claim_at = min(seat.next_claim_at, time.monotonic() + wait)", "pass"),
+    _mutant("a node that lags claims as late as others", "engine/claim_cycle.py", _CYCLE,
+            "                wait -= lead\n", "                pass\n"),
+    _mutant("a node does not say that it lags", "engine/claim_cycle.py", _CYCLE,
+            "request.lags = self._dispatcher.lag.late", "request.lags = False"),
+    _mutant("an event that was claimed ahead starts late by the time of the script",
+            "engine/claim_cycle.py", _CYCLE,
+            "received_at - reply.script_us / 1e6", "received_at"),
+    _mutant("no thread watches an event that is due before another", "engine/handler_pool.py",
+            _POOL, "due < min(self._watched, default=math.inf):\n            self._inbox",
+            "not self._watched:\n            self._inbox"),
     Mutant("times are rounded down",
            (Change("model/times.py", "return math.ceil(ms * 1000)", "return int(ms * 1000)"),
             Change("model/times.py", "us = value // MICROSECOND",

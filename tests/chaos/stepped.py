@@ -182,6 +182,7 @@ class SteppedNode:
         timer: Any = self
         self.node = Node(name, options, self.store, timer)
         self.node._listener.hears = world.rng.random() < 0.7
+        self.node._dispatcher.lag.late = world.rng.random() < 0.2
         self.running = 0
 
     def tap(self, script: Any, arguments: list[Any], send: Any) -> Any:

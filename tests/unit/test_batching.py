@@ -3,6 +3,7 @@
 import pytest
 
 from dtimer.engine.batching import MAX_ADVANCE_SECONDS, Batching, claim_size, claim_size_while_busy
+from dtimer.engine.lag import Lag
 
 QUICK = 1e-6  # seconds that a handler takes
 
@@ -23,6 +24,9 @@ BACKLOG = IDLE | {"batches": 4}
         pytest.param(IDLE | {"waiting": 9}, (6, 0), id="more events wait than threads are free"),
         pytest.param(IDLE | {"ahead_us": 0}, (6, 0), id="no look-ahead"),
         pytest.param(BACKLOG, (24, 0), id="a backlog: several batches, and none ahead"),
+        pytest.param(
+            BACKLOG | {"late": True}, (24, 20_000), id="a node that lags looks ahead, too"
+        ),
         pytest.param(BACKLOG | {"demand": 20}, (20, 0), id="a backlog within the demand"),
         pytest.param(BACKLOG | {"demand": 20, "waiting": 4}, (8, 0), id="a backlog in the queue"),
         pytest.param(
@@ -60,7 +64,7 @@ def test_the_next_claim_of_a_backlog_asks_for_what_a_thread_handles_in_time(case
 
 @pytest.fixture
 def batching():
-    return Batching(allowed=True)
+    return Batching(Lag(), allowed=True)
 
 
 def answer_full_claims(batching, count):
@@ -141,7 +145,7 @@ def test_remembers_a_slow_handler_for_a_while(batching):
 
 def test_never_exceeds_one_if_events_may_not_wait():
     """Without look-ahead, waiting events would be released at once."""
-    batching = Batching(allowed=False)
+    batching = Batching(Lag(), allowed=False)
     batching.handler_took(QUICK)
     answer_full_claims(batching, 6)
     assert 1 == batching.batches
@@ -160,3 +164,45 @@ def test_sends_a_claim_ahead_after_two_full_claims_if_handlers_are_quick(batchin
     assert 4 == batching.in_backlog
     batching.handler_took(MAX_ADVANCE_SECONDS * 5)
     assert 0 == batching.in_backlog
+
+
+def late_lag():
+    lag = Lag()
+    for _ in range(50):
+        lag.waited(0.02)
+    return lag
+
+
+def test_a_node_that_lags_claims_all_that_its_threads_handle_within_the_lag():
+    """A claim for each event would take longer than the events are apart."""
+    batching = Batching(late_lag(), allowed=True)
+    assert 1 == batching.batches  # no handler has returned
+    for _ in range(30):
+        batching.handler_took(0.001)
+    assert 16 <= batching.batches <= 25  # 20 ms, and the estimate is within a step of 1 ms
+
+
+def test_a_wait_for_the_interpreter_in_a_few_handlers_does_not_hide_that_they_are_quick():
+    """Beside computing threads any call may take a switch interval, but the median tells."""
+    batching = Batching(late_lag(), allowed=True)
+    for i in range(60):
+        batching.handler_took(0.03 if i % 4 == 3 else 0.0001)
+    assert batching.batches > 30
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_slow_handlers_of_a_node_that_lags_get_one_batch_a_thread(allowed):
+    """Another node could start the other events meanwhile."""
+    batching = Batching(late_lag(), allowed=allowed)
+    for _ in range(60):
+        batching.handler_took(0.1 if allowed else 0.0001)
+    assert 1 == batching.batches
+
+
+def test_events_that_waited_for_a_thread_of_a_node_that_lags_are_not_too_many():
+    """They waited for the interpreter, not for a handler."""
+    batching = Batching(late_lag(), allowed=True)
+    batching.handler_took(0.0001)
+    before = batching.batches
+    batching.claimed_too_many()
+    assert before == batching.batches

@@ -481,6 +481,55 @@ class TestPause:
         assert [(1, 1_000_000), (1, 0)] == [(r.limit, r.ahead_us) for r in harness.store.requests]
 
 
+class TestLag:
+    """The claims of a node whose waits end late, because its process computes."""
+
+    @pytest.fixture
+    def lagging(self, harness):
+        """A harness whose waits end late by 2 ms, and which counts as late."""
+        for _ in range(100):
+            harness.dispatcher.lag.waited(0.002)
+        harness.dispatcher.lag.late = True
+        return harness
+
+    def test_claims_say_so(self, lagging):
+        """The server then prefers nodes that are on time."""
+        lagging.claim()
+        lagging.dispatcher.lag.late = False
+        lagging.claim()
+        assert [True, False] == [request.lags for request in lagging.store.requests]
+
+    def test_the_next_claim_comes_earlier_by_the_waits_that_it_takes(self, lagging):
+        """Three waits of 2 ms; its reply then comes in time for the event."""
+        assert 0.085 < lagging.claim(reply(wait=100_000)) <= 0.094
+
+    def test_the_next_claim_comes_within_the_look_ahead(self, lagging):
+        """A claim finds nothing before that: at most 9 ms are added to the 10 of the reply."""
+        for _ in range(100):
+            lagging.dispatcher.lag.waited(1.0)
+        assert 0.085 < lagging.claim(reply(wait=100_000)) <= 0.091
+
+    def test_a_short_wait_is_not_shortened(self, lagging):
+        """The script may have left the event to another node until it is due."""
+        assert 0.003 < lagging.claim(reply(wait=5_000)) <= 0.005
+
+    def test_sends_no_claim_only_because_an_event_is_due_while_all_threads_are_busy(self, lagging):
+        """The claim would find no thread, and delay the handlers."""
+        assert lagging.claim(reply("tea", wait=1_000)) > 1
+        lagging.dispatcher.lag.late = False
+        assert lagging.claim(reply(wait=1_000)) <= 0.001
+
+
+class TestLookAhead:
+    """When an event starts that was claimed ahead of its due time."""
+
+    def test_counts_the_time_left_from_the_end_of_the_script(self, harness):
+        """The script computed it at its beginning, and the reply was sent after its end."""
+        received = time.monotonic() + HOUR_S
+        harness.claim(replace(ahead(15, "tea"), script_us=4_000, received_at=received))
+        assert received + 0.011 == pytest.approx(harness.dispatcher.next_due(), abs=1e-6)
+
+
 class Unreadable(list):
     """Claims that raise MemoryError when they are first read."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 
 import pytest
 from seats import Announced
 from servers import PATIENCE, eventually
 
 from dtimer.engine.handler_pool import HandlerPool
+from dtimer.engine.lag import Lag
 
 
 class PoolHarness:
@@ -17,7 +19,11 @@ class PoolHarness:
 
     def __init__(self):
         self.announced = Announced()
-        self.pool = HandlerPool("dtimer-test", 3, self, self.announced)
+        self.due = []  # the waiting events: when each is due, and its batch
+        self.lag = Lag()
+        self.pool = HandlerPool(
+            "dtimer-test", 3, runner=self, events=self, lag=self.lag, announcements=self.announced
+        )
         self.pool.claimer = self
         self.begun = queue.SimpleQueue()
         self.go_on = threading.Semaphore(0)
@@ -31,6 +37,20 @@ class PoolHarness:
 
     def claim_inline(self):
         self.busy.put(self.pool.busy)
+
+    def next_due(self):
+        return self.due[0][0] if self.due else None
+
+    def pop_startable(self):
+        if self.due and self.due[0][0] <= time.monotonic():
+            return self.due.pop(0)[1]
+        return []
+
+    def wait_for(self, seconds, batch):
+        """Add an event that is due in *seconds*."""
+        self.due.append((time.monotonic() + seconds, batch))
+        self.due.sort()
+        self.pool.watch()
 
     def begin(self, *batches):
         """Run these batches; return when a thread has begun each."""
@@ -110,3 +130,71 @@ def test_join_idle_waits_for_all_threads_but_the_running_one(harness):
     gate.set()
     assert harness.pool.join_idle(PATIENCE)
     assert 1 == sum(not thread.join(0) for thread in harness.pool.threads)
+
+
+class TestDueTime:
+    """An idle thread watches the first due time, and takes the events itself."""
+
+    def test_an_idle_thread_starts_the_events_when_they_are_due(self, harness):
+        """No other thread must be woken at that moment."""
+        harness.pool.start()
+        due = time.monotonic() + 0.05
+        harness.wait_for(0.05, ["a"])
+        assert ["a"] == harness.begun.get(timeout=PATIENCE)
+        assert time.monotonic() >= due
+        assert 1 == harness.pool.busy
+
+    def test_an_earlier_event_starts_first(self, harness):
+        """The thread that watches a later time has to be told, or another one watches."""
+        harness.pool.start()
+        harness.wait_for(10 * PATIENCE, ["b"])
+        eventually(lambda: harness.pool._watched)
+        harness.wait_for(0.02, ["a"])
+        assert ["a"] == harness.begun.get(timeout=PATIENCE)
+
+    def test_another_idle_thread_watches_when_the_first_has_a_batch(self, harness):
+        """A handler may run for long while other events fall due."""
+        harness.pool.start()
+        harness.wait_for(0.02, ["a"])
+        harness.wait_for(0.04, ["b"])
+        harness.wait_for(0.06, ["c"])
+        begun = [harness.begun.get(timeout=PATIENCE) for _ in range(3)]
+        assert [["a"], ["b"], ["c"]] == begun
+
+    def test_a_thread_that_becomes_free_watches(self, harness):
+        """While all threads were busy, none could be told."""
+        harness.pool.start()
+        harness.begin(["a"], ["b"], ["c"])
+        harness.wait_for(0.0, ["d"])
+        assert not harness.pool._watched
+        harness.go_on.release()
+        assert ["d"] == harness.begun.get(timeout=PATIENCE)
+
+    def test_events_that_another_thread_takes_leave_the_watching_thread_idle(self, harness):
+        """The claimer releases events, or gives them to a thread, at any moment."""
+        harness.pool.start()
+        harness.wait_for(0.02, ["a"])
+        eventually(lambda: harness.pool._watched)
+        harness.due.clear()
+        eventually(lambda: not harness.pool._watched)
+        assert 0 == harness.pool.busy
+        harness.begin(["b"])
+
+    def test_a_thread_of_a_process_that_lags_wakes_early_and_never_starts_early(self, harness):
+        """The lag may be shorter this time."""
+        for _ in range(50):
+            harness.lag.waited(0.01)
+        harness.pool.start()
+        due = time.monotonic() + 0.05
+        harness.wait_for(0.05, ["a"])
+        assert ["a"] == harness.begun.get(timeout=PATIENCE)
+        assert time.monotonic() >= due
+        assert harness.lag.seconds < 0.01  # learned from the wait that ended earlier than that
+
+    def test_stop_ends_a_thread_that_watches(self, harness):
+        """The event may be due in 20 ms, and the node ends now."""
+        harness.pool.start()
+        harness.wait_for(PATIENCE, ["a"])
+        eventually(lambda: harness.pool._watched)
+        harness.pool.stop()
+        assert harness.pool.join(PATIENCE)
