@@ -108,7 +108,10 @@ class Node:
         if not posted:
             self._leases.superseded(ids)
             self._seat.superseded_ids.add(ids)
-        elif self._dispatcher.release_superseded(ids):
+            return
+        # Again, because the node may have sent further claims since, before the server posted.
+        self._seat.superseded_ids.add(ids)
+        if self._dispatcher.release_superseded(ids):
             # Ring, do not claim here: this thread belongs to the caller that posts.
             self.bell.ring()
 

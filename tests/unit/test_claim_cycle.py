@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from seats import HOUR_S, CycleHarness, Refused, Wrong, ahead, broken, reply
@@ -13,6 +14,7 @@ from dtimer.engine.batching import MAX_ADVANCE_SECONDS
 from dtimer.engine.clock import boottime
 from dtimer.errors import ClockJump, StoreError
 from dtimer.model.claims import Outcome, Verdict
+from dtimer.timer.node import Node
 
 HOUR_MS = 3_600_000
 
@@ -185,6 +187,26 @@ class TestReplaced:
         posting.stop_posting()
         posting.claim()
         assert [("tea", Verdict.RELEASE)] == posting.settled
+
+    def test_releases_an_old_event_of_a_claim_that_was_sent_after_the_post_began(
+        self, harness, monkeypatch
+    ):
+        """The server may have run the claim before the post, and the node reads its reply later."""
+        node = SimpleNamespace(
+            _seat=harness.seat, _leases=harness.leases, _dispatcher=harness.dispatcher
+        )
+        Node.note_superseded(node, {"tea"}, posted=False)
+        answer = harness.store.answer
+
+        def post_and_answer(request):
+            Node.note_superseded(node, {"tea"}, posted=True)
+            return answer(request)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(harness.store, "answer", post_and_answer)
+            harness.claim(reply("tea"))
+        harness.claim()
+        assert [("tea", Verdict.RELEASE)] == harness.settled
 
     def test_starts_an_event_although_each_of_its_claims_is_overtaken_by_a_post(self, posting):
         """A process that posts an id again and again does not keep the event from starting."""
