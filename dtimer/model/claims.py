@@ -72,6 +72,7 @@ class Claim:
     nominal_us: int | None = None
     missed: int = 0
     expires_us: int | None = None
+    trace: str = ""
 
 
 @dataclass(slots=True)

@@ -20,10 +20,11 @@ from dtimer.model.payload import decode
 from dtimer.model.records import DeadLetter
 from dtimer.model.schedules import ScheduleSpec, spec_from_json
 
-# The head of a body: expiry, max_retries, and for an occurrence the mark with its nominal time and
-# the number of missed ones. Another mark and the fields of later versions are skipped. A new field
-# goes after the mark. An event without a mark then writes an empty one: `,3,,<new>|`.
-_BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(?:,[^|]*)?\|")
+# The head of a body: expiry, max_retries, for an occurrence the mark with its nominal time and the
+# number of missed ones, and the rest: another mark, and the flags. Unknown flags are skipped.
+_BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(,[^|]*)?\|")
+# The flags after the mark, each with the letter that names it in ``lua/parts/format.lua``.
+_TRACE = re.compile(rb",t([0-9a-f]{50})(?![^,])")
 _LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
 
 # The fields of the state of a schedule, in order. ``lua/parts/schedule.lua`` describes each.
@@ -62,6 +63,7 @@ class Body:
         chosen_id: True if the user chose the id.
         nominal_us: The nominal time of an occurrence; None for any other event.
         missed: How many missed occurrences this one replaces.
+        trace: The trace context of the post, as `stored_trace` returns it, or ``""``.
     """
 
     expires_us: int | None
@@ -70,9 +72,12 @@ class Body:
     chosen_id: bool = False
     nominal_us: int | None = None
     missed: int = 0
+    trace: str = ""
 
 
-def write_body(expires: str, max_retries: int, payload: str, *, chosen_id: bool = False) -> str:
+def write_body(
+    expires: str, max_retries: int, payload: str, *, chosen_id: bool = False, trace: str = ""
+) -> str:
     """
     Return the body of an event.
 
@@ -82,8 +87,12 @@ def write_body(expires: str, max_retries: int, payload: str, *, chosen_id: bool 
         payload: The payload, as JSON.
         chosen_id: True if the user chose the id. A later post may then replace the event, so nodes
             do not claim it ahead of its due time.
+        trace: The trace context of the post, as `stored_trace` returns it, or ``""``.
     """
-    return f"{expires},{max_retries}{',n' if chosen_id else ''}|{payload}"
+    mark = ",n" if chosen_id else ""
+    if trace:
+        mark = f"{mark or ','},t{trace}"
+    return f"{expires},{max_retries}{mark}|{payload}"
 
 
 def write_occurrence(
@@ -105,7 +114,14 @@ def read_body(raw: bytes) -> Body | None:
         chosen_id=raw.startswith((b",n|", b",n,"), match.end(2)),
         nominal_us=None if match[3] is None else int(match[3]),
         missed=int(match[4] or 0),
+        trace=_trace(match[5]) if match[5] else "",
     )
+
+
+def _trace(flags: bytes) -> str:
+    """Return the trace context among the flags of a body, or ``""``."""
+    found = _TRACE.search(flags)
+    return found[1].decode() if found else ""
 
 
 def read_payload(raw: bytes | None) -> dict[str, Any] | None:
@@ -134,6 +150,8 @@ def read_claim(
     if body[3] is not None:
         claim.schedule = schedule_of(id)
         claim.nominal_us, claim.missed = int(body[3]), int(body[4])
+    if body[5]:
+        claim.trace = _trace(body[5])
     return claim
 
 

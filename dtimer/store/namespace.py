@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,7 +19,10 @@ from dtimer.store.scripts import Verb, header, verb
 #: The version of the stored formats, also in ``lua/parts/prelude.lua``. Raise both if an older
 #: version would misread what this one stores, or would store what this one misreads. A field that
 #: the other version skips or may omit, such as one after the mark of a body, needs no new version.
-SCHEMA = "1"
+SCHEMA = "2"
+
+#: The version that was never released. Its namespaces are only read, to export them.
+UNRELEASED = "1"
 
 #: A node that has made no claim for this long is removed from the list of nodes.
 SILENT_US = 60_000_000
@@ -33,14 +37,18 @@ class Namespace:
     Opens a namespace, and calls scripts on it once it is open.
 
     Args:
+        ns: The name of the namespace.
         scripts: Runs the scripts.
         rollback: Checks the state of the namespace when it is opened.
     """
 
-    def __init__(self, scripts: ScriptClient, rollback: RollbackDetector) -> None:
+    def __init__(self, ns: str, scripts: ScriptClient, rollback: RollbackDetector) -> None:
+        self._ns = ns
         self.scripts: ScriptClient = scripts
         self._rollback = rollback
         self._opened = False
+        #: True for an export, which also reads a namespace of the unreleased version.
+        self.exports: bool = False
 
     def open(self) -> None:
         """
@@ -70,13 +78,21 @@ class Namespace:
         if not version:
             self._rollback.opened(before, state)
             return
-        if version != SCHEMA:
-            raise NamespaceCorrupt(
-                f"the namespace has the schema version {version}, and this dtimer"
-                f" knows version {SCHEMA}: upgrade it"
-            )
+        if version != SCHEMA and not (self.exports and version == UNRELEASED):
+            raise NamespaceCorrupt(self._unknown(version))
         self._opened = True
         self._rollback.opened(before, state)
+
+    def _unknown(self, version: str) -> str:
+        """Return why this dtimer refuses a namespace of *version*, and the remedy."""
+        if version != UNRELEASED:
+            known = f"and this dtimer knows version {SCHEMA}: upgrade it"
+            return f"the namespace has the schema version {version}, {known}"
+        return (
+            f"the namespace has the schema version {version}, of a dtimer before 1.0. Two commands"
+            f" carry it over: `dtimer export old.jsonl --dead --ns {shlex.quote(self._ns)}`, and"
+            " `dtimer import old.jsonl --ns` with a new name"
+        )
 
     def read_state(self, deadline: float, *, create: bool) -> tuple[str, NamespaceState]:
         """Return the schema version and the state; with *create*, create a missing namespace."""

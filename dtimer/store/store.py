@@ -93,7 +93,7 @@ class Store:
         #: The iterations in progress.
         self.walks: Walks = Walks(now, round(timeout * 1e6))
         #: Opens the namespace, and calls scripts on it.
-        self.namespace: Namespace = Namespace(self._scripts, self.rollback)
+        self.namespace: Namespace = Namespace(ns, self._scripts, self.rollback)
         #: The operations on claims and their leases.
         self.claims: Claims = Claims(self.namespace, self.rollback)
         #: The operations on schedules.

@@ -125,6 +125,7 @@ class Client:
             max_retries=max_retries,
             expires=expires,
             if_exists=if_exists,
+            trace=self._poster.trace(),
         )
         return self._poster.post(posting, pipe, wait_replicas)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from dtimer.errors import OptionError, StoreError
@@ -10,6 +10,7 @@ from dtimer.model.arguments import RedisPipeline
 from dtimer.model.ids import EventId, IdGenerator, event_ids
 from dtimer.model.options import MOST_REPLICAS, Options, check_count
 from dtimer.model.times import Moment
+from dtimer.model.trace import stored_trace
 from dtimer.store.format import Entry
 from dtimer.store.store import Store
 from dtimer.timer.posting import (
@@ -50,7 +51,19 @@ class Poster:
         self._note_superseded = note_superseded
         #: Makes the ids of events that are posted without one.
         self.new_id: IdGenerator = IdGenerator()
+        #: Returns the header ``traceparent`` of the caller's span; None if nothing traces posts.
+        self.traceparent: Callable[[], object] | None = None
         self._replicas(options.wait_replicas)  # refused here if the server can have none
+
+    def trace(self) -> str:
+        """Return the trace context to store with a post, or ``""``; never raise."""
+        if self.traceparent is None:
+            return ""
+        try:
+            return stored_trace(self.traceparent())
+        except Exception:
+            self.traceparent = None
+            return ""
 
     def post(
         self, posting: Posting, pipe: RedisPipeline | None, wait_replicas: int | None
@@ -74,7 +87,8 @@ class Poster:
         replicas = self._replicas(wait_replicas)
         ids: dict[int, EventId] = {}
         try:
-            postings = (prepare_item(self._options, self.new_id, item) for item in items)
+            trace = self.trace()
+            postings = (prepare_item(self._options, self.new_id, item, trace) for item in items)
             for chunk in chunks(postings):
                 posted = self._post(chunk.entries, chunk.policy, replicas)
                 ids.update(zip(chunk.places, posted, strict=True))

@@ -93,9 +93,12 @@ def prepare(
     max_retries: int | None = None,
     expires: Duration | datetime | None = None,
     if_exists: IfExists = "replace",
+    trace: str = "",
 ) -> Posting:
     """
     Check the arguments of ``post``, and return the entry.
+
+    *trace* is the trace context of the post, as `stored_trace` returns it.
 
     Raises:
         OptionError: an argument is not valid.
@@ -110,12 +113,13 @@ def prepare(
     payload = encode(ev, options.max_payload)
     until = "" if expires is None else _expires(expires)
     if id is None:
-        return Posting(Entry(new_id(), due, write_body(until, max_retries, payload)), "post_new")
+        body = write_body(until, max_retries, payload, trace=trace)
+        return Posting(Entry(new_id(), due, body), "post_new")
     if is_occurrence(check_id(id)):
         raise OptionError(
             f"the id {id!r} ends like that of an occurrence of a schedule; choose another id"
         )
-    body = write_body(until, max_retries, payload, chosen_id=True)
+    body = write_body(until, max_retries, payload, chosen_id=True, trace=trace)
     return Posting(Entry(id, due, body), if_exists)
 
 
@@ -123,7 +127,7 @@ def _names(item: Mapping[Any, Any]) -> list[str]:
     return sorted(n if isinstance(n, str) else type(n).__name__ for n in item)
 
 
-def prepare_item(options: Options, new_id: IdGenerator, item: object) -> Posting:
+def prepare_item(options: Options, new_id: IdGenerator, item: object, trace: str = "") -> Posting:
     """Check one item of ``post_many``: a pair, or a mapping of the arguments of ``post``."""
     if isinstance(item, Mapping):
         if "ev" not in item:
@@ -135,9 +139,9 @@ def prepare_item(options: Options, new_id: IdGenerator, item: object) -> Posting
         if unknown := [name for name in _names(item) if name not in _ARGUMENTS]:
             hint = hints.suggestion(unknown[0], sorted(_ARGUMENTS))
             raise OptionError(f"an item of post_many has no argument {unknown[0]!r}{hint}")
-        return prepare(options, new_id, **item)
+        return prepare(options, new_id, **item, trace=trace)
     if isinstance(item, tuple | list) and len(item) == 2:
-        return prepare(options, new_id, item[0], item[1])
+        return prepare(options, new_id, item[0], item[1], trace=trace)
     raise OptionError(
         "an item of post_many must be a pair (ev, delay) or a mapping of the arguments of"
         f" post, not {type(item).__name__}"

@@ -127,6 +127,22 @@ class TestRoundTrip:
             moved, _ = there.upcoming()
             assert (f"{id}.moved", {"n": 1}) == (moved.id, moved.event)
 
+    def test_two_commands_carry_a_namespace_of_schema_1_over(self, run, timers, tmp_path, client):
+        """Version 1 was never released. Its namespaces are refused, and nothing in them is lost."""
+        here, there = timers
+        here.post({"n": 1}, HOUR, id="tea")
+        here.every(HOUR, {"n": 2}, id="sweep")
+        client.hset(Keys.of(here.ns).sys, "v", "1")
+        file = tmp_path / "old.jsonl"
+        refused = run("stats", "--json")
+        assert 3 == refused.code
+        assert f"dtimer export old.jsonl --dead --ns {here.ns}`" in refused.err
+        assert 0 == run("export", file, "--dead").code
+        assert 0 == run("import", file, "--ns", there.ns).code
+        assert {"n": 1} == there.peek("tea").event
+        assert HOUR == there.schedule("sweep").interval
+        client.hset(Keys.of(here.ns).sys, "v", "2")
+
     def test_dead_letters_arrive_with_dead(self, run, timers, tmp_path, client, namespace):
         """Letters without a valid event arrive too. Without ``--dead`` no letter is exported."""
         here, there = timers

@@ -186,16 +186,16 @@ class TestForeignData:
         node = watch.node()
         pending = watch.post(150)
         with watch.fault() as fault:
-            watch.client.hset(watch.keys.sys, "v", "2")
+            watch.client.hset(watch.keys.sys, "v", "3")
             eventually(lambda: node.errors)
-            assert "version 2" in str(node.errors[0])
+            assert "version 3" in str(node.errors[0])
             timer = watch.caller()
             for call in (timer.join, lambda: timer.post({}), timer.stats):
-                with pytest.raises(NamespaceCorrupt, match="version 2, and this dtimer knows"):
+                with pytest.raises(NamespaceCorrupt, match="version 3, and this dtimer knows"):
                     watch.in_time(call)
             fault.felt(0.8)
             assert 0 == watch.times(pending)
-            watch.client.hset(watch.keys.sys, "v", "1")
+            watch.client.hset(watch.keys.sys, "v", "2")
         watch.wait_handled(pending)
 
 

@@ -705,13 +705,13 @@ class TestForeignData:
         """A node that meets a later schema claims nothing more, and can still settle its events."""
         claim = post_and_claim(node)
         post(store, "egg")
-        client.hset(store.keys.sys, "v", "2")
+        client.hset(store.keys.sys, "v", "3")
         reply = node.claim_reply(9)
         assert ([], False) == (reply.claims, reply.known)
         assert Outcome.DONE is node.confirm(claim)
-        with pytest.raises(NamespaceCorrupt, match="version 2"):
+        with pytest.raises(NamespaceCorrupt, match="version 3"):
             store.join("node", "{}")
-        client.hset(store.keys.sys, "v", "1")
+        client.hset(store.keys.sys, "v", "2")
         assert ["egg"] == [c.id for c in node.claim(9)]
 
     def test_foreign_members_are_buried(self, store, node, client):

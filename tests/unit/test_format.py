@@ -46,6 +46,10 @@ def written(body, chosen_id):
     return write_body(expires, body.max_retries, payload, chosen_id=chosen_id).encode()
 
 
+#: Trace id, span id and the flag of a sampled trace.
+TRACE = "0af7651916cd43dd8448eb211c80319cb7ad6b716920333101"
+
+
 def claim_of(raw, *, id="tea", before=b"", after=b""):
     """Return the claim whose reply has *raw* as the body of an event, between other bytes."""
     start, end = len(before), len(before + raw)
@@ -119,6 +123,27 @@ class TestLaterFields:
         assert Body(None, 3, b"{}", chosen_id=True) == read_body(b",3,n,x|{}")
         assert (None, 3, b"s") == scripts("parse_body", b",3,s7,2,x|{}")
         assert Body(None, 3, b"{}", nominal_us=7, missed=2) == read_body(b",3,s7,2,x|{}")
+
+
+class TestTrace:
+    """The trace context of a post, which only sampled posts have."""
+
+    @pytest.mark.parametrize("chosen_id", [False, True], ids=["generated id", "chosen id"])
+    def test_is_read_as_it_was_written(self, chosen_id):
+        """The handler's span has a link to the span that posted the event."""
+        raw = write_body("", 3, "{}", chosen_id=chosen_id, trace=TRACE).encode()
+        assert Body(None, 3, b"{}", chosen_id=chosen_id, trace=TRACE) == read_body(raw)
+        assert (TRACE, b"{}") == (claim_of(raw).trace, claim_of(raw).payload)
+
+    def test_does_not_stop_a_claim_ahead_of_time(self, scripts):
+        """Only a mark does. Otherwise tracing would make events later."""
+        raw = write_body("+5", 3, "{}", trace=TRACE).encode()
+        assert (NOW + 5, 3) == scripts("parse_body", scripts("posted_body", raw))
+
+    def test_is_none_if_dtimer_has_not_written_it(self):
+        """A foreign value must not reach the tracer."""
+        for flags in (b",t12", b",t" + b"x" * 50, b",t" + TRACE.encode() + b"0"):
+            assert "" == read_body(b",3," + flags + b"|{}").trace
 
 
 @pytest.mark.parametrize("raw", [b"", b"x", b"1|{}", b",|{}", b"\xff", b"1" * 18 + b",3|{}"])

@@ -48,6 +48,7 @@ def export(settings: Settings, file: Path | None, dead: bool, yes: bool) -> None
     if file is not None and not to_stdout and file.exists():
         confirm_or_abort(f"Overwrite {file}", yes=yes)
     with opened_store(settings) as store:
+        store.namespace.exports = True
         stats = store.stats()
         total = stats.scheduled + (stats.dead if dead else 0)
         with (

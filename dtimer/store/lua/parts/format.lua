@@ -2,11 +2,16 @@
 -- Scripts write and read the bytes of these values only here, and those of the state of a schedule
 -- only in parts/schedule.lua.
 --
--- body      '<expires>,<max_retries>[,<mark>]|<payload>'. <expires> is in µs since the epoch, or
---           empty. The mark is 'n' if the user chose the id. It is 's<nominal>,<missed>' for an
---           occurrence: its nominal time in µs, and how many missed occurrences it replaces. Any
---           other event has no mark. A new field goes after the mark; an event without a mark then
---           writes an empty one: ',3,,<new>|'. Readers skip the fields that they do not know
+-- body      '<expires>,<max_retries>[,<mark>[,<flag>...]]|<payload>'. <expires> is in µs since the
+--           epoch, or empty. The mark is 'n' if the user chose the id. It is 's<nominal>,<missed>'
+--           for an occurrence: its nominal time in µs, and how many missed occurrences it replaces.
+--           Any other event has no mark, and an empty one if it has flags: ',3,,t…|'. The first
+--           byte of the payload tells its codec; '{' begins JSON
+-- flag      an optional fact about an event: one letter and its value, which has no ',' and no '|'.
+--           An event without the fact has no flag. Readers skip the flags that they do not know,
+--           so a new one needs no new version of the stored forms. This is the list of all flags:
+--             t   the trace context of the post, if it is sampled: trace id, span id and trace
+--                 flags in 32, 16 and 2 hexadecimal digits
 -- template  '<max_retries>|<payload>' of the occurrences of a schedule
 -- lease     '<token>,<attempt>,<due>,<flags>,<incarnation>'. The flags are 'c' for cancelled, and
 --           's' for an occurrence

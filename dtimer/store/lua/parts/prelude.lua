@@ -41,7 +41,7 @@ if not NOW then
 end
 
 -- The version of the stored formats (dtimer/store/namespace.py says when to raise it).
-local SCHEMA = '1'
+local SCHEMA = '2'
 
 -- Format a whole number without the exponent that Lua gives to large ones. One %.0f takes as long
 -- as a Redis command, and %d takes a fifth of that. But %d is only correct for large numbers if a
