@@ -35,6 +35,7 @@ from dtimer.timer.posting import POLICIES, prepare
     Examples:
       $ dtimer post '{"msg": "hello"}' 200ms
       $ dtimer post '{"msg": "tea"}' 4m --id tea --if-exists earliest
+      $ dtimer post '{"do": "index"}' 5s --id index-42 --max-wait 1m
       $ dtimer post '{"year": 2030}' --at 2030-01-01T00:00Z --expires 2030-01-02
     """
 )
@@ -50,6 +51,12 @@ from dtimer.timer.posting import POLICIES, prepare
     default="replace",
     show_default=True,
     help="What to do if an event with this id exists.",
+)
+@click.option(
+    "--max-wait",
+    type=DURATION,
+    metavar="DURATION",
+    help="With --id: how long repeated posts may postpone the event.",
 )
 @click.option(
     "--wait-replicas",
@@ -68,6 +75,7 @@ def post(  # noqa: PLR0917 - click passes them by name
     max_retries: int | None,
     expires: timedelta | Moment | None,
     if_exists: IfExists,
+    max_wait: timedelta | None,
     wait_replicas: int | None,
 ) -> None:
     """
@@ -83,6 +91,7 @@ def post(  # noqa: PLR0917 - click passes them by name
         "max_retries": max_retries,
         "expires": expires.at if isinstance(expires, Moment) else expires,
         "if_exists": if_exists,
+        "max_wait": max_wait,
     }
     delay = timedelta(0) if delay is None else delay
     # Check everything before looking for a server.

@@ -76,7 +76,13 @@ class Body:
 
 
 def write_body(
-    expires: str, max_retries: int, payload: str, *, chosen_id: bool = False, trace: str = ""
+    expires: str,
+    max_retries: int,
+    payload: str,
+    *,
+    chosen_id: bool = False,
+    limited_wait: bool = False,
+    trace: str = "",
 ) -> str:
     """
     Return the body of an event.
@@ -87,12 +93,13 @@ def write_body(
         payload: The payload, as JSON.
         chosen_id: True if the user chose the id. A later post may then replace the event, so nodes
             do not claim it ahead of its due time.
+        limited_wait: True if the event is posted with ``max_wait``. The script that posts adds the
+            time at which the wait began.
         trace: The trace context of the post, as `stored_trace` returns it, or ``""``.
     """
-    mark = ",n" if chosen_id else ""
-    if trace:
-        mark = f"{mark or ','},t{trace}"
-    return f"{expires},{max_retries}{mark}|{payload}"
+    flags = f"{',f' if limited_wait else ''}{f',t{trace}' if trace else ''}"
+    mark = ",n" if chosen_id else "," if flags else ""
+    return f"{expires},{max_retries}{mark}{flags}|{payload}"
 
 
 def write_occurrence(

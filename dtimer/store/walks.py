@@ -130,7 +130,7 @@ class Walk:
             now = self._page_us + round((time.monotonic() - self._received) * 1e6)
         else:
             now = self._clock()
-        due = when.removeprefix("=")
+        due = when.removeprefix("=").partition(",")[0]
         return now + int(due[1:]) if due.startswith("+") else max(now, int(due))
 
     def may_yield(self, entry: _Found) -> bool:
@@ -143,9 +143,16 @@ class Walk:
             self.schedules.add(entry.schedule)
         return True
 
-    def moved(self, id: str, us: int) -> None:
-        """Record that this timer has moved *id* to *us*: skip it if that is before the end."""
-        if us <= self.end + self._spare:
+    def moved(self, id: str, us: int, earliest: int | None = None) -> None:
+        """
+        Record that this timer has moved *id*: skip it if it is now before the end.
+
+        Args:
+            id: The event.
+            us: Its new due time, or the latest possible one.
+            earliest: The earliest possible due time, if only this range is known.
+        """
+        if (us if earliest is None else earliest) <= self.end + self._spare:
             self.remaining.discard(id)
             # A position before the next page is not read again. Do not remember it: a caller can
             # keep an iterator without exhausting it, and its memory would grow.
@@ -250,7 +257,12 @@ class Walks:
     def moved(self, event: str, when: str) -> None:
         """Record that this timer has, or may have, posted or moved an event to *when*."""
         for walk in list(self._events.values()):
-            walk.moved(event, walk.moment(when))
+            due = walk.moment(when)
+            if "," in when:
+                # A post with max_wait: the event may be due at any time until then.
+                walk.moved(event, due, earliest=walk.moment("+0"))
+            else:
+                walk.moved(event, due)
 
     def declared(self, schedule: str) -> None:
         """Record that this timer has, or may have, created the pending occurrence of *schedule*."""

@@ -76,6 +76,7 @@ class Client:
         max_retries: int | None = None,
         expires: Duration | datetime | None = None,
         if_exists: IfExists = "replace",
+        max_wait: Duration | None = None,
         pipe: RedisPipeline | None = None,
         wait_replicas: int | None = None,
     ) -> EventId:
@@ -96,6 +97,12 @@ class Client:
                 and ``error`` also find an event in flight. The other three supersede it: its
                 confirm is refused, it is not retried, and the new event may start while the
                 old handler still runs.
+            max_wait: Limits a debounce, that is, a post that is repeated with the same *id* to
+                replace the waiting event. The event is due after *delay*, but at most this long
+                after the wait began: with the first post of this *id* that found no event waiting
+                for its first start. An event that is in flight, waits for a retry, or is dead
+                begins a new wait. A post without *max_wait* ends the wait. Goes with *id*, a
+                *delay* that is not longer, and ``replace``.
             pipe: Your own pipeline or MULTI. The event exists once you execute it. dtimer then
                 does not retry, does not wait, and does not raise `EventExists`. The reply in
                 the pipeline is a string. It begins with ``1`` if the event was stored, ``0`` if
@@ -125,6 +132,7 @@ class Client:
             max_retries=max_retries,
             expires=expires,
             if_exists=if_exists,
+            max_wait=max_wait,
             trace=self._poster.trace(),
         )
         return self._poster.post(posting, pipe, wait_replicas)

@@ -36,6 +36,7 @@ class PostItem(TypedDict, total=False):
     max_retries: int | None
     expires: Duration | datetime | None
     if_exists: IfExists
+    max_wait: Duration | None
 
 
 public(PostItem)
@@ -82,6 +83,25 @@ def _expires(value: Duration | datetime) -> str:
     return f"+{us}"
 
 
+def _waits_at_most(
+    max_wait: Duration, delay: Duration, at: Moment | None, id: str | None, if_exists: IfExists
+) -> str:
+    """Check ``max_wait``; return what it adds to the due time."""
+    limit = duration_us(max_wait, "max_wait")
+    if id is None:
+        raise OptionError("max_wait needs an id: it limits how long posts of this id delay it")
+    if if_exists != "replace":
+        raise OptionError(f"max_wait goes with if_exists='replace', not {if_exists!r}")
+    if at is not None:
+        raise OptionError("max_wait goes with a delay, not with at")
+    if limit < max(0, duration_us(delay, "delay")):
+        raise OptionError(
+            f"max_wait must not be shorter than the delay (max_wait={summary.value(max_wait)},"
+            f" delay={summary.value(delay)})"
+        )
+    return f",{limit}"
+
+
 def prepare(
     options: Options,
     new_id: IdGenerator,
@@ -93,6 +113,7 @@ def prepare(
     max_retries: int | None = None,
     expires: Duration | datetime | None = None,
     if_exists: IfExists = "replace",
+    max_wait: Duration | None = None,
     trace: str = "",
 ) -> Posting:
     """
@@ -110,6 +131,8 @@ def prepare(
         max_retries = options.max_retries
     else:
         check_count(max_retries, "max_retries", 0, MOST_RETRIES)
+    if max_wait is not None:
+        due += _waits_at_most(max_wait, delay, at, id, if_exists)
     payload = encode(ev, options.max_payload)
     until = "" if expires is None else _expires(expires)
     if id is None:
@@ -119,7 +142,14 @@ def prepare(
         raise OptionError(
             f"the id {id!r} ends like that of an occurrence of a schedule; choose another id"
         )
-    body = write_body(until, max_retries, payload, chosen_id=True, trace=trace)
+    body = write_body(
+        until,
+        max_retries,
+        payload,
+        chosen_id=True,
+        limited_wait=max_wait is not None,
+        trace=trace,
+    )
     return Posting(Entry(id, due, body), if_exists)
 
 

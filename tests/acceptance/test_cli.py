@@ -108,6 +108,17 @@ class TestPost:
         assert [{"id": "tea", "stored": True}] == ran.objects
         assert 1_896_076_800_000 == timer.peek("tea").due
 
+    def test_max_wait_limits_a_debounce(self, run, timer):
+        """A script that posts on each change may repeat the post for hours."""
+        words = ("post", "{}", "1h", "--id", "tea", "--max-wait")
+        run(*words, "1h")
+        first = timer.peek("tea").due
+        assert 0 == run(*words, "1h").code
+        assert first == timer.peek("tea").due
+        ran = run(*words, "5m")
+        assert 2 == ran.code
+        assert "max_wait must not be shorter than the delay" in ran.err
+
     def test_if_exists_decides_about_a_pending_id(self, run, timer):
         """The default replaces, ``keep`` keeps, and ``error`` refuses with exit code 1."""
         run("post", '{"n": 1}', "1h", "--id", "tea")

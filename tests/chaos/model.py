@@ -35,6 +35,8 @@ class Event:
         token: The token of the current claim, None if the event is not in flight.
         late_bound: No node may claim the event before it is due. Either the user chose the id, so
             that the event may be replaced until then, or the event is an occurrence.
+        max_wait: How long posts may postpone the event; None for no limit.
+        first: When the wait to which *max_wait* applies began.
     """
 
     id: str
@@ -48,6 +50,8 @@ class Event:
     cancelled: bool = False
     missed: int = 0
     late_bound: bool = False
+    max_wait: int | None = None
+    first: int | None = None
 
     @property
     def score(self) -> int:
@@ -130,7 +134,10 @@ class Model:
         stored: list[Event] = []
         reply = []
         for event, behind in entries:
-            when = max(event.due, now)
+            when, first = max(event.due, now), None
+            if event.max_wait is not None:
+                first = self._wait_began(now, event.id)
+                when = max(min(when, first + event.max_wait), now)
             if behind:
                 when = self.in_line(when)
             there = self.pending.get(event.id)
@@ -149,11 +156,18 @@ class Model:
             )
             reply.append(not kept)
             if not kept:
-                stored.append(replace(event, due=when))
+                stored.append(replace(event, due=when, first=first))
         for event in stored:
             self.pending[event.id] = event
             self.dead.pop(event.id, None)
         return reply, ""
+
+    def _wait_began(self, now: int, id: str) -> int:
+        """Return when the wait began that a post with a limit continues, or begins."""
+        event = self.pending.get(id)
+        if event is None or event.token is not None or event.starts or event.first is None:
+            return now
+        return min(event.first, now)
 
     # ----------------------------------------------------------------------------- one event
 
@@ -187,7 +201,7 @@ class Model:
             return False
         del self.dead[id]
         self.pending[id] = replace(
-            letter.event, due=now, starts=0, token=None, expires=None, cancelled=False
+            letter.event, due=now, starts=0, token=None, expires=None, cancelled=False, first=None
         )
         return True
 

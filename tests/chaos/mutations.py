@@ -47,6 +47,7 @@ _TABLES = "tests/integration/test_new_tables.py"
 _NONSENSE = "tests/unit/test_nonsense.py"
 _WALKS = "tests/integration/test_walks.py"
 _POST = "store/lua/post.lua"
+_DEBOUNCE = "tests/integration/test_debounce.py"
 _POST_NEW = "store/lua/post_new.lua"
 _GENERATED = "tests/integration/test_post_new.py"
 _SETTLE = "store/lua/parts/settle.lua"
@@ -515,6 +516,14 @@ MUTANTS = [
     _mutant("the listener ends with its subscription", "engine/listener.py", _LISTENER,
             "                self._lost(e)\n                if time",
             "                self._lost(e)\n                return\n                if time"),
+    # ----------------------------------------------------------------------- debounces
+    _mutant("each post of a debounce begins a new wait", _POST, _DEBOUNCE,
+            "  return first and math.min(first, NOW) or NOW\n", "  return NOW\n"),
+    _mutant("an event that waits for a retry continues its debounce", _POST, _DEBOUNCE,
+            "    and not redis.call('HGET', TRIES, id)\n", ""),
+    _mutant("a revived event continues its debounce", "store/lua/parts/format.lua", _DEBOUNCE,
+            "  return (string.gsub(body, '^([^|]*),f%d+([,|])', '%1%2', 1))\n",
+            "  return body\n"),
     # ----------------------------------------------------------------- signal handlers and forks
     _mutant("a signal handler's join starts a second node within a join",
             "timer/membership.py", "tests/integration/test_interruptions.py",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -42,7 +43,7 @@ from chaos.tapped import TappedSource
 from dtimer.errors import EventExists
 from dtimer.model.claims import ClaimReply, Outcome, Settlement, Verdict
 from dtimer.model.schedules import make_spec
-from dtimer.store.format import Entry, read_schedule_state
+from dtimer.store.format import Entry, read_schedule_state, write_body
 from dtimer.store.replies import read_claim_reply
 from dtimer.store.store import Store
 
@@ -70,6 +71,8 @@ SETTINGS = settings(
 ids = st.sampled_from(["tea", "post", "a b", "é"])
 names = st.sampled_from(["beat", "b@1"])
 nodes = st.sampled_from(["n1", "n2", "deaf"])
+#: The field of a body that a post with a limited wait has.
+_FIRST = re.compile(rb"[^|]*,f(\d+)[,|]")
 #: Delays and waits in µs: now, the same millisecond, soon, at the end of a lease, and later.
 spans = st.sampled_from([0, 1, 999, 1_000, 50_000, 1_000_000, 2_500_000, LEASE, 3 * LEASE])
 ticks = st.sampled_from(
@@ -198,10 +201,11 @@ class Machine(RuleBasedStateMachine):
         policy=st.sampled_from(
             ["replace", "replace", "keep", "error", "earliest", "latest", "post_new"]
         ),
+        max_wait=st.sampled_from([None, None, 0, 1_500_000, LEASE]),
         reply=replies,
         piped=st.booleans(),
     )
-    def post(self, *, posts, expires, behind, policy, reply, piped):
+    def post(self, *, posts, expires, behind, policy, max_wait, reply, piped):
         """Post one event or several, sometimes within a pipeline of the caller."""
         now = self.begin(None if piped else reply)
         if policy == "post_new" and any(id in self.model.dead for id, *_ in posts):
@@ -209,17 +213,18 @@ class Machine(RuleBasedStateMachine):
             policy = "replace"
         # Only events with an id of the caller can queue behind another event.
         behind = behind and policy != "post_new"
+        limited = max_wait is not None and policy == "replace"
         entries, events = [], []
         for id, span, relative, payload, retries in posts:
             when = f"+{span}" if relative else str(now - 2_000_000 + span)
             due = now + span if relative else now - 2_000_000 + span
-            entry = Entry(
-                id,
-                ("=" if behind else "") + when,
-                f"{'' if expires is None else f'+{expires}'},{retries}|{payload}",
+            body = write_body(
+                "" if expires is None else f"+{expires}", retries, payload, limited_wait=limited
             )
-            entries.append(entry)
+            limit = f",{max_wait}" if limited else ""
+            entries.append(Entry(id, ("=" if behind else "") + when + limit, body))
             event = Event(id, due, payload, retries, None if expires is None else now + expires)
+            event.max_wait = max_wait if limited else None
             events.append((event, behind))
         stored, refused = self.model.post(now, events, policy)
         if piped:
@@ -641,6 +646,9 @@ class Machine(RuleBasedStateMachine):
         }
         assert {e.id: e.payload for e in model.pending.values()} == {
             i.decode(): b.partition(b"|")[2].decode() for i, b in body.items()
+        }
+        assert {e.id: e.first for e in model.pending.values() if e.first is not None} == {
+            i.decode(): int(found[1]) for i, b in body.items() if (found := _FIRST.match(b))
         }
         held = {e.id: (e.token, e.starts, e.cancelled) for e in model.pending.values() if e.token}
         assert held == {i.decode(): read_lease(text) for i, text in lease.items()}

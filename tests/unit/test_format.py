@@ -177,7 +177,7 @@ class TestDeadLetter:
         error = self.LETTER.error.encode(errors="surrogateescape")
         assert raw == scripts("write_letter", 4, b"failed", error, self.LETTER.raw)
         assert self.LETTER.raw == scripts("body_of_letter", raw)
-        assert b",3|{}" == scripts("without_expiry", self.LETTER.raw)
+        assert b",3|{}" == scripts("revived_body", self.LETTER.raw)
 
     def test_has_no_body_if_dtimer_has_not_written_it(self, scripts):
         """Such a letter cannot be revived, and is shown as corrupt."""

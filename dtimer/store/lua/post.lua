@@ -12,7 +12,9 @@
 --   events...  three elements for each event:
 --     id
 --     when     '+<µs>' from now, or '<µs>' since the epoch; a past time means now. With a
---              leading '=', the event is put behind those due in that millisecond
+--              leading '=', the event is put behind those due in that millisecond. With
+--              ',<max_wait>' at the end, it is due at most <max_wait> µs after its wait began:
+--              with the first post of its id that found no event waiting for its first start
 --     body     as in parts/format.lua; <expires> may also be '+<µs>' from now
 --
 -- Returns   '<letters>;<posted>;<id>'
@@ -63,12 +65,28 @@ local function existing(id)
   return true, not token and tonumber(score)
 end
 
+-- Return when the wait began to which a post of this id with max_wait belongs.
+local function wait_began(id)
+  local waits = redis.call('ZSCORE', DUE, id)
+    and not parse_lease(redis.call('HGET', LEASE, id))
+    and not redis.call('HGET', TRIES, id)
+  local first = waits and first_of(redis.call('HGET', BODY, id))
+  -- The clock may have been set back since. Then the limit counts from now, or it would be later by
+  -- as much as the clock was set back.
+  return first and math.min(first, NOW) or NOW
+end
+
 local scores, bodies, ids, letters = {}, {}, {}, {}
 local earliest_posted, due_now = math.huge, 0
 for i = events, #ARGV, 3 do
   local id = ARGV[i]
-  local behind, text = string.match(ARGV[i + 1], '^(=?)(.*)$')
-  local when = math.max(moment(text), NOW)
+  local behind, text, max_wait = string.match(ARGV[i + 1], '^(=?)([^,]*),?(%d*)$')
+  local when, body = math.max(moment(text), NOW), posted_body(ARGV[i + 2])
+  if max_wait ~= '' then
+    local first = wait_began(id)
+    when = math.max(math.min(when, first + tonumber(max_wait)), NOW)
+    body = with_first(body, first)
+  end
   if behind == '=' then when = in_line(when) end
   local keep = false
   if policy ~= 'replace' then
@@ -89,7 +107,7 @@ for i = events, #ARGV, 3 do
     scores[#scores + 1] = digits(when)
     scores[#scores + 1] = id
     bodies[#bodies + 1] = id
-    bodies[#bodies + 1] = posted_body(ARGV[i + 2])
+    bodies[#bodies + 1] = body
     earliest_posted = math.min(earliest_posted, when)
     if when <= NOW then due_now = due_now + 1 end
   end

@@ -22,7 +22,7 @@ if letter then
   local _, max_retries = parse_body(body)
   if max_retries then
     redis.call('ZADD', DUE, digits(NOW), id)
-    redis.call('HSET', BODY, id, without_expiry(body))
+    redis.call('HSET', BODY, id, revived_body(body))
     redis.call('HDEL', DEAD, id)
     redis.call('ZREM', DIED, id)
     count('revived', 1)

@@ -10,6 +10,8 @@
 -- flag      an optional fact about an event: one letter and its value, which has no ',' and no '|'.
 --           An event without the fact has no flag. Readers skip the flags that they do not know,
 --           so a new one needs no new version of the stored forms. This is the list of all flags:
+--             f   when the wait began of an event posted with max_wait, in µs. A client posts this
+--                 flag without a value
 --             t   the trace context of the post, if it is sampled: trace id, span id and trace
 --                 flags in 32, 16 and 2 hexadecimal digits
 -- template  '<max_retries>|<payload>' of the occurrences of a schedule
@@ -39,6 +41,17 @@ local function posted_body(text)
   return after and digits(NOW + after) .. rest or text
 end
 
+-- Return the body of an event posted with max_wait, whose wait began at `first`.
+local function with_first(body, first)
+  return (string.gsub(body, '^([^|]*),f([,|])', '%1,f' .. digits(first) .. '%2', 1))
+end
+
+-- Return when the wait began to which an event belongs; nil if it was posted without max_wait.
+local function first_of(body)
+  local first = string.match(body or '', '^[^|]*,f(%d+)[,|]')
+  return first and #first <= 17 and tonumber(first) or nil
+end
+
 -- Return the body of an occurrence that replaces no missed ones.
 local function occurrence_body(max_retries, nominal, payload)
   return ',' .. max_retries .. ',s' .. nominal .. ',0|' .. payload
@@ -49,9 +62,11 @@ local function with_missed(body, missed)
   return (string.gsub(body, '^(%d*,%d+,s%d+),%d+', '%1,' .. digits(missed), 1))
 end
 
--- Return a body without its expiry.
-local function without_expiry(body)
-  return (string.gsub(body, '^%d*,', ',', 1))
+-- Return the body of a dead letter that is revived: without its expiry, and without the wait of an
+-- event posted with max_wait.
+local function revived_body(body)
+  body = string.gsub(body, '^%d*,', ',', 1)
+  return (string.gsub(body, '^([^|]*),f%d+([,|])', '%1%2', 1))
 end
 
 -- Return max_retries and the payload of a template; nil if dtimer has not written it.
