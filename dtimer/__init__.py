@@ -12,6 +12,7 @@ __all__ = [
     "DeadLetter",
     "Declared",
     "Duration",
+    "Emission",
     "Event",
     "EventExists",
     "EventId",
@@ -55,6 +56,7 @@ _MODULES = (
     "dtimer.model.times",
     "dtimer.model.arguments",
     "dtimer.model.event",
+    "dtimer.model.emission",
     "dtimer.model.ids",
     "dtimer.model.options",
     "dtimer.model.records",
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     # With `*`, so that each name is written only once, in __all__.
     from dtimer.errors import *
     from dtimer.model.arguments import *
+    from dtimer.model.emission import *
     from dtimer.model.event import *
     from dtimer.model.ids import *
     from dtimer.model.options import *

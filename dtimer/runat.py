@@ -269,7 +269,8 @@ class RunAt(StreamEmitter):
     def _deliver(self, event: Event) -> list[BaseException] | None:
         """Give a key to the listeners or to a reader, and return when they are done with it."""
         if self.listeners("data"):
-            return self._emit_guarded("data", event.id)
+            found = self._called_listeners("data")
+            return self._call_within(found, "data", (event.id,), [event])
         return self._readers.hand_over(event, self._stopped)
 
     def _finish(self, failure: BaseException | None = None) -> None:

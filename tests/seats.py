@@ -206,9 +206,11 @@ class Announced:
 
     def __init__(self):
         self._queue = queue.SimpleQueue()
+        self.contexts = []  # of all announcements
 
-    def announce(self, *what):
+    def announce(self, *what, context=None):
         self._queue.put(what)
+        self.contexts.append(context)
 
     def next(self, patience_s=0.0):
         """Return the next announcement, which must come within *patience_s* seconds."""

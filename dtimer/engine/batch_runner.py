@@ -19,6 +19,7 @@ from dtimer.engine.seat import Seat
 from dtimer.errors import HandlerError
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Verdict
+from dtimer.model.emission import with_contexts
 
 # A dead letter keeps at most this many characters of a traceback: the last, which name the cause.
 _ERROR_TEXT = 2_000
@@ -115,7 +116,8 @@ class BatchRunner:
             if trouble is not None:
                 self._announcements.announce("error", trouble)
             self._leases.settle([lease.settlement(Verdict.RETRY, wait=wait, error=text)])
-        for error in raised:
-            self._announcements.announce("error", HandlerError(error, events))
+        for error, context in with_contexts(raised):
+            # A listener of 'error' may report what the handler has put into context variables.
+            self._announcements.announce("error", HandlerError(error, events), context=context)
             if not isinstance(error, Exception):
                 self._host.quit()

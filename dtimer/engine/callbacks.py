@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from dtimer.engine.flag import Flag
@@ -43,10 +44,20 @@ class CallbackThread(Service):
     def _report(self, error: BaseException) -> None:
         self._emitter.emit("error", error)
 
-    def announce(self, event: Announcement, *arguments: Any) -> None:
-        """Queue *event* to be emitted. Never blocks; if the queue is full, drops and counts it."""
+    def announce(
+        self, event: Announcement, *arguments: Any, context: Context | None = None
+    ) -> None:
+        """
+        Queue *event* to be emitted. Never blocks; if the queue is full, drops and counts it.
+
+        Args:
+            event: The name.
+            arguments: The arguments of its listeners.
+            context: The context in which they run; None for that of this thread.
+        """
         if self._queue.qsize() < _MOST:
-            self._queue.put((event, *arguments))
+            call = () if context is None else (context.run, self._emitter.emit)
+            self._queue.put((*call, event, *arguments))
         else:
             with self._dropped_lock:
                 self.dropped += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from dtimer.model.claims import ClaimRequest, Outcome, PendingReply, Settlement
@@ -131,8 +132,14 @@ class AnnouncementEmitter(Protocol):
 class Announcements(Protocol):
     """Emits everything but ``'event'`` to the listeners."""
 
-    def announce(self, event: Announcement, *arguments: Any) -> None:
-        """Queue *event* to be emitted on the callback thread. Never blocks."""
+    def announce(
+        self, event: Announcement, *arguments: Any, context: Context | None = None
+    ) -> None:
+        """
+        Queue *event* to be emitted on the callback thread. Never blocks.
+
+        The listeners run in *context*, if it is given: that of the handler that failed.
+        """
         ...
 
 

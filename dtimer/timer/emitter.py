@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, TypeVar, cast
 
 from pyee.base import EventEmitter
 
 from dtimer import log
-from dtimer.engine.service import on_service_thread
 from dtimer.errors import HandlerError, LeaseLost
+from dtimer.model.emission import Emission, Raised
 from dtimer.model.event import Event
 from dtimer.model.records import DeadLetter
 from dtimer.timer import fork, listeners
+from dtimer.timer.middleware import M, MiddlewareChain
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,24 +37,21 @@ def _unawaited(f: Callable[..., Any], result: object) -> TypeError:
     return TypeError(f"the listener {f!r} returned an awaitable, but listeners are not awaited")
 
 
-def _forked_by_listener(pid: int) -> bool:
-    """
-    Return True in a child that a listener has forked on a thread of a node.
-
-    A child that was forked on a thread of the user continues there, as after any other fork.
-    """
-    return os.getpid() != pid and on_service_thread()
+def _events_of(emitted: Iterable[object]) -> list[Event]:
+    """Return the events that an emission with these arguments is about."""
+    found: list[Event] = []
+    for about in emitted:
+        if isinstance(about, HandlerError):
+            found += about.events
+        elif isinstance(about, Event):
+            found.append(about)
+    return found
 
 
 def _ids(*emitted: object) -> list[str]:
     """Return the ids of the events that an emission with these arguments is about."""
-    found: list[str] = []
-    for about in emitted:
-        if isinstance(about, HandlerError):
-            found += [event.id for event in about.events]
-        elif isinstance(about, LeaseLost | Event | DeadLetter):
-            found.append(about.id)
-    return found
+    others = [about.id for about in emitted if isinstance(about, LeaseLost | DeadLetter)]
+    return [event.id for event in _events_of(emitted)] + others
 
 
 class _Once:
@@ -92,6 +90,13 @@ class Emitter(EventEmitter):
     #: The names that are emitted, and the arguments of their listeners; None allows any name.
     _emits: ClassVar[Mapping[str, tuple[str, ...]] | None] = None
 
+    #: The names whose listeners the middleware surrounds; None means all.
+    _surrounded: ClassVar[frozenset[str] | None] = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._middleware = MiddlewareChain()
+
     def __reduce__(self) -> NoReturn:
         """Refuse to be pickled or copied, with a clearer message than that of an inner lock."""
         name = type(self).__name__
@@ -121,6 +126,25 @@ class Emitter(EventEmitter):
     def once(self, event: str, f: Any = None) -> Any:
         """Register a listener that is called once and then removed. See `on`."""
         return self._register(event, f, once=True)
+
+    def middleware(self, function: M) -> M:
+        """
+        Surround the calls of user code with a context manager. Also a decorator.
+
+        *function* is called with an `Emission` on the thread of the call, and returns a context
+        manager. A batch of events has one for all its listeners, a route of a `Router` one for each
+        call, and any other emission one for each listener. The context manager is left before any
+        of the events is confirmed. An exception that it raises counts as one of the handler, so an
+        event whose transaction cannot be committed is retried. Its ``__exit__`` receives the
+        exception of the handler, or an ``ExceptionGroup`` if several listeners raised. It may raise
+        another one instead, but cannot suppress it. Around other emissions, exceptions are logged.
+        The first middleware is the outermost.
+
+        Raises:
+            OptionError: *function* is not callable, is a coroutine function or a bare generator
+                function, or does not accept one argument.
+        """
+        return self._middleware.add(function)
 
     def _register(self, event: str, f: Any, *, once: bool) -> Any:
         listeners.check_name(event, self._emits)
@@ -171,34 +195,70 @@ class Emitter(EventEmitter):
             called = True
         return called
 
-    def _emit_guarded(self, event: str, *args: Any) -> list[BaseException] | None:
+    def _emit_guarded(self, event: str, *args: Any) -> Raised | None:
         """Call each listener of *event*; return their exceptions, or None if none was called."""
-        raised: list[BaseException] = []
+        found = self._called_listeners(event)
+        if not self._middleware:
+            return self._call_all(found, args)
+        raised: Raised | None = None
+        for f in found:
+            of_one = self._call_within([f], event, args, _events_of(args))
+            if raised is None:
+                raised = of_one
+            elif of_one:
+                raised.take(of_one)
+        return raised
+
+    def _called_listeners(self, event: str) -> list[Callable[..., Any]]:
+        """Return the listeners of *event* in the form in which `_call_all` takes them."""
+        return list(self._listeners_of(event).values())
+
+    def _call_within(
+        self,
+        found: Sequence[Callable[..., Any]],
+        event: str,
+        args: tuple[Any, ...],
+        events: list[Event],
+        kind: str | None = None,
+    ) -> Raised | None:
+        """Call listeners, all of them within the middleware; see `_emit_guarded` for the result."""
+        names = self._surrounded
+        if not (found and self._middleware) or not (names is None or event in names):
+            return self._call_all(found, args)
+
+        def call(raised: Raised) -> bool:
+            of_call = self._call_all(found, args)
+            raised.take(of_call or Raised())
+            return of_call is not None
+
+        return self._middleware.around(Emission(event, events, args, kind), call)
+
+    def _call_all(
+        self, found: Sequence[Callable[..., Any]], args: tuple[Any, ...]
+    ) -> Raised | None:
+        """Call listeners; see `_emit_guarded` for the result."""
+        raised = Raised()
         called = False
-        for f in list(self._listeners_of(event).values()):
+        for f in found:
             called = self._call_guarded(f, args, raised) or called
         return raised if called else None
 
-    def _call_guarded(
-        self, f: Callable[..., Any], args: tuple[Any, ...], raised: list[BaseException]
-    ) -> bool:
-        """Call a listener and append its exception; return False if it was used up elsewhere."""
+    def _call_guarded(self, f: Callable[..., Any], args: tuple[Any, ...], raised: Raised) -> bool:
+        """Call a listener and add its exception; return False if it was used up elsewhere."""
         listener = f.unwrap() if isinstance(f, _Once) else f
         if listener is None:
             return False
         pid = os.getpid()
         try:
             result = listener(*args)
-            if _forked_by_listener(pid):
-                fork.end_child(None)
-            if inspect.isawaitable(result):
-                raised.append(_unawaited(listener, result))
+            fork.end_child_of_listener(pid, None)
+            if result is not None and inspect.isawaitable(result):
+                raised.catch(_unawaited(listener, result))
         except BaseException as e:
-            if _forked_by_listener(pid):
-                fork.end_child(e)
+            fork.end_child_of_listener(pid, e)
             # Also SystemExit, which must not silently end a thread of the node. The traceback is
             # cut to begin with the listener, because this frame would only hide the user's own.
-            raised.append(e.with_traceback(e.__traceback__ and e.__traceback__.tb_next))
+            raised.catch(e.with_traceback(e.__traceback__ and e.__traceback__.tb_next))
         return True
 
     def _announce(self, event: str, *args: Any) -> None:

@@ -9,6 +9,8 @@ import traceback
 import weakref
 from typing import Any, NoReturn, Protocol
 
+from dtimer.engine.service import on_service_thread
+
 
 class Watched(Protocol):
     """A timer that is called when the process forks or exits."""
@@ -88,6 +90,20 @@ def end_child(error: BaseException | None) -> NoReturn:
                 stream.flush()
     finally:
         os._exit(status)
+
+
+def end_child_of_listener(pid: int, error: BaseException | None) -> None:
+    """
+    End this process if user code has forked it on a thread of a node; otherwise do nothing.
+
+    A child that was forked on a thread of the user continues there, as after any other fork.
+
+    Args:
+        pid: The process that called the user code.
+        error: See `end_child`.
+    """
+    if os.getpid() != pid and on_service_thread():
+        end_child(error)
 
 
 def _status(code: object) -> int:

@@ -25,6 +25,7 @@ class StreamEmitter(Emitter):
     """Emits the events of a `RunAt`."""
 
     _emits = listeners.STREAM
+    _surrounded = frozenset({"data"})
 
     @overload  # type: ignore[override]
     def on(self, event: Literal["data"], f: None = None) -> Callable[[OnKey], OnKey]: ...

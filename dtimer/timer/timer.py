@@ -217,7 +217,8 @@ class DTimer(Client, TimerEmitter):
         The events are confirmed if the list is empty. None means that no listener was called: the
         events are then released, no attempt charged.
         """
-        raised = self._emit_guarded("event", events)
+        found = self._called_listeners("event")
+        raised = self._call_within(found, "event", (events,), events)
         for error in raised or ():
             _explain(error)
         return raised

@@ -17,6 +17,7 @@ _AHEAD = "tests/integration/test_look_ahead.py"
 _SCHEDULES = "tests/integration/test_schedules.py"
 _HANDLERS = "tests/integration/test_handlers.py"
 _LIFECYCLE = "tests/integration/test_lifecycle.py"
+_MIDDLEWARE = "tests/integration/test_middleware.py"
 _SLOW = "tests/integration/test_slow_connections.py"
 _HOSTILE = "tests/integration/test_hostile.py"
 _CLAIMER = "tests/unit/test_claimer.py"
@@ -552,7 +553,20 @@ MUTANTS = [
             "        del self._settlements[: len(taken)]\n", "        self._settlements.clear()\n"),
     _mutant("a forked child goes on after its listener has returned",
             "timer/emitter.py", "tests/integration/test_processes.py",
-            "            if _forked_by_listener(pid):\n                fork.end_child(None)\n", ""),
+            "            fork.end_child_of_listener(pid, None)\n            if result",
+            "            if result"),
+    _mutant("a middleware that cannot commit confirms the event",
+            "timer/middleware.py", _MIDDLEWARE,
+            "        replaced.catch(_cut(e, 1), context)\n        return replaced\n",
+            "        return raised\n"),
+    _mutant("a middleware suppresses an exception", "timer/middleware.py", _MIDDLEWARE,
+            "        manager.__exit__(None if error is None else type(error), error, trace)\n",
+            "        if manager.__exit__(error and type(error), error, trace):\n"
+            "            return Raised()\n"),
+    _mutant("listeners of 'error' run outside the context of the handler",
+            "engine/callbacks.py", _MIDDLEWARE,
+            "            call = () if context is None else (context.run, self._emitter.emit)\n",
+            "            call = ()\n"),
     _mutant("a forked child keeps the connections of its parent's calls",
             "store/script_client.py", "tests/integration/test_processes.py",
             "                connection.close()\n        self._begin()\n",

@@ -7,6 +7,8 @@ This file is checked in the strict mode of each type checker, and never run.
 import json
 import queue as stdlib_queue
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Unpack, assert_type
 
@@ -22,6 +24,7 @@ from dtimer import (
     Declared,
     DTimer,
     Duration,
+    Emission,
     Event,
     EventId,
     HandlerError,
@@ -97,6 +100,14 @@ def handle(events: list[Event]) -> None:
 
 
 handle([])
+
+
+@timer.middleware
+@contextmanager
+def transaction(emission: Emission) -> Generator[None]:
+    """Surround each call."""
+    print(emission.name, [event.id for event in emission.events], emission.kind)
+    yield
 
 
 @timer.once("dead")

@@ -47,6 +47,7 @@ timer.on("event", handle_one)  # wrong: handlers get a list
 timer.on("lease_lost", handle)  # wrong: this listener gets one event
 timer.once("ready", handle_one)  # wrong: this listener gets no argument
 timer.add_listener("error", take_text)  # wrong: this listener gets an exception
+timer.middleware(handle)  # wrong: returns no context manager
 queue.on("event", handle)  # wrong: a stream emits 'data'
 queue.once("data", take_number)  # wrong: keys are texts
 
