@@ -23,7 +23,7 @@ from dtimer.cli.namespace import health, nodes, pause, resume
 from dtimer.cli.options import shared
 from dtimer.cli.output import Output, report_unwritable
 from dtimer.cli.schedules import cron, every, run_now, schedules, unschedule
-from dtimer.cli.single_event import peek, reschedule
+from dtimer.cli.single_event import peek, reschedule, update
 from dtimer.cli.tail import tail
 from dtimer.cli.top.command import top
 from dtimer.cli.transfer.export import export
@@ -64,7 +64,7 @@ def app() -> None:
 
 app.fill(
     {
-        "Events": (post, upcoming, peek, reschedule, cancel),
+        "Events": (post, upcoming, peek, reschedule, update, cancel),
         "Workers": (listen, nodes),
         "Schedules": (every, cron, schedules, run_now, unschedule),
         "Dead letters": (dead, revive, purge),

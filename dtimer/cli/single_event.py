@@ -1,9 +1,10 @@
-"""The commands about one existing event: ``peek`` and ``reschedule``."""
+"""The commands about one existing event: ``peek``, ``reschedule`` and ``update``."""
 
 from __future__ import annotations
 
 import time
 from datetime import timedelta
+from typing import Any
 
 import click
 
@@ -12,7 +13,7 @@ from dtimer.cli.events import from_now, print_assumed_zones
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import escaped, moment, payload
-from dtimer.cli.param_types import ID, WHEN
+from dtimer.cli.param_types import EVENT, ID, WHEN
 from dtimer.cli.server import Settings, opened
 from dtimer.monitor.fields import record_fields
 
@@ -79,3 +80,28 @@ def reschedule(settings: Settings, id: str, when: timedelta | Moment) -> int:
     text = "moved" if moved else "not moved: no event with this id is waiting"
     settings.output.result(text, id=id, moved=moved)
     return ExitCode.DONE if moved else ExitCode.NEGATIVE
+
+
+@click.command(
+    epilog="""
+    \b
+    Examples:
+      $ dtimer post '{"msg": "tea"}' 4m --id tea
+      $ dtimer update tea '{"msg": "green tea"}'
+    """
+)
+@click.argument("id", type=ID)
+@click.argument("event", type=EVENT)
+@shared()
+@click.pass_obj
+def update(settings: Settings, id: str, event: dict[str, Any]) -> int:
+    """
+    Replace the payload of the event ID by EVENT, a JSON object.
+
+    The event keeps its due time and its attempts. It must not be running or dead.
+    """
+    with opened(settings) as timer:
+        updated = timer.update(id, event)
+    text = "updated" if updated else "not updated: no event with this id is waiting"
+    settings.output.result(text, id=id, updated=updated)
+    return ExitCode.DONE if updated else ExitCode.NEGATIVE

@@ -50,6 +50,7 @@ _RESCHEDULE = verb("reschedule", "id", "when")
 _REVIVE = verb("revive", "id")
 _STATS = verb("stats", "silent_after")
 _TRIM = verb("trim", "keep", "age")
+_UPDATE = verb("update", "id", "payload")
 
 
 class Posted(NamedTuple):
@@ -233,6 +234,10 @@ class Store:
     def reschedule(self, id: str, when: str) -> bool:
         """See `DTimer.reschedule`."""
         return self.namespace.change(lambda: self.walks.moved(id, when), _RESCHEDULE, id, when)
+
+    def update(self, id: str, payload: str) -> bool:
+        """See `DTimer.update`; *payload* is in the form that is stored."""
+        return self.namespace.ask(flag, _UPDATE, id, payload)
 
     def peek(self, id: str) -> Record | None:
         """See `DTimer.peek`."""

@@ -13,9 +13,10 @@ from dtimer.errors import OptionError
 from dtimer.model import summary
 from dtimer.model.arguments import IfExists, Misfire, Overlap, RedisPipeline
 from dtimer.model.event import Event
-from dtimer.model.ids import EventId, check_id
+from dtimer.model.ids import EventId, check_id, is_occurrence
 from dtimer.model.options import Options, check_count
 from dtimer.model.outcomes import Declared
+from dtimer.model.payload import encode
 from dtimer.model.records import Cancelled, DeadLetter, NodeInfo, Record, Schedule, Stats
 from dtimer.model.times import Duration, Moment, duration_us
 from dtimer.store.store import Store
@@ -165,6 +166,31 @@ class Client:
         self._poster.post_in_order(id, at)
 
     # Events
+
+    def update(self, id: str, ev: Mapping[str, Any]) -> bool:
+        """
+        Replace the payload of a waiting event, whether new or to be retried.
+
+        Its due time, its attempts, ``expires`` and ``max_retries`` stay, and so does the limit of
+        a debounce. To change these too, post the event again.
+
+        Args:
+            id: The id of the event, also a generated one. Not that of an occurrence: its payload
+                is that of its schedule.
+            ev: The new payload, a JSON object of at most ``max_payload`` bytes.
+
+        Returns:
+            True if the payload was replaced. False if no event of that id waits, because it is
+            unknown, dead or in flight, perhaps claimed up to ``look_ahead`` before its due time.
+            Nothing is then changed.
+        """
+        payload = encode(ev, self._options.max_payload)
+        if is_occurrence(check_id(id)):
+            raise OptionError(
+                f"{id!r} is the id of an occurrence of a schedule; to change the payload, declare"
+                " the schedule again"
+            )
+        return self._live_store.update(id, payload)
 
     def cancel(self, id: str) -> Cancelled:
         """

@@ -42,6 +42,24 @@ def dead(timer):
     return die
 
 
+class TestUpdate:
+    """``dtimer update``."""
+
+    def test_replaces_the_payload_and_nothing_else(self, run, timer):
+        """A wrong reminder is corrected without moving it."""
+        timer.post({"n": 1}, HOUR, id="tea")
+        due = timer.peek("tea").due
+        ran = run("update", "tea", '{"n": 2}')
+        assert (0, "updated\n") == (ran.code, ran.out)
+        record = timer.peek("tea")
+        assert ({"n": 2}, due) == (record.event, record.due)
+
+    def test_an_event_that_does_not_wait_is_reported(self, run):
+        """A script must not go on as if the event had been corrected."""
+        ran = run("update", "nothing", "{}", "--json")
+        assert (1, [{"id": "nothing", "updated": False}]) == (ran.code, ran.objects)
+
+
 class TestPeek:
     """``dtimer peek``."""
 

@@ -186,6 +186,14 @@ class Model:
         self.ended(now, id)
         return "cancelled"
 
+    def update(self, id: str, payload: str) -> bool:
+        """Replace the payload of an event that is not in flight."""
+        event = self.pending.get(id)
+        if event is None or event.token is not None:
+            return False
+        event.payload = payload
+        return True
+
     def reschedule(self, now: int, id: str, when: int) -> bool:
         """Move an event that is not in flight."""
         event = self.pending.get(id)

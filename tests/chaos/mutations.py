@@ -48,6 +48,7 @@ _TABLES = "tests/integration/test_new_tables.py"
 _NONSENSE = "tests/unit/test_nonsense.py"
 _WALKS = "tests/integration/test_walks.py"
 _POST = "store/lua/post.lua"
+_UPDATE = "tests/integration/test_update.py"
 _DEBOUNCE = "tests/integration/test_debounce.py"
 _POST_NEW = "store/lua/post_new.lua"
 _GENERATED = "tests/integration/test_post_new.py"
@@ -173,7 +174,8 @@ MUTANTS = [
             "received_at - reply.script_us / 1e6", "received_at"),
     _mutant("an old event starts if its claim was sent while the post was under way",
             "timer/node.py", _CYCLE,
-            "self._seat.superseded_ids.add(ids)\n        if self._dispatcher", "if self._dispatcher"),
+            "self._seat.superseded_ids.add(ids)\n        if self._dispatcher",
+            "if self._dispatcher"),
     _mutant("no thread watches an event that is due before another", "engine/handler_pool.py",
             _POOL, "due < min(self._watched, default=math.inf):\n            self._inbox",
             "not self._watched:\n            self._inbox"),
@@ -525,6 +527,11 @@ MUTANTS = [
     _mutant("a revived event continues its debounce", "store/lua/parts/format.lua", _DEBOUNCE,
             "  return (string.gsub(body, '^([^|]*),f%d+([,|])', '%1%2', 1))\n",
             "  return body\n"),
+    # ------------------------------------------------------------------------ updates
+    _mutant("an update changes an event in flight", "store/lua/update.lua", _UPDATE,
+            " and not parse_lease(redis.call('HGET', LEASE, id))\n", "\n"),
+    _mutant("a repeated update undoes a later one", "store/lua/update.lua", _UPDATE,
+            _RECALL, _FORGETS),
     # ----------------------------------------------------------------- signal handlers and forks
     _mutant("a signal handler's join starts a second node within a join",
             "timer/membership.py", "tests/integration/test_interruptions.py",

@@ -265,6 +265,13 @@ class Machine(RuleBasedStateMachine):
         if expected == "cancelled":
             self.cancelled.add(id)
 
+    @rule(data=st.data(), payload=payloads, reply=replies)
+    def update(self, data, payload, reply):
+        """Replace the payload of an event. A running, dead or unknown event stays as it is."""
+        id = self.some(data)
+        self.begin(reply)
+        assert self.model.update(id, payload) == self.store.update(id, payload)
+
     @rule(data=st.data(), span=spans, relative=st.booleans(), reply=replies)
     def reschedule(self, data, span, relative, reply):
         """Move an event. A running, dead or unknown event stays as it is."""

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from dtimer.store.namespace import SCHEMA
 from dtimer.store.scripts import texts, verbs
 
 LATER = "2000000000000000"
@@ -25,7 +26,7 @@ CALLS = {
     "join": ["node", "{}", "60000000", ""],
     "leave": ["node"],
     "nodes": ["60000000"],
-    "open": ["1", "mark"],
+    "open": [SCHEMA, "mark"],
     "pause": ["1"],
     "pause_schedule": ["hourly", "1"],
     "peek": ["two"],
@@ -43,6 +44,7 @@ CALLS = {
     "trim": ["0", "-1"],
     "unschedule": ["hourly"],
     "upcoming": ["10", "-inf", "+inf", "", "", "", ""],
+    "update": ["two", '{"n":1}'],
 }
 
 #: Calls that fill a namespace: a node, events, a schedule and a dead letter.

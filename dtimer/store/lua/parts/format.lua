@@ -62,6 +62,11 @@ local function with_missed(body, missed)
   return (string.gsub(body, '^(%d*,%d+,s%d+),%d+', '%1,' .. digits(missed), 1))
 end
 
+-- Return a body with another payload.
+local function with_payload(body, payload)
+  return string.match(body, '^[^|]*|') .. payload
+end
+
 -- Return the body of a dead letter that is revived: without its expiry, and without the wait of an
 -- event posted with max_wait.
 local function revived_body(body)
