@@ -38,6 +38,15 @@ class Reason(enum.StrEnum):
     PAYLOAD_MISSING = "payload_missing"
     """Its payload is gone from Redis."""
 
+    BURIED = "buried"
+    """Its handler buried it."""
+
+    UNKNOWN_KIND = "unknown_kind"
+    """No node has known its kind for too long."""
+
+    UNREADABLE = "unreadable"
+    """No node could open its payload for too long. The bytes are kept."""
+
     @classmethod
     def read(cls, text: str) -> Reason | str:
         """Return the member for a stored reason, or the text if a newer version has written it."""

@@ -235,9 +235,12 @@ class Stats:
         dead: Dead letters.
         nodes: Nodes that have joined.
         paused: True if delivery is paused.
-        totals: Counts since the namespace was created, of posted, started, confirmed, retried,
-            released, cancelled, died, expired and revived events, and of coalesced and skipped
-            occurrences.
+        totals: Counts since the namespace was created. Of events: ``posted``, ``started``,
+            ``confirmed``, ``retried``, ``released``, ``cancelled``, ``superseded`` by a later post,
+            ``moved`` by a reschedule, ``revived``, ``died``, and ``died:`` with each `Reason`
+            (``expired`` equals ``died:expired``). Of occurrences: ``coalesced`` and ``skipped``.
+            Of leases that ran out: ``lapsed``. Of deliveries to a node that did not know the kind
+            of the event: ``unknown``.
         lateness: A histogram of how late events were delivered. Read it with `late`.
     """
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from dtimer.errors import PayloadError
 from dtimer.model.ids import LONGEST_ID
+from dtimer.model.outcomes import Reason
 from dtimer.model.payload import decode
 from dtimer.model.records import NodeInfo, Stats
 from dtimer.store import replies
@@ -15,7 +16,7 @@ from dtimer.store.format import text
 
 def read_stats(reply: Sequence[Any]) -> Stats:
     """Read the statistics of a namespace."""
-    now, pending, leased, due, earliest, dead, nodes, paused, totals, lateness = reply
+    now, pending, leased, due, earliest, dead, nodes, paused, flat, lateness = reply
     late = (int(now) - int(earliest)) / 1000 if int(earliest) >= 0 else 0.0
     return Stats(
         scheduled=int(pending) - int(leased),
@@ -26,8 +27,15 @@ def read_stats(reply: Sequence[Any]) -> Stats:
         nodes=int(nodes),
         paused=paused == b"1",
         lateness=tuple(map(replies.integer, lateness)),
-        totals={text(totals[i]): replies.integer(totals[i + 1]) for i in range(0, len(totals), 2)},
+        totals=_totals(flat),
     )
+
+
+def _totals(flat: Sequence[bytes]) -> dict[str, int]:
+    """Return the totals by name, with the sum of all dead letters and the number of expired."""
+    totals = {text(flat[i]): replies.integer(flat[i + 1]) for i in range(0, len(flat), 2)}
+    died = sum(number for name, number in totals.items() if name.startswith("died:"))
+    return totals | {"died": died, "expired": totals.get(f"died:{Reason.EXPIRED}", 0)}
 
 
 def read_nodes(flat: Sequence[Any]) -> list[NodeInfo]:

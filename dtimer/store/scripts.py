@@ -212,6 +212,10 @@ def _with_format(text: str) -> list[str]:
     named = {found[1]: place for place in places if (found := _LOCAL.search(place))}
     text = _FORMAT.sub(lambda line: "\n".join(named.pop(name) for name in line[1].split()), text)
     used = set(re.findall(r"\w+", code(text)))
+    # A function may use a local before it in the file. So visit the last place first.
+    for name, place in reversed(named.items()):
+        if name in used:
+            used.update(re.findall(r"\w+", code(place)))
     return [*(place for name, place in named.items() if name in used), text]
 
 

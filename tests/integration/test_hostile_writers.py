@@ -34,7 +34,7 @@ HASHES = {
     "lease": ["soon", "held", "failed", "tick@{next}"],
     "tries": ["soon", "held", "failed"],
     "dead": ["gone", "soon"],
-    "sys": ["token", "n:posted", "n:late:3", "n:died"],
+    "sys": ["token", "n:posted", "n:late:3", "n:died:failed"],
     "memo_a": ["w", "node", "other"],
     "memo_b": ["w", "node", "other"],
     "nodes": ["node", "other"],
@@ -314,7 +314,7 @@ FINDINGS = {
     "a lease that is not one": ("lease", "soon", b"what,is,this"),
     "a lease with a long token": ("lease", "soon", b"1,%s,1,,x" % (b"9" * 400)),
     **{f"a total of {n}": ("sys", f"n:{n}", b"many") for n in ("posted", "started", "confirmed")},
-    "a total of dead letters": ("sys", "n:died", b"many"),
+    "a total of dead letters": ("sys", "n:died:failed", b"many"),
 }
 
 

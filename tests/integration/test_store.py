@@ -12,6 +12,7 @@ from soundness import assert_sound
 
 from dtimer.errors import EventExists, NamespaceCorrupt, StoreError
 from dtimer.model.claims import ClaimRequest, Outcome, Settlement, Verdict
+from dtimer.model.outcomes import Reason
 from dtimer.model.records import Cancelled, State
 from dtimer.store.connection.sources import source
 from dtimer.store.format import Entry
@@ -656,6 +657,56 @@ class TestControl:
         node.confirm(b)
         expected = {"posted": 4, "started": 2, "confirmed": 1, "died": 1}
         assert expected.items() <= store.stats().totals.items()
+
+    def test_totals_count_dead_letters_by_reason(self, store, node, now, client):
+        """An alarm ignores events that expired, and fires for those that failed."""
+        for id in ("failed", "lapsed"):
+            post(store, id, max_retries=0)
+        post(store, "old", expires="+1000")
+        failed, *_ = node.claim(2)
+        node.fail(failed)
+        now.tick(LEASE)
+        client.zadd(store.keys.due, {"foreign": 1})
+        node.claim(9)
+        totals = store.stats().totals
+        reasons = {name[5:]: n for name, n in totals.items() if name.startswith("died:") and n}
+        assert dict.fromkeys(("failed", "lease_lost", "expired", "payload_missing"), 1) == reasons
+        assert (4, 1) == (totals["died"], totals["expired"])
+
+    def test_an_unknown_reason_is_counted_as_other(self, store, node):
+        """The number of totals is bounded, also for the reasons of later versions."""
+        claim = post_and_claim(node)
+        settlement = Settlement(claim.id, claim.token, Verdict.BURY, reason="tired")
+        node.claim_reply(0, settlement)
+        totals = store.stats().totals
+        assert (1, 1) == (totals["died"], totals["died:other"])
+        assert {f"died:{reason}" for reason in [*Reason, "other"]} <= totals.keys()
+
+    def test_totals_count_what_a_post_replaces(self, store, node, client):
+        """A superseded event neither starts again nor dies, and must be accounted for."""
+        post(store, "tea")
+        node.claim(1)
+        post(store, "tea")
+        post(store, "tea")
+        post(store, "egg")
+        assert 2 == store.stats().totals["superseded"]
+
+    def test_totals_count_events_that_were_moved(self, store):
+        """A call that finds no event to move is not counted."""
+        post(store, "tea", 1_000)
+        assert store.reschedule("tea", "+1")
+        assert not store.reschedule("egg", "+1")
+        assert 1 == store.stats().totals["moved"]
+
+    def test_totals_count_leases_that_ran_out(self, store, node, now):
+        """They tell that nodes die or stall, also if the event is then buried or cancelled."""
+        for id, max_retries in (("tea", 3), ("egg", 0), ("ham", 3)):
+            post(store, id, max_retries=max_retries)
+        node.claim(3)
+        store.cancel("ham")
+        now.tick(LEASE)
+        assert ["tea"] == [claim.id for claim in node.claim(3)]
+        assert 3 == store.stats().totals["lapsed"]
 
     def test_percentiles_come_from_the_histogram(self, store, node, now):
         """The histogram counts the lateness of each claim, in steps of the square root of two."""

@@ -127,6 +127,7 @@ if #ids > 0 then
   if added < #ids then
     redis.call('HDEL', LEASE, unpack(ids))
     redis.call('HDEL', TRIES, unpack(ids))
+    count('superseded', #ids - added)
   end
   if redis.call('HDEL', DEAD, unpack(ids)) > 0 then
     redis.call('ZREM', DIED, unpack(ids))

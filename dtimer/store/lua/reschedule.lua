@@ -3,7 +3,7 @@
 --
 -- Kind      once
 -- Roles     producer
--- Uses      types session wake
+-- Uses      types session wake events
 -- Commands  hexists zadd zscore
 --
 -- Arguments
@@ -15,7 +15,7 @@ local done, stale = recall()
 if stale then return stale end
 if done then return done end
 
-local wrong = check_types(DUE, LEASE, ROSTER, EXPECTED)
+local wrong = check_types(DUE, LEASE, SYS, ROSTER, EXPECTED)
 if wrong then return wrong end
 
 local result = '0'
@@ -24,6 +24,7 @@ if redis.call('ZSCORE', DUE, id) and redis.call('HEXISTS', LEASE, id) == 0 then
   if string.sub(when, 1, 1) == '+' then moment = NOW + tonumber(string.sub(when, 2)) end
   moment = math.max(moment, NOW)
   redis.call('ZADD', DUE, 'XX', digits(moment), id)
+  count('moved', 1)
   if moment <= first_due() then wake_next(moment, moment <= NOW and 1 or 0) end
   result = '1'
 end

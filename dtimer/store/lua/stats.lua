@@ -13,12 +13,13 @@
 --   due       how many of `pending` are due and not leased, or have a lease that has ended
 --   earliest  when the next of `pending` is due, or its lease ends; -1 if there is none
 --   dead      how many dead letters there are
---   totals    name and number of each total
+--   totals    name and number of each total. That of a reason of dead letters is died:<reason>
 --   lateness  the number in each bucket (dtimer/model/histogram.py)
 local names = {
-  'posted', 'started', 'confirmed', 'retried', 'released', 'cancelled', 'died', 'expired',
-  'revived', 'coalesced', 'skipped',
+  'posted', 'started', 'confirmed', 'retried', 'released', 'cancelled', 'superseded', 'moved',
+  'lapsed', 'unknown', 'revived', 'coalesced', 'skipped',
 }
+for reason in string.gmatch(REASONS .. 'other', '%S+') do names[#names + 1] = died_total(reason) end
 local fields = {}
 for i, name in ipairs(names) do fields[i] = 'n:' .. name end
 local counts = redis.call('HMGET', SYS, unpack(fields))

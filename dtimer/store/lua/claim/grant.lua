@@ -4,8 +4,8 @@
 -- Commands  hget zscore
 -- Reads     ahead bodies buried candidates claimed claimed_early first_token ids last_token lease
 -- Reads     leases node not_yet occurred remembered reply short tries trouble
--- Sets      claimed claimed_early first_token held last_token lateness not_yet occurred scores
--- Sets      token tried
+-- Sets      claimed claimed_early first_token held lapsed last_token lateness not_yet occurred
+-- Sets      scores token tried
 
 -- No token of dtimer is as high as this. Above about 9e15, Lua cannot count in steps of one.
 if last_token > 9e15 then last_token = 0 end
@@ -15,6 +15,8 @@ local lease_end, latest_due, types_checked = digits(NOW + lease), NOW + ahead, f
 -- The section claim/lease writes these: scores and ids, ids and leases, ids with tries, and the
 -- number of events in each bucket of lateness.
 local scores, held, tried, lateness = {}, {}, {}, {}
+-- How many leases have run out.
+local lapsed = 0
 for i, id in ipairs(ids) do
   local body, score = bodies[i], candidates[2 * i]
   if occurred then
@@ -27,13 +29,14 @@ for i, id in ipairs(ids) do
   local is_occurrence = mark == 's'
   -- Of a lease that has ended; `old_token` is nil if there is none.
   local old_token, attempt, _, cancelled, holder, old_flags
+  local due = tonumber(score)
   if leases[i] then
     old_token, attempt, _, cancelled, holder, old_flags = parse_lease(leases[i])
+    if old_token and due <= NOW then lapsed = lapsed + 1 end
   end
   if not old_token then
     attempt = tries[i] and tonumber(string.match(tries[i], '^%d%d?%d?%d?%d?%d?%d?$')) or 0
   end
-  local due = tonumber(score)
   local stays, reason, err = judge(
     body, score, due, expires, max_retries, mark, old_token, holder, attempt, latest_due)
   if stays then

@@ -1,7 +1,7 @@
 -- Write the new leases.
 --
 -- Commands  hdel hset zadd
--- Reads     claimed held ids lateness scores token tried unclaimed
+-- Reads     claimed held ids lapsed lateness scores token tried trouble unclaimed
 -- Sets      unclaimed
 
 if claimed > 0 then
@@ -12,4 +12,5 @@ if claimed > 0 then
   count('started', claimed)
   for bucket, n in pairs(lateness) do count('late:' .. bucket, n) end
 end
+if lapsed > 0 and not trouble then count('lapsed', lapsed) end
 unclaimed = unclaimed and unclaimed - #ids

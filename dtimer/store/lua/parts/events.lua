@@ -42,6 +42,5 @@ local function bury(id, attempt, reason, err)
   remove(id)
   redis.call('HSET', DEAD, id, write_letter(attempt, reason, err, body))
   redis.call('ZADD', DIED, digits(NOW), id)
-  count('died', 1)
-  if reason == 'expired' then count('expired', 1) end
+  count(died_total(reason), 1)
 end

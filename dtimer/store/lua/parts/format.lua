@@ -105,6 +105,17 @@ local function write_letter(attempt, reason, err, body)
   return attempt .. ',' .. reason .. ',' .. #err .. '|' .. err .. body
 end
 
+-- The reasons of dead letters, each between two spaces. A letter may have another one if a later
+-- version has written it.
+local REASONS = ' failed lease_lost expired corrupt payload_missing buried unknown_kind unreadable '
+
+-- Return the name of the total that counts the dead letters with a reason. The names are a closed
+-- set, so a reason that is not known is counted as 'other'.
+local function died_total(reason)
+  local known = string.find(REASONS, ' ' .. reason .. ' ', 1, true)
+  return 'died:' .. (known and reason or 'other')
+end
+
 -- Return the body in a dead letter; '' if dtimer has not written the letter.
 local function body_of_letter(letter)
   local length, start = string.match(letter, '^%d+,[%w_]+,(%d+)|()')
